@@ -1,0 +1,283 @@
+"""Every setting: its type, its bounds, its default, and what it does. Imports nothing heavy, so `--help` answers at once.
+
+A setting is named `section.name`, in a TOML file (`[section]`, `name = value`) and on the command line
+(`--section.name VALUE`). The most used have a short name too (SHORT_NAMES).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, ill-typed or out of bounds; the message names it and says what would be right."""
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section."""
+
+
+def says(description: str, **bounds: Any) -> Meta:
+    return Meta(description=description, **bounds)
+
+
+class RunSection(Section):
+    seed: Annotated[int, says("Seed of everything random", ge=0)] = 0
+    updates: Annotated[int, says("Stop after this many updates of the policy", ge=0)] = 100
+    minutes: Annotated[float, says("Stop training after this many minutes of wall time, set-up included", gt=0)] = 13.0
+    dir: Annotated[str, says("Where the run writes; empty: runs/<date>-<time>")] = ""
+    cache_dir: Annotated[str, says("Where built and warm-started policies are kept; empty: ~/.cache/foray")] = ""
+
+
+class EnvSection(Section):
+    name: Annotated[str, says("Environment: alfworld, or one registered by entry point")] = "alfworld"
+    scene_size: Annotated[Literal["small", "real"], says("ALFWorld: about six places, or the whole real room")] = "small"
+    task_types: Annotated[list[str], says("ALFWorld: task types to play; empty: all six")] = []
+    history: Annotated[int, says("Past (action, observation) pairs in the prompt", ge=0, le=50)] = 2
+    memory: Annotated[
+        Literal["none", "places", "contents"], says("What the prompt recalls of visited places: nothing, their names, or what was there")
+    ] = "contents"
+
+
+class ModelSection(Section):
+    name: Annotated[str, says("Policy: tiny (made on the spot), or the path of a Hugging Face directory")] = "tiny"
+    hidden_size: Annotated[int, says("tiny: width", ge=32, multiple_of=16)] = 128
+    layers: Annotated[int, says("tiny: depth", ge=1)] = 4
+    heads: Annotated[int, says("tiny: attention heads, each of 32", ge=1)] = 4
+    vocabulary: Annotated[int, says("tiny: size of its tokenizer's vocabulary", ge=300)] = 1024
+
+
+class WarmStartSection(Section):
+    episodes: Annotated[int, says("Expert episodes to learn from; 0: no warm start (the default for models that are not tiny is 0)", ge=0)] = 1500
+    epochs: Annotated[float, says("Passes over them", gt=0)] = 1.0
+    learning_rate: Annotated[float, says("Peak step size; linear warm-up, cosine decay", gt=0)] = 3e-3
+    batch_tokens: Annotated[int, says("Tokens a step", ge=256)] = 8192
+
+
+class EngineSection(Section):
+    url: Annotated[str, says("A running vLLM server with our plugin; empty: start one here")] = ""
+    port: Annotated[int, says("Port of the engine we start; 0: any free one", ge=0, le=65535)] = 0
+    dtype: Annotated[Literal["bfloat16", "float32", "auto"], says("Precision of the engine's weights")] = "bfloat16"
+    max_model_len: Annotated[int, says("Tokens of prompt and response together", ge=64)] = 1024
+    max_sequences: Annotated[int, says("Turns generated at once", ge=1)] = 64
+    kv_cache_gb: Annotated[float, says("CPU: memory for the KV cache, in GiB", gt=0)] = 1.0
+    gpu_memory_fraction: Annotated[float, says("GPU: share of the device's memory for the engine", gt=0, le=1)] = 0.8
+    threads: Annotated[int, says("CPU: cores the engine's worker computes on; 0: vLLM chooses", ge=0)] = 1
+    start_seconds: Annotated[float, says("Longest wait until the engine answers", gt=0)] = 180.0
+    update_seconds: Annotated[float, says("Deadline of one weight update, retries included", gt=0)] = 60.0
+    verify_every: Annotated[int, says("Check the engine's weight checksums at the first update and every so many", ge=1)] = 20
+    extra_args: Annotated[list[str], says("Further arguments for vLLM's server, as they are")] = []
+
+
+class SamplingSection(Section):
+    temperature: Annotated[float, says("Of the policy while it explores", gt=0)] = 1.0
+    max_tokens: Annotated[int, says("Response budget of a turn", ge=1)] = 64
+
+
+class ControlSection(Section):
+    mode: Annotated[Literal["off", "t2po", "t2po-token", "t2po-turn"], says("Exploration control: none, both levels, or one of them")] = "t2po"
+    alpha: Annotated[float, says("Weight of entropy against confidence in the uncertainty M", ge=0, le=1)] = 0.4
+    top_j: Annotated[int, says("Tokens whose mean log-prob is the confidence", ge=1)] = 20
+    window: Annotated[int, says("N: the mean of the last N+1 changes of M is compared with epsilon", ge=0)] = 7
+    epsilon: Annotated[float, says("Thinking is cut when M changes less than this, on average over the window", ge=0)] = 1e-4
+    min_thinking: Annotated[int, says("L_min: thinking tokens before it may be cut", ge=0)] = 16
+    max_thinking: Annotated[int, says("L_max: thinking tokens at which it is cut in any case", ge=1)] = 450
+    eta: Annotated[float, says("A turn whose uncertainty differs less than this from the turn before is sampled again", ge=0)] = 1e-3
+    max_resamples: Annotated[int, says("B_max: times a turn may be sampled again", ge=0)] = 2
+
+
+class LearnerSection(Section):
+    algorithm: Annotated[Literal["gigpo", "grpo"], says("Advantage estimator")] = "gigpo"
+    correction: Annotated[Literal["tis", "ppo"], says("Off-policy correction of the loss")] = "tis"
+    groups: Annotated[int, says("P: groups an update", ge=1)] = 8
+    group_size: Annotated[int, says("G: episodes of one task", ge=2)] = 8
+    max_staleness: Annotated[int, says("S: no trained token is older than this many versions; 0 is synchronous", ge=0)] = 1
+    normalise: Annotated[bool, says("Divide a group's advantages by its standard deviation")] = True
+    discount: Annotated[float, says("GiGPO: of step returns", ge=0, le=1)] = 0.95
+    step_weight: Annotated[float, says("GiGPO: omega, weight of the step advantage", ge=0)] = 1.0
+    invalid_penalty: Annotated[float, says("Subtracted from the return of a turn without a valid action", ge=0)] = 0.1
+    learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 3e-4
+    weight_decay: Annotated[float, says("AdamW's weight decay", ge=0)] = 0.0
+    gradient_clip: Annotated[float, says("Largest norm of the gradient", gt=0)] = 1.0
+    minibatches: Annotated[int, says("Optimizer steps an update", ge=1)] = 2
+    clip_low: Annotated[float, says("The ratio is clipped at 1 - this", gt=0, lt=1)] = 0.2
+    clip_high: Annotated[float, says("The ratio is clipped at 1 + this", gt=0)] = 0.2
+    tis_cap: Annotated[float, says("Largest importance weight", gt=0)] = 2.0
+    microbatch_tokens: Annotated[int, says("Tokens computed at once, padding included", ge=64)] = 8192
+    threads: Annotated[int, says("CPU: cores the learner computes on; 0: torch chooses", ge=0)] = 1
+    checkpoint_every: Annotated[int, says("Updates between checkpoints; the last update always makes one", ge=1)] = 20
+
+
+class ActorSection(Section):
+    count: Annotated[int, says("Actor processes", ge=0)] = 64
+    episodes: Annotated[int, says("Episodes each plays at once", ge=1)] = 1
+    step_timeout: Annotated[float, says("Seconds an environment's step may take", gt=0)] = 30.0
+    heartbeat_seconds: Annotated[float, says("Between signs of life; silent for five of them, an actor is lost", gt=0)] = 2.0
+    max_leases: Annotated[int, says("Times an episode is leased before it is dropped as actor_lost", ge=1)] = 5
+
+
+class ControllerSection(Section):
+    host: Annotated[str, says("Address the controller and the learner listen on; 0.0.0.0 lets other machines join")] = "127.0.0.1"
+    port: Annotated[int, says("Port for actors; 0: any free one", ge=0, le=65535)] = 0
+
+
+class EvalSection(Section):
+    episodes: Annotated[int, says("Held-out games of an evaluation", ge=1)] = 128
+    every: Annotated[int, says("Updates between evaluations; 0: only before and after training", ge=0)] = 20
+    control: Annotated[bool, says("Keep exploration control on while evaluating")] = False
+
+
+class Config(Section):
+    run: RunSection = RunSection()
+    env: EnvSection = EnvSection()
+    model: ModelSection = ModelSection()
+    warm_start: WarmStartSection = WarmStartSection()
+    engine: EngineSection = EngineSection()
+    sampling: SamplingSection = SamplingSection()
+    control: ControlSection = ControlSection()
+    learner: LearnerSection = LearnerSection()
+    actor: ActorSection = ActorSection()
+    controller: ControllerSection = ControllerSection()
+    eval: EvalSection = EvalSection()
+
+
+SHORT_NAMES = {
+    "actors": "actor.count",
+    "env": "env.name",
+    "model": "model.name",
+    "control": "control.mode",
+    "algorithm": "learner.algorithm",
+    "max_staleness": "learner.max_staleness",
+    "updates": "run.updates",
+    "minutes": "run.minutes",
+    "seed": "run.seed",
+    "run_dir": "run.dir",
+}
+"""What the most used settings are called on the command line, without their section."""
+
+
+def all_settings() -> dict[str, msgspec.inspect.Field]:
+    """Every setting by its full name, in the order of this file."""
+    fields = {}
+    for section in msgspec.inspect.type_info(Config).fields:
+        for field in section.type.fields:
+            fields[f"{section.name}.{field.name}"] = field
+    return fields
+
+
+def resolve(file: Path | None = None, overrides: dict[str, str] | None = None) -> Config:
+    """The defaults, then the TOML file, then the overrides ({full or short name: text of the value}).
+
+    Raises ConfigError for anything unknown, ill-typed, out of bounds or inconsistent.
+    """
+    tree: dict[str, dict[str, Any]] = {}
+    if file is not None:
+        tree = _read_toml(file)
+    known = all_settings()
+    for section, values in tree.items():
+        for name in values:
+            _check_known(f"{section}.{name}", known, f"in {file}")
+    for name, text in (overrides or {}).items():
+        full = SHORT_NAMES.get(name.replace("-", "_"), name.replace("-", "_"))
+        _check_known(full, known, "on the command line")
+        section, key = full.split(".")
+        tree.setdefault(section, {})[key] = _value(full, known[full], text)
+    config = from_dict(tree)
+    check_consistency(config)
+    return config
+
+
+def from_dict(tree: dict) -> Config:
+    """A Config from nested dictionaries. Raises ConfigError naming the setting that does not fit."""
+    try:
+        return msgspec.convert(tree, Config)
+    except msgspec.ValidationError as error:
+        message, _, path = str(error).partition(" - at `$.")
+        name = path.rstrip("`")
+        raise ConfigError(f"{name}: {message[:1].lower()}{message[1:]}. {describe(name)}") from None
+
+
+def describe(name: str) -> str:
+    """One sentence on the setting `name` and its default."""
+    field = all_settings().get(name)
+    if field is None:
+        return ""
+    return f"It is: {description(field)} (default {field.default!r})."
+
+
+def description(field: msgspec.inspect.Field) -> str:
+    """The sentence that says what a setting does."""
+    return field.type.extra_json_schema["description"] if isinstance(field.type, msgspec.inspect.Metadata) else ""
+
+
+def check_consistency(config: Config) -> None:
+    """Raises ConfigError when two settings cannot hold together."""
+    if config.sampling.max_tokens >= config.engine.max_model_len:
+        raise ConfigError(
+            f"sampling.max_tokens ({config.sampling.max_tokens}) must be smaller than engine.max_model_len ({config.engine.max_model_len})"
+        )
+    if config.control.min_thinking > config.control.max_thinking:
+        raise ConfigError(
+            f"control.min_thinking ({config.control.min_thinking}) must not exceed control.max_thinking ({config.control.max_thinking})"
+        )
+    if config.model.name != "tiny" and not Path(config.model.name).is_dir():
+        raise ConfigError(f"model.name: {config.model.name!r} is neither 'tiny' nor a directory; give the path of a Hugging Face model directory")
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML, every setting with its description above it."""
+    lines = []
+    for section in msgspec.inspect.type_info(Config).fields:
+        lines.append(f"[{section.name}]")
+        for field in section.type.fields:
+            value = getattr(getattr(config, section.name), field.name)
+            lines += [f"# {description(field)}", f"{field.name} = {json.dumps(value)}"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _read_toml(file: Path) -> dict:
+    try:
+        tree = tomllib.loads(file.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"--config: there is no file {file}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config: {file} is not valid TOML: {error}") from None
+    for section, values in tree.items():
+        if not isinstance(values, dict):
+            raise ConfigError(f"{section!r} in {file} stands outside any section; write it as [section] and name = value")
+    return tree
+
+
+def _check_known(name: str, known: dict, where: str) -> None:
+    if name in known:
+        return
+    short = [s for s in SHORT_NAMES]
+    near = difflib.get_close_matches(name, [*known, *short], n=1, cutoff=0.5)
+    if not near:
+        near = [full for full in known if full.split(".")[1] == name.split(".")[-1]][:1]
+    hint = f"; did you mean {near[0]}?" if near else "; `python run.py --help` lists all settings"
+    raise ConfigError(f"there is no setting {name} ({where}){hint}")
+
+
+def _value(name: str, field: msgspec.inspect.Field, text: str) -> Any:
+    """The text of a command-line value as the setting's type."""
+    kind = field.type.type if isinstance(field.type, msgspec.inspect.Metadata) else field.type
+    if isinstance(kind, msgspec.inspect.ListType):
+        return [part.strip() for part in text.split(",") if part.strip()]
+    if isinstance(kind, msgspec.inspect.StrType | msgspec.inspect.LiteralType):
+        return text
+    try:
+        if isinstance(kind, msgspec.inspect.BoolType):
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        return int(text) if isinstance(kind, msgspec.inspect.IntType) else float(text)
+    except (ValueError, KeyError):
+        expected = {"BoolType": "true or false", "IntType": "a whole number", "FloatType": "a number"}[type(kind).__name__]
+        raise ConfigError(f"{name}: {text!r} is not {expected}. {describe(name)}") from None

@@ -1,0 +1,60 @@
+"""Messages to bytes and back. A frame that cannot be read is counted and dropped: it never stops a process."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from protocol.messages import ANY, SCHEMA_VERSION, Message
+
+log = logging.getLogger(__name__)
+
+MAX_FRAME = 64 << 20
+"""Bytes. The largest message is a trajectory: 50 turns of 4,096 + 512 tokens with rejected attempts are 3 MB."""
+
+_PREFIX = b"F" + SCHEMA_VERSION.to_bytes(2, "little")
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(ANY)
+
+
+class BadFrame(ValueError):
+    """The frame is no message of this schema."""
+
+
+def encode(message: Message) -> bytes:
+    """The message as one frame: 'F', the schema version (two bytes), msgpack."""
+    return _PREFIX + _encoder.encode(message)
+
+
+def decode(frame: bytes) -> Message:
+    """The message in `frame`. Raises BadFrame, and nothing else, whatever the bytes are."""
+    if len(frame) > MAX_FRAME:
+        raise BadFrame(f"{len(frame)} bytes is more than {MAX_FRAME}")
+    if frame[:3] != _PREFIX:
+        if frame[:1] == b"F" and len(frame) > 3:
+            raise BadFrame(f"schema {int.from_bytes(frame[1:3], 'little')}, this process speaks {SCHEMA_VERSION}")
+        raise BadFrame("no message of this project")
+    try:
+        return _decoder.decode(memoryview(frame)[3:])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadFrame(str(error)) from None
+
+
+class FrameReader:
+    """Decodes frames of many peers; counts what it could not read and logs it once per peer."""
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._warned: set[bytes] = set()
+
+    def read(self, peer: bytes, frame: bytes) -> Message | None:
+        """The message, or None when the frame was dropped."""
+        try:
+            return decode(frame)
+        except BadFrame as error:
+            self.dropped += 1
+            if peer not in self._warned:
+                self._warned.add(peer)
+                log.warning("dropped a frame from %r: %s (further ones are only counted)", peer, error)
+            return None

@@ -1,0 +1,305 @@
+"""Every message that one process sends to another.
+
+All are msgspec Structs: positional (`array_like`) and tagged, so that a frame is small and says what it is. Arrays are raw
+little-endian bytes, with the element type in the field's comment (`protocol.arrays` packs and unpacks them). Who sends what:
+
+    actor       -> controller   Hello, Credit, TurnRequest, EpisodeEnded, Heartbeat
+    controller  -> actor        Welcome, Lease, TurnResult, TurnFailed, Shutdown
+    actor       -> learner      Trajectory
+    learner     -> actor        Ack
+    learner     -> controller   LearnerState, Published, Evaluate, GroupsDropped
+    controller  -> learner      Applied, Trajectory (an episode that no actor could finish)
+    engine      -> controller   SignalFrame
+    controller  -> engine       Steer
+    everyone    -> supervisor   Stats
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+SCHEMA_VERSION = 1
+
+
+class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, kw_only=True):
+    """Base of every message."""
+
+
+class DropReason(StrEnum):
+    """Why an episode was not trained on."""
+
+    ENV_ERROR = "env_error"
+    ENGINE_ERROR = "engine_error"
+    STALE = "stale"
+    CANCELLED = "cancelled"
+    ACTOR_LOST = "actor_lost"
+
+
+class StopReason(StrEnum):
+    """Why a turn's generation ended."""
+
+    END = "end"  # the policy ended the turn (end-of-sequence token)
+    LENGTH = "length"  # the response budget ran out
+    REPETITION = "repetition"  # the turn repeated itself
+    ABORT = "abort"  # cancelled from outside
+
+
+# --- episodes ---------------------------------------------------------------------------------------------------------
+
+
+class EpisodeKey(msgspec.Struct, array_like=True, frozen=True):
+    """Identity of an episode: member `member` of group `group`, on its `attempt`-th lease (0 = the first).
+
+    Evaluation episodes have groups of their own, numbered apart: (`evaluation`, group) is unique in a run.
+    """
+
+    group: int
+    member: int
+    evaluation: bool = False
+
+    @property
+    def id(self) -> str:
+        return f"{'e' if self.evaluation else 't'}{self.group}.{self.member}"
+
+
+class Lease(Message):
+    """Permission to play one episode; it lapses when its actor is silent for too long."""
+
+    key: EpisodeKey
+    attempt: int
+    split: str
+    task_index: int
+    seed: int  # of everything random in the episode; the same for every attempt
+
+
+class Hello(Message):
+    """An actor introduces itself. Its ZeroMQ routing id is its name."""
+
+    host: str
+    pid: int
+    schema: int = SCHEMA_VERSION
+
+
+class Welcome(Message):
+    """What an actor needs to know to play: the environment, the tokenizer, and where trajectories go."""
+
+    environment: str
+    environment_settings: dict
+    tokenizer_json: bytes  # the contents of tokenizer.json
+    chat_template: str
+    learner_endpoint: str
+    heartbeat_seconds: float
+    step_timeout: float  # seconds an environment's step may take
+
+
+class Credit(Message):
+    """The actor can take `episodes` more episodes."""
+
+    episodes: int
+
+
+class Heartbeat(Message):
+    """The actor lives and still plays these episodes."""
+
+    episodes: list[EpisodeKey]
+    loop_lag: float = 0.0  # seconds, worst since the last heartbeat
+    step_seconds: float = 0.0  # spent inside the environment since the last heartbeat
+    steps: int = 0  # environment steps since the last heartbeat
+
+
+class Shutdown(Message):
+    """No more work will come: finish nothing, leave."""
+
+    reason: str
+
+
+class Span(msgspec.Struct, array_like=True, frozen=True):
+    """Tokens [start, stop) of a response came from weights `version`."""
+
+    start: int
+    stop: int
+    version: int
+
+
+class ControlEvent(msgspec.Struct, array_like=True, frozen=True):
+    """One decision of the controller, with the numbers that led to it."""
+
+    kind: str  # "intervene" or "resample"
+    reason: str  # the name of the condition that held
+    position: int  # token of the response at which it was decided (for "resample": the response's length)
+    value: float  # the measured quantity
+    threshold: float  # what it was compared with
+
+
+class Attempt(msgspec.Struct, array_like=True, frozen=True):
+    """One sampled response: the kept one, or one that was rejected and sampled again."""
+
+    tokens: bytes  # int32 [T]
+    log_probs: bytes  # float32 [T], behaviour policy, at the sampling temperature; NaN where the engine reported none
+    mask: bytes  # uint8 [T]: 1 = chosen by the policy, 0 = forced by the controller or without a finite log-prob
+    spans: list[Span]
+    uncertainty: bytes  # float16 [T] M_t, NaN where no signal arrived; empty when the turn was not watched
+    entropy: bytes  # float16 [T], nats; NaN where no signal arrived; empty when the turn was not watched
+    events: list[ControlEvent]
+    stop: StopReason
+    score: float  # turn-level uncertainty (Phi); NaN if it could not be computed
+    thinking: int  # tokens in the thinking span
+
+
+class TurnRequest(Message):
+    """The actor asks for the next turn of an episode."""
+
+    key: EpisodeKey
+    attempt: int
+    turn: int
+    prompt: bytes  # int32 [L]
+
+
+class TurnResult(Message):
+    """The kept response, and what was sampled and rejected before it."""
+
+    key: EpisodeKey
+    attempt: int
+    turn: int
+    kept: Attempt
+    rejected: list[Attempt]
+
+
+class TurnFailed(Message):
+    """The turn cannot be had: the episode is over, for this reason."""
+
+    key: EpisodeKey
+    attempt: int
+    turn: int
+    reason: DropReason
+    detail: str
+
+
+class Turn(msgspec.Struct, array_like=True, frozen=True):
+    """One turn of a finished episode."""
+
+    prompt: bytes  # int32 [L]
+    kept: Attempt
+    rejected: list[Attempt]
+    reward: float
+    valid: bool
+    anchor: bytes  # digest of what the agent was shown: equal exactly when the observations are
+    action: str
+
+
+class Trajectory(Message):
+    """A finished episode, or the notice that it was dropped (then `dropped` is set and `turns` may be cut short)."""
+
+    key: EpisodeKey
+    attempt: int
+    task_index: int
+    task_type: str
+    task: str
+    success: bool
+    turns: list[Turn]
+    dropped: DropReason | None = None
+    detail: str = ""
+
+
+class Ack(Message):
+    """The learner has the trajectory in its log: the actor may forget it."""
+
+    key: EpisodeKey
+
+
+class EpisodeEnded(Message):
+    """The learner has acknowledged the episode: its lease is over."""
+
+    key: EpisodeKey
+    attempt: int
+
+
+# --- learner and controller -------------------------------------------------------------------------------------------
+
+
+class LearnerState(Message):
+    """Sent once, when the learner is ready: where admission starts.
+
+    After a resume, groups from `next_group` on are played (again), except the members in `received`.
+    """
+
+    next_group: int
+    received: list[EpisodeKey]
+    group_limit: int | None  # no training group with this number or above is admitted (before drops)
+    next_evaluation: int = 0
+
+
+class Published(Message):
+    """New weights. `groups` were consumed since the last one: trained on, or dropped."""
+
+    version: int
+    path: str  # safetensors file
+    checksum: str  # of the file's contents
+    trained: list[int]  # groups
+    last: bool = False  # no training follows: admit no more training groups
+
+
+class GroupsDropped(Message):
+    """These groups will never be trained on (too few members left): their slots are free now."""
+
+    groups: list[int]
+
+
+class Evaluate(Message):
+    """Play `episodes` held-out tasks, one episode each, before any new training group."""
+
+    evaluation: int  # group number; members are the tasks 0 ... episodes-1
+    episodes: int
+    pause_training: bool  # admit no training group until all are leased
+
+
+class Applied(Message):
+    """Every engine runs `version` now."""
+
+    version: int
+    seconds: float  # for which generation stood still
+
+
+# --- engine and controller --------------------------------------------------------------------------------------------
+
+
+
+
+class SignalFrame(Message):
+    """The signals of all controlled rows at one engine step. Row i belongs to turn_ids[i]."""
+
+    step: int
+    turn_ids: list[str]
+    position: bytes  # int32 [R]: index in the response of the token about to be sampled
+    entropy: bytes  # float32 [R], nats, of the distribution sampled from (after temperature)
+    confidence: bytes  # float32 [R]: -mean log-prob of the top j tokens
+    top_log_prob: bytes  # float32 [R]: log-prob of the most likely token
+    forced: bytes  # int32 [R]: the token forced at this position, or -1
+
+
+class Steer(Message):
+    """Force `tokens`, one after another, from the engine's next step on. For a finished turn: nothing happens."""
+
+    turn_id: str
+    tokens: list[int]
+
+
+# --- measurement ------------------------------------------------------------------------------------------------------
+
+
+class Stats(Message):
+    """Numbers from one process. `event` is "update", "evaluation", "phase" or "gauge"."""
+
+    source: str  # process name
+    event: str
+    values: dict[str, float | str | None]
+
+
+FromActor = Hello | Credit | Heartbeat | TurnRequest | EpisodeEnded
+FromLearner = LearnerState | Published | Evaluate | GroupsDropped
+ANY = (
+    Hello | Welcome | Lease | Credit | Heartbeat | Shutdown | TurnRequest | TurnResult | TurnFailed | Trajectory | Ack
+    | EpisodeEnded | LearnerState | Published | GroupsDropped | Evaluate | Applied | SignalFrame | Steer | Stats
+)  # fmt: skip
