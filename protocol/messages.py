@@ -227,7 +227,7 @@ class LearnerState(Message):
 
     next_group: int
     received: list[EpisodeKey]
-    group_limit: int | None  # no training group with this number or above is admitted (before drops)
+    updates_left: int  # training groups for so many updates are admitted, dropped ones replaced
     next_evaluation: int = 0
 
 
@@ -252,7 +252,6 @@ class Evaluate(Message):
 
     evaluation: int  # group number; members are the tasks 0 ... episodes-1
     episodes: int
-    pause_training: bool  # admit no training group until all are leased
 
 
 class Applied(Message):
@@ -277,13 +276,19 @@ class SignalFrame(Message):
     confidence: bytes  # float32 [R]: -mean log-prob of the top j tokens
     top_log_prob: bytes  # float32 [R]: log-prob of the most likely token
     forced: bytes  # int32 [R]: the token forced at this position, or -1
+    previous: bytes  # int32 [R]: the token at position - 1 of the response; -1 at position 0
 
 
 class Steer(Message):
-    """Force `tokens`, one after another, from the engine's next step on. For a finished turn: nothing happens."""
+    """Force `tokens`, one after another, from the engine's next step on.
+
+    Nothing happens when the turn has finished, or when its response already ends the thinking span by itself: when it
+    contains the token `unless` (-1: no such condition).
+    """
 
     turn_id: str
     tokens: list[int]
+    unless: int = -1
 
 
 # --- measurement ------------------------------------------------------------------------------------------------------
@@ -297,8 +302,6 @@ class Stats(Message):
     values: dict[str, float | str | None]
 
 
-FromActor = Hello | Credit | Heartbeat | TurnRequest | EpisodeEnded
-FromLearner = LearnerState | Published | Evaluate | GroupsDropped
 ANY = (
     Hello | Welcome | Lease | Credit | Heartbeat | Shutdown | TurnRequest | TurnResult | TurnFailed | Trajectory | Ack
     | EpisodeEnded | LearnerState | Published | GroupsDropped | Evaluate | Applied | SignalFrame | Steer | Stats
