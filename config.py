@@ -148,6 +148,35 @@ class Config(Section):
     eval: EvalSection = EvalSection()
 
 
+class Endpoints(Section):
+    """Where the processes of one job find each other (ZeroMQ addresses, but for `engine`)."""
+
+    actors: str  # controller binds: actors and fleets connect
+    learner: str  # controller binds: the learner connects
+    signals: str  # controller binds: the engine's plugin connects
+    trajectories: str  # learner binds: actors connect
+    stats: str  # supervisor binds: everyone pushes measurements
+    engine: str  # http://host:port of the vLLM server
+
+
+class Job(Section):
+    """All that a process of a run needs to know."""
+
+    config: Config
+    endpoints: Endpoints
+    run_dir: str
+    model_dir: str  # the policy before this run, as a Hugging Face directory; the tokenizer
+    weights_dir: str  # published weights, on memory where possible
+    resume: bool = False
+
+    def save(self, path: Path) -> None:
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(self)))
+
+    @staticmethod
+    def load(path: Path) -> Job:
+        return msgspec.json.decode(path.read_bytes(), type=Job)
+
+
 SHORT_NAMES = {
     "actors": "actor.count",
     "env": "env.name",

@@ -42,7 +42,6 @@ class StopReason(StrEnum):
 
     END = "end"  # the policy ended the turn (end-of-sequence token)
     LENGTH = "length"  # the response budget ran out
-    REPETITION = "repetition"  # the turn repeated itself
     ABORT = "abort"  # cancelled from outside
 
 
@@ -89,7 +88,8 @@ class Welcome(Message):
     environment_settings: dict
     tokenizer_json: bytes  # the contents of tokenizer.json
     chat_template: str
-    learner_endpoint: str
+    learner_port: int  # on the host that the controller was reached at
+    max_prompt_tokens: int  # a longer prompt leaves no room for a response
     heartbeat_seconds: float
     step_timeout: float  # seconds an environment's step may take
 
@@ -101,9 +101,8 @@ class Credit(Message):
 
 
 class Heartbeat(Message):
-    """The actor lives and still plays these episodes."""
+    """The actor lives."""
 
-    episodes: list[EpisodeKey]
     loop_lag: float = 0.0  # seconds, worst since the last heartbeat
     step_seconds: float = 0.0  # spent inside the environment since the last heartbeat
     steps: int = 0  # environment steps since the last heartbeat

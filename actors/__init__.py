@@ -1,0 +1,1 @@
+"""Playing episodes: many processes, each with its environment, none with a model."""

@@ -1,0 +1,121 @@
+"""One actor process: takes leases, plays them, delivers trajectories, forgets them when they are acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import uuid
+from urllib.parse import urlsplit
+
+import zmq
+import zmq.asyncio
+
+from actors.episode import EpisodePlayer
+from actors.prompting import Prompter
+from envs.base import Environment
+from protocol.codec import FrameReader, encode
+from protocol.messages import (
+    Ack, Credit, EpisodeEnded, EpisodeKey, Heartbeat, Lease, Message, Shutdown, TurnFailed, TurnRequest, TurnResult, Welcome,
+)  # fmt: skip
+from telemetry.loop_lag import LoopLag
+
+log = logging.getLogger(__name__)
+
+
+class Actor:
+    """Connected to one controller and one learner; `run` returns when the controller says that the run is over."""
+
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str, welcome: Welcome, environment: Environment, prompter: Prompter) -> None:
+        self.name = f"actor-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}".encode()
+        self._controller = self._connect(context, endpoint)
+        self._learner = self._connect(context, f"tcp://{urlsplit(endpoint).hostname}:{welcome.learner_port}")
+        self._welcome = welcome
+        self._player = EpisodePlayer(
+            environment, prompter, self._take_turn, step_timeout=welcome.step_timeout, max_prompt_tokens=welcome.max_prompt_tokens
+        )
+        self._reader = FrameReader()
+        self._leases: asyncio.Queue[Lease] = asyncio.Queue()
+        self._turns: dict[tuple[EpisodeKey, int], asyncio.Future[TurnResult | TurnFailed]] = {}
+        self._acks: dict[EpisodeKey, asyncio.Event] = {}
+        self._over = asyncio.Event()
+        self._lag = LoopLag()
+
+    async def run(self, episodes: int) -> None:
+        """Play `episodes` at a time until the controller says that it is over."""
+        loops = [self._play_leases() for _ in range(episodes)]
+        loops += [self._listen_to_controller(), self._listen_to_learner(), self._beat(), self._lag.run(), self._until_over()]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for loop in loops:
+                    group.create_task(loop)
+        except* _RunIsOver:
+            pass
+        finally:
+            self._controller.close(linger=200)
+            self._learner.close(linger=200)
+
+    async def _play_leases(self) -> None:
+        """One slot: ask for an episode, play it, deliver it, again."""
+        while True:
+            await self._tell_controller(Credit(episodes=1))
+            lease = await self._leases.get()
+            trajectory = await self._player.play(lease)
+            if trajectory is None:
+                continue  # cancelled: somebody else plays it, or nobody has to
+            acknowledged = self._acks[lease.key] = asyncio.Event()
+            await self._learner.send(encode(trajectory))
+            await acknowledged.wait()
+            del self._acks[lease.key]
+            await self._tell_controller(EpisodeEnded(key=lease.key, attempt=lease.attempt))
+
+    async def _take_turn(self, request: TurnRequest) -> TurnResult | TurnFailed:
+        future = self._turns[(request.key, request.turn)] = asyncio.get_running_loop().create_future()
+        await self._tell_controller(request)
+        try:
+            return await future
+        finally:
+            del self._turns[(request.key, request.turn)]
+
+    async def _listen_to_controller(self) -> None:
+        while True:
+            match self._reader.read(b"controller", await self._controller.recv()):
+                case Lease() as lease:
+                    self._leases.put_nowait(lease)
+                case TurnResult() | TurnFailed() as answer:
+                    future = self._turns.get((answer.key, answer.turn))
+                    if future is not None and not future.done():
+                        future.set_result(answer)
+                case Shutdown():
+                    self._over.set()
+
+    async def _listen_to_learner(self) -> None:
+        while True:
+            match self._reader.read(b"learner", await self._learner.recv()):
+                case Ack(key=key):
+                    if key in self._acks:
+                        self._acks[key].set()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._welcome.heartbeat_seconds)
+            steps, self._player.steps = self._player.steps, 0
+            await self._tell_controller(Heartbeat(loop_lag=self._lag.read().worst, steps=steps))
+
+    async def _until_over(self) -> None:
+        await self._over.wait()
+        raise _RunIsOver
+
+    async def _tell_controller(self, message: Message) -> None:
+        await self._controller.send(encode(message))
+
+    def _connect(self, context: zmq.asyncio.Context, endpoint: str) -> zmq.asyncio.Socket:
+        connection = context.socket(zmq.DEALER)
+        connection.set(zmq.IDENTITY, self.name)
+        connection.connect(endpoint)
+        return connection
+
+
+class _RunIsOver(Exception):
+    """Ends the actor's loops."""

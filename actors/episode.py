@@ -1,0 +1,105 @@
+"""One episode, from its lease to its trajectory: prompt, response, action, step, until the environment is done."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from hashlib import blake2b
+
+from actors.prompting import Prompter
+from envs.base import Environment
+from protocol.arrays import INT32, pack, unpack
+from protocol.messages import DropReason, Lease, Trajectory, Turn, TurnFailed, TurnRequest, TurnResult
+
+log = logging.getLogger(__name__)
+
+TakeTurn = Callable[[TurnRequest], Awaitable[TurnResult | TurnFailed]]
+
+
+class _Ended(Exception):
+    """The episode cannot go on."""
+
+    def __init__(self, reason: DropReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+class EpisodePlayer:
+    """Plays leases in one environment. `take_turn` asks the controller for a response."""
+
+    def __init__(
+        self, environment: Environment, prompter: Prompter, take_turn: TakeTurn, *, step_timeout: float, max_prompt_tokens: int
+    ) -> None:
+        self._environment = environment
+        self._prompter = prompter
+        self._take_turn = take_turn
+        self._step_timeout = step_timeout
+        self._max_prompt_tokens = max_prompt_tokens
+        self.steps = 0
+
+    async def play(self, lease: Lease) -> Trajectory | None:
+        """The trajectory; dropped, with a reason, when the environment or the engine failed. None if it was cancelled."""
+        played = _Played(lease)
+        try:
+            await self._play(lease, played)
+        except _Ended as ended:
+            if ended.reason is DropReason.CANCELLED:
+                return None
+            return played.trajectory(dropped=ended.reason, detail=str(ended))
+        return played.trajectory()
+
+    async def _play(self, lease: Lease, played: _Played) -> None:
+        env = self._environment
+        episode = await self._guarded(env.start, lease.split, lease.task_index)
+        played.task, played.task_type = episode.task, episode.task_type
+        view = env.view(episode)
+        while True:
+            prompt = self._prompter.prompt(env.prompt(view))
+            if len(prompt) > self._max_prompt_tokens:
+                raise _Ended(DropReason.ENV_ERROR, f"a prompt of {len(prompt)} tokens: raise engine.max_model_len, or lower env.history")
+            request = TurnRequest(key=lease.key, attempt=lease.attempt, turn=len(played.turns), prompt=pack(prompt, INT32))
+            answer = await self._take_turn(request)
+            if isinstance(answer, TurnFailed):
+                raise _Ended(answer.reason, answer.detail)
+            anchor = blake2b(episode.anchor().encode(), digest_size=8).digest()
+            response = self._prompter.text(unpack(answer.kept.tokens, INT32).tolist())
+            action = env.parse(response, view.observation.admissible)
+            result = await self._guarded(episode.step, action.action)
+            self.steps += 1
+            played.turns.append(
+                Turn(
+                    prompt=request.prompt, kept=answer.kept, rejected=answer.rejected, reward=result.reward,
+                    valid=action.valid, anchor=anchor, action=action.action,
+                )
+            )  # fmt: skip
+            if result.done:
+                played.success = result.success
+                return
+            view.record(action.action, result.observation)
+
+    async def _guarded(self, function: Callable, *args: object):
+        """Run a blocking call of the environment off the event loop. Whatever goes wrong in it is an environment error."""
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(function, *args), self._step_timeout)
+        except TimeoutError:
+            raise _Ended(DropReason.ENV_ERROR, f"the environment took more than {self._step_timeout:g} s (actor.step_timeout)") from None
+        except Exception as error:
+            log.warning("the environment failed", exc_info=True)
+            raise _Ended(DropReason.ENV_ERROR, f"{type(error).__name__}: {error}") from error
+
+
+class _Played:
+    """What has been played of a lease so far."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        self.task = self.task_type = ""
+        self.turns: list[Turn] = []
+        self.success = False
+
+    def trajectory(self, dropped: DropReason | None = None, detail: str = "") -> Trajectory:
+        return Trajectory(
+            key=self._lease.key, attempt=self._lease.attempt, task_index=self._lease.task_index, task_type=self.task_type,
+            task=self.task, success=self.success, turns=self.turns, dropped=dropped, detail=detail,
+        )  # fmt: skip

@@ -1,0 +1,129 @@
+"""A fork server: loads environment and tokenizer once, forks N actors that share them, replaces those that crash.
+
+The parent never opens a ZeroMQ context while children may be forked from it (its threads would not survive the fork), so it
+asks the controller for the welcome in a context that is gone before the first fork.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+
+import zmq
+import zmq.asyncio
+
+from actors.actor import Actor
+from actors.prompting import Prompter
+from envs.registry import make_environment
+from protocol.codec import BadFrame, decode, encode
+from protocol.messages import Hello, Welcome
+
+log = logging.getLogger(__name__)
+
+CRASHES_PER_MINUTE = 3
+"""Times the fleet's size that actors may crash within a minute before the fleet gives up."""
+
+
+class FleetError(RuntimeError):
+    """The fleet cannot work; the message says why and what to change."""
+
+
+def run_fleet(endpoint: str, actors: int, episodes: int, connect_seconds: float) -> None:
+    """Fork `actors` actors of the job at `endpoint` and keep that many alive until the job is over."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    welcome = fetch_welcome(endpoint, connect_seconds)
+    environment = make_environment(welcome.environment, **welcome.environment_settings)
+    environment.start("train", 0)  # loads what the environment loads lazily, before the forks
+    prompter = Prompter(welcome.tokenizer_json, welcome.chat_template)
+    gc.collect()
+    gc.freeze()  # the shared pages are not touched by the children's collector
+
+    def body() -> None:
+        asyncio.run(_act(endpoint, episodes, welcome, environment, prompter))
+
+    supervise([body] * actors)
+
+
+def fetch_welcome(endpoint: str, seconds: float) -> Welcome:
+    """Ask the controller at `endpoint` how to play. Raises FleetError if it does not answer in time."""
+    with zmq.Context() as context, context.socket(zmq.DEALER) as connection:
+        connection.set(zmq.LINGER, 0)
+        connection.connect(endpoint)
+        connection.send(encode(Hello(host=os.uname().nodename, pid=os.getpid())))
+        if not connection.poll(int(seconds * 1000)):
+            raise FleetError(f"no controller answers at {endpoint} after {seconds:g} s; is the job running, and --connect right?")
+        try:
+            answer = decode(connection.recv())
+        except BadFrame as error:
+            raise FleetError(f"what answers at {endpoint} is no controller of this version: {error}") from None
+        if not isinstance(answer, Welcome):
+            raise FleetError(f"the controller at {endpoint} sent {type(answer).__name__} instead of a welcome")
+        return answer
+
+
+def supervise(bodies: list) -> None:
+    """Run every body in a forked child; replace a child that crashed; return when all have ended by themselves.
+
+    Raises FleetError when they crash so often that replacing them is pointless.
+    """
+    children = {fork(body): body for body in bodies}
+    crashes: list[float] = []
+    try:
+        while children:
+            pid, status = os.wait()
+            body = children.pop(pid, None)
+            if body is None or os.waitstatus_to_exitcode(status) == 0:
+                continue
+            now = time.monotonic()
+            crashes = [t for t in crashes if t > now - 60] + [now]
+            if len(crashes) > CRASHES_PER_MINUTE * len(bodies):
+                raise FleetError(f"{len(crashes)} actors crashed within a minute; the last one with status {status}: see actors.log")
+            log.warning("actor %d ended with status %d: replaced", pid, status)
+            children[fork(body)] = body
+    finally:
+        for pid in children:
+            os.kill(pid, signal.SIGTERM)
+
+
+def fork(body) -> int:
+    """Run `body` in a child that dies with this process; returns its pid."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        die_with_parent(parent)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+        body()
+        status = 0
+    except BaseException:
+        log.exception("actor %d failed", os.getpid())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel end this process when its parent ends, however that happens (Linux; elsewhere: nothing)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+async def _act(endpoint: str, episodes: int, welcome: Welcome, environment, prompter: Prompter) -> None:
+    context = zmq.asyncio.Context()
+    try:
+        await Actor(context, endpoint, welcome, environment, prompter).run(episodes)
+    finally:
+        context.term()

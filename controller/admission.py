@@ -1,0 +1,154 @@
+"""Who may play what, and when: slots bound staleness, leases bound the damage of a lost actor. No IO, no clock.
+
+A slot is taken when a group is admitted and given back when the group has been trained on *and* the engines run the
+resulting weights, or when it was dropped. With (S+1)*P slots and groups consumed in the order of admission, a group that is
+admitted has at most (S+1)*P - 1 others ahead of it, so it is trained on after at most S further updates: no token of it is
+older than S versions. With S = 0 all of a batch is admitted at once and nothing else until the engines have its weights.
+
+An episode's life: pending -> leased -> ended. A lost actor's episodes are pending again, until their leases are used up.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from dataclasses import dataclass, field
+
+from protocol.messages import EpisodeKey, Lease
+
+
+@dataclass(frozen=True)
+class AdmissionSettings:
+    groups: int  # P
+    group_size: int  # G
+    max_staleness: int  # S
+    max_leases: int
+    seed: int
+    train_size: int  # tasks in the training split
+    held_out_size: int
+
+    @property
+    def slots(self) -> int:
+        return (self.max_staleness + 1) * self.groups
+
+
+def task_of_group(seed: int, group: int, size: int) -> int:
+    """The training task that group number `group` plays: the same after every restart."""
+    return random.Random(f"task/{seed}/{group}").randrange(size)
+
+
+def episode_seed(seed: int, key: EpisodeKey) -> int:
+    """Seed of everything random in an episode, 31 bits: the same for every lease of it."""
+    return random.Random(f"episode/{seed}/{key.id}").getrandbits(31)
+
+
+@dataclass
+class _Holder:
+    actor: bytes
+    attempt: int
+
+
+@dataclass
+class Admission:
+    settings: AdmissionSettings
+    next_group: int = 0
+    holding: set[int] = field(default_factory=set)  # groups that hold a slot
+    pending: deque[EpisodeKey] = field(default_factory=deque)  # training episodes to lease
+    pending_evaluation: deque[EpisodeKey] = field(default_factory=deque)
+    leased: dict[EpisodeKey, _Holder] = field(default_factory=dict)
+    _awaiting: dict[int, list[int]] = field(default_factory=dict)  # version -> groups freed once it is applied
+    _to_admit: int = 0
+    _leases_used: dict[EpisodeKey, int] = field(default_factory=dict)
+
+    # --- what the learner says
+
+    def start(self, next_group: int, received: list[EpisodeKey], updates_left: int) -> None:
+        """The learner is ready: admission begins at `next_group`; members in `received` need not be played again."""
+        self.next_group = next_group
+        self._to_admit = updates_left * self.settings.groups
+        have = set(received)
+        self._admit(have)
+
+    def trained(self, version: int, groups: list[int]) -> None:
+        """These groups went into weights `version`, which no engine runs yet: their slots stay taken."""
+        self._awaiting.setdefault(version, []).extend(groups)
+
+    def applied(self, version: int) -> None:
+        """Every engine runs `version`: what was trained into it, or into earlier versions, frees its slots."""
+        for v in [v for v in self._awaiting if v <= version]:
+            self.holding.difference_update(self._awaiting.pop(v))
+        self._admit()
+
+    def dropped(self, groups: list[int]) -> None:
+        """These groups will not be trained on; others take their place."""
+        self.holding.difference_update(groups)
+        self._to_admit += len(groups)
+        self._admit()
+
+    def evaluate(self, evaluation: int, episodes: int) -> None:
+        """Held-out tasks 0 ... episodes-1, one episode each, before any further training episode."""
+        self.pending_evaluation.extend(EpisodeKey(evaluation, task, True) for task in range(episodes))
+
+    def finish(self) -> list[EpisodeKey]:
+        """No training follows: the training episodes that have not ended, cancelled."""
+        cancelled = [*self.pending, *(key for key in self.leased if not key.evaluation)]
+        self._to_admit = 0
+        self.pending.clear()
+        for key in cancelled:
+            self.leased.pop(key, None)
+        return cancelled
+
+    # --- what actors do
+
+    def lease(self, actor: bytes) -> Lease | None:
+        """The next episode for this actor, or None if there is nothing to play now."""
+        queue = self.pending_evaluation or self.pending
+        if not queue:
+            return None
+        key = queue.popleft()
+        attempt = self._leases_used.get(key, 0)
+        self._leases_used[key] = attempt + 1
+        self.leased[key] = _Holder(actor, attempt)
+        s = self.settings
+        task = key.member if key.evaluation else task_of_group(s.seed, key.group, s.train_size)
+        return Lease(
+            key=key,
+            attempt=attempt,
+            split="held_out" if key.evaluation else "train",
+            task_index=task % s.held_out_size if key.evaluation else task,
+            seed=episode_seed(s.seed, key),
+        )
+
+    def holds(self, key: EpisodeKey, attempt: int) -> bool:
+        """Whether this lease is still in force."""
+        holder = self.leased.get(key)
+        return holder is not None and holder.attempt == attempt
+
+    def ended(self, key: EpisodeKey) -> None:
+        """The learner has the episode, from whichever lease: nobody needs to play it any more."""
+        self.leased.pop(key, None)
+        self._leases_used.pop(key, None)
+        for queue in (self.pending, self.pending_evaluation):
+            if key in queue:
+                queue.remove(key)
+
+    def actor_lost(self, actor: bytes) -> list[EpisodeKey]:
+        """Its episodes go back to the front of the queue; returned are those whose leases are used up."""
+        lost = [key for key, holder in self.leased.items() if holder.actor == actor]
+        given_up = []
+        for key in lost:
+            del self.leased[key]
+            if self._leases_used[key] >= self.settings.max_leases:
+                given_up.append(key)
+            else:
+                (self.pending_evaluation if key.evaluation else self.pending).appendleft(key)
+        return given_up
+
+    def _admit(self, have: set[EpisodeKey] = frozenset()) -> None:
+        while self._to_admit > 0 and len(self.holding) < self.settings.slots:
+            group = self.next_group
+            self.next_group += 1
+            self._to_admit -= 1
+            self.holding.add(group)
+            keys = (EpisodeKey(group, member) for member in range(self.settings.group_size))
+            self.pending.extend(key for key in keys if key not in have)

@@ -1,0 +1,342 @@
+"""The controller: admits episodes, forwards turns, watches signals, owns the engine's weight version.
+
+                 Lease                              TurnRequest
+  ┌──────────┐ ─────────────────────▶ ┌───────┐ ───────────────────▶ ┌──────────┐  HTTP   ┌────────┐
+  │controller│                        │ actor │                      │controller│ ──────▶ │ engine │
+  └──────────┘ ◀───────────────────── └───────┘ ◀─────────────────── └──────────┘ ◀────── └────────┘
+     ▲    │      Credit, EpisodeEnded     │          TurnResult          ▲    │   SignalFrame │ ▲
+     │    │ Applied                       │ Trajectory                   │    └── Steer ──────┘ │
+     │    ▼                               ▼ ▲ Ack                        └─────────────────────-┘
+  ┌──────────┐   Published, Evaluate  ┌─────────┐      weights: safetensors, pause · update · resume
+  │controller│ ◀───────────────────── │ learner │
+  └──────────┘                        └─────────┘
+
+  loop            waits for                                    woken by
+  ─────────────────────────────────────────────────────────────────────────────────────────────────────
+  _serve_actors   a frame from any actor                       actors
+  _serve_learner  a frame from the learner                     learner
+  signals.run     a signal frame                               the engine, every step with a watched row
+  one task a turn the engine's answer, the turn's last signal  engine (HTTP), signals.run
+  _apply_weights  newly published weights                      _serve_learner
+  _watch_actors   the clock (a heartbeat)                      clock
+  _report         the clock (a second)                         clock
+
+No loop waits for another one's queue to have room: leases go out only against credits, an actor has one turn in flight per
+episode, and published weights are bounded by the slots (the learner trains on what was admitted). So nothing deadlocks: an
+episode that cannot go on is dropped, its group is consumed without it, and its slot comes back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+
+import zmq
+import zmq.asyncio
+from tokenizers import Tokenizer
+
+from config import Config, Job
+from controller.admission import Admission, AdmissionSettings, episode_seed
+from controller.engine.client import EngineClient
+from controller.engine.weights import apply_weights
+from controller.signals import SignalRouter
+from controller.turns import ThinkTokens, TurnRunner
+from envs.registry import make_environment
+from protocol.codec import FrameReader, encode
+from protocol.messages import (
+    Applied, Credit, DropReason, EpisodeEnded, EpisodeKey, Evaluate, GroupsDropped, Heartbeat, Hello, LearnerState, Message,
+    Published, Shutdown, Stats, Trajectory, TurnFailed, TurnRequest, Welcome,
+)  # fmt: skip
+from telemetry.loop_lag import LoopLag
+
+log = logging.getLogger(__name__)
+
+LOST_AFTER = 5
+"""Heartbeats an actor may miss."""
+
+
+class Controller:
+    def __init__(self, job: Job, context: zmq.asyncio.Context) -> None:
+        self.config: Config = job.config
+        self._context = context
+        tokenizer_file = f"{job.model_dir}/tokenizer.json"
+        tokenizer = Tokenizer.from_file(tokenizer_file)
+        env = make_environment(self.config.env.name, **environment_settings(self.config))
+        learner = self.config.learner
+        self.admission = Admission(
+            AdmissionSettings(
+                groups=learner.groups,
+                group_size=learner.group_size,
+                max_staleness=learner.max_staleness,
+                max_leases=self.config.actor.max_leases,
+                seed=self.config.run.seed,
+                train_size=env.size("train"),
+                held_out_size=env.size("held_out"),
+            )
+        )
+        self._welcome = self._make_welcome(job, tokenizer_file)
+        self._actors = self._bind(zmq.ROUTER, job.endpoints.actors)
+        self._learner = self._bind(zmq.ROUTER, job.endpoints.learner)
+        self._stats = context.socket(zmq.PUSH)
+        self._stats.set(zmq.LINGER, 0)
+        self._stats.connect(job.endpoints.stats)
+        self._reader = FrameReader()
+        tokens = think_tokens(tokenizer)
+        self._signals = SignalRouter(context, job.endpoints.signals, tokens.queue, tokens.close)
+        self._engine = EngineClient(job.endpoints.engine)
+        self._turns = TurnRunner(self.config, self._engine, self._signals, tokens, lambda: self.version)
+        self.version = -1
+        self._learner_id: bytes | None = None
+        self._credits: dict[bytes, int] = {}  # actor -> episodes it can take, in order of asking
+        self._last_seen: dict[bytes, float] = {}
+        self._gauges: dict[bytes, Heartbeat] = {}
+        self._published: asyncio.Queue[Published] = asyncio.Queue(maxsize=learner.max_staleness + 2)
+        self._turn_tasks: set[asyncio.Task] = set()
+        self._finishing = False
+        self._lag = LoopLag()
+        self._idle = IdleClock()
+
+    async def run(self) -> None:
+        """Until cancelled, or until any of the loops fails."""
+        try:
+            async with asyncio.TaskGroup() as loops:
+                for loop in (
+                    self._serve_actors(),
+                    self._serve_learner(),
+                    self._signals.run(),
+                    self._apply_weights(),
+                    self._watch_actors(),
+                    self._report(),
+                    self._lag.run(),
+                ):
+                    loops.create_task(loop)
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """Tell the actors that it is over, and let go of sockets and the engine."""
+        for task in self._turn_tasks:
+            task.cancel()
+        await asyncio.gather(*self._turn_tasks, return_exceptions=True)
+        for actor in list(self._last_seen):
+            await self._to_actor(actor, Shutdown(reason="the run is over"))
+        await self._engine.close()
+        self._signals.close()
+        self._actors.close(linger=1000)
+        self._learner.close(linger=1000)
+        self._stats.close()
+
+    # --- actors
+
+    async def _serve_actors(self) -> None:
+        while True:
+            actor, frame = await self._actors.recv_multipart()
+            message = self._reader.read(actor, frame)
+            if message is None:
+                continue
+            self._last_seen[actor] = time.monotonic()
+            match message:
+                case Hello():
+                    await self._to_actor(actor, self._welcome)
+                case Credit(episodes=n):
+                    self._credits[actor] = self._credits.get(actor, 0) + n
+                    await self._hand_out()
+                case TurnRequest():
+                    self._start_turn(actor, message)
+                case EpisodeEnded(key=key):
+                    self.admission.ended(key)
+                    self._turns.forget(key)
+                case Heartbeat():
+                    self._gauges[actor] = message
+
+    async def _hand_out(self) -> None:
+        """Leases against credits, first come first served, as long as there are both."""
+        for actor in list(self._credits):
+            while self._credits[actor] > 0:
+                lease = self.admission.lease(actor)
+                if lease is None:
+                    return
+                self._credits[actor] -= 1
+                await self._to_actor(actor, lease)
+            del self._credits[actor]
+
+    def _start_turn(self, actor: bytes, request: TurnRequest) -> None:
+        task = asyncio.create_task(self._turn(actor, request))
+        self._turn_tasks.add(task)
+        self._idle.busy(len(self._turn_tasks))
+        task.add_done_callback(self._turn_ended)
+
+    def _turn_ended(self, task: asyncio.Task) -> None:
+        self._turn_tasks.discard(task)
+        self._idle.busy(len(self._turn_tasks))
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a turn failed in the controller", exc_info=task.exception())
+
+    async def _turn(self, actor: bytes, request: TurnRequest) -> None:
+        if not self.admission.holds(request.key, request.attempt):
+            await self._to_actor(actor, _cancelled(request, "its lease is no longer in force"))
+            return
+        answer = await self._turns.run(request, episode_seed(self.config.run.seed, request.key))
+        await self._to_actor(actor, answer)
+
+    async def _watch_actors(self) -> None:
+        while True:
+            await asyncio.sleep(self.config.actor.heartbeat_seconds)
+            horizon = time.monotonic() - LOST_AFTER * self.config.actor.heartbeat_seconds
+            for actor in [a for a, seen in self._last_seen.items() if seen < horizon]:
+                await self._lose(actor)
+
+    async def _lose(self, actor: bytes) -> None:
+        log.warning("actor %s was silent for %g s: its episodes go to others", actor.decode(), LOST_AFTER * self.config.actor.heartbeat_seconds)
+        for book in (self._last_seen, self._credits, self._gauges):
+            book.pop(actor, None)
+        for key in self.admission.actor_lost(actor):
+            await self._to_learner(_dropped(key, DropReason.ACTOR_LOST, f"lost with {self.config.actor.max_leases} actors (actor.max_leases)"))
+        await self._hand_out()
+
+    # --- learner
+
+    async def _serve_learner(self) -> None:
+        while True:
+            self._learner_id, frame = await self._learner.recv_multipart()
+            match self._reader.read(self._learner_id, frame):
+                case LearnerState() as state:
+                    self.admission.start(state.next_group, state.received, state.updates_left)
+                case Published() as published:
+                    self.admission.trained(published.version, published.trained)
+                    await self._published.put(published)
+                case GroupsDropped(groups=groups):
+                    self.admission.dropped(groups)
+                case Evaluate() as request:
+                    self.admission.evaluate(request.evaluation, request.episodes)
+            await self._hand_out()
+
+    async def _apply_weights(self) -> None:
+        """New weights into the engine while it generates; then the slots they free."""
+        checked = deque([0], maxlen=1)
+        while True:
+            published = await self._published.get()
+            verify = self.version < 0 or published.version - checked[0] >= self.config.engine.verify_every
+            seconds = await apply_weights(
+                self._engine, published.path, published.version, published.checksum,
+                deadline=self.config.engine.update_seconds, verify=verify,
+            )  # fmt: skip
+            if verify:
+                checked.append(published.version)
+            self.version = published.version
+            self.admission.applied(published.version)
+            if published.last:
+                await self._finish_training()
+            await self._to_learner(Applied(version=published.version, seconds=seconds))
+            await self._hand_out()
+
+    async def _finish_training(self) -> None:
+        for key in self.admission.finish():
+            await self._to_learner(_dropped(key, DropReason.CANCELLED, "the run ended before the episode did"))
+
+    # --- measurement
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            await self._stats.send(encode(Stats(source="controller", event="gauge", values=self.gauges())))
+
+    def gauges(self) -> dict[str, float]:
+        """What the controller knows now: counters are totals since its start."""
+        counters = self._turns.counters
+        beats = [self._gauges.pop(actor) for actor in list(self._gauges)]
+        return {
+            "generated_tokens": counters.generated_tokens,
+            "wasted_tokens": counters.wasted_tokens,
+            "resamples": counters.resamples,
+            "interventions": self._signals.interventions,
+            "turns_in_flight": len(self._turn_tasks),
+            "queue_leases": len(self.admission.pending) + len(self.admission.pending_evaluation),
+            "queue_weights": self._published.qsize(),
+            "slots_taken": len(self.admission.holding),
+            "actors": len(self._last_seen),
+            "signal_frames": self._signals.frames,
+            "dropped_frames": self._reader.dropped,
+            "idle_share_engine": self._idle.share(),
+            "loop_lag_controller": self._lag.read().worst,
+            **({"loop_lag_actors": max(beat.loop_lag for beat in beats)} if beats else {}),
+        }
+
+    # --- sending
+
+    def _bind(self, kind: int, endpoint: str) -> zmq.asyncio.Socket:
+        socket = self._context.socket(kind)
+        socket.bind(endpoint)
+        return socket
+
+    async def _to_actor(self, actor: bytes, message: Message) -> None:
+        await self._actors.send_multipart([actor, encode(message)])  # a ROUTER drops what is for a peer that is gone
+
+    async def _to_learner(self, message: Message) -> None:
+        if self._learner_id is not None:
+            await self._learner.send_multipart([self._learner_id, encode(message)])
+
+    def _make_welcome(self, job: Job, tokenizer_file: str) -> Welcome:
+        with open(tokenizer_file, "rb") as file:
+            tokenizer_json = file.read()
+        with open(f"{job.model_dir}/chat_template.jinja") as file:
+            template = file.read()
+        return Welcome(
+            environment=self.config.env.name,
+            environment_settings=environment_settings(self.config),
+            tokenizer_json=tokenizer_json,
+            chat_template=template,
+            learner_port=int(job.endpoints.trajectories.rsplit(":", 1)[1]),
+            max_prompt_tokens=self.config.engine.max_model_len - 1,
+            heartbeat_seconds=self.config.actor.heartbeat_seconds,
+            step_timeout=self.config.actor.step_timeout,
+        )
+
+
+class IdleClock:
+    """Share of the time with nothing in flight, since the last reading."""
+
+    def __init__(self) -> None:
+        self._since = self._read = time.monotonic()
+        self._idle = 0.0
+        self._busy = False
+
+    def busy(self, in_flight: int) -> None:
+        now = time.monotonic()
+        if not self._busy:
+            self._idle += now - self._since
+        self._since, self._busy = now, in_flight > 0
+
+    def share(self) -> float:
+        self.busy(int(self._busy))
+        span = max(time.monotonic() - self._read, 1e-9)
+        share, self._idle, self._read = min(1.0, self._idle / span), 0.0, time.monotonic()
+        return share
+
+
+def environment_settings(config: Config) -> dict:
+    """The environment's own settings: those of [env] but its name, unset ones left to the environment."""
+    values = {f: getattr(config.env, f) for f in config.env.__struct_fields__ if f != "name"}
+    return {name: value for name, value in values.items() if value != []}
+
+
+def think_tokens(tokenizer: Tokenizer) -> ThinkTokens:
+    """The ids of the tags that control looks for and forces. Raises ValueError when <think> is not one token."""
+    ids = {tag: tokenizer.token_to_id(tag) for tag in ("<think>", "</think>", "<|im_end|>")}
+    missing = [tag for tag, token in ids.items() if token is None]
+    if missing:
+        raise ValueError(f"model.name: the tokenizer has no single token for {', '.join(missing)}; add it, or set control.mode off")
+    queue = tokenizer.encode("</think>\n<action>", add_special_tokens=False).ids
+    return ThinkTokens(ids["<think>"], ids["</think>"], queue, [ids["<|im_end|>"]])
+
+
+def _cancelled(request: TurnRequest, detail: str) -> TurnFailed:
+    return TurnFailed(key=request.key, attempt=request.attempt, turn=request.turn, reason=DropReason.CANCELLED, detail=detail)
+
+
+def _dropped(key: EpisodeKey, reason: DropReason, detail: str) -> Trajectory:
+    return Trajectory(
+        key=key, attempt=-1, task_index=-1, task_type="", task="", success=False, turns=[], dropped=reason, detail=detail
+    )

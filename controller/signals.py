@@ -1,0 +1,110 @@
+"""From signal frames to decisions to steers: one frame per engine step, one rule per turn being watched."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import numpy as np
+import zmq
+import zmq.asyncio
+
+from controller.thinking import Signal, ThinkingRule
+from protocol.arrays import FLOAT32, INT32, unpack
+from protocol.codec import FrameReader, encode
+from protocol.messages import SignalFrame, Steer
+
+HIGH_WATER = 1000
+"""Frames. At 150 steps a second this is seconds of a controller that does not read."""
+
+
+@dataclass
+class Watch:
+    """One turn under observation."""
+
+    rule: ThinkingRule
+    steers: bool  # whether an intervention is carried out, or only the signals are wanted
+    expected: int | None = None  # tokens of the finished response, once known
+    complete: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def check_complete(self) -> None:
+        if self.expected is not None and len(self.rule.uncertainty) >= self.expected:
+            self.complete.set()
+
+
+class SignalRouter:
+    """Reads the engine's frames, feeds each row to its turn's rule, and sends the steers that follow."""
+
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str, queue: list[int], think_close: int) -> None:
+        self._socket = context.socket(zmq.ROUTER)
+        self._socket.set(zmq.RCVHWM, HIGH_WATER)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.bind(endpoint)
+        self._reader = FrameReader()
+        self._queue = queue
+        self._think_close = think_close
+        self._watched: dict[str, Watch] = {}
+        self.frames = 0
+        self.interventions = 0
+
+    def watch(self, turn_id: str, rule: ThinkingRule, steers: bool) -> Watch:
+        self._watched[turn_id] = Watch(rule, steers)
+        return self._watched[turn_id]
+
+    async def finish(self, turn_id: str, tokens: int, patience: float) -> None:
+        """Stop watching, after the signals of all `tokens` tokens have arrived, or `patience` seconds."""
+        watch = self._watched[turn_id]
+        watch.expected = tokens
+        watch.check_complete()
+        try:
+            async with asyncio.timeout(patience):
+                await watch.complete.wait()
+        except TimeoutError:
+            pass  # the record then has NaN for the tokens whose frames were lost
+        finally:
+            del self._watched[turn_id]
+
+    def forget(self, turn_id: str) -> None:
+        self._watched.pop(turn_id, None)
+
+    async def run(self) -> None:
+        """Forever: a frame in, decisions, steers out."""
+        while True:
+            peer, frame = await self._socket.recv_multipart()
+            message = self._reader.read(peer, frame)
+            if not isinstance(message, SignalFrame):
+                continue
+            self.frames += 1
+            for steer in self.observe(message):
+                self.interventions += 1
+                await self._socket.send_multipart([peer, encode(steer)])
+
+    def observe(self, frame: SignalFrame) -> list[Steer]:
+        """Feed one frame to the rules of its turns."""
+        columns = (
+            unpack(frame.position, INT32).tolist(),
+            unpack(frame.entropy, FLOAT32).tolist(),
+            unpack(frame.confidence, FLOAT32).tolist(),
+            unpack(frame.forced, INT32).tolist(),
+            unpack(frame.previous, INT32).tolist(),
+        )
+        steers = []
+        for turn_id, *row in zip(frame.turn_ids, *columns, strict=True):
+            watch = self._watched.get(turn_id)
+            if watch is None:
+                continue
+            if watch.rule.observe(Signal(*row)) is not None and watch.steers:
+                steers.append(Steer(turn_id=turn_id, tokens=self._queue, unless=self._think_close))
+            if watch.expected is not None:
+                watch.check_complete()
+        return steers
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def padded(values: list[float], length: int) -> np.ndarray:
+    """float32 [length]: the values, cut or padded with NaN."""
+    out = np.full(length, np.nan, dtype=np.float32)
+    out[: min(len(values), length)] = values[:length]
+    return out

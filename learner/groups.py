@@ -1,0 +1,94 @@
+"""Trajectories into groups, groups into batches, in the order of admission. A state machine without IO.
+
+A group is *open* until each of its G members has arrived, played or dropped. Complete groups leave in order of their number:
+into a batch if at least two members are left to compare, else as dropped. Evaluations are kept apart and leave when complete.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from protocol.messages import DropReason, EpisodeKey, Trajectory
+
+
+@dataclass
+class GroupBuffer:
+    group_size: int
+    next_group: int = 0  # all groups below have left
+    _open: dict[int, dict[int, Trajectory]] = field(default_factory=dict)
+    _batch: list[list[Trajectory]] = field(default_factory=list)  # groups that wait for their batch to fill
+    _batch_groups: list[int] = field(default_factory=list)
+    _evaluations: dict[int, dict[int, Trajectory]] = field(default_factory=dict)
+    _evaluations_done: set[int] = field(default_factory=set)
+    dropped: Counter = field(default_factory=Counter)  # episodes by reason
+
+    def add(self, trajectory: Trajectory) -> bool:
+        """Take it in; False if this episode is known already, by whatever attempt."""
+        key = trajectory.key
+        if key.evaluation:
+            if key.group in self._evaluations_done or key.member in self._evaluations.setdefault(key.group, {}):
+                return False
+            self._evaluations[key.group][key.member] = trajectory
+        else:
+            if key.group < self.next_group or key.member in self._open.get(key.group, {}):
+                return False
+            self._open.setdefault(key.group, {})[key.member] = trajectory
+        if trajectory.dropped is not None:
+            self.dropped[trajectory.dropped.value] += 1
+        return True
+
+    def advance(self) -> list[int]:
+        """Move complete groups, in order, to the batch; returns those that are dropped instead."""
+        unusable = []
+        while len(members := self._open.get(self.next_group, {})) == self.group_size:
+            group = self.next_group
+            played = [members[m] for m in sorted(members) if members[m].dropped is None]
+            if len(played) >= 2:
+                self._batch.append(played)
+                self._batch_groups.append(group)
+            else:
+                unusable.append(group)
+                self.dropped[DropReason.CANCELLED.value] += len(played)  # a single one has nothing to be compared with
+            del self._open[group]
+            self.next_group += 1
+        return unusable
+
+    def take(self, groups: int) -> tuple[list[int], list[list[Trajectory]]] | None:
+        """The next batch of `groups` groups (numbers, trajectories), or None while there are too few."""
+        if len(self._batch) < groups:
+            return None
+        taken = self._batch_groups[:groups], self._batch[:groups]
+        del self._batch_groups[:groups], self._batch[:groups]
+        return taken
+
+    def take_evaluation(self, evaluation: int, episodes: int) -> list[Trajectory] | None:
+        """All trajectories of an evaluation, or None while some are missing."""
+        members = self._evaluations.get(evaluation, {})
+        if len(members) < episodes:
+            return None
+        del self._evaluations[evaluation]
+        self._evaluations_done.add(evaluation)
+        return [members[m] for m in sorted(members)]
+
+    def oldest_kept(self) -> int:
+        """The lowest training group that has not been handed out in a batch: what a checkpoint must resume from."""
+        return self._batch_groups[0] if self._batch_groups else self.next_group
+
+    def received(self) -> list[EpisodeKey]:
+        """Training episodes that are here and not yet handed out."""
+        waiting = [t.key for group in self._batch for t in group]
+        return waiting + [t.key for members in self._open.values() for t in members.values()]
+
+    def waiting(self) -> int:
+        """Trajectories that are here and not yet handed out."""
+        return sum(map(len, self._batch)) + sum(map(len, self._open.values()))
+
+    def cancel_rest(self) -> None:
+        """The run is over: what is here and was not trained on counts as cancelled."""
+        played = [t for group in self._batch for t in group]
+        played += [t for members in self._open.values() for t in members.values() if t.dropped is None]
+        self.dropped[DropReason.CANCELLED.value] += len(played)
+        self._batch.clear()
+        self._batch_groups.clear()
+        self._open.clear()
