@@ -1,0 +1,42 @@
+"""Takes the Stats of all processes; writes metrics.jsonl and TensorBoard's event files.
+
+The collector has no socket and no task: whoever receives the messages calls `handle`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from protocol.messages import Stats
+from telemetry.event_files import EventFile
+from telemetry.metrics_file import MetricsFile, read_metrics
+from telemetry.state import RunState
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class Collector:
+    """One for each run, in the supervisor. `state` is what progress and summary read."""
+
+    def __init__(self, run_dir: Path, resume: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        """Opens the files in `run_dir`, which exists. `resume`: counts and wall time go on where the last run stopped."""
+        self._clock = clock
+        path = run_dir / METRICS_FILE
+        self.state = RunState(clock(), read_metrics(path) if resume else None)
+        self._metrics = MetricsFile(path)
+        self._events = EventFile(run_dir / TENSORBOARD_FOLDER)
+
+    def handle(self, stats: Stats) -> None:
+        """Takes one message; writes a line when it is an update or an evaluation."""
+        record = self.state.observe(stats, self._clock())
+        if record is not None:
+            self._metrics.append(record)
+            self._events.append(record)
+
+    def close(self) -> None:
+        """Closes the files; every line is complete at any time, so a process that is killed needs no close."""
+        self._metrics.close()
+        self._events.close()

@@ -1,0 +1,36 @@
+"""TensorBoard event files, written with the tensorboard package alone (torch's SummaryWriter would import torch here)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from telemetry.fields import tag_of
+
+
+class EventFile:
+    """One event file in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        # Imported here: it takes half a second, and only the process that collects needs it.
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        self._writer = EventFileWriter(str(folder))
+
+    def append(self, record: dict[str, Any]) -> None:
+        """The numbers of an update's or evaluation's record as scalars at step `update`, flushed."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        evaluation = record["kind"] == "evaluation"
+        values = [
+            Summary.Value(tag=f"evaluation/{name}" if evaluation else tag_of(name), simple_value=value)
+            for name, value in record.items()
+            if isinstance(value, int | float) and name != "update"
+        ]
+        self._writer.add_event(Event(wall_time=time.time(), step=record["update"], summary=Summary(value=values)))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

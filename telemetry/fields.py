@@ -1,0 +1,146 @@
+"""Every number in metrics.jsonl: what it means, its unit, its group in TensorBoard, and how it is folded into an update's line.
+
+One table. A field that is not in it is kept all the same (group "other", fold "latest"), but everything this project's own
+processes send is documented here, and a test holds that.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+Fold = Literal["value", "latest", "mean", "peak", "total"]
+"""How a field gets into the line of an update:
+
+value   the update or evaluation message carries it
+latest  the last gauge before the update
+mean    the mean of the gauges since the update before
+peak    the largest gauge since the update before
+total   counted: a gauge with the count since its process started, or an update message with the update's own share.
+        The line has the share of the update as NAME and the count since the run started as NAME_total. Where both are
+        sent, the gauge holds.
+"""
+
+
+class Field(NamedTuple):
+    """One number."""
+
+    unit: str
+    group: str
+    fold: Fold
+    description: str
+
+
+FIELDS: dict[str, Field] = {
+    # --- where we are
+    "update": Field("1", "run", "value", "Updates of the policy so far; 0 is the policy before training"),
+    "wall_seconds": Field("s", "run", "value", "Since the run started, the time before a resume included"),
+    "version": Field("1", "run", "latest", "Weight version that every engine runs"),
+    # --- how good the policy is
+    "episodes": Field("1", "policy", "total", "Episodes in the batch (evaluation: held-out games played)"),
+    "groups": Field("1", "policy", "value", "Groups in the batch"),
+    "informative_groups": Field("1", "policy", "value", "Groups whose returns differ: the others teach nothing at the episode level"),
+    "success": Field("share", "policy", "value", "Episodes that reached their goal"),
+    "reward": Field("1", "policy", "value", "Mean return of an episode, as the environment gives it"),
+    "turns": Field("1", "policy", "value", "Mean turns of an episode"),
+    "valid_action_rate": Field("share", "policy", "value", "Turns whose action had the right form and was possible"),
+    "response_tokens": Field("tokens", "policy", "value", "Mean length of a response"),
+    "thinking_tokens": Field("tokens", "policy", "value", "Mean length of the thinking in it"),
+    "truncated_share": Field("share", "policy", "value", "Turns that ended because the response budget ran out"),
+    "entropy": Field("nats", "policy", "value", "Mean entropy of the policy over the trained tokens"),
+    "uncertainty": Field("1", "policy", "value", "Mean M over the watched tokens"),
+    # --- tokens and control
+    "generated_tokens": Field("tokens", "tokens", "total", "Sampled for training, rejected attempts and what was cut included"),
+    "evaluation_tokens": Field("tokens", "tokens", "total", "Sampled for evaluation"),
+    "trained_tokens": Field("tokens", "tokens", "total", "With mask 1, in the update's batch"),
+    "wasted_tokens": Field("tokens", "tokens", "total", "Generated for nothing: past a cut, in a rejected attempt, in a dropped episode"),
+    "interventions": Field("1", "control", "total", "Times thinking was cut"),
+    "resamples": Field("1", "control", "total", "Times a turn was sampled again"),
+    "forced_tokens": Field("tokens", "control", "total", "Put in by the controller, never trained on"),
+    "signal_frames": Field("1", "control", "total", "Frames of per-token signals that arrived"),
+    "signal_dropped": Field("1", "control", "total", "Frames from other processes that could not be read"),
+    # --- how old the data is, how far the policy has moved from it
+    "token_age_mean": Field("versions", "staleness", "value", "Mean age of a trained token: learner's version less its own"),
+    "token_age_max": Field("versions", "staleness", "value", "Age of the oldest trained token"),
+    "token_age0_share": Field("share", "staleness", "value", "Trained tokens of age 0"),
+    "ratio_mean": Field("1", "correction", "value", "Mean importance ratio, learner over engine, before truncation"),
+    "ratio_p01": Field("1", "correction", "value", "1st percentile of the importance ratio"),
+    "ratio_p50": Field("1", "correction", "value", "Median of the importance ratio"),
+    "ratio_p99": Field("1", "correction", "value", "99th percentile of the importance ratio"),
+    "ratio_max": Field("1", "correction", "value", "Largest importance ratio"),
+    "ratio_age0_p99": Field("1", "correction", "value", "99th percentile over tokens of age 0: numerical mismatch"),
+    "ratio_old_p99": Field("1", "correction", "value", "99th percentile over older tokens: staleness"),
+    "mismatch_age0": Field("nats", "correction", "value", "Mean |log ratio| over tokens of age 0"),
+    "effective_sample_size": Field("share", "correction", "value", "(sum w)^2 / (N sum w^2) of the importance weights before truncation"),
+    "clip_fraction": Field("share", "correction", "value", "Tokens whose ratio was clipped or truncated"),
+    "kl": Field("nats", "correction", "value", "Mean of r - 1 - log r (k3), learner against engine"),
+    "kl_k1": Field("nats", "correction", "value", "Mean of -log r (k1), learner against engine"),
+    "kl_reference": Field("nats", "correction", "value", "Mean k3 divergence from the warm-started policy"),
+    # --- the optimizer
+    "loss": Field("1", "learner", "value", "Policy loss, token mean over the batch"),
+    "grad_norm": Field("1", "learner", "value", "Norm of the gradient before clipping, mean over the optimizer steps"),
+    "learning_rate": Field("1", "learner", "value", "Step size at the last optimizer step"),
+    "optimizer_steps": Field("1", "learner", "value", "Optimizer steps of the update"),
+    "advantage_std": Field("1", "learner", "value", "Standard deviation of the advantages over turns"),
+    # --- where time goes
+    "seconds_wait": Field("s", "time", "value", "The learner waited for trajectories"),
+    "seconds_train": Field("s", "time", "value", "Forward, backward and optimizer"),
+    "seconds_publish": Field("s", "time", "value", "Writing the weights until the engines run them"),
+    "seconds_checkpoint": Field("s", "time", "value", "Writing a checkpoint"),
+    "seconds_update": Field("s", "time", "value", "Since the update before"),
+    "seconds_pause": Field("s", "time", "total", "Engines stood still for a weight update"),
+    "idle_share_engine": Field("share", "time", "mean", "Of the time, with no turn in any engine"),
+    "idle_share_learner": Field("share", "time", "value", "Of the update's seconds, spent waiting for trajectories"),
+    "generated_tokens_per_second": Field("tokens/s", "time", "value", "Generated since the update before, per second"),
+    "trained_tokens_per_second": Field("tokens/s", "time", "value", "Trained on in the update, per second since the update before"),
+    "step_seconds_mean": Field("s", "time", "mean", "Mean time an environment takes for a step"),
+    # --- queues and loops
+    "queue_trajectories": Field("1", "queues", "latest", "Finished episodes in the learner, not yet trained on"),
+    "queue_leases": Field("1", "queues", "latest", "Admitted episodes that no actor has yet"),
+    "turns_in_flight": Field("1", "queues", "latest", "Turns in the engines"),
+    "episodes_in_flight": Field("1", "queues", "latest", "Episodes being played"),
+    "slots_free": Field("1", "queues", "latest", "Groups that could be admitted now"),
+    "actors": Field("1", "queues", "latest", "Actors connected"),
+    "actors_lost": Field("1", "queues", "total", "Actors that fell silent or died"),
+    "loop_lag_controller": Field("s", "loops", "peak", "Longest delay of the controller's event loop"),
+    "loop_lag_learner": Field("s", "loops", "peak", "Longest delay of the learner's event loop"),
+    "loop_lag_actors": Field("s", "loops", "peak", "Longest delay of any actor's event loop"),
+    "loop_lag_supervisor": Field("s", "loops", "peak", "Longest delay of the supervisor's event loop"),
+    # --- episodes that were not trained on
+    "dropped_env_error": Field("1", "dropped", "total", "The environment failed"),
+    "dropped_engine_error": Field("1", "dropped", "total", "The engine failed"),
+    "dropped_stale": Field("1", "dropped", "total", "Too old to be trained on"),
+    "dropped_cancelled": Field("1", "dropped", "total", "Its group could not be completed, or the run ended"),
+    "dropped_actor_lost": Field("1", "dropped", "total", "Its actors died too often"),
+}  # fmt: skip
+
+TOTAL_SUFFIX = "_total"
+
+
+def field_of(name: str) -> Field | None:
+    """The field called `name`; also of the derived ones: NAME_total and success/<task type>. None when undocumented."""
+    if name in FIELDS:
+        return FIELDS[name]
+    base = FIELDS.get(name.removesuffix(TOTAL_SUFFIX))
+    if base is not None and base.fold == "total":
+        return base._replace(description=f"{base.description}; since the run started")
+    head, slash, kind = name.partition("/")
+    if slash and head == "success":
+        return FIELDS["success"]._replace(description=f"Episodes of type {kind} that reached their goal")
+    return None
+
+
+def fold_of(name: str) -> Fold:
+    """How a gauge called `name` gets into an update's line."""
+    field = FIELDS.get(name)
+    return field.fold if field is not None else "latest"
+
+
+def tag_of(name: str) -> str:
+    """The TensorBoard tag of a field, `group/name`."""
+    field = field_of(name)
+    return f"{field.group if field is not None else 'other'}/{name}"
+
+
+def undocumented(names: list[str]) -> list[str]:
+    """Those of `names` that FIELDS does not explain."""
+    return [name for name in names if field_of(name) is None]

@@ -1,0 +1,73 @@
+"""metrics.jsonl: one JSON object a line, appended as a whole, so that a killed run leaves at most a torn last line."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import IO, Any
+
+
+def to_line(record: dict[str, Any]) -> str:
+    """The record as one line of strict JSON: NaN and infinities become null, whole numbers integers (they cross the wire as
+    floats), other floats keep six significant digits."""
+    return json.dumps(_plain(record), allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if not isinstance(value, float):
+        return value
+    if not math.isfinite(value):
+        return None
+    return int(value) if value.is_integer() and abs(value) < 2**53 else float(f"{value:.6g}")
+
+
+class MetricsFile:
+    """The open file. Only one process writes it."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens `path` to append; a torn last line of an earlier process is cut off."""
+        self._file = path.open("ab+")
+        _cut_torn_line(self._file)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Writes one line and flushes it, so that readers see it at once."""
+        self._file.write(to_line(record).encode())
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    file.seek(0)
+    data = file.read()
+    if data and not data.endswith(b"\n"):
+        file.truncate(data.rfind(b"\n") + 1)
+    file.seek(0, os.SEEK_END)
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of `path` in order, without a torn last line; [] when there is no file.
+
+    Updates that were lost in a crash and done again after a resume appear once: as they were done again.
+    """
+    records: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        if line.endswith(b"\n"):
+            record = json.loads(line)
+            records = [*roll_back(records, record), record]
+    return records
+
+
+def roll_back(records: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """`records` without those that `new` shows to be undone: an update n follows a policy of n - 1 updates."""
+    if new["kind"] == "evaluation":
+        return [old for old in records if not (old["kind"] == "evaluation" and old["update"] == new["update"])]
+    last = next((old["update"] for old in reversed(records) if old["kind"] == "update"), -1)
+    if last < new["update"]:
+        return records
+    return [old for old in records if old["update"] < new["update"]]

@@ -1,0 +1,180 @@
+"""What a run shows while it runs: a live panel on a terminal, else plain lines.
+
+`panel`, `status_line` and `time_left` are pure; Progress only decides when to show them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from telemetry.state import Record, RunState
+from telemetry.text import count, decimal, duration, percent
+
+TRAINING = "training"
+"""The phase whose end is the run's goal, in updates and in minutes."""
+
+PLAIN_SECONDS = 10.0
+"""Between two plain lines of the same phase."""
+
+RECENT_UPDATES = 10
+"""Updates whose mean duration foretells the time left."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """When the run ends: whichever comes first."""
+
+    updates: int
+    minutes: float
+
+
+class Progress:
+    """Shows `state` whenever `tick` is called; call it about four times a second, from the thread that changes the state."""
+
+    def __init__(
+        self,
+        state: RunState,
+        updates: int,
+        minutes: float,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._state = state
+        self._goal = Goal(updates, minutes)
+        self._clock = clock
+        self._console = console or Console(file=sys.stdout)
+        file = self._console.file
+        self._live: Live | None = None
+        if file.isatty() and not self._console.is_dumb_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._shown_phase = ""
+        self._shown_evaluations = len(state.evaluations)
+        self._shown_at = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def tick(self) -> None:
+        """Redraws the panel, or prints what is due."""
+        now = self._clock()
+        if self._live is not None:
+            self._live.update(panel(self._state, self._goal, now), refresh=True)
+            return
+        evaluations = self._state.evaluations
+        for record in evaluations[self._shown_evaluations :]:
+            self.print(f"{_clock_text(self._state, now)}  {evaluation_line(record)}")
+        self._shown_evaluations = len(evaluations)
+        if self._state.phase.name != self._shown_phase or now - self._shown_at >= PLAIN_SECONDS:
+            self._shown_phase = self._state.phase.name
+            self._shown_at = now
+            self.print(f"{_clock_text(self._state, now)}  {status_line(self._state, self._goal, now)}")
+
+    def print(self, text: str) -> None:
+        """A line of plain text that stays, above the panel where there is one."""
+        if self._live is not None:
+            self._live.console.print(text, markup=False, highlight=False)
+        else:
+            print(text, file=self._console.file, flush=True)
+
+
+def time_left(state: RunState, goal: Goal, now: float) -> float | None:
+    """Seconds until training ends, from the pace of the last updates and the limit in minutes; None before the first update."""
+    updates = state.updates[-RECENT_UPDATES - 1 :]
+    if state.phase.name != TRAINING or len(updates) < 2:
+        return None
+    pace = (updates[-1]["wall_seconds"] - updates[0]["wall_seconds"]) / (updates[-1]["update"] - updates[0]["update"])
+    behind = state.wall_seconds(now) - updates[-1]["wall_seconds"]
+    by_updates = (goal.updates - updates[-1]["update"]) * pace - behind
+    by_minutes = goal.minutes * 60 - (now - state.started)
+    return max(0.0, min(by_updates, by_minutes))
+
+
+def status_line(state: RunState, goal: Goal, now: float) -> str:
+    """The phase and the numbers that matter in it, on one line without any markup."""
+    phase = state.phase
+    last = state.updates[-1] if state.updates else {}
+    if phase.name != TRAINING or not last:
+        return f"{phase.name} {_steps(state)}{duration(now - phase.started)}"
+    left = time_left(state, goal, now)
+    parts = [
+        f"update {last['update']}/{goal.updates}",
+        f"success {percent(last.get('success'))}",
+        f"reward {decimal(last.get('reward'))}",
+        f"valid {percent(last.get('valid_action_rate'))}",
+        f"age {decimal(last.get('token_age_mean'))}",
+        f"{count(state.generated_per_second(now))} tokens/s",
+        f"interventions {count(state.total('interventions'))}",
+        f"resamples {count(state.total('resamples'))}",
+    ]
+    return f"{TRAINING}  " + "  ".join(parts) + (f"  {duration(left)} left" if left is not None else "")
+
+
+def evaluation_line(record: Record) -> str:
+    """An evaluation's result on one line."""
+    return f"held-out success {percent(record.get('success'))} after {record['update']} updates ({count(record.get('episodes'))} games)"
+
+
+def panel(state: RunState, goal: Goal, now: float) -> RenderableType:
+    """Everything at a glance."""
+    updates, evaluations = state.updates, state.evaluations
+    last = updates[-1] if updates else {}
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    phase = state.phase
+    grid.add_row("phase", f"[bold]{phase.name}[/bold]  {_steps(state)}{duration(now - phase.started)}")
+    if phase.name != TRAINING and phase.of:
+        grid.add_row("", ProgressBar(total=phase.of, completed=phase.done or 0.0, width=40))
+    if updates or phase.name == TRAINING:
+        left = time_left(state, goal, now)
+        done = last.get("update", 0)
+        grid.add_row("update", f"{done}/{goal.updates}  {duration(left) + ' left' if left is not None else ''}")
+        grid.add_row("", ProgressBar(total=max(goal.updates, 1), completed=done, width=40))
+    if evaluations or last:
+        curve = " -> ".join(percent(record.get("success")) for record in _ends(evaluations))
+        grid.add_row("success", f"held-out [bold]{curve or '-'}[/bold]   training {percent(last.get('success'))}")
+    if last:
+        grid.add_row("reward", f"{decimal(last.get('reward'))}   valid actions {percent(last.get('valid_action_rate'))}")
+        grid.add_row("token age", f"mean {decimal(last.get('token_age_mean'))}   max {count(last.get('token_age_max'))}")
+    if "generated_tokens" in state.gauges:
+        rates = f"generated {count(state.generated_per_second(now))}   trained {count(last.get('trained_tokens_per_second'))}"
+        grid.add_row("tokens/s", rates)
+        grid.add_row("control", f"interventions {count(state.total('interventions'))}   resamples {count(state.total('resamples'))}")
+    queues = {"trajectories": "queue_trajectories", "leases": "queue_leases", "turns in flight": "turns_in_flight"}
+    depths = [f"{name} {state.gauges[gauge]:,.0f}" for name, gauge in queues.items() if isinstance(state.gauges.get(gauge), int | float)]
+    if depths:
+        grid.add_row("queues", "   ".join(depths))
+    return Panel(grid, title="foray", subtitle=f"{duration(now - state.started)}", width=78)
+
+
+def _ends(evaluations: list[Record]) -> list[Record]:
+    return evaluations if len(evaluations) < 2 else [evaluations[0], evaluations[-1]]
+
+
+def _steps(state: RunState) -> str:
+    phase = state.phase
+    if phase.done is None:
+        return ""
+    return f"{phase.done:,.0f}/{phase.of:,.0f}  " if phase.of else f"{phase.done:,.0f}  "
+
+
+def _clock_text(state: RunState, now: float) -> str:
+    seconds = int(now - state.started)
+    return f"[{seconds // 60:3}:{seconds % 60:02}]"
