@@ -1,0 +1,114 @@
+"""ALFWorld as an `Environment`: generated games, TextWorld's answers, a prompt with a memory, and an expert."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from envs.alfworld.engine import Engine
+from envs.alfworld.expert import AlfWorldExpert
+from envs.alfworld.game import TASK_TYPES, Game, TaskType
+from envs.alfworld.generate import SceneSize, generate
+from envs.alfworld.memory import Transcript
+from envs.alfworld.prompt import MemoryMode, build_prompt
+from envs.alfworld.scenes import load_facts
+from envs.base import Episode, Observation, ParsedAction, Split, StepResult
+from envs.response import parse_think_action
+from envs.view import View
+
+REWARD = 10.0
+MAX_TURNS: dict[SceneSize, int] = {"small": 20, "real": 50}
+SIZES: dict[Split, int] = {"train": 100_000, "held_out": 1024}
+
+
+class AlfWorldEpisode:
+    """One game being played. See `envs.base.Episode`."""
+
+    def __init__(self, game: Game, max_turns: int) -> None:
+        self._engine = Engine(game)
+        self._turns_left = max_turns
+        self._done = False
+        self.task = game.task
+        self.task_type: str = game.goal.task_type
+        # TextWorld's opening is a banner, the room and the task; the task has its own place in the prompt.
+        self.observation = self._observe(self._engine.opening().split("\n\n")[1])
+
+    def step(self, action: str) -> StepResult:
+        """Execute an action; after one that is not admissible nothing changes, but the turn is used."""
+        if self._done:
+            raise RuntimeError("the episode is over: start another one")
+        self.observation = self._observe(self._engine.step(action))
+        self._turns_left -= 1
+        won = self._engine.won()
+        self._done = won or self._turns_left == 0
+        return StepResult(self.observation, REWARD if won else 0.0, self._done, won)
+
+    def anchor(self) -> str:
+        """What is shown now: text and actions."""
+        return "\n".join((self.observation.text, *self.observation.admissible))
+
+    def _observe(self, text: str) -> Observation:
+        return Observation(text, tuple(self._engine.admissible()))
+
+
+class AlfWorld:
+    """Settings: `scene_size` small (6 receptacles, 20 turns) or real (whole rooms, 50 turns); `task_types` to play (none
+    named: all six, in equal parts); `history`, past turns in the prompt; `memory`, what the prompt recalls beyond them:
+    nothing, the names of the places seen, or also their contents.
+
+    Rooms of the split `train` never occur in `held_out`: the split is ALFWorld's own.
+    """
+
+    name = "alfworld"
+
+    def __init__(
+        self,
+        scene_size: SceneSize = "small",
+        task_types: Sequence[str] = (),
+        history: int = 2,
+        memory: MemoryMode = "contents",
+    ) -> None:
+        if scene_size not in MAX_TURNS:
+            raise ValueError(f"env.scene_size: {scene_size!r} is not one of {', '.join(MAX_TURNS)}")
+        if memory not in ("none", "places", "contents"):
+            raise ValueError(f"env.memory: {memory!r} is not one of none, places, contents")
+        if unknown := set(task_types) - set(TASK_TYPES):
+            raise ValueError(f"env.task_types: unknown {', '.join(sorted(unknown))}; known: {', '.join(TASK_TYPES)}")
+        self.max_turns = MAX_TURNS[scene_size]
+        self._scene_size = scene_size
+        self._task_types: tuple[TaskType, ...] = tuple(t for t in TASK_TYPES if t in task_types or not task_types)
+        self._history = history
+        self._memory: MemoryMode = memory
+        load_facts()  # Before a fork, so that processes share it.
+
+    def size(self, split: Split) -> int:
+        """Number of games; they are made when started."""
+        return SIZES[split]
+
+    def game(self, split: Split, index: int) -> Game:
+        """The game that `start` plays."""
+        if not 0 <= index < SIZES[split]:
+            raise IndexError(f"{split} has tasks 0 to {SIZES[split] - 1}, not {index}")
+        # Seeding by a string is the same everywhere; seeding by a tuple would depend on Python's hash seed.
+        rng = random.Random(f"alfworld {split} {self._scene_size} {index}")
+        return generate(split, self._task_types[index % len(self._task_types)], self._scene_size, rng)
+
+    def start(self, split: Split, index: int) -> AlfWorldEpisode:
+        """Open game `index` of `split`."""
+        return AlfWorldEpisode(self.game(split, index), self.max_turns)
+
+    def view(self, episode: Episode) -> View:
+        """A fresh view; it always remembers everything, the setting decides what the prompt shows of it."""
+        return View(episode.task, episode.observation, history=self._history, memory=Transcript())
+
+    def prompt(self, view: View) -> str:
+        """See `envs.alfworld.prompt`."""
+        return build_prompt(view, self._memory)
+
+    def parse(self, response: str, admissible: tuple[str, ...]) -> ParsedAction:
+        """See `envs.response`."""
+        return parse_think_action(response, admissible)
+
+    def expert(self, episode: Episode, rng: random.Random) -> AlfWorldExpert:
+        """See `envs.alfworld.expert`."""
+        return AlfWorldExpert(episode.task, rng)

@@ -1,0 +1,93 @@
+"""A game: rooms, things, where they are at the start, and the goal. Plain data, in PDDL's terms.
+
+The structure is that of alfworld's problems in general (a thing may lie in no receptacle, or be cold from the start), not
+only of those that `generate` makes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+TaskType = Literal[
+    "pick_and_place_simple",
+    "look_at_obj_in_light",
+    "pick_clean_then_place_in_recep",
+    "pick_heat_then_place_in_recep",
+    "pick_cool_then_place_in_recep",
+    "pick_two_obj_and_place",
+]
+TASK_TYPES: tuple[TaskType, ...] = get_args(TaskType)
+
+_TOKEN = {"-": "_minus_", "|": "_bar_", "+": "_plus_", ".": "_dot_", ",": "_comma_"}
+
+
+def pddl_token(thor_id: str) -> str:
+    """The PDDL name of an AI2-THOR id or of a position, lower-cased as PDDL readers do: `Mug|+00.10` -> `mug_bar__plus_00_dot_10`."""
+    return re.sub(r"[-|+.,]", lambda found: _TOKEN[found[0]], thor_id).lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Receptacle:
+    """A place that one can go to. `location` None: it exists, but nobody gets there."""
+
+    id: str
+    kind: str
+    location: str | None
+    openable: bool
+    opened: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A thing.
+
+    `affordances`: names of the static predicates that hold for it (pickupable, cleanable, heatable, coolable, sliceable,
+    toggleable, isReceptacleObject); `state`: of those that hold at the start (isClean, isHot, isCool, isSliced, isToggled).
+    `inside`: ids of the things that lie in it for ever (a knife in a mug): the domain has no action that changes this.
+    """
+
+    id: str
+    kind: str
+    receptacles: tuple[str, ...]
+    locations: tuple[str, ...]
+    affordances: frozenset[str]
+    state: frozenset[str] = frozenset()
+    inside: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """`target` is to end up in a `receptacle`, or, to be looked at, in hand where a `lamp` is that was used. Kinds, not ids."""
+
+    task_type: TaskType
+    target: str
+    receptacle: str = ""
+    lamp: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Game:
+    """`task`: the instruction; `start`: the agent's first location; `contains`: what kinds a kind of receptacle takes."""
+
+    task: str
+    goal: Goal
+    receptacles: tuple[Receptacle, ...]
+    items: tuple[Item, ...]
+    start: str
+    contains: Mapping[str, Collection[str]]
+
+
+def names(ids: Iterable[str]) -> dict[str, str]:
+    """What each id is called in the game: its kind and a number, in alfworld's order (the last id in order gets 1)."""
+    ordered = sorted(ids)
+    kinds = [token.split("_bar_", 1)[0] + ("basin" if "basin" in token else "") for token in ordered]
+    left = Counter(kinds)
+    named = {}
+    for token, kind in zip(ordered, kinds, strict=True):
+        named[token] = f"{kind} {left[kind]}"
+        left[kind] -= 1
+    return named

@@ -1,0 +1,108 @@
+"""What an environment is, for the actor that plays it, the expert that demonstrates it, and whoever writes a new one.
+
+An `Environment` is a set of numbered tasks, the same in every process. `start` opens one of them as an `Episode`, which
+is played once, never reset. Text goes in and out: a `View` (envs/view.py) keeps what the agent has been shown, `prompt`
+turns it into the one user message of a turn, `parse` turns the response back into an action.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from envs.view import View
+
+Split = Literal["train", "held_out"]
+
+
+class EnvironmentFailure(RuntimeError):
+    """The environment itself broke (a server is down, a file is unreadable).
+
+    The episode is dropped and counted; it is never a reward of 0, which would teach the agent that it did wrong.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What the agent is shown now. `admissible` is empty where any text is an action."""
+
+    text: str
+    admissible: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """`done` is true once the task is solved or the turns are used up; `success` only if it is solved."""
+
+    observation: Observation
+    reward: float
+    done: bool
+    success: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedAction:
+    """`action` is executed in any case; `valid` says whether the response had the required format."""
+
+    action: str
+    valid: bool
+
+
+class Episode(Protocol):
+    """One task being played, from `Environment.start` to the first `StepResult.done`. Used once."""
+
+    task: str
+    """The instruction, as the agent reads it."""
+    task_type: str
+    """The family of the task, for metrics; the agent does not see it."""
+    observation: Observation
+    """The current observation: the first one before any step, then that of the last step."""
+
+    def step(self, action: str) -> StepResult:
+        """Execute an action. RuntimeError after `done`; EnvironmentFailure if the environment breaks."""
+        ...
+
+    def anchor(self) -> str:
+        """Equal for two moments that show the agent the same: the groups of GiGPO's step-level advantage."""
+        ...
+
+
+class Expert(Protocol):
+    """Demonstrates one episode, from what the agent itself is shown."""
+
+    def act(self, view: View) -> tuple[str, str]:
+        """Called once a turn, before the step; returns (thought, action)."""
+        ...
+
+
+class Environment(Protocol):
+    """Stateless but for its settings, so one object serves all episodes of a process, at the same time."""
+
+    name: str
+    max_turns: int
+
+    def size(self, split: Split) -> int:
+        """Number of tasks in a split."""
+        ...
+
+    def start(self, split: Split, index: int) -> Episode:
+        """Open task `index`, 0 <= index < size(split): the same task in every process. IndexError outside."""
+        ...
+
+    def view(self, episode: Episode) -> View:
+        """A fresh record of what the agent of `episode` is shown; made right after `start`."""
+        ...
+
+    def prompt(self, view: View) -> str:
+        """The one user message of the current turn: a pure function of the view."""
+        ...
+
+    def parse(self, response: str, admissible: tuple[str, ...]) -> ParsedAction:
+        """The action in a response to a prompt that listed `admissible`."""
+        ...
+
+    def expert(self, episode: Episode, rng: random.Random) -> Expert:
+        """A demonstrator for `episode`; `rng` varies its wording and little else."""
+        ...

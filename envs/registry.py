@@ -1,0 +1,39 @@
+"""Environments by name. Third parties add theirs without touching this project, by an entry point:
+
+    [project.entry-points."t2po.environments"]
+    mygame = "mypackage.mymodule:make"        # make(**settings) -> envs.base.Environment
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+
+from envs.base import Environment
+
+ENTRY_POINT_GROUP = "t2po.environments"
+
+# Named, not imported: an actor loads only the environment it plays.
+_BUILT_IN = {
+    "alfworld": "envs.alfworld.environment:AlfWorld",
+}
+
+
+def environment_names() -> list[str]:
+    """Names that `make_environment` accepts in this installation."""
+    return sorted(_BUILT_IN.keys() | {point.name for point in entry_points(group=ENTRY_POINT_GROUP)})
+
+
+def make_environment(name: str, **settings: object) -> Environment:
+    """Make an environment; `settings` are those of its factory. ValueError for an unknown name."""
+    factory: Callable[..., Environment]
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        factory = getattr(import_module(module), attribute)
+    else:
+        found: list[EntryPoint] = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
+        if not found:
+            raise ValueError(f"unknown environment {name!r}; known: {', '.join(environment_names())}")
+        factory = found[0].load()
+    return factory(**settings)

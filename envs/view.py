@@ -1,0 +1,42 @@
+"""What an agent has been shown so far in one episode: the only source of its prompts, live or demonstrated."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from envs.base import Observation
+
+
+class Memory(Protocol):
+    """What a reader of the transcript knows, kept up to date turn by turn. Sees texts only, never the environment."""
+
+    def note(self, action: str, text: str) -> None:
+        """Read the observation `text` that followed `action` ("" for the first observation)."""
+        ...
+
+
+class View:
+    """The task, the current observation, the last `history` (observation, action) pairs, the turn and a memory.
+
+    Made by `Environment.view`; whoever plays the episode calls `record` once after every step.
+    """
+
+    def __init__(self, task: str, observation: Observation, *, history: int, memory: Memory | None = None) -> None:
+        self.task = task
+        self.observation = observation
+        self.step = 1
+        """Number of the current turn, from 1."""
+        self.past: deque[tuple[int, str, str]] = deque(maxlen=history)
+        """(turn, observation text, action), oldest first."""
+        self.memory = memory
+        if memory is not None:
+            memory.note("", observation.text)
+
+    def record(self, action: str, observation: Observation) -> None:
+        """The agent did `action` and is now shown `observation`."""
+        self.past.append((self.step, self.observation.text, action))
+        self.observation = observation
+        self.step += 1
+        if self.memory is not None:
+            self.memory.note(action, observation.text)
