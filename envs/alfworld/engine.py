@@ -2,6 +2,7 @@
 
 Odd answers are TextWorld's own, and kept: agents trained there have learned them. Those worth knowing:
 - Commands must match exactly, case included; anything else is answered by "Nothing happens." and costs a turn.
+- Only a thing in hand can be examined. (The domain means to allow it for things in sight too, but a comma in it prevents that.)
 - One cannot go to where one is, nor to another receptacle at the same location, but can act on it at once.
 - `look` at the start of a game, away from all receptacles, sees "nothing"; only the opening text lists them.
 - `look` at a receptacle lists a thing only if it was taken out of that receptacle and now lies in another one beside it.
@@ -141,15 +142,13 @@ class Engine:
                     commands[f"close {place}"] = lambda r=r: self._close(r)
                 else:
                     commands[f"open {place}"] = lambda r=r: self._open(r)
-            accessible = self._accessible(r)
+            takes = self._held is None and self._accessible(r)
             for i in self._contents[r]:
                 affordances = self.items[i].affordances
                 if "toggleable" in affordances:
                     commands[f"use {self._item_names[i]}"] = lambda i=i: self._use(i)
-                if accessible:
-                    commands[f"examine {self._item_names[i]}"] = lambda i=i: self._examine(i)
-                    if self._held is None and "pickupable" in affordances:
-                        commands[f"take {self._item_names[i]} from {place}"] = lambda i=i, r=r: self._take(i, r)
+                if takes and "pickupable" in affordances:
+                    commands[f"take {self._item_names[i]} from {place}"] = lambda i=i, r=r: self._take(i, r)
         if self._held is not None:
             self._add_uses_of(self._held, here, commands)
         return commands
