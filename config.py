@@ -167,6 +167,7 @@ class Job(Section):
     run_dir: str
     model_dir: str  # the policy before this run, as a Hugging Face directory; the tokenizer
     weights_dir: str  # published weights, on memory where possible
+    started: float  # seconds since the epoch
     resume: bool = False
 
     def save(self, path: Path) -> None:

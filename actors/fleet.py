@@ -7,7 +7,6 @@ asks the controller for the welcome in a context that is gone before the first f
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 import logging
 import os
@@ -22,6 +21,7 @@ from actors.actor import Actor
 from actors.prompting import Prompter
 from envs.registry import make_environment
 from protocol.codec import BadFrame, decode, encode
+from protocol.lifetime import dying_with_parent
 from protocol.messages import Hello, Welcome
 
 log = logging.getLogger(__name__)
@@ -93,13 +93,13 @@ def supervise(bodies: list) -> None:
 
 def fork(body) -> int:
     """Run `body` in a child that dies with this process; returns its pid."""
-    parent = os.getpid()
+    die_with_parent = dying_with_parent()
     pid = os.fork()
     if pid:
         return pid
     status = 1
     try:
-        die_with_parent(parent)
+        die_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
         body()
@@ -110,15 +110,6 @@ def fork(body) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel end this process when its parent ends, however that happens (Linux; elsewhere: nothing)."""
-    if sys.platform == "linux":
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
 
 
 async def _act(endpoint: str, episodes: int, welcome: Welcome, environment, prompter: Prompter) -> None:

@@ -71,6 +71,10 @@ class GroupBuffer:
         self._evaluations_done.add(evaluation)
         return [members[m] for m in sorted(members)]
 
+    def evaluated(self, evaluation: int) -> int:
+        """Episodes of an evaluation that have arrived."""
+        return len(self._evaluations.get(evaluation, {}))
+
     def oldest_kept(self) -> int:
         """The lowest training group that has not been handed out in a batch: what a checkpoint must resume from."""
         return self._batch_groups[0] if self._batch_groups else self.next_group

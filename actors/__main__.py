@@ -1,0 +1,15 @@
+"""`python -m actors JOB`: the fleet of a local run."""
+
+import logging
+import sys
+from pathlib import Path
+
+from actors.fleet import run_fleet
+from config import Job
+
+CONNECT_SECONDS = 60.0
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(process)d %(message)s")
+    job = Job.load(Path(sys.argv[1]))
+    run_fleet(job.endpoints.actors.replace("0.0.0.0", "127.0.0.1"), job.config.actor.count, job.config.actor.episodes, CONNECT_SECONDS)

@@ -1,0 +1,1 @@
+"""Signals, decisions and scheduling: the process between the actors, the engine and the learner."""

@@ -1,0 +1,30 @@
+"""`python -m controller JOB`: the controller of a run."""
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import zmq.asyncio
+
+from config import Job
+from controller.main import Controller
+
+
+async def control(job: Job) -> None:
+    """Until SIGTERM, which says that the run is over, or until something in it fails."""
+    running = asyncio.current_task()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    context = zmq.asyncio.Context()
+    try:
+        await Controller(job, context).run()
+    except asyncio.CancelledError:
+        pass
+    finally:
+        context.term()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    asyncio.run(control(Job.load(Path(sys.argv[1]))))

@@ -1,0 +1,256 @@
+"""The learner: trajectories in, weights out.
+
+  loop                waits for                                   woken by
+  ──────────────────────────────────────────────────────────────────────────────────────────
+  _receive            a trajectory from any actor or controller   actors, controller
+  _listen             word from the controller                    controller
+  _train              a full batch, in order of admission         _receive
+  one an evaluation   all its episodes                            _receive
+  _report             the clock (a second)                        clock
+
+An episode is acknowledged after it stands in the log, so an actor that was told to forget it may; after a crash the log is
+read again from the position in the checkpoint, and what the restored weights have not been trained on is trained on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from config import Job
+from learner.episode_log import EpisodeLog, read_records
+from learner.groups import GroupBuffer
+from learner.measure import evaluation_metrics, rollout_metrics
+from learner.publish import Publisher
+from learner.training import Training
+from protocol.codec import FrameReader, decode, encode
+from protocol.messages import Ack, Applied, EpisodeKey, Evaluate, GroupsDropped, LearnerState, Message, Published, Stats, Trajectory
+from telemetry.loop_lag import LoopLag
+
+log = logging.getLogger(__name__)
+
+
+class Learner:
+    """One job's learner. `run` returns when the run has reached its last update, its time, or was asked to stop."""
+
+    def __init__(self, job: Job, context: zmq.asyncio.Context) -> None:
+        self._job = job
+        self._config = job.config
+        self._run_dir = Path(job.run_dir)
+        self._trajectories = context.socket(zmq.ROUTER)
+        self._trajectories.bind(job.endpoints.trajectories)
+        self._controller = context.socket(zmq.DEALER)
+        self._controller.connect(job.endpoints.learner)
+        self._stats = context.socket(zmq.PUSH)
+        self._stats.connect(job.endpoints.stats)
+        self._reader = FrameReader()
+        self._arrived = asyncio.Event()  # set by _receive, cleared by whoever waits
+        self._waiters: set[asyncio.Event] = {self._arrived}
+        self._applied: dict[int, asyncio.Future[Applied]] = {}
+        self._stop = asyncio.Event()
+        self._lag = LoopLag()
+        self._next_evaluation = 0
+        self._log = EpisodeLog(self._run_dir / "episodes" / "episodes.log")
+        self._offsets: dict[EpisodeKey, int] = {}  # of what has not been handed out
+        self._buffer = GroupBuffer(self._config.learner.group_size)
+        self._publisher = Publisher(Path(job.weights_dir), self._config.engine.dtype)
+        self._pause_seconds = 0.0
+        self.training: Training | None = None
+
+    def stop(self) -> None:
+        """Finish the update under way, write a checkpoint, and end."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as loops:
+                background = [loops.create_task(loop) for loop in (self._receive(), self._listen(), self._report(), self._lag.run())]
+                await self._train()
+                for task in background:
+                    task.cancel()
+        finally:
+            for socket in (self._trajectories, self._controller, self._stats):
+                socket.close(linger=1000)
+            self._log.close()
+
+    # --- the run
+
+    async def _train(self) -> None:
+        await self._restore()
+        await self._publish([], last=False)
+        await self._tell(LearnerState(next_group=self._buffer.next_group, received=self._buffer.received(), updates_left=self._updates_left()))
+        await self._phase("evaluating")
+        await self._evaluate(wait=True)
+        await self._phase("training", self.training.update_number, self._config.run.updates)
+        evaluations: set[asyncio.Task] = set()
+        waited_since = time.monotonic()
+        while self._updates_left() > 0 and (batch := await self._next_batch()) is not None:
+            seconds_wait = time.monotonic() - waited_since
+            groups, trajectories = batch
+            metrics = await asyncio.to_thread(self.training.update, trajectories)
+            started = time.monotonic()
+            if self._checkpoint_due():
+                await self._checkpoint()
+            await self._publish(groups, last=False)
+            seconds_publish = time.monotonic() - started
+            busy = metrics["seconds_train"] + seconds_publish
+            await self._send("update", {
+                **rollout_metrics([t for group in trajectories for t in group]), **metrics,
+                "update": self.training.update_number, "version": self.training.update_number,
+                "seconds_wait": seconds_wait, "seconds_publish": seconds_publish, "seconds_pause": self._pause_seconds,
+                "idle_share_learner": seconds_wait / (seconds_wait + busy), "queue_trajectories": self._buffer.waiting(),
+            })  # fmt: skip
+            await self._phase("training", self.training.update_number, self._config.run.updates)
+            every = self._config.eval.every
+            if every and self.training.update_number % every == 0 and self._updates_left() > 0:
+                evaluations.add(asyncio.create_task(self._evaluate(wait=False)))
+            waited_since = time.monotonic()
+        await self._finish(evaluations)
+
+    async def _finish(self, evaluations: set[asyncio.Task]) -> None:
+        """The last weights out, the last checkpoint, the last evaluation (unless the user is in a hurry)."""
+        await self._publish([], last=True)
+        await self._applied[self.training.update_number]
+        if not self._stop.is_set():
+            await self._phase("evaluating")
+            await self._evaluate(wait=True)
+        for task in evaluations:
+            if self._stop.is_set():
+                task.cancel()
+            else:
+                await task
+        self._buffer.cancel_rest()
+        await self._checkpoint()
+        await self._send("dropped", dict(self._buffer.dropped))
+
+    async def _next_batch(self) -> tuple[list[int], list[list[Trajectory]]] | None:
+        """The next batch in order of admission; None when time is up or the user wants to stop."""
+        while True:
+            self._arrived.clear()
+            dropped = self._buffer.advance()
+            if dropped:
+                await self._tell(GroupsDropped(groups=dropped))
+            if (batch := self._buffer.take(self._config.learner.groups)) is not None:
+                for group in batch[1]:
+                    for trajectory in group:
+                        self._offsets.pop(trajectory.key, None)
+                return batch
+            seconds_left = self._job.started + 60 * self._config.run.minutes - time.time()
+            if self._stop.is_set() or seconds_left <= 0:
+                return None
+            await self._until_arrival(self._arrived, min(seconds_left, 1.0))
+
+    async def _evaluate(self, wait: bool) -> None:
+        """Play the held-out games with the weights of now (`wait`: nothing is trained meanwhile) and report."""
+        evaluation, self._next_evaluation = self._next_evaluation, self._next_evaluation + 1
+        episodes, update = self._config.eval.episodes, self.training.update_number
+        await self._tell(Evaluate(evaluation=evaluation, episodes=episodes))
+        arrived = asyncio.Event()
+        self._waiters.add(arrived)
+        while (played := self._buffer.take_evaluation(evaluation, episodes)) is None:
+            if wait:
+                done = self._buffer.evaluated(evaluation)
+                await self._phase("evaluating", done, episodes)
+                if self._stop.is_set():
+                    return
+            await self._until_arrival(arrived, 1.0)
+            arrived.clear()
+        self._waiters.discard(arrived)
+        await self._send("evaluation", {"update": update, **evaluation_metrics(played)})
+
+    async def _until_arrival(self, event: asyncio.Event, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        except TimeoutError:
+            pass
+
+    def _updates_left(self) -> int:
+        return max(0, self._config.run.updates - self.training.update_number)
+
+    # --- weights and checkpoints
+
+    async def _restore(self) -> None:
+        """The policy to start from: warm-started, or the last checkpoint and the log since then."""
+        self.training = await asyncio.to_thread(Training.restore if self._job.resume else Training.begin, self._job, self._progress_from_thread())
+        state = self.training.intake_state
+        self._buffer.next_group = state.next_group
+        self._next_evaluation = state.next_evaluation
+        if self._job.resume:
+            for begin, _, frame in read_records(self._run_dir / "episodes" / "episodes.log", state.log_position):
+                trajectory = decode(frame)
+                if not trajectory.key.evaluation and self._buffer.add(trajectory):
+                    self._offsets[trajectory.key] = begin
+
+    def _progress_from_thread(self):
+        """A function for other threads: report a phase and how far it is."""
+        loop = asyncio.get_running_loop()
+
+        def report(phase: str, done: float | None = None, of: float | None = None) -> None:
+            asyncio.run_coroutine_threadsafe(self._phase(phase, done, of), loop)
+
+        return report
+
+    async def _publish(self, groups: list[int], last: bool) -> None:
+        version = self.training.update_number
+        if version not in self._applied:
+            self._applied[version] = asyncio.get_running_loop().create_future()
+        path, checksum = await asyncio.to_thread(self._publisher.publish, self.training.model, version)
+        await self._tell(Published(version=version, path=str(path), checksum=checksum, trained=groups, last=last))
+
+    def _checkpoint_due(self) -> bool:
+        return self.training.update_number % self._config.learner.checkpoint_every == 0
+
+    async def _checkpoint(self) -> None:
+        position = min(self._offsets.values(), default=self._log.position)
+        await asyncio.to_thread(
+            self.training.checkpoint, log_position=position, next_group=self._buffer.oldest_kept(), next_evaluation=self._next_evaluation
+        )
+
+    # --- messages
+
+    async def _receive(self) -> None:
+        """Trajectories: into the log, then acknowledged, then into their group."""
+        while True:
+            peer, frame = await self._trajectories.recv_multipart()
+            trajectory = self._reader.read(peer, frame)
+            if isinstance(trajectory, Trajectory):
+                self._take_in(trajectory, frame)
+                await self._trajectories.send_multipart([peer, encode(Ack(key=trajectory.key))])
+
+    def _take_in(self, trajectory: Trajectory, frame: bytes) -> None:
+        if self._buffer.add(trajectory):
+            self._offsets[trajectory.key] = self._log.append(frame)
+            for waiter in self._waiters:
+                waiter.set()
+
+    async def _listen(self) -> None:
+        while True:
+            frame = await self._controller.recv()
+            match self._reader.read(b"controller", frame):
+                case Applied() as applied:
+                    self._pause_seconds = applied.seconds
+                    if not self._applied[applied.version].done():
+                        self._applied[applied.version].set_result(applied)
+                case Trajectory() as trajectory:
+                    self._take_in(trajectory, frame)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            await self._send("gauge", {"loop_lag": self._lag.read().worst, "queue_trajectories": self._buffer.waiting()})
+            await self._send("dropped", dict(self._buffer.dropped))
+
+    async def _phase(self, phase: str, done: float | None = None, of: float | None = None) -> None:
+        await self._send("phase", {"phase": phase} | ({"done": done, "of": of} if of else {}))
+
+    async def _send(self, event: str, values: dict) -> None:
+        await self._stats.send(encode(Stats(source="learner", event=event, values=values)))
+
+    async def _tell(self, message: Message) -> None:
+        await self._controller.send(encode(message))

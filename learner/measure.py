@@ -1,0 +1,69 @@
+"""What trajectories say about the policy that played them. Names and units: telemetry/fields.py."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from protocol.arrays import FLOAT16, INT32, UINT8, unpack
+from protocol.messages import StopReason, Trajectory, Turn
+
+
+def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Of the episodes of one training batch, none of them dropped."""
+    turns = [turn for t in trajectories for turn in t.turns]
+    lengths = [len(turn.kept.tokens) // INT32.itemsize for turn in turns]
+    rejected = [attempt for turn in turns for attempt in turn.rejected]
+    return {
+        **_common(trajectories, turns),
+        "response_tokens": _mean(lengths),
+        "thinking_tokens": _mean([turn.kept.thinking for turn in turns]),
+        "truncated_share": _mean([turn.kept.stop is StopReason.LENGTH for turn in turns]),
+        "entropy": mean_entropy(turns),
+        "generated_tokens": float(sum(lengths) + sum(len(a.tokens) // INT32.itemsize for a in rejected)),
+        "wasted_tokens": float(sum(len(a.tokens) // INT32.itemsize for a in rejected)),
+        "interventions": float(sum(event.kind == "intervene" for turn in turns for event in turn.kept.events)),
+        "resamples": float(len(rejected)),
+    }
+
+
+def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Of held-out episodes. One that was dropped counts for nothing: it is neither a success nor a failure."""
+    played = [t for t in trajectories if t.dropped is None]
+    turns = [turn for t in played for turn in t.turns]
+    by_type = defaultdict(list)
+    for t in played:
+        by_type[t.task_type].append(t.success)
+    tokens = sum(len(turn.kept.tokens) // INT32.itemsize for turn in turns)
+    return {
+        **_common(played, turns),
+        "evaluation_tokens": float(tokens),
+        **{f"success/{name}": _mean(successes) for name, successes in sorted(by_type.items())},
+    }
+
+
+def mean_entropy(turns: Sequence[Turn]) -> float:
+    """Mean entropy in nats of the tokens the policy chose, where the engine reported it; NaN without any."""
+    total, count = 0.0, 0
+    for turn in turns:
+        entropy = unpack(turn.kept.entropy, FLOAT16).astype(np.float64)
+        if entropy.size:
+            chosen = entropy[(unpack(turn.kept.mask, UINT8) > 0) & np.isfinite(entropy)]
+            total, count = total + chosen.sum(), count + chosen.size
+    return total / count if count else float("nan")
+
+
+def _common(trajectories: Sequence[Trajectory], turns: Sequence[Turn]) -> dict[str, float]:
+    return {
+        "episodes": float(len(trajectories)),
+        "success": _mean([t.success for t in trajectories]),
+        "reward": _mean([sum(turn.reward for turn in t.turns) for t in trajectories]),
+        "turns": _mean([len(t.turns) for t in trajectories]),
+        "valid_action_rate": _mean([turn.valid for turn in turns]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if len(values) else float("nan")

@@ -1,0 +1,85 @@
+"""Child processes that end together: each in a session of its own, each killed by the kernel if the supervisor dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from protocol.lifetime import dying_with_parent
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class ChildFailed(RuntimeError):
+    """A process of the run ended that should not have."""
+
+
+@dataclass
+class Child:
+    """One process, with everything it starts, and its log."""
+
+    name: str
+    process: subprocess.Popen
+    log: Path
+
+    @property
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and all it started."""
+        try:
+            os.killpg(self.process.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def check(self) -> None:
+        """Raises ChildFailed, with the traceback from its log, if the process has ended with an error."""
+        if self.ended and self.process.returncode != 0:
+            raise ChildFailed(f"the {self.name} ended with status {self.process.returncode}\n{last_words(self.log)}")
+
+
+def start(name: str, arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> Child:
+    """Start `python -m arguments...` from the project's root, its output appended to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **(environment or {})},
+            start_new_session=True,
+            preexec_fn=dying_with_parent(),
+        )
+    return Child(name, process, log)
+
+
+def stop_all(children: Sequence[Child], patience: float = 5.0) -> None:
+    """End all children: politely, then, after `patience` seconds, by force. Nothing of theirs is left."""
+    for child in children:
+        if not child.ended:
+            child.signal(signal.SIGTERM)
+    deadline = time.monotonic() + patience
+    for child in children:
+        try:
+            child.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            pass
+    for child in children:
+        child.signal(signal.SIGKILL)  # what it started, too, even if it has ended itself
+        child.process.wait()
+
+
+def last_words(log: Path, lines: int = 25) -> str:
+    """The last traceback in a log, or else its last lines."""
+    text = log.read_text(errors="replace").splitlines() if log.exists() else []
+    starts = [i for i, line in enumerate(text) if line.lstrip(" |+-").startswith(("Traceback", "Exception Group Traceback"))]
+    tail = text[starts[-1] :] if starts else text
+    return "\n".join(f"  {line}" for line in tail[-lines:]) or f"  (nothing in {log})"

@@ -1,0 +1,172 @@
+"""Commands, options, help, and what a user reads when something is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+import config as settings
+from config import Config, ConfigError
+
+COMMANDS = {
+    "train": "train agents (the default command)",
+    "actor": "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 when the command did its work, 1 when it failed, 2 for wrong arguments, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    command = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        if command == "train":
+            return _train(arguments)
+        if command == "actor":
+            return _actor(arguments)
+        raise ConfigError(f"there is no command {command!r}; there are: {', '.join(COMMANDS)}")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _train(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="run.py", usage="python run.py [train] [--actors N] [options] [--section.setting VALUE]", add_help=False, allow_abbrev=False
+    )
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--serial", action="store_true")
+    parser.add_argument("--resume", type=Path)
+    options, rest = parser.parse_known_args(arguments)
+    if options.help:
+        print_help(Console())
+        return 0
+    overrides = parse_overrides(rest)
+    config = resolve(options.config, options.resume, overrides)
+    if options.dry_run:
+        print(settings.to_toml(config))
+        return 0
+    return _run(config, serial=options.serial, resume=options.resume is not None)
+
+
+def resolve(file: Path | None, resume: Path | None, overrides: dict[str, str]) -> Config:
+    """The configuration of a new run, or of one that is resumed (its own, with overrides)."""
+    if resume is None:
+        return settings.resolve(file, overrides)
+    if file is not None:
+        raise ConfigError("--resume takes the settings of the run it resumes; leave --config out (single settings may be changed)")
+    if not (resume / "config.toml").is_file():
+        raise ConfigError(f"--resume: {resume} is no run directory (it has no config.toml)")
+    return settings.resolve(resume / "config.toml", {**overrides, "run.dir": str(resume)})
+
+
+def _run(config: Config, serial: bool, resume: bool) -> int:
+    from controller.engine.server import EngineNotReady, check_engine
+    from supervisor.children import ChildFailed
+    from supervisor.job import prepare
+
+    console = Console()
+    try:
+        if not serial:
+            check_engine(config)
+        job = prepare(config, resume)
+        console.print(f"run directory: {job.run_dir}", highlight=False)
+        if serial:
+            from supervisor.serial import train_serially
+
+            summary = asyncio.run(train_serially(job, console))
+        else:
+            from supervisor.train import train
+
+            summary = asyncio.run(train(job, console))
+    except (ChildFailed, EngineNotReady) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except asyncio.CancelledError:
+        return 130
+    return 130 if summary["ended"] == "interrupted" else 0
+
+
+def _actor(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="run.py actor", description="Play episodes for a job that runs elsewhere.")
+    parser.add_argument("--connect", required=True, metavar="tcp://HOST:PORT", help="where the job's controller listens (controller.port)")
+    parser.add_argument("--actors", type=int, default=1, metavar="N", help="actor processes to start here (default 1)")
+    parser.add_argument("--episodes", type=int, default=1, metavar="N", help="episodes each plays at once (default 1)")
+    parser.add_argument("--wait", type=float, default=30.0, metavar="S", help="seconds to wait for the controller (default 30)")
+    options = parser.parse_args(arguments)
+    if options.actors < 1 or options.episodes < 1:
+        raise ConfigError("--actors and --episodes must be at least 1")
+    from actors.fleet import FleetError, run_fleet
+
+    try:
+        run_fleet(options.connect, options.actors, options.episodes, options.wait)
+    except FleetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, str]:
+    """`--name value` and `--name=value` as {name: value}. Raises ConfigError for anything else."""
+    overrides = {}
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--"):
+            raise ConfigError(f"{argument!r} belongs to no setting; write --section.name VALUE")
+        name, equals, value = argument[2:].partition("=")
+        if not equals:
+            value = next(rest, None)
+            if value is None:
+                raise ConfigError(f"--{name} has no value")
+        overrides[name] = value
+    return overrides
+
+
+def print_help(console: Console) -> None:
+    """Commands, the common options, then every setting with its default."""
+    console.print("[bold]python run.py[/] \\[COMMAND] \\[OPTIONS] \\[--section.setting VALUE]\n")
+    console.print("[bold]Commands[/]")
+    _rows(console, [(name, text) for name, text in COMMANDS.items()])
+    console.print("\n[bold]Options[/]")
+    _rows(
+        console,
+        [
+            ("--config FILE.toml", "read settings from a file"),
+            ("--dry-run", "print the resolved settings and start nothing"),
+            ("--serial", "everything in one process, against a small engine of our own: for a debugger"),
+            ("--resume DIR", "go on with the run in DIR, from its last checkpoint"),
+        ],
+    )
+    fields = settings.all_settings()
+    console.print("\n[bold]Short names[/]")
+    _rows(console, [(f"--{short.replace('_', '-')}", _sentence(fields[full]) + f" ({full})") for short, full in settings.SHORT_NAMES.items()])
+    section = ""
+    for name, field in fields.items():
+        if name.split(".")[0] != section:
+            section = name.split(".")[0]
+            console.print(f"\n[bold]Settings: {section}[/]")
+        _rows(console, [(f"--{name}", _sentence(field))])
+
+
+def _sentence(field: msgspec.inspect.Field) -> str:
+    default = field.default if field.default not in ("", []) else None
+    return settings.description(field) + (f" [default {default}]" if default is not None else "")
+
+
+def _rows(console: Console, rows: list[tuple[str, str]]) -> None:
+    for name, text in rows:
+        indent = " " * 32
+        lines = console.render_lines(console.render_str(text, markup=False, highlight=False), console.options.update(width=max(40, console.width - 34)))
+        body = [("".join(segment.text for segment in line)).rstrip() for line in lines]
+        console.print(f"  {name:<29} " + f"\n{indent}".join(body), markup=False, highlight=False, soft_wrap=True)

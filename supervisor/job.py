@@ -1,0 +1,96 @@
+"""From a configuration to a job: check what can be checked before anything starts, then lay out the run directory."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+from config import Config, ConfigError, Endpoints, Job, to_toml
+
+
+def default_run_dir() -> Path:
+    return Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+
+
+def prepare(config: Config, resume: bool) -> Job:
+    """A job in its run directory, which is created here. Raises ConfigError when it cannot be run as configured."""
+    run_dir = Path(config.run.dir) if config.run.dir else default_run_dir()
+    check_run_dir(run_dir, resume)
+    check_model(config)
+    endpoints = choose_endpoints(config)
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    job = Job(
+        config=config,
+        endpoints=endpoints,
+        run_dir=str(run_dir),
+        model_dir=str(run_dir / "policy") if config.model.name == "tiny" else config.model.name,
+        weights_dir=tempfile.mkdtemp(prefix="foray-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None),
+        started=time.time(),
+        resume=resume,
+    )
+    (run_dir / "config.toml").write_text(to_toml(config))
+    job.save(job_file(job))
+    return job
+
+
+def job_file(job: Job) -> Path:
+    return Path(job.run_dir) / "job.json"
+
+
+def clean_up(job: Job) -> None:
+    """Remove what only the running processes needed."""
+    shutil.rmtree(job.weights_dir, ignore_errors=True)
+
+
+def check_run_dir(run_dir: Path, resume: bool) -> None:
+    if resume:
+        if not (run_dir / "config.toml").is_file():
+            raise ConfigError(f"--resume: {run_dir} is no run directory (it has no config.toml)")
+        if not any((run_dir / "checkpoints").glob("*")):
+            raise ConfigError(f"--resume: {run_dir} has no checkpoint yet; start the run again with another run.dir")
+    elif run_dir.is_file():
+        raise ConfigError(f"run.dir: {run_dir} is a file; give a directory")
+    elif run_dir.is_dir() and any(run_dir.iterdir()):
+        raise ConfigError(f"run.dir: {run_dir} is not empty; give another directory, or go on with that run by --resume {run_dir}")
+
+
+def check_model(config: Config) -> None:
+    if config.model.name == "tiny":
+        return
+    missing = [name for name in ("config.json", "tokenizer.json") if not (Path(config.model.name) / name).is_file()]
+    if missing:
+        raise ConfigError(f"model.name: {config.model.name} is no Hugging Face model directory (it lacks {' and '.join(missing)})")
+
+
+def choose_endpoints(config: Config) -> Endpoints:
+    """Fixed ports where settings fix them (and are free), free ones elsewhere."""
+    host = config.controller.host
+    actors = config.controller.port or free_port(host, 0, "controller.port")
+    if config.controller.port:
+        free_port(host, config.controller.port, "controller.port")
+    engine = config.engine.url or f"http://127.0.0.1:{free_port('127.0.0.1', config.engine.port, 'engine.port')}"
+    return Endpoints(
+        actors=f"tcp://{host}:{actors}",
+        learner=f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}",
+        signals=f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}",
+        trajectories=f"tcp://{host}:{free_port(host, 0, 'controller.host')}",
+        stats=f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}",
+        engine=engine.rstrip("/"),
+    )
+
+
+def free_port(host: str, port: int, setting: str) -> int:
+    """`port` if it is free at `host`, or any free one for 0. Raises ConfigError naming `setting` when it is not free."""
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ConfigError(f"{setting}: port {port} is in use; give another one, or 0 for any free one") from None
+            raise ConfigError(f"{setting}: cannot listen on {host}:{port}: {error.strerror}") from None
+        return probe.getsockname()[1]

@@ -1,0 +1,102 @@
+"""The whole run in one process and one event loop, against the engine of controller/engine/fake.py: for a debugger and for tests.
+
+The same controller, learner and actors speak the same protocols over the same sockets; only who runs them differs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import zmq
+import zmq.asyncio
+from rich.console import Console
+
+from actors.actor import Actor
+from actors.prompting import Prompter
+from config import Job
+from controller.engine.fake import FakeEngine
+from controller.main import Controller
+from envs.registry import make_environment
+from learner.build import build_policy
+from learner.main import Learner
+from protocol.codec import decode, encode
+from protocol.messages import Hello, Welcome
+from supervisor.job import clean_up
+from supervisor.train import receiving
+from telemetry.collector import Collector
+from telemetry.progress import Progress
+from telemetry.summary import summarise, summary_text, write_summary
+
+SMALL = {
+    "actor.count": "8",
+    "run.updates": "2",
+    "learner.groups": "2",
+    "learner.group_size": "4",
+    "eval.episodes": "8",
+    "eval.every": "0",
+    "warm_start.episodes": "150",
+}
+"""Settings of a serial run that the user has not set: it is there to be looked at, and ends in seconds."""
+
+
+async def train_serially(job: Job, console: Console) -> dict:
+    """Run the job in this process; returns its summary."""
+    context = zmq.asyncio.Context()
+    collector = Collector(Path(job.run_dir), resume=job.resume)
+    build_policy(job)
+    engine = FakeEngine(job.model_dir, port=urlsplit(job.endpoints.engine).port, signals=job.endpoints.signals, top_j=job.config.control.top_j)
+    with Progress(collector.state, job.config.run.updates, job.config.run.minutes, console) as progress:
+        async with receiving(job, collector, context):
+            await engine.start()
+            try:
+                await _play(job, context, progress)
+            finally:
+                await engine.stop()
+                clean_up(job)
+    collector.close()
+    summary = summarise(collector.state, time.monotonic(), "finished")
+    write_summary(Path(job.run_dir), summary)
+    console.print(summary_text(summary))
+    context.destroy(linger=0)
+    return summary
+
+
+async def _play(job: Job, context: zmq.asyncio.Context, progress: Progress) -> None:
+    """Until the learner has reached its goal; a process that fails here fails the run."""
+    learner = asyncio.create_task(Learner(job, context).run())
+    controller = asyncio.create_task(Controller(job, context).run())
+    actors = asyncio.create_task(_act(job, context))
+    ticks = asyncio.create_task(_tick(progress))
+    try:
+        done, _ = await asyncio.wait({learner, controller, actors, ticks}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in (learner, controller, actors, ticks):
+            task.cancel()
+        await asyncio.wait({learner, controller, actors, ticks})
+
+
+async def _act(job: Job, context: zmq.asyncio.Context) -> None:
+    connection = context.socket(zmq.DEALER)
+    connection.connect(job.endpoints.actors)
+    await connection.send(encode(Hello(host="serial", pid=0)))
+    welcome = decode(await connection.recv())
+    connection.close()
+    assert isinstance(welcome, Welcome)
+    environment = make_environment(welcome.environment, **welcome.environment_settings)
+    prompter = Prompter(welcome.tokenizer_json, welcome.chat_template)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(job.config.actor.count):
+            actor = Actor(context, job.endpoints.actors, welcome, environment, prompter)
+            group.create_task(actor.run(job.config.actor.episodes))
+    await asyncio.Event().wait()  # the actors may end before the learner does
+
+
+async def _tick(progress: Progress) -> None:
+    while True:
+        progress.tick()
+        await asyncio.sleep(0.25)

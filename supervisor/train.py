@@ -1,0 +1,176 @@
+"""A run: start its processes in order, show progress, end all of them, and leave a summary."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+from rich.console import Console
+
+from config import Job
+from controller.engine.server import EngineNotReady, engine_command, wait_ready
+from protocol.codec import FrameReader
+from protocol.messages import Stats
+from supervisor.children import Child, ChildFailed, last_words, start, stop_all
+from supervisor.job import clean_up, job_file
+from telemetry.collector import Collector
+from telemetry.progress import Progress
+from telemetry.summary import summarise, summary_text, write_summary
+
+TICK = 0.25
+"""Seconds between two looks at the children and two drawings of the progress."""
+
+
+async def train(job: Job, console: Console) -> dict:
+    """Run the job to its end; returns its summary. Raises ChildFailed or EngineNotReady when a process failed."""
+    config = job.config
+    run_dir = Path(job.run_dir)
+    collector = Collector(run_dir, resume=job.resume)
+    ended = "finished"
+    with Progress(collector.state, config.run.updates, config.run.minutes, console) as progress:
+        async with receiving(job, collector):
+            run = Run(job, collector, progress)
+            try:
+                await run.until_learner_ends()
+                if run.interrupted:
+                    ended = "interrupted"
+            except BaseException as error:
+                ended = f"{type(error).__name__}: {error}".splitlines()[0]
+                raise
+            finally:
+                stop_all(list(reversed(run.children)))
+                clean_up(job)
+                collector.close()
+                if collector.state.updates or collector.state.evaluations:
+                    summary = summarise(collector.state, time.monotonic(), ended)
+                    write_summary(run_dir, summary)
+    console.print(summary_text(summary))
+    return summary
+
+
+class Run:
+    """The processes of one run."""
+
+    def __init__(self, job: Job, collector: Collector, progress: Progress) -> None:
+        self.children: list[Child] = []
+        self.interrupted = False
+        self._job = job
+        self._collector = collector
+        self._progress = progress
+
+    async def until_learner_ends(self) -> None:
+        """The order matters: the engine needs a policy to load, the controller an engine, the actors a controller."""
+        with self._interrupts():
+            await self._build_policy()
+            learner = self._start("learner")
+            await self._engine_ready()
+            self._start("controller")
+            if self._job.config.actor.count:
+                self._start("actors")
+            await self._while_all_live(lambda: learner.ended)
+
+    def _start(self, name: str) -> Child:
+        return self._add(start(name, [name, str(job_file(self._job))], self._log(name)))
+
+    def _add(self, child: Child) -> Child:
+        self.children.append(child)
+        return child
+
+    async def _build_policy(self) -> None:
+        if self._job.config.model.name == "tiny" and not Path(self._job.model_dir).exists():
+            self._phase("policy")
+            builder = self._add(start("policy builder", ["learner.build", str(job_file(self._job))], self._log("learner")))
+            await self._while_all_live(lambda: builder.ended)
+            self.children.remove(builder)
+
+    async def _engine_ready(self) -> None:
+        config, endpoint = self._job.config, self._job.endpoints.engine
+        process: Child | None = None
+        if not config.engine.url:
+            command = engine_command(self._job)
+            process = self._add(start("engine", command.arguments, self._log("engine"), command.environment))
+        waiting = asyncio.create_task(wait_ready(endpoint, config.engine.start_seconds))
+        try:
+            await self._while_all_live(waiting.done)
+        finally:
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        try:
+            await waiting
+        except EngineNotReady as error:
+            raise EngineNotReady(f"{error}\n{last_words(process.log) if process else ''}") from None
+
+    async def _while_all_live(self, over: Callable[[], bool]) -> None:
+        """Until `over()`; raises ChildFailed when a process has failed, or ended while it is still needed."""
+        while not over():
+            for child in self.children:
+                child.check()
+            self._progress.tick()
+            await asyncio.sleep(TICK)
+        for child in self.children:
+            child.check()
+
+    @contextlib.contextmanager
+    def _interrupts(self) -> Iterator[None]:
+        """The first Ctrl-C lets the learner finish its update and write a checkpoint; a second one stops at once."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+
+        def interrupt() -> None:
+            learners = [child for child in self.children if child.name == "learner" and not child.ended]
+            if self.interrupted or not learners:
+                self.interrupted = True
+                task.cancel()
+                return
+            self.interrupted = True
+            self._progress.print("Interrupted: finishing this update and writing a checkpoint. Ctrl-C again stops at once.")
+            for child in learners:
+                child.signal(signal.SIGINT)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, interrupt)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+
+    def _phase(self, name: str) -> None:
+        self._collector.handle(Stats(source="supervisor", event="phase", values={"phase": name}))
+
+    def _log(self, name: str) -> Path:
+        return Path(self._job.run_dir) / "logs" / f"{name}.log"
+
+
+@contextlib.asynccontextmanager
+async def receiving(job: Job, collector: Collector, context: zmq.asyncio.Context | None = None) -> AsyncIterator[None]:
+    """While inside, what processes report goes to the collector."""
+    own = context or zmq.asyncio.Context()
+    socket = own.socket(zmq.PULL)
+    socket.bind(job.endpoints.stats)
+    reader = FrameReader()
+
+    async def receive() -> None:
+        while True:
+            message = reader.read(b"stats", await socket.recv())
+            if isinstance(message, Stats):
+                collector.handle(message)
+
+    task = asyncio.create_task(receive())
+    try:
+        yield
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2):  # what was sent just before the end
+                await task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        socket.close(linger=0)
+        if context is None:
+            own.term()
