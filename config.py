@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -212,6 +213,8 @@ def resolve(file: Path | None = None, overrides: dict[str, str] | None = None) -
         tree = _read_toml(file)
     known = all_settings()
     for section, values in tree.items():
+        if section not in Config.__struct_fields__:
+            raise ConfigError(f"there is no section [{section}] (in {file}); there are {', '.join(Config.__struct_fields__)}")
         for name in values:
             _check_known(f"{section}.{name}", known, f"in {file}")
     for name, text in (overrides or {}).items():
@@ -230,16 +233,17 @@ def from_dict(tree: dict) -> Config:
         return msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
         message, _, path = str(error).partition(" - at `$.")
-        name = path.rstrip("`")
+        name = path.rstrip("`").partition("[")[0]
         raise ConfigError(f"{name}: {message[:1].lower()}{message[1:]}. {describe(name)}") from None
 
 
 def describe(name: str) -> str:
-    """One sentence on the setting `name` and its default."""
-    field = all_settings().get(name)
-    if field is None:
-        return ""
-    return f"It is: {description(field)} (default {field.default!r})."
+    """One sentence on the setting `name`, its choices and its default."""
+    field = all_settings()[name]
+    default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    kind = _kind(field)
+    choices = f"one of {', '.join(map(str, kind.values))}; " if isinstance(kind, msgspec.inspect.LiteralType) else ""
+    return f"It is: {description(field)} ({choices}default {default!r})."
 
 
 def description(field: msgspec.inspect.Field) -> str:
@@ -268,9 +272,15 @@ def to_toml(config: Config) -> str:
         lines.append(f"[{section.name}]")
         for field in section.type.fields:
             value = getattr(getattr(config, section.name), field.name)
-            lines += [f"# {description(field)}", f"{field.name} = {json.dumps(value)}"]
+            lines += [f"# {description(field)}", f"{field.name} = {_toml(value)}"]
         lines.append("")
     return "\n".join(lines)
+
+
+def _toml(value: Any) -> str:
+    """A value as TOML: JSON but for infinity, characters beyond 16 bits, and DEL."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "inf" if value == math.inf else text.replace("\x7f", "\\u007f")
 
 
 def _read_toml(file: Path) -> dict:
@@ -278,6 +288,8 @@ def _read_toml(file: Path) -> dict:
         tree = tomllib.loads(file.read_text())
     except FileNotFoundError:
         raise ConfigError(f"--config: there is no file {file}") from None
+    except OSError as error:
+        raise ConfigError(f"--config: {file} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config: {file} is not valid TOML: {error}") from None
     for section, values in tree.items():
@@ -289,17 +301,20 @@ def _read_toml(file: Path) -> dict:
 def _check_known(name: str, known: dict, where: str) -> None:
     if name in known:
         return
-    short = [s for s in SHORT_NAMES]
-    near = difflib.get_close_matches(name, [*known, *short], n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, [*known, *SHORT_NAMES], n=1, cutoff=0.5)
     if not near:
         near = [full for full in known if full.split(".")[1] == name.split(".")[-1]][:1]
     hint = f"; did you mean {near[0]}?" if near else "; `python run.py --help` lists all settings"
     raise ConfigError(f"there is no setting {name} ({where}){hint}")
 
 
+def _kind(field: msgspec.inspect.Field) -> msgspec.inspect.Type:
+    return field.type.type if isinstance(field.type, msgspec.inspect.Metadata) else field.type
+
+
 def _value(name: str, field: msgspec.inspect.Field, text: str) -> Any:
     """The text of a command-line value as the setting's type."""
-    kind = field.type.type if isinstance(field.type, msgspec.inspect.Metadata) else field.type
+    kind = _kind(field)
     if isinstance(kind, msgspec.inspect.ListType):
         return [part.strip() for part in text.split(",") if part.strip()]
     if isinstance(kind, msgspec.inspect.StrType | msgspec.inspect.LiteralType):
