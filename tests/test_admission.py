@@ -1,0 +1,143 @@
+"""Slots and leases: a state machine, driven here by random schedules."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller.admission import Admission, AdmissionSettings, episode_seed, task_of_group
+from protocol.messages import EpisodeKey
+
+
+def make(groups=2, group_size=3, max_staleness=1, max_leases=3, updates=5) -> Admission:
+    admission = Admission(AdmissionSettings(groups, group_size, max_staleness, max_leases, seed=0, train_size=1000, held_out_size=10))
+    admission.start(next_group=0, received=[], updates_left=updates)
+    return admission
+
+
+def lease_all(admission: Admission, actor: bytes = b"a") -> list:
+    leases = []
+    while (lease := admission.lease(actor)) is not None:
+        leases.append(lease)
+    return leases
+
+
+def test_no_more_groups_are_admitted_than_there_are_slots():
+    admission = make(groups=2, group_size=3, max_staleness=1)
+    assert {lease.key.group for lease in lease_all(admission)} == {0, 1, 2, 3}
+
+
+def test_a_slot_comes_back_only_when_the_weights_are_applied():
+    admission = make()
+    lease_all(admission)
+    admission.trained(version=1, groups=[0, 1])
+    assert lease_all(admission) == []
+    admission.applied(1)
+    assert {lease.key.group for lease in lease_all(admission)} == {4, 5}
+
+
+def test_a_dropped_group_is_replaced_so_that_all_updates_can_happen():
+    admission = make(updates=1, max_staleness=0)
+    lease_all(admission)
+    admission.dropped([1])
+    assert {lease.key.group for lease in lease_all(admission)} == {2}
+
+
+def test_admission_stops_when_the_last_update_has_its_groups():
+    admission = make(updates=1, max_staleness=3)
+    assert {lease.key.group for lease in lease_all(admission)} == {0, 1}
+
+
+def test_evaluation_episodes_go_out_before_training_episodes():
+    admission = make()
+    admission.evaluate(evaluation=0, episodes=2)
+    assert [admission.lease(b"a").key for _ in range(2)] == [EpisodeKey(0, 0, True), EpisodeKey(0, 1, True)]
+    assert not admission.lease(b"a").key.evaluation
+
+
+def test_a_lost_actors_episode_is_leased_again_as_another_attempt_with_the_same_seed():
+    admission = make()
+    first = admission.lease(b"a")
+    admission.actor_lost(b"a")
+    again = admission.lease(b"b")
+    assert (again.key, again.attempt, again.seed, again.task_index) == (first.key, 1, first.seed, first.task_index)
+    assert admission.holds(first.key, 1) and not admission.holds(first.key, 0)
+
+
+def test_an_episode_is_given_up_when_its_leases_are_used_up():
+    admission = make(max_leases=2)
+    key = admission.lease(b"a").key
+    assert admission.actor_lost(b"a") == []
+    assert admission.lease(b"b").key == key
+    assert admission.actor_lost(b"b") == [key]
+
+
+def test_a_resumed_run_plays_only_the_members_that_are_missing():
+    admission = make()
+    admission.__init__(admission.settings)
+    admission.start(next_group=7, received=[EpisodeKey(7, 0), EpisodeKey(7, 2)], updates_left=5)
+    assert [lease.key for lease in lease_all(admission) if lease.key.group == 7] == [EpisodeKey(7, 1)]
+
+
+def test_finishing_cancels_training_episodes_and_leaves_evaluations():
+    admission = make(groups=1, group_size=2, max_staleness=0)
+    admission.evaluate(0, 1)
+    evaluation, training = admission.lease(b"a"), admission.lease(b"a")
+    assert set(admission.finish()) == {training.key, EpisodeKey(0, 1)}
+    assert admission.holds(evaluation.key, 0)
+    assert not admission.holds(training.key, 0)
+
+
+def test_tasks_and_seeds_do_not_depend_on_history():
+    assert task_of_group(3, 17, 1000) == task_of_group(3, 17, 1000)
+    assert episode_seed(3, EpisodeKey(1, 2)) != episode_seed(3, EpisodeKey(2, 1))
+    assert 0 <= episode_seed(3, EpisodeKey(1, 2)) < 2**31
+
+
+@given(
+    groups=st.integers(1, 3),
+    staleness=st.integers(0, 3),
+    schedule=st.lists(st.sampled_from(["finish", "train", "apply", "drop"]), max_size=120),
+    data=st.data(),
+)
+def test_invariant_1_no_trained_token_is_older_than_max_staleness(groups, staleness, schedule, data):
+    """Whatever the order of events: a group's age when it is trained is at most S versions since it was *admitted*."""
+    admission = make(groups=groups, group_size=1, max_staleness=staleness, updates=10_000)
+    engine_version = learner_version = 0
+    admitted_at: dict[int, int] = {}
+    finished: set[int] = set()
+    consumed = 0  # all groups below were trained on or dropped
+    dropped: set[int] = set()
+    awaiting: list[int] = []
+
+    def note_admissions() -> None:
+        for lease in lease_all(admission):
+            admitted_at[lease.key.group] = engine_version
+
+    note_admissions()
+    for event in schedule:
+        open_groups = sorted(set(admitted_at) - finished - dropped)
+        if event == "finish" and open_groups:
+            finished.add(data.draw(st.sampled_from(open_groups)))
+        elif event == "drop" and open_groups:
+            group = data.draw(st.sampled_from(open_groups))
+            dropped.add(group)
+            admission.dropped([group])
+        elif event == "train":
+            batch, cursor = [], consumed
+            while len(batch) < groups and (cursor in finished or cursor in dropped):
+                if cursor in finished:
+                    batch.append(cursor)
+                cursor += 1
+            if len(batch) == groups:
+                for group in batch:
+                    assert learner_version - admitted_at[group] <= staleness
+                consumed = cursor
+                learner_version += 1
+                awaiting.append(learner_version)
+                admission.trained(learner_version, batch)
+        elif event == "apply" and awaiting:
+            engine_version = awaiting.pop(0)
+            admission.applied(engine_version)
+        note_admissions()
+        assert len(admission.holding) <= (staleness + 1) * groups

@@ -1,0 +1,113 @@
+"""Groups, batches and the log of episodes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from learner.episode_log import EpisodeLog, read_records
+from learner.groups import GroupBuffer
+from protocol.messages import DropReason, EpisodeKey, Trajectory
+
+
+def trajectory(group: int, member: int, dropped: DropReason | None = None, evaluation: bool = False, attempt: int = 0) -> Trajectory:
+    return Trajectory(
+        key=EpisodeKey(group, member, evaluation), attempt=attempt, task_index=0, task_type="t", task="", success=True, turns=[], dropped=dropped
+    )  # fmt: skip
+
+
+def fill(buffer: GroupBuffer, group: int, dropped: int = 0) -> None:
+    for member in range(buffer.group_size):
+        buffer.add(trajectory(group, member, DropReason.ENV_ERROR if member < dropped else None))
+
+
+def test_groups_leave_in_order_of_admission_whatever_the_order_of_arrival():
+    buffer = GroupBuffer(group_size=2)
+    for group in (2, 1, 0):
+        fill(buffer, group)
+    buffer.advance()
+    assert buffer.take(2)[0] == [0, 1]
+
+
+def test_a_batch_waits_for_its_first_group_even_if_later_ones_are_complete():
+    buffer = GroupBuffer(group_size=2)
+    fill(buffer, 1)
+    buffer.advance()
+    assert buffer.take(1) is None
+
+
+def test_an_episode_that_arrives_twice_counts_once():
+    buffer = GroupBuffer(group_size=2)
+    assert buffer.add(trajectory(0, 0))
+    assert not buffer.add(trajectory(0, 0, attempt=1))
+    fill(buffer, 0)
+    buffer.advance()
+    buffer.take(1)
+    assert not buffer.add(trajectory(0, 1)), "known although its group has left"
+
+
+def test_a_group_with_dropped_members_is_trained_on_while_two_are_left():
+    buffer = GroupBuffer(group_size=3)
+    fill(buffer, 0, dropped=1)
+    assert buffer.advance() == []
+    numbers, groups = buffer.take(1)
+    assert numbers == [0] and len(groups[0]) == 2
+
+
+def test_a_group_with_fewer_than_two_members_is_dropped_at_once():
+    buffer = GroupBuffer(group_size=3)
+    fill(buffer, 0, dropped=2)
+    assert buffer.advance() == [0]
+    assert dict(buffer.dropped) == {"env_error": 2, "cancelled": 1}
+
+
+def test_an_evaluation_is_complete_when_all_its_episodes_are_there():
+    buffer = GroupBuffer(group_size=2)
+    buffer.add(trajectory(0, 1, evaluation=True))
+    assert buffer.take_evaluation(0, 2) is None
+    buffer.add(trajectory(0, 0, evaluation=True))
+    assert [t.key.member for t in buffer.take_evaluation(0, 2)] == [0, 1]
+
+
+@given(st.integers(1, 4), st.integers(2, 4), st.integers(0, 6), st.randoms(), st.data())
+def test_invariant_3_every_episode_leaves_exactly_once(groups_per_batch, group_size, groups, rng: random.Random, data):
+    """Trained on, or dropped with one reason, in any order of arrival and with any duplicates."""
+    buffer = GroupBuffer(group_size)
+    reasons = st.sampled_from([None, None, *DropReason])
+    sent = [trajectory(g, m, data.draw(reasons)) for g in range(groups) for m in range(group_size)]
+    arrivals = sent + [t for t in sent if rng.random() < 0.3]
+    rng.shuffle(arrivals)
+    trained = []
+    for t in arrivals:
+        buffer.add(t)
+        buffer.advance()
+        while (batch := buffer.take(groups_per_batch)) is not None:
+            trained += [t.key for group in batch[1] for t in group]
+    buffer.cancel_rest()
+    assert len(trained) == len(set(trained))
+    assert len(trained) + sum(buffer.dropped.values()) == len(sent)
+
+
+def test_the_log_gives_back_what_was_appended(tmp_path):
+    log = EpisodeLog(tmp_path / "log")
+    positions = [log.append(frame) for frame in (b"one", b"", b"three")]
+    log.close()
+    assert [(begin, frame) for begin, _, frame in read_records(tmp_path / "log")] == list(zip(positions, (b"one", b"", b"three"), strict=True))
+    assert [frame for _, _, frame in read_records(tmp_path / "log", positions[2])] == [b"three"]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 9])
+def test_a_torn_record_at_the_end_is_cut_off(tmp_path, cut):
+    log = EpisodeLog(tmp_path / "log")
+    log.append(b"whole")
+    log.append(b"torn")
+    log.close()
+    data = (tmp_path / "log").read_bytes()
+    (tmp_path / "log").write_bytes(data[:-cut])
+    log = EpisodeLog(tmp_path / "log")
+    log.append(b"next")
+    log.close()
+    assert [frame for _, _, frame in read_records(tmp_path / "log")] == [b"whole", b"next"]
