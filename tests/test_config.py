@@ -1,0 +1,211 @@
+"""Settings: what a user gets wrong is answered by one sentence that names the setting and what would be right."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import config
+from config import SHORT_NAMES, Config, ConfigError, all_settings, description, resolve, to_toml
+
+SETTINGS = list(all_settings())
+NUMBERS = [
+    name for name, field in all_settings().items() if isinstance(config._kind(field), msgspec.inspect.IntType | msgspec.inspect.FloatType)
+]
+
+
+def written(tmp_path: Path, toml: str) -> Path:
+    file = tmp_path / "settings.toml"
+    file.write_text(toml)
+    return file
+
+
+def refused(file: Path | None = None, **overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        resolve(file, {name.replace("__", "."): text for name, text in overrides.items()})
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_every_setting_says_what_it_does(name: str) -> None:
+    assert description(all_settings()[name])
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_every_number_has_bounds_and_so_refuses_nan(name: str) -> None:
+    assert name in refused(**{name: "nan"})
+
+
+@pytest.mark.parametrize(("short", "full"), SHORT_NAMES.items())
+def test_every_short_name_is_a_setting_and_not_its_own(short: str, full: str) -> None:
+    assert full in SETTINGS
+    assert short not in SETTINGS
+
+
+def test_defaults_are_consistent() -> None:
+    assert resolve() == Config()
+
+
+def test_defaults_survive_toml(tmp_path: Path) -> None:
+    assert resolve(written(tmp_path, to_toml(Config()))) == Config()
+
+
+@given(
+    st.text(st.characters(codec="utf-8"), max_size=20),
+    st.floats(min_value=0, exclude_min=True, allow_nan=False),
+    st.lists(st.text(st.characters(codec="utf-8"), max_size=5), max_size=3),
+)
+def test_any_value_survives_toml(text: str, number: float, texts: list[str]) -> None:
+    run = config.RunSection(dir=text, minutes=number)
+    settings = Config(run=run, env=config.EnvSection(task_types=texts))
+    assert config.from_dict(tomllib.loads(to_toml(settings))) == settings
+
+
+def test_toml_describes_every_setting() -> None:
+    lines = to_toml(Config()).splitlines()
+    for field in all_settings().values():
+        assert f"# {description(field)}" in lines
+
+
+def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, "[run]\nseed = 1\nupdates = 5\n")
+    settings = resolve(file, {"seed": "2"})
+    assert (settings.run.seed, settings.run.updates) == (2, 5)
+
+
+@pytest.mark.parametrize("name", ["max_staleness", "max-staleness", "learner.max_staleness", "learner.max-staleness"])
+def test_a_setting_can_be_written_with_dashes_and_short(name: str) -> None:
+    assert resolve(overrides={name: "3"}).learner.max_staleness == 3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("learner.group_sise", "learner.group_size"),
+        ("lerner.groups", "learner.groups"),
+        ("actor", "actors"),
+        ("sead", "seed"),
+        ("group_size", "learner.group_size"),
+        ("engine.kv_cache", "engine.kv_cache_gb"),
+    ],
+)
+def test_an_unknown_setting_is_answered_with_the_nearest(wrong: str, right: str) -> None:
+    assert f"there is no setting {wrong} (on the command line); did you mean {right}?" == refused(**{wrong: "1"})
+
+
+def test_an_unknown_setting_without_a_near_one_is_answered_with_help() -> None:
+    assert "run.py --help" in refused(xyzzy="1")
+
+
+def test_an_unknown_setting_in_a_file_names_the_file(tmp_path: Path) -> None:
+    file = written(tmp_path, "[run]\nsede = 1\n")
+    assert refused(file) == f"there is no setting run.sede (in {file}); did you mean run.seed?"
+
+
+def test_an_unknown_section_is_answered_with_all_sections(tmp_path: Path) -> None:
+    message = refused(written(tmp_path, "[trainer]\n"))
+    assert "[trainer]" in message
+    assert "learner" in message
+
+
+def test_a_setting_outside_any_section_is_refused(tmp_path: Path) -> None:
+    assert "stands outside any section" in refused(written(tmp_path, "seed = 1\n"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("run.seed", "two", "'two' is not a whole number"),
+        ("run.seed", "1.5", "'1.5' is not a whole number"),
+        ("run.minutes", "long", "'long' is not a number"),
+        ("eval.control", "maybe", "'maybe' is not true or false"),
+        ("control.mode", "t3po", "one of off, t2po"),
+    ],
+)
+def test_an_ill_typed_value_is_refused_with_what_is_expected(name: str, text: str, expected: str) -> None:
+    message = refused(**{name: text})
+    assert message.startswith(f"{name}: ")
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    "toml",
+    ["[run]\nseed = 'a'\n", "[run]\nseed = 1.5\n", "[run]\nseed = true\n", "[run]\nseed = -1\n", "[run]\nseed = [1]\n"],
+)
+def test_an_ill_typed_value_in_a_file_names_the_setting_and_its_meaning(tmp_path: Path, toml: str) -> None:
+    message = refused(written(tmp_path, toml))
+    assert message.startswith("run.seed: ")
+    assert "Seed of everything random" in message
+
+
+def test_an_ill_typed_item_of_a_list_names_the_setting(tmp_path: Path) -> None:
+    assert refused(written(tmp_path, "[env]\ntask_types = [1]\n")).startswith("env.task_types: expected `str`, got `int`")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("engine.port", "65536"), ("learner.group_size", "1"), ("learner.discount", "1.01"), ("run.minutes", "0"), ("engine.max_sequences", "0")],
+)
+def test_a_value_out_of_bounds_is_refused(name: str, text: str) -> None:
+    assert refused(**{name: text}).startswith(f"{name}: expected ")
+
+
+def test_a_whole_number_will_do_for_a_fraction(tmp_path: Path) -> None:
+    assert resolve(written(tmp_path, "[run]\nminutes = 5\n")).run.minutes == 5.0
+
+
+def test_a_list_is_written_with_commas() -> None:
+    assert resolve(overrides={"env.task_types": "pick, heat,,cool"}).env.task_types == ["pick", "heat", "cool"]
+
+
+@pytest.mark.parametrize(("text", "value"), [("true", True), ("Yes", True), ("1", True), ("false", False), ("NO", False), ("0", False)])
+def test_a_switch_is_written_in_words_or_digits(text: str, value: bool) -> None:
+    assert resolve(overrides={"eval.control": text}).eval.control is value
+
+
+@given(st.sampled_from(SETTINGS), st.text(max_size=12))
+def test_any_text_for_any_setting_is_taken_or_refused_by_name(name: str, text: str) -> None:
+    try:
+        resolve(overrides={name: text})
+    except ConfigError as error:
+        assert name in str(error)
+
+
+def test_settings_that_cannot_hold_together_are_both_named() -> None:
+    message = refused(sampling__max_tokens="2000")
+    assert "sampling.max_tokens (2000)" in message
+    assert "engine.max_model_len" in message
+
+
+def test_a_model_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    message = refused(model=str(tmp_path / "no-model"))
+    assert message.startswith("model.name: ")
+    assert "directory" in message
+
+
+def test_a_file_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    assert refused(tmp_path / "none.toml") == f"--config: there is no file {tmp_path / 'none.toml'}"
+
+
+def test_a_directory_is_no_file_of_settings(tmp_path: Path) -> None:
+    assert refused(tmp_path).startswith(f"--config: {tmp_path} cannot be read")
+
+
+@pytest.mark.parametrize("content", [b"[run\n", b"\xff\xfe", b"run = \n"], ids=["syntax", "encoding", "no value"])
+def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "broken.toml"
+    file.write_bytes(content)
+    assert refused(file).startswith(f"--config: {file} is not valid TOML")
+
+
+def test_settings_import_nothing_heavy() -> None:
+    heavy = "import sys, config; print(sorted({'torch', 'vllm', 'numpy', 'transformers', 'zmq'} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", heavy], cwd=Path(config.__file__).parent, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

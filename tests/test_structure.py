@@ -1,0 +1,112 @@
+"""The rules of the layout, read from the source: who may import whom, and how large a module may grow."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("actors", "controller", "envs", "learner", "protocol", "supervisor", "telemetry")
+TOP = (*PACKAGES, "config", "run")
+"""Everything of this project that can be imported."""
+
+MAY_IMPORT = {
+    "config": set(),
+    "protocol": set(),
+    "envs": set(),
+    "telemetry": {"protocol"},
+    "actors": {"envs", "protocol", "config", "telemetry"},
+    "controller": {"envs", "protocol", "config", "telemetry"},
+    "learner": {"envs", "protocol", "config", "telemetry"},
+}
+"""What each part may import besides itself. Those that are not here start the others, and may import them all but run."""
+
+MAX_LINES = 400
+NO_NAMES = {"utils", "util", "helpers", "misc", "common"}
+
+
+def sources() -> list[Path]:
+    """Every module of the project that is no test, as a path relative to ROOT."""
+    files = [ROOT / "config.py", ROOT / "run.py"]
+    for package in (*PACKAGES, "benchmarks"):
+        files += (ROOT / package).rglob("*.py")
+    return sorted(file.relative_to(ROOT) for file in files if file.exists())
+
+
+def imports(source: Path) -> set[str]:
+    """The full names of the modules that `source` imports, wherever in it, under TYPE_CHECKING or not."""
+    names = set()
+    for node in ast.walk(ast.parse((ROOT / source).read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}: relative import; this project's are absolute"
+            names.add(node.module or "")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
+            names |= {argument.value for argument in node.args if isinstance(argument, ast.Constant) and isinstance(argument.value, str)}
+    return names
+
+
+def part_of(source: Path) -> str:
+    """The package or module at the top that `source` belongs to."""
+    return source.parts[0].removesuffix(".py")
+
+
+def importers(module: str) -> set[str]:
+    """The sources that import `module` or something in it."""
+    return {source.as_posix() for source in sources() if any(name.split(".")[0] == module for name in imports(source))}
+
+
+modules = pytest.mark.parametrize("source", sources(), ids=lambda source: source.as_posix())
+
+
+def test_there_are_sources_of_every_part() -> None:
+    assert {part_of(source) for source in sources()} >= set(TOP)
+
+
+@modules
+def test_dependencies_point_one_way(source: Path) -> None:
+    part = part_of(source)
+    used = {name.split(".")[0] for name in imports(source)} & set(TOP) - {part}
+    assert used <= MAY_IMPORT.get(part, set(TOP)), f"{source} imports {used - MAY_IMPORT[part]}"
+
+
+def test_nobody_imports_run() -> None:
+    assert importers("run") == set()
+
+
+def test_nobody_imports_the_tests_or_benchmarks() -> None:
+    assert importers("tests") == set()
+    assert {name for name in importers("benchmarks") if not name.startswith("benchmarks/")} == set()
+
+
+def test_vllm_is_imported_only_by_the_engine() -> None:
+    assert {name for name in importers("vllm") if not name.startswith("controller/engine/")} == set()
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+def test_torch_is_imported_only_by_the_engine_and_the_learner(library: str) -> None:
+    assert {name for name in importers(library) if not name.startswith(("controller/engine/", "learner/", "benchmarks/"))} == set()
+
+
+@modules
+def test_a_module_fits_in_400_lines(source: Path) -> None:
+    assert len((ROOT / source).read_text().splitlines()) <= MAX_LINES
+
+
+@modules
+def test_a_module_is_named_after_what_it_holds(source: Path) -> None:
+    assert not NO_NAMES & {part.removesuffix(".py") for part in source.parts}
+
+
+@modules
+def test_a_module_says_what_it_is_for(source: Path) -> None:
+    assert ast.get_docstring(ast.parse((ROOT / source).read_text())), f"{source} has no docstring"
+
+
+@modules
+def test_no_private_path_of_a_machine_is_named(source: Path) -> None:
+    assert not re.search(r"/(work|opt|tmp|home|root)/\w", (ROOT / source).read_text())
