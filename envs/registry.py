@@ -1,6 +1,6 @@
 """Environments by name. Third parties add theirs without touching this project, by an entry point:
 
-    [project.entry-points."t2po.environments"]
+    [project.entry-points."foray.environments"]
     mygame = "mypackage.mymodule:make"        # make(**settings) -> envs.base.Environment
 """
 
@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 
 from envs.base import Environment
 
-ENTRY_POINT_GROUP = "t2po.environments"
+ENTRY_POINT_GROUP = "foray.environments"
 
 # Named, not imported: an actor loads only the environment it plays.
 _BUILT_IN = {

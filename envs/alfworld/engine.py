@@ -12,6 +12,7 @@ Odd answers are TextWorld's own, and kept: agents trained there have learned the
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from envs.alfworld.game import Game, names
 
@@ -40,6 +41,12 @@ _TREATMENTS = (
     ("cool", "Fridge", "coolable", "isCool", "isHot"),
 )
 _KNIVES = ("Knife", "ButterKnife")
+# What a task asks of its target: affordance and state.
+_REQUIRED = {
+    "pick_clean_then_place_in_recep": ("cleanable", "isClean"),
+    "pick_heat_then_place_in_recep": ("heatable", "isHot"),
+    "pick_cool_then_place_in_recep": ("coolable", "isCool"),
+}
 
 
 def listing(phrases: list[str]) -> str:
@@ -111,9 +118,9 @@ class Engine:
                 for r in self._at.get(self._location, ())
                 for i in self._contents[r]
             )
-        for _, _, affordance, state, _ in _TREATMENTS:
-            if state == _STATE_OF_TASK.get(goal.task_type):
-                targets = {i for i in targets if affordance in self.items[i].affordances and state in self._state[i]}
+        if goal.task_type in _REQUIRED:
+            affordance, state = _REQUIRED[goal.task_type]
+            targets = {i for i in targets if affordance in self.items[i].affordances and state in self._state[i]}
         wanted = 2 if goal.task_type == "pick_two_obj_and_place" else 1
         return any(
             receptacle.kind == goal.receptacle and len(targets & self._contents[r]) >= wanted
@@ -129,46 +136,44 @@ class Engine:
         return self._commands
 
     def _enumerate(self) -> dict[str, Callable[[], str]]:
-        commands: dict[str, Callable[[], str]] = {"help": _help, "inventory": self._inventory, "look": self._look}
+        commands: dict[str, Callable[[], str]] = {"help": lambda: _HELP, "inventory": self._inventory, "look": self._look}
         for r, receptacle in enumerate(self.receptacles):
             if receptacle.location not in (None, self._location):
-                commands[f"go to {self._receptacle_names[r]}"] = lambda r=r: self._go(r)
+                commands[f"go to {self._receptacle_names[r]}"] = partial(self._go, r)
         here = self._at.get(self._location, ())
         for r in here:
             place = self._receptacle_names[r]
-            commands[f"examine {place}"] = lambda r=r: self._describe(r)
+            commands[f"examine {place}"] = partial(self._describe, r)
             if self.receptacles[r].openable:
                 if r in self._opened:
-                    commands[f"close {place}"] = lambda r=r: self._close(r)
+                    commands[f"close {place}"] = partial(self._close, r)
                 else:
-                    commands[f"open {place}"] = lambda r=r: self._open(r)
+                    commands[f"open {place}"] = partial(self._open, r)
             takes = self._held is None and self._accessible(r)
             for i in self._contents[r]:
                 affordances = self.items[i].affordances
                 if "toggleable" in affordances:
-                    commands[f"use {self._item_names[i]}"] = lambda i=i: self._use(i)
+                    commands[f"use {self._item_names[i]}"] = partial(self._use, i)
                 if takes and "pickupable" in affordances:
-                    commands[f"take {self._item_names[i]} from {place}"] = lambda i=i, r=r: self._take(i, r)
+                    commands[f"take {self._item_names[i]} from {place}"] = partial(self._take, i, r)
         if self._held is not None:
             self._add_uses_of(self._held, here, commands)
         return commands
 
     def _add_uses_of(self, held: int, here: list[int] | tuple[()], commands: dict[str, Callable[[], str]]) -> None:
         name, item = self._item_names[held], self.items[held]
-        commands[f"examine {name}"] = lambda: self._examine(held)
+        commands[f"examine {name}"] = partial(self._examine, held)
         for r in here:
             place, receptacle = self._receptacle_names[r], self.receptacles[r]
             if self._accessible(r) and item.kind in self.game.contains.get(receptacle.kind, ()):
-                commands[f"move {name} to {place}"] = lambda r=r: self._put(held, r)
+                commands[f"move {name} to {place}"] = partial(self._put, held, r)
             for verb, kind, affordance, becomes, no_longer in _TREATMENTS:
                 if receptacle.kind == kind and affordance in item.affordances:
-                    commands[f"{verb} {name} with {place}"] = (
-                        lambda r=r, verb=verb, becomes=becomes, no_longer=no_longer: self._treat(held, r, verb, becomes, no_longer)
-                    )
+                    commands[f"{verb} {name} with {place}"] = partial(self._treat, held, r, verb, becomes, no_longer)
         if item.kind in _KNIVES:
             for i, other in enumerate(self.items):
                 if "sliceable" in other.affordances and self._location in self._locations[i]:
-                    commands[f"slice {self._item_names[i]} with {name}"] = lambda i=i: self._slice(i, held)
+                    commands[f"slice {self._item_names[i]} with {name}"] = partial(self._slice, i, held)
 
     def _accessible(self, r: int) -> bool:
         return not self.receptacles[r].openable or r in self._opened
@@ -260,14 +265,3 @@ class Engine:
         if "sliceable" in item.affordances and sliced:
             return f"This is a sliced {name}."
         return f"There's nothing special about {name}."
-
-
-_STATE_OF_TASK = {
-    "pick_clean_then_place_in_recep": "isClean",
-    "pick_heat_then_place_in_recep": "isHot",
-    "pick_cool_then_place_in_recep": "isCool",
-}
-
-
-def _help() -> str:
-    return _HELP

@@ -22,6 +22,7 @@ _TASKS = (
     (re.compile(r"(?:put a cool|cool some) (?P<target>\w+) (?:in|and put it in) (?P<goal>\w+)"), "cool"),
     (re.compile(r"(?:put a|put some) (?P<target>\w+) (?:in|on) (?P<goal>\w+)"), ""),
 )
+_NAMES_PLACE = re.compile(r"(?:examine|go to) (.*)")
 _STATE = {"clean": "clean", "heat": "hot", "cool": "cool"}
 _STATION = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
 
@@ -183,7 +184,7 @@ class _Turn:
     def __init__(self, view: View, memory: Transcript, receptacles: set[str]) -> None:
         self.memory = memory
         self._admissible = set(view.observation.admissible)
-        named = [action.removeprefix(verb) for action in view.observation.admissible for verb in ("examine ", "go to ") if action.startswith(verb)]
+        named = [found[1] for action in view.observation.admissible if (found := _NAMES_PLACE.fullmatch(action))]
         self._places = sorted(place for place in named if kind_of(place) in receptacles)
 
     def can(self, action: str) -> bool:

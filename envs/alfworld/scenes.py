@@ -121,7 +121,7 @@ def _without_layout(kinds: set[str]) -> list[Place]:
 
     They get made-up positions, on a line outside the room, each with a location of its own.
     """
-    places = []
+    places: list[Place] = []
     for kind in sorted(kinds):
         for _ in range(4 if kind == "StoveBurner" else 1):
             x = 9.0 + 0.25 * len(places)
