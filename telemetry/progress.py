@@ -14,6 +14,7 @@ from typing import Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -139,7 +140,7 @@ def panel(state: RunState, goal: Goal, now: float) -> RenderableType:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
     phase = state.phase
-    grid.add_row("phase", f"[bold]{phase.name}[/bold]  {_steps(state)}{duration(now - phase.started)}")
+    grid.add_row("phase", f"[bold]{escape(phase.name)}[/bold]  {_steps(state)}{duration(now - phase.started)}")
     if phase.name != TRAINING and phase.of:
         grid.add_row("", ProgressBar(total=phase.of, completed=phase.done or 0.0, width=40))
     if updates or phase.name == TRAINING:

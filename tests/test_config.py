@@ -151,7 +151,7 @@ def test_an_ill_typed_item_of_a_list_names_the_setting(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("engine.port", "65536"), ("learner.group_size", "1"), ("learner.discount", "1.01"), ("run.minutes", "0"), ("engine.max_sequences", "0")],
+    [("engine.port", "65536"), ("learner.group_size", "1"), ("learner.discount", "1.01"), ("run.minutes", "0"), ("run.seed", "-1")],
 )
 def test_a_value_out_of_bounds_is_refused(name: str, text: str) -> None:
     assert refused(**{name: text}).startswith(f"{name}: expected ")

@@ -1,0 +1,217 @@
+"""What a run shows: plain lines where nobody can see a panel, and how late an event loop runs."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+
+import pytest
+from rich.console import Console
+
+from protocol.messages import Stats
+from telemetry.loop_lag import Lag, LoopLag
+from telemetry.progress import Goal, Progress, panel, status_line, time_left
+from telemetry.state import RunState
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Show:
+    """A run, and what its progress prints."""
+
+    def __init__(self, file: io.StringIO | None = None, console: Console | None = None, minutes: float = 60.0) -> None:
+        self.now = 0.0
+        self.file = file or io.StringIO()
+        self.state = RunState(0.0)
+        console = console or Console(file=self.file)
+        self.progress = Progress(self.state, updates=100, minutes=minutes, console=console, clock=lambda: self.now)
+
+    def send(self, event: str, **values: float | str) -> None:
+        self.state.observe(Stats(source="learner", event=event, values=values), self.now)
+
+    def tick(self, at: float) -> list[str]:
+        """The lines that a tick at second `at` prints."""
+        self.now = at
+        before = len(self.file.getvalue())
+        self.progress.tick()
+        return self.file.getvalue()[before:].splitlines()
+
+
+def training(updates: int = 4, seconds: float = 5.0) -> Show:
+    """A run that has done so many updates, one every so many seconds, from second 0."""
+    show = Show()
+    show.send("phase", phase="training")
+    for number in range(1, updates + 1):
+        show.now = number * seconds
+        show.send("update", update=number, success=0.5, reward=5.0, valid_action_rate=0.75, token_age_mean=0.5, token_age_max=1)
+    return show
+
+
+def test_a_change_of_phase_is_shown_at_once_and_once() -> None:
+    show = Show()
+    show.send("phase", phase="warm start", done=3, of=120)
+    assert show.tick(1.0) == ["[  0:01]  warm start 3/120  1 s"]
+    assert show.tick(1.25) == []
+
+
+def test_a_long_phase_is_shown_every_ten_seconds() -> None:
+    show = Show()
+    show.send("phase", phase="engine")
+    assert [len(show.tick(second)) for second in (0.0, 5.0, 9.9, 10.0, 15.0, 20.0)] == [1, 0, 0, 1, 0, 1]
+
+
+def test_a_step_within_a_phase_is_no_change_of_phase() -> None:
+    show = Show()
+    show.send("phase", phase="warm start", done=1, of=120)
+    show.tick(0.0)
+    show.send("phase", phase="warm start", done=2, of=120)
+    assert show.tick(1.0) == []
+    assert show.tick(10.0) == ["[  0:10]  warm start 2/120  10 s"]
+
+
+def test_an_evaluation_is_shown_at_once() -> None:
+    show = Show()
+    show.tick(0.0)
+    show.send("evaluation", update=20, success=0.4375, episodes=128)
+    assert show.tick(0.25) == ["[  0:00]  held-out success 43.8 % after 20 updates (128 games)"]
+    assert show.tick(0.5) == []
+
+
+def test_training_is_shown_in_numbers() -> None:
+    show = training()
+    show.send("gauge", interventions=12, resamples=3)
+    (line,) = show.tick(20.0)
+    for part in ("update 4/100", "success 50.0 %", "reward 5.00", "valid 75.0 %", "interventions 12", "resamples 3", "8:00 min left"):
+        assert part in line
+
+
+def test_plain_lines_have_no_escape_codes_even_when_colour_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    show = Show()
+    with show.progress:
+        show.send("phase", phase="[bold]warm[/bold]")
+        show.tick(0.0)
+        show.progress.print("[red]interrupted[/red]")
+    assert "\x1b" not in show.file.getvalue()
+    assert show.file.getvalue() == "[  0:00]  [bold]warm[/bold] 0 s\n[red]interrupted[/red]\n"
+
+
+def test_a_terminal_gets_a_panel_that_vanishes_and_lines_that_stay() -> None:
+    file = Terminal()
+    console = Console(file=file, force_terminal=True, width=100, legacy_windows=False, _environ={"TERM": "xterm"})
+    show = Show(file, console)
+    with show.progress:
+        show.send("phase", phase="warm start", done=3, of=120)
+        show.tick(1.0)
+        show.progress.print("interrupted [1/2]")
+    written = file.getvalue()
+    assert "warm start" in written
+    assert "interrupted [1/2]" in written
+    assert "\x1b[2K" in written  # erases its lines
+
+
+def drawn(show: Show, at: float) -> str:
+    console = Console(file=io.StringIO(), width=100)
+    console.print(panel(show.state, Goal(100, 60.0), at))
+    return console.file.getvalue()
+
+
+def test_the_panel_shows_all_there_is() -> None:
+    show = training()
+    show.send("evaluation", update=0, success=0.25, episodes=64)
+    show.send("evaluation", update=4, success=0.5, episodes=64)
+    show.send("gauge", generated_tokens=1000, interventions=12, resamples=3, queue_trajectories=5, queue_leases=6, turns_in_flight=7)
+    text = drawn(show, 20.0)
+    for part in ("training", "4/100", "8:00 min left", "25.0 % -> 50.0 %", "interventions 12", "resamples 3"):
+        assert part in text
+    for part in ("trajectories 5", "leases 6", "turns in flight 7"):
+        assert part in text
+
+
+def test_the_panel_of_a_run_that_has_just_begun_shows_its_phase() -> None:
+    assert "starting" in drawn(Show(), 1.0)
+
+
+def test_a_phase_name_is_no_markup() -> None:
+    show = Show()
+    show.send("phase", phase="engine [gpu]")
+    assert "engine [gpu]" in drawn(show, 1.0)
+
+
+def test_the_status_shows_how_long_a_phase_without_an_end_has_lasted() -> None:
+    show = Show()
+    show.send("phase", phase="engine starting")
+    assert status_line(show.state, Goal(100, 13.0), 25.0) == "engine starting 25 s"
+
+
+def test_time_left_follows_the_pace_of_the_updates() -> None:
+    assert time_left(training(updates=4, seconds=5.0).state, Goal(100, 60.0), 20.0) == 96 * 5.0
+
+
+def test_time_left_counts_down_between_updates() -> None:
+    assert time_left(training(updates=4, seconds=5.0).state, Goal(100, 60.0), 23.0) == 96 * 5.0 - 3.0
+
+
+def test_time_left_ends_with_the_minutes() -> None:
+    assert time_left(training(updates=4, seconds=5.0).state, Goal(100, 2.0), 20.0) == 100.0
+
+
+def test_time_left_is_never_negative() -> None:
+    assert time_left(training(updates=4, seconds=5.0).state, Goal(4, 2.0), 50.0) == 0.0
+
+
+def test_time_left_is_unknown_before_there_is_a_pace() -> None:
+    assert time_left(training(updates=1).state, Goal(100, 60.0), 5.0) is None
+
+
+def test_live_tokens_a_second_are_over_the_last_half_minute() -> None:
+    state = RunState(0.0)
+    for second in range(0, 61, 10):
+        tokens = 100.0 * max(0, second - 30)
+        state.observe(Stats(source="controller", event="gauge", values={"generated_tokens": tokens}), float(second))
+    assert state.generated_per_second(60.0) == 100.0
+
+
+def test_no_tokens_are_no_tokens_a_second() -> None:
+    assert RunState(0.0).generated_per_second(10.0) == 0.0
+
+
+async def test_loop_lag_is_what_a_sleep_oversleeps() -> None:
+    now = 0.0
+    late = iter([0.0, 0.5, 0.25, -0.125])
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        delay = next(late, None)
+        if delay is None:
+            raise asyncio.CancelledError
+        now += seconds + delay
+
+    lag = LoopLag(interval=0.25, clock=lambda: now, sleep=sleep)
+    with pytest.raises(asyncio.CancelledError):
+        await lag.run()
+    assert lag.read() == Lag(worst=0.5, mean=0.75 / 4)
+
+
+def test_loop_lag_starts_anew_with_every_read() -> None:
+    lag = LoopLag()
+    lag.record(0.5)
+    lag.read()
+    assert lag.read() == Lag(worst=0.0, mean=0.0)
+
+
+async def test_a_blocked_loop_has_lag() -> None:
+    lag = LoopLag(interval=0.001)
+    task = asyncio.create_task(lag.run())
+    await asyncio.sleep(0)  # it starts to measure
+    loop = asyncio.get_running_loop()
+    until = loop.time() + 0.05
+    while loop.time() < until:
+        pass
+    for _ in range(10):  # its timer is due: the loop only has to turn
+        await asyncio.sleep(0)
+    task.cancel()
+    assert lag.read().worst >= 0.04

@@ -1,0 +1,161 @@
+"""The summary of a run, and the table of what its numbers mean."""
+
+from __future__ import annotations
+
+import json
+import math
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from protocol.messages import DropReason, Stats
+from telemetry.fields import FIELDS, field_of, tag_of, undocumented
+from telemetry.state import RunState
+from telemetry.summary import summarise, summary_text, write_summary
+from telemetry.text import duration
+
+REQUIRED = {
+    "updates", "wall_seconds", "generated_tokens", "trained_tokens", "success_first", "success_last", "tokens_per_success",
+    "interventions", "resamples", "mean_token_age", "dropped", "versions",
+}  # fmt: skip
+
+
+def state_of(*messages: tuple[str, str, dict]) -> RunState:
+    """The state after the messages (source, event, values), one a second."""
+    state = RunState(0.0)
+    for second, (source, event, values) in enumerate(messages, 1):
+        state.observe(Stats(source=source, event=event, values=values), float(second))
+    return state
+
+
+def age(mean: float, largest: int) -> dict:
+    return {"token_age_mean": mean, "token_age_max": largest}
+
+
+def trained_state() -> RunState:
+    return state_of(
+        ("learner", "evaluation", {"update": 0, "success": 0.25, "episodes": 64, "success/pick": 0.5}),
+        ("learner", "phase", {"phase": "training"}),
+        ("controller", "gauge", {"generated_tokens": 1000, "evaluation_tokens": 400, "wasted_tokens": 50}),
+        ("controller", "gauge", {"interventions": 7, "resamples": 2}),
+        ("learner", "update", {"update": 1, "success": 0.5, "episodes": 8, "trained_tokens": 100} | age(0.0, 0)),
+        ("learner", "update", {"update": 2, "success": 0.25, "episodes": 8, "trained_tokens": 300} | age(1.0, 2)),
+        ("controller", "dropped", {"actor_lost": 3}),
+        ("learner", "evaluation", {"update": 2, "success": 0.75, "episodes": 64, "success/pick": 1.0}),
+    )
+
+
+def test_a_summary_has_every_field_that_was_promised() -> None:
+    assert summarise(trained_state(), 10.0).keys() >= REQUIRED
+
+
+def test_a_summary_of_a_run_that_did_nothing_has_them_too() -> None:
+    summary = summarise(RunState(0.0), 1.0)
+    assert summary.keys() >= REQUIRED
+    assert (summary["updates"], summary["success_last"], summary["tokens_per_success"]) == (0, None, None)
+
+
+def test_success_is_held_out_first_and_last() -> None:
+    summary = summarise(trained_state(), 10.0)
+    assert (summary["success_first"], summary["success_last"]) == (0.25, 0.75)
+    assert summary["success_by_type"] == {"pick": 1.0}
+
+
+def test_a_token_age_counts_as_often_as_its_tokens() -> None:
+    summary = summarise(trained_state(), 10.0)
+    assert (summary["mean_token_age"], summary["token_age_max"]) == (0.75, 2)
+
+
+def test_tokens_per_success_leaves_evaluation_out() -> None:
+    assert summarise(trained_state(), 10.0)["tokens_per_success"] == (1000 - 400) / 6
+
+
+def test_counts_are_totals() -> None:
+    summary = summarise(trained_state(), 10.0)
+    names = ("updates", "generated_tokens", "trained_tokens", "wasted_tokens", "interventions", "resamples", "episodes")
+    assert [summary[name] for name in names] == [2, 1000, 400, 50, 7, 2, 16]
+    assert summary["dropped"] == {"actor_lost": 3}
+
+
+def test_time_is_split_by_phase() -> None:
+    summary = summarise(trained_state(), 10.0)
+    assert summary["seconds_by_phase"] == {"starting": 2.0, "training": 8.0}
+    assert summary["wall_seconds"] == 10.0
+
+
+def test_versions_are_those_installed() -> None:
+    versions = summarise(RunState(0.0), 1.0)["versions"]
+    assert versions["msgspec"] == metadata.version("msgspec")
+    assert "python" in versions
+
+
+def test_more_can_be_said() -> None:
+    summary = summarise(RunState(0.0), 1.0, ended="interrupted", seed=3)
+    assert (summary["ended"], summary["seed"]) == ("interrupted", 3)
+
+
+def test_a_summary_is_written_as_strict_json(tmp_path: Path) -> None:
+    path = write_summary(tmp_path, {"a": math.nan, "b": {"c": math.inf}, "d": 2.0})
+    assert path == tmp_path / "summary.json"
+    assert json.loads(path.read_text()) == {"a": None, "b": {"c": None}, "d": 2}
+
+
+def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
+    write_summary(tmp_path, {"updates": 1})
+    with pytest.raises(TypeError):
+        write_summary(tmp_path, {"updates": object()})
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"updates": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_the_closing_table_says_what_matters() -> None:
+    table = dict(line.split("  ", 1) for line in summary_text(summarise(trained_state(), 75.0)).splitlines() if not line.startswith(" "))
+    said = {name: " ".join(value.split()) for name, value in table.items()}
+    assert said["held-out success"] == "25.0 % -> 75.0 %"
+    assert said["updates"] == "2 in 1:15 min"
+    assert said["dropped episodes"] == "3 actor_lost"
+
+
+def test_the_closing_table_of_a_run_that_did_nothing_has_no_numbers_to_show() -> None:
+    assert "held-out success  - -> -" in summary_text(summarise(RunState(0.0), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (187, "3:07 min"), (3600, "1:00:00 h"), (3729, "1:02:09 h")]
+)
+def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_is_snake_case_and_explained(name: str) -> None:
+    field = FIELDS[name]
+    assert name.isidentifier()
+    assert name == name.lower()
+    assert field.description[0].isupper() or not field.description[0].isalpha()
+    assert field.unit
+
+
+@pytest.mark.parametrize("reason", DropReason)
+def test_every_reason_to_drop_an_episode_is_documented(reason: DropReason) -> None:
+    assert FIELDS[f"dropped_{reason}"].fold == "total"
+
+
+def test_what_a_run_writes_is_documented() -> None:
+    names = {name for record in trained_state().records for name in record} - {"kind"}
+    assert undocumented(sorted(names)) == []
+
+
+def test_a_total_is_explained_by_its_field_and_only_where_there_is_one() -> None:
+    total = field_of("interventions_total")
+    assert total is not None
+    assert total.description == "Times thinking was cut; since the run started"
+    assert undocumented(["loss_total", "interventions_total", "success/pick", "novel"]) == ["loss_total", "novel"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"), [("entropy", "policy/entropy"), ("interventions_total", "control/interventions_total"), ("novel", "other/novel")]
+)
+def test_tensorboard_groups_fields(name: str, tag: str) -> None:
+    assert tag_of(name) == tag
