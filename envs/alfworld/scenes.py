@@ -102,7 +102,8 @@ def _scene(
     places = []
     for thor_id, (x, z, rotation, horizon) in entry["receptacles"].items():
         parts = thor_id.split("|")
-        kind = parts[4] if len(parts) == 5 else parts[0]  # Sink|x|y|z|SinkBasin
+        # Sink|x|y|z|SinkBasin; but one room has a Bathtub|x|y|z|SinkBasin, which the game calls a bathtubbasin.
+        kind = f"{parts[0]}Basin" if len(parts) == 5 else parts[0]
         stand = f"loc|{round(x / 0.25)}|{round(z / 0.25)}|{round(rotation / 90)}|{horizon}"
         places.append(Place(pddl_token(thor_id), kind, (float(parts[1]), float(parts[2]), float(parts[3])), pddl_token(stand)))
     places += _without_layout(set(entry["kinds"]) & set(raw["receptacle_kinds"]) - {place.kind for place in places})
@@ -125,7 +126,9 @@ def _without_layout(kinds: set[str]) -> list[Place]:
     for kind in sorted(kinds):
         for _ in range(4 if kind == "StoveBurner" else 1):
             x = 9.0 + 0.25 * len(places)
-            thor_id = "|".join((kind, token(x), token(0.9), token(9.0)))
+            thor_id = "|".join((kind.removesuffix("Basin"), token(x), token(0.9), token(9.0)))
+            if kind.endswith("Basin"):  # Sink|x|y|z|SinkBasin: alfworld's names for things depend on it.
+                thor_id += "|" + kind
             places.append(Place(pddl_token(thor_id), kind, (x, 0.9, 9.0), pddl_token(f"loc|{round(x / 0.25)}|36|0|30")))
     return places
 

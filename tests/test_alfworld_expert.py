@@ -1,0 +1,98 @@
+"""The demonstrator wins, says what it does, and knows no more than the agent."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from envs.alfworld.environment import AlfWorld
+from envs.alfworld.game import TASK_TYPES
+from envs.play import expert_episode
+from envs.view import View
+
+SMALL, REAL = AlfWorld(), AlfWorld("real")
+
+
+def success(environment: AlfWorld, games: int) -> dict[str, float]:
+    won: Counter[str] = Counter()
+    for index in range(games):
+        played = expert_episode(environment, "held_out", index, random.Random(index))
+        won[played.task_type] += played.success
+    return {task: won[task] * len(TASK_TYPES) / games for task in TASK_TYPES}
+
+
+def test_it_wins_small_games():
+    assert min(success(SMALL, 300).values()) >= 0.98
+
+
+def test_it_wins_most_games_in_real_rooms():
+    assert min(success(REAL, 120).values()) >= 0.95
+
+
+def test_its_responses_are_valid_and_its_actions_admissible():
+    for index in range(60):
+        episode, rng = SMALL.start("train", index), random.Random(index)
+        view, expert = SMALL.view(episode), SMALL.expert(episode, rng)
+        done = False
+        while not done:
+            thought, action = expert.act(view)
+            assert SMALL.parse(f"<think>{thought}</think>\n<action>{action}</action>", view.observation.admissible).valid
+            result = episode.step(action)
+            view.record(action, result.observation)
+            done = result.done
+
+
+def test_its_thoughts_are_short():
+    lengths = [
+        len(response.partition("</think>")[0].split())
+        for index in range(60)
+        for _, response in expert_episode(SMALL, "train", index, random.Random(index)).turns
+    ]
+    assert max(lengths) <= 16
+
+
+def test_the_same_seed_gives_the_same_demonstration():
+    assert expert_episode(SMALL, "train", 7, random.Random(1)) == expert_episode(SMALL, "train", 7, random.Random(1))
+
+
+def test_other_seeds_give_other_words():
+    assert len({expert_episode(SMALL, "train", 7, random.Random(seed)).turns[0][1] for seed in range(20)}) > 1
+
+
+def test_it_decides_by_the_view_alone():
+    """Its action on a turn is that of an expert which is asked then for the first time."""
+    rng = random.Random(0)
+    rng.random = lambda: 1.0  # no detours
+    for index in range(60):
+        episode = SMALL.start("train", index)
+        view, expert = SMALL.view(episode), SMALL.expert(episode, rng)
+        for _ in range(SMALL.max_turns):
+            _, action = expert.act(view)
+            assert action == SMALL.expert(episode, rng).act(view)[1]
+            result = episode.step(action)
+            view.record(action, result.observation)
+            if result.done:
+                break
+
+
+@pytest.mark.parametrize("environment", [SMALL, REAL], ids=["small", "real"])
+def test_it_finishes_what_somebody_else_began(environment):
+    won = 0
+    for index in range(100):
+        rng = random.Random(index)
+        episode = environment.start("train", index)
+        view, expert = environment.view(episode), environment.expert(episode, rng)
+        for turn in range(environment.max_turns):
+            action = rng.choice(view.observation.admissible) if turn < 6 else expert.act(view)[1]
+            result = episode.step(action)
+            view.record(action, result.observation)
+            if result.done:
+                won += result.success
+                break
+    assert won >= 90
+
+
+def test_it_refuses_a_view_without_the_memory():
+    episode = SMALL.start("train", 0)
+    with pytest.raises(TypeError, match=r"environment\.view"):
+        SMALL.expert(episode, random.Random(0)).act(View(episode.task, episode.observation, history=2))
