@@ -17,7 +17,7 @@ mean    the mean of the gauges since the update before
 peak    the largest gauge since the update before
 total   counted: a gauge with the count since its process started, or an update message with the update's own share.
         The line has the share of the update as NAME and the count since the run started as NAME_total. Where both are
-        sent, the gauge holds.
+        sent, the gauge holds: it counts everything, a batch only what was trained on.
 """
 
 
@@ -37,8 +37,6 @@ FIELDS: dict[str, Field] = {
     "version": Field("1", "run", "latest", "Weight version that every engine runs"),
     # --- how good the policy is
     "episodes": Field("1", "policy", "total", "Episodes in the batch (evaluation: held-out games played)"),
-    "groups": Field("1", "policy", "value", "Groups in the batch"),
-    "informative_groups": Field("1", "policy", "value", "Groups whose returns differ: the others teach nothing at the episode level"),
     "success": Field("share", "policy", "value", "Episodes that reached their goal"),
     "reward": Field("1", "policy", "value", "Mean return of an episode, as the environment gives it"),
     "turns": Field("1", "policy", "value", "Mean turns of an episode"),
@@ -69,21 +67,23 @@ FIELDS: dict[str, Field] = {
     "mismatch_age0": Field("nats", "correction", "value", "Mean |log ratio| over tokens of age 0"),
     "effective_sample_size": Field("share", "correction", "value", "(sum w)^2 / (N sum w^2) of the importance weights before truncation"),
     "clip_fraction": Field("share", "correction", "value", "Tokens whose ratio was clipped or truncated"),
-    "masked_fraction": Field("share", "correction", "value", "Tokens left out of the loss for their ratio"),
     "kl": Field("nats", "correction", "value", "Mean of r - 1 - log r (k3), learner against engine"),
+    "kl_age0": Field("nats", "correction", "value", "The same over tokens of age 0"),
+    "kl_old": Field("nats", "correction", "value", "The same over older tokens"),
     "kl_k1": Field("nats", "correction", "value", "Mean of -log r (k1), learner against engine"),
     # --- the optimizer
     "loss": Field("1", "learner", "value", "Policy loss, token mean over the batch"),
     "grad_norm": Field("1", "learner", "value", "Norm of the gradient before clipping, mean over the optimizer steps"),
     "learning_rate": Field("1", "learner", "value", "Step size at the last optimizer step"),
     "optimizer_steps": Field("1", "learner", "value", "Optimizer steps of the update"),
+    "skipped_steps": Field("1", "learner", "value", "Optimizer steps left out because the gradient was not finite"),
+    "computed_turns_share": Field("share", "learner", "value", "Turns that went through the model: the others have no advantage"),
+    "padding_share": Field("share", "learner", "value", "Computed positions that were padding"),
     "advantage_std": Field("1", "learner", "value", "Standard deviation of the advantages over turns"),
     # --- where time goes
     "seconds_wait": Field("s", "time", "value", "The learner waited for trajectories"),
     "seconds_train": Field("s", "time", "value", "Forward, backward and optimizer"),
     "seconds_publish": Field("s", "time", "value", "Writing the weights until the engines run them"),
-    "seconds_checkpoint": Field("s", "time", "value", "Writing a checkpoint"),
-    "seconds_update": Field("s", "time", "value", "Since the update before"),
     "seconds_pause": Field("s", "time", "total", "Engines stood still for a weight update"),
     "idle_share_engine": Field("share", "time", "mean", "Of the time, with no turn in any engine"),
     "idle_share_learner": Field("share", "time", "value", "Of the update's seconds, spent waiting for trajectories"),

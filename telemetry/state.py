@@ -96,7 +96,7 @@ class RunState:
             case "update":
                 return self._record(self._update(stats.values, now))
             case "evaluation":
-                return self._record({"kind": "evaluation", "update": 0, "wall_seconds": self.wall_seconds(now)} | stats.values)
+                return self._record(self._evaluation(stats.values, now))
         return None
 
     # --- what readers ask
@@ -180,6 +180,14 @@ class RunState:
         self._last_update = now
         self._means.clear()
         self._peaks.clear()
+        return record
+
+    def _evaluation(self, values: dict[str, Value], now: float) -> Record:
+        record = {"kind": "evaluation", "update": 0, "wall_seconds": self.wall_seconds(now)} | values
+        if _is_number(tokens := values.get("evaluation_tokens")):
+            counter = self.counters["evaluation_tokens"]
+            counter.add(tokens)
+            record["evaluation_tokens_total"] = counter.total
         return record
 
     def _record(self, record: Record) -> Record:

@@ -237,6 +237,7 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     first = Run(tmp_path)
     first.gauge("controller", generated_tokens=100)
     first.update(1, after=60, trained_tokens=80)
+    first.evaluation(1, evaluation_tokens=40)
     first.collector.close()
 
     second = Run(tmp_path, resume=True)
@@ -244,6 +245,7 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     line = second.update(2, after=20, trained_tokens=20)
     assert (line["wall_seconds"], line["generated_tokens"]) == (80, 30)
     assert (line["generated_tokens_total"], line["trained_tokens_total"]) == (130, 100)
+    assert second.evaluation(2, evaluation_tokens=5)["evaluation_tokens_total"] == 45
 
 
 def test_updates_that_a_resumed_run_does_again_count_once(tmp_path: Path) -> None:

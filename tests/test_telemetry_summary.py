@@ -35,14 +35,14 @@ def age(mean: float, largest: int) -> dict:
 
 def trained_state() -> RunState:
     return state_of(
-        ("learner", "evaluation", {"update": 0, "success": 0.25, "episodes": 64, "success/pick": 0.5}),
+        ("learner", "evaluation", {"update": 0, "success": 0.25, "episodes": 64, "success/pick": 0.5, "evaluation_tokens": 150}),
         ("learner", "phase", {"phase": "training"}),
-        ("controller", "gauge", {"generated_tokens": 1000, "evaluation_tokens": 400, "wasted_tokens": 50}),
+        ("controller", "gauge", {"generated_tokens": 1000, "wasted_tokens": 50}),
         ("controller", "gauge", {"interventions": 7, "resamples": 2}),
         ("learner", "update", {"update": 1, "success": 0.5, "episodes": 8, "trained_tokens": 100} | age(0.0, 0)),
         ("learner", "update", {"update": 2, "success": 0.25, "episodes": 8, "trained_tokens": 300} | age(1.0, 2)),
         ("controller", "dropped", {"actor_lost": 3}),
-        ("learner", "evaluation", {"update": 2, "success": 0.75, "episodes": 64, "success/pick": 1.0}),
+        ("learner", "evaluation", {"update": 2, "success": 0.75, "episodes": 64, "success/pick": 1.0, "evaluation_tokens": 250}),
     )
 
 
