@@ -1,0 +1,153 @@
+"""One episode in an actor, with the environment's own expert in the place of the policy."""
+
+from __future__ import annotations
+
+import random
+import threading
+from functools import cache
+
+import pytest
+
+from actors.episode import EpisodePlayer
+from actors.prompting import Prompter
+from envs.base import EnvironmentFailure, Observation, StepResult
+from envs.play import expert_episode
+from envs.registry import make_environment
+from learner.tiny import CHAT_TEMPLATE, train_tokenizer
+from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
+from protocol.messages import Attempt, DropReason, EpisodeKey, Lease, Span, StopReason, TurnFailed, TurnResult
+
+LEASE = Lease(key=EpisodeKey(3, 1), attempt=0, split="held_out", task_index=5, seed=7)
+
+
+@cache
+def environment():
+    return make_environment("alfworld")
+
+
+@cache
+def tokenizer():
+    turns = [turn for i in range(20) for turn in expert_episode(environment(), "train", i, random.Random(i)).turns]
+    return train_tokenizer(600, turns)
+
+
+def prompter() -> Prompter:
+    return Prompter(tokenizer().to_str().encode(), CHAT_TEMPLATE)
+
+
+def result_of(request, text: str) -> TurnResult:
+    tokens = tokenizer().encode(text + "<|im_end|>", add_special_tokens=False).ids
+    kept = Attempt(
+        tokens=pack(tokens, INT32), log_probs=pack([-0.1] * len(tokens), FLOAT32), mask=pack([1] * len(tokens), UINT8),
+        spans=[Span(0, len(tokens), 0)], uncertainty=b"", entropy=b"", events=[], stop=StopReason.END, score=0.5, thinking=0,
+    )  # fmt: skip
+    return TurnResult(key=request.key, attempt=request.attempt, turn=request.turn, kept=kept, rejected=[])
+
+
+def player(take_turn, env=None, **settings) -> EpisodePlayer:
+    return EpisodePlayer(env or environment(), prompter(), take_turn, **{"step_timeout": 5.0, "max_prompt_tokens": 4000} | settings)
+
+
+def expert_turns(lease: Lease):
+    """A policy that answers as the expert does, and what it was asked."""
+    script = expert_episode(environment(), lease.split, lease.task_index, random.Random(0)).turns
+    asked = []
+
+    async def take_turn(request):
+        asked.append(prompter().text(unpack(request.prompt, INT32).tolist()))
+        return result_of(request, script[request.turn][1])
+
+    return take_turn, asked, script
+
+
+async def test_the_expert_wins_and_every_turn_is_recorded():
+    take_turn, asked, script = expert_turns(LEASE)
+    trajectory = await player(take_turn).play(LEASE)
+    assert trajectory.success and trajectory.dropped is None
+    assert len(trajectory.turns) == len(script) and all(turn.valid for turn in trajectory.turns)
+    assert [turn.reward for turn in trajectory.turns] == [0.0] * (len(script) - 1) + [10.0]
+
+
+async def test_a_live_actor_reads_the_same_prompts_as_the_expert_of_the_warm_start():
+    take_turn, asked, script = expert_turns(LEASE)
+    await player(take_turn).play(LEASE)
+    assert [prompt in text for (prompt, _), text in zip(script, asked, strict=True)] == [True] * len(script)
+
+
+async def test_an_invalid_action_is_executed_and_marked():
+    async def take_turn(request):
+        return result_of(request, "<action>look</action>" if request.turn else "no tags at all")
+
+    trajectory = await player(take_turn).play(LEASE)
+    assert not any(turn.valid for turn in trajectory.turns)
+    assert trajectory.turns[1].action == "look"
+
+
+async def test_an_engine_error_drops_the_episode():
+    async def take_turn(request):
+        return TurnFailed(key=request.key, attempt=0, turn=request.turn, reason=DropReason.ENGINE_ERROR, detail="down")
+
+    trajectory = await player(take_turn).play(LEASE)
+    assert (trajectory.dropped, trajectory.detail) == (DropReason.ENGINE_ERROR, "down")
+
+
+async def test_a_cancelled_episode_leaves_nothing():
+    async def take_turn(request):
+        return TurnFailed(key=request.key, attempt=0, turn=request.turn, reason=DropReason.CANCELLED, detail="")
+
+    assert await player(take_turn).play(LEASE) is None
+
+
+async def test_a_prompt_that_is_too_long_drops_the_episode_and_names_the_setting():
+    take_turn, _, _ = expert_turns(LEASE)
+    trajectory = await player(take_turn, max_prompt_tokens=10).play(LEASE)
+    assert trajectory.dropped is DropReason.ENV_ERROR and "engine.max_model_len" in trajectory.detail
+
+
+class Breaking:
+    """An environment that breaks in its first step: by an error, or by never returning."""
+
+    name, max_turns = "breaking", 5
+
+    def __init__(self, step) -> None:
+        self._step = step
+
+    def start(self, split, index):
+        return self
+
+    task, task_type, observation = "task", "type", Observation("text", ("look",))
+
+    def anchor(self):
+        return "anchor"
+
+    def view(self, episode):
+        return environment().view(environment().start("train", 0))
+
+    def prompt(self, view):
+        return "prompt"
+
+    def parse(self, response, admissible):
+        return environment().parse(response, admissible)
+
+    def step(self, action) -> StepResult:
+        return self._step()
+
+
+async def answer(request):
+    return result_of(request, "<think>a</think><action>look</action>")
+
+
+@pytest.mark.parametrize("error", [EnvironmentFailure("server down"), KeyError("x")])
+async def test_invariant_3_an_environment_error_is_a_dropped_episode_never_a_reward(error):
+    def step():
+        raise error
+
+    trajectory = await player(answer, Breaking(step)).play(LEASE)
+    assert trajectory.dropped is DropReason.ENV_ERROR and trajectory.turns == []
+
+
+async def test_a_step_that_hangs_is_an_environment_error_that_names_the_timeout():
+    release = threading.Event()
+    trajectory = await player(answer, Breaking(release.wait), step_timeout=0.05).play(LEASE)
+    release.set()
+    assert trajectory.dropped is DropReason.ENV_ERROR and "actor.step_timeout" in trajectory.detail
