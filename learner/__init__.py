@@ -1,0 +1,1 @@
+"""Trajectories in, weights out: advantages, off-policy corrections, updates, checkpoints, published weights."""

@@ -1,0 +1,37 @@
+"""What advantages are computed from, and the statistics they share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+EPSILON = 1e-6
+"""Added to a standard deviation before it divides."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeReturns:
+    """One episode of K turns."""
+
+    rewards: np.ndarray  # float64 [K], as the environment gave them
+    valid: np.ndarray  # bool [K]: the turn had a valid action
+    anchors: list[bytes]  # [K], equal exactly when what the agent was shown is
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReturns:
+    """The episodes of one task."""
+
+    episodes: list[EpisodeReturns]
+
+
+def centred(values: np.ndarray, normalise: bool) -> np.ndarray:
+    """values [N] less their mean, divided by their sample standard deviation (n - 1) + EPSILON if `normalise`.
+
+    Exactly 0 where all are equal, or where there is one: rounding must not become a gradient.
+    """
+    if len(values) < 2 or values.min() == values.max():
+        return np.zeros(len(values))
+    difference = values - values.mean()
+    return difference / (values.std(ddof=1) + EPSILON) if normalise else difference

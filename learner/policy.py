@@ -1,0 +1,43 @@
+"""The policy as the learner sees it: the log-probabilities of the response tokens that are trained on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from learner.batching import MicroBatch
+
+
+def load_policy(directory: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
+    """The causal language model in a Hugging Face directory, float32, in training mode (it has no dropout to speak of)."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
+    model.config.use_cache = False
+    return model.to(device).train()
+
+
+def load_tokenizer(directory: Path) -> Tokenizer:
+    """The tokenizer of the same directory."""
+    return Tokenizer.from_file(str(directory / "tokenizer.json"))
+
+
+def log_probs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probability of each trained token [N], and the entropy in nats of the distribution it was drawn from [N], float32.
+
+    Both at the sampling temperature. Only the N trained positions go through the language-model head: responses are a fraction
+    of the tokens, and logits are the widest tensor of all. Rows are padded on the right, so that causal attention needs no mask.
+    The entropy carries no gradient.
+    """
+    device = next(model.parameters()).device
+    hidden = model.model(input_ids=batch.tokens.to(device), use_cache=False).last_hidden_state
+    rows, columns = batch.rows.to(device), batch.columns.to(device)
+    logits = model.lm_head(hidden[rows, columns - 1]).float() / temperature
+    log_p = functional.log_softmax(logits, dim=-1)
+    with torch.no_grad():
+        entropy = -(log_p.exp() * log_p).sum(-1)
+    targets = batch.tokens.to(device)[rows, columns]
+    return log_p.gather(-1, targets[:, None]).squeeze(-1), entropy
