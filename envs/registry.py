@@ -1,7 +1,7 @@
 """Environments by name. Third parties add theirs without touching this project, by an entry point:
 
-    [project.entry-points."foray.environments"]
-    mygame = "mypackage.mymodule:make"        # make(**settings) -> envs.base.Environment
+[project.entry-points."foray.environments"]
+mygame = "mypackage.mymodule:make"        # make(**settings) -> envs.base.Environment
 """
 
 from __future__ import annotations

@@ -1,9 +1,15 @@
 """TextWorld's rules where they surprise. The texts and command lists as a whole are held by the parity and transcript tests."""
 
+import random
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from envs.alfworld.engine import NOTHING_HAPPENS, Engine, listing
+from envs.alfworld.environment import AlfWorld
 from envs.alfworld.game import Game, Goal, Item, Receptacle, names, pddl_token
+from envs.alfworld.memory import Transcript
 from envs.alfworld.scenes import load_facts
 
 FACTS = load_facts()
@@ -158,3 +164,44 @@ def test_looking_at_a_thing_in_light_needs_it_in_hand_beside_the_lamp():
     assert not played.won()
     run(played, "go to desk 1")
     assert played.won()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["small", "real"]), st.integers(0, 99_999), st.randoms(use_true_random=False))
+def test_every_admissible_command_does_something_and_no_thing_is_lost(size, index, rng):
+    played = Engine(AlfWorld(size).game("train", index))
+    things = {thing.id for thing in played.items}
+    for _ in range(25):
+        assert played.step(rng.choice(played.admissible())) != NOTHING_HAPPENS
+    assert {thing for _, thing in lying(played)} | carried(played) == {called(played, thing) for thing in things}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 99_999), st.integers(0, 2**32))
+def test_the_memory_of_a_transcript_is_true(index, seed):
+    rng = random.Random(seed)
+    played, memory = Engine(AlfWorld().game("train", index)), Transcript()
+    for _ in range(25):
+        command = rng.choice(played.admissible())
+        memory.note(command, played.step(command))
+    known = {(place, thing) for place, things in memory.contents.items() for thing in things or ()}
+    opened_or_open = {place for place, things in memory.contents.items() if things is not None}
+    assert known == {(place, thing) for place, thing in lying(played) if place in opened_or_open}
+    assert {memory.carrying} - {""} == carried(played)
+
+
+def called(played: Engine, identity: str) -> str:
+    return names([r.id for r in played.receptacles] + [i.id for i in played.items])[identity]
+
+
+def lying(played: Engine) -> set[tuple[str, str]]:
+    """(place, thing), read out of the engine's hidden state."""
+    return {
+        (called(played, played.receptacles[r].id), called(played, played.items[i].id))
+        for r, contents in enumerate(played._contents)
+        for i in contents
+    }
+
+
+def carried(played: Engine) -> set[str]:
+    return set() if played._held is None else {called(played, played.items[played._held].id)}

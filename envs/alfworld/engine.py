@@ -90,10 +90,11 @@ class Engine:
 
     def opening(self) -> str:
         """The first text of the game."""
-        around = [f"a {self._receptacle_names[r]}" for r in range(len(self.receptacles)) if self.receptacles[r].location]
-        room = self._look() if self._location in self._at else (
-            f"You are in the middle of a room. Looking quickly around you, you see {listing(around)}."
-        )
+        if self._location in self._at:
+            room = self._look()
+        else:
+            around = [f"a {self._receptacle_names[r]}" for r, receptacle in enumerate(self.receptacles) if receptacle.location]
+            room = f"You are in the middle of a room. Looking quickly around you, you see {listing(around)}."
         return f"-= Welcome to TextWorld, ALFRED! =-\n\n{room}\n\nYour task is to: {self.game.task}."
 
     def admissible(self) -> list[str]:

@@ -18,19 +18,22 @@ from typing import Any
 OUTPUT = Path(__file__).with_name("layouts.json")
 
 
+LICENCE = "alfworld-0.4.2.dist-info/LICENSE"
+
+
 def reader(source: Path) -> Callable[[str], str]:
-    """A function from a path under `alfworld/` to its text, for a wheel or for a directory that holds `alfworld/`."""
+    """A function from a path in the wheel to its text, for a wheel or for a directory into which one was unpacked."""
     if source.is_dir():
-        return lambda name: (source / "alfworld" / name).read_text()
+        return lambda name: (source / name).read_text()
     archive = zipfile.ZipFile(source)
-    return lambda name: archive.read(f"alfworld/{name}").decode()
+    return lambda name: archive.read(name).decode()
 
 
 def facts(read: Callable[[str], str]) -> dict[str, Any]:
     """All that a game needs to know about the rooms, as plain JSON."""
     constants: dict[str, Any] = {}
     # The module is a list of constants that imports only the standard library.
-    exec(compile(read("gen/constants.py"), "alfworld/gen/constants.py", "exec"), constants)
+    exec(compile(read("alfworld/gen/constants.py"), "alfworld/gen/constants.py", "exec"), constants)
 
     def whole(kinds: Any) -> list[str]:
         """Without the slices: those exist in AI2-THOR only, not in the text games."""
@@ -40,22 +43,19 @@ def facts(read: Callable[[str], str]) -> dict[str, Any]:
     held_out = set(constants["TEST_SCENE_NUMBERS"])
     scenes = {}
     for number in sorted(constants["SCENE_NUMBERS"]):
-        places = json.loads(read(f"gen/layouts/FloorPlan{number}-openable.json"))
+        places = json.loads(read(f"alfworld/gen/layouts/FloorPlan{number}-openable.json"))
         scenes[str(number)] = {
             "room": next(room for room, numbers in constants["SCENE_TYPE"].items() if number in numbers),
             "split": "held_out" if number in held_out else "train",
             "receptacles": {thor_id: places[thor_id] for thor_id in sorted(places)},
-            "kinds": sorted(json.loads(read(f"gen/layouts/FloorPlan{number}-objects.json"))),
+            "kinds": sorted(json.loads(read(f"alfworld/gen/layouts/FloorPlan{number}-objects.json"))),
         }
     affordances = constants["VAL_ACTION_OBJECTS"]
-    contains = {
-        kind: whole(things)
-        for kind, things in sorted(constants["VAL_RECEPTACLE_OBJECTS"].items())
-        if kind not in movable
-    }
+    contains = {kind: whole(things) for kind, things in sorted(constants["VAL_RECEPTACLE_OBJECTS"].items()) if kind not in movable}
     receptacle_kinds = sorted(set(constants["RECEPTACLES"]) - movable)
     return {
-        "source": "alfworld 0.4.2, MIT licence; written by envs/alfworld/extract.py",
+        "source": "Facts from alfworld 0.4.2, written by envs/alfworld/extract.py. Its licence:",
+        "licence": read(LICENCE),
         "receptacle_kinds": receptacle_kinds,
         "object_kinds": sorted(set(constants["OBJECTS_SET"]) - set(receptacle_kinds)),
         "movable_receptacles": sorted(movable),

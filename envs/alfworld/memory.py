@@ -23,7 +23,8 @@ _RESULT = {"clean": "clean", "heat": "hot", "cool": "cool"}
 class Transcript:
     """Attributes are names as the game gives them ("mug 1").
 
-    `contents`: things by place, in order of first sight; None for a place seen closed only. `place`: where the agent last
+    `contents`: things by place, in order of first sight; None for a place seen closed only. A place that was never looked at,
+    but into which something was put, counts as seen with that alone (possible only at shared locations). `place`: where the agent last
     arrived, or touched something. `carrying`: "" for nothing. `treated`: states by thing, of clean, hot, cool.
     """
 
@@ -53,6 +54,7 @@ class Transcript:
             self.contents[self.place] = [*(held or []), found[1]]
         elif found := _TREAT.match(text):
             self.place = found[3]
-            states = [s for s in self.treated.get(found[2], ()) if s == "clean"] if found[1] != "clean" else self.treated.get(found[2], [])
             result = _RESULT[found[1]]
-            self.treated[found[2]] = states if result in states else [*states, result]
+            # Hot and cool undo each other, clean stays.
+            kept = [state for state in self.treated.get(found[2], ()) if state == "clean" or result == "clean"]
+            self.treated[found[2]] = kept if result in kept else [*kept, result]

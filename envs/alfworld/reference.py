@@ -116,13 +116,14 @@ def main() -> None:
         sys.exit(__doc__)
     if missing := missing_packages():
         sys.exit(f"install first: {', '.join(missing)}")
+    small, real = AlfWorld(), AlfWorld("real")
     transcripts = []
-    for size in ("small", "real"):
-        environment = AlfWorld(size)
-        for index in range(len(TASK_TYPES)):
-            # One of each pair is won by the expert first, the other only wandered through.
-            commands = expert_commands(environment, "held_out", index) if size == "small" else []
-            transcripts.append(record(environment.game("held_out", index), commands, random.Random(index)))
+    for index in range(len(TASK_TYPES)):
+        # Of each type one game that the expert wins first, and one in a real room, not a large one, for wandering only.
+        commands = expert_commands(small, "held_out", index)
+        transcripts.append(record(small.game("held_out", index), commands, random.Random(index)))
+        games = [real.game("held_out", other) for other in range(index, 20 * len(TASK_TYPES), len(TASK_TYPES))]
+        transcripts.append(record(min(games, key=lambda game: len(game.receptacles)), [], random.Random(index)))
     Path(sys.argv[1]).write_text("[\n" + ",\n".join(json.dumps(t, separators=(",", ":")) for t in transcripts) + "\n]\n")
 
 

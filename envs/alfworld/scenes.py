@@ -78,9 +78,7 @@ def load_facts() -> Facts:
     kinds = set(raw["object_kinds"]) | {thing for things in contains.values() for thing in things} | set(raw["toggleable"])
     affordances = {kind: frozenset(_affordances(kind, raw)) for kind in kinds}
     scenes = tuple(_scene(int(number), entry, raw, contains, affordances) for number, entry in raw["scenes"].items())
-    return Facts(
-        tuple(raw["receptacle_kinds"]), tuple(sorted(kinds)), frozenset(raw["openable"]), contains, affordances, scenes
-    )
+    return Facts(tuple(raw["receptacle_kinds"]), tuple(sorted(kinds)), frozenset(raw["openable"]), contains, affordances, scenes)
 
 
 def _affordances(kind: str, raw: Mapping[str, Any]) -> list[str]:
