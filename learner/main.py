@@ -99,6 +99,7 @@ class Learner:
             await self._publish(groups, last=False)
             seconds_publish = time.monotonic() - started
             busy = metrics["seconds_train"] + seconds_publish
+            await self._send("dropped", dict(self._buffer.dropped))
             await self._send("update", {
                 **rollout_metrics([t for group in trajectories for t in group]), **metrics,
                 "update": self.training.update_number, "version": self.training.update_number,
@@ -244,7 +245,6 @@ class Learner:
         while True:
             await asyncio.sleep(1.0)
             await self._send("gauge", {"loop_lag": self._lag.read().worst, "queue_trajectories": self._buffer.waiting()})
-            await self._send("dropped", dict(self._buffer.dropped))
 
     async def _phase(self, phase: str, done: float | None = None, of: float | None = None) -> None:
         await self._send("phase", {"phase": phase} | ({"done": done, "of": of} if of else {}))

@@ -294,7 +294,7 @@ class Steer(Message):
 
 
 class Stats(Message):
-    """Numbers from one process. `event` is "update", "evaluation", "phase" or "gauge"."""
+    """Numbers from one process. `event` is "update", "evaluation", "phase", "gauge" or "dropped" (episodes by reason, so far)."""
 
     source: str  # process name
     event: str

@@ -17,39 +17,46 @@ from config import Job
 from controller.engine.server import EngineNotReady, engine_command, wait_ready
 from protocol.codec import FrameReader
 from protocol.messages import Stats
-from supervisor.children import Child, ChildFailed, last_words, start, stop_all
+from supervisor.children import Child, last_words, start, stop_all
 from supervisor.job import clean_up, job_file
 from telemetry.collector import Collector
+from telemetry.loop_lag import LoopLag
 from telemetry.progress import Progress
 from telemetry.summary import summarise, summary_text, write_summary
 
 TICK = 0.25
 """Seconds between two looks at the children and two drawings of the progress."""
 
+LAST_WORDS = 0.3
+"""Seconds in which what the processes sent just before they ended arrives."""
+
 
 async def train(job: Job, console: Console) -> dict:
-    """Run the job to its end; returns its summary. Raises ChildFailed or EngineNotReady when a process failed."""
-    config = job.config
+    """Run the job to its end; returns its summary. Raises ChildFailed or EngineNotReady when a process failed.
+
+    A run that got as far as one measurement leaves a summary, however it ends.
+    """
     run_dir = Path(job.run_dir)
     collector = Collector(run_dir, resume=job.resume)
     ended = "finished"
-    with Progress(collector.state, config.run.updates, config.run.minutes, console) as progress:
-        async with receiving(job, collector):
-            run = Run(job, collector, progress)
-            try:
-                await run.until_learner_ends()
-                if run.interrupted:
-                    ended = "interrupted"
-            except BaseException as error:
-                ended = f"{type(error).__name__}: {error}".splitlines()[0]
-                raise
-            finally:
-                stop_all(list(reversed(run.children)))
-                clean_up(job)
-                collector.close()
-                if collector.state.updates or collector.state.evaluations:
-                    summary = summarise(collector.state, time.monotonic(), ended)
-                    write_summary(run_dir, summary)
+    try:
+        with Progress(collector.state, job.config.run.updates, job.config.run.minutes, console) as progress:
+            async with receiving(job, collector) as received:
+                run = Run(job, collector, progress, received)
+                try:
+                    await run.until_learner_ends()
+                finally:
+                    stop_all(list(reversed(run.children)))
+                ended = "interrupted" if run.interrupted else "finished"
+    except BaseException as error:
+        ended = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise
+    finally:
+        clean_up(job)
+        collector.close()
+        summary = summarise(collector.state, time.monotonic(), ended)
+        if collector.state.updates or collector.state.evaluations:
+            write_summary(run_dir, summary)
     console.print(summary_text(summary))
     return summary
 
@@ -57,8 +64,9 @@ async def train(job: Job, console: Console) -> dict:
 class Run:
     """The processes of one run."""
 
-    def __init__(self, job: Job, collector: Collector, progress: Progress) -> None:
+    def __init__(self, job: Job, collector: Collector, progress: Progress, received: asyncio.Task) -> None:
         self.children: list[Child] = []
+        self._received = received
         self.interrupted = False
         self._job = job
         self._collector = collector
@@ -111,6 +119,8 @@ class Run:
         while not over():
             for child in self.children:
                 child.check()
+            if self._received.done():
+                self._received.result()  # what broke in the collector (a full disk, say) ends the run
             self._progress.tick()
             await asyncio.sleep(TICK)
         for child in self.children:
@@ -149,28 +159,30 @@ class Run:
 
 
 @contextlib.asynccontextmanager
-async def receiving(job: Job, collector: Collector, context: zmq.asyncio.Context | None = None) -> AsyncIterator[None]:
-    """While inside, what processes report goes to the collector."""
+async def receiving(job: Job, collector: Collector, context: zmq.asyncio.Context | None = None) -> AsyncIterator[asyncio.Task]:
+    """While inside, what processes report goes to the collector; yields the task that does it."""
     own = context or zmq.asyncio.Context()
     socket = own.socket(zmq.PULL)
     socket.bind(job.endpoints.stats)
-    reader = FrameReader()
-
-    async def receive() -> None:
-        while True:
-            message = reader.read(b"stats", await socket.recv())
-            if isinstance(message, Stats):
-                collector.handle(message)
-
-    task = asyncio.create_task(receive())
+    lag = LoopLag()
+    tasks = [asyncio.create_task(_receive(socket, collector, lag)), asyncio.create_task(lag.run())]
     try:
-        yield
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.2):  # what was sent just before the end
-                await task
+        yield tasks[0]
+        await asyncio.wait(tasks, timeout=LAST_WORDS)
     finally:
-        task.cancel()
-        await asyncio.wait([task])
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
         socket.close(linger=0)
         if context is None:
             own.term()
+
+
+async def _receive(socket: zmq.asyncio.Socket, collector: Collector, lag: LoopLag) -> None:
+    reader = FrameReader()
+    while True:
+        message = reader.read(b"stats", await socket.recv())
+        if isinstance(message, Stats):
+            if message.event == "update":
+                collector.handle(Stats(source="supervisor", event="gauge", values={"loop_lag": lag.read().worst}))
+            collector.handle(message)
