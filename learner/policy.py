@@ -9,12 +9,14 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from learner.batching import MicroBatch
 
 
 def load_policy(directory: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
     """The causal language model in a Hugging Face directory, float32, in training mode (it has no dropout to speak of)."""
+    disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
     model.config.use_cache = False
     return model.to(device).train()

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 from config import ModelSection
 
@@ -49,6 +50,7 @@ def build_tiny(directory: Path, settings: ModelSection, turns: Iterable[tuple[st
 
     The directory appears complete or not at all; one that exists is replaced.
     """
+    disable_progress_bar()
     directory = Path(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
     unfinished = directory.parent / f".{directory.name}-{os.getpid()}"

@@ -1,0 +1,34 @@
+"""`python -m learner.build JOB`: make the tiny policy of a run, random weights and a tokenizer, so that an engine can load it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from config import Config, Job
+from envs.registry import make_environment
+from learner.demonstrations import demonstrations
+from learner.tiny import build_tiny
+
+TOKENIZER_EPISODES = 500
+"""Demonstrations that the tokenizer learns its words from; more of them change nothing."""
+
+
+def build_policy(job: Job) -> None:
+    """Write the policy to the job's model directory, unless it is there."""
+    directory, config = Path(job.model_dir), job.config
+    if directory.exists():
+        return
+    environment = make_environment(config.env.name, **environment_settings(config))
+    episodes = demonstrations(environment, TOKENIZER_EPISODES, config.run.seed)
+    build_tiny(directory, config.model, (turn for turns in episodes for turn in turns), config.run.seed)
+
+
+def environment_settings(config: Config) -> dict:
+    """The environment's own settings: those of [env] but its name, unset ones left to the environment."""
+    values = {name: getattr(config.env, name) for name in config.env.__struct_fields__ if name != "name"}
+    return {name: value for name, value in values.items() if value != []}
+
+
+if __name__ == "__main__":
+    build_policy(Job.load(Path(sys.argv[1])))

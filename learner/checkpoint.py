@@ -1,0 +1,78 @@
+"""Checkpoints: a Hugging Face directory that anything can load, and beside the weights what training needs to go on.
+
+    <run>/checkpoints/000020/  config.json  model.safetensors  tokenizer.json  …
+                               training_state/  state.json  optimizer.pt
+
+One is written under another name and renamed when it is whole, so whatever bears a number can be loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+import torch
+from transformers import PreTrainedModel
+
+STATE = "training_state"
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
+
+
+class IntakeState(msgspec.Struct, frozen=True, kw_only=True):
+    """What the learner had taken in: all groups below `next_group` are in the weights, or dropped."""
+
+    log_position: int = 0  # offset in the episode log of the first record that may not be in the weights
+    next_group: int = 0
+    next_evaluation: int = 0
+
+
+class TrainingState(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is not a tensor."""
+
+    update: int  # updates so far; also the version of the weights
+    intake: IntakeState
+    rng: dict  # state of numpy's bit generator
+
+
+def checkpoints_dir(run_dir: Path) -> Path:
+    return Path(run_dir) / "checkpoints"
+
+
+def save(run_dir: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: TrainingState, tokenizer_from: Path) -> Path:
+    """Write a checkpoint, replacing one of the same update. `tokenizer_from`: the directory the policy was loaded from."""
+    final = checkpoints_dir(run_dir) / f"{state.update:06d}"
+    unfinished = final.parent / f".{final.name}-{os.getpid()}"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    (unfinished / STATE).mkdir(parents=True)
+    save_policy(unfinished, model, tokenizer_from)
+    torch.save(optimizer.state_dict()["state"], unfinished / STATE / "optimizer.pt")
+    (unfinished / STATE / "state.json").write_bytes(msgspec.json.encode(state))
+    if final.exists():
+        # A directory cannot replace one that is not empty: for a moment there is none of this number, the one before it is whole.
+        shutil.rmtree(final)
+    os.replace(unfinished, final)
+    return final
+
+
+def save_policy(directory: Path, model: PreTrainedModel, tokenizer_from: Path) -> None:
+    """The weights (float32) and the configuration, with the tokenizer's and whatever other small files it came with."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in Path(tokenizer_from).iterdir():
+        if file.is_file() and not file.name.endswith(_WEIGHTS):
+            shutil.copy(file, directory / file.name)
+    model.save_pretrained(directory)
+
+
+def load(directory: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Restore an optimizer, built with the settings of now, and return the rest. The weights: `load_policy(directory)`."""
+    moments = torch.load(directory / STATE / "optimizer.pt", weights_only=True)
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    return msgspec.json.decode((directory / STATE / "state.json").read_bytes(), type=TrainingState)
+
+
+def latest(run_dir: Path) -> Path | None:
+    """The newest checkpoint of a run, or None. One that was never finished has no number for a name."""
+    numbered = [path for path in checkpoints_dir(run_dir).glob("*") if path.name.isdecimal()]
+    return max(numbered, key=lambda path: int(path.name), default=None)

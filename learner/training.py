@@ -1,0 +1,131 @@
+"""The learner's numerics as its main loop sees them: begin or restore, update, checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import torch
+from transformers import PreTrainedModel
+
+from config import Config, Job
+from envs.registry import make_environment
+from learner import checkpoint
+from learner.batching import samples_of
+from learner.build import environment_settings
+from learner.checkpoint import IntakeState, TrainingState
+from learner.demonstrations import TurnTokenizer
+from learner.policy import load_policy, load_tokenizer
+from learner.update import Updater
+from learner.warm_start import warm_start
+from protocol.messages import Trajectory
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[str, float, float], None]
+
+
+class Training:
+    """A policy in training. Make one with `begin` or `restore`."""
+
+    def __init__(self, job: Job, updater: Updater, update_number: int, intake_state: IntakeState) -> None:
+        self._job = job
+        self._updater = updater
+        self.update_number = update_number
+        """Updates so far, which is also the version of the weights."""
+        self.intake_state = intake_state
+        """Where the intake of trajectories starts."""
+
+    @property
+    def model(self) -> PreTrainedModel:
+        return self._updater.model
+
+    @classmethod
+    def begin(cls, job: Job, progress: Progress) -> Training:
+        """The policy in the job's model directory, warm-started if that is asked for and was not done before."""
+        model = load_policy(Path(job.model_dir), _device())
+        if job.config.model.name == "tiny" and job.config.warm_start.episodes:
+            _warm_started(model, job, progress)
+        return cls(job, _updater(model, job.config), 0, IntakeState())
+
+    @classmethod
+    def restore(cls, job: Job, progress: Progress) -> Training:
+        """The newest checkpoint of the run. FileNotFoundError if there is none."""
+        directory = checkpoint.latest(Path(job.run_dir))
+        if directory is None:
+            raise FileNotFoundError(f"{job.run_dir} has no checkpoint to resume from")
+        updater = _updater(load_policy(directory, _device()), job.config)
+        state = checkpoint.load(directory, updater.optimizer)
+        updater.rng.bit_generator.state = state.rng
+        return cls(job, updater, state.update, state.intake)
+
+    def update(self, groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
+        """One update on groups of played episodes; its numbers, by the names of telemetry/fields.py."""
+        samples = samples_of(groups, self.update_number, self._job.config.learner)
+        metrics = self._updater.update(samples)
+        self.update_number += 1
+        returns = [[sum(turn.reward for turn in episode.turns) for episode in group] for group in groups]
+        return {
+            "groups": float(len(groups)),
+            "informative_groups": float(sum(len(set(values)) > 1 for values in returns)),
+            **metrics,
+        }
+
+    def checkpoint(self, *, log_position: int, next_group: int, next_evaluation: int) -> Path:
+        """Write everything that `restore` needs to go on as if nothing had happened."""
+        intake = IntakeState(log_position=log_position, next_group=next_group, next_evaluation=next_evaluation)
+        state = TrainingState(update=self.update_number, intake=intake, rng=self._updater.rng.bit_generator.state)
+        return checkpoint.save(Path(self._job.run_dir), self.model, self._updater.optimizer, state, Path(self._job.model_dir))
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _updater(model: PreTrainedModel, config: Config) -> Updater:
+    if config.learner.threads:
+        torch.set_num_threads(config.learner.threads)
+    return Updater(model, config.learner, config.sampling.temperature, config.run.seed)
+
+
+def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:
+    """Warm-start `model` in place, or load the weights of the same warm start done before."""
+    config = job.config
+    model_dir = Path(job.model_dir)
+    kept = cache_dir(config) / f"policy-{_digest(config, model_dir)}"
+    if kept.exists():
+        log.info("warm-started before: %s", kept)
+        model.load_state_dict(load_policy(kept).state_dict())
+        return
+    settings = msgspec.json.decode((model_dir / "tokenizer_config.json").read_bytes())
+    turn_tokenizer = TurnTokenizer(load_tokenizer(model_dir), settings["chat_template"], settings["eos_token"])
+    environment = make_environment(config.env.name, **environment_settings(config))
+    # Nothing else computes yet: the engine waits for these weights.
+    torch.set_num_threads(os.cpu_count() or 1)
+    stats = warm_start(model, turn_tokenizer, environment, config.warm_start, config.run.seed, progress)
+    log.info("warm start: %s", json.dumps(stats))
+    unfinished = kept.with_name(f".{kept.name}-{os.getpid()}")
+    checkpoint.save_policy(unfinished, model, model_dir)
+    try:
+        os.replace(unfinished, kept)
+    except OSError:  # another run has just finished the same one
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def cache_dir(config: Config) -> Path:
+    """Where warm-started policies are kept."""
+    return Path(config.run.cache_dir or "~/.cache/foray").expanduser()
+
+
+def _digest(config: Config, model_dir: Path) -> str:
+    """Of all that a warm-started policy depends on: the settings, and the tokens, which show a change of the prompts too."""
+    digest = hashlib.sha256(msgspec.json.encode([config.env, config.model, config.warm_start, config.run.seed]))
+    for name in ("tokenizer.json", "config.json"):
+        digest.update((model_dir / name).read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,107 @@
+"""Warm start: imitate the environment's expert (rejection-sampling fine-tuning on the episodes it won), before RL."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from config import WarmStartSection
+from envs.base import Environment
+from learner.batching import Sample, microbatches
+from learner.demonstrations import TurnTokenizer, demonstrations
+from learner.policy import log_probs
+
+Progress = Callable[[str, float, float], None]
+"""(phase, done, of)"""
+
+WARM_UP = 0.05
+"""Share of the steps over which the step size rises."""
+FINAL = 0.02
+"""Share of the step size that is left at the end."""
+MICROBATCH_TOKENS = 2048
+"""Small enough for the activations of a small model to stay in the processor's cache."""
+GRADIENT_CLIP = 1.0
+
+
+def warm_start(
+    model: PreTrainedModel,
+    turn_tokenizer: TurnTokenizer,
+    environment: Environment,
+    settings: WarmStartSection,
+    seed: int,
+    progress: Progress,
+) -> dict[str, float]:
+    """Train `model` in place; returns what it took and came to: the loss (nats a token) is a mean over the last tenth."""
+    started = time.monotonic()
+    samples: list[Sample] = []
+    for number, turns in enumerate(demonstrations(environment, settings.episodes, seed)):
+        samples += turn_tokenizer.samples(turns)
+        if number % 100 == 0:
+            progress("demonstrations", number, settings.episodes)
+    if not samples:
+        raise ValueError("the expert won no episode to learn from: check env.* and warm_start.episodes")
+    rng = np.random.default_rng(seed)
+    batches = list(token_batches(samples, settings.batch_tokens, settings.epochs, rng))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    losses = []
+    for step, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * schedule(step, len(batches))
+        losses.append(_imitation_step(model, optimizer, batch))
+        progress("warm start", step + 1, len(batches))
+    return {
+        "episodes": float(settings.episodes),
+        "turns": float(len(samples)),
+        "steps": float(len(batches)),
+        "tokens": float(sum(sample.length for batch in batches for sample in batch)),
+        "loss": float(np.mean(losses[-max(1, len(losses) // 10) :])),
+        "seconds": time.monotonic() - started,
+    }
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the peak step size at `step` of `steps`: linear warm-up, then a cosine down to FINAL."""
+    rising = max(1, round(WARM_UP * steps))
+    if step < rising:
+        return (step + 1) / rising
+    through = (step - rising) / max(1, steps - rising)
+    return FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * through))
+
+
+def token_batches(samples: Sequence[Sample], batch_tokens: int, epochs: float, rng: np.random.Generator) -> Iterator[list[Sample]]:
+    """Random batches of about `batch_tokens` prompt and response tokens; every epoch has a new order, the last may be cut short."""
+    left = epochs * sum(sample.length for sample in samples)
+    batch: list[Sample] = []
+    size = 0
+    while left > 0:
+        for index in rng.permutation(len(samples)):
+            batch.append(samples[index])
+            size += samples[index].length
+            left -= samples[index].length
+            if size >= batch_tokens:
+                yield batch
+                batch, size = [], 0
+            if left <= 0:
+                break
+    if batch:
+        yield batch
+
+
+def _imitation_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, samples: Sequence[Sample]) -> float:
+    """One step on the mean cross-entropy of the response tokens, in nats, which is returned."""
+    denominator = sum(sample.trained_tokens for sample in samples)
+    total = 0.0
+    optimizer.zero_grad(set_to_none=True)
+    for batch in microbatches(samples, MICROBATCH_TOKENS):
+        log_pi, _ = log_probs(model, batch, temperature=1.0)
+        loss = -log_pi.sum() / denominator
+        loss.backward()
+        total += float(loss.detach())
+    torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
+    optimizer.step()
+    return total
