@@ -116,6 +116,7 @@ def main() -> None:
         sys.exit(__doc__)
     if missing := missing_packages():
         sys.exit(f"install first: {', '.join(missing)}")
+    output = Path(sys.argv[1])  # Read now: fast_downward writes its own arguments into sys.argv.
     small, real = AlfWorld(), AlfWorld("real")
     transcripts = []
     for index in range(len(TASK_TYPES)):
@@ -124,7 +125,7 @@ def main() -> None:
         transcripts.append(record(small.game("held_out", index), commands, random.Random(index)))
         games = [real.game("held_out", other) for other in range(index, 20 * len(TASK_TYPES), len(TASK_TYPES))]
         transcripts.append(record(min(games, key=lambda game: len(game.receptacles)), [], random.Random(index)))
-    Path(sys.argv[1]).write_text("[\n" + ",\n".join(json.dumps(t, separators=(",", ":")) for t in transcripts) + "\n]\n")
+    output.write_text("[\n" + ",\n".join(json.dumps(t, separators=(",", ":")) for t in transcripts) + "\n]\n")
 
 
 if __name__ == "__main__":
