@@ -113,6 +113,8 @@ def _ages(spans: Sequence[Span], tokens: int, version: int) -> np.ndarray:
 
 def minibatches(samples: Sequence[Sample], count: int, rng: np.random.Generator) -> list[list[Sample]]:
     """The samples, shuffled, in `count` parts of nearly equal size; fewer parts if there are fewer samples."""
+    if not samples:
+        return []
     order = rng.permutation(len(samples))
     return [[samples[i] for i in part] for part in np.array_split(order, min(count, len(samples)))]
 

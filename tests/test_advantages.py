@@ -1,0 +1,110 @@
+"""Advantages against slow references, and what must hold of them whatever the group."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config import LearnerSection
+from learner.advantages import ESTIMATORS, EpisodeReturns, GroupReturns
+from learner.advantages.gigpo import step_advantages
+
+ANCHORS = [b"a", b"b", b"c"]
+
+
+@st.composite
+def episodes(draw) -> EpisodeReturns:
+    turns = draw(st.integers(1, 6))
+    rewards = draw(st.lists(st.sampled_from([0.0, 0.0, 1.0, 10.0, -0.5]), min_size=turns, max_size=turns))
+    valid = draw(st.lists(st.booleans(), min_size=turns, max_size=turns))
+    anchors = draw(st.lists(st.sampled_from(ANCHORS), min_size=turns, max_size=turns))
+    return EpisodeReturns(np.array(rewards), np.array(valid), anchors)
+
+
+groups = st.lists(episodes(), min_size=1, max_size=6).map(GroupReturns)
+settings = st.builds(
+    LearnerSection,
+    normalise=st.booleans(),
+    discount=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
+    step_weight=st.sampled_from([0.0, 1.0, 2.5]),
+    invalid_penalty=st.sampled_from([0.0, 0.1, 1.0]),
+)
+
+
+def standing(value: float, values: list[float], normalise: bool) -> float:
+    """The textbook: value less the mean, over the sample standard deviation + 1e-6."""
+    mean = math.fsum(values) / len(values)
+    if not normalise:
+        return value - mean
+    variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1) if len(values) > 1 else 0.0
+    return (value - mean) / (math.sqrt(variance) + 1e-6)
+
+
+def grpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
+    returns = [math.fsum(e.rewards) for e in group.episodes]
+    return [
+        [standing(returns[i], returns, s.normalise) - (0.0 if valid else s.invalid_penalty) for valid in e.valid]
+        for i, e in enumerate(group.episodes)
+    ]
+
+
+def gigpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
+    to_go = {
+        (i, k): math.fsum(s.discount ** (j - k) * e.rewards[j] for j in range(k, len(e.rewards)))
+        for i, e in enumerate(group.episodes)
+        for k in range(len(e.rewards))
+    }
+    advantages = grpo_reference(group, s)
+    for (i, k), value in to_go.items():
+        same = [v for (n, m), v in to_go.items() if group.episodes[n].anchors[m] == group.episodes[i].anchors[k]]
+        advantages[i][k] += s.step_weight * standing(value, same, s.normalise)
+    return advantages
+
+
+@pytest.mark.parametrize(("name", "reference"), [("grpo", grpo_reference), ("gigpo", gigpo_reference)])
+@given(group=groups, settings=settings)
+def test_estimator_equals_slow_reference(name, reference, group, settings):
+    for computed, expected in zip(ESTIMATORS[name](group, settings), reference(group, settings), strict=True):
+        assert computed.dtype == np.float64
+        np.testing.assert_allclose(computed, expected, rtol=1e-6, atol=1e-7)
+
+
+def episode(rewards, anchors=None, valid=None) -> EpisodeReturns:
+    turns = len(rewards)
+    return EpisodeReturns(
+        np.array(rewards, dtype=np.float64), np.array(valid or [True] * turns), anchors or [bytes([i]) for i in range(turns)]
+    )
+
+
+def test_equal_returns_give_exactly_zero():
+    # 10 * 0.95**k three times: their mean is not exactly their value, and 1e-15 / 1e-6 would be a gradient.
+    group = GroupReturns([episode([0, 0, 0, 10]) for _ in range(3)])
+    for name in ESTIMATORS:
+        assert all((a == 0).all() for a in ESTIMATORS[name](group, LearnerSection()))
+
+
+def test_failures_that_differ_in_validity_alone_stay_small():
+    group = GroupReturns([episode([0, 0], valid=[True, False]), episode([0, 0]), episode([0])])
+    for name in ESTIMATORS:
+        first, second, third = ESTIMATORS[name](group, LearnerSection(normalise=True, invalid_penalty=0.1))
+        assert first.tolist() == [0.0, -0.1] and not second.any() and not third.any()
+
+
+def test_anchor_seen_by_one_turn_gives_no_step_advantage():
+    group = GroupReturns([episode([0, 10], anchors=[b"a", b"b"]), episode([0, 0], anchors=[b"c", b"d"])])
+    assert all(not a.any() for a in step_advantages(group, LearnerSection()))
+
+
+def test_step_advantage_prefers_the_turn_nearer_to_the_reward():
+    group = GroupReturns([episode([0, 0, 10], anchors=[b"a", b"a", b"b"])])
+    (advantages,) = step_advantages(group, LearnerSection(normalise=False, discount=0.5))
+    np.testing.assert_allclose(advantages, [-1.25, 1.25, 0.0])
+
+
+@given(group=groups, settings=settings, shift=st.sampled_from([-3.0, 5.0]))
+def test_grpo_ignores_a_constant_added_to_every_return(group, settings, shift):
+    moved = GroupReturns([EpisodeReturns(np.append(e.rewards[:-1], e.rewards[-1] + shift), e.valid, e.anchors) for e in group.episodes])
+    for before, after in zip(ESTIMATORS["grpo"](group, settings), ESTIMATORS["grpo"](moved, settings), strict=True):
+        np.testing.assert_allclose(before, after, atol=1e-6)

@@ -1,0 +1,110 @@
+"""From trajectories to micro-batches: nothing is lost, nothing masked gets in."""
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from learner_fixtures import random_group, random_turn
+
+from config import LearnerSection
+from learner.batching import Sample, collate, microbatches, minibatches, samples_of
+from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
+from protocol.messages import DropReason, Span
+
+VOCABULARY = 50
+
+
+@st.composite
+def samples(draw) -> Sample:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    length = draw(st.integers(1, 9))
+    return Sample(
+        prompt=rng.integers(1, VOCABULARY, draw(st.integers(1, 30)), dtype=np.int32),
+        response=rng.integers(1, VOCABULARY, length, dtype=np.int32),
+        mask=rng.random(length) < 0.7,
+        log_mu=rng.normal(size=length).astype(np.float32),
+        age=rng.integers(0, 3, length, dtype=np.int32),
+        advantage=draw(st.sampled_from([0.0, 1.0, -2.0])),
+    )
+
+
+def replace_turn(group, **changes):
+    """The group with its very first turn made anew."""
+    first = group[0]
+    turn = random_turn(np.random.default_rng(5), VOCABULARY, **changes)
+    return [msgspec.structs.replace(first, turns=[turn, *first.turns[1:]]), *group[1:]]
+
+
+@given(st.lists(samples(), min_size=1, max_size=12), st.integers(8, 120))
+def test_microbatches_hold_every_trained_token_once(batch, budget):
+    seen = []
+    for micro in microbatches(batch, budget):
+        assert micro.tokens.numel() <= budget or len(micro.tokens) == 1
+        picked = micro.tokens[micro.rows, micro.columns]
+        seen += zip(picked.tolist(), micro.log_mu.tolist(), micro.age.tolist(), micro.advantage.tolist(), strict=True)
+    expected = [
+        (int(s.response[t]), float(s.log_mu[t]), int(s.age[t]), s.advantage)
+        for s in batch if s.advantage for t in np.flatnonzero(s.mask)
+    ]  # fmt: skip
+    assert sorted(seen) == sorted(expected)
+
+
+@given(st.lists(samples(), min_size=1, max_size=6))
+def test_collate_pads_on_the_right(batch):
+    micro = collate(batch)
+    for row, sample in zip(micro.tokens.numpy(), batch, strict=True):
+        np.testing.assert_array_equal(row[: sample.length], np.concatenate([sample.prompt, sample.response]))
+        assert not row[sample.length :].any()
+    assert micro.padding == micro.tokens.numel() - sum(sample.length for sample in batch)
+
+
+def test_minibatches_are_a_partition_and_follow_the_seed():
+    rng = np.random.default_rng(0)
+    turns = samples_of([random_group(rng, VOCABULARY, members=8)], 0, LearnerSection())
+    parts = minibatches(turns, 3, np.random.default_rng(1))
+    again = minibatches(turns, 3, np.random.default_rng(1))
+    assert sorted(id(s) for part in parts for s in part) == sorted(map(id, turns))
+    assert [list(map(id, part)) for part in parts] == [list(map(id, part)) for part in again]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_more_minibatches_than_samples_leave_none_empty():
+    turns = samples_of([random_group(np.random.default_rng(0), VOCABULARY, members=2)], 0, LearnerSection())
+    assert all(minibatches(turns, 100, np.random.default_rng(0)))
+
+
+def test_age_is_counted_token_by_token():
+    group = random_group(np.random.default_rng(0), VOCABULARY, versions=(3, 5))
+    for sample in samples_of([group], 6, LearnerSection()):
+        half = len(sample.response) // 2
+        assert set(sample.age[:half]) == {3} and set(sample.age[half:]) == {1}
+
+
+def test_dropped_episodes_leave_no_sample():
+    group = random_group(np.random.default_rng(0), VOCABULARY)
+    dropped = msgspec.structs.replace(group[0], dropped=DropReason.ENV_ERROR)
+    assert len(samples_of([[dropped, *group[1:]]], 0, LearnerSection())) == sum(len(e.turns) for e in group[1:])
+
+
+def test_log_prob_that_is_not_finite_is_not_trained_on():
+    tokens, log_probs = pack([1, 2, 3], INT32), pack([-1.0, float("nan"), float("-inf")], FLOAT32)
+    group = replace_turn(
+        random_group(np.random.default_rng(0), VOCABULARY),
+        tokens=tokens, log_probs=log_probs, mask=pack([1, 1, 1], UINT8), spans=[Span(0, 3, 0)],
+    )  # fmt: skip
+    assert samples_of([group], 0, LearnerSection())[0].mask.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("changes", [{"mask": b"\1"}, {"spans": []}, {"spans": [Span(0, 1, 0)]}, {"spans": [Span(0, 99, 7)]}])
+def test_turn_that_does_not_fit_together_is_named(changes):
+    group = replace_turn(random_group(np.random.default_rng(0), VOCABULARY), **changes)
+    with pytest.raises(ValueError, match=r"episode t0\.0, turn 0"):
+        samples_of([group], 0, LearnerSection())
+
+
+def test_prompt_and_response_arrive_unchanged():
+    group = random_group(np.random.default_rng(0), VOCABULARY)
+    turn, sample = group[0].turns[0], samples_of([group], 0, LearnerSection())[0]
+    np.testing.assert_array_equal(sample.prompt, unpack(turn.prompt, INT32))
+    np.testing.assert_array_equal(sample.response, unpack(turn.kept.tokens, INT32))

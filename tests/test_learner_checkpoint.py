@@ -1,0 +1,137 @@
+"""Checkpoints go on as if nothing had happened; published weights are what the model has."""
+
+import copy
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from learner_fixtures import TURNS, job_in, random_group, small_config
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from learner import checkpoint, publish
+from learner.policy import load_policy
+from learner.publish import Publisher, sha256_of
+from learner.tiny import build_tiny
+from learner.training import Training
+
+CONFIG = small_config(warm_start__episodes="0", learner__learning_rate="1e-3")
+VOCABULARY = 300
+
+
+@pytest.fixture
+def job(tmp_path):
+    build_tiny(tmp_path / "policy", CONFIG.model, TURNS, seed=0)
+    return job_in(tmp_path, CONFIG)
+
+
+def no_progress(phase, done, of):
+    pass
+
+
+def groups(seed):
+    rng = np.random.default_rng(seed)
+    return [random_group(rng, VOCABULARY, g) for g in range(2)]
+
+
+def weights(training):
+    return {name: tensor.clone() for name, tensor in training.model.state_dict().items()}
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_restored_training_makes_the_very_same_updates(job):
+    training = Training.begin(job, no_progress)
+    training.update(groups(0))
+    training.checkpoint(log_position=123, next_group=7, next_evaluation=2)
+    restored = Training.restore(job, no_progress)
+    assert restored.update_number == 1
+    assert restored.intake_state == checkpoint.IntakeState(log_position=123, next_group=7, next_evaluation=2)
+    for seed in (1, 2):
+        first, second = training.update(groups(seed)), restored.update(groups(seed))
+        assert first["loss"] == second["loss"] and same(weights(training), weights(restored))
+
+
+def test_half_written_checkpoint_is_never_picked(job, tmp_path, monkeypatch):
+    training = Training.begin(job, no_progress)
+    whole = training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    training.update(groups(0))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    assert checkpoint.latest(tmp_path) == whole
+
+
+def test_checkpoint_of_the_same_update_is_replaced(job, tmp_path):
+    training = Training.begin(job, no_progress)
+    for position in (1, 2):
+        training.checkpoint(log_position=position, next_group=0, next_evaluation=0)
+    assert Training.restore(job, no_progress).intake_state.log_position == 2
+    assert [p.name for p in checkpoint.checkpoints_dir(tmp_path).iterdir()] == ["000000"]
+
+
+def test_latest_is_the_highest_number(tmp_path):
+    assert checkpoint.latest(tmp_path) is None
+    for name in ("000009", "000010", ".000011-1", "notes"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert checkpoint.latest(tmp_path).name == "000010"
+
+
+def test_checkpoint_is_a_directory_that_transformers_loads(job):
+    training = Training.begin(job, no_progress)
+    path = training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    assert same(load_policy(path).state_dict(), weights(training))
+    assert AutoTokenizer.from_pretrained(path).chat_template
+
+
+def test_resume_without_a_checkpoint_says_so(job):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        Training.restore(job, no_progress)
+
+
+def test_new_settings_hold_after_a_resume(job):
+    training = Training.begin(job, no_progress)
+    training.update(groups(0))
+    training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    learner = msgspec.structs.replace(CONFIG.learner, learning_rate=5e-5)
+    changed = msgspec.structs.replace(job, config=msgspec.structs.replace(CONFIG, learner=learner))
+    assert Training.restore(changed, no_progress).update(groups(1))["learning_rate"] == 5e-5
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [("bfloat16", torch.bfloat16), ("float32", torch.float32), ("auto", torch.float32)])
+def test_published_weights_are_those_of_the_model(job, tmp_path, dtype, stored):
+    model = load_policy(tmp_path / "policy")
+    path, checksum = Publisher(tmp_path / "weights", dtype).publish(model, 3)
+    published, checkpointed = load_file(path), load_file(tmp_path / "policy" / "model.safetensors")
+    assert published.keys() == checkpointed.keys()
+    assert all(torch.equal(published[name], model.state_dict()[name].to(stored)) for name in published)
+    assert checksum == sha256_of(path)
+
+
+def test_only_the_last_two_versions_stay(job, tmp_path):
+    model, publisher = load_policy(tmp_path / "policy"), Publisher(tmp_path / "weights", "bfloat16")
+    for version in (8, 9, 10):
+        publisher.publish(model, version)
+    assert sorted(p.name for p in (tmp_path / "weights").iterdir()) == ["v10.safetensors", "v9.safetensors"]
+
+
+def test_interrupted_publication_leaves_no_file_of_that_version(job, tmp_path, monkeypatch):
+    model, publisher = load_policy(tmp_path / "policy"), Publisher(tmp_path / "weights", "bfloat16")
+    monkeypatch.setattr(publish.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        publisher.publish(model, 1)
+    assert not list((tmp_path / "weights").glob("v*.safetensors"))
+
+
+def test_publishing_does_not_touch_the_model(job, tmp_path):
+    model = load_policy(tmp_path / "policy")
+    before = copy.deepcopy(model.state_dict())
+    Publisher(tmp_path / "weights", "bfloat16").publish(model, 1)
+    assert same(before, model.state_dict())

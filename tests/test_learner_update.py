@@ -1,0 +1,166 @@
+"""The update: what it optimises, and what must not change it."""
+
+import copy
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from learner_fixtures import TURNS, random_group, small_config
+
+from learner.batching import Sample, collate, samples_of
+from learner.policy import log_probs
+from learner.tiny import random_model, train_tokenizer
+from learner.update import Updater
+
+CONFIG = small_config()
+VOCABULARY = 300
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.set_num_threads(1)
+    return random_model(CONFIG.model, train_tokenizer(CONFIG.model.vocabulary, TURNS), seed=0)
+
+
+def updater(model, temperature=1.0, seed=0, **settings) -> Updater:
+    return Updater(copy.deepcopy(model), msgspec.structs.replace(CONFIG.learner, **settings), temperature, seed)
+
+
+def batch(seed=0, groups=3, version=1) -> list[Sample]:
+    rng = np.random.default_rng(seed)
+    return samples_of([random_group(rng, VOCABULARY, g, versions=(0, 1)) for g in range(groups)], version, CONFIG.learner)
+
+
+def change(before, after) -> float:
+    """Largest difference of any weight."""
+    return max(float((a - b).detach().abs().max()) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+
+
+def replaced(sample: Sample, **fields) -> Sample:
+    values = {name: getattr(sample, name) for name in ("prompt", "response", "mask", "log_mu", "age", "advantage")}
+    return Sample(**values | fields)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_those_of_the_whole_model(model, temperature):
+    samples = batch()[:5]
+    micro = collate(samples)
+    log_pi, entropy = log_probs(model, micro, temperature)
+    expected, expected_entropy = [], []
+    for sample in samples:  # one by one, without padding, all logits
+        ids = torch.from_numpy(np.concatenate([sample.prompt, sample.response]).astype(np.int64))
+        log_p = torch.log_softmax(model(ids[None]).logits[0].double() / temperature, -1)
+        at = len(sample.prompt) + np.flatnonzero(sample.mask)
+        expected.append(log_p[at - 1, ids[at]])
+        expected_entropy.append(-(log_p[at - 1].exp() * log_p[at - 1]).sum(-1))
+    torch.testing.assert_close(log_pi.double(), torch.cat(expected), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(entropy.double(), torch.cat(expected_entropy), rtol=1e-5, atol=1e-5)
+    assert not entropy.requires_grad
+
+
+@pytest.mark.parametrize("correction", ["tis", "ppo"])
+def test_micro_batch_size_does_not_change_the_update(model, correction):
+    ends = []
+    for budget in (64, 200, 100_000):
+        u = updater(model, microbatch_tokens=budget, correction=correction, learning_rate=1e-3)
+        u.update(batch())
+        ends.append(u.model)
+    assert change(model, ends[0]) > 1e-4
+    # Adam divides by the gradient's own size, so rounding in a tiny gradient may show in a step of 1e-3.
+    assert max(change(ends[0], end) for end in ends[1:]) < 2e-5
+
+
+def test_gradient_is_that_of_the_token_mean(model):
+    """One mini-batch with TIS, against the formula written out over unpadded samples."""
+    samples = batch()
+    u = updater(model, minibatches=1, gradient_clip=1e9, learning_rate=0.0)
+    gradients = {}
+    u.optimizer.register_step_pre_hook(lambda *_: gradients.update({n: p.grad.clone() for n, p in u.model.named_parameters()}))
+    u.update(samples)
+    twin = copy.deepcopy(model)
+    total = 0.0
+    for sample in samples:
+        ids = torch.from_numpy(np.concatenate([sample.prompt, sample.response]).astype(np.int64))
+        log_p = torch.log_softmax(twin(ids[None]).logits[0], -1)
+        for t in np.flatnonzero(sample.mask):
+            at = len(sample.prompt) + t
+            log_pi = log_p[at - 1, ids[at]]
+            weight = min(float((log_pi.detach() - float(sample.log_mu[t])).exp()), CONFIG.learner.tis_cap)
+            total = total - weight * sample.advantage * log_pi
+    (total / sum(int(s.mask.sum()) for s in samples)).backward()
+    for name, parameter in twin.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_masked_tokens_change_nothing(model):
+    """Forced tokens have no loss of their own: their log-probs may be anything."""
+    samples = batch()
+    other = [replaced(s, log_mu=np.where(s.mask, s.log_mu, 123.0).astype(np.float32), age=np.where(s.mask, s.age, 9)) for s in samples]
+    first, second = updater(model), updater(model)
+    assert first.update(samples)["loss"] == second.update(other)["loss"]
+    assert change(first.model, second.model) == 0
+
+
+def test_samples_without_advantage_count_in_the_mean_but_are_not_computed(model):
+    samples = batch()
+    silent = [replaced(s, advantage=0.0) for s in samples]
+    one, two = updater(model, minibatches=1), updater(model, minibatches=1)
+    alone, diluted = one.update(samples), two.update(samples + silent)
+    assert diluted["loss"] == pytest.approx(alone["loss"] / 2, rel=1e-5)
+    assert diluted["trained_tokens"] == 2 * alone["trained_tokens"]
+    assert diluted["computed_turns_share"] == pytest.approx(alone["computed_turns_share"] / 2)
+
+
+def test_same_seed_same_update_other_seed_other_minibatches(model):
+    ends = {}
+    for name, seed in (("a", 0), ("again", 0), ("b", 1)):
+        u = updater(model, seed=seed, learning_rate=1e-3)
+        u.update(batch())
+        ends[name] = u.model
+    assert change(ends["a"], ends["again"]) == 0 and change(ends["a"], ends["b"]) > 0
+
+
+def test_gradient_that_is_not_finite_leaves_the_weights(model):
+    samples = batch()
+    poisoned = [replaced(s, advantage=float("nan")) if i == 0 else s for i, s in enumerate(samples)]
+    u = updater(model, minibatches=1, learning_rate=1e-3)
+    metrics = u.update(poisoned)
+    assert change(model, u.model) == 0
+    assert metrics["skipped_steps"] == 1 and metrics["optimizer_steps"] == 0
+    assert u.update(samples)["optimizer_steps"] == 1 and change(model, u.model) > 0
+
+
+def test_batch_without_a_trainable_token_is_an_update_of_nothing(model):
+    u = updater(model)
+    metrics = u.update([replaced(s, mask=np.zeros(len(s.mask), bool)) for s in batch()])
+    assert metrics["trained_tokens"] == 0 and metrics["optimizer_steps"] == 0
+    assert change(model, u.model) == 0
+
+
+def test_learning_rate_zero_moves_nothing_and_divergence_is_of_the_data(model):
+    """Invariant 7: samples drawn by this very policy have a ratio of 1, before and after."""
+    samples = []
+    for s in batch():
+        micro = collate([replaced(s, mask=np.ones(len(s.mask), bool))])
+        log_pi, _ = log_probs(model, micro, 1.0)
+        samples.append(replaced(s, log_mu=log_pi.detach().numpy(), mask=np.ones(len(s.mask), bool), age=np.zeros(len(s.age), int)))
+    u = updater(model, learning_rate=0.0)
+    for _ in range(2):
+        metrics = u.update(samples)
+        assert metrics["mismatch_age0"] < 1e-5 and metrics["ratio_max"] == pytest.approx(1, abs=1e-4)
+    assert change(model, u.model) == 0
+
+
+def test_update_raises_the_likelihood_of_what_was_good(model):
+    samples = [replaced(s, advantage=1.0 if i % 2 else -1.0) for i, s in enumerate(batch())]
+    good, bad = collate(samples[1::2]), collate(samples[::2])
+    u = updater(model, learning_rate=1e-3)
+    before = margin(u.model, good, bad)
+    u.update(samples)
+    assert margin(u.model, good, bad) > before
+
+
+@torch.no_grad()
+def margin(model, good, bad) -> float:
+    return float(log_probs(model, good, 1.0)[0].mean() - log_probs(model, bad, 1.0)[0].mean())

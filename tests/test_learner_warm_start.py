@@ -1,0 +1,87 @@
+"""Warm start: it learns, by the schedule, from what the expert won, and is kept."""
+
+import numpy as np
+import pytest
+import torch
+from learner_fixtures import TURNS, job_in, small_config
+
+from envs.registry import make_environment
+from learner import training, warm_start
+from learner.batching import Sample
+from learner.build import build_policy, environment_settings
+from learner.demonstrations import TurnTokenizer, demonstrations
+from learner.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
+from learner.training import Training
+
+
+def no_progress(phase, done, of):
+    pass
+
+
+def test_schedule_rises_then_falls():
+    shares = [warm_start.schedule(step, 100) for step in range(100)]
+    peak = shares.index(max(shares))
+    assert max(shares) == pytest.approx(1.0) and peak <= 5
+    assert shares[:peak] == sorted(shares[:peak]) and shares[peak:] == sorted(shares[peak:], reverse=True)
+    assert 0 < shares[-1] < 0.05
+
+
+@pytest.mark.parametrize(("epochs", "turns"), [(1.0, 50), (2.5, 125), (0.1, 5)])
+def test_batches_cover_the_epochs_asked_for(epochs, turns):
+    samples = [Sample(np.full(6, i), np.full(4, i), np.ones(4, bool), np.zeros(4), np.zeros(4), 1.0) for i in range(50)]
+    batches = list(warm_start.token_batches(samples, 40, epochs, np.random.default_rng(0)))
+    assert sum(map(len, batches)) == turns and all(len(batch) == 4 for batch in batches[:-1])
+    if epochs >= 1:
+        assert sorted(int(s.prompt[0]) for batch in batches for s in batch)[:1] == [0]
+        assert {int(s.prompt[0]) for batch in batches for s in batch} == set(range(50))
+
+
+def test_a_sample_is_the_chat_with_one_answer():
+    tokenizer = train_tokenizer(400, TURNS)
+    prompt, response = TURNS[0]
+    (sample,) = TurnTokenizer(tokenizer, CHAT_TEMPLATE, TURN_END).samples([(prompt, response)])
+    assert tokenizer.decode(sample.prompt, skip_special_tokens=False) == f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(sample.response, skip_special_tokens=False) == response + "<|im_end|>"
+    assert sample.mask.all()
+
+
+def test_demonstrations_follow_the_seed():
+    environment = make_environment("alfworld", **environment_settings(small_config()))
+    first, again, other = (list(demonstrations(environment, 5, seed)) for seed in (0, 0, 1))
+    assert first == again and first != other and all(first)
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    monkeypatch.setattr(training.os, "cpu_count", lambda: 1)  # more threads than this small model has use for
+    config = small_config(
+        warm_start__episodes="40", warm_start__batch_tokens="2048", run__cache_dir=str(tmp_path / "cache"), learner__threads="1"
+    )
+    job = job_in(tmp_path, config)
+    build_policy(job)
+    return job
+
+
+def test_warm_start_learns_and_the_same_one_is_not_done_twice(job, monkeypatch):
+    losses = []
+    real = training.warm_start
+    monkeypatch.setattr(training, "warm_start", lambda *a: losses.append(real(*a)["loss"]) or {})
+    first = Training.begin(job, no_progress)
+    second = Training.begin(job, no_progress)
+    assert len(losses) == 1 and losses[0] < 0.9 * np.log(job.config.model.vocabulary)
+    for name, tensor in first.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name])
+
+
+def test_warm_start_reports_its_progress(job):
+    seen = []
+    Training.begin(job, lambda phase, done, of: seen.append((phase, done, of)))
+    phases = [phase for phase, _, _ in seen]
+    assert phases[0] == "demonstrations" and phases[-1] == "warm start"
+    assert seen[-1][1] == seen[-1][2] > 0
+
+
+def test_expert_that_never_wins_is_an_error(job, monkeypatch):
+    monkeypatch.setattr(warm_start, "demonstrations", lambda *_: iter(()))
+    with pytest.raises(ValueError, match=r"warm_start\.episodes"):
+        Training.begin(job, no_progress)
