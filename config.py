@@ -65,7 +65,9 @@ class WarmStartSection(Section):
 class EngineSection(Section):
     url: Annotated[str, says("A running vLLM server with our plugin; empty: start one here")] = ""
     port: Annotated[int, says("Port of the engine we start; 0: any free one", ge=0, le=65535)] = 0
-    dtype: Annotated[Literal["bfloat16", "float32", "auto"], says("Precision of the engine's weights")] = "bfloat16"
+    dtype: Annotated[
+        Literal["bfloat16", "float32", "auto"], says("Precision of the engine; auto: bfloat16 where the hardware computes with it")
+    ] = "auto"
     max_model_len: Annotated[int, says("Tokens of prompt and response together", ge=64)] = 1024
     max_sequences: Annotated[int, says("Turns generated at once", ge=1)] = 64
     kv_cache_gb: Annotated[float, says("CPU: memory for the KV cache, in GiB", gt=0)] = 1.0

@@ -29,9 +29,11 @@ episode that cannot go on is dropped, its group is consumed without it, and its 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import deque
+from pathlib import Path
 
 import zmq
 import zmq.asyncio
@@ -281,13 +283,11 @@ class Controller:
     def _make_welcome(self, job: Job, tokenizer_file: str) -> Welcome:
         with open(tokenizer_file, "rb") as file:
             tokenizer_json = file.read()
-        with open(f"{job.model_dir}/chat_template.jinja") as file:
-            template = file.read()
         return Welcome(
             environment=self.config.env.name,
             environment_settings=environment_settings(self.config),
             tokenizer_json=tokenizer_json,
-            chat_template=template,
+            chat_template=chat_template(Path(job.model_dir)),
             learner_port=int(job.endpoints.trajectories.rsplit(":", 1)[1]),
             max_prompt_tokens=self.config.engine.max_model_len - 1,
             heartbeat_seconds=self.config.actor.heartbeat_seconds,
@@ -320,6 +320,17 @@ def environment_settings(config: Config) -> dict:
     """The environment's own settings: those of [env] but its name, unset ones left to the environment."""
     values = {f: getattr(config.env, f) for f in config.env.__struct_fields__ if f != "name"}
     return {name: value for name, value in values.items() if value != []}
+
+
+def chat_template(model_dir: Path) -> str:
+    """The chat template of a Hugging Face directory, in either place where it may stand. ValueError without one."""
+    template = model_dir / "chat_template.jinja"
+    if template.exists():
+        return template.read_text()
+    try:
+        return json.loads((model_dir / "tokenizer_config.json").read_text())["chat_template"]
+    except (FileNotFoundError, KeyError):
+        raise ValueError(f"model.name: {model_dir} has no chat template (chat_template.jinja, or in tokenizer_config.json)") from None
 
 
 def think_tokens(tokenizer: Tokenizer) -> ThinkTokens:
