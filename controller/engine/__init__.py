@@ -1,0 +1,1 @@
+"""Everything that knows vLLM: starting it, speaking to it, and what runs inside it."""

@@ -1,0 +1,229 @@
+"""The engine as the controller sees it: turns over one HTTP session, administration over another, so that neither waits for the other.
+
+Speaks vLLM's token-in, token-out interface (/inference/v1/generate): measured as fast as /v1/completions, and it returns which
+weights produced which token. Imports neither vllm nor torch.
+"""
+
+from __future__ import annotations
+
+from math import nan
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from controller.engine.names import TURN, UNKNOWN_VERSION, engine_request_id
+from protocol.messages import Span
+
+NO_LOG_PROB = -9999.0
+"""What vLLM writes for a log-prob that is NaN or -inf."""
+
+KEEP_ALIVE = 3.0
+"""Seconds an idle connection is kept: fewer than the 5 after which vLLM's server closes it, or a request may meet the closing."""
+
+
+class EngineError(RuntimeError):
+    """The engine refused, failed, or was not there; the message says what was asked and what came back."""
+
+
+class EngineUnreachable(EngineError):
+    """No answer arrived: the engine may or may not have done what was asked."""
+
+
+class Generation(msgspec.Struct, frozen=True):
+    """One response."""
+
+    tokens: list[int]
+    log_probs: list[float]  # of the sampled tokens, at the sampling temperature; NaN where the engine has none
+    spans: list[Span]  # which weights produced which tokens; covers all tokens, in order
+    finish_reason: str  # "stop", "length", "abort" or "repetition"
+
+
+class _LogProb(msgspec.Struct):
+    logprob: float
+
+
+class _LogProbs(msgspec.Struct):
+    content: list[_LogProb] | None = None
+
+
+class _Version(msgspec.Struct):
+    version: str
+    start: int
+    end: int
+
+
+class _Choice(msgspec.Struct):
+    token_ids: list[int] | None = None
+    logprobs: _LogProbs | None = None
+    finish_reason: str | None = None
+    weight_versions: list[_Version] | None = None
+
+
+class _Answer(msgspec.Struct):
+    choices: list[_Choice]
+
+
+_answers = msgspec.json.Decoder(_Answer)
+
+
+class EngineClient:
+    """One engine. Safe to use from any number of tasks of one event loop."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url.rstrip("/")
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+
+    async def close(self) -> None:
+        for session in self._sessions.values():
+            await session.close()
+
+    # --- turns
+
+    async def generate(
+        self,
+        turn_id: str,
+        prompt: list[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int | None,
+        watched: bool,
+        stop_token_ids: list[int],
+        cache_salt: str,
+    ) -> Generation:
+        """A response to `prompt` (token ids). `turn_id` is unique among the turns in flight; `watched` turns appear in signal
+        frames under it. `cache_salt` keeps prefixes computed by other weights apart. Cancelling the call ends the turn in the
+        engine. Raises EngineError.
+        """
+        sampling: dict[str, Any] = {
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "stop_token_ids": stop_token_ids,
+            "logprobs": 0,  # of the sampled token alone
+            "detokenize": False,
+        }
+        if seed is not None:
+            sampling["seed"] = seed
+        if watched:
+            sampling["extra_args"] = {TURN: turn_id}
+        body = {"request_id": turn_id, "token_ids": prompt, "sampling_params": sampling, "cache_salt": cache_salt}
+        raw = await self._call("turns", "POST", "/inference/v1/generate", body)
+        try:
+            return read_generation(raw)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise EngineError(f"the engine's answer to turn {turn_id} cannot be read: {error}") from None
+
+    async def abort(self, turn_id: str) -> None:
+        """End the turn: its `generate` returns what there is, with finish reason "abort". Nothing happens if it has finished."""
+        await self._call("admin", "POST", "/abort_requests", {"request_ids": [engine_request_id(turn_id)]})
+
+    # --- administration
+
+    async def health(self) -> bool:
+        """Whether the engine answers and says that it is well."""
+        try:
+            await self._call("admin", "GET", "/health")
+        except EngineError:
+            return False
+        return True
+
+    async def pause(self) -> None:
+        """Freeze generation between two steps. Running turns keep their place and their KV cache."""
+        await self._call("admin", "POST", "/pause?mode=keep&clear_cache=false")
+
+    async def resume(self) -> None:
+        """Let frozen turns go on. Nothing happens if the engine is not paused."""
+        await self._call("admin", "POST", "/resume")
+
+    async def is_paused(self) -> bool:
+        return bool((await self._ask("/is_paused"))["is_paused"])
+
+    async def weight_version(self) -> int | None:
+        """The version of the last finished update; None before the first."""
+        version = (await self._ask("/weight_info"))["weight_version"]
+        number = version_number(version)
+        return None if number == UNKNOWN_VERSION else number
+
+    async def start_update(self) -> None:
+        await self._call("admin", "POST", "/start_weight_update", {}, tries=1)
+
+    async def update_weights(self, path: str, version: int, checksum: str, verify: bool = False) -> None:
+        """Load the safetensors file at `path`, whose SHA-256 must be `checksum`; between `start_update` and `finish_update`.
+
+        `verify` also compares the loaded weights with the file afterwards. Raises EngineError, with the old weights still in
+        place, when file and checksum disagree.
+        """
+        info = {"path": path, "version": version, "checksum": checksum, "verify": verify}
+        await self._call("admin", "POST", "/update_weights", {"update_info": info}, tries=1)
+
+    async def finish_update(self, version: int) -> None:
+        """Put the loaded weights to use, as `version`."""
+        await self._call("admin", "POST", "/finish_weight_update", {"weight_version": str(version)}, tries=1)
+
+    async def checksums(self) -> dict[str, str]:
+        """SHA-256 of each weight as the engine's workers hold it. On a CPU, those of linear layers are of empty tensors: vLLM
+        keeps packed copies only.
+        """
+        return msgspec.json.decode(await self._call("admin", "POST", "/weight_checker", {"action": "checksum"}))["checksums"]
+
+    # --- HTTP
+
+    async def _ask(self, path: str) -> dict:
+        return msgspec.json.decode(await self._call("admin", "GET", path))
+
+    def _session(self, name: str) -> aiohttp.ClientSession:
+        if name not in self._sessions:
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
+            # No total timeout: a turn may take minutes, and whoever waits for an update has a deadline of his own.
+            self._sessions[name] = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=10))
+        return self._sessions[name]
+
+    async def _call(self, session: str, method: str, path: str, body: dict | None = None, tries: int = 2) -> bytes:
+        """The body of the answer. A lost connection is tried again: vLLM closes it after an error of its own, while we may already
+        use it for the next request. Not so where doing twice is not the same as doing once (`tries` = 1).
+        """
+        data = None if body is None else msgspec.json.encode(body)
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        for left in reversed(range(tries)):
+            try:
+                async with self._session(session).request(method, self._url + path, data=data, headers=headers) as response:
+                    raw = await response.read()
+                break
+            except (aiohttp.ClientError, TimeoutError) as error:
+                if left and isinstance(error, aiohttp.ClientConnectionError):
+                    continue
+                raise EngineUnreachable(f"{method} {self._url}{path}: {error or type(error).__name__}") from None
+        if response.status != 200:
+            raise EngineError(f"{method} {self._url}{path}: {response.status} {_reason(raw)}")
+        return raw
+
+
+def read_generation(raw: bytes) -> Generation:
+    """The engine's answer (JSON) as a Generation. Raises MsgspecError or ValueError when it is no such answer."""
+    choice = _answers.decode(raw).choices[0]
+    tokens = choice.token_ids or []
+    entries = (choice.logprobs.content if choice.logprobs is not None else None) or []
+    if len(entries) != len(tokens):
+        raise ValueError(f"{len(tokens)} tokens with {len(entries)} log-probs")
+    log_probs = [nan if entry.logprob <= NO_LOG_PROB else entry.logprob for entry in entries]
+    versions = choice.weight_versions or []
+    spans = [Span(v.start, v.end, version_number(v.version)) for v in versions if v.end > v.start]
+    if not spans and tokens:
+        spans = [Span(0, len(tokens), UNKNOWN_VERSION)]
+    return Generation(tokens, log_probs, spans, choice.finish_reason or "stop")
+
+
+def version_number(version: str) -> int:
+    """The number of a weight version; UNKNOWN_VERSION for vLLM's own label of the weights it started with."""
+    return int(version) if version.lstrip("-").isdigit() else UNKNOWN_VERSION
+
+
+def _reason(raw: bytes) -> str:
+    """The message in an error answer: vLLM's JSON, or the text as it is."""
+    try:
+        answer = msgspec.json.decode(raw)
+        error = answer.get("error", answer)
+        return str(error.get("message", error) if isinstance(error, dict) else error)
+    except (msgspec.DecodeError, AttributeError):
+        return raw.decode(errors="replace")[:500]

@@ -1,0 +1,24 @@
+"""Names on which the controller's side and the engine's side agree. Imports nothing."""
+
+BACKEND = "foray_safetensors"
+"""Our weight transfer backend, in vLLM's registry."""
+
+PROCESSOR = "controller.engine.signal_tap:SignalTap"
+"""Our logits processor, as vLLM's --logits-processors wants it."""
+
+TURN = "foray_turn"
+"""Key of the turn id in a request's `extra_args`: its presence makes the turn watched."""
+
+TAP_ENDPOINT = "FORAY_TAP_ENDPOINT"
+"""Environment variable: where the controller's ROUTER socket is bound. Absent: the processor does nothing."""
+
+TAP_TOP_J = "FORAY_TAP_TOP_J"
+"""Environment variable: tokens whose mean log-prob is the confidence."""
+
+UNKNOWN_VERSION = -1
+"""Weights that no update has put there: those the engine was started with."""
+
+
+def engine_request_id(turn_id: str) -> str:
+    """What vLLM calls a request of /inference/v1/generate that we call `turn_id`. Aborting the bare id is a silent 200."""
+    return f"generate-tokens-{turn_id}"

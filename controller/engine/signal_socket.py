@@ -1,0 +1,107 @@
+"""The engine's end of the signal connection: frames out, steers in. Never blocks generation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import zmq
+
+from protocol.arrays import FLOAT32, INT32, pack
+from protocol.codec import FrameReader, encode
+from protocol.messages import SignalFrame, Steer
+
+log = logging.getLogger(__name__)
+
+HIGH_WATER = 1000
+"""Frames that wait for a controller that does not read, before further ones are dropped."""
+
+
+class SignalRow(NamedTuple):
+    """What one turn's policy thought before one token: a row of a SignalFrame."""
+
+    turn_id: str
+    position: int  # of the token about to be sampled
+    entropy: float  # nats
+    confidence: float
+    top_log_prob: float
+    forced: int  # the token forced at this position, or -1
+    previous: int  # the token at position - 1, or -1
+
+
+class SignalSocket:
+    """A DEALER connected to the controller's ROUTER at `endpoint`. Not safe to share between threads."""
+
+    def __init__(self, endpoint: str, context: zmq.Context | None = None) -> None:
+        self._socket = (context or zmq.Context.instance()).socket(zmq.DEALER, socket_class=zmq.Socket)
+        self._socket.set(zmq.SNDHWM, HIGH_WATER)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.connect(endpoint)
+        self._reader = FrameReader()
+        self._step = 0
+        self.dropped = 0
+
+    def send(self, rows: Sequence[SignalRow]) -> None:
+        """One frame for this engine step; dropped, and counted, when the controller is far behind."""
+        if not rows:
+            return
+        turn_ids, position, entropy, confidence, top_log_prob, forced, previous = zip(*rows, strict=True)
+        frame = SignalFrame(
+            step=self._step,
+            turn_ids=list(turn_ids),
+            position=pack(position, INT32),
+            entropy=pack(entropy, FLOAT32),
+            confidence=pack(confidence, FLOAT32),
+            top_log_prob=pack(top_log_prob, FLOAT32),
+            forced=pack(forced, INT32),
+            previous=pack(previous, INT32),
+        )
+        self._step += 1
+        try:
+            self._socket.send(encode(frame), zmq.NOBLOCK)
+        except zmq.Again:
+            self.dropped += 1
+            if self.dropped & (self.dropped - 1) == 0:  # 1, 2, 4, 8, ...
+                log.warning("%d signal frames dropped: the controller does not read them", self.dropped)
+
+    def steers(self) -> Iterator[Steer]:
+        """The steers that have arrived."""
+        while True:
+            try:
+                frame = self._socket.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            message = self._reader.read(b"controller", frame)
+            if isinstance(message, Steer):
+                yield message
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+class ForcedQueue:
+    """Tokens to force at consecutive positions of one response. Bound to positions, not to calls: asking twice changes nothing."""
+
+    def __init__(self) -> None:
+        self._start = 0
+        self._tokens: list[int] = []
+
+    def add(self, position: int, tokens: Sequence[int]) -> None:
+        """Force `tokens` from `position` on, or after what is still queued then."""
+        if position >= self._start + len(self._tokens):
+            self._start, self._tokens = position, []
+        self._tokens.extend(tokens)
+
+    def at(self, position: int) -> int:
+        """The token to force at `position`, or -1."""
+        i = position - self._start
+        return self._tokens[i] if 0 <= i < len(self._tokens) else -1
+
+
+def takes_effect(steer: Steer, response: Sequence[int], vocabulary: int) -> bool:
+    """Whether to carry out `steer`: not when the response already contains `unless`, nor with tokens that do not exist."""
+    if any(not 0 <= token < vocabulary for token in steer.tokens):
+        log.warning("ignored a steer of turn %s: it forces tokens outside the vocabulary of %d", steer.turn_id, vocabulary)
+        return False
+    return steer.unless not in response

@@ -1,0 +1,45 @@
+"""Uncertainty of a next-token distribution: exact entropy and confidence. Pure functions over a tensor, no vLLM.
+
+T2PO (arXiv 2605.02178), token level: with p the policy's distribution after temperature,
+
+    entropy     H = -sum_v p(v) log p(v)                    nats, in [0, log V]
+    confidence  C = -(1/j) sum_{i<=j} log p(i-th token)     nats, >= 0; large = peaked
+
+Tokens of probability 0 (logit -inf) contribute 0 to H, and do not count among the j of C.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Uncertainty(NamedTuple):
+    """One value a row, float32 [R], on the device of the logits. A row that contains NaN or +inf is NaN throughout."""
+
+    entropy: torch.Tensor
+    confidence: torch.Tensor
+    top_log_prob: torch.Tensor
+
+
+def uncertainty(logits: torch.Tensor, top_j: int) -> Uncertainty:
+    """Entropy, confidence and top-1 log-prob of each row of `logits` [R, V], already divided by the temperature.
+
+    `logits` may have any floating dtype and is not changed; sums are float32. `top_j` above V means V. Raises ValueError
+    when `top_j` is not positive.
+    """
+    if top_j < 1:
+        raise ValueError(f"top_j must be at least 1, not {top_j}")
+    log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    top = log_probs.topk(min(top_j, log_probs.shape[-1]), dim=-1).values  # sorted, largest first
+    possible = top > float("-inf")
+    confidence = -torch.where(possible, top, 0.0).sum(-1) / possible.sum(-1)
+    log_probs.clamp_(min=torch.finfo(torch.float32).min)  # makes p log p an exact 0 where p is 0, instead of 0 * -inf
+    entropy = -log_probs.exp().mul_(log_probs).sum(-1)
+    return Uncertainty(entropy, confidence, top[..., 0])
+
+
+def divide_by_temperature(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
+    """A new tensor: each row of `logits` [R, V] over its `temperature` [R]; 0 (greedy decoding) divides by 1, as in vLLM."""
+    return logits / torch.where(temperature > 0, temperature, 1.0).unsqueeze(1)

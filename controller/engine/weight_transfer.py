@@ -1,0 +1,118 @@
+"""A weight transfer backend for vLLM: weights come as one safetensors file, on memory (/dev/shm) or on a shared disk.
+
+Interface: vllm/distributed/weight_transfer/base.py. An update is start, update, finish; the client pauses generation around it.
+
+Nothing is touched before the file has proved to be the right one: an update that is refused leaves the old weights in place. On
+CPUs vLLM packs the weights of linear layers after loading and drops the originals, and on GPUs they may be quantised; its layerwise
+reload restores the layers' loadable form, and packs again. So an update is: check the file, `initialize_layerwise_reload`, the
+model's own `load_weights`, `finalize_layerwise_reload`. The same calls serve a GPU, where the file is read to the host and copied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
+from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
+
+from controller.engine.loaded_weights import compare_with_file
+
+CHUNK = 1 << 20
+"""Bytes hashed at once."""
+
+
+@dataclass
+class InitInfo(WeightTransferInitInfo):
+    """There is nothing to set up."""
+
+
+@dataclass
+class UpdateInfo(WeightTransferUpdateInfo):
+    """One update: a file, the version of its weights, the SHA-256 of its bytes, and whether to compare after loading."""
+
+    path: str
+    version: int
+    checksum: str
+    verify: bool = False
+
+
+class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
+    """Registered as `foray_safetensors` (plugin.py)."""
+
+    init_info_cls = InitInfo
+    update_info_cls = UpdateInfo
+    supports_draft_weight_update = False
+
+    _loading = False
+    _verify: Path | None = None  # file to compare the loaded weights with
+
+    def init_transfer_engine(self, init_info: InitInfo) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        """Layers are prepared only once the file is known to be good (`receive_weights`)."""
+
+    def receive_weights(self, update_info: UpdateInfo) -> None:
+        """Load the file. Raises ValueError, with the weights as they were, when its bytes or its tensors are not the expected ones."""
+        path = Path(update_info.path)
+        check_file(path, update_info.checksum)
+        check_tensors(path, tensor_shapes(Path(self.model_config.model)))
+        if not self._loading:
+            initialize_layerwise_reload(self.model)
+            self._loading = True
+        with safe_open(path, framework="pt") as file, torch.device(self.device):
+            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118: no dict
+        self._verify = path if update_info.verify else None
+
+    def finish_weight_update(self) -> None:
+        """Put the loaded weights to use; raises ValueError when they are not those of the file."""
+        if self._loading:
+            finalize_layerwise_reload(self.model, self.model_config)
+            self._loading = False
+        if self._verify is not None:
+            path, self._verify = self._verify, None
+            compare_with_file(self.model, path)
+
+    def shutdown(self) -> None:
+        pass
+
+
+def check_file(path: Path, checksum: str) -> None:
+    """Raises ValueError when the SHA-256 of the file's bytes is not `checksum` (hexadecimal), or there is no such file."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise ValueError(f"weights cannot be read: {error}") from None
+    if digest.hexdigest() != checksum:
+        raise ValueError(f"weights {path} have checksum {digest.hexdigest()}, announced was {checksum}")
+
+
+def check_tensors(path: Path, expected: dict[str, list[int]]) -> None:
+    """Raises ValueError when the file's tensors differ in name or shape from `expected`; an empty `expected` allows all."""
+    found = dict(_shapes(path))
+    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if expected and wrong:
+        name = wrong[0]
+        raise ValueError(
+            f"weights {path} are of another model: {name} is {found.get(name, 'missing')} there and "
+            f"{expected.get(name, 'missing')} in the engine ({len(wrong)} tensors differ)"
+        )
+
+
+def tensor_shapes(model: Path) -> dict[str, list[int]]:
+    """Shapes of the tensors in a model directory's safetensors files, from their headers; empty if there are none."""
+    return {name: shape for path in sorted(model.glob("*.safetensors")) for name, shape in _shapes(path)}
+
+
+def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118: no dict
+            yield name, list(file.get_slice(name).get_shape())

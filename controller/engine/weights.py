@@ -1,0 +1,76 @@
+"""New weights into a running engine: pause, start, update, finish, resume."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from controller.engine.client import EngineClient, EngineError, EngineUnreachable
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 0.2
+"""Between two tries when the engine does not answer."""
+
+RESUME_SECONDS = 10.0
+"""For the resume that must follow whatever happened, beyond the deadline."""
+
+
+async def apply_weights(engine: EngineClient, path: str, version: int, checksum: str, *, deadline: float, verify: bool = False) -> float:
+    """Make the engine run the weights of the safetensors file `path` as `version`; turns in flight freeze, and go on with them.
+
+    Returns the seconds for which generation stood still: 0 when the engine runs `version` already. A try that got no answer may
+    have succeeded, so each asks for the version first. `deadline`: seconds for all tries. `verify`: also compare what the engine
+    has loaded with the file. Raises EngineError when the engine refuses, or the deadline passes; the engine is resumed in any case.
+    """
+    start = time.monotonic()
+    try:
+        async with asyncio.timeout(deadline):
+            while True:
+                try:
+                    return await _try(engine, path, version, checksum, verify)
+                except EngineUnreachable as error:
+                    log.warning("update to version %d: no answer, trying again (%s)", version, error)
+                    await asyncio.sleep(RETRY_SECONDS)
+    except TimeoutError:
+        seconds = time.monotonic() - start
+        raise EngineError(f"the engine does not run version {version} after {seconds:.0f} s (engine.update_seconds)") from None
+
+
+async def _try(engine: EngineClient, path: str, version: int, checksum: str, verify: bool) -> float:
+    if await engine.weight_version() == version:
+        if await engine.is_paused():
+            await engine.resume()
+        return 0.0
+    start = time.monotonic()
+    try:
+        await engine.pause()
+        await _start(engine)
+        await engine.update_weights(path, version, checksum, verify)
+        await engine.finish_update(version)
+    finally:
+        await _resume(engine)
+    seconds = time.monotonic() - start
+    if (reported := await engine.weight_version()) != version:
+        raise EngineError(f"after the update to version {version}, the engine reports version {reported}")
+    return seconds
+
+
+async def _start(engine: EngineClient) -> None:
+    try:
+        await engine.start_update()
+    except EngineUnreachable:
+        raise
+    except EngineError as error:
+        if "already active" not in str(error):  # left open by a try that got no answer: its file is loaded again
+            raise
+
+
+async def _resume(engine: EngineClient) -> None:
+    """Even when the update was cancelled half-way; what went wrong before is more interesting than a resume that fails, too."""
+    resuming = asyncio.ensure_future(asyncio.wait_for(engine.resume(), RESUME_SECONDS))
+    try:
+        await asyncio.shield(resuming)
+    except (EngineError, TimeoutError) as error:
+        log.warning("the engine could not be resumed: %s", error)
