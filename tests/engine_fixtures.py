@@ -1,14 +1,44 @@
-"""A tiny random policy on disk, and engines serving it: real vLLM and the fake one."""
+"""A tiny random policy on disk, the same served by real vLLM and by the fake engine, and a controller's end of the signals."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
+import pytest
+import zmq
+import zmq.asyncio
+
+from config import Endpoints, Job, resolve
+from controller.engine.client import EngineClient, Generation
+from controller.engine.server import engine_command, environment_of, wait_ready
+from controller.engine.weights import apply_weights
+from protocol.arrays import FLOAT32, INT32, unpack
+from protocol.codec import decode, encode
+from protocol.lifetime import dying_with_parent
+from protocol.messages import SignalFrame, Steer
+
+ROOT = Path(__file__).resolve().parent.parent
+
 VOCABULARY = 512
+END = 0
+TOP_J = 5
 
 
 def build_tiny_model(
-    directory: Path, *, vocabulary: int = VOCABULARY, hidden: int = 64, layers: int = 2, heads: int = 2, seed: int = 0, scale: float = 0.05
+    directory: Path, *, vocabulary: int = VOCABULARY, hidden: int = 64, layers: int = 2, heads: int = 2, seed: int = 0, scale: float = 0.2
 ) -> Path:
     """Write a Qwen3 model with random float32 weights (std `scale`) and a one-token-a-word tokenizer; returns `directory`."""
     import torch
@@ -28,12 +58,212 @@ def build_tiny_model(
         tie_word_embeddings=False,
         initializer_range=scale,
         bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=0,
+        eos_token_id=END,
+        pad_token_id=END,
     )
     Qwen3ForCausalLM(config).save_pretrained(directory)
-    words = {"<end>": 0} | {f"w{i}": i for i in range(1, vocabulary)}
+    words = {"<end>": END} | {f"w{i}": i for i in range(1, vocabulary)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<end>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>").save_pretrained(directory)
     return directory
+
+
+@dataclass(frozen=True)
+class Weights:
+    """One set of weights: the model directory, its safetensors file and that file's SHA-256."""
+
+    directory: Path
+    file: str
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Policies:
+    """Two sets of weights of one architecture. Engines start with `first`."""
+
+    first: Weights
+    second: Weights
+
+
+@pytest.fixture(scope="session")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> Policies:
+    pytest.importorskip("transformers")
+    both = []
+    for seed in (0, 1):
+        directory = build_tiny_model(tmp_path_factory.mktemp(f"policy{seed}"), seed=seed)
+        file = directory / "model.safetensors"
+        both.append(Weights(directory, str(file), hashlib.sha256(file.read_bytes()).hexdigest()))
+    return Policies(*both)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass(frozen=True)
+class RealEngine:
+    """A vLLM server that runs for the whole session."""
+
+    url: str
+    signals: str
+
+
+@pytest.fixture(scope="session")
+def real_engine(policies: Policies, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngine]:
+    if not any(entry.name == "foray" for entry in metadata.entry_points(group="vllm.general_plugins")):
+        pytest.skip("our plugin is not installed where vLLM looks for it (pip install -e .)")
+    pytest.importorskip("vllm")
+    nowhere = "tcp://127.0.0.1:1"
+    signals, url = f"tcp://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
+    job = Job(
+        config=resolve(None, {"engine.dtype": "float32", "engine.kv_cache_gb": "0.25", "control.top_j": str(TOP_J)}),
+        endpoints=Endpoints(actors=nowhere, learner=nowhere, signals=signals, trajectories=nowhere, stats=nowhere, engine=url),
+        run_dir="",
+        model_dir=str(policies.first.directory),
+        weights_dir="",
+        started=0.0,
+    )
+    command = engine_command(job)
+    log = tmp_path_factory.mktemp("engine") / "engine.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command.arguments],
+            env={**environment_of(command), "PYTHONPATH": str(ROOT)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=dying_with_parent(),
+        )
+    try:
+        asyncio.run(wait_ready(url, 180.0))
+        yield RealEngine(url, signals)
+    except Exception:
+        print(log.read_text()[-4000:])
+        raise
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@dataclass
+class Signals:
+    """What one turn's rows of the signal frames said, in the order of their arrival."""
+
+    position: list[int] = field(default_factory=list)
+    entropy: list[float] = field(default_factory=list)
+    confidence: list[float] = field(default_factory=list)
+    top_log_prob: list[float] = field(default_factory=list)
+    forced: list[int] = field(default_factory=list)
+    previous: list[int] = field(default_factory=list)
+
+
+class Watcher:
+    """A controller's ROUTER: collects signals by turn, and steers."""
+
+    def __init__(self, socket: zmq.asyncio.Socket) -> None:
+        self._socket = socket
+        self._peer = b""
+        self._arrived = asyncio.Event()
+        self.turns: dict[str, Signals] = {}
+
+    async def run(self) -> None:
+        while True:
+            self._peer, raw = await self._socket.recv_multipart()
+            frame = decode(raw)
+            assert isinstance(frame, SignalFrame)
+            for i, turn_id in enumerate(frame.turn_ids):
+                signals = self.turns.setdefault(turn_id, Signals())
+                for name in ("position", "forced", "previous"):
+                    getattr(signals, name).append(int(unpack(getattr(frame, name), INT32)[i]))
+                for name in ("entropy", "confidence", "top_log_prob"):
+                    getattr(signals, name).append(float(unpack(getattr(frame, name), FLOAT32)[i]))
+            self._arrived.set()
+
+    async def until(self, turn_id: str, rows: int) -> Signals:
+        """The turn's signals, once there are at least `rows` of them."""
+        async with asyncio.timeout(20):
+            while len(self.turns.get(turn_id, Signals()).position) < rows:
+                self._arrived.clear()
+                await self._arrived.wait()
+        return self.turns[turn_id]
+
+    async def steer(self, turn_id: str, tokens: list[int], unless: int = -1) -> None:
+        await self._socket.send_multipart([self._peer, encode(Steer(turn_id=turn_id, tokens=tokens, unless=unless))])
+
+
+_names = itertools.count()
+_versions = itertools.count(1)
+
+
+@dataclass
+class Engine:
+    """An engine under test, with everything that a controller has."""
+
+    kind: str
+    client: EngineClient
+    watcher: Watcher
+    policies: Policies
+
+    async def run(self, weights: Weights, *, verify: bool = False) -> int:
+        """Make the engine run `weights`; returns their version, new at each call."""
+        version = next(_versions)
+        await apply_weights(self.client, weights.file, version, weights.checksum, deadline=20.0, verify=verify)
+        return version
+
+    def start(
+        self,
+        *,
+        turn_id: str = "",
+        prompt: list[int] | None = None,
+        max_tokens: int = 24,
+        temperature: float = 1.0,
+        seed: int | None = None,
+        watched: bool = True,
+        stop: list[int] | None = None,
+    ) -> tuple[str, list[int], asyncio.Task[Generation]]:
+        """Start a turn: its id, its prompt, and the task that ends with its response."""
+        turn_id = turn_id or f"turn{next(_names)}"
+        prompt = prompt if prompt is not None else some_prompt(turn_id)
+        call = self.client.generate(
+            turn_id,
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=seed,
+            watched=watched,
+            stop_token_ids=stop or [],
+            cache_salt=turn_id,
+        )
+        return turn_id, prompt, asyncio.create_task(call)
+
+
+def some_prompt(seed: str, tokens: int = 40) -> list[int]:
+    """A prompt of `tokens` random tokens."""
+    random_tokens = random.Random(seed)
+    return [random_tokens.randrange(1, VOCABULARY) for _ in range(tokens)]
+
+
+@contextlib.asynccontextmanager
+async def watching(endpoint: str) -> AsyncIterator[Watcher]:
+    """A Watcher bound at `endpoint`, which an earlier test may have left a moment ago."""
+    context = zmq.asyncio.Context()
+    router = context.socket(zmq.ROUTER)
+    for _ in range(100):
+        with contextlib.suppress(zmq.ZMQError):
+            router.bind(endpoint)
+            break
+        await asyncio.sleep(0.05)
+    watcher = Watcher(router)
+    task = asyncio.create_task(watcher.run())
+    try:
+        yield watcher
+        if task.done():
+            task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        router.close(linger=0)
+        context.term()

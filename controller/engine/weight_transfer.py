@@ -10,20 +10,14 @@ model's own `load_weights`, `finalize_layerwise_reload`. The same calls serve a 
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
 
 from controller.engine.loaded_weights import compare_with_file
-
-CHUNK = 1 << 20
-"""Bytes hashed at once."""
+from controller.engine.weight_file import check_file, check_tensors, tensor_shapes, tensors
 
 
 @dataclass
@@ -65,8 +59,7 @@ class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
         if not self._loading:
             initialize_layerwise_reload(self.model)
             self._loading = True
-        with safe_open(path, framework="pt") as file, torch.device(self.device):
-            self.model.load_weights((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118: no dict
+        self.model.load_weights(tensors(path))
         self._verify = path if update_info.verify else None
 
     def finish_weight_update(self) -> None:
@@ -80,39 +73,3 @@ class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
 
     def shutdown(self) -> None:
         pass
-
-
-def check_file(path: Path, checksum: str) -> None:
-    """Raises ValueError when the SHA-256 of the file's bytes is not `checksum` (hexadecimal), or there is no such file."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise ValueError(f"weights cannot be read: {error}") from None
-    if digest.hexdigest() != checksum:
-        raise ValueError(f"weights {path} have checksum {digest.hexdigest()}, announced was {checksum}")
-
-
-def check_tensors(path: Path, expected: dict[str, list[int]]) -> None:
-    """Raises ValueError when the file's tensors differ in name or shape from `expected`; an empty `expected` allows all."""
-    found = dict(_shapes(path))
-    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    if expected and wrong:
-        name = wrong[0]
-        raise ValueError(
-            f"weights {path} are of another model: {name} is {found.get(name, 'missing')} there and "
-            f"{expected.get(name, 'missing')} in the engine ({len(wrong)} tensors differ)"
-        )
-
-
-def tensor_shapes(model: Path) -> dict[str, list[int]]:
-    """Shapes of the tensors in a model directory's safetensors files, from their headers; empty if there are none."""
-    return {name: shape for path in sorted(model.glob("*.safetensors")) for name, shape in _shapes(path)}
-
-
-def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
-    with safe_open(path, framework="pt") as file:
-        for name in file.keys():  # noqa: SIM118: no dict
-            yield name, list(file.get_slice(name).get_shape())

@@ -1,0 +1,191 @@
+"""A small engine for tests and for `--serial`: vLLM's HTTP, abort and weight protocols as far as we use them, and our own signals.
+
+It runs inside an event loop that is already running, beside everything else of a run. What it generates comes from
+`fake_generation.py`; the same protocol tests run against it and against vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from controller.engine.fake_generation import Generator, Request
+from controller.engine.names import TURN, engine_request_id
+
+MAX_BODY = 16 << 20
+"""Bytes. A prompt of a million tokens."""
+
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+class FakeEngine:
+    """`url = await engine.start()`, and `await engine.stop()` when done."""
+
+    def __init__(self, model_dir: str | Path, *, port: int = 0, signals: str | None = None, top_j: int = 20) -> None:
+        """Serve the Hugging Face model in `model_dir` at 127.0.0.1:`port` (0: any free one). `signals`: ZeroMQ address at which
+        the controller's ROUTER is bound; None: no signals and no steers. `top_j`: see uncertainty.py.
+        """
+        self._port = port
+        self._settings = (Path(model_dir), signals, top_j)
+        self._runner: web.AppRunner | None = None
+        self._updating = False
+        self._loaded = False
+
+    async def start(self) -> str:
+        """The URL at which the engine answers from now on."""
+        self._generator = Generator(*self._settings)
+        self._loop = asyncio.create_task(self._generator.run())
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_as_vllm])
+        app.router.add_get("/health", self._health)
+        app.router.add_post("/inference/v1/generate", self._generate)
+        app.router.add_post("/abort_requests", self._abort)
+        app.router.add_post("/pause", self._pause)
+        app.router.add_post("/resume", self._resume)
+        app.router.add_get("/is_paused", self._is_paused)
+        app.router.add_get("/weight_info", self._weight_info)
+        app.router.add_post("/start_weight_update", self._start_update)
+        app.router.add_post("/update_weights", self._update)
+        app.router.add_post("/finish_weight_update", self._finish_update)
+        app.router.add_post("/weight_checker", self._checksums)
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        await site.start()
+        host, port = self._runner.addresses[0][:2]
+        return f"http://{host}:{port}"
+
+    async def stop(self) -> None:
+        for request in self._generator.requests:
+            request.finish("abort")
+        self._loop.cancel()
+        await asyncio.wait([self._loop])
+        await self._runner.cleanup()
+
+    # --- turns
+
+    async def _generate(self, raw: web.Request) -> web.Response:
+        body = await raw.json()
+        sampling = body["sampling_params"]
+        prompt = body["token_ids"]
+        if not prompt or not all(0 <= token < self._generator.vocabulary for token in prompt):
+            raise web.HTTPBadRequest(text="the prompt is empty, or holds tokens outside the vocabulary")
+        stop = frozenset(sampling.get("stop_token_ids") or ())
+        request = Request(
+            id=engine_request_id(body.get("request_id", "")),
+            prompt=prompt,
+            max_tokens=sampling.get("max_tokens", 16),
+            temperature=sampling.get("temperature", 1.0),
+            stop=stop if sampling.get("ignore_eos") else stop | self._generator.end_tokens,
+            turn_id=(sampling.get("extra_args") or {}).get(TURN),
+            seed=sampling.get("seed"),
+        )
+        self._check_alive()
+        self._generator.add(request)
+        try:
+            await request.finished.wait()
+        finally:
+            request.finish("abort")  # the client has gone
+        self._check_alive()
+        return _json(_answer(request))
+
+    async def _abort(self, raw: web.Request) -> web.Response:
+        ids = set((await raw.json())["request_ids"])
+        for request in self._generator.requests:
+            if request.id in ids:
+                request.finish("abort")
+        return _json({"status": "aborted", "aborted": len(ids)})
+
+    # --- administration
+
+    async def _health(self, raw: web.Request) -> web.Response:
+        self._check_alive()
+        return web.Response()
+
+    def _check_alive(self) -> None:
+        """Raises what ended the generation."""
+        if self._loop.done() and not self._loop.cancelled():
+            self._loop.result()
+
+    async def _pause(self, raw: web.Request) -> web.Response:
+        if raw.query.get("mode") != "keep":
+            raise web.HTTPBadRequest(text="the fake engine only pauses with mode=keep")
+        await self._generator.pause()
+        return _json({"status": "paused"})
+
+    async def _resume(self, raw: web.Request) -> web.Response:
+        self._generator.resume()
+        return _json({"status": "resumed"})
+
+    async def _is_paused(self, raw: web.Request) -> web.Response:
+        return _json({"is_paused": self._generator.paused})
+
+    async def _weight_info(self, raw: web.Request) -> web.Response:
+        return _json({"weight_version": self._generator.version})
+
+    async def _start_update(self, raw: web.Request) -> web.Response:
+        if self._updating:
+            raise ValueError("start_weight_update called while a weight update is already active")
+        self._updating, self._loaded = True, False
+        return _json({})
+
+    async def _update(self, raw: web.Request) -> web.Response:
+        info = (await raw.json())["update_info"]
+        if not self._updating:
+            raise ValueError("start_weight_update must be called before update_weights")
+        if not self._generator.paused:
+            raise ValueError("weights change only while generation is paused")
+        try:
+            self._generator.load(Path(info["path"]), info["checksum"])
+        except ValueError:
+            self._updating = False
+            raise
+        self._loaded = True
+        return _json({})
+
+    async def _finish_update(self, raw: web.Request) -> web.Response:
+        version = (await raw.json()).get("weight_version")
+        if not self._updating:
+            raise ValueError("finish_weight_update called without a matching start_weight_update")
+        self._updating = False
+        if self._loaded:
+            self._generator.version = version
+        return _json({})
+
+    async def _checksums(self, raw: web.Request) -> web.Response:
+        weights = self._generator.weights()
+        return _json({"checksums": {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in weights.items()}})
+
+
+def _answer(request: Request) -> dict:
+    """A finished request as /inference/v1/generate answers it."""
+    entries = [{"token_id": t, "logprob": lp} for t, lp in zip(request.tokens, request.log_probs, strict=True)]
+    starts = [i for i, version in enumerate(request.versions) if i == 0 or request.versions[i - 1] != version]
+    ends = [*starts[1:], len(request.tokens)]
+    spans = [{"version": request.versions[start], "start": start, "end": end} for start, end in zip(starts, ends, strict=False)]
+    choice = {
+        "index": 0,
+        "token_ids": request.tokens,
+        "logprobs": {"content": entries},
+        "finish_reason": request.finish_reason,
+        "weight_versions": spans,
+    }
+    return {"request_id": request.id, "choices": [choice]}
+
+
+@web.middleware
+async def _errors_as_vllm(raw: web.Request, handler: Handler) -> web.Response:
+    try:
+        return await handler(raw)
+    except web.HTTPException as error:
+        return _json({"error": {"message": error.text, "code": error.status}}, error.status)
+    except (ValueError, KeyError) as error:
+        return _json({"error": {"message": str(error), "code": 500}}, 500)
+
+
+def _json(body: dict, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")

@@ -1,0 +1,186 @@
+"""Generation for the fake engine: a transformers model, one request at a time, token by token, all requests in turns.
+
+A step advances every running request by one token. Each request has its own KV cache and its own random generator, and its logits are
+computed alone, so a response depends on its prompt, its seed and the weights, and on nothing that runs beside it. Between two forward
+passes the event loop runs: pauses, aborts and steers take effect there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from controller.engine.signal_socket import ForcedQueue, SignalRow, SignalSocket, takes_effect
+from controller.engine.uncertainty import divide_by_temperature, uncertainty
+from controller.engine.weight_file import check_file, check_tensors, tensor_shapes, tensors
+
+
+@dataclass(eq=False)
+class Request:
+    """One response in the making."""
+
+    id: str
+    prompt: list[int]
+    max_tokens: int
+    temperature: float
+    stop: frozenset[int]
+    turn_id: str | None  # set: watched
+    seed: int | None
+    cache: DynamicCache | None = None
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)  # weights that produced each token
+    forced: ForcedQueue = field(default_factory=ForcedQueue)
+    finished: asyncio.Event = field(default_factory=asyncio.Event)
+    finish_reason: str | None = None
+
+    def __post_init__(self) -> None:
+        self.random = torch.Generator()
+        if self.seed is None:
+            self.random.seed()
+        else:
+            self.random.manual_seed(self.seed)
+
+    def finish(self, reason: str) -> None:
+        if self.finish_reason is None:
+            self.finish_reason = reason
+            self.finished.set()
+
+
+class Generator:
+    """The model, the requests that run, and the loop that advances them."""
+
+    def __init__(self, model_dir: Path, signals: str | None, top_j: int) -> None:
+        torch.set_num_threads(1)  # passes as small as these only wait for a second thread
+        self._model_dir = model_dir
+        self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+        self._top_j = top_j
+        self._socket = SignalSocket(signals) if signals else None
+        self.requests: list[Request] = []
+        self.version = "default"
+        self.paused = False
+        self._wake = asyncio.Event()
+        self._between_steps = asyncio.Event()
+
+    @property
+    def vocabulary(self) -> int:
+        return self._model.config.vocab_size
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        end = self._model.config.eos_token_id
+        return frozenset() if end is None else frozenset(end if isinstance(end, list) else [end])
+
+    def add(self, request: Request) -> None:
+        """Start on a response; `request.finished` is set when it is complete."""
+        request.cache = DynamicCache(config=self._model.config)
+        self.requests.append(request)
+        self._wake.set()
+
+    async def pause(self) -> None:
+        """Returns when no step is under way, and none will be until `resume`."""
+        self.paused = True
+        self._wake.set()
+        await self._between_steps.wait()
+
+    def resume(self) -> None:
+        self.paused = False
+        self._wake.set()
+
+    def load(self, path: Path, checksum: str) -> None:
+        """New weights, KV caches kept. Raises ValueError, with the old ones in place, when the file is not the announced one."""
+        check_file(path, checksum)
+        check_tensors(path, tensor_shapes(self._model_dir))
+        self._model.load_state_dict(dict(tensors(path)), strict=False)  # a tied head is in no file
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        return self._model.state_dict()
+
+    async def run(self) -> None:
+        """Forever: steps, while there is something to do."""
+        try:
+            while True:
+                self.requests = [request for request in self.requests if request.finish_reason is None]
+                if self.paused or not self.requests:
+                    self._between_steps.set()
+                    self._wake.clear()
+                    await self._wake.wait()
+                    continue
+                self._between_steps.clear()
+                await self._step(list(self.requests))
+        finally:
+            for request in self.requests:
+                request.finish("error")
+            if self._socket is not None:
+                self._socket.close()
+
+    async def _step(self, running: list[Request]) -> None:
+        """One token for each request. As in vLLM, what arrives during a step acts at its end: steers before it samples."""
+        logits = []
+        for request in running:
+            logits.append(self._next_logits(request))
+            await asyncio.sleep(0)
+        alive = [(request, row) for request, row in zip(running, logits, strict=True) if request.finish_reason is None]
+        if not alive:
+            return
+        running = [request for request, _ in alive]
+        temperatures = torch.tensor([request.temperature for request in running])
+        scaled = divide_by_temperature(torch.stack([row for _, row in alive]), temperatures)
+        forced = self._watch(running, scaled)
+        for request, row, token in zip(running, scaled, forced, strict=True):
+            self._append(request, row, token)
+
+    @torch.inference_mode()
+    def _next_logits(self, request: Request) -> torch.Tensor:
+        """float32 [V], after the last token so far. The first call reads the prompt."""
+        new = request.tokens[-1:] or request.prompt
+        start = len(request.prompt) + len(request.tokens) - len(new)
+        output = self._model(
+            input_ids=torch.tensor([new]),
+            position_ids=torch.arange(start, start + len(new)).unsqueeze(0),
+            past_key_values=request.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[0, -1].float()
+
+    def _watch(self, running: list[Request], scaled: torch.Tensor) -> list[int]:
+        """Send this step's signals, from `scaled` [R, V]; returns the token to force for each request, or -1."""
+        if self._socket is None:
+            return [-1] * len(running)
+        turns = {request.turn_id: request for request in running if request.turn_id is not None}
+        for steer in self._socket.steers():
+            request = turns.get(steer.turn_id)
+            if request is not None and takes_effect(steer, request.tokens, self.vocabulary):
+                request.forced.add(len(request.tokens), steer.tokens)
+        forced = [request.forced.at(len(request.tokens)) for request in running]
+        columns = torch.stack(uncertainty(scaled, self._top_j)).T.tolist()
+        self._socket.send(
+            [
+                SignalRow(request.turn_id, len(request.tokens), *values, token, request.tokens[-1] if request.tokens else -1)
+                for request, values, token in zip(running, columns, forced, strict=True)
+                if request.turn_id is not None
+            ]
+        )
+        return forced
+
+    def _append(self, request: Request, logits: torch.Tensor, forced: int) -> None:
+        """Sample from `logits` [V] (after temperature), or take the forced token, whose log-prob is 0 as in vLLM."""
+        log_probs = torch.log_softmax(logits, -1)
+        if forced >= 0:
+            token, log_prob = forced, 0.0
+        else:
+            greedy = request.temperature == 0
+            token = int(logits.argmax() if greedy else torch.multinomial(log_probs.exp(), 1, generator=request.random))
+            log_prob = log_probs[token].item()
+        request.tokens.append(token)
+        request.log_probs.append(log_prob)
+        request.versions.append(self.version)
+        if token in request.stop:
+            request.finish("stop")
+        elif len(request.tokens) >= request.max_tokens:
+            request.finish("length")
