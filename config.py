@@ -46,6 +46,11 @@ class EnvSection(Section):
         Literal["none", "places", "contents"], says("What the prompt recalls of visited places: nothing, their names, or what was there")
     ] = "contents"
 
+    def settings(self) -> dict[str, Any]:
+        """Those of the environment itself: all but its name, unset ones left to the environment."""
+        values = {name: getattr(self, name) for name in self.__struct_fields__ if name != "name"}
+        return {name: value for name, value in values.items() if value != []}
+
 
 class ModelSection(Section):
     name: Annotated[str, says("Policy: tiny (made on the spot), or the path of a Hugging Face directory")] = "tiny"
@@ -59,6 +64,7 @@ class WarmStartSection(Section):
     episodes: Annotated[int, says("Expert episodes to learn from; 0: no warm start (the default for models that are not tiny is 0)", ge=0)] = 1500
     epochs: Annotated[float, says("Passes over them", gt=0)] = 1.0
     learning_rate: Annotated[float, says("Peak step size; linear warm-up, cosine decay", gt=0)] = 3e-3
+    threads: Annotated[int, says("CPU: cores it computes on; 0: all, since nothing else computes yet", ge=0)] = 0
     batch_tokens: Annotated[int, says("Tokens a step", ge=256)] = 8192
 
 
@@ -205,8 +211,10 @@ def all_settings() -> dict[str, msgspec.inspect.Field]:
     return fields
 
 
-def resolve(file: Path | None = None, overrides: dict[str, str] | None = None) -> Config:
+def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, defaults: dict[str, Any] | None = None) -> Config:
     """The defaults, then the TOML file, then the overrides ({full or short name: text of the value}).
+
+    `defaults` ({full name: value}) stand in for those of this file.
 
     Raises ConfigError for anything unknown, ill-typed, out of bounds or inconsistent.
     """
@@ -224,6 +232,9 @@ def resolve(file: Path | None = None, overrides: dict[str, str] | None = None) -
         _check_known(full, known, "on the command line")
         section, key = full.split(".")
         tree.setdefault(section, {})[key] = _value(full, known[full], text)
+    for full, value in (defaults or {}).items():
+        section, key = full.split(".")
+        tree.setdefault(section, {}).setdefault(key, value)
     config = from_dict(tree)
     check_consistency(config)
     return config

@@ -13,12 +13,23 @@ import zmq
 import zmq.asyncio
 
 from actors.episode import EpisodePlayer
-from actors.prompting import Prompter
 from envs.base import Environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
-    Ack, Credit, EpisodeEnded, EpisodeKey, Heartbeat, Lease, Message, Shutdown, TurnFailed, TurnRequest, TurnResult, Welcome,
+    Ack,
+    Credit,
+    EpisodeEnded,
+    EpisodeKey,
+    Heartbeat,
+    Lease,
+    Message,
+    Shutdown,
+    TurnFailed,
+    TurnRequest,
+    TurnResult,
+    Welcome,
 )  # fmt: skip
+from protocol.prompting import Prompter
 from telemetry.loop_lag import LoopLag
 
 log = logging.getLogger(__name__)

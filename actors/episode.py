@@ -7,10 +7,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 
-from actors.prompting import Prompter
 from envs.base import Environment
 from protocol.arrays import INT32, pack, unpack
 from protocol.messages import DropReason, Lease, Trajectory, Turn, TurnFailed, TurnRequest, TurnResult
+from protocol.prompting import Prompter
 
 log = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ import zmq
 import zmq.asyncio
 
 from actors.actor import Actor
-from actors.prompting import Prompter
 from envs.registry import make_environment
 from protocol.codec import BadFrame, decode, encode
 from protocol.lifetime import dying_with_parent
 from protocol.messages import Hello, Welcome
+from protocol.prompting import Prompter
 
 log = logging.getLogger(__name__)
 

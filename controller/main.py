@@ -29,7 +29,6 @@ episode that cannot go on is dropped, its group is consumed without it, and its 
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections import deque
@@ -48,9 +47,26 @@ from controller.turns import ThinkTokens, TurnRunner
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
-    Applied, Credit, DropReason, EpisodeEnded, EpisodeKey, Evaluate, GroupsDropped, Heartbeat, Hello, LearnerState, Message,
-    Published, Shutdown, Stats, Trajectory, TurnFailed, TurnRequest, Welcome,
+    Applied,
+    Credit,
+    DropReason,
+    EpisodeEnded,
+    EpisodeKey,
+    Evaluate,
+    GroupsDropped,
+    Heartbeat,
+    Hello,
+    LearnerState,
+    Message,
+    Published,
+    Shutdown,
+    Stats,
+    Trajectory,
+    TurnFailed,
+    TurnRequest,
+    Welcome,
 )  # fmt: skip
+from protocol.prompting import read_chat_template
 from telemetry.loop_lag import LoopLag
 
 log = logging.getLogger(__name__)
@@ -65,7 +81,7 @@ class Controller:
         self._context = context
         tokenizer_file = f"{job.model_dir}/tokenizer.json"
         tokenizer = Tokenizer.from_file(tokenizer_file)
-        env = make_environment(self.config.env.name, **environment_settings(self.config))
+        env = make_environment(self.config.env.name, **self.config.env.settings())
         learner = self.config.learner
         self.admission = Admission(
             AdmissionSettings(
@@ -138,10 +154,11 @@ class Controller:
             message = self._reader.read(actor, frame)
             if message is None:
                 continue
+            if isinstance(message, Hello):  # from a fork server that asks for its children, and plays nothing itself
+                await self._to_actor(actor, self._welcome)
+                continue
             self._last_seen[actor] = time.monotonic()
             match message:
-                case Hello():
-                    await self._to_actor(actor, self._welcome)
                 case Credit(episodes=n):
                     self._credits[actor] = self._credits.get(actor, 0) + n
                     await self._hand_out()
@@ -191,7 +208,7 @@ class Controller:
                 await self._lose(actor)
 
     async def _lose(self, actor: bytes) -> None:
-        log.warning("actor %s was silent for %g s: its episodes go to others", actor.decode(), LOST_AFTER * self.config.actor.heartbeat_seconds)
+        log.warning("actor %s was silent for %g s: its episodes go to others", actor.decode(errors="replace"), LOST_AFTER * self.config.actor.heartbeat_seconds)
         for book in (self._last_seen, self._credits, self._gauges):
             book.pop(actor, None)
         for key in self.admission.actor_lost(actor):
@@ -285,9 +302,9 @@ class Controller:
             tokenizer_json = file.read()
         return Welcome(
             environment=self.config.env.name,
-            environment_settings=environment_settings(self.config),
+            environment_settings=self.config.env.settings(),
             tokenizer_json=tokenizer_json,
-            chat_template=chat_template(Path(job.model_dir)),
+            chat_template=read_chat_template(Path(job.model_dir)),
             learner_port=int(job.endpoints.trajectories.rsplit(":", 1)[1]),
             max_prompt_tokens=self.config.engine.max_model_len - 1,
             heartbeat_seconds=self.config.actor.heartbeat_seconds,
@@ -314,23 +331,6 @@ class IdleClock:
         span = max(time.monotonic() - self._read, 1e-9)
         share, self._idle, self._read = min(1.0, self._idle / span), 0.0, time.monotonic()
         return share
-
-
-def environment_settings(config: Config) -> dict:
-    """The environment's own settings: those of [env] but its name, unset ones left to the environment."""
-    values = {f: getattr(config.env, f) for f in config.env.__struct_fields__ if f != "name"}
-    return {name: value for name, value in values.items() if value != []}
-
-
-def chat_template(model_dir: Path) -> str:
-    """The chat template of a Hugging Face directory, in either place where it may stand. ValueError without one."""
-    template = model_dir / "chat_template.jinja"
-    if template.exists():
-        return template.read_text()
-    try:
-        return json.loads((model_dir / "tokenizer_config.json").read_text())["chat_template"]
-    except (FileNotFoundError, KeyError):
-        raise ValueError(f"model.name: {model_dir} has no chat template (chat_template.jinja, or in tokenizer_config.json)") from None
 
 
 def think_tokens(tokenizer: Tokenizer) -> ThinkTokens:

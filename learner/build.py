@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from config import Config, Job
+from config import Job
 from envs.registry import make_environment
 from learner.demonstrations import demonstrations
 from learner.tiny import build_tiny
@@ -19,15 +19,9 @@ def build_policy(job: Job) -> None:
     directory, config = Path(job.model_dir), job.config
     if directory.exists():
         return
-    environment = make_environment(config.env.name, **environment_settings(config))
+    environment = make_environment(config.env.name, **config.env.settings())
     episodes = demonstrations(environment, TOKENIZER_EPISODES, config.run.seed)
     build_tiny(directory, config.model, (turn for turns in episodes for turn in turns), config.run.seed)
-
-
-def environment_settings(config: Config) -> dict:
-    """The environment's own settings: those of [env] but its name, unset ones left to the environment."""
-    values = {name: getattr(config.env, name) for name in config.env.__struct_fields__ if name != "name"}
-    return {name: value for name, value in values.items() if value != []}
 
 
 if __name__ == "__main__":

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-import jinja2.sandbox
 import numpy as np
-from tokenizers import Tokenizer
 
 from envs.base import Environment
 from envs.play import expert_episode
 from learner.batching import Sample
+from protocol.prompting import Prompter
 
 Turns = list[tuple[str, str]]
 """(prompt, response) texts of one episode."""
@@ -29,23 +28,18 @@ def demonstrations(environment: Environment, episodes: int, seed: int) -> Iterat
 class TurnTokenizer:
     """A turn's texts to a sample of supervised learning, in the policy's chat format."""
 
-    def __init__(self, tokenizer: Tokenizer, chat_template: str, turn_end: str) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, prompter: Prompter, turn_end: str) -> None:
+        self._prompter = prompter
         self._turn_end = turn_end
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        self._render: Callable[..., str] = environment.from_string(chat_template).render
 
     def samples(self, turns: Sequence[tuple[str, str]]) -> list[Sample]:
         """One a turn. Every token of the response is learned, the end of the turn included."""
-        prompts = [self._render(messages=[{"role": "user", "content": prompt}], add_generation_prompt=True) for prompt, _ in turns]
-        responses = [response + self._turn_end for _, response in turns]
+        prompts = self._prompter.prompts([prompt for prompt, _ in turns])
+        responses = self._prompter.tokens([response + self._turn_end for _, response in turns])
         return [
             _imitated(np.array(prompt, dtype=np.int32), np.array(response, dtype=np.int32))
-            for prompt, response in zip(self._encode(prompts), self._encode(responses), strict=True)
+            for prompt, response in zip(prompts, responses, strict=True)
         ]
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
 def _imitated(prompt: np.ndarray, response: np.ndarray) -> Sample:

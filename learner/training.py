@@ -18,13 +18,13 @@ from config import Config, Job
 from envs.registry import make_environment
 from learner import checkpoint
 from learner.batching import samples_of
-from learner.build import environment_settings
 from learner.checkpoint import IntakeState, TrainingState
 from learner.demonstrations import TurnTokenizer
-from learner.policy import load_policy, load_tokenizer
+from learner.policy import load_policy
 from learner.update import Updater
 from learner.warm_start import warm_start
 from protocol.messages import Trajectory
+from protocol.prompting import load_prompter
 
 log = logging.getLogger(__name__)
 
@@ -104,10 +104,9 @@ def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:
         model.load_state_dict(load_policy(kept).state_dict())
         return
     settings = msgspec.json.decode((model_dir / "tokenizer_config.json").read_bytes())
-    turn_tokenizer = TurnTokenizer(load_tokenizer(model_dir), settings["chat_template"], settings["eos_token"])
-    environment = make_environment(config.env.name, **environment_settings(config))
-    # Nothing else computes yet: the engine waits for these weights.
-    torch.set_num_threads(os.cpu_count() or 1)
+    turn_tokenizer = TurnTokenizer(load_prompter(model_dir), settings["eos_token"])
+    environment = make_environment(config.env.name, **config.env.settings())
+    torch.set_num_threads(config.warm_start.threads or os.cpu_count() or 1)
     stats = warm_start(model, turn_tokenizer, environment, config.warm_start, config.run.seed, progress)
     log.info("warm start: %s", json.dumps(stats))
     unfinished = kept.with_name(f".{kept.name}-{os.getpid()}")

@@ -15,7 +15,6 @@ import zmq.asyncio
 from rich.console import Console
 
 from actors.actor import Actor
-from actors.prompting import Prompter
 from config import Job
 from controller.engine.fake import FakeEngine
 from controller.main import Controller
@@ -24,22 +23,12 @@ from learner.build import build_policy
 from learner.main import Learner
 from protocol.codec import decode, encode
 from protocol.messages import Hello, Welcome
+from protocol.prompting import Prompter
 from supervisor.job import clean_up
 from supervisor.train import receiving
 from telemetry.collector import Collector
 from telemetry.progress import Progress
 from telemetry.summary import summarise, summary_text, write_summary
-
-SMALL = {
-    "actor.count": "8",
-    "run.updates": "2",
-    "learner.groups": "2",
-    "learner.group_size": "4",
-    "eval.episodes": "8",
-    "eval.every": "0",
-    "warm_start.episodes": "150",
-}
-"""Settings of a serial run that the user has not set: it is there to be looked at, and ends in seconds."""
 
 
 async def train_serially(job: Job, console: Console) -> dict:

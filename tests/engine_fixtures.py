@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -138,7 +139,8 @@ def real_engine(policies: Policies, tmp_path_factory: pytest.TempPathFactory) ->
             preexec_fn=dying_with_parent(),
         )
     try:
-        asyncio.run(wait_ready(url, 180.0))
+        with ThreadPoolExecutor(1) as elsewhere:  # the first test that asks for the engine is in an event loop already
+            elsewhere.submit(lambda: asyncio.run(wait_ready(url, 180.0))).result()
         yield RealEngine(url, signals)
     except Exception:
         print(log.read_text()[-4000:])

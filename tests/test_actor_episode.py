@@ -9,13 +9,13 @@ from functools import cache
 import pytest
 
 from actors.episode import EpisodePlayer
-from actors.prompting import Prompter
 from envs.base import EnvironmentFailure, Observation, StepResult
 from envs.play import expert_episode
 from envs.registry import make_environment
 from learner.tiny import CHAT_TEMPLATE, train_tokenizer
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
 from protocol.messages import Attempt, DropReason, EpisodeKey, Lease, Span, StopReason, TurnFailed, TurnResult
+from protocol.prompting import Prompter
 
 LEASE = Lease(key=EpisodeKey(3, 1), attempt=0, split="held_out", task_index=5, seed=7)
 

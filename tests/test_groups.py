@@ -95,7 +95,9 @@ def test_the_log_gives_back_what_was_appended(tmp_path):
     log = EpisodeLog(tmp_path / "log")
     positions = [log.append(frame) for frame in (b"one", b"", b"three")]
     log.close()
-    assert [(begin, frame) for begin, _, frame in read_records(tmp_path / "log")] == list(zip(positions, (b"one", b"", b"three"), strict=True))
+    assert [(begin, frame) for begin, _, frame in read_records(tmp_path / "log")] == list(
+        zip(positions, (b"one", b"", b"three"), strict=True)
+    )
     assert [frame for _, _, frame in read_records(tmp_path / "log", positions[2])] == [b"three"]
 
 

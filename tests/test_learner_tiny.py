@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from learner_fixtures import TURNS, small_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from actors.prompting import Prompter
 from learner.policy import load_policy, load_tokenizer
 from learner.tiny import TAGS, build_tiny, random_model, train_tokenizer
+from protocol.prompting import Prompter
 
 MODEL = small_config().model
 

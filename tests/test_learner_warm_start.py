@@ -8,10 +8,11 @@ from learner_fixtures import TURNS, job_in, small_config
 from envs.registry import make_environment
 from learner import training, warm_start
 from learner.batching import Sample
-from learner.build import build_policy, environment_settings
+from learner.build import build_policy
 from learner.demonstrations import TurnTokenizer, demonstrations
 from learner.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
 from learner.training import Training
+from protocol.prompting import Prompter
 
 
 def no_progress(phase, done, of):
@@ -39,14 +40,14 @@ def test_batches_cover_the_epochs_asked_for(epochs, turns):
 def test_a_sample_is_the_chat_with_one_answer():
     tokenizer = train_tokenizer(400, TURNS)
     prompt, response = TURNS[0]
-    (sample,) = TurnTokenizer(tokenizer, CHAT_TEMPLATE, TURN_END).samples([(prompt, response)])
+    (sample,) = TurnTokenizer(Prompter(tokenizer.to_str().encode(), CHAT_TEMPLATE), TURN_END).samples([(prompt, response)])
     assert tokenizer.decode(sample.prompt, skip_special_tokens=False) == f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(sample.response, skip_special_tokens=False) == response + "<|im_end|>"
     assert sample.mask.all()
 
 
 def test_demonstrations_follow_the_seed():
-    environment = make_environment("alfworld", **environment_settings(small_config()))
+    environment = make_environment("alfworld", **small_config().env.settings())
     first, again, other = (list(demonstrations(environment, 5, seed)) for seed in (0, 0, 1))
     assert first == again and first != other and all(first)
 

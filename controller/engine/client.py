@@ -108,7 +108,7 @@ class EngineClient:
         if watched:
             sampling["extra_args"] = {TURN: turn_id}
         body = {"request_id": turn_id, "token_ids": prompt, "sampling_params": sampling, "cache_salt": cache_salt}
-        raw = await self._call("turns", "POST", "/inference/v1/generate", body)
+        raw = await self._call("turns", "POST", "/inference/v1/generate", body, tries=2)
         try:
             return read_generation(raw)
         except (msgspec.MsgspecError, ValueError) as error:
@@ -146,7 +146,7 @@ class EngineClient:
         return None if number == UNKNOWN_VERSION else number
 
     async def start_update(self) -> None:
-        await self._call("admin", "POST", "/start_weight_update", {}, tries=1)
+        await self._call("admin", "POST", "/start_weight_update", {})
 
     async def update_weights(self, path: str, version: int, checksum: str, verify: bool = False) -> None:
         """Load the safetensors file at `path`, whose SHA-256 must be `checksum`; between `start_update` and `finish_update`.
@@ -155,11 +155,11 @@ class EngineClient:
         place, when file and checksum disagree.
         """
         info = {"path": path, "version": version, "checksum": checksum, "verify": verify}
-        await self._call("admin", "POST", "/update_weights", {"update_info": info}, tries=1)
+        await self._call("admin", "POST", "/update_weights", {"update_info": info})
 
     async def finish_update(self, version: int) -> None:
         """Put the loaded weights to use, as `version`."""
-        await self._call("admin", "POST", "/finish_weight_update", {"weight_version": str(version)}, tries=1)
+        await self._call("admin", "POST", "/finish_weight_update", {"weight_version": str(version)})
 
     async def checksums(self) -> dict[str, str]:
         """SHA-256 of each weight as the engine's workers hold it. On a CPU, those of linear layers are of empty tensors: vLLM
@@ -173,16 +173,18 @@ class EngineClient:
         return msgspec.json.decode(await self._call("admin", "GET", path))
 
     def _session(self, name: str) -> aiohttp.ClientSession:
+        """Administration opens a connection for each call: after an error of its own, vLLM closes the one that it came through, and
+        whoever uses that again loses a call of which nobody knows whether it was carried out.
+        """
         if name not in self._sessions:
-            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE)
+            kept = {"force_close": True} if name == "admin" else {"keepalive_timeout": KEEP_ALIVE}
+            connector = aiohttp.TCPConnector(limit=0, **kept)
             # No total timeout: a turn may take minutes, and whoever waits for an update has a deadline of his own.
             self._sessions[name] = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=10))
         return self._sessions[name]
 
-    async def _call(self, session: str, method: str, path: str, body: dict | None = None, tries: int = 2) -> bytes:
-        """The body of the answer. A lost connection is tried again: vLLM closes it after an error of its own, while we may already
-        use it for the next request. Not so where doing twice is not the same as doing once (`tries` = 1).
-        """
+    async def _call(self, session: str, method: str, path: str, body: dict | None = None, tries: int = 1) -> bytes:
+        """The body of the answer. With `tries` above 1, for what may be done twice, a lost connection is tried again."""
         data = None if body is None else msgspec.json.encode(body)
         headers = {} if body is None else {"Content-Type": "application/json"}
         for left in reversed(range(tries)):

@@ -69,8 +69,16 @@ async def _start(engine: EngineClient) -> None:
 
 async def _resume(engine: EngineClient) -> None:
     """Even when the update was cancelled half-way; what went wrong before is more interesting than a resume that fails, too."""
-    resuming = asyncio.ensure_future(asyncio.wait_for(engine.resume(), RESUME_SECONDS))
     try:
-        await asyncio.shield(resuming)
+        await asyncio.shield(asyncio.ensure_future(_resume_patiently(engine)))
     except (EngineError, TimeoutError) as error:
         log.warning("the engine could not be resumed: %s", error)
+
+
+async def _resume_patiently(engine: EngineClient) -> None:
+    async with asyncio.timeout(RESUME_SECONDS):
+        while True:
+            try:
+                return await engine.resume()
+            except EngineUnreachable:
+                await asyncio.sleep(RETRY_SECONDS)

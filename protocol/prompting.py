@@ -1,0 +1,52 @@
+"""Text to tokens and back, with the policy's own tokenizer and chat template: for actors, and for demonstrations alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2.sandbox
+from tokenizers import Tokenizer
+
+
+class Prompter:
+    """The tokenizer and the chat template of a Hugging Face directory."""
+
+    def __init__(self, tokenizer_json: bytes, chat_template: str) -> None:
+        self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        self._template = environment.from_string(chat_template)
+
+    def prompt(self, message: str) -> list[int]:
+        """Token ids of one user message, up to where the assistant's answer begins."""
+        return self.prompts([message])[0]
+
+    def prompts(self, messages: Sequence[str]) -> list[list[int]]:
+        """`prompt` of each message, faster for many."""
+        texts = [self._template.render(messages=[{"role": "user", "content": m}], add_generation_prompt=True) for m in messages]
+        return self.tokens(texts)
+
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts as they stand."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def text(self, tokens: list[int]) -> str:
+        """The response's text, without special tokens such as the end of the turn."""
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)
+
+
+def read_chat_template(model_dir: Path) -> str:
+    """The chat template of a Hugging Face directory, in either place where it may stand. ValueError without one."""
+    template = model_dir / "chat_template.jinja"
+    if template.exists():
+        return template.read_text()
+    try:
+        return json.loads((model_dir / "tokenizer_config.json").read_text())["chat_template"]
+    except (FileNotFoundError, KeyError):
+        raise ValueError(f"model.name: {model_dir} has no chat template (chat_template.jinja, or in tokenizer_config.json)") from None
+
+
+def load_prompter(model_dir: Path) -> Prompter:
+    """The prompter of a Hugging Face directory. ValueError if it has no chat template."""
+    return Prompter((model_dir / "tokenizer.json").read_bytes(), read_chat_template(model_dir))
