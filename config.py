@@ -88,6 +88,7 @@ class EngineSection(Section):
 class SamplingSection(Section):
     temperature: Annotated[float, says("Of the policy while it explores", gt=0)] = 1.0
     max_tokens: Annotated[int, says("Response budget of a turn", ge=1)] = 64
+    seeded: Annotated[bool, says("Give every response a seed of its own; repeatable where the engine computes each alone, and slower")] = False
 
 
 class ControlSection(Section):
@@ -135,6 +136,9 @@ class ActorSection(Section):
 class ControllerSection(Section):
     host: Annotated[str, says("Address the controller and the learner listen on; 0.0.0.0 lets other machines join")] = "127.0.0.1"
     port: Annotated[int, says("Port for actors; 0: any free one", ge=0, le=65535)] = 0
+    signals_port: Annotated[
+        int, says("Port for the engine's signals; 0: any free one. An engine at engine.url must be told it (docs/engine.md)", ge=0, le=65535)
+    ] = 0
 
 
 class EvalSection(Section):

@@ -101,7 +101,7 @@ class TurnRunner:
                 prompt,
                 max_tokens=min(self._config.sampling.max_tokens, self._config.engine.max_model_len - len(prompt)),
                 temperature=self._config.sampling.temperature,
-                seed=_turn_seed(seed, request.turn, attempt),
+                seed=_turn_seed(seed, request.turn, attempt) if self._config.sampling.seeded else None,
                 watched=watched,
                 stop_token_ids=self._tokens.end,
                 cache_salt=f"v{self._version()}",

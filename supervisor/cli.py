@@ -29,6 +29,8 @@ SERIAL_DEFAULTS = {
     "eval.every": 0,
     "warm_start.episodes": 30,
     "warm_start.threads": 1,
+    "sampling.seeded": True,
+    "sampling.max_tokens": 24,
     "model.hidden_size": 64,
     "model.layers": 2,
     "model.heads": 2,

@@ -70,14 +70,11 @@ def check_model(config: Config) -> None:
 def choose_endpoints(config: Config) -> Endpoints:
     """Fixed ports where settings fix them (and are free), free ones elsewhere."""
     host = config.controller.host
-    actors = config.controller.port or free_port(host, 0, "controller.port")
-    if config.controller.port:
-        free_port(host, config.controller.port, "controller.port")
     engine = config.engine.url or f"http://127.0.0.1:{free_port('127.0.0.1', config.engine.port, 'engine.port')}"
     return Endpoints(
-        actors=f"tcp://{host}:{actors}",
+        actors=f"tcp://{host}:{free_port(host, config.controller.port, 'controller.port')}",
         learner=f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}",
-        signals=f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}",
+        signals=f"tcp://127.0.0.1:{free_port('127.0.0.1', config.controller.signals_port, 'controller.signals_port')}",
         trajectories=f"tcp://{host}:{free_port(host, 0, 'controller.host')}",
         stats=f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}",
         engine=engine.rstrip("/"),

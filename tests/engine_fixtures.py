@@ -34,14 +34,16 @@ from protocol.messages import SignalFrame, Steer
 ROOT = Path(__file__).resolve().parent.parent
 
 VOCABULARY = 512
-END = 0
 TOP_J = 5
 
 
 def build_tiny_model(
     directory: Path, *, vocabulary: int = VOCABULARY, hidden: int = 64, layers: int = 2, heads: int = 2, seed: int = 0, scale: float = 0.2
 ) -> Path:
-    """Write a Qwen3 model with random float32 weights (std `scale`) and a one-token-a-word tokenizer; returns `directory`."""
+    """Write a Qwen3 model with random float32 weights (std `scale`) and a one-token-a-word tokenizer; returns `directory`.
+
+    It has no end-of-sequence token, so that responses have the length that a test asks for.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -59,14 +61,13 @@ def build_tiny_model(
         tie_word_embeddings=False,
         initializer_range=scale,
         bos_token_id=None,
-        eos_token_id=END,
-        pad_token_id=END,
+        eos_token_id=None,
+        pad_token_id=None,
     )
     Qwen3ForCausalLM(config).save_pretrained(directory)
-    words = {"<end>": END} | {f"w{i}": i for i in range(1, vocabulary)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<end>"))
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(vocabulary)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>").save_pretrained(directory)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory)
     return directory
 
 

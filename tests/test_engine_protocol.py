@@ -18,7 +18,6 @@ from controller.engine.client import EngineClient, EngineError, Generation  # no
 from controller.engine.fake import FakeEngine  # noqa: E402
 from controller.engine.weights import apply_weights  # noqa: E402
 from tests.engine_fixtures import (  # noqa: E402, F401
-    END,
     TOP_J,
     VOCABULARY,
     Engine,
@@ -89,10 +88,10 @@ async def test_log_probs_are_those_of_the_policy_at_the_sampling_temperature(eng
 
 
 async def test_a_response_ends_at_its_budget(engine: Engine) -> None:
-    _, _, task = engine.start(max_tokens=7, stop=[])
+    _, _, task = engine.start(max_tokens=7)
     generation = await task
-    assert len(generation.tokens) == 7 or generation.tokens[-1] == END
-    assert generation.finish_reason in ("length", "stop")
+    assert len(generation.tokens) == 7
+    assert generation.finish_reason == "length"
 
 
 async def test_a_stop_token_ends_the_response_and_belongs_to_it(engine: Engine) -> None:
@@ -100,8 +99,8 @@ async def test_a_stop_token_ends_the_response_and_belongs_to_it(engine: Engine) 
     _, _, task = engine.start(max_tokens=200, stop=stops)
     generation = await task
     assert generation.finish_reason == "stop"
-    assert generation.tokens[-1] in {*stops, END}
-    assert not {*stops, END} & set(generation.tokens[:-1])
+    assert generation.tokens[-1] in stops
+    assert not set(stops) & set(generation.tokens[:-1])
 
 
 async def test_greedy_decoding_takes_the_most_likely_tokens(engine: Engine) -> None:
@@ -220,21 +219,19 @@ async def test_frames_that_are_no_messages_are_ignored(engine: Engine) -> None:
     turn_id, _, task = engine.start(max_tokens=40)
     await engine.watcher.until(turn_id, 2)
     await engine.watcher._socket.send_multipart([engine.watcher._peer, b"nonsense"])
-    assert (await task).finish_reason in ("length", "stop")
+    assert (await task).finish_reason == "length"
 
 
 # --- ending turns
 
 
 async def test_an_aborted_turn_returns_what_it_has(engine: Engine) -> None:
-    turn_id, _, task = engine.start(max_tokens=1500)
+    turn_id, _, task = engine.start(max_tokens=900)
     await engine.watcher.until(turn_id, 5)
     await engine.client.abort(turn_id)
     generation = await asyncio.wait_for(task, 5)
-    if generation.finish_reason == "stop":
-        pytest.skip("the policy ended the turn before it was aborted")
     assert generation.finish_reason == "abort"
-    assert 0 < len(generation.tokens) < 1500
+    assert 0 < len(generation.tokens) < 900
     assert generation.spans[-1].stop == len(generation.tokens)
 
 
@@ -245,14 +242,14 @@ async def test_aborting_a_turn_that_is_not_there_does_nothing(engine: Engine) ->
 
 
 async def test_a_cancelled_call_ends_its_turn_in_the_engine(engine: Engine) -> None:
-    turn_id, _, task = engine.start(max_tokens=1900)
+    turn_id, _, task = engine.start(max_tokens=900)
     await engine.watcher.until(turn_id, 3)
     task.cancel()
     await asyncio.wait([task])
     await asyncio.sleep(0.5)
     rows = len(engine.watcher.turns[turn_id].position)
     await asyncio.sleep(0.5)
-    assert len(engine.watcher.turns[turn_id].position) == rows < 1900
+    assert len(engine.watcher.turns[turn_id].position) == rows < 900
 
 
 # --- weights
@@ -264,16 +261,13 @@ async def test_weights_change_under_running_turns_which_survive(engine: Engine) 
     await engine.watcher.until(turns[-1][0], 4)
     after = await engine.run(engine.policies.second)
     assert await engine.client.weight_version() == after
-    changed = 0
     for turn_id, prompt, task in turns:
         generation = await task
         signals = await engine.watcher.until(turn_id, len(generation.tokens))
         assert signals.position == list(range(len(generation.tokens)))
         assert covers(generation)
-        assert [span.version for span in generation.spans] in ([before], [before, after])
-        changed += len(generation.spans) - 1
+        assert [span.version for span in generation.spans] == [before, after]
         assert agrees(generation, engine.policies.first.directory, prompt, until=generation.spans[0].stop)
-    assert changed > 0
 
 
 async def test_turns_after_an_update_come_from_the_new_weights_alone(engine: Engine) -> None:
