@@ -1,0 +1,159 @@
+"""How an engine is started, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from config import ConfigError, Endpoints, Job, resolve
+from controller.engine import server
+from controller.engine.server import EngineNotReady, available_gib, check_memory, cpu_dtype, engine_command, wait_ready, weights_gib
+from tests.engine_fixtures import free_port
+
+
+def job(**settings: str) -> Job:
+    nowhere = "tcp://127.0.0.1:1"
+    return Job(
+        config=resolve(None, {name.replace("__", "."): value for name, value in settings.items()}),
+        endpoints=Endpoints(
+            actors=nowhere,
+            learner=nowhere,
+            signals="tcp://127.0.0.1:7001",
+            trajectories=nowhere,
+            stats=nowhere,
+            engine="http://127.0.0.1:7000",
+        ),
+        run_dir="",
+        model_dir="policy",
+        weights_dir="",
+        started=0.0,
+    )
+
+
+def value(arguments: list[str], option: str) -> str:
+    return arguments[arguments.index(option) + 1]
+
+
+@pytest.fixture(params=[True, False], ids=["cpu", "gpu"])
+def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(server, "on_cpu", lambda: request.param)
+    return request.param
+
+
+def test_the_engine_serves_the_policy_of_the_job_on_this_machine_only(on_cpu: bool) -> None:
+    arguments = engine_command(job()).arguments
+    assert arguments[0].startswith("vllm.")
+    assert value(arguments, "--model") == "policy"
+    assert (value(arguments, "--host"), value(arguments, "--port")) == ("127.0.0.1", "7000")
+
+
+def test_log_probs_are_asked_for_after_temperature(on_cpu: bool) -> None:
+    assert value(engine_command(job()).arguments, "--logprobs-mode") == "processed_logprobs"
+
+
+def test_our_plugin_is_told_to_vllm(on_cpu: bool) -> None:
+    command = engine_command(job(control__top_j="13"))
+    assert json.loads(value(command.arguments, "--weight-transfer-config")) == {"backend": "foray_safetensors"}
+    assert value(command.arguments, "--logits-processors") == "controller.engine.signal_tap:SignalTap"
+    assert command.environment["FORAY_TAP_ENDPOINT"] == "tcp://127.0.0.1:7001"
+    assert command.environment["FORAY_TAP_TOP_J"] == "13"
+    assert command.environment["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_further_arguments_of_the_user_come_last(on_cpu: bool) -> None:
+    assert engine_command(job(engine__extra_args="--seed,7")).arguments[-2:] == ["--seed", "7"]
+
+
+def test_a_step_holds_the_longest_prompt_where_prefills_are_not_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "on_cpu", lambda: True)
+    for length in (1024, 9000):
+        arguments = engine_command(job(engine__max_model_len=str(length))).arguments
+        assert int(value(arguments, "--max-num-batched-tokens")) >= length
+
+
+@pytest.mark.parametrize(("threads", "expected"), [("2", "2"), ("0", None)])
+def test_the_worker_computes_on_as_many_cores_as_configured(monkeypatch: pytest.MonkeyPatch, threads: str, expected: str | None) -> None:
+    monkeypatch.setattr(server, "on_cpu", lambda: True)
+    assert engine_command(job(engine__threads=threads)).environment.get("OMP_NUM_THREADS") == expected
+
+
+@pytest.mark.parametrize(("flags", "expected"), [("avx2 avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2 fma", "float32")])
+def test_auto_is_the_precision_that_the_cpu_computes_with(tmp_path: Path, flags: str, expected: str) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
+    assert cpu_dtype("auto", cpuinfo) == expected
+    assert cpu_dtype("bfloat16", cpuinfo) == "bfloat16"
+
+
+def test_too_little_memory_names_the_setting() -> None:
+    with pytest.raises(ConfigError, match=r"engine\.kv_cache_gb.*4\.5 GiB.*3\.0 GiB are available"):
+        check_memory(kv_cache_gib=2.0, weights=0.5, available=3.0)
+    check_memory(kv_cache_gib=2.0, weights=0.5, available=4.6)
+
+
+def test_memory_is_what_the_system_says_is_available(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:       8000000 kB\nMemAvailable:   1048576 kB\n")
+    assert available_gib(meminfo) == 1.0
+    assert available_gib(tmp_path / "absent") == float("inf")
+
+
+def test_weights_are_the_safetensors_files(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(bytes(2**20))
+    (tmp_path / "b.bin").write_bytes(bytes(2**20))
+    assert weights_gib(str(tmp_path)) == pytest.approx(1 / 1024)
+    assert weights_gib("tiny") == 0.0
+
+
+async def test_an_engine_that_never_answers_names_the_setting() -> None:
+    with pytest.raises(EngineNotReady, match=r"engine\.start_seconds"):
+        await wait_ready(f"http://127.0.0.1:{free_port()}", 0.5)
+
+
+async def serve(**answers: int) -> tuple[str, web.AppRunner]:
+    """A server that answers each route with the given status."""
+    app = web.Application()
+    for name, status in answers.items():
+        method, path = {
+            "health": ("GET", "/health"),
+            "weights": ("GET", "/weight_info"),
+            "generate": ("POST", "/inference/v1/generate"),
+        }[name]
+
+        async def answer(request: web.Request, status: int = status) -> web.Response:
+            return web.json_response({"error": {"message": "disabled"}}, status=status)
+
+        app.router.add_route(method, path, answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    return f"http://127.0.0.1:{runner.addresses[0][1]}", runner
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"health": 200}, "VLLM_SERVER_DEV_MODE"),
+        ({"health": 200, "weights": 200, "generate": 403}, "--enable-scale-out"),
+    ],
+)
+async def test_a_server_that_is_not_for_us_is_told_apart_from_one_that_is_not_ready(answers: dict[str, int], said: str) -> None:
+    url, runner = await serve(**answers)
+    try:
+        with pytest.raises(EngineNotReady, match=said):
+            await wait_ready(url, 5.0)
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_ready_engine_is_waited_for_until_it_generates() -> None:
+    url, runner = await serve(health=200, weights=200, generate=200)
+    try:
+        await asyncio.wait_for(wait_ready(url, 5.0), 5.0)
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,242 @@
+"""The tap as vLLM drives it: rows that come, move and leave, prefills in chunks, preemption."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import zmq
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("vllm")
+
+from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality  # noqa: E402
+
+from controller.engine.names import TAP_ENDPOINT, TAP_TOP_J, TURN  # noqa: E402
+from controller.engine.signal_tap import SignalTap  # noqa: E402
+from protocol.arrays import INT32, unpack  # noqa: E402
+from protocol.codec import decode, encode  # noqa: E402
+from protocol.messages import SignalFrame, Steer  # noqa: E402
+
+VOCABULARY = 16
+CPU = torch.device("cpu")
+
+
+def settings(chunked: bool = False, workers: int = 1) -> SimpleNamespace:
+    return SimpleNamespace(
+        scheduler_config=SimpleNamespace(enable_chunked_prefill=chunked), parallel_config=SimpleNamespace(world_size=workers)
+    )
+
+
+class Bench:
+    """A tap, the controller's socket, and requests as vLLM's runner has them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, chunked: bool) -> None:
+        self.router = zmq.Context.instance().socket(zmq.ROUTER)
+        port = self.router.bind_to_random_port("tcp://127.0.0.1")
+        monkeypatch.setenv(TAP_ENDPOINT, f"tcp://127.0.0.1:{port}")
+        monkeypatch.setenv(TAP_TOP_J, "3")
+        self.tap = SignalTap(settings(chunked), CPU, False)
+        self.peer = b""
+        self.size = 0
+
+    def update(self, *, added: tuple = (), removed: tuple = (), moved: tuple = (), size: int) -> None:
+        """`added`: (row, turn id or None, list of response tokens)."""
+        new = [
+            (row, SimpleNamespace(extra_args=None if turn is None else {TURN: turn}, temperature=1.0), [1, 2], output)
+            for row, turn, output in added
+        ]
+        self.size = size
+        self.tap.update_state(BatchUpdate(batch_size=size, removed=list(removed), added=new, moved=list(moved)))
+
+    def step(self) -> torch.Tensor:
+        """The logits that come out of a step with equal logits everywhere."""
+        return self.tap.apply(torch.zeros(self.size, VOCABULARY))
+
+    def rows(self) -> list[tuple[str, int, int]]:
+        """(turn, position, forced) of each row of the next frame; nothing when none arrives."""
+        if not self.router.poll(200):
+            return []
+        self.peer, raw = self.router.recv_multipart()
+        frame = decode(raw)
+        assert isinstance(frame, SignalFrame)
+        return list(zip(frame.turn_ids, unpack(frame.position, INT32).tolist(), unpack(frame.forced, INT32).tolist(), strict=True))
+
+    def steer(self, turn: str, tokens: list[int], unless: int = -1) -> None:
+        self.router.send_multipart([self.peer, encode(Steer(turn_id=turn, tokens=tokens, unless=unless))])
+        time.sleep(0.05)  # until it has arrived: the tap does not wait for it
+
+    def close(self) -> None:
+        self.tap._socket.close()
+        self.router.close(linger=0)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    made = Bench(monkeypatch, chunked=False)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def chunked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    made = Bench(monkeypatch, chunked=True)
+    yield made
+    made.close()
+
+
+def possible(logits: torch.Tensor, row: int) -> list[int]:
+    """Tokens that can still be sampled in a row."""
+    return (logits[row] > float("-inf")).nonzero().flatten().tolist()
+
+
+def test_the_tap_changes_what_is_most_likely(bench: Bench) -> None:
+    assert not bench.tap.is_argmax_invariant()
+
+
+def test_without_an_endpoint_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(TAP_ENDPOINT, raising=False)
+    tap = SignalTap(settings(), CPU, False)
+    logits = torch.randn(2, VOCABULARY)
+    assert tap.apply(logits) is logits
+
+
+def test_more_than_one_worker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TAP_ENDPOINT, "tcp://127.0.0.1:1")
+    with pytest.raises(ValueError, match="one worker"):
+        SignalTap(settings(workers=2), CPU, False)
+
+
+def test_only_requests_with_a_turn_id_are_reported(bench: Bench) -> None:
+    bench.update(added=((0, None, []), (1, "a", []), (2, "b", [7, 8])), size=3)
+    bench.step()
+    assert bench.rows() == [("a", 0, -1), ("b", 2, -1)]
+
+
+def test_nothing_is_sent_for_a_batch_without_turns(bench: Bench) -> None:
+    bench.update(added=((0, None, []),), size=1)
+    bench.step()
+    assert bench.rows() == []
+
+
+def test_turns_keep_their_identity_when_rows_move(bench: Bench) -> None:
+    bench.update(added=((0, "a", []), (1, "b", []), (2, "c", [])), size=3)
+    bench.update(removed=(0,), moved=((2, 0, MoveDirectionality.UNIDIRECTIONAL),), size=2)
+    bench.step()
+    assert bench.rows() == [("c", 0, -1), ("b", 0, -1)]
+    bench.update(moved=((0, 1, MoveDirectionality.SWAP),), size=2)
+    bench.step()
+    assert bench.rows() == [("b", 0, -1), ("c", 0, -1)]
+    bench.update(added=((0, "d", []),), size=2)  # takes the row of one that is not reported as removed
+    bench.step()
+    assert bench.rows() == [("d", 0, -1), ("c", 0, -1)]
+
+
+def test_forced_tokens_follow_a_turn_to_another_row(bench: Bench) -> None:
+    output: list[int] = []
+    bench.update(added=((0, "a", []), (1, "b", output)), size=2)
+    bench.step()
+    bench.rows()
+    bench.steer("b", [5, 6])
+    assert possible(bench.step(), 1) == [5]
+    output.append(5)
+    bench.update(removed=(0,), moved=((1, 0, MoveDirectionality.UNIDIRECTIONAL),), size=1)
+    assert possible(bench.step(), 0) == [6]
+    output.append(6)
+    assert len(possible(bench.step(), 0)) == VOCABULARY
+
+
+def test_forced_tokens_survive_preemption(bench: Bench) -> None:
+    output = [3]
+    bench.update(added=((0, "a", output),), size=1)
+    bench.step()
+    bench.rows()
+    bench.steer("a", [5, 6])
+    bench.step()
+    output.append(5)
+    bench.update(removed=(0,), size=0)
+    bench.step()
+    bench.update(added=((0, "a", [3, 5]),), size=1)  # with a new list
+    assert possible(bench.step(), 0) == [6]
+
+
+def test_a_steer_that_arrives_during_preemption_is_not_lost(bench: Bench) -> None:
+    bench.update(added=((0, "a", [3]), (1, "b", [])), size=2)
+    bench.step()
+    bench.rows()
+    bench.update(removed=(0,), moved=((1, 0, MoveDirectionality.UNIDIRECTIONAL),), size=1)
+    bench.steer("a", [9])
+    bench.step()
+    bench.update(added=((1, "a", [3]),), size=2)
+    assert possible(bench.step(), 1) == [9]
+
+
+def test_a_second_steer_follows_the_first(bench: Bench) -> None:
+    output: list[int] = []
+    bench.update(added=((0, "a", output),), size=1)
+    bench.step()
+    bench.rows()
+    bench.steer("a", [5, 6])
+    bench.steer("a", [7])
+    for expected in (5, 6, 7):
+        assert possible(bench.step(), 0) == [expected]
+        output.append(expected)
+    assert len(possible(bench.step(), 0)) == VOCABULARY
+
+
+def test_chunks_of_a_prefill_are_not_reported(chunked: Bench) -> None:
+    output: list[int] = []
+    chunked.update(added=((0, "a", output),), size=1)
+    chunked.step()  # a chunk: nothing is sampled
+    assert chunked.rows() == []
+    chunked.step()  # the last chunk
+    assert chunked.rows() == []
+    output.append(4)
+    chunked.step()
+    assert chunked.rows() == [("a", 0, -1), ("a", 1, -1)]
+    output.append(4)
+    chunked.step()
+    assert chunked.rows() == [("a", 2, -1)]
+
+
+def test_a_turn_of_one_token_is_reported_when_it_has_left(chunked: Bench) -> None:
+    output: list[int] = []
+    chunked.update(added=((0, "a", output), (1, None, [])), size=2)
+    chunked.step()
+    output.append(4)
+    chunked.update(removed=(0,), moved=((1, 0, MoveDirectionality.UNIDIRECTIONAL),), size=1)
+    chunked.step()
+    assert chunked.rows() == [("a", 0, -1)]
+
+
+def test_a_turn_that_leaves_within_its_prefill_is_not_reported(chunked: Bench) -> None:
+    chunked.update(added=((0, "a", []), (1, None, [])), size=2)
+    chunked.step()
+    chunked.update(removed=(0,), moved=((1, 0, MoveDirectionality.UNIDIRECTIONAL),), size=1)
+    chunked.step()
+    assert chunked.rows() == []
+
+
+def test_a_forced_token_is_not_used_up_by_a_chunk(chunked: Bench) -> None:
+    other: list[int] = []
+    chunked.update(added=((0, "a", [1]), (1, "b", other)), size=2)
+    chunked.step()
+    other.append(2)
+    chunked.step()
+    chunked.rows()
+    chunked.steer("a", [5])
+    assert possible(chunked.step(), 0) == [5]
+    assert possible(chunked.step(), 0) == [5]
+
+
+def test_a_controller_that_does_not_read_never_blocks_the_engine(bench: Bench) -> None:
+    bench.update(added=((0, "a", []),), size=1)
+    start = time.monotonic()
+    bench.tap._socket._socket.set(zmq.SNDHWM, 5)
+    bench.router.close(linger=0)
+    for _ in range(3000):
+        bench.step()
+    assert time.monotonic() - start < 10
+    assert bench.tap._socket.dropped > 0
