@@ -1,0 +1,149 @@
+"""Whole runs for tests: the command line in a process of its own, and the engine of `--serial` in the test's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from config import Config, Job, resolve
+from controller.engine.fake import FakeEngine
+from learner.build import build_policy
+from protocol.codec import decode
+from protocol.messages import Trajectory
+from supervisor.job import choose_endpoints, free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+
+SMALL = {
+    "model.hidden_size": "64", "model.layers": "2", "model.heads": "2", "warm_start.episodes": "0", "sampling.max_tokens": "16",
+    "sampling.seeded": "true", "learner.groups": "2", "learner.group_size": "2", "eval.episodes": "2", "eval.every": "0",
+    "actor.count": "4", "run.updates": "2", "learner.checkpoint_every": "1",
+}  # fmt: skip
+"""A run of a policy that knows nothing, in seconds."""
+
+
+def small_config(**overrides: str) -> Config:
+    """SMALL with overrides; dots in names are written as double underscores."""
+    return resolve(None, SMALL | {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def job_in(directory: Path, config: Config, model_dir: Path | None = None) -> Job:
+    """A job that was not started by the supervisor."""
+    (directory / "weights").mkdir(parents=True)
+    return Job(
+        config=config, endpoints=choose_endpoints(config), run_dir=str(directory), model_dir=str(model_dir or directory / "policy"),
+        weights_dir=str(directory / "weights"), started=0.0,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a policy as SMALL describes it, random weights."""
+    job = job_in(tmp_path_factory.mktemp("small") / "job", small_config())
+    build_policy(job)
+    return Path(job.model_dir)
+
+
+class Run:
+    """`python run.py ARGUMENTS` in a process of its own."""
+
+    def __init__(self, process: asyncio.subprocess.Process, directory: Path) -> None:
+        self.process = process
+        self.directory = directory
+        self.output = ""
+
+    async def ended(self, seconds: float = 120.0) -> int:
+        """Its exit status; `output` has what it printed."""
+        async with asyncio.timeout(seconds):
+            out, _ = await self.process.communicate()
+        self.output = out.decode()
+        return self.process.returncode
+
+    async def until(self, condition, seconds: float = 60.0):
+        """Wait until `condition()` is true; returns what it is then. Fails if the run ends first."""
+        async with asyncio.timeout(seconds):
+            while not (value := condition()):
+                assert self.process.returncode is None, f"the run ended first: {(await self.process.stdout.read()).decode()}"
+                await asyncio.sleep(0.05)
+        return value
+
+    def metrics(self) -> list[dict]:
+        file = self.directory / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def updates(self) -> list[dict]:
+        return [line for line in self.metrics() if line["kind"] == "update"]
+
+    def summary(self) -> dict:
+        return json.loads((self.directory / "summary.json").read_text())
+
+    def trajectories(self) -> list[Trajectory]:
+        return trajectories_of(self.directory)
+
+    def pid_of(self, name: str) -> int | None:
+        """The process `python -m NAME JOB` of this run."""
+        return next((pid for pid, command in processes() if f"-m {name} {self.directory}/job.json" in command), None)
+
+    def children_of(self, pid: int) -> list[int]:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def left_over(self) -> list[str]:
+        """Processes of this run that are still there."""
+        return [command for _, command in processes() if f"{self.directory}/job.json" in command]
+
+
+def processes() -> list[tuple[int, str]]:
+    """(pid, command line) of everything that runs here."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                found.append((int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()))
+    return found
+
+
+def trajectories_of(directory: Path) -> list[Trajectory]:
+    """What a run's episode log holds."""
+    from learner.episode_log import read_records
+
+    return [decode(frame) for _, _, frame in read_records(directory / "episodes" / "episodes.log")]
+
+
+@contextlib.asynccontextmanager
+async def running(directory: Path, *arguments: str) -> AsyncIterator[Run]:
+    """The command line with these arguments; killed at the end if it has not ended."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "run.py", *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield Run(process, directory)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def running_small(directory: Path, policy: Path, **overrides: str) -> AsyncIterator[Run]:
+    """A run of real processes as SMALL describes it, against the small engine."""
+    signals = free_port("127.0.0.1", 0, "")
+    engine = FakeEngine(policy, signals=f"tcp://127.0.0.1:{signals}")
+    url = await engine.start()
+    settings = SMALL | {"model.name": str(policy), "engine.url": url, "controller.signals_port": str(signals), "run.dir": str(directory)}
+    settings |= {name.replace("__", "."): value for name, value in overrides.items()}
+    resumed = settings.pop("resume", None)
+    arguments = ["--resume", resumed] if resumed else []
+    try:
+        async with running(directory, *arguments, *(f"--{name}={value}" for name, value in settings.items())) as run:
+            yield run
+    finally:
+        await engine.stop()

@@ -1,0 +1,150 @@
+"""Runs of real processes, some of which are killed. The engine is the small one: what is tested here is everything around it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections import Counter
+from pathlib import Path
+
+from tests.run_fixtures import Run, running, running_small, small_policy  # noqa: F401
+
+
+def leases_in_play(run: Run) -> list[int]:
+    """Pids of the actors, once turns are being played."""
+    fleet = run.pid_of("actors")
+    return run.children_of(fleet) if fleet and any(line["kind"] == "evaluation" for line in run.metrics()) else []
+
+
+async def test_a_run_ends_by_itself_and_leaves_what_the_documents_promise(tmp_path: Path, small_policy):  # noqa: F811
+    async with running_small(tmp_path / "run", small_policy) as run:
+        assert await run.ended() == 0, run.output
+        summary = run.summary()
+        assert (summary["ended"], summary["updates"]) == ("finished", 2)
+        assert [line["update"] for line in run.metrics() if line["kind"] == "evaluation"] == [0, 2]
+        assert sorted(path.name for path in (run.directory / "checkpoints").iterdir()) == ["000001", "000002"]
+        assert list((run.directory / "tensorboard").iterdir())
+        assert run.left_over() == []
+
+
+async def test_a_killed_actor_is_replaced_and_no_episode_is_lost(tmp_path: Path, small_policy):  # noqa: F811
+    async with running_small(tmp_path / "run", small_policy, actor__heartbeat_seconds="0.2", run__updates="3") as run:
+        actors = await run.until(lambda: leases_in_play(run))
+        os.kill(actors[0], signal.SIGKILL)
+        assert await run.ended() == 0, run.output
+        assert run.summary()["dropped"] == {}
+        trained = [t.key for t in run.trajectories() if not t.key.evaluation]
+        assert len(trained) == len(set(trained)) == 3 * 2 * 2
+        assert "replaced" in (run.directory / "logs" / "actors.log").read_text()
+
+
+async def test_invariant_4_after_killing_the_learner_each_episode_is_trained_on_once(tmp_path: Path, small_policy):  # noqa: F811
+    async with running_small(tmp_path / "run", small_policy, run__updates="50") as run:
+        await run.until(lambda: len(run.updates()) >= 2)
+        os.kill(run.pid_of("learner"), signal.SIGKILL)
+        assert await run.ended() == 1
+        assert "the learner ended with status -9" in run.output
+        assert run.left_over() == []
+        done = run.updates()[-1]["update"]
+    async with running_small(tmp_path / "run", small_policy, resume=str(tmp_path / "run"), run__updates=str(done + 2)) as run:
+        assert await run.ended() == 0, run.output
+        assert [line["update"] for line in run.updates()] == list(range(1, done + 3))
+        copies = Counter(t.key for t in run.trajectories() if not t.key.evaluation)
+        assert set(copies.values()) == {1}, "an episode was played again although it was in the log"
+        assert {key.group for key in copies} >= set(range(2 * (done + 2)))
+
+
+async def test_ctrl_c_finishes_the_update_writes_a_checkpoint_and_a_summary(tmp_path: Path, small_policy):  # noqa: F811
+    async with running_small(tmp_path / "run", small_policy, run__updates="1000", learner__checkpoint_every="1000") as run:
+        await run.until(lambda: run.updates())
+        run.process.send_signal(signal.SIGINT)
+        assert await run.ended() == 130, run.output
+        assert run.summary()["ended"] == "interrupted"
+        assert int(max((run.directory / "checkpoints").iterdir()).name) == run.summary()["updates"]
+        assert run.left_over() == []
+
+
+async def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, small_policy):  # noqa: F811
+    async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
+        await run.until(lambda: run.updates())
+        os.kill(run.pid_of("learner"), signal.SIGSTOP)  # a learner that would never finish
+        run.process.send_signal(signal.SIGINT)
+        await run.until(lambda: True)
+        await asyncio.sleep(0)
+        run.process.send_signal(signal.SIGINT)
+        assert await run.ended() == 130, run.output
+        assert run.left_over() == []
+
+
+async def test_killing_the_supervisor_leaves_no_process_behind(tmp_path: Path, small_policy):  # noqa: F811
+    async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
+        await run.until(lambda: run.updates())
+        run.process.kill()
+        await run.process.wait()
+        async with asyncio.timeout(10):
+            while run.left_over():
+                await asyncio.sleep(0.05)
+
+
+async def test_actors_from_elsewhere_join_and_do_the_work(tmp_path: Path, small_policy):  # noqa: F811
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    async with (
+        running_small(tmp_path / "run", small_policy, actor__count="0", controller__port=str(port)) as run,
+        running(tmp_path, "actor", "--connect", f"tcp://127.0.0.1:{port}", "--actors", "2", "--wait", "60") as actors,
+    ):
+        assert await run.ended() == 0, run.output
+        assert await actors.ended(20) == 0, "actors leave when the run is over"
+
+
+async def refused(*arguments: str) -> str:
+    """What a command line prints that is refused; fails if it is not, or if it says more than a sentence."""
+    async with running(Path(), *arguments) as run:
+        assert await run.ended(30) in (1, 2)
+        assert run.output.startswith("error: ") and len(run.output.strip().splitlines()) == 1, run.output
+        return run.output
+
+
+async def test_an_unknown_setting_is_refused_with_the_nearest_name(tmp_path: Path):
+    assert "did you mean learner.learning_rate?" in await refused("--learner.learning-rat=1", f"--run-dir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+async def test_a_model_that_does_not_exist_is_refused(tmp_path: Path):
+    assert "model.name" in await refused("--model", str(tmp_path / "none"), f"--run-dir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+async def test_a_port_in_use_is_refused_naming_the_setting(tmp_path: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert "controller.port" in await refused(f"--controller.port={port}", f"--run-dir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+async def test_too_little_memory_for_the_engine_is_refused_naming_the_setting(tmp_path: Path):
+    assert "engine.kv_cache_gb" in await refused("--engine.kv_cache_gb=100000", f"--run-dir={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+
+
+async def test_a_run_directory_that_is_not_empty_is_refused(tmp_path: Path):
+    (tmp_path / "file").touch()
+    assert "run.dir" in await refused(f"--run-dir={tmp_path}")
+
+
+async def test_an_engine_that_does_not_answer_ends_the_run_naming_the_setting(tmp_path: Path, small_policy):  # noqa: F811
+    settings = {"model.name": small_policy, "engine.url": "http://127.0.0.1:9", "engine.start_seconds": 1, "run.dir": tmp_path / "run"}
+    async with running(tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())) as run:
+        assert await run.ended(60) == 1
+        assert "engine.start_seconds" in run.output
+        assert run.left_over() == []
+        assert not (run.directory / "summary.json").exists() and not (run.directory / "checkpoints").exists()
+
+
+async def test_an_actor_that_finds_no_controller_says_so(tmp_path: Path):
+    assert "--connect" in await refused("actor", "--connect", "tcp://127.0.0.1:9", "--wait", "0.5")
