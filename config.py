@@ -63,9 +63,10 @@ class ModelSection(Section):
 class WarmStartSection(Section):
     episodes: Annotated[int, says("Expert episodes to learn from; 0: no warm start (the default for models that are not tiny is 0)", ge=0)] = 1500
     epochs: Annotated[float, says("Passes over them", gt=0)] = 1.0
-    learning_rate: Annotated[float, says("Peak step size; linear warm-up, cosine decay", gt=0)] = 3e-3
+    learning_rate: Annotated[float, says("Peak step size of AdamW (embeddings, norms); linear warm-up, cosine decay", gt=0)] = 5e-3
+    muon_learning_rate: Annotated[float, says("Peak step size of Muon (the layers' matrices)", gt=0)] = 0.03
     threads: Annotated[int, says("CPU: cores it computes on; 0: all, since nothing else computes yet", ge=0)] = 0
-    batch_tokens: Annotated[int, says("Tokens a step", ge=256)] = 8192
+    batch_tokens: Annotated[int, says("Tokens a step", ge=256)] = 1024
 
 
 class EngineSection(Section):

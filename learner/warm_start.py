@@ -14,6 +14,7 @@ from config import WarmStartSection
 from envs.base import Environment
 from learner.batching import Sample, microbatches
 from learner.demonstrations import TurnTokenizer, demonstrations
+from learner.muon import Muon
 from learner.policy import log_probs
 
 Progress = Callable[[str, float, float], None]
@@ -47,12 +48,13 @@ def warm_start(
         raise ValueError("the expert won no episode to learn from: check env.* and warm_start.episodes")
     rng = np.random.default_rng(seed)
     batches = list(token_batches(samples, settings.batch_tokens, settings.epochs, rng))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimizers = make_optimizers(model, settings)
     losses = []
     for step, batch in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * schedule(step, len(batches))
-        losses.append(_imitation_step(model, optimizer, batch))
+        for optimizer, peak in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = peak * schedule(step, len(batches))
+        losses.append(_imitation_step(model, [optimizer for optimizer, _ in optimizers], batch))
         progress("warm start", step + 1, len(batches))
     return {
         "episodes": float(settings.episodes),
@@ -62,6 +64,17 @@ def warm_start(
         "loss": float(np.mean(losses[-max(1, len(losses) // 10) :])),
         "seconds": time.monotonic() - started,
     }
+
+
+def make_optimizers(model: PreTrainedModel, settings: WarmStartSection) -> list[tuple[torch.optim.Optimizer, float]]:
+    """Muon for the matrices inside the layers, AdamW for embeddings and norms; each with its peak step size."""
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    chosen = {id(p) for p in inner}
+    outer = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        (Muon(inner, lr=settings.muon_learning_rate), settings.muon_learning_rate),
+        (torch.optim.AdamW(outer, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True), settings.learning_rate),
+    ]
 
 
 def schedule(step: int, steps: int) -> float:
@@ -92,16 +105,17 @@ def token_batches(samples: Sequence[Sample], batch_tokens: int, epochs: float, r
         yield batch
 
 
-def _imitation_step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, samples: Sequence[Sample]) -> float:
+def _imitation_step(model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], samples: Sequence[Sample]) -> float:
     """One step on the mean cross-entropy of the response tokens, in nats, which is returned."""
     denominator = sum(sample.trained_tokens for sample in samples)
     total = 0.0
-    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     for batch in microbatches(samples, MICROBATCH_TOKENS):
         log_pi, _ = log_probs(model, batch, temperature=1.0)
         loss = -log_pi.sum() / denominator
         loss.backward()
         total += float(loss.detach())
     torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
     return total

@@ -9,7 +9,7 @@ import socket
 from collections import Counter
 from pathlib import Path
 
-from tests.run_fixtures import Run, running, running_small, small_policy  # noqa: F401
+from run_fixtures import Run, running, running_small, small_policy  # noqa: F401
 
 
 def leases_in_play(run: Run) -> list[int]:
