@@ -105,9 +105,10 @@ def _sample(turn: Turn, advantage: float, version: int) -> Sample:
 def _ages(spans: Sequence[Span], tokens: int, version: int) -> np.ndarray:
     age = np.full(tokens, -1, dtype=np.int32)
     for span in spans:
-        age[span.start : span.stop] = version - span.version
+        # Negative for what weights played that a crash has lost since: no older than the newest.
+        age[span.start : span.stop] = max(0, version - span.version)
     if (age < 0).any():
-        raise ValueError(f"spans {list(spans)} leave tokens without a version up to {version}")
+        raise ValueError(f"spans {list(spans)} leave tokens without a version")
     return age
 
 

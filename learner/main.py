@@ -35,6 +35,10 @@ from telemetry.loop_lag import LoopLag
 log = logging.getLogger(__name__)
 
 
+class Stopped(Exception):
+    """The user wants the run to end before there is anything to keep."""
+
+
 class Learner:
     """One job's learner. `run` returns when the run has reached its last update, its time, or was asked to stop."""
 
@@ -70,7 +74,10 @@ class Learner:
         try:
             async with asyncio.TaskGroup() as loops:
                 background = [loops.create_task(loop) for loop in (self._receive(), self._listen(), self._report(), self._lag.run())]
-                await self._train()
+                try:
+                    await self._train()
+                except Stopped:
+                    log.info("stopped before training began")
                 for task in background:
                     task.cancel()
         finally:
@@ -193,6 +200,8 @@ class Learner:
         loop = asyncio.get_running_loop()
 
         def report(phase: str, done: float | None = None, of: float | None = None) -> None:
+            if self._stop.is_set():
+                raise Stopped
             asyncio.run_coroutine_threadsafe(self._phase(phase, done, of), loop)
 
         return report

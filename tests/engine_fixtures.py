@@ -58,7 +58,7 @@ def build_tiny_model(
         num_key_value_heads=heads,
         head_dim=32,
         max_position_embeddings=2048,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,  # as the default policy: a tied head is packed apart
         initializer_range=scale,
         bos_token_id=None,
         eos_token_id=None,

@@ -26,6 +26,8 @@ def compare_with_file(model: nn.Module, path: Path) -> int:
         for module_name, module in model.named_modules():
             head, _, tail = module_name.rpartition(".")
             parts = [f"{head}.{part}.weight" for part in stacked.get(tail, [tail])]
+            if tail == "lm_head" and not names.issuperset(parts):
+                parts = ["model.embed_tokens.weight"]  # tied
             held = getattr(module, "weight", None)
             if isinstance(held, torch.Tensor) and names.issuperset(parts):
                 expected = torch.cat([file.get_tensor(part) for part in parts])
@@ -38,15 +40,20 @@ def compare_with_file(model: nn.Module, path: Path) -> int:
 
 
 def holds(module: nn.Module, held: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether `module`, whose parameter is `held`, has the weight `expected` (the file's)."""
-    if held.shape == expected.shape:
-        return torch.equal(held.detach().cpu(), expected.to(held.dtype))
-    if held.ndim == expected.ndim and held.shape[0] > expected.shape[0]:  # a vocabulary padded to a multiple of 64
-        return torch.equal(held[: expected.shape[0]].detach().cpu(), expected.to(held.dtype))
-    if held.numel() or not hasattr(module, "cpu_linear"):
-        raise ValueError(f"a weight of shape {tuple(held.shape)} cannot be compared with one of {tuple(expected.shape)}")
+    """Whether `module`, whose parameter is `held`, has the weight `expected` (the file's), and computes with it."""
+    if held.numel():
+        if held.ndim != expected.ndim or held.shape[1:] != expected.shape[1:] or held.shape[0] < expected.shape[0]:
+            raise ValueError(f"a weight of shape {tuple(held.shape)} cannot be compared with one of {tuple(expected.shape)}")
+        # A vocabulary is padded to a multiple of 64.
+        if not torch.equal(held[: expected.shape[0]].detach().cpu(), expected.to(held.dtype)):
+            return False
+    return computes(module, held, expected) if hasattr(module, "cpu_linear") else bool(held.numel())
+
+
+def computes(module: nn.Module, held: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether the packed weights of a layer on a CPU map random inputs as `expected` does."""
     inputs = torch.randn(PROBES, expected.shape[1], generator=torch.Generator().manual_seed(0)).to(held.dtype)
-    outputs = module.cpu_linear(inputs, None, None).float()[:, : expected.shape[0]]
+    outputs = module.cpu_linear(inputs, held, None).float()[:, : expected.shape[0]]
     reference = inputs.float() @ expected.to(held.dtype).float().T
     tolerance = 4 * torch.finfo(held.dtype).eps * reference.abs().max().item() + 1e-6
     return bool((outputs - reference).abs().max() <= max(tolerance, 1e-4 * reference.abs().max().item()))

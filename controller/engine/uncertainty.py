@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 
@@ -32,12 +33,20 @@ def uncertainty(logits: torch.Tensor, top_j: int) -> Uncertainty:
     if top_j < 1:
         raise ValueError(f"top_j must be at least 1, not {top_j}")
     log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-    top = log_probs.topk(min(top_j, log_probs.shape[-1]), dim=-1).values  # sorted, largest first
+    top = _largest(log_probs, min(top_j, log_probs.shape[-1]))
     possible = top > float("-inf")
     confidence = -torch.where(possible, top, 0.0).sum(-1) / possible.sum(-1)
+    top_log_prob = log_probs.amax(-1)
     log_probs.clamp_(min=torch.finfo(torch.float32).min)  # makes p log p an exact 0 where p is 0, instead of 0 * -inf
     entropy = -log_probs.exp().mul_(log_probs).sum(-1)
-    return Uncertainty(entropy, confidence, top[..., 0])
+    return Uncertainty(entropy, confidence, top_log_prob)
+
+
+def _largest(values: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` largest of each row, in any order."""
+    if values.device.type == "cpu":  # a third of the time of torch's topk for 20 of 1,024
+        return torch.from_numpy(np.partition(values.numpy(), -count, axis=-1)[..., -count:])
+    return values.topk(count, dim=-1, sorted=False).values
 
 
 def divide_by_temperature(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:

@@ -13,11 +13,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
 from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
 from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
 
 from controller.engine.loaded_weights import compare_with_file
 from controller.engine.weight_file import check_file, check_tensors, tensor_shapes, tensors
+
+
+def pack_tied_head(model: nn.Module) -> None:
+    """Tie the language-model head to the embeddings again, and pack it again.
+
+    The layerwise reload (vLLM 0.32) packs a layer when its own weights have arrived. A tied head has none in the file, so on a CPU it
+    would go on computing with the packed copy of the embeddings that the engine was started with.
+    """
+    head = getattr(model, "lm_head", None)
+    embeddings = getattr(getattr(model, "model", None), "embed_tokens", None)
+    if head is not None and embeddings is not None and head is not embeddings and getattr(model.config, "tie_word_embeddings", False):
+        head.tie_weights(embeddings)
+        head.quant_method.process_weights_after_loading(head)
 
 
 @dataclass
@@ -66,6 +80,7 @@ class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
         """Put the loaded weights to use; raises ValueError when they are not those of the file."""
         if self._loading:
             finalize_layerwise_reload(self.model, self.model_config)
+            pack_tied_head(self.model)
             self._loading = False
         if self._verify is not None:
             path, self._verify = self._verify, None
