@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from learner import qwen3
 from learner.batching import MicroBatch
 
 
@@ -18,7 +19,6 @@ def load_policy(directory: Path, device: torch.device | str = "cpu") -> PreTrain
     """The causal language model in a Hugging Face directory, float32, in training mode (it has no dropout to speak of)."""
     disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
-    model.config.use_cache = False
     return model.to(device).train()
 
 
@@ -35,11 +35,14 @@ def log_probs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> 
     The entropy carries no gradient.
     """
     device = next(model.parameters()).device
-    hidden = model.model(input_ids=batch.tokens.to(device), use_cache=False).last_hidden_state
-    rows, columns = batch.rows.to(device), batch.columns.to(device)
-    logits = model.lm_head(hidden[rows, columns - 1]).float() / temperature
+    tokens, rows, columns = batch.tokens.to(device), batch.rows.to(device), batch.columns.to(device)
+    if qwen3.applies_to(model):
+        hidden = qwen3.hidden_states(model, tokens, rows, columns - 1)
+    else:
+        hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[rows, columns - 1]
+    logits = model.lm_head(hidden).float() / temperature
     log_p = functional.log_softmax(logits, dim=-1)
     with torch.no_grad():
         entropy = -(log_p.exp() * log_p).sum(-1)
-    targets = batch.tokens.to(device)[rows, columns]
+    targets = tokens[rows, columns]
     return log_p.gather(-1, targets[:, None]).squeeze(-1), entropy
