@@ -55,13 +55,13 @@ class EnvSection(Section):
 class ModelSection(Section):
     name: Annotated[str, says("Policy: tiny (made on the spot), or the path of a Hugging Face directory")] = "tiny"
     hidden_size: Annotated[int, says("tiny: width", ge=32, multiple_of=16)] = 128
-    layers: Annotated[int, says("tiny: depth", ge=1)] = 4
+    layers: Annotated[int, says("tiny: depth", ge=1)] = 2
     heads: Annotated[int, says("tiny: attention heads, each of 32", ge=1)] = 4
     vocabulary: Annotated[int, says("tiny: size of its tokenizer's vocabulary", ge=300)] = 1024
 
 
 class WarmStartSection(Section):
-    episodes: Annotated[int, says("Expert episodes to learn from; 0: no warm start (the default for models that are not tiny is 0)", ge=0)] = 1500
+    episodes: Annotated[int, says("tiny: expert episodes to learn from; 0: no warm start", ge=0)] = 3000
     epochs: Annotated[float, says("Passes over them", gt=0)] = 1.0
     learning_rate: Annotated[float, says("Peak step size of AdamW (embeddings, norms); linear warm-up, cosine decay", gt=0)] = 5e-3
     muon_learning_rate: Annotated[float, says("Peak step size of Muon (the layers' matrices)", gt=0)] = 0.03
@@ -121,7 +121,7 @@ class LearnerSection(Section):
     clip_low: Annotated[float, says("The ratio is clipped at 1 - this", gt=0, lt=1)] = 0.2
     clip_high: Annotated[float, says("The ratio is clipped at 1 + this", gt=0)] = 0.2
     tis_cap: Annotated[float, says("Largest importance weight", gt=0)] = 2.0
-    microbatch_tokens: Annotated[int, says("Tokens computed at once, padding included", ge=64)] = 8192
+    microbatch_tokens: Annotated[int, says("Tokens computed at once, padding included", ge=64)] = 4096
     threads: Annotated[int, says("CPU: cores the learner computes on; 0: torch chooses", ge=0)] = 1
     checkpoint_every: Annotated[int, says("Updates between checkpoints; the last update always makes one", ge=1)] = 20
 

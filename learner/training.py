@@ -106,7 +106,6 @@ def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:
     settings = msgspec.json.decode((model_dir / "tokenizer_config.json").read_bytes())
     turn_tokenizer = TurnTokenizer(load_prompter(model_dir), settings["eos_token"])
     environment = make_environment(config.env.name, **config.env.settings())
-    torch.set_num_threads(config.warm_start.threads or os.cpu_count() or 1)
     stats = warm_start(model, turn_tokenizer, environment, config.warm_start, config.run.seed, progress)
     log.info("warm start: %s", json.dumps(stats))
     unfinished = kept.with_name(f".{kept.name}-{os.getpid()}")
