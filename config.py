@@ -111,13 +111,16 @@ class LearnerSection(Section):
     group_size: Annotated[int, says("G: episodes of one task", ge=2)] = 8
     max_staleness: Annotated[int, says("S: no trained token is older than this many versions; 0 is synchronous", ge=0)] = 1
     normalise: Annotated[bool, says("Divide a group's advantages by its standard deviation")] = True
+    statistics: Annotated[
+        Literal["turn", "episode"], says("Mean and deviation of a group's returns: each return once a turn, or once an episode")
+    ] = "turn"
     discount: Annotated[float, says("GiGPO: of step returns", ge=0, le=1)] = 0.95
     step_weight: Annotated[float, says("GiGPO: omega, weight of the step advantage", ge=0)] = 1.0
     invalid_penalty: Annotated[float, says("Subtracted from the return of a turn without a valid action", ge=0)] = 0.1
-    learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 3e-4
+    learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 4e-4
     weight_decay: Annotated[float, says("AdamW's weight decay", ge=0)] = 0.0
     gradient_clip: Annotated[float, says("Largest norm of the gradient", gt=0)] = 1.0
-    minibatches: Annotated[int, says("Optimizer steps an update", ge=1)] = 2
+    minibatches: Annotated[int, says("Optimizer steps an update", ge=1)] = 4
     clip_low: Annotated[float, says("The ratio is clipped at 1 - this", gt=0, lt=1)] = 0.2
     clip_high: Annotated[float, says("The ratio is clipped at 1 + this", gt=0)] = 0.2
     tis_cap: Annotated[float, says("Largest importance weight", gt=0)] = 2.0

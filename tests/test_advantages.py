@@ -27,6 +27,7 @@ groups = st.lists(episodes(), min_size=1, max_size=6).map(GroupReturns)
 settings = st.builds(
     LearnerSection,
     normalise=st.booleans(),
+    statistics=st.sampled_from(["turn", "episode"]),
     discount=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
     step_weight=st.sampled_from([0.0, 1.0, 2.5]),
     invalid_penalty=st.sampled_from([0.0, 0.1, 1.0]),
@@ -44,8 +45,9 @@ def standing(value: float, values: list[float], normalise: bool) -> float:
 
 def grpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
     returns = [math.fsum(e.rewards) for e in group.episodes]
+    compared = returns if s.statistics == "episode" else [r for r, e in zip(returns, group.episodes, strict=True) for _ in e.rewards]
     return [
-        [standing(returns[i], returns, s.normalise) - (0.0 if valid else s.invalid_penalty) for valid in e.valid]
+        [standing(returns[i], compared, s.normalise) - (0.0 if valid else s.invalid_penalty) for valid in e.valid]
         for i, e in enumerate(group.episodes)
     ]
 

@@ -95,7 +95,7 @@ def test_a_wrong_setting_is_an_error_that_names_it(settings, named):
 def test_an_episode_ends_unsolved_when_its_turns_are_used_up():
     episode = SMALL.start("train", 0)
     results = [episode.step("look") for _ in range(SMALL.max_turns)]
-    assert [result.done for result in results] == [False] * 19 + [True]
+    assert [result.done for result in results] == [False] * (SMALL.max_turns - 1) + [True]
     assert (results[-1].success, results[-1].reward) == (False, 0.0)
 
 

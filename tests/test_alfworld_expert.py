@@ -89,7 +89,7 @@ def test_it_finishes_what_somebody_else_began(environment):
             if result.done:
                 won += result.success
                 break
-    assert won >= 90
+    assert won >= 80
 
 
 def test_it_refuses_a_view_without_the_memory():

@@ -17,7 +17,7 @@ from envs.response import parse_think_action
 from envs.view import View
 
 REWARD = 10.0
-MAX_TURNS: dict[SceneSize, int] = {"small": 20, "real": 50}
+MAX_TURNS: dict[SceneSize, int] = {"small": 15, "real": 50}
 SIZES: dict[Split, int] = {"train": 100_000, "held_out": 1024}
 
 
