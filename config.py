@@ -63,6 +63,7 @@ class ModelSection(Section):
 class WarmStartSection(Section):
     episodes: Annotated[int, says("tiny: expert episodes to learn from; 0: no warm start", ge=0)] = 3000
     epochs: Annotated[float, says("Passes over them", gt=0)] = 1.0
+    slips: Annotated[float, says("Share of the expert's turns spoilt by a wrong action, to learn how to go on after one", ge=0, lt=1)] = 0.2
     learning_rate: Annotated[float, says("Peak step size of AdamW (embeddings, norms); linear warm-up, cosine decay", gt=0)] = 5e-3
     muon_learning_rate: Annotated[float, says("Peak step size of Muon (the layers' matrices)", gt=0)] = 0.03
     threads: Annotated[int, says("CPU: cores it computes on; 0: all, since nothing else computes yet", ge=0)] = 0

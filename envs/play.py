@@ -19,17 +19,31 @@ class ExpertEpisode:
     turns: list[tuple[str, str]]
 
 
-def expert_episode(environment: Environment, split: Split, index: int, rng: random.Random) -> ExpertEpisode:
-    """Play task `index` of `split`. `rng` varies the wording, and little else."""
+def expert_episode(environment: Environment, split: Split, index: int, rng: random.Random, slips: float = 0.0) -> ExpertEpisode:
+    """Play task `index` of `split`. `rng` varies the wording, and little else.
+
+    `slips`: probability that a turn is spoilt by a wrong action, which is played but no turn of the demonstration. A learner will
+    make such mistakes, and must have seen how to go on after them (as in DART, Laskey et al. 2017).
+    """
     episode = environment.start(split, index)
     view = environment.view(episode)
     expert = environment.expert(episode, rng)
     turns: list[tuple[str, str]] = []
     while True:
-        prompt = environment.prompt(view)
-        thought, action = expert.act(view)
-        turns.append((prompt, format_think_action(thought, action)))
+        if slips and rng.random() < slips:
+            action = _wrong_action(environment, split, view.observation.admissible, rng)
+        else:
+            prompt = environment.prompt(view)
+            thought, action = expert.act(view)
+            turns.append((prompt, format_think_action(thought, action)))
         result = episode.step(action)
         if result.done:
             return ExpertEpisode(episode.task, episode.task_type, result.success, turns)
         view.record(action, result.observation)
+
+
+def _wrong_action(environment: Environment, split: Split, admissible: tuple[str, ...], rng: random.Random) -> str:
+    """One that is possible here, or, as often, one from another task, which mostly is not."""
+    if rng.random() < 0.5:
+        return rng.choice(admissible)
+    return rng.choice(environment.start(split, rng.randrange(environment.size(split))).observation.admissible)

@@ -16,11 +16,11 @@ Turns = list[tuple[str, str]]
 """(prompt, response) texts of one episode."""
 
 
-def demonstrations(environment: Environment, episodes: int, seed: int) -> Iterator[Turns]:
+def demonstrations(environment: Environment, episodes: int, seed: int, slips: float = 0.0) -> Iterator[Turns]:
     """Episodes that the expert won, on the first `episodes` tasks of a shuffle of the training tasks."""
     size = environment.size("train")
     for index in random.Random(seed).sample(range(size), min(episodes, size)):
-        played = expert_episode(environment, "train", index, random.Random(f"{seed}:{index}"))
+        played = expert_episode(environment, "train", index, random.Random(f"{seed}:{index}"), slips)
         if played.success:
             yield played.turns
 

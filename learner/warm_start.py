@@ -43,7 +43,7 @@ def warm_start(
     """Train `model` in place; returns what it took and came to: the loss (nats a token) is a mean over the last tenth."""
     started = time.monotonic()
     samples: list[Sample] = []
-    for number, turns in enumerate(demonstrations(environment, settings.episodes, seed)):
+    for number, turns in enumerate(demonstrations(environment, settings.episodes, seed, settings.slips)):
         samples += turn_tokenizer.samples(turns)
         if number % 100 == 0:
             progress("demonstrations", number, settings.episodes)

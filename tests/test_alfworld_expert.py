@@ -1,6 +1,7 @@
 """The demonstrator wins, says what it does, and knows no more than the agent."""
 
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from envs.alfworld.environment import AlfWorld
 from envs.alfworld.game import TASK_TYPES
 from envs.play import expert_episode
+from envs.response import parse_think_action
 from envs.view import View
 
 SMALL, REAL = AlfWorld(), AlfWorld("real")
@@ -96,3 +98,23 @@ def test_it_refuses_a_view_without_the_memory():
     episode = SMALL.start("train", 0)
     with pytest.raises(TypeError, match=r"environment\.view"):
         SMALL.expert(episode, random.Random(0)).act(View(episode.task, episode.observation, history=2))
+
+
+def test_slips_are_played_but_not_demonstrated():
+    plain = expert_episode(SMALL, "train", 3, random.Random(0))
+    slipped = [expert_episode(SMALL, "train", 3, random.Random(seed), slips=0.3) for seed in range(30)]
+    assert any(episode.turns[0][0] == plain.turns[0][0] for episode in slipped)
+    assert any(number(prompt) > i for episode in slipped for i, (prompt, _) in enumerate(episode.turns, start=1))
+    for episode in slipped:
+        for prompt, response in episode.turns:
+            listed = re.search("Actions: (.*)", prompt).group(1).split("; ")
+            assert parse_think_action(response, tuple(listed)).valid
+
+
+def test_most_episodes_are_won_in_spite_of_slips():
+    assert sum(expert_episode(SMALL, "train", i, random.Random(i), slips=0.2).success for i in range(100)) >= 85
+
+
+def number(prompt: str) -> int:
+    """Of the turn that a prompt asks for."""
+    return int(re.search(r"Step (\d+):", prompt).group(1))

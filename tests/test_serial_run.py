@@ -1,0 +1,193 @@
+"""`--serial`: the whole graph in one process. What it leaves behind shows whether the invariants of a run hold."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import zmq.asyncio
+from rich.console import Console
+from run_fixtures import job_in, small_config, trajectories_of
+from safetensors.torch import load_file
+
+from actors.episode import EpisodePlayer
+from config import Job
+from controller.admission import episode_seed, task_of_group
+from controller.engine.client import EngineClient
+from controller.engine.fake import FakeEngine
+from controller.engine.weights import apply_weights
+from controller.main import think_tokens
+from controller.signals import SignalRouter
+from controller.turns import TurnRunner
+from envs.registry import make_environment
+from learner.build import build_policy
+from learner.policy import load_policy, load_tokenizer
+from learner.publish import Publisher
+from learner.training import Training
+from protocol.arrays import FLOAT16, FLOAT32, UINT8, unpack
+from protocol.messages import EpisodeKey, Lease, Trajectory
+from protocol.prompting import load_prompter
+from supervisor.serial import train_serially
+from telemetry.fields import undocumented
+
+
+def serial_run(directory: Path, **overrides: str) -> tuple[dict, list[Trajectory], list[dict]]:
+    """Run it; (summary, what was logged, metrics)."""
+    job = job_in(directory, small_config(**overrides))
+    summary = asyncio.run(train_serially(job, Console(quiet=True)))
+    metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return summary, trajectories_of(directory), metrics
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[Trajectory], list[dict]]:
+    """A run with control that acts often: thinking is cut after 3 tokens, and every turn that can be is sampled again."""
+    return serial_run(
+        tmp_path_factory.mktemp("serial") / "run", run__updates="3", run__minutes="100000000", control__max_thinking="3", control__min_thinking="1",
+        control__eta="1e9", control__max_resamples="1", learner__max_staleness="1",
+    )  # fmt: skip
+
+
+def trained(trajectories: list[Trajectory]) -> list[Trajectory]:
+    return [t for t in trajectories if not t.key.evaluation and t.dropped is None]
+
+
+def test_it_ends_by_itself_with_summary_and_metrics(finished):
+    summary, _, metrics = finished
+    assert (summary["ended"], summary["updates"]) == ("finished", 3)
+    assert [m["kind"] for m in metrics] == ["evaluation", "update", "update", "update", "evaluation"]
+
+
+def test_every_metric_it_writes_is_documented(finished):
+    _, _, metrics = finished
+    assert undocumented(sorted({name for line in metrics for name in line if name != "kind"})) == []
+
+
+def test_invariant_2_age_is_per_token_from_the_engines_spans(finished):
+    _, trajectories, metrics = finished
+    for t in trained(trajectories):
+        for turn in t.turns:
+            spans = turn.kept.spans
+            assert [span.start for span in spans] == [0, *(span.stop for span in spans[:-1])]
+            assert spans[-1].stop == len(turn.kept.mask)
+    assert all(m["token_age_max"] <= 1 for m in metrics if m["kind"] == "update")
+
+
+def test_invariant_3_every_admitted_episode_was_trained_on_or_dropped_once(finished):
+    summary, trajectories, _ = finished
+    assert set(Counter(t.key for t in trajectories).values()) == {1}
+    assert len(trained(trajectories)) == 3 * 2 * 2 + summary["dropped"].get("cancelled", 0)
+
+
+def test_invariant_6_forced_tokens_have_mask_0_and_evaluation_has_no_control(finished):
+    _, trajectories, _ = finished
+    turns = [(t, turn) for t in trajectories for turn in t.turns]
+    assert all(not turn.kept.events and not turn.rejected for t, turn in turns if t.key.evaluation)
+    resampled = [turn for t, turn in turns if turn.rejected]
+    assert resampled and all(attempt.events[-1].kind == "resample" for turn in resampled for attempt in turn.rejected)
+    for _, turn in turns:
+        finite = np.isfinite(unpack(turn.kept.log_probs, FLOAT32))
+        assert not (unpack(turn.kept.mask, UINT8)[~finite]).any()
+
+
+def test_uncertainty_and_entropy_are_recorded_for_every_token(finished):
+    _, trajectories, _ = finished
+    for t in trained(trajectories):
+        for turn in t.turns:
+            assert np.isfinite(unpack(turn.kept.uncertainty, FLOAT16)).all()
+            assert len(unpack(turn.kept.entropy, FLOAT16)) == len(turn.kept.mask)
+
+
+def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path):
+    _, _, metrics = serial_run(tmp_path / "run", learner__learning_rate="0", run__updates="3", run__minutes="100000000")
+    updates = [m for m in metrics if m["kind"] == "update"]
+    assert len(updates) == 3
+    for m in updates:
+        assert abs(m["ratio_p99"] - 1) < 1e-3 and abs(m["ratio_p01"] - 1) < 1e-3
+        assert abs(m["kl"]) < 1e-4
+
+
+class LockStep:
+    """The synchronous algorithm, written as a plain loop: play a batch, train on it, load the weights, again."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.batches: list[list[Trajectory]] = []
+
+    async def run(self) -> torch.nn.Module:
+        config, context = self.job.config, zmq.asyncio.Context()
+        build_policy(self.job)
+        tokens = think_tokens(load_tokenizer(Path(self.job.model_dir)))
+        signals = SignalRouter(context, self.job.endpoints.signals, tokens.queue, tokens.close)
+        engine = FakeEngine(self.job.model_dir, signals=self.job.endpoints.signals, top_j=config.control.top_j)
+        client = EngineClient(await engine.start())
+        listening = asyncio.create_task(signals.run())
+        try:
+            training = Training.begin(self.job, lambda *_: None)
+            publisher = Publisher(Path(self.job.weights_dir), config.engine.dtype)
+            await self._load(client, publisher, training)
+            turns = TurnRunner(config, client, signals, tokens, lambda: training.update_number)
+            for update in range(config.run.updates):
+                groups = [await self._group(update * config.learner.groups + i, turns) for i in range(config.learner.groups)]
+                self.batches.append([t for group in groups for t in group])
+                training.update(groups)
+                await self._load(client, publisher, training)
+            return training.model
+        finally:
+            listening.cancel()
+            await client.close()
+            await engine.stop()
+            signals.close()
+            context.destroy(linger=0)
+
+    async def _load(self, client: EngineClient, publisher: Publisher, training: Training) -> None:
+        path, checksum = publisher.publish(training.model, training.update_number)
+        await apply_weights(client, str(path), training.update_number, checksum, deadline=30.0)
+
+    async def _group(self, group: int, turns: TurnRunner) -> list[Trajectory]:
+        config = self.job.config
+        env = make_environment(config.env.name, **config.env.settings())
+        task = task_of_group(config.run.seed, group, env.size("train"))
+        played = []
+        for member in range(config.learner.group_size):
+            key = EpisodeKey(group, member)
+            seed = episode_seed(config.run.seed, key)
+            player = EpisodePlayer(
+                env, load_prompter(Path(self.job.model_dir)), lambda request, seed=seed: turns.run(request, seed),
+                step_timeout=30.0, max_prompt_tokens=1000,
+            )  # fmt: skip
+            played.append(await player.play(Lease(key=key, attempt=0, split="train", task_index=task, seed=seed)))
+        return played
+
+
+def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(tmp_path: Path):
+    settings = {"learner__max_staleness": "0", "control__mode": "off", "run__updates": "2", "run__minutes": "100000000", "learner__learning_rate": "0.01"}
+    _, trajectories, metrics = serial_run(tmp_path / "run", **settings)
+    reference = LockStep(job_in(tmp_path / "reference", small_config(**settings)))
+    model = asyncio.run(reference.run())
+    size = len(reference.batches[0])
+    asynchronous = sorted(trained(trajectories), key=lambda t: (t.key.group, t.key.member))
+    assert len(asynchronous) == 2 * size
+    for batch, number in zip(reference.batches, range(2), strict=True):
+        assert [tokens_of(t) for t in asynchronous[number * size : (number + 1) * size]] == [tokens_of(t) for t in batch]
+    assert all(m["token_age_max"] == 0 for m in metrics if m["kind"] == "update")
+    final = load_policy(max((tmp_path / "run" / "checkpoints").iterdir())).state_dict()
+    for name, weight in model.state_dict().items():
+        torch.testing.assert_close(final[name], weight, rtol=0, atol=0)
+
+
+def tokens_of(trajectory: Trajectory) -> list[tuple[bytes, bytes, str]]:
+    return [(turn.prompt, turn.kept.tokens, turn.action) for turn in trajectory.turns]
+
+
+
+def test_published_weights_are_a_safetensors_file_of_the_checkpoints_names(tmp_path: Path):
+    job = job_in(tmp_path / "run", small_config())
+    build_policy(job)
+    path, _ = Publisher(tmp_path, "float32").publish(load_policy(Path(job.model_dir)), 3)
+    assert set(load_file(path)) == set(load_file(Path(job.model_dir) / "model.safetensors"))
