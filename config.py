@@ -90,11 +90,15 @@ class EngineSection(Section):
 class SamplingSection(Section):
     temperature: Annotated[float, says("Of the policy while it explores", gt=0)] = 1.0
     max_tokens: Annotated[int, says("Response budget of a turn", ge=1)] = 64
-    seeded: Annotated[bool, says("Give every response a seed of its own; repeatable where the engine computes each alone, and slower")] = False
+    seeded: Annotated[bool, says("Give every response a seed of its own; repeatable where the engine computes each alone, and slower")] = (
+        False
+    )
 
 
 class ControlSection(Section):
-    mode: Annotated[Literal["off", "t2po", "t2po-token", "t2po-turn"], says("Exploration control: none, both levels, or one of them")] = "t2po"
+    mode: Annotated[Literal["off", "t2po", "t2po-token", "t2po-turn"], says("Exploration control: none, both levels, or one of them")] = (
+        "t2po"
+    )
     alpha: Annotated[float, says("Weight of entropy against confidence in the uncertainty M", ge=0, le=1)] = 0.4
     top_j: Annotated[int, says("Tokens whose mean log-prob is the confidence", ge=1)] = 20
     window: Annotated[int, says("N: the mean of the last N+1 changes of M is compared with epsilon", ge=0)] = 7
@@ -142,7 +146,8 @@ class ControllerSection(Section):
     host: Annotated[str, says("Address the controller and the learner listen on; 0.0.0.0 lets other machines join")] = "127.0.0.1"
     port: Annotated[int, says("Port for actors; 0: any free one", ge=0, le=65535)] = 0
     signals_port: Annotated[
-        int, says("Port for the engine's signals; 0: any free one. An engine at engine.url must be told it (docs/engine.md)", ge=0, le=65535)
+        int,
+        says("Port for the engine's signals; 0: any free one. An engine at engine.url must be told it (docs/engine.md)", ge=0, le=65535),
     ] = 0
 
 
@@ -284,7 +289,9 @@ def check_consistency(config: Config) -> None:
             f"control.min_thinking ({config.control.min_thinking}) must not exceed control.max_thinking ({config.control.max_thinking})"
         )
     if config.model.name != "tiny" and not Path(config.model.name).is_dir():
-        raise ConfigError(f"model.name: {config.model.name!r} is neither 'tiny' nor a directory; give the path of a Hugging Face model directory")
+        raise ConfigError(
+            f"model.name: {config.model.name!r} is neither 'tiny' nor a directory; give the path of a Hugging Face model directory"
+        )
 
 
 def to_toml(config: Config) -> str:

@@ -208,11 +208,17 @@ class Controller:
                 await self._lose(actor)
 
     async def _lose(self, actor: bytes) -> None:
-        log.warning("actor %s was silent for %g s: its episodes go to others", actor.decode(errors="replace"), LOST_AFTER * self.config.actor.heartbeat_seconds)
+        log.warning(
+            "actor %s was silent for %g s: its episodes go to others",
+            actor.decode(errors="replace"),
+            LOST_AFTER * self.config.actor.heartbeat_seconds,
+        )
         for book in (self._last_seen, self._credits, self._gauges):
             book.pop(actor, None)
         for key in self.admission.actor_lost(actor):
-            await self._to_learner(_dropped(key, DropReason.ACTOR_LOST, f"lost with {self.config.actor.max_leases} actors (actor.max_leases)"))
+            await self._to_learner(
+                _dropped(key, DropReason.ACTOR_LOST, f"lost with {self.config.actor.max_leases} actors (actor.max_leases)")
+            )
         await self._hand_out()
 
     # --- learner
@@ -348,6 +354,4 @@ def _cancelled(request: TurnRequest, detail: str) -> TurnFailed:
 
 
 def _dropped(key: EpisodeKey, reason: DropReason, detail: str) -> Trajectory:
-    return Trajectory(
-        key=key, attempt=-1, task_index=-1, task_type="", task="", success=False, turns=[], dropped=reason, detail=detail
-    )
+    return Trajectory(key=key, attempt=-1, task_index=-1, task_type="", task="", success=False, turns=[], dropped=reason, detail=detail)

@@ -47,7 +47,9 @@ class TurnCounters:
 class TurnRunner:
     """Runs turns against the engine. One instance serves all episodes; its only state is each episode's last score."""
 
-    def __init__(self, config: Config, engine: EngineClient, signals: SignalRouter, tokens: ThinkTokens, version: Callable[[], int]) -> None:
+    def __init__(
+        self, config: Config, engine: EngineClient, signals: SignalRouter, tokens: ThinkTokens, version: Callable[[], int]
+    ) -> None:
         self._config = config
         self._engine = engine
         self._signals = signals

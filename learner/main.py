@@ -90,7 +90,9 @@ class Learner:
     async def _train(self) -> None:
         await self._restore()
         await self._publish([], last=False)
-        await self._tell(LearnerState(next_group=self._buffer.next_group, received=self._buffer.received(), updates_left=self._updates_left()))
+        await self._tell(
+            LearnerState(next_group=self._buffer.next_group, received=self._buffer.received(), updates_left=self._updates_left())
+        )
         await self._phase("evaluating")
         await self._evaluate(wait=True)
         await self._phase("training", self.training.update_number, self._config.run.updates)
@@ -185,7 +187,9 @@ class Learner:
 
     async def _restore(self) -> None:
         """The policy to start from: warm-started, or the last checkpoint and the log since then."""
-        self.training = await asyncio.to_thread(Training.restore if self._job.resume else Training.begin, self._job, self._progress_from_thread())
+        self.training = await asyncio.to_thread(
+            Training.restore if self._job.resume else Training.begin, self._job, self._progress_from_thread()
+        )
         state = self.training.intake_state
         self._buffer.next_group = state.next_group
         self._next_evaluation = state.next_evaluation

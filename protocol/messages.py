@@ -263,8 +263,6 @@ class Applied(Message):
 # --- engine and controller --------------------------------------------------------------------------------------------
 
 
-
-
 class SignalFrame(Message):
     """The signals of all controlled rows at one engine step. Row i belongs to turn_ids[i]."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -34,10 +35,8 @@ class Child:
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and all it started."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
-        except ProcessLookupError:
-            pass
 
     def check(self) -> None:
         """Raises ChildFailed, with the traceback from its log, if the process has ended with an error."""
@@ -68,10 +67,8 @@ def stop_all(children: Sequence[Child], patience: float = 5.0) -> None:
             child.signal(signal.SIGTERM)
     deadline = time.monotonic() + patience
     for child in children:
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             child.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            pass
     for child in children:
         child.signal(signal.SIGKILL)  # what it started, too, even if it has ended itself
         child.process.wait()

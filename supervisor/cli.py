@@ -154,7 +154,7 @@ def print_help(console: Console) -> None:
     """Commands, the common options, then every setting with its default."""
     console.print("[bold]python run.py[/] \\[COMMAND] \\[OPTIONS] \\[--section.setting VALUE]\n")
     console.print("[bold]Commands[/]")
-    _rows(console, [(name, text) for name, text in COMMANDS.items()])
+    _rows(console, list(COMMANDS.items()))
     console.print("\n[bold]Options[/]")
     _rows(
         console,
@@ -167,7 +167,9 @@ def print_help(console: Console) -> None:
     )
     fields = settings.all_settings()
     console.print("\n[bold]Short names[/]")
-    _rows(console, [(f"--{short.replace('_', '-')}", _sentence(fields[full]) + f" ({full})") for short, full in settings.SHORT_NAMES.items()])
+    _rows(
+        console, [(f"--{short.replace('_', '-')}", _sentence(fields[full]) + f" ({full})") for short, full in settings.SHORT_NAMES.items()]
+    )
     section = ""
     for name, field in fields.items():
         if name.split(".")[0] != section:
@@ -184,6 +186,8 @@ def _sentence(field: msgspec.inspect.Field) -> str:
 def _rows(console: Console, rows: list[tuple[str, str]]) -> None:
     for name, text in rows:
         indent = " " * 32
-        lines = console.render_lines(console.render_str(text, markup=False, highlight=False), console.options.update(width=max(40, console.width - 34)))
+        lines = console.render_lines(
+            console.render_str(text, markup=False, highlight=False), console.options.update(width=max(40, console.width - 34))
+        )
         body = [("".join(segment.text for segment in line)).rstrip() for line in lines]
         console.print(f"  {name:<29} " + f"\n{indent}".join(body), markup=False, highlight=False, soft_wrap=True)

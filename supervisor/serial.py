@@ -36,7 +36,9 @@ async def train_serially(job: Job, console: Console) -> dict:
     context = zmq.asyncio.Context()
     collector = Collector(Path(job.run_dir), resume=job.resume)
     build_policy(job)
-    engine = FakeEngine(job.model_dir, port=urlsplit(job.endpoints.engine).port, signals=job.endpoints.signals, top_j=job.config.control.top_j)
+    engine = FakeEngine(
+        job.model_dir, port=urlsplit(job.endpoints.engine).port, signals=job.endpoints.signals, top_j=job.config.control.top_j
+    )
     with Progress(collector.state, job.config.run.updates, job.config.run.minutes, console) as progress:
         async with receiving(job, collector, context):
             await engine.start()

@@ -61,7 +61,7 @@ def expert_turns(lease: Lease):
 
 
 async def test_the_expert_wins_and_every_turn_is_recorded():
-    take_turn, asked, script = expert_turns(LEASE)
+    take_turn, _asked, script = expert_turns(LEASE)
     trajectory = await player(take_turn).play(LEASE)
     assert trajectory.success and trajectory.dropped is None
     assert len(trajectory.turns) == len(script) and all(turn.valid for turn in trajectory.turns)

@@ -15,7 +15,8 @@ from protocol.messages import DropReason, EpisodeKey, Trajectory
 
 def trajectory(group: int, member: int, dropped: DropReason | None = None, evaluation: bool = False, attempt: int = 0) -> Trajectory:
     return Trajectory(
-        key=EpisodeKey(group, member, evaluation), attempt=attempt, task_index=0, task_type="t", task="", success=True, turns=[], dropped=dropped
+        key=EpisodeKey(group, member, evaluation), attempt=attempt, task_index=0, task_type="t", task="", success=True, turns=[],
+        dropped=dropped,
     )  # fmt: skip
 
 

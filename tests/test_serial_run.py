@@ -48,7 +48,8 @@ def serial_run(directory: Path, **overrides: str) -> tuple[dict, list[Trajectory
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[Trajectory], list[dict]]:
     """A run with control that acts often: thinking is cut after 3 tokens, and every turn that can be is sampled again."""
     return serial_run(
-        tmp_path_factory.mktemp("serial") / "run", run__updates="3", run__minutes="100000000", control__max_thinking="3", control__min_thinking="1",
+        tmp_path_factory.mktemp("serial") / "run", run__updates="3", run__minutes="100000000",
+        control__max_thinking="3", control__min_thinking="1",
         control__eta="1e9", control__max_resamples="1", learner__max_staleness="1",
     )  # fmt: skip
 
@@ -166,7 +167,13 @@ class LockStep:
 
 
 def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(tmp_path: Path):
-    settings = {"learner__max_staleness": "0", "control__mode": "off", "run__updates": "2", "run__minutes": "100000000", "learner__learning_rate": "0.01"}
+    settings = {
+        "learner__max_staleness": "0",
+        "control__mode": "off",
+        "run__updates": "2",
+        "run__minutes": "100000000",
+        "learner__learning_rate": "0.01",
+    }
     _, trajectories, metrics = serial_run(tmp_path / "run", **settings)
     reference = LockStep(job_in(tmp_path / "reference", small_config(**settings)))
     model = asyncio.run(reference.run())
@@ -183,7 +190,6 @@ def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(tmp
 
 def tokens_of(trajectory: Trajectory) -> list[tuple[bytes, bytes, str]]:
     return [(turn.prompt, turn.kept.tokens, turn.action) for turn in trajectory.turns]
-
 
 
 def test_published_weights_are_a_safetensors_file_of_the_checkpoints_names(tmp_path: Path):
