@@ -15,8 +15,8 @@ def grpo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
     return counts once a turn (T2PO's code does so): failures are longer than successes, so only then do the advantages of a
     group's turns add up to 0. Otherwise most tokens are pushed down, and the entropy rises until the policy collapses.
 
-    The penalty is subtracted afterwards, so it is in units of the advantage: before it, a group of failures, whose returns differ by penalties alone, would be divided
-    by next to nothing.
+    The penalty is subtracted afterwards, so it is in units of the advantage: before it, a group of failures, whose returns
+    differ by penalties alone, would be divided by next to nothing.
     """
     returns = np.array([episode.rewards.sum() for episode in group.episodes])
     turns = np.array([len(episode.rewards) for episode in group.episodes])

@@ -1,0 +1,48 @@
+"""The main job on real vLLM, made small: `python run.py` with real processes from the first to the last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from run_fixtures import SMALL, Run, running
+
+from protocol.arrays import FLOAT32, INT32, UINT8, unpack
+from protocol.prompting import load_prompter
+
+pytestmark = pytest.mark.real_engine
+
+
+async def run_to_the_end(directory: Path, **settings: str) -> Run:
+    arguments = SMALL | {"run.dir": str(directory)} | {name.replace("__", "."): value for name, value in settings.items()}
+    async with running(directory, *(f"--{name}={value}" for name, value in arguments.items())) as run:
+        assert await run.ended(600) == 0, run.output
+        return run
+
+
+async def test_a_run_on_real_vllm_holds_the_invariants_of_control_and_parity(tmp_path: Path):
+    """One run, because the engine takes half a minute to start."""
+    run = await run_to_the_end(
+        tmp_path / "run", run__updates="3", run__cache_dir=str(tmp_path / "cache"), warm_start__episodes="300", sampling__max_tokens="32",
+        actor__count="8", control__min_thinking="1", control__max_thinking="4", engine__dtype="float32",
+    )  # fmt: skip
+    updates = run.updates()
+    assert [m["update"] for m in updates] == [1, 2, 3]
+    first = updates[0]
+    assert first["token_age_max"] == 0 and first["mismatch_age0"] < 1e-4, "engine and learner disagree before any update"
+    assert all(m["token_age_max"] <= 1 for m in updates)
+
+    queue = load_prompter(run.directory / "policy").tokens(["</think>\n<action>"])[0]
+    turns = [turn for t in run.trajectories() if not t.key.evaluation for turn in t.turns]
+    cut = [turn.kept for turn in turns if turn.kept.events]
+    assert cut and run.summary()["interventions"] >= len(cut)
+    for attempt in cut:
+        tokens, mask = unpack(attempt.tokens, INT32), unpack(attempt.mask, UINT8)
+        forced = np.flatnonzero(mask == 0)
+        if len(forced):  # an intervention that the response forestalled, or that came after its end, forces nothing
+            assert tokens[forced].tolist() == queue[: len(forced)]
+    assert any((unpack(attempt.mask, UINT8) == 0).any() for attempt in cut)
+    for turn in turns:
+        assert np.isfinite(unpack(turn.kept.log_probs, FLOAT32)[unpack(turn.kept.mask, UINT8) > 0]).all()
+    assert run.left_over() == []

@@ -1,0 +1,24 @@
+"""The picture of a run."""
+
+from telemetry.curve import SMOOTHING, curves, svg
+
+METRICS = [
+    {"kind": "evaluation", "update": 0, "success": 0.25},
+    *({"kind": "update", "update": n, "success": float(n % 2)} for n in range(1, 11)),
+    {"kind": "evaluation", "update": 10, "success": 0.75},
+    {"kind": "evaluation", "update": 10, "success": None},
+]
+
+
+def test_training_is_averaged_and_evaluations_are_not():
+    training, held_out = curves(METRICS)
+    assert training[-1] == (10, sum(n % 2 for n in range(11 - SMOOTHING, 11)) / SMOOTHING)
+    assert held_out == [(0, 0.25), (10, 0.75)]
+
+
+def test_the_picture_has_a_dot_for_each_evaluation():
+    assert svg({"run": curves(METRICS)}).count("<circle") == 2
+
+
+def test_a_run_without_updates_is_a_picture_too():
+    assert svg({"run": ([], [])}).endswith("</svg>")
