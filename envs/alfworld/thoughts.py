@@ -1,5 +1,8 @@
 """What the expert thinks: the sub-goal and what comes next, in a few words. Several wordings for each situation.
 
+A thought names the thing first, and says what is the case with it afterwards: a model that thinks like that has the thing in its
+own words when it must decide, one look away from where it is listed.
+
 Fields: {thing} a thing or its kind, {place} where it goes next or is, {here} where it is, {other} a further place or thing.
 """
 
@@ -10,93 +13,84 @@ import random
 _WORDINGS: dict[str, tuple[str, ...]] = {
     # Searching for a {thing} (a kind).
     "search_first": (
-        "First I need to find a {thing}. I will check {place}.",
-        "I am looking for a {thing}. I start with {place}.",
-        "I have to find a {thing}. It may be at {place}.",
+        "The {thing} may be at {place}. I look there first.",
+        "For the {thing} I start with {place}.",
     ),
     "search_next": (
-        "No {thing} at {here}. I will check {place} next.",
-        "The {thing} is not at {here}. I should check {place} next.",
-        "I see no {thing} at {here}. Next I look at {place}.",
+        "The {thing} is not at {here}. I check {place} next.",
+        "For the {thing} I looked at {here} in vain. Next is {place}.",
     ),
     "search_on": (
-        "I still need a {thing}. I will check {place} next.",
-        "I have not found a {thing} yet. Next I look at {place}.",
+        "The {thing} is still missing. I check {place} next.",
+        "For the {thing} I go on with {place}.",
     ),
     "search_second": (
-        "One {thing} is in place. I need another and check {place}.",
-        "I still need a second {thing}. I will check {place}.",
-        "One {thing} is done. I look for another at {place}.",
+        "The {thing} in place is one of two. For another I check {place}.",
+        "For the {thing} that is still missing I check {place}.",
     ),
     "search_lamp": (
-        "I have {other}. Now I need a {thing} and check {place}.",
-        "With {other} in hand I look for a {thing} at {place}.",
+        "The {thing} is what I need for {other}. I check {place}.",
+        "For the {thing} to light {other} I check {place}.",
     ),
     "search_open": (
-        "{place} is closed. I open it to look for a {thing}.",
-        "A {thing} may be inside. I open {place}.",
-        "I cannot see into {place}. I open it to find a {thing}.",
+        "The {thing} may be in {place}, which is closed. I open it.",
+        "For the {thing} I open {place}, which is closed.",
     ),
     "search_here": (
-        "{place} is right here. I examine it for a {thing}.",
-        "I can see {place} from here. Is a {thing} there?",
+        "The {thing} may be in {place}, right here. I examine it.",
+        "For the {thing} I examine {place}, right here.",
     ),
     # A target {thing} (by name) is known to be at {place}.
     "take": (
-        "{thing} is here. I take it from {place}.",
-        "I found {thing} at {place}. I pick it up.",
-        "I need {thing} and it is at {place}. I take it.",
+        "The {thing} is here. I take it from {place}.",
+        "For the {thing} I came to the right place. I take it from {place}.",
     ),
     "return_for": (
-        "I saw {thing} at {place}. I go there to take it.",
-        "{thing} is at {place}. I go back for it.",
+        "The {thing} is at {place}. I go there to take it.",
+        "For the {thing} I go back to {place}.",
     ),
     "reopen_for": (
-        "{thing} is in {place}, which is closed. I open it.",
-        "I open {place} to get {thing}.",
+        "The {thing} is in {place}, which is closed. I open it.",
+        "For the {thing} I open {place} again.",
     ),
     # The target is in hand and needs cleaning, heating or cooling ({other}) at {place}.
     "to_station": (
-        "I have {thing}. Now I {other} it at {place}.",
-        "I hold {thing}. I need to {other} it, so I go to {place}.",
-        "Next I must {other} {thing}. I go to {place}.",
+        "The {thing} is in my hand. I {other} it at {place}.",
+        "For the {thing} that I hold I go to {place}, to {other} it.",
     ),
     "treat": (
-        "I am at {place}. I {other} {thing} now.",
-        "I can {other} {thing} with {place} now.",
-        "{thing} is in my hand. I {other} it with {place}.",
+        "The {thing} is in my hand at {place}. I {other} it now.",
+        "For the {thing} in my hand I use {place}, to {other} it.",
     ),
     # The target in hand is ready to be put down at {place}.
     "to_goal": (
-        "I have {thing}. I bring it to {place}.",
-        "{thing} must go to {place}. I go there.",
-        "Now I take {thing} to {place}.",
+        "The {thing} is in my hand. I bring it to {place}.",
+        "For the {thing} that I hold I go to {place}.",
     ),
     "to_goal_treated": (
-        "{thing} is {other} now. I bring it to {place}.",
-        "I have the {other} {thing}. It goes to {place}.",
+        "The {thing} is {other} now. I bring it to {place}.",
+        "For the {other} {thing} I go to {place}.",
     ),
     "open_goal": (
-        "{place} is closed. I open it to put {thing} in.",
-        "I must open {place} before I can put {thing} in.",
+        "The {thing} goes into {place}, which is closed. I open it.",
+        "For the {thing} to go in I open {place}.",
     ),
     "put": (
-        "I am at {place}. I put {thing} here.",
-        "This is {place}. I move {thing} there to finish.",
-        "{thing} belongs at {place}. I put it down.",
+        "The {thing} is where it belongs. I put it at {place}.",
+        "For the {thing} this is the place. I put it at {place}.",
     ),
     "put_first": (
-        "I am at {place}. I put {thing} here, then find another.",
-        "{thing} is the first one. I put it at {place}.",
+        "The {thing} is the first of two. I put it at {place}.",
+        "For the {thing}, the first of two, this is the place: {place}.",
     ),
     # The target is in hand, and the lamp {other} is known to be at {place}.
     "to_lamp": (
-        "I have {thing}. {other} is at {place}, so I go there.",
-        "I saw {other} at {place}. I bring {thing} there.",
+        "The {thing} is in my hand. I bring it to {other} at {place}.",
+        "For the {thing} I need {other}, which is at {place}.",
     ),
     "use_lamp": (
-        "I have {thing} and {other} is here. I use it.",
-        "{other} is here. I turn it on to look at {thing}.",
+        "The {thing} is in my hand and {other} is here. I use it.",
+        "For the {thing} I turn on {other}, which is here.",
     ),
     # Recovering from steps that were not the expert's own.
     "drop": (
