@@ -121,8 +121,8 @@ class LearnerSection(Section):
     ] = "turn"
     discount: Annotated[float, says("GiGPO: of step returns", ge=0, le=1)] = 0.95
     step_weight: Annotated[float, says("GiGPO: omega, weight of the step advantage", ge=0)] = 1.0
-    invalid_penalty: Annotated[float, says("Subtracted from the advantage of a turn without a valid action", ge=0)] = 0.5
-    learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 5e-4
+    invalid_penalty: Annotated[float, says("Subtracted from the advantage of a turn without a valid action", ge=0)] = 0.1
+    learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 4e-4
     weight_decay: Annotated[float, says("AdamW's weight decay", ge=0)] = 0.0
     gradient_clip: Annotated[float, says("Largest norm of the gradient", gt=0)] = 1.0
     minibatches: Annotated[int, says("Optimizer steps an update", ge=1)] = 4

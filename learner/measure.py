@@ -51,7 +51,7 @@ def mean_entropy(turns: Sequence[Turn]) -> float:
         entropy = unpack(turn.kept.entropy, FLOAT16).astype(np.float64)
         if entropy.size:
             chosen = entropy[(unpack(turn.kept.mask, UINT8) > 0) & np.isfinite(entropy)]
-            total, count = total + chosen.sum(), count + chosen.size
+            total, count = total + float(chosen.sum()), count + chosen.size
     return total / count if count else float("nan")
 
 

@@ -37,6 +37,8 @@ FIELDS: dict[str, Field] = {
     "version": Field("1", "run", "latest", "Weight version that every engine runs"),
     # --- how good the policy is
     "episodes": Field("1", "policy", "total", "Episodes in the batch (evaluation: held-out games played)"),
+    "groups": Field("1", "policy", "value", "Groups in the batch"),
+    "informative_groups": Field("1", "policy", "value", "Groups whose returns differ: the others teach little"),
     "success": Field("share", "policy", "value", "Episodes that reached their goal"),
     "reward": Field("1", "policy", "value", "Mean return of an episode, as the environment gives it"),
     "turns": Field("1", "policy", "value", "Mean turns of an episode"),

@@ -46,10 +46,8 @@ def standing(value: float, values: list[float], normalise: bool) -> float:
 def grpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
     returns = [math.fsum(e.rewards) for e in group.episodes]
     compared = returns if s.statistics == "episode" else [r for r, e in zip(returns, group.episodes, strict=True) for _ in e.rewards]
-    validity = [bool(valid) for e in group.episodes for valid in e.valid]
-    invalid_share = validity.count(False) / len(validity)
     return [
-        [standing(returns[i], compared, s.normalise) - s.invalid_penalty * ((not valid) - invalid_share) for valid in e.valid]
+        [standing(returns[i], compared, s.normalise) - (0.0 if valid else s.invalid_penalty) for valid in e.valid]
         for i, e in enumerate(group.episodes)
     ]
 
@@ -93,7 +91,7 @@ def test_failures_that_differ_in_validity_alone_stay_small():
     group = GroupReturns([episode([0, 0], valid=[True, False]), episode([0, 0]), episode([0])])
     for name in ESTIMATORS:
         first, second, third = ESTIMATORS[name](group, LearnerSection(normalise=True, invalid_penalty=0.1))
-        np.testing.assert_allclose(np.concatenate([first, second, third]), [0.02, -0.08, 0.02, 0.02, 0.02])
+        assert first.tolist() == [0.0, -0.1] and not second.any() and not third.any()
 
 
 def test_anchor_seen_by_one_turn_gives_no_step_advantage():

@@ -16,8 +16,7 @@ def grpo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
     group's turns add up to 0. Otherwise most tokens are pushed down, and the entropy rises until the policy collapses.
 
     The penalty is subtracted afterwards, so it is in units of the advantage: before it, a group of failures, whose returns
-    differ by penalties alone, would be divided by next to nothing. Its mean over the group's turns is added to all of them: a
-    penalty that most turns get would only push everything down.
+    differ by penalties alone, would be divided by next to nothing.
     """
     returns = np.array([episode.rewards.sum() for episode in group.episodes])
     turns = np.array([len(episode.rewards) for episode in group.episodes])
@@ -25,6 +24,7 @@ def grpo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
         per_turn = centred(np.repeat(returns, turns), settings.normalise)
     else:
         per_turn = np.repeat(centred(returns, settings.normalise), turns)
-    invalid = np.concatenate([~episode.valid for episode in group.episodes])
-    per_turn = per_turn - settings.invalid_penalty * (invalid - invalid.mean())
-    return np.split(per_turn, np.cumsum(turns)[:-1])
+    return [
+        advantages - settings.invalid_penalty * ~episode.valid
+        for advantages, episode in zip(np.split(per_turn, np.cumsum(turns)[:-1]), group.episodes, strict=True)
+    ]
