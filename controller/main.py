@@ -31,7 +31,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from pathlib import Path
 
 import zmq
@@ -240,16 +239,16 @@ class Controller:
 
     async def _apply_weights(self) -> None:
         """New weights into the engine while it generates; then the slots they free."""
-        checked = deque([0], maxlen=1)
+        checked = 0  # version whose weights were compared last
         while True:
             published = await self._published.get()
-            verify = self.version < 0 or published.version - checked[0] >= self.config.engine.verify_every
+            verify = self.version < 0 or published.version - checked >= self.config.engine.verify_every
             seconds = await apply_weights(
                 self._engine, published.path, published.version, published.checksum,
                 deadline=self.config.engine.update_seconds, verify=verify,
             )  # fmt: skip
             if verify:
-                checked.append(published.version)
+                checked = published.version
             self.version = published.version
             self.admission.applied(published.version)
             if published.last:
