@@ -85,7 +85,7 @@ def test_invariant_3_every_admitted_episode_was_trained_on_or_dropped_once(finis
     assert len(trained(trajectories)) == 3 * 2 * 2 + summary["dropped"].get("cancelled", 0)
 
 
-def test_invariant_6_forced_tokens_have_mask_0_and_evaluation_has_no_control(finished):
+def test_invariant_6_evaluation_has_no_control_and_rejected_attempts_say_why(finished):
     _, trajectories, _ = finished
     turns = [(t, turn) for t in trajectories for turn in t.turns]
     assert all(not turn.kept.events and not turn.rejected for t, turn in turns if t.key.evaluation)
