@@ -41,9 +41,9 @@ class EnvSection(Section):
     name: Annotated[str, says("Environment: alfworld, or one registered by entry point")] = "alfworld"
     scene_size: Annotated[Literal["small", "real"], says("ALFWorld: about six places, or the whole real room")] = "small"
     task_types: Annotated[list[str], says("ALFWorld: task types to play; empty: all six")] = []
-    history: Annotated[int, says("Past (action, observation) pairs in the prompt", ge=0, le=50)] = 2
+    history: Annotated[int, says("Past (action, observation) pairs in the prompt", ge=0, le=50)] = 1
     memory: Annotated[
-        Literal["none", "places", "contents"], says("What the prompt recalls of visited places: nothing, their names, or what was there")
+        Literal["none", "contents"], says("What the prompt recalls of the episode: nothing, or what was seen where and what is unsearched")
     ] = "contents"
 
     def settings(self) -> dict[str, Any]:
@@ -61,12 +61,12 @@ class ModelSection(Section):
 
 
 class WarmStartSection(Section):
-    episodes: Annotated[int, says("tiny: expert episodes to learn from; 0: no warm start", ge=0)] = 3000
+    episodes: Annotated[int, says("tiny: expert episodes to learn from; 0: no warm start", ge=0)] = 1000
     epochs: Annotated[float, says("Passes over them", gt=0)] = 1.0
     slips: Annotated[float, says("Share of the expert's turns spoilt by a wrong action, to learn how to go on after one", ge=0, lt=1)] = 0.2
     learning_rate: Annotated[float, says("Peak step size of AdamW (embeddings, norms); linear warm-up, cosine decay", gt=0)] = 5e-3
-    muon_learning_rate: Annotated[float, says("Peak step size of Muon (the layers' matrices)", gt=0)] = 0.03
-    threads: Annotated[int, says("CPU: cores it computes on; 0: all, since nothing else computes yet", ge=0)] = 0
+    muon_learning_rate: Annotated[float, says("Peak step size of Muon (the layers' matrices)", gt=0)] = 4e-3
+    processes: Annotated[int, says("CPU: processes that share a batch; 0: one a core, since nothing else computes yet", ge=0)] = 0
     batch_tokens: Annotated[int, says("Tokens a step", ge=256)] = 1024
 
 

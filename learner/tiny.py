@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from config import ModelSection
+from learner.induction import ROPE_THETA, start_with_induction
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -115,7 +116,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def random_model(settings: ModelSection, tokenizer: Tokenizer, seed: int) -> Qwen3ForCausalLM:
-    """Random weights, float32; the same ones for the same seed. The caller's random state is left alone."""
+    """Random weights around an induction circuit, float32; the same ones for the same seed. The caller's random state is left alone."""
     config = Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=settings.hidden_size,
@@ -126,6 +127,7 @@ def random_model(settings: ModelSection, tokenizer: Tokenizer, seed: int) -> Qwe
         head_dim=HEAD_SIZE,
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         # 0.02 is for wide models; with 1/sqrt(width) a narrow one learns to copy from its prompt several times sooner.
         initializer_range=settings.hidden_size**-0.5,
         bos_token_id=None,
@@ -136,6 +138,7 @@ def random_model(settings: ModelSection, tokenizer: Tokenizer, seed: int) -> Qwe
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen3ForCausalLM(config)
+        start_with_induction(model)
     model.generation_config.do_sample = True
     model.generation_config.eos_token_id = config.eos_token_id
     model.generation_config.pad_token_id = config.pad_token_id

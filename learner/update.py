@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from config import LearnerSection
 from learner.batching import Sample, microbatches, minibatches
 from learner.corrections import CORRECTIONS
-from learner.corrections.diagnostics import divergence
+from learner.corrections.diagnostics import divergence, token_ages
 from learner.policy import log_probs
 
 
@@ -73,6 +73,8 @@ class Updater:
             "loss": float(np.mean([step.loss for step in steps])) if steps else 0.0,
             "grad_norm": float(np.mean([step.grad_norm for step in steps])) if steps else 0.0,
         }
+        if trainable:
+            metrics |= token_ages(np.concatenate([sample.age[sample.mask] for sample in trainable]))
         observed = [step for step in steps if len(step.log_pi)]
         if observed:
             metrics["entropy"] = float(np.concatenate([step.entropy for step in observed]).mean())

@@ -6,19 +6,17 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from config import WarmStartSection
 from envs.base import Environment
-from learner.batching import Sample, microbatches
+from learner.batching import Sample
 from learner.demonstrations import TurnTokenizer, demonstrations
 from learner.muon import Muon
-from learner.policy import log_probs
+from learner.parallel import ParallelGradients
 
 Progress = Callable[[str, float, float], None]
 """(phase, done, of)"""
@@ -27,8 +25,6 @@ WARM_UP = 0.05
 """Share of the steps over which the step size rises."""
 FINAL = 0.02
 """Share of the step size that is left at the end."""
-MICROBATCH_TOKENS = 2048
-"""Small enough for the activations of a small model to stay in the processor's cache."""
 GRADIENT_CLIP = 1.0
 
 
@@ -52,14 +48,14 @@ def warm_start(
     rng = np.random.default_rng(seed)
     batches = list(token_batches(samples, settings.batch_tokens, settings.epochs, rng))
     optimizers = make_optimizers(model, settings)
-    gradients = ParallelGradients(model, settings.threads or os.cpu_count() or 1)
     losses = []
-    for step, batch in enumerate(batches):
-        for optimizer, peak in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = peak * schedule(step, len(batches))
-        losses.append(_imitation_step(gradients, model, [optimizer for optimizer, _ in optimizers], batch))
-        progress("warm start", step + 1, len(batches))
+    with ParallelGradients(model, _processes(model, settings)) as gradients:
+        for step, batch in enumerate(batches):
+            for optimizer, peak in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = peak * schedule(step, len(batches))
+            losses.append(_imitation_step(gradients, model, [optimizer for optimizer, _ in optimizers], batch))
+            progress("warm start", step + 1, len(batches))
     return {
         "episodes": float(settings.episodes),
         "turns": float(len(samples)),
@@ -68,6 +64,12 @@ def warm_start(
         "loss": float(np.mean(losses[-max(1, len(losses) // 10) :])),
         "seconds": time.monotonic() - started,
     }
+
+
+def _processes(model: PreTrainedModel, settings: WarmStartSection) -> int:
+    if model.device.type != "cpu":
+        return 1
+    return settings.processes or os.cpu_count() or 1
 
 
 def make_optimizers(model: PreTrainedModel, settings: WarmStartSection) -> list[tuple[torch.optim.Optimizer, float]]:
@@ -107,37 +109,6 @@ def token_batches(samples: Sequence[Sample], batch_tokens: int, epochs: float, r
                 break
     if batch:
         yield batch
-
-
-class ParallelGradients:
-    """Gradients of one batch, computed by several threads, each on a part of it.
-
-    A small model's operations are too short to be divided among cores one by one (measured: two threads inside the operations
-    gain nothing), but they release Python's lock, so two halves of a batch run beside each other.
-    """
-
-    def __init__(self, model: PreTrainedModel, threads: int) -> None:
-        self._model = model
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-
-    def __call__(self, samples: Sequence[Sample]) -> float:
-        """Set the gradient of the mean cross-entropy of the response tokens, in nats, which is returned."""
-        denominator = sum(sample.trained_tokens for sample in samples)
-        by_length = sorted(samples, key=lambda sample: sample.length)
-        parts = [part for part in (by_length[i :: self._threads] for i in range(self._threads)) if part]
-        results = list(self._pool.map(lambda part: self._part(part, denominator), parts))
-        for parameter, *gradients in zip(self._parameters, *(gradients for _, gradients in results), strict=True):
-            parameter.grad = sum(gradients[1:], start=gradients[0])
-        return sum(loss for loss, _ in results)
-
-    def _part(self, samples: Sequence[Sample], denominator: int) -> tuple[float, tuple[Tensor, ...]]:
-        loss = torch.zeros(())
-        for batch in microbatches(samples, MICROBATCH_TOKENS):
-            log_pi, _ = log_probs(self._model, batch, temperature=1.0)
-            loss = loss - log_pi.sum() / denominator
-        return float(loss.detach()), torch.autograd.grad(loss, self._parameters)
 
 
 def _imitation_step(

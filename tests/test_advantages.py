@@ -46,8 +46,9 @@ def standing(value: float, values: list[float], normalise: bool) -> float:
 def grpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
     returns = [math.fsum(e.rewards) for e in group.episodes]
     compared = returns if s.statistics == "episode" else [r for r, e in zip(returns, group.episodes, strict=True) for _ in e.rewards]
+    validity = [float(v) for e in group.episodes for v in e.valid]
     return [
-        [standing(returns[i], compared, s.normalise) - (0.0 if valid else s.invalid_penalty) for valid in e.valid]
+        [standing(returns[i], compared, s.normalise) + s.invalid_penalty * standing(float(valid), validity, False) for valid in e.valid]
         for i, e in enumerate(group.episodes)
     ]
 
@@ -91,7 +92,7 @@ def test_failures_that_differ_in_validity_alone_stay_small():
     group = GroupReturns([episode([0, 0], valid=[True, False]), episode([0, 0]), episode([0])])
     for name in ESTIMATORS:
         first, second, third = ESTIMATORS[name](group, LearnerSection(normalise=True, invalid_penalty=0.1))
-        assert first.tolist() == [0.0, -0.1] and not second.any() and not third.any()
+        np.testing.assert_allclose(np.concatenate([first, second, third]), [0.02, -0.08, 0.02, 0.02, 0.02], atol=1e-12)
 
 
 def test_anchor_seen_by_one_turn_gives_no_step_advantage():

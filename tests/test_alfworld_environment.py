@@ -159,24 +159,35 @@ def test_the_memory_puts_a_thing_where_it_was_moved():
 
 
 def some_view() -> View:
-    room = Observation("You are in the middle of a room. Looking …", ("help", "look"))
+    room = Observation(
+        "You are in the middle of a room. Looking quickly around you, you see a shelf 2, a shelf 1, and a desk 1.", ("help", "look")
+    )
     view = View("put a mug in desk", room, history=2, memory=Transcript())
     view.record("go to shelf 1", Observation("You arrive at shelf 1. On the shelf 1, you see a mug 1.", ("help", "look")))
     view.record("take mug 1 from shelf 1", Observation("You pick up the mug 1 from the shelf 1.", ("help", "look")))
     return view
 
 
-def test_the_prompt_with_contents_recalls_places_and_things():
-    assert SMALL.prompt(some_view()).splitlines()[1:5] == [
-        "Seen: shelf 1: empty",
+def test_the_prompt_with_contents_recalls_what_was_seen_and_where_to_look():
+    view = some_view()
+    view.record("go to shelf 2", Observation("You arrive at shelf 2. On the shelf 2, you see a book 1.", ("help", "look")))
+    assert AlfWorld(history=2).prompt(view).splitlines()[1:6] == [
+        "Seen: shelf 2: book 1",
+        "Unsearched: desk 1",
         "Carrying: mug 1",
-        "Before: You are in the middle of a room. > go to shelf 1",
-        "You arrive at shelf 1. > take mug 1 from shelf 1",
+        "Before: You arrive at shelf 1. > take mug 1 from shelf 1",
+        "You pick up the mug 1 from the shelf 1. > go to shelf 2",
     ]
 
 
-def test_the_prompt_with_places_recalls_their_names():
-    assert "Seen: shelf 1\n" in AlfWorld(memory="places").prompt(some_view())
+def test_a_closed_place_is_unsearched_until_it_is_opened():
+    memory = remembering(
+        "You are in the middle of a room. Looking quickly around you, you see a drawer 2, and a drawer 1.",
+        "You arrive at drawer 1. The drawer 1 is closed.",
+    )
+    assert memory.unsearched == ["drawer 1", "drawer 2"]
+    memory.note("open drawer 1", "You open the drawer 1. The drawer 1 is open. In it, you see nothing.")
+    assert memory.unsearched == ["drawer 2"]
 
 
 def test_the_prompt_without_memory_recalls_only_the_last_turns():

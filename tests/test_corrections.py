@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from config import LearnerSection
 from learner.corrections import CORRECTIONS
-from learner.corrections.diagnostics import divergence, effective_sample_size
+from learner.corrections.diagnostics import divergence, effective_sample_size, token_ages
 
 SETTINGS = LearnerSection(clip_low=0.2, clip_high=0.3, tis_cap=2.0)
 
@@ -88,7 +88,11 @@ def test_divergence_keeps_numerics_and_staleness_apart():
     measures = divergence(log_pi, log_mu, np.array([0, 0, 1, 3]))
     assert measures["ratio_age0_p99"] == pytest.approx(1.0) and measures["ratio_old_p99"] == pytest.approx(2.0)
     assert measures["kl_age0"] == pytest.approx(0.0) and measures["kl_old"] == pytest.approx(1 - math.log(2))
-    assert measures["token_age_mean"] == 1.0 and measures["token_age_max"] == 3.0 and measures["token_age0_share"] == 0.5
+
+
+def test_token_ages_count_every_token():
+    assert token_ages(np.array([0, 0, 1, 3])) == {"token_age_mean": 1.0, "token_age_max": 3.0, "token_age0_share": 0.5}
+    assert token_ages(np.array([], dtype=int)) == {}
 
 
 def test_divergence_over_one_age_leaves_the_other_out():

@@ -52,9 +52,9 @@ class AlfWorldEpisode:
 
 
 class AlfWorld:
-    """Settings: `scene_size` small (6 receptacles, 20 turns) or real (whole rooms, 50 turns); `task_types` to play (none
+    """Settings: `scene_size` small (6 receptacles, 15 turns) or real (whole rooms, 50 turns); `task_types` to play (none
     named: all six, in equal parts); `history`, past turns in the prompt; `memory`, what the prompt recalls beyond them:
-    nothing, the names of the places seen, or also their contents.
+    nothing, or what was seen where, and where nobody looked yet.
 
     Rooms of the split `train` never occur in `held_out`: the split is ALFWorld's own.
     """
@@ -65,13 +65,13 @@ class AlfWorld:
         self,
         scene_size: SceneSize = "small",
         task_types: Sequence[str] = (),
-        history: int = 2,
+        history: int = 1,
         memory: MemoryMode = "contents",
     ) -> None:
         if scene_size not in MAX_TURNS:
             raise ValueError(f"env.scene_size: {scene_size!r} is not one of {', '.join(MAX_TURNS)}")
-        if memory not in ("none", "places", "contents"):
-            raise ValueError(f"env.memory: {memory!r} is not one of none, places, contents")
+        if memory not in ("none", "contents"):
+            raise ValueError(f"env.memory: {memory!r} is neither none nor contents")
         if unknown := set(task_types) - set(TASK_TYPES):
             raise ValueError(f"env.task_types: unknown {', '.join(sorted(unknown))}; known: {', '.join(TASK_TYPES)}")
         self.max_turns = MAX_TURNS[scene_size]
@@ -111,4 +111,4 @@ class AlfWorld:
 
     def expert(self, episode: Episode, rng: random.Random) -> AlfWorldExpert:
         """See `envs.alfworld.expert`."""
-        return AlfWorldExpert(episode.task, rng)
+        return AlfWorldExpert(episode.task, rng, informed=self._scene_size == "real")

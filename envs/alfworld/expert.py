@@ -1,4 +1,7 @@
-"""A demonstrator that knows what the prompt shows, and what fits where: nothing of the game's hidden state.
+"""A demonstrator that knows what the prompt shows: nothing of the game's hidden state.
+
+An informed one also knows where things are kept, and looks there first. The other one looks through a room in the order in which its
+places are listed: it shows how the game is played, and leaves where to look to reinforcement learning.
 
 An agent that reads the prompt with memory "contents" can therefore learn to do the same. It also finishes games that
 somebody else began, so it can be asked at any turn.
@@ -26,8 +29,8 @@ _NAMES_PLACE = re.compile(r"(?:examine|go to) (.*)")
 _STATE = {"clean": "clean", "heat": "hot", "cool": "cool"}
 _STATION = {"clean": "sinkbasin", "heat": "microwave", "cool": "fridge"}
 
-# How often the next place to search is any likely one instead of the first: enough to vary, too little to confuse.
-_STRAY = 0.05
+# How often the next place to search is any one instead of the first: enough to vary, too little to confuse.
+_STRAY = 0.1
 
 
 def kind_of(name: str) -> str:
@@ -38,7 +41,7 @@ def kind_of(name: str) -> str:
 class AlfWorldExpert:
     """Plays one episode. Each turn is decided anew from the view; only the wording and rare detours are random."""
 
-    def __init__(self, task: str, rng: random.Random) -> None:
+    def __init__(self, task: str, rng: random.Random, informed: bool) -> None:
         found, self._verb = next(((m, verb) for pattern, verb in _TASKS if (m := pattern.fullmatch(task))), (None, ""))
         if found is None:
             raise ValueError(f"the expert does not understand the task {task!r}")
@@ -48,6 +51,7 @@ class AlfWorldExpert:
         self._goal: str = parts.get("goal", "")
         self._two = " two " in task
         self._rng = rng
+        self._informed = informed
         facts = load_facts()
         self._openable = {kind.lower() for kind in facts.openable}
         self._receptacles = {kind.lower() for kind in facts.receptacle_kinds}
@@ -142,26 +146,21 @@ class AlfWorldExpert:
         return min(turn.places(self._goal), key=preference)
 
     def _search(self, turn: _Turn, kind: str, situation: str, **fields: str) -> tuple[str, str]:
-        """Look where `kind` may be: likely places first, among them open ones first, then in listed order."""
+        """Look where nobody has looked: what is at hand first, then in listed order; if informed, likely and open places before others."""
         memory = turn.memory
-        unseen = [place for place in turn.places() if memory.contents.get(place) is None]
-
-        def cost(place: str) -> tuple[bool, bool, bool]:
-            elsewhere = turn.can(f"go to {place}")
-            return not self._likely(kind, place), elsewhere, kind_of(place) in self._openable
-
-        unseen.sort(key=cost)
-        if not unseen:
+        unsearched = memory.unsearched
+        if not unsearched:
             place = self._rng.choice([place for place in turn.places() if turn.can(f"go to {place}")])
             return self._say("lost", f"go to {place}", thing=kind, place=place)
-        place = unseen[0]
-        if turn.can(look_in := f"open {place}"):
-            return self._say("search_open", look_in, thing=kind, place=place)
-        if not turn.can(f"go to {place}"):
-            return self._say("search_here", f"examine {place}", thing=kind, place=place)
-        likely = [other for other in unseen if self._likely(kind, other)]
-        if len(likely) > 1 and self._rng.random() < _STRAY:
-            place = self._rng.choice(likely)
+        for place in unsearched:
+            if turn.can(look_in := f"open {place}"):
+                return self._say("search_open", look_in, thing=kind, place=place)
+        if self._informed:
+            unsearched.sort(key=lambda place: (not self._likely(kind, place), kind_of(place) in self._openable))
+        for place in unsearched:
+            if not turn.can(f"go to {place}"):
+                return self._say("search_here", f"examine {place}", thing=kind, place=place)
+        place = self._rng.choice(unsearched) if self._rng.random() < _STRAY else unsearched[0]
         if not situation:
             arrived = memory.contents.get(memory.place) is not None
             situation = "search_next" if arrived else "search_on" if memory.place else "search_first"

@@ -1,4 +1,4 @@
-"""What a reader of an ALFWorld transcript knows: the last sight of each place, what is carried, and what was done to it.
+"""What a reader of an ALFWorld transcript knows: what was seen where, where nobody looked yet, what is carried, what was done to it.
 
 Everything is read from the texts that the agent was shown, so an agent that remembers its whole transcript knows the same.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 
 _NAME = r"([a-z]+ \d+)"
+_ROOM = re.compile(r"Looking quickly around you, you see (.*)\.")
 _SURFACE = re.compile(rf"On the {_NAME}, you see (.*)\.")
 _OPEN = re.compile(rf"The {_NAME} is open\. In it, you see (.*)\.")
 _CLOSED = re.compile(rf"The {_NAME} is closed\.")
@@ -23,20 +24,28 @@ _RESULT = {"clean": "clean", "heat": "hot", "cool": "cool"}
 class Transcript:
     """Attributes are names as the game gives them ("mug 1").
 
-    `contents`: things by place, in order of first sight; None for a place seen closed only. A place that was never looked at,
+    `places`: all receptacles of the room, as its description lists them. `contents`: things by place, in order of first sight; None for a place seen closed only. A place that was never looked at,
     but into which something was put, counts as seen with that alone (possible only at shared locations). `place`: where the agent last
     arrived, or touched something. `carrying`: "" for nothing. `treated`: states by thing, of clean, hot, cool.
     """
 
     def __init__(self) -> None:
+        self.places: list[str] = []
         self.contents: dict[str, list[str] | None] = {}
         self.place = ""
         self.carrying = ""
         self.treated: dict[str, list[str]] = {}
 
+    @property
+    def unsearched(self) -> list[str]:
+        """Places into which nobody has looked, closed ones that were visited among them, in alphabetical order."""
+        return sorted(place for place in self.places if self.contents.get(place) is None)
+
     def note(self, action: str, text: str) -> None:
         """Read an observation. `action` is not needed: the texts say what happened."""
         del action
+        if found := _ROOM.search(text):
+            self.places = _THING.findall(found[1])
         if found := _ARRIVE.match(text):
             self.place = found[1]
         if found := _SURFACE.search(text) or _OPEN.search(text):

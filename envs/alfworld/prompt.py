@@ -7,7 +7,7 @@ from typing import Literal
 from envs.alfworld.memory import Transcript
 from envs.view import View
 
-MemoryMode = Literal["none", "places", "contents"]
+MemoryMode = Literal["none", "contents"]
 
 _FORMAT = "Answer with <think>your reasoning</think><action>one of the actions</action>"
 
@@ -21,7 +21,7 @@ def build_prompt(view: View, memory: MemoryMode) -> str:
     """Task, what is remembered, the last observations and actions, what is seen now, and what can be done."""
     lines = [f"Your task is to: {view.task}"]
     if memory != "none" and isinstance(view.memory, Transcript):
-        lines += _remembered(view.memory, memory)
+        lines += _remembered(view.memory)
     if view.past:
         lines.append("Before: " + "\n".join(f"{_shortened(text, memory)} > {_one_line(action)}" for _, text, action in view.past))
     lines.append(f"Step {view.step}: {view.observation.text}")
@@ -31,24 +31,17 @@ def build_prompt(view: View, memory: MemoryMode) -> str:
     return "\n".join(lines)
 
 
-def _remembered(transcript: Transcript, memory: MemoryMode) -> list[str]:
+def _remembered(transcript: Transcript) -> list[str]:
+    """Where things were seen, and where to look: a place that was empty is in neither."""
     lines = []
-    if transcript.contents:
-        if memory == "places":
-            seen = list(transcript.contents)
-        else:
-            seen = [f"{place}: {_summary(things)}" for place, things in transcript.contents.items()]
+    if seen := [f"{place}: {', '.join(things)}" for place, things in transcript.contents.items() if things]:
         lines.append("Seen: " + "; ".join(seen))
+    if transcript.unsearched:
+        lines.append("Unsearched: " + "; ".join(transcript.unsearched))
     if transcript.carrying:
         states = transcript.treated.get(transcript.carrying)
         lines.append(f"Carrying: {transcript.carrying}" + (f" ({', '.join(states)})" if states else ""))
     return lines
-
-
-def _summary(things: list[str] | None) -> str:
-    if things is None:
-        return "closed"
-    return ", ".join(things) if things else "empty"
 
 
 def _shortened(text: str, memory: MemoryMode) -> str:

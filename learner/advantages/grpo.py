@@ -9,14 +9,14 @@ from learner.advantages.returns import GroupReturns, centred
 
 
 def grpo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
-    """The episode's advantage on each of its turns, less `invalid_penalty` on turns without a valid action.
+    """The episode's advantage on each of its turns, with turns without a valid action `invalid_penalty` below the others.
 
     With `statistics` "episode", mean and standard deviation are over the episodes' returns, one value an episode. With "turn", each
     return counts once a turn (T2PO's code does so): failures are longer than successes, so only then do the advantages of a
     group's turns add up to 0. Otherwise most tokens are pushed down, and the entropy rises until the policy collapses.
 
-    The penalty is subtracted afterwards, so it is in units of the advantage: before it, a group of failures, whose returns
-    differ by penalties alone, would be divided by next to nothing.
+    The penalty is centred over the group's turns, for the same reason. It is added afterwards, so it is in units of the advantage:
+    before it, a group of failures, whose returns differ by penalties alone, would be divided by next to nothing.
     """
     returns = np.array([episode.rewards.sum() for episode in group.episodes])
     turns = np.array([len(episode.rewards) for episode in group.episodes])
@@ -24,7 +24,6 @@ def grpo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
         per_turn = centred(np.repeat(returns, turns), settings.normalise)
     else:
         per_turn = np.repeat(centred(returns, settings.normalise), turns)
-    return [
-        advantages - settings.invalid_penalty * ~episode.valid
-        for advantages, episode in zip(np.split(per_turn, np.cumsum(turns)[:-1]), group.episodes, strict=True)
-    ]
+    valid = np.concatenate([episode.valid for episode in group.episodes]).astype(np.float64)
+    per_turn = per_turn + settings.invalid_penalty * centred(valid, normalise=False)
+    return np.split(per_turn, np.cumsum(turns)[:-1])

@@ -23,9 +23,6 @@ def divergence(log_pi: np.ndarray, log_mu: np.ndarray, age: np.ndarray) -> dict[
         "effective_sample_size": effective_sample_size(ratio),
         "kl_k1": -log_r.mean(),
         "kl": (ratio - 1 - log_r).mean(),
-        "token_age_mean": age.mean(),
-        "token_age_max": age.max(),
-        "token_age0_share": new.mean(),
     }
     for name, part in (("age0", new), ("old", old)):
         if part.any():
@@ -34,6 +31,13 @@ def divergence(log_pi: np.ndarray, log_mu: np.ndarray, age: np.ndarray) -> dict[
     if new.any():
         measures["mismatch_age0"] = np.abs(log_r[new]).mean()
     return {name: float(value) for name, value in measures.items()}
+
+
+def token_ages(age: np.ndarray) -> dict[str, float]:
+    """How old the trained tokens are, age int [N]: computed or not, for a token without a gradient is trained on too."""
+    if not len(age):
+        return {}
+    return {"token_age_mean": float(age.mean()), "token_age_max": float(age.max()), "token_age0_share": float((age == 0).mean())}
 
 
 def effective_sample_size(weights: np.ndarray) -> float:
