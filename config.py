@@ -61,9 +61,12 @@ class ModelSection(Section):
 
 
 class WarmStartSection(Section):
-    episodes: Annotated[int, says("tiny: expert episodes to learn from; 0: no warm start", ge=0)] = 1000
+    episodes: Annotated[int, says("tiny: expert episodes to learn from; 0: no warm start", ge=0)] = 3000
     epochs: Annotated[float, says("Passes over them", gt=0)] = 1.0
-    slips: Annotated[float, says("Share of the expert's turns spoilt by a wrong action, to learn how to go on after one", ge=0, lt=1)] = 0.2
+    slips: Annotated[float, says("Share of the expert's turns spoilt by a wrong action, to learn how to go on after one", ge=0, lt=1)] = 0.1
+    dawdling: Annotated[
+        float, says("Share of the expert's turns that are shown wasted on looking around: what is left for RL to improve", ge=0, lt=1)
+    ] = 0.35
     learning_rate: Annotated[float, says("Peak step size of AdamW (embeddings, norms); linear warm-up, cosine decay", gt=0)] = 5e-3
     muon_learning_rate: Annotated[float, says("Peak step size of Muon (the layers' matrices)", gt=0)] = 4e-3
     processes: Annotated[int, says("CPU: processes that share a batch; 0: one a core, since nothing else computes yet", ge=0)] = 0
@@ -121,8 +124,8 @@ class LearnerSection(Section):
     ] = "turn"
     discount: Annotated[float, says("GiGPO: of step returns", ge=0, le=1)] = 0.95
     step_weight: Annotated[float, says("GiGPO: omega, weight of the step advantage", ge=0)] = 1.0
-    invalid_penalty: Annotated[float, says("Subtracted from the advantage of a turn without a valid action", ge=0)] = 0.1
-    learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 4e-4
+    invalid_penalty: Annotated[float, says("How much lower the advantage of a turn without a valid action is", ge=0)] = 1.0
+    learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 6e-5
     weight_decay: Annotated[float, says("AdamW's weight decay", ge=0)] = 0.0
     gradient_clip: Annotated[float, says("Largest norm of the gradient", gt=0)] = 1.0
     minibatches: Annotated[int, says("Optimizer steps an update", ge=1)] = 4

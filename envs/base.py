@@ -73,7 +73,11 @@ class Expert(Protocol):
     """Demonstrates one episode, from what the agent itself is shown."""
 
     def act(self, view: View) -> tuple[str, str]:
-        """Called once a turn, before the step; returns (thought, action)."""
+        """(thought, action) that brings the task forward; called before the step."""
+        ...
+
+    def dawdle(self, view: View) -> tuple[str, str]:
+        """(thought, action) that does no harm and no good: a wasted turn, for demonstrations that can be improved upon."""
         ...
 
 

@@ -19,11 +19,14 @@ class ExpertEpisode:
     turns: list[tuple[str, str]]
 
 
-def expert_episode(environment: Environment, split: Split, index: int, rng: random.Random, slips: float = 0.0) -> ExpertEpisode:
+def expert_episode(
+    environment: Environment, split: Split, index: int, rng: random.Random, *, slips: float = 0.0, dawdling: float = 0.0
+) -> ExpertEpisode:
     """Play task `index` of `split`. `rng` varies the wording, and little else.
 
     `slips`: probability that a turn is spoilt by a wrong action, which is played but no turn of the demonstration. A learner will
-    make such mistakes, and must have seen how to go on after them (as in DART, Laskey et al. 2017).
+    make such mistakes, and must have seen how to go on after them (as in DART, Laskey et al. 2017). `dawdling`: probability
+    that a turn is wasted, and demonstrated like any other.
     """
     episode = environment.start(split, index)
     view = environment.view(episode)
@@ -34,7 +37,7 @@ def expert_episode(environment: Environment, split: Split, index: int, rng: rand
             action = _wrong_action(environment, split, view.observation.admissible, rng)
         else:
             prompt = environment.prompt(view)
-            thought, action = expert.act(view)
+            thought, action = expert.dawdle(view) if dawdling and rng.random() < dawdling else expert.act(view)
             turns.append((prompt, format_think_action(thought, action)))
         result = episode.step(action)
         if result.done:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import msgspec
+
 from config import Job
 from envs.registry import make_environment
 from learner.demonstrations import demonstrations
@@ -20,7 +22,7 @@ def build_policy(job: Job) -> None:
     if directory.exists():
         return
     environment = make_environment(config.env.name, **config.env.settings())
-    episodes = demonstrations(environment, TOKENIZER_EPISODES, config.run.seed)
+    episodes = demonstrations(environment, msgspec.structs.replace(config.warm_start, episodes=TOKENIZER_EPISODES), config.run.seed)
     build_tiny(directory, config.model, (turn for turns in episodes for turn in turns), config.run.seed)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from config import WarmStartSection
 from envs.base import Environment
 from envs.play import expert_episode
 from learner.batching import Sample
@@ -16,11 +17,12 @@ Turns = list[tuple[str, str]]
 """(prompt, response) texts of one episode."""
 
 
-def demonstrations(environment: Environment, episodes: int, seed: int, slips: float = 0.0) -> Iterator[Turns]:
+def demonstrations(environment: Environment, settings: WarmStartSection, seed: int) -> Iterator[Turns]:
     """Episodes that the expert won, on the first `episodes` tasks of a shuffle of the training tasks."""
     size = environment.size("train")
-    for index in random.Random(seed).sample(range(size), min(episodes, size)):
-        played = expert_episode(environment, "train", index, random.Random(f"{seed}:{index}"), slips)
+    for index in random.Random(seed).sample(range(size), min(settings.episodes, size)):
+        rng = random.Random(f"{seed}:{index}")
+        played = expert_episode(environment, "train", index, rng, slips=settings.slips, dawdling=settings.dawdling)
         if played.success:
             yield played.turns
 

@@ -6,6 +6,7 @@ A small model's operations are too short to be divided among cores one by one, a
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -80,7 +81,8 @@ class _Helper:
         self.pid: int = self._process.pid
 
     def start(self, samples: Sequence[Sample], denominator: int) -> None:
-        self._send((samples, denominator))
+        with contextlib.suppress(OSError):  # it is gone, which `finish` says
+            self._connection.send((samples, denominator))
 
     def finish(self) -> float:
         try:
@@ -91,12 +93,6 @@ class _Helper:
     def close(self) -> None:
         self._connection.close()
         self._process.join()
-
-    def _send(self, message: object) -> None:
-        try:
-            self._connection.send(message)
-        except OSError:  # it is gone; `finish` says so
-            pass
 
 
 def _serve(connection: Connection, model: PreTrainedModel, gradients: Sequence[Tensor]) -> None:

@@ -39,7 +39,7 @@ def warm_start(
     """Train `model` in place; returns what it took and came to: the loss (nats a token) is a mean over the last tenth."""
     started = time.monotonic()
     samples: list[Sample] = []
-    for number, turns in enumerate(demonstrations(environment, settings.episodes, seed, settings.slips)):
+    for number, turns in enumerate(demonstrations(environment, settings, seed)):
         samples += turn_tokenizer.samples(turns)
         if number % 100 == 0:
             progress("demonstrations", number, settings.episodes)

@@ -144,3 +144,14 @@ def test_most_episodes_are_won_in_spite_of_slips():
 def number(prompt: str) -> int:
     """Of the turn that a prompt asks for."""
     return int(re.search(r"Step (\d+):", prompt).group(1))
+
+
+def test_dawdling_is_demonstrated_and_wastes_turns():
+    def idle_share(dawdling: float) -> float:
+        turns = [
+            response for i in range(40) for _, response in expert_episode(SMALL, "train", i, random.Random(i), dawdling=dawdling).turns
+        ]
+        return sum(re.search("<action>(look|inventory|examine .*)</action>", response) is not None for response in turns) / len(turns)
+
+    assert idle_share(0.0) < 0.02
+    assert 0.25 < idle_share(0.35) < 0.45

@@ -48,7 +48,7 @@ def test_a_sample_is_the_chat_with_one_answer():
 
 def test_demonstrations_follow_the_seed():
     environment = make_environment("alfworld", **small_config().env.settings())
-    first, again, other = (list(demonstrations(environment, 5, seed)) for seed in (0, 0, 1))
+    first, again, other = (list(demonstrations(environment, small_config(warm_start__episodes="5").warm_start, seed)) for seed in (0, 0, 1))
     assert first == again and first != other and all(first)
 
 

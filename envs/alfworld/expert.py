@@ -73,6 +73,15 @@ class AlfWorldExpert:
             return self._treat(turn, held)
         return self._deliver(turn, held)
 
+    def dawdle(self, view: View) -> tuple[str, str]:
+        """Look around, or at what is known already: what beginners waste their turns on."""
+        admissible = view.observation.admissible
+        examine = [action for action in admissible if action.startswith("examine ")]
+        action = self._rng.choice(("look", "inventory", self._rng.choice(examine) if examine else "look"))
+        if action in ("look", "inventory"):
+            return self._say(action, action)
+        return self._say("examine", action, thing=action.removeprefix("examine "))
+
     # Sub-goals
 
     def _fetch(self, turn: _Turn) -> tuple[str, str]:

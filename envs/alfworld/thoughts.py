@@ -92,6 +92,10 @@ _WORDINGS: dict[str, tuple[str, ...]] = {
         "The {thing} is in my hand and {other} is here. I use it.",
         "For the {thing} I turn on {other}, which is here.",
     ),
+    # Wasting a turn.
+    "look": ("I look around first.", "I want to see where I am."),
+    "inventory": ("I check what I carry.", "I look at what I have."),
+    "examine": ("I look closer at {thing}.", "I examine {thing} first."),
     # Recovering from steps that were not the expert's own.
     "drop": (
         "I do not need {thing}. I put it at {place}.",
