@@ -24,9 +24,10 @@ _RESULT = {"clean": "clean", "heat": "hot", "cool": "cool"}
 class Transcript:
     """Attributes are names as the game gives them ("mug 1").
 
-    `places`: all receptacles of the room, as its description lists them. `contents`: things by place, in order of first sight; None for a place seen closed only. A place that was never looked at,
-    but into which something was put, counts as seen with that alone (possible only at shared locations). `place`: where the agent last
-    arrived, or touched something. `carrying`: "" for nothing. `treated`: states by thing, of clean, hot, cool.
+    `places`: all receptacles of the room, as its description lists them. `contents`: things by place, in order of first sight;
+    None for a place seen closed only. A place that was never looked at, but into which something was put, counts as seen with
+    that alone (possible only at shared locations). `place`: where the agent last arrived, or touched something. `carrying`: ""
+    for nothing. `treated`: states by thing, of clean, hot, cool.
     """
 
     def __init__(self) -> None:
