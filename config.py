@@ -32,7 +32,7 @@ def says(description: str, **bounds: Any) -> Meta:
 class RunSection(Section):
     seed: Annotated[int, says("Seed of everything random", ge=0)] = 0
     updates: Annotated[int, says("Stop after this many updates of the policy", ge=0)] = 100
-    minutes: Annotated[float, says("Stop training after this many minutes of wall time, set-up included", gt=0)] = 13.0
+    minutes: Annotated[float, says("Stop training after this many minutes of wall time, set-up included", gt=0)] = 12.0
     dir: Annotated[str, says("Where the run writes; empty: runs/<date>-<time>")] = ""
     cache_dir: Annotated[str, says("Where built and warm-started policies are kept; empty: ~/.cache/foray")] = ""
 
@@ -61,16 +61,16 @@ class ModelSection(Section):
 
 
 class WarmStartSection(Section):
-    episodes: Annotated[int, says("tiny: expert episodes to learn from; 0: no warm start", ge=0)] = 3000
+    episodes: Annotated[int, says("tiny: expert episodes to learn from; 0: no warm start", ge=0)] = 4000
     epochs: Annotated[float, says("Passes over them", gt=0)] = 1.0
     slips: Annotated[float, says("Share of the expert's turns spoilt by a wrong action, to learn how to go on after one", ge=0, lt=1)] = 0.1
     dawdling: Annotated[
         float, says("Share of the expert's turns that are shown wasted on looking around: what is left for RL to improve", ge=0, lt=1)
-    ] = 0.35
-    learning_rate: Annotated[float, says("Peak step size of AdamW (embeddings, norms); linear warm-up, cosine decay", gt=0)] = 5e-3
-    muon_learning_rate: Annotated[float, says("Peak step size of Muon (the layers' matrices)", gt=0)] = 4e-3
+    ] = 0.45
+    learning_rate: Annotated[float, says("Peak step size of AdamW (embeddings, norms); linear warm-up, cosine decay", gt=0)] = 6e-3
+    muon_learning_rate: Annotated[float, says("Peak step size of Muon (the layers' matrices)", gt=0)] = 5e-3
     processes: Annotated[int, says("CPU: processes that share a batch; 0: one a core, since nothing else computes yet", ge=0)] = 0
-    batch_tokens: Annotated[int, says("Tokens a step", ge=256)] = 1024
+    batch_tokens: Annotated[int, says("Tokens a step", ge=256)] = 2048
 
 
 class EngineSection(Section):

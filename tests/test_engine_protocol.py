@@ -278,9 +278,11 @@ async def test_turns_after_an_update_come_from_the_new_weights_alone(engine: Eng
     assert [span.version for span in generation.spans] == [version]
 
 
-async def test_an_update_can_compare_what_was_loaded_with_the_file(engine: Engine) -> None:
+async def test_invariant_8_the_engine_serves_the_version_it_reports_and_compares_it_with_the_file(engine: Engine) -> None:
     version = await engine.run(engine.policies.second, verify=True)
     assert await engine.client.weight_version() == version
+    _, prompt, task = engine.start()
+    assert agrees(await task, engine.policies.second.directory, prompt)
 
 
 async def test_a_wrong_checksum_is_refused_and_the_old_weights_are_still_served(engine: Engine) -> None:

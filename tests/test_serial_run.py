@@ -96,6 +96,23 @@ def test_invariant_6_evaluation_has_no_control_and_rejected_attempts_say_why(fin
         assert not (unpack(turn.kept.mask, UINT8)[~finite]).any()
 
 
+def test_invariant_9_credits_bound_every_queue_and_each_depth_is_a_metric(finished):
+    """(S+1) P groups of G episodes are admitted at most, and an actor has one turn in flight for each episode it plays."""
+    _, _, metrics = finished
+    settings = small_config()
+    groups = (1 + 1) * settings.learner.groups
+    bounds = {
+        "slots_taken": groups,
+        "queue_leases": groups * settings.learner.group_size + settings.eval.episodes,
+        "queue_trajectories": groups * settings.learner.group_size,
+        "queue_weights": 1 + 1,
+        "turns_in_flight": settings.actor.count * settings.actor.episodes,
+    }
+    for name, bound in bounds.items():
+        depths = [m[name] for m in metrics if name in m]
+        assert depths and max(depths) <= bound, name
+
+
 def test_uncertainty_and_entropy_are_recorded_for_every_token(finished):
     _, trajectories, _ = finished
     for t in trained(trajectories):

@@ -17,7 +17,7 @@ from envs.response import parse_think_action
 from envs.view import View
 
 REWARD = 10.0
-MAX_TURNS: dict[SceneSize, int] = {"small": 15, "real": 50}
+MAX_TURNS: dict[SceneSize, int] = {"small": 20, "real": 50}
 SIZES: dict[Split, int] = {"train": 100_000, "held_out": 1024}
 
 
@@ -52,7 +52,7 @@ class AlfWorldEpisode:
 
 
 class AlfWorld:
-    """Settings: `scene_size` small (6 receptacles, 15 turns) or real (whole rooms, 50 turns); `task_types` to play (none
+    """Settings: `scene_size` small (6 receptacles, 20 turns) or real (whole rooms, 50 turns); `task_types` to play (none
     named: all six, in equal parts); `history`, past turns in the prompt; `memory`, what the prompt recalls beyond them:
     nothing, or what was seen where, and where nobody looked yet.
 
