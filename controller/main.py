@@ -194,9 +194,13 @@ class Controller:
 
     async def _turn(self, actor: bytes, request: TurnRequest) -> None:
         if not self.admission.holds(request.key, request.attempt):
-            await self._to_actor(actor, _cancelled(request, "its lease is no longer in force"))
+            await self._to_actor(actor, _failed(request, DropReason.CANCELLED, "its lease is no longer in force"))
             return
-        answer = await self._turns.run(request, episode_seed(self.config.run.seed, request.key))
+        try:
+            answer = await self._turns.run(request, episode_seed(self.config.run.seed, request.key))
+        except Exception as error:  # ours to mend; an actor without an answer would wait for ever
+            log.exception("a turn failed in the controller")
+            answer = _failed(request, DropReason.ENGINE_ERROR, f"the controller failed in this turn: {error!r}")
         await self._to_actor(actor, answer)
 
     async def _watch_actors(self) -> None:
@@ -348,8 +352,8 @@ def think_tokens(tokenizer: Tokenizer) -> ThinkTokens:
     return ThinkTokens(ids["<think>"], ids["</think>"], queue, [ids["<|im_end|>"]])
 
 
-def _cancelled(request: TurnRequest, detail: str) -> TurnFailed:
-    return TurnFailed(key=request.key, attempt=request.attempt, turn=request.turn, reason=DropReason.CANCELLED, detail=detail)
+def _failed(request: TurnRequest, reason: DropReason, detail: str) -> TurnFailed:
+    return TurnFailed(key=request.key, attempt=request.attempt, turn=request.turn, reason=reason, detail=detail)
 
 
 def _dropped(key: EpisodeKey, reason: DropReason, detail: str) -> Trajectory:

@@ -24,7 +24,7 @@ import zmq.asyncio
 
 from config import Endpoints, Job, resolve
 from controller.engine.client import EngineClient, Generation
-from controller.engine.server import engine_command, environment_of, wait_ready
+from controller.engine.server import engine_command, wait_ready
 from controller.engine.weights import apply_weights
 from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.codec import decode, encode
@@ -133,7 +133,7 @@ def real_engine(policies: Policies, tmp_path_factory: pytest.TempPathFactory) ->
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *command.arguments],
-            env={**environment_of(command), "PYTHONPATH": str(ROOT)},
+            env={**os.environ, **command.environment, "PYTHONPATH": str(ROOT)},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -30,7 +31,7 @@ from learner.policy import load_policy, load_tokenizer
 from learner.publish import Publisher
 from learner.training import Training
 from protocol.arrays import FLOAT16, FLOAT32, UINT8, unpack
-from protocol.messages import EpisodeKey, Lease, Trajectory
+from protocol.messages import DropReason, EpisodeKey, Lease, Trajectory
 from protocol.prompting import load_prompter
 from supervisor.serial import train_serially
 from telemetry.fields import undocumented
@@ -119,6 +120,20 @@ def test_uncertainty_and_entropy_are_recorded_for_every_token(finished):
         for turn in t.turns:
             assert np.isfinite(unpack(turn.kept.uncertainty, FLOAT16)).all()
             assert len(unpack(turn.kept.entropy, FLOAT16)) == len(turn.kept.mask)
+
+
+def test_a_turn_that_fails_inside_the_controller_costs_its_episode_not_the_run(tmp_path: Path, monkeypatch):
+    calls, real = itertools.count(1), TurnRunner.run
+
+    async def failing_once(self, request, seed):
+        if next(calls) == 60:  # of training: evaluation has at most 40 turns
+            raise ZeroDivisionError("injected")
+        return await real(self, request, seed)
+
+    monkeypatch.setattr(TurnRunner, "run", failing_once)
+    summary, trajectories, _ = serial_run(tmp_path / "run", run__minutes="100000000")
+    assert summary["ended"] == "finished" and summary["dropped"]["engine_error"] == 1
+    assert "ZeroDivisionError" in next(t.detail for t in trajectories if t.dropped is DropReason.ENGINE_ERROR)
 
 
 def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path):

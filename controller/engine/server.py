@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -178,11 +176,6 @@ async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
         if response.status != 200:
             hint = "; start vLLM's server with --enable-scale-out" if response.status in (403, 404) else ""
             raise EngineNotReady(f"engine.url: {endpoint} does not generate from token ids ({await response.text()}){hint}")
-
-
-def environment_of(command: EngineCommand, base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The whole environment of the child."""
-    return {**base, **command.environment}
 
 
 def _installed() -> bool:
