@@ -1,0 +1,1 @@
+"""`python -m benchmarks.NAME`: what was measured, beside what one would do instead. Results are kept in docs/performance.md."""

@@ -1,0 +1,72 @@
+"""Tokens a second of the warm start's gradients: our processes, beside one thread and beside torch's own threads.
+
+`python -m benchmarks.warm_start` (half a minute, on an idle machine)
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from config import resolve
+from envs.registry import make_environment
+from learner.batching import Sample
+from learner.demonstrations import TurnTokenizer, demonstrations
+from learner.parallel import ParallelGradients
+from learner.policy import load_policy
+from learner.tiny import TURN_END, build_tiny
+from learner.warm_start import token_batches
+from protocol.prompting import load_prompter
+
+EPISODES = 200
+WARM_UP = 3
+STEPS = 25
+
+
+def main() -> None:
+    cores = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as directory:
+        policy, batches = _prepare(Path(directory) / "policy")
+        measured = {
+            "one process, one thread": _tokens_per_second(policy, batches, processes=1, threads=1),
+            f"one process, {cores} torch threads": _tokens_per_second(policy, batches, processes=1, threads=cores),
+            f"{cores} processes (learner/parallel.py)": _tokens_per_second(policy, batches, processes=cores, threads=1),
+        }
+    table = Table("gradients of the default policy, 2,048 tokens a step", "tokens/s", "ratio")
+    first = next(iter(measured.values()))
+    for name, value in measured.items():
+        table.add_row(name, f"{value:,.0f}", f"{value / first:.2f}")
+    Console().print(table)
+
+
+def _prepare(directory: Path) -> tuple[Path, list[list[Sample]]]:
+    config = resolve(None, {"warm_start.episodes": str(EPISODES)})
+    environment = make_environment(config.env.name, **config.env.settings())
+    episodes = list(demonstrations(environment, config.warm_start, seed=0))
+    build_tiny(directory, config.model, [turn for turns in episodes for turn in turns], seed=0)
+    tokenizer = TurnTokenizer(load_prompter(directory), TURN_END)
+    samples = [sample for turns in episodes for sample in tokenizer.samples(turns)]
+    return directory, list(token_batches(samples, config.warm_start.batch_tokens, 1.0, np.random.default_rng(0)))
+
+
+def _tokens_per_second(policy: Path, batches: list[list[Sample]], processes: int, threads: int) -> float:
+    torch.set_num_threads(threads)
+    with ParallelGradients(load_policy(policy), processes) as gradients:
+        for batch in batches[:WARM_UP]:
+            gradients(batch)
+        started = time.perf_counter()
+        for batch in batches[WARM_UP : WARM_UP + STEPS]:
+            gradients(batch)
+        seconds = time.perf_counter() - started
+    return sum(sample.length for batch in batches[WARM_UP : WARM_UP + STEPS] for sample in batch) / seconds
+
+
+if __name__ == "__main__":
+    main()
