@@ -29,7 +29,7 @@ def prepare(config: Config, resume: bool) -> Job:
         endpoints=endpoints,
         run_dir=str(run_dir),
         model_dir=str(run_dir / "policy") if config.model.name == "tiny" else config.model.name,
-        weights_dir=tempfile.mkdtemp(prefix="foray-", dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None),
+        weights_dir=weights_dir(Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())),
         started=time.time(),
         resume=resume,
     )
@@ -40,6 +40,15 @@ def prepare(config: Config, resume: bool) -> Job:
 
 def job_file(job: Job) -> Path:
     return Path(job.run_dir) / "job.json"
+
+
+def weights_dir(parent: Path) -> str:
+    """A new directory for published weights, named after this process. Those of supervisors that were killed are removed."""
+    for left in parent.glob("foray-*-*"):
+        owner = left.name.split("-")[1]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"foray-{os.getpid()}-", dir=parent)
 
 
 def clean_up(job: Job) -> None:

@@ -1,0 +1,23 @@
+"""What a job leaves on memory, and who removes it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from supervisor.job import weights_dir
+
+
+def test_weights_of_a_killed_supervisor_are_removed_and_those_of_a_living_one_are_not(tmp_path: Path):
+    code = f"from pathlib import Path; from supervisor.job import weights_dir; print(weights_dir(Path({str(tmp_path)!r})))"
+    ended = Path(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
+    assert ended.is_dir()
+    first, second = Path(weights_dir(tmp_path)), Path(weights_dir(tmp_path))
+    assert not ended.exists() and first.is_dir() and second.is_dir() and first != second
+    assert first.name.startswith(f"foray-{os.getpid()}-")
+
+
+def test_what_is_not_ours_is_left_alone(tmp_path: Path):
+    (tmp_path / "foray-notes-2").mkdir()
+    weights_dir(tmp_path)
+    assert (tmp_path / "foray-notes-2").is_dir()
