@@ -99,9 +99,10 @@ class SamplingSection(Section):
 
 
 class ControlSection(Section):
-    mode: Annotated[Literal["off", "t2po", "t2po-token", "t2po-turn"], says("Exploration control: none, both levels, or one of them")] = (
-        "t2po"
-    )
+    mode: Annotated[
+        Literal["off", "budget", "t2po", "t2po-token", "t2po-turn"],
+        says("Exploration control: none, thinking cut at max_thinking alone, T2PO's two levels, or one of them"),
+    ] = "t2po"
     alpha: Annotated[float, says("Weight of entropy against confidence in the uncertainty M", ge=0, le=1)] = 0.4
     top_j: Annotated[int, says("Tokens whose mean log-prob is the confidence", ge=1)] = 20
     window: Annotated[int, says("N: the mean of the last N+1 changes of M is compared with epsilon", ge=0)] = 7

@@ -15,6 +15,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from math import nan
 
+from config import ControlSection
+
 
 @dataclass(frozen=True)
 class ThinkingSettings:
@@ -25,6 +27,12 @@ class ThinkingSettings:
     epsilon: float
     min_thinking: int  # L_min, tokens
     max_thinking: int  # L_max, tokens
+
+
+def thinking_settings(control: ControlSection) -> ThinkingSettings:
+    """The rule of `control.mode`. "budget", the baseline at equal cost, cuts at L_max and never before: no mean is below 0."""
+    epsilon = 0.0 if control.mode == "budget" else control.epsilon
+    return ThinkingSettings(control.alpha, control.window, epsilon, control.min_thinking, control.max_thinking)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from config import Config
 from controller.engine.client import EngineClient, EngineError, Generation
 from controller.signals import SignalRouter, padded
 from controller.stall import stalled, turn_score
-from controller.thinking import ThinkingRule, ThinkingSettings
+from controller.thinking import ThinkingRule, thinking_settings
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack, unpack
 from protocol.messages import Attempt, ControlEvent, DropReason, EpisodeKey, StopReason, TurnFailed, TurnRequest, TurnResult
 
@@ -56,8 +56,7 @@ class TurnRunner:
         self._tokens = tokens
         self._version = version
         self._scores: dict[EpisodeKey, float] = {}
-        c = config.control
-        self._thinking = ThinkingSettings(c.alpha, c.window, c.epsilon, c.min_thinking, c.max_thinking)
+        self._thinking = thinking_settings(config.control)
         self.counters = TurnCounters()
 
     async def run(self, request: TurnRequest, seed: int) -> TurnResult | TurnFailed:
@@ -93,7 +92,7 @@ class TurnRunner:
         turn_id = f"{request.key.id}.{request.attempt}.{request.turn}.{attempt}"
         prompt = unpack(request.prompt, INT32).tolist()
         rule = ThinkingRule(self._thinking, self._tokens.open, self._tokens.close)
-        steers = controlled and self._config.control.mode in ("t2po", "t2po-token")
+        steers = controlled and self._config.control.mode in ("budget", "t2po", "t2po-token")
         watched = not request.key.evaluation or controlled
         if watched:
             self._signals.watch(turn_id, rule, steers)

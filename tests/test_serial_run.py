@@ -122,6 +122,17 @@ def test_uncertainty_and_entropy_are_recorded_for_every_token(finished):
             assert len(unpack(turn.kept.entropy, FLOAT16)) == len(turn.kept.mask)
 
 
+def test_mode_budget_cuts_thinking_and_resamples_nothing(tmp_path: Path):
+    _, trajectories, _ = serial_run(
+        tmp_path / "run", control__mode="budget", control__min_thinking="1", control__max_thinking="3", control__eta="1e9",
+        warm_start__episodes="100", warm_start__processes="1", run__cache_dir=str(tmp_path), run__updates="1", run__minutes="100000000",
+    )  # fmt: skip
+    turns = [turn for t in trajectories if not t.key.evaluation for turn in t.turns]
+    events = [event for turn in turns for event in turn.kept.events]
+    assert events and {(event.kind, event.reason) for event in events} == {("intervene", "budget")}
+    assert not any(turn.rejected for turn in turns)
+
+
 def test_a_turn_that_fails_inside_the_controller_costs_its_episode_not_the_run(tmp_path: Path, monkeypatch):
     calls, real = itertools.count(1), TurnRunner.run
 

@@ -8,7 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.thinking import Signal, ThinkingRule, ThinkingSettings, Uncertainty
+from config import ControlSection
+from controller.thinking import Signal, ThinkingRule, ThinkingSettings, Uncertainty, thinking_settings
 
 OPEN, CLOSE, WORD = 1, 2, 9
 PAPER = ThinkingSettings(alpha=0.4, window=7, epsilon=1e-4, min_thinking=16, max_thinking=450)
@@ -68,6 +69,14 @@ def test_changing_signals_never_settle():
 def test_thinking_is_cut_at_its_budget_even_if_it_changes():
     settings = ThinkingSettings(0.4, 7, 1e-4, 16, 30)
     _, decisions = run(settings, [float(i % 2) for i in range(60)])
+    at = next(i for i, d in enumerate(decisions) if d)
+    assert (at, decisions[at].reason) == (30, "budget")
+
+
+def test_mode_budget_cuts_at_the_budget_and_never_before():
+    """Even where nothing changes at all, which would settle at once under t2po."""
+    control = ControlSection(mode="budget", min_thinking=4, max_thinking=30)
+    _, decisions = run(thinking_settings(control), [1.0] * 60)
     at = next(i for i, d in enumerate(decisions) if d)
     assert (at, decisions[at].reason) == (30, "budget")
 
