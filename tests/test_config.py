@@ -126,7 +126,7 @@ def test_a_setting_outside_any_section_is_refused(tmp_path: Path) -> None:
         ("run.seed", "1.5", "'1.5' is not a whole number"),
         ("run.minutes", "long", "'long' is not a number"),
         ("eval.control", "maybe", "'maybe' is not true or false"),
-        ("control.mode", "t3po", "one of off, t2po"),
+        ("control.mode", "t3po", "one of budget, off, t2po"),
     ],
 )
 def test_an_ill_typed_value_is_refused_with_what_is_expected(name: str, text: str, expected: str) -> None:
