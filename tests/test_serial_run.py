@@ -46,6 +46,16 @@ def serial_run(directory: Path, **overrides: str) -> tuple[dict, list[Trajectory
 
 
 @pytest.fixture(scope="module")
+def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings of a policy that acts validly now and then, so that turns differ in their advantages; warm-started once."""
+    cache = str(tmp_path_factory.mktemp("cache"))
+    return {
+        "warm_start__episodes": "200", "warm_start__processes": "1", "run__cache_dir": cache, "sampling__max_tokens": "32",
+        "run__minutes": "100000000",
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[Trajectory], list[dict]]:
     """A run with control that acts often: thinking is cut after 3 tokens, and every turn that can be is sampled again."""
     return serial_run(
@@ -122,10 +132,10 @@ def test_uncertainty_and_entropy_are_recorded_for_every_token(finished):
             assert len(unpack(turn.kept.entropy, FLOAT16)) == len(turn.kept.mask)
 
 
-def test_mode_budget_cuts_thinking_and_resamples_nothing(tmp_path: Path):
+def test_mode_budget_cuts_thinking_and_resamples_nothing(tmp_path: Path, imitating: dict[str, str]):
     _, trajectories, _ = serial_run(
-        tmp_path / "run", control__mode="budget", control__min_thinking="1", control__max_thinking="3", control__eta="1e9",
-        warm_start__episodes="100", warm_start__processes="1", run__cache_dir=str(tmp_path), run__updates="1", run__minutes="100000000",
+        tmp_path / "run", **imitating, control__mode="budget", control__min_thinking="1", control__max_thinking="3",
+        control__eta="1e9", run__updates="1",
     )  # fmt: skip
     turns = [turn for t in trajectories if not t.key.evaluation for turn in t.turns]
     events = [event for turn in turns for event in turn.kept.events]
@@ -147,8 +157,8 @@ def test_a_turn_that_fails_inside_the_controller_costs_its_episode_not_the_run(t
     assert "ZeroDivisionError" in next(t.detail for t in trajectories if t.dropped is DropReason.ENGINE_ERROR)
 
 
-def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path):
-    _, _, metrics = serial_run(tmp_path / "run", learner__learning_rate="0", run__updates="3", run__minutes="100000000")
+def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path, imitating: dict[str, str]):
+    _, _, metrics = serial_run(tmp_path / "run", **imitating, learner__learning_rate="0", run__updates="3")
     updates = [m for m in metrics if m["kind"] == "update"]
     assert len(updates) == 3
     for m in updates:
@@ -209,12 +219,11 @@ class LockStep:
         return played
 
 
-def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(tmp_path: Path):
-    settings = {
+def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(tmp_path: Path, imitating: dict[str, str]):
+    settings = imitating | {
         "learner__max_staleness": "0",
         "control__mode": "off",
         "run__updates": "2",
-        "run__minutes": "100000000",
         "learner__learning_rate": "0.01",
     }
     _, trajectories, metrics = serial_run(tmp_path / "run", **settings)
@@ -225,7 +234,9 @@ def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(tmp
     assert len(asynchronous) == 2 * size
     for batch, number in zip(reference.batches, range(2), strict=True):
         assert [tokens_of(t) for t in asynchronous[number * size : (number + 1) * size]] == [tokens_of(t) for t in batch]
-    assert all(m["token_age_max"] == 0 for m in metrics if m["kind"] == "update")
+    updates = [m for m in metrics if m["kind"] == "update"]
+    assert all(m["token_age_max"] == 0 for m in updates)
+    assert updates[0]["computed_turns_share"] > 0, "the first update changed nothing, so the second batch proves nothing"
     final = load_policy(max((tmp_path / "run" / "checkpoints").iterdir())).state_dict()
     for name, weight in model.state_dict().items():
         torch.testing.assert_close(final[name], weight, rtol=0, atol=0)
