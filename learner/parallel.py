@@ -1,7 +1,7 @@
 """Gradients of one batch, computed by several processes on one machine, each on a part of it.
 
-A small model's operations are too short to be divided among cores one by one, and threads that launch them wait for Python's lock
-(docs/performance.md): processes do not. Parameters and gradients are in shared memory, so that a step sends nothing but its samples.
+Threads of Python that launch operations wait for each other's lock; processes do not. Parameters and gradients are in shared memory, so
+that a step sends nothing but its samples. How little this gains over torch's own threads is in docs/performance.md.
 """
 
 from __future__ import annotations
