@@ -69,7 +69,7 @@ class WarmStartSection(Section):
     ] = 0.45
     learning_rate: Annotated[float, says("Peak step size of AdamW (embeddings, norms); linear warm-up, cosine decay", gt=0)] = 6e-3
     muon_learning_rate: Annotated[float, says("Peak step size of Muon (the layers' matrices)", gt=0)] = 5e-3
-    processes: Annotated[int, says("CPU: processes that share a batch; 0: one a core, since nothing else computes yet", ge=0)] = 0
+    threads: Annotated[int, says("CPU: cores it computes on; 0: all, since nothing else computes yet", ge=0)] = 0
     batch_tokens: Annotated[int, says("Tokens a step", ge=256)] = 2048
 
 

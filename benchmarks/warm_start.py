@@ -1,4 +1,4 @@
-"""Tokens a second of the warm start's gradients: our processes, beside one thread and beside torch's own threads.
+"""Tokens a second of the warm start's steps (gradients and optimizers) on one core, and on all of them.
 
 `python -m benchmarks.warm_start` (half a minute, on an idle machine)
 """
@@ -15,14 +15,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from config import resolve
+from config import WarmStartSection, resolve
 from envs.registry import make_environment
 from learner.batching import Sample
 from learner.demonstrations import TurnTokenizer, demonstrations
-from learner.parallel import ParallelGradients
 from learner.policy import load_policy
 from learner.tiny import TURN_END, build_tiny
-from learner.warm_start import token_batches
+from learner.warm_start import imitation_step, make_optimizers, token_batches
 from protocol.prompting import load_prompter
 
 EPISODES = 200
@@ -35,11 +34,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         policy, batches = _prepare(Path(directory) / "policy")
         measured = {
-            "one process, one thread": _tokens_per_second(policy, batches, processes=1, threads=1),
-            f"one process, {cores} torch threads": _tokens_per_second(policy, batches, processes=1, threads=cores),
-            f"{cores} processes (learner/parallel.py)": _tokens_per_second(policy, batches, processes=cores, threads=1),
+            f"{threads} torch thread{'s' * (threads > 1)}": _tokens_per_second(policy, batches, threads) for threads in sorted({1, cores})
         }
-    table = Table("gradients of the default policy, 2,048 tokens a step", "tokens/s", "ratio")
+    table = Table("warm start of the default policy, 2,048 tokens a step", "tokens/s", "ratio")
     first = next(iter(measured.values()))
     for name, value in measured.items():
         table.add_row(name, f"{value:,.0f}", f"{value / first:.2f}")
@@ -56,15 +53,16 @@ def _prepare(directory: Path) -> tuple[Path, list[list[Sample]]]:
     return directory, list(token_batches(samples, config.warm_start.batch_tokens, 1.0, np.random.default_rng(0)))
 
 
-def _tokens_per_second(policy: Path, batches: list[list[Sample]], processes: int, threads: int) -> float:
+def _tokens_per_second(policy: Path, batches: list[list[Sample]], threads: int) -> float:
     torch.set_num_threads(threads)
-    with ParallelGradients(load_policy(policy), processes) as gradients:
-        for batch in batches[:WARM_UP]:
-            gradients(batch)
-        started = time.perf_counter()
-        for batch in batches[WARM_UP : WARM_UP + STEPS]:
-            gradients(batch)
-        seconds = time.perf_counter() - started
+    model = load_policy(policy)
+    optimizers = [optimizer for optimizer, _ in make_optimizers(model, WarmStartSection())]
+    for batch in batches[:WARM_UP]:
+        imitation_step(model, optimizers, batch)
+    started = time.perf_counter()
+    for batch in batches[WARM_UP : WARM_UP + STEPS]:
+        imitation_step(model, optimizers, batch)
+    seconds = time.perf_counter() - started
     return sum(sample.length for batch in batches[WARM_UP : WARM_UP + STEPS] for sample in batch) / seconds
 
 

@@ -28,7 +28,7 @@ SERIAL_DEFAULTS = {
     "eval.episodes": 1,
     "eval.every": 0,
     "warm_start.episodes": 30,
-    "warm_start.processes": 1,
+    "warm_start.threads": 1,
     "sampling.seeded": True,
     "sampling.max_tokens": 12,
     "model.hidden_size": 64,
