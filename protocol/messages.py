@@ -42,7 +42,6 @@ class StopReason(StrEnum):
 
     END = "end"  # the policy ended the turn (end-of-sequence token)
     LENGTH = "length"  # the response budget ran out
-    ABORT = "abort"  # cancelled from outside
 
 
 # --- episodes ---------------------------------------------------------------------------------------------------------

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -11,6 +13,8 @@ import time
 from pathlib import Path
 
 from config import Config, ConfigError, Endpoints, Job, to_toml
+
+WEIGHTS_PREFIX = "foray-weights-"
 
 
 def default_run_dir() -> Path:
@@ -43,12 +47,27 @@ def job_file(job: Job) -> Path:
 
 
 def weights_dir(parent: Path) -> str:
-    """A new directory for published weights, named after this process. Those of supervisors that were killed are removed."""
-    for left in parent.glob("foray-*-*"):
-        owner = left.name.split("-")[1]
-        if owner.isdigit() and not Path("/proc", owner).exists():
-            shutil.rmtree(left, ignore_errors=True)
-    return tempfile.mkdtemp(prefix=f"foray-{os.getpid()}-", dir=parent)
+    """A new directory for published weights, locked until this process ends. Unlocked ones, of supervisors that were killed, are removed.
+
+    A lock and not a process number: containers may share memory (`--ipc=host`) without seeing each other's processes.
+    """
+    for left in parent.glob(f"{WEIGHTS_PREFIX}*"):
+        with contextlib.suppress(OSError):  # in use, not ours, or gone
+            _lock(left)
+            shutil.rmtree(left)
+    directory = Path(tempfile.mkdtemp(prefix=f".{WEIGHTS_PREFIX}", dir=parent))
+    _lock(directory)
+    return str(directory.rename(parent / directory.name[1:]))  # only now may others try it
+
+
+def _lock(directory: Path) -> None:
+    """OSError if somebody else holds it. The descriptor stays open on purpose: closing it would give the lock back."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        raise
 
 
 def clean_up(job: Job) -> None:

@@ -115,9 +115,10 @@ class RealEngine:
 
 @pytest.fixture(scope="session")
 def real_engine(policies: Policies, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngine]:
-    if not any(entry.name == "foray" for entry in metadata.entry_points(group="vllm.general_plugins")):
-        pytest.skip("our plugin is not installed where vLLM looks for it (pip install -e .)")
-    pytest.importorskip("vllm")
+    found = metadata.entry_points(group="vllm.general_plugins")
+    assert any(entry.name == "foray" for entry in found), (
+        "our plugin is not installed where vLLM looks for it: pip install -e '.[cpu,test]'"
+    )
     nowhere = "tcp://127.0.0.1:1"
     signals, url = f"tcp://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
     job = Job(

@@ -36,8 +36,8 @@ def _remembered(transcript: Transcript) -> list[str]:
     lines = []
     if seen := [f"{place}: {', '.join(things)}" for place, things in transcript.contents.items() if things]:
         lines.append("Seen: " + "; ".join(seen))
-    if transcript.unsearched:
-        lines.append("Unsearched: " + "; ".join(transcript.unsearched))
+    if unsearched := transcript.unsearched:
+        lines.append("Unsearched: " + "; ".join(unsearched))
     if transcript.carrying:
         states = transcript.treated.get(transcript.carrying)
         lines.append(f"Carrying: {transcript.carrying}" + (f" ({', '.join(states)})" if states else ""))
