@@ -170,7 +170,9 @@ class Controller:
                     self._gauges[actor] = message
 
     async def _hand_out(self) -> None:
-        """Leases against credits, first come first served, as long as there are both."""
+        """Leases against credits, first come first served, as long as there are both, and the learner's weights in the engine."""
+        if self.version < 0:
+            return
         for actor in list(self._credits):
             while self._credits[actor] > 0:
                 lease = self.admission.lease(actor)

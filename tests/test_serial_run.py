@@ -16,6 +16,7 @@ from rich.console import Console
 from run_fixtures import job_in, small_config, trajectories_of
 from safetensors.torch import load_file
 
+import controller.main
 from actors.episode import EpisodePlayer
 from config import Job
 from controller.admission import episode_seed, task_of_group
@@ -82,6 +83,19 @@ def test_it_ends_by_itself_with_summary_and_metrics(finished):
 def test_every_metric_it_writes_is_documented(finished):
     _, _, metrics = finished
     assert undocumented(sorted({name for line in metrics for name in line if name != "kind"})) == []
+
+
+def test_invariant_1_nothing_is_played_before_the_learners_weights_are_in_the_engine(tmp_path: Path, monkeypatch):
+    """What an engine starts with has no version, so it would be older than any bound."""
+    real = controller.main.apply_weights
+
+    async def slow_at_first(engine, path, version, *rest, **named):
+        await asyncio.sleep(2.0 if version == 0 else 0.0)  # a lease needs milliseconds
+        return await real(engine, path, version, *rest, **named)
+
+    monkeypatch.setattr(controller.main, "apply_weights", slow_at_first)
+    _, trajectories, _ = serial_run(tmp_path / "run", run__updates="1", run__minutes="100000000")
+    assert min(span.version for t in trajectories for turn in t.turns for span in turn.kept.spans) == 0
 
 
 def test_invariant_2_age_is_per_token_from_the_engines_spans(finished):
