@@ -15,9 +15,13 @@ read again from the position in the checkpoint, and what the restored weights ha
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import zmq
 import zmq.asyncio
@@ -33,6 +37,9 @@ from protocol.messages import Ack, Applied, EpisodeKey, Evaluate, GroupsDropped,
 from telemetry.loop_lag import LoopLag
 
 log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Stopped(Exception):
@@ -65,6 +72,7 @@ class Learner:
         self._publisher = Publisher(Path(job.weights_dir), self._config.engine.dtype)
         self._pause_seconds = 0.0
         self.training: Training | None = None
+        self._training_thread = ThreadPoolExecutor(1, thread_name_prefix="training")
 
     def stop(self) -> None:
         """Finish the update under way, write a checkpoint, and end."""
@@ -84,6 +92,11 @@ class Learner:
             for socket in (self._trajectories, self._controller, self._stats):
                 socket.close(linger=1000)
             self._log.close()
+            self._training_thread.shutdown(wait=False)
+
+    async def _in_training_thread(self, function: Callable[P, R], *args: P.args, **named: P.kwargs) -> R:
+        """One thread for all that computes: how many cores torch uses (`learner.threads`) is a property of the calling thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._training_thread, functools.partial(function, *args, **named))
 
     # --- the run
 
@@ -101,7 +114,7 @@ class Learner:
         while self._updates_left() > 0 and (batch := await self._next_batch()) is not None:
             seconds_wait = time.monotonic() - waited_since
             groups, trajectories = batch
-            metrics = await asyncio.to_thread(self.training.update, trajectories)
+            metrics = await self._in_training_thread(self.training.update, trajectories)
             started = time.monotonic()
             if self._checkpoint_due():
                 await self._checkpoint()
@@ -187,7 +200,7 @@ class Learner:
 
     async def _restore(self) -> None:
         """The policy to start from: warm-started, or the last checkpoint and the log since then."""
-        self.training = await asyncio.to_thread(
+        self.training = await self._in_training_thread(
             Training.restore if self._job.resume else Training.begin, self._job, self._progress_from_thread()
         )
         state = self.training.intake_state
@@ -214,7 +227,7 @@ class Learner:
         version = self.training.update_number
         if version not in self._applied:
             self._applied[version] = asyncio.get_running_loop().create_future()
-        path, checksum = await asyncio.to_thread(self._publisher.publish, self.training.model, version)
+        path, checksum = await self._in_training_thread(self._publisher.publish, self.training.model, version)
         await self._tell(Published(version=version, path=str(path), checksum=checksum, trained=groups, last=last))
 
     def _checkpoint_due(self) -> bool:
@@ -222,7 +235,7 @@ class Learner:
 
     async def _checkpoint(self) -> None:
         position = min(self._offsets.values(), default=self._log.position)
-        await asyncio.to_thread(
+        await self._in_training_thread(
             self.training.checkpoint, log_position=position, next_group=self._buffer.oldest_kept(), next_evaluation=self._next_evaluation
         )
 
