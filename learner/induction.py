@@ -76,9 +76,19 @@ def _subspaces(hidden: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     it is matched, the token before it, and the token as it is copied. In a narrow model their last rows are 0."""
     rank = min(size, (hidden - 1) // 3)
     basis = torch.zeros(3, size, hidden)
-    rotation, _ = torch.linalg.qr(torch.randn(hidden - 1, hidden - 1))
+    rotation = _rotation(hidden - 1)
     basis[:, size - rank :, 1:] = rotation[: 3 * rank].reshape(3, rank, hidden - 1)
     now, before, copied = basis
     slow = [pair % (size // 2) >= _CONTENT_FROM for pair in range(size)]
     now[~torch.tensor(slow)] = 0.0
     return now, before, copied
+
+
+def _rotation(size: int) -> Tensor:
+    """A random orthogonal matrix. On one thread, since the last bits depend on their number, and the cache of warm starts on the bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return torch.linalg.qr(torch.randn(size, size)).Q
+    finally:
+        torch.set_num_threads(threads)

@@ -83,6 +83,18 @@ def test_weights_follow_the_seed_and_leave_the_callers_random_state(tokenizer):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("hidden", [64, 128, 192])
+def test_weights_do_not_depend_on_the_number_of_threads(tokenizer, hidden):
+    """Or else the same policy would be warm-started again, and again, under another key of the cache."""
+    settings, before = msgspec.structs.replace(MODEL, hidden_size=hidden), torch.get_num_threads()
+    models = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        models.append(random_model(settings, tokenizer, seed=0).state_dict())
+    torch.set_num_threads(before)
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
 def test_failed_build_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"model\.vocabulary"):
         build_tiny(tmp_path / "policy", msgspec.structs.replace(MODEL, vocabulary=200), TURNS, seed=0)

@@ -50,14 +50,10 @@ def serial_run(directory: Path, **overrides: str) -> tuple[dict, list[Trajectory
 def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Settings of a policy that acts validly now and then, so that turns differ in their advantages; warm-started once."""
     directory = tmp_path_factory.mktemp("imitating")
-    settings = {
+    return {
         "warm_start__episodes": "200", "warm_start__threads": "1", "run__cache_dir": str(directory / "cache"),
         "sampling__max_tokens": "32", "run__minutes": "100000000",
     }  # fmt: skip
-    job = job_in(directory / "run", small_config(**settings))
-    build_policy(job)
-    Training.begin(job, lambda *_: None)
-    return settings
 
 
 @pytest.fixture(scope="module")
