@@ -41,6 +41,7 @@ class EnvSection(Section):
     name: Annotated[str, says("Environment: alfworld, or one registered by entry point")] = "alfworld"
     scene_size: Annotated[Literal["small", "real"], says("ALFWorld: about six places, or the whole real room")] = "small"
     task_types: Annotated[list[str], says("ALFWorld: task types to play; empty: all six")] = []
+    max_turns: Annotated[int, says("Turns an episode may take; 0: as the environment has it (ALFWorld: small 20, real 50)", ge=0)] = 0
     history: Annotated[int, says("Past (action, observation) pairs in the prompt", ge=0, le=50)] = 1
     memory: Annotated[
         Literal["none", "contents"], says("What the prompt recalls of the episode: nothing, or what was seen where and what is unsearched")
@@ -61,12 +62,15 @@ class ModelSection(Section):
 
 
 class WarmStartSection(Section):
-    episodes: Annotated[int, says("tiny: expert episodes to learn from; 0: no warm start", ge=0)] = 4000
+    episodes: Annotated[int, says("tiny: expert episodes to learn from; 0: no warm start", ge=0)] = 2300
     epochs: Annotated[float, says("Passes over them", gt=0)] = 1.0
+    max_turns: Annotated[
+        int, says("Turns a demonstration may take; at env.max_turns, long tasks would be won, and so shown, too rarely", ge=1)
+    ] = 60
     slips: Annotated[float, says("Share of the expert's turns spoilt by a wrong action, to learn how to go on after one", ge=0, lt=1)] = 0.1
     dawdling: Annotated[
         float, says("Share of the expert's turns that are shown wasted on looking around: what is left for RL to improve", ge=0, lt=1)
-    ] = 0.45
+    ] = 0.5
     learning_rate: Annotated[float, says("Peak step size of AdamW (embeddings, norms); linear warm-up, cosine decay", gt=0)] = 6e-3
     muon_learning_rate: Annotated[float, says("Peak step size of Muon (the layers' matrices)", gt=0)] = 5e-3
     threads: Annotated[int, says("CPU: cores it computes on; 0: all, since nothing else computes yet", ge=0)] = 0
@@ -127,6 +131,7 @@ class LearnerSection(Section):
     step_weight: Annotated[float, says("GiGPO: omega, weight of the step advantage", ge=0)] = 1.0
     invalid_penalty: Annotated[float, says("How much lower the advantage of a turn without a valid action is", ge=0)] = 1.0
     learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 6e-5
+    decay: Annotated[float, says("Share of the run, at its end, over which the step size falls linearly to 0", ge=0, le=1)] = 0.5
     weight_decay: Annotated[float, says("AdamW's weight decay", ge=0)] = 0.0
     gradient_clip: Annotated[float, says("Largest norm of the gradient", gt=0)] = 1.0
     minibatches: Annotated[int, says("Optimizer steps an update", ge=1)] = 4

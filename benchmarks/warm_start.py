@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 
 from config import WarmStartSection, resolve
-from envs.registry import make_environment
 from learner.batching import Sample
 from learner.demonstrations import TurnTokenizer, demonstrations
 from learner.policy import load_policy
@@ -44,9 +43,8 @@ def main() -> None:
 
 
 def _prepare(directory: Path) -> tuple[Path, list[list[Sample]]]:
-    config = resolve(None, {"warm_start.episodes": str(EPISODES)})
-    environment = make_environment(config.env.name, **config.env.settings())
-    episodes = list(demonstrations(environment, config.warm_start, seed=0))
+    config = resolve()
+    episodes = list(demonstrations(config, EPISODES))
     build_tiny(directory, config.model, [turn for turns in episodes for turn in turns], seed=0)
     tokenizer = TurnTokenizer(load_prompter(directory), TURN_END)
     samples = [sample for turns in episodes for sample in tokenizer.samples(turns)]

@@ -5,10 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import msgspec
-
 from config import Job
-from envs.registry import make_environment
 from learner.demonstrations import demonstrations
 from learner.tiny import build_tiny
 
@@ -21,8 +18,7 @@ def build_policy(job: Job) -> None:
     directory, config = Path(job.model_dir), job.config
     if directory.exists():
         return
-    environment = make_environment(config.env.name, **config.env.settings())
-    episodes = demonstrations(environment, msgspec.structs.replace(config.warm_start, episodes=TOKENIZER_EPISODES), config.run.seed)
+    episodes = demonstrations(config, TOKENIZER_EPISODES)
     build_tiny(directory, config.model, (turn for turns in episodes for turn in turns), config.run.seed)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from config import WarmStartSection
-from envs.base import Environment
+from config import Config
 from envs.play import expert_episode
+from envs.registry import make_environment
 from learner.batching import Sample
 from protocol.prompting import Prompter
 
@@ -17,10 +17,12 @@ Turns = list[tuple[str, str]]
 """(prompt, response) texts of one episode."""
 
 
-def demonstrations(environment: Environment, settings: WarmStartSection, seed: int) -> Iterator[Turns]:
-    """Episodes that the expert won, on the first `episodes` tasks of a shuffle of the training tasks."""
+def demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
+    """Those episodes that the expert won, of the first `episodes` tasks of a shuffle of the training tasks."""
+    settings, seed = config.warm_start, config.run.seed
+    environment = make_environment(config.env.name, **config.env.settings() | {"max_turns": settings.max_turns})
     size = environment.size("train")
-    for index in random.Random(seed).sample(range(size), min(settings.episodes, size)):
+    for index in random.Random(seed).sample(range(size), min(episodes, size)):
         rng = random.Random(f"{seed}:{index}")
         played = expert_episode(environment, "train", index, rng, slips=settings.slips, dawdling=settings.dawdling)
         if played.success:

@@ -114,7 +114,7 @@ class Learner:
         while self._updates_left() > 0 and (batch := await self._next_batch()) is not None:
             seconds_wait = time.monotonic() - waited_since
             groups, trajectories = batch
-            metrics = await self._in_training_thread(self.training.update, trajectories)
+            metrics = await self._in_training_thread(self.training.update, trajectories, self._progress())
             started = time.monotonic()
             if self._checkpoint_due():
                 await self._checkpoint()
@@ -163,7 +163,7 @@ class Learner:
                     for trajectory in group:
                         self._offsets.pop(trajectory.key, None)
                 return batch
-            seconds_left = self._job.started + 60 * self._config.run.minutes - time.time()
+            seconds_left = self._seconds_left()
             if self._stop.is_set() or seconds_left <= 0:
                 return None
             await self._until_arrival(self._arrived, min(seconds_left, 1.0))
@@ -195,6 +195,14 @@ class Learner:
 
     def _updates_left(self) -> int:
         return max(0, self._config.run.updates - self.training.update_number)
+
+    def _seconds_left(self) -> float:
+        return self._job.started + 60 * self._config.run.minutes - time.time()
+
+    def _progress(self) -> float:
+        """Share of the run that is over: of its updates or of its time, whichever is going to end it."""
+        run = self._config.run
+        return max(self.training.update_number / run.updates, 1 - self._seconds_left() / (60 * run.minutes))
 
     # --- weights and checkpoints
 

@@ -15,7 +15,6 @@ import torch
 from transformers import PreTrainedModel
 
 from config import Config, Job
-from envs.registry import make_environment
 from learner import checkpoint
 from learner.batching import samples_of
 from learner.checkpoint import IntakeState, TrainingState
@@ -65,10 +64,10 @@ class Training:
         updater.rng.bit_generator.state = state.rng
         return cls(job, updater, state.update, state.intake)
 
-    def update(self, groups: Sequence[Sequence[Trajectory]]) -> dict[str, float]:
-        """One update on groups of played episodes; its numbers, by the names of telemetry/fields.py."""
+    def update(self, groups: Sequence[Sequence[Trajectory]], progress: float = 0.0) -> dict[str, float]:
+        """One update on groups of played episodes, when the share `progress` of the run is over; its numbers (telemetry/fields.py)."""
         samples = samples_of(groups, self.update_number, self._job.config.learner)
-        metrics = self._updater.update(samples)
+        metrics = self._updater.update(samples, progress)
         self.update_number += 1
         returns = [[sum(turn.reward for turn in episode.turns) for episode in group] for group in groups]
         return {
@@ -105,8 +104,7 @@ def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:
         return
     settings = msgspec.json.decode((model_dir / "tokenizer_config.json").read_bytes())
     turn_tokenizer = TurnTokenizer(load_prompter(model_dir), settings["eos_token"])
-    environment = make_environment(config.env.name, **config.env.settings())
-    stats = warm_start(model, turn_tokenizer, environment, config.warm_start, config.run.seed, progress)
+    stats = warm_start(model, turn_tokenizer, config, progress)
     log.info("warm start: %s", json.dumps(stats))
     unfinished = kept.with_name(f".{kept.name}-{os.getpid()}")
     checkpoint.save_policy(unfinished, model, model_dir)

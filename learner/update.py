@@ -49,14 +49,18 @@ class Updater:
         self._settings = settings
         self._temperature = temperature
 
-    def update(self, samples: Sequence[Sample]) -> dict[str, float]:
+    def update(self, samples: Sequence[Sample], progress: float = 0.0) -> dict[str, float]:
         """`minibatches` optimizer steps over the samples, each seen once; the update's numbers (telemetry/fields.py).
+
+        `progress` is the share of the run that is over, which the step size depends on.
 
         A step whose gradient is not finite is left out and counted (`skipped_steps`): the weights stay as they were. The
         divergence from the behaviour policy is measured on the first mini-batch, before any step: later ones would show
         how far the update itself has gone, not how old the data is.
         """
         started = time.monotonic()
+        for group in self.optimizer.param_groups:
+            group["lr"] = step_size(self._settings, progress)
         trainable = [sample for sample in samples if sample.trained_tokens]
         steps = [self._step(part) for part in minibatches(trainable, self._settings.minibatches, self.rng)]
         advantages = np.array([sample.advantage for sample in trainable])
@@ -109,3 +113,9 @@ class Updater:
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return step
+
+
+def step_size(settings: LearnerSection, progress: float) -> float:
+    """AdamW's step size after the share `progress` (0 to 1) of the run: constant, then linearly down to 0 over the last `decay` of it."""
+    left = max(0.0, 1.0 - progress)
+    return settings.learning_rate * (min(1.0, left / settings.decay) if settings.decay else 1.0)

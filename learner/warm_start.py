@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from config import WarmStartSection
-from envs.base import Environment
+from config import Config, WarmStartSection
 from learner.batching import Sample, microbatches
 from learner.demonstrations import TurnTokenizer, demonstrations
 from learner.muon import Muon
@@ -30,24 +29,18 @@ MICROBATCH_TOKENS = 2048
 GRADIENT_CLIP = 1.0
 
 
-def warm_start(
-    model: PreTrainedModel,
-    turn_tokenizer: TurnTokenizer,
-    environment: Environment,
-    settings: WarmStartSection,
-    seed: int,
-    progress: Progress,
-) -> dict[str, float]:
+def warm_start(model: PreTrainedModel, turn_tokenizer: TurnTokenizer, config: Config, progress: Progress) -> dict[str, float]:
     """Train `model` in place; returns what it took and came to: the loss (nats a token) is a mean over the last tenth."""
+    settings = config.warm_start
     started = time.monotonic()
     samples: list[Sample] = []
-    for number, turns in enumerate(demonstrations(environment, settings, seed)):
+    for number, turns in enumerate(demonstrations(config, settings.episodes)):
         samples += turn_tokenizer.samples(turns)
         if number % 100 == 0:
             progress("demonstrations", number, settings.episodes)
     if not samples:
         raise ValueError("the expert won no episode to learn from: check env.* and warm_start.episodes")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(config.run.seed)
     batches = list(token_batches(samples, settings.batch_tokens, settings.epochs, rng))
     optimizers = make_optimizers(model, settings)
     losses = []

@@ -25,6 +25,7 @@ SERIAL_DEFAULTS = {
     "run.updates": 2,
     "learner.groups": 2,
     "learner.group_size": 2,
+    "learner.decay": 0.0,  # which would depend on the clock
     "eval.episodes": 1,
     "eval.every": 0,
     "warm_start.episodes": 30,

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -26,6 +27,7 @@ SMALL = {
     "model.hidden_size": "64", "model.layers": "2", "model.heads": "2", "warm_start.episodes": "0", "sampling.max_tokens": "16",
     "sampling.seeded": "true", "learner.groups": "2", "learner.group_size": "2", "eval.episodes": "2", "eval.every": "0",
     "actor.count": "4", "run.updates": "2", "learner.checkpoint_every": "1",
+    "learner.decay": "0",
 }  # fmt: skip
 """A run of a policy that knows nothing, in seconds."""
 
@@ -40,7 +42,7 @@ def job_in(directory: Path, config: Config, model_dir: Path | None = None) -> Jo
     (directory / "weights").mkdir(parents=True)
     return Job(
         config=config, endpoints=choose_endpoints(config), run_dir=str(directory), model_dir=str(model_dir or directory / "policy"),
-        weights_dir=str(directory / "weights"), started=0.0,
+        weights_dir=str(directory / "weights"), started=time.time(),
     )  # fmt: skip
 
 

@@ -99,6 +99,11 @@ def test_an_episode_ends_unsolved_when_its_turns_are_used_up():
     assert (results[-1].success, results[-1].reward) == (False, 0.0)
 
 
+def test_the_number_of_turns_can_be_set():
+    episode = AlfWorld(max_turns=2).start("train", 0)
+    assert [episode.step("look").done for _ in range(2)] == [False, True]
+
+
 def test_a_finished_episode_cannot_go_on():
     episode = SMALL.start("train", 0)
     for _ in range(SMALL.max_turns):
@@ -178,6 +183,16 @@ def test_the_prompt_with_contents_recalls_what_was_seen_and_where_to_look():
         "Before: You arrive at shelf 1. > take mug 1 from shelf 1",
         "You pick up the mug 1 from the shelf 1. > go to shelf 2",
     ]
+
+
+def test_the_memory_does_not_forget_the_room_when_a_look_shows_nothing():
+    environment = AlfWorld()
+    episode = environment.start("train", 0)
+    view = environment.view(episode)
+    before = view.memory.unsearched
+    view.record("look", episode.step("look").observation)
+    assert "you see nothing" in view.observation.text
+    assert view.memory.unsearched == before and before
 
 
 def test_a_closed_place_is_unsearched_until_it_is_opened():

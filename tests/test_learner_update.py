@@ -11,7 +11,7 @@ from learner_fixtures import TURNS, random_group, small_config
 from learner.batching import Sample, collate, samples_of
 from learner.policy import log_probs
 from learner.tiny import random_model, train_tokenizer
-from learner.update import Updater
+from learner.update import Updater, step_size
 
 CONFIG = small_config()
 VOCABULARY = 300
@@ -164,3 +164,13 @@ def test_update_raises_the_likelihood_of_what_was_good(model):
 @torch.no_grad()
 def margin(model, good, bad) -> float:
     return float(log_probs(model, good, 1.0)[0].mean() - log_probs(model, bad, 1.0)[0].mean())
+
+
+def test_step_size_falls_linearly_over_the_last_part_of_the_run():
+    settings = msgspec.structs.replace(CONFIG.learner, learning_rate=8.0, decay=0.25)
+    assert [step_size(settings, progress) for progress in (0, 0.5, 0.75, 0.875, 1)] == [8, 8, 8, 4, 0]
+
+
+def test_step_size_without_decay_is_constant():
+    settings = msgspec.structs.replace(CONFIG.learner, learning_rate=8.0, decay=0.0)
+    assert [step_size(settings, progress) for progress in (0, 0.5, 1)] == [8, 8, 8]

@@ -5,7 +5,6 @@ import pytest
 import torch
 from learner_fixtures import TURNS, job_in, small_config
 
-from envs.registry import make_environment
 from learner import training, warm_start
 from learner.batching import Sample
 from learner.build import build_policy
@@ -47,9 +46,13 @@ def test_a_sample_is_the_chat_with_one_answer():
 
 
 def test_demonstrations_follow_the_seed():
-    environment = make_environment("alfworld", **small_config().env.settings())
-    first, again, other = (list(demonstrations(environment, small_config(warm_start__episodes="5").warm_start, seed)) for seed in (0, 0, 1))
+    first, again, other = (list(demonstrations(small_config(run__seed=seed), episodes=5)) for seed in ("0", "0", "1"))
     assert first == again and first != other and all(first)
+
+
+def test_demonstrations_may_take_more_turns_than_an_episode():
+    shown = list(demonstrations(small_config(warm_start__dawdling="0.5"), episodes=20))
+    assert len(shown) == 20 and max(map(len, shown)) > 20
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -38,9 +39,10 @@ from supervisor.serial import train_serially
 from telemetry.fields import undocumented
 
 
-def serial_run(directory: Path, **overrides: str) -> tuple[dict, list[Trajectory], list[dict]]:
-    """Run it; (summary, what was logged, metrics)."""
+def serial_run(directory: Path, *, age: float = 0.0, **overrides: str) -> tuple[dict, list[Trajectory], list[dict]]:
+    """Run it, as a job that has been under way for `age` seconds; (summary, what was logged, metrics)."""
     job = job_in(directory, small_config(**overrides))
+    job = msgspec.structs.replace(job, started=job.started - age)
     summary = asyncio.run(train_serially(job, Console(quiet=True)))
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return summary, trajectories_of(directory), metrics
@@ -52,7 +54,7 @@ def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     directory = tmp_path_factory.mktemp("imitating")
     return {
         "warm_start__episodes": "200", "warm_start__threads": "1", "run__cache_dir": str(directory / "cache"),
-        "sampling__max_tokens": "32", "run__minutes": "100000000",
+        "sampling__max_tokens": "32",
     }  # fmt: skip
 
 
@@ -60,7 +62,7 @@ def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[Trajectory], list[dict]]:
     """A run with control that acts often: thinking is cut after 3 tokens, and every turn that can be is sampled again."""
     return serial_run(
-        tmp_path_factory.mktemp("serial") / "run", run__updates="3", run__minutes="100000000",
+        tmp_path_factory.mktemp("serial") / "run", run__updates="3",
         control__max_thinking="3", control__min_thinking="1",
         control__eta="1e9", control__max_resamples="1", learner__max_staleness="1",
     )  # fmt: skip
@@ -90,7 +92,7 @@ def test_invariant_1_nothing_is_played_before_the_learners_weights_are_in_the_en
         return await real(engine, path, version, *rest, **named)
 
     monkeypatch.setattr(controller.main, "apply_weights", slow_at_first)
-    _, trajectories, _ = serial_run(tmp_path / "run", run__updates="1", run__minutes="100000000")
+    _, trajectories, _ = serial_run(tmp_path / "run", run__updates="1")
     assert min(span.version for t in trajectories for turn in t.turns for span in turn.kept.spans) == 0
 
 
@@ -166,9 +168,22 @@ def test_a_turn_that_fails_inside_the_controller_costs_its_episode_not_the_run(t
         return await real(self, request, seed)
 
     monkeypatch.setattr(TurnRunner, "run", failing_once)
-    summary, trajectories, _ = serial_run(tmp_path / "run", run__minutes="100000000")
+    summary, trajectories, _ = serial_run(tmp_path / "run")
     assert summary["ended"] == "finished" and summary["dropped"]["engine_error"] == 1
     assert "ZeroDivisionError" in next(t.detail for t in trajectories if t.dropped is DropReason.ENGINE_ERROR)
+
+
+def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):
+    settings = {"learner__decay": "1", "learner__learning_rate": "1e-3", "run__updates": "4", "run__minutes": "1000000"}
+    _, _, metrics = serial_run(tmp_path / "run", **settings)
+    assert [m["learning_rate"] for m in metrics if m["kind"] == "update"] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3], rel=1e-4)
+
+
+def test_the_step_size_falls_with_the_time_that_is_left(tmp_path: Path):
+    settings = {"learner__decay": "1", "learner__learning_rate": "1e-3", "run__updates": "4", "run__minutes": "20"}
+    _, _, metrics = serial_run(tmp_path / "run", age=900.0, **settings)
+    rates = [m["learning_rate"] for m in metrics if m["kind"] == "update"]
+    assert 0 < rates[-1] < rates[0] < 0.25e-3
 
 
 def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path, imitating: dict[str, str]):

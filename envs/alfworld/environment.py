@@ -52,9 +52,9 @@ class AlfWorldEpisode:
 
 
 class AlfWorld:
-    """Settings: `scene_size` small (6 receptacles, 20 turns) or real (whole rooms, 50 turns); `task_types` to play (none
-    named: all six, in equal parts); `history`, past turns in the prompt; `memory`, what the prompt recalls beyond them:
-    nothing, or what was seen where, and where nobody looked yet.
+    """Settings: `scene_size` small (6 receptacles, 20 turns) or real (whole rooms, 50 turns); `max_turns` other than these;
+    `task_types` to play (none named: all six, in equal parts); `history`, past turns in the prompt; `memory`, what the prompt
+    recalls beyond them: nothing, or what was seen where, and where nobody looked yet.
 
     Rooms of the split `train` never occur in `held_out`: the split is ALFWorld's own.
     """
@@ -65,6 +65,7 @@ class AlfWorld:
         self,
         scene_size: SceneSize = "small",
         task_types: Sequence[str] = (),
+        max_turns: int = 0,
         history: int = 1,
         memory: MemoryMode = "contents",
     ) -> None:
@@ -74,7 +75,7 @@ class AlfWorld:
             raise ValueError(f"env.memory: {memory!r} is neither none nor contents")
         if unknown := set(task_types) - set(TASK_TYPES):
             raise ValueError(f"env.task_types: unknown {', '.join(sorted(unknown))}; known: {', '.join(TASK_TYPES)}")
-        self.max_turns = MAX_TURNS[scene_size]
+        self.max_turns = max_turns or MAX_TURNS[scene_size]
         self._scene_size = scene_size
         self._task_types: tuple[TaskType, ...] = tuple(t for t in TASK_TYPES if t in task_types or not task_types)
         self._history = history

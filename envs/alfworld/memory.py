@@ -45,7 +45,7 @@ class Transcript:
     def note(self, action: str, text: str) -> None:
         """Read an observation. `action` is not needed: the texts say what happened."""
         del action
-        if found := _ROOM.search(text):
+        if (found := _ROOM.search(text)) and not self.places:  # once: `look` in the middle of a room says that there is nothing
             self.places = _THING.findall(found[1])
         if found := _ARRIVE.match(text):
             self.place = found[1]
