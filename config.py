@@ -32,7 +32,7 @@ def says(description: str, **bounds: Any) -> Meta:
 class RunSection(Section):
     seed: Annotated[int, says("Seed of everything random", ge=0)] = 0
     updates: Annotated[int, says("Stop after this many updates of the policy", ge=0)] = 100
-    minutes: Annotated[float, says("Stop training after this many minutes of wall time, set-up included", gt=0)] = 14.0
+    minutes: Annotated[float, says("Stop training after this many minutes of wall time, set-up included", gt=0)] = 13.5
     dir: Annotated[str, says("Where the run writes; empty: runs/<date>-<time>")] = ""
     cache_dir: Annotated[str, says("Where built and warm-started policies are kept; empty: ~/.cache/foray")] = ""
 
