@@ -131,7 +131,7 @@ class LearnerSection(Section):
     step_weight: Annotated[float, says("GiGPO: omega, weight of the step advantage", ge=0)] = 1.0
     invalid_penalty: Annotated[float, says("How much lower the advantage of a turn without a valid action is", ge=0)] = 1.0
     learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 6e-5
-    decay: Annotated[float, says("Share of the run, at its end, over which the step size falls linearly to 0", ge=0, le=1)] = 0.5
+    decay: Annotated[float, says("Share of the training, at its end, over which the step size falls linearly to 0", ge=0, le=1)] = 0.3
     weight_decay: Annotated[float, says("AdamW's weight decay", ge=0)] = 0.0
     gradient_clip: Annotated[float, says("Largest norm of the gradient", gt=0)] = 1.0
     minibatches: Annotated[int, says("Optimizer steps an update", ge=1)] = 4

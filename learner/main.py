@@ -32,6 +32,7 @@ from learner.groups import GroupBuffer
 from learner.measure import evaluation_metrics, rollout_metrics
 from learner.publish import Publisher
 from learner.training import Training
+from learner.update import share_over
 from protocol.codec import FrameReader, decode, encode
 from protocol.messages import Ack, Applied, EpisodeKey, Evaluate, GroupsDropped, LearnerState, Message, Published, Stats, Trajectory
 from telemetry.loop_lag import LoopLag
@@ -109,12 +110,14 @@ class Learner:
         await self._phase("evaluating")
         await self._evaluate(wait=True)
         await self._phase("training", self.training.update_number, self._config.run.updates)
+        seconds_at_start = self._seconds_left()
         evaluations: set[asyncio.Task] = set()
         waited_since = time.monotonic()
         while self._updates_left() > 0 and (batch := await self._next_batch()) is not None:
             seconds_wait = time.monotonic() - waited_since
             groups, trajectories = batch
-            metrics = await self._in_training_thread(self.training.update, trajectories, self._progress())
+            progress = share_over(self.training.update_number, self._config.run.updates, self._seconds_left(), seconds_at_start)
+            metrics = await self._in_training_thread(self.training.update, trajectories, progress)
             started = time.monotonic()
             if self._checkpoint_due():
                 await self._checkpoint()
@@ -198,11 +201,6 @@ class Learner:
 
     def _seconds_left(self) -> float:
         return self._job.started + 60 * self._config.run.minutes - time.time()
-
-    def _progress(self) -> float:
-        """Share of the run that is over: of its updates or of its time, whichever is going to end it."""
-        run = self._config.run
-        return max(self.training.update_number / run.updates, 1 - self._seconds_left() / (60 * run.minutes))
 
     # --- weights and checkpoints
 

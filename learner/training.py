@@ -65,7 +65,7 @@ class Training:
         return cls(job, updater, state.update, state.intake)
 
     def update(self, groups: Sequence[Sequence[Trajectory]], progress: float = 0.0) -> dict[str, float]:
-        """One update on groups of played episodes, when the share `progress` of the run is over; its numbers (telemetry/fields.py)."""
+        """One update on groups of played episodes, when the share `progress` of all is over; its numbers (telemetry/fields.py)."""
         samples = samples_of(groups, self.update_number, self._job.config.learner)
         metrics = self._updater.update(samples, progress)
         self.update_number += 1

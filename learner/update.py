@@ -52,7 +52,7 @@ class Updater:
     def update(self, samples: Sequence[Sample], progress: float = 0.0) -> dict[str, float]:
         """`minibatches` optimizer steps over the samples, each seen once; the update's numbers (telemetry/fields.py).
 
-        `progress` is the share of the run that is over, which the step size depends on.
+        `progress` is the share of the training that is over, which the step size depends on.
 
         A step whose gradient is not finite is left out and counted (`skipped_steps`): the weights stay as they were. The
         divergence from the behaviour policy is measured on the first mini-batch, before any step: later ones would show
@@ -115,7 +115,12 @@ class Updater:
         return step
 
 
+def share_over(updates: int, of_updates: int, seconds_left: float, of_seconds: float) -> float:
+    """Share of the training that is over: of its updates or of its time, whichever is going to end it."""
+    return max(updates / of_updates, 1 - seconds_left / of_seconds if of_seconds > 0 else 1.0)
+
+
 def step_size(settings: LearnerSection, progress: float) -> float:
-    """AdamW's step size after the share `progress` (0 to 1) of the run: constant, then linearly down to 0 over the last `decay` of it."""
+    """AdamW's step size when the share `progress` of the training is over: constant, then linearly to 0 over the last `decay` of it."""
     left = max(0.0, 1.0 - progress)
     return settings.learning_rate * (min(1.0, left / settings.decay) if settings.decay else 1.0)

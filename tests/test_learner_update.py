@@ -11,7 +11,7 @@ from learner_fixtures import TURNS, random_group, small_config
 from learner.batching import Sample, collate, samples_of
 from learner.policy import log_probs
 from learner.tiny import random_model, train_tokenizer
-from learner.update import Updater, step_size
+from learner.update import Updater, share_over, step_size
 
 CONFIG = small_config()
 VOCABULARY = 300
@@ -174,3 +174,9 @@ def test_step_size_falls_linearly_over_the_last_part_of_the_run():
 def test_step_size_without_decay_is_constant():
     settings = msgspec.structs.replace(CONFIG.learner, learning_rate=8.0, decay=0.0)
     assert [step_size(settings, progress) for progress in (0, 0.5, 1)] == [8, 8, 8]
+
+
+def test_training_is_over_when_its_updates_or_its_time_are():
+    assert share_over(2, 8, seconds_left=90, of_seconds=100) == 0.25
+    assert share_over(2, 8, seconds_left=40, of_seconds=100) == 0.6
+    assert share_over(0, 8, seconds_left=-1, of_seconds=-1) == 1

@@ -8,7 +8,6 @@ import json
 from collections import Counter
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import pytest
 import torch
@@ -39,10 +38,9 @@ from supervisor.serial import train_serially
 from telemetry.fields import undocumented
 
 
-def serial_run(directory: Path, *, age: float = 0.0, **overrides: str) -> tuple[dict, list[Trajectory], list[dict]]:
-    """Run it, as a job that has been under way for `age` seconds; (summary, what was logged, metrics)."""
+def serial_run(directory: Path, **overrides: str) -> tuple[dict, list[Trajectory], list[dict]]:
+    """Run it; (summary, what was logged, metrics)."""
     job = job_in(directory, small_config(**overrides))
-    job = msgspec.structs.replace(job, started=job.started - age)
     summary = asyncio.run(train_serially(job, Console(quiet=True)))
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return summary, trajectories_of(directory), metrics
@@ -177,13 +175,6 @@ def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):
     settings = {"learner__decay": "1", "learner__learning_rate": "1e-3", "run__updates": "4", "run__minutes": "1000000"}
     _, _, metrics = serial_run(tmp_path / "run", **settings)
     assert [m["learning_rate"] for m in metrics if m["kind"] == "update"] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3], rel=1e-4)
-
-
-def test_the_step_size_falls_with_the_time_that_is_left(tmp_path: Path):
-    settings = {"learner__decay": "1", "learner__learning_rate": "1e-3", "run__updates": "4", "run__minutes": "20"}
-    _, _, metrics = serial_run(tmp_path / "run", age=900.0, **settings)
-    rates = [m["learning_rate"] for m in metrics if m["kind"] == "update"]
-    assert 0 < rates[-1] < rates[0] < 0.25e-3
 
 
 def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path, imitating: dict[str, str]):
