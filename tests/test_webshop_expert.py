@@ -1,0 +1,126 @@
+"""The demonstrator buys what is asked for, says what it does, and knows no more than the agent."""
+
+import random
+
+import pytest
+
+from envs.play import expert_episode
+from envs.view import View
+from envs.webshop.environment import WebShop
+from envs.webshop.expert import Wish
+from envs.webshop.page import SEARCH_FORM
+
+SHOP = WebShop()
+
+
+def success(count: int, **how: float) -> float:
+    return sum(expert_episode(SHOP, "held_out", i, random.Random(i), **how).success for i in range(count)) / count
+
+
+def test_it_wins_held_out_goals():
+    assert success(100) >= 0.95
+
+
+def test_it_wins_most_goals_in_spite_of_slips():
+    assert success(100, slips=0.1) >= 0.7
+
+
+def test_it_wins_most_goals_in_spite_of_dawdling():
+    assert success(100, dawdling=0.3) >= 0.7
+
+
+def test_its_responses_are_valid_and_its_clicks_admissible():
+    for index in range(60):
+        episode, rng = SHOP.start("train", index), random.Random(index)
+        view, expert, done = SHOP.view(episode), SHOP.expert(episode, rng), False
+        while not done:
+            thought, action = expert.dawdle(view) if rng.random() < 0.3 else expert.act(view)
+            assert SHOP.parse(f"<think>{thought}</think>\n<action>{action}</action>", view.observation.admissible).valid
+            assert action in view.observation.admissible or (action.startswith("search[") and SEARCH_FORM in view.observation.admissible)
+            result = episode.step(action)
+            view.record(action, result.observation)
+            done = result.done
+
+
+def test_its_queries_are_words_of_the_instruction():
+    for index in range(100):
+        for _, response in expert_episode(SHOP, "train", index, random.Random(index), dawdling=0.3).turns:
+            _, found, query = response.partition("<action>search[")
+            if found:
+                task = SHOP.start("train", index).task.lower()
+                assert all(word in task for word in query.removesuffix("]</action>").split())
+
+
+def test_its_thoughts_are_short():
+    thoughts = [
+        response.partition("</think>")[0] for i in range(100) for _, response in expert_episode(SHOP, "train", i, random.Random(i)).turns
+    ]
+    assert max(len(thought.split()) for thought in thoughts) <= 16
+
+
+def test_the_same_seed_gives_the_same_demonstration():
+    assert expert_episode(SHOP, "train", 7, random.Random(1)) == expert_episode(SHOP, "train", 7, random.Random(1))
+
+
+def test_other_seeds_give_other_words():
+    assert len({expert_episode(SHOP, "train", 7, random.Random(seed)).turns[0][1] for seed in range(20)}) > 1
+
+
+def test_it_decides_by_the_view_alone():
+    """Its action on a turn is that of an expert which is asked then for the first time."""
+    for index in range(60):
+        episode = SHOP.start("train", index)
+        view, expert, done = SHOP.view(episode), SHOP.expert(episode, random.Random(0)), False
+        while not done:
+            _, action = expert.act(view)
+            assert action == SHOP.expert(episode, random.Random(1)).act(view)[1]
+            result = episode.step(action)
+            view.record(action, result.observation)
+            done = result.done
+
+
+def test_it_finishes_what_somebody_else_began():
+    won = 0
+    for index in range(100):
+        rng, episode = random.Random(index), SHOP.start("train", index)
+        view, expert, done = SHOP.view(episode), SHOP.expert(episode, rng), False
+        others = ["search[shirt]", "click[next >]"]
+        while not done:
+            if others and rng.random() < 0.7:
+                action = others.pop(0)
+            else:
+                clicks = [a for a in view.observation.admissible if a != "click[buy now]"]
+                action = rng.choice(clicks) if view.step < 4 else expert.act(view)[1]
+            result = episode.step(action)
+            view.record(action, result.observation)
+            done = result.done
+        won += result.success
+    assert won >= 85
+
+
+def test_dawdling_wastes_turns_and_harms_nothing():
+    def turns(dawdling: float) -> float:
+        return sum(len(expert_episode(SHOP, "train", i, random.Random(i), dawdling=dawdling).turns) for i in range(60)) / 60
+
+    assert turns(0.3) > turns(0.0) + 1
+    assert success(60, dawdling=0.1) >= 0.9
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "values", "cap"),
+    [
+        ("Buy slim, cotton shirt with color: red, and size: s, and price lower than 40.00 dollars", "slim cotton shirt", "red s", 40),
+        ("Buy slim, cotton shirt, and price lower than 40.00 dollars", "slim cotton shirt", "", 40),
+        ("i need slim cotton shirt in navy, size x-large, and price lower than 40.00 dollars", "slim cotton shirt", "navy x-large", 40),
+        ("please get fair trade tea, pack bulk", "fair trade tea", "bulk", float("inf")),
+        ("i am looking for a wide pair of boots in red", "wide pair boots", "red", float("inf")),
+    ],
+)  # fmt: skip
+def test_what_is_asked_for_is_read_from_the_instruction(task, words, values, cap):
+    assert Wish.read(task) == Wish(tuple(words.split()), tuple(values.split()), cap)
+
+
+def test_it_refuses_a_view_without_a_recollection():
+    episode = SHOP.start("train", 0)
+    with pytest.raises(TypeError, match=r"environment\.view"):
+        SHOP.expert(episode, random.Random(0)).act(View(episode.task, episode.observation, history=2))
