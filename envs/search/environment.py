@@ -1,0 +1,114 @@
+"""Search QA as an `Environment`: a question, an index to look things up in, an answer that is right or not."""
+
+from __future__ import annotations
+
+import random
+
+from envs.base import Episode, Observation, ParsedAction, Split, StepResult
+from envs.search.actions import format_tags, parse_tags, read_action
+from envs.search.expert import SearchExpert
+from envs.search.facts import passages
+from envs.search.index import Index
+from envs.search.jsonl import read_corpus, read_questions
+from envs.search.prompt import NO_ACTION, build_prompt, show_passages
+from envs.search.questions import Question, generated_questions
+from envs.search.remote import Remote, Retriever
+from envs.search.scoring import is_right
+from envs.view import View
+
+REWARD = 1.0
+MAX_TURNS = 4
+
+
+class SearchEpisode:
+    """One question being answered. See `envs.base.Episode`."""
+
+    def __init__(self, question: Question, retriever: Retriever, topk: int, max_turns: int) -> None:
+        self._question = question
+        self._retriever = retriever
+        self._topk = topk
+        self._turns_left = max_turns
+        self._done = False
+        self._shown: set[str] = set()
+        self.task = question.text
+        self.task_type = question.source
+        self.observation = Observation("", ())
+        self.scores = {"searches": 0.0}
+        """Searches made so far."""
+
+    def step(self, action: str) -> StepResult:
+        """Search, which takes a turn, or answer, which ends the episode. Anything else is told to be neither, and takes a turn too."""
+        if self._done:
+            raise RuntimeError("the episode is over: start another one")
+        kind, text = read_action(action)
+        right = kind == "answer" and is_right(text, self._question.answers)
+        if kind == "search":
+            found = self._retriever.passages(text, self._topk)
+            self._shown.update(found)
+            self.scores["searches"] += 1
+            self.observation = Observation(show_passages(found), ())
+        elif kind != "answer":
+            self.observation = Observation(NO_ACTION, ())
+        self._turns_left -= 1
+        self._done = kind == "answer" or self._turns_left == 0
+        return StepResult(self.observation, REWARD if right else 0.0, self._done, right)
+
+    def anchor(self) -> str:
+        """All passages shown so far, in alphabetical order: by which queries, and in what order, makes no difference to what is known."""
+        return "\n".join(sorted(self._shown))
+
+
+class Search:
+    """Settings: `questions`, a JSONL file (empty: those that come with the project); `corpus`, a JSONL file of passages (empty: the
+    project's); `url`, a server to ask instead of the index in this process; `topk`, passages a search returns; `max_turns`; `history`,
+    past turns in the prompt.
+    """
+
+    name = "search"
+
+    def __init__(self, questions: str = "", corpus: str = "", url: str = "", topk: int = 3, max_turns: int = 0, history: int = 4) -> None:
+        if url and corpus:
+            raise ValueError("search.url and search.corpus exclude each other: a server has its own passages")
+        if topk < 1:
+            raise ValueError(f"search.topk: {topk} is less than 1")
+        self.max_turns = max_turns or MAX_TURNS
+        self._topk = topk
+        self._history = history
+        # Read and indexed before a fork, so that processes share it.
+        self._questions = read_questions(questions) if questions else generated_questions()
+        self._retriever: Retriever = Remote(url) if url else Index(read_corpus(corpus) if corpus else passages())
+
+    def size(self, split: Split) -> int:
+        """Number of questions."""
+        return len(self._questions[split])
+
+    def question(self, split: Split, index: int) -> Question:
+        """The question that `start` asks."""
+        if not 0 <= index < self.size(split):
+            raise IndexError(f"{split} has tasks 0 to {self.size(split) - 1}, not {index}")
+        return self._questions[split][index]
+
+    def start(self, split: Split, index: int) -> SearchEpisode:
+        """Ask question `index` of `split`."""
+        return SearchEpisode(self.question(split, index), self._retriever, self._topk, self.max_turns)
+
+    def view(self, episode: Episode) -> View:
+        """A fresh view, without a memory: what was found stands in the past turns."""
+        return View(episode.task, episode.observation, history=self._history)
+
+    def prompt(self, view: View) -> str:
+        """See `envs.search.prompt`."""
+        return build_prompt(view)
+
+    def parse(self, response: str, admissible: tuple[str, ...]) -> ParsedAction:
+        """See `envs.search.actions`."""
+        del admissible
+        return parse_tags(response)
+
+    def respond(self, thought: str, action: str) -> str:
+        """See `envs.search.actions`."""
+        return format_tags(thought, action)
+
+    def expert(self, episode: Episode, rng: random.Random) -> SearchExpert:
+        """See `envs.search.expert`. ValueError for a question of the user's own."""
+        return SearchExpert(episode.task, rng)

@@ -1,0 +1,74 @@
+"""Retrieval in this process: BM25 over passages that fit in memory.
+
+Own postings in numpy, because the usual library (bm25s) imports numba wherever vLLM is installed (half a second, in every
+process) and leaves equal scores in no fixed order; a task must be the same in every process. Weights are computed once, as there.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+import numpy as np
+
+# Lucene's default is 1.2 and 0.75; these are Anserini's for passages.
+K1, B = 0.9, 0.4
+
+# A dot before a word belongs to it: ".at" is a domain, "at" is nothing.
+_WORD = re.compile(r"(?<!\w)\.\w+|\w+")
+
+# In almost every passage, so that they cost time and tell nothing.
+_STOP_WORDS = frozenset(("a", "an", "and", "in", "is", "of", "the", "was"))
+
+
+def tokenize(text: str) -> list[str]:
+    """Words in lower case, without accents and without the most frequent ones."""
+    if not text.isascii():
+        text = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+    return [word for word in _WORD.findall(text.lower()) if word not in _STOP_WORDS]
+
+
+class Index:
+    """Passages, and for each word the passages it is in. Immutable, so threads and forked processes share it."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self.texts: tuple[str, ...] = tuple(texts)
+        if not self.texts:
+            raise ValueError("there are no passages to index")
+        self._terms: dict[str, int] = {}
+        words = [[self._terms.setdefault(word, len(self._terms)) for word in tokenize(text)] for text in self.texts]
+        lengths = np.array([len(passage) for passage in words])
+        passage = np.repeat(np.arange(len(words)), lengths)
+        term = np.array([word for passage_words in words for word in passage_words], dtype=np.int64)
+        # One number for each pair, in the order of terms, then passages.
+        pairs, frequency = np.unique(term * len(words) + passage, return_counts=True)
+        term, passage = np.divmod(pairs, len(words))
+        spread = np.bincount(term, minlength=len(self._terms))
+        idf = np.log1p((len(words) - spread + 0.5) / (spread + 0.5))
+        norm = K1 * (1 - B + B * lengths / max(lengths.mean(), 1e-9))
+        self._weights = idf[term] * frequency / (frequency + norm[passage])
+        self._passages = passage.astype(np.int32)
+        self._bounds = np.concatenate([[0], np.cumsum(spread)])
+
+    def search(self, query: str, topk: int) -> list[tuple[int, float]]:
+        """(number of the passage, score) of the best, at most `topk`, each with a word of the query. Equal scores: the earlier first."""
+        scores = np.zeros(len(self.texts))
+        for word in tokenize(query):
+            term = self._terms.get(word)
+            if term is not None:
+                where = slice(self._bounds[term], self._bounds[term + 1])
+                scores[self._passages[where]] += self._weights[where]
+        best = []
+        # For the few that are wanted, looking for the greatest again and again is faster than any sorting.
+        for _ in range(min(topk, len(self.texts))):
+            first = int(scores.argmax())
+            if scores[first] <= 0:
+                break
+            best.append((first, float(scores[first])))
+            scores[first] = 0
+        return best
+
+    def passages(self, query: str, topk: int) -> list[str]:
+        """The texts of the best passages. See `envs.search.remote.Retriever`."""
+        return [self.texts[number] for number, _ in self.search(query, topk)]

@@ -1,0 +1,93 @@
+"""Questions and passages of the user's own, one JSON object a line. Whatever is wrong with a file is one ValueError that says where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from envs.base import Split
+from envs.search.questions import Question
+
+HELD_OUT_SHARE = 0.1
+
+
+def read_corpus(path: str) -> list[str]:
+    """Passages, from `{"contents": …}` as Search-R1 has them, or from `{"title": …, "text": …}`; title is optional."""
+    texts = []
+    for where, row in _rows(path, "search.corpus"):
+        if "contents" in row:
+            texts.append(_text(row, "contents", where))
+        elif "text" in row:
+            title = _text(row, "title", where) if "title" in row else ""
+            texts.append(f'"{title}"\n{_text(row, "text", where)}' if title else _text(row, "text", where))
+        else:
+            raise ValueError(f"{where}: there is neither contents nor text")
+    return texts
+
+
+def read_questions(path: str) -> dict[Split, tuple[Question, ...]]:
+    """Questions from `{"question": …, "answers": […], "source": …}`; `answers` may be one text, `source` is optional.
+
+    One question in ten is held out, at least one: which ones depends on their texts alone, not on their order.
+    """
+    questions: dict[str, Question] = {}
+    for where, row in _rows(path, "search.questions"):
+        text = _text(row, "question", where)
+        answers = row.get("answers")
+        answers = [answers] if isinstance(answers, str) else answers
+        if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
+            raise ValueError(f"{where}: answers is {_shown(row, 'answers')}, not a text or a list of texts")
+        source = _text(row, "source", where) if "source" in row else Path(path).stem
+        questions.setdefault(text, Question(text, tuple(map(encodable, answers)), source))
+    if len(questions) < 2:
+        raise ValueError(f"search.questions: {path} has only one question; one is needed to train on, and one to evaluate")
+    ranked = sorted(questions, key=lambda text: blake2b(text.encode()).digest())
+    held_out = set(ranked[: max(1, round(HELD_OUT_SHARE * len(ranked)))])
+    return {
+        "train": tuple(question for text, question in questions.items() if text not in held_out),
+        "held_out": tuple(question for text, question in questions.items() if text in held_out),
+    }
+
+
+def _rows(path: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where it stands, for messages; the object) of every line that is not empty. ValueError if there is none."""
+    found = False
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                where, found = f"{setting}: {path}, line {number}", True
+                try:
+                    row = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{where} is not JSON: {error}") from None
+                if not isinstance(row, dict):
+                    raise ValueError(f"{where} is not a JSON object")
+                yield where, row
+    except OSError as error:
+        raise ValueError(f"{setting}: {path} cannot be read: {error.strerror}") from None
+    if not found:
+        raise ValueError(f"{setting}: {path} is empty")
+
+
+def _text(row: dict[str, Any], field: str, where: str) -> str:
+    value = row.get(field)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{where}: {field} is {_shown(row, field)}, not a text")
+    return encodable(value)
+
+
+def encodable(text: str) -> str:
+    """Without the halves of characters that JSON may hold: no prompt can be made of them."""
+    return text.encode(errors="replace").decode()
+
+
+def _shown(row: dict[str, Any], field: str) -> str:
+    if field not in row:
+        return "missing"
+    text = json.dumps(row[field])
+    return text if len(text) <= 60 else text[:60] + "…"
