@@ -32,25 +32,44 @@ def says(description: str, **bounds: Any) -> Meta:
 class RunSection(Section):
     seed: Annotated[int, says("Seed of everything random", ge=0)] = 0
     updates: Annotated[int, says("Stop after this many updates of the policy", ge=0)] = 100
-    minutes: Annotated[float, says("Stop training after this many minutes of wall time, set-up included", gt=0)] = 13.5
+    minutes: Annotated[float, says("Stop training after this many minutes of wall time, set-up included", gt=0)] = 14.0
     dir: Annotated[str, says("Where the run writes; empty: runs/<date>-<time>")] = ""
     cache_dir: Annotated[str, says("Where built and warm-started policies are kept; empty: ~/.cache/foray")] = ""
 
 
 class EnvSection(Section):
-    name: Annotated[str, says("Environment: alfworld, or one registered by entry point")] = "alfworld"
-    scene_size: Annotated[Literal["small", "real"], says("ALFWorld: about six places, or the whole real room")] = "small"
-    task_types: Annotated[list[str], says("ALFWorld: task types to play; empty: all six")] = []
-    max_turns: Annotated[int, says("Turns an episode may take; 0: as the environment has it (ALFWorld: small 20, real 50)", ge=0)] = 0
-    history: Annotated[int, says("Past (action, observation) pairs in the prompt", ge=0, le=50)] = 1
+    name: Annotated[str, says("Environment: alfworld, webshop, search, or one registered by entry point")] = "alfworld"
+    max_turns: Annotated[
+        int, says("Turns an episode may take; 0: as the environment has it (ALFWorld: small 20, real 50; webshop: 15; search: 4)", ge=0)
+    ] = 0
+    history: Annotated[
+        int,
+        says(
+            "Past (action, observation) pairs in the prompt; -1: as the environment has it (ALFWorld: 1, webshop: 2, search: 4)",
+            ge=-1,
+            le=50,
+        ),
+    ] = -1
+
+
+class AlfWorldSection(Section):
+    scene_size: Annotated[Literal["small", "real"], says("About six places, or the whole real room")] = "small"
+    task_types: Annotated[list[str], says("Task types to play; empty: all six")] = []
     memory: Annotated[
         Literal["none", "contents"], says("What the prompt recalls of the episode: nothing, or what was seen where and what is unsearched")
     ] = "contents"
 
-    def settings(self) -> dict[str, Any]:
-        """Those of the environment itself: all but its name, unset ones left to the environment."""
-        values = {name: getattr(self, name) for name in self.__struct_fields__ if name != "name"}
-        return {name: value for name, value in values.items() if value != []}
+
+class WebShopSection(Section):
+    data: Annotated[str, says("Directory of WebShop's files; empty: that of WEBSHOP_DATA, or else generated products")] = ""
+    task_types: Annotated[list[str], says("Goals: human, synthetic; empty: both")] = []
+
+
+class SearchSection(Section):
+    questions: Annotated[str, says("JSONL file of questions; empty: those that come with the project")] = ""
+    corpus: Annotated[str, says("JSONL file of passages to search; empty: those that come with the project")] = ""
+    url: Annotated[str, says("A Search-R1 retrieval server to ask, http://HOST:PORT/retrieve; empty: search in each actor")] = ""
+    topk: Annotated[int, says("Passages a search returns", ge=1)] = 3
 
 
 class ModelSection(Section):
@@ -70,7 +89,7 @@ class WarmStartSection(Section):
     slips: Annotated[float, says("Share of the expert's turns spoilt by a wrong action, to learn how to go on after one", ge=0, lt=1)] = 0.1
     dawdling: Annotated[
         float, says("Share of the expert's turns that are shown wasted on looking around: what is left for RL to improve", ge=0, lt=1)
-    ] = 0.5
+    ] = 0.47
     learning_rate: Annotated[float, says("Peak step size of AdamW (embeddings, norms); linear warm-up, cosine decay", gt=0)] = 6e-3
     muon_learning_rate: Annotated[float, says("Peak step size of Muon (the layers' matrices)", gt=0)] = 5e-3
     threads: Annotated[int, says("CPU: cores it computes on; 0: all, since nothing else computes yet", ge=0)] = 0
@@ -130,7 +149,7 @@ class LearnerSection(Section):
     discount: Annotated[float, says("GiGPO: of step returns", ge=0, le=1)] = 0.95
     step_weight: Annotated[float, says("GiGPO: omega, weight of the step advantage", ge=0)] = 1.0
     invalid_penalty: Annotated[float, says("How much lower the advantage of a turn without a valid action is", ge=0)] = 1.0
-    learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 6e-5
+    learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 8e-5
     decay: Annotated[float, says("Share of the training, at its end, over which the step size falls linearly to 0", ge=0, le=1)] = 0.3
     weight_decay: Annotated[float, says("AdamW's weight decay", ge=0)] = 0.0
     gradient_clip: Annotated[float, says("Largest norm of the gradient", gt=0)] = 1.0
@@ -169,6 +188,9 @@ class EvalSection(Section):
 class Config(Section):
     run: RunSection = RunSection()
     env: EnvSection = EnvSection()
+    alfworld: AlfWorldSection = AlfWorldSection()
+    webshop: WebShopSection = WebShopSection()
+    search: SearchSection = SearchSection()
     model: ModelSection = ModelSection()
     warm_start: WarmStartSection = WarmStartSection()
     engine: EngineSection = EngineSection()
@@ -178,6 +200,16 @@ class Config(Section):
     actor: ActorSection = ActorSection()
     controller: ControllerSection = ControllerSection()
     eval: EvalSection = EvalSection()
+
+    def environment_settings(self) -> dict[str, Any]:
+        """Keyword arguments for the factory of `env.name`: its own section's, and those of [env] that are set."""
+        own = {"alfworld": self.alfworld, "webshop": self.webshop, "search": self.search}.get(self.env.name)
+        settings = msgspec.structs.asdict(own) if own else {}
+        if self.env.max_turns:
+            settings["max_turns"] = self.env.max_turns
+        if self.env.history >= 0:
+            settings["history"] = self.env.history
+        return settings
 
 
 class Endpoints(Section):

@@ -74,7 +74,7 @@ class EpisodePlayer:
                 )
             )  # fmt: skip
             if result.done:
-                played.success = result.success
+                played.success, played.scores = result.success, dict(episode.scores)
                 return
             view.record(action.action, result.observation)
 
@@ -97,9 +97,10 @@ class _Played:
         self.task = self.task_type = ""
         self.turns: list[Turn] = []
         self.success = False
+        self.scores: dict[str, float] = {}
 
     def trajectory(self, dropped: DropReason | None = None, detail: str = "") -> Trajectory:
         return Trajectory(
             key=self._lease.key, attempt=self._lease.attempt, task_index=self._lease.task_index, task_type=self.task_type,
-            task=self.task, success=self.success, turns=self.turns, dropped=dropped, detail=detail,
+            task=self.task, success=self.success, turns=self.turns, scores=self.scores, dropped=dropped, detail=detail,
         )  # fmt: skip

@@ -80,7 +80,7 @@ class Controller:
         self._context = context
         tokenizer_file = f"{job.model_dir}/tokenizer.json"
         tokenizer = Tokenizer.from_file(tokenizer_file)
-        env = make_environment(self.config.env.name, **self.config.env.settings())
+        env = make_environment(self.config.env.name, **self.config.environment_settings())
         learner = self.config.learner
         self.admission = Admission(
             AdmissionSettings(
@@ -313,7 +313,7 @@ class Controller:
             tokenizer_json = file.read()
         return Welcome(
             environment=self.config.env.name,
-            environment_settings=self.config.env.settings(),
+            environment_settings=self.config.environment_settings(),
             tokenizer_json=tokenizer_json,
             chat_template=read_chat_template(Path(job.model_dir)),
             learner_port=int(job.endpoints.trajectories.rsplit(":", 1)[1]),

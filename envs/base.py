@@ -8,6 +8,7 @@ turns it into the one user message of a turn, `parse` turns the response back in
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -59,6 +60,8 @@ class Episode(Protocol):
     """The family of the task, for metrics; the agent does not see it."""
     observation: Observation
     """The current observation: the first one before any step, then that of the last step."""
+    scores: Mapping[str, float]
+    """What the benchmark reports beside success, by name (WebShop's score, say); complete once the episode is over."""
 
     def step(self, action: str) -> StepResult:
         """Execute an action. RuntimeError after `done`; EnvironmentFailure if the environment breaks."""
@@ -105,6 +108,10 @@ class Environment(Protocol):
 
     def parse(self, response: str, admissible: tuple[str, ...]) -> ParsedAction:
         """The action in a response to a prompt that listed `admissible`."""
+        ...
+
+    def respond(self, thought: str, action: str) -> str:
+        """The response that `parse` reads as a valid `action`: how an expert's turn is written down."""
         ...
 
     def expert(self, episode: Episode, rng: random.Random) -> Expert:

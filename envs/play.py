@@ -6,7 +6,6 @@ import random
 from dataclasses import dataclass
 
 from envs.base import Environment, Split
-from envs.response import format_think_action
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ def expert_episode(
         else:
             prompt = environment.prompt(view)
             thought, action = expert.dawdle(view) if dawdling and rng.random() < dawdling else expert.act(view)
-            turns.append((prompt, format_think_action(thought, action)))
+            turns.append((prompt, environment.respond(thought, action)))
         result = episode.step(action)
         if result.done:
             return ExpertEpisode(episode.task, episode.task_type, result.success, turns)
@@ -46,7 +45,11 @@ def expert_episode(
 
 
 def _wrong_action(environment: Environment, split: Split, admissible: tuple[str, ...], rng: random.Random) -> str:
-    """One that is possible here, or, as often, one from another task, which mostly is not."""
-    if rng.random() < 0.5:
+    """One that is possible here, or, as often, one from another task, which mostly is not.
+
+    Where any text is an action: what the expert would do first in another task.
+    """
+    if admissible and rng.random() < 0.5:
         return rng.choice(admissible)
-    return rng.choice(environment.start(split, rng.randrange(environment.size(split))).observation.admissible)
+    other = environment.start(split, rng.randrange(environment.size(split)))
+    return rng.choice(other.observation.admissible or [environment.expert(other, rng).act(environment.view(other))[1]])

@@ -17,6 +17,8 @@ ENTRY_POINT_GROUP = "foray.environments"
 # Named, not imported: an actor loads only the environment it plays.
 _BUILT_IN = {
     "alfworld": "envs.alfworld.environment:AlfWorld",
+    "search": "envs.search.environment:Search",
+    "webshop": "envs.webshop.environment:WebShop",
 }
 
 

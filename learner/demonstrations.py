@@ -20,7 +20,7 @@ Turns = list[tuple[str, str]]
 def demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
     """Those episodes that the expert won, of the first `episodes` tasks of a shuffle of the training tasks."""
     settings, seed = config.warm_start, config.run.seed
-    environment = make_environment(config.env.name, **config.env.settings() | {"max_turns": settings.max_turns})
+    environment = make_environment(config.env.name, **config.environment_settings() | {"max_turns": settings.max_turns})
     size = environment.size("train")
     for index in random.Random(seed).sample(range(size), min(episodes, size)):
         rng = random.Random(f"{seed}:{index}")

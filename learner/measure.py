@@ -62,7 +62,14 @@ def _common(trajectories: Sequence[Trajectory], turns: Sequence[Turn]) -> dict[s
         "reward": _mean([sum(turn.reward for turn in t.turns) for t in trajectories]),
         "turns": _mean([len(t.turns) for t in trajectories]),
         "valid_action_rate": _mean([turn.valid for turn in turns]),
+        **_scores(trajectories),
     }
+
+
+def _scores(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Means over the episodes that report them."""
+    names = sorted({name for t in trajectories for name in t.scores})
+    return {f"score/{name}": _mean([t.scores[name] for t in trajectories if name in t.scores]) for name in names}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -122,7 +122,9 @@ def cache_dir(config: Config) -> Path:
 def _digest(config: Config, model_dir: Path) -> str:
     """Of all that a warm-started policy depends on: the settings, the weights before it, and the tokens, which show a change of the
     prompts too."""
-    digest = hashlib.sha256(msgspec.json.encode([config.env, config.model, config.warm_start, config.run.seed]))
+    digest = hashlib.sha256(
+        msgspec.json.encode([config.env.name, config.environment_settings(), config.model, config.warm_start, config.run.seed])
+    )
     for name in ("tokenizer.json", "config.json", "model.safetensors"):
         digest.update((model_dir / name).read_bytes())
     return digest.hexdigest()[:16]

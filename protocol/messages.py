@@ -197,6 +197,8 @@ class Trajectory(Message):
     task: str
     success: bool
     turns: list[Turn]
+    scores: dict[str, float] = {}
+    """What the benchmark reports beside success."""
     dropped: DropReason | None = None
     detail: str = ""
 

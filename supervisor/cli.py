@@ -17,6 +17,8 @@ from config import Config, ConfigError
 
 COMMANDS = {
     "train": "train agents (the default command)",
+    "play": "play one episode at the terminal, or watch: run.py play [--task N] [--split train|held_out] [--watch expert|CHECKPOINT]",
+    "retriever": "serve passages to search in, by Search-R1's protocol: run.py retriever [--port 8000] [--corpus FILE]",
     "actor": "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N",
 }
 
@@ -47,6 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command == "train":
             return _train(arguments)
+        if command == "play":
+            return _play(arguments)
+        if command == "retriever":
+            from envs.search.server import main as serve
+
+            return serve(arguments)
         if command == "actor":
             return _actor(arguments)
         raise ConfigError(f"there is no command {command!r}; there are: {', '.join(COMMANDS)}")
@@ -114,6 +122,21 @@ def _run(config: Config, serial: bool, resume: bool) -> int:
     except asyncio.CancelledError:
         return 130
     return 130 if summary["ended"] == "interrupted" else 0
+
+
+def _play(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="run.py play",
+        description="One episode at the terminal. Any setting of a run may follow (--env NAME, --section.setting VALUE).",
+    )
+    parser.add_argument("--task", type=int, default=0, metavar="N", help="number of the task (default 0)")
+    parser.add_argument("--split", choices=("train", "held_out"), default="held_out", help="where the task is from (default held_out)")
+    parser.add_argument("--watch", default="", metavar="WHO", help="expert, or the directory of a checkpoint; without it you play")
+    options, rest = parser.parse_known_args(arguments)
+    from supervisor.play import play
+
+    play(settings.resolve(None, parse_overrides(rest)), options.split, options.task, options.watch, Console())
+    return 0
 
 
 def _actor(arguments: list[str]) -> int:

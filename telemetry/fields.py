@@ -115,7 +115,7 @@ TOTAL_SUFFIX = "_total"
 
 
 def field_of(name: str) -> Field | None:
-    """The field called `name`; also of the derived ones: NAME_total and success/<task type>. None when undocumented."""
+    """The field called `name`; also of the derived ones: NAME_total, success/<task type>, score/<name>. None when undocumented."""
     if name in FIELDS:
         return FIELDS[name]
     base = FIELDS.get(name.removesuffix(TOTAL_SUFFIX))
@@ -124,6 +124,8 @@ def field_of(name: str) -> Field | None:
     head, slash, kind = name.partition("/")
     if slash and head == "success":
         return FIELDS["success"]._replace(description=f"Episodes of type {kind} that reached their goal")
+    if slash and head == "score":
+        return Field("1", "policy", "value", f"Mean over the episodes of {kind}, which the environment reports")
     return None
 
 

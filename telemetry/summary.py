@@ -38,6 +38,7 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
         "success_first": first.get("success"),
         "success_last": last.get("success"),
         "success_by_type": {name.removeprefix("success/"): value for name, value in last.items() if name.startswith("success/")},
+        "scores": {name.removeprefix("score/"): value for name, value in last.items() if name.startswith("score/")},
         "train_success_first": _mean(updates[:ENDS], "success"),
         "train_success_last": _mean(updates[-ENDS:], "success"),
         "reward_last": _mean(updates[-ENDS:], "reward"),
@@ -96,6 +97,7 @@ def summary_text(summary: dict[str, Any]) -> str:
         ("dropped episodes", ", ".join(f"{n:,} {reason}" for reason, n in summary["dropped"].items()) or "none"),
     ]
     rows += [(f"  {kind}", percent(value)) for kind, value in sorted(summary["success_by_type"].items())]
+    rows += [(f"  {name}", decimal(value)) for name, value in sorted(summary["scores"].items())]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 

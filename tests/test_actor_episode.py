@@ -104,10 +104,10 @@ async def test_a_prompt_that_is_too_long_drops_the_episode_and_names_the_setting
     assert trajectory.dropped is DropReason.ENV_ERROR and "engine.max_model_len" in trajectory.detail
 
 
-class Breaking:
-    """An environment that breaks in its first step: by an error, or by never returning."""
+class OneStep:
+    """An environment whose only step is given: it breaks, never returns, or ends."""
 
-    name, max_turns = "breaking", 5
+    name, max_turns = "one step", 5
 
     def __init__(self, step) -> None:
         self._step = step
@@ -115,7 +115,7 @@ class Breaking:
     def start(self, split, index):
         return self
 
-    task, task_type, observation = "task", "type", Observation("text", ("look",))
+    task, task_type, observation, scores = "task", "type", Observation("text", ("look",)), {"price": 0.5}
 
     def anchor(self):
         return "anchor"
@@ -137,17 +137,22 @@ async def answer(request):
     return result_of(request, "<think>a</think><action>look</action>")
 
 
+async def test_what_the_environment_reports_beside_success_travels_with_the_episode():
+    trajectory = await player(answer, OneStep(lambda: StepResult(OneStep.observation, 1.0, done=True, success=False))).play(LEASE)
+    assert trajectory.scores == {"price": 0.5} and not trajectory.success
+
+
 @pytest.mark.parametrize("error", [EnvironmentFailure("server down"), KeyError("x")])
 async def test_invariant_3_an_environment_error_is_a_dropped_episode_never_a_reward(error):
     def step():
         raise error
 
-    trajectory = await player(answer, Breaking(step)).play(LEASE)
+    trajectory = await player(answer, OneStep(step)).play(LEASE)
     assert trajectory.dropped is DropReason.ENV_ERROR and trajectory.turns == []
 
 
 async def test_a_step_that_hangs_is_an_environment_error_that_names_the_timeout():
     release = threading.Event()
-    trajectory = await player(answer, Breaking(release.wait), step_timeout=0.05).play(LEASE)
+    trajectory = await player(answer, OneStep(release.wait), step_timeout=0.05).play(LEASE)
     release.set()
     assert trajectory.dropped is DropReason.ENV_ERROR and "actor.step_timeout" in trajectory.detail

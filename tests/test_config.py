@@ -64,7 +64,7 @@ def test_defaults_survive_toml(tmp_path: Path) -> None:
 )
 def test_any_value_survives_toml(text: str, number: float, texts: list[str]) -> None:
     run = config.RunSection(dir=text, minutes=number)
-    settings = Config(run=run, env=config.EnvSection(task_types=texts))
+    settings = Config(run=run, alfworld=config.AlfWorldSection(task_types=texts))
     assert config.from_dict(tomllib.loads(to_toml(settings))) == settings
 
 
@@ -146,7 +146,7 @@ def test_an_ill_typed_value_in_a_file_names_the_setting_and_its_meaning(tmp_path
 
 
 def test_an_ill_typed_item_of_a_list_names_the_setting(tmp_path: Path) -> None:
-    assert refused(written(tmp_path, "[env]\ntask_types = [1]\n")).startswith("env.task_types: expected `str`, got `int`")
+    assert refused(written(tmp_path, "[alfworld]\ntask_types = [1]\n")).startswith("alfworld.task_types: expected `str`, got `int`")
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_a_whole_number_will_do_for_a_fraction(tmp_path: Path) -> None:
 
 
 def test_a_list_is_written_with_commas() -> None:
-    assert resolve(overrides={"env.task_types": "pick, heat,,cool"}).env.task_types == ["pick", "heat", "cool"]
+    assert resolve(overrides={"alfworld.task_types": "pick, heat,,cool"}).alfworld.task_types == ["pick", "heat", "cool"]
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("Yes", True), ("1", True), ("false", False), ("NO", False), ("0", False)])

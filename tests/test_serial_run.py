@@ -225,7 +225,7 @@ class LockStep:
 
     async def _group(self, group: int, turns: TurnRunner) -> list[Trajectory]:
         config = self.job.config
-        env = make_environment(config.env.name, **config.env.settings())
+        env = make_environment(config.env.name, **config.environment_settings())
         task = task_of_group(config.run.seed, group, env.size("train"))
         played = []
         for member in range(config.learner.group_size):

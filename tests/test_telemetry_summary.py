@@ -42,7 +42,11 @@ def trained_state() -> RunState:
         ("learner", "update", {"update": 1, "success": 0.5, "episodes": 8, "trained_tokens": 100} | age(0.0, 0)),
         ("learner", "update", {"update": 2, "success": 0.25, "episodes": 8, "trained_tokens": 300} | age(1.0, 2)),
         ("controller", "dropped", {"actor_lost": 3}),
-        ("learner", "evaluation", {"update": 2, "success": 0.75, "episodes": 64, "success/pick": 1.0, "evaluation_tokens": 250}),
+        (
+            "learner",
+            "evaluation",
+            {"update": 2, "success": 0.75, "episodes": 64, "success/pick": 1.0, "score/price": 0.25, "evaluation_tokens": 250},
+        ),
     )
 
 
@@ -60,6 +64,11 @@ def test_success_is_held_out_first_and_last() -> None:
     summary = summarise(trained_state(), 10.0)
     assert (summary["success_first"], summary["success_last"]) == (0.25, 0.75)
     assert summary["success_by_type"] == {"pick": 1.0}
+
+
+def test_scores_are_those_of_the_last_evaluation() -> None:
+    summary = summarise(trained_state(), 10.0)
+    assert summary["scores"] == {"price": 0.25} and "price" in summary_text(summary)
 
 
 def test_a_token_age_counts_as_often_as_its_tokens() -> None:

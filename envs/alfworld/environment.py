@@ -13,7 +13,7 @@ from envs.alfworld.memory import Transcript
 from envs.alfworld.prompt import MemoryMode, build_prompt
 from envs.alfworld.scenes import load_facts
 from envs.base import Episode, Observation, ParsedAction, Split, StepResult
-from envs.response import parse_think_action
+from envs.response import format_think_action, parse_think_action
 from envs.view import View
 
 REWARD = 10.0
@@ -28,6 +28,7 @@ class AlfWorldEpisode:
         self._engine = Engine(game)
         self._turns_left = max_turns
         self._done = False
+        self.scores: dict[str, float] = {}
         self.task = game.task
         self.task_type: str = game.goal.task_type
         # TextWorld's opening is a banner, the room and the task; the task has its own place in the prompt.
@@ -70,11 +71,11 @@ class AlfWorld:
         memory: MemoryMode = "contents",
     ) -> None:
         if scene_size not in MAX_TURNS:
-            raise ValueError(f"env.scene_size: {scene_size!r} is not one of {', '.join(MAX_TURNS)}")
+            raise ValueError(f"alfworld.scene_size: {scene_size!r} is not one of {', '.join(MAX_TURNS)}")
         if memory not in ("none", "contents"):
-            raise ValueError(f"env.memory: {memory!r} is neither none nor contents")
+            raise ValueError(f"alfworld.memory: {memory!r} is neither none nor contents")
         if unknown := set(task_types) - set(TASK_TYPES):
-            raise ValueError(f"env.task_types: unknown {', '.join(sorted(unknown))}; known: {', '.join(TASK_TYPES)}")
+            raise ValueError(f"alfworld.task_types: unknown {', '.join(sorted(unknown))}; known: {', '.join(TASK_TYPES)}")
         self.max_turns = max_turns or MAX_TURNS[scene_size]
         self._scene_size = scene_size
         self._task_types: tuple[TaskType, ...] = tuple(t for t in TASK_TYPES if t in task_types or not task_types)
@@ -109,6 +110,10 @@ class AlfWorld:
     def parse(self, response: str, admissible: tuple[str, ...]) -> ParsedAction:
         """See `envs.response`."""
         return parse_think_action(response, admissible)
+
+    def respond(self, thought: str, action: str) -> str:
+        """See `envs.response`."""
+        return format_think_action(thought, action)
 
     def expert(self, episode: Episode, rng: random.Random) -> AlfWorldExpert:
         """See `envs.alfworld.expert`."""

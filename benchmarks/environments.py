@@ -1,0 +1,100 @@
+"""How fast environments are on one core, and what they cost in memory, beside TextWorld's own engine where it is installed.
+
+`python -m benchmarks.environments` (a minute; on an idle machine, `taskset -c 0` before it)
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from envs.alfworld.environment import AlfWorld
+from envs.alfworld.reference import Original, missing_packages, wander
+from envs.base import Environment
+from envs.play import expert_episode
+from envs.registry import make_environment
+
+SECONDS = 3.0
+"""For each figure."""
+STOCK_GAMES = 3
+STOCK_STEPS = 20
+
+
+def main() -> None:
+    table = Table("one core", "steps/s", "resets/s", "MB a further process", "expert wins", title="environments, held-out tasks")
+    for name, settings in (("alfworld", {}), ("alfworld", {"scene_size": "real"}), ("webshop", {}), ("search", {})):
+        environment = make_environment(name, **settings)
+        steps, resets, won = _expert_speed(environment)
+        label = " ".join([name, *map(str, settings.values())])
+        table.add_row(label, f"{steps:,.0f}", f"{resets:,.0f}", f"{_memory_of_a_fork(environment):.0f}", f"{won:.1%}")
+    if missing := missing_packages():
+        table.caption = f"TextWorld's own engine is not measured: {', '.join(missing)} not installed"
+    else:
+        steps, resets = _stock_speed(AlfWorld())
+        table.add_row("alfworld by TextWorld", f"{steps:,.1f}", f"{resets:,.1f}", "", "")
+    Console().print(table)
+
+
+def _expert_speed(environment: Environment) -> tuple[float, float, float]:
+    """(steps a second, resets a second, share of episodes won) of the expert's actions, the expert's own time left out."""
+    step_seconds = reset_seconds = 0.0
+    steps = episodes = won = 0
+    while step_seconds + reset_seconds < SECONDS and episodes < environment.size("held_out"):
+        played = expert_episode(environment, "held_out", episodes, random.Random(episodes))
+        actions = [environment.parse(response, ()).action for _, response in played.turns]
+        episode, seconds = _timed(lambda: environment.start("held_out", episodes))  # noqa: B023, called at once
+        reset_seconds += seconds
+        for action in actions:
+            step_seconds += _timed(lambda: episode.step(action))[1]  # noqa: B023
+        steps, episodes, won = steps + len(actions), episodes + 1, won + played.success
+    return steps / step_seconds, episodes / reset_seconds, won / episodes
+
+
+def _memory_of_a_fork(environment: Environment) -> float:
+    """MB that a process forked from this one has for itself after fifty episodes."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def play() -> None:
+        for number in range(50):
+            expert_episode(environment, "train", number, random.Random(number))
+        sender.send(_private_megabytes())
+
+    process = context.Process(target=play)
+    process.start()
+    megabytes = receiver.recv()
+    process.join()
+    return megabytes
+
+
+def _private_megabytes() -> float:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
+
+
+def _stock_speed(environment: AlfWorld) -> tuple[float, float]:
+    """(steps a second, resets a second) of TextWorld's engine on the same games."""
+    reset_seconds = step_seconds = 0.0
+    for number in range(STOCK_GAMES):
+        original, seconds = _timed(lambda: Original(environment.game("held_out", number)))  # noqa: B023
+        reset_seconds += seconds
+        rng = random.Random(number)
+        for _ in range(STOCK_STEPS):
+            command = wander(original.admissible, rng)
+            step_seconds += _timed(lambda: original.step(command))[1]  # noqa: B023
+    return STOCK_GAMES * STOCK_STEPS / step_seconds, STOCK_GAMES / reset_seconds
+
+
+def _timed(function: Callable):
+    started = time.perf_counter()
+    return function(), time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""`python run.py play`: one episode at the terminal, played by a person, by the environment's expert, or by a checkpoint."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from config import Config, ConfigError
+from envs.base import Environment, Episode, Split
+from envs.registry import make_environment
+from envs.view import View
+
+COLUMNS = 2
+"""Of the list of actions."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """What a player does in a turn: the action, what was said around it, and whether it had the right form."""
+
+    action: str
+    said: str = ""
+    valid: bool = True
+
+
+Player = Callable[[View], Move | None]
+"""None: the player has had enough."""
+
+
+def play(config: Config, split: Split, task: int, watch: str, console: Console) -> bool:
+    """Play one episode to its end, or to that of the player's patience; whether it was solved.
+
+    `watch`: "" for a person at the terminal, "expert", or the directory of a checkpoint. ConfigError for a task or a directory
+    that does not exist.
+    """
+    environment = make_environment(config.env.name, **config.environment_settings())
+    if not 0 <= task < environment.size(split):
+        raise ConfigError(f"--task: {split} has tasks 0 to {environment.size(split) - 1}, not {task}")
+    episode = environment.start(split, task)
+    player = _player(config, environment, episode, watch, console)
+    view = environment.view(episode)
+    console.print(f"[bold]{episode.task}[/]  [dim]{episode.task_type}, {split} task {task}[/]", highlight=False)
+    while True:
+        console.print(f"\n[bold]{view.step}[/] {_escaped(view.observation.text)}", highlight=False)
+        move = player(view)
+        if move is None:
+            return False
+        if move.said:
+            console.print(f"[dim]{_escaped(move.said)}[/]", highlight=False)
+        console.print(f"[cyan]> {_escaped(move.action)}[/]" + ("" if move.valid else "  [red]invalid[/]"), highlight=False)
+        result = episode.step(move.action)
+        if result.done:
+            break
+        view.record(move.action, result.observation)
+    console.print(f"\n{_escaped(result.observation.text)}", highlight=False)
+    scores = "".join(f", {name} {value:g}" for name, value in episode.scores.items())
+    console.print(f"[bold]{'solved' if result.success else 'not solved'}[/]: reward {result.reward:g} after {view.step} turns{scores}")
+    return result.success
+
+
+def _player(config: Config, environment: Environment, episode: Episode, watch: str, console: Console) -> Player:
+    if not watch:
+        return lambda view: _ask(environment, view, console)
+    if watch == "expert":
+        expert = environment.expert(episode, random.Random(config.run.seed))
+
+        def demonstrated(view: View) -> Move:
+            thought, action = expert.act(view)
+            return Move(action, thought)
+
+        return demonstrated
+    directory = Path(watch)
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"--watch: {watch} is neither 'expert' nor the directory of a checkpoint (it has no config.json)")
+    from learner.sample import Sampler  # torch takes seconds to load
+
+    sampler = Sampler(directory, config.sampling.temperature, config.sampling.max_tokens, config.run.seed)
+
+    def sampled(view: View) -> Move:
+        response = sampler(environment.prompt(view))
+        parsed = environment.parse(response, view.observation.admissible)
+        return Move(parsed.action, response, parsed.valid)
+
+    return sampled
+
+
+def _ask(environment: Environment, view: View, console: Console) -> Move | None:
+    """Read an action from the terminal: its number, or its text. An empty line asks again; the end of the input, or q, is the end."""
+    if not view.observation.admissible:
+        console.print(f"[dim]{_escaped(environment.prompt(view).splitlines()[-1])}[/]", highlight=False)
+    admissible = view.observation.admissible
+    width = max((len(action) for action in admissible), default=0) + 6
+    for start in range(0, len(admissible), COLUMNS):
+        row = [f"{i + 1:>3} {admissible[i]}" for i in range(start, min(start + COLUMNS, len(admissible)))]
+        console.print("".join(f"{cell:<{width}}" for cell in row).rstrip(), highlight=False, markup=False)
+    while True:
+        try:
+            answer = input("action (number or text, q to stop): ").strip()
+        except EOFError:
+            return None
+        if answer == "q":
+            return None
+        if answer.isdecimal() and 1 <= int(answer) <= len(admissible):
+            return Move(admissible[int(answer) - 1])
+        if answer and not (answer.isdecimal() and admissible):
+            return Move(answer)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", r"\[")

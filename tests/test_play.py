@@ -1,0 +1,68 @@
+"""`run.py play`: a person, the expert and a checkpoint at the terminal."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from run_fixtures import small_config, small_policy  # noqa: F401
+
+from config import Config, ConfigError
+from envs.registry import make_environment
+from supervisor.play import play
+
+CONFIG = small_config()
+
+
+def watched(config: Config = CONFIG, task: int = 5, watch: str = "") -> tuple[bool, str]:
+    """(solved, what was printed)"""
+    output = io.StringIO()
+    solved = play(config, "held_out", task, watch, Console(file=output, width=200))
+    return solved, output.getvalue()
+
+
+def typing(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("".join(f"{line}\n" for line in lines)))
+
+
+def test_the_expert_solves_the_task_and_says_what_it_thinks():
+    solved, output = watched(watch="expert")
+    assert solved and "solved: reward 10" in output and make_environment("alfworld").start("held_out", 5).task in output
+
+
+def test_a_checkpoint_plays_until_its_turns_are_used_up(small_policy: Path):  # noqa: F811
+    solved, output = watched(small_config(env__max_turns="2"), watch=str(small_policy))
+    assert not solved and output.count("invalid") == 2 and "not solved: reward 0 after 2 turns" in output
+
+
+def test_a_number_chooses_a_listed_action(monkeypatch: pytest.MonkeyPatch):
+    first = make_environment("alfworld").start("held_out", 5).observation.admissible[0]
+    typing(monkeypatch, "1", "q")
+    assert f"> {first}\n" in watched()[1]
+
+
+def test_text_is_an_action_and_an_empty_line_or_a_wrong_number_is_not(monkeypatch: pytest.MonkeyPatch):
+    typing(monkeypatch, "", "999", "inventory", "q")
+    _, output = watched()
+    assert output.count("\n> ") == 1 and "> inventory\n" in output
+
+
+def test_the_end_of_the_input_ends_the_episode(monkeypatch: pytest.MonkeyPatch):
+    typing(monkeypatch)
+    assert watched()[0] is False
+
+
+def test_a_task_that_does_not_exist_is_refused():
+    with pytest.raises(ConfigError, match="held_out has tasks 0 to 1023, not 5000"):
+        watched(task=5000)
+
+
+def test_a_directory_without_a_model_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match="--watch"):
+        watched(watch=str(tmp_path))
+
+
+def test_without_a_list_of_actions_the_player_is_told_their_form(monkeypatch: pytest.MonkeyPatch):
+    typing(monkeypatch, "<search>capital of Bhutan</search>", "q")
+    _, output = watched(small_config(env__name="search"))
+    assert "<answer>" in output and "capital of Bhutan" in output and "Doc 1: " in output
