@@ -171,6 +171,14 @@ def test_a_turn_that_fails_inside_the_controller_costs_its_episode_not_the_run(t
     assert "ZeroDivisionError" in next(t.detail for t in trajectories if t.dropped is DropReason.ENGINE_ERROR)
 
 
+@pytest.mark.parametrize(("environment", "score"), [("webshop", "score"), ("search", "searches")])
+def test_other_environments_are_played_through_the_same_loop(tmp_path: Path, environment: str, score: str):
+    summary, trajectories, metrics = serial_run(tmp_path / "run", env__name=environment, run__updates="1", engine__max_model_len="2048")
+    assert summary["ended"] == "finished" and score in summary["scores"]
+    assert trained(trajectories) and all(score in t.scores for t in trained(trajectories))
+    assert undocumented([name for line in metrics for name in line if name != "kind"]) == []
+
+
 def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):
     settings = {"learner__decay": "1", "learner__learning_rate": "1e-3", "run__updates": "4", "run__minutes": "1000000"}
     _, _, metrics = serial_run(tmp_path / "run", **settings)
