@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 from config import Config, ConfigError, Endpoints, Job, to_toml
+from envs.base import Environment
+from envs.registry import make_environment
 
 WEIGHTS_PREFIX = "foray-weights-"
 
@@ -26,6 +28,7 @@ def prepare(config: Config, resume: bool) -> Job:
     run_dir = Path(config.run.dir) if config.run.dir else default_run_dir()
     check_run_dir(run_dir, resume)
     check_model(config)
+    configured_environment(config)
     endpoints = choose_endpoints(config)
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     job = Job(
@@ -85,6 +88,14 @@ def check_run_dir(run_dir: Path, resume: bool) -> None:
         raise ConfigError(f"run.dir: {run_dir} is a file; give a directory")
     elif run_dir.is_dir() and any(run_dir.iterdir()):
         raise ConfigError(f"run.dir: {run_dir} is not empty; give another directory, or go on with that run by --resume {run_dir}")
+
+
+def configured_environment(config: Config) -> Environment:
+    """The environment of a run, which reads its files. Raises ConfigError for an unknown one, or settings that it refuses."""
+    try:
+        return make_environment(config.env.name, **config.environment_settings())
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def check_model(config: Config) -> None:

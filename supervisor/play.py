@@ -11,8 +11,8 @@ from rich.console import Console
 
 from config import Config, ConfigError
 from envs.base import Environment, Episode, Split
-from envs.registry import make_environment
 from envs.view import View
+from supervisor.job import configured_environment
 
 COLUMNS = 2
 """Of the list of actions."""
@@ -34,10 +34,10 @@ Player = Callable[[View], Move | None]
 def play(config: Config, split: Split, task: int, watch: str, console: Console) -> bool:
     """Play one episode to its end, or to that of the player's patience; whether it was solved.
 
-    `watch`: "" for a person at the terminal, "expert", or the directory of a checkpoint. ConfigError for a task or a directory
-    that does not exist.
+    `watch`: "" for a person at the terminal, "expert", or the directory of a checkpoint. ConfigError for a task, a directory
+    or an environment that does not exist.
     """
-    environment = make_environment(config.env.name, **config.environment_settings())
+    environment = configured_environment(config)
     if not 0 <= task < environment.size(split):
         raise ConfigError(f"--task: {split} has tasks 0 to {environment.size(split) - 1}, not {task}")
     episode = environment.start(split, task)

@@ -4,7 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from supervisor.job import weights_dir
+import pytest
+
+from config import ConfigError, resolve
+from supervisor.job import prepare, weights_dir
 
 
 def test_weights_of_a_killed_supervisor_are_removed_and_those_of_a_living_one_are_not(tmp_path: Path):
@@ -19,3 +22,13 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path):
     (tmp_path / "foray-notes").mkdir()
     weights_dir(tmp_path)
     assert (tmp_path / "foray-notes").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"env": "chess"}, "unknown environment 'chess'"), ({"env": "search", "search.questions": "/nowhere"}, "search.questions: /nowhere")],
+)
+def test_an_environment_that_cannot_be_made_is_refused_before_anything_is_written(tmp_path: Path, settings: dict[str, str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        prepare(resolve(overrides=settings | {"run.dir": str(tmp_path / "run")}), resume=False)
+    assert not (tmp_path / "run").exists()

