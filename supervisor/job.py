@@ -100,6 +100,11 @@ def configured_environment(config: Config) -> Environment:
 
 def check_model(config: Config) -> None:
     if config.model.name == "tiny":
+        if config.env.name == "search" and config.search.questions:
+            raise ConfigError(
+                "search.questions: the tiny policy learns from an expert, which knows only the questions that come with the project; "
+                "give model.name the directory of a model that can search, or leave search.questions out"
+            )
         return
     missing = [name for name in ("config.json", "tokenizer.json") if not (Path(config.model.name) / name).is_file()]
     if missing:

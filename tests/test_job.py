@@ -26,9 +26,15 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"env": "chess"}, "unknown environment 'chess'"), ({"env": "search", "search.questions": "/nowhere"}, "search.questions: /nowhere")],
+    [({"env": "chess"}, "unknown environment 'chess'"), ({"env": "search", "search.corpus": "/nowhere"}, "search.corpus: /nowhere")],
 )
 def test_an_environment_that_cannot_be_made_is_refused_before_anything_is_written(tmp_path: Path, settings: dict[str, str], message: str):
     with pytest.raises(ConfigError, match=message):
         prepare(resolve(overrides=settings | {"run.dir": str(tmp_path / "run")}), resume=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_tiny_policy_cannot_start_on_questions_that_no_expert_knows(tmp_path: Path):
+    settings = {"env": "search", "search.questions": "mine.jsonl", "run.dir": str(tmp_path / "run")}
+    with pytest.raises(ConfigError, match=r"search\.questions: the tiny policy.*model\.name"):
+        prepare(resolve(overrides=settings), resume=False)
