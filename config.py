@@ -6,10 +6,6 @@ A setting is named `section.name`, in a TOML file (`[section]`, `name = value`) 
 
 from __future__ import annotations
 
-import difflib
-import json
-import math
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -78,6 +74,9 @@ class ModelSection(Section):
     layers: Annotated[int, says("tiny: depth", ge=1)] = 2
     heads: Annotated[int, says("tiny: attention heads, each of 32", ge=1)] = 4
     vocabulary: Annotated[int, says("tiny: size of its tokenizer's vocabulary", ge=300)] = 1024
+    tokens: Annotated[
+        Literal["phrases", "words"], says("tiny: tokens may join words of a prompt, but for names and numbers; or end with each word")
+    ] = "phrases"
 
 
 class WarmStartSection(Section):
@@ -257,6 +256,13 @@ SHORT_NAMES = {
 """What the most used settings are called on the command line, without their section."""
 
 
+ENVIRONMENT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "search": {"model.tokens": "words"},
+    "webshop": {"model.tokens": "words"},
+}
+"""Defaults ({full name: value}) that are others in an environment (docs/learning.md says why)."""
+
+
 def all_settings() -> dict[str, msgspec.inspect.Field]:
     """Every setting by its full name, in the order of this file."""
     fields = {}
@@ -266,50 +272,11 @@ def all_settings() -> dict[str, msgspec.inspect.Field]:
     return fields
 
 
-def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, defaults: dict[str, Any] | None = None) -> Config:
-    """The defaults, then the TOML file, then the overrides ({full or short name: text of the value}).
-
-    `defaults` ({full name: value}) stand in for those of this file.
-
-    Raises ConfigError for anything unknown, ill-typed, out of bounds or inconsistent.
-    """
-    tree: dict[str, dict[str, Any]] = {}
-    if file is not None:
-        tree = _read_toml(file)
-    known = all_settings()
-    for section, values in tree.items():
-        if section not in Config.__struct_fields__:
-            raise ConfigError(f"there is no section [{section}] (in {file}); there are {', '.join(Config.__struct_fields__)}")
-        for name in values:
-            _check_known(f"{section}.{name}", known, f"in {file}")
-    for name, text in (overrides or {}).items():
-        full = SHORT_NAMES.get(name.replace("-", "_"), name.replace("-", "_"))
-        _check_known(full, known, "on the command line")
-        section, key = full.split(".")
-        tree.setdefault(section, {})[key] = _value(full, known[full], text)
-    for full, value in (defaults or {}).items():
-        section, key = full.split(".")
-        tree.setdefault(section, {}).setdefault(key, value)
-    config = from_dict(tree)
-    check_consistency(config)
-    return config
-
-
-def from_dict(tree: dict) -> Config:
-    """A Config from nested dictionaries. Raises ConfigError naming the setting that does not fit."""
-    try:
-        return msgspec.convert(tree, Config)
-    except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$.")
-        name = path.rstrip("`").partition("[")[0]
-        raise ConfigError(f"{name}: {message[:1].lower()}{message[1:]}. {describe(name)}") from None
-
-
 def describe(name: str) -> str:
     """One sentence on the setting `name`, its choices and its default."""
     field = all_settings()[name]
     default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
-    kind = _kind(field)
+    kind = kind_of(field)
     choices = f"one of {', '.join(map(str, kind.values))}; " if isinstance(kind, msgspec.inspect.LiteralType) else ""
     return f"It is: {description(field)} ({choices}default {default!r})."
 
@@ -319,80 +286,6 @@ def description(field: msgspec.inspect.Field) -> str:
     return field.type.extra_json_schema["description"] if isinstance(field.type, msgspec.inspect.Metadata) else ""
 
 
-def check_consistency(config: Config) -> None:
-    """Raises ConfigError when two settings cannot hold together."""
-    if config.sampling.max_tokens >= config.engine.max_model_len:
-        raise ConfigError(
-            f"sampling.max_tokens ({config.sampling.max_tokens}) must be smaller than engine.max_model_len ({config.engine.max_model_len})"
-        )
-    if config.control.min_thinking > config.control.max_thinking:
-        raise ConfigError(
-            f"control.min_thinking ({config.control.min_thinking}) must not exceed control.max_thinking ({config.control.max_thinking})"
-        )
-    if config.model.name != "tiny" and not Path(config.model.name).is_dir():
-        raise ConfigError(
-            f"model.name: {config.model.name!r} is neither 'tiny' nor a directory; give the path of a Hugging Face model directory"
-        )
-
-
-def to_toml(config: Config) -> str:
-    """The configuration as TOML, every setting with its description above it."""
-    lines = []
-    for section in msgspec.inspect.type_info(Config).fields:
-        lines.append(f"[{section.name}]")
-        for field in section.type.fields:
-            value = getattr(getattr(config, section.name), field.name)
-            lines += [f"# {description(field)}", f"{field.name} = {_toml(value)}"]
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _toml(value: Any) -> str:
-    """A value as TOML: JSON but for infinity, characters beyond 16 bits, and DEL."""
-    text = json.dumps(value, ensure_ascii=False)
-    return "inf" if value == math.inf else text.replace("\x7f", "\\u007f")
-
-
-def _read_toml(file: Path) -> dict:
-    try:
-        tree = tomllib.loads(file.read_text())
-    except FileNotFoundError:
-        raise ConfigError(f"--config: there is no file {file}") from None
-    except OSError as error:
-        raise ConfigError(f"--config: {file} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config: {file} is not valid TOML: {error}") from None
-    for section, values in tree.items():
-        if not isinstance(values, dict):
-            raise ConfigError(f"{section!r} in {file} stands outside any section; write it as [section] and name = value")
-    return tree
-
-
-def _check_known(name: str, known: dict, where: str) -> None:
-    if name in known:
-        return
-    near = difflib.get_close_matches(name, [*known, *SHORT_NAMES], n=1, cutoff=0.5)
-    if not near:
-        near = [full for full in known if full.split(".")[1] == name.split(".")[-1]][:1]
-    hint = f"; did you mean {near[0]}?" if near else "; `python run.py --help` lists all settings"
-    raise ConfigError(f"there is no setting {name} ({where}){hint}")
-
-
-def _kind(field: msgspec.inspect.Field) -> msgspec.inspect.Type:
+def kind_of(field: msgspec.inspect.Field) -> msgspec.inspect.Type:
+    """The type of a setting, without its bounds."""
     return field.type.type if isinstance(field.type, msgspec.inspect.Metadata) else field.type
-
-
-def _value(name: str, field: msgspec.inspect.Field, text: str) -> Any:
-    """The text of a command-line value as the setting's type."""
-    kind = _kind(field)
-    if isinstance(kind, msgspec.inspect.ListType):
-        return [part.strip() for part in text.split(",") if part.strip()]
-    if isinstance(kind, msgspec.inspect.StrType | msgspec.inspect.LiteralType):
-        return text
-    try:
-        if isinstance(kind, msgspec.inspect.BoolType):
-            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
-        return int(text) if isinstance(kind, msgspec.inspect.IntType) else float(text)
-    except (ValueError, KeyError):
-        expected = {"BoolType": "true or false", "IntType": "a whole number", "FloatType": "a number"}[type(kind).__name__]
-        raise ConfigError(f"{name}: {text!r} is not {expected}. {describe(name)}") from None

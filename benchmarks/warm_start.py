@@ -15,13 +15,14 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from config import WarmStartSection, resolve
+from config import WarmStartSection
 from learner.batching import Sample
 from learner.demonstrations import TurnTokenizer, demonstrations
 from learner.policy import load_policy
 from learner.tiny import TURN_END, build_tiny
 from learner.warm_start import imitation_step, make_optimizers, token_batches
 from protocol.prompting import load_prompter
+from supervisor.settings import resolve
 
 EPISODES = 200
 WARM_UP = 3

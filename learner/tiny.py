@@ -3,11 +3,12 @@
 The tokenizer is a byte-level BPE, so that every text has tokens and every token sequence has a text. Its splits are chosen
 for what a small policy costs and has to learn:
 
-- a word that is ever followed by a number ("cabinet 1") is a name; names and numbers are tokens of their own, the same ones
-  wherever they stand, so that pointing at a name is copying a token;
-- what stands between names in a *prompt* may merge across words ("; go to", "You arrive at"): prompts are most of the tokens
-  that are trained on;
-- a *response* teaches the tokenizer its words only, one by one: thoughts keep enough tokens for control to act on.
+- what a turn copies from its prompt has the same tokens in both, so that pointing at it is copying tokens. With
+  `model.tokens = "phrases"` that holds for names, which are the words that are ever followed by a number ("cabinet 1"), and for
+  numbers; what stands between them in a prompt may merge across words ("; go to", "You arrive at"), since prompts are most of
+  the tokens that are trained on. With "words" it holds for every word, where agents write words that no demonstration has;
+- a *response* teaches the tokenizer its words only, one by one: thoughts keep enough tokens for control to act on;
+- tags are single tokens, but not special ones: they stay in decoded text.
 """
 
 from __future__ import annotations
@@ -30,9 +31,6 @@ END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 SPECIAL_TOKENS = [END_OF_TEXT, TURN_START, TURN_END]
-TAGS = ["<think>", "</think>", "<action>", "</action>"]
-"""Single tokens, but not special ones: they stay in decoded text."""
-
 ROLES = ["user", "assistant"]
 """Each is a token, with the newline after it: a turn's frame is six tokens."""
 
@@ -43,6 +41,9 @@ CHAT_TEMPLATE = (
 
 HEAD_SIZE = 32
 MAX_POSITIONS = 2048
+_ROLE = rf"(?:{'|'.join(ROLES)})\n"
+_WORDS = "|".join([_ROLE, r" ?\p{L}+", r" ?\p{N}+", r" ?[^\s\p{L}\p{N}]+", r"\s"])
+_TAG = re.compile(r"</?[a-z]+>")
 _WORD = re.compile(r" ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]+|\s")
 
 
@@ -57,7 +58,7 @@ def build_tiny(directory: Path, settings: ModelSection, turns: Iterable[tuple[st
     unfinished = directory.parent / f".{directory.name}-{os.getpid()}"
     unfinished.mkdir()
     try:
-        tokenizer = train_tokenizer(settings.vocabulary, list(turns))
+        tokenizer = train_tokenizer(settings, list(turns))
         save_tokenizer(tokenizer, unfinished)
         model = random_model(settings, tokenizer, seed)
         model.save_pretrained(unfinished)
@@ -69,39 +70,45 @@ def build_tiny(directory: Path, settings: ModelSection, turns: Iterable[tuple[st
         raise
 
 
-def train_tokenizer(vocabulary: int, turns: list[tuple[str, str]]) -> Tokenizer:
-    """A tokenizer of at most `vocabulary` tokens. ValueError if that is too few for the bytes and the special tokens."""
+def train_tokenizer(settings: ModelSection, turns: list[tuple[str, str]]) -> Tokenizer:
+    """A tokenizer of at most `model.vocabulary` tokens. ValueError if that is too few for the bytes, the tags and the special tokens."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    smallest = len(alphabet) + len(SPECIAL_TOKENS) + len(TAGS)
-    if vocabulary < smallest:
-        raise ValueError(f"model.vocabulary ({vocabulary}) must be at least {smallest}: all bytes, and the special tokens")
+    tags = tags_in(turns)
+    smallest = len(alphabet) + len(SPECIAL_TOKENS) + len(tags)
+    if settings.vocabulary < smallest:
+        raise ValueError(f"model.vocabulary ({settings.vocabulary}) must be at least {smallest}: all bytes, tags and special tokens")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_split_pattern(turns)), "isolated"),
+        pre_tokenizers.Split(Regex(_WORDS if settings.tokens == "words" else _names_and_numbers(turns)), "isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary - len(TAGS), special_tokens=SPECIAL_TOKENS, initial_alphabet=sorted(alphabet), show_progress=False
+        vocab_size=settings.vocabulary - len(tags), special_tokens=SPECIAL_TOKENS, initial_alphabet=sorted(alphabet), show_progress=False
     )
     tokenizer.train_from_iterator(_training_pieces(turns), trainer)
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in TAGS])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
     return tokenizer
 
 
-def _split_pattern(turns: list[tuple[str, str]]) -> str:
+def tags_in(turns: list[tuple[str, str]]) -> list[str]:
+    """Every tag once, those of the responses first."""
+    texts = [response for _, response in turns] + [prompt for prompt, _ in turns]
+    return list(dict.fromkeys(tag for text in texts for tag in _TAG.findall(text)))
+
+
+def _names_and_numbers(turns: list[tuple[str, str]]) -> str:
     names = {name for prompt, _ in turns for name in re.findall(r"([A-Za-z]+) \d", prompt)}
     longest_first = sorted(names, key=lambda name: (-len(name), name))
     named = [rf" ?(?:{'|'.join(longest_first)})(?![A-Za-z])"] if names else []
-    return "|".join([rf"(?:{'|'.join(ROLES)})\n", *named, r" ?\d+", r"\n"])
+    return "|".join([_ROLE, *named, r" ?\d+", r"\n"])
 
 
 def _training_pieces(turns: list[tuple[str, str]]) -> Iterator[str]:
-    tags = re.compile("|".join(TAGS))
     for prompt, response in turns:
         yield from (f"{role}\n" for role in ROLES)
-        yield from tags.split(prompt)
-        for piece in tags.split(response):
+        yield from _TAG.split(prompt)
+        for piece in _TAG.split(response):
             yield from _WORD.findall(piece)
 
 

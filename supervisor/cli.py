@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-import config as settings
-from config import Config, ConfigError
+from config import SHORT_NAMES, Config, ConfigError, all_settings, description
+from supervisor import settings
 
 COMMANDS = {
     "train": "train agents (the default command)",
@@ -189,11 +189,9 @@ def print_help(console: Console) -> None:
             ("--resume DIR", "go on with the run in DIR, from its last checkpoint"),
         ],
     )
-    fields = settings.all_settings()
+    fields = all_settings()
     console.print("\n[bold]Short names[/]")
-    _rows(
-        console, [(f"--{short.replace('_', '-')}", _sentence(fields[full]) + f" ({full})") for short, full in settings.SHORT_NAMES.items()]
-    )
+    _rows(console, [(f"--{short.replace('_', '-')}", _sentence(fields[full]) + f" ({full})") for short, full in SHORT_NAMES.items()])
     section = ""
     for name, field in fields.items():
         if name.split(".")[0] != section:
@@ -204,7 +202,7 @@ def print_help(console: Console) -> None:
 
 def _sentence(field: msgspec.inspect.Field) -> str:
     default = field.default if field.default not in ("", []) else None
-    return settings.description(field) + (f" [default {default}]" if default is not None else "")
+    return description(field) + (f" [default {default}]" if default is not None else "")
 
 
 def _rows(console: Console, rows: list[tuple[str, str]]) -> None:

@@ -12,9 +12,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from config import Config, ConfigError, Endpoints, Job, to_toml
+from config import Config, ConfigError, Endpoints, Job
 from envs.base import Environment
 from envs.registry import make_environment
+from supervisor.settings import to_toml
 
 WEIGHTS_PREFIX = "foray-weights-"
 

@@ -22,7 +22,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from config import Endpoints, Job, resolve
+from config import Endpoints, Job
 from controller.engine.client import EngineClient, Generation
 from controller.engine.server import engine_command, wait_ready
 from controller.engine.weights import apply_weights
@@ -30,6 +30,7 @@ from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.codec import decode, encode
 from protocol.lifetime import dying_with_parent
 from protocol.messages import SignalFrame, Steer
+from supervisor.settings import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Config, Endpoints, Job, resolve
+from config import Config, Endpoints, Job
 from protocol.arrays import FLOAT32, INT32, UINT8, pack
 from protocol.messages import Attempt, EpisodeKey, Span, StopReason, Trajectory, Turn
+from supervisor.settings import resolve
 
 TURNS = 10 * [
     (

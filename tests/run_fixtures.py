@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from config import Config, Job, resolve
+from config import Config, Job
 from controller.engine.fake import FakeEngine
 from learner.build import build_policy
 from protocol.codec import decode
 from protocol.messages import Trajectory
 from supervisor.job import choose_endpoints, free_port
+from supervisor.settings import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 
 from actors.episode import EpisodePlayer
+from config import ModelSection
 from envs.base import EnvironmentFailure, Observation, StepResult
 from envs.play import expert_episode
 from envs.registry import make_environment
@@ -28,7 +29,7 @@ def environment():
 @cache
 def tokenizer():
     turns = [turn for i in range(20) for turn in expert_episode(environment(), "train", i, random.Random(i)).turns]
-    return train_tokenizer(600, turns)
+    return train_tokenizer(ModelSection(vocabulary=600), turns)
 
 
 def prompter() -> Prompter:

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import config
-from config import SHORT_NAMES, Config, ConfigError, all_settings, description, resolve, to_toml
+from config import ENVIRONMENT_DEFAULTS, SHORT_NAMES, Config, ConfigError, all_settings, description
+from supervisor.settings import from_dict, resolve, to_toml
 
 SETTINGS = list(all_settings())
 NUMBERS = [
-    name for name, field in all_settings().items() if isinstance(config._kind(field), msgspec.inspect.IntType | msgspec.inspect.FloatType)
+    name for name, field in all_settings().items() if isinstance(config.kind_of(field), msgspec.inspect.IntType | msgspec.inspect.FloatType)
 ]
 
 
@@ -53,6 +54,18 @@ def test_defaults_are_consistent() -> None:
     assert resolve() == Config()
 
 
+@pytest.mark.parametrize(("environment", "full"), [(name, full) for name, others in ENVIRONMENT_DEFAULTS.items() for full in others])
+def test_an_environments_defaults_hold_until_the_setting_is_set(environment: str, full: str, tmp_path: Path) -> None:
+    def value(config: Config) -> object:
+        section, name = full.split(".")
+        return getattr(getattr(config, section), name)
+
+    other = ENVIRONMENT_DEFAULTS[environment][full]
+    set_here = {"env": environment, full: str(value(Config()))}
+    assert value(resolve(None, {"env": environment})) == value(resolve(written(tmp_path, f'env.name = "{environment}"'))) == other
+    assert value(resolve(None, set_here)) == value(Config()) != other
+
+
 def test_defaults_survive_toml(tmp_path: Path) -> None:
     assert resolve(written(tmp_path, to_toml(Config()))) == Config()
 
@@ -65,7 +78,7 @@ def test_defaults_survive_toml(tmp_path: Path) -> None:
 def test_any_value_survives_toml(text: str, number: float, texts: list[str]) -> None:
     run = config.RunSection(dir=text, minutes=number)
     settings = Config(run=run, alfworld=config.AlfWorldSection(task_types=texts))
-    assert config.from_dict(tomllib.loads(to_toml(settings))) == settings
+    assert from_dict(tomllib.loads(to_toml(settings))) == settings
 
 
 def test_toml_describes_every_setting() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from example_environment import install_example
 from run_fixtures import SMALL, Run, running
 
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
@@ -46,3 +47,19 @@ async def test_a_run_on_real_vllm_holds_the_invariants_of_control_and_parity(tmp
     for turn in turns:
         assert np.isfinite(unpack(turn.kept.log_probs, FLOAT32)[unpack(turn.kept.mask, UINT8) > 0]).all()
     assert run.left_over() == []
+
+
+async def test_reward_rises_in_the_example_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Numbers to guess, by a policy that was shown to waste most of its few turns: nothing but reward tells it not to. The engine
+    computes in bfloat16, so that this run shows, too, how far its log-probs are from the learner's."""
+    environment = install_example(tmp_path / "installed")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    run = await run_to_the_end(
+        tmp_path / "run", env=environment, run__updates="12", run__cache_dir=str(tmp_path / "cache"), warm_start__episodes="1500",
+        warm_start__dawdling="0.6", warm_start__slips="0", sampling__max_tokens="32", actor__count="16", learner__groups="8",
+        learner__group_size="8", learner__learning_rate="2e-4", eval__episodes="128", engine__dtype="bfloat16",
+    )  # fmt: skip
+    before, after = (m["reward"] for m in run.metrics() if m["kind"] == "evaluation")
+    assert after > before + 3.0, f"mean reward on held-out tasks, where 10 is the most: {before} before, {after} after"
+    first = run.updates()[0]
+    assert first["token_age_max"] == 0 and first["mismatch_age0"] < 0.01, "engine and learner disagree before any update"

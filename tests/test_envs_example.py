@@ -1,31 +1,25 @@
 """The environment that docs/environments.md walks through works as it stands there."""
 
 import random
-import re
 import sys
-from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from example_environment import install_example
 
-from config import resolve
-from envs import registry
 from envs.play import expert_episode
-
-DOCUMENT = (Path(__file__).parent.parent / "docs" / "environments.md").read_text()
+from envs.registry import make_environment
+from supervisor.settings import resolve
 
 
 @pytest.fixture
 def bisection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Installed by the entry point of the document, and made with the settings of a run."""
-    code = re.search(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)[1]
-    name, value = re.search(r'```toml\n.*\n(\w+) = "(.*)"', DOCUMENT).groups()
-    (tmp_path / "bisect_game.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
+    name = install_example(tmp_path / "installed")
+    monkeypatch.syspath_prepend(tmp_path / "installed")
     monkeypatch.delitem(sys.modules, "bisect_game", raising=False)
-    monkeypatch.setattr(registry, "entry_points", lambda **_: [EntryPoint(name, value, registry.ENTRY_POINT_GROUP)])
-    config = resolve(overrides={"env": "bisection", "env.history": "3"})
-    return registry.make_environment(config.env.name, **config.environment_settings())
+    config = resolve(overrides={"env": name, "env.history": "3"})
+    return make_environment(config.env.name, **config.environment_settings())
 
 
 def test_its_expert_wins_within_its_turns(bisection):

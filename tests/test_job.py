@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from config import ConfigError, resolve
+from config import ConfigError
 from supervisor.job import prepare, weights_dir
+from supervisor.settings import resolve
 
 
 def test_weights_of_a_killed_supervisor_are_removed_and_those_of_a_living_one_are_not(tmp_path: Path):

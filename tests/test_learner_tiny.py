@@ -9,7 +9,7 @@ from learner_fixtures import TURNS, small_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.policy import load_policy, load_tokenizer
-from learner.tiny import TAGS, build_tiny, random_model, train_tokenizer
+from learner.tiny import build_tiny, random_model, tags_in, train_tokenizer
 from protocol.prompting import Prompter
 
 MODEL = small_config().model
@@ -24,7 +24,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(MODEL.vocabulary, TURNS)
+    return train_tokenizer(MODEL, TURNS)
 
 
 @given(st.text())
@@ -37,7 +37,7 @@ def test_any_text_survives_its_tokens(tokenizer, text):
 def test_tags_are_single_tokens_and_stay_in_the_text(tokenizer):
     response = TURNS[0][1]
     encoding = tokenizer.encode(response)
-    assert [encoding.tokens.count(tag) for tag in TAGS] == [1, 1, 1, 1]
+    assert [encoding.tokens.count(tag) for tag in ("<think>", "</think>", "<action>", "</action>")] == [1, 1, 1, 1]
     assert tokenizer.decode(encoding.ids, skip_special_tokens=True) == response
 
 
@@ -48,9 +48,29 @@ def test_names_and_numbers_are_the_same_tokens_wherever_they_stand(tokenizer):
         assert ids[ids.index(name) + 1] == number
 
 
+def test_tags_are_those_of_the_demonstrations():
+    assert tags_in([("<information>\nDoc 1: <b>\n</information>", "<think>why</think>\n<search> x </search>")]) == [
+        "<think>", "</think>", "<search>", "</search>", "<information>", "<b>", "</information>"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["Bhutan", "São Tomé and Príncipe", "Bab el Mandeb 12", "Côte d'Ivoire"])
+def test_words_that_no_demonstration_has_are_the_same_tokens_wherever_they_stand(name):
+    tokenizer = train_tokenizer(msgspec.structs.replace(MODEL, tokens="words"), TURNS)
+    copied = tokenizer.encode(f" {name}").ids
+    for text in (
+        f"The capital of {name} is Thimphu.",
+        f"is it in {name}?",
+        f"<search> {name} </search>",
+        f"<search> capital of {name} </search>",
+    ):
+        ids = tokenizer.encode(text).ids
+        assert any(ids[start : start + len(copied)] == copied for start in range(len(ids)))
+
+
 def test_vocabulary_too_small_for_all_bytes_is_refused():
     with pytest.raises(ValueError, match=r"model\.vocabulary"):
-        train_tokenizer(200, TURNS)
+        train_tokenizer(msgspec.structs.replace(MODEL, vocabulary=200), TURNS)
 
 
 def test_special_tokens_are_not_shown(tokenizer):

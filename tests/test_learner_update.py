@@ -20,7 +20,7 @@ VOCABULARY = 300
 @pytest.fixture(scope="module")
 def model():
     torch.set_num_threads(1)
-    return random_model(CONFIG.model, train_tokenizer(CONFIG.model.vocabulary, TURNS), seed=0)
+    return random_model(CONFIG.model, train_tokenizer(CONFIG.model, TURNS), seed=0)
 
 
 def updater(model, temperature=1.0, seed=0, **settings) -> Updater:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from learner_fixtures import TURNS, job_in, small_config
 
+from config import ModelSection
 from learner import training, warm_start
 from learner.batching import Sample
 from learner.build import build_policy
@@ -37,7 +38,7 @@ def test_batches_cover_the_epochs_asked_for(epochs, turns):
 
 
 def test_a_sample_is_the_chat_with_one_answer():
-    tokenizer = train_tokenizer(400, TURNS)
+    tokenizer = train_tokenizer(ModelSection(vocabulary=400), TURNS)
     prompt, response = TURNS[0]
     (sample,) = TurnTokenizer(Prompter(tokenizer.to_str().encode(), CHAT_TEMPLATE), TURN_END).samples([(prompt, response)])
     assert tokenizer.decode(sample.prompt, skip_special_tokens=False) == f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
