@@ -34,14 +34,19 @@ class RunSection(Section):
 
 
 class EnvSection(Section):
-    name: Annotated[str, says("Environment: alfworld, webshop, search, or one registered by entry point")] = "alfworld"
+    name: Annotated[str, says("Environment: alfworld, webshop, search, textarena, gymnasium, or one registered by entry point")] = (
+        "alfworld"
+    )
     max_turns: Annotated[
-        int, says("Turns an episode may take; 0: as the environment has it (ALFWorld: small 20, real 50; webshop: 15; search: 4)", ge=0)
+        int,
+        says(
+            "Turns an episode may take; 0: as the environment has it (ALFWorld: small 20, real 50; webshop: 15; search: 4; others 30)", ge=0
+        ),
     ] = 0
     history: Annotated[
         int,
         says(
-            "Past (action, observation) pairs in the prompt; -1: as the environment has it (ALFWorld: 1, webshop: 2, search: 4)",
+            "Past (action, observation) pairs in the prompt; -1: as the environment has it (ALFWorld: 1, webshop: 2, others 4)",
             ge=-1,
             le=50,
         ),
@@ -66,6 +71,17 @@ class SearchSection(Section):
     corpus: Annotated[str, says("JSONL file of passages to search; empty: those that come with the project")] = ""
     url: Annotated[str, says("A Search-R1 retrieval server to ask, http://HOST:PORT/retrieve; empty: search in each actor")] = ""
     topk: Annotated[int, says("Passages a search returns", ge=1)] = 3
+
+
+class TextArenaSection(Section):
+    game: Annotated[str, says("A game for one player, by its name in TextArena")] = "GuessTheNumber-v0"
+
+
+class GymnasiumSection(Section):
+    id: Annotated[str, says("A registered environment")] = "FrozenLake-v1"
+    arguments: Annotated[list[str], says("name=value for its constructor, values as in JSON")] = []
+    actions: Annotated[list[str], says("Names of its actions, in order; empty: those we know, or numbers")] = []
+    task: Annotated[str, says("What the agent is told to do; empty: what we know of the game")] = ""
 
 
 class ModelSection(Section):
@@ -190,6 +206,8 @@ class Config(Section):
     alfworld: AlfWorldSection = AlfWorldSection()
     webshop: WebShopSection = WebShopSection()
     search: SearchSection = SearchSection()
+    textarena: TextArenaSection = TextArenaSection()
+    gymnasium: GymnasiumSection = GymnasiumSection()
     model: ModelSection = ModelSection()
     warm_start: WarmStartSection = WarmStartSection()
     engine: EngineSection = EngineSection()
@@ -202,7 +220,7 @@ class Config(Section):
 
     def environment_settings(self) -> dict[str, Any]:
         """Keyword arguments for the factory of `env.name`: its own section's, and those of [env] that are set."""
-        own = {"alfworld": self.alfworld, "webshop": self.webshop, "search": self.search}.get(self.env.name)
+        own = getattr(self, self.env.name) if self.env.name in ENVIRONMENTS else None
         settings = msgspec.structs.asdict(own) if own else {}
         if self.env.max_turns:
             settings["max_turns"] = self.env.max_turns
@@ -254,6 +272,10 @@ SHORT_NAMES = {
     "run_dir": "run.dir",
 }
 """What the most used settings are called on the command line, without their section."""
+
+
+ENVIRONMENTS = ("alfworld", "webshop", "search", "textarena", "gymnasium")
+"""Those with a section of their name."""
 
 
 ENVIRONMENT_DEFAULTS: dict[str, dict[str, Any]] = {

@@ -115,5 +115,5 @@ class Environment(Protocol):
         ...
 
     def expert(self, episode: Episode, rng: random.Random) -> Expert:
-        """A demonstrator for `episode`; `rng` varies its wording and little else."""
+        """A demonstrator for `episode`; `rng` varies its wording and little else. ValueError if nobody can demonstrate it."""
         ...

@@ -17,7 +17,9 @@ ENTRY_POINT_GROUP = "foray.environments"
 # Named, not imported: an actor loads only the environment it plays.
 _BUILT_IN = {
     "alfworld": "envs.alfworld.environment:AlfWorld",
+    "gymnasium": "envs.games.gymnasium:Gymnasium",
     "search": "envs.search.environment:Search",
+    "textarena": "envs.games.textarena:TextArena",
     "webshop": "envs.webshop.environment:WebShop",
 }
 

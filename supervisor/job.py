@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import random
 import shutil
 import socket
 import tempfile
@@ -28,8 +29,7 @@ def prepare(config: Config, resume: bool) -> Job:
     """A job in its run directory, which is created here. Raises ConfigError when it cannot be run as configured."""
     run_dir = Path(config.run.dir) if config.run.dir else default_run_dir()
     check_run_dir(run_dir, resume)
-    check_model(config)
-    configured_environment(config)
+    check_model(config, configured_environment(config))
     endpoints = choose_endpoints(config)
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     job = Job(
@@ -99,13 +99,15 @@ def configured_environment(config: Config) -> Environment:
         raise ConfigError(str(error)) from None
 
 
-def check_model(config: Config) -> None:
+def check_model(config: Config, environment: Environment) -> None:
+    """Raises ConfigError for a directory without a model, or a tiny policy that nobody can demonstrate anything to."""
     if config.model.name == "tiny":
-        if config.env.name == "search" and config.search.questions:
+        try:
+            environment.expert(environment.start("train", 0), random.Random(0))
+        except ValueError as error:
             raise ConfigError(
-                "search.questions: the tiny policy learns from an expert, which knows only the questions that come with the project; "
-                "give model.name the directory of a model that can search, or leave search.questions out"
-            )
+                f"{error}; the tiny policy learns from an expert: give model.name the directory of a model that needs none"
+            ) from None
         return
     missing = [name for name in ("config.json", "tokenizer.json") if not (Path(config.model.name) / name).is_file()]
     if missing:

@@ -36,6 +36,14 @@ def test_an_environment_that_cannot_be_made_is_refused_before_anything_is_writte
 
 
 def test_the_tiny_policy_cannot_start_on_questions_that_no_expert_knows(tmp_path: Path):
-    settings = {"env": "search", "search.questions": "mine.jsonl", "run.dir": str(tmp_path / "run")}
-    with pytest.raises(ConfigError, match=r"search\.questions: the tiny policy.*model\.name"):
+    questions = tmp_path / "mine.jsonl"
+    questions.write_text("".join(f'{{"question": "Who is number {i}?", "answers": ["Nobody"]}}\n' for i in range(100)))
+    settings = {"env": "search", "search.questions": str(questions), "run.dir": str(tmp_path / "run")}
+    with pytest.raises(ConfigError, match=r"search\.questions; the tiny policy.*model\.name"):
         prepare(resolve(overrides=settings), resume=False)
+
+
+@pytest.mark.parametrize("environment", ["textarena", "gymnasium"])
+def test_the_tiny_policy_cannot_start_where_there_is_no_expert(tmp_path: Path, environment: str):
+    with pytest.raises(ConfigError, match=rf"{environment} has no expert; the tiny policy.*model\.name"):
+        prepare(resolve(overrides={"env": environment, "run.dir": str(tmp_path / "run")}), resume=False)

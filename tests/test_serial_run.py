@@ -13,7 +13,7 @@ import pytest
 import torch
 import zmq.asyncio
 from rich.console import Console
-from run_fixtures import job_in, small_config, trajectories_of
+from run_fixtures import job_in, small_config, small_policy, trajectories_of  # noqa: F401
 from safetensors.torch import load_file
 
 import controller.main
@@ -40,7 +40,8 @@ from telemetry.fields import undocumented
 
 def serial_run(directory: Path, **overrides: str) -> tuple[dict, list[Trajectory], list[dict]]:
     """Run it; (summary, what was logged, metrics)."""
-    job = job_in(directory, small_config(**overrides))
+    config = small_config(**overrides)
+    job = job_in(directory, config, None if config.model.name == "tiny" else Path(config.model.name))
     summary = asyncio.run(train_serially(job, Console(quiet=True)))
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return summary, trajectories_of(directory), metrics
@@ -177,6 +178,14 @@ def test_other_environments_are_played_through_the_same_loop(tmp_path: Path, env
     assert summary["ended"] == "finished" and score in summary["scores"]
     assert trained(trajectories) and all(score in t.scores for t in trained(trajectories))
     assert undocumented([name for line in metrics for name in line if name != "kind"]) == []
+
+
+@pytest.mark.parametrize(("environment", "score"), [("textarena", "reward"), ("gymnasium", "return")])
+def test_games_without_an_expert_are_played_by_a_model_of_ones_own(tmp_path: Path, small_policy: Path, environment: str, score: str):  # noqa: F811
+    settings = {"env__name": environment, "env__max_turns": "4", "model__name": str(small_policy), "run__updates": "1"}
+    summary, trajectories, _ = serial_run(tmp_path / "run", **settings)
+    assert summary["ended"] == "finished" and score in summary["scores"]
+    assert trained(trajectories)
 
 
 def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):

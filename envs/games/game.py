@@ -1,0 +1,76 @@
+"""What the adapters share. A task is a seed; the games have no expert, and no split of their own."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from typing import NoReturn
+
+from envs.base import Episode, ParsedAction, Split
+from envs.response import format_think_action, parse_think_action
+from envs.view import View
+
+SIZES: dict[Split, int] = {"train": 100_000, "held_out": 1_000}
+_FIRST_SEED: dict[Split, int] = {"train": 0, "held_out": SIZES["train"]}
+
+MAX_TURNS = 30
+HISTORY = 4
+
+_FORMAT = "Answer with <think>your reasoning</think><action>{what}</action>"
+
+# An agent can say anything; keep it from breaking the layout.
+_LONGEST_ACTION = 120
+
+
+class GameEnvironment(ABC):
+    """Settings: `max_turns` (0: 30), `history`, past turns in the prompt. An adapter adds its own, and `start_with`."""
+
+    name: str
+
+    def __init__(self, max_turns: int = 0, history: int = HISTORY) -> None:
+        self.max_turns = max_turns or MAX_TURNS
+        self._history = history
+
+    @abstractmethod
+    def start_with(self, seed: int) -> Episode:
+        """The game that this seed makes."""
+
+    def size(self, split: Split) -> int:
+        """Number of seeds."""
+        return SIZES[split]
+
+    def start(self, split: Split, index: int) -> Episode:
+        """Open the game of seed `index` of a split."""
+        if not 0 <= index < SIZES[split]:
+            raise IndexError(f"{split} has tasks 0 to {SIZES[split] - 1}, not {index}")
+        return self.start_with(_FIRST_SEED[split] + index)
+
+    def view(self, episode: Episode) -> View:
+        """A fresh view, without a memory."""
+        return View(episode.task, episode.observation, history=self._history)
+
+    def prompt(self, view: View) -> str:
+        """The rules, the past turns, what is shown now, what can be done if that is known, and the format."""
+        lines = [view.task]
+        for turn, text, action in view.past:
+            lines += [text] if text else []
+            lines.append(f"Step {turn}: {' '.join(action.split())[:_LONGEST_ACTION]}")
+        lines += [view.observation.text] if view.observation.text else []
+        admissible = view.observation.admissible
+        if admissible:
+            lines.append("Actions: " + "; ".join(admissible))
+        lines.append(f"Step {view.step}: " + _FORMAT.format(what="one of the actions" if admissible else "your action"))
+        return "\n".join(lines)
+
+    def parse(self, response: str, admissible: tuple[str, ...]) -> ParsedAction:
+        """See `envs.response`; letters keep their case, which means something in some games."""
+        parsed = parse_think_action(response, admissible or None, keep_case=True)
+        return ParsedAction(parsed.action, parsed.valid and parsed.action != "")
+
+    def respond(self, thought: str, action: str) -> str:
+        """See `envs.response`."""
+        return format_think_action(thought, action)
+
+    def expert(self, episode: Episode, rng: random.Random) -> NoReturn:
+        """There is none: ValueError."""
+        raise ValueError(f"env.name: {self.name} has no expert")

@@ -1,0 +1,141 @@
+"""Gymnasium's text games, and others registered there, as an `Environment`: `--env gymnasium --gymnasium.id FrozenLake-v1`.
+
+A game speaks text if its observations are text, or if it draws itself as text (`render_mode="ansi"`); of others, the observation is
+written out. An action is a text, or one of a few: those of Gymnasium's own text games have names here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from envs.base import Observation, StepResult
+from envs.games.game import HISTORY, GameEnvironment
+
+try:
+    import gymnasium
+    from gymnasium import spaces
+except ImportError as error:
+    raise ValueError(f"env.name: gymnasium needs a package that is not installed ({error}): pip install -e '.[games]'") from None
+
+ID = "FrozenLake-v1"
+
+_KNOWN = {
+    "FrozenLake": (
+        ("left", "down", "right", "up"),
+        "Walk over a frozen lake from S to G; H is a hole, F is ice. Where you are stands in brackets.",
+    ),
+    "CliffWalking": (
+        ("up", "right", "down", "left"),
+        "Walk from the lower left corner to T without stepping on the cliff, C. You are at x.",
+    ),
+    "Blackjack": (
+        ("stick", "hit"),
+        "Come closer to 21 than the dealer, not beyond. Shown are your sum, the dealer's card, and whether you have a usable ace.",
+    ),
+}
+"""Name without version -> (actions by number, what the agent is told)."""
+
+_MARKED = re.compile(r"\x1b\[[\d;]*m(.*?)\x1b\[0m")
+
+
+class GymnasiumEpisode:
+    """One game being played. See `envs.base.Episode`. It is a success if it ends, not for want of time, with a positive reward."""
+
+    def __init__(self, env: gymnasium.Env, seed: int, task: str, actions: Sequence[str], max_turns: int) -> None:
+        self._env = env
+        self._actions = tuple(actions)
+        self._turns_left = max_turns
+        self._done = False
+        self.task = task
+        self.task_type = env.spec.id
+        observation, _ = env.reset(seed=seed)
+        self.observation = self._observe(observation)
+        self.scores = {"return": 0.0}
+
+    def step(self, action: str) -> StepResult:
+        """Execute an action; one that there is not uses a turn, and changes nothing."""
+        if self._done:
+            raise RuntimeError("the episode is over: start another one")
+        reward, won, over = 0.0, False, False
+        if not self._actions or action in self._actions:
+            chosen = int(self._env.action_space.start) + self._actions.index(action) if self._actions else action
+            observation, reward, terminated, truncated, _ = self._env.step(chosen)
+            reward = float(reward)
+            self.observation = self._observe(observation)
+            over, won = terminated or truncated, bool(terminated and reward > 0)
+        self._turns_left -= 1
+        self._done = over or self._turns_left == 0
+        self.scores = {"return": self.scores["return"] + reward}
+        if self._done:
+            self._env.close()
+        return StepResult(self.observation, reward, self._done, won)
+
+    def anchor(self) -> str:
+        """What is shown now."""
+        return self.observation.text
+
+    def _observe(self, observation: Any) -> Observation:
+        if not isinstance(observation, str) and self._env.render_mode == "ansi":
+            # Where the player is, is shown by a colour.
+            observation = _MARKED.sub(r"[\1]", self._env.render())
+        return Observation(str(observation).strip(), self._actions)
+
+
+class Gymnasium(GameEnvironment):
+    """Settings: `id`, a registered environment; `arguments`, name=value for its constructor (values as in JSON); `actions`, names of
+    its actions in order; `task`, what the agent is told; `max_turns`; `history`.
+    """
+
+    name = "gymnasium"
+
+    def __init__(
+        self,
+        id: str = ID,
+        arguments: Sequence[str] = (),
+        actions: Sequence[str] = (),
+        task: str = "",
+        max_turns: int = 0,
+        history: int = HISTORY,
+    ) -> None:
+        super().__init__(max_turns, history)
+        self._id = id
+        self._arguments = dict(_argument(text) for text in arguments)
+        try:
+            env = gymnasium.make(id, **self._arguments)
+        except Exception as error:  # unknown, or whatever its constructor raises
+            raise ValueError(f"gymnasium.id: {id} cannot be made: {error}") from None
+        if "ansi" in env.metadata.get("render_modes", []):
+            self._arguments["render_mode"] = "ansi"
+        known_actions, known_task = _KNOWN.get(id.partition("-v")[0], ((), ""))
+        self._task = task or known_task or f"Play {id}."
+        self._actions = name_actions(id, env.action_space, tuple(actions) or known_actions)
+        env.close()
+
+    def start_with(self, seed: int) -> GymnasiumEpisode:
+        """See `GameEnvironment`."""
+        return GymnasiumEpisode(gymnasium.make(self._id, **self._arguments), seed, self._task, self._actions, self.max_turns)
+
+
+def name_actions(id: str, space: spaces.Space, names: tuple[str, ...]) -> tuple[str, ...]:
+    """A name for each action, its number without `names`; none if any text is an action. ValueError for too few or too many names."""
+    if isinstance(space, spaces.Text):
+        return ()
+    if not isinstance(space, spaces.Discrete):
+        raise ValueError(f"gymnasium.id: an action of {id} is neither a text nor one of a few, but {space}")
+    names = names or tuple(str(number) for number in range(space.n))
+    if len(names) != space.n:
+        raise ValueError(f"gymnasium.actions: {id} has {space.n} actions, and {len(names)} are named")
+    return names
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"gymnasium.arguments: {text!r} is not of the form name=value")
+    try:
+        return name.strip(), json.loads(value)
+    except json.JSONDecodeError:
+        return name.strip(), value

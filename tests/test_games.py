@@ -1,0 +1,193 @@
+"""Games of other libraries behind our interface: TextArena's and Gymnasium's, one of each played to its end."""
+
+from __future__ import annotations
+
+import random
+import re
+import string
+
+import gymnasium
+import pytest
+from gymnasium import spaces
+
+from envs.base import Environment
+from envs.games.gymnasium import Gymnasium
+from envs.games.textarena import TextArena
+from envs.registry import make_environment
+
+
+def played(environment: Environment, index: int, actions: list[str]) -> list[tuple[str, float, bool, bool]]:
+    """(text, reward, done, success) of each step, until the game is over or the actions are."""
+    episode, steps = environment.start("train", index), []
+    for action in actions:
+        result = episode.step(action)
+        steps.append((result.observation.text, result.reward, result.done, result.success))
+        if result.done:
+            break
+    return steps
+
+
+# --- both
+
+
+@pytest.fixture(params=["textarena", "gymnasium"])
+def environment(request) -> Environment:
+    return make_environment(request.param)
+
+
+def test_the_splits_have_different_seeds_and_the_same_task_is_the_same_game(environment):
+    seeds = []
+    environment.start_with = seeds.append
+    for split in ("train", "held_out"):
+        for index in (0, environment.size(split) - 1):
+            environment.start(split, index)
+    assert len(set(seeds)) == 4
+    with pytest.raises(IndexError, match="held_out has tasks 0 to 999, not 1000"):
+        environment.start("held_out", 1000)
+
+
+def test_an_episode_ends_when_its_turns_are_used_up_and_is_over_then(environment):
+    short = type(environment)(max_turns=2)
+    episode = short.start("train", 0)
+    assert [episode.step("nonsense").done, short.start("train", 0).step("nonsense").done] == [False, False]
+    last = episode.step("left")
+    assert last.done and not last.success and last.reward == 0
+    with pytest.raises(RuntimeError, match="over"):
+        episode.step("left")
+
+
+def test_the_prompt_has_the_rules_the_past_and_what_can_be_done():
+    lake = Gymnasium(arguments=["is_slippery=false"])
+    episode = lake.start("train", 0)
+    view = lake.view(episode)
+    view.record("right", episode.step("right").observation)
+    assert lake.prompt(view).splitlines() == [
+        episode.task,
+        "[S]FFF", "FHFH", "FFFH", "HFFG", "Step 1: right",
+        "(Right)", "S[F]FF", "FHFH", "FFFH", "HFFG",
+        "Actions: left; down; right; up",
+        "Step 2: Answer with <think>your reasoning</think><action>one of the actions</action>",
+    ]  # fmt: skip
+
+
+def test_actions_keep_their_case_and_are_valid_if_there_is_one(environment):
+    said = environment.parse("<think>I move.</think> <action> B2 up </action>", ())
+    assert (said.action, said.valid) == ("B2 up", True)
+    assert not environment.parse("<think>I move.</think><action></action>", ()).valid
+    assert not environment.parse("<think>I move.</think><action>jump</action>", ("left", "right")).valid
+    assert environment.parse(environment.respond("I move.", "left"), ("left", "right")).valid
+
+
+# --- TextArena
+
+
+def test_a_number_is_guessed_by_what_textarena_says():
+    environment = TextArena("GuessTheNumber-v0")
+    episode = environment.start("held_out", 3)
+    assert "between 1 and 20" in episode.task and episode.observation.text == ""
+    low, high, result = 1, 20, None
+    while result is None or not result.done:
+        result = episode.step(str((low + high) // 2))
+        if result.observation.text == "The target number is lower.":
+            high = (low + high) // 2 - 1
+        if result.observation.text == "The target number is higher.":
+            low = (low + high) // 2 + 1
+    assert result.success and result.reward == 1 and episode.scores == {"reward": 1.0}
+    assert "guessed the correct number" in result.observation.text
+
+
+def test_a_game_lost_has_the_reward_that_the_game_gives():
+    result = played(TextArena("GuessTheNumber-v0"), 0, ["1", "1", "1"])[-1]
+    assert result[2] and not result[3] and 0 < result[1] < 1
+
+
+def test_games_are_the_same_whatever_else_draws_random_numbers_beside_them():
+    environment = TextArena("2048-v0")
+    moves = ["left", "up", "right", "down"] * 5
+    alone = played(environment, 7, moves)
+    first, other = environment.start("train", 7), environment.start("train", 8)
+    beside = []
+    for move in moves:
+        random.random()
+        other.step(move)
+        result = first.step(move)
+        beside.append((result.observation.text, result.reward, result.done, result.success))
+    assert beside == alone != played(environment, 8, moves)
+
+
+def test_the_random_state_of_the_process_is_left_alone():
+    before = random.getstate()
+    played(TextArena("2048-v0"), 0, ["left", "up"])
+    assert random.getstate() == before
+
+
+@pytest.mark.parametrize(("game", "message"), [("Goh-v0", "has no game 'Goh-v0'"), ("Chess-v0", "Chess-v0 cannot be played here")])
+def test_a_game_that_cannot_be_played_alone_is_refused(game: str, message: str):
+    with pytest.raises(ValueError, match=rf"textarena\.game: .*{message}|textarena\.game: {message}"):
+        TextArena(game)
+
+
+# --- Gymnasium
+
+
+def test_a_frozen_lake_is_crossed():
+    steps = played(Gymnasium(arguments=["is_slippery=false"]), 0, ["down", "down", "right", "right", "down", "right"])
+    assert steps[0][0] == "(Down)\nSFFF\n[F]HFH\nFFFH\nHFFG"
+    assert [step[1:] for step in steps] == 5 * [(0.0, False, False)] + [(1.0, True, True)]
+
+
+def test_falling_through_the_ice_ends_the_game_without_success():
+    assert played(Gymnasium(arguments=["is_slippery=false"]), 0, ["down", "right"])[-1][1:] == (0.0, True, False)
+
+
+def test_an_action_that_there_is_not_uses_a_turn_and_changes_nothing():
+    episode = Gymnasium(max_turns=2).start("train", 0)
+    before = episode.observation
+    assert episode.step("fly").observation == before
+    assert episode.step("fly").done
+
+
+def test_the_same_seed_slips_alike():
+    assert played(Gymnasium(), 5, ["down"] * 4) == played(Gymnasium(), 5, ["down"] * 4)
+
+
+def test_what_does_not_draw_itself_is_written_out():
+    environment = Gymnasium("Blackjack-v1")
+    episode = environment.start("train", 0)
+    assert re.fullmatch(r"\(.*\d+.*, .*\d+.*, .*\d.*\)", episode.observation.text) and episode.observation.admissible == ("stick", "hit")
+    assert episode.step("stick").done
+
+
+class Echo(gymnasium.Env):
+    """Says back what it is told; "please" wins."""
+
+    observation_space = spaces.Text(20, charset=string.printable)
+    action_space = spaces.Text(20, charset=string.printable)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return "Say something.", {}
+
+    def step(self, action):
+        return action, float(action == "please"), action == "please", False, {}
+
+
+def test_games_that_read_and_write_text_are_played_as_they_are():
+    gymnasium.register("Echo-v0", Echo)
+    steps = played(Gymnasium("Echo-v0", task="Say the magic word."), 0, ["now", "please"])
+    assert steps == [("now", 0.0, False, False), ("please", 1.0, True, True)]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"id": "NoSuchGame-v0"}, r"gymnasium\.id: NoSuchGame-v0 cannot be made"),
+        ({"id": "Pendulum-v1"}, r"gymnasium\.id: an action of Pendulum-v1 is neither"),
+        ({"arguments": ["slippery"]}, r"gymnasium\.arguments: 'slippery' is not of the form"),
+        ({"arguments": ["colour=red"]}, r"gymnasium\.id: FrozenLake-v1 cannot be made.*colour"),
+        ({"actions": ["left", "right"]}, r"gymnasium\.actions: FrozenLake-v1 has 4 actions, and 2"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_by_name(settings: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        Gymnasium(**settings)
