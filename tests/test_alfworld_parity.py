@@ -6,8 +6,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from alfworld_fixtures import real_games  # noqa: F401
 
-from envs.alfworld import extract, reference
+from envs.alfworld import extract, files, reference
 from envs.alfworld.engine import Engine
 from envs.alfworld.environment import AlfWorld
 from envs.alfworld.game import TASK_TYPES, Game, Goal, Item, Receptacle
@@ -53,9 +54,9 @@ def odd_game() -> Game:
     return Game("put a cool mug in microwave", goal, places, items, "there", facts.contains)
 
 
-def assert_alike(game: Game, commands: list[str], steps: int, rng: random.Random) -> None:
-    """First `commands`, then wandering, `steps` in all."""
-    original, ours = reference.Original(game), Engine(game)
+def assert_alike(game: Game, commands: list[str], steps: int, rng: random.Random, problem: str = "") -> None:
+    """First `commands`, then wandering, `steps` in all. `problem`: of a game that was read from a file."""
+    original, ours = reference.Original(game, problem), Engine(game)
     assert ours.opening() == original.text
     for number in range(steps):
         assert ours.admissible() == original.admissible
@@ -109,3 +110,12 @@ def test_wandering_in_an_odd_game_is_the_same(seed):
 def test_the_shipped_layouts_are_what_alfworld_has():
     installed = Path(find_spec("alfworld").origin).parent.parent
     assert json.loads(extract.OUTPUT.read_text()) == json.loads(json.dumps(extract.facts(extract.reader(installed))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(200))
+def test_wandering_in_a_real_game_is_the_same(real_games, index):  # noqa: F811
+    """5,000 steps in all, ten minutes of TextWorld's time."""
+    trial = real_games[index]
+    problem = json.loads((trial / files.GAME_FILE).read_text())["pddl_problem"]
+    assert_alike(files.read_game(trial), [], 25, random.Random(index), problem)

@@ -1,12 +1,15 @@
-"""ALFWorld as an `Environment`: generated games, TextWorld's answers, a prompt with a memory, and an expert."""
+"""ALFWorld as an `Environment`: generated games or ALFWorld's own, TextWorld's answers, a prompt with a memory, and an expert."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
 
 from envs.alfworld.engine import Engine
 from envs.alfworld.expert import AlfWorldExpert
+from envs.alfworld.files import find_games, read_game
 from envs.alfworld.game import TASK_TYPES, Game, TaskType
 from envs.alfworld.generate import SceneSize, generate
 from envs.alfworld.memory import Transcript
@@ -15,6 +18,8 @@ from envs.alfworld.scenes import load_facts
 from envs.base import Episode, Observation, ParsedAction, Split, StepResult
 from envs.response import format_think_action, parse_think_action
 from envs.view import View
+
+HeldOut = Literal["valid_unseen", "valid_seen"]
 
 REWARD = 10.0
 MAX_TURNS: dict[SceneSize, int] = {"small": 20, "real": 50}
@@ -53,11 +58,13 @@ class AlfWorldEpisode:
 
 
 class AlfWorld:
-    """Settings: `scene_size` small (6 receptacles, 20 turns) or real (whole rooms, 50 turns); `max_turns` other than these;
-    `task_types` to play (none named: all six, in equal parts); `history`, past turns in the prompt; `memory`, what the prompt
-    recalls beyond them: nothing, or what was seen where, and where nobody looked yet.
+    """Settings: `data`, a directory with ALFWorld's own games (`json_2.1.1`, or what ALFWORLD_DATA points at), of which `held_out`,
+    valid_unseen or valid_seen, is held out; without it, games are generated, with `scene_size` small (6 receptacles, 20 turns) or real
+    (whole rooms; 50 turns, as in ALFWorld's own); `max_turns` other than these; `task_types` to play (none named: all six, in equal
+    parts if they are generated); `history`, past turns in the prompt; `memory`, what the prompt recalls beyond them: nothing, or what
+    was seen where, and where nobody looked yet.
 
-    Rooms of the split `train` never occur in `held_out`: the split is ALFWorld's own.
+    Rooms of the split `train` never occur in `held_out` (but for valid_seen): the split is ALFWorld's own.
     """
 
     name = "alfworld"
@@ -69,6 +76,8 @@ class AlfWorld:
         max_turns: int = 0,
         history: int = 1,
         memory: MemoryMode = "contents",
+        data: str = "",
+        held_out: HeldOut = "valid_unseen",
     ) -> None:
         if scene_size not in MAX_TURNS:
             raise ValueError(f"alfworld.scene_size: {scene_size!r} is not one of {', '.join(MAX_TURNS)}")
@@ -76,21 +85,33 @@ class AlfWorld:
             raise ValueError(f"alfworld.memory: {memory!r} is neither none nor contents")
         if unknown := set(task_types) - set(TASK_TYPES):
             raise ValueError(f"alfworld.task_types: unknown {', '.join(sorted(unknown))}; known: {', '.join(TASK_TYPES)}")
+        if held_out not in get_args(HeldOut):
+            raise ValueError(f"alfworld.held_out: {held_out!r} is not one of {', '.join(get_args(HeldOut))}")
+        if data:
+            scene_size = "real"
         self.max_turns = max_turns or MAX_TURNS[scene_size]
         self._scene_size = scene_size
         self._task_types: tuple[TaskType, ...] = tuple(t for t in TASK_TYPES if t in task_types or not task_types)
         self._history = history
         self._memory: MemoryMode = memory
+        self._files: dict[Split, list[Path]] = {}
+        if data:
+            games = Path(data) / "json_2.1.1" if (Path(data) / "json_2.1.1").is_dir() else Path(data)
+            self._files = {
+                split: find_games(games / folder, self._task_types) for split, folder in (("train", "train"), ("held_out", held_out))
+            }
         load_facts()  # Before a fork, so that processes share it.
 
     def size(self, split: Split) -> int:
-        """Number of games; they are made when started."""
-        return SIZES[split]
+        """Number of games; they are made, or read, when started."""
+        return len(self._files[split]) if self._files else SIZES[split]
 
     def game(self, split: Split, index: int) -> Game:
         """The game that `start` plays."""
-        if not 0 <= index < SIZES[split]:
-            raise IndexError(f"{split} has tasks 0 to {SIZES[split] - 1}, not {index}")
+        if not 0 <= index < self.size(split):
+            raise IndexError(f"{split} has tasks 0 to {self.size(split) - 1}, not {index}")
+        if self._files:
+            return read_game(self._files[split][index])
         # Seeding by a string is the same everywhere; seeding by a tuple would depend on Python's hash seed.
         rng = random.Random(f"alfworld {split} {self._scene_size} {index}")
         return generate(split, self._task_types[index % len(self._task_types)], self._scene_size, rng)

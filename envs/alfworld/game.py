@@ -6,6 +6,7 @@ only of those that `generate` makes.
 
 from __future__ import annotations
 
+import random
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
@@ -79,6 +80,23 @@ class Game:
     items: tuple[Item, ...]
     start: str
     contains: Mapping[str, Collection[str]]
+
+
+# The wording is alfworld's, so that agents trained there understand it.
+_WORDINGS: dict[TaskType, tuple[str, str]] = {
+    "pick_and_place_simple": ("put a {target} in {receptacle}", "put some {target} on {receptacle}"),
+    "look_at_obj_in_light": ("look at {target} under the {lamp}", "examine the {target} with the {lamp}"),
+    "pick_clean_then_place_in_recep": ("put a clean {target} in {receptacle}", "clean some {target} and put it in {receptacle}"),
+    "pick_heat_then_place_in_recep": ("put a hot {target} in {receptacle}", "heat some {target} and put it in {receptacle}"),
+    "pick_cool_then_place_in_recep": ("put a cool {target} in {receptacle}", "cool some {target} and put it in {receptacle}"),
+    "pick_two_obj_and_place": ("put two {target} in {receptacle}", "find two {target} and put them in {receptacle}"),
+}
+
+
+def word_task(goal: Goal, rng: random.Random) -> str:
+    """The instruction for a goal, in one of two wordings."""
+    wording = rng.choice(_WORDINGS[goal.task_type])
+    return wording.format(target=goal.target.lower(), receptacle=goal.receptacle.lower(), lamp=goal.lamp.lower())
 
 
 def names(ids: Iterable[str]) -> dict[str, str]:

@@ -10,23 +10,13 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal
 
-from envs.alfworld.game import Game, Goal, Item, Receptacle, TaskType, pddl_token
+from envs.alfworld.game import Game, Goal, Item, Receptacle, TaskType, pddl_token, word_task
 from envs.alfworld.scenes import Facts, Place, Scene, load_facts, station_of, token
 from envs.base import Split
 
 SceneSize = Literal["small", "real"]
 
 SMALL_PLACES = 6
-
-# The wording is alfworld's, so that agents trained there understand it.
-_WORDINGS: dict[TaskType, tuple[str, str]] = {
-    "pick_and_place_simple": ("put a {target} in {receptacle}", "put some {target} on {receptacle}"),
-    "look_at_obj_in_light": ("look at {target} under the {lamp}", "examine the {target} with the {lamp}"),
-    "pick_clean_then_place_in_recep": ("put a clean {target} in {receptacle}", "clean some {target} and put it in {receptacle}"),
-    "pick_heat_then_place_in_recep": ("put a hot {target} in {receptacle}", "heat some {target} and put it in {receptacle}"),
-    "pick_cool_then_place_in_recep": ("put a cool {target} in {receptacle}", "cool some {target} and put it in {receptacle}"),
-    "pick_two_obj_and_place": ("put two {target} in {receptacle}", "find two {target} and put them in {receptacle}"),
-}
 
 _LAMP_STANDS = ("Desk", "SideTable", "Dresser", "Shelf", "CoffeeTable", "DiningTable", "Bed", "Sofa", "ArmChair")
 
@@ -110,8 +100,7 @@ class _Builder:
     def game(self) -> Game:
         """What has been furnished, with an instruction and a start away from all receptacles."""
         goal = self.goal
-        wording = self.rng.choice(_WORDINGS[goal.task_type])
-        task = wording.format(target=goal.target.lower(), receptacle=goal.receptacle.lower(), lamp=goal.lamp.lower())
+        task = word_task(goal, self.rng)
         receptacles = tuple(Receptacle(p.id, p.kind, p.location, p.kind in self.facts.openable) for p in self.places)
         return Game(task, goal, receptacles, tuple(self.items.values()), pddl_token("loc|-40|-40|0|30"), self.facts.contains)
 

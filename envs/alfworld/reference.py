@@ -34,7 +34,8 @@ def missing_packages() -> list[str]:
 class Original:
     """A game played by TextWorld, with alfworld's names for things."""
 
-    def __init__(self, game: Game) -> None:
+    def __init__(self, game: Game, problem: str = "") -> None:
+        """`problem`: the PDDL text of a game that was read, instead of the one that we would write."""
         import alfworld
         import textworld
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
@@ -42,7 +43,8 @@ class Original:
 
         data = Path(alfworld.__file__).parent / "data"
         wrapped = AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True, score=True)), shuffle=False)
-        wrapped.load(to_tw_pddl(game, (data / "alfred.pddl").read_text(), (data / "alfred.twl2").read_text()))
+        content = to_tw_pddl(game, (data / "alfred.pddl").read_text(), (data / "alfred.twl2").read_text())
+        wrapped.load(content | {"pddl_problem": problem} if problem else content)
         self._environment = wrapped
         self._state = wrapped.reset()
         self.score, self.done = 0, False

@@ -1,0 +1,139 @@
+"""ALFWorld's own games, `json_2.1.1` as `alfworld-download` leaves it: SPLIT/TASK/TRIAL/{game.tw-pddl, traj_data.json}.
+
+The files' own rules and grammar are older than those of alfworld 0.4.2, which plays them by its own, and so do we: of a game file
+only the problem counts. Left out is what alfworld leaves out: unsolvable games, things to be sliced or moved in other things.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from envs.alfworld.game import TASK_TYPES, Game, Goal, Item, Receptacle, TaskType, word_task
+from envs.base import EnvironmentFailure
+
+GAME_FILE, TRAJECTORY_FILE = "game.tw-pddl", "traj_data.json"
+
+_AFFORDANCES = {"pickupable", "cleanable", "heatable", "coolable", "sliceable", "toggleable", "isReceptacleObject"}
+_STATES = {"isClean", "isHot", "isCool", "isSliced", "isToggled"}
+_FACT = re.compile(r"\(\s*(\w+)((?:\s+[^\s()]+)+)\s*\)")
+
+
+def find_games(folder: Path, task_types: Collection[TaskType] = TASK_TYPES) -> list[Path]:
+    """The directories of the playable games below `folder`, in a random order that is the same everywhere.
+
+    Raises ValueError for a folder that is not there or has none, and naming file and field for a malformed file.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"alfworld.data: there is no directory {folder}")
+    trials = sorted(file.parent for file in folder.glob(f"*/*/{TRAJECTORY_FILE}"))
+    found = [trial for trial in trials if _playable(trial, task_types)]
+    if not found:
+        raise ValueError(f"alfworld.data: {folder} has no games of the types {', '.join(task_types)}")
+    random.Random("alfworld files").shuffle(found)
+    return found
+
+
+def read_game(trial: Path) -> Game:
+    """The game in a directory. One of several wordings of the task, always the same. EnvironmentFailure if it makes no sense."""
+    try:
+        task_type = _field(_read(trial / TRAJECTORY_FILE), "task_type", str, trial / TRAJECTORY_FILE)
+        problem = _field(_read(trial / GAME_FILE), "pddl_problem", str, trial / GAME_FILE)
+    except ValueError as error:
+        raise EnvironmentFailure(str(error)) from None
+    try:
+        return parse_problem(problem, task_type, random.Random(f"{trial.parent.name}/{trial.name}"))
+    except (ValueError, LookupError, TypeError, StopIteration):
+        raise EnvironmentFailure(f"{trial / GAME_FILE}: pddl_problem is no problem of ALFWorld's") from None
+
+
+def parse_problem(problem: str, task_type: TaskType, rng: random.Random) -> Game:
+    """A game from the text of its PDDL problem; `rng` draws the wording of the task. Some error for anything else."""
+    initial, goal_text = problem.split("(:init", 1)[1].split("(:goal", 1)
+    facts = list(_facts(initial))
+    kinds = {name: dict(args for predicate, args in facts if predicate == name) for name in ("receptacleType", "objectType")}
+    receptacles = {id.lower(): kind.removesuffix("Type") for id, kind in kinds["receptacleType"].items()}
+    things = {id.lower(): kind.removesuffix("Type") for id, kind in kinds["objectType"].items()}
+
+    single: dict[str, set[str]] = {}  # predicate -> what it holds for
+    pairs: dict[str, list[tuple[str, str]]] = {}
+    contains: dict[str, set[str]] = {}
+    for predicate, args in facts:
+        if predicate == "canContain":
+            contains.setdefault(args[0].removesuffix("Type"), set()).add(args[1].removesuffix("Type"))
+        elif len(args) == 1:
+            single.setdefault(predicate, set()).add(args[0].lower())
+        elif len(args) == 2:
+            pairs.setdefault(predicate, []).append((args[0].lower(), args[1].lower()))
+
+    def holds(predicate: str, id: str) -> bool:
+        return id in single.get(predicate, ())
+
+    def of(predicate: str, id: str) -> tuple[str, ...]:
+        return tuple(second for first, second in pairs.get(predicate, ()) if first == id)
+
+    goal = _goal(goal_text, task_type)
+    return Game(
+        task=word_task(goal, rng),
+        goal=goal,
+        receptacles=tuple(
+            Receptacle(id, kind, next(iter(of("receptacleAtLocation", id)), None), holds("openable", id), holds("opened", id))
+            for id, kind in receptacles.items()
+        ),
+        items=tuple(
+            Item(
+                id, kind, of("inReceptacle", id), of("objectAtLocation", id),
+                frozenset(name for name in _AFFORDANCES if holds(name, id)),
+                frozenset(name for name in _STATES if holds(name, id)),
+                tuple(inner for inner, outer in pairs.get("inReceptacleObject", ()) if outer == id),
+            )
+            for id, kind in things.items()
+        ),
+        start=pairs["atLocation"][0][1],
+        contains=contains,
+    )  # fmt: skip
+
+
+def _goal(text: str, task_type: TaskType) -> Goal:
+    """What the PDDL goal asks for: the kinds of its variables."""
+    kinds = dict(re.findall(r"objectType (\?\w+) (\w+)Type", text))
+    if task_type == "look_at_obj_in_light":
+        lamp = re.search(r"isToggled (\?\w+)", text)[1]
+        return Goal(task_type, next(kind for variable, kind in kinds.items() if variable != lamp), lamp=kinds[lamp])
+    return Goal(task_type, next(iter(kinds.values())), re.search(r"receptacleType \?\w+ (\w+)Type", text)[1])
+
+
+def _facts(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for predicate, args in _FACT.findall(text):
+        yield predicate, tuple(args.split())
+
+
+def _playable(trial: Path, task_types: Collection[TaskType]) -> bool:
+    if "movable" in trial.parent.name or "Sliced" in trial.parent.name or not (trial / GAME_FILE).is_file():
+        return False
+    if _field(_read(trial / TRAJECTORY_FILE), "task_type", str, trial / TRAJECTORY_FILE) not in task_types:
+        return False
+    game = _read(trial / GAME_FILE)
+    _field(game, "pddl_problem", str, trial / GAME_FILE)
+    # A game that was never tried out has no such field, and alfworld does not play it.
+    return game.get("solvable") is True
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"alfworld.data: {file} cannot be read: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"alfworld.data: {file} holds no JSON object")
+    return data
+
+
+def _field(data: dict[str, Any], name: str, kind: type, file: Path) -> Any:
+    if not isinstance(data.get(name), kind):
+        raise ValueError(f"alfworld.data: {file}: the field {name!r} is missing or no {kind.__name__}")
+    return data[name]

@@ -1,0 +1,132 @@
+"""ALFWorld's own games, read from its files: ours written and read again, and, where they are at hand, the real ones."""
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+
+import pytest
+from alfworld_fixtures import real_games  # noqa: F401
+
+from envs.alfworld.environment import AlfWorld
+from envs.alfworld.files import find_games, parse_problem, read_game
+from envs.alfworld.game import TASK_TYPES, Game
+from envs.alfworld.pddl import problem
+from envs.base import EnvironmentFailure
+from envs.play import expert_episode
+
+GENERATED = AlfWorld("real")
+
+
+def write_game(folder: Path, name: str, game: Game, **changes: object) -> Path:
+    """A directory as alfworld-download makes it; `changes` to the fields of game.tw-pddl, `task_type` to that of the other file."""
+    trial = folder / name / "trial_1"
+    trial.mkdir(parents=True)
+    task_type = changes.pop("task_type", game.goal.task_type)
+    content = {"pddl_problem": problem(game), "solvable": True} | changes
+    (trial / "game.tw-pddl").write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    (trial / "traj_data.json").write_text(json.dumps({"task_type": task_type}))
+    return trial
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Six games in each split."""
+    for place, (folder, split) in enumerate((("train", "train"), ("valid_seen", "train"), ("valid_unseen", "held_out"))):
+        for index, task_type in enumerate(TASK_TYPES):
+            write_game(tmp_path / "json_2.1.1" / folder, f"{task_type}-{index}", GENERATED.game(split, 6 * place + index))
+    return tmp_path
+
+
+@pytest.mark.parametrize("index", range(2 * len(TASK_TYPES)))
+def test_a_game_that_was_written_is_read_as_it_was(index):
+    game = GENERATED.game("train", index)
+    read = parse_problem(problem(game), game.goal.task_type, random.Random(0))
+
+    def comparable(game: Game) -> Game:
+        places = {r.kind for r in game.receptacles}
+        return dataclasses.replace(
+            game, task="", receptacles=tuple(sorted(game.receptacles, key=str)), items=tuple(sorted(game.items, key=lambda item: item.id)),
+            contains={kind: set(things) for kind, things in game.contains.items() if things and kind in places},
+        )  # fmt: skip
+
+    assert comparable(read) == comparable(game)
+
+
+def test_the_environment_plays_the_games_of_its_data(data):
+    environment = AlfWorld(data=str(data))
+    assert (environment.size("train"), environment.size("held_out"), environment.max_turns) == (6, 6, 50)
+    assert {environment.start("train", index).task_type for index in range(6)} == set(TASK_TYPES)
+    assert all(expert_episode(environment, "held_out", index, random.Random(0)).success for index in range(6))
+
+
+def test_the_games_are_in_the_same_order_wherever_they_lie_and_in_the_same_words(data, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "moved"
+    (data / "json_2.1.1").rename(elsewhere)
+    moved = AlfWorld(data=str(elsewhere))
+    tasks = [moved.start("train", index).task for index in range(6)]
+    elsewhere.rename(data / "json_2.1.1")
+    assert tasks == [AlfWorld(data=str(data)).start("train", index).task for index in range(6)]
+
+
+def test_valid_seen_can_be_held_out_instead(data):
+    seen, unseen = (AlfWorld(data=str(data), held_out=folder) for folder in ("valid_seen", "valid_unseen"))
+    assert [seen.game("train", i) for i in range(6)] == [unseen.game("train", i) for i in range(6)]
+    assert [seen.game("held_out", i) for i in range(6)] != [unseen.game("held_out", i) for i in range(6)]
+
+
+def test_only_the_named_task_types_are_played(data):
+    environment = AlfWorld(data=str(data), task_types=["look_at_obj_in_light"])
+    assert environment.size("train") == 1 and environment.start("train", 0).task_type == "look_at_obj_in_light"
+
+
+def test_what_alfworld_leaves_out_is_left_out(tmp_path):
+    game = GENERATED.game("train", 0)
+    write_game(tmp_path, "pick_and_place_simple-Mug-None-Desk-1", game)
+    write_game(tmp_path, "pick_and_place_simple-AppleSliced-None-Desk-1", game)
+    write_game(tmp_path, "pick_and_place_with_movable_recep-Mug-Bowl-Desk-1", game)
+    write_game(tmp_path, "other-type", game, task_type="pick_and_place_with_movable_recep")
+    write_game(tmp_path, "unsolvable", game, solvable=False)
+    write_game(tmp_path, "untried", game, solvable=None)
+    (write_game(tmp_path, "no-game", game) / "game.tw-pddl").unlink()
+    assert [trial.parent.name for trial in find_games(tmp_path)] == ["pick_and_place_simple-Mug-None-Desk-1"]
+
+
+def test_a_directory_without_games_is_refused(data):
+    with pytest.raises(ValueError, match=r"alfworld\.data: there is no directory .*nowhere.train"):
+        AlfWorld(data=str(data / "nowhere"))
+    (data / "empty" / "train").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"alfworld\.data: .*train has no games"):
+        AlfWorld(data=str(data / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("traj_data.json", '{"task_type": ', r"traj_data\.json cannot be read"),
+        ("traj_data.json", "[]", r"traj_data\.json holds no JSON object"),
+        ("traj_data.json", '{"task_type": 3}', r"traj_data\.json: the field 'task_type' is missing or no str"),
+        ("game.tw-pddl", '{"solvable": true}', r"game\.tw-pddl: the field 'pddl_problem' is missing"),
+    ],
+)
+def test_a_malformed_file_is_refused_by_file_and_field(data, file: str, text: str, message: str):
+    next((data / "json_2.1.1" / "train").glob(f"*/*/{file}")).write_text(text)
+    with pytest.raises(ValueError, match=rf"alfworld\.data: .*{message}"):
+        AlfWorld(data=str(data))
+
+
+@pytest.mark.parametrize("text", ["", "(:init", "(:init (a b)) (:goal)", "(:init (objectType)) (:goal (x))"])
+def test_a_problem_that_makes_no_sense_is_a_failure_of_the_environment(tmp_path, text: str):
+    trial = write_game(tmp_path, "odd", GENERATED.game("train", 0), pddl_problem=text)
+    with pytest.raises(EnvironmentFailure, match=r"game\.tw-pddl: pddl_problem"):
+        read_game(trial)
+
+
+# --- the real ones
+
+
+def test_the_expert_wins_the_real_games(real_games):  # noqa: F811
+    environment = AlfWorld("real")
+    environment.game = lambda split, index: read_game(real_games[index])
+    won = [expert_episode(environment, "train", index, random.Random(index)).success for index in range(len(real_games))]
+    assert len(won) == 200 and sum(won) >= 190
