@@ -113,9 +113,9 @@ def test_the_shipped_layouts_are_what_alfworld_has():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("index", range(200))
-def test_wandering_in_a_real_game_is_the_same(real_games, index):  # noqa: F811
-    """5,000 steps in all, ten minutes of TextWorld's time."""
-    trial = real_games[index]
-    problem = json.loads((trial / files.GAME_FILE).read_text())["pddl_problem"]
-    assert_alike(files.read_game(trial), [], 25, random.Random(index), problem)
+@pytest.mark.parametrize("part", range(10))
+def test_wandering_in_real_games_is_the_same(real_games, part):  # noqa: F811
+    """5,000 steps in 200 games in all, ten minutes of TextWorld's time."""
+    for trial in real_games[part::10]:
+        problem = json.loads((trial / files.GAME_FILE).read_text())["pddl_problem"]
+        assert_alike(files.read_game(trial), [], 25, random.Random(trial.name), problem)
