@@ -281,8 +281,20 @@ ENVIRONMENTS = ("alfworld", "webshop", "search", "textarena", "gymnasium")
 
 
 ENVIRONMENT_DEFAULTS: dict[str, dict[str, Any]] = {
-    "search": {"model.tokens": "words"},
-    "webshop": {"model.tokens": "words"},
+    "search": {
+        "run.minutes": 19.0,
+        "model.tokens": "words",
+        "warm_start.episodes": 10_000,
+        "warm_start.max_turns": 6,
+        "warm_start.dawdling": 0.35,
+    },
+    "webshop": {
+        "run.minutes": 19.0,
+        "model.tokens": "words",
+        "warm_start.episodes": 3_300,
+        "warm_start.max_turns": 30,
+        "warm_start.dawdling": 0.45,
+    },
 }
 """Defaults ({full name: value}) that are others in an environment (docs/learning.md says why)."""
 
