@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from config import SHORT_NAMES, Config, ConfigError, all_settings, description
+from config import ENVIRONMENT_DEFAULTS, SHORT_NAMES, Config, ConfigError, all_settings, description
 from supervisor import settings
 
 COMMANDS = {
@@ -191,18 +191,22 @@ def print_help(console: Console) -> None:
     )
     fields = all_settings()
     console.print("\n[bold]Short names[/]")
-    _rows(console, [(f"--{short.replace('_', '-')}", _sentence(fields[full]) + f" ({full})") for short, full in SHORT_NAMES.items()])
+    _rows(console, [(f"--{short.replace('_', '-')}", _sentence(full, fields[full]) + f" ({full})") for short, full in SHORT_NAMES.items()])
     section = ""
     for name, field in fields.items():
         if name.split(".")[0] != section:
             section = name.split(".")[0]
             console.print(f"\n[bold]Settings: {section}[/]")
-        _rows(console, [(f"--{name}", _sentence(field))])
+        _rows(console, [(f"--{name}", _sentence(name, field))])
 
 
-def _sentence(field: msgspec.inspect.Field) -> str:
-    default = field.default if field.default not in ("", []) else None
-    return description(field) + (f" [default {default}]" if default is not None else "")
+def _sentence(name: str, field: msgspec.inspect.Field) -> str:
+    """What a setting does, and its default; those that are others in an environment, too."""
+    if field.default in ("", []):
+        return description(field)
+    defaults = [str(field.default)]
+    defaults += [f"{environment} {others[name]}" for environment, others in ENVIRONMENT_DEFAULTS.items() if name in others]
+    return f"{description(field)} [default {', '.join(defaults)}]"
 
 
 def _rows(console: Console, rows: list[tuple[str, str]]) -> None:
