@@ -290,10 +290,11 @@ ENVIRONMENT_DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "webshop": {
         "run.minutes": 19.0,
+        "env.max_turns": 10,
         "model.tokens": "words",
-        "warm_start.episodes": 3_300,
-        "warm_start.max_turns": 30,
-        "warm_start.dawdling": 0.45,
+        "warm_start.episodes": 4_600,
+        "warm_start.max_turns": 20,
+        "warm_start.dawdling": 0.25,
     },
 }
 """Defaults ({full name: value}) that are others in an environment (docs/learning.md says why)."""

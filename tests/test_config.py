@@ -43,7 +43,7 @@ def test_every_setting_says_what_it_does(name: str) -> None:
 
 def test_help_says_which_defaults_are_others_in_an_environment(capsys: pytest.CaptureFixture[str]) -> None:
     print_help(Console(width=300))
-    assert "for RL to improve [default 0.47, search 0.35, webshop 0.45]" in capsys.readouterr().out
+    assert "for RL to improve [default 0.47, search 0.35, webshop 0.25]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NUMBERS)
