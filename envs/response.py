@@ -27,7 +27,7 @@ def parse_think_action(response: str, admissible: Collection[str] | None = None,
     form = _FORM.fullmatch(text)
     if form is not None and all(response.lower().count(tag) == 1 for tag in _TAGS):
         action = form.group(1).strip()
-        admitted = admissible is None or action in admissible or action.lower() in {a.strip().lower() for a in admissible}
+        admitted = admissible is None or action in admissible or action in {a.strip().lower() for a in admissible}
         return ParsedAction(action, admitted and _CHINESE.search(response) is None)
     block = _FIRST_ACTION.search(text)
     return ParsedAction(block.group(1).strip() if block else text[-TAIL:].strip(), False)

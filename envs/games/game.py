@@ -63,8 +63,8 @@ class GameEnvironment(ABC):
         return "\n".join(lines)
 
     def parse(self, response: str, admissible: tuple[str, ...]) -> ParsedAction:
-        """See `envs.response`; letters keep their case, which means something in some games."""
-        parsed = parse_think_action(response, admissible or None, keep_case=True)
+        """See `envs.response`; letters keep their case where any text is an action, since it means something in some games."""
+        parsed = parse_think_action(response, admissible or None, keep_case=not admissible)
         return ParsedAction(parsed.action, parsed.valid and parsed.action != "")
 
     def respond(self, thought: str, action: str) -> str:

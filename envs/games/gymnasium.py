@@ -120,12 +120,15 @@ class Gymnasium(GameEnvironment):
 
 
 def name_actions(id: str, space: spaces.Space, names: tuple[str, ...]) -> tuple[str, ...]:
-    """A name for each action, its number without `names`; none if any text is an action. ValueError for too few or too many names."""
+    """A name for each action, in lower case as actions are parsed; its number without `names`; none if any text is an action.
+
+    ValueError for too few or too many names.
+    """
     if isinstance(space, spaces.Text):
         return ()
     if not isinstance(space, spaces.Discrete):
         raise ValueError(f"gymnasium.id: an action of {id} is neither a text nor one of a few, but {space}")
-    names = names or tuple(str(number) for number in range(space.n))
+    names = tuple(name.lower() for name in names) or tuple(str(number) for number in range(space.n))
     if len(names) != space.n:
         raise ValueError(f"gymnasium.actions: {id} has {space.n} actions, and {len(names)} are named")
     return names
