@@ -280,7 +280,7 @@ ENVIRONMENTS = ("alfworld", "webshop", "search", "textarena", "gymnasium")
 """Those with a section of their name."""
 
 
-ENVIRONMENT_DEFAULTS: dict[str, dict[str, Any]] = {
+TINY_DEFAULTS: dict[str, dict[str, Any]] = {
     "search": {
         "run.minutes": 19.0,
         "model.tokens": "words",
@@ -297,7 +297,8 @@ ENVIRONMENT_DEFAULTS: dict[str, dict[str, Any]] = {
         "warm_start.dawdling": 0.25,
     },
 }
-"""Defaults ({full name: value}) that are others in an environment (docs/learning.md says why)."""
+"""Environment -> defaults ({full name: value}) that are others there for the tiny policy (docs/learning.md says why). A model of one's own
+plays an environment as others know it."""
 
 
 def all_settings() -> dict[str, msgspec.inspect.Field]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from config import ENVIRONMENT_DEFAULTS, SHORT_NAMES, Config, ConfigError, all_settings, description
+from config import SHORT_NAMES, TINY_DEFAULTS, Config, ConfigError, all_settings, description
 from supervisor import settings
 
 COMMANDS = {
@@ -201,11 +201,11 @@ def print_help(console: Console) -> None:
 
 
 def _sentence(name: str, field: msgspec.inspect.Field) -> str:
-    """What a setting does, and its default; those that are others in an environment, too."""
+    """What a setting does, and its default; those of the tiny policy in other environments, too."""
     if field.default in ("", []):
         return description(field)
     defaults = [str(field.default)]
-    defaults += [f"{environment} {others[name]}" for environment, others in ENVIRONMENT_DEFAULTS.items() if name in others]
+    defaults += [f"{environment} {others[name]}" for environment, others in TINY_DEFAULTS.items() if name in others]
     return f"{description(field)} [default {', '.join(defaults)}]"
 
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import msgspec
 
-from config import ENVIRONMENT_DEFAULTS, SHORT_NAMES, Config, ConfigError, EnvSection, all_settings, describe, description, kind_of
+from config import SHORT_NAMES, TINY_DEFAULTS, Config, ConfigError, EnvSection, ModelSection, all_settings, describe, description, kind_of
 
 
 def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, defaults: dict[str, Any] | None = None) -> Config:
     """The defaults, then the TOML file, then the overrides ({full or short name: text of the value}).
 
-    The defaults are `defaults` ({full name: value}) where they name one, then those of the environment, then those of this file.
+    The defaults are `defaults` ({full name: value}) where they name one, then, for the tiny policy, those of the environment, then
+    those of config.py.
 
     Raises ConfigError for anything unknown, ill-typed, out of bounds or inconsistent.
     """
@@ -35,8 +36,10 @@ def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, d
         _check_known(full, known, "on the command line")
         section, key = full.split(".")
         tree.setdefault(section, {})[key] = _value(full, known[full], text)
+    tiny = tree.get("model", {}).get("name", ModelSection().name) == "tiny"
     environment = str(tree.get("env", {}).get("name", EnvSection().name))
-    for full, value in {**ENVIRONMENT_DEFAULTS.get(environment, {}), **(defaults or {})}.items():
+    others = TINY_DEFAULTS.get(environment, {}) if tiny else {}
+    for full, value in {**others, **(defaults or {})}.items():
         section, key = full.split(".")
         tree.setdefault(section, {}).setdefault(key, value)
     config = from_dict(tree)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import config
-from config import ENVIRONMENT_DEFAULTS, SHORT_NAMES, Config, ConfigError, all_settings, description
+from config import SHORT_NAMES, TINY_DEFAULTS, Config, ConfigError, EnvSection, ModelSection, all_settings, description
 from supervisor.cli import print_help
 from supervisor.settings import from_dict, resolve, to_toml
 
@@ -61,16 +61,24 @@ def test_defaults_are_consistent() -> None:
     assert resolve() == Config()
 
 
-@pytest.mark.parametrize(("environment", "full"), [(name, full) for name, others in ENVIRONMENT_DEFAULTS.items() for full in others])
+@pytest.mark.parametrize(("environment", "full"), [(name, full) for name, others in TINY_DEFAULTS.items() for full in others])
 def test_an_environments_defaults_hold_until_the_setting_is_set(environment: str, full: str, tmp_path: Path) -> None:
     def value(config: Config) -> object:
         section, name = full.split(".")
         return getattr(getattr(config, section), name)
 
-    other = ENVIRONMENT_DEFAULTS[environment][full]
+    other = TINY_DEFAULTS[environment][full]
     set_here = {"env": environment, full: str(value(Config()))}
     assert value(resolve(None, {"env": environment})) == value(resolve(written(tmp_path, f'env.name = "{environment}"'))) == other
     assert value(resolve(None, set_here)) == value(Config()) != other
+
+
+@pytest.mark.parametrize("environment", TINY_DEFAULTS)
+def test_a_model_of_ones_own_plays_an_environment_as_others_know_it(environment: str, tmp_path: Path) -> None:
+    config = resolve(None, {"env": environment, "model": str(tmp_path)})
+    assert config == resolve(written(tmp_path, f'[env]\nname = "{environment}"\n[model]\nname = "{tmp_path}"'))
+    assert msgspec.structs.replace(config, env=EnvSection(), model=ModelSection()) == Config()
+    assert (config.env, config.model) == (EnvSection(name=environment), ModelSection(name=str(tmp_path)))
 
 
 def test_defaults_survive_toml(tmp_path: Path) -> None:
