@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from config import Config, ConfigError, Endpoints, Job
-from envs.base import Environment
+from envs.base import Environment, EnvironmentFailure
 from envs.registry import make_environment
 from supervisor.settings import to_toml
 
@@ -100,10 +100,13 @@ def configured_environment(config: Config) -> Environment:
 
 
 def check_model(config: Config, environment: Environment) -> None:
-    """Raises ConfigError for a directory without a model, or a tiny policy that nobody can demonstrate anything to."""
+    """Raises ConfigError for a directory without a model, or a tiny policy that nobody can demonstrate anything to (or
+    nobody can start the first task, which a demonstration needs)."""
     if config.model.name == "tiny":
         try:
             environment.expert(environment.start("train", 0), random.Random(0))
+        except EnvironmentFailure as error:
+            raise ConfigError(str(error)) from None
         except ValueError as error:
             raise ConfigError(
                 f"{error}; the tiny policy learns from an expert: give model.name the directory of a model that needs none"

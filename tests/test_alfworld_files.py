@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from alfworld_fixtures import real_games  # noqa: F401
+from alfworld_fixtures import real_data  # noqa: F401
 
 from envs.alfworld.environment import AlfWorld
 from envs.alfworld.files import find_games, parse_problem, read_game
@@ -125,8 +125,7 @@ def test_a_problem_that_makes_no_sense_is_a_failure_of_the_environment(tmp_path,
 # --- the real ones
 
 
-def test_the_expert_wins_the_real_games(real_games):  # noqa: F811
-    environment = AlfWorld("real")
-    environment.game = lambda split, index: read_game(real_games[index])
-    won = [expert_episode(environment, "train", index, random.Random(index)).success for index in range(len(real_games))]
+def test_the_expert_wins_the_real_games(real_data):  # noqa: F811
+    environment = AlfWorld(data=str(real_data))
+    won = [expert_episode(environment, "held_out", index, random.Random(index)).success for index in range(environment.size("held_out"))]
     assert len(won) == 200 and sum(won) >= 190

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from alfworld_fixtures import real_games  # noqa: F401
+from alfworld_fixtures import real_data  # noqa: F401
 
 from envs.alfworld import extract, files, reference
 from envs.alfworld.engine import Engine
@@ -114,8 +114,8 @@ def test_the_shipped_layouts_are_what_alfworld_has():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(10))
-def test_wandering_in_real_games_is_the_same(real_games, part):  # noqa: F811
+def test_wandering_in_real_games_is_the_same(real_data, part):  # noqa: F811
     """5,000 steps in 200 games in all, ten minutes of TextWorld's time."""
-    for trial in real_games[part::10]:
+    for trial in files.find_games(real_data / "json_2.1.1" / "train")[part::10]:
         problem = json.loads((trial / files.GAME_FILE).read_text())["pddl_problem"]
         assert_alike(files.read_game(trial), [], 25, random.Random(trial.name), problem)

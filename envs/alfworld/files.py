@@ -48,7 +48,7 @@ def read_game(trial: Path) -> Game:
     try:
         return parse_problem(problem, task_type, random.Random(f"{trial.parent.name}/{trial.name}"))
     except (ValueError, LookupError, TypeError, StopIteration):
-        raise EnvironmentFailure(f"{trial / GAME_FILE}: pddl_problem is no problem of ALFWorld's") from None
+        raise EnvironmentFailure(f"alfworld.data: {trial / GAME_FILE}: pddl_problem is no problem of ALFWorld's") from None
 
 
 def parse_problem(problem: str, task_type: TaskType, rng: random.Random) -> Game:
