@@ -19,14 +19,12 @@ GENERATED = AlfWorld("real")
 
 
 def write_game(folder: Path, name: str, game: Game, **changes: object) -> Path:
-    """A directory as alfworld-download makes it; `changes` to the fields of game.tw-pddl, `task_type` to that of the other file."""
-    trial = folder / name / "trial_1"
-    trial.mkdir(parents=True)
-    task_type = changes.pop("task_type", game.goal.task_type)
+    """A file as alfworld-download leaves it; `changes` to its fields, None for one that is missing."""
+    file = folder / name / "trial_1" / "game.tw-pddl"
+    file.parent.mkdir(parents=True)
     content = {"pddl_problem": problem(game), "solvable": True} | changes
-    (trial / "game.tw-pddl").write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-    (trial / "traj_data.json").write_text(json.dumps({"task_type": task_type}))
-    return trial
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+    return file
 
 
 @pytest.fixture
@@ -82,14 +80,12 @@ def test_only_the_named_task_types_are_played(data):
 
 def test_what_alfworld_leaves_out_is_left_out(tmp_path):
     game = GENERATED.game("train", 0)
-    write_game(tmp_path, "pick_and_place_simple-Mug-None-Desk-1", game)
+    kept = write_game(tmp_path, "pick_and_place_simple-Mug-None-Desk-1", game)
     write_game(tmp_path, "pick_and_place_simple-AppleSliced-None-Desk-1", game)
     write_game(tmp_path, "pick_and_place_with_movable_recep-Mug-Bowl-Desk-1", game)
-    write_game(tmp_path, "other-type", game, task_type="pick_and_place_with_movable_recep")
-    write_game(tmp_path, "unsolvable", game, solvable=False)
-    write_game(tmp_path, "untried", game, solvable=None)
-    (write_game(tmp_path, "no-game", game) / "game.tw-pddl").unlink()
-    assert [trial.parent.name for trial in find_games(tmp_path)] == ["pick_and_place_simple-Mug-None-Desk-1"]
+    write_game(tmp_path, "pick_and_place_simple-Mug-None-Desk-2", game, solvable=False)
+    write_game(tmp_path, "pick_and_place_simple-Mug-None-Desk-3", game, solvable=None)
+    assert find_games(tmp_path) == [kept]
 
 
 def test_a_directory_without_games_is_refused(data):
@@ -101,25 +97,25 @@ def test_a_directory_without_games_is_refused(data):
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "message"),
+    ("text", "message"),
     [
-        ("traj_data.json", '{"task_type": ', r"traj_data\.json cannot be read"),
-        ("traj_data.json", "[]", r"traj_data\.json holds no JSON object"),
-        ("traj_data.json", '{"task_type": 3}', r"traj_data\.json: the field 'task_type' is missing or no str"),
-        ("game.tw-pddl", '{"solvable": true}', r"game\.tw-pddl: the field 'pddl_problem' is missing"),
+        ('{"solvable": ', "cannot be read"),
+        ("[]", "holds no JSON object"),
+        ('{"solvable": true}', "the field 'pddl_problem' is missing or no str"),
+        ('{"solvable": true, "pddl_problem": 3}', "the field 'pddl_problem' is missing or no str"),
     ],
 )
-def test_a_malformed_file_is_refused_by_file_and_field(data, file: str, text: str, message: str):
-    next((data / "json_2.1.1" / "train").glob(f"*/*/{file}")).write_text(text)
-    with pytest.raises(ValueError, match=rf"alfworld\.data: .*{message}"):
+def test_a_malformed_file_is_refused_by_file_and_field(data, text: str, message: str):
+    next((data / "json_2.1.1" / "train").glob("*/*/game.tw-pddl")).write_text(text)
+    with pytest.raises(ValueError, match=rf"alfworld\.data: .*train.*game\.tw-pddl:? {message}"):
         AlfWorld(data=str(data))
 
 
 @pytest.mark.parametrize("text", ["", "(:init", "(:init (a b)) (:goal)", "(:init (objectType)) (:goal (x))"])
 def test_a_problem_that_makes_no_sense_is_a_failure_of_the_environment(tmp_path, text: str):
-    trial = write_game(tmp_path, "odd", GENERATED.game("train", 0), pddl_problem=text)
+    file = write_game(tmp_path, "look_at_obj_in_light-x", GENERATED.game("train", 0), pddl_problem=text)
     with pytest.raises(EnvironmentFailure, match=r"game\.tw-pddl: pddl_problem"):
-        read_game(trial)
+        read_game(file)
 
 
 # --- the real ones

@@ -116,6 +116,5 @@ def test_the_shipped_layouts_are_what_alfworld_has():
 @pytest.mark.parametrize("part", range(10))
 def test_wandering_in_real_games_is_the_same(real_data, part):  # noqa: F811
     """5,000 steps in 200 games in all, ten minutes of TextWorld's time."""
-    for trial in files.find_games(real_data / "json_2.1.1" / "train")[part::10]:
-        problem = json.loads((trial / files.GAME_FILE).read_text())["pddl_problem"]
-        assert_alike(files.read_game(trial), [], 25, random.Random(trial.name), problem)
+    for file in files.find_games(real_data / "json_2.1.1" / "train")[part::10]:
+        assert_alike(files.read_game(file), [], 25, random.Random(file.parent.name), files.read_problem(file))

@@ -45,12 +45,11 @@ def test_the_tiny_policy_cannot_start_on_questions_that_no_expert_knows(tmp_path
 
 def test_a_game_that_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Path):
     for split in ("train", "valid_unseen"):
-        trial = tmp_path / "games" / split / "task" / "trial"
+        trial = tmp_path / "games" / split / "pick_and_place_simple-1" / "trial"
         trial.mkdir(parents=True)
-        (trial / "traj_data.json").write_text('{"task_type": "pick_and_place_simple"}')
         (trial / "game.tw-pddl").write_text('{"pddl_problem": "(define)", "solvable": true}')
     settings = {"alfworld.data": str(tmp_path / "games"), "run.dir": str(tmp_path / "run")}
-    with pytest.raises(ConfigError, match=r"alfworld\.data: .*train/task/trial/game\.tw-pddl: pddl_problem"):
+    with pytest.raises(ConfigError, match=r"alfworld\.data: .*train/pick_and_place_simple-1/trial/game\.tw-pddl: pddl_problem"):
         prepare(resolve(overrides=settings), resume=False)
     assert not (tmp_path / "run").exists()
 

@@ -1,7 +1,8 @@
-"""ALFWorld's own games, `json_2.1.1` as `alfworld-download` leaves it: SPLIT/TASK/TRIAL/{game.tw-pddl, traj_data.json}.
+"""ALFWorld's own games, `json_2.1.1` as `alfworld-download` leaves it: SPLIT/TASK/TRIAL/game.tw-pddl, TASK named like its type.
 
 The files' own rules and grammar are older than those of alfworld 0.4.2, which plays them by its own, and so do we: of a game file
-only the problem counts. Left out is what alfworld leaves out: unsolvable games, things to be sliced or moved in other things.
+only the problem counts. (`traj_data.json` beside it has the task's type and kinds again, and is large: it is not read.) Left out is
+what alfworld leaves out: unsolvable games, things to be sliced or moved in other things.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from envs.alfworld.game import TASK_TYPES, Game, Goal, Item, Receptacle, TaskType, word_task
 from envs.base import EnvironmentFailure
 
-GAME_FILE, TRAJECTORY_FILE = "game.tw-pddl", "traj_data.json"
+GAME_FILE = "game.tw-pddl"
 
 _AFFORDANCES = {"pickupable", "cleanable", "heatable", "coolable", "sliceable", "toggleable", "isReceptacleObject"}
 _STATES = {"isClean", "isHot", "isCool", "isSliced", "isToggled"}
@@ -24,31 +25,40 @@ _FACT = re.compile(r"\(\s*(\w+)((?:\s+[^\s()]+)+)\s*\)")
 
 
 def find_games(folder: Path, task_types: Collection[TaskType] = TASK_TYPES) -> list[Path]:
-    """The directories of the playable games below `folder`, in a random order that is the same everywhere.
+    """The files of the playable games below `folder`, in a random order that is the same everywhere.
 
     Raises ValueError for a folder that is not there or has none, and naming file and field for a malformed file.
     """
     if not folder.is_dir():
         raise ValueError(f"alfworld.data: there is no directory {folder}")
-    trials = sorted(file.parent for file in folder.glob(f"*/*/{TRAJECTORY_FILE}"))
-    found = [trial for trial in trials if _playable(trial, task_types)]
+    found = [file for file in sorted(folder.glob(f"*/*/{GAME_FILE}")) if task_type_of(file) in task_types and _solvable(file)]
     if not found:
         raise ValueError(f"alfworld.data: {folder} has no games of the types {', '.join(task_types)}")
     random.Random("alfworld files").shuffle(found)
     return found
 
 
-def read_game(trial: Path) -> Game:
-    """The game in a directory. One of several wordings of the task, always the same. EnvironmentFailure if it makes no sense."""
+def task_type_of(file: Path) -> TaskType | None:
+    """That of a game, by the name of its directory; None for those that are not played."""
+    task = file.parent.parent.name
+    return next((known for known in TASK_TYPES if task.startswith(f"{known}-") and "Sliced" not in task), None)
+
+
+def read_problem(file: Path) -> str:
+    """The PDDL text of a game. ValueError naming file and field."""
+    return _field(_read(file), "pddl_problem", str, file)
+
+
+def read_game(file: Path) -> Game:
+    """The game in a file. One of several wordings of the task, always the same. EnvironmentFailure if it makes no sense."""
     try:
-        task_type = _field(_read(trial / TRAJECTORY_FILE), "task_type", str, trial / TRAJECTORY_FILE)
-        problem = _field(_read(trial / GAME_FILE), "pddl_problem", str, trial / GAME_FILE)
+        problem = read_problem(file)
     except ValueError as error:
         raise EnvironmentFailure(str(error)) from None
     try:
-        return parse_problem(problem, task_type, random.Random(f"{trial.parent.name}/{trial.name}"))
+        return parse_problem(problem, task_type_of(file), random.Random("/".join(file.parent.parts[-2:])))
     except (ValueError, LookupError, TypeError, StopIteration):
-        raise EnvironmentFailure(f"alfworld.data: {trial / GAME_FILE}: pddl_problem is no problem of ALFWorld's") from None
+        raise EnvironmentFailure(f"alfworld.data: {file}: pddl_problem is no problem of ALFWorld's") from None
 
 
 def parse_problem(problem: str, task_type: TaskType, rng: random.Random) -> Game:
@@ -112,14 +122,10 @@ def _facts(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
         yield predicate, tuple(args.split())
 
 
-def _playable(trial: Path, task_types: Collection[TaskType]) -> bool:
-    if "movable" in trial.parent.name or "Sliced" in trial.parent.name or not (trial / GAME_FILE).is_file():
-        return False
-    if _field(_read(trial / TRAJECTORY_FILE), "task_type", str, trial / TRAJECTORY_FILE) not in task_types:
-        return False
-    game = _read(trial / GAME_FILE)
-    _field(game, "pddl_problem", str, trial / GAME_FILE)
-    # A game that was never tried out has no such field, and alfworld does not play it.
+def _solvable(file: Path) -> bool:
+    """A game that was never tried out does not say so, and alfworld does not play it."""
+    game = _read(file)
+    _field(game, "pddl_problem", str, file)
     return game.get("solvable") is True
 
 
