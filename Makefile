@@ -1,5 +1,6 @@
 # make run      set up on a fresh machine, then train with 64 actors (ARGS="..." for more options)
 # make test     set up, then the test suite (ARGS="-k name" for some of it)
+# make parity   set up, TextWorld too, then our ALFWorld engine against its own, step by step (some minutes)
 # make install  set up only; does nothing when it is done
 # make lint     ruff
 #
@@ -19,7 +20,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: run test install lint
+.PHONY: run test parity install lint
 
 # A dot for every package; all of pip's words are in the log.
 DOTS := awk '/^Collecting|^Installing collected/ { printf "."; fflush() } END { print "" }'
@@ -31,6 +32,13 @@ run: install
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
+
+# alfworld's own dependencies (a robot simulator, vision) are not needed for its text games.
+parity: install
+	@printf "TextWorld "
+	@$(PIP_INSTALL) textworld==1.7.0 fast-downward-textworld tqdm termcolor 2>&1 | tee -a $(LOG) | $(DOTS) || $(FAILED)
+	@$(PIP_INSTALL) --no-deps alfworld==0.4.2 >> $(LOG) 2>&1 || $(FAILED)
+	$(BIN)/python -m pytest tests/test_alfworld_parity.py $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -15,8 +15,7 @@ from envs.alfworld.game import TASK_TYPES, Game, Goal, Item, Receptacle
 from envs.alfworld.scenes import load_facts
 
 missing = reference.missing_packages()
-INSTALL = "pip install textworld==1.7.0 fast-downward-textworld tqdm termcolor, and alfworld==0.4.2 with --no-deps"
-pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)} ({INSTALL})")
+pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)} (`make parity` installs and runs them)")
 
 SMALL, REAL = AlfWorld(), AlfWorld("real")
 
