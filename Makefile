@@ -33,11 +33,9 @@ run: install
 test: install
 	$(BIN)/python -m pytest $(ARGS)
 
-# alfworld's own dependencies (a robot simulator, vision) are not needed for its text games.
 parity: install
 	@printf "TextWorld "
-	@$(PIP_INSTALL) textworld==1.7.0 fast-downward-textworld tqdm termcolor 2>&1 | tee -a $(LOG) | $(DOTS) || $(FAILED)
-	@$(PIP_INSTALL) --no-deps alfworld==0.4.2 >> $(LOG) 2>&1 || $(FAILED)
+	@$(PIP_INSTALL) -e '.[parity]' 2>&1 | tee -a $(LOG) | $(DOTS) || $(FAILED)
 	$(BIN)/python -m pytest tests/test_alfworld_parity.py $(ARGS)
 
 lint: install
