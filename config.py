@@ -140,16 +140,46 @@ class SamplingSection(Section):
 
 class ControlSection(Section):
     mode: Annotated[
-        Literal["off", "budget", "t2po", "t2po-token", "t2po-turn"],
-        says("Exploration control: none, thinking cut at max_thinking alone, T2PO's two levels, or one of them"),
+        Literal["off", "budget", "void", "t2po", "t2po-token", "t2po-turn"],
+        says(
+            "Exploration control: none; thinking cut at max_thinking alone; none, and turns without a valid action are not trained on; "
+            "T2PO's two levels, or one of them"
+        ),
     ] = "t2po"
-    alpha: Annotated[float, says("Weight of entropy against confidence in the uncertainty M", ge=0, le=1)] = 0.4
+    preset: Annotated[
+        Literal["auto", "paper", "code"],
+        says(
+            "What is not set below is as in T2PO's paper, as in its authors' code, or auto: as in the paper, but thresholds follow a rate"
+        ),
+    ] = "auto"
+    where: Annotated[
+        Literal["controller", "engine"], says("What decides to cut thinking: the controller, a step later, or the engine, at once")
+    ] = "controller"
+    score: Annotated[
+        Literal["paper", "code"], says("Uncertainty of a token: normalised over the turn so far, or the authors' code's, not normalised")
+    ] = "paper"
+    alpha: Annotated[float, says("Weight of entropy against confidence in the score", ge=0, le=1)] = 0.4
     top_j: Annotated[int, says("Tokens whose mean log-prob is the confidence", ge=1)] = 20
-    window: Annotated[int, says("N: the mean of the last N+1 changes of M is compared with epsilon", ge=0)] = 7
-    epsilon: Annotated[float, says("Thinking is cut when M changes less than this, on average over the window", ge=0)] = 1e-4
-    min_thinking: Annotated[int, says("L_min: thinking tokens before it may be cut", ge=0)] = 16
+    statistic: Annotated[Literal["mean", "max"], says("Of the last changes of the score, what is compared with epsilon")] = "mean"
+    window: Annotated[int, says("N: the last N+1 changes of the score are compared", ge=0)] = 3
+    intervention_rate: Annotated[
+        float,
+        says("Share of the turns that think long enough whose thinking is to be cut: epsilon follows it; 0: epsilon is fixed", ge=0, lt=1),
+    ] = 0.05
+    epsilon: Annotated[float, says("Thinking is cut when the score changes less than this", ge=0)] = 1e-4
+    min_thinking: Annotated[int, says("L_min: thinking tokens before it may be cut", ge=0)] = 4
     max_thinking: Annotated[int, says("L_max: thinking tokens at which it is cut in any case", ge=1)] = 450
-    eta: Annotated[float, says("A turn whose uncertainty differs less than this from the turn before is sampled again", ge=0)] = 1e-3
+    forced: Annotated[
+        Literal["queue", "close"],
+        says("What ends thinking: </think> and how the environment's answers go on, up to the action itself; or </think> alone"),
+    ] = "queue"
+    turn_mean: Annotated[Literal["geometric", "arithmetic"], says("Mean of its tokens' scores that is the score of a turn")] = "geometric"
+    turn_skip: Annotated[int, says("Tokens at the start of a turn that its score leaves out", ge=0)] = 0
+    resample_rate: Annotated[
+        float, says("Share of the turns, but for first ones, that are to be sampled again: eta follows it; 0: eta is fixed", ge=0, lt=1)
+    ] = 0.05
+    eta: Annotated[float, says("A turn whose score differs less than this from the turn before is sampled again", ge=0)] = 1e-3
+    repeats: Annotated[int, says("A turn that says the same so many times on end is stalled, too; 0: it may", ge=0)] = 8
     max_resamples: Annotated[int, says("B_max: times a turn may be sampled again", ge=0)] = 2
 
 
@@ -278,27 +308,6 @@ SHORT_NAMES = {
 
 ENVIRONMENTS = ("alfworld", "webshop", "search", "textarena", "gymnasium")
 """Those with a section of their name."""
-
-
-TINY_DEFAULTS: dict[str, dict[str, Any]] = {
-    "search": {
-        "run.minutes": 19.0,
-        "model.tokens": "words",
-        "warm_start.episodes": 10_000,
-        "warm_start.max_turns": 6,
-        "warm_start.dawdling": 0.35,
-    },
-    "webshop": {
-        "run.minutes": 19.0,
-        "env.max_turns": 10,
-        "model.tokens": "words",
-        "warm_start.episodes": 4_600,
-        "warm_start.max_turns": 20,
-        "warm_start.dawdling": 0.25,
-    },
-}
-"""Environment -> defaults ({full name: value}) that are others there for the tiny policy (docs/learning.md says why). A model of one's own
-plays an environment as others know it."""
 
 
 def all_settings() -> dict[str, msgspec.inspect.Field]:

@@ -41,8 +41,10 @@ from config import Config, Job
 from controller.admission import Admission, AdmissionSettings, episode_seed
 from controller.engine.client import EngineClient
 from controller.engine.weights import apply_weights
+from controller.rules.thinking import NEVER
 from controller.signals import SignalRouter
-from controller.turns import ThinkTokens, TurnRunner
+from controller.think_tokens import read_vocabulary, think_tokens
+from controller.turns import TurnRunner
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
@@ -100,10 +102,13 @@ class Controller:
         self._stats.set(zmq.LINGER, 0)
         self._stats.connect(job.endpoints.stats)
         self._reader = FrameReader()
-        tokens = think_tokens(tokenizer)
+        tokens = think_tokens(tokenizer, env, self.config.control.forced, read_vocabulary(Path(job.model_dir)))
         self._signals = SignalRouter(context, job.endpoints.signals, tokens.queue, tokens.close)
         self._engine = EngineClient(job.endpoints.engine)
         self._turns = TurnRunner(self.config, self._engine, self._signals, tokens, lambda: self.version)
+        self._run_dir = Path(job.run_dir)
+        if job.resume:
+            self._turns.thresholds.load(self._run_dir)
         self.version = -1
         self._learner_id: bytes | None = None
         self._credits: dict[bytes, int] = {}  # actor -> episodes it can take, in order of asking
@@ -256,6 +261,7 @@ class Controller:
             if verify:
                 checked = published.version
             self.version = published.version
+            self._turns.thresholds.save(self._run_dir)
             self.admission.applied(published.version)
             if published.last:
                 await self._finish_training()
@@ -282,6 +288,8 @@ class Controller:
             "wasted_tokens": counters.wasted_tokens,
             "resamples": counters.resamples,
             "interventions": self._signals.interventions,
+            "epsilon": _or_none(self._turns.thresholds.epsilon),
+            "eta": _or_none(self._turns.thresholds.eta),
             "turns_in_flight": len(self._turn_tasks),
             "queue_leases": len(self.admission.pending) + len(self.admission.pending_evaluation),
             "queue_weights": self._published.qsize(),
@@ -344,14 +352,8 @@ class IdleClock:
         return share
 
 
-def think_tokens(tokenizer: Tokenizer) -> ThinkTokens:
-    """The ids of the tags that control looks for and forces. Raises ValueError when <think> is not one token."""
-    ids = {tag: tokenizer.token_to_id(tag) for tag in ("<think>", "</think>", "<|im_end|>")}
-    missing = [tag for tag, token in ids.items() if token is None]
-    if missing:
-        raise ValueError(f"model.name: the tokenizer has no single token for {', '.join(missing)}; add it, or set control.mode off")
-    queue = tokenizer.encode("</think>\n<action>", add_special_tokens=False).ids
-    return ThinkTokens(ids["<think>"], ids["</think>"], queue, [ids["<|im_end|>"]])
+def _or_none(threshold: float) -> float | None:
+    return None if threshold == NEVER else threshold
 
 
 def _failed(request: TurnRequest, reason: DropReason, detail: str) -> TurnFailed:

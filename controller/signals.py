@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Literal
 
-import numpy as np
 import zmq
 import zmq.asyncio
 
-from controller.thinking import Signal, ThinkingRule
+from controller.rules.scores import Signal
+from controller.rules.thinking import ThinkingRule
 from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.codec import FrameReader, encode
 from protocol.messages import SignalFrame, Steer
@@ -18,17 +19,21 @@ HIGH_WATER = 1000
 """Frames. At 150 steps a second this is seconds of a controller that does not read."""
 
 
+Acts = Literal["no", "steer", "engine"]
+"""What comes of an intervention: nothing, since only the signals are wanted; a steer; or the engine acts by itself."""
+
+
 @dataclass
 class Watch:
     """One turn under observation."""
 
     rule: ThinkingRule
-    steers: bool  # whether an intervention is carried out, or only the signals are wanted
+    acts: Acts
     expected: int | None = None  # tokens of the finished response, once known
     complete: asyncio.Event = field(default_factory=asyncio.Event)
 
     def check_complete(self) -> None:
-        if self.expected is not None and len(self.rule.uncertainty) >= self.expected:
+        if self.expected is not None and len(self.rule.scores) >= self.expected:
             self.complete.set()
 
 
@@ -47,8 +52,8 @@ class SignalRouter:
         self.frames = 0
         self.interventions = 0
 
-    def watch(self, turn_id: str, rule: ThinkingRule, steers: bool) -> Watch:
-        self._watched[turn_id] = Watch(rule, steers)
+    def watch(self, turn_id: str, rule: ThinkingRule, acts: Acts) -> Watch:
+        self._watched[turn_id] = Watch(rule, acts)
         return self._watched[turn_id]
 
     async def finish(self, turn_id: str, tokens: int, patience: float) -> None:
@@ -76,7 +81,6 @@ class SignalRouter:
                 continue
             self.frames += 1
             for steer in self.observe(message):
-                self.interventions += 1
                 await self._socket.send_multipart([peer, encode(steer)])
 
     def observe(self, frame: SignalFrame) -> list[Steer]:
@@ -85,6 +89,7 @@ class SignalRouter:
             unpack(frame.position, INT32).tolist(),
             unpack(frame.entropy, FLOAT32).tolist(),
             unpack(frame.confidence, FLOAT32).tolist(),
+            unpack(frame.top_log_prob, FLOAT32).tolist(),
             unpack(frame.forced, INT32).tolist(),
             unpack(frame.previous, INT32).tolist(),
         )
@@ -93,18 +98,13 @@ class SignalRouter:
             watch = self._watched.get(turn_id)
             if watch is None:
                 continue
-            if watch.rule.observe(Signal(*row)) is not None and watch.steers:
-                steers.append(Steer(turn_id=turn_id, tokens=self._queue, unless=self._think_close))
+            if watch.rule.observe(Signal(*row)) is not None:
+                self.interventions += watch.acts != "no"
+                if watch.acts == "steer":
+                    steers.append(Steer(turn_id=turn_id, tokens=self._queue, unless=self._think_close))
             if watch.expected is not None:
                 watch.check_complete()
         return steers
 
     def close(self) -> None:
         self._socket.close()
-
-
-def padded(values: list[float], length: int) -> np.ndarray:
-    """float32 [length]: the values, cut or padded with NaN."""
-    out = np.full(length, np.nan, dtype=np.float32)
-    out[: min(len(values), length)] = values[:length]
-    return out

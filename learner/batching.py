@@ -67,10 +67,13 @@ def group_returns(group: Sequence[Trajectory]) -> GroupReturns:
     )
 
 
-def samples_of(groups: Sequence[Sequence[Trajectory]], version: int, settings: LearnerSection) -> list[Sample]:
+def samples_of(
+    groups: Sequence[Sequence[Trajectory]], version: int, settings: LearnerSection, *, void_invalid: bool = False
+) -> list[Sample]:
     """Every turn of every played episode. `version`: of the learner's weights before the update.
 
-    Dropped episodes are left out. Raises ValueError, naming the episode, where a turn's arrays do not fit together.
+    `void_invalid`: a turn without a valid action is left out, though its episode counts in the group's statistics. Dropped episodes are
+    left out. Raises ValueError, naming the episode, where a turn's arrays do not fit together.
     """
     estimator = ESTIMATORS[settings.algorithm]
     samples = []
@@ -78,6 +81,8 @@ def samples_of(groups: Sequence[Sequence[Trajectory]], version: int, settings: L
         played = [episode for episode in group if episode.dropped is None]
         for episode, advantages in zip(played, estimator(group_returns(played), settings), strict=True):
             for number, (turn, advantage) in enumerate(zip(episode.turns, advantages, strict=True)):
+                if void_invalid and not turn.valid:
+                    continue
                 try:
                     samples.append(_sample(turn, float(advantage), version))
                 except ValueError as error:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from protocol.arrays import FLOAT16, INT32, UINT8, unpack
+from protocol.arrays import INT32, UINT8, unpack
 from protocol.messages import StopReason, Trajectory, Turn
 
 
@@ -26,6 +26,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "wasted_tokens": float(sum(len(a.tokens) // INT32.itemsize for a in rejected)),
         "interventions": float(sum(event.kind == "intervene" for turn in turns for event in turn.kept.events)),
         "resamples": float(len(rejected)),
+        "repetitions": float(sum(attempt.stop is StopReason.REPETITION for attempt in rejected)),
     }
 
 
@@ -48,7 +49,7 @@ def mean_entropy(turns: Sequence[Turn]) -> float:
     """Mean entropy in nats of the tokens the policy chose, where the engine reported it; NaN without any."""
     total, count = 0.0, 0
     for turn in turns:
-        entropy = unpack(turn.kept.entropy, FLOAT16).astype(np.float64)
+        entropy = turn.kept.signal_table()[:, 0].astype(np.float64)
         if entropy.size:
             chosen = entropy[(unpack(turn.kept.mask, UINT8) > 0) & np.isfinite(entropy)]
             total, count = total + float(chosen.sum()), count + chosen.size

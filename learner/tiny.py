@@ -6,7 +6,9 @@ for what a small policy costs and has to learn:
 - what a turn copies from its prompt has the same tokens in both, so that pointing at it is copying tokens. With
   `model.tokens = "phrases"` that holds for names, which are the words that are ever followed by a number ("cabinet 1"), and for
   numbers; what stands between them in a prompt may merge across words ("; go to", "You arrive at"), since prompts are most of
-  the tokens that are trained on. With "words" it holds for every word, where agents write words that no demonstration has;
+  the tokens that are trained on. With "words" it holds for every word, where agents write words that no demonstration has; and for
+  the first one of an action like search[red lamp], which is read as search[ red lamp] and written without the space. Numbers are tokens
+  of two digits there: whole ones would be many, and each seen too rarely to be copied;
 - a *response* teaches the tokenizer its words only, one by one: thoughts keep enough tokens for control to act on;
 - tags are single tokens, but not special ones: they stay in decoded text.
 """
@@ -20,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
@@ -42,7 +44,7 @@ CHAT_TEMPLATE = (
 HEAD_SIZE = 32
 MAX_POSITIONS = 2048
 _ROLE = rf"(?:{'|'.join(ROLES)})\n"
-_WORDS = "|".join([_ROLE, r" ?\p{L}+", r" ?\p{N}+", r" ?[^\s\p{L}\p{N}]+", r"\s"])
+_WORDS = "|".join([_ROLE, r" ?\p{L}+", r" ?\p{N}{1,2}", r" ?[^\s\p{L}\p{N}]+", r"\s"])
 _TAG = re.compile(r"</?[a-z]+>")
 _WORD = re.compile(r" ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]+|\s")
 
@@ -83,6 +85,9 @@ def train_tokenizer(settings: ModelSection, turns: list[tuple[str, str]]) -> Tok
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])  # fmt: skip
     tokenizer.decoder = decoders.ByteLevel()
+    if settings.tokens == "words":
+        tokenizer.normalizer = normalizers.Replace(Regex(r"\[(?! )"), "[ ")
+        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("[ ", "[")])
     trainer = trainers.BpeTrainer(
         vocab_size=settings.vocabulary - len(tags), special_tokens=SPECIAL_TOKENS, initial_alphabet=sorted(alphabet), show_progress=False
     )

@@ -17,10 +17,12 @@ little-endian bytes, with the element type in the field's comment (`protocol.arr
 from __future__ import annotations
 
 from enum import StrEnum
+from math import nan
 
 import msgspec
+import numpy as np
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, kw_only=True):
@@ -42,6 +44,7 @@ class StopReason(StrEnum):
 
     END = "end"  # the policy ended the turn (end-of-sequence token)
     LENGTH = "length"  # the response budget ran out
+    REPETITION = "repetition"  # it repeated itself
 
 
 # --- episodes ---------------------------------------------------------------------------------------------------------
@@ -139,11 +142,21 @@ class Attempt(msgspec.Struct, array_like=True, frozen=True):
     mask: bytes  # uint8 [T]: 1 = chosen by the policy, 0 = forced by the controller or without a finite log-prob
     spans: list[Span]
     uncertainty: bytes  # float16 [T] M_t, NaN where no signal arrived; empty when the turn was not watched
-    entropy: bytes  # float16 [T], nats; NaN where no signal arrived; empty when the turn was not watched
+    signals: bytes  # float32 [T, 3]: entropy in nats, confidence, top-1 log-prob; NaN and empty likewise
     events: list[ControlEvent]
     stop: StopReason
     score: float  # turn-level uncertainty (Phi); NaN if it could not be computed
     thinking: int  # tokens in the thinking span
+    epsilon: float = nan  # the threshold of the token-level rule that was in force; NaN where none was
+
+    @property
+    def length(self) -> int:
+        """T: tokens of the response."""
+        return len(self.tokens) // 4
+
+    def signal_table(self) -> np.ndarray:
+        """`signals` as a read-only float32 [T, 3]; [0, 3] when the turn was not watched."""
+        return np.frombuffer(self.signals, dtype="<f4").reshape(-1, 3)
 
 
 class TurnRequest(Message):

@@ -12,8 +12,9 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from config import SHORT_NAMES, TINY_DEFAULTS, Config, ConfigError, all_settings, description
+from config import SHORT_NAMES, Config, ConfigError, all_settings, description
 from supervisor import settings
+from supervisor.defaults import other_defaults
 
 COMMANDS = {
     "train": "train agents (the default command)",
@@ -201,12 +202,10 @@ def print_help(console: Console) -> None:
 
 
 def _sentence(name: str, field: msgspec.inspect.Field) -> str:
-    """What a setting does, and its default; those of the tiny policy in other environments, too."""
+    """What a setting does, and its default; those that depend on other settings, too."""
     if field.default in ("", []):
         return description(field)
-    defaults = [str(field.default)]
-    defaults += [f"{environment} {others[name]}" for environment, others in TINY_DEFAULTS.items() if name in others]
-    return f"{description(field)} [default {', '.join(defaults)}]"
+    return f"{description(field)} [default {', '.join([str(field.default), *other_defaults(name)])}]"
 
 
 def _rows(console: Console, rows: list[tuple[str, str]]) -> None:

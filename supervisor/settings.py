@@ -11,14 +11,15 @@ from typing import Any
 
 import msgspec
 
-from config import SHORT_NAMES, TINY_DEFAULTS, Config, ConfigError, EnvSection, ModelSection, all_settings, describe, description, kind_of
+from config import SHORT_NAMES, Config, ConfigError, all_settings, describe, description, kind_of
+from supervisor.defaults import defaults_for, fixed_thresholds
 
 
 def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, defaults: dict[str, Any] | None = None) -> Config:
     """The defaults, then the TOML file, then the overrides ({full or short name: text of the value}).
 
-    The defaults are `defaults` ({full name: value}) where they name one, then, for the tiny policy, those of the environment, then
-    those of config.py.
+    The defaults are `defaults` ({full name: value}) where they name one, then those that depend on other settings
+    (supervisor/defaults.py), then those of config.py.
 
     Raises ConfigError for anything unknown, ill-typed, out of bounds or inconsistent.
     """
@@ -31,17 +32,18 @@ def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, d
             raise ConfigError(f"there is no section [{section}] (in {file}); there are {', '.join(Config.__struct_fields__)}")
         for name in values:
             _check_known(f"{section}.{name}", known, f"in {file}")
+    given = {f"{section}.{name}": value for section, values in tree.items() for name, value in values.items()}
+    given |= fixed_thresholds(given)
+    said = {}
     for name, text in (overrides or {}).items():
         full = SHORT_NAMES.get(name.replace("-", "_"), name.replace("-", "_"))
         _check_known(full, known, "on the command line")
+        said[full] = _value(full, known[full], text)
+    given |= said | fixed_thresholds(said)
+    tree = {}
+    for full, value in {**defaults_for(given), **(defaults or {}), **given}.items():
         section, key = full.split(".")
-        tree.setdefault(section, {})[key] = _value(full, known[full], text)
-    tiny = tree.get("model", {}).get("name", ModelSection().name) == "tiny"
-    environment = str(tree.get("env", {}).get("name", EnvSection().name))
-    others = TINY_DEFAULTS.get(environment, {}) if tiny else {}
-    for full, value in {**others, **(defaults or {})}.items():
-        section, key = full.split(".")
-        tree.setdefault(section, {}).setdefault(key, value)
+        tree.setdefault(section, {})[key] = value
     config = from_dict(tree)
     check_consistency(config)
     return config
@@ -66,6 +68,11 @@ def check_consistency(config: Config) -> None:
     if config.control.min_thinking > config.control.max_thinking:
         raise ConfigError(
             f"control.min_thinking ({config.control.min_thinking}) must not exceed control.max_thinking ({config.control.max_thinking})"
+        )
+    if config.control.score == "code" and config.control.turn_mean == "geometric":
+        raise ConfigError(
+            "control.turn_mean: the score of control.score code is below 0 where the policy is uncertain, and has no geometric mean; "
+            "set it to arithmetic"
         )
     if config.model.name != "tiny" and not Path(config.model.name).is_dir():
         raise ConfigError(

@@ -54,6 +54,9 @@ FIELDS: dict[str, Field] = {
     "wasted_tokens": Field("tokens", "tokens", "total", "Generated for nothing: past a cut, in a rejected attempt, in a dropped episode"),
     "interventions": Field("1", "control", "total", "Times thinking was cut"),
     "resamples": Field("1", "control", "total", "Times a turn was sampled again"),
+    "repetitions": Field("1", "control", "total", "Attempts sampled again because they repeated themselves"),
+    "epsilon": Field("1", "control", "latest", "Change of the uncertainty below which thinking is cut; none while it is being calibrated"),
+    "eta": Field("1", "control", "latest", "Change from turn to turn below which a turn is sampled again; none likewise"),
     "signal_frames": Field("1", "control", "total", "Frames of per-token signals that arrived"),
     # --- how old the data is, how far the policy has moved from it
     "token_age_mean": Field("versions", "staleness", "value", "Mean age of a trained token: learner's version less its own"),

@@ -26,6 +26,8 @@ from config import Endpoints, Job
 from controller.engine.client import EngineClient, Generation
 from controller.engine.server import engine_command, wait_ready
 from controller.engine.weights import apply_weights
+from controller.rules.scores import Signal
+from controller.rules.thinking import DelegatedRule
 from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.codec import decode, encode
 from protocol.lifetime import dying_with_parent
@@ -164,6 +166,11 @@ class Signals:
     forced: list[int] = field(default_factory=list)
     previous: list[int] = field(default_factory=list)
 
+    def rows(self) -> list[Signal]:
+        """As rules take them."""
+        columns = (self.position, self.entropy, self.confidence, self.top_log_prob, self.forced, self.previous)
+        return [Signal(*row) for row in zip(*columns, strict=True)]
+
 
 class Watcher:
     """A controller's ROUTER: collects signals by turn, and steers."""
@@ -228,6 +235,8 @@ class Engine:
         seed: int | None = None,
         watched: bool = True,
         stop: list[int] | None = None,
+        rule: DelegatedRule | None = None,
+        repeats: int = 0,
     ) -> tuple[str, list[int], asyncio.Task[Generation]]:
         """Start a turn: its id, its prompt, and the task that ends with its response."""
         turn_id = turn_id or f"turn{next(_names)}"
@@ -241,6 +250,8 @@ class Engine:
             watched=watched,
             stop_token_ids=stop or [],
             cache_salt=turn_id,
+            rule=rule,
+            repeats=repeats,
         )
         return turn_id, prompt, asyncio.create_task(call)
 

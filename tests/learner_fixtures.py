@@ -51,7 +51,7 @@ def random_turn(rng: np.random.Generator, vocabulary: int, versions: tuple[int, 
     spans = [Span(int(a), int(b), v) for a, b, v in zip(cuts, cuts[1:], versions, strict=False)]
     fields = {
         "tokens": pack(rng.integers(7, vocabulary, length), INT32), "log_probs": pack(log_probs, FLOAT32), "mask": pack(mask, UINT8),
-        "spans": spans, "uncertainty": b"", "entropy": b"", "events": [], "stop": StopReason.END, "score": float("nan"), "thinking": 0,
+        "spans": spans, "uncertainty": b"", "signals": b"", "events": [], "stop": StopReason.END, "score": float("nan"), "thinking": 0,
     }  # fmt: skip
     return Turn(
         prompt=pack(rng.integers(7, vocabulary, int(rng.integers(4, 20))), INT32), kept=Attempt(**fields | changes), rejected=[],

@@ -40,7 +40,7 @@ def result_of(request, text: str) -> TurnResult:
     tokens = tokenizer().encode(text + "<|im_end|>", add_special_tokens=False).ids
     kept = Attempt(
         tokens=pack(tokens, INT32), log_probs=pack([-0.1] * len(tokens), FLOAT32), mask=pack([1] * len(tokens), UINT8),
-        spans=[Span(0, len(tokens), 0)], uncertainty=b"", entropy=b"", events=[], stop=StopReason.END, score=0.5, thinking=0,
+        spans=[Span(0, len(tokens), 0)], uncertainty=b"", signals=b"", events=[], stop=StopReason.END, score=0.5, thinking=0,
     )  # fmt: skip
     return TurnResult(key=request.key, attempt=request.attempt, turn=request.turn, kept=kept, rejected=[])
 

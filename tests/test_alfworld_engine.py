@@ -166,7 +166,7 @@ def test_looking_at_a_thing_in_light_needs_it_in_hand_beside_the_lamp():
     assert played.won()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(["small", "real"]), st.integers(0, 99_999), st.randoms(use_true_random=False))
 def test_every_admissible_command_does_something_and_no_thing_is_lost(size, index, rng):
     played = Engine(AlfWorld(size).game("train", index))
@@ -176,7 +176,7 @@ def test_every_admissible_command_does_something_and_no_thing_is_lost(size, inde
     assert {thing for _, thing in lying(played)} | carried(played) == {called(played, thing) for thing in things}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 99_999), st.integers(0, 2**32))
 def test_the_memory_of_a_transcript_is_true(index, seed):
     rng = random.Random(seed)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import config
-from config import SHORT_NAMES, TINY_DEFAULTS, Config, ConfigError, EnvSection, ModelSection, all_settings, description
+from config import SHORT_NAMES, Config, ConfigError, ControlSection, EnvSection, ModelSection, all_settings, description
 from supervisor.cli import print_help
+from supervisor.defaults import PRESETS, RATES, TINY_DEFAULTS
 from supervisor.settings import from_dict, resolve, to_toml
 
 SETTINGS = list(all_settings())
@@ -77,8 +78,43 @@ def test_an_environments_defaults_hold_until_the_setting_is_set(environment: str
 def test_a_model_of_ones_own_plays_an_environment_as_others_know_it(environment: str, tmp_path: Path) -> None:
     config = resolve(None, {"env": environment, "model": str(tmp_path)})
     assert config == resolve(written(tmp_path, f'[env]\nname = "{environment}"\n[model]\nname = "{tmp_path}"'))
-    assert msgspec.structs.replace(config, env=EnvSection(), model=ModelSection()) == Config()
+    assert msgspec.structs.replace(config, env=EnvSection(), model=ModelSection(), control=ControlSection()) == Config()
     assert (config.env, config.model) == (EnvSection(name=environment), ModelSection(name=str(tmp_path)))
+
+
+def value_of(settings: Config, full: str) -> object:
+    section, name = full.split(".")
+    return getattr(getattr(settings, section), name)
+
+
+@pytest.mark.parametrize(("preset", "full"), [(name, full) for name, others in PRESETS.items() for full in others])
+def test_a_preset_holds_until_the_setting_is_set(preset: str, full: str) -> None:
+    assert value_of(resolve(None, {"control.preset": preset}), full) == PRESETS[preset][full]
+    other = str(value_of(Config(), full))
+    assert value_of(resolve(None, {"control.preset": preset, full: other, **_allowing(full, preset)}), full) == value_of(Config(), full)
+
+
+def _allowing(full: str, preset: str) -> dict[str, str]:
+    """What else must be set for a setting of the preset to be set back."""
+    return {"control.score": "paper"} if (preset, full) == ("code", "control.turn_mean") else {}
+
+
+def test_a_model_that_thinks_longer_is_judged_by_more_of_its_thoughts(tmp_path: Path) -> None:
+    control = resolve(None, {"model": str(tmp_path)}).control
+    assert (control.window, control.min_thinking) == (7, 16)
+
+
+@pytest.mark.parametrize(("threshold", "rate"), RATES.items())
+def test_a_threshold_that_is_given_is_fixed(threshold: str, rate: str, tmp_path: Path) -> None:
+    assert value_of(resolve(None, {threshold: "0.5"}), rate) == 0
+    section, name = threshold.split(".")
+    run = written(tmp_path, f"{section}.{name} = 0.5\n{rate} = 0.25")
+    assert value_of(resolve(run), rate) == 0.25
+    assert value_of(resolve(run, {threshold: "0.7"}), rate) == 0
+
+
+def test_the_authors_score_has_no_geometric_mean() -> None:
+    assert "control.turn_mean" in refused(control__score="code")
 
 
 def test_defaults_survive_toml(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ pytest.importorskip("transformers")
 
 from controller.engine.client import EngineClient, EngineError, Generation  # noqa: E402
 from controller.engine.fake import FakeEngine  # noqa: E402
+from controller.engine.names import PATTERN  # noqa: E402
 from controller.engine.weights import apply_weights  # noqa: E402
+from controller.rules.thinking import DelegatedRule, ThinkingSettings  # noqa: E402
 from tests.engine_fixtures import (  # noqa: E402, F401
     TOP_J,
     VOCABULARY,
@@ -219,6 +221,48 @@ async def test_frames_that_are_no_messages_are_ignored(engine: Engine) -> None:
     turn_id, _, task = engine.start(max_tokens=40)
     await engine.watcher.until(turn_id, 2)
     await engine.watcher._socket.send_multipart([engine.watcher._peer, b"nonsense"])
+    assert (await task).finish_reason == "length"
+
+
+# --- the rule inside the engine
+
+
+def rule_for(first: int, queue: list[int], epsilon: float) -> DelegatedRule:
+    """A rule that takes the token `first` for <think>, and cuts a few tokens after it."""
+    return DelegatedRule(ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, epsilon, 4, 25), first, VOCABULARY - 1, queue)
+
+
+async def test_a_rule_in_the_engine_decides_as_the_controller_would_on_the_same_signals_and_at_once(engine: Engine) -> None:
+    queue = [VOCABULARY - 1, 22]
+    turns = []
+    for i in range(9):
+        same = {"max_tokens": 60, "seed": i, "prompt": some_prompt(f"rule {i}")}
+        first = (await engine.start(**same)[2]).tokens[0]
+        rule = rule_for(first, queue, epsilon=(0.05, 0.1, -1.0)[i % 3])
+        turns.append((engine.start(**same, rule=rule), rule))
+    decided = 0
+    for (turn_id, _, task), delegated in turns:
+        generation = await task
+        signals = await engine.watcher.until(turn_id, len(generation.tokens))
+        rule = delegated.begin()
+        decision = next((d for row in signals.rows() if (d := rule.observe(row)) is not None), None)
+        forced = [position for position, token in enumerate(signals.forced) if token >= 0]
+        assert forced == ([] if decision is None else [p for p in (decision.position, decision.position + 1) if p < len(generation.tokens)])
+        assert [generation.tokens[position] for position in forced] == queue[: len(forced)]
+        decided += decision is not None
+    assert decided  # or nothing was tested
+
+
+async def test_a_turn_that_repeats_itself_is_ended(engine: Engine) -> None:
+    _, _, task = engine.start(temperature=0.0, max_tokens=900, repeats=3)  # of random weights, greedy decoding runs in circles
+    generation = await task
+    assert generation.finish_reason == "repetition"
+    end = generation.tokens[-3 * PATTERN :]
+    assert any(end[-3 * n :] == end[-n:] * 3 for n in range(1, PATTERN + 1))
+
+
+async def test_a_turn_may_repeat_itself_unless_asked_not_to(engine: Engine) -> None:
+    _, _, task = engine.start(temperature=0.0, max_tokens=200)
     assert (await task).finish_reason == "length"
 
 

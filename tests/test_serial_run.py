@@ -23,8 +23,8 @@ from controller.admission import episode_seed, task_of_group
 from controller.engine.client import EngineClient
 from controller.engine.fake import FakeEngine
 from controller.engine.weights import apply_weights
-from controller.main import think_tokens
 from controller.signals import SignalRouter
+from controller.think_tokens import read_vocabulary, think_tokens
 from controller.turns import TurnRunner
 from envs.registry import make_environment
 from learner.build import build_policy
@@ -144,7 +144,7 @@ def test_uncertainty_and_entropy_are_recorded_for_every_token(finished):
     for t in trained(trajectories):
         for turn in t.turns:
             assert np.isfinite(unpack(turn.kept.uncertainty, FLOAT16)).all()
-            assert len(unpack(turn.kept.entropy, FLOAT16)) == len(turn.kept.mask)
+            assert len(turn.kept.signal_table()) == len(turn.kept.mask)
 
 
 def test_mode_budget_cuts_thinking_and_resamples_nothing(tmp_path: Path, imitating: dict[str, str]):
@@ -213,7 +213,9 @@ class LockStep:
     async def run(self) -> torch.nn.Module:
         config, context = self.job.config, zmq.asyncio.Context()
         build_policy(self.job)
-        tokens = think_tokens(load_tokenizer(Path(self.job.model_dir)))
+        model_dir = Path(self.job.model_dir)
+        environment = make_environment(config.env.name, **config.environment_settings())
+        tokens = think_tokens(load_tokenizer(model_dir), environment, config.control.forced, read_vocabulary(model_dir))
         signals = SignalRouter(context, self.job.endpoints.signals, tokens.queue, tokens.close)
         engine = FakeEngine(self.job.model_dir, signals=self.job.endpoints.signals, top_j=config.control.top_j)
         client = EngineClient(await engine.start())

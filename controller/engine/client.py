@@ -12,7 +12,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from controller.engine.names import TURN, UNKNOWN_VERSION, engine_request_id
+from controller.engine.names import PATTERN, RULE, TURN, UNKNOWN_VERSION, engine_request_id
+from controller.rules.thinking import DelegatedRule
 from protocol.messages import Span
 
 NO_LOG_PROB = -9999.0
@@ -91,10 +92,13 @@ class EngineClient:
         watched: bool,
         stop_token_ids: list[int],
         cache_salt: str,
+        rule: DelegatedRule | None = None,
+        repeats: int = 0,
     ) -> Generation:
         """A response to `prompt` (token ids). `turn_id` is unique among the turns in flight; `watched` turns appear in signal
-        frames under it. `cache_salt` keeps prefixes computed by other weights apart. Cancelling the call ends the turn in the
-        engine. Raises EngineError.
+        frames under it; the engine carries out `rule` on them. `repeats` > 1: the turn ends, with finish reason "repetition", once it
+        says the same so many times on end. `cache_salt` keeps prefixes computed by other weights apart. Cancelling the call ends the
+        turn in the engine. Raises EngineError.
         """
         sampling: dict[str, Any] = {
             "max_tokens": max_tokens,
@@ -106,7 +110,9 @@ class EngineClient:
         if seed is not None:
             sampling["seed"] = seed
         if watched:
-            sampling["extra_args"] = {TURN: turn_id}
+            sampling["extra_args"] = {TURN: turn_id} | ({} if rule is None else {RULE: msgspec.json.encode(rule).decode()})
+        if repeats > 1:
+            sampling["repetition_detection"] = {"max_pattern_size": PATTERN, "min_count": repeats}
         body = {"request_id": turn_id, "token_ids": prompt, "sampling_params": sampling, "cache_salt": cache_salt}
         raw = await self._call("turns", "POST", "/inference/v1/generate", body, tries=2)
         try:

@@ -15,7 +15,8 @@ import msgspec
 from aiohttp import web
 
 from controller.engine.fake_generation import Generator, Request
-from controller.engine.names import TURN, engine_request_id
+from controller.engine.names import RULE, TURN, engine_request_id
+from controller.rules.thinking import DelegatedRule
 
 MAX_BODY = 16 << 20
 """Bytes. A prompt of a million tokens."""
@@ -75,14 +76,21 @@ class FakeEngine:
         if not prompt or not all(0 <= token < self._generator.vocabulary for token in prompt):
             raise web.HTTPBadRequest(text="the prompt is empty, or holds tokens outside the vocabulary")
         stop = frozenset(sampling.get("stop_token_ids") or ())
+        extra = sampling.get("extra_args") or {}
+        delegated = msgspec.json.decode(extra[RULE], type=DelegatedRule) if RULE in extra else None
+        repetition = sampling.get("repetition_detection") or {}
         request = Request(
             id=engine_request_id(body.get("request_id", "")),
             prompt=prompt,
             max_tokens=sampling.get("max_tokens", 16),
             temperature=sampling.get("temperature", 1.0),
             stop=stop if sampling.get("ignore_eos") else stop | self._generator.end_tokens,
-            turn_id=(sampling.get("extra_args") or {}).get(TURN),
+            turn_id=extra.get(TURN),
             seed=sampling.get("seed"),
+            rule=delegated and delegated.begin(),
+            queue=delegated.queue if delegated else [],
+            pattern=repetition.get("max_pattern_size", 0),
+            min_count=repetition.get("min_count", 0),
         )
         self._check_alive()
         self._generator.add(request)

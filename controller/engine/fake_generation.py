@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 from controller.engine.signal_socket import ForcedQueue, SignalRow, SignalSocket, takes_effect
 from controller.engine.uncertainty import divide_by_temperature, uncertainty
 from controller.engine.weight_file import check_file, check_tensors, tensor_shapes, tensors
+from controller.rules.thinking import ThinkingRule
 
 
 @dataclass(eq=False)
@@ -30,6 +31,10 @@ class Request:
     stop: frozenset[int]
     turn_id: str | None  # set: watched
     seed: int | None
+    rule: ThinkingRule | None = None  # carried out here
+    queue: list[int] = field(default_factory=list)  # what its intervention forces
+    pattern: int = 0  # tokens of the longest pattern whose repetition ends it
+    min_count: int = 0
     cache: DynamicCache | None = None
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -44,6 +49,23 @@ class Request:
             self.random.seed()
         else:
             self.random.manual_seed(self.seed)
+
+    def observe(self, values: list[float]) -> SignalRow:
+        """The row of the next token, of entropy, confidence and top-1 log-prob; the request's own rule may force it."""
+        position = len(self.tokens)
+        row = SignalRow(self.turn_id, position, *values, self.forced.at(position), self.tokens[-1] if self.tokens else -1)
+        if self.rule is not None and self.rule.observe(row.signal()) is not None:
+            self.forced.add(position, self.queue)
+            row = row._replace(forced=self.forced.at(position))
+        return row
+
+    def repeats(self) -> bool:
+        """Whether a pattern of at most `pattern` tokens stands at the end `min_count` times on end."""
+        for size in range(1, self.pattern + 1):
+            tail = self.tokens[-size * self.min_count :]
+            if len(tail) == size * self.min_count and tail == tail[-size:] * self.min_count:
+                return True
+        return False
 
     def finish(self, reason: str) -> None:
         if self.finish_reason is None:
@@ -157,16 +179,10 @@ class Generator:
             request = turns.get(steer.turn_id)
             if request is not None and takes_effect(steer, request.tokens, self.vocabulary):
                 request.forced.add(len(request.tokens), steer.tokens)
-        forced = [request.forced.at(len(request.tokens)) for request in running]
         columns = torch.stack(uncertainty(scaled, self._top_j)).T.tolist()
-        self._socket.send(
-            [
-                SignalRow(request.turn_id, len(request.tokens), *values, token, request.tokens[-1] if request.tokens else -1)
-                for request, values, token in zip(running, columns, forced, strict=True)
-                if request.turn_id is not None
-            ]
-        )
-        return forced
+        rows = [request.observe(values) for request, values in zip(running, columns, strict=True)]
+        self._socket.send([row for row in rows if row.turn_id is not None])
+        return [row.forced for row in rows]
 
     def _append(self, request: Request, logits: torch.Tensor, forced: int) -> None:
         """Sample from `logits` [V] (after temperature), or take the forced token, whose log-prob is 0 as in vLLM."""
@@ -182,5 +198,7 @@ class Generator:
         request.versions.append(self.version)
         if token in request.stop:
             request.finish("stop")
+        elif request.pattern and request.repeats():
+            request.finish("repetition")
         elif len(request.tokens) >= request.max_tokens:
             request.finish("length")

@@ -9,6 +9,12 @@ PROCESSOR = "controller.engine.signal_tap:SignalTap"
 TURN = "foray_turn"
 """Key of the turn id in a request's `extra_args`: its presence makes the turn watched."""
 
+RULE = "foray_rule"
+"""Key of the rule (JSON of a DelegatedRule) in a request's `extra_args`, where the engine is to carry it out by itself."""
+
+PATTERN = 16
+"""Tokens of the longest pattern whose repetition is looked for."""
+
 TAP_ENDPOINT = "FORAY_TAP_ENDPOINT"
 """Environment variable: where the controller's ROUTER socket is bound. Absent: the processor does nothing."""
 

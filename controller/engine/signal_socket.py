@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import zmq
 
+from controller.rules.scores import Signal
 from protocol.arrays import FLOAT32, INT32, pack
 from protocol.codec import FrameReader, encode
 from protocol.messages import SignalFrame, Steer
@@ -28,6 +29,10 @@ class SignalRow(NamedTuple):
     top_log_prob: float
     forced: int  # the token forced at this position, or -1
     previous: int  # the token at position - 1, or -1
+
+    def signal(self) -> Signal:
+        """The same, as rules take it."""
+        return Signal(*self[1:])
 
 
 class SignalSocket:

@@ -9,7 +9,7 @@ once a step. What the adapter relies on, and where it comes from:
 - Custom processors run before temperature, so each row is divided by its own here.
 - A chunk of a prefill that is not the last has a row, too, whose token is thrown away. Nothing in the interface tells; so with chunked
   prefill the first signal of a row is held back for a step, and sent once the response has grown. (`uncertainty` is computed anyway.)
-- A preempted request leaves and comes back with a new list, so its forced tokens are kept by turn id.
+- A preempted request leaves and comes back with a new list, so its forced tokens and its rule are kept by turn id.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import msgspec
 import torch
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from controller.engine.names import TAP_ENDPOINT, TAP_TOP_J, TURN
+from controller.engine.names import RULE, TAP_ENDPOINT, TAP_TOP_J, TURN
 from controller.engine.signal_socket import ForcedQueue, SignalRow, SignalSocket, takes_effect
 from controller.engine.uncertainty import divide_by_temperature, uncertainty
+from controller.rules.thinking import DelegatedRule, ThinkingRule
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -44,6 +46,8 @@ class Turn:
     turn_id: str
     temperature: float
     output: list[int]  # the runner's list, not a copy
+    rule: ThinkingRule | None = None  # to be carried out here
+    queue: list[int] = field(default_factory=list)  # what its intervention forces
     forced: ForcedQueue = field(default_factory=ForcedQueue)
     unproven: bool = False  # it has not sampled since it came: its next row may be of a prefill's chunk
     held: SignalRow | None = None
@@ -67,6 +71,7 @@ class SignalTap(LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._device = device
         self._turns: dict[int, Turn] = {}  # batch row -> turn
+        self._delegated: dict[str, Turn] = {}  # those of them that have a rule of their own
         self._left: OrderedDict[str, Turn] = OrderedDict()  # finished, or preempted: then it comes back
         self._late: list[SignalRow] = []  # rows of turns that have left since the last frame
         self._chunks = bool(vllm_config.scheduler_config.enable_chunked_prefill)
@@ -103,9 +108,15 @@ class SignalTap(LogitsProcessor):
         turn_id = (params.extra_args or {}).get(TURN)
         if turn_id is None:
             return
-        before = self._left.pop(turn_id, None)
-        forced = before.forced if before is not None else ForcedQueue()
-        self._turns[row] = Turn(turn_id, params.temperature, output, forced, unproven=self._chunks)
+        turn = Turn(turn_id, params.temperature, output, unproven=self._chunks)
+        if (before := self._left.pop(turn_id, None)) is not None:
+            turn.forced, turn.rule, turn.queue = before.forced, before.rule, before.queue
+        elif rule := params.extra_args.get(RULE):
+            delegated = msgspec.json.decode(rule, type=DelegatedRule)
+            turn.rule, turn.queue = delegated.begin(), delegated.queue
+        self._turns[row] = turn
+        if turn.rule is not None:
+            self._delegated[turn_id] = turn
 
     def _leave(self, row: int) -> None:
         turn = self._turns.pop(row, None)
@@ -114,6 +125,7 @@ class SignalTap(LogitsProcessor):
         if (late := turn.proven()) is not None:
             self._late.append(late)
         self._left[turn.turn_id] = turn
+        self._delegated.pop(turn.turn_id, None)
         while len(self._left) > REMEMBERED:
             self._left.popitem(last=False)
 
@@ -124,9 +136,9 @@ class SignalTap(LogitsProcessor):
             return logits
         self._take_steers(logits.shape[-1])
         if self._turns:
-            rows = self._measure(logits)
-            self._socket.send(self._release(rows))
-            self._force(logits, rows)
+            released = self._decide(self._release(self._measure(logits)))
+            self._socket.send(released)
+            self._force(logits)
         elif self._late:
             self._socket.send(self._release({}))
         return logits
@@ -169,9 +181,22 @@ class SignalTap(LogitsProcessor):
             out.append(signal)
         return out
 
-    def _force(self, logits: torch.Tensor, measured: dict[int, SignalRow]) -> None:
+    def _decide(self, rows: list[SignalRow]) -> list[SignalRow]:
+        """Carry out the rules that were delegated to us; the rows say what is forced now."""
+        if not self._delegated:
+            return rows
+        return [self._apply_rule(row) for row in rows]
+
+    def _apply_rule(self, row: SignalRow) -> SignalRow:
+        turn = self._delegated.get(row.turn_id)
+        if turn is None or turn.rule is None or turn.rule.observe(row.signal()) is None:
+            return row
+        turn.forced.add(turn.position, turn.queue)
+        return row._replace(forced=turn.forced.at(row.position))
+
+    def _force(self, logits: torch.Tensor) -> None:
         """Leave each forced row of `logits` one possible token, with log-prob 0."""
-        forced = [(row, signal.forced) for row, signal in measured.items() if signal.forced >= 0]
+        forced = [(row, token) for row, turn in self._turns.items() if (token := turn.forced.at(turn.position)) >= 0]
         if forced:
             rows, tokens = (torch.tensor(column, device=logits.device) for column in zip(*forced, strict=True))
             logits[rows] = float("-inf")

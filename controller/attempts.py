@@ -1,0 +1,63 @@
+"""The record of one response: what of it may be trained on, and what the controller saw and decided."""
+
+from __future__ import annotations
+
+from math import nan
+
+import msgspec
+import numpy as np
+
+from controller.engine.client import Generation
+from controller.rules.thinking import ThinkingRule
+from controller.rules.turn import Mean, Stall, turn_score
+from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
+from protocol.messages import Attempt, ControlEvent, StopReason
+
+_STOPS = {"length": StopReason.LENGTH, "repetition": StopReason.REPETITION}
+
+
+def build_attempt(generation: Generation, rule: ThinkingRule | None, steered: bool, mean: Mean, skip: int) -> Attempt:
+    """`rule` has seen the response's signals; None: it was not watched. `steered`: the rule's intervention was carried out.
+
+    `mean` and `skip` say how the scores of tokens become the turn's. Forced tokens and tokens without a finite log-prob have mask 0.
+    """
+    length = len(generation.tokens)
+    log_probs = np.asarray(generation.log_probs, dtype=np.float32)
+    mask = np.isfinite(log_probs)
+    events = []
+    uncertainty = signals = b""
+    if rule is not None:
+        forced = np.zeros(length, dtype=bool)
+        forced[: min(length, len(rule.forced))] = rule.forced[:length]
+        mask &= ~forced
+        uncertainty = pack(_padded(np.asarray(rule.scores, np.float32), length), FLOAT16)
+        signals = pack(_padded(np.asarray(rule.signals, np.float32).reshape(-1, 3), length).ravel(), FLOAT32)
+        if rule.intervention is not None and steered:
+            i = rule.intervention
+            events.append(ControlEvent("intervene", i.reason, i.position, i.value, i.threshold))
+    return Attempt(
+        tokens=pack(generation.tokens, INT32),
+        log_probs=pack(log_probs, FLOAT32),
+        mask=pack(mask, UINT8),
+        spans=list(generation.spans),
+        uncertainty=uncertainty,
+        signals=signals,
+        events=events,
+        stop=_STOPS.get(generation.finish_reason, StopReason.END),
+        score=turn_score(rule.scores[:length], mean, skip) if rule is not None else nan,
+        thinking=rule.thinking if rule is not None else 0,
+        epsilon=rule.settings.epsilon if rule is not None and steered else nan,
+    )
+
+
+def rejected(attempt: Attempt, stall: Stall) -> Attempt:
+    """The attempt with the event that says why it is sampled again."""
+    event = ControlEvent("resample", stall.reason, attempt.length, stall.change, stall.threshold)
+    return msgspec.structs.replace(attempt, events=[*attempt.events, event])
+
+
+def _padded(values: np.ndarray, length: int) -> np.ndarray:
+    """The first `length` of the values [N, ...], NaN after them."""
+    out = np.full((length, *values.shape[1:]), np.nan, dtype=np.float32)
+    out[: len(values)] = values[:length]
+    return out

@@ -1,0 +1,50 @@
+"""The tokens that control looks for in a response, and those that it forces."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tokenizers import Tokenizer
+
+from envs.base import Environment
+
+
+@dataclass(frozen=True)
+class ThinkTokens:
+    """What the controller must know of the tokenizer."""
+
+    open: int  # <think>
+    close: int  # </think>
+    queue: list[int]  # what is forced to end thinking
+    end: list[int]  # end-of-turn tokens
+    vocabulary: int  # tokens that the policy chooses from
+
+
+def think_tokens(tokenizer: Tokenizer, env: Environment, forced: Literal["queue", "close"], vocabulary: int) -> ThinkTokens:
+    """The ids of the tags that control looks for and forces. Raises ValueError when <think> is not one token.
+
+    `forced` as in config.ControlSection: "queue" is how the environment's answers go on after a thought, up to the action itself.
+    """
+    ids = {tag: tokenizer.token_to_id(tag) for tag in ("<think>", "</think>", "<|im_end|>")}
+    missing = [tag for tag, token in ids.items() if token is None]
+    if missing:
+        raise ValueError(f"model.name: the tokenizer has no single token for {', '.join(missing)}; add it, or set control.mode off")
+    text = "</think>" if forced == "close" else answer_after_thought(env)
+    queue = tokenizer.encode(text, add_special_tokens=False).ids
+    return ThinkTokens(ids["<think>"], ids["</think>"], queue, [ids["<|im_end|>"]], vocabulary)
+
+
+def answer_after_thought(env: Environment) -> str:
+    """What stands between a thought and its action in a well-formed answer: "</think>\\n<action>", or for Search "</think>\\n"."""
+    before, _, after = env.respond("THOUGHT", "ACTION").partition("THOUGHT")
+    end, found, _ = after.partition("ACTION")
+    return end if before == "<think>" and found and end.startswith("</think>") else "</think>\n"
+
+
+def read_vocabulary(model_dir: Path) -> int:
+    """Tokens that the policy chooses from: the width of its logits."""
+    config = json.loads((model_dir / "config.json").read_text())
+    return int(config.get("text_config", config)["vocab_size"])

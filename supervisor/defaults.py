@@ -1,0 +1,72 @@
+"""Defaults that depend on other settings: of the tiny policy in an environment, and of the presets of control."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from config import ControlSection, EnvSection, ModelSection
+
+TINY_DEFAULTS: dict[str, dict[str, Any]] = {
+    "search": {
+        "run.minutes": 19.0,
+        "model.tokens": "words",
+        "warm_start.episodes": 10_000,
+        "warm_start.max_turns": 6,
+        "warm_start.dawdling": 0.35,
+    },
+    "webshop": {
+        "run.minutes": 19.0,
+        "env.max_turns": 10,
+        "model.tokens": "words",
+        "warm_start.episodes": 4_600,
+        "warm_start.max_turns": 20,
+        "warm_start.dawdling": 0.25,
+    },
+}
+"""Environment -> defaults ({full name: value}) that are others there for the tiny policy (docs/learning.md says why). A model of one's own
+plays an environment as others know it."""
+
+OWN_MODEL_DEFAULTS: dict[str, Any] = {"control.window": 7, "control.min_thinking": 16}
+"""Of any model but the tiny policy, which thinks 13 tokens a turn. The paper does not publish N, L_min and j."""
+
+_AS_PUBLISHED = {"control.intervention_rate": 0.0, "control.resample_rate": 0.0}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "auto": {},
+    "paper": {**_AS_PUBLISHED, **OWN_MODEL_DEFAULTS},
+    "code": {
+        **_AS_PUBLISHED,
+        "control.score": "code",
+        "control.top_j": 1,
+        "control.statistic": "max",
+        "control.window": 19,
+        "control.min_thinking": 0,
+        "control.forced": "close",
+        "control.turn_mean": "arithmetic",
+        "control.turn_skip": 32,
+        "control.eta": 0.3,
+    },
+}
+"""control.preset -> defaults that are others there."""
+
+RATES = {"control.epsilon": "control.intervention_rate", "control.eta": "control.resample_rate"}
+"""Threshold -> the rate that it follows."""
+
+
+def other_defaults(full: str) -> list[str]:
+    """The defaults of a setting that depend on others, each with what it holds for: for --help."""
+    by = {**TINY_DEFAULTS, "other models": OWN_MODEL_DEFAULTS, **{f"preset {name}": found for name, found in PRESETS.items()}}
+    return [f"{name} {found[full]}" for name, found in by.items() if full in found]
+
+
+def defaults_for(given: Mapping[str, Any]) -> dict[str, Any]:
+    """{full name: default} that differ from config.py's, for the settings that are `given` ({full name: value})."""
+    tiny = given.get("model.name", ModelSection().name) == "tiny"
+    by_model = TINY_DEFAULTS.get(str(given.get("env.name", EnvSection().name)), {}) if tiny else OWN_MODEL_DEFAULTS
+    return by_model | PRESETS.get(str(given.get("control.preset", ControlSection().preset)), {})
+
+
+def fixed_thresholds(given: Iterable[str]) -> dict[str, Any]:
+    """A threshold that is given, and its rate is not, is meant to hold: the rates that are 0 for that."""
+    return {rate: 0.0 for threshold, rate in RATES.items() if threshold in given and rate not in given}
