@@ -19,6 +19,7 @@ TINY_DEFAULTS: dict[str, dict[str, Any]] = {
         "run.minutes": 19.0,
         "env.max_turns": 10,
         "model.tokens": "words",
+        "model.vocabulary": 2048,
         "warm_start.episodes": 4_600,
         "warm_start.max_turns": 20,
         "warm_start.dawdling": 0.25,
