@@ -152,6 +152,10 @@ class ControlSection(Section):
             "What is not set below is as in T2PO's paper, as in its authors' code, or auto: as in the paper, but thresholds follow a rate"
         ),
     ] = "auto"
+    signal: Annotated[
+        Literal["auto", "tap", "stream"],
+        says("How uncertainty is seen: exactly, by our plugin in the engine; from a stream of log-probs; or auto: the first if it can be"),
+    ] = "auto"
     where: Annotated[
         Literal["controller", "engine"], says("What decides to cut thinking: the controller, a step later, or the engine, at once")
     ] = "controller"

@@ -7,8 +7,8 @@ from math import nan
 import msgspec
 import numpy as np
 
-from controller.engine.client import Generation
-from controller.rules.thinking import ThinkingRule
+from controller.engine.answers import Generation
+from controller.rules.thinking import NEVER, ThinkingRule
 from controller.rules.turn import Mean, Stall, turn_score
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
 from protocol.messages import Attempt, ControlEvent, StopReason
@@ -16,7 +16,7 @@ from protocol.messages import Attempt, ControlEvent, StopReason
 _STOPS = {"length": StopReason.LENGTH, "repetition": StopReason.REPETITION}
 
 
-def build_attempt(generation: Generation, rule: ThinkingRule | None, steered: bool, mean: Mean, skip: int) -> Attempt:
+def build_attempt(generation: Generation, rule: ThinkingRule | None, steered: bool, mean: Mean, skip: int, eta: float = nan) -> Attempt:
     """`rule` has seen the response's signals; None: it was not watched. `steered`: the rule's intervention was carried out.
 
     `mean` and `skip` say how the scores of tokens become the turn's. Forced tokens and tokens without a finite log-prob have mask 0.
@@ -46,7 +46,8 @@ def build_attempt(generation: Generation, rule: ThinkingRule | None, steered: bo
         stop=_STOPS.get(generation.finish_reason, StopReason.END),
         score=turn_score(rule.scores[:length], mean, skip) if rule is not None else nan,
         thinking=rule.thinking if rule is not None else 0,
-        epsilon=rule.settings.epsilon if rule is not None and steered else nan,
+        epsilon=rule.settings.epsilon if rule is not None and steered and rule.settings.epsilon != NEVER else nan,
+        eta=eta if eta != NEVER else nan,
     )
 
 

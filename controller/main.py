@@ -43,6 +43,7 @@ from controller.engine.client import EngineClient
 from controller.engine.weights import apply_weights
 from controller.rules.thinking import NEVER
 from controller.signals import SignalRouter
+from controller.stream import Streamer
 from controller.think_tokens import read_vocabulary, think_tokens
 from controller.turns import TurnRunner
 from envs.registry import make_environment
@@ -102,7 +103,7 @@ class Controller:
         self._stats.set(zmq.LINGER, 0)
         self._stats.connect(job.endpoints.stats)
         self._reader = FrameReader()
-        tokens = think_tokens(tokenizer, env, self.config.control.forced, read_vocabulary(Path(job.model_dir)))
+        self._tokens = tokens = think_tokens(tokenizer, env, self.config.control.forced, read_vocabulary(Path(job.model_dir)))
         self._signals = SignalRouter(context, job.endpoints.signals, tokens.queue, tokens.close)
         self._engine = EngineClient(job.endpoints.engine)
         self._turns = TurnRunner(self.config, self._engine, self._signals, tokens, lambda: self.version)
@@ -260,6 +261,8 @@ class Controller:
             )  # fmt: skip
             if verify:
                 checked = published.version
+            if self.version < 0:
+                await self._choose_signal()
             self.version = published.version
             self._turns.thresholds.save(self._run_dir)
             self.admission.applied(published.version)
@@ -267,6 +270,17 @@ class Controller:
                 await self._finish_training()
             await self._to_learner(Applied(version=published.version, seconds=seconds))
             await self._hand_out()
+
+    async def _choose_signal(self) -> None:
+        """Signals from the tap if it is in the engine, else from streams. Before any episode: the engine has weights, and no turns."""
+        control = self.config.control
+        if control.signal == "tap" or (control.signal == "auto" and await self._signals.answers(self._engine)):
+            return
+        if control.signal == "auto":
+            log.warning("the engine sends no signals: uncertainty is estimated from streams of log-probs (control.signal)")
+        if control.where == "engine" and control.mode not in ("off", "void"):
+            log.warning("control.where engine needs the tap: the controller decides")
+        self._turns.streamer = Streamer(self._engine, self._tokens.vocabulary, control.top_j)
 
     async def _finish_training(self) -> None:
         for key in self.admission.finish():
@@ -287,7 +301,7 @@ class Controller:
             "generated_tokens": counters.generated_tokens,
             "wasted_tokens": counters.wasted_tokens,
             "resamples": counters.resamples,
-            "interventions": self._signals.interventions,
+            "interventions": self._signals.interventions + counters.cuts,
             "epsilon": _or_none(self._turns.thresholds.epsilon),
             "eta": _or_none(self._turns.thresholds.eta),
             "turns_in_flight": len(self._turn_tasks),

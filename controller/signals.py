@@ -9,8 +9,9 @@ from typing import Literal
 import zmq
 import zmq.asyncio
 
+from controller.engine.client import EngineClient
 from controller.rules.scores import Signal
-from controller.rules.thinking import ThinkingRule
+from controller.rules.thinking import NEVER, ThinkingRule, ThinkingSettings
 from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.codec import FrameReader, encode
 from protocol.messages import SignalFrame, Steer
@@ -21,6 +22,11 @@ HIGH_WATER = 1000
 
 Acts = Literal["no", "steer", "engine"]
 """What comes of an intervention: nothing, since only the signals are wanted; a steer; or the engine acts by itself."""
+
+
+PROBE_PATIENCE = 2.0
+"""Seconds to wait for the signal of a token that has come."""
+_PROBE = "probe"
 
 
 @dataclass
@@ -55,6 +61,22 @@ class SignalRouter:
     def watch(self, turn_id: str, rule: ThinkingRule, acts: Acts) -> Watch:
         self._watched[turn_id] = Watch(rule, acts)
         return self._watched[turn_id]
+
+    async def answers(self, engine: EngineClient) -> bool:
+        """Whether the engine sends signals: of one token, for which nobody asked. Raises EngineError. `run` must be running."""
+        rule = ThinkingRule(ThinkingSettings("paper", 0.5, 2, "mean", 0, NEVER, 1, 1), -2, -2)
+        watch = self.watch(_PROBE, rule, "no")
+        try:
+            await engine.generate(_PROBE, [0], max_tokens=1, temperature=1.0, seed=None, watched=True, stop_token_ids=[], cache_salt=_PROBE)
+            watch.expected = 1
+            watch.check_complete()
+            async with asyncio.timeout(PROBE_PATIENCE):
+                await watch.complete.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self.forget(_PROBE)
+        return True
 
     async def finish(self, turn_id: str, tokens: int, patience: float) -> None:
         """Stop watching, after the signals of all `tokens` tokens have arrived, or `patience` seconds."""

@@ -9,10 +9,12 @@ from math import isfinite
 
 from config import Config
 from controller.attempts import build_attempt, rejected
+from controller.engine.answers import Generation
 from controller.engine.client import EngineClient, EngineError
-from controller.rules.thinking import DelegatedRule, ThinkingSettings
+from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
 from controller.rules.turn import LOOP, change, stalled
-from controller.signals import SignalRouter
+from controller.signals import Acts, SignalRouter
+from controller.stream import Streamer
 from controller.think_tokens import ThinkTokens
 from controller.thresholds import Thresholds
 from protocol.arrays import INT32, unpack
@@ -31,6 +33,7 @@ class TurnCounters:
     generated_tokens: int = 0
     wasted_tokens: int = 0  # in rejected attempts
     resamples: int = 0
+    cuts: int = 0  # by the streamer; the tap's are the signal router's
     turns: int = 0
 
 
@@ -47,6 +50,8 @@ class TurnRunner:
         self._version = version
         self._scores: dict[EpisodeKey, float] = {}
         self.thresholds = Thresholds(config.control)
+        self.streamer: Streamer | None = None
+        """Set where the engine has no tap."""
         self.counters = TurnCounters()
 
     async def run(self, request: TurnRequest, seed: int) -> TurnResult | TurnFailed:
@@ -58,7 +63,7 @@ class TurnRunner:
         try:
             while True:
                 eta = self.thresholds.eta
-                attempt = await self._sample(request, seed, len(attempts), controlled)
+                attempt = await self._sample(request, seed, len(attempts), controlled, eta if resamples else NEVER)
                 self.counters.generated_tokens += attempt.length
                 gamma = change(attempt.score, self._scores.get(request.key))
                 stall = stalled(gamma, eta, zero_counts=control.score != "code") if resamples else None
@@ -85,7 +90,7 @@ class TurnRunner:
         """The episode is over."""
         self._scores.pop(key, None)
 
-    async def _sample(self, request: TurnRequest, seed: int, attempt: int, controlled: bool) -> Attempt:
+    async def _sample(self, request: TurnRequest, seed: int, attempt: int, controlled: bool, eta: float) -> Attempt:
         control = self._config.control
         turn_id = f"{request.key.id}.{request.attempt}.{request.turn}.{attempt}"
         prompt = unpack(request.prompt, INT32).tolist()
@@ -93,29 +98,42 @@ class TurnRunner:
         delegated = DelegatedRule(self._settings(), self._tokens.open, self._tokens.close, self._tokens.queue)
         rule = delegated.begin()  # with the rule in the engine, too: it sees the same and decides the same, for the record
         watched = not request.key.evaluation or controlled
-        acts = "no" if not steered else "steer" if control.where == "controller" else "engine"
+        acts: Acts = "no" if not steered else "steer" if control.where == "controller" else "engine"
+        sampling = {
+            "max_tokens": min(self._config.sampling.max_tokens, self._config.engine.max_model_len - len(prompt)),
+            "temperature": self._config.sampling.temperature,
+            "seed": _turn_seed(seed, request.turn, attempt) if self._config.sampling.seeded else None,
+            "stop_token_ids": self._tokens.end,
+            "cache_salt": f"v{self._version()}",
+            "repeats": control.repeats if controlled and control.mode in ("t2po", "t2po-turn") else 0,
+        }
+        if watched and self.streamer is not None:
+            turn = await self.streamer.generate(turn_id, prompt, delegated, rule, steers=steered, **sampling)
+            generation = turn.generation
+            self.counters.generated_tokens += turn.wasted
+            self.counters.wasted_tokens += turn.wasted
+            self.counters.cuts += turn.cut
+        else:
+            generation = await self._tapped(turn_id, prompt, rule, acts, watched, delegated, sampling)
+        if watched and not request.key.evaluation:
+            self.thresholds.observe_thinking(rule)
+        return build_attempt(generation, rule if watched else None, steered, control.turn_mean, control.turn_skip, eta)
+
+    async def _tapped(
+        self, turn_id: str, prompt: list[int], rule: ThinkingRule, acts: Acts, watched: bool, delegated: DelegatedRule, sampling: dict
+    ) -> Generation:
+        """A response whose signals come from the tap beside it."""
         if watched:
             self._signals.watch(turn_id, rule, acts)
         try:
             generation = await self._engine.generate(
-                turn_id,
-                prompt,
-                max_tokens=min(self._config.sampling.max_tokens, self._config.engine.max_model_len - len(prompt)),
-                temperature=self._config.sampling.temperature,
-                seed=_turn_seed(seed, request.turn, attempt) if self._config.sampling.seeded else None,
-                watched=watched,
-                stop_token_ids=self._tokens.end,
-                cache_salt=f"v{self._version()}",
-                rule=delegated if acts == "engine" else None,
-                repeats=control.repeats if controlled and control.mode in ("t2po", "t2po-turn") else 0,
+                turn_id, prompt, watched=watched, rule=delegated if acts == "engine" else None, **sampling
             )
             if watched:
                 await self._signals.finish(turn_id, len(generation.tokens), SIGNAL_PATIENCE)
         finally:
             self._signals.forget(turn_id)
-        if watched and not request.key.evaluation:
-            self.thresholds.observe_thinking(rule)
-        return build_attempt(generation, rule if watched else None, steered, control.turn_mean, control.turn_skip)
+        return generation
 
     def _settings(self) -> ThinkingSettings:
         """The rule for a turn that begins now."""

@@ -147,7 +147,8 @@ class Attempt(msgspec.Struct, array_like=True, frozen=True):
     stop: StopReason
     score: float  # turn-level uncertainty (Phi); NaN if it could not be computed
     thinking: int  # tokens in the thinking span
-    epsilon: float = nan  # the threshold of the token-level rule that was in force; NaN where none was
+    epsilon: float = nan  # threshold of the token-level rule that was in force; NaN where none was
+    eta: float = nan  # threshold of the turn-level rule, likewise
 
     @property
     def length(self) -> int:

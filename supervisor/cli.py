@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import logging
 import sys
 from collections.abc import Sequence
@@ -14,11 +15,12 @@ from rich.console import Console
 
 from config import SHORT_NAMES, Config, ConfigError, all_settings, description
 from supervisor import settings
-from supervisor.defaults import other_defaults
+from supervisor.defaults import other_defaults, with_preset
 
 COMMANDS = {
     "train": "train agents (the default command)",
     "play": "play one episode at the terminal, or watch: run.py play [--task N] [--split train|held_out] [--watch expert|CHECKPOINT]",
+    "replay": "where control acted in recorded episodes and why, and where other settings would: run.py replay RUN [EPISODE] [--turn N]",
     "retriever": "serve passages to search in, by Search-R1's protocol: run.py retriever [--port 8000] [--corpus FILE]",
     "actor": "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N",
 }
@@ -52,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _train(arguments)
         if command == "play":
             return _play(arguments)
+        if command == "replay":
+            return _replay(arguments)
         if command == "retriever":
             from envs.search.server import main as serve
 
@@ -95,7 +99,7 @@ def resolve(file: Path | None, resume: Path | None, overrides: dict[str, str], d
         raise ConfigError("--resume takes the settings of the run it resumes; leave --config out (single settings may be changed)")
     if not (resume / "config.toml").is_file():
         raise ConfigError(f"--resume: {resume} is no run directory (it has no config.toml)")
-    return settings.resolve(resume / "config.toml", {**overrides, "run.dir": str(resume)})
+    return settings.resolve(resume / "config.toml", {**with_preset(overrides), "run.dir": str(resume)})
 
 
 def _run(config: Config, serial: bool, resume: bool) -> int:
@@ -137,6 +141,25 @@ def _play(arguments: list[str]) -> int:
     from supervisor.play import play
 
     play(settings.resolve(None, parse_overrides(rest)), options.split, options.task, options.watch, Console())
+    return 0
+
+
+def _replay(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="run.py replay",
+        description="Recorded episodes through the rules of control again: where they acted and why, and where they would with other "
+        "settings, which may follow (--control.epsilon 0.01). Without EPISODE: the episodes of the run.",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("episode", nargs="?", default="", metavar="EPISODE", help="its name in that list, such as t3.1")
+    parser.add_argument("--turn", type=int, metavar="N", help="one turn (from 0), token by token")
+    names = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    named = parse_overrides(arguments[len(names) :]) if not {"-h", "--help"} & set(arguments) else {"help": ""}
+    turn = [f"--turn={named.pop('turn')}"] if "turn" in named else []
+    options = parser.parse_args(["--help"] if "help" in named else [*names, *turn])
+    from supervisor.replay import replay_run
+
+    replay_run(options.run, options.episode, options.turn, named, Console())
     return 0
 
 

@@ -68,6 +68,12 @@ def defaults_for(given: Mapping[str, Any]) -> dict[str, Any]:
     return by_model | PRESETS.get(str(given.get("control.preset", ControlSection().preset)), {})
 
 
+def with_preset(overrides: Mapping[str, str]) -> dict[str, str]:
+    """Overrides of a run's settings, of which its config.toml has every one: a preset among them stands for all that it sets."""
+    preset = overrides.get("control.preset", "")
+    return {full: str(value) for full, value in PRESETS.get(preset, {}).items()} | dict(overrides)
+
+
 def fixed_thresholds(given: Iterable[str]) -> dict[str, Any]:
     """A threshold that is given, and its rate is not, is meant to hold: the rates that are 0 for that."""
     return {rate: 0.0 for threshold, rate in RATES.items() if threshold in given and rate not in given}

@@ -23,7 +23,9 @@ import zmq
 import zmq.asyncio
 
 from config import Endpoints, Job
-from controller.engine.client import EngineClient, Generation
+from controller.engine.answers import Generation
+from controller.engine.client import EngineClient
+from controller.engine.fake import FakeEngine
 from controller.engine.server import engine_command, wait_ready
 from controller.engine.weights import apply_weights
 from controller.rules.scores import Signal
@@ -283,3 +285,25 @@ async def watching(endpoint: str) -> AsyncIterator[Watcher]:
         await asyncio.wait([task])
         router.close(linger=0)
         context.term()
+
+
+@contextlib.asynccontextmanager
+async def under_test(request: pytest.FixtureRequest, policies: Policies) -> AsyncIterator[Engine]:
+    """The engine that `request.param` names, "fake" or "vllm", running policies.first."""
+    if request.param == "fake":
+        signals = f"tcp://127.0.0.1:{free_port()}"
+        fake = FakeEngine(policies.first.directory, signals=signals, top_j=TOP_J)
+        url, stop = await fake.start(), fake.stop
+    else:
+        real = request.getfixturevalue("real_engine")
+        url, signals, stop = real.url, real.signals, None
+    client = EngineClient(url)
+    try:
+        async with watching(signals) as watcher:
+            engine = Engine(request.param, client, watcher, policies)
+            await engine.run(policies.first)
+            yield engine
+    finally:
+        await client.close()
+        if stop is not None:
+            await stop()

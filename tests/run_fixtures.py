@@ -55,6 +55,16 @@ def small_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(job.model_dir)
 
 
+@pytest.fixture(scope="module")
+def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings of a policy that acts validly now and then, so that turns differ in their advantages; warm-started once."""
+    directory = tmp_path_factory.mktemp("imitating")
+    return {
+        "warm_start__episodes": "200", "warm_start__threads": "1", "run__cache_dir": str(directory / "cache"),
+        "sampling__max_tokens": "32",
+    }  # fmt: skip
+
+
 class Run:
     """`python run.py ARGUMENTS` in a process of its own."""
 

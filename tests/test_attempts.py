@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from controller.attempts import build_attempt
-from controller.engine.client import Generation
+from controller.engine.answers import Generation
 from controller.rules.scores import Signal
 from controller.rules.thinking import ThinkingRule, ThinkingSettings
 from protocol.arrays import UINT8, unpack

@@ -14,8 +14,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from controller.engine.client import EngineClient, EngineError, Generation  # noqa: E402
-from controller.engine.fake import FakeEngine  # noqa: E402
+from controller.engine.answers import Generation  # noqa: E402
+from controller.engine.client import EngineError  # noqa: E402
 from controller.engine.names import PATTERN  # noqa: E402
 from controller.engine.weights import apply_weights  # noqa: E402
 from controller.rules.thinking import DelegatedRule, ThinkingSettings  # noqa: E402
@@ -29,7 +29,7 @@ from tests.engine_fixtures import (  # noqa: E402, F401
     policies,
     real_engine,
     some_prompt,
-    watching,
+    under_test,
 )  # fmt: skip
 
 TOLERANCE = 1e-4
@@ -38,24 +38,8 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(params=["fake", pytest.param("vllm", marks=[pytest.mark.real_engine, pytest.mark.slow])])
 async def engine(request: pytest.FixtureRequest, policies: Policies) -> AsyncIterator[Engine]:  # noqa: F811
-    """An engine that runs policies.first."""
-    if request.param == "fake":
-        signals = f"tcp://127.0.0.1:{free_port()}"
-        fake = FakeEngine(policies.first.directory, signals=signals, top_j=TOP_J)
-        url, stop = await fake.start(), fake.stop
-    else:
-        real = request.getfixturevalue("real_engine")
-        url, signals, stop = real.url, real.signals, None
-    client = EngineClient(url)
-    try:
-        async with watching(signals) as watcher:
-            under_test = Engine(request.param, client, watcher, policies)
-            await under_test.run(policies.first)
-            yield under_test
-    finally:
-        await client.close()
-        if stop is not None:
-            await stop()
+    async with under_test(request, policies) as made:
+        yield made
 
 
 @functools.cache

@@ -69,7 +69,7 @@ class Bench:
         time.sleep(0.05)  # until it has arrived: the tap does not wait for it
 
     def close(self) -> None:
-        self.tap._socket.close()
+        self.tap.tap.socket.close()
         self.router.close(linger=0)
 
 
@@ -234,9 +234,9 @@ def test_a_forced_token_is_not_used_up_by_a_chunk(chunked: Bench) -> None:
 def test_a_controller_that_does_not_read_never_blocks_the_engine(bench: Bench) -> None:
     bench.update(added=((0, "a", []),), size=1)
     start = time.monotonic()
-    bench.tap._socket._socket.set(zmq.SNDHWM, 5)
+    bench.tap.tap.socket._socket.set(zmq.SNDHWM, 5)
     bench.router.close(linger=0)
     for _ in range(3000):
         bench.step()
     assert time.monotonic() - start < 10
-    assert bench.tap._socket.dropped > 0
+    assert bench.tap.tap.socket.dropped > 0

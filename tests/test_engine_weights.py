@@ -16,7 +16,8 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from controller.engine.client import EngineClient, EngineError, EngineUnreachable, read_generation  # noqa: E402
+from controller.engine.answers import read_generation  # noqa: E402
+from controller.engine.client import EngineClient, EngineError, EngineUnreachable  # noqa: E402
 from controller.engine.loaded_weights import compare_with_file  # noqa: E402
 from controller.engine.weight_file import check_file, check_tensors, tensor_shapes  # noqa: E402
 from controller.engine.weights import apply_weights  # noqa: E402

@@ -13,7 +13,7 @@ import pytest
 import torch
 import zmq.asyncio
 from rich.console import Console
-from run_fixtures import job_in, small_config, small_policy, trajectories_of  # noqa: F401
+from run_fixtures import imitating, job_in, small_config, small_policy, trajectories_of  # noqa: F401
 from safetensors.torch import load_file
 
 import controller.main
@@ -45,16 +45,6 @@ def serial_run(directory: Path, **overrides: str) -> tuple[dict, list[Trajectory
     summary = asyncio.run(train_serially(job, Console(quiet=True)))
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return summary, trajectories_of(directory), metrics
-
-
-@pytest.fixture(scope="module")
-def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Settings of a policy that acts validly now and then, so that turns differ in their advantages; warm-started once."""
-    directory = tmp_path_factory.mktemp("imitating")
-    return {
-        "warm_start__episodes": "200", "warm_start__threads": "1", "run__cache_dir": str(directory / "cache"),
-        "sampling__max_tokens": "32",
-    }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +137,7 @@ def test_uncertainty_and_entropy_are_recorded_for_every_token(finished):
             assert len(turn.kept.signal_table()) == len(turn.kept.mask)
 
 
-def test_mode_budget_cuts_thinking_and_resamples_nothing(tmp_path: Path, imitating: dict[str, str]):
+def test_mode_budget_cuts_thinking_and_resamples_nothing(tmp_path: Path, imitating: dict[str, str]):  # noqa: F811
     _, trajectories, _ = serial_run(
         tmp_path / "run", **imitating, control__mode="budget", control__min_thinking="1", control__max_thinking="3",
         control__eta="1e9", run__updates="1",
@@ -194,7 +184,7 @@ def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):
     assert [m["learning_rate"] for m in metrics if m["kind"] == "update"] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3], rel=1e-4)
 
 
-def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path, imitating: dict[str, str]):
+def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path, imitating: dict[str, str]):  # noqa: F811
     _, _, metrics = serial_run(tmp_path / "run", **imitating, learner__learning_rate="0", run__updates="3")
     updates = [m for m in metrics if m["kind"] == "update"]
     assert len(updates) == 3
@@ -258,7 +248,7 @@ class LockStep:
         return played
 
 
-def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(tmp_path: Path, imitating: dict[str, str]):
+def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(tmp_path: Path, imitating: dict[str, str]):  # noqa: F811
     settings = imitating | {
         "learner__max_staleness": "0",
         "control__mode": "off",

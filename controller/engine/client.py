@@ -6,18 +6,15 @@ weights produced which token. Imports neither vllm nor torch.
 
 from __future__ import annotations
 
-from math import nan
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
 import msgspec
 
+from controller.engine.answers import Chunk, Generation, read_chunk, read_generation, version_number
 from controller.engine.names import PATTERN, RULE, TURN, UNKNOWN_VERSION, engine_request_id
 from controller.rules.thinking import DelegatedRule
-from protocol.messages import Span
-
-NO_LOG_PROB = -9999.0
-"""What vLLM writes for a log-prob that is NaN or -inf."""
 
 KEEP_ALIVE = 3.0
 """Seconds an idle connection is kept: fewer than the 5 after which vLLM's server closes it, or a request may meet the closing."""
@@ -29,43 +26,6 @@ class EngineError(RuntimeError):
 
 class EngineUnreachable(EngineError):
     """No answer arrived: the engine may or may not have done what was asked."""
-
-
-class Generation(msgspec.Struct, frozen=True):
-    """One response."""
-
-    tokens: list[int]
-    log_probs: list[float]  # of the sampled tokens, at the sampling temperature; NaN where the engine has none
-    spans: list[Span]  # which weights produced which tokens; covers all tokens, in order
-    finish_reason: str  # "stop", "length", "abort" or "repetition"
-
-
-class _LogProb(msgspec.Struct):
-    logprob: float
-
-
-class _LogProbs(msgspec.Struct):
-    content: list[_LogProb] | None = None
-
-
-class _Version(msgspec.Struct):
-    version: str
-    start: int
-    end: int
-
-
-class _Choice(msgspec.Struct):
-    token_ids: list[int] | None = None
-    logprobs: _LogProbs | None = None
-    finish_reason: str | None = None
-    weight_versions: list[_Version] | None = None
-
-
-class _Answer(msgspec.Struct):
-    choices: list[_Choice]
-
-
-_answers = msgspec.json.Decoder(_Answer)
 
 
 class EngineClient:
@@ -100,19 +60,9 @@ class EngineClient:
         says the same so many times on end. `cache_salt` keeps prefixes computed by other weights apart. Cancelling the call ends the
         turn in the engine. Raises EngineError.
         """
-        sampling: dict[str, Any] = {
-            "max_tokens": max_tokens,
-            "temperature": temperature,
-            "stop_token_ids": stop_token_ids,
-            "logprobs": 0,  # of the sampled token alone
-            "detokenize": False,
-        }
-        if seed is not None:
-            sampling["seed"] = seed
+        sampling = _sampling(max_tokens, temperature, seed, stop_token_ids, repeats) | {"logprobs": 0}  # of the sampled token alone
         if watched:
             sampling["extra_args"] = {TURN: turn_id} | ({} if rule is None else {RULE: msgspec.json.encode(rule).decode()})
-        if repeats > 1:
-            sampling["repetition_detection"] = {"max_pattern_size": PATTERN, "min_count": repeats}
         body = {"request_id": turn_id, "token_ids": prompt, "sampling_params": sampling, "cache_salt": cache_salt}
         raw = await self._call("turns", "POST", "/inference/v1/generate", body, tries=2)
         try:
@@ -120,8 +70,45 @@ class EngineClient:
         except (msgspec.MsgspecError, ValueError) as error:
             raise EngineError(f"the engine's answer to turn {turn_id} cannot be read: {error}") from None
 
+    async def stream(
+        self,
+        turn_id: str,
+        prompt: list[int],
+        *,
+        max_tokens: int,
+        temperature: float,
+        seed: int | None,
+        stop_token_ids: list[int],
+        cache_salt: str,
+        top_k: int,
+        repeats: int = 0,
+    ) -> AsyncIterator[Chunk]:
+        """A response as it is generated, each token with the log-probs of the `top_k` most likely ones (or of one fewer, where the
+        sampled token is none of them); otherwise as `generate`. Needs no plugin in the engine. Raises EngineError, also when the
+        stream ends without a last chunk.
+        """
+        sampling = _sampling(max_tokens, temperature, seed, stop_token_ids, repeats) | {"logprobs": top_k}
+        body = {"request_id": turn_id, "token_ids": prompt, "sampling_params": sampling, "cache_salt": cache_salt, "stream": True}
+        ended = False
+        try:
+            async with self._session("turns").post(f"{self._url}/inference/v1/generate", json=body) as response:
+                if response.status != 200:
+                    raise EngineError(f"POST {self._url}/inference/v1/generate: {response.status} {_reason(await response.read())}")
+                async for line in response.content:
+                    if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
+                        chunk = read_chunk(line[len(b"data: ") :])
+                        ended = ended or chunk.finish_reason is not None
+                        yield chunk
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineUnreachable(f"POST {self._url}/inference/v1/generate: {error or type(error).__name__}") from None
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise EngineError(f"the engine's stream for turn {turn_id} cannot be read: {error}") from None
+        if not ended:
+            raise EngineUnreachable(f"the engine's stream for turn {turn_id} ended before the response did")
+
     async def abort(self, turn_id: str) -> None:
-        """End the turn: its `generate` returns what there is, with finish reason "abort". Nothing happens if it has finished."""
+        """End the turn: its `generate` returns what there is, with finish reason "abort", and its `stream` ends. Nothing happens if
+        it has finished."""
         await self._call("admin", "POST", "/abort_requests", {"request_ids": [engine_request_id(turn_id)]})
 
     # --- administration
@@ -207,24 +194,18 @@ class EngineClient:
         return raw
 
 
-def read_generation(raw: bytes) -> Generation:
-    """The engine's answer (JSON) as a Generation. Raises MsgspecError or ValueError when it is no such answer."""
-    choice = _answers.decode(raw).choices[0]
-    tokens = choice.token_ids or []
-    entries = (choice.logprobs.content if choice.logprobs is not None else None) or []
-    if len(entries) != len(tokens):
-        raise ValueError(f"{len(tokens)} tokens with {len(entries)} log-probs")
-    log_probs = [nan if entry.logprob <= NO_LOG_PROB else entry.logprob for entry in entries]
-    versions = choice.weight_versions or []
-    spans = [Span(v.start, v.end, version_number(v.version)) for v in versions if v.end > v.start]
-    if not spans and tokens:
-        spans = [Span(0, len(tokens), UNKNOWN_VERSION)]
-    return Generation(tokens, log_probs, spans, choice.finish_reason or "stop")
-
-
-def version_number(version: str) -> int:
-    """The number of a weight version; UNKNOWN_VERSION for vLLM's own label of the weights it started with."""
-    return int(version) if version.lstrip("-").isdigit() else UNKNOWN_VERSION
+def _sampling(max_tokens: int, temperature: float, seed: int | None, stop_token_ids: list[int], repeats: int) -> dict[str, Any]:
+    sampling: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "stop_token_ids": stop_token_ids,
+        "detokenize": False,
+    }
+    if seed is not None:
+        sampling["seed"] = seed
+    if repeats > 1:
+        sampling["repetition_detection"] = {"max_pattern_size": PATTERN, "min_count": repeats}
+    return sampling
 
 
 def _reason(raw: bytes) -> str:

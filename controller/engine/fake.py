@@ -69,7 +69,7 @@ class FakeEngine:
 
     # --- turns
 
-    async def _generate(self, raw: web.Request) -> web.Response:
+    async def _generate(self, raw: web.Request) -> web.StreamResponse:
         body = await raw.json()
         sampling = body["sampling_params"]
         prompt = body["token_ids"]
@@ -93,13 +93,37 @@ class FakeEngine:
             min_count=repetition.get("min_count", 0),
         )
         self._check_alive()
+        request.top_k = sampling.get("logprobs") or 0
         self._generator.add(request)
+        if body.get("stream"):
+            return await self._stream(raw, request)
         try:
             await request.finished.wait()
         finally:
             request.finish("abort")  # the client has gone
         self._check_alive()
         return _json(_answer(request))
+
+    async def _stream(self, raw: web.Request, request: Request) -> web.StreamResponse:
+        """An event a token; the last one has no token of its own if the request was aborted."""
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(raw)
+        sent = 0
+        try:
+            while True:
+                await request.grown.wait()
+                request.grown.clear()
+                ended = request.finish_reason is not None
+                while sent < len(request.tokens) or ended:
+                    last = ended and sent >= len(request.tokens) - 1
+                    event = _event(request, slice(sent, sent + 1), last)
+                    await response.write(b"data: " + msgspec.json.encode(event) + b"\n\n")
+                    sent += 1
+                    if last:
+                        await response.write(b"data: [DONE]\n\n")
+                        return response
+        finally:
+            request.finish("abort")  # the client has gone
 
     async def _abort(self, raw: web.Request) -> web.Response:
         ids = set((await raw.json())["request_ids"])
@@ -171,16 +195,24 @@ class FakeEngine:
 
 def _answer(request: Request) -> dict:
     """A finished request as /inference/v1/generate answers it."""
-    entries = [{"token_id": t, "logprob": lp} for t, lp in zip(request.tokens, request.log_probs, strict=True)]
+    return _event(request, slice(None), last=True)
+
+
+def _event(request: Request, part: slice, last: bool) -> dict:
+    """A part of its tokens; the `last` one says how it ended, and which weights produced all of them."""
+    entries = [
+        {"token_id": token, "logprob": log_prob, "top_logprobs": top}
+        for token, log_prob, top in zip(request.tokens[part], request.log_probs[part], request.top[part], strict=True)
+    ]
     starts = [i for i, version in enumerate(request.versions) if i == 0 or request.versions[i - 1] != version]
     ends = [*starts[1:], len(request.tokens)]
     spans = [{"version": request.versions[start], "start": start, "end": end} for start, end in zip(starts, ends, strict=False)]
     choice = {
         "index": 0,
-        "token_ids": request.tokens,
+        "token_ids": request.tokens[part],
         "logprobs": {"content": entries},
-        "finish_reason": request.finish_reason,
-        "weight_versions": spans,
+        "finish_reason": request.finish_reason if last else None,
+        "weight_versions": spans if last else None,
     }
     return {"request_id": request.id, "choices": [choice]}
 

@@ -35,6 +35,9 @@ class Request:
     queue: list[int] = field(default_factory=list)  # what its intervention forces
     pattern: int = 0  # tokens of the longest pattern whose repetition ends it
     min_count: int = 0
+    top_k: int = 0  # candidates to report of each token, the sampled one among them
+    top: list[list[dict]] = field(default_factory=list)  # these, for each token
+    grown: asyncio.Event = field(default_factory=asyncio.Event)  # there is another token, or an end
     cache: DynamicCache | None = None
     tokens: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -71,6 +74,7 @@ class Request:
         if self.finish_reason is None:
             self.finish_reason = reason
             self.finished.set()
+            self.grown.set()
 
 
 class Generator:
@@ -195,6 +199,8 @@ class Generator:
             log_prob = log_probs[token].item()
         request.tokens.append(token)
         request.log_probs.append(log_prob)
+        request.top.append(_candidates(log_probs, token, request.top_k) if request.top_k else [])
+        request.grown.set()
         request.versions.append(self.version)
         if token in request.stop:
             request.finish("stop")
@@ -202,3 +208,12 @@ class Generator:
             request.finish("repetition")
         elif len(request.tokens) >= request.max_tokens:
             request.finish("length")
+
+
+def _candidates(log_probs: torch.Tensor, token: int, count: int) -> list[dict]:
+    """As vLLM lists them: the sampled token, then the most likely others by rank, cut at `count`."""
+    values, tokens = log_probs.topk(min(count, len(log_probs)))
+    rank = int((log_probs > log_probs[token]).sum()) + 1
+    ranked = [{"token_id": t, "logprob": lp, "rank": r} for r, (t, lp) in enumerate(zip(tokens.tolist(), values.tolist(), strict=True), 1)]
+    first = {"token_id": token, "logprob": log_probs[token].item(), "rank": rank}
+    return [first, *(other for other in ranked if other["token_id"] != token)][:count]

@@ -9,6 +9,7 @@ recorded signals replay to the same decisions, here and inside the engine.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf, nan
 from typing import Literal
@@ -68,6 +69,7 @@ class ThinkingRule:
     signals: list[tuple[float, float, float]] = field(default_factory=list)  # (entropy, confidence, top log-prob); NaN likewise
     forced: list[bool] = field(default_factory=list)  # per position
     thinking: int = 0  # tokens inside the thinking span so far
+    compared: float = nan  # what was compared with epsilon at the last token; NaN: nothing was
     lowest: float = inf  # smallest value that was compared with epsilon so far; inf: nothing was
     intervention: Intervention | None = None
 
@@ -88,6 +90,7 @@ class ThinkingRule:
         now = self._score.observe(signal)
         self._append(now, (signal.entropy, signal.confidence, signal.top_log_prob), signal.forced >= 0)
         self._follow_span(signal.previous)
+        self.compared = nan
         if not self._inside:
             return None
         self.thinking += 1
@@ -97,6 +100,13 @@ class ThinkingRule:
             self.intervention = self._decide(signal.position)
             return self.intervention
         return None
+
+    def force(self, tokens: Sequence[int]) -> None:
+        """`tokens` (at least one) are forced from the position of the last signal on, and nothing is measured at the others."""
+        self.forced[-1] = True
+        for before in tokens[:-1]:
+            self._append(nan, (nan, nan, nan), True)
+            self._follow_span(before)
 
     def _append(self, score: float, signal: tuple[float, float, float], forced: bool) -> None:
         self.scores.append(score)
@@ -114,7 +124,7 @@ class ThinkingRule:
         if self.thinking >= s.max_thinking:
             return Intervention("budget", position, float(self.thinking), float(s.max_thinking))
         if self.thinking >= s.min_thinking and len(self._deltas) == s.window + 1:
-            value = max(self._deltas) if s.statistic == "max" else sum(self._deltas) / len(self._deltas)
+            value = self.compared = max(self._deltas) if s.statistic == "max" else sum(self._deltas) / len(self._deltas)
             self.lowest = min(self.lowest, value)
             if value <= s.epsilon if s.statistic == "max" else value < s.epsilon:
                 return Intervention("settled", position, value, s.epsilon)

@@ -1,0 +1,140 @@
+"""What the signal tap does at each engine step, whatever interface vLLM calls it by: measure, decide, send one frame, force tokens.
+
+The adapters, `signal_tap.py` and `signal_tap_v2.py`, know which request is in which row of the logits; here are the turns.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import msgspec
+import torch
+
+from controller.engine.names import RULE, TAP_ENDPOINT, TAP_TOP_J, TURN
+from controller.engine.signal_socket import ForcedQueue, SignalRow, SignalSocket, takes_effect
+from controller.engine.uncertainty import divide_by_temperature, uncertainty
+from controller.rules.thinking import DelegatedRule, ThinkingRule
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+
+log = logging.getLogger(__name__)
+
+REMEMBERED = 4096
+"""Turns that left the batch and are kept, with their forced tokens, in case they come back: more than can be preempted at once."""
+
+
+@dataclass
+class Turn:
+    """One watched request of the batch."""
+
+    turn_id: str
+    temperature: float
+    output: list[int]  # response tokens so far
+    forced: ForcedQueue = field(default_factory=ForcedQueue)
+    rule: ThinkingRule | None = None  # to be carried out here
+    queue: list[int] = field(default_factory=list)  # what its intervention forces
+
+    @property
+    def position(self) -> int:
+        """Of the token about to be sampled."""
+        return len(self.output)
+
+
+def turn_id_of(params: SamplingParams) -> str | None:
+    """The turn that a request belongs to; None: it is not watched."""
+    return (params.extra_args or {}).get(TURN)
+
+
+def open_tap(vllm_config: VllmConfig) -> Tap | None:
+    """The tap of this worker, as the environment has it; None without a controller. ValueError where it cannot work."""
+    endpoint = os.environ.get(TAP_ENDPOINT)
+    if not endpoint:
+        return None
+    if vllm_config.parallel_config.world_size > 1:
+        # Every rank samples by itself: a steer that reached one of them would make their responses differ.
+        raise ValueError("the signal tap works with one worker: start the engine without tensor or pipeline parallelism")
+    return Tap(SignalSocket(endpoint), int(os.environ.get(TAP_TOP_J, "20")))
+
+
+class Tap:
+    """The turns in the batch, and the connection to the controller."""
+
+    def __init__(self, socket: SignalSocket, top_j: int) -> None:
+        self.socket = socket
+        self._top_j = top_j
+        self._turns: dict[str, Turn] = {}
+        self._left: OrderedDict[str, Turn] = OrderedDict()  # finished, or preempted: then it comes back
+
+    def enter(self, turn: Turn, params: SamplingParams) -> Turn | None:
+        """The request of `turn` joins the batch, perhaps again; returns what is known of it from before."""
+        before = self._left.pop(turn.turn_id, None)
+        if before is not None:
+            turn.forced, turn.rule, turn.queue = before.forced, before.rule, before.queue
+        elif rule := params.extra_args.get(RULE):
+            delegated = msgspec.json.decode(rule, type=DelegatedRule)
+            turn.rule, turn.queue = delegated.begin(), delegated.queue
+        self._turns[turn.turn_id] = turn
+        return before
+
+    def leave(self, turn: Turn) -> None:
+        """The request leaves the batch, for good or for a while."""
+        if self._turns.get(turn.turn_id) is turn:
+            del self._turns[turn.turn_id]
+        self._left[turn.turn_id] = turn
+        while len(self._left) > REMEMBERED:
+            self._left.popitem(last=False)
+
+    def take_steers(self, vocabulary: int) -> None:
+        """Queue what steers that have arrived ask for."""
+        for steer in self.socket.steers():
+            turn = self._turns.get(steer.turn_id) or self._left.get(steer.turn_id)
+            if turn is not None and takes_effect(steer, turn.output, vocabulary):
+                turn.forced.add(turn.position, steer.tokens)
+
+    def measure(
+        self, logits: torch.Tensor, rows: Mapping[int, Turn], *more: torch.Tensor
+    ) -> tuple[dict[int, list[float]], list[list[float]]]:
+        """{row of `logits` [B, V]: (entropy, confidence, top log-prob)} of the turns in `rows`, before anything is forced; and the
+        values of `more` tensors [B] (of at most 24 bits) at these rows, which come by the same transfer from the device."""
+        order = sorted(rows)
+        whole = len(order) == logits.shape[0]
+        index = None if whole else torch.tensor(order, device=logits.device)
+        chosen = logits if whole else logits[index]
+        temperatures = [rows[row].temperature for row in order]
+        if any(temperature != 1.0 for temperature in temperatures):
+            chosen = divide_by_temperature(chosen, torch.tensor(temperatures, device=logits.device))
+        extra = [(tensor if whole else tensor[index]).float() for tensor in more]
+        columns = torch.stack([*uncertainty(chosen, self._top_j), *extra]).tolist()
+        measured = dict(zip(order, map(list, zip(*columns[:3], strict=True)), strict=True))
+        return measured, columns[3:]
+
+    def row(self, turn: Turn, values: list[float], previous: int) -> SignalRow:
+        """What is reported of the token that is about to be sampled; `previous` is the one before it, or -1."""
+        return SignalRow(turn.turn_id, turn.position, *values, turn.forced.at(turn.position), previous)
+
+    def decide(self, rows: list[SignalRow]) -> list[SignalRow]:
+        """Carry out the rules that were delegated to us; the rows say what is forced now."""
+        return [self._apply_rule(row) for row in rows]
+
+    def _apply_rule(self, row: SignalRow) -> SignalRow:
+        turn = self._turns.get(row.turn_id)
+        if turn is None or turn.rule is None or turn.rule.observe(row.signal()) is None:
+            return row
+        turn.forced.add(turn.position, turn.queue)
+        return row._replace(forced=turn.forced.at(row.position))
+
+
+def force(logits: torch.Tensor, rows: Mapping[int, Turn]) -> None:
+    """Leave each row whose turn has a token to force one possible token, with log-prob 0."""
+    forced = [(row, token) for row, turn in rows.items() if (token := turn.forced.at(turn.position)) >= 0]
+    if forced:
+        index, tokens = (torch.tensor(column, device=logits.device) for column in zip(*forced, strict=True))
+        logits[index] = float("-inf")
+        logits[index, tokens] = 0.0

@@ -1,0 +1,186 @@
+"""`python run.py replay`: recorded episodes through a rule again, to see where control acted and why, and where it would have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import nan
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tokenizers import Tokenizer
+
+from config import Config, ConfigError, Job
+from controller.rules.replay import Replayed, replay
+from controller.rules.thinking import NEVER, DelegatedRule, ThinkingSettings
+from controller.rules.turn import change, stalled, turn_score
+from controller.think_tokens import ThinkTokens, read_vocabulary, think_tokens
+from learner.episode_log import read_records
+from protocol.arrays import INT32, unpack
+from protocol.codec import BadFrame, decode
+from protocol.messages import Attempt, Trajectory
+from supervisor import settings
+from supervisor.defaults import with_preset
+from supervisor.job import configured_environment
+
+LOG = Path("episodes") / "episodes.log"
+
+
+class Recording:
+    """The episodes of a run directory, and what is needed to read them. ConfigError if it is none."""
+
+    def __init__(self, run_dir: Path, overrides: dict[str, str]) -> None:
+        for needed in ("job.json", "config.toml", str(LOG)):
+            if not (run_dir / needed).is_file():
+                raise ConfigError(f"replay: {run_dir} is no run directory with episodes (it has no {needed})")
+        self._run_dir = run_dir
+        self._given = {name.replace("-", "_") for name in overrides}
+        self.config: Config = settings.resolve(run_dir / "config.toml", with_preset(overrides))
+        model_dir = Path(Job.load(run_dir / "job.json").model_dir)
+        if not model_dir.exists():
+            model_dir = run_dir / "policy"  # the run directory was moved
+        self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+        environment = configured_environment(self.config)
+        self.tokens: ThinkTokens = think_tokens(self.tokenizer, environment, self.config.control.forced, read_vocabulary(model_dir))
+
+    def episodes(self) -> Iterator[Trajectory]:
+        """In the order in which they ended."""
+        for _, _, frame in read_records(self._run_dir / LOG):
+            try:
+                message = decode(frame)
+            except BadFrame as error:
+                raise ConfigError(f"replay: {self._run_dir / LOG} was written by another version of this project: {error}") from None
+            if isinstance(message, Trajectory):
+                yield message
+
+    def rule(self, attempt: Attempt) -> DelegatedRule:
+        """The rule as it is configured now, with the epsilon that was in force then, unless another one is asked for."""
+        c = self.config.control
+        epsilon = self._threshold("epsilon", attempt.epsilon)
+        rule = ThinkingSettings(c.score, c.alpha, self.tokens.vocabulary, c.statistic, c.window, epsilon, c.min_thinking, c.max_thinking)
+        return DelegatedRule(rule, self.tokens.open, self.tokens.close, self.tokens.queue)
+
+    def eta(self, attempt: Attempt) -> float:
+        """Likewise."""
+        return self._threshold("eta", attempt.eta)
+
+    def _threshold(self, name: str, then: float) -> float:
+        if {f"control.{name}", "control.preset"} & self._given:
+            return getattr(self.config.control, name)
+        return then if then == then else NEVER
+
+
+def replay_run(run_dir: Path, episode: str, turn: int | None, overrides: dict[str, str], console: Console) -> None:
+    """List the episodes of a run (`episode` ""), or print one turn by turn, or one turn (`turn`, from 0) token by token.
+
+    ConfigError for a run, an episode or a turn that does not exist.
+    """
+    recording = Recording(run_dir, overrides)
+    if not episode:
+        _list(recording, console)
+        return
+    found = next((e for e in recording.episodes() if e.key.id == episode), None)
+    if found is None:
+        raise ConfigError(f"replay: {run_dir} has no episode {episode}; `python run.py replay {run_dir}` lists them")
+    if turn is not None and not 0 <= turn < len(found.turns):
+        raise ConfigError(f"replay: episode {episode} has turns 0 to {len(found.turns) - 1}, not {turn}")
+    outcome = f"dropped ({found.dropped})" if found.dropped else "solved" if found.success else "not solved"
+    console.print(f"[bold]{episode}[/]  {outcome}, {len(found.turns)} turns: {_escaped(found.task)}", highlight=False)
+    _print_episode(recording, found, turn, console)
+
+
+def _list(recording: Recording, console: Console) -> None:
+    table = Table("episode", "turns", "solved", "cut", "sampled again", box=None)
+    for episode in recording.episodes():
+        cut = sum(event.kind == "intervene" for t in episode.turns for event in t.kept.events)
+        again = sum(len(t.rejected) for t in episode.turns)
+        table.add_row(episode.key.id, str(len(episode.turns)), "yes" if episode.success else "no", str(cut), str(again))
+    console.print(table)
+
+
+def _print_episode(recording: Recording, episode: Trajectory, only: int | None, console: Console) -> None:
+    before: float | None = None
+    for number, turn in enumerate(episode.turns):
+        for attempt in (*turn.rejected, turn.kept):
+            if only is None or only == number:
+                replayed = _replay(recording, attempt)
+                kept = "" if attempt is turn.kept else "  [dim]rejected[/]"
+                console.print(f"\n[bold]turn {number}[/]{kept}  {_escaped(recording.tokenizer.decode(_ids(attempt)))}", highlight=False)
+                for line in explain(attempt, replayed, before, recording):
+                    console.print(f"  {line}", highlight=False)
+                if only is not None and replayed is not None:
+                    console.print(token_table(attempt, replayed, recording.tokenizer))
+        score = _score(recording, turn.kept)
+        before = score if score == score else before
+
+
+def explain(attempt: Attempt, replayed: Replayed | None, before: float | None, recording: Recording) -> list[str]:
+    """What control did then and would do now, a line each. `before`: the score of the kept turn before."""
+    if replayed is None:
+        return ["not watched: evaluations are not"]
+    then = next((event for event in attempt.events if event.kind == "intervene"), None)
+    lines = [f"then: {_cut(then)}", f"now:  {_cut(replayed.intervention)}"]
+    if then is not None and (replayed.intervention is None or replayed.intervention.position > then.position):
+        lines.append(f"      (what follows token {then.position} was forced: what this rule would have met there is not known)")
+    for event in attempt.events:
+        if event.kind == "resample":
+            numbers = f", {event.value:.3g} against {event.threshold:.3g}" if event.value == event.value else ""
+            lines.append(f"then: sampled again ({event.reason}{numbers})")
+    gamma = change(_score(recording, attempt), before)
+    if gamma == gamma:
+        c = recording.config.control
+        eta = recording.eta(attempt)
+        verdict = "stalled" if stalled(gamma, eta, zero_counts=c.score != "code") else "not stalled"
+        against = "no eta in force" if eta == NEVER else f"{verdict} at eta {eta:.3g}"
+        lines.append(f"turn: score {_score(recording, attempt):.4f}, changed by {gamma:.3g}: {against}")
+    return lines
+
+
+def _cut(decision: object) -> str:
+    if decision is None:
+        return "not cut"
+    said = msgspec.structs.asdict(decision) if isinstance(decision, msgspec.Struct) else vars(decision)
+    return f"cut at token {said['position']} ({said['reason']}: {said['value']:.3g} against {said['threshold']:.3g})"
+
+
+def token_table(attempt: Attempt, replayed: Replayed, tokenizer: Tokenizer) -> Table:
+    """A line a token: what was measured before it was sampled, and what the rule made of that."""
+    table = Table("", "token", "entropy", "confidence", "top log-prob", "score", "change", "compared", "", box=None)
+    mask = list(attempt.mask)
+    last = nan
+    decided = replayed.intervention.position if replayed.intervention else -1
+    for i, (token, signal) in enumerate(zip(_ids(attempt), attempt.signal_table().tolist(), strict=True)):
+        score = replayed.scores[i]
+        marks = ["forced"] * (not mask[i]) + ["<- cut"] * (i == decided)
+        table.add_row(
+            str(i), Text(repr(tokenizer.decode([token], skip_special_tokens=False))), *(_number(x) for x in signal), _number(score),
+            _number(abs(score - last)), _number(replayed.compared[i]), " ".join(marks),
+        )  # fmt: skip
+        last = score
+    return table
+
+
+def _replay(recording: Recording, attempt: Attempt) -> Replayed | None:
+    if not attempt.signals:
+        return None
+    return replay(unpack(attempt.tokens, INT32), attempt.signal_table(), recording.rule(attempt))
+
+
+def _score(recording: Recording, attempt: Attempt) -> float:
+    replayed = _replay(recording, attempt)
+    c = recording.config.control
+    return nan if replayed is None else turn_score(replayed.scores, c.turn_mean, c.turn_skip)
+
+
+def _ids(attempt: Attempt) -> list[int]:
+    return unpack(attempt.tokens, INT32).tolist()
+
+
+def _number(value: float) -> str:
+    return "" if value != value else f"{value:.4f}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("[", "\\[")
