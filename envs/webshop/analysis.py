@@ -4,6 +4,9 @@ no stop words, Porter's stems.
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import regex
 
 from envs.webshop.porter import stem
@@ -20,11 +23,25 @@ MAX_LENGTH = 255
 _POSSESSIVE = ("'s", "’s", "＇s", "'S", "’S", "＇S")
 
 
+_LUCENE_UNICODE = json.loads(Path(__file__).with_name("lucene_unicode.json").read_text())
+"""Where Lucene 8, whose Unicode is older, finds otherwise than ours: characters that belong to no word, and that are pictures. Read
+off Lucene itself, character by character; ranges in hexadecimal."""
+
+_SKIN_TONES = r"\U0001f3fb-\U0001f3ff"
+
+
+def _characters(ranges: str) -> str:
+    """The inside of a character class."""
+    ends = (part.partition("-") for part in ranges.split())
+    return "".join(rf"\U{int(first, 16):08x}-\U{int(last or first, 16):08x}" for first, _, last in ends)
+
+
 def _word_pattern() -> str:
     """Word-break rules of Lucene's StandardTokenizer. Each character takes the marks after it along."""
+    marks = rf"[[\p{{WB=Extend}}\p{{WB=Format}}\p{{WB=ZWJ}}]--[{_SKIN_TONES}]]*+"
 
     def unit(characters: str) -> str:
-        return rf"[{characters}][\p{{WB=Extend}}\p{{WB=Format}}\p{{WB=ZWJ}}]*+"
+        return rf"[{characters}]{marks}"
 
     letter = unit(r"\p{WB=ALetter}\p{WB=Hebrew_Letter}")
     hebrew = unit(r"\p{WB=Hebrew_Letter}")
@@ -41,33 +58,41 @@ def _word_pattern() -> str:
     )
     run = rf"(?:{joiner})*{words}(?:(?:{joiner})+{words})*(?:{joiner})*"
     complex_script = unit(r"\p{LB=SA}")
-    picture = r"[\p{Extended_Pictographic}--[©®™〰〽]]"
+    picture = rf"[\p{{Extended_Pictographic}}{_SKIN_TONES}{_characters(_LUCENE_UNICODE['picture'])}]"
     emoji = (
-        r"\p{Regional_Indicator}{2}"
-        r"|[0-9#*]\ufe0f?\u20e3"
-        rf"|(?:{picture}|[©®™〰〽]\ufe0f)[\p{{WB=Extend}}]*(?:\u200d{picture}[\p{{WB=Extend}}]*)*"
+        rf"\p{{Regional_Indicator}}{{2}}{marks}"
+        r"|[#*]\ufe0f?\u20e3"
+        rf"|{picture}(?:[\p{{WB=Extend}}\p{{WB=Format}}]*(?:\u200d{picture}?)?)*"
     )
     one_each = unit(r"\p{Script=Han}\p{Script=Hiragana}")
     return rf"{emoji}|{run}|(?:{complex_script})+|{one_each}"
 
 
 _TOKEN = regex.compile(_word_pattern(), regex.VERSION1)
+_NO_WORD = regex.compile(f"[{_characters(_LUCENE_UNICODE['no_word'])}]", regex.VERSION1)
 
 
 def tokens(text: str) -> list[str]:
     """The words of a text, in order and as they stand."""
     found = []
+    if not text.isascii():
+        text = _NO_WORD.sub(" ", text)
     for match in _TOKEN.finditer(text):
         word = match.group()
         found += [word] if len(word) <= MAX_LENGTH else [word[i : i + MAX_LENGTH] for i in range(0, len(word), MAX_LENGTH)]
     return found
 
 
+def _lower(word: str) -> str:
+    """Character by character, as Java does: Python's own makes two characters of one that Turkish has, and looks at a sigma's neighbours."""
+    return word.lower() if word.isascii() else "".join(character.lower()[0] for character in word)
+
+
 def terms(text: str) -> list[str]:
     """The search terms of a text, in order, repeated ones included."""
     found = []
     for token in tokens(text):
-        word = (token[:-2] if token.endswith(_POSSESSIVE) else token).lower()
+        word = _lower(token[:-2] if token.endswith(_POSSESSIVE) else token)
         if word not in STOP_WORDS:
             found.append(stem(word))
     return found
