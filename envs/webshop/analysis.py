@@ -84,7 +84,7 @@ def tokens(text: str) -> list[str]:
 
 
 def _lower(word: str) -> str:
-    """Character by character, as Java does: Python's own makes two characters of one that Turkish has, and looks at a sigma's neighbours."""
+    """Character by character, as Java does: Python makes two of a Turkish one, and looks at the neighbours of a sigma."""
     return word.lower() if word.isascii() else "".join(character.lower()[0] for character in word)
 
 
