@@ -1,12 +1,16 @@
-"""How fast environments are on one core, and what they cost in memory, beside TextWorld's own engine where it is installed.
+"""How fast environments are on one core, and what they cost in memory, beside what others use for the same games, where it is installed:
+TextWorld's own engine, and skyrl-gym's search environment with our retriever as its server.
 
 `python -m benchmarks.environments` (a minute; on an idle machine, `taskset -c 0` before it)
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import multiprocessing
 import random
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +37,9 @@ def main() -> None:
         steps, resets, won = _expert_speed(environment)
         label = " ".join([name, *map(str, settings.values())])
         table.add_row(label, f"{steps:,.0f}", f"{resets:,.0f}", f"{_memory_of_a_fork(environment):.0f}", f"{won:.1%}")
+    if importlib.util.find_spec("skyrl_gym"):
+        steps, resets = _skyrl_speed()
+        table.add_row("search by skyrl-gym", f"{steps:,.0f}", f"{resets:,.0f}", "", "")
     if missing := missing_packages():
         table.caption = f"TextWorld's own engine is not measured: {', '.join(missing)} not installed"
     else:
@@ -89,6 +96,49 @@ def _stock_speed(environment: AlfWorld) -> tuple[float, float]:
             command = wander(original.admissible, rng)
             step_seconds += _timed(lambda: original.step(command))[1]  # noqa: B023
     return STOCK_GAMES * STOCK_STEPS / step_seconds, STOCK_GAMES / reset_seconds
+
+
+def _skyrl_speed() -> tuple[float, float]:
+    """(steps a second, resets a second) of skyrl-gym's environment on our questions, which asks a server that is another process."""
+    from aiohttp import web
+    from skyrl_gym.envs.search.env import SearchEnv, SearchEnvConfig
+
+    from envs.search.facts import passages
+    from envs.search.index import Index
+    from envs.search.server import make_app
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = multiprocessing.get_context("fork").Process(
+        target=lambda: web.run_app(make_app(Index(passages())), host="127.0.0.1", port=port, print=None, access_log=None), daemon=True
+    )
+    server.start()
+    _wait_for(port)
+    environment = make_environment("search")
+    step_seconds = reset_seconds = 0.0
+    steps = episodes = 0
+    while step_seconds < SECONDS:
+        played = expert_episode(environment, "held_out", episodes, random.Random(episodes))
+        extras = {"reward_spec": {"ground_truth": {"target": list(environment.question("held_out", episodes).answers)}}, "max_turns": 9}
+        config = SearchEnvConfig(search_url=f"http://127.0.0.1:{port}/retrieve")
+        episode, seconds = _timed(lambda: SearchEnv(config, extras))  # noqa: B023
+        reset_seconds += seconds
+        for _, response in played.turns:
+            step_seconds += _timed(lambda: episode.step(response))[1]  # noqa: B023
+        steps, episodes = steps + len(played.turns), episodes + 1
+    server.terminate()
+    server.join()
+    return steps / step_seconds, episodes / reset_seconds
+
+
+def _wait_for(port: int) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.1)
+    raise TimeoutError("the retriever did not start")
 
 
 def _timed(function: Callable):

@@ -58,6 +58,11 @@ class SignalRouter:
         self.frames = 0
         self.interventions = 0
 
+    @property
+    def endpoint(self) -> str:
+        """Where the engine is to connect."""
+        return self._socket.get(zmq.LAST_ENDPOINT).decode()
+
     def watch(self, turn_id: str, rule: ThinkingRule, acts: Acts) -> Watch:
         self._watched[turn_id] = Watch(rule, acts)
         return self._watched[turn_id]

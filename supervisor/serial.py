@@ -37,7 +37,10 @@ async def train_serially(job: Job, console: Console) -> dict:
     collector = Collector(Path(job.run_dir), resume=job.resume)
     build_policy(job)
     engine = FakeEngine(
-        job.model_dir, port=urlsplit(job.endpoints.engine).port, signals=job.endpoints.signals, top_j=job.config.control.top_j
+        job.model_dir,
+        port=urlsplit(job.endpoints.engine).port,
+        signals=None if job.config.control.signal == "stream" else job.endpoints.signals,
+        top_j=job.config.control.top_j,
     )
     with Progress(collector.state, job.config.run.updates, job.config.run.minutes, console) as progress:
         async with receiving(job, collector, context):

@@ -65,6 +65,11 @@ def test_our_plugin_is_told_to_vllm(on_cpu: bool) -> None:
     assert command.environment["VLLM_SERVER_DEV_MODE"] == "1"
 
 
+def test_the_tap_is_left_out_where_signals_come_from_streams(on_cpu: bool) -> None:
+    command = engine_command(job(control__signal="stream"))
+    assert "--logits-processors" not in command.arguments and "FORAY_TAP_ENDPOINT" not in command.environment
+
+
 def test_further_arguments_of_the_user_come_last(on_cpu: bool) -> None:
     assert engine_command(job(engine__extra_args="--seed,7")).arguments[-2:] == ["--seed", "7"]
 

@@ -113,3 +113,13 @@ def test_prompt_and_response_arrive_unchanged():
     turn, sample = group[0].turns[0], samples_of([group], 0, LearnerSection())[0]
     np.testing.assert_array_equal(sample.prompt, unpack(turn.prompt, INT32))
     np.testing.assert_array_equal(sample.response, unpack(turn.kept.tokens, INT32))
+
+
+def test_turns_without_a_valid_action_are_left_out_in_mode_void():
+    group = random_group(np.random.default_rng(0), VOCABULARY, members=12)
+    turns = [turn for episode in group for turn in episode.turns]
+    assert 0 < sum(turn.valid for turn in turns) < len(turns)
+    kept = samples_of([group], 0, LearnerSection(), void_invalid=True)
+    whole = samples_of([group], 0, LearnerSection())
+    valid = [sample for sample, turn in zip(whole, turns, strict=True) if turn.valid]
+    assert [(s.response.tolist(), s.advantage) for s in kept] == [(s.response.tolist(), s.advantage) for s in valid]

@@ -74,7 +74,7 @@ def engine_command(job: Job) -> EngineCommand:
         *("--host", address.hostname or "127.0.0.1", "--port", str(address.port)),
         *("--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_sequences)),
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
-        *("--weight-transfer-config", json.dumps({"backend": BACKEND}), "--logits-processors", PROCESSOR),
+        *("--weight-transfer-config", json.dumps({"backend": BACKEND})),
         *("--enable-prefix-caching", "--enable-scale-out", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"),
     ]
     environment = {
@@ -82,9 +82,10 @@ def engine_command(job: Job) -> EngineCommand:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_OFFLINE": "1",  # the model is a directory
-        TAP_ENDPOINT: job.endpoints.signals,
-        TAP_TOP_J: str(job.config.control.top_j),
     }
+    if job.config.control.signal != "stream":
+        arguments += ["--logits-processors", PROCESSOR]
+        environment |= {TAP_ENDPOINT: job.endpoints.signals, TAP_TOP_J: str(job.config.control.top_j)}
     if on_cpu():
         arguments += ["--enforce-eager", "--block-size", str(BLOCK), "--no-enable-chunked-prefill", "--dtype", cpu_dtype(engine.dtype)]
         arguments += ["--max-num-batched-tokens", str(max(BATCHED_TOKENS, engine.max_model_len))]

@@ -1,0 +1,288 @@
+"""What watching and cutting costs: tokens a second of one engine, with the same requests, seen and steered in every way we have.
+
+`python -m benchmarks.control [--quick] [--model DIR] [--streams 1,16,64] [--json FILE]` (some minutes, on an idle machine)
+
+One vLLM engine, started as a run starts it; the conditions take turns, in another order each time, and the median of the repeats counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import zmq
+import zmq.asyncio
+from rich.console import Console
+from rich.table import Table
+
+from config import Job
+from controller.engine.client import EngineClient
+from controller.engine.server import engine_command, wait_ready
+from controller.engine.signal_socket import SignalRow, SignalSocket
+from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
+from controller.signals import SignalRouter
+from controller.think_tokens import read_vocabulary
+from learner.build import build_policy
+from protocol.arrays import FLOAT32, INT32, pack
+from protocol.messages import SignalFrame
+from supervisor import children
+from supervisor.job import choose_endpoints
+from supervisor.settings import resolve
+
+PROMPT, RESPONSE = 91, 64
+"""Tokens."""
+CUT_EVERY = 20
+"""One turn in so many is cut: 5 %."""
+CUT_AFTER = 8
+"""Tokens of thinking."""
+QUEUE = [5, 6, 7]
+
+
+@dataclass
+class Bench:
+    """The engine, and the controller's end of its signals."""
+
+    url: str
+    client: EngineClient
+    router: SignalRouter
+    vocabulary: int
+    lags: list[int] = field(default_factory=list)  # tokens between a decision of the controller and the first forced one
+    number: int = 0
+
+    def turn(self) -> tuple[str, list[int], int]:
+        """(Name, prompt, number) of a new turn."""
+        self.number += 1
+        rng = random.Random(self.number)
+        return f"b{self.number}", [rng.randrange(10, self.vocabulary) for _ in range(PROMPT)], self.number
+
+    def rule(self, cut: bool) -> DelegatedRule:
+        """Thinking from the first token on (no token comes before it), cut at a budget, or never."""
+        settings = ThinkingSettings("paper", 0.4, self.vocabulary, "mean", 7, NEVER, 0, CUT_AFTER if cut else 10**6)
+        return DelegatedRule(settings, -1, -2, QUEUE)
+
+
+Condition = Callable[[Bench], Awaitable[int]]
+"""One turn; its tokens."""
+
+
+async def plain(bench: Bench) -> int:
+    """As anybody would ask vLLM."""
+    name, prompt, _ = bench.turn()
+    body = {"request_id": name, "token_ids": prompt, "sampling_params": {"max_tokens": RESPONSE, "ignore_eos": True, "detokenize": False}}
+    session = bench.client._session("turns")  # the same connections, so that they cost the same
+    async with session.post(f"{bench.url}/inference/v1/generate", json=body) as response:
+        return len(json.loads(await response.read())["choices"][0]["token_ids"])
+
+
+def tapped(acts: str | None, rate: bool) -> Condition:
+    """`acts`: None for a turn that nobody watches, else as in `SignalRouter.watch`; `rate`: some of the turns are cut."""
+
+    async def condition(bench: Bench) -> int:
+        name, prompt, number = bench.turn()
+        delegated = bench.rule(rate and number % CUT_EVERY == 0)
+        rule = delegated.begin()
+        if acts:
+            bench.router.watch(name, rule, acts)
+        generation = await bench.client.generate(
+            name, prompt, max_tokens=RESPONSE, temperature=1.0, seed=None, watched=bool(acts), stop_token_ids=[], cache_salt=name,
+            rule=delegated if acts == "engine" else None,
+        )  # fmt: skip
+        if acts:
+            await bench.router.finish(name, len(generation.tokens), 1.0)
+            _note_lag(bench, rule, acts)
+        return len(generation.tokens)
+
+    return condition
+
+
+def _note_lag(bench: Bench, rule: ThinkingRule, acts: str) -> None:
+    if acts == "steer" and rule.intervention is not None and True in rule.forced:
+        bench.lags.append(rule.forced.index(True) - rule.intervention.position)
+
+
+def streamed(top_k: int) -> Condition:
+    """Server-sent events with so many log-probs a token."""
+
+    async def condition(bench: Bench) -> int:
+        name, prompt, _ = bench.turn()
+        tokens = 0
+        async for chunk in bench.client.stream(
+            name, prompt, max_tokens=RESPONSE, temperature=1.0, seed=None, stop_token_ids=[], cache_salt=name, top_k=top_k
+        ):
+            tokens += len(chunk.tokens)
+        return tokens
+
+    return condition
+
+
+CONDITIONS: dict[str, tuple[Condition, str]] = {
+    "plain": (plain, "plain"),
+    "log-prob of the sampled token": (tapped(None, False), "plain"),
+    "tap, watching": (tapped("no", False), "log-prob of the sampled token"),
+    "tap, 5 % cut by the controller": (tapped("steer", True), "log-prob of the sampled token"),
+    "tap, 5 % cut in the engine": (tapped("engine", True), "log-prob of the sampled token"),
+    "stream, top 1": (streamed(1), "plain"),
+    "stream, top 5": (streamed(5), "plain"),
+    "stream, top 20": (streamed(20), "plain"),
+}
+"""Name -> the turn, and the condition that asks for the same without being watched."""
+
+
+async def measure(bench: Bench, streams: int, seconds: float, repeats: int) -> dict[str, float]:
+    """Median tokens a second of each condition."""
+    speeds: dict[str, list[float]] = {name: [] for name in CONDITIONS}
+    for condition, _ in CONDITIONS.values():
+        await _speed(bench, condition, streams, seconds / 4)  # kernels for new row counts, connections
+    for repeat in range(repeats):
+        for name in random.Random(repeat).sample(list(CONDITIONS), len(CONDITIONS)):
+            speeds[name].append(await _speed(bench, CONDITIONS[name][0], streams, seconds))
+    return {name: statistics.median(values) for name, values in speeds.items()}
+
+
+async def _speed(bench: Bench, condition: Condition, streams: int, seconds: float) -> float:
+    """Tokens a second of `streams` clients that ask again and again, until `seconds` are over."""
+    started = time.perf_counter()
+
+    async def client() -> int:
+        tokens = 0
+        while time.perf_counter() - started < seconds:
+            tokens += await condition(bench)
+        return tokens
+
+    tokens = sum(await asyncio.gather(*(client() for _ in range(streams))))
+    return tokens / (time.perf_counter() - started)
+
+
+def router_microseconds(rows: int = 64, steps: int = 500) -> float:
+    """What a token's signal costs in the controller, decoding of the frame included, with the rule of the default job."""
+    router = SignalRouter(zmq.asyncio.Context.instance(), "inproc://alone", QUEUE, 2)
+    settings = ThinkingSettings("paper", 0.4, 1024, "mean", 3, 1e-9, 4, 450)
+    for row in range(rows):
+        router.watch(str(row), ThinkingRule(settings, -1, -2), "steer")
+    rng = np.random.default_rng(0)
+    frames = [_frame(step, rows, rng) for step in range(steps)]
+    started = time.process_time()
+    for frame in frames:
+        router.observe(frame)
+    seconds = time.process_time() - started
+    router.close()
+    return seconds / (rows * steps) * 1e6
+
+
+def _frame(step: int, rows: int, rng: np.random.Generator) -> SignalFrame:
+    column = lambda: pack(rng.random(rows, np.float32), FLOAT32)  # noqa: E731
+    return SignalFrame(
+        step=step, turn_ids=[str(row) for row in range(rows)], position=pack(np.full(rows, step), INT32), entropy=column(),
+        confidence=column(), top_log_prob=column(), forced=pack(np.full(rows, -1), INT32), previous=pack(np.full(rows, 9), INT32),
+    )  # fmt: skip
+
+
+async def router_rate(rows: int = 64, steps: int = 3000) -> float:
+    """Signal tokens a second through one controller, from a socket as the engine has it, in a thread."""
+    context = zmq.asyncio.Context.instance()
+    router = SignalRouter(context, "tcp://127.0.0.1:*", QUEUE, 2)
+    endpoint = router.endpoint
+    settings = ThinkingSettings("paper", 0.4, 1024, "mean", 3, 1e-9, 4, 450)
+    for row in range(rows):
+        router.watch(str(row), ThinkingRule(settings, -1, -2), "steer")
+    running = asyncio.create_task(router.run())
+    values = np.random.default_rng(0).random((steps, rows, 3)).tolist()
+
+    def send() -> None:
+        socket = SignalSocket(endpoint)
+        for step in range(steps):
+            socket.send([SignalRow(str(row), step, *values[step][row], -1, 9) for row in range(rows)])
+            if step % 50 == 49:
+                time.sleep(0)
+        while router.frames + socket.dropped < steps:
+            time.sleep(0.001)
+        socket.close()
+
+    started = time.perf_counter()
+    await asyncio.to_thread(send)
+    seconds = time.perf_counter() - started
+    running.cancel()
+    frames = router.frames
+    router.close()
+    return frames * rows / seconds
+
+
+async def main_async(options: argparse.Namespace, console: Console) -> dict[str, float]:
+    streams = [int(n) for n in options.streams.split(",")]
+    with tempfile.TemporaryDirectory() as directory:
+        overrides = {"engine.max_sequences": str(max(streams)), "run.dir": directory} | ({"model": options.model} if options.model else {})
+        config = resolve(None, overrides)
+        job = Job(
+            config=config, endpoints=choose_endpoints(config), run_dir=directory, model_dir=options.model or f"{directory}/policy",
+            weights_dir=directory, started=time.time(),
+        )  # fmt: skip
+        build_policy(job)
+        command = engine_command(job)
+        engine = children.start("engine", command.arguments, Path(directory) / "engine.log", command.environment)
+        client = EngineClient(job.endpoints.engine)
+        router = SignalRouter(zmq.asyncio.Context.instance(), job.endpoints.signals, QUEUE, -2)
+        running = asyncio.create_task(router.run())
+        try:
+            console.print("starting the engine, half a minute", highlight=False)
+            await wait_ready(job.endpoints.engine, 180.0)
+            bench = Bench(job.endpoints.engine, client, router, read_vocabulary(Path(job.model_dir)))
+            return await _report(bench, streams, options, console)
+        finally:
+            running.cancel()
+            await client.close()
+            router.close()
+            children.stop_all([engine])
+
+
+async def _report(bench: Bench, streams: list[int], options: argparse.Namespace, console: Console) -> dict[str, float]:
+    results: dict[str, float] = {}
+    table = Table("", *(f"{n} streams" for n in streams), "of the same, unwatched", title="tokens/s (of plain)")
+    measured = {}
+    for n in streams:
+        measured[n] = await measure(bench, n, 1.5 if options.quick else 4.0, 3 if options.quick else 7)
+        console.print(f"{n} streams measured", highlight=False)
+    for name, (_, base) in CONDITIONS.items():
+        cells = [f"{measured[n][name]:,.0f} ({measured[n][name] / measured[n]['plain']:.0%})" for n in streams]
+        ratios = ", ".join(f"{measured[n][name] / measured[n][base]:.2f}" for n in streams)
+        table.add_row(name, *cells, ratios)
+        results |= {f"{name} @{n}": measured[n][name] for n in streams}
+    console.print(table)
+    last = 64 if 64 in streams else streams[-1]
+    results["tap_ratio"] = measured[last]["tap, watching"] / measured[last]["log-prob of the sampled token"]
+    results["lag_p99"] = float(np.percentile(bench.lags, 99)) if bench.lags else float("nan")
+    results["controller_us_per_token"] = router_microseconds()
+    results["signal_tokens_per_second"] = await router_rate()
+    said = (
+        f"tap_ratio at {last} streams {results['tap_ratio']:.3f}",
+        f"steps from decision to forced token: 99th percentile {results['lag_p99']:g} of {len(bench.lags)} cuts",
+        f"controller {results['controller_us_per_token']:.1f} us a token",
+        f"through one controller {results['signal_tokens_per_second']:,.0f} signal tokens/s",
+    )
+    console.print("; ".join(said), highlight=False)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.control", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="under a minute, at 16 streams")
+    parser.add_argument("--streams", default="", help="turns at once, such as 1,16,64,256")
+    parser.add_argument("--model", default="", help="a Hugging Face directory (default: the tiny policy, random weights)")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    options = parser.parse_args()
+    options.streams = options.streams or ("16" if options.quick else "1,16,64,256")
+    results = asyncio.run(main_async(options, Console()))
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
