@@ -184,6 +184,9 @@ class ControlSection(Section):
     ] = 0.05
     eta: Annotated[float, says("A turn whose score differs less than this from the turn before is sampled again", ge=0)] = 1e-3
     repeats: Annotated[int, says("A turn that says the same so many times on end is stalled, too; 0: it may", ge=0)] = 8
+    stall_seconds: Annotated[
+        float, says("A turn whose engine makes no progress for so long, weight updates included, is sampled again", gt=0)
+    ] = 120.0
     max_resamples: Annotated[int, says("B_max: times a turn may be sampled again", ge=0)] = 2
 
 
@@ -207,6 +210,10 @@ class LearnerSection(Section):
     minibatches: Annotated[int, says("Optimizer steps an update", ge=1)] = 4
     clip_low: Annotated[float, says("The ratio is clipped at 1 - this", gt=0, lt=1)] = 0.2
     clip_high: Annotated[float, says("The ratio is clipped at 1 + this", gt=0)] = 0.2
+    resampling: Annotated[
+        Literal["ignore", "weight"],
+        says("What follows from sampling stalled turns again: nothing, or importance weights, at most tis_cap, that undo it"),
+    ] = "ignore"
     tis_cap: Annotated[float, says("Largest importance weight", gt=0)] = 2.0
     microbatch_tokens: Annotated[int, says("Tokens computed at once, padding included", ge=64)] = 4096
     threads: Annotated[int, says("CPU: cores the learner computes on; 0: torch chooses", ge=0)] = 1

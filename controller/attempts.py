@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import nan
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -51,9 +52,15 @@ def build_attempt(generation: Generation, rule: ThinkingRule | None, steered: bo
     )
 
 
-def rejected(attempt: Attempt, stall: Stall) -> Attempt:
-    """The attempt with the event that says why it is sampled again."""
-    event = ControlEvent("resample", stall.reason, attempt.length, stall.change, stall.threshold)
+NOTHING = Attempt(
+    tokens=b"", log_probs=b"", mask=b"", spans=[], uncertainty=b"", signals=b"", events=[], stop=StopReason.END, score=nan, thinking=0
+)
+"""Of a turn that the engine did not finish."""
+
+
+def noted(attempt: Attempt, kind: Literal["resample", "keep"], stall: Stall) -> Attempt:
+    """The attempt with the event that says why it is sampled again; or that it is kept all the same, the last one allowed."""
+    event = ControlEvent(kind, stall.reason, attempt.length, stall.change, stall.threshold)
     return msgspec.structs.replace(attempt, events=[*attempt.events, event])
 
 

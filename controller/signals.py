@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import zmq
 import zmq.asyncio
@@ -24,6 +26,16 @@ Acts = Literal["no", "steer", "engine"]
 """What comes of an intervention: nothing, since only the signals are wanted; a steer; or the engine acts by itself."""
 
 
+T = TypeVar("T")
+
+
+class TurnStuck(Exception):
+    """The engine makes no progress with a turn."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the engine made no progress for {seconds:g} s (control.stall_seconds)")
+
+
 PROBE_PATIENCE = 2.0
 """Seconds to wait for the signal of a token that has come."""
 _PROBE = "probe"
@@ -36,6 +48,7 @@ class Watch:
     rule: ThinkingRule
     acts: Acts
     expected: int | None = None  # tokens of the finished response, once known
+    seen: float = field(default_factory=time.monotonic)  # when its last signal came, or watching began
     complete: asyncio.Event = field(default_factory=asyncio.Event)
 
     def check_complete(self) -> None:
@@ -96,6 +109,22 @@ class SignalRouter:
         finally:
             del self._watched[turn_id]
 
+    async def while_it_goes_on(self, turn_id: str, call: Coroutine[Any, Any, T], seconds: float) -> T:
+        """The result of `call`, which generates a watched turn. Raises TurnStuck, with the call cancelled, once no signal of the turn has
+        come for so many seconds."""
+        watch, task = self._watched[turn_id], asyncio.ensure_future(call)
+        try:
+            while not task.done():
+                left = watch.seen + seconds - time.monotonic()
+                if left <= 0:
+                    raise TurnStuck(seconds)
+                await asyncio.wait({task}, timeout=left)
+            return task.result()
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+
     def forget(self, turn_id: str) -> None:
         self._watched.pop(turn_id, None)
 
@@ -121,10 +150,12 @@ class SignalRouter:
             unpack(frame.previous, INT32).tolist(),
         )
         steers = []
+        now = time.monotonic()
         for turn_id, *row in zip(frame.turn_ids, *columns, strict=True):
             watch = self._watched.get(turn_id)
             if watch is None:
                 continue
+            watch.seen = now
             if watch.rule.observe(Signal(*row)) is not None:
                 self.interventions += watch.acts != "no"
                 if watch.acts == "steer":

@@ -8,6 +8,9 @@ estimates (`rules.tail`), and the tokens between the decision and the engine's l
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -17,6 +20,7 @@ from controller.engine.client import EngineClient
 from controller.rules.scores import Signal
 from controller.rules.tail import estimate
 from controller.rules.thinking import DelegatedRule, Intervention, ThinkingRule
+from controller.signals import TurnStuck
 from protocol.messages import Span
 
 TOP_K = 20
@@ -47,13 +51,14 @@ class Streamer:
         *,
         steers: bool,
         max_tokens: int,
+        stall_seconds: float,
         **request: Any,
     ) -> StreamedTurn:
         """A response; `rule` (of `delegated`) has observed it then. `steers`: its intervention is carried out. `request`: further
-        arguments of `EngineClient.generate`. Raises EngineError.
+        arguments of `EngineClient.stream`. Raises EngineError, and TurnStuck when no token comes for `stall_seconds`.
         """
         whole = _Parts()
-        decision = await self._stream(turn_id, prompt, rule, whole, max_tokens, request, stops=steers)
+        decision = await self._stream(turn_id, prompt, rule, whole, max_tokens, request, stall_seconds, stops=steers)
         if decision is None:
             return StreamedTurn(whole.generation(), 0, False)
         wasted = len(whole.tokens) - decision.position
@@ -63,18 +68,28 @@ class Streamer:
         whole.force(queue)
         left = max_tokens - len(whole.tokens)
         if left > 0:
-            await self._stream(f"{turn_id}.cut", [*prompt, *whole.tokens], rule, whole, left, request, stops=False)
+            await self._stream(f"{turn_id}.cut", [*prompt, *whole.tokens], rule, whole, left, request, stall_seconds, stops=False)
         else:
             whole.finish_reason = "length"
         return StreamedTurn(whole.generation(), wasted, True)
 
     async def _stream(
-        self, turn_id: str, prompt: list[int], rule: ThinkingRule, whole: _Parts, max_tokens: int, request: dict, *, stops: bool
+        self,
+        turn_id: str,
+        prompt: list[int],
+        rule: ThinkingRule,
+        whole: _Parts,
+        max_tokens: int,
+        request: dict,
+        stall_seconds: float,
+        *,
+        stops: bool,
     ) -> Intervention | None:
         """Append a stream to `whole`. With `stops`, abort it at the rule's intervention, and return that once the engine has ended it."""
         whole.begin_part()
         decision = None
-        async for chunk in self._engine.stream(turn_id, prompt, max_tokens=max_tokens, top_k=TOP_K, **request):
+        stream = self._engine.stream(turn_id, prompt, max_tokens=max_tokens, top_k=TOP_K, **request)
+        async for chunk in _going_on(stream, stall_seconds):
             for token, entry in zip(chunk.tokens, chunk.log_probs, strict=True):
                 previous = whole.tokens[-1] if whole.tokens else -1
                 whole.tokens.append(token)
@@ -87,6 +102,18 @@ class Streamer:
                         await self._engine.abort(turn_id)
             whole.end(chunk)
         return decision
+
+
+async def _going_on(stream: AsyncIterator[Chunk], seconds: float) -> AsyncIterator[Chunk]:
+    """The chunks. TurnStuck, with the stream closed, when none comes for so many seconds."""
+    async with contextlib.aclosing(stream):
+        while True:
+            try:
+                yield await asyncio.wait_for(anext(stream), seconds)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise TurnStuck(seconds) from None
 
 
 class _Parts:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from math import isfinite
 
 from config import Config
-from controller.attempts import build_attempt, rejected
+from controller.attempts import NOTHING, build_attempt, noted
 from controller.engine.answers import Generation
 from controller.engine.client import EngineClient, EngineError
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
-from controller.rules.turn import LOOP, change, stalled
-from controller.signals import Acts, SignalRouter
+from controller.rules.turn import LOOP, STUCK, change, stalled
+from controller.signals import Acts, SignalRouter, TurnStuck
 from controller.stream import Streamer
 from controller.think_tokens import ThinkTokens
 from controller.thresholds import Thresholds
@@ -63,7 +63,14 @@ class TurnRunner:
         try:
             while True:
                 eta = self.thresholds.eta
-                attempt = await self._sample(request, seed, len(attempts), controlled, eta if resamples else NEVER)
+                try:
+                    attempt = await self._sample(request, seed, len(attempts), controlled, eta if resamples else NEVER)
+                except TurnStuck:
+                    if len(attempts) == resamples:
+                        raise
+                    self.counters.resamples += 1
+                    attempts.append(noted(NOTHING, "resample", STUCK))
+                    continue
                 self.counters.generated_tokens += attempt.length
                 gamma = change(attempt.score, self._scores.get(request.key))
                 stall = stalled(gamma, eta, zero_counts=control.score != "code") if resamples else None
@@ -71,12 +78,15 @@ class TurnRunner:
                     self.thresholds.observe_turn(gamma, eta, stall is not None)
                 if resamples and attempt.stop is StopReason.REPETITION:
                     stall = LOOP
-                if stall is None or len(attempts) == resamples:
+                if stall is None:
+                    break
+                if len(attempts) == resamples:
+                    attempt = noted(attempt, "keep", stall)
                     break
                 self.counters.resamples += 1
                 self.counters.wasted_tokens += attempt.length
-                attempts.append(rejected(attempt, stall))
-        except EngineError as error:
+                attempts.append(noted(attempt, "resample", stall))
+        except (EngineError, TurnStuck) as error:
             log.warning("turn %d of %s failed: %s", request.turn, request.key.id, error)
             return TurnFailed(
                 key=request.key, attempt=request.attempt, turn=request.turn, reason=DropReason.ENGINE_ERROR, detail=str(error)
@@ -108,6 +118,7 @@ class TurnRunner:
             "repeats": control.repeats if controlled and control.mode in ("t2po", "t2po-turn") else 0,
         }
         if watched and self.streamer is not None:
+            sampling["stall_seconds"] = control.stall_seconds
             turn = await self.streamer.generate(turn_id, prompt, delegated, rule, steers=steered, **sampling)
             generation = turn.generation
             self.counters.generated_tokens += turn.wasted
@@ -126,11 +137,11 @@ class TurnRunner:
         if watched:
             self._signals.watch(turn_id, rule, acts)
         try:
-            generation = await self._engine.generate(
-                turn_id, prompt, watched=watched, rule=delegated if acts == "engine" else None, **sampling
-            )
-            if watched:
-                await self._signals.finish(turn_id, len(generation.tokens), SIGNAL_PATIENCE)
+            call = self._engine.generate(turn_id, prompt, watched=watched, rule=delegated if acts == "engine" else None, **sampling)
+            if not watched:
+                return await call
+            generation = await self._signals.while_it_goes_on(turn_id, call, self._config.control.stall_seconds)
+            await self._signals.finish(turn_id, len(generation.tokens), SIGNAL_PATIENCE)
         finally:
             self._signals.forget(turn_id)
         return generation

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from config import LearnerSection
+from config import ControlSection, LearnerSection
 from learner.advantages import ESTIMATORS, EpisodeReturns, GroupReturns
+from learner.resampling import stall_rate, weight
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
 from protocol.messages import Span, Trajectory, Turn
 
@@ -67,22 +68,28 @@ def group_returns(group: Sequence[Trajectory]) -> GroupReturns:
     )
 
 
+UNCONTROLLED = ControlSection(mode="off")
+
+
 def samples_of(
-    groups: Sequence[Sequence[Trajectory]], version: int, settings: LearnerSection, *, void_invalid: bool = False
+    groups: Sequence[Sequence[Trajectory]], version: int, settings: LearnerSection, control: ControlSection = UNCONTROLLED
 ) -> list[Sample]:
     """Every turn of every played episode. `version`: of the learner's weights before the update.
 
-    `void_invalid`: a turn without a valid action is left out, though its episode counts in the group's statistics. Dropped episodes are
-    left out. Raises ValueError, naming the episode, where a turn's arrays do not fit together.
+    In control's mode `void` a turn without a valid action is left out, though its episode counts in the group's statistics. Dropped
+    episodes are left out. Raises ValueError, naming the episode, where a turn's arrays do not fit together.
     """
     estimator = ESTIMATORS[settings.algorithm]
     samples = []
+    rate = stall_rate([turn for group in groups for episode in group for turn in episode.turns])
     for group in groups:
         played = [episode for episode in group if episode.dropped is None]
         for episode, advantages in zip(played, estimator(group_returns(played), settings), strict=True):
             for number, (turn, advantage) in enumerate(zip(episode.turns, advantages, strict=True)):
-                if void_invalid and not turn.valid:
+                if control.mode == "void" and not turn.valid:
                     continue
+                if settings.resampling == "weight":
+                    advantage = advantage * weight(turn, rate, control.max_resamples, settings.tis_cap)
                 try:
                     samples.append(_sample(turn, float(advantage), version))
                 except ValueError as error:

@@ -67,7 +67,7 @@ class Training:
     def update(self, groups: Sequence[Sequence[Trajectory]], progress: float = 0.0) -> dict[str, float]:
         """One update on groups of played episodes, when the share `progress` of all is over; its numbers (telemetry/fields.py)."""
         config = self._job.config
-        samples = samples_of(groups, self.update_number, config.learner, void_invalid=config.control.mode == "void")
+        samples = samples_of(groups, self.update_number, config.learner, config.control)
         metrics = self._updater.update(samples, progress)
         self.update_number += 1
         returns = [[sum(turn.reward for turn in episode.turns) for episode in group] for group in groups]

@@ -127,7 +127,7 @@ class Span(msgspec.Struct, array_like=True, frozen=True):
 class ControlEvent(msgspec.Struct, array_like=True, frozen=True):
     """One decision of the controller, with the numbers that led to it."""
 
-    kind: str  # "intervene" or "resample"
+    kind: str  # "intervene", "resample", or "keep": stalled, but the last sample that is allowed
     reason: str  # the name of the condition that held
     position: int  # token of the response at which it was decided (for "resample": the response's length)
     value: float  # the measured quantity

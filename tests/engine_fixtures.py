@@ -120,14 +120,23 @@ class RealEngine:
 
 @pytest.fixture(scope="session")
 def real_engine(policies: Policies, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngine]:
+    """The one that all tests share."""
+    with vllm_server(policies, tmp_path_factory.mktemp("engine")) as engine:
+        yield engine
+
+
+@contextlib.contextmanager
+def vllm_server(policies: Policies, directory: Path, **settings: str) -> Iterator[RealEngine]:
+    """vLLM's server with policies.first, as a run starts it; `settings` are named section__name."""
     found = metadata.entry_points(group="vllm.general_plugins")
     assert any(entry.name == "foray" for entry in found), (
         "our plugin is not installed where vLLM looks for it: pip install -e '.[cpu,test]'"
     )
     nowhere = "tcp://127.0.0.1:1"
+    base = {"engine.dtype": "float32", "engine.kv_cache_gb": "0.25", "control.top_j": str(TOP_J)}
     signals, url = f"tcp://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
     job = Job(
-        config=resolve(None, {"engine.dtype": "float32", "engine.kv_cache_gb": "0.25", "control.top_j": str(TOP_J)}),
+        config=resolve(None, base | {name.replace("__", "."): value for name, value in settings.items()}),
         endpoints=Endpoints(actors=nowhere, learner=nowhere, signals=signals, trajectories=nowhere, stats=nowhere, engine=url),
         run_dir="",
         model_dir=str(policies.first.directory),
@@ -135,7 +144,7 @@ def real_engine(policies: Policies, tmp_path_factory: pytest.TempPathFactory) ->
         started=0.0,
     )
     command = engine_command(job)
-    log = tmp_path_factory.mktemp("engine") / "engine.log"
+    log = directory / "engine.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", *command.arguments],

@@ -51,8 +51,11 @@ def cut(attempts: list[Attempt]) -> list[tuple[int, list[int]]]:
     ids=["tap", "engine", "stream"],
 )
 def test_thinking_is_cut_at_the_decision_or_after_it_and_in_one_piece(
-    tmp_path: Path, imitating: dict[str, str], where: dict, at_once: bool
-) -> None:  # noqa: F811
+    tmp_path: Path,
+    imitating: dict[str, str],  # noqa: F811
+    where: dict,
+    at_once: bool,
+) -> None:
     summary, attempts, _ = run(tmp_path / "run", **imitating | CUTTING | where | {"control__mode": "t2po-token"})
     decisions = cut(attempts)
     assert len(decisions) > 10 and summary["interventions"] >= len(decisions)

@@ -9,6 +9,7 @@ import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -30,6 +31,8 @@ from tests.engine_fixtures import (  # noqa: E402, F401
     real_engine,
     some_prompt,
     under_test,
+    vllm_server,
+    watching,
 )  # fmt: skip
 
 TOLERANCE = 1e-4
@@ -139,6 +142,39 @@ async def test_signals_are_exact_for_every_turn_under_concurrent_load(engine: En
         assert signals.entropy == pytest.approx((-(log_probs.exp() * log_probs).sum(-1)).tolist(), abs=TOLERANCE)
         assert signals.confidence == pytest.approx((-top.mean(-1)).tolist(), abs=TOLERANCE)
         assert signals.top_log_prob == pytest.approx(top[:, 0].tolist(), abs=TOLERANCE)
+
+
+@pytest.mark.real_engine
+@pytest.mark.slow
+async def test_turns_keep_their_identity_through_preemption(policies: Policies, tmp_path: Path) -> None:  # noqa: F811
+    """Twenty-four turns in a KV cache for ten of them: they leave the batch, come back to other rows, and are computed again."""
+    with vllm_server(policies, tmp_path, engine__kv_cache_gb="0.0015", engine__max_model_len="256") as cramped:
+        client = EngineClient(cramped.url)
+        async with watching(cramped.signals) as watcher:
+            engine = Engine("vllm", client, watcher, policies)
+            await engine.run(policies.first)
+            rules = [rule_for(-1, [VOCABULARY - 1, 22], epsilon=0.1) if i % 2 else None for i in range(24)]
+            turns = [engine.start(max_tokens=80 + i, rule=rule) for i, rule in enumerate(rules)]
+            for (turn_id, prompt, task), rule in zip(turns, rules, strict=True):
+                generation = await task
+                signals = await watcher.until(turn_id, len(generation.tokens))
+                assert sorted(set(signals.position)) == list(range(len(generation.tokens)))
+                first = [signals.position.index(position) for position in range(len(generation.tokens))]
+                log_probs = distributions(policies.first.directory, prompt, generation.tokens)
+                expected = (-(log_probs.exp() * log_probs).sum(-1)).tolist()
+                assert [signals.entropy[i] for i in first] == pytest.approx(expected, abs=TOLERANCE)
+                forced = [position for position, i in enumerate(first) if signals.forced[i] >= 0]
+                assert [generation.tokens[position] for position in forced] == ([] if rule is None else rule.queue[: len(forced)])
+                assert (rule is None) == (not forced)
+            preempted = await _metric(cramped.url, "vllm:num_preemptions_total")
+        await client.close()
+    assert preempted > 0
+
+
+async def _metric(url: str, name: str) -> float:
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
+        lines = (await response.text()).splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))
 
 
 # --- steering

@@ -36,7 +36,7 @@ def rule_for(first: int, epsilon: float) -> DelegatedRule:
 async def streamed(engine: Engine, name: str, seed: int, delegated: DelegatedRule, **others: object) -> tuple[StreamedTurn, object]:
     rule = delegated.begin()
     streamer = Streamer(engine.client, VOCABULARY, TOP_J)
-    request = {"steers": True, "max_tokens": 60, **sampling(seed), **others}
+    request = {"steers": True, "max_tokens": 60, "stall_seconds": 30.0, **sampling(seed), **others}
     return await streamer.generate(name, some_prompt(f"stream {seed}"), delegated, rule, **request), rule
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from learner_fixtures import random_group, random_turn
 
-from config import LearnerSection
+from config import ControlSection, LearnerSection
 from learner.batching import Sample, collate, microbatches, minibatches, samples_of
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
 from protocol.messages import DropReason, Span
@@ -119,7 +119,7 @@ def test_turns_without_a_valid_action_are_left_out_in_mode_void():
     group = random_group(np.random.default_rng(0), VOCABULARY, members=12)
     turns = [turn for episode in group for turn in episode.turns]
     assert 0 < sum(turn.valid for turn in turns) < len(turns)
-    kept = samples_of([group], 0, LearnerSection(), void_invalid=True)
+    kept = samples_of([group], 0, LearnerSection(), ControlSection(mode="void"))
     whole = samples_of([group], 0, LearnerSection())
     valid = [sample for sample, turn in zip(whole, turns, strict=True) if turn.valid]
     assert [(s.response.tolist(), s.advantage) for s in kept] == [(s.response.tolist(), s.advantage) for s in valid]

@@ -20,15 +20,17 @@ Mean = Literal["geometric", "arithmetic"]
 
 @dataclass(frozen=True)
 class Stall:
-    """The turn is stalled. "stalled": its `change` Gamma is below `threshold` eta; "repetition": it repeats itself."""
+    """The turn is stalled. "stalled": its `change` Gamma is below `threshold` eta; "repetition": it repeats itself;
+    "stuck": the engine made no progress."""
 
     change: float
     threshold: float
-    reason: Literal["stalled", "repetition"] = "stalled"
+    reason: Literal["stalled", "repetition", "stuck"] = "stalled"
 
 
 LOOP = Stall(nan, nan, "repetition")
 """The engine ended the turn, since it said the same again and again."""
+STUCK = Stall(nan, nan, "stuck")
 
 
 def turn_score(scores: Sequence[float], mean: Mean = "geometric", skip: int = 0) -> float:

@@ -1,0 +1,143 @@
+"""Turns against an engine that is paused, and turns that are cancelled: nothing of them is left behind. Fake engine and vLLM alike."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator
+
+import aiohttp
+import pytest
+import zmq.asyncio
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from config import Config, ControlSection, EngineSection, SamplingSection
+from controller.engine.client import EngineClient
+from controller.engine.fake import FakeEngine
+from controller.signals import SignalRouter
+from controller.stream import Streamer
+from controller.think_tokens import ThinkTokens
+from controller.turns import TurnRunner
+from protocol.arrays import INT32, pack
+from protocol.messages import EpisodeKey, TurnFailed, TurnRequest, TurnResult
+from tests.engine_fixtures import TOP_J, VOCABULARY, free_port, policies, real_engine, some_prompt  # noqa: F401
+
+TOKENS = ThinkTokens(open=1, close=2, queue=[2, 3], end=[], vocabulary=VOCABULARY)
+
+
+class Bench:
+    """A controller's turns, and its engine."""
+
+    def __init__(self, url: str, signals: str, fake: FakeEngine | None) -> None:
+        self.url = url
+        self.fake = fake
+        self.client = EngineClient(url)
+        self.router = SignalRouter(zmq.asyncio.Context(), signals, TOKENS.queue, TOKENS.close)
+
+    def runner(self, **control: object) -> TurnRunner:
+        config = Config(
+            control=ControlSection(**{"mode": "t2po", "intervention_rate": 0.0, "resample_rate": 0.0, "eta": 0.0} | control),
+            sampling=SamplingSection(max_tokens=40), engine=EngineSection(max_model_len=1024),
+        )  # fmt: skip
+        return TurnRunner(config, self.client, self.router, TOKENS, lambda: 0)
+
+    async def running(self) -> int:
+        """Requests in the engine."""
+        if self.fake is not None:
+            return sum(request.finish_reason is None for request in self.fake._generator.requests)
+        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/metrics") as response:
+            lines = (await response.text()).splitlines()
+        counts = [line for line in lines if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{"))]
+        assert len(counts) >= 2
+        return int(sum(float(line.rsplit(" ", 1)[1]) for line in counts))
+
+
+@pytest.fixture(params=["fake", pytest.param("vllm", marks=[pytest.mark.real_engine, pytest.mark.slow])])
+async def bench(request: pytest.FixtureRequest, policies) -> AsyncIterator[Bench]:  # noqa: F811
+    fake = None
+    if request.param == "fake":
+        signals = f"tcp://127.0.0.1:{free_port()}"
+        fake = FakeEngine(policies.first.directory, signals=signals, top_j=TOP_J)
+        url = await fake.start()
+    else:
+        real = request.getfixturevalue("real_engine")
+        url, signals = real.url, real.signals
+    made = await _bound(url, signals, fake)
+    listening = asyncio.create_task(made.router.run())
+    try:
+        yield made
+    finally:
+        listening.cancel()
+        await asyncio.wait([listening])
+        made.router.close()
+        await made.client.close()
+        if fake is not None:
+            await fake.stop()
+
+
+async def _bound(url: str, signals: str, fake: FakeEngine | None) -> Bench:
+    """Once the port is free: an earlier test may have left it a moment ago."""
+    for _ in range(100):
+        with contextlib.suppress(zmq.ZMQError):
+            return Bench(url, signals, fake)
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"{signals} stays in use")
+
+
+def asking(number: int, evaluation: bool = False) -> TurnRequest:
+    key = EpisodeKey(number, 0, evaluation)
+    return TurnRequest(key=key, attempt=0, turn=0, prompt=pack(some_prompt(str(number), tokens=20), INT32))
+
+
+async def test_a_turn_that_makes_no_progress_is_sampled_again(bench: Bench) -> None:
+    runner = bench.runner(stall_seconds=0.5)
+    await bench.client.pause()
+    turn = asyncio.create_task(runner.run(asking(1), seed=1))
+    while not runner.counters.resamples:
+        await asyncio.sleep(0.05)
+    await bench.client.resume()
+    result = await turn
+    assert isinstance(result, TurnResult) and result.kept.length == 40
+    assert {event.reason for attempt in result.rejected for event in attempt.events} == {"stuck"}
+    assert await bench.running() == 0
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
+async def test_an_engine_that_stays_stuck_costs_the_episode_and_says_which_setting(bench: Bench, streams: bool) -> None:
+    runner = bench.runner(stall_seconds=0.3, max_resamples=1)
+    if streams:
+        runner.streamer = Streamer(bench.client, VOCABULARY, TOP_J)
+    await bench.client.pause()
+    result = await runner.run(asking(2), seed=2)
+    await bench.client.resume()
+    assert isinstance(result, TurnFailed) and "control.stall_seconds" in result.detail
+    async with asyncio.timeout(10):
+        while await bench.running():
+            await asyncio.sleep(0.05)
+
+
+async def test_a_thousand_turns_cancelled_at_random_moments_leave_nothing_behind(bench: Bench) -> None:
+    runner, rng = bench.runner(), random.Random(0)
+    under_way: set[asyncio.Task] = set()
+    for number in range(1000):
+        task = asyncio.create_task(runner.run(asking(number), seed=number))
+        under_way.add(task)
+        if len(under_way) >= 48:
+            await asyncio.sleep(rng.random() * 0.02)
+            for victim in rng.sample(sorted(under_way, key=id), 16):
+                victim.cancel()
+            await asyncio.gather(*(t for t in under_way if t.cancelling() or t.done()), return_exceptions=True)
+            under_way = {t for t in under_way if not t.done()}
+    for task in under_way:
+        task.cancel()
+    await asyncio.gather(*under_way, return_exceptions=True)
+    for number in range(1000):
+        runner.forget(asking(number).key)
+    assert not bench.router._watched and not runner._scores
+    async with asyncio.timeout(20):
+        while await bench.running():
+            await asyncio.sleep(0.05)
+    assert isinstance(await runner.run(asking(5000), seed=0), TurnResult)
