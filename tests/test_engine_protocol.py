@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from controller.engine.answers import Generation  # noqa: E402
-from controller.engine.client import EngineError  # noqa: E402
+from controller.engine.client import EngineClient, EngineError  # noqa: E402
 from controller.engine.names import PATTERN  # noqa: E402
 from controller.engine.weights import apply_weights  # noqa: E402
 from controller.rules.thinking import DelegatedRule, ThinkingSettings  # noqa: E402

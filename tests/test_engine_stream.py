@@ -96,8 +96,12 @@ async def test_a_decision_in_the_last_tokens_leaves_room_for_the_queue_alone(eng
 
 
 async def test_a_cancelled_stream_ends_its_turn_in_the_engine(engine: Engine) -> None:
-    task = asyncio.create_task(streamed(engine, "gone", 1, rule_for(-5, -1.0), max_tokens=900))
-    await asyncio.sleep(0.3)
+    delegated = rule_for(-5, -1.0)
+    rule, streamer = delegated.begin(), Streamer(engine.client, VOCABULARY, TOP_J)
+    request = {"steers": True, "max_tokens": 900, "stall_seconds": 30.0, **sampling(1)}
+    task = asyncio.create_task(streamer.generate("gone", some_prompt("stream 1"), delegated, rule, **request))
+    while len(rule.scores) < 3:
+        await asyncio.sleep(0.001)
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
