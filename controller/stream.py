@@ -109,11 +109,13 @@ async def _going_on(stream: AsyncIterator[Chunk], seconds: float) -> AsyncIterat
     async with contextlib.aclosing(stream):
         while True:
             try:
-                yield await asyncio.wait_for(anext(stream), seconds)
+                async with asyncio.timeout(seconds):  # not wait_for, which loses a cancellation that meets a result
+                    chunk = await anext(stream)
             except StopAsyncIteration:
                 return
             except TimeoutError:
                 raise TurnStuck(seconds) from None
+            yield chunk
 
 
 class _Parts:
