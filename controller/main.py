@@ -145,11 +145,12 @@ class Controller:
         await asyncio.gather(*self._turn_tasks, return_exceptions=True)
         for actor in list(self._last_seen):
             await self._to_actor(actor, Shutdown(reason="the run is over"))
+        await self._send_gauges()  # what has come since the last time, for the summary
         await self._engine.close()
         self._signals.close()
         self._actors.close(linger=1000)
         self._learner.close(linger=1000)
-        self._stats.close()
+        self._stats.close(linger=200)
 
     # --- actors
 
@@ -291,7 +292,10 @@ class Controller:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            await self._stats.send(encode(Stats(source="controller", event="gauge", values=self.gauges())))
+            await self._send_gauges()
+
+    async def _send_gauges(self) -> None:
+        await self._stats.send(encode(Stats(source="controller", event="gauge", values=self.gauges())))
 
     def gauges(self) -> dict[str, float]:
         """What the controller knows now: counters are totals since its start."""

@@ -25,7 +25,6 @@ import zmq.asyncio
 from config import Endpoints, Job
 from controller.engine.answers import Generation
 from controller.engine.client import EngineClient
-from controller.engine.fake import FakeEngine
 from controller.engine.server import engine_command, wait_ready
 from controller.engine.weights import apply_weights
 from controller.rules.scores import Signal
@@ -300,6 +299,8 @@ async def watching(endpoint: str) -> AsyncIterator[Watcher]:
 async def under_test(request: pytest.FixtureRequest, policies: Policies) -> AsyncIterator[Engine]:
     """The engine that `request.param` names, "fake" or "vllm", running policies.first."""
     if request.param == "fake":
+        from controller.engine.fake import FakeEngine  # torch, which not every test needs
+
         signals = f"tcp://127.0.0.1:{free_port()}"
         fake = FakeEngine(policies.first.directory, signals=signals, top_j=TOP_J)
         url, stop = await fake.start(), fake.stop

@@ -27,8 +27,6 @@ from tests.engine_fixtures import (  # noqa: E402, F401
     Policies,
     build_tiny_model,
     free_port,
-    policies,
-    real_engine,
     some_prompt,
     under_test,
     vllm_server,
@@ -40,7 +38,7 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(params=["fake", pytest.param("vllm", marks=[pytest.mark.real_engine, pytest.mark.slow])])
-async def engine(request: pytest.FixtureRequest, policies: Policies) -> AsyncIterator[Engine]:  # noqa: F811
+async def engine(request: pytest.FixtureRequest, policies: Policies) -> AsyncIterator[Engine]:
     async with under_test(request, policies) as made:
         yield made
 
@@ -146,7 +144,7 @@ async def test_signals_are_exact_for_every_turn_under_concurrent_load(engine: En
 
 @pytest.mark.real_engine
 @pytest.mark.slow
-async def test_turns_keep_their_identity_through_preemption(policies: Policies, tmp_path: Path) -> None:  # noqa: F811
+async def test_turns_keep_their_identity_through_preemption(policies: Policies, tmp_path: Path) -> None:
     """Twenty-four turns in a KV cache for ten of them: they leave the batch, come back to other rows, and are computed again."""
     with vllm_server(policies, tmp_path, engine__kv_cache_gb="0.0015", engine__max_model_len="256") as cramped:
         client = EngineClient(cramped.url)

@@ -23,7 +23,7 @@ from controller.think_tokens import ThinkTokens
 from controller.turns import TurnRunner
 from protocol.arrays import INT32, pack
 from protocol.messages import EpisodeKey, TurnFailed, TurnRequest, TurnResult
-from tests.engine_fixtures import TOP_J, VOCABULARY, free_port, policies, real_engine, some_prompt  # noqa: F401
+from tests.engine_fixtures import TOP_J, VOCABULARY, free_port, some_prompt
 
 TOKENS = ThinkTokens(open=1, close=2, queue=[2, 3], end=[], vocabulary=VOCABULARY)
 
@@ -56,7 +56,7 @@ class Bench:
 
 
 @pytest.fixture(params=["fake", pytest.param("vllm", marks=[pytest.mark.real_engine, pytest.mark.slow])])
-async def bench(request: pytest.FixtureRequest, policies) -> AsyncIterator[Bench]:  # noqa: F811
+async def bench(request: pytest.FixtureRequest, policies) -> AsyncIterator[Bench]:
     fake = None
     if request.param == "fake":
         signals = f"tcp://127.0.0.1:{free_port()}"

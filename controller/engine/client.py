@@ -95,6 +95,8 @@ class EngineClient:
                 if response.status != 200:
                     raise EngineError(f"POST {self._url}/inference/v1/generate: {response.status} {_reason(await response.read())}")
                 async for line in response.content:
+                    if line.startswith(b'data: {"error"'):
+                        raise EngineError(f"POST {self._url}/inference/v1/generate: {_reason(line[len(b'data: ') :])}")
                     if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
                         chunk = read_chunk(line[len(b"data: ") :])
                         ended = ended or chunk.finish_reason is not None
