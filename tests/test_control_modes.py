@@ -85,7 +85,7 @@ def test_a_turn_that_repeats_itself_is_sampled_again(tmp_path: Path) -> None:
         tmp_path / "run", sampling__temperature="0.05", sampling__max_tokens="120", control__mode="t2po-turn", control__repeats="3",
         control__max_resamples="1", run__updates="1", env__max_turns="2",
     )  # fmt: skip
-    again = [attempt for attempt in attempts if any(event.reason == "repetition" for event in attempt.events)]
+    again = [attempt for attempt in attempts if any((event.kind, event.reason) == ("resample", "repetition") for event in attempt.events)]
     assert again and all(attempt.stop is StopReason.REPETITION for attempt in again)
     evaluated = [turn for episode in episodes if episode.key.evaluation for turn in episode.turns]
     assert not any(turn.kept.stop is StopReason.REPETITION or turn.rejected for turn in evaluated)
