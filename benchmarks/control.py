@@ -1,6 +1,6 @@
 """What watching and cutting costs: tokens a second of one engine, with the same requests, seen and steered in every way we have.
 
-`python -m benchmarks.control [--quick] [--model DIR] [--streams 1,16,64] [--json FILE]` (some minutes, on an idle machine)
+`python -m benchmarks.control [--quick] [--model DIR] [--streams 1,16,64] [--json FILE]` (nine minutes, on an idle machine)
 
 One vLLM engine, started as a run starts it; the conditions take turns, in another order each time, and the median of the repeats counts.
 """
@@ -248,7 +248,7 @@ async def _report(bench: Bench, streams: list[int], options: argparse.Namespace,
     table = Table("", *(f"{n} streams" for n in streams), "of the same, unwatched", title="tokens/s (of plain)")
     measured = {}
     for n in streams:
-        measured[n] = await measure(bench, n, 1.5 if options.quick else 4.0, 3 if options.quick else 7)
+        measured[n] = await measure(bench, n, 1.0 if options.quick else 3.0, 3 if options.quick else 5)
         console.print(f"{n} streams measured", highlight=False)
     for name, (_, base) in CONDITIONS.items():
         cells = [f"{measured[n][name]:,.0f} ({measured[n][name] / measured[n]['plain']:.0%})" for n in streams]
