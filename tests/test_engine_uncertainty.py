@@ -85,3 +85,12 @@ def test_temperature_divides_each_row_and_greedy_rows_by_one() -> None:
     logits = torch.tensor([[2.0, 4.0], [2.0, 4.0], [2.0, 4.0]])
     result = divide_by_temperature(logits, torch.tensor([2.0, 0.0, 1.0]))
     assert result.tolist() == [[1.0, 2.0], [2.0, 4.0], [2.0, 4.0]]
+
+
+@pytest.mark.parametrize("chunk", [1, 40, 41, 120, 10**6])
+def test_rows_taken_in_parts_have_the_same_values(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    logits = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
+    whole = uncertainty(logits, 5)
+    monkeypatch.setattr("controller.engine.uncertainty.CHUNK", chunk)
+    for got, expected in zip(uncertainty(logits, 5), whole, strict=True):
+        assert torch.equal(got, expected)

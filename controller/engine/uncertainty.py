@@ -24,6 +24,10 @@ class Uncertainty(NamedTuple):
     top_log_prob: torch.Tensor
 
 
+CHUNK = 1 << 23
+"""Logits taken at once: two float32 copies of so many, 64 MB, are all the memory it needs, whatever the batch."""
+
+
 def uncertainty(logits: torch.Tensor, top_j: int) -> Uncertainty:
     """Entropy, confidence and top-1 log-prob of each row of `logits` [R, V], already divided by the temperature.
 
@@ -32,6 +36,12 @@ def uncertainty(logits: torch.Tensor, top_j: int) -> Uncertainty:
     """
     if top_j < 1:
         raise ValueError(f"top_j must be at least 1, not {top_j}")
+    rows = max(1, CHUNK // logits.shape[-1])
+    parts = [_of_rows(part, top_j) for part in logits.split(rows)]
+    return parts[0] if len(parts) == 1 else Uncertainty(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def _of_rows(logits: torch.Tensor, top_j: int) -> Uncertainty:
     log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     top = _largest(log_probs, min(top_j, log_probs.shape[-1]))
     possible = top > float("-inf")
