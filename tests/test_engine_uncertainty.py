@@ -94,3 +94,14 @@ def test_rows_taken_in_parts_have_the_same_values(chunk: int, monkeypatch: pytes
     monkeypatch.setattr("controller.engine.uncertainty.CHUNK", chunk)
     for got, expected in zip(uncertainty(logits, 5), whole, strict=True):
         assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("width", [19, 20, 160, 161, 168, 169, 1000, 8192, 9001])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_the_largest_are_found_in_rows_of_any_width(width: int, repeated: bool) -> None:
+    logits = torch.randn(3, width, generator=torch.Generator().manual_seed(width))
+    if repeated:
+        logits = logits.round()
+    log_probs = torch.log_softmax(logits, -1)
+    expected = -log_probs.sort(-1).values[:, -20:].mean(-1)
+    torch.testing.assert_close(uncertainty(logits, 20).confidence, expected, rtol=1e-5, atol=1e-6)

@@ -70,6 +70,7 @@ class Tap:
         self.socket = socket
         self._top_j = top_j
         self._turns: dict[str, Turn] = {}
+        self._ruled: dict[str, Turn] = {}  # those with a rule to carry out here
         self._left: OrderedDict[str, Turn] = OrderedDict()  # finished, or preempted: then it comes back
 
     def enter(self, turn: Turn, params: SamplingParams) -> Turn | None:
@@ -81,12 +82,15 @@ class Tap:
             delegated = msgspec.json.decode(rule, type=DelegatedRule)
             turn.rule, turn.queue = delegated.begin(), delegated.queue
         self._turns[turn.turn_id] = turn
+        if turn.rule is not None:
+            self._ruled[turn.turn_id] = turn
         return before
 
     def leave(self, turn: Turn) -> None:
         """The request leaves the batch, for good or for a while."""
         if self._turns.get(turn.turn_id) is turn:
             del self._turns[turn.turn_id]
+            self._ruled.pop(turn.turn_id, None)
         self._left[turn.turn_id] = turn
         while len(self._left) > REMEMBERED:
             self._left.popitem(last=False)
@@ -121,10 +125,10 @@ class Tap:
 
     def decide(self, rows: list[SignalRow]) -> list[SignalRow]:
         """Carry out the rules that were delegated to us; the rows say what is forced now."""
-        return [self._apply_rule(row) for row in rows]
+        return [self._apply_rule(row) for row in rows] if self._ruled else rows
 
     def _apply_rule(self, row: SignalRow) -> SignalRow:
-        turn = self._turns.get(row.turn_id)
+        turn = self._ruled.get(row.turn_id)
         if turn is None or turn.rule is None or turn.rule.observe(row.signal()) is None:
             return row
         turn.forced.add(turn.position, turn.queue)
