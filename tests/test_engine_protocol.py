@@ -180,7 +180,7 @@ async def _metric(url: str, name: str) -> float:
 
 async def test_a_steer_forces_its_queue_and_decoding_goes_on_freely(engine: Engine) -> None:
     queue = [11, 22, 33]
-    turn_id, prompt, task = engine.start(max_tokens=120)
+    turn_id, prompt, task = engine.start(max_tokens=600)  # so long that the steer arrives in time on any machine
     await engine.watcher.until(turn_id, 4)
     await engine.watcher.steer(turn_id, queue)
     generation = await task
@@ -197,7 +197,7 @@ async def test_a_steer_forces_its_queue_and_decoding_goes_on_freely(engine: Engi
 
 
 async def test_a_steer_of_one_turn_leaves_the_others_alone(engine: Engine) -> None:
-    turns = [engine.start(max_tokens=60, seed=i) for i in range(8)]
+    turns = [engine.start(max_tokens=300, seed=i) for i in range(8)]
     steered, bystanders = turns[3], turns[:3] + turns[4:]
     await engine.watcher.until(steered[0], 2)
     await engine.watcher.steer(steered[0], [9, 9, 9, 9])
