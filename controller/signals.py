@@ -36,8 +36,8 @@ class TurnStuck(Exception):
         super().__init__(f"the engine made no progress for {seconds:g} s (control.stall_seconds)")
 
 
-PROBE_PATIENCE = 2.0
-"""Seconds to wait for the signal of a token that has come."""
+PROBE_PATIENCE = 10.0
+"""Seconds to wait for the signal of a token that has come: long, since a busy start must not pass for an engine without the tap."""
 _PROBE = "probe"
 
 

@@ -102,7 +102,9 @@ def test_what_is_forced_is_how_answers_of_the_environment_go_on(environment: str
 
 
 @pytest.mark.parametrize("tap", [True, False])
-async def test_an_engine_is_asked_whether_it_sends_signals(small_policy: Path, tap: bool) -> None:  # noqa: F811
+async def test_an_engine_is_asked_whether_it_sends_signals(small_policy: Path, tap: bool, monkeypatch) -> None:  # noqa: F811
+    if not tap:
+        monkeypatch.setattr("controller.signals.PROBE_PATIENCE", 1.0)
     endpoint = f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}"
     engine = FakeEngine(small_policy, signals=endpoint if tap else None)
     client = EngineClient(await engine.start())

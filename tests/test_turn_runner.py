@@ -93,7 +93,7 @@ def asking(number: int, evaluation: bool = False) -> TurnRequest:
 
 
 async def test_a_turn_that_makes_no_progress_is_sampled_again(bench: Bench) -> None:
-    runner = bench.runner(stall_seconds=0.5)
+    runner = bench.runner(stall_seconds=2.0)
     await bench.client.pause()
     turn = asyncio.create_task(runner.run(asking(1), seed=1))
     while not runner.counters.resamples:
