@@ -142,8 +142,8 @@ class ControlSection(Section):
     mode: Annotated[
         Literal["off", "budget", "void", "t2po", "t2po-token", "t2po-turn"],
         says(
-            "Exploration control. t2po: T2PO's two levels; t2po-token, t2po-turn: one of them; budget: thinking is cut at max_thinking alone; "
-            "void: none, and turns without a valid action are not trained on; off: none"
+            "Exploration control. t2po: T2PO's two levels; t2po-token, t2po-turn: one of them; budget: thinking is cut at max_thinking "
+            "alone; void: none, and turns without a valid action are not trained on; off: none"
         ),
     ] = "t2po"
     preset: Annotated[
