@@ -60,7 +60,7 @@ def main() -> None:
     for number, cell in enumerate(sorted(cells, key=lambda cell: (cell.env, cell.seed, MODES.index(cell.mode))), 1):
         run(cell, options, f"[{number}/{len(cells)}]", console)
     rows = list(results(cells, options.dir))
-    console.print(table(rows))
+    Console(width=max(180, console.width)).print(table(rows))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 
