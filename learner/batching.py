@@ -81,14 +81,15 @@ def samples_of(
     """
     estimator = ESTIMATORS[settings.algorithm]
     samples = []
-    rate = stall_rate([turn for group in groups for episode in group for turn in episode.turns])
+    weighted = settings.resampling == "weight"
+    rate = stall_rate([turn for group in groups for episode in group for turn in episode.turns]) if weighted else 0.0
     for group in groups:
         played = [episode for episode in group if episode.dropped is None]
         for episode, advantages in zip(played, estimator(group_returns(played), settings), strict=True):
             for number, (turn, advantage) in enumerate(zip(episode.turns, advantages, strict=True)):
                 if control.mode == "void" and not turn.valid:
                     continue
-                if settings.resampling == "weight":
+                if weighted:
                     advantage = advantage * weight(turn, rate, control.max_resamples, settings.tis_cap)
                 try:
                     samples.append(_sample(turn, float(advantage), version))

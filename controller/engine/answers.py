@@ -74,13 +74,19 @@ class _Answer(msgspec.Struct):
 _answers = msgspec.json.Decoder(_Answer)
 
 
-def read_chunk(raw: bytes) -> Chunk:
-    """An event of a stream (JSON) as a Chunk. Raises MsgspecError or ValueError when it is none."""
+def _read(raw: bytes) -> tuple[_Choice, list[int], list[_LogProb]]:
+    """(Choice, its tokens, a log-prob for each)."""
     choice = _answers.decode(raw).choices[0]
     tokens = choice.token_ids or []
     entries = (choice.logprobs.content if choice.logprobs is not None else None) or []
     if len(entries) != len(tokens):
         raise ValueError(f"{len(tokens)} tokens with {len(entries)} log-probs")
+    return choice, tokens, entries
+
+
+def read_chunk(raw: bytes) -> Chunk:
+    """An event of a stream (JSON) as a Chunk. Raises MsgspecError or ValueError when it is none."""
+    choice, tokens, entries = _read(raw)
     return Chunk(tokens, [_log_probs(entry) for entry in entries], choice.finish_reason, _spans(choice))
 
 
@@ -93,11 +99,7 @@ def _log_probs(entry: _LogProb) -> TokenLogProbs:
 
 def read_generation(raw: bytes) -> Generation:
     """The engine's answer (JSON) as a Generation. Raises MsgspecError or ValueError when it is no such answer."""
-    choice = _answers.decode(raw).choices[0]
-    tokens = choice.token_ids or []
-    entries = (choice.logprobs.content if choice.logprobs is not None else None) or []
-    if len(entries) != len(tokens):
-        raise ValueError(f"{len(tokens)} tokens with {len(entries)} log-probs")
+    choice, tokens, entries = _read(raw)
     log_probs = [nan if entry.logprob <= NO_LOG_PROB else entry.logprob for entry in entries]
     return Generation(tokens, log_probs, covering(_spans(choice), len(tokens)), choice.finish_reason or "stop")
 

@@ -5,7 +5,6 @@ The adapters, `signal_tap.py` and `signal_tap_v2.py`, know which request is in w
 
 from __future__ import annotations
 
-import logging
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -23,8 +22,6 @@ from controller.rules.thinking import DelegatedRule, ThinkingRule
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import VllmConfig
-
-log = logging.getLogger(__name__)
 
 REMEMBERED = 4096
 """Turns that left the batch and are kept, with their forced tokens, in case they come back: more than can be preempted at once."""

@@ -17,7 +17,6 @@ class Replayed:
 
     scores: list[float]
     compared: list[float]
-    thinking: int
     intervention: Intervention | None
 
 
@@ -34,4 +33,4 @@ def replay(tokens: np.ndarray, signals: np.ndarray, delegated: DelegatedRule) ->
             rule.observe(Signal(position, entropy, confidence, top, -1, int(tokens[position - 1]) if position else -1))
         compared.append(rule.compared if entropy == entropy else nan)
     scores = rule.scores + [nan] * (len(signals) - len(rule.scores))
-    return Replayed(scores, compared, rule.thinking, rule.intervention)
+    return Replayed(scores, compared, rule.intervention)
