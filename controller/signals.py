@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import zmq
 import zmq.asyncio
 
+from controller.engine.answers import Generation
 from controller.engine.client import EngineClient
+from controller.progress import while_it_goes_on
 from controller.rules.scores import Signal
 from controller.rules.thinking import NEVER, ThinkingRule, ThinkingSettings
 from protocol.arrays import FLOAT32, INT32, unpack
@@ -24,16 +26,6 @@ HIGH_WATER = 1000
 
 Acts = Literal["no", "steer", "engine"]
 """What comes of an intervention: nothing, since only the signals are wanted; a steer; or the engine acts by itself."""
-
-
-T = TypeVar("T")
-
-
-class TurnStuck(Exception):
-    """The engine makes no progress with a turn."""
-
-    def __init__(self, seconds: float) -> None:
-        super().__init__(f"the engine made no progress for {seconds:g} s (control.stall_seconds)")
 
 
 PROBE_PATIENCE = 10.0
@@ -68,6 +60,7 @@ class SignalRouter:
         self._queue = queue
         self._think_close = think_close
         self._watched: dict[str, Watch] = {}
+        self._seen = 0.0  # when the last signal of any turn came
         self.frames = 0
         self.interventions = 0
 
@@ -86,15 +79,10 @@ class SignalRouter:
         watch = self.watch(_PROBE, rule, "no")
         try:
             await engine.generate(_PROBE, [0], max_tokens=1, temperature=1.0, seed=None, watched=True, stop_token_ids=[], cache_salt=_PROBE)
-            watch.expected = 1
-            watch.check_complete()
-            async with asyncio.timeout(PROBE_PATIENCE):
-                await watch.complete.wait()
-        except TimeoutError:
-            return False
+            await self.finish(_PROBE, 1, PROBE_PATIENCE)
         finally:
             self.forget(_PROBE)
-        return True
+        return watch.complete.is_set()
 
     async def finish(self, turn_id: str, tokens: int, patience: float) -> None:
         """Stop watching, after the signals of all `tokens` tokens have arrived, or `patience` seconds."""
@@ -109,21 +97,12 @@ class SignalRouter:
         finally:
             del self._watched[turn_id]
 
-    async def while_it_goes_on(self, turn_id: str, call: Coroutine[Any, Any, T], seconds: float) -> T:
-        """The result of `call`, which generates a watched turn. Raises TurnStuck, with the call cancelled, once no signal of the turn has
-        come for so many seconds."""
-        watch, task = self._watched[turn_id], asyncio.ensure_future(call)
-        try:
-            while not task.done():
-                left = watch.seen + seconds - time.monotonic()
-                if left <= 0:
-                    raise TurnStuck(seconds)
-                await asyncio.wait({task}, timeout=left)
-            return task.result()
-        finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.wait({task})
+    async def generated(self, turn_id: str, call: Awaitable[Generation], seconds: float) -> Generation:
+        """The result of `call`, which generates a watched turn. Raises TurnStuck, with the call cancelled, once no signal of the turn (or
+        of any, before its first) has come for so many seconds."""
+        watch = self._watched[turn_id]
+        # One that has not begun may wait for its place in the engine as long as others go on.
+        return await while_it_goes_on(call, lambda: watch.seen if watch.rule.scores else max(watch.seen, self._seen), seconds)
 
     def forget(self, turn_id: str) -> None:
         self._watched.pop(turn_id, None)
@@ -150,7 +129,7 @@ class SignalRouter:
             unpack(frame.previous, INT32).tolist(),
         )
         steers = []
-        now = time.monotonic()
+        now = self._seen = time.monotonic()
         for turn_id, *row in zip(frame.turn_ids, *columns, strict=True):
             watch = self._watched.get(turn_id)
             if watch is None:

@@ -8,8 +8,8 @@ estimates (`rules.tail`), and the tokens between the decision and the engine's l
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from math import nan
@@ -17,10 +17,10 @@ from typing import Any
 
 from controller.engine.answers import Chunk, Generation, covering
 from controller.engine.client import EngineClient
+from controller.progress import while_it_goes_on
 from controller.rules.scores import Signal
 from controller.rules.tail import estimate
 from controller.rules.thinking import DelegatedRule, Intervention, ThinkingRule
-from controller.signals import TurnStuck
 from protocol.messages import Span
 
 TOP_K = 20
@@ -41,6 +41,7 @@ class Streamer:
         self._engine = engine
         self._vocabulary = vocabulary
         self._top_j = top_j
+        self._seen = 0.0  # when the last chunk of any turn came
 
     async def generate(
         self,
@@ -89,7 +90,7 @@ class Streamer:
         whole.begin_part()
         decision = None
         stream = self._engine.stream(turn_id, prompt, max_tokens=max_tokens, top_k=TOP_K, **request)
-        async for chunk in _going_on(stream, stall_seconds):
+        async for chunk in self._going_on(stream, stall_seconds):
             for token, entry in zip(chunk.tokens, chunk.log_probs, strict=True):
                 previous = whole.tokens[-1] if whole.tokens else -1
                 whole.tokens.append(token)
@@ -103,19 +104,18 @@ class Streamer:
             whole.end(chunk)
         return decision
 
+    async def _going_on(self, stream: AsyncIterator[Chunk], seconds: float) -> AsyncIterator[Chunk]:
+        """The chunks. TurnStuck, with the stream closed, when none comes for so many seconds (or none of any turn, before the first)."""
+        begun, seen = False, time.monotonic()
 
-async def _going_on(stream: AsyncIterator[Chunk], seconds: float) -> AsyncIterator[Chunk]:
-    """The chunks. TurnStuck, with the stream closed, when none comes for so many seconds."""
-    async with contextlib.aclosing(stream):
-        while True:
-            try:
-                async with asyncio.timeout(seconds):  # not wait_for, which loses a cancellation that meets a result
-                    chunk = await anext(stream)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise TurnStuck(seconds) from None
-            yield chunk
+        def last_progress() -> float:
+            return seen if begun else max(seen, self._seen)
+
+        async with contextlib.aclosing(stream):
+            while chunk := await while_it_goes_on(anext(stream, None), last_progress, seconds):
+                begun, seen = True, time.monotonic()
+                self._seen = seen
+                yield chunk
 
 
 class _Parts:

@@ -11,9 +11,10 @@ from config import Config
 from controller.attempts import NOTHING, build_attempt, noted
 from controller.engine.answers import Generation
 from controller.engine.client import EngineClient, EngineError
+from controller.progress import TurnStuck
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
 from controller.rules.turn import LOOP, STUCK, change, stalled
-from controller.signals import Acts, SignalRouter, TurnStuck
+from controller.signals import Acts, SignalRouter
 from controller.stream import Streamer
 from controller.think_tokens import ThinkTokens
 from controller.thresholds import Thresholds
@@ -140,7 +141,7 @@ class TurnRunner:
             call = self._engine.generate(turn_id, prompt, watched=watched, rule=delegated if acts == "engine" else None, **sampling)
             if not watched:
                 return await call
-            generation = await self._signals.while_it_goes_on(turn_id, call, self._config.control.stall_seconds)
+            generation = await self._signals.generated(turn_id, call, self._config.control.stall_seconds)
             await self._signals.finish(turn_id, len(generation.tokens), SIGNAL_PATIENCE)
         finally:
             self._signals.forget(turn_id)

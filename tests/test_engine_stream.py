@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -93,19 +92,6 @@ async def test_a_decision_in_the_last_tokens_leaves_room_for_the_queue_alone(eng
     at = rule.intervention.position
     assert turn.generation.tokens[at:] == delegated.queue[: 6 - at]
     assert (len(turn.generation.tokens), turn.generation.finish_reason) == (6, "length")
-
-
-async def test_a_cancelled_stream_ends_its_turn_in_the_engine(engine: Engine) -> None:
-    delegated = rule_for(-5, -1.0)
-    rule, streamer = delegated.begin(), Streamer(engine.client, VOCABULARY, TOP_J)
-    request = {"steers": True, "max_tokens": 900, "stall_seconds": 30.0, **sampling(1)}
-    task = asyncio.create_task(streamer.generate("gone", some_prompt("stream 1"), delegated, rule, **request))
-    while len(rule.scores) < 3:
-        await asyncio.sleep(0.001)
-    task.cancel()
-    await asyncio.wait([task])
-    assert task.cancelled()
-    assert (await engine.start(max_tokens=3)[2]).tokens
 
 
 async def test_a_prompt_outside_the_vocabulary_is_an_error(engine: Engine) -> None:

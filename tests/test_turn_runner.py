@@ -17,12 +17,14 @@ pytest.importorskip("transformers")
 from config import Config, ControlSection, EngineSection, SamplingSection
 from controller.engine.client import EngineClient
 from controller.engine.fake import FakeEngine
+from controller.progress import TurnStuck
+from controller.rules.thinking import DelegatedRule, ThinkingSettings
 from controller.signals import SignalRouter
 from controller.stream import Streamer
 from controller.think_tokens import ThinkTokens
 from controller.turns import TurnRunner
-from protocol.arrays import INT32, pack
-from protocol.messages import EpisodeKey, TurnFailed, TurnRequest, TurnResult
+from protocol.arrays import FLOAT32, INT32, pack
+from protocol.messages import EpisodeKey, SignalFrame, TurnFailed, TurnRequest, TurnResult
 from tests.engine_fixtures import TOP_J, VOCABULARY, free_port, some_prompt
 
 TOKENS = ThinkTokens(open=1, close=2, queue=[2, 3], end=[], vocabulary=VOCABULARY)
@@ -114,6 +116,45 @@ async def test_an_engine_that_stays_stuck_costs_the_episode_and_says_which_setti
     result = await runner.run(asking(2), seed=2)
     await bench.client.resume()
     assert isinstance(result, TurnFailed) and "control.stall_seconds" in result.detail
+    async with asyncio.timeout(10):
+        while await bench.running():
+            await asyncio.sleep(0.05)
+
+
+async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(bench: Bench) -> None:
+    """Of two turns the engine never begins one, and says so many times something about the other."""
+    settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
+    for turn in ("goes on", "waits"):
+        bench.router.watch(turn, DelegatedRule(settings, 1, 2, []).begin(), "no")
+    waiting = asyncio.create_task(bench.router.generated("waits", asyncio.Event().wait(), 0.4))
+    for position in range(10):
+        await asyncio.sleep(0.1)
+        bench.router.observe(frame("goes on", position))
+        assert not waiting.done()
+    with pytest.raises(TurnStuck):
+        await waiting
+
+
+def frame(turn_id: str, position: int) -> SignalFrame:
+    number, whole = pack([0.5], FLOAT32), pack([-1], INT32)
+    return SignalFrame(
+        step=position, turn_ids=[turn_id], position=pack([position], INT32), entropy=number, confidence=number, top_log_prob=number,
+        forced=whole, previous=whole,
+    )  # fmt: skip
+
+
+async def test_a_cancelled_stream_ends_its_turn_in_the_engine(bench: Bench) -> None:
+    settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, -1.0, 4, 25)
+    delegated = DelegatedRule(settings, TOKENS.open, TOKENS.close, TOKENS.queue)
+    rule, streamer = delegated.begin(), Streamer(bench.client, VOCABULARY, TOP_J)
+    request = {"temperature": 1.0, "seed": 1, "stop_token_ids": [], "cache_salt": "gone", "stall_seconds": 30.0}
+    call = streamer.generate("gone", some_prompt("gone"), delegated, rule, steers=True, max_tokens=900, **request)
+    task = asyncio.create_task(call)
+    while len(rule.scores) < 3:
+        await asyncio.sleep(0.001)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled() and len(rule.scores) < 900
     async with asyncio.timeout(10):
         while await bench.running():
             await asyncio.sleep(0.05)

@@ -1,0 +1,34 @@
+"""Waiting for an engine that may make no progress."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class TurnStuck(Exception):
+    """The engine makes no progress with a turn."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the engine made no progress for {seconds:g} s (control.stall_seconds)")
+
+
+async def while_it_goes_on(call: Awaitable[T], seen: Callable[[], float], seconds: float) -> T:
+    """The result of `call`. Raises TurnStuck, with the call cancelled, once `seen()`, the time of the last progress by the monotonic clock,
+    is so many seconds ago. (Not asyncio.wait_for, which in Python 3.11 loses a cancellation that meets a result.)"""
+    task = asyncio.ensure_future(call)
+    try:
+        while not task.done():
+            left = seen() + seconds - time.monotonic()
+            if left <= 0:
+                raise TurnStuck(seconds)
+            await asyncio.wait({task}, timeout=left)
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
