@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from config import Job
-from controller.engine.client import EngineClient
+from controller.engine.client import GENERATE, EngineClient, Sampling
 from controller.engine.server import engine_command, wait_ready
 from controller.engine.signal_socket import SignalRow, SignalSocket
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
@@ -79,7 +79,7 @@ async def plain(bench: Bench) -> int:
     name, prompt, _ = bench.turn()
     body = {"request_id": name, "token_ids": prompt, "sampling_params": {"max_tokens": RESPONSE, "ignore_eos": True, "detokenize": False}}
     session = bench.client._session("turns")  # the same connections, so that they cost the same
-    async with session.post(f"{bench.url}/inference/v1/generate", json=body) as response:
+    async with session.post(bench.url + GENERATE, json=body) as response:
         return len(json.loads(await response.read())["choices"][0]["token_ids"])
 
 
@@ -92,10 +92,9 @@ def tapped(acts: str | None, rate: bool) -> Condition:
         rule = delegated.begin()
         if acts:
             bench.router.watch(name, rule, acts)
-        generation = await bench.client.generate(
-            name, prompt, max_tokens=RESPONSE, temperature=1.0, seed=None, watched=bool(acts), stop_token_ids=[], cache_salt=name,
-            rule=delegated if acts == "engine" else None,
-        )  # fmt: skip
+        sampling = Sampling(max_tokens=RESPONSE, cache_salt=name)
+        rule_there = delegated if acts == "engine" else None
+        generation = await bench.client.generate(name, prompt, sampling, watched=bool(acts), rule=rule_there)
         if acts:
             await bench.router.finish(name, len(generation.tokens), 1.0)
             _note_lag(bench, rule, acts)
@@ -115,9 +114,7 @@ def streamed(top_k: int) -> Condition:
     async def condition(bench: Bench) -> int:
         name, prompt, _ = bench.turn()
         tokens = 0
-        async for chunk in bench.client.stream(
-            name, prompt, max_tokens=RESPONSE, temperature=1.0, seed=None, stop_token_ids=[], cache_salt=name, top_k=top_k
-        ):
+        async for chunk in bench.client.stream(name, prompt, Sampling(max_tokens=RESPONSE, cache_salt=name), top_k=top_k):
             tokens += len(chunk.tokens)
         return tokens
 

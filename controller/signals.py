@@ -12,7 +12,7 @@ import zmq
 import zmq.asyncio
 
 from controller.engine.answers import Generation
-from controller.engine.client import EngineClient
+from controller.engine.client import EngineClient, Sampling
 from controller.progress import while_it_goes_on
 from controller.rules.scores import Signal
 from controller.rules.thinking import NEVER, ThinkingRule, ThinkingSettings
@@ -78,7 +78,7 @@ class SignalRouter:
         rule = ThinkingRule(ThinkingSettings("paper", 0.5, 2, "mean", 0, NEVER, 1, 1), -2, -2)
         watch = self.watch(_PROBE, rule, "no")
         try:
-            await engine.generate(_PROBE, [0], max_tokens=1, temperature=1.0, seed=None, watched=True, stop_token_ids=[], cache_salt=_PROBE)
+            await engine.generate(_PROBE, [0], Sampling(max_tokens=1, cache_salt=_PROBE), watched=True)
             await self.finish(_PROBE, 1, PROBE_PATIENCE)
         finally:
             self.forget(_PROBE)

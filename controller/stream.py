@@ -13,10 +13,11 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from math import nan
-from typing import Any
+
+import msgspec
 
 from controller.engine.answers import Chunk, Generation, covering
-from controller.engine.client import EngineClient
+from controller.engine.client import EngineClient, Sampling
 from controller.progress import while_it_goes_on
 from controller.rules.scores import Signal
 from controller.rules.tail import estimate
@@ -47,49 +48,40 @@ class Streamer:
         self,
         turn_id: str,
         prompt: list[int],
+        sampling: Sampling,
         delegated: DelegatedRule,
         rule: ThinkingRule,
         *,
         steers: bool,
-        max_tokens: int,
         stall_seconds: float,
-        **request: Any,
     ) -> StreamedTurn:
-        """A response; `rule` (of `delegated`) has observed it then. `steers`: its intervention is carried out. `request`: further
-        arguments of `EngineClient.stream`. Raises EngineError, and TurnStuck when no token comes for `stall_seconds`.
+        """A response; `rule` (of `delegated`) has observed it then. `steers`: its intervention is carried out. Raises EngineError, and
+        TurnStuck when no token comes for `stall_seconds`.
         """
         whole = _Parts()
-        decision = await self._stream(turn_id, prompt, rule, whole, max_tokens, request, stall_seconds, stops=steers)
+        decision = await self._stream(turn_id, prompt, sampling, rule, whole, stall_seconds, stops=steers)
         if decision is None:
             return StreamedTurn(whole.generation(), 0, False)
         wasted = len(whole.tokens) - decision.position
         whole.cut(decision.position)
-        queue = delegated.queue[: max_tokens - decision.position]
+        queue = delegated.queue[: sampling.max_tokens - decision.position]
         rule.force(queue)
         whole.force(queue)
-        left = max_tokens - len(whole.tokens)
+        left = sampling.max_tokens - len(whole.tokens)
         if left > 0:
-            await self._stream(f"{turn_id}.cut", [*prompt, *whole.tokens], rule, whole, left, request, stall_seconds, stops=False)
+            rest = msgspec.structs.replace(sampling, max_tokens=left)
+            await self._stream(f"{turn_id}.cut", [*prompt, *whole.tokens], rest, rule, whole, stall_seconds, stops=False)
         else:
             whole.finish_reason = "length"
         return StreamedTurn(whole.generation(), wasted, True)
 
     async def _stream(
-        self,
-        turn_id: str,
-        prompt: list[int],
-        rule: ThinkingRule,
-        whole: _Parts,
-        max_tokens: int,
-        request: dict,
-        stall_seconds: float,
-        *,
-        stops: bool,
+        self, turn_id: str, prompt: list[int], sampling: Sampling, rule: ThinkingRule, whole: _Parts, stall_seconds: float, *, stops: bool
     ) -> Intervention | None:
         """Append a stream to `whole`. With `stops`, abort it at the rule's intervention, and return that once the engine has ended it."""
         whole.begin_part()
         decision = None
-        stream = self._engine.stream(turn_id, prompt, max_tokens=max_tokens, top_k=TOP_K, **request)
+        stream = self._engine.stream(turn_id, prompt, sampling, top_k=TOP_K)
         async for chunk in self._going_on(stream, stall_seconds):
             for token, entry in zip(chunk.tokens, chunk.log_probs, strict=True):
                 previous = whole.tokens[-1] if whole.tokens else -1

@@ -10,7 +10,7 @@ from math import isfinite
 from config import Config
 from controller.attempts import NOTHING, build_attempt, noted
 from controller.engine.answers import Generation
-from controller.engine.client import EngineClient, EngineError
+from controller.engine.client import EngineClient, EngineError, Sampling
 from controller.progress import TurnStuck
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
 from controller.rules.turn import LOOP, STUCK, change, stalled
@@ -110,37 +110,37 @@ class TurnRunner:
         rule = delegated.begin()  # with the rule in the engine, too: it sees the same and decides the same, for the record
         watched = not request.key.evaluation or controlled
         acts: Acts = "no" if not steered else "steer" if control.where == "controller" else "engine"
-        sampling = {
-            "max_tokens": min(self._config.sampling.max_tokens, self._config.engine.max_model_len - len(prompt)),
-            "temperature": self._config.sampling.temperature,
-            "seed": _turn_seed(seed, request.turn, attempt) if self._config.sampling.seeded else None,
-            "stop_token_ids": self._tokens.end,
-            "cache_salt": f"v{self._version()}",
-            "repeats": control.repeats if controlled and control.mode in ("t2po", "t2po-turn") else 0,
-        }
+        sampling = Sampling(
+            max_tokens=min(self._config.sampling.max_tokens, self._config.engine.max_model_len - len(prompt)),
+            cache_salt=f"v{self._version()}",
+            temperature=self._config.sampling.temperature,
+            seed=_turn_seed(seed, request.turn, attempt) if self._config.sampling.seeded else None,
+            stop_token_ids=self._tokens.end,
+            repeats=control.repeats if controlled and control.mode in ("t2po", "t2po-turn") else 0,
+        )
         if watched and self.streamer is not None:
-            sampling["stall_seconds"] = control.stall_seconds
-            turn = await self.streamer.generate(turn_id, prompt, delegated, rule, steers=steered, **sampling)
+            turn = await self.streamer.generate(
+                turn_id, prompt, sampling, delegated, rule, steers=steered, stall_seconds=control.stall_seconds
+            )
             generation = turn.generation
             self.counters.generated_tokens += turn.wasted
             self.counters.wasted_tokens += turn.wasted
             self.counters.cuts += turn.cut
         else:
-            generation = await self._tapped(turn_id, prompt, rule, acts, watched, delegated, sampling)
+            generation = await self._tapped(turn_id, prompt, sampling, rule, delegated, acts if watched else None)
         if watched and not request.key.evaluation:
             self.thresholds.observe_thinking(rule)
         return build_attempt(generation, rule if watched else None, steered, control.turn_mean, control.turn_skip, eta)
 
     async def _tapped(
-        self, turn_id: str, prompt: list[int], rule: ThinkingRule, acts: Acts, watched: bool, delegated: DelegatedRule, sampling: dict
+        self, turn_id: str, prompt: list[int], sampling: Sampling, rule: ThinkingRule, delegated: DelegatedRule, acts: Acts | None
     ) -> Generation:
-        """A response whose signals come from the tap beside it."""
-        if watched:
-            self._signals.watch(turn_id, rule, acts)
+        """A response whose signals come from the tap beside it. `acts` None: nobody watches it."""
+        if acts is None:
+            return await self._engine.generate(turn_id, prompt, sampling, watched=False)
+        self._signals.watch(turn_id, rule, acts)
         try:
-            call = self._engine.generate(turn_id, prompt, watched=watched, rule=delegated if acts == "engine" else None, **sampling)
-            if not watched:
-                return await call
+            call = self._engine.generate(turn_id, prompt, sampling, watched=True, rule=delegated if acts == "engine" else None)
             generation = await self._signals.generated(turn_id, call, self._config.control.stall_seconds)
             await self._signals.finish(turn_id, len(generation.tokens), SIGNAL_PATIENCE)
         finally:

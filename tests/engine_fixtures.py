@@ -24,7 +24,7 @@ import zmq.asyncio
 
 from config import Endpoints, Job
 from controller.engine.answers import Generation
-from controller.engine.client import EngineClient
+from controller.engine.client import EngineClient, Sampling
 from controller.engine.server import engine_command, wait_ready
 from controller.engine.weights import apply_weights
 from controller.rules.scores import Signal
@@ -254,14 +254,16 @@ class Engine:
         call = self.client.generate(
             turn_id,
             prompt,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            seed=seed,
+            Sampling(
+                max_tokens=max_tokens,
+                cache_salt=turn_id,
+                temperature=temperature,
+                seed=seed,
+                stop_token_ids=stop or [],
+                repeats=repeats,
+            ),
             watched=watched,
-            stop_token_ids=stop or [],
-            cache_salt=turn_id,
             rule=rule,
-            repeats=repeats,
         )
         return turn_id, prompt, asyncio.create_task(call)
 

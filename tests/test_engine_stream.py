@@ -10,8 +10,8 @@ from aiohttp import web
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from controller.engine.client import EngineClient, EngineError, EngineUnreachable  # noqa: E402
-from controller.rules.thinking import DelegatedRule, ThinkingSettings  # noqa: E402
+from controller.engine.client import EngineClient, EngineError, EngineUnreachable, Sampling  # noqa: E402
+from controller.rules.thinking import DelegatedRule, ThinkingRule, ThinkingSettings  # noqa: E402
 from controller.stream import StreamedTurn, Streamer  # noqa: E402
 from tests.engine_fixtures import TOP_J, VOCABULARY, Engine, some_prompt, under_test  # noqa: E402
 
@@ -22,8 +22,8 @@ async def engine(request: pytest.FixtureRequest, policies) -> AsyncIterator[Engi
         yield made
 
 
-def sampling(seed: int, **others: object) -> dict:
-    return {"temperature": 1.0, "seed": seed, "stop_token_ids": [], "cache_salt": f"stream{seed}", **others}
+def sampling(seed: int, max_tokens: int = 60) -> Sampling:
+    return Sampling(max_tokens=max_tokens, cache_salt=f"stream{seed}", seed=seed)
 
 
 def rule_for(first: int, epsilon: float) -> DelegatedRule:
@@ -32,11 +32,12 @@ def rule_for(first: int, epsilon: float) -> DelegatedRule:
     return DelegatedRule(settings, first, VOCABULARY - 1, [VOCABULARY - 1, 22])
 
 
-async def streamed(engine: Engine, name: str, seed: int, delegated: DelegatedRule, **others: object) -> tuple[StreamedTurn, object]:
-    rule = delegated.begin()
-    streamer = Streamer(engine.client, VOCABULARY, TOP_J)
-    request = {"steers": True, "max_tokens": 60, "stall_seconds": 30.0, **sampling(seed), **others}
-    return await streamer.generate(name, some_prompt(f"stream {seed}"), delegated, rule, **request), rule
+async def streamed(
+    engine: Engine, name: str, seed: int, delegated: DelegatedRule, *, max_tokens: int = 60, steers: bool = True
+) -> tuple[StreamedTurn, ThinkingRule]:
+    rule, streamer, prompt = delegated.begin(), Streamer(engine.client, VOCABULARY, TOP_J), some_prompt(f"stream {seed}")
+    turn = await streamer.generate(name, prompt, sampling(seed, max_tokens), delegated, rule, steers=steers, stall_seconds=30.0)
+    return turn, rule
 
 
 async def first_token(engine: Engine, seed: int) -> int:
@@ -96,7 +97,7 @@ async def test_a_decision_in_the_last_tokens_leaves_room_for_the_queue_alone(eng
 
 async def test_a_prompt_outside_the_vocabulary_is_an_error(engine: Engine) -> None:
     with pytest.raises(EngineError, match=r"/inference/v1/generate: [^{]"):
-        async for _ in engine.client.stream("bad", [VOCABULARY + 5], max_tokens=3, top_k=2, **sampling(0)):
+        async for _ in engine.client.stream("bad", [VOCABULARY + 5], sampling(0), top_k=2):
             pass
 
 
@@ -114,7 +115,7 @@ async def test_a_stream_that_breaks_off_is_an_unreachable_engine() -> None:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     client = EngineClient(f"http://127.0.0.1:{runner.addresses[0][1]}")
     with pytest.raises(EngineUnreachable, match="ended before the response did"):
-        async for _ in client.stream("turn", [1], max_tokens=3, top_k=2, **sampling(0)):
+        async for _ in client.stream("turn", [1], sampling(0), top_k=2):
             pass
     await client.close()
     await runner.cleanup()

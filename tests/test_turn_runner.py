@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from config import Config, ControlSection, EngineSection, SamplingSection
-from controller.engine.client import EngineClient
+from controller.engine.client import EngineClient, Sampling
 from controller.engine.fake import FakeEngine
 from controller.progress import TurnStuck
 from controller.rules.thinking import DelegatedRule, ThinkingSettings
@@ -147,8 +147,8 @@ async def test_a_cancelled_stream_ends_its_turn_in_the_engine(bench: Bench) -> N
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, -1.0, 4, 25)
     delegated = DelegatedRule(settings, TOKENS.open, TOKENS.close, TOKENS.queue)
     rule, streamer = delegated.begin(), Streamer(bench.client, VOCABULARY, TOP_J)
-    request = {"temperature": 1.0, "seed": 1, "stop_token_ids": [], "cache_salt": "gone", "stall_seconds": 30.0}
-    call = streamer.generate("gone", some_prompt("gone"), delegated, rule, steers=True, max_tokens=900, **request)
+    sampling = Sampling(max_tokens=900, cache_salt="gone", seed=1)
+    call = streamer.generate("gone", some_prompt("gone"), sampling, delegated, rule, steers=True, stall_seconds=30.0)
     task = asyncio.create_task(call)
     while len(rule.scores) < 3:
         await asyncio.sleep(0.001)

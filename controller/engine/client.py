@@ -20,12 +20,27 @@ KEEP_ALIVE = 3.0
 """Seconds an idle connection is kept: fewer than the 5 after which vLLM's server closes it, or a request may meet the closing."""
 
 
+GENERATE = "/inference/v1/generate"
+
+
 class EngineError(RuntimeError):
     """The engine refused, failed, or was not there; the message says what was asked and what came back."""
 
 
 class EngineUnreachable(EngineError):
     """No answer arrived: the engine may or may not have done what was asked."""
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How a response is sampled. `cache_salt` keeps prefixes computed by other weights apart. `repeats` > 1: the turn ends, with finish
+    reason "repetition", once it says the same so many times on end."""
+
+    max_tokens: int
+    cache_salt: str
+    temperature: float = 1.0
+    seed: int | None = None
+    stop_token_ids: list[int] = []
+    repeats: int = 0
 
 
 class EngineClient:
@@ -42,67 +57,41 @@ class EngineClient:
     # --- turns
 
     async def generate(
-        self,
-        turn_id: str,
-        prompt: list[int],
-        *,
-        max_tokens: int,
-        temperature: float,
-        seed: int | None,
-        watched: bool,
-        stop_token_ids: list[int],
-        cache_salt: str,
-        rule: DelegatedRule | None = None,
-        repeats: int = 0,
+        self, turn_id: str, prompt: list[int], sampling: Sampling, *, watched: bool, rule: DelegatedRule | None = None
     ) -> Generation:
         """A response to `prompt` (token ids). `turn_id` is unique among the turns in flight; `watched` turns appear in signal
-        frames under it; the engine carries out `rule` on them. `repeats` > 1: the turn ends, with finish reason "repetition", once it
-        says the same so many times on end. `cache_salt` keeps prefixes computed by other weights apart. Cancelling the call ends the
-        turn in the engine. Raises EngineError.
+        frames under it; the engine carries out `rule` on them. Cancelling the call ends the turn in the engine. Raises EngineError.
         """
-        sampling = _sampling(max_tokens, temperature, seed, stop_token_ids, repeats) | {"logprobs": 0}  # of the sampled token alone
+        body = _body(turn_id, prompt, sampling, top_k=0)  # of the sampled token alone
         if watched:
-            sampling["extra_args"] = {TURN: turn_id} | ({} if rule is None else {RULE: msgspec.json.encode(rule).decode()})
-        body = {"request_id": turn_id, "token_ids": prompt, "sampling_params": sampling, "cache_salt": cache_salt}
-        raw = await self._call("turns", "POST", "/inference/v1/generate", body, tries=2)
+            body["sampling_params"]["extra_args"] = {TURN: turn_id} | ({} if rule is None else {RULE: msgspec.json.encode(rule).decode()})
+        raw = await self._call("turns", "POST", GENERATE, body, tries=2)
         try:
             return read_generation(raw)
         except (msgspec.MsgspecError, ValueError) as error:
             raise EngineError(f"the engine's answer to turn {turn_id} cannot be read: {error}") from None
 
-    async def stream(
-        self,
-        turn_id: str,
-        prompt: list[int],
-        *,
-        max_tokens: int,
-        temperature: float,
-        seed: int | None,
-        stop_token_ids: list[int],
-        cache_salt: str,
-        top_k: int,
-        repeats: int = 0,
-    ) -> AsyncIterator[Chunk]:
+    async def stream(self, turn_id: str, prompt: list[int], sampling: Sampling, *, top_k: int) -> AsyncIterator[Chunk]:
         """A response as it is generated, each token with the log-probs of the `top_k` most likely ones (or of one fewer, where the
         sampled token is none of them); otherwise as `generate`. Needs no plugin in the engine. Raises EngineError, also when the
         stream ends without a last chunk.
         """
-        sampling = _sampling(max_tokens, temperature, seed, stop_token_ids, repeats) | {"logprobs": top_k}
-        body = {"request_id": turn_id, "token_ids": prompt, "sampling_params": sampling, "cache_salt": cache_salt, "stream": True}
+        body = _body(turn_id, prompt, sampling, top_k) | {"stream": True}
+        what = f"POST {self._url}{GENERATE}"
         ended = False
         try:
-            async with self._session("turns").post(f"{self._url}/inference/v1/generate", json=body) as response:
+            async with self._session("turns").post(self._url + GENERATE, json=body) as response:
                 if response.status != 200:
-                    raise EngineError(f"POST {self._url}/inference/v1/generate: {response.status} {_reason(await response.read())}")
+                    raise EngineError(f"{what}: {response.status} {_reason(await response.read())}")
                 async for line in response.content:
                     if line.startswith(b'data: {"error"'):
-                        raise EngineError(f"POST {self._url}/inference/v1/generate: {_reason(line[len(b'data: ') :])}")
+                        raise EngineError(f"{what}: {_reason(line[len(b'data: ') :])}")
                     if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
                         chunk = read_chunk(line[len(b"data: ") :])
                         ended = ended or chunk.finish_reason is not None
                         yield chunk
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise EngineUnreachable(f"POST {self._url}/inference/v1/generate: {error or type(error).__name__}") from None
+            raise EngineUnreachable(f"{what}: {error or type(error).__name__}") from None
         except (msgspec.MsgspecError, ValueError) as error:
             raise EngineError(f"the engine's stream for turn {turn_id} cannot be read: {error}") from None
         if not ended:
@@ -196,18 +185,20 @@ class EngineClient:
         return raw
 
 
-def _sampling(max_tokens: int, temperature: float, seed: int | None, stop_token_ids: list[int], repeats: int) -> dict[str, Any]:
-    sampling: dict[str, Any] = {
-        "max_tokens": max_tokens,
-        "temperature": temperature,
-        "stop_token_ids": stop_token_ids,
+def _body(turn_id: str, prompt: list[int], sampling: Sampling, top_k: int) -> dict[str, Any]:
+    """The request, as vLLM's /inference/v1/generate takes it."""
+    params: dict[str, Any] = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "stop_token_ids": sampling.stop_token_ids,
+        "logprobs": top_k,
         "detokenize": False,
     }
-    if seed is not None:
-        sampling["seed"] = seed
-    if repeats > 1:
-        sampling["repetition_detection"] = {"max_pattern_size": PATTERN, "min_count": repeats}
-    return sampling
+    if sampling.seed is not None:
+        params["seed"] = sampling.seed
+    if sampling.repeats > 1:
+        params["repetition_detection"] = {"max_pattern_size": PATTERN, "min_count": sampling.repeats}
+    return {"request_id": turn_id, "token_ids": prompt, "sampling_params": params, "cache_salt": sampling.cache_salt}
 
 
 def _reason(raw: bytes) -> str:
