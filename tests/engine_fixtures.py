@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import itertools
 import os
@@ -17,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import zmq
@@ -34,6 +36,9 @@ from protocol.codec import decode, encode
 from protocol.lifetime import dying_with_parent
 from protocol.messages import SignalFrame, Steer
 from supervisor.settings import resolve
+
+if TYPE_CHECKING:
+    import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -297,9 +302,10 @@ async def watching(endpoint: str) -> AsyncIterator[Watcher]:
         context.term()
 
 
-@contextlib.asynccontextmanager
-async def under_test(request: pytest.FixtureRequest, policies: Policies) -> AsyncIterator[Engine]:
-    """The engine that `request.param` names, "fake" or "vllm", running policies.first."""
+@pytest.fixture(params=["fake", pytest.param("vllm", marks=[pytest.mark.real_engine, pytest.mark.slow])])
+async def engine(request: pytest.FixtureRequest, policies: Policies) -> AsyncIterator[Engine]:
+    """An engine that runs policies.first: a test that takes it runs against the fake one and against vLLM."""
+    pytest.importorskip("transformers")
     if request.param == "fake":
         from controller.engine.fake import FakeEngine  # torch, which not every test needs
 
@@ -312,10 +318,31 @@ async def under_test(request: pytest.FixtureRequest, policies: Policies) -> Asyn
     client = EngineClient(url)
     try:
         async with watching(signals) as watcher:
-            engine = Engine(request.param, client, watcher, policies)
-            await engine.run(policies.first)
-            yield engine
+            made = Engine(request.param, client, watcher, policies)
+            await made.run(policies.first)
+            yield made
     finally:
         await client.close()
         if stop is not None:
             await stop()
+
+
+TOLERANCE = 1e-4
+"""Of log-probs and entropies between engine and reference, both in float32."""
+
+
+@functools.cache
+def model(directory: Path) -> torch.nn.Module:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+
+def distributions(directory: Path, prompt: list[int], response: list[int], temperature: float = 1.0) -> torch.Tensor:
+    """Log-probs [T, V] of the policy before each token of the response, in float64 from float32 logits."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(directory)(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+    return torch.log_softmax(logits.double() / temperature, -1)

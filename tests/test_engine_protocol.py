@@ -3,58 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import hashlib
 import math
-from collections.abc import AsyncIterator
 from pathlib import Path
 
-import aiohttp
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from controller.engine.answers import Generation  # noqa: E402
-from controller.engine.client import EngineClient, EngineError  # noqa: E402
+from controller.engine.client import EngineError  # noqa: E402
 from controller.engine.names import PATTERN  # noqa: E402
 from controller.engine.weights import apply_weights  # noqa: E402
-from controller.rules.thinking import DelegatedRule, ThinkingSettings  # noqa: E402
-from tests.engine_fixtures import (  # noqa: E402, F401
-    TOP_J,
-    VOCABULARY,
-    Engine,
-    Policies,
-    build_tiny_model,
-    free_port,
-    some_prompt,
-    under_test,
-    vllm_server,
-    watching,
-)  # fmt: skip
-
-TOLERANCE = 1e-4
-"""Of log-probs and entropies between engine and reference, both in float32."""
-
-
-@pytest.fixture(params=["fake", pytest.param("vllm", marks=[pytest.mark.real_engine, pytest.mark.slow])])
-async def engine(request: pytest.FixtureRequest, policies: Policies) -> AsyncIterator[Engine]:
-    async with under_test(request, policies) as made:
-        yield made
-
-
-@functools.cache
-def model(directory: Path) -> torch.nn.Module:
-    from transformers import AutoModelForCausalLM
-
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
-
-
-def distributions(directory: Path, prompt: list[int], response: list[int], temperature: float = 1.0) -> torch.Tensor:
-    """Log-probs [T, V] of the policy before each token of the response, in float64 from float32 logits."""
-    with torch.no_grad():
-        logits = model(directory)(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
-    return torch.log_softmax(logits.double() / temperature, -1)
+from tests.engine_fixtures import TOLERANCE, TOP_J, VOCABULARY, Engine, build_tiny_model, distributions, some_prompt  # noqa: E402
 
 
 def agrees(generation: Generation, directory: Path, prompt: list[int], *, temperature: float = 1.0, until: int | None = None) -> bool:
@@ -142,39 +104,6 @@ async def test_signals_are_exact_for_every_turn_under_concurrent_load(engine: En
         assert signals.top_log_prob == pytest.approx(top[:, 0].tolist(), abs=TOLERANCE)
 
 
-@pytest.mark.real_engine
-@pytest.mark.slow
-async def test_turns_keep_their_identity_through_preemption(policies: Policies, tmp_path: Path) -> None:
-    """Twenty-four turns in a KV cache for ten of them: they leave the batch, come back to other rows, and are computed again."""
-    with vllm_server(policies, tmp_path, engine__kv_cache_gb="0.0015", engine__max_model_len="256") as cramped:
-        client = EngineClient(cramped.url)
-        async with watching(cramped.signals) as watcher:
-            engine = Engine("vllm", client, watcher, policies)
-            await engine.run(policies.first)
-            rules = [rule_for(-1, [VOCABULARY - 1, 22], epsilon=0.1) if i % 2 else None for i in range(24)]
-            turns = [engine.start(max_tokens=80 + i, rule=rule) for i, rule in enumerate(rules)]
-            for (turn_id, prompt, task), rule in zip(turns, rules, strict=True):
-                generation = await task
-                signals = await watcher.until(turn_id, len(generation.tokens))
-                assert sorted(set(signals.position)) == list(range(len(generation.tokens)))
-                first = [signals.position.index(position) for position in range(len(generation.tokens))]
-                log_probs = distributions(policies.first.directory, prompt, generation.tokens)
-                expected = (-(log_probs.exp() * log_probs).sum(-1)).tolist()
-                assert [signals.entropy[i] for i in first] == pytest.approx(expected, abs=TOLERANCE)
-                forced = [position for position, i in enumerate(first) if signals.forced[i] >= 0]
-                assert [generation.tokens[position] for position in forced] == ([] if rule is None else rule.queue[: len(forced)])
-                assert (rule is None) == (not forced)
-            preempted = await _metric(cramped.url, "vllm:num_preemptions_total")
-        await client.close()
-    assert preempted > 0
-
-
-async def _metric(url: str, name: str) -> float:
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
-        lines = (await response.text()).splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))
-
-
 # --- steering
 
 
@@ -240,35 +169,6 @@ async def test_frames_that_are_no_messages_are_ignored(engine: Engine) -> None:
     await engine.watcher.until(turn_id, 2)
     await engine.watcher._socket.send_multipart([engine.watcher._peer, b"nonsense"])
     assert (await task).finish_reason == "length"
-
-
-# --- the rule inside the engine
-
-
-def rule_for(first: int, queue: list[int], epsilon: float) -> DelegatedRule:
-    """A rule that takes the token `first` for <think>, and cuts a few tokens after it."""
-    return DelegatedRule(ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, epsilon, 4, 25), first, VOCABULARY - 1, queue)
-
-
-async def test_a_rule_in_the_engine_decides_as_the_controller_would_on_the_same_signals_and_at_once(engine: Engine) -> None:
-    queue = [VOCABULARY - 1, 22]
-    turns = []
-    for i in range(9):
-        same = {"max_tokens": 60, "seed": i, "prompt": some_prompt(f"rule {i}")}
-        first = (await engine.start(**same)[2]).tokens[0]
-        rule = rule_for(first, queue, epsilon=(0.05, 0.1, -1.0)[i % 3])
-        turns.append((engine.start(**same, rule=rule), rule))
-    decided = 0
-    for (turn_id, _, task), delegated in turns:
-        generation = await task
-        signals = await engine.watcher.until(turn_id, len(generation.tokens))
-        rule = delegated.begin()
-        decision = next((d for row in signals.rows() if (d := rule.observe(row)) is not None), None)
-        forced = [position for position, token in enumerate(signals.forced) if token >= 0]
-        assert forced == ([] if decision is None else [p for p in (decision.position, decision.position + 1) if p < len(generation.tokens)])
-        assert [generation.tokens[position] for position in forced] == queue[: len(forced)]
-        decided += decision is not None
-    assert decided  # or nothing was tested
 
 
 async def test_a_turn_that_repeats_itself_is_ended(engine: Engine) -> None:

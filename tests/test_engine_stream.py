@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import pytest
 from aiohttp import web
 
@@ -13,13 +11,7 @@ pytest.importorskip("transformers")
 from controller.engine.client import EngineClient, EngineError, EngineUnreachable, Sampling  # noqa: E402
 from controller.rules.thinking import DelegatedRule, ThinkingRule, ThinkingSettings  # noqa: E402
 from controller.stream import StreamedTurn, Streamer  # noqa: E402
-from tests.engine_fixtures import TOP_J, VOCABULARY, Engine, some_prompt, under_test  # noqa: E402
-
-
-@pytest.fixture(params=["fake", pytest.param("vllm", marks=[pytest.mark.real_engine, pytest.mark.slow])])
-async def engine(request: pytest.FixtureRequest, policies) -> AsyncIterator[Engine]:
-    async with under_test(request, policies) as made:
-        yield made
+from tests.engine_fixtures import TOP_J, VOCABULARY, Engine, some_prompt  # noqa: E402
 
 
 def sampling(seed: int, max_tokens: int = 60) -> Sampling:

@@ -1,0 +1,83 @@
+"""The rule of a turn inside the engine, and turns that leave the batch and come back: who is who is never lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+from controller.engine.client import EngineClient  # noqa: E402
+from controller.rules.thinking import DelegatedRule, ThinkingSettings  # noqa: E402
+from tests.engine_fixtures import (  # noqa: E402
+    TOLERANCE,
+    VOCABULARY,
+    Engine,
+    Policies,
+    distributions,
+    some_prompt,
+    vllm_server,
+    watching,
+)
+
+
+def rule_for(first: int, queue: list[int], epsilon: float) -> DelegatedRule:
+    """A rule that takes the token `first` for <think>, and cuts a few tokens after it."""
+    return DelegatedRule(ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, epsilon, 4, 25), first, VOCABULARY - 1, queue)
+
+
+async def test_a_rule_in_the_engine_decides_as_the_controller_would_on_the_same_signals_and_at_once(engine: Engine) -> None:
+    queue = [VOCABULARY - 1, 22]
+    turns = []
+    for i in range(9):
+        same = {"max_tokens": 60, "seed": i, "prompt": some_prompt(f"rule {i}")}
+        first = (await engine.start(**same)[2]).tokens[0]
+        rule = rule_for(first, queue, epsilon=(0.05, 0.1, -1.0)[i % 3])
+        turns.append((engine.start(**same, rule=rule), rule))
+    decided = 0
+    for (turn_id, _, task), delegated in turns:
+        generation = await task
+        signals = await engine.watcher.until(turn_id, len(generation.tokens))
+        rule = delegated.begin()
+        decision = next((d for row in signals.rows() if (d := rule.observe(row)) is not None), None)
+        forced = [position for position, token in enumerate(signals.forced) if token >= 0]
+        assert forced == ([] if decision is None else [p for p in (decision.position, decision.position + 1) if p < len(generation.tokens)])
+        assert [generation.tokens[position] for position in forced] == queue[: len(forced)]
+        decided += decision is not None
+    assert decided  # or nothing was tested
+
+
+@pytest.mark.real_engine
+@pytest.mark.slow
+async def test_turns_keep_their_identity_through_preemption(policies: Policies, tmp_path: Path) -> None:
+    """Twenty-four turns in a KV cache for ten of them: they leave the batch, come back to other rows, and are computed again."""
+    with vllm_server(policies, tmp_path, engine__kv_cache_gb="0.0015", engine__max_model_len="256") as cramped:
+        client = EngineClient(cramped.url)
+        async with watching(cramped.signals) as watcher:
+            engine = Engine("vllm", client, watcher, policies)
+            await engine.run(policies.first)
+            rules = [rule_for(-1, [VOCABULARY - 1, 22], epsilon=0.1) if i % 2 else None for i in range(24)]
+            turns = [engine.start(max_tokens=80 + i, rule=rule) for i, rule in enumerate(rules)]
+            for (turn_id, prompt, task), rule in zip(turns, rules, strict=True):
+                generation = await task
+                signals = await watcher.until(turn_id, len(generation.tokens))
+                assert sorted(set(signals.position)) == list(range(len(generation.tokens)))
+                first = [signals.position.index(position) for position in range(len(generation.tokens))]
+                log_probs = distributions(policies.first.directory, prompt, generation.tokens)
+                expected = (-(log_probs.exp() * log_probs).sum(-1)).tolist()
+                assert [signals.entropy[i] for i in first] == pytest.approx(expected, abs=TOLERANCE)
+                forced = [position for position, i in enumerate(first) if signals.forced[i] >= 0]
+                assert [generation.tokens[position] for position in forced] == ([] if rule is None else rule.queue[: len(forced)])
+                assert (rule is None) == (not forced)
+            preempted = await _metric(cramped.url, "vllm:num_preemptions_total")
+        await client.close()
+    assert preempted > 0
+
+
+async def _metric(url: str, name: str) -> float:
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
+        lines = (await response.text()).splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))
