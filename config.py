@@ -28,6 +28,7 @@ def says(description: str, **bounds: Any) -> Meta:
 class RunSection(Section):
     seed: Annotated[int, says("Seed of everything random", ge=0)] = 0
     updates: Annotated[int, says("Stop after this many updates of the policy", ge=0)] = 100
+    tokens: Annotated[int, says("Stop training once so many tokens were generated for its batches; 0: no limit", ge=0)] = 0
     minutes: Annotated[float, says("Stop training after this many minutes of wall time, set-up included", gt=0)] = 14.0
     dir: Annotated[str, says("Where the run writes; empty: runs/<date>-<time>")] = ""
     cache_dir: Annotated[str, says("Where built and warm-started policies are kept; empty: ~/.cache/foray")] = ""
@@ -311,6 +312,7 @@ SHORT_NAMES = {
     "max_staleness": "learner.max_staleness",
     "updates": "run.updates",
     "minutes": "run.minutes",
+    "tokens": "run.tokens",
     "seed": "run.seed",
     "run_dir": "run.dir",
 }

@@ -107,9 +107,6 @@ class Controller:
         self._signals = SignalRouter(context, job.endpoints.signals, tokens.queue, tokens.close)
         self._engine = EngineClient(job.endpoints.engine)
         self._turns = TurnRunner(self.config, self._engine, self._signals, tokens, lambda: self.version)
-        self._run_dir = Path(job.run_dir)
-        if job.resume:
-            self._turns.thresholds.load(self._run_dir)
         self.version = -1
         self._learner_id: bytes | None = None
         self._credits: dict[bytes, int] = {}  # actor -> episodes it can take, in order of asking
@@ -240,6 +237,7 @@ class Controller:
             self._learner_id, frame = await self._learner.recv_multipart()
             match self._reader.read(self._learner_id, frame):
                 case LearnerState() as state:
+                    self._turns.thresholds.restore(state.control)
                     self.admission.start(state.next_group, state.received, state.updates_left)
                 case Published() as published:
                     self.admission.trained(published.version, published.trained)
@@ -265,11 +263,10 @@ class Controller:
             if self.version < 0:
                 await self._choose_signal()
             self.version = published.version
-            self._turns.thresholds.save(self._run_dir)
             self.admission.applied(published.version)
             if published.last:
                 await self._finish_training()
-            await self._to_learner(Applied(version=published.version, seconds=seconds))
+            await self._to_learner(Applied(version=published.version, seconds=seconds, control=self._turns.thresholds.state()))
             await self._hand_out()
 
     async def _choose_signal(self) -> None:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import msgspec
 
 from config import ControlSection
 from controller.rules.calibration import Calibration, RateThreshold
 from controller.rules.thinking import NEVER, ThinkingRule
-
-FILE = "control.json"
-"""In the run directory."""
 
 
 class Thresholds:
@@ -52,17 +46,15 @@ class Thresholds:
             return fixed
         return NEVER if followed.value is None else followed.value
 
-    def save(self, run_dir: Path) -> None:
-        """Write the calibration to the run directory, at once or not at all."""
-        unfinished = run_dir / f".{FILE}"
-        unfinished.write_bytes(msgspec.json.encode(self.calibration))
-        os.replace(unfinished, run_dir / FILE)
+    def state(self) -> bytes:
+        """The calibration, for a checkpoint."""
+        return msgspec.json.encode(self.calibration)
 
-    def load(self, run_dir: Path) -> None:
-        """Go on with the calibration of a run. Rates that were changed since begin anew. Nothing happens without a file."""
-        if not (run_dir / FILE).exists():
+    def restore(self, state: bytes) -> None:
+        """Go on with the calibration of a checkpoint. Rates that were changed since begin anew; so does everything from an empty state."""
+        if not state:
             return
-        saved = msgspec.json.decode((run_dir / FILE).read_bytes(), type=Calibration)
+        saved = msgspec.json.decode(state, type=Calibration)
         for name in ("epsilon", "eta"):
             if getattr(saved, name).rate == getattr(self.calibration, name).rate:
                 setattr(self.calibration, name, getattr(saved, name))

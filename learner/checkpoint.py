@@ -31,9 +31,11 @@ class IntakeState(msgspec.Struct, frozen=True, kw_only=True):
 class TrainingState(msgspec.Struct, frozen=True, kw_only=True):
     """All that is not a tensor."""
 
-    update: int  # updates so far; also the version of the weights
-    intake: IntakeState
-    rng: dict  # state of numpy's bit generator
+    update: int = 0  # updates so far; also the version of the weights
+    intake: IntakeState = IntakeState()
+    tokens: int = 0  # generated for the batches so far (run.tokens)
+    rng: dict = {}  # state of numpy's bit generator
+    control: str = ""  # the controller's state (JSON) when the engines began to run the last weights that it has told us of
 
 
 def checkpoints_dir(run_dir: Path) -> Path:

@@ -20,6 +20,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from math import inf
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -105,18 +106,23 @@ class Learner:
         await self._restore()
         await self._publish([], last=False)
         await self._tell(
-            LearnerState(next_group=self._buffer.next_group, received=self._buffer.received(), updates_left=self._updates_left())
+            LearnerState(
+                next_group=self._buffer.next_group,
+                received=self._buffer.received(),
+                updates_left=self._updates_left(),
+                control=self.training.control.encode(),
+            )
         )
         await self._phase("evaluating")
         await self._evaluate(wait=True)
         await self._phase("training", self.training.update_number, self._config.run.updates)
-        seconds_at_start = self._seconds_left()
+        seconds_in_all = self._seconds_left()
         evaluations: set[asyncio.Task] = set()
         waited_since = time.monotonic()
         while self._updates_left() > 0 and (batch := await self._next_batch()) is not None:
             seconds_wait = time.monotonic() - waited_since
             groups, trajectories = batch
-            progress = share_over(self.training.update_number, self._config.run.updates, self._seconds_left(), seconds_at_start)
+            progress = self._share_over(seconds_in_all)
             metrics = await self._in_training_thread(self.training.update, trajectories, progress)
             started = time.monotonic()
             if self._checkpoint_due():
@@ -167,7 +173,7 @@ class Learner:
                         self._offsets.pop(trajectory.key, None)
                 return batch
             seconds_left = self._seconds_left()
-            if self._stop.is_set() or seconds_left <= 0:
+            if self._stop.is_set() or seconds_left <= 0 or self._tokens_left() <= 0:
                 return None
             await self._until_arrival(self._arrived, min(seconds_left, 1.0))
 
@@ -198,6 +204,15 @@ class Learner:
 
     def _updates_left(self) -> int:
         return max(0, self._config.run.updates - self.training.update_number)
+
+    def _tokens_left(self) -> float:
+        return self._config.run.tokens - self.training.tokens if self._config.run.tokens else inf
+
+    def _share_over(self, seconds_in_all: float) -> float:
+        """Share of the training that is over."""
+        run = self._config.run
+        limits = [(self.training.update_number, run.updates), (seconds_in_all - self._seconds_left(), seconds_in_all)]
+        return share_over(*limits, *([(self.training.tokens, run.tokens)] if run.tokens else []))
 
     def _seconds_left(self) -> float:
         return self._job.started + 60 * self._config.run.minutes - time.time()
@@ -268,6 +283,7 @@ class Learner:
             match self._reader.read(b"controller", frame):
                 case Applied() as applied:
                     self._pause_seconds = applied.seconds
+                    self.training.control = applied.control.decode()
                     if not self._applied[applied.version].done():
                         self._applied[applied.version].set_result(applied)
                 case Trajectory() as trajectory:

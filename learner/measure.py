@@ -7,23 +7,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from protocol.arrays import INT32, UINT8, unpack
+from protocol.arrays import UINT8, unpack
 from protocol.messages import StopReason, Trajectory, Turn
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Of the episodes of one training batch, none of them dropped."""
     turns = [turn for t in trajectories for turn in t.turns]
-    lengths = [len(turn.kept.tokens) // INT32.itemsize for turn in turns]
     rejected = [attempt for turn in turns for attempt in turn.rejected]
     return {
         **_common(trajectories, turns),
-        "response_tokens": _mean(lengths),
+        "response_tokens": _mean([turn.kept.length for turn in turns]),
         "thinking_tokens": _mean([turn.kept.thinking for turn in turns]),
         "truncated_share": _mean([turn.kept.stop is StopReason.LENGTH for turn in turns]),
         "entropy": mean_entropy(turns),
-        "generated_tokens": float(sum(lengths) + sum(len(a.tokens) // INT32.itemsize for a in rejected)),
-        "wasted_tokens": float(sum(len(a.tokens) // INT32.itemsize for a in rejected)),
+        "generated_tokens": float(sum(map(tokens_of, trajectories))),
+        "wasted_tokens": float(sum(attempt.length for attempt in rejected)),
         "interventions": float(sum(event.kind == "intervene" for turn in turns for event in turn.kept.events)),
         "resamples": float(len(rejected)),
         "repetitions": float(sum(attempt.stop is StopReason.REPETITION for attempt in rejected)),
@@ -37,12 +36,16 @@ def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     by_type = defaultdict(list)
     for t in played:
         by_type[t.task_type].append(t.success)
-    tokens = sum(len(turn.kept.tokens) // INT32.itemsize for turn in turns)
     return {
         **_common(played, turns),
-        "evaluation_tokens": float(tokens),
+        "evaluation_tokens": float(sum(map(tokens_of, played))),
         **{f"success/{name}": _mean(successes) for name, successes in sorted(by_type.items())},
     }
+
+
+def tokens_of(episode: Trajectory) -> int:
+    """Tokens generated for an episode, those of rejected attempts included."""
+    return sum(attempt.length for turn in episode.turns for attempt in (turn.kept, *turn.rejected))
 
 
 def mean_entropy(turns: Sequence[Turn]) -> float:

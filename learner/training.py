@@ -19,6 +19,7 @@ from learner import checkpoint
 from learner.batching import samples_of
 from learner.checkpoint import IntakeState, TrainingState
 from learner.demonstrations import TurnTokenizer
+from learner.measure import tokens_of
 from learner.policy import load_policy
 from learner.update import Updater
 from learner.warm_start import warm_start
@@ -33,13 +34,17 @@ Progress = Callable[[str, float, float], None]
 class Training:
     """A policy in training. Make one with `begin` or `restore`."""
 
-    def __init__(self, job: Job, updater: Updater, update_number: int, intake_state: IntakeState) -> None:
+    def __init__(self, job: Job, updater: Updater, state: TrainingState) -> None:
         self._job = job
         self._updater = updater
-        self.update_number = update_number
+        self.update_number = state.update
         """Updates so far, which is also the version of the weights."""
-        self.intake_state = intake_state
+        self.intake_state = state.intake
         """Where the intake of trajectories starts."""
+        self.tokens = state.tokens
+        """Generated for the batches so far, those of rejected attempts included."""
+        self.control = state.control
+        """The controller's state, for the checkpoint."""
 
     @property
     def model(self) -> PreTrainedModel:
@@ -51,7 +56,7 @@ class Training:
         model = load_policy(Path(job.model_dir), _device())
         if job.config.model.name == "tiny" and job.config.warm_start.episodes:
             _warm_started(model, job, progress)
-        return cls(job, _updater(model, job.config), 0, IntakeState())
+        return cls(job, _updater(model, job.config), TrainingState())
 
     @classmethod
     def restore(cls, job: Job, progress: Progress) -> Training:
@@ -62,7 +67,7 @@ class Training:
         updater = _updater(load_policy(directory, _device()), job.config)
         state = checkpoint.load(directory, updater.optimizer)
         updater.rng.bit_generator.state = state.rng
-        return cls(job, updater, state.update, state.intake)
+        return cls(job, updater, state)
 
     def update(self, groups: Sequence[Sequence[Trajectory]], progress: float = 0.0) -> dict[str, float]:
         """One update on groups of played episodes, when the share `progress` of all is over; its numbers (telemetry/fields.py)."""
@@ -70,17 +75,20 @@ class Training:
         samples = samples_of(groups, self.update_number, config.learner, config.control)
         metrics = self._updater.update(samples, progress)
         self.update_number += 1
+        self.tokens += sum(tokens_of(episode) for group in groups for episode in group)
         returns = [[sum(turn.reward for turn in episode.turns) for episode in group] for group in groups]
         return {
             "groups": float(len(groups)),
             "informative_groups": float(sum(len(set(values)) > 1 for values in returns)),
+            "training_tokens": float(self.tokens),
             **metrics,
         }
 
     def checkpoint(self, *, log_position: int, next_group: int, next_evaluation: int) -> Path:
         """Write everything that `restore` needs to go on as if nothing had happened."""
         intake = IntakeState(log_position=log_position, next_group=next_group, next_evaluation=next_evaluation)
-        state = TrainingState(update=self.update_number, intake=intake, rng=self._updater.rng.bit_generator.state)
+        rng = self._updater.rng.bit_generator.state
+        state = TrainingState(update=self.update_number, intake=intake, tokens=self.tokens, rng=rng, control=self.control)
         return checkpoint.save(Path(self._job.run_dir), self.model, self._updater.optimizer, state, Path(self._job.model_dir))
 
 

@@ -115,9 +115,9 @@ class Updater:
         return step
 
 
-def share_over(updates: int, of_updates: int, seconds_left: float, of_seconds: float) -> float:
-    """Share of the training that is over: of its updates or of its time, whichever is going to end it."""
-    return max(updates / of_updates, 1 - seconds_left / of_seconds if of_seconds > 0 else 1.0)
+def share_over(*limits: tuple[float, float]) -> float:
+    """Share of the training that is over: the largest (so much, of so much) among its updates, its tokens and its time."""
+    return max(done / of if of > 0 else 1.0 for done, of in limits)
 
 
 def step_size(settings: LearnerSection, progress: float) -> float:

@@ -242,7 +242,7 @@ class LearnerState(Message):
     next_group: int
     received: list[EpisodeKey]
     updates_left: int  # training groups for so many updates are admitted, dropped ones replaced
-    next_evaluation: int = 0
+    control: bytes = b""  # the controller's own state, from the checkpoint; empty: a new run
 
 
 class Published(Message):
@@ -273,6 +273,7 @@ class Applied(Message):
 
     version: int
     seconds: float  # for which generation stood still
+    control: bytes = b""  # the controller's own state, for the learner's checkpoint
 
 
 # --- engine and controller --------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ async def train_serially(job: Job, console: Console) -> dict:
         signals=None if job.config.control.signal == "stream" else job.endpoints.signals,
         top_j=job.config.control.top_j,
     )
-    with Progress(collector.state, job.config.run.updates, job.config.run.minutes, console) as progress:
+    with Progress(collector.state, job.config.run, console) as progress:
         async with receiving(job, collector, context):
             await engine.start()
             try:

@@ -40,7 +40,7 @@ async def train(job: Job, console: Console) -> dict:
     collector = Collector(run_dir, resume=job.resume)
     ended = "finished"
     try:
-        with Progress(collector.state, job.config.run.updates, job.config.run.minutes, console) as progress:
+        with Progress(collector.state, job.config.run, console) as progress:
             async with receiving(job, collector) as received:
                 run = Run(job, collector, progress, received)
                 try:

@@ -50,6 +50,7 @@ FIELDS: dict[str, Field] = {
     # --- tokens and control
     "generated_tokens": Field("tokens", "tokens", "total", "Sampled by the engines, evaluation and rejected attempts included"),
     "evaluation_tokens": Field("tokens", "tokens", "total", "The part of them that was sampled for evaluation"),
+    "training_tokens": Field("tokens", "tokens", "value", "Generated for the batches so far, rejected attempts included (run.tokens)"),
     "trained_tokens": Field("tokens", "tokens", "total", "With mask 1, in the update's batch"),
     "wasted_tokens": Field("tokens", "tokens", "total", "Generated for nothing: past a cut, in a rejected attempt, in a dropped episode"),
     "interventions": Field("1", "control", "total", "Times thinking was cut"),

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from math import inf
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +19,7 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
+from config import RunSection
 from telemetry.state import Record, RunState
 from telemetry.text import count, decimal, duration, percent
 
@@ -32,27 +33,18 @@ RECENT_UPDATES = 10
 """Updates whose mean duration foretells the time left."""
 
 
-@dataclass(frozen=True)
-class Goal:
-    """When the run ends: whichever comes first."""
-
-    updates: int
-    minutes: float
-
-
 class Progress:
     """Shows `state` whenever `tick` is called; call it about four times a second, from the thread that changes the state."""
 
     def __init__(
         self,
         state: RunState,
-        updates: int,
-        minutes: float,
+        goal: RunSection,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._state = state
-        self._goal = Goal(updates, minutes)
+        self._goal = goal
         self._clock = clock
         self._console = console or Console(file=sys.stdout)
         file = self._console.file
@@ -95,8 +87,8 @@ class Progress:
             print(text, file=self._console.file, flush=True)
 
 
-def time_left(state: RunState, goal: Goal, now: float) -> float | None:
-    """Seconds until training ends, from the pace of the last updates and the limit in minutes; None before the first update."""
+def time_left(state: RunState, goal: RunSection, now: float) -> float | None:
+    """Seconds until training ends, from the pace of the last updates and the limits; None before the first update."""
     updates = state.updates[-RECENT_UPDATES - 1 :]
     if state.phase.name != TRAINING or len(updates) < 2:
         return None
@@ -104,10 +96,19 @@ def time_left(state: RunState, goal: Goal, now: float) -> float | None:
     behind = state.wall_seconds(now) - updates[-1]["wall_seconds"]
     by_updates = (goal.updates - updates[-1]["update"]) * pace - behind
     by_minutes = goal.minutes * 60 - (now - state.started)
-    return max(0.0, min(by_updates, by_minutes))
+    return max(0.0, min(by_updates, by_minutes, _by_tokens(updates, goal.tokens) - behind))
 
 
-def status_line(state: RunState, goal: Goal, now: float) -> str:
+def _by_tokens(updates: Sequence[Record], limit: int) -> float:
+    """Seconds from the last update until so many tokens have been generated for batches."""
+    first, last = updates[0], updates[-1]
+    if not limit:
+        return inf
+    pace = (last["training_tokens"] - first["training_tokens"]) / (last["wall_seconds"] - first["wall_seconds"])
+    return (limit - last["training_tokens"]) / pace
+
+
+def status_line(state: RunState, goal: RunSection, now: float) -> str:
     """The phase and the numbers that matter in it, on one line without any markup."""
     phase = state.phase
     last = state.updates[-1] if state.updates else {}
@@ -132,7 +133,7 @@ def evaluation_line(record: Record) -> str:
     return f"held-out success {percent(record.get('success'))} after {record['update']} updates ({count(record.get('episodes'))} games)"
 
 
-def panel(state: RunState, goal: Goal, now: float) -> RenderableType:
+def panel(state: RunState, goal: RunSection, now: float) -> RenderableType:
     """Everything at a glance."""
     updates, evaluations = state.updates, state.evaluations
     last = updates[-1] if updates else {}

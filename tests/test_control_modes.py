@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import zmq.asyncio
@@ -14,9 +15,11 @@ from run_fixtures import imitating, job_in, small_config, small_policy, trajecto
 from config import Config
 from controller.engine.client import EngineClient
 from controller.engine.fake import FakeEngine
+from controller.rules.calibration import Calibration
 from controller.signals import SignalRouter
 from controller.think_tokens import answer_after_thought
 from envs.registry import make_environment
+from learner.checkpoint import STATE, TrainingState, latest
 from protocol.arrays import FLOAT32, UINT8, unpack
 from protocol.messages import Attempt, StopReason, Trajectory
 from supervisor.job import free_port
@@ -76,7 +79,8 @@ def test_control_without_thresholds_yet_records_and_does_nothing(tmp_path: Path,
     summary, attempts, _ = run(tmp_path / "run", **imitating, run__updates="1", env__max_turns="4")
     assert summary["interventions"] == summary["resamples"] == 0
     assert all(np.isnan(attempt.epsilon) and np.isnan(attempt.eta) and attempt.signals for attempt in attempts)
-    assert (tmp_path / "run" / "control.json").exists()
+    state = msgspec.json.decode((latest(tmp_path / "run") / STATE / "state.json").read_bytes(), type=TrainingState)
+    assert msgspec.json.decode(state.control, type=Calibration).eta.turns > 0  # a resumed run goes on with it
 
 
 def test_a_turn_that_repeats_itself_is_sampled_again(tmp_path: Path) -> None:

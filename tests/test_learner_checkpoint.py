@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from learner import checkpoint, publish
+from learner.measure import tokens_of
 from learner.policy import load_policy
 from learner.publish import Publisher, sha256_of
 from learner.tiny import build_tiny
@@ -46,9 +47,12 @@ def same(a, b) -> bool:
 def test_restored_training_makes_the_very_same_updates(job):
     training = Training.begin(job, no_progress)
     training.update(groups(0))
+    training.control = '{"eta": 1}'
     training.checkpoint(log_position=123, next_group=7, next_evaluation=2)
     restored = Training.restore(job, no_progress)
     assert restored.update_number == 1
+    assert restored.tokens == training.tokens == sum(tokens_of(episode) for group in groups(0) for episode in group) > 0
+    assert restored.control == '{"eta": 1}'
     assert restored.intake_state == checkpoint.IntakeState(log_position=123, next_group=7, next_evaluation=2)
     for seed in (1, 2):
         first, second = training.update(groups(seed)), restored.update(groups(seed))

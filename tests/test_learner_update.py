@@ -177,6 +177,6 @@ def test_step_size_without_decay_is_constant():
 
 
 def test_training_is_over_when_its_updates_or_its_time_are():
-    assert share_over(2, 8, seconds_left=90, of_seconds=100) == 0.25
-    assert share_over(2, 8, seconds_left=40, of_seconds=100) == 0.6
-    assert share_over(0, 8, seconds_left=-1, of_seconds=-1) == 1
+    assert share_over((2, 8), (10, 100)) == 0.25
+    assert share_over((2, 8), (60, 100)) == 0.6
+    assert share_over((0, 8), (0, -1)) == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from math import nan
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -113,29 +112,27 @@ def test_a_mode_has_only_its_own_thresholds(mode: str, cuts: bool, resamples: bo
     assert (thresholds.epsilon != NEVER, thresholds.eta != NEVER) == (cuts, resamples)
 
 
-def test_a_resumed_run_goes_on_with_its_thresholds(tmp_path: Path):
+def test_a_resumed_run_goes_on_with_its_thresholds():
     thresholds = Thresholds(ControlSection())
     for i in range(WARM_UP + 3):
         thresholds.observe_turn(float(i), thresholds.eta, False)
-    thresholds.save(tmp_path)
     resumed = Thresholds(ControlSection())
-    resumed.load(tmp_path)
+    resumed.restore(thresholds.state())
     assert resumed.calibration == thresholds.calibration and resumed.eta == thresholds.eta != NEVER
 
 
-def test_a_rate_that_was_changed_begins_anew(tmp_path: Path):
+def test_a_rate_that_was_changed_begins_anew():
     thresholds = Thresholds(ControlSection())
     for i in range(WARM_UP):
         thresholds.observe_turn(float(i), NEVER, False)
-    thresholds.save(tmp_path)
     resumed = Thresholds(ControlSection(resample_rate=0.2))
-    resumed.load(tmp_path)
+    resumed.restore(thresholds.state())
     assert resumed.calibration.eta == RateThreshold(0.2)
 
 
-def test_a_run_without_a_calibration_begins_with_none(tmp_path: Path):
+def test_a_run_without_a_calibration_begins_with_none():
     thresholds = Thresholds(ControlSection())
-    thresholds.load(tmp_path)
+    thresholds.restore(b"")
     assert thresholds.eta == NEVER
 
 

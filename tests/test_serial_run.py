@@ -184,6 +184,12 @@ def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):
     assert [m["learning_rate"] for m in metrics if m["kind"] == "update"] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3], rel=1e-4)
 
 
+def test_training_ends_when_its_tokens_are_generated(tmp_path: Path):
+    _, _, metrics = serial_run(tmp_path / "run", run__updates="50", run__tokens="200", env__max_turns="2")
+    spent = [m["training_tokens"] for m in metrics if m["kind"] == "update"]
+    assert spent[-1] >= 200 and all(tokens < 200 for tokens in spent[:-1])
+
+
 def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path, imitating: dict[str, str]):  # noqa: F811
     _, _, metrics = serial_run(tmp_path / "run", **imitating, learner__learning_rate="0", run__updates="3")
     updates = [m for m in metrics if m["kind"] == "update"]
@@ -262,7 +268,7 @@ def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(tmp
     asynchronous = sorted(trained(trajectories), key=lambda t: (t.key.group, t.key.member))
     assert len(asynchronous) == 2 * size
     for batch, number in zip(reference.batches, range(2), strict=True):
-        assert [tokens_of(t) for t in asynchronous[number * size : (number + 1) * size]] == [tokens_of(t) for t in batch]
+        assert [said(t) for t in asynchronous[number * size : (number + 1) * size]] == [said(t) for t in batch]
     updates = [m for m in metrics if m["kind"] == "update"]
     assert all(m["token_age_max"] == 0 for m in updates)
     assert updates[0]["computed_turns_share"] > 0, "the first update changed nothing, so the second batch proves nothing"
@@ -271,7 +277,7 @@ def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(tmp
         torch.testing.assert_close(final[name], weight, rtol=0, atol=0)
 
 
-def tokens_of(trajectory: Trajectory) -> list[tuple[bytes, bytes, str]]:
+def said(trajectory: Trajectory) -> list[tuple[bytes, bytes, str]]:
     return [(turn.prompt, turn.kept.tokens, turn.action) for turn in trajectory.turns]
 
 

@@ -8,9 +8,10 @@ import io
 import pytest
 from rich.console import Console
 
+from config import RunSection
 from protocol.messages import Stats
 from telemetry.loop_lag import Lag, LoopLag
-from telemetry.progress import Goal, Progress, panel, status_line, time_left
+from telemetry.progress import Progress, panel, status_line, time_left
 from telemetry.state import RunState
 
 
@@ -27,7 +28,7 @@ class Show:
         self.file = file or io.StringIO()
         self.state = RunState(0.0)
         console = console or Console(file=self.file)
-        self.progress = Progress(self.state, updates=100, minutes=minutes, console=console, clock=lambda: self.now)
+        self.progress = Progress(self.state, RunSection(updates=100, minutes=minutes), console, clock=lambda: self.now)
 
     def send(self, event: str, **values: float | str) -> None:
         self.state.observe(Stats(source="learner", event=event, values=values), self.now)
@@ -46,7 +47,16 @@ def training(updates: int = 4, seconds: float = 5.0) -> Show:
     show.send("phase", phase="training")
     for number in range(1, updates + 1):
         show.now = number * seconds
-        show.send("update", update=number, success=0.5, reward=5.0, valid_action_rate=0.75, token_age_mean=0.5, token_age_max=1)
+        show.send(
+            "update",
+            update=number,
+            success=0.5,
+            reward=5.0,
+            valid_action_rate=0.75,
+            token_age_mean=0.5,
+            token_age_max=1,
+            training_tokens=100 * number,
+        )
     return show
 
 
@@ -115,7 +125,7 @@ def test_a_terminal_gets_a_panel_that_vanishes_and_lines_that_stay() -> None:
 
 def drawn(show: Show, at: float) -> str:
     console = Console(file=io.StringIO(), width=100)
-    console.print(panel(show.state, Goal(100, 60.0), at))
+    console.print(panel(show.state, RunSection(updates=100, minutes=60.0), at))
     return console.file.getvalue()
 
 
@@ -144,27 +154,32 @@ def test_a_phase_name_is_no_markup() -> None:
 def test_the_status_shows_how_long_a_phase_without_an_end_has_lasted() -> None:
     show = Show()
     show.send("phase", phase="engine starting")
-    assert status_line(show.state, Goal(100, 13.0), 25.0) == "engine starting 25 s"
+    assert status_line(show.state, RunSection(updates=100, minutes=13.0), 25.0) == "engine starting 25 s"
 
 
 def test_time_left_follows_the_pace_of_the_updates() -> None:
-    assert time_left(training(updates=4, seconds=5.0).state, Goal(100, 60.0), 20.0) == 96 * 5.0
+    assert time_left(training(updates=4, seconds=5.0).state, RunSection(updates=100, minutes=60.0), 20.0) == 96 * 5.0
 
 
 def test_time_left_counts_down_between_updates() -> None:
-    assert time_left(training(updates=4, seconds=5.0).state, Goal(100, 60.0), 23.0) == 96 * 5.0 - 3.0
+    assert time_left(training(updates=4, seconds=5.0).state, RunSection(updates=100, minutes=60.0), 23.0) == 96 * 5.0 - 3.0
 
 
 def test_time_left_ends_with_the_minutes() -> None:
-    assert time_left(training(updates=4, seconds=5.0).state, Goal(100, 2.0), 20.0) == 100.0
+    assert time_left(training(updates=4, seconds=5.0).state, RunSection(updates=100, minutes=2.0), 20.0) == 100.0
+
+
+def test_time_left_ends_with_the_tokens() -> None:
+    state = training(updates=4, seconds=5.0).state  # 100 tokens each
+    assert time_left(state, RunSection(updates=100, minutes=60.0, tokens=1000), 20.0) == 6 * 5.0
 
 
 def test_time_left_is_never_negative() -> None:
-    assert time_left(training(updates=4, seconds=5.0).state, Goal(4, 2.0), 50.0) == 0.0
+    assert time_left(training(updates=4, seconds=5.0).state, RunSection(updates=4, minutes=2.0), 50.0) == 0.0
 
 
 def test_time_left_is_unknown_before_there_is_a_pace() -> None:
-    assert time_left(training(updates=1).state, Goal(100, 60.0), 5.0) is None
+    assert time_left(training(updates=1).state, RunSection(updates=100, minutes=60.0), 5.0) is None
 
 
 def test_live_tokens_a_second_are_over_the_last_half_minute() -> None:
