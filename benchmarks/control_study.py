@@ -1,10 +1,11 @@
-"""Does control help? The same policy, from the same warm start, trained for the same wall time in each mode of control.
+"""Does control help? The same policy, from the same warm start, trained on as many generated tokens in each mode of control.
 
-`python -m benchmarks.control_study DIR [--env NAMES] [--modes NAMES] [--seeds N] [--minutes M] [--quick] [--json FILE]`
+`python -m benchmarks.control_study DIR [--env NAMES] [--modes NAMES] [--seeds N] [--tokens N] [--quick] [--json FILE]`
 
-Runs one after the other, on a machine that does nothing else; those whose summary is in DIR already are not made again, so a study that was
-interrupted goes on. The warm start is made once a seed and kept in DIR. Success is of held-out tasks, at the end; its interval is Wilson's
-for the pooled games of all seeds, which says nothing of how seeds differ: each seed's figure stands beside it.
+Runs one after the other; their figures are lines of DIR/results.jsonl, and those that are there are not made again, so a study that was
+interrupted goes on. The warm start is made once a seed and kept in DIR. The budget counts what was generated for the batches, rejected
+attempts included; the wall time stands beside it. Success is of held-out tasks, at the end; its interval is Wilson's for the pooled games
+of all seeds, which says nothing of how seeds differ: each seed's figure stands beside it.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import sqrt
 from pathlib import Path
 from statistics import mean
@@ -25,9 +27,15 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("off", "budget", "void", "t2po-token", "t2po-turn", "t2po")
+TOKENS = {"alfworld": 250_000, "webshop": 250_000, "search": 250_000}
+"""Environment -> budget of a run: about ten updates, so that no mode has reached the ceiling."""
+BUDGET = 16
+"""Thinking tokens of mode `budget`: the longest twentieth of the thoughts is cut, about as many as by the others."""
 GAMES = 128
 COLLAPSE = 0.5
 """A run has collapsed if it ends below this share of its best evaluation."""
+MEANS = ("updates", "tokens", "seconds", "wasted", "turns", "thinking", "cut", "again")
+RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True)
@@ -45,83 +53,103 @@ class Cell:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.control_study", description=__doc__.splitlines()[0])
-    parser.add_argument("dir", type=Path, help="where the runs are kept")
-    parser.add_argument("--env", default="alfworld,webshop,search", help="environments (default %(default)s)")
+    parser.add_argument("dir", type=Path, help="where results.jsonl and what is under way are kept")
+    parser.add_argument("--env", default=",".join(TOKENS), help="environments (default %(default)s)")
     parser.add_argument("--modes", default=",".join(MODES), help="modes of control (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 ... N-1 (default %(default)s)")
-    parser.add_argument("--minutes", type=float, default=6.0, help="of training, after the warm start (default %(default)s)")
+    parser.add_argument("--tokens", type=int, default=0, help="generated for the batches of a run (default: by environment)")
     parser.add_argument("--quick", action="store_true", help="two modes, one seed, a few updates of a policy that knows nothing")
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--json", type=Path, help="write the table's figures to this file, too")
     options = parser.parse_args()
     if options.quick:
         options.env, options.modes, options.seeds = "alfworld", "off,t2po", 1
     cells = [Cell(*cell) for cell in itertools.product(options.env.split(","), options.modes.split(","), range(options.seeds))]
     console = Console()
+    options.dir.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(sorted(cells, key=lambda cell: (cell.env, cell.seed, MODES.index(cell.mode))), 1):
         run(cell, options, f"[{number}/{len(cells)}]", console)
-    rows = list(results(cells, options.dir))
+    rows = list(pooled([outcome for cell, outcome in results(options.dir).items() if cell in cells]))
     Console(width=max(180, console.width)).print(table(rows))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 
 
 def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -> None:
-    """Make the run unless it is there. The first one of a seed makes the warm start, whose time is not counted in any."""
-    directory = options.dir / cell.name
-    if (directory / "summary.json").exists():
+    """Make the run unless its result is there. The first one of a seed makes the warm start, of which the others' are copies."""
+    if cell in results(options.dir):
         return
-    cache = options.dir / "cache"
-    warm = options.dir / f"warm-{cell.env}-{cell.seed}"
-    if not options.quick and not (warm / "summary.json").exists():
-        console.print(f"{label} warm start of {cell.env}, seed {cell.seed}", highlight=False)
-        _start(cell, warm, [*_quiet(cache), "--updates", "0", "--minutes", "60"])
+    quiet = ["--run.cache_dir", str(options.dir / "cache"), "--eval.episodes", str(GAMES)]
+    if options.quick:
+        length = ["--warm_start.episodes", "0", "--updates", "2", "--learner.groups", "2", "--learner.group_size", "4"]
+    else:
+        warm = options.dir / f"warm-{cell.env}-{cell.seed}"
+        if not warm.exists():
+            console.print(f"{label} warm start of {cell.env}, seed {cell.seed}", highlight=False)
+            _start(cell, warm, [*quiet, "--updates", "0", "--minutes", "60"])
+        length = ["--tokens", str(options.tokens or TOKENS[cell.env]), "--minutes", "60", "--updates", "100000"]
     console.print(f"{label} {cell.name}", highlight=False)
-    small = ["--warm_start.episodes", "0", "--updates", "2", "--learner.groups", "2", "--learner.group_size", "4"]
-    _start(cell, directory, [*_quiet(cache), *(small if options.quick else ["--minutes", str(options.minutes), "--updates", "10000"])])
-
-
-def _quiet(cache: Path) -> list[str]:
-    return ["--run.cache_dir", str(cache), "--eval.episodes", str(GAMES)]
+    directory = options.dir / cell.name
+    shutil.rmtree(directory, ignore_errors=True)  # of a study that was interrupted
+    thinking = ["--control.max_thinking", str(BUDGET)] if cell.mode == "budget" else []
+    _start(cell, directory, [*quiet, *length, *thinking])
+    with (options.dir / RESULTS).open("a") as file:
+        file.write(json.dumps(asdict(cell) | outcome(directory)) + "\n")
+    shutil.rmtree(directory)
 
 
 def _start(cell: Cell, directory: Path, arguments: Sequence[str]) -> None:
-    """A run in a process of its own. CalledProcessError, with its output, if it fails."""
+    """A run in a process of its own. Ends the study, with the run's output, if it fails."""
     command = [sys.executable, "run.py", "--env", cell.env, "--control", cell.mode, "--seed", str(cell.seed), "--run-dir", str(directory)]
     done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{cell.name} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
 
 
-def results(cells: Sequence[Cell], directory: Path) -> Iterator[dict]:
-    """A row of figures for each environment and mode."""
-    for (env, mode), group in itertools.groupby(sorted(cells, key=lambda c: (c.env, MODES.index(c.mode))), key=lambda c: (c.env, c.mode)):
-        runs = [directory / cell.name for cell in group]
-        summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
-        lines = [[json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] for run in runs]
-        updates = [line for run in lines for line in run if line["kind"] == "update"]
-        best = [max(line["success"] for line in run if line["kind"] == "evaluation") for run in lines]
-        last = [summary["success_last"] for summary in summaries]
-        generated = sum(summary["generated_tokens"] for summary in summaries)
+def results(directory: Path) -> dict[Cell, dict]:
+    """What runs have brought so far."""
+    file = directory / RESULTS
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return {Cell(line["env"], line["mode"], line["seed"]): line for line in lines}
+
+
+def outcome(directory: Path) -> dict:
+    """The figures of a run."""
+    summary = json.loads((directory / "summary.json").read_text())
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    updates = [line for line in lines if line["kind"] == "update"]
+    turns = max(1.0, sum(line["turns"] * line["episodes"] for line in updates))
+    return {
+        "success": [(line["update"], line["success"]) for line in lines if line["kind"] == "evaluation"],
+        "updates": len(updates),
+        "tokens": updates[-1]["training_tokens"],
+        "seconds": updates[-1]["wall_seconds"] - next(line["wall_seconds"] for line in lines if line["kind"] == "evaluation"),
+        "wasted": summary["wasted_tokens"] / max(1, summary["generated_tokens"]),
+        "solved": sum(line["success"] * line["episodes"] for line in updates),  # training episodes
+        "turns": mean(line["turns"] for line in updates[-10:]),
+        "thinking": mean(line["thinking_tokens"] for line in updates[-10:]),
+        "cut": summary["interventions"] / turns,
+        "again": summary["resamples"] / turns,
+        "epsilon": updates[-1].get("epsilon"),
+        "eta": updates[-1].get("eta"),
+    }
+
+
+def pooled(outcomes: Sequence[dict]) -> Iterator[dict]:
+    """A row of figures for each environment and mode, over its seeds."""
+    order = sorted(outcomes, key=lambda run: (run["env"], MODES.index(run["mode"]), run["seed"]))
+    for (env, mode), group in itertools.groupby(order, key=lambda run: (run["env"], run["mode"])):
+        runs = list(group)
+        last = [run["success"][-1][1] for run in runs]
         yield {
             "env": env,
             "mode": mode,
-            "first": [summary["success_first"] for summary in summaries],
+            "first": [run["success"][0][1] for run in runs],
             "last": last,
-            "interval": wilson(sum(last) / len(last), GAMES * len(last)),
-            "updates": mean(summary["updates"] for summary in summaries),
-            "tokens": generated / len(summaries),
-            "wasted": sum(summary["wasted_tokens"] for summary in summaries) / max(1, generated),
-            "tokens_per_success": mean(summary["tokens_per_success"] or 0.0 for summary in summaries),
-            "turns": mean(line["turns"] for line in updates[-10:]),
-            "thinking": mean(line["thinking_tokens"] for line in updates[-10:]),
-            "interventions": sum(summary["interventions"] for summary in summaries) / max(1.0, _turns(updates)),
-            "resamples": sum(summary["resamples"] for summary in summaries) / max(1.0, _turns(updates)),
-            "collapsed": sum(end < COLLAPSE * top for end, top in zip(last, best, strict=True)),
+            "interval": wilson(mean(last), GAMES * len(last)),
+            "tokens_per_success": sum(run["tokens"] for run in runs) / max(1.0, sum(run["solved"] for run in runs)),
+            "collapsed": sum(end < COLLAPSE * max(share for _, share in run["success"]) for run, end in zip(runs, last, strict=True)),
+            **{name: mean(run[name] for run in runs) for name in MEANS},
         }
-
-
-def _turns(updates: Sequence[dict]) -> float:
-    return sum(line["turns"] * line["episodes"] for line in updates)
 
 
 def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
@@ -133,16 +161,16 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
 
 def table(rows: Sequence[dict]) -> Table:
     """As in docs/control.md."""
-    names = ("environment", "control", "at the start", "at the end", "95 %", "updates", "tokens", "wasted", "tokens a success", "turns")
-    out = Table(*names, "thinking", "cut", "again", "collapsed")
+    names = ("environment", "control", "at the start", "at the end", "95 %", "updates", "tokens", "minutes", "wasted")
+    out = Table(*names, "tokens a success", "turns", "thinking", "cut", "again", "collapsed")
     for row in rows:
         low, high = row["interval"]
-        shares = [f"{row[name]:.1%}" for name in ("interventions", "resamples")]
         out.add_row(
             *(row["env"], row["mode"], _shares(row["first"])),
             *(f"{mean(row['last']):.1%} ({_shares(row['last'])})", f"{low:.0%}-{high:.0%}"),
-            *(f"{row['updates']:.0f}", f"{row['tokens']:,.0f}", f"{row['wasted']:.1%}", f"{row['tokens_per_success']:.0f}"),
-            *(f"{row['turns']:.1f}", f"{row['thinking']:.1f}", *shares, str(row["collapsed"])),
+            *(f"{row['updates']:.0f}", f"{row['tokens']:,.0f}", f"{row['seconds'] / 60:.1f}", f"{row['wasted']:.1%}"),
+            *(f"{row['tokens_per_success']:.0f}", f"{row['turns']:.1f}", f"{row['thinking']:.1f}"),
+            *(f"{row['cut']:.1%}", f"{row['again']:.1%}", str(row["collapsed"])),
         )
     return out
 
