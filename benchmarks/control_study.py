@@ -27,10 +27,11 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("off", "budget", "void", "t2po-token", "t2po-turn", "t2po")
-TOKENS = {"alfworld": 250_000, "webshop": 250_000, "search": 250_000}
+TOKENS = {"alfworld": 200_000, "webshop": 250_000, "search": 250_000}
 """Environment -> budget of a run: about ten updates, so that no mode has reached the ceiling."""
-BUDGET = 16
-"""Thinking tokens of mode `budget`: the longest twentieth of the thoughts is cut, about as many as by the others."""
+BUDGET = {"alfworld": 19, "webshop": 19, "search": 19}
+"""Thinking tokens of mode `budget`: about the 95th percentile of the thoughts of a warm-started policy (seed 0, training tasks), so that
+as many are cut as by the others."""
 GAMES = 128
 COLLAPSE = 0.5
 """A run has collapsed if it ends below this share of its best evaluation."""
@@ -90,7 +91,7 @@ def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -
     console.print(f"{label} {cell.name}", highlight=False)
     directory = options.dir / cell.name
     shutil.rmtree(directory, ignore_errors=True)  # of a study that was interrupted
-    thinking = ["--control.max_thinking", str(BUDGET)] if cell.mode == "budget" else []
+    thinking = ["--control.max_thinking", str(BUDGET[cell.env])] if cell.mode == "budget" else []
     _start(cell, directory, [*quiet, *length, *thinking])
     with (options.dir / RESULTS).open("a") as file:
         file.write(json.dumps(asdict(cell) | outcome(directory)) + "\n")
