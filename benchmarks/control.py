@@ -27,7 +27,8 @@ from rich.table import Table
 from config import Job
 from controller.engine.client import GENERATE, EngineClient, Sampling
 from controller.engine.server import engine_command, wait_ready
-from controller.engine.signal_socket import SignalRow, SignalSocket
+from controller.engine.signal_socket import SignalSocket, rows_of
+from controller.rules.scores import Signal
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
 from controller.signals import SignalRouter
 from controller.think_tokens import read_vocabulary
@@ -193,11 +194,12 @@ async def router_rate(rows: int = 64, steps: int = 3000) -> float:
         router.watch(str(row), ThinkingRule(settings, -1, -2), "steer")
     running = asyncio.create_task(router.run())
     values = np.random.default_rng(0).random((steps, rows, 3)).tolist()
+    turns = [str(row) for row in range(rows)]
 
     def send() -> None:
         socket = SignalSocket(endpoint)
         for step in range(steps):
-            socket.send([SignalRow(str(row), step, *values[step][row], -1, 9) for row in range(rows)])
+            socket.send(rows_of(turns, [Signal(step, *values[step][row], -1, 9) for row in range(rows)]))
             if step % 50 == 49:
                 time.sleep(0)
         while router.frames + socket.dropped < steps:

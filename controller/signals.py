@@ -130,12 +130,12 @@ class SignalRouter:
         )
         steers = []
         now = self._seen = time.monotonic()
-        for turn_id, *row in zip(frame.turn_ids, *columns, strict=True):
+        for turn_id, signal in zip(frame.turn_ids, map(Signal, *columns), strict=True):
             watch = self._watched.get(turn_id)
             if watch is None:
                 continue
             watch.seen = now
-            if watch.rule.observe(Signal(*row)) is not None:
+            if watch.rule.observe(signal) is not None:
                 self.interventions += watch.acts != "no"
                 if watch.acts == "steer":
                     steers.append(Steer(turn_id=turn_id, tokens=self._queue, unless=self._think_close))

@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from controller.engine.signal_socket import ForcedQueue, SignalRow, SignalSocket, takes_effect
+from controller.engine.signal_socket import ForcedQueue, SignalSocket, rows_of, takes_effect
 from controller.engine.uncertainty import divide_by_temperature, uncertainty
 from controller.engine.weight_file import check_file, check_tensors, tensor_shapes, tensors
+from controller.rules.scores import Signal
 from controller.rules.thinking import ThinkingRule
 
 
@@ -53,14 +54,14 @@ class Request:
         else:
             self.random.manual_seed(self.seed)
 
-    def observe(self, values: list[float]) -> SignalRow:
-        """The row of the next token, of entropy, confidence and top-1 log-prob; the request's own rule may force it."""
+    def observe(self, values: list[float]) -> Signal:
+        """The signal of the next token, of entropy, confidence and top-1 log-prob; the request's own rule may force it."""
         position = len(self.tokens)
-        row = SignalRow(self.turn_id, position, *values, self.forced.at(position), self.tokens[-1] if self.tokens else -1)
-        if self.rule is not None and self.rule.observe(row.signal()) is not None:
+        signal = Signal(position, *values, self.forced.at(position), self.tokens[-1] if self.tokens else -1)
+        if self.rule is not None and self.rule.observe(signal) is not None:
             self.forced.add(position, self.queue)
-            row = row._replace(forced=self.forced.at(position))
-        return row
+            signal = signal._replace(forced=self.forced.at(position))
+        return signal
 
     def repeats(self) -> bool:
         """Whether a pattern of at most `pattern` tokens stands at the end `min_count` times on end."""
@@ -184,9 +185,10 @@ class Generator:
             if request is not None and takes_effect(steer, request.tokens, self.vocabulary):
                 request.forced.add(len(request.tokens), steer.tokens)
         columns = torch.stack(uncertainty(scaled, self._top_j)).T.tolist()
-        rows = [request.observe(values) for request, values in zip(running, columns, strict=True)]
-        self._socket.send([row for row in rows if row.turn_id is not None])
-        return [row.forced for row in rows]
+        seen = [(request.turn_id, request.observe(values)) for request, values in zip(running, columns, strict=True)]
+        watched = [(turn_id, signal) for turn_id, signal in seen if turn_id is not None]
+        self._socket.send(rows_of([turn_id for turn_id, _ in watched], [signal for _, signal in watched]))
+        return [signal.forced for _, signal in seen]
 
     def _append(self, request: Request, logits: torch.Tensor, forced: int) -> None:
         """Sample from `logits` [V] (after temperature), or take the forced token, whose log-prob is 0 as in vLLM."""

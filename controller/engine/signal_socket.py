@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import zmq
 
 from controller.rules.scores import Signal
@@ -15,24 +16,45 @@ from protocol.messages import SignalFrame, Steer
 
 log = logging.getLogger(__name__)
 
+DTYPES = (INT32, FLOAT32, FLOAT32, FLOAT32, INT32, INT32)
+"""Of a frame's columns, after the turns."""
+
 HIGH_WATER = 1000
 """Frames that wait for a controller that does not read, before further ones are dropped."""
 
 
-class SignalRow(NamedTuple):
-    """What one turn's policy thought before one token: a row of a SignalFrame."""
+class SignalRows(NamedTuple):
+    """What the policy thought before one token of each of some turns: the columns of a SignalFrame, in the order of Signal's fields."""
 
-    turn_id: str
-    position: int  # of the token about to be sampled
-    entropy: float  # nats
-    confidence: float
-    top_log_prob: float
-    forced: int  # the token forced at this position, or -1
-    previous: int  # the token at position - 1, or -1
+    turn_ids: list[str]
+    position: np.ndarray  # int32 [N], of the token about to be sampled
+    entropy: np.ndarray  # float32 [N], nats
+    confidence: np.ndarray  # float32 [N]
+    top_log_prob: np.ndarray  # float32 [N]
+    forced: np.ndarray  # int32 [N], the token forced at this position, or -1
+    previous: np.ndarray  # int32 [N], the token at position - 1, or -1
 
-    def signal(self) -> Signal:
+    def signals(self) -> Iterator[Signal]:
         """The same, as rules take it."""
-        return Signal(*self[1:])
+        return map(Signal, *(column.tolist() for column in self[1:]))
+
+    def pick(self, which: list[int]) -> SignalRows:
+        """Those rows alone."""
+        return SignalRows([self.turn_ids[i] for i in which], *(column[which] for column in self[1:]))
+
+
+def rows_of(turn_ids: Sequence[str], signals: Sequence[Signal]) -> SignalRows:
+    """The signals of so many turns as columns."""
+    columns = zip(*signals, strict=True) if signals else [()] * len(Signal._fields)
+    return SignalRows(list(turn_ids), *(np.array(column, dtype) for column, dtype in zip(columns, DTYPES, strict=True)))
+
+
+def joined(parts: Sequence[SignalRows]) -> SignalRows:
+    """All rows of the parts (at least one), in their order."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*(part[1:] for part in parts), strict=True)
+    return SignalRows([turn for part in parts for turn in part.turn_ids], *map(np.concatenate, columns))
 
 
 class SignalSocket:
@@ -47,21 +69,12 @@ class SignalSocket:
         self._step = 0
         self.dropped = 0
 
-    def send(self, rows: Sequence[SignalRow]) -> None:
-        """One frame for this engine step; dropped, and counted, when the controller is far behind."""
-        if not rows:
+    def send(self, rows: SignalRows) -> None:
+        """One frame for this engine step; dropped, and counted, when the controller is far behind. Nothing is sent of no rows."""
+        if not rows.turn_ids:
             return
-        turn_ids, position, entropy, confidence, top_log_prob, forced, previous = zip(*rows, strict=True)
-        frame = SignalFrame(
-            step=self._step,
-            turn_ids=list(turn_ids),
-            position=pack(position, INT32),
-            entropy=pack(entropy, FLOAT32),
-            confidence=pack(confidence, FLOAT32),
-            top_log_prob=pack(top_log_prob, FLOAT32),
-            forced=pack(forced, INT32),
-            previous=pack(previous, INT32),
-        )
+        columns = {name: pack(getattr(rows, name), dtype) for name, dtype in zip(Signal._fields, DTYPES, strict=True)}
+        frame = SignalFrame(step=self._step, turn_ids=rows.turn_ids, **columns)
         self._step += 1
         try:
             self._socket.send(encode(frame), zmq.NOBLOCK)

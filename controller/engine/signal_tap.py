@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from controller.engine.signal_socket import SignalRow
-from controller.engine.tap import Turn, force, open_tap, turn_id_of
+from controller.engine.signal_socket import SignalRows, joined
+from controller.engine.tap import Turn, batch_of, force, open_tap, turn_id_of
 
 if TYPE_CHECKING:
     import torch
@@ -33,12 +33,12 @@ class BatchTurn(Turn):
     """A turn whose `output` is the runner's list, not a copy."""
 
     unproven: bool = False  # it has not sampled since it came: its next row may be of a prefill's chunk
-    held: SignalRow | None = None
+    held: SignalRows | None = None
 
-    def proven(self) -> SignalRow | None:
+    def proven(self) -> SignalRows | None:
         """The row that was held back, if its token was sampled after all."""
         held, self.held = self.held, None
-        if held is None or self.position <= held.position:
+        if held is None or self.position <= held.position[0]:
             return None
         self.unproven = False
         return held
@@ -49,7 +49,8 @@ class SignalTap(LogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._turns: dict[int, BatchTurn] = {}  # batch row -> turn
-        self._late: list[SignalRow] = []  # rows of turns that have left since the last frame
+        self._batch = batch_of(self._turns)
+        self._late: list[SignalRows] = []  # rows of turns that have left since the last frame
         self._chunks = bool(vllm_config.scheduler_config.enable_chunked_prefill)
         self.tap = open_tap(vllm_config)
 
@@ -73,6 +74,7 @@ class SignalTap(LogitsProcessor):
                 self._turns[target] = moving
             if standing is not None and direction == MoveDirectionality.SWAP:
                 self._turns[source] = standing
+        self._batch = batch_of(self._turns)
 
     def _enter(self, row: int, params: SamplingParams, output: list[int]) -> None:
         turn_id = turn_id_of(params)
@@ -94,25 +96,27 @@ class SignalTap(LogitsProcessor):
         if self.tap is None:
             return logits
         self.tap.take_steers(logits.shape[-1])
-        measured = self._measure(logits) if self._turns else []
-        self.tap.socket.send(self.tap.decide(self._release(measured)))
-        force(logits, self._turns)
+        batch = self._batch
+        if batch.turns or self._late:
+            measured = self.tap.measure(logits, batch)
+            signals = self.tap.signals(batch, measured, [turn.output[-1] if turn.output else -1 for turn in batch.turns])
+            signals = self._release(signals)
+            self.tap.decide(signals)
+            self.tap.socket.send(signals)
+            force(logits, batch)
         return logits
 
-    def _measure(self, logits: torch.Tensor) -> list[tuple[BatchTurn, SignalRow]]:
-        measured, _ = self.tap.measure(logits, self._turns)
-        turns = [(self._turns[row], values) for row, values in measured.items()]
-        return [(turn, self.tap.row(turn, values, turn.output[-1] if turn.output else -1)) for turn, values in turns]
-
-    def _release(self, measured: list[tuple[BatchTurn, SignalRow]]) -> list[SignalRow]:
+    def _release(self, signals: SignalRows) -> SignalRows:
         """The rows to send now: without those that may be of a prefill's chunk, with earlier ones that proved not to be."""
-        out, self._late = self._late, []
-        for turn, signal in measured:
+        if not self._late and not any(turn.unproven for turn in self._batch.turns):
+            return signals
+        earlier, self._late = self._late, []
+        sent = []
+        for i, turn in enumerate(self._batch.turns):
             if turn.unproven:
-                if (earlier := turn.proven()) is not None:
-                    out.append(earlier)
-                else:
-                    turn.held = signal
+                if (held := turn.proven()) is None:
+                    turn.held = signals.pick([i])
                     continue
-            out.append(signal)
-        return out
+                earlier.append(held)
+            sent.append(i)
+        return joined([*earlier, signals.pick(sent)])

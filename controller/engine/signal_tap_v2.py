@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcessor, LogitsProcRequestState
 
-from controller.engine.tap import Turn, force, open_tap, turn_id_of
+from controller.engine.tap import Turn, batch_of, force, open_tap, turn_id_of
 
 if TYPE_CHECKING:
     import torch
@@ -59,18 +59,20 @@ class SignalTapV2(LogitsProcessor):
         if self.tap is None:
             return logits
         self._grow(ctx)
-        rows = self._rows(ctx)
-        measured, (previous,) = self.tap.measure(logits, rows, ctx.input_ids) if rows else ({}, [[]])
-        for row, token in zip(measured, previous, strict=True):
-            if rows[row].output:
-                rows[row].output[-1] = int(token)
+        batch = batch_of(self._rows(ctx))
+        if not batch.turns:
+            self.tap.take_steers(logits.shape[-1])
+            return logits
+        measured = self.tap.measure(logits, batch, ctx.input_ids)
+        previous = [int(token) if turn.output else -1 for turn, token in zip(batch.turns, measured[3].tolist(), strict=True)]
+        for turn, token in zip(batch.turns, previous, strict=True):
+            if turn.output:
+                turn.output[-1] = token
         self.tap.take_steers(logits.shape[-1])  # now that it is known whether a response holds what a steer is not to follow
-        signals = [
-            self.tap.row(rows[row], values, int(token) if rows[row].output else -1)
-            for (row, values), token in zip(measured.items(), previous, strict=True)
-        ]
-        self.tap.socket.send(self.tap.decide(signals))
-        force(logits, rows)
+        signals = self.tap.signals(batch, measured, previous)
+        self.tap.decide(signals)
+        self.tap.socket.send(signals)
+        force(logits, batch)
         return logits
 
     def _grow(self, ctx: LogitsContext) -> None:

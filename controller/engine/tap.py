@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
+import numpy as np
 import torch
 
 from controller.engine.names import RULE, TAP_ENDPOINT, TAP_TOP_J, TURN
-from controller.engine.signal_socket import ForcedQueue, SignalRow, SignalSocket, takes_effect
+from controller.engine.signal_socket import ForcedQueue, SignalRows, SignalSocket, takes_effect
 from controller.engine.uncertainty import divide_by_temperature, uncertainty
 from controller.rules.thinking import DelegatedRule, ThinkingRule
+from protocol.arrays import FLOAT32, INT32
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -42,6 +44,19 @@ class Turn:
     def position(self) -> int:
         """Of the token about to be sampled."""
         return len(self.output)
+
+
+class Batch(NamedTuple):
+    """The turns of one step, and the rows of the logits they are in, ascending."""
+
+    rows: list[int]
+    turns: list[Turn]
+
+
+def batch_of(turns: Mapping[int, Turn]) -> Batch:
+    """The turns, by row."""
+    rows = sorted(turns)
+    return Batch(rows, [turns[row] for row in rows])
 
 
 def turn_id_of(params: SamplingParams) -> str | None:
@@ -99,42 +114,42 @@ class Tap:
             if turn is not None and takes_effect(steer, turn.output, vocabulary):
                 turn.forced.add(turn.position, steer.tokens)
 
-    def measure(
-        self, logits: torch.Tensor, rows: Mapping[int, Turn], *more: torch.Tensor
-    ) -> tuple[dict[int, list[float]], list[list[float]]]:
-        """{row of `logits` [B, V]: (entropy, confidence, top log-prob)} of the turns in `rows`, before anything is forced; and the
-        values of `more` tensors [B] (of at most 24 bits) at these rows, which come by the same transfer from the device."""
-        order = sorted(rows)
-        whole = len(order) == logits.shape[0]
-        index = None if whole else torch.tensor(order, device=logits.device)
+    def measure(self, logits: torch.Tensor, batch: Batch, *more: torch.Tensor) -> np.ndarray:
+        """float32 [3 + len(more), N]: entropy, confidence and top log-prob of the batch's rows of `logits` [B, V], before anything is
+        forced; and the values there of `more` tensors [B] (of at most 24 bits), which come by the same transfer from the device."""
+        if not batch.rows:
+            return np.empty((3 + len(more), 0), FLOAT32)
+        whole = len(batch.rows) == logits.shape[0]
+        index = None if whole else torch.tensor(batch.rows, device=logits.device)
         chosen = logits if whole else logits[index]
-        temperatures = [rows[row].temperature for row in order]
+        temperatures = [turn.temperature for turn in batch.turns]
         if any(temperature != 1.0 for temperature in temperatures):
             chosen = divide_by_temperature(chosen, torch.tensor(temperatures, device=logits.device))
         extra = [(tensor if whole else tensor[index]).float() for tensor in more]
-        columns = torch.stack([*uncertainty(chosen, self._top_j), *extra]).tolist()
-        measured = dict(zip(order, map(list, zip(*columns[:3], strict=True)), strict=True))
-        return measured, columns[3:]
+        return torch.stack([*uncertainty(chosen, self._top_j), *extra]).cpu().numpy()
 
-    def row(self, turn: Turn, values: list[float], previous: int) -> SignalRow:
-        """What is reported of the token that is about to be sampled; `previous` is the one before it, or -1."""
-        return SignalRow(turn.turn_id, turn.position, *values, turn.forced.at(turn.position), previous)
+    def signals(self, batch: Batch, measured: np.ndarray, previous: Sequence[int] | np.ndarray) -> SignalRows:
+        """What is reported of the tokens that are about to be sampled; `previous` are the ones before them, or -1."""
+        positions = [turn.position for turn in batch.turns]
+        forced = [turn.forced.at(position) for turn, position in zip(batch.turns, positions, strict=True)]
+        position, force, before = (np.array(column, INT32) for column in (positions, forced, previous))
+        return SignalRows([turn.turn_id for turn in batch.turns], position, *measured[:3], force, before)
 
-    def decide(self, rows: list[SignalRow]) -> list[SignalRow]:
+    def decide(self, rows: SignalRows) -> None:
         """Carry out the rules that were delegated to us; the rows say what is forced now."""
-        return [self._apply_rule(row) for row in rows] if self._ruled else rows
+        if not self._ruled:
+            return
+        for i, (turn_id, signal) in enumerate(zip(rows.turn_ids, rows.signals(), strict=True)):
+            turn = self._ruled.get(turn_id)
+            if turn is not None and turn.rule is not None and turn.rule.observe(signal) is not None:
+                turn.forced.add(turn.position, turn.queue)
+                rows.forced[i] = turn.forced.at(signal.position)
 
-    def _apply_rule(self, row: SignalRow) -> SignalRow:
-        turn = self._ruled.get(row.turn_id)
-        if turn is None or turn.rule is None or turn.rule.observe(row.signal()) is None:
-            return row
-        turn.forced.add(turn.position, turn.queue)
-        return row._replace(forced=turn.forced.at(row.position))
 
-
-def force(logits: torch.Tensor, rows: Mapping[int, Turn]) -> None:
+def force(logits: torch.Tensor, batch: Batch) -> None:
     """Leave each row whose turn has a token to force one possible token, with log-prob 0."""
-    forced = [(row, token) for row, turn in rows.items() if (token := turn.forced.at(turn.position)) >= 0]
+    pairs = zip(batch.rows, batch.turns, strict=True)
+    forced = [(row, token) for row, turn in pairs if (token := turn.forced.at(turn.position)) >= 0]
     if forced:
         index, tokens = (torch.tensor(column, device=logits.device) for column in zip(*forced, strict=True))
         logits[index] = float("-inf")

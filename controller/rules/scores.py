@@ -9,15 +9,13 @@ C = -(1/j) sum of the log-probs of the j most likely tokens:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import log
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 ScoreName = Literal["paper", "code"]
 
 
-@dataclass(frozen=True, slots=True)
-class Signal:
+class Signal(NamedTuple):
     """What the engine saw when it was about to sample the token at `position` of the response."""
 
     position: int
