@@ -115,8 +115,12 @@ class WarmStartSection(Section):
 
 
 class EngineSection(Section):
-    url: Annotated[str, says("A running vLLM server with our plugin; empty: start one here")] = ""
-    port: Annotated[int, says("Port of the engine we start; 0: any free one", ge=0, le=65535)] = 0
+    count: Annotated[int, says("Engines to start here; a turn goes to the one with the fewest", ge=1)] = 1
+    urls: Annotated[list[str], says("Running vLLM servers with our plugin, instead of engines started here")] = []
+    port: Annotated[int, says("Port of the first engine we start, the next ones have the next; 0: any free ones", ge=0, le=65535)] = 0
+    devices: Annotated[
+        list[str], says("GPU: the CUDA device of each engine, in their order; empty: all see the devices that the environment shows")
+    ] = []
     dtype: Annotated[
         Literal["bfloat16", "float32", "auto"], says("Precision of the engine; auto: bfloat16 where the hardware computes with it")
     ] = "auto"
@@ -185,8 +189,13 @@ class ControlSection(Section):
     ] = 0.05
     eta: Annotated[float, says("A turn whose score differs less than this from the turn before is sampled again", ge=0)] = 1e-3
     repeats: Annotated[int, says("A turn that says the same so many times on end is stalled, too; 0: it may", ge=0)] = 8
+    early_stall: Annotated[
+        float,
+        says("A turn is ended once it is certain, but for this probability, that it is stalled; 0: turns run to their end", ge=0, lt=1),
+    ] = 0.0
     stall_seconds: Annotated[
-        float, says("A turn whose engine makes no progress for so long, weight updates included, is sampled again", gt=0)
+        float,
+        says("A turn without progress for so long, weight updates included, is sampled again, by another engine if there is one", gt=0),
     ] = 120.0
     max_resamples: Annotated[int, says("B_max: times a turn may be sampled again", ge=0)] = 2
 
@@ -234,7 +243,7 @@ class ControllerSection(Section):
     port: Annotated[int, says("Port for actors; 0: any free one", ge=0, le=65535)] = 0
     signals_port: Annotated[
         int,
-        says("Port for the engine's signals; 0: any free one. An engine at engine.url must be told it (docs/engine.md)", ge=0, le=65535),
+        says("Port for the engine's signals; 0: any free one. Engines at engine.urls must be told it (docs/engine.md)", ge=0, le=65535),
     ] = 0
 
 
@@ -274,14 +283,14 @@ class Config(Section):
 
 
 class Endpoints(Section):
-    """Where the processes of one job find each other (ZeroMQ addresses, but for `engine`)."""
+    """Where the processes of one job find each other (ZeroMQ addresses, but for `engines`)."""
 
     actors: str  # controller binds: actors and fleets connect
     learner: str  # controller binds: the learner connects
     signals: str  # controller binds: the engine's plugin connects
     trajectories: str  # learner binds: actors connect
     stats: str  # supervisor binds: everyone pushes measurements
-    engine: str  # http://host:port of the vLLM server
+    engines: list[str]  # http://host:port of each vLLM server
 
 
 class Job(Section):
@@ -305,6 +314,7 @@ class Job(Section):
 
 SHORT_NAMES = {
     "actors": "actor.count",
+    "engines": "engine.count",
     "env": "env.name",
     "model": "model.name",
     "control": "control.mode",

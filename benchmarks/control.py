@@ -30,8 +30,8 @@ from controller.engine.server import engine_command, wait_ready
 from controller.engine.signal_socket import SignalSocket, rows_of
 from controller.rules.scores import Signal
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
-from controller.signals import SignalRouter
-from controller.think_tokens import read_vocabulary
+from controller.signals import SignalRouter, Watch
+from controller.think_tokens import ThinkTokens, read_vocabulary
 from learner.build import build_policy
 from protocol.arrays import FLOAT32, INT32, pack
 from protocol.messages import SignalFrame
@@ -45,7 +45,7 @@ CUT_EVERY = 20
 """One turn in so many is cut: 5 %."""
 CUT_AFTER = 8
 """Tokens of thinking."""
-QUEUE = [5, 6, 7]
+TOKENS = ThinkTokens(open=-1, close=-2, queue=[5, 6, 7], end=[], vocabulary=0)
 
 
 @dataclass
@@ -68,7 +68,7 @@ class Bench:
     def rule(self, cut: bool) -> DelegatedRule:
         """Thinking from the first token on (no token comes before it), cut at a budget, or never."""
         settings = ThinkingSettings("paper", 0.4, self.vocabulary, "mean", 7, NEVER, 0, CUT_AFTER if cut else 10**6)
-        return DelegatedRule(settings, -1, -2, QUEUE)
+        return DelegatedRule(settings, TOKENS.open, TOKENS.close, TOKENS.queue)
 
 
 Condition = Callable[[Bench], Awaitable[int]]
@@ -92,7 +92,7 @@ def tapped(acts: str | None, rate: bool) -> Condition:
         delegated = bench.rule(rate and number % CUT_EVERY == 0)
         rule = delegated.begin()
         if acts:
-            bench.router.watch(name, rule, acts)
+            bench.router.watch(name, Watch(rule, acts))
         sampling = Sampling(max_tokens=RESPONSE, cache_salt=name)
         rule_there = delegated if acts == "engine" else None
         generation = await bench.client.generate(name, prompt, sampling, watched=bool(acts), rule=rule_there)
@@ -162,10 +162,10 @@ async def _speed(bench: Bench, condition: Condition, streams: int, seconds: floa
 
 def router_microseconds(rows: int = 64, steps: int = 500) -> float:
     """What a token's signal costs in the controller, decoding of the frame included, with the rule of the default job."""
-    router = SignalRouter(zmq.asyncio.Context.instance(), "inproc://alone", QUEUE, 2)
+    router = SignalRouter(zmq.asyncio.Context.instance(), "inproc://alone", TOKENS)
     settings = ThinkingSettings("paper", 0.4, 1024, "mean", 3, 1e-9, 4, 450)
     for row in range(rows):
-        router.watch(str(row), ThinkingRule(settings, -1, -2), "steer")
+        router.watch(str(row), Watch(ThinkingRule(settings, -1, -2), "steer"))
     rng = np.random.default_rng(0)
     frames = [_frame(step, rows, rng) for step in range(steps)]
     started = time.process_time()
@@ -187,11 +187,11 @@ def _frame(step: int, rows: int, rng: np.random.Generator) -> SignalFrame:
 async def router_rate(rows: int = 64, steps: int = 3000) -> float:
     """Signal tokens a second through one controller, from a socket as the engine has it, in a thread."""
     context = zmq.asyncio.Context.instance()
-    router = SignalRouter(context, "tcp://127.0.0.1:*", QUEUE, 2)
+    router = SignalRouter(context, "tcp://127.0.0.1:*", TOKENS)
     endpoint = router.endpoint
     settings = ThinkingSettings("paper", 0.4, 1024, "mean", 3, 1e-9, 4, 450)
     for row in range(rows):
-        router.watch(str(row), ThinkingRule(settings, -1, -2), "steer")
+        router.watch(str(row), Watch(ThinkingRule(settings, -1, -2), "steer"))
     running = asyncio.create_task(router.run())
     values = np.random.default_rng(0).random((steps, rows, 3)).tolist()
     turns = [str(row) for row in range(rows)]
@@ -227,13 +227,13 @@ async def main_async(options: argparse.Namespace, console: Console) -> dict[str,
         build_policy(job)
         command = engine_command(job)
         engine = children.start("engine", command.arguments, Path(directory) / "engine.log", command.environment)
-        client = EngineClient(job.endpoints.engine)
-        router = SignalRouter(zmq.asyncio.Context.instance(), job.endpoints.signals, QUEUE, -2)
+        client = EngineClient(job.endpoints.engines[0])
+        router = SignalRouter(zmq.asyncio.Context.instance(), job.endpoints.signals, TOKENS)
         running = asyncio.create_task(router.run())
         try:
             console.print("starting the engine, half a minute", highlight=False)
-            await wait_ready(job.endpoints.engine, 180.0)
-            bench = Bench(job.endpoints.engine, client, router, read_vocabulary(Path(job.model_dir)))
+            await wait_ready(job.endpoints.engines[0], 180.0)
+            bench = Bench(job.endpoints.engines[0], client, router, read_vocabulary(Path(job.model_dir)))
             return await _report(bench, streams, options, console)
         finally:
             running.cancel()

@@ -17,8 +17,11 @@ from protocol.messages import Attempt, ControlEvent, StopReason
 _STOPS = {"length": StopReason.LENGTH, "repetition": StopReason.REPETITION}
 
 
-def build_attempt(generation: Generation, rule: ThinkingRule | None, steered: bool, mean: Mean, skip: int, eta: float = nan) -> Attempt:
-    """`rule` has seen the response's signals; None: it was not watched. `steered`: the rule's intervention was carried out.
+def build_attempt(
+    generation: Generation, rule: ThinkingRule | None, steered: bool, mean: Mean, skip: int, eta: float = nan, early: bool = False
+) -> Attempt:
+    """`rule` has seen the response's signals; None: it was not watched. `steered`: the rule's intervention was carried out. `early`: it
+    was ended, since it was all but certain to be stalled.
 
     `mean` and `skip` say how the scores of tokens become the turn's. Forced tokens and tokens without a finite log-prob have mask 0.
     """
@@ -44,7 +47,7 @@ def build_attempt(generation: Generation, rule: ThinkingRule | None, steered: bo
         uncertainty=uncertainty,
         signals=signals,
         events=events,
-        stop=_STOPS.get(generation.finish_reason, StopReason.END),
+        stop=StopReason.EARLY if early else _STOPS.get(generation.finish_reason, StopReason.END),
         score=turn_score(rule.scores[:length], mean, skip) if rule is not None else nan,
         thinking=rule.thinking if rule is not None else 0,
         epsilon=rule.settings.epsilon if rule is not None and steered and rule.settings.epsilon != NEVER else nan,

@@ -1,4 +1,4 @@
-"""The controller: admits episodes, forwards turns, watches signals, owns the engine's weight version.
+"""The controller: admits episodes, forwards turns, watches signals, owns the engines' weight version.
 
                  Lease                              TurnRequest
   ┌──────────┐ ─────────────────────▶ ┌───────┐ ───────────────────▶ ┌──────────┐  HTTP   ┌────────┐
@@ -39,8 +39,7 @@ from tokenizers import Tokenizer
 
 from config import Config, Job
 from controller.admission import Admission, AdmissionSettings, episode_seed
-from controller.engine.client import EngineClient
-from controller.engine.weights import apply_weights
+from controller.engine.pool import EnginePool
 from controller.rules.thinking import NEVER
 from controller.signals import SignalRouter
 from controller.stream import Streamer
@@ -104,9 +103,9 @@ class Controller:
         self._stats.connect(job.endpoints.stats)
         self._reader = FrameReader()
         self._tokens = tokens = think_tokens(tokenizer, env, self.config.control.forced, read_vocabulary(Path(job.model_dir)))
-        self._signals = SignalRouter(context, job.endpoints.signals, tokens.queue, tokens.close)
-        self._engine = EngineClient(job.endpoints.engine)
-        self._turns = TurnRunner(self.config, self._engine, self._signals, tokens, lambda: self.version)
+        self._signals = SignalRouter(context, job.endpoints.signals, tokens)
+        self._engines = EnginePool(job.endpoints.engines)
+        self._turns = TurnRunner(self.config, self._engines, self._signals, tokens, lambda: self.version)
         self.version = -1
         self._learner_id: bytes | None = None
         self._credits: dict[bytes, int] = {}  # actor -> episodes it can take, in order of asking
@@ -143,7 +142,7 @@ class Controller:
         for actor in list(self._last_seen):
             await self._to_actor(actor, Shutdown(reason="the run is over"))
         await self._send_gauges()  # what has come since the last time, for the summary
-        await self._engine.close()
+        await self._engines.close()
         self._signals.close()
         self._actors.close(linger=1000)
         self._learner.close(linger=1000)
@@ -249,15 +248,14 @@ class Controller:
             await self._hand_out()
 
     async def _apply_weights(self) -> None:
-        """New weights into the engine while it generates; then the slots they free."""
+        """New weights into the engines while they generate; then the slots they free."""
         checked = 0  # version whose weights were compared last
         while True:
             published = await self._published.get()
             verify = self.version < 0 or published.version - checked >= self.config.engine.verify_every
-            seconds = await apply_weights(
-                self._engine, published.path, published.version, published.checksum,
-                deadline=self.config.engine.update_seconds, verify=verify,
-            )  # fmt: skip
+            seconds = await self._engines.apply_weights(
+                published.path, published.version, published.checksum, deadline=self.config.engine.update_seconds, verify=verify
+            )
             if verify:
                 checked = published.version
             if self.version < 0:
@@ -270,15 +268,15 @@ class Controller:
             await self._hand_out()
 
     async def _choose_signal(self) -> None:
-        """Signals from the tap if it is in the engine, else from streams. Before any episode: the engine has weights, and no turns."""
+        """Signals from the tap if it is in all engines, else from streams. Before any episode: the engines have weights, and no turns."""
         control = self.config.control
-        if control.signal == "tap" or (control.signal == "auto" and await self._signals.answers(self._engine)):
+        if control.signal == "tap" or (control.signal == "auto" and all([await self._signals.answers(engine) for engine in self._engines])):
             return
         if control.signal == "auto":
-            log.warning("the engine sends no signals: uncertainty is estimated from streams of log-probs (control.signal)")
+            log.warning("an engine sends no signals: uncertainty is estimated from streams of log-probs (control.signal)")
         if control.where == "engine" and control.mode not in ("off", "void"):
             log.warning("control.where engine needs the tap: the controller decides")
-        self._turns.streamer = Streamer(self._engine, self._tokens.vocabulary, control.top_j)
+        self._turns.streamer = Streamer(self._tokens.vocabulary, control.top_j, control.stall_seconds)
 
     async def _finish_training(self) -> None:
         for key in self.admission.finish():

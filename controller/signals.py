@@ -14,8 +14,10 @@ import zmq.asyncio
 from controller.engine.answers import Generation
 from controller.engine.client import EngineClient, Sampling
 from controller.progress import while_it_goes_on
+from controller.rules.early import EarlyStall
 from controller.rules.scores import Signal
 from controller.rules.thinking import NEVER, ThinkingRule, ThinkingSettings
+from controller.think_tokens import ThinkTokens
 from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.codec import FrameReader, encode
 from protocol.messages import SignalFrame, Steer
@@ -39,6 +41,7 @@ class Watch:
 
     rule: ThinkingRule
     acts: Acts
+    early: EarlyStall | None = None  # the turn is ended once this finds it stalled
     expected: int | None = None  # tokens of the finished response, once known
     seen: float = field(default_factory=time.monotonic)  # when its last signal came, or watching began
     complete: asyncio.Event = field(default_factory=asyncio.Event)
@@ -51,14 +54,13 @@ class Watch:
 class SignalRouter:
     """Reads the engine's frames, feeds each row to its turn's rule, and sends the steers that follow."""
 
-    def __init__(self, context: zmq.asyncio.Context, endpoint: str, queue: list[int], think_close: int) -> None:
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str, tokens: ThinkTokens) -> None:
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set(zmq.RCVHWM, HIGH_WATER)
         self._socket.set(zmq.LINGER, 0)
         self._socket.bind(endpoint)
         self._reader = FrameReader()
-        self._queue = queue
-        self._think_close = think_close
+        self._tokens = tokens
         self._watched: dict[str, Watch] = {}
         self._seen = 0.0  # when the last signal of any turn came
         self.frames = 0
@@ -69,14 +71,13 @@ class SignalRouter:
         """Where the engine is to connect."""
         return self._socket.get(zmq.LAST_ENDPOINT).decode()
 
-    def watch(self, turn_id: str, rule: ThinkingRule, acts: Acts) -> Watch:
-        self._watched[turn_id] = Watch(rule, acts)
-        return self._watched[turn_id]
+    def watch(self, turn_id: str, watch: Watch) -> None:
+        self._watched[turn_id] = watch
 
     async def answers(self, engine: EngineClient) -> bool:
         """Whether the engine sends signals: of one token, for which nobody asked. Raises EngineError. `run` must be running."""
         rule = ThinkingRule(ThinkingSettings("paper", 0.5, 2, "mean", 0, NEVER, 1, 1), -2, -2)
-        watch = self.watch(_PROBE, rule, "no")
+        self.watch(_PROBE, watch := Watch(rule, "no"))
         try:
             await engine.generate(_PROBE, [0], Sampling(max_tokens=1, cache_salt=_PROBE), watched=True)
             await self.finish(_PROBE, 1, PROBE_PATIENCE)
@@ -138,7 +139,9 @@ class SignalRouter:
             if watch.rule.observe(signal) is not None:
                 self.interventions += watch.acts != "no"
                 if watch.acts == "steer":
-                    steers.append(Steer(turn_id=turn_id, tokens=self._queue, unless=self._think_close))
+                    steers.append(Steer(turn_id=turn_id, tokens=self._tokens.queue, unless=self._tokens.close))
+            if watch.early is not None and watch.early.observe(watch.rule.scores):
+                steers.append(Steer(turn_id=turn_id, tokens=self._tokens.end[:1], unless=-1))
             if watch.expected is not None:
                 watch.check_complete()
         return steers

@@ -19,9 +19,10 @@ import msgspec
 from controller.engine.answers import Chunk, Generation, covering
 from controller.engine.client import EngineClient, Sampling
 from controller.progress import while_it_goes_on
+from controller.rules.early import EarlyStall
 from controller.rules.scores import Signal
 from controller.rules.tail import estimate
-from controller.rules.thinking import DelegatedRule, Intervention, ThinkingRule
+from controller.rules.thinking import ThinkingRule
 from protocol.messages import Span
 
 TOP_K = 20
@@ -31,80 +32,99 @@ TOP_K = 20
 @dataclass(frozen=True)
 class StreamedTurn:
     generation: Generation
-    wasted: int  # tokens generated past the decision
+    wasted: int  # tokens generated past a decision
     cut: bool
+    early: bool  # ended, since it was all but certain to be stalled
+
+
+@dataclass
+class _Turn:
+    """A turn in the making, and who looks at it."""
+
+    rule: ThinkingRule
+    steers: bool  # the rule's intervention is carried out
+    early: EarlyStall | None
+    parts: _Parts
+    cut_at: int | None = None  # position of the token to replace by the queue
+    over_at: int | None = None  # position of the last token
+
+    def look(self, signal: Signal) -> bool:
+        """Whether the stream is to end here."""
+        if self.rule.observe(signal) is not None and self.steers:
+            self.cut_at = signal.position
+        if self.early is not None and self.early.observe(self.rule.scores):
+            self.over_at = signal.position
+        return signal.position in (self.cut_at, self.over_at)
 
 
 class Streamer:
-    """Turns against an engine that has no tap."""
+    """Turns against engines that have no tap. Raises TurnStuck when no token of one comes for `stall_seconds`."""
 
-    def __init__(self, engine: EngineClient, vocabulary: int, top_j: int) -> None:
-        self._engine = engine
+    def __init__(self, vocabulary: int, top_j: int, stall_seconds: float) -> None:
         self._vocabulary = vocabulary
         self._top_j = top_j
+        self._stall_seconds = stall_seconds
         self._seen = 0.0  # when the last chunk of any turn came
 
     async def generate(
         self,
+        engine: EngineClient,
         turn_id: str,
         prompt: list[int],
         sampling: Sampling,
-        delegated: DelegatedRule,
         rule: ThinkingRule,
+        queue: list[int],
         *,
         steers: bool,
-        stall_seconds: float,
+        early: EarlyStall | None = None,
     ) -> StreamedTurn:
-        """A response; `rule` (of `delegated`) has observed it then. `steers`: its intervention is carried out. Raises EngineError, and
-        TurnStuck when no token comes for `stall_seconds`.
+        """A response; `rule` has observed it then. `steers`: its intervention is carried out, by forcing `queue`. `early`: the turn is
+        ended once that finds it stalled. Raises EngineError and TurnStuck.
         """
-        whole = _Parts()
-        decision = await self._stream(turn_id, prompt, sampling, rule, whole, stall_seconds, stops=steers)
-        if decision is None:
-            return StreamedTurn(whole.generation(), 0, False)
-        wasted = len(whole.tokens) - decision.position
-        whole.cut(decision.position)
-        queue = delegated.queue[: sampling.max_tokens - decision.position]
-        rule.force(queue)
-        whole.force(queue)
-        left = sampling.max_tokens - len(whole.tokens)
-        if left > 0:
-            rest = msgspec.structs.replace(sampling, max_tokens=left)
-            await self._stream(f"{turn_id}.cut", [*prompt, *whole.tokens], rest, rule, whole, stall_seconds, stops=False)
-        else:
-            whole.finish_reason = "length"
-        return StreamedTurn(whole.generation(), wasted, True)
+        turn = _Turn(rule, steers, early, whole := _Parts())
+        wasted = 0
+        await self._stream(engine, turn, turn_id, prompt, sampling)
+        if turn.cut_at is not None and turn.over_at is None:
+            queue = queue[: sampling.max_tokens - turn.cut_at]
+            wasted = whole.cut(turn.cut_at)
+            rule.force(queue)
+            whole.force(queue)
+            left = sampling.max_tokens - len(whole.tokens)
+            if left > 0:
+                rest = msgspec.structs.replace(sampling, max_tokens=left)
+                await self._stream(engine, turn, f"{turn_id}.cut", [*prompt, *whole.tokens], rest)
+            else:
+                whole.finish_reason = "length"
+        if turn.over_at is not None:
+            wasted += whole.cut(turn.over_at + 1)
+        return StreamedTurn(whole.generation(), wasted, turn.cut_at is not None, turn.over_at is not None)
 
-    async def _stream(
-        self, turn_id: str, prompt: list[int], sampling: Sampling, rule: ThinkingRule, whole: _Parts, stall_seconds: float, *, stops: bool
-    ) -> Intervention | None:
-        """Append a stream to `whole`. With `stops`, abort it at the rule's intervention, and return that once the engine has ended it."""
+    async def _stream(self, engine: EngineClient, turn: _Turn, name: str, prompt: list[int], sampling: Sampling) -> None:
+        """Append a stream to the turn, and abort it where the turn says so; what comes until the engine has ended it is not looked at."""
+        whole = turn.parts
         whole.begin_part()
-        decision = None
-        stream = self._engine.stream(turn_id, prompt, sampling, top_k=TOP_K)
-        async for chunk in self._going_on(stream, stall_seconds):
+        ended = False
+        async for chunk in self._going_on(engine.stream(name, prompt, sampling, top_k=TOP_K)):
             for token, entry in zip(chunk.tokens, chunk.log_probs, strict=True):
                 previous = whole.tokens[-1] if whole.tokens else -1
                 whole.tokens.append(token)
                 whole.log_probs.append(entry.log_prob)
-                if decision is None:
+                if not ended:
                     values = estimate(entry.top, entry.others, self._vocabulary, self._top_j) if entry.top else (nan, nan, nan)
-                    decided = rule.observe(Signal(len(whole.tokens) - 1, *values, -1, previous))
-                    if decided is not None and stops:
-                        decision = decided
-                        await self._engine.abort(turn_id)
+                    ended = turn.look(Signal(len(whole.tokens) - 1, *values, -1, previous))
+                    if ended:
+                        await engine.abort(name)
             whole.end(chunk)
-        return decision
 
-    async def _going_on(self, stream: AsyncIterator[Chunk], seconds: float) -> AsyncIterator[Chunk]:
-        """The chunks. TurnStuck, with the stream closed, when none comes for so many seconds (or none of any turn, before the first)."""
+    async def _going_on(self, stream: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+        """The chunks. TurnStuck, with the stream closed, when none comes for too long (or none of any turn, before the first)."""
         begun, seen = False, time.monotonic()
 
         def last_progress() -> float:
             return seen if begun else max(seen, self._seen)
 
         async with contextlib.aclosing(stream):
-            while chunk := await while_it_goes_on(anext(stream, None), last_progress, seconds):
+            while chunk := await while_it_goes_on(anext(stream, None), last_progress, self._stall_seconds):
                 begun, seen = True, time.monotonic()
                 self._seen = seen
                 yield chunk
@@ -130,9 +150,12 @@ class _Parts:
             spans = covering(chunk.spans, len(self.tokens) - self._start)
             self._spans += [Span(self._start + s.start, self._start + s.stop, s.version) for s in spans]
 
-    def cut(self, length: int) -> None:
+    def cut(self, length: int) -> int:
+        """Keep so many tokens; returns how many there were beyond."""
+        beyond = max(0, len(self.tokens) - length)
         del self.tokens[length:], self.log_probs[length:]
         self._spans = [Span(s.start, min(s.stop, length), s.version) for s in self._spans if s.start < length]
+        return beyond
 
     def force(self, queue: list[int]) -> None:
         """Forced tokens count as of the weights that were there last; they have log-prob 0, as with the tap."""

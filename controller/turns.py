@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import isfinite
 
@@ -11,10 +11,12 @@ from config import Config
 from controller.attempts import NOTHING, build_attempt, noted
 from controller.engine.answers import Generation
 from controller.engine.client import EngineClient, EngineError, Sampling
+from controller.engine.pool import EnginePool
 from controller.progress import TurnStuck
-from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
-from controller.rules.turn import LOOP, STUCK, change, stalled
-from controller.signals import Acts, SignalRouter
+from controller.rules.early import EarlyStall
+from controller.rules.thinking import NEVER, DelegatedRule, ThinkingSettings
+from controller.rules.turn import LOOP, STUCK, Stall, change, stalled
+from controller.signals import Acts, SignalRouter, Watch
 from controller.stream import Streamer
 from controller.think_tokens import ThinkTokens
 from controller.thresholds import Thresholds
@@ -39,13 +41,11 @@ class TurnCounters:
 
 
 class TurnRunner:
-    """Runs turns against the engine. One instance serves all episodes; its state is each episode's last score, and the thresholds."""
+    """Runs turns against the engines. One instance serves all episodes; its state is each episode's last score, and the thresholds."""
 
-    def __init__(
-        self, config: Config, engine: EngineClient, signals: SignalRouter, tokens: ThinkTokens, version: Callable[[], int]
-    ) -> None:
+    def __init__(self, config: Config, engines: EnginePool, signals: SignalRouter, tokens: ThinkTokens, version: Callable[[], int]) -> None:
         self._config = config
-        self._engine = engine
+        self._engines = engines
         self._signals = signals
         self._tokens = tokens
         self._version = version
@@ -60,25 +60,28 @@ class TurnRunner:
         control = self._config.control
         controlled = control.mode not in ("off", "void") and (not request.key.evaluation or self._config.eval.control)
         resamples = control.max_resamples if controlled and control.mode in ("t2po", "t2po-turn") else 0
+        before = self._scores.get(request.key)
+        stuck: EngineClient | None = None
         attempts: list[Attempt] = []
         try:
             while True:
-                eta = self.thresholds.eta
-                try:
-                    attempt = await self._sample(request, seed, len(attempts), controlled, eta if resamples else NEVER)
-                except TurnStuck:
-                    if len(attempts) == resamples:
-                        raise
-                    self.counters.resamples += 1
-                    attempts.append(noted(NOTHING, "resample", STUCK))
-                    continue
+                eta = self.thresholds.eta if resamples else NEVER
+                early = self._early(before, eta) if len(attempts) < resamples else None
+                with self._engines.lend(but=stuck) as engine:
+                    try:
+                        attempt = await self._sample(engine, request, seed, len(attempts), controlled, eta, early)
+                    except TurnStuck:
+                        if len(attempts) == resamples:
+                            raise
+                        stuck = engine
+                        self.counters.resamples += 1
+                        attempts.append(noted(NOTHING, "resample", STUCK))
+                        continue
                 self.counters.generated_tokens += attempt.length
-                gamma = change(attempt.score, self._scores.get(request.key))
-                stall = stalled(gamma, eta, zero_counts=control.score != "code") if resamples else None
+                gamma = change(attempt.score, before)
+                stall = self._stall(attempt, gamma, eta) if resamples else None
                 if not attempts and not request.key.evaluation:
-                    self.thresholds.observe_turn(gamma, eta, stall is not None)
-                if resamples and attempt.stop is StopReason.REPETITION:
-                    stall = LOOP
+                    self.thresholds.observe_turn(gamma, eta, stall is not None and (stall is not LOOP or gamma < eta))
                 if stall is None:
                     break
                 if len(attempts) == resamples:
@@ -101,7 +104,23 @@ class TurnRunner:
         """The episode is over."""
         self._scores.pop(key, None)
 
-    async def _sample(self, request: TurnRequest, seed: int, attempt: int, controlled: bool, eta: float) -> Attempt:
+    def _stall(self, attempt: Attempt, gamma: float, eta: float) -> Stall | None:
+        """Why the attempt is to be sampled again."""
+        if attempt.stop is StopReason.REPETITION:
+            return LOOP
+        if attempt.stop is StopReason.EARLY:
+            return Stall(gamma, eta, "early")
+        return stalled(gamma, eta, zero_counts=self._config.control.score != "code")
+
+    def _early(self, before: float | None, eta: float) -> EarlyStall | None:
+        control = self._config.control
+        if not control.early_stall or before is None or eta == NEVER:
+            return None
+        return EarlyStall(control.early_stall, before, eta, self._config.sampling.max_tokens, control.turn_mean, control.turn_skip)
+
+    async def _sample(
+        self, engine: EngineClient, request: TurnRequest, seed: int, attempt: int, controlled: bool, eta: float, early: EarlyStall | None
+    ) -> Attempt:
         control = self._config.control
         turn_id = f"{request.key.id}.{request.attempt}.{request.turn}.{attempt}"
         prompt = unpack(request.prompt, INT32).tolist()
@@ -109,7 +128,6 @@ class TurnRunner:
         delegated = DelegatedRule(self._settings(), self._tokens.open, self._tokens.close, self._tokens.queue)
         rule = delegated.begin()  # with the rule in the engine, too: it sees the same and decides the same, for the record
         watched = not request.key.evaluation or controlled
-        acts: Acts = "no" if not steered else "steer" if control.where == "controller" else "engine"
         sampling = Sampling(
             max_tokens=min(self._config.sampling.max_tokens, self._config.engine.max_model_len - len(prompt)),
             cache_salt=f"v{self._version()}",
@@ -118,29 +136,29 @@ class TurnRunner:
             stop_token_ids=self._tokens.end,
             repeats=control.repeats if controlled and control.mode in ("t2po", "t2po-turn") else 0,
         )
-        if watched and self.streamer is not None:
-            turn = await self.streamer.generate(
-                turn_id, prompt, sampling, delegated, rule, steers=steered, stall_seconds=control.stall_seconds
-            )
-            generation = turn.generation
+        ended_early = False
+        if not watched:
+            generation = await engine.generate(turn_id, prompt, sampling, watched=False)
+        elif self.streamer is not None:
+            turn = await self.streamer.generate(engine, turn_id, prompt, sampling, rule, self._tokens.queue, steers=steered, early=early)
+            generation, ended_early = turn.generation, turn.early
             self.counters.generated_tokens += turn.wasted
             self.counters.wasted_tokens += turn.wasted
             self.counters.cuts += turn.cut
         else:
-            generation = await self._tapped(turn_id, prompt, sampling, rule, delegated, acts if watched else None)
+            acts: Acts = "no" if not steered else "steer" if control.where == "controller" else "engine"
+            call = engine.generate(turn_id, prompt, sampling, watched=True, rule=delegated if acts == "engine" else None)
+            generation = await self._tapped(turn_id, call, Watch(rule, acts, early))
+            last = len(generation.tokens) - 1  # a turn that ends by itself before the steer comes is judged as it is
+            ended_early = early is not None and early.position is not None and rule.forced[last : last + 1] == [True]
         if watched and not request.key.evaluation:
             self.thresholds.observe_thinking(rule)
-        return build_attempt(generation, rule if watched else None, steered, control.turn_mean, control.turn_skip, eta)
+        return build_attempt(generation, rule if watched else None, steered, control.turn_mean, control.turn_skip, eta, ended_early)
 
-    async def _tapped(
-        self, turn_id: str, prompt: list[int], sampling: Sampling, rule: ThinkingRule, delegated: DelegatedRule, acts: Acts | None
-    ) -> Generation:
-        """A response whose signals come from the tap beside it. `acts` None: nobody watches it."""
-        if acts is None:
-            return await self._engine.generate(turn_id, prompt, sampling, watched=False)
-        self._signals.watch(turn_id, rule, acts)
+    async def _tapped(self, turn_id: str, call: Awaitable[Generation], watch: Watch) -> Generation:
+        """The response that `call` generates, once its signals, which come from the tap beside it, have arrived."""
+        self._signals.watch(turn_id, watch)
         try:
-            call = self._engine.generate(turn_id, prompt, sampling, watched=True, rule=delegated if acts == "engine" else None)
             generation = await self._signals.generated(turn_id, call, self._config.control.stall_seconds)
             await self._signals.finish(turn_id, len(generation.tokens), SIGNAL_PATIENCE)
         finally:

@@ -25,6 +25,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "wasted_tokens": float(sum(attempt.length for attempt in rejected)),
         "interventions": float(sum(event.kind == "intervene" for turn in turns for event in turn.kept.events)),
         "resamples": float(len(rejected)),
+        "early_stalls": float(sum(attempt.stop is StopReason.EARLY for attempt in rejected)),
         "repetitions": float(sum(attempt.stop is StopReason.REPETITION for attempt in rejected)),
     }
 

@@ -45,6 +45,7 @@ class StopReason(StrEnum):
     END = "end"  # the policy ended the turn (end-of-sequence token)
     LENGTH = "length"  # the response budget ran out
     REPETITION = "repetition"  # it repeated itself
+    EARLY = "early"  # it was all but certain to be stalled
 
 
 # --- episodes ---------------------------------------------------------------------------------------------------------

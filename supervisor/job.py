@@ -120,15 +120,21 @@ def check_model(config: Config, environment: Environment) -> None:
 def choose_endpoints(config: Config) -> Endpoints:
     """Fixed ports where settings fix them (and are free), free ones elsewhere."""
     host = config.controller.host
-    engine = config.engine.url or f"http://127.0.0.1:{free_port('127.0.0.1', config.engine.port, 'engine.port')}"
     return Endpoints(
         actors=f"tcp://{host}:{free_port(host, config.controller.port, 'controller.port')}",
         learner=f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}",
         signals=f"tcp://127.0.0.1:{free_port('127.0.0.1', config.controller.signals_port, 'controller.signals_port')}",
         trajectories=f"tcp://{host}:{free_port(host, 0, 'controller.host')}",
         stats=f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}",
-        engine=engine.rstrip("/"),
+        engines=[url.rstrip("/") for url in config.engine.urls] or _own_engines(config),
     )
+
+
+def _own_engines(config: Config) -> list[str]:
+    """Addresses of the engines that are started here."""
+    first = config.engine.port
+    ports = [free_port("127.0.0.1", first + number if first else 0, "engine.port") for number in range(config.engine.count)]
+    return [f"http://127.0.0.1:{port}" for port in ports]
 
 
 def free_port(host: str, port: int, setting: str) -> int:

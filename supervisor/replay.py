@@ -13,6 +13,7 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from config import Config, ConfigError, Job
+from controller.rules.early import EarlyStall
 from controller.rules.replay import Replayed, replay
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingSettings
 from controller.rules.turn import change, stalled, turn_score
@@ -20,7 +21,7 @@ from controller.think_tokens import ThinkTokens, read_vocabulary, think_tokens
 from learner.episode_log import read_records
 from protocol.arrays import INT32, unpack
 from protocol.codec import BadFrame, decode
-from protocol.messages import Attempt, Trajectory
+from protocol.messages import Attempt, StopReason, Trajectory
 from supervisor import settings
 from supervisor.defaults import with_preset
 from supervisor.job import configured_environment
@@ -98,6 +99,33 @@ def _list(recording: Recording, console: Console) -> None:
         again = sum(len(t.rejected) for t in episode.turns)
         table.add_row(episode.key.id, str(len(episode.turns)), "yes" if episode.success else "no", str(cut), str(again))
     console.print(table)
+    if recording.config.control.early_stall:
+        console.print(early_line(recording), highlight=False)
+
+
+def early_line(recording: Recording) -> str:
+    """What ending turns early, with the settings of now, would have saved and cost on the turns of the run that were complete."""
+    c, most = recording.config.control, recording.config.sampling.max_tokens
+    compared = stalls = ended = wrong = saved = 0
+    for episode in recording.episodes():
+        before: float | None = None
+        for turn in episode.turns:
+            for attempt in (*turn.rejected, turn.kept):
+                eta, replayed = recording.eta(attempt), _replay(recording, attempt)
+                if before is None or eta == NEVER or replayed is None or attempt.stop is StopReason.EARLY:
+                    continue
+                gamma = change(turn_score(replayed.scores, c.turn_mean, c.turn_skip), before)
+                stall = stalled(gamma, eta, zero_counts=c.score != "code") is not None
+                rule = EarlyStall(c.early_stall, before, eta, most, c.turn_mean, c.turn_skip)
+                found = rule.observe(replayed.scores)
+                compared, stalls, ended, wrong = compared + 1, stalls + stall, ended + found, wrong + (found and not stall)
+                saved += attempt.length - 1 - rule.position if found else 0
+            score = _score(recording, turn.kept)
+            before = score if score == score else before
+    return (
+        f"ended early at {c.early_stall:g} (control.early_stall): {ended} of {compared:,} turns, {wrong} of them wrongly, "
+        f"{saved:,} tokens saved; {stalls} were stalled in the end"
+    )
 
 
 def _print_episode(recording: Recording, episode: Trajectory, only: int | None, console: Console) -> None:

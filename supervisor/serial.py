@@ -36,19 +36,17 @@ async def train_serially(job: Job, console: Console) -> dict:
     context = zmq.asyncio.Context()
     collector = Collector(Path(job.run_dir), resume=job.resume)
     build_policy(job)
-    engine = FakeEngine(
-        job.model_dir,
-        port=urlsplit(job.endpoints.engine).port,
-        signals=None if job.config.control.signal == "stream" else job.endpoints.signals,
-        top_j=job.config.control.top_j,
-    )
+    signals = None if job.config.control.signal == "stream" else job.endpoints.signals
+    engines = [
+        FakeEngine(job.model_dir, port=urlsplit(url).port, signals=signals, top_j=job.config.control.top_j) for url in job.endpoints.engines
+    ]
     with Progress(collector.state, job.config.run, console) as progress:
         async with receiving(job, collector, context):
-            await engine.start()
+            await asyncio.gather(*(engine.start() for engine in engines))
             try:
                 await _play(job, context, progress)
             finally:
-                await engine.stop()
+                await asyncio.gather(*(engine.stop() for engine in engines))
                 clean_up(job)
     collector.close()
     summary = summarise(collector.state, time.monotonic(), "finished")

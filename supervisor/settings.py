@@ -65,6 +65,8 @@ def check_consistency(config: Config) -> None:
         raise ConfigError(
             f"sampling.max_tokens ({config.sampling.max_tokens}) must be smaller than engine.max_model_len ({config.engine.max_model_len})"
         )
+    if config.engine.devices and len(config.engine.devices) != config.engine.count:
+        raise ConfigError(f"engine.devices: {len(config.engine.devices)} devices for {config.engine.count} engines (engine.count)")
     if config.control.min_thinking > config.control.max_thinking:
         raise ConfigError(
             f"control.min_thinking ({config.control.min_thinking}) must not exceed control.max_thinking ({config.control.max_thinking})"

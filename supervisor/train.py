@@ -98,21 +98,24 @@ class Run:
             self.children.remove(builder)
 
     async def _engine_ready(self) -> None:
-        config, endpoint = self._job.config, self._job.endpoints.engine
-        process: Child | None = None
-        if not config.engine.url:
-            command = engine_command(self._job)
-            process = self._add(start("engine", command.arguments, self._log("engine"), command.environment))
-        waiting = asyncio.create_task(wait_ready(endpoint, config.engine.start_seconds))
+        config, urls = self._job.config, self._job.endpoints.engines
+        own = [self._start_engine(number) for number in range(len(urls))] if not config.engine.urls else []
+        waiting = [asyncio.create_task(wait_ready(url, config.engine.start_seconds)) for url in urls]
         try:
-            await self._while_all_live(waiting.done)
+            await self._while_all_live(lambda: all(task.done() for task in waiting))
         finally:
-            waiting.cancel()
-            await asyncio.wait([waiting])
-        try:
-            await waiting
-        except EngineNotReady as error:
-            raise EngineNotReady(f"{error}\n{last_words(process.log) if process else ''}") from None
+            for task in waiting:
+                task.cancel()
+            await asyncio.wait(waiting)
+        for number, task in enumerate(waiting):
+            try:
+                await task
+            except EngineNotReady as error:
+                raise EngineNotReady(f"{error}\n{last_words(own[number].log) if own else ''}") from None
+
+    def _start_engine(self, number: int) -> Child:
+        command, name = engine_command(self._job, number), f"engine-{number}" if number else "engine"
+        return self._add(start(name, command.arguments, self._log(name), command.environment))
 
     async def _while_all_live(self, over: Callable[[], bool]) -> None:
         """Until `over()`; raises ChildFailed when a process has failed, or ended while it is still needed."""

@@ -55,6 +55,7 @@ FIELDS: dict[str, Field] = {
     "wasted_tokens": Field("tokens", "tokens", "total", "Generated for nothing: past a cut, in a rejected attempt, in a dropped episode"),
     "interventions": Field("1", "control", "total", "Times thinking was cut"),
     "resamples": Field("1", "control", "total", "Times a turn was sampled again"),
+    "early_stalls": Field("1", "control", "total", "Attempts ended early, since they were all but certain to be stalled"),
     "repetitions": Field("1", "control", "total", "Attempts sampled again because they repeated themselves"),
     "epsilon": Field("1", "control", "latest", "Change of the uncertainty below which thinking is cut; none while it is being calibrated"),
     "eta": Field("1", "control", "latest", "Change from turn to turn below which a turn is sampled again; none likewise"),

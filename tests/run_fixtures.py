@@ -151,7 +151,7 @@ async def running_small(directory: Path, policy: Path, **overrides: str) -> Asyn
     signals = free_port("127.0.0.1", 0, "")
     engine = FakeEngine(policy, signals=f"tcp://127.0.0.1:{signals}")
     url = await engine.start()
-    settings = SMALL | {"model.name": str(policy), "engine.url": url, "controller.signals_port": str(signals), "run.dir": str(directory)}
+    settings = SMALL | {"model.name": str(policy), "engine.urls": url, "controller.signals_port": str(signals), "run.dir": str(directory)}
     settings |= {name.replace("__", "."): value for name, value in overrides.items()}
     resumed = settings.pop("resume", None)
     arguments = ["--resume", resumed] if resumed else []

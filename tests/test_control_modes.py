@@ -17,7 +17,7 @@ from controller.engine.client import EngineClient
 from controller.engine.fake import FakeEngine
 from controller.rules.calibration import Calibration
 from controller.signals import SignalRouter
-from controller.think_tokens import answer_after_thought
+from controller.think_tokens import ThinkTokens, answer_after_thought
 from envs.registry import make_environment
 from learner.checkpoint import STATE, TrainingState, latest
 from protocol.arrays import FLOAT32, UINT8, unpack
@@ -112,7 +112,7 @@ async def test_an_engine_is_asked_whether_it_sends_signals(small_policy: Path, t
     endpoint = f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}"
     engine = FakeEngine(small_policy, signals=endpoint if tap else None)
     client = EngineClient(await engine.start())
-    router = SignalRouter(zmq.asyncio.Context(), endpoint, [], 0)
+    router = SignalRouter(zmq.asyncio.Context(), endpoint, ThinkTokens(0, 0, [], [], 1))
     listening = asyncio.create_task(router.run())
     try:
         assert await router.answers(client) is tap

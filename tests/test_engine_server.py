@@ -26,7 +26,7 @@ def job(**settings: str) -> Job:
             signals="tcp://127.0.0.1:7001",
             trajectories=nowhere,
             stats=nowhere,
-            engine="http://127.0.0.1:7000",
+            engines=["http://127.0.0.1:7000"],
         ),
         run_dir="",
         model_dir="policy",

@@ -27,8 +27,8 @@ def rule_for(first: int, epsilon: float) -> DelegatedRule:
 async def streamed(
     engine: Engine, name: str, seed: int, delegated: DelegatedRule, *, max_tokens: int = 60, steers: bool = True
 ) -> tuple[StreamedTurn, ThinkingRule]:
-    rule, streamer, prompt = delegated.begin(), Streamer(engine.client, VOCABULARY, TOP_J), some_prompt(f"stream {seed}")
-    turn = await streamer.generate(name, prompt, sampling(seed, max_tokens), delegated, rule, steers=steers, stall_seconds=30.0)
+    rule, streamer, prompt = delegated.begin(), Streamer(VOCABULARY, TOP_J, stall_seconds=30.0), some_prompt(f"stream {seed}")
+    turn = await streamer.generate(engine.client, name, prompt, sampling(seed, max_tokens), rule, delegated.queue, steers=steers)
     return turn, rule
 
 

@@ -139,7 +139,7 @@ async def test_a_run_directory_that_is_not_empty_is_refused(tmp_path: Path):
 
 
 async def test_an_engine_that_does_not_answer_ends_the_run_naming_the_setting(tmp_path: Path, small_policy):  # noqa: F811
-    settings = {"model.name": small_policy, "engine.url": "http://127.0.0.1:9", "engine.start_seconds": 1, "run.dir": tmp_path / "run"}
+    settings = {"model.name": small_policy, "engine.urls": "http://127.0.0.1:9", "engine.start_seconds": 1, "run.dir": tmp_path / "run"}
     async with running(tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())) as run:
         assert await run.ended(60) == 1
         assert "engine.start_seconds" in run.output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 from math import isnan, nan
 from pathlib import Path
 
@@ -115,6 +116,15 @@ def test_a_turn_is_shown_token_by_token(recorded: Job) -> None:
 def test_episodes_are_listed(recorded: Job) -> None:
     text = printed(recorded, "")
     assert cut_episode(recorded).key.id in text and "sampled again" in text
+
+
+def test_it_is_counted_what_ending_turns_early_would_have_saved(recorded: Job) -> None:
+    """Every turn was stalled, so that none would have been ended wrongly."""
+    line = printed(recorded, "", control__early_stall="0.1").splitlines()[-1]
+    found = re.match(r"ended early at 0\.1 .*: (\d+) of ([\d,]+) turns, 0 of them wrongly, ([\d,]+) tokens saved; (\d+) were stalled", line)
+    assert found is not None
+    ended, compared, saved, stalls = (int(number.replace(",", "")) for number in found.groups())
+    assert 0 < ended <= compared == stalls and saved > 0
 
 
 def test_an_evaluation_has_nothing_to_replay(recorded: Job) -> None:

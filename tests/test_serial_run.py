@@ -16,13 +16,12 @@ from rich.console import Console
 from run_fixtures import imitating, job_in, small_config, small_policy, trajectories_of  # noqa: F401
 from safetensors.torch import load_file
 
-import controller.main
+import controller.engine.pool
 from actors.episode import EpisodePlayer
 from config import Job
 from controller.admission import episode_seed, task_of_group
-from controller.engine.client import EngineClient
 from controller.engine.fake import FakeEngine
-from controller.engine.weights import apply_weights
+from controller.engine.pool import EnginePool
 from controller.signals import SignalRouter
 from controller.think_tokens import read_vocabulary, think_tokens
 from controller.turns import TurnRunner
@@ -74,13 +73,13 @@ def test_every_metric_it_writes_is_documented(finished):
 
 def test_invariant_1_nothing_is_played_before_the_learners_weights_are_in_the_engine(tmp_path: Path, monkeypatch):
     """What an engine starts with has no version, so it would be older than any bound."""
-    real = controller.main.apply_weights
+    real = controller.engine.pool.apply_weights
 
     async def slow_at_first(engine, path, version, *rest, **named):
         await asyncio.sleep(2.0 if version == 0 else 0.0)  # a lease needs milliseconds
         return await real(engine, path, version, *rest, **named)
 
-    monkeypatch.setattr(controller.main, "apply_weights", slow_at_first)
+    monkeypatch.setattr(controller.engine.pool, "apply_weights", slow_at_first)
     _, trajectories, _ = serial_run(tmp_path / "run", run__updates="1")
     assert min(span.version for t in trajectories for turn in t.turns for span in turn.kept.spans) == 0
 
@@ -184,6 +183,26 @@ def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):
     assert [m["learning_rate"] for m in metrics if m["kind"] == "update"] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3], rel=1e-4)
 
 
+def test_engines_share_the_turns_and_all_run_the_newest_weights(tmp_path: Path, monkeypatch):
+    made: list[FakeEngine] = []
+
+    class Noted(FakeEngine):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            self.served = 0
+            made.append(self)
+
+        async def _generate(self, request):
+            self.served += 1
+            return await super()._generate(request)
+
+    monkeypatch.setattr("supervisor.serial.FakeEngine", Noted)
+    summary, _, _ = serial_run(tmp_path / "run", engine__count="2", run__updates="1", env__max_turns="2")
+    assert summary["ended"] == "finished" and summary["updates"] == 1
+    assert len(made) == 2 and {engine._generator.version for engine in made} == {"1"}
+    assert all(engine.served > 4 for engine in made)
+
+
 def test_training_ends_when_its_tokens_are_generated(tmp_path: Path):
     _, _, metrics = serial_run(tmp_path / "run", run__updates="50", run__tokens="200", env__max_turns="2")
     spent = [m["training_tokens"] for m in metrics if m["kind"] == "update"]
@@ -212,31 +231,31 @@ class LockStep:
         model_dir = Path(self.job.model_dir)
         environment = make_environment(config.env.name, **config.environment_settings())
         tokens = think_tokens(load_tokenizer(model_dir), environment, config.control.forced, read_vocabulary(model_dir))
-        signals = SignalRouter(context, self.job.endpoints.signals, tokens.queue, tokens.close)
+        signals = SignalRouter(context, self.job.endpoints.signals, tokens)
         engine = FakeEngine(self.job.model_dir, signals=self.job.endpoints.signals, top_j=config.control.top_j)
-        client = EngineClient(await engine.start())
+        engines = EnginePool([await engine.start()])
         listening = asyncio.create_task(signals.run())
         try:
             training = Training.begin(self.job, lambda *_: None)
             publisher = Publisher(Path(self.job.weights_dir), config.engine.dtype)
-            await self._load(client, publisher, training)
-            turns = TurnRunner(config, client, signals, tokens, lambda: training.update_number)
+            await self._load(engines, publisher, training)
+            turns = TurnRunner(config, engines, signals, tokens, lambda: training.update_number)
             for update in range(config.run.updates):
                 groups = [await self._group(update * config.learner.groups + i, turns) for i in range(config.learner.groups)]
                 self.batches.append([t for group in groups for t in group])
                 training.update(groups)
-                await self._load(client, publisher, training)
+                await self._load(engines, publisher, training)
             return training.model
         finally:
             listening.cancel()
-            await client.close()
+            await engines.close()
             await engine.stop()
             signals.close()
             context.destroy(linger=0)
 
-    async def _load(self, client: EngineClient, publisher: Publisher, training: Training) -> None:
+    async def _load(self, engines: EnginePool, publisher: Publisher, training: Training) -> None:
         path, checksum = publisher.publish(training.model, training.update_number)
-        await apply_weights(client, str(path), training.update_number, checksum, deadline=30.0)
+        await engines.apply_weights(str(path), training.update_number, checksum, deadline=30.0)
 
     async def _group(self, group: int, turns: TurnRunner) -> list[Trajectory]:
         config = self.job.config

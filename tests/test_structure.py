@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "config": set(),
     "protocol": set(),
     "envs": set(),
-    "telemetry": {"protocol"},
+    "telemetry": {"protocol", "config"},
     "actors": {"envs", "protocol", "config", "telemetry"},
     "controller": {"envs", "protocol", "config", "telemetry"},
     "learner": {"envs", "protocol", "config", "telemetry"},

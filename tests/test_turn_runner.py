@@ -15,19 +15,21 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from config import Config, ControlSection, EngineSection, SamplingSection
-from controller.engine.client import EngineClient, Sampling
+from controller.engine.client import Sampling
 from controller.engine.fake import FakeEngine
+from controller.engine.pool import EnginePool
 from controller.progress import TurnStuck
+from controller.rules.early import FIRST
 from controller.rules.thinking import DelegatedRule, ThinkingSettings
-from controller.signals import SignalRouter
+from controller.signals import SignalRouter, Watch
 from controller.stream import Streamer
 from controller.think_tokens import ThinkTokens
 from controller.turns import TurnRunner
 from protocol.arrays import FLOAT32, INT32, pack
-from protocol.messages import EpisodeKey, SignalFrame, TurnFailed, TurnRequest, TurnResult
+from protocol.messages import EpisodeKey, SignalFrame, StopReason, TurnFailed, TurnRequest, TurnResult
 from tests.engine_fixtures import TOP_J, VOCABULARY, free_port, some_prompt
 
-TOKENS = ThinkTokens(open=1, close=2, queue=[2, 3], end=[], vocabulary=VOCABULARY)
+TOKENS = ThinkTokens(open=1, close=2, queue=[2, 3], end=[VOCABULARY - 1], vocabulary=VOCABULARY)
 
 
 class Bench:
@@ -36,15 +38,16 @@ class Bench:
     def __init__(self, url: str, signals: str, fake: FakeEngine | None) -> None:
         self.url = url
         self.fake = fake
-        self.client = EngineClient(url)
-        self.router = SignalRouter(zmq.asyncio.Context(), signals, TOKENS.queue, TOKENS.close)
+        self.engines = EnginePool([url])
+        (self.client,) = self.engines
+        self.router = SignalRouter(zmq.asyncio.Context(), signals, TOKENS)
 
-    def runner(self, **control: object) -> TurnRunner:
+    def runner(self, engines: EnginePool | None = None, **control: object) -> TurnRunner:
         config = Config(
             control=ControlSection(**{"mode": "t2po", "intervention_rate": 0.0, "resample_rate": 0.0, "eta": 0.0} | control),
-            sampling=SamplingSection(max_tokens=40), engine=EngineSection(max_model_len=1024),
+            sampling=SamplingSection(max_tokens=40, seeded=True), engine=EngineSection(max_model_len=1024),
         )  # fmt: skip
-        return TurnRunner(config, self.client, self.router, TOKENS, lambda: 0)
+        return TurnRunner(config, engines or self.engines, self.router, TOKENS, lambda: 0)
 
     async def running(self) -> int:
         """Requests in the engine."""
@@ -89,9 +92,9 @@ async def _bound(url: str, signals: str, fake: FakeEngine | None) -> Bench:
     raise AssertionError(f"{signals} stays in use")
 
 
-def asking(number: int, evaluation: bool = False) -> TurnRequest:
-    key = EpisodeKey(number, 0, evaluation)
-    return TurnRequest(key=key, attempt=0, turn=0, prompt=pack(some_prompt(str(number), tokens=20), INT32))
+def asking(number: int, turn: int = 0) -> TurnRequest:
+    key = EpisodeKey(number, 0)
+    return TurnRequest(key=key, attempt=0, turn=turn, prompt=pack(some_prompt(str(number), tokens=20), INT32))
 
 
 async def test_a_turn_that_makes_no_progress_is_sampled_again(bench: Bench) -> None:
@@ -102,16 +105,49 @@ async def test_a_turn_that_makes_no_progress_is_sampled_again(bench: Bench) -> N
         await asyncio.sleep(0.05)
     await bench.client.resume()
     result = await turn
-    assert isinstance(result, TurnResult) and result.kept.length == 40
+    assert isinstance(result, TurnResult) and result.kept.length > 0
     assert {event.reason for attempt in result.rejected for event in attempt.events} == {"stuck"}
     assert await bench.running() == 0
+
+
+async def test_a_turn_that_is_stuck_in_one_engine_is_sampled_by_another(bench: Bench, policies) -> None:
+    other = FakeEngine(policies.first.directory, signals=bench.router.endpoint, top_j=TOP_J)
+    engines = EnginePool([bench.url, await other.start()])
+    runner = bench.runner(engines, stall_seconds=2.0)
+    await bench.client.pause()
+    try:
+        result = await runner.run(asking(3), seed=3)
+    finally:
+        await bench.client.resume()
+        await engines.close()
+        await other.stop()
+    assert isinstance(result, TurnResult) and result.kept.length > 0
+    assert [event.reason for attempt in result.rejected for event in attempt.events] == ["stuck"]
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
+async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled_again(bench: Bench, streams: bool) -> None:
+    """An eta so large that every turn but the first is stalled from the first look on."""
+    runner = bench.runner(eta=1e3, early_stall=0.05, max_resamples=1)
+    if streams:
+        runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=30.0)
+    first, second = [await runner.run(asking(4, turn=turn), seed=4) for turn in (0, 1)]
+    assert isinstance(first, TurnResult) and not first.rejected
+    assert isinstance(second, TurnResult) and second.kept.stop is not StopReason.EARLY  # nothing follows the last sample
+    (rejected,) = second.rejected
+    assert [event.reason for event in rejected.events] == ["early"]
+    assert rejected.stop is StopReason.EARLY and FIRST <= rejected.length < 40
+    assert runner.counters.wasted_tokens >= rejected.length
+    async with asyncio.timeout(10):
+        while await bench.running():
+            await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
 async def test_an_engine_that_stays_stuck_costs_the_episode_and_says_which_setting(bench: Bench, streams: bool) -> None:
     runner = bench.runner(stall_seconds=0.3, max_resamples=1)
     if streams:
-        runner.streamer = Streamer(bench.client, VOCABULARY, TOP_J)
+        runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=0.3)
     await bench.client.pause()
     result = await runner.run(asking(2), seed=2)
     await bench.client.resume()
@@ -125,7 +161,7 @@ async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(b
     """Of two turns the engine never begins one, and says so many times something about the other."""
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
     for turn in ("goes on", "waits"):
-        bench.router.watch(turn, DelegatedRule(settings, 1, 2, []).begin(), "no")
+        bench.router.watch(turn, Watch(DelegatedRule(settings, 1, 2, []).begin(), "no"))
     waiting = asyncio.create_task(bench.router.generated("waits", asyncio.Event().wait(), 0.4))
     for position in range(10):
         await asyncio.sleep(0.1)
@@ -146,9 +182,9 @@ def frame(turn_id: str, position: int) -> SignalFrame:
 async def test_a_cancelled_stream_ends_its_turn_in_the_engine(bench: Bench) -> None:
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, -1.0, 4, 25)
     delegated = DelegatedRule(settings, TOKENS.open, TOKENS.close, TOKENS.queue)
-    rule, streamer = delegated.begin(), Streamer(bench.client, VOCABULARY, TOP_J)
+    rule, streamer = delegated.begin(), Streamer(VOCABULARY, TOP_J, stall_seconds=30.0)
     sampling = Sampling(max_tokens=900, cache_salt="gone", seed=1)
-    call = streamer.generate("gone", some_prompt("gone"), sampling, delegated, rule, steers=True, stall_seconds=30.0)
+    call = streamer.generate(bench.client, "gone", some_prompt("gone"), sampling, rule, delegated.queue, steers=True)
     task = asyncio.create_task(call)
     while len(rule.scores) < 3:
         await asyncio.sleep(0.001)

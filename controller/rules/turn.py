@@ -20,12 +20,12 @@ Mean = Literal["geometric", "arithmetic"]
 
 @dataclass(frozen=True)
 class Stall:
-    """The turn is stalled. "stalled": its `change` Gamma is below `threshold` eta; "repetition": it repeats itself;
-    "stuck": the engine made no progress."""
+    """The turn is stalled. "stalled": its `change` Gamma is below `threshold` eta; "early": it was all but certain to be, and was ended
+    (rules/early.py; Gamma is of what there was); "repetition": it repeats itself; "stuck": the engine made no progress."""
 
     change: float
     threshold: float
-    reason: Literal["stalled", "repetition", "stuck"] = "stalled"
+    reason: Literal["stalled", "early", "repetition", "stuck"] = "stalled"
 
 
 LOOP = Stall(nan, nan, "repetition")
