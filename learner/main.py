@@ -161,8 +161,8 @@ class Learner:
         await self._send("dropped", dict(self._buffer.dropped))
 
     async def _next_batch(self) -> tuple[list[int], list[list[Trajectory]]] | None:
-        """The next batch in order of admission; None when time is up or the user wants to stop."""
-        while True:
+        """The next batch in order of admission; None when time or tokens are used up, or the user wants to stop."""
+        while not (self._stop.is_set() or self._seconds_left() <= 0 or self._tokens_left() <= 0):
             self._arrived.clear()
             dropped = self._buffer.advance()
             if dropped:
@@ -172,10 +172,8 @@ class Learner:
                     for trajectory in group:
                         self._offsets.pop(trajectory.key, None)
                 return batch
-            seconds_left = self._seconds_left()
-            if self._stop.is_set() or seconds_left <= 0 or self._tokens_left() <= 0:
-                return None
-            await self._until_arrival(self._arrived, min(seconds_left, 1.0))
+            await self._until_arrival(self._arrived, min(max(0.0, self._seconds_left()), 1.0))
+        return None
 
     async def _evaluate(self, wait: bool) -> None:
         """Play the held-out games with the weights of now (`wait`: nothing is trained meanwhile) and report."""
