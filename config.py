@@ -201,8 +201,12 @@ class ControlSection(Section):
 
 
 class LearnerSection(Section):
-    algorithm: Annotated[Literal["gigpo", "grpo"], says("Advantage estimator")] = "gigpo"
-    correction: Annotated[Literal["tis", "ppo"], says("Off-policy correction of the loss")] = "tis"
+    algorithm: Annotated[
+        Literal["gigpo", "grpo", "rloo", "reinforce++", "reinforce++-baseline"], says("Advantage estimator (learner/advantages/)")
+    ] = "gigpo"
+    correction: Annotated[
+        Literal["none", "ppo", "decoupled", "tis", "mis", "gspo", "cispo"], says("Off-policy correction of the loss (learner/corrections/)")
+    ] = "tis"
     groups: Annotated[int, says("P: groups an update", ge=1)] = 8
     group_size: Annotated[int, says("G: episodes of one task", ge=2)] = 8
     max_staleness: Annotated[int, says("S: no trained token is older than this many versions; 0 is synchronous", ge=0)] = 1
@@ -218,13 +222,23 @@ class LearnerSection(Section):
     weight_decay: Annotated[float, says("AdamW's weight decay", ge=0)] = 0.0
     gradient_clip: Annotated[float, says("Largest norm of the gradient", gt=0)] = 1.0
     minibatches: Annotated[int, says("Optimizer steps an update", ge=1)] = 4
-    clip_low: Annotated[float, says("The ratio is clipped at 1 - this", gt=0, lt=1)] = 0.2
-    clip_high: Annotated[float, says("The ratio is clipped at 1 + this", gt=0)] = 0.2
+    clip_low: Annotated[float, says("The ratio is clipped at 1 - this (gspo: 3e-4 is usual)", gt=0, lt=1)] = 0.2
+    clip_high: Annotated[float, says("The ratio is clipped at 1 + this (gspo: 4e-4 is usual)", gt=0)] = 0.2
     resampling: Annotated[
         Literal["ignore", "weight"],
         says("What follows from sampling stalled turns again: nothing, or importance weights, at most tis_cap, that undo it"),
     ] = "ignore"
-    tis_cap: Annotated[float, says("Largest importance weight", gt=0)] = 2.0
+    tis_cap: Annotated[float, says("tis, decoupled: largest importance weight", gt=0)] = 2.0
+    mis_low: Annotated[float, says("mis: tokens of a smaller ratio are left out", ge=0, lt=1)] = 0.5
+    mis_high: Annotated[float, says("mis: tokens of a larger ratio are left out", gt=1)] = 2.0
+    mis_level: Annotated[Literal["token", "turn"], says("mis: whose ratio counts; a turn's is the geometric mean")] = "token"
+    loss_mean: Annotated[
+        Literal["token", "turn", "constant"],
+        says("The loss is the mean over the tokens of a mini-batch; of its turns' means; or the sum over turns times sampling.max_tokens"),
+    ] = "token"
+    kl: Annotated[float, says("Weight of the divergence (k3) from a reference policy: the first one, or see reference_every", ge=0)] = 0.0
+    reference_every: Annotated[int, says("Updates after which the policy becomes the reference; 0: the first one stays", ge=0)] = 0
+    entropy: Annotated[float, says("Weight of the entropy, which is then kept up", ge=0)] = 0.0
     microbatch_tokens: Annotated[int, says("Tokens computed at once, padding included", ge=64)] = 4096
     threads: Annotated[int, says("CPU: cores the learner computes on; 0: torch chooses", ge=0)] = 1
     checkpoint_every: Annotated[int, says("Updates between checkpoints; the last update always makes one", ge=1)] = 20

@@ -26,6 +26,7 @@ class Sample:
     log_mu: np.ndarray  # float32 [T]: behaviour log-prob at the sampling temperature; anything where mask is false
     age: np.ndarray  # int32 [T]: versions between the weights that sampled the token and the learner's
     advantage: float  # of every token of the turn
+    log_prox: np.ndarray | None = None  # float32 [T]: log-prob by the policy at the start of the update, where a correction asks for it
 
     @property
     def length(self) -> int:
@@ -37,7 +38,7 @@ class Sample:
 
     @property
     def needs_compute(self) -> bool:
-        """False where the gradient is known to be 0. Such a sample still counts in the token mean."""
+        """False where the policy gradient is known to be 0. Such a sample still counts in the token mean."""
         return self.advantage != 0.0 and bool(self.mask.any())
 
 
@@ -49,6 +50,7 @@ class MicroBatch:
     rows: Tensor  # int64 [N]
     columns: Tensor  # int64 [N], at least 1: token (row, column) is predicted at (row, column - 1)
     log_mu: Tensor  # float32 [N]
+    log_prox: Tensor | None  # float32 [N], where the samples have it
     advantage: Tensor  # float32 [N]
     age: Tensor  # int64 [N]
     padding: int  # columns, over all rows, that hold no token
@@ -79,13 +81,14 @@ def samples_of(
     In control's mode `void` a turn without a valid action is left out, though its episode counts in the group's statistics. Dropped
     episodes are left out. Raises ValueError, naming the episode, where a turn's arrays do not fit together.
     """
-    estimator = ESTIMATORS[settings.algorithm]
     samples = []
     weighted = settings.resampling == "weight"
     rate = stall_rate([turn for group in groups for episode in group for turn in episode.turns]) if weighted else 0.0
-    for group in groups:
-        played = [episode for episode in group if episode.dropped is None]
-        for episode, advantages in zip(played, estimator(group_returns(played), settings), strict=True):
+    played = [[episode for episode in group if episode.dropped is None] for group in groups]
+    played = [group for group in played if group]
+    estimated = ESTIMATORS[settings.algorithm]([group_returns(group) for group in played], settings) if played else []
+    for group, of_group in zip(played, estimated, strict=True):
+        for episode, advantages in zip(group, of_group, strict=True):
             for number, (turn, advantage) in enumerate(zip(episode.turns, advantages, strict=True)):
                 if control.mode == "void" and not turn.valid:
                     continue
@@ -133,19 +136,25 @@ def minibatches(samples: Sequence[Sample], count: int, rng: np.random.Generator)
     return [[samples[i] for i in part] for part in np.array_split(order, min(count, len(samples)))]
 
 
-def microbatches(samples: Sequence[Sample], token_budget: int) -> Iterator[MicroBatch]:
-    """The samples that need compute, sorted by length, as many at once as fit into `token_budget` tokens, padding included.
+def microbatches(samples: Sequence[Sample], token_budget: int, *, everything: bool = False) -> Iterator[MicroBatch]:
+    """The samples that need compute, or all, as `parts` puts them together."""
+    for part in parts([sample for sample in samples if everything or sample.needs_compute], token_budget):
+        yield collate(part)
+
+
+def parts(samples: Sequence[Sample], token_budget: int) -> Iterator[list[Sample]]:
+    """The samples sorted by length, as many at once as fit into `token_budget` tokens, padding included.
 
     A sample longer than the budget goes alone.
     """
     rows: list[Sample] = []
-    for sample in sorted((s for s in samples if s.needs_compute), key=lambda s: s.length):
+    for sample in sorted(samples, key=lambda s: s.length):
         if rows and (len(rows) + 1) * sample.length > token_budget:
-            yield collate(rows)
+            yield rows
             rows = []
         rows.append(sample)
     if rows:
-        yield collate(rows)
+        yield rows
 
 
 def collate(samples: Sequence[Sample]) -> MicroBatch:
@@ -166,7 +175,13 @@ def collate(samples: Sequence[Sample]) -> MicroBatch:
         rows=torch.from_numpy(np.concatenate(rows)),
         columns=torch.from_numpy(np.concatenate(columns)),
         log_mu=torch.from_numpy(np.concatenate([s.log_mu[s.mask] for s in samples]).astype(np.float32)),
+        log_prox=_log_prox(samples),
         advantage=torch.from_numpy(np.repeat([s.advantage for s in samples], counts).astype(np.float32)),
         age=torch.from_numpy(np.concatenate([s.age[s.mask] for s in samples]).astype(np.int64)),
         padding=tokens.size - sum(sample.length for sample in samples),
     )
+
+
+def _log_prox(samples: Sequence[Sample]) -> Tensor | None:
+    known = [sample.log_prox[sample.mask] for sample in samples if sample.log_prox is not None]
+    return torch.from_numpy(np.concatenate(known).astype(np.float32)) if len(known) == len(samples) else None

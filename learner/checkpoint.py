@@ -1,7 +1,7 @@
 """Checkpoints: a Hugging Face directory that anything can load, and beside the weights what training needs to go on.
 
     <run>/checkpoints/000020/  config.json  model.safetensors  tokenizer.json  …
-                               training_state/  state.json  optimizer.pt
+                               training_state/  state.json  optimizer.pt  (reference/)
 
 One is written under another name and renamed when it is whole, so whatever bears a number can be loaded.
 """
@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 STATE = "training_state"
+REFERENCE = "reference"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -42,14 +43,24 @@ def checkpoints_dir(run_dir: Path) -> Path:
     return Path(run_dir) / "checkpoints"
 
 
-def save(run_dir: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: TrainingState, tokenizer_from: Path) -> Path:
-    """Write a checkpoint, replacing one of the same update. `tokenizer_from`: the directory the policy was loaded from."""
+def save(
+    run_dir: Path,
+    model: PreTrainedModel,
+    optimizer: torch.optim.Optimizer,
+    state: TrainingState,
+    tokenizer_from: Path,
+    reference: PreTrainedModel | None = None,
+) -> Path:
+    """Write a checkpoint, replacing one of the same update. `tokenizer_from`: the directory the policy was loaded from. `reference`: the
+    policy that the model is held to, if any."""
     final = checkpoints_dir(run_dir) / f"{state.update:06d}"
     unfinished = final.parent / f".{final.name}-{os.getpid()}"
     shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / STATE).mkdir(parents=True)
     save_policy(unfinished, model, tokenizer_from)
     torch.save(optimizer.state_dict()["state"], unfinished / STATE / "optimizer.pt")
+    if reference is not None:
+        reference.save_pretrained(unfinished / STATE / REFERENCE)
     (unfinished / STATE / "state.json").write_bytes(msgspec.json.encode(state))
     if final.exists():
         # A directory cannot replace one that is not empty: for a moment there is none of this number, the one before it is whole.
@@ -72,6 +83,12 @@ def load(directory: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
     moments = torch.load(directory / STATE / "optimizer.pt", weights_only=True)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return msgspec.json.decode((directory / STATE / "state.json").read_bytes(), type=TrainingState)
+
+
+def reference(directory: Path) -> Path | None:
+    """Where the checkpoint's reference policy is, if it has one."""
+    path = directory / STATE / REFERENCE
+    return path if path.exists() else None
 
 
 def latest(run_dir: Path) -> Path | None:

@@ -27,12 +27,12 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer.from_file(str(directory / "tokenizer.json"))
 
 
-def log_probs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+def log_probs(model: PreTrainedModel, batch: MicroBatch, temperature: float, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
     """Log-probability of each trained token [N], and the entropy in nats of the distribution it was drawn from [N], float32.
 
     Both at the sampling temperature. Only the N trained positions go through the language-model head: responses are a fraction
     of the tokens, and logits are the widest tensor of all. Rows are padded on the right, so that causal attention needs no mask.
-    The entropy carries no gradient.
+    The entropy carries a gradient only if asked to.
     """
     device = next(model.parameters()).device
     tokens, rows, columns = batch.tokens.to(device), batch.rows.to(device), batch.columns.to(device)
@@ -42,7 +42,7 @@ def log_probs(model: PreTrainedModel, batch: MicroBatch, temperature: float) -> 
         hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[rows, columns - 1]
     logits = model.lm_head(hidden).float() / temperature
     log_p = functional.log_softmax(logits, dim=-1)
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = -(log_p.exp() * log_p).sum(-1)
     targets = tokens[rows, columns]
     return log_p.gather(-1, targets[:, None]).squeeze(-1), entropy

@@ -64,7 +64,8 @@ class Training:
         directory = checkpoint.latest(Path(job.run_dir))
         if directory is None:
             raise FileNotFoundError(f"{job.run_dir} has no checkpoint to resume from")
-        updater = _updater(load_policy(directory, _device()), job.config)
+        kept = checkpoint.reference(directory)
+        updater = _updater(load_policy(directory, _device()), job.config, load_policy(kept, _device()) if kept else None)
         state = checkpoint.load(directory, updater.optimizer)
         updater.rng.bit_generator.state = state.rng
         return cls(job, updater, state)
@@ -75,6 +76,9 @@ class Training:
         samples = samples_of(groups, self.update_number, config.learner, config.control)
         metrics = self._updater.update(samples, progress)
         self.update_number += 1
+        every = config.learner.reference_every
+        if every and self.update_number % every == 0:
+            self._updater.refresh_reference()
         self.tokens += sum(tokens_of(episode) for group in groups for episode in group)
         returns = [[sum(turn.reward for turn in episode.turns) for episode in group] for group in groups]
         return {
@@ -89,17 +93,20 @@ class Training:
         intake = IntakeState(log_position=log_position, next_group=next_group, next_evaluation=next_evaluation)
         rng = self._updater.rng.bit_generator.state
         state = TrainingState(update=self.update_number, intake=intake, tokens=self.tokens, rng=rng, control=self.control)
-        return checkpoint.save(Path(self._job.run_dir), self.model, self._updater.optimizer, state, Path(self._job.model_dir))
+        return checkpoint.save(
+            Path(self._job.run_dir), self.model, self._updater.optimizer, state, Path(self._job.model_dir), self._updater.reference
+        )
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _updater(model: PreTrainedModel, config: Config) -> Updater:
+def _updater(model: PreTrainedModel, config: Config, reference: PreTrainedModel | None = None) -> Updater:
     if config.learner.threads:
         torch.set_num_threads(config.learner.threads)
-    return Updater(model, config.learner, config.sampling.temperature, config.run.seed)
+    sampling = config.sampling
+    return Updater(model, config.learner, sampling.temperature, config.run.seed, max_tokens=sampling.max_tokens, reference=reference)
 
 
 def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,9 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from config import LearnerSection
-from learner.batching import Sample, microbatches, minibatches
-from learner.corrections import CORRECTIONS
+from learner.batching import MicroBatch, Sample, collate, microbatches, minibatches, parts
+from learner.corrections import CORRECTIONS, PROXIMAL, Tokens
 from learner.corrections.diagnostics import divergence, token_ages
+from learner.corrections.ratio import log_ratio
 from learner.policy import log_probs
 
 
@@ -27,6 +29,8 @@ class _Step:
     age: np.ndarray
     entropy: np.ndarray
     clipped: np.ndarray
+    kept: np.ndarray
+    kl_reference: np.ndarray
     loss: float
     padding: int
     columns: int  # that went through the model, padding included
@@ -38,16 +42,35 @@ class _Step:
 
 
 class Updater:
-    """A model (float32 weights), its optimizer, and the random state that shuffles samples."""
+    """A model (float32 weights), its optimizer, and the random state that shuffles samples.
 
-    def __init__(self, model: PreTrainedModel, settings: LearnerSection, temperature: float, seed: int) -> None:
+    `max_tokens`: response budget of a turn. `reference`: the policy that `kl` holds the model to; by default the model as it is now.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: LearnerSection,
+        temperature: float,
+        seed: int,
+        *,
+        max_tokens: int = 64,
+        reference: PreTrainedModel | None = None,
+    ) -> None:
         self.model = model
+        self.reference = (reference or copy.deepcopy(model)).requires_grad_(False) if settings.kl else None
         self.rng = np.random.default_rng(seed)
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
         )
         self._settings = settings
         self._temperature = temperature
+        self._max_tokens = max_tokens
+
+    def refresh_reference(self) -> None:
+        """The policy as it is now becomes the reference."""
+        if self.reference is not None:
+            self.reference.load_state_dict(self.model.state_dict())
 
     def update(self, samples: Sequence[Sample], progress: float = 0.0) -> dict[str, float]:
         """`minibatches` optimizer steps over the samples, each seen once; the update's numbers (telemetry/fields.py).
@@ -62,6 +85,8 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = step_size(self._settings, progress)
         trainable = [sample for sample in samples if sample.trained_tokens]
+        if self._settings.correction in PROXIMAL:
+            trainable = self._with_proximal(trainable)
         steps = [self._step(part) for part in minibatches(trainable, self._settings.minibatches, self.rng)]
         advantages = np.array([sample.advantage for sample in trainable])
         trained = sum(sample.trained_tokens for sample in trainable)
@@ -83,36 +108,87 @@ class Updater:
         if observed:
             metrics["entropy"] = float(np.concatenate([step.entropy for step in observed]).mean())
             metrics["clip_fraction"] = float(np.concatenate([step.clipped for step in observed]).mean())
+            metrics["masked_share"] = 1 - float(np.concatenate([step.kept for step in observed]).mean())
+            if self.reference is not None:
+                metrics["kl_reference"] = float(np.concatenate([step.kl_reference for step in observed]).mean())
             first = observed[0]
             metrics |= divergence(first.log_pi, first.log_mu, first.age)
         metrics["seconds_train"] = time.monotonic() - started
         return metrics
 
+    def _with_proximal(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples with the log-probs of the policy as it is before the update."""
+        out = []
+        for part in parts(samples, self._settings.microbatch_tokens):
+            with torch.no_grad():
+                log_pi, _ = log_probs(self.model, collate(part), self._temperature)
+            ends = np.cumsum([sample.trained_tokens for sample in part])[:-1]
+            for sample, values in zip(part, np.split(log_pi.cpu().numpy(), ends), strict=True):
+                log_prox = np.zeros(len(sample.mask), dtype=np.float32)
+                log_prox[sample.mask] = values
+                out.append(replace(sample, log_prox=log_prox))
+        return out
+
     def _step(self, samples: Sequence[Sample]) -> _Step:
-        """One optimizer step: the mean over all trained tokens of the mini-batch, whatever the micro-batches are."""
-        denominator = sum(sample.trained_tokens for sample in samples)
-        correction = CORRECTIONS[self._settings.correction]
-        seen: dict[str, list[Tensor]] = {name: [] for name in ("log_pi", "log_mu", "age", "entropy", "clipped", "loss")}
+        """One optimizer step on a mini-batch. Its loss is one sum over one denominator, whatever the micro-batches are."""
+        everything = self._settings.kl > 0 or self._settings.entropy > 0
+        seen: dict[str, list[Tensor]] = {
+            name: [] for name in ("log_pi", "log_mu", "age", "entropy", "clipped", "kept", "kl_reference", "loss")
+        }
         padding = columns = 0
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in microbatches(samples, self._settings.microbatch_tokens):
-            log_pi, entropy = log_probs(self.model, batch, self._temperature)
-            log_mu, advantage = batch.log_mu.to(log_pi.device), batch.advantage.to(log_pi.device)
-            losses, clipped = correction(log_pi, log_mu, advantage, self._settings)
-            (losses.sum() / denominator).backward()
-            values = {"log_pi": log_pi, "log_mu": log_mu, "age": batch.age, "entropy": entropy, "clipped": clipped, "loss": losses}
+        for batch in microbatches(samples, self._settings.microbatch_tokens, everything=everything):
+            values = self._losses(batch)
+            values["loss"].sum().backward()
             for name, value in values.items():
                 seen[name].append(value.detach())
             padding, columns = padding + batch.padding, columns + batch.tokens.numel()
-        arrays = {name: torch.cat(parts).cpu().numpy() if parts else np.zeros(0) for name, parts in seen.items()}
+        arrays = {name: torch.cat(found).cpu().numpy() if found else np.zeros(0) for name, found in seen.items()}
+        denominator = self._denominator(samples, masked=int((arrays["kept"] == 0).sum()))
         loss = float(arrays.pop("loss").sum()) / denominator
         step = _Step(**arrays, loss=loss, padding=padding, columns=columns)
         if columns:
+            for parameter in self.model.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(denominator)
             step.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.gradient_clip))
             if step.finite:
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return step
+
+    def _losses(self, batch: MicroBatch) -> dict[str, Tensor]:
+        """What is kept of each trained token [N]; `loss` is what is summed."""
+        s = self._settings
+        log_pi, entropy = log_probs(self.model, batch, self._temperature, entropy_gradient=s.entropy > 0)
+        to = log_pi.device
+        turn = batch.rows.to(to)
+        log_mu, advantage = batch.log_mu.to(to), batch.advantage.to(to)
+        log_prox = log_pi.detach() if batch.log_prox is None else batch.log_prox.to(to)
+        tokens = Tokens(log_pi, log_mu, log_prox, advantage, turn, turns=len(batch.tokens))
+        corrected = CORRECTIONS[s.correction](tokens, s)
+        loss, kl = corrected.loss, torch.zeros_like(log_pi)
+        if self.reference is not None:
+            with torch.no_grad():
+                log_reference, _ = log_probs(self.reference, batch, self._temperature)
+            behind = log_ratio(log_reference, log_pi)
+            kl = torch.exp(behind) - 1 - behind
+            loss = loss + s.kl * kl
+        if s.entropy:
+            loss = loss - s.entropy * entropy
+        if s.loss_mean == "turn":
+            loss = loss / torch.bincount(turn, minlength=tokens.turns)[turn]
+        loss = torch.where(corrected.kept, loss, 0.0)
+        return {
+            "log_pi": log_pi, "log_mu": log_mu, "age": batch.age, "entropy": entropy, "clipped": corrected.clipped, "kept": corrected.kept,
+            "kl_reference": kl, "loss": loss,
+        }  # fmt: skip
+
+    def _denominator(self, samples: Sequence[Sample], masked: int) -> float:
+        """Of the mini-batch's loss. Tokens that a correction has left out do not count, those whose gradient is 0 do."""
+        if self._settings.loss_mean == "token":
+            return max(1, sum(sample.trained_tokens for sample in samples) - masked)
+        return len(samples) * (self._max_tokens if self._settings.loss_mean == "constant" else 1)
 
 
 def share_over(*limits: tuple[float, float]) -> float:

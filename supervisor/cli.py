@@ -20,7 +20,8 @@ from supervisor.defaults import other_defaults, with_preset
 COMMANDS = {
     "train": "train agents (the default command)",
     "play": "play one episode at the terminal, or watch: run.py play [--task N] [--split train|held_out] [--watch expert|CHECKPOINT]",
-    "replay": "where control acted in recorded episodes and why, and where other settings would: run.py replay RUN [EPISODE] [--turn N]",
+    "replay": "where control acted in recorded episodes and why, and where other settings would: run.py replay RUN [EPISODE] [--turn N]; "
+    "or train again on them, with other settings of the learner: run.py replay --train RUN [--learner.correction NAME]",
     "retriever": "serve passages to search in, by Search-R1's protocol: run.py retriever [--port 8000] [--corpus FILE]",
     "actor": "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N",
 }
@@ -153,8 +154,14 @@ def _replay(arguments: list[str]) -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
     parser.add_argument("episode", nargs="?", default="", metavar="EPISODE", help="its name in that list, such as t3.1")
     parser.add_argument("--turn", type=int, metavar="N", help="one turn (from 0), token by token")
+    parser.add_argument("--train", action="store_true", help="train on the recorded episodes of RUN instead: --train RUN")
     names = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
     named = parse_overrides(arguments[len(names) :]) if not {"-h", "--help"} & set(arguments) else {"help": ""}
+    if not names and "train" in named:
+        from supervisor.retrain import retrain
+
+        retrain(Path(named.pop("train")), named, Console())
+        return 0
     turn = [f"--turn={named.pop('turn')}"] if "turn" in named else []
     options = parser.parse_args(["--help"] if "help" in named else [*names, *turn])
     from supervisor.replay import replay_run

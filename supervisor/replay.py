@@ -29,32 +29,43 @@ from supervisor.job import configured_environment
 LOG = Path("episodes") / "episodes.log"
 
 
+def recorded_job(run_dir: Path, command: str) -> Job:
+    """The job of a run directory with episodes, which may have been moved. ConfigError if it is none."""
+    for needed in ("job.json", "config.toml", str(LOG)):
+        if not (run_dir / needed).is_file():
+            raise ConfigError(f"{command}: {run_dir} is no run directory with episodes (it has no {needed})")
+    job = Job.load(run_dir / "job.json")
+    moved = not Path(job.model_dir).exists()
+    return msgspec.structs.replace(job, model_dir=str(run_dir / "policy")) if moved else job
+
+
+def read_episodes(log: Path) -> Iterator[tuple[int, Trajectory]]:
+    """(Where its record ends, the episode), in the order in which they ended. ConfigError for a log that we cannot read."""
+    for _, end, frame in read_records(log):
+        try:
+            message = decode(frame)
+        except BadFrame as error:
+            raise ConfigError(f"replay: {log} was written by another version of this project: {error}") from None
+        if isinstance(message, Trajectory):
+            yield end, message
+
+
 class Recording:
     """The episodes of a run directory, and what is needed to read them. ConfigError if it is none."""
 
     def __init__(self, run_dir: Path, overrides: dict[str, str]) -> None:
-        for needed in ("job.json", "config.toml", str(LOG)):
-            if not (run_dir / needed).is_file():
-                raise ConfigError(f"replay: {run_dir} is no run directory with episodes (it has no {needed})")
+        job = recorded_job(run_dir, "replay")
         self._run_dir = run_dir
         self._given = {name.replace("-", "_") for name in overrides}
         self.config: Config = settings.resolve(run_dir / "config.toml", with_preset(overrides))
-        model_dir = Path(Job.load(run_dir / "job.json").model_dir)
-        if not model_dir.exists():
-            model_dir = run_dir / "policy"  # the run directory was moved
+        model_dir = Path(job.model_dir)
         self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
         environment = configured_environment(self.config)
         self.tokens: ThinkTokens = think_tokens(self.tokenizer, environment, self.config.control.forced, read_vocabulary(model_dir))
 
     def episodes(self) -> Iterator[Trajectory]:
         """In the order in which they ended."""
-        for _, _, frame in read_records(self._run_dir / LOG):
-            try:
-                message = decode(frame)
-            except BadFrame as error:
-                raise ConfigError(f"replay: {self._run_dir / LOG} was written by another version of this project: {error}") from None
-            if isinstance(message, Trajectory):
-                yield message
+        return (episode for _, episode in read_episodes(self._run_dir / LOG))
 
     def rule(self, attempt: Attempt) -> DelegatedRule:
         """The rule as it is configured now, with the epsilon that was in force then, unless another one is asked for."""

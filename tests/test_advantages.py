@@ -53,6 +53,35 @@ def grpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
     ]
 
 
+def rloo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
+    returns = [math.fsum(e.rewards) for e in group.episodes]
+    validity = [float(v) for e in group.episodes for v in e.valid]
+    others = [returns[:i] + returns[i + 1 :] for i in range(len(returns))]
+    return [
+        [
+            (returns[i] - math.fsum(others[i]) / len(others[i]) if others[i] else 0.0)
+            + s.invalid_penalty * standing(float(valid), validity, False)
+            for valid in e.valid
+        ]
+        for i, e in enumerate(group.episodes)
+    ]
+
+
+def reinforce_pp_reference(batch: list[GroupReturns], s: LearnerSection, baseline: bool) -> list[list[list[float]]]:
+    values = []
+    for group in batch:
+        returns = [math.fsum(e.rewards) for e in group.episodes]
+        values.append([r - math.fsum(returns) / len(returns) for r in returns] if baseline else returns)
+    times = [[len(e.rewards) if s.statistics == "turn" else 1 for e in group.episodes] for group in batch]
+    compared = [v for of, ns in zip(values, times, strict=True) for v, n in zip(of, ns, strict=True) for _ in range(n)]
+    out = []
+    for group, of in zip(batch, values, strict=True):
+        validity = [float(v) for e in group.episodes for v in e.valid]
+        penalties = [[s.invalid_penalty * standing(float(v), validity, False) for v in e.valid] for e in group.episodes]
+        out.append([[standing(v, compared, True) + p for p in ps] for v, ps in zip(of, penalties, strict=True)])
+    return out
+
+
 def gigpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
     to_go = {
         (i, k): math.fsum(s.discount ** (j - k) * e.rewards[j] for j in range(k, len(e.rewards)))
@@ -66,12 +95,29 @@ def gigpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]
     return advantages
 
 
-@pytest.mark.parametrize(("name", "reference"), [("grpo", grpo_reference), ("gigpo", gigpo_reference)])
-@given(group=groups, settings=settings)
-def test_estimator_equals_slow_reference(name, reference, group, settings):
-    for computed, expected in zip(ESTIMATORS[name](group, settings), reference(group, settings), strict=True):
-        assert computed.dtype == np.float64
-        np.testing.assert_allclose(computed, expected, rtol=1e-6, atol=1e-7)
+BY_GROUP = {"grpo": grpo_reference, "gigpo": gigpo_reference, "rloo": rloo_reference}
+
+
+def reference(name: str, batch: list[GroupReturns], s: LearnerSection) -> list[list[list[float]]]:
+    if name in BY_GROUP:
+        return [BY_GROUP[name](group, s) for group in batch]
+    return reinforce_pp_reference(batch, s, baseline=name.endswith("baseline"))
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@given(batch=st.lists(groups, min_size=1, max_size=3), settings=settings)
+def test_estimator_equals_slow_reference(name, batch, settings):
+    computed, expected = ESTIMATORS[name](batch, settings), reference(name, batch, settings)
+    for group, by_group in zip(computed, expected, strict=True):
+        for episode, by_episode in zip(group, by_group, strict=True):
+            assert episode.dtype == np.float64
+            np.testing.assert_allclose(episode, by_episode, rtol=1e-5, atol=1e-6)
+
+
+def estimated(name: str, group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
+    """Of a batch of one group."""
+    (advantages,) = ESTIMATORS[name]([group], settings)
+    return advantages
 
 
 def episode(rewards, anchors=None, valid=None) -> EpisodeReturns:
@@ -85,13 +131,13 @@ def test_equal_returns_give_exactly_zero():
     # 10 * 0.95**k three times: their mean is not exactly their value, and 1e-15 / 1e-6 would be a gradient.
     group = GroupReturns([episode([0, 0, 0, 10]) for _ in range(3)])
     for name in ESTIMATORS:
-        assert all((a == 0).all() for a in ESTIMATORS[name](group, LearnerSection()))
+        assert all((a == 0).all() for a in estimated(name, group, LearnerSection()))
 
 
 def test_failures_that_differ_in_validity_alone_stay_small():
     group = GroupReturns([episode([0, 0], valid=[True, False]), episode([0, 0]), episode([0])])
     for name in ESTIMATORS:
-        first, second, third = ESTIMATORS[name](group, LearnerSection(normalise=True, invalid_penalty=0.1))
+        first, second, third = estimated(name, group, LearnerSection(normalise=True, invalid_penalty=0.1))
         np.testing.assert_allclose(np.concatenate([first, second, third]), [0.02, -0.08, 0.02, 0.02, 0.02], atol=1e-12)
 
 
@@ -106,8 +152,9 @@ def test_step_advantage_prefers_the_turn_nearer_to_the_reward():
     np.testing.assert_allclose(advantages, [-1.25, 1.25, 0.0])
 
 
+@pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce++", "reinforce++-baseline"])
 @given(group=groups, settings=settings, shift=st.sampled_from([-3.0, 5.0]))
-def test_grpo_ignores_a_constant_added_to_every_return(group, settings, shift):
+def test_a_constant_added_to_every_return_changes_nothing(name, group, settings, shift):
     moved = GroupReturns([EpisodeReturns(np.append(e.rewards[:-1], e.rewards[-1] + shift), e.valid, e.anchors) for e in group.episodes])
-    for before, after in zip(ESTIMATORS["grpo"](group, settings), ESTIMATORS["grpo"](moved, settings), strict=True):
+    for before, after in zip(estimated(name, group, settings), estimated(name, moved, settings), strict=True):
         np.testing.assert_allclose(before, after, atol=1e-6)

@@ -9,68 +9,151 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import LearnerSection
-from learner.corrections import CORRECTIONS
+from learner.corrections import CORRECTIONS, Tokens
 from learner.corrections.diagnostics import divergence, effective_sample_size, token_ages
 
-SETTINGS = LearnerSection(clip_low=0.2, clip_high=0.3, tis_cap=2.0)
+SETTINGS = LearnerSection(clip_low=0.2, clip_high=0.3, tis_cap=2.0, mis_low=0.5, mis_high=2.0)
 
 LOG_RATIOS = [-3.0, -1.5, -0.5, -0.25, -0.05, 0.0, 0.1, 0.5, 1.0, 1.7]
 """On both sides of every bound, never on one, where a gradient is not defined."""
 
-tokens = st.lists(
-    st.tuples(st.floats(-8, 0), st.sampled_from(LOG_RATIOS), st.sampled_from([-2.0, -0.5, 0.0, 1.0, 3.0])), min_size=1, max_size=20
-)
-"""(log pi, log pi - log mu, advantage)"""
+rows = st.lists(
+    st.tuples(
+        st.floats(-8, 0), st.sampled_from(LOG_RATIOS), st.sampled_from(LOG_RATIOS), st.sampled_from([-2.0, -0.5, 0.0, 1.0, 3.0]),
+        st.integers(0, 2),
+    ),
+    min_size=1, max_size=20,
+)  # fmt: skip
+"""(log pi, log pi - log mu, log pi - log pi_prox, advantage, turn)"""
 
 
-def tensors(rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    log_pi, log_r, advantage = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
-    return log_pi.requires_grad_(), log_pi.detach() - log_r, advantage
+def tokens_of(columns) -> Tokens:
+    log_pi, log_r, log_step, advantage = (torch.tensor(column, dtype=torch.float64) for column in columns[:4])
+    return Tokens(log_pi.requires_grad_(), log_pi.detach() - log_r, log_pi.detach() - log_step, advantage, torch.tensor(columns[4]), 3)
 
 
-def ppo_reference(log_pi: float, log_mu: float, advantage: float) -> tuple[float, float, bool]:
-    """(loss, its derivative by log pi, clipped)"""
-    ratio = math.exp(log_pi - log_mu)
+def on_policy(log_pi: torch.Tensor, advantage: torch.Tensor) -> Tokens:
+    same = log_pi.detach()
+    return Tokens(log_pi, same, same, advantage, torch.zeros(len(log_pi), dtype=torch.long), 1)
+
+
+def surrogate(ratio: float, advantage: float) -> tuple[float, bool]:
+    """PPO's loss with both clips, and whether one of them holds."""
     loss = max(-ratio * advantage, -min(max(ratio, 0.8), 1.3) * advantage)
     if advantage < 0:
         loss = min(loss, -3.0 * advantage)
-    free = math.isclose(loss, -ratio * advantage, rel_tol=1e-12)
-    return loss, -ratio * advantage if free else 0.0, not free
+    return loss, not math.isclose(loss, -ratio * advantage, rel_tol=1e-12)
 
 
-def tis_reference(log_pi: float, log_mu: float, advantage: float) -> tuple[float, float, bool]:
-    ratio = math.exp(log_pi - log_mu)
-    weight = min(ratio, 2.0)
-    return -weight * advantage * log_pi, -weight * advantage, ratio > 2.0
+# Each: (log r, log of the step, advantage, log pi, log r of the turn's tokens) -> (loss, derivative by this log pi, clipped, kept)
 
 
-@pytest.mark.parametrize(("name", "reference"), [("ppo", ppo_reference), ("tis", tis_reference)])
-@given(rows=tokens)
-def test_correction_and_gradient_equal_the_textbook(name, reference, rows):
-    log_pi, log_mu, advantage = tensors(rows)
-    loss, clipped = CORRECTIONS[name](log_pi, log_mu, advantage, SETTINGS)
-    (gradient,) = torch.autograd.grad(loss.sum(), log_pi)
-    for i, token in enumerate(zip(log_pi.tolist(), log_mu.tolist(), advantage.tolist(), strict=True)):
-        expected_loss, expected_gradient, expected_clipped = reference(*token)
-        assert loss[i].item() == pytest.approx(expected_loss, rel=1e-9, abs=1e-12)
-        assert gradient[i].item() == pytest.approx(expected_gradient, rel=1e-9, abs=1e-12)
-        assert bool(clipped[i]) == expected_clipped
+def none_reference(log_r, log_step, advantage, log_pi, turn):
+    return -advantage * log_pi, -advantage, False, True
+
+
+def ppo_reference(log_r, log_step, advantage, log_pi, turn):
+    loss, clipped = surrogate(math.exp(log_r), advantage)
+    return loss, 0.0 if clipped else -math.exp(log_r) * advantage, clipped, True
+
+
+def decoupled_reference(log_r, log_step, advantage, log_pi, turn):
+    loss, clipped = surrogate(math.exp(log_step), advantage)
+    age = math.exp(log_r - log_step)
+    weight = min(age, 2.0)
+    return weight * loss, 0.0 if clipped else -weight * math.exp(log_step) * advantage, clipped or age > 2.0, True
+
+
+def tis_reference(log_r, log_step, advantage, log_pi, turn):
+    weight = min(math.exp(log_r), 2.0)
+    return -weight * advantage * log_pi, -weight * advantage, math.exp(log_r) > 2.0, True
+
+
+def mis_reference(log_r, log_step, advantage, log_pi, turn):
+    kept = 0.5 <= math.exp(log_r) <= 2.0
+    weight = math.exp(log_r) if kept else 0.0
+    return -weight * advantage * log_pi, -weight * advantage, False, kept
+
+
+def gspo_reference(log_r, log_step, advantage, log_pi, turn):
+    ratio = math.exp(math.fsum(turn) / len(turn))
+    loss, clipped = surrogate(ratio, advantage)
+    return loss, None, clipped, True
+
+
+def cispo_reference(log_r, log_step, advantage, log_pi, turn):
+    weight = min(max(math.exp(log_r), 0.8), 1.3)
+    return -weight * advantage * log_pi, -weight * advantage, weight != math.exp(log_r), True
+
+
+REFERENCES = {
+    "none": none_reference, "ppo": ppo_reference, "decoupled": decoupled_reference, "tis": tis_reference, "mis": mis_reference,
+    "gspo": gspo_reference, "cispo": cispo_reference,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CORRECTIONS)
+@given(rows=rows)
+def test_correction_and_gradient_equal_the_textbook(name, rows):
+    columns = list(zip(*rows, strict=True))
+    tokens = tokens_of(columns)
+    loss, clipped, kept = CORRECTIONS[name](tokens, SETTINGS)
+    (gradient,) = torch.autograd.grad(loss.sum(), tokens.log_pi)
+    for i, (log_pi, log_r, log_step, advantage, turn) in enumerate(rows):
+        together = [other for other, of in zip(columns[1], columns[4], strict=True) if of == turn]
+        expected, slope, was_clipped, was_kept = REFERENCES[name](log_r, log_step, advantage, log_pi, together)
+        assert loss[i].item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        assert slope is None or gradient[i].item() == pytest.approx(slope, rel=1e-9, abs=1e-12)
+        assert (bool(clipped[i]), bool(kept[i])) == (was_clipped, was_kept)
+
+
+@given(rows=rows)
+def test_the_gradient_of_a_turns_ratio_reaches_each_of_its_tokens(rows):
+    """Against differences of the loss, written out: sum over tokens of the surrogate of exp(mean log r of their turn)."""
+    columns = list(zip(*rows, strict=True))
+    tokens = tokens_of(columns)
+    (gradient,) = torch.autograd.grad(CORRECTIONS["gspo"](tokens, SETTINGS).loss.sum(), tokens.log_pi)
+    step = 1e-6
+
+    def total(moved: int, by: float) -> float:
+        log_r = [value + by * (i == moved) for i, value in enumerate(columns[1])]
+        means = {t: [r for r, of in zip(log_r, columns[4], strict=True) if of == t] for t in set(columns[4])}
+        return math.fsum(
+            surrogate(math.exp(math.fsum(means[t]) / len(means[t])), a)[0] for a, t in zip(columns[3], columns[4], strict=True)
+        )
+
+    for i, (_, _, _, _, turn) in enumerate(rows):
+        log_r = [r for r, of in zip(columns[1], columns[4], strict=True) if of == turn]
+        ratio = math.exp(math.fsum(log_r) / len(log_r))
+        if min(abs(ratio - bound) for bound in (0.8, 1.3, 3.0)) > 1e-3:  # there is a derivative
+            assert gradient[i].item() == pytest.approx((total(i, step) - total(i, -step)) / (2 * step), rel=1e-4, abs=1e-6)
+
+
+def test_a_turn_is_left_out_as_a_whole_by_its_geometric_mean():
+    log_mu = torch.tensor([0.0, 0.0, 0.0, 0.0])
+    log_pi = torch.tensor([2.0, -1.9, 1.0, 1.2], requires_grad=True)  # means 0.05 and 1.1
+    tokens = Tokens(log_pi, log_mu, log_mu, torch.ones(4), torch.tensor([0, 0, 1, 1]), 2)
+    by_turn = CORRECTIONS["mis"](tokens, LearnerSection(correction="mis", mis_level="turn"))
+    assert by_turn.kept.tolist() == [True, True, False, False]
+    assert CORRECTIONS["mis"](tokens, LearnerSection(correction="mis")).kept.tolist() == [False] * 4
 
 
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_on_policy_every_correction_is_the_policy_gradient(name):
     log_pi = torch.tensor([-0.1, -2.0, -5.0], requires_grad=True)
-    advantage = torch.tensor([1.0, -1.0, 0.5])
-    loss, clipped = CORRECTIONS[name](log_pi, log_pi.detach(), advantage, SETTINGS)
+    advantage = torch.tensor([1.0, 1.0, 1.0]) if name == "gspo" else torch.tensor([1.0, -1.0, 0.5])  # a turn has one advantage
+    loss, clipped, kept = CORRECTIONS[name](on_policy(log_pi, advantage), SETTINGS)
     (gradient,) = torch.autograd.grad(loss.sum(), log_pi)
     torch.testing.assert_close(gradient, -advantage)
-    assert not clipped.any()
+    assert not clipped.any() and kept.all()
 
 
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_absurd_ratios_stay_finite(name):
     log_pi = torch.tensor([-0.001, -300.0], requires_grad=True)
-    loss, _ = CORRECTIONS[name](log_pi, torch.tensor([-300.0, -0.001]), torch.tensor([-1.0, 1.0]), SETTINGS)
+    log_mu = torch.tensor([-300.0, -0.001])
+    tokens = Tokens(log_pi, log_mu, log_mu, torch.tensor([-1.0, 1.0]), torch.tensor([0, 1]), 2)
+    loss = CORRECTIONS[name](tokens, SETTINGS).loss
     (gradient,) = torch.autograd.grad(loss.sum(), log_pi)
     assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
 

@@ -59,6 +59,20 @@ def test_restored_training_makes_the_very_same_updates(job):
         assert first["loss"] == second["loss"] and same(weights(training), weights(restored))
 
 
+def test_the_reference_policy_survives_a_resume(job):
+    """It is not the one that training has come to since."""
+    settings = msgspec.structs.replace(job.config.learner, kl=0.5, reference_every=2)
+    job = msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=settings))
+    training = Training.begin(job, no_progress)
+    training.update(groups(0))
+    training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    restored = Training.restore(job, no_progress)
+    for seed in (1, 2):  # after the first of these, the policy becomes the reference
+        first, second = training.update(groups(seed)), restored.update(groups(seed))
+        assert first["kl_reference"] == second["kl_reference"] > 0
+    assert same(weights(training), weights(restored))
+
+
 def test_half_written_checkpoint_is_never_picked(job, tmp_path, monkeypatch):
     training = Training.begin(job, no_progress)
     whole = training.checkpoint(log_position=0, next_group=0, next_evaluation=0)

@@ -9,6 +9,7 @@ import torch
 from learner_fixtures import TURNS, random_group, small_config
 
 from learner.batching import Sample, collate, samples_of
+from learner.corrections import CORRECTIONS
 from learner.policy import log_probs
 from learner.tiny import random_model, train_tokenizer
 from learner.update import Updater, share_over, step_size
@@ -59,38 +60,96 @@ def test_log_probs_are_those_of_the_whole_model(model, temperature):
     assert not entropy.requires_grad
 
 
-@pytest.mark.parametrize("correction", ["tis", "ppo"])
-def test_micro_batch_size_does_not_change_the_update(model, correction):
-    ends = []
+@pytest.mark.parametrize(
+    "settings",
+    [*({"correction": name} for name in CORRECTIONS), {"loss_mean": "turn"}, {"loss_mean": "constant"}, {"kl": 0.5}, {"entropy": 0.1}],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
+def test_micro_batch_size_does_not_change_the_gradient(model, settings):
+    """The gradient, since Adam divides by its size: rounding in a tiny one may turn a step around."""
+    found = []
     for budget in (64, 200, 100_000):
-        u = updater(model, microbatch_tokens=budget, correction=correction, learning_rate=1e-3)
-        u.update(batch())
-        ends.append(u.model)
-    assert change(model, ends[0]) > 1e-4
-    # Adam divides by the gradient's own size, so rounding in a tiny gradient may show in a step of 1e-3.
-    assert max(change(ends[0], end) for end in ends[1:]) < 2e-5
+        u = updater(model, microbatch_tokens=budget, minibatches=1, **settings)
+        found.append(gradients_of(u, batch()))
+    for other in found[1:]:
+        for name, gradient in found[0].items():
+            torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_gradient_is_that_of_the_token_mean(model):
-    """One mini-batch with TIS, against the formula written out over unpadded samples."""
-    samples = batch()
-    u = updater(model, minibatches=1, gradient_clip=1e9, learning_rate=0.0)
+def gradients_of(u: Updater, samples: list[Sample]) -> dict[str, torch.Tensor]:
+    """Of the last optimizer step, after clipping."""
     gradients = {}
     u.optimizer.register_step_pre_hook(lambda *_: gradients.update({n: p.grad.clone() for n, p in u.model.named_parameters()}))
     u.update(samples)
+    return gradients
+
+
+OTHER = 1.5
+"""Times the weights of the reference policy."""
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"loss_mean": "turn"}, {"loss_mean": "constant"}, {"correction": "mis", "mis_low": 0.9, "mis_high": 1.1}, {"entropy": 0.3},
+        {"kl": 0.3},
+    ],
+    ids=lambda settings: "-".join(settings) or "token",
+)  # fmt: skip
+def test_gradient_is_that_of_the_formula(model, settings):
+    """One mini-batch with TIS or MIS, against the formula written out over unpadded samples."""
+    samples = batch()
+    u = updater(model, minibatches=1, gradient_clip=1e9, learning_rate=0.0, **settings)
+    s = msgspec.structs.replace(CONFIG.learner, **settings)
+    if u.reference is not None:
+        with torch.no_grad():
+            u.reference.lm_head.weight.mul_(OTHER)
+    reference = copy.deepcopy(u.reference)
+    gradients = gradients_of(u, samples)
     twin = copy.deepcopy(model)
-    total = 0.0
+    total, kept = 0.0, 0
     for sample in samples:
         ids = torch.from_numpy(np.concatenate([sample.prompt, sample.response]).astype(np.int64))
         log_p = torch.log_softmax(twin(ids[None]).logits[0], -1)
         for t in np.flatnonzero(sample.mask):
             at = len(sample.prompt) + t
             log_pi = log_p[at - 1, ids[at]]
-            weight = min(float((log_pi.detach() - float(sample.log_mu[t])).exp()), CONFIG.learner.tis_cap)
-            total = total - weight * sample.advantage * log_pi
-    (total / sum(int(s.mask.sum()) for s in samples)).backward()
+            ratio = float((log_pi.detach() - float(sample.log_mu[t])).exp())
+            if s.correction == "mis" and not s.mis_low <= ratio <= s.mis_high:
+                continue
+            loss = -(ratio if s.correction == "mis" else min(ratio, s.tis_cap)) * sample.advantage * log_pi
+            loss = loss + s.entropy * (log_p[at - 1].exp() * log_p[at - 1]).sum()
+            if reference is not None:
+                with torch.no_grad():
+                    log_reference = torch.log_softmax(reference(ids[None]).logits[0], -1)[at - 1, ids[at]]
+                loss = loss + s.kl * ((log_reference - log_pi).exp() - 1 - (log_reference - log_pi))
+            total = total + (loss / sample.trained_tokens if s.loss_mean == "turn" else loss)
+            kept += 1
+    assert 0 < kept < sum(sample.trained_tokens for sample in samples) or s.correction != "mis"
+    turns = sum(sample.trained_tokens > 0 for sample in samples)
+    (total / {"token": kept, "turn": turns, "constant": 64 * turns}[s.loss_mean]).backward()
     for name, parameter in twin.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_policy_that_is_its_own_reference_is_not_held_back(model):
+    samples = batch()
+    free, held = updater(model, minibatches=1, learning_rate=1e-3), updater(model, minibatches=1, learning_rate=1e-3, kl=1.0)
+    free.update(samples)
+    assert held.update(samples)["kl_reference"] == pytest.approx(0, abs=1e-6)
+    assert change(free.model, held.model) < 2e-5
+    assert held.update(samples)["kl_reference"] > 0
+    held.refresh_reference()
+    assert held.update(samples)["kl_reference"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_proximal_policy_is_that_of_the_start_of_the_update(model):
+    """With one mini-batch, nothing has moved yet: the decoupled correction is TIS."""
+    samples = batch()
+    ends = [updater(model, minibatches=1, learning_rate=1e-3, correction=name) for name in ("decoupled", "tis")]
+    for u in ends:
+        u.update(samples)
+    assert change(ends[0].model, ends[1].model) < 2e-5
 
 
 def test_masked_tokens_change_nothing(model):

@@ -1,18 +1,33 @@
-"""Advantage estimators, by the name that `learner.algorithm` gives. Each: (group, settings) -> per episode, float64 [K]."""
+"""Advantage estimators, by the name that `learner.algorithm` gives: one file each, (groups of a batch, settings) -> a list per group of
+float64 [K] per episode."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from config import LearnerSection
 from learner.advantages.gigpo import gigpo
 from learner.advantages.grpo import grpo
+from learner.advantages.reinforce_pp import reinforce_pp, reinforce_pp_baseline
 from learner.advantages.returns import EpisodeReturns, GroupReturns
+from learner.advantages.rloo import rloo
 
-Estimator = Callable[[GroupReturns, LearnerSection], list[np.ndarray]]
+Estimator = Callable[[Sequence[GroupReturns], LearnerSection], list[list[np.ndarray]]]
 
-ESTIMATORS: dict[str, Estimator] = {"grpo": grpo, "gigpo": gigpo}
+
+def _by_group(one: Callable[[GroupReturns, LearnerSection], list[np.ndarray]]) -> Estimator:
+    """Of an estimator that compares within a group."""
+    return lambda groups, settings: [one(group, settings) for group in groups]
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "grpo": _by_group(grpo),
+    "gigpo": _by_group(gigpo),
+    "rloo": _by_group(rloo),
+    "reinforce++": reinforce_pp,
+    "reinforce++-baseline": reinforce_pp_baseline,
+}
 
 __all__ = ["ESTIMATORS", "EpisodeReturns", "Estimator", "GroupReturns"]

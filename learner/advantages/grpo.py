@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from config import LearnerSection
-from learner.advantages.returns import GroupReturns, centred
+from learner.advantages.returns import GroupReturns, by_turn, centred, validity
 
 
 def grpo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
@@ -21,9 +21,7 @@ def grpo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
     returns = np.array([episode.rewards.sum() for episode in group.episodes])
     turns = np.array([len(episode.rewards) for episode in group.episodes])
     if settings.statistics == "turn":
-        per_turn = centred(np.repeat(returns, turns), settings.normalise)
+        advantages = centred(np.repeat(returns, turns), settings.normalise)[np.cumsum(turns) - turns]
     else:
-        per_turn = np.repeat(centred(returns, settings.normalise), turns)
-    valid = np.concatenate([episode.valid for episode in group.episodes]).astype(np.float64)
-    per_turn = per_turn + settings.invalid_penalty * centred(valid, normalise=False)
-    return np.split(per_turn, np.cumsum(turns)[:-1])
+        advantages = centred(returns, settings.normalise)
+    return by_turn(group, advantages, validity(group, settings))

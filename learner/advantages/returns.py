@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from config import LearnerSection
+
 EPSILON = 1e-6
 """Added to a standard deviation before it divides."""
 
@@ -35,3 +37,15 @@ def centred(values: np.ndarray, normalise: bool) -> np.ndarray:
         return np.zeros(len(values))
     difference = values - values.mean()
     return difference / (values.std(ddof=1) + EPSILON) if normalise else difference
+
+
+def by_turn(group: GroupReturns, advantages: np.ndarray, penalties: np.ndarray) -> list[np.ndarray]:
+    """An episode's advantage [G] on each of its turns, plus the penalties [sum K] of the group's turns."""
+    turns = np.array([len(episode.rewards) for episode in group.episodes])
+    return np.split(np.repeat(advantages, turns) + penalties, np.cumsum(turns)[:-1])
+
+
+def validity(group: GroupReturns, settings: LearnerSection) -> np.ndarray:
+    """[sum K]: turns without a valid action are `invalid_penalty` below the others, centred over the group's turns."""
+    valid = np.concatenate([episode.valid for episode in group.episodes]).astype(np.float64)
+    return settings.invalid_penalty * centred(valid, normalise=False)

@@ -1,0 +1,35 @@
+"""What a correction is given, and what it returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The N trained tokens of a micro-batch. A turn is never split between two."""
+
+    log_pi: Tensor  # float32 [N], of the policy in training; the only one with a gradient
+    log_mu: Tensor  # float32 [N], of the behaviour policy, which sampled them
+    log_prox: Tensor  # float32 [N], of the policy at the start of the update ("proximal"); log_pi where nobody asked for it
+    advantage: Tensor  # float32 [N]
+    turn: Tensor  # int64 [N], 0 ... turns - 1
+    turns: int
+
+    def mean_by_turn(self, values: Tensor) -> Tensor:
+        """For each token the mean of `values` [N] over its turn."""
+        ones = torch.ones_like(values)
+        sums, counts = (torch.zeros(self.turns, dtype=v.dtype, device=v.device).index_add(0, self.turn, v) for v in (values, ones))
+        return (sums / counts.clamp(min=1))[self.turn]
+
+
+class Corrected(NamedTuple):
+    """One value a token [N]."""
+
+    loss: Tensor
+    clipped: Tensor  # bool: its ratio was clipped or truncated
+    kept: Tensor  # bool: False leaves the token out of the loss and of its denominator

@@ -1,0 +1,91 @@
+"""`python run.py replay --train RUN`: the recorded episodes of a run train its policy again, without engine or actors.
+
+The same batches in the same order, from the same warm-started policy, with the learner's settings as recorded or as given: the way to debug
+the learner, and to compare corrections on equal data. On one machine the result is the same to the bit each time. What the policy would
+have played with the other weights is not known: the data stays that of the recorded run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from config import SHORT_NAMES, Config, ConfigError, Job
+from learner.groups import GroupBuffer
+from learner.measure import rollout_metrics
+from learner.training import Training
+from protocol.messages import Stats, Trajectory
+from supervisor import settings
+from supervisor.defaults import with_preset
+from supervisor.job import check_run_dir, default_run_dir, job_file
+from supervisor.replay import LOG, read_episodes, recorded_job
+from telemetry.collector import Collector
+from telemetry.progress import Progress
+
+CHANGEABLE = ("learner.", "run.")
+
+
+def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
+    """Train again on what `run_dir` recorded; returns the new run directory (`run.dir`), with metrics and the last checkpoint.
+
+    ConfigError for a directory without episodes, and for settings that would change nothing here.
+    """
+    job = new_job(run_dir, overrides)
+    new, run = Path(job.run_dir), job.config.run
+    console.print(f"run directory: {new}", highlight=False)
+    new.mkdir(parents=True, exist_ok=True)
+    (new / "config.toml").write_text(settings.to_toml(job.config))
+    job.save(job_file(job))
+    collector = Collector(new)
+
+    def report(event: str, **values: float | str) -> None:
+        collector.handle(Stats(source="learner", event=event, values=values))
+        progress.tick()
+
+    with Progress(collector.state, run, console) as progress:
+        report("phase", phase="starting")
+        training = Training.begin(job, lambda phase, done, of: report("phase", phase=phase, done=done, of=of))
+        report("phase", phase="training")
+        size = (run_dir / LOG).stat().st_size
+        for end, batch in batches(run_dir / LOG, job.config):
+            if training.update_number == run.updates or 0 < run.tokens <= training.tokens:
+                break
+            metrics = training.update(batch, end / size)
+            played = rollout_metrics([episode for group in batch for episode in group])
+            number = training.update_number
+            report("update", **played | metrics | {"update": number, "version": number})
+        training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    collector.close()
+    console.print(f"{training.update_number} updates from {run_dir}", highlight=False)
+    return new
+
+
+def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
+    """The recorded job with other settings of the learner, in a run directory of its own."""
+    full = {SHORT_NAMES.get(name.replace("-", "_"), name.replace("-", "_")): text for name, text in overrides.items()}
+    for name in full:
+        if not name.startswith(CHANGEABLE):
+            raise ConfigError(f"replay --train: {name} changes nothing about recorded episodes; settings of learner and run do")
+    recorded = recorded_job(run_dir, "replay --train")
+    new = Path(full.get("run.dir", "") or default_run_dir())
+    unlimited = {"run.updates": "1000000", "run.tokens": "0"}
+    config = settings.resolve(run_dir / "config.toml", with_preset(unlimited | full | {"run.dir": str(new)}))
+    if config.learner.group_size != recorded.config.learner.group_size:
+        raise ConfigError(f"learner.group_size: the groups of {run_dir} have {recorded.config.learner.group_size} episodes")
+    check_run_dir(new, resume=False)
+    return msgspec.structs.replace(recorded, config=config, run_dir=str(new), started=time.time(), resume=False)
+
+
+def batches(log: Path, config: Config) -> Iterator[tuple[int, list[list[Trajectory]]]]:
+    """(Where in the log it was complete, the groups), as the learner took them: in the order of admission."""
+    buffer = GroupBuffer(config.learner.group_size)
+    for end, episode in read_episodes(log):
+        if not episode.key.evaluation:
+            buffer.add(episode)
+            buffer.advance()
+            while (batch := buffer.take(config.learner.groups)) is not None:
+                yield end, batch[1]

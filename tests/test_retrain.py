@@ -1,0 +1,77 @@
+"""Training again on what a run has recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from run_fixtures import imitating, job_in, small_config, small_policy  # noqa: F401
+from safetensors.torch import load_file
+
+from config import ConfigError, Job
+from learner.checkpoint import latest
+from supervisor.cli import main
+from supervisor.job import job_file
+from supervisor.retrain import retrain
+from supervisor.serial import train_serially
+from supervisor.settings import to_toml
+
+
+@pytest.fixture(scope="module")
+def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:  # noqa: F811
+    config = small_config(**imitating, run__updates="2", learner__learning_rate="1e-3", env__max_turns="4")
+    job = job_in(tmp_path_factory.mktemp("retrain") / "job", config)
+    (Path(job.run_dir) / "config.toml").write_text(to_toml(config))
+    job.save(job_file(job))
+    asyncio.run(train_serially(job, Console(quiet=True)))
+    return job
+
+
+def again(job: Job, directory: Path, **overrides: str) -> Path:
+    settings = {"run.dir": str(directory), "learner.decay": "0"} | {name.replace("__", "."): text for name, text in overrides.items()}
+    return retrain(Path(job.run_dir), settings, Console(file=io.StringIO()))
+
+
+def weights(run_dir: Path) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(latest(run_dir) / "model.safetensors").items()}
+
+
+def losses(run_dir: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if line["kind"] == "update"]
+
+
+def test_the_same_policy_comes_out_to_the_bit(recorded: Job, tmp_path: Path) -> None:
+    run_dir = again(recorded, tmp_path / "again")
+    assert losses(run_dir)[:2] == losses(Path(recorded.run_dir))
+    two = again(recorded, tmp_path / "two", run__updates="2")
+    assert weights(two) == weights(Path(recorded.run_dir))
+
+
+def test_another_correction_is_compared_on_equal_data(recorded: Job, tmp_path: Path) -> None:
+    first, second = (again(recorded, tmp_path / name, learner__correction=name) for name in ("none", "ppo"))
+    assert weights(first) != weights(second) and len(losses(first)) == len(losses(second)) >= 2
+
+
+def test_the_command_line_names_the_run_and_its_settings(recorded: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["replay", "--train", recorded.run_dir, "--run-dir", str(tmp_path / "new"), "--updates", "1"]
+    assert main(arguments) == 0
+    assert "1 updates from" in capsys.readouterr().out and latest(tmp_path / "new").name == "000001"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [("control__mode", "off", "changes nothing about recorded episodes"), ("learner__group_size", "5", "have 2 episodes")],
+)
+def test_what_cannot_be_changed_is_refused(recorded: Job, tmp_path: Path, setting: str, value: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        again(recorded, tmp_path / "new", **{setting: value})
+
+
+def test_a_directory_without_episodes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run directory with episodes"):
+        retrain(tmp_path, {}, Console(quiet=True))
