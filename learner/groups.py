@@ -1,7 +1,8 @@
 """Trajectories into groups, groups into batches, in the order of admission. A state machine without IO.
 
 A group is *open* until each of its G members has arrived, played or dropped. Complete groups leave in order of their number:
-into a batch if at least two members are left to compare, else as dropped. Evaluations are kept apart and leave when complete.
+into a batch if at least two members are left to compare (and differ, where that is asked for), else as dropped. Evaluations are kept
+apart and leave when complete.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from protocol.messages import DropReason, EpisodeKey, Trajectory
 
 @dataclass
 class GroupBuffer:
+    """`filter_groups`: groups whose returns are all equal are dropped, too (Yu et al. 2025, DAPO, arXiv 2503.14476, section 3.2)."""
+
     group_size: int
+    filter_groups: bool = False
     next_group: int = 0  # all groups below have left
     _open: dict[int, dict[int, Trajectory]] = field(default_factory=dict)
     _batch: list[list[Trajectory]] = field(default_factory=list)  # groups that wait for their batch to fill
@@ -44,12 +48,15 @@ class GroupBuffer:
         while len(members := self._open.get(self.next_group, {})) == self.group_size:
             group = self.next_group
             played = [members[m] for m in sorted(members) if members[m].dropped is None]
-            if len(played) >= 2:
+            uninformative = self.filter_groups and len({sum(turn.reward for turn in t.turns) for t in played}) < 2
+            if len(played) >= 2 and not uninformative:
                 self._batch.append(played)
                 self._batch_groups.append(group)
             else:
                 unusable.append(group)
-                self.dropped[DropReason.CANCELLED.value] += len(played)  # a single one has nothing to be compared with
+                # A single one has nothing to be compared with.
+                reason = DropReason.UNINFORMATIVE if len(played) >= 2 else DropReason.CANCELLED
+                self.dropped[reason.value] += len(played)
             del self._open[group]
             self.next_group += 1
         return unusable

@@ -70,7 +70,7 @@ class Learner:
         self._next_evaluation = 0
         self._log = EpisodeLog(self._run_dir / "episodes" / "episodes.log")
         self._offsets: dict[EpisodeKey, int] = {}  # of what has not been handed out
-        self._buffer = GroupBuffer(self._config.learner.group_size)
+        self._buffer = GroupBuffer(self._config.learner.group_size, self._config.learner.filter_groups)
         self._publisher = Publisher(Path(job.weights_dir), self._config.engine.dtype)
         self._pause_seconds = 0.0
         self.training: Training | None = None

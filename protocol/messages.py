@@ -37,6 +37,7 @@ class DropReason(StrEnum):
     STALE = "stale"
     CANCELLED = "cancelled"
     ACTOR_LOST = "actor_lost"
+    UNINFORMATIVE = "uninformative"  # the returns of its group are all equal, and learner.filter_groups leaves such groups out
 
 
 class StopReason(StrEnum):

@@ -82,7 +82,7 @@ def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
 
 def batches(log: Path, config: Config) -> Iterator[tuple[int, list[list[Trajectory]]]]:
     """(Where in the log it was complete, the groups), as the learner took them: in the order of admission."""
-    buffer = GroupBuffer(config.learner.group_size)
+    buffer = GroupBuffer(config.learner.group_size, config.learner.filter_groups)
     for end, episode in read_episodes(log):
         if not episode.key.evaluation:
             buffer.add(episode)

@@ -114,6 +114,7 @@ FIELDS: dict[str, Field] = {
     "dropped_env_error": Field("1", "dropped", "total", "The environment failed"),
     "dropped_engine_error": Field("1", "dropped", "total", "The engine failed"),
     "dropped_stale": Field("1", "dropped", "total", "Too old to be trained on"),
+    "dropped_uninformative": Field("1", "dropped", "total", "The returns of its group are all equal (learner.filter_groups)"),
     "dropped_cancelled": Field("1", "dropped", "total", "Its group could not be completed, or the run ended"),
     "dropped_actor_lost": Field("1", "dropped", "total", "Its actors died too often"),
 }  # fmt: skip

@@ -1,8 +1,36 @@
-"""For all tests."""
+"""For all tests: what takes long is made once."""
 
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 from tests.engine_fixtures import engine, policies, real_engine  # noqa: F401  fixtures: one engine for all
 
 settings.register_profile("foray", deadline=None)  # how long an example takes says what else the machine does
 settings.load_profile("foray")
+
+
+@pytest.fixture(scope="session")
+def small_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a policy as run_fixtures.SMALL describes it, random weights."""
+    from run_fixtures import job_in, small_config
+
+    from learner.build import build_policy  # torch, which not every test needs
+
+    job = job_in(tmp_path_factory.mktemp("small") / "job", small_config())
+    build_policy(job)
+    return Path(job.model_dir)
+
+
+@pytest.fixture(scope="session")
+def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings of a policy that acts validly now and then, so that turns differ in their advantages; warm-started once (for each length
+    of episodes)."""
+    directory = tmp_path_factory.mktemp("imitating")
+    return {
+        "warm_start__episodes": "200", "warm_start__threads": "1", "run__cache_dir": str(directory / "cache"),
+        "sampling__max_tokens": "32",
+    }  # fmt: skip

@@ -12,11 +12,8 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import pytest
-
 from config import Config, Job
 from controller.engine.fake import FakeEngine
-from learner.build import build_policy
 from protocol.codec import decode
 from protocol.messages import Trajectory
 from supervisor.job import choose_endpoints, free_port
@@ -45,24 +42,6 @@ def job_in(directory: Path, config: Config, model_dir: Path | None = None) -> Jo
         config=config, endpoints=choose_endpoints(config), run_dir=str(directory), model_dir=str(model_dir or directory / "policy"),
         weights_dir=str(directory / "weights"), started=time.time(),
     )  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def small_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a policy as SMALL describes it, random weights."""
-    job = job_in(tmp_path_factory.mktemp("small") / "job", small_config())
-    build_policy(job)
-    return Path(job.model_dir)
-
-
-@pytest.fixture(scope="module")
-def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Settings of a policy that acts validly now and then, so that turns differ in their advantages; warm-started once."""
-    directory = tmp_path_factory.mktemp("imitating")
-    return {
-        "warm_start__episodes": "200", "warm_start__threads": "1", "run__cache_dir": str(directory / "cache"),
-        "sampling__max_tokens": "32",
-    }  # fmt: skip
 
 
 class Run:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import zmq.asyncio
 from rich.console import Console
-from run_fixtures import imitating, job_in, small_config, small_policy, trajectories_of  # noqa: F401
+from run_fixtures import job_in, small_config, trajectories_of
 
 from config import Config
 from controller.engine.client import EngineClient
@@ -55,7 +55,7 @@ def cut(attempts: list[Attempt]) -> list[tuple[int, list[int]]]:
 )
 def test_thinking_is_cut_at_the_decision_or_after_it_and_in_one_piece(
     tmp_path: Path,
-    imitating: dict[str, str],  # noqa: F811
+    imitating: dict[str, str],
     where: dict,
     at_once: bool,
 ) -> None:
@@ -69,12 +69,12 @@ def test_thinking_is_cut_at_the_decision_or_after_it_and_in_one_piece(
     assert set(lags) == {0} if at_once else min(lags) >= 1
 
 
-def test_tokens_past_the_cut_of_a_stream_are_counted_as_wasted(tmp_path: Path, imitating: dict[str, str]) -> None:  # noqa: F811
+def test_tokens_past_the_cut_of_a_stream_are_counted_as_wasted(tmp_path: Path, imitating: dict[str, str]) -> None:
     summary, _, _ = run(tmp_path / "run", **imitating | CUTTING, control__mode="t2po-token", control__signal="stream")
     assert summary["resamples"] == 0 and 0 < summary["wasted_tokens"] < summary["generated_tokens"]
 
 
-def test_control_without_thresholds_yet_records_and_does_nothing(tmp_path: Path, imitating: dict[str, str]) -> None:  # noqa: F811
+def test_control_without_thresholds_yet_records_and_does_nothing(tmp_path: Path, imitating: dict[str, str]) -> None:
     """The default: 256 turns without any action."""
     summary, attempts, _ = run(tmp_path / "run", **imitating, run__updates="1", env__max_turns="4")
     assert summary["interventions"] == summary["resamples"] == 0
@@ -106,7 +106,7 @@ def test_what_is_forced_is_how_answers_of_the_environment_go_on(environment: str
 
 
 @pytest.mark.parametrize("tap", [True, False])
-async def test_an_engine_is_asked_whether_it_sends_signals(small_policy: Path, tap: bool, monkeypatch) -> None:  # noqa: F811
+async def test_an_engine_is_asked_whether_it_sends_signals(small_policy: Path, tap: bool, monkeypatch) -> None:
     if not tap:
         monkeypatch.setattr("controller.signals.PROBE_PATIENCE", 1.0)
     endpoint = f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.attempts import NOTHING
 from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
-from protocol.messages import DropReason, EpisodeKey, Trajectory
+from protocol.messages import DropReason, EpisodeKey, Trajectory, Turn
 
 
 def trajectory(group: int, member: int, dropped: DropReason | None = None, evaluation: bool = False, attempt: int = 0) -> Trajectory:
@@ -48,6 +50,18 @@ def test_an_episode_that_arrives_twice_counts_once():
     buffer.advance()
     buffer.take(1)
     assert not buffer.add(trajectory(0, 1)), "known although its group has left"
+
+
+def test_groups_whose_returns_are_equal_are_left_out_where_that_is_asked_for():
+    buffer, unfiltered = GroupBuffer(group_size=2, filter_groups=True), GroupBuffer(group_size=2)
+    for group, rewards in enumerate([(0.0, 0.0), (0.0, 10.0), (10.0, 10.0)]):
+        for member, reward in enumerate(rewards):
+            turn = Turn(prompt=b"", kept=NOTHING, rejected=[], reward=reward, valid=True, anchor=b"", action="")
+            played = msgspec.structs.replace(trajectory(group, member), turns=[turn])
+            buffer.add(played), unfiltered.add(played)
+    assert buffer.advance() == [0, 2] and buffer.take(1)[0] == [1]
+    assert buffer.dropped == {DropReason.UNINFORMATIVE.value: 4}
+    assert unfiltered.advance() == [] and unfiltered.take(3)[0] == [0, 1, 2]
 
 
 def test_a_group_with_dropped_members_is_trained_on_while_two_are_left():

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from run_fixtures import small_config, small_policy  # noqa: F401
+from run_fixtures import small_config
 
 from config import Config, ConfigError
 from envs.registry import make_environment
@@ -30,7 +30,7 @@ def test_the_expert_solves_the_task_and_says_what_it_thinks():
     assert solved and "solved: reward 10" in output and make_environment("alfworld").start("held_out", 5).task in output
 
 
-def test_a_checkpoint_plays_until_its_turns_are_used_up(small_policy: Path):  # noqa: F811
+def test_a_checkpoint_plays_until_its_turns_are_used_up(small_policy: Path):
     solved, output = watched(small_config(env__max_turns="2"), watch=str(small_policy))
     assert not solved and output.count("invalid") == 2 and "not solved: reward 0 after 2 turns" in output
 

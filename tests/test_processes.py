@@ -9,7 +9,7 @@ import socket
 from collections import Counter
 from pathlib import Path
 
-from run_fixtures import Run, running, running_small, small_policy  # noqa: F401
+from run_fixtures import Run, running, running_small
 
 
 def leases_in_play(run: Run) -> list[int]:
@@ -18,7 +18,7 @@ def leases_in_play(run: Run) -> list[int]:
     return run.children_of(fleet) if fleet and any(line["kind"] == "evaluation" for line in run.metrics()) else []
 
 
-async def test_a_run_ends_by_itself_and_leaves_what_the_documents_promise(tmp_path: Path, small_policy):  # noqa: F811
+async def test_a_run_ends_by_itself_and_leaves_what_the_documents_promise(tmp_path: Path, small_policy):
     async with running_small(tmp_path / "run", small_policy) as run:
         assert await run.ended() == 0, run.output
         summary = run.summary()
@@ -29,7 +29,7 @@ async def test_a_run_ends_by_itself_and_leaves_what_the_documents_promise(tmp_pa
         assert run.left_over() == []
 
 
-async def test_a_killed_actor_is_replaced_and_no_episode_is_lost(tmp_path: Path, small_policy):  # noqa: F811
+async def test_a_killed_actor_is_replaced_and_no_episode_is_lost(tmp_path: Path, small_policy):
     async with running_small(tmp_path / "run", small_policy, actor__heartbeat_seconds="0.2", run__updates="3") as run:
         actors = await run.until(lambda: leases_in_play(run))
         os.kill(actors[0], signal.SIGKILL)
@@ -40,7 +40,7 @@ async def test_a_killed_actor_is_replaced_and_no_episode_is_lost(tmp_path: Path,
         assert "replaced" in (run.directory / "logs" / "actors.log").read_text()
 
 
-async def test_invariant_4_after_killing_the_learner_each_episode_is_trained_on_once(tmp_path: Path, small_policy):  # noqa: F811
+async def test_invariant_4_after_killing_the_learner_each_episode_is_trained_on_once(tmp_path: Path, small_policy):
     async with running_small(tmp_path / "run", small_policy, run__updates="50") as run:
         await run.until(lambda: len(run.updates()) >= 2)
         os.kill(run.pid_of("learner"), signal.SIGKILL)
@@ -56,7 +56,7 @@ async def test_invariant_4_after_killing_the_learner_each_episode_is_trained_on_
         assert {key.group for key in copies} >= set(range(2 * (done + 2)))
 
 
-async def test_ctrl_c_finishes_the_update_writes_a_checkpoint_and_a_summary(tmp_path: Path, small_policy):  # noqa: F811
+async def test_ctrl_c_finishes_the_update_writes_a_checkpoint_and_a_summary(tmp_path: Path, small_policy):
     async with running_small(tmp_path / "run", small_policy, run__updates="1000", learner__checkpoint_every="1000") as run:
         await run.until(lambda: run.updates())
         run.process.send_signal(signal.SIGINT)
@@ -66,7 +66,7 @@ async def test_ctrl_c_finishes_the_update_writes_a_checkpoint_and_a_summary(tmp_
         assert run.left_over() == []
 
 
-async def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, small_policy):  # noqa: F811
+async def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, small_policy):
     async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
         await run.until(lambda: run.updates())
         os.kill(run.pid_of("learner"), signal.SIGSTOP)  # a learner that would never finish
@@ -79,7 +79,7 @@ async def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, small_policy):  # n
         assert run.left_over() == []
 
 
-async def test_killing_the_supervisor_leaves_no_process_behind(tmp_path: Path, small_policy):  # noqa: F811
+async def test_killing_the_supervisor_leaves_no_process_behind(tmp_path: Path, small_policy):
     async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
         await run.until(lambda: run.updates())
         run.process.kill()
@@ -89,7 +89,7 @@ async def test_killing_the_supervisor_leaves_no_process_behind(tmp_path: Path, s
                 await asyncio.sleep(0.05)
 
 
-async def test_actors_from_elsewhere_join_and_do_the_work(tmp_path: Path, small_policy):  # noqa: F811
+async def test_actors_from_elsewhere_join_and_do_the_work(tmp_path: Path, small_policy):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -138,7 +138,7 @@ async def test_a_run_directory_that_is_not_empty_is_refused(tmp_path: Path):
     assert "run.dir" in await refused(f"--run-dir={tmp_path}")
 
 
-async def test_an_engine_that_does_not_answer_ends_the_run_naming_the_setting(tmp_path: Path, small_policy):  # noqa: F811
+async def test_an_engine_that_does_not_answer_ends_the_run_naming_the_setting(tmp_path: Path, small_policy):
     settings = {"model.name": small_policy, "engine.urls": "http://127.0.0.1:9", "engine.start_seconds": 1, "run.dir": tmp_path / "run"}
     async with running(tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())) as run:
         assert await run.ended(60) == 1

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from run_fixtures import imitating, job_in, small_config  # noqa: F401
+from run_fixtures import job_in, small_config
 
 from config import ConfigError, Job
 from controller.rules.replay import replay
@@ -55,7 +55,7 @@ def test_what_was_compared_is_shown_at_each_token_until_the_decision():
 
 
 @pytest.fixture(scope="module")
-def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:  # noqa: F811
+def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A run whose turns are cut as soon as they think, and all sampled again."""
     acting = {"control__epsilon": "10", "control__min_thinking": "2", "control__window": "0", "control__eta": "10"}
     config = small_config(**imitating | acting, control__max_resamples="1", run__updates="1", env__max_turns="4")

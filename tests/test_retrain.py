@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from run_fixtures import imitating, job_in, small_config, small_policy  # noqa: F401
+from run_fixtures import job_in, small_config
 from safetensors.torch import load_file
 
 from config import ConfigError, Job
@@ -22,7 +22,7 @@ from supervisor.settings import to_toml
 
 
 @pytest.fixture(scope="module")
-def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:  # noqa: F811
+def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
     config = small_config(**imitating, run__updates="2", learner__learning_rate="1e-3", env__max_turns="4")
     job = job_in(tmp_path_factory.mktemp("retrain") / "job", config)
     (Path(job.run_dir) / "config.toml").write_text(to_toml(config))

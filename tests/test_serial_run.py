@@ -14,7 +14,7 @@ import pytest
 import torch
 import zmq.asyncio
 from rich.console import Console
-from run_fixtures import imitating, job_in, small_config, small_policy, trajectories_of  # noqa: F401
+from run_fixtures import job_in, small_config, trajectories_of
 from safetensors.torch import load_file
 
 import controller.engine.pool
@@ -137,7 +137,7 @@ def test_uncertainty_and_entropy_are_recorded_for_every_token(finished):
             assert len(turn.kept.signal_table()) == len(turn.kept.mask)
 
 
-def test_mode_budget_cuts_thinking_and_resamples_nothing(tmp_path: Path, imitating: dict[str, str]):  # noqa: F811
+def test_mode_budget_cuts_thinking_and_resamples_nothing(tmp_path: Path, imitating: dict[str, str]):
     _, trajectories, _ = serial_run(
         tmp_path / "run", **imitating, control__mode="budget", control__min_thinking="1", control__max_thinking="3",
         control__eta="1e9", run__updates="1",
@@ -171,7 +171,7 @@ def test_other_environments_are_played_through_the_same_loop(tmp_path: Path, env
 
 
 @pytest.mark.parametrize(("environment", "score"), [("textarena", "reward"), ("gymnasium", "return")])
-def test_games_without_an_expert_are_played_by_a_model_of_ones_own(tmp_path: Path, small_policy: Path, environment: str, score: str):  # noqa: F811
+def test_games_without_an_expert_are_played_by_a_model_of_ones_own(tmp_path: Path, small_policy: Path, environment: str, score: str):
     settings = {"env__name": environment, "env__max_turns": "4", "model__name": str(small_policy), "run__updates": "1"}
     summary, trajectories, _ = serial_run(tmp_path / "run", **settings)
     assert summary["ended"] == "finished" and score in summary["scores"]
@@ -216,7 +216,7 @@ def test_training_ends_when_its_tokens_are_generated_though_other_batches_wait(t
     assert len([m["training_tokens"] for m in metrics if m["kind"] == "update"]) == 1
 
 
-def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path, imitating: dict[str, str]):  # noqa: F811
+def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path, imitating: dict[str, str]):
     _, _, metrics = serial_run(tmp_path / "run", **imitating, learner__learning_rate="0", run__updates="3")
     updates = [m for m in metrics if m["kind"] == "update"]
     assert len(updates) == 3
@@ -280,7 +280,7 @@ class LockStep:
         return played
 
 
-def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(tmp_path: Path, imitating: dict[str, str]):  # noqa: F811
+def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(tmp_path: Path, imitating: dict[str, str]):
     settings = imitating | {
         "learner__max_staleness": "0",
         "control__mode": "off",
