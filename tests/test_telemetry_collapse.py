@@ -1,0 +1,77 @@
+"""Signs of a collapse, in runs made by hand."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from config import RunSection
+from protocol.messages import Stats
+from telemetry.collapse import collapsed, signs
+from telemetry.progress import Progress
+from telemetry.state import RunState
+from telemetry.summary import summarise, summary_text
+
+
+def run(**columns: list[float]) -> list[dict]:
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+HEALTHY = run(
+    reward=[1, 2, 3, 4, 5, 5, 6, 5, 6, 5, 6, 6], entropy=[1, 1, 1, 0.9, 0.8, 0.8, 0.7, 0.7, 0.6, 0.6, 0.5, 0.5], grad_norm=[1] * 12,
+    effective_sample_size=[0.9] * 12, ratio_p99=[1.5] * 12,
+)  # fmt: skip
+
+
+def spoilt(**last: list[float]) -> list[dict]:
+    """A healthy run whose last updates have these values."""
+    updates = [dict(record) for record in HEALTHY]
+    for name, values in last.items():
+        for record, value in zip(updates[-len(values) :], values, strict=True):
+            record[name] = value
+    return updates
+
+
+def test_a_healthy_run_shows_none():
+    assert all(signs(HEALTHY[:n]) == {} for n in range(len(HEALTHY) + 1))
+
+
+@pytest.mark.parametrize(
+    ("sign", "last", "said"),
+    [
+        ("reward drop", {"reward": [2, 2, 2, 2, 2]}, "last 5 updates 2, at best it was 4.6"),
+        ("entropy collapse", {"entropy": [0.1, 0.1, 0.1, 0.1, 0.1]}, "0.1 nats, at first it was 0.94"),
+        ("gradient spike", {"grad_norm": [11.0]}, "gradient norm 11, usually 1"),
+        ("few samples", {"effective_sample_size": [0.2]}, "0.20 of 1"),
+        ("ratio tail", {"ratio_p99": [7.5]}, "7.5"),
+    ],
+)
+def test_a_sign_is_named_with_its_numbers(sign: str, last: dict[str, list[float]], said: str):
+    (found,) = signs(spoilt(**last)).items()
+    assert found[0] == sign and said in found[1]
+
+
+def test_values_that_are_missing_are_no_signs():
+    assert signs([{"reward": None, "entropy": None} for _ in range(20)]) == {}
+
+
+@pytest.mark.parametrize(
+    ("shares", "verdict"),
+    [([0.4, 0.9, 0.8], False), ([0.4, 0.9, 0.44], True), ([0.4, 0.9, 0.45], False), ([0.0, 0.0], None), ([0.5], None)],
+)
+def test_a_run_has_collapsed_below_half_of_its_best_evaluation(shares: list[float], verdict: bool | None):
+    assert collapsed([{"success": share} for share in shares]) is verdict
+
+
+def test_a_sign_is_told_once_and_stays_in_the_summary():
+    state, file = RunState(0.0), io.StringIO()
+    progress = Progress(state, RunSection(), Console(file=file), clock=lambda: 1.0)
+    for number, record in enumerate([*spoilt(ratio_p99=[7.5, 9.0]), HEALTHY[0]], 1):
+        state.observe(Stats(source="learner", event="update", values=record | {"update": number, "success": 0.5, "episodes": 8}), 1.0)
+        progress.tick()
+    assert file.getvalue().count("warning: ratio tail: 99th percentile of pi/mu 7.5") == 1
+    summary = summarise(state, 2.0)
+    assert summary["signs"] == {"ratio tail": "99th percentile of pi/mu 7.5"} and summary["collapsed"] is None
+    assert "ratio tail" in summary_text(summary)
