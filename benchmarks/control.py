@@ -1,6 +1,6 @@
 """What watching and cutting costs: tokens a second of one engine, with the same requests, seen and steered in every way we have.
 
-`python -m benchmarks.control [--quick] [--model DIR] [--streams 1,16,64] [--json FILE]` (nine minutes, on an idle machine)
+`python -m benchmarks.control [--quick] [--model DIR] [--streams 1,16,64] [--repeats N] [--json FILE]` (nine minutes for the tiny policy, on an idle machine)
 
 One vLLM engine, started as a run starts it; the conditions take turns, in another order each time, and the median of the repeats counts.
 """
@@ -135,12 +135,13 @@ CONDITIONS: dict[str, tuple[Condition, str]] = {
 """Name -> the turn, and the condition that asks for the same without being watched."""
 
 
-async def measure(bench: Bench, streams: int, seconds: float, repeats: int) -> dict[str, float]:
+async def measure(bench: Bench, streams: int, seconds: float, repeats: int, console: Console) -> dict[str, float]:
     """Median tokens a second of each condition."""
     speeds: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     for condition, _ in CONDITIONS.values():
         await _speed(bench, condition, streams, seconds / 4)  # kernels for new row counts, connections
     for repeat in range(repeats):
+        console.print(f"{streams} streams, round {repeat + 1} of {repeats}", highlight=False)
         for name in random.Random(repeat).sample(list(CONDITIONS), len(CONDITIONS)):
             speeds[name].append(await _speed(bench, CONDITIONS[name][0], streams, seconds))
     return {name: statistics.median(values) for name, values in speeds.items()}
@@ -247,8 +248,8 @@ async def _report(bench: Bench, streams: list[int], options: argparse.Namespace,
     table = Table("", *(f"{n} streams" for n in streams), "of the same, unwatched", title="tokens/s (of plain)")
     measured = {}
     for n in streams:
-        measured[n] = await measure(bench, n, 1.0 if options.quick else 3.0, 3 if options.quick else 5)
-        console.print(f"{n} streams measured", highlight=False)
+        measured[n] = await measure(bench, n, 1.0 if options.quick else 3.0, options.repeats or (3 if options.quick else 5), console)
+        console.print(", ".join(f"{name} {speed:,.0f}" for name, speed in measured[n].items()) + " tokens/s", highlight=False)
     for name, (_, base) in CONDITIONS.items():
         cells = [f"{measured[n][name]:,.0f} ({measured[n][name] / measured[n]['plain']:.0%})" for n in streams]
         ratios = ", ".join(f"{measured[n][name] / measured[n][base]:.2f}" for n in streams)
@@ -274,6 +275,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.control", description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="under a minute, at 16 streams")
     parser.add_argument("--streams", default="", help="turns at once, such as 1,16,64,256")
+    parser.add_argument("--repeats", type=int, default=0, help="rounds of all conditions (default 5, with --quick 3)")
     parser.add_argument("--model", default="", help="a Hugging Face directory (default: the tiny policy, random weights)")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
