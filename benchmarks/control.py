@@ -1,6 +1,7 @@
 """What watching and cutting costs: tokens a second of one engine, with the same requests, seen and steered in every way we have.
 
-`python -m benchmarks.control [--quick] [--model DIR] [--streams 1,16,64] [--repeats N] [--json FILE]` (nine minutes for the tiny policy, on an idle machine)
+`python -m benchmarks.control [--quick] [--model DIR] [--streams 1,16,64] [--repeats N] [--json FILE]`
+(nine minutes for the tiny policy, on an idle machine)
 
 One vLLM engine, started as a run starts it; the conditions take turns, in another order each time, and the median of the repeats counts.
 """
