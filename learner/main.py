@@ -72,6 +72,7 @@ class Learner:
         self._offsets: dict[EpisodeKey, int] = {}  # of what has not been handed out
         self._buffer = GroupBuffer(self._config.learner.group_size, self._config.learner.filter_groups)
         self._publisher = Publisher(Path(job.weights_dir), self._config.engine.dtype)
+        self._newest: tuple[int, Path, str] | None = None  # version, file and checksum of the weights published last
         self._pause_seconds = 0.0
         self.training: Training | None = None
         self._training_thread = ThreadPoolExecutor(1, thread_name_prefix="training")
@@ -246,7 +247,9 @@ class Learner:
         version = self.training.update_number
         if version not in self._applied:
             self._applied[version] = asyncio.get_running_loop().create_future()
-        path, checksum = await self._in_training_thread(self._publisher.publish, self.training.model, version)
+        if self._newest is None or self._newest[0] != version:
+            self._newest = version, *await self._in_training_thread(self._publisher.publish, self.training.model, version)
+        _, path, checksum = self._newest
         await self._tell(Published(version=version, path=str(path), checksum=checksum, trained=groups, last=last))
 
     def _checkpoint_due(self) -> bool:
