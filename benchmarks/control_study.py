@@ -27,8 +27,8 @@ from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("off", "budget", "void", "t2po-token", "t2po-turn", "t2po")
-TOKENS = {"alfworld": 200_000, "webshop": 250_000, "search": 250_000}
-"""Environment -> budget of a run: about ten updates, so that no mode has reached the ceiling."""
+TOKENS = {"alfworld": 150_000, "webshop": 250_000, "search": 250_000}
+"""Environment -> budget of a run: in ALFWorld eight updates, so that no mode has reached the ceiling."""
 BUDGET = {"alfworld": 19, "webshop": 19, "search": 19}
 """Thinking tokens of mode `budget`: about the 95th percentile of the thoughts of a warm-started policy (seed 0, training tasks), so that
 as many are cut as by the others."""
