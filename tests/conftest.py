@@ -16,13 +16,9 @@ settings.load_profile("foray")
 @pytest.fixture(scope="session")
 def small_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a policy as run_fixtures.SMALL describes it, random weights."""
-    from run_fixtures import job_in, small_config
+    from run_fixtures import job_in, small_config  # torch, which not every test needs
 
-    from learner.build import build_policy  # torch, which not every test needs
-
-    job = job_in(tmp_path_factory.mktemp("small") / "job", small_config())
-    build_policy(job)
-    return Path(job.model_dir)
+    return Path(job_in(tmp_path_factory.mktemp("small") / "job", small_config()).model_dir)
 
 
 @pytest.fixture(scope="session")

@@ -6,14 +6,20 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
+from hashlib import sha256
 from pathlib import Path
+
+import msgspec
 
 from config import Config, Job
 from controller.engine.fake import FakeEngine
+from learner.build import build_policy
 from protocol.codec import decode
 from protocol.messages import Trajectory
 from supervisor.job import choose_endpoints, free_port
@@ -35,13 +41,24 @@ def small_config(**overrides: str) -> Config:
     return resolve(None, SMALL | {name.replace("__", "."): value for name, value in overrides.items()})
 
 
-def job_in(directory: Path, config: Config, model_dir: Path | None = None) -> Job:
-    """A job that was not started by the supervisor."""
+def job_in(directory: Path, config: Config) -> Job:
+    """A job that was not started by the supervisor, with its policy, which is built once for all tests with the same one."""
     (directory / "weights").mkdir(parents=True)
-    return Job(
-        config=config, endpoints=choose_endpoints(config), run_dir=str(directory), model_dir=str(model_dir or directory / "policy"),
+    job = Job(
+        config=config, endpoints=choose_endpoints(config), run_dir=str(directory), model_dir=str(directory / "policy"),
         weights_dir=str(directory / "weights"), started=time.time(),
     )  # fmt: skip
+    if config.model.name != "tiny":
+        return msgspec.structs.replace(job, model_dir=config.model.name)
+    shown = msgspec.structs.replace(config.warm_start, episodes=0)  # what the tokenizer learns from, however much of it is trained on
+    depends = msgspec.json.encode([config.env, config.environment_settings(), config.model, shown, config.run.seed])
+    kept = Path(_built.name) / sha256(depends).hexdigest()
+    build_policy(msgspec.structs.replace(job, model_dir=str(kept)))
+    shutil.copytree(kept, directory / "policy")
+    return job
+
+
+_built = tempfile.TemporaryDirectory()
 
 
 class Run:

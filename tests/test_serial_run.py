@@ -41,7 +41,7 @@ from telemetry.fields import undocumented
 def serial_run(directory: Path, **overrides: str) -> tuple[dict, list[Trajectory], list[dict]]:
     """Run it; (summary, what was logged, metrics)."""
     config = small_config(**overrides)
-    job = job_in(directory, config, None if config.model.name == "tiny" else Path(config.model.name))
+    job = job_in(directory, config)
     summary = asyncio.run(train_serially(job, Console(quiet=True)))
     metrics = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     return summary, trajectories_of(directory), metrics
@@ -140,7 +140,7 @@ def test_uncertainty_and_entropy_are_recorded_for_every_token(finished):
 def test_mode_budget_cuts_thinking_and_resamples_nothing(tmp_path: Path, imitating: dict[str, str]):
     _, trajectories, _ = serial_run(
         tmp_path / "run", **imitating, control__mode="budget", control__min_thinking="1", control__max_thinking="3",
-        control__eta="1e9", run__updates="1",
+        control__eta="1e9", run__updates="1", env__max_turns="4",
     )  # fmt: skip
     turns = [turn for t in trajectories if not t.key.evaluation for turn in t.turns]
     events = [event for turn in turns for event in turn.kept.events]
@@ -179,7 +179,13 @@ def test_games_without_an_expert_are_played_by_a_model_of_ones_own(tmp_path: Pat
 
 
 def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):
-    settings = {"learner__decay": "1", "learner__learning_rate": "1e-3", "run__updates": "4", "run__minutes": "1000000"}
+    settings = {
+        "learner__decay": "1",
+        "learner__learning_rate": "1e-3",
+        "run__updates": "4",
+        "run__minutes": "1000000",
+        "env__max_turns": "1",
+    }
     _, _, metrics = serial_run(tmp_path / "run", **settings)
     assert [m["learning_rate"] for m in metrics if m["kind"] == "update"] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3], rel=1e-4)
 
@@ -217,7 +223,7 @@ def test_training_ends_when_its_tokens_are_generated_though_other_batches_wait(t
 
 
 def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path, imitating: dict[str, str]):
-    _, _, metrics = serial_run(tmp_path / "run", **imitating, learner__learning_rate="0", run__updates="3")
+    _, _, metrics = serial_run(tmp_path / "run", **imitating, learner__learning_rate="0", run__updates="3", env__max_turns="4")
     updates = [m for m in metrics if m["kind"] == "update"]
     assert len(updates) == 3
     for m in updates:
@@ -284,6 +290,7 @@ def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(tmp
     settings = imitating | {
         "learner__max_staleness": "0",
         "control__mode": "off",
+        "env__max_turns": "4",
         "run__updates": "2",
         "learner__learning_rate": "0.01",
     }
