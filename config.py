@@ -326,7 +326,11 @@ class Job(Section):
 
     @staticmethod
     def load(path: Path) -> Job:
-        return msgspec.json.decode(path.read_bytes(), type=Job)
+        """The job that `save` wrote. ConfigError if another version of this project did."""
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Job)
+        except msgspec.MsgspecError as error:
+            raise ConfigError(f"{path} was written by another version of this project: {error}") from None
 
 
 SHORT_NAMES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,14 @@ def test_the_command_line_names_the_run_and_its_settings(recorded: Job, tmp_path
 def test_what_cannot_be_changed_is_refused(recorded: Job, tmp_path: Path, setting: str, value: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         again(recorded, tmp_path / "new", **{setting: value})
+
+
+def test_a_run_of_another_version_is_refused(recorded: Job, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(recorded.run_dir, old)
+    (old / "job.json").write_text((old / "job.json").read_text().replace('"engines"', '"engine"'))
+    with pytest.raises(ConfigError, match=r"job\.json was written by another version"):
+        retrain(old, {}, Console(quiet=True))
 
 
 def test_a_directory_without_episodes_is_refused(tmp_path: Path) -> None:
