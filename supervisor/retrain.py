@@ -1,8 +1,9 @@
 """`python run.py replay --train RUN`: the recorded episodes of a run train its policy again, without engine or actors.
 
-The same batches in the same order, from the same warm-started policy, with the learner's settings as recorded or as given: the way to debug
-the learner, and to compare corrections on equal data. On one machine the result is the same to the bit each time. What the policy would
-have played with the other weights is not known: the data stays that of the recorded run.
+As many updates (unless `run.updates` says otherwise) on the same batches in the same order, from the same warm-started policy, with the
+learner's settings as recorded or as given: the way to debug the learner, and to compare corrections on equal data. On one machine the
+result is the same to the bit each time. What the policy would have played with the other weights is not known: the data stays that of the
+recorded run.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from supervisor import settings
 from supervisor.defaults import with_preset
 from supervisor.job import check_run_dir, default_run_dir, job_file
 from supervisor.replay import LOG, read_episodes, recorded_job
-from telemetry.collector import Collector
+from telemetry.collector import METRICS_FILE, Collector
+from telemetry.metrics_file import read_metrics
 from telemetry.progress import Progress
 
 CHANGEABLE = ("learner.", "run.")
@@ -72,8 +74,9 @@ def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
             raise ConfigError(f"replay --train: {name} changes nothing about recorded episodes; settings of learner and run do")
     recorded = recorded_job(run_dir, "replay --train")
     new = Path(full.get("run.dir", "") or default_run_dir())
-    unlimited = {"run.updates": "1000000", "run.tokens": "0"}
-    config = settings.resolve(run_dir / "config.toml", with_preset(unlimited | full | {"run.dir": str(new)}))
+    updates = max((line["update"] for line in read_metrics(run_dir / METRICS_FILE) if line["kind"] == "update"), default=0)
+    as_many = {"run.updates": str(updates), "run.tokens": "0", "run.minutes": "1000000"}
+    config = settings.resolve(run_dir / "config.toml", with_preset(as_many | full | {"run.dir": str(new)}))
     if config.learner.group_size != recorded.config.learner.group_size:
         raise ConfigError(f"learner.group_size: the groups of {run_dir} have {recorded.config.learner.group_size} episodes")
     check_run_dir(new, resume=False)
