@@ -25,6 +25,8 @@ from statistics import mean
 from rich.console import Console
 from rich.table import Table
 
+from telemetry.collapse import collapsed
+
 ROOT = Path(__file__).resolve().parent.parent
 MODES = ("off", "budget", "void", "t2po-token", "t2po-turn", "t2po")
 TOKENS = {"alfworld": 150_000, "webshop": 250_000, "search": 250_000}
@@ -33,8 +35,6 @@ BUDGET = {"alfworld": 19, "webshop": 19, "search": 19}
 """Thinking tokens of mode `budget`: about the 95th percentile of the thoughts of a warm-started policy (seed 0, training tasks), so that
 as many are cut as by the others."""
 GAMES = 128
-COLLAPSE = 0.5
-"""A run has collapsed if it ends below this share of its best evaluation."""
 MEANS = ("updates", "tokens", "seconds", "wasted", "turns", "thinking", "cut", "again")
 RESULTS = "results.jsonl"
 
@@ -148,7 +148,7 @@ def pooled(outcomes: Sequence[dict]) -> Iterator[dict]:
             "last": last,
             "interval": wilson(mean(last), GAMES * len(last)),
             "tokens_per_success": sum(run["tokens"] for run in runs) / max(1.0, sum(run["solved"] for run in runs)),
-            "collapsed": sum(end < COLLAPSE * max(share for _, share in run["success"]) for run, end in zip(runs, last, strict=True)),
+            "collapsed": sum(collapsed([{"success": share} for _, share in run["success"]]) or False for run in runs),
             **{name: mean(run[name] for run in runs) for name in MEANS},
         }
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from config import SHORT_NAMES, Config, ConfigError, Job
+from config import Config, ConfigError, Job
 from learner.groups import GroupBuffer
 from learner.measure import rollout_metrics
 from learner.training import Training
@@ -68,7 +68,7 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
 
 def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
     """The recorded job with other settings of the learner, in a run directory of its own."""
-    full = {SHORT_NAMES.get(name.replace("-", "_"), name.replace("-", "_")): text for name, text in overrides.items()}
+    full = {settings.full_name(name): text for name, text in overrides.items()}
     for name in full:
         if not name.startswith(CHANGEABLE):
             raise ConfigError(f"replay --train: {name} changes nothing about recorded episodes; settings of learner and run do")

@@ -36,7 +36,7 @@ def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, d
     given |= fixed_thresholds(given)
     said = {}
     for name, text in (overrides or {}).items():
-        full = SHORT_NAMES.get(name.replace("-", "_"), name.replace("-", "_"))
+        full = full_name(name)
         _check_known(full, known, "on the command line")
         said[full] = _value(full, known[full], text)
     given |= said | fixed_thresholds(said)
@@ -47,6 +47,12 @@ def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, d
     config = from_dict(tree)
     check_consistency(config)
     return config
+
+
+def full_name(name: str) -> str:
+    """The setting that an option of the command line names, in full or by its short name."""
+    name = name.replace("-", "_")
+    return SHORT_NAMES.get(name, name)
 
 
 def from_dict(tree: dict) -> Config:
