@@ -79,8 +79,22 @@ def test_control_without_thresholds_yet_records_and_does_nothing(tmp_path: Path,
     summary, attempts, _ = run(tmp_path / "run", **imitating, run__updates="1", env__max_turns="4")
     assert summary["interventions"] == summary["resamples"] == 0
     assert all(np.isnan(attempt.epsilon) and np.isnan(attempt.eta) and attempt.signals for attempt in attempts)
-    state = msgspec.json.decode((latest(tmp_path / "run") / STATE / "state.json").read_bytes(), type=TrainingState)
-    assert msgspec.json.decode(state.control, type=Calibration).eta.turns > 0  # a resumed run goes on with it
+
+
+def test_a_resumed_run_goes_on_with_the_thresholds_of_its_checkpoint(tmp_path: Path, imitating: dict[str, str]) -> None:
+    run(tmp_path / "run", **imitating, run__updates="1", env__max_turns="4")
+    before = calibration(tmp_path / "run")
+    assert before.eta.turns > 0
+    job = job_in(tmp_path / "again", small_config(**imitating, run__updates="1", env__max_turns="4"))
+    job = msgspec.structs.replace(job, run_dir=str(tmp_path / "run"), resume=True)
+    asyncio.run(train_serially(job, Console(quiet=True)))  # nothing is left to train: no turn is added
+    assert calibration(tmp_path / "run") == before
+
+
+def calibration(run_dir: Path) -> Calibration:
+    """That of the last checkpoint."""
+    state = msgspec.json.decode((latest(run_dir) / STATE / "state.json").read_bytes(), type=TrainingState)
+    return msgspec.json.decode(state.control, type=Calibration)
 
 
 def test_a_turn_that_repeats_itself_is_sampled_again(tmp_path: Path) -> None:
