@@ -57,9 +57,10 @@ async def test_reward_rises_in_the_example_environment(tmp_path: Path, monkeypat
     run = await run_to_the_end(
         tmp_path / "run", env=environment, run__updates="12", run__cache_dir=str(tmp_path / "cache"), warm_start__episodes="1500",
         warm_start__dawdling="0.6", warm_start__slips="0", sampling__max_tokens="32", actor__count="16", learner__groups="8",
-        learner__group_size="8", learner__learning_rate="2e-4", eval__episodes="128", engine__dtype="bfloat16",
+        learner__group_size="8", learner__learning_rate="1e-4", eval__episodes="128", engine__dtype="bfloat16",
     )  # fmt: skip
     before, after = (m["reward"] for m in run.metrics() if m["kind"] == "evaluation")
-    assert after > before + 3.0, f"mean reward on held-out tasks, where 10 is the most: {before} before, {after} after"
+    chance = 2.6 * 10 * (2 * 0.25 / 128) ** 0.5  # 99 % of what the difference of two evaluations of 128 games may be by chance, at most
+    assert after > before + chance, f"mean reward on held-out tasks, where 10 is the most: {before} before, {after} after"
     first = run.updates()[0]
     assert first["token_age_max"] == 0 and first["mismatch_age0"] < 0.01, "engine and learner disagree before any update"
