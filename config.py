@@ -202,10 +202,12 @@ class ControlSection(Section):
 
 class LearnerSection(Section):
     algorithm: Annotated[
-        Literal["gigpo", "grpo", "rloo", "reinforce++", "reinforce++-baseline"], says("Advantage estimator (learner/advantages/)")
+        Literal["gigpo", "grpo", "rloo", "reinforce++", "reinforce++-baseline", "gae"],
+        says("Advantage estimator (learner/advantages/); gae: with a value head, as PPO has it"),
     ] = "gigpo"
     correction: Annotated[
-        Literal["none", "ppo", "decoupled", "tis", "mis", "gspo", "cispo"], says("Off-policy correction of the loss (learner/corrections/)")
+        Literal["none", "ppo", "decoupled", "tis", "mis", "gspo", "cispo", "vtrace"],
+        says("Off-policy correction of the loss (learner/corrections/); vtrace: of the values, too, and for gae alone"),
     ] = "tis"
     groups: Annotated[int, says("P: groups an update", ge=1)] = 8
     group_size: Annotated[int, says("G: episodes of one task", ge=2)] = 8
@@ -217,8 +219,16 @@ class LearnerSection(Section):
     statistics: Annotated[
         Literal["turn", "episode"], says("Mean and deviation of a group's returns: each return once a turn, or once an episode")
     ] = "turn"
-    discount: Annotated[float, says("GiGPO: of step returns", ge=0, le=1)] = 0.95
+    discount: Annotated[float, says("gigpo: of step returns; gae: of rewards", ge=0, le=1)] = 0.95
+    anchor_similarity: Annotated[
+        float,
+        says("gigpo: share of equal words from which on two turns saw the same; 1: all (0.9 is usual in Search)", gt=0, le=1),
+    ] = 1.0
     step_weight: Annotated[float, says("GiGPO: omega, weight of the step advantage", ge=0)] = 1.0
+    gae_lambda: Annotated[float, says("gae: 1 trusts what came, 0 the value head", ge=0, le=1)] = 0.95
+    value_learning_rate: Annotated[float, says("gae: AdamW's step size for the value head", gt=0)] = 3e-3
+    vtrace_rho: Annotated[float, says("vtrace: largest importance weight of a turn", gt=0)] = 1.0
+    vtrace_c: Annotated[float, says("vtrace: largest weight by which later turns reach back over a turn", gt=0)] = 1.0
     invalid_penalty: Annotated[float, says("How much lower the advantage of a turn without a valid action is", ge=0)] = 1.0
     learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 8e-5
     decay: Annotated[float, says("Share of the training, at its end, over which the step size falls linearly to 0", ge=0, le=1)] = 0.3

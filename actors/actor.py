@@ -44,8 +44,9 @@ class Actor:
         self._learner = self._connect(context, f"tcp://{urlsplit(endpoint).hostname}:{welcome.learner_port}")
         self._welcome = welcome
         self._player = EpisodePlayer(
-            environment, prompter, self._take_turn, step_timeout=welcome.step_timeout, max_prompt_tokens=welcome.max_prompt_tokens
-        )
+            environment, prompter, self._take_turn, step_timeout=welcome.step_timeout,
+            max_prompt_tokens=welcome.max_prompt_tokens, anchor_texts=welcome.anchor_texts,
+        )  # fmt: skip
         self._reader = FrameReader()
         self._leases: asyncio.Queue[Lease] = asyncio.Queue()
         self._turns: dict[tuple[EpisodeKey, int], asyncio.Future[TurnResult | TurnFailed]] = {}

@@ -17,6 +17,11 @@ log = logging.getLogger(__name__)
 TakeTurn = Callable[[TurnRequest], Awaitable[TurnResult | TurnFailed]]
 
 
+def digest(text: str) -> str:
+    """16 letters in place of a text that is only compared."""
+    return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 class _Ended(Exception):
     """The episode cannot go on."""
 
@@ -29,13 +34,21 @@ class EpisodePlayer:
     """Plays leases in one environment. `take_turn` asks the controller for a response."""
 
     def __init__(
-        self, environment: Environment, prompter: Prompter, take_turn: TakeTurn, *, step_timeout: float, max_prompt_tokens: int
+        self,
+        environment: Environment,
+        prompter: Prompter,
+        take_turn: TakeTurn,
+        *,
+        step_timeout: float,
+        max_prompt_tokens: int,
+        anchor_texts: bool,
     ) -> None:
         self._environment = environment
         self._prompter = prompter
         self._take_turn = take_turn
         self._step_timeout = step_timeout
         self._max_prompt_tokens = max_prompt_tokens
+        self._anchor_texts = anchor_texts
         self.steps = 0
 
     async def play(self, lease: Lease) -> Trajectory | None:
@@ -62,7 +75,7 @@ class EpisodePlayer:
             answer = await self._take_turn(request)
             if isinstance(answer, TurnFailed):
                 raise _Ended(answer.reason, answer.detail)
-            anchor = blake2b(episode.anchor().encode(), digest_size=8).digest()
+            anchor = episode.anchor() if self._anchor_texts else digest(episode.anchor())
             response = self._prompter.text(unpack(answer.kept.tokens, INT32).tolist())
             action = env.parse(response, view.observation.admissible)
             result = await self._guarded(episode.step, action.action)

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from config import WarmStartSection
-from learner.batching import Sample
 from learner.demonstrations import TurnTokenizer, demonstrations
 from learner.policy import load_policy
+from learner.samples import Sample
 from learner.tiny import TURN_END, build_tiny
 from learner.warm_start import imitation_step, make_optimizers, token_batches
 from protocol.prompting import load_prompter

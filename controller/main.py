@@ -341,6 +341,7 @@ class Controller:
             max_prompt_tokens=self.config.engine.max_model_len - 1,
             heartbeat_seconds=self.config.actor.heartbeat_seconds,
             step_timeout=self.config.actor.step_timeout,
+            anchor_texts=self.config.learner.anchor_similarity < 1,
         )
 
 

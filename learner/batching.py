@@ -1,45 +1,18 @@
-"""From trajectories to what the model computes on: one sample a turn, random mini-batches, padded micro-batches."""
+"""From samples to what goes through the model at once: random mini-batches, padded micro-batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from config import ControlSection, LearnerSection
-from learner.advantages import ESTIMATORS, EpisodeReturns, GroupReturns
-from learner.resampling import stall_rate, weight
-from protocol.arrays import FLOAT32, INT32, UINT8, unpack
-from protocol.messages import Span, Trajectory, Turn
+from learner.samples import Sample
 
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One turn, as trained on."""
-
-    prompt: np.ndarray  # int32 [L]
-    response: np.ndarray  # int32 [T]
-    mask: np.ndarray  # bool [T]: trained on, that is chosen by the policy and with a finite behaviour log-prob
-    log_mu: np.ndarray  # float32 [T]: behaviour log-prob at the sampling temperature; anything where mask is false
-    age: np.ndarray  # int32 [T]: versions between the weights that sampled the token and the learner's
-    advantage: float  # of every token of the turn
-    log_prox: np.ndarray | None = None  # float32 [T]: log-prob by the policy at the start of the update, where a correction asks for it
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.response)
-
-    @property
-    def trained_tokens(self) -> int:
-        return int(self.mask.sum())
-
-    @property
-    def needs_compute(self) -> bool:
-        """False where the policy gradient is known to be 0. Such a sample still counts in the token mean."""
-        return self.advantage != 0.0 and bool(self.mask.any())
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,78 +27,6 @@ class MicroBatch:
     advantage: Tensor  # float32 [N]
     age: Tensor  # int64 [N]
     padding: int  # columns, over all rows, that hold no token
-
-
-def group_returns(group: Sequence[Trajectory]) -> GroupReturns:
-    """What advantages are computed from: the played episodes of one task."""
-    return GroupReturns(
-        [
-            EpisodeReturns(
-                rewards=np.array([turn.reward for turn in episode.turns], dtype=np.float64),
-                valid=np.array([turn.valid for turn in episode.turns], dtype=bool),
-                anchors=[turn.anchor for turn in episode.turns],
-            )
-            for episode in group
-        ]
-    )
-
-
-UNCONTROLLED = ControlSection(mode="off")
-
-
-def samples_of(
-    groups: Sequence[Sequence[Trajectory]], version: int, settings: LearnerSection, control: ControlSection = UNCONTROLLED
-) -> list[Sample]:
-    """Every turn of every played episode. `version`: of the learner's weights before the update.
-
-    In control's mode `void` a turn without a valid action is left out, though its episode counts in the group's statistics. Dropped
-    episodes are left out. Raises ValueError, naming the episode, where a turn's arrays do not fit together.
-    """
-    samples = []
-    weighted = settings.resampling == "weight"
-    rate = stall_rate([turn for group in groups for episode in group for turn in episode.turns]) if weighted else 0.0
-    played = [[episode for episode in group if episode.dropped is None] for group in groups]
-    played = [group for group in played if group]
-    estimated = ESTIMATORS[settings.algorithm]([group_returns(group) for group in played], settings) if played else []
-    for group, of_group in zip(played, estimated, strict=True):
-        for episode, advantages in zip(group, of_group, strict=True):
-            for number, (turn, advantage) in enumerate(zip(episode.turns, advantages, strict=True)):
-                if control.mode == "void" and not turn.valid:
-                    continue
-                if weighted:
-                    advantage = advantage * weight(turn, rate, control.max_resamples, settings.tis_cap)
-                try:
-                    samples.append(_sample(turn, float(advantage), version))
-                except ValueError as error:
-                    raise ValueError(f"episode {episode.key.id}, turn {number}: {error}") from None
-    return samples
-
-
-def _sample(turn: Turn, advantage: float, version: int) -> Sample:
-    kept = turn.kept
-    response = unpack(kept.tokens, INT32)
-    log_mu = unpack(kept.log_probs, FLOAT32)
-    mask = unpack(kept.mask, UINT8) > 0
-    if not len(response) == len(log_mu) == len(mask):
-        raise ValueError(f"{len(response)} tokens, {len(log_mu)} log-probs, {len(mask)} mask values")
-    return Sample(
-        prompt=unpack(turn.prompt, INT32),
-        response=response,
-        mask=mask & np.isfinite(log_mu),
-        log_mu=log_mu,
-        age=_ages(kept.spans, len(response), version),
-        advantage=advantage,
-    )
-
-
-def _ages(spans: Sequence[Span], tokens: int, version: int) -> np.ndarray:
-    age = np.full(tokens, -1, dtype=np.int32)
-    for span in spans:
-        # Negative for what weights played that a crash has lost since: no older than the newest.
-        age[span.start : span.stop] = max(0, version - span.version)
-    if (age < 0).any():
-        raise ValueError(f"spans {list(spans)} leave tokens without a version")
-    return age
 
 
 def minibatches(samples: Sequence[Sample], count: int, rng: np.random.Generator) -> list[list[Sample]]:
@@ -143,16 +44,21 @@ def microbatches(samples: Sequence[Sample], token_budget: int, *, everything: bo
 
 
 def parts(samples: Sequence[Sample], token_budget: int) -> Iterator[list[Sample]]:
-    """The samples sorted by length, as many at once as fit into `token_budget` tokens, padding included.
+    """The samples, as `parts_by` puts them together by their length."""
+    return parts_by(samples, lambda sample: sample.length, token_budget)
 
-    A sample longer than the budget goes alone.
+
+def parts_by(items: Iterable[Item], length: Callable[[Item], int], token_budget: int) -> Iterator[list[Item]]:
+    """The items sorted by `length`, as many at once as fit into `token_budget` tokens, padding included.
+
+    One longer than the budget goes alone.
     """
-    rows: list[Sample] = []
-    for sample in sorted(samples, key=lambda s: s.length):
-        if rows and (len(rows) + 1) * sample.length > token_budget:
+    rows: list[Item] = []
+    for item in sorted(items, key=length):
+        if rows and (len(rows) + 1) * length(item) > token_budget:
             yield rows
             rows = []
-        rows.append(sample)
+        rows.append(item)
     if rows:
         yield rows
 

@@ -1,7 +1,7 @@
 """Checkpoints: a Hugging Face directory that anything can load, and beside the weights what training needs to go on.
 
     <run>/checkpoints/000020/  config.json  model.safetensors  tokenizer.json  …
-                               training_state/  state.json  optimizer.pt  (reference/)
+                               training_state/  state.json  optimizer.pt  (critic.pt)  (reference/)
 
 One is written under another name and renamed when it is whole, so whatever bears a number can be loaded.
 """
@@ -16,8 +16,11 @@ import msgspec
 import torch
 from transformers import PreTrainedModel
 
+from learner.critic import Critic
+
 STATE = "training_state"
 REFERENCE = "reference"
+CRITIC = "critic.pt"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -50,9 +53,10 @@ def save(
     state: TrainingState,
     tokenizer_from: Path,
     reference: PreTrainedModel | None = None,
+    critic: Critic | None = None,
 ) -> Path:
     """Write a checkpoint, replacing one of the same update. `tokenizer_from`: the directory the policy was loaded from. `reference`: the
-    policy that the model is held to, if any."""
+    policy that the model is held to, if any. `critic`: the value head, if any."""
     final = checkpoints_dir(run_dir) / f"{state.update:06d}"
     unfinished = final.parent / f".{final.name}-{os.getpid()}"
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -61,6 +65,8 @@ def save(
     torch.save(optimizer.state_dict()["state"], unfinished / STATE / "optimizer.pt")
     if reference is not None:
         reference.save_pretrained(unfinished / STATE / REFERENCE)
+    if critic is not None:
+        torch.save(critic.state(), unfinished / STATE / CRITIC)
     (unfinished / STATE / "state.json").write_bytes(msgspec.json.encode(state))
     if final.exists():
         # A directory cannot replace one that is not empty: for a moment there is none of this number, the one before it is whole.
@@ -83,6 +89,13 @@ def load(directory: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
     moments = torch.load(directory / STATE / "optimizer.pt", weights_only=True)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return msgspec.json.decode((directory / STATE / "state.json").read_bytes(), type=TrainingState)
+
+
+def load_critic(directory: Path, critic: Critic) -> None:
+    """Restore a value head; it stays as it is if the checkpoint has none, since its run had none."""
+    path = directory / STATE / CRITIC
+    if path.exists():
+        critic.load(torch.load(path, weights_only=True))
 
 
 def reference(directory: Path) -> Path | None:

@@ -10,7 +10,7 @@ import numpy as np
 from config import Config
 from envs.play import expert_episode
 from envs.registry import make_environment
-from learner.batching import Sample
+from learner.samples import Sample
 from protocol.prompting import Prompter
 
 Turns = list[tuple[str, str]]

@@ -36,13 +36,16 @@ def log_probs(model: PreTrainedModel, batch: MicroBatch, temperature: float, *, 
     """
     device = next(model.parameters()).device
     tokens, rows, columns = batch.tokens.to(device), batch.rows.to(device), batch.columns.to(device)
-    if qwen3.applies_to(model):
-        hidden = qwen3.hidden_states(model, tokens, rows, columns - 1)
-    else:
-        hidden = model.model(input_ids=tokens, use_cache=False).last_hidden_state[rows, columns - 1]
-    logits = model.lm_head(hidden).float() / temperature
+    logits = model.lm_head(final_hidden(model, tokens, rows, columns - 1)).float() / temperature
     log_p = functional.log_softmax(logits, dim=-1)
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = -(log_p.exp() * log_p).sum(-1)
     targets = tokens[rows, columns]
     return log_p.gather(-1, targets[:, None]).squeeze(-1), entropy
+
+
+def final_hidden(model: PreTrainedModel, tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """What the language-model head sees [N, hidden] of tokens [B, S], padded on the right, at the positions (rows [N], columns [N])."""
+    if qwen3.applies_to(model):
+        return qwen3.hidden_states(model, tokens, rows, columns)
+    return model.model(input_ids=tokens, use_cache=False).last_hidden_state[rows, columns]

@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 
 from config import Config, Job
 from learner import checkpoint
-from learner.batching import samples_of
 from learner.checkpoint import IntakeState, TrainingState
 from learner.demonstrations import TurnTokenizer
 from learner.measure import tokens_of
 from learner.policy import load_policy
+from learner.samples import samples_of
 from learner.update import Updater
 from learner.warm_start import warm_start
 from protocol.messages import Trajectory
@@ -67,13 +67,15 @@ class Training:
         kept = checkpoint.reference(directory)
         updater = _updater(load_policy(directory, _device()), job.config, load_policy(kept, _device()) if kept else None)
         state = checkpoint.load(directory, updater.optimizer)
+        if updater.critic is not None:
+            checkpoint.load_critic(directory, updater.critic)
         updater.rng.bit_generator.state = state.rng
         return cls(job, updater, state)
 
     def update(self, groups: Sequence[Sequence[Trajectory]], progress: float = 0.0) -> dict[str, float]:
         """One update on groups of played episodes, when the share `progress` of all is over; its numbers (telemetry/fields.py)."""
         config = self._job.config
-        samples = samples_of(groups, self.update_number, config.learner, config.control)
+        samples = samples_of(groups, self.update_number, config.learner, config.control, self._updater.judge)
         metrics = self._updater.update(samples, progress)
         self.update_number += 1
         every = config.learner.reference_every
@@ -93,9 +95,8 @@ class Training:
         intake = IntakeState(log_position=log_position, next_group=next_group, next_evaluation=next_evaluation)
         rng = self._updater.rng.bit_generator.state
         state = TrainingState(update=self.update_number, intake=intake, tokens=self.tokens, rng=rng, control=self.control)
-        return checkpoint.save(
-            Path(self._job.run_dir), self.model, self._updater.optimizer, state, Path(self._job.model_dir), self._updater.reference
-        )
+        run_dir, model_dir, u = Path(self._job.run_dir), Path(self._job.model_dir), self._updater
+        return checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, u.reference, u.critic)
 
 
 def _device() -> torch.device:

@@ -13,11 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from config import LearnerSection
-from learner.batching import MicroBatch, Sample, collate, microbatches, minibatches, parts
+from learner.advantages import VALUED
+from learner.batching import MicroBatch, collate, microbatches, minibatches, parts_by
 from learner.corrections import CORRECTIONS, PROXIMAL, Tokens
 from learner.corrections.diagnostics import divergence, token_ages
 from learner.corrections.ratio import log_ratio
+from learner.critic import Critic
 from learner.policy import log_probs
+from learner.samples import Sample
 
 
 @dataclass
@@ -63,6 +66,9 @@ class Updater:
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
         )
+        device = next(model.parameters()).device
+        valued = settings.algorithm in VALUED
+        self.critic = Critic(model.config.hidden_size, settings.value_learning_rate, device) if valued else None
         self._settings = settings
         self._temperature = temperature
         self._max_tokens = max_tokens
@@ -72,8 +78,16 @@ class Updater:
         if self.reference is not None:
             self.reference.load_state_dict(self.model.state_dict())
 
+    def judge(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The samples with what the policy as it is now, and the value head, know of them, as far as the settings ask for it."""
+        if self._settings.correction in PROXIMAL:
+            samples = self._with_proximal(samples)
+        if self.critic is not None:
+            samples = self.critic.judged(self.model, samples, self._settings.microbatch_tokens)
+        return list(samples)
+
     def update(self, samples: Sequence[Sample], progress: float = 0.0) -> dict[str, float]:
-        """`minibatches` optimizer steps over the samples, each seen once; the update's numbers (telemetry/fields.py).
+        """`minibatches` optimizer steps over the samples, which were judged, each seen once; the update's numbers (telemetry/fields.py).
 
         `progress` is the share of the training that is over, which the step size depends on.
 
@@ -85,8 +99,6 @@ class Updater:
         for group in self.optimizer.param_groups:
             group["lr"] = step_size(self._settings, progress)
         trainable = [sample for sample in samples if sample.trained_tokens]
-        if self._settings.correction in PROXIMAL:
-            trainable = self._with_proximal(trainable)
         steps = [self._step(part) for part in minibatches(trainable, self._settings.minibatches, self.rng)]
         advantages = np.array([sample.advantage for sample in trainable])
         trained = sum(sample.trained_tokens for sample in trainable)
@@ -104,6 +116,8 @@ class Updater:
         }
         if trainable:
             metrics |= token_ages(np.concatenate([sample.age[sample.mask] for sample in trainable]))
+        if self.critic is not None and samples:
+            metrics |= self.critic.fit(samples)
         observed = [step for step in steps if len(step.log_pi)]
         if observed:
             metrics["entropy"] = float(np.concatenate([step.entropy for step in observed]).mean())
@@ -118,15 +132,16 @@ class Updater:
 
     def _with_proximal(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples with the log-probs of the policy as it is before the update."""
-        out = []
-        for part in parts(samples, self._settings.microbatch_tokens):
+        out = list(samples)
+        for which in parts_by(range(len(samples)), lambda i: samples[i].length, self._settings.microbatch_tokens):
+            part = [samples[i] for i in which]
             with torch.no_grad():
                 log_pi, _ = log_probs(self.model, collate(part), self._temperature)
             ends = np.cumsum([sample.trained_tokens for sample in part])[:-1]
-            for sample, values in zip(part, np.split(log_pi.cpu().numpy(), ends), strict=True):
+            for i, sample, values in zip(which, part, np.split(log_pi.cpu().numpy(), ends), strict=True):
                 log_prox = np.zeros(len(sample.mask), dtype=np.float32)
                 log_prox[sample.mask] = values
-                out.append(replace(sample, log_prox=log_prox))
+                out[i] = replace(sample, log_prox=log_prox)
         return out
 
     def _step(self, samples: Sequence[Sample]) -> _Step:

@@ -12,10 +12,11 @@ import torch
 from transformers import PreTrainedModel
 
 from config import Config, WarmStartSection
-from learner.batching import Sample, microbatches
+from learner.batching import microbatches
 from learner.demonstrations import TurnTokenizer, demonstrations
 from learner.muon import Muon
 from learner.policy import log_probs
+from learner.samples import Sample
 
 Progress = Callable[[str, float, float], None]
 """(phase, done, of)"""

@@ -96,6 +96,7 @@ class Welcome(Message):
     max_prompt_tokens: int  # a longer prompt leaves no room for a response
     heartbeat_seconds: float
     step_timeout: float  # seconds an environment's step may take
+    anchor_texts: bool  # anchors are texts, since similar ones are compared; else digests
 
 
 class Credit(Message):
@@ -199,7 +200,7 @@ class Turn(msgspec.Struct, array_like=True, frozen=True):
     rejected: list[Attempt]
     reward: float
     valid: bool
-    anchor: bytes  # digest of what the agent was shown: equal exactly when the observations are
+    anchor: str  # of what the agent was shown: a digest, equal exactly when that is; the text itself with learner.anchor_similarity
     action: str
 
 

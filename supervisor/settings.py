@@ -75,6 +75,10 @@ def check_consistency(config: Config) -> None:
         raise ConfigError(f"engine.devices: {len(config.engine.devices)} devices for {config.engine.count} engines (engine.count)")
     if config.learner.algorithm.startswith("reinforce++") and not config.learner.normalise:
         raise ConfigError("learner.normalise: reinforce++ is the division by the batch's deviation; set it to true, or take grpo or rloo")
+    if config.learner.correction == "vtrace" and config.learner.algorithm != "gae":
+        raise ConfigError(
+            f"learner.correction: vtrace corrects values, and learner.algorithm {config.learner.algorithm} has none; set it to gae"
+        )
     if config.learner.reference_every and not config.learner.kl:
         raise ConfigError("learner.reference_every: there is no reference without learner.kl; set learner.kl, or leave this at 0")
     if config.control.min_thinking > config.control.max_thinking:

@@ -82,6 +82,8 @@ FIELDS: dict[str, Field] = {
     "kl_k1": Field("nats", "correction", "value", "Mean of -log r (k1), learner against engine"),
     # --- the optimizer
     "loss": Field("1", "learner", "value", "Policy loss, token mean over the batch"),
+    "value_loss": Field("1", "learner", "value", "Mean squared error of the value head, before it learns from the batch (gae)"),
+    "explained_variance": Field("share", "learner", "value", "Of the value head's targets, by its values: 1 - Var(error) / Var(target)"),
     "grad_norm": Field("1", "learner", "value", "Norm of the gradient before clipping, mean over the optimizer steps"),
     "learning_rate": Field("1", "learner", "value", "Step size at the last optimizer step"),
     "optimizer_steps": Field("1", "learner", "value", "Optimizer steps of the update"),

@@ -55,7 +55,7 @@ def random_turn(rng: np.random.Generator, vocabulary: int, versions: tuple[int, 
     }  # fmt: skip
     return Turn(
         prompt=pack(rng.integers(7, vocabulary, int(rng.integers(4, 20))), INT32), kept=Attempt(**fields | changes), rejected=[],
-        reward=float(rng.integers(2)), valid=bool(rng.random() < 0.8), anchor=bytes([int(rng.integers(3))]), action="look",
+        reward=float(rng.integers(2)), valid=bool(rng.random() < 0.8), anchor="abc"[int(rng.integers(3))], action="look",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from actors.episode import EpisodePlayer
+from actors.episode import EpisodePlayer, digest
 from config import ModelSection
 from envs.base import EnvironmentFailure, Observation, StepResult
 from envs.play import expert_episode
@@ -46,7 +46,8 @@ def result_of(request, text: str) -> TurnResult:
 
 
 def player(take_turn, env=None, **settings) -> EpisodePlayer:
-    return EpisodePlayer(env or environment(), prompter(), take_turn, **{"step_timeout": 5.0, "max_prompt_tokens": 4000} | settings)
+    settings = {"step_timeout": 5.0, "max_prompt_tokens": 4000, "anchor_texts": False} | settings
+    return EpisodePlayer(env or environment(), prompter(), take_turn, **settings)
 
 
 def expert_turns(lease: Lease):
@@ -97,6 +98,13 @@ async def test_a_cancelled_episode_leaves_nothing():
         return TurnFailed(key=request.key, attempt=0, turn=request.turn, reason=DropReason.CANCELLED, detail="")
 
     assert await player(take_turn).play(LEASE) is None
+
+
+async def test_an_anchor_is_a_digest_or_the_text_where_similar_ones_are_compared():
+    take_turn, _, _ = expert_turns(LEASE)
+    seen = environment().start(LEASE.split, LEASE.task_index).anchor()
+    short, whole = [(await player(take_turn, anchor_texts=texts).play(LEASE)).turns[0].anchor for texts in (False, True)]
+    assert whole == seen and short == digest(seen) and len(short) == 16
 
 
 async def test_a_prompt_that_is_too_long_drops_the_episode_and_names_the_setting():

@@ -1,6 +1,7 @@
 """Advantages against slow references, and what must hold of them whatever the group."""
 
 import math
+from difflib import SequenceMatcher
 
 import numpy as np
 import pytest
@@ -8,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import LearnerSection
-from learner.advantages import ESTIMATORS, EpisodeReturns, GroupReturns
-from learner.advantages.gigpo import step_advantages
+from learner.advantages import ESTIMATORS, VALUED, EpisodeReturns, GroupReturns
+from learner.advantages.gigpo import leaders_of, step_advantages
 
-ANCHORS = [b"a", b"b", b"c"]
+ANCHORS = ["a", "b", "c"]
 
 
 @st.composite
@@ -20,7 +21,8 @@ def episodes(draw) -> EpisodeReturns:
     rewards = draw(st.lists(st.sampled_from([0.0, 0.0, 1.0, 10.0, -0.5]), min_size=turns, max_size=turns))
     valid = draw(st.lists(st.booleans(), min_size=turns, max_size=turns))
     anchors = draw(st.lists(st.sampled_from(ANCHORS), min_size=turns, max_size=turns))
-    return EpisodeReturns(np.array(rewards), np.array(valid), anchors)
+    values, log_ratios = (draw(st.lists(st.floats(low, high), min_size=turns, max_size=turns)) for low, high in ((-5, 5), (-2, 2)))
+    return EpisodeReturns(np.array(rewards), np.array(valid), anchors, np.array(values), np.array(log_ratios))
 
 
 groups = st.lists(episodes(), min_size=1, max_size=6).map(GroupReturns)
@@ -31,6 +33,10 @@ settings = st.builds(
     discount=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
     step_weight=st.sampled_from([0.0, 1.0, 2.5]),
     invalid_penalty=st.sampled_from([0.0, 0.1, 1.0]),
+    gae_lambda=st.sampled_from([0.0, 0.9, 1.0]),
+    correction=st.sampled_from(["tis", "vtrace"]),
+    vtrace_rho=st.sampled_from([0.5, 1.0, 2.0]),
+    vtrace_c=st.sampled_from([0.5, 1.0]),
 )
 
 
@@ -95,12 +101,55 @@ def gigpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]
     return advantages
 
 
+def gae_reference(e: EpisodeReturns, s: LearnerSection) -> list[float]:
+    """The sum of (discount lambda)^i times the errors of the values to come."""
+    values = [*e.values, 0.0]
+    errors = [r + s.discount * values[k + 1] - values[k] for k, r in enumerate(e.rewards)]
+    return [math.fsum((s.discount * s.gae_lambda) ** (j - k) * errors[j] for j in range(k, len(errors))) for k in range(len(errors))]
+
+
+def vtrace_reference(e: EpisodeReturns, s: LearnerSection) -> list[float]:
+    """V_k + sum of discount^(j - k) c_k ... c_(j - 1) rho_j times the errors to come (eq. 1)."""
+    values = [*e.values, 0.0]
+    rho, c = ([min(bound, math.exp(log_r)) for log_r in e.log_ratios] for bound in (s.vtrace_rho, s.vtrace_c))
+    errors = [r + s.discount * values[k + 1] - values[k] for k, r in enumerate(e.rewards)]
+    return [
+        values[k] + math.fsum(s.discount ** (j - k) * math.prod(c[k:j]) * rho[j] * errors[j] for j in range(k, len(errors)))
+        for k in range(len(errors))
+    ]
+
+
+def valued_reference(batch: list[GroupReturns], s: LearnerSection) -> list[list[list[float]]]:
+    by_episode = []
+    for e in (e for group in batch for e in group.episodes):
+        if s.correction == "vtrace":
+            targets = [*vtrace_reference(e, s), 0.0]
+            by_episode.append([r + s.discount * targets[k + 1] - e.values[k] for k, r in enumerate(e.rewards)])
+        else:
+            by_episode.append(gae_reference(e, s))
+    compared = [value for values in by_episode for value in values]
+    found = iter(by_episode)
+    out = []
+    for group in batch:
+        validity = [float(v) for e in group.episodes for v in e.valid]
+        out.append([
+            [
+                (standing(value, compared, True) if s.normalise else value) + s.invalid_penalty * standing(float(valid), validity, False)
+                for value, valid in zip(next(found), e.valid, strict=True)
+            ]
+            for e in group.episodes
+        ])  # fmt: skip
+    return out
+
+
 BY_GROUP = {"grpo": grpo_reference, "gigpo": gigpo_reference, "rloo": rloo_reference}
 
 
 def reference(name: str, batch: list[GroupReturns], s: LearnerSection) -> list[list[list[float]]]:
     if name in BY_GROUP:
         return [BY_GROUP[name](group, s) for group in batch]
+    if name == "gae":
+        return valued_reference(batch, s)
     return reinforce_pp_reference(batch, s, baseline=name.endswith("baseline"))
 
 
@@ -122,15 +171,14 @@ def estimated(name: str, group: GroupReturns, settings: LearnerSection) -> list[
 
 def episode(rewards, anchors=None, valid=None) -> EpisodeReturns:
     turns = len(rewards)
-    return EpisodeReturns(
-        np.array(rewards, dtype=np.float64), np.array(valid or [True] * turns), anchors or [bytes([i]) for i in range(turns)]
-    )
+    anchors = anchors or list(map(str, range(turns)))
+    return EpisodeReturns(np.array(rewards, dtype=np.float64), np.array(valid or [True] * turns), anchors, values=np.zeros(turns))
 
 
 def test_equal_returns_give_exactly_zero():
     # 10 * 0.95**k three times: their mean is not exactly their value, and 1e-15 / 1e-6 would be a gradient.
     group = GroupReturns([episode([0, 0, 0, 10]) for _ in range(3)])
-    for name in ESTIMATORS:
+    for name in set(ESTIMATORS) - VALUED:
         assert all((a == 0).all() for a in estimated(name, group, LearnerSection()))
 
 
@@ -142,14 +190,37 @@ def test_failures_that_differ_in_validity_alone_stay_small():
 
 
 def test_anchor_seen_by_one_turn_gives_no_step_advantage():
-    group = GroupReturns([episode([0, 10], anchors=[b"a", b"b"]), episode([0, 0], anchors=[b"c", b"d"])])
+    group = GroupReturns([episode([0, 10], anchors=["a", "b"]), episode([0, 0], anchors=["c", "d"])])
     assert all(not a.any() for a in step_advantages(group, LearnerSection()))
 
 
 def test_step_advantage_prefers_the_turn_nearer_to_the_reward():
-    group = GroupReturns([episode([0, 0, 10], anchors=[b"a", b"a", b"b"])])
+    group = GroupReturns([episode([0, 0, 10], anchors=["a", "a", "b"])])
     (advantages,) = step_advantages(group, LearnerSection(normalise=False, discount=0.5))
     np.testing.assert_allclose(advantages, [-1.25, 1.25, 0.0])
+
+
+ALIKE = ("a page of ten words that says this and that", "a page of ten words that says this and more", "something else")
+
+
+def test_turns_that_saw_nearly_the_same_are_compared_where_that_is_asked_for():
+    group = GroupReturns([episode([0, 10], anchors=[ALIKE[0], ALIKE[2]]), episode([0, 0], anchors=[ALIKE[1], ALIKE[2] * 2])])
+    near, far = (step_advantages(group, LearnerSection(normalise=False, discount=1.0, anchor_similarity=s)) for s in (0.9, 0.91))
+    np.testing.assert_allclose(near, [[5, 0], [-5, 0]])
+    np.testing.assert_allclose(far, 0)
+
+
+@given(anchors=st.lists(st.lists(st.sampled_from("abc"), max_size=6).map(" ".join)), similarity=st.sampled_from([0.3, 0.7, 1.0]))
+def test_a_cluster_is_of_what_is_similar_to_its_first(anchors, similarity):
+    leaders = leaders_of(anchors, similarity)
+    assert set(leaders) == set(anchors)
+    for anchor, leader in leaders.items():
+        before = anchors[: anchors.index(anchor) + 1]
+        leading = [other for other in before if leaders[other] == other]
+        alike = [
+            o for o in leading if o == anchor or SequenceMatcher(None, anchor.split(), o.split(), autojunk=False).ratio() >= similarity
+        ]
+        assert leader == (alike[0] if similarity < 1 else anchor)
 
 
 @pytest.mark.parametrize("name", ["grpo", "rloo", "reinforce++", "reinforce++-baseline"])

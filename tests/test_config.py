@@ -248,6 +248,20 @@ def test_settings_that_cannot_hold_together_are_both_named() -> None:
     assert "engine.max_model_len" in message
 
 
+@pytest.mark.parametrize(
+    ("together", "named", "instead"),
+    [
+        ({"algorithm": "reinforce++", "learner__normalise": "false"}, "learner.normalise", "true"),
+        ({"algorithm": "gigpo", "learner__correction": "vtrace"}, "learner.correction", "gae"),
+        ({"learner__reference_every": "5"}, "learner.reference_every", "learner.kl"),
+    ],
+    ids=["reinforce++", "vtrace", "reference"],
+)
+def test_settings_of_the_loss_that_cannot_hold_together_are_refused(together: dict[str, str], named: str, instead: str) -> None:
+    message = refused(**together)
+    assert message.startswith(f"{named}: ") and instead in message
+
+
 def test_a_model_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     message = refused(model=str(tmp_path / "no-model"))
     assert message.startswith("model.name: ")

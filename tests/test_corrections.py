@@ -12,7 +12,7 @@ from config import LearnerSection
 from learner.corrections import CORRECTIONS, Tokens
 from learner.corrections.diagnostics import divergence, effective_sample_size, token_ages
 
-SETTINGS = LearnerSection(clip_low=0.2, clip_high=0.3, tis_cap=2.0, mis_low=0.5, mis_high=2.0)
+SETTINGS = LearnerSection(clip_low=0.2, clip_high=0.3, tis_cap=2.0, mis_low=0.5, mis_high=2.0, vtrace_rho=1.4)
 
 LOG_RATIOS = [-3.0, -1.5, -0.5, -0.25, -0.05, 0.0, 0.1, 0.5, 1.0, 1.7]
 """On both sides of every bound, never on one, where a gradient is not defined."""
@@ -86,9 +86,14 @@ def cispo_reference(log_r, log_step, advantage, log_pi, turn):
     return -weight * advantage * log_pi, -weight * advantage, weight != math.exp(log_r), True
 
 
+def vtrace_reference(log_r, log_step, advantage, log_pi, turn):
+    weight = min(math.exp(math.fsum(turn)), SETTINGS.vtrace_rho)
+    return -weight * advantage * log_pi, -weight * advantage, math.exp(math.fsum(turn)) > SETTINGS.vtrace_rho, True
+
+
 REFERENCES = {
     "none": none_reference, "ppo": ppo_reference, "decoupled": decoupled_reference, "tis": tis_reference, "mis": mis_reference,
-    "gspo": gspo_reference, "cispo": cispo_reference,
+    "gspo": gspo_reference, "cispo": cispo_reference, "vtrace": vtrace_reference,
 }  # fmt: skip
 
 

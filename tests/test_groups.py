@@ -56,7 +56,7 @@ def test_groups_whose_returns_are_equal_are_left_out_where_that_is_asked_for():
     buffer, unfiltered = GroupBuffer(group_size=2, filter_groups=True), GroupBuffer(group_size=2)
     for group, rewards in enumerate([(0.0, 0.0), (0.0, 10.0), (10.0, 10.0)]):
         for member, reward in enumerate(rewards):
-            turn = Turn(prompt=b"", kept=NOTHING, rejected=[], reward=reward, valid=True, anchor=b"", action="")
+            turn = Turn(prompt=b"", kept=NOTHING, rejected=[], reward=reward, valid=True, anchor="", action="")
             played = msgspec.structs.replace(trajectory(group, member), turns=[turn])
             buffer.add(played), unfiltered.add(played)
     assert buffer.advance() == [0, 2] and buffer.take(1)[0] == [1]

@@ -73,6 +73,19 @@ def test_the_reference_policy_survives_a_resume(job):
     assert same(weights(training), weights(restored))
 
 
+def test_the_value_head_survives_a_resume(job):
+    settings = msgspec.structs.replace(job.config.learner, algorithm="gae")
+    job = msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=settings))
+    training = Training.begin(job, no_progress)
+    training.update(groups(0))
+    training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    restored = Training.restore(job, no_progress)
+    for seed in (1, 2):
+        first, second = training.update(groups(seed)), restored.update(groups(seed))
+        assert first["value_loss"] == second["value_loss"] > 0
+    assert same(weights(training), weights(restored))
+
+
 def test_half_written_checkpoint_is_never_picked(job, tmp_path, monkeypatch):
     training = Training.begin(job, no_progress)
     whole = training.checkpoint(log_position=0, next_group=0, next_evaluation=0)

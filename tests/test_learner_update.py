@@ -8,9 +8,10 @@ import pytest
 import torch
 from learner_fixtures import TURNS, random_group, small_config
 
-from learner.batching import Sample, collate, samples_of
+from learner.batching import collate
 from learner.corrections import CORRECTIONS
 from learner.policy import log_probs
+from learner.samples import Sample, samples_of
 from learner.tiny import random_model, train_tokenizer
 from learner.update import Updater, share_over, step_size
 
@@ -144,12 +145,15 @@ def test_a_policy_that_is_its_own_reference_is_not_held_back(model):
 
 
 def test_the_proximal_policy_is_that_of_the_start_of_the_update(model):
-    """With one mini-batch, nothing has moved yet: the decoupled correction is TIS."""
-    samples = batch()
+    """Though the policy moves with the first mini-batch. With one alone, the decoupled correction is TIS."""
     ends = [updater(model, minibatches=1, learning_rate=1e-3, correction=name) for name in ("decoupled", "tis")]
     for u in ends:
-        u.update(samples)
+        u.update(u.judge(batch()))
     assert change(ends[0].model, ends[1].model) < 2e-5
+    moved = ends[0]
+    for sample in moved.judge(batch()):
+        log_pi, _ = log_probs(moved.model, collate([sample]), 1.0)
+        np.testing.assert_allclose(sample.log_prox[sample.mask], log_pi.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_masked_tokens_change_nothing(model):

@@ -7,9 +7,9 @@ from learner_fixtures import TURNS, job_in, small_config
 
 from config import ModelSection
 from learner import training, warm_start
-from learner.batching import Sample
 from learner.build import build_policy
 from learner.demonstrations import TurnTokenizer, demonstrations
+from learner.samples import Sample
 from learner.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
 from learner.training import Training
 from protocol.prompting import Prompter

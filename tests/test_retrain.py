@@ -57,6 +57,12 @@ def test_another_correction_is_compared_on_equal_data(recorded: Job, tmp_path: P
     assert weights(first) != weights(second) and len(losses(first)) == len(losses(second)) == 2
 
 
+def test_a_value_head_learns_from_recorded_episodes(recorded: Job, tmp_path: Path) -> None:
+    run_dir = again(recorded, tmp_path / "valued", learner__algorithm="gae", learner__correction="vtrace")
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["value_loss"] >= 0 for line in lines if line["kind"] == "update"] == [True, True]
+
+
 def test_the_command_line_names_the_run_and_its_settings(recorded: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["replay", "--train", recorded.run_dir, "--run-dir", str(tmp_path / "new"), "--updates", "1"]
     assert main(arguments) == 0

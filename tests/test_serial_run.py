@@ -280,7 +280,7 @@ class LockStep:
             seed = episode_seed(config.run.seed, key)
             player = EpisodePlayer(
                 env, load_prompter(Path(self.job.model_dir)), lambda request, seed=seed: turns.run(request, seed),
-                step_timeout=30.0, max_prompt_tokens=1000,
+                step_timeout=30.0, max_prompt_tokens=1000, anchor_texts=False,
             )  # fmt: skip
             played.append(await player.play(Lease(key=key, attempt=0, split="train", task_index=task, seed=seed)))
         return played

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from config import LearnerSection
+from learner.advantages.gae import gae
 from learner.advantages.gigpo import gigpo
 from learner.advantages.grpo import grpo
 from learner.advantages.reinforce_pp import reinforce_pp, reinforce_pp_baseline
@@ -28,6 +29,10 @@ ESTIMATORS: dict[str, Estimator] = {
     "rloo": _by_group(rloo),
     "reinforce++": reinforce_pp,
     "reinforce++-baseline": reinforce_pp_baseline,
+    "gae": gae,
 }
 
-__all__ = ["ESTIMATORS", "EpisodeReturns", "Estimator", "GroupReturns"]
+VALUED = frozenset({"gae"})
+"""Those that need a value head: a further forward pass over the prompts."""
+
+__all__ = ["ESTIMATORS", "VALUED", "EpisodeReturns", "Estimator", "GroupReturns"]

@@ -18,7 +18,9 @@ class EpisodeReturns:
 
     rewards: np.ndarray  # float64 [K], as the environment gave them
     valid: np.ndarray  # bool [K]: the turn had a valid action
-    anchors: list[bytes]  # [K], equal exactly when what the agent was shown is
+    anchors: list[str]  # [K], equal exactly when what the agent was shown is; texts, where similar ones are compared
+    values: np.ndarray | None = None  # float64 [K], by the value head, where there is one: of the state that the turn began in
+    log_ratios: np.ndarray | None = None  # float64 [K], where vtrace asks: sum of log(pi/mu) over the turn's trained tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from learner.corrections.none import none
 from learner.corrections.ppo import ppo
 from learner.corrections.tis import tis
 from learner.corrections.tokens import Corrected, Tokens
+from learner.corrections.vtrace import vtrace
 
 Correction = Callable[[Tokens, LearnerSection], Corrected]
 
@@ -24,9 +25,10 @@ CORRECTIONS: dict[str, Correction] = {
     "mis": mis,
     "gspo": gspo,
     "cispo": cispo,
+    "vtrace": vtrace,
 }
 
-PROXIMAL = frozenset({"decoupled"})
+PROXIMAL = frozenset({"decoupled", "vtrace"})
 """Those that need the log-probs of the policy at the start of the update: a further forward pass over the batch."""
 
 __all__ = ["CORRECTIONS", "PROXIMAL", "Corrected", "Correction", "Tokens"]

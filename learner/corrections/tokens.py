@@ -22,9 +22,11 @@ class Tokens:
 
     def mean_by_turn(self, values: Tensor) -> Tensor:
         """For each token the mean of `values` [N] over its turn."""
-        ones = torch.ones_like(values)
-        sums, counts = (torch.zeros(self.turns, dtype=v.dtype, device=v.device).index_add(0, self.turn, v) for v in (values, ones))
-        return (sums / counts.clamp(min=1))[self.turn]
+        return self.sum_by_turn(values) / self.sum_by_turn(torch.ones_like(values))
+
+    def sum_by_turn(self, values: Tensor) -> Tensor:
+        """For each token the sum of `values` [N] over its turn."""
+        return torch.zeros(self.turns, dtype=values.dtype, device=values.device).index_add(0, self.turn, values)[self.turn]
 
 
 class Corrected(NamedTuple):
