@@ -234,6 +234,10 @@ class LearnerSection(Section):
     decay: Annotated[float, says("Share of the training, at its end, over which the step size falls linearly to 0", ge=0, le=1)] = 0.3
     weight_decay: Annotated[float, says("AdamW's weight decay", ge=0)] = 0.0
     gradient_clip: Annotated[float, says("Largest norm of the gradient", gt=0)] = 1.0
+    rollback: Annotated[
+        float,
+        says("At a sign of a collapse, go back to the checkpoint before it, with the step size times this; 0: only say so", ge=0, lt=1),
+    ] = 0.0
     minibatches: Annotated[int, says("Optimizer steps an update", ge=1)] = 4
     clip_low: Annotated[float, says("The ratio is clipped at 1 - this (gspo: 3e-4 is usual)", gt=0, lt=1)] = 0.2
     clip_high: Annotated[float, says("The ratio is clipped at 1 + this (gspo: 4e-4 is usual)", gt=0)] = 0.2

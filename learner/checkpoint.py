@@ -39,6 +39,7 @@ class TrainingState(msgspec.Struct, frozen=True, kw_only=True):
     intake: IntakeState = IntakeState()
     tokens: int = 0  # generated for the batches so far (run.tokens)
     rng: dict = {}  # state of numpy's bit generator
+    rollbacks: int = 0  # times training has gone back to an earlier checkpoint
     control: str = ""  # the controller's state (JSON) when the engines began to run the last weights that it has told us of
 
 
@@ -105,6 +106,20 @@ def reference(directory: Path) -> Path | None:
 
 
 def latest(run_dir: Path) -> Path | None:
-    """The newest checkpoint of a run, or None. One that was never finished has no number for a name."""
-    numbered = [path for path in checkpoints_dir(run_dir).glob("*") if path.name.isdecimal()]
-    return max(numbered, key=lambda path: int(path.name), default=None)
+    """The newest checkpoint of a run, or None."""
+    found = by_update(run_dir)
+    return found[max(found)] if found else None
+
+
+def by_update(run_dir: Path) -> dict[int, Path]:
+    """The checkpoints of a run. One that was never finished, or has been set aside, has no number for a name."""
+    return {int(path.name): path for path in checkpoints_dir(run_dir).glob("*") if path.name.isdecimal()}
+
+
+def set_aside_after(run_dir: Path, update: int) -> None:
+    """Rename the checkpoints after `update` to *-collapsed, so that nothing goes on from them."""
+    for number, path in by_update(run_dir).items():
+        if number > update:
+            target = path.with_name(f"{path.name}-collapsed")
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(path, target)

@@ -117,6 +117,8 @@ class Learner:
         await self._phase("evaluating")
         await self._evaluate(wait=True)
         await self._phase("training", self.training.update_number, self._config.run.updates)
+        if self._config.learner.rollback and not self._job.resume:
+            await self._checkpoint()
         seconds_in_all = self._seconds_left()
         evaluations: set[asyncio.Task] = set()
         waited_since = time.monotonic()
@@ -125,16 +127,18 @@ class Learner:
             groups, trajectories = batch
             progress = self._share_over(seconds_in_all)
             metrics = await self._in_training_thread(self.training.update, trajectories, progress)
+            metrics = {**rollout_metrics([t for group in trajectories for t in group]), **metrics}
+            went_back = await self._in_training_thread(self.training.watch, metrics)
+            metrics |= {} if went_back is None else {"rolled_back_to": went_back}
             started = time.monotonic()
-            if self._checkpoint_due():
+            if self._checkpoint_due() or went_back is not None:
                 await self._checkpoint()
             await self._publish(groups, last=False)
             seconds_publish = time.monotonic() - started
             busy = metrics["seconds_train"] + seconds_publish
             await self._send("dropped", dict(self._buffer.dropped))
             await self._send("update", {
-                **rollout_metrics([t for group in trajectories for t in group]), **metrics,
-                "update": self.training.update_number, "version": self.training.update_number,
+                **metrics, "update": self.training.update_number, "version": self.training.update_number,
                 "seconds_wait": seconds_wait, "seconds_publish": seconds_publish, "seconds_pause": self._pause_seconds,
                 "idle_share_learner": seconds_wait / (seconds_wait + busy), "queue_trajectories": self._buffer.waiting(),
             })  # fmt: skip

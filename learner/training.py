@@ -25,6 +25,8 @@ from learner.update import Updater
 from learner.warm_start import warm_start
 from protocol.messages import Trajectory
 from protocol.prompting import load_prompter
+from telemetry.collapse import before_signs, signs
+from telemetry.metrics_file import Record
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,9 @@ class Training:
         """Generated for the batches so far, those of rejected attempts included."""
         self.control = state.control
         """The controller's state, for the checkpoint."""
+        self._rollbacks = state.rollbacks
+        self._records: list[Record] = []  # of the updates since the last rollback
+        self._scale_steps()
 
     @property
     def model(self) -> PreTrainedModel:
@@ -64,11 +69,7 @@ class Training:
         directory = checkpoint.latest(Path(job.run_dir))
         if directory is None:
             raise FileNotFoundError(f"{job.run_dir} has no checkpoint to resume from")
-        kept = checkpoint.reference(directory)
-        updater = _updater(load_policy(directory, _device()), job.config, load_policy(kept, _device()) if kept else None)
-        state = checkpoint.load(directory, updater.optimizer)
-        if updater.critic is not None:
-            checkpoint.load_critic(directory, updater.critic)
+        updater, state = _restored(directory, job.config)
         updater.rng.bit_generator.state = state.rng
         return cls(job, updater, state)
 
@@ -90,17 +91,55 @@ class Training:
             **metrics,
         }
 
+    def watch(self, record: Record) -> int | None:
+        """With `learner.rollback`: look for signs of a collapse in the last update's numbers. If there are any, go back to the weights (the
+        optimizer, the reference, the value head) of the checkpoint before them, and go on from there with smaller steps. Returns the
+        update of that checkpoint. The count of updates goes on, since versions of weights never repeat."""
+        if not self._job.config.learner.rollback:
+            return None
+        self._records.append(record)
+        found, run_dir = signs(self._records), Path(self._job.run_dir)
+        checkpoints = checkpoint.by_update(run_dir)
+        good = before_signs(self.update_number, list(checkpoints)) if found else None
+        if good is None:
+            return None
+        log.warning("update %d: %s; back to the weights of update %d", self.update_number, found, good)
+        rng = self._updater.rng
+        self._updater, _ = _restored(checkpoints[good], self._job.config)
+        self._updater.rng = rng
+        self._rollbacks += 1
+        self._records.clear()
+        self._scale_steps()
+        checkpoint.set_aside_after(run_dir, good)
+        return good
+
+    def _scale_steps(self) -> None:
+        factor = self._job.config.learner.rollback
+        self._updater.step_scale = factor**self._rollbacks if factor else 1.0
+
     def checkpoint(self, *, log_position: int, next_group: int, next_evaluation: int) -> Path:
         """Write everything that `restore` needs to go on as if nothing had happened."""
         intake = IntakeState(log_position=log_position, next_group=next_group, next_evaluation=next_evaluation)
         rng = self._updater.rng.bit_generator.state
-        state = TrainingState(update=self.update_number, intake=intake, tokens=self.tokens, rng=rng, control=self.control)
+        state = TrainingState(
+            update=self.update_number, intake=intake, tokens=self.tokens, rng=rng, rollbacks=self._rollbacks, control=self.control
+        )
         run_dir, model_dir, u = Path(self._job.run_dir), Path(self._job.model_dir), self._updater
         return checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, u.reference, u.critic)
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _restored(directory: Path, config: Config) -> tuple[Updater, TrainingState]:
+    """What a checkpoint holds."""
+    kept = checkpoint.reference(directory)
+    updater = _updater(load_policy(directory, _device()), config, load_policy(kept, _device()) if kept else None)
+    state = checkpoint.load(directory, updater.optimizer)
+    if updater.critic is not None:
+        checkpoint.load_critic(directory, updater.critic)
+    return updater, state
 
 
 def _updater(model: PreTrainedModel, config: Config, reference: PreTrainedModel | None = None) -> Updater:

@@ -68,6 +68,8 @@ class Updater:
         )
         device = next(model.parameters()).device
         valued = settings.algorithm in VALUED
+        self.step_scale = 1.0
+        """Times the step size that the settings ask for."""
         self.critic = Critic(model.config.hidden_size, settings.value_learning_rate, device) if valued else None
         self._settings = settings
         self._temperature = temperature
@@ -97,7 +99,7 @@ class Updater:
         """
         started = time.monotonic()
         for group in self.optimizer.param_groups:
-            group["lr"] = step_size(self._settings, progress)
+            group["lr"] = self.step_scale * step_size(self._settings, progress)
         trainable = [sample for sample in samples if sample.trained_tokens]
         steps = [self._step(part) for part in minibatches(trainable, self._settings.minibatches, self.rng)]
         advantages = np.array([sample.advantage for sample in trainable])

@@ -42,6 +42,12 @@ def signs(updates: Sequence[Record]) -> dict[str, str]:
     return {name: words for name, words in found.items() if words}
 
 
+def before_signs(update: int, checkpoints: Sequence[int]) -> int | None:
+    """Of the updates that have a checkpoint, the last one that signs after `update` do not speak of; the first of all if there is none."""
+    older = [number for number in checkpoints if number <= update - WINDOW]
+    return max(older, default=min(checkpoints, default=None))
+
+
 def _reward_drop(updates: Sequence[Record]) -> str:
     rewards = _values(updates, "reward")
     if len(rewards) < 2 * WINDOW:

@@ -86,6 +86,7 @@ FIELDS: dict[str, Field] = {
     "explained_variance": Field("share", "learner", "value", "Of the value head's targets, by its values: 1 - Var(error) / Var(target)"),
     "grad_norm": Field("1", "learner", "value", "Norm of the gradient before clipping, mean over the optimizer steps"),
     "learning_rate": Field("1", "learner", "value", "Step size at the last optimizer step"),
+    "rolled_back_to": Field("1", "learner", "value", "Update whose checkpoint training went back to after this one (learner.rollback)"),
     "optimizer_steps": Field("1", "learner", "value", "Optimizer steps of the update"),
     "skipped_steps": Field("1", "learner", "value", "Optimizer steps left out because the gradient was not finite"),
     "computed_turns_share": Field("share", "learner", "value", "Turns that went through the model: the others have no advantage"),

@@ -53,6 +53,7 @@ class Progress:
         if file.isatty() and not self._console.is_dumb_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._shown_phase = ""
+        self._shown_rollbacks = len(state.rollbacks)
         self._shown_evaluations = len(state.evaluations)
         self._shown_at = 0.0
         self._warned: set[str] = set()
@@ -89,6 +90,10 @@ class Progress:
             if name not in self._warned:
                 self._warned.add(name)
                 self.print(f"warning: {name}: {words} (docs/corrections.md, Signs of a collapse)")
+        rollbacks = self._state.rollbacks
+        for record in rollbacks[self._shown_rollbacks :]:
+            self.print(f"after update {record['update']} training went back to the weights of update {record['rolled_back_to']:g}")
+        self._shown_rollbacks = len(rollbacks)
 
     def print(self, text: str) -> None:
         """A line of plain text that stays, above the panel where there is one."""

@@ -116,6 +116,11 @@ class RunState:
     def evaluations(self) -> list[Record]:
         return [record for record in self.records if record["kind"] == "evaluation"]
 
+    @property
+    def rollbacks(self) -> list[Record]:
+        """The updates after which training went back to an earlier checkpoint."""
+        return [record for record in self.updates if record.get("rolled_back_to") is not None]
+
     def total(self, name: str) -> float:
         """The count called `name` since the run started."""
         return self.counters[name].total if name in self.counters else 0.0

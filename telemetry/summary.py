@@ -61,6 +61,7 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
         "dropped": state.dropped_by_reason(),
         "collapsed": collapsed(evaluations),
         "signs": dict(state.signs),
+        "rollbacks": len(state.rollbacks),
         "versions": {"python": platform.python_version()} | package_versions(),
     } | more
 
@@ -102,6 +103,7 @@ def summary_text(summary: dict[str, Any]) -> str:
     ]
     rows += [("collapsed", "yes: the last evaluation is below half of the best")] * bool(summary["collapsed"])
     rows += [(name, words) for name, words in summary["signs"].items()]
+    rows += [("rollbacks", f"{summary['rollbacks']:,}")] * bool(summary["rollbacks"])
     rows += [(f"  {kind}", percent(value)) for kind, value in sorted(summary["success_by_type"].items())]
     rows += [(f"  {name}", decimal(value)) for name, value in sorted(summary["scores"].items())]
     width = max(len(name) for name, _ in rows)

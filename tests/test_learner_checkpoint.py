@@ -86,6 +86,27 @@ def test_the_value_head_survives_a_resume(job):
     assert same(weights(training), weights(restored))
 
 
+def test_a_sign_of_a_collapse_takes_training_back_to_the_checkpoint_before_it_with_smaller_steps(job, tmp_path):
+    settings = msgspec.structs.replace(job.config.learner, rollback=0.5)
+    job = msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=settings))
+    training = Training.begin(job, no_progress)
+    for seed in range(8):
+        training.update(groups(seed))
+        if seed in (0, 2, 6):
+            training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+        if seed == 2:
+            good = weights(training)
+        assert training.watch({"ratio_p99": 1.0}) is None
+    assert training.watch({"ratio_p99": 9.0}) == 3  # five updates and more ago
+    assert same(weights(training), good) and training.update_number == 8
+    assert sorted(path.name for path in checkpoint.checkpoints_dir(tmp_path).iterdir()) == ["000001", "000003", "000007-collapsed"]
+    training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    restored = Training.restore(job, no_progress)
+    first, second = training.update(groups(9)), restored.update(groups(9))
+    assert first["learning_rate"] == second["learning_rate"] == 0.5 * settings.learning_rate
+    assert same(weights(training), weights(restored))
+
+
 def test_half_written_checkpoint_is_never_picked(job, tmp_path, monkeypatch):
     training = Training.begin(job, no_progress)
     whole = training.checkpoint(log_position=0, next_group=0, next_evaluation=0)

@@ -71,7 +71,11 @@ def test_the_command_line_names_the_run_and_its_settings(recorded: Job, tmp_path
 
 @pytest.mark.parametrize(
     ("setting", "value", "said"),
-    [("control__mode", "off", "changes nothing about recorded episodes"), ("learner__group_size", "5", "have 2 episodes")],
+    [
+        ("control__mode", "off", "changes nothing about recorded episodes"),
+        ("learner__group_size", "5", "have 2 episodes"),
+        ("learner__rollback", "0.5", "is for runs"),
+    ],
 )
 def test_what_cannot_be_changed_is_refused(recorded: Job, tmp_path: Path, setting: str, value: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):

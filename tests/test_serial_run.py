@@ -18,6 +18,7 @@ from run_fixtures import job_in, small_config, trajectories_of
 from safetensors.torch import load_file
 
 import controller.engine.pool
+import telemetry.collapse
 from actors.episode import EpisodePlayer
 from config import Job
 from controller.admission import episode_seed, task_of_group
@@ -83,6 +84,20 @@ def test_invariant_1_nothing_is_played_before_the_learners_weights_are_in_the_en
     monkeypatch.setattr(controller.engine.pool, "apply_weights", slow_at_first)
     _, trajectories, _ = serial_run(tmp_path / "run", run__updates="1")
     assert min(span.version for t in trajectories for turn in t.turns for span in turn.kept.spans) == 0
+
+
+def test_a_run_that_shows_signs_of_a_collapse_goes_on_from_the_weights_before_them(
+    tmp_path: Path, imitating: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setitem(telemetry.collapse.SIGNS, "always", lambda updates: "each update is one")
+    settings = imitating | {"run__updates": "3", "learner__rollback": "0.5", "learner__learning_rate": "1e-3", "env__max_turns": "4"}
+    summary, trajectories, metrics = serial_run(tmp_path / "run", **settings)
+    updates = [line for line in metrics if line["kind"] == "update"]
+    assert [line["rolled_back_to"] for line in updates] == [0, 0, 0] and summary["rollbacks"] == 3
+    assert [line["learning_rate"] for line in updates] == [1e-3, 5e-4, 2.5e-4]
+    start, end = (load_file(tmp_path / "run" / "checkpoints" / name / "model.safetensors") for name in ("000000", "000003"))
+    assert all(torch.equal(start[name], end[name]) for name in start) and any(line["grad_norm"] > 0 for line in updates)
+    assert max(span.version for t in trajectories for turn in t.turns for span in turn.kept.spans) == 3
 
 
 def test_invariant_2_age_is_per_token_from_the_engines_spans(finished):

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from config import RunSection
 from protocol.messages import Stats
-from telemetry.collapse import collapsed, signs
+from telemetry.collapse import before_signs, collapsed, signs
 from telemetry.progress import Progress
 from telemetry.state import RunState
 from telemetry.summary import summarise, summary_text
@@ -75,3 +75,23 @@ def test_a_sign_is_told_once_and_stays_in_the_summary():
     summary = summarise(state, 2.0)
     assert summary["signs"] == {"ratio tail": "99th percentile of pi/mu 7.5"} and summary["collapsed"] is None
     assert "ratio tail" in summary_text(summary)
+
+
+@pytest.mark.parametrize(
+    ("update", "checkpoints", "good"), [(20, [0, 10, 15, 16, 20], 15), (20, [16, 18], 16), (3, [0, 2], 0), (9, [], None)]
+)
+def test_what_signs_do_not_speak_of_is_older_than_their_window_or_the_first_there_is(update: int, checkpoints: list[int], good: int | None):
+    assert before_signs(update, checkpoints) == good
+
+
+def test_a_rollback_is_told_once_and_counted_in_the_summary():
+    state, file = RunState(0.0), io.StringIO()
+    progress = Progress(state, RunSection(), Console(file=file), clock=lambda: 1.0)
+    for number, more in enumerate([{}, {"rolled_back_to": 0}, {}], 1):
+        state.observe(
+            Stats(source="learner", event="update", values=HEALTHY[0] | {"update": number, "success": 0.5, "episodes": 8} | more), 1.0
+        )
+        progress.tick()
+    assert file.getvalue().count("after update 2 training went back to the weights of update 0") == 1
+    summary = summarise(state, 2.0)
+    assert summary["rollbacks"] == 1 and "rollbacks" in summary_text(summary)
