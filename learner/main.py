@@ -5,6 +5,7 @@
   _receive            a trajectory from any actor or controller   actors, controller
   _listen             word from the controller                    controller
   _train              a full batch, in order of admission         _receive
+  one a version       its copy of the weights to be written       _train
   one an evaluation   all its episodes                            _receive
   _report             the clock (a second)                        clock
 
@@ -31,7 +32,7 @@ from config import Job
 from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
 from learner.measure import evaluation_metrics, rollout_metrics
-from learner.publish import Publisher
+from learner.publish import Publisher, Snapshot, Weights
 from learner.training import Training
 from learner.update import share_over
 from protocol.codec import FrameReader, decode, encode
@@ -72,10 +73,13 @@ class Learner:
         self._offsets: dict[EpisodeKey, int] = {}  # of what has not been handed out
         self._buffer = GroupBuffer(self._config.learner.group_size, self._config.learner.filter_groups)
         self._publisher = Publisher(Path(job.weights_dir), self._config.engine.dtype)
-        self._newest: tuple[int, Path, str] | None = None  # version, file and checksum of the weights published last
+        self._writing: asyncio.Task[None] | None = None  # of the weights published last
+        self._written: Weights | None = None  # the last ones that engines can load
         self._pause_seconds = 0.0
         self.training: Training | None = None
         self._training_thread = ThreadPoolExecutor(1, thread_name_prefix="training")
+        self._writing_thread = ThreadPoolExecutor(1, thread_name_prefix="weights")
+        self._tasks = asyncio.TaskGroup()
 
     def stop(self) -> None:
         """Finish the update under way, write a checkpoint, and end."""
@@ -83,8 +87,8 @@ class Learner:
 
     async def run(self) -> None:
         try:
-            async with asyncio.TaskGroup() as loops:
-                background = [loops.create_task(loop) for loop in (self._receive(), self._listen(), self._report(), self._lag.run())]
+            async with self._tasks:
+                background = [self._tasks.create_task(loop) for loop in (self._receive(), self._listen(), self._report(), self._lag.run())]
                 try:
                     await self._train()
                 except Stopped:
@@ -96,6 +100,7 @@ class Learner:
                 socket.close(linger=1000)
             self._log.close()
             self._training_thread.shutdown(wait=False)
+            self._writing_thread.shutdown(wait=False)
 
     async def _in_training_thread(self, function: Callable[P, R], *args: P.args, **named: P.kwargs) -> R:
         """One thread for all that computes: how many cores torch uses (`learner.threads`) is a property of the calling thread."""
@@ -106,6 +111,7 @@ class Learner:
     async def _train(self) -> None:
         await self._restore()
         await self._publish([], last=False)
+        await self._writing
         await self._tell(
             LearnerState(
                 next_group=self._buffer.next_group,
@@ -140,6 +146,7 @@ class Learner:
             await self._send("update", {
                 **metrics, "update": self.training.update_number, "version": self.training.update_number,
                 "seconds_wait": seconds_wait, "seconds_publish": seconds_publish, "seconds_pause": self._pause_seconds,
+                "seconds_write": self._written.seconds, "published_bytes": float(self._written.size),
                 "idle_share_learner": seconds_wait / (seconds_wait + busy), "queue_trajectories": self._buffer.waiting(),
             })  # fmt: skip
             await self._phase("training", self.training.update_number, self._config.run.updates)
@@ -184,6 +191,7 @@ class Learner:
         """Play the held-out games with the weights of now (`wait`: nothing is trained meanwhile) and report."""
         evaluation, self._next_evaluation = self._next_evaluation, self._next_evaluation + 1
         episodes, update = self._config.eval.episodes, self.training.update_number
+        await self._writing  # whoever plays is to have been told of the weights before
         await self._tell(Evaluate(evaluation=evaluation, episodes=episodes))
         arrived = asyncio.Event()
         self._waiters.add(arrived)
@@ -251,10 +259,22 @@ class Learner:
         version = self.training.update_number
         if version not in self._applied:
             self._applied[version] = asyncio.get_running_loop().create_future()
-        if self._newest is None or self._newest[0] != version:
-            self._newest = version, *await self._in_training_thread(self._publisher.publish, self.training.model, version)
-        _, path, checksum = self._newest
-        await self._tell(Published(version=version, path=str(path), checksum=checksum, trained=groups, last=last))
+        if self._writing is not None:
+            await self._writing  # one copy of the weights at most waits to be written
+        if self._written is None or self._written.version != version:
+            snapshot = await self._in_training_thread(self._publisher.snapshot, self.training.model, version)
+            self._writing = self._tasks.create_task(self._write(snapshot, groups, last))
+        else:
+            await self._tell_published(self._written, groups, last)
+
+    async def _write(self, snapshot: Snapshot, groups: list[int], last: bool) -> None:
+        """Beside the next update."""
+        self._written = await asyncio.get_running_loop().run_in_executor(self._writing_thread, self._publisher.write, snapshot)
+        await self._tell_published(self._written, groups, last)
+
+    async def _tell_published(self, weights: Weights, groups: list[int], last: bool) -> None:
+        path = str(weights.path)
+        await self._tell(Published(version=weights.version, path=path, checksum=weights.checksum, trained=groups, last=last))
 
     def _checkpoint_due(self) -> bool:
         return self.training.update_number % self._config.learner.checkpoint_every == 0

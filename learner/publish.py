@@ -1,10 +1,12 @@
-"""Weights out: one safetensors file a version, which engines load while they run."""
+"""Weights out: one safetensors file a version, which engines load while they run. Copied between two updates, written beside the next."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -17,6 +19,23 @@ KEPT = 2
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "auto": torch.float32}
 
 
+class Snapshot(NamedTuple):
+    """Weights of one version: name -> tensor on the CPU, in the engine's precision."""
+
+    version: int
+    tensors: dict[str, Tensor]
+
+
+class Weights(NamedTuple):
+    """A file of weights."""
+
+    version: int
+    path: Path
+    checksum: str  # SHA-256 of its bytes, in hexadecimal
+    size: int  # bytes
+    seconds: float  # to write it
+
+
 class Publisher:
     """Writes weights to `directory` in the engine's precision (`engine.dtype`; auto: float32, for the engine to cast)."""
 
@@ -25,18 +44,23 @@ class Publisher:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._dtype = _DTYPES[dtype]
 
-    def publish(self, model: PreTrainedModel, version: int) -> tuple[Path, str]:
-        """Write `v<version>.safetensors`; returns its path and the SHA-256 of its bytes, in hexadecimal.
+    def snapshot(self, model: PreTrainedModel, version: int) -> Snapshot:
+        """A copy of the weights, which training does not change any more."""
+        return Snapshot(version, checkpoint_tensors(model, self._dtype))
 
-        The file appears complete, under its final name. Tensors have the names of the Hugging Face checkpoint.
+    def write(self, snapshot: Snapshot) -> Weights:
+        """`v<version>.safetensors`, which appears complete, under its final name. Tensors have the names of the Hugging Face checkpoint.
+
+        It may be called in another thread than `snapshot`.
         """
-        path = self._directory / f"v{version}.safetensors"
-        unfinished = self._directory / f".v{version}-{os.getpid()}"
-        save_file(checkpoint_tensors(model, self._dtype), unfinished)
+        started = time.monotonic()
+        path = self._directory / f"v{snapshot.version}.safetensors"
+        unfinished = self._directory / f".v{snapshot.version}-{os.getpid()}"
+        save_file(snapshot.tensors, unfinished)
         checksum = sha256_of(unfinished)
         os.replace(unfinished, path)
         self._remove_old()
-        return path, checksum
+        return Weights(snapshot.version, path, checksum, path.stat().st_size, time.monotonic() - started)
 
     def _remove_old(self) -> None:
         versions = sorted(self._directory.glob("v*.safetensors"), key=lambda path: int(path.stem[1:]))
@@ -45,11 +69,11 @@ class Publisher:
 
 
 def checkpoint_tensors(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights by their checkpoint names, on the CPU, contiguous; a tied language-model head is not named again."""
+    """A copy of the weights by their checkpoint names, on the CPU, contiguous; a tied language-model head is not named again."""
     tensors = dict(model.state_dict())
     if model.config.tie_word_embeddings:
         tensors.pop("lm_head.weight", None)
-    return {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in tensors.items()}
+    return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in tensors.items()}
 
 
 def sha256_of(path: Path) -> str:

@@ -95,7 +95,9 @@ FIELDS: dict[str, Field] = {
     # --- where time goes
     "seconds_wait": Field("s", "time", "value", "The learner waited for trajectories"),
     "seconds_train": Field("s", "time", "value", "Forward, backward and optimizer"),
-    "seconds_publish": Field("s", "time", "value", "Writing the weights until the engines run them"),
+    "seconds_publish": Field("s", "time", "value", "Between two updates: copying the weights, writing a checkpoint if one is due"),
+    "seconds_write": Field("s", "time", "value", "Writing the weights of an earlier update to a file, beside the training"),
+    "published_bytes": Field("bytes", "time", "value", "Size of that file"),
     "seconds_pause": Field("s", "time", "total", "Engines stood still for a weight update"),
     "idle_share_engine": Field("share", "time", "mean", "Of the time, with no turn in any engine"),
     "idle_share_learner": Field("share", "time", "value", "Of the update's seconds, spent waiting for trajectories"),

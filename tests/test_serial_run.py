@@ -18,6 +18,7 @@ from run_fixtures import job_in, small_config, trajectories_of
 from safetensors.torch import load_file
 
 import controller.engine.pool
+import learner.publish
 import telemetry.collapse
 from actors.episode import EpisodePlayer
 from config import Job
@@ -98,6 +99,21 @@ def test_a_run_that_shows_signs_of_a_collapse_goes_on_from_the_weights_before_th
     start, end = (load_file(tmp_path / "run" / "checkpoints" / name / "model.safetensors") for name in ("000000", "000003"))
     assert all(torch.equal(start[name], end[name]) for name in start) and any(line["grad_norm"] > 0 for line in updates)
     assert max(span.version for t in trajectories for turn in t.turns for span in turn.kept.spans) == 3
+
+
+def test_weights_that_cannot_be_written_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """They are written beside training, which would wait for ever for episodes of theirs."""
+    real = learner.publish.save_file
+
+    def full(tensors: dict, path: Path) -> None:
+        if ".v1-" in path.name:
+            raise OSError("no space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(learner.publish, "save_file", full)
+    with pytest.raises((ExceptionGroup, RuntimeError, OSError)) as error:
+        serial_run(tmp_path / "run", learner__max_staleness="0")
+    assert "no space left" in repr(error.value)
 
 
 def test_invariant_2_age_is_per_token_from_the_engines_spans(finished):
@@ -282,8 +298,8 @@ class LockStep:
             context.destroy(linger=0)
 
     async def _load(self, engines: EnginePool, publisher: Publisher, training: Training) -> None:
-        path, checksum = publisher.publish(training.model, training.update_number)
-        await engines.apply_weights(str(path), training.update_number, checksum, deadline=30.0)
+        weights = publisher.write(publisher.snapshot(training.model, training.update_number))
+        await engines.apply_weights(str(weights.path), weights.version, weights.checksum, deadline=30.0)
 
     async def _group(self, group: int, turns: TurnRunner) -> list[Trajectory]:
         config = self.job.config
@@ -332,5 +348,6 @@ def said(trajectory: Trajectory) -> list[tuple[bytes, bytes, str]]:
 def test_published_weights_are_a_safetensors_file_of_the_checkpoints_names(tmp_path: Path):
     job = job_in(tmp_path / "run", small_config())
     build_policy(job)
-    path, _ = Publisher(tmp_path, "float32").publish(load_policy(Path(job.model_dir)), 3)
-    assert set(load_file(path)) == set(load_file(Path(job.model_dir) / "model.safetensors"))
+    publisher = Publisher(tmp_path, "float32")
+    weights = publisher.write(publisher.snapshot(load_policy(Path(job.model_dir)), 3))
+    assert set(load_file(weights.path)) == set(load_file(Path(job.model_dir) / "model.safetensors"))
