@@ -122,6 +122,7 @@ def outcome(directory: Path) -> dict:
     return {
         "success": [(line["update"], line["success"]) for line in lines if line["kind"] == "evaluation"],
         "updates": len(updates),
+        "curve": [(line["training_tokens"], line["success"]) for line in updates],  # of training episodes
         "tokens": updates[-1]["training_tokens"],
         "seconds": updates[-1]["wall_seconds"] - next(line["wall_seconds"] for line in lines if line["kind"] == "evaluation"),
         "wasted": summary["wasted_tokens"] / max(1, summary["generated_tokens"]),
