@@ -14,6 +14,9 @@ from learner.samples import Sample
 
 Item = TypeVar("Item")
 
+PART = 64
+"""Tokens: about what a micro-batch costs whatever is in it."""
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
@@ -49,18 +52,23 @@ def parts(samples: Sequence[Sample], token_budget: int) -> Iterator[list[Sample]
 
 
 def parts_by(items: Iterable[Item], length: Callable[[Item], int], token_budget: int) -> Iterator[list[Item]]:
-    """The items sorted by `length`, as many at once as fit into `token_budget` tokens, padding included.
+    """The items sorted by `length`, in parts of at most `token_budget` tokens, padding included, so that padding is least.
 
-    One longer than the budget goes alone.
+    One longer than the budget goes alone. By dynamic programming over where a part may begin, each part as dear as PART tokens.
     """
-    rows: list[Item] = []
-    for item in sorted(items, key=length):
-        if rows and (len(rows) + 1) * length(item) > token_budget:
-            yield rows
-            rows = []
-        rows.append(item)
-    if rows:
-        yield rows
+    ordered = sorted(items, key=length)
+    cost, begin = [0], [0]  # of the best parts of the first i items, and where the last of these parts begins
+    for i, item in enumerate(ordered, 1):
+        longest = length(item)
+        first = max(0, i - max(1, token_budget // longest))
+        j = min(range(first, i), key=lambda j: cost[j] + (i - j) * longest)
+        cost.append(cost[j] + (i - j) * longest + PART)
+        begin.append(j)
+    bounds = [len(ordered)]
+    while bounds[-1]:
+        bounds.append(begin[bounds[-1]])
+    for end, start in zip(reversed(bounds[:-1]), reversed(bounds[1:]), strict=True):
+        yield ordered[start:end]
 
 
 def collate(samples: Sequence[Sample]) -> MicroBatch:

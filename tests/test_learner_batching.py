@@ -1,5 +1,7 @@
 """From trajectories to micro-batches: nothing is lost, nothing masked gets in."""
 
+import itertools
+
 import msgspec
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 from learner_fixtures import random_group, random_turn
 
 from config import ControlSection, LearnerSection
-from learner.batching import collate, microbatches, minibatches
+from learner.batching import PART, collate, microbatches, minibatches, parts_by
 from learner.samples import Sample, samples_of
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
 from protocol.messages import DropReason, Span
@@ -49,6 +51,19 @@ def test_microbatches_hold_every_trained_token_once(batch, budget):
         for s in batch if s.advantage for t in np.flatnonzero(s.mask)
     ]  # fmt: skip
     assert sorted(seen) == sorted(expected)
+
+
+@given(st.lists(st.integers(1, 300), max_size=7), st.integers(8, 600))
+def test_no_other_parts_of_the_items_in_order_have_less_padding(lengths, budget):
+    found = list(parts_by(lengths, lambda length: length, budget))
+    assert [length for part in found for length in part] == sorted(lengths)
+    ordered, others = sorted(lengths), []
+    for cuts in itertools.product([False, True], repeat=max(0, len(lengths) - 1)):
+        bounds = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(lengths)]
+        parts = [ordered[a:b] for a, b in itertools.pairwise(bounds) if a < b]
+        if all(len(part) * part[-1] <= budget or len(part) == 1 for part in parts):
+            others.append(sum(len(part) * part[-1] + PART for part in parts))
+    assert sum(len(part) * part[-1] + PART for part in found) == min(others)
 
 
 @given(st.lists(samples(), min_size=1, max_size=6))

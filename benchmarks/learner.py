@@ -1,0 +1,166 @@
+"""Tokens a second of the learner's whole update, beside the bare loop that anybody would write, and beside packed sequences.
+
+`python -m benchmarks.learner [--model DIR] [--tokens N] [--repeats N] [--quick] [--json FILE]` (two minutes, on an idle machine)
+
+The turns are demonstrations of the default environment, with the lengths that they have; all conditions see as many tokens, prompts
+included, make as many optimizer steps and use as many threads, take turns, and the median counts. The bare loops have dense rows: every
+turn as long as their mean, so that there is nothing to pad. `bare_ratio` is the update's speed over that of the faster bare loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from config import LearnerSection
+from learner.batching import collate, minibatches, parts
+from learner.demonstrations import TurnTokenizer, demonstrations
+from learner.policy import load_policy, log_probs
+from learner.samples import Sample
+from learner.tiny import TURN_END, build_tiny
+from learner.update import Updater
+from protocol.prompting import load_prompter
+from supervisor.settings import resolve
+
+EPISODES = 200
+"""Of demonstrations, from which the turns are taken."""
+
+Step = Callable[[PreTrainedModel, Sequence[Sample]], torch.Tensor]
+"""The loss of a few turns."""
+
+
+def transformers_dense(model: PreTrainedModel, turns: Sequence[Sample]) -> torch.Tensor:
+    """What a tutorial does: the model's own forward pass, and the loss of every token."""
+    ids = torch.from_numpy(np.stack([tokens_of(turn) for turn in turns]))
+    return functional.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+
+def ours_dense(model: PreTrainedModel, turns: Sequence[Sample]) -> torch.Tensor:
+    """The learner's forward pass, and the loss of the tokens that it trains on."""
+    log_pi, _ = log_probs(model, collate(turns), 1.0)
+    return -log_pi.mean()
+
+
+def packed(model: PreTrainedModel, turns: Sequence[Sample]) -> torch.Tensor:
+    """All turns in one row, each seeing itself alone: a block mask, and positions that begin anew."""
+    ids = torch.from_numpy(np.concatenate([tokens_of(turn) for turn in turns]))[None]
+    turn = torch.repeat_interleave(torch.arange(len(turns)), torch.tensor([turn.length for turn in turns]))
+    positions = torch.cat([torch.arange(turn.length) for turn in turns])[None]
+    mask = ((turn[:, None] == turn[None]) & torch.ones(len(turn), len(turn), dtype=torch.bool).tril())[None, None]
+    logits = model(ids, position_ids=positions, attention_mask=mask).logits[0]
+    return functional.cross_entropy(logits[:-1], ids[0, 1:])
+
+
+def tokens_of(turn: Sample) -> np.ndarray:
+    """int64 [length]"""
+    return np.concatenate([turn.prompt, turn.response]).astype(np.int64)
+
+
+def bare(step: Step, settings: LearnerSection) -> Callable[[PreTrainedModel, Sequence[Sample]], None]:
+    """Forward, backward, optimizer step; as many steps as the learner makes, of micro-batches as large as its."""
+
+    def run(model: PreTrainedModel, turns: Sequence[Sample]) -> None:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+        for part in minibatches(turns, settings.minibatches, np.random.default_rng(0)):
+            for some in parts(part, settings.microbatch_tokens):
+                step(model, some).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return run
+
+
+def update(settings: LearnerSection) -> Callable[[PreTrainedModel, Sequence[Sample]], None]:
+    """The learner's whole update."""
+    return lambda model, turns: Updater(model, settings, 1.0, seed=0).update(turns) and None
+
+
+def dense(turns: Sequence[Sample]) -> list[Sample]:
+    """As many turns of the mean length, in which as many tokens are trained on."""
+    length = round(statistics.mean(turn.length for turn in turns))
+    response = round(statistics.mean(len(turn.response) for turn in turns))
+    tokens = np.resize(np.concatenate([tokens_of(turn) for turn in turns]), (len(turns), length)).astype(np.int32)
+    ones = np.ones(response)
+    return [
+        Sample(row[:-response], row[-response:], ones > 0, -ones.astype(np.float32), ones.astype(np.int32), advantage=1.0) for row in tokens
+    ]
+
+
+def turns_of(directory: Path, tokens: int) -> list[Sample]:
+    """Demonstrated turns of so many tokens together, as if a policy had played them."""
+    rng = np.random.default_rng(0)
+    tokenizer = TurnTokenizer(load_prompter(directory), TURN_END)
+    found: list[Sample] = []
+    for episode in demonstrations(resolve(), EPISODES):
+        for turn in tokenizer.samples(episode):
+            if sum(other.length for other in found) >= tokens:
+                return found
+            log_mu = -rng.exponential(0.2, len(turn.response)).astype(np.float32)
+            found.append(replace(turn, log_mu=log_mu, advantage=float(rng.normal())))
+    return found
+
+
+def measure(conditions: dict[str, tuple[Callable, Sequence[Sample]]], model: PreTrainedModel, repeats: int) -> dict[str, float]:
+    """Median tokens a second of each."""
+    speeds: dict[str, list[float]] = {name: [] for name in conditions}
+    for repeat in range(repeats + 1):
+        for name, (run, turns) in conditions.items():
+            own = copy.deepcopy(model)
+            started = time.perf_counter()
+            run(own, turns)
+            if repeat:  # the first round warms up
+                speeds[name].append(sum(turn.length for turn in turns) / (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in speeds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.learner", description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, help="a Hugging Face directory (default: the tiny policy, random weights)")
+    parser.add_argument("--tokens", type=int, default=60_000, help="of the turns of an update, prompts included (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds of all conditions (default %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="a few seconds, of 8,000 tokens")
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    options = parser.parse_args()
+    if options.quick:
+        options.tokens, options.repeats = 8_000, 1
+    config = resolve()
+    torch.set_num_threads(config.learner.threads or torch.get_num_threads())
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = options.model or Path(temporary) / "policy"
+        if not options.model:
+            build_tiny(directory, config.model, (turn for turns in demonstrations(config, EPISODES) for turn in turns), seed=0)
+        turns, model = turns_of(directory, options.tokens), load_policy(directory)
+    conditions = {
+        "transformers' forward, dense rows": (bare(transformers_dense, config.learner), dense(turns)),
+        "learner's forward, dense rows": (bare(ours_dense, config.learner), dense(turns)),
+        "transformers' forward, turns packed into one row": (bare(packed, config.learner), turns),
+        "the learner's whole update": (update(config.learner), turns),
+    }
+    speeds = measure(conditions, model, options.repeats)
+    *loops, _, whole = speeds.values()
+    results = {**speeds, "bare_ratio": whole / max(loops)}
+    table = Table(f"{len(turns)} turns, {sum(turn.length for turn in turns):,} tokens", "tokens/s", "ratio to the faster bare loop")
+    for name, speed in speeds.items():
+        table.add_row(name, f"{speed:,.0f}", f"{speed / max(loops):.2f}")
+    Console().print(table)
+    Console().print(f"bare_ratio {results['bare_ratio']:.3f}", highlight=False)
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
