@@ -257,7 +257,11 @@ class LearnerSection(Section):
     reference_every: Annotated[int, says("Updates after which the policy becomes the reference; 0: the first one stays", ge=0)] = 0
     entropy: Annotated[float, says("Weight of the entropy, which is then kept up", ge=0)] = 0.0
     microbatch_tokens: Annotated[int, says("Tokens computed at once, padding included", ge=64)] = 4096
-    threads: Annotated[int, says("CPU: cores the learner computes on; 0: torch chooses", ge=0)] = 1
+    threads: Annotated[int, says("CPU: cores each rank of the learner computes on; 0: torch chooses", ge=0)] = 1
+    ranks: Annotated[int, says("Processes that share an update, weights and optimizer sharded between them (FSDP2)", ge=1)] = 1
+    devices: Annotated[
+        list[str], says("GPU: the CUDA device of each rank, in their order; empty: the first ones of those that the environment shows")
+    ] = []
     checkpoint_every: Annotated[int, says("Updates between checkpoints; the last update always makes one", ge=1)] = 20
 
 

@@ -1,4 +1,4 @@
-"""`python -m learner JOB`: the learner of a run."""
+"""`python -m learner JOB`: the learner of a run; with torchrun's variables in the environment, one of its ranks."""
 
 import asyncio
 import logging
@@ -10,12 +10,14 @@ import zmq.asyncio
 
 from config import Job
 from learner.main import Learner
+from learner.ranks import Ranks
+from learner.together import dismiss, follow
 
 
-async def learn(job: Job) -> None:
+async def learn(job: Job, ranks: Ranks) -> None:
     """To the end of the run. SIGINT: to the end of the update under way."""
     context = zmq.asyncio.Context()
-    learner = Learner(job, context)
+    learner = Learner(job, context, ranks)
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, learner.stop)
     try:
         await learner.run()
@@ -23,6 +25,16 @@ async def learn(job: Job) -> None:
         context.term()
 
 
+def main(job: Job) -> None:
+    ranks = Ranks.join()
+    if ranks.rank:
+        follow(job, ranks)
+    else:
+        asyncio.run(learn(job, ranks))
+        dismiss(ranks)
+    ranks.leave()
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    asyncio.run(learn(Job.load(Path(sys.argv[1]))))
+    main(Job.load(Path(sys.argv[1])))

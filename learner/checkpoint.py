@@ -14,9 +14,12 @@ from pathlib import Path
 
 import msgspec
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from learner.critic import Critic
+from learner.ranks import Ranks
+from learner.sharding import load_moments, whole_moments, whole_weights
 
 STATE = "training_state"
 REFERENCE = "reference"
@@ -55,17 +58,27 @@ def save(
     tokenizer_from: Path,
     reference: PreTrainedModel | None = None,
     critic: Critic | None = None,
+    ranks: Ranks | None = None,
 ) -> Path:
-    """Write a checkpoint, replacing one of the same update. `tokenizer_from`: the directory the policy was loaded from. `reference`: the
-    policy that the model is held to, if any. `critic`: the value head, if any."""
+    """Write a checkpoint, replacing one of the same update; with several ranks, all must ask, and rank 0 writes.
+
+    `tokenizer_from`: the directory the policy was loaded from. `reference`: the policy that the model is held to, if any. `critic`: the
+    value head, if any.
+    """
+    ranks = ranks or Ranks()
     final = checkpoints_dir(run_dir) / f"{state.update:06d}"
+    weights, moments = whole_weights(model), whole_moments(optimizer)
+    held_to = whole_weights(reference) if reference is not None else None
+    if ranks.rank:
+        ranks.wait()
+        return final
     unfinished = final.parent / f".{final.name}-{os.getpid()}"
     shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / STATE).mkdir(parents=True)
-    save_policy(unfinished, model, tokenizer_from)
-    torch.save(optimizer.state_dict()["state"], unfinished / STATE / "optimizer.pt")
+    save_policy(unfinished, model, tokenizer_from, weights)
+    torch.save(moments, unfinished / STATE / "optimizer.pt")
     if reference is not None:
-        reference.save_pretrained(unfinished / STATE / REFERENCE)
+        reference.save_pretrained(unfinished / STATE / REFERENCE, state_dict=held_to)
     if critic is not None:
         torch.save(critic.state(), unfinished / STATE / CRITIC)
     (unfinished / STATE / "state.json").write_bytes(msgspec.json.encode(state))
@@ -73,22 +86,23 @@ def save(
         # A directory cannot replace one that is not empty: for a moment there is none of this number, the one before it is whole.
         shutil.rmtree(final)
     os.replace(unfinished, final)
+    ranks.wait()
     return final
 
 
-def save_policy(directory: Path, model: PreTrainedModel, tokenizer_from: Path) -> None:
-    """The weights (float32) and the configuration, with the tokenizer's and whatever other small files it came with."""
+def save_policy(directory: Path, model: PreTrainedModel, tokenizer_from: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """The weights (float32; the model's, or these in its place) and the configuration, with the tokenizer's and whatever other small files
+    it came with."""
     directory.mkdir(parents=True, exist_ok=True)
     for file in Path(tokenizer_from).iterdir():
         if file.is_file() and not file.name.endswith(_WEIGHTS):
             shutil.copy(file, directory / file.name)
-    model.save_pretrained(directory)
+    model.save_pretrained(directory, state_dict=weights)
 
 
 def load(directory: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
     """Restore an optimizer, built with the settings of now, and return the rest. The weights: `load_policy(directory)`."""
-    moments = torch.load(directory / STATE / "optimizer.pt", weights_only=True)
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    load_moments(optimizer, torch.load(directory / STATE / "optimizer.pt", weights_only=True))
     return msgspec.json.decode((directory / STATE / "state.json").read_bytes(), type=TrainingState)
 
 

@@ -12,12 +12,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from learner.batching import parts_by
-from learner.policy import final_hidden
+from learner.ranks import Ranks
 from learner.samples import Sample
+from learner.sharding import Policy
 
 STEPS = 16
 """Optimizer steps an update, each on all its turns: the head is a few hundred weights, so they take milliseconds."""
@@ -32,14 +31,17 @@ class Critic:
         torch.nn.init.zeros_(self.head.bias)
         self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=learning_rate, weight_decay=0.0)
 
-    def judged(self, model: PreTrainedModel, samples: Sequence[Sample], token_budget: int) -> list[Sample]:
+    def judged(self, policy: Policy, samples: Sequence[Sample], token_budget: int, ranks: Ranks) -> list[Sample]:
         """The samples with the value of the state they begin in, and the features it was computed from."""
-        out: list[Sample | None] = [None] * len(samples)
-        for which in parts_by(range(len(samples)), lambda i: len(samples[i].prompt), token_budget):
-            features = state_features(model, [samples[i].prompt for i in which])
+        parts = list(parts_by(range(len(samples)), lambda i: len(samples[i].prompt), token_budget))
+        computed = [
+            (policy.state_features([samples[i].prompt for i in which]).cpu().numpy(), counts) for which, counts in ranks.mine(parts)
+        ]
+        out = list(samples)
+        for which, features in zip(parts, ranks.gather([f for f, counts in computed if counts], len(parts)), strict=True):
             with torch.no_grad():
-                values = self.head(features).squeeze(-1)
-            for i, feature, value in zip(which, features.cpu().numpy(), values.tolist(), strict=True):
+                values = self.head(torch.from_numpy(features).to(self.head.weight.device)).squeeze(-1)
+            for i, feature, value in zip(which, features, values.tolist(), strict=True):
                 out[i] = replace(samples[i], features=feature, value=value)
         return out
 
@@ -65,15 +67,3 @@ class Critic:
         """What `state` returned; the step size stays that of now."""
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": self.optimizer.state_dict()["param_groups"]})
-
-
-def state_features(model: PreTrainedModel, prompts: Sequence[np.ndarray]) -> Tensor:
-    """The last hidden state [B, hidden] at the last token of each prompt, without gradient."""
-    tokens = np.zeros((len(prompts), max(map(len, prompts))), dtype=np.int64)
-    for row, prompt in zip(tokens, prompts, strict=True):
-        row[: len(prompt)] = prompt
-    device = next(model.parameters()).device
-    rows = torch.arange(len(prompts), device=device)
-    ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
-    with torch.no_grad():
-        return final_hidden(model, torch.from_numpy(tokens).to(device), rows, ends).float()

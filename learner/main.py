@@ -19,11 +19,10 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -33,6 +32,8 @@ from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
 from learner.measure import evaluation_metrics, rollout_metrics
 from learner.publish import Publisher, Snapshot, Weights
+from learner.ranks import Ranks
+from learner.together import lead, lead_start
 from learner.training import Training
 from learner.update import share_over
 from protocol.codec import FrameReader, decode, encode
@@ -40,9 +41,6 @@ from protocol.messages import Ack, Applied, EpisodeKey, Evaluate, GroupsDropped,
 from telemetry.loop_lag import LoopLag
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class Stopped(Exception):
@@ -52,8 +50,9 @@ class Stopped(Exception):
 class Learner:
     """One job's learner. `run` returns when the run has reached its last update, its time, or was asked to stop."""
 
-    def __init__(self, job: Job, context: zmq.asyncio.Context) -> None:
+    def __init__(self, job: Job, context: zmq.asyncio.Context, ranks: Ranks | None = None) -> None:
         self._job = job
+        self._ranks = ranks or Ranks()
         self._config = job.config
         self._run_dir = Path(job.run_dir)
         self._trajectories = context.socket(zmq.ROUTER)
@@ -72,7 +71,7 @@ class Learner:
         self._log = EpisodeLog(self._run_dir / "episodes" / "episodes.log")
         self._offsets: dict[EpisodeKey, int] = {}  # of what has not been handed out
         self._buffer = GroupBuffer(self._config.learner.group_size, self._config.learner.filter_groups)
-        self._publisher = Publisher(Path(job.weights_dir), self._config.engine.dtype)
+        self._publisher = Publisher(Path(job.weights_dir))
         self._writing: asyncio.Task[None] | None = None  # of the weights published last
         self._written: Weights | None = None  # the last ones that engines can load
         self._pause_seconds = 0.0
@@ -102,9 +101,11 @@ class Learner:
             self._training_thread.shutdown(wait=False)
             self._writing_thread.shutdown(wait=False)
 
-    async def _in_training_thread(self, function: Callable[P, R], *args: P.args, **named: P.kwargs) -> R:
-        """One thread for all that computes: how many cores torch uses (`learner.threads`) is a property of the calling thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._training_thread, functools.partial(function, *args, **named))
+    async def _do(self, method: str, *args: Any, **named: Any) -> Any:
+        """A method of Training, on all ranks. One thread for all that computes: how many cores torch uses (`learner.threads`) is a property
+        of the calling thread."""
+        call = functools.partial(lead, self._ranks, self.training, method, *args, **named)
+        return await asyncio.get_running_loop().run_in_executor(self._training_thread, call)
 
     # --- the run
 
@@ -132,9 +133,9 @@ class Learner:
             seconds_wait = time.monotonic() - waited_since
             groups, trajectories = batch
             progress = self._share_over(seconds_in_all)
-            metrics = await self._in_training_thread(self.training.update, trajectories, progress)
+            metrics = await self._do("update", trajectories, progress)
             metrics = {**rollout_metrics([t for group in trajectories for t in group]), **metrics}
-            went_back = await self._in_training_thread(self.training.watch, metrics)
+            went_back = await self._do("watch", metrics)
             metrics |= {} if went_back is None else {"rolled_back_to": went_back}
             started = time.monotonic()
             if self._checkpoint_due() or went_back is not None:
@@ -232,9 +233,8 @@ class Learner:
 
     async def _restore(self) -> None:
         """The policy to start from: warm-started, or the last checkpoint and the log since then."""
-        self.training = await self._in_training_thread(
-            Training.restore if self._job.resume else Training.begin, self._job, self._progress_from_thread()
-        )
+        start = functools.partial(lead_start, self._ranks, self._job, self._progress_from_thread())
+        self.training = await asyncio.get_running_loop().run_in_executor(self._training_thread, start)
         state = self.training.intake_state
         self._buffer.next_group = state.next_group
         self._next_evaluation = state.next_evaluation
@@ -262,7 +262,7 @@ class Learner:
         if self._writing is not None:
             await self._writing  # one copy of the weights at most waits to be written
         if self._written is None or self._written.version != version:
-            snapshot = await self._in_training_thread(self._publisher.snapshot, self.training.model, version)
+            snapshot = await self._do("snapshot")
             self._writing = self._tasks.create_task(self._write(snapshot, groups, last))
         else:
             await self._tell_published(self._written, groups, last)
@@ -281,9 +281,7 @@ class Learner:
 
     async def _checkpoint(self) -> None:
         position = min(self._offsets.values(), default=self._log.position)
-        await self._in_training_thread(
-            self.training.checkpoint, log_position=position, next_group=self._buffer.oldest_kept(), next_evaluation=self._next_evaluation
-        )
+        await self._do("checkpoint", log_position=position, next_group=self._buffer.oldest_kept(), next_evaluation=self._next_evaluation)
 
     # --- messages
 

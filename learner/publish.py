@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from learner.sharding import whole_weights
+
 KEPT = 2
 """Versions that stay on disk: the newest, and the one an engine may still be loading."""
 
@@ -37,16 +39,11 @@ class Weights(NamedTuple):
 
 
 class Publisher:
-    """Writes weights to `directory` in the engine's precision (`engine.dtype`; auto: float32, for the engine to cast)."""
+    """Writes weights to `directory`."""
 
-    def __init__(self, directory: Path, dtype: str) -> None:
+    def __init__(self, directory: Path) -> None:
         self._directory = Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._dtype = _DTYPES[dtype]
-
-    def snapshot(self, model: PreTrainedModel, version: int) -> Snapshot:
-        """A copy of the weights, which training does not change any more."""
-        return Snapshot(version, checkpoint_tensors(model, self._dtype))
 
     def write(self, snapshot: Snapshot) -> Weights:
         """`v<version>.safetensors`, which appears complete, under its final name. Tensors have the names of the Hugging Face checkpoint.
@@ -68,12 +65,11 @@ class Publisher:
             path.unlink(missing_ok=True)
 
 
-def checkpoint_tensors(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, Tensor]:
-    """A copy of the weights by their checkpoint names, on the CPU, contiguous; a tied language-model head is not named again."""
-    tensors = dict(model.state_dict())
-    if model.config.tie_word_embeddings:
-        tensors.pop("lm_head.weight", None)
-    return {name: tensor.detach().to("cpu", dtype, copy=True).contiguous() for name, tensor in tensors.items()}
+def snapshot(model: PreTrainedModel, version: int, dtype: str) -> Snapshot:
+    """A copy of the weights, which training does not change any more, in the engine's precision (`engine.dtype`; auto: float32, for the
+    engine to cast). With several ranks, all must ask."""
+    weights = {name: tensor.to("cpu", _DTYPES[dtype], copy=True).contiguous() for name, tensor in whole_weights(model).items()}
+    return Snapshot(version, weights)
 
 
 def sha256_of(path: Path) -> str:

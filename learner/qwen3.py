@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 
 def applies_to(model: PreTrainedModel) -> bool:
-    """Whether this file computes what `model` does: a Qwen3 without sliding windows."""
-    return isinstance(model, Qwen3ForCausalLM) and set(model.config.layer_types) == {"full_attention"}
+    """Whether this file computes what `model` does: a Qwen3 without sliding windows, whole (shards are gathered by the layers' own
+    forward passes)."""
+    whole = not any(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
+    return isinstance(model, Qwen3ForCausalLM) and set(model.config.layer_types) == {"full_attention"} and whole
 
 
 def hidden_states(model: Qwen3ForCausalLM, tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

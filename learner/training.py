@@ -20,6 +20,8 @@ from learner.checkpoint import IntakeState, TrainingState
 from learner.demonstrations import TurnTokenizer
 from learner.measure import tokens_of
 from learner.policy import load_policy
+from learner.publish import Snapshot, snapshot
+from learner.ranks import Ranks
 from learner.samples import samples_of
 from learner.update import Updater
 from learner.warm_start import warm_start
@@ -38,6 +40,7 @@ class Training:
 
     def __init__(self, job: Job, updater: Updater, state: TrainingState) -> None:
         self._job = job
+        self._ranks = updater.ranks
         self._updater = updater
         self.update_number = state.update
         """Updates so far, which is also the version of the weights."""
@@ -56,20 +59,25 @@ class Training:
         return self._updater.model
 
     @classmethod
-    def begin(cls, job: Job, progress: Progress) -> Training:
+    def begin(cls, job: Job, progress: Progress, ranks: Ranks | None = None) -> Training:
         """The policy in the job's model directory, warm-started if that is asked for and was not done before."""
-        model = load_policy(Path(job.model_dir), _device())
+        ranks = ranks or Ranks(device=_device())
+        model = load_policy(Path(job.model_dir), ranks.device)
         if job.config.model.name == "tiny" and job.config.warm_start.episodes:
+            if ranks.rank:
+                ranks.wait()  # then it has been done
             _warm_started(model, job, progress)
-        return cls(job, _updater(model, job.config), TrainingState())
+            if not ranks.rank:
+                ranks.wait()
+        return cls(job, _updater(model, job.config, ranks), TrainingState())
 
     @classmethod
-    def restore(cls, job: Job, progress: Progress) -> Training:
+    def restore(cls, job: Job, progress: Progress, ranks: Ranks | None = None) -> Training:
         """The newest checkpoint of the run. FileNotFoundError if there is none."""
         directory = checkpoint.latest(Path(job.run_dir))
         if directory is None:
             raise FileNotFoundError(f"{job.run_dir} has no checkpoint to resume from")
-        updater, state = _restored(directory, job.config)
+        updater, state = _restored(directory, job.config, ranks or Ranks(device=_device()))
         updater.rng.bit_generator.state = state.rng
         return cls(job, updater, state)
 
@@ -105,13 +113,19 @@ class Training:
             return None
         log.warning("update %d: %s; back to the weights of update %d", self.update_number, found, good)
         rng = self._updater.rng
-        self._updater, _ = _restored(checkpoints[good], self._job.config)
+        self._updater, _ = _restored(checkpoints[good], self._job.config, self._ranks)
         self._updater.rng = rng
         self._rollbacks += 1
         self._records.clear()
         self._scale_steps()
-        checkpoint.set_aside_after(run_dir, good)
+        self._ranks.wait()
+        if not self._ranks.rank:
+            checkpoint.set_aside_after(run_dir, good)
         return good
+
+    def snapshot(self) -> Snapshot:
+        """The weights as they are now, to be published."""
+        return snapshot(self.model, self.update_number, self._job.config.engine.dtype)
 
     def _scale_steps(self) -> None:
         factor = self._job.config.learner.rollback
@@ -125,28 +139,30 @@ class Training:
             update=self.update_number, intake=intake, tokens=self.tokens, rng=rng, rollbacks=self._rollbacks, control=self.control
         )
         run_dir, model_dir, u = Path(self._job.run_dir), Path(self._job.model_dir), self._updater
-        return checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, u.reference, u.critic)
+        return checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, u.reference, u.critic, self._ranks)
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _restored(directory: Path, config: Config) -> tuple[Updater, TrainingState]:
+def _restored(directory: Path, config: Config, ranks: Ranks) -> tuple[Updater, TrainingState]:
     """What a checkpoint holds."""
     kept = checkpoint.reference(directory)
-    updater = _updater(load_policy(directory, _device()), config, load_policy(kept, _device()) if kept else None)
+    updater = _updater(load_policy(directory, ranks.device), config, ranks, load_policy(kept, ranks.device) if kept else None)
     state = checkpoint.load(directory, updater.optimizer)
     if updater.critic is not None:
         checkpoint.load_critic(directory, updater.critic)
     return updater, state
 
 
-def _updater(model: PreTrainedModel, config: Config, reference: PreTrainedModel | None = None) -> Updater:
+def _updater(model: PreTrainedModel, config: Config, ranks: Ranks, reference: PreTrainedModel | None = None) -> Updater:
     if config.learner.threads:
         torch.set_num_threads(config.learner.threads)
     sampling = config.sampling
-    return Updater(model, config.learner, sampling.temperature, config.run.seed, max_tokens=sampling.max_tokens, reference=reference)
+    return Updater(
+        model, config.learner, sampling.temperature, config.run.seed, max_tokens=sampling.max_tokens, reference=reference, ranks=ranks
+    )
 
 
 def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:

@@ -19,8 +19,12 @@ from learner.corrections import CORRECTIONS, PROXIMAL, Tokens
 from learner.corrections.diagnostics import divergence, token_ages
 from learner.corrections.ratio import log_ratio
 from learner.critic import Critic
-from learner.policy import log_probs
+from learner.ranks import Ranks
 from learner.samples import Sample
+from learner.sharding import Policy, whole
+
+SEEN = ("log_pi", "log_mu", "age", "entropy", "clipped", "kept", "kl_reference", "loss")
+"""What is kept of each trained token."""
 
 
 @dataclass
@@ -59,9 +63,13 @@ class Updater:
         *,
         max_tokens: int = 64,
         reference: PreTrainedModel | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model = model
         self.reference = (reference or copy.deepcopy(model)).requires_grad_(False) if settings.kl else None
+        self.ranks = ranks or Ranks()
+        self._policy = Policy(model, self.ranks)
+        self._reference_policy = Policy(self.reference, self.ranks) if self.reference is not None else None
         self.rng = np.random.default_rng(seed)
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
@@ -85,7 +93,7 @@ class Updater:
         if self._settings.correction in PROXIMAL:
             samples = self._with_proximal(samples)
         if self.critic is not None:
-            samples = self.critic.judged(self.model, samples, self._settings.microbatch_tokens)
+            samples = self.critic.judged(self._policy, samples, self._settings.microbatch_tokens, self.ranks)
         return list(samples)
 
     def update(self, samples: Sequence[Sample], progress: float = 0.0) -> dict[str, float]:
@@ -134,41 +142,43 @@ class Updater:
 
     def _with_proximal(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples with the log-probs of the policy as it is before the update."""
-        out = list(samples)
-        for which in parts_by(range(len(samples)), lambda i: samples[i].length, self._settings.microbatch_tokens):
-            part = [samples[i] for i in which]
+        parts = list(parts_by(range(len(samples)), lambda i: samples[i].length, self._settings.microbatch_tokens))
+        computed = []
+        for which, counts in self.ranks.mine(parts):
             with torch.no_grad():
-                log_pi, _ = log_probs(self.model, collate(part), self._temperature)
-            ends = np.cumsum([sample.trained_tokens for sample in part])[:-1]
-            for i, sample, values in zip(which, part, np.split(log_pi.cpu().numpy(), ends), strict=True):
-                log_prox = np.zeros(len(sample.mask), dtype=np.float32)
-                log_prox[sample.mask] = values
-                out[i] = replace(sample, log_prox=log_prox)
+                log_pi, _ = self._policy(collate([samples[i] for i in which]), self._temperature)
+            computed += [log_pi.cpu().numpy()] * counts
+        out = list(samples)
+        for which, log_pi in zip(parts, self.ranks.gather(computed, len(parts)), strict=True):
+            ends = np.cumsum([samples[i].trained_tokens for i in which])[:-1]
+            for i, values in zip(which, np.split(log_pi, ends), strict=True):
+                log_prox = np.zeros(len(samples[i].mask), dtype=np.float32)
+                log_prox[samples[i].mask] = values
+                out[i] = replace(samples[i], log_prox=log_prox)
         return out
 
     def _step(self, samples: Sequence[Sample]) -> _Step:
         """One optimizer step on a mini-batch. Its loss is one sum over one denominator, whatever the micro-batches are."""
         everything = self._settings.kl > 0 or self._settings.entropy > 0
-        seen: dict[str, list[Tensor]] = {
-            name: [] for name in ("log_pi", "log_mu", "age", "entropy", "clipped", "kept", "kl_reference", "loss")
-        }
-        padding = columns = 0
+        batches = list(microbatches(samples, self._settings.microbatch_tokens, everything=everything))
+        computed = []
         self.optimizer.zero_grad(set_to_none=True)
-        for batch in microbatches(samples, self._settings.microbatch_tokens, everything=everything):
+        for batch, counts in self.ranks.mine(batches):
             values = self._losses(batch)
-            values["loss"].sum().backward()
-            for name, value in values.items():
-                seen[name].append(value.detach())
-            padding, columns = padding + batch.padding, columns + batch.tokens.numel()
-        arrays = {name: torch.cat(found).cpu().numpy() if found else np.zeros(0) for name, found in seen.items()}
+            (values["loss"].sum() * counts).backward()
+            computed += [{name: value.detach().cpu().numpy() for name, value in values.items()}] * counts
+        computed = self.ranks.gather(computed, len(batches))
+        arrays = {name: np.concatenate([values[name] for values in computed] or [np.zeros(0)]) for name in SEEN}
         denominator = self._denominator(samples, masked=int((arrays["kept"] == 0).sum()))
         loss = float(arrays.pop("loss").sum()) / denominator
+        padding, columns = sum(batch.padding for batch in batches), sum(batch.tokens.numel() for batch in batches)
         step = _Step(**arrays, loss=loss, padding=padding, columns=columns)
         if columns:
             for parameter in self.model.parameters():
                 if parameter.grad is not None:
-                    parameter.grad.div_(denominator)
-            step.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.gradient_clip))
+                    parameter.grad.mul_(self.ranks.size / denominator)  # sharding takes the mean over the ranks
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._settings.gradient_clip)
+            step.grad_norm = float(whole(norm))
             if step.finite:
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -177,7 +187,7 @@ class Updater:
     def _losses(self, batch: MicroBatch) -> dict[str, Tensor]:
         """What is kept of each trained token [N]; `loss` is what is summed."""
         s = self._settings
-        log_pi, entropy = log_probs(self.model, batch, self._temperature, entropy_gradient=s.entropy > 0)
+        log_pi, entropy = self._policy(batch, self._temperature, entropy_gradient=s.entropy > 0)
         to = log_pi.device
         turn = batch.rows.to(to)
         log_mu, advantage = batch.log_mu.to(to), batch.advantage.to(to)
@@ -185,9 +195,9 @@ class Updater:
         tokens = Tokens(log_pi, log_mu, log_prox, advantage, turn, turns=len(batch.tokens))
         corrected = CORRECTIONS[s.correction](tokens, s)
         loss, kl = corrected.loss, torch.zeros_like(log_pi)
-        if self.reference is not None:
+        if self._reference_policy is not None:
             with torch.no_grad():
-                log_reference, _ = log_probs(self.reference, batch, self._temperature)
+                log_reference, _ = self._reference_policy(batch, self._temperature)
             behind = log_ratio(log_reference, log_pi)
             kl = torch.exp(behind) - 1 - behind
             loss = loss + s.kl * kl

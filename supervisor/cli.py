@@ -110,6 +110,8 @@ def _run(config: Config, serial: bool, resume: bool) -> int:
 
     console = Console()
     try:
+        if serial and config.learner.ranks > 1:
+            raise ConfigError("learner.ranks: --serial is one process; leave it at 1 there")
         if not serial:
             check_engine(config)
         job = prepare(config, resume)

@@ -69,15 +69,15 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
 def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
     """The recorded job with other settings of the learner, in a run directory of its own."""
     full = {settings.full_name(name): text for name, text in overrides.items()}
-    if "learner.rollback" in full:
-        raise ConfigError("replay --train: learner.rollback is for runs; here every update is made")
+    for name in {"learner.rollback", "learner.ranks"} & full.keys():
+        raise ConfigError(f"replay --train: {name} is for runs; here one process makes every update")
     for name in full:
         if not name.startswith(CHANGEABLE):
             raise ConfigError(f"replay --train: {name} changes nothing about recorded episodes; settings of learner and run do")
     recorded = recorded_job(run_dir, "replay --train")
     new = Path(full.get("run.dir", "") or default_run_dir())
     updates = max((line["update"] for line in read_metrics(run_dir / METRICS_FILE) if line["kind"] == "update"), default=0)
-    as_many = {"run.updates": str(updates), "run.tokens": "0", "run.minutes": "1000000", "learner.rollback": "0"}
+    as_many = {"run.updates": str(updates), "run.tokens": "0", "run.minutes": "1000000", "learner.rollback": "0", "learner.ranks": "1"}
     config = settings.resolve(run_dir / "config.toml", with_preset(as_many | full | {"run.dir": str(new)}))
     if config.learner.group_size != recorded.config.learner.group_size:
         raise ConfigError(f"learner.group_size: the groups of {run_dir} have {recorded.config.learner.group_size} episodes")

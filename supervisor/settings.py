@@ -73,6 +73,8 @@ def check_consistency(config: Config) -> None:
         )
     if config.engine.devices and len(config.engine.devices) != config.engine.count:
         raise ConfigError(f"engine.devices: {len(config.engine.devices)} devices for {config.engine.count} engines (engine.count)")
+    if config.learner.devices and len(config.learner.devices) != config.learner.ranks:
+        raise ConfigError(f"learner.devices: {len(config.learner.devices)} devices for {config.learner.ranks} ranks (learner.ranks)")
     if config.learner.algorithm.startswith("reinforce++") and not config.learner.normalise:
         raise ConfigError("learner.normalise: reinforce++ is the division by the batch's deviation; set it to true, or take grpo or rloo")
     if config.learner.correction == "vtrace" and config.learner.algorithm != "gae":

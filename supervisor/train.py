@@ -13,12 +13,12 @@ import zmq
 import zmq.asyncio
 from rich.console import Console
 
-from config import Job
+from config import Job, LearnerSection
 from controller.engine.server import EngineNotReady, engine_command, wait_ready
 from protocol.codec import FrameReader
 from protocol.messages import Stats
 from supervisor.children import Child, last_words, start, stop_all
-from supervisor.job import clean_up, job_file
+from supervisor.job import clean_up, free_port, job_file
 from telemetry.collector import Collector
 from telemetry.loop_lag import LoopLag
 from telemetry.progress import Progress
@@ -76,7 +76,7 @@ class Run:
         """The order matters: the engine needs a policy to load, the controller an engine, the actors a controller."""
         with self._interrupts():
             await self._build_policy()
-            learner = self._start("learner")
+            learner = self._start_learner()
             await self._engine_ready()
             self._start("controller")
             if self._job.config.actor.count:
@@ -85,6 +85,14 @@ class Run:
 
     def _start(self, name: str) -> Child:
         return self._add(start(name, [name, str(job_file(self._job))], self._log(name)))
+
+    def _start_learner(self) -> Child:
+        """All ranks of the learner; returns rank 0, which ends when the run does."""
+        environments = learner_environments(self._job.config.learner)
+        names = ["learner", *(f"learner-{rank}" for rank in range(1, len(environments)))]
+        arguments = ["learner", str(job_file(self._job))]
+        ranks = [self._add(start(name, arguments, self._log(name), env)) for name, env in zip(names, environments, strict=True)]
+        return ranks[0]
 
     def _add(self, child: Child) -> Child:
         self.children.append(child)
@@ -159,6 +167,15 @@ class Run:
 
     def _log(self, name: str) -> Path:
         return Path(self._job.run_dir) / "logs" / f"{name}.log"
+
+
+def learner_environments(settings: LearnerSection) -> list[dict[str, str]]:
+    """What each rank of the learner is told, in the variables of torchrun, which may start them elsewhere; nothing if there is one."""
+    devices = {"CUDA_VISIBLE_DEVICES": ",".join(settings.devices)} if settings.devices else {}
+    if settings.ranks == 1:
+        return [devices]
+    together = {"WORLD_SIZE": str(settings.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1", 0, ""))}
+    return [{**devices, **together, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(settings.ranks)]
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,9 @@ import torch
 from learner_fixtures import TURNS, random_group, small_config
 
 from learner.critic import Critic
+from learner.ranks import Ranks
 from learner.samples import samples_of
+from learner.sharding import Policy
 from learner.tiny import random_model, train_tokenizer
 from learner.update import Updater
 
@@ -37,7 +39,7 @@ def test_a_value_is_of_the_state_at_the_end_of_the_prompt(model, groups):
     critic = Critic(model.config.hidden_size, 1e-3)
     torch.nn.init.normal_(critic.head.weight)
     samples = samples_of(groups, 1, CONFIG.learner)
-    for sample, judged in zip(samples, critic.judged(model, samples, token_budget=64), strict=True):
+    for sample, judged in zip(samples, critic.judged(Policy(model, Ranks()), samples, 64, Ranks()), strict=True):
         assert judged.prompt is sample.prompt  # the order is that of the samples, though they are computed by length
         hidden = model.model(torch.from_numpy(sample.prompt.astype(np.int64))[None]).last_hidden_state[0, -1]
         np.testing.assert_allclose(judged.features, hidden.detach().numpy(), rtol=1e-4, atol=1e-5)

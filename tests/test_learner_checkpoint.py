@@ -160,45 +160,45 @@ def test_new_settings_hold_after_a_resume(job):
 @pytest.mark.parametrize(("dtype", "stored"), [("bfloat16", torch.bfloat16), ("float32", torch.float32), ("auto", torch.float32)])
 def test_published_weights_are_those_of_the_model(job, tmp_path, dtype, stored):
     model = load_policy(tmp_path / "policy")
-    weights = written(Publisher(tmp_path / "weights", dtype), model, 3)
+    weights = written(tmp_path / "weights", model, 3, dtype)
     published, checkpointed = load_file(weights.path), load_file(tmp_path / "policy" / "model.safetensors")
     assert published.keys() == checkpointed.keys()
     assert all(torch.equal(published[name], model.state_dict()[name].to(stored)) for name in published)
     assert (weights.version, weights.checksum, weights.size) == (3, sha256_of(weights.path), weights.path.stat().st_size)
 
 
-def written(publisher: Publisher, model, version: int):
-    return publisher.write(publisher.snapshot(model, version))
+def written(directory, model, version: int, dtype: str = "bfloat16"):
+    return Publisher(directory).write(publish.snapshot(model, version, dtype))
 
 
 def test_a_snapshot_is_of_the_weights_as_they_were(job, tmp_path):
-    model, publisher = load_policy(tmp_path / "policy"), Publisher(tmp_path / "weights", "float32")
+    model = load_policy(tmp_path / "policy")
     before = copy.deepcopy(model.state_dict())
-    snapshot = publisher.snapshot(model, 1)
+    snapshot = publish.snapshot(model, 1, "float32")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
-    published = load_file(publisher.write(snapshot).path)
+    published = load_file(Publisher(tmp_path / "weights").write(snapshot).path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in published.items())
 
 
 def test_only_the_last_two_versions_stay(job, tmp_path):
-    model, publisher = load_policy(tmp_path / "policy"), Publisher(tmp_path / "weights", "bfloat16")
+    model = load_policy(tmp_path / "policy")
     for version in (8, 9, 10):
-        written(publisher, model, version)
+        written(tmp_path / "weights", model, version)
     assert sorted(p.name for p in (tmp_path / "weights").iterdir()) == ["v10.safetensors", "v9.safetensors"]
 
 
 def test_interrupted_publication_leaves_no_file_of_that_version(job, tmp_path, monkeypatch):
-    model, publisher = load_policy(tmp_path / "policy"), Publisher(tmp_path / "weights", "bfloat16")
+    model = load_policy(tmp_path / "policy")
     monkeypatch.setattr(publish.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        written(publisher, model, 1)
+        written(tmp_path / "weights", model, 1)
     assert not list((tmp_path / "weights").glob("v*.safetensors"))
 
 
 def test_publishing_does_not_touch_the_model(job, tmp_path):
     model = load_policy(tmp_path / "policy")
     before = copy.deepcopy(model.state_dict())
-    written(Publisher(tmp_path / "weights", "bfloat16"), model, 1)
+    written(tmp_path / "weights", model, 1)
     assert same(before, model.state_dict())

@@ -9,7 +9,7 @@ import socket
 from collections import Counter
 from pathlib import Path
 
-from run_fixtures import Run, running, running_small
+from run_fixtures import Run, processes, running, running_small
 
 
 def leases_in_play(run: Run) -> list[int]:
@@ -38,6 +38,31 @@ async def test_a_killed_actor_is_replaced_and_no_episode_is_lost(tmp_path: Path,
         trained = [t.key for t in run.trajectories() if not t.key.evaluation]
         assert len(trained) == len(set(trained)) == 3 * 2 * 2
         assert "replaced" in (run.directory / "logs" / "actors.log").read_text()
+
+
+async def test_a_learner_of_two_ranks_trains_and_ends_with_both(tmp_path: Path, small_policy):
+    async with running_small(tmp_path / "run", small_policy, learner__ranks="2") as run:
+        assert await run.ended() == 0, run.output
+        assert [line["update"] for line in run.updates()] == [1, 2] and run.summary()["ended"] == "finished"
+        assert run.left_over() == []
+
+
+async def test_a_run_ends_when_a_rank_of_its_learner_does(tmp_path: Path, small_policy):
+    async with running_small(tmp_path / "run", small_policy, learner__ranks="2", run__updates="1000") as run:
+        await run.until(run.updates)
+        ranks = [pid for pid, command in processes() if f"-m learner {run.directory}/job.json" in command]
+        second = next(pid for pid in ranks if "RANK=1" in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+        os.kill(second, signal.SIGKILL)
+        assert await run.ended() == 1
+        assert "the learner" in run.output and run.left_over() == []
+
+
+async def test_ctrl_c_ends_a_learner_of_two_ranks_after_its_update(tmp_path: Path, small_policy):
+    async with running_small(tmp_path / "run", small_policy, learner__ranks="2", run__updates="1000") as run:
+        await run.until(run.updates)
+        os.kill(run.process.pid, signal.SIGINT)
+        assert await run.ended() == 130, run.output
+        assert run.summary()["ended"] == "interrupted" and run.left_over() == []
 
 
 async def test_invariant_4_after_killing_the_learner_each_episode_is_trained_on_once(tmp_path: Path, small_policy):

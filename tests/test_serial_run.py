@@ -31,7 +31,7 @@ from controller.turns import TurnRunner
 from envs.registry import make_environment
 from learner.build import build_policy
 from learner.policy import load_policy, load_tokenizer
-from learner.publish import Publisher
+from learner.publish import Publisher, snapshot
 from learner.training import Training
 from protocol.arrays import FLOAT16, FLOAT32, UINT8, unpack
 from protocol.messages import DropReason, EpisodeKey, Lease, Trajectory
@@ -281,7 +281,7 @@ class LockStep:
         listening = asyncio.create_task(signals.run())
         try:
             training = Training.begin(self.job, lambda *_: None)
-            publisher = Publisher(Path(self.job.weights_dir), config.engine.dtype)
+            publisher = Publisher(Path(self.job.weights_dir))
             await self._load(engines, publisher, training)
             turns = TurnRunner(config, engines, signals, tokens, lambda: training.update_number)
             for update in range(config.run.updates):
@@ -298,7 +298,7 @@ class LockStep:
             context.destroy(linger=0)
 
     async def _load(self, engines: EnginePool, publisher: Publisher, training: Training) -> None:
-        weights = publisher.write(publisher.snapshot(training.model, training.update_number))
+        weights = publisher.write(training.snapshot())
         await engines.apply_weights(str(weights.path), weights.version, weights.checksum, deadline=30.0)
 
     async def _group(self, group: int, turns: TurnRunner) -> list[Trajectory]:
@@ -348,6 +348,5 @@ def said(trajectory: Trajectory) -> list[tuple[bytes, bytes, str]]:
 def test_published_weights_are_a_safetensors_file_of_the_checkpoints_names(tmp_path: Path):
     job = job_in(tmp_path / "run", small_config())
     build_policy(job)
-    publisher = Publisher(tmp_path, "float32")
-    weights = publisher.write(publisher.snapshot(load_policy(Path(job.model_dir)), 3))
+    weights = Publisher(tmp_path).write(snapshot(load_policy(Path(job.model_dir)), 3, "float32"))
     assert set(load_file(weights.path)) == set(load_file(Path(job.model_dir) / "model.safetensors"))

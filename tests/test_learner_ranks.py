@@ -1,0 +1,64 @@
+"""The same update on several ranks as on one: gloo, processes of their own, started by torchrun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from learner_fixtures import TURNS, job_in
+from ranks_program import config_of, groups
+
+from learner.ranks import Ranks
+from learner.tiny import build_tiny
+from learner.training import Training
+
+TESTS = Path(__file__).parent
+
+
+def numbers(metrics: dict[str, float]) -> dict[str, float]:
+    """Those of an update that are not times."""
+    return {name: value for name, value in metrics.items() if name != "seconds_train"}
+
+
+def run(directory: Path, name: str, ranks: int, settings: dict[str, str]) -> dict:
+    """tests/ranks_program.py, on so many ranks."""
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
+    command = [sys.executable, *launch, str(TESTS / "ranks_program.py"), str(directory), name, *(f"{k}={v}" for k, v in settings.items())]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return torch.load(directory / f"{name}.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"learner__kl": "0.3", "learner__correction": "decoupled"}, {"learner__algorithm": "gae", "learner__correction": "vtrace"}],
+    ids=["reference", "value head"],
+)
+def test_two_ranks_make_the_update_that_one_makes(tmp_path: Path, settings: dict[str, str]) -> None:
+    """Gradients, numbers, and weights, those after a resume as well. Float sums in another order differ in their last digits."""
+    build_tiny(tmp_path / "policy", config_of({}).model, TURNS, seed=0)
+    one, two = (run(tmp_path, f"on {ranks}", ranks, settings) for ranks in (1, 2))
+    assert one["gradients"].keys() == two["gradients"].keys() and len(one["gradients"]) > 10
+    for name, gradient in one["gradients"].items():
+        torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-3, atol=1e-6)
+    for first, second in zip(one["metrics"], two["metrics"], strict=True):
+        assert first.keys() == second.keys()
+        assert numbers(second) == pytest.approx(numbers(first), rel=1e-3, abs=1e-5)
+    for kind in ("weights", "published"):
+        assert one[kind].keys() == two[kind].keys()
+        for name, weight in one[kind].items():
+            torch.testing.assert_close(two[kind][name], weight, rtol=1e-3, atol=2e-5)
+    resumed = Training.restore(job_in(tmp_path, config_of(settings)), lambda *_: None)  # the checkpoint of two ranks, on one
+    assert numbers(resumed.update(groups(2))) == pytest.approx(numbers(two["metrics"][-1]), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(("size", "items"), [(1, 3), (2, 4), (2, 5), (3, 1), (2, 0)])
+def test_every_item_counts_on_one_rank_and_all_ranks_take_equally_many(size: int, items: int) -> None:
+    shares = [list(Ranks(rank, size).mine(list(range(items)))) for rank in range(size)]
+    assert sorted(item for share in shares for item, counts in share if counts) == list(range(items))
+    assert len({len(share) for share in shares}) == 1
