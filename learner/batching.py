@@ -14,7 +14,7 @@ from learner.samples import Sample
 
 Item = TypeVar("Item")
 
-PART = 64
+PART = 160
 """Tokens: about what a micro-batch costs whatever is in it."""
 
 

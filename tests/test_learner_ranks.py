@@ -12,9 +12,11 @@ import torch
 from learner_fixtures import TURNS, job_in
 from ranks_program import config_of, groups
 
+from config import LearnerSection
 from learner.ranks import Ranks
 from learner.tiny import build_tiny
 from learner.training import Training
+from supervisor.train import learner_environments
 
 TESTS = Path(__file__).parent
 
@@ -55,6 +57,13 @@ def test_two_ranks_make_the_update_that_one_makes(tmp_path: Path, settings: dict
             torch.testing.assert_close(two[kind][name], weight, rtol=1e-3, atol=2e-5)
     resumed = Training.restore(job_in(tmp_path, config_of(settings)), lambda *_: None)  # the checkpoint of two ranks, on one
     assert numbers(resumed.update(groups(2))) == pytest.approx(numbers(two["metrics"][-1]), rel=1e-3, abs=1e-5)
+
+
+def test_each_rank_is_told_its_number_as_torchrun_would_and_all_see_the_devices() -> None:
+    assert learner_environments(LearnerSection()) == [{}]
+    first, second = learner_environments(LearnerSection(ranks=2, devices=["2", "3"]))
+    assert [(env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"]) for env in (first, second)] == [("0", "0", "2"), ("1", "1", "2")]
+    assert first["CUDA_VISIBLE_DEVICES"] == second["CUDA_VISIBLE_DEVICES"] == "2,3" and first["MASTER_PORT"] == second["MASTER_PORT"]
 
 
 @pytest.mark.parametrize(("size", "items"), [(1, 3), (2, 4), (2, 5), (3, 1), (2, 0)])
