@@ -102,7 +102,7 @@ class Controller:
         self._stats.set(zmq.LINGER, 0)
         self._stats.connect(job.endpoints.stats)
         self._reader = FrameReader()
-        self._tokens = tokens = think_tokens(tokenizer, env, self.config.control.forced, read_vocabulary(Path(job.model_dir)))
+        self._tokens = tokens = think_tokens(tokenizer, env, self.config.control, read_vocabulary(Path(job.model_dir)))
         self._signals = SignalRouter(context, job.endpoints.signals, tokens)
         self._engines = EnginePool(job.endpoints.engines)
         self._turns = TurnRunner(self.config, self._engines, self._signals, tokens, lambda: self.version)

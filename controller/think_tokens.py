@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tokenizers import Tokenizer
 
+from config import ControlSection
 from envs.base import Environment
+
+UNCONTROLLED = ("off", "void")
+"""Modes of control that need no tags."""
+
+NO_TOKEN = -1
+"""No token of any response."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +29,18 @@ class ThinkTokens:
     vocabulary: int  # tokens that the policy chooses from
 
 
-def think_tokens(tokenizer: Tokenizer, env: Environment, forced: Literal["queue", "close"], vocabulary: int) -> ThinkTokens:
-    """The ids of the tags that control looks for and forces. Raises ValueError when <think> is not one token.
+def think_tokens(tokenizer: Tokenizer, env: Environment, control: ControlSection, vocabulary: int) -> ThinkTokens:
+    """The ids of the tags that control looks for and forces. Raises ValueError when it needs one that is not one token.
 
-    `forced` as in config.ControlSection: "queue" is how the environment's answers go on after a thought, up to the action itself.
+    With control.forced "queue", what is forced is how the environment's answers go on after a thought, up to the action itself.
     """
     ids = {tag: tokenizer.token_to_id(tag) for tag in ("<think>", "</think>", "<|im_end|>")}
     missing = [tag for tag, token in ids.items() if token is None]
+    if missing and control.mode in UNCONTROLLED:
+        return ThinkTokens(NO_TOKEN, NO_TOKEN, [], [], vocabulary)
     if missing:
-        raise ValueError(f"model.name: the tokenizer has no single token for {', '.join(missing)}; add it, or set control.mode off")
-    text = "</think>" if forced == "close" else answer_after_thought(env)
+        raise ValueError(f"model.name: the tokenizer has no single token for {', '.join(missing)}; add it, or set control.mode to off")
+    text = "</think>" if control.forced == "close" else answer_after_thought(env)
     queue = tokenizer.encode(text, add_special_tokens=False).ids
     return ThinkTokens(ids["<think>"], ids["</think>"], queue, [ids["<|im_end|>"]], vocabulary)
 

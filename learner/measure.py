@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from protocol.arrays import UINT8, unpack
+from protocol.arrays import FLOAT32, UINT8, unpack
 from protocol.messages import StopReason, Trajectory, Turn
 
 
@@ -25,6 +25,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "wasted_tokens": float(sum(attempt.length for attempt in rejected)),
         "interventions": float(sum(event.kind == "intervene" for turn in turns for event in turn.kept.events)),
         "resamples": float(len(rejected)),
+        "unscored_tokens": float(sum(map(_unscored, turns))),
         "early_stalls": float(sum(attempt.stop is StopReason.EARLY for attempt in rejected)),
         "repetitions": float(sum(attempt.stop is StopReason.REPETITION for attempt in rejected)),
     }
@@ -58,6 +59,11 @@ def mean_entropy(turns: Sequence[Turn]) -> float:
             chosen = entropy[(unpack(turn.kept.mask, UINT8) > 0) & np.isfinite(entropy)]
             total, count = total + float(chosen.sum()), count + chosen.size
     return total / count if count else float("nan")
+
+
+def _unscored(turn: Turn) -> int:
+    """Tokens of the kept response that the policy chose, and that have no log-prob."""
+    return int(((unpack(turn.kept.mask, UINT8) > 0) & ~np.isfinite(unpack(turn.kept.log_probs, FLOAT32))).sum())
 
 
 def _common(trajectories: Sequence[Trajectory], turns: Sequence[Turn]) -> dict[str, float]:

@@ -13,9 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from tokenizers import Tokenizer
+
 from config import Config, ConfigError, Endpoints, Job
+from controller.think_tokens import read_vocabulary, think_tokens
 from envs.base import Environment, EnvironmentFailure
 from envs.registry import make_environment
+from protocol.prompting import load_prompter
 from supervisor.settings import to_toml
 
 WEIGHTS_PREFIX = "foray-weights-"
@@ -112,9 +116,33 @@ def check_model(config: Config, environment: Environment) -> None:
                 f"{error}; the tiny policy learns from an expert: give model.name the directory of a model that needs none"
             ) from None
         return
-    missing = [name for name in ("config.json", "tokenizer.json") if not (Path(config.model.name) / name).is_file()]
+    directory = Path(config.model.name)
+    missing = [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]
     if missing:
         raise ConfigError(f"model.name: {config.model.name} is no Hugging Face model directory (it lacks {' and '.join(missing)})")
+    try:
+        _check_fits(config, directory, environment)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _check_fits(config: Config, directory: Path, environment: Environment) -> None:
+    """Raises ValueError for a model that cannot be talked to here: for its template, its tokens, or the length of its context."""
+    prompter = load_prompter(directory)
+    tokenizer, vocabulary = Tokenizer.from_file(str(directory / "tokenizer.json")), read_vocabulary(directory)
+    if tokenizer.get_vocab_size() > vocabulary:
+        more = tokenizer.get_vocab_size()
+        raise ValueError(f"model.name: the tokenizer of {directory} has {more} tokens, but the model chooses from {vocabulary}")
+    think_tokens(tokenizer, environment, config.control, vocabulary)
+    answer = environment.respond("I look around.", "look around")
+    if prompter.text(prompter.tokens([answer])[0]).strip() != answer.strip():
+        raise ValueError(f"model.name: the tokenizer of {directory} does not give back an answer as it was written: {answer!r}")
+    prompt = len(prompter.prompt(environment.prompt(environment.view(environment.start("train", 0)))))
+    if prompt + config.sampling.max_tokens > config.engine.max_model_len:
+        raise ValueError(
+            f"engine.max_model_len: {config.engine.max_model_len} tokens do not hold a first prompt of {prompt} and a response of "
+            f"{config.sampling.max_tokens} (sampling.max_tokens); raise it"
+        )
 
 
 def choose_endpoints(config: Config) -> Endpoints:

@@ -61,7 +61,7 @@ class Recording:
         model_dir = Path(job.model_dir)
         self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
         environment = configured_environment(self.config)
-        self.tokens: ThinkTokens = think_tokens(self.tokenizer, environment, self.config.control.forced, read_vocabulary(model_dir))
+        self.tokens: ThinkTokens = think_tokens(self.tokenizer, environment, self.config.control, read_vocabulary(model_dir))
 
     def episodes(self) -> Iterator[Trajectory]:
         """In the order in which they ended."""

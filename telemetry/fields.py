@@ -53,6 +53,7 @@ FIELDS: dict[str, Field] = {
     "training_tokens": Field("tokens", "tokens", "value", "Generated for the batches so far, rejected attempts included (run.tokens)"),
     "trained_tokens": Field("tokens", "tokens", "total", "With mask 1, in the update's batch"),
     "wasted_tokens": Field("tokens", "tokens", "total", "Generated for nothing: past a cut, in a rejected attempt, in a dropped episode"),
+    "unscored_tokens": Field("tokens", "tokens", "total", "Chosen by the policy, but without a log-prob (vLLM's -9999): not trained on"),
     "interventions": Field("1", "control", "total", "Times thinking was cut"),
     "resamples": Field("1", "control", "total", "Times a turn was sampled again"),
     "early_stalls": Field("1", "control", "total", "Attempts ended early, since they were all but certain to be stalled"),

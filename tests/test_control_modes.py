@@ -76,7 +76,7 @@ def test_tokens_past_the_cut_of_a_stream_are_counted_as_wasted(tmp_path: Path, i
 
 def test_control_without_thresholds_yet_records_and_does_nothing(tmp_path: Path, imitating: dict[str, str]) -> None:
     """The default: 256 turns without any action."""
-    summary, attempts, _ = run(tmp_path / "run", **imitating, run__updates="1", env__max_turns="4")
+    summary, attempts, _ = run(tmp_path / "run", **imitating, run__updates="1", env__max_turns="4", control__repeats="0")
     assert summary["interventions"] == summary["resamples"] == 0
     assert all(np.isnan(attempt.epsilon) and np.isnan(attempt.eta) and attempt.signals for attempt in attempts)
 

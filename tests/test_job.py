@@ -1,7 +1,10 @@
 """What a job leaves on memory, and who removes it."""
 
+import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -58,3 +61,60 @@ def test_a_game_that_makes_no_sense_is_refused_before_anything_is_written(tmp_pa
 def test_the_tiny_policy_cannot_start_where_there_is_no_expert(tmp_path: Path, environment: str):
     with pytest.raises(ConfigError, match=rf"{environment} has no expert; the tiny policy.*model\.name"):
         prepare(resolve(overrides={"env": environment, "run.dir": str(tmp_path / "run")}), resume=False)
+
+
+def spoilt(policy: Path, directory: Path, file: str, change: Callable[[dict], object]) -> Path:
+    """A copy of the policy with one of its JSON files changed."""
+    shutil.copytree(policy, directory)
+    content = json.loads((directory / file).read_text())
+    change(content)
+    (directory / file).write_text(json.dumps(content))
+    return directory
+
+
+def without_tag(tokenizer: dict) -> None:
+    tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["content"] != "<think>"]
+
+
+def special_tag(tokenizer: dict) -> None:
+    for token in tokenizer["added_tokens"]:
+        token["special"] = True
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "settings", "message"),
+    [
+        ("config.json", lambda config: config.update(vocab_size=9), {}, r"model\.name: .* tokens, but the model chooses from 9"),
+        ("tokenizer.json", without_tag, {}, r"model\.name: the tokenizer has no single token for <think>"),
+        ("tokenizer.json", special_tag, {}, r"model\.name: .*does not give back an answer as it was written"),
+        (
+            "config.json",
+            lambda config: None,
+            {"engine.max_model_len": "70"},
+            r"engine\.max_model_len: 70 tokens do not hold",
+        ),
+    ],
+    ids=["vocabulary", "tag", "special", "context"],
+)
+def test_a_model_that_does_not_fit_the_environment_is_refused_before_anything_is_written(
+    tmp_path: Path, small_policy: Path, file: str, change: Callable[[dict], object], settings: dict[str, str], message: str
+):
+    model = spoilt(small_policy, tmp_path / "model", file, change)
+    with pytest.raises(ConfigError, match=message):
+        prepare(resolve(overrides={"model": str(model), "run.dir": str(tmp_path / "run")} | settings), resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_chat_template_is_refused_before_anything_is_written(tmp_path: Path, small_policy: Path):
+    model = spoilt(small_policy, tmp_path / "model", "tokenizer_config.json", lambda settings: settings.pop("chat_template", None))
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(ConfigError, match="has no chat template"):
+        prepare(resolve(overrides={"model": str(model), "run.dir": str(tmp_path / "run")}), resume=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_control_a_model_needs_no_token_for_its_tags(tmp_path: Path, small_policy: Path):
+    model = spoilt(small_policy, tmp_path / "model", "tokenizer.json", without_tag)
+    settings = {"model": str(model), "run.dir": str(tmp_path / "run"), "control": "off"}
+    job = prepare(resolve(overrides=settings), resume=False)
+    assert job.model_dir == str(model)

@@ -274,7 +274,7 @@ class LockStep:
         build_policy(self.job)
         model_dir = Path(self.job.model_dir)
         environment = make_environment(config.env.name, **config.environment_settings())
-        tokens = think_tokens(load_tokenizer(model_dir), environment, config.control.forced, read_vocabulary(model_dir))
+        tokens = think_tokens(load_tokenizer(model_dir), environment, config.control, read_vocabulary(model_dir))
         signals = SignalRouter(context, self.job.endpoints.signals, tokens)
         engine = FakeEngine(self.job.model_dir, signals=self.job.endpoints.signals, top_j=config.control.top_j)
         engines = EnginePool([await engine.start()])
