@@ -215,6 +215,9 @@ class LearnerSection(Section):
         bool, says("Leave groups out whose returns are all equal, and play others instead (DAPO); a run in which all are never updates")
     ] = False
     max_staleness: Annotated[int, says("S: no trained token is older than this many versions; 0 is synchronous", ge=0)] = 1
+    publish_lag: Annotated[
+        int, says("For studies: weights go out so many updates late. With max_staleness the same, every token is that old", ge=0)
+    ] = 0
     normalise: Annotated[bool, says("Divide a group's advantages by its standard deviation")] = True
     statistics: Annotated[
         Literal["turn", "episode"], says("Mean and deviation of a group's returns: each return once a turn, or once an episode")

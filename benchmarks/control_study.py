@@ -13,21 +13,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from math import sqrt
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import studies
 from telemetry.collapse import collapsed
 
-ROOT = Path(__file__).resolve().parent.parent
 MODES = ("off", "budget", "void", "t2po-token", "t2po-turn", "t2po")
 TOKENS = {"alfworld": 150_000, "webshop": 250_000, "search": 250_000}
 """Environment -> budget of a run: in ALFWorld eight updates, so that no mode has reached the ceiling."""
@@ -36,7 +32,6 @@ BUDGET = {"alfworld": 19, "webshop": 19, "search": 19}
 as many are cut as by the others."""
 GAMES = 128
 MEANS = ("updates", "tokens", "seconds", "wasted", "turns", "thinking", "cut", "again")
-RESULTS = "results.jsonl"
 
 
 @dataclass(frozen=True)
@@ -69,62 +64,38 @@ def main() -> None:
     options.dir.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(sorted(cells, key=lambda cell: (cell.env, cell.seed, MODES.index(cell.mode))), 1):
         run(cell, options, f"[{number}/{len(cells)}]", console)
-    rows = list(pooled([outcome for cell, outcome in results(options.dir).items() if cell in cells]))
+    rows = list(pooled([outcome for cell, outcome in studies.results(options.dir, Cell).items() if cell in cells]))
     Console(width=max(180, console.width)).print(table(rows))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 
 
 def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -> None:
-    """Make the run unless its result is there. The first one of a seed makes the warm start, of which the others' are copies."""
-    if cell in results(options.dir):
+    """Make the run unless its result is there. All of a seed begin with one warm-started policy."""
+    if cell in studies.results(options.dir, Cell):
         return
-    quiet = ["--run.cache_dir", str(options.dir / "cache"), "--eval.episodes", str(GAMES)]
     if options.quick:
-        length = ["--warm_start.episodes", "0", "--updates", "2", "--learner.groups", "2", "--learner.group_size", "4"]
+        start = ["--env", cell.env, "--seed", str(cell.seed), "--warm_start.episodes", "0"]
+        length = ["--updates", "2", "--learner.groups", "2", "--learner.group_size", "4"]
     else:
-        warm = options.dir / f"warm-{cell.env}-{cell.seed}"
-        if not warm.exists():
-            console.print(f"{label} warm start of {cell.env}, seed {cell.seed}", highlight=False)
-            _start(cell, warm, [*quiet, "--updates", "0", "--minutes", "60"])
+        start = studies.warm_start(options.dir, cell.env, cell.seed, label, console)
         length = ["--tokens", str(options.tokens or TOKENS[cell.env]), "--minutes", "60", "--updates", "100000"]
     console.print(f"{label} {cell.name}", highlight=False)
-    directory = options.dir / cell.name
-    shutil.rmtree(directory, ignore_errors=True)  # of a study that was interrupted
-    thinking = ["--control.max_thinking", str(BUDGET[cell.env])] if cell.mode == "budget" else []
-    _start(cell, directory, [*quiet, *length, *thinking])
-    with (options.dir / RESULTS).open("a") as file:
-        file.write(json.dumps(asdict(cell) | outcome(directory)) + "\n")
-    shutil.rmtree(directory)
+    control = ["--control", cell.mode] + (["--control.max_thinking", str(BUDGET[cell.env])] if cell.mode == "budget" else [])
+    records = studies.run(options.dir / cell.name, [*start, *length, *control, "--eval.episodes", str(GAMES)])
+    studies.keep(options.dir, cell, outcome(records))
 
 
-def _start(cell: Cell, directory: Path, arguments: Sequence[str]) -> None:
-    """A run in a process of its own. Ends the study, with the run's output, if it fails."""
-    command = [sys.executable, "run.py", "--env", cell.env, "--control", cell.mode, "--seed", str(cell.seed), "--run-dir", str(directory)]
-    done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"{cell.name} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-
-
-def results(directory: Path) -> dict[Cell, dict]:
-    """What runs have brought so far."""
-    file = directory / RESULTS
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    return {Cell(line["env"], line["mode"], line["seed"]): line for line in lines}
-
-
-def outcome(directory: Path) -> dict:
+def outcome(records: studies.Records) -> dict:
     """The figures of a run."""
-    summary = json.loads((directory / "summary.json").read_text())
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    updates = [line for line in lines if line["kind"] == "update"]
+    summary, updates, evaluations = records
     turns = max(1.0, sum(line["turns"] * line["episodes"] for line in updates))
     return {
-        "success": [(line["update"], line["success"]) for line in lines if line["kind"] == "evaluation"],
+        "success": [(line["update"], line["success"]) for line in evaluations],
         "updates": len(updates),
         "curve": [(line["training_tokens"], line["success"]) for line in updates],  # of training episodes
         "tokens": updates[-1]["training_tokens"],
-        "seconds": updates[-1]["wall_seconds"] - next(line["wall_seconds"] for line in lines if line["kind"] == "evaluation"),
+        "seconds": updates[-1]["wall_seconds"] - evaluations[0]["wall_seconds"],
         "wasted": summary["wasted_tokens"] / max(1, summary["generated_tokens"]),
         "solved": sum(line["success"] * line["episodes"] for line in updates),  # training episodes
         "turns": mean(line["turns"] for line in updates[-10:]),
@@ -147,18 +118,11 @@ def pooled(outcomes: Sequence[dict]) -> Iterator[dict]:
             "mode": mode,
             "first": [run["success"][0][1] for run in runs],
             "last": last,
-            "interval": wilson(mean(last), GAMES * len(last)),
+            "interval": studies.wilson(mean(last), GAMES * len(last)),
             "tokens_per_success": sum(run["tokens"] for run in runs) / max(1.0, sum(run["solved"] for run in runs)),
             "collapsed": sum(collapsed([{"success": share} for _, share in run["success"]]) or False for run in runs),
             **{name: mean(run[name] for run in runs) for name in MEANS},
         }
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share of `count` trials (Wilson 1927)."""
-    centre = share + z * z / (2 * count)
-    half = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - half) / (1 + z * z / count), (centre + half) / (1 + z * z / count)
 
 
 def table(rows: Sequence[dict]) -> Table:
@@ -168,17 +132,13 @@ def table(rows: Sequence[dict]) -> Table:
     for row in rows:
         low, high = row["interval"]
         out.add_row(
-            *(row["env"], row["mode"], _shares(row["first"])),
-            *(f"{mean(row['last']):.1%} ({_shares(row['last'])})", f"{low:.0%}-{high:.0%}"),
+            *(row["env"], row["mode"], studies.shares(row["first"])),
+            *(f"{mean(row['last']):.1%} ({studies.shares(row['last'])})", f"{low:.0%}-{high:.0%}"),
             *(f"{row['updates']:.0f}", f"{row['tokens']:,.0f}", f"{row['seconds'] / 60:.1f}", f"{row['wasted']:.1%}"),
             *(f"{row['tokens_per_success']:.0f}", f"{row['turns']:.1f}", f"{row['thinking']:.1f}"),
             *(f"{row['cut']:.1%}", f"{row['again']:.1%}", str(row["collapsed"])),
         )
     return out
-
-
-def _shares(values: Sequence[float]) -> str:
-    return ", ".join(f"{100 * value:.0f}" for value in values)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import asyncio
 import functools
 import logging
 import time
+from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from pathlib import Path
@@ -74,6 +75,8 @@ class Learner:
         self._publisher = Publisher(Path(job.weights_dir))
         self._writing: asyncio.Task[None] | None = None  # of the weights published last
         self._written: Weights | None = None  # the last ones that engines can load
+        self._copied: int | None = None  # version of the newest copy
+        self._withheld: deque[tuple[Snapshot, list[int]]] = deque()  # weights that publish_lag keeps back, and what they were trained on
         self._pause_seconds = 0.0
         self.training: Training | None = None
         self._training_thread = ThreadPoolExecutor(1, thread_name_prefix="training")
@@ -261,15 +264,21 @@ class Learner:
             self._applied[version] = asyncio.get_running_loop().create_future()
         if self._writing is not None:
             await self._writing  # one copy of the weights at most waits to be written
-        if self._written is None or self._written.version != version:
-            snapshot = await self._do("snapshot")
-            self._writing = self._tasks.create_task(self._write(snapshot, groups, last))
-        else:
+        if self._copied != version:
+            self._copied = version
+            self._withheld.append((await self._do("snapshot"), groups))
+        lag = 0 if last or self._written is None else self._config.learner.publish_lag
+        if len(self._withheld) > lag:
+            due = [self._withheld.popleft() for _ in range(len(self._withheld) - lag)]
+            trained = [group for _, some in due for group in some]
+            self._writing = self._tasks.create_task(self._write(due[-1][0], trained, last))
+        elif last:
             await self._tell_published(self._written, groups, last)
 
     async def _write(self, snapshot: Snapshot, groups: list[int], last: bool) -> None:
         """Beside the next update."""
         self._written = await asyncio.get_running_loop().run_in_executor(self._writing_thread, self._publisher.write, snapshot)
+        self.training.spare = snapshot
         await self._tell_published(self._written, groups, last)
 
     async def _tell_published(self, weights: Weights, groups: list[int], last: bool) -> None:

@@ -50,6 +50,8 @@ class Training:
         """Generated for the batches so far, those of rejected attempts included."""
         self.control = state.control
         """The controller's state, for the checkpoint."""
+        self.spare: Snapshot | None = None
+        """One that has been published, whose memory the next one may take."""
         self._rollbacks = state.rollbacks
         self._records: list[Record] = []  # of the updates since the last rollback
         self._scale_steps()
@@ -125,7 +127,8 @@ class Training:
 
     def snapshot(self) -> Snapshot:
         """The weights as they are now, to be published."""
-        return snapshot(self.model, self.update_number, self._job.config.engine.dtype)
+        into, self.spare = self.spare, None
+        return snapshot(self.model, self.update_number, self._job.config.engine.dtype, into)
 
     def _scale_steps(self) -> None:
         factor = self._job.config.learner.rollback

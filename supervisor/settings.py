@@ -81,6 +81,11 @@ def check_consistency(config: Config) -> None:
         raise ConfigError(
             f"learner.correction: vtrace corrects values, and learner.algorithm {config.learner.algorithm} has none; set it to gae"
         )
+    if config.learner.publish_lag > config.learner.max_staleness:
+        raise ConfigError(
+            f"learner.publish_lag: weights that come {config.learner.publish_lag} updates late make data older than learner.max_staleness "
+            f"({config.learner.max_staleness}) allows; raise that, or lower this"
+        )
     if config.learner.reference_every and not config.learner.kl:
         raise ConfigError("learner.reference_every: there is no reference without learner.kl; set learner.kl, or leave this at 0")
     if config.control.min_thinking > config.control.max_thinking:

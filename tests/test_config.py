@@ -253,10 +253,11 @@ def test_settings_that_cannot_hold_together_are_both_named() -> None:
     [
         ({"algorithm": "reinforce++", "learner__normalise": "false"}, "learner.normalise", "true"),
         ({"algorithm": "gigpo", "learner__correction": "vtrace"}, "learner.correction", "gae"),
+        ({"learner__publish_lag": "2"}, "learner.publish_lag", "learner.max_staleness"),
         ({"learner__devices": "0,1"}, "learner.devices", "learner.ranks"),
         ({"learner__reference_every": "5"}, "learner.reference_every", "learner.kl"),
     ],
-    ids=["reinforce++", "vtrace", "devices", "reference"],
+    ids=["reinforce++", "vtrace", "lag", "devices", "reference"],
 )
 def test_settings_of_the_loss_that_cannot_hold_together_are_refused(together: dict[str, str], named: str, instead: str) -> None:
     message = refused(**together)

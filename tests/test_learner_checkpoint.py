@@ -182,6 +182,20 @@ def test_a_snapshot_is_of_the_weights_as_they_were(job, tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in published.items())
 
 
+def test_a_snapshot_may_take_the_memory_of_one_that_has_been_written(job):
+    training = Training.begin(job, no_progress)
+    first = training.snapshot()
+    pointers = {name: tensor.data_ptr() for name, tensor in first.tensors.items()}
+    training.update(groups(0))
+    training.spare = first
+    second, third = training.snapshot(), training.snapshot()
+    assert {name: tensor.data_ptr() for name, tensor in second.tensors.items()} == pointers
+    for found in (second, third):
+        assert all(torch.equal(tensor, training.model.state_dict()[name]) for name, tensor in found.tensors.items())
+    assert second.version == 1 and not pointers.keys() - third.tensors.keys()
+    assert all(third.tensors[name].data_ptr() != pointer for name, pointer in pointers.items())
+
+
 def test_only_the_last_two_versions_stay(job, tmp_path):
     model = load_policy(tmp_path / "policy")
     for version in (8, 9, 10):

@@ -101,6 +101,14 @@ def test_a_run_that_shows_signs_of_a_collapse_goes_on_from_the_weights_before_th
     assert max(span.version for t in trajectories for turn in t.turns for span in turn.kept.spans) == 3
 
 
+def test_weights_that_go_out_late_make_every_token_as_old_as_that(tmp_path: Path, imitating: dict[str, str]):
+    settings = imitating | {"learner__max_staleness": "2", "learner__publish_lag": "2", "run__updates": "5", "env__max_turns": "4"}
+    _, trajectories, metrics = serial_run(tmp_path / "run", **settings)
+    updates = [line for line in metrics if line["kind"] == "update"]
+    assert [(line["token_age_mean"], line["token_age_max"]) for line in updates] == [(0, 0), (1, 1), (2, 2), (2, 2), (2, 2)]
+    assert {span.version for t in trajectories if t.key.evaluation for turn in t.turns for span in turn.kept.spans} == {0, 5}
+
+
 def test_weights_that_cannot_be_written_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """They are written beside training, which would wait for ever for episodes of theirs."""
     real = learner.publish.save_file

@@ -1,0 +1,80 @@
+"""What studies of whole runs share: cells that are made once and kept, runs in processes of their own, intervals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from math import sqrt
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from rich.console import Console
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = "results.jsonl"
+"""A line for each cell: its fields, and what it brought."""
+
+Cell = TypeVar("Cell")
+"""A frozen dataclass: what a run of the study differs in from the others."""
+
+
+class Records(NamedTuple):
+    """What a run left."""
+
+    summary: dict
+    updates: list[dict]
+    evaluations: list[dict]
+
+
+def results(directory: Path, kind: type[Cell]) -> dict[Cell, dict]:
+    """What the cells have brought so far."""
+    file, names = directory / RESULTS, [field.name for field in fields(kind)]
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    return {kind(**{name: line[name] for name in names}): line for line in lines}
+
+
+def keep(directory: Path, cell: Cell, outcome: dict) -> None:
+    """Write down what a cell has brought."""
+    with (directory / RESULTS).open("a") as file:
+        file.write(json.dumps(asdict(cell) | outcome) + "\n")
+
+
+def run(directory: Path, arguments: Sequence[str]) -> Records:
+    """`python run.py ARGUMENTS` in `directory`, which is removed afterwards. Ends the study, with the run's output, if it fails."""
+    shutil.rmtree(directory, ignore_errors=True)  # of a study that was interrupted
+    command = [sys.executable, "run.py", "--run-dir", str(directory), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    by_kind = {kind: [line for line in lines if line["kind"] == kind] for kind in ("update", "evaluation")}
+    records = Records(json.loads((directory / "summary.json").read_text()), by_kind["update"], by_kind["evaluation"])
+    shutil.rmtree(directory)
+    return records
+
+
+def warm_start(directory: Path, env: str, seed: int, label: str, console: Console) -> list[str]:
+    """Arguments by which runs find the policy that `seed` warm-starts for `env`, which is made now if it has not been made."""
+    cache = ["--run.cache_dir", str(directory / "cache"), "--env", env, "--seed", str(seed)]
+    made = directory / f"warm-{env}-{seed}"
+    if not made.exists():
+        console.print(f"{label} warm start of {env}, seed {seed}", highlight=False)
+        run(directory / "warming", [*cache, "--updates", "0", "--minutes", "60", "--eval.episodes", "2"])
+        made.touch()
+    return cache
+
+
+def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """95 % interval of a share of `count` trials (Wilson 1927)."""
+    centre = share + z * z / (2 * count)
+    half = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return (centre - half) / (1 + z * z / count), (centre + half) / (1 + z * z / count)
+
+
+def shares(values: Sequence[float]) -> str:
+    """Per cent, for a table."""
+    return ", ".join(f"{100 * value:.0f}" for value in values)
