@@ -1,7 +1,7 @@
 """Every setting: its type, its bounds, its default, and what it does. Imports nothing heavy, so `--help` answers at once.
 
 A setting is named `section.name`, in a TOML file (`[section]`, `name = value`) and on the command line
-(`--section.name VALUE`). The most used have a short name too (SHORT_NAMES).
+(`--section.name VALUE`). The most used have a short name too (supervisor/options.py).
 """
 
 from __future__ import annotations
@@ -291,6 +291,10 @@ class EvalSection(Section):
     control: Annotated[bool, says("Keep exploration control on while evaluating")] = False
 
 
+ENVIRONMENTS = ("alfworld", "webshop", "search", "textarena", "gymnasium")
+"""Those with a section of their name."""
+
+
 class Config(Section):
     run: RunSection = RunSection()
     env: EnvSection = EnvSection()
@@ -352,52 +356,3 @@ class Job(Section):
             return msgspec.json.decode(path.read_bytes(), type=Job)
         except msgspec.MsgspecError as error:
             raise ConfigError(f"{path} was written by another version of this project: {error}") from None
-
-
-SHORT_NAMES = {
-    "actors": "actor.count",
-    "engines": "engine.count",
-    "env": "env.name",
-    "model": "model.name",
-    "control": "control.mode",
-    "algorithm": "learner.algorithm",
-    "max_staleness": "learner.max_staleness",
-    "updates": "run.updates",
-    "minutes": "run.minutes",
-    "tokens": "run.tokens",
-    "seed": "run.seed",
-    "run_dir": "run.dir",
-}
-"""What the most used settings are called on the command line, without their section."""
-
-
-ENVIRONMENTS = ("alfworld", "webshop", "search", "textarena", "gymnasium")
-"""Those with a section of their name."""
-
-
-def all_settings() -> dict[str, msgspec.inspect.Field]:
-    """Every setting by its full name, in the order of this file."""
-    fields = {}
-    for section in msgspec.inspect.type_info(Config).fields:
-        for field in section.type.fields:
-            fields[f"{section.name}.{field.name}"] = field
-    return fields
-
-
-def describe(name: str) -> str:
-    """One sentence on the setting `name`, its choices and its default."""
-    field = all_settings()[name]
-    default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
-    kind = kind_of(field)
-    choices = f"one of {', '.join(map(str, kind.values))}; " if isinstance(kind, msgspec.inspect.LiteralType) else ""
-    return f"It is: {description(field)} ({choices}default {default!r})."
-
-
-def description(field: msgspec.inspect.Field) -> str:
-    """The sentence that says what a setting does."""
-    return field.type.extra_json_schema["description"] if isinstance(field.type, msgspec.inspect.Metadata) else ""
-
-
-def kind_of(field: msgspec.inspect.Field) -> msgspec.inspect.Type:
-    """The type of a setting, without its bounds."""
-    return field.type.type if isinstance(field.type, msgspec.inspect.Metadata) else field.type

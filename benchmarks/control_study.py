@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,20 +59,13 @@ def main() -> None:
     if options.quick:
         options.env, options.modes, options.seeds = "alfworld", "off,t2po", 1
     cells = [Cell(*cell) for cell in itertools.product(options.env.split(","), options.modes.split(","), range(options.seeds))]
-    console = Console()
-    options.dir.mkdir(parents=True, exist_ok=True)
-    for number, cell in enumerate(sorted(cells, key=lambda cell: (cell.env, cell.seed, MODES.index(cell.mode))), 1):
-        run(cell, options, f"[{number}/{len(cells)}]", console)
-    rows = list(pooled([outcome for cell, outcome in studies.results(options.dir, Cell).items() if cell in cells]))
-    Console(width=max(180, console.width)).print(table(rows))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+    cells.sort(key=lambda cell: (cell.env, cell.seed, MODES.index(cell.mode)))
+    make = lambda cell, label, console: run(cell, options, label, console)  # noqa: E731
+    studies.conduct(options.dir, cells, make, pooled, table, options.json)
 
 
-def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -> None:
-    """Make the run unless its result is there. All of a seed begin with one warm-started policy."""
-    if cell in studies.results(options.dir, Cell):
-        return
+def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -> dict:
+    """Make the run; its figures. All of a seed begin with one warm-started policy."""
     if options.quick:
         start = ["--env", cell.env, "--seed", str(cell.seed), "--warm_start.episodes", "0"]
         length = ["--updates", "2", "--learner.groups", "2", "--learner.group_size", "4"]
@@ -82,8 +74,7 @@ def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -
         length = ["--tokens", str(options.tokens or TOKENS[cell.env]), "--minutes", "60", "--updates", "100000"]
     console.print(f"{label} {cell.name}", highlight=False)
     control = ["--control", cell.mode] + (["--control.max_thinking", str(BUDGET[cell.env])] if cell.mode == "budget" else [])
-    records = studies.run(options.dir / cell.name, [*start, *length, *control, "--eval.episodes", str(GAMES)])
-    studies.keep(options.dir, cell, outcome(records))
+    return outcome(studies.run(options.dir / cell.name, [*start, *length, *control, "--eval.episodes", str(GAMES)]))
 
 
 def outcome(records: studies.Records) -> dict:

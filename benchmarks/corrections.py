@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,20 +56,13 @@ def main() -> None:
         options.corrections, options.staleness, options.seeds, options.updates = "none,tis", "1", 1, 2
     names, ages = options.corrections.split(","), [int(age) for age in options.staleness.split(",")]
     cells = [Cell(*cell) for cell in itertools.product(names, ages, range(options.seeds))]
-    console = Console()
-    options.dir.mkdir(parents=True, exist_ok=True)
-    for number, cell in enumerate(sorted(cells, key=lambda cell: (cell.seed, cell.staleness)), 1):
-        run(cell, options, f"[{number}/{len(cells)}]", console)
-    rows = list(pooled([found for cell, found in studies.results(options.dir, Cell).items() if cell in cells]))
-    Console(width=max(150, console.width)).print(table(rows))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1))
+    cells.sort(key=lambda cell: (cell.seed, cell.staleness))
+    make = lambda cell, label, console: run(cell, options, label, console)  # noqa: E731
+    studies.conduct(options.dir, cells, make, pooled, table, options.json)
 
 
-def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -> None:
-    """Make the run unless its result is there."""
-    if cell in studies.results(options.dir, Cell):
-        return
+def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -> dict:
+    """Make the run; its figures."""
     if options.quick:
         start = ["--env", "alfworld", "--seed", str(cell.seed), "--warm_start.episodes", "0"]
         start += ["--learner.groups", "2", "--learner.group_size", "4", "--eval.episodes", "4"]
@@ -80,7 +72,7 @@ def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -
     age = [f"--learner.{name}={cell.staleness}" for name in ("max_staleness", "publish_lag")]
     length = ["--updates", str(options.updates), "--minutes", "60", "--eval.every", "0", "--control", "off"]
     correction = ["--learner.correction", cell.correction, *OPTIONS.get(cell.correction, [])]
-    studies.keep(options.dir, cell, outcome(studies.run(options.dir / "running", [*start, *age, *length, *correction])))
+    return outcome(studies.run(options.dir / "running", [*start, *age, *length, *correction]))
 
 
 def outcome(records: studies.Records) -> dict:

@@ -6,13 +6,14 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from math import sqrt
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from rich.console import Console
+from rich.table import Table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "results.jsonl"
@@ -28,6 +29,26 @@ class Records(NamedTuple):
     summary: dict
     updates: list[dict]
     evaluations: list[dict]
+
+
+def conduct(
+    directory: Path,
+    cells: Sequence[Cell],
+    make: Callable[[Cell, str, Console], dict],
+    rows_of: Callable[[list[dict]], Iterable[dict]],
+    table: Callable[[Sequence[dict]], Table],
+    json_file: Path | None,
+) -> None:
+    """Make the cells that have not been made, in this order, and print the table of all. `make`: (cell, "[3/80]", console) -> outcome."""
+    console = Console()
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, cell in enumerate(cells, 1):
+        if cell not in results(directory, type(cell)):
+            keep(directory, cell, make(cell, f"[{number}/{len(cells)}]", console))
+    rows = list(rows_of([found for cell, found in results(directory, type(cells[0])).items() if cell in cells]))
+    Console(width=max(180, console.width)).print(table(rows))
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=1))
 
 
 def results(directory: Path, kind: type[Cell]) -> dict[Cell, dict]:

@@ -19,7 +19,6 @@ import asyncio
 import functools
 import logging
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from pathlib import Path
@@ -32,13 +31,14 @@ from config import Job
 from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
 from learner.measure import evaluation_metrics, rollout_metrics
-from learner.publish import Publisher, Snapshot, Weights
+from learner.outgoing import Outgoing
+from learner.publish import Publisher, Snapshot
 from learner.ranks import Ranks
 from learner.together import lead, lead_start
 from learner.training import Training
 from learner.update import share_over
 from protocol.codec import FrameReader, decode, encode
-from protocol.messages import Ack, Applied, EpisodeKey, Evaluate, GroupsDropped, LearnerState, Message, Published, Stats, Trajectory
+from protocol.messages import Ack, Applied, EpisodeKey, Evaluate, GroupsDropped, LearnerState, Message, Stats, Trajectory
 from telemetry.loop_lag import LoopLag
 
 log = logging.getLogger(__name__)
@@ -72,16 +72,14 @@ class Learner:
         self._log = EpisodeLog(self._run_dir / "episodes" / "episodes.log")
         self._offsets: dict[EpisodeKey, int] = {}  # of what has not been handed out
         self._buffer = GroupBuffer(self._config.learner.group_size, self._config.learner.filter_groups)
-        self._publisher = Publisher(Path(job.weights_dir))
-        self._writing: asyncio.Task[None] | None = None  # of the weights published last
-        self._written: Weights | None = None  # the last ones that engines can load
-        self._copied: int | None = None  # version of the newest copy
-        self._withheld: deque[tuple[Snapshot, list[int]]] = deque()  # weights that publish_lag keeps back, and what they were trained on
         self._pause_seconds = 0.0
         self.training: Training | None = None
         self._training_thread = ThreadPoolExecutor(1, thread_name_prefix="training")
-        self._writing_thread = ThreadPoolExecutor(1, thread_name_prefix="weights")
         self._tasks = asyncio.TaskGroup()
+        self._outgoing = Outgoing(
+            Publisher(Path(job.weights_dir)), self._tasks, lambda: self._do("snapshot"), self._tell, self._take_back,
+            self._config.learner.publish_lag,
+        )  # fmt: skip
 
     def stop(self) -> None:
         """Finish the update under way, write a checkpoint, and end."""
@@ -102,7 +100,7 @@ class Learner:
                 socket.close(linger=1000)
             self._log.close()
             self._training_thread.shutdown(wait=False)
-            self._writing_thread.shutdown(wait=False)
+            self._outgoing.close()
 
     async def _do(self, method: str, *args: Any, **named: Any) -> Any:
         """A method of Training, on all ranks. One thread for all that computes: how many cores torch uses (`learner.threads`) is a property
@@ -115,7 +113,7 @@ class Learner:
     async def _train(self) -> None:
         await self._restore()
         await self._publish([], last=False)
-        await self._writing
+        await self._outgoing.announced()
         await self._tell(
             LearnerState(
                 next_group=self._buffer.next_group,
@@ -150,7 +148,7 @@ class Learner:
             await self._send("update", {
                 **metrics, "update": self.training.update_number, "version": self.training.update_number,
                 "seconds_wait": seconds_wait, "seconds_publish": seconds_publish, "seconds_pause": self._pause_seconds,
-                "seconds_write": self._written.seconds, "published_bytes": float(self._written.size),
+                "seconds_write": self._outgoing.written.seconds, "published_bytes": float(self._outgoing.written.size),
                 "idle_share_learner": seconds_wait / (seconds_wait + busy), "queue_trajectories": self._buffer.waiting(),
             })  # fmt: skip
             await self._phase("training", self.training.update_number, self._config.run.updates)
@@ -195,7 +193,7 @@ class Learner:
         """Play the held-out games with the weights of now (`wait`: nothing is trained meanwhile) and report."""
         evaluation, self._next_evaluation = self._next_evaluation, self._next_evaluation + 1
         episodes, update = self._config.eval.episodes, self.training.update_number
-        await self._writing  # whoever plays is to have been told of the weights before
+        await self._outgoing.announced()  # whoever plays is to know of the weights
         await self._tell(Evaluate(evaluation=evaluation, episodes=episodes))
         arrived = asyncio.Event()
         self._waiters.add(arrived)
@@ -262,28 +260,10 @@ class Learner:
         version = self.training.update_number
         if version not in self._applied:
             self._applied[version] = asyncio.get_running_loop().create_future()
-        if self._writing is not None:
-            await self._writing  # one copy of the weights at most waits to be written
-        if self._copied != version:
-            self._copied = version
-            self._withheld.append((await self._do("snapshot"), groups))
-        lag = 0 if last or self._written is None else self._config.learner.publish_lag
-        if len(self._withheld) > lag:
-            due = [self._withheld.popleft() for _ in range(len(self._withheld) - lag)]
-            trained = [group for _, some in due for group in some]
-            self._writing = self._tasks.create_task(self._write(due[-1][0], trained, last))
-        elif last:
-            await self._tell_published(self._written, groups, last)
+        await self._outgoing.publish(version, groups, last=last)
 
-    async def _write(self, snapshot: Snapshot, groups: list[int], last: bool) -> None:
-        """Beside the next update."""
-        self._written = await asyncio.get_running_loop().run_in_executor(self._writing_thread, self._publisher.write, snapshot)
-        self.training.spare = snapshot
-        await self._tell_published(self._written, groups, last)
-
-    async def _tell_published(self, weights: Weights, groups: list[int], last: bool) -> None:
-        path = str(weights.path)
-        await self._tell(Published(version=weights.version, path=path, checksum=weights.checksum, trained=groups, last=last))
+    def _take_back(self, written: Snapshot) -> None:
+        self.training.spare = written
 
     def _checkpoint_due(self) -> bool:
         return self.training.update_number % self._config.learner.checkpoint_every == 0

@@ -13,9 +13,10 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from config import SHORT_NAMES, Config, ConfigError, all_settings, description
+from config import Config, ConfigError
 from supervisor import settings
 from supervisor.defaults import other_defaults, with_preset
+from supervisor.options import SHORT_NAMES, all_settings, description
 
 COMMANDS = {
     "train": "train agents (the default command)",

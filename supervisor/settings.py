@@ -11,8 +11,9 @@ from typing import Any
 
 import msgspec
 
-from config import SHORT_NAMES, Config, ConfigError, all_settings, describe, description, kind_of
+from config import Config, ConfigError
 from supervisor.defaults import defaults_for, fixed_thresholds
+from supervisor.options import SHORT_NAMES, all_settings, describe, description, kind_of
 
 
 def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, defaults: dict[str, Any] | None = None) -> Config:

@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import config
-from config import SHORT_NAMES, Config, ConfigError, ControlSection, EnvSection, ModelSection, all_settings, description
+from config import Config, ConfigError, ControlSection, EnvSection, ModelSection
 from supervisor.cli import print_help
 from supervisor.defaults import PRESETS, RATES, TINY_DEFAULTS
+from supervisor.options import SHORT_NAMES, all_settings, description, kind_of
 from supervisor.settings import from_dict, resolve, to_toml
 
 SETTINGS = list(all_settings())
 NUMBERS = [
-    name for name, field in all_settings().items() if isinstance(config.kind_of(field), msgspec.inspect.IntType | msgspec.inspect.FloatType)
+    name for name, field in all_settings().items() if isinstance(kind_of(field), msgspec.inspect.IntType | msgspec.inspect.FloatType)
 ]
 
 

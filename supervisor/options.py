@@ -1,0 +1,51 @@
+"""Every setting as an option: its names, its sentence, its type."""
+
+from __future__ import annotations
+
+import msgspec
+
+from config import Config
+
+SHORT_NAMES = {
+    "actors": "actor.count",
+    "engines": "engine.count",
+    "env": "env.name",
+    "model": "model.name",
+    "control": "control.mode",
+    "algorithm": "learner.algorithm",
+    "max_staleness": "learner.max_staleness",
+    "updates": "run.updates",
+    "minutes": "run.minutes",
+    "tokens": "run.tokens",
+    "seed": "run.seed",
+    "run_dir": "run.dir",
+}
+"""What the most used settings are called on the command line, without their section."""
+
+
+def all_settings() -> dict[str, msgspec.inspect.Field]:
+    """Every setting by its full name, in the order of this file."""
+    fields = {}
+    for section in msgspec.inspect.type_info(Config).fields:
+        for field in section.type.fields:
+            fields[f"{section.name}.{field.name}"] = field
+    return fields
+
+
+def describe(name: str) -> str:
+    """One sentence on the setting `name`, its choices and its default."""
+    field = all_settings()[name]
+    default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    kind = kind_of(field)
+    choices = f"one of {', '.join(map(str, kind.values))}; " if isinstance(kind, msgspec.inspect.LiteralType) else ""
+    return f"It is: {description(field)} ({choices}default {default!r})."
+
+
+def description(field: msgspec.inspect.Field) -> str:
+    """The sentence that says what a setting does."""
+    return field.type.extra_json_schema["description"] if isinstance(field.type, msgspec.inspect.Metadata) else ""
+
+
+def kind_of(field: msgspec.inspect.Field) -> msgspec.inspect.Type:
+    """The type of a setting, without its bounds."""
+    return field.type.type if isinstance(field.type, msgspec.inspect.Metadata) else field.type
