@@ -77,6 +77,14 @@ def test_micro_batch_size_does_not_change_the_gradient(model, settings):
             torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", CORRECTIONS)
+def test_the_order_of_turns_does_not_change_the_gradient(model, name):
+    samples = batch()
+    first, second = (gradients_of(updater(model, minibatches=1, correction=name), order) for order in (samples, samples[::-1]))
+    for parameter, gradient in first.items():
+        torch.testing.assert_close(second[parameter], gradient, rtol=1e-3, atol=1e-6)
+
+
 def gradients_of(u: Updater, samples: list[Sample]) -> dict[str, torch.Tensor]:
     """Of the last optimizer step, after clipping."""
     gradients = {}
