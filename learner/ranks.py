@@ -23,25 +23,25 @@ PATIENCE = timedelta(days=7)
 
 
 class Ranks:
-    """This process among those that share a model. `Ranks()` is a process by itself."""
+    """This process among those that share a model. `Ranks()` is a process by itself. `local`: its number on its machine, which is that of
+    its device among those it sees."""
 
-    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | str = "cpu") -> None:
+    def __init__(self, rank: int = 0, size: int = 1, local: int = 0) -> None:
         self.rank = rank
         self.size = size
-        self.device = torch.device(device)
+        self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
 
     @staticmethod
     def join() -> Ranks:
         """As the environment has it. The default process group is then there, if there are others."""
-        cuda = torch.cuda.is_available()
-        size, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
-        device = torch.device("cuda", local) if cuda else torch.device("cpu")
-        if size == 1:
-            return Ranks(device=device)
-        if cuda:
-            torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
-        return Ranks(dist.get_rank(), size, device)
+        rank, size, local = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+        ranks = Ranks(rank, size, local)
+        if size > 1:
+            cuda = ranks.device.type == "cuda"
+            if cuda:
+                torch.cuda.set_device(ranks.device)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        return ranks
 
     def leave(self) -> None:
         """The process group is gone."""

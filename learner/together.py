@@ -29,8 +29,8 @@ def dismiss(ranks: Ranks) -> None:
     ranks.tell(None)
 
 
-def follow(job: Job, ranks: Ranks) -> Training | None:
-    """Do what rank 0 does, until it says that it is over; then this rank's training."""
+def follow(job: Job, ranks: Ranks) -> None:
+    """Do what rank 0 does, until it says that it is over."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides what follows from it
     training = None
     while (word := ranks.tell(None)) is not None:
@@ -39,7 +39,6 @@ def follow(job: Job, ranks: Ranks) -> Training | None:
             training = _start(method)(job, _no_progress, ranks)
         else:
             getattr(training, method)(*args, **named)
-    return training
 
 
 def _start(method: str) -> Callable[[Job, Progress, Ranks], Training]:

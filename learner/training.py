@@ -63,7 +63,7 @@ class Training:
     @classmethod
     def begin(cls, job: Job, progress: Progress, ranks: Ranks | None = None) -> Training:
         """The policy in the job's model directory, warm-started if that is asked for and was not done before."""
-        ranks = ranks or Ranks(device=_device())
+        ranks = ranks or Ranks()
         model = load_policy(Path(job.model_dir), ranks.device)
         if job.config.model.name == "tiny" and job.config.warm_start.episodes:
             if ranks.rank:
@@ -79,7 +79,7 @@ class Training:
         directory = checkpoint.latest(Path(job.run_dir))
         if directory is None:
             raise FileNotFoundError(f"{job.run_dir} has no checkpoint to resume from")
-        updater, state = _restored(directory, job.config, ranks or Ranks(device=_device()))
+        updater, state = _restored(directory, job.config, ranks or Ranks())
         updater.rng.bit_generator.state = state.rng
         return cls(job, updater, state)
 
@@ -143,10 +143,6 @@ class Training:
         )
         run_dir, model_dir, u = Path(self._job.run_dir), Path(self._job.model_dir), self._updater
         return checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, u.reference, u.critic, self._ranks)
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _restored(directory: Path, config: Config, ranks: Ranks) -> tuple[Updater, TrainingState]:

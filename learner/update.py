@@ -166,8 +166,9 @@ class Updater:
         for batch, counts in self.ranks.mine(batches):
             values = self._losses(batch)
             (values["loss"].sum() * counts).backward()
-            computed += [{name: value.detach().cpu().numpy() for name, value in values.items()}] * counts
-        computed = self.ranks.gather(computed, len(batches))
+            computed += [{name: value.detach() for name, value in values.items()}] * counts  # to the host once all are under way
+        arrays_of = [{name: value.cpu().numpy() for name, value in values.items()} for values in computed]
+        computed = self.ranks.gather(arrays_of, len(batches))
         arrays = {name: np.concatenate([values[name] for values in computed] or [np.zeros(0)]) for name in SEEN}
         denominator = self._denominator(samples, masked=int((arrays["kept"] == 0).sum()))
         loss = float(arrays.pop("loss").sum()) / denominator

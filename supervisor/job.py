@@ -122,7 +122,7 @@ def check_model(config: Config, environment: Environment) -> None:
         raise ConfigError(f"model.name: {config.model.name} is no Hugging Face model directory (it lacks {' and '.join(missing)})")
     try:
         _check_fits(config, directory, environment)
-    except ValueError as error:
+    except (ValueError, EnvironmentFailure) as error:
         raise ConfigError(str(error)) from None
 
 
