@@ -1,7 +1,6 @@
 """Which off-policy correction at which staleness? The default job, with weights that reach the engine a given number of updates late.
 
 `python -m benchmarks.corrections DIR [--staleness 0,1,2,4,8] [--corrections NAMES] [--seeds N] [--updates N] [--quick] [--json FILE]`
-(three minutes a run, on an idle machine)
 
 Runs one after the other; their figures are lines of DIR/results.jsonl, and those that are there are not made again. All of a seed begin
 with one warm-started policy and make as many updates without control; with staleness S every trained token, but for those of the first S

@@ -44,7 +44,7 @@ async def test_a_learner_of_two_ranks_trains_and_ends_with_both(tmp_path: Path, 
     async with running_small(tmp_path / "run", small_policy, learner__ranks="2") as run:
         assert await run.ended() == 0, run.output
         assert [line["update"] for line in run.updates()] == [1, 2] and run.summary()["ended"] == "finished"
-        assert run.left_over() == []
+        assert (run.directory / "logs" / "learner-1.log").exists() and run.left_over() == []
 
 
 async def test_a_run_ends_when_a_rank_of_its_learner_does(tmp_path: Path, small_policy):
@@ -63,6 +63,7 @@ async def test_ctrl_c_ends_a_learner_of_two_ranks_after_its_update(tmp_path: Pat
         os.kill(run.process.pid, signal.SIGINT)
         assert await run.ended() == 130, run.output
         assert run.summary()["ended"] == "interrupted" and run.left_over() == []
+        assert (run.directory / "logs" / "learner-1.log").exists()
 
 
 async def test_invariant_4_after_killing_the_learner_each_episode_is_trained_on_once(tmp_path: Path, small_policy):
