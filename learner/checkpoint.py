@@ -1,7 +1,7 @@
 """Checkpoints: a Hugging Face directory that anything can load, and beside the weights what training needs to go on.
 
     <run>/checkpoints/000020/  config.json  model.safetensors  tokenizer.json  …
-                               training_state/  state.json  optimizer.pt  (critic.pt)  (reference/)
+                               training_state/  state.json  optimizer.pt  (adapters.safetensors)  (critic.pt)  (reference/)
 
 One is written under another name and renamed when it is whole, so whatever bears a number can be loaded.
 """
@@ -14,16 +14,19 @@ from pathlib import Path
 
 import msgspec
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from learner.critic import Critic
+from learner.lora import adapter_tensors
 from learner.ranks import Ranks
-from learner.sharding import load_moments, whole_moments, whole_weights
+from learner.sharding import load_moments, whole, whole_moments, whole_weights
 
 STATE = "training_state"
 REFERENCE = "reference"
 CRITIC = "critic.pt"
+ADAPTERS = "adapters.safetensors"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -68,6 +71,7 @@ def save(
     ranks = ranks or Ranks()
     final = checkpoints_dir(run_dir) / f"{state.update:06d}"
     weights, moments = whole_weights(model), whole_moments(optimizer)
+    beside = {name: whole(tensor) for name, tensor in adapter_tensors(model).items()}
     held_to = whole_weights(reference) if reference is not None else None
     if ranks.rank:
         ranks.wait()
@@ -77,6 +81,8 @@ def save(
     (unfinished / STATE).mkdir(parents=True)
     save_policy(unfinished, model, tokenizer_from, weights)
     torch.save(moments, unfinished / STATE / "optimizer.pt")
+    if beside:
+        save_file(beside, unfinished / STATE / ADAPTERS)
     if reference is not None:
         reference.save_pretrained(unfinished / STATE / REFERENCE, state_dict=held_to)
     if critic is not None:
@@ -101,7 +107,8 @@ def save_policy(directory: Path, model: PreTrainedModel, tokenizer_from: Path, w
 
 
 def load(directory: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Restore an optimizer, built with the settings of now, and return the rest. The weights: `load_policy(directory)`."""
+    """Restore an optimizer, built with the settings of now, and return the rest. The weights: `load_policy(directory)`, from which
+    `kept_adapters(directory)` come out again."""
     load_moments(optimizer, torch.load(directory / STATE / "optimizer.pt", weights_only=True))
     return msgspec.json.decode((directory / STATE / "state.json").read_bytes(), type=TrainingState)
 
@@ -111,6 +118,12 @@ def load_critic(directory: Path, critic: Critic) -> None:
     path = directory / STATE / CRITIC
     if path.exists():
         critic.load(torch.load(path, weights_only=True))
+
+
+def kept_adapters(directory: Path) -> dict[str, Tensor]:
+    """The checkpoint's adapters (`learner.lora.adapter_tensors`); empty if it has none."""
+    path = directory / STATE / ADAPTERS
+    return load_file(path) if path.exists() else {}
 
 
 def reference(directory: Path) -> Path | None:

@@ -15,10 +15,15 @@ from learner import qwen3
 from learner.batching import MicroBatch
 
 
-def load_policy(directory: Path, device: torch.device | str = "cpu") -> PreTrainedModel:
-    """The causal language model in a Hugging Face directory, float32, in training mode (it has no dropout to speak of)."""
+def load_policy(directory: Path, device: torch.device | str = "cpu", *, gradient_checkpointing: bool = False) -> PreTrainedModel:
+    """The causal language model in a Hugging Face directory, float32, in training mode (it has no dropout to speak of).
+
+    With `gradient_checkpointing`, layers keep no activations.
+    """
     disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.to(device).train()
 
 
@@ -27,16 +32,18 @@ def load_tokenizer(directory: Path) -> Tokenizer:
     return Tokenizer.from_file(str(directory / "tokenizer.json"))
 
 
-def log_probs(model: PreTrainedModel, batch: MicroBatch, temperature: float, *, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
+def log_probs(
+    model: PreTrainedModel, batch: MicroBatch, temperature: float, *, entropy_gradient: bool = False, precision: str = "float32"
+) -> tuple[Tensor, Tensor]:
     """Log-probability of each trained token [N], and the entropy in nats of the distribution it was drawn from [N], float32.
 
     Both at the sampling temperature. Only the N trained positions go through the language-model head: responses are a fraction
     of the tokens, and logits are the widest tensor of all. Rows are padded on the right, so that causal attention needs no mask.
-    The entropy carries a gradient only if asked to.
+    The entropy carries a gradient only if asked to. `precision` is that of the products inside the layers.
     """
     device = next(model.parameters()).device
     tokens, rows, columns = batch.tokens.to(device), batch.rows.to(device), batch.columns.to(device)
-    logits = model.lm_head(final_hidden(model, tokens, rows, columns - 1)).float() / temperature
+    logits = model.lm_head(final_hidden(model, tokens, rows, columns - 1, precision)).float() / temperature
     log_p = functional.log_softmax(logits, dim=-1)
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = -(log_p.exp() * log_p).sum(-1)
@@ -44,8 +51,10 @@ def log_probs(model: PreTrainedModel, batch: MicroBatch, temperature: float, *, 
     return log_p.gather(-1, targets[:, None]).squeeze(-1), entropy
 
 
-def final_hidden(model: PreTrainedModel, tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """What the language-model head sees [N, hidden] of tokens [B, S], padded on the right, at the positions (rows [N], columns [N])."""
-    if qwen3.applies_to(model):
-        return qwen3.hidden_states(model, tokens, rows, columns)
-    return model.model(input_ids=tokens, use_cache=False).last_hidden_state[rows, columns]
+def final_hidden(model: PreTrainedModel, tokens: Tensor, rows: Tensor, columns: Tensor, precision: str = "float32") -> Tensor:
+    """What the language-model head sees [N, hidden] of tokens [B, S], padded on the right, at the positions (rows [N], columns [N]);
+    float32, whatever the products inside the layers were computed in."""
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        if qwen3.applies_to(model):
+            return qwen3.hidden_states(model, tokens, rows, columns).float()
+        return model.model(input_ids=tokens, use_cache=False).last_hidden_state[rows, columns].float()

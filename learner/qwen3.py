@@ -15,9 +15,11 @@ from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 def applies_to(model: PreTrainedModel) -> bool:
     """Whether this file computes what `model` does: a Qwen3 without sliding windows, whole (shards are gathered by the layers' own
-    forward passes)."""
+    forward passes) and with its activations (which layers forget in theirs)."""
+    if not isinstance(model, Qwen3ForCausalLM) or model.is_gradient_checkpointing:
+        return False
     whole = not any(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
-    return isinstance(model, Qwen3ForCausalLM) and set(model.config.layer_types) == {"full_attention"} and whole
+    return set(model.config.layer_types) == {"full_attention"} and whole
 
 
 def hidden_states(model: Qwen3ForCausalLM, tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ def _attention(block: torch.nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> T
 
 
 def _normalised(norm: torch.nn.Module, x: Tensor) -> Tensor:
-    return functional.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+    return functional.rms_norm(x.float(), norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig
 
 from learner.policy import load_policy, load_tokenizer
-from protocol.prompting import load_prompter
+from protocol.prompting import load_prompter, read_turn_end
 
 
 class Sampler:
@@ -18,8 +17,7 @@ class Sampler:
     def __init__(self, directory: Path, temperature: float, max_tokens: int, seed: int) -> None:
         self._model = load_policy(directory).eval()
         self._prompter = load_prompter(directory)
-        end = json.loads((directory / "tokenizer_config.json").read_text())["eos_token"]
-        end = load_tokenizer(directory).token_to_id(end if isinstance(end, str) else end["content"])
+        end = load_tokenizer(directory).token_to_id(read_turn_end(directory))
         sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
         self._generation = GenerationConfig(max_new_tokens=max_tokens, eos_token_id=end, pad_token_id=end, **sampling)
         torch.manual_seed(seed)

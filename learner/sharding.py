@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
 from learner.batching import MicroBatch
+from learner.lora import adapters, plain_name
 from learner.policy import final_hidden, log_probs
 from learner.ranks import Ranks
 
@@ -23,9 +24,10 @@ from learner.ranks import Ranks
 class Policy(nn.Module):
     """A causal language model by what is asked of it here. With several ranks, all must ask for the same at the same time."""
 
-    def __init__(self, model: PreTrainedModel, ranks: Ranks) -> None:
+    def __init__(self, model: PreTrainedModel, ranks: Ranks, precision: str = "float32") -> None:
         super().__init__()
         self.model = model
+        self._precision = precision
         if ranks.size > 1:
             for layer in model.model.layers:
                 fully_shard(layer)
@@ -34,7 +36,7 @@ class Policy(nn.Module):
 
     def forward(self, batch: MicroBatch, temperature: float, entropy_gradient: bool = False) -> tuple[Tensor, Tensor]:
         """As `learner.policy.log_probs`."""
-        return log_probs(self.model, batch, temperature, entropy_gradient=entropy_gradient)
+        return log_probs(self.model, batch, temperature, entropy_gradient=entropy_gradient, precision=self._precision)
 
     def state_features(self, prompts: Sequence[np.ndarray]) -> Tensor:
         """The last hidden state [B, hidden] at the last token of each prompt, without gradient."""
@@ -45,7 +47,7 @@ class Policy(nn.Module):
         rows = torch.arange(len(prompts), device=device)
         ends = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
         with torch.no_grad():
-            return final_hidden(self.model, torch.from_numpy(tokens).to(device), rows, ends).float()
+            return final_hidden(self.model, torch.from_numpy(tokens).to(device), rows, ends, self._precision)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -54,9 +56,20 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def whole_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights in full, by their names; those that are another's (a tied language-model head) once."""
+    """The weights in full, by their names in a checkpoint; those that are another's (a tied language-model head) once. Adapters are merged
+    into what they belong to."""
     tied = "lm_head.weight" if model.config.tie_word_embeddings else None
-    return {name: whole(tensor.detach()) for name, tensor in model.state_dict().items() if name != tied}
+    named = ((plain_name(name), tensor) for name, tensor in model.state_dict().items())
+    weights = {name: whole(tensor.detach()) for name, tensor in named if name not in (tied, None)}
+    for name, adapter in adapters(model):
+        weights[name] = weights[name] + adapter.scale * (whole(adapter.b.detach()) @ whole(adapter.a.detach()))
+    return weights
+
+
+def set_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Take over what `whole_weights` returned of another model of the same shape, perhaps sharded otherwise."""
+    own = model.state_dict()
+    model.load_state_dict({name: _like(weight, own[name]) for name, weight in weights.items()}, strict=False)  # a tied head is not there
 
 
 def whole_moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:

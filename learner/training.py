@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from config import Config, Job
@@ -26,7 +27,7 @@ from learner.samples import samples_of
 from learner.update import Updater
 from learner.warm_start import warm_start
 from protocol.messages import Trajectory
-from protocol.prompting import load_prompter
+from protocol.prompting import load_prompter, read_turn_end
 from telemetry.collapse import before_signs, signs
 from telemetry.metrics_file import Record
 
@@ -64,8 +65,8 @@ class Training:
     def begin(cls, job: Job, progress: Progress, ranks: Ranks | None = None) -> Training:
         """The policy in the job's model directory, warm-started if that is asked for and was not done before."""
         ranks = ranks or Ranks()
-        model = load_policy(Path(job.model_dir), ranks.device)
-        if job.config.model.name == "tiny" and job.config.warm_start.episodes:
+        model = _policy(Path(job.model_dir), job.config, ranks)
+        if job.config.warm_start.episodes:
             if ranks.rank:
                 ranks.wait()  # then it has been done
             _warm_started(model, job, progress)
@@ -147,34 +148,46 @@ class Training:
 
 def _restored(directory: Path, config: Config, ranks: Ranks) -> tuple[Updater, TrainingState]:
     """What a checkpoint holds."""
-    kept = checkpoint.reference(directory)
-    updater = _updater(load_policy(directory, ranks.device), config, ranks, load_policy(kept, ranks.device) if kept else None)
+    kept, adapters = checkpoint.reference(directory), checkpoint.kept_adapters(directory)
+    if bool(adapters) != bool(config.learner.lora_rank):
+        raise ValueError(f"learner.lora_rank: {directory} was trained {'with' if adapters else 'without'} adapters; go on as it was")
+    reference = _policy(kept, config, ranks) if kept else None
+    updater = _updater(_policy(directory, config, ranks), config, ranks, reference, adapters)
     state = checkpoint.load(directory, updater.optimizer)
     if updater.critic is not None:
         checkpoint.load_critic(directory, updater.critic)
     return updater, state
 
 
-def _updater(model: PreTrainedModel, config: Config, ranks: Ranks, reference: PreTrainedModel | None = None) -> Updater:
+def _policy(directory: Path, config: Config, ranks: Ranks) -> PreTrainedModel:
+    return load_policy(directory, ranks.device, gradient_checkpointing=config.learner.gradient_checkpointing)
+
+
+def _updater(
+    model: PreTrainedModel,
+    config: Config,
+    ranks: Ranks,
+    reference: PreTrainedModel | None = None,
+    adapters: dict[str, Tensor] | None = None,
+) -> Updater:
     if config.learner.threads:
         torch.set_num_threads(config.learner.threads)
-    sampling = config.sampling
     return Updater(
-        model, config.learner, sampling.temperature, config.run.seed, max_tokens=sampling.max_tokens, reference=reference, ranks=ranks
-    )
+        model, config.learner, config.sampling.temperature, config.run.seed, max_tokens=config.sampling.max_tokens, reference=reference,
+        adapters=adapters, ranks=ranks,
+    )  # fmt: skip
 
 
 def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:
     """Warm-start `model` in place, or load the weights of the same warm start done before."""
     config = job.config
     model_dir = Path(job.model_dir)
-    kept = cache_dir(config) / f"policy-{_digest(config, model_dir)}"
+    kept = config.cache_dir() / f"policy-{_digest(config, model_dir)}"
     if kept.exists():
         log.info("warm-started before: %s", kept)
         model.load_state_dict(load_policy(kept).state_dict())
         return
-    settings = msgspec.json.decode((model_dir / "tokenizer_config.json").read_bytes())
-    turn_tokenizer = TurnTokenizer(load_prompter(model_dir), settings["eos_token"])
+    turn_tokenizer = TurnTokenizer(load_prompter(model_dir), read_turn_end(model_dir))
     stats = warm_start(model, turn_tokenizer, config, progress)
     log.info("warm start: %s", json.dumps(stats))
     unfinished = kept.with_name(f".{kept.name}-{os.getpid()}")
@@ -185,17 +198,12 @@ def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def cache_dir(config: Config) -> Path:
-    """Where warm-started policies are kept."""
-    return Path(config.run.cache_dir or "~/.cache/foray").expanduser()
-
-
 def _digest(config: Config, model_dir: Path) -> str:
     """Of all that a warm-started policy depends on: the settings, the weights before it, and the tokens, which show a change of the
     prompts too."""
     digest = hashlib.sha256(
         msgspec.json.encode([config.env.name, config.environment_settings(), config.model, config.warm_start, config.run.seed])
     )
-    for name in ("tokenizer.json", "config.json", "model.safetensors"):
-        digest.update((model_dir / name).read_bytes())
+    for path in (model_dir / "tokenizer.json", model_dir / "config.json", *sorted(model_dir.glob("*.safetensors"))):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

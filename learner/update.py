@@ -19,9 +19,10 @@ from learner.corrections import CORRECTIONS, PROXIMAL, Tokens
 from learner.corrections.diagnostics import divergence, token_ages
 from learner.corrections.ratio import log_ratio
 from learner.critic import Critic
+from learner.lora import add_adapters, load_adapters
 from learner.ranks import Ranks
 from learner.samples import Sample
-from learner.sharding import Policy, whole
+from learner.sharding import Policy, set_weights, whole, whole_weights
 
 SEEN = ("log_pi", "log_mu", "age", "entropy", "clipped", "kept", "kl_reference", "loss")
 """What is kept of each trained token."""
@@ -49,9 +50,11 @@ class _Step:
 
 
 class Updater:
-    """A model (float32 weights), its optimizer, and the random state that shuffles samples.
+    """A model (float32 weights; adapters are put into it if settings ask for them), its optimizer, and the random state that shuffles
+    samples.
 
     `max_tokens`: response budget of a turn. `reference`: the policy that `kl` holds the model to; by default the model as it is now.
+    `adapters`: LoRA's, of a checkpoint whose weights the model has.
     """
 
     def __init__(
@@ -63,16 +66,22 @@ class Updater:
         *,
         max_tokens: int = 64,
         reference: PreTrainedModel | None = None,
+        adapters: dict[str, Tensor] | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.model = model
         self.reference = (reference or copy.deepcopy(model)).requires_grad_(False) if settings.kl else None
         self.ranks = ranks or Ranks()
-        self._policy = Policy(model, self.ranks)
-        self._reference_policy = Policy(self.reference, self.ranks) if self.reference is not None else None
+        if settings.lora_rank:
+            add_adapters(model, settings.lora_rank, settings.lora_alpha, seed)
+            if adapters:
+                load_adapters(model, adapters)
+        self._policy = Policy(model, self.ranks, settings.precision)
+        self._reference_policy = Policy(self.reference, self.ranks, settings.precision) if self.reference is not None else None
         self.rng = np.random.default_rng(seed)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
+            trained, lr=settings.learning_rate, weight_decay=settings.weight_decay, betas=(0.9, 0.999), fused=True
         )
         device = next(model.parameters()).device
         valued = settings.algorithm in VALUED
@@ -86,7 +95,7 @@ class Updater:
     def refresh_reference(self) -> None:
         """The policy as it is now becomes the reference."""
         if self.reference is not None:
-            self.reference.load_state_dict(self.model.state_dict())
+            set_weights(self.reference, whole_weights(self.model))
 
     def judge(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples with what the policy as it is now, and the value head, know of them, as far as the settings ask for it."""

@@ -50,7 +50,7 @@ def warm_start(model: PreTrainedModel, turn_tokenizer: TurnTokenizer, config: Co
         for optimizer, peak in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = peak * schedule(step, len(batches))
-        losses.append(imitation_step(model, [optimizer for optimizer, _ in optimizers], batch))
+        losses.append(imitation_step(model, [optimizer for optimizer, _ in optimizers], batch, config.learner.precision))
         progress("warm start", step + 1, len(batches))
     return {
         "episodes": float(settings.episodes),
@@ -63,14 +63,13 @@ def warm_start(model: PreTrainedModel, turn_tokenizer: TurnTokenizer, config: Co
 
 
 def make_optimizers(model: PreTrainedModel, settings: WarmStartSection) -> list[tuple[torch.optim.Optimizer, float]]:
-    """Muon for the matrices inside the layers, AdamW for embeddings and norms; each with its peak step size."""
-    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
+    """AdamW; for the matrices inside the layers Muon, if it has a step size. Each with its peak step size."""
+    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name] if settings.muon_learning_rate else []
     chosen = {id(p) for p in inner}
     outer = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        (Muon(inner, lr=settings.muon_learning_rate), settings.muon_learning_rate),
-        (torch.optim.AdamW(outer, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True), settings.learning_rate),
-    ]
+    adam = torch.optim.AdamW(outer, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    muon = [(Muon(inner, lr=settings.muon_learning_rate), settings.muon_learning_rate)] if inner else []
+    return [*muon, (adam, settings.learning_rate)]
 
 
 def schedule(step: int, steps: int) -> float:
@@ -101,12 +100,14 @@ def token_batches(samples: Sequence[Sample], batch_tokens: int, epochs: float, r
         yield batch
 
 
-def imitation_step(model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], samples: Sequence[Sample]) -> float:
+def imitation_step(
+    model: PreTrainedModel, optimizers: Sequence[torch.optim.Optimizer], samples: Sequence[Sample], precision: str = "float32"
+) -> float:
     """One step on the mean cross-entropy of the response tokens, in nats, which is returned as it was before the step."""
     denominator = sum(sample.trained_tokens for sample in samples)
     total = 0.0
     for batch in microbatches(samples, MICROBATCH_TOKENS):
-        log_pi, _ = log_probs(model, batch, temperature=1.0)
+        log_pi, _ = log_probs(model, batch, temperature=1.0, precision=precision)
         loss = -log_pi.sum() / denominator
         loss.backward()
         total += float(loss.detach())

@@ -47,6 +47,15 @@ def read_chat_template(model_dir: Path) -> str:
         raise ValueError(f"model.name: {model_dir} has no chat template (chat_template.jinja, or in tokenizer_config.json)") from None
 
 
+def read_turn_end(model_dir: Path) -> str:
+    """The token that ends the policy's turns: eos_token of tokenizer_config.json. ValueError without one."""
+    try:
+        token = json.loads((model_dir / "tokenizer_config.json").read_text())["eos_token"]
+        return token["content"] if isinstance(token, dict) else str(token)
+    except (FileNotFoundError, KeyError):
+        raise ValueError(f"model.name: {model_dir} has no tokenizer_config.json that names its eos_token") from None
+
+
 def load_prompter(model_dir: Path) -> Prompter:
     """The prompter of a Hugging Face directory. ValueError if it has no chat template."""
     return Prompter((model_dir / "tokenizer.json").read_bytes(), read_chat_template(model_dir))

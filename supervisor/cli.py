@@ -27,24 +27,6 @@ COMMANDS = {
     "actor": "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N",
 }
 
-SERIAL_DEFAULTS = {
-    "actor.count": 4,
-    "run.updates": 2,
-    "learner.groups": 2,
-    "learner.group_size": 2,
-    "learner.decay": 0.0,  # which would depend on the clock
-    "eval.episodes": 1,
-    "eval.every": 0,
-    "warm_start.episodes": 30,
-    "warm_start.threads": 1,
-    "sampling.seeded": True,
-    "sampling.max_tokens": 12,
-    "model.hidden_size": 64,
-    "model.layers": 2,
-    "model.heads": 2,
-}
-"""What a serial run has for settings that the user does not set: it is there to be looked at, and ends in seconds."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 when the command did its work, 1 when it failed, 2 for wrong arguments, 130 after Ctrl-C."""
@@ -86,17 +68,17 @@ def _train(arguments: list[str]) -> int:
         print_help(Console())
         return 0
     overrides = parse_overrides(rest)
-    config = resolve(options.config, options.resume, overrides, SERIAL_DEFAULTS if options.serial else {})
+    config = resolve(options.config, options.resume, overrides, options.serial)
     if options.dry_run:
         print(settings.to_toml(config))
         return 0
     return _run(config, serial=options.serial, resume=options.resume is not None)
 
 
-def resolve(file: Path | None, resume: Path | None, overrides: dict[str, str], defaults: dict[str, object]) -> Config:
+def resolve(file: Path | None, resume: Path | None, overrides: dict[str, str], serial: bool) -> Config:
     """The configuration of a new run, or of one that is resumed (its own, with overrides)."""
     if resume is None:
-        return settings.resolve(file, overrides, defaults)
+        return settings.resolve(file, overrides, serial)
     if file is not None:
         raise ConfigError("--resume takes the settings of the run it resumes; leave --config out (single settings may be changed)")
     if not (resume / "config.toml").is_file():
@@ -108,14 +90,16 @@ def _run(config: Config, serial: bool, resume: bool) -> int:
     from controller.engine.server import EngineNotReady, check_engine
     from supervisor.children import ChildFailed
     from supervisor.job import prepare
+    from supervisor.models import find_model
 
     console = Console()
     try:
         if serial and config.learner.ranks > 1:
             raise ConfigError("learner.ranks: --serial is one process; leave it at 1 there")
+        model = find_model(config, console)
         if not serial:
-            check_engine(config)
-        job = prepare(config, resume)
+            check_engine(config, model)
+        job = prepare(config, resume, model)
         console.print(f"run directory: {job.run_dir}", highlight=False)
         if serial:
             from supervisor.serial import train_serially

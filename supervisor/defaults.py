@@ -28,14 +28,54 @@ TINY_DEFAULTS: dict[str, dict[str, Any]] = {
 """Environment -> defaults ({full name: value}) that are others there for the tiny policy (docs/learning.md says why). A model of one's own
 plays an environment as others know it."""
 
-OWN_MODEL_DEFAULTS: dict[str, Any] = {"control.window": 7, "control.min_thinking": 16}
+_LONG_THOUGHTS = {"control.window": 7, "control.min_thinking": 16}
 """Of any model but the tiny policy, which thinks 13 tokens a turn. The paper does not publish N, L_min and j."""
+
+OWN_MODEL_DEFAULTS: dict[str, Any] = {
+    **_LONG_THOUGHTS,
+    "warm_start.episodes": 0,
+    "warm_start.learning_rate": 1e-4,
+    "warm_start.muon_learning_rate": 0.0,
+    "warm_start.dawdling": 0.0,
+    "learner.learning_rate": 1e-6,
+}
+"""Of any model but the tiny policy, which begins with random weights."""
 
 _AS_PUBLISHED = {"control.intervention_rate": 0.0, "control.resample_rate": 0.0}
 
+MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
+    "smollm2": {
+        "run.minutes": 120.0,
+        "warm_start.episodes": 200,
+        "learner.learning_rate": 5e-6,
+        "learner.groups": 4,
+        "learner.group_size": 4,
+        "actor.count": 16,
+        "eval.episodes": 64,
+        "eval.every": 0,
+    }
+}
+"""Pretrained model -> defaults that are others for it."""
+
+SERIAL_DEFAULTS: dict[str, Any] = {
+    "actor.count": 4,
+    "run.updates": 2,
+    "learner.groups": 2,
+    "learner.group_size": 2,
+    "learner.decay": 0.0,  # which would depend on the clock
+    "eval.episodes": 1,
+    "eval.every": 0,
+    "warm_start.threads": 1,
+    "sampling.seeded": True,
+    "sampling.max_tokens": 12,
+}
+"""Of a serial run: it is there to be looked at, and ends in seconds."""
+
+SERIAL_TINY_DEFAULTS: dict[str, Any] = {"warm_start.episodes": 30, "model.hidden_size": 64, "model.layers": 2, "model.heads": 2}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "auto": {},
-    "paper": {**_AS_PUBLISHED, **OWN_MODEL_DEFAULTS},
+    "paper": {**_AS_PUBLISHED, **_LONG_THOUGHTS},
     "code": {
         **_AS_PUBLISHED,
         "control.score": "code",
@@ -57,15 +97,24 @@ RATES = {"control.epsilon": "control.intervention_rate", "control.eta": "control
 
 def other_defaults(full: str) -> list[str]:
     """The defaults of a setting that depend on others, each with what it holds for: for --help."""
-    by = {**TINY_DEFAULTS, "other models": OWN_MODEL_DEFAULTS, **{f"preset {name}": found for name, found in PRESETS.items()}}
+    by = {
+        **TINY_DEFAULTS,
+        "other models": OWN_MODEL_DEFAULTS,
+        **MODEL_DEFAULTS,
+        **{f"preset {name}": found for name, found in PRESETS.items()},
+    }
     return [f"{name} {found[full]}" for name, found in by.items() if full in found]
 
 
-def defaults_for(given: Mapping[str, Any]) -> dict[str, Any]:
-    """{full name: default} that differ from config.py's, for the settings that are `given` ({full name: value})."""
-    tiny = given.get("model.name", ModelSection().name) == "tiny"
-    by_model = TINY_DEFAULTS.get(str(given.get("env.name", EnvSection().name)), {}) if tiny else OWN_MODEL_DEFAULTS
-    return by_model | PRESETS.get(str(given.get("control.preset", ControlSection().preset)), {})
+def defaults_for(given: Mapping[str, Any], serial: bool = False) -> dict[str, Any]:
+    """{full name: default} that differ from config.py's, for the settings that are `given` ({full name: value}), in a run of one process
+    (`serial`) or of many."""
+    model = str(given.get("model.name", ModelSection().name))
+    if model == "tiny":
+        by_model = TINY_DEFAULTS.get(str(given.get("env.name", EnvSection().name)), {}) | (SERIAL_TINY_DEFAULTS if serial else {})
+    else:
+        by_model = OWN_MODEL_DEFAULTS | MODEL_DEFAULTS.get(model, {})
+    return by_model | (SERIAL_DEFAULTS if serial else {}) | PRESETS.get(str(given.get("control.preset", ControlSection().preset)), {})
 
 
 def with_preset(overrides: Mapping[str, str]) -> dict[str, str]:

@@ -29,18 +29,21 @@ def default_run_dir() -> Path:
     return Path("runs") / time.strftime("%Y%m%d-%H%M%S")
 
 
-def prepare(config: Config, resume: bool) -> Job:
-    """A job in its run directory, which is created here. Raises ConfigError when it cannot be run as configured."""
+def prepare(config: Config, resume: bool, model: Path | None) -> Job:
+    """A job in its run directory, which is created here. `model`: the policy's directory, unless it is made on the spot.
+
+    Raises ConfigError when it cannot be run as configured.
+    """
     run_dir = Path(config.run.dir) if config.run.dir else default_run_dir()
     check_run_dir(run_dir, resume)
-    check_model(config, configured_environment(config))
+    check_model(config, configured_environment(config), model)
     endpoints = choose_endpoints(config)
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     job = Job(
         config=config,
         endpoints=endpoints,
         run_dir=str(run_dir),
-        model_dir=str(run_dir / "policy") if config.model.name == "tiny" else config.model.name,
+        model_dir=str(model or run_dir / "policy"),
         weights_dir=weights_dir(Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())),
         started=time.time(),
         resume=resume,
@@ -103,10 +106,10 @@ def configured_environment(config: Config) -> Environment:
         raise ConfigError(str(error)) from None
 
 
-def check_model(config: Config, environment: Environment) -> None:
-    """Raises ConfigError for a directory without a model, or a tiny policy that nobody can demonstrate anything to (or
+def check_model(config: Config, environment: Environment, directory: Path | None) -> None:
+    """Raises ConfigError for a directory without a model, or a policy that is to learn from demonstrations where there are none (or
     nobody can start the first task, which a demonstration needs)."""
-    if config.model.name == "tiny":
+    if directory is None or config.warm_start.episodes:
         try:
             environment.expert(environment.start("train", 0), random.Random(0))
         except EnvironmentFailure as error:
@@ -114,12 +117,14 @@ def check_model(config: Config, environment: Environment) -> None:
         except ValueError as error:
             raise ConfigError(
                 f"{error}; the tiny policy learns from an expert: give model.name the directory of a model that needs none"
+                if directory is None
+                else f"{error}, and warm_start.episodes asks for {config.warm_start.episodes} of its episodes; set it to 0"
             ) from None
+    if directory is None:
         return
-    directory = Path(config.model.name)
     missing = [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]
     if missing:
-        raise ConfigError(f"model.name: {config.model.name} is no Hugging Face model directory (it lacks {' and '.join(missing)})")
+        raise ConfigError(f"model.name: {directory} is no Hugging Face model directory (it lacks {' and '.join(missing)})")
     try:
         _check_fits(config, directory, environment)
     except (ValueError, EnvironmentFailure) as error:
@@ -133,7 +138,7 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
     if tokenizer.get_vocab_size() > vocabulary:
         more = tokenizer.get_vocab_size()
         raise ValueError(f"model.name: the tokenizer of {directory} has {more} tokens, but the model chooses from {vocabulary}")
-    think_tokens(tokenizer, environment, config.control, vocabulary)
+    think_tokens(directory, environment, config.control)
     answer = environment.respond("I look around.", "look around")
     if prompter.text(prompter.tokens([answer])[0]).strip() != answer.strip():
         raise ValueError(f"model.name: the tokenizer of {directory} does not give back an answer as it was written: {answer!r}")

@@ -17,7 +17,7 @@ from controller.rules.early import EarlyStall
 from controller.rules.replay import Replayed, replay
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingSettings
 from controller.rules.turn import change, stalled, turn_score
-from controller.think_tokens import ThinkTokens, read_vocabulary, think_tokens
+from controller.think_tokens import ThinkTokens, think_tokens
 from learner.episode_log import read_records
 from protocol.arrays import INT32, unpack
 from protocol.codec import BadFrame, decode
@@ -61,7 +61,7 @@ class Recording:
         model_dir = Path(job.model_dir)
         self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
         environment = configured_environment(self.config)
-        self.tokens: ThinkTokens = think_tokens(self.tokenizer, environment, self.config.control, read_vocabulary(model_dir))
+        self.tokens: ThinkTokens = think_tokens(model_dir, environment, self.config.control)
 
     def episodes(self) -> Iterator[Trajectory]:
         """In the order in which they ended."""

@@ -13,14 +13,15 @@ import msgspec
 
 from config import Config, ConfigError
 from supervisor.defaults import defaults_for, fixed_thresholds
+from supervisor.models import is_hub_id
 from supervisor.options import SHORT_NAMES, all_settings, describe, description, kind_of
 
 
-def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, defaults: dict[str, Any] | None = None) -> Config:
+def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, serial: bool = False) -> Config:
     """The defaults, then the TOML file, then the overrides ({full or short name: text of the value}).
 
-    The defaults are `defaults` ({full name: value}) where they name one, then those that depend on other settings
-    (supervisor/defaults.py), then those of config.py.
+    The defaults are those that depend on other settings, or on whether the run is `serial` (supervisor/defaults.py), then those of
+    config.py.
 
     Raises ConfigError for anything unknown, ill-typed, out of bounds or inconsistent.
     """
@@ -42,7 +43,7 @@ def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, d
         said[full] = _value(full, known[full], text)
     given |= said | fixed_thresholds(said)
     tree = {}
-    for full, value in {**defaults_for(given), **(defaults or {}), **given}.items():
+    for full, value in {**defaults_for(given, serial), **given}.items():
         section, key = full.split(".")
         tree.setdefault(section, {})[key] = value
     config = from_dict(tree)
@@ -98,9 +99,10 @@ def check_consistency(config: Config) -> None:
             "control.turn_mean: the score of control.score code is below 0 where the policy is uncertain, and has no geometric mean; "
             "set it to arithmetic"
         )
-    if config.model.name != "tiny" and not Path(config.model.name).is_dir():
+    if config.model.name not in ("tiny", "smollm2") and not Path(config.model.name).is_dir() and not is_hub_id(config.model.name):
         raise ConfigError(
-            f"model.name: {config.model.name!r} is neither 'tiny' nor a directory; give the path of a Hugging Face model directory"
+            f"model.name: {config.model.name!r} is neither 'tiny' nor 'smollm2', a directory, or a name of the hub; give the path of a "
+            "Hugging Face model directory"
         )
 
 

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import config
-from config import Config, ConfigError, ControlSection, EnvSection, ModelSection
+from config import Config, ConfigError
 from supervisor.cli import print_help
-from supervisor.defaults import PRESETS, RATES, TINY_DEFAULTS
+from supervisor.defaults import OWN_MODEL_DEFAULTS, PRESETS, RATES, TINY_DEFAULTS
 from supervisor.options import SHORT_NAMES, all_settings, description, kind_of
 from supervisor.settings import from_dict, resolve, to_toml
 
@@ -45,7 +45,7 @@ def test_every_setting_says_what_it_does(name: str) -> None:
 
 def test_help_says_which_defaults_are_others_in_an_environment(capsys: pytest.CaptureFixture[str]) -> None:
     print_help(Console(width=300))
-    assert "for RL to improve [default 0.47, search 0.35, webshop 0.25]" in capsys.readouterr().out
+    assert "for RL to improve [default 0.47, search 0.35, webshop 0.25, other models 0.0]" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -79,8 +79,8 @@ def test_an_environments_defaults_hold_until_the_setting_is_set(environment: str
 def test_a_model_of_ones_own_plays_an_environment_as_others_know_it(environment: str, tmp_path: Path) -> None:
     config = resolve(None, {"env": environment, "model": str(tmp_path)})
     assert config == resolve(written(tmp_path, f'[env]\nname = "{environment}"\n[model]\nname = "{tmp_path}"'))
-    assert msgspec.structs.replace(config, env=EnvSection(), model=ModelSection(), control=ControlSection()) == Config()
-    assert (config.env, config.model) == (EnvSection(name=environment), ModelSection(name=str(tmp_path)))
+    values = {full: value_of(config, full) for full in all_settings() if value_of(config, full) != value_of(Config(), full)}
+    assert values == OWN_MODEL_DEFAULTS | {"env.name": environment, "model.name": str(tmp_path)}
 
 
 def value_of(settings: Config, full: str) -> object:

@@ -34,7 +34,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path):
 )
 def test_an_environment_that_cannot_be_made_is_refused_before_anything_is_written(tmp_path: Path, settings: dict[str, str], message: str):
     with pytest.raises(ConfigError, match=message):
-        prepare(resolve(overrides=settings | {"run.dir": str(tmp_path / "run")}), resume=False)
+        prepare(resolve(overrides=settings | {"run.dir": str(tmp_path / "run")}), resume=False, model=None)
     assert not (tmp_path / "run").exists()
 
 
@@ -43,7 +43,7 @@ def test_the_tiny_policy_cannot_start_on_questions_that_no_expert_knows(tmp_path
     questions.write_text("".join(f'{{"question": "Who is number {i}?", "answers": ["Nobody"]}}\n' for i in range(100)))
     settings = {"env": "search", "search.questions": str(questions), "run.dir": str(tmp_path / "run")}
     with pytest.raises(ConfigError, match=r"search\.questions; the tiny policy.*model\.name"):
-        prepare(resolve(overrides=settings), resume=False)
+        prepare(resolve(overrides=settings), resume=False, model=None)
 
 
 def test_a_game_that_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Path):
@@ -53,14 +53,14 @@ def test_a_game_that_makes_no_sense_is_refused_before_anything_is_written(tmp_pa
         (trial / "game.tw-pddl").write_text('{"pddl_problem": "(define)", "solvable": true}')
     settings = {"alfworld.data": str(tmp_path / "games"), "run.dir": str(tmp_path / "run")}
     with pytest.raises(ConfigError, match=r"alfworld\.data: .*train/pick_and_place_simple-1/trial/game\.tw-pddl: pddl_problem"):
-        prepare(resolve(overrides=settings), resume=False)
+        prepare(resolve(overrides=settings), resume=False, model=None)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("environment", ["textarena", "gymnasium"])
 def test_the_tiny_policy_cannot_start_where_there_is_no_expert(tmp_path: Path, environment: str):
     with pytest.raises(ConfigError, match=rf"{environment} has no expert; the tiny policy.*model\.name"):
-        prepare(resolve(overrides={"env": environment, "run.dir": str(tmp_path / "run")}), resume=False)
+        prepare(resolve(overrides={"env": environment, "run.dir": str(tmp_path / "run")}), resume=False, model=None)
 
 
 def spoilt(policy: Path, directory: Path, file: str, change: Callable[[dict], object]) -> Path:
@@ -101,7 +101,7 @@ def test_a_model_that_does_not_fit_the_environment_is_refused_before_anything_is
 ):
     model = spoilt(small_policy, tmp_path / "model", file, change)
     with pytest.raises(ConfigError, match=message):
-        prepare(resolve(overrides={"model": str(model), "run.dir": str(tmp_path / "run")} | settings), resume=False)
+        prepare(resolve(overrides={"model": str(model), "run.dir": str(tmp_path / "run")} | settings), resume=False, model=model)
     assert not (tmp_path / "run").exists()
 
 
@@ -109,12 +109,24 @@ def test_a_model_without_a_chat_template_is_refused_before_anything_is_written(t
     model = spoilt(small_policy, tmp_path / "model", "tokenizer_config.json", lambda settings: settings.pop("chat_template", None))
     (model / "chat_template.jinja").unlink(missing_ok=True)
     with pytest.raises(ConfigError, match="has no chat template"):
-        prepare(resolve(overrides={"model": str(model), "run.dir": str(tmp_path / "run")}), resume=False)
+        prepare(resolve(overrides={"model": str(model), "run.dir": str(tmp_path / "run")}), resume=False, model=model)
     assert not (tmp_path / "run").exists()
+
+
+def test_demonstrations_without_an_expert_are_refused(tmp_path: Path, small_policy: Path):
+    settings = {"model": str(small_policy), "env": "gymnasium", "warm_start.episodes": "5", "run.dir": str(tmp_path / "run")}
+    with pytest.raises(ConfigError, match=r"gymnasium has no expert, and warm_start\.episodes asks for 5 of its episodes; set it to 0"):
+        prepare(resolve(overrides=settings), resume=False, model=small_policy)
+
+
+def test_a_model_whose_turns_end_with_no_token_is_refused(tmp_path: Path, small_policy: Path):
+    model = spoilt(small_policy, tmp_path / "model", "tokenizer_config.json", lambda settings: settings.update(eos_token="<|nothing|>"))
+    with pytest.raises(ConfigError, match=r"model\.name: .* has no token <\|nothing\|>"):
+        prepare(resolve(overrides={"model": str(model), "run.dir": str(tmp_path / "run")}), resume=False, model=model)
 
 
 def test_without_control_a_model_needs_no_token_for_its_tags(tmp_path: Path, small_policy: Path):
     model = spoilt(small_policy, tmp_path / "model", "tokenizer.json", without_tag)
     settings = {"model": str(model), "run.dir": str(tmp_path / "run"), "control": "off"}
-    job = prepare(resolve(overrides=settings), resume=False)
+    job = prepare(resolve(overrides=settings), resume=False, model=model)
     assert job.model_dir == str(model)

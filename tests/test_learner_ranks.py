@@ -42,8 +42,9 @@ def run(directory: Path, name: str, ranks: int, settings: dict[str, str]) -> dic
     [
         {"learner__kl": "0.3", "learner__reference_every": "1", "learner__correction": "decoupled"},
         {"learner__algorithm": "gae", "learner__correction": "vtrace"},
+        {"learner__lora_rank": "4", "learner__gradient_checkpointing": "true"},
     ],
-    ids=["reference", "value head"],
+    ids=["reference", "value head", "adapters"],
 )
 def test_two_ranks_make_the_update_that_one_makes(tmp_path: Path, settings: dict[str, str]) -> None:
     """Gradients, numbers, and weights, those after a resume as well. Float sums in another order differ in their last digits."""

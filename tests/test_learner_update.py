@@ -8,11 +8,12 @@ import pytest
 import torch
 from learner_fixtures import TURNS, random_group, small_config
 
+from learner import qwen3
 from learner.batching import collate
 from learner.corrections import CORRECTIONS
-from learner.policy import log_probs
+from learner.policy import load_policy, log_probs
 from learner.samples import Sample, samples_of
-from learner.tiny import random_model, train_tokenizer
+from learner.tiny import build_tiny, random_model, train_tokenizer
 from learner.update import Updater, share_over, step_size
 
 CONFIG = small_config()
@@ -75,6 +76,33 @@ def test_micro_batch_size_does_not_change_the_gradient(model, settings):
     for other in found[1:]:
         for name, gradient in found[0].items():
             torch.testing.assert_close(other[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_layers_without_kept_activations_have_the_same_gradient(tmp_path):
+    build_tiny(tmp_path / "policy", CONFIG.model, TURNS, seed=0)
+    models = [load_policy(tmp_path / "policy", gradient_checkpointing=on) for on in (False, True)]
+    assert [qwen3.applies_to(m) for m in models] == [True, False]
+    first, second = (gradients_of(updater(m, minibatches=1), batch()) for m in models)
+    for parameter, gradient in first.items():
+        torch.testing.assert_close(second[parameter], gradient, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("own_forward", [True, False])
+def test_in_bfloat16_only_the_layers_products_are(model, own_forward, monkeypatch):
+    """Weights, their gradients and what the head sees stay float32; log-probs move by bfloat16's rounding, and no more."""
+    if not own_forward:
+        monkeypatch.setattr(qwen3, "applies_to", lambda _: False)
+    micro = collate(batch())
+    seen = []
+    u = updater(model, precision="bfloat16")
+    u.model.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
+    with torch.no_grad():
+        exact, _ = log_probs(model, micro, 1.0)
+        rounded, _ = u._policy(micro, 1.0)
+    assert seen == [torch.float32]
+    assert 0 < float((rounded - exact).abs().max()) < 0.1
+    gradients = gradients_of(u, batch())
+    assert {gradient.dtype for gradient in gradients.values()} == {p.dtype for p in u.model.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("name", CORRECTIONS)

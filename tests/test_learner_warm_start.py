@@ -1,5 +1,6 @@
 """Warm start: it learns, by the schedule, from what the expert won, and is kept."""
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -9,10 +10,12 @@ from config import ModelSection
 from learner import training, warm_start
 from learner.build import build_policy
 from learner.demonstrations import TurnTokenizer, demonstrations
+from learner.policy import load_policy
 from learner.samples import Sample
 from learner.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
 from learner.training import Training
 from protocol.prompting import Prompter
+from supervisor.settings import resolve
 
 
 def no_progress(phase, done, of):
@@ -84,6 +87,17 @@ def test_warm_start_reports_its_progress(job):
     phases = [phase for phase, _, _ in seen]
     assert phases[0] == "demonstrations" and phases[-1] == "warm start"
     assert seen[-1][1] == seen[-1][2] > 0
+
+
+def test_a_model_of_ones_own_is_warm_started_if_asked_and_every_weight_by_adamw(job, small_policy):
+    settings = {"model": str(small_policy), "warm_start.episodes": "2", "run.cache_dir": job.config.run.cache_dir}
+    own = msgspec.structs.replace(job, config=resolve(None, settings), model_dir=str(small_policy))
+    before = load_policy(small_policy).state_dict()
+    after = Training.begin(own, no_progress).model.state_dict()
+    assert not any(torch.equal(before[name], after[name]) for name in before)
+    unasked = msgspec.structs.replace(own, config=resolve(None, {"model": str(small_policy)}))
+    for name, tensor in Training.begin(unasked, no_progress).model.state_dict().items():
+        assert torch.equal(tensor, before[name])
 
 
 def test_expert_that_never_wins_is_an_error(job, monkeypatch):

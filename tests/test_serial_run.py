@@ -26,11 +26,11 @@ from controller.admission import episode_seed, task_of_group
 from controller.engine.fake import FakeEngine
 from controller.engine.pool import EnginePool
 from controller.signals import SignalRouter
-from controller.think_tokens import read_vocabulary, think_tokens
+from controller.think_tokens import think_tokens
 from controller.turns import TurnRunner
 from envs.registry import make_environment
 from learner.build import build_policy
-from learner.policy import load_policy, load_tokenizer
+from learner.policy import load_policy
 from learner.publish import Publisher, snapshot
 from learner.training import Training
 from protocol.arrays import FLOAT16, FLOAT32, UINT8, unpack
@@ -282,7 +282,7 @@ class LockStep:
         build_policy(self.job)
         model_dir = Path(self.job.model_dir)
         environment = make_environment(config.env.name, **config.environment_settings())
-        tokens = think_tokens(load_tokenizer(model_dir), environment, config.control, read_vocabulary(model_dir))
+        tokens = think_tokens(model_dir, environment, config.control)
         signals = SignalRouter(context, self.job.endpoints.signals, tokens)
         engine = FakeEngine(self.job.model_dir, signals=self.job.endpoints.signals, top_j=config.control.top_j)
         engines = EnginePool([await engine.start()])

