@@ -1,7 +1,7 @@
 """Checkpoints: a Hugging Face directory that anything can load, and beside the weights what training needs to go on.
 
     <run>/checkpoints/000020/  config.json  model.safetensors  tokenizer.json  …
-                               training_state/  state.json  optimizer.pt  (adapters.safetensors)  (critic.pt)  (reference/)
+                               training_state/  state.json  optimizer.pt  explored.npz  (adapters.safetensors)  (critic.pt)  (reference/)
 
 One is written under another name and renamed when it is whole, so whatever bears a number can be loaded.
 """
@@ -11,8 +11,10 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,11 +24,13 @@ from learner.critic import Critic
 from learner.lora import adapter_tensors
 from learner.ranks import Ranks
 from learner.sharding import load_moments, whole, whole_moments, whole_weights
+from telemetry.exploration import Exploration
 
 STATE = "training_state"
 REFERENCE = "reference"
 CRITIC = "critic.pt"
 ADAPTERS = "adapters.safetensors"
+EXPLORED = "explored.npz"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -49,6 +53,14 @@ class TrainingState(msgspec.Struct, frozen=True, kw_only=True):
     control: str = ""  # the controller's state (JSON) when the engines began to run the last weights that it has told us of
 
 
+class Beside(NamedTuple):
+    """What a checkpoint holds beside the policy and its optimizer, as far as there is any."""
+
+    reference: PreTrainedModel | None = None  # the policy that the model is held to
+    critic: Critic | None = None
+    exploration: Exploration | None = None
+
+
 def checkpoints_dir(run_dir: Path) -> Path:
     return Path(run_dir) / "checkpoints"
 
@@ -59,20 +71,18 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
     tokenizer_from: Path,
-    reference: PreTrainedModel | None = None,
-    critic: Critic | None = None,
+    beside: Beside,
     ranks: Ranks | None = None,
 ) -> Path:
     """Write a checkpoint, replacing one of the same update; with several ranks, all must ask, and rank 0 writes.
 
-    `tokenizer_from`: the directory the policy was loaded from. `reference`: the policy that the model is held to, if any. `critic`: the
-    value head, if any.
+    `tokenizer_from`: the directory the policy was loaded from.
     """
     ranks = ranks or Ranks()
     final = checkpoints_dir(run_dir) / f"{state.update:06d}"
     weights, moments = whole_weights(model), whole_moments(optimizer)
-    beside = {name: whole(tensor) for name, tensor in adapter_tensors(model).items()}
-    held_to = whole_weights(reference) if reference is not None else None
+    adapters = {name: whole(tensor) for name, tensor in adapter_tensors(model).items()}
+    held_to = whole_weights(beside.reference) if beside.reference is not None else None
     if ranks.rank:
         ranks.wait()
         return final
@@ -81,12 +91,15 @@ def save(
     (unfinished / STATE).mkdir(parents=True)
     save_policy(unfinished, model, tokenizer_from, weights)
     torch.save(moments, unfinished / STATE / "optimizer.pt")
-    if beside:
-        save_file(beside, unfinished / STATE / ADAPTERS)
-    if reference is not None:
-        reference.save_pretrained(unfinished / STATE / REFERENCE, state_dict=held_to)
-    if critic is not None:
-        torch.save(critic.state(), unfinished / STATE / CRITIC)
+    if adapters:
+        save_file(adapters, unfinished / STATE / ADAPTERS)
+    if beside.reference is not None:
+        beside.reference.save_pretrained(unfinished / STATE / REFERENCE, state_dict=held_to)
+    if beside.critic is not None:
+        torch.save(beside.critic.state(), unfinished / STATE / CRITIC)
+    if beside.exploration is not None:
+        seen = {name: np.fromiter(getattr(beside.exploration, name), np.uint64) for name in ("states", "pairs")}
+        np.savez(unfinished / STATE / EXPLORED, **seen)
     (unfinished / STATE / "state.json").write_bytes(msgspec.json.encode(state))
     if final.exists():
         # A directory cannot replace one that is not empty: for a moment there is none of this number, the one before it is whole.
@@ -124,6 +137,15 @@ def kept_adapters(directory: Path) -> dict[str, Tensor]:
     """The checkpoint's adapters (`learner.lora.adapter_tensors`); empty if it has none."""
     path = directory / STATE / ADAPTERS
     return load_file(path) if path.exists() else {}
+
+
+def load_exploration(directory: Path) -> Exploration:
+    """What the run had seen when the checkpoint was written."""
+    path = directory / STATE / EXPLORED
+    if not path.exists():
+        return Exploration()
+    with np.load(path) as seen:
+        return Exploration(seen["states"].tolist(), seen["pairs"].tolist())
 
 
 def reference(directory: Path) -> Path | None:

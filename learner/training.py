@@ -29,6 +29,7 @@ from learner.warm_start import warm_start
 from protocol.messages import Trajectory
 from protocol.prompting import load_prompter, read_turn_end
 from telemetry.collapse import before_signs, signs
+from telemetry.exploration import Exploration
 from telemetry.metrics_file import Record
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ Progress = Callable[[str, float, float], None]
 class Training:
     """A policy in training. Make one with `begin` or `restore`."""
 
-    def __init__(self, job: Job, updater: Updater, state: TrainingState) -> None:
+    def __init__(self, job: Job, updater: Updater, state: TrainingState, exploration: Exploration | None = None) -> None:
         self._job = job
         self._ranks = updater.ranks
         self._updater = updater
@@ -55,6 +56,7 @@ class Training:
         """One that has been published, whose memory the next one may take."""
         self._rollbacks = state.rollbacks
         self._records: list[Record] = []  # of the updates since the last rollback
+        self._exploration = exploration or Exploration()
         self._scale_steps()
 
     @property
@@ -82,22 +84,20 @@ class Training:
             raise FileNotFoundError(f"{job.run_dir} has no checkpoint to resume from")
         updater, state = _restored(directory, job.config, ranks or Ranks())
         updater.rng.bit_generator.state = state.rng
-        return cls(job, updater, state)
+        return cls(job, updater, state, checkpoint.load_exploration(directory))
 
     def update(self, groups: Sequence[Sequence[Trajectory]], progress: float = 0.0) -> dict[str, float]:
         """One update on groups of played episodes, when the share `progress` of all is over; its numbers (telemetry/fields.py)."""
         config = self._job.config
         samples = samples_of(groups, self.update_number, config.learner, config.control, self._updater.judge)
-        metrics = self._updater.update(samples, progress)
+        metrics = self._exploration.take(groups, self.update_number) | self._updater.update(samples, progress)
         self.update_number += 1
         every = config.learner.reference_every
         if every and self.update_number % every == 0:
             self._updater.refresh_reference()
         self.tokens += sum(tokens_of(episode) for group in groups for episode in group)
-        returns = [[sum(turn.reward for turn in episode.turns) for episode in group] for group in groups]
         return {
             "groups": float(len(groups)),
-            "informative_groups": float(sum(len(set(values)) > 1 for values in returns)),
             "training_tokens": float(self.tokens),
             **metrics,
         }
@@ -143,7 +143,8 @@ class Training:
             update=self.update_number, intake=intake, tokens=self.tokens, rng=rng, rollbacks=self._rollbacks, control=self.control
         )
         run_dir, model_dir, u = Path(self._job.run_dir), Path(self._job.model_dir), self._updater
-        return checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, u.reference, u.critic, self._ranks)
+        beside = checkpoint.Beside(u.reference, u.critic, self._exploration)
+        return checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, beside, self._ranks)
 
 
 def _restored(directory: Path, config: Config, ranks: Ranks) -> tuple[Updater, TrainingState]:

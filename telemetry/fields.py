@@ -38,7 +38,6 @@ FIELDS: dict[str, Field] = {
     # --- how good the policy is
     "episodes": Field("1", "policy", "total", "Episodes in the batch (evaluation: held-out games played)"),
     "groups": Field("1", "policy", "value", "Groups in the batch"),
-    "informative_groups": Field("1", "policy", "value", "Groups whose returns differ: the others teach little"),
     "success": Field("share", "policy", "value", "Episodes that reached their goal"),
     "reward": Field("1", "policy", "value", "Mean return of an episode, as the environment gives it"),
     "turns": Field("1", "policy", "value", "Mean turns of an episode"),
@@ -81,6 +80,26 @@ FIELDS: dict[str, Field] = {
     "kl_age0": Field("nats", "correction", "value", "The same over tokens of age 0"),
     "kl_old": Field("nats", "correction", "value", "The same over older tokens"),
     "kl_k1": Field("nats", "correction", "value", "Mean of -log r (k1), learner against engine"),
+    # --- exploration (docs/exploration.md)
+    "coverage_states": Field("1/1,000 tokens", "exploration", "value", "Distinct states of the batch for 1,000 generated tokens"),
+    "coverage_pairs": Field("1/1,000 tokens", "exploration", "value", "Distinct (state, action) pairs, likewise"),
+    "known_states": Field("1", "exploration", "value", "Distinct states since the run started"),
+    "known_pairs": Field("1", "exploration", "value", "Distinct (state, action) pairs since the run started"),
+    "novel_states": Field("share", "exploration", "value", "Of the batch's distinct states, never seen before in the run"),
+    "novel_pairs": Field("share", "exploration", "value", "Of the batch's distinct (state, action) pairs, likewise"),
+    "repeated_states": Field("share", "exploration", "value", "Turns, but for first ones, in a state that the episode had been in before"),
+    "repeated_pairs": Field("share", "exploration", "value", "Turns, but for first ones, that did what the episode had done there before"),
+    "first_actions": Field("share", "exploration", "value", "Distinct first actions of a group, over its episodes"),
+    "distinct_paths": Field("share", "exploration", "value", "Distinct sequences of actions of a group, over its episodes"),
+    "informative_share": Field("share", "exploration", "value", "Groups whose returns differ: the others teach little"),
+    "gamma_p10": Field("1", "exploration", "value", "10th percentile of Gamma, the change of a turn's score from the turn before"),
+    "gamma_p50": Field("1", "exploration", "value", "Median of Gamma"),
+    "gamma_p90": Field("1", "exploration", "value", "90th percentile of Gamma"),
+    "stalled_share": Field("share", "exploration", "value", "Turns with a Gamma of which an attempt was stalled"),
+    "flat_thinking": Field("share", "exploration", "value", "Thinking tokens after the last change of M_t: that thinking did not matter"),
+    "rejected_share": Field("share", "exploration", "value", "Generated tokens in rejected attempts"),
+    "forced_share": Field("share", "exploration", "value", "Generated tokens that the controller chose"),
+    "successes_per_million": Field("1/1,000,000 tokens", "exploration", "value", "Episodes that reached their goal, for so many tokens"),
     # --- the optimizer
     "loss": Field("1", "learner", "value", "Policy loss, token mean over the batch"),
     "value_loss": Field("1", "learner", "value", "Mean squared error of the value head, before it learns from the batch (gae)"),
@@ -129,13 +148,18 @@ TOTAL_SUFFIX = "_total"
 
 
 def field_of(name: str) -> Field | None:
-    """The field called `name`; also of the derived ones: NAME_total, success/<task type>, score/<name>. None when undocumented."""
+    """The field called `name`; also of the derived ones: NAME_total, NAME/age<versions>, success/<task type>, score/<name>.
+    None when undocumented."""
     if name in FIELDS:
         return FIELDS[name]
     base = FIELDS.get(name.removesuffix(TOTAL_SUFFIX))
     if base is not None and base.fold == "total":
         return base._replace(description=f"{base.description}; since the run started")
     head, slash, kind = name.partition("/")
+    if slash and kind.startswith("age") and head in FIELDS:
+        return FIELDS[head]._replace(
+            group="exploration_by_age", description=f"{FIELDS[head].description}; of tokens {kind[3:]} versions old"
+        )
     if slash and head == "success":
         return FIELDS["success"]._replace(description=f"Episodes of type {kind} that reached their goal")
     if slash and head == "score":

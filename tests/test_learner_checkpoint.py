@@ -73,6 +73,15 @@ def test_the_reference_policy_survives_a_resume(job):
     assert same(weights(training), weights(restored))
 
 
+def test_what_was_explored_survives_a_resume(job):
+    training = Training.begin(job, no_progress)
+    training.update(groups(0))
+    training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    restored = Training.restore(job, no_progress)
+    first, second = training.update(groups(1)), restored.update(groups(1))
+    assert second["novel_pairs"] == first["novel_pairs"] < 1 and first["known_pairs"] == second["known_pairs"]
+
+
 def test_the_value_head_survives_a_resume(job):
     settings = msgspec.structs.replace(job.config.learner, algorithm="gae")
     job = msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=settings))

@@ -20,6 +20,7 @@ from supervisor.job import job_file
 from supervisor.retrain import retrain
 from supervisor.serial import train_serially
 from supervisor.settings import to_toml
+from telemetry.fields import field_of
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,22 @@ def test_the_same_policy_comes_out_to_the_bit(recorded: Job, tmp_path: Path) -> 
     run_dir = again(recorded, tmp_path / "again")
     assert losses(run_dir) == losses(Path(recorded.run_dir)) and len(losses(run_dir)) == 2
     assert weights(run_dir) == weights(Path(recorded.run_dir))
+
+
+def test_exploration_is_measured_the_same_while_the_run_goes_on_and_afterwards(recorded: Job, tmp_path: Path) -> None:
+    first, second = (explored(directory) for directory in (Path(recorded.run_dir), again(recorded, tmp_path / "again")))
+    assert first == second and len(first) == 2
+    assert first[1]["known_pairs"] > first[0]["known_pairs"] > 0
+
+
+def explored(run_dir: Path) -> list[dict[str, float]]:
+    """The measures of exploration in a run's metrics, by update."""
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if (known := field_of(name)) and known.group.startswith("exploration")}
+        for line in lines
+        if line["kind"] == "update"
+    ]
 
 
 def test_another_correction_is_compared_on_equal_data(recorded: Job, tmp_path: Path) -> None:
