@@ -22,6 +22,7 @@ from rich.table import Table
 
 from benchmarks import studies
 from telemetry.collapse import collapsed
+from telemetry.intervals import wilson
 
 MODES = ("off", "budget", "void", "t2po-token", "t2po-turn", "t2po")
 TOKENS = {"alfworld": 150_000, "webshop": 250_000, "search": 250_000}
@@ -109,7 +110,7 @@ def pooled(outcomes: Sequence[dict]) -> Iterator[dict]:
             "mode": mode,
             "first": [run["success"][0][1] for run in runs],
             "last": last,
-            "interval": studies.wilson(mean(last), GAMES * len(last)),
+            "interval": wilson(mean(last), GAMES * len(last)),
             "tokens_per_success": sum(run["tokens"] for run in runs) / max(1.0, sum(run["solved"] for run in runs)),
             "collapsed": sum(collapsed([{"success": share} for _, share in run["success"]]) or False for run in runs),
             **{name: mean(run[name] for run in runs) for name in MEANS},

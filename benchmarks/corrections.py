@@ -21,6 +21,7 @@ from rich.table import Table
 
 from benchmarks import studies
 from telemetry.collapse import collapsed
+from telemetry.intervals import wilson
 
 CORRECTIONS = ("none", "ppo", "decoupled", "tis", "mis", "gspo", "cispo", "vtrace")
 OPTIONS = {
@@ -105,7 +106,7 @@ def pooled(outcomes: Sequence[dict]) -> Iterator[dict]:
             "correction": CORRECTIONS[number],
             "first": [run["success"][0] for run in runs],
             "last": last,
-            "interval": studies.wilson(mean(last), GAMES * len(last)),
+            "interval": wilson(mean(last), GAMES * len(last)),
             "collapsed": sum(bool(collapsed([{"success": share} for share in run["success"]])) for run in runs),
             "signs": sorted({sign for run in runs for sign in run["signs"]}),
             **{name: mean(run[name] for run in runs) for name in FIGURES},

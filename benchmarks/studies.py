@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
-from math import sqrt
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -87,13 +86,6 @@ def warm_start(directory: Path, env: str, seed: int, label: str, console: Consol
         run(directory / "warming", [*cache, "--updates", "0", "--minutes", "60", "--eval.episodes", "2"])
         made.touch()
     return cache
-
-
-def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share of `count` trials (Wilson 1927)."""
-    centre = share + z * z / (2 * count)
-    half = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (centre - half) / (1 + z * z / count), (centre + half) / (1 + z * z / count)
 
 
 def shares(values: Sequence[float]) -> str:

@@ -23,6 +23,7 @@ COMMANDS = {
     "play": "play one episode at the terminal, or watch: run.py play [--task N] [--split train|held_out] [--watch expert|CHECKPOINT]",
     "replay": "where control acted in recorded episodes and why, and where other settings would: run.py replay RUN [EPISODE] [--turn N]; "
     "or train again on them, with other settings of the learner: run.py replay --train RUN [--learner.correction NAME]",
+    "report": "what runs did, as one HTML file: run.py report RUN [RUN ...] [--output FILE] [--episodes t3.1,t4.0]",
     "retriever": "serve passages to search in, by Search-R1's protocol: run.py retriever [--port 8000] [--corpus FILE]",
     "actor": "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N",
 }
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _play(arguments)
         if command == "replay":
             return _replay(arguments)
+        if command == "report":
+            return _report(arguments)
         if command == "retriever":
             from envs.search.server import main as serve
 
@@ -154,6 +157,20 @@ def _replay(arguments: list[str]) -> int:
     from supervisor.replay import replay_run
 
     replay_run(options.run, options.episode, options.turn, named, Console())
+    return 0
+
+
+def _report(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="run.py report", description="What runs did, as one HTML file that needs no network.")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run directories, finished or not")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: report.html in the first of them")
+    parser.add_argument("--episodes", default="", metavar="NAMES", help="episodes to show, such as t3.1,t4.0 (default: a few)")
+    options = parser.parse_args(arguments)
+    from supervisor.report import write_report
+
+    console = Console()
+    names = [name.strip() for name in options.episodes.split(",") if name.strip()]
+    console.print(f"wrote {write_report(options.runs, options.output, names, console)}", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -42,12 +42,17 @@ def recorded_job(run_dir: Path, command: str) -> Job:
 def read_episodes(log: Path) -> Iterator[tuple[int, Trajectory]]:
     """(Where its record ends, the episode), in the order in which they ended. ConfigError for a log that we cannot read."""
     for _, end, frame in read_records(log):
-        try:
-            message = decode(frame)
-        except BadFrame as error:
-            raise ConfigError(f"replay: {log} was written by another version of this project: {error}") from None
-        if isinstance(message, Trajectory):
-            yield end, message
+        if (episode := episode_in(frame, log)) is not None:
+            yield end, episode
+
+
+def episode_in(frame: bytes, log: Path) -> Trajectory | None:
+    """The episode of a record of `log`; None for one of something else. ConfigError if we cannot read it."""
+    try:
+        message = decode(frame)
+    except BadFrame as error:
+        raise ConfigError(f"{log} was written by another version of this project: {error}") from None
+    return message if isinstance(message, Trajectory) else None
 
 
 class Recording:

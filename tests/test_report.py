@@ -1,0 +1,191 @@
+"""`run.py report`: the page says what the runs' files say, and shows text as text."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+from run_fixtures import job_in, small_config
+
+from learner.episode_log import EpisodeLog
+from protocol.arrays import UINT8, unpack
+from protocol.codec import encode
+from protocol.messages import Trajectory
+from supervisor.cli import main
+from supervisor.job import job_file
+from supervisor.replay import LOG, read_episodes
+from supervisor.serial import train_serially
+from supervisor.settings import to_toml
+from telemetry.episode_view import view
+from telemetry.metrics_file import read_metrics
+from telemetry.report import AROUND, RunData, area_by_tokens, differences, report
+
+SCRIPT = "<script>document.title = 'broken'</script><b>bold</b>"
+
+
+@pytest.fixture(scope="module")
+def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run whose turns are cut as soon as they think, and all sampled again."""
+    acting = {"control__epsilon": "10", "control__min_thinking": "2", "control__window": "0", "control__eta": "10"}
+    config = small_config(**imitating | acting, control__max_resamples="1", run__updates="2", env__max_turns="4")
+    job = job_in(tmp_path_factory.mktemp("report") / "job", config)
+    (Path(job.run_dir) / "config.toml").write_text(to_toml(config))
+    job.save(job_file(job))
+    asyncio.run(train_serially(job, Console(quiet=True)))
+    return Path(job.run_dir)
+
+
+def written(*arguments: object) -> None:
+    assert main(["report", *map(str, arguments)]) == 0
+
+
+def cut_episode(run_dir: Path) -> Trajectory:
+    """One that was trained on, in whose first turn thinking was cut before its end."""
+    return next(
+        e for _, e in read_episodes(run_dir / LOG)
+        if not e.key.evaluation and e.turns and (unpack(e.turns[0].kept.mask, UINT8) == 0).any() and e.turns[0].kept.events
+    )  # fmt: skip
+
+
+def test_a_page_needs_nothing_but_itself(recorded: Path) -> None:
+    written(recorded)
+    page = (recorded / "report.html").read_text()
+    assert not re.search(r"""(src|href)=["'](?!#)|url\(|@import|<script""", page)
+
+
+def test_each_run_has_a_row_and_a_colour_and_settings_that_differ_are_listed(recorded: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(recorded, other)
+    config = (other / "config.toml").read_text()
+    (other / "config.toml").write_text(config.replace("learning_rate = 8e-05", "learning_rate = 0.001"))
+    written(recorded, other, "--output", tmp_path / "both.html")
+    page = (tmp_path / "both.html").read_text()
+    assert page.count('--series-0)"></i>job') == 1 and page.count('--series-1)"></i>other') == 1
+    assert "<td>learner.learning_rate</td><td>8e-05</td><td>0.001</td>" in page and "learner.groups" not in page
+
+
+def test_a_run_without_episodes_is_shown_as_far_as_it_goes(recorded: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(recorded / "metrics.jsonl", tmp_path / "run" / "metrics.jsonl")
+    written(tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert 'id="summary"' in page and 'id="episodes"' not in page
+
+
+def test_episodes_of_another_version_are_named(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(recorded, tmp_path / "old")
+    (tmp_path / "old" / LOG).unlink()
+    log = EpisodeLog(tmp_path / "old" / LOG)
+    log.append(b"something else")
+    log.close()
+    assert main(["report", str(tmp_path / "old")]) == 2
+    assert "episodes.log was written by another version of this project" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["nowhere"], "nowhere is no run directory"), (["RUN", "--episodes", "t99.0"], "no episode t99.0"), (["RUN", "RUN"], "named twice")],
+)
+def test_what_cannot_be_shown_is_named(recorded: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main(["report", *(str(recorded) if a == "RUN" else a for a in arguments)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_text_of_an_episode_is_text(recorded: Path, tmp_path: Path) -> None:
+    hostile = tmp_path / "hostile"
+    shutil.copytree(recorded, hostile)
+    episode = cut_episode(recorded)
+    turn = msgspec.structs.replace(episode.turns[0], action=SCRIPT, anchor=SCRIPT)
+    (hostile / LOG).unlink()
+    log = EpisodeLog(hostile / LOG)
+    log.append(encode(msgspec.structs.replace(episode, task=SCRIPT, turns=[turn, *episode.turns[1:]])))
+    log.close()
+    written(hostile)
+    page = (hostile / "report.html").read_text()
+    assert SCRIPT not in page and "&lt;script&gt;" in page
+    assert not re.search("<script|<b>", report([RunData(SCRIPT, [], {"a": SCRIPT}, [], [view(episode, lambda ids: SCRIPT)])]))
+
+
+def test_an_episode_is_shown_token_by_token_as_recorded(recorded: Path) -> None:
+    episode = cut_episode(recorded)
+    kept = episode.turns[0].kept
+    shown = view(episode, lambda ids: "".join(f"<{i}>" for i in ids), advantages=[0.5] * len(episode.turns)).turns[0]
+    assert [a.kept for a in shown.attempts] == [False] * len(episode.turns[0].rejected) + [True]
+    tokens = shown.attempts[-1].tokens
+    assert len(tokens) == kept.length and shown.advantage == 0.5
+    cut = next(event.position for event in kept.events if event.kind == "intervene")
+    assert [i for i, token in enumerate(tokens) if token.forced] == [i for i, m in enumerate(unpack(kept.mask, UINT8)) if not m]
+    assert min(i for i, token in enumerate(tokens) if token.forced) >= cut
+    assert f"thinking cut at token {cut}: settled" in shown.attempts[-1].events[0]
+
+
+def test_a_boundary_of_weights_is_where_the_version_changes(recorded: Path) -> None:
+    from protocol.messages import Span
+
+    episode = cut_episode(recorded)
+    kept = episode.turns[0].kept
+    two = msgspec.structs.replace(kept, spans=[Span(0, 3, 4), Span(3, kept.length, 5)])
+    changed = msgspec.structs.replace(episode, turns=[msgspec.structs.replace(episode.turns[0], kept=two)])
+    tokens = view(changed, lambda ids: "x").turns[0].attempts[-1].tokens
+    assert [token.version for token in tokens[:4]] == [4, 4, 4, 5]
+    assert [i for i, token in enumerate(tokens) if token.first_of_version] == [3]
+
+
+def test_sample_efficiency_is_the_mean_height_of_the_curve() -> None:
+    updates = [{"update": u, "training_tokens": 100 * u} for u in (1, 2, 3)]
+    evaluations = [{"update": 0, "success": 0.2}, {"update": 1, "success": 0.6}, {"update": 3, "success": 0.6}]
+    assert area_by_tokens(updates, evaluations) == pytest.approx((0.4 * 100 + 0.6 * 200) / 300)
+    assert area_by_tokens(updates, evaluations[:1]) is None
+
+
+def test_settings_that_say_where_are_no_differences() -> None:
+    runs = [RunData("a", [], {"run.dir": "a", "run.seed": 0, "x.y": 1}), RunData("b", [], {"run.dir": "b", "run.seed": 1, "x.y": 1})]
+    assert differences(runs) == [("run.seed", [0, 1])]
+
+
+@pytest.fixture
+def page() -> Iterator:
+    """A page of a real browser, Debian's Chromium, without a network; the test fails for what its console says."""
+    sync = pytest.importorskip("playwright.sync_api", reason="no playwright")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no browser: apt-get install chromium")
+    with sync.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        context = browser.new_context(offline=True)
+        opened = context.new_page()
+        said: list[str] = []
+        opened.on("console", lambda message: said.append(message.text))
+        opened.on("pageerror", lambda error: said.append(str(error)))
+        yield opened
+        browser.close()
+        assert said == []
+
+
+def test_a_browser_shows_every_point_and_the_intervention_where_the_record_says(recorded: Path, tmp_path: Path, page) -> None:
+    episode = cut_episode(recorded)
+    written(recorded, "--episodes", episode.key.id, "--output", tmp_path / "report.html")
+    page.goto((tmp_path / "report.html").as_uri())
+    lines = page.eval_on_selector_all("#learning .chart:first-child .line", "lines => lines.map(line => line.points.length)")
+    records = read_metrics(recorded / "metrics.jsonl")
+    assert lines == [sum(r["kind"] == kind for r in records) for kind in ("update", "evaluation")]
+    tokens = page.query_selector_all(".turn >> nth=0 >> .attempt:not(.rejected) .tokens span")
+    forced = [i for i, token in enumerate(tokens) if "forced" in (token.get_attribute("class") or "")]
+    assert forced == [i for i, m in enumerate(unpack(episode.turns[0].kept.mask, UINT8)) if not m]
+    assert "ratio" in tokens[0].get_attribute("title")  # of the last checkpoint's policy
+    mark = page.query_selector(".turn >> nth=0 >> .attempt:not(.rejected) .chart .mark title")
+    cut = next(event for event in episode.turns[0].kept.events if event.kind == "intervene")
+    assert f"at token {cut.position}" in mark.text_content()
+
+
+def test_a_thousand_updates_and_their_episodes_are_a_small_page(recorded: Path) -> None:
+    """Points are thinned and episodes sampled: a browser has no more to load after 1,000 updates than after 300."""
+    (update,) = [r for r in read_metrics(recorded / "metrics.jsonl") if r["kind"] == "update"][:1]
+    records = [update | {"update": u, "wall_seconds": float(u), "training_tokens": 100.0 * u} for u in range(1, 1001)]
+    assert len(report([RunData("long", records, {}, [[0.5] * (2 * AROUND + 1)] * 2000)])) < 1_000_000
