@@ -23,6 +23,7 @@ COMMANDS = {
     "play": "play one episode at the terminal, or watch: run.py play [--task N] [--split train|held_out] [--watch expert|CHECKPOINT]",
     "replay": "where control acted in recorded episodes and why, and where other settings would: run.py replay RUN [EPISODE] [--turn N]; "
     "or train again on them, with other settings of the learner: run.py replay --train RUN [--learner.correction NAME]",
+    "sweep": "a run for each combination of settings, and a table: run.py sweep DIR --max-staleness 0,1,4 --control off,t2po [--seeds N]",
     "report": "what runs did, as one HTML file: run.py report RUN [RUN ...] [--output FILE] [--episodes t3.1,t4.0]",
     "retriever": "serve passages to search in, by Search-R1's protocol: run.py retriever [--port 8000] [--corpus FILE]",
     "actor": "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N",
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _play(arguments)
         if command == "replay":
             return _replay(arguments)
+        if command == "sweep":
+            return _sweep(arguments)
         if command == "report":
             return _report(arguments)
         if command == "retriever":
@@ -158,6 +161,25 @@ def _replay(arguments: list[str]) -> int:
 
     replay_run(options.run, options.episode, options.turn, named, Console())
     return 0
+
+
+def _sweep(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="run.py sweep",
+        usage="python run.py sweep DIR --SETTING VALUE,VALUE,... [--SETTING VALUE ...] [--seeds N] [--slots N]",
+        description="A run for each combination of settings and each seed, in DIR, and a table of their measures. Any setting of a run may "
+        "follow; one with several values, separated by commas, is varied. The same command goes on after an interruption.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="where the runs, sweep.html and figures.json are")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 ... N-1 (default 1)")
+    parser.add_argument("--slots", type=int, default=1, metavar="N", help="runs at once (default 1)")
+    options, rest = parser.parse_known_args(arguments)
+    if options.seeds < 1 or options.slots < 1:
+        raise ConfigError("--seeds and --slots must be at least 1")
+    from supervisor.sweep import plan, sweep
+
+    return sweep(options.dir, plan(parse_overrides(rest), options.seeds), options.slots, Console())
 
 
 def _report(arguments: list[str]) -> int:

@@ -173,6 +173,7 @@ def _own_engines(config: Config) -> list[str]:
 def free_port(host: str, port: int, setting: str) -> int:
     """`port` if it is free at `host`, or any free one for 0. Raises ConfigError naming `setting` when it is not free."""
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does: a port of a run that has just ended is free
         try:
             probe.bind((host, port))
         except OSError as error:

@@ -73,11 +73,15 @@ def report(runs: Sequence[RunData]) -> str:
         ("Control", "control", [*_by_update(runs, CONTROL), *intervention_chart(runs)]),
         ("Speed", "speed", _by_update(runs, SPEED)),
     ]
-    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return environment.get_template("report.html").render(
+    return templates().get_template("report.html").render(
         runs=runs, rows=[summary_row(run) for run in runs], sections=sections, differences=differences(runs),
         episodes=[(run.name, view) for run in runs for view in run.episodes],
     )  # fmt: skip
+
+
+def templates() -> jinja2.Environment:
+    """The pages' templates; whatever is not marked as HTML is escaped."""
+    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def success_charts(runs: Sequence[RunData]) -> list[Markup]:

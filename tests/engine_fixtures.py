@@ -230,6 +230,7 @@ class Engine:
     """An engine under test, with everything that a controller has."""
 
     kind: str
+    url: str
     client: EngineClient
     watcher: Watcher
     policies: Policies
@@ -318,7 +319,7 @@ async def engine(request: pytest.FixtureRequest, policies: Policies) -> AsyncIte
     client = EngineClient(url)
     try:
         async with watching(signals) as watcher:
-            made = Engine(request.param, client, watcher, policies)
+            made = Engine(request.param, url, client, watcher, policies)
             await made.run(policies.first)
             yield made
     finally:

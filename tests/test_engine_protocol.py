@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 from controller.engine.answers import Generation  # noqa: E402
 from controller.engine.client import EngineError  # noqa: E402
 from controller.engine.names import PATTERN  # noqa: E402
+from controller.engine.server import wait_ready  # noqa: E402
 from controller.engine.weights import apply_weights  # noqa: E402
 from tests.engine_fixtures import TOLERANCE, TOP_J, VOCABULARY, Engine, build_tiny_model, distributions, some_prompt  # noqa: E402
 
@@ -309,6 +310,12 @@ async def test_a_paused_engine_stands_still_and_goes_on(engine: Engine) -> None:
     assert not await engine.client.is_paused()
     generation = await task
     assert (await engine.watcher.until(turn_id, len(generation.tokens))).position == list(range(len(generation.tokens)))
+
+
+async def test_an_engine_that_a_killed_run_left_paused_is_ready_for_the_next(engine: Engine) -> None:
+    await engine.client.pause()
+    await wait_ready(engine.url, 20.0)
+    assert not await engine.client.is_paused()
 
 
 async def test_the_engine_is_healthy(engine: Engine) -> None:

@@ -174,6 +174,8 @@ async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
     async with session.get(f"{endpoint}/weight_info") as response:
         if response.status != 200:
             raise EngineNotReady(f"engine.urls: {endpoint} takes no weight updates; start vLLM's server with VLLM_SERVER_DEV_MODE=1")
+    async with session.post(f"{endpoint}/resume"):
+        pass  # a run that was killed while its weights were loading has left the engine paused; else nothing happens
     body = {"token_ids": [1], "sampling_params": {"max_tokens": 1, "logprobs": 0, "detokenize": False}}
     async with session.post(f"{endpoint}/inference/v1/generate", json=body) as response:
         if response.status != 200:

@@ -1,0 +1,225 @@
+"""`python run.py sweep DIR`: a run for each combination of settings and each seed, one after the other or a few at a time, and a table.
+
+A setting with several values, separated by commas, is varied; all others hold for every run. What is finished is not made again, and what
+was begun is resumed, so the same command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from config import ConfigError
+from supervisor import settings
+from supervisor.children import Child, last_words, start, stop_all
+from supervisor.job import configured_environment
+from supervisor.options import SHORT_NAMES, all_settings, kind_of
+from telemetry.collector import METRICS_FILE
+from telemetry.comparison import MEASURES, Row, compare
+from telemetry.metrics_file import read_metrics
+from telemetry.sweep_page import page
+
+PLAN, FIGURES, PAGE = "sweep.json", "figures.json", "sweep.html"
+TICK = 0.5
+SHOWN = (
+    "success", "area", "successes_per_million", "pairs_per_thousand", "repeated_pairs", "distinct_paths", "token_age_mean",
+    "seconds_per_update",
+)  # fmt: skip
+"""Measures in the terminal."""
+OWN = ("run.dir", "run.seed")
+"""Settings that a sweep gives to its runs."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: the values of what is varied (short name -> text), and its seed."""
+
+    values: tuple[tuple[str, str], ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return ",".join(f"{name}={value.replace('/', '-')}" for name, value in (*self.values, ("seed", str(self.seed))))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is run: settings that are varied and those that are not, both full name -> text."""
+
+    varied: dict[str, list[str]]
+    fixed: dict[str, str]
+    seeds: int
+
+    def cells(self) -> list[Cell]:
+        """All runs; those of one seed, which share a warm start, together."""
+        short = {full: name for name, full in SHORT_NAMES.items()}
+        names = [short.get(full, full) for full in self.varied]
+        combinations = list(itertools.product(*self.varied.values()))
+        return [Cell(tuple(zip(names, values, strict=True)), seed) for seed in range(self.seeds) for values in combinations]
+
+    def arguments(self, cell: Cell) -> dict[str, str]:
+        """The settings of a run."""
+        return self.fixed | {settings.full_name(name): value for name, value in cell.values} | {"run.seed": str(cell.seed)}
+
+
+def plan(overrides: Mapping[str, str], seeds: int) -> Plan:
+    """What the command line asks for. ConfigError for a setting that does not exist, or that a sweep sets itself, or a combination that
+    cannot be run."""
+    known = all_settings()
+    varied, fixed = {}, {}
+    for name, text in overrides.items():
+        full = settings.full_name(name)
+        if full in OWN:
+            raise ConfigError(f"sweep: {full} is set for each run; {'use --seeds N' if full == 'run.seed' else 'DIR is where they are'}")
+        values = [value.strip() for value in text.split(",")]
+        is_list = full in known and isinstance(kind_of(known[full]), msgspec.inspect.ListType)
+        if len(values) > 1 and not is_list:
+            if len(set(values)) < len(values):
+                raise ConfigError(f"sweep: {full} has a value twice: {text}")
+            varied[full] = values
+        else:
+            fixed[full] = text
+    found = Plan(varied, fixed, seeds)
+    for cell in found.cells():
+        try:
+            config = settings.resolve(None, found.arguments(cell))
+        except ConfigError as error:
+            raise ConfigError(f"sweep: {cell.name}: {error}") from None
+    configured_environment(config)
+    return found
+
+
+def sweep(directory: Path, planned: Plan, slots: int, console: Console) -> int:
+    """Make the runs and show the table; 0 if all are finished, 1 if one failed, 130 after Ctrl-C. ConfigError for a directory with another
+    sweep."""
+    _claim(directory, planned)
+    cells = planned.cells()
+    failed, interrupted = asyncio.run(_make_all(directory, planned, cells, slots, console))
+    for cell, words in failed.items():
+        console.print(f"[red]{cell.name} failed[/]\n{words}", highlight=False, markup=True)
+    finished = [cell for cell in cells if is_finished(directory / cell.name)]
+    rows = compare([(dict(cell.values), read_metrics(directory / cell.name / METRICS_FILE)) for cell in finished])
+    if rows:
+        Console(width=max(170, console.width)).print(table(rows))
+        (directory / FIGURES).write_text(json.dumps([figures(row) for row in rows], indent=1))
+        (directory / PAGE).write_text(page(directory.resolve().name, rows), encoding="utf-8")
+        console.print(f"{len(finished)} of {len(cells)} runs; {directory / PAGE}", highlight=False, soft_wrap=True)
+    return 130 if interrupted else int(bool(failed))
+
+
+def _claim(directory: Path, planned: Plan) -> None:
+    """The directory is this sweep's: it may have more values or seeds than before, but what is not varied must hold for all runs."""
+    file = directory / PLAN
+    if file.exists():
+        before = json.loads(file.read_text())
+        if before["fixed"] != planned.fixed or list(before["varied"]) != list(planned.varied):
+            raise ConfigError(f"sweep: {directory} has runs of another sweep ({file} says of which); give another directory")
+    elif directory.exists() and any(directory.iterdir()):
+        raise ConfigError(f"sweep: {directory} is not empty, and no sweep's; give another directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"varied": planned.varied, "fixed": planned.fixed, "seeds": planned.seeds}, indent=1))
+
+
+async def _make_all(directory: Path, planned: Plan, cells: Sequence[Cell], slots: int, console: Console) -> tuple[dict[Cell, str], bool]:
+    """Start runs as there is room, until all have ended. (What failed, with its last words; whether the user interrupted.)"""
+    waiting = [cell for cell in cells if not is_finished(directory / cell.name)]
+    running: dict[Cell, Child] = {}
+    failed: dict[Cell, str] = {}
+    stop = _Stop(running, console)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f}"), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=console, transient=True) as progress:
+            everything = progress.add_task("runs", total=len(cells), completed=len(cells) - len(waiting))
+            bars = {}
+            while running or (waiting and not stop.asked):
+                while waiting and len(running) < slots and not stop.asked:
+                    cell = waiting.pop(0)
+                    running[cell] = _start(directory / cell.name, planned.arguments(cell))
+                    bars[cell] = progress.add_task(cell.name, total=settings.resolve(None, planned.arguments(cell)).run.updates)
+                for cell, child in list(running.items()):
+                    progress.update(bars[cell], completed=updates_so_far(directory / cell.name))
+                    if child.ended:
+                        del running[cell]
+                        progress.remove_task(bars.pop(cell))
+                        progress.advance(everything)
+                        if not is_finished(directory / cell.name) and not stop.asked:
+                            failed[cell] = last_words(child.log)
+                await asyncio.sleep(TICK)
+    finally:
+        stop_all(list(running.values()))
+    return failed, stop.asked
+
+
+class _Stop:
+    """The first Ctrl-C lets the runs finish their updates and write checkpoints; a second one stops at once."""
+
+    def __init__(self, running: Mapping[Cell, Child], console: Console) -> None:
+        self.asked = False
+        self._running = running
+        self._console = console
+
+    def __call__(self) -> None:
+        if not self.asked:
+            self._console.print("Interrupted: the runs finish their updates and write checkpoints. Ctrl-C again stops at once.")
+        self.asked = True
+        for child in self._running.values():
+            child.signal(signal.SIGINT)
+
+
+def _start(run_dir: Path, arguments: Mapping[str, str]) -> Child:
+    """Begin the run, or resume it if it has a checkpoint."""
+    log = run_dir.with_name(f"{run_dir.name}.log")
+    if any((run_dir / "checkpoints").glob("[0-9]*")):
+        return start(run_dir.name, ["run", "--resume", str(run_dir)], log)
+    shutil.rmtree(run_dir, ignore_errors=True)
+    return start(run_dir.name, ["run", *(f"--{name}={value}" for name, value in arguments.items()), f"--run.dir={run_dir}"], log)
+
+
+def is_finished(run_dir: Path) -> bool:
+    """Whether a run has ended by itself."""
+    summary = run_dir / "summary.json"
+    return summary.exists() and json.loads(summary.read_text())["ended"] == "finished"
+
+
+def updates_so_far(run_dir: Path) -> int:
+    """Of a run that may not have begun."""
+    return sum(record["kind"] == "update" for record in read_metrics(run_dir / METRICS_FILE))
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """The main columns; all of them are in the page and in figures.json."""
+    out = Table(*rows[0].settings, "seeds", *(MEASURES[name].title for name in SHOWN), "speed-up", "of ideal", "collapsed")
+    for row in rows:
+        cells = [_cell(row, name) for name in SHOWN]
+        speed = [f"{row.speed_up:.2f}" if row.speed_up else "", f"{row.reached:.0%} of {row.ideal:.2f}" if row.reached else ""]
+        out.add_row(*row.settings.values(), str(row.seeds), *cells, *speed, str(row.collapsed))
+    return out
+
+
+def _cell(row: Row, name: str) -> str:
+    if name not in row.values:
+        return ""
+    value, low, high = (MEASURES[name].shape.format(number) for number in row.values[name])
+    return value if low == high else f"{value} ({low}-{high})"
+
+
+def figures(row: Row) -> dict:
+    """A row for figures.json: {measure: [mean, low, high]}, and the settings."""
+    return {
+        "settings": row.settings, "seeds": row.seeds, "collapsed": row.collapsed, "speed_up": row.speed_up, "ideal": row.ideal,
+        "reached": row.reached, **{name: list(values) for name, values in row.values.items()},
+    }  # fmt: skip

@@ -1,0 +1,164 @@
+"""`run.py sweep`: what is run, what is compared, and how it goes on after it was killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from run_fixtures import ROOT, SMALL, processes
+
+from config import ConfigError
+from controller.engine.fake import FakeEngine
+from learner.checkpoint import by_update
+from supervisor.job import free_port
+from supervisor.sweep import Cell, is_finished, plan, updates_so_far
+from telemetry.comparison import compare, ideal_speed_up, run_measures, seconds_per_update
+from telemetry.sweep_page import numeric, page
+
+
+def test_settings_with_several_values_are_varied_and_seeds_are_the_outer_loop() -> None:
+    planned = plan({"max-staleness": "0,2", "control": "off,t2po", "learner.groups": "4"}, seeds=2)
+    assert planned.fixed == {"learner.groups": "4"}
+    names = [cell.name for cell in planned.cells()]
+    assert len(set(names)) == len(names) == 8
+    assert names[0] == "max_staleness=0,control=off,seed=0" and names[4] == "max_staleness=0,control=off,seed=1"
+    arguments = planned.arguments(planned.cells()[-1])
+    assert arguments == {"learner.groups": "4", "learner.max_staleness": "2", "control.mode": "t2po", "run.seed": "1"}
+
+
+def test_a_list_is_one_value() -> None:
+    planned = plan({"alfworld.task_types": "pick_and_place_simple,look_at_obj_in_light"}, seeds=1)
+    assert planned.varied == {} and len(planned.cells()) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"max_staleness": "0,-1"}, r"sweep: max_staleness=-1,seed=0: learner\.max_staleness"),
+        ({"max_stalenes": "0,1"}, "there is no setting max_stalenes"),
+        ({"seed": "0,1"}, r"run\.seed is set for each run; use --seeds N"),
+        ({"run_dir": "x"}, r"run\.dir is set for each run"),
+        ({"control": "off,off"}, "has a value twice"),
+        ({"env": "chess"}, "unknown environment"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_starts(overrides: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan(overrides, seeds=1)
+
+
+def records(seconds: float, wait: float, train: float, success: float, pairs: int = 50) -> list[dict]:
+    """Of a run with three updates, the last two of which took `seconds` each."""
+    updates = [
+        {
+            "kind": "update", "update": u, "wall_seconds": 100 + seconds * u, "seconds_wait": wait, "seconds_train": train, "episodes": 8,
+            "seconds_publish": 0.0, "success": 0.5, "training_tokens": 1000 * u, "known_pairs": pairs, "repeated_pairs": 0.25,
+            "wasted_tokens": 10, "generated_tokens": 100,
+        }
+        for u in (1, 2, 3)
+    ]  # fmt: skip
+    ends = [{"kind": "evaluation", "update": u, "wall_seconds": 0.0, "success": s, "episodes": 100} for u, s in ((0, 0.2), (3, success))]
+    return [ends[0], *updates, ends[1]]
+
+
+def test_measures_of_a_run() -> None:
+    found = run_measures(records(10, 4, 6, 0.8))
+    assert found["success"] == 0.8 and found["area"] == pytest.approx(0.5)
+    assert found["successes_per_million"] == pytest.approx(1e6 * 12 / 3000)
+    assert found["pairs_per_thousand"] == pytest.approx(50 / 3) and found["repeated_pairs"] == 0.25 and found["wasted"] == 0.1
+    assert found["successes_per_cpu_hour"] == pytest.approx(3600 * 4 / 10)
+
+
+def test_an_updates_seconds_are_between_updates_without_an_evaluation() -> None:
+    some = records(10, 4, 6, 0.8)
+    late = [*some[:3], {"kind": "evaluation", "update": 2, "wall_seconds": 119.0, "success": 0.5}, some[3] | {"wall_seconds": 500.0}]
+    assert seconds_per_update(some) == seconds_per_update(late) == 10
+    assert seconds_per_update(some[:2]) is None and seconds_per_update([]) is None
+
+
+def test_speed_up_is_over_the_synchronous_run_that_differs_in_nothing_else() -> None:
+    runs = [
+        ({"control": "off", "max_staleness": "0"}, records(10, 4, 6, 0.8)),
+        ({"control": "off", "max_staleness": "1"}, records(6.5, 0.5, 6, 0.8)),
+        ({"control": "t2po", "max_staleness": "1"}, records(5, 0, 5, 0.8)),
+    ]
+    first, second, third = compare(runs)
+    assert (first.speed_up, second.speed_up) == pytest.approx((1.0, 10 / 6.5)) and third.speed_up is None
+    assert second.ideal == pytest.approx(10 / 6) and second.reached == pytest.approx(6 / 6.5)
+    assert ideal_speed_up([]) is None
+
+
+def test_seeds_are_pooled_with_their_range_and_success_with_its_interval() -> None:
+    (row,) = compare([({"a": "1"}, records(10, 4, 6, 0.8, 40)), ({"a": "1"}, records(20, 4, 6, 0.6, 60))])
+    assert row.seeds == 2 and row.values["seconds_per_update"] == (15, 10, 20)
+    mean, low, high = row.values["success"]
+    assert mean == pytest.approx(0.7) and low == pytest.approx(0.633, abs=1e-3) and high == pytest.approx(0.759, abs=1e-3)  # of 200
+
+
+def test_a_page_has_a_row_for_each_and_a_chart_over_each_number() -> None:
+    rows = compare([({"max_staleness": s, "control": c}, records(10, 4, 6, 0.8)) for s in "01" for c in ("off", "<b>t2po</b>")])
+    html = page("<i>name</i>", rows)
+    assert numeric(rows) == ["max_staleness"] and html.count("<tr>") == 5
+    assert "<b>" not in html and "<i>name" not in html and html.count('class="chart"') == len(rows[0].values)
+
+
+@pytest.mark.slow
+async def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path: Path, small_policy: Path) -> None:
+    signals = free_port("127.0.0.1", 0, "")
+    engine = FakeEngine(small_policy, signals=f"tcp://127.0.0.1:{signals}")
+    directory = tmp_path / "sweep"
+    settings = SMALL | {
+        "model.name": str(small_policy), "engine.urls": await engine.start(), "controller.signals_port": str(signals), "run.updates": "4",
+        "max_staleness": "0,1",
+    }  # fmt: skip
+    first, second = (directory / Cell((("max_staleness", value),), 0).name for value in "01")
+    try:
+        process = await begun(directory, settings)
+        async with asyncio.timeout(120):
+            while updates_so_far(second) < 2:
+                assert process.returncode is None, (await process.stdout.read()).decode()
+                await asyncio.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        await process.wait()
+        async with asyncio.timeout(30):
+            while any(str(directory) in command for _, command in processes()):
+                await asyncio.sleep(0.05)
+        assert is_finished(first) and not is_finished(second)
+        before = (first / "metrics.jsonl").stat().st_mtime_ns
+        process = await begun(directory, settings)
+        async with asyncio.timeout(120):
+            out, _ = await process.communicate()
+    finally:
+        await engine.stop()
+    assert process.returncode == 0, out.decode()
+    assert "2 of 2 runs" in out.decode() and (first / "metrics.jsonl").stat().st_mtime_ns == before
+    assert updates_so_far(second) == 4
+    assert len(by_update(second)) == 4  # those of the process that was killed, too
+    figures = json.loads((directory / "figures.json").read_text())
+    assert [row["settings"] for row in figures] == [{"max_staleness": "0"}, {"max_staleness": "1"}]
+    assert figures[1]["speed_up"] > 0 and "<table" in (directory / "sweep.html").read_text()
+
+
+async def begun(directory: Path, settings: dict[str, str]) -> asyncio.subprocess.Process:
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "run.py", "sweep", str(directory), *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_a_directory_of_another_sweep_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from supervisor.cli import main
+
+    (tmp_path / "sweep.json").write_text(json.dumps({"varied": {"control.mode": ["off", "t2po"]}, "fixed": {}, "seeds": 1}))
+    assert main(["sweep", str(tmp_path), "--control", "off,t2po", "--learner.groups", "4"]) == 2
+    assert "has runs of another sweep" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes").touch()
+    assert main(["sweep", str(tmp_path / "other"), "--control", "off,t2po"]) == 2
+    assert "is not empty" in capsys.readouterr().err
