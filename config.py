@@ -247,6 +247,9 @@ class LearnerSection(Section):
         float,
         says("At a sign of a collapse, go back to the checkpoint before it, with the step size times this; 0: only say so", ge=0, lt=1),
     ] = 0.0
+    ess_floor: Annotated[
+        float, says("A batch whose effective sample size, as a share, is smaller is a sign of a collapse; 0: none is", ge=0, lt=1)
+    ] = 0.3
     minibatches: Annotated[int, says("Optimizer steps an update", ge=1)] = 4
     clip_low: Annotated[float, says("The ratio is clipped at 1 - this (gspo: 3e-4 is usual)", gt=0, lt=1)] = 0.2
     clip_high: Annotated[float, says("The ratio is clipped at 1 + this (gspo: 4e-4 is usual)", gt=0)] = 0.2

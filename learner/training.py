@@ -109,7 +109,7 @@ class Training:
         if not self._job.config.learner.rollback:
             return None
         self._records.append(record)
-        found, run_dir = signs(self._records), Path(self._job.run_dir)
+        found, run_dir = signs(self._records, self._job.config.learner.ess_floor), Path(self._job.run_dir)
         checkpoints = checkpoint.by_update(run_dir)
         good = before_signs(self.update_number, list(checkpoints)) if found else None
         if good is None:

@@ -42,7 +42,7 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
     new.mkdir(parents=True, exist_ok=True)
     (new / "config.toml").write_text(settings.to_toml(job.config))
     job.save(job_file(job))
-    collector = Collector(new)
+    collector = Collector(new, ess_floor=job.config.learner.ess_floor)
 
     def report(event: str, **values: float | str) -> None:
         collector.handle(Stats(source="learner", event=event, values=values))

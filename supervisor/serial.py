@@ -34,7 +34,7 @@ from telemetry.summary import summarise, summary_text, write_summary
 async def train_serially(job: Job, console: Console) -> dict:
     """Run the job in this process; returns its summary."""
     context = zmq.asyncio.Context()
-    collector = Collector(Path(job.run_dir), resume=job.resume)
+    collector = Collector(Path(job.run_dir), resume=job.resume, ess_floor=job.config.learner.ess_floor)
     build_policy(job)
     signals = None if job.config.control.signal == "stream" else job.endpoints.signals
     engines = [

@@ -37,7 +37,7 @@ async def train(job: Job, console: Console) -> dict:
     A run that got as far as one measurement leaves a summary, however it ends.
     """
     run_dir = Path(job.run_dir)
-    collector = Collector(run_dir, resume=job.resume)
+    collector = Collector(run_dir, resume=job.resume, ess_floor=job.config.learner.ess_floor)
     ended = "finished"
     try:
         with Progress(collector.state, job.config.run, console) as progress:

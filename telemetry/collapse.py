@@ -6,7 +6,7 @@ updates; each compares with the run itself, but for the share that the importanc
     reward drop       mean reward of the last `WINDOW` updates below `DROP` of the best mean of as many
     entropy collapse  mean entropy of the last `WINDOW` updates below `ENTROPY` of that of the first
     gradient spike    gradient norm above `SPIKE` times the median of the `HISTORY` updates before
-    few samples       effective sample size below `SAMPLES`: most tokens hardly count
+    few samples       effective sample size below `ess_floor` (learner.ess_floor): most tokens hardly count
     ratio tail        99th percentile of pi/mu above `TAIL`: what is trained on was sampled by another policy
 
 Pure: of the records of metrics.jsonl.
@@ -24,7 +24,6 @@ WINDOW = 5
 DROP = 0.5
 ENTROPY = 0.2
 HISTORY, SPIKE = 10, 10.0
-SAMPLES = 0.3
 TAIL = 5.0
 
 
@@ -36,9 +35,10 @@ def collapsed(evaluations: Sequence[Record]) -> bool | None:
     return shares[-1] < COLLAPSED * max(shares)
 
 
-def signs(updates: Sequence[Record]) -> dict[str, str]:
+def signs(updates: Sequence[Record], ess_floor: float) -> dict[str, str]:
     """{name of the sign: its numbers, in words} as of the last update."""
     found = {name: sign(updates) for name, sign in SIGNS.items()} if updates else {}
+    found["few samples"] = _few_samples(updates[-1], ess_floor) if updates else ""
     return {name: words for name, words in found.items() if words}
 
 
@@ -74,9 +74,9 @@ def _gradient_spike(updates: Sequence[Record]) -> str:
     return f"gradient norm {norms[-1]:.3g}, usually {usual:.3g}" if norms[-1] > SPIKE * usual > 0 else ""
 
 
-def _few_samples(updates: Sequence[Record]) -> str:
-    share = updates[-1].get("effective_sample_size")
-    return f"effective sample size {share:.2f} of 1" if share is not None and share < SAMPLES else ""
+def _few_samples(update: Record, floor: float) -> str:
+    share = update.get("effective_sample_size")
+    return f"effective sample size {share:.2f} of 1" if share is not None and share < floor else ""
 
 
 def _ratio_tail(updates: Sequence[Record]) -> str:
@@ -88,7 +88,6 @@ SIGNS: dict[str, Callable[[Sequence[Record]], str]] = {
     "reward drop": _reward_drop,
     "entropy collapse": _entropy_collapse,
     "gradient spike": _gradient_spike,
-    "few samples": _few_samples,
     "ratio tail": _ratio_tail,
 }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from protocol.messages import Stats
 from telemetry.event_files import EventFile
 from telemetry.metrics_file import MetricsFile, read_metrics
-from telemetry.state import RunState
+from telemetry.state import ESS_FLOOR, RunState
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -21,11 +21,13 @@ TENSORBOARD_FOLDER = "tensorboard"
 class Collector:
     """One for each run, in the supervisor. `state` is what progress and summary read."""
 
-    def __init__(self, run_dir: Path, resume: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, run_dir: Path, resume: bool = False, clock: Callable[[], float] = time.monotonic, ess_floor: float = ESS_FLOOR
+    ) -> None:
         """Opens the files in `run_dir`, which exists. `resume`: counts and wall time go on where the last run stopped."""
         self._clock = clock
         path = run_dir / METRICS_FILE
-        self.state = RunState(clock(), read_metrics(path) if resume else None)
+        self.state = RunState(clock(), read_metrics(path) if resume else None, ess_floor)
         self._metrics = MetricsFile(path)
         self._events = EventFile(run_dir / TENSORBOARD_FOLDER)
 

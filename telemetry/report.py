@@ -20,6 +20,7 @@ from telemetry.episode_view import EpisodeView
 from telemetry.fields import field_of
 from telemetry.intervals import wilson
 from telemetry.metrics_file import Record
+from telemetry.state import ESS_FLOOR
 
 TEMPLATES = Path(__file__).with_name("templates")
 AROUND = 8
@@ -140,6 +141,7 @@ def summary_row(run: RunData) -> dict[str, Any]:
     last = updates[-1] if updates else {}
     games = evaluations[-1].get("episodes") if evaluations else None
     success = evaluations[-1].get("success") if evaluations else None
+    found = signs(updates, run.settings.get("learner.ess_floor", ESS_FLOOR))
     return {
         "name": run.name,
         "updates": len(updates),
@@ -151,7 +153,7 @@ def summary_row(run: RunData) -> dict[str, Any]:
         "area": area_by_tokens(updates, evaluations),
         "per_million": _mean([m["successes_per_million"] for m in updates if m.get("successes_per_million") is not None]),
         "collapsed": {True: "yes", False: "no", None: "not known"}[collapsed(evaluations)],
-        "signs": "; ".join(f"{name}: {numbers}" for name, numbers in signs(updates).items()),
+        "signs": "; ".join(f"{name}: {numbers}" for name, numbers in found.items()),
     }
 
 

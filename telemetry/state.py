@@ -9,6 +9,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
+from config import LearnerSection
 from protocol.messages import Stats
 from telemetry.collapse import signs
 from telemetry.fields import FIELDS, TOTAL_SUFFIX, fold_of
@@ -18,6 +19,9 @@ Value = float | str | None
 
 RATE_WINDOW = 30.0
 """Seconds over which the live tokens/s is taken."""
+
+
+ESS_FLOOR = LearnerSection().ess_floor
 
 
 @dataclass
@@ -60,8 +64,9 @@ class Counter:
 class RunState:
     """Folds messages into records. `now` is any clock in seconds, the same for all calls."""
 
-    def __init__(self, now: float, earlier: list[Record] | None = None) -> None:
-        """`earlier` are the records of the run that this one resumes."""
+    def __init__(self, now: float, earlier: list[Record] | None = None, ess_floor: float = ESS_FLOOR) -> None:
+        """`earlier` are the records of the run that this one resumes; `ess_floor` is the setting of the learner."""
+        self._ess_floor = ess_floor
         self.started = now
         self.phase = Phase("starting", now)
         self.phase_seconds: dict[str, float] = {}
@@ -96,7 +101,7 @@ class RunState:
                         self.counters.setdefault(f"dropped_{reason}", Counter()).observe(stats.source, count)
             case "update":
                 record = self._record(self._update(stats.values, now))
-                self.signs = signs(self.updates) | self.signs
+                self.signs = signs(self.updates, self._ess_floor) | self.signs
                 return record
             case "evaluation":
                 return self._record(self._evaluation(stats.values, now))

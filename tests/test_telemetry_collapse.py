@@ -35,7 +35,7 @@ def spoilt(**last: list[float]) -> list[dict]:
 
 
 def test_a_healthy_run_shows_none():
-    assert all(signs(HEALTHY[:n]) == {} for n in range(len(HEALTHY) + 1))
+    assert all(signs(HEALTHY[:n], 0.3) == {} for n in range(len(HEALTHY) + 1))
 
 
 @pytest.mark.parametrize(
@@ -49,12 +49,17 @@ def test_a_healthy_run_shows_none():
     ],
 )
 def test_a_sign_is_named_with_its_numbers(sign: str, last: dict[str, list[float]], said: str):
-    (found,) = signs(spoilt(**last)).items()
+    (found,) = signs(spoilt(**last), 0.3).items()
     assert found[0] == sign and said in found[1]
 
 
+def test_how_few_samples_are_too_few_is_a_setting():
+    update = {"effective_sample_size": 0.5}
+    assert signs([update], 0.5) == {} and list(signs([update], 0.51)) == ["few samples"]
+
+
 def test_values_that_are_missing_are_no_signs():
-    assert signs([{"reward": None, "entropy": None} for _ in range(20)]) == {}
+    assert signs([{"reward": None, "entropy": None} for _ in range(20)], 0.3) == {}
 
 
 @pytest.mark.parametrize(
