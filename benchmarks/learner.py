@@ -1,6 +1,8 @@
-"""Tokens a second of the learner's whole update, beside the bare loop that anybody would write, and beside packed sequences.
+"""Tokens a second of the learner's whole update, beside the bare loop that anybody would write, packed sequences, and TRL.
 
 `python -m benchmarks.learner [--model DIR] [--tokens N] [--repeats N] [--quick] [--json FILE]` (two minutes, on an idle machine)
+
+With TRL installed (pip install -e '.[trl]'), beside its GRPO trainer, too, on the same turns, without generation (benchmarks/trl_loop.py).
 
 The turns are demonstrations of the default environment, with the lengths that they have; all conditions see as many tokens, prompts
 included, make as many optimizer steps and use as many threads, take turns, and the median counts. The bare loops have dense rows: every
@@ -11,13 +13,16 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +31,7 @@ from rich.table import Table
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from benchmarks import trl_loop
 from config import LearnerSection
 from learner.batching import collate, minibatches, parts
 from learner.demonstrations import TurnTokenizer, demonstrations
@@ -41,6 +47,8 @@ EPISODES = 200
 
 Step = Callable[[PreTrainedModel, Sequence[Sample]], torch.Tensor]
 """The loss of a few turns."""
+Run = Callable[[], None]
+"""An update. What it needs has been prepared before, which is not timed."""
 
 
 def transformers_dense(model: PreTrainedModel, turns: Sequence[Sample]) -> torch.Tensor:
@@ -70,11 +78,11 @@ def tokens_of(turn: Sample) -> np.ndarray:
     return np.concatenate([turn.prompt, turn.response]).astype(np.int64)
 
 
-def bare(step: Step, settings: LearnerSection) -> Callable[[PreTrainedModel, Sequence[Sample]], None]:
+def bare(step: Step, settings: LearnerSection, model: PreTrainedModel, turns: Sequence[Sample]) -> Run:
     """Forward, backward, optimizer step; as many steps as the learner makes, of micro-batches as large as its."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
-    def run(model: PreTrainedModel, turns: Sequence[Sample]) -> None:
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
+    def run() -> None:
         for part in minibatches(turns, settings.minibatches, np.random.default_rng(0)):
             for some in parts(part, settings.microbatch_tokens):
                 step(model, some).backward()
@@ -84,9 +92,10 @@ def bare(step: Step, settings: LearnerSection) -> Callable[[PreTrainedModel, Seq
     return run
 
 
-def update(settings: LearnerSection) -> Callable[[PreTrainedModel, Sequence[Sample]], None]:
+def update(settings: LearnerSection, model: PreTrainedModel, turns: Sequence[Sample]) -> Run:
     """The learner's whole update."""
-    return lambda model, turns: Updater(model, settings, 1.0, seed=0).update(turns) and None
+    updater = Updater(model, settings, 1.0, seed=0)
+    return lambda: updater.update(turns) and None
 
 
 def dense(turns: Sequence[Sample]) -> list[Sample]:
@@ -114,16 +123,29 @@ def turns_of(directory: Path, tokens: int) -> list[Sample]:
     return found
 
 
-def measure(conditions: dict[str, tuple[Callable, Sequence[Sample]]], model: PreTrainedModel, repeats: int) -> dict[str, float]:
+class Condition(NamedTuple):
+    """What is timed."""
+
+    prepare: Callable[[PreTrainedModel, Sequence[Sample]], Run]
+    turns: Sequence[Sample]
+    tokens: int  # of the turns that it takes
+
+    @staticmethod
+    def of(prepare: Callable[..., Run], *arguments: object, turns: Sequence[Sample]) -> Condition:
+        """All the turns."""
+        return Condition(functools.partial(prepare, *arguments), turns, sum(turn.length for turn in turns))
+
+
+def measure(conditions: dict[str, Condition], model: PreTrainedModel, repeats: int) -> dict[str, float]:
     """Median tokens a second of each."""
     speeds: dict[str, list[float]] = {name: [] for name in conditions}
     for repeat in range(repeats + 1):
-        for name, (run, turns) in conditions.items():
-            own = copy.deepcopy(model)
+        for name, condition in conditions.items():
+            run = condition.prepare(copy.deepcopy(model), condition.turns)
             started = time.perf_counter()
-            run(own, turns)
+            run()
             if repeat:  # the first round warms up
-                speeds[name].append(sum(turn.length for turn in turns) / (time.perf_counter() - started))
+                speeds[name].append(condition.tokens / (time.perf_counter() - started))
     return {name: statistics.median(values) for name, values in speeds.items()}
 
 
@@ -144,14 +166,18 @@ def main() -> None:
         if not options.model:
             build_tiny(directory, config.model, (turn for turns in demonstrations(config, EPISODES) for turn in turns), seed=0)
         turns, model = turns_of(directory, options.tokens), load_policy(directory)
-    conditions = {
-        "transformers' forward, dense rows": (bare(transformers_dense, config.learner), dense(turns)),
-        "learner's forward, dense rows": (bare(ours_dense, config.learner), dense(turns)),
-        "transformers' forward, turns packed into one row": (bare(packed, config.learner), turns),
-        "the learner's whole update": (update(config.learner), turns),
-    }
-    speeds = measure(conditions, model, options.repeats)
-    *loops, _, whole = speeds.values()
+        settings = config.learner
+        conditions = {
+            "transformers' forward, dense rows": Condition.of(bare, transformers_dense, settings, turns=dense(turns)),
+            "learner's forward, dense rows": Condition.of(bare, ours_dense, settings, turns=dense(turns)),
+            "transformers' forward, turns packed into one row": Condition.of(bare, packed, settings, turns=turns),
+            "the learner's whole update": Condition.of(update, settings, turns=turns),
+        }
+        if find_spec("trl"):
+            loop = functools.partial(trl_loop.prepare, directory, settings)
+            conditions["TRL's GRPO trainer, without generation"] = Condition(loop, turns, trl_loop.tokens(settings, turns))
+        speeds = measure(conditions, model, options.repeats)
+    loops, whole = list(speeds.values())[:2], speeds["the learner's whole update"]
     results = {**speeds, "bare_ratio": whole / max(loops)}
     table = Table(f"{len(turns)} turns, {sum(turn.length for turn in turns):,} tokens", "tokens/s", "ratio to the faster bare loop")
     for name, speed in speeds.items():
