@@ -16,6 +16,7 @@ class Prompter:
     def __init__(self, tokenizer_json: bytes, chat_template: str) -> None:
         self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _refuse
         self._template = environment.from_string(chat_template)
 
     def prompt(self, message: str) -> list[int]:
@@ -37,23 +38,38 @@ class Prompter:
 
 
 def read_chat_template(model_dir: Path) -> str:
-    """The chat template of a Hugging Face directory, in either place where it may stand. ValueError without one."""
-    template = model_dir / "chat_template.jinja"
-    if template.exists():
-        return template.read_text()
-    try:
-        return json.loads((model_dir / "tokenizer_config.json").read_text())["chat_template"]
-    except (FileNotFoundError, KeyError):
-        raise ValueError(f"model.name: {model_dir} has no chat template (chat_template.jinja, or in tokenizer_config.json)") from None
+    """The chat template of a Hugging Face directory, in either place where it may stand, the one named "default" if there are several; with
+    the special tokens that it speaks of by name. ValueError without one."""
+    settings, file = _tokenizer_settings(model_dir), model_dir / "chat_template.jinja"
+    template = file.read_text() if file.exists() else settings.get("chat_template")
+    if isinstance(template, list):
+        template = {named["name"]: named["template"] for named in template}.get("default")
+    if template is None:
+        raise ValueError(f"model.name: {model_dir} has no chat template (chat_template.jinja, or in tokenizer_config.json)")
+    tokens = [name for name in ("bos_token", "eos_token") if name in template and settings.get(name)]
+    return "".join(f"{{% set {name} = {json.dumps(_content(settings[name]))} %}}" for name in tokens) + template
 
 
 def read_turn_end(model_dir: Path) -> str:
     """The token that ends the policy's turns: eos_token of tokenizer_config.json. ValueError without one."""
-    try:
-        token = json.loads((model_dir / "tokenizer_config.json").read_text())["eos_token"]
-        return token["content"] if isinstance(token, dict) else str(token)
-    except (FileNotFoundError, KeyError):
-        raise ValueError(f"model.name: {model_dir} has no tokenizer_config.json that names its eos_token") from None
+    token = _tokenizer_settings(model_dir).get("eos_token")
+    if token is None:
+        raise ValueError(f"model.name: {model_dir} has no tokenizer_config.json that names its eos_token")
+    return _content(token)
+
+
+def _tokenizer_settings(model_dir: Path) -> dict:
+    file = model_dir / "tokenizer_config.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def _content(token: str | dict) -> str:
+    """Of a special token, which may stand there with its properties."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _refuse(reason: str) -> None:
+    raise ValueError(f"model.name: the chat template refuses a single message of the user: {reason}")
 
 
 def load_prompter(model_dir: Path) -> Prompter:
