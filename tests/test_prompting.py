@@ -11,7 +11,7 @@ import pytest
 from protocol.prompting import load_prompter, read_chat_template, read_turn_end
 
 TEMPLATES = {
-    "begins with its token": "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}{{ eos_token }}\n{% endfor %}",
+    "begins with its token": "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}{{ eos_token }}{% endfor %}",
     "asks for an answer": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}A:{% endif %}",
     "thinks unless told not to": (
         "{%- for m in messages %}\n{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}\n{%- endfor %}\n"
@@ -61,5 +61,5 @@ def test_a_special_token_may_stand_there_with_its_properties(small_policy: Path,
 
 def test_a_template_that_refuses_the_user_is_an_error_that_says_so(small_policy: Path, tmp_path: Path) -> None:
     directory = with_template(small_policy, tmp_path / "model", "{{ raise_exception('system first') }}")
-    with pytest.raises(ValueError, match="model.name: the chat template refuses a single message of the user: system first"):
+    with pytest.raises(ValueError, match=r"model\.name: the chat template refuses a single message of the user: system first"):
         load_prompter(directory).prompt("x")
