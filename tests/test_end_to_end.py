@@ -16,7 +16,8 @@ pytestmark = pytest.mark.real_engine
 
 
 async def run_to_the_end(directory: Path, **settings: str) -> Run:
-    arguments = SMALL | {"run.dir": str(directory)} | {name.replace("__", "."): value for name, value in settings.items()}
+    given = {name.replace("__", "."): value for name, value in settings.items()}
+    arguments = SMALL | {"run.dir": str(directory), "warm_start.threads": "1"} | given
     async with running(directory, *(f"--{name}={value}" for name, value in arguments.items())) as run:
         assert await run.ended(900) == 0, run.output
         return run
