@@ -305,6 +305,12 @@ class ControllerSection(Section):
     ] = 0
 
 
+class DashboardSection(Section):
+    host: Annotated[str, says("Address it listens on; another one than this machine's own needs a token")] = "127.0.0.1"
+    port: Annotated[int, says("Port of the live dashboard, and of /metrics for Prometheus; 0: any free one", ge=0, le=65535)] = 0
+    token: Annotated[str, says("What who asks must know: http://HOST:PORT/?token=TOKEN, or as a bearer token; empty: nothing")] = ""
+
+
 class EvalSection(Section):
     episodes: Annotated[int, says("Held-out games of an evaluation", ge=1)] = 128
     every: Annotated[int, says("Updates between evaluations; 0: only before and after training", ge=0)] = 20
@@ -331,6 +337,7 @@ class Config(Section):
     learner: LearnerSection = LearnerSection()
     actor: ActorSection = ActorSection()
     controller: ControllerSection = ControllerSection()
+    dashboard: DashboardSection = DashboardSection()
     eval: EvalSection = EvalSection()
 
     def cache_dir(self) -> Path:
@@ -356,6 +363,7 @@ class Endpoints(Section):
     signals: str  # controller binds: the engine's plugin connects
     trajectories: str  # learner binds: actors connect
     stats: str  # supervisor binds: everyone pushes measurements
+    dashboard: str  # http://host:port, where the controller serves it
     engines: list[str]  # http://host:port of each vLLM server
 
 

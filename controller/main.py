@@ -20,6 +20,7 @@
   _apply_weights  newly published weights                      _serve_learner
   _watch_actors   the clock (a heartbeat)                      clock
   _report         the clock (a second)                         clock
+  _dashboard      whoever looks                                a browser
 
 No loop waits for another one's queue to have room: leases go out only against credits, an actor has one turn in flight per
 episode, and published weights are bounded by the slots (the learner trains on what was admitted). So nothing deadlocks: an
@@ -29,17 +30,21 @@ episode that cannot go on is dropped, its group is consumed without it, and its 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from pathlib import Path
 
 import zmq
 import zmq.asyncio
+from tokenizers import Tokenizer
 
 from config import Config, Job
 from controller.admission import Admission, AdmissionSettings, episode_seed
+from controller.dashboard import Dashboard
 from controller.engine.pool import EnginePool
 from controller.rules.thinking import NEVER
+from controller.shown import shown
 from controller.signals import SignalRouter
 from controller.stream import Streamer
 from controller.think_tokens import think_tokens
@@ -68,6 +73,7 @@ from protocol.messages import (
 )  # fmt: skip
 from protocol.prompting import read_chat_template
 from telemetry.loop_lag import LoopLag
+from telemetry.metrics_file import METRICS_FILE
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +120,14 @@ class Controller:
         self._finishing = False
         self._lag = LoopLag()
         self._idle = IdleClock()
+        self._last_gauges: dict[str, float | None] = {}
+        decode = functools.partial(Tokenizer.from_file(tokenizer_file).decode, skip_special_tokens=False)
+        parts = (self._turns, self._signals, self._engines, self.admission, self._last_seen, decode)
+        self._dashboard = Dashboard(
+            job.endpoints.dashboard, self.config.dashboard, Path(job.run_dir) / METRICS_FILE,
+            lambda: {"version": self.version, "updates": self.config.run.updates, "gauges": self._last_gauges, **shown(*parts)},
+            lambda: self._last_gauges, self._signals.looked_at,
+        )  # fmt: skip
 
     async def run(self) -> None:
         """Until cancelled, or until any of the loops fails."""
@@ -127,6 +141,7 @@ class Controller:
                     self._watch_actors(),
                     self._report(),
                     self._lag.run(),
+                    self._dashboard.run(),
                 ):
                     loops.create_task(loop)
         finally:
@@ -288,7 +303,8 @@ class Controller:
             await self._send_gauges()
 
     async def _send_gauges(self) -> None:
-        await self._stats.send(encode(Stats(source="controller", event="gauge", values=self.gauges())))
+        self._last_gauges = self.gauges()
+        await self._stats.send(encode(Stats(source="controller", event="gauge", values=self._last_gauges)))
 
     def gauges(self) -> dict[str, float]:
         """What the controller knows now: counters are totals since its start."""

@@ -43,6 +43,7 @@ class Watch:
     acts: Acts
     early: EarlyStall | None = None  # the turn is ended once this finds it stalled
     expected: int | None = None  # tokens of the finished response, once known
+    tokens: list[int] = field(default_factory=list)  # before each signal, while somebody looks (SignalRouter.keep_tokens)
     seen: float = field(default_factory=time.monotonic)  # when its last signal came, or watching began
     complete: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -65,11 +66,26 @@ class SignalRouter:
         self._seen = 0.0  # when the last signal of any turn came
         self.frames = 0
         self.interventions = 0
+        self.keep_tokens = False
+        """Whether somebody looks at the turns that are under way."""
 
     @property
     def endpoint(self) -> str:
         """Where the engine is to connect."""
         return self._socket.get(zmq.LAST_ENDPOINT).decode()
+
+    def looked_at(self, by: int) -> None:
+        """So many look at the turns under way, of which tokens are kept if there is anybody."""
+        self.keep_tokens = by > 0
+
+    def under_way(self, most: int) -> list[tuple[str, list[int], list[float]]]:
+        """(Turn, its tokens so far, their scores) of some turns; of one that began before anybody looked, the part since then."""
+        found = []
+        for turn_id, watch in list(self._watched.items())[:most]:
+            tokens = watch.tokens[1:]  # of the first signal it is the prompt's last, or one that was missed
+            scores = watch.rule.scores[: len(watch.rule.scores) - 1]
+            found.append((turn_id, tokens, scores[len(scores) - len(tokens) :]))
+        return found
 
     def watch(self, turn_id: str, watch: Watch) -> None:
         self._watched[turn_id] = watch
@@ -136,6 +152,8 @@ class SignalRouter:
             if watch is None:
                 continue
             watch.seen = now
+            if self.keep_tokens:
+                watch.tokens.append(signal.previous)
             if watch.rule.observe(signal) is not None:
                 self.interventions += watch.acts != "no"
                 if watch.acts == "steer":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import isfinite
@@ -21,10 +22,12 @@ from controller.stream import Streamer
 from controller.think_tokens import ThinkTokens
 from controller.thresholds import Thresholds
 from protocol.arrays import INT32, unpack
-from protocol.messages import Attempt, DropReason, EpisodeKey, StopReason, TurnFailed, TurnRequest, TurnResult
+from protocol.messages import Attempt, ControlEvent, DropReason, EpisodeKey, StopReason, TurnFailed, TurnRequest, TurnResult
 
 log = logging.getLogger(__name__)
 
+DECISIONS = 20
+"""That are kept to be looked at."""
 SIGNAL_PATIENCE = 0.25
 """Seconds a finished turn waits for the signals of its last tokens, which travel beside its text."""
 
@@ -54,6 +57,8 @@ class TurnRunner:
         self.streamer: Streamer | None = None
         """Set where the engine has no tap."""
         self.counters = TurnCounters()
+        self.decisions: deque[tuple[str, ControlEvent]] = deque(maxlen=DECISIONS)
+        """(Turn, what was decided), the latest ones."""
 
     async def run(self, request: TurnRequest, seed: int) -> TurnResult | TurnFailed:
         """The kept response to the request's prompt. An engine that fails ends the turn, never the process."""
@@ -98,6 +103,8 @@ class TurnRunner:
         if isfinite(attempt.score):
             self._scores[request.key] = attempt.score
         self.counters.turns += 1
+        name = f"{request.key.id}, turn {request.turn}"
+        self.decisions.extend((name, event) for sampled in (*attempts, attempt) for event in sampled.events)
         return TurnResult(key=request.key, attempt=request.attempt, turn=request.turn, kept=attempt, rejected=attempts)
 
     def forget(self, key: EpisodeKey) -> None:

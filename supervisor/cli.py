@@ -106,7 +106,7 @@ def _run(config: Config, serial: bool, resume: bool) -> int:
         if not serial:
             check_engine(config, model)
         job = prepare(config, resume, model)
-        console.print(f"run directory: {job.run_dir}", highlight=False)
+        console.print(f"run directory: {job.run_dir}\ndashboard: {job.endpoints.dashboard}", highlight=False)
         if serial:
             from supervisor.serial import train_serially
 

@@ -159,6 +159,7 @@ def choose_endpoints(config: Config) -> Endpoints:
         signals=f"tcp://127.0.0.1:{free_port('127.0.0.1', config.controller.signals_port, 'controller.signals_port')}",
         trajectories=f"tcp://{host}:{free_port(host, 0, 'controller.host')}",
         stats=f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}",
+        dashboard=f"http://{config.dashboard.host}:{free_port(config.dashboard.host, config.dashboard.port, 'dashboard.port')}",
         engines=[url.rstrip("/") for url in config.engine.urls] or _own_engines(config),
     )
 

@@ -24,8 +24,8 @@ from supervisor import settings
 from supervisor.defaults import with_preset
 from supervisor.job import check_run_dir, default_run_dir, job_file
 from supervisor.replay import LOG, read_episodes, recorded_job
-from telemetry.collector import METRICS_FILE, Collector
-from telemetry.metrics_file import read_metrics
+from telemetry.collector import Collector
+from telemetry.metrics_file import METRICS_FILE, read_metrics
 from telemetry.progress import Progress
 
 CHANGEABLE = ("learner.", "run.")

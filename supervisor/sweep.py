@@ -25,9 +25,8 @@ from supervisor import settings
 from supervisor.children import Child, last_words, start, stop_all
 from supervisor.job import configured_environment
 from supervisor.options import SHORT_NAMES, all_settings, kind_of
-from telemetry.collector import METRICS_FILE
 from telemetry.comparison import MEASURES, Row, compare
-from telemetry.metrics_file import read_metrics
+from telemetry.metrics_file import METRICS_FILE, read_metrics
 from telemetry.sweep_page import page
 
 PLAN, FIGURES, PAGE = "sweep.json", "figures.json", "sweep.html"

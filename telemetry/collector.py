@@ -11,10 +11,9 @@ from pathlib import Path
 
 from protocol.messages import Stats
 from telemetry.event_files import EventFile
-from telemetry.metrics_file import MetricsFile, read_metrics
+from telemetry.metrics_file import METRICS_FILE, MetricsFile, read_metrics
 from telemetry.state import ESS_FLOOR, RunState
 
-METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 
 

@@ -8,6 +8,9 @@ import os
 from pathlib import Path
 from typing import IO, Any
 
+METRICS_FILE = "metrics.jsonl"
+"""Its name in the run directory."""
+
 Record = dict[str, Any]
 """A line."""
 

@@ -36,6 +36,7 @@ LEARNING = ("entropy", "grad_norm", "valid_action_rate", "turns", "response_toke
 SPEED = (
     "generated_tokens_per_second", "trained_tokens_per_second", "idle_share_engine", "idle_share_learner", "seconds_train", "seconds_pause",
 )  # fmt: skip
+LIVE = ("entropy", "valid_action_rate", "coverage_pairs", "cut_rate", "token_age_mean", "effective_sample_size", "idle_share_learner")
 DERIVED: dict[str, tuple[str, Callable[[Record], float | None]]] = {
     "cut_rate": ("Thinking cut, share of turns", lambda m: _over(m.get("interventions"), _turns(m))),
     "resample_rate": ("Attempts rejected, per turn", lambda m: _over(m.get("resamples"), _turns(m))),
@@ -78,6 +79,12 @@ def report(runs: Sequence[RunData]) -> str:
         runs=runs, rows=[summary_row(run) for run in runs], sections=sections, differences=differences(runs),
         episodes=[(run.name, view) for run in runs for view in run.episodes],
     )  # fmt: skip
+
+
+def live_charts(records: Sequence[Record]) -> Markup:
+    """The main curves of a run that goes on, as a fragment."""
+    run = [RunData("the run", list(records), {})]
+    return Markup("").join([*success_charts(run), *_by_update(run, LIVE)])
 
 
 def templates() -> jinja2.Environment:

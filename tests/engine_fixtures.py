@@ -141,7 +141,9 @@ def vllm_server(policies: Policies, directory: Path, **settings: str) -> Iterato
     signals, url = f"tcp://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
     job = Job(
         config=resolve(None, base | {name.replace("__", "."): value for name, value in settings.items()}),
-        endpoints=Endpoints(actors=nowhere, learner=nowhere, signals=signals, trajectories=nowhere, stats=nowhere, engines=[url]),
+        endpoints=Endpoints(
+            actors=nowhere, learner=nowhere, signals=signals, trajectories=nowhere, stats=nowhere, dashboard=nowhere, engines=[url]
+        ),
         run_dir="",
         model_dir=str(policies.first.directory),
         weights_dir="",

@@ -57,7 +57,7 @@ async def test_turns_keep_their_identity_through_preemption(policies: Policies, 
     with vllm_server(policies, tmp_path, engine__kv_cache_gb="0.0015", engine__max_model_len="256") as cramped:
         client = EngineClient(cramped.url)
         async with watching(cramped.signals) as watcher:
-            engine = Engine("vllm", client, watcher, policies)
+            engine = Engine("vllm", cramped.url, client, watcher, policies)
             await engine.run(policies.first)
             rules = [rule_for(-1, [VOCABULARY - 1, 22], epsilon=0.1) if i % 2 else None for i in range(24)]
             turns = [engine.start(max_tokens=80 + i, rule=rule) for i, rule in enumerate(rules)]

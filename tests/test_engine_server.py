@@ -22,6 +22,7 @@ def job(**settings: str) -> Job:
         config=resolve(None, {name.replace("__", "."): value for name, value in settings.items()}),
         endpoints=Endpoints(
             actors=nowhere,
+            dashboard=nowhere,
             learner=nowhere,
             signals="tcp://127.0.0.1:7001",
             trajectories=nowhere,

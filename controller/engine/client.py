@@ -47,7 +47,7 @@ class EngineClient:
     """One engine. Safe to use from any number of tasks of one event loop."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
+        self.url = url.rstrip("/")
         self._sessions: dict[str, aiohttp.ClientSession] = {}
 
     async def close(self) -> None:
@@ -77,10 +77,10 @@ class EngineClient:
         stream ends without a last chunk.
         """
         body = _body(turn_id, prompt, sampling, top_k) | {"stream": True}
-        what = f"POST {self._url}{GENERATE}"
+        what = f"POST {self.url}{GENERATE}"
         ended = False
         try:
-            async with self._session("turns").post(self._url + GENERATE, json=body) as response:
+            async with self._session("turns").post(self.url + GENERATE, json=body) as response:
                 if response.status != 200:
                     raise EngineError(f"{what}: {response.status} {_reason(await response.read())}")
                 async for line in response.content:
@@ -173,15 +173,15 @@ class EngineClient:
         headers = {} if body is None else {"Content-Type": "application/json"}
         for left in reversed(range(tries)):
             try:
-                async with self._session(session).request(method, self._url + path, data=data, headers=headers) as response:
+                async with self._session(session).request(method, self.url + path, data=data, headers=headers) as response:
                     raw = await response.read()
                 break
             except (aiohttp.ClientError, TimeoutError) as error:
                 if left and isinstance(error, aiohttp.ClientConnectionError):
                     continue
-                raise EngineUnreachable(f"{method} {self._url}{path}: {error or type(error).__name__}") from None
+                raise EngineUnreachable(f"{method} {self.url}{path}: {error or type(error).__name__}") from None
         if response.status != 200:
-            raise EngineError(f"{method} {self._url}{path}: {response.status} {_reason(raw)}")
+            raise EngineError(f"{method} {self.url}{path}: {response.status} {_reason(raw)}")
         return raw
 
 

@@ -19,6 +19,10 @@ class EnginePool:
     def __iter__(self) -> Iterator[EngineClient]:
         return iter(self._turns)
 
+    def turns(self) -> dict[str, int]:
+        """Address of each engine -> the turns it has."""
+        return {engine.url: count for engine, count in self._turns.items()}
+
     @contextlib.contextmanager
     def lend(self, but: EngineClient | None = None) -> Iterator[EngineClient]:
         """The engine with the fewest turns, for one turn; another one than `but`, if there is another one."""

@@ -1,0 +1,49 @@
+"""What the dashboard shows of the controller. Pure but for the clock."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from math import isfinite
+
+from controller.admission import Admission
+from controller.engine.pool import EnginePool
+from controller.signals import SignalRouter
+from controller.turns import TurnRunner
+
+TURNS = 8
+"""Under way, that are shown."""
+ACTORS = 200
+
+
+def shown(
+    turns: TurnRunner,
+    signals: SignalRouter,
+    engines: EnginePool,
+    admission: Admission,
+    last_seen: Mapping[bytes, float],
+    decode: Callable[[list[int]], str],
+) -> dict:
+    """Turns under way with their tokens, the latest decisions, engines and actors, as JSON can hold them."""
+    now, playing = time.monotonic(), Counter(holder.actor for holder in admission.leased.values())
+    return {
+        "turns": [
+            {"id": turn, "tokens": [decode([token]) for token in tokens], "uncertainty": list(map(finite, scores))}
+            for turn, tokens, scores in signals.under_way(TURNS)
+        ],
+        "decisions": [
+            {"turn": turn, "what": event.kind, "why": event.reason, "value": finite(event.value), "threshold": finite(event.threshold)}
+            for turn, event in reversed(turns.decisions)
+        ],
+        "engines": [{"url": url, "turns": count} for url, count in engines.turns().items()],
+        "actors": [
+            {"name": actor.decode(errors="replace"), "episodes": playing[actor], "silent": round(now - seen, 1)}
+            for actor, seen in list(last_seen.items())[:ACTORS]
+        ],
+    }
+
+
+def finite(value: float) -> float | None:
+    """None for what JSON has no number for."""
+    return value if isfinite(value) else None

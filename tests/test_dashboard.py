@@ -1,0 +1,186 @@
+"""The live dashboard, as a browser and Prometheus see it: a run in this process, and real requests."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+from rich.console import Console
+from run_fixtures import job_in, small_config
+
+from config import ConfigError, DashboardSection, Job
+from controller.dashboard import Dashboard
+from supervisor.job import free_port
+from supervisor.serial import train_serially
+from supervisor.settings import resolve
+from telemetry.fields import FIELDS
+from telemetry.metrics_file import METRICS_FILE, to_line
+from telemetry.prometheus import exposition
+
+STATE = {"version": 3, "updates": 9, "gauges": {"generated_tokens": 5.0}, "turns": [], "decisions": [], "engines": [], "actors": []}
+UPDATE = {
+    "kind": "update", "update": 4, "wall_seconds": 60.0, "success": 0.5, "generated_tokens": 10, "generated_tokens_total": 70,
+    "training_tokens": 70, "coverage_pairs": 3.0, "coverage_pairs/age1": 2.0, "epsilon": None, "unknown": 7,
+}  # fmt: skip
+EVALUATION = {"kind": "evaluation", "update": 4, "wall_seconds": 61.0, "success": 0.25, "success/pick": 0.5, "success/look": 0.0}
+
+
+@asynccontextmanager
+async def serving(directory: Path, token: str = "", state: dict = STATE) -> AsyncIterator[tuple[str, list[int]]]:
+    """The dashboard of a run with one update; its address, and how many looked, at each change."""
+    (directory / METRICS_FILE).write_text(to_line(UPDATE) + to_line(EVALUATION))
+    looked: list[int] = []
+    address = f"http://127.0.0.1:{free_port('127.0.0.1', 0, '')}"
+    gauges = {"generated_tokens": 5.0, "turns_in_flight": 2.0, "epsilon": None}
+    dashboard = Dashboard(
+        address, DashboardSection(token=token), directory / METRICS_FILE, lambda: state, lambda: gauges, looked.append
+    )  # fmt: skip
+    task = asyncio.create_task(dashboard.run())
+    try:
+        async with asyncio.timeout(10), aiohttp.ClientSession() as session:
+            while True:
+                try:
+                    async with session.get(address):
+                        break
+                except aiohttp.ClientConnectionError:
+                    await asyncio.sleep(0.01)
+        yield address, looked
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_an_event_is_the_state_with_the_last_update_and_evaluation(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (address, looked), aiohttp.ClientSession() as session:
+        async with session.get(f"{address}/events") as response:
+            event = json.loads((await response.content.readline()).removeprefix(b"data: "))
+            assert looked == [1]
+        assert event == STATE | {"last": UPDATE, "evaluation": EVALUATION}
+        async with asyncio.timeout(10):
+            while looked != [1, 0]:
+                await asyncio.sleep(0.05)
+
+
+async def test_prometheus_gets_documented_numbers_by_its_conventions(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (address, _), aiohttp.ClientSession() as session, session.get(f"{address}/metrics") as response:
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        families = {family.name: family for family in text_string_to_metric_families(await response.text())}
+    assert families["foray_generated_tokens"].type == "counter" and families["foray_generated_tokens"].samples[0].value == 5  # not twice
+    assert families["foray_success_ratio"].type == "gauge" and families["foray_evaluation_success_ratio"].samples[0].value == 0.25
+    kinds = {s.labels["kind"]: s.value for s in families["foray_evaluation_success_ratio_by_kind"].samples}
+    assert kinds == {"pick": 0.5, "look": 0.0}
+    assert families["foray_coverage_pairs_by_age"].samples[0].labels == {"age": "1"}
+    assert all(family.documentation and re.fullmatch(r"foray_[a-z0-9_]+", name) for name, family in families.items())
+    assert not any("unknown" in name or "epsilon" in name for name in families)
+
+
+def test_every_documented_number_has_a_name_that_prometheus_takes() -> None:
+    page = exposition({}, {f"{name}_total" if f.fold == "total" else name: 1.0 for name, f in FIELDS.items()}, {}).decode()
+    assert len(list(text_string_to_metric_families(page))) == len(FIELDS)
+
+
+@pytest.mark.parametrize("path", ["/", "/events", "/charts", "/metrics"])
+async def test_with_a_token_nobody_gets_anything_without_it(tmp_path: Path, path: str) -> None:
+    async with serving(tmp_path, token="secret") as (address, _), aiohttp.ClientSession() as session:
+        for wrong in ({}, {"params": {"token": "secre"}}, {"headers": {"Authorization": "Bearer no"}}):
+            async with session.get(address + path, **wrong) as response:
+                assert response.status == 401
+        for right in ({"params": {"token": "secret"}}, {"headers": {"Authorization": "Bearer secret"}}):
+            async with session.get(address + path, **right) as response:
+                assert response.status == 200
+
+
+async def test_who_has_shown_the_token_once_need_not_again(tmp_path: Path) -> None:
+    jar = aiohttp.CookieJar(unsafe=True)  # of an address without a name
+    async with serving(tmp_path, token="secret") as (address, _), aiohttp.ClientSession(cookie_jar=jar) as session:
+        async with session.get(f"{address}/?token=secret") as response:
+            assert "HttpOnly" in response.headers["Set-Cookie"] and "SameSite=Strict" in response.headers["Set-Cookie"]
+        async with session.get(f"{address}/metrics") as response:
+            assert response.status == 200
+
+
+async def test_without_a_token_it_answers_to_this_machines_names_alone(tmp_path: Path) -> None:
+    """A page elsewhere could have its own name point here."""
+    async with serving(tmp_path) as (address, _), aiohttp.ClientSession() as session:
+        for name, status in (("evil.example", 403), ("localhost:1", 200), ("127.0.0.1", 200)):
+            async with session.get(f"{address}/metrics", headers={"Host": name}) as response:
+                assert response.status == status
+
+
+def test_an_address_that_others_reach_needs_a_token() -> None:
+    with pytest.raises(ConfigError, match=r"dashboard\.token: .*0\.0\.0\.0"):
+        resolve(None, {"dashboard.host": "0.0.0.0"})
+    assert resolve(None, {"dashboard.host": "0.0.0.0", "dashboard.token": "x"}).dashboard.token == "x"
+
+
+async def until(page, script: str) -> object:
+    """What a script in the page gives once it is something."""
+    async with asyncio.timeout(60):
+        while not (value := await page.evaluate(script)):
+            await asyncio.sleep(0.05)
+    return value
+
+
+@asynccontextmanager
+async def browsing(**context) -> AsyncIterator:
+    """A page of a real browser; fails for what its console says, but for a connection that ends."""
+    playwright_api = pytest.importorskip("playwright.async_api", reason="no playwright")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no browser: apt-get install chromium")
+    said: list[str] = []
+    async with playwright_api.async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = await (await browser.new_context(**context)).new_page()
+        page.on("console", lambda message: said.append(message.text))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        yield page
+        await browser.close()
+    assert [text for text in said if "ERR_" not in text] == []
+
+
+async def test_text_from_a_run_stays_text_in_a_browser(tmp_path: Path) -> None:
+    script = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">"
+    hostile = STATE | {
+        "turns": [{"id": script, "tokens": [script, "a"], "uncertainty": [0.5, None]}],
+        "decisions": [{"turn": script, "what": script, "why": script, "value": None, "threshold": 0.1}],
+        "actors": [{"name": script, "episodes": 1, "silent": 0.5}],
+    }
+    async with serving(tmp_path, state=hostile) as (address, _), browsing(viewport={"width": 390, "height": 800}) as page:
+        await page.goto(address)
+        assert await until(page, "document.querySelector('#turns .tokens span')?.textContent") == script
+        assert await until(page, "document.querySelectorAll('#charts .chart').length") >= 3
+        assert await page.title() == "foray"
+        assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "wider than a phone"
+
+
+@pytest.mark.slow
+async def test_a_run_is_seen_while_it_goes_on(tmp_path: Path, imitating: dict[str, str]) -> None:
+    """Live tokens with their uncertainty, decisions, the engine and the actors; and the run ends with somebody looking."""
+    acting = {"control__epsilon": "10", "control__min_thinking": "2", "control__window": "0", "control__resample_rate": "0.3"}
+    job: Job = job_in(tmp_path / "job", small_config(**imitating | acting, run__updates="4", env__max_turns="6"))
+    run = asyncio.create_task(train_serially(job, Console(quiet=True)))
+    async with browsing() as page:
+        async with asyncio.timeout(60):
+            while True:
+                try:
+                    await page.goto(job.endpoints.dashboard)
+                    break
+                except Exception:  # the controller is not there yet
+                    assert not run.done(), run.result()
+                    await asyncio.sleep(0.1)
+        heat = "[...document.querySelectorAll('#turns .tokens span')].filter(t => t.title.startsWith('M ')).length"
+        assert await until(page, heat) > 0
+        assert await until(page, "[...document.querySelectorAll('#decisions td')].some(cell => cell.textContent === 'intervene')")
+        assert await page.evaluate("document.querySelectorAll('#engines tr').length") == 2
+        assert await page.evaluate("document.querySelectorAll('#actors tr').length") > 1
+        await run
+        assert await until(page, "document.getElementById('lost').style.display === 'block'")
