@@ -1,7 +1,7 @@
-"""What tests/test_learner_ranks.py runs on several ranks, and on one: `... DIRECTORY NAME SETTINGS`, settings as section__name=value.
+"""What tests/test_learner_ranks.py runs on several ranks, and on one: `... DIRECTORY NAME`.
 
-The job of DIRECTORY is trained on three batches, with a checkpoint and a resume after the second one. Rank 0 writes DIRECTORY/NAME.pt: the
-gradients of the first step, the metrics, the weights.
+For each case, the job of DIRECTORY/CASE is trained on three batches, with a checkpoint and a resume after the second one. Rank 0 writes
+DIRECTORY/CASE/NAME.pt: the gradients of the first step, the metrics, the weights.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from learner_fixtures import job_in, random_group, small_config
 
-from config import Config
+from config import Config, Job
 from learner.ranks import Ranks
 from learner.sharding import whole, whole_weights
 from learner.training import Training
@@ -30,10 +30,26 @@ def groups(seed: int):
     return [random_group(rng, VOCABULARY, g, versions=(0, 1)) for g in range(3)]
 
 
-def main(directory: Path, name: str, *settings: str) -> None:
+CASES = {
+    "reference": {"learner__kl": "0.3", "learner__reference_every": "1", "learner__correction": "decoupled"},
+    "value head": {"learner__algorithm": "gae", "learner__correction": "vtrace"},
+    "adapters": {"learner__lora_rank": "4", "learner__gradient_checkpointing": "true"},
+}
+"""Settings of the learner, named section__name."""
+
+
+def main(directory: Path, name: str) -> None:
     ranks = Ranks.join()
     torch.set_num_threads(1)
-    job = job_in(directory, config_of(dict(setting.split("=") for setting in settings)))
+    for case, settings in CASES.items():
+        found = trained(job_in(directory / case, config_of(settings)), ranks)
+        if not ranks.rank:
+            torch.save(found, directory / case / f"{name}.pt")
+    ranks.leave()
+
+
+def trained(job: Job, ranks: Ranks) -> dict:
+    """What all ranks together come to."""
     training = Training.begin(job, lambda *_: None, ranks)
     gradients: dict[str, torch.Tensor] = {}
 
@@ -47,11 +63,8 @@ def main(directory: Path, name: str, *settings: str) -> None:
     training = Training.restore(job, lambda *_: None, ranks)
     metrics.append(training.update(groups(2)))
     weights = {n: tensor.clone() for n, tensor in whole_weights(training.model).items()}
-    published = training.snapshot().tensors
-    if not ranks.rank:
-        torch.save({"gradients": gradients, "metrics": metrics, "weights": weights, "published": published}, directory / f"{name}.pt")
-    ranks.leave()
+    return {"gradients": gradients, "metrics": metrics, "weights": weights, "published": training.snapshot().tensors}
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2])

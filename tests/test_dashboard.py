@@ -22,6 +22,7 @@ from supervisor.job import free_port
 from supervisor.serial import train_serially
 from supervisor.settings import resolve
 from telemetry.fields import FIELDS
+from telemetry.grafana import dashboard
 from telemetry.metrics_file import METRICS_FILE, to_line
 from telemetry.prometheus import exposition
 
@@ -85,6 +86,19 @@ async def test_prometheus_gets_documented_numbers_by_its_conventions(tmp_path: P
 def test_every_documented_number_has_a_name_that_prometheus_takes() -> None:
     page = exposition({}, {f"{name}_total" if f.fold == "total" else name: 1.0 for name, f in FIELDS.items()}, {}).decode()
     assert len(list(text_string_to_metric_families(page))) == len(FIELDS)
+
+
+def test_grafana_asks_for_numbers_that_prometheus_gets() -> None:
+    page = exposition({}, {f"{name}_total" if f.fold == "total" else name: 1.0 for name, f in FIELDS.items()}, {}).decode()
+    known = {sample.name for family in text_string_to_metric_families(page) for sample in family.samples}
+    panels = [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+    asked = {re.sub(r"rate\((.*)\[5m\]\)", r"\1", panel["targets"][0]["expr"]) for panel in panels}
+    assert asked == {name for name in known if not name.endswith("_created")} and len(panels) == len(FIELDS)
+
+
+def test_the_file_for_grafana_is_that_of_now() -> None:
+    file = Path(__file__).parent.parent / "docs" / "grafana.json"
+    assert json.loads(file.read_text()) == dashboard(), "python -m telemetry.grafana > docs/grafana.json"
 
 
 @pytest.mark.parametrize("path", ["/", "/events", "/charts", "/metrics"])

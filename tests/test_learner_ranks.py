@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from learner_fixtures import TURNS, job_in
-from ranks_program import config_of, groups
+from ranks_program import CASES, config_of, groups
 
 from config import LearnerSection
 from learner.ranks import Ranks
@@ -27,31 +27,33 @@ def numbers(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if name != "seconds_train"}
 
 
-def run(directory: Path, name: str, ranks: int, settings: dict[str, str]) -> dict:
-    """tests/ranks_program.py, on so many ranks."""
+def run(directory: Path, name: str, ranks: int) -> None:
+    """tests/ranks_program.py, on so many ranks: one start for all cases."""
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"] if ranks > 1 else []
-    command = [sys.executable, *launch, str(TESTS / "ranks_program.py"), str(directory), name, *(f"{k}={v}" for k, v in settings.items())]
+    command = [sys.executable, *launch, str(TESTS / "ranks_program.py"), str(directory), name]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(directory / f"{name}.pt", weights_only=True)
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"learner__kl": "0.3", "learner__reference_every": "1", "learner__correction": "decoupled"},
-        {"learner__algorithm": "gae", "learner__correction": "vtrace"},
-        {"learner__lora_rank": "4", "learner__gradient_checkpointing": "true"},
-    ],
-    ids=["reference", "value head", "adapters"],
-)
-def test_two_ranks_make_the_update_that_one_makes(tmp_path: Path, settings: dict[str, str]) -> None:
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CASE/one.pt and CASE/two.pt, and the checkpoints of two ranks."""
+    directory = tmp_path_factory.mktemp("ranks")
+    for case in CASES:
+        build_tiny(directory / case / "policy", config_of({}).model, TURNS, seed=0)
+    run(directory, "one", 1)
+    for case in CASES:
+        shutil.rmtree(directory / case / "checkpoints")
+    run(directory, "two", 2)
+    return directory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_make_the_update_that_one_makes(computed: Path, case: str) -> None:
     """Gradients, numbers, and weights, those after a resume as well. Float sums in another order differ in their last digits."""
-    build_tiny(tmp_path / "policy", config_of({}).model, TURNS, seed=0)
-    one = run(tmp_path, "one", 1, settings)
-    shutil.rmtree(tmp_path / "checkpoints")
-    two = run(tmp_path, "two", 2, settings)
+    one, two = (torch.load(computed / case / f"{name}.pt", weights_only=True) for name in ("one", "two"))
     assert one["gradients"].keys() == two["gradients"].keys() and len(one["gradients"]) > 10
     for name, gradient in one["gradients"].items():
         torch.testing.assert_close(two["gradients"][name], gradient, rtol=1e-3, atol=1e-6)
@@ -62,7 +64,7 @@ def test_two_ranks_make_the_update_that_one_makes(tmp_path: Path, settings: dict
         assert one[kind].keys() == two[kind].keys()
         for name, weight in one[kind].items():
             torch.testing.assert_close(two[kind][name], weight, rtol=1e-3, atol=2e-5)
-    resumed = Training.restore(job_in(tmp_path, config_of(settings)), lambda *_: None)  # the checkpoint of two ranks, on one
+    resumed = Training.restore(job_in(computed / case, config_of(CASES[case])), lambda *_: None)  # the checkpoint of two ranks, on one
     assert numbers(resumed.update(groups(2))) == pytest.approx(numbers(two["metrics"][-1]), rel=1e-3, abs=1e-5)
 
 
