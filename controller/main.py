@@ -49,6 +49,7 @@ from controller.signals import SignalRouter
 from controller.stream import Streamer
 from controller.think_tokens import think_tokens
 from controller.turns import TurnRunner
+from controller.welcome import welcome
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
@@ -69,11 +70,10 @@ from protocol.messages import (
     Trajectory,
     TurnFailed,
     TurnRequest,
-    Welcome,
 )  # fmt: skip
-from protocol.prompting import read_chat_template
 from telemetry.loop_lag import LoopLag
 from telemetry.metrics_file import METRICS_FILE
+from telemetry.spans import SpanFile
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Controller:
                 held_out_size=env.size("held_out"),
             )
         )
-        self._welcome = self._make_welcome(job, tokenizer_file)
+        self._welcome = welcome(job)
         self._actors = self._bind(zmq.ROUTER, job.endpoints.actors)
         self._learner = self._bind(zmq.ROUTER, job.endpoints.learner)
         self._stats = context.socket(zmq.PUSH)
@@ -120,6 +120,7 @@ class Controller:
         self._finishing = False
         self._lag = LoopLag()
         self._idle = IdleClock()
+        self._spans = SpanFile(Path(job.run_dir), "controller")
         self._last_gauges: dict[str, float | None] = {}
         decode = functools.partial(Tokenizer.from_file(tokenizer_file).decode, skip_special_tokens=False)
         parts = (self._turns, self._signals, self._engines, self.admission, self._last_seen, decode)
@@ -157,6 +158,7 @@ class Controller:
         await self._send_gauges()  # what has come since the last time, for the summary
         await self._engines.close()
         self._signals.close()
+        self._spans.close()
         self._actors.close(linger=1000)
         self._learner.close(linger=1000)
         self._stats.close(linger=200)
@@ -215,7 +217,8 @@ class Controller:
             await self._to_actor(actor, _failed(request, DropReason.CANCELLED, "its lease is no longer in force"))
             return
         try:
-            answer = await self._turns.run(request, episode_seed(self.config.run.seed, request.key))
+            with self._spans.span("turn", request.key.id, turn=request.turn):
+                answer = await self._turns.run(request, episode_seed(self.config.run.seed, request.key))
         except Exception as error:  # ours to mend; an actor without an answer would wait for ever
             log.exception("a turn failed in the controller")
             answer = _failed(request, DropReason.ENGINE_ERROR, f"the controller failed in this turn: {error!r}")
@@ -266,9 +269,10 @@ class Controller:
         while True:
             published = await self._published.get()
             verify = self.version < 0 or published.version - checked >= self.config.engine.verify_every
-            seconds = await self._engines.apply_weights(
-                published.path, published.version, published.checksum, deadline=self.config.engine.update_seconds, verify=verify
-            )
+            with self._spans.span("load weights", "weights", version=published.version):
+                seconds = await self._engines.apply_weights(
+                    published.path, published.version, published.checksum, deadline=self.config.engine.update_seconds, verify=verify
+                )
             if verify:
                 checked = published.version
             if self.version < 0:
@@ -300,6 +304,7 @@ class Controller:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(1.0)
+            self._spans.flush()
             await self._send_gauges()
 
     async def _send_gauges(self) -> None:
@@ -342,21 +347,6 @@ class Controller:
     async def _to_learner(self, message: Message) -> None:
         if self._learner_id is not None:
             await self._learner.send_multipart([self._learner_id, encode(message)])
-
-    def _make_welcome(self, job: Job, tokenizer_file: str) -> Welcome:
-        with open(tokenizer_file, "rb") as file:
-            tokenizer_json = file.read()
-        return Welcome(
-            environment=self.config.env.name,
-            environment_settings=self.config.environment_settings(),
-            tokenizer_json=tokenizer_json,
-            chat_template=read_chat_template(Path(job.model_dir)),
-            learner_port=int(job.endpoints.trajectories.rsplit(":", 1)[1]),
-            max_prompt_tokens=self.config.engine.max_model_len - 1,
-            heartbeat_seconds=self.config.actor.heartbeat_seconds,
-            step_timeout=self.config.actor.step_timeout,
-            anchor_texts=self.config.learner.anchor_similarity < 1,
-        )
 
 
 class IdleClock:

@@ -40,6 +40,7 @@ from learner.update import share_over
 from protocol.codec import FrameReader, decode, encode
 from protocol.messages import Ack, Applied, EpisodeKey, Evaluate, GroupsDropped, LearnerState, Message, Stats, Trajectory
 from telemetry.loop_lag import LoopLag
+from telemetry.spans import SpanFile
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Learner:
         self._applied: dict[int, asyncio.Future[Applied]] = {}
         self._stop = asyncio.Event()
         self._lag = LoopLag()
+        self._spans = SpanFile(self._run_dir, "learner")
         self._next_evaluation = 0
         self._log = EpisodeLog(self._run_dir / "episodes" / "episodes.log")
         self._offsets: dict[EpisodeKey, int] = {}  # of what has not been handed out
@@ -77,7 +79,7 @@ class Learner:
         self._training_thread = ThreadPoolExecutor(1, thread_name_prefix="training")
         self._tasks = asyncio.TaskGroup()
         self._outgoing = Outgoing(
-            Publisher(Path(job.weights_dir)), self._tasks, lambda: self._do("snapshot"), self._tell, self._take_back,
+            Publisher(Path(job.weights_dir)), self._tasks, lambda: self._do("snapshot"), self._tell, self._written,
             self._config.learner.publish_lag,
         )  # fmt: skip
 
@@ -99,6 +101,7 @@ class Learner:
             for socket in (self._trajectories, self._controller, self._stats):
                 socket.close(linger=1000)
             self._log.close()
+            self._spans.close()
             self._training_thread.shutdown(wait=False)
             self._outgoing.close()
 
@@ -132,16 +135,21 @@ class Learner:
         waited_since = time.monotonic()
         while self._updates_left() > 0 and (batch := await self._next_batch()) is not None:
             seconds_wait = time.monotonic() - waited_since
+            number = self.training.update_number + 1
+            self._spans.add("wait", time.time() - seconds_wait, time.time(), update=number)
             groups, trajectories = batch
             progress = self._share_over(seconds_in_all)
-            metrics = await self._do("update", trajectories, progress)
+            with self._spans.span("train", update=number):
+                metrics = await self._do("update", trajectories, progress)
             metrics = {**rollout_metrics([t for group in trajectories for t in group]), **metrics}
             went_back = await self._do("watch", metrics)
             metrics |= {} if went_back is None else {"rolled_back_to": went_back}
             started = time.monotonic()
             if self._checkpoint_due() or went_back is not None:
-                await self._checkpoint()
-            await self._publish(groups, last=False)
+                with self._spans.span("checkpoint"):
+                    await self._checkpoint()
+            with self._spans.span("publish", update=number):
+                await self._publish(groups, last=False)
             seconds_publish = time.monotonic() - started
             busy = metrics["seconds_train"] + seconds_publish
             await self._send("dropped", dict(self._buffer.dropped))
@@ -262,8 +270,10 @@ class Learner:
             self._applied[version] = asyncio.get_running_loop().create_future()
         await self._outgoing.publish(version, groups, last=last)
 
-    def _take_back(self, written: Snapshot) -> None:
-        self.training.spare = written
+    def _written(self, snapshot: Snapshot) -> None:
+        self.training.spare = snapshot
+        now = time.time()
+        self._spans.add("write weights", now - self._outgoing.written.seconds, now, "weights", version=snapshot.version)
 
     def _checkpoint_due(self) -> bool:
         return self.training.update_number % self._config.learner.checkpoint_every == 0
@@ -304,6 +314,7 @@ class Learner:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(1.0)
+            self._spans.flush()
             await self._send("gauge", {"loop_lag": self._lag.read().worst, "queue_trajectories": self._buffer.waiting()})
 
     async def _phase(self, phase: str, done: float | None = None, of: float | None = None) -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "or train again on them, with other settings of the learner: run.py replay --train RUN [--learner.correction NAME]",
     "sweep": "a run for each combination of settings, and a table: run.py sweep DIR --max-staleness 0,1,4 --control off,t2po [--seeds N]",
     "report": "what runs did, as one HTML file: run.py report RUN [RUN ...] [--output FILE] [--episodes t3.1,t4.0]",
+    "trace": "where the time of an update went, and a file of it for Perfetto: run.py trace RUN [--update N] [--output FILE]",
     "retriever": "serve passages to search in, by Search-R1's protocol: run.py retriever [--port 8000] [--corpus FILE]",
     "actor": "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N",
 }
@@ -46,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _sweep(arguments)
         if command == "report":
             return _report(arguments)
+        if command == "trace":
+            return _trace(arguments)
         if command == "retriever":
             from envs.search.server import main as serve
 
@@ -193,6 +196,21 @@ def _report(arguments: list[str]) -> int:
     console = Console()
     names = [name.strip() for name in options.episodes.split(",") if name.strip()]
     console.print(f"wrote {write_report(options.runs, options.output, names, console)}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _trace(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="run.py trace", description="Where the time of an update went, in all processes; the file is for ui.perfetto.dev."
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("--update", type=int, metavar="N", help="default: the last one that was finished")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="default: RUN/trace-N.json")
+    options = parser.parse_args(arguments)
+    from supervisor.trace import write_trace
+
+    console = Console()
+    console.print(f"wrote {write_trace(options.run, options.update, options.output, console)}", highlight=False, soft_wrap=True)
     return 0
 
 

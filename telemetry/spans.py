@@ -1,0 +1,58 @@
+"""What a process did when: lines of `<run>/spans/<process>.jsonl`, for `run.py trace`.
+
+A line is {"name", "start", "end" (seconds since the epoch), "track" (what else it belongs to: an episode, say), and numbers}. A file stops
+growing at MOST_BYTES, so that a long run's trace is of its beginning.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+FOLDER = "spans"
+MOST_BYTES = 64 << 20
+
+
+class SpanFile:
+    """One process's file. Nothing is written to the disk before `flush`, or 64 KiB."""
+
+    def __init__(self, run_dir: Path, process: str) -> None:
+        path = Path(run_dir) / FOLDER / f"{process}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", buffering=1 << 16)
+        self._left = MOST_BYTES - path.stat().st_size
+
+    def add(self, name: str, start: float, end: float, track: str = "", **numbers: Any) -> None:
+        """Something that began and ended at these times (`time.time()`)."""
+        line = json.dumps({"name": name, "start": round(start, 6), "end": round(end, 6), "track": track, **numbers}) + "\n"
+        self._left -= len(line)
+        if self._left > 0:
+            self._file.write(line)
+
+    @contextlib.contextmanager
+    def span(self, name: str, track: str = "", **numbers: Any) -> Iterator[None]:
+        """What happens inside."""
+        start = time.time()
+        try:
+            yield
+        finally:
+            self.add(name, start, time.time(), track, **numbers)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_spans(run_dir: Path) -> dict[str, list[dict]]:
+    """Process -> its spans, without a torn last line."""
+    found = {}
+    for path in sorted((Path(run_dir) / FOLDER).glob("*.jsonl")):
+        lines = path.read_text().splitlines(keepends=True)
+        found[path.stem] = [json.loads(line) for line in lines if line.endswith("\n")]
+    return found
