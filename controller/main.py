@@ -317,7 +317,9 @@ class Controller:
         beats = [self._gauges.pop(actor) for actor in list(self._gauges)]
         return {
             "generated_tokens": counters.generated_tokens,
-            "wasted_tokens": counters.wasted_tokens,
+            "wasted_tokens": counters.rejected_tokens + counters.late_tokens,
+            "wasted_rejected": counters.rejected_tokens,
+            "wasted_late": counters.late_tokens,
             "resamples": counters.resamples,
             "interventions": self._signals.interventions + counters.cuts,
             "epsilon": _or_none(self._turns.thresholds.epsilon),

@@ -37,7 +37,8 @@ class TurnCounters:
     """Totals since the start."""
 
     generated_tokens: int = 0
-    wasted_tokens: int = 0  # in rejected attempts
+    rejected_tokens: int = 0  # in rejected attempts
+    late_tokens: int = 0  # past the cut of a stream
     resamples: int = 0
     cuts: int = 0  # by the streamer; the tap's are the signal router's
     turns: int = 0
@@ -93,7 +94,7 @@ class TurnRunner:
                     attempt = noted(attempt, "keep", stall)
                     break
                 self.counters.resamples += 1
-                self.counters.wasted_tokens += attempt.length
+                self.counters.rejected_tokens += attempt.length
                 attempts.append(noted(attempt, "resample", stall))
         except (EngineError, TurnStuck) as error:
             log.warning("turn %d of %s failed: %s", request.turn, request.key.id, error)
@@ -150,7 +151,7 @@ class TurnRunner:
             turn = await self.streamer.generate(engine, turn_id, prompt, sampling, rule, self._tokens.queue, steers=steered, early=early)
             generation, ended_early = turn.generation, turn.early
             self.counters.generated_tokens += turn.wasted
-            self.counters.wasted_tokens += turn.wasted
+            self.counters.late_tokens += turn.wasted
             self.counters.cuts += turn.cut
         else:
             acts: Acts = "no" if not steered else "steer" if control.where == "controller" else "engine"

@@ -8,8 +8,10 @@ apart and leave when complete.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from learner.measure import tokens_of
 from protocol.messages import DropReason, EpisodeKey, Trajectory
 
 
@@ -26,6 +28,7 @@ class GroupBuffer:
     _evaluations: dict[int, dict[int, Trajectory]] = field(default_factory=dict)
     _evaluations_done: set[int] = field(default_factory=set)
     dropped: Counter = field(default_factory=Counter)  # episodes by reason
+    dropped_tokens: int = 0  # generated for them
 
     def add(self, trajectory: Trajectory) -> bool:
         """Take it in; False if this episode is known already, by whatever attempt."""
@@ -39,7 +42,7 @@ class GroupBuffer:
                 return False
             self._open.setdefault(key.group, {})[key.member] = trajectory
         if trajectory.dropped is not None:
-            self.dropped[trajectory.dropped.value] += 1
+            self._drop(trajectory.dropped, [trajectory])
         return True
 
     def advance(self) -> list[int]:
@@ -56,10 +59,14 @@ class GroupBuffer:
                 unusable.append(group)
                 # A single one has nothing to be compared with.
                 reason = DropReason.UNINFORMATIVE if len(played) >= 2 else DropReason.CANCELLED
-                self.dropped[reason.value] += len(played)
+                self._drop(reason, played)
             del self._open[group]
             self.next_group += 1
         return unusable
+
+    def _drop(self, reason: DropReason, episodes: Sequence[Trajectory]) -> None:
+        self.dropped[reason.value] += len(episodes)
+        self.dropped_tokens += sum(map(tokens_of, episodes))
 
     def take(self, groups: int) -> tuple[list[int], list[list[Trajectory]]] | None:
         """The next batch of `groups` groups (numbers, trajectories), or None while there are too few."""
@@ -99,7 +106,7 @@ class GroupBuffer:
         """The run is over: what is here and was not trained on counts as cancelled."""
         played = [t for group in self._batch for t in group]
         played += [t for members in self._open.values() for t in members.values() if t.dropped is None]
-        self.dropped[DropReason.CANCELLED.value] += len(played)
+        self._drop(DropReason.CANCELLED, played)
         self._batch.clear()
         self._batch_groups.clear()
         self._open.clear()

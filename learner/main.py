@@ -152,7 +152,7 @@ class Learner:
                 await self._publish(groups, last=False)
             seconds_publish = time.monotonic() - started
             busy = metrics["seconds_train"] + seconds_publish
-            await self._send("dropped", dict(self._buffer.dropped))
+            await self._send_dropped()
             await self._send("update", {
                 **metrics, "update": self.training.update_number, "version": self.training.update_number,
                 "seconds_wait": seconds_wait, "seconds_publish": seconds_publish, "seconds_pause": self._pause_seconds,
@@ -180,7 +180,7 @@ class Learner:
                 await task
         self._buffer.cancel_rest()
         await self._checkpoint()
-        await self._send("dropped", dict(self._buffer.dropped))
+        await self._send_dropped()
 
     async def _next_batch(self) -> tuple[list[int], list[list[Trajectory]]] | None:
         """The next batch in order of admission; None when time or tokens are used up, or the user wants to stop."""
@@ -316,6 +316,10 @@ class Learner:
             await asyncio.sleep(1.0)
             self._spans.flush()
             await self._send("gauge", {"loop_lag": self._lag.read().worst, "queue_trajectories": self._buffer.waiting()})
+
+    async def _send_dropped(self) -> None:
+        await self._send("dropped", dict(self._buffer.dropped))
+        await self._send("gauge", {"wasted_dropped": self._buffer.dropped_tokens})
 
     async def _phase(self, phase: str, done: float | None = None, of: float | None = None) -> None:
         await self._send("phase", {"phase": phase} | ({"done": done, "of": of} if of else {}))

@@ -37,7 +37,7 @@ MEASURES: dict[str, Measure] = {
     "informative_share": Measure("informative", "{:.0%}", "groups whose returns differ"),
     "gamma_p50": Measure("Γ", "{:.4f}", "median change of a turn's score from the turn before"),
     "flat_thinking": Measure("flat", "{:.0%}", "thinking after the last change of M_t"),
-    "wasted": Measure("wasted", "{:.1%}", "generated tokens that nothing was trained on, evaluation aside"),
+    "wasted": Measure("wasted", "{:.1%}", "generated tokens that were thrown away: rejected, past a cut, in dropped episodes"),
     "effective_sample_size": Measure("ESS", "{:.3f}", "effective sample size, mean over updates"),
     "token_age_mean": Measure("age", "{:.2f}", "mean age of a trained token, in versions"),
     "seconds_per_update": Measure("s/update", "{:.1f}", "wall time of an update after the first, evaluation aside"),
@@ -87,7 +87,7 @@ def run_measures(records: Sequence[Record]) -> dict[str, float]:
         "area": area_by_tokens(updates, evaluations),
         "successes_per_million": 1e6 * solved / tokens if tokens else None,
         "pairs_per_thousand": 1000 * last["known_pairs"] / tokens if tokens and last.get("known_pairs") is not None else None,
-        "wasted": _share_of(updates, "wasted_tokens", "generated_tokens"),
+        "wasted": _share_of(updates, ("wasted_tokens", "wasted_dropped"), "generated_tokens"),
         "seconds_per_update": seconds_per_update(records),
     }
     if found["seconds_per_update"]:
@@ -141,6 +141,6 @@ def _with_speed(row: Row, key: tuple, rows: Mapping, groups: Mapping) -> Row:
     return Row(row.settings, row.seeds, row.values, row.collapsed, speed_up, mean(ideals) if ideals else None)
 
 
-def _share_of(updates: Sequence[Record], part: str, of: str) -> float | None:
+def _share_of(updates: Sequence[Record], parts: Sequence[str], of: str) -> float | None:
     whole = sum(m.get(of) or 0 for m in updates)
-    return sum(m.get(part) or 0 for m in updates) / whole if whole else None
+    return sum(m.get(part) or 0 for m in updates for part in parts) / whole if whole else None

@@ -49,7 +49,7 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
         "episodes": int(state.total("episodes")),
         "generated_tokens": int(generated),
         "trained_tokens": int(trained),
-        "wasted_tokens": int(state.total("wasted_tokens")),
+        "wasted_tokens": int(state.total("wasted_tokens") + state.total("wasted_dropped")),
         "evaluation_tokens": int(state.total("evaluation_tokens")),
         "tokens_per_success": explored / successes if successes else None,
         "interventions": int(state.total("interventions")),

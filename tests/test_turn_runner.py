@@ -137,7 +137,7 @@ async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled
     (rejected,) = second.rejected
     assert [event.reason for event in rejected.events] == ["early"]
     assert rejected.stop is StopReason.EARLY and FIRST <= rejected.length < 40
-    assert runner.counters.wasted_tokens >= rejected.length
+    assert runner.counters.rejected_tokens >= rejected.length
     async with asyncio.timeout(10):
         while await bench.running():
             await asyncio.sleep(0.05)
