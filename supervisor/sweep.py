@@ -26,7 +26,7 @@ from supervisor.children import Child, last_words, start, stop_all
 from supervisor.job import configured_environment
 from supervisor.options import SHORT_NAMES, all_settings, kind_of
 from telemetry.comparison import MEASURES, Row, compare
-from telemetry.metrics_file import METRICS_FILE, read_metrics
+from telemetry.metrics_file import METRICS_FILE, of_kind, read_metrics
 from telemetry.sweep_page import page
 
 PLAN, FIGURES, PAGE = "sweep.json", "figures.json", "sweep.html"
@@ -196,7 +196,7 @@ def is_finished(run_dir: Path) -> bool:
 
 def updates_so_far(run_dir: Path) -> int:
     """Of a run that may not have begun."""
-    return sum(record["kind"] == "update" for record in read_metrics(run_dir / METRICS_FILE))
+    return len(of_kind(read_metrics(run_dir / METRICS_FILE), "update"))
 
 
 def table(rows: Sequence[Row]) -> Table:

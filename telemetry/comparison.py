@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from telemetry.collapse import collapsed
 from telemetry.intervals import wilson
-from telemetry.metrics_file import Record
+from telemetry.metrics_file import Record, of_kind
 from telemetry.report import area_by_tokens
 
 SYNCHRONOUS = ("max_staleness", "0")
@@ -78,8 +78,8 @@ def compare(runs: Sequence[tuple[Mapping[str, str], Sequence[Record]]]) -> list[
 
 def run_measures(records: Sequence[Record]) -> dict[str, float]:
     """The measures of one run, those that it has."""
-    updates = [r for r in records if r["kind"] == "update"]
-    evaluations = [r for r in records if r["kind"] == "evaluation"]
+    updates = of_kind(records, "update")
+    evaluations = of_kind(records, "evaluation")
     last = updates[-1] if updates else {}
     tokens, solved = last.get("training_tokens"), sum((m.get("success") or 0) * (m.get("episodes") or 0) for m in updates)
     found = {
@@ -108,7 +108,7 @@ def seconds_per_update(records: Sequence[Record]) -> float | None:
 
 def ideal_speed_up(records: Sequence[Record]) -> float | None:
     """(t_gen + t_train) / max(t_gen, t_train), of a synchronous run: the most that overlapping them can give. None without updates."""
-    updates = [r for r in records if r["kind"] == "update"][1:]
+    updates = of_kind(records, "update")[1:]
     if not updates:
         return None
     generate = mean(r["seconds_wait"] for r in updates)
@@ -118,7 +118,7 @@ def ideal_speed_up(records: Sequence[Record]) -> float | None:
 
 def _row(settings: dict[str, str], runs: Sequence[Sequence[Record]]) -> Row:
     each = [run_measures(records) for records in runs]
-    evaluations = [[r for r in records if r["kind"] == "evaluation"] for records in runs]
+    evaluations = [of_kind(records, "evaluation") for records in runs]
     values = {}
     for name in MEASURES:
         of_seeds = [measured[name] for measured in each if name in measured]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,6 +14,11 @@ METRICS_FILE = "metrics.jsonl"
 
 Record = dict[str, Any]
 """A line."""
+
+
+def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
+    """Those of one kind: "update" or "evaluation"."""
+    return [record for record in records if record["kind"] == kind]
 
 
 def to_line(record: Record) -> str:

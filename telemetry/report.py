@@ -19,7 +19,7 @@ from telemetry.collapse import collapsed, signs
 from telemetry.episode_view import EpisodeView
 from telemetry.fields import field_of
 from telemetry.intervals import wilson
-from telemetry.metrics_file import Record
+from telemetry.metrics_file import Record, of_kind
 from telemetry.state import ESS_FLOOR
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -58,11 +58,11 @@ class RunData:
 
     @property
     def updates(self) -> list[Record]:
-        return [record for record in self.records if record["kind"] == "update"]
+        return of_kind(self.records, "update")
 
     @property
     def evaluations(self) -> list[Record]:
-        return [record for record in self.records if record["kind"] == "evaluation"]
+        return of_kind(self.records, "evaluation")
 
 
 def report(runs: Sequence[RunData]) -> str:

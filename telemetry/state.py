@@ -13,7 +13,7 @@ from config import LearnerSection
 from protocol.messages import Stats
 from telemetry.collapse import signs
 from telemetry.fields import FIELDS, TOTAL_SUFFIX, fold_of
-from telemetry.metrics_file import Record, roll_back
+from telemetry.metrics_file import Record, of_kind, roll_back
 
 Value = float | str | None
 
@@ -115,11 +115,11 @@ class RunState:
 
     @property
     def updates(self) -> list[Record]:
-        return [record for record in self.records if record["kind"] == "update"]
+        return of_kind(self.records, "update")
 
     @property
     def evaluations(self) -> list[Record]:
-        return [record for record in self.records if record["kind"] == "evaluation"]
+        return of_kind(self.records, "evaluation")
 
     @property
     def rollbacks(self) -> list[Record]:

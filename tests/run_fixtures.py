@@ -16,14 +16,16 @@ from hashlib import sha256
 from pathlib import Path
 
 import msgspec
+from rich.console import Console
 
 from config import Config, Job
 from controller.engine.fake import FakeEngine
 from learner.build import build_policy
 from protocol.codec import decode
 from protocol.messages import Trajectory
-from supervisor.job import choose_endpoints, free_port
-from supervisor.settings import resolve
+from supervisor.job import choose_endpoints, free_port, job_file
+from supervisor.serial import train_serially
+from supervisor.settings import resolve, to_toml
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -55,6 +57,15 @@ def job_in(directory: Path, config: Config) -> Job:
     kept = Path(_built.name) / sha256(depends).hexdigest()
     build_policy(msgspec.structs.replace(job, model_dir=str(kept)))
     shutil.copytree(kept, directory / "policy")
+    return job
+
+
+def played_serially(directory: Path, config: Config) -> Job:
+    """A run that has ended, with all that commands look for in its directory."""
+    job = job_in(directory, config)
+    (directory / "config.toml").write_text(to_toml(config))
+    job.save(job_file(job))
+    asyncio.run(train_serially(job, Console(quiet=True)))
     return job
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import re
 from math import isnan, nan
@@ -13,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from run_fixtures import job_in, small_config
+from run_fixtures import played_serially, small_config
 
 from config import ConfigError, Job
 from controller.rules.replay import replay
@@ -22,10 +21,7 @@ from controller.rules.thinking import DelegatedRule, ThinkingSettings
 from protocol.arrays import FLOAT16, INT32, unpack
 from protocol.messages import Trajectory
 from supervisor.cli import main
-from supervisor.job import job_file
 from supervisor.replay import Recording, replay_run
-from supervisor.serial import train_serially
-from supervisor.settings import to_toml
 
 OPEN, CLOSE, WORD = 1, 2, 9
 
@@ -59,11 +55,7 @@ def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     """A run whose turns are cut as soon as they think, and all sampled again."""
     acting = {"control__epsilon": "10", "control__min_thinking": "2", "control__window": "0", "control__eta": "10"}
     config = small_config(**imitating | acting, control__max_resamples="1", run__updates="1", env__max_turns="4")
-    job = job_in(tmp_path_factory.mktemp("replay") / "job", config)
-    (Path(job.run_dir) / "config.toml").write_text(to_toml(config))
-    job.save(job_file(job))
-    asyncio.run(train_serially(job, Console(quiet=True)))
-    return job
+    return played_serially(tmp_path_factory.mktemp("replay") / "job", config)
 
 
 def printed(job: Job, episode: str, turn: int | None = None, **overrides: str) -> str:

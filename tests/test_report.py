@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,18 +9,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from rich.console import Console
-from run_fixtures import job_in, small_config
+from run_fixtures import played_serially, small_config
 
 from learner.episode_log import EpisodeLog
 from protocol.arrays import UINT8, unpack
 from protocol.codec import encode
 from protocol.messages import Trajectory
 from supervisor.cli import main
-from supervisor.job import job_file
 from supervisor.replay import LOG, read_episodes
-from supervisor.serial import train_serially
-from supervisor.settings import to_toml
 from telemetry.episode_view import view
 from telemetry.metrics_file import read_metrics
 from telemetry.report import AROUND, RunData, area_by_tokens, differences, report
@@ -34,11 +29,7 @@ def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory
     """The directory of a run whose turns are cut as soon as they think, and all sampled again."""
     acting = {"control__epsilon": "10", "control__min_thinking": "2", "control__window": "0", "control__eta": "10"}
     config = small_config(**imitating | acting, control__max_resamples="1", run__updates="2", env__max_turns="4")
-    job = job_in(tmp_path_factory.mktemp("report") / "job", config)
-    (Path(job.run_dir) / "config.toml").write_text(to_toml(config))
-    job.save(job_file(job))
-    asyncio.run(train_serially(job, Console(quiet=True)))
-    return Path(job.run_dir)
+    return Path(played_serially(tmp_path_factory.mktemp("report") / "job", config).run_dir)
 
 
 def written(*arguments: object) -> None:

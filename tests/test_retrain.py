@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import json
 import shutil
@@ -10,27 +9,20 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from run_fixtures import job_in, small_config
+from run_fixtures import played_serially, small_config
 from safetensors.torch import load_file
 
 from config import ConfigError, Job
 from learner.checkpoint import latest
 from supervisor.cli import main
-from supervisor.job import job_file
 from supervisor.retrain import retrain
-from supervisor.serial import train_serially
-from supervisor.settings import to_toml
 from telemetry.fields import field_of
 
 
 @pytest.fixture(scope="module")
 def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
     config = small_config(**imitating, run__updates="2", learner__learning_rate="1e-3", env__max_turns="4")
-    job = job_in(tmp_path_factory.mktemp("retrain") / "job", config)
-    (Path(job.run_dir) / "config.toml").write_text(to_toml(config))
-    job.save(job_file(job))
-    asyncio.run(train_serially(job, Console(quiet=True)))
-    return job
+    return played_serially(tmp_path_factory.mktemp("retrain") / "job", config)
 
 
 def again(job: Job, directory: Path, **overrides: str) -> Path:
