@@ -22,8 +22,8 @@ from aiohttp import web
 
 from config import DashboardSection
 from telemetry.metrics_file import Record, read_metrics
+from telemetry.pages.report import live_charts, templates
 from telemetry.prometheus import CONTENT_TYPE, exposition
-from telemetry.report import live_charts, templates
 
 EVERY = 1.0
 """Seconds between two events."""

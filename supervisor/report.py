@@ -22,9 +22,9 @@ from protocol.messages import Trajectory
 from supervisor import settings
 from supervisor.options import all_settings
 from supervisor.replay import LOG, episode_in, read_episodes, recorded_job
-from telemetry.episode_view import EpisodeView, view
 from telemetry.metrics_file import METRICS_FILE, read_metrics
-from telemetry.report import AROUND, RunData, report
+from telemetry.pages.episode_view import EpisodeView, view
+from telemetry.pages.report import AROUND, RunData, report
 
 SHOWN = 6
 """Episodes of a run, if none is named."""

@@ -25,9 +25,9 @@ from supervisor import settings
 from supervisor.children import Child, last_words, start, stop_all
 from supervisor.job import configured_environment
 from supervisor.options import SHORT_NAMES, all_settings, kind_of
-from telemetry.comparison import MEASURES, Row, compare
 from telemetry.metrics_file import METRICS_FILE, of_kind, read_metrics
-from telemetry.sweep_page import page
+from telemetry.pages.comparison import MEASURES, Row, compare
+from telemetry.pages.sweep_page import page
 
 PLAN, FIGURES, PAGE = "sweep.json", "figures.json", "sweep.html"
 TICK = 0.5

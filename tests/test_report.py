@@ -17,9 +17,9 @@ from protocol.codec import encode
 from protocol.messages import Trajectory
 from supervisor.cli import main
 from supervisor.replay import LOG, read_episodes
-from telemetry.episode_view import view
 from telemetry.metrics_file import read_metrics
-from telemetry.report import AROUND, RunData, area_by_tokens, differences, report
+from telemetry.pages.episode_view import view
+from telemetry.pages.report import AROUND, RunData, area_by_tokens, differences, report
 
 SCRIPT = "<script>document.title = 'broken'</script><b>bold</b>"
 

@@ -17,8 +17,8 @@ from controller.engine.fake import FakeEngine
 from learner.checkpoint import by_update
 from supervisor.job import free_port
 from supervisor.sweep import Cell, is_finished, plan, updates_so_far
-from telemetry.comparison import compare, ideal_speed_up, run_measures, seconds_per_update
-from telemetry.sweep_page import numeric, page
+from telemetry.pages.comparison import compare, ideal_speed_up, run_measures, seconds_per_update
+from telemetry.pages.sweep_page import numeric, page
 
 
 def test_settings_with_several_values_are_varied_and_seeds_are_the_outer_loop() -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from telemetry.charts import Series, line_chart
-from telemetry.comparison import MEASURES, Row
-from telemetry.report import templates
+from telemetry.pages.charts import Series, line_chart
+from telemetry.pages.comparison import MEASURES, Row
+from telemetry.pages.report import templates
 
 
 def page(name: str, rows: Sequence[Row]) -> str:

@@ -14,12 +14,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from telemetry.charts import Series, line_chart
 from telemetry.collapse import collapsed, signs
-from telemetry.episode_view import EpisodeView
 from telemetry.fields import field_of
 from telemetry.intervals import wilson
 from telemetry.metrics_file import Record, of_kind
+from telemetry.pages.charts import Series, line_chart
+from telemetry.pages.episode_view import EpisodeView
 from telemetry.state import ESS_FLOOR
 
 TEMPLATES = Path(__file__).with_name("templates")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from telemetry.collapse import collapsed
 from telemetry.intervals import wilson
 from telemetry.metrics_file import Record, of_kind
-from telemetry.report import area_by_tokens
+from telemetry.pages.report import area_by_tokens
 
 SYNCHRONOUS = ("max_staleness", "0")
 """The setting, by its short name, that others are compared with."""

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, unpack
 from protocol.messages import Attempt, ControlEvent, Trajectory
-from telemetry.charts import Series, line_chart
+from telemetry.pages.charts import Series, line_chart
 
 Decode = Callable[[list[int]], str]
 """Token ids to text."""

@@ -1,0 +1,1 @@
+"""What people look at: charts, reports of runs, pages of episodes and of sweeps. Pure: from records to HTML."""
