@@ -30,6 +30,9 @@ class RunSection(Section):
     updates: Annotated[int, says("Stop after this many updates of the policy", ge=0)] = 100
     tokens: Annotated[int, says("Stop training once so many tokens were generated for its batches; 0: no limit", ge=0)] = 0
     minutes: Annotated[float, says("Stop training after this many minutes of wall time, set-up included", gt=0)] = 14.0
+    tracker: Annotated[
+        Literal["none", "wandb", "trackio"], says("Send each update's numbers to Weights & Biases or Trackio, too (extras of these names)")
+    ] = "none"
     dir: Annotated[str, says("Where the run writes; empty: runs/<date>-<time>")] = ""
     cache_dir: Annotated[str, says("Where built and warm-started policies are kept; empty: ~/.cache/foray")] = ""
 

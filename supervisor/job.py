@@ -21,6 +21,7 @@ from envs.base import Environment, EnvironmentFailure
 from envs.registry import make_environment
 from protocol.prompting import load_prompter
 from supervisor.settings import to_toml
+from telemetry.trackers import check_tracker
 
 WEIGHTS_PREFIX = "foray-weights-"
 
@@ -36,6 +37,7 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
     """
     run_dir = Path(config.run.dir) if config.run.dir else default_run_dir()
     check_run_dir(run_dir, resume)
+    check_tracker(config.run.tracker)
     check_model(config, configured_environment(config), model)
     endpoints = choose_endpoints(config)
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)

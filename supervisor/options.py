@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from config import Config
@@ -30,6 +32,11 @@ def all_settings() -> dict[str, msgspec.inspect.Field]:
         for field in section.type.fields:
             fields[f"{section.name}.{field.name}"] = field
     return fields
+
+
+def values_of(config: Config) -> dict[str, Any]:
+    """{full name: value} of all settings."""
+    return {f"{section}.{name}": value for section, values in msgspec.to_builtins(config).items() for name, value in values.items()}
 
 
 def describe(name: str) -> str:

@@ -20,7 +20,7 @@ from learner.recorded import token_log_probs, turn_advantages
 from protocol.arrays import FLOAT16, unpack
 from protocol.messages import Trajectory
 from supervisor import settings
-from supervisor.options import all_settings
+from supervisor.options import values_of
 from supervisor.replay import LOG, episode_in, read_episodes, recorded_job
 from telemetry.metrics_file import METRICS_FILE, read_metrics
 from telemetry.pages.episode_view import EpisodeView, view
@@ -65,7 +65,7 @@ def read_run(run_dir: Path, name: str, wanted: Sequence[str], console: Console) 
     if not (run_dir / METRICS_FILE).is_file():
         raise ConfigError(f"report: {run_dir} is no run directory with measurements (it has no {METRICS_FILE})")
     config = settings.resolve(run_dir / "config.toml") if (run_dir / "config.toml").is_file() else Config()
-    values = {full: getattr(getattr(config, full.split(".")[0]), full.split(".")[1]) for full in all_settings()}
+    values = values_of(config)
     episodes = list(sampled(run_dir / LOG, wanted, name, console)) if (run_dir / LOG).is_file() else []
     cuts = [around for episode in episodes for around in interventions(episode)]
     return RunData(name, read_metrics(run_dir / METRICS_FILE), values, cuts, list(views(run_dir, episodes, wanted)))

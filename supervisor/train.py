@@ -19,10 +19,12 @@ from protocol.codec import FrameReader
 from protocol.messages import Stats
 from supervisor.children import Child, last_words, start, stop_all
 from supervisor.job import clean_up, free_port, job_file
+from supervisor.options import values_of
 from telemetry.collector import Collector
 from telemetry.loop_lag import LoopLag
 from telemetry.progress import Progress
 from telemetry.summary import summarise, summary_text, write_summary
+from telemetry.trackers import Tracker
 
 TICK = 0.25
 """Seconds between two looks at the children and two drawings of the progress."""
@@ -37,7 +39,9 @@ async def train(job: Job, console: Console) -> dict:
     A run that got as far as one measurement leaves a summary, however it ends.
     """
     run_dir = Path(job.run_dir)
-    collector = Collector(run_dir, resume=job.resume, ess_floor=job.config.learner.ess_floor)
+    settings = values_of(job.config)
+    tracker = Tracker(job.config.run.tracker, run_dir, settings) if job.config.run.tracker != "none" else None
+    collector = Collector(run_dir, resume=job.resume, ess_floor=job.config.learner.ess_floor, tracker=tracker)
     ended = "finished"
     try:
         with Progress(collector.state, job.config.run, console) as progress:

@@ -13,6 +13,7 @@ from protocol.messages import Stats
 from telemetry.event_files import EventFile
 from telemetry.metrics_file import METRICS_FILE, MetricsFile, read_metrics
 from telemetry.state import ESS_FLOOR, RunState
+from telemetry.trackers import Tracker
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -21,7 +22,12 @@ class Collector:
     """One for each run, in the supervisor. `state` is what progress and summary read."""
 
     def __init__(
-        self, run_dir: Path, resume: bool = False, clock: Callable[[], float] = time.monotonic, ess_floor: float = ESS_FLOOR
+        self,
+        run_dir: Path,
+        resume: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+        ess_floor: float = ESS_FLOOR,
+        tracker: Tracker | None = None,
     ) -> None:
         """Opens the files in `run_dir`, which exists. `resume`: counts and wall time go on where the last run stopped."""
         self._clock = clock
@@ -29,6 +35,7 @@ class Collector:
         self.state = RunState(clock(), read_metrics(path) if resume else None, ess_floor)
         self._metrics = MetricsFile(path)
         self._events = EventFile(run_dir / TENSORBOARD_FOLDER)
+        self._tracker = tracker
 
     def handle(self, stats: Stats) -> None:
         """Takes one message; writes a line when it is an update or an evaluation."""
@@ -36,8 +43,12 @@ class Collector:
         if record is not None:
             self._metrics.append(record)
             self._events.append(record)
+            if self._tracker is not None:
+                self._tracker.log(record)
 
     def close(self) -> None:
         """Closes the files; every line is complete at any time, so a process that is killed needs no close."""
         self._metrics.close()
         self._events.close()
+        if self._tracker is not None:
+            self._tracker.close()
