@@ -46,7 +46,8 @@ _AS_PUBLISHED = {"control.intervention_rate": 0.0, "control.resample_rate": 0.0}
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "smollm2": {
         "run.minutes": 120.0,
-        "warm_start.episodes": 200,
+        "warm_start.episodes": 100,
+        "warm_start.learning_rate": 3e-4,
         "learner.learning_rate": 5e-6,
         "learner.groups": 4,
         "learner.group_size": 4,
