@@ -72,9 +72,9 @@ def read_run(run_dir: Path, name: str, wanted: Sequence[str], console: Console) 
 
 
 def sampled(log: Path, wanted: Sequence[str], name: str, console: Console) -> Iterator[Trajectory]:
-    """LOOKED_AT episodes, evenly over the log, and those that are wanted."""
+    """At most LOOKED_AT episodes, evenly over the log, and those that are wanted."""
     count = sum(1 for _ in read_records(log))
-    every = max(1, count // LOOKED_AT)
+    every = max(1, -(-count // LOOKED_AT))
     records = track(read_records(log), f"episodes of {name}", total=count, console=console, transient=True)
     for number, (_, _, frame) in enumerate(records):
         if number % every and not wanted:

@@ -90,7 +90,7 @@ def check_consistency(config: Config) -> None:
         )
     if config.learner.reference_every and not config.learner.kl:
         raise ConfigError("learner.reference_every: there is no reference without learner.kl; set learner.kl, or leave this at 0")
-    if config.dashboard.host not in ("127.0.0.1", "localhost", "::1") and not config.dashboard.token:
+    if config.dashboard.host not in ("127.0.0.1", "localhost") and not config.dashboard.token:
         raise ConfigError(
             f"dashboard.token: at {config.dashboard.host} others can ask for the dashboard; set a token, or leave dashboard.host"
         )

@@ -106,7 +106,7 @@ def sweep(directory: Path, planned: Plan, slots: int, console: Console) -> int:
     cells = planned.cells()
     failed, interrupted = asyncio.run(_make_all(directory, planned, cells, slots, console))
     for cell, words in failed.items():
-        console.print(f"[red]{cell.name} failed[/]\n{words}", highlight=False, markup=True)
+        console.print(f"{cell.name} failed\n{words}", highlight=False, markup=False, soft_wrap=True)
     finished = [cell for cell in cells if is_finished(directory / cell.name)]
     rows = compare([(dict(cell.values), read_metrics(directory / cell.name / METRICS_FILE)) for cell in finished])
     if rows:

@@ -15,6 +15,7 @@ from run_fixtures import ROOT, SMALL, processes
 from config import ConfigError
 from controller.engine.fake import FakeEngine
 from learner.checkpoint import by_update
+from supervisor.cli import main
 from supervisor.job import free_port
 from supervisor.sweep import Cell, is_finished, plan, updates_so_far
 from telemetry.pages.comparison import compare, ideal_speed_up, run_measures, seconds_per_update
@@ -71,7 +72,7 @@ def test_measures_of_a_run() -> None:
     assert found["success"] == 0.8 and found["area"] == pytest.approx(0.5)
     assert found["successes_per_million"] == pytest.approx(1e6 * 12 / 3000)
     assert found["pairs_per_thousand"] == pytest.approx(50 / 3) and found["repeated_pairs"] == 0.25 and found["wasted"] == 0.1
-    assert found["successes_per_cpu_hour"] == pytest.approx(3600 * 4 / 10)
+    assert found["successes_per_hour"] == pytest.approx(3600 * 4 / 10)
 
 
 def test_an_updates_seconds_are_between_updates_without_an_evaluation() -> None:
@@ -152,9 +153,15 @@ async def begun(directory: Path, settings: dict[str, str]) -> asyncio.subprocess
     )  # fmt: skip
 
 
-def test_a_directory_of_another_sweep_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from supervisor.cli import main
+def test_a_run_that_fails_is_named_with_its_last_words_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = tmp_path / "[/red]"
+    model.mkdir(parents=True)  # a path that reads like markup
+    assert main(["sweep", str(tmp_path / "sweep"), "--model", str(model)]) == 1
+    said = capsys.readouterr().out
+    assert "seed=0 failed" in said and "[/red]" in said and "no Hugging Face" in said.replace("\n", " ")
 
+
+def test_a_directory_of_another_sweep_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "sweep.json").write_text(json.dumps({"varied": {"control.mode": ["off", "t2po"]}, "fixed": {}, "seeds": 1}))
     assert main(["sweep", str(tmp_path), "--control", "off,t2po", "--learner.groups", "4"]) == 2
     assert "has runs of another sweep" in capsys.readouterr().err

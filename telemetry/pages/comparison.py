@@ -29,7 +29,7 @@ MEASURES: dict[str, Measure] = {
     "success": Measure("held-out", "{:.1%}", "held-out success at the end; interval: Wilson's, 95 %, of all seeds' games"),
     "area": Measure("over tokens", "{:.1%}", "mean held-out success over the tokens generated for training (area under the curve)"),
     "successes_per_million": Measure("per 10⁶ tokens", "{:.0f}", "training episodes that reached their goal, for 10⁶ tokens"),
-    "successes_per_cpu_hour": Measure("per hour", "{:.0f}", "the same for an hour of training"),
+    "successes_per_hour": Measure("per hour", "{:.0f}", "the same for an hour of training, by the clock"),
     "pairs_per_thousand": Measure("pairs/1,000", "{:.1f}", "distinct (state, action) pairs of the whole run, for 1,000 generated tokens"),
     "novel_pairs": Measure("novel", "{:.0%}", "share of a batch's pairs that the run had not seen, mean over updates"),
     "repeated_pairs": Measure("repeated", "{:.1%}", "turns that did again what their episode had done there"),
@@ -56,10 +56,6 @@ class Row:
     collapsed: int  # seeds that did
     speed_up: float | None = None  # over the synchronous run that differs in nothing else
     ideal: float | None = None  # of that, if generation and training overlapped entirely
-
-    @property
-    def name(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self.settings.items())
 
     @property
     def reached(self) -> float | None:
@@ -91,7 +87,7 @@ def run_measures(records: Sequence[Record]) -> dict[str, float]:
         "seconds_per_update": seconds_per_update(records),
     }
     if found["seconds_per_update"]:
-        found["successes_per_cpu_hour"] = 3600 * solved / len(updates) / found["seconds_per_update"]
+        found["successes_per_hour"] = 3600 * solved / len(updates) / found["seconds_per_update"]
     for name in MEASURES:
         values = [m[name] for m in updates if m.get(name) is not None]
         if name not in found and values:
