@@ -188,7 +188,8 @@ def _count_group(group: Sequence[Trajectory], tally: Tally) -> None:
 
 
 def _age(turn: Turn, version: int) -> int:
-    return max([version - span.version for span in turn.kept.spans], default=0)
+    """In versions; 0 also of what weights played that a crash has lost since, as in training."""
+    return max([0, *(version - span.version for span in turn.kept.spans)])
 
 
 def _forced(attempt: Attempt) -> int:

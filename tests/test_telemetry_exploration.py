@@ -109,6 +109,10 @@ def test_turns_are_told_apart_by_the_age_of_their_oldest_token() -> None:
     assert undocumented(list(found)) == []
 
 
+def test_turns_of_weights_that_a_crash_has_lost_are_new() -> None:
+    assert set(tallies([[episode(turn("a", "x", attempt(version=5)))]], 3)) == {0}
+
+
 def test_novelty_is_against_all_batches_before() -> None:
     seen = Exploration()
     first = seen.take([[episode(turn("a", "x"), turn("b", "x"))]], 0)
