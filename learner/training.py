@@ -21,7 +21,7 @@ from learner.checkpoint import IntakeState, TrainingState
 from learner.demonstrations import TurnTokenizer
 from learner.measure import tokens_of
 from learner.policy import load_policy
-from learner.publish import Snapshot, snapshot
+from learner.publish import Snapshot, sha256_of, snapshot
 from learner.ranks import Ranks
 from learner.samples import samples_of
 from learner.update import Updater
@@ -206,5 +206,5 @@ def _digest(config: Config, model_dir: Path) -> str:
         msgspec.json.encode([config.env.name, config.environment_settings(), config.model, config.warm_start, config.run.seed])
     )
     for path in (model_dir / "tokenizer.json", model_dir / "config.json", *sorted(model_dir.glob("*.safetensors"))):
-        digest.update(path.read_bytes())
+        digest.update(sha256_of(path).encode())
     return digest.hexdigest()[:16]
