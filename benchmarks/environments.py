@@ -23,6 +23,7 @@ from envs.alfworld.reference import Original, missing_packages, wander
 from envs.base import Environment
 from envs.play import expert_episode
 from envs.registry import make_environment
+from supervisor.job import free_port
 
 SECONDS = 3.0
 """For each figure."""
@@ -107,9 +108,7 @@ def _skyrl_speed() -> tuple[float, float]:
     from envs.search.index import Index
     from envs.search.server import make_app
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = multiprocessing.get_context("fork").Process(
         target=lambda: web.run_app(make_app(Index(passages())), host="127.0.0.1", port=port, print=None, access_log=None), daemon=True
     )

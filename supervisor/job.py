@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import random
 import shutil
@@ -24,6 +25,11 @@ from supervisor.settings import to_toml
 from telemetry.trackers import check_tracker
 
 WEIGHTS_PREFIX = "foray-weights-"
+
+UNASSIGNED = range(10_000, 32_768)
+"""Ports that systems give to no outgoing connection by default: one chosen here is still free when its process gets to listen on it."""
+
+_tried = itertools.count(random.SystemRandom().randrange(len(UNASSIGNED)))  # runs that start at once begin at different ones
 
 
 def default_run_dir() -> Path:
@@ -157,10 +163,10 @@ def choose_endpoints(config: Config) -> Endpoints:
     host = config.controller.host
     return Endpoints(
         actors=f"tcp://{host}:{free_port(host, config.controller.port, 'controller.port')}",
-        learner=f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}",
+        learner=f"tcp://127.0.0.1:{free_port()}",
         signals=f"tcp://127.0.0.1:{free_port('127.0.0.1', config.controller.signals_port, 'controller.signals_port')}",
         trajectories=f"tcp://{host}:{free_port(host, 0, 'controller.host')}",
-        stats=f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}",
+        stats=f"tcp://127.0.0.1:{free_port()}",
         dashboard=f"http://{config.dashboard.host}:{free_port(config.dashboard.host, config.dashboard.port, 'dashboard.port')}",
         engines=[url.rstrip("/") for url in config.engine.urls] or _own_engines(config),
     )
@@ -173,14 +179,17 @@ def _own_engines(config: Config) -> list[str]:
     return [f"http://127.0.0.1:{port}" for port in ports]
 
 
-def free_port(host: str, port: int, setting: str) -> int:
+def free_port(host: str = "127.0.0.1", port: int = 0, setting: str = "") -> int:
     """`port` if it is free at `host`, or any free one for 0. Raises ConfigError naming `setting` when it is not free."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does: a port of a run that has just ended is free
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise ConfigError(f"{setting}: port {port} is in use; give another one, or 0 for any free one") from None
-            raise ConfigError(f"{setting}: cannot listen on {host}:{port}: {error.strerror}") from None
-        return probe.getsockname()[1]
+    while True:
+        candidate = port or UNASSIGNED[next(_tried) % len(UNASSIGNED)]
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does: a port of a run that has just ended is free
+            try:
+                probe.bind((host, candidate))
+                return candidate
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise ConfigError(f"{setting}: cannot listen on {host}:{candidate}: {error.strerror}") from None
+        if port:
+            raise ConfigError(f"{setting}: port {port} is in use; give another one, or 0 for any free one")

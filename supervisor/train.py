@@ -178,7 +178,7 @@ def learner_environments(settings: LearnerSection) -> list[dict[str, str]]:
     devices = {"CUDA_VISIBLE_DEVICES": ",".join(settings.devices)} if settings.devices else {}
     if settings.ranks == 1:
         return [devices]
-    together = {"WORLD_SIZE": str(settings.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port("127.0.0.1", 0, ""))}
+    together = {"WORLD_SIZE": str(settings.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [{**devices, **together, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(settings.ranks)]
 
 

@@ -10,7 +10,6 @@ import itertools
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -35,6 +34,7 @@ from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.codec import decode, encode
 from protocol.lifetime import dying_with_parent
 from protocol.messages import SignalFrame, Steer
+from supervisor.job import free_port
 from supervisor.settings import resolve
 
 if TYPE_CHECKING:
@@ -106,12 +106,6 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Policies:
         file = directory / "model.safetensors"
         both.append(Weights(directory, str(file), hashlib.sha256(file.read_bytes()).hexdigest()))
     return Policies(*both)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ def test_what_is_forced_is_how_answers_of_the_environment_go_on(environment: str
 async def test_an_engine_is_asked_whether_it_sends_signals(small_policy: Path, tap: bool, monkeypatch) -> None:
     if not tap:
         monkeypatch.setattr("controller.signals.PROBE_PATIENCE", 1.0)
-    endpoint = f"tcp://127.0.0.1:{free_port('127.0.0.1', 0, '')}"
+    endpoint = f"tcp://127.0.0.1:{free_port()}"
     engine = FakeEngine(small_policy, signals=endpoint if tap else None)
     client = EngineClient(await engine.start())
     router = SignalRouter(zmq.asyncio.Context(), endpoint, ThinkTokens(0, 0, [], [], 1))

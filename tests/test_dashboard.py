@@ -39,7 +39,7 @@ async def serving(directory: Path, token: str = "", state: dict = STATE) -> Asyn
     """The dashboard of a run with one update; its address, and how many looked, at each change."""
     (directory / METRICS_FILE).write_text(to_line(UPDATE) + to_line(EVALUATION))
     looked: list[int] = []
-    address = f"http://127.0.0.1:{free_port('127.0.0.1', 0, '')}"
+    address = f"http://127.0.0.1:{free_port()}"
     gauges = {"generated_tokens": 5.0, "turns_in_flight": 2.0, "epsilon": None}
     dashboard = Dashboard(
         address, DashboardSection(token=token), directory / METRICS_FILE, lambda: state, lambda: gauges, looked.append

@@ -12,8 +12,8 @@ from aiohttp import web
 from config import ConfigError, Endpoints, Job
 from controller.engine import server
 from controller.engine.server import EngineNotReady, available_gib, check_memory, cpu_dtype, engine_command, wait_ready, weights_gib
+from supervisor.job import free_port
 from supervisor.settings import resolve
-from tests.engine_fixtures import free_port
 
 
 def job(**settings: str) -> Job:

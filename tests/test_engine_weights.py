@@ -22,7 +22,7 @@ from controller.engine.loaded_weights import compare_with_file  # noqa: E402
 from controller.engine.weight_file import check_file, check_tensors, tensor_shapes  # noqa: E402
 from controller.engine.weights import apply_weights  # noqa: E402
 from protocol.messages import Span  # noqa: E402
-from tests.engine_fixtures import free_port  # noqa: E402
+from supervisor.job import free_port  # noqa: E402
 
 
 class Stub:

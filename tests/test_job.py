@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from config import ConfigError
-from supervisor.job import prepare, weights_dir
+from supervisor.job import free_port, prepare, weights_dir
 from supervisor.settings import resolve
 
 
@@ -130,3 +131,15 @@ def test_without_control_a_model_needs_no_token_for_its_tags(tmp_path: Path, sma
     settings = {"model": str(model), "run.dir": str(tmp_path / "run"), "control": "off"}
     job = prepare(resolve(overrides=settings), resume=False, model=model)
     assert job.model_dir == str(model)
+
+
+def test_free_ports_differ_and_are_none_that_outgoing_connections_get():
+    """So that one is still free when, seconds later, the process that it was chosen for listens on it."""
+    ports = [free_port() for _ in range(200)]
+    assert len(set(ports)) == 200 and all(10_000 <= port < 32_768 for port in ports)
+
+
+def test_a_port_that_is_taken_is_passed_over():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port() + 1))  # the one that would be tried next
+        assert free_port() != taken.getsockname()[1]

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from run_fixtures import Run, processes, running, running_small
 
+from supervisor.job import free_port
+
 
 def leases_in_play(run: Run) -> list[int]:
     """Pids of the actors, once turns are being played."""
@@ -116,9 +118,7 @@ async def test_killing_the_supervisor_leaves_no_process_behind(tmp_path: Path, s
 
 
 async def test_actors_from_elsewhere_join_and_do_the_work(tmp_path: Path, small_policy):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     async with (
         running_small(tmp_path / "run", small_policy, actor__count="0", controller__port=str(port)) as run,
         running(tmp_path, "actor", "--connect", f"tcp://127.0.0.1:{port}", "--actors", "2", "--wait", "60") as actors,

@@ -20,6 +20,7 @@ from envs.search.environment import Search
 from envs.search.index import Index
 from envs.search.remote import Remote
 from envs.search.server import main, make_app
+from supervisor.job import free_port
 
 TEXTS = ["The capital of Bhutan is Thimphu.", "The capital of Peru is Lima.", "Paro is in Bhutan."]
 INDEX = Index(TEXTS)
@@ -119,9 +120,7 @@ async def test_a_malformed_request_is_answered_with_400_and_the_reason(body, mes
 def test_the_server_serves_a_file_until_it_is_interrupted(tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"id": "0", "contents": "Paro is in Bhutan."}')
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "run.py", "retriever", "--port", str(port), "--corpus", str(corpus)]
     root = Path(__file__).parent.parent
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:

@@ -110,7 +110,7 @@ def test_a_page_has_a_row_for_each_and_a_chart_over_each_number() -> None:
 
 @pytest.mark.slow
 async def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path: Path, small_policy: Path) -> None:
-    signals = free_port("127.0.0.1", 0, "")
+    signals = free_port()
     engine = FakeEngine(small_policy, signals=f"tcp://127.0.0.1:{signals}")
     directory = tmp_path / "sweep"
     settings = SMALL | {

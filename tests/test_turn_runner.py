@@ -27,7 +27,8 @@ from controller.think_tokens import ThinkTokens
 from controller.turns import TurnRunner
 from protocol.arrays import FLOAT32, INT32, pack
 from protocol.messages import EpisodeKey, SignalFrame, StopReason, TurnFailed, TurnRequest, TurnResult
-from tests.engine_fixtures import TOP_J, VOCABULARY, free_port, some_prompt
+from supervisor.job import free_port
+from tests.engine_fixtures import TOP_J, VOCABULARY, some_prompt
 
 TOKENS = ThinkTokens(open=1, close=2, queue=[2, 3], end=[VOCABULARY - 1], vocabulary=VOCABULARY)
 
