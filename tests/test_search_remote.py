@@ -237,6 +237,23 @@ async def test_a_server_that_fails_until_the_deadline_is_a_failure_that_says_how
             await ask(url, deadline_seconds=0.5)
 
 
+async def test_an_attempt_that_the_deadline_cut_short_does_not_hide_why_the_one_before_it_failed():
+    never = asyncio.Event()
+
+    async def first_busy_then_silent(request: web.Request) -> web.Response:
+        if asked.is_set():
+            await never.wait()
+        asked.set()
+        return json_answer("busy", status=503)
+
+    asked, app = asyncio.Event(), web.Application()
+    app.router.add_post("/retrieve", first_busy_then_silent)
+    async with serving(app) as url:
+        with pytest.raises(EnvironmentFailure, match="503 Service Unavailable"):
+            await ask(url, deadline_seconds=1.0)
+        never.set()
+
+
 async def test_a_refusal_is_a_failure_at_once():
     async with answering(lambda body, number: json_answer("no key", status=401)) as (url, bodies):
         with pytest.raises(EnvironmentFailure, match=r'answered 401: {"result": "no key"}'):

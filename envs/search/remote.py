@@ -74,14 +74,16 @@ class Remote:
     def passages(self, query: str, topk: int) -> list[str]:
         """See `Retriever`. Server errors, refused and slow connections are tried again until the deadline; all else fails at once."""
         deadline = time.monotonic() + self._deadline_seconds
-        pause = _FIRST_PAUSE
+        pause, cause = _FIRST_PAUSE, None
         while True:
             try:
                 return self._ask(query, topk, deadline)
             except _Transient as error:
+                if cause is None or time.monotonic() < deadline:
+                    cause = error  # an attempt that the deadline cut short says less than the one before it
                 wait = pause * random.uniform(0.5, 1)  # many actors lose their server at the same moment
                 if time.monotonic() + wait >= deadline:
-                    raise EnvironmentFailure(f"{self._url} did not answer within {self._deadline_seconds:g} s: {error}") from None
+                    raise EnvironmentFailure(f"{self._url} did not answer within {self._deadline_seconds:g} s: {cause}") from None
                 time.sleep(wait)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
