@@ -240,15 +240,12 @@ async def test_a_server_that_fails_until_the_deadline_is_a_failure_that_says_how
 async def test_an_attempt_that_the_deadline_cut_short_does_not_hide_why_the_one_before_it_failed():
     never = asyncio.Event()
 
-    async def first_busy_then_silent(request: web.Request) -> web.Response:
-        if asked.is_set():
+    async def first_busy_then_silent(body: dict, number: int) -> web.StreamResponse:
+        if number > 1:
             await never.wait()
-        asked.set()
-        return json_answer("busy", status=503)
+        return await json_answer("busy", status=503)
 
-    asked, app = asyncio.Event(), web.Application()
-    app.router.add_post("/retrieve", first_busy_then_silent)
-    async with serving(app) as url:
+    async with answering(first_busy_then_silent) as (url, _):
         with pytest.raises(EnvironmentFailure, match="503 Service Unavailable"):
             await ask(url, deadline_seconds=1.0)
         never.set()
