@@ -42,7 +42,7 @@ from tokenizers import Tokenizer
 from config import Config, Job
 from controller.admission import Admission, AdmissionSettings, episode_seed
 from controller.dashboard import Dashboard
-from controller.engine.pool import EnginePool
+from controller.engine.pool import EnginePool, Health
 from controller.rules.thinking import NEVER
 from controller.shown import shown
 from controller.signals import SignalRouter
@@ -108,7 +108,7 @@ class Controller:
         self._reader = FrameReader()
         self._tokens = tokens = think_tokens(Path(job.model_dir), env, self.config.control)
         self._signals = SignalRouter(context, job.endpoints.signals, tokens)
-        self._engines = EnginePool(job.endpoints.engines)
+        self._engines = EnginePool(job.endpoints.engines, self.config.engine.start_seconds)
         self._turns = TurnRunner(self.config, self._engines, self._signals, tokens, lambda: self.version)
         self.version = -1
         self._learner_id: bytes | None = None
@@ -304,6 +304,7 @@ class Controller:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(1.0)
+            self._engines.check()
             self._spans.flush()
             await self._send_gauges()
 
@@ -328,6 +329,7 @@ class Controller:
             "queue_leases": len(self.admission.pending) + len(self.admission.pending_evaluation),
             "queue_weights": self._published.qsize(),
             "slots_taken": len(self.admission.holding),
+            "engines": sum(health is Health.HEALTHY for health, _ in self._engines.standing().values()),
             "actors": len(self._last_seen),
             "signal_frames": self._signals.frames,
             "dropped_frames": self._reader.dropped,

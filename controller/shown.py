@@ -36,7 +36,7 @@ def shown(
             {"turn": turn, "what": event.kind, "why": event.reason, "value": finite(event.value), "threshold": finite(event.threshold)}
             for turn, event in reversed(turns.decisions)
         ],
-        "engines": [{"url": url, "turns": count} for url, count in engines.turns().items()],
+        "engines": [{"url": url, "health": health, "turns": turns} for url, (health, turns) in engines.standing().items()],
         "actors": [
             {"name": actor.decode(errors="replace"), "episodes": playing[actor], "silent": round(now - seen, 1)}
             for actor, seen in list(last_seen.items())[:ACTORS]

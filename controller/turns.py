@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 DECISIONS = 20
 """That are kept to be looked at."""
+MAX_LOST = 2
+"""Times a turn is asked for again after an engine failed with it. One that ends every engine it meets is not to end them all."""
 SIGNAL_PATIENCE = 0.25
 """Seconds a finished turn waits for the signals of its last tokens, which travel beside its text."""
 
@@ -67,22 +69,28 @@ class TurnRunner:
         controlled = control.mode not in ("off", "void") and (not request.key.evaluation or self._config.eval.control)
         resamples = control.max_resamples if controlled and control.mode in ("t2po", "t2po-turn") else 0
         before = self._scores.get(request.key)
-        stuck: EngineClient | None = None
+        failed: EngineClient | None = None  # the engine of the last try, if that came to nothing
+        lost = 0
         attempts: list[Attempt] = []
         try:
             while True:
                 eta = self.thresholds.eta if resamples else NEVER
                 early = self._early(before, eta) if len(attempts) < resamples else None
-                with self._engines.lend(but=stuck) as engine:
-                    try:
-                        attempt = await self._sample(engine, request, seed, len(attempts), controlled, eta, early)
-                    except TurnStuck:
-                        if len(attempts) == resamples:
-                            raise
-                        stuck = engine
+                turn_id = f"{request.key.id}.{request.attempt}.{request.turn}.{len(attempts)}.{lost}"
+                turn_seed = _turn_seed(seed, request.turn, len(attempts))
+                try:
+                    async with self._engines.lend(but=failed) as engine:
+                        attempt = await self._sample(engine, turn_id, request, turn_seed, controlled, eta, early)
+                except (EngineError, TurnStuck) as error:
+                    self._engines.suspect(failed := engine)
+                    lost += 1
+                    if lost > MAX_LOST:
+                        raise
+                    log.info("turn %s is sampled again: %s", turn_id, error)
+                    if isinstance(error, TurnStuck):
                         self.counters.resamples += 1
                         attempts.append(noted(NOTHING, "resample", STUCK))
-                        continue
+                    continue
                 self.counters.generated_tokens += attempt.length
                 gamma = change(attempt.score, before)
                 stall = self._stall(attempt, gamma, eta) if resamples else None
@@ -90,7 +98,7 @@ class TurnRunner:
                     self.thresholds.observe_turn(gamma, eta, stall is not None and (stall is not LOOP or gamma < eta))
                 if stall is None:
                     break
-                if len(attempts) == resamples:
+                if len(attempts) >= resamples:
                     attempt = noted(attempt, "keep", stall)
                     break
                 self.counters.resamples += 1
@@ -127,10 +135,16 @@ class TurnRunner:
         return EarlyStall(control.early_stall, before, eta, self._config.sampling.max_tokens, control.turn_mean, control.turn_skip)
 
     async def _sample(
-        self, engine: EngineClient, request: TurnRequest, seed: int, attempt: int, controlled: bool, eta: float, early: EarlyStall | None
+        self,
+        engine: EngineClient,
+        turn_id: str,
+        request: TurnRequest,
+        seed: int,
+        controlled: bool,
+        eta: float,
+        early: EarlyStall | None,
     ) -> Attempt:
         control = self._config.control
-        turn_id = f"{request.key.id}.{request.attempt}.{request.turn}.{attempt}"
         prompt = unpack(request.prompt, INT32).tolist()
         steered = controlled and control.mode in ("budget", "t2po", "t2po-token")
         delegated = DelegatedRule(self._settings(), self._tokens.open, self._tokens.close, self._tokens.queue)
@@ -140,7 +154,7 @@ class TurnRunner:
             max_tokens=min(self._config.sampling.max_tokens, self._config.engine.max_model_len - len(prompt)),
             cache_salt=f"v{self._version()}",
             temperature=self._config.sampling.temperature,
-            seed=_turn_seed(seed, request.turn, attempt) if self._config.sampling.seeded else None,
+            seed=seed if self._config.sampling.seeded else None,
             stop_token_ids=self._tokens.end,
             repeats=control.repeats if controlled and control.mode in ("t2po", "t2po-turn") else 0,
         )
@@ -159,6 +173,8 @@ class TurnRunner:
             generation = await self._tapped(turn_id, call, Watch(rule, acts, early))
             last = len(generation.tokens) - 1  # a turn that ends by itself before the steer comes is judged as it is
             ended_early = early is not None and early.position is not None and rule.forced[last : last + 1] == [True]
+        if generation.finish_reason == "abort":
+            raise EngineError(f"the engine at {engine.url} ended turn {turn_id}, which nobody asked for")
         if watched and not request.key.evaluation:
             self.thresholds.observe_thinking(rule)
         return build_attempt(generation, rule if watched else None, steered, control.turn_mean, control.turn_skip, eta, ended_early)

@@ -44,6 +44,22 @@ class Child:
             raise ChildFailed(f"the {self.name} ended with status {self.process.returncode}\n{last_words(self.log)}")
 
 
+class Restarts:
+    """How often a process may be started again: `limit` times in `seconds`. One that always fails at once is not to be started for ever."""
+
+    def __init__(self, limit: int, seconds: float) -> None:
+        self._limit, self._seconds = limit, seconds
+        self._times: list[float] = []
+
+    def allowed(self, now: float) -> bool:
+        """Whether it may be started again at `now` (seconds of any clock), which then counts."""
+        self._times = [time for time in self._times if time > now - self._seconds]
+        if len(self._times) >= self._limit:
+            return False
+        self._times.append(now)
+        return True
+
+
 def start(name: str, arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> Child:
     """Start `python -m arguments...` from the project's root, its output appended to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from config import Job, LearnerSection
 from controller.engine.server import EngineNotReady, engine_command, wait_ready
 from protocol.codec import FrameReader
 from protocol.messages import Stats
-from supervisor.children import Child, last_words, start, stop_all
+from supervisor.children import Child, Restarts, last_words, start, stop_all
 from supervisor.job import clean_up, free_port, job_file
 from supervisor.options import values_of
 from telemetry.collector import Collector
@@ -28,6 +28,9 @@ from telemetry.trackers import Tracker
 
 TICK = 0.25
 """Seconds between two looks at the children and two drawings of the progress."""
+
+ENGINE_RESTARTS, RESTARTS_SECONDS = 5, 600.0
+"""So often in so many seconds, engines that end are started again; the run ends with the next one."""
 
 LAST_WORDS = 0.3
 """Seconds in which what the processes sent just before they ended arrives."""
@@ -70,6 +73,8 @@ class Run:
 
     def __init__(self, job: Job, collector: Collector, progress: Progress, received: asyncio.Task) -> None:
         self.children: list[Child] = []
+        self._engines: dict[int, Child] = {}  # those started here that are to be started again
+        self._restarts = Restarts(ENGINE_RESTARTS, RESTARTS_SECONDS)
         self._received = received
         self.interrupted = False
         self._job = job
@@ -124,14 +129,25 @@ class Run:
                 await task
             except EngineNotReady as error:
                 raise EngineNotReady(f"{error}\n{last_words(own[number].log) if own else ''}") from None
+        self._engines = dict(enumerate(own))
 
     def _start_engine(self, number: int) -> Child:
         command, name = engine_command(self._job, number), f"engine-{number}" if number else "engine"
         return self._add(start(name, command.arguments, self._log(name), command.environment))
 
+    def _restart_engines(self) -> None:
+        """Those that have ended are started again; the controller gives them the newest weights."""
+        for number, child in self._engines.items():
+            if child.ended and self._restarts.allowed(time.monotonic()):
+                self._progress.print(f"The {child.name} ended with status {child.process.returncode}: started again.")
+                child.signal(signal.SIGKILL)  # what is left of it
+                self.children.remove(child)
+                self._engines[number] = self._start_engine(number)
+
     async def _while_all_live(self, over: Callable[[], bool]) -> None:
         """Until `over()`; raises ChildFailed when a process has failed, or ended while it is still needed."""
         while not over():
+            self._restart_engines()
             for child in self.children:
                 child.check()
             if self._received.done():

@@ -132,6 +132,7 @@ FIELDS: dict[str, Field] = {
     "queue_weights": Field("1", "queues", "latest", "Published weights that no engine has yet"),
     "slots_taken": Field("1", "queues", "latest", "Groups admitted and not yet given back"),
     "turns_in_flight": Field("1", "queues", "latest", "Turns in the engines"),
+    "engines": Field("1", "queues", "latest", "Engines that answer and run the newest weights"),
     "actors": Field("1", "queues", "latest", "Actors connected"),
     "loop_lag_controller": Field("s", "loops", "peak", "Longest delay of the controller's event loop"),
     "loop_lag_learner": Field("s", "loops", "peak", "Longest delay of the learner's event loop"),

@@ -126,6 +126,29 @@ async def test_a_turn_that_is_stuck_in_one_engine_is_sampled_by_another(bench: B
     assert [event.reason for attempt in result.rejected for event in attempt.events] == ["stuck"]
 
 
+async def test_a_turn_whose_engine_ends_is_sampled_by_another(bench: Bench, policies) -> None:
+    other = FakeEngine(policies.first.directory, signals=bench.router.endpoint, top_j=TOP_J)
+    engines = EnginePool([await other.start(), bench.url])
+    first, _ = engines
+    await first.pause()
+    turn = asyncio.create_task(bench.runner(engines, mode="off").run(asking(5), seed=5))
+    async with asyncio.timeout(10):
+        while not other._generator.requests:
+            await asyncio.sleep(0.01)
+    await other.stop()  # ends the turn with "abort", as vLLM does when it is told to end
+    result = await turn
+    await engines.close()
+    assert isinstance(result, TurnResult) and result.kept.length > 0 and result.rejected == []
+
+
+async def test_a_turn_that_fails_in_every_engine_costs_its_episode_and_no_engine(bench: Bench) -> None:
+    request = asking(6)
+    refused = TurnRequest(key=request.key, attempt=0, turn=0, prompt=pack([VOCABULARY + 5], INT32))
+    result = await bench.runner(mode="off").run(refused, seed=6)
+    assert isinstance(result, TurnFailed)
+    assert isinstance(await bench.runner(mode="off").run(request, seed=6), TurnResult)
+
+
 @pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
 async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled_again(bench: Bench, streams: bool) -> None:
     """An eta so large that every turn but the first is stalled from the first look on."""

@@ -1,49 +1,190 @@
-"""The engines of a controller: a turn goes to the one with the fewest turns, new weights to all of them."""
+"""The engines of a controller: a turn goes to the one with the fewest turns, new weights to all of them.
+
+                 a call fails                      no answer for DEAD_AFTER seconds
+    healthy ─────────────────────▶ suspect ────────────────────────────────────────▶ dead
+       ▲                              │ it answers, and has loaded the newest weights   │
+       └──────────────────────────────┴─────────────────────────────────────────────────┘
+
+A suspect engine gets no further turns, and what it has may still come; the turns of a dead one are to be sampled elsewhere. Updates wait
+for neither. So whatever gets turns runs the newest weights that were applied.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import inf
+from typing import NamedTuple
 
-from controller.engine.client import EngineClient
+from controller.engine.client import EngineClient, EngineError, EngineUnreachable
 from controller.engine.weights import apply_weights
+
+log = logging.getLogger(__name__)
+
+PROBE_EVERY = 1.0
+PROBE_SECONDS = 5.0
+"""In which an engine is to say that it is well."""
+DEAD_AFTER = 15.0
+
+
+class Health(StrEnum):
+    """What is thought of an engine."""
+
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"
+    DEAD = "dead"
+
+
+class Weights(NamedTuple):
+    """What engines are to run."""
+
+    path: str
+    version: int
+    checksum: str
+    deadline: float  # seconds
+
+
+@dataclass
+class _Entry:
+    """An engine in the ledger."""
+
+    client: EngineClient
+    health: Health = Health.HEALTHY
+    turns: set[asyncio.Timeout] = field(default_factory=set)  # each ends when it is due
+    updating: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 class EnginePool:
-    """All engines run the same weights. Safe to use from any number of tasks of one event loop."""
+    """All healthy engines run the same weights. Safe to use from any number of tasks of one event loop."""
 
-    def __init__(self, urls: Sequence[str]) -> None:
-        self._turns = {EngineClient(url): 0 for url in urls}
+    def __init__(self, urls: Sequence[str], patience: float = inf) -> None:
+        """`patience`: seconds without any healthy engine after which `check` gives up."""
+        self._entries = {client: _Entry(client) for client in map(EngineClient, urls)}
+        self._patience = patience
+        self._healthy = asyncio.Event()  # there is one
+        self._healthy.set()
+        self._last_healthy = time.monotonic()
+        self._weights: Weights | None = None
+        self._recovering: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[EngineClient]:
-        return iter(self._turns)
+        return iter(self._entries)
 
-    def turns(self) -> dict[str, int]:
-        """Address of each engine -> the turns it has."""
-        return {engine.url: count for engine, count in self._turns.items()}
+    def standing(self) -> dict[str, tuple[Health, int]]:
+        """Address of each engine -> what is thought of it, and the turns it has."""
+        return {entry.client.url: (entry.health, len(entry.turns)) for entry in self._entries.values()}
 
-    @contextlib.contextmanager
-    def lend(self, but: EngineClient | None = None) -> Iterator[EngineClient]:
-        """The engine with the fewest turns, for one turn; another one than `but`, if there is another one."""
-        others = [engine for engine in self._turns if engine is not but]
-        engine = min(others or self._turns, key=self._turns.__getitem__)
-        self._turns[engine] += 1
+    def check(self) -> None:
+        """Raises EngineError when no engine has been healthy for `patience` seconds."""
+        silent = 0.0 if self._healthy.is_set() else time.monotonic() - self._last_healthy
+        if silent > self._patience:
+            raise EngineError(f"no engine has answered for {silent:.0f} s (engine.start_seconds): {', '.join(e.url for e in self)}")
+
+    @contextlib.asynccontextmanager
+    async def lend(self, but: EngineClient | None = None) -> AsyncIterator[EngineClient]:
+        """A healthy engine, the one with the fewest turns, for one turn, once there is one; not `but`, if there is another.
+        Raises EngineUnreachable in the middle of the turn if the engine is found to be dead."""
+        while not (healthy := [entry for entry in self._entries.values() if entry.health is Health.HEALTHY]):
+            await self._healthy.wait()
+        others = [entry for entry in healthy if entry.client is not but]
+        entry = min(others or healthy, key=lambda entry: len(entry.turns))
+        turn = asyncio.timeout(None)
         try:
-            yield engine
+            async with turn:
+                entry.turns.add(turn)
+                yield entry.client
+        except TimeoutError:
+            if not turn.expired():
+                raise
+            raise EngineUnreachable(f"the engine at {entry.client.url} has not answered for {DEAD_AFTER:g} s") from None
         finally:
-            self._turns[engine] -= 1
+            entry.turns.discard(turn)
+
+    def suspect(self, engine: EngineClient) -> None:
+        """It failed a call: no turns for it until it has answered, and has the newest weights."""
+        entry = self._entries[engine]
+        if entry.health is not Health.HEALTHY:
+            return
+        entry.health = Health.SUSPECT
+        if all(entry.health is not Health.HEALTHY for entry in self._entries.values()):
+            self._healthy.clear()
+            self._last_healthy = time.monotonic()
+        task = asyncio.get_running_loop().create_task(self._recover(entry))
+        self._recovering.add(task)
+        task.add_done_callback(self._recovering.discard)
 
     async def apply_weights(self, path: str, version: int, checksum: str, *, deadline: float, verify: bool = False) -> float:
-        """As `weights.apply_weights`, for all engines at once; the longest time that one of them stood still."""
-        tasks = [asyncio.ensure_future(apply_weights(engine, path, version, checksum, deadline=deadline, verify=verify)) for engine in self]
+        """As `weights.apply_weights`, for all healthy engines at once, until there is one that runs them; the longest time that one of them
+        stood still. An engine that does not answer becomes suspect; raises EngineError when one refuses."""
+        self._weights = Weights(path, version, checksum, deadline)
+        updates = [
+            asyncio.ensure_future(self._update(entry, self._weights, verify))
+            for entry in self._entries.values()
+            if entry.health is Health.HEALTHY
+        ]
         try:
-            return max(await asyncio.gather(*tasks))
+            seconds = max(await asyncio.gather(*updates), default=0.0)
+            await self._healthy.wait()
+            return seconds
         finally:
-            for task in tasks:  # each resumes its engine, whatever became of the others
-                task.cancel()
-            await asyncio.wait(tasks)
+            for update in updates:  # each resumes its engine, whatever became of the others
+                update.cancel()
+            if updates:
+                await asyncio.wait(updates)
 
     async def close(self) -> None:
+        for task in list(self._recovering):
+            task.cancel()
+        await asyncio.gather(*self._recovering, return_exceptions=True)
         for engine in self:
             await engine.close()
+
+    async def _update(self, entry: _Entry, weights: Weights, verify: bool) -> float:
+        async with entry.updating:
+            try:
+                return await apply_weights(entry.client, *weights[:3], deadline=weights.deadline, patience=PROBE_SECONDS, verify=verify)
+            except EngineUnreachable as error:
+                log.warning("weights of version %d: %s", weights.version, error)
+                self.suspect(entry.client)
+                return 0.0
+
+    async def _recover(self, entry: _Entry) -> None:
+        """Until the engine is healthy again."""
+        since = time.monotonic()
+        while not (await _answers(entry.client) and await self._brought_up_to_date(entry)):
+            if entry.health is Health.SUSPECT and time.monotonic() - since > DEAD_AFTER:
+                log.warning("the engine at %s is dead: its %d turns go to others", entry.client.url, len(entry.turns))
+                entry.health = Health.DEAD
+                for turn in entry.turns:
+                    turn.reschedule(asyncio.get_running_loop().time())
+            await asyncio.sleep(PROBE_EVERY)
+        if entry.health is Health.DEAD:
+            log.warning("the engine at %s is back", entry.client.url)
+        entry.health = Health.HEALTHY
+        self._healthy.set()
+
+    async def _brought_up_to_date(self, entry: _Entry) -> bool:
+        """Whether it runs the newest weights now."""
+        weights = self._weights
+        if weights is None:
+            return True
+        async with entry.updating:
+            try:
+                await apply_weights(entry.client, *weights[:3], deadline=weights.deadline, patience=0.0, verify=True)
+            except EngineError as error:  # newer ones may have replaced the file: then those are next
+                log.warning("weights of version %d for an engine that is back: %s", weights.version, error)
+                return False
+        return weights is self._weights
+
+
+async def _answers(engine: EngineClient) -> bool:
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            return await engine.health()
+    except TimeoutError:
+        return False

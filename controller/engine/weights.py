@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from math import inf
 
 from controller.engine.client import EngineClient, EngineError, EngineUnreachable
 
@@ -17,12 +18,15 @@ RESUME_SECONDS = 10.0
 """For the resume that must follow whatever happened, beyond the deadline."""
 
 
-async def apply_weights(engine: EngineClient, path: str, version: int, checksum: str, *, deadline: float, verify: bool = False) -> float:
+async def apply_weights(
+    engine: EngineClient, path: str, version: int, checksum: str, *, deadline: float, patience: float = inf, verify: bool = False
+) -> float:
     """Make the engine run the weights of the safetensors file `path` as `version`; turns in flight freeze, and go on with them.
 
     Returns the seconds for which generation stood still: 0 when the engine runs `version` already. A try that got no answer may
     have succeeded, so each asks for the version first. `deadline`: seconds for all tries. `verify`: also compare what the engine
-    has loaded with the file. Raises EngineError when the engine refuses, or the deadline passes; the engine is resumed in any case.
+    has loaded with the file. The engine is resumed in any case. Raises EngineError when it refuses, and EngineUnreachable when the deadline
+    passes, or it has given no answer for `patience` seconds.
     """
     start = time.monotonic()
     try:
@@ -31,11 +35,13 @@ async def apply_weights(engine: EngineClient, path: str, version: int, checksum:
                 try:
                     return await _try(engine, path, version, checksum, verify)
                 except EngineUnreachable as error:
+                    if time.monotonic() - start > patience:
+                        raise
                     log.warning("update to version %d: no answer, trying again (%s)", version, error)
                     await asyncio.sleep(RETRY_SECONDS)
     except TimeoutError:
         seconds = time.monotonic() - start
-        raise EngineError(f"the engine does not run version {version} after {seconds:.0f} s (engine.update_seconds)") from None
+        raise EngineUnreachable(f"the engine does not run version {version} after {seconds:.0f} s (engine.update_seconds)") from None
 
 
 async def _try(engine: EngineClient, path: str, version: int, checksum: str, verify: bool) -> float:
