@@ -308,6 +308,13 @@ class ControllerSection(Section):
     ] = 0
 
 
+class SecuritySection(Section):
+    keys: Annotated[
+        str,
+        says("Directory that `run.py keys` made: connections are encrypted, and admit those who have a key. Other machines need it"),
+    ] = ""
+
+
 class DashboardSection(Section):
     host: Annotated[str, says("Address it listens on; another one than this machine's own needs a token")] = "127.0.0.1"
     port: Annotated[int, says("Port of the live dashboard, and of /metrics for Prometheus; 0: any free one", ge=0, le=65535)] = 0
@@ -340,6 +347,7 @@ class Config(Section):
     learner: LearnerSection = LearnerSection()
     actor: ActorSection = ActorSection()
     controller: ControllerSection = ControllerSection()
+    security: SecuritySection = SecuritySection()
     dashboard: DashboardSection = DashboardSection()
     eval: EvalSection = EvalSection()
 
@@ -380,8 +388,10 @@ class Job(Section):
     weights_dir: str  # published weights, on memory where possible
     started: float  # seconds since the epoch
     resume: bool = False
+    engine_key: str = ""  # what the engines want to be told; empty: nothing
 
     def save(self, path: Path) -> None:
+        path.touch(mode=0o600)
         path.write_bytes(msgspec.json.format(msgspec.json.encode(self)))
 
     @staticmethod

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from actors.fleet import run_fleet
 from config import Job
+from protocol.security import load_keys
 
 CONNECT_SECONDS = 60.0
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(process)d %(message)s")
     job = Job.load(Path(sys.argv[1]))
-    run_fleet(job.endpoints.actors.replace("0.0.0.0", "127.0.0.1"), job.config.actor.count, job.config.actor.episodes, CONNECT_SECONDS)
+    endpoint = job.endpoints.actors.replace("0.0.0.0", "127.0.0.1")
+    run_fleet(endpoint, job.config.actor.count, job.config.actor.episodes, CONNECT_SECONDS, load_keys(job.config.security.keys))

@@ -30,6 +30,7 @@ from protocol.messages import (
     Welcome,
 )  # fmt: skip
 from protocol.prompting import Prompter
+from protocol.security import Keys, connect
 from telemetry.loop_lag import LoopLag
 
 log = logging.getLogger(__name__)
@@ -38,10 +39,18 @@ log = logging.getLogger(__name__)
 class Actor:
     """Connected to one controller and one learner; `run` returns when the controller says that the run is over."""
 
-    def __init__(self, context: zmq.asyncio.Context, endpoint: str, welcome: Welcome, environment: Environment, prompter: Prompter) -> None:
+    def __init__(
+        self,
+        context: zmq.asyncio.Context,
+        endpoint: str,
+        welcome: Welcome,
+        environment: Environment,
+        prompter: Prompter,
+        keys: Keys | None = None,
+    ) -> None:
         self.name = f"actor-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}".encode()
-        self._controller = self._connect(context, endpoint)
-        self._learner = self._connect(context, f"tcp://{urlsplit(endpoint).hostname}:{welcome.learner_port}")
+        self._controller = self._connect(context, endpoint, keys)
+        self._learner = self._connect(context, f"tcp://{urlsplit(endpoint).hostname}:{welcome.learner_port}", keys)
         self._welcome = welcome
         self._player = EpisodePlayer(
             environment, prompter, self._take_turn, step_timeout=welcome.step_timeout,
@@ -122,10 +131,10 @@ class Actor:
     async def _tell_controller(self, message: Message) -> None:
         await self._controller.send(encode(message))
 
-    def _connect(self, context: zmq.asyncio.Context, endpoint: str) -> zmq.asyncio.Socket:
+    def _connect(self, context: zmq.asyncio.Context, endpoint: str, keys: Keys | None) -> zmq.asyncio.Socket:
         connection = context.socket(zmq.DEALER)
         connection.set(zmq.IDENTITY, self.name)
-        connection.connect(endpoint)
+        connect(connection, endpoint, keys)
         return connection
 
 

@@ -23,6 +23,7 @@ from protocol.codec import BadFrame, decode, encode
 from protocol.lifetime import dying_with_parent
 from protocol.messages import Hello, Welcome
 from protocol.prompting import Prompter
+from protocol.security import Keys, connect
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +35,10 @@ class FleetError(RuntimeError):
     """The fleet cannot work; the message says why and what to change."""
 
 
-def run_fleet(endpoint: str, actors: int, episodes: int, connect_seconds: float) -> None:
+def run_fleet(endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: Keys | None = None) -> None:
     """Fork `actors` actors of the job at `endpoint` and keep that many alive until the job is over."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    welcome = fetch_welcome(endpoint, connect_seconds)
+    welcome = fetch_welcome(endpoint, connect_seconds, keys)
     environment = make_environment(welcome.environment, **welcome.environment_settings)
     environment.start("train", 0)  # loads what the environment loads lazily, before the forks
     prompter = Prompter(welcome.tokenizer_json, welcome.chat_template)
@@ -45,19 +46,19 @@ def run_fleet(endpoint: str, actors: int, episodes: int, connect_seconds: float)
     gc.freeze()  # the shared pages are not touched by the children's collector
 
     def body() -> None:
-        asyncio.run(_act(endpoint, episodes, welcome, environment, prompter))
+        asyncio.run(_act(endpoint, episodes, welcome, environment, prompter, keys))
 
     supervise([body] * actors)
 
 
-def fetch_welcome(endpoint: str, seconds: float) -> Welcome:
+def fetch_welcome(endpoint: str, seconds: float, keys: Keys | None = None) -> Welcome:
     """Ask the controller at `endpoint` how to play. Raises FleetError if it does not answer in time."""
     with zmq.Context() as context, context.socket(zmq.DEALER) as connection:
         connection.set(zmq.LINGER, 0)
-        connection.connect(endpoint)
+        connect(connection, endpoint, keys)
         connection.send(encode(Hello(host=os.uname().nodename, pid=os.getpid())))
         if not connection.poll(int(seconds * 1000)):
-            raise FleetError(f"no controller answers at {endpoint} after {seconds:g} s; is the job running, and --connect right?")
+            raise FleetError(f"no controller answers at {endpoint} after {seconds:g} s; does the job run? Are --connect and --keys right?")
         try:
             answer = decode(connection.recv())
         except BadFrame as error:
@@ -112,9 +113,9 @@ def fork(body) -> int:
         os._exit(status)
 
 
-async def _act(endpoint: str, episodes: int, welcome: Welcome, environment, prompter: Prompter) -> None:
+async def _act(endpoint: str, episodes: int, welcome: Welcome, environment, prompter: Prompter, keys: Keys | None) -> None:
     context = zmq.asyncio.Context()
     try:
-        await Actor(context, endpoint, welcome, environment, prompter).run(episodes)
+        await Actor(context, endpoint, welcome, environment, prompter, keys).run(episodes)
     finally:
         context.term()

@@ -27,7 +27,7 @@ from telemetry.intervals import wilson
 MODES = ("off", "budget", "void", "t2po-token", "t2po-turn", "t2po")
 TOKENS = {"alfworld": 150_000, "webshop": 250_000, "search": 250_000}
 """Environment -> budget of a run: in ALFWorld eight updates, so that no mode has reached the ceiling."""
-BUDGET = {"alfworld": 19, "webshop": 19, "search": 19}
+BUDGET = {"alfworld": 19, "webshop": 19, "search": 21}
 """Thinking tokens of mode `budget`: about the 95th percentile of the thoughts of a warm-started policy (seed 0, training tasks), so that
 as many are cut as by the others."""
 GAMES = 128

@@ -10,6 +10,7 @@ import zmq.asyncio
 
 from config import Job
 from controller.main import Controller
+from protocol.security import gatekeeper, load_keys
 
 
 async def control(job: Job) -> None:
@@ -18,7 +19,8 @@ async def control(job: Job) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     context = zmq.asyncio.Context()
     try:
-        await Controller(job, context).run()
+        async with gatekeeper(context, load_keys(job.config.security.keys)):
+            await Controller(job, context).run()
     except asyncio.CancelledError:
         pass
     finally:

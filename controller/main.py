@@ -71,6 +71,7 @@ from protocol.messages import (
     TurnFailed,
     TurnRequest,
 )  # fmt: skip
+from protocol.security import bind, connect, load_keys
 from telemetry.loop_lag import LoopLag
 from telemetry.metrics_file import METRICS_FILE
 from telemetry.spans import SpanFile
@@ -84,7 +85,6 @@ LOST_AFTER = 5
 class Controller:
     def __init__(self, job: Job, context: zmq.asyncio.Context) -> None:
         self.config: Config = job.config
-        self._context = context
         tokenizer_file = f"{job.model_dir}/tokenizer.json"
         env = make_environment(self.config.env.name, **self.config.environment_settings())
         learner = self.config.learner
@@ -100,15 +100,17 @@ class Controller:
             )
         )
         self._welcome = welcome(job)
-        self._actors = self._bind(zmq.ROUTER, job.endpoints.actors)
-        self._learner = self._bind(zmq.ROUTER, job.endpoints.learner)
+        keys = load_keys(self.config.security.keys)
+        self._actors, self._learner = context.socket(zmq.ROUTER), context.socket(zmq.ROUTER)
+        bind(self._actors, job.endpoints.actors, keys, "actors")
+        bind(self._learner, job.endpoints.learner, keys, "run")
         self._stats = context.socket(zmq.PUSH)
         self._stats.set(zmq.LINGER, 0)
-        self._stats.connect(job.endpoints.stats)
+        connect(self._stats, job.endpoints.stats, keys)
         self._reader = FrameReader()
         self._tokens = tokens = think_tokens(Path(job.model_dir), env, self.config.control)
-        self._signals = SignalRouter(context, job.endpoints.signals, tokens)
-        self._engines = EnginePool(job.endpoints.engines, self.config.engine.start_seconds)
+        self._signals = SignalRouter(context, job.endpoints.signals, tokens, keys)
+        self._engines = EnginePool(job.endpoints.engines, self.config.engine.start_seconds, job.engine_key)
         self._turns = TurnRunner(self.config, self._engines, self._signals, tokens, lambda: self.version)
         self.version = -1
         self._learner_id: bytes | None = None
@@ -339,11 +341,6 @@ class Controller:
         }
 
     # --- sending
-
-    def _bind(self, kind: int, endpoint: str) -> zmq.asyncio.Socket:
-        socket = self._context.socket(kind)
-        socket.bind(endpoint)
-        return socket
 
     async def _to_actor(self, actor: bytes, message: Message) -> None:
         await self._actors.send_multipart([actor, encode(message)])  # a ROUTER drops what is for a peer that is gone

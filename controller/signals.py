@@ -21,6 +21,7 @@ from controller.think_tokens import ThinkTokens
 from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.codec import FrameReader, encode
 from protocol.messages import SignalFrame, Steer
+from protocol.security import Keys, bind
 
 HIGH_WATER = 1000
 """Frames. At 150 steps a second this is seconds of a controller that does not read."""
@@ -55,11 +56,11 @@ class Watch:
 class SignalRouter:
     """Reads the engine's frames, feeds each row to its turn's rule, and sends the steers that follow."""
 
-    def __init__(self, context: zmq.asyncio.Context, endpoint: str, tokens: ThinkTokens) -> None:
+    def __init__(self, context: zmq.asyncio.Context, endpoint: str, tokens: ThinkTokens, keys: Keys | None = None) -> None:
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set(zmq.RCVHWM, HIGH_WATER)
         self._socket.set(zmq.LINGER, 0)
-        self._socket.bind(endpoint)
+        bind(self._socket, endpoint, keys, "run")
         self._reader = FrameReader()
         self._tokens = tokens
         self._watched: dict[str, Watch] = {}

@@ -12,15 +12,17 @@ from config import Job
 from learner.main import Learner
 from learner.ranks import Ranks
 from learner.together import dismiss, follow
+from protocol.security import gatekeeper, load_keys
 
 
 async def learn(job: Job, ranks: Ranks) -> None:
     """To the end of the run. SIGINT: to the end of the update under way."""
     context = zmq.asyncio.Context()
-    learner = Learner(job, context, ranks)
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, learner.stop)
     try:
-        await learner.run()
+        async with gatekeeper(context, load_keys(job.config.security.keys)):
+            learner = Learner(job, context, ranks)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGINT, learner.stop)
+            await learner.run()
     finally:
         context.term()
 

@@ -39,6 +39,7 @@ from learner.training import Training
 from learner.update import share_over
 from protocol.codec import FrameReader, decode, encode
 from protocol.messages import Ack, Applied, EpisodeKey, Evaluate, GroupsDropped, LearnerState, Message, Stats, Trajectory
+from protocol.security import bind, connect, load_keys
 from telemetry.loop_lag import LoopLag
 from telemetry.spans import SpanFile
 
@@ -58,11 +59,12 @@ class Learner:
         self._config = job.config
         self._run_dir = Path(job.run_dir)
         self._trajectories = context.socket(zmq.ROUTER)
-        self._trajectories.bind(job.endpoints.trajectories)
+        keys = load_keys(job.config.security.keys)
+        bind(self._trajectories, job.endpoints.trajectories, keys, "actors")
         self._controller = context.socket(zmq.DEALER)
-        self._controller.connect(job.endpoints.learner)
+        connect(self._controller, job.endpoints.learner, keys)
         self._stats = context.socket(zmq.PUSH)
-        self._stats.connect(job.endpoints.stats)
+        connect(self._stats, job.endpoints.stats, keys)
         self._reader = FrameReader()
         self._arrived = asyncio.Event()  # set by _receive, cleared by whoever waits
         self._waiters: set[asyncio.Event] = {self._arrived}

@@ -27,6 +27,7 @@ COMMANDS = {
     "report": "what runs did, as one HTML file: run.py report RUN [RUN ...] [--output FILE] [--episodes t3.1,t4.0]",
     "trace": "where the time of an update went, and a file of it for Perfetto: run.py trace RUN [--update N] [--output FILE]",
     "retriever": "serve passages to search in, by Search-R1's protocol: run.py retriever [--port 8000] [--corpus FILE]",
+    "keys": "make keys for the machines that may join a run: run.py keys DIR [NAME ...]",
     "actor": "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N",
 }
 
@@ -53,6 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from envs.search.server import main as serve
 
             return serve(arguments)
+        if command == "keys":
+            return _keys(arguments)
         if command == "actor":
             return _actor(arguments)
         raise ConfigError(f"there is no command {command!r}; there are: {', '.join(COMMANDS)}")
@@ -214,19 +217,45 @@ def _trace(arguments: list[str]) -> int:
     return 0
 
 
+def _keys(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="run.py keys",
+        description="Keys for a run that other machines may join: run.py --security.keys DIR --controller.host 0.0.0.0. Each machine gets "
+        "a directory DIR/NAME, to be copied to it for run.py actor --keys; DIR/allowed has the public keys of those that may join.",
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="where the keys are, or will be")
+    parser.add_argument("names", nargs="*", default=["actor"], metavar="NAME", help="machines to make keys for (default: actor)")
+    options = parser.parse_args(arguments)
+    from protocol.security import KeysError, make_keys
+
+    try:
+        for name in options.names:
+            for made in make_keys(options.dir, name):
+                print(f"made {made}")
+    except KeysError as error:
+        raise ConfigError(str(error)) from None
+    return 0
+
+
 def _actor(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="run.py actor", description="Play episodes for a job that runs elsewhere.")
     parser.add_argument("--connect", required=True, metavar="tcp://HOST:PORT", help="where the job's controller listens (controller.port)")
     parser.add_argument("--actors", type=int, default=1, metavar="N", help="actor processes to start here (default 1)")
     parser.add_argument("--episodes", type=int, default=1, metavar="N", help="episodes each plays at once (default 1)")
     parser.add_argument("--wait", type=float, default=30.0, metavar="S", help="seconds to wait for the controller (default 30)")
+    parser.add_argument("--keys", default="", metavar="DIR", help="this machine's keys, which run.py keys made where the job runs")
     options = parser.parse_args(arguments)
     if options.actors < 1 or options.episodes < 1:
         raise ConfigError("--actors and --episodes must be at least 1")
     from actors.fleet import FleetError, run_fleet
+    from protocol.security import KeysError, is_loopback, load_keys
 
+    if not options.keys and not is_loopback(options.connect):
+        raise ConfigError("--keys: another machine's job admits those alone who have a key; run.py keys makes them where the job runs")
     try:
-        run_fleet(options.connect, options.actors, options.episodes, options.wait)
+        run_fleet(options.connect, options.actors, options.episodes, options.wait, load_keys(options.keys))
+    except KeysError as error:
+        raise ConfigError(f"--keys: {error}") from None
     except FleetError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ import fcntl
 import itertools
 import os
 import random
+import secrets
 import shutil
 import socket
 import tempfile
@@ -17,10 +18,12 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from config import Config, ConfigError, Endpoints, Job
+from controller.engine.names import ENGINE_KEY
 from controller.think_tokens import read_vocabulary, think_tokens
 from envs.base import Environment, EnvironmentFailure
 from envs.registry import make_environment
 from protocol.prompting import load_prompter
+from protocol.security import KeysError, is_loopback, load_keys
 from supervisor.settings import to_toml
 from telemetry.trackers import check_tracker
 
@@ -46,13 +49,16 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
     check_tracker(config.run.tracker)
     check_model(config, configured_environment(config), model)
     endpoints = choose_endpoints(config)
-    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    check_keys(config, endpoints)
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (run_dir / "logs").mkdir(exist_ok=True)
     job = Job(
         config=config,
         endpoints=endpoints,
         run_dir=str(run_dir),
         model_dir=str(model or run_dir / "policy"),
         weights_dir=weights_dir(Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())),
+        engine_key=os.environ.get(ENGINE_KEY, "") or ("" if config.engine.urls else secrets.token_urlsafe(32)),
         started=time.time(),
         resume=resume,
     )
@@ -155,6 +161,21 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
         raise ValueError(
             f"engine.max_model_len: {config.engine.max_model_len} tokens do not hold a first prompt of {prompt} and a response of "
             f"{config.sampling.max_tokens} (sampling.max_tokens); raise it"
+        )
+
+
+def check_keys(config: Config, endpoints: Endpoints) -> None:
+    """Raises ConfigError when others could connect without a key, or there is something wrong with the keys."""
+    try:
+        keys = load_keys(config.security.keys)
+    except KeysError as error:
+        raise ConfigError(f"security.keys: {error}") from None
+    if keys is not None and keys.public != keys.run:
+        raise ConfigError(f"security.keys: {config.security.keys} has the keys of a machine that joins a run; give the directory above it")
+    if keys is None and not all(map(is_loopback, (endpoints.actors, endpoints.trajectories, endpoints.learner, endpoints.signals))):
+        raise ConfigError(
+            f"controller.host: at {config.controller.host} other machines can connect; make keys by `run.py keys DIR`, and give that "
+            "directory as security.keys"
         )
 
 

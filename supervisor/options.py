@@ -25,6 +25,9 @@ SHORT_NAMES = {
 """What the most used settings are called on the command line, without their section."""
 
 
+SECRETS = ("dashboard.token",)
+
+
 def all_settings() -> dict[str, msgspec.inspect.Field]:
     """Every setting by its full name, in the order of this file."""
     fields = {}
@@ -35,7 +38,12 @@ def all_settings() -> dict[str, msgspec.inspect.Field]:
 
 
 def values_of(config: Config) -> dict[str, Any]:
-    """{full name: value} of all settings."""
+    """{full name: value} of all settings, to be shown: of secrets only whether they are set."""
+    values = _values(config)
+    return values | {name: "(set)" for name in SECRETS if values[name]}
+
+
+def _values(config: Config) -> dict[str, Any]:
     return {f"{section}.{name}": value for section, values in msgspec.to_builtins(config).items() for name, value in values.items()}
 
 

@@ -24,6 +24,7 @@ from learner.main import Learner
 from protocol.codec import decode, encode
 from protocol.messages import Hello, Welcome
 from protocol.prompting import Prompter
+from protocol.security import connect, load_keys
 from supervisor.job import clean_up
 from supervisor.train import receiving
 from telemetry.collector import Collector
@@ -37,8 +38,10 @@ async def train_serially(job: Job, console: Console) -> dict:
     collector = Collector(Path(job.run_dir), resume=job.resume, ess_floor=job.config.learner.ess_floor)
     build_policy(job)
     signals = None if job.config.control.signal == "stream" else job.endpoints.signals
+    keys = job.config.security.keys
     engines = [
-        FakeEngine(job.model_dir, port=urlsplit(url).port, signals=signals, top_j=job.config.control.top_j) for url in job.endpoints.engines
+        FakeEngine(job.model_dir, port=urlsplit(url).port, signals=signals, top_j=job.config.control.top_j, key=job.engine_key, keys=keys)
+        for url in job.endpoints.engines
     ]
     with Progress(collector.state, job.config.run, console) as progress:
         async with receiving(job, collector, context):
@@ -74,7 +77,8 @@ async def _play(job: Job, context: zmq.asyncio.Context, progress: Progress) -> N
 
 async def _act(job: Job, context: zmq.asyncio.Context) -> None:
     connection = context.socket(zmq.DEALER)
-    connection.connect(job.endpoints.actors)
+    keys = load_keys(job.config.security.keys)
+    connect(connection, job.endpoints.actors, keys)
     await connection.send(encode(Hello(host="serial", pid=0)))
     welcome = decode(await connection.recv())
     connection.close()
@@ -83,7 +87,7 @@ async def _act(job: Job, context: zmq.asyncio.Context) -> None:
     prompter = Prompter(welcome.tokenizer_json, welcome.chat_template)
     async with asyncio.TaskGroup() as group:
         for _ in range(job.config.actor.count):
-            actor = Actor(context, job.endpoints.actors, welcome, environment, prompter)
+            actor = Actor(context, job.endpoints.actors, welcome, environment, prompter, keys)
             group.create_task(actor.run(job.config.actor.episodes))
     await asyncio.Event().wait()  # the actors may end before the learner does
 

@@ -17,6 +17,7 @@ from config import Job, LearnerSection
 from controller.engine.server import EngineNotReady, engine_command, wait_ready
 from protocol.codec import FrameReader
 from protocol.messages import Stats
+from protocol.security import bind, gatekeeper, load_keys
 from supervisor.children import Child, Restarts, last_words, start, stop_all
 from supervisor.job import clean_up, free_port, job_file
 from supervisor.options import values_of
@@ -117,7 +118,7 @@ class Run:
     async def _engine_ready(self) -> None:
         config, urls = self._job.config, self._job.endpoints.engines
         own = [self._start_engine(number) for number in range(len(urls))] if not config.engine.urls else []
-        waiting = [asyncio.create_task(wait_ready(url, config.engine.start_seconds)) for url in urls]
+        waiting = [asyncio.create_task(wait_ready(url, config.engine.start_seconds, self._job.engine_key)) for url in urls]
         try:
             await self._while_all_live(lambda: all(task.done() for task in waiting))
         finally:
@@ -202,13 +203,15 @@ def learner_environments(settings: LearnerSection) -> list[dict[str, str]]:
 async def receiving(job: Job, collector: Collector, context: zmq.asyncio.Context | None = None) -> AsyncIterator[asyncio.Task]:
     """While inside, what processes report goes to the collector; yields the task that does it."""
     own = context or zmq.asyncio.Context()
+    keys = load_keys(job.config.security.keys)
     socket = own.socket(zmq.PULL)
-    socket.bind(job.endpoints.stats)
+    bind(socket, job.endpoints.stats, keys, "run")
     lag = LoopLag()
     tasks = [asyncio.create_task(_receive(socket, collector, lag)), asyncio.create_task(lag.run())]
     try:
-        yield tasks[0]
-        await asyncio.wait(tasks, timeout=LAST_WORDS)
+        async with gatekeeper(own, keys):
+            yield tasks[0]
+            await asyncio.wait(tasks, timeout=LAST_WORDS)
     finally:
         for task in tasks:
             task.cancel()

@@ -108,6 +108,10 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Policies:
     return Policies(*both)
 
 
+KEY = "sesame"
+"""Of every engine that tests share."""
+
+
 @dataclass(frozen=True)
 class RealEngine:
     """A vLLM server that runs for the whole session."""
@@ -142,6 +146,7 @@ def vllm_server(policies: Policies, directory: Path, **settings: str) -> Iterato
         model_dir=str(policies.first.directory),
         weights_dir="",
         started=0.0,
+        engine_key=KEY,
     )
     command = engine_command(job)
     log = directory / "engine.log"
@@ -156,7 +161,7 @@ def vllm_server(policies: Policies, directory: Path, **settings: str) -> Iterato
         )
     try:
         with ThreadPoolExecutor(1) as elsewhere:  # the first test that asks for the engine is in an event loop already
-            elsewhere.submit(lambda: asyncio.run(wait_ready(url, 180.0))).result()
+            elsewhere.submit(lambda: asyncio.run(wait_ready(url, 180.0, KEY))).result()
         yield RealEngine(url, signals)
     except Exception:
         print(log.read_text()[-4000:])
@@ -307,12 +312,12 @@ async def engine(request: pytest.FixtureRequest, policies: Policies) -> AsyncIte
         from controller.engine.fake import FakeEngine  # torch, which not every test needs
 
         signals = f"tcp://127.0.0.1:{free_port()}"
-        fake = FakeEngine(policies.first.directory, signals=signals, top_j=TOP_J)
+        fake = FakeEngine(policies.first.directory, signals=signals, top_j=TOP_J, key=KEY)
         url, stop = await fake.start(), fake.stop
     else:
         real = request.getfixturevalue("real_engine")
         url, signals, stop = real.url, real.signals, None
-    client = EngineClient(url)
+    client = EngineClient(url, KEY)
     try:
         async with watching(signals) as watcher:
             made = Engine(request.param, url, client, watcher, policies)

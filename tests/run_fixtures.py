@@ -156,7 +156,7 @@ async def running(directory: Path, *arguments: str) -> AsyncIterator[Run]:
 async def running_small(directory: Path, policy: Path, **overrides: str) -> AsyncIterator[Run]:
     """A run of real processes as SMALL describes it, against the small engine."""
     signals = free_port()
-    engine = FakeEngine(policy, signals=f"tcp://127.0.0.1:{signals}")
+    engine = FakeEngine(policy, signals=f"tcp://127.0.0.1:{signals}", keys=overrides.get("security__keys", ""))
     url = await engine.start()
     settings = SMALL | {"model.name": str(policy), "engine.urls": url, "controller.signals_port": str(signals), "run.dir": str(directory)}
     settings |= {name.replace("__", "."): value for name, value in overrides.items()}

@@ -13,11 +13,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from controller.engine.answers import Generation  # noqa: E402
-from controller.engine.client import EngineError  # noqa: E402
+from controller.engine.client import EngineClient, EngineError, Sampling  # noqa: E402
 from controller.engine.names import PATTERN  # noqa: E402
 from controller.engine.server import wait_ready  # noqa: E402
 from controller.engine.weights import apply_weights  # noqa: E402
-from tests.engine_fixtures import TOLERANCE, TOP_J, VOCABULARY, Engine, build_tiny_model, distributions, some_prompt  # noqa: E402
+from tests.engine_fixtures import KEY, TOLERANCE, TOP_J, VOCABULARY, Engine, build_tiny_model, distributions, some_prompt  # noqa: E402
 
 
 def agrees(generation: Generation, directory: Path, prompt: list[int], *, temperature: float = 1.0, until: int | None = None) -> bool:
@@ -314,7 +314,7 @@ async def test_a_paused_engine_stands_still_and_goes_on(engine: Engine) -> None:
 
 async def test_an_engine_that_a_killed_run_left_paused_is_ready_for_the_next(engine: Engine) -> None:
     await engine.client.pause()
-    await wait_ready(engine.url, 20.0)
+    await wait_ready(engine.url, 20.0, KEY)
     assert not await engine.client.is_paused()
 
 
@@ -338,3 +338,22 @@ async def serves_first(engine: Engine, version: int) -> None:
     assert agrees(generation, engine.policies.first.directory, prompt)
     assert [span.version for span in generation.spans] == [version]
     assert all(math.isfinite(log_prob) for log_prob in generation.log_probs)
+
+
+async def test_without_the_key_it_says_nothing_but_that_it_lives(engine: Engine) -> None:
+    """The routes that pause it or change its weights included, which vLLM's own key leaves open."""
+    for key in ("", KEY[:-1], KEY + "x"):
+        stranger = EngineClient(engine.url, key)
+        file = engine.policies.second
+        try:
+            assert await stranger.health()
+            for call in (
+                stranger.pause(), stranger.resume(), stranger.weight_version(), stranger.abort("turn"), stranger.start_update(),
+                stranger.update_weights(file.file, 1, file.checksum), stranger.finish_update(1), stranger.checksums(),
+                stranger.generate("turn", [1], Sampling(max_tokens=1, cache_salt=""), watched=False),
+            ):  # fmt: skip
+                with pytest.raises(EngineError, match="401"):
+                    await call
+        finally:
+            await stranger.close()
+    assert not await engine.client.is_paused()

@@ -11,8 +11,10 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from controller.engine.client import EngineClient  # noqa: E402
+from controller.engine.gate import bearer  # noqa: E402
 from controller.rules.thinking import DelegatedRule, ThinkingSettings  # noqa: E402
 from tests.engine_fixtures import (  # noqa: E402
+    KEY,
     TOLERANCE,
     VOCABULARY,
     Engine,
@@ -55,7 +57,7 @@ async def test_a_rule_in_the_engine_decides_as_the_controller_would_on_the_same_
 async def test_turns_keep_their_identity_through_preemption(policies: Policies, tmp_path: Path) -> None:
     """Twenty-four turns in a KV cache for ten of them: they leave the batch, come back to other rows, and are computed again."""
     with vllm_server(policies, tmp_path, engine__kv_cache_gb="0.0015", engine__max_model_len="256") as cramped:
-        client = EngineClient(cramped.url)
+        client = EngineClient(cramped.url, KEY)
         async with watching(cramped.signals) as watcher:
             engine = Engine("vllm", cramped.url, client, watcher, policies)
             await engine.run(policies.first)
@@ -78,6 +80,6 @@ async def test_turns_keep_their_identity_through_preemption(policies: Policies, 
 
 
 async def _metric(url: str, name: str) -> float:
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics") as response:
+    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics", headers={"Authorization": bearer(KEY)}) as response:
         lines = (await response.text()).splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))

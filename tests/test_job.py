@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from config import ConfigError
-from supervisor.job import free_port, prepare, weights_dir
+from protocol.security import make_keys
+from supervisor.job import free_port, job_file, prepare, weights_dir
+from supervisor.options import values_of
 from supervisor.settings import resolve
 
 
@@ -143,3 +145,27 @@ def test_a_port_that_is_taken_is_passed_over():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", free_port() + 1))  # the one that would be tried next
         assert free_port() != taken.getsockname()[1]
+
+
+def test_listening_to_other_machines_without_keys_is_refused_naming_the_command(tmp_path: Path):
+    settings = {"controller.host": "0.0.0.0", "run.dir": str(tmp_path / "run")}
+    with pytest.raises(ConfigError, match=r"controller\.host.*run\.py keys DIR.*security\.keys"):
+        prepare(resolve(overrides=settings), resume=False, model=None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_keys_of_a_machine_that_joins_are_not_those_of_a_run(tmp_path: Path):
+    make_keys(tmp_path / "keys", "host")
+    with pytest.raises(ConfigError, match=r"security\.keys: .*the directory above it"):
+        prepare(resolve(overrides={"security.keys": str(tmp_path / "keys" / "host"), "run.dir": str(tmp_path / "run")}), False, None)
+
+
+def test_nobody_else_may_read_a_run(tmp_path: Path):
+    job = prepare(resolve(overrides={"run.dir": str(tmp_path / "runs" / "run")}), resume=False, model=None)
+    shutil.rmtree(job.weights_dir)
+    assert Path(job.run_dir).stat().st_mode & 0o777 == 0o700 and job_file(job).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_secret_is_shown_as_set_and_no_more():
+    assert values_of(resolve(overrides={"dashboard.token": "sesame"}))["dashboard.token"] == "(set)"
+    assert values_of(resolve())["dashboard.token"] == ""

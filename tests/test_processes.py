@@ -118,11 +118,21 @@ async def test_killing_the_supervisor_leaves_no_process_behind(tmp_path: Path, s
 
 
 async def test_actors_from_elsewhere_join_and_do_the_work(tmp_path: Path, small_policy):
-    port = free_port()
+    """All connections encrypted, and those refused that have no key of this run."""
+    port, keys, others = free_port(), tmp_path / "keys", tmp_path / "others"
+    for directory in (keys, others):
+        async with running(tmp_path, "keys", str(directory), "host") as made:
+            assert await made.ended(20) == 0, made.output
+    joining = ("actor", "--connect", f"tcp://127.0.0.1:{port}", "--actors", "2")
     async with (
-        running_small(tmp_path / "run", small_policy, actor__count="0", controller__port=str(port)) as run,
-        running(tmp_path, "actor", "--connect", f"tcp://127.0.0.1:{port}", "--actors", "2", "--wait", "60") as actors,
+        running_small(
+            tmp_path / "run", small_policy, actor__count="0", controller__port=str(port), security__keys=str(keys), run__updates="3"
+        ) as run,
+        running(tmp_path, *joining, "--wait", "60", "--keys", str(keys / "host")) as actors,
     ):
+        await run.until(run.updates)
+        for more in ((), ("--keys", str(others / "host"))):
+            assert "no controller answers" in await refused(*joining, "--wait", "1", *more)
         assert await run.ended() == 0, run.output
         assert await actors.ended(20) == 0, "actors leave when the run is over"
 

@@ -17,6 +17,7 @@ pytest.importorskip("transformers")
 from config import Config, ControlSection, EngineSection, SamplingSection
 from controller.engine.client import Sampling
 from controller.engine.fake import FakeEngine
+from controller.engine.gate import bearer
 from controller.engine.pool import EnginePool
 from controller.progress import TurnStuck
 from controller.rules.early import FIRST
@@ -28,9 +29,12 @@ from controller.turns import TurnRunner
 from protocol.arrays import FLOAT32, INT32, pack
 from protocol.messages import EpisodeKey, SignalFrame, StopReason, TurnFailed, TurnRequest, TurnResult
 from supervisor.job import free_port
-from tests.engine_fixtures import TOP_J, VOCABULARY, some_prompt
+from tests.engine_fixtures import KEY, TOP_J, VOCABULARY, some_prompt
 
 TOKENS = ThinkTokens(open=1, close=2, queue=[2, 3], end=[VOCABULARY - 1], vocabulary=VOCABULARY)
+
+
+HEADERS = {"Authorization": bearer(KEY)}
 
 
 class Bench:
@@ -39,7 +43,7 @@ class Bench:
     def __init__(self, url: str, signals: str, fake: FakeEngine | None) -> None:
         self.url = url
         self.fake = fake
-        self.engines = EnginePool([url])
+        self.engines = EnginePool([url], key=KEY)
         (self.client,) = self.engines
         self.router = SignalRouter(zmq.asyncio.Context(), signals, TOKENS)
 
@@ -54,7 +58,7 @@ class Bench:
         """Requests in the engine."""
         if self.fake is not None:
             return sum(request.finish_reason is None for request in self.fake._generator.requests)
-        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/metrics") as response:
+        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/metrics", headers=HEADERS) as response:
             lines = (await response.text()).splitlines()
         counts = [line for line in lines if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{"))]
         assert len(counts) >= 2
@@ -66,7 +70,7 @@ async def bench(request: pytest.FixtureRequest, policies) -> AsyncIterator[Bench
     fake = None
     if request.param == "fake":
         signals = f"tcp://127.0.0.1:{free_port()}"
-        fake = FakeEngine(policies.first.directory, signals=signals, top_j=TOP_J)
+        fake = FakeEngine(policies.first.directory, signals=signals, top_j=TOP_J, key=KEY)
         url = await fake.start()
     else:
         real = request.getfixturevalue("real_engine")
@@ -112,8 +116,8 @@ async def test_a_turn_that_makes_no_progress_is_sampled_again(bench: Bench) -> N
 
 
 async def test_a_turn_that_is_stuck_in_one_engine_is_sampled_by_another(bench: Bench, policies) -> None:
-    other = FakeEngine(policies.first.directory, signals=bench.router.endpoint, top_j=TOP_J)
-    engines = EnginePool([bench.url, await other.start()])
+    other = FakeEngine(policies.first.directory, signals=bench.router.endpoint, top_j=TOP_J, key=KEY)
+    engines = EnginePool([bench.url, await other.start()], key=KEY)
     runner = bench.runner(engines, stall_seconds=2.0)
     await bench.client.pause()
     try:
@@ -127,8 +131,8 @@ async def test_a_turn_that_is_stuck_in_one_engine_is_sampled_by_another(bench: B
 
 
 async def test_a_turn_whose_engine_ends_is_sampled_by_another(bench: Bench, policies) -> None:
-    other = FakeEngine(policies.first.directory, signals=bench.router.endpoint, top_j=TOP_J)
-    engines = EnginePool([await other.start(), bench.url])
+    other = FakeEngine(policies.first.directory, signals=bench.router.endpoint, top_j=TOP_J, key=KEY)
+    engines = EnginePool([await other.start(), bench.url], key=KEY)
     first, _ = engines
     await first.pause()
     turn = asyncio.create_task(bench.runner(engines, mode="off").run(asking(5), seed=5))

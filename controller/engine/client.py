@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 
 from controller.engine.answers import Chunk, Generation, read_chunk, read_generation, version_number
+from controller.engine.gate import bearer
 from controller.engine.names import PATTERN, RULE, TURN, UNKNOWN_VERSION, engine_request_id
 from controller.rules.thinking import DelegatedRule
 
@@ -46,8 +47,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 class EngineClient:
     """One engine. Safe to use from any number of tasks of one event loop."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, key: str = "") -> None:
+        """`key`: what the engine wants to be told, if anything."""
         self.url = url.rstrip("/")
+        self._headers = {"Authorization": bearer(key)} if key else {}
         self._sessions: dict[str, aiohttp.ClientSession] = {}
 
     async def close(self) -> None:
@@ -164,7 +167,8 @@ class EngineClient:
             kept = {"force_close": True} if name == "admin" else {"keepalive_timeout": KEEP_ALIVE}
             connector = aiohttp.TCPConnector(limit=0, **kept)
             # No total timeout: a turn may take minutes, and whoever waits for an update has a deadline of his own.
-            self._sessions[name] = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None, sock_connect=10))
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+            self._sessions[name] = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers)
         return self._sessions[name]
 
     async def _call(self, session: str, method: str, path: str, body: dict | None = None, tries: int = 1) -> bytes:

@@ -15,6 +15,7 @@ import msgspec
 from aiohttp import web
 
 from controller.engine.fake_generation import Generator, Request
+from controller.engine.gate import OPEN, knows_key
 from controller.engine.names import RULE, TURN, engine_request_id
 from controller.rules.thinking import DelegatedRule
 
@@ -27,12 +28,16 @@ Handler = Callable[[web.Request], Awaitable[web.Response]]
 class FakeEngine:
     """`url = await engine.start()`, and `await engine.stop()` when done."""
 
-    def __init__(self, model_dir: str | Path, *, port: int = 0, signals: str | None = None, top_j: int = 20) -> None:
-        """Serve the Hugging Face model in `model_dir` at 127.0.0.1:`port` (0: any free one). `signals`: ZeroMQ address at which
-        the controller's ROUTER is bound; None: no signals and no steers. `top_j`: see uncertainty.py.
+    def __init__(
+        self, model_dir: str | Path, *, port: int = 0, signals: str | None = None, top_j: int = 20, key: str = "", keys: str = ""
+    ) -> None:
+        """Serve the Hugging Face model in `model_dir` at 127.0.0.1:`port` (0: any free one). `signals`: ZeroMQ address at which the
+        controller's ROUTER is bound, for whom `keys` is a directory of (protocol/security.py); None: no signals and no steers. `top_j`:
+        see uncertainty.py. `key`: what whoever asks must know.
         """
         self._port = port
-        self._settings = (Path(model_dir), signals, top_j)
+        self._key = key
+        self._settings = (Path(model_dir), signals, top_j, keys)
         self._runner: web.AppRunner | None = None
         self._updating = False
         self._loaded = False
@@ -41,7 +46,7 @@ class FakeEngine:
         """The URL at which the engine answers from now on."""
         self._generator = Generator(*self._settings)
         self._loop = asyncio.create_task(self._generator.run())
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_as_vllm])
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_as_vllm, self._gate])
         app.router.add_get("/health", self._health)
         app.router.add_post("/inference/v1/generate", self._generate)
         app.router.add_post("/abort_requests", self._abort)
@@ -66,6 +71,12 @@ class FakeEngine:
         self._loop.cancel()
         await asyncio.wait([self._loop])
         await self._runner.cleanup()
+
+    @web.middleware
+    async def _gate(self, raw: web.Request, handler: Handler) -> web.Response:
+        if raw.path not in OPEN and not knows_key(raw.headers.get("Authorization", ""), self._key):
+            raise web.HTTPUnauthorized(text="the key of this engine is needed")
+        return await handler(raw)
 
     # --- turns
 

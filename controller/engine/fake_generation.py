@@ -81,12 +81,12 @@ class Request:
 class Generator:
     """The model, the requests that run, and the loop that advances them."""
 
-    def __init__(self, model_dir: Path, signals: str | None, top_j: int) -> None:
+    def __init__(self, model_dir: Path, signals: str | None, top_j: int, keys: str = "") -> None:
         torch.set_num_threads(1)  # passes as small as these only wait for a second thread
         self._model_dir = model_dir
         self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
         self._top_j = top_j
-        self._socket = SignalSocket(signals) if signals else None
+        self._socket = SignalSocket(signals, keys=keys) if signals else None
         self.requests: list[Request] = []
         self.version = "default"
         self.paused = False

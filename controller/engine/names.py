@@ -21,6 +21,15 @@ TAP_ENDPOINT = "FORAY_TAP_ENDPOINT"
 TAP_TOP_J = "FORAY_TAP_TOP_J"
 """Environment variable: tokens whose mean log-prob is the confidence."""
 
+GATE = "controller.engine.gate.Gate"
+"""Our middleware, as vLLM's --middleware wants it."""
+
+ENGINE_KEY = "FORAY_ENGINE_KEY"
+"""Environment variable: what whoever asks the engine must know."""
+
+KEYS = "FORAY_KEYS"
+"""Environment variable: directory of the run's keys (protocol/security.py), for the connection to the controller. Absent: it is open."""
+
 UNKNOWN_VERSION = -1
 """Weights that no update has put there: those the engine was started with."""
 

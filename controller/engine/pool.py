@@ -62,9 +62,9 @@ class _Entry:
 class EnginePool:
     """All healthy engines run the same weights. Safe to use from any number of tasks of one event loop."""
 
-    def __init__(self, urls: Sequence[str], patience: float = inf) -> None:
-        """`patience`: seconds without any healthy engine after which `check` gives up."""
-        self._entries = {client: _Entry(client) for client in map(EngineClient, urls)}
+    def __init__(self, urls: Sequence[str], patience: float = inf, key: str = "") -> None:
+        """`patience`: seconds without any healthy engine after which `check` gives up. `key`: of all engines."""
+        self._entries = {client: _Entry(client) for client in (EngineClient(url, key) for url in urls)}
         self._patience = patience
         self._healthy = asyncio.Event()  # there is one
         self._healthy.set()

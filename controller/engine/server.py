@@ -25,7 +25,8 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from config import Config, ConfigError, Job
-from controller.engine.names import BACKEND, PROCESSOR, TAP_ENDPOINT, TAP_TOP_J
+from controller.engine.gate import bearer
+from controller.engine.names import BACKEND, ENGINE_KEY, GATE, KEYS, PROCESSOR, TAP_ENDPOINT, TAP_TOP_J
 
 GIB = 2**30
 
@@ -75,6 +76,7 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
         *("--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_sequences)),
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
         *("--weight-transfer-config", json.dumps({"backend": BACKEND})),
+        *("--middleware", GATE),
         *("--enable-prefix-caching", "--enable-scale-out", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"),
     ]
     environment = {
@@ -82,10 +84,11 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_OFFLINE": "1",  # the model is a directory
+        ENGINE_KEY: job.engine_key,
     }
     if job.config.control.signal != "stream":
         arguments += ["--logits-processors", PROCESSOR]
-        environment |= {TAP_ENDPOINT: job.endpoints.signals, TAP_TOP_J: str(job.config.control.top_j)}
+        environment |= {TAP_ENDPOINT: job.endpoints.signals, TAP_TOP_J: str(job.config.control.top_j), KEYS: job.config.security.keys}
     if on_cpu():
         arguments += ["--enforce-eager", "--block-size", str(BLOCK), "--no-enable-chunked-prefill", "--dtype", cpu_dtype(engine.dtype)]
         arguments += ["--max-num-batched-tokens", str(max(BATCHED_TOKENS, engine.max_model_len))]
@@ -145,13 +148,14 @@ def available_gib(meminfo: Path = Path("/proc/meminfo")) -> float:
     return float("inf")
 
 
-async def wait_ready(endpoint: str, seconds: float) -> None:
-    """Until the engine at `endpoint` (http://host:port) has generated a token for us.
+async def wait_ready(endpoint: str, seconds: float, key: str = "") -> None:
+    """Until the engine at `endpoint` (http://host:port), which wants to be told `key`, has generated a token for us.
 
     Raises EngineNotReady after `seconds`, or as soon as the server answers in a way that shows that it is not ours to use.
     """
     try:
-        async with asyncio.timeout(seconds), aiohttp.ClientSession() as session:
+        headers = {"Authorization": bearer(key)} if key else {}
+        async with asyncio.timeout(seconds), aiohttp.ClientSession(headers=headers) as session:
             while not await _healthy(session, endpoint):
                 await asyncio.sleep(0.1)
             await _probe(session, endpoint)
@@ -172,6 +176,8 @@ async def _healthy(session: aiohttp.ClientSession, endpoint: str) -> bool:
 async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
     """One token, as every turn asks for it: also takes what the first request costs out of the first turn."""
     async with session.get(f"{endpoint}/weight_info") as response:
+        if response.status == 401:
+            raise EngineNotReady(f"engine.urls: {endpoint} wants a key; put it into the environment variable {ENGINE_KEY}")
         if response.status != 200:
             raise EngineNotReady(f"engine.urls: {endpoint} takes no weight updates; start vLLM's server with VLLM_SERVER_DEV_MODE=1")
     async with session.post(f"{endpoint}/resume"):

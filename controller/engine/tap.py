@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import torch
 
-from controller.engine.names import RULE, TAP_ENDPOINT, TAP_TOP_J, TURN
+from controller.engine.names import KEYS, RULE, TAP_ENDPOINT, TAP_TOP_J, TURN
 from controller.engine.signal_socket import ForcedQueue, SignalRows, SignalSocket, takes_effect
 from controller.engine.uncertainty import divide_by_temperature, uncertainty
 from controller.rules.thinking import DelegatedRule, ThinkingRule
@@ -72,7 +72,7 @@ def open_tap(vllm_config: VllmConfig) -> Tap | None:
     if vllm_config.parallel_config.world_size > 1:
         # Every rank samples by itself: a steer that reached one of them would make their responses differ.
         raise ValueError("the signal tap works with one worker: start the engine without tensor or pipeline parallelism")
-    return Tap(SignalSocket(endpoint), int(os.environ.get(TAP_TOP_J, "20")))
+    return Tap(SignalSocket(endpoint, keys=os.environ.get(KEYS, "")), int(os.environ.get(TAP_TOP_J, "20")))
 
 
 class Tap:

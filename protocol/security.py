@@ -1,0 +1,157 @@
+"""Who may talk to a run, over connections that nobody else can read: ZeroMQ's CURVE, with keys in files.
+
+`run.py keys DIR` makes a directory of them:
+
+    run.key, run.key_secret          of the run's own processes
+    allowed/NAME.key                 of those that may play for it: one whose file is removed is refused from its next connection on
+    NAME/run.key, NAME.key_secret    to be copied to a machine of that name, for `run.py actor --keys NAME`
+
+A socket of domain "run" admits the run's own processes alone, one of domain "actors" those that may play, too. Without keys sockets are
+open, and must not be reachable from other machines (`is_loopback`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import zmq
+import zmq.asyncio
+import zmq.auth
+from zmq.auth.asyncio import AsyncioAuthenticator
+
+from protocol.codec import MAX_FRAME
+
+RUN = "run"
+ALLOWED = "allowed"
+SECRET = ".key_secret"
+
+Domain = Literal["run", "actors"]
+
+
+class KeysError(ValueError):
+    """Keys are missing, or not as they must be; the message says which, and what makes them."""
+
+
+class Keys(NamedTuple):
+    """What a process identifies itself with, and knows others by. All in Z85, 40 bytes."""
+
+    public: bytes
+    secret: bytes
+    run: bytes  # public key of the run's own processes
+    allowed: Path  # directory of the public keys of those that may play
+
+
+def make_keys(directory: Path, name: str) -> list[Path]:
+    """New keys for a machine called `name`, and for the run if there are none yet; returns the directories and files that were made.
+
+    Raises KeysError for a name that is taken, or no name of a file.
+    """
+    if name in (RUN, ALLOWED, ".", "..") or name != Path(name).name:
+        raise KeysError(f"{name!r} cannot be the name of a machine's keys; use letters and numbers")
+    if (directory / name).exists():
+        raise KeysError(f"{directory / name} exists; give another name, or remove it and {directory / ALLOWED / f'{name}.key'} first")
+    made = []
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    (directory / ALLOWED).mkdir(mode=0o700, exist_ok=True)
+    if not (directory / f"{RUN}{SECRET}").exists():
+        made += _pair(directory, RUN)
+    (directory / name).mkdir(mode=0o700)
+    _pair(directory / name, name)
+    (directory / name / f"{name}.key").rename(directory / ALLOWED / f"{name}.key")
+    (directory / name / f"{RUN}.key").write_bytes((directory / f"{RUN}.key").read_bytes())
+    return [*made, directory / ALLOWED / f"{name}.key", directory / name]
+
+
+def _pair(directory: Path, name: str) -> list[Path]:
+    files = [Path(file) for file in zmq.auth.create_certificates(directory, name)]
+    for file in files:
+        file.chmod(0o600)
+    return files
+
+
+def load_keys(directory: str) -> Keys | None:
+    """The keys in a directory that `make_keys` made, the run's or a machine's; None for "". Raises KeysError."""
+    if not directory:
+        return None
+    place = Path(directory)
+    secrets = sorted(place.glob(f"*{SECRET}"))
+    if len(secrets) != 1 or not (place / f"{RUN}.key").is_file():
+        raise KeysError(f"{place} holds no keys; `run.py keys {place}` makes them, and of a machine's directory there all is needed")
+    (secret,) = secrets
+    if secret.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise KeysError(f"{secret} can be read by others; chmod 600 {secret}")
+    try:
+        public, private = zmq.auth.load_certificate(secret)
+        run, _ = zmq.auth.load_certificate(place / f"{RUN}.key")
+    except ValueError as error:
+        raise KeysError(f"{place}: {error}") from None
+    if private is None:
+        raise KeysError(f"{secret} holds no secret key")
+    return Keys(public, private, run, place / ALLOWED)
+
+
+def is_loopback(endpoint: str) -> bool:
+    """Whether an address, a URL or ZeroMQ's, is of this machine alone."""
+    host = urlsplit(endpoint).hostname or ""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def bind(socket: zmq.Socket, endpoint: str, keys: Keys | None, domain: Domain) -> None:
+    """Listen. Frames that are too large for any message end their connection before memory is taken for them."""
+    socket.set(zmq.MAXMSGSIZE, MAX_FRAME)
+    if keys is not None:
+        socket.set(zmq.CURVE_SERVER, 1)
+        socket.set(zmq.CURVE_SECRETKEY, keys.secret)
+        socket.set(zmq.ZAP_DOMAIN, domain.encode())
+        socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without a gatekeeper nobody comes in
+    socket.bind(endpoint)
+
+
+def connect(socket: zmq.Socket, endpoint: str, keys: Keys | None) -> None:
+    """Connect to a socket that the run has bound."""
+    socket.set(zmq.MAXMSGSIZE, MAX_FRAME)
+    if keys is not None:
+        socket.set(zmq.CURVE_SERVERKEY, keys.run)
+        socket.set(zmq.CURVE_PUBLICKEY, keys.public)
+        socket.set(zmq.CURVE_SECRETKEY, keys.secret)
+    socket.connect(endpoint)
+
+
+@contextlib.asynccontextmanager
+async def gatekeeper(context: zmq.asyncio.Context, keys: Keys | None) -> AsyncIterator[None]:
+    """While inside, the sockets that the context binds admit whom they should."""
+    if keys is None:
+        yield
+        return
+    keeper = AsyncioAuthenticator(context)
+    keeper.start()
+    admits = _Admits(keys)
+    for domain in ("run", "actors"):
+        keeper.configure_curve_callback(domain, admits)
+    try:
+        yield
+    finally:
+        keeper.stop()
+        await asyncio.sleep(0)  # its task lets go of the descriptor before another socket may get that
+
+
+class _Admits:
+    """Asked by pyzmq at every handshake."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        if key == self._keys.run:
+            return True
+        return domain == "actors" and key in zmq.auth.load_certificates(self._keys.allowed)
