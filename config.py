@@ -141,6 +141,9 @@ class EngineSection(Section):
     start_seconds: Annotated[float, says("Longest wait until the engine answers", gt=0)] = 180.0
     update_seconds: Annotated[float, says("Deadline of one weight update, retries included", gt=0)] = 60.0
     verify_every: Annotated[int, says("Check the engine's weight checksums at the first update and every so many", ge=1)] = 20
+    weights: Annotated[
+        Literal["file", "nccl"], says("How new weights come: as a file, or by vLLM's NCCL transfer between GPUs (docs/engine.md)")
+    ] = "file"
     extra_args: Annotated[list[str], says("Further arguments for vLLM's server, as they are")] = []
 
 
@@ -367,7 +370,7 @@ class Config(Section):
 
 
 class Endpoints(Section):
-    """Where the processes of one job find each other (ZeroMQ addresses, but for `engines`)."""
+    """Where the processes of one job find each other (ZeroMQ addresses, but for `engines` and `weights`)."""
 
     actors: str  # controller binds: actors and fleets connect
     learner: str  # controller binds: the learner connects
@@ -376,6 +379,7 @@ class Endpoints(Section):
     stats: str  # supervisor binds: everyone pushes measurements
     dashboard: str  # http://host:port, where the controller serves it
     engines: list[str]  # http://host:port of each vLLM server
+    weights: str = ""  # tcp://host:port, where the learner meets the engines' workers for NCCL
 
 
 class Job(Section):

@@ -7,7 +7,7 @@
      ▲    │      Credit, EpisodeEnded     │          TurnResult          ▲    │   SignalFrame │ ▲
      │    │ Applied                       │ Trajectory                   │    └── Steer ──────┘ │
      │    ▼                               ▼ ▲ Ack                        └─────────────────────-┘
-  ┌──────────┐   Published, Evaluate  ┌─────────┐      weights: safetensors, pause · update · resume
+  ┌──────────┐   Published, Evaluate  ┌─────────┐      weights: a file or NCCL, pause · update · resume
   │controller│ ◀───────────────────── │ learner │
   └──────────┘                        └─────────┘
 
@@ -111,6 +111,7 @@ class Controller:
         self._tokens = tokens = think_tokens(Path(job.model_dir), env, self.config.control)
         self._signals = SignalRouter(context, job.endpoints.signals, tokens, keys)
         self._engines = EnginePool(job.endpoints.engines, self.config.engine.start_seconds, job.engine_key)
+        self._weights = job.endpoints.weights
         self._turns = TurnRunner(self.config, self._engines, self._signals, tokens, lambda: self.version)
         self.version = -1
         self._learner_id: bytes | None = None
@@ -272,9 +273,7 @@ class Controller:
             published = await self._published.get()
             verify = self.version < 0 or published.version - checked >= self.config.engine.verify_every
             with self._spans.span("load weights", "weights", version=published.version):
-                seconds = await self._engines.apply_weights(
-                    published.path, published.version, published.checksum, deadline=self.config.engine.update_seconds, verify=verify
-                )
+                seconds = await self._load(published, verify)
             if verify:
                 checked = published.version
             if self.version < 0:
@@ -285,6 +284,16 @@ class Controller:
                 await self._finish_training()
             await self._to_learner(Applied(version=published.version, seconds=seconds, control=self._turns.thresholds.state()))
             await self._hand_out()
+
+    async def _load(self, published: Published, verify: bool) -> float:
+        deadline = self.config.engine.update_seconds
+        if published.transfer is None:
+            return await self._engines.apply_weights(
+                published.path, published.version, published.checksum, deadline=deadline, verify=verify
+            )
+        if self.version < 0:
+            await self._engines.join(self._weights, deadline=deadline)
+        return await self._engines.receive_weights(published.transfer, published.version, deadline=deadline)
 
     async def _choose_signal(self) -> None:
         """Signals from the tap if it is in all engines, else from streams. Before any episode: the engines have weights, and no turns."""

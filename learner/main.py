@@ -19,6 +19,7 @@ import asyncio
 import functools
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 
 import zmq
 import zmq.asyncio
+from torch import Tensor
 
 from config import Job
 from learner.episode_log import EpisodeLog, read_records
@@ -82,7 +84,7 @@ class Learner:
         self._tasks = asyncio.TaskGroup()
         self._outgoing = Outgoing(
             Publisher(Path(job.weights_dir)), self._tasks, lambda: self._do("snapshot"), self._tell, self._written,
-            self._config.learner.publish_lag,
+            self._config.learner.publish_lag, _sender(job),
         )  # fmt: skip
 
     def stop(self) -> None:
@@ -117,9 +119,7 @@ class Learner:
 
     async def _train(self) -> None:
         await self._restore()
-        await self._publish([], last=False)
-        await self._outgoing.announced()
-        await self._tell(
+        await self._tell(  # before the weights: with these in the engines, the controller answers with its own state
             LearnerState(
                 next_group=self._buffer.next_group,
                 received=self._buffer.received(),
@@ -127,6 +127,8 @@ class Learner:
                 control=self.training.control.encode(),
             )
         )
+        await self._publish([], last=False)
+        await self._outgoing.announced()
         await self._phase("evaluating")
         await self._evaluate(wait=True)
         await self._phase("training", self.training.update_number, self._config.run.updates)
@@ -331,3 +333,12 @@ class Learner:
 
     async def _tell(self, message: Message) -> None:
         await self._controller.send(encode(message))
+
+
+def _sender(job: Job) -> Callable[[dict[str, Tensor]], None] | None:
+    """What sends weights over NCCL, if they are not written to files."""
+    if job.config.engine.weights == "file":
+        return None
+    from controller.engine.weight_sender import WeightSender  # vLLM, which takes seconds, and is not everywhere
+
+    return WeightSender(job.endpoints.weights, len(job.endpoints.engines)).send

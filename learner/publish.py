@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from learner.sharding import whole_weights
+from protocol.messages import Transfer
 
 KEPT = 2
 """Versions that stay on disk: the newest, and the one an engine may still be loading."""
@@ -22,20 +23,21 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "auto": torch.f
 
 
 class Snapshot(NamedTuple):
-    """Weights of one version: name -> tensor on the CPU, in the engine's precision."""
+    """Weights of one version: name -> tensor in the engine's precision, on the CPU or (engine.weights nccl) on the learner's GPU."""
 
     version: int
     tensors: dict[str, Tensor]
 
 
 class Weights(NamedTuple):
-    """A file of weights."""
+    """A file of weights, or those that were sent over NCCL."""
 
     version: int
-    path: Path
-    checksum: str  # SHA-256 of its bytes, in hexadecimal
+    path: Path | None
+    checksum: str  # SHA-256 of the file's bytes, in hexadecimal
     size: int  # bytes
-    seconds: float  # to write it
+    seconds: float  # to write it, or until all engines had received it
+    transfer: Transfer | None = None  # what was sent; there is no file then
 
 
 class Publisher:
@@ -65,14 +67,25 @@ class Publisher:
             path.unlink(missing_ok=True)
 
 
-def snapshot(model: PreTrainedModel, version: int, dtype: str, into: Snapshot | None = None) -> Snapshot:
-    """A copy of the weights, which training does not change any more, in the engine's precision (`engine.dtype`; auto: float32, for the
-    engine to cast). `into`: an earlier one whose memory may be used again, which is several times faster than fresh memory. With several
-    ranks, all must ask."""
+def snapshot(
+    model: PreTrainedModel, version: int, dtype: str, into: Snapshot | None = None, device: torch.device | str = "cpu"
+) -> Snapshot:
+    """A copy of the weights on `device`, which training does not change any more, in the engine's precision (`engine.dtype`; auto: float32,
+    for the engine to cast). `into`: an earlier one whose memory may be used again, which is several times faster than fresh memory. With
+    several ranks, all must ask."""
     weights = {}
     for name, tensor in whole_weights(model).items():
-        weights[name] = (into.tensors[name] if into else torch.empty(tensor.shape, dtype=_DTYPES[dtype])).copy_(tensor)
+        weights[name] = (into.tensors[name] if into else torch.empty(tensor.shape, dtype=_DTYPES[dtype], device=device)).copy_(tensor)
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)  # a copy from GPU to GPU has only been asked for, and another thread is to send it
     return Snapshot(version, weights)
+
+
+def description(snapshot: Snapshot) -> Transfer:
+    """The tensors as they will be sent: names, dtypes and shapes in their order."""
+    tensors = snapshot.tensors.values()
+    dtypes = [str(tensor.dtype).removeprefix("torch.") for tensor in tensors]
+    return Transfer(list(snapshot.tensors), dtypes, [list(tensor.shape) for tensor in tensors])
 
 
 def sha256_of(path: Path) -> str:

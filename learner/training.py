@@ -129,7 +129,9 @@ class Training:
     def snapshot(self) -> Snapshot:
         """The weights as they are now, to be published."""
         into, self.spare = self.spare, None
-        return snapshot(self.model, self.update_number, self._job.config.engine.dtype, into)
+        engine = self._job.config.engine
+        device = self._ranks.device if engine.weights == "nccl" else "cpu"
+        return snapshot(self.model, self.update_number, engine.dtype, into, device)
 
     def _scale_steps(self) -> None:
         factor = self._job.config.learner.rollback

@@ -248,14 +248,23 @@ class LearnerState(Message):
     control: bytes = b""  # the controller's own state, from the checkpoint; empty: a new run
 
 
+class Transfer(msgspec.Struct, array_like=True, frozen=True):
+    """The tensors that the learner sends over NCCL, in their order."""
+
+    names: list[str]  # as in the checkpoint
+    dtypes: list[str]  # torch's names: "bfloat16", "float32"
+    shapes: list[list[int]]
+
+
 class Published(Message):
     """New weights. `groups` were consumed since the last one: trained on, or dropped."""
 
     version: int
-    path: str  # safetensors file
-    checksum: str  # of the file's contents
+    path: str  # safetensors file; empty with `transfer`
+    checksum: str  # of the file's contents; empty with `transfer`
     trained: list[int]  # groups
     last: bool = False  # no training follows: admit no more training groups
+    transfer: Transfer | None = None  # engine.weights nccl: what the learner sends from now on, once for each version
 
 
 class GroupsDropped(Message):

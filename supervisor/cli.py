@@ -108,6 +108,8 @@ def _run(config: Config, serial: bool, resume: bool) -> int:
     try:
         if serial and config.learner.ranks > 1:
             raise ConfigError("learner.ranks: --serial is one process; leave it at 1 there")
+        if serial and config.engine.weights == "nccl":
+            raise ConfigError("engine.weights: --serial has an engine without a GPU; leave it at file there")
         model = find_model(config, console)
         if not serial:
             check_engine(config, model)

@@ -189,6 +189,7 @@ def choose_endpoints(config: Config) -> Endpoints:
         trajectories=f"tcp://{host}:{free_port(host, 0, 'controller.host')}",
         stats=f"tcp://127.0.0.1:{free_port()}",
         dashboard=f"http://{config.dashboard.host}:{free_port(config.dashboard.host, config.dashboard.port, 'dashboard.port')}",
+        weights=f"tcp://{host}:{free_port(host, 0, 'controller.host')}",
         engines=[url.rstrip("/") for url in config.engine.urls] or _own_engines(config),
     )
 

@@ -130,7 +130,8 @@ class Run:
                 await task
             except EngineNotReady as error:
                 raise EngineNotReady(f"{error}\n{last_words(own[number].log) if own else ''}") from None
-        self._engines = dict(enumerate(own))
+        if config.engine.weights == "file":  # over NCCL, one that is started again has no way to get the weights
+            self._engines = dict(enumerate(own))
 
     def _start_engine(self, number: int) -> Child:
         command, name = engine_command(self._job, number), f"engine-{number}" if number else "engine"

@@ -11,7 +11,16 @@ from aiohttp import web
 
 from config import ConfigError, Endpoints, Job
 from controller.engine import server
-from controller.engine.server import EngineNotReady, available_gib, check_memory, cpu_dtype, engine_command, wait_ready, weights_gib
+from controller.engine.server import (
+    EngineNotReady,
+    available_gib,
+    check_engine,
+    check_memory,
+    cpu_dtype,
+    engine_command,
+    wait_ready,
+    weights_gib,
+)
 from supervisor.job import free_port
 from supervisor.settings import resolve
 
@@ -64,6 +73,34 @@ def test_our_plugin_is_told_to_vllm(on_cpu: bool) -> None:
     assert command.environment["FORAY_TAP_ENDPOINT"] == "tcp://127.0.0.1:7001"
     assert command.environment["FORAY_TAP_TOP_J"] == "13"
     assert command.environment["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_weights_over_nccl_are_vllms_own_transfer(on_cpu: bool) -> None:
+    command = engine_command(job(engine__weights="nccl"))
+    assert json.loads(value(command.arguments, "--weight-transfer-config")) == {"backend": "nccl"}
+
+
+@pytest.mark.parametrize(("cpu_vllm", "cuda"), [(True, True), (False, False)], ids=["vLLM for CPUs", "no GPU"])
+def test_weights_over_nccl_are_refused_without_gpus(monkeypatch: pytest.MonkeyPatch, cpu_vllm: bool, cuda: bool) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(server, "on_cpu", lambda: cpu_vllm)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    for settings in ({"engine.urls": "http://127.0.0.1:1"}, {"engine.devices": "1", "learner.devices": "0"}):
+        with pytest.raises(ConfigError, match=r"engine\.weights: nccl needs NVIDIA GPUs.*leave it at file"):
+            check_engine(resolve(None, settings | {"engine.weights": "nccl"}), None)
+
+
+def test_weights_over_nccl_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL refuses two ranks on one device, and by default all processes take the first one."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(server, "on_cpu", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    two = {"engine.weights": "nccl", "engine.count": "2"}
+    for devices in ({}, {"engine.devices": "1,2"}, {"engine.devices": "0,1", "learner.devices": "0"}):
+        with pytest.raises(ConfigError, match=r"engine\.weights.*learner\.devices and engine\.devices"):
+            server.check_nccl(resolve(None, two | devices))
+    server.check_nccl(resolve(None, two | {"engine.devices": "1,2", "learner.devices": "0"}))
+    server.check_nccl(resolve(None, {"engine.weights": "nccl", "engine.urls": "http://127.0.0.1:1"}))
 
 
 def test_the_tap_is_left_out_where_signals_come_from_streams(on_cpu: bool) -> None:

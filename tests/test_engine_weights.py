@@ -19,9 +19,10 @@ from safetensors.torch import save_file  # noqa: E402
 from controller.engine.answers import read_generation  # noqa: E402
 from controller.engine.client import EngineClient, EngineError, EngineUnreachable  # noqa: E402
 from controller.engine.loaded_weights import compare_with_file  # noqa: E402
+from controller.engine.pool import EnginePool  # noqa: E402
 from controller.engine.weight_file import check_file, check_tensors, tensor_shapes  # noqa: E402
-from controller.engine.weights import apply_weights  # noqa: E402
-from protocol.messages import Span  # noqa: E402
+from controller.engine.weights import apply_weights, receive_weights  # noqa: E402
+from protocol.messages import Span, Transfer  # noqa: E402
 from supervisor.job import free_port  # noqa: E402
 
 
@@ -32,8 +33,10 @@ class Stub:
         self.calls: list[str] = []
         self.version = "default"
         self.paused = False
+        self.workers = 1
         self.lose: set[str] = set()
         self.hang: set[str] = set()
+        self.refuse: set[str] = set()
 
     async def __aenter__(self) -> EngineClient:
         app = web.Application()
@@ -56,13 +59,15 @@ class Stub:
             self.paused = name == "pause"
         if name == "finish_weight_update":
             self.version = (await request.json())["weight_version"]
+        if name in self.refuse:
+            return web.json_response({"error": {"message": f"no {name} today"}}, status=500)
         if name in self.hang:
             await asyncio.sleep(60)
         if name in self.lose:
             self.lose.discard(name)
             request.transport.abort()
             return web.Response()
-        return web.json_response({"weight_version": self.version, "is_paused": self.paused})
+        return web.json_response({"weight_version": self.version, "is_paused": self.paused, "world_size": self.workers})
 
 
 async def test_an_update_is_pause_start_update_finish_resume() -> None:
@@ -99,6 +104,59 @@ async def test_an_update_that_takes_too_long_names_the_setting_and_resumes() -> 
         with pytest.raises(EngineError, match=r"version 3 .*engine\.update_seconds"):
             await apply_weights(client, "file", 3, "sum", deadline=0.5)
     assert not stub.paused
+
+
+SENT = Transfer(["w"], ["float32"], [[2, 3]])
+
+
+async def test_weights_that_are_sent_once_are_not_asked_for_again_when_their_answer_is_lost() -> None:
+    stub = Stub()
+    stub.lose = {"update_weights"}
+    async with stub as client:
+        with pytest.raises(EngineError, match="sent once"):
+            await receive_weights(client, SENT, 3, deadline=5.0)
+    assert stub.calls.count("update_weights") == 1
+
+
+@pytest.mark.parametrize("lost", ["pause", "start_weight_update", "finish_weight_update", "resume", "weight_info"])
+async def test_what_stands_around_sent_weights_is_tried_again_after_a_lost_connection(lost: str) -> None:
+    stub = Stub()
+    stub.lose = {lost}
+    async with stub as client:
+        await receive_weights(client, SENT, 3, deadline=5.0)
+    assert (stub.version, stub.paused, stub.calls.count("update_weights")) == ("3", False, 1)
+
+
+async def test_when_one_engine_fails_while_weights_are_sent_the_update_fails_at_once_and_none_generates_with_half_of_them() -> None:
+    failing, waiting = Stub(), Stub()
+    failing.refuse, waiting.hang = {"update_weights"}, {"update_weights"}
+    async with failing as one, waiting as other:
+        pool = EnginePool([one.url, other.url])
+        with pytest.raises(EngineError, match="no update_weights today"):
+            await asyncio.wait_for(pool.receive_weights(SENT, 3, deadline=60.0), 10.0)
+        await pool.close()
+    assert failing.paused and "resume" not in failing.calls + waiting.calls
+
+
+async def test_engines_that_do_not_meet_the_learner_in_time_name_the_place_and_the_setting() -> None:
+    stub = Stub()
+    stub.hang = {"init_weight_transfer_engine"}
+    async with stub as client:
+        pool = EnginePool([client.url])
+        with pytest.raises(EngineError, match=r"tcp://127\.0\.0\.1:9 .*engine\.update_seconds"):
+            await pool.join("tcp://127.0.0.1:9", deadline=0.5)
+        await pool.close()
+
+
+async def test_an_engine_of_several_workers_is_refused_before_any_waits_for_the_learner() -> None:
+    single, double = Stub(), Stub()
+    double.workers = 2
+    async with single as one, double as other:
+        pool = EnginePool([one.url, other.url])
+        with pytest.raises(EngineError, match=rf"engine\.weights: .*{other.url} has 2"):
+            await pool.join("tcp://127.0.0.1:9", deadline=5.0)
+        await pool.close()
+    assert "init_weight_transfer_engine" not in single.calls + double.calls
 
 
 async def test_an_engine_that_is_not_there_is_an_error_with_its_address() -> None:

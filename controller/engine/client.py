@@ -14,8 +14,9 @@ import msgspec
 
 from controller.engine.answers import Chunk, Generation, read_chunk, read_generation, version_number
 from controller.engine.gate import bearer
-from controller.engine.names import PATTERN, RULE, TURN, UNKNOWN_VERSION, engine_request_id
+from controller.engine.names import PACKED, PATTERN, RULE, TURN, UNKNOWN_VERSION, engine_request_id
 from controller.rules.thinking import DelegatedRule
+from protocol.messages import Transfer
 
 KEEP_ALIVE = 3.0
 """Seconds an idle connection is kept: fewer than the 5 after which vLLM's server closes it, or a request may meet the closing."""
@@ -142,6 +143,29 @@ class EngineClient:
         place, when file and checksum disagree.
         """
         info = {"path": path, "version": version, "checksum": checksum, "verify": verify}
+        await self._call("admin", "POST", "/update_weights", {"update_info": info})
+
+    async def workers(self) -> int:
+        """Processes that hold the engine's model: as many ranks where weights are sent over NCCL."""
+        return int((await self._ask("/get_world_size"))["world_size"])
+
+    async def join(self, host: str, port: int, rank: int, size: int) -> None:
+        """Have the engine's one worker meet the learner, which is rank 0, at `host`:`port`, as `rank` of `size`.
+
+        Returns when all ranks are there. The engine lets go of what an earlier run has left: its group, and the version of its weights,
+        or weights of the same version would be taken for received. Raises EngineError.
+        """
+        await self._call("admin", "POST", "/shutdown_weight_transfer_engine")
+        await self._call("admin", "POST", "/update_weight_version", {"new_version": str(UNKNOWN_VERSION)})
+        info = {"master_address": host, "master_port": port, "rank_offset": rank, "world_size": size, **PACKED}
+        await self._call("admin", "POST", "/init_weight_transfer_engine", {"init_info": info})
+
+    async def receive_weights(self, transfer: Transfer) -> None:
+        """Load what the learner sends meanwhile; between `start_update` and `finish_update`, after `join`. Returns when it has arrived.
+
+        Raises EngineError, and what weights the engine then has is not known.
+        """
+        info = {"names": transfer.names, "dtype_names": transfer.dtypes, "shapes": transfer.shapes}
         await self._call("admin", "POST", "/update_weights", {"update_info": info})
 
     async def finish_update(self, version: int) -> None:

@@ -47,23 +47,28 @@ class FakeEngine:
         self._generator = Generator(*self._settings)
         self._loop = asyncio.create_task(self._generator.run())
         app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_as_vllm, self._gate])
-        app.router.add_get("/health", self._health)
-        app.router.add_post("/inference/v1/generate", self._generate)
-        app.router.add_post("/abort_requests", self._abort)
-        app.router.add_post("/pause", self._pause)
-        app.router.add_post("/resume", self._resume)
-        app.router.add_get("/is_paused", self._is_paused)
-        app.router.add_get("/weight_info", self._weight_info)
-        app.router.add_post("/start_weight_update", self._start_update)
-        app.router.add_post("/update_weights", self._update)
-        app.router.add_post("/finish_weight_update", self._finish_update)
-        app.router.add_post("/weight_checker", self._checksums)
+        app.router.add_routes(self._routes())
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
         await site.start()
         host, port = self._runner.addresses[0][:2]
         return f"http://{host}:{port}"
+
+    def _routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/health", self._health),
+            web.post("/inference/v1/generate", self._generate),
+            web.post("/abort_requests", self._abort),
+            web.post("/pause", self._pause),
+            web.post("/resume", self._resume),
+            web.get("/is_paused", self._is_paused),
+            web.get("/weight_info", self._weight_info),
+            web.post("/start_weight_update", self._start_update),
+            web.post("/update_weights", self._update),
+            web.post("/finish_weight_update", self._finish_update),
+            web.post("/weight_checker", self._checksums),
+        ]
 
     async def stop(self) -> None:
         for request in self._generator.requests:

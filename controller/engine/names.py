@@ -30,6 +30,9 @@ ENGINE_KEY = "FORAY_ENGINE_KEY"
 KEYS = "FORAY_KEYS"
 """Environment variable: directory of the run's keys (protocol/security.py), for the connection to the controller. Absent: it is open."""
 
+PACKED = {"packed": True, "packed_buffer_size_bytes": 1 << 28, "packed_num_buffers": 2}
+"""How vLLM's NCCL transfer joins tensors into buffers (of so many bytes). Learner and workers must cut alike, so both are told."""
+
 UNKNOWN_VERSION = -1
 """Weights that no update has put there: those the engine was started with."""
 

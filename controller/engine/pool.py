@@ -15,14 +15,16 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from controller.engine.client import EngineClient, EngineError, EngineUnreachable
-from controller.engine.weights import apply_weights
+from controller.engine.weights import apply_weights, receive_weights
+from protocol.messages import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class EnginePool:
         self._healthy.set()
         self._last_healthy = time.monotonic()
         self._weights: Weights | None = None
+        self._received: int | None = None  # version that came over NCCL
         self._recovering: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[EngineClient]:
@@ -122,20 +125,30 @@ class EnginePool:
         """As `weights.apply_weights`, for all healthy engines at once, until there is one that runs them; the longest time that one of them
         stood still. An engine that does not answer becomes suspect; raises EngineError when one refuses."""
         self._weights = Weights(path, version, checksum, deadline)
-        updates = [
-            asyncio.ensure_future(self._update(entry, self._weights, verify))
-            for entry in self._entries.values()
-            if entry.health is Health.HEALTHY
-        ]
+        healthy = [entry for entry in self._entries.values() if entry.health is Health.HEALTHY]
+        seconds = await _all(self._update(entry, self._weights, verify) for entry in healthy)
+        await self._healthy.wait()
+        return max(seconds, default=0.0)
+
+    async def join(self, endpoint: str, *, deadline: float) -> None:
+        """All engines meet the learner at `endpoint` (tcp://host:port), for `receive_weights`. Raises EngineError after `deadline` seconds,
+        or when an engine refuses or has several workers."""
+        place, size = urlsplit(endpoint), 1 + len(self._entries)
         try:
-            seconds = max(await asyncio.gather(*updates), default=0.0)
-            await self._healthy.wait()
-            return seconds
-        finally:
-            for update in updates:  # each resumes its engine, whatever became of the others
-                update.cancel()
-            if updates:
-                await asyncio.wait(updates)
+            async with asyncio.timeout(deadline):
+                for engine, workers in zip(self, await _all(engine.workers() for engine in self), strict=True):
+                    if workers != 1:  # the learner counts on as many ranks as it knows of engines
+                        raise EngineError(f"engine.weights: nccl is for engines of one worker, and {engine.url} has {workers}")
+                await _all(engine.join(place.hostname, place.port, rank, size) for rank, engine in enumerate(self, 1))
+        except TimeoutError:
+            raise EngineError(f"learner and engines did not meet at {endpoint} within {deadline:g} s (engine.update_seconds)") from None
+
+    async def receive_weights(self, transfer: Transfer, version: int, *, deadline: float) -> float:
+        """As `weights.receive_weights`, for all engines at once; the longest time that one of them stood still. Raises EngineError when one
+        fails: what is sent once, all must receive."""
+        seconds = max(await _all(receive_weights(engine, transfer, version, deadline=deadline) for engine in self))
+        self._received = version
+        return seconds
 
     async def close(self) -> None:
         for task in list(self._recovering):
@@ -170,6 +183,8 @@ class EnginePool:
 
     async def _brought_up_to_date(self, entry: _Entry) -> bool:
         """Whether it runs the newest weights now."""
+        if self._received is not None:  # one that has lost what was sent cannot get it again
+            return await _version(entry.client) == self._received
         weights = self._weights
         if weights is None:
             return True
@@ -180,6 +195,25 @@ class EnginePool:
                 log.warning("weights of version %d for an engine that is back: %s", weights.version, error)
                 return False
         return weights is self._weights
+
+
+async def _version(engine: EngineClient) -> int | None:
+    try:
+        return await engine.weight_version()
+    except EngineError:
+        return None
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """What they return. When one fails, the others are cancelled, and have ended before its error is raised: each resumes its engine."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
 
 async def _answers(engine: EngineClient) -> bool:

