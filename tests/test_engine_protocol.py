@@ -15,6 +15,7 @@ pytest.importorskip("transformers")
 from controller.engine.answers import Generation  # noqa: E402
 from controller.engine.client import EngineClient, EngineError, Sampling  # noqa: E402
 from controller.engine.names import PATTERN  # noqa: E402
+from controller.engine.pool import EnginePool  # noqa: E402
 from controller.engine.server import wait_ready  # noqa: E402
 from controller.engine.weights import apply_weights  # noqa: E402
 from tests.engine_fixtures import KEY, TOLERANCE, TOP_J, VOCABULARY, Engine, build_tiny_model, distributions, some_prompt  # noqa: E402
@@ -357,3 +358,18 @@ async def test_without_the_key_it_says_nothing_but_that_it_lives(engine: Engine)
         finally:
             await stranger.close()
     assert not await engine.client.is_paused()
+
+
+async def test_weights_of_an_earlier_run_are_not_taken_for_this_ones_of_the_same_number(engine: Engine) -> None:
+    first, second = engine.policies.first, engine.policies.second
+    pool = EnginePool([engine.url], key=KEY)
+    try:
+        await pool.apply_weights(first.file, 3, first.checksum, deadline=20.0)
+    finally:
+        await pool.close()
+    another = EnginePool([engine.url], key=KEY)
+    try:
+        assert await another.apply_weights(second.file, 3, second.checksum, deadline=20.0) > 0
+    finally:
+        await another.close()
+    assert await engine.client.weight_version() == 3

@@ -133,6 +133,10 @@ class EngineClient:
         number = version_number(version)
         return None if number == UNKNOWN_VERSION else number
 
+    async def forget_version(self) -> None:
+        """Whatever weights an earlier run has left, they are none of this one's versions."""
+        await self._call("admin", "POST", "/update_weight_version", {"new_version": str(UNKNOWN_VERSION)})
+
     async def start_update(self) -> None:
         await self._call("admin", "POST", "/start_weight_update", {})
 
@@ -156,7 +160,7 @@ class EngineClient:
         or weights of the same version would be taken for received. Raises EngineError.
         """
         await self._call("admin", "POST", "/shutdown_weight_transfer_engine")
-        await self._call("admin", "POST", "/update_weight_version", {"new_version": str(UNKNOWN_VERSION)})
+        await self.forget_version()
         info = {"master_address": host, "master_port": port, "rank_offset": rank, "world_size": size, **PACKED}
         await self._call("admin", "POST", "/init_weight_transfer_engine", {"init_info": info})
 

@@ -64,6 +64,7 @@ class FakeEngine:
             web.post("/resume", self._resume),
             web.get("/is_paused", self._is_paused),
             web.get("/weight_info", self._weight_info),
+            web.post("/update_weight_version", self._relabel),
             web.post("/start_weight_update", self._start_update),
             web.post("/update_weights", self._update),
             web.post("/finish_weight_update", self._finish_update),
@@ -174,6 +175,10 @@ class FakeEngine:
 
     async def _weight_info(self, raw: web.Request) -> web.Response:
         return _json({"weight_version": self._generator.version})
+
+    async def _relabel(self, raw: web.Request) -> web.Response:
+        self._generator.version = (await raw.json())["new_version"]
+        return _json({})
 
     async def _start_update(self, raw: web.Request) -> web.Response:
         if self._updating:

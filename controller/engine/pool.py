@@ -124,6 +124,8 @@ class EnginePool:
     async def apply_weights(self, path: str, version: int, checksum: str, *, deadline: float, verify: bool = False) -> float:
         """As `weights.apply_weights`, for all healthy engines at once, until there is one that runs them; the longest time that one of them
         stood still. An engine that does not answer becomes suspect; raises EngineError when one refuses."""
+        if self._weights is None:
+            await _all(self._forget(entry) for entry in self._entries.values())
         self._weights = Weights(path, version, checksum, deadline)
         healthy = [entry for entry in self._entries.values() if entry.health is Health.HEALTHY]
         seconds = await _all(self._update(entry, self._weights, verify) for entry in healthy)
@@ -156,6 +158,13 @@ class EnginePool:
         await asyncio.gather(*self._recovering, return_exceptions=True)
         for engine in self:
             await engine.close()
+
+    async def _forget(self, entry: _Entry) -> None:
+        """Weights of an earlier run may have the same number."""
+        try:
+            await entry.client.forget_version()
+        except EngineUnreachable:
+            self.suspect(entry.client)
 
     async def _update(self, entry: _Entry, weights: Weights, verify: bool) -> float:
         async with entry.updating:
