@@ -32,10 +32,11 @@ from controller.engine.signal_socket import SignalSocket, rows_of
 from controller.rules.scores import Signal
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
 from controller.signals import SignalRouter, Watch
-from controller.think_tokens import ThinkTokens, read_vocabulary
+from controller.think_tokens import ThinkTokens
 from learner.build import build_policy
 from protocol.arrays import FLOAT32, INT32, pack
 from protocol.messages import SignalFrame
+from protocol.prompting import read_vocabulary
 from supervisor import children
 from supervisor.job import choose_endpoints
 from supervisor.settings import resolve

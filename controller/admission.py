@@ -58,7 +58,7 @@ class Admission:
     leased: dict[EpisodeKey, _Holder] = field(default_factory=dict)
     _awaiting: dict[int, list[int]] = field(default_factory=dict)  # version -> groups freed once it is applied
     _to_admit: int = 0
-    _leases_used: dict[EpisodeKey, int] = field(default_factory=dict)
+    _leased_to: dict[EpisodeKey, list[bytes]] = field(default_factory=dict)  # the actor of each attempt
 
     # --- what the learner says
 
@@ -106,8 +106,8 @@ class Admission:
         if not queue:
             return None
         key = queue.popleft()
-        attempt = self._leases_used.get(key, 0)
-        self._leases_used[key] = attempt + 1
+        attempt = len(self._leased_to.setdefault(key, []))
+        self._leased_to[key].append(actor)
         self.leased[key] = _Holder(actor, attempt)
         s = self.settings
         task = key.member if key.evaluation else task_of_group(s.seed, key.group, s.train_size)
@@ -119,18 +119,22 @@ class Admission:
             seed=episode_seed(s.seed, key),
         )
 
-    def holds(self, key: EpisodeKey, attempt: int) -> bool:
-        """Whether this lease is still in force."""
-        holder = self.leased.get(key)
-        return holder is not None and holder.attempt == attempt
+    def holds(self, key: EpisodeKey, attempt: int, actor: bytes) -> bool:
+        """Whether this lease of the actor's is still in force."""
+        return self.leased.get(key) == _Holder(actor, attempt)
 
-    def ended(self, key: EpisodeKey) -> None:
-        """The learner has the episode, from whichever lease: nobody needs to play it any more."""
+    def ended(self, key: EpisodeKey, actor: bytes, attempt: int) -> bool:
+        """The learner has the episode, from whichever lease: nobody needs to play it any more. False, and nothing happens, if the actor
+        never had that lease."""
+        had = self._leased_to.get(key, [])
+        if not 0 <= attempt < len(had) or had[attempt] != actor:
+            return False
+        del self._leased_to[key]
         self.leased.pop(key, None)
-        self._leases_used.pop(key, None)
         for queue in (self.pending, self.pending_evaluation):
             if key in queue:
                 queue.remove(key)
+        return True
 
     def actor_lost(self, actor: bytes) -> list[EpisodeKey]:
         """Its episodes go back to the front of the queue; returned are those whose leases are used up."""
@@ -138,7 +142,7 @@ class Admission:
         given_up = []
         for key in lost:
             del self.leased[key]
-            if self._leases_used[key] >= self.settings.max_leases:
+            if len(self._leased_to[key]) >= self.settings.max_leases:
                 given_up.append(key)
             else:
                 (self.pending_evaluation if key.evaluation else self.pending).appendleft(key)

@@ -51,6 +51,7 @@ from controller.think_tokens import think_tokens
 from controller.turns import TurnRunner
 from controller.welcome import welcome
 from envs.registry import make_environment
+from protocol.checks import Bounds, of_turn_request
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
     Applied,
@@ -70,13 +71,19 @@ from protocol.messages import (
     Trajectory,
     TurnFailed,
     TurnRequest,
+    TurnResult,
+    weights_file,
 )  # fmt: skip
 from protocol.security import bind, connect, load_keys
+from telemetry.idle_clock import IdleClock
 from telemetry.loop_lag import LoopLag
 from telemetry.metrics_file import METRICS_FILE
 from telemetry.spans import SpanFile
 
 log = logging.getLogger(__name__)
+
+MAX_CREDIT = 10_000
+"""Episodes an actor may play at once."""
 
 LOST_AFTER = 5
 """Heartbeats an actor may miss."""
@@ -109,9 +116,10 @@ class Controller:
         connect(self._stats, job.endpoints.stats, keys)
         self._reader = FrameReader()
         self._tokens = tokens = think_tokens(Path(job.model_dir), env, self.config.control)
+        self._bounds = Bounds(tokens.vocabulary, self.config.engine.max_model_len - 1, learner.group_size)
         self._signals = SignalRouter(context, job.endpoints.signals, tokens, keys)
         self._engines = EnginePool(job.endpoints.engines, self.config.engine.start_seconds, job.engine_key)
-        self._weights = job.endpoints.weights
+        self._weights_dir, self._meeting = Path(job.weights_dir), job.endpoints.weights
         self._turns = TurnRunner(self.config, self._engines, self._signals, tokens, lambda: self.version)
         self.version = -1
         self._learner_id: bytes | None = None
@@ -120,6 +128,7 @@ class Controller:
         self._gauges: dict[bytes, Heartbeat] = {}
         self._published: asyncio.Queue[Published] = asyncio.Queue(maxsize=learner.max_staleness + 2)
         self._turn_tasks: set[asyncio.Task] = set()
+        self._asked: set[tuple[bytes, EpisodeKey, int]] = set()  # (actor, episode, attempt) whose turn is under way
         self._finishing = False
         self._lag = LoopLag()
         self._idle = IdleClock()
@@ -170,25 +179,28 @@ class Controller:
 
     async def _serve_actors(self) -> None:
         while True:
-            actor, frame = await self._actors.recv_multipart()
-            message = self._reader.read(actor, frame)
-            if message is None:
-                continue
+            actor, message, _ = await self._reader.receive(self._actors)
             if isinstance(message, Hello):  # from a fork server that asks for its children, and plays nothing itself
                 await self._to_actor(actor, self._welcome)
                 continue
-            self._last_seen[actor] = time.monotonic()
+            flaw = ""
             match message:
-                case Credit(episodes=n):
+                case Credit(episodes=n) if 0 < n <= MAX_CREDIT - self._credits.get(actor, 0):
                     self._credits[actor] = self._credits.get(actor, 0) + n
                     await self._hand_out()
                 case TurnRequest():
-                    self._start_turn(actor, message)
-                case EpisodeEnded(key=key):
-                    self.admission.ended(key)
-                    self._turns.forget(key)
+                    flaw = self._start_turn(actor, message)
+                case EpisodeEnded(key=key, attempt=attempt):
+                    if self.admission.ended(key, actor, attempt):
+                        self._turns.forget(key)
                 case Heartbeat():
                     self._gauges[actor] = message
+                case _:
+                    flaw = f"{type(message).__name__} that no actor sends"
+            if flaw:
+                self._reader.refuse(actor, flaw)
+            else:
+                self._last_seen[actor] = time.monotonic()
 
     async def _hand_out(self) -> None:
         """Leases against credits, first come first served, as long as there are both, and the learner's weights in the engine."""
@@ -203,11 +215,19 @@ class Controller:
                 await self._to_actor(actor, lease)
             del self._credits[actor]
 
-    def _start_turn(self, actor: bytes, request: TurnRequest) -> None:
+    def _start_turn(self, actor: bytes, request: TurnRequest) -> str:
+        """What is wrong with the request, if anything is."""
+        lease = (actor, request.key, request.attempt)  # with the actor, or one that asks for another's turn would keep that from it
+        if flaw := of_turn_request(request, self._bounds):
+            return flaw
+        if lease in self._asked:
+            return f"a second turn of episode {request.key.id} while one is under way"
+        self._asked.add(lease)
         task = asyncio.create_task(self._turn(actor, request))
         self._turn_tasks.add(task)
         self._idle.busy(len(self._turn_tasks))
         task.add_done_callback(self._turn_ended)
+        return ""
 
     def _turn_ended(self, task: asyncio.Task) -> None:
         self._turn_tasks.discard(task)
@@ -216,16 +236,21 @@ class Controller:
             log.error("a turn failed in the controller", exc_info=task.exception())
 
     async def _turn(self, actor: bytes, request: TurnRequest) -> None:
-        if not self.admission.holds(request.key, request.attempt):
-            await self._to_actor(actor, _failed(request, DropReason.CANCELLED, "its lease is no longer in force"))
-            return
+        try:
+            answer = await self._answer(actor, request)
+        finally:
+            self._asked.discard((actor, request.key, request.attempt))  # before the actor knows, and asks for the next one
+        await self._to_actor(actor, answer)
+
+    async def _answer(self, actor: bytes, request: TurnRequest) -> TurnResult | TurnFailed:
+        if not self.admission.holds(request.key, request.attempt, actor):
+            return _failed(request, DropReason.CANCELLED, "its lease is no longer in force")
         try:
             with self._spans.span("turn", request.key.id, turn=request.turn):
-                answer = await self._turns.run(request, episode_seed(self.config.run.seed, request.key))
+                return await self._turns.run(request, episode_seed(self.config.run.seed, request.key))
         except Exception as error:  # ours to mend; an actor without an answer would wait for ever
             log.exception("a turn failed in the controller")
-            answer = _failed(request, DropReason.ENGINE_ERROR, f"the controller failed in this turn: {error!r}")
-        await self._to_actor(actor, answer)
+            return _failed(request, DropReason.ENGINE_ERROR, f"the controller failed in this turn: {error!r}")
 
     async def _watch_actors(self) -> None:
         while True:
@@ -252,9 +277,10 @@ class Controller:
 
     async def _serve_learner(self) -> None:
         while True:
-            self._learner_id, frame = await self._learner.recv_multipart()
-            match self._reader.read(self._learner_id, frame):
+            peer, message, _ = await self._reader.receive(self._learner)
+            match message:
                 case LearnerState() as state:
+                    self._learner_id = peer
                     self._turns.thresholds.restore(state.control)
                     self.admission.start(state.next_group, state.received, state.updates_left)
                 case Published() as published:
@@ -264,6 +290,8 @@ class Controller:
                     self.admission.dropped(groups)
                 case Evaluate() as request:
                     self.admission.evaluate(request.evaluation, request.episodes)
+                case _:
+                    self._reader.refuse(peer, f"{type(message).__name__} that no learner sends")
             await self._hand_out()
 
     async def _apply_weights(self) -> None:
@@ -288,11 +316,10 @@ class Controller:
     async def _load(self, published: Published, verify: bool) -> float:
         deadline = self.config.engine.update_seconds
         if published.transfer is None:
-            return await self._engines.apply_weights(
-                published.path, published.version, published.checksum, deadline=deadline, verify=verify
-            )
+            file = str(weights_file(self._weights_dir, published.version))
+            return await self._engines.apply_weights(file, published.version, published.checksum, deadline=deadline, verify=verify)
         if self.version < 0:
-            await self._engines.join(self._weights, deadline=deadline)
+            await self._engines.join(self._meeting, deadline=deadline)
         return await self._engines.receive_weights(published.transfer, published.version, deadline=deadline)
 
     async def _choose_signal(self) -> None:
@@ -343,7 +370,7 @@ class Controller:
             "engines": sum(health is Health.HEALTHY for health, _ in self._engines.standing().values()),
             "actors": len(self._last_seen),
             "signal_frames": self._signals.frames,
-            "dropped_frames": self._reader.dropped,
+            "bad_frames": self._reader.dropped + self._signals.reader.dropped,
             "idle_share_engine": self._idle.share(),
             "loop_lag_controller": self._lag.read().worst,
             **({"loop_lag_actors": max(beat.loop_lag for beat in beats)} if beats else {}),
@@ -357,27 +384,6 @@ class Controller:
     async def _to_learner(self, message: Message) -> None:
         if self._learner_id is not None:
             await self._learner.send_multipart([self._learner_id, encode(message)])
-
-
-class IdleClock:
-    """Share of the time with nothing in flight, since the last reading."""
-
-    def __init__(self) -> None:
-        self._since = self._read = time.monotonic()
-        self._idle = 0.0
-        self._busy = False
-
-    def busy(self, in_flight: int) -> None:
-        now = time.monotonic()
-        if not self._busy:
-            self._idle += now - self._since
-        self._since, self._busy = now, in_flight > 0
-
-    def share(self) -> float:
-        self.busy(int(self._busy))
-        span = max(time.monotonic() - self._read, 1e-9)
-        share, self._idle, self._read = min(1.0, self._idle / span), 0.0, time.monotonic()
-        return share
 
 
 def _or_none(threshold: float) -> float | None:

@@ -19,6 +19,7 @@ from controller.rules.scores import Signal
 from controller.rules.thinking import NEVER, ThinkingRule, ThinkingSettings
 from controller.think_tokens import ThinkTokens
 from protocol.arrays import FLOAT32, INT32, unpack
+from protocol.checks import of_signal_frame
 from protocol.codec import FrameReader, encode
 from protocol.messages import SignalFrame, Steer
 from protocol.security import Keys, bind
@@ -61,7 +62,7 @@ class SignalRouter:
         self._socket.set(zmq.RCVHWM, HIGH_WATER)
         self._socket.set(zmq.LINGER, 0)
         bind(self._socket, endpoint, keys, "run")
-        self._reader = FrameReader()
+        self.reader = FrameReader()
         self._tokens = tokens
         self._watched: dict[str, Watch] = {}
         self._seen = 0.0  # when the last signal of any turn came
@@ -128,9 +129,10 @@ class SignalRouter:
     async def run(self) -> None:
         """Forever: a frame in, decisions, steers out."""
         while True:
-            peer, frame = await self._socket.recv_multipart()
-            message = self._reader.read(peer, frame)
-            if not isinstance(message, SignalFrame):
+            peer, message, _ = await self.reader.receive(self._socket)
+            flaw = of_signal_frame(message) if isinstance(message, SignalFrame) else f"{type(message).__name__} that no engine sends"
+            if flaw:
+                self.reader.refuse(peer, flaw)
                 continue
             self.frames += 1
             for steer in self.observe(message):

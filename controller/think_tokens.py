@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from tokenizers import Tokenizer
 
 from config import ControlSection
 from envs.base import Environment
-from protocol.prompting import read_turn_end
+from protocol.prompting import read_turn_end, read_vocabulary
 
 UNCONTROLLED = ("off", "void")
 """Modes of control that need no tags."""
@@ -59,9 +58,3 @@ def answer_after_thought(env: Environment) -> str:
     before, _, after = env.respond("THOUGHT", "ACTION").partition("THOUGHT")
     end, found, _ = after.partition("ACTION")
     return end if before == "<think>" and found and end.startswith("</think>") else "</think>\n"
-
-
-def read_vocabulary(model_dir: Path) -> int:
-    """Tokens that the policy chooses from: the width of its logits."""
-    config = json.loads((model_dir / "config.json").read_text())
-    return int(config.get("text_config", config)["vocab_size"])

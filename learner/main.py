@@ -39,8 +39,10 @@ from learner.ranks import Ranks
 from learner.together import lead, lead_start
 from learner.training import Training
 from learner.update import share_over
+from protocol.checks import Bounds, Open, of_trajectory
 from protocol.codec import FrameReader, decode, encode
 from protocol.messages import Ack, Applied, EpisodeKey, Evaluate, GroupsDropped, LearnerState, Message, Stats, Trajectory
+from protocol.prompting import read_vocabulary
 from protocol.security import bind, connect, load_keys
 from telemetry.loop_lag import LoopLag
 from telemetry.spans import SpanFile
@@ -78,6 +80,8 @@ class Learner:
         self._log = EpisodeLog(self._run_dir / "episodes" / "episodes.log")
         self._offsets: dict[EpisodeKey, int] = {}  # of what has not been handed out
         self._buffer = GroupBuffer(self._config.learner.group_size, self._config.learner.filter_groups)
+        vocabulary = read_vocabulary(Path(job.model_dir))
+        self._bounds = Bounds(vocabulary, self._config.engine.max_model_len, self._config.learner.group_size)
         self._pause_seconds = 0.0
         self.training: Training | None = None
         self._training_thread = ThreadPoolExecutor(1, thread_name_prefix="training")
@@ -291,11 +295,24 @@ class Learner:
     async def _receive(self) -> None:
         """Trajectories: into the log, then acknowledged, then into their group."""
         while True:
-            peer, frame = await self._trajectories.recv_multipart()
-            trajectory = self._reader.read(peer, frame)
-            if isinstance(trajectory, Trajectory):
-                self._take_in(trajectory, frame)
-                await self._trajectories.send_multipart([peer, encode(Ack(key=trajectory.key))])
+            peer, message, frame = await self._reader.receive(self._trajectories)
+            flaw = self._flaw(message)
+            if flaw:
+                self._reader.refuse(peer, flaw)
+            else:
+                self._take_in(message, frame)
+                await self._trajectories.send_multipart([peer, encode(Ack(key=message.key))])
+
+    def _flaw(self, message: Message) -> str:
+        if not isinstance(message, Trajectory):
+            return f"{type(message).__name__} is not for the learner"
+        if self.training is None:
+            return "the learner has asked for no episode yet"
+        learner, first = self._config.learner, self._buffer.next_group
+        end = first + (learner.max_staleness + 1) * learner.groups  # there are no more slots
+        return of_trajectory(
+            message, self._bounds, Open(first, end, self._next_evaluation, self._config.eval.episodes, self.training.update_number)
+        )
 
     def _take_in(self, trajectory: Trajectory, frame: bytes) -> None:
         if self._buffer.add(trajectory):
@@ -314,12 +331,18 @@ class Learner:
                         self._applied[applied.version].set_result(applied)
                 case Trajectory() as trajectory:
                     self._take_in(trajectory, frame)
+                case None:
+                    pass
+                case other:
+                    self._reader.refuse(b"controller", f"{type(other).__name__} is not for the learner")
 
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             self._spans.flush()
-            await self._send("gauge", {"loop_lag": self._lag.read().worst, "queue_trajectories": self._buffer.waiting()})
+            await self._send("gauge", {
+                "loop_lag": self._lag.read().worst, "queue_trajectories": self._buffer.waiting(), "bad_frames": self._reader.dropped,
+            })  # fmt: skip
 
     async def _send_dropped(self) -> None:
         await self._send("dropped", dict(self._buffer.dropped))

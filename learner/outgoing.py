@@ -84,9 +84,6 @@ class Outgoing:
         self._used(snapshot)
 
     async def _announce(self, weights: Weights, groups: list[int], last: bool) -> None:
-        path = str(weights.path or "")
         await self._tell(
-            Published(
-                version=weights.version, path=path, checksum=weights.checksum, trained=groups, last=last, transfer=weights.transfer,
-            )
-        )  # fmt: skip
+            Published(version=weights.version, checksum=weights.checksum, trained=groups, last=last, transfer=weights.transfer)
+        )

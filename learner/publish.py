@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from learner.sharding import whole_weights
-from protocol.messages import Transfer
+from protocol.messages import Transfer, weights_file
 
 KEPT = 2
 """Versions that stay on disk: the newest, and the one an engine may still be loading."""
@@ -53,7 +53,7 @@ class Publisher:
         It may be called in another thread than `snapshot`.
         """
         started = time.monotonic()
-        path = self._directory / f"v{snapshot.version}.safetensors"
+        path = weights_file(self._directory, snapshot.version)
         unfinished = self._directory / f".v{snapshot.version}-{os.getpid()}"
         save_file(snapshot.tensors, unfinished)
         checksum = sha256_of(unfinished)

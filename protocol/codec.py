@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from typing import NamedTuple
 
 import msgspec
+import zmq.asyncio
 
 from protocol.messages import ANY, SCHEMA_VERSION, Message
 
@@ -12,6 +14,9 @@ log = logging.getLogger(__name__)
 
 MAX_FRAME = 64 << 20
 """Bytes. The largest message is a trajectory: 50 turns of 4,096 + 512 tokens with rejected attempts are 3 MB."""
+
+MAX_WARNED = 1000
+"""Peers that a line in the log was written for: whoever calls himself by a new name each time is not to fill it."""
 
 _PREFIX = b"F" + SCHEMA_VERSION.to_bytes(2, "little")
 _encoder = msgspec.msgpack.Encoder()
@@ -41,6 +46,14 @@ def decode(frame: bytes) -> Message:
         raise BadFrame(str(error)) from None
 
 
+class Received(NamedTuple):
+    """A message, who sent it, and the frame that it came in."""
+
+    peer: bytes
+    message: Message
+    frame: bytes
+
+
 class FrameReader:
     """Decodes frames of many peers; counts what it could not read and logs it once per peer."""
 
@@ -48,13 +61,26 @@ class FrameReader:
         self.dropped = 0
         self._warned: set[bytes] = set()
 
+    async def receive(self, router: zmq.asyncio.Socket) -> Received:
+        """The next message from a ROUTER socket; what is none is dropped."""
+        while True:
+            peer, *parts = await router.recv_multipart()
+            if len(parts) != 1:
+                self.refuse(peer, f"{len(parts)} frames in place of one")
+            elif (message := self.read(peer, parts[0])) is not None:
+                return Received(peer, message, parts[0])
+
+    def refuse(self, peer: bytes, why: str) -> None:
+        """Count a frame that is dropped, and log it if it is the first one from this peer."""
+        self.dropped += 1
+        if peer not in self._warned and len(self._warned) < MAX_WARNED:
+            self._warned.add(peer)
+            log.warning("dropped a frame from %r: %s (further ones are only counted)", peer, why)
+
     def read(self, peer: bytes, frame: bytes) -> Message | None:
         """The message, or None when the frame was dropped."""
         try:
             return decode(frame)
         except BadFrame as error:
-            self.dropped += 1
-            if peer not in self._warned:
-                self._warned.add(peer)
-                log.warning("dropped a frame from %r: %s (further ones are only counted)", peer, error)
+            self.refuse(peer, str(error))
             return None

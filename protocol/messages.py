@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from math import nan
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -260,11 +261,15 @@ class Published(Message):
     """New weights. `groups` were consumed since the last one: trained on, or dropped."""
 
     version: int
-    path: str  # safetensors file; empty with `transfer`
     checksum: str  # of the file's contents; empty with `transfer`
     trained: list[int]  # groups
     last: bool = False  # no training follows: admit no more training groups
     transfer: Transfer | None = None  # engine.weights nccl: what the learner sends from now on, once for each version
+
+
+def weights_file(directory: Path, version: int) -> Path:
+    """The safetensors file of published weights: no message says where it is, so that none can say it wrongly."""
+    return directory / f"v{version}.safetensors"
 
 
 class GroupsDropped(Message):

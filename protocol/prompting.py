@@ -58,6 +58,12 @@ def read_turn_end(model_dir: Path) -> str:
     return _content(token)
 
 
+def read_vocabulary(model_dir: Path) -> int:
+    """Tokens that the policy chooses from: the width of its logits."""
+    config = json.loads((model_dir / "config.json").read_text())
+    return int(config.get("text_config", config)["vocab_size"])
+
+
 def _tokenizer_settings(model_dir: Path) -> dict:
     file = model_dir / "tokenizer_config.json"
     return json.loads(file.read_text()) if file.exists() else {}

@@ -19,10 +19,10 @@ from tokenizers import Tokenizer
 
 from config import Config, ConfigError, Endpoints, Job
 from controller.engine.names import ENGINE_KEY
-from controller.think_tokens import read_vocabulary, think_tokens
+from controller.think_tokens import think_tokens
 from envs.base import Environment, EnvironmentFailure
 from envs.registry import make_environment
-from protocol.prompting import load_prompter
+from protocol.prompting import load_prompter, read_vocabulary
 from protocol.security import KeysError, is_loopback, load_keys
 from supervisor.settings import to_toml
 from telemetry.trackers import check_tracker

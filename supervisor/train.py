@@ -15,6 +15,7 @@ from rich.console import Console
 
 from config import Job, LearnerSection
 from controller.engine.server import EngineNotReady, engine_command, wait_ready
+from protocol.checks import of_stats
 from protocol.codec import FrameReader
 from protocol.messages import Stats
 from protocol.security import bind, gatekeeper, load_keys
@@ -227,6 +228,9 @@ async def _receive(socket: zmq.asyncio.Socket, collector: Collector, lag: LoopLa
     while True:
         message = reader.read(b"stats", await socket.recv())
         if isinstance(message, Stats):
+            if flaw := of_stats(message):
+                reader.refuse(b"stats", flaw)
+                continue
             if message.event == "update":
                 collector.handle(Stats(source="supervisor", event="gauge", values={"loop_lag": lag.read().worst}))
             collector.handle(message)

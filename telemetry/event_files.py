@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from telemetry.fields import tag_of
 
 
@@ -25,7 +27,7 @@ class EventFile:
 
         evaluation = record["kind"] == "evaluation"
         values = [
-            Summary.Value(tag=f"evaluation/{name}" if evaluation else tag_of(name), simple_value=value)
+            Summary.Value(tag=f"evaluation/{name}" if evaluation else tag_of(name), simple_value=_float32(value))
             for name, value in record.items()
             if isinstance(value, int | float) and name != "update"
         ]
@@ -34,3 +36,9 @@ class EventFile:
 
     def close(self) -> None:
         self._writer.close()
+
+
+def _float32(value: float) -> float:
+    """What the files hold; what is too large for it is infinite, for which protobuf raises."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))

@@ -138,7 +138,7 @@ FIELDS: dict[str, Field] = {
     "loop_lag_learner": Field("s", "loops", "peak", "Longest delay of the learner's event loop"),
     "loop_lag_actors": Field("s", "loops", "peak", "Longest delay of any actor's event loop"),
     "loop_lag_supervisor": Field("s", "loops", "peak", "Longest delay of the supervisor's event loop"),
-    "dropped_frames": Field("1", "loops", "total", "Messages that could not be read"),
+    "bad_frames": Field("1", "loops", "total", "Messages that could not be read"),
     # --- episodes that were not trained on
     "dropped_env_error": Field("1", "dropped", "total", "The environment failed"),
     "dropped_engine_error": Field("1", "dropped", "total", "The engine failed"),

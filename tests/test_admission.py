@@ -61,7 +61,8 @@ def test_a_lost_actors_episode_is_leased_again_as_another_attempt_with_the_same_
     admission.actor_lost(b"a")
     again = admission.lease(b"b")
     assert (again.key, again.attempt, again.seed, again.task_index) == (first.key, 1, first.seed, first.task_index)
-    assert admission.holds(first.key, 1) and not admission.holds(first.key, 0)
+    assert admission.holds(first.key, 1, b"b")
+    assert not admission.holds(first.key, 0, b"a") and not admission.holds(first.key, 1, b"a"), "it is another actor's now"
 
 
 def test_an_episode_is_given_up_when_its_leases_are_used_up():
@@ -84,8 +85,18 @@ def test_finishing_cancels_training_episodes_and_leaves_evaluations():
     admission.evaluate(0, 1)
     evaluation, training = admission.lease(b"a"), admission.lease(b"a")
     assert set(admission.finish()) == {training.key, EpisodeKey(0, 1)}
-    assert admission.holds(evaluation.key, 0)
-    assert not admission.holds(training.key, 0)
+    assert admission.holds(evaluation.key, 0, b"a")
+    assert not admission.holds(training.key, 0, b"a")
+
+
+def test_an_episode_is_ended_by_whoever_had_a_lease_of_it_and_nobody_else():
+    admission = make()
+    first = admission.lease(b"a")
+    assert not admission.ended(first.key, b"b", 0) and not admission.ended(first.key, b"a", 1) and not admission.ended(first.key, b"a", -1)
+    assert admission.holds(first.key, 0, b"a")
+    admission.actor_lost(b"a")
+    assert admission.ended(first.key, b"a", 0), "its trajectory had arrived before it was lost"
+    assert first.key not in [lease.key for lease in lease_all(admission, b"b")]
 
 
 def test_tasks_and_seeds_do_not_depend_on_history():

@@ -256,7 +256,7 @@ async def test_weights_are_announced_before_they_are_sent_and_sent_once_though_t
         await outgoing.publish(7, [1, 2])
         await outgoing.publish(7, [], last=True)
     sent = Transfer(["b", "a"], ["bfloat16", "bfloat16"], [[2, 3], [4]])
-    first = Published(version=7, path="", checksum="", trained=[1, 2], transfer=sent)
+    first = Published(version=7, checksum="", trained=[1, 2], transfer=sent)
     assert box.events == [first, ["b", "a"], "used", msgspec.structs.replace(first, trained=[], last=True)]
     assert (outgoing.written.version, outgoing.written.size) == (7, 20)
 

@@ -1,0 +1,138 @@
+"""What a message may say: one that decodes may still be absurd. Pure functions; each returns what is wrong, or "".
+
+What passes can be computed with as it is: arrays have the lengths and the element types that they should, tokens are in the vocabulary, and
+numbers that are added up are finite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import isfinite
+from typing import NamedTuple
+
+import numpy as np
+
+from protocol.arrays import FLOAT32, INT32, UINT8, unpack
+from protocol.messages import Attempt, EpisodeKey, SignalFrame, Stats, Trajectory, Turn, TurnRequest
+
+MAX_TURNS = 10_000
+MAX_REWARD = 1e9
+REPORTED = {"learner": ("phase", "gauge", "dropped", "update", "evaluation"), "controller": ("gauge",)}
+"""Process -> events of its Stats."""
+LOG_PROB_ROUNDING = 1e-3
+"""By which a log-prob may be above 0."""
+
+
+class Bounds(NamedTuple):
+    """What holds for all episodes of a run."""
+
+    vocabulary: int
+    context: int  # tokens of prompt or response, at most
+    group_size: int
+
+
+class Open(NamedTuple):
+    """Which episodes may come now."""
+
+    first_group: int  # training groups in [first_group, end_group)
+    end_group: int
+    evaluations: int  # evaluations that were asked for: 0 ... evaluations - 1
+    evaluation_episodes: int
+    version: int  # newest weights
+
+
+def of_trajectory(trajectory: Trajectory, bounds: Bounds, open: Open) -> str:
+    """Whether it is one of the episodes that are being played, and can be trained on. One of a group that has left is in order: its actor
+    waits for the acknowledgement."""
+    turns = trajectory.turns
+    if len(turns) > MAX_TURNS or (not turns and trajectory.dropped is None):
+        return f"{len(turns)} turns"
+    return (
+        _of_key(trajectory.key, bounds, open)
+        or _first(f"turn {i}: {flaw}" for i, turn in enumerate(turns) if (flaw := _of_turn(turn, bounds, open.version)))
+        or _first(f"score {name} is {value}" for name, value in trajectory.scores.items() if not isfinite(value))
+    )
+
+
+def of_turn_request(request: TurnRequest, bounds: Bounds) -> str:
+    """Whether the engine can be asked for it."""
+    return ("a negative turn" if request.turn < 0 else "") or _of_tokens("prompt", request.prompt, bounds, least=1)
+
+
+def of_signal_frame(frame: SignalFrame) -> str:
+    """Whether each of its turns has each of its signals."""
+    rows = len(frame.turn_ids)
+    columns = (frame.position, frame.entropy, frame.confidence, frame.top_log_prob, frame.forced, frame.previous)
+    if any(len(column) != 4 * rows for column in columns):
+        return f"{rows} turns with columns of {[len(column) for column in columns]} bytes"
+    numbers = (frame.entropy, frame.confidence, frame.top_log_prob)
+    return "" if all(np.isfinite(unpack(column, FLOAT32)).all() for column in numbers) else "a signal that is no finite number"
+
+
+def of_stats(stats: Stats) -> str:
+    """Whether a process of the run reports it."""
+    if stats.event not in REPORTED.get(stats.source, ()):
+        return f"event {stats.event[:20]!r} from {stats.source[:20]!r}"
+    if stats.event in ("update", "evaluation"):
+        number = stats.values.get("update")
+        if not isinstance(number, int | float) or not 0 <= number < 2**31 or number != int(number):
+            return f"update number {number!r}"
+    return ""
+
+
+def _of_key(key: EpisodeKey, bounds: Bounds, open: Open) -> str:
+    if key.evaluation:
+        known = 0 <= key.group < open.evaluations and 0 <= key.member < open.evaluation_episodes
+    else:
+        known = 0 <= key.group < open.end_group and 0 <= key.member < bounds.group_size
+    return "" if known else f"episode {key.id} is none that is being played"
+
+
+def _of_turn(turn: Turn, bounds: Bounds, version: int) -> str:
+    return (
+        _of_tokens("prompt", turn.prompt, bounds, least=1)
+        or ("" if isfinite(turn.reward) and abs(turn.reward) <= MAX_REWARD else f"a reward of {turn.reward}")
+        or _of_attempt(turn.kept, bounds, version)
+        or _first(f"rejected: {flaw}" for attempt in turn.rejected if (flaw := _of_attempt(attempt, bounds, version)))
+    )
+
+
+def _of_attempt(attempt: Attempt, bounds: Bounds, version: int) -> str:
+    if flaw := _of_tokens("response", attempt.tokens, bounds):
+        return flaw
+    length = attempt.length
+    for name, data, size in (("log_probs", attempt.log_probs, 4), ("mask", attempt.mask, 1)):
+        if len(data) != size * length:
+            return f"{name} of {len(data)} bytes for {length} tokens"
+    for name, data, size in (("uncertainty", attempt.uncertainty, 2), ("signals", attempt.signals, 12)):
+        if len(data) not in (0, size * length):
+            return f"{name} of {len(data)} bytes for {length} tokens"
+    mask, log_probs = unpack(attempt.mask, UINT8), unpack(attempt.log_probs, FLOAT32)
+    if (mask > 1).any():
+        return "a mask that is neither 0 nor 1"
+    chosen = log_probs[mask == 1]
+    if not (np.isfinite(chosen) & (chosen <= LOG_PROB_ROUNDING)).all():
+        return "a token to be trained on whose log-prob is none"
+    if not 0 <= attempt.thinking <= bounds.context:
+        return f"{attempt.thinking} thinking tokens"
+    return _of_spans(attempt, version)
+
+
+def _of_spans(attempt: Attempt, version: int) -> str:
+    end = 0
+    for span in attempt.spans:
+        if not (end <= span.start < span.stop <= attempt.length and -1 <= span.version <= version):
+            return f"tokens {span.start} to {span.stop} of {attempt.length} from weights {span.version} of {version}"
+        end = span.stop
+    return ""
+
+
+def _of_tokens(name: str, data: bytes, bounds: Bounds, least: int = 0) -> str:
+    if len(data) % INT32.itemsize or not least <= len(data) // INT32.itemsize <= bounds.context:
+        return f"a {name} of {len(data)} bytes"
+    tokens = unpack(data, INT32)
+    return "" if not len(tokens) or (tokens.min() >= 0 and tokens.max() < bounds.vocabulary) else f"a {name} with tokens that do not exist"
+
+
+def _first(flaws: Iterator[str]) -> str:
+    return next(flaws, "")

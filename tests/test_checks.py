@@ -1,0 +1,175 @@
+"""Messages that decode and are absurd all the same: what is wrong with them is found, and what passes can be trained on."""
+
+from __future__ import annotations
+
+from math import inf, nan
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
+from protocol.checks import MAX_TURNS, Bounds, Open, of_signal_frame, of_stats, of_trajectory, of_turn_request
+from protocol.codec import BadFrame, decode, encode
+from protocol.messages import Attempt, DropReason, EpisodeKey, SignalFrame, Span, Stats, StopReason, Trajectory, Turn, TurnRequest
+
+BOUNDS = Bounds(vocabulary=100, context=64, group_size=4)
+OPEN = Open(first_group=2, end_group=6, evaluations=2, evaluation_episodes=8, version=5)
+replace = msgspec.structs.replace
+
+
+def attempt(length: int = 3, **changed: object) -> Attempt:
+    sound = Attempt(
+        tokens=pack([1, 2, 99][:length], INT32), log_probs=pack([-0.5, nan, 0.0][:length], FLOAT32), mask=pack([1, 0, 1][:length], UINT8),
+        spans=[Span(0, 2, 4), Span(2, 3, 5)] if length == 3 else [], uncertainty=pack([0.5] * length, FLOAT16),
+        signals=pack([1.0] * 3 * length, FLOAT32), events=[], stop=StopReason.END, score=nan, thinking=1,
+    )  # fmt: skip
+    return replace(sound, **changed)
+
+
+def turn(**changed: object) -> Turn:
+    sound = Turn(prompt=pack([5, 6], INT32), kept=attempt(), rejected=[attempt(0)], reward=1.0, valid=True, anchor="a", action="look")
+    return replace(sound, **changed)
+
+
+def trajectory(**changed: object) -> Trajectory:
+    sound = Trajectory(key=EpisodeKey(3, 1), attempt=0, task_index=0, task_type="", task="", success=True, turns=[turn()])
+    return replace(sound, **changed)
+
+
+def flaw(changed: Trajectory) -> str:
+    return of_trajectory(changed, BOUNDS, OPEN)
+
+
+@pytest.mark.parametrize(
+    "sound",
+    [
+        trajectory(), trajectory(key=EpisodeKey(0, 0)), trajectory(key=EpisodeKey(1, 7, True)),
+        trajectory(turns=[], dropped=DropReason.ENV_ERROR), trajectory(turns=[turn(kept=attempt(uncertainty=b"", signals=b""))]),
+    ],
+    ids=["of training", "of a group that has left", "of an evaluation", "dropped", "not watched"],
+)  # fmt: skip
+def test_what_actors_send_passes(sound: Trajectory) -> None:
+    assert flaw(sound) == ""
+
+
+@pytest.mark.parametrize(
+    ("absurd", "said"),
+    [
+        (trajectory(key=EpisodeKey(6, 0)), "none that is being played"),
+        (trajectory(key=EpisodeKey(2**60, 0)), "none that is being played"),
+        (trajectory(key=EpisodeKey(-1, 0)), "none that is being played"),
+        (trajectory(key=EpisodeKey(3, 4)), "none that is being played"),
+        (trajectory(key=EpisodeKey(2, 0, True)), "none that is being played"),
+        (trajectory(key=EpisodeKey(1, 8, True)), "none that is being played"),
+        (trajectory(turns=[]), "0 turns"),
+        (trajectory(turns=[turn()] * (MAX_TURNS + 1)), "10001 turns"),
+        (trajectory(turns=[turn(), turn(reward=nan)]), "turn 1: a reward of nan"),
+        (trajectory(turns=[turn(reward=-inf)]), "a reward of -inf"),
+        (trajectory(turns=[turn(reward=1e300)]), "a reward of"),
+        (trajectory(scores={"raw": nan}), "score raw is nan"),
+        (trajectory(turns=[turn(prompt=b"")]), "a prompt of 0 bytes"),
+        (trajectory(turns=[turn(prompt=b"abc")]), "a prompt of 3 bytes"),
+        (trajectory(turns=[turn(prompt=pack([1] * 65, INT32))]), "a prompt of 260 bytes"),
+        (trajectory(turns=[turn(prompt=pack([100], INT32))]), "tokens that do not exist"),
+        (trajectory(turns=[turn(kept=attempt(tokens=pack([1, -1, 2], INT32)))]), "tokens that do not exist"),
+        (trajectory(turns=[turn(kept=attempt(log_probs=pack([-1.0], FLOAT32)))]), "log_probs of 4 bytes for 3 tokens"),
+        (trajectory(turns=[turn(kept=attempt(log_probs=pack([nan] * 3, FLOAT32)))]), "whose log-prob is none"),
+        (trajectory(turns=[turn(kept=attempt(log_probs=pack([-1.0, -1.0, 3.0], FLOAT32)))]), "whose log-prob is none"),
+        (trajectory(turns=[turn(kept=attempt(mask=b"\1\1"))]), "mask of 2 bytes"),
+        (trajectory(turns=[turn(kept=attempt(mask=b"\1\0\7"))]), "a mask that is neither"),
+        (trajectory(turns=[turn(kept=attempt(signals=b"1234"))]), "signals of 4 bytes"),
+        (trajectory(turns=[turn(kept=attempt(uncertainty=b"12"))]), "uncertainty of 2 bytes"),
+        (trajectory(turns=[turn(kept=attempt(thinking=-1))]), "-1 thinking tokens"),
+        (trajectory(turns=[turn(kept=attempt(spans=[Span(0, 4, 1)]))]), "tokens 0 to 4 of 3"),
+        (trajectory(turns=[turn(kept=attempt(spans=[Span(1, 2, 1), Span(0, 1, 1)]))]), "tokens 0 to 1 of 3"),
+        (trajectory(turns=[turn(kept=attempt(spans=[Span(0, 3, 6)]))]), "from weights 6 of 5"),
+        (trajectory(turns=[turn(rejected=[attempt(mask=b"")])]), "rejected: mask of 0 bytes"),
+    ],
+)  # fmt: skip
+def test_what_no_actor_sends_is_refused_and_named(absurd: Trajectory, said: str) -> None:
+    assert said in flaw(absurd)
+
+
+numbers = st.integers(-(2**63), 2**63 - 1) | st.integers(-3, 120)
+raw = st.binary(max_size=24) | st.lists(st.integers(0, 99), max_size=6).map(lambda tokens: pack(tokens, INT32))
+spans = st.lists(st.builds(Span, numbers, numbers, numbers), max_size=3)
+attempts = st.builds(
+    Attempt, tokens=raw, log_probs=raw, mask=raw, spans=spans, uncertainty=raw, signals=raw, events=st.just([]),
+    stop=st.sampled_from(StopReason), score=st.floats(), thinking=numbers,
+)  # fmt: skip
+turns = st.builds(
+    Turn, prompt=raw, kept=attempts | st.just(attempt()), rejected=st.lists(attempts, max_size=2), reward=st.floats(),
+    valid=st.booleans(), anchor=st.just(""), action=st.just(""),
+)  # fmt: skip
+keys = st.builds(EpisodeKey, numbers, numbers, st.booleans())
+
+
+@given(st.builds(trajectory, key=keys | st.just(EpisodeKey(3, 1)), turns=st.lists(turns | st.just(turn()), max_size=3)))
+def test_whatever_a_trajectory_says_is_judged_and_what_passes_can_be_read(any_trajectory: Trajectory) -> None:
+    if flaw(any_trajectory):
+        return
+    for each in any_trajectory.turns:
+        tokens = each.kept.length
+        assert abs(each.reward) < inf and 0 < len(each.prompt) // 4 <= BOUNDS.context
+        assert len(each.kept.log_probs) == 4 * tokens == 4 * len(each.kept.mask)
+        assert each.kept.signal_table().shape[0] in (0, tokens)
+
+
+@given(st.data())
+def test_a_damaged_trajectory_is_a_bad_frame_or_is_judged(data: st.DataObject) -> None:
+    frame = bytearray(encode(trajectory()))
+    for _ in range(data.draw(st.integers(1, 4))):
+        frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        message = decode(bytes(frame))
+    except BadFrame:
+        return
+    assert not isinstance(message, Trajectory) or isinstance(flaw(message), str)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"turn": -1}, "a negative turn"), ({"prompt": b""}, "a prompt of 0 bytes"), ({"prompt": pack([-5], INT32)}, "do not exist"),
+        ({"prompt": pack([1] * 65, INT32)}, "a prompt of 260 bytes"), ({}, ""),
+    ],
+)  # fmt: skip
+def test_a_turn_that_no_engine_could_generate_is_refused(changed: dict, said: str) -> None:
+    sound = TurnRequest(key=EpisodeKey(0, 0), attempt=0, turn=0, prompt=pack([1, 2], INT32))
+    found = of_turn_request(replace(sound, **changed), BOUNDS)
+    assert said in found and bool(found) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, ""), ({"turn_ids": ["a", "b"]}, "2 turns with columns"), ({"entropy": b""}, "1 turns with columns"),
+        ({"confidence": pack([nan], FLOAT32)}, "no finite number"),
+    ],
+)  # fmt: skip
+def test_a_signal_frame_whose_columns_differ_is_refused(changed: dict, said: str) -> None:
+    number, whole = pack([0.5], FLOAT32), pack([3], INT32)
+    sound = SignalFrame(
+        step=0, turn_ids=["a"], position=whole, entropy=number, confidence=number, top_log_prob=number, forced=whole, previous=whole
+    )
+    found = of_signal_frame(replace(sound, **changed))
+    assert said in found and bool(found) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("stats", "said"),
+    [
+        (Stats(source="learner", event="update", values={"update": 3.0}), ""),
+        (Stats(source="controller", event="gauge", values={"anything": None}), ""),
+        (Stats(source="controller", event="update", values={"update": 3}), "event 'update' from 'controller'"),
+        (Stats(source="x", event="gauge", values={}), "event 'gauge' from 'x'"),
+        (Stats(source="learner", event="update", values={"update": nan}), "update number nan"),
+        (Stats(source="learner", event="update", values={}), "update number None"),
+        (Stats(source="learner", event="evaluation", values={"update": 1e300}), "update number 1e+300"),
+    ],
+)
+def test_what_no_process_of_the_run_reports_is_refused(stats: Stats, said: str) -> None:
+    found = of_stats(stats)
+    assert said in found and bool(found) is bool(said)

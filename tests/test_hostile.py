@@ -1,0 +1,119 @@
+"""A run of real processes with somebody at each of its sockets who sends what nobody should: it goes on, and says so once."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Event
+
+import pytest
+import zmq
+from run_fixtures import running_small
+
+from protocol.arrays import INT32, pack
+from protocol.codec import MAX_FRAME, encode
+from protocol.messages import (
+    Ack,
+    Credit,
+    EpisodeEnded,
+    EpisodeKey,
+    Heartbeat,
+    Lease,
+    SignalFrame,
+    Stats,
+    Trajectory,
+    TurnRequest,
+)  # fmt: skip
+
+FIRST = EpisodeKey(0, 0)
+ABSURD = [
+    Credit(episodes=-5), Credit(episodes=10**15), EpisodeEnded(key=FIRST, attempt=0), EpisodeEnded(key=FIRST, attempt=-1),
+    TurnRequest(key=FIRST, attempt=0, turn=0, prompt=pack([1, 2, 3], INT32)),
+    TurnRequest(key=FIRST, attempt=0, turn=-(2**60), prompt=b"abc"),
+    TurnRequest(key=EpisodeKey(2**62, -1, True), attempt=9, turn=1, prompt=pack([-1] * 10, INT32)),
+    Lease(key=FIRST, attempt=0, split="../..", task_index=-1, seed=-1), Heartbeat(loop_lag=float("nan"), steps=-1), Ack(key=FIRST),
+    Trajectory(key=FIRST, attempt=0, task_index=0, task_type="", task="", success=True, turns=[], scores={"x": float("nan")}),
+    Trajectory(key=EpisodeKey(10**12, 0), attempt=0, task_index=0, task_type="", task="", success=True, turns=[]),
+    SignalFrame(
+        step=-1, turn_ids=["t0.0.0.0.0.0"] * 3, position=b"1", entropy=b"", confidence=b"", top_log_prob=b"", forced=b"", previous=b""
+    ),
+    Stats(source="\x00", event="update", values={"update": float("nan"), "loss": "text"}),
+    Stats(source="x" * 1000, event="nothing", values={"a": None}),
+]  # fmt: skip
+"""What decodes. Nobody who plays for the run sends any of it."""
+
+
+def frames(seed: int) -> Iterator[list[bytes]]:
+    """Messages of one or more frames, for ever: random, cut short, with bits flipped, of another schema, and absurd."""
+    chance = random.Random(seed)
+    sound = [encode(message) for message in ABSURD]
+    for number in itertools.count():
+        frame = bytearray(chance.choice(sound))
+        kind = number % 6
+        if kind == 0:
+            yield [chance.randbytes(chance.randrange(200))]
+        elif kind == 1:
+            yield [bytes(frame[: chance.randrange(len(frame))])]
+        elif kind == 2:
+            for _ in range(3):
+                frame[chance.randrange(3, len(frame))] ^= 1 << chance.randrange(8)
+            yield [bytes(frame)]
+        elif kind == 3:
+            yield [b"F\xff\xff" + bytes(frame[3:])]
+        elif kind == 4:
+            yield [bytes(frame), chance.randbytes(5), b""]
+        else:
+            yield [bytes(frame)]
+
+
+def attack(endpoints: dict[str, str], over: Event) -> int:
+    """Until `over`; the number of messages that were sent to each socket."""
+    context = zmq.Context()
+    kinds = {"actors": zmq.DEALER, "trajectories": zmq.DEALER, "learner": zmq.DEALER, "signals": zmq.DEALER, "stats": zmq.PUSH}
+    sockets = {name: context.socket(kind) for name, kind in kinds.items()}
+    for name, socket in sockets.items():
+        socket.set(zmq.LINGER, 0)
+        socket.connect(endpoints[name])
+    huge = context.socket(zmq.DEALER)
+    huge.set(zmq.LINGER, 0)
+    huge.connect(endpoints["trajectories"])
+    huge.send(bytes(MAX_FRAME + 1), copy=False)
+    sent = 0
+    for parts in frames(seed=0):
+        if over.wait(0.002):
+            break
+        for socket in sockets.values():
+            try:
+                socket.send_multipart(parts, zmq.NOBLOCK)
+            except zmq.Again:
+                continue
+        sent += 1
+    context.destroy(linger=0)
+    return sent
+
+
+@pytest.mark.slow
+async def test_a_run_goes_on_whatever_is_sent_to_its_sockets(tmp_path: Path, small_policy: Path) -> None:
+    over = Event()
+    async with running_small(tmp_path / "run", small_policy, run__updates="4") as run:
+        await run.until((run.directory / "job.json").exists)
+        endpoints = json.loads((run.directory / "job.json").read_text())["endpoints"]
+        attacker = asyncio.create_task(asyncio.to_thread(attack, endpoints, over))
+        try:
+            assert await run.ended(180) == 0, run.output
+        finally:
+            over.set()
+        sent = await attacker
+    assert sent > 1000
+    updates = run.updates()
+    assert [line["update"] for line in updates] == [1, 2, 3, 4] and run.summary()["dropped"] == {}
+    assert updates[-1]["bad_frames_total"] > 100
+    keys = [t.key for t in run.trajectories() if not t.key.evaluation]
+    assert len(keys) == len(set(keys)) == 4 * 2 * 2
+    for process in ("learner", "controller"):
+        warnings = [line for line in (run.directory / "logs" / f"{process}.log").read_text().splitlines() if "dropped a frame" in line]
+        assert 1 <= len(warnings) <= 5, "one line a peer"
