@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _HEADER = struct.Struct("<II")
@@ -24,13 +24,16 @@ class EpisodeLog:
         self._file.truncate(self.position)
         self._file.seek(self.position)
 
-    def append(self, frame: bytes) -> int:
-        """Write one record, and hand it to the operating system; returns where it begins."""
-        start = self.position
-        self._file.write(_HEADER.pack(len(frame), zlib.crc32(frame)) + frame)
+    def append(self, frames: Sequence[bytes]) -> list[int]:
+        """Write a record for each frame, and hand them to the operating system; returns where each begins."""
+        starts, parts = [], []
+        for frame in frames:
+            starts.append(self.position)
+            parts += (_HEADER.pack(len(frame), zlib.crc32(frame)), frame)
+            self.position += _HEADER.size + len(frame)
+        self._file.write(b"".join(parts))
         self._file.flush()
-        self.position += _HEADER.size + len(frame)
-        return start
+        return starts
 
     def close(self) -> None:
         self._file.close()

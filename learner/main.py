@@ -2,11 +2,11 @@
 
   loop                waits for                                   woken by
   ──────────────────────────────────────────────────────────────────────────────────────────
-  _receive            a trajectory from any actor or controller   actors, controller
+  intake.run          a trajectory from any actor                 actors
   _listen             word from the controller                    controller
-  _train              a full batch, in order of admission         _receive
+  _train              a full batch, in order of admission         intake.run, _listen
   one a version       its copy of the weights to be written       _train
-  one an evaluation   all its episodes                            _receive
+  one an evaluation   all its episodes                            intake.run, _listen
   _report             the clock (a second)                        clock
 
 An episode is acknowledged after it stands in the log, so an actor that was told to forget it may; after a crash the log is
@@ -30,6 +30,7 @@ import zmq.asyncio
 from config import Job
 from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
+from learner.intake import Intake
 from learner.measure import evaluation_metrics, rollout_metrics
 from learner.outgoing import Outgoing
 from learner.publish import Publisher, Snapshot
@@ -38,7 +39,7 @@ from learner.together import lead, lead_start
 from learner.training import Training
 from learner.update import share_over
 from protocol.codec import FrameReader, decode, encode
-from protocol.messages import Ack, Applied, EpisodeKey, Evaluate, GroupsDropped, LearnerState, Message, Stats, Trajectory
+from protocol.messages import Applied, Evaluate, GroupsDropped, LearnerState, Message, Stats, Trajectory
 from telemetry.loop_lag import LoopLag
 from telemetry.spans import SpanFile
 
@@ -64,7 +65,7 @@ class Learner:
         self._stats = context.socket(zmq.PUSH)
         self._stats.connect(job.endpoints.stats)
         self._reader = FrameReader()
-        self._arrived = asyncio.Event()  # set by _receive, cleared by whoever waits
+        self._arrived = asyncio.Event()  # set by the intake, cleared by whoever waits
         self._waiters: set[asyncio.Event] = {self._arrived}
         self._applied: dict[int, asyncio.Future[Applied]] = {}
         self._stop = asyncio.Event()
@@ -72,8 +73,8 @@ class Learner:
         self._spans = SpanFile(self._run_dir, "learner")
         self._next_evaluation = 0
         self._log = EpisodeLog(self._run_dir / "episodes" / "episodes.log")
-        self._offsets: dict[EpisodeKey, int] = {}  # of what has not been handed out
         self._buffer = GroupBuffer(self._config.learner.group_size, self._config.learner.filter_groups)
+        self._intake = Intake(self._trajectories, self._log, self._buffer, self._wake)
         self._pause_seconds = 0.0
         self.training: Training | None = None
         self._training_thread = ThreadPoolExecutor(1, thread_name_prefix="training")
@@ -90,7 +91,9 @@ class Learner:
     async def run(self) -> None:
         try:
             async with self._tasks:
-                background = [self._tasks.create_task(loop) for loop in (self._receive(), self._listen(), self._report(), self._lag.run())]
+                background = [
+                    self._tasks.create_task(loop) for loop in (self._intake.run(), self._listen(), self._report(), self._lag.run())
+                ]
                 try:
                     await self._train()
                 except Stopped:
@@ -192,7 +195,7 @@ class Learner:
             if (batch := self._buffer.take(self._config.learner.groups)) is not None:
                 for group in batch[1]:
                     for trajectory in group:
-                        self._offsets.pop(trajectory.key, None)
+                        self._intake.offsets.pop(trajectory.key, None)
                 return batch
             await self._until_arrival(self._arrived, min(max(0.0, self._seconds_left()), 1.0))
         return None
@@ -251,7 +254,7 @@ class Learner:
             for begin, _, frame in read_records(self._run_dir / "episodes" / "episodes.log", state.log_position):
                 trajectory = decode(frame)
                 if not trajectory.key.evaluation and self._buffer.add(trajectory):
-                    self._offsets[trajectory.key] = begin
+                    self._intake.offsets[trajectory.key] = begin
 
     def _progress_from_thread(self):
         """A function for other threads: report a phase and how far it is."""
@@ -279,25 +282,14 @@ class Learner:
         return self.training.update_number % self._config.learner.checkpoint_every == 0
 
     async def _checkpoint(self) -> None:
-        position = min(self._offsets.values(), default=self._log.position)
+        position = min(self._intake.offsets.values(), default=self._log.position)
         await self._do("checkpoint", log_position=position, next_group=self._buffer.oldest_kept(), next_evaluation=self._next_evaluation)
 
     # --- messages
 
-    async def _receive(self) -> None:
-        """Trajectories: into the log, then acknowledged, then into their group."""
-        while True:
-            peer, frame = await self._trajectories.recv_multipart()
-            trajectory = self._reader.read(peer, frame)
-            if isinstance(trajectory, Trajectory):
-                self._take_in(trajectory, frame)
-                await self._trajectories.send_multipart([peer, encode(Ack(key=trajectory.key))])
-
-    def _take_in(self, trajectory: Trajectory, frame: bytes) -> None:
-        if self._buffer.add(trajectory):
-            self._offsets[trajectory.key] = self._log.append(frame)
-            for waiter in self._waiters:
-                waiter.set()
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            waiter.set()
 
     async def _listen(self) -> None:
         while True:
@@ -309,7 +301,7 @@ class Learner:
                     if not self._applied[applied.version].done():
                         self._applied[applied.version].set_result(applied)
                 case Trajectory() as trajectory:
-                    self._take_in(trajectory, frame)
+                    self._intake.take([(trajectory, frame)])
 
     async def _report(self) -> None:
         while True:

@@ -1,0 +1,68 @@
+"""Trajectories of actors: into their groups and into the log, then acknowledged.
+
+All that wait are taken at once. asyncio's sockets cost several times what ZeroMQ costs, and the log one call to the system for each
+write: an episode that comes with others shares both with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import zmq
+import zmq.asyncio
+
+from learner.episode_log import EpisodeLog
+from learner.groups import GroupBuffer
+from protocol.codec import FrameReader, encode
+from protocol.messages import Ack, EpisodeKey, Trajectory
+
+MOST_AT_ONCE = 4 << 20
+"""Bytes taken before other loops of the process get their turn: some milliseconds."""
+
+
+class Intake:
+    """`arrived` is called after new episodes have been taken in."""
+
+    def __init__(self, socket: zmq.asyncio.Socket, log: EpisodeLog, buffer: GroupBuffer, arrived: Callable[[], None]) -> None:
+        """`socket`: the ROUTER to which actors are connected; nobody else uses it while `run` does."""
+        self._socket = socket
+        # The same socket without asyncio. Using it takes away the sign by which asyncio notices what arrives; so it is used only while no
+        # receive is pending, and each receive looks for itself before it waits.
+        self._plain = zmq.Socket.shadow(socket)
+        self._log = log
+        self._buffer = buffer
+        self._arrived = arrived
+        self._reader = FrameReader()
+        self.offsets: dict[EpisodeKey, int] = {}
+        """In the log, of what has not been handed out."""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            taken = [await self._socket.recv_multipart(), *self._waiting()]
+            read = [(peer, self._reader.read(peer, frame), frame) for peer, frame in taken]
+            episodes = [(peer, message, frame) for peer, message, frame in read if isinstance(message, Trajectory)]
+            self.take([(episode, frame) for _, episode, frame in episodes])
+            for peer, episode, _ in episodes:
+                self._plain.send_multipart([peer, encode(Ack(key=episode.key))], zmq.NOBLOCK)  # a ROUTER never makes anybody wait
+            await asyncio.sleep(0)  # a receive does not wait while there is something
+
+    def _waiting(self) -> list[list[bytes]]:
+        """(Peer, frame) of what has arrived."""
+        found, left = [], MOST_AT_ONCE
+        while left > 0:
+            try:
+                found.append(self._plain.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                break
+            left -= len(found[-1][1])
+        return found
+
+    def take(self, episodes: Sequence[tuple[Trajectory, bytes]]) -> None:
+        """Take in episodes with the frames they came in; those that are known already, by whatever attempt, are left out."""
+        new = [(episode.key, frame) for episode, frame in episodes if self._buffer.add(episode)]
+        if new:
+            offsets = self._log.append([frame for _, frame in new])
+            self.offsets.update(zip((key for key, _ in new), offsets, strict=True))
+            self._arrived()
