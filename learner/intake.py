@@ -35,7 +35,7 @@ class Intake:
         self._arrived = arrived
         self._reader = FrameReader()
         self.offsets: dict[EpisodeKey, int] = {}
-        """In the log, of what has not been handed out."""
+        """In the log, of training episodes whose group has not left: what a resumed run must find again."""
 
     async def run(self) -> None:
         """Until cancelled."""
@@ -64,5 +64,13 @@ class Intake:
         new = [(episode.key, frame) for episode, frame in episodes if self._buffer.add(episode)]
         if new:
             offsets = self._log.append([frame for _, frame in new])
-            self.offsets.update(zip((key for key, _ in new), offsets, strict=True))
+            self.offsets.update((key, offset) for (key, _), offset in zip(new, offsets, strict=True) if not key.evaluation)
             self._arrived()
+
+    def left(self, oldest_kept: int) -> None:
+        """All groups below have been handed out, or dropped."""
+        self.offsets = {key: offset for key, offset in self.offsets.items() if key.group >= oldest_kept}
+
+    def resume_from(self) -> int:
+        """Offset in the log of the first episode that a resumed run must find again."""
+        return min(self.offsets.values(), default=self._log.position)

@@ -193,9 +193,7 @@ class Learner:
             if dropped:
                 await self._tell(GroupsDropped(groups=dropped))
             if (batch := self._buffer.take(self._config.learner.groups)) is not None:
-                for group in batch[1]:
-                    for trajectory in group:
-                        self._intake.offsets.pop(trajectory.key, None)
+                self._intake.left(self._buffer.oldest_kept())
                 return batch
             await self._until_arrival(self._arrived, min(max(0.0, self._seconds_left()), 1.0))
         return None
@@ -282,8 +280,8 @@ class Learner:
         return self.training.update_number % self._config.learner.checkpoint_every == 0
 
     async def _checkpoint(self) -> None:
-        position = min(self._intake.offsets.values(), default=self._log.position)
-        await self._do("checkpoint", log_position=position, next_group=self._buffer.oldest_kept(), next_evaluation=self._next_evaluation)
+        position, oldest = self._intake.resume_from(), self._buffer.oldest_kept()
+        await self._do("checkpoint", log_position=position, next_group=oldest, next_evaluation=self._next_evaluation)
 
     # --- messages
 

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import msgspec
 import pytest
 import zmq
 import zmq.asyncio
@@ -17,7 +16,7 @@ from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
 from learner.intake import Intake
 from protocol.codec import decode, encode
-from protocol.messages import Trajectory
+from protocol.messages import DropReason, Trajectory
 
 
 class Bench:
@@ -113,9 +112,27 @@ async def test_other_loops_get_their_turn_while_there_is_always_something_waitin
     task.cancel()
 
 
-async def test_offsets_say_where_in_the_log_an_episode_stands(running: Bench):
-    task = msgspec.structs.replace(trajectory(0, 1), task="a longer one")
-    await running.deliver(trajectory(0, 0), task)
+async def test_a_resumed_run_reads_the_log_from_the_first_episode_whose_group_has_not_left(running: Bench):
+    """Not from an evaluation's, nor from one that was dropped, however long ago; they would hold it at the beginning for ever."""
+    failed = DropReason.ENV_ERROR
+    sent = [
+        trajectory(0, 0, evaluation=True), trajectory(0, 0), trajectory(1, 0, failed), trajectory(1, 1, failed), trajectory(2, 0, failed),
+        trajectory(0, 1), trajectory(2, 1),
+    ]  # fmt: skip
+    await running.deliver(*sent)
+    await running.acknowledged(len(sent))
+    begins = [begin for begin, _, _ in read_records(running.path)]
+    running.intake.left(running.buffer.oldest_kept())
+    assert running.intake.resume_from() == begins[1]
+    running.buffer.advance()
+    running.buffer.take(1)
+    running.intake.left(running.buffer.oldest_kept())
+    assert (running.intake.resume_from(), running.intake.offsets) == (running.path.stat().st_size, {})
+
+
+async def test_a_dropped_episode_is_found_again_while_its_group_is_here(running: Bench):
+    """Else it would be played again, and leave twice."""
+    await running.deliver(trajectory(0, 0, DropReason.ENV_ERROR), trajectory(0, 1))
     await running.acknowledged(2)
-    at = {decode(frame).key: begin for begin, _, frame in read_records(running.path)}
-    assert running.intake.offsets == at and len(at) == 2
+    running.intake.left(running.buffer.oldest_kept())
+    assert running.intake.resume_from() == 0
