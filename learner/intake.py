@@ -17,8 +17,8 @@ from learner.groups import GroupBuffer
 from protocol.codec import FrameReader, encode
 from protocol.messages import Ack, EpisodeKey, Trajectory
 
-MOST_AT_ONCE = 4 << 20
-"""Bytes taken before other loops of the process get their turn: some milliseconds."""
+MOST_AT_ONCE = 1 << 20
+"""Bytes taken before other loops of the process get their turn: a few milliseconds."""
 
 
 class Intake:
