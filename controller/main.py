@@ -326,6 +326,7 @@ class Controller:
             "eta": _or_none(self._turns.thresholds.eta),
             "turns_in_flight": len(self._turn_tasks),
             "queue_leases": len(self.admission.pending) + len(self.admission.pending_evaluation),
+            "episodes_in_flight": len(self.admission.leased),
             "queue_weights": self._published.qsize(),
             "slots_taken": len(self.admission.holding),
             "actors": len(self._last_seen),
