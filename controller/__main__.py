@@ -22,7 +22,7 @@ async def control(job: Job) -> None:
     except asyncio.CancelledError:
         pass
     finally:
-        context.term()
+        context.destroy(linger=0)  # and not term, which would wait for the sockets of one that could not begin
 
 
 if __name__ == "__main__":
