@@ -79,8 +79,9 @@ class Learner:
         self.training: Training | None = None
         self._training_thread = ThreadPoolExecutor(1, thread_name_prefix="training")
         self._tasks = asyncio.TaskGroup()
+        self._publisher = Publisher(Path(job.weights_dir))
         self._outgoing = Outgoing(
-            Publisher(Path(job.weights_dir)), self._tasks, lambda: self._do("snapshot"), self._tell, self._written,
+            self._publisher, self._tasks, lambda: self._do("snapshot"), self._tell, self._written,
             self._config.learner.publish_lag,
         )  # fmt: skip
 
@@ -295,6 +296,7 @@ class Learner:
             match self._reader.read(b"controller", frame):
                 case Applied() as applied:
                     self._pause_seconds = applied.seconds
+                    self._publisher.applied = applied.version
                     self.training.control = applied.control.decode()
                     if not self._applied[applied.version].done():
                         self._applied[applied.version].set_result(applied)
