@@ -41,6 +41,7 @@ from tokenizers import Tokenizer
 
 from config import Config, Job
 from controller.admission import Admission, AdmissionSettings, episode_seed
+from controller.credits import Credits
 from controller.dashboard import Dashboard
 from controller.engine.pool import EnginePool
 from controller.rules.thinking import NEVER
@@ -112,7 +113,7 @@ class Controller:
         self._turns = TurnRunner(self.config, self._engines, self._signals, tokens, lambda: self.version)
         self.version = -1
         self._learner_id: bytes | None = None
-        self._credits: dict[bytes, int] = {}  # actor -> episodes it can take, in order of asking
+        self._credits = Credits()
         self._last_seen: dict[bytes, float] = {}
         self._gauges: dict[bytes, Heartbeat] = {}
         self._published: asyncio.Queue[Published] = asyncio.Queue(maxsize=learner.max_staleness + 2)
@@ -177,7 +178,7 @@ class Controller:
             self._last_seen[actor] = time.monotonic()
             match message:
                 case Credit(episodes=n):
-                    self._credits[actor] = self._credits.get(actor, 0) + n
+                    self._credits.add(actor, n)
                     await self._hand_out()
                 case TurnRequest():
                     self._start_turn(actor, message)
@@ -191,14 +192,13 @@ class Controller:
         """Leases against credits, first come first served, as long as there are both, and the learner's weights in the engine."""
         if self.version < 0:
             return
-        for actor in list(self._credits):
-            while self._credits[actor] > 0:
-                lease = self.admission.lease(actor)
-                if lease is None:
-                    return
-                self._credits[actor] -= 1
-                await self._to_actor(actor, lease)
-            del self._credits[actor]
+        while self._credits:
+            actor = self._credits.first()
+            lease = self.admission.lease(actor)
+            if lease is None:
+                return
+            self._credits.served()
+            await self._to_actor(actor, lease)
 
     def _start_turn(self, actor: bytes, request: TurnRequest) -> None:
         task = asyncio.create_task(self._turn(actor, request))
@@ -237,8 +237,9 @@ class Controller:
             actor.decode(errors="replace"),
             LOST_AFTER * self.config.actor.heartbeat_seconds,
         )
-        for book in (self._last_seen, self._credits, self._gauges):
+        for book in (self._last_seen, self._gauges):
             book.pop(actor, None)
+        self._credits.lost(actor)
         for key in self.admission.actor_lost(actor):
             await self._to_learner(
                 _dropped(key, DropReason.ACTOR_LOST, f"lost with {self.config.actor.max_leases} actors (actor.max_leases)")
