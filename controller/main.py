@@ -102,7 +102,8 @@ class Controller:
         )
         self._welcome = welcome(job)
         self._actors = self._bind(zmq.ROUTER, job.endpoints.actors)
-        self._learner = self._bind(zmq.ROUTER, job.endpoints.learner)
+        # A ROUTER drops what does not fit its queue; and at the end of a run there is a word for each episode that is cancelled.
+        self._learner = self._bind(zmq.ROUTER, job.endpoints.learner, most_waiting=0)
         self._stats = context.socket(zmq.PUSH)
         self._stats.set(zmq.LINGER, 0)
         self._stats.connect(job.endpoints.stats)
@@ -340,8 +341,10 @@ class Controller:
 
     # --- sending
 
-    def _bind(self, kind: int, endpoint: str) -> zmq.asyncio.Socket:
+    def _bind(self, kind: int, endpoint: str, most_waiting: int = 1000) -> zmq.asyncio.Socket:
+        """`most_waiting`: messages to each peer; 0: any number."""
         socket = self._context.socket(kind)
+        socket.set(zmq.SNDHWM, most_waiting)
         socket.bind(endpoint)
         return socket
 
