@@ -10,6 +10,7 @@ import zmq.asyncio
 
 from config import Job
 from controller.main import Controller
+from protocol.files import allow_many_files
 
 
 async def control(job: Job) -> None:
@@ -27,4 +28,5 @@ async def control(job: Job) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    allow_many_files()
     asyncio.run(control(Job.load(Path(sys.argv[1]))))
