@@ -118,4 +118,4 @@ async def _act(endpoint: str, episodes: int, welcome: Welcome, environment, prom
     try:
         await Actor(context, endpoint, welcome, environment, prompter, keys).run(episodes)
     finally:
-        context.term()
+        context.destroy(linger=0)  # and not term, which would wait for the sockets of one that could not begin

@@ -10,6 +10,7 @@ import zmq.asyncio
 
 from config import Job
 from controller.main import Controller
+from protocol.files import allow_many_files
 from protocol.security import gatekeeper, load_keys
 
 
@@ -24,9 +25,10 @@ async def control(job: Job) -> None:
     except asyncio.CancelledError:
         pass
     finally:
-        context.term()
+        context.destroy(linger=0)  # and not term, which would wait for the sockets of one that could not begin
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    allow_many_files()
     asyncio.run(control(Job.load(Path(sys.argv[1]))))

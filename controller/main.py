@@ -41,6 +41,7 @@ from tokenizers import Tokenizer
 
 from config import Config, Job
 from controller.admission import Admission, AdmissionSettings, episode_seed
+from controller.credits import Credits
 from controller.dashboard import Dashboard
 from controller.engine.pool import EnginePool, Health
 from controller.rules.thinking import NEVER
@@ -109,6 +110,8 @@ class Controller:
         self._welcome = welcome(job)
         keys = load_keys(self.config.security.keys)
         self._actors, self._learner = context.socket(zmq.ROUTER), context.socket(zmq.ROUTER)
+        # A ROUTER drops what does not fit its queue; and at the end of a run there is a word for each episode that is cancelled.
+        self._learner.set(zmq.SNDHWM, 0)
         bind(self._actors, job.endpoints.actors, keys, "actors")
         bind(self._learner, job.endpoints.learner, keys, "run")
         self._stats = context.socket(zmq.PUSH)
@@ -123,7 +126,7 @@ class Controller:
         self._turns = TurnRunner(self.config, self._engines, self._signals, tokens, lambda: self.version)
         self.version = -1
         self._learner_id: bytes | None = None
-        self._credits: dict[bytes, int] = {}  # actor -> episodes it can take, in order of asking
+        self._credits = Credits()
         self._last_seen: dict[bytes, float] = {}
         self._gauges: dict[bytes, Heartbeat] = {}
         self._published: asyncio.Queue[Published] = asyncio.Queue(maxsize=learner.max_staleness + 2)
@@ -185,8 +188,8 @@ class Controller:
                 continue
             flaw = ""
             match message:
-                case Credit(episodes=n) if 0 < n <= MAX_CREDIT - self._credits.get(actor, 0):
-                    self._credits[actor] = self._credits.get(actor, 0) + n
+                case Credit(episodes=n) if 0 < n <= MAX_CREDIT - self._credits.of(actor):
+                    self._credits.add(actor, n)
                     await self._hand_out()
                 case TurnRequest():
                     flaw = self._start_turn(actor, message)
@@ -206,14 +209,13 @@ class Controller:
         """Leases against credits, first come first served, as long as there are both, and the learner's weights in the engine."""
         if self.version < 0:
             return
-        for actor in list(self._credits):
-            while self._credits[actor] > 0:
-                lease = self.admission.lease(actor)
-                if lease is None:
-                    return
-                self._credits[actor] -= 1
-                await self._to_actor(actor, lease)
-            del self._credits[actor]
+        while self._credits:
+            actor = self._credits.first()
+            lease = self.admission.lease(actor)
+            if lease is None:
+                return
+            self._credits.served()
+            await self._to_actor(actor, lease)
 
     def _start_turn(self, actor: bytes, request: TurnRequest) -> str:
         """What is wrong with the request, if anything is."""
@@ -260,17 +262,14 @@ class Controller:
                 await self._lose(actor)
 
     async def _lose(self, actor: bytes) -> None:
-        log.warning(
-            "actor %s was silent for %g s: its episodes go to others",
-            actor.decode(errors="replace"),
-            LOST_AFTER * self.config.actor.heartbeat_seconds,
-        )
-        for book in (self._last_seen, self._credits, self._gauges):
+        silent = LOST_AFTER * self.config.actor.heartbeat_seconds
+        log.warning("actor %s was silent for %g s: its episodes go to others", actor.decode(errors="replace"), silent)
+        for book in (self._last_seen, self._gauges):
             book.pop(actor, None)
+        self._credits.lost(actor)
         for key in self.admission.actor_lost(actor):
-            await self._to_learner(
-                _dropped(key, DropReason.ACTOR_LOST, f"lost with {self.config.actor.max_leases} actors (actor.max_leases)")
-            )
+            detail = f"lost with {self.config.actor.max_leases} actors (actor.max_leases)"
+            await self._to_learner(_dropped(key, DropReason.ACTOR_LOST, detail))
         await self._hand_out()
 
     # --- learner
@@ -365,6 +364,7 @@ class Controller:
             "eta": _or_none(self._turns.thresholds.eta),
             "turns_in_flight": len(self._turn_tasks),
             "queue_leases": len(self.admission.pending) + len(self.admission.pending_evaluation),
+            "episodes_in_flight": len(self.admission.leased),
             "queue_weights": self._published.qsize(),
             "slots_taken": len(self.admission.holding),
             "engines": sum(health is Health.HEALTHY for health, _ in self._engines.standing().values()),

@@ -12,6 +12,7 @@ from config import Job
 from learner.main import Learner
 from learner.ranks import Ranks
 from learner.together import dismiss, follow
+from protocol.files import allow_many_files
 from protocol.security import gatekeeper, load_keys
 
 
@@ -39,4 +40,5 @@ def main(job: Job) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    allow_many_files()
     main(Job.load(Path(sys.argv[1])))

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _HEADER = struct.Struct("<II")
+_BUFFER = 256 << 10
+"""Bytes. Several small records are one write; a large one is not copied."""
 
 
 class EpisodeLog:
@@ -20,17 +22,20 @@ class EpisodeLog:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.position = max((end for _, end, _ in read_records(path)), default=0) if path.exists() else 0
-        self._file = path.open("ab")
+        self._file = path.open("ab", buffering=_BUFFER)
         self._file.truncate(self.position)
         self._file.seek(self.position)
 
-    def append(self, frame: bytes) -> int:
-        """Write one record, and hand it to the operating system; returns where it begins."""
-        start = self.position
-        self._file.write(_HEADER.pack(len(frame), zlib.crc32(frame)) + frame)
+    def append(self, frames: Sequence[bytes]) -> list[int]:
+        """Write a record for each frame, and hand them to the operating system; returns where each begins."""
+        starts = []
+        for frame in frames:
+            starts.append(self.position)
+            self._file.write(_HEADER.pack(len(frame), zlib.crc32(frame)))
+            self._file.write(frame)
+            self.position += _HEADER.size + len(frame)
         self._file.flush()
-        self.position += _HEADER.size + len(frame)
-        return start
+        return starts
 
     def close(self) -> None:
         self._file.close()

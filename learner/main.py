@@ -2,11 +2,11 @@
 
   loop                waits for                                   woken by
   ──────────────────────────────────────────────────────────────────────────────────────────
-  _receive            a trajectory from any actor or controller   actors, controller
+  intake.run          a trajectory from any actor                 actors
   _listen             word from the controller                    controller
-  _train              a full batch, in order of admission         _receive
+  _train              a full batch, in order of admission         intake.run, _listen
   one a version       its copy of the weights to be written       _train
-  one an evaluation   all its episodes                            _receive
+  one an evaluation   all its episodes                            intake.run, _listen
   _report             the clock (a second)                        clock
 
 An episode is acknowledged after it stands in the log, so an actor that was told to forget it may; after a crash the log is
@@ -32,6 +32,7 @@ from torch import Tensor
 from config import Job
 from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
+from learner.intake import Intake
 from learner.measure import evaluation_metrics, rollout_metrics
 from learner.outgoing import Outgoing
 from learner.publish import Publisher, Snapshot
@@ -41,7 +42,7 @@ from learner.training import Training
 from learner.update import share_over
 from protocol.checks import Bounds, Open, of_trajectory
 from protocol.codec import FrameReader, decode, encode
-from protocol.messages import Ack, Applied, EpisodeKey, Evaluate, GroupsDropped, LearnerState, Message, Stats, Trajectory
+from protocol.messages import Applied, Evaluate, GroupsDropped, LearnerState, Message, Stats, Trajectory
 from protocol.prompting import read_vocabulary
 from protocol.security import bind, connect, load_keys
 from telemetry.loop_lag import LoopLag
@@ -70,7 +71,7 @@ class Learner:
         self._stats = context.socket(zmq.PUSH)
         connect(self._stats, job.endpoints.stats, keys)
         self._reader = FrameReader()
-        self._arrived = asyncio.Event()  # set by _receive, cleared by whoever waits
+        self._arrived = asyncio.Event()  # set by the intake, cleared by whoever waits
         self._waiters: set[asyncio.Event] = {self._arrived}
         self._applied: dict[int, asyncio.Future[Applied]] = {}
         self._stop = asyncio.Event()
@@ -78,16 +79,17 @@ class Learner:
         self._spans = SpanFile(self._run_dir, "learner")
         self._next_evaluation = 0
         self._log = EpisodeLog(self._run_dir / "episodes" / "episodes.log")
-        self._offsets: dict[EpisodeKey, int] = {}  # of what has not been handed out
         self._buffer = GroupBuffer(self._config.learner.group_size, self._config.learner.filter_groups)
         vocabulary = read_vocabulary(Path(job.model_dir))
         self._bounds = Bounds(vocabulary, self._config.engine.max_model_len, self._config.learner.group_size)
+        self._intake = Intake(self._trajectories, self._log, self._buffer, self._reader, self._flaw, self._wake)
         self._pause_seconds = 0.0
         self.training: Training | None = None
         self._training_thread = ThreadPoolExecutor(1, thread_name_prefix="training")
         self._tasks = asyncio.TaskGroup()
+        self._publisher = Publisher(Path(job.weights_dir))
         self._outgoing = Outgoing(
-            Publisher(Path(job.weights_dir)), self._tasks, lambda: self._do("snapshot"), self._tell, self._written,
+            self._publisher, self._tasks, lambda: self._do("snapshot"), self._tell, self._written,
             self._config.learner.publish_lag, _sender(job),
         )  # fmt: skip
 
@@ -98,7 +100,9 @@ class Learner:
     async def run(self) -> None:
         try:
             async with self._tasks:
-                background = [self._tasks.create_task(loop) for loop in (self._receive(), self._listen(), self._report(), self._lag.run())]
+                background = [
+                    self._tasks.create_task(loop) for loop in (self._intake.run(), self._listen(), self._report(), self._lag.run())
+                ]
                 try:
                     await self._train()
                 except Stopped:
@@ -198,9 +202,7 @@ class Learner:
             if dropped:
                 await self._tell(GroupsDropped(groups=dropped))
             if (batch := self._buffer.take(self._config.learner.groups)) is not None:
-                for group in batch[1]:
-                    for trajectory in group:
-                        self._offsets.pop(trajectory.key, None)
+                self._intake.left(self._buffer.oldest_kept())
                 return batch
             await self._until_arrival(self._arrived, min(max(0.0, self._seconds_left()), 1.0))
         return None
@@ -259,7 +261,7 @@ class Learner:
             for begin, _, frame in read_records(self._run_dir / "episodes" / "episodes.log", state.log_position):
                 trajectory = decode(frame)
                 if not trajectory.key.evaluation and self._buffer.add(trajectory):
-                    self._offsets[trajectory.key] = begin
+                    self._intake.offsets[trajectory.key] = begin
 
     def _progress_from_thread(self):
         """A function for other threads: report a phase and how far it is."""
@@ -287,21 +289,10 @@ class Learner:
         return self.training.update_number % self._config.learner.checkpoint_every == 0
 
     async def _checkpoint(self) -> None:
-        position = min(self._offsets.values(), default=self._log.position)
-        await self._do("checkpoint", log_position=position, next_group=self._buffer.oldest_kept(), next_evaluation=self._next_evaluation)
+        position, oldest = self._intake.resume_from(), self._buffer.oldest_kept()
+        await self._do("checkpoint", log_position=position, next_group=oldest, next_evaluation=self._next_evaluation)
 
     # --- messages
-
-    async def _receive(self) -> None:
-        """Trajectories: into the log, then acknowledged, then into their group."""
-        while True:
-            peer, message, frame = await self._reader.receive(self._trajectories)
-            flaw = self._flaw(message)
-            if flaw:
-                self._reader.refuse(peer, flaw)
-            else:
-                self._take_in(message, frame)
-                await self._trajectories.send_multipart([peer, encode(Ack(key=message.key))])
 
     def _flaw(self, message: Message) -> str:
         if not isinstance(message, Trajectory):
@@ -314,11 +305,9 @@ class Learner:
             message, self._bounds, Open(first, end, self._next_evaluation, self._config.eval.episodes, self.training.update_number)
         )
 
-    def _take_in(self, trajectory: Trajectory, frame: bytes) -> None:
-        if self._buffer.add(trajectory):
-            self._offsets[trajectory.key] = self._log.append(frame)
-            for waiter in self._waiters:
-                waiter.set()
+    def _wake(self) -> None:
+        for waiter in self._waiters:
+            waiter.set()
 
     async def _listen(self) -> None:
         while True:
@@ -326,11 +315,12 @@ class Learner:
             match self._reader.read(b"controller", frame):
                 case Applied() as applied:
                     self._pause_seconds = applied.seconds
+                    self._publisher.applied = applied.version
                     self.training.control = applied.control.decode()
                     if not self._applied[applied.version].done():
                         self._applied[applied.version].set_result(applied)
                 case Trajectory() as trajectory:
-                    self._take_in(trajectory, frame)
+                    self._intake.take([(trajectory, frame)])
                 case None:
                     pass
                 case other:

@@ -17,7 +17,7 @@ from learner.sharding import whole_weights
 from protocol.messages import Transfer, weights_file
 
 KEPT = 2
-"""Versions that stay on disk: the newest, and the one an engine may still be loading."""
+"""Of the newest versions stay on disk, whatever engines run."""
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "auto": torch.float32}
 
@@ -46,6 +46,9 @@ class Publisher:
     def __init__(self, directory: Path) -> None:
         self._directory = Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
+        self.applied = -1
+        """Newest version that all engines run. Later ones stay on disk, where engines load them one after another, however many updates
+        the learner is ahead (it has no more batches than slots)."""
 
     def write(self, snapshot: Snapshot) -> Weights:
         """`v<version>.safetensors`, which appears complete, under its final name. Tensors have the names of the Hugging Face checkpoint.
@@ -64,7 +67,8 @@ class Publisher:
     def _remove_old(self) -> None:
         versions = sorted(self._directory.glob("v*.safetensors"), key=lambda path: int(path.stem[1:]))
         for path in versions[:-KEPT]:
-            path.unlink(missing_ok=True)
+            if int(path.stem[1:]) < self.applied:
+                path.unlink(missing_ok=True)
 
 
 def snapshot(

@@ -64,11 +64,17 @@ class FrameReader:
     async def receive(self, router: zmq.asyncio.Socket) -> Received:
         """The next message from a ROUTER socket; what is none is dropped."""
         while True:
-            peer, *parts = await router.recv_multipart()
-            if len(parts) != 1:
-                self.refuse(peer, f"{len(parts)} frames in place of one")
-            elif (message := self.read(peer, parts[0])) is not None:
-                return Received(peer, message, parts[0])
+            if (received := self.take(await router.recv_multipart())) is not None:
+                return received
+
+    def take(self, parts: list[bytes]) -> Received | None:
+        """What a ROUTER socket has received; None when it was dropped."""
+        peer, *frames = parts
+        if len(frames) != 1:
+            self.refuse(peer, f"{len(frames)} frames in place of one")
+            return None
+        message = self.read(peer, frames[0])
+        return None if message is None else Received(peer, message, frames[0])
 
     def refuse(self, peer: bytes, why: str) -> None:
         """Count a frame that is dropped, and log it if it is the first one from this peer."""

@@ -129,6 +129,7 @@ FIELDS: dict[str, Field] = {
     # --- queues and loops
     "queue_trajectories": Field("1", "queues", "latest", "Finished episodes in the learner, not yet trained on"),
     "queue_leases": Field("1", "queues", "latest", "Admitted episodes that no actor has yet"),
+    "episodes_in_flight": Field("1", "queues", "latest", "Episodes that actors have, until the learner has acknowledged them"),
     "queue_weights": Field("1", "queues", "latest", "Published weights that no engine has yet"),
     "slots_taken": Field("1", "queues", "latest", "Groups admitted and not yet given back"),
     "turns_in_flight": Field("1", "queues", "latest", "Turns in the engines"),

@@ -123,7 +123,7 @@ def test_invariant_3_every_episode_leaves_exactly_once(groups_per_batch, group_s
 
 def test_the_log_gives_back_what_was_appended(tmp_path):
     log = EpisodeLog(tmp_path / "log")
-    positions = [log.append(frame) for frame in (b"one", b"", b"three")]
+    positions = [*log.append([b"one"]), *log.append([b"", b"three"])]
     log.close()
     assert [(begin, frame) for begin, _, frame in read_records(tmp_path / "log")] == list(
         zip(positions, (b"one", b"", b"three"), strict=True)
@@ -134,12 +134,12 @@ def test_the_log_gives_back_what_was_appended(tmp_path):
 @pytest.mark.parametrize("cut", [1, 5, 9])
 def test_a_torn_record_at_the_end_is_cut_off(tmp_path, cut):
     log = EpisodeLog(tmp_path / "log")
-    log.append(b"whole")
-    log.append(b"torn")
+    log.append([b"whole"])
+    log.append([b"torn"])
     log.close()
     data = (tmp_path / "log").read_bytes()
     (tmp_path / "log").write_bytes(data[:-cut])
     log = EpisodeLog(tmp_path / "log")
-    log.append(b"next")
+    log.append([b"next"])
     log.close()
     assert [frame for _, _, frame in read_records(tmp_path / "log")] == [b"whole", b"next"]

@@ -1,6 +1,7 @@
 """Checkpoints go on as if nothing had happened; published weights are what the model has."""
 
 import copy
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -205,13 +206,6 @@ def test_a_snapshot_may_take_the_memory_of_one_that_has_been_written(job):
     assert all(third.tensors[name].data_ptr() != pointer for name, pointer in pointers.items())
 
 
-def test_only_the_last_two_versions_stay(job, tmp_path):
-    model = load_policy(tmp_path / "policy")
-    for version in (8, 9, 10):
-        written(tmp_path / "weights", model, version)
-    assert sorted(p.name for p in (tmp_path / "weights").iterdir()) == ["v10.safetensors", "v9.safetensors"]
-
-
 def test_interrupted_publication_leaves_no_file_of_that_version(job, tmp_path, monkeypatch):
     model = load_policy(tmp_path / "policy")
     monkeypatch.setattr(publish.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
@@ -225,3 +219,18 @@ def test_publishing_does_not_touch_the_model(job, tmp_path):
     before = copy.deepcopy(model.state_dict())
     written(tmp_path / "weights", model, 1)
     assert same(before, model.state_dict())
+
+
+def test_weights_that_no_engine_has_loaded_stay_on_disk_however_far_the_learner_is_ahead(tmp_path: Path):
+    """With max_staleness 2 or more, it may make several updates while engines load one version; the file was gone when its turn came."""
+    publisher, weights = Publisher(tmp_path), {"weight": torch.zeros(1)}
+    kept = lambda: sorted(int(path.stem[1:]) for path in tmp_path.iterdir())  # noqa: E731
+    for version in range(7, 12):
+        publisher.write(publish.Snapshot(version, weights))
+    assert kept() == [7, 8, 9, 10, 11]
+    publisher.applied = 10
+    publisher.write(publish.Snapshot(12, weights))
+    assert kept() == [10, 11, 12]
+    publisher.applied = 12
+    publisher.write(publish.Snapshot(13, weights))
+    assert kept() == [12, 13]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+import sys
 from collections import Counter
 from pathlib import Path
 
-from run_fixtures import Run, processes, running, running_small
+from run_fixtures import ROOT, Run, job_in, processes, running, running_small, small_config
 
-from supervisor.job import free_port
+from supervisor.job import free_port, job_file
 
 
 def leases_in_play(run: Run) -> list[int]:
@@ -167,6 +169,24 @@ async def test_a_port_in_use_is_refused_naming_the_setting(tmp_path: Path):
 async def test_too_little_memory_for_the_engine_is_refused_naming_the_setting(tmp_path: Path):
     assert "engine.kv_cache_gb" in await refused("--engine.kv_cache_gb=100000", f"--run-dir={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
+
+
+async def test_a_controller_that_cannot_begin_says_why_and_ends(tmp_path: Path):
+    """It used to wait for its own sockets for ever, with the reason unsaid."""
+    job = job_in(tmp_path / "run", small_config())
+    job.save(job_file(job))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", int(job.endpoints.learner.rsplit(":", 1)[1])))
+        taken.listen()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "controller", str(job_file(job)), cwd=ROOT, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            _, said = await asyncio.wait_for(process.communicate(), 60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    assert process.returncode == 1 and b"Address already in use" in said
 
 
 async def test_a_run_directory_that_is_not_empty_is_refused(tmp_path: Path):

@@ -73,7 +73,7 @@ def test_episodes_of_another_version_are_named(recorded: Path, tmp_path: Path, c
     shutil.copytree(recorded, tmp_path / "old")
     (tmp_path / "old" / LOG).unlink()
     log = EpisodeLog(tmp_path / "old" / LOG)
-    log.append(b"something else")
+    log.append([b"something else"])
     log.close()
     assert main(["report", str(tmp_path / "old")]) == 2
     assert "episodes.log was written by another version of this project" in capsys.readouterr().err
@@ -95,7 +95,7 @@ def test_text_of_an_episode_is_text(recorded: Path, tmp_path: Path) -> None:
     turn = msgspec.structs.replace(episode.turns[0], action=SCRIPT, anchor=SCRIPT)
     (hostile / LOG).unlink()
     log = EpisodeLog(hostile / LOG)
-    log.append(encode(msgspec.structs.replace(episode, task=SCRIPT, turns=[turn, *episode.turns[1:]])))
+    log.append([encode(msgspec.structs.replace(episode, task=SCRIPT, turns=[turn, *episode.turns[1:]]))])
     log.close()
     written(hostile)
     page = (hostile / "report.html").read_text()

@@ -161,6 +161,7 @@ def test_invariant_9_credits_bound_every_queue_and_each_depth_is_a_metric(finish
         "queue_leases": groups * settings.learner.group_size + settings.eval.episodes,
         "queue_trajectories": groups * settings.learner.group_size,
         "queue_weights": 1 + 1,
+        "episodes_in_flight": settings.actor.count * settings.actor.episodes,
         "turns_in_flight": settings.actor.count * settings.actor.episodes,
     }
     for name, bound in bounds.items():

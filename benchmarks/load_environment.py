@@ -1,0 +1,87 @@
+"""An environment that only takes time: 3 to 7 turns, whatever the agent says, each of `SECONDS`, which its process is told."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from pathlib import Path
+
+from envs.base import Observation, ParsedAction, Split, StepResult
+from envs.response import format_think_action, parse_think_action
+from envs.view import View
+
+NAME = "benchmark-load"
+SECONDS = "BENCHMARK_STEP_SECONDS"
+"""Of the process's environment."""
+MEAN_TURNS = 5
+SHORTEST = 3
+
+
+class Waiting:
+    """One episode."""
+
+    task, task_type, scores = "wait", "waiting", {}
+
+    def __init__(self, turns: int, seconds: float) -> None:
+        self._left, self._seconds = turns, seconds
+        self.observation = Observation(f"{turns} turns are left. " + "There is nothing to see here. " * 10, ())
+
+    def step(self, action: str) -> StepResult:
+        time.sleep(self._seconds)
+        self._left -= 1
+        self.observation = Observation(f"{self._left} turns are left. " + "There is nothing to see here. " * 10, ())
+        over = self._left == 0
+        return StepResult(self.observation, float(len(action) % 2), over, over)
+
+    def anchor(self) -> str:
+        return str(self._left)
+
+
+class Waits:
+    """See the module."""
+
+    name = NAME
+
+    def __init__(self, max_turns: int = 0) -> None:
+        """`max_turns` is what every environment is asked; here episodes are as long as they are."""
+        self.max_turns = 2 * MEAN_TURNS - SHORTEST
+        self._seconds = float(os.environ.get(SECONDS, "0"))
+
+    def size(self, split: Split) -> int:
+        return {"train": 10_000, "held_out": 100}[split]
+
+    def start(self, split: Split, index: int) -> Waiting:
+        return Waiting(random.Random(f"{split} {index}").randint(SHORTEST, self.max_turns), self._seconds)
+
+    def view(self, episode: Waiting) -> View:
+        return View(episode.task, episode.observation, history=1)
+
+    def prompt(self, view: View) -> str:
+        return f"Turn {view.step}. {view.observation.text}"
+
+    def parse(self, response: str, admissible: tuple[str, ...]) -> ParsedAction:
+        return parse_think_action(response)
+
+    def respond(self, thought: str, action: str) -> str:
+        return format_think_action(thought, action)
+
+    def expert(self, episode: Waiting, rng: random.Random) -> Patience:
+        return Patience()
+
+
+class Patience:
+    """Waits."""
+
+    def act(self, view: View) -> tuple[str, str]:
+        return "There is nothing to do.", "wait"
+
+    dawdle = act
+
+
+def install(directory: Path) -> None:
+    """An entry point by which processes that have `directory` on their path find the environment."""
+    metadata = directory / "benchmark_load-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: benchmark-load\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[foray.environments]\n{NAME} = {__name__}:Waits\n")

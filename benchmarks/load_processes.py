@@ -1,0 +1,140 @@
+"""Stand-ins for the two processes whose computing is not what is loaded: an engine without a model, a learner without gradients.
+
+`python -m benchmarks.load_processes engine|learner JOB [--stall SECONDS]`
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import signal
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+import zmq.asyncio
+
+import controller.engine.fake
+from config import Job
+from controller.engine.fake import FakeEngine
+from controller.engine.fake_generation import Generator, Request
+from learner.checkpoint import IntakeState
+from learner.main import Learner
+from learner.policy import load_policy
+from learner.publish import Snapshot, snapshot
+from protocol.codec import FrameReader
+from protocol.files import allow_many_files
+from protocol.messages import Message, Trajectory
+
+INTAKE = "intake.json"
+"""What the learner leaves in the run's directory: "episodes" (actor -> how many it delivered), "turns" (second -> turns delivered in it),
+"stall" (its beginning and end; seconds since the epoch)."""
+
+
+class Noise(Generator):
+    """Logits from a table in place of a model's. Everything else is the fake engine's: requests, sampling, signals, weights."""
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*arguments)
+        self._rows = torch.randn(64, self.vocabulary)
+
+    def _next_logits(self, request: Request) -> torch.Tensor:
+        return self._rows[(len(request.prompt) + len(request.tokens)) % len(self._rows)]
+
+
+class Training:
+    """In the place of learner.training.Training: an update waits. The weights that it publishes are real, and always the same."""
+
+    def __init__(self, job: Job, stall: float) -> None:
+        self._job, self._stall, self._model = job, stall, load_policy(Path(job.model_dir))
+        self.update_number, self.tokens, self.control, self.intake_state = 0, 0, "", IntakeState()
+        self.spare: Snapshot | None = None
+        self.stalled: list[float] = []
+        """When the stall began and ended; seconds since the epoch."""
+
+    def update(self, groups: Sequence[Sequence[Trajectory]], progress: float) -> dict[str, float]:
+        seconds = 0.0
+        if self.update_number == self._job.config.run.updates // 2:
+            seconds, started = self._stall, time.time()
+            time.sleep(seconds)
+            self.stalled = [started, time.time()]
+        self.update_number += 1
+        return {"seconds_train": seconds}
+
+    def watch(self, record: dict) -> None:
+        return None
+
+    def snapshot(self) -> Snapshot:
+        into, self.spare = self.spare, None
+        return snapshot(self._model, self.update_number, "float32", into)
+
+    def checkpoint(self, **where: int) -> None:
+        return None
+
+
+class Counting(FrameReader):
+    """Counts who delivered how much, and when."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.episodes: Counter[str] = Counter()
+        self.turns: Counter[int] = Counter()
+
+    def read(self, peer: bytes, frame: bytes) -> Message | None:
+        message = super().read(peer, frame)
+        if isinstance(message, Trajectory) and not message.key.evaluation and message.dropped is None:
+            self.episodes[peer.decode()] += 1
+            self.turns[int(time.time())] += len(message.turns)
+        return message
+
+
+class WaitingLearner(Learner):
+    """The learner with all its loops, but for Training."""
+
+    def __init__(self, job: Job, context: zmq.asyncio.Context, stall: float) -> None:
+        super().__init__(job, context)
+        self._stall, self.counts = stall, Counting()
+        self._intake._reader = self.counts
+
+    async def _restore(self) -> None:
+        self.training = Training(self._job, self._stall)
+
+
+async def learn(job: Job, stall: float) -> None:
+    context = zmq.asyncio.Context()
+    learner = WaitingLearner(job, context, stall)
+    try:
+        await learner.run()
+    finally:
+        found = {"episodes": learner.counts.episodes, "turns": learner.counts.turns, "stall": learner.training.stalled}
+        (Path(job.run_dir) / INTAKE).write_text(json.dumps(found))
+        context.term()
+
+
+async def serve(job: Job) -> None:
+    """An engine, until SIGTERM."""
+    controller.engine.fake.Generator = Noise
+    over = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
+    engine = FakeEngine(job.model_dir, port=urlsplit(job.endpoints.engines[0]).port, signals=job.endpoints.signals)
+    await engine.start()
+    await over.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load_processes")
+    parser.add_argument("which", choices=["engine", "learner"])
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--stall", type=float, default=0.0)
+    options = parser.parse_args()
+    allow_many_files()
+    job = Job.load(options.job)
+    asyncio.run(serve(job) if options.which == "engine" else learn(job, options.stall))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What actors can take, in the order in which they asked."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+
+class Credits:
+    """First come, first served, episode by episode: an actor that has asked for many waits for its second as long as others do.
+
+    Were they served actor by actor, one that asks again before its last request is met would keep its place, and when there is little to
+    play, nobody behind it would ever get anything.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[bytes] = deque()  # an actor for each episode
+        self._of: Counter[bytes] = Counter()
+
+    def __len__(self) -> int:
+        """Episodes that could be taken."""
+        return len(self._waiting)
+
+    def add(self, actor: bytes, episodes: int) -> None:
+        """It can take so many more."""
+        self._waiting.extend([actor] * episodes)
+        self._of[actor] += episodes
+
+    def of(self, actor: bytes) -> int:
+        """Episodes that this actor could take."""
+        return self._of[actor]
+
+    def first(self) -> bytes:
+        """Whose turn it is. IndexError if nobody waits."""
+        return self._waiting[0]
+
+    def served(self) -> None:
+        """The first one has been given an episode."""
+        actor = self._waiting.popleft()
+        self._of[actor] -= 1
+
+    def lost(self, actor: bytes) -> None:
+        """It takes nothing any more."""
+        self._waiting = deque(waiting for waiting in self._waiting if waiting != actor)
+        del self._of[actor]

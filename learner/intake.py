@@ -1,0 +1,90 @@
+"""Trajectories of actors: into their groups and into the log, then acknowledged.
+
+All that wait are taken at once. asyncio's sockets cost several times what ZeroMQ costs, and the log one call to the system for each
+write: an episode that comes with others shares both with them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import zmq
+import zmq.asyncio
+
+from learner.episode_log import EpisodeLog
+from learner.groups import GroupBuffer
+from protocol.codec import FrameReader, Received, encode
+from protocol.messages import Ack, EpisodeKey, Message, Trajectory
+
+MOST_AT_ONCE = 1 << 20
+"""Bytes taken before other loops of the process get their turn: a few milliseconds."""
+
+
+class Intake:
+    """`arrived` is called after new episodes have been taken in."""
+
+    def __init__(
+        self,
+        socket: zmq.asyncio.Socket,
+        log: EpisodeLog,
+        buffer: GroupBuffer,
+        reader: FrameReader,
+        flaw: Callable[[Message], str],
+        arrived: Callable[[], None],
+    ) -> None:
+        """`socket`: the ROUTER to which actors are connected; nobody else uses it while `run` does. `flaw`: why a message is to be refused;
+        "" for an episode."""
+        self._socket = socket
+        # The same socket without asyncio. Using it takes away the sign by which asyncio notices what arrives; so it is used only while no
+        # receive is pending, and each receive looks for itself before it waits.
+        self._plain = zmq.Socket.shadow(socket)
+        self._log = log
+        self._buffer = buffer
+        self._arrived = arrived
+        self._reader = reader
+        self._flaw = flaw
+        self.offsets: dict[EpisodeKey, int] = {}
+        """In the log, of training episodes whose group has not left: what a resumed run must find again."""
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            taken = [await self._socket.recv_multipart(), *self._waiting()]
+            episodes = [received for parts in taken if (received := self._reader.take(parts)) is not None and self._sound(received)]
+            self.take([(episode, frame) for _, episode, frame in episodes])
+            for peer, episode, _ in episodes:
+                self._plain.send_multipart([peer, encode(Ack(key=episode.key))], zmq.NOBLOCK)  # a ROUTER never makes anybody wait
+            await asyncio.sleep(0)  # a receive does not wait while there is something
+
+    def _sound(self, received: Received) -> bool:
+        if flaw := self._flaw(received.message):
+            self._reader.refuse(received.peer, flaw)
+        return not flaw
+
+    def _waiting(self) -> list[list[bytes]]:
+        """The parts of each message that has arrived."""
+        found, left = [], MOST_AT_ONCE
+        while left > 0:
+            try:
+                found.append(self._plain.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                break
+            left -= sum(map(len, found[-1]))
+        return found
+
+    def take(self, episodes: Sequence[tuple[Trajectory, bytes]]) -> None:
+        """Take in episodes with the frames they came in; those that are known already, by whatever attempt, are left out."""
+        new = [(episode.key, frame) for episode, frame in episodes if self._buffer.add(episode)]
+        if new:
+            offsets = self._log.append([frame for _, frame in new])
+            self.offsets.update((key, offset) for (key, _), offset in zip(new, offsets, strict=True) if not key.evaluation)
+            self._arrived()
+
+    def left(self, oldest_kept: int) -> None:
+        """All groups below have been handed out, or dropped."""
+        self.offsets = {key: offset for key, offset in self.offsets.items() if key.group >= oldest_kept}
+
+    def resume_from(self) -> int:
+        """Offset in the log of the first episode that a resumed run must find again."""
+        return min(self.offsets.values(), default=self._log.position)

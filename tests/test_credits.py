@@ -1,0 +1,43 @@
+"""Who is served next when there is less to play than actors could take."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+from controller.credits import Credits
+
+
+def served(credits: Credits) -> bytes:
+    actor = credits.first()
+    credits.served()
+    return actor
+
+
+def test_nobody_starves_behind_an_actor_that_asks_again_before_all_it_asked_for_has_come():
+    """One episode at a time becomes free, and whoever has two on their way ends one, and asks for another."""
+    credits, playing, got = Credits(), {name: deque() for name in (b"a", b"b", b"c")}, Counter()
+    for name in playing:
+        credits.add(name, 4)
+    for number in range(60):
+        actor = served(credits)
+        got[actor] += 1
+        playing[actor].append(number)
+        if len(playing[actor]) == 2:
+            playing[actor].popleft()
+            credits.add(actor, 1)
+    assert max(got.values()) - min(got.values()) <= 4 and len(got) == 3
+
+
+def test_each_is_served_in_the_order_of_asking_and_as_often_as_it_asked():
+    credits = Credits()
+    for name, episodes in ((b"a", 1), (b"b", 2), (b"a", 1)):
+        credits.add(name, episodes)
+    assert [served(credits) for _ in range(len(credits))] == [b"a", b"b", b"b", b"a"] and not credits
+
+
+def test_a_lost_actor_is_not_served_and_takes_nobodys_place():
+    credits = Credits()
+    for name, episodes in ((b"a", 2), (b"b", 1), (b"a", 1)):
+        credits.add(name, episodes)
+    credits.lost(b"a")
+    assert [served(credits) for _ in range(len(credits))] == [b"b"]

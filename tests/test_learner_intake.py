@@ -1,0 +1,150 @@
+"""What actors deliver: in the log before it is acknowledged, and taken in together where several wait."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import zmq
+import zmq.asyncio
+from test_groups import trajectory
+
+import learner.intake
+from learner.episode_log import EpisodeLog, read_records
+from learner.groups import GroupBuffer
+from learner.intake import Intake
+from protocol.codec import FrameReader, decode, encode
+from protocol.messages import DropReason, EpisodeEnded, Message, Trajectory
+
+
+def flaw(message: Message) -> str:
+    return "" if isinstance(message, Trajectory) and message.key.group < 1000 else "not an episode that is being played"
+
+
+class Bench:
+    """An intake, and an actor that is connected to it. `inproc`: what is sent has arrived."""
+
+    def __init__(self, directory: Path, context: zmq.asyncio.Context) -> None:
+        self.path = directory / "log"
+        self.log, self.buffer, self.writes, self.wakes = EpisodeLog(self.path), GroupBuffer(group_size=2), [], 0
+        append = self.log.append
+        self.log.append = lambda frames: self.writes.append(len(frames)) or append(frames)
+        self.router, self.actor = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+        self.router.bind("inproc://intake")
+        self.actor.connect("inproc://intake")
+        self.intake = Intake(self.router, self.log, self.buffer, FrameReader(), flaw, self._arrived)
+
+    def _arrived(self) -> None:
+        self.wakes += 1
+
+    async def deliver(self, *frames: Trajectory | bytes) -> None:
+        for frame in frames:
+            await self.actor.send(frame if isinstance(frame, bytes) else encode(frame))
+
+    async def acknowledged(self, count: int) -> list[tuple[int, int]]:
+        """(Group, member) of so many acknowledgements, each of which stands in the log when it comes."""
+        keys = []
+        async with asyncio.timeout(5):
+            for _ in range(count):
+                key = decode(await self.actor.recv()).key
+                assert key in [decode(frame).key for _, _, frame in read_records(self.path)]
+                keys.append((key.group, key.member))
+        return keys
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    context = zmq.asyncio.Context()
+    made = Bench(tmp_path, context)
+    yield made
+    made.log.close()
+    context.destroy(linger=0)
+
+
+@pytest.fixture
+async def running(bench: Bench) -> AsyncIterator[Bench]:
+    task = asyncio.create_task(bench.intake.run())
+    yield bench
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def test_episodes_that_wait_share_a_write_and_a_waking_and_each_is_acknowledged(bench: Bench):
+    await bench.deliver(*(trajectory(0, member) for member in range(2)), trajectory(1, 0))
+    task = asyncio.create_task(bench.intake.run())
+    assert await bench.acknowledged(3) == [(0, 0), (0, 1), (1, 0)]
+    assert bench.writes == [3] and bench.wakes == 1
+    bench.buffer.advance()
+    assert bench.buffer.take(1)[0] == [0]
+    task.cancel()
+
+
+async def test_an_episode_that_comes_alone_is_acknowledged_at_once(running: Bench):
+    for member in range(2):
+        await running.deliver(trajectory(0, member))
+        assert await running.acknowledged(1) == [(0, member)]
+    assert running.writes == [1, 1]
+
+
+async def test_an_episode_that_is_known_is_acknowledged_and_not_logged_again(running: Bench):
+    await running.deliver(trajectory(0, 0), trajectory(0, 0, attempt=1), trajectory(0, 1))
+    assert await running.acknowledged(3) == [(0, 0), (0, 0), (0, 1)]
+    assert [decode(frame).attempt for _, _, frame in read_records(running.path)] == [0, 0] and len(running.intake.offsets) == 2
+
+
+async def test_a_frame_that_cannot_be_read_costs_itself_alone(running: Bench):
+    await running.deliver(b"nonsense", trajectory(0, 0), encode(trajectory(0, 1))[:-1])
+    assert await running.acknowledged(1) == [(0, 0)]
+
+
+async def test_what_is_refused_is_neither_logged_nor_acknowledged(running: Bench):
+    await running.deliver(trajectory(1000, 0), encode(EpisodeEnded(key=trajectory(0, 0).key, attempt=0)))
+    await running.actor.send_multipart([encode(trajectory(0, 1)), b"more"])
+    await running.deliver(trajectory(0, 0))
+    assert await running.acknowledged(1) == [(0, 0)]
+    assert running.intake._reader.dropped == 3 and running.writes == [1]
+
+
+async def test_other_loops_get_their_turn_while_there_is_always_something_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(learner.intake, "MOST_AT_ONCE", 1)
+    await bench.deliver(*(trajectory(group, member) for group in range(50) for member in range(2)))
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while len(bench.writes) < 50:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(bench.intake.run())
+    await asyncio.wait_for(other(), 5)
+    assert turns > 20 and max(bench.writes) <= 2
+    task.cancel()
+
+
+async def test_a_resumed_run_reads_the_log_from_the_first_episode_whose_group_has_not_left(running: Bench):
+    """Not from an evaluation's, nor from one that was dropped, however long ago; they would hold it at the beginning for ever."""
+    failed = DropReason.ENV_ERROR
+    sent = [
+        trajectory(0, 0, evaluation=True), trajectory(0, 0), trajectory(1, 0, failed), trajectory(1, 1, failed), trajectory(2, 0, failed),
+        trajectory(0, 1), trajectory(2, 1),
+    ]  # fmt: skip
+    await running.deliver(*sent)
+    await running.acknowledged(len(sent))
+    begins = [begin for begin, _, _ in read_records(running.path)]
+    running.intake.left(running.buffer.oldest_kept())
+    assert running.intake.resume_from() == begins[1]
+    running.buffer.advance()
+    running.buffer.take(1)
+    running.intake.left(running.buffer.oldest_kept())
+    assert (running.intake.resume_from(), running.intake.offsets) == (running.path.stat().st_size, {})
+
+
+async def test_a_dropped_episode_is_found_again_while_its_group_is_here(running: Bench):
+    """Else it would be played again, and leave twice."""
+    await running.deliver(trajectory(0, 0, DropReason.ENV_ERROR), trajectory(0, 1))
+    await running.acknowledged(2)
+    running.intake.left(running.buffer.oldest_kept())
+    assert running.intake.resume_from() == 0

@@ -1,0 +1,49 @@
+"""What breaks only when there is much of it."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+from run_fixtures import job_in, small_config
+
+from controller.main import Controller
+from protocol.codec import decode, encode
+from protocol.files import allow_many_files
+from protocol.messages import Applied, LearnerState
+
+
+async def test_what_the_controller_says_reaches_a_learner_that_is_busy_however_much_it_is(tmp_path: Path):
+    """At the end of a run it names each episode that was cancelled, and then says what the learner waits for. A ROUTER drops what does not
+    fit its queue, without a word."""
+    job, context = job_in(tmp_path / "run", small_config()), zmq.asyncio.Context()
+    controller = Controller(job, context)
+    learner = context.socket(zmq.DEALER)
+    learner.connect(job.endpoints.learner)
+    serving = asyncio.create_task(controller._serve_learner())
+    try:
+        await learner.send(encode(LearnerState(next_group=0, received=[], updates_left=0)))
+        async with asyncio.timeout(60):
+            while controller._learner_id is None:
+                await asyncio.sleep(0.01)
+            for version in range(20_000):
+                await controller._to_learner(Applied(version=version, seconds=0.0, control=bytes(1000)))
+            received = [decode(await learner.recv()).version for _ in range(20_000)]
+        assert received == list(range(20_000))
+    finally:
+        serving.cancel()
+        await controller.close()
+        context.destroy(linger=0)
+
+
+def test_the_limit_of_open_files_is_what_the_system_allows():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, before[1]), before[1]))
+    try:
+        allow_many_files()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
