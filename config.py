@@ -291,6 +291,10 @@ class LearnerSection(Section):
     devices: Annotated[
         list[str], says("GPU: the CUDA device of each rank, in their order; empty: the first ones of those that the environment shows")
     ] = []
+    fsync: Annotated[
+        bool, says("Episodes are on the disk before they are acknowledged: none is lost with the machine, either (docs/reliability.md)")
+    ] = False
+    log_gb: Annotated[float, says("GiB of episodes to keep, of those that are in a checkpoint the newest; 0: all", ge=0)] = 0.0
     checkpoint_every: Annotated[int, says("Updates between checkpoints; the last update always makes one", ge=1)] = 20
 
 

@@ -159,7 +159,7 @@ async def _our_learner(work: Work, parent: Connection) -> None:
     context = zmq.asyncio.Context()
     socket = context.socket(zmq.ROUTER)
     parent.send(socket.bind_to_random_port("tcp://127.0.0.1"))
-    log, buffer, over = EpisodeLog(work.directory / "episodes.log"), GroupBuffer(GROUP_SIZE), asyncio.Event()
+    log, buffer, over = EpisodeLog(work.directory / "episodes"), GroupBuffer(GROUP_SIZE), asyncio.Event()
 
     def arrived() -> None:
         buffer.advance()

@@ -1,54 +1,127 @@
 """The learner's log of trajectories: appended before they are acknowledged, read again after a crash.
 
-A record is its length and CRC-32 (little-endian, four bytes each) and the frame as it came from the actor. A process that is
-killed leaves at most one torn record at the end; opening the log cuts it off.
+A record is its length and CRC-32 (little-endian, four bytes each) and the frame as it came from the actor. Records stand one after another
+in files of some size, each named after the offset in the whole log at which it begins. A process that is killed leaves at most one torn
+record, at the end; opening the log cuts it off. One whose bytes have changed since is passed over, and so costs itself alone.
 """
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import logging
+import os
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+log = logging.getLogger(__name__)
+
 _HEADER = struct.Struct("<II")
 _BUFFER = 256 << 10
 """Bytes. Several small records are one write; a large one is not copied."""
+
+FILE_BYTES = 256 << 20
+"""After which the next file begins, or after an eighth of what may be kept."""
 
 
 class EpisodeLog:
     """Append-only; `position` is the offset at which the next record will stand."""
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.position = max((end for _, end, _ in read_records(path)), default=0) if path.exists() else 0
-        self._file = path.open("ab", buffering=_BUFFER)
-        self._file.truncate(self.position)
-        self._file.seek(self.position)
+    def __init__(self, directory: Path, *, keep: float = 0, fsync: bool = False) -> None:
+        """`keep`: bytes, beyond which `forget` removes the oldest files; 0: none are removed. `fsync`: what `append` has written survives
+        the machine, too, and not only this process."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._keep = keep
+        self._fsync = fsync
+        self._file_bytes = min(FILE_BYTES, keep / 8) if keep else FILE_BYTES
+        files = _files(directory)
+        self._begin = files[-1][0] if files else 0
+        self.position = max((end for _, end, _ in read_records(directory, self._begin)), default=self._begin) if files else 0
+        self._open()
+        self._file.truncate(self.position - self._begin)
 
     def append(self, frames: Sequence[bytes]) -> list[int]:
         """Write a record for each frame, and hand them to the operating system; returns where each begins."""
         starts = []
         for frame in frames:
+            if self.position - self._begin >= self._file_bytes:
+                self._next_file()
             starts.append(self.position)
             self._file.write(_HEADER.pack(len(frame), zlib.crc32(frame)))
             self._file.write(frame)
             self.position += _HEADER.size + len(frame)
-        self._file.flush()
+        self._hand_over()
         return starts
+
+    def forget(self, before: int) -> None:
+        """Records before this offset are in a checkpoint: files of them may go, the oldest first, as long as there is more than is kept."""
+        begins = [begin for begin, _ in _files(self._directory)]
+        for begin, end in itertools.pairwise(begins):
+            if not self._keep or end > before or self.position - begin <= self._keep:
+                return
+            _file(self._directory, begin).unlink()
 
     def close(self) -> None:
         self._file.close()
 
+    def _hand_over(self) -> None:
+        self._file.flush()
+        if self._fsync:
+            os.fsync(self._file.fileno())
 
-def read_records(path: Path, start: int = 0) -> Iterator[tuple[int, int, bytes]]:
-    """(begin, end, frame) of every whole record from offset `start` on; stops at the first torn one."""
+    def _next_file(self) -> None:
+        self._hand_over()
+        self._file.close()
+        self._begin = self.position
+        self._open()
+
+    def _open(self) -> None:
+        self._file = _file(self._directory, self._begin).open("ab", buffering=_BUFFER)
+        if self._fsync:
+            descriptor = os.open(self._directory, os.O_RDONLY)
+            os.fsync(descriptor)  # the file's name, too
+            os.close(descriptor)
+
+
+def read_records(directory: Path, start: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """(begin, end, frame) of every whole record from offset `start` on that is still there, up to the first torn one."""
+    files = _files(directory)
+    ends = [begin for begin, _ in files[1:]]
+    for (begin, file), end in zip(files, [*ends, None], strict=True):
+        if end is None or start < end:
+            yield from _records(file, begin, max(start, begin))
+
+
+def _records(path: Path, base: int, start: int) -> Iterator[tuple[int, int, bytes]]:
+    size = base + path.stat().st_size
     with path.open("rb") as file:
-        file.seek(start)
+        file.seek(start - base)
         while len(header := file.read(_HEADER.size)) == _HEADER.size:
             length, checksum = _HEADER.unpack(header)
+            end = start + _HEADER.size + length
+            if end > size:
+                return  # torn, or a length that is none
             frame = file.read(length)
-            if len(frame) < length or zlib.crc32(frame) != checksum:
-                return
-            yield start, start + _HEADER.size + length, frame
-            start += _HEADER.size + length
+            if zlib.crc32(frame) == checksum:
+                yield start, end, frame
+            elif end == size:
+                return  # as long as it should be, and not all of it was written
+            else:
+                log.warning("the record at %d of %s is damaged: passed over", start - base, path)
+            start = end
+
+
+def _file(directory: Path, begin: int) -> Path:
+    return directory / f"{begin:015d}.log"
+
+
+def _files(directory: Path) -> list[tuple[int, Path]]:
+    """(Offset at which it begins, file), in their order."""
+    found = []
+    for path in directory.glob("*.log"):
+        with contextlib.suppress(ValueError):
+            found.append((int(path.stem), path))
+    return sorted(found)

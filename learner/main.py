@@ -78,7 +78,8 @@ class Learner:
         self._lag = LoopLag()
         self._spans = SpanFile(self._run_dir, "learner")
         self._next_evaluation = 0
-        self._log = EpisodeLog(self._run_dir / "episodes" / "episodes.log")
+        settings = self._config.learner
+        self._log = EpisodeLog(self._run_dir / "episodes", keep=settings.log_gb * 2**30, fsync=settings.fsync)
         self._buffer = GroupBuffer(self._config.learner.group_size, self._config.learner.filter_groups)
         vocabulary = read_vocabulary(Path(job.model_dir))
         self._bounds = Bounds(vocabulary, self._config.engine.max_model_len, self._config.learner.group_size)
@@ -258,7 +259,7 @@ class Learner:
         self._buffer.next_group = state.next_group
         self._next_evaluation = state.next_evaluation
         if self._job.resume:
-            for begin, _, frame in read_records(self._run_dir / "episodes" / "episodes.log", state.log_position):
+            for begin, _, frame in read_records(self._run_dir / "episodes", state.log_position):
                 trajectory = decode(frame)
                 if not trajectory.key.evaluation and self._buffer.add(trajectory):
                     self._intake.offsets[trajectory.key] = begin
@@ -291,6 +292,7 @@ class Learner:
     async def _checkpoint(self) -> None:
         position, oldest = self._intake.resume_from(), self._buffer.oldest_kept()
         await self._do("checkpoint", log_position=position, next_group=oldest, next_evaluation=self._next_evaluation)
+        self._log.forget(position)
 
     # --- messages
 

@@ -26,13 +26,13 @@ from supervisor import settings
 from supervisor.defaults import with_preset
 from supervisor.job import configured_environment
 
-LOG = Path("episodes") / "episodes.log"
+LOG = Path("episodes")
 
 
 def recorded_job(run_dir: Path, command: str) -> Job:
     """The job of a run directory with episodes, which may have been moved. ConfigError if it is none."""
     for needed in ("job.json", "config.toml", str(LOG)):
-        if not (run_dir / needed).is_file():
+        if not (run_dir / needed).exists():
             raise ConfigError(f"{command}: {run_dir} is no run directory with episodes (it has no {needed})")
     job = Job.load(run_dir / "job.json")
     moved = not Path(job.model_dir).exists()

@@ -66,7 +66,7 @@ def read_run(run_dir: Path, name: str, wanted: Sequence[str], console: Console) 
         raise ConfigError(f"report: {run_dir} is no run directory with measurements (it has no {METRICS_FILE})")
     config = settings.resolve(run_dir / "config.toml") if (run_dir / "config.toml").is_file() else Config()
     values = values_of(config)
-    episodes = list(sampled(run_dir / LOG, wanted, name, console)) if (run_dir / LOG).is_file() else []
+    episodes = list(sampled(run_dir / LOG, wanted, name, console)) if (run_dir / LOG).is_dir() else []
     cuts = [around for episode in episodes for around in interventions(episode)]
     return RunData(name, read_metrics(run_dir / METRICS_FILE), values, cuts, list(views(run_dir, episodes, wanted)))
 

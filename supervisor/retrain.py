@@ -52,7 +52,7 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
         report("phase", phase="starting")
         training = Training.begin(job, lambda phase, done, of: report("phase", phase=phase, done=done, of=of))
         report("phase", phase="training")
-        size = (run_dir / LOG).stat().st_size
+        size = sum(file.stat().st_size for file in (run_dir / LOG).iterdir())
         for end, batch in batches(run_dir / LOG, job.config):
             if training.update_number == run.updates or 0 < run.tokens <= training.tokens:
                 break

@@ -134,7 +134,7 @@ def trajectories_of(directory: Path) -> list[Trajectory]:
     """What a run's episode log holds."""
     from learner.episode_log import read_records
 
-    return [decode(frame) for _, _, frame in read_records(directory / "episodes" / "episodes.log")]
+    return [decode(frame) for _, _, frame in read_records(directory / "episodes")]
 
 
 @contextlib.asynccontextmanager

@@ -5,12 +5,10 @@ from __future__ import annotations
 import random
 
 import msgspec
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.attempts import NOTHING
-from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
 from protocol.messages import DropReason, EpisodeKey, Trajectory, Turn
 
@@ -119,27 +117,3 @@ def test_invariant_3_every_episode_leaves_exactly_once(groups_per_batch, group_s
     buffer.cancel_rest()
     assert len(trained) == len(set(trained))
     assert len(trained) + sum(buffer.dropped.values()) == len(sent)
-
-
-def test_the_log_gives_back_what_was_appended(tmp_path):
-    log = EpisodeLog(tmp_path / "log")
-    positions = [*log.append([b"one"]), *log.append([b"", b"three"])]
-    log.close()
-    assert [(begin, frame) for begin, _, frame in read_records(tmp_path / "log")] == list(
-        zip(positions, (b"one", b"", b"three"), strict=True)
-    )
-    assert [frame for _, _, frame in read_records(tmp_path / "log", positions[2])] == [b"three"]
-
-
-@pytest.mark.parametrize("cut", [1, 5, 9])
-def test_a_torn_record_at_the_end_is_cut_off(tmp_path, cut):
-    log = EpisodeLog(tmp_path / "log")
-    log.append([b"whole"])
-    log.append([b"torn"])
-    log.close()
-    data = (tmp_path / "log").read_bytes()
-    (tmp_path / "log").write_bytes(data[:-cut])
-    log = EpisodeLog(tmp_path / "log")
-    log.append([b"next"])
-    log.close()
-    assert [frame for _, _, frame in read_records(tmp_path / "log")] == [b"whole", b"next"]

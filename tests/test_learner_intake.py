@@ -139,7 +139,7 @@ async def test_a_resumed_run_reads_the_log_from_the_first_episode_whose_group_ha
     running.buffer.advance()
     running.buffer.take(1)
     running.intake.left(running.buffer.oldest_kept())
-    assert (running.intake.resume_from(), running.intake.offsets) == (running.path.stat().st_size, {})
+    assert (running.intake.resume_from(), running.intake.offsets) == (running.log.position, {})
 
 
 async def test_a_dropped_episode_is_found_again_while_its_group_is_here(running: Bench):

@@ -71,12 +71,12 @@ def test_a_run_without_episodes_is_shown_as_far_as_it_goes(recorded: Path, tmp_p
 
 def test_episodes_of_another_version_are_named(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(recorded, tmp_path / "old")
-    (tmp_path / "old" / LOG).unlink()
+    shutil.rmtree(tmp_path / "old" / LOG)
     log = EpisodeLog(tmp_path / "old" / LOG)
     log.append([b"something else"])
     log.close()
     assert main(["report", str(tmp_path / "old")]) == 2
-    assert "episodes.log was written by another version of this project" in capsys.readouterr().err
+    assert "episodes was written by another version of this project" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_text_of_an_episode_is_text(recorded: Path, tmp_path: Path) -> None:
     shutil.copytree(recorded, hostile)
     episode = cut_episode(recorded)
     turn = msgspec.structs.replace(episode.turns[0], action=SCRIPT, anchor=SCRIPT)
-    (hostile / LOG).unlink()
+    shutil.rmtree(hostile / LOG)
     log = EpisodeLog(hostile / LOG)
     log.append([encode(msgspec.structs.replace(episode, task=SCRIPT, turns=[turn, *episode.turns[1:]]))])
     log.close()

@@ -1,0 +1,114 @@
+"""The log of trajectories: what was appended comes back, whatever happens to the end of it, or to a byte of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import learner.episode_log
+from learner.episode_log import EpisodeLog, read_records
+
+
+def frames_in(directory: Path, start: int = 0) -> list[bytes]:
+    return [frame for _, _, frame in read_records(directory, start)]
+
+
+def appended(directory: Path, *frames: bytes, **settings: float) -> list[int]:
+    log = EpisodeLog(directory, **settings)
+    begins = [begin for frame in frames for begin in log.append([frame])]
+    log.close()
+    return begins
+
+
+def files(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir())
+
+
+def test_the_log_gives_back_what_was_appended(tmp_path: Path):
+    log = EpisodeLog(tmp_path)
+    begins = [*log.append([b"one"]), *log.append([b"", b"three"])]
+    log.close()
+    assert [(begin, frame) for begin, _, frame in read_records(tmp_path)] == list(zip(begins, (b"one", b"", b"three"), strict=True))
+    assert frames_in(tmp_path, begins[2]) == [b"three"]
+
+
+@pytest.mark.parametrize("cut", [1, 5, 9])
+def test_a_torn_record_at_the_end_is_cut_off(tmp_path: Path, cut: int):
+    appended(tmp_path, b"whole", b"torn")
+    (file,) = files(tmp_path)
+    file.write_bytes(file.read_bytes()[:-cut])
+    appended(tmp_path, b"next")
+    assert frames_in(tmp_path) == [b"whole", b"next"]
+
+
+def test_a_last_record_that_has_its_length_but_not_its_bytes_is_cut_off(tmp_path: Path):
+    """As a file system may leave it that wrote the length of a file before its contents."""
+    appended(tmp_path, b"whole", b"unwritten")
+    (file,) = files(tmp_path)
+    file.write_bytes(file.read_bytes()[:-9] + bytes(9))
+    appended(tmp_path, b"next")
+    assert frames_in(tmp_path) == [b"whole", b"next"]
+
+
+def test_a_damaged_record_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    begins = appended(tmp_path, b"first", b"second", b"third")
+    (file,) = files(tmp_path)
+    data = bytearray(file.read_bytes())
+    data[begins[1] + 10] ^= 1
+    file.write_bytes(data)
+    appended(tmp_path, b"fourth")
+    assert frames_in(tmp_path) == [b"first", b"third", b"fourth"]
+    assert f"the record at {begins[1]}" in caplog.text
+
+
+@given(frames=st.lists(st.binary(max_size=40), min_size=1, max_size=12), file_bytes=st.integers(1, 100), data=st.data())
+def test_a_log_of_many_files_reads_as_one_of_a_single_file_does(
+    tmp_path_factory, frames: list[bytes], file_bytes: int, data: st.DataObject
+):
+    one, many = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("many")
+    with pytest.MonkeyPatch.context() as patched:
+        begins = appended(one, *frames)
+        patched.setattr(learner.episode_log, "FILE_BYTES", file_bytes)
+        assert appended(many, *frames[:5]) + appended(many, *frames[5:]) == begins
+    start = data.draw(st.sampled_from(begins))
+    assert list(read_records(many, start)) == list(read_records(one, start))
+
+
+def test_what_is_in_no_checkpoint_is_never_removed_and_what_is_goes_once_there_is_too_much(tmp_path: Path):
+    log = EpisodeLog(tmp_path, keep=800)
+    begins = [begin for _ in range(40) for begin in log.append([bytes(42)])]  # of 50 bytes, two a file
+    log.forget(before=0)
+    assert len(frames_in(tmp_path)) == 40
+    log.forget(before=begins[10])
+    assert next(read_records(tmp_path))[0] == begins[10]
+    log.forget(before=log.position)
+    kept = frames_in(tmp_path)
+    assert 800 <= 50 * len(kept) <= 900
+    log.close()
+    assert appended(tmp_path, b"more", keep=800) == [2000]
+
+
+def test_without_a_limit_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(learner.episode_log, "FILE_BYTES", 10)
+    log = EpisodeLog(tmp_path)
+    log.append([b"one", b"two"])
+    log.forget(before=log.position)
+    log.close()
+    assert frames_in(tmp_path) == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("fsync", [False, True])
+def test_records_are_on_the_disk_when_append_returns_exactly_if_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fsync: bool
+):
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    log = EpisodeLog(tmp_path, fsync=fsync)
+    synced.clear()
+    log.append([b"one", b"two"])
+    log.close()
+    assert synced == ([log.position] if fsync else [])
