@@ -17,6 +17,7 @@ from envs.base import Environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
     Ack,
+    Alive,
     Credit,
     EpisodeEnded,
     EpisodeKey,
@@ -34,6 +35,14 @@ from protocol.security import Keys, connect
 from telemetry.loop_lag import LoopLag
 
 log = logging.getLogger(__name__)
+
+
+CONTROLLER_LOST_AFTER = 10
+"""Heartbeats without an answer: more than an actor may miss, whom the controller only takes its episodes from."""
+
+
+class ControllerLost(Exception):
+    """There is nobody to play for, or somebody else."""
 
 
 class Actor:
@@ -61,10 +70,11 @@ class Actor:
         self._turns: dict[tuple[EpisodeKey, int], asyncio.Future[TurnResult | TurnFailed]] = {}
         self._acks: dict[EpisodeKey, asyncio.Event] = {}
         self._over = asyncio.Event()
+        self._unanswered = 0  # heartbeats; not seconds, of which one that was stopped for a while has slept through any number
         self._lag = LoopLag()
 
     async def run(self, episodes: int) -> None:
-        """Play `episodes` at a time until the controller says that it is over."""
+        """Play `episodes` at a time until the controller says that it is over. Raises ControllerLost if it is silent, or another one."""
         loops = [self._play_leases() for _ in range(episodes)]
         loops += [self._listen_to_controller(), self._listen_to_learner(), self._beat(), self._lag.run(), self._until_over()]
         try:
@@ -73,6 +83,8 @@ class Actor:
                     group.create_task(loop)
         except* _RunIsOver:
             pass
+        except* ControllerLost as lost:
+            raise lost.exceptions[0] from None
         finally:
             self._controller.close(linger=200)
             self._learner.close(linger=200)
@@ -101,7 +113,11 @@ class Actor:
 
     async def _listen_to_controller(self) -> None:
         while True:
-            match self._reader.read(b"controller", await self._controller.recv()):
+            message = self._reader.read(b"controller", await self._controller.recv())
+            self._unanswered = 0
+            match message:
+                case Alive(session=session) if session != self._welcome.session:
+                    raise ControllerLost("another controller answers: the run was started again")
                 case Lease() as lease:
                     self._leases.put_nowait(lease)
                 case TurnResult() | TurnFailed() as answer:
@@ -123,6 +139,9 @@ class Actor:
             await asyncio.sleep(self._welcome.heartbeat_seconds)
             steps, self._player.steps = self._player.steps, 0
             await self._tell_controller(Heartbeat(loop_lag=self._lag.read().worst, steps=steps))
+            self._unanswered += 1
+            if self._unanswered > CONTROLLER_LOST_AFTER:
+                raise ControllerLost(f"the controller has not answered {CONTROLLER_LOST_AFTER} heartbeats")
 
     async def _until_over(self) -> None:
         await self._over.wait()

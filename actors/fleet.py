@@ -17,7 +17,7 @@ import time
 import zmq
 import zmq.asyncio
 
-from actors.actor import Actor
+from actors.actor import Actor, ControllerLost
 from envs.registry import make_environment
 from protocol.codec import BadFrame, decode, encode
 from protocol.lifetime import dying_with_parent
@@ -26,6 +26,9 @@ from protocol.prompting import Prompter
 from protocol.security import Keys, connect
 
 log = logging.getLogger(__name__)
+
+LOST = 3
+"""Exit status of an actor that has lost its controller."""
 
 CRASHES_PER_MINUTE = 3
 """Times the fleet's size that actors may crash within a minute before the fleet gives up."""
@@ -36,8 +39,17 @@ class FleetError(RuntimeError):
 
 
 def run_fleet(endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: Keys | None = None) -> None:
-    """Fork `actors` actors of the job at `endpoint` and keep that many alive until the job is over."""
+    """Fork `actors` actors of the job at `endpoint` and keep that many alive until the job is over.
+
+    When the controller is lost they wait for it, or for the one of a run that is resumed there, as long as at the beginning.
+    """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    while _play(endpoint, actors, episodes, connect_seconds, keys):
+        log.warning("the controller at %s is lost: looking for it for %g s", endpoint, connect_seconds)
+
+
+def _play(endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: Keys | None) -> bool:
+    """Until the job is over, or its controller lost, which is returned."""
     welcome = fetch_welcome(endpoint, connect_seconds, keys)
     environment = make_environment(welcome.environment, **welcome.environment_settings)
     environment.start("train", 0)  # loads what the environment loads lazily, before the forks
@@ -48,7 +60,7 @@ def run_fleet(endpoint: str, actors: int, episodes: int, connect_seconds: float,
     def body() -> None:
         asyncio.run(_act(endpoint, episodes, welcome, environment, prompter, keys))
 
-    supervise([body] * actors)
+    return supervise([body] * actors)
 
 
 def fetch_welcome(endpoint: str, seconds: float, keys: Keys | None = None) -> Welcome:
@@ -68,8 +80,9 @@ def fetch_welcome(endpoint: str, seconds: float, keys: Keys | None = None) -> We
         return answer
 
 
-def supervise(bodies: list) -> None:
-    """Run every body in a forked child; replace a child that crashed; return when all have ended by themselves.
+def supervise(bodies: list) -> bool:
+    """Run every body in a forked child; replace a child that crashed; return when all have ended by themselves, or one has lost the
+    controller, which is returned: the others are ended then.
 
     Raises FleetError when they crash so often that replacing them is pointless.
     """
@@ -81,15 +94,20 @@ def supervise(bodies: list) -> None:
             body = children.pop(pid, None)
             if body is None or os.waitstatus_to_exitcode(status) == 0:
                 continue
+            if os.waitstatus_to_exitcode(status) == LOST:
+                return True
             now = time.monotonic()
             crashes = [t for t in crashes if t > now - 60] + [now]
             if len(crashes) > CRASHES_PER_MINUTE * len(bodies):
                 raise FleetError(f"{len(crashes)} actors crashed within a minute; the last one with status {status}: see actors.log")
             log.warning("actor %d ended with status %d: replaced", pid, status)
             children[fork(body)] = body
+        return False
     finally:
         for pid in children:
             os.kill(pid, signal.SIGTERM)
+        for pid in children:
+            os.waitpid(pid, 0)
 
 
 def fork(body) -> int:
@@ -105,6 +123,9 @@ def fork(body) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
         body()
         status = 0
+    except ControllerLost as lost:
+        log.warning("actor %d: %s", os.getpid(), lost)
+        status = LOST
     except BaseException:
         log.exception("actor %d failed", os.getpid())
     finally:

@@ -55,6 +55,7 @@ from envs.registry import make_environment
 from protocol.checks import Bounds, of_turn_request
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
+    Alive,
     Applied,
     Credit,
     DropReason,
@@ -198,6 +199,7 @@ class Controller:
                         self._turns.forget(key)
                 case Heartbeat():
                     self._gauges[actor] = message
+                    await self._to_actor(actor, Alive(session=self._welcome.session))
                 case _:
                     flaw = f"{type(message).__name__} that no actor sends"
             if flaw:

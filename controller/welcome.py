@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 from config import Job
@@ -21,5 +22,6 @@ def welcome(job: Job) -> Welcome:
         max_prompt_tokens=config.engine.max_model_len - 1,
         heartbeat_seconds=config.actor.heartbeat_seconds,
         step_timeout=config.actor.step_timeout,
+        session=secrets.token_hex(8),
         anchor_texts=config.learner.anchor_similarity < 1,
     )

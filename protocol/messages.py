@@ -4,7 +4,7 @@ All are msgspec Structs: positional (`array_like`) and tagged, so that a frame i
 little-endian bytes, with the element type in the field's comment (`protocol.arrays` packs and unpacks them). Who sends what:
 
     actor       -> controller   Hello, Credit, TurnRequest, EpisodeEnded, Heartbeat
-    controller  -> actor        Welcome, Lease, TurnResult, TurnFailed, Shutdown
+    controller  -> actor        Welcome, Alive, Lease, TurnResult, TurnFailed, Shutdown
     actor       -> learner      Trajectory
     learner     -> actor        Ack
     learner     -> controller   LearnerState, Published, Evaluate, GroupsDropped
@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, kw_only=True):
@@ -97,6 +97,7 @@ class Welcome(Message):
     max_prompt_tokens: int  # a longer prompt leaves no room for a response
     heartbeat_seconds: float
     step_timeout: float  # seconds an environment's step may take
+    session: str  # of this controller
     anchor_texts: bool  # anchors are texts, since similar ones are compared; else digests
 
 
@@ -112,6 +113,12 @@ class Heartbeat(Message):
     loop_lag: float = 0.0  # seconds, worst since the last heartbeat
     step_seconds: float = 0.0  # spent inside the environment since the last heartbeat
     steps: int = 0  # environment steps since the last heartbeat
+
+
+class Alive(Message):
+    """The controller lives: the answer to a heartbeat."""
+
+    session: str  # as in its welcome; another one is another run's, or this one's after a resume
 
 
 class Shutdown(Message):
@@ -333,6 +340,6 @@ class Stats(Message):
 
 
 ANY = (
-    Hello | Welcome | Lease | Credit | Heartbeat | Shutdown | TurnRequest | TurnResult | TurnFailed | Trajectory | Ack
+    Hello | Welcome | Alive | Lease | Credit | Heartbeat | Shutdown | TurnRequest | TurnResult | TurnFailed | Trajectory | Ack
     | EpisodeEnded | LearnerState | Published | GroupsDropped | Evaluate | Applied | SignalFrame | Steer | Stats
 )  # fmt: skip

@@ -44,6 +44,26 @@ async def test_a_killed_actor_is_replaced_and_no_episode_is_lost(tmp_path: Path,
         assert "replaced" in (run.directory / "logs" / "actors.log").read_text()
 
 
+async def test_an_actor_that_was_stopped_for_a_while_plays_on_and_no_episode_is_trained_on_twice(tmp_path: Path, small_policy):
+    settings = {"actor__heartbeat_seconds": "0.2", "run__updates": "1000", "actor__count": "2"}
+    async with running_small(tmp_path / "run", small_policy, **settings) as run:
+        stopped = (await run.until(lambda: leases_in_play(run)))[0]
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            await run.until(lambda: "was silent" in (run.directory / "logs" / "controller.log").read_text())
+            before = len(run.updates())
+            await run.until(lambda: len(run.updates()) >= before + 2)
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        after = len(run.updates())
+        await run.until(lambda: len(run.updates()) >= after + 2)
+        assert stopped in run.children_of(run.pid_of("actors"))
+        run.process.send_signal(signal.SIGINT)
+        assert await run.ended() == 130, run.output
+        keys = [t.key for t in run.trajectories() if not t.key.evaluation]
+        assert len(keys) == len(set(keys)) and "ended with status" not in (run.directory / "logs" / "actors.log").read_text()
+
+
 async def test_a_learner_of_two_ranks_trains_and_ends_with_both(tmp_path: Path, small_policy):
     async with running_small(tmp_path / "run", small_policy, learner__ranks="2") as run:
         assert await run.ended() == 0, run.output
@@ -137,6 +157,25 @@ async def test_actors_from_elsewhere_join_and_do_the_work(tmp_path: Path, small_
             assert "no controller answers" in await refused(*joining, "--wait", "1", *more)
         assert await run.ended() == 0, run.output
         assert await actors.ended(20) == 0, "actors leave when the run is over"
+
+
+async def test_actors_from_elsewhere_go_on_with_a_run_that_is_resumed(tmp_path: Path, small_policy):
+    port = str(free_port())
+    settings = {"actor__count": "0", "controller__port": port, "actor__heartbeat_seconds": "0.2"}
+    async with running(tmp_path, "actor", "--connect", f"tcp://127.0.0.1:{port}", "--actors", "2", "--wait", "90") as actors:
+        async with running_small(tmp_path / "run", small_policy, run__updates="1000", **settings) as run:
+            await run.until(lambda: len(run.updates()) >= 2)
+            os.kill(run.pid_of("controller"), signal.SIGKILL)
+            assert await run.ended() == 1
+            done = run.updates()[-1]["update"]
+        async with running_small(
+            tmp_path / "run", small_policy, resume=str(tmp_path / "run"), run__updates=str(done + 2), **settings
+        ) as run:
+            assert await run.ended() == 0, run.output
+            assert [line["update"] for line in run.updates()] == list(range(1, done + 3))
+            keys = [t.key for t in run.trajectories() if not t.key.evaluation]
+            assert len(keys) == len(set(keys)), "an episode was played again although it was in the log"
+        assert await actors.ended(30) == 0 and "is lost: looking for it" in actors.output
 
 
 async def refused(*arguments: str) -> str:
