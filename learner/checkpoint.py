@@ -123,6 +123,11 @@ def load(directory: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
     """Restore an optimizer, built with the settings of now, and return the rest. The weights: `load_policy(directory)`, from which
     `kept_adapters(directory)` come out again."""
     load_moments(optimizer, torch.load(directory / STATE / "optimizer.pt", weights_only=True))
+    return read_state(directory)
+
+
+def read_state(directory: Path) -> TrainingState:
+    """What a checkpoint says of itself."""
     return msgspec.json.decode((directory / STATE / "state.json").read_bytes(), type=TrainingState)
 
 
