@@ -1,4 +1,5 @@
-"""Hosts as network namespaces, each with an address of its own: one with the run, two with actors. One is cut off for a while, one vanishes."""
+"""Hosts as network namespaces with addresses of their own: one with the run, two with actors. One of these is cut off for a while, and one
+vanishes."""
 
 from __future__ import annotations
 
@@ -32,12 +33,9 @@ class Host:
         stack.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
         ip("link", "add", self._outside, "type", "veth", "peer", "name", inside, "netns", name)
         ip("link", "set", self._outside, "master", bridge, "up")
-        for command in (
-            ("addr", "add", f"{SUBNET}.{number}/24", "dev", inside),
-            ("link", "set", inside, "up"),
-            ("link", "set", "lo", "up"),
-        ):
-            ip("-n", name, *command)
+        ip("-n", name, "addr", "add", f"{SUBNET}.{number}/24", "dev", inside)
+        for device in (inside, "lo"):
+            ip("-n", name, "link", "set", device, "up")
 
     def join(self, port: int, keys: Path) -> subprocess.Popen:
         """Two actors of this host, in a group of processes of their own."""
