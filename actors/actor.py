@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import socket
 import uuid
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import zmq
@@ -39,6 +42,12 @@ log = logging.getLogger(__name__)
 
 CONTROLLER_LOST_AFTER = 10
 """Heartbeats without an answer: more than an actor may miss, whom the controller only takes its episodes from."""
+
+
+ASK_AGAIN = 20.0
+"""Seconds without an answer, or an acknowledgement, after which the same is sent again. Who has it already does nothing twice."""
+
+T = TypeVar("T")
 
 
 class ControllerLost(Exception):
@@ -98,18 +107,27 @@ class Actor:
             if trajectory is None:
                 continue  # cancelled: somebody else plays it, or nobody has to
             acknowledged = self._acks[lease.key] = asyncio.Event()
-            await self._learner.send(encode(trajectory))
-            await acknowledged.wait()
+            await self._until(acknowledged.wait(), functools.partial(self._learner.send, encode(trajectory)))
             del self._acks[lease.key]
             await self._tell_controller(EpisodeEnded(key=lease.key, attempt=lease.attempt))
 
     async def _take_turn(self, request: TurnRequest) -> TurnResult | TurnFailed:
         future = self._turns[(request.key, request.turn)] = asyncio.get_running_loop().create_future()
-        await self._tell_controller(request)
         try:
-            return await future
+            return await self._until(future, functools.partial(self._tell_controller, request))
         finally:
             del self._turns[(request.key, request.turn)]
+
+    async def _until(self, answer: Awaitable[T], send: Callable[[], Awaitable[None]]) -> T:
+        """What answers to what `send` sends: again and again, since it is lost with the connection that it was on its way over."""
+        waiting = asyncio.ensure_future(answer)
+        try:
+            while not waiting.done():
+                await send()
+                await asyncio.wait({waiting}, timeout=ASK_AGAIN)
+            return waiting.result()
+        finally:
+            waiting.cancel()
 
     async def _listen_to_controller(self) -> None:
         while True:

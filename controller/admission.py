@@ -46,6 +46,7 @@ def episode_seed(seed: int, key: EpisodeKey) -> int:
 class _Holder:
     actor: bytes
     attempt: int
+    since: float = 0.0  # of any clock
 
 
 @dataclass
@@ -100,15 +101,15 @@ class Admission:
 
     # --- what actors do
 
-    def lease(self, actor: bytes) -> Lease | None:
-        """The next episode for this actor, or None if there is nothing to play now."""
+    def lease(self, actor: bytes, now: float = 0.0) -> Lease | None:
+        """The next episode for this actor, or None if there is nothing to play now. `now`: for `overdue`, seconds of any clock."""
         queue = self.pending_evaluation or self.pending
         if not queue:
             return None
         key = queue.popleft()
         attempt = len(self._leased_to.setdefault(key, []))
         self._leased_to[key].append(actor)
-        self.leased[key] = _Holder(actor, attempt)
+        self.leased[key] = _Holder(actor, attempt, now)
         s = self.settings
         task = key.member if key.evaluation else task_of_group(s.seed, key.group, s.train_size)
         return Lease(
@@ -121,7 +122,8 @@ class Admission:
 
     def holds(self, key: EpisodeKey, attempt: int, actor: bytes) -> bool:
         """Whether this lease of the actor's is still in force."""
-        return self.leased.get(key) == _Holder(actor, attempt)
+        holder = self.leased.get(key)
+        return holder is not None and (holder.actor, holder.attempt) == (actor, attempt)
 
     def ended(self, key: EpisodeKey, actor: bytes, attempt: int) -> bool:
         """The learner has the episode, from whichever lease: nobody needs to play it any more. False, and nothing happens, if the actor
@@ -138,9 +140,15 @@ class Admission:
 
     def actor_lost(self, actor: bytes) -> list[EpisodeKey]:
         """Its episodes go back to the front of the queue; returned are those whose leases are used up."""
-        lost = [key for key, holder in self.leased.items() if holder.actor == actor]
+        return self._take_back([key for key, holder in self.leased.items() if holder.actor == actor])
+
+    def overdue(self, before: float) -> list[EpisodeKey]:
+        """Episodes that were leased before then go back likewise: whoever has them lives, and does not bring them to an end."""
+        return self._take_back([key for key, holder in self.leased.items() if holder.since < before])
+
+    def _take_back(self, keys: list[EpisodeKey]) -> list[EpisodeKey]:
         given_up = []
-        for key in lost:
+        for key in keys:
             del self.leased[key]
             if len(self._leased_to[key]) >= self.settings.max_leases:
                 given_up.append(key)

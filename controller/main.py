@@ -43,6 +43,7 @@ from config import Config, Job
 from controller.admission import Admission, AdmissionSettings, episode_seed
 from controller.credits import Credits
 from controller.dashboard import Dashboard
+from controller.endings import dropped, failed
 from controller.engine.pool import EnginePool, Health
 from controller.rules.thinking import NEVER
 from controller.shown import shown
@@ -70,7 +71,6 @@ from protocol.messages import (
     Published,
     Shutdown,
     Stats,
-    Trajectory,
     TurnFailed,
     TurnRequest,
     TurnResult,
@@ -97,17 +97,11 @@ class Controller:
         tokenizer_file = f"{job.model_dir}/tokenizer.json"
         env = make_environment(self.config.env.name, **self.config.environment_settings())
         learner = self.config.learner
-        self.admission = Admission(
-            AdmissionSettings(
-                groups=learner.groups,
-                group_size=learner.group_size,
-                max_staleness=learner.max_staleness,
-                max_leases=self.config.actor.max_leases,
-                seed=self.config.run.seed,
-                train_size=env.size("train"),
-                held_out_size=env.size("held_out"),
-            )
-        )
+        self.admission = Admission(AdmissionSettings(
+            groups=learner.groups, group_size=learner.group_size, max_staleness=learner.max_staleness,
+            max_leases=self.config.actor.max_leases, seed=self.config.run.seed, train_size=env.size("train"),
+            held_out_size=env.size("held_out"),
+        ))  # fmt: skip
         self._welcome = welcome(job)
         keys = load_keys(self.config.security.keys)
         self._actors, self._learner = context.socket(zmq.ROUTER), context.socket(zmq.ROUTER)
@@ -133,6 +127,7 @@ class Controller:
         self._published: asyncio.Queue[Published] = asyncio.Queue(maxsize=learner.max_staleness + 2)
         self._turn_tasks: set[asyncio.Task] = set()
         self._asked: set[tuple[bytes, EpisodeKey, int]] = set()  # (actor, episode, attempt) whose turn is under way
+        self._answers: dict[tuple[bytes, EpisodeKey, int], TurnResult | TurnFailed] = {}  # to the last one of each
         self._finishing = False
         self._lag = LoopLag()
         self._idle = IdleClock()
@@ -193,8 +188,9 @@ class Controller:
                     self._credits.add(actor, n)
                     await self._hand_out()
                 case TurnRequest():
-                    flaw = self._start_turn(actor, message)
+                    flaw = await self._start_turn(actor, message)
                 case EpisodeEnded(key=key, attempt=attempt):
+                    self._answers.pop((actor, key, attempt), None)
                     if self.admission.ended(key, actor, attempt):
                         self._turns.forget(key)
                 case Heartbeat():
@@ -213,19 +209,22 @@ class Controller:
             return
         while self._credits:
             actor = self._credits.first()
-            lease = self.admission.lease(actor)
+            lease = self.admission.lease(actor, time.monotonic())
             if lease is None:
                 return
             self._credits.served()
             await self._to_actor(actor, lease)
 
-    def _start_turn(self, actor: bytes, request: TurnRequest) -> str:
+    async def _start_turn(self, actor: bytes, request: TurnRequest) -> str:
         """What is wrong with the request, if anything is."""
         lease = (actor, request.key, request.attempt)  # with the actor, or one that asks for another's turn would keep that from it
         if flaw := of_turn_request(request, self._bounds):
             return flaw
         if lease in self._asked:
-            return f"a second turn of episode {request.key.id} while one is under way"
+            return ""  # asked again: an answer that takes long is still to come
+        if (answer := self._answers.get(lease)) is not None and answer.turn == request.turn:
+            await self._to_actor(actor, answer)  # asked again, since it was lost
+            return ""
         self._asked.add(lease)
         task = asyncio.create_task(self._turn(actor, request))
         self._turn_tasks.add(task)
@@ -240,21 +239,22 @@ class Controller:
             log.error("a turn failed in the controller", exc_info=task.exception())
 
     async def _turn(self, actor: bytes, request: TurnRequest) -> None:
+        lease = (actor, request.key, request.attempt)
         try:
-            answer = await self._answer(actor, request)
+            answer = self._answers[lease] = await self._answer(actor, request)
         finally:
-            self._asked.discard((actor, request.key, request.attempt))  # before the actor knows, and asks for the next one
+            self._asked.discard(lease)  # before the actor knows, and asks for the next one
         await self._to_actor(actor, answer)
 
     async def _answer(self, actor: bytes, request: TurnRequest) -> TurnResult | TurnFailed:
         if not self.admission.holds(request.key, request.attempt, actor):
-            return _failed(request, DropReason.CANCELLED, "its lease is no longer in force")
+            return failed(request, DropReason.CANCELLED, "its lease is no longer in force")
         try:
             with self._spans.span("turn", request.key.id, turn=request.turn):
                 return await self._turns.run(request, episode_seed(self.config.run.seed, request.key))
         except Exception as error:  # ours to mend; an actor without an answer would wait for ever
             log.exception("a turn failed in the controller")
-            return _failed(request, DropReason.ENGINE_ERROR, f"the controller failed in this turn: {error!r}")
+            return failed(request, DropReason.ENGINE_ERROR, f"the controller failed in this turn: {error!r}")
 
     async def _watch_actors(self) -> None:
         while True:
@@ -262,6 +262,7 @@ class Controller:
             horizon = time.monotonic() - LOST_AFTER * self.config.actor.heartbeat_seconds
             for actor in [a for a, seen in self._last_seen.items() if seen < horizon]:
                 await self._lose(actor)
+            await self._give_up(self.admission.overdue(time.monotonic() - self.config.actor.episode_seconds))
 
     async def _lose(self, actor: bytes) -> None:
         silent = LOST_AFTER * self.config.actor.heartbeat_seconds
@@ -269,9 +270,13 @@ class Controller:
         for book in (self._last_seen, self._gauges):
             book.pop(actor, None)
         self._credits.lost(actor)
-        for key in self.admission.actor_lost(actor):
-            detail = f"lost with {self.config.actor.max_leases} actors (actor.max_leases)"
-            await self._to_learner(_dropped(key, DropReason.ACTOR_LOST, detail))
+        self._answers = {lease: answer for lease, answer in self._answers.items() if lease[0] != actor}
+        await self._give_up(self.admission.actor_lost(actor))
+
+    async def _give_up(self, episodes: list[EpisodeKey]) -> None:
+        for key in episodes:
+            detail = f"not brought to an end by {self.config.actor.max_leases} actors (actor.max_leases)"
+            await self._to_learner(dropped(key, DropReason.ACTOR_LOST, detail))
         await self._hand_out()
 
     # --- learner
@@ -336,7 +341,7 @@ class Controller:
 
     async def _finish_training(self) -> None:
         for key in self.admission.finish():
-            await self._to_learner(_dropped(key, DropReason.CANCELLED, "the run ended before the episode did"))
+            await self._to_learner(dropped(key, DropReason.CANCELLED, "the run ended before the episode did"))
 
     # --- measurement
 
@@ -390,11 +395,3 @@ class Controller:
 
 def _or_none(threshold: float) -> float | None:
     return None if threshold == NEVER else threshold
-
-
-def _failed(request: TurnRequest, reason: DropReason, detail: str) -> TurnFailed:
-    return TurnFailed(key=request.key, attempt=request.attempt, turn=request.turn, reason=reason, detail=detail)
-
-
-def _dropped(key: EpisodeKey, reason: DropReason, detail: str) -> Trajectory:
-    return Trajectory(key=key, attempt=-1, task_index=-1, task_type="", task="", success=False, turns=[], dropped=reason, detail=detail)

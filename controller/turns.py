@@ -106,9 +106,7 @@ class TurnRunner:
                 attempts.append(noted(attempt, "resample", stall))
         except (EngineError, TurnStuck) as error:
             log.warning("turn %d of %s failed: %s", request.turn, request.key.id, error)
-            return TurnFailed(
-                key=request.key, attempt=request.attempt, turn=request.turn, reason=DropReason.ENGINE_ERROR, detail=str(error)
-            )
+            return failed(request, DropReason.ENGINE_ERROR, str(error))
         if isfinite(attempt.score):
             self._scores[request.key] = attempt.score
         self.counters.turns += 1

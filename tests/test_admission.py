@@ -73,6 +73,16 @@ def test_an_episode_is_given_up_when_its_leases_are_used_up():
     assert admission.actor_lost(b"b") == [key]
 
 
+def test_an_episode_that_takes_too_long_is_leased_to_another_actor_while_its_own_lives():
+    admission = make(max_leases=2)
+    slow = admission.lease(b"a", now=10.0)
+    quick = admission.lease(b"a", now=20.0)
+    assert admission.overdue(before=15.0) == []
+    assert not admission.holds(slow.key, 0, b"a") and admission.holds(quick.key, 0, b"a")
+    assert admission.lease(b"b", now=30.0).key == slow.key
+    assert admission.overdue(before=40.0) == [slow.key], "its leases are used up"
+
+
 def test_a_resumed_run_plays_only_the_members_that_are_missing():
     admission = make()
     admission.__init__(admission.settings)

@@ -6,14 +6,16 @@ import asyncio
 import resource
 from pathlib import Path
 
+import msgspec
 import zmq
 import zmq.asyncio
 from run_fixtures import job_in, small_config
 
 from controller.main import Controller
+from protocol.arrays import INT32, pack
 from protocol.codec import decode, encode
 from protocol.files import allow_many_files
-from protocol.messages import Applied, LearnerState
+from protocol.messages import Applied, DropReason, EpisodeKey, LearnerState, TurnFailed, TurnRequest
 
 
 async def test_what_the_controller_says_reaches_a_learner_that_is_busy_however_much_it_is(tmp_path: Path):
@@ -47,3 +49,30 @@ def test_the_limit_of_open_files_is_what_the_system_allows():
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_a_turn_that_is_asked_for_again_is_answered_again_and_not_generated_again(tmp_path: Path):
+    """Since the answer was lost with its connection."""
+    job, context = job_in(tmp_path / "run", small_config()), zmq.asyncio.Context()
+    controller = Controller(job, context)
+    asked = []
+
+    async def answer(actor: bytes, request: TurnRequest) -> TurnFailed:
+        asked.append(request.turn)
+        return TurnFailed(key=request.key, attempt=0, turn=request.turn, reason=DropReason.ENGINE_ERROR, detail="none")
+
+    controller._answer = answer
+    actor = context.socket(zmq.DEALER)
+    actor.connect(job.endpoints.actors)
+    serving = asyncio.create_task(controller._serve_actors())
+    request = TurnRequest(key=EpisodeKey(0, 0), attempt=0, turn=0, prompt=pack([1], INT32))
+    try:
+        answers = []
+        for turn in (0, 0, 1, 1):
+            await actor.send(encode(msgspec.structs.replace(request, turn=turn)))
+            answers.append(decode(await asyncio.wait_for(actor.recv(), 20)).turn)
+        assert (answers, asked) == ([0, 0, 1, 1], [0, 1])
+    finally:
+        serving.cancel()
+        await controller.close()
+        context.destroy(linger=0)

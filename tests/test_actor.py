@@ -1,0 +1,101 @@
+"""An actor, and the two that it talks to, who are this test: what is lost on its way is sent again."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import zmq
+import zmq.asyncio
+
+import actors.actor
+from actors.actor import Actor, ControllerLost
+from controller.attempts import NOTHING
+from envs.registry import make_environment
+from protocol.codec import FrameReader, encode
+from protocol.messages import (
+    Ack,
+    Alive,
+    Credit,
+    EpisodeEnded,
+    EpisodeKey,
+    Heartbeat,
+    Lease,
+    Message,
+    Shutdown,
+    Trajectory,
+    TurnRequest,
+    TurnResult,
+    Welcome,
+)  # fmt: skip
+from protocol.prompting import load_prompter
+
+KEY = EpisodeKey(0, 0)
+
+
+class Bench:
+    """A controller and a learner that say what the test has them say."""
+
+    def __init__(self, policy: Path, heartbeat_seconds: float) -> None:
+        self.context, self.reader = zmq.asyncio.Context(), FrameReader()
+        self.controller, self.learner = self.context.socket(zmq.ROUTER), self.context.socket(zmq.ROUTER)
+        for socket in (self.controller, self.learner):
+            socket.bind("tcp://127.0.0.1:*")
+        endpoint, trajectories = (socket.get(zmq.LAST_ENDPOINT).decode() for socket in (self.controller, self.learner))
+        environment = make_environment("search", max_turns=1)
+        self.welcome = Welcome(
+            environment="search", environment_settings={}, tokenizer_json=b"", chat_template="", learner_port=urlsplit(trajectories).port,
+            max_prompt_tokens=100_000, heartbeat_seconds=heartbeat_seconds, step_timeout=30.0, session="this", anchor_texts=False,
+        )  # fmt: skip
+        self.actor = Actor(self.context, endpoint, self.welcome, environment, load_prompter(policy))
+
+    async def heard(self, socket: zmq.asyncio.Socket, kind: type) -> Message:
+        """The next message of that kind."""
+        async with asyncio.timeout(20):
+            while True:
+                self.peer, message, _ = await self.reader.receive(socket)
+                if isinstance(message, Heartbeat) and kind is not Heartbeat:
+                    await self.say(socket, Alive(session="this"))
+                if isinstance(message, kind):
+                    return message
+
+    async def say(self, socket: zmq.asyncio.Socket, message: Message) -> None:
+        await socket.send_multipart([self.peer, encode(message)])
+
+
+@pytest.fixture
+async def bench(small_policy: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(actors.actor, "ASK_AGAIN", 0.2)
+    made = Bench(small_policy, heartbeat_seconds=0.05)
+    yield made
+    made.context.destroy(linger=0)
+
+
+async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(bench: Bench) -> None:
+    playing = asyncio.create_task(bench.actor.run(1))
+    await bench.heard(bench.controller, Credit)
+    await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
+    first, second = [await bench.heard(bench.controller, TurnRequest) for _ in range(2)]
+    assert first == second
+    await bench.say(bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
+    delivered = [await bench.heard(bench.learner, Trajectory) for _ in range(2)]
+    assert delivered[0].key == delivered[1].key == KEY
+    await bench.say(bench.learner, Ack(key=KEY))
+    assert (await bench.heard(bench.controller, EpisodeEnded)).key == KEY
+    await bench.say(bench.controller, Shutdown(reason="over"))
+    await asyncio.wait_for(playing, 10)
+
+
+async def test_an_actor_whose_controller_is_silent_says_so_and_ends(bench: Bench) -> None:
+    with pytest.raises(ControllerLost, match="has not answered"):
+        await asyncio.wait_for(bench.actor.run(1), 20)
+
+
+async def test_an_actor_that_another_controller_answers_ends(bench: Bench) -> None:
+    playing = asyncio.create_task(bench.actor.run(1))
+    await bench.heard(bench.controller, Heartbeat)
+    await bench.say(bench.controller, Alive(session="another"))
+    with pytest.raises(ControllerLost, match="another controller"):
+        await asyncio.wait_for(playing, 20)
