@@ -35,6 +35,7 @@ from learner.episode_log import read_records
 from protocol.codec import decode
 from protocol.messages import Trajectory
 from supervisor.job import WEIGHTS_PREFIX
+from telemetry.metrics_file import METRICS_FILE, of_kind, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS, GROUP_SIZE, MAX_STALENESS = 2, 2, 1
@@ -90,9 +91,7 @@ class Run:
         return self.process.poll() is not None
 
     def updates(self) -> list[dict]:
-        file = self.directory / "metrics.jsonl"
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        return [line for line in lines if line["kind"] == "update"]
+        return of_kind(read_metrics(self.directory / METRICS_FILE), "update")
 
     def processes(self, victim: str) -> list[psutil.Process]:
         """Those of the run that are `victim`."""
