@@ -45,6 +45,8 @@ SETTINGS = {
     "learner.checkpoint_every": "2", "learner.decay": "0", "eval.episodes": "2", "eval.every": "0", "actor.count": "4",
     "actor.heartbeat_seconds": "0.5", "env.max_turns": "6", "run.updates": "1000000", "run.minutes": "100000", "engine.kv_cache_gb": "0.25",
 }  # fmt: skip
+BAD = ("lost", "trained_twice", "too_old", "missing_updates", "left_over", "stuck")
+"""Figures that are to be 0."""
 PATIENCE = 180.0
 """Seconds until a run that was started, or hit, makes its next update: an engine that is started again needs most of them."""
 ENDING = 15.0
@@ -144,7 +146,7 @@ def main() -> None:
     console.print(table(figures))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
-    sys.exit(any(figures[name] for name in ("lost", "trained_twice", "too_old", "left_over", "stuck")))
+    sys.exit(any(figures[name] for name in BAD))
 
 
 def rage(run: Run, chance: random.Random, seconds: float, console: Console, *, quick: bool) -> Report:
@@ -210,6 +212,7 @@ def judge(run: Run, report: Report) -> dict:
     played = [decode(frame) for _, _, frame in read_records(run.directory / "episodes")]
     copies = Counter(t.key for t in played if isinstance(t, Trajectory) and not t.key.evaluation)
     trained = read_state(latest(run.directory)).intake.next_group
+    there = {(key.group, key.member) for key in copies}
     updates = run.updates()
     return {
         "faults": sum(report.faults.values()),
@@ -217,12 +220,10 @@ def judge(run: Run, report: Report) -> dict:
         "resumed": report.resumed,
         "updates": len(updates),
         "episodes": len(copies),
-        "lost": sum(
-            (group, member) not in {(key.group, key.member) for key in copies} for group in range(trained) for member in range(GROUP_SIZE)
-        ),
+        "lost": sum((group, member) not in there for group in range(trained) for member in range(GROUP_SIZE)),
         "trained_twice": sum(count - 1 for count in copies.values()),
-        "too_old": sum(line["token_age_max"] > MAX_STALENESS for line in updates)
-        + ([line["update"] for line in updates] != list(range(1, len(updates) + 1))),
+        "too_old": sum(line["token_age_max"] > MAX_STALENESS for line in updates),
+        "missing_updates": sorted(set(range(1, len(updates) + 1)) ^ {line["update"] for line in updates}),
         "left_over": len(report.left_over) + len(shared_memory_of(run.directory)),
         "stuck": len(report.stuck),
     }
