@@ -34,6 +34,10 @@ class RunSection(Section):
         Literal["none", "wandb", "trackio"], says("Send each update's numbers to Weights & Biases or Trackio, too (extras of these names)")
     ] = "none"
     dir: Annotated[str, says("Where the run writes; empty: runs/<date>-<time>")] = ""
+    weights_dir: Annotated[
+        str,
+        says("Where new weights are put for the engines; empty: memory (/dev/shm). With learner.launch: a disk that both machines see"),
+    ] = ""
     cache_dir: Annotated[str, says("Where built and warm-started policies are kept; empty: ~/.cache/foray")] = ""
 
 
@@ -287,6 +291,14 @@ class LearnerSection(Section):
     ] = False
     microbatch_tokens: Annotated[int, says("Tokens computed at once, padding included", ge=64)] = 4096
     threads: Annotated[int, says("CPU: cores each rank of the learner computes on; 0: torch chooses", ge=0)] = 1
+    host: Annotated[str, says("Address the learner listens on for episodes; empty: controller.host")] = ""
+    launch: Annotated[
+        list[str],
+        says(
+            "What starts the learner on another machine: a command that runs the one after it there, in this directory and with these "
+            "variables (srun,-w,NODE or ip,netns,exec,NAME). It then needs learner.host, run.weights_dir and security.keys"
+        ),
+    ] = []
     ranks: Annotated[int, says("Processes that share an update, weights and optimizer sharded between them (FSDP2)", ge=1)] = 1
     devices: Annotated[
         list[str], says("GPU: the CUDA device of each rank, in their order; empty: the first ones of those that the environment shows")

@@ -68,7 +68,7 @@ class Actor:
     ) -> None:
         self.name = f"actor-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}".encode()
         self._controller = self._connect(context, endpoint, keys)
-        self._learner = self._connect(context, f"tcp://{urlsplit(endpoint).hostname}:{welcome.learner_port}", keys)
+        self._learner = self._connect(context, f"tcp://{welcome.learner_host or urlsplit(endpoint).hostname}:{welcome.learner_port}", keys)
         self._welcome = welcome
         self._player = EpisodePlayer(
             environment, prompter, self._take_turn, step_timeout=welcome.step_timeout,

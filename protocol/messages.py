@@ -93,7 +93,8 @@ class Welcome(Message):
     environment_settings: dict
     tokenizer_json: bytes  # the contents of tokenizer.json
     chat_template: str
-    learner_port: int  # on the host that the controller was reached at
+    learner_host: str  # empty: the one that the controller was reached at
+    learner_port: int
     max_prompt_tokens: int  # a longer prompt leaves no room for a response
     heartbeat_seconds: float
     step_timeout: float  # seconds an environment's step may take

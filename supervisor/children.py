@@ -60,12 +60,12 @@ class Restarts:
         return True
 
 
-def start(name: str, arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None) -> Child:
-    """Start `python -m arguments...` from the project's root, its output appended to `log`."""
+def start(name: str, arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None, launch: Sequence[str] = ()) -> Child:
+    """Start `python -m arguments...` from the project's root, its output appended to `log`. `launch`: a command that runs it elsewhere."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
+            [*launch, sys.executable, "-m", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

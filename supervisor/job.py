@@ -57,7 +57,7 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
         endpoints=endpoints,
         run_dir=str(run_dir),
         model_dir=str(model or run_dir / "policy"),
-        weights_dir=weights_dir(Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())),
+        weights_dir=weights_dir(_weights_parent(config)),
         engine_key=os.environ.get(ENGINE_KEY, "") or ("" if config.engine.urls else secrets.token_urlsafe(32)),
         started=time.time(),
         resume=resume,
@@ -69,6 +69,14 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
 
 def job_file(job: Job) -> Path:
     return Path(job.run_dir) / "job.json"
+
+
+def _weights_parent(config: Config) -> Path:
+    if not config.run.weights_dir:
+        return Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
+    parent = Path(config.run.weights_dir).absolute()
+    parent.mkdir(parents=True, exist_ok=True)
+    return parent
 
 
 def weights_dir(parent: Path) -> str:
@@ -166,13 +174,19 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
 
 def check_keys(config: Config, endpoints: Endpoints) -> None:
     """Raises ConfigError when others could connect without a key, or there is something wrong with the keys."""
+    if config.learner.launch and not (config.learner.host and config.run.weights_dir):
+        raise ConfigError(
+            "learner.launch: a learner elsewhere needs learner.host, its address, and run.weights_dir, on a disk of both machines"
+        )
     try:
         keys = load_keys(config.security.keys)
     except KeysError as error:
         raise ConfigError(f"security.keys: {error}") from None
     if keys is not None and keys.public != keys.run:
         raise ConfigError(f"security.keys: {config.security.keys} has the keys of a machine that joins a run; give the directory above it")
-    if keys is None and not all(map(is_loopback, (endpoints.actors, endpoints.trajectories, endpoints.learner, endpoints.signals))):
+    if keys is None and not all(
+        map(is_loopback, (endpoints.actors, endpoints.trajectories, endpoints.learner, endpoints.signals, endpoints.stats))
+    ):
         raise ConfigError(
             f"controller.host: at {config.controller.host} other machines can connect; make keys by `run.py keys DIR`, and give that "
             "directory as security.keys"
@@ -181,13 +195,15 @@ def check_keys(config: Config, endpoints: Endpoints) -> None:
 
 def choose_endpoints(config: Config) -> Endpoints:
     """Fixed ports where settings fix them (and are free), free ones elsewhere."""
-    host = config.controller.host
+    host, away = config.controller.host, config.learner.launch
+    near = host if away else "127.0.0.1"  # where the learner reaches supervisor and controller
+    there = config.learner.host or host
     return Endpoints(
         actors=f"tcp://{host}:{free_port(host, config.controller.port, 'controller.port')}",
-        learner=f"tcp://127.0.0.1:{free_port()}",
+        learner=f"tcp://{near}:{free_port(near, 0, 'controller.host')}",
         signals=f"tcp://127.0.0.1:{free_port('127.0.0.1', config.controller.signals_port, 'controller.signals_port')}",
-        trajectories=f"tcp://{host}:{free_port(host, 0, 'controller.host')}",
-        stats=f"tcp://127.0.0.1:{free_port()}",
+        trajectories=f"tcp://{there}:{UNASSIGNED[next(_tried) % len(UNASSIGNED)] if away else free_port(there, 0, 'learner.host')}",
+        stats=f"tcp://{near}:{free_port(near, 0, 'controller.host')}",
         dashboard=f"http://{config.dashboard.host}:{free_port(config.dashboard.host, config.dashboard.port, 'dashboard.port')}",
         weights=f"tcp://{host}:{free_port(host, 0, 'controller.host')}",
         engines=[url.rstrip("/") for url in config.engine.urls] or _own_engines(config),

@@ -1,4 +1,5 @@
-"""Hosts as network namespaces with addresses of their own: one with the run, two with actors. One of these is cut off for a while, and one
+"""Hosts as network namespaces with addresses of their own: one with controller and engine, one with
+the learner, two with actors. One of these is cut off for a while, and one
 vanishes."""
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Host:
 
 
 @pytest.fixture
-def hosts() -> Iterator[tuple[Host, Host]]:
+def hosts() -> Iterator[tuple[Host, ...]]:
     if os.geteuid() != 0 or shutil.which("ip") is None:
         pytest.skip("network namespaces take root, and iproute2")
     bridge = f"fy{os.getpid() % 100000}"
@@ -62,17 +63,18 @@ def hosts() -> Iterator[tuple[Host, Host]]:
         stack.callback(ip, "link", "del", bridge)
         ip("addr", "add", f"{SUBNET}.1/24", "dev", bridge)
         ip("link", "set", bridge, "up")
-        yield Host(f"{bridge}a", 2, bridge, stack), Host(f"{bridge}b", 3, bridge, stack)
+        yield tuple(Host(f"{bridge}{name}", number, bridge, stack) for number, name in enumerate("abl", 2))
 
 
 @pytest.mark.slow
 async def test_a_run_goes_on_when_a_host_is_cut_off_for_a_while_and_when_one_vanishes(tmp_path: Path, small_policy: Path, hosts) -> None:
-    first, second = hosts
+    first, second, learning = hosts
     port, keys = free_port(f"{SUBNET}.1"), tmp_path / "keys"
     async with running(tmp_path, "keys", str(keys), "first", "second") as made:
         assert await made.ended(20) == 0, made.output
     settings = {
         "controller__host": f"{SUBNET}.1", "controller__port": str(port), "security__keys": str(keys), "actor__count": "0",
+        "learner__host": f"{SUBNET}.4", "learner__launch": f"ip,netns,exec,{learning.name}", "run__weights_dir": str(tmp_path / "weights"),
         "actor__heartbeat_seconds": "0.4", "run__updates": "100000", "learner__checkpoint_every": "1000",
     }  # fmt: skip
     with ExitStack() as stack:
