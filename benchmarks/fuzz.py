@@ -86,7 +86,8 @@ def samples() -> list:
         Trajectory(key=key, attempt=0, task_index=3, task_type="a", task="b", success=True, turns=[turn, turn], scores={"raw": 1.0}),
         TurnRequest(key=key, attempt=0, turn=1, prompt=prompt),
         SignalFrame(
-            step=1, turn_ids=["a", "b"], position=whole, entropy=number, confidence=number, top_log_prob=number, forced=whole, previous=whole
+            step=1, turn_ids=["a", "b"], position=whole, entropy=number, confidence=number, top_log_prob=number, forced=whole,
+            previous=whole,
         ),
         Stats(source="learner", event="update", values={"update": 1.0, "loss": None}),
         Credit(episodes=3), EpisodeEnded(key=key, attempt=0), Heartbeat(loop_lag=0.1, steps=2),

@@ -169,3 +169,10 @@ def test_nobody_else_may_read_a_run(tmp_path: Path):
 def test_a_secret_is_shown_as_set_and_no_more():
     assert values_of(resolve(overrides={"dashboard.token": "sesame"}))["dashboard.token"] == "(set)"
     assert values_of(resolve())["dashboard.token"] == ""
+
+
+def test_a_learner_elsewhere_needs_an_address_and_a_disk_of_both_machines(tmp_path: Path):
+    settings = {"learner.launch": "srun,-w,node7", "learner.host": "node7", "run.dir": str(tmp_path / "run")}
+    with pytest.raises(ConfigError, match=r"learner\.launch: .* run\.weights_dir"):
+        prepare(resolve(overrides=settings), resume=False, model=None)
+    assert not (tmp_path / "run").exists()

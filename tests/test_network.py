@@ -1,6 +1,5 @@
-"""Hosts as network namespaces with addresses of their own: one with controller and engine, one with
-the learner, two with actors. One of these is cut off for a while, and one
-vanishes."""
+"""Hosts as network namespaces with addresses of their own: one with supervisor, controller and engine, one with the learner, two with
+actors. One of these is cut off for a while, and one vanishes."""
 
 from __future__ import annotations
 
