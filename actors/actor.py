@@ -79,6 +79,7 @@ class Actor:
         self._turns: dict[tuple[EpisodeKey, int], asyncio.Future[TurnResult | TurnFailed]] = {}
         self._acks: dict[EpisodeKey, asyncio.Event] = {}
         self._over = asyncio.Event()
+        self._asking = 0
         self._unanswered = 0  # heartbeats; not seconds, of which one that was stopped for a while has slept through any number
         self._lag = LoopLag()
 
@@ -102,7 +103,9 @@ class Actor:
         """One slot: ask for an episode, play it, deliver it, again."""
         while True:
             await self._tell_controller(Credit(episodes=1))
+            self._asking += 1
             lease = await self._leases.get()
+            self._asking -= 1
             trajectory = await self._player.play(lease)
             if trajectory is None:
                 continue  # cancelled: somebody else plays it, or nobody has to
@@ -156,7 +159,7 @@ class Actor:
         while True:
             await asyncio.sleep(self._welcome.heartbeat_seconds)
             steps, self._player.steps = self._player.steps, 0
-            await self._tell_controller(Heartbeat(loop_lag=self._lag.read().worst, steps=steps))
+            await self._tell_controller(Heartbeat(loop_lag=self._lag.read().worst, steps=steps, asking=self._asking))
             self._unanswered += 1
             if self._unanswered > CONTROLLER_LOST_AFTER:
                 raise ControllerLost(f"the controller has not answered {CONTROLLER_LOST_AFTER} heartbeats")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
+CLAIMS = 5
+"""Heartbeats in which an actor says that it could take more than we know of, until it is believed."""
+
 
 class Credits:
     """First come, first served, episode by episode: an actor that has asked for many waits for its second as long as others do.
@@ -15,6 +18,7 @@ class Credits:
     def __init__(self) -> None:
         self._waiting: deque[bytes] = deque()  # an actor for each episode
         self._of: Counter[bytes] = Counter()
+        self._claims: Counter[bytes] = Counter()  # on end, of more than we know of
 
     def __len__(self) -> int:
         """Episodes that could be taken."""
@@ -29,6 +33,15 @@ class Credits:
         """Episodes that this actor could take."""
         return self._of[actor]
 
+    def claimed(self, actor: bytes, episodes: int) -> None:
+        """It says, as it does now and then, that it could take so many. When that is more than we know of, and stays so, leases were lost
+        with a connection; at first they may be on their way."""
+        missing = episodes - self._of[actor]
+        self._claims[actor] = self._claims[actor] + 1 if missing > 0 else 0
+        if self._claims[actor] >= CLAIMS:
+            self._claims[actor] = 0
+            self.add(actor, missing)
+
     def first(self) -> bytes:
         """Whose turn it is. IndexError if nobody waits."""
         return self._waiting[0]
@@ -41,4 +54,4 @@ class Credits:
     def lost(self, actor: bytes) -> None:
         """It takes nothing any more."""
         self._waiting = deque(waiting for waiting in self._waiting if waiting != actor)
-        del self._of[actor]
+        del self._of[actor], self._claims[actor]

@@ -193,8 +193,9 @@ class Controller:
                     self._answers.pop((actor, key, attempt), None)
                     if self.admission.ended(key, actor, attempt):
                         self._turns.forget(key)
-                case Heartbeat():
+                case Heartbeat(asking=n) if 0 <= n <= MAX_CREDIT:
                     self._gauges[actor] = message
+                    self._credits.claimed(actor, n)
                     await self._to_actor(actor, Alive(session=self._welcome.session))
                 case _:
                     flaw = f"{type(message).__name__} that no actor sends"

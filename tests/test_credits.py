@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
-from controller.credits import Credits
+from controller.credits import CLAIMS, Credits
 
 
 def served(credits: Credits) -> bytes:
@@ -41,3 +41,22 @@ def test_a_lost_actor_is_not_served_and_takes_nobodys_place():
         credits.add(name, episodes)
     credits.lost(b"a")
     assert [served(credits) for _ in range(len(credits))] == [b"b"]
+
+
+def test_what_an_actor_keeps_claiming_is_believed_since_its_leases_were_lost():
+    credits = Credits()
+    credits.add(b"a", 1)
+    for _ in range(CLAIMS - 1):
+        credits.claimed(b"a", 3)
+    assert credits.of(b"a") == 1
+    credits.claimed(b"a", 3)
+    assert credits.of(b"a") == 3
+
+
+def test_a_claim_that_is_met_in_between_counts_anew():
+    """A lease was on its way."""
+    credits = Credits()
+    for _ in range(3 * CLAIMS):
+        credits.claimed(b"a", 1)
+        credits.claimed(b"a", 0)
+    assert credits.of(b"a") == 0
