@@ -46,8 +46,9 @@ class Bench:
         endpoint, trajectories = (socket.get(zmq.LAST_ENDPOINT).decode() for socket in (self.controller, self.learner))
         environment = make_environment("search", max_turns=1)
         self.welcome = Welcome(
-            environment="search", environment_settings={}, tokenizer_json=b"", chat_template="", learner_host="", learner_port=urlsplit(trajectories).port,
-            max_prompt_tokens=100_000, heartbeat_seconds=heartbeat_seconds, step_timeout=30.0, session="this", anchor_texts=False,
+            environment="search", environment_settings={}, tokenizer_json=b"", chat_template="", learner_host="",
+            learner_port=urlsplit(trajectories).port, max_prompt_tokens=100_000, heartbeat_seconds=heartbeat_seconds, step_timeout=30.0,
+            session="this", anchor_texts=False,
         )  # fmt: skip
         self.actor = Actor(self.context, endpoint, self.welcome, environment, load_prompter(policy))
 
