@@ -102,7 +102,8 @@ class Run:
         if victim == "actor":
             return [child for server in self.processes("fork server") for child in server.children()]
         marks = {"fork server": "-m actors", "controller": "-m controller", "learner": "-m learner", "engine": "-m vllm.entrypoints"}
-        return [process for process, command in self._all() if marks[victim] in command]
+        found = [process for process, command in self._all() if marks[victim] in command]
+        return [process for process in found if process.ppid() not in {other.pid for other in found}]  # a forked child has the same command
 
     def left_over(self) -> list[str]:
         """Command lines of processes that outlive the run, after a while."""
