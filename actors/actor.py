@@ -76,7 +76,7 @@ class Actor:
         )  # fmt: skip
         self._reader = FrameReader()
         self._leases: asyncio.Queue[Lease] = asyncio.Queue()
-        self._turns: dict[tuple[EpisodeKey, int], asyncio.Future[TurnResult | TurnFailed]] = {}
+        self._turns: dict[tuple[EpisodeKey, int, int], asyncio.Future[TurnResult | TurnFailed]] = {}
         self._acks: dict[EpisodeKey, asyncio.Event] = {}
         self._over = asyncio.Event()
         self._asking = 0
@@ -109,17 +109,18 @@ class Actor:
             trajectory = await self._player.play(lease)
             if trajectory is None:
                 continue  # cancelled: somebody else plays it, or nobody has to
-            acknowledged = self._acks[lease.key] = asyncio.Event()
+            acknowledged = self._acks.setdefault(lease.key, asyncio.Event())  # of all attempts that are delivered from here
             await self._until(acknowledged.wait(), functools.partial(self._learner.send, encode(trajectory)))
-            del self._acks[lease.key]
+            self._acks.pop(lease.key, None)
             await self._tell_controller(EpisodeEnded(key=lease.key, attempt=lease.attempt))
 
     async def _take_turn(self, request: TurnRequest) -> TurnResult | TurnFailed:
-        future = self._turns[(request.key, request.turn)] = asyncio.get_running_loop().create_future()
+        turn = (request.key, request.attempt, request.turn)
+        future = self._turns[turn] = asyncio.get_running_loop().create_future()
         try:
             return await self._until(future, functools.partial(self._tell_controller, request))
         finally:
-            del self._turns[(request.key, request.turn)]
+            del self._turns[turn]
 
     async def _until(self, answer: Awaitable[T], send: Callable[[], Awaitable[None]]) -> T:
         """What answers to what `send` sends: again and again, since it is lost with the connection that it was on its way over."""
@@ -142,7 +143,7 @@ class Actor:
                 case Lease() as lease:
                     self._leases.put_nowait(lease)
                 case TurnResult() | TurnFailed() as answer:
-                    future = self._turns.get((answer.key, answer.turn))
+                    future = self._turns.get((answer.key, answer.attempt, answer.turn))
                     if future is not None and not future.done():
                         future.set_result(answer)
                 case Shutdown():
