@@ -13,6 +13,7 @@ from run_fixtures import SMALL, Run, processes, running
 
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
 from protocol.prompting import load_prompter
+from protocol.security import make_keys
 
 pytestmark = pytest.mark.real_engine
 
@@ -53,12 +54,10 @@ async def test_a_run_on_real_vllm_holds_the_invariants_of_control_and_parity(tmp
 
 
 async def test_an_engine_that_is_killed_is_started_again_and_the_run_goes_on(tmp_path: Path):
-    settings = SMALL | {
-        "run.dir": str(tmp_path / "run"),
-        "run.updates": "6",
-        "run.cache_dir": str(tmp_path / "cache"),
-        "env.max_turns": "3",
-    }
+    """With keys: the engine's signals, too, come over an encrypted connection, before and after."""
+    make_keys(tmp_path / "keys", "host")
+    settings = SMALL | {"run.dir": str(tmp_path / "run"), "run.updates": "6", "run.cache_dir": str(tmp_path / "cache")}
+    settings |= {"env.max_turns": "3", "security.keys": str(tmp_path / "keys"), "control.signal": "tap"}
     async with running(tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())) as run:
         await run.until(run.updates, 300)
         ours = str(run.directory / "policy")
@@ -67,6 +66,7 @@ async def test_an_engine_that_is_killed_is_started_again_and_the_run_goes_on(tmp
     assert "engine ended with status -9: started again" in run.output
     assert [m["update"] for m in run.updates()] == [1, 2, 3, 4, 5, 6] and run.summary()["dropped"] == {}
     assert all(m["token_age_max"] <= 1 for m in run.updates()) and run.left_over() == []
+    assert all(m["signal_frames"] > 0 for m in run.updates())
 
 
 async def test_reward_rises_in_the_example_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -17,7 +17,7 @@ from run_fixtures import ROOT, running, running_small
 
 from supervisor.job import free_port
 
-SUBNET = "10.213.7"
+SUBNET = f"10.213.{os.getpid() % 250 + 1}"  # another one than of a test that was killed
 
 
 def ip(*arguments: str) -> None:
