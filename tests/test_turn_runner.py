@@ -76,6 +76,7 @@ async def bench(request: pytest.FixtureRequest, policies) -> AsyncIterator[Bench
         real = request.getfixturevalue("real_engine")
         url, signals = real.url, real.signals
     made = await _bound(url, signals, fake)
+    await made.client.resume()  # a test that failed may have left the shared one paused
     listening = asyncio.create_task(made.router.run())
     try:
         yield made
@@ -106,9 +107,12 @@ async def test_a_turn_that_makes_no_progress_is_sampled_again(bench: Bench) -> N
     runner = bench.runner(stall_seconds=2.0)
     await bench.client.pause()
     turn = asyncio.create_task(runner.run(asking(1), seed=1))
-    while not runner.counters.resamples:
-        await asyncio.sleep(0.05)
-    await bench.client.resume()
+    try:
+        async with asyncio.timeout(60):
+            while not runner.counters.resamples:
+                await asyncio.sleep(0.05)
+    finally:
+        await bench.client.resume()
     result = await turn
     assert isinstance(result, TurnResult) and result.kept.length > 0
     assert {event.reason for attempt in result.rejected for event in attempt.events} == {"stuck"}
@@ -177,8 +181,10 @@ async def test_an_engine_that_stays_stuck_costs_the_episode_and_says_which_setti
     if streams:
         runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=0.3)
     await bench.client.pause()
-    result = await runner.run(asking(2), seed=2)
-    await bench.client.resume()
+    try:
+        result = await asyncio.wait_for(runner.run(asking(2), seed=2), 60)
+    finally:
+        await bench.client.resume()
     assert isinstance(result, TurnFailed) and "control.stall_seconds" in result.detail
     async with asyncio.timeout(10):
         while await bench.running():
@@ -214,8 +220,9 @@ async def test_a_cancelled_stream_ends_its_turn_in_the_engine(bench: Bench) -> N
     sampling = Sampling(max_tokens=900, cache_salt="gone", seed=1)
     call = streamer.generate(bench.client, "gone", some_prompt("gone"), sampling, rule, delegated.queue, steers=True)
     task = asyncio.create_task(call)
-    while len(rule.scores) < 3:
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(30):
+        while len(rule.scores) < 3:
+            await asyncio.sleep(0.001)
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled() and len(rule.scores) < 900
