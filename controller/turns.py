@@ -69,7 +69,7 @@ class TurnRunner:
         controlled = control.mode not in ("off", "void") and (not request.key.evaluation or self._config.eval.control)
         resamples = control.max_resamples if controlled and control.mode in ("t2po", "t2po-turn") else 0
         before = self._scores.get(request.key)
-        failed: EngineClient | None = None  # the engine of the last try, if that came to nothing
+        unlucky: EngineClient | None = None  # the engine of the last try, if that came to nothing
         lost = 0
         attempts: list[Attempt] = []
         try:
@@ -79,10 +79,10 @@ class TurnRunner:
                 turn_id = f"{request.key.id}.{request.attempt}.{request.turn}.{len(attempts)}.{lost}"
                 turn_seed = _turn_seed(seed, request.turn, len(attempts))
                 try:
-                    async with self._engines.lend(but=failed) as engine:
+                    async with self._engines.lend(but=unlucky) as engine:
                         attempt = await self._sample(engine, turn_id, request, turn_seed, controlled, eta, early)
                 except (EngineError, TurnStuck) as error:
-                    self._engines.suspect(failed := engine)
+                    self._engines.suspect(unlucky := engine)
                     lost += 1
                     if lost > MAX_LOST:
                         raise
@@ -171,7 +171,7 @@ class TurnRunner:
             generation = await self._tapped(turn_id, call, Watch(rule, acts, early))
             last = len(generation.tokens) - 1  # a turn that ends by itself before the steer comes is judged as it is
             ended_early = early is not None and early.position is not None and rule.forced[last : last + 1] == [True]
-        if generation.finish_reason == "abort":
+        if generation.finish_reason == "abort" and self.streamer is None:  # which ends turns by itself
             raise EngineError(f"the engine at {engine.url} ended turn {turn_id}, which nobody asked for")
         if watched and not request.key.evaluation:
             self.thresholds.observe_thinking(rule)
