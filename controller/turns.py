@@ -10,6 +10,7 @@ from math import isfinite
 
 from config import Config
 from controller.attempts import NOTHING, build_attempt, noted
+from controller.endings import failed
 from controller.engine.answers import Generation
 from controller.engine.client import EngineClient, EngineError, Sampling
 from controller.engine.pool import EnginePool
