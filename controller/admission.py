@@ -151,6 +151,7 @@ class Admission:
         for key in keys:
             del self.leased[key]
             if len(self._leased_to[key]) >= self.settings.max_leases:
+                del self._leased_to[key]
                 given_up.append(key)
             else:
                 (self.pending_evaluation if key.evaluation else self.pending).appendleft(key)

@@ -190,7 +190,6 @@ class Controller:
                 case TurnRequest():
                     flaw = await self._start_turn(actor, message)
                 case EpisodeEnded(key=key, attempt=attempt):
-                    self._answers.pop((actor, key, attempt), None)
                     if self.admission.ended(key, actor, attempt):
                         self._turns.forget(key)
                 case Heartbeat(asking=n) if 0 <= n <= MAX_CREDIT:
@@ -264,6 +263,8 @@ class Controller:
             for actor in [a for a, seen in self._last_seen.items() if seen < horizon]:
                 await self._lose(actor)
             await self._give_up(self.admission.overdue(time.monotonic() - self.config.actor.episode_seconds))
+            held = {(holder.actor, key, holder.attempt) for key, holder in self.admission.leased.items()}
+            self._answers = {lease: answer for lease, answer in self._answers.items() if lease in held}
 
     async def _lose(self, actor: bytes) -> None:
         silent = LOST_AFTER * self.config.actor.heartbeat_seconds
@@ -271,11 +272,11 @@ class Controller:
         for book in (self._last_seen, self._gauges):
             book.pop(actor, None)
         self._credits.lost(actor)
-        self._answers = {lease: answer for lease, answer in self._answers.items() if lease[0] != actor}
         await self._give_up(self.admission.actor_lost(actor))
 
     async def _give_up(self, episodes: list[EpisodeKey]) -> None:
         for key in episodes:
+            self._turns.forget(key)
             detail = f"not brought to an end by {self.config.actor.max_leases} actors (actor.max_leases)"
             await self._to_learner(dropped(key, DropReason.ACTOR_LOST, detail))
         await self._hand_out()
