@@ -105,7 +105,7 @@ def supervise(bodies: list) -> bool:
         return False
     finally:
         for pid in children:
-            os.kill(pid, signal.SIGTERM)
+            os.kill(pid, signal.SIGKILL)  # one that is stopped, too; they have nothing to put in order
         for pid in children:
             os.waitpid(pid, 0)
 

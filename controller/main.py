@@ -128,7 +128,7 @@ class Controller:
         self._turn_tasks: set[asyncio.Task] = set()
         self._asked: set[tuple[bytes, EpisodeKey, int]] = set()  # (actor, episode, attempt) whose turn is under way
         self._answers: dict[tuple[bytes, EpisodeKey, int], TurnResult | TurnFailed] = {}  # to the last one of each
-        self._finishing = False
+        self._finished = False
         self._lag = LoopLag()
         self._idle = IdleClock()
         self._spans = SpanFile(Path(job.run_dir), "controller")
@@ -164,8 +164,9 @@ class Controller:
         for task in self._turn_tasks:
             task.cancel()
         await asyncio.gather(*self._turn_tasks, return_exceptions=True)
-        for actor in list(self._last_seen):
-            await self._to_actor(actor, Shutdown(reason="the run is over"))
+        if self._finished:  # else it may be resumed, and those who come from elsewhere wait for that
+            for actor in list(self._last_seen):
+                await self._to_actor(actor, Shutdown(reason="the run is over"))
         await self._send_gauges()  # what has come since the last time, for the summary
         await self._engines.close()
         self._signals.close()
@@ -317,6 +318,7 @@ class Controller:
             self.version = published.version
             self.admission.applied(published.version)
             if published.last:
+                self._finished = True
                 await self._finish_training()
             await self._to_learner(Applied(version=published.version, seconds=seconds, control=self._turns.thresholds.state()))
             await self._hand_out()

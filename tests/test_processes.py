@@ -11,6 +11,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from run_fixtures import ROOT, Run, job_in, processes, running, running_small, small_config
 
 from supervisor.job import free_port, job_file
@@ -159,13 +160,14 @@ async def test_actors_from_elsewhere_join_and_do_the_work(tmp_path: Path, small_
         assert await actors.ended(20) == 0, "actors leave when the run is over"
 
 
-async def test_actors_from_elsewhere_go_on_with_a_run_that_is_resumed(tmp_path: Path, small_policy):
+@pytest.mark.parametrize("killed", ["controller", "learner"])
+async def test_actors_from_elsewhere_go_on_with_a_run_that_is_resumed(tmp_path: Path, small_policy, killed: str):
     port = str(free_port())
     settings = {"actor__count": "0", "controller__port": port, "actor__heartbeat_seconds": "0.2"}
     async with running(tmp_path, "actor", "--connect", f"tcp://127.0.0.1:{port}", "--actors", "2", "--wait", "90") as actors:
         async with running_small(tmp_path / "run", small_policy, run__updates="1000", **settings) as run:
             await run.until(lambda: len(run.updates()) >= 2)
-            os.kill(run.pid_of("controller"), signal.SIGKILL)
+            os.kill(run.pid_of(killed), signal.SIGKILL)
             assert await run.ended() == 1
             done = run.updates()[-1]["update"]
         async with running_small(
