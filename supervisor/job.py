@@ -48,6 +48,7 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
     check_run_dir(run_dir, resume)
     check_tracker(config.run.tracker)
     check_model(config, configured_environment(config), model)
+    check_launch(config)
     endpoints = choose_endpoints(config)
     check_keys(config, endpoints)
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -174,23 +175,29 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
 
 def check_keys(config: Config, endpoints: Endpoints) -> None:
     """Raises ConfigError when others could connect without a key, or there is something wrong with the keys."""
-    if config.learner.launch and not (config.learner.host and config.run.weights_dir):
-        raise ConfigError(
-            "learner.launch: a learner elsewhere needs learner.host, its address, and run.weights_dir, on a disk of both machines"
-        )
     try:
         keys = load_keys(config.security.keys)
     except KeysError as error:
         raise ConfigError(f"security.keys: {error}") from None
     if keys is not None and keys.public != keys.run:
         raise ConfigError(f"security.keys: {config.security.keys} has the keys of a machine that joins a run; give the directory above it")
-    if keys is None and not all(
-        map(is_loopback, (endpoints.actors, endpoints.trajectories, endpoints.learner, endpoints.signals, endpoints.stats))
-    ):
+    listens = (endpoints.actors, endpoints.trajectories, endpoints.learner, endpoints.signals, endpoints.stats)
+    if keys is None and not all(map(is_loopback, listens)):
         raise ConfigError(
             f"controller.host: at {config.controller.host} other machines can connect; make keys by `run.py keys DIR`, and give that "
             "directory as security.keys"
         )
+
+
+def check_launch(config: Config) -> None:
+    """Raises ConfigError when a learner elsewhere would not find us, nor the engines its weights."""
+    if not config.learner.launch:
+        return
+    if not (config.learner.host and config.run.weights_dir):
+        raise ConfigError("learner.launch: a learner elsewhere needs learner.host, and run.weights_dir on a disk that both machines see")
+    for name, host in (("controller.host", config.controller.host), ("learner.host", config.learner.host)):
+        if host in ("0.0.0.0", "*") or is_loopback(f"tcp://{host}"):
+            raise ConfigError(f"{name}: with learner.launch, give an address at which the other machine finds this one, not {host}")
 
 
 def choose_endpoints(config: Config) -> Endpoints:
@@ -202,10 +209,10 @@ def choose_endpoints(config: Config) -> Endpoints:
         actors=f"tcp://{host}:{free_port(host, config.controller.port, 'controller.port')}",
         learner=f"tcp://{near}:{free_port(near, 0, 'controller.host')}",
         signals=f"tcp://127.0.0.1:{free_port('127.0.0.1', config.controller.signals_port, 'controller.signals_port')}",
-        trajectories=f"tcp://{there}:{UNASSIGNED[next(_tried) % len(UNASSIGNED)] if away else free_port(there, 0, 'learner.host')}",
+        trajectories=f"tcp://{there}:{_next_port() if away else free_port(there, 0, 'learner.host')}",
         stats=f"tcp://{near}:{free_port(near, 0, 'controller.host')}",
         dashboard=f"http://{config.dashboard.host}:{free_port(config.dashboard.host, config.dashboard.port, 'dashboard.port')}",
-        weights=f"tcp://{host}:{free_port(host, 0, 'controller.host')}",
+        weights=f"tcp://{there}:{_next_port() if away else free_port(there, 0, 'learner.host')}",
         engines=[url.rstrip("/") for url in config.engine.urls] or _own_engines(config),
     )
 
@@ -217,10 +224,15 @@ def _own_engines(config: Config) -> list[str]:
     return [f"http://127.0.0.1:{port}" for port in ports]
 
 
+def _next_port() -> int:
+    """One that may be free: on another machine that cannot be found out from here."""
+    return UNASSIGNED[next(_tried) % len(UNASSIGNED)]
+
+
 def free_port(host: str = "127.0.0.1", port: int = 0, setting: str = "") -> int:
     """`port` if it is free at `host`, or any free one for 0. Raises ConfigError naming `setting` when it is not free."""
     while True:
-        candidate = port or UNASSIGNED[next(_tried) % len(UNASSIGNED)]
+        candidate = port or _next_port()
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does: a port of a run that has just ended is free
             try:

@@ -171,8 +171,19 @@ def test_a_secret_is_shown_as_set_and_no_more():
     assert values_of(resolve())["dashboard.token"] == ""
 
 
-def test_a_learner_elsewhere_needs_an_address_and_a_disk_of_both_machines(tmp_path: Path):
-    settings = {"learner.launch": "srun,-w,node7", "learner.host": "node7", "run.dir": str(tmp_path / "run")}
-    with pytest.raises(ConfigError, match=r"learner\.launch: .* run\.weights_dir"):
-        prepare(resolve(overrides=settings), resume=False, model=None)
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"run.weights_dir": ""}, r"learner\.launch: .* run\.weights_dir"),
+        ({"learner.host": ""}, r"learner\.launch: .* learner\.host"),
+        ({"controller.host": "0.0.0.0"}, r"controller\.host: .* not 0\.0\.0\.0"),
+        ({"controller.host": "127.0.0.1"}, r"controller\.host: .* not 127\.0\.0\.1"),
+        ({"learner.host": "0.0.0.0"}, r"learner\.host: .* not 0\.0\.0\.0"),
+    ],
+)
+def test_a_learner_elsewhere_needs_addresses_and_a_disk_of_both_machines(tmp_path: Path, changed: dict[str, str], message: str):
+    settings = {"learner.launch": "srun,-w,node7", "learner.host": "10.9.8.7", "controller.host": "10.9.8.6"}
+    settings |= {"run.weights_dir": str(tmp_path / "weights"), "run.dir": str(tmp_path / "run")}
+    with pytest.raises(ConfigError, match=message):
+        prepare(resolve(overrides=settings | changed), resume=False, model=None)
     assert not (tmp_path / "run").exists()
