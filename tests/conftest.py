@@ -17,14 +17,6 @@ settings.register_profile("foray", deadline=None)  # how long an example takes s
 settings.load_profile("foray")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What workers (pytest -n N --dist loadgroup) are given: a file at a time, whose fixtures are made once; all that share the engine to
-    one of them."""
-    sharing = {item.path for item in items if any(mark.name == "real_engine" for mark in item.own_markers)}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("engine" if item.path in sharing else item.path.name))
-
-
 @pytest.fixture(scope="session")
 def small_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a policy as run_fixtures.SMALL describes it, random weights."""
