@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +34,6 @@ from learner.checkpoint import latest, read_state
 from learner.episode_log import read_records
 from protocol.codec import decode
 from protocol.messages import Trajectory
-from supervisor.job import WEIGHTS_PREFIX
 from telemetry.metrics_file import METRICS_FILE, of_kind, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,11 +72,12 @@ class Run:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.starts = 0
+        self._weights: set[Path] = set()
         self._log = directory.parent / "output.log"
 
     def start(self) -> None:
         """Begin, or go on."""
+        self._note_weights()
         how = (
             ["--resume", str(self.directory)]
             if latest(self.directory)
@@ -86,7 +86,6 @@ class Run:
         settings = [f"--{name}={value}" for name, value in SETTINGS.items()]
         with self._log.open("ab") as output:
             self.process = subprocess.Popen([sys.executable, "run.py", *how, *settings], cwd=ROOT, stdout=output, stderr=output)
-        self.starts += 1
 
     @property
     def ended(self) -> bool:
@@ -111,6 +110,16 @@ class Run:
         while (left := [command for _, command in self._all()]) and time.monotonic() < deadline:
             time.sleep(0.1)
         return left
+
+    def shared_memory(self) -> list[Path]:
+        """Published weights that are still there, of whichever start."""
+        self._note_weights()
+        return [weights for weights in self._weights if weights.exists()]
+
+    def _note_weights(self) -> None:
+        job = self.directory / "job.json"
+        if job.exists():
+            self._weights.add(Path(json.loads(job.read_text())["weights_dir"]))
 
     def _all(self) -> Iterator[tuple[psutil.Process, str]]:
         for process in psutil.process_iter():
@@ -225,15 +234,9 @@ def judge(run: Run, report: Report) -> dict:
         "trained_twice": sum(count - 1 for count in copies.values()),
         "too_old": sum(line["token_age_max"] > MAX_STALENESS for line in updates),
         "missing_updates": sorted(set(range(1, len(updates) + 1)) ^ {line["update"] for line in updates}),
-        "left_over": len(report.left_over) + len(shared_memory_of(run.directory)),
+        "left_over": len(report.left_over) + len(run.shared_memory()),
         "stuck": len(report.stuck),
     }
-
-
-def shared_memory_of(directory: Path) -> Sequence[Path]:
-    """Published weights of the run that are still there."""
-    weights = Path(json.loads((directory / "job.json").read_text())["weights_dir"])
-    return [weights] if weights.exists() and weights.name.startswith(WEIGHTS_PREFIX) else []
 
 
 def table(figures: dict) -> Table:

@@ -81,7 +81,6 @@ async def test_an_engine_that_is_back_has_the_newest_weights_before_any_turn(pol
         waiting = asyncio.create_task(taken(pool))
         made[0] = FakeEngine(policies.first.directory, port=port)
         await made[0].start()
-        assert await client.weight_version() in (None, 7)
         generation = await asyncio.wait_for(waiting, 20)
         assert {span.version for span in generation.spans} == {7}
 
