@@ -184,6 +184,8 @@ async def serve(**answers: int) -> tuple[str, web.AppRunner]:
     [
         ({"health": 200}, "VLLM_SERVER_DEV_MODE"),
         ({"health": 200, "weights": 200, "generate": 403}, "--enable-scale-out"),
+        ({"health": 200, "weights": 401}, "FORAY_ENGINE_KEY"),
+        ({"health": 200, "weights": 200, "generate": 401}, "FORAY_ENGINE_KEY"),
     ],
 )
 async def test_a_server_that_is_not_for_us_is_told_apart_from_one_that_is_not_ready(answers: dict[str, int], said: str) -> None:

@@ -194,17 +194,22 @@ async def _healthy(session: aiohttp.ClientSession, endpoint: str) -> bool:
 async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
     """One token, as every turn asks for it: also takes what the first request costs out of the first turn."""
     async with session.get(f"{endpoint}/weight_info") as response:
-        if response.status == 401:
-            raise EngineNotReady(f"engine.urls: {endpoint} wants a key; put it into the environment variable {ENGINE_KEY}")
+        _check_key(response, endpoint)
         if response.status != 200:
             raise EngineNotReady(f"engine.urls: {endpoint} takes no weight updates; start vLLM's server with VLLM_SERVER_DEV_MODE=1")
     async with session.post(f"{endpoint}/resume"):
         pass  # a run that was killed while its weights were loading has left the engine paused; else nothing happens
     body = {"token_ids": [1], "sampling_params": {"max_tokens": 1, "logprobs": 0, "detokenize": False}}
     async with session.post(f"{endpoint}/inference/v1/generate", json=body) as response:
+        _check_key(response, endpoint)
         if response.status != 200:
             hint = "; start vLLM's server with --enable-scale-out" if response.status in (403, 404) else ""
             raise EngineNotReady(f"engine.urls: {endpoint} does not generate from token ids ({await response.text()}){hint}")
+
+
+def _check_key(response: aiohttp.ClientResponse, endpoint: str) -> None:
+    if response.status == 401:
+        raise EngineNotReady(f"engine.urls: {endpoint} wants a key; put it into the environment variable {ENGINE_KEY}")
 
 
 def _installed() -> bool:
