@@ -6,8 +6,8 @@ numbers that are added up are finite.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import isfinite
+from collections.abc import Iterator, Sequence
+from math import inf, isfinite
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
 from protocol.messages import Attempt, EpisodeKey, SignalFrame, Stats, Trajectory, Turn, TurnRequest
 
+NO_TOKENS = "tokens that do not exist"
 MAX_TURNS = 10_000
 MAX_REWARD = 1e9
 REPORTED = {"learner": ("phase", "gauge", "dropped", "update", "evaluation"), "controller": ("gauge",)}
@@ -50,13 +51,16 @@ def of_trajectory(trajectory: Trajectory, bounds: Bounds, open: Open) -> str:
     return (
         _of_key(trajectory.key, bounds, open)
         or _first(f"turn {i}: {flaw}" for i, turn in enumerate(turns) if (flaw := _of_turn(turn, bounds, open.version)))
+        or _of_values(turns, bounds.vocabulary)
         or _first(f"score {name} is {value}" for name, value in trajectory.scores.items() if not isfinite(value))
     )
 
 
 def of_turn_request(request: TurnRequest, bounds: Bounds) -> str:
     """Whether the engine can be asked for it."""
-    return ("a negative turn" if request.turn < 0 else "") or _of_tokens("prompt", request.prompt, bounds, least=1)
+    if request.turn < 0:
+        return "a negative turn"
+    return _of_length("prompt", request.prompt, bounds, least=1) or ("" if _exist(request.prompt, bounds.vocabulary) else NO_TOKENS)
 
 
 def of_signal_frame(frame: SignalFrame) -> str:
@@ -65,8 +69,8 @@ def of_signal_frame(frame: SignalFrame) -> str:
     columns = (frame.position, frame.entropy, frame.confidence, frame.top_log_prob, frame.forced, frame.previous)
     if any(len(column) != 4 * rows for column in columns):
         return f"{rows} turns with columns of {[len(column) for column in columns]} bytes"
-    numbers = (frame.entropy, frame.confidence, frame.top_log_prob)
-    return "" if all(np.isfinite(unpack(column, FLOAT32)).all() for column in numbers) else "a signal that is no finite number"
+    numbers = unpack(frame.entropy + frame.confidence + frame.top_log_prob, FLOAT32)
+    return "" if np.isfinite(numbers).all() else "a signal that is no finite number"
 
 
 def of_stats(stats: Stats) -> str:
@@ -89,8 +93,9 @@ def _of_key(key: EpisodeKey, bounds: Bounds, open: Open) -> str:
 
 
 def _of_turn(turn: Turn, bounds: Bounds, version: int) -> str:
+    """What can be said without looking into its arrays."""
     return (
-        _of_tokens("prompt", turn.prompt, bounds, least=1)
+        _of_length("prompt", turn.prompt, bounds, least=1)
         or ("" if isfinite(turn.reward) and abs(turn.reward) <= MAX_REWARD else f"a reward of {turn.reward}")
         or _of_attempt(turn.kept, bounds, version)
         or _first(f"rejected: {flaw}" for attempt in turn.rejected if (flaw := _of_attempt(attempt, bounds, version)))
@@ -98,7 +103,7 @@ def _of_turn(turn: Turn, bounds: Bounds, version: int) -> str:
 
 
 def _of_attempt(attempt: Attempt, bounds: Bounds, version: int) -> str:
-    if flaw := _of_tokens("response", attempt.tokens, bounds):
+    if flaw := _of_length("response", attempt.tokens, bounds):
         return flaw
     length = attempt.length
     for name, data, size in (("log_probs", attempt.log_probs, 4), ("mask", attempt.mask, 1)):
@@ -107,15 +112,23 @@ def _of_attempt(attempt: Attempt, bounds: Bounds, version: int) -> str:
     for name, data, size in (("uncertainty", attempt.uncertainty, 2), ("signals", attempt.signals, 12)):
         if len(data) not in (0, size * length):
             return f"{name} of {len(data)} bytes for {length} tokens"
-    mask, log_probs = unpack(attempt.mask, UINT8), unpack(attempt.log_probs, FLOAT32)
-    if (mask > 1).any():
-        return "a mask that is neither 0 nor 1"
-    chosen = log_probs[mask == 1]
-    if not (np.isfinite(chosen) & (chosen <= LOG_PROB_ROUNDING)).all():
-        return "a token to be trained on whose log-prob is none"
     if not 0 <= attempt.thinking <= bounds.context:
         return f"{attempt.thinking} thinking tokens"
     return _of_spans(attempt, version)
+
+
+def _of_values(turns: Sequence[Turn], vocabulary: int) -> str:
+    """Of all arrays of an episode at once: NumPy's calls cost more than what they do here."""
+    attempts = [attempt for turn in turns for attempt in (turn.kept, *turn.rejected)]
+    if not _exist(b"".join([*(turn.prompt for turn in turns), *(attempt.tokens for attempt in attempts)]), vocabulary):
+        return NO_TOKENS
+    mask = unpack(b"".join(attempt.mask for attempt in attempts), UINT8)
+    if mask.max(initial=0) > 1:
+        return "a mask that is neither 0 nor 1"
+    chosen = unpack(b"".join(attempt.log_probs for attempt in attempts), FLOAT32)[mask.view(bool)]
+    if not ((chosen <= LOG_PROB_ROUNDING) & (chosen > -inf)).all():  # neither holds of NaN
+        return "a token to be trained on whose log-prob is none"
+    return ""
 
 
 def _of_spans(attempt: Attempt, version: int) -> str:
@@ -127,11 +140,14 @@ def _of_spans(attempt: Attempt, version: int) -> str:
     return ""
 
 
-def _of_tokens(name: str, data: bytes, bounds: Bounds, least: int = 0) -> str:
-    if len(data) % INT32.itemsize or not least <= len(data) // INT32.itemsize <= bounds.context:
-        return f"a {name} of {len(data)} bytes"
-    tokens = unpack(data, INT32)
-    return "" if not len(tokens) or (tokens.min() >= 0 and tokens.max() < bounds.vocabulary) else f"a {name} with tokens that do not exist"
+def _of_length(name: str, data: bytes, bounds: Bounds, least: int = 0) -> str:
+    sound = len(data) % INT32.itemsize == 0 and least <= len(data) // INT32.itemsize <= bounds.context
+    return "" if sound else f"a {name} of {len(data)} bytes"
+
+
+def _exist(tokens: bytes, vocabulary: int) -> bool:
+    """Whether they are all in the vocabulary: negative ones are large without their sign."""
+    return int(unpack(tokens, INT32).view("<u4").max(initial=0)) < vocabulary
 
 
 def _first(flaws: Iterator[str]) -> str:
