@@ -28,6 +28,7 @@ from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 
+import psutil
 import zmq
 import zmq.asyncio
 from rich.console import Console
@@ -163,16 +164,16 @@ class Load:
 def resident_megabytes(pid: int) -> float:
     """Of memory that a process has; NaN when it is gone."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-    except (OSError, IndexError):
+        return psutil.Process(pid).memory_info().rss / 1e6
+    except psutil.NoSuchProcess:
         return float("nan")
 
 
 def children_of(pid: int) -> set[int]:
     """Processes that `pid` has started and that are still there."""
     try:
-        return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
-    except OSError:
+        return {child.pid for child in psutil.Process(pid).children()}
+    except psutil.NoSuchProcess:
         return set()
 
 

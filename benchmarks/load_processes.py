@@ -98,7 +98,7 @@ class WaitingLearner(Learner):
     def __init__(self, job: Job, context: zmq.asyncio.Context, stall: float) -> None:
         super().__init__(job, context)
         self._stall, self.counts = stall, Counting()
-        self._intake._reader = self.counts
+        self._reader = self._intake._reader = self.counts
 
     async def _restore(self) -> None:
         self.training = Training(self._job, self._stall)
