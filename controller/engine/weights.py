@@ -112,7 +112,7 @@ async def _resume(engine: EngineClient) -> None:
     try:
         await asyncio.shield(asyncio.ensure_future(_resume_patiently(engine)))
     except (EngineError, TimeoutError) as error:
-        log.warning("the engine could not be resumed: %s", error)
+        log.warning("the engine could not be resumed: %s", error or f"no answer for {RESUME_SECONDS:g} s")
 
 
 async def _resume_patiently(engine: EngineClient) -> None:
