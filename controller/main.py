@@ -146,16 +146,10 @@ class Controller:
         try:
             async with asyncio.TaskGroup() as loops:
                 for loop in (
-                    self._serve_actors(),
-                    self._serve_learner(),
-                    self._signals.run(),
-                    self._apply_weights(),
-                    self._watch_actors(),
-                    self._report(),
-                    self._lag.run(),
-                    self._dashboard.run(),
-                ):
-                    loops.create_task(loop)
+                    self._serve_actors, self._serve_learner, self._signals.run, self._apply_weights, self._watch_actors, self._report,
+                    self._lag.run, self._dashboard.run,
+                ):  # fmt: skip
+                    loops.create_task(loop())
         finally:
             await self.close()
 

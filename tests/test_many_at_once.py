@@ -28,7 +28,7 @@ async def test_what_the_controller_says_reaches_a_learner_that_is_busy_however_m
     serving = asyncio.create_task(controller._serve_learner())
     try:
         await learner.send(encode(LearnerState(next_group=0, received=[], updates_left=0)))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while controller._learner_id is None:
                 await asyncio.sleep(0.01)
             for version in range(20_000):
