@@ -67,7 +67,7 @@ async def test_an_engine_that_is_killed_is_started_again_and_the_run_goes_on(tmp
     assert [m["update"] for m in run.updates()] == [1, 2, 3, 4, 5, 6] and run.summary()["dropped"] == {}
     assert all(m["token_age_max"] <= 1 for m in run.updates()) and run.left_over() == []
     frames = [m["signal_frames_total"] for m in run.updates()]
-    assert 0 < frames[0] and frames[2] < frames[-1], "of the first engine, and of the second"
+    assert frames[0] > 0 and frames[2] < frames[-1], "of the first engine, and of the second"
 
 
 async def test_reward_rises_in_the_example_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
