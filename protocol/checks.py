@@ -6,7 +6,7 @@ numbers that are added up are finite.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import inf, isfinite
 from typing import NamedTuple
 
@@ -48,12 +48,15 @@ def of_trajectory(trajectory: Trajectory, bounds: Bounds, open: Open) -> str:
     turns = trajectory.turns
     if len(turns) > MAX_TURNS or (not turns and trajectory.dropped is None):
         return f"{len(turns)} turns"
-    return (
-        _of_key(trajectory.key, bounds, open)
-        or _first(f"turn {i}: {flaw}" for i, turn in enumerate(turns) if (flaw := _of_turn(turn, bounds, open.version)))
-        or _of_values(turns, bounds.vocabulary)
-        or _first(f"score {name} is {value}" for name, value in trajectory.scores.items() if not isfinite(value))
-    )
+    if flaw := _of_key(trajectory.key, bounds, open):
+        return flaw
+    for i, turn in enumerate(turns):
+        if flaw := _of_turn(turn, bounds, open.version):
+            return f"turn {i}: {flaw}"
+    for name, value in trajectory.scores.items():
+        if not isfinite(value):
+            return f"score {name} is {value}"
+    return _of_values(turns, bounds.vocabulary)
 
 
 def of_turn_request(request: TurnRequest, bounds: Bounds) -> str:
@@ -94,27 +97,38 @@ def _of_key(key: EpisodeKey, bounds: Bounds, open: Open) -> str:
 
 def _of_turn(turn: Turn, bounds: Bounds, version: int) -> str:
     """What can be said without looking into its arrays."""
-    return (
-        _of_length("prompt", turn.prompt, bounds, least=1)
-        or ("" if isfinite(turn.reward) and abs(turn.reward) <= MAX_REWARD else f"a reward of {turn.reward}")
-        or _of_attempt(turn.kept, bounds, version)
-        or _first(f"rejected: {flaw}" for attempt in turn.rejected if (flaw := _of_attempt(attempt, bounds, version)))
-    )
+    if flaw := _of_length("prompt", turn.prompt, bounds, least=1):
+        return flaw
+    if not -MAX_REWARD <= turn.reward <= MAX_REWARD:  # nor is NaN
+        return f"a reward of {turn.reward}"
+    if flaw := _of_attempt(turn.kept, bounds, version):
+        return flaw
+    for attempt in turn.rejected:
+        if flaw := _of_attempt(attempt, bounds, version):
+            return f"rejected: {flaw}"
+    return ""
 
 
 def _of_attempt(attempt: Attempt, bounds: Bounds, version: int) -> str:
     if flaw := _of_length("response", attempt.tokens, bounds):
         return flaw
     length = attempt.length
-    for name, data, size in (("log_probs", attempt.log_probs, 4), ("mask", attempt.mask, 1)):
-        if len(data) != size * length:
-            return f"{name} of {len(data)} bytes for {length} tokens"
-    for name, data, size in (("uncertainty", attempt.uncertainty, 2), ("signals", attempt.signals, 12)):
-        if len(data) not in (0, size * length):
-            return f"{name} of {len(data)} bytes for {length} tokens"
+    if len(attempt.log_probs) != 4 * length:
+        return f"log_probs of {len(attempt.log_probs)} bytes for {length} tokens"
+    if len(attempt.mask) != length:
+        return f"mask of {len(attempt.mask)} bytes for {length} tokens"
+    if attempt.uncertainty and len(attempt.uncertainty) != 2 * length:
+        return f"uncertainty of {len(attempt.uncertainty)} bytes for {length} tokens"
+    if attempt.signals and len(attempt.signals) != 12 * length:
+        return f"signals of {len(attempt.signals)} bytes for {length} tokens"
     if not 0 <= attempt.thinking <= bounds.context:
         return f"{attempt.thinking} thinking tokens"
-    return _of_spans(attempt, version)
+    end = 0
+    for span in attempt.spans:
+        if not (end <= span.start < span.stop <= length and -1 <= span.version <= version):
+            return f"tokens {span.start} to {span.stop} of {length} from weights {span.version} of {version}"
+        end = span.stop
+    return ""
 
 
 def _of_values(turns: Sequence[Turn], vocabulary: int) -> str:
@@ -148,7 +162,3 @@ def _of_length(name: str, data: bytes, bounds: Bounds, least: int = 0) -> str:
 def _exist(tokens: bytes, vocabulary: int) -> bool:
     """Whether they are all in the vocabulary: negative ones are large without their sign."""
     return int(unpack(tokens, INT32).view("<u4").max(initial=0)) < vocabulary
-
-
-def _first(flaws: Iterator[str]) -> str:
-    return next(flaws, "")
