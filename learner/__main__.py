@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -36,6 +37,16 @@ def main(job: Job) -> None:
         asyncio.run(learn(job, ranks))
         dismiss(ranks)
     ranks.leave()
+    if ranks.size > 1:
+        _end_now()
+
+
+def _end_now() -> None:
+    """End without Python's own tidying up: threads of gloo may still let go of the last collective's tensors, for which they need Python,
+    and are aborted ("terminate called without an active exception") if it is going away just then."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
