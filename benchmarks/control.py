@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,11 +62,11 @@ class Bench:
     lags: list[int] = field(default_factory=list)  # tokens between a decision of the controller and the first forced one
     number: int = 0
 
-    def turn(self) -> tuple[str, list[int], int]:
-        """(Name, prompt, number) of a new turn."""
+    def turn(self, prompt: int = PROMPT) -> tuple[str, list[int], int]:
+        """(Name, prompt of so many tokens, number) of a new turn."""
         self.number += 1
         rng = random.Random(self.number)
-        return f"b{self.number}", [rng.randrange(10, self.vocabulary) for _ in range(PROMPT)], self.number
+        return f"b{self.number}", [rng.randrange(10, self.vocabulary) for _ in range(prompt)], self.number
 
     def rule(self, cut: bool) -> DelegatedRule:
         """Thinking from the first token on (no token comes before it), cut at a budget, or never."""
@@ -86,16 +87,16 @@ async def plain(bench: Bench) -> int:
         return len(json.loads(await response.read())["choices"][0]["token_ids"])
 
 
-def tapped(acts: str | None, rate: bool) -> Condition:
+def tapped(acts: str | None, rate: bool, prompt_tokens: int = PROMPT, response: int = RESPONSE) -> Condition:
     """`acts`: None for a turn that nobody watches, else as in `SignalRouter.watch`; `rate`: some of the turns are cut."""
 
     async def condition(bench: Bench) -> int:
-        name, prompt, number = bench.turn()
+        name, prompt, number = bench.turn(prompt_tokens)
         delegated = bench.rule(rate and number % CUT_EVERY == 0)
         rule = delegated.begin()
         if acts:
             bench.router.watch(name, Watch(rule, acts))
-        sampling = Sampling(max_tokens=RESPONSE, cache_salt=name)
+        sampling = Sampling(max_tokens=response, cache_salt=name)
         rule_there = delegated if acts == "engine" else None
         generation = await bench.client.generate(name, prompt, sampling, watched=bool(acts), rule=rule_there)
         if acts:
@@ -141,15 +142,15 @@ async def measure(bench: Bench, streams: int, seconds: float, repeats: int, cons
     """Median tokens a second of each condition."""
     speeds: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     for condition, _ in CONDITIONS.values():
-        await _speed(bench, condition, streams, seconds / 4)  # kernels for new row counts, connections
+        await speed(bench, condition, streams, seconds / 4)  # kernels for new row counts, connections
     for repeat in range(repeats):
         console.print(f"{streams} streams, round {repeat + 1} of {repeats}", highlight=False)
         for name in random.Random(repeat).sample(list(CONDITIONS), len(CONDITIONS)):
-            speeds[name].append(await _speed(bench, CONDITIONS[name][0], streams, seconds))
+            speeds[name].append(await speed(bench, CONDITIONS[name][0], streams, seconds))
     return {name: statistics.median(values) for name, values in speeds.items()}
 
 
-async def _speed(bench: Bench, condition: Condition, streams: int, seconds: float) -> float:
+async def speed(bench: Bench, condition: Condition, streams: int, seconds: float) -> float:
     """Tokens a second of `streams` clients that ask again and again, until `seconds` are over."""
     started = time.perf_counter()
 
@@ -218,13 +219,14 @@ async def router_rate(rows: int = 64, steps: int = 3000) -> float:
     return frames * rows / seconds
 
 
-async def main_async(options: argparse.Namespace, console: Console) -> dict[str, float]:
-    streams = [int(n) for n in options.streams.split(",")]
+@contextlib.asynccontextmanager
+async def engine_of(model: str, streams: int, console: Console) -> AsyncIterator[Bench]:
+    """An engine that computes so many turns at once, as a run starts it; `model` as `--model` of a run, or empty."""
     with tempfile.TemporaryDirectory() as directory:
-        overrides = {"engine.max_sequences": str(max(streams)), "run.dir": directory} | ({"model": options.model} if options.model else {})
+        overrides = {"engine.max_sequences": str(streams), "run.dir": directory} | ({"model": model} if model else {})
         config = resolve(None, overrides)
         job = Job(
-            config=config, endpoints=choose_endpoints(config), run_dir=directory, model_dir=options.model or f"{directory}/policy",
+            config=config, endpoints=choose_endpoints(config), run_dir=directory, model_dir=model or f"{directory}/policy",
             weights_dir=directory, started=time.time(),
         )  # fmt: skip
         build_policy(job)
@@ -236,13 +238,18 @@ async def main_async(options: argparse.Namespace, console: Console) -> dict[str,
         try:
             console.print("starting the engine, half a minute", highlight=False)
             await wait_ready(job.endpoints.engines[0], 180.0)
-            bench = Bench(job.endpoints.engines[0], client, router, read_vocabulary(Path(job.model_dir)))
-            return await _report(bench, streams, options, console)
+            yield Bench(job.endpoints.engines[0], client, router, read_vocabulary(Path(job.model_dir)))
         finally:
             running.cancel()
             await client.close()
             router.close()
             children.stop_all([engine])
+
+
+async def main_async(options: argparse.Namespace, console: Console) -> dict[str, float]:
+    streams = [int(n) for n in options.streams.split(",")]
+    async with engine_of(options.model, max(streams), console) as bench:
+        return await _report(bench, streams, options, console)
 
 
 async def _report(bench: Bench, streams: list[int], options: argparse.Namespace, console: Console) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Controller and learner under load: thousands of episodes at once, slow and fast actors, a learner that stalls.
 
-`python -m benchmarks.load [--actors N] [--episodes N] [--turns N] [--stall SECONDS] [--quick] [--json FILE]` (some minutes, 3 GB)
+`python -m benchmarks.load [--actors N] [--episodes N] [--turns N] [--tokens N] [--stall SECONDS] [--quick] [--json FILE]`
+(some minutes, 3 GB)
 
 Real: the controller's process; the learner's process with all its loops (intake, log, groups, acknowledgements, publishing of weights);
 the actors, each a process of its own, of two fleets (actors.fleet); ZeroMQ, HTTP and signals between them; control, with its default
@@ -9,9 +10,9 @@ controller/engine/fake.py); the learner computes no gradients (an update takes n
 environment only waits, for a quarter of the actors half a second a turn, for the others 10 ms. All share the machine, so that turns a
 second are of the whole of it, and the engine's part is not vLLM's.
 
-What is measured: turns a second before the stall; memory of controller and learner; fairness, as the episodes that each actor delivered;
-back-pressure, as what is in flight and what waits while the learner stalls (at most (S+1) P groups are admitted); how late event loops
-were.
+What is measured: turns a second before the stall, and the processor time that a turn takes in each process; memory of controller and
+learner; fairness, as the episodes that each actor delivered; back-pressure, as what is in flight and what waits while the learner stalls
+(at most (S+1) P groups are admitted); how late event loops were.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ SLACK = 2
 """Episodes admitted for each that is in flight, since a group waits for its slowest member, and a batch for its slowest group."""
 SETTINGS = {
     "env.name": load_environment.NAME, "model.hidden_size": "32", "model.layers": "1", "model.heads": "1", "model.vocabulary": "512",
-    "warm_start.episodes": "0", "sampling.max_tokens": "8", "eval.episodes": "1", "eval.every": "0", "run.minutes": "600",
+    "warm_start.episodes": "0", "eval.episodes": "1", "eval.every": "0", "run.minutes": "600",
     "learner.group_size": str(GROUP_SIZE), "learner.max_staleness": str(STALENESS), "learner.checkpoint_every": "1000000",
     "engine.count": "1", "actor.step_timeout": "120",
 }  # fmt: skip
@@ -65,6 +66,7 @@ def make_job(directory: Path, options: argparse.Namespace) -> Job:
     groups = ceil(SLACK * in_flight / ((STALENESS + 1) * GROUP_SIZE))
     updates = ceil(options.turns / (groups * GROUP_SIZE * load_environment.MEAN_TURNS))
     sizes = {"learner.groups": str(groups), "run.updates": str(updates), "actor.count": str(options.actors)}
+    sizes["sampling.max_tokens"] = str(options.tokens)
     config = resolve(None, SETTINGS | sizes | {"run.dir": str(directory)})
     job = Job(
         config=config, endpoints=choose_endpoints(config), run_dir=str(directory), model_dir=str(directory / "policy"),
@@ -124,7 +126,9 @@ class Load:
             for child in self._children.values():
                 child.check()
             memory = {name: resident_megabytes(self._children[name].process.pid) for name in ("controller", "learner")}
-            self.samples.append(Sample(time.time(), memory, dict(self._gauges), dict(self._dropped)))
+            cpu = {name: processor_seconds(self._children[name].process.pid) for name in ("controller", "learner", "engine")}
+            cpu["actors"] = sum(processor_seconds(pid) for pids in self.actors.values() for pid in pids)
+            self.samples.append(Sample(time.time(), memory, cpu, dict(self._gauges), dict(self._dropped)))
             self._gauges = {name: value for name, value in self._gauges.items() if "loop_lag" not in name}  # else the same one counts again
             for kind in self.actors:
                 self.actors[kind] |= children_of(self._children[kind].process.pid)
@@ -169,6 +173,14 @@ def resident_megabytes(pid: int) -> float:
         return float("nan")
 
 
+def processor_seconds(pid: int) -> float:
+    """Of processor time that a process has used; NaN when it is gone."""
+    try:
+        return sum(psutil.Process(pid).cpu_times()[:2])
+    except psutil.NoSuchProcess:
+        return float("nan")
+
+
 def children_of(pid: int) -> set[int]:
     """Processes that `pid` has started and that are still there."""
     try:
@@ -182,6 +194,7 @@ def main() -> None:
     parser.add_argument("--actors", type=int, default=256, help="processes (default %(default)s)")
     parser.add_argument("--episodes", type=int, default=8, help="that each plays at once (default %(default)s)")
     parser.add_argument("--turns", type=int, default=50_000, help="in all (default %(default)s)")
+    parser.add_argument("--tokens", type=int, default=8, help="of a response, at most (default %(default)s)")
     parser.add_argument("--stall", type=float, default=60.0, help="seconds that the update in the middle takes (default %(default)s)")
     parser.add_argument("--quick", action="store_true", help="under a minute: 100 episodes in flight, 2,000 turns, a stall of 3 s")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")

@@ -18,8 +18,12 @@ class Sample(NamedTuple):
 
     time: float  # seconds since the epoch
     memory: dict[str, float]  # process -> MB that are resident
+    cpu: dict[str, float]  # process, or "actors" for all of them -> seconds of processor time so far
     gauges: dict[str, float]
     dropped: dict[str, float]  # episodes by reason, so far
+
+
+CPU = ("controller", "actors", "learner", "engine")
 
 
 def figures(settings: LearnerSection, samples: Sequence[Sample], actors: Mapping[str, set[int]], intake: Mapping) -> dict[str, float]:
@@ -36,6 +40,9 @@ def figures(settings: LearnerSection, samples: Sequence[Sample], actors: Mapping
         "episodes_dropped": sum(samples[-1].dropped.values()),
         "frames_dropped": _largest(samples, "bad_frames"),
     }
+    begin, end = (next(sample for sample in samples if sample.time >= time) for time in (first, stall_begins))
+    between = sum(count for second, count in turns.items() if begin.time <= second < end.time)
+    found |= {f"{name}_us_per_turn": 1e6 * (end.cpu[name] - begin.cpu[name]) / between for name in CPU}
     for process in ("controller", "learner"):
         sizes = [(sample.time, sample.memory[process]) for sample in samples if isfinite(sample.memory[process]) and sample.memory[process]]
         at_half = next(size for time, size in sizes if time >= half)
@@ -79,6 +86,7 @@ def table(found: Mapping[str, float]) -> Table:
     shown = Table("", "", title="controller and learner under load")
     f = found
     shown.add_row("turns/s before the stall", f"{f['turns_per_second']:,.0f} ({f['turns']:,.0f} turns in all, {f['seconds']:,.0f} s)")
+    shown.add_row("processor time of a turn", ", ".join(f"{name} {f[f'{name}_us_per_turn']:,.0f} us" for name in CPU))
     shown.add_row("episodes in flight, most", f"{f['episodes_in_flight_max']:,.0f}")
     for process in ("controller", "learner"):
         shown.add_row(
