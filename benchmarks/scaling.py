@@ -83,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     if options.quick:
-        costs = Costs(0.002, 1e-4, 5e-4, 5e-6, 5e-4, 3e-6, 1e-3, 5e-5, 8e-3, 0.1)
+        costs = Costs(0.002, 1e-4, 5e-4, 5e-6, 1e-3, 5e-4, 3e-6, 1e-3, 5e-5, 8e-3, 0.1)
         found = {"clusters": clusters([assumed(costs)], [count for count in ENGINES if count <= 8], console)}
     else:
         options.dir.mkdir(parents=True, exist_ok=True)

@@ -27,6 +27,8 @@ from protocol.codec import decode
 
 STREAMS, PROMPTS, RESPONSES = (1, 4, 16, 64), (64, 256), (8, 48)
 ENGINE = ("engine_step", "engine_row", "engine_turn", "engine_prompt")
+PROCESSES = {"controller": "controller", "learner": "learner", "actors": "actors", "server": "vllm.entrypoints.openai.api_server"}
+"""Name -> a word of its command line."""
 SETTLED = 2
 """Updates of a run before its processes are measured."""
 
@@ -99,8 +101,7 @@ def _meters(pid: int, directory: Path) -> dict[str, float]:
 def _seconds(process: psutil.Process) -> dict[str, float]:
     try:
         line = process.cmdline()
-        ours = [word for word in ("controller", "learner", "actors") if word in line]
-        kind = "engine" if "--served-model-name" in line else "".join(ours[:1])
+        kind = next((kind for kind, word in PROCESSES.items() if word in line), "")
         if kind != "learner":
             return {kind: sum(process.cpu_times()[:2])} if kind else {}
         by_thread = {thread.id: thread.user_time + thread.system_time for thread in process.threads()}
@@ -144,7 +145,7 @@ def _observed(directory: Path, samples: list[tuple[float, dict[str, float]]]) ->
     return Observed(
         seconds_per_update=(end - begin) / len(between), turns=turns, responses=responses,
         prompt=(grown("prompt") - grown("cached")) / played, prompt_length=grown("prompt") / played, pause=mean("seconds_pause"),
-        processor={name: grown(name) / played for name in ("engine", "controller", "actors", "intake", "train")},
+        processor={name: grown(name) / played for name in ("server", "controller", "actors", "intake", "train")},
         idle={"engine": mean("idle_share_engine"), "learner": mean("idle_share_learner")},
     )  # fmt: skip
 
@@ -166,8 +167,8 @@ def costs_of(engine: dict[str, float], observed: Observed, token_seconds: float)
     tokens = sum(observed.responses) / len(observed.responses)
     return Costs(
         **{name: engine[name] for name in ENGINE}, controller_turn=max(0.0, per_turn["controller"] - tokens * token_seconds),
-        controller_token=token_seconds, actor_turn=per_turn["actors"], intake_turn=per_turn["intake"], train_turn=per_turn["train"],
-        pause=observed.pause,
+        controller_token=token_seconds, server_turn=per_turn["server"], actor_turn=per_turn["actors"], intake_turn=per_turn["intake"],
+        train_turn=per_turn["train"], pause=observed.pause,
     )  # fmt: skip
 
 

@@ -2,9 +2,9 @@
 
 Episodes are admitted as in a run (controller/admission.py): (S+1) P groups have slots, and P slots come back when a batch of P groups,
 in order of admission, has been trained on and every engine has its weights. An episode holds a place at an actor. Each of its turns takes
-the actor's processor, then the controller's one thread, then a row of an engine until it has its tokens, then the controller again. An
-engine computes one step after the other for all its rows, as vLLM does, and each step's signals take the controller's thread, too. The
-learner's thread of messages takes in episodes, its other one trains.
+the actor's processor, then the controller's one thread and the engine's HTTP server, then a row of the engine until it has its tokens, then
+both again. An engine computes one step after the other for all its rows, as vLLM does, and each step's signals take the controller's
+thread, too. The learner's thread of messages takes in episodes, its other one trains.
 
 Everything that computes shares the cores of one machine equally (`Machine`), or has a core of its own (`Machine(cores=inf)`: a cluster).
 """
@@ -36,6 +36,8 @@ class Costs:
     """And for each turn that begins,"""
     engine_prompt: float
     """and for each token of its prompt."""
+    server_turn: float
+    """Of the engine's HTTP server, which is a process of its own."""
     controller_turn: float
     controller_token: float
     """Of a token's signals."""
@@ -164,7 +166,7 @@ class Engine:
 
     def __init__(self, env: simpy.Environment, machine: Machine, costs: Costs, controller: Thread) -> None:
         self._env, self._costs, self._controller = env, costs, controller
-        self.thread = Thread(env, machine)
+        self.thread, self.server = Thread(env, machine), Thread(env, machine)
         self._steps, self._stepping = 0, False
         self._ends: list[tuple[int, int, simpy.Event]] = []  # the step after which a row has all its tokens
         self._number = count()
@@ -297,7 +299,10 @@ class Run:
             yield self._env.timeout(self._work.step_seconds)
         yield controller.do(half)
         tokens = self._random.choice(self._work.responses)
-        yield min(engines, key=lambda engine: engine.rows).generate(self._work.prompt, tokens)
+        engine = min(engines, key=lambda engine: engine.rows)
+        yield engine.server.do(self._costs.server_turn / 2)
+        yield engine.generate(self._work.prompt, tokens)
+        yield engine.server.do(self._costs.server_turn / 2)
         yield controller.do(half)
         self._turns += 1
         self._tokens += tokens

@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import msgspec
+import pytest
 from rich.console import Console
 
 from config import Config, Job
@@ -135,6 +136,14 @@ def trajectories_of(directory: Path) -> list[Trajectory]:
     from learner.episode_log import read_records
 
     return [decode(frame) for _, _, frame in read_records(directory / "episodes")]
+
+
+def dies_at(moment: str, done: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """In runs that begin from now on, a process dies at that moment ("module:name when count": see tests/worst_moment); `done` is there
+    when it has happened."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests' / 'worst_moment'}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("DIES", f"{moment} {done}")
+    return done
 
 
 @contextlib.asynccontextmanager

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from example_environment import install_example
-from run_fixtures import SMALL, Run, processes, running
+from run_fixtures import SMALL, Run, dies_at, running
 
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
 from protocol.prompting import load_prompter
@@ -53,16 +51,15 @@ async def test_a_run_on_real_vllm_holds_the_invariants_of_control_and_parity(tmp
     assert run.left_over() == []
 
 
-async def test_an_engine_that_is_killed_is_started_again_and_the_run_goes_on(tmp_path: Path):
+async def test_an_engine_that_dies_while_it_loads_weights_is_started_again_and_the_run_goes_on(tmp_path: Path, monkeypatch):
     """With keys: the engine's signals, too, come over an encrypted connection, before and after."""
     make_keys(tmp_path / "keys", "host")
     settings = SMALL | {"run.dir": str(tmp_path / "run"), "run.updates": "6", "run.cache_dir": str(tmp_path / "cache")}
     settings |= {"env.max_turns": "3", "security.keys": str(tmp_path / "keys"), "control.signal": "tap"}
+    died = dies_at("controller.engine.weight_transfer:SafetensorsTransfer.receive_weights before 2", tmp_path / "died", monkeypatch)
     async with running(tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())) as run:
-        await run.until(run.updates, 300)
-        ours = str(run.directory / "policy")
-        os.kill(next(pid for pid, command in processes() if "vllm.entrypoints" in command and ours in command), signal.SIGKILL)
         assert await run.ended(600) == 0, run.output
+    assert died.exists()
     assert "engine ended with status -9: started again" in run.output
     assert [m["update"] for m in run.updates()] == [1, 2, 3, 4, 5, 6] and run.summary()["dropped"] == {}
     assert all(m["token_age_max"] <= 1 for m in run.updates()) and run.left_over() == []
