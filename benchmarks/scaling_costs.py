@@ -66,6 +66,8 @@ class Observed:
     processor: dict[str, float]
     """Process -> seconds of a core for a turn. "train" and "intake" are threads of the learner."""
     pause: float
+    frames: float
+    """Of signals, for a turn: one for each step of the engine."""
     idle: dict[str, float] = field(default_factory=dict)
     """"engine", "learner" -> share of the time."""
 
@@ -145,6 +147,7 @@ def _observed(directory: Path, samples: list[tuple[float, dict[str, float]]]) ->
     return Observed(
         seconds_per_update=(end - begin) / len(between), turns=turns, responses=responses,
         prompt=(grown("prompt") - grown("cached")) / played, prompt_length=grown("prompt") / played, pause=mean("seconds_pause"),
+        frames=sum(line["signal_frames"] for line in between) / played,
         processor={name: grown(name) / played for name in ("server", "controller", "actors", "intake", "train")},
         idle={"engine": mean("idle_share_engine"), "learner": mean("idle_share_learner")},
     )  # fmt: skip
@@ -161,14 +164,21 @@ def _played(directory: Path) -> tuple[list[int], list[int]]:
     return turns, responses
 
 
-def costs_of(engine: dict[str, float], observed: Observed, token_seconds: float) -> Costs:
-    """Of a run like the observed one. `token_seconds`: the controller's for a token's signals, part of what it took for a turn."""
-    per_turn = observed.processor
-    tokens = sum(observed.responses) / len(observed.responses)
+def costs_of(engine: dict[str, float], many: Observed, few: Observed, token_seconds: float) -> Costs:
+    """Of runs like the one with `many` actors. What a step costs beside a turn is from the one with few, which took more steps for a turn.
+    `token_seconds`: the controller's for a token's signals, part of what it took for a turn."""
+
+    def split(name: str) -> tuple[float, float]:
+        """Seconds (of a turn, of a step)."""
+        step = max(0.0, (few.processor[name] - many.processor[name]) / (few.frames - many.frames))
+        return many.processor[name] - many.frames * step, step
+
+    tokens = sum(many.responses) / len(many.responses)
+    (controller_turn, controller_frame), (server_turn, server_step) = split("controller"), split("server")
     return Costs(
-        **{name: engine[name] for name in ENGINE}, controller_turn=max(0.0, per_turn["controller"] - tokens * token_seconds),
-        controller_token=token_seconds, server_turn=per_turn["server"], actor_turn=per_turn["actors"], intake_turn=per_turn["intake"],
-        train_turn=per_turn["train"], pause=observed.pause,
+        **{name: engine[name] for name in ENGINE}, server_turn=server_turn, server_step=server_step,
+        controller_turn=controller_turn - tokens * token_seconds, controller_frame=controller_frame, controller_token=token_seconds,
+        actor_turn=many.processor["actors"], intake_turn=many.processor["intake"], train_turn=many.processor["train"], pause=many.pause,
     )  # fmt: skip
 
 

@@ -37,10 +37,14 @@ class Costs:
     engine_prompt: float
     """and for each token of its prompt."""
     server_turn: float
-    """Of the engine's HTTP server, which is a process of its own."""
+    """Of the engine's HTTP server, which is a process of its own,"""
+    server_step: float
+    """and for each step of the engine."""
     controller_turn: float
+    controller_frame: float
+    """Of a step's signals,"""
     controller_token: float
-    """Of a token's signals."""
+    """and for each token in them."""
     actor_turn: float
     """Environment, prompt and messages."""
     intake_turn: float
@@ -214,7 +218,8 @@ class Engine:
         self._stepping = True
         yield self.thread.do(self._costs.engine_step + self._costs.engine_row * rows + begun)
         self._steps, self._stepping = self._steps + 1, False
-        self._controller.do(self._costs.controller_token * rows)
+        self.server.do(self._costs.server_step)
+        self._controller.do(self._costs.controller_frame + self._costs.controller_token * rows)
         while self._ends and self._ends[0][0] <= self._steps:
             heappop(self._ends)[2].succeed()
 

@@ -21,7 +21,7 @@ def assert_each_once(run: Run, updates: int) -> None:
     ("name", "moment"),
     [
         ("learner", "learner.checkpoint:save_policy after 3"),  # the weights of a checkpoint are written, but not its state
-        ("learner", "learner.episode_log:EpisodeLog.append after 5"),  # an episode is in the log, and not acknowledged
+        ("learner", "learner.episode_log:EpisodeLog.append after 12"),  # an episode is in the log, and not acknowledged
         ("learner", "learner.outgoing:Outgoing._announce after 3"),  # weights are announced, and no engine has them
         ("controller", "controller.engine.pool:EnginePool.apply_weights after 3"),  # engines have weights, and nobody knows it
     ],
