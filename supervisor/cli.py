@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import itertools
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ COMMANDS = {
     "trace": "where the time of an update went, and a file of it for Perfetto: run.py trace RUN [--update N] [--output FILE]",
     "retriever": "serve passages to search in, by Search-R1's protocol: run.py retriever [--port 8000] [--corpus FILE]",
     "keys": "make keys for the machines that may join a run: run.py keys DIR [NAME ...]",
+    "slurm": "write a batch script for Slurm: run.py slurm DIR [--actor-nodes N] [--learner-node] [--time 12:00:00]",
     "actor": "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N",
 }
 
@@ -56,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return serve(arguments)
         if command == "keys":
             return _keys(arguments)
+        if command == "slurm":
+            return _slurm(arguments)
         if command == "actor":
             return _actor(arguments)
         raise ConfigError(f"there is no command {command!r}; there are: {', '.join(COMMANDS)}")
@@ -236,6 +240,37 @@ def _keys(arguments: list[str]) -> int:
                 print(f"made {made}")
     except KeysError as error:
         raise ConfigError(str(error)) from None
+    return 0
+
+
+def _slurm(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="run.py slurm",
+        usage="python run.py slurm DIR [--actor-nodes N] [--actors N] [--learner-node] [--time T] [--sbatch OPTION] [--SETTING VALUE ...]",
+        description="Write DIR.sbatch: a run in DIR on several machines, with controller and engines on the first of them. Any setting of "
+        "a run may follow. DIR, this project and its Python are on a disk that all machines see.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("dir", type=Path, metavar="DIR", help="the run's directory; beside it, keys and weights get one of their own")
+    parser.add_argument("--actor-nodes", type=int, default=1, metavar="N", help="machines that play (default 1)")
+    parser.add_argument("--actors", type=int, default=64, metavar="N", help="actor processes on each of them (default 64)")
+    parser.add_argument("--learner-node", action="store_true", help="a machine of its own for the learner")
+    parser.add_argument("--time", default="12:00:00", metavar="T", help="limit of the job (default 12:00:00); it ends in good order before")
+    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="such as --sbatch=--partition=gpu; more than one")
+    options, rest = parser.parse_known_args(arguments)
+    if options.actor_nodes < 1 or options.actors < 1:
+        raise ConfigError("--actor-nodes and --actors must be at least 1")
+    from supervisor.children import ROOT
+    from supervisor.slurm import Machines, batch_script
+
+    overrides = parse_overrides(rest)
+    settings.resolve(None, overrides)  # what is wrong with them is said now, and not when the job begins
+    full = {settings.full_name(name): value for name, value in overrides.items()}
+    machines = Machines(options.actor_nodes, options.actors, options.learner_node, options.time, options.sbatch)
+    script = options.dir.absolute().with_name(f"{options.dir.name}.sbatch")
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(batch_script(options.dir.absolute(), ROOT, machines, full))
+    print(f"wrote {script}; start it: sbatch {shlex.quote(str(script))}")
     return 0
 
 

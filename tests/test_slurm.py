@@ -1,0 +1,110 @@
+"""`run.py slurm`: the script, run by bash where srun and scontrol are small programs that keep to what Slurm documents of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from run_fixtures import ROOT, SMALL, Run, running
+
+from config import ConfigError
+from controller.engine.fake import FakeEngine
+from supervisor.cli import main
+from supervisor.job import free_port
+from supervisor.slurm import Machines, batch_script
+
+PROGRAMS = {
+    "scontrol": 'for node in ${3//,/ }; do echo "$node"; done',  # show hostnames LIST
+    "srun": 'while [[ $1 == --* ]]; do case $1 in --nodelist=*) export NODE=${1#*=};; esac; shift; done; exec "$@"',
+    "hostname": 'case $NODE in node*) echo "10.0.0.${NODE#node} fe80::1";; *) echo 127.0.0.1;; esac',
+    "python-that-tells": 'flock "$TOLD" echo "$NODE: $*" >> "$TOLD"; [[ " $* " != *" keys "* ]] || mkdir -p "$3/$4"',
+}
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory of PROGRAMS, first on PATH."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    for name, body in PROGRAMS.items():
+        (directory / name).write_text(f"#!/bin/bash\n{body}\n")
+        (directory / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}{os.pathsep}{os.environ['PATH']}")
+    return directory
+
+
+def told(script: Path, slurm: Path, nodes: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """ "node: arguments" of each `python run.py` that the script starts, none of which does anything."""
+    file = script.with_name("told")
+    monkeypatch.setenv("TOLD", str(file))
+    monkeypatch.setenv("SLURM_JOB_NODELIST", nodes)
+    lines = script.read_text().splitlines()
+    changed = [f"{line.split(' python=')[0]} python={slurm / 'python-that-tells'}" if line.startswith("run=") else line for line in lines]
+    script.write_text("\n".join([*changed, "wait"]) + "\n")
+    subprocess.run(["bash", str(script)], check=True, timeout=30)
+    found = sorted(file.read_text().splitlines())
+    file.unlink()
+    return found
+
+
+def test_each_machine_gets_its_part(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch):
+    run, script = tmp_path / "a run", tmp_path / "a run.sbatch"
+    arguments = ["--actor-nodes", "2", "--actors", "32", "--learner-node", "--sbatch=--partition=gpu", "--env", "webshop"]
+    assert main(["slurm", str(run), *arguments]) == 0
+    assert "#SBATCH --nodes=4\n" in script.read_text() and "#SBATCH --partition=gpu\n" in script.read_text()
+    keys, head, *actors = told(script, slurm, "node1,node2,node3,node4", monkeypatch)
+    assert keys == f": run.py keys {run}-keys actors"
+    assert head == (
+        f"node1: run.py --run.dir {run} --security.keys={run}-keys --controller.host=10.0.0.1 --run.weights_dir={run}-weights "
+        "--learner.launch=srun,--overlap,--nodes=1,--ntasks=1,--nodelist=node2 --learner.host=10.0.0.2 "
+        "--controller.port=5555 --actor.count=0 --env.name=webshop"
+    )
+    plays = f"run.py actor --connect tcp://10.0.0.1:5555 --keys {run}-keys/actors --actors 32 --wait 3600"
+    assert actors == [f"node3: {plays}", f"node4: {plays}"]
+
+
+def test_a_run_that_has_a_checkpoint_is_resumed(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch):
+    assert main(["slurm", str(tmp_path / "run")]) == 0
+    (tmp_path / "run" / "checkpoints" / "000004").mkdir(parents=True)
+    started = told(tmp_path / "run.sbatch", slurm, "node1,node2", monkeypatch)
+    assert [line for line in started if f"node1: run.py --resume {tmp_path / 'run'} " in line]
+
+
+def test_settings_that_the_script_gives_are_refused(tmp_path: Path):
+    with pytest.raises(ConfigError, match=r"controller\.host: the script gives it"):
+        batch_script(tmp_path, ROOT, Machines(1, 1, False, "1:00", []), {"controller.host": "10.0.0.1"})
+
+
+def test_wrong_settings_are_refused_when_the_script_is_written(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert main(["slurm", str(tmp_path / "run"), "--learner.grops", "4"]) == 2
+    assert "learner.groups" in capsys.readouterr().err and not (tmp_path / "run.sbatch").exists()
+
+
+async def test_a_job_of_two_machines_runs_to_its_end(tmp_path: Path, slurm: Path, small_policy, monkeypatch: pytest.MonkeyPatch):
+    """Real processes, on this machine in the place of both."""
+    signals = free_port()
+    engine = FakeEngine(small_policy, signals=f"tcp://127.0.0.1:{signals}", keys=str(tmp_path / "run-keys"))
+    settings = SMALL | {"model.name": str(small_policy), "controller.signals_port": str(signals), "controller.port": str(free_port())}
+    settings.pop("actor.count")
+    async with running(tmp_path, "keys", str(tmp_path / "run-keys"), "actors") as made:
+        assert await made.ended(30) == 0, made.output
+    url = await engine.start()
+    try:
+        named = [f"--{name}={value}" for name, value in (settings | {"engine.urls": url}).items()]
+        assert main(["slurm", str(tmp_path / "run"), "--actors", "2", *named]) == 0
+        monkeypatch.setenv("SLURM_JOB_NODELIST", "here,there")
+        process = await asyncio.create_subprocess_exec(
+            "bash",
+            str(tmp_path / "run.sbatch"),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        run = Run(process, tmp_path / "run")
+        assert await run.ended() == 0, run.output
+        assert run.summary()["updates"] == 2 and run.summary()["dropped"] == {}
+    finally:
+        await engine.stop()
