@@ -17,6 +17,7 @@ from rich.console import Console
 from config import Config, ConfigError
 from supervisor import settings
 from supervisor.defaults import other_defaults, with_preset
+from supervisor.machines import Machines
 from supervisor.options import SHORT_NAMES, all_settings, description
 
 COMMANDS = {
@@ -30,6 +31,7 @@ COMMANDS = {
     "retriever": "serve passages to search in, by Search-R1's protocol: run.py retriever [--port 8000] [--corpus FILE]",
     "keys": "make keys for the machines that may join a run: run.py keys DIR [NAME ...]",
     "slurm": "write a batch script for Slurm: run.py slurm DIR [--actor-nodes N] [--learner-node] [--time 12:00:00]",
+    "ray": "run on a Ray cluster: run.py ray DIR [--actor-nodes N] [--actors N] [--learner-node] [--gpus N]",
     "actor": "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N",
 }
 
@@ -60,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _keys(arguments)
         if command == "slurm":
             return _slurm(arguments)
+        if command == "ray":
+            return _ray(arguments)
         if command == "actor":
             return _actor(arguments)
         raise ConfigError(f"there is no command {command!r}; there are: {', '.join(COMMANDS)}")
@@ -244,34 +248,60 @@ def _keys(arguments: list[str]) -> int:
 
 
 def _slurm(arguments: list[str]) -> int:
+    parser = _elsewhere("slurm", "Write DIR.sbatch, a batch script for Slurm.", "[--time T] [--sbatch OPTION]")
+    parser.add_argument("--time", default="12:00:00", metavar="T", help="limit of the job (default 12:00:00); it ends in good order before")
+    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="such as --sbatch=--partition=gpu; more than one")
+    options, machines, overrides = _placed(parser, arguments)
+    from supervisor.children import ROOT
+    from supervisor.slurm import batch_script
+
+    script = options.dir.with_name(f"{options.dir.name}.sbatch")
+    script.parent.mkdir(parents=True, exist_ok=True)
+    script.write_text(batch_script(options.dir, ROOT, machines, options.time, options.sbatch, overrides))
+    print(f"wrote {script}; start it: sbatch {shlex.quote(str(script))}")
+    return 0
+
+
+def _ray(arguments: list[str]) -> int:
+    parser = _elsewhere(
+        "ray", "Run on the Ray cluster that RAY_ADDRESS names, or that this machine belongs to.", "[--gpus N] [--learner-gpus N] [--wait S]"
+    )
+    parser.add_argument("--gpus", type=int, default=0, metavar="N", help="of the first machine (default 0)")
+    parser.add_argument("--learner-gpus", type=int, default=0, metavar="N", help="of the learner's machine (default 0)")
+    parser.add_argument("--wait", type=float, default=60.0, metavar="S", help="seconds until Ray has the machines (default 60)")
+    options, machines, overrides = _placed(parser, arguments)
+    try:
+        from supervisor.on_ray import run_on_ray
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"run.py ray: {error}; pip install -e '.[ray]'") from None
+    return run_on_ray(options.dir, machines, options.gpus, options.learner_gpus, options.wait, overrides)
+
+
+def _elsewhere(command: str, description: str, further: str) -> argparse.ArgumentParser:
+    """Arguments of commands that put a run on several machines."""
     parser = argparse.ArgumentParser(
-        prog="run.py slurm",
-        usage="python run.py slurm DIR [--actor-nodes N] [--actors N] [--learner-node] [--time T] [--sbatch OPTION] [--SETTING VALUE ...]",
-        description="Write DIR.sbatch: a run in DIR on several machines, with controller and engines on the first of them. Any setting of "
-        "a run may follow. DIR, this project and its Python are on a disk that all machines see.",
+        prog=f"run.py {command}",
+        usage=f"python run.py {command} DIR [--actor-nodes N] [--actors N] [--learner-node] {further} [--SETTING VALUE ...]",
+        description=f"{description} A run in DIR, with controller and engines on the first machine. Any setting of a run may follow. DIR, "
+        "this project and its Python are on a disk that all machines see. A run that has a checkpoint goes on from it.",
         allow_abbrev=False,
     )
     parser.add_argument("dir", type=Path, metavar="DIR", help="the run's directory; beside it, keys and weights get one of their own")
     parser.add_argument("--actor-nodes", type=int, default=1, metavar="N", help="machines that play (default 1)")
     parser.add_argument("--actors", type=int, default=64, metavar="N", help="actor processes on each of them (default 64)")
     parser.add_argument("--learner-node", action="store_true", help="a machine of its own for the learner")
-    parser.add_argument("--time", default="12:00:00", metavar="T", help="limit of the job (default 12:00:00); it ends in good order before")
-    parser.add_argument("--sbatch", action="append", default=[], metavar="OPTION", help="such as --sbatch=--partition=gpu; more than one")
+    return parser
+
+
+def _placed(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, Machines, dict[str, str]]:
+    """(Options, machines, settings of the run by their full names, which are checked)."""
     options, rest = parser.parse_known_args(arguments)
     if options.actor_nodes < 1 or options.actors < 1:
         raise ConfigError("--actor-nodes and --actors must be at least 1")
-    from supervisor.children import ROOT
-    from supervisor.slurm import Machines, batch_script
-
-    overrides = parse_overrides(rest)
-    settings.resolve(None, overrides)  # what is wrong with them is said now, and not when the job begins
-    full = {settings.full_name(name): value for name, value in overrides.items()}
-    machines = Machines(options.actor_nodes, options.actors, options.learner_node, options.time, options.sbatch)
-    script = options.dir.absolute().with_name(f"{options.dir.name}.sbatch")
-    script.parent.mkdir(parents=True, exist_ok=True)
-    script.write_text(batch_script(options.dir.absolute(), ROOT, machines, full))
-    print(f"wrote {script}; start it: sbatch {shlex.quote(str(script))}")
-    return 0
+    options.dir = options.dir.absolute()
+    overrides = {settings.full_name(name): value for name, value in parse_overrides(rest).items()}
+    settings.resolve(None, overrides)  # what is wrong with them is said now, and not when the run begins
+    return options, Machines(options.actor_nodes, options.actors, options.learner_node), overrides
 
 
 def _actor(arguments: list[str]) -> int:

@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from run_fixtures import ROOT, SMALL, Run, running
+from run_fixtures import SMALL, Run, running
 
 from config import ConfigError
 from controller.engine.fake import FakeEngine
 from supervisor.cli import main
 from supervisor.job import free_port
-from supervisor.slurm import Machines, batch_script
+from supervisor.machines import run_settings
 
 PROGRAMS = {
     "scontrol": 'for node in ${3//,/ }; do echo "$node"; done',  # show hostnames LIST
@@ -73,9 +73,9 @@ def test_a_run_that_has_a_checkpoint_is_resumed(tmp_path: Path, slurm: Path, mon
     assert [line for line in started if f"node1: run.py --resume {tmp_path / 'run'} " in line]
 
 
-def test_settings_that_the_script_gives_are_refused(tmp_path: Path):
-    with pytest.raises(ConfigError, match=r"controller\.host: the script gives it"):
-        batch_script(tmp_path, ROOT, Machines(1, 1, False, "1:00", []), {"controller.host": "10.0.0.1"})
+def test_settings_that_follow_from_the_machines_are_refused():
+    with pytest.raises(ConfigError, match=r"controller\.host: it follows"):
+        run_settings({"controller.host": "10.0.0.1"})
 
 
 def test_wrong_settings_are_refused_when_the_script_is_written(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -1,0 +1,114 @@
+"""A run on the machines of a Ray cluster that is there already: Ray places, starts and restarts, and knows nothing of what runs.
+
+`python -m supervisor.on_ray NAME COMMAND ...` runs a command where the host called NAME is: what learner.launch is told here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+
+import ray
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from config import ConfigError
+from protocol.lifetime import dying_with_parent
+from protocol.security import make_keys
+from supervisor.children import ROOT
+from supervisor.machines import Machines, keys_of, run_settings, weights_of
+
+NAMESPACE = "foray"
+GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+@ray.remote(num_cpus=1)
+class Host:
+    """A place on a machine, where commands run. What runs dies with it."""
+
+    def __init__(self) -> None:
+        self._running: list[subprocess.Popen] = []
+
+    def address(self) -> str:
+        return ray.util.get_node_ip_address()
+
+    def run(self, command: list[str], environment: dict[str, str]) -> int:
+        """To its end, in the project's directory; its exit status. Ray says which GPUs there are, unless `environment` does."""
+        own = {**environment, **({GPUS: os.environ[GPUS]} if GPUS in os.environ and GPUS not in environment else {})}
+        process = subprocess.Popen(command, cwd=ROOT, env=own, start_new_session=True, preexec_fn=dying_with_parent())
+        self._running.append(process)
+        return process.wait()
+
+    def signal(self, number: int) -> None:
+        """To all that runs here."""
+        for process in self._running:
+            if process.poll() is None:
+                os.killpg(process.pid, number)
+
+
+def run_on_ray(directory: Path, machines: Machines, gpus: int, learner_gpus: int, wait: float, overrides: dict[str, str]) -> int:
+    """The run's exit status; it goes on from its last checkpoint if it has one. `directory`, the project and its Python are on a disk that
+    all machines see. Ctrl-C: as in any run. Raises ConfigError when there is no cluster, or after `wait` seconds no room in it."""
+    settings, keys = run_settings(overrides), keys_of(directory)
+    _connect(log_to_driver=True)
+    names = [f"{uuid.uuid4().hex[:8]}-{number}" for number in range(machines.nodes)]
+    hosts = _hosts(names, [gpus, *[learner_gpus] * machines.learner, *[0] * machines.actor_nodes], 1 + machines.learner, wait)
+    if not (keys / "actors").exists():
+        make_keys(keys, "actors")
+    addresses = ray.get([host.address.remote() for host in hosts])
+    begin = ["--resume", str(directory)] if any((directory / "checkpoints").glob("*")) else ["--run.dir", str(directory)]
+    given = {"security.keys": str(keys), "controller.host": addresses[0], "run.weights_dir": str(weights_of(directory))} | settings
+    if machines.learner:
+        given |= {"learner.launch": f"{sys.executable},-m,supervisor.on_ray,{names[1]}", "learner.host": addresses[1]}
+    train = [sys.executable, "run.py", *begin, *(f"--{name}={value}" for name, value in given.items())]
+    play = [sys.executable, "run.py", "actor", "--connect", f"tcp://{addresses[0]}:{settings['controller.port']}"]
+    play += ["--keys", str(keys / "actors"), "--actors", str(machines.actors), "--wait", "3600"]
+    playing = [host.run.remote(play, dict(os.environ)) for host in hosts[1 + machines.learner :]]
+    status = _to_the_end(hosts[0], train)
+    ray.wait(playing, num_returns=len(playing), timeout=10.0)
+    ray.shutdown()
+    return status
+
+
+def _hosts(names: Sequence[str], gpus: Sequence[int], fixed: int, wait: float) -> list:
+    """A Host by each name, on as many machines as there are. After the first `fixed`, they are started again if their machine goes."""
+    bundles = [{"CPU": 1} | ({"GPU": count} if count else {}) for count in gpus]
+    group = placement_group(bundles, strategy="SPREAD")
+    if not group.wait(wait):
+        raise ConfigError(
+            f"Ray has no room for {bundles} (in all {ray.cluster_resources()}); ask for less, add machines, or wait longer (--wait)"
+        )
+    hosts = []
+    for number, (name, count) in enumerate(zip(names, gpus, strict=True)):
+        where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
+        options = {"name": name, "num_gpus": count, "max_concurrency": 8, "scheduling_strategy": where}
+        again = {"max_restarts": -1, "max_task_retries": -1} if number >= fixed else {}
+        hosts.append(Host.options(**options, **again).remote())
+    return hosts
+
+
+def _to_the_end(host, command: list[str]) -> int:
+    """Run a command there, and pass on to it the signals that come here."""
+    status = host.run.remote(command, dict(os.environ))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: host.signal.remote(number))
+    while not ray.wait([status], timeout=0.5)[0]:
+        pass
+    return ray.get(status)
+
+
+def _connect(log_to_driver: bool) -> None:
+    try:
+        ray.init(address="auto", namespace=NAMESPACE, log_to_driver=log_to_driver, logging_level="ERROR")
+    except ConnectionError:
+        raise ConfigError("there is no Ray cluster here; start one (ray start --head), or set RAY_ADDRESS") from None
+
+
+if __name__ == "__main__":
+    _connect(log_to_driver=False)
+    sys.exit(_to_the_end(ray.get_actor(sys.argv[1]), sys.argv[2:]))
