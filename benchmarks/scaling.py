@@ -18,7 +18,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
-from math import ceil, inf
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -191,14 +191,14 @@ def clusters(engines: list[Engine], counts: tuple[int, ...] | list[int], console
     rows = []
     for engine in engines:
         for count in counts:
-            with console.status(f"{count} engines: {engine.name}"):
-                rows.append(cluster(engine, count))
-    shown = Table("", "engines", "turns/s", "tokens/s", "one controller", "controllers needed", "learner's intake", "MB/s", "weights, MB/s")
+            rows.append(cluster(engine, count))
+            console.print(f"{engine.name}: {count:,} simulated", highlight=False)
+    shown = Table("", "engines", "turns/s", "tokens/s", "one controller", "controllers needed", "learner's intake", "MB/s", "GB an update")
     for row in rows:
         shown.add_row(
             row["name"], f"{row['engines']:,}", f"{row['turns_per_second']:,.0f}", f"{row['tokens_per_second']:,.0f}",
             f"{row['one_controller']:.0%}", f"{row['controllers']}", f"{row['intake']:.0%}", f"{row['bytes_per_second'] / 1e6:,.1f}",
-            f"{row['weights_per_second'] / 1e6:,.1f}",
+            f"{row['weights_bytes'] / 1e9:,.1f}",
         )  # fmt: skip
     console.print(shown)
     return rows
@@ -208,31 +208,29 @@ def cluster(engine: Engine, count: int) -> dict:
     """What so many engines bring if nothing else is short; what share of it one controller lets through; the fewest that let ENOUGH
     through; what share of its time the learner's thread of messages is busy then (more than 1: it is too slow); bytes a second to and
     from actors, and of weights, were each engine sent its own."""
-    free = dataclasses.replace(engine.costs, intake_turn=0.0)
-    most = simulate(free, engine.work, count, count)
-    enough, controllers = lambda found: found.tokens_per_second >= ENOUGH * most.tokens_per_second, 1
-    one = simulate(free, engine.work, count, 1)
-    if not enough(one):
-        controllers = max(2, ceil(most.controller_busy * count / ENOUGH))
-        while not enough(simulate(free, engine.work, count, controllers)):
-            controllers = ceil(1.05 * controllers)
+    most = simulate(engine, count, count)
+    one = simulate(engine, count, 1) if count > 1 else most
+    enough, controllers = ENOUGH * most.tokens_per_second, 1
+    if one.tokens_per_second < enough:
+        controllers = max(2, ceil(most.controller_busy * count))
+        while controllers < count and simulate(engine, count, controllers).tokens_per_second < enough:
+            controllers = min(count, ceil(1.05 * controllers))
     response = most.tokens_per_second / most.turns_per_second
     turn_bytes = 2 * (PROMPT_BYTES * engine.prompt + TOKEN_BYTES * response)
     return {
         "name": engine.name, "engines": count, "turns_per_second": most.turns_per_second, "tokens_per_second": most.tokens_per_second,
         "one_controller": one.tokens_per_second / most.tokens_per_second, "controllers": controllers,
         "intake": most.turns_per_second * engine.costs.intake_turn, "bytes_per_second": most.turns_per_second * turn_bytes,
-        "weights_per_second": engine.weights_bytes * count / most.seconds_per_update,
+        "weights_bytes": engine.weights_bytes * count,
     }  # fmt: skip
 
 
-def simulate(costs: Costs, work: Work, engines: int, controllers: int) -> Outcome:
-    """With a learner that is never waited for: (S+1) P groups are four times what is under way."""
-    setup = Setup(
-        groups=ceil(ROWS * engines / 2 / GROUP_SIZE), group_size=GROUP_SIZE, max_staleness=7, places=ROWS * engines, engines=engines,
-        controllers=controllers, learners=inf,
-    )  # fmt: skip
-    return Run(costs, work, setup).outcome(8 if engines < 1000 else 4)
+def simulate(engine: Engine, engines: int, controllers: int) -> Outcome:
+    """Engines that are always full, for about so many turns of each place."""
+    costs, work = engine.costs, engine.work
+    turn = sum(work.responses) / len(work.responses) * (costs.engine_step + ROWS * costs.engine_row)
+    setup = Setup(GROUPS, GROUP_SIZE, 0, places=ROWS * engines, engines=engines, controllers=controllers)
+    return Run(costs, work, setup).full((12 if engines < 1000 else 6) * turn)
 
 
 if __name__ == "__main__":

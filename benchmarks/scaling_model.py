@@ -246,11 +246,23 @@ class Run:
         at: list[tuple[float, ...]] = [self._meters()]
         learning = self._env.process(self._learn(updates, at))
         self._env.run(learning)
-        first, last = at[updates // 2], at[-1]
+        return self._between(at[updates // 2], at[-1], len(at) - 1 - updates // 2)
+
+    def full(self, seconds: float) -> Outcome:
+        """Simulate so many, in which places play one turn after the other, whatever becomes of them: nothing is learned."""
+        for number in range(self._setup.places):
+            self._env.process(self._play_on(number % self._setup.controllers))
+        at = []
+        for until in (seconds / 2, seconds):
+            self._env.run(until)
+            at.append(self._meters())
+        return self._between(*at, updates=0)
+
+    def _between(self, first: tuple[float, ...], last: tuple[float, ...], updates: int) -> Outcome:
         seconds, turns, tokens, *busy = (after - before for before, after in zip(first, last, strict=True))
         engine, controller, intake, learner = busy
         return Outcome(
-            seconds / (len(at) - 1 - updates // 2), turns / seconds, tokens / seconds, engine / seconds / self._setup.engines,
+            seconds / updates if updates else inf, turns / seconds, tokens / seconds, engine / seconds / self._setup.engines,
             controller / seconds / self._setup.controllers, intake / seconds, learner / seconds,
         )  # fmt: skip
 
@@ -290,12 +302,19 @@ class Run:
     def _episode(self, turns: int) -> Process:
         self._admitted += 1
         controller = self._admitted % self._setup.controllers
-        engines = self._engines[controller :: self._setup.controllers]
         with self._places.request() as place:
             yield place
             for _ in range(turns):
-                yield from self._turn(self._controllers[controller], engines)
+                yield from self._turn(self._controllers[controller], self._engines_of(controller))
             yield self._intake.do(self._costs.intake_turn * turns)
+
+    def _play_on(self, controller: int) -> Process:
+        engines = self._engines_of(controller)
+        while True:
+            yield from self._turn(self._controllers[controller], engines)
+
+    def _engines_of(self, controller: int) -> Sequence[Engine]:
+        return self._engines[controller :: self._setup.controllers]
 
     def _turn(self, controller: Thread, engines: Sequence[Engine]) -> Process:
         half = self._costs.controller_turn / 2

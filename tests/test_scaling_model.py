@@ -57,9 +57,10 @@ def _shared_slowly(jobs: list[tuple[int, int]], cores: int) -> list[float]:
 def test_an_engine_that_is_full_brings_a_token_of_each_row_in_a_step() -> None:
     costs = replace(STEP, engine_row=0.001)
     work = Work(turns=[10], responses=[3, 20], prompt=0)
-    found = Run(costs, work, Setup(groups=8, group_size=4, max_staleness=7, places=16)).outcome(20)
+    setup = Setup(groups=8, group_size=4, max_staleness=7, places=16)
+    found = (Run(costs, work, setup).outcome(20), Run(costs, work, setup).full(200.0))
     rows = 16 * 11.5 / 12.5  # a turn of 11.5 tokens comes while a step is under way, and waits for the next one
-    assert found.tokens_per_second == pytest.approx(rows / (0.01 + 0.001 * rows), rel=0.02)
+    assert [outcome.tokens_per_second for outcome in found] == pytest.approx([rows / (0.01 + 0.001 * rows)] * 2, rel=0.02)
 
 
 def test_without_staleness_an_update_is_generation_then_training_then_the_pause() -> None:
