@@ -20,6 +20,7 @@ from protocol.codec import FrameReader
 from protocol.messages import Stats
 from protocol.security import bind, gatekeeper, load_keys
 from supervisor.children import Child, Restarts, last_words, start, stop_all
+from supervisor.engine_watch import end_lame_engines
 from supervisor.job import clean_up, free_port, job_file
 from supervisor.options import values_of
 from telemetry.collector import Collector
@@ -77,7 +78,7 @@ class Run:
         self.children: list[Child] = []
         self._engines: dict[int, Child] = {}  # those started here that are to be started again
         self._restarts = Restarts(ENGINE_RESTARTS, RESTARTS_SECONDS)
-        self._received = received
+        self._needed = [received]  # tasks that never end by themselves
         self.interrupted = False
         self._job = job
         self._collector = collector
@@ -89,10 +90,15 @@ class Run:
             await self._build_policy()
             learner = self._start_learner()
             await self._engine_ready()
-            self._start("controller")
-            if self._job.config.actor.count:
-                self._start("actors")
-            await self._while_all_live(lambda: learner.ended)
+            watching = asyncio.create_task(end_lame_engines(self._engines, self._job.endpoints.engines))
+            self._needed.append(watching)
+            try:
+                self._start("controller")
+                if self._job.config.actor.count:
+                    self._start("actors")
+                await self._while_all_live(lambda: learner.ended)
+            finally:
+                watching.cancel()
 
     def _start(self, name: str) -> Child:
         return self._add(start(name, [name, str(job_file(self._job))], self._log(name)))
@@ -153,8 +159,9 @@ class Run:
             self._restart_engines()
             for child in self.children:
                 child.check()
-            if self._received.done():
-                self._received.result()  # what broke in the collector (a full disk, say) ends the run
+            for task in self._needed:
+                if task.done():
+                    task.result()  # what broke in the collector (a full disk, say) ends the run
             self._progress.tick()
             await asyncio.sleep(TICK)
         for child in self.children:

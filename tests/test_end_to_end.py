@@ -52,7 +52,8 @@ async def test_a_run_on_real_vllm_holds_the_invariants_of_control_and_parity(tmp
 
 
 async def test_an_engine_that_dies_while_it_loads_weights_is_started_again_and_the_run_goes_on(tmp_path: Path, monkeypatch):
-    """With keys: the engine's signals, too, come over an encrypted connection, before and after."""
+    """Its core dies, and leaves a server that can do nothing. With keys: the engine's signals, too, come over an encrypted connection,
+    before and after."""
     make_keys(tmp_path / "keys", "host")
     settings = SMALL | {"run.dir": str(tmp_path / "run"), "run.updates": "6", "run.cache_dir": str(tmp_path / "cache")}
     settings |= {"env.max_turns": "3", "security.keys": str(tmp_path / "keys"), "control.signal": "tap"}
@@ -63,8 +64,8 @@ async def test_an_engine_that_dies_while_it_loads_weights_is_started_again_and_t
     assert "engine ended with status -9: started again" in run.output
     assert [m["update"] for m in run.updates()] == [1, 2, 3, 4, 5, 6] and run.summary()["dropped"] == {}
     assert all(m["token_age_max"] <= 1 for m in run.updates()) and run.left_over() == []
-    frames = [m["signal_frames_total"] for m in run.updates()]
-    assert frames[0] > 0 and frames[2] < frames[-1], "of the first engine, and of the second"
+    frames = [m["signal_frames_total"] for m in run.updates() if "signal_frames_total" in m]  # updates that follow at once have no news
+    assert 0 < frames[0] < frames[-1], "of the first engine, and of the second"
 
 
 async def test_reward_rises_in_the_example_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

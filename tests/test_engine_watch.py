@@ -1,0 +1,96 @@
+"""Engines that live and can do nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+import supervisor.engine_watch
+from supervisor.children import Child
+from supervisor.engine_watch import Lameness, end_lame_engines, look
+from supervisor.job import free_port
+
+
+@pytest.mark.parametrize(
+    ("looks", "ended_at"),
+    [
+        ([False] * 10, None),  # it is being started
+        ([True, False, False, False], 3),
+        ([True, False, False, True, False, False], None),
+        ([True, False, False, None, False, False], None),
+        ([True, None, None, None, None], None),  # it is stopped: it may go on
+    ],
+)
+def test_an_engine_is_lame_when_it_could_work_and_cannot_several_times_in_a_row(looks: list[bool | None], ended_at: int | None):
+    lameness = Lameness()
+    assert next((number for number, able in enumerate(looks) if lameness.saw(able)), None) == ended_at
+
+
+@contextlib.asynccontextmanager
+async def answering(status: dict[str, int]):
+    """A server whose /health has `status["health"]`, which may change; its address."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=status["health"])
+
+    app = web.Application()
+    app.router.add_get("/health", answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await runner.cleanup()
+
+
+@pytest.mark.parametrize(("health", "able"), [(200, True), (503, False), (500, None)])
+async def test_what_the_server_says_of_its_core_counts(health: int, able: bool | None):
+    async with aiohttp.ClientSession() as session, answering({"health": health}) as url:
+        assert await look(session, url) is able
+
+
+async def test_a_server_that_takes_no_connections_can_do_nothing():
+    async with aiohttp.ClientSession() as session:
+        assert await look(session, f"http://127.0.0.1:{free_port()}") is False
+
+
+async def test_a_server_that_is_silent_may_be_busy():
+    listening = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    async with listening, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=0.1)) as session:
+        assert await look(session, f"http://127.0.0.1:{port}") is None
+
+
+async def test_a_lame_engine_is_ended_and_the_one_after_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(supervisor.engine_watch, "INTERVAL", 0.01)
+
+    def sleeper() -> Child:
+        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        return Child("engine", process, tmp_path / "log")
+
+    engines = {0: sleeper()}
+    health = {"health": 200}
+    async with answering(health) as url:
+        watching = asyncio.create_task(end_lame_engines(engines, [url]))
+        async with asyncio.timeout(20):
+            while engines[0].process.poll() is None:
+                await asyncio.sleep(0.02)
+                health["health"] = 503
+        assert engines[0].process.returncode == -signal.SIGKILL
+        engines[0] = following = sleeper()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(watching), 0.3)  # it has not been able to do anything yet
+        assert following.process.poll() is None
+        watching.cancel()
+        following.signal(signal.SIGKILL)
+        following.process.wait()
