@@ -167,8 +167,8 @@ def check(runs: dict[Case, Observed], costs: Costs) -> Iterator[dict]:
         slower = seen.processor["train"] / costs.train_turn
         yield {
             **case._asdict(), "seconds": seen.seconds_per_update, "model": model.seconds_per_update, "slower": slower,
-            "ratio": slower * model.seconds_per_update / seen.seconds_per_update, "idle": seen.idle["learner"],
-            "model_idle": 1 - model.learner_busy,
+            "ratio": slower * model.seconds_per_update / seen.seconds_per_update, "waits": seen.waits,
+            "model_waits": 1 - model.learner_busy,
         }  # fmt: skip
 
 
@@ -178,7 +178,7 @@ def check_table(rows: list[dict]) -> Table:
     for row in rows:
         measured = " (measured)" if (row["actors"], row["max_staleness"]) in MEASURED else ""
         seconds = row["seconds"], row["model"], row["slower"], row["model"] * row["slower"], row["ratio"]
-        waits = f"{row['idle']:.0%}", f"{row['model_idle']:.0%}"
+        waits = f"{row['waits']:.0%}", f"{row['model_waits']:.0%}"
         shown.add_row(f"{row['actors']}{measured}", f"{row['max_staleness']}", *(f"{value:.2f}" for value in seconds), *waits)
     return shown
 

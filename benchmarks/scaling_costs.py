@@ -7,7 +7,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -68,8 +68,8 @@ class Observed:
     pause: float
     frames: float
     """Of signals, for a turn: one for each step of the engine."""
-    idle: dict[str, float] = field(default_factory=dict)
-    """"engine", "learner" -> share of the time."""
+    waits: float
+    """Share of the time that the learner does."""
 
 
 def observe(directory: Path, arguments: list[str]) -> Observed:
@@ -149,7 +149,7 @@ def _observed(directory: Path, samples: list[tuple[float, dict[str, float]]]) ->
         prompt=(grown("prompt") - grown("cached")) / played, prompt_length=grown("prompt") / played, pause=mean("seconds_pause"),
         frames=sum(line["signal_frames"] for line in between) / played,
         processor={name: grown(name) / played for name in ("server", "controller", "actors", "intake", "train")},
-        idle={"engine": mean("idle_share_engine"), "learner": mean("idle_share_learner")},
+        waits=mean("idle_share_learner"),
     )  # fmt: skip
 
 

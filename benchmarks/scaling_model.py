@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import count
 from math import inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import simpy
 
@@ -64,13 +64,11 @@ class Work:
     """Tokens."""
     prompt: float
     """Tokens of a turn's prompt that the engine computes, on average."""
-    step_seconds: float = 0.0
-    """That an environment takes without a processor."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """A run: see docs of the settings of the same names."""
+    """A run; groups, group_size and max_staleness are settings of the learner."""
 
     groups: int
     group_size: int
@@ -79,8 +77,6 @@ class Setup:
     """Episodes that actors play at once, together."""
     engines: int = 1
     controllers: int = 1
-    learners: float = 1.0
-    """How many times as fast as one device the learner trains."""
     cores: float = inf
     """Of the one machine that everything shares."""
 
@@ -92,10 +88,19 @@ class Outcome:
     seconds_per_update: float
     turns_per_second: float
     tokens_per_second: float
-    engine_busy: float
     controller_busy: float
-    intake_busy: float
     learner_busy: float
+
+
+class Meters(NamedTuple):
+    """Of a run so far; seconds."""
+
+    now: float
+    turns: int
+    tokens: int
+    controllers: float
+    """That they were busy, all together."""
+    learner: float
 
 
 class Machine:
@@ -243,7 +248,7 @@ class Run:
     def outcome(self, updates: int) -> Outcome:
         """Simulate it."""
         self._admit((self._setup.max_staleness + 1) * self._setup.groups)
-        at: list[tuple[float, ...]] = [self._meters()]
+        at = [self._meters()]
         learning = self._env.process(self._learn(updates, at))
         self._env.run(learning)
         return self._between(at[updates // 2], at[-1], len(at) - 1 - updates // 2)
@@ -258,20 +263,18 @@ class Run:
             at.append(self._meters())
         return self._between(*at, updates=0)
 
-    def _between(self, first: tuple[float, ...], last: tuple[float, ...], updates: int) -> Outcome:
-        seconds, turns, tokens, *busy = (after - before for before, after in zip(first, last, strict=True))
-        engine, controller, intake, learner = busy
+    def _between(self, first: Meters, last: Meters, updates: int) -> Outcome:
+        seconds, turns, tokens, controllers, learner = (after - before for before, after in zip(first, last, strict=True))
         return Outcome(
-            seconds / updates if updates else inf, turns / seconds, tokens / seconds, engine / seconds / self._setup.engines,
-            controller / seconds / self._setup.controllers, intake / seconds, learner / seconds,
+            seconds / updates if updates else inf, turns / seconds, tokens / seconds, controllers / seconds / self._setup.controllers,
+            learner / seconds,
         )  # fmt: skip
 
-    def _meters(self) -> tuple[float, ...]:
-        engines = sum(engine.thread.busy for engine in self._engines)
+    def _meters(self) -> Meters:
         controllers = sum(controller.busy for controller in self._controllers)
-        return self._env.now, self._turns, self._tokens, engines, controllers, self._intake.busy, self._learner.busy
+        return Meters(self._env.now, self._turns, self._tokens, controllers, self._learner.busy)
 
-    def _learn(self, updates: int, at: list[tuple[float, ...]]) -> Process:
+    def _learn(self, updates: int, at: list[Meters]) -> Process:
         groups = self._setup.groups
         for number in range(updates):
             batch = self._groups[number * groups : (number + 1) * groups]
@@ -280,7 +283,7 @@ class Run:
                 batch = self._groups[number * groups : (number + 1) * groups]
             yield self._env.all_of(batch)
             turns = sum(group.value for group in batch)
-            yield self._learner.do(self._costs.train_turn * turns / self._setup.learners)
+            yield self._learner.do(self._costs.train_turn * turns)
             self._published = self._env.process(self._publish())
             at.append(self._meters())
 
@@ -319,8 +322,6 @@ class Run:
     def _turn(self, controller: Thread, engines: Sequence[Engine]) -> Process:
         half = self._costs.controller_turn / 2
         yield self._machine.work(self._costs.actor_turn)
-        if self._work.step_seconds:
-            yield self._env.timeout(self._work.step_seconds)
         yield controller.do(half)
         tokens = self._random.choice(self._work.responses)
         engine = min(engines, key=lambda engine: engine.rows)
