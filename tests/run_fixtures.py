@@ -24,7 +24,9 @@ from controller.engine.fake import FakeEngine
 from learner.build import build_policy
 from protocol.codec import decode
 from protocol.messages import Trajectory
+from protocol.security import make_keys
 from supervisor.job import choose_endpoints, free_port, job_file
+from supervisor.machines import keys_of
 from supervisor.serial import train_serially
 from supervisor.settings import resolve, to_toml
 
@@ -162,17 +164,37 @@ async def running(directory: Path, *arguments: str) -> AsyncIterator[Run]:
 
 
 @contextlib.asynccontextmanager
-async def running_small(directory: Path, policy: Path, **overrides: str) -> AsyncIterator[Run]:
-    """A run of real processes as SMALL describes it, against the small engine."""
+async def small_engine(policy: Path, keys: str = "") -> AsyncIterator[dict[str, str]]:
+    """SMALL, of a run that asks the small engine, which runs while inside."""
     signals = free_port()
-    engine = FakeEngine(policy, signals=f"tcp://127.0.0.1:{signals}", keys=overrides.get("security__keys", ""))
+    engine = FakeEngine(policy, signals=f"tcp://127.0.0.1:{signals}", keys=keys)
     url = await engine.start()
-    settings = SMALL | {"model.name": str(policy), "engine.urls": url, "controller.signals_port": str(signals), "run.dir": str(directory)}
-    settings |= {name.replace("__", "."): value for name, value in overrides.items()}
-    resumed = settings.pop("resume", None)
-    arguments = ["--resume", resumed] if resumed else []
     try:
-        async with running(directory, *arguments, *(f"--{name}={value}" for name, value in settings.items())) as run:
-            yield run
+        yield SMALL | {"model.name": str(policy), "engine.urls": url, "controller.signals_port": str(signals)}
     finally:
         await engine.stop()
+
+
+def options(settings: dict[str, str]) -> list[str]:
+    """On the command line."""
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+@contextlib.asynccontextmanager
+async def running_small(directory: Path, policy: Path, **overrides: str) -> AsyncIterator[Run]:
+    """A run of real processes as SMALL describes it, against the small engine."""
+    async with small_engine(policy, overrides.get("security__keys", "")) as settings:
+        settings |= {"run.dir": str(directory)} | {name.replace("__", "."): value for name, value in overrides.items()}
+        resumed = settings.pop("resume", None)
+        arguments = ["--resume", resumed] if resumed else []
+        async with running(directory, *arguments, *options(settings)) as run:
+            yield run
+
+
+@contextlib.asynccontextmanager
+async def small_elsewhere(directory: Path, policy: Path) -> AsyncIterator[list[str]]:
+    """Arguments of commands that put a run in `directory` on several machines: one like `running_small`'s, with keys that are there."""
+    make_keys(keys_of(directory), "actors")
+    async with small_engine(policy, str(keys_of(directory))) as settings:
+        del settings["actor.count"]
+        yield [str(directory), "--actors", "2", *options(settings | {"controller.port": str(free_port())})]

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
@@ -15,7 +16,7 @@ from aiohttp import web
 
 import supervisor.engine_watch
 from supervisor.children import Child
-from supervisor.engine_watch import Lameness, end_lame_engines, look
+from supervisor.engine_watch import LOOKS, Lameness, end_lame_engines, look
 from supervisor.job import free_port
 
 
@@ -35,10 +36,12 @@ def test_an_engine_is_lame_when_it_could_work_and_cannot_several_times_in_a_row(
 
 
 @contextlib.asynccontextmanager
-async def answering(status: dict[str, int]):
-    """A server whose /health has `status["health"]`, which may change; its address."""
+async def answering(status: dict[str, int], answered: list[int] | None = None):
+    """A server whose /health has `status["health"]`, which may change; its address. `answered`: what it has answered so far."""
 
     async def answer(request: web.Request) -> web.Response:
+        if answered is not None:
+            answered.append(status["health"])
         return web.Response(status=status["health"])
 
     app = web.Application()
@@ -79,18 +82,23 @@ async def test_a_lame_engine_is_ended_and_the_one_after_it_is_not(tmp_path: Path
         return Child("engine", process, tmp_path / "log")
 
     engines = {0: sleeper()}
-    health = {"health": 200}
-    async with answering(health) as url:
-        watching = asyncio.create_task(end_lame_engines(engines, [url]))
+    health, answered = {"health": 200}, []
+
+    async def until(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
-            while engines[0].process.poll() is None:
-                await asyncio.sleep(0.02)
-                health["health"] = 503
+            while not condition():
+                await asyncio.sleep(0.01)
+
+    async with answering(health, answered) as url:
+        watching = asyncio.create_task(end_lame_engines(engines, [url]))
+        await until(lambda: 200 in answered)
+        health["health"] = 503
+        await until(lambda: engines[0].process.poll() is not None)
         assert engines[0].process.returncode == -signal.SIGKILL
         engines[0] = following = sleeper()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.shield(watching), 0.3)  # it has not been able to do anything yet
-        assert following.process.poll() is None
+        answered.clear()
+        await until(lambda: len(answered) > 3 * LOOKS)
+        assert following.process.poll() is None, "it has not been able to do anything yet"
         watching.cancel()
         following.signal(signal.SIGKILL)
         following.process.wait()

@@ -8,12 +8,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from run_fixtures import SMALL, Run, running
+from run_fixtures import Run, small_elsewhere
 
 from config import ConfigError
-from controller.engine.fake import FakeEngine
 from supervisor.cli import main
-from supervisor.job import free_port
 from supervisor.machines import run_settings
 
 PROGRAMS = {
@@ -85,26 +83,12 @@ def test_wrong_settings_are_refused_when_the_script_is_written(tmp_path: Path, c
 
 async def test_a_job_of_two_machines_runs_to_its_end(tmp_path: Path, slurm: Path, small_policy, monkeypatch: pytest.MonkeyPatch):
     """Real processes, on this machine in the place of both."""
-    signals = free_port()
-    engine = FakeEngine(small_policy, signals=f"tcp://127.0.0.1:{signals}", keys=str(tmp_path / "run-keys"))
-    settings = SMALL | {"model.name": str(small_policy), "controller.signals_port": str(signals), "controller.port": str(free_port())}
-    settings.pop("actor.count")
-    async with running(tmp_path, "keys", str(tmp_path / "run-keys"), "actors") as made:
-        assert await made.ended(30) == 0, made.output
-    url = await engine.start()
-    try:
-        named = [f"--{name}={value}" for name, value in (settings | {"engine.urls": url}).items()]
-        assert main(["slurm", str(tmp_path / "run"), "--actors", "2", *named]) == 0
+    async with small_elsewhere(tmp_path / "run", small_policy) as arguments:
+        assert main(["slurm", *arguments]) == 0
         monkeypatch.setenv("SLURM_JOB_NODELIST", "here,there")
-        process = await asyncio.create_subprocess_exec(
-            "bash",
-            str(tmp_path / "run.sbatch"),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        run = Run(process, tmp_path / "run")
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        script = str(tmp_path / "run.sbatch")
+        pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
+        run = Run(await asyncio.create_subprocess_exec("bash", script, **pipes), tmp_path / "run")
         assert await run.ended() == 0, run.output
         assert run.summary()["updates"] == 2 and run.summary()["dropped"] == {}
-    finally:
-        await engine.stop()
