@@ -40,7 +40,13 @@ class Host:
     def run(self, command: list[str], environment: dict[str, str]) -> int:
         """To its end, in the project's directory; its exit status. Ray says which GPUs there are, unless `environment` does."""
         own = {**environment, **({GPUS: os.environ[GPUS]} if GPUS in os.environ and GPUS not in environment else {})}
-        process = subprocess.Popen(command, cwd=ROOT, env=own, start_new_session=True, preexec_fn=dying_with_parent())
+        tie = dying_with_parent()
+
+        def begin() -> None:
+            tie()
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())  # threads of Ray's workers block signals, which children inherit
+
+        process = subprocess.Popen(command, cwd=ROOT, env=own, start_new_session=True, preexec_fn=begin)
         self._running.append(process)
         return process.wait()
 
@@ -95,10 +101,12 @@ def _hosts(names: Sequence[str], gpus: Sequence[int], fixed: int, wait: float) -
 def _to_the_end(host, command: list[str]) -> int:
     """Run a command there, and pass on to it the signals that come here."""
     status = host.run.remote(command, dict(os.environ))
+    came: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: host.signal.remote(number))
+        signal.signal(number, lambda number, _: came.append(number))
     while not ray.wait([status], timeout=0.5)[0]:
-        pass
+        while came:
+            host.signal.remote(came.pop(0))
     return ray.get(status)
 
 

@@ -11,10 +11,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from run_fixtures import SMALL, running
+from run_fixtures import running, small_elsewhere
 
-from controller.engine.fake import FakeEngine
-from protocol.security import make_keys
 from supervisor.job import free_port
 
 pytest.importorskip("ray", reason="pip install -e '.[ray]'")
@@ -55,21 +53,20 @@ async def cluster(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
             await asyncio.wait_for(process.wait(), 30)
 
 
-async def test_a_run_with_actors_and_learner_on_machines_of_their_own(tmp_path: Path, small_policy, monkeypatch: pytest.MonkeyPatch):
-    signals = free_port()
-    make_keys(tmp_path / "run-keys", "actors")
-    engine = FakeEngine(small_policy, signals=f"tcp://127.0.0.1:{signals}", keys=str(tmp_path / "run-keys"))
-    settings = SMALL | {"model.name": str(small_policy), "controller.signals_port": str(signals), "controller.port": str(free_port())}
-    settings |= {"engine.urls": await engine.start()}
-    settings.pop("actor.count")
-    try:
-        async with cluster(tmp_path, monkeypatch):
-            named = [f"--{name}={value}" for name, value in settings.items()]
-            async with running(tmp_path / "run", "ray", str(tmp_path / "run"), "--actors", "2", "--learner-node", *named) as run:
-                assert await run.ended() == 0, run.output
-                assert run.summary()["updates"] == 2 and run.summary()["dropped"] == {} and run.left_over() == []
-    finally:
-        await engine.stop()
+async def test_a_run_with_places_of_their_own_for_actors_and_learner(tmp_path: Path, small_policy, monkeypatch: pytest.MonkeyPatch):
+    """Begun, interrupted, and gone on with by the same command."""
+    async with small_elsewhere(tmp_path / "run", small_policy) as arguments, cluster(tmp_path, monkeypatch):
+        command = ["ray", *arguments, "--learner-node"]
+        async with running(tmp_path / "run", *command, "--updates", "1000") as run:
+            await run.until(run.updates)
+            run.process.send_signal(signal.SIGINT)
+            assert await run.ended() == 130, run.output
+            assert run.summary()["ended"] == "interrupted" and run.left_over() == []
+            done = run.summary()["updates"]
+        assert '"supervisor.on_ray"' in (run.directory / "config.toml").read_text(), "the learner was started by it, where Ray says"
+        async with running(tmp_path / "run", *command, "--updates", str(done + 1)) as run:
+            assert await run.ended() == 0, run.output
+            assert run.summary()["updates"] == done + 1 and run.summary()["dropped"] == {} and run.left_over() == []
 
 
 async def test_no_cluster_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
