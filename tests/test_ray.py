@@ -66,7 +66,8 @@ async def test_a_run_with_places_of_their_own_for_actors_and_learner(tmp_path: P
         assert '"supervisor.on_ray"' in (run.directory / "config.toml").read_text(), "the learner was started by it, where Ray says"
         async with running(tmp_path / "run", *command, "--updates", str(done + 1)) as run:
             assert await run.ended() == 0, run.output
-            assert run.summary()["updates"] == done + 1 and run.summary()["dropped"] == {} and run.left_over() == []
+            assert run.summary()["updates"] == done + 1 and run.left_over() == []
+            assert set(run.summary()["dropped"]) <= {"cancelled"}, "what was under way when it was interrupted"
 
 
 async def test_no_cluster_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
