@@ -321,11 +321,27 @@ class ActorSection(Section):
 
 class ControllerSection(Section):
     host: Annotated[str, says("Address the controller and the learner listen on; 0.0.0.0 lets other machines join")] = "127.0.0.1"
-    port: Annotated[int, says("Port for actors; 0: any free one", ge=0, le=65535)] = 0
+    port: Annotated[int, says("Port for actors, the next shards have the next; 0: any free ones", ge=0, le=65535)] = 0
     signals_port: Annotated[
         int,
-        says("Port for the engine's signals; 0: any free one. Engines at engine.urls must be told it (docs/engine.md)", ge=0, le=65535),
+        says(
+            "Port for the engine's signals, the next shards have the next; 0: any free ones. Engines at engine.urls must be told it "
+            "(docs/engine.md)",
+            ge=0,
+            le=65535,
+        ),
     ] = 0
+    shards: Annotated[int, says("Processes that share turns, signals and engines between them (docs/cluster.md)", ge=1)] = 1
+    hosts: Annotated[
+        list[str], says("Addresses of the machines of the shards after the first, which is here, and of their engines; empty: all are here")
+    ] = []
+    launch: Annotated[
+        list[str],
+        says(
+            "With hosts: a command that runs the one after it on the machine of shard {shard} (1, 2, ...), in this directory and with "
+            "these variables (srun,--relative={shard}). It needs run.weights_dir and security.keys"
+        ),
+    ] = []
 
 
 class SecuritySection(Section):
@@ -391,12 +407,14 @@ class Endpoints(Section):
 
     actors: str  # controller binds: actors and fleets connect
     learner: str  # controller binds: the learner connects
-    signals: str  # controller binds: the engine's plugin connects
+    signals: list[str]  # each shard binds its own, the controller the first: the plugins of its engines connect
     trajectories: str  # learner binds: actors connect
     stats: str  # supervisor binds: everyone pushes measurements
     dashboard: str  # http://host:port, where the controller serves it
-    engines: list[str]  # http://host:port of each vLLM server
+    engines: list[str]  # http://host:port of each vLLM server; those of a shard: every so manieth
     weights: str = ""  # tcp://host:port, where the learner meets the engines' workers for NCCL
+    shards: str = ""  # controller binds: the other shards connect
+    turns: list[str] = []  # each shard but the controller binds its own: actors connect
 
 
 class Job(Section):
@@ -410,6 +428,7 @@ class Job(Section):
     started: float  # seconds since the epoch
     resume: bool = False
     engine_key: str = ""  # what the engines want to be told; empty: nothing
+    permit_key: str = ""  # which controller and shards share (controller/permits.py)
 
     def save(self, path: Path) -> None:
         path.touch(mode=0o600)

@@ -16,6 +16,7 @@ import zmq
 import zmq.asyncio
 
 from actors.episode import EpisodePlayer
+from actors.route import shard_of
 from envs.base import Environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
@@ -27,6 +28,7 @@ from protocol.messages import (
     Heartbeat,
     Lease,
     Message,
+    Place,
     Shutdown,
     TurnFailed,
     TurnRequest,
@@ -55,7 +57,8 @@ class ControllerLost(Exception):
 
 
 class Actor:
-    """Connected to one controller and one learner; `run` returns when the controller says that the run is over."""
+    """Connected to the controller, to the shard that takes its turns (if that is another one), and to the learner; `run` returns when the
+    controller says that the run is over."""
 
     def __init__(
         self,
@@ -67,8 +70,14 @@ class Actor:
         keys: Keys | None = None,
     ) -> None:
         self.name = f"actor-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}".encode()
-        self._controller = self._connect(context, endpoint, keys)
-        self._learner = self._connect(context, f"tcp://{welcome.learner_host or urlsplit(endpoint).hostname}:{welcome.learner_port}", keys)
+        self._host = urlsplit(endpoint).hostname
+        self._connect = functools.partial(self._connection, context, keys)
+        self._controller = self._connect(endpoint)
+        self._learner = self._connect(f"tcp://{welcome.learner_host or self._host}:{welcome.learner_port}")
+        self._place: Place | None = None
+        self._shard = self._controller  # who takes the turns
+        self._listening: asyncio.Task | None = None  # to the shard
+        self._group: asyncio.TaskGroup | None = None
         self._welcome = welcome
         self._player = EpisodePlayer(
             environment, prompter, self._take_turn, step_timeout=welcome.step_timeout,
@@ -76,7 +85,7 @@ class Actor:
         )  # fmt: skip
         self._reader = FrameReader()
         self._leases: asyncio.Queue[Lease] = asyncio.Queue()
-        self._turns: dict[tuple[EpisodeKey, int, int], asyncio.Future[TurnResult | TurnFailed]] = {}
+        self._turns: dict[tuple[EpisodeKey, int, int], tuple[TurnRequest, asyncio.Future[TurnResult | TurnFailed]]] = {}
         self._acks: dict[EpisodeKey, asyncio.Event] = {}
         self._over = asyncio.Event()
         self._asking = 0
@@ -88,16 +97,16 @@ class Actor:
         loops = [self._play_leases() for _ in range(episodes)]
         loops += [self._listen_to_controller(), self._listen_to_learner(), self._beat(), self._lag.run(), self._until_over()]
         try:
-            async with asyncio.TaskGroup() as group:
+            async with asyncio.TaskGroup() as self._group:
                 for loop in loops:
-                    group.create_task(loop)
+                    self._group.create_task(loop)
         except* _RunIsOver:
             pass
         except* ControllerLost as lost:
             raise lost.exceptions[0] from None
         finally:
-            self._controller.close(linger=200)
-            self._learner.close(linger=200)
+            for connection in {self._controller, self._shard, self._learner}:
+                connection.close(linger=200)
 
     async def _play_leases(self) -> None:
         """One slot: ask for an episode, play it, deliver it, again."""
@@ -112,13 +121,16 @@ class Actor:
             acknowledged = self._acks.setdefault(lease.key, asyncio.Event())  # of all attempts that are delivered from here
             await self._until(acknowledged.wait(), functools.partial(self._learner.send, encode(trajectory)))
             self._acks.pop(lease.key, None)
-            await self._tell_controller(EpisodeEnded(key=lease.key, attempt=lease.attempt))
+            ended = EpisodeEnded(key=lease.key, attempt=lease.attempt)
+            for connection in {self._controller, self._shard}:
+                await connection.send(encode(ended))
 
     async def _take_turn(self, request: TurnRequest) -> TurnResult | TurnFailed:
         turn = (request.key, request.attempt, request.turn)
-        future = self._turns[turn] = asyncio.get_running_loop().create_future()
+        future = asyncio.get_running_loop().create_future()
+        self._turns[turn] = request, future
         try:
-            return await self._until(future, functools.partial(self._tell_controller, request))
+            return await self._until(future, functools.partial(self._ask, request))
         finally:
             del self._turns[turn]
 
@@ -140,14 +152,44 @@ class Actor:
             match message:
                 case Alive(session=session) if session != self._welcome.session:
                     raise ControllerLost("another controller answers: the run was started again")
+                case Alive(shards=shards):
+                    await self._move(shard_of(self.name, shards))
                 case Lease() as lease:
                     self._leases.put_nowait(lease)
                 case TurnResult() | TurnFailed() as answer:
-                    future = self._turns.get((answer.key, answer.attempt, answer.turn))
-                    if future is not None and not future.done():
-                        future.set_result(answer)
+                    self._answered(answer)
                 case Shutdown():
                     self._over.set()
+
+    async def _listen_to_shard(self, shard: zmq.asyncio.Socket) -> None:
+        while True:
+            match self._reader.read(b"shard", await shard.recv()):
+                case TurnResult() | TurnFailed() as answer:
+                    self._answered(answer)
+
+    def _answered(self, answer: TurnResult | TurnFailed) -> None:
+        _, future = self._turns.get((answer.key, answer.attempt, answer.turn), (None, None))
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+    async def _move(self, place: Place | None) -> None:
+        """Ask the shard there for turns from now on (None: the controller), first for those that are waited for. What others still say is
+        not heard."""
+        if place == self._place:
+            return
+        if self._listening is not None:
+            self._listening.cancel()
+            self._listening = None
+            self._shard.close(linger=0)
+        self._place, self._shard = place, self._controller
+        if place is not None:
+            self._shard = self._connect(f"tcp://{place.host or self._host}:{place.port}")
+            self._listening = self._group.create_task(self._listen_to_shard(self._shard))
+        for request, _ in list(self._turns.values()):
+            await self._ask(request)
+
+    async def _ask(self, request: TurnRequest) -> None:
+        await self._shard.send(encode(request))
 
     async def _listen_to_learner(self) -> None:
         while True:
@@ -172,7 +214,7 @@ class Actor:
     async def _tell_controller(self, message: Message) -> None:
         await self._controller.send(encode(message))
 
-    def _connect(self, context: zmq.asyncio.Context, endpoint: str, keys: Keys | None) -> zmq.asyncio.Socket:
+    def _connection(self, context: zmq.asyncio.Context, keys: Keys | None, endpoint: str) -> zmq.asyncio.Socket:
         connection = context.socket(zmq.DEALER)
         connection.set(zmq.IDENTITY, self.name)
         connect(connection, endpoint, keys)

@@ -71,7 +71,9 @@ class EpisodePlayer:
             prompt = self._prompter.prompt(env.prompt(view))
             if len(prompt) > self._max_prompt_tokens:
                 raise _Ended(DropReason.ENV_ERROR, f"a prompt of {len(prompt)} tokens: raise engine.max_model_len, or lower env.history")
-            request = TurnRequest(key=lease.key, attempt=lease.attempt, turn=len(played.turns), prompt=pack(prompt, INT32))
+            request = TurnRequest(
+                key=lease.key, attempt=lease.attempt, turn=len(played.turns), prompt=pack(prompt, INT32), permit=lease.permit
+            )
             answer = await self._take_turn(request)
             if isinstance(answer, TurnFailed):
                 raise _Ended(answer.reason, answer.detail)

@@ -39,7 +39,7 @@ from protocol.arrays import FLOAT32, INT32, pack
 from protocol.messages import SignalFrame
 from protocol.prompting import read_vocabulary
 from supervisor import children
-from supervisor.job import choose_endpoints
+from supervisor.endpoints import choose_endpoints
 from supervisor.settings import resolve
 
 PROMPT, RESPONSE = 91, 64

@@ -23,7 +23,7 @@ from envs.alfworld.reference import Original, missing_packages, wander
 from envs.base import Environment
 from envs.play import expert_episode
 from envs.registry import make_environment
-from supervisor.job import free_port
+from supervisor.endpoints import free_port
 
 SECONDS = 3.0
 """For each figure."""

@@ -42,7 +42,8 @@ from controller.engine.server import wait_ready
 from protocol.codec import decode
 from protocol.messages import Stats
 from supervisor.children import Child, start, stop_all
-from supervisor.job import choose_endpoints, job_file
+from supervisor.endpoints import choose_endpoints
+from supervisor.job import job_file
 from supervisor.settings import resolve
 
 STEP_SECONDS = {"slow": 0.5, "fast": 0.01}

@@ -120,7 +120,7 @@ async def serve(job: Job) -> None:
     controller.engine.fake.Generator = Noise
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
-    engine = FakeEngine(job.model_dir, port=urlsplit(job.endpoints.engines[0]).port, signals=job.endpoints.signals)
+    engine = FakeEngine(job.model_dir, port=urlsplit(job.endpoints.engines[0]).port, signals=job.endpoints.signals[0])
     await engine.start()
     await over.wait()
 

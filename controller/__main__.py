@@ -1,4 +1,4 @@
-"""`python -m controller JOB`: the controller of a run."""
+"""`python -m controller JOB [SHARD]`: the controller of a run, or one of its other shards (1, 2, ...)."""
 
 import asyncio
 import logging
@@ -10,18 +10,19 @@ import zmq.asyncio
 
 from config import Job
 from controller.main import Controller
+from controller.shard import Shard
 from protocol.files import allow_many_files
 from protocol.security import gatekeeper, load_keys
 
 
-async def control(job: Job) -> None:
+async def control(job: Job, shard: int) -> None:
     """Until SIGTERM, which says that the run is over, or until something in it fails."""
     running = asyncio.current_task()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     context = zmq.asyncio.Context()
     try:
         async with gatekeeper(context, load_keys(job.config.security.keys)):
-            await Controller(job, context).run()
+            await (Shard(job, context, shard) if shard else Controller(job, context)).run()
     except asyncio.CancelledError:
         pass
     finally:
@@ -31,4 +32,4 @@ async def control(job: Job) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     allow_many_files()
-    asyncio.run(control(Job.load(Path(sys.argv[1]))))
+    asyncio.run(control(Job.load(Path(sys.argv[1])), shard=int(sys.argv[2]) if len(sys.argv) > 2 else 0))

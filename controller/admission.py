@@ -59,6 +59,7 @@ class Admission:
     leased: dict[EpisodeKey, _Holder] = field(default_factory=dict)
     _awaiting: dict[int, list[int]] = field(default_factory=dict)  # version -> groups freed once it is applied
     _to_admit: int = 0
+    revoked: list[tuple[EpisodeKey, int]] = field(default_factory=list)  # leases (episode, attempt) that lapsed, for those who must know
     _leased_to: dict[EpisodeKey, list[bytes]] = field(default_factory=dict)  # the actor of each attempt
 
     # --- what the learner says
@@ -96,7 +97,7 @@ class Admission:
         self._to_admit = 0
         self.pending.clear()
         for key in cancelled:
-            self.leased.pop(key, None)
+            self._revoke(key)
         return cancelled
 
     # --- what actors do
@@ -132,7 +133,10 @@ class Admission:
         if not 0 <= attempt < len(had) or had[attempt] != actor:
             return False
         del self._leased_to[key]
-        self.leased.pop(key, None)
+        if self.holds(key, attempt, actor):
+            del self.leased[key]
+        else:
+            self._revoke(key)
         for queue in (self.pending, self.pending_evaluation):
             if key in queue:
                 queue.remove(key)
@@ -149,13 +153,17 @@ class Admission:
     def _take_back(self, keys: list[EpisodeKey]) -> list[EpisodeKey]:
         given_up = []
         for key in keys:
-            del self.leased[key]
+            self._revoke(key)
             if len(self._leased_to[key]) >= self.settings.max_leases:
                 del self._leased_to[key]
                 given_up.append(key)
             else:
                 (self.pending_evaluation if key.evaluation else self.pending).appendleft(key)
         return given_up
+
+    def _revoke(self, key: EpisodeKey) -> None:
+        if (holder := self.leased.pop(key, None)) is not None:
+            self.revoked.append((key, holder.attempt))
 
     def _admit(self, have: set[EpisodeKey] = frozenset()) -> None:
         while self._to_admit > 0 and len(self.holding) < self.settings.slots:

@@ -15,10 +15,11 @@
   ─────────────────────────────────────────────────────────────────────────────────────────────────────
   _serve_actors   a frame from any actor                       actors
   _serve_learner  a frame from the learner                     learner
+  _serve_shards   a frame from any shard                       shards (controller/shard.py), if there are any
   signals.run     a signal frame                               the engine, every step with a watched row
   one task a turn the engine's answer, the turn's last signal  engine (HTTP), signals.run
   _apply_weights  newly published weights                      _serve_learner
-  _watch_actors   the clock (a heartbeat)                      clock
+  _watch          the clock (a heartbeat)                      clock
   _report         the clock (a second)                         clock
   _dashboard      whoever looks                                a browser
 
@@ -30,30 +31,30 @@ episode that cannot go on is dropped, its group is consumed without it, and its 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import zmq
 import zmq.asyncio
+from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from config import Config, Job
-from controller.admission import Admission, AdmissionSettings, episode_seed
+from controller.admission import Admission, AdmissionSettings
 from controller.credits import Credits
 from controller.dashboard import Dashboard
-from controller.endings import dropped, failed
-from controller.engine.pool import EnginePool, Health
-from controller.rules.thinking import NEVER
+from controller.desk import Desk
+from controller.endings import dropped
+from controller.permits import permit
+from controller.shards import Shards
 from controller.shown import shown
-from controller.signals import SignalRouter
-from controller.stream import Streamer
-from controller.think_tokens import think_tokens
-from controller.turns import TurnRunner
 from controller.welcome import welcome
 from envs.registry import make_environment
-from protocol.checks import Bounds, of_turn_request
+from protocol.checks import of_shard_state
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
     Alive,
@@ -67,20 +68,19 @@ from protocol.messages import (
     Heartbeat,
     Hello,
     LearnerState,
+    Load,
     Message,
+    Place,
     Published,
+    Revoked,
+    ShardState,
     Shutdown,
     Stats,
-    TurnFailed,
     TurnRequest,
-    TurnResult,
-    weights_file,
 )  # fmt: skip
 from protocol.security import bind, connect, load_keys
-from telemetry.idle_clock import IdleClock
 from telemetry.loop_lag import LoopLag
 from telemetry.metrics_file import METRICS_FILE
-from telemetry.spans import SpanFile
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,10 @@ MAX_CREDIT = 10_000
 """Episodes an actor may play at once."""
 
 LOST_AFTER = 5
-"""Heartbeats an actor may miss."""
+"""Heartbeats an actor, or a shard, may miss."""
+
+LAST_WORDS = 1.0
+"""Seconds in which shards that end say what they have counted."""
 
 
 class Controller:
@@ -113,32 +116,31 @@ class Controller:
         self._stats.set(zmq.LINGER, 0)
         connect(self._stats, job.endpoints.stats, keys)
         self._reader = FrameReader()
-        self._tokens = tokens = think_tokens(Path(job.model_dir), env, self.config.control)
-        self._bounds = Bounds(tokens.vocabulary, self.config.engine.max_model_len - 1, learner.group_size)
-        self._signals = SignalRouter(context, job.endpoints.signals, tokens, keys)
-        self._engines = EnginePool(job.endpoints.engines, self.config.engine.start_seconds, job.engine_key)
-        self._weights_dir, self._meeting = Path(job.weights_dir), job.endpoints.weights
-        self._turns = TurnRunner(self.config, self._engines, self._signals, tokens, lambda: self.version)
+        self._desk = Desk(job, context, keys, 0, self._holds, self._to_actor)
+        places = [place_of(endpoint, self.config.controller.hosts) for endpoint in job.endpoints.turns]
+        self._shards = Shards(places, LOST_AFTER * self.config.actor.heartbeat_seconds)
+        self._shard_socket = context.socket(zmq.ROUTER)
+        if job.endpoints.shards:
+            bind(self._shard_socket, job.endpoints.shards, keys, "run")
+        self._told: list[Place] = []  # what actors know of the shards in force
+        self._newest: Load | None = None
+        self._secret = job.permit_key
         self.version = -1
         self._learner_id: bytes | None = None
         self._credits = Credits()
         self._last_seen: dict[bytes, float] = {}
         self._gauges: dict[bytes, Heartbeat] = {}
         self._published: asyncio.Queue[Published] = asyncio.Queue(maxsize=learner.max_staleness + 2)
-        self._turn_tasks: set[asyncio.Task] = set()
-        self._asked: set[tuple[bytes, EpisodeKey, int]] = set()  # (actor, episode, attempt) whose turn is under way
-        self._answers: dict[tuple[bytes, EpisodeKey, int], TurnResult | TurnFailed] = {}  # to the last one of each
         self._finished = False
         self._lag = LoopLag()
-        self._idle = IdleClock()
-        self._spans = SpanFile(Path(job.run_dir), "controller")
         self._last_gauges: dict[str, float | None] = {}
         decode = functools.partial(Tokenizer.from_file(tokenizer_file).decode, skip_special_tokens=False)
-        parts = (self._turns, self._signals, self._engines, self.admission, self._last_seen, decode)
+        engines = lambda: [*self._desk.standing(), *self._shards.standing()]  # noqa: E731
+        parts = (self._desk.turns, self._desk.signals, engines, self.admission, self._last_seen, decode)
         self._dashboard = Dashboard(
             job.endpoints.dashboard, self.config.dashboard, Path(job.run_dir) / METRICS_FILE,
             lambda: {"version": self.version, "updates": self.config.run.updates, "gauges": self._last_gauges, **shown(*parts)},
-            lambda: self._last_gauges, self._signals.looked_at,
+            lambda: self._last_gauges, self._desk.signals.looked_at,
         )  # fmt: skip
 
     async def run(self) -> None:
@@ -146,8 +148,8 @@ class Controller:
         try:
             async with asyncio.TaskGroup() as loops:
                 for loop in (
-                    self._serve_actors, self._serve_learner, self._signals.run, self._apply_weights, self._watch_actors, self._report,
-                    self._lag.run, self._dashboard.run,
+                    self._serve_actors, self._serve_learner, self._serve_shards, self._desk.signals.run, self._apply_weights, self._watch,
+                    self._report, self._lag.run, self._dashboard.run,
                 ):  # fmt: skip
                     loops.create_task(loop())
         finally:
@@ -155,16 +157,17 @@ class Controller:
 
     async def close(self) -> None:
         """Tell the actors that it is over, and let go of sockets and the engine."""
-        for task in self._turn_tasks:
-            task.cancel()
-        await asyncio.gather(*self._turn_tasks, return_exceptions=True)
+        await self._desk.cancel()
         if self._finished:  # else it may be resumed, and those who come from elsewhere wait for that
             for actor in list(self._last_seen):
                 await self._to_actor(actor, Shutdown(reason="the run is over"))
+        with contextlib.suppress(TimeoutError):  # of a shard that was killed, or is stopped
+            async with asyncio.timeout(LAST_WORDS):
+                while self._shards.peers():  # those that are left end now, too
+                    await self._hear_shard()
         await self._send_gauges()  # what has come since the last time, for the summary
-        await self._engines.close()
-        self._signals.close()
-        self._spans.close()
+        await self._desk.close()
+        self._shard_socket.close(linger=0)
         self._actors.close(linger=1000)
         self._learner.close(linger=1000)
         self._stats.close(linger=200)
@@ -183,20 +186,23 @@ class Controller:
                     self._credits.add(actor, n)
                     await self._hand_out()
                 case TurnRequest():
-                    flaw = await self._start_turn(actor, message)
+                    flaw = await self._desk.take(actor, message)
                 case EpisodeEnded(key=key, attempt=attempt):
                     if self.admission.ended(key, actor, attempt):
-                        self._turns.forget(key)
+                        self._desk.forget(key, attempt)
+                        await self._tell_of_revoked()
                 case Heartbeat(asking=n) if 0 <= n <= MAX_CREDIT:
                     self._gauges[actor] = message
                     self._credits.claimed(actor, n)
-                    await self._to_actor(actor, Alive(session=self._welcome.session))
+                    await self._to_actor(actor, self._alive())
                 case _:
                     flaw = f"{type(message).__name__} that no actor sends"
             if flaw:
                 self._reader.refuse(actor, flaw)
-            else:
-                self._last_seen[actor] = time.monotonic()
+                continue
+            if actor not in self._last_seen and self._told:
+                await self._to_actor(actor, self._alive())
+            self._last_seen[actor] = time.monotonic()
 
     async def _hand_out(self) -> None:
         """Leases against credits, first come first served, as long as there are both, and the learner's weights in the engine."""
@@ -208,58 +214,22 @@ class Controller:
             if lease is None:
                 return
             self._credits.served()
-            await self._to_actor(actor, lease)
+            await self._to_actor(actor, replace(lease, permit=permit(self._secret, actor, lease.key, lease.attempt)))
 
-    async def _start_turn(self, actor: bytes, request: TurnRequest) -> str:
-        """What is wrong with the request, if anything is."""
-        lease = (actor, request.key, request.attempt)  # with the actor, or one that asks for another's turn would keep that from it
-        if flaw := of_turn_request(request, self._bounds):
-            return flaw
-        if lease in self._asked:
-            return ""  # asked again: an answer that takes long is still to come
-        if (answer := self._answers.get(lease)) is not None and answer.turn == request.turn:
-            await self._to_actor(actor, answer)  # asked again, since it was lost
-            return ""
-        self._asked.add(lease)
-        task = asyncio.create_task(self._turn(actor, request))
-        self._turn_tasks.add(task)
-        self._idle.busy(len(self._turn_tasks))
-        task.add_done_callback(self._turn_ended)
-        return ""
+    def _holds(self, actor: bytes, request: TurnRequest) -> bool:
+        return self.admission.holds(request.key, request.attempt, actor)
 
-    def _turn_ended(self, task: asyncio.Task) -> None:
-        self._turn_tasks.discard(task)
-        self._idle.busy(len(self._turn_tasks))
-        if not task.cancelled() and task.exception() is not None:
-            log.error("a turn failed in the controller", exc_info=task.exception())
-
-    async def _turn(self, actor: bytes, request: TurnRequest) -> None:
-        lease = (actor, request.key, request.attempt)
-        try:
-            answer = self._answers[lease] = await self._answer(actor, request)
-        finally:
-            self._asked.discard(lease)  # before the actor knows, and asks for the next one
-        await self._to_actor(actor, answer)
-
-    async def _answer(self, actor: bytes, request: TurnRequest) -> TurnResult | TurnFailed:
-        if not self.admission.holds(request.key, request.attempt, actor):
-            return failed(request, DropReason.CANCELLED, "its lease is no longer in force")
-        try:
-            with self._spans.span("turn", request.key.id, turn=request.turn):
-                return await self._turns.run(request, episode_seed(self.config.run.seed, request.key))
-        except Exception as error:  # ours to mend; an actor without an answer would wait for ever
-            log.exception("a turn failed in the controller")
-            return failed(request, DropReason.ENGINE_ERROR, f"the controller failed in this turn: {error!r}")
-
-    async def _watch_actors(self) -> None:
+    async def _watch(self) -> None:
+        """Who is silent is lost."""
         while True:
             await asyncio.sleep(self.config.actor.heartbeat_seconds)
+            for number, seconds in self._shards.silent(time.monotonic()):
+                log.warning("shard %d was silent for %.0f s: its turns go to others", number, seconds)
+            await self._announce()
             horizon = time.monotonic() - LOST_AFTER * self.config.actor.heartbeat_seconds
             for actor in [a for a, seen in self._last_seen.items() if seen < horizon]:
                 await self._lose(actor)
             await self._give_up(self.admission.overdue(time.monotonic() - self.config.actor.episode_seconds))
-            held = {(holder.actor, key, holder.attempt) for key, holder in self.admission.leased.items()}
-            self._answers = {lease: answer for lease, answer in self._answers.items() if lease in held}
 
     async def _lose(self, actor: bytes) -> None:
         silent = LOST_AFTER * self.config.actor.heartbeat_seconds
@@ -270,8 +240,8 @@ class Controller:
         await self._give_up(self.admission.actor_lost(actor))
 
     async def _give_up(self, episodes: list[EpisodeKey]) -> None:
+        await self._tell_of_revoked()
         for key in episodes:
-            self._turns.forget(key)
             detail = f"not brought to an end by {self.config.actor.max_leases} actors (actor.max_leases)"
             await self._to_learner(dropped(key, DropReason.ACTOR_LOST, detail))
         await self._hand_out()
@@ -284,7 +254,7 @@ class Controller:
             match message:
                 case LearnerState() as state:
                     self._learner_id = peer
-                    self._turns.thresholds.restore(state.control)
+                    self._desk.turns.thresholds.restore(state.control)
                     self.admission.start(state.next_group, state.received, state.updates_left)
                 case Published() as published:
                     self.admission.trained(published.version, published.trained)
@@ -298,56 +268,72 @@ class Controller:
             await self._hand_out()
 
     async def _apply_weights(self) -> None:
-        """New weights into the engines while they generate; then the slots they free."""
-        checked = 0  # version whose weights were compared last
+        """New weights into all engines while they generate; then the slots they free."""
         while True:
             published = await self._published.get()
-            verify = self.version < 0 or published.version - checked >= self.config.engine.verify_every
-            with self._spans.span("load weights", "weights", version=published.version):
-                seconds = await self._load(published, verify)
-            if verify:
-                checked = published.version
-            if self.version < 0:
-                await self._choose_signal()
-            self.version = published.version
+            self._newest = Load(version=published.version, checksum=published.checksum)
+            for shard in self._shards.peers():
+                await self._to_shard(shard, self._newest)
+            own = self._desk.load(published.version, published.checksum, published.transfer)
+            seconds = max(await asyncio.gather(own, self._shards.run(published.version)))
+            self.version = self._shards.version = published.version
+            await self._announce()  # before anything is admitted: see controller/shards.py
             self.admission.applied(published.version)
             if published.last:
                 self._finished = True
                 await self._finish_training()
-            await self._to_learner(Applied(version=published.version, seconds=seconds, control=self._turns.thresholds.state()))
+            control = self._desk.turns.thresholds.state()
+            await self._to_learner(Applied(version=published.version, seconds=seconds, control=control))
             await self._hand_out()
-
-    async def _load(self, published: Published, verify: bool) -> float:
-        deadline = self.config.engine.update_seconds
-        if published.transfer is None:
-            file = str(weights_file(self._weights_dir, published.version))
-            return await self._engines.apply_weights(file, published.version, published.checksum, deadline=deadline, verify=verify)
-        if self.version < 0:
-            await self._engines.join(self._meeting, deadline=deadline)
-        return await self._engines.receive_weights(published.transfer, published.version, deadline=deadline)
-
-    async def _choose_signal(self) -> None:
-        """Signals from the tap if it is in all engines, else from streams. Before any episode: the engines have weights, and no turns."""
-        control = self.config.control
-        if control.signal == "tap" or (control.signal == "auto" and all([await self._signals.answers(engine) for engine in self._engines])):
-            return
-        if control.signal == "auto":
-            log.warning("an engine sends no signals: uncertainty is estimated from streams of log-probs (control.signal)")
-        if control.where == "engine" and control.mode not in ("off", "void"):
-            log.warning("control.where engine needs the tap: the controller decides")
-        self._turns.streamer = Streamer(self._tokens.vocabulary, control.top_j, control.stall_seconds)
 
     async def _finish_training(self) -> None:
         for key in self.admission.finish():
             await self._to_learner(dropped(key, DropReason.CANCELLED, "the run ended before the episode did"))
+        await self._tell_of_revoked()
+
+    # --- shards
+
+    async def _serve_shards(self) -> None:
+        while True:
+            await self._hear_shard()
+            await self._announce()
+
+    async def _hear_shard(self) -> None:
+        peer, message, _ = await self._reader.receive(self._shard_socket)
+        if not isinstance(message, ShardState):
+            return self._reader.refuse(peer, f"{type(message).__name__} that no shard sends")
+        if flaw := of_shard_state(message, self.config.controller.shards):
+            return self._reader.refuse(peer, flaw)
+        self._shards.heard(peer, message, time.monotonic())
+        if self._newest is not None and message.version < self._newest.version:
+            await self._to_shard(peer, self._newest)
+
+    async def _announce(self) -> None:
+        """Tell the actors which shards are in force, when that has changed."""
+        if self._told != (now := self._shards.in_force()):
+            self._told = now
+            for actor in self._last_seen:
+                await self._to_actor(actor, self._alive())
+
+    async def _tell_of_revoked(self) -> None:
+        """Whoever answers turns is to know which leases lapsed."""
+        revoked, self.admission.revoked = self.admission.revoked, []
+        for key, attempt in revoked:
+            self._desk.forget(key, attempt)
+        if revoked:
+            for shard in self._shards.peers():
+                await self._to_shard(shard, Revoked(leases=revoked))
+
+    def _alive(self) -> Alive:
+        return Alive(session=self._welcome.session, shards=self._told)
 
     # --- measurement
 
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            self._engines.check()
-            self._spans.flush()
+            self._desk.engines.check()
+            self._desk.spans.flush()
             await self._send_gauges()
 
     async def _send_gauges(self) -> None:
@@ -355,29 +341,18 @@ class Controller:
         await self._stats.send(encode(Stats(source="controller", event="gauge", values=self._last_gauges)))
 
     def gauges(self) -> dict[str, float]:
-        """What the controller knows now: counters are totals since its start."""
-        counters = self._turns.counters
+        """What the controller knows now, of all shards together: counters are totals since its start."""
         beats = [self._gauges.pop(actor) for actor in list(self._gauges)]
+        own = self._desk.gauges() | {"loop_lag_controller": self._lag.read().worst}
+        own["bad_frames"] += self._reader.dropped
         return {
-            "generated_tokens": counters.generated_tokens,
-            "wasted_tokens": counters.rejected_tokens + counters.late_tokens,
-            "wasted_rejected": counters.rejected_tokens,
-            "wasted_late": counters.late_tokens,
-            "resamples": counters.resamples,
-            "interventions": self._signals.interventions + counters.cuts,
-            "epsilon": _or_none(self._turns.thresholds.epsilon),
-            "eta": _or_none(self._turns.thresholds.eta),
-            "turns_in_flight": len(self._turn_tasks),
+            **self._shards.gauges(own),
+            **self._desk.thresholds(),
             "queue_leases": len(self.admission.pending) + len(self.admission.pending_evaluation),
             "episodes_in_flight": len(self.admission.leased),
             "queue_weights": self._published.qsize(),
             "slots_taken": len(self.admission.holding),
-            "engines": sum(health is Health.HEALTHY for health, _ in self._engines.standing().values()),
             "actors": len(self._last_seen),
-            "signal_frames": self._signals.frames,
-            "bad_frames": self._reader.dropped + self._signals.reader.dropped,
-            "idle_share_engine": self._idle.share(),
-            "loop_lag_controller": self._lag.read().worst,
             **({"loop_lag_actors": max(beat.loop_lag for beat in beats)} if beats else {}),
         }
 
@@ -390,6 +365,12 @@ class Controller:
         if self._learner_id is not None:
             await self._learner.send_multipart([self._learner_id, encode(message)])
 
+    async def _to_shard(self, shard: bytes, message: Message) -> None:
+        await self._shard_socket.send_multipart([shard, encode(message)])
 
-def _or_none(threshold: float) -> float | None:
-    return None if threshold == NEVER else threshold
+
+def place_of(endpoint: str, elsewhere: Sequence[str]) -> Place:
+    """Where actors find the shard that listens at `endpoint` (tcp://host:port): on one of the machines `elsewhere`, or on the controller's,
+    which they know already, perhaps by another name."""
+    host, port = endpoint.removeprefix("tcp://").rsplit(":", 1)
+    return Place(host=host if host in elsewhere else "", port=int(port))

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 
 from controller.admission import Admission
-from controller.engine.pool import EnginePool
 from controller.signals import SignalRouter
 from controller.turns import TurnRunner
 
@@ -20,12 +19,13 @@ ACTORS = 200
 def shown(
     turns: TurnRunner,
     signals: SignalRouter,
-    engines: EnginePool,
+    engines: Callable[[], list[tuple[str, str, int]]],
     admission: Admission,
     last_seen: Mapping[bytes, float],
     decode: Callable[[list[int]], str],
 ) -> dict:
-    """Turns under way with their tokens, the latest decisions, engines and actors, as JSON can hold them."""
+    """Turns under way with their tokens, the latest decisions, engines (`engines`: address, health and turns of each) and actors, as JSON
+    can hold them. Turns and decisions are those of the controller's own engines."""
     now, playing = time.monotonic(), Counter(holder.actor for holder in admission.leased.values())
     return {
         "turns": [
@@ -36,7 +36,7 @@ def shown(
             {"turn": turn, "what": event.kind, "why": event.reason, "value": finite(event.value), "threshold": finite(event.threshold)}
             for turn, event in reversed(turns.decisions)
         ],
-        "engines": [{"url": url, "health": health, "turns": turns} for url, (health, turns) in engines.standing().items()],
+        "engines": [{"url": url, "health": health, "turns": turns} for url, health, turns in engines()],
         "actors": [
             {"name": actor.decode(errors="replace"), "episodes": playing[actor], "silent": round(now - seen, 1)}
             for actor, seen in list(last_seen.items())[:ACTORS]

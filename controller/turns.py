@@ -56,7 +56,7 @@ class TurnRunner:
         self._signals = signals
         self._tokens = tokens
         self._version = version
-        self._scores: dict[EpisodeKey, float] = {}
+        self._scores: dict[tuple[EpisodeKey, int], float] = {}  # of each lease
         self.thresholds = Thresholds(config.control)
         self.streamer: Streamer | None = None
         """Set where the engine has no tap."""
@@ -69,7 +69,8 @@ class TurnRunner:
         control = self._config.control
         controlled = control.mode not in ("off", "void") and (not request.key.evaluation or self._config.eval.control)
         resamples = control.max_resamples if controlled and control.mode in ("t2po", "t2po-turn") else 0
-        before = self._scores.get(request.key)
+        lease = (request.key, request.attempt)
+        before = self._scores.get(lease)
         unlucky: EngineClient | None = None  # the engine of the last try, if that came to nothing
         lost = 0
         attempts: list[Attempt] = []
@@ -109,15 +110,15 @@ class TurnRunner:
             log.warning("turn %d of %s failed: %s", request.turn, request.key.id, error)
             return failed(request, DropReason.ENGINE_ERROR, str(error))
         if isfinite(attempt.score):
-            self._scores[request.key] = attempt.score
+            self._scores[lease] = attempt.score
         self.counters.turns += 1
         name = f"{request.key.id}, turn {request.turn}"
         self.decisions.extend((name, event) for sampled in (*attempts, attempt) for event in sampled.events)
         return TurnResult(key=request.key, attempt=request.attempt, turn=request.turn, kept=attempt, rejected=attempts)
 
-    def forget(self, key: EpisodeKey) -> None:
-        """The episode is over."""
-        self._scores.pop(key, None)
+    def forget(self, key: EpisodeKey, attempt: int) -> None:
+        """The episode is over, as far as this lease of it goes."""
+        self._scores.pop((key, attempt), None)
 
     def _stall(self, attempt: Attempt, gamma: float, eta: float) -> Stall | None:
         """Why the attempt is to be sampled again."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
-from protocol.messages import Attempt, EpisodeKey, SignalFrame, Stats, Trajectory, Turn, TurnRequest
+from protocol.messages import Attempt, EpisodeKey, ShardState, SignalFrame, Stats, Trajectory, Turn, TurnRequest
 
 NO_TOKENS = "tokens that do not exist"
 MAX_TURNS = 10_000
@@ -74,6 +74,13 @@ def of_signal_frame(frame: SignalFrame) -> str:
         return f"{rows} turns with columns of {[len(column) for column in columns]} bytes"
     numbers = unpack(frame.entropy + frame.confidence + frame.top_log_prob, FLOAT32)
     return "" if np.isfinite(numbers).all() else "a signal that is no finite number"
+
+
+def of_shard_state(state: ShardState, shards: int) -> str:
+    """Whether it is of one of the `shards` shards of the run, beside the controller."""
+    if not 0 < state.shard < shards or state.version < -1:
+        return f"shard {state.shard} of {shards} with weights {state.version}"
+    return "" if all(map(isfinite, (state.seconds, *state.gauges.values()))) else "a gauge that is no finite number"
 
 
 def of_stats(stats: Stats) -> str:

@@ -5,12 +5,16 @@ little-endian bytes, with the element type in the field's comment (`protocol.arr
 
     actor       -> controller   Hello, Credit, TurnRequest, EpisodeEnded, Heartbeat
     controller  -> actor        Welcome, Alive, Lease, TurnResult, TurnFailed, Shutdown
+    actor       -> shard        TurnRequest, EpisodeEnded
+    shard       -> actor        TurnResult, TurnFailed
     actor       -> learner      Trajectory
     learner     -> actor        Ack
     learner     -> controller   LearnerState, Published, Evaluate, GroupsDropped
     controller  -> learner      Applied, Trajectory (an episode that no actor could finish)
-    engine      -> controller   SignalFrame
-    controller  -> engine       Steer
+    shard       -> controller   ShardState
+    controller  -> shard        Load, Revoked
+    engine      -> its controller or shard   SignalFrame
+    controller or shard -> engine            Steer
     everyone    -> supervisor   Stats
 """
 
@@ -23,7 +27,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, kw_only=True):
@@ -76,6 +80,7 @@ class Lease(Message):
     split: str
     task_index: int
     seed: int  # of everything random in the episode; the same for every attempt
+    permit: bytes = b""  # by which shards know that it was given (controller/permits.py)
 
 
 class Hello(Message):
@@ -117,10 +122,18 @@ class Heartbeat(Message):
     asking: int = 0  # episodes that it could take now
 
 
+class Place(msgspec.Struct, array_like=True, frozen=True):
+    """Where a shard takes turns."""
+
+    host: str  # empty: the one that the controller was reached at
+    port: int
+
+
 class Alive(Message):
-    """The controller lives: the answer to a heartbeat."""
+    """The controller lives: the answer to a heartbeat, and what actors are told when shards come or go."""
 
     session: str  # as in its welcome; another one is another run's, or this one's after a resume
+    shards: list[Place] = []  # that take turns beside the controller
 
 
 class Shutdown(Message):
@@ -180,6 +193,7 @@ class TurnRequest(Message):
     attempt: int
     turn: int
     prompt: bytes  # int32 [L]
+    permit: bytes = b""  # of the lease
 
 
 class TurnResult(Message):
@@ -302,6 +316,33 @@ class Applied(Message):
     control: bytes = b""  # the controller's own state, for the learner's checkpoint
 
 
+# --- controller and shards --------------------------------------------------------------------------------------------
+
+
+class ShardState(Message):
+    """A shard lives, and this is how it stands; after each heartbeat, and when its engines have new weights."""
+
+    shard: int
+    version: int  # of the weights that its healthy engines run; -1: none of this run's yet
+    seconds: float  # for which generation stood still at the last update
+    engines: list[tuple[str, str, int]]  # address, health, turns
+    gauges: dict[str, float]
+    last: bool = False  # it ends
+
+
+class Load(Message):
+    """The newest weights: a shard's engines are to run them."""
+
+    version: int
+    checksum: str
+
+
+class Revoked(Message):
+    """These leases (episode, attempt) are no longer in force: no further turns for them."""
+
+    leases: list[tuple[EpisodeKey, int]]
+
+
 # --- engine and controller --------------------------------------------------------------------------------------------
 
 
@@ -343,5 +384,6 @@ class Stats(Message):
 
 ANY = (
     Hello | Welcome | Alive | Lease | Credit | Heartbeat | Shutdown | TurnRequest | TurnResult | TurnFailed | Trajectory | Ack
-    | EpisodeEnded | LearnerState | Published | GroupsDropped | Evaluate | Applied | SignalFrame | Steer | Stats
+    | EpisodeEnded | LearnerState | Published | GroupsDropped | Evaluate | Applied | ShardState | Load | Revoked | SignalFrame | Steer
+    | Stats
 )  # fmt: skip

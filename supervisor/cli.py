@@ -30,8 +30,8 @@ COMMANDS = {
     "trace": "where the time of an update went, and a file of it for Perfetto: run.py trace RUN [--update N] [--output FILE]",
     "retriever": "serve passages to search in, by Search-R1's protocol: run.py retriever [--port 8000] [--corpus FILE]",
     "keys": "make keys for the machines that may join a run: run.py keys DIR [NAME ...]",
-    "slurm": "write a batch script for Slurm: run.py slurm DIR [--actor-nodes N] [--learner-node] [--time 12:00:00]",
-    "ray": "run on a Ray cluster: run.py ray DIR [--actor-nodes N] [--actors N] [--learner-node] [--gpus N]",
+    "slurm": "write a batch script for Slurm: run.py slurm DIR [--actor-nodes N] [--shard-nodes N] [--learner-node]",
+    "ray": "run on a Ray cluster: run.py ray DIR [--actor-nodes N] [--shard-nodes N] [--learner-node] [--gpus N]",
     "actor": "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N",
 }
 
@@ -281,7 +281,8 @@ def _elsewhere(command: str, description: str, further: str) -> argparse.Argumen
     """Arguments of commands that put a run on several machines."""
     parser = argparse.ArgumentParser(
         prog=f"run.py {command}",
-        usage=f"python run.py {command} DIR [--actor-nodes N] [--actors N] [--learner-node] {further} [--SETTING VALUE ...]",
+        usage=f"python run.py {command} DIR [--actor-nodes N] [--actors N] [--shard-nodes N] [--learner-node] {further} "
+        "[--SETTING VALUE ...]",
         description=f"{description} A run in DIR, with controller and engines on the first machine. Any setting of a run may follow. DIR, "
         "this project and its Python are on a disk that all machines see. A run that has a checkpoint goes on from it.",
         allow_abbrev=False,
@@ -289,6 +290,9 @@ def _elsewhere(command: str, description: str, further: str) -> argparse.Argumen
     parser.add_argument("dir", type=Path, metavar="DIR", help="the run's directory; beside it, keys and weights get one of their own")
     parser.add_argument("--actor-nodes", type=int, default=1, metavar="N", help="machines that play (default 1)")
     parser.add_argument("--actors", type=int, default=64, metavar="N", help="actor processes on each of them (default 64)")
+    parser.add_argument(
+        "--shard-nodes", type=int, default=0, metavar="N", help="machines with engines beside the first; engine.count is of all (default 0)"
+    )
     parser.add_argument("--learner-node", action="store_true", help="a machine of its own for the learner")
     return parser
 
@@ -301,7 +305,7 @@ def _placed(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argp
     options.dir = options.dir.absolute()
     overrides = {settings.full_name(name): value for name, value in parse_overrides(rest).items()}
     settings.resolve(None, overrides)  # what is wrong with them is said now, and not when the run begins
-    return options, Machines(options.actor_nodes, options.actors, options.learner_node), overrides
+    return options, Machines(options.shard_nodes, options.actor_nodes, options.actors, options.learner_node), overrides
 
 
 def _actor(arguments: list[str]) -> int:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import itertools
 import os
 import random
 import secrets
 import shutil
-import socket
 import tempfile
 import time
 from pathlib import Path
@@ -24,15 +21,11 @@ from envs.base import Environment, EnvironmentFailure
 from envs.registry import make_environment
 from protocol.prompting import load_prompter, read_vocabulary
 from protocol.security import KeysError, is_loopback, load_keys
+from supervisor.endpoints import check_launch, check_shards, choose_endpoints
 from supervisor.settings import to_toml
 from telemetry.trackers import check_tracker
 
 WEIGHTS_PREFIX = "foray-weights-"
-
-UNASSIGNED = range(10_000, 32_768)
-"""Ports that systems give to no outgoing connection by default: one chosen here is still free when its process gets to listen on it."""
-
-_tried = itertools.count(random.SystemRandom().randrange(len(UNASSIGNED)))  # runs that start at once begin at different ones
 
 
 def default_run_dir() -> Path:
@@ -49,6 +42,7 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
     check_tracker(config.run.tracker)
     check_model(config, configured_environment(config), model)
     check_launch(config)
+    check_shards(config)
     endpoints = choose_endpoints(config)
     check_keys(config, endpoints)
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -60,6 +54,7 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
         model_dir=str(model or run_dir / "policy"),
         weights_dir=weights_dir(_weights_parent(config)),
         engine_key=os.environ.get(ENGINE_KEY, "") or ("" if config.engine.urls else secrets.token_urlsafe(32)),
+        permit_key=secrets.token_urlsafe(32),
         started=time.time(),
         resume=resume,
     )
@@ -181,65 +176,10 @@ def check_keys(config: Config, endpoints: Endpoints) -> None:
         raise ConfigError(f"security.keys: {error}") from None
     if keys is not None and keys.public != keys.run:
         raise ConfigError(f"security.keys: {config.security.keys} has the keys of a machine that joins a run; give the directory above it")
-    listens = (endpoints.actors, endpoints.trajectories, endpoints.learner, endpoints.signals, endpoints.stats)
+    listens = [endpoints.actors, endpoints.trajectories, endpoints.learner, endpoints.stats, *endpoints.signals, *endpoints.turns]
+    listens += [endpoints.shards] * bool(endpoints.shards)
     if keys is None and not all(map(is_loopback, listens)):
         raise ConfigError(
             f"controller.host: at {config.controller.host} other machines can connect; make keys by `run.py keys DIR`, and give that "
             "directory as security.keys"
         )
-
-
-def check_launch(config: Config) -> None:
-    """Raises ConfigError when a learner elsewhere would not find us, nor the engines its weights."""
-    if not config.learner.launch:
-        return
-    if not (config.learner.host and config.run.weights_dir):
-        raise ConfigError("learner.launch: a learner elsewhere needs learner.host, and run.weights_dir on a disk that both machines see")
-    for name, host in (("controller.host", config.controller.host), ("learner.host", config.learner.host)):
-        if host in ("0.0.0.0", "*") or is_loopback(f"tcp://{host}"):
-            raise ConfigError(f"{name}: with learner.launch, give an address at which the other machine finds this one, not {host}")
-
-
-def choose_endpoints(config: Config) -> Endpoints:
-    """Fixed ports where settings fix them (and are free), free ones elsewhere."""
-    host, away = config.controller.host, config.learner.launch
-    near = host if away else "127.0.0.1"  # where the learner reaches supervisor and controller
-    there = config.learner.host or host
-    return Endpoints(
-        actors=f"tcp://{host}:{free_port(host, config.controller.port, 'controller.port')}",
-        learner=f"tcp://{near}:{free_port(near, 0, 'controller.host')}",
-        signals=f"tcp://127.0.0.1:{free_port('127.0.0.1', config.controller.signals_port, 'controller.signals_port')}",
-        trajectories=f"tcp://{there}:{_next_port() if away else free_port(there, 0, 'learner.host')}",
-        stats=f"tcp://{near}:{free_port(near, 0, 'controller.host')}",
-        dashboard=f"http://{config.dashboard.host}:{free_port(config.dashboard.host, config.dashboard.port, 'dashboard.port')}",
-        weights=f"tcp://{there}:{_next_port() if away else free_port(there, 0, 'learner.host')}",
-        engines=[url.rstrip("/") for url in config.engine.urls] or _own_engines(config),
-    )
-
-
-def _own_engines(config: Config) -> list[str]:
-    """Addresses of the engines that are started here."""
-    first = config.engine.port
-    ports = [free_port("127.0.0.1", first + number if first else 0, "engine.port") for number in range(config.engine.count)]
-    return [f"http://127.0.0.1:{port}" for port in ports]
-
-
-def _next_port() -> int:
-    """One that may be free: on another machine that cannot be found out from here."""
-    return UNASSIGNED[next(_tried) % len(UNASSIGNED)]
-
-
-def free_port(host: str = "127.0.0.1", port: int = 0, setting: str = "") -> int:
-    """`port` if it is free at `host`, or any free one for 0. Raises ConfigError naming `setting` when it is not free."""
-    while True:
-        candidate = port or _next_port()
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does: a port of a run that has just ended is free
-            try:
-                probe.bind((host, candidate))
-                return candidate
-            except OSError as error:
-                if error.errno != errno.EADDRINUSE:
-                    raise ConfigError(f"{setting}: cannot listen on {host}:{candidate}: {error.strerror}") from None
-        if port:
-            raise ConfigError(f"{setting}: port {port} is in use; give another one, or 0 for any free one")

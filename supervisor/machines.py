@@ -9,14 +9,19 @@ from config import ConfigError
 
 PORT = 5555
 """Of the controller, unless controller.port is given."""
-FOLLOW = ("run.dir", "run.weights_dir", "security.keys", "controller.host", "learner.launch", "learner.host")
+FOLLOW = (
+    "run.dir", "run.weights_dir", "security.keys", "controller.host", "controller.shards", "controller.hosts", "controller.launch",
+    "learner.launch", "learner.host",
+)  # fmt: skip
 """Settings that follow from the machines."""
 
 
 @dataclass(frozen=True)
 class Machines:
-    """The first machine has controller and engines, the second one the learner (if `learner`), the others have actors."""
+    """The first machine has controller and engines, the next `shards` have further shards with engines of their own, the next one has the
+    learner (if `learner`), the others have actors."""
 
+    shards: int
     actor_nodes: int
     actors: int
     """On each machine with actors."""
@@ -24,15 +29,26 @@ class Machines:
 
     @property
     def nodes(self) -> int:
-        return 1 + self.learner + self.actor_nodes
+        return 1 + self.shards + self.learner + self.actor_nodes
+
+    @property
+    def learner_node(self) -> int:
+        """Its place among the machines."""
+        return 1 + self.shards if self.learner else 0
+
+    @property
+    def first_actors(self) -> int:
+        """The place of the first machine with actors."""
+        return 1 + self.shards + self.learner
 
 
-def run_settings(overrides: dict[str, str]) -> dict[str, str]:
+def run_settings(overrides: dict[str, str], machines: Machines) -> dict[str, str]:
     """Settings of the run beside those in FOLLOW, which raise ConfigError."""
     given = next((name for name in overrides if name in FOLLOW), None)
     if given is not None:
         raise ConfigError(f"{given}: it follows from the machines that are assigned; leave it out")
-    return {"controller.port": str(PORT), "actor.count": "0"} | overrides
+    shards = {"controller.shards": str(1 + machines.shards), "engine.count": str(1 + machines.shards)} if machines.shards else {}
+    return {"controller.port": str(PORT), "actor.count": "0"} | shards | overrides
 
 
 def keys_of(directory: Path) -> Path:

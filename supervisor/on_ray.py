@@ -1,6 +1,7 @@
 """A run on the machines of a Ray cluster that is there already: Ray places, starts and restarts, and knows nothing of what runs.
 
-`python -m supervisor.on_ray NAME COMMAND ...` runs a command where the host called NAME is: what learner.launch is told here.
+`python -m supervisor.on_ray NAME COMMAND ...` runs a command where the host called NAME is: what learner.launch and controller.launch are
+told here.
 """
 
 from __future__ import annotations
@@ -60,29 +61,34 @@ class Host:
 def run_on_ray(directory: Path, machines: Machines, gpus: int, learner_gpus: int, wait: float, overrides: dict[str, str]) -> int:
     """The run's exit status; it goes on from its last checkpoint if it has one. `directory`, the project and its Python are on a disk that
     all machines see. Ctrl-C: as in any run. Raises ConfigError when there is no cluster, or after `wait` seconds no room in it."""
-    settings, keys = run_settings(overrides), keys_of(directory)
+    settings, keys = run_settings(overrides, machines), keys_of(directory)
     _connect(log_to_driver=True)
-    names = [f"{uuid.uuid4().hex[:8]}-{number}" for number in range(machines.nodes)]
-    hosts = _hosts(names, [gpus, *[learner_gpus] * machines.learner, *[0] * machines.actor_nodes], 1 + machines.learner, wait)
+    name = uuid.uuid4().hex[:8]
+    wanted = [*[gpus] * (1 + machines.shards), *[learner_gpus] * machines.learner, *[0] * machines.actor_nodes]
+    hosts = _hosts(name, wanted, machines.first_actors, wait)
     if not (keys / "actors").exists():
         make_keys(keys, "actors")
     addresses = ray.get([host.address.remote() for host in hosts])
     begin = ["--resume", str(directory)] if any((directory / "checkpoints").glob("*")) else ["--run.dir", str(directory)]
     given = {"security.keys": str(keys), "controller.host": addresses[0], "run.weights_dir": str(weights_of(directory))} | settings
+    there = f"{sys.executable},-m,supervisor.on_ray,{name}"
+    if machines.shards:
+        given |= {"controller.launch": f"{there}-{{shard}}", "controller.hosts": ",".join(addresses[1 : 1 + machines.shards])}
     if machines.learner:
-        given |= {"learner.launch": f"{sys.executable},-m,supervisor.on_ray,{names[1]}", "learner.host": addresses[1]}
+        given |= {"learner.launch": f"{there}-{machines.learner_node}", "learner.host": addresses[machines.learner_node]}
     train = [sys.executable, "run.py", *begin, *(f"--{name}={value}" for name, value in given.items())]
     play = [sys.executable, "run.py", "actor", "--connect", f"tcp://{addresses[0]}:{settings['controller.port']}"]
     play += ["--keys", str(keys / "actors"), "--actors", str(machines.actors), "--wait", "3600"]
-    playing = [host.run.remote(play, dict(os.environ)) for host in hosts[1 + machines.learner :]]
+    playing = [host.run.remote(play, dict(os.environ)) for host in hosts[machines.first_actors :]]
     status = _to_the_end(hosts[0], train)
     ray.wait(playing, num_returns=len(playing), timeout=10.0)
     ray.shutdown()
     return status
 
 
-def _hosts(names: Sequence[str], gpus: Sequence[int], fixed: int, wait: float) -> list:
-    """A Host by each name, on as many machines as there are. After the first `fixed`, they are started again if their machine goes."""
+def _hosts(name: str, gpus: Sequence[int], fixed: int, wait: float) -> list:
+    """Hosts called NAME-0, NAME-1, ..., on as many machines as there are. After the first `fixed`, they are started again if their machine
+    goes."""
     bundles = [{"CPU": 1} | ({"GPU": count} if count else {}) for count in gpus]
     group = placement_group(bundles, strategy="SPREAD")
     if not group.wait(wait):
@@ -90,9 +96,9 @@ def _hosts(names: Sequence[str], gpus: Sequence[int], fixed: int, wait: float) -
             f"Ray has no room for {bundles} (in all {ray.cluster_resources()}); ask for less, add machines, or wait longer (--wait)"
         )
     hosts = []
-    for number, (name, count) in enumerate(zip(names, gpus, strict=True)):
+    for number, count in enumerate(gpus):
         where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
-        options = {"name": name, "num_gpus": count, "max_concurrency": 8, "scheduling_strategy": where}
+        options = {"name": f"{name}-{number}", "num_gpus": count, "max_concurrency": 8, "scheduling_strategy": where}
         again = {"max_restarts": -1, "max_task_retries": -1} if number >= fixed else {}
         hosts.append(Host.options(**options, **again).remote())
     return hosts

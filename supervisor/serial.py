@@ -6,6 +6,7 @@ The same controller, learner and actors speak the same protocols over the same s
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from actors.actor import Actor
 from config import Job
 from controller.engine.fake import FakeEngine
 from controller.main import Controller
+from controller.shard import Shard
 from envs.registry import make_environment
 from learner.build import build_policy
 from learner.main import Learner
@@ -37,12 +39,14 @@ async def train_serially(job: Job, console: Console) -> dict:
     context = zmq.asyncio.Context()
     collector = Collector(Path(job.run_dir), resume=job.resume, ess_floor=job.config.learner.ess_floor)
     build_policy(job)
-    signals = None if job.config.control.signal == "stream" else job.endpoints.signals
-    keys = job.config.security.keys
+    config = job.config
     engines = [
-        FakeEngine(job.model_dir, port=urlsplit(url).port, signals=signals, top_j=job.config.control.top_j, key=job.engine_key, keys=keys)
-        for url in job.endpoints.engines
-    ]
+        FakeEngine(
+            job.model_dir, port=urlsplit(url).port, signals=None if config.control.signal == "stream" else signals,
+            top_j=config.control.top_j, key=job.engine_key, keys=config.security.keys,
+        )
+        for url, signals in zip(job.endpoints.engines, itertools.cycle(job.endpoints.signals))
+    ]  # fmt: skip
     with Progress(collector.state, job.config.run, console) as progress:
         async with receiving(job, collector, context):
             await asyncio.gather(*(engine.start() for engine in engines))
@@ -62,17 +66,18 @@ async def train_serially(job: Job, console: Console) -> dict:
 async def _play(job: Job, context: zmq.asyncio.Context, progress: Progress) -> None:
     """Until the learner has reached its goal; a process that fails here fails the run."""
     learner = asyncio.create_task(Learner(job, context).run())
-    controller = asyncio.create_task(Controller(job, context).run())
+    controllers = [Controller(job, context), *(Shard(job, context, number) for number in range(1, job.config.controller.shards))]
+    serving = [asyncio.create_task(controller.run()) for controller in controllers]
     actors = asyncio.create_task(_act(job, context))
     ticks = asyncio.create_task(_tick(progress))
     try:
-        done, _ = await asyncio.wait({learner, controller, actors, ticks}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait({learner, *serving, actors, ticks}, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        for task in (learner, controller, actors, ticks):
+        for task in (learner, *serving, actors, ticks):
             task.cancel()
-        await asyncio.wait({learner, controller, actors, ticks})
+        await asyncio.wait({learner, *serving, actors, ticks})
 
 
 async def _act(job: Job, context: zmq.asyncio.Context) -> None:

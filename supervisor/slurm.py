@@ -13,9 +13,13 @@ from supervisor.machines import Machines, keys_of, run_settings, weights_of
 def batch_script(directory: Path, root: Path, machines: Machines, time: str, sbatch: Sequence[str], overrides: dict[str, str]) -> str:
     """`directory`: of the run; `root`: of the project; both are on a disk that all machines see, as is the Python that runs this.
     `time`: limit of the job; `sbatch`: its further options; `overrides`: settings of the run."""
-    settings = run_settings(overrides)
+    settings = run_settings(overrides, machines)
     train = " ".join(shlex.quote(f"--{name}={value}") for name, value in settings.items())
-    away = '--learner.launch="srun,--overlap,--nodes=1,--ntasks=1,--nodelist=${nodes[1]}" --learner.host="$(address "${nodes[1]}")"'
+    step = "srun,--overlap,--nodes=1,--ntasks=1"
+    node = f"${{nodes[{machines.learner_node}]}}"
+    away = f'--learner.launch="{step},--nodelist={node}" --learner.host="$(address "{node}")"'
+    hosts = ",".join(f'$(address "${{nodes[{number}]}}")' for number in range(1, 1 + machines.shards))
+    shards = f'--controller.launch="{step},--relative={{shard}}" --controller.hosts="{hosts}"'
     options = [f"--nodes={machines.nodes}", "--ntasks-per-node=1", f"--time={time}", "--signal=INT@300", "--job-name=foray", *sbatch]
     lines = [
         "#!/bin/bash",
@@ -35,12 +39,13 @@ def batch_script(directory: Path, root: Path, machines: Machines, time: str, sba
         'if compgen -G "$run/checkpoints/*" > /dev/null; then start=(--resume "$run"); else start=(--run.dir "$run"); fi',
         "trap 'kill $(jobs -p) 2> /dev/null || true' EXIT",
         "",
-        f'for node in "${{nodes[@]:{1 + machines.learner}}}"; do',
+        f'for node in "${{nodes[@]:{machines.first_actors}}}"; do',
         f'    on "$node" "$python" run.py actor --connect "tcp://$head:{settings["controller.port"]}" --keys "$keys/actors" \\',
         f"        --actors {machines.actors} --wait 3600 &",
         "done",
         'on "${nodes[0]}" "$python" run.py "${start[@]}" --security.keys="$keys" --controller.host="$head" \\',
         '    --run.weights_dir="$weights" \\',
+        *([f"    {shards} \\"] if machines.shards else []),
         *([f"    {away} \\"] if machines.learner else []),
         f"    {train}",
     ]

@@ -20,8 +20,9 @@ from protocol.codec import FrameReader
 from protocol.messages import Stats
 from protocol.security import bind, gatekeeper, load_keys
 from supervisor.children import Child, Restarts, last_words, start, stop_all
+from supervisor.endpoints import free_port
 from supervisor.engine_watch import end_lame_engines
-from supervisor.job import clean_up, free_port, job_file
+from supervisor.job import clean_up, job_file
 from supervisor.options import values_of
 from telemetry.collector import Collector
 from telemetry.loop_lag import LoopLag
@@ -32,8 +33,8 @@ from telemetry.trackers import Tracker
 TICK = 0.25
 """Seconds between two looks at the children and two drawings of the progress."""
 
-ENGINE_RESTARTS, RESTARTS_SECONDS = 5, 600.0
-"""So often in so many seconds, engines that end are started again; the run ends with the next one."""
+RESTARTS, RESTARTS_SECONDS = 5, 600.0
+"""So often in so many seconds, engines and shards that end are started again; the run ends with the next one."""
 
 LAST_WORDS = 0.3
 """Seconds in which what the processes sent just before they ended arrives."""
@@ -77,7 +78,8 @@ class Run:
     def __init__(self, job: Job, collector: Collector, progress: Progress, received: asyncio.Task) -> None:
         self.children: list[Child] = []
         self._engines: dict[int, Child] = {}  # those started here that are to be started again
-        self._restarts = Restarts(ENGINE_RESTARTS, RESTARTS_SECONDS)
+        self._shards: dict[int, Child] = {}  # of the controller, but for the first
+        self._restarts = Restarts(RESTARTS, RESTARTS_SECONDS)
         self._needed = [received]  # tasks that never end by themselves
         self.interrupted = False
         self._job = job
@@ -94,6 +96,7 @@ class Run:
             self._needed.append(watching)
             try:
                 self._start("controller")
+                self._shards = {number: self._start_shard(number) for number in range(1, self._job.config.controller.shards)}
                 if self._job.config.actor.count:
                     self._start("actors")
                 await self._while_all_live(lambda: learner.ended)
@@ -142,21 +145,31 @@ class Run:
 
     def _start_engine(self, number: int) -> Child:
         command, name = engine_command(self._job, number), f"engine-{number}" if number else "engine"
-        return self._add(start(name, command.arguments, self._log(name), command.environment))
+        shard = number % self._job.config.controller.shards
+        return self._add(start(name, command.arguments, self._log(name), command.environment, self._launch(shard)))
 
-    def _restart_engines(self) -> None:
-        """Those that have ended are started again; the controller gives them the newest weights."""
-        for number, child in self._engines.items():
-            if child.ended and self._restarts.allowed(time.monotonic()):
-                self._progress.print(f"The {child.name} ended with status {child.process.returncode}: started again.")
-                child.signal(signal.SIGKILL)  # what is left of it
-                self.children.remove(child)
-                self._engines[number] = self._start_engine(number)
+    def _start_shard(self, number: int) -> Child:
+        name = f"controller-{number}"
+        return self._add(start(name, ["controller", str(job_file(self._job)), str(number)], self._log(name), launch=self._launch(number)))
+
+    def _launch(self, shard: int) -> list[str]:
+        """What starts something on the machine of a shard; nothing if that is this one."""
+        return [word.replace("{shard}", str(shard)) for word in self._job.config.controller.launch] if shard else []
+
+    def _restart(self) -> None:
+        """Engines and shards that have ended are started again; the controller gives them the newest weights."""
+        for children, begin in ((self._engines, self._start_engine), (self._shards, self._start_shard)):
+            for number, child in children.items():
+                if child.ended and self._restarts.allowed(time.monotonic()):
+                    self._progress.print(f"The {child.name} ended with status {child.process.returncode}: started again.")
+                    child.signal(signal.SIGKILL)  # what is left of it
+                    self.children.remove(child)
+                    children[number] = begin(number)
 
     async def _while_all_live(self, over: Callable[[], bool]) -> None:
         """Until `over()`; raises ChildFailed when a process has failed, or ended while it is still needed."""
         while not over():
-            self._restart_engines()
+            self._restart()
             for child in self.children:
                 child.check()
             for task in self._needed:

@@ -34,7 +34,7 @@ from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.codec import decode, encode
 from protocol.lifetime import dying_with_parent
 from protocol.messages import SignalFrame, Steer
-from supervisor.job import free_port
+from supervisor.endpoints import free_port
 from supervisor.settings import resolve
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def vllm_server(policies: Policies, directory: Path, **settings: str) -> Iterato
     job = Job(
         config=resolve(None, base | {name.replace("__", "."): value for name, value in settings.items()}),
         endpoints=Endpoints(
-            actors=nowhere, learner=nowhere, signals=signals, trajectories=nowhere, stats=nowhere, dashboard=nowhere, engines=[url]
+            actors=nowhere, learner=nowhere, signals=[signals], trajectories=nowhere, stats=nowhere, dashboard=nowhere, engines=[url]
         ),
         run_dir="",
         model_dir=str(policies.first.directory),

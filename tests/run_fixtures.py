@@ -19,13 +19,14 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from config import Config, Job
+from config import Config, ConfigError, Job
 from controller.engine.fake import FakeEngine
 from learner.build import build_policy
 from protocol.codec import decode
 from protocol.messages import Trajectory
 from protocol.security import make_keys
-from supervisor.job import choose_endpoints, free_port, job_file
+from supervisor.endpoints import choose_endpoints, free_port
+from supervisor.job import job_file
 from supervisor.machines import keys_of
 from supervisor.serial import train_serially
 from supervisor.settings import resolve, to_toml
@@ -111,9 +112,10 @@ class Run:
     def trajectories(self) -> list[Trajectory]:
         return trajectories_of(self.directory)
 
-    def pid_of(self, name: str) -> int | None:
-        """The process `python -m NAME JOB` of this run."""
-        return next((pid for pid, command in processes() if f"-m {name} {self.directory}/job.json" in command), None)
+    def pid_of(self, name: str, *arguments: str) -> int | None:
+        """The process `python -m NAME JOB ARGUMENTS` of this run."""
+        wanted = " ".join(["-m", name, f"{self.directory}/job.json", *arguments])
+        return next((pid for pid, command in processes() if command.endswith(wanted)), None)
 
     def children_of(self, pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
@@ -164,15 +166,25 @@ async def running(directory: Path, *arguments: str) -> AsyncIterator[Run]:
 
 
 @contextlib.asynccontextmanager
-async def small_engine(policy: Path, keys: str = "") -> AsyncIterator[dict[str, str]]:
-    """SMALL, of a run that asks the small engine, which runs while inside."""
-    signals = free_port()
-    engine = FakeEngine(policy, signals=f"tcp://127.0.0.1:{signals}", keys=keys)
-    url = await engine.start()
+async def small_engine(policy: Path, keys: str = "", shards: int = 1) -> AsyncIterator[dict[str, str]]:
+    """SMALL, of a run that asks the small engine, which runs while inside; an engine for each shard."""
+    signals = free_ports(shards)
+    engines = [FakeEngine(policy, signals=f"tcp://127.0.0.1:{signals + number}", keys=keys) for number in range(shards)]
+    urls = [await engine.start() for engine in engines]
     try:
-        yield SMALL | {"model.name": str(policy), "engine.urls": url, "controller.signals_port": str(signals)}
+        yield SMALL | {"model.name": str(policy), "engine.urls": ",".join(urls), "controller.signals_port": str(signals)}
     finally:
-        await engine.stop()
+        await asyncio.gather(*(engine.stop() for engine in engines))
+
+
+def free_ports(count: int) -> int:
+    """The first of so many free ports in a row."""
+    while True:
+        first = free_port()
+        with contextlib.suppress(ConfigError):
+            for number in range(1, count):
+                free_port(port=first + number)
+            return first
 
 
 def options(settings: dict[str, str]) -> list[str]:
@@ -183,7 +195,8 @@ def options(settings: dict[str, str]) -> list[str]:
 @contextlib.asynccontextmanager
 async def running_small(directory: Path, policy: Path, **overrides: str) -> AsyncIterator[Run]:
     """A run of real processes as SMALL describes it, against the small engine."""
-    async with small_engine(policy, overrides.get("security__keys", "")) as settings:
+    shards = int(overrides.get("controller__shards", "1"))
+    async with small_engine(policy, overrides.get("security__keys", ""), shards) as settings:
         settings |= {"run.dir": str(directory)} | {name.replace("__", "."): value for name, value in overrides.items()}
         resumed = settings.pop("resume", None)
         arguments = ["--resume", resumed] if resumed else []

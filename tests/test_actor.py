@@ -12,6 +12,7 @@ import zmq.asyncio
 
 import actors.actor
 from actors.actor import Actor, ControllerLost
+from actors.route import shard_of
 from controller.attempts import NOTHING
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
@@ -24,6 +25,7 @@ from protocol.messages import (
     Heartbeat,
     Lease,
     Message,
+    Place,
     Shutdown,
     Trajectory,
     TurnRequest,
@@ -50,6 +52,9 @@ class Bench:
             learner_port=urlsplit(trajectories).port, max_prompt_tokens=100_000, heartbeat_seconds=heartbeat_seconds, step_timeout=30.0,
             session="this", anchor_texts=False,
         )  # fmt: skip
+        self.shard = self.context.socket(zmq.ROUTER)
+        self.shard.bind("tcp://127.0.0.1:*")
+        self.place = Place(host="", port=urlsplit(self.shard.get(zmq.LAST_ENDPOINT).decode()).port)
         self.actor = Actor(self.context, endpoint, self.welcome, environment, load_prompter(policy))
 
     async def heard(self, socket: zmq.asyncio.Socket, kind: type) -> Message:
@@ -61,6 +66,12 @@ class Bench:
                     await self.say(socket, Alive(session="this"))
                 if isinstance(message, kind):
                     return message
+
+    async def named_for(self, places: list[Place], there: Place | None) -> None:
+        """Alive, from a controller with the shards `places`, to an actor that asks `there` for its turns."""
+        while shard_of(self.actor.name, places) != there:
+            self.actor.name += b"x"  # it is asked by the name alone
+        await self.say(self.controller, Alive(session="this", shards=places))
 
     async def say(self, socket: zmq.asyncio.Socket, message: Message) -> None:
         await socket.send_multipart([self.peer, encode(message)])
@@ -87,6 +98,42 @@ async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(b
     assert (await bench.heard(bench.controller, EpisodeEnded)).key == KEY
     await bench.say(bench.controller, Shutdown(reason="over"))
     await asyncio.wait_for(playing, 10)
+
+
+async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_for_and_hears_it_alone(bench: Bench) -> None:
+    playing = asyncio.create_task(bench.actor.run(1))
+    await bench.heard(bench.controller, Credit)
+    await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
+    request = await bench.heard(bench.controller, TurnRequest)
+    actor = bench.peer
+    await bench.named_for([bench.place], bench.place)
+    assert await bench.heard(bench.shard, TurnRequest) == request
+    shard_peer = bench.peer
+    await bench.say(bench.shard, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
+    await bench.heard(bench.learner, Trajectory)
+    await bench.say(bench.learner, Ack(key=KEY))
+    for socket in (bench.controller, bench.shard):
+        assert (await bench.heard(socket, EpisodeEnded)).key == KEY
+    assert shard_peer == bench.actor.name
+    bench.peer = actor
+    await bench.say(bench.controller, Shutdown(reason="over"))
+    await asyncio.wait_for(playing, 10)
+
+
+async def test_an_actor_whose_shard_is_gone_asks_the_controller_for_the_turn_that_it_waits_for(bench: Bench) -> None:
+    playing = asyncio.create_task(bench.actor.run(1))
+    await bench.heard(bench.controller, Credit)
+    actor = bench.peer
+    await bench.named_for([bench.place], bench.place)
+    await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
+    request = await bench.heard(bench.shard, TurnRequest)
+    bench.peer = actor
+    await bench.say(bench.controller, Alive(session="this", shards=[]))
+    assert await bench.heard(bench.controller, TurnRequest) == request
+    await bench.say(bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
+    await bench.heard(bench.learner, Trajectory)
+    playing.cancel()
+    await asyncio.wait({playing})
 
 
 async def test_an_actor_whose_controller_is_silent_says_so_and_ends(bench: Bench) -> None:

@@ -10,9 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
-from protocol.checks import MAX_TURNS, Bounds, Open, of_signal_frame, of_stats, of_trajectory, of_turn_request
+from protocol.checks import MAX_TURNS, Bounds, Open, of_shard_state, of_signal_frame, of_stats, of_trajectory, of_turn_request
 from protocol.codec import BadFrame, decode, encode
-from protocol.messages import Attempt, DropReason, EpisodeKey, SignalFrame, Span, Stats, StopReason, Trajectory, Turn, TurnRequest
+from protocol.messages import (
+    Attempt,
+    DropReason,
+    EpisodeKey,
+    ShardState,
+    SignalFrame,
+    Span,
+    Stats,
+    StopReason,
+    Trajectory,
+    Turn,
+    TurnRequest,
+)
 
 BOUNDS = Bounds(vocabulary=100, context=64, group_size=4)
 OPEN = Open(first_group=2, end_group=6, evaluations=2, evaluation_episodes=8, version=5)
@@ -173,3 +185,14 @@ def test_a_signal_frame_whose_columns_differ_is_refused(changed: dict, said: str
 def test_what_no_process_of_the_run_reports_is_refused(stats: Stats, said: str) -> None:
     found = of_stats(stats)
     assert said in found and bool(found) is bool(said)
+
+
+@pytest.mark.parametrize(
+    ("changed", "flaw"),
+    [({}, ""), ({"shard": 0}, "shard 0 of 3"), ({"shard": 3}, "shard 3 of 3"), ({"version": -2}, "weights -2"),
+     ({"seconds": nan}, "no finite"), ({"gauges": {"tokens": inf}}, "no finite")],
+)  # fmt: skip
+def test_a_shard_that_reports_is_one_of_the_run_and_its_numbers_can_be_added_up(changed: dict, flaw: str):
+    sound = ShardState(shard=2, version=-1, seconds=0.0, engines=[], gauges={"tokens": 1.0})
+    found = of_shard_state(replace(sound, **changed), shards=3)
+    assert flaw in found and bool(found) == bool(flaw)

@@ -22,7 +22,7 @@ from envs.registry import make_environment
 from learner.checkpoint import STATE, TrainingState, latest
 from protocol.arrays import FLOAT32, UINT8, unpack
 from protocol.messages import Attempt, StopReason, Trajectory
-from supervisor.job import free_port
+from supervisor.endpoints import free_port
 from supervisor.serial import train_serially
 
 CUTTING = {"control__epsilon": "10", "control__min_thinking": "3", "control__window": "0", "run__updates": "1", "env__max_turns": "4"}

@@ -18,7 +18,7 @@ from run_fixtures import job_in, small_config
 
 from config import ConfigError, DashboardSection, Job
 from controller.dashboard import Dashboard
-from supervisor.job import free_port
+from supervisor.endpoints import free_port
 from supervisor.serial import train_serially
 from supervisor.settings import resolve
 from telemetry.fields import FIELDS

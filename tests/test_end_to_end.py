@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,22 @@ async def test_a_run_on_real_vllm_holds_the_invariants_of_control_and_parity(tmp
     for turn in turns:
         assert np.isfinite(unpack(turn.kept.log_probs, FLOAT32)[unpack(turn.kept.mask, UINT8) > 0]).all()
     assert run.left_over() == []
+
+
+async def test_shards_with_machines_of_their_own_share_a_run_on_real_vllm(tmp_path: Path):
+    """The other machine is this one by another address, and `env` starts what is to be there."""
+    run = await run_to_the_end(
+        tmp_path / "run", run__weights_dir=str(tmp_path / "weights"), controller__shards="2", controller__hosts="127.0.0.2",
+        controller__launch="env,SHARD={shard}", engine__count="2", engine__kv_cache_gb="0.25", actor__count="8",
+        env__max_turns="4", learner__max_staleness="1",
+    )  # fmt: skip
+    assert run.summary()["dropped"] == {} and all(line["token_age_max"] <= 1 for line in run.updates())
+    answered = {shard: (run.directory / "spans" / f"{shard}.jsonl").read_text() for shard in ("controller", "controller-1")}
+    assert all('"name": "turn"' in spans for spans in answered.values()), "a shard took no turns"
+    turns = [turn.kept for t in run.trajectories() if not t.key.evaluation for turn in t.turns]
+    assert all(turn.uncertainty for turn in turns), "the signals of an engine did not come to its shard"
+    endpoints = json.loads((run.directory / "job.json").read_text())["endpoints"]
+    assert "127.0.0.2" in endpoints["engines"][1] and "127.0.0.2" in endpoints["turns"][0] and run.left_over() == []
 
 
 async def test_an_engine_that_dies_while_it_loads_weights_is_started_again_and_the_run_goes_on(tmp_path: Path, monkeypatch):

@@ -45,7 +45,7 @@ from learner.outgoing import Outgoing  # noqa: E402
 from learner.publish import Publisher, Snapshot, description  # noqa: E402
 from protocol.messages import Published, Transfer  # noqa: E402
 from supervisor import cli  # noqa: E402
-from supervisor.job import free_port  # noqa: E402
+from supervisor.endpoints import free_port  # noqa: E402
 from supervisor.serial import train_serially  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:Tensor .* exceeds buffer_size_bytes")

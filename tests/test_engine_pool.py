@@ -15,7 +15,7 @@ import controller.engine.pool as pool_module
 from controller.engine.client import EngineError, EngineUnreachable, Sampling
 from controller.engine.fake import FakeEngine
 from controller.engine.pool import EnginePool, Health
-from supervisor.job import free_port
+from supervisor.endpoints import free_port
 from tests.engine_fixtures import Policies, some_prompt
 
 SAMPLING = Sampling(max_tokens=4, cache_salt="v0")

@@ -21,7 +21,7 @@ from controller.engine.server import (
     wait_ready,
     weights_gib,
 )
-from supervisor.job import free_port
+from supervisor.endpoints import free_port
 from supervisor.settings import resolve
 
 
@@ -33,7 +33,7 @@ def job(**settings: str) -> Job:
             actors=nowhere,
             dashboard=nowhere,
             learner=nowhere,
-            signals="tcp://127.0.0.1:7001",
+            signals=["tcp://127.0.0.1:7001"],
             trajectories=nowhere,
             stats=nowhere,
             engines=["http://127.0.0.1:7000"],

@@ -16,8 +16,8 @@ from aiohttp import web
 
 import supervisor.engine_watch
 from supervisor.children import Child
+from supervisor.endpoints import free_port
 from supervisor.engine_watch import LOOKS, Lameness, end_lame_engines, look
-from supervisor.job import free_port
 
 
 @pytest.mark.parametrize(

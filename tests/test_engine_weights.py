@@ -23,7 +23,7 @@ from controller.engine.pool import EnginePool  # noqa: E402
 from controller.engine.weight_file import check_file, check_tensors, tensor_shapes  # noqa: E402
 from controller.engine.weights import apply_weights, receive_weights  # noqa: E402
 from protocol.messages import Span, Transfer  # noqa: E402
-from supervisor.job import free_port  # noqa: E402
+from supervisor.endpoints import free_port  # noqa: E402
 
 
 class Stub:

@@ -23,6 +23,9 @@ from protocol.messages import (
     EpisodeKey,
     Heartbeat,
     Lease,
+    Load,
+    Revoked,
+    ShardState,
     SignalFrame,
     Stats,
     Trajectory,
@@ -41,6 +44,9 @@ ABSURD = [
     SignalFrame(
         step=-1, turn_ids=["t0.0.0.0.0.0"] * 3, position=b"1", entropy=b"", confidence=b"", top_log_prob=b"", forced=b"", previous=b""
     ),
+    ShardState(shard=10**9, version=-(2**60), seconds=0.0, engines=[("", "", -1)], gauges={}),
+    ShardState(shard=1, version=2**60, seconds=float("nan"), engines=[], gauges={"generated_tokens": float("inf")}),
+    Load(version=2**60, checksum="none"), Revoked(leases=[(FIRST, -1)]),
     Stats(source="\x00", event="update", values={"update": float("nan"), "loss": "text"}),
     Stats(source="x" * 1000, event="nothing", values={"a": None}),
 ]  # fmt: skip
@@ -70,14 +76,15 @@ def frames(seed: int) -> Iterator[list[bytes]]:
             yield [bytes(frame)]
 
 
-def attack(endpoints: dict[str, str], over: Event) -> int:
+def attack(endpoints: dict[str, str | list[str]], over: Event) -> int:
     """Until `over`; the number of messages that were sent to each socket."""
     context = zmq.Context()
-    kinds = {"actors": zmq.DEALER, "trajectories": zmq.DEALER, "learner": zmq.DEALER, "signals": zmq.DEALER, "stats": zmq.PUSH}
-    sockets = {name: context.socket(kind) for name, kind in kinds.items()}
+    listening = {name: endpoints[name] for name in ("actors", "trajectories", "learner", "shards", "stats")}
+    listening |= {f"{name} {number}": one for name in ("turns", "signals") for number, one in enumerate(endpoints[name])}
+    sockets = {name: context.socket(zmq.PUSH if name == "stats" else zmq.DEALER) for name in listening}
     for name, socket in sockets.items():
         socket.set(zmq.LINGER, 0)
-        socket.connect(endpoints[name])
+        socket.connect(listening[name])
     huge = context.socket(zmq.DEALER)
     huge.set(zmq.LINGER, 0)
     huge.connect(endpoints["trajectories"])
@@ -99,7 +106,7 @@ def attack(endpoints: dict[str, str], over: Event) -> int:
 @pytest.mark.slow
 async def test_a_run_goes_on_whatever_is_sent_to_its_sockets(tmp_path: Path, small_policy: Path) -> None:
     over = Event()
-    async with running_small(tmp_path / "run", small_policy, run__updates="4") as run:
+    async with running_small(tmp_path / "run", small_policy, run__updates="4", controller__shards="2") as run:
         await run.until((run.directory / "job.json").exists)
         endpoints = json.loads((run.directory / "job.json").read_text())["endpoints"]
         attacker = asyncio.create_task(asyncio.to_thread(attack, endpoints, over))
@@ -114,6 +121,6 @@ async def test_a_run_goes_on_whatever_is_sent_to_its_sockets(tmp_path: Path, sma
     assert updates[-1]["bad_frames_total"] > 100
     keys = [t.key for t in run.trajectories() if not t.key.evaluation]
     assert len(keys) == len(set(keys)) == 4 * 2 * 2
-    for process in ("learner", "controller"):
+    for process in ("learner", "controller", "controller-1"):
         warnings = [line for line in (run.directory / "logs" / f"{process}.log").read_text().splitlines() if "dropped a frame" in line]
         assert 1 <= len(warnings) <= 5, "one line a peer"

@@ -12,7 +12,8 @@ import pytest
 
 from config import ConfigError
 from protocol.security import make_keys
-from supervisor.job import free_port, job_file, prepare, weights_dir
+from supervisor.endpoints import free_port
+from supervisor.job import job_file, prepare, weights_dir
 from supervisor.options import values_of
 from supervisor.settings import resolve
 

@@ -61,7 +61,7 @@ async def test_a_turn_that_is_asked_for_again_is_answered_again_and_not_generate
         asked.append(request.turn)
         return TurnFailed(key=request.key, attempt=0, turn=request.turn, reason=DropReason.ENGINE_ERROR, detail="none")
 
-    controller._answer = answer
+    controller._desk._answer = answer
     actor = context.socket(zmq.DEALER)
     actor.connect(job.endpoints.actors)
     serving = asyncio.create_task(controller._serve_actors())

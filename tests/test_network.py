@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from run_fixtures import ROOT, running, running_small
 
-from supervisor.job import free_port
+from supervisor.endpoints import free_port
 
 SUBNET = f"10.213.{os.getpid() % 250 + 1}"  # another one than of a test that was killed
 

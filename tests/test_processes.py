@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from run_fixtures import ROOT, Run, job_in, processes, running, running_small, small_config
 
-from supervisor.job import free_port, job_file
+from supervisor.endpoints import free_port
+from supervisor.job import job_file
 
 
 def leases_in_play(run: Run) -> list[int]:

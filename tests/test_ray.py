@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from run_fixtures import running, small_elsewhere
 
-from supervisor.job import free_port
+from supervisor.endpoints import free_port
 
 pytest.importorskip("ray", reason="pip install -e '.[ray]'")
 

@@ -20,7 +20,7 @@ from envs.search.environment import Search
 from envs.search.index import Index
 from envs.search.remote import Remote
 from envs.search.server import main, make_app
-from supervisor.job import free_port
+from supervisor.endpoints import free_port
 
 TEXTS = ["The capital of Bhutan is Thimphu.", "The capital of Peru is Lima.", "Paro is in Bhutan."]
 INDEX = Index(TEXTS)

@@ -284,8 +284,8 @@ class LockStep:
         model_dir = Path(self.job.model_dir)
         environment = make_environment(config.env.name, **config.environment_settings())
         tokens = think_tokens(model_dir, environment, config.control)
-        signals = SignalRouter(context, self.job.endpoints.signals, tokens)
-        engine = FakeEngine(self.job.model_dir, signals=self.job.endpoints.signals, top_j=config.control.top_j)
+        signals = SignalRouter(context, self.job.endpoints.signals[0], tokens)
+        engine = FakeEngine(self.job.model_dir, signals=self.job.endpoints.signals[0], top_j=config.control.top_j)
         engines = EnginePool([await engine.start()])
         listening = asyncio.create_task(signals.run())
         try:

@@ -12,7 +12,7 @@ from run_fixtures import Run, small_elsewhere
 
 from config import ConfigError
 from supervisor.cli import main
-from supervisor.machines import run_settings
+from supervisor.machines import Machines, run_settings
 
 PROGRAMS = {
     "scontrol": 'for node in ${3//,/ }; do echo "$node"; done',  # show hostnames LIST
@@ -64,6 +64,16 @@ def test_each_machine_gets_its_part(tmp_path: Path, slurm: Path, monkeypatch: py
     assert actors == [f"node3: {plays}", f"node4: {plays}"]
 
 
+def test_shards_get_machines_of_their_own_with_their_engines(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch):
+    arguments = ["--shard-nodes", "2", "--learner-node", "--engine.count", "6"]
+    assert main(["slurm", str(tmp_path / "run"), *arguments]) == 0
+    _, head, actors = told(tmp_path / "run.sbatch", slurm, "node1,node2,node3,node4,node5", monkeypatch)
+    step = "srun,--overlap,--nodes=1,--ntasks=1"
+    assert f"--controller.launch={step},--relative={{shard}} --controller.hosts=10.0.0.2,10.0.0.3 " in head
+    assert f"--learner.launch={step},--nodelist=node4 --learner.host=10.0.0.4 " in head
+    assert "--controller.shards=3 --engine.count=6" in head and actors.startswith("node5: ")
+
+
 def test_a_run_that_has_a_checkpoint_is_resumed(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch):
     assert main(["slurm", str(tmp_path / "run")]) == 0
     (tmp_path / "run" / "checkpoints" / "000004").mkdir(parents=True)
@@ -73,7 +83,7 @@ def test_a_run_that_has_a_checkpoint_is_resumed(tmp_path: Path, slurm: Path, mon
 
 def test_settings_that_follow_from_the_machines_are_refused():
     with pytest.raises(ConfigError, match=r"controller\.host: it follows"):
-        run_settings({"controller.host": "10.0.0.1"})
+        run_settings({"controller.host": "10.0.0.1"}, Machines(0, 1, 1, False))
 
 
 def test_wrong_settings_are_refused_when_the_script_is_written(tmp_path: Path, capsys: pytest.CaptureFixture):

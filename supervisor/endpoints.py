@@ -1,0 +1,103 @@
+"""Where the processes of a run find each other, on one machine or on several."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import random
+import socket
+
+from config import Config, ConfigError, Endpoints
+from protocol.security import is_loopback
+
+UNASSIGNED = range(10_000, 32_768)
+"""Ports that systems give to no outgoing connection by default: one chosen here is still free when its process gets to listen on it."""
+
+_tried = itertools.count(random.SystemRandom().randrange(len(UNASSIGNED)))  # runs that start at once begin at different ones
+
+
+def check_launch(config: Config) -> None:
+    """Raises ConfigError when a learner elsewhere would not find us, nor the engines its weights."""
+    if not config.learner.launch:
+        return
+    if not (config.learner.host and config.run.weights_dir):
+        raise ConfigError("learner.launch: a learner elsewhere needs learner.host, and run.weights_dir on a disk that both machines see")
+    for name, host in (("controller.host", config.controller.host), ("learner.host", config.learner.host)):
+        if host in ("0.0.0.0", "*") or is_loopback(f"tcp://{host}"):
+            raise ConfigError(f"{name}: with learner.launch, give an address at which the other machine finds this one, not {host}")
+
+
+def check_shards(config: Config) -> None:
+    """Raises ConfigError when there are more shards than engines, or they would not find each other, or their engines no weights."""
+    settings, engines = config.controller, len(config.engine.urls) or config.engine.count
+    others = settings.shards - 1
+    if settings.shards > engines:
+        raise ConfigError(
+            f"controller.shards: {settings.shards} cannot share {engines} engines (engine.count, engine.urls): each needs one"
+        )
+    if others and config.engine.weights == "nccl":
+        raise ConfigError("controller.shards: several get weights as files alone; set engine.weights file, or leave it at 1")
+    if bool(settings.hosts) != bool(settings.launch):
+        raise ConfigError("controller.hosts: where other shards are, and controller.launch, what starts them there, go together")
+    if not settings.hosts:
+        return
+    if len(settings.hosts) != others:
+        raise ConfigError(f"controller.hosts: {len(settings.hosts)} addresses for {others} other shards (controller.shards)")
+    if config.engine.urls or not config.run.weights_dir:
+        raise ConfigError("controller.hosts: needs engines that the run starts, and run.weights_dir on a disk that all machines see")
+    if settings.host in ("0.0.0.0", "*"):
+        raise ConfigError(f"controller.host: with controller.hosts, give an address at which they find this machine, not {settings.host}")
+
+
+def choose_endpoints(config: Config) -> Endpoints:
+    """Fixed ports where settings fix them (and are free), free ones elsewhere."""
+    host, learner_away = config.controller.host, bool(config.learner.launch)
+    near = host if learner_away else "127.0.0.1"  # where the learner reaches supervisor and controller
+    there = config.learner.host or host
+    shards, others, count = config.controller.shards, config.controller.hosts, config.engine.count
+    at = [host, *(others or [host] * (shards - 1))]  # the address of each shard for actors
+    beside = ["127.0.0.1", *(others or ["127.0.0.1"] * (shards - 1))]  # and of its engines for it
+    gone = [False, *[bool(others)] * (shards - 1)]
+    ports = [_port(at[n], config.controller.port, n, "controller.port", gone[n]) for n in range(shards)]
+    turns = [f"tcp://{address}:{port}" for address, port in zip(at, ports, strict=True)]
+    signals = [_port("127.0.0.1", config.controller.signals_port, n, "controller.signals_port", gone[n]) for n in range(shards)]
+    engines = [
+        (beside[n % shards], _port(beside[n % shards], config.engine.port, n, "engine.port", gone[n % shards])) for n in range(count)
+    ]
+    joined = host if others else "127.0.0.1"  # where shards reach the controller
+    return Endpoints(
+        actors=turns[0],
+        learner=f"tcp://{near}:{free_port(near, 0, 'controller.host')}",
+        signals=[f"tcp://127.0.0.1:{port}" for port in signals],
+        trajectories=f"tcp://{there}:{_port(there, 0, 0, 'learner.host', learner_away)}",
+        stats=f"tcp://{near}:{free_port(near, 0, 'controller.host')}",
+        dashboard=f"http://{config.dashboard.host}:{free_port(config.dashboard.host, config.dashboard.port, 'dashboard.port')}",
+        weights=f"tcp://{there}:{_port(there, 0, 0, 'learner.host', learner_away)}",
+        engines=[url.rstrip("/") for url in config.engine.urls] or [f"http://{address}:{port}" for address, port in engines],
+        shards=f"tcp://{joined}:{free_port(joined, 0, 'controller.host')}" if shards > 1 else "",
+        turns=turns[1:],
+    )
+
+
+def _port(host: str, first: int, number: int, setting: str, away: bool) -> int:
+    """The `number`-th port from `first` on, or any free one for 0. `away`: on another machine, where whether it is free cannot be found out
+    from here."""
+    if away:
+        return first + number if first else UNASSIGNED[next(_tried) % len(UNASSIGNED)]
+    return free_port(host, first + number if first else 0, setting)
+
+
+def free_port(host: str = "127.0.0.1", port: int = 0, setting: str = "") -> int:
+    """`port` if it is free at `host`, or any free one for 0. Raises ConfigError naming `setting` when it is not free."""
+    while True:
+        candidate = port or UNASSIGNED[next(_tried) % len(UNASSIGNED)]
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does: a port of a run that has just ended is free
+            try:
+                probe.bind((host, candidate))
+                return candidate
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise ConfigError(f"{setting}: cannot listen on {host}:{candidate}: {error.strerror}") from None
+        if port:
+            raise ConfigError(f"{setting}: port {port} is in use; give another one, or 0 for any free one")

@@ -1,0 +1,244 @@
+"""Shards: controllers that share turns, signals and engines between them. What is lost with one, and what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from run_fixtures import Run, running_small
+from test_serial_run import serial_run
+
+from actors.route import shard_of
+from controller.engine.fake import FakeEngine
+from controller.permits import is_permitted, permit
+from controller.shards import COUNTED, Shards, together
+from protocol.messages import EpisodeKey, Place, ShardState, TurnRequest
+from supervisor.endpoints import check_shards
+from supervisor.settings import ConfigError, resolve
+
+PLACES = st.lists(st.builds(Place, host=st.sampled_from(["", "a", "b"]), port=st.integers(1, 9)), unique=True, max_size=8)
+ACTORS = [f"actor-{number}".encode() for number in range(200)]
+
+
+@given(PLACES, st.data())
+def test_when_a_shard_goes_only_its_actors_move_and_when_it_is_back_they_return(places: list[Place], data: st.DataObject):
+    before = {actor: shard_of(actor, data.draw(st.permutations(places))) for actor in ACTORS}
+    gone = data.draw(st.sampled_from(places)) if places else None
+    after = {actor: shard_of(actor, [place for place in places if place != gone]) for actor in ACTORS}
+    assert all(after[actor] == before[actor] or before[actor] == gone for actor in ACTORS)
+
+
+def test_controller_and_shards_have_about_as_many_actors_each():
+    places = [Place(host="", port=5000 + number) for number in range(3)]
+    shares = Counter(shard_of(f"actor-{number}".encode(), places) for number in range(4000))
+    assert set(shares) == {None, *places} and all(850 < share < 1150 for share in shares.values())  # 1,000 +- 5 standard deviations
+
+
+@given(st.binary(max_size=40), st.integers(0, 5), st.integers(0, 5), st.binary(max_size=40))
+def test_a_permit_is_of_one_actor_and_one_lease(actor: bytes, member: int, attempt: int, other: bytes):
+    key, secret = EpisodeKey(0, member), "a secret"
+    request = TurnRequest(key=key, attempt=attempt, turn=0, prompt=b"", permit=permit(secret, actor, key, attempt))
+    assert is_permitted(secret, actor, request)
+    assert not is_permitted("another", actor, request) and is_permitted(secret, other, request) == (other == actor)
+    for changed in ({"attempt": attempt + 1}, {"key": EpisodeKey(0, member, True)}, {"permit": b""}, {"permit": other}):
+        assert not is_permitted(secret, actor, msgspec.structs.replace(request, **changed))
+
+
+# --- the ledger
+
+PLACE = Place(host="", port=5556)
+
+
+def state(version: int, healthy: bool = True, tokens: float = 0.0, shard: int = 1) -> ShardState:
+    engines = [("http://e", "healthy" if healthy else "suspect", 0)]
+    return ShardState(shard=shard, version=version, seconds=0.1, engines=engines, gauges={"generated_tokens": tokens, "engines": 1.0})
+
+
+def ledger(version: int = 3) -> Shards:
+    return Shards([PLACE], patience=10.0, version=version)
+
+
+@pytest.mark.parametrize(
+    ("version", "healthy", "in_force"), [(3, True, True), (4, True, True), (2, True, False), (-1, True, False), (3, False, False)]
+)
+def test_a_shard_takes_turns_while_a_healthy_engine_of_it_runs_weights_that_count(version: int, healthy: bool, in_force: bool):
+    shards = ledger()
+    shards.heard(b"p", state(version, healthy), now=0.0)
+    assert shards.in_force() == [PLACE] * in_force
+
+
+def test_before_any_weights_count_no_shard_takes_turns_without():
+    shards = ledger(version=-1)
+    shards.heard(b"p", state(-1), now=0.0)
+    assert shards.in_force() == []
+
+
+def test_a_silent_shard_is_lost_once_and_is_back_when_it_is_heard_of():
+    shards = ledger()
+    shards.heard(b"p", state(3), now=0.0)
+    assert shards.silent(now=9.0) == [] and [number for number, _ in shards.silent(now=11.0)] == [1]
+    assert shards.in_force() == [] and shards.silent(now=12.0) == []
+    shards.heard(b"p", state(3), now=13.0)
+    assert shards.in_force() == [PLACE]
+
+
+def test_a_shard_that_says_that_it_ends_takes_no_more_turns():
+    shards = ledger()
+    shards.heard(b"p", state(3), now=0.0)
+    shards.heard(b"p", msgspec.structs.replace(state(3, tokens=2.0), last=True), now=1.0)
+    assert shards.in_force() == [] and shards.peers() == [] and shards.gauges({"generated_tokens": 1.0}) == {"generated_tokens": 3.0}
+
+
+async def test_new_weights_wait_for_a_shard_in_force_until_it_runs_them():
+    shards = ledger()
+    shards.heard(b"p", state(3), now=0.0)
+    running = asyncio.create_task(shards.run(4))
+    await asyncio.sleep(0)
+    assert not running.done()
+    shards.heard(b"p", state(4), now=1.0)
+    assert await asyncio.wait_for(running, 5) == 0.1
+
+
+@pytest.mark.parametrize("ends", ["silent", "without an engine"])
+async def test_new_weights_do_not_wait_for_a_shard_that_is_no_longer_in_force(ends: str):
+    shards = ledger()
+    shards.heard(b"p", state(3), now=0.0)
+    running = asyncio.create_task(shards.run(4))
+    await asyncio.sleep(0)
+    if ends == "silent":
+        shards.silent(now=100.0)
+    else:
+        shards.heard(b"p", state(3, healthy=False), now=1.0)
+    assert await asyncio.wait_for(running, 5) == 0.0
+
+
+async def test_new_weights_do_not_wait_for_a_shard_that_joins():
+    shards = ledger()
+    running = asyncio.create_task(shards.run(4))
+    shards.heard(b"p", state(-1), now=0.0)
+    assert await asyncio.wait_for(running, 5) == 0.0
+
+
+def test_what_a_shard_counted_stays_counted_when_another_process_takes_its_place_and_not_twice_when_it_comes_back():
+    shards, own = ledger(), {"generated_tokens": 1.0, "engines": 1.0}
+    shards.heard(b"p", state(3, tokens=10.0), now=0.0)
+    shards.heard(b"q", state(3, tokens=5.0), now=1.0)
+    assert shards.gauges(own) == {"generated_tokens": 16.0, "engines": 2.0}
+    shards.silent(now=100.0)
+    assert shards.gauges(own) == {"generated_tokens": 16.0, "engines": 1.0}
+    shards.heard(b"q", state(3, tokens=7.0), now=101.0)
+    assert shards.gauges(own) == {"generated_tokens": 18.0, "engines": 2.0}
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=5), st.lists(st.floats(0, 1e6), max_size=5))
+def test_gauges_of_several_processes_are_as_those_of_one(now: list[float], past: list[float]):
+    def gauges(value: float) -> dict[str, float]:
+        return {COUNTED[0]: value, "engines": value, "idle_share_engine": value, "loop_lag_controller": value}
+
+    found = together([gauges(value) for value in now], [gauges(value) for value in past])
+    assert found[COUNTED[0]] == pytest.approx(sum(now) + sum(past)) and found["engines"] == pytest.approx(sum(now))
+    assert found["idle_share_engine"] == pytest.approx(sum(now) / len(now)) and found["loop_lag_controller"] == max(now)
+
+
+# --- runs
+
+
+ELSEWHERE = {
+    "controller.shards": "2", "engine.count": "2", "controller.hosts": "10.0.0.2", "controller.launch": "srun,--relative={shard}",
+    "controller.host": "10.0.0.1", "run.weights_dir": "/shared/weights",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [({"controller.shards": "3", "engine.count": "2"}, "engine.count"), ({"controller.shards": "2"}, "engine.count"),
+     ({"controller.shards": "2", "engine.count": "2", "engine.weights": "nccl"}, "engine.weights"),
+     (ELSEWHERE | {"controller.launch": ""}, "controller.launch"),
+     (ELSEWHERE | {"controller.hosts": "10.0.0.2,10.0.0.3"}, "2 addresses for 1"),
+     (ELSEWHERE | {"run.weights_dir": ""}, "run.weights_dir"), (ELSEWHERE | {"controller.host": "0.0.0.0"}, "give an address")],
+)  # fmt: skip
+def test_what_shards_cannot_do_is_refused(settings: dict[str, str], names: str):
+    with pytest.raises(ConfigError, match=rf"controller\..*{names}"):
+        check_shards(resolve(None, settings))
+
+
+def test_two_shards_play_a_run_to_its_end_with_an_engine_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = []
+
+    class Noted(FakeEngine):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            self.served = 0
+            made.append(self)
+
+        async def _generate(self, request):
+            self.served += 1
+            return await super()._generate(request)
+
+    monkeypatch.setattr("supervisor.serial.FakeEngine", Noted)
+    settings = {"engine__count": "2", "controller__shards": "2", "actor__count": "8", "learner__max_staleness": "1", "env__max_turns": "4"}
+    summary, trajectories, _ = serial_run(tmp_path / "run", **settings)
+    assert (summary["ended"], summary["updates"], summary["dropped"]) == ("finished", 2, {})
+    assert {engine._generator.version for engine in made} == {"2"} and all(engine.served for engine in made)
+    sampled = [attempt for t in trajectories for turn in t.turns for attempt in (turn.kept, *turn.rejected)]
+    assert {span.version for attempt in sampled for span in attempt.spans} <= {0, 1, 2}
+    assert summary["generated_tokens"] >= sum(attempt.length for attempt in sampled), "what the other shard generated is not counted"
+    watched = [attempt for t in trajectories for turn in t.turns for attempt in [turn.kept] if not t.key.evaluation]
+    assert watched and all(attempt.uncertainty for attempt in watched), "signals of an engine did not come to its shard"
+
+
+SHARDED = {"controller__shards": "2", "actor__count": "8", "actor__heartbeat_seconds": "0.2", "learner__max_staleness": "1"}
+
+
+def spans(run: Run, shard: str) -> int:
+    """Bytes of what a shard noted of its turns."""
+    return sum(file.stat().st_size for file in (run.directory / "spans").glob(f"{shard}.*"))
+
+
+async def ends_well(run: Run) -> None:
+    """Interrupt it; each episode was trained on once, no token of it too old."""
+    run.process.send_signal(signal.SIGINT)
+    assert await run.ended() == 130, run.output
+    keys = [t.key for t in run.trajectories() if not t.key.evaluation]
+    assert len(keys) == len(set(keys)) and run.left_over() == []
+    assert set(run.summary()["dropped"]) <= {"cancelled"}
+    assert max(line["token_age_max"] for line in run.updates()) <= 1
+
+
+async def test_a_killed_shard_is_started_again_and_takes_turns_with_the_newest_weights(tmp_path: Path, small_policy):
+    async with running_small(tmp_path / "run", small_policy, run__updates="1000", **SHARDED) as run:
+        await run.until(lambda: run.updates() and spans(run, "controller-1"))
+        os.kill(run.pid_of("controller", "1"), signal.SIGKILL)
+        await run.until(lambda: "shard 1 was silent" in log_of(run))
+        before = spans(run, "controller-1")
+        await run.until(lambda: spans(run, "controller-1") > before)
+        await ends_well(run)
+        assert "The controller-1 ended with status -9: started again." in run.output
+
+
+async def test_the_turns_of_a_stopped_shard_go_to_others_and_it_comes_back(tmp_path: Path, small_policy):
+    async with running_small(tmp_path / "run", small_policy, run__updates="1000", **SHARDED) as run:
+        await run.until(lambda: run.updates() and spans(run, "controller-1"))
+        stopped = run.pid_of("controller", "1")
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            await run.until(lambda: "shard 1 was silent" in log_of(run))
+            done = len(run.updates())
+            await run.until(lambda: len(run.updates()) > done + 2)
+            before = spans(run, "controller-1")
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        await run.until(lambda: spans(run, "controller-1") > before)
+        assert run.pid_of("controller", "1") == stopped
+        await ends_well(run)
+
+
+def log_of(run: Run) -> str:
+    return (run.directory / "logs" / "controller.log").read_text()
