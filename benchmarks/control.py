@@ -233,7 +233,7 @@ async def engine_of(model: str, streams: int, console: Console) -> AsyncIterator
         command = engine_command(job)
         engine = children.start("engine", command.arguments, Path(directory) / "engine.log", command.environment)
         client = EngineClient(job.endpoints.engines[0])
-        router = SignalRouter(zmq.asyncio.Context.instance(), job.endpoints.signals, TOKENS)
+        router = SignalRouter(zmq.asyncio.Context.instance(), job.endpoints.signals[0], TOKENS)
         running = asyncio.create_task(router.run())
         try:
             console.print("starting the engine, half a minute", highlight=False)

@@ -47,6 +47,8 @@ def main() -> None:
                 checks.of_signal_frame(message)
             case messages.Stats():
                 checks.of_stats(message)
+            case messages.ShardState():
+                checks.of_shard_state(message, shards=3)
 
     with tempfile.TemporaryDirectory() as corpus:
         for number, message in enumerate(samples()):
@@ -66,6 +68,7 @@ def samples() -> list:
         EpisodeEnded,
         EpisodeKey,
         Heartbeat,
+        ShardState,
         SignalFrame,
         Span,
         Stats,
@@ -89,6 +92,7 @@ def samples() -> list:
             step=1, turn_ids=["a", "b"], position=whole, entropy=number, confidence=number, top_log_prob=number, forced=whole,
             previous=whole,
         ),
+        ShardState(shard=1, version=3, seconds=0.1, engines=[("http://a", "healthy", 2)], gauges={"engines": 1.0}),
         Stats(source="learner", event="update", values={"update": 1.0, "loss": None}),
         Credit(episodes=3), EpisodeEnded(key=key, attempt=0), Heartbeat(loop_lag=0.1, steps=2),
     ]  # fmt: skip

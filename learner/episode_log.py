@@ -86,6 +86,32 @@ class EpisodeLog:
             os.close(descriptor)
 
 
+class Records(Sequence[bytes | None]):
+    """The records of a log, found by their headers alone, and read one at a time: None for a damaged one."""
+
+    def __init__(self, directory: Path) -> None:
+        self._places: list[tuple[Path, int]] = []  # file, offset of the header in it
+        for _, path in _files(directory):
+            size, at = path.stat().st_size, 0
+            with path.open("rb", buffering=0) as file:
+                while len(header := os.pread(file.fileno(), _HEADER.size, at)) == _HEADER.size:
+                    begin, at = at, at + _HEADER.size + _HEADER.unpack(header)[0]
+                    if at > size:
+                        break  # torn
+                    self._places.append((path, begin))
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, number: int) -> bytes | None:
+        path, begin = self._places[number]
+        with path.open("rb") as file:
+            file.seek(begin)
+            length, checksum = _HEADER.unpack(file.read(_HEADER.size))
+            frame = file.read(length)
+        return frame if zlib.crc32(frame) == checksum else None
+
+
 def read_records(directory: Path, start: int = 0) -> Iterator[tuple[int, int, bytes]]:
     """(begin, end, frame) of every whole record from offset `start` on that is still there, up to the first torn one."""
     files = _files(directory)

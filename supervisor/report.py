@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gc
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from math import nan
 from pathlib import Path
@@ -15,13 +17,13 @@ from tokenizers import Tokenizer
 
 from config import Config, ConfigError
 from learner.checkpoint import latest
-from learner.episode_log import read_records
+from learner.episode_log import Records
 from learner.recorded import token_log_probs, turn_advantages
 from protocol.arrays import FLOAT16, unpack
 from protocol.messages import Trajectory
 from supervisor import settings
 from supervisor.options import values_of
-from supervisor.replay import LOG, episode_in, read_episodes, recorded_job
+from supervisor.replay import LOG, episode_in, recorded_job
 from telemetry.metrics_file import METRICS_FILE, read_metrics
 from telemetry.pages.episode_view import EpisodeView, view
 from telemetry.pages.report import AROUND, RunData, report
@@ -66,22 +68,38 @@ def read_run(run_dir: Path, name: str, wanted: Sequence[str], console: Console) 
         raise ConfigError(f"report: {run_dir} is no run directory with measurements (it has no {METRICS_FILE})")
     config = settings.resolve(run_dir / "config.toml") if (run_dir / "config.toml").is_file() else Config()
     values = values_of(config)
-    episodes = list(sampled(run_dir / LOG, wanted, name, console)) if (run_dir / LOG).is_dir() else []
-    cuts = [around for episode in episodes for around in interventions(episode)]
-    return RunData(name, read_metrics(run_dir / METRICS_FILE), values, cuts, list(views(run_dir, episodes, wanted)))
+    log = run_dir / LOG
+    records = Records(log) if log.is_dir() else ()
+    with without_collector():
+        episodes = dict(sampled(records, log, wanted, name, console))
+    cuts = [around for episode in episodes.values() for around in interventions(episode)]
+    return RunData(name, read_metrics(run_dir / METRICS_FILE), values, cuts, list(views(run_dir, records, episodes, wanted)))
 
 
-def sampled(log: Path, wanted: Sequence[str], name: str, console: Console) -> Iterator[Trajectory]:
-    """At most LOOKED_AT episodes, evenly over the log, and those that are wanted."""
-    count = sum(1 for _ in read_records(log))
-    every = max(1, -(-count // LOOKED_AT))
-    records = track(read_records(log), f"episodes of {name}", total=count, console=console, transient=True)
-    for number, (_, _, frame) in enumerate(records):
-        if number % every and not wanted:
-            continue
-        episode = episode_in(frame, log)
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Python's collector looks through all episodes that are kept, again and again: four fifths of the time to read 1,500."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def sampled(
+    records: Sequence[bytes | None], log: Path, wanted: Sequence[str], name: str, console: Console
+) -> Iterator[tuple[int, Trajectory]]:
+    """(Number of its record, episode) of at most LOOKED_AT, evenly over the log, and of those that are wanted, for which all are read."""
+    every = max(1, -(-len(records) // LOOKED_AT))
+    numbers = range(0, len(records), 1 if wanted else every)
+    for number in track(numbers, f"episodes of {name}", console=console, transient=True):
+        episode = _episode(records, number, log)
         if episode is not None and (number % every == 0 or episode.key.id in wanted):
-            yield episode
+            yield number, episode
+
+
+def _episode(records: Sequence[bytes | None], number: int, log: Path) -> Trajectory | None:
+    return None if (frame := records[number]) is None else episode_in(frame, log)
 
 
 def interventions(episode: Trajectory) -> Iterator[list[float]]:
@@ -94,16 +112,21 @@ def interventions(episode: Trajectory) -> Iterator[list[float]]:
                 yield [float(seen[i]) if 0 <= i < len(seen) else nan for i in at]
 
 
-def views(run_dir: Path, episodes: Sequence[Trajectory], wanted: Sequence[str]) -> Iterator[EpisodeView]:
-    """The wanted episodes, or a few that show something (`choose`), with what the last checkpoint's policy makes of their tokens."""
-    chosen = [e for e in episodes if e.key.id in wanted] if wanted else choose(episodes)
+def views(
+    run_dir: Path, records: Sequence[bytes | None], episodes: Mapping[int, Trajectory], wanted: Sequence[str]
+) -> Iterator[EpisodeView]:
+    """The wanted ones of the `episodes` (number of its record -> episode), or a few that show something (`choose`), with what the last
+    checkpoint's policy makes of their tokens."""
+    found = list(episodes.values())
+    chosen = [e for e in found if e.key.id in wanted] if wanted else choose(found)
     if not chosen:
         return
     job = recorded_job(run_dir, "report")
     tokenizer = Tokenizer.from_file(str(Path(job.model_dir) / "tokenizer.json"))
-    known = {
-        key: values for group in groups_of(run_dir / LOG, chosen) for key, values in turn_advantages(group, job.config.learner).items()
-    }
+    keys = {episode.key for episode in chosen if not episode.key.evaluation}
+    places = [number for number, episode in episodes.items() if episode.key in keys]
+    groups = [group_at(records, number, run_dir / LOG, job.config.learner.group_size) for number in places]
+    known = {key: values for group in groups for key, values in turn_advantages(group, job.config.learner).items()}
     policy = last_policy(run_dir)
     judged = dict(zip([e.key for e in chosen], token_log_probs(policy, job.config, chosen), strict=True)) if policy else {}
     for episode in chosen:
@@ -122,13 +145,18 @@ def choose(episodes: Sequence[Trajectory]) -> list[Trajectory]:
     return half + list(islice(others, SHOWN - len(half)))
 
 
-def groups_of(log: Path, episodes: Sequence[Trajectory]) -> Iterator[list[Trajectory]]:
-    """The whole group of each of the training episodes."""
-    groups: dict[int, list[Trajectory]] = {episode.key.group: [] for episode in episodes if not episode.key.evaluation}
-    for _, episode in read_episodes(log):
-        if not episode.key.evaluation and episode.key.group in groups:
-            groups[episode.key.group].append(episode)
-    yield from groups.values()
+def group_at(records: Sequence[bytes | None], number: int, log: Path, size: int) -> list[Trajectory]:
+    """The group of the episode of that record: `size` members, or as many as are there. They ended at about the same time, so they are
+    looked for from there outwards."""
+    group = _episode(records, number, log).key.group
+    members: list[Trajectory] = []
+    for other in sorted(range(len(records)), key=lambda other: abs(other - number)):
+        episode = _episode(records, other, log)
+        if episode is not None and not episode.key.evaluation and episode.key.group == group:
+            members.append(episode)
+        if len(members) == size:
+            break
+    return members
 
 
 def last_policy(run_dir: Path) -> Path | None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import learner.episode_log
-from learner.episode_log import EpisodeLog, read_records
+from learner.episode_log import EpisodeLog, Records, read_records
 
 
 def frames_in(directory: Path, start: int = 0) -> list[bytes]:
@@ -76,6 +76,17 @@ def test_a_log_of_many_files_reads_as_one_of_a_single_file_does(
         assert appended(many, *frames[:5]) + appended(many, *frames[5:]) == begins
     start = data.draw(st.sampled_from(begins))
     assert list(read_records(many, start)) == list(read_records(one, start))
+    assert list(Records(many)) == list(Records(one)) == frames
+
+
+@pytest.mark.parametrize("cut", [1, 5, 9])
+def test_records_that_are_read_one_at_a_time_are_those_that_are_whole(tmp_path: Path, cut: int):
+    begins = appended(tmp_path, b"first", b"second", b"third", b"torn")
+    (file,) = files(tmp_path)
+    data = bytearray(file.read_bytes()[:-cut])
+    data[begins[1] + 10] ^= 1
+    file.write_bytes(data)
+    assert list(Records(tmp_path)) == [b"first", None, b"third"]
 
 
 def test_what_is_in_no_checkpoint_is_never_removed_and_what_is_goes_once_there_is_too_much(tmp_path: Path):

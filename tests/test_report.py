@@ -9,14 +9,16 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.console import Console
 from run_fixtures import played_serially, small_config
 
 from learner.episode_log import EpisodeLog
 from protocol.arrays import UINT8, unpack
 from protocol.codec import encode
-from protocol.messages import Trajectory
+from protocol.messages import EpisodeKey, Trajectory
 from supervisor.cli import main
 from supervisor.replay import LOG, read_episodes
+from supervisor.report import LOOKED_AT, group_at, sampled
 from telemetry.metrics_file import read_metrics
 from telemetry.pages.episode_view import view
 from telemetry.pages.report import AROUND, RunData, area_by_tokens, differences, report
@@ -173,6 +175,24 @@ def test_a_browser_shows_every_point_and_the_intervention_where_the_record_says(
     mark = page.query_selector(".turn >> nth=0 >> .attempt:not(.rejected) .chart .mark title")
     cut = next(event for event in episode.turns[0].kept.events if event.kind == "intervene")
     assert f"at token {cut.position}" in mark.text_content()
+
+
+def test_of_a_long_log_no_more_episodes_are_read_than_are_looked_at(recorded: Path) -> None:
+    """What is not looked at cannot be read here, and would end the command."""
+    _, episode = next(read_episodes(recorded / LOG))
+    every = 3
+    records = [encode(episode) if number % every == 0 else b"no episode" for number in range(every * LOOKED_AT - 1)]
+    found = list(sampled(records, recorded, (), "long", Console(quiet=True)))
+    assert [number for number, _ in found] == list(range(0, len(records), every)) and len(found) == LOOKED_AT
+
+
+def test_a_group_is_found_around_one_of_its_episodes_and_nothing_beyond_it_is_read(recorded: Path) -> None:
+    _, episode = next(read_episodes(recorded / LOG))
+    groups = [7, 4, 4, 7, 4, 7]
+    keys = [EpisodeKey(group, number) for number, group in enumerate(groups)]
+    records = [encode(msgspec.structs.replace(episode, key=key)) for key in [*keys, EpisodeKey(4, 0, True)]] + [b"no episode"] * 9
+    found = group_at(records, 2, recorded, size=3)
+    assert sorted(member.key.member for member in found) == [1, 2, 4]
 
 
 def test_a_thousand_updates_and_their_episodes_are_a_small_page(recorded: Path) -> None:
