@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import multiprocessing
 import random
 import statistics
 import tempfile
@@ -29,14 +30,13 @@ from rich.table import Table
 from config import Job
 from controller.engine.client import GENERATE, EngineClient, Sampling
 from controller.engine.server import engine_command, wait_ready
-from controller.engine.signal_socket import SignalSocket, rows_of
-from controller.rules.scores import Signal
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
 from controller.signals import SignalRouter, Watch
 from controller.think_tokens import ThinkTokens
 from learner.build import build_policy
 from protocol.arrays import FLOAT32, INT32, pack
-from protocol.messages import SignalFrame
+from protocol.codec import encode
+from protocol.messages import SignalFrame, Steer
 from protocol.prompting import read_vocabulary
 from supervisor import children
 from supervisor.endpoints import choose_endpoints
@@ -188,35 +188,42 @@ def _frame(step: int, rows: int, rng: np.random.Generator) -> SignalFrame:
     )  # fmt: skip
 
 
-async def router_rate(rows: int = 64, steps: int = 3000) -> float:
-    """Signal tokens a second through one controller, from a socket as the engine has it, in a thread."""
-    context = zmq.asyncio.Context.instance()
-    router = SignalRouter(context, "tcp://127.0.0.1:*", TOKENS)
-    endpoint = router.endpoint
+async def frame_microseconds(rows: int, engines: int = 30, count: int = 3000) -> float:
+    """What a frame with the signals of so many turns costs a controller that always has one waiting, from receiving it to the rules'
+    decisions; `engines` send, from a process of their own."""
+    router = SignalRouter(zmq.asyncio.Context.instance(), "tcp://127.0.0.1:*", TOKENS)
     settings = ThinkingSettings("paper", 0.4, 1024, "mean", 3, 1e-9, 4, 450)
     for row in range(rows):
         router.watch(str(row), Watch(ThinkingRule(settings, -1, -2), "steer"))
+    marks: list[float] = []
+    observe = router.observe
+
+    def noted(frame: SignalFrame) -> list[Steer]:
+        marks.append(time.thread_time())
+        return observe(frame)
+
+    router.observe = noted
+    sender = multiprocessing.get_context("spawn").Process(target=_send_frames, args=(router.endpoint, engines, rows, count))
+    sender.start()
     running = asyncio.create_task(router.run())
-    values = np.random.default_rng(0).random((steps, rows, 3)).tolist()
-    turns = [str(row) for row in range(rows)]
-
-    def send() -> None:
-        socket = SignalSocket(endpoint)
-        for step in range(steps):
-            socket.send(rows_of(turns, [Signal(step, *values[step][row], -1, 9) for row in range(rows)]))
-            if step % 50 == 49:
-                time.sleep(0)
-        while router.frames + socket.dropped < steps:
-            time.sleep(0.001)
-        socket.close()
-
-    started = time.perf_counter()
-    await asyncio.to_thread(send)
-    seconds = time.perf_counter() - started
+    while sender.is_alive():
+        await asyncio.sleep(0.05)
     running.cancel()
-    frames = router.frames
     router.close()
-    return frames * rows / seconds
+    begun = len(marks) // 10
+    return 1e6 * (marks[-1] - marks[begun]) / (len(marks) - 1 - begun)
+
+
+def _send_frames(endpoint: str, engines: int, rows: int, count: int) -> None:
+    rng = np.random.default_rng(0)
+    frames = [encode(_frame(step, rows, rng)) for step in range(count)]
+    context = zmq.Context()
+    sockets = [context.socket(zmq.DEALER) for _ in range(engines)]
+    for socket in sockets:
+        socket.connect(endpoint)
+    for number, frame in enumerate(frames):
+        sockets[number % engines].send(frame)
+    context.destroy(linger=10_000)  # until all have arrived
 
 
 @contextlib.asynccontextmanager
@@ -269,12 +276,14 @@ async def _report(bench: Bench, streams: list[int], options: argparse.Namespace,
     results["tap_ratio"] = measured[last]["tap, watching"] / measured[last]["log-prob of the sampled token"]
     results["lag_p99"] = float(np.percentile(bench.lags, 99)) if bench.lags else float("nan")
     results["controller_us_per_token"] = router_microseconds()
-    results["signal_tokens_per_second"] = await router_rate()
+    results |= {f"frame_us @{rows}": await frame_microseconds(rows) for rows in (1, 64)}
+    results["signal_tokens_per_second"] = 64e6 / results["frame_us @64"]
     said = (
         f"tap_ratio at {last} streams {results['tap_ratio']:.3f}",
         f"steps from decision to forced token: 99th percentile {results['lag_p99']:g} of {len(bench.lags)} cuts",
         f"controller {results['controller_us_per_token']:.1f} us a token",
-        f"through one controller {results['signal_tokens_per_second']:,.0f} signal tokens/s",
+        f"a frame of 1 turn {results['frame_us @1']:.0f} us, of 64 {results['frame_us @64']:.0f} us: "
+        f"{results['signal_tokens_per_second']:,.0f} signal tokens/s through one controller",
     )
     console.print("; ".join(said), highlight=False)
     return results

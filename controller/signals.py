@@ -19,9 +19,10 @@ from controller.rules.scores import Signal
 from controller.rules.thinking import NEVER, ThinkingRule, ThinkingSettings
 from controller.think_tokens import ThinkTokens
 from protocol.arrays import FLOAT32, INT32, unpack
+from protocol.arrivals import Arrivals
 from protocol.checks import of_signal_frame
 from protocol.codec import FrameReader, encode
-from protocol.messages import SignalFrame, Steer
+from protocol.messages import Message, SignalFrame, Steer
 from protocol.security import Keys, bind
 
 HIGH_WATER = 1000
@@ -62,6 +63,7 @@ class SignalRouter:
         self._socket.set(zmq.RCVHWM, HIGH_WATER)
         self._socket.set(zmq.LINGER, 0)
         bind(self._socket, endpoint, keys, "run")
+        self._arrivals = Arrivals(self._socket)
         self.reader = FrameReader()
         self._tokens = tokens
         self._watched: dict[str, Watch] = {}
@@ -127,16 +129,19 @@ class SignalRouter:
         self._watched.pop(turn_id, None)
 
     async def run(self) -> None:
-        """Forever: a frame in, decisions, steers out."""
+        """Forever: frames in, decisions, steers out."""
         while True:
-            peer, message, _ = await self.reader.receive(self._socket)
-            flaw = of_signal_frame(message) if isinstance(message, SignalFrame) else f"{type(message).__name__} that no engine sends"
-            if flaw:
-                self.reader.refuse(peer, flaw)
-                continue
-            self.frames += 1
-            for steer in self.observe(message):
-                await self._socket.send_multipart([peer, encode(steer)])
+            for received in map(self.reader.take, await self._arrivals.receive()):
+                if received is not None:
+                    self._decide(received.peer, received.message)
+
+    def _decide(self, peer: bytes, message: Message) -> None:
+        flaw = of_signal_frame(message) if isinstance(message, SignalFrame) else f"{type(message).__name__} that no engine sends"
+        if flaw:
+            return self.reader.refuse(peer, flaw)
+        self.frames += 1
+        for steer in self.observe(message):
+            self._arrivals.send([peer, encode(steer)])
 
     def observe(self, frame: SignalFrame) -> list[Steer]:
         """Feed one frame to the rules of its turns."""

@@ -1,24 +1,20 @@
 """Trajectories of actors: into their groups and into the log, then acknowledged.
 
-All that wait are taken at once. asyncio's sockets cost several times what ZeroMQ costs, and the log one call to the system for each
-write: an episode that comes with others shares both with them.
+All that wait are taken at once: the log costs one call to the system for each write, which an episode that comes with others shares with
+them.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Sequence
 
-import zmq
 import zmq.asyncio
 
 from learner.episode_log import EpisodeLog
 from learner.groups import GroupBuffer
+from protocol.arrivals import Arrivals
 from protocol.codec import FrameReader, Received, encode
 from protocol.messages import Ack, EpisodeKey, Message, Trajectory
-
-MOST_AT_ONCE = 1 << 20
-"""Bytes taken before other loops of the process get their turn: a few milliseconds."""
 
 
 class Intake:
@@ -35,10 +31,7 @@ class Intake:
     ) -> None:
         """`socket`: the ROUTER to which actors are connected; nobody else uses it while `run` does. `flaw`: why a message is to be refused;
         "" for an episode."""
-        self._socket = socket
-        # The same socket without asyncio. Using it takes away the sign by which asyncio notices what arrives; so it is used only while no
-        # receive is pending, and each receive looks for itself before it waits.
-        self._plain = zmq.Socket.shadow(socket)
+        self._arrivals = Arrivals(socket)
         self._log = log
         self._buffer = buffer
         self._arrived = arrived
@@ -50,28 +43,16 @@ class Intake:
     async def run(self) -> None:
         """Until cancelled."""
         while True:
-            taken = [await self._socket.recv_multipart(), *self._waiting()]
+            taken = await self._arrivals.receive()
             episodes = [received for parts in taken if (received := self._reader.take(parts)) is not None and self._sound(received)]
             self.take([(episode, frame) for _, episode, frame in episodes])
             for peer, episode, _ in episodes:
-                self._plain.send_multipart([peer, encode(Ack(key=episode.key))], zmq.NOBLOCK)  # a ROUTER never makes anybody wait
-            await asyncio.sleep(0)  # a receive does not wait while there is something
+                self._arrivals.send([peer, encode(Ack(key=episode.key))])
 
     def _sound(self, received: Received) -> bool:
         if flaw := self._flaw(received.message):
             self._reader.refuse(received.peer, flaw)
         return not flaw
-
-    def _waiting(self) -> list[list[bytes]]:
-        """The parts of each message that has arrived."""
-        found, left = [], MOST_AT_ONCE
-        while left > 0:
-            try:
-                found.append(self._plain.recv_multipart(zmq.NOBLOCK))
-            except zmq.Again:
-                break
-            left -= sum(map(len, found[-1]))
-        return found
 
     def take(self, episodes: Sequence[tuple[Trajectory, bytes]]) -> None:
         """Take in episodes with the frames they came in; those that are known already, by whatever attempt, are left out."""

@@ -11,7 +11,7 @@ import zmq
 import zmq.asyncio
 from test_groups import trajectory
 
-import learner.intake
+import protocol.arrivals
 from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
 from learner.intake import Intake
@@ -108,7 +108,7 @@ async def test_what_is_refused_is_neither_logged_nor_acknowledged(running: Bench
 
 
 async def test_other_loops_get_their_turn_while_there_is_always_something_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(learner.intake, "MOST_AT_ONCE", 1)
+    monkeypatch.setattr(protocol.arrivals, "MOST_AT_ONCE", 1)
     await bench.deliver(*(trajectory(group, member) for group in range(50) for member in range(2)))
     turns = 0
 
