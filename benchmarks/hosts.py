@@ -1,0 +1,99 @@
+"""Hosts as network namespaces with addresses of their own, joined by a bridge; on Linux, for root."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from supervisor.children import ROOT
+
+SUBNET = f"10.213.{os.getpid() % 250 + 1}"  # another one than of a process that was killed
+HERE = f"{SUBNET}.1"
+"""Of this process's own namespace, on the bridge."""
+FAR = (0.02, 0.01)
+"""Seconds of delay, share of the packets that are lost: each way."""
+
+
+class NotPermitted(RuntimeError):
+    """There can be no namespaces here; the message says why."""
+
+
+class Host:
+    """A namespace `name`, joined to the bridge; by a cable with this delay (seconds) and loss, if they are given."""
+
+    def __init__(self, name: str, number: int, bridge: str, stack: ExitStack, far: tuple[float, float] | None) -> None:
+        self.name, self.address, self._outside, inside = name, f"{SUBNET}.{number}", f"{name}o", f"{name}i"
+        _ip("netns", "add", name)
+        stack.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
+        if far is None:
+            _ip("link", "add", self._outside, "type", "veth", "peer", "name", inside, "netns", name)
+        else:
+            command = [sys.executable, "-m", "benchmarks.slow_link", self._outside, inside, *map(str, far)]
+            cable = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE))
+            stack.callback(cable.kill)
+            if cable.stdout.readline() != b"ready\n":
+                raise NotPermitted("no network devices of programs (/dev/net/tun)")
+            _ip("link", "set", inside, "netns", name)
+        _ip("link", "set", self._outside, "master", bridge, "up")
+        _ip("-n", name, "addr", "add", f"{self.address}/24", "dev", inside)
+        for device in (inside, "lo"):
+            _ip("-n", name, "link", "set", device, "up")
+
+    def start(self, command: Sequence[str], stack: ExitStack) -> subprocess.Popen:
+        """Run a command there, from the project's directory, in a group of processes of its own, which ends with the stack."""
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        group = subprocess.Popen(["ip", "netns", "exec", self.name, *command], cwd=ROOT, start_new_session=True, **quiet)
+        stack.callback(group.wait)
+        stack.callback(kill, group)
+        return group
+
+    def join(self, port: int, keys: Path, actors: int, stack: ExitStack) -> subprocess.Popen:
+        """Actors of this host, of the run whose controller listens at `port` HERE."""
+        command = [sys.executable, "run.py", "actor", "--connect", f"tcp://{HERE}:{port}", "--keys", str(keys), "--actors", str(actors)]
+        return self.start([*command, "--wait", "600"], stack)
+
+    def cut_off(self, yes: bool) -> None:
+        """Unplug the cable, or plug it in."""
+        _ip("link", "set", self._outside, "down" if yes else "up")
+
+
+@contextlib.contextmanager
+def hosts(count: int, far: tuple[float, float] | None = None) -> Iterator[list[Host]]:
+    """So many, while inside. Raises NotPermitted where there can be none."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        raise NotPermitted("network namespaces take root, and iproute2")
+    bridge = f"fy{os.getpid() % 100000}"
+    with ExitStack() as stack:
+        try:
+            _ip("link", "add", bridge, "type", "bridge")
+        except subprocess.CalledProcessError as error:
+            raise NotPermitted(f"network namespaces are not permitted here: {error.stderr.decode().strip()}") from None
+        stack.callback(_ip, "link", "del", bridge)
+        _ip("addr", "add", f"{HERE}/24", "dev", bridge)
+        _ip("link", "set", bridge, "up")
+        yield [Host(f"{bridge}{chr(ord('a') + number)}", 2 + number, bridge, stack, far) for number in range(count)]
+
+
+def away(learning: Host, port: int, keys: Path, weights: Path) -> dict[str, str]:
+    """Settings of a run whose learner is on that host, and whose actors come from others."""
+    return {
+        "controller.host": HERE, "controller.port": str(port), "security.keys": str(keys), "actor.count": "0",
+        "learner.host": learning.address, "learner.launch": f"ip,netns,exec,{learning.name}", "run.weights_dir": str(weights),
+    }  # fmt: skip
+
+
+def kill(group: subprocess.Popen) -> None:
+    """All of it, if it has not ended."""
+    if group.poll() is None:
+        os.killpg(group.pid, signal.SIGKILL)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
