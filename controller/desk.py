@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import zmq.asyncio
 
@@ -30,6 +31,12 @@ log = logging.getLogger(__name__)
 
 _Lease = tuple[bytes, EpisodeKey, int]
 """Actor, episode, attempt: with the actor, or one that asks for another's turn would keep that from it."""
+
+
+class _Answer(NamedTuple):
+    actor: bytes
+    since: float  # time.monotonic
+    message: TurnResult | TurnFailed
 
 
 class Desk:
@@ -60,7 +67,7 @@ class Desk:
         self._weights_dir, self._meeting = Path(job.weights_dir), job.endpoints.weights
         self._tasks: set[asyncio.Task] = set()
         self._asked: set[_Lease] = set()  # whose turn is under way
-        self._answers: dict[_Lease, tuple[float, TurnResult | TurnFailed]] = {}  # the last one of each, and when it was given
+        self._answers: dict[tuple[EpisodeKey, int], _Answer] = {}  # the last one of each lease
         self._idle = IdleClock()
         self.spans = SpanFile(Path(job.run_dir), f"controller-{shard}" if shard else "controller")
 
@@ -86,9 +93,9 @@ class Desk:
             return flaw
         if lease in self._asked:
             return ""  # asked again: an answer that takes long is still to come
-        _, answer = self._answers.get(lease, (0.0, None))
-        if answer is not None and answer.turn == request.turn:
-            await self._send(actor, answer)  # asked again, since it was lost
+        last = self._answers.get(lease[1:])
+        if last is not None and last.actor == actor and last.message.turn == request.turn:
+            await self._send(actor, last.message)  # asked again, since it was lost
             return ""
         self._asked.add(lease)
         task = asyncio.create_task(self._turn(actor, request))
@@ -100,12 +107,11 @@ class Desk:
     def forget(self, key: EpisodeKey, attempt: int) -> None:
         """Nobody asks for turns of this lease any more."""
         self.turns.forget(key, attempt)
-        for lease in [lease for lease in self._answers if lease[1:] == (key, attempt)]:
-            del self._answers[lease]
+        self._answers.pop((key, attempt), None)
 
     def forget_before(self, horizon: float) -> None:
         """Nor of those whose last turn was answered before then (seconds of time.monotonic)."""
-        for _, key, attempt in [lease for lease, (since, _) in self._answers.items() if since < horizon]:
+        for key, attempt in [lease for lease, answer in self._answers.items() if answer.since < horizon]:
             self.forget(key, attempt)
 
     def _ended(self, task: asyncio.Task) -> None:
@@ -118,7 +124,8 @@ class Desk:
         lease = (actor, request.key, request.attempt)
         try:
             answer = await self._answer(actor, request)
-            self._answers[lease] = time.monotonic(), answer
+            if self._holds(actor, request):  # or whoever asks for what is not theirs would fill our memory
+                self._answers[lease[1:]] = _Answer(actor, time.monotonic(), answer)
         finally:
             self._asked.discard(lease)  # before the actor knows, and asks for the next one
         await self._send(actor, answer)

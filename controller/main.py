@@ -227,6 +227,7 @@ class Controller:
                 log.warning("shard %d was silent for %.0f s: its turns go to others", number, seconds)
             await self._announce()
             horizon = time.monotonic() - LOST_AFTER * self.config.actor.heartbeat_seconds
+            self._desk.forget_before(time.monotonic() - self.config.actor.episode_seconds)
             for actor in [a for a, seen in self._last_seen.items() if seen < horizon]:
                 await self._lose(actor)
             await self._give_up(self.admission.overdue(time.monotonic() - self.config.actor.episode_seconds))

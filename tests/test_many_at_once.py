@@ -62,16 +62,37 @@ async def test_a_turn_that_is_asked_for_again_is_answered_again_and_not_generate
         return TurnFailed(key=request.key, attempt=0, turn=request.turn, reason=DropReason.ENGINE_ERROR, detail="none")
 
     controller._desk._answer = answer
+    controller.admission.start(next_group=0, received=[], updates_left=1)
+    lease = controller.admission.lease(b"an actor")
     actor = context.socket(zmq.DEALER)
+    actor.set(zmq.IDENTITY, b"an actor")
     actor.connect(job.endpoints.actors)
     serving = asyncio.create_task(controller._serve_actors())
-    request = TurnRequest(key=EpisodeKey(0, 0), attempt=0, turn=0, prompt=pack([1], INT32))
+    request = TurnRequest(key=lease.key, attempt=lease.attempt, turn=0, prompt=pack([1], INT32))
     try:
         answers = []
         for turn in (0, 0, 1, 1):
             await actor.send(encode(msgspec.structs.replace(request, turn=turn)))
             answers.append(decode(await asyncio.wait_for(actor.recv(), 20)).turn)
         assert (answers, asked) == ([0, 0, 1, 1], [0, 1])
+    finally:
+        serving.cancel()
+        await controller.close()
+        context.destroy(linger=0)
+
+
+async def test_turns_that_an_actor_has_no_lease_for_are_refused_and_leave_nothing_behind(tmp_path: Path):
+    job, context = job_in(tmp_path / "run", small_config()), zmq.asyncio.Context()
+    controller = Controller(job, context)
+    actor = context.socket(zmq.DEALER)
+    actor.connect(job.endpoints.actors)
+    serving = asyncio.create_task(controller._serve_actors())
+    try:
+        for attempt in range(20):
+            await actor.send(encode(TurnRequest(key=EpisodeKey(0, 0), attempt=attempt, turn=0, prompt=pack([1], INT32))))
+            answer = decode(await asyncio.wait_for(actor.recv(), 20))
+            assert (answer.attempt, answer.reason) == (attempt, DropReason.CANCELLED)
+        assert not controller._desk._answers and not controller._desk._asked
     finally:
         serving.cancel()
         await controller.close()

@@ -24,7 +24,7 @@ from supervisor.endpoints import check_shards
 from supervisor.settings import ConfigError, resolve
 
 PLACES = st.lists(st.builds(Place, host=st.sampled_from(["", "a", "b"]), port=st.integers(1, 9)), unique=True, max_size=8)
-ACTORS = [f"actor-{number}".encode() for number in range(200)]
+ACTORS = [f"actor-{number}".encode() for number in range(40)]
 
 
 @given(PLACES, st.data())
