@@ -43,6 +43,7 @@ SETTINGS = {
     "learner.groups": str(GROUPS), "learner.group_size": str(GROUP_SIZE), "learner.max_staleness": str(MAX_STALENESS),
     "learner.checkpoint_every": "2", "learner.decay": "0", "eval.episodes": "2", "eval.every": "0", "actor.count": "4",
     "actor.heartbeat_seconds": "0.5", "env.max_turns": "6", "run.updates": "1000000", "run.minutes": "100000", "engine.kv_cache_gb": "0.25",
+    "controller.shards": "2", "engine.count": "2",
 }  # fmt: skip
 BAD = ("lost", "trained_twice", "too_old", "missing_updates", "left_over", "stuck")
 """Figures that are to be 0."""
@@ -63,7 +64,7 @@ class Fault:
         return f"{'stop' if self.stop else 'kill'} {self.victim}"
 
 
-VICTIMS = ("actor", "controller", "engine", "learner")
+VICTIMS = ("actor", "controller", "shard", "engine", "learner")
 FAULTS = [*(Fault(victim, stop) for victim in VICTIMS for stop in (False, True)), Fault("fork server"), Fault("supervisor")]
 
 
@@ -100,8 +101,15 @@ class Run:
             return [psutil.Process(self.process.pid)]
         if victim == "actor":
             return [child for server in self.processes("fork server") for child in server.children()]
-        marks = {"fork server": "-m actors", "controller": "-m controller", "learner": "-m learner", "engine": "-m vllm.entrypoints"}
-        found = [process for process, command in self._all() if marks[victim] in command]
+        job = self.directory / "job.json"
+        marks = {
+            "fork server": f"-m actors {job}", "controller": f"-m controller {job}", "shard": f"-m controller {job} 1",
+            "learner": f"-m learner {job}",
+        }  # fmt: skip
+        if victim == "engine":
+            found = [process for process, command in self._all() if "-m vllm.entrypoints" in command]
+        else:
+            found = [process for process, command in self._all() if command.endswith(marks[victim])]
         return [process for process in found if process.ppid() not in {other.pid for other in found}]  # a forked child has the same command
 
     def left_over(self) -> list[str]:
