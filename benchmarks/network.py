@@ -59,7 +59,7 @@ def main() -> None:
     table = Table("", *next(iter(rows.values())))
     for name, row in rows.items():
         table.add_row(name, *(f"{value:.1f}" if isinstance(value, float) else str(value) for value in row.values()))
-    console.print(table)
+    Console(width=max(120, console.width)).print(table)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
 

@@ -73,6 +73,24 @@ def played_serially(directory: Path, config: Config) -> Job:
     return job
 
 
+def noted_engines(monkeypatch: pytest.MonkeyPatch) -> list[FakeEngine]:
+    """The engines of serial runs that begin from now on; `served` counts the requests of each."""
+    made: list[FakeEngine] = []
+
+    class Noted(FakeEngine):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            self.served = 0
+            made.append(self)
+
+        async def _generate(self, request):
+            self.served += 1
+            return await super()._generate(request)
+
+    monkeypatch.setattr("supervisor.serial.FakeEngine", Noted)
+    return made
+
+
 _built = tempfile.TemporaryDirectory()
 
 

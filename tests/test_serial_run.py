@@ -14,7 +14,7 @@ import pytest
 import torch
 import zmq.asyncio
 from rich.console import Console
-from run_fixtures import job_in, small_config, trajectories_of
+from run_fixtures import job_in, noted_engines, small_config, trajectories_of
 from safetensors.torch import load_file
 
 import controller.engine.pool
@@ -231,19 +231,7 @@ def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):
 
 
 def test_engines_share_the_turns_and_all_run_the_newest_weights(tmp_path: Path, monkeypatch):
-    made: list[FakeEngine] = []
-
-    class Noted(FakeEngine):
-        def __init__(self, *arguments, **named):
-            super().__init__(*arguments, **named)
-            self.served = 0
-            made.append(self)
-
-        async def _generate(self, request):
-            self.served += 1
-            return await super()._generate(request)
-
-    monkeypatch.setattr("supervisor.serial.FakeEngine", Noted)
+    made = noted_engines(monkeypatch)
     summary, _, _ = serial_run(tmp_path / "run", engine__count="2", run__updates="1", env__max_turns="2")
     assert summary["ended"] == "finished" and summary["updates"] == 1
     assert len(made) == 2 and {engine._generator.version for engine in made} == {"1"}

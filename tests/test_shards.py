@@ -12,11 +12,10 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from run_fixtures import Run, running_small
+from run_fixtures import Run, noted_engines, running_small
 from test_serial_run import serial_run
 
 from actors.route import shard_of
-from controller.engine.fake import FakeEngine
 from controller.permits import is_permitted, permit
 from controller.shards import COUNTED, Shards, together
 from protocol.messages import EpisodeKey, Place, ShardState, TurnRequest
@@ -170,19 +169,7 @@ def test_what_shards_cannot_do_is_refused(settings: dict[str, str], names: str):
 
 
 def test_two_shards_play_a_run_to_its_end_with_an_engine_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    made = []
-
-    class Noted(FakeEngine):
-        def __init__(self, *arguments, **named):
-            super().__init__(*arguments, **named)
-            self.served = 0
-            made.append(self)
-
-        async def _generate(self, request):
-            self.served += 1
-            return await super()._generate(request)
-
-    monkeypatch.setattr("supervisor.serial.FakeEngine", Noted)
+    made = noted_engines(monkeypatch)
     settings = {"engine__count": "2", "controller__shards": "2", "actor__count": "8", "learner__max_staleness": "1", "env__max_turns": "4"}
     summary, trajectories, _ = serial_run(tmp_path / "run", **settings)
     assert (summary["ended"], summary["updates"], summary["dropped"]) == ("finished", 2, {})
