@@ -6,7 +6,7 @@ import re
 from math import inf, nan
 from xml.etree import ElementTree
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from telemetry.pages.charts import BOTTOM, HEIGHT, LEFT, MOST_POINTS, RIGHT, TOP, WIDTH, Series, line_chart, thinned, ticks
@@ -42,6 +42,7 @@ def test_names_are_text() -> None:
 finite = st.floats(-1e9, 1e9)
 
 
+@example([(0.0, 5e-324)])
 @given(st.lists(st.tuples(finite, finite), min_size=1, max_size=20))
 def test_all_points_are_inside_the_frame(points: list[tuple[float, float]]) -> None:
     (line,) = points_of(line_chart("t", [Series("s", points, 0)], "x"))

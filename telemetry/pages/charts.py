@@ -15,6 +15,8 @@ MOST_POINTS = 300
 """Of a series; more are averaged in bins."""
 COLOURS = 8
 """In the page: --series-0 to --series-7; more series begin again."""
+SMALLEST = 1e-300
+"""Range of a scale; below it, its steps would be no numbers."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -104,8 +106,8 @@ def thinned(points: Points) -> Points:
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers from at most `low` to at least `high`, about so many."""
-    if high <= low:
-        high = low + (abs(low) or 1.0)
+    if high - low < SMALLEST:
+        high = low + (abs(low) if abs(low) >= SMALLEST else 1.0)
     raw = (high - low) / about
     power = 10.0 ** floor(log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
