@@ -194,9 +194,10 @@ class Actor:
     async def _listen_to_learner(self) -> None:
         while True:
             match self._reader.read(b"learner", await self._learner.recv()):
-                case Ack(key=key):
-                    if key in self._acks:
-                        self._acks[key].set()
+                case Ack(keys=keys):
+                    for key in keys:
+                        if key in self._acks:
+                            self._acks[key].set()
 
     async def _beat(self) -> None:
         while True:

@@ -197,9 +197,11 @@ async def _our_actor(work: Work, port: int) -> Clock:
     async def listen() -> None:
         while True:
             match reader.read(b"learner", await socket.recv()):
-                case Ack(key=key):
-                    acks[key].set()
-                    if clock.acknowledged():
+                case Ack(keys=keys):
+                    for key in keys:
+                        acks[key].set()
+                        over = clock.acknowledged()
+                    if over:
                         return
 
     await asyncio.gather(listen(), *(slot() for _ in range(IN_FLIGHT)))

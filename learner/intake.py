@@ -46,8 +46,11 @@ class Intake:
             taken = await self._arrivals.receive()
             episodes = [received for parts in taken if (received := self._reader.take(parts)) is not None and self._sound(received)]
             self.take([(episode, frame) for _, episode, frame in episodes])
+            acknowledged: dict[bytes, list[EpisodeKey]] = {}
             for peer, episode, _ in episodes:
-                self._arrivals.send([peer, encode(Ack(key=episode.key))])
+                acknowledged.setdefault(peer, []).append(episode.key)
+            for peer, keys in acknowledged.items():
+                self._arrivals.send([peer, encode(Ack(keys=keys))])
 
     def _sound(self, received: Received) -> bool:
         if flaw := self._flaw(received.message):

@@ -245,9 +245,9 @@ class Trajectory(Message):
 
 
 class Ack(Message):
-    """The learner has the trajectory in its log: the actor may forget it."""
+    """The learner has these episodes in its log: the actor may forget them."""
 
-    key: EpisodeKey
+    keys: list[EpisodeKey]
 
 
 class EpisodeEnded(Message):

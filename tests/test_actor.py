@@ -94,7 +94,7 @@ async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(b
     await bench.say(bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
     delivered = [await bench.heard(bench.learner, Trajectory) for _ in range(2)]
     assert delivered[0].key == delivered[1].key == KEY
-    await bench.say(bench.learner, Ack(key=KEY))
+    await bench.say(bench.learner, Ack(keys=[KEY]))
     assert (await bench.heard(bench.controller, EpisodeEnded)).key == KEY
     await bench.say(bench.controller, Shutdown(reason="over"))
     await asyncio.wait_for(playing, 10)
@@ -111,7 +111,7 @@ async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_
     shard_peer = bench.peer
     await bench.say(bench.shard, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
     await bench.heard(bench.learner, Trajectory)
-    await bench.say(bench.learner, Ack(key=KEY))
+    await bench.say(bench.learner, Ack(keys=[KEY]))
     for socket in (bench.controller, bench.shard):
         assert (await bench.heard(socket, EpisodeEnded)).key == KEY
     assert shard_peer == bench.actor.name

@@ -16,7 +16,7 @@ from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
 from learner.intake import Intake
 from protocol.codec import FrameReader, decode, encode
-from protocol.messages import DropReason, EpisodeEnded, Message, Trajectory
+from protocol.messages import DropReason, EpisodeEnded, EpisodeKey, Message, Trajectory
 
 
 def flaw(message: Message) -> str:
@@ -44,14 +44,14 @@ class Bench:
             await self.actor.send(frame if isinstance(frame, bytes) else encode(frame))
 
     async def acknowledged(self, count: int) -> list[tuple[int, int]]:
-        """(Group, member) of so many acknowledgements, each of which stands in the log when it comes."""
-        keys = []
+        """(Group, member) of so many acknowledged episodes, each of which stands in the log when that comes."""
+        keys: list[EpisodeKey] = []
         async with asyncio.timeout(5):
-            for _ in range(count):
-                key = decode(await self.actor.recv()).key
-                assert key in [decode(frame).key for _, _, frame in read_records(self.path)]
-                keys.append((key.group, key.member))
-        return keys
+            while len(keys) < count:
+                together = decode(await self.actor.recv()).keys
+                assert set(together) <= {decode(frame).key for _, _, frame in read_records(self.path)}
+                keys += together
+        return [(key.group, key.member) for key in keys]
 
 
 @pytest.fixture
