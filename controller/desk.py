@@ -20,7 +20,7 @@ from controller.signals import SignalRouter
 from controller.stream import Streamer
 from controller.think_tokens import think_tokens
 from controller.turns import TurnRunner
-from envs.registry import make_environment
+from envs.base import Environment
 from protocol.checks import Bounds, of_turn_request
 from protocol.messages import DropReason, EpisodeKey, Message, Transfer, TurnFailed, TurnRequest, TurnResult, weights_file
 from protocol.security import Keys
@@ -48,12 +48,12 @@ class Desk:
         context: zmq.asyncio.Context,
         keys: Keys | None,
         shard: int,
+        environment: Environment,
         holds: Callable[[bytes, TurnRequest], bool],
         send: Callable[[bytes, Message], Awaitable[None]],
     ) -> None:
         """`holds`: whether the actor has a lease in force for what it requests; `send`: a message to an actor."""
         self._config: Config = job.config
-        environment = make_environment(self._config.env.name, **self._config.environment_settings())
         self._tokens = think_tokens(Path(job.model_dir), environment, self._config.control)
         self._bounds = Bounds(self._tokens.vocabulary, self._config.engine.max_model_len - 1, self._config.learner.group_size)
         self._holds, self._send = holds, send

@@ -116,7 +116,7 @@ class Controller:
         self._stats.set(zmq.LINGER, 0)
         connect(self._stats, job.endpoints.stats, keys)
         self._reader = FrameReader()
-        self._desk = Desk(job, context, keys, 0, self._holds, self._to_actor)
+        self._desk = Desk(job, context, keys, 0, env, self._holds, self._to_actor)
         places = [place_of(endpoint, self.config.controller.hosts) for endpoint in job.endpoints.turns]
         self._shards = Shards(places, LOST_AFTER * self.config.actor.heartbeat_seconds)
         self._shard_socket = context.socket(zmq.ROUTER)

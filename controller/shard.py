@@ -38,6 +38,7 @@ from config import Job
 from controller.desk import Desk
 from controller.engine.client import EngineError
 from controller.permits import is_permitted
+from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import EpisodeEnded, EpisodeKey, Load, Message, Revoked, ShardState, TurnRequest
 from protocol.security import bind, connect, load_keys
@@ -56,7 +57,8 @@ class Shard:
         bind(self._actors, job.endpoints.turns[shard - 1], keys, "actors")
         self._controller.set(zmq.IDENTITY, f"shard-{shard}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}".encode())
         connect(self._controller, job.endpoints.shards, keys)
-        self._desk = Desk(job, context, keys, shard, self._holds, self._to_actor)
+        environment = make_environment(self._config.env.name, **self._config.environment_settings())
+        self._desk = Desk(job, context, keys, shard, environment, self._holds, self._to_actor)
         self._reader = FrameReader()
         self._secret = job.permit_key
         self._revoked: set[tuple[EpisodeKey, int]] = set()
