@@ -411,10 +411,18 @@ class Endpoints(Section):
     trajectories: str  # learner binds: actors connect
     stats: str  # supervisor binds: everyone pushes measurements
     dashboard: str  # http://host:port, where the controller serves it
-    engines: list[str]  # http://host:port of each vLLM server; those of a shard: every so manieth
+    engines: list[str]  # http://host:port of each vLLM server
     weights: str = ""  # tcp://host:port, where the learner meets the engines' workers for NCCL
     shards: str = ""  # controller binds: the other shards connect
     turns: list[str] = []  # each shard but the controller binds its own: actors connect
+
+    def shard_of(self, engine: int) -> int:
+        """The shard that has the engine of that number: they are dealt out in turn."""
+        return engine % len(self.signals)
+
+    def engines_of(self, shard: int) -> list[str]:
+        """Addresses of the engines of a shard."""
+        return [url for number, url in enumerate(self.engines) if self.shard_of(number) == shard]
 
 
 class Job(Section):

@@ -6,6 +6,7 @@ import errno
 import itertools
 import random
 import socket
+from typing import NamedTuple
 
 from config import Config, ConfigError, Endpoints
 from protocol.security import is_loopback
@@ -49,21 +50,27 @@ def check_shards(config: Config) -> None:
         raise ConfigError(f"controller.host: with controller.hosts, give an address at which they find this machine, not {settings.host}")
 
 
+class _Machine(NamedTuple):
+    """Where a shard and its engines are."""
+
+    address: str  # for actors
+    near: str = "127.0.0.1"  # where the shard reaches its engines
+    away: bool = False  # not here
+
+
 def choose_endpoints(config: Config) -> Endpoints:
     """Fixed ports where settings fix them (and are free), free ones elsewhere."""
     host, learner_away = config.controller.host, bool(config.learner.launch)
     near = host if learner_away else "127.0.0.1"  # where the learner reaches supervisor and controller
     there = config.learner.host or host
-    shards, others, count = config.controller.shards, config.controller.hosts, config.engine.count
-    at = [host, *(others or [host] * (shards - 1))]  # the address of each shard for actors
-    beside = ["127.0.0.1", *(others or ["127.0.0.1"] * (shards - 1))]  # and of its engines for it
-    gone = [False, *[bool(others)] * (shards - 1)]
-    ports = [_port(at[n], config.controller.port, n, "controller.port", gone[n]) for n in range(shards)]
-    turns = [f"tcp://{address}:{port}" for address, port in zip(at, ports, strict=True)]
-    signals = [_port("127.0.0.1", config.controller.signals_port, n, "controller.signals_port", gone[n]) for n in range(shards)]
-    engines = [
-        (beside[n % shards], _port(beside[n % shards], config.engine.port, n, "engine.port", gone[n % shards])) for n in range(count)
+    shards, others = config.controller.shards, config.controller.hosts
+    machines = [_Machine(host), *([_Machine(other, other, True) for other in others] or [_Machine(host)] * (shards - 1))]  # of each shard
+    turns = [
+        f"tcp://{at.address}:{_port(at.address, config.controller.port, n, 'controller.port', at.away)}" for n, at in enumerate(machines)
     ]
+    signals = [_port("127.0.0.1", config.controller.signals_port, n, "controller.signals_port", at.away) for n, at in enumerate(machines)]
+    dealt = enumerate(machines[number % shards] for number in range(config.engine.count))  # as Endpoints.shard_of has it
+    engines = [f"http://{at.near}:{_port(at.near, config.engine.port, number, 'engine.port', at.away)}" for number, at in dealt]
     joined = host if others else "127.0.0.1"  # where shards reach the controller
     return Endpoints(
         actors=turns[0],
@@ -73,7 +80,7 @@ def choose_endpoints(config: Config) -> Endpoints:
         stats=f"tcp://{near}:{free_port(near, 0, 'controller.host')}",
         dashboard=f"http://{config.dashboard.host}:{free_port(config.dashboard.host, config.dashboard.port, 'dashboard.port')}",
         weights=f"tcp://{there}:{_port(there, 0, 0, 'learner.host', learner_away)}",
-        engines=[url.rstrip("/") for url in config.engine.urls] or [f"http://{address}:{port}" for address, port in engines],
+        engines=[url.rstrip("/") for url in config.engine.urls] or engines,
         shards=f"tcp://{joined}:{free_port(joined, 0, 'controller.host')}" if shards > 1 else "",
         turns=turns[1:],
     )

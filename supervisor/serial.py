@@ -6,7 +6,6 @@ The same controller, learner and actors speak the same protocols over the same s
 from __future__ import annotations
 
 import asyncio
-import itertools
 import time
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -39,14 +38,7 @@ async def train_serially(job: Job, console: Console) -> dict:
     context = zmq.asyncio.Context()
     collector = Collector(Path(job.run_dir), resume=job.resume, ess_floor=job.config.learner.ess_floor)
     build_policy(job)
-    config = job.config
-    engines = [
-        FakeEngine(
-            job.model_dir, port=urlsplit(url).port, signals=None if config.control.signal == "stream" else signals,
-            top_j=config.control.top_j, key=job.engine_key, keys=config.security.keys,
-        )
-        for url, signals in zip(job.endpoints.engines, itertools.cycle(job.endpoints.signals))
-    ]  # fmt: skip
+    engines = [_engine(job, number) for number in range(len(job.endpoints.engines))]
     with Progress(collector.state, job.config.run, console) as progress:
         async with receiving(job, collector, context):
             await asyncio.gather(*(engine.start() for engine in engines))
@@ -61,6 +53,13 @@ async def train_serially(job: Job, console: Console) -> dict:
     console.print(summary_text(summary))
     context.destroy(linger=0)
     return summary
+
+
+def _engine(job: Job, number: int) -> FakeEngine:
+    endpoints, config = job.endpoints, job.config
+    signals = None if config.control.signal == "stream" else endpoints.signals[endpoints.shard_of(number)]
+    port = urlsplit(endpoints.engines[number]).port
+    return FakeEngine(job.model_dir, port=port, signals=signals, top_j=config.control.top_j, key=job.engine_key, keys=config.security.keys)
 
 
 async def _play(job: Job, context: zmq.asyncio.Context, progress: Progress) -> None:

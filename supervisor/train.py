@@ -145,8 +145,8 @@ class Run:
 
     def _start_engine(self, number: int) -> Child:
         command, name = engine_command(self._job, number), f"engine-{number}" if number else "engine"
-        shard = number % self._job.config.controller.shards
-        return self._add(start(name, command.arguments, self._log(name), command.environment, self._launch(shard)))
+        launch = self._launch(self._job.endpoints.shard_of(number))
+        return self._add(start(name, command.arguments, self._log(name), command.environment, launch))
 
     def _start_shard(self, number: int) -> Child:
         name = f"controller-{number}"

@@ -89,7 +89,7 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
     if job.config.control.signal != "stream":
         arguments += ["--logits-processors", PROCESSOR]
         environment |= {
-            TAP_ENDPOINT: job.endpoints.signals[number % len(job.endpoints.signals)],
+            TAP_ENDPOINT: job.endpoints.signals[job.endpoints.shard_of(number)],
             TAP_TOP_J: str(job.config.control.top_j),
             KEYS: job.config.security.keys,
         }
