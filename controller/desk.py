@@ -120,18 +120,20 @@ class Desk:
             log.error("a turn failed in the controller", exc_info=task.exception())
 
     async def _turn(self, actor: bytes, request: TurnRequest) -> None:
-        lease = (actor, request.key, request.attempt)
+        key, attempt = request.key, request.attempt
+        answer = failed(request, DropReason.CANCELLED, "its lease is no longer in force")
         try:
-            answer = await self._answer(actor, request)
-            if self._holds(actor, request):  # or whoever asks for what is not theirs would fill our memory
-                self._answers[lease[1:]] = _Answer(actor, time.monotonic(), answer)
+            if self._holds(actor, request):
+                answer = await self._answer(request)
+                if self._holds(actor, request):
+                    self._answers[key, attempt] = _Answer(actor, time.monotonic(), answer)
+                else:
+                    self.forget(key, attempt)  # it lapsed meanwhile
         finally:
-            self._asked.discard(lease)  # before the actor knows, and asks for the next one
+            self._asked.discard((actor, key, attempt))  # before the actor knows, and asks for the next one
         await self._send(actor, answer)
 
-    async def _answer(self, actor: bytes, request: TurnRequest) -> TurnResult | TurnFailed:
-        if not self._holds(actor, request):
-            return failed(request, DropReason.CANCELLED, "its lease is no longer in force")
+    async def _answer(self, request: TurnRequest) -> TurnResult | TurnFailed:
         try:
             with self.spans.span("turn", request.key.id, turn=request.turn):
                 return await self.turns.run(request, episode_seed(self._config.run.seed, request.key))
@@ -179,7 +181,7 @@ class Desk:
         return [(url, str(health), turns) for url, (health, turns) in self.engines.standing().items()]
 
     def gauges(self) -> dict[str, float]:
-        """What is known now: counters (COUNTED in controller/shards.py) are totals since the start."""
+        """What is known now: counters are totals since the start."""
         counters = self.turns.counters
         return {
             "generated_tokens": counters.generated_tokens,

@@ -125,7 +125,6 @@ class Controller:
         self._told: list[Place] = []  # what actors know of the shards in force
         self._newest: Load | None = None
         self._secret = job.permit_key
-        self.version = -1
         self._learner_id: bytes | None = None
         self._credits = Credits()
         self._last_seen: dict[bytes, float] = {}
@@ -142,6 +141,11 @@ class Controller:
             lambda: {"version": self.version, "updates": self.config.run.updates, "gauges": self._last_gauges, **shown(*parts)},
             lambda: self._last_gauges, self._desk.signals.looked_at,
         )  # fmt: skip
+
+    @property
+    def version(self) -> int:
+        """Of the weights that count: all engines in force run them. -1 before the first."""
+        return self._shards.version
 
     async def run(self) -> None:
         """Until cancelled, or until any of the loops fails."""
@@ -277,7 +281,7 @@ class Controller:
                 await self._to_shard(shard, self._newest)
             own = self._desk.load(published.version, published.checksum, published.transfer)
             seconds = max(await asyncio.gather(own, self._shards.run(published.version)))
-            self.version = self._shards.version = published.version
+            self._shards.version = published.version
             await self._announce()  # before anything is admitted: see controller/shards.py
             self.admission.applied(published.version)
             if published.last:

@@ -15,19 +15,7 @@ from typing import NamedTuple
 
 from controller.engine.pool import Health
 from protocol.messages import Place, ShardState
-
-COUNTED = (
-    "generated_tokens",
-    "wasted_tokens",
-    "wasted_rejected",
-    "wasted_late",
-    "resamples",
-    "interventions",
-    "signal_frames",
-    "bad_frames",
-)
-"""Gauges that are totals since a process began."""
-WORST = ("loop_lag_controller",)
+from telemetry.fields import FIELDS
 
 
 class Silent(NamedTuple):
@@ -110,14 +98,15 @@ class Shards:
 
 
 def together(now: Sequence[Mapping[str, float]], past: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """Gauges of several processes as those of one: sums; means of shares; the worst of WORST. Of `past` ones, only what was counted."""
+    """Gauges of several processes as those of one, by what telemetry/fields.py says of them: the mean of shares, the worst of peaks, the
+    sum of others; of `past` ones, only what was counted."""
     found: dict[str, float] = {}
     for name in now[0]:
-        values = [gauges.get(name, 0.0) for gauges in now]
-        if name in WORST:
+        field, values = FIELDS[name], [gauges.get(name, 0.0) for gauges in now]
+        if field.fold == "peak":
             found[name] = max(values)
-        elif "share" in name:
+        elif field.unit == "share":
             found[name] = sum(values) / len(values)
         else:
-            found[name] = sum(values) + sum(gauges.get(name, 0.0) for gauges in past if name in COUNTED)
+            found[name] = sum(values) + sum(gauges.get(name, 0.0) for gauges in past if field.fold == "total")
     return found

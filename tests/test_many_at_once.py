@@ -57,7 +57,7 @@ async def test_a_turn_that_is_asked_for_again_is_answered_again_and_not_generate
     controller = Controller(job, context)
     asked = []
 
-    async def answer(actor: bytes, request: TurnRequest) -> TurnFailed:
+    async def answer(request: TurnRequest) -> TurnFailed:
         asked.append(request.turn)
         return TurnFailed(key=request.key, attempt=0, turn=request.turn, reason=DropReason.ENGINE_ERROR, detail="none")
 
@@ -95,5 +95,26 @@ async def test_turns_that_an_actor_has_no_lease_for_are_refused_and_leave_nothin
         assert not controller._desk._answers and not controller._desk._asked
     finally:
         serving.cancel()
+        await controller.close()
+        context.destroy(linger=0)
+
+
+async def test_a_turn_whose_lease_lapses_while_it_is_played_leaves_nothing_behind(tmp_path: Path):
+    job, context = job_in(tmp_path / "run", small_config()), zmq.asyncio.Context()
+    controller = Controller(job, context)
+    controller.admission.start(next_group=0, received=[], updates_left=1)
+    lease = controller.admission.lease(b"an actor")
+    scores = controller._desk.turns._scores
+
+    async def answer(request: TurnRequest) -> TurnFailed:
+        controller.admission.actor_lost(b"an actor")
+        scores[request.key, request.attempt] = 0.5
+        return TurnFailed(key=request.key, attempt=0, turn=0, reason=DropReason.ENGINE_ERROR, detail="none")
+
+    controller._desk._answer = answer
+    try:
+        await controller._desk._turn(b"an actor", TurnRequest(key=lease.key, attempt=lease.attempt, turn=0, prompt=pack([1], INT32)))
+        assert not scores and not controller._desk._answers
+    finally:
         await controller.close()
         context.destroy(linger=0)

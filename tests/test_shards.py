@@ -17,7 +17,7 @@ from test_serial_run import serial_run
 
 from actors.route import shard_of
 from controller.permits import is_permitted, permit
-from controller.shards import COUNTED, Shards, together
+from controller.shards import Shards, together
 from protocol.messages import EpisodeKey, Place, ShardState, TurnRequest
 from supervisor.endpoints import check_shards
 from supervisor.settings import ConfigError, resolve
@@ -139,10 +139,10 @@ def test_what_a_shard_counted_stays_counted_when_another_process_takes_its_place
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=5), st.lists(st.floats(0, 1e6), max_size=5))
 def test_gauges_of_several_processes_are_as_those_of_one(now: list[float], past: list[float]):
     def gauges(value: float) -> dict[str, float]:
-        return {COUNTED[0]: value, "engines": value, "idle_share_engine": value, "loop_lag_controller": value}
+        return {"generated_tokens": value, "engines": value, "idle_share_engine": value, "loop_lag_controller": value}
 
     found = together([gauges(value) for value in now], [gauges(value) for value in past])
-    assert found[COUNTED[0]] == pytest.approx(sum(now) + sum(past)) and found["engines"] == pytest.approx(sum(now))
+    assert found["generated_tokens"] == pytest.approx(sum(now) + sum(past)) and found["engines"] == pytest.approx(sum(now))
     assert found["idle_share_engine"] == pytest.approx(sum(now) / len(now)) and found["loop_lag_controller"] == max(now)
 
 
