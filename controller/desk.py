@@ -108,6 +108,12 @@ class Desk:
         self.turns.forget(key, attempt)
         self._answers.pop((key, attempt), None)
 
+    def ended(self, actor: bytes, key: EpisodeKey, attempt: int) -> None:
+        """The actor says so; of what is another's, nothing is forgotten."""
+        last = self._answers.get((key, attempt))
+        if last is not None and last.actor == actor:
+            self.forget(key, attempt)
+
     def forget_before(self, horizon: float) -> None:
         """Nor of those whose last turn was answered before then (seconds of time.monotonic)."""
         for key, attempt in [lease for lease, answer in self._answers.items() if answer.since < horizon]:

@@ -89,7 +89,7 @@ class Shard:
                 case TurnRequest():
                     flaw = await self._desk.take(actor, message)
                 case EpisodeEnded(key=key, attempt=attempt):
-                    self._desk.forget(key, attempt)
+                    self._desk.ended(actor, key, attempt)
                 case _:
                     flaw = f"{type(message).__name__} that no actor sends to a shard"
             if flaw:
@@ -98,9 +98,11 @@ class Shard:
     async def _serve_controller(self) -> None:
         while True:
             match self._reader.read(b"controller", await self._controller.recv()):
-                case Load() as newest:
+                case Load() as newest if self._newest is None or newest.version > self._newest.version:
                     self._newest = newest
                     self._to_load.set()
+                case Load():  # named again, while it is loaded
+                    pass
                 case Revoked(leases=leases):
                     for key, attempt in leases:
                         self._revoked.add((key, attempt))
@@ -111,17 +113,20 @@ class Shard:
                     self._reader.refuse(b"controller", f"{type(other).__name__} is not for a shard")
 
     async def _apply_weights(self) -> None:
-        """The newest weights into the engines. Those that cannot be had, since newer ones took their place, come no more: the controller
-        names the newest with each heartbeat."""
+        """The newest weights into the engines. Refused ones may have been replaced by newer ones meanwhile; else raises EngineError, since
+        updates would wait for this shard for ever."""
         while True:
             await self._to_load.wait()
             self._to_load.clear()
-            if self._newest.version <= self._desk.version:
+            tried = self._newest
+            if tried.version <= self._desk.version:
                 continue
             try:
-                self._seconds = await self._desk.load(self._newest.version, self._newest.checksum)
+                self._seconds = await self._desk.load(tried.version, tried.checksum)
             except EngineError as error:
-                log.warning("weights of version %d: %s", self._newest.version, error)
+                if self._newest is tried:
+                    raise
+                log.warning("weights of version %d: %s", tried.version, error)
             await self._tell()
 
     async def _beat(self) -> None:

@@ -6,19 +6,41 @@ import asyncio
 import os
 import signal
 from collections import Counter
+from collections.abc import AsyncIterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
+import zmq
+import zmq.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
-from run_fixtures import Run, noted_engines, running_small
+from run_fixtures import Run, job_in, noted_engines, running_small, small_config
 from test_serial_run import serial_run
 
 from actors.route import shard_of
+from controller.engine.client import EngineError
+from controller.engine.fake import FakeEngine
 from controller.permits import is_permitted, permit
+from controller.shard import Shard
 from controller.shards import Shards, together
-from protocol.messages import EpisodeKey, Place, ShardState, TurnRequest
+from learner.policy import load_policy
+from learner.publish import Publisher, snapshot
+from protocol.arrays import INT32, pack
+from protocol.codec import FrameReader, decode, encode
+from protocol.messages import (
+    DropReason,
+    EpisodeKey,
+    Load,
+    Message,
+    Place,
+    Revoked,
+    ShardState,
+    TurnFailed,
+    TurnRequest,
+    TurnResult,
+)  # fmt: skip
 from supervisor.endpoints import check_shards
 from supervisor.settings import ConfigError, resolve
 
@@ -144,6 +166,84 @@ def test_gauges_of_several_processes_are_as_those_of_one(now: list[float], past:
     found = together([gauges(value) for value in now], [gauges(value) for value in past])
     assert found["generated_tokens"] == pytest.approx(sum(now) + sum(past)) and found["engines"] == pytest.approx(sum(now))
     assert found["idle_share_engine"] == pytest.approx(sum(now) / len(now)) and found["loop_lag_controller"] == max(now)
+
+
+# --- a shard alone
+
+
+class Bench:
+    """A shard and its engine; the controller and an actor are this test."""
+
+    def __init__(self, directory: Path) -> None:
+        self.job = job_in(directory, small_config(controller__shards="2", engine__count="2", actor__heartbeat_seconds="0.1"))
+        self.context, self.reader = zmq.asyncio.Context(), FrameReader()
+        self.controller, self.actor = self.context.socket(zmq.ROUTER), self.context.socket(zmq.DEALER)
+        self.controller.bind(self.job.endpoints.shards)
+        self.actor.set(zmq.IDENTITY, b"an actor")
+        self.actor.connect(self.job.endpoints.turns[0])
+        self.shard = Shard(self.job, self.context, 1)
+        weights = snapshot(load_policy(Path(self.job.model_dir)), 0, "float32")
+        self.weights = Load(version=0, checksum=Publisher(Path(self.job.weights_dir)).write(weights).checksum)
+
+    async def state(self, version: int) -> ShardState:
+        """The first one with such weights."""
+        async with asyncio.timeout(60):
+            while True:
+                self.peer, state, _ = await self.reader.receive(self.controller)
+                if state.version == version:
+                    return state
+
+    async def say(self, message: Message) -> None:
+        await self.controller.send_multipart([self.peer, encode(message)])
+
+    async def asked(self, request: TurnRequest) -> TurnResult | TurnFailed:
+        await self.actor.send(encode(request))
+        return decode(await asyncio.wait_for(self.actor.recv(), 60))
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    made = Bench(tmp_path / "run")
+    endpoints = made.job.endpoints
+    engine = FakeEngine(made.job.model_dir, port=urlsplit(endpoints.engines[1]).port, signals=endpoints.signals[1])
+    await engine.start()
+    yield made
+    made.context.destroy(linger=0)
+    await engine.stop()
+
+
+async def test_a_shard_takes_turns_of_leases_that_were_given_and_have_not_lapsed(bench: Bench) -> None:
+    running = asyncio.create_task(bench.shard.run())
+    await bench.state(-1)
+    await bench.say(bench.weights)
+    assert (await bench.state(0)).engines[0][:2] == (bench.job.endpoints.engines[1], "healthy")
+    key = EpisodeKey(0, 0)
+    request = TurnRequest(key=key, attempt=0, turn=0, prompt=pack([1, 2], INT32), permit=permit(bench.job.permit_key, b"an actor", key, 0))
+    answer = await bench.asked(request)
+    assert isinstance(answer, TurnResult) and {span.version for span in answer.kept.spans} == {0}
+    for stolen in (permit(bench.job.permit_key, b"another", key, 1), b""):
+        refused = await bench.asked(msgspec.structs.replace(request, attempt=1, permit=stolen))
+        assert isinstance(refused, TurnFailed) and refused.reason is DropReason.CANCELLED
+    await bench.say(Revoked(leases=[(key, 0)]))
+    async with asyncio.timeout(60):
+        while isinstance(late := await bench.asked(msgspec.structs.replace(request, turn=request.turn + 1)), TurnResult):
+            request = msgspec.structs.replace(request, turn=request.turn + 1)  # the word was still on its way
+    assert late.reason is DropReason.CANCELLED
+    running.cancel()
+    await asyncio.wait({running})
+
+
+async def test_a_shard_whose_engine_refuses_the_newest_weights_ends_and_keeps_no_update_waiting(bench: Bench) -> None:
+    running = asyncio.create_task(bench.shard.run())
+    await bench.state(-1)
+    await bench.say(msgspec.structs.replace(bench.weights, checksum="of something else"))
+    async with asyncio.timeout(60):
+        while not (last := (await bench.state(-1)).last):
+            pass
+    assert last
+    with pytest.raises(ExceptionGroup) as failed:
+        await running
+    assert failed.group_contains(EngineError)
 
 
 # --- runs
