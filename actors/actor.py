@@ -70,8 +70,7 @@ class Actor:
         keys: Keys | None = None,
     ) -> None:
         self.name = f"actor-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}".encode()
-        self._host = urlsplit(endpoint).hostname
-        self._connect = functools.partial(self._connection, context, keys)
+        self._context, self._keys, self._host = context, keys, urlsplit(endpoint).hostname
         self._controller = self._connect(endpoint)
         self._learner = self._connect(f"tcp://{welcome.learner_host or self._host}:{welcome.learner_port}")
         self._place: Place | None = None
@@ -173,8 +172,8 @@ class Actor:
             future.set_result(answer)
 
     async def _move(self, place: Place | None) -> None:
-        """Ask the shard there for turns from now on (None: the controller), first for those that are waited for. What others still say is
-        not heard."""
+        """Ask the shard there for turns from now on (None: the controller), first for those that are waited for. What the shard before it
+        still says is not heard."""
         if place == self._place:
             return
         if self._listening is not None:
@@ -215,10 +214,10 @@ class Actor:
     async def _tell_controller(self, message: Message) -> None:
         await self._controller.send(encode(message))
 
-    def _connection(self, context: zmq.asyncio.Context, keys: Keys | None, endpoint: str) -> zmq.asyncio.Socket:
-        connection = context.socket(zmq.DEALER)
+    def _connect(self, endpoint: str) -> zmq.asyncio.Socket:
+        connection = self._context.socket(zmq.DEALER)
         connection.set(zmq.IDENTITY, self.name)
-        connect(connection, endpoint, keys)
+        connect(connection, endpoint, self._keys)
         return connection
 
 

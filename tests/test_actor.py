@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
 import pytest
 import zmq
 import zmq.asyncio
@@ -100,7 +101,7 @@ async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(b
     await asyncio.wait_for(playing, 10)
 
 
-async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_for_and_hears_it_alone(bench: Bench) -> None:
+async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_for(bench: Bench) -> None:
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
     await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
@@ -120,7 +121,9 @@ async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_
     await asyncio.wait_for(playing, 10)
 
 
-async def test_an_actor_whose_shard_is_gone_asks_the_controller_for_the_turn_that_it_waits_for(bench: Bench) -> None:
+async def test_an_actor_whose_shard_is_gone_asks_the_controller_and_hears_the_shard_no_more(
+    bench: Bench,
+) -> None:
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
     actor = bench.peer
@@ -130,8 +133,12 @@ async def test_an_actor_whose_shard_is_gone_asks_the_controller_for_the_turn_tha
     bench.peer = actor
     await bench.say(bench.controller, Alive(session="this", shards=[]))
     assert await bench.heard(bench.controller, TurnRequest) == request
-    await bench.say(bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
-    await bench.heard(bench.learner, Trajectory)
+    late = TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[NOTHING])
+    await bench.say(bench.shard, late)
+    for _ in range(2):  # the actor's loops have had time to hear it
+        await bench.heard(bench.controller, Heartbeat)
+    await bench.say(bench.controller, msgspec.structs.replace(late, rejected=[]))
+    assert (await bench.heard(bench.learner, Trajectory)).turns[0].rejected == []
     playing.cancel()
     await asyncio.wait({playing})
 
