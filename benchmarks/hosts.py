@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -46,18 +46,16 @@ class Host:
         for device in (inside, "lo"):
             _ip("-n", name, "link", "set", device, "up")
 
-    def start(self, command: Sequence[str], stack: ExitStack) -> subprocess.Popen:
-        """Run a command there, from the project's directory, in a group of processes of its own, which ends with the stack."""
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        group = subprocess.Popen(["ip", "netns", "exec", self.name, *command], cwd=ROOT, start_new_session=True, **quiet)
+    def join(self, port: int, keys: Path, actors: int, stack: ExitStack) -> subprocess.Popen:
+        """Actors of this host, of the run whose controller listens at `port` HERE: a group of processes that ends with the stack."""
+        command = [sys.executable, "run.py", "actor", "--connect", f"tcp://{HERE}:{port}", "--keys", str(keys), "--actors", str(actors)]
+        group = subprocess.Popen(
+            ["ip", "netns", "exec", self.name, *command, "--wait", "600"], cwd=ROOT, start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
         stack.callback(group.wait)
         stack.callback(kill, group)
         return group
-
-    def join(self, port: int, keys: Path, actors: int, stack: ExitStack) -> subprocess.Popen:
-        """Actors of this host, of the run whose controller listens at `port` HERE."""
-        command = [sys.executable, "run.py", "actor", "--connect", f"tcp://{HERE}:{port}", "--keys", str(keys), "--actors", str(actors)]
-        return self.start([*command, "--wait", "600"], stack)
 
     def cut_off(self, yes: bool) -> None:
         """Unplug the cable, or plug it in."""

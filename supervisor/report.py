@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from config import Config, ConfigError
 from learner.checkpoint import latest
 from learner.episode_log import Records
-from learner.recorded import token_log_probs, turn_advantages
+from learner.recorded import WITHIN_GROUP, token_log_probs, turn_advantages
 from protocol.arrays import FLOAT16, unpack
 from protocol.messages import Trajectory
 from supervisor import settings
@@ -123,10 +123,11 @@ def views(
         return
     job = recorded_job(run_dir, "report")
     tokenizer = Tokenizer.from_file(str(Path(job.model_dir) / "tokenizer.json"))
-    keys = {episode.key for episode in chosen if not episode.key.evaluation}
-    places = [number for number, episode in episodes.items() if episode.key in keys]
-    groups = [group_at(records, number, run_dir / LOG, job.config.learner.group_size) for number in places]
-    known = {key: values for group in groups for key, values in turn_advantages(group, job.config.learner).items()}
+    settings = job.config.learner
+    compared = {episode.key.group for episode in chosen if not episode.key.evaluation} if settings.algorithm in WITHIN_GROUP else set()
+    places = {episode.key.group: number for number, episode in episodes.items() if not episode.key.evaluation}  # one of each group's
+    groups = [group_at(records, places[group], run_dir / LOG, settings.group_size) for group in compared]
+    known = {key: values for group in groups for key, values in turn_advantages(group, settings).items()}
     policy = last_policy(run_dir)
     judged = dict(zip([e.key for e in chosen], token_log_probs(policy, job.config, chosen), strict=True)) if policy else {}
     for episode in chosen:
