@@ -15,6 +15,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 log = logging.getLogger(__name__)
 
@@ -90,26 +91,18 @@ class Records(Sequence[bytes | None]):
     """The records of a log, found by their headers alone, and read one at a time: None for a damaged one."""
 
     def __init__(self, directory: Path) -> None:
-        self._places: list[tuple[Path, int]] = []  # file, offset of the header in it
+        self._places: list[tuple[Path, _Place]] = []
         for _, path in _files(directory):
-            size, at = path.stat().st_size, 0
-            with path.open("rb", buffering=0) as file:
-                while len(header := os.pread(file.fileno(), _HEADER.size, at)) == _HEADER.size:
-                    begin, at = at, at + _HEADER.size + _HEADER.unpack(header)[0]
-                    if at > size:
-                        break  # torn
-                    self._places.append((path, begin))
+            with path.open("rb") as file:
+                self._places += [(path, place) for place in _places(file.fileno(), 0)]
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __getitem__(self, number: int) -> bytes | None:
-        path, begin = self._places[number]
+        path, place = self._places[number]
         with path.open("rb") as file:
-            file.seek(begin)
-            length, checksum = _HEADER.unpack(file.read(_HEADER.size))
-            frame = file.read(length)
-        return frame if zlib.crc32(frame) == checksum else None
+            return _frame(file.fileno(), place)
 
 
 def read_records(directory: Path, start: int = 0) -> Iterator[tuple[int, int, bytes]]:
@@ -122,22 +115,44 @@ def read_records(directory: Path, start: int = 0) -> Iterator[tuple[int, int, by
 
 
 def _records(path: Path, base: int, start: int) -> Iterator[tuple[int, int, bytes]]:
-    size = base + path.stat().st_size
     with path.open("rb") as file:
-        file.seek(start - base)
-        while len(header := file.read(_HEADER.size)) == _HEADER.size:
-            length, checksum = _HEADER.unpack(header)
-            end = start + _HEADER.size + length
-            if end > size:
-                return  # torn, or a length that is none
-            frame = file.read(length)
-            if zlib.crc32(frame) == checksum:
-                yield start, end, frame
-            elif end == size:
+        size = os.fstat(file.fileno()).st_size
+        for place in _places(file.fileno(), start - base):
+            if (frame := _frame(file.fileno(), place)) is not None:
+                yield base + place.begin, base + place.end, frame
+            elif place.end == size:
                 return  # as long as it should be, and not all of it was written
             else:
-                log.warning("the record at %d of %s is damaged: passed over", start - base, path)
-            start = end
+                log.warning("the record at %d of %s is damaged: passed over", place.begin, path)
+
+
+class _Place(NamedTuple):
+    """Where a record stands in its file."""
+
+    begin: int  # of the header
+    length: int  # of the frame
+    checksum: int
+
+    @property
+    def end(self) -> int:
+        return self.begin + _HEADER.size + self.length
+
+
+def _places(file: int, at: int) -> Iterator[_Place]:
+    """Of each record from there on, by the headers alone, up to the first torn one."""
+    size = os.fstat(file).st_size
+    while len(header := os.pread(file, _HEADER.size, at)) == _HEADER.size:
+        place = _Place(at, *_HEADER.unpack(header))
+        if place.end > size:
+            return  # torn, or a length that is none
+        yield place
+        at = place.end
+
+
+def _frame(file: int, place: _Place) -> bytes | None:
+    """None for one whose bytes are not those that were written."""
+    frame = os.pread(file, place.length, place.begin + _HEADER.size)
+    return frame if zlib.crc32(frame) == place.checksum else None
 
 
 def _file(directory: Path, begin: int) -> Path:
