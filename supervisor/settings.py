@@ -167,3 +167,19 @@ def _value(name: str, field: msgspec.inspect.Field, text: str) -> Any:
     except (ValueError, KeyError):
         expected = {"BoolType": "true or false", "IntType": "a whole number", "FloatType": "a number"}[type(kind).__name__]
         raise ConfigError(f"{name}: {text!r} is not {expected}. {describe(name)}") from None
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, str]:
+    """`--name value` and `--name=value` as {name: value}. Raises ConfigError for anything else."""
+    overrides = {}
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--"):
+            raise ConfigError(f"{argument!r} belongs to no setting; write --section.name VALUE")
+        name, equals, value = argument[2:].partition("=")
+        if not equals:
+            value = next(rest, None)
+            if value is None:
+                raise ConfigError(f"--{name} has no value")
+        overrides[name] = value
+    return overrides

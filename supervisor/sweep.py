@@ -13,6 +13,7 @@ import shutil
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import msgspec
@@ -196,7 +197,14 @@ def is_finished(run_dir: Path) -> bool:
 
 def updates_so_far(run_dir: Path) -> int:
     """Of a run that may not have begun."""
-    return len(of_kind(read_metrics(run_dir / METRICS_FILE), "update"))
+    file = run_dir / METRICS_FILE
+    return _updates_in(file, file.stat().st_size) if file.exists() else 0
+
+
+@lru_cache
+def _updates_in(file: Path, size: int) -> int:
+    """Read again only when there is more."""
+    return len(of_kind(read_metrics(file), "update"))
 
 
 def table(rows: Sequence[Row]) -> Table:
