@@ -1,0 +1,73 @@
+"""How much of the time that training and generation could share do they share? Synchronous and asynchronous runs, side by side.
+
+`python -m benchmarks.overlap DIR [--seconds S] [--updates N] [--seeds N] [--json FILE]`
+
+`python run.py sweep DIR` of max_staleness 0, 1 and 2, in an environment whose steps take a second of the clock and none of a core, as those
+of one that asks a service on another machine do: cores that generation leaves idle are there for training, as an engine's own device would
+leave them. The policy is random and larger than the default one, so that training takes about as long as playing. The same command goes on
+where it was interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import load_environment
+from supervisor.children import ROOT
+from supervisor.sweep import FIGURES
+
+STALENESS = (0, 1, 2)
+SETTINGS = {
+    "env": load_environment.NAME, "control": "off", "actors": "64", "sampling.max_tokens": "16", "warm_start.episodes": "0",
+    "model.hidden_size": "256", "minutes": "60", "eval.every": "0", "eval.episodes": "1",
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overlap", description=__doc__.splitlines()[0])
+    parser.add_argument("dir", type=Path, help="where the sweep is kept")
+    parser.add_argument("--seconds", type=float, default=1.0, help="that a step of the environment takes (default %(default)s)")
+    parser.add_argument("--updates", type=int, default=12, help="of each run (default %(default)s)")
+    parser.add_argument("--seeds", type=int, default=2, help="default %(default)s")
+    parser.add_argument("--json", type=Path, help="write the sweep's figures to this file, too")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        load_environment.install(Path(temporary))
+        arguments = [*(f"--{name}={value}" for name, value in SETTINGS.items()), f"--max_staleness={','.join(map(str, STALENESS))}"]
+        arguments += [f"--updates={options.updates}", f"--seeds={options.seeds}"]
+        path = os.pathsep.join([str(ROOT), temporary])
+        environment = os.environ | {"PYTHONPATH": path, load_environment.SECONDS: str(options.seconds)}
+        made = subprocess.run([sys.executable, "run.py", "sweep", str(options.dir), *arguments], cwd=ROOT, env=environment, check=False)
+    if made.returncode:
+        sys.exit(made.returncode)
+    Console().print(table(json.loads((options.dir / FIGURES).read_text())))
+    if options.json:
+        shutil.copy(options.dir / FIGURES, options.json)
+
+
+def table(rows: Sequence[dict]) -> Table:
+    """As in docs/performance.md; a row's figures are (mean, low, high) of its seeds."""
+    out = Table("max_staleness", "seconds an update", "speed-up", "the most possible", "reached", "engine idle", "learner idle", "age")
+    for row in rows:
+        seconds, low, high = row["seconds_per_update"]
+        share = "" if row["reached"] is None else f"{row['reached']:.0%}"
+        out.add_row(
+            *(row["settings"]["max_staleness"], f"{seconds:.1f} ({low:.1f}-{high:.1f})", f"{row['speed_up']:.2f}", f"{row['ideal']:.2f}"),
+            *(share, f"{row['idle_share_engine'][0]:.0%}", f"{row['idle_share_learner'][0]:.0%}", f"{row['token_age_mean'][0]:.2f}"),
+        )
+    return out
+
+
+if __name__ == "__main__":
+    main()
