@@ -4,8 +4,7 @@
 
 `python run.py sweep DIR` of max_staleness 0, 1 and 2, in an environment whose steps take a second of the clock and none of a core, as those
 of one that asks a service on another machine do: cores that generation leaves idle are there for training, as an engine's own device would
-leave them. The policy is random and larger than the default one, so that training takes about as long as playing. The same command goes on
-where it was interrupted.
+leave them. The policy is random. The same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -24,14 +23,20 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import load_environment
+from learner.demonstrations import demonstrations
+from learner.tiny import build_tiny
 from supervisor.children import ROOT
+from supervisor.settings import resolve
 from supervisor.sweep import FIGURES
 
 STALENESS = (0, 1, 2)
 SETTINGS = {
-    "env": load_environment.NAME, "control": "off", "actors": "64", "sampling.max_tokens": "16", "warm_start.episodes": "0",
-    "model.hidden_size": "256", "minutes": "60", "eval.every": "0", "eval.episodes": "1",
+    "env": load_environment.NAME, "control": "off", "actors": "64", "sampling.max_tokens": "16", "minutes": "60", "eval.every": "0",
+    "eval.episodes": "1",
 }  # fmt: skip
+HIDDEN_SIZE = 256
+EPISODES = 500
+"""That the tokenizer learns its words from."""
 
 
 def main() -> None:
@@ -44,14 +49,19 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         load_environment.install(Path(temporary))
+        sys.path.append(temporary)
+        policy = options.dir.with_name(f"{options.dir.name}-policy").absolute()  # made here, where steps take no time
+        if not policy.exists():
+            config = resolve(None, SETTINGS | {"model.hidden_size": str(HIDDEN_SIZE)})
+            build_tiny(policy, config.model, [turn for turns in demonstrations(config, EPISODES) for turn in turns], seed=0)
         arguments = [*(f"--{name}={value}" for name, value in SETTINGS.items()), f"--max_staleness={','.join(map(str, STALENESS))}"]
-        arguments += [f"--updates={options.updates}", f"--seeds={options.seeds}"]
+        arguments += [f"--model={policy}", f"--updates={options.updates}", f"--seeds={options.seeds}"]
         path = os.pathsep.join([str(ROOT), temporary])
         environment = os.environ | {"PYTHONPATH": path, load_environment.SECONDS: str(options.seconds)}
         made = subprocess.run([sys.executable, "run.py", "sweep", str(options.dir), *arguments], cwd=ROOT, env=environment, check=False)
     if made.returncode:
         sys.exit(made.returncode)
-    Console().print(table(json.loads((options.dir / FIGURES).read_text())))
+    Console(width=110).print(table(json.loads((options.dir / FIGURES).read_text())))
     if options.json:
         shutil.copy(options.dir / FIGURES, options.json)
 
