@@ -4,7 +4,7 @@
 
 `python run.py sweep DIR` of max_staleness 0, 1 and 2, in an environment whose steps take a second of the clock and none of a core, as those
 of one that asks a service on another machine do: cores that generation leaves idle are there for training, as an engine's own device would
-leave them. The policy is random. The same command goes on where it was interrupted.
+leave them. The policy is random (DIR-policy). The same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import load_environment
+from learner.build import TOKENIZER_EPISODES
 from learner.demonstrations import demonstrations
 from learner.tiny import build_tiny
 from supervisor.children import ROOT
@@ -35,8 +36,6 @@ SETTINGS = {
     "eval.episodes": "1",
 }  # fmt: skip
 HIDDEN_SIZE = 256
-EPISODES = 500
-"""That the tokenizer learns its words from."""
 
 
 def main() -> None:
@@ -53,7 +52,7 @@ def main() -> None:
         policy = options.dir.with_name(f"{options.dir.name}-policy").absolute()  # made here, where steps take no time
         if not policy.exists():
             config = resolve(None, SETTINGS | {"model.hidden_size": str(HIDDEN_SIZE)})
-            build_tiny(policy, config.model, [turn for turns in demonstrations(config, EPISODES) for turn in turns], seed=0)
+            build_tiny(policy, config.model, [turn for turns in demonstrations(config, TOKENIZER_EPISODES) for turn in turns], seed=0)
         arguments = [*(f"--{name}={value}" for name, value in SETTINGS.items()), f"--max_staleness={','.join(map(str, STALENESS))}"]
         arguments += [f"--model={policy}", f"--updates={options.updates}", f"--seeds={options.seeds}"]
         path = os.pathsep.join([str(ROOT), temporary])

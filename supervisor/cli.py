@@ -1,4 +1,4 @@
-"""Commands, options, help, and what a user reads when something is wrong."""
+"""Training, the help, and what a user reads when something is wrong. The other commands: supervisor/commands.py."""
 
 from __future__ import annotations
 

@@ -231,33 +231,12 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
         sweep,
         "a run for each combination of settings, and a table: run.py sweep DIR --max-staleness 0,1,4 --control off,t2po [--seeds N]",
     ),
-    "report": (
-        report,
-        "what runs did, as one HTML file: run.py report RUN [RUN ...] [--output FILE] [--episodes t3.1,t4.0]",
-    ),
-    "trace": (
-        trace,
-        "where the time of an update went, and a file of it for Perfetto: run.py trace RUN [--update N] [--output FILE]",
-    ),
-    "retriever": (
-        retriever,
-        "serve passages to search in, by Search-R1's protocol: run.py retriever [--port 8000] [--corpus FILE]",
-    ),
-    "keys": (
-        keys,
-        "make keys for the machines that may join a run: run.py keys DIR [NAME ...]",
-    ),
-    "slurm": (
-        slurm,
-        "write a batch script for Slurm: run.py slurm DIR [--actor-nodes N] [--shard-nodes N] [--learner-node]",
-    ),
-    "ray": (
-        ray,
-        "run on a Ray cluster: run.py ray DIR [--actor-nodes N] [--shard-nodes N] [--learner-node] [--gpus N]",
-    ),
-    "actor": (
-        actor,
-        "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N",
-    ),
+    "report": (report, "what runs did, as one HTML file: run.py report RUN [RUN ...] [--output FILE] [--episodes t3.1,t4.0]"),
+    "trace": (trace, "where the time of an update went, and a file of it for Perfetto: run.py trace RUN [--update N] [--output FILE]"),
+    "retriever": (retriever, "serve passages to search in, by Search-R1's protocol: run.py retriever [--port 8000] [--corpus FILE]"),
+    "keys": (keys, "make keys for the machines that may join a run: run.py keys DIR [NAME ...]"),
+    "slurm": (slurm, "write a batch script for Slurm: run.py slurm DIR [--actor-nodes N] [--shard-nodes N] [--learner-node]"),
+    "ray": (ray, "run on a Ray cluster: run.py ray DIR [--actor-nodes N] [--shard-nodes N] [--learner-node] [--gpus N]"),
+    "actor": (actor, "join a running job from another machine: run.py actor --connect tcp://HOST:PORT --actors N"),
 }
 """Name -> (what does it with the arguments after it, what it does); `train`, which needs no name, is in cli.py."""

@@ -123,11 +123,11 @@ def views(
         return
     job = recorded_job(run_dir, "report")
     tokenizer = Tokenizer.from_file(str(Path(job.model_dir) / "tokenizer.json"))
-    settings = job.config.learner
-    compared = {episode.key.group for episode in chosen if not episode.key.evaluation} if settings.algorithm in WITHIN_GROUP else set()
+    learner = job.config.learner
+    compared = {episode.key.group for episode in chosen if not episode.key.evaluation} if learner.algorithm in WITHIN_GROUP else set()
     places = {episode.key.group: number for number, episode in episodes.items() if not episode.key.evaluation}  # one of each group's
-    groups = [group_at(records, places[group], run_dir / LOG, settings.group_size) for group in compared]
-    known = {key: values for group in groups for key, values in turn_advantages(group, settings).items()}
+    groups = [group_at(records, places[group], run_dir / LOG, learner.group_size) for group in compared]
+    known = {key: values for group in groups for key, values in turn_advantages(group, learner).items()}
     policy = last_policy(run_dir)
     judged = dict(zip([e.key for e in chosen], token_log_probs(policy, job.config, chosen), strict=True)) if policy else {}
     for episode in chosen:
