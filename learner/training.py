@@ -6,12 +6,12 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import torch
+from filelock import AcquireReturnProxy, FileLock, Timeout
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -34,7 +34,8 @@ from telemetry.metrics_file import Record
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[str, float, float], None]
+Progress = Callable[[str, float | None, float | None], None]
+"""(phase, done, of): what is under way, and how far, if that can be said. May raise, to stop it."""
 
 
 class Training:
@@ -182,23 +183,38 @@ def _updater(
 
 
 def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:
-    """Warm-start `model` in place, or load the weights of the same warm start done before."""
+    """Warm-start `model` in place, or load the weights of the same warm start done before. Runs that want the same one at the same time
+    (the slots of a sweep, seen from one cache) do not make it beside each other: one makes it, and the others wait for it."""
     config = job.config
+    kept = config.cache_dir() / f"policy-{_digest(config, Path(job.model_dir))}"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with _acquired(FileLock(kept.with_name(f".{kept.name}.lock")), progress):  # the system gives it up when its holder dies
+            if not kept.exists():
+                _warm_start_into(kept, model, job, progress)
+                return
+    log.info("warm-started before: %s", kept)
+    model.load_state_dict(load_policy(kept).state_dict())
+
+
+def _acquired(lock: FileLock, progress: Progress) -> AcquireReturnProxy:
+    """The lock, once nobody else has it; released at the end of a `with`. Meanwhile `progress` may raise."""
+    while True:
+        try:
+            return lock.acquire(timeout=1)
+        except Timeout:
+            progress("waiting for another run's warm start", None, None)
+
+
+def _warm_start_into(kept: Path, model: PreTrainedModel, job: Job, progress: Progress) -> None:
+    """Warm-start `model` in place, and keep it as `kept`, which is there in full or not at all."""
     model_dir = Path(job.model_dir)
-    kept = config.cache_dir() / f"policy-{_digest(config, model_dir)}"
-    if kept.exists():
-        log.info("warm-started before: %s", kept)
-        model.load_state_dict(load_policy(kept).state_dict())
-        return
     turn_tokenizer = TurnTokenizer(load_prompter(model_dir), read_turn_end(model_dir))
-    stats = warm_start(model, turn_tokenizer, config, progress)
+    stats = warm_start(model, turn_tokenizer, job.config, progress)
     log.info("warm start: %s", json.dumps(stats))
     unfinished = kept.with_name(f".{kept.name}-{os.getpid()}")
     checkpoint.save_policy(unfinished, model, model_dir)
-    try:
-        os.replace(unfinished, kept)
-    except OSError:  # another run has just finished the same one
-        shutil.rmtree(unfinished, ignore_errors=True)
+    os.replace(unfinished, kept)
 
 
 def _digest(config: Config, model_dir: Path) -> str:

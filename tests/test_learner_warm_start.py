@@ -1,5 +1,8 @@
 """Warm start: it learns, by the schedule, from what the expert won, and is kept."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import msgspec
 import numpy as np
 import pytest
@@ -79,6 +82,26 @@ def test_warm_start_learns_and_the_same_one_is_not_done_twice(job, monkeypatch):
     assert len(losses) == 1 and losses[0] < 0.9 * np.log(job.config.model.vocabulary)
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name])
+
+
+def test_two_runs_that_want_the_same_warm_start_at_once_make_it_once(job, monkeypatch):
+    made, waiting, begun = [], threading.Event(), threading.Event()
+    real = training.warm_start
+
+    def slowly(*arguments):
+        made.append(threading.current_thread())
+        begun.set()
+        assert waiting.wait(60)
+        return real(*arguments)
+
+    monkeypatch.setattr(training, "warm_start", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(Training.begin, job, no_progress)
+        assert begun.wait(60)
+        second = pool.submit(Training.begin, job, lambda phase, *_: waiting.set() if phase.startswith("waiting") else None)
+        weights = [run.result().model.state_dict() for run in (first, second)]
+    assert len(made) == 1
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
 def test_warm_start_reports_its_progress(job):
