@@ -292,6 +292,7 @@ class LearnerSection(Section):
     microbatch_tokens: Annotated[int, says("Tokens computed at once, padding included", ge=64)] = 4096
     threads: Annotated[int, says("CPU: cores each rank of the learner computes on; 0: torch chooses", ge=0)] = 1
     host: Annotated[str, says("Address the learner listens on for episodes; empty: controller.host")] = ""
+    port: Annotated[int, says("Port for episodes, which actors must reach; 0: any free one", ge=0, le=65535)] = 0
     launch: Annotated[
         list[str],
         says(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from config import Job
+from learner import checkpoint
 from learner.ranks import Ranks
 from learner.training import Progress, Training
 
 
 def lead_start(ranks: Ranks, job: Job, progress: Progress) -> Training:
-    """Begin, or go on from the newest checkpoint (`job.resume`), on all ranks."""
-    method = "restore" if job.resume else "begin"
+    """Begin, or go on from the newest checkpoint (`job.resume`), on all ranks. A run that had none yet begins again: what it has logged
+    is then trained on as after any checkpoint."""
+    method = "restore" if job.resume and checkpoint.latest(Path(job.run_dir)) else "begin"
     ranks.tell((method, (), {}))
     return _start(method)(job, progress, ranks)
 

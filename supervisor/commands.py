@@ -193,7 +193,7 @@ def _elsewhere(command: str, description: str, further: str) -> argparse.Argumen
         usage=f"python run.py {command} DIR [--actor-nodes N] [--actors N] [--shard-nodes N] [--learner-node] {further} "
         "[--SETTING VALUE ...]",
         description=f"{description} A run in DIR, with controller and engines on the first machine. Any setting of a run may follow. DIR, "
-        "this project and its Python are on a disk that all machines see. A run that has a checkpoint goes on from it.",
+        "this project and its Python are on a disk that all machines see. A run that has begun goes on.",
         allow_abbrev=False,
     )
     parser.add_argument("dir", type=Path, metavar="DIR", help="the run's directory; beside it, keys and weights get one of their own")

@@ -51,6 +51,7 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
         "learner.learning_rate": 5e-6,
         "learner.groups": 4,
         "learner.group_size": 4,
+        "learner.checkpoint_every": 2,  # an update takes minutes
         "actor.count": 16,
         "eval.episodes": 64,
         "eval.every": 0,

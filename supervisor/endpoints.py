@@ -76,7 +76,7 @@ def choose_endpoints(config: Config) -> Endpoints:
         actors=turns[0],
         learner=f"tcp://{near}:{free_port(near, 0, 'controller.host')}",
         signals=[f"tcp://127.0.0.1:{port}" for port in signals],
-        trajectories=f"tcp://{there}:{_port(there, 0, 0, 'learner.host', learner_away)}",
+        trajectories=f"tcp://{there}:{_port(there, config.learner.port, 0, 'learner.port', learner_away)}",
         stats=f"tcp://{near}:{free_port(near, 0, 'controller.host')}",
         dashboard=f"http://{config.dashboard.host}:{free_port(config.dashboard.host, config.dashboard.port, 'dashboard.port')}",
         weights=f"tcp://{there}:{_port(there, 0, 0, 'learner.host', learner_away)}",

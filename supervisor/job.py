@@ -108,8 +108,6 @@ def check_run_dir(run_dir: Path, resume: bool) -> None:
     if resume:
         if not (run_dir / "config.toml").is_file():
             raise ConfigError(f"--resume: {run_dir} is no run directory (it has no config.toml)")
-        if not any((run_dir / "checkpoints").glob("*")):
-            raise ConfigError(f"--resume: {run_dir} has no checkpoint yet; start the run again with another run.dir")
     elif run_dir.is_file():
         raise ConfigError(f"run.dir: {run_dir} is a file; give a directory")
     elif run_dir.is_dir() and any(run_dir.iterdir()):

@@ -9,6 +9,8 @@ from config import ConfigError
 
 PORT = 5555
 """Of the controller, unless controller.port is given."""
+UNLIMITED = "1e6"
+"""run.minutes, unless it is given: what assigned the machines has limits of its own, and the default is a laptop's."""
 FOLLOW = (
     "run.dir", "run.weights_dir", "security.keys", "controller.host", "controller.shards", "controller.hosts", "controller.launch",
     "learner.launch", "learner.host",
@@ -48,7 +50,7 @@ def run_settings(overrides: dict[str, str], machines: Machines) -> dict[str, str
     if given is not None:
         raise ConfigError(f"{given}: it follows from the machines that are assigned; leave it out")
     shards = {"controller.shards": str(1 + machines.shards), "engine.count": str(1 + machines.shards)} if machines.shards else {}
-    return {"controller.port": str(PORT), "actor.count": "0"} | shards | overrides
+    return {"controller.port": str(PORT), "actor.count": "0", "run.minutes": UNLIMITED} | shards | overrides
 
 
 def keys_of(directory: Path) -> Path:

@@ -59,7 +59,7 @@ class Host:
 
 
 def run_on_ray(directory: Path, machines: Machines, gpus: int, learner_gpus: int, wait: float, overrides: dict[str, str]) -> int:
-    """The run's exit status; it goes on from its last checkpoint if it has one. `directory`, the project and its Python are on a disk that
+    """The run's exit status; it goes on if it has begun. `directory`, the project and its Python are on a disk that
     all machines see. Ctrl-C: as in any run. Raises ConfigError when there is no cluster, or after `wait` seconds no room in it."""
     settings, keys = run_settings(overrides, machines), keys_of(directory)
     _connect(log_to_driver=True)
@@ -69,7 +69,7 @@ def run_on_ray(directory: Path, machines: Machines, gpus: int, learner_gpus: int
     if not (keys / "actors").exists():
         make_keys(keys, "actors")
     addresses = ray.get([host.address.remote() for host in hosts])
-    begin = ["--resume", str(directory)] if any((directory / "checkpoints").glob("*")) else ["--run.dir", str(directory)]
+    begin = ["--resume", str(directory)] if (directory / "config.toml").exists() else ["--run.dir", str(directory)]
     given = {"security.keys": str(keys), "controller.host": addresses[0], "run.weights_dir": str(weights_of(directory))} | settings
     there = f"{sys.executable},-m,supervisor.on_ray,{name}"
     if machines.shards:

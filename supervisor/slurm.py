@@ -24,7 +24,7 @@ def batch_script(directory: Path, root: Path, machines: Machines, time: str, sba
     lines = [
         "#!/bin/bash",
         *(f"#SBATCH {option}" for option in options),  # INT, five minutes before the end: the run ends with a checkpoint
-        "# Written by `run.py slurm`. sbatch again, and it goes on: a run that has a checkpoint is resumed.",
+        "# Written by `run.py slurm`. sbatch again, and it goes on: a run that has begun is resumed.",
         "set -euo pipefail",
         f"cd {shlex.quote(str(root))}",
         f"run={shlex.quote(str(directory))} python={shlex.quote(sys.executable)}",
@@ -36,7 +36,7 @@ def batch_script(directory: Path, root: Path, machines: Machines, time: str, sba
         'head=$(address "${nodes[0]}")',
         "",
         '[[ -e "$keys/actors" ]] || "$python" run.py keys "$keys" actors',
-        'if compgen -G "$run/checkpoints/*" > /dev/null; then start=(--resume "$run"); else start=(--run.dir "$run"); fi',
+        'if [[ -e "$run/config.toml" ]]; then start=(--resume "$run"); else start=(--run.dir "$run"); fi',
         "trap 'kill $(jobs -p) 2> /dev/null || true' EXIT",
         "",
         f'for node in "${{nodes[@]:{machines.first_actors}}}"; do',

@@ -181,9 +181,9 @@ class _Stop:
 
 
 def _start(run_dir: Path, arguments: Mapping[str, str]) -> Child:
-    """Begin the run, or resume it if it has a checkpoint."""
+    """Begin the run, or resume it if it has begun."""
     log = run_dir.with_name(f"{run_dir.name}.log")
-    if any((run_dir / "checkpoints").glob("[0-9]*")):
+    if (run_dir / "config.toml").exists():
         return start(run_dir.name, ["run", "--resume", str(run_dir)], log)
     shutil.rmtree(run_dir, ignore_errors=True)
     return start(run_dir.name, ["run", *(f"--{name}={value}" for name, value in arguments.items()), f"--run.dir={run_dir}"], log)

@@ -91,8 +91,9 @@ async def test_ctrl_c_ends_a_learner_of_two_ranks_after_its_update(tmp_path: Pat
         assert (run.directory / "logs" / "learner-1.log").exists()
 
 
-async def test_invariant_4_after_killing_the_learner_each_episode_is_trained_on_once(tmp_path: Path, small_policy):
-    async with running_small(tmp_path / "run", small_policy, run__updates="50") as run:
+@pytest.mark.parametrize("every", ["1", "1000"], ids=["from a checkpoint", "before the first checkpoint"])
+async def test_invariant_4_after_killing_the_learner_each_episode_is_trained_on_once(tmp_path: Path, small_policy, every: str):
+    async with running_small(tmp_path / "run", small_policy, run__updates="50", learner__checkpoint_every=every) as run:
         await run.until(lambda: len(run.updates()) >= 2)
         os.kill(run.pid_of("learner"), signal.SIGKILL)
         assert await run.ended() == 1
@@ -198,12 +199,13 @@ async def test_a_model_that_does_not_exist_is_refused(tmp_path: Path):
     assert not (tmp_path / "run").exists()
 
 
-async def test_a_port_in_use_is_refused_naming_the_setting(tmp_path: Path):
+@pytest.mark.parametrize("setting", ["controller.port", "learner.port"])
+async def test_a_port_in_use_is_refused_naming_the_setting(tmp_path: Path, setting: str):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert "controller.port" in await refused(f"--controller.port={port}", f"--run-dir={tmp_path / 'run'}")
+        assert setting in await refused(f"--{setting}={port}", f"--run-dir={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
 

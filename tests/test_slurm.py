@@ -58,7 +58,7 @@ def test_each_machine_gets_its_part(tmp_path: Path, slurm: Path, monkeypatch: py
     assert head == (
         f"node1: run.py --run.dir {run} --security.keys={run}-keys --controller.host=10.0.0.1 --run.weights_dir={run}-weights "
         "--learner.launch=srun,--overlap,--nodes=1,--ntasks=1,--nodelist=node2 --learner.host=10.0.0.2 "
-        "--controller.port=5555 --actor.count=0 --env.name=webshop"
+        "--controller.port=5555 --actor.count=0 --run.minutes=1e6 --env.name=webshop"
     )
     plays = f"run.py actor --connect tcp://10.0.0.1:5555 --keys {run}-keys/actors --actors 32 --wait 3600"
     assert actors == [f"node3: {plays}", f"node4: {plays}"]
@@ -74,9 +74,10 @@ def test_shards_get_machines_of_their_own_with_their_engines(tmp_path: Path, slu
     assert "--controller.shards=3 --engine.count=6" in head and actors.startswith("node5: ")
 
 
-def test_a_run_that_has_a_checkpoint_is_resumed(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_run_that_has_begun_is_resumed(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch):
     assert main(["slurm", str(tmp_path / "run")]) == 0
-    (tmp_path / "run" / "checkpoints" / "000004").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").touch()
     started = told(tmp_path / "run.sbatch", slurm, "node1,node2", monkeypatch)
     assert [line for line in started if f"node1: run.py --resume {tmp_path / 'run'} " in line]
 
