@@ -14,6 +14,7 @@ import zmq.asyncio
 from config import Config, Job
 from controller.admission import episode_seed
 from controller.endings import failed
+from controller.engine.client import EngineClient, EngineUnreachable
 from controller.engine.pool import EnginePool, Health
 from controller.rules.thinking import NEVER
 from controller.signals import SignalRouter
@@ -172,13 +173,24 @@ class Desk:
     async def _choose_signal(self) -> None:
         """Signals from the tap if it is in all engines, else from streams. Before any episode: the engines have weights, and no turns."""
         control = self._config.control
-        if control.signal == "tap" or (control.signal == "auto" and all([await self.signals.answers(engine) for engine in self.engines])):
+        if control.signal == "tap":
+            return
+        if control.signal == "auto" and all([await self._signals_from(engine) for engine in self.engines.healthy()]):
             return
         if control.signal == "auto":
             log.warning("an engine sends no signals: uncertainty is estimated from streams of log-probs (control.signal)")
         if control.where == "engine" and control.mode not in ("off", "void"):
             log.warning("control.where engine needs the tap: the controller decides")
         self.turns.streamer = Streamer(self._tokens.vocabulary, control.top_j, control.stall_seconds)
+
+    async def _signals_from(self, engine: EngineClient) -> bool:
+        """Whether it sends signals; one that fails now is taken to be as the others are."""
+        try:
+            async with asyncio.timeout(self._config.engine.update_seconds):
+                return await self.signals.answers(engine)
+        except (EngineUnreachable, TimeoutError):
+            self.engines.suspect(engine)
+            return True
 
     # --- measurement
 

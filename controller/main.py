@@ -110,6 +110,7 @@ class Controller:
         self._actors, self._learner = context.socket(zmq.ROUTER), context.socket(zmq.ROUTER)
         # A ROUTER drops what does not fit its queue; and at the end of a run there is a word for each episode that is cancelled.
         self._learner.set(zmq.SNDHWM, 0)
+        self._learner.set(zmq.ROUTER_HANDOVER, 1)  # the learner, by another connection
         bind(self._actors, job.endpoints.actors, keys, "actors")
         bind(self._learner, job.endpoints.learner, keys, "run")
         self._stats = context.socket(zmq.PUSH)

@@ -86,8 +86,9 @@ def save(
     if ranks.rank:
         ranks.wait()
         return final
+    for left in final.parent.glob(".*-*"):  # by a process that was killed in the middle of one
+        shutil.rmtree(left, ignore_errors=True)
     unfinished = final.parent / f".{final.name}-{os.getpid()}"
-    shutil.rmtree(unfinished, ignore_errors=True)
     (unfinished / STATE).mkdir(parents=True)
     save_policy(unfinished, model, tokenizer_from, weights)
     torch.save(moments, unfinished / STATE / "optimizer.pt")

@@ -45,7 +45,7 @@ class EpisodeLog:
         self._file.truncate(self.position - self._begin)
 
     def append(self, frames: Sequence[bytes]) -> list[int]:
-        """Write a record for each frame, and hand them to the operating system; returns where each begins."""
+        """Write a record for each frame (none is empty), and hand them to the operating system; returns where each begins."""
         starts = []
         for frame in frames:
             if self.position - self._begin >= self._file_bytes:
@@ -85,6 +85,11 @@ class EpisodeLog:
             descriptor = os.open(self._directory, os.O_RDONLY)
             os.fsync(descriptor)  # the file's name, too
             os.close(descriptor)
+
+
+def begins(directory: Path) -> int:
+    """Offset of the first record that is still there (`learner.log_gb`)."""
+    return min((begin for begin, _ in _files(directory)), default=0)
 
 
 class Records(Sequence[bytes | None]):
@@ -143,8 +148,8 @@ def _places(file: int, at: int) -> Iterator[_Place]:
     size = os.fstat(file).st_size
     while len(header := os.pread(file, _HEADER.size, at)) == _HEADER.size:
         place = _Place(at, *_HEADER.unpack(header))
-        if place.end > size:
-            return  # torn, or a length that is none
+        if not place.length or place.end > size:
+            return  # torn, or a length that is none: zeros, where the machine went down before the data was on the disk
         yield place
         at = place.end
 

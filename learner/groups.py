@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from learner.measure import tokens_of
 from protocol.messages import DropReason, EpisodeKey, Trajectory
 
 
@@ -28,7 +27,7 @@ class GroupBuffer:
     _evaluations: dict[int, dict[int, Trajectory]] = field(default_factory=dict)
     _evaluations_done: set[int] = field(default_factory=set)
     dropped: Counter = field(default_factory=Counter)  # episodes by reason
-    dropped_tokens: int = 0  # generated for them
+    dropped_tokens: int = 0  # kept ones; those of rejected attempts are counted where they are rejected
 
     def add(self, trajectory: Trajectory) -> bool:
         """Take it in; False if this episode is known already, by whatever attempt."""
@@ -66,7 +65,7 @@ class GroupBuffer:
 
     def _drop(self, reason: DropReason, episodes: Sequence[Trajectory]) -> None:
         self.dropped[reason.value] += len(episodes)
-        self.dropped_tokens += sum(map(tokens_of, episodes))
+        self.dropped_tokens += sum(turn.kept.length for episode in episodes for turn in episode.turns)
 
     def take(self, groups: int) -> tuple[list[int], list[list[Trajectory]]] | None:
         """The next batch of `groups` groups (numbers, trajectories), or None while there are too few."""

@@ -30,6 +30,7 @@ import zmq.asyncio
 from torch import Tensor
 
 from config import Job
+from learner.checkpoint import latest
 from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
 from learner.intake import Intake
@@ -42,7 +43,7 @@ from learner.training import Training
 from learner.update import share_over
 from protocol.checks import Bounds, Open, of_trajectory
 from protocol.codec import FrameReader, decode, encode
-from protocol.messages import Applied, Evaluate, GroupsDropped, LearnerState, Message, Stats, Trajectory
+from protocol.messages import Applied, DropReason, Evaluate, GroupsDropped, LearnerState, Message, Stats, Trajectory
 from protocol.prompting import read_vocabulary
 from protocol.security import bind, connect, load_keys
 from telemetry.loop_lag import LoopLag
@@ -67,6 +68,7 @@ class Learner:
         keys = load_keys(job.config.security.keys)
         bind(self._trajectories, job.endpoints.trajectories, keys, "actors")
         self._controller = context.socket(zmq.DEALER)
+        self._controller.set(zmq.IDENTITY, b"learner")  # the same after a broken connection
         connect(self._controller, job.endpoints.learner, keys)
         self._stats = context.socket(zmq.PUSH)
         connect(self._stats, job.endpoints.stats, keys)
@@ -141,7 +143,7 @@ class Learner:
         await self._phase("evaluating")
         await self._evaluate(wait=True)
         await self._phase("training", self.training.update_number, self._config.run.updates)
-        if self._config.learner.rollback and not self._job.resume:
+        if self._config.learner.rollback and latest(self._run_dir) is None:
             await self._checkpoint()
         seconds_in_all = self._seconds_left()
         evaluations: set[asyncio.Task] = set()
@@ -183,16 +185,13 @@ class Learner:
         """The last weights out, the last checkpoint, the last evaluation (unless the user is in a hurry)."""
         await self._publish([], last=True)
         await self._applied[self.training.update_number]
+        for task in evaluations:
+            await task
         if not self._stop.is_set():
             await self._phase("evaluating")
             await self._evaluate(wait=True)
-        for task in evaluations:
-            if self._stop.is_set():
-                task.cancel()
-            else:
-                await task
+        await self._checkpoint()  # with what was not trained on, which a resumed run goes on with
         self._buffer.cancel_rest()
-        await self._checkpoint()
         await self._send_dropped()
 
     async def _next_batch(self) -> tuple[list[int], list[list[Trajectory]]] | None:
@@ -220,8 +219,8 @@ class Learner:
             if wait:
                 done = self._buffer.evaluated(evaluation)
                 await self._phase("evaluating", done, episodes)
-                if self._stop.is_set():
-                    return
+            if self._stop.is_set():
+                return
             await self._until_arrival(arrived, 1.0)
             arrived.clear()
         self._waiters.discard(arrived)
@@ -321,6 +320,8 @@ class Learner:
                     self.training.control = applied.control.decode()
                     if not self._applied[applied.version].done():
                         self._applied[applied.version].set_result(applied)
+                case Trajectory(dropped=DropReason.CANCELLED) as cancelled:
+                    self._buffer.add(cancelled)  # counted, and not in the log: a run that is resumed plays it
                 case Trajectory() as trajectory:
                     self._intake.take([(trajectory, frame)])
                 case None:

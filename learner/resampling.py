@@ -33,4 +33,4 @@ def weight(turn: Turn, rate: float, resamples: int, cap: float) -> float:
 
 
 def _stalled(attempt: Attempt) -> bool:
-    return any(event.kind in ("resample", "keep") and event.reason == "stalled" for event in attempt.events)
+    return any(event.kind in ("resample", "keep") and event.reason in ("stalled", "early") for event in attempt.events)

@@ -111,6 +111,8 @@ class Training:
             return None
         self._records.append(record)
         found, run_dir = signs(self._records, self._job.config.learner.ess_floor), Path(self._job.run_dir)
+        if self._rollbacks and len(self._records) <= self._job.config.learner.max_staleness + 1:
+            found = {}  # these batches were played by the weights that are gone, and would look like another collapse
         checkpoints = checkpoint.by_update(run_dir)
         good = before_signs(self.update_number, list(checkpoints)) if found else None
         if good is None:

@@ -108,7 +108,7 @@ def _of_turn(turn: Turn, bounds: Bounds, version: int) -> str:
         return flaw
     if not -MAX_REWARD <= turn.reward <= MAX_REWARD:  # nor is NaN
         return f"a reward of {turn.reward}"
-    if flaw := _of_attempt(turn.kept, bounds, version):
+    if flaw := _of_attempt(turn.kept, bounds, version) or _of_coverage(turn.kept):
         return flaw
     for attempt in turn.rejected:
         if flaw := _of_attempt(attempt, bounds, version):
@@ -152,13 +152,10 @@ def _of_values(turns: Sequence[Turn], vocabulary: int) -> str:
     return ""
 
 
-def _of_spans(attempt: Attempt, version: int) -> str:
-    end = 0
-    for span in attempt.spans:
-        if not (end <= span.start < span.stop <= attempt.length and -1 <= span.version <= version):
-            return f"tokens {span.start} to {span.stop} of {attempt.length} from weights {span.version} of {version}"
-        end = span.stop
-    return ""
+def _of_coverage(attempt: Attempt) -> str:
+    """Of sound spans: each token is to be trained on by its age."""
+    covered = sum(span.stop - span.start for span in attempt.spans)
+    return "" if covered == attempt.length else f"weights for {covered} of {attempt.length} tokens"
 
 
 def _of_length(name: str, data: bytes, bounds: Bounds, least: int = 0) -> str:

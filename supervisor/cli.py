@@ -64,7 +64,11 @@ def resolve(file: Path | None, resume: Path | None, overrides: dict[str, str], s
         raise ConfigError("--resume takes the settings of the run it resumes; leave --config out (single settings may be changed)")
     if not (resume / "config.toml").is_file():
         raise ConfigError(f"--resume: {resume} is no run directory (it has no config.toml)")
-    return settings.resolve(resume / "config.toml", {**with_preset(overrides), "run.dir": str(resume)})
+    recorded = settings.resolve(resume / "config.toml", {})
+    config = settings.resolve(resume / "config.toml", {**with_preset(overrides), "run.dir": str(resume)})
+    if config.learner.group_size != recorded.learner.group_size:
+        raise ConfigError(f"learner.group_size: the groups of {resume} have {recorded.learner.group_size} episodes; leave it")
+    return config
 
 
 def _run(config: Config, serial: bool, resume: bool) -> int:

@@ -16,6 +16,7 @@ import msgspec
 from rich.console import Console
 
 from config import Config, ConfigError, Job
+from learner.episode_log import begins
 from learner.groups import GroupBuffer
 from learner.measure import rollout_metrics
 from learner.training import Training
@@ -34,7 +35,7 @@ CHANGEABLE = ("learner.", "run.")
 def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
     """Train again on what `run_dir` recorded; returns the new run directory (`run.dir`), with metrics and the last checkpoint.
 
-    ConfigError for a directory without episodes, and for settings that would change nothing here.
+    ConfigError for a directory without episodes, or without its first ones, and for settings that would change nothing here.
     """
     job = new_job(run_dir, overrides)
     new, run = Path(job.run_dir), job.config.run
@@ -81,6 +82,10 @@ def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
     config = settings.resolve(run_dir / "config.toml", with_preset(as_many | full | {"run.dir": str(new)}))
     if config.learner.group_size != recorded.config.learner.group_size:
         raise ConfigError(f"learner.group_size: the groups of {run_dir} have {recorded.config.learner.group_size} episodes")
+    if begins(run_dir / LOG):
+        raise ConfigError(
+            f"replay --train: the first episodes of {run_dir} are gone (learner.log_gb); nothing can be trained from its start"
+        )
     check_run_dir(new, resume=False)
     return msgspec.structs.replace(recorded, config=config, run_dir=str(new), started=time.time(), resume=False)
 

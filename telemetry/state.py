@@ -100,6 +100,7 @@ class RunState:
                     if _is_number(count):
                         self.counters.setdefault(f"dropped_{reason}", Counter()).observe(stats.source, count)
             case "update":
+                self._take_back(stats.values)
                 record = self._record(self._update(stats.values, now))
                 self.signs = signs(self.updates, self._ess_floor) | self.signs
                 return record
@@ -174,6 +175,16 @@ class RunState:
                 self._means[name] = (sum_ + value, count + 1)
             case "peak":
                 self._peaks[name] = max(self._peaks.get(name, 0.0), value)
+
+    def _take_back(self, values: dict[str, Value]) -> None:
+        """What a crash has lost counts no more, where counts are sums over updates: it is done again."""
+        left = roll_back(self.records, {"kind": "update", "update": int(values.get("update") or 0)})
+        if len(left) == len(self.records):
+            return
+        for name, counter in self.counters.items():
+            if not counter.gauged and counter.total:
+                counter.total = max((record.get(name + TOTAL_SUFFIX) or 0.0 for record in left), default=0.0)
+                counter.take()
 
     def _update(self, values: dict[str, Value], now: float) -> Record:
         record: Record = {"kind": "update", "update": 0, "wall_seconds": self.wall_seconds(now)}

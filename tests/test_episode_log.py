@@ -30,9 +30,9 @@ def files(directory: Path) -> list[Path]:
 
 def test_the_log_gives_back_what_was_appended(tmp_path: Path):
     log = EpisodeLog(tmp_path)
-    begins = [*log.append([b"one"]), *log.append([b"", b"three"])]
+    begins = [*log.append([b"one"]), *log.append([b"two", b"three"])]
     log.close()
-    assert [(begin, frame) for begin, _, frame in read_records(tmp_path)] == list(zip(begins, (b"one", b"", b"three"), strict=True))
+    assert [(begin, frame) for begin, _, frame in read_records(tmp_path)] == list(zip(begins, (b"one", b"two", b"three"), strict=True))
     assert frames_in(tmp_path, begins[2]) == [b"three"]
 
 
@@ -54,6 +54,16 @@ def test_a_last_record_that_has_its_length_but_not_its_bytes_is_cut_off(tmp_path
     assert frames_in(tmp_path) == [b"whole", b"next"]
 
 
+@pytest.mark.parametrize("zeros", [3, 8, 400])
+def test_zeros_at_the_end_are_cut_off(tmp_path: Path, zeros: int):
+    """As a file system may leave them that had only the length of the file on the disk when the machine went down."""
+    appended(tmp_path, b"whole")
+    (file,) = files(tmp_path)
+    file.write_bytes(file.read_bytes() + bytes(zeros))
+    appended(tmp_path, b"next")
+    assert frames_in(tmp_path) == [b"whole", b"next"]
+
+
 def test_a_damaged_record_costs_itself_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     begins = appended(tmp_path, b"first", b"second", b"third")
     (file,) = files(tmp_path)
@@ -65,7 +75,7 @@ def test_a_damaged_record_costs_itself_alone(tmp_path: Path, caplog: pytest.LogC
     assert f"the record at {begins[1]}" in caplog.text
 
 
-@given(frames=st.lists(st.binary(max_size=40), min_size=1, max_size=12), file_bytes=st.integers(1, 100), data=st.data())
+@given(frames=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=12), file_bytes=st.integers(1, 100), data=st.data())
 def test_a_log_of_many_files_reads_as_one_of_a_single_file_does(
     tmp_path_factory, frames: list[bytes], file_bytes: int, data: st.DataObject
 ):

@@ -33,19 +33,20 @@ def test_groups_leave_in_order_of_admission_whatever_the_order_of_arrival():
     assert buffer.take(2)[0] == [0, 1]
 
 
-def test_tokens_of_what_is_dropped_are_counted_once():
-    """Of an episode that failed after a turn, of the only one left of its group, and of what waits when the run ends."""
+def test_kept_tokens_of_what_is_dropped_are_counted_once():
+    """Of an episode that failed after a turn, of the only one left of its group, and of what waits when the run ends; rejected tokens are
+    counted elsewhere."""
     seven, two = (msgspec.structs.replace(NOTHING, tokens=bytes(4 * count)) for count in (7, 2))
     turn = Turn(prompt=b"", kept=seven, rejected=[two], reward=0.0, valid=True, anchor="", action="")
     buffer = GroupBuffer(group_size=2)
     for group, member, dropped in ((0, 0, DropReason.ENV_ERROR), (0, 1, None), (1, 0, None), (1, 1, None), (2, 0, None)):
         buffer.add(msgspec.structs.replace(trajectory(group, member, dropped), turns=[turn]))
-    assert buffer.dropped_tokens == 9
+    assert buffer.dropped_tokens == 7
     buffer.advance()
-    assert buffer.dropped_tokens == 18
+    assert buffer.dropped_tokens == 14
     buffer.take(1)
     buffer.cancel_rest()
-    assert buffer.dropped_tokens == 27
+    assert buffer.dropped_tokens == 21
 
 
 def test_a_batch_waits_for_its_first_group_even_if_later_ones_are_complete():

@@ -109,6 +109,7 @@ def test_a_sign_of_a_collapse_takes_training_back_to_the_checkpoint_before_it_wi
         assert training.watch({"ratio_p99": 1.0}) is None
     assert training.watch({"ratio_p99": 9.0}) == 3  # five updates and more ago
     assert same(weights(training), good) and training.update_number == 8
+    assert settings.max_staleness == 1 and [training.watch({"ratio_p99": 9.0}) for _ in range(2)] == [None, None]  # of the lost weights
     assert sorted(path.name for path in checkpoint.checkpoints_dir(tmp_path).iterdir()) == ["000001", "000003", "000007-collapsed"]
     training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
     restored = Training.restore(job, no_progress)
@@ -129,6 +130,9 @@ def test_half_written_checkpoint_is_never_picked(job, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
     assert checkpoint.latest(tmp_path) == whole
+    monkeypatch.undo()
+    after = training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    assert sorted(whole.parent.iterdir()) == [whole, after], "what was left of the half-written one"
 
 
 def test_checkpoint_of_the_same_update_is_replaced(job, tmp_path):

@@ -20,12 +20,12 @@ from protocol.messages import ControlEvent, Turn
 VOCABULARY = 50
 
 
-def turn(*kinds: str, eta: float = 0.1) -> Turn:
+def turn(*kinds: str, eta: float = 0.1, reason: str = "stalled") -> Turn:
     """A turn whose samples ended so: "resample" ones, then one that is kept ("keep": stalled, or "")."""
     rng = np.random.default_rng(0)
     made = [
         msgspec.structs.replace(
-            random_turn(rng, VOCABULARY).kept, eta=eta, events=[ControlEvent(kind, "stalled", 3, 0.01, eta)] if kind else []
+            random_turn(rng, VOCABULARY).kept, eta=eta, events=[ControlEvent(kind, reason, 3, 0.01, eta)] if kind else []
         )
         for kind in kinds
     ]
@@ -58,6 +58,10 @@ def test_the_rate_is_of_all_samples_that_could_have_stalled():
     turns = [turn(""), turn("resample", ""), turn("resample", "resample", "keep"), turn("", eta=nan)]
     assert stall_rate(turns) == pytest.approx(4 / 6)
     assert stall_rate([]) == stall_rate([turn("", eta=nan)]) == 0.0
+
+
+def test_samples_that_were_ended_early_have_stalled():
+    assert stall_rate([turn("resample", "", reason="early")]) == 0.5
 
 
 @pytest.mark.parametrize(("kept", "expected"), [(turn(""), (1 - 0.5) / (1 - 0.5**3)), (turn("keep"), 3.0), (turn("", eta=nan), 1.0)])

@@ -118,6 +118,27 @@ async def test_ctrl_c_finishes_the_update_writes_a_checkpoint_and_a_summary(tmp_
         assert run.left_over() == []
 
 
+async def test_a_run_that_is_resumed_after_ctrl_c_plays_each_group_to_its_end_and_trains_on_all_of_them(tmp_path: Path, small_policy):
+    async with running_small(tmp_path / "run", small_policy, run__updates="1000", learner__checkpoint_every="1000") as run:
+        await run.until(lambda: len(run.updates()) >= 2)
+        run.process.send_signal(signal.SIGINT)
+        assert await run.ended() == 130, run.output
+        done = run.summary()["updates"]
+    async with running_small(tmp_path / "run", small_policy, resume=str(tmp_path / "run"), run__updates=str(done + 3)) as run:
+        assert await run.ended() == 0, run.output
+        assert run.summary()["updates"] == done + 3
+        played = [t for t in run.trajectories() if not t.key.evaluation]
+        assert {t.dropped for t in played} == {None}, "the end of a run is none of its groups'"
+        members = Counter(t.key.group for t in played)
+        assert len({t.key for t in played}) == len(played) and [members[group] for group in range(2 * (done + 3))] == [2] * 2 * (done + 3)
+
+
+async def test_a_resumed_run_keeps_the_size_of_its_groups(tmp_path: Path, small_policy):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.toml").write_text("[learner]\ngroup_size = 8\n")
+    assert "the groups of" in await refused("--resume", str(tmp_path / "run"), "--learner.group_size", "4")
+
+
 async def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, small_policy):
     async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
         await run.until(lambda: run.updates())

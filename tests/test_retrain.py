@@ -99,6 +99,15 @@ def test_a_run_of_another_version_is_refused(recorded: Job, tmp_path: Path) -> N
         retrain(old, {}, Console(quiet=True))
 
 
+def test_a_run_whose_first_episodes_are_gone_is_refused(recorded: Job, tmp_path: Path) -> None:
+    trimmed = tmp_path / "trimmed"
+    shutil.copytree(recorded.run_dir, trimmed)
+    (first,) = (trimmed / "episodes").iterdir()
+    first.rename(first.with_name(f"{1000:015d}.log"))
+    with pytest.raises(ConfigError, match=r"learner\.log_gb"):
+        retrain(trimmed, {}, Console(quiet=True))
+
+
 def test_a_directory_without_episodes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no run directory with episodes"):
         retrain(tmp_path, {}, Console(quiet=True))

@@ -94,6 +94,12 @@ def test_speed_up_is_over_the_synchronous_run_that_differs_in_nothing_else() -> 
     assert ideal_speed_up([]) is None
 
 
+def test_the_ideal_leaves_out_what_waited_for_an_evaluation() -> None:
+    some = records(10, 4, 6, 0.8)
+    between = {"kind": "evaluation", "update": 2, "wall_seconds": 0.0, "success": 0.5, "episodes": 8}
+    assert ideal_speed_up([*some[:3], between, some[3] | {"seconds_wait": 400.0}]) == pytest.approx(10 / 6)
+
+
 def test_seeds_are_pooled_with_their_range_and_success_with_its_interval() -> None:
     (row,) = compare([({"a": "1"}, records(10, 4, 6, 0.8, 40)), ({"a": "1"}, records(20, 4, 6, 0.6, 60))])
     assert row.seeds == 2 and row.values["seconds_per_update"] == (15, 10, 20)

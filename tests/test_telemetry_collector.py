@@ -19,6 +19,7 @@ from protocol.codec import decode, encode
 from protocol.messages import Stats
 from telemetry.collector import Collector
 from telemetry.metrics_file import MetricsFile, read_metrics, to_line
+from telemetry.summary import summarise
 
 Values = dict[str, float | str | None]
 
@@ -260,6 +261,22 @@ def test_updates_that_a_resumed_run_does_again_count_once(tmp_path: Path) -> Non
     expected = [("update", 1, 1.0), ("update", 2, 2.0)]
     for records in (read_metrics(second.path), second.collector.state.records):
         assert [(record["kind"], record["update"], record.get("loss")) for record in records] == expected
+
+
+def test_what_a_resumed_run_does_again_adds_to_no_total(tmp_path: Path) -> None:
+    first = Run(tmp_path)
+    for number in (1, 2, 3):
+        first.gauge("controller", generated_tokens=100 * number)
+        first.update(number, trained_tokens=10, token_age_mean=1.0)
+    first.collector.close()
+
+    second = Run(tmp_path, resume=True)
+    second.gauge("controller", generated_tokens=50)
+    second.update(2, trained_tokens=10, token_age_mean=1.0)
+    line = second.update(3, trained_tokens=10, token_age_mean=1.0)
+    assert (line["trained_tokens_total"], line["trained_tokens"]) == (30, 10)
+    assert line["generated_tokens_total"] == 350, "what was generated is generated, whether it was of use or not"
+    assert summarise(second.collector.state, 0.0)["mean_token_age"] == 1.0
 
 
 def test_an_evaluation_that_arrives_late_rolls_nothing_back(run: Run) -> None:

@@ -78,6 +78,10 @@ class EnginePool:
     def __iter__(self) -> Iterator[EngineClient]:
         return iter(self._entries)
 
+    def healthy(self) -> list[EngineClient]:
+        """Those that get turns."""
+        return [entry.client for entry in self._entries.values() if entry.health is Health.HEALTHY]
+
     def standing(self) -> dict[str, tuple[Health, int]]:
         """Address of each engine -> what is thought of it, and the turns it has."""
         return {entry.client.url: (entry.health, len(entry.turns)) for entry in self._entries.values()}
@@ -162,8 +166,9 @@ class EnginePool:
     async def _forget(self, entry: _Entry) -> None:
         """Weights of an earlier run may have the same number."""
         try:
-            await entry.client.forget_version()
-        except EngineUnreachable:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await entry.client.forget_version()
+        except (EngineUnreachable, TimeoutError):
             self.suspect(entry.client)
 
     async def _update(self, entry: _Entry, weights: Weights, verify: bool) -> float:

@@ -103,8 +103,9 @@ def seconds_per_update(records: Sequence[Record]) -> float | None:
 
 
 def ideal_speed_up(records: Sequence[Record]) -> float | None:
-    """(t_gen + t_train) / max(t_gen, t_train), of a synchronous run: the most that overlapping them can give. None without updates."""
-    updates = of_kind(records, "update")[1:]
+    """(t_gen + t_train) / max(t_gen, t_train), of a synchronous run: the most that overlapping them can give. Of the updates that
+    `seconds_per_update` looks at; None without any."""
+    updates = [b for a, b in pairwise(records) if a["kind"] == b["kind"] == "update"]
     if not updates:
         return None
     generate = mean(r["seconds_wait"] for r in updates)
