@@ -30,6 +30,7 @@ from supervisor.job import job_file
 from supervisor.machines import keys_of
 from supervisor.serial import train_serially
 from supervisor.settings import resolve, to_toml
+from telemetry.metrics_file import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -118,8 +119,7 @@ class Run:
         return value
 
     def metrics(self) -> list[dict]:
-        file = self.directory / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return read_metrics(self.directory / METRICS_FILE)
 
     def updates(self) -> list[dict]:
         return [line for line in self.metrics() if line["kind"] == "update"]
