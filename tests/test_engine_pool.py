@@ -127,6 +127,15 @@ async def test_new_weights_do_not_wait_for_an_engine_that_is_gone(policies: Poli
         assert made[1]._generator.version == "3"
 
 
+async def test_the_first_weights_do_not_wait_for_an_engine_that_hangs(policies: Policies, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "PROBE_SECONDS", 2.0)
+    async with engines(policies, [free_port(), free_port()]) as (pool, made):
+        silence(made[0])
+        async with asyncio.timeout(30):
+            assert await put(pool, policies, 3) > 0
+        assert healths(pool)[1] is Health.HEALTHY and healths(pool)[0] is not Health.HEALTHY
+
+
 async def test_weights_count_as_applied_only_once_an_engine_runs_them(policies: Policies) -> None:
     port = free_port()
     async with engines(policies, [port]) as (pool, made):
