@@ -87,7 +87,7 @@ class EpisodeLog:
             os.close(descriptor)
 
 
-def begins(directory: Path) -> int:
+def first_offset(directory: Path) -> int:
     """Offset of the first record that is still there (`learner.log_gb`)."""
     return min((begin for begin, _ in _files(directory)), default=0)
 

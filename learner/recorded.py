@@ -35,10 +35,8 @@ def token_log_probs(directory: Path, config: Config, episodes: Sequence[Trajecto
     policy = load_policy(directory)
     for episode in episodes:
         rows = []
-        if not episode.turns:
-            yield rows
-            continue
-        for sample in samples_of([[msgspec.structs.replace(episode, dropped=None)]], 0, config.learner):
+        samples = samples_of([[msgspec.structs.replace(episode, dropped=None)]], 0, config.learner) if episode.turns else []
+        for sample in samples:
             values = np.full(len(sample.mask), nan)
             if sample.mask.any():
                 with torch.no_grad():

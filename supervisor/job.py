@@ -38,7 +38,8 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
     Raises ConfigError when it cannot be run as configured.
     """
     run_dir = Path(config.run.dir) if config.run.dir else default_run_dir()
-    check_run_dir(run_dir, resume)
+    if not resume:
+        check_run_dir(run_dir)
     check_tracker(config.run.tracker)
     check_model(config, configured_environment(config), model)
     check_launch(config)
@@ -104,13 +105,11 @@ def clean_up(job: Job) -> None:
     shutil.rmtree(job.weights_dir, ignore_errors=True)
 
 
-def check_run_dir(run_dir: Path, resume: bool) -> None:
-    if resume:
-        if not (run_dir / "config.toml").is_file():
-            raise ConfigError(f"--resume: {run_dir} is no run directory (it has no config.toml)")
-    elif run_dir.is_file():
+def check_run_dir(run_dir: Path) -> None:
+    """Raises ConfigError for a place where no new run can be."""
+    if run_dir.is_file():
         raise ConfigError(f"run.dir: {run_dir} is a file; give a directory")
-    elif run_dir.is_dir() and any(run_dir.iterdir()):
+    if run_dir.is_dir() and any(run_dir.iterdir()):
         raise ConfigError(f"run.dir: {run_dir} is not empty; give another directory, or go on with that run by --resume {run_dir}")
 
 

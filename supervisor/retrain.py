@@ -16,7 +16,7 @@ import msgspec
 from rich.console import Console
 
 from config import Config, ConfigError, Job
-from learner.episode_log import begins
+from learner.episode_log import first_offset
 from learner.groups import GroupBuffer
 from learner.measure import rollout_metrics
 from learner.training import Training
@@ -82,11 +82,11 @@ def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
     config = settings.resolve(run_dir / "config.toml", with_preset(as_many | full | {"run.dir": str(new)}))
     if config.learner.group_size != recorded.config.learner.group_size:
         raise ConfigError(f"learner.group_size: the groups of {run_dir} have {recorded.config.learner.group_size} episodes")
-    if begins(run_dir / LOG):
+    if first_offset(run_dir / LOG):
         raise ConfigError(
             f"replay --train: the first episodes of {run_dir} are gone (learner.log_gb); nothing can be trained from its start"
         )
-    check_run_dir(new, resume=False)
+    check_run_dir(new)
     return msgspec.structs.replace(recorded, config=config, run_dir=str(new), started=time.time(), resume=False)
 
 

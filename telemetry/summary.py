@@ -31,7 +31,6 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
     explored = generated - state.total("evaluation_tokens")
     successes = sum(_get(u, "success") * _get(u, "episodes") for u in updates)
     age = sum(_get(u, "token_age_mean") * _get(u, "trained_tokens") for u in updates)
-    aged = sum(_get(u, "trained_tokens") for u in updates)
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
     return {
         "ended": ended,
@@ -55,7 +54,7 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
         "tokens_per_success": explored / successes if successes else None,
         "interventions": int(state.total("interventions")),
         "resamples": int(state.total("resamples")),
-        "mean_token_age": age / aged if aged else None,
+        "mean_token_age": age / trained if trained else None,
         "token_age_max": max((_get(u, "token_age_max") for u in updates), default=None),
         "idle_share_engine": _mean(updates, "idle_share_engine"),
         "idle_share_learner": _mean(updates, "idle_share_learner"),

@@ -131,6 +131,7 @@ def test_half_written_checkpoint_is_never_picked(job, tmp_path, monkeypatch):
         training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
     assert checkpoint.latest(tmp_path) == whole
     monkeypatch.undo()
+    training.update(groups(1))
     after = training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
     assert sorted(whole.parent.iterdir()) == [whole, after], "what was left of the half-written one"
 

@@ -80,7 +80,7 @@ class EnginePool:
 
     def healthy(self) -> list[EngineClient]:
         """Those that get turns."""
-        return [entry.client for entry in self._entries.values() if entry.health is Health.HEALTHY]
+        return [entry.client for entry in self._well()]
 
     def standing(self) -> dict[str, tuple[Health, int]]:
         """Address of each engine -> what is thought of it, and the turns it has."""
@@ -96,7 +96,7 @@ class EnginePool:
     async def lend(self, but: EngineClient | None = None) -> AsyncIterator[EngineClient]:
         """A healthy engine, the one with the fewest turns, for one turn, once there is one; not `but`, if there is another.
         Raises EngineUnreachable in the middle of the turn if the engine is found to be dead."""
-        while not (healthy := [entry for entry in self._entries.values() if entry.health is Health.HEALTHY]):
+        while not (healthy := self._well()):
             await self._healthy.wait()
         others = [entry for entry in healthy if entry.client is not but]
         entry = min(others or healthy, key=lambda entry: len(entry.turns))
@@ -118,7 +118,7 @@ class EnginePool:
         if entry.health is not Health.HEALTHY:
             return
         entry.health = Health.SUSPECT
-        if all(entry.health is not Health.HEALTHY for entry in self._entries.values()):
+        if not self._well():
             self._healthy.clear()
             self._last_healthy = time.monotonic()
         task = asyncio.get_running_loop().create_task(self._recover(entry))
@@ -131,8 +131,7 @@ class EnginePool:
         if self._weights is None:
             await _all(self._forget(entry) for entry in self._entries.values())
         self._weights = Weights(path, version, checksum, deadline)
-        healthy = [entry for entry in self._entries.values() if entry.health is Health.HEALTHY]
-        seconds = await _all(self._update(entry, self._weights, verify) for entry in healthy)
+        seconds = await _all(self._update(entry, self._weights, verify) for entry in self._well())
         await self._healthy.wait()
         return max(seconds, default=0.0)
 
@@ -162,6 +161,9 @@ class EnginePool:
         await asyncio.gather(*self._recovering, return_exceptions=True)
         for engine in self:
             await engine.close()
+
+    def _well(self) -> list[_Entry]:
+        return [entry for entry in self._entries.values() if entry.health is Health.HEALTHY]
 
     async def _forget(self, entry: _Entry) -> None:
         """Weights of an earlier run may have the same number."""
