@@ -118,13 +118,14 @@ async def test_ctrl_c_finishes_the_update_writes_a_checkpoint_and_a_summary(tmp_
         assert run.left_over() == []
 
 
-async def test_a_run_that_is_resumed_after_ctrl_c_plays_each_group_to_its_end_and_trains_on_all_of_them(tmp_path: Path, small_policy):
-    async with running_small(tmp_path / "run", small_policy, run__updates="1000", learner__checkpoint_every="1000") as run:
-        await run.until(lambda: len(run.updates()) >= 2)
-        run.process.send_signal(signal.SIGINT)
-        assert await run.ended() == 130, run.output
+async def test_a_run_that_is_resumed_after_its_end_plays_each_group_to_its_end_and_trains_on_all_of_them(tmp_path: Path, small_policy):
+    """The end of run.tokens: an evaluation follows, in which the learner hears of each episode that is cancelled."""
+    async with running_small(tmp_path / "run", small_policy, run__updates="1000", run__tokens="1") as run:
+        assert await run.ended() == 0, run.output
         done = run.summary()["updates"]
-    async with running_small(tmp_path / "run", small_policy, resume=str(tmp_path / "run"), run__updates=str(done + 3)) as run:
+        assert run.summary()["dropped"]["cancelled"] > 0
+    more = {"run__updates": str(done + 3), "run__tokens": "0"}
+    async with running_small(tmp_path / "run", small_policy, resume=str(tmp_path / "run"), **more) as run:
         assert await run.ended() == 0, run.output
         assert run.summary()["updates"] == done + 3
         played = [t for t in run.trajectories() if not t.key.evaluation]
