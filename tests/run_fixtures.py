@@ -190,7 +190,8 @@ async def small_engine(policy: Path, keys: str = "", shards: int = 1) -> AsyncIt
     engines = [FakeEngine(policy, signals=f"tcp://127.0.0.1:{signals + number}", keys=keys) for number in range(shards)]
     urls = [await engine.start() for engine in engines]
     try:
-        yield SMALL | {"model.name": str(policy), "engine.urls": ",".join(urls), "controller.signals_port": str(signals)}
+        asked = {"model.name": str(policy), "engine.urls": ",".join(urls), "controller.signals_port": str(signals)}
+        yield SMALL | {"env.max_turns": "5"} | asked  # the small engine is slow, and its policy wins nothing in more turns either
     finally:
         await asyncio.gather(*(engine.stop() for engine in engines))
 

@@ -53,7 +53,7 @@ def serial_run(directory: Path, **overrides: str) -> tuple[dict, list[Trajectory
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[Trajectory], list[dict]]:
     """A run with control that acts often: thinking is cut after 3 tokens, and every turn that can be is sampled again."""
     return serial_run(
-        tmp_path_factory.mktemp("serial") / "run", run__updates="3",
+        tmp_path_factory.mktemp("serial") / "run", run__updates="3", env__max_turns="8",
         control__max_thinking="3", control__min_thinking="1",
         control__eta="1e9", control__max_resamples="1", learner__max_staleness="1",
     )  # fmt: skip

@@ -121,7 +121,7 @@ async def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path: Path, 
     directory = tmp_path / "sweep"
     settings = SMALL | {
         "model.name": str(small_policy), "engine.urls": await engine.start(), "controller.signals_port": str(signals), "run.updates": "3",
-        "max_staleness": "0,1",
+        "max_staleness": "0,1", "env.max_turns": "5",
     }  # fmt: skip
     first, second = (directory / Cell((("max_staleness", value),), 0).name for value in "01")
     try:
