@@ -29,7 +29,7 @@ class RunSection(Section):
     seed: Annotated[int, says("Seed of everything random", ge=0)] = 0
     updates: Annotated[int, says("Stop after this many updates of the policy", ge=0)] = 100
     tokens: Annotated[int, says("Stop training once so many tokens were generated for its batches; 0: no limit", ge=0)] = 0
-    minutes: Annotated[float, says("Stop training after this many minutes of wall time, set-up included", gt=0)] = 14.0
+    minutes: Annotated[float, says("Stop training after this many minutes, set-up and those before a resume included", gt=0)] = 14.0
     tracker: Annotated[
         Literal["none", "wandb", "trackio"], says("Send each update's numbers to Weights & Biases or Trackio, too (extras of these names)")
     ] = "none"
@@ -434,7 +434,7 @@ class Job(Section):
     run_dir: str
     model_dir: str  # the policy before this run, as a Hugging Face directory; the tokenizer
     weights_dir: str  # published weights, on memory where possible
-    started: float  # seconds since the epoch
+    started: float  # seconds since the epoch, earlier by what the run had lasted before a resume
     resume: bool = False
     engine_key: str = ""  # what the engines want to be told; empty: nothing
     permit_key: str = ""  # which controller and shards share (controller/permits.py)

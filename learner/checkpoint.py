@@ -48,6 +48,7 @@ class TrainingState(msgspec.Struct, frozen=True, kw_only=True):
     update: int = 0  # updates so far; also the version of the weights
     intake: IntakeState = IntakeState()
     tokens: int = 0  # generated for the batches so far (run.tokens)
+    began: float = 0.0  # seconds of the run before its first batch
     rng: dict = {}  # state of numpy's bit generator
     rollbacks: int = 0  # times training has gone back to an earlier checkpoint
     control: str = ""  # the controller's state (JSON) when the engines began to run the last weights that it has told us of

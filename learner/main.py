@@ -143,9 +143,9 @@ class Learner:
         await self._phase("evaluating")
         await self._evaluate(wait=True)
         await self._phase("training", self.training.update_number, self._config.run.updates)
+        self.training.began = self.training.began or self._seconds()
         if self._config.learner.rollback and latest(self._run_dir) is None:
             await self._checkpoint()
-        seconds_in_all = self._seconds_left()
         evaluations: set[asyncio.Task] = set()
         waited_since = time.monotonic()
         while self._updates_left() > 0 and (batch := await self._next_batch()) is not None:
@@ -153,7 +153,7 @@ class Learner:
             number = self.training.update_number + 1
             self._spans.add("wait", time.time() - seconds_wait, time.time(), update=number)
             groups, trajectories = batch
-            progress = self._share_over(seconds_in_all)
+            progress = self._share_over()
             with self._spans.span("train", update=number):
                 metrics = await self._do("update", trajectories, progress)
             metrics = {**rollout_metrics([t for group in trajectories for t in group]), **metrics}
@@ -239,14 +239,18 @@ class Learner:
     def _tokens_left(self) -> float:
         return self._config.run.tokens - self.training.tokens if self._config.run.tokens else inf
 
-    def _share_over(self, seconds_in_all: float) -> float:
+    def _share_over(self) -> float:
         """Share of the training that is over."""
-        run = self._config.run
-        limits = [(self.training.update_number, run.updates), (seconds_in_all - self._seconds_left(), seconds_in_all)]
+        run, began = self._config.run, self.training.began
+        limits = [(self.training.update_number, run.updates), (self._seconds() - began, 60 * run.minutes - began)]
         return share_over(*limits, *([(self.training.tokens, run.tokens)] if run.tokens else []))
 
+    def _seconds(self) -> float:
+        """Of the run, those before a resume included."""
+        return time.time() - self._job.started
+
     def _seconds_left(self) -> float:
-        return self._job.started + 60 * self._config.run.minutes - time.time()
+        return 60 * self._config.run.minutes - self._seconds()
 
     # --- weights and checkpoints
 

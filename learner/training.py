@@ -51,6 +51,8 @@ class Training:
         """Where the intake of trajectories starts."""
         self.tokens = state.tokens
         """Generated for the batches so far, those of rejected attempts included."""
+        self.began = state.began
+        """Seconds of the run before its first batch (set-up, the first evaluation), in which nothing could be trained; 0: none yet."""
         self.control = state.control
         """The controller's state, for the checkpoint."""
         self.spare: Snapshot | None = None
@@ -145,8 +147,9 @@ class Training:
         intake = IntakeState(log_position=log_position, next_group=next_group, next_evaluation=next_evaluation)
         rng = self._updater.rng.bit_generator.state
         state = TrainingState(
-            update=self.update_number, intake=intake, tokens=self.tokens, rng=rng, rollbacks=self._rollbacks, control=self.control
-        )
+            update=self.update_number, intake=intake, tokens=self.tokens, began=self.began, rng=rng, rollbacks=self._rollbacks,
+            control=self.control,
+        )  # fmt: skip
         run_dir, model_dir, u = Path(self._job.run_dir), Path(self._job.model_dir), self._updater
         beside = checkpoint.Beside(u.reference, u.critic, self._exploration)
         return checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, beside, self._ranks)

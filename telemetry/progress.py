@@ -111,7 +111,7 @@ def time_left(state: RunState, goal: RunSection, now: float) -> float | None:
     pace = (updates[-1]["wall_seconds"] - updates[0]["wall_seconds"]) / (updates[-1]["update"] - updates[0]["update"])
     behind = state.wall_seconds(now) - updates[-1]["wall_seconds"]
     by_updates = (goal.updates - updates[-1]["update"]) * pace - behind
-    by_minutes = goal.minutes * 60 - (now - state.started)
+    by_minutes = goal.minutes * 60 - state.wall_seconds(now)
     return max(0.0, min(by_updates, by_minutes, _by_tokens(updates, goal.tokens) - behind))
 
 

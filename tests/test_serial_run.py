@@ -14,7 +14,7 @@ import pytest
 import torch
 import zmq.asyncio
 from rich.console import Console
-from run_fixtures import job_in, noted_engines, small_config, trajectories_of
+from run_fixtures import job_in, noted_engines, played_serially, small_config, trajectories_of
 from safetensors.torch import load_file
 
 import controller.engine.pool
@@ -36,8 +36,11 @@ from learner.training import Training
 from protocol.arrays import FLOAT16, FLOAT32, UINT8, unpack
 from protocol.messages import DropReason, EpisodeKey, Lease, Trajectory
 from protocol.prompting import load_prompter
+from supervisor.cli import resolve
+from supervisor.job import prepare
 from supervisor.serial import train_serially
 from telemetry.fields import undocumented
+from telemetry.metrics_file import METRICS_FILE, read_metrics
 
 
 def serial_run(directory: Path, **overrides: str) -> tuple[dict, list[Trajectory], list[dict]]:
@@ -228,6 +231,19 @@ def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):
     }
     _, _, metrics = serial_run(tmp_path / "run", **settings)
     assert [m["learning_rate"] for m in metrics if m["kind"] == "update"] == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3], rel=1e-4)
+
+
+def test_the_minutes_before_a_resume_count(tmp_path: Path):
+    directory = tmp_path / "run"
+    played_serially(directory, small_config(run__dir=str(directory), run__updates="1", env__max_turns="1"))
+    lasted = read_metrics(directory / METRICS_FILE)[-1]["wall_seconds"]
+
+    def resumed(minutes: float) -> dict:
+        config = resolve(None, directory, {"run.updates": "2", "run.minutes": str(minutes)}, serial=True)
+        return asyncio.run(train_serially(prepare(config, resume=True, model=None), Console(quiet=True)))
+
+    assert resumed(lasted / 60)["updates"] == 1
+    assert resumed(lasted / 60 + 10)["updates"] == 2
 
 
 def test_engines_share_the_turns_and_all_run_the_newest_weights(tmp_path: Path, monkeypatch):

@@ -169,6 +169,13 @@ def test_time_left_ends_with_the_minutes() -> None:
     assert time_left(training(updates=4, seconds=5.0).state, RunSection(updates=100, minutes=2.0), 20.0) == 100.0
 
 
+def test_time_left_ends_with_the_minutes_of_the_whole_run() -> None:
+    state = training(updates=4, seconds=5.0).state
+    resumed = RunState(0.0, state.records)
+    resumed.observe(Stats(source="learner", event="phase", values={"phase": "training"}), 5.0)
+    assert time_left(resumed, RunSection(updates=100, minutes=2.0), 10.0) == 120.0 - 20.0 - 10.0
+
+
 def test_time_left_ends_with_the_tokens() -> None:
     state = training(updates=4, seconds=5.0).state  # 100 tokens each
     assert time_left(state, RunSection(updates=100, minutes=60.0, tokens=1000), 20.0) == 6 * 5.0
