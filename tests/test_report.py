@@ -15,7 +15,7 @@ from run_fixtures import played_serially, small_config
 from learner.episode_log import EpisodeLog
 from protocol.arrays import UINT8, unpack
 from protocol.codec import encode
-from protocol.messages import EpisodeKey, Trajectory
+from protocol.messages import DropReason, EpisodeKey, Trajectory
 from supervisor.cli import main
 from supervisor.replay import LOG, read_episodes
 from supervisor.report import LOOKED_AT, group_at, sampled
@@ -88,6 +88,19 @@ def test_episodes_of_another_version_are_named(recorded: Path, tmp_path: Path, c
 def test_what_cannot_be_shown_is_named(recorded: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     assert main(["report", *(str(recorded) if a == "RUN" else a for a in arguments)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_episodes_without_turns_are_left_out(recorded: Path, tmp_path: Path) -> None:
+    shutil.copytree(recorded, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / LOG)
+    log = EpisodeLog(tmp_path / "run" / LOG)
+    played = cut_episode(recorded)
+    dropped = msgspec.structs.replace(played, turns=[], dropped=DropReason.ENV_ERROR, detail="no such game")
+    log.append([encode(episode) for episode in (dropped, msgspec.structs.replace(played, turns=[]), played)])
+    log.close()
+    written(tmp_path / "run")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count('class="episode"') == 1
 
 
 def test_text_of_an_episode_is_text(recorded: Path, tmp_path: Path) -> None:
