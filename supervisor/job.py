@@ -23,7 +23,7 @@ from protocol.prompting import load_prompter, read_vocabulary
 from protocol.security import KeysError, is_loopback, load_keys
 from supervisor.endpoints import check_launch, check_shards, choose_endpoints
 from supervisor.settings import to_toml
-from telemetry.metrics_file import METRICS_FILE, read_metrics
+from telemetry.metrics_file import METRICS_FILE, lasted, read_metrics
 from telemetry.trackers import check_tracker
 
 WEIGHTS_PREFIX = "foray-weights-"
@@ -57,17 +57,12 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
         weights_dir=weights_dir(_weights_parent(config)),
         engine_key=os.environ.get(ENGINE_KEY, "") or ("" if config.engine.urls else secrets.token_urlsafe(32)),
         permit_key=secrets.token_urlsafe(32),
-        started=time.time() - (_seconds_before(run_dir) if resume else 0.0),
+        started=time.time() - (lasted(read_metrics(run_dir / METRICS_FILE)) if resume else 0.0),
         resume=resume,
     )
     (run_dir / "config.toml").write_text(to_toml(config))
     job.save(job_file(job))
     return job
-
-
-def _seconds_before(run_dir: Path) -> float:
-    """How long the run in that directory has lasted, as far as it measured."""
-    return max((record["wall_seconds"] for record in read_metrics(run_dir / METRICS_FILE)), default=0.0)
 
 
 def job_file(job: Job) -> Path:

@@ -21,6 +21,11 @@ def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
     return [record for record in records if record["kind"] == kind]
 
 
+def lasted(records: Iterable[Record]) -> float:
+    """Seconds that their run had lasted at the last of them, processes before a resume included; 0 without any."""
+    return max((record["wall_seconds"] for record in records), default=0.0)
+
+
 def to_line(record: Record) -> str:
     """The record as one line of strict JSON: NaN and infinities become null, whole numbers integers (they cross the wire as
     floats), other floats keep six significant digits."""

@@ -13,7 +13,7 @@ from config import LearnerSection
 from protocol.messages import Stats
 from telemetry.collapse import signs
 from telemetry.fields import FIELDS, TOTAL_SUFFIX, fold_of
-from telemetry.metrics_file import Record, of_kind, roll_back
+from telemetry.metrics_file import Record, lasted, of_kind, roll_back
 
 Value = float | str | None
 
@@ -78,7 +78,7 @@ class RunState:
         self._means: dict[str, tuple[float, int]] = {}
         self._peaks: dict[str, float] = {}
         self._generated: deque[tuple[float, float]] = deque(maxlen=1000)
-        self._offset = max((record["wall_seconds"] for record in self.records), default=0.0)
+        self._offset = lasted(self.records)
         self._last_update = now
         for record in self.records:
             for name, counter in self.counters.items():

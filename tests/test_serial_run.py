@@ -246,6 +246,16 @@ def test_the_minutes_before_a_resume_count(tmp_path: Path):
     assert resumed(lasted / 60 + 10)["updates"] == 2
 
 
+def test_a_resumed_run_keeps_when_its_training_began(tmp_path: Path):
+    """From there the step size falls by time."""
+    directory = tmp_path / "run"
+    played_serially(directory, small_config(run__dir=str(directory), run__updates="1", env__max_turns="1"))
+    config = resolve(None, directory, {"run.updates": "2"}, serial=True)
+    asyncio.run(train_serially(prepare(config, resume=True, model=None), Console(quiet=True)))
+    first, second = (json.loads(file.read_text())["began"] for file in sorted(directory.glob("checkpoints/*/training_state/state.json")))
+    assert 0 < first == second < read_metrics(directory / METRICS_FILE)[-1]["wall_seconds"]
+
+
 def test_engines_share_the_turns_and_all_run_the_newest_weights(tmp_path: Path, monkeypatch):
     made = noted_engines(monkeypatch)
     summary, _, _ = serial_run(tmp_path / "run", engine__count="2", run__updates="1", env__max_turns="2")

@@ -10,13 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from run_fixtures import ROOT, SMALL, processes
+from run_fixtures import ROOT, options, processes, small_engine
 
 from config import ConfigError
-from controller.engine.fake import FakeEngine
 from learner.checkpoint import by_update
 from supervisor.cli import main
-from supervisor.endpoints import free_port
 from supervisor.sweep import Cell, is_finished, plan, updates_so_far
 from telemetry.pages.comparison import compare, ideal_speed_up, run_measures, seconds_per_update
 from telemetry.pages.sweep_page import numeric, page
@@ -116,15 +114,10 @@ def test_a_page_has_a_row_for_each_and_a_chart_over_each_number() -> None:
 
 @pytest.mark.slow
 async def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path: Path, small_policy: Path) -> None:
-    signals = free_port()
-    engine = FakeEngine(small_policy, signals=f"tcp://127.0.0.1:{signals}")
     directory = tmp_path / "sweep"
-    settings = SMALL | {
-        "model.name": str(small_policy), "engine.urls": await engine.start(), "controller.signals_port": str(signals), "run.updates": "3",
-        "max_staleness": "0,1", "env.max_turns": "5",
-    }  # fmt: skip
     first, second = (directory / Cell((("max_staleness", value),), 0).name for value in "01")
-    try:
+    async with small_engine(small_policy) as settings:
+        settings |= {"run.updates": "3", "max_staleness": "0,1"}
         process = await begun(directory, settings)
         async with asyncio.timeout(120):
             while updates_so_far(second) < 1:
@@ -140,8 +133,6 @@ async def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path: Path, 
         process = await begun(directory, settings)
         async with asyncio.timeout(120):
             out, _ = await process.communicate()
-    finally:
-        await engine.stop()
     assert process.returncode == 0, out.decode()
     assert "2 of 2 runs" in out.decode() and (first / "metrics.jsonl").stat().st_mtime_ns == before
     assert updates_so_far(second) == 3
@@ -152,9 +143,8 @@ async def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path: Path, 
 
 
 async def begun(directory: Path, settings: dict[str, str]) -> asyncio.subprocess.Process:
-    arguments = [f"--{name}={value}" for name, value in settings.items()]
     return await asyncio.create_subprocess_exec(
-        sys.executable, "run.py", "sweep", str(directory), *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+        sys.executable, "run.py", "sweep", str(directory), *options(settings), cwd=ROOT, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
     )  # fmt: skip
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from telemetry.collapse import collapsed, signs
 from telemetry.fields import field_of
 from telemetry.intervals import wilson
-from telemetry.metrics_file import Record, of_kind
+from telemetry.metrics_file import Record, lasted, of_kind
 from telemetry.pages.charts import Series, line_chart
 from telemetry.pages.episode_view import EpisodeView
 from telemetry.state import ESS_FLOOR
@@ -153,7 +153,7 @@ def summary_row(run: RunData) -> dict[str, Any]:
         "name": run.name,
         "updates": len(updates),
         "tokens": last.get("training_tokens"),
-        "minutes": max((record["wall_seconds"] for record in run.records), default=0) / 60,
+        "minutes": lasted(run.records) / 60,
         "first": evaluations[0].get("success") if evaluations else None,
         "last": success,
         "interval": wilson(success, games) if success is not None and games else None,
