@@ -32,7 +32,7 @@ run: install
 	$(BIN)/python run.py --actors 64 $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 parity: install
 	@printf "TextWorld "

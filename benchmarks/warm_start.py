@@ -1,13 +1,18 @@
-"""Tokens a second of the warm start's steps (gradients and optimizers) on one core, and on all of them.
+"""Tokens a second of the warm start's steps (gradients and optimizers): on one core and on all, alone and beside another warm start, as in
+a sweep with `--slots 2`; threads that wait for the others spin, which is OpenMP's default, or sleep.
 
-`python -m benchmarks.warm_start` (half a minute, on an idle machine)
+`python -m benchmarks.warm_start` (two minutes, on an idle machine)
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,47 +27,75 @@ from learner.samples import Sample
 from learner.tiny import TURN_END, build_tiny
 from learner.warm_start import imitation_step, make_optimizers, token_batches
 from protocol.prompting import load_prompter
+from supervisor.children import ROOT
 from supervisor.settings import resolve
 
 EPISODES = 200
 WARM_UP = 3
-STEPS = 25
+SECONDS = 12.0
+AT_ONCE = 2
 
 
 def main() -> None:
+    if len(sys.argv) > 1:
+        print(_tokens_per_second(Path(sys.argv[1]), int(sys.argv[2])))
+        return
     cores = os.cpu_count() or 1
+    ways = [(1, "ACTIVE"), (cores, "ACTIVE"), (cores, "PASSIVE")] if cores > 1 else [(1, "ACTIVE")]
+    table = Table("torch threads", "while they wait", "alone", "ratio", f"{AT_ONCE} at once, each", "ratio")
     with tempfile.TemporaryDirectory() as directory:
-        policy, batches = _prepare(Path(directory) / "policy")
-        measured = {
-            f"{threads} torch thread{'s' * (threads > 1)}": _tokens_per_second(policy, batches, threads) for threads in sorted({1, cores})
-        }
-    table = Table("warm start of the default policy, 2,048 tokens a step", "tokens/s", "ratio")
-    first = next(iter(measured.values()))
-    for name, value in measured.items():
-        table.add_row(name, f"{value:,.0f}", f"{value / first:.2f}")
+        build_tiny(Path(directory), resolve().model, [turn for turns in _episodes() for turn in turns], seed=0)
+        measured = [[_beside(Path(directory), threads, policy, count) for count in (1, AT_ONCE)] for threads, policy in ways]
+    for (threads, policy), rates in zip(ways, measured, strict=True):
+        cells = [text for rate, first in zip(rates, measured[0], strict=True) for text in (f"{rate:,.0f}", f"{rate / first:.2f}")]
+        table.add_row(str(threads), {"ACTIVE": "spin", "PASSIVE": "sleep"}[policy] if threads > 1 else "", *cells)
+    Console().print("warm start of the default policy, 2,048 tokens a step: tokens/s")
     Console().print(table)
 
 
-def _prepare(directory: Path) -> tuple[Path, list[list[Sample]]]:
-    config = resolve()
-    episodes = list(demonstrations(config, EPISODES))
-    build_tiny(directory, config.model, [turn for turns in episodes for turn in turns], seed=0)
-    tokenizer = TurnTokenizer(load_prompter(directory), TURN_END)
-    samples = [sample for turns in episodes for sample in tokenizer.samples(turns)]
-    return directory, list(token_batches(samples, config.warm_start.batch_tokens, 1.0, np.random.default_rng(0)))
+def _beside(policy_dir: Path, threads: int, wait_policy: str, count: int) -> float:
+    """Mean of `count` processes that begin together. The variable is read when OpenMP is loaded, hence processes."""
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    if wait_policy == "PASSIVE":  # ACTIVE is stricter than the default, which stops spinning after a while
+        environment["OMP_WAIT_POLICY"] = wait_policy
+    command = [sys.executable, "-m", "benchmarks.warm_start", str(policy_dir), str(threads)]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
+    ]
+    for process in processes:
+        process.stdout.readline()
+    for process in processes:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return float(np.mean([float(process.communicate()[0]) for process in processes]))
 
 
-def _tokens_per_second(policy: Path, batches: list[list[Sample]], threads: int) -> float:
+def _tokens_per_second(policy_dir: Path, threads: int) -> float:
+    """Of SECONDS, which begin when it is told to."""
     torch.set_num_threads(threads)
-    model = load_policy(policy)
+    model = load_policy(policy_dir)
     optimizers = [optimizer for optimizer, _ in make_optimizers(model, WarmStartSection())]
-    for batch in batches[:WARM_UP]:
+    batches = _batches(policy_dir)
+    for batch in itertools.islice(batches, WARM_UP):
         imitation_step(model, optimizers, batch)
-    started = time.perf_counter()
-    for batch in batches[WARM_UP : WARM_UP + STEPS]:
+    print("ready", flush=True)
+    sys.stdin.readline()
+    started, tokens = time.perf_counter(), 0
+    while time.perf_counter() - started < SECONDS:
+        batch = next(batches)
         imitation_step(model, optimizers, batch)
-    seconds = time.perf_counter() - started
-    return sum(sample.length for batch in batches[WARM_UP : WARM_UP + STEPS] for sample in batch) / seconds
+        tokens += sum(sample.length for sample in batch)
+    return tokens / (time.perf_counter() - started)
+
+
+def _batches(policy_dir: Path) -> Iterator[list[Sample]]:
+    tokenizer = TurnTokenizer(load_prompter(policy_dir), TURN_END)
+    samples = [sample for turns in _episodes() for sample in tokenizer.samples(turns)]
+    return itertools.cycle(token_batches(samples, resolve().warm_start.batch_tokens, 1.0, np.random.default_rng(0)))
+
+
+def _episodes() -> list:
+    return list(demonstrations(resolve(), EPISODES))
 
 
 if __name__ == "__main__":

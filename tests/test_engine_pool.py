@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp import web
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -154,6 +155,26 @@ async def test_a_refused_update_is_an_error_of_the_run(policies: Policies) -> No
     async with engines(policies, [free_port()]) as (pool, _):
         with pytest.raises(EngineError, match="checksum"):
             await pool.apply_weights(policies.second.file, 1, "0" * 64, deadline=20.0)
+
+
+@pytest.mark.parametrize("before", [None, 1])
+async def test_new_weights_do_not_wait_for_an_engine_whose_core_is_dead(policies: Policies, before: int | None) -> None:
+    async with engines(policies, [free_port(), free_port()]) as (pool, made):
+        if before:
+            await put(pool, policies, before)
+        lose_core(made[0])
+        assert await put(pool, policies, 3) > 0
+        assert healths(pool)[1] is Health.HEALTHY and healths(pool)[0] is not Health.HEALTHY
+
+
+def lose_core(engine: FakeEngine) -> None:
+    """It answers, and can do nothing, as vLLM's server without its core."""
+
+    async def fail(request: web.Request) -> web.Response:
+        return web.Response(status=503 if request.path == "/health" else 500, text="EngineCore encountered an issue")
+
+    for route in engine._runner.app.router.routes():
+        route._handler = fail
 
 
 async def test_no_engine_for_too_long_is_an_error_that_names_them(policies: Policies) -> None:
