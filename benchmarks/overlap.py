@@ -60,7 +60,7 @@ def main() -> None:
         made = subprocess.run([sys.executable, "run.py", "sweep", str(options.dir), *arguments], cwd=ROOT, env=environment, check=False)
     if made.returncode:
         sys.exit(made.returncode)
-    Console(width=110).print(table(json.loads((options.dir / FIGURES).read_text())))
+    Console(width=110).print(table(json.loads((options.dir / FIGURES).read_text())["rows"]))
     if options.json:
         shutil.copy(options.dir / FIGURES, options.json)
 

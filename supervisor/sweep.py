@@ -19,24 +19,20 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from config import ConfigError
 from supervisor import settings
 from supervisor.children import Child, last_words, start, stop_all
 from supervisor.job import configured_environment
 from supervisor.options import SHORT_NAMES, all_settings, kind_of
+from supervisor.sweep_tables import effects_table, figures, rows_table
 from telemetry.metrics_file import METRICS_FILE, of_kind, read_metrics
-from telemetry.pages.comparison import MEASURES, Row, compare
+from telemetry.pages.comparison import compare
+from telemetry.pages.effects import effects
 from telemetry.pages.sweep_page import page
 
 PLAN, FIGURES, PAGE = "sweep.json", "figures.json", "sweep.html"
 TICK = 0.5
-SHOWN = (
-    "success", "area", "successes_per_million", "pairs_per_thousand", "repeated_pairs", "distinct_paths", "token_age_mean",
-    "seconds_per_update",
-)  # fmt: skip
-"""Measures in the terminal."""
 OWN = ("run.dir", "run.seed")
 """Settings that a sweep gives to its runs."""
 
@@ -109,13 +105,22 @@ def sweep(directory: Path, planned: Plan, slots: int, console: Console) -> int:
     for cell, words in failed.items():
         console.print(f"{cell.name} failed\n{words}", highlight=False, markup=False, soft_wrap=True)
     finished = [cell for cell in cells if is_finished(directory / cell.name)]
-    rows = compare([(dict(cell.values), read_metrics(directory / cell.name / METRICS_FILE)) for cell in finished])
-    if rows:
-        Console(width=max(170, console.width)).print(table(rows))
-        (directory / FIGURES).write_text(json.dumps([figures(row) for row in rows], indent=1))
-        (directory / PAGE).write_text(page(directory.resolve().name, rows), encoding="utf-8")
+    if finished:
+        _show(directory, finished, console)
         console.print(f"{len(finished)} of {len(cells)} runs; {directory / PAGE}", highlight=False, soft_wrap=True)
     return 130 if interrupted else int(bool(failed))
+
+
+def _show(directory: Path, finished: Sequence[Cell], console: Console) -> None:
+    """What the runs came to: in the terminal, as a page, and as figures."""
+    runs = [(dict(cell.values), cell.seed, read_metrics(directory / cell.name / METRICS_FILE)) for cell in finished]
+    rows, changes = compare([(values, records) for values, _, records in runs]), effects(runs)
+    wide = Console(width=max(170, console.width))
+    wide.print(rows_table(rows))
+    if changes:
+        wide.print(effects_table(changes))
+    (directory / FIGURES).write_text(json.dumps(figures(rows, changes), indent=1))
+    (directory / PAGE).write_text(page(directory.resolve().name, rows, changes), encoding="utf-8")
 
 
 def _claim(directory: Path, planned: Plan) -> None:
@@ -205,28 +210,3 @@ def updates_so_far(run_dir: Path) -> int:
 def _updates_in(file: Path, size: int) -> int:
     """Read again only when there is more."""
     return len(of_kind(read_metrics(file), "update"))
-
-
-def table(rows: Sequence[Row]) -> Table:
-    """The main columns; all of them are in the page and in figures.json."""
-    out = Table(*rows[0].settings, "seeds", *(MEASURES[name].title for name in SHOWN), "speed-up", "of ideal", "collapsed")
-    for row in rows:
-        cells = [_cell(row, name) for name in SHOWN]
-        speed = [f"{row.speed_up:.2f}" if row.speed_up else "", f"{row.reached:.0%} of {row.ideal:.2f}" if row.reached else ""]
-        out.add_row(*row.settings.values(), str(row.seeds), *cells, *speed, str(row.collapsed))
-    return out
-
-
-def _cell(row: Row, name: str) -> str:
-    if name not in row.values:
-        return ""
-    value, low, high = (MEASURES[name].shape.format(number) for number in row.values[name])
-    return value if low == high else f"{value} ({low}-{high})"
-
-
-def figures(row: Row) -> dict:
-    """A row for figures.json: {measure: [mean, low, high]}, and the settings."""
-    return {
-        "settings": row.settings, "seeds": row.seeds, "collapsed": row.collapsed, "speed_up": row.speed_up, "ideal": row.ideal,
-        "reached": row.reached, **{name: list(values) for name, values in row.values.items()},
-    }  # fmt: skip

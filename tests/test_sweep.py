@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import signal
 import sys
+from collections.abc import Callable
+from math import comb
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from run_fixtures import ROOT, options, processes, small_engine
 
 from config import ConfigError
 from learner.checkpoint import by_update
 from supervisor.cli import main
 from supervisor.sweep import Cell, is_finished, plan, updates_so_far
+from supervisor.sweep_tables import effects_table, figures
+from telemetry.intervals import of_median
 from telemetry.pages.comparison import compare, ideal_speed_up, run_measures, seconds_per_update
+from telemetry.pages.effects import effects
 from telemetry.pages.sweep_page import numeric, page
 
 
@@ -107,9 +114,66 @@ def test_seeds_are_pooled_with_their_range_and_success_with_its_interval() -> No
 
 def test_a_page_has_a_row_for_each_and_a_chart_over_each_number() -> None:
     rows = compare([({"max_staleness": s, "control": c}, records(10, 4, 6, 0.8)) for s in "01" for c in ("off", "<b>t2po</b>")])
-    html = page("<i>name</i>", rows)
+    html = page("<i>name</i>", rows, [])
     assert numeric(rows) == ["max_staleness"] and html.count("<tr>") == 5
     assert "<b>" not in html and "<i>name" not in html and html.count('class="chart"') == len(rows[0].values)
+
+
+def test_an_effect_is_of_runs_that_differ_in_one_setting_and_have_one_seed() -> None:
+    runs = [
+        ({"max_staleness": "0", "control": "off"}, 0, records(10, 4, 6, 0.8, pairs=50)),
+        ({"max_staleness": "0", "control": "t2po"}, 0, records(10, 4, 6, 0.7, pairs=40)),
+        ({"max_staleness": "4", "control": "off"}, 0, records(10, 4, 6, 0.85, pairs=60)),
+        ({"max_staleness": "0", "control": "off"}, 1, records(10, 4, 6, 0.5, pairs=100)),
+        ({"max_staleness": "4", "control": "off"}, 1, records(10, 4, 6, 0.4, pairs=110)),
+        ({"max_staleness": "4", "control": "t2po"}, 1, records(10, 4, 6, 0.4, pairs=1)),  # with its seed, no run has control alone
+    ]
+    older, controlled = effects(runs)
+    assert (older.setting, older.base, older.value) == ("max_staleness", "0", "4")
+    pairs = older.changes["pairs_per_thousand"]  # relative: 60 / 50 and 110 / 100
+    assert pairs.median == pytest.approx(0.15) and (pairs.low, pairs.high, pairs.up, pairs.down, pairs.pairs) == (None, None, 2, 0, 2)
+    success = older.changes["success"]  # in points: 0.05 and -0.1
+    assert success.median == pytest.approx(-0.025) and (success.up, success.down) == (1, 1)
+    assert (controlled.setting, controlled.base, controlled.value) == ("control", "off", "t2po")
+    assert controlled.changes["pairs_per_thousand"].pairs == 2  # of seed 0 and, at staleness 4, of seed 1
+
+
+def test_settings_of_which_no_run_has_its_like_have_no_effects() -> None:
+    assert effects([]) == [] == effects([({"a": "1"}, 0, records(10, 4, 6, 0.8)), ({"a": "2"}, 1, records(10, 4, 6, 0.8))])
+
+
+@pytest.mark.parametrize("count", range(1, 30))
+def test_the_interval_of_a_median_holds_it_as_often_as_said_and_is_the_shortest_that_does(count: int) -> None:
+    """Of values with the median 0, each is below it with probability 1/2: all numbers of those below, each as often as it comes."""
+
+    def holds(interval: Callable[[list[float]], tuple[float, float] | None]) -> float:
+        below = ([-1.0 - i for i in range(k)] + [1.0 + i for i in range(count - k)] for k in range(count + 1))
+        found = (interval(values) or (0.0, 0.0) for values in below)
+        return sum(comb(count, k) / 2**count * (low <= 0 <= high) for k, (low, high) in enumerate(found))
+
+    def shorter(values: list[float]) -> tuple[float, float]:
+        low, high = of_median(values)
+        ordered = sorted(values)
+        return ordered[ordered.index(low) + 1], ordered[ordered.index(high) - 1]
+
+    if count < 6:
+        assert of_median([float(i) for i in range(count)]) is None
+    else:
+        assert holds(of_median) >= 0.95 > holds(shorter)
+
+
+def test_what_a_setting_changes_is_in_the_table_the_page_and_the_figures() -> None:
+    runs = [({"a": a}, seed, records(10, 4, 6, 0.8, 50 + 10 * (a == "<2>"))) for a in ("1", "<2>") for seed in range(6)]
+    rows, found = compare([(settings, of_run) for settings, _, of_run in runs]), effects(runs)
+    console = Console(width=170, record=True, file=io.StringIO())
+    console.print(effects_table(found))
+    said = console.export_text()
+    assert "a 1 → <2>" in said and "+20.0%" in said and "+20.0 to +20.0" in said and "6 up, 0 down" in said
+    html = page("name", rows, found)
+    assert "a 1 → &lt;2&gt;" in html and "+20.0 %" in html and "6 ↑ 0 ↓" in html
+    (written,) = json.loads(json.dumps(figures(rows, found)))["effects"]
+    fifth = pytest.approx(0.2)
+    assert written["pairs_per_thousand"] == {"median": fifth, "low": fifth, "high": fifth, "up": 6, "down": 0, "pairs": 6}
 
 
 @pytest.mark.slow
@@ -137,9 +201,10 @@ async def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path: Path, 
     assert "2 of 2 runs" in out.decode() and (first / "metrics.jsonl").stat().st_mtime_ns == before
     assert updates_so_far(second) == 3
     assert len(by_update(second)) == 3  # those of the process that was killed, too
-    figures = json.loads((directory / "figures.json").read_text())
-    assert [row["settings"] for row in figures] == [{"max_staleness": "0"}, {"max_staleness": "1"}]
-    assert figures[1]["speed_up"] > 0 and "<table" in (directory / "sweep.html").read_text()
+    written = json.loads((directory / "figures.json").read_text())
+    assert [row["settings"] for row in written["rows"]] == [{"max_staleness": "0"}, {"max_staleness": "1"}]
+    assert [effect["setting"] for effect in written["effects"]] == ["max_staleness"]
+    assert written["rows"][1]["speed_up"] > 0 and "<table" in (directory / "sweep.html").read_text()
 
 
 async def begun(directory: Path, settings: dict[str, str]) -> asyncio.subprocess.Process:

@@ -1,4 +1,5 @@
-"""A sweep as one HTML file: the table of all measures, and each measure over each setting that has numbers for values."""
+"""A sweep as one HTML file: the table of all measures, what each setting changes, and each measure over each setting that has numbers for
+values."""
 
 from __future__ import annotations
 
@@ -8,16 +9,18 @@ from markupsafe import Markup
 
 from telemetry.pages.charts import Series, line_chart
 from telemetry.pages.comparison import MEASURES, Row
+from telemetry.pages.effects import Effect, is_share
 from telemetry.pages.report import templates
 
 
-def page(name: str, rows: Sequence[Row]) -> str:
+def page(name: str, rows: Sequence[Row], effects: Sequence[Effect]) -> str:
     """The page of a sweep called `name`."""
     shown = [measure for measure in MEASURES if any(measure in row.values for row in rows)]
     sections = [(setting, charts_over(setting, rows, shown)) for setting in numeric(rows)]
     return templates().get_template("sweep.html").render(
         name=name, rows=rows, measures={measure: MEASURES[measure] for measure in shown}, sections=sections,
-        legends={setting: legend(rows, setting) for setting, _ in sections},
+        legends={setting: legend(rows, setting) for setting, _ in sections}, effects=effects,
+        changed=[measure for measure in shown if any(measure in effect.changes for effect in effects)], is_share=is_share,
     )  # fmt: skip
 
 
