@@ -14,7 +14,7 @@ import zmq.asyncio
 from config import Config, Job
 from controller.admission import episode_seed
 from controller.endings import failed
-from controller.engine.client import EngineClient, EngineUnreachable
+from controller.engine.client import EngineClient
 from controller.engine.pool import EnginePool, Health
 from controller.rules.thinking import NEVER
 from controller.signals import SignalRouter
@@ -185,12 +185,9 @@ class Desk:
 
     async def _signals_from(self, engine: EngineClient) -> bool:
         """Whether it sends signals; one that fails now is taken to be as the others are."""
-        try:
-            async with asyncio.timeout(self._config.engine.update_seconds):
-                return await self.signals.answers(engine)
-        except (EngineUnreachable, TimeoutError):
-            self.engines.suspect(engine)
-            return True
+        async with self.engines.unless_lost(engine), asyncio.timeout(self._config.engine.update_seconds):
+            return await self.signals.answers(engine)
+        return True
 
     # --- measurement
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import pytest
 import zmq
 import zmq.asyncio
+from aiohttp import web
 
 from config import Endpoints, Job
 from controller.engine.answers import Generation
@@ -39,6 +40,8 @@ from supervisor.settings import resolve
 
 if TYPE_CHECKING:
     import torch
+
+    from controller.engine.fake import FakeEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -169,6 +172,17 @@ def vllm_server(policies: Policies, directory: Path, **settings: str) -> Iterato
     finally:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def lose_core(engine: FakeEngine, *paths: str) -> None:
+    """Its server answers and can do nothing, as vLLM's whose core has died: all it is asked for, or `paths` alone."""
+
+    async def fail(request: web.Request) -> web.Response:
+        return web.Response(status=503 if request.path == "/health" else 500, text="EngineCore encountered an issue")
+
+    for route in engine._runner.app.router.routes():
+        if not paths or route.resource.canonical in paths:
+            route._handler = fail
 
 
 @dataclass

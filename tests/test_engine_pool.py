@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from aiohttp import web
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -17,7 +16,7 @@ from controller.engine.client import EngineError, EngineUnreachable, Sampling
 from controller.engine.fake import FakeEngine
 from controller.engine.pool import EnginePool, Health
 from supervisor.endpoints import free_port
-from tests.engine_fixtures import Policies, some_prompt
+from tests.engine_fixtures import Policies, lose_core, some_prompt
 
 SAMPLING = Sampling(max_tokens=4, cache_salt="v0")
 
@@ -165,16 +164,6 @@ async def test_new_weights_do_not_wait_for_an_engine_whose_core_is_dead(policies
         lose_core(made[0])
         assert await put(pool, policies, 3) > 0
         assert healths(pool)[1] is Health.HEALTHY and healths(pool)[0] is not Health.HEALTHY
-
-
-def lose_core(engine: FakeEngine) -> None:
-    """It answers, and can do nothing, as vLLM's server without its core."""
-
-    async def fail(request: web.Request) -> web.Response:
-        return web.Response(status=503 if request.path == "/health" else 500, text="EngineCore encountered an issue")
-
-    for route in engine._runner.app.router.routes():
-        route._handler = fail
 
 
 async def test_no_engine_for_too_long_is_an_error_that_names_them(policies: Policies) -> None:

@@ -125,6 +125,18 @@ class EnginePool:
         self._recovering.add(task)
         task.add_done_callback(self._recovering.discard)
 
+    @contextlib.asynccontextmanager
+    async def unless_lost(self, engine: EngineClient) -> AsyncIterator[None]:
+        """An engine that gives no answer inside, or that refuses and is not well (vLLM's server may outlive its core), becomes suspect, and
+        that is all; the refusal of one that is well is raised."""
+        try:
+            yield
+        except (EngineError, TimeoutError) as error:
+            if type(error) is EngineError and await _answers(engine):
+                raise
+            log.warning("the engine at %s is suspect: %s", engine.url, error or "no answer in time")
+            self.suspect(engine)
+
     async def apply_weights(self, path: str, version: int, checksum: str, *, deadline: float, verify: bool = False) -> float:
         """As `weights.apply_weights`, for all healthy engines at once, until there is one that runs them; the longest time that one of them
         stood still. An engine that does not answer becomes suspect; raises EngineError when one that is well refuses."""
@@ -167,25 +179,13 @@ class EnginePool:
 
     async def _forget(self, entry: _Entry) -> None:
         """Weights of an earlier run may have the same number."""
-        async with self._unless_lost(entry), asyncio.timeout(PROBE_SECONDS):
+        async with self.unless_lost(entry.client), asyncio.timeout(PROBE_SECONDS):
             await entry.client.forget_version()
 
     async def _update(self, entry: _Entry, weights: Weights, verify: bool) -> float:
-        async with entry.updating, self._unless_lost(entry):
+        async with entry.updating, self.unless_lost(entry.client):
             return await apply_weights(entry.client, *weights[:3], deadline=weights.deadline, patience=PROBE_SECONDS, verify=verify)
         return 0.0
-
-    @contextlib.asynccontextmanager
-    async def _unless_lost(self, entry: _Entry) -> AsyncIterator[None]:
-        """An engine that does not answer inside, or that refuses and is not well (vLLM's server may outlive its core), becomes suspect;
-        the refusal of one that is well is raised."""
-        try:
-            yield
-        except (EngineError, TimeoutError) as error:
-            if type(error) is EngineError and await _answers(entry.client):
-                raise
-            log.warning("new weights for the engine at %s: %s", entry.client.url, error or f"no answer for {PROBE_SECONDS:g} s")
-            self.suspect(entry.client)
 
     async def _recover(self, entry: _Entry) -> None:
         """Until the engine is healthy again."""
