@@ -15,7 +15,7 @@ from rich.console import Console
 from config import Config, ConfigError
 from supervisor import commands, settings
 from supervisor.defaults import other_defaults, with_preset
-from supervisor.options import SHORT_NAMES, all_settings, description
+from supervisor.options import SHORT_NAMES, all_settings, default_of, description
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -135,9 +135,10 @@ def print_help(console: Console) -> None:
 
 def _sentence(name: str, field: msgspec.inspect.Field) -> str:
     """What a setting does, and its default; those that depend on other settings, too."""
-    if field.default in ("", []):
+    default = default_of(field)
+    if default in ("", []):
         return description(field)
-    return f"{description(field)} [default {', '.join([str(field.default), *other_defaults(name)])}]"
+    return f"{description(field)} [default {', '.join([str(default), *other_defaults(name)])}]"
 
 
 def _rows(console: Console, rows: list[tuple[str, str]]) -> None:

@@ -50,10 +50,15 @@ def _values(config: Config) -> dict[str, Any]:
 def describe(name: str) -> str:
     """One sentence on the setting `name`, its choices and its default."""
     field = all_settings()[name]
-    default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    default = default_of(field)
     kind = kind_of(field)
     choices = f"one of {', '.join(map(str, kind.values))}; " if isinstance(kind, msgspec.inspect.LiteralType) else ""
     return f"It is: {description(field)} ({choices}default {default!r})."
+
+
+def default_of(field: msgspec.inspect.Field) -> Any:
+    """The value of a setting that is not given."""
+    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
 
 
 def description(field: msgspec.inspect.Field) -> str:

@@ -98,6 +98,11 @@ def check_consistency(config: Config) -> None:
         raise ConfigError(
             f"control.min_thinking ({config.control.min_thinking}) must not exceed control.max_thinking ({config.control.max_thinking})"
         )
+    if config.control.mode == "budget" and config.control.max_thinking >= config.sampling.max_tokens:
+        raise ConfigError(
+            f"control.max_thinking: control.mode budget would cut thinking at {config.control.max_thinking} tokens, which a response of "
+            f"{config.sampling.max_tokens} (sampling.max_tokens) never comes to; give fewer, as many as most thoughts have"
+        )
     if config.control.score == "code" and config.control.turn_mean == "geometric":
         raise ConfigError(
             "control.turn_mean: the score of control.score code is below 0 where the policy is uncertain, and has no geometric mean; "

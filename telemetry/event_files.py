@@ -25,9 +25,8 @@ class EventFile:
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        evaluation = record["kind"] == "evaluation"
         values = [
-            Summary.Value(tag=f"evaluation/{name}" if evaluation else tag_of(name), simple_value=_float32(value))
+            Summary.Value(tag=tag_of(name, record["kind"]), simple_value=_float32(value))
             for name, value in record.items()
             if isinstance(value, int | float) and name != "update"
         ]

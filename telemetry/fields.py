@@ -178,8 +178,10 @@ def fold_of(name: str) -> Fold:
     return field.fold if field is not None else "latest"
 
 
-def tag_of(name: str) -> str:
-    """The TensorBoard tag of a field, `group/name`."""
+def tag_of(name: str, kind: str = "update") -> str:
+    """The tag, in TensorBoard and trackers, of a field of a record of that kind: `group/name`, `evaluation/name`."""
+    if kind == "evaluation":
+        return f"evaluation/{name}"
     field = field_of(name)
     return f"{field.group if field is not None else 'other'}/{name}"
 

@@ -33,9 +33,8 @@ class Tracker:
         self._try("init", project=PROJECT, name=Path(run_dir).name, config=dict(settings))
 
     def log(self, record: Record) -> None:
-        """Send the numbers of a line of metrics.jsonl, named as in TensorBoard; those of evaluations begin with evaluation/."""
-        prefix = "evaluation/" if record["kind"] == "evaluation" else ""
-        numbers = {prefix + tag_of(name): value for name, value in record.items() if isinstance(value, int | float)}
+        """Send the numbers of a line of metrics.jsonl, named as in TensorBoard."""
+        numbers = {tag_of(name, record["kind"]): value for name, value in record.items() if isinstance(value, int | float)}
         self._try("log", numbers)
 
     def close(self) -> None:

@@ -48,6 +48,17 @@ def test_help_says_which_defaults_are_others_in_an_environment(capsys: pytest.Ca
     assert "for RL to improve [default 0.47, search 0.35, webshop 0.25, other models 0.0]" in capsys.readouterr().out
 
 
+def test_help_gives_no_default_where_it_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    print_help(Console(width=300))
+    said = capsys.readouterr().out
+    assert "NODEFAULT" not in said and "[default ]" not in said and "[default []]" not in said
+
+
+def test_a_budget_of_thinking_that_no_response_reaches_is_refused() -> None:
+    assert "sampling.max_tokens" in refused(control__mode="budget")
+    assert resolve(None, {"control.mode": "budget", "control.max_thinking": "19"}).control.max_thinking == 19
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 def test_every_number_has_bounds_and_so_refuses_nan(name: str) -> None:
     assert name in refused(**{name: "nan"})
