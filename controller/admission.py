@@ -59,17 +59,20 @@ class Admission:
     leased: dict[EpisodeKey, _Holder] = field(default_factory=dict)
     _awaiting: dict[int, list[int]] = field(default_factory=dict)  # version -> groups freed once it is applied
     _to_admit: int = 0
+    _received: set[EpisodeKey] = field(default_factory=set)  # need not be played, of groups that are still to be admitted
+    _left_early: set[int] = field(default_factory=set)  # groups that were trained on, or dropped, before they were admitted
     revoked: list[tuple[EpisodeKey, int]] = field(default_factory=list)  # leases (episode, attempt) that lapsed, for those who must know
     _leased_to: dict[EpisodeKey, list[bytes]] = field(default_factory=dict)  # the actor of each attempt
 
     # --- what the learner says
 
     def start(self, next_group: int, received: list[EpisodeKey], updates_left: int) -> None:
-        """The learner is ready: admission begins at `next_group`; members in `received` need not be played again."""
+        """The learner is ready: admission begins at `next_group`; members in `received` need not be played again. After a crash these may
+        be of many more groups than there are slots: the learner has them all, and may be done with some before they are admitted here."""
         self.next_group = next_group
         self._to_admit = updates_left * self.settings.groups
-        have = set(received)
-        self._admit(have)
+        self._received = set(received)
+        self._admit()
 
     def trained(self, version: int, groups: list[int]) -> None:
         """These groups went into weights `version`, which no engine runs yet: their slots stay taken."""
@@ -78,12 +81,12 @@ class Admission:
     def applied(self, version: int) -> None:
         """Every engine runs `version`: what was trained into it, or into earlier versions, frees its slots."""
         for v in [v for v in self._awaiting if v <= version]:
-            self.holding.difference_update(self._awaiting.pop(v))
+            self._leave(self._awaiting.pop(v))
         self._admit()
 
     def dropped(self, groups: list[int]) -> None:
         """These groups will not be trained on; others take their place."""
-        self.holding.difference_update(groups)
+        self._leave(groups)
         self._to_admit += len(groups)
         self._admit()
 
@@ -165,11 +168,19 @@ class Admission:
         if (holder := self.leased.pop(key, None)) is not None:
             self.revoked.append((key, holder.attempt))
 
-    def _admit(self, have: set[EpisodeKey] = frozenset()) -> None:
+    def _leave(self, groups: list[int]) -> None:
+        self.holding.difference_update(groups)
+        self._left_early.update(group for group in groups if group >= self.next_group)
+
+    def _admit(self) -> None:
         while self._to_admit > 0 and len(self.holding) < self.settings.slots:
             group = self.next_group
             self.next_group += 1
             self._to_admit -= 1
-            self.holding.add(group)
-            keys = (EpisodeKey(group, member) for member in range(self.settings.group_size))
-            self.pending.extend(key for key in keys if key not in have)
+            keys = [EpisodeKey(group, member) for member in range(self.settings.group_size)]
+            if group in self._left_early:
+                self._left_early.remove(group)
+            else:
+                self.holding.add(group)
+                self.pending.extend(key for key in keys if key not in self._received)
+            self._received.difference_update(keys)

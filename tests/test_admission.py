@@ -90,6 +90,74 @@ def test_a_resumed_run_plays_only_the_members_that_are_missing():
     assert [lease.key for lease in lease_all(admission) if lease.key.group == 7] == [EpisodeKey(7, 1)]
 
 
+def resumed(groups: int = 1, max_staleness: int = 0, updates: int = 5, complete: int = 3) -> Admission:
+    """Of groups 7, 8, ..., each of two members, so many are complete in the log, and of the next one a member is."""
+    admission = Admission(AdmissionSettings(groups, 2, max_staleness, 3, seed=0, train_size=1000, held_out_size=10))
+    received = [EpisodeKey(7 + group, member) for group in range(complete) for member in range(2)]
+    admission.start(next_group=7, received=[*received, EpisodeKey(7 + complete, 0)], updates_left=updates)
+    return admission
+
+
+def test_a_resumed_run_plays_nothing_again_of_groups_beyond_its_slots():
+    admission = resumed()
+    played = lease_all(admission)
+    for update, group in enumerate((7, 8, 9), 1):
+        admission.trained(update, [group])
+        admission.applied(update)
+        played += lease_all(admission)
+    assert [lease.key for lease in played] == [EpisodeKey(10, 1)]
+
+
+def test_groups_that_were_dropped_before_they_were_admitted_take_no_slot():
+    admission = resumed(updates=2)
+    admission.dropped([8, 9])
+    admission.trained(1, [7])
+    admission.applied(1)
+    assert admission.holding == {10} and [lease.key for lease in lease_all(admission)] == [EpisodeKey(10, 1)]
+
+
+def test_groups_that_were_trained_on_before_they_were_admitted_take_no_slot():
+    admission = resumed()
+    for update, group in enumerate((7, 8, 9), 1):
+        admission.trained(update, [group])
+    admission.applied(3)
+    assert admission.holding == {10}
+
+
+@given(
+    groups=st.integers(1, 3), staleness=st.integers(0, 2), updates=st.integers(1, 6), logged=st.lists(st.booleans(), max_size=40),
+    useless=st.sets(st.integers(0, 60)), eager=st.booleans(),
+)  # fmt: skip
+def test_a_resumed_run_comes_to_its_end_whatever_is_in_its_log_and_plays_none_of_it(groups, staleness, updates, logged, useless, eager):
+    """`logged`: for each member of groups of two, in order, whether it is in the log. Groups in `useless` are dropped once complete.
+    `eager`: the learner is through with its log before any weights are applied."""
+    admission = Admission(AdmissionSettings(groups, 2, staleness, 3, seed=0, train_size=1000, held_out_size=10))
+    log = {EpisodeKey(*divmod(i, 2)) for i, there in enumerate(logged) if there}
+    have, batch, trained, applied, cursor = set(log), [], 0, 0, 0
+    admission.start(next_group=0, received=sorted(log, key=lambda key: key.id), updates_left=updates)
+    for _ in range(400):
+        while trained < updates and {EpisodeKey(cursor, 0), EpisodeKey(cursor, 1)} <= have:
+            if cursor in useless:
+                admission.dropped([cursor])
+            else:
+                batch.append(cursor)
+            cursor += 1
+            if len(batch) == groups:
+                trained += 1
+                admission.trained(trained, batch)
+                batch = []
+                if not eager:
+                    break
+        if applied < trained:
+            applied += 1
+            admission.applied(applied)
+        for lease in lease_all(admission):
+            assert lease.key not in have
+            have.add(lease.key)
+        assert len(admission.holding) <= admission.settings.slots
+    assert trained == applied == updates
+
+
 def test_finishing_cancels_training_episodes_and_leaves_evaluations():
     admission = make(groups=1, group_size=2, max_staleness=0)
     admission.evaluate(0, 1)
