@@ -74,10 +74,11 @@ def save(
     tokenizer_from: Path,
     beside: Beside,
     ranks: Ranks | None = None,
+    fsync: bool = False,
 ) -> Path:
     """Write a checkpoint, replacing one of the same update; with several ranks, all must ask, and rank 0 writes.
 
-    `tokenizer_from`: the directory the policy was loaded from.
+    `tokenizer_from`: the directory the policy was loaded from. `fsync`: it survives the machine, too, once this returns.
     """
     ranks = ranks or Ranks()
     final = checkpoints_dir(run_dir) / f"{state.update:06d}"
@@ -103,12 +104,26 @@ def save(
         seen = {name: np.fromiter(getattr(beside.exploration, name), np.uint64) for name in ("states", "pairs")}
         np.savez(unfinished / STATE / EXPLORED, **seen)
     (unfinished / STATE / "state.json").write_bytes(msgspec.json.encode(state))
+    if fsync:
+        for path in (*unfinished.rglob("*"), unfinished):
+            _to_disk(path)
     if final.exists():
         # A directory cannot replace one that is not empty: for a moment there is none of this number, the one before it is whole.
         shutil.rmtree(final)
     os.replace(unfinished, final)
+    if fsync:
+        _to_disk(final.parent)
     ranks.wait()
     return final
+
+
+def _to_disk(path: Path) -> None:
+    """A file's bytes, a directory's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_policy(directory: Path, model: PreTrainedModel, tokenizer_from: Path, weights: dict[str, Tensor] | None = None) -> None:

@@ -39,7 +39,7 @@ from learner.outgoing import Outgoing
 from learner.publish import Publisher, Snapshot
 from learner.ranks import Ranks
 from learner.together import lead, lead_start
-from learner.training import Training
+from learner.training import Stopped, Training
 from learner.update import share_over
 from protocol.checks import Bounds, Open, of_trajectory
 from protocol.codec import FrameReader, decode, encode
@@ -50,10 +50,6 @@ from telemetry.loop_lag import LoopLag
 from telemetry.spans import SpanFile
 
 log = logging.getLogger(__name__)
-
-
-class Stopped(Exception):
-    """The user wants the run to end before there is anything to keep."""
 
 
 class Learner:
@@ -183,8 +179,13 @@ class Learner:
 
     async def _finish(self, evaluations: set[asyncio.Task]) -> None:
         """The last weights out, the last checkpoint, the last evaluation (unless the user is in a hurry)."""
+        version = self.training.update_number
+        await self._outgoing.announced()
+        if self._outgoing.written is not None and self._outgoing.written.version == version:
+            await self._applied[version]
+            self._applied[version] = asyncio.get_running_loop().create_future()  # that of the last word, before which come the cancelled
         await self._publish([], last=True)
-        await self._applied[self.training.update_number]
+        await self._applied[version]
         for task in evaluations:
             await task
         if not self._stop.is_set():

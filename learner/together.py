@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from config import Job
 from learner import checkpoint
 from learner.ranks import Ranks
-from learner.training import Progress, Training
+from learner.training import Progress, Stopped, Training
 
 
 def lead_start(ranks: Ranks, job: Job, progress: Progress) -> Training:
@@ -39,7 +40,8 @@ def follow(job: Job, ranks: Ranks) -> None:
     while (word := ranks.tell(None)) is not None:
         method, args, named = word
         if training is None:
-            training = _start(method)(job, _no_progress, ranks)
+            with contextlib.suppress(Stopped):  # then nothing follows
+                training = _start(method)(job, _no_progress, ranks)
         else:
             getattr(training, method)(*args, **named)
 

@@ -35,7 +35,11 @@ from telemetry.metrics_file import Record
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str, float | None, float | None], None]
-"""(phase, done, of): what is under way, and how far, if that can be said. May raise, to stop it."""
+"""(phase, done, of): what is under way, and how far, if that can be said. May raise Stopped."""
+
+
+class Stopped(Exception):
+    """The run is to end before there is anything to keep."""
 
 
 class Training:
@@ -72,11 +76,17 @@ class Training:
         ranks = ranks or Ranks()
         model = _policy(Path(job.model_dir), job.config, ranks)
         if job.config.warm_start.episodes:
+            made = False
+            try:
+                if not ranks.rank:
+                    _warm_started(model, job, progress)
+                    made = True
+            finally:
+                made = ranks.tell(made)  # the others wait for it, whatever comes of it
+            if not made:
+                raise Stopped
             if ranks.rank:
-                ranks.wait()  # then it has been done
-            _warm_started(model, job, progress)
-            if not ranks.rank:
-                ranks.wait()
+                _warm_started(model, job, progress)  # which is there now
         return cls(job, _updater(model, job.config, ranks), TrainingState())
 
     @classmethod
@@ -152,7 +162,7 @@ class Training:
         )  # fmt: skip
         run_dir, model_dir, u = Path(self._job.run_dir), Path(self._job.model_dir), self._updater
         beside = checkpoint.Beside(u.reference, u.critic, self._exploration)
-        return checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, beside, self._ranks)
+        return checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, beside, self._ranks, self._job.config.learner.fsync)
 
 
 def _restored(directory: Path, config: Config, ranks: Ranks) -> tuple[Updater, TrainingState]:
@@ -226,7 +236,9 @@ def _digest(config: Config, model_dir: Path) -> str:
     """Of all that a warm-started policy depends on: the settings, the weights before it, and the tokens, which show a change of the
     prompts too."""
     digest = hashlib.sha256(
-        msgspec.json.encode([config.env.name, config.environment_settings(), config.model, config.warm_start, config.run.seed])
+        msgspec.json.encode(
+            [config.env.name, config.environment_settings(), config.model, config.warm_start, config.learner.precision, config.run.seed]
+        )
     )
     for path in (model_dir / "tokenizer.json", model_dir / "config.json", *sorted(model_dir.glob("*.safetensors"))):
         digest.update(sha256_of(path).encode())

@@ -179,7 +179,8 @@ class Updater:
         arrays_of = [{name: value.cpu().numpy() for name, value in values.items()} for values in computed]
         computed = self.ranks.gather(arrays_of, len(batches))
         arrays = {name: np.concatenate([values[name] for values in computed] or [np.zeros(0)]) for name in SEEN}
-        denominator = self._denominator(samples, masked=int((arrays["kept"] == 0).sum()))
+        masked, masked_turns = int((arrays["kept"] == 0).sum()), sum(int(values["masked_turns"]) for values in computed)
+        denominator = self._denominator(samples, masked, masked_turns)
         loss = float(arrays.pop("loss").sum()) / denominator
         padding, columns = sum(batch.padding for batch in batches), sum(batch.tokens.numel() for batch in batches)
         step = _Step(**arrays, loss=loss, padding=padding, columns=columns)
@@ -195,7 +196,7 @@ class Updater:
         return step
 
     def _losses(self, batch: MicroBatch) -> dict[str, Tensor]:
-        """What is kept of each trained token [N]; `loss` is what is summed."""
+        """What is kept of each trained token [N]; `loss` is what is summed. And the number of `masked_turns`, of which no token is kept."""
         s = self._settings
         log_pi, entropy = self._policy(batch, self._temperature, entropy_gradient=s.entropy > 0)
         to = log_pi.device
@@ -213,19 +214,24 @@ class Updater:
             loss = loss + s.kl * kl
         if s.entropy:
             loss = loss - s.entropy * entropy
+        kept_of_turn = torch.bincount(turn, weights=corrected.kept.to(loss.dtype), minlength=tokens.turns)
         if s.loss_mean == "turn":
-            loss = loss / torch.bincount(turn, minlength=tokens.turns)[turn]
+            loss = loss / kept_of_turn.clamp(min=1)[turn]
         loss = torch.where(corrected.kept, loss, 0.0)
         return {
             "log_pi": log_pi, "log_mu": log_mu, "age": batch.age, "entropy": entropy, "clipped": corrected.clipped, "kept": corrected.kept,
-            "kl_reference": kl, "loss": loss,
+            "kl_reference": kl, "loss": loss, "masked_turns": (kept_of_turn == 0).sum(),
         }  # fmt: skip
 
-    def _denominator(self, samples: Sequence[Sample], masked: int) -> float:
-        """Of the mini-batch's loss. Tokens that a correction has left out do not count, those whose gradient is 0 do."""
-        if self._settings.loss_mean == "token":
-            return max(1, sum(sample.trained_tokens for sample in samples) - masked)
-        return len(samples) * (self._max_tokens if self._settings.loss_mean == "constant" else 1)
+    def _denominator(self, samples: Sequence[Sample], masked: int, masked_turns: int) -> float:
+        """Of the mini-batch's loss. Tokens, and whole turns, that a correction has left out do not count, those whose gradient is 0 do."""
+        match self._settings.loss_mean:
+            case "token":
+                return max(1, sum(sample.trained_tokens for sample in samples) - masked)
+            case "turn":
+                return max(1, len(samples) - masked_turns)
+            case _:
+                return len(samples) * self._max_tokens
 
 
 def share_over(*limits: tuple[float, float]) -> float:

@@ -8,6 +8,9 @@ updates; each compares with the run itself, but for the share that the importanc
     gradient spike    gradient norm above `SPIKE` times the median of the `HISTORY` updates before
     few samples       effective sample size below `ess_floor` (learner.ess_floor): most tokens hardly count
     ratio tail        99th percentile of pi/mu above `TAIL`: what is trained on was sampled by another policy
+    no gradient       no optimizer step of the update had a finite gradient, so that it changed nothing
+
+Numbers that are not finite (of an update that computed nothing, say) are passed over.
 
 Pure: of the records of metrics.jsonl.
 """
@@ -15,6 +18,7 @@ Pure: of the records of metrics.jsonl.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import isfinite
 from statistics import mean, median
 
 from telemetry.metrics_file import Record
@@ -84,13 +88,19 @@ def _ratio_tail(updates: Sequence[Record]) -> str:
     return f"99th percentile of pi/mu {ratio:.3g}" if ratio is not None and ratio > TAIL else ""
 
 
+def _no_gradient(updates: Sequence[Record]) -> str:
+    skipped, made = updates[-1].get("skipped_steps") or 0, updates[-1].get("optimizer_steps") or 0
+    return f"gradients of all {skipped:.0f} optimizer steps not finite" if skipped and not made else ""
+
+
 SIGNS: dict[str, Callable[[Sequence[Record]], str]] = {
     "reward drop": _reward_drop,
     "entropy collapse": _entropy_collapse,
     "gradient spike": _gradient_spike,
     "ratio tail": _ratio_tail,
+    "no gradient": _no_gradient,
 }
 
 
 def _values(records: Sequence[Record], name: str) -> list[float]:
-    return [record[name] for record in records if isinstance(record.get(name), int | float)]
+    return [value for record in records if isinstance(value := record.get(name), int | float) and isfinite(value)]

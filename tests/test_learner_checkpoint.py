@@ -1,6 +1,7 @@
 """Checkpoints go on as if nothing had happened; published weights are what the model has."""
 
 import copy
+import os
 from pathlib import Path
 
 import msgspec
@@ -43,6 +44,19 @@ def weights(training):
 
 def same(a, b) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("fsync", [False, True])
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_exactly_if_that_is_asked_for(job, monkeypatch, fsync):
+    config = msgspec.structs.replace(job.config, learner=msgspec.structs.replace(job.config.learner, fsync=fsync))
+    training = Training.begin(msgspec.structs.replace(job, config=config), no_progress)
+    synced, before, rename = [], [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
+    monkeypatch.setattr(os, "replace", lambda *names: (before.extend(synced), rename(*names)))
+    written = training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    whole = {path.stat().st_ino for path in (written, *written.rglob("*"))}
+    assert set(before) == (whole if fsync else set())
+    assert set(synced) - whole == ({written.parent.stat().st_ino} if fsync else set()), "its name, after"
 
 
 def test_restored_training_makes_the_very_same_updates(job):

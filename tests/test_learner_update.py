@@ -129,7 +129,7 @@ OTHER = 1.5
     "settings",
     [
         {}, {"loss_mean": "turn"}, {"loss_mean": "constant"}, {"correction": "mis", "mis_low": 0.9, "mis_high": 1.1}, {"entropy": 0.3},
-        {"kl": 0.3},
+        {"kl": 0.3}, {"correction": "mis", "mis_low": 0.9, "mis_high": 1.1, "loss_mean": "turn"},
     ],
     ids=lambda settings: "-".join(settings) or "token",
 )  # fmt: skip
@@ -144,8 +144,9 @@ def test_gradient_is_that_of_the_formula(model, settings):
     reference = copy.deepcopy(u.reference)
     gradients = gradients_of(u, samples)
     twin = copy.deepcopy(model)
-    total, kept = 0.0, 0
+    total, kept, masked_turns = 0.0, 0, 0
     for sample in samples:
+        of_turn = []
         ids = torch.from_numpy(np.concatenate([sample.prompt, sample.response]).astype(np.int64))
         log_p = torch.log_softmax(twin(ids[None]).logits[0], -1)
         for t in np.flatnonzero(sample.mask):
@@ -160,10 +161,12 @@ def test_gradient_is_that_of_the_formula(model, settings):
                 with torch.no_grad():
                     log_reference = torch.log_softmax(reference(ids[None]).logits[0], -1)[at - 1, ids[at]]
                 loss = loss + s.kl * ((log_reference - log_pi).exp() - 1 - (log_reference - log_pi))
-            total = total + (loss / sample.trained_tokens if s.loss_mean == "turn" else loss)
-            kept += 1
+            of_turn.append(loss)
+        kept += len(of_turn)
+        total = total + sum(of_turn) / (max(1, len(of_turn)) if s.loss_mean == "turn" else 1)
+        masked_turns += sample.needs_compute and not of_turn
     assert 0 < kept < sum(sample.trained_tokens for sample in samples) or s.correction != "mis"
-    turns = sum(sample.trained_tokens > 0 for sample in samples)
+    turns = sum(sample.trained_tokens > 0 for sample in samples) - (masked_turns if s.loss_mean == "turn" else 0)
     (total / {"token": kept, "turn": turns, "constant": 64 * turns}[s.loss_mean]).backward()
     for name, parameter in twin.named_parameters():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-6)

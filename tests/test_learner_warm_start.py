@@ -84,6 +84,14 @@ def test_warm_start_learns_and_the_same_one_is_not_done_twice(job, monkeypatch):
         assert torch.equal(tensor, second.model.state_dict()[name])
 
 
+def test_a_warm_start_in_another_precision_is_another_one(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "warm_start", lambda *_: {})
+    Training.begin(job, no_progress)
+    config = msgspec.structs.replace(job.config, learner=msgspec.structs.replace(job.config.learner, precision="bfloat16"))
+    Training.begin(msgspec.structs.replace(job, config=config), no_progress)
+    assert len(list((tmp_path / "cache").glob("policy-*"))) == 2
+
+
 def test_two_runs_that_want_the_same_warm_start_at_once_make_it_once(job, monkeypatch):
     made, waiting, begun = [], threading.Event(), threading.Event()
     real = training.warm_start

@@ -91,6 +91,16 @@ async def test_ctrl_c_ends_a_learner_of_two_ranks_after_its_update(tmp_path: Pat
         assert (run.directory / "logs" / "learner-1.log").exists()
 
 
+async def test_ctrl_c_ends_a_learner_of_two_ranks_in_its_warm_start(tmp_path: Path, small_policy):
+    cache = tmp_path / "cache"
+    settings = {"learner__ranks": "2", "warm_start__episodes": "4000", "run__cache_dir": str(cache)}
+    async with running_small(tmp_path / "run", small_policy, **settings) as run:
+        await run.until(lambda: list(cache.glob(".policy-*.lock")))
+        os.kill(run.process.pid, signal.SIGINT)
+        assert await run.ended() == 130, run.output
+        assert run.left_over() == [] and not list(cache.glob("policy-*"))
+
+
 @pytest.mark.parametrize("every", ["1", "1000"], ids=["from a checkpoint", "before the first checkpoint"])
 async def test_invariant_4_after_killing_the_learner_each_episode_is_trained_on_once(tmp_path: Path, small_policy, every: str):
     async with running_small(tmp_path / "run", small_policy, run__updates="50", learner__checkpoint_every=every) as run:
@@ -115,6 +125,7 @@ async def test_ctrl_c_finishes_the_update_writes_a_checkpoint_and_a_summary(tmp_
         assert await run.ended() == 130, run.output
         assert run.summary()["ended"] == "interrupted"
         assert int(max((run.directory / "checkpoints").iterdir()).name) == run.summary()["updates"]
+        assert run.summary()["dropped"] == {"cancelled": 8}, "all episodes of the four slots: none is forgotten in the hurry"
         assert run.left_over() == []
 
 

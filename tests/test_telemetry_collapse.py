@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from math import nan
 
 import pytest
 from rich.console import Console
@@ -46,11 +47,18 @@ def test_a_healthy_run_shows_none():
         ("gradient spike", {"grad_norm": [11.0]}, "gradient norm 11, usually 1"),
         ("few samples", {"effective_sample_size": [0.2]}, "0.20 of 1"),
         ("ratio tail", {"ratio_p99": [7.5]}, "7.5"),
+        ("no gradient", {"skipped_steps": [4], "optimizer_steps": [0]}, "all 4 optimizer steps"),
+        ("gradient spike", {"grad_norm": [nan, 1.0, 11.0]}, "gradient norm 11, usually 1"),
+        ("entropy collapse", {"entropy": [nan, 0.1, 0.1, 0.1, 0.1, 0.1]}, "0.1 nats"),
     ],
 )
 def test_a_sign_is_named_with_its_numbers(sign: str, last: dict[str, list[float]], said: str):
     (found,) = signs(spoilt(**last), 0.3).items()
     assert found[0] == sign and said in found[1]
+
+
+def test_a_step_that_was_left_out_among_others_is_no_sign():
+    assert signs(spoilt(skipped_steps=[1], optimizer_steps=[3], grad_norm=[nan]), 0.3) == {}
 
 
 def test_how_few_samples_are_too_few_is_a_setting():
