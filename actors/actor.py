@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 import os
 import socket
@@ -49,6 +50,9 @@ CONTROLLER_LOST_AFTER = 10
 ASK_AGAIN = 20.0
 """Seconds without an answer, or an acknowledgement, after which the same is sent again. Who has it already does nothing twice."""
 
+SAY_EVERY = 3
+"""Times that something is sent until it is said again that nobody answers."""
+
 T = TypeVar("T")
 
 
@@ -72,7 +76,8 @@ class Actor:
         self.name = f"actor-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}".encode()
         self._context, self._keys, self._host = context, keys, urlsplit(endpoint).hostname
         self._controller = self._connect(endpoint)
-        self._learner = self._connect(f"tcp://{welcome.learner_host or self._host}:{welcome.learner_port}")
+        self._learner_address = f"tcp://{welcome.learner_host or self._host}:{welcome.learner_port}"
+        self._learner = self._connect(self._learner_address)
         self._place: Place | None = None
         self._shard = self._controller  # who takes the turns
         self._listening: asyncio.Task | None = None  # to the shard
@@ -118,7 +123,8 @@ class Actor:
             if trajectory is None:
                 continue  # cancelled: somebody else plays it, or nobody has to
             acknowledged = self._acks.setdefault(lease.key, asyncio.Event())  # of all attempts that are delivered from here
-            await self._until(acknowledged.wait(), functools.partial(self._learner.send, encode(trajectory)))
+            delivery = f"episode {lease.key.id} from the learner at {self._learner_address} (learner.host, learner.port)"
+            await self._until(delivery, acknowledged.wait(), functools.partial(self._learner.send, encode(trajectory)))
             self._acks.pop(lease.key, None)
             ended = EpisodeEnded(key=lease.key, attempt=lease.attempt)
             for connection in {self._controller, self._shard}:
@@ -129,17 +135,23 @@ class Actor:
         future = asyncio.get_running_loop().create_future()
         self._turns[turn] = request, future
         try:
-            return await self._until(future, functools.partial(self._ask, request))
+            name = f"turn {request.turn} of {request.key.id} from the controller"
+            return await self._until(name, future, functools.partial(self._ask, request))
         finally:
             del self._turns[turn]
 
-    async def _until(self, answer: Awaitable[T], send: Callable[[], Awaitable[None]]) -> T:
-        """What answers to what `send` sends: again and again, since it is lost with the connection that it was on its way over."""
+    async def _until(self, what: str, answer: Awaitable[T], send: Callable[[], Awaitable[None]]) -> T:
+        """What answers to what `send` sends (`what`, in words): again and again, since it is lost with the connection that it was on its
+        way over."""
         waiting = asyncio.ensure_future(answer)
         try:
-            while not waiting.done():
+            for number in itertools.count():
+                if number and number % SAY_EVERY == 0:
+                    log.warning("no answer to %s for %.0f s; it is sent again", what, number * ASK_AGAIN)
                 await send()
                 await asyncio.wait({waiting}, timeout=ASK_AGAIN)
+                if waiting.done():
+                    break
             return waiting.result()
         finally:
             waiting.cancel()

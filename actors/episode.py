@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from hashlib import blake2b
+from math import isfinite
 
 from envs.base import Environment
 from protocol.arrays import INT32, pack, unpack
@@ -81,6 +84,9 @@ class EpisodePlayer:
             response = self._prompter.text(unpack(answer.kept.tokens, INT32).tolist())
             action = env.parse(response, view.observation.admissible)
             result = await self._guarded(episode.step, action.action)
+            scores = dict(episode.scores)
+            if not all(map(isfinite, (result.reward, *scores.values()))):
+                raise _Ended(DropReason.ENV_ERROR, f"the environment gave a reward of {result.reward}, and scores {scores}")
             self.steps += 1
             played.turns.append(
                 Turn(
@@ -89,19 +95,46 @@ class EpisodePlayer:
                 )
             )  # fmt: skip
             if result.done:
-                played.success, played.scores = result.success, dict(episode.scores)
+                played.success, played.scores = result.success, scores
                 return
             view.record(action.action, result.observation)
 
     async def _guarded(self, function: Callable, *args: object):
         """Run a blocking call of the environment off the event loop. Whatever goes wrong in it is an environment error."""
         try:
-            return await asyncio.wait_for(asyncio.to_thread(function, *args), self._step_timeout)
+            return await asyncio.wait_for(_in_thread(function, *args), self._step_timeout)
         except TimeoutError:
             raise _Ended(DropReason.ENV_ERROR, f"the environment took more than {self._step_timeout:g} s (actor.step_timeout)") from None
         except Exception as error:
             log.warning("the environment failed", exc_info=True)
             raise _Ended(DropReason.ENV_ERROR, f"{type(error).__name__}: {error}") from error
+
+
+def _in_thread(function: Callable, *args: object) -> asyncio.Future:
+    """What a call comes to, in a thread of its own: one that never ends holds up neither others, as it would in a pool, nor the end of
+    the process."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+
+    def settle(result: object, error: BaseException | None) -> None:
+        if future.done():
+            return  # given up
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)
+
+    def call() -> None:
+        result, failed = None, None
+        try:
+            result = function(*args)
+        except BaseException as error:
+            failed = error
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            loop.call_soon_threadsafe(settle, result, failed)
+
+    threading.Thread(target=call, daemon=True, name="environment").start()
+    return future
 
 
 class _Played:

@@ -18,6 +18,7 @@ import zmq
 import zmq.asyncio
 
 from actors.actor import Actor, ControllerLost
+from envs.base import EnvironmentFailure
 from envs.registry import make_environment
 from protocol.codec import BadFrame, decode, encode
 from protocol.lifetime import dying_with_parent
@@ -51,8 +52,11 @@ def run_fleet(endpoint: str, actors: int, episodes: int, connect_seconds: float,
 def _play(endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: Keys | None) -> bool:
     """Until the job is over, or its controller lost, which is returned."""
     welcome = fetch_welcome(endpoint, connect_seconds, keys)
-    environment = make_environment(welcome.environment, **welcome.environment_settings)
-    environment.start("train", 0)  # loads what the environment loads lazily, before the forks
+    try:
+        environment = make_environment(welcome.environment, **welcome.environment_settings)
+        environment.start("train", 0)  # loads what the environment loads lazily, before the forks
+    except (ValueError, EnvironmentFailure) as error:
+        raise FleetError(f"{welcome.environment} cannot be played on this machine: {error}") from None
     prompter = Prompter(welcome.tokenizer_json, welcome.chat_template)
     gc.collect()
     gc.freeze()  # the shared pages are not touched by the children's collector

@@ -1,7 +1,7 @@
 """Tokens a second of the warm start's steps (gradients and optimizers): on one core and on all, alone and beside another warm start, as in
 a sweep with `--slots 2`; threads that wait for the others spin, which is OpenMP's default, or sleep.
 
-`python -m benchmarks.warm_start` (two minutes, on an idle machine)
+`python -m benchmarks.warm_start` (three minutes, on an idle machine)
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ def main() -> None:
         print(_tokens_per_second(Path(sys.argv[1]), int(sys.argv[2])))
         return
     cores = os.cpu_count() or 1
-    ways = [(1, "ACTIVE"), (cores, "ACTIVE"), (cores, "PASSIVE")] if cores > 1 else [(1, "ACTIVE")]
+    ways = [(1, False), (cores, False), (cores, True)] if cores > 1 else [(1, False)]
     table = Table("torch threads", "while they wait", "alone", "ratio", f"{AT_ONCE} at once, each", "ratio")
     with tempfile.TemporaryDirectory() as directory:
         build_tiny(Path(directory), resolve().model, [turn for turns in _episodes() for turn in turns], seed=0)
-        measured = [[_beside(Path(directory), threads, policy, count) for count in (1, AT_ONCE)] for threads, policy in ways]
-    for (threads, policy), rates in zip(ways, measured, strict=True):
+        measured = [[_beside(Path(directory), threads, sleeping, count) for count in (1, AT_ONCE)] for threads, sleeping in ways]
+    for (threads, sleeping), rates in zip(ways, measured, strict=True):
         cells = [text for rate, first in zip(rates, measured[0], strict=True) for text in (f"{rate:,.0f}", f"{rate / first:.2f}")]
-        table.add_row(str(threads), {"ACTIVE": "spin", "PASSIVE": "sleep"}[policy] if threads > 1 else "", *cells)
+        table.add_row(str(threads), ("sleep" if sleeping else "spin") if threads > 1 else "", *cells)
     Console().print("warm start of the default policy, 2,048 tokens a step: tokens/s")
     Console().print(table)
 
 
-def _beside(policy_dir: Path, threads: int, wait_policy: str, count: int) -> float:
+def _beside(policy_dir: Path, threads: int, sleeping: bool, count: int) -> float:
     """Mean of `count` processes that begin together. The variable is read when OpenMP is loaded, hence processes."""
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
-    if wait_policy == "PASSIVE":  # ACTIVE is stricter than the default, which stops spinning after a while
-        environment["OMP_WAIT_POLICY"] = wait_policy
+    if sleeping:
+        environment["OMP_WAIT_POLICY"] = "PASSIVE"
     command = [sys.executable, "-m", "benchmarks.warm_start", str(policy_dir), str(threads)]
     processes = [
         subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)

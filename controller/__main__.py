@@ -15,8 +15,9 @@ from protocol.files import allow_many_files
 from protocol.security import gatekeeper, load_keys
 
 
-async def control(job: Job, shard: int) -> None:
-    """Until SIGTERM, which says that the run is over, or until something in it fails."""
+async def control(job: Job, shard: int) -> int:
+    """Until SIGTERM, which says that the run is over, or until something in it fails; its exit status, which is one of an error, since
+    the supervisor looks at it while the run is not over."""
     running = asyncio.current_task()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     context = zmq.asyncio.Context()
@@ -27,9 +28,10 @@ async def control(job: Job, shard: int) -> None:
         pass
     finally:
         context.destroy(linger=0)  # and not term, which would wait for the sockets of one that could not begin
+    return 128 + signal.SIGTERM
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     allow_many_files()
-    asyncio.run(control(Job.load(Path(sys.argv[1])), shard=int(sys.argv[2]) if len(sys.argv) > 2 else 0))
+    sys.exit(asyncio.run(control(Job.load(Path(sys.argv[1])), shard=int(sys.argv[2]) if len(sys.argv) > 2 else 0)))

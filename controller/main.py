@@ -248,7 +248,9 @@ class Controller:
     async def _give_up(self, episodes: list[EpisodeKey]) -> None:
         await self._tell_of_revoked()
         for key in episodes:
-            detail = f"not brought to an end by {self.config.actor.max_leases} actors (actor.max_leases)"
+            actor = self.config.actor
+            detail = f"not brought to an end by {actor.max_leases} actors (actor.max_leases), each within {actor.episode_seconds:g} s"
+            detail += " (actor.episode_seconds)"
             await self._to_learner(dropped(key, DropReason.ACTOR_LOST, detail))
         await self._hand_out()
 

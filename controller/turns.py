@@ -149,7 +149,7 @@ class TurnRunner:
         steered = controlled and control.mode in ("budget", "t2po", "t2po-token")
         delegated = DelegatedRule(self._settings(), self._tokens.open, self._tokens.close, self._tokens.queue)
         rule = delegated.begin()  # with the rule in the engine, too: it sees the same and decides the same, for the record
-        watched = not request.key.evaluation or controlled
+        recorded = not request.key.evaluation or controlled  # of others, signals say only that the engine goes on
         sampling = Sampling(
             max_tokens=min(self._config.sampling.max_tokens, self._config.engine.max_model_len - len(prompt)),
             cache_salt=f"v{self._version()}",
@@ -159,9 +159,7 @@ class TurnRunner:
             repeats=control.repeats if controlled and control.mode in ("t2po", "t2po-turn") else 0,
         )
         ended_early = False
-        if not watched:
-            generation = await engine.generate(turn_id, prompt, sampling, watched=False)
-        elif self.streamer is not None:
+        if self.streamer is not None:
             turn = await self.streamer.generate(engine, turn_id, prompt, sampling, rule, self._tokens.queue, steers=steered, early=early)
             generation, ended_early = turn.generation, turn.early
             self.counters.generated_tokens += turn.wasted
@@ -175,9 +173,9 @@ class TurnRunner:
             ended_early = early is not None and early.position is not None and rule.forced[last : last + 1] == [True]
         if generation.finish_reason == "abort" and self.streamer is None:  # which ends turns by itself
             raise EngineError(f"the engine at {engine.url} ended turn {turn_id}, which nobody asked for")
-        if watched and not request.key.evaluation:
+        if not request.key.evaluation:
             self.thresholds.observe_thinking(rule)
-        return build_attempt(generation, rule if watched else None, steered, control.turn_mean, control.turn_skip, eta, ended_early)
+        return build_attempt(generation, rule if recorded else None, steered, control.turn_mean, control.turn_skip, eta, ended_early)
 
     async def _tapped(self, turn_id: str, call: Awaitable[Generation], watch: Watch) -> Generation:
         """The response that `call` generates, once its signals, which come from the tap beside it, have arrived."""

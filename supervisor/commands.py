@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
@@ -174,6 +175,8 @@ def actor(arguments: list[str]) -> int:
     from actors.fleet import FleetError, run_fleet
     from protocol.security import KeysError, is_loopback, load_keys
 
+    if not _is_address(options.connect):
+        raise ConfigError(f"--connect: {options.connect} is no address; write tcp://HOST:PORT")
     if not options.keys and not is_loopback(options.connect):
         raise ConfigError("--keys: another machine's job admits those alone who have a key; run.py keys makes them where the job runs")
     try:
@@ -184,6 +187,15 @@ def actor(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _is_address(text: str) -> bool:
+    """Whether it is tcp://HOST:PORT."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme == "tcp" and bool(parts.hostname) and parts.port is not None and not parts.path
+    except ValueError:  # a port that is no number
+        return False
 
 
 def _elsewhere(command: str, description: str, further: str) -> argparse.ArgumentParser:

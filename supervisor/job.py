@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import random
 import secrets
@@ -29,6 +30,13 @@ from telemetry.trackers import check_tracker
 WEIGHTS_PREFIX = "foray-weights-"
 
 
+LOCK = ".lock"
+"""A file that is locked as long as a process uses the directory. Files, since NFS tells other machines of locks on these alone."""
+
+_held: dict[Path, int] = {}
+"""Locked directories, each with the open descriptor of its lock."""
+
+
 def default_run_dir() -> Path:
     return Path("runs") / time.strftime("%Y%m%d-%H%M%S")
 
@@ -38,16 +46,15 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
 
     Raises ConfigError when it cannot be run as configured.
     """
-    run_dir = Path(config.run.dir) if config.run.dir else default_run_dir()
-    if not resume:
-        check_run_dir(run_dir)
+    if config.run.dir and not resume:
+        check_run_dir(Path(config.run.dir))
     check_tracker(config.run.tracker)
     check_model(config, configured_environment(config), model)
     check_launch(config)
     check_shards(config)
     endpoints = choose_endpoints(config)
     check_keys(config, endpoints)
-    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    run_dir = _claimed(config.run.dir)
     (run_dir / "logs").mkdir(exist_ok=True)
     job = Job(
         config=config,
@@ -63,6 +70,32 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
     (run_dir / "config.toml").write_text(to_toml(config))
     job.save(job_file(job))
     return job
+
+
+def _claimed(name: str) -> Path:
+    """The run's directory, made if there is none, and this process's alone until it ends (or `clean_up`). Without a name, a new one.
+
+    Raises ConfigError when another run has it."""
+    run_dir = Path(name) if name else _new(default_run_dir())
+    try:
+        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _lock(run_dir)
+    except BlockingIOError:
+        raise ConfigError(f"run.dir: the run in {run_dir} is still under way; wait until it has ended, or give another directory") from None
+    except OSError as error:
+        raise ConfigError(f"run.dir: {run_dir} cannot be written to: {error.strerror}") from None
+    return run_dir
+
+
+def _new(directory: Path) -> Path:
+    """Runs that begin in the same second have directories of their own."""
+    for number in itertools.count(2):
+        try:
+            directory.mkdir(mode=0o700, parents=True)
+        except FileExistsError:
+            directory = directory.with_name(f"{directory.name.partition('.')[0]}.{number}")
+        else:
+            return directory
 
 
 def job_file(job: Job) -> Path:
@@ -86,24 +119,34 @@ def weights_dir(parent: Path) -> str:
         with contextlib.suppress(OSError):  # in use, not ours, or gone
             _lock(left)
             shutil.rmtree(left)
+            _unlock(left)
     directory = Path(tempfile.mkdtemp(prefix=f".{WEIGHTS_PREFIX}", dir=parent))
     _lock(directory)
+    _held[parent / directory.name[1:]] = _held.pop(directory)
     return str(directory.rename(parent / directory.name[1:]))  # only now may others try it
 
 
 def _lock(directory: Path) -> None:
-    """OSError if somebody else holds it. The descriptor stays open on purpose: closing it would give the lock back."""
-    descriptor = os.open(directory, os.O_RDONLY)
+    """Until `_unlock`, or the end of the process. BlockingIOError if somebody else holds it."""
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         raise
+    _held[directory] = descriptor
+
+
+def _unlock(directory: Path) -> None:
+    if (descriptor := _held.pop(directory, None)) is not None:
+        os.close(descriptor)
 
 
 def clean_up(job: Job) -> None:
     """Remove what only the running processes needed."""
     shutil.rmtree(job.weights_dir, ignore_errors=True)
+    _unlock(Path(job.weights_dir))
+    _unlock(Path(job.run_dir))
 
 
 def check_run_dir(run_dir: Path) -> None:

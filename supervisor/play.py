@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from config import Config, ConfigError
-from envs.base import Environment, Episode, Split
+from envs.base import Environment, EnvironmentFailure, Episode, Split
 from envs.view import View
 from supervisor.job import configured_environment
 
@@ -40,8 +40,13 @@ def play(config: Config, split: Split, task: int, watch: str, console: Console) 
     environment = configured_environment(config)
     if not 0 <= task < environment.size(split):
         raise ConfigError(f"--task: {split} has tasks 0 to {environment.size(split) - 1}, not {task}")
-    episode = environment.start(split, task)
-    player = _player(config, environment, episode, watch, console)
+    try:
+        episode = environment.start(split, task)
+        player = _player(config, environment, episode, watch, console)
+    except ConfigError:
+        raise
+    except (ValueError, EnvironmentFailure) as error:
+        raise ConfigError(f"{config.env.name}: {error}") from None
     view = environment.view(episode)
     console.print(f"[bold]{episode.task}[/]  [dim]{episode.task_type}, {split} task {task}[/]", highlight=False)
     while True:

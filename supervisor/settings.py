@@ -68,7 +68,11 @@ def from_dict(tree: dict) -> Config:
 
 
 def check_consistency(config: Config) -> None:
-    """Raises ConfigError when two settings cannot hold together."""
+    """Raises ConfigError when two settings cannot hold together, or a number is infinite."""
+    for section, settings in msgspec.to_builtins(config).items():
+        for name, value in settings.items():
+            if value == math.inf:
+                raise ConfigError(f"{section}.{name}: a number must be finite; for no limit, give one that is never reached")
     if config.sampling.max_tokens >= config.engine.max_model_len:
         raise ConfigError(
             f"sampling.max_tokens ({config.sampling.max_tokens}) must be smaller than engine.max_model_len ({config.engine.max_model_len})"
@@ -128,9 +132,8 @@ def to_toml(config: Config) -> str:
 
 
 def _toml(value: Any) -> str:
-    """A value as TOML: JSON but for infinity, characters beyond 16 bits, and DEL."""
-    text = json.dumps(value, ensure_ascii=False)
-    return "inf" if value == math.inf else text.replace("\x7f", "\\u007f")
+    """A value as TOML: JSON but for characters beyond 16 bits, and DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _read_toml(file: Path) -> dict:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from functools import cache
+from math import inf, nan
 
 import pytest
 
@@ -144,6 +145,24 @@ class OneStep:
 
 async def answer(request):
     return result_of(request, "<think>a</think><action>look</action>")
+
+
+@pytest.mark.parametrize(("reward", "price"), [(nan, 0.5), (inf, 0.5), (1.0, nan)])
+async def test_a_reward_or_score_that_is_no_number_drops_the_episode_and_says_so(reward: float, price: float):
+    environment = OneStep(lambda: StepResult(OneStep.observation, reward, done=True, success=True))
+    environment.scores = {"price": price}
+    trajectory = await player(answer, environment).play(LEASE)
+    assert trajectory.dropped is DropReason.ENV_ERROR and f"a reward of {reward}, and scores {{'price': {price}}}" in trajectory.detail
+
+
+async def test_steps_that_never_return_do_not_keep_later_episodes_from_their_own():
+    never = threading.Event()
+    for _ in range(40):  # more than a pool of threads has
+        hung = await player(answer, OneStep(never.wait), step_timeout=0.02).play(LEASE)
+        assert hung.dropped is DropReason.ENV_ERROR
+    played = await player(answer, OneStep(lambda: StepResult(OneStep.observation, 1.0, done=True, success=True))).play(LEASE)
+    never.set()
+    assert played.dropped is None and played.success
 
 
 async def test_what_the_environment_reports_beside_success_travels_with_the_episode():

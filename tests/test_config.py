@@ -54,6 +54,12 @@ def test_help_gives_no_default_where_it_is_nothing(capsys: pytest.CaptureFixture
     assert "NODEFAULT" not in said and "[default ]" not in said and "[default []]" not in said
 
 
+def test_a_number_that_is_infinite_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[run]\nminutes = inf\n")
+    assert refused(run__minutes="inf").startswith("run.minutes: a number must be finite") and refused(file) == refused(run__minutes="inf")
+
+
 def test_a_budget_of_thinking_that_no_response_reaches_is_refused() -> None:
     assert "sampling.max_tokens" in refused(control__mode="budget")
     assert resolve(None, {"control.mode": "budget", "control.max_thinking": "19"}).control.max_thinking == 19

@@ -8,12 +8,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
+from run_fixtures import job_in, small_config
 
+import supervisor.job
 from config import ConfigError
+from controller.welcome import welcome
 from protocol.security import make_keys
 from supervisor.endpoints import free_port
-from supervisor.job import job_file, prepare, weights_dir
+from supervisor.job import clean_up, job_file, prepare, weights_dir
 from supervisor.options import values_of
 from supervisor.settings import resolve
 
@@ -24,6 +28,42 @@ def test_weights_of_a_killed_supervisor_are_removed_and_those_of_a_living_one_ar
     assert ended.is_dir()
     first, second = Path(weights_dir(tmp_path)), Path(weights_dir(tmp_path))
     assert not ended.exists() and first.is_dir() and second.is_dir() and first != second
+
+
+def test_a_directory_belongs_to_one_run_at_a_time(tmp_path: Path, small_policy: Path):
+    config = resolve(overrides={"model": str(small_policy), "run.dir": str(tmp_path / "run"), "run.weights_dir": str(tmp_path / "weights")})
+    job = prepare(config, resume=False, model=small_policy)
+    log = tmp_path / "run" / "job.json"
+    before = log.read_bytes()
+    with pytest.raises(ConfigError, match=r"run\.dir: the run in .* is still under way"):
+        prepare(config, resume=True, model=small_policy)
+    assert log.read_bytes() == before
+    clean_up(job)
+    clean_up(prepare(config, resume=True, model=small_policy))
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+def test_runs_that_begin_in_the_same_second_have_directories_of_their_own(
+    tmp_path: Path, small_policy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(supervisor.job, "default_run_dir", lambda: tmp_path / "20260101-120000")
+    config = resolve(overrides={"model": str(small_policy)})
+    jobs = [prepare(config, resume=False, model=small_policy) for _ in range(3)]
+    assert [Path(job.run_dir).name for job in jobs] == ["20260101-120000", "20260101-120000.2", "20260101-120000.3"]
+    for job in jobs:
+        clean_up(job)
+
+
+def test_a_place_where_nothing_can_be_written_is_refused(small_policy: Path):
+    with pytest.raises(ConfigError, match=r"run\.dir: /proc/run cannot be written to"):
+        prepare(resolve(overrides={"model": str(small_policy), "run.dir": "/proc/run"}), resume=False, model=small_policy)
+
+
+@pytest.mark.parametrize(("host", "told"), [("0.0.0.0", ""), ("127.0.0.2", "127.0.0.2"), ("", "")])
+def test_actors_are_told_no_address_of_the_learner_that_is_none(tmp_path: Path, small_policy: Path, host: str, told: str):
+    config = small_config(model__name=str(small_policy))
+    config = msgspec.structs.replace(config, learner=msgspec.structs.replace(config.learner, host=host))
+    assert welcome(job_in(tmp_path / "run", config)).learner_host == told
 
 
 def test_what_is_not_ours_is_left_alone(tmp_path: Path):

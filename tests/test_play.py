@@ -57,6 +57,11 @@ def test_a_task_that_does_not_exist_is_refused():
         watched(task=5000)
 
 
+def test_an_expert_where_there_is_none_is_refused():
+    with pytest.raises(ConfigError, match=r"^textarena: "):
+        watched(small_config(env__name="textarena"), task=0, watch="expert")
+
+
 def test_a_directory_without_a_model_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="--watch"):
         watched(watch=str(tmp_path))

@@ -164,6 +164,14 @@ async def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, small_policy):
         assert run.left_over() == []
 
 
+async def test_a_controller_that_is_told_to_end_ends_the_run_with_its_name(tmp_path: Path, small_policy):
+    async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
+        await run.until(lambda: run.updates())
+        os.kill(run.pid_of("controller"), signal.SIGTERM)
+        assert await run.ended() == 1
+        assert "the controller ended with status 143" in run.output and run.left_over() == []
+
+
 async def test_killing_the_supervisor_leaves_no_process_behind(tmp_path: Path, small_policy):
     async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
         await run.until(lambda: run.updates())
@@ -277,6 +285,11 @@ async def test_an_engine_that_does_not_answer_ends_the_run_naming_the_setting(tm
         assert "engine.start_seconds" in run.output
         assert run.left_over() == []
         assert not (run.directory / "summary.json").exists() and not (run.directory / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:5555", "tcp://127.0.0.1", "tcp://127.0.0.1:port", "tcp://:5555"])
+async def test_an_actor_that_is_given_no_address_says_how_one_is_written(address: str):
+    assert "--connect: " in (said := await refused("actor", "--connect", address)) and "tcp://HOST:PORT" in said
 
 
 async def test_an_actor_that_finds_no_controller_says_so(tmp_path: Path):

@@ -16,10 +16,11 @@ import pytest
 from rich.console import Console
 from run_fixtures import ROOT, options, processes, small_engine
 
+import supervisor.sweep
 from config import ConfigError
 from learner.checkpoint import by_update
 from supervisor.cli import main
-from supervisor.sweep import Cell, is_finished, plan, updates_so_far
+from supervisor.sweep import Cell, is_finished, plan, sweep, updates_so_far
 from supervisor.sweep_tables import effects_table, figures
 from telemetry.intervals import of_median
 from telemetry.pages.comparison import compare, ideal_speed_up, run_measures, seconds_per_update
@@ -51,6 +52,7 @@ def test_a_list_is_one_value() -> None:
         ({"run_dir": "x"}, r"run\.dir is set for each run"),
         ({"control": "off,off"}, "has a value twice"),
         ({"env": "chess"}, "unknown environment"),
+        ({"env": "chess,alfworld"}, "unknown environment"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_starts(overrides: dict[str, str], message: str) -> None:
@@ -212,6 +214,21 @@ async def begun(directory: Path, settings: dict[str, str]) -> asyncio.subprocess
         sys.executable, "run.py", "sweep", str(directory), *options(settings), cwd=ROOT, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("slots", "waits"), [(1, None), (2, "PASSIVE")])
+def test_runs_beside_each_other_do_not_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slots: int, waits: str | None) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    started = []
+    monkeypatch.setattr(supervisor.sweep, "start", lambda *arguments: started.append(arguments[3].get("OMP_WAIT_POLICY")) or Gone())
+    assert sweep(tmp_path / "sweep", plan({"control": "off,t2po"}, seeds=1), slots, Console(quiet=True)) == 1
+    assert started == [waits, waits]
+
+
+class Gone:
+    """A process that has ended at once."""
+
+    ended, log = True, Path("/dev/null")
 
 
 def test_a_run_that_fails_is_named_with_its_last_words_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -98,15 +98,16 @@ async def _bound(url: str, signals: str, fake: FakeEngine | None) -> Bench:
     raise AssertionError(f"{signals} stays in use")
 
 
-def asking(number: int, turn: int = 0) -> TurnRequest:
-    key = EpisodeKey(number, 0)
+def asking(number: int, turn: int = 0, *, evaluation: bool = False) -> TurnRequest:
+    key = EpisodeKey(number, 0, evaluation)
     return TurnRequest(key=key, attempt=0, turn=turn, prompt=pack(some_prompt(str(number), tokens=20), INT32))
 
 
-async def test_a_turn_that_makes_no_progress_is_sampled_again(bench: Bench) -> None:
+@pytest.mark.parametrize("evaluation", [False, True], ids=["training", "evaluation"])
+async def test_a_turn_that_makes_no_progress_is_sampled_again(bench: Bench, evaluation: bool) -> None:
     runner = bench.runner(stall_seconds=2.0)
     await bench.client.pause()
-    turn = asyncio.create_task(runner.run(asking(1), seed=1))
+    turn = asyncio.create_task(runner.run(asking(1, evaluation=evaluation), seed=1))
     try:
         async with asyncio.timeout(60):
             while not runner.counters.resamples:
