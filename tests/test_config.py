@@ -141,7 +141,7 @@ def test_defaults_survive_toml(tmp_path: Path) -> None:
 
 @given(
     st.text(st.characters(codec="utf-8"), max_size=20),
-    st.floats(min_value=0, exclude_min=True, allow_nan=False),
+    st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False),
     st.lists(st.text(st.characters(codec="utf-8"), max_size=5), max_size=3),
 )
 def test_any_value_survives_toml(text: str, number: float, texts: list[str]) -> None:
