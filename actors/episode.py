@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from hashlib import blake2b
 from math import isfinite
 
@@ -113,28 +113,17 @@ class EpisodePlayer:
 def _in_thread(function: Callable, *args: object) -> asyncio.Future:
     """What a call comes to, in a thread of its own: one that never ends holds up neither others, as it would in a pool, nor the end of
     the process."""
-    loop = asyncio.get_running_loop()
-    future = loop.create_future()
-
-    def settle(result: object, error: BaseException | None) -> None:
-        if future.done():
-            return  # given up
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(error)
+    result = Future()
+    result.set_running_or_notify_cancel()  # nobody can cancel it any more
 
     def call() -> None:
-        result, failed = None, None
         try:
-            result = function(*args)
+            result.set_result(function(*args))
         except BaseException as error:
-            failed = error
-        with contextlib.suppress(RuntimeError):  # the loop has been closed
-            loop.call_soon_threadsafe(settle, result, failed)
+            result.set_exception(error)
 
     threading.Thread(target=call, daemon=True, name="environment").start()
-    return future
+    return asyncio.wrap_future(result)
 
 
 class _Played:

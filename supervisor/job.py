@@ -33,8 +33,8 @@ WEIGHTS_PREFIX = "foray-weights-"
 LOCK = ".lock"
 """A file that is locked as long as a process uses the directory. Files, since NFS tells other machines of locks on these alone."""
 
-_held: dict[Path, int] = {}
-"""Locked directories, each with the open descriptor of its lock."""
+_held: dict[str, int] = {}
+"""Directories of jobs, each with the descriptor of its lock."""
 
 
 def default_run_dir() -> Path:
@@ -76,10 +76,13 @@ def _claimed(name: str) -> Path:
     """The run's directory, made if there is none, and this process's alone until it ends (or `clean_up`). Without a name, a new one.
 
     Raises ConfigError when another run has it."""
-    run_dir = Path(name) if name else _new(default_run_dir())
+    run_dir = Path(name) if name else default_run_dir()
     try:
-        run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _lock(run_dir)
+        if name:
+            run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        else:
+            run_dir = _new(run_dir)
+        _held[str(run_dir)] = _locked(run_dir)
     except BlockingIOError:
         raise ConfigError(f"run.dir: the run in {run_dir} is still under way; wait until it has ended, or give another directory") from None
     except OSError as error:
@@ -117,36 +120,35 @@ def weights_dir(parent: Path) -> str:
     """
     for left in parent.glob(f"{WEIGHTS_PREFIX}*"):
         with contextlib.suppress(OSError):  # in use, not ours, or gone
-            _lock(left)
-            shutil.rmtree(left)
-            _unlock(left)
+            descriptor = _locked(left)
+            try:
+                shutil.rmtree(left)
+            finally:
+                os.close(descriptor)
     directory = Path(tempfile.mkdtemp(prefix=f".{WEIGHTS_PREFIX}", dir=parent))
-    _lock(directory)
-    _held[parent / directory.name[1:]] = _held.pop(directory)
-    return str(directory.rename(parent / directory.name[1:]))  # only now may others try it
+    descriptor = _locked(directory)
+    final = str(directory.rename(parent / directory.name[1:]))  # only now may others try it
+    _held[final] = descriptor
+    return final
 
 
-def _lock(directory: Path) -> None:
-    """Until `_unlock`, or the end of the process. BlockingIOError if somebody else holds it."""
+def _locked(directory: Path) -> int:
+    """The descriptor of its lock, which holds until that is closed or the process ends. BlockingIOError if somebody else has it."""
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
         raise
-    _held[directory] = descriptor
-
-
-def _unlock(directory: Path) -> None:
-    if (descriptor := _held.pop(directory, None)) is not None:
-        os.close(descriptor)
+    return descriptor
 
 
 def clean_up(job: Job) -> None:
-    """Remove what only the running processes needed."""
+    """Remove what only the running processes needed; the run's directory is anybody's again."""
     shutil.rmtree(job.weights_dir, ignore_errors=True)
-    _unlock(Path(job.weights_dir))
-    _unlock(Path(job.run_dir))
+    for directory in (job.weights_dir, job.run_dir):
+        if directory in _held:
+            os.close(_held.pop(directory))
 
 
 def check_run_dir(run_dir: Path) -> None:

@@ -43,9 +43,7 @@ def play(config: Config, split: Split, task: int, watch: str, console: Console) 
     try:
         episode = environment.start(split, task)
         player = _player(config, environment, episode, watch, console)
-    except ConfigError:
-        raise
-    except (ValueError, EnvironmentFailure) as error:
+    except EnvironmentFailure as error:
         raise ConfigError(f"{config.env.name}: {error}") from None
     view = environment.view(episode)
     console.print(f"[bold]{episode.task}[/]  [dim]{episode.task_type}, {split} task {task}[/]", highlight=False)
@@ -71,7 +69,10 @@ def _player(config: Config, environment: Environment, episode: Episode, watch: s
     if not watch:
         return lambda view: _ask(environment, view, console)
     if watch == "expert":
-        expert = environment.expert(episode, random.Random(config.run.seed))
+        try:
+            expert = environment.expert(episode, random.Random(config.run.seed))
+        except ValueError as error:
+            raise ConfigError(f"{config.env.name}: {error}") from None
 
         def demonstrated(view: View) -> Move:
             thought, action = expert.act(view)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from telemetry.pages.comparison import MEASURES, Row
-from telemetry.pages.effects import Change, Effect, is_share
+from telemetry.pages.effects import Change, Effect
 
 SHOWN = (
     "success", "area", "successes_per_million", "pairs_per_thousand", "repeated_pairs", "distinct_paths", "token_age_mean",
@@ -39,7 +39,7 @@ def effects_table(found: Sequence[Effect]) -> Table:
 
 def change_text(measure: str, change: Change) -> str:
     """Its median (of shares in points of per cent: pp), the interval, and in how many pairs it rose and fell."""
-    lines = [f"{100 * change.median:+.1f}{' pp' if is_share(measure) else '%'}"]
+    lines = [f"{100 * change.median:+.1f}{' pp' if MEASURES[measure].is_share else '%'}"]
     if change.low is not None and change.high is not None:
         lines.append(f"{100 * change.low:+.1f} to {100 * change.high:+.1f}")
     return "\n".join([*lines, f"{change.up} up, {change.down} down"])

@@ -24,6 +24,11 @@ class Measure(NamedTuple):
     shape: str
     says: str
 
+    @property
+    def is_share(self) -> bool:
+        """Whether it is given in per cent."""
+        return "%" in self.shape
+
 
 MEASURES: dict[str, Measure] = {
     "success": Measure("held-out", "{:.1%}", "held-out success at the end; interval: Wilson's, 95 %, of all seeds' games"),

@@ -54,20 +54,15 @@ def effects(runs: Sequence[Run]) -> list[Effect]:
     return found
 
 
-def is_share(measure: str) -> bool:
-    """Whether the measure is given in per cent, so that a change is a difference."""
-    return "%" in MEASURES[measure].shape
-
-
 def _with(key: tuple[tuple[str, str], ...], setting: str, value: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, value if name == setting else own) for name, own in key)
 
 
 def _changes(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, Change]:
     changes = {}
-    for measure in MEASURES:
+    for measure, about in MEASURES.items():
         both = [(before[measure], after[measure]) for before, after in pairs if measure in before and measure in after]
-        if is_share(measure):
+        if about.is_share:
             differences = [after - before for before, after in both]
         else:
             differences = [after / before - 1 for before, after in both if before > 0]

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from telemetry.pages.charts import Series, line_chart
 from telemetry.pages.comparison import MEASURES, Row
-from telemetry.pages.effects import Effect, is_share
+from telemetry.pages.effects import Effect
 from telemetry.pages.report import templates
 
 
@@ -20,7 +20,7 @@ def page(name: str, rows: Sequence[Row], effects: Sequence[Effect]) -> str:
     return templates().get_template("sweep.html").render(
         name=name, rows=rows, measures={measure: MEASURES[measure] for measure in shown}, sections=sections,
         legends={setting: legend(rows, setting) for setting, _ in sections}, effects=effects,
-        changed=[measure for measure in shown if any(measure in effect.changes for effect in effects)], is_share=is_share,
+        changed=[measure for measure in shown if any(measure in effect.changes for effect in effects)],
     )  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def charts_over(setting: str, rows: Sequence[Row], measures: Sequence[str]) -> l
             points = sorted((float(row.settings[setting]), row.values[measure][0]) for row in of_line)
             series.append(Series(others or measure, points, colour, dots=True))
         about = MEASURES[measure]
-        charts.append(line_chart(about.title, series, setting, share="%" in about.shape, describes=about.says))
+        charts.append(line_chart(about.title, series, setting, share=about.is_share, describes=about.says))
     return charts
 
 
