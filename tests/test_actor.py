@@ -12,7 +12,7 @@ import zmq
 import zmq.asyncio
 
 import actors.actor
-from actors.actor import Actor, ControllerLost
+from actors.actor import SAY_EVERY, Actor, ControllerLost
 from actors.route import shard_of
 from controller.attempts import NOTHING
 from envs.registry import make_environment
@@ -99,6 +99,21 @@ async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(b
     assert (await bench.heard(bench.controller, EpisodeEnded)).key == KEY
     await bench.say(bench.controller, Shutdown(reason="over"))
     await asyncio.wait_for(playing, 10)
+
+
+async def test_an_episode_that_nobody_acknowledges_is_said_with_where_it_was_sent(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    playing = asyncio.create_task(bench.actor.run(1))
+    await bench.heard(bench.controller, Credit)
+    await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
+    await bench.heard(bench.controller, TurnRequest)
+    await bench.say(bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
+    for _ in range(SAY_EVERY + 1):
+        await bench.heard(bench.learner, Trajectory)
+    await bench.say(bench.learner, Ack(keys=[KEY]))
+    await bench.say(bench.controller, Shutdown(reason="over"))
+    await asyncio.wait_for(playing, 10)
+    (said,) = {record.getMessage() for record in caplog.records if record.name == "actors.actor"}
+    assert KEY.id in said and "tcp://127.0.0.1:" in said and "learner.port" in said
 
 
 async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_for(bench: Bench) -> None:

@@ -25,11 +25,13 @@ from config import Job
 from controller.admission import episode_seed, task_of_group
 from controller.engine.fake import FakeEngine
 from controller.engine.pool import EnginePool
+from controller.main import Controller
 from controller.signals import SignalRouter
 from controller.think_tokens import think_tokens
 from controller.turns import TurnRunner
 from envs.registry import make_environment
 from learner.build import build_policy
+from learner.main import Learner
 from learner.policy import load_policy
 from learner.publish import Publisher, snapshot
 from learner.training import Training
@@ -274,6 +276,23 @@ def test_training_ends_when_its_tokens_are_generated_though_other_batches_wait(t
     monkeypatch.setattr(Training, "update", slow)
     _, _, metrics = serial_run(tmp_path / "run", run__updates="50", run__tokens="1", env__max_turns="1", learner__max_staleness="5")
     assert len([m["training_tokens"] for m in metrics if m["kind"] == "update"]) == 1
+
+
+def test_the_end_waits_for_what_is_cancelled_however_late_the_controller_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    real = Controller._finish_training
+
+    async def late(self):
+        await asyncio.sleep(3.0)  # the learner has nothing else to do meanwhile
+        await real(self)
+
+    monkeypatch.setattr(Controller, "_finish_training", late)
+    monkeypatch.setattr(Learner, "_evaluate", no_evaluation)
+    summary, _, _ = serial_run(tmp_path / "run", run__updates="50", run__tokens="1", env__max_turns="1", learner__max_staleness="1")
+    assert summary["dropped"] == {"cancelled": 8}, "all episodes of the four slots"
+
+
+async def no_evaluation(self, wait: bool) -> None:
+    """As after Ctrl-C."""
 
 
 def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path, imitating: dict[str, str]):
