@@ -48,13 +48,17 @@ def test_a_healthy_run_shows_none():
         ("few samples", {"effective_sample_size": [0.2]}, "0.20 of 1"),
         ("ratio tail", {"ratio_p99": [7.5]}, "7.5"),
         ("no gradient", {"skipped_steps": [4], "optimizer_steps": [0]}, "all 4 optimizer steps"),
-        ("gradient spike", {"grad_norm": [nan, 1.0, 11.0]}, "gradient norm 11, usually 1"),
-        ("entropy collapse", {"entropy": [nan, 0.1, 0.1, 0.1, 0.1, 0.1]}, "0.1 nats"),
     ],
 )
 def test_a_sign_is_named_with_its_numbers(sign: str, last: dict[str, list[float]], said: str):
     (found,) = signs(spoilt(**last), 0.3).items()
     assert found[0] == sign and said in found[1]
+
+
+def test_an_update_without_an_entropy_does_not_hide_that_it_collapses():
+    updates = spoilt(entropy=[0.1, 0.1, 0.1, 0.1, 0.1])
+    updates[0]["entropy"] = nan
+    assert list(signs(updates, 0.3)) == ["entropy collapse"]
 
 
 def test_a_step_that_was_left_out_among_others_is_no_sign():
