@@ -86,7 +86,7 @@ class Load:
         self.actors: dict[str, set[int]] = {kind: set() for kind in STEP_SECONDS}
         self._children: dict[str, Child] = {}
         self._gauges: dict[str, float] = {}
-        self._dropped: dict[str, float] = {}
+        self._dropped = 0.0
 
     def _start(self, name: str, arguments: list[str], **environment: str) -> Child:
         log = Path(self.job.run_dir) / "logs" / f"{name}.log"
@@ -129,7 +129,7 @@ class Load:
             memory = {name: resident_megabytes(self._children[name].process.pid) for name in ("controller", "learner")}
             cpu = {name: processor_seconds(self._children[name].process.pid) for name in ("controller", "learner", "engine")}
             cpu["actors"] = sum(processor_seconds(pid) for pids in self.actors.values() for pid in pids)
-            self.samples.append(Sample(time.time(), memory, cpu, dict(self._gauges), dict(self._dropped)))
+            self.samples.append(Sample(time.time(), memory, cpu, dict(self._gauges), self._dropped))
             self._gauges = {name: value for name, value in self._gauges.items() if "loop_lag" not in name}  # else the same one counts again
             for kind in self.actors:
                 self.actors[kind] |= children_of(self._children[kind].process.pid)
@@ -158,9 +158,9 @@ class Load:
         while True:
             message = decode(await socket.recv())
             assert isinstance(message, Stats)
-            if message.event == "dropped":
-                self._dropped = message.values
-            elif message.event == "update":
+            if message.event in ("update", "dropped"):
+                self._dropped += sum(value for name, value in message.values.items() if name.startswith("dropped_"))
+            if message.event == "update":
                 self._gauges["update"] = message.values["update"]
             elif message.event == "gauge":
                 self._gauges |= {f"{name}_learner" if name == "loop_lag" else name: value for name, value in message.values.items()}

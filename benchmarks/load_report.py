@@ -20,7 +20,7 @@ class Sample(NamedTuple):
     memory: dict[str, float]  # process -> MB that are resident
     cpu: dict[str, float]  # process, or "actors" for all of them -> seconds of processor time so far
     gauges: dict[str, float]
-    dropped: dict[str, float]  # episodes by reason, so far
+    dropped: float  # episodes, so far
 
 
 CPU = ("controller", "actors", "learner", "engine")
@@ -37,7 +37,7 @@ def figures(settings: LearnerSection, samples: Sequence[Sample], actors: Mapping
         "seconds": max(turns) + 1 - first,
         "turns_per_second": before / max(1.0, int(stall_begins) - first),
         "episodes_in_flight_max": _largest(samples, "episodes_in_flight"),
-        "episodes_dropped": sum(samples[-1].dropped.values()),
+        "episodes_dropped": samples[-1].dropped,
         "frames_dropped": _largest(samples, "bad_frames"),
     }
     begin, end = (next(sample for sample in samples if sample.time >= time) for time in (first, stall_begins))

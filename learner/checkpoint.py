@@ -40,6 +40,7 @@ class IntakeState(msgspec.Struct, frozen=True, kw_only=True):
     log_position: int = 0  # offset in the episode log of the first record that may not be in the weights
     next_group: int = 0
     next_evaluation: int = 0
+    dropped: dict[str, int] = {}  # of the groups below, what is in no update's figures
 
 
 class TrainingState(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,8 +8,9 @@ apart and leave when complete.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from protocol.messages import DropReason, EpisodeKey, Trajectory
 
@@ -26,8 +27,12 @@ class GroupBuffer:
     _batch_groups: list[int] = field(default_factory=list)
     _evaluations: dict[int, dict[int, Trajectory]] = field(default_factory=dict)
     _evaluations_done: set[int] = field(default_factory=set)
-    dropped: Counter = field(default_factory=Counter)  # episodes by reason
-    dropped_tokens: int = 0  # kept ones; those of rejected attempts are counted where they are rejected
+    _dropped: dict[int, Counter] = field(default_factory=dict)  # group -> what of it was dropped, as fields of telemetry
+
+    def resume(self, next_group: int, dropped: Mapping[str, int]) -> None:
+        """Go on behind the groups below `next_group`; `dropped`: what of them is still to be reported."""
+        self.next_group = next_group
+        self._dropped[next_group - 1] = Counter(dropped)
 
     def add(self, trajectory: Trajectory) -> bool:
         """Take it in; False if this episode is known already, by whatever attempt."""
@@ -41,7 +46,7 @@ class GroupBuffer:
                 return False
             self._open.setdefault(key.group, {})[key.member] = trajectory
         if trajectory.dropped is not None:
-            self._drop(trajectory.dropped, [trajectory])
+            self._drop(key.group, trajectory.dropped, [trajectory])
         return True
 
     def advance(self) -> list[int]:
@@ -58,14 +63,25 @@ class GroupBuffer:
                 unusable.append(group)
                 # A single one has nothing to be compared with.
                 reason = DropReason.UNINFORMATIVE if len(played) >= 2 else DropReason.CANCELLED
-                self._drop(reason, played)
+                self._drop(group, reason, played)
             del self._open[group]
             self.next_group += 1
         return unusable
 
-    def _drop(self, reason: DropReason, episodes: Sequence[Trajectory]) -> None:
-        self.dropped[reason.value] += len(episodes)
-        self.dropped_tokens += sum(turn.kept.length for episode in episodes for turn in episode.turns)
+    def _drop(self, group: int, reason: DropReason, episodes: Sequence[Trajectory]) -> None:
+        """Its kept tokens are wasted; those of rejected attempts are counted where they are rejected."""
+        counts = self._dropped.setdefault(group, Counter())
+        counts[f"dropped_{reason}"] += len(episodes)
+        counts["wasted_dropped"] += sum(turn.kept.length for episode in episodes for turn in episode.turns)
+
+    def take_dropped(self) -> Counter:
+        """What was dropped, as fields of telemetry, of groups that have left for good since the last call: a run that is resumed from
+        `oldest_kept` sees the others again."""
+        return self._take_dropped(self.oldest_kept())
+
+    def _take_dropped(self, end: float) -> Counter:
+        gone = [group for group in self._dropped if group < end]
+        return sum((self._dropped.pop(group) for group in gone), Counter())
 
     def take(self, groups: int) -> tuple[list[int], list[list[Trajectory]]] | None:
         """The next batch of `groups` groups (numbers, trajectories), or None while there are too few."""
@@ -101,11 +117,12 @@ class GroupBuffer:
         """Trajectories that are here and not yet handed out."""
         return sum(map(len, self._batch)) + sum(map(len, self._open.values()))
 
-    def cancel_rest(self) -> None:
-        """The run is over: what is here and was not trained on counts as cancelled."""
+    def cancel_rest(self) -> Counter:
+        """The run is over: what is here and was not trained on counts as cancelled. All that was dropped since `take_dropped`."""
         played = [t for group in self._batch for t in group]
         played += [t for members in self._open.values() for t in members.values() if t.dropped is None]
-        self._drop(DropReason.CANCELLED, played)
+        self._drop(self.next_group, DropReason.CANCELLED, played)
         self._batch.clear()
         self._batch_groups.clear()
         self._open.clear()
+        return self._take_dropped(inf)

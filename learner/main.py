@@ -19,7 +19,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from pathlib import Path
@@ -30,7 +30,7 @@ import zmq.asyncio
 from torch import Tensor
 
 from config import Job
-from learner.checkpoint import latest
+from learner.checkpoint import IntakeState, latest
 from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
 from learner.intake import Intake
@@ -152,7 +152,7 @@ class Learner:
             progress = self._share_over()
             with self._spans.span("train", update=number):
                 metrics = await self._do("update", trajectories, progress)
-            metrics = {**rollout_metrics([t for group in trajectories for t in group]), **metrics}
+            metrics = {**rollout_metrics([t for group in trajectories for t in group]), **self._buffer.take_dropped(), **metrics}
             went_back = await self._do("watch", metrics)
             metrics |= {} if went_back is None else {"rolled_back_to": went_back}
             started = time.monotonic()
@@ -163,7 +163,6 @@ class Learner:
                 await self._publish(groups, last=False)
             seconds_publish = time.monotonic() - started
             busy = metrics["seconds_train"] + seconds_publish
-            await self._send_dropped()
             await self._send("update", {
                 **metrics, "update": self.training.update_number, "version": self.training.update_number,
                 "seconds_wait": seconds_wait, "seconds_publish": seconds_publish, "seconds_pause": self._pause_seconds,
@@ -191,9 +190,9 @@ class Learner:
         if not self._stop.is_set():
             await self._phase("evaluating")
             await self._evaluate(wait=True)
-        await self._checkpoint()  # with what was not trained on, which a resumed run goes on with
-        self._buffer.cancel_rest()
-        await self._send_dropped()
+        dropped = self._buffer.take_dropped()
+        await self._checkpoint(dropped)  # with what was not trained on, which a resumed run goes on with
+        await self._send("dropped", {**(dropped + self._buffer.cancel_rest())})
 
     async def _next_batch(self) -> tuple[list[int], list[list[Trajectory]]] | None:
         """The next batch in order of admission; None when time or tokens are used up, or the user wants to stop."""
@@ -260,7 +259,7 @@ class Learner:
         start = functools.partial(lead_start, self._ranks, self._job, self._progress_from_thread())
         self.training = await asyncio.get_running_loop().run_in_executor(self._training_thread, start)
         state = self.training.intake_state
-        self._buffer.next_group = state.next_group
+        self._buffer.resume(state.next_group, state.dropped)
         self._next_evaluation = state.next_evaluation
         if self._job.resume:
             for begin, _, frame in read_records(self._run_dir / "episodes", state.log_position):
@@ -293,9 +292,10 @@ class Learner:
     def _checkpoint_due(self) -> bool:
         return self.training.update_number % self._config.learner.checkpoint_every == 0
 
-    async def _checkpoint(self) -> None:
+    async def _checkpoint(self, dropped: Mapping[str, int] | None = None) -> None:
         position, oldest = self._intake.resume_from(), self._buffer.oldest_kept()
-        await self._do("checkpoint", log_position=position, next_group=oldest, next_evaluation=self._next_evaluation)
+        intake = IntakeState(log_position=position, next_group=oldest, next_evaluation=self._next_evaluation, dropped=dict(dropped or {}))
+        await self._do("checkpoint", intake)
         self._log.forget(position)
 
     # --- messages
@@ -341,10 +341,6 @@ class Learner:
             await self._send("gauge", {
                 "loop_lag": self._lag.read().worst, "queue_trajectories": self._buffer.waiting(), "bad_frames": self._reader.dropped,
             })  # fmt: skip
-
-    async def _send_dropped(self) -> None:
-        await self._send("dropped", dict(self._buffer.dropped))
-        await self._send("gauge", {"wasted_dropped": self._buffer.dropped_tokens})
 
     async def _phase(self, phase: str, done: float | None = None, of: float | None = None) -> None:
         await self._send("phase", {"phase": phase} | ({"done": done, "of": of} if of else {}))

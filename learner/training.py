@@ -152,13 +152,12 @@ class Training:
         factor = self._job.config.learner.rollback
         self._updater.step_scale = factor**self._rollbacks if factor else 1.0
 
-    def checkpoint(self, *, log_position: int, next_group: int, next_evaluation: int) -> Path:
+    def checkpoint(self, intake: IntakeState | None = None) -> Path:
         """Write everything that `restore` needs to go on as if nothing had happened."""
-        intake = IntakeState(log_position=log_position, next_group=next_group, next_evaluation=next_evaluation)
         rng = self._updater.rng.bit_generator.state
         state = TrainingState(
-            update=self.update_number, intake=intake, tokens=self.tokens, began=self.began, rng=rng, rollbacks=self._rollbacks,
-            control=self.control,
+            update=self.update_number, intake=intake or IntakeState(), tokens=self.tokens, began=self.began, rng=rng,
+            rollbacks=self._rollbacks, control=self.control,
         )  # fmt: skip
         run_dir, model_dir, u = Path(self._job.run_dir), Path(self._job.model_dir), self._updater
         beside = checkpoint.Beside(u.reference, u.critic, self._exploration)

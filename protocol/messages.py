@@ -375,7 +375,7 @@ class Steer(Message):
 
 
 class Stats(Message):
-    """Numbers from one process. `event` is "update", "evaluation", "phase", "gauge" or "dropped" (episodes by reason, so far)."""
+    """Numbers from one process. `event` is "update", "evaluation", "phase", "gauge" or "dropped" (at the end: what no update told of)."""
 
     source: str  # process name
     event: str

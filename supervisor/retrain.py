@@ -61,7 +61,7 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
             metrics = rollout_metrics([episode for group in batch for episode in group]) | metrics
             number = training.update_number
             report("update", **metrics | {"update": number, "version": number})
-        training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+        training.checkpoint()
     collector.close()
     console.print(f"{training.update_number} updates from {run_dir}", highlight=False)
     return new

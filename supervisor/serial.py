@@ -50,7 +50,7 @@ async def train_serially(job: Job, console: Console) -> dict:
     collector.close()
     summary = summarise(collector.state, time.monotonic(), "finished")
     write_summary(Path(job.run_dir), summary)
-    console.print(summary_text(summary))
+    console.print(summary_text(summary, job.config.run))
     context.destroy(linger=0)
     return summary
 

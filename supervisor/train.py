@@ -68,7 +68,7 @@ async def train(job: Job, console: Console) -> dict:
         summary = summarise(collector.state, time.monotonic(), ended)
         if collector.state.updates or collector.state.evaluations:
             write_summary(run_dir, summary)
-    console.print(summary_text(summary))
+    console.print(summary_text(summary, job.config.run))
     return summary
 
 

@@ -96,9 +96,7 @@ class RunState:
                 for name, value in stats.values.items():
                     self._gauge(stats.source, name, value, now)
             case "dropped":
-                for reason, count in stats.values.items():
-                    if _is_number(count):
-                        self.counters.setdefault(f"dropped_{reason}", Counter()).observe(stats.source, count)
+                self._add(stats.values)
             case "update":
                 self._take_back(stats.values)
                 record = self._record(self._update(stats.values, now))
@@ -192,9 +190,8 @@ class RunState:
         record |= {name: sum_ / count for name, (sum_, count) in self._means.items()}
         record |= self._peaks
         record |= values
+        self._add(values)
         for name, counter in self.counters.items():
-            if _is_number(values.get(name)):
-                counter.add(values[name])
             if counter.gauged or name in values:
                 record[name], record[name + TOTAL_SUFFIX] = counter.take(), counter.total
         seconds = now - self._last_update
@@ -205,6 +202,11 @@ class RunState:
         self._means.clear()
         self._peaks.clear()
         return record
+
+    def _add(self, shares: dict[str, Value]) -> None:
+        for name, counter in self.counters.items():
+            if _is_number(shares.get(name)):
+                counter.add(shares[name])
 
     def _evaluation(self, values: dict[str, Value], now: float) -> Record:
         record = {"kind": "evaluation", "update": 0, "wall_seconds": self.wall_seconds(now)} | values

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from config import RunSection
 from telemetry.collapse import collapsed
 from telemetry.metrics_file import Record, to_line
 from telemetry.state import RunState
@@ -86,8 +87,8 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> Path:
     return path
 
 
-def summary_text(summary: dict[str, Any]) -> str:
-    """The closing table, as plain text of two columns."""
+def summary_text(summary: dict[str, Any], goal: RunSection) -> str:
+    """The closing table, as plain text of two columns. `goal`: the settings that end a run."""
     rows = [
         ("ended", summary["ended"]),
         ("updates", f"{summary['updates']:,} in {duration(summary['wall_seconds'])}"),
@@ -101,6 +102,10 @@ def summary_text(summary: dict[str, Any]) -> str:
         ("resamples", f"{summary['resamples']:,}"),
         ("dropped episodes", ", ".join(f"{n:,} {reason}" for reason, n in summary["dropped"].items()) or "none"),
     ]
+    if summary["ended"] == "finished" and goal.updates and not summary["updates"]:
+        phase, seconds = max(summary["seconds_by_phase"].items(), key=lambda item: item[1])
+        words = f"run.minutes ({goal.minutes:g}) were over before the first; {duration(seconds)} of them: {phase}. Give it more (--minutes)"
+        rows.insert(2, ("no update", words))
     rows += [("collapsed", "yes: the last evaluation is below half of the best")] * bool(summary["collapsed"])
     rows += [(name, words) for name, words in summary["signs"].items()]
     rows += [("rollbacks", f"{summary['rollbacks']:,}")] * bool(summary["rollbacks"])

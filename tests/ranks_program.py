@@ -14,6 +14,7 @@ import torch
 from learner_fixtures import job_in, random_group, small_config
 
 from config import Config, Job
+from learner.checkpoint import IntakeState
 from learner.ranks import Ranks
 from learner.sharding import whole, whole_weights
 from learner.training import Training
@@ -59,7 +60,7 @@ def trained(job: Job, ranks: Ranks) -> dict:
 
     training._updater.optimizer.register_step_pre_hook(keep)
     metrics = [training.update(groups(seed)) for seed in (0, 1)]
-    training.checkpoint(log_position=1, next_group=2, next_evaluation=3)
+    training.checkpoint(IntakeState(log_position=1, next_group=2, next_evaluation=3))
     training = Training.restore(job, lambda *_: None, ranks)
     metrics.append(training.update(groups(2)))
     weights = {n: tensor.clone() for n, tensor in whole_weights(training.model).items()}

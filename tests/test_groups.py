@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import msgspec
 from hypothesis import given
@@ -18,6 +19,17 @@ def trajectory(group: int, member: int, dropped: DropReason | None = None, evalu
         key=EpisodeKey(group, member, evaluation), attempt=attempt, task_index=0, task_type="t", task="", success=True, turns=[],
         dropped=dropped,
     )  # fmt: skip
+
+
+def play(buffer: GroupBuffer, arrivals: list[Trajectory], groups_per_batch: int) -> Counter:
+    """All are taken in and trained on as far as that goes; what updates tell of the dropped ones."""
+    told = Counter()
+    for arrival in arrivals:
+        buffer.add(arrival)
+        buffer.advance()
+        while buffer.take(groups_per_batch) is not None:
+            told += buffer.take_dropped()
+    return told
 
 
 def fill(buffer: GroupBuffer, group: int, dropped: int = 0) -> None:
@@ -41,12 +53,10 @@ def test_kept_tokens_of_what_is_dropped_are_counted_once():
     buffer = GroupBuffer(group_size=2)
     for group, member, dropped in ((0, 0, DropReason.ENV_ERROR), (0, 1, None), (1, 0, None), (1, 1, None), (2, 0, None)):
         buffer.add(msgspec.structs.replace(trajectory(group, member, dropped), turns=[turn]))
-    assert buffer.dropped_tokens == 7
     buffer.advance()
-    assert buffer.dropped_tokens == 14
+    assert buffer.take_dropped()["wasted_dropped"] == 14
     buffer.take(1)
-    buffer.cancel_rest()
-    assert buffer.dropped_tokens == 21
+    assert buffer.cancel_rest()["wasted_dropped"] == 7
 
 
 def test_a_batch_waits_for_its_first_group_even_if_later_ones_are_complete():
@@ -74,7 +84,7 @@ def test_groups_whose_returns_are_equal_are_left_out_where_that_is_asked_for():
             played = msgspec.structs.replace(trajectory(group, member), turns=[turn])
             buffer.add(played), unfiltered.add(played)
     assert buffer.advance() == [0, 2] and buffer.take(1)[0] == [1]
-    assert buffer.dropped == {DropReason.UNINFORMATIVE.value: 4}
+    assert buffer.take_dropped() == {"dropped_uninformative": 4}
     assert unfiltered.advance() == [] and unfiltered.take(3)[0] == [0, 1, 2]
 
 
@@ -90,7 +100,7 @@ def test_a_group_with_fewer_than_two_members_is_dropped_at_once():
     buffer = GroupBuffer(group_size=3)
     fill(buffer, 0, dropped=2)
     assert buffer.advance() == [0]
-    assert dict(buffer.dropped) == {"env_error": 2, "cancelled": 1}
+    assert buffer.take_dropped() == {"dropped_env_error": 2, "dropped_cancelled": 1}
 
 
 def test_an_evaluation_is_complete_when_all_its_episodes_are_there():
@@ -109,12 +119,26 @@ def test_invariant_3_every_episode_leaves_exactly_once(groups_per_batch, group_s
     sent = [trajectory(g, m, data.draw(reasons)) for g in range(groups) for m in range(group_size)]
     arrivals = sent + [t for t in sent if rng.random() < 0.3]
     rng.shuffle(arrivals)
-    trained = []
+    trained, dropped = [], Counter()
     for t in arrivals:
         buffer.add(t)
         buffer.advance()
         while (batch := buffer.take(groups_per_batch)) is not None:
             trained += [t.key for group in batch[1] for t in group]
-    buffer.cancel_rest()
+            dropped += buffer.take_dropped()
+    dropped += buffer.cancel_rest()
     assert len(trained) == len(set(trained))
-    assert len(trained) + sum(buffer.dropped.values()) == len(sent)
+    assert len(trained) + dropped.total() == len(sent)
+
+
+@given(st.integers(1, 3), st.integers(2, 3), st.integers(1, 6), st.integers(0, 20), st.data())
+def test_what_is_dropped_is_counted_once_whenever_a_run_is_resumed(groups_per_batch, group_size, groups, stop, data):
+    """The resumed one takes in again all groups that the checkpoint does not have, as from the log."""
+    reasons = st.sampled_from([None, *DropReason])
+    sent = [trajectory(g, m, data.draw(reasons)) for g in range(groups) for m in range(group_size)]
+    buffer = GroupBuffer(group_size)
+    dropped = play(buffer, sent[:stop], groups_per_batch)
+    resumed = GroupBuffer(group_size)
+    resumed.resume(buffer.oldest_kept(), buffer.take_dropped())
+    dropped += play(resumed, sent, groups_per_batch) + resumed.cancel_rest()
+    assert dropped == (play(whole := GroupBuffer(group_size), sent, groups_per_batch) + whole.cancel_rest())

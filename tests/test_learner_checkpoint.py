@@ -53,7 +53,7 @@ def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_exactly_if_that_is_a
     synced, before, rename = [], [], os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     monkeypatch.setattr(os, "replace", lambda *names: (before.extend(synced), rename(*names)))
-    written = training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    written = training.checkpoint()
     whole = {path.stat().st_ino for path in (written, *written.rglob("*"))}
     assert set(before) == (whole if fsync else set())
     assert set(synced) - whole == ({written.parent.stat().st_ino} if fsync else set()), "its name, after"
@@ -63,12 +63,13 @@ def test_restored_training_makes_the_very_same_updates(job):
     training = Training.begin(job, no_progress)
     training.update(groups(0))
     training.control = '{"eta": 1}'
-    training.checkpoint(log_position=123, next_group=7, next_evaluation=2)
+    taken_in = checkpoint.IntakeState(log_position=123, next_group=7, next_evaluation=2, dropped={"dropped_cancelled": 4})
+    training.checkpoint(taken_in)
     restored = Training.restore(job, no_progress)
     assert restored.update_number == 1
     assert restored.tokens == training.tokens == sum(tokens_of(episode) for group in groups(0) for episode in group) > 0
     assert restored.control == '{"eta": 1}'
-    assert restored.intake_state == checkpoint.IntakeState(log_position=123, next_group=7, next_evaluation=2)
+    assert restored.intake_state == taken_in
     for seed in (1, 2):
         first, second = training.update(groups(seed)), restored.update(groups(seed))
         assert first["loss"] == second["loss"] and same(weights(training), weights(restored))
@@ -80,7 +81,7 @@ def test_the_reference_policy_survives_a_resume(job):
     job = msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=settings))
     training = Training.begin(job, no_progress)
     training.update(groups(0))
-    training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    training.checkpoint()
     restored = Training.restore(job, no_progress)
     for seed in (1, 2):  # after the first of these, the policy becomes the reference
         first, second = training.update(groups(seed)), restored.update(groups(seed))
@@ -91,7 +92,7 @@ def test_the_reference_policy_survives_a_resume(job):
 def test_what_was_explored_survives_a_resume(job):
     training = Training.begin(job, no_progress)
     training.update(groups(0))
-    training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    training.checkpoint()
     restored = Training.restore(job, no_progress)
     first, second = training.update(groups(1)), restored.update(groups(1))
     assert second["novel_pairs"] == first["novel_pairs"] < 1 and first["known_pairs"] == second["known_pairs"]
@@ -102,7 +103,7 @@ def test_the_value_head_survives_a_resume(job):
     job = msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=settings))
     training = Training.begin(job, no_progress)
     training.update(groups(0))
-    training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    training.checkpoint()
     restored = Training.restore(job, no_progress)
     for seed in (1, 2):
         first, second = training.update(groups(seed)), restored.update(groups(seed))
@@ -117,7 +118,7 @@ def test_a_sign_of_a_collapse_takes_training_back_to_the_checkpoint_before_it_wi
     for seed in range(8):
         training.update(groups(seed))
         if seed in (0, 2, 6):
-            training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+            training.checkpoint()
         if seed == 2:
             good = weights(training)
         assert training.watch({"ratio_p99": 1.0}) is None
@@ -125,7 +126,7 @@ def test_a_sign_of_a_collapse_takes_training_back_to_the_checkpoint_before_it_wi
     assert same(weights(training), good) and training.update_number == 8
     assert settings.max_staleness == 1 and [training.watch({"ratio_p99": 9.0}) for _ in range(2)] == [None, None]  # of the lost weights
     assert sorted(path.name for path in checkpoint.checkpoints_dir(tmp_path).iterdir()) == ["000001", "000003", "000007-collapsed"]
-    training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    training.checkpoint()
     restored = Training.restore(job, no_progress)
     first, second = training.update(groups(9)), restored.update(groups(9))
     assert first["learning_rate"] == second["learning_rate"] == 0.5 * settings.learning_rate
@@ -134,7 +135,7 @@ def test_a_sign_of_a_collapse_takes_training_back_to_the_checkpoint_before_it_wi
 
 def test_half_written_checkpoint_is_never_picked(job, tmp_path, monkeypatch):
     training = Training.begin(job, no_progress)
-    whole = training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    whole = training.checkpoint()
     training.update(groups(0))
 
     def killed(*_):
@@ -142,18 +143,18 @@ def test_half_written_checkpoint_is_never_picked(job, tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint.torch, "save", killed)
     with pytest.raises(KeyboardInterrupt):
-        training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+        training.checkpoint()
     assert checkpoint.latest(tmp_path) == whole
     monkeypatch.undo()
     training.update(groups(1))
-    after = training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    after = training.checkpoint()
     assert sorted(whole.parent.iterdir()) == [whole, after], "what was left of the half-written one"
 
 
 def test_checkpoint_of_the_same_update_is_replaced(job, tmp_path):
     training = Training.begin(job, no_progress)
     for position in (1, 2):
-        training.checkpoint(log_position=position, next_group=0, next_evaluation=0)
+        training.checkpoint(checkpoint.IntakeState(log_position=position))
     assert Training.restore(job, no_progress).intake_state.log_position == 2
     assert [p.name for p in checkpoint.checkpoints_dir(tmp_path).iterdir()] == ["000000"]
 
@@ -167,7 +168,7 @@ def test_latest_is_the_highest_number(tmp_path):
 
 def test_checkpoint_is_a_directory_that_transformers_loads(job):
     training = Training.begin(job, no_progress)
-    path = training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    path = training.checkpoint()
     assert same(load_policy(path).state_dict(), weights(training))
     assert AutoTokenizer.from_pretrained(path).chat_template
 
@@ -180,7 +181,7 @@ def test_resume_without_a_checkpoint_says_so(job):
 def test_new_settings_hold_after_a_resume(job):
     training = Training.begin(job, no_progress)
     training.update(groups(0))
-    training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    training.checkpoint()
     learner = msgspec.structs.replace(CONFIG.learner, learning_rate=5e-5)
     changed = msgspec.structs.replace(job, config=msgspec.structs.replace(CONFIG, learner=learner))
     assert Training.restore(changed, no_progress).update(groups(1))["learning_rate"] == 5e-5

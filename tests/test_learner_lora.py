@@ -47,7 +47,7 @@ def samples() -> list[Sample]:
 
 
 def checkpointed(training: Training) -> Path:
-    return training.checkpoint(log_position=0, next_group=0, next_evaluation=0)
+    return training.checkpoint()
 
 
 def test_adapters_change_nothing_before_they_are_trained(job: Job) -> None:

@@ -91,7 +91,7 @@ def test_a_sign_is_told_once_and_stays_in_the_summary():
     assert file.getvalue().count("warning: ratio tail: 99th percentile of pi/mu 7.5") == 1
     summary = summarise(state, 2.0)
     assert summary["signs"] == {"ratio tail": "99th percentile of pi/mu 7.5"} and summary["collapsed"] is None
-    assert "ratio tail" in summary_text(summary)
+    assert "ratio tail" in summary_text(summary, RunSection())
 
 
 @pytest.mark.parametrize(
@@ -111,4 +111,4 @@ def test_a_rollback_is_told_once_and_counted_in_the_summary():
         progress.tick()
     assert file.getvalue().count("after update 2 training went back to the weights of update 0") == 1
     summary = summarise(state, 2.0)
-    assert summary["rollbacks"] == 1 and "rollbacks" in summary_text(summary)
+    assert summary["rollbacks"] == 1 and "rollbacks" in summary_text(summary, RunSection())

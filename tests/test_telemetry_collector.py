@@ -19,6 +19,7 @@ from protocol.codec import decode, encode
 from protocol.messages import Stats
 from telemetry.collector import Collector
 from telemetry.metrics_file import MetricsFile, read_metrics, to_line
+from telemetry.state import RunState
 from telemetry.summary import summarise
 
 Values = dict[str, float | str | None]
@@ -169,14 +170,21 @@ def test_a_peak_is_over_with_its_update(run: Run) -> None:
     assert run.update(2)["loop_lag_controller"] == 0.125
 
 
-def test_dropped_episodes_are_counted_by_reason_over_all_processes(run: Run) -> None:
-    run.send("controller", "dropped", {"actor_lost": 1, "env_error": 2})
-    run.send("learner", "dropped", {"env_error": 1})
-    run.update(1)
-    run.send("controller", "dropped", {"actor_lost": 4, "env_error": 2})
-    line = run.update(2)
-    assert (line["dropped_actor_lost"], line["dropped_actor_lost_total"], line["dropped_env_error_total"]) == (3, 4, 3)
-    assert run.collector.state.dropped_by_reason() == {"env_error": 3, "actor_lost": 4}
+def test_dropped_episodes_are_counted_by_reason_those_after_the_last_update_too(run: Run) -> None:
+    run.update(1, dropped_actor_lost=1, dropped_env_error=2)
+    line = run.update(2, dropped_actor_lost=3)
+    assert (line["dropped_actor_lost"], line["dropped_actor_lost_total"]) == (3, 4)
+    run.send("learner", "dropped", {"dropped_cancelled": 8, "dropped_env_error": 1, "wasted_dropped": 20})
+    assert run.collector.state.dropped_by_reason() == {"env_error": 3, "actor_lost": 4, "cancelled": 8}
+    assert run.collector.state.total("wasted_dropped") == 20
+
+
+def test_a_run_that_goes_on_counts_what_was_cancelled_at_its_end_no_more(run: Run) -> None:
+    """It plays it."""
+    run.update(1, dropped_env_error=2)
+    run.send("learner", "dropped", {"dropped_cancelled": 8})
+    resumed = RunState(0.0, run.collector.state.records)
+    assert resumed.dropped_by_reason() == {"env_error": 2}
 
 
 def test_an_unknown_field_is_kept(run: Run) -> None:

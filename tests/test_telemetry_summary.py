@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from config import RunSection
 from protocol.messages import DropReason, Stats
 from telemetry.fields import FIELDS, field_of, tag_of, undocumented
 from telemetry.state import RunState
@@ -41,7 +42,7 @@ def trained_state() -> RunState:
         ("controller", "gauge", {"interventions": 7, "resamples": 2}),
         ("learner", "update", {"update": 1, "success": 0.5, "episodes": 8, "trained_tokens": 100} | age(0.0, 0)),
         ("learner", "update", {"update": 2, "success": 0.25, "episodes": 8, "trained_tokens": 300} | age(1.0, 2)),
-        ("controller", "dropped", {"actor_lost": 3}),
+        ("learner", "dropped", {"dropped_actor_lost": 3}),
         (
             "learner",
             "evaluation",
@@ -68,7 +69,7 @@ def test_success_is_held_out_first_and_last() -> None:
 
 def test_scores_are_those_of_the_last_evaluation() -> None:
     summary = summarise(trained_state(), 10.0)
-    assert summary["scores"] == {"price": 0.25} and "price" in summary_text(summary)
+    assert summary["scores"] == {"price": 0.25} and "price" in summary_text(summary, RunSection())
 
 
 def test_a_token_age_counts_as_often_as_its_tokens() -> None:
@@ -119,7 +120,11 @@ def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
 
 
 def test_the_closing_table_says_what_matters() -> None:
-    table = dict(line.split("  ", 1) for line in summary_text(summarise(trained_state(), 75.0)).splitlines() if not line.startswith(" "))
+    table = dict(
+        line.split("  ", 1)
+        for line in summary_text(summarise(trained_state(), 75.0), RunSection()).splitlines()
+        if not line.startswith(" ")
+    )
     said = {name: " ".join(value.split()) for name, value in table.items()}
     assert said["held-out success"] == "25.0 % -> 75.0 %"
     assert said["updates"] == "2 in 1:15 min"
@@ -127,7 +132,14 @@ def test_the_closing_table_says_what_matters() -> None:
 
 
 def test_the_closing_table_of_a_run_that_did_nothing_has_no_numbers_to_show() -> None:
-    assert "held-out success  - -> -" in summary_text(summarise(RunState(0.0), 1.0))
+    assert "held-out success  - -> -" in summary_text(summarise(RunState(0.0), 1.0), RunSection())
+
+
+@pytest.mark.parametrize(("ended", "updates", "said"), [("finished", 5, True), ("finished", 0, False), ("interrupted", 5, False)])
+def test_a_run_whose_minutes_were_over_before_its_first_update_says_so(ended: str, updates: int, said: bool) -> None:
+    state = state_of(("learner", "phase", {"phase": "warm start"}))
+    text = summary_text(summarise(state, 901.0, ended), RunSection(updates=updates, minutes=14.5))
+    assert ("run.minutes (14.5) were over before the first; 15:00 min of them: warm start" in " ".join(text.split())) == said
 
 
 @pytest.mark.parametrize(
