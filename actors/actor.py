@@ -213,8 +213,7 @@ class Actor:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._welcome.heartbeat_seconds)
-            steps, self._player.steps = self._player.steps, 0
-            await self._tell_controller(Heartbeat(loop_lag=self._lag.read().worst, steps=steps, asking=self._asking))
+            await self._tell_controller(Heartbeat(loop_lag=self._lag.read().worst, asking=self._asking))
             self._unanswered += 1
             if self._unanswered > CONTROLLER_LOST_AFTER:
                 raise ControllerLost(f"the controller has not answered {CONTROLLER_LOST_AFTER} heartbeats")

@@ -52,7 +52,6 @@ class EpisodePlayer:
         self._step_timeout = step_timeout
         self._max_prompt_tokens = max_prompt_tokens
         self._anchor_texts = anchor_texts
-        self.steps = 0
 
     async def play(self, lease: Lease) -> Trajectory | None:
         """The trajectory; dropped, with a reason, when the environment or the engine failed. None if it was cancelled."""
@@ -87,7 +86,6 @@ class EpisodePlayer:
             scores = dict(episode.scores)
             if not all(map(isfinite, (result.reward, *scores.values()))):
                 raise _Ended(DropReason.ENV_ERROR, f"the environment gave a reward of {result.reward}, and scores {scores}")
-            self.steps += 1
             played.turns.append(
                 Turn(
                     prompt=request.prompt, kept=answer.kept, rejected=answer.rejected, reward=result.reward,

@@ -94,7 +94,7 @@ def samples() -> list:
         ),
         ShardState(shard=1, version=3, seconds=0.1, engines=[("http://a", "healthy", 2)], gauges={"engines": 1.0}),
         Stats(source="learner", event="update", values={"update": 1.0, "loss": None}),
-        Credit(episodes=3), EpisodeEnded(key=key, attempt=0), Heartbeat(loop_lag=0.1, steps=2),
+        Credit(episodes=3), EpisodeEnded(key=key, attempt=0), Heartbeat(loop_lag=0.1, asking=2),
     ]  # fmt: skip
 
 

@@ -117,8 +117,6 @@ class Heartbeat(Message):
     """The actor lives."""
 
     loop_lag: float = 0.0  # seconds, worst since the last heartbeat
-    step_seconds: float = 0.0  # spent inside the environment since the last heartbeat
-    steps: int = 0  # environment steps since the last heartbeat
     asking: int = 0  # episodes that it could take now
 
 

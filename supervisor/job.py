@@ -82,7 +82,7 @@ def _claimed(name: str) -> Path:
             run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         else:
             run_dir = _new(run_dir)
-        _held[str(run_dir)] = _locked(run_dir)
+        _held[str(run_dir)] = locked(run_dir)
     except BlockingIOError:
         raise ConfigError(f"run.dir: the run in {run_dir} is still under way; wait until it has ended, or give another directory") from None
     except OSError as error:
@@ -120,19 +120,19 @@ def weights_dir(parent: Path) -> str:
     """
     for left in parent.glob(f"{WEIGHTS_PREFIX}*"):
         with contextlib.suppress(OSError):  # in use, not ours, or gone
-            descriptor = _locked(left)
+            descriptor = locked(left)
             try:
                 shutil.rmtree(left)
             finally:
                 os.close(descriptor)
     directory = Path(tempfile.mkdtemp(prefix=f".{WEIGHTS_PREFIX}", dir=parent))
-    descriptor = _locked(directory)
+    descriptor = locked(directory)
     final = str(directory.rename(parent / directory.name[1:]))  # only now may others try it
     _held[final] = descriptor
     return final
 
 
-def _locked(directory: Path) -> int:
+def locked(directory: Path) -> int:
     """The descriptor of its lock, which holds until that is closed or the process ends. BlockingIOError if somebody else has it."""
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:

@@ -7,12 +7,13 @@ was begun is resumed, so the same command goes on after an interruption.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from config import ConfigError
 from supervisor import settings
 from supervisor.children import Child, last_words, start, stop_all
-from supervisor.job import configured_environment
+from supervisor.job import configured_environment, locked
 from supervisor.options import SHORT_NAMES, all_settings, kind_of
 from supervisor.sweep_tables import effects_table, figures, rows_table
 from telemetry.metrics_file import METRICS_FILE, of_kind, read_metrics
@@ -102,10 +103,10 @@ def plan(overrides: Mapping[str, str], seeds: int) -> Plan:
 
 def sweep(directory: Path, planned: Plan, slots: int, console: Console) -> int:
     """Make the runs and show the table; 0 if all are finished, 1 if one failed, 130 after Ctrl-C. ConfigError for a directory with another
-    sweep."""
-    _claim(directory, planned)
+    sweep, or one whose runs another process makes."""
     cells = planned.cells()
-    failed, interrupted = asyncio.run(_make_all(directory, planned, cells, slots, console))
+    with _claimed(directory, planned):
+        failed, interrupted = asyncio.run(_make_all(directory, planned, cells, slots, console))
     for cell, words in failed.items():
         console.print(f"{cell.name} failed\n{words}", highlight=False, markup=False, soft_wrap=True)
     finished = [cell for cell in cells if is_finished(directory / cell.name)]
@@ -127,8 +128,10 @@ def _show(directory: Path, finished: Sequence[Cell], console: Console) -> None:
     (directory / PAGE).write_text(page(directory.resolve().name, rows, changes), encoding="utf-8")
 
 
-def _claim(directory: Path, planned: Plan) -> None:
-    """The directory is this sweep's: it may have more values or seeds than before, but what is not varied must hold for all runs."""
+@contextlib.contextmanager
+def _claimed(directory: Path, planned: Plan) -> Iterator[None]:
+    """The directory is this sweep's: it may have more values or seeds than before, but what is not varied must hold for all runs. While
+    inside, it is this process's alone."""
     file = directory / PLAN
     if file.exists():
         before = json.loads(file.read_text())
@@ -137,7 +140,15 @@ def _claim(directory: Path, planned: Plan) -> None:
     elif directory.exists() and any(directory.iterdir()):
         raise ConfigError(f"sweep: {directory} is not empty, and no sweep's; give another directory")
     directory.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"varied": planned.varied, "fixed": planned.fixed, "seeds": planned.seeds}, indent=1))
+    try:
+        lock = locked(directory)
+    except BlockingIOError:
+        raise ConfigError(f"sweep: the runs in {directory} are being made; wait until that has ended, or give another directory") from None
+    try:
+        file.write_text(json.dumps({"varied": planned.varied, "fixed": planned.fixed, "seeds": planned.seeds}, indent=1))
+        yield
+    finally:
+        os.close(lock)
 
 
 async def _make_all(directory: Path, planned: Plan, cells: Sequence[Cell], slots: int, console: Console) -> tuple[dict[Cell, str], bool]:

@@ -25,7 +25,7 @@ from supervisor.endpoints import free_port
 from supervisor.settings import resolve
 
 
-def job(**settings: str) -> Job:
+def job(engines: int = 1, **settings: str) -> Job:
     nowhere = "tcp://127.0.0.1:1"
     return Job(
         config=resolve(None, {name.replace("__", "."): value for name, value in settings.items()}),
@@ -36,7 +36,7 @@ def job(**settings: str) -> Job:
             signals=["tcp://127.0.0.1:7001"],
             trajectories=nowhere,
             stats=nowhere,
-            engines=["http://127.0.0.1:7000"],
+            engines=[f"http://127.0.0.1:{7000 + 2 * number}" for number in range(engines)],
         ),
         run_dir="",
         model_dir="policy",
@@ -106,6 +106,12 @@ def test_weights_over_nccl_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_tap_is_left_out_where_signals_come_from_streams(on_cpu: bool) -> None:
     command = engine_command(job(control__signal="stream"))
     assert "--logits-processors" not in command.arguments and "FORAY_TAP_ENDPOINT" not in command.environment
+
+
+def test_engines_draw_their_own_random_numbers_in_each_run_and_the_same_ones_in_a_run_of_the_same_seed(on_cpu: bool) -> None:
+    runs = [job(engines=2, run__seed=seed) for seed in ("0", "1", "0")]
+    first, second, again = ([value(engine_command(run, number).arguments, "--seed") for number in (0, 1)] for run in runs)
+    assert len({*first, *second}) == 4 and again == first
 
 
 def test_further_arguments_of_the_user_come_last(on_cpu: bool) -> None:

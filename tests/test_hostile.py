@@ -38,7 +38,7 @@ ABSURD = [
     TurnRequest(key=FIRST, attempt=0, turn=0, prompt=pack([1, 2, 3], INT32)),
     TurnRequest(key=FIRST, attempt=0, turn=-(2**60), prompt=b"abc"),
     TurnRequest(key=EpisodeKey(2**62, -1, True), attempt=9, turn=1, prompt=pack([-1] * 10, INT32)),
-    Lease(key=FIRST, attempt=0, split="../..", task_index=-1, seed=-1), Heartbeat(loop_lag=float("nan"), steps=-1), Ack(keys=[FIRST]),
+    Lease(key=FIRST, attempt=0, split="../..", task_index=-1, seed=-1), Heartbeat(loop_lag=float("nan"), asking=-1), Ack(keys=[FIRST]),
     Trajectory(key=FIRST, attempt=0, task_index=0, task_type="", task="", success=True, turns=[], scores={"x": float("nan")}),
     Trajectory(key=EpisodeKey(10**12, 0), attempt=0, task_index=0, task_type="", task="", success=True, turns=[]),
     SignalFrame(

@@ -20,6 +20,7 @@ import supervisor.sweep
 from config import ConfigError
 from learner.checkpoint import by_update
 from supervisor.cli import main
+from supervisor.job import locked
 from supervisor.sweep import Cell, is_finished, plan, sweep, updates_so_far
 from supervisor.sweep_tables import effects_table, figures
 from telemetry.intervals import of_median
@@ -237,6 +238,17 @@ def test_a_run_that_fails_is_named_with_its_last_words_as_they_are(tmp_path: Pat
     assert main(["sweep", str(tmp_path / "sweep"), "--model", str(model)]) == 1
     said = capsys.readouterr().out
     assert "seed=0 failed" in said and "[/red]" in said and "no Hugging Face" in said.replace("\n", " ")
+
+
+def test_two_do_not_make_the_runs_of_one_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "sweep.json").write_text(json.dumps({"varied": {"control.mode": ["off", "t2po"]}, "fixed": {}, "seeds": 1}))
+    lock = locked(tmp_path)
+    try:
+        assert main(["sweep", str(tmp_path), "--control", "off,t2po"]) == 2
+    finally:
+        os.close(lock)
+    assert "are being made" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "sweep.json"]
 
 
 def test_a_directory_of_another_sweep_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

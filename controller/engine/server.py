@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -74,6 +75,7 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
         *("--model", job.model_dir, "--served-model-name", "policy"),
         *("--host", address.hostname or "127.0.0.1", "--port", str(address.port)),
         *("--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_sequences)),
+        *("--seed", str(engine_seed(job.config.run.seed, number))),
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
         *("--weight-transfer-config", json.dumps({"backend": BACKEND if engine.weights == "file" else engine.weights})),
         *("--middleware", GATE),
@@ -108,6 +110,11 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
             environment["CUDA_VISIBLE_DEVICES"] = engine.devices[number]
         arguments += ["--dtype", engine.dtype, "--gpu-memory-utilization", str(engine.gpu_memory_fraction)]
     return EngineCommand(arguments + list(engine.extra_args), environment)
+
+
+def engine_seed(seed: int, number: int) -> int:
+    """Seed of what requests without one are sampled with, 31 bits (vLLM's is 0 otherwise: all engines of all runs would draw the same)."""
+    return random.Random(f"engine/{seed}/{number}").getrandbits(31)
 
 
 def cpu_dtype(configured: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
