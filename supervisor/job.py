@@ -54,6 +54,7 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
     check_shards(config)
     endpoints = choose_endpoints(config)
     check_keys(config, endpoints)
+    weights_parent = _weights_parent(config)
     run_dir = _claimed(config.run.dir)
     (run_dir / "logs").mkdir(exist_ok=True)
     job = Job(
@@ -61,7 +62,7 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
         endpoints=endpoints,
         run_dir=str(run_dir),
         model_dir=str(model or run_dir / "policy"),
-        weights_dir=weights_dir(_weights_parent(config)),
+        weights_dir=weights_dir(weights_parent),
         engine_key=os.environ.get(ENGINE_KEY, "") or ("" if config.engine.urls else secrets.token_urlsafe(32)),
         permit_key=secrets.token_urlsafe(32),
         started=time.time() - (lasted(read_metrics(run_dir / METRICS_FILE)) if resume else 0.0),
@@ -109,7 +110,12 @@ def _weights_parent(config: Config) -> Path:
     if not config.run.weights_dir:
         return Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
     parent = Path(config.run.weights_dir).absolute()
-    parent.mkdir(parents=True, exist_ok=True)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.weights_dir: {parent} cannot be made: {error.strerror}") from None
+    if not os.access(parent, os.W_OK):
+        raise ConfigError(f"run.weights_dir: {parent} cannot be written to")
     return parent
 
 

@@ -59,6 +59,13 @@ def test_a_place_where_nothing_can_be_written_is_refused(small_policy: Path):
         prepare(resolve(overrides={"model": str(small_policy), "run.dir": "/proc/run"}), resume=False, model=small_policy)
 
 
+def test_a_place_where_no_weights_can_be_put_is_refused_and_leaves_no_run(tmp_path: Path, small_policy: Path):
+    overrides = {"model": str(small_policy), "run.dir": str(tmp_path / "run"), "run.weights_dir": "/proc/weights"}
+    with pytest.raises(ConfigError, match=r"run\.weights_dir: /proc/weights cannot be made"):
+        prepare(resolve(overrides=overrides), resume=False, model=small_policy)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("host", "told"), [("0.0.0.0", ""), ("127.0.0.2", "127.0.0.2"), ("", "")])
 def test_actors_are_told_no_address_of_the_learner_that_is_none(tmp_path: Path, small_policy: Path, host: str, told: str):
     config = small_config(model__name=str(small_policy))
