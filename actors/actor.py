@@ -31,6 +31,7 @@ from protocol.messages import (
     Message,
     Place,
     Shutdown,
+    Trajectory,
     TurnFailed,
     TurnRequest,
     TurnResult,
@@ -93,6 +94,7 @@ class Actor:
         self._acks: dict[EpisodeKey, asyncio.Event] = {}
         self._over = asyncio.Event()
         self._asking = 0
+        self._playing: list[tuple[EpisodeKey, int]] = []
         self._unanswered = 0  # heartbeats; not seconds, of which one that was stopped for a while has slept through any number
         self._lag = LoopLag()
 
@@ -119,16 +121,19 @@ class Actor:
             self._asking += 1
             lease = await self._leases.get()
             self._asking -= 1
-            trajectory = await self._player.play(lease)
-            if trajectory is None:
-                continue  # cancelled: somebody else plays it, or nobody has to
-            acknowledged = self._acks.setdefault(lease.key, asyncio.Event())  # of all attempts that are delivered from here
-            delivery = f"episode {lease.key.id} from the learner at {self._learner_address} (learner.host, learner.port)"
-            await self._until(delivery, acknowledged.wait(), functools.partial(self._learner.send, encode(trajectory)))
-            self._acks.pop(lease.key, None)
-            ended = EpisodeEnded(key=lease.key, attempt=lease.attempt)
-            for connection in {self._controller, self._shard}:
-                await connection.send(encode(ended))
+            if (trajectory := await self._player.play(lease)) is not None:  # else cancelled: somebody else plays it, or nobody has to
+                await self._deliver(trajectory, lease.attempt)
+            self._playing.remove((lease.key, lease.attempt))
+
+    async def _deliver(self, trajectory: Trajectory, attempt: int) -> None:
+        """Until the learner has it; then nobody else needs to play it."""
+        key = trajectory.key
+        acknowledged = self._acks.setdefault(key, asyncio.Event())  # of all attempts that are delivered from here
+        delivery = f"episode {key.id} from the learner at {self._learner_address} (learner.host, learner.port)"
+        await self._until(delivery, acknowledged.wait(), functools.partial(self._learner.send, encode(trajectory)))
+        self._acks.pop(key, None)
+        for connection in {self._controller, self._shard}:
+            await connection.send(encode(EpisodeEnded(key=key, attempt=attempt)))
 
     async def _take_turn(self, request: TurnRequest) -> TurnResult | TurnFailed:
         turn = (request.key, request.attempt, request.turn)
@@ -166,6 +171,7 @@ class Actor:
                 case Alive(shards=shards):
                     await self._move(shard_of(self.name, shards))
                 case Lease() as lease:
+                    self._playing.append((lease.key, lease.attempt))
                     self._leases.put_nowait(lease)
                 case TurnResult() | TurnFailed() as answer:
                     self._answered(answer)
@@ -213,7 +219,7 @@ class Actor:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._welcome.heartbeat_seconds)
-            await self._tell_controller(Heartbeat(loop_lag=self._lag.read().worst, asking=self._asking))
+            await self._tell_controller(Heartbeat(loop_lag=self._lag.read().worst, asking=self._asking, playing=self._playing))
             self._unanswered += 1
             if self._unanswered > CONTROLLER_LOST_AFTER:
                 raise ControllerLost(f"the controller has not answered {CONTROLLER_LOST_AFTER} heartbeats")

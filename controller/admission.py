@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from protocol.messages import EpisodeKey, Lease
@@ -152,6 +153,11 @@ class Admission:
     def overdue(self, before: float) -> list[EpisodeKey]:
         """Episodes that were leased before then go back likewise: whoever has them lives, and does not bring them to an end."""
         return self._take_back([key for key, holder in self.leased.items() if holder.since < before])
+
+    def unknown(self, actor: bytes, playing: Collection[tuple[EpisodeKey, int]], before: float) -> list[EpisodeKey]:
+        """What it was leased before then and does not know of goes back likewise: the lease was lost on its way."""
+        mine = [(key, holder) for key, holder in self.leased.items() if holder.actor == actor and holder.since < before]
+        return self._take_back([key for key, holder in mine if (key, holder.attempt) not in playing])
 
     def _take_back(self, keys: list[EpisodeKey]) -> list[EpisodeKey]:
         given_up = []

@@ -33,14 +33,16 @@ class Credits:
         """Episodes that this actor could take."""
         return self._of[actor]
 
-    def claimed(self, actor: bytes, episodes: int) -> None:
-        """It says, as it does now and then, that it could take so many. When that is more than we know of, and stays so, leases were lost
-        with a connection; at first they may be on their way."""
+    def claimed(self, actor: bytes, episodes: int) -> bool:
+        """It says, as it does with every heartbeat, that it could take so many. When that is more than we know of, and stays so, it is
+        believed (True): leases were lost with a connection; at first they may be on their way."""
         missing = episodes - self._of[actor]
         self._claims[actor] = self._claims[actor] + 1 if missing > 0 else 0
-        if self._claims[actor] >= CLAIMS:
-            self._claims[actor] = 0
-            self.add(actor, missing)
+        if self._claims[actor] < CLAIMS:
+            return False
+        self._claims[actor] = 0
+        self.add(actor, missing)
+        return True
 
     def first(self) -> bytes:
         """Whose turn it is. IndexError if nobody waits."""

@@ -45,7 +45,7 @@ from tokenizers import Tokenizer
 
 from config import Config, Job
 from controller.admission import Admission, AdmissionSettings
-from controller.credits import Credits
+from controller.credits import CLAIMS, Credits
 from controller.dashboard import Dashboard
 from controller.desk import Desk
 from controller.endings import dropped
@@ -196,9 +196,11 @@ class Controller:
                     if self.admission.ended(key, actor, attempt):
                         self._desk.forget(key, attempt)
                         await self._tell_of_revoked()
-                case Heartbeat(asking=n) if 0 <= n <= MAX_CREDIT:
+                case Heartbeat(asking=n, playing=playing) if 0 <= n <= MAX_CREDIT:
                     self._gauges[actor] = message
-                    self._credits.claimed(actor, n)
+                    if self._credits.claimed(actor, n):
+                        before = time.monotonic() - (CLAIMS - 2) * self.config.actor.heartbeat_seconds
+                        await self._give_up(self.admission.unknown(actor, set(playing), before))
                     await self._to_actor(actor, self._alive())
                 case _:
                     flaw = f"{type(message).__name__} that no actor sends"

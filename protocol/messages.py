@@ -118,6 +118,7 @@ class Heartbeat(Message):
 
     loop_lag: float = 0.0  # seconds, worst since the last heartbeat
     asking: int = 0  # episodes that it could take now
+    playing: list[tuple[EpisodeKey, int]] = []  # leases (episode, attempt) that it has
 
 
 class Place(msgspec.Struct, array_like=True, frozen=True):

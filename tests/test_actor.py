@@ -92,11 +92,13 @@ async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(b
     await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
     first, second = [await bench.heard(bench.controller, TurnRequest) for _ in range(2)]
     assert first == second
+    assert (await bench.heard(bench.controller, Heartbeat)).playing == [(KEY, 0)]
     await bench.say(bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
     delivered = [await bench.heard(bench.learner, Trajectory) for _ in range(2)]
     assert delivered[0].key == delivered[1].key == KEY
     await bench.say(bench.learner, Ack(keys=[KEY]))
     assert (await bench.heard(bench.controller, EpisodeEnded)).key == KEY
+    assert (await bench.heard(bench.controller, Heartbeat)).playing == []
     await bench.say(bench.controller, Shutdown(reason="over"))
     await asyncio.wait_for(playing, 10)
 

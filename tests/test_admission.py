@@ -83,6 +83,15 @@ def test_an_episode_that_takes_too_long_is_leased_to_another_actor_while_its_own
     assert admission.overdue(before=40.0) == [slow.key], "its leases are used up"
 
 
+def test_an_episode_whose_actor_does_not_know_of_it_is_leased_again():
+    admission = make()
+    known, lost, on_its_way = (admission.lease(b"a", now=float(second)) for second in range(3))
+    others = admission.lease(b"b", now=0.0)
+    assert admission.unknown(b"a", {(known.key, 0)}, before=2.0) == []
+    assert (admission.lease(b"c").key, admission.revoked) == (lost.key, [(lost.key, 0)])
+    assert admission.holds(known.key, 0, b"a") and admission.holds(on_its_way.key, 0, b"a") and admission.holds(others.key, 0, b"b")
+
+
 def test_a_resumed_run_plays_only_the_members_that_are_missing():
     admission = make()
     admission.__init__(admission.settings)

@@ -12,11 +12,12 @@ import zmq
 import zmq.asyncio
 from run_fixtures import job_in, small_config
 
+from controller.credits import CLAIMS
 from controller.main import Controller
 from protocol.arrays import INT32, pack
 from protocol.codec import decode, encode
 from protocol.files import allow_many_files
-from protocol.messages import Applied, DropReason, EpisodeKey, LearnerState, Lease, TurnFailed, TurnRequest, TurnResult
+from protocol.messages import Applied, DropReason, EpisodeKey, Heartbeat, LearnerState, Lease, TurnFailed, TurnRequest, TurnResult
 
 
 class Bench:
@@ -93,6 +94,19 @@ async def test_a_turn_that_is_asked_for_again_is_answered_again_and_not_generate
     bench.controller._desk._answer = answer
     answers = [(await bench.asked(request_of(lease, turn))).turn for turn in (0, 0, 1, 1)]
     assert (answers, asked) == ([0, 0, 1, 1], [0, 1])
+
+
+@pytest.mark.parametrize("knows", [True, False])
+async def test_a_lease_that_was_lost_on_its_way_is_given_again(bench: Bench, knows: bool):
+    """The actor goes on asking for one, and does not say that it plays it."""
+    bench.controller._shards.version = 0
+    first = bench.lease()
+    for _ in range(CLAIMS):
+        await bench.actor.send(encode(Heartbeat(asking=1, playing=[(first.key, 0)] if knows else [])))
+    async with asyncio.timeout(20):
+        while not isinstance(given := decode(await bench.actor.recv()), Lease):
+            pass
+    assert ((given.key, given.attempt) == (first.key, 1)) == (not knows)
 
 
 async def test_turns_that_an_actor_has_no_lease_for_are_refused_and_leave_nothing_behind(bench: Bench):
