@@ -25,18 +25,21 @@ from protocol.messages import Attempt, StopReason, Trajectory
 from supervisor import settings
 from supervisor.defaults import with_preset
 from supervisor.job import configured_environment
+from supervisor.models import find_model
 
 LOG = Path("episodes")
 
 
 def recorded_job(run_dir: Path, command: str) -> Job:
-    """The job of a run directory with episodes, which may have been moved. ConfigError if it is none."""
+    """The job of a run directory with episodes, which may have been moved, or come from another machine. ConfigError if it is none, or if
+    its model is not to be had here."""
     for needed in ("job.json", "config.toml", str(LOG)):
         if not (run_dir / needed).exists():
             raise ConfigError(f"{command}: {run_dir} is no run directory with episodes (it has no {needed})")
     job = Job.load(run_dir / "job.json")
-    moved = not Path(job.model_dir).exists()
-    return msgspec.structs.replace(job, model_dir=str(run_dir / "policy")) if moved else job
+    if Path(job.model_dir).exists():
+        return job
+    return msgspec.structs.replace(job, model_dir=str(find_model(job.config, Console(stderr=True)) or run_dir / "policy"))
 
 
 def read_episodes(log: Path) -> Iterator[tuple[int, Trajectory]]:

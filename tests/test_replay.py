@@ -7,12 +7,13 @@ import re
 from math import isnan, nan
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from run_fixtures import played_serially, small_config
+from run_fixtures import job_in, played_serially, small_config
 
 from config import ConfigError, Job
 from controller.rules.replay import replay
@@ -21,7 +22,7 @@ from controller.rules.thinking import DelegatedRule, ThinkingSettings
 from protocol.arrays import FLOAT16, INT32, unpack
 from protocol.messages import Trajectory
 from supervisor.cli import main
-from supervisor.replay import Recording, replay_run
+from supervisor.replay import Recording, recorded_job, replay_run
 
 OPEN, CLOSE, WORD = 1, 2, 9
 
@@ -48,6 +49,18 @@ def test_what_was_compared_is_shown_at_each_token_until_the_decision():
     assert replayed.scores == [0.0, 1.0, 0.5, 0.5, 0.0]
     np.testing.assert_array_equal(replayed.compared, [nan, nan, 0.5, 0.0, nan])
     assert replayed.intervention.position == 3
+
+
+@pytest.mark.parametrize("tiny", [True, False])
+def test_a_run_of_another_machine_is_read_with_its_own_policy_or_the_model_as_it_is_found_here(
+    tmp_path: Path, small_policy: Path, tiny: bool
+):
+    run, named = tmp_path / "run", small_config(model__name=str(small_policy))
+    job = msgspec.structs.replace(job_in(run, named), model_dir="/not/here", config=small_config() if tiny else named)
+    job.save(run / "job.json")
+    (run / "config.toml").touch()
+    (run / "episodes").mkdir()
+    assert recorded_job(run, "replay").model_dir == str(run / "policy" if tiny else small_policy)
 
 
 @pytest.fixture(scope="module")
