@@ -199,6 +199,7 @@ class Controller:
                 case Heartbeat(asking=n, playing=playing) if 0 <= n <= MAX_CREDIT:
                     self._gauges[actor] = message
                     if self._credits.claimed(actor, n):
+                        # It began to claim CLAIMS - 1 heartbeats ago, or a little less: what was leased since may be on its way.
                         before = time.monotonic() - (CLAIMS - 2) * self.config.actor.heartbeat_seconds
                         await self._give_up(self.admission.unknown(actor, set(playing), before))
                     await self._to_actor(actor, self._alive())
