@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
 
 from protocol.messages import DropReason, EpisodeKey, Trajectory
 
@@ -74,14 +73,16 @@ class GroupBuffer:
         counts[f"dropped_{reason}"] += len(episodes)
         counts["wasted_dropped"] += sum(turn.kept.length for episode in episodes for turn in episode.turns)
 
-    def take_dropped(self) -> Counter:
-        """What was dropped, as fields of telemetry, of groups that have left for good since the last call: a run that is resumed from
+    def dropped(self) -> Counter:
+        """What was dropped, as fields of telemetry, of groups that have left for good since `take_dropped`: a run that is resumed from
         `oldest_kept` sees the others again."""
-        return self._take_dropped(self.oldest_kept())
+        return sum((counts for group, counts in self._dropped.items() if group < self.oldest_kept()), Counter())
 
-    def _take_dropped(self, end: float) -> Counter:
-        gone = [group for group in self._dropped if group < end]
-        return sum((self._dropped.pop(group) for group in gone), Counter())
+    def take_dropped(self) -> Counter:
+        """The same, to be reported now."""
+        taken = self.dropped()
+        self._dropped = {group: counts for group, counts in self._dropped.items() if group >= self.oldest_kept()}
+        return taken
 
     def take(self, groups: int) -> tuple[list[int], list[list[Trajectory]]] | None:
         """The next batch of `groups` groups (numbers, trajectories), or None while there are too few."""
@@ -125,4 +126,4 @@ class GroupBuffer:
         self._batch.clear()
         self._batch_groups.clear()
         self._open.clear()
-        return self._take_dropped(inf)
+        return sum(self._dropped.values(), Counter())

@@ -19,7 +19,7 @@ import asyncio
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from math import inf
 from pathlib import Path
@@ -190,9 +190,8 @@ class Learner:
         if not self._stop.is_set():
             await self._phase("evaluating")
             await self._evaluate(wait=True)
-        dropped = self._buffer.take_dropped()
-        await self._checkpoint(dropped)  # with what was not trained on, which a resumed run goes on with
-        await self._send("dropped", {**(dropped + self._buffer.cancel_rest())})
+        await self._checkpoint()  # with what was not trained on, which a resumed run goes on with
+        await self._send("dropped", {**self._buffer.cancel_rest()})
 
     async def _next_batch(self) -> tuple[list[int], list[list[Trajectory]]] | None:
         """The next batch in order of admission; None when time or tokens are used up, or the user wants to stop."""
@@ -292,9 +291,9 @@ class Learner:
     def _checkpoint_due(self) -> bool:
         return self.training.update_number % self._config.learner.checkpoint_every == 0
 
-    async def _checkpoint(self, dropped: Mapping[str, int] | None = None) -> None:
-        position, oldest = self._intake.resume_from(), self._buffer.oldest_kept()
-        intake = IntakeState(log_position=position, next_group=oldest, next_evaluation=self._next_evaluation, dropped=dict(dropped or {}))
+    async def _checkpoint(self) -> None:
+        position, oldest, dropped = self._intake.resume_from(), self._buffer.oldest_kept(), self._buffer.dropped()
+        intake = IntakeState(log_position=position, next_group=oldest, next_evaluation=self._next_evaluation, dropped=dropped)
         await self._do("checkpoint", intake)
         self._log.forget(position)
 

@@ -120,11 +120,8 @@ def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
 
 
 def test_the_closing_table_says_what_matters() -> None:
-    table = dict(
-        line.split("  ", 1)
-        for line in summary_text(summarise(trained_state(), 75.0), RunSection()).splitlines()
-        if not line.startswith(" ")
-    )
+    text = summary_text(summarise(trained_state(), 75.0), RunSection())
+    table = dict(line.split("  ", 1) for line in text.splitlines() if not line.startswith(" "))
     said = {name: " ".join(value.split()) for name, value in table.items()}
     assert said["held-out success"] == "25.0 % -> 75.0 %"
     assert said["updates"] == "2 in 1:15 min"
