@@ -63,7 +63,8 @@ async def test_turns_keep_their_identity_through_preemption(policies: Policies, 
             await engine.run(policies.first)
             rules = [rule_for(-1, [VOCABULARY - 1, 22], epsilon=0.1) if i % 2 else None for i in range(24)]
             turns = [engine.start(max_tokens=80 + i, rule=rule) for i, rule in enumerate(rules)]
-            for (turn_id, prompt, task), rule in zip(turns, rules, strict=True):
+            cut = 0
+            for (turn_id, prompt, task), delegated in zip(turns, rules, strict=True):
                 generation = await task
                 signals = await watcher.until(turn_id, len(generation.tokens))
                 assert sorted(set(signals.position)) == list(range(len(generation.tokens)))
@@ -72,11 +73,14 @@ async def test_turns_keep_their_identity_through_preemption(policies: Policies, 
                 expected = (-(log_probs.exp() * log_probs).sum(-1)).tolist()
                 assert [signals.entropy[i] for i in first] == pytest.approx(expected, abs=TOLERANCE)
                 forced = [position for position, i in enumerate(first) if signals.forced[i] >= 0]
-                assert [generation.tokens[position] for position in forced] == ([] if rule is None else rule.queue[: len(forced)])
-                assert (rule is None) == (not forced)
+                rows, rule = list(signals.rows()), delegated and delegated.begin()
+                decision = rule and next((d for i in first if (d := rule.observe(rows[i])) is not None), None)
+                assert forced == ([decision.position, decision.position + 1] if decision else [])  # none where it ends its thought itself
+                assert [generation.tokens[position] for position in forced] == (delegated.queue if decision else [])
+                cut += bool(decision)
             preempted = await _metric(cramped.url, "vllm:num_preemptions_total")
         await client.close()
-    assert preempted > 0
+    assert preempted > 0 and cut > 0
 
 
 async def _metric(url: str, name: str) -> float:
