@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import zmq
 import zmq.asyncio
 
-from actors.episode import EpisodePlayer
+from actors.episode import EpisodePlayer, frame_of
 from actors.route import shard_of
 from envs.base import Environment
 from protocol.codec import FrameReader, encode
@@ -130,7 +130,7 @@ class Actor:
         key = trajectory.key
         acknowledged = self._acks.setdefault(key, asyncio.Event())  # of all attempts that are delivered from here
         delivery = f"episode {key.id} from the learner at {self._learner_address} (learner.host, learner.port)"
-        await self._until(delivery, acknowledged.wait(), functools.partial(self._learner.send, encode(trajectory)))
+        await self._until(delivery, acknowledged.wait(), functools.partial(self._learner.send, frame_of(trajectory)))
         self._acks.pop(key, None)
         for connection in {self._controller, self._shard}:
             await connection.send(encode(EpisodeEnded(key=key, attempt=attempt)))

@@ -10,8 +10,12 @@ from concurrent.futures import Future
 from hashlib import blake2b
 from math import isfinite
 
+import msgspec
+
 from envs.base import Environment
 from protocol.arrays import INT32, pack, unpack
+from protocol.checks import MAX_REWARD, MAX_TURNS
+from protocol.codec import MAX_FRAME, encode
 from protocol.messages import DropReason, Lease, Trajectory, Turn, TurnFailed, TurnRequest, TurnResult
 from protocol.prompting import Prompter
 
@@ -23,6 +27,18 @@ TakeTurn = Callable[[TurnRequest], Awaitable[TurnResult | TurnFailed]]
 def digest(text: str) -> str:
     """16 letters in place of a text that is only compared."""
     return blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def frame_of(trajectory: Trajectory) -> bytes:
+    """The episode as it is sent. One that the learner would refuse for its size, however often it is sent, is dropped, and says so."""
+    frame = encode(trajectory)
+    if len(frame) <= MAX_FRAME and len(trajectory.turns) <= MAX_TURNS:
+        return frame
+    detail = (
+        f"an episode of {len(trajectory.turns)} turns in {len(frame) >> 20} MB is more than can be sent ({MAX_TURNS} turns, "
+        f"{MAX_FRAME >> 20} MB): lower env.max_turns, or sampling.max_tokens"
+    )
+    return encode(msgspec.structs.replace(trajectory, turns=[], success=False, scores={}, dropped=DropReason.ENV_ERROR, detail=detail))
 
 
 class _Ended(Exception):
@@ -84,7 +100,7 @@ class EpisodePlayer:
             action = env.parse(response, view.observation.admissible)
             result = await self._guarded(episode.step, action.action)
             scores = dict(episode.scores)
-            if not all(map(isfinite, (result.reward, *scores.values()))):
+            if not (abs(result.reward) <= MAX_REWARD and all(map(isfinite, scores.values()))):
                 raise _Ended(DropReason.ENV_ERROR, f"the environment gave a reward of {result.reward}, and scores {scores}")
             played.turns.append(
                 Turn(

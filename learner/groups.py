@@ -13,6 +13,12 @@ from dataclasses import dataclass, field
 
 from protocol.messages import DropReason, EpisodeKey, Trajectory
 
+FAILURES = (DropReason.ENV_ERROR, DropReason.ENGINE_ERROR, DropReason.ACTOR_LOST)
+"""Reasons that somebody has to look into."""
+
+MAX_WORDS = 300
+"""Characters of what an episode that failed says."""
+
 
 @dataclass
 class GroupBuffer:
@@ -21,6 +27,8 @@ class GroupBuffer:
     group_size: int
     filter_groups: bool = False
     next_group: int = 0  # all groups below have left
+    failures: dict[str, str] = field(default_factory=dict)
+    """Why episodes failed: reason -> the first one, and what it says."""
     _open: dict[int, dict[int, Trajectory]] = field(default_factory=dict)
     _batch: list[list[Trajectory]] = field(default_factory=list)  # groups that wait for their batch to fill
     _batch_groups: list[int] = field(default_factory=list)
@@ -46,6 +54,8 @@ class GroupBuffer:
             self._open.setdefault(key.group, {})[key.member] = trajectory
         if trajectory.dropped is not None:
             self._drop(key.group, trajectory.dropped, [trajectory])
+            if trajectory.dropped in FAILURES:
+                self.failures.setdefault(str(trajectory.dropped), f"{key.id}: {' '.join(trajectory.detail.split())[:MAX_WORDS]}")
         return True
 
     def advance(self) -> list[int]:

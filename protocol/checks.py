@@ -18,7 +18,7 @@ from protocol.messages import Attempt, EpisodeKey, ShardState, SignalFrame, Stat
 NO_TOKENS = "tokens that do not exist"
 MAX_TURNS = 10_000
 MAX_REWARD = 1e9
-REPORTED = {"learner": ("phase", "gauge", "dropped", "update", "evaluation"), "controller": ("gauge",)}
+REPORTED = {"learner": ("phase", "gauge", "dropped", "failures", "update", "evaluation"), "controller": ("gauge",)}
 """Process -> events of its Stats."""
 LOG_PROB_ROUNDING = 1e-3
 """By which a log-prob may be above 0."""

@@ -374,7 +374,8 @@ class Steer(Message):
 
 
 class Stats(Message):
-    """Numbers from one process. `event` is "update", "evaluation", "phase", "gauge" or "dropped" (at the end: what no update told of)."""
+    """Numbers from one process. `event` is "update", "evaluation", "phase", "gauge", "dropped" (at the end: what no update told of) or
+    "failures" (words: for each reason why episodes fail, what the first one says)."""
 
     source: str  # process name
     event: str

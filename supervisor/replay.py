@@ -26,6 +26,7 @@ from supervisor import settings
 from supervisor.defaults import with_preset
 from supervisor.job import configured_environment
 from supervisor.models import find_model
+from telemetry.pages.episode_view import outcome
 
 LOG = Path("episodes")
 
@@ -106,8 +107,7 @@ def replay_run(run_dir: Path, episode: str, turn: int | None, overrides: dict[st
         raise ConfigError(f"replay: {run_dir} has no episode {episode}; `python run.py replay {run_dir}` lists them")
     if turn is not None and not 0 <= turn < len(found.turns):
         raise ConfigError(f"replay: episode {episode} has turns 0 to {len(found.turns) - 1}, not {turn}")
-    outcome = f"dropped ({found.dropped})" if found.dropped else "solved" if found.success else "not solved"
-    console.print(f"[bold]{episode}[/]  {outcome}, {len(found.turns)} turns: {_escaped(found.task)}", highlight=False)
+    console.print(f"[bold]{episode}[/]  {_escaped(outcome(found))}, {len(found.turns)} turns: {_escaped(found.task)}", highlight=False)
     _print_episode(recording, found, turn, console)
 
 
@@ -116,7 +116,8 @@ def _list(recording: Recording, console: Console) -> None:
     for episode in recording.episodes():
         cut = sum(event.kind == "intervene" for t in episode.turns for event in t.kept.events)
         again = sum(len(t.rejected) for t in episode.turns)
-        table.add_row(episode.key.id, str(len(episode.turns)), "yes" if episode.success else "no", str(cut), str(again))
+        solved = str(episode.dropped or ("yes" if episode.success else "no"))
+        table.add_row(episode.key.id, str(len(episode.turns)), solved, str(cut), str(again))
     console.print(table)
     if recording.config.control.early_stall:
         console.print(early_line(recording), highlight=False)

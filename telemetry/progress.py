@@ -85,11 +85,15 @@ class Progress:
             self.print(f"{_clock_text(self._state, now)}  {status_line(self._state, self._goal, now)}")
 
     def _warn(self) -> None:
-        """Of each early sign of a collapse, once."""
+        """Of each early sign of a collapse, and of each reason why episodes fail, once."""
         for name, words in self._state.signs.items():
             if name not in self._warned:
                 self._warned.add(name)
                 self.print(f"warning: {name}: {words} (docs/corrections.md, Signs of a collapse)")
+        for reason, words in self._state.failures.items():
+            if reason not in self._warned:
+                self._warned.add(reason)
+                self.print(f"warning: {reason}: episode {words} (dropped, as others will be: they are only counted)")
         rollbacks = self._state.rollbacks
         for record in rollbacks[self._shown_rollbacks :]:
             self.print(f"after update {record['update']} training went back to the weights of update {record['rolled_back_to']:g}")

@@ -75,6 +75,8 @@ class RunState:
         self.records = list(earlier or [])
         self.signs: dict[str, str] = {}
         """Early signs of a collapse, each as it was when it first showed: name -> numbers."""
+        self.failures: dict[str, str] = {}
+        """Reasons why episodes failed since this process started, each with what the first one says."""
         self._means: dict[str, tuple[float, int]] = {}
         self._peaks: dict[str, float] = {}
         self._generated: deque[tuple[float, float]] = deque(maxlen=1000)
@@ -97,6 +99,8 @@ class RunState:
                     self._gauge(stats.source, name, value, now)
             case "dropped":
                 self._add(stats.values)
+            case "failures":
+                self.failures = {name: str(words) for name, words in stats.values.items()} | self.failures
             case "update":
                 self._take_back(stats.values)
                 record = self._record(self._update(stats.values, now))

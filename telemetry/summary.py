@@ -24,7 +24,7 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
     """The run in numbers. `ended`: "finished", "interrupted", or the error in one sentence. `more` is added as it is.
 
     success_first and success_last are held-out (null without an evaluation); mean_token_age is over all trained tokens;
-    collapsed and signs are as in telemetry/collapse.py;
+    collapsed and signs are as in telemetry/collapse.py; failures are the first episode that was dropped for each reason, and what it says;
     tokens_per_success are the tokens generated outside evaluations, divided by the training episodes that reached their goal.
     """
     updates, evaluations = state.updates, state.evaluations
@@ -60,6 +60,7 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
         "idle_share_engine": _mean(updates, "idle_share_engine"),
         "idle_share_learner": _mean(updates, "idle_share_learner"),
         "dropped": state.dropped_by_reason(),
+        "failures": dict(state.failures),
         "collapsed": collapsed(evaluations),
         "signs": dict(state.signs),
         "rollbacks": len(state.rollbacks),
@@ -102,6 +103,7 @@ def summary_text(summary: dict[str, Any], goal: RunSection) -> str:
         ("resamples", f"{summary['resamples']:,}"),
         ("dropped episodes", ", ".join(f"{n:,} {reason}" for reason, n in summary["dropped"].items()) or "none"),
     ]
+    rows += [(f"first {reason}", words) for reason, words in summary["failures"].items()]
     if summary["ended"] == "finished" and goal.updates and not summary["updates"]:
         phase, seconds = max(summary["seconds_by_phase"].items(), key=lambda item: item[1])
         words = f"run.minutes ({goal.minutes:g}) were over before the first; {duration(seconds)} of them: {phase}. Give it more (--minutes)"

@@ -9,13 +9,15 @@ from math import inf, nan
 
 import pytest
 
-from actors.episode import EpisodePlayer, digest
+import actors.episode
+from actors.episode import EpisodePlayer, digest, frame_of
 from config import ModelSection
 from envs.base import EnvironmentFailure, Observation, StepResult
 from envs.play import expert_episode
 from envs.registry import make_environment
 from learner.tiny import CHAT_TEMPLATE, train_tokenizer
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
+from protocol.codec import decode, encode
 from protocol.messages import Attempt, DropReason, EpisodeKey, Lease, Span, StopReason, TurnFailed, TurnResult
 from protocol.prompting import Prompter
 
@@ -147,12 +149,27 @@ async def answer(request):
     return result_of(request, "<think>a</think><action>look</action>")
 
 
-@pytest.mark.parametrize(("reward", "price"), [(nan, 0.5), (inf, 0.5), (1.0, nan)])
-async def test_a_reward_or_score_that_is_no_number_drops_the_episode_and_says_so(reward: float, price: float):
+@pytest.mark.parametrize(("reward", "price"), [(nan, 0.5), (inf, 0.5), (-1e300, 0.5), (1.0, nan)])
+async def test_a_reward_or_score_that_cannot_be_computed_with_drops_the_episode_and_says_so(reward: float, price: float):
     environment = OneStep(lambda: StepResult(OneStep.observation, reward, done=True, success=True))
     environment.scores = {"price": price}
     trajectory = await player(answer, environment).play(LEASE)
     assert trajectory.dropped is DropReason.ENV_ERROR and f"a reward of {reward}, and scores {{'price': {price}}}" in trajectory.detail
+
+
+@pytest.mark.parametrize("limit", ["MAX_FRAME", "MAX_TURNS"])
+async def test_an_episode_that_is_larger_than_any_message_is_sent_as_dropped_and_says_what_to_lower(
+    limit: str, monkeypatch: pytest.MonkeyPatch
+):
+    take_turn, _, script = expert_turns(LEASE)
+    trajectory = await player(take_turn).play(LEASE)
+    size = {"MAX_FRAME": len(encode(trajectory)), "MAX_TURNS": len(script)}[limit]
+    monkeypatch.setattr(actors.episode, limit, size)
+    assert frame_of(trajectory) == encode(trajectory)
+    monkeypatch.setattr(actors.episode, limit, size - 1)
+    sent = decode(frame_of(trajectory))
+    assert (sent.key, sent.turns, sent.success, sent.dropped) == (LEASE.key, [], False, DropReason.ENV_ERROR)
+    assert "env.max_turns" in sent.detail
 
 
 async def test_steps_that_never_return_do_not_keep_later_episodes_from_their_own():

@@ -103,6 +103,15 @@ def test_a_group_with_fewer_than_two_members_is_dropped_at_once():
     assert buffer.take_dropped() == {"dropped_env_error": 2, "dropped_cancelled": 1}
 
 
+def test_of_each_reason_to_fail_what_the_first_episode_says_is_kept_on_a_line():
+    buffer = GroupBuffer(group_size=4)
+    said = [("cancelled", "over"), ("env_error", "no\nroom"), ("env_error", "others"), ("actor_lost", 1000 * "a")]
+    for member, (reason, detail) in enumerate(said):
+        buffer.add(msgspec.structs.replace(trajectory(0, member, DropReason(reason)), detail=detail))
+    assert buffer.failures.keys() == {"env_error", "actor_lost"} and buffer.failures["env_error"] == f"{EpisodeKey(0, 1).id}: no room"
+    assert len(buffer.failures["actor_lost"]) < 400
+
+
 def test_an_evaluation_is_complete_when_all_its_episodes_are_there():
     buffer = GroupBuffer(group_size=2)
     buffer.add(trajectory(0, 1, evaluation=True))

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 from run_fixtures import played_serially, small_config
 
+from controller.endings import dropped
 from learner.episode_log import EpisodeLog
 from protocol.arrays import UINT8, unpack
 from protocol.codec import encode
@@ -20,7 +21,7 @@ from supervisor.cli import main
 from supervisor.replay import LOG, read_episodes
 from supervisor.report import LOOKED_AT, group_at, sampled
 from telemetry.metrics_file import read_metrics
-from telemetry.pages.episode_view import view
+from telemetry.pages.episode_view import outcome, view
 from telemetry.pages.report import AROUND, RunData, area_by_tokens, differences, report
 
 SCRIPT = "<script>document.title = 'broken'</script><b>bold</b>"
@@ -130,6 +131,11 @@ def test_an_episode_is_shown_token_by_token_as_recorded(recorded: Path) -> None:
     assert [i for i, token in enumerate(tokens) if token.forced] == [i for i, m in enumerate(unpack(kept.mask, UINT8)) if not m]
     assert min(i for i, token in enumerate(tokens) if token.forced) >= cut
     assert f"thinking cut at token {cut}: settled" in shown.attempts[-1].events[0]
+
+
+def test_an_episode_that_was_dropped_is_shown_with_the_reason() -> None:
+    shown = lambda **more: outcome(dropped(EpisodeKey(0, 0), DropReason.ENV_ERROR, **more))  # noqa: E731
+    assert shown(detail="no room") == "dropped (env_error: no room)" and shown(detail="") == "dropped (env_error)"
 
 
 def test_a_boundary_of_weights_is_where_the_version_changes(recorded: Path) -> None:

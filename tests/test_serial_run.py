@@ -204,7 +204,8 @@ def test_a_turn_that_fails_inside_the_controller_costs_its_episode_not_the_run(t
     monkeypatch.setattr(TurnRunner, "run", failing_once)
     summary, trajectories, _ = serial_run(tmp_path / "run")
     assert summary["ended"] == "finished" and summary["dropped"]["engine_error"] == 1
-    assert "ZeroDivisionError" in next(t.detail for t in trajectories if t.dropped is DropReason.ENGINE_ERROR)
+    failed = next(t for t in trajectories if t.dropped is DropReason.ENGINE_ERROR)
+    assert "ZeroDivisionError" in failed.detail and summary["failures"] == {"engine_error": f"{failed.key.id}: {failed.detail}"}
 
 
 @pytest.mark.parametrize(("environment", "score"), [("webshop", "score"), ("search", "searches")])

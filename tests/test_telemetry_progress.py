@@ -90,6 +90,15 @@ def test_an_evaluation_is_shown_at_once() -> None:
     assert show.tick(0.5) == []
 
 
+def test_why_episodes_fail_is_shown_once_for_each_reason() -> None:
+    show = Show()
+    show.tick(0.0)
+    show.send("failures", env_error="0.1: no room")
+    assert show.tick(1.0) == ["warning: env_error: episode 0.1: no room (dropped, as others will be: they are only counted)"]
+    show.send("failures", env_error="0.1: no room", engine_error="3.0: gone")
+    assert [line.split()[1] for line in show.tick(2.0)] == ["engine_error:"]
+
+
 def test_training_is_shown_in_numbers() -> None:
     show = training()
     show.send("gauge", interventions=12, resamples=3)

@@ -43,6 +43,8 @@ def trained_state() -> RunState:
         ("learner", "update", {"update": 1, "success": 0.5, "episodes": 8, "trained_tokens": 100} | age(0.0, 0)),
         ("learner", "update", {"update": 2, "success": 0.25, "episodes": 8, "trained_tokens": 300} | age(1.0, 2)),
         ("learner", "dropped", {"dropped_actor_lost": 3}),
+        ("learner", "failures", {"actor_lost": "0.1: three of them"}),
+        ("learner", "failures", {"actor_lost": "0.2: of a learner that was started again"}),
         (
             "learner",
             "evaluation",
@@ -125,7 +127,7 @@ def test_the_closing_table_says_what_matters() -> None:
     said = {name: " ".join(value.split()) for name, value in table.items()}
     assert said["held-out success"] == "25.0 % -> 75.0 %"
     assert said["updates"] == "2 in 1:15 min"
-    assert said["dropped episodes"] == "3 actor_lost"
+    assert said["dropped episodes"] == "3 actor_lost" and said["first actor_lost"] == "0.1: three of them"
 
 
 def test_the_closing_table_of_a_run_that_did_nothing_has_no_numbers_to_show() -> None:

@@ -89,8 +89,14 @@ def view(episode: Trajectory, decode: Decode, advantages: Sequence[float] = (), 
         prompt, gamma = decode(unpack(turn.prompt, INT32).tolist()), abs(turn.kept.score - before)
         turns.append(TurnView(number, prompt, turn.action, turn.valid, turn.reward, advantage, gamma, attempts))
         before = turn.kept.score
-    outcome = f"dropped ({episode.dropped})" if episode.dropped else "solved" if episode.success else "not solved"
-    return EpisodeView(episode.key.id, episode.task, outcome, turns)
+    return EpisodeView(episode.key.id, episode.task, outcome(episode), turns)
+
+
+def outcome(episode: Trajectory) -> str:
+    """How it ended, in words."""
+    if episode.dropped is not None:
+        return f"dropped ({episode.dropped}{': ' * bool(episode.detail)}{episode.detail})"
+    return "solved" if episode.success else "not solved"
 
 
 def _attempt(attempt: Attempt, kept: bool, decode: Decode, other: Sequence[float]) -> AttemptView:
