@@ -31,7 +31,7 @@ FAILED := { tail -n 25 $(LOG); echo "make install: pip failed; all it said is in
 run: install
 	$(BIN)/python run.py --actors 64 $(ARGS)
 
-# Files in their order: otherwise those with many tests come first, and the slowest, which have few, last, on one worker.
+# Files in the order of tests/conftest.py: otherwise those with many tests come first, and the slowest, which have few, last, on one worker.
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 

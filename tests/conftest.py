@@ -34,3 +34,9 @@ def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "warm_start__episodes": "200", "warm_start__threads": "1", "run__cache_dir": str(directory / "cache"),
         "sampling__max_tokens": "32",
     }  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: one that begins late keeps one worker busy when the others have nothing left to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("real_engine")}
+    items.sort(key=lambda item: item.path not in slow)

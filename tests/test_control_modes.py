@@ -25,6 +25,8 @@ from protocol.messages import Attempt, StopReason, Trajectory
 from supervisor.endpoints import free_port
 from supervisor.serial import train_serially
 
+pytestmark = pytest.mark.slow
+
 CUTTING = {"control__epsilon": "10", "control__min_thinking": "3", "control__window": "0", "run__updates": "1", "env__max_turns": "4"}
 """Every turn that thinks is cut."""
 

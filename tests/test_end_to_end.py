@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from example_environment import install_example
 from run_fixtures import SMALL, Run, dies_at, running
 
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
+from protocol.messages import Turn
 from protocol.prompting import load_prompter
 from protocol.security import make_keys
 
@@ -25,47 +27,59 @@ async def run_to_the_end(directory: Path, **settings: str) -> Run:
         return run
 
 
-async def test_a_run_on_real_vllm_holds_the_invariants_of_control_and_parity(tmp_path: Path):
-    """One run, because the engine takes half a minute to start."""
-    run = await run_to_the_end(
-        tmp_path / "run", run__updates="3", run__cache_dir=str(tmp_path / "cache"), warm_start__episodes="300", sampling__max_tokens="32",
-        actor__count="8", control__min_thinking="1", control__max_thinking="4", engine__dtype="float32",
-    )  # fmt: skip
-    updates = run.updates()
-    assert [m["update"] for m in updates] == [1, 2, 3]
-    first = updates[0]
-    assert first["token_age_max"] == 0 and first["mismatch_age0"] < 1e-4, "engine and learner disagree before any update"
-    assert all(m["token_age_max"] <= 1 for m in updates)
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of two shards whose thoughts are cut, each shard with an engine and a machine of its own: the other machine is this one by
+    another address, and `env` starts what is to be there. One run for several tests, because engines take half a minute to start."""
+    directory = tmp_path_factory.mktemp("played")
+    settings = {
+        "run__updates": "3", "run__cache_dir": str(directory / "cache"), "run__weights_dir": str(directory / "weights"),
+        "warm_start__episodes": "300", "sampling__max_tokens": "32", "env__max_turns": "6", "actor__count": "8",
+        "learner__max_staleness": "1", "control__min_thinking": "1", "control__max_thinking": "4", "engine__dtype": "float32",
+        "engine__count": "2", "engine__kv_cache_gb": "0.25", "controller__shards": "2", "controller__hosts": "127.0.0.2",
+        "controller__launch": "env,SHARD={shard}",
+    }  # fmt: skip
+    return asyncio.run(run_to_the_end(directory / "run", **settings))
 
-    queue = load_prompter(run.directory / "policy").tokens(["</think>\n<action>"])[0]
-    turns = [turn for t in run.trajectories() if not t.key.evaluation for turn in t.turns]
-    cut = [turn.kept for turn in turns if turn.kept.events]
-    assert cut and run.summary()["interventions"] >= len(cut)
+
+def training_turns(run: Run) -> list[Turn]:
+    return [turn for t in run.trajectories() if not t.key.evaluation for turn in t.turns]
+
+
+def test_a_run_on_real_vllm_makes_its_updates_from_fresh_tokens_and_leaves_nothing_behind(played: Run):
+    updates = played.updates()
+    assert [m["update"] for m in updates] == [1, 2, 3] and played.summary()["dropped"] == {}
+    assert updates[0]["token_age_max"] == 0 and all(m["token_age_max"] <= 1 for m in updates)
+    assert played.left_over() == []
+
+
+def test_learner_and_engine_agree_before_any_update(played: Run):
+    assert played.updates()[0]["mismatch_age0"] < 1e-4
+
+
+def test_every_token_that_is_trained_on_has_a_log_prob(played: Run):
+    for turn in training_turns(played):
+        assert np.isfinite(unpack(turn.kept.log_probs, FLOAT32)[unpack(turn.kept.mask, UINT8) > 0]).all()
+
+
+def test_where_thinking_is_cut_the_closing_tag_is_forced_and_masked(played: Run):
+    queue = load_prompter(played.directory / "policy").tokens(["</think>\n<action>"])[0]
+    cut = [turn.kept for turn in training_turns(played) if turn.kept.events]
+    assert cut and played.summary()["interventions"] >= len(cut)
     for attempt in cut:
         tokens, mask = unpack(attempt.tokens, INT32), unpack(attempt.mask, UINT8)
         forced = np.flatnonzero(mask == 0)
         if len(forced):  # an intervention that the response forestalled, or that came after its end, forces nothing
             assert tokens[forced].tolist() == queue[: len(forced)]
     assert any((unpack(attempt.mask, UINT8) == 0).any() for attempt in cut)
-    for turn in turns:
-        assert np.isfinite(unpack(turn.kept.log_probs, FLOAT32)[unpack(turn.kept.mask, UINT8) > 0]).all()
-    assert run.left_over() == []
 
 
-async def test_shards_with_machines_of_their_own_share_a_run_on_real_vllm(tmp_path: Path):
-    """The other machine is this one by another address, and `env` starts what is to be there."""
-    run = await run_to_the_end(
-        tmp_path / "run", run__weights_dir=str(tmp_path / "weights"), controller__shards="2", controller__hosts="127.0.0.2",
-        controller__launch="env,SHARD={shard}", engine__count="2", engine__kv_cache_gb="0.25", actor__count="8",
-        env__max_turns="4", learner__max_staleness="1",
-    )  # fmt: skip
-    assert run.summary()["dropped"] == {} and all(line["token_age_max"] <= 1 for line in run.updates())
-    answered = {shard: (run.directory / "spans" / f"{shard}.jsonl").read_text() for shard in ("controller", "controller-1")}
+def test_each_shard_takes_turns_and_hears_its_own_engine(played: Run):
+    answered = {shard: (played.directory / "spans" / f"{shard}.jsonl").read_text() for shard in ("controller", "controller-1")}
     assert all('"name": "turn"' in spans for spans in answered.values()), "a shard took no turns"
-    turns = [turn.kept for t in run.trajectories() if not t.key.evaluation for turn in t.turns]
-    assert all(turn.uncertainty for turn in turns), "the signals of an engine did not come to its shard"
-    endpoints = json.loads((run.directory / "job.json").read_text())["endpoints"]
-    assert "127.0.0.2" in endpoints["engines"][1] and "127.0.0.2" in endpoints["turns"][0] and run.left_over() == []
+    assert all(turn.kept.uncertainty for turn in training_turns(played)), "the signals of an engine did not come to its shard"
+    endpoints = json.loads((played.directory / "job.json").read_text())["endpoints"]
+    assert "127.0.0.2" in endpoints["engines"][1] and "127.0.0.2" in endpoints["turns"][0]
 
 
 async def test_an_engine_that_dies_while_it_loads_weights_is_started_again_and_the_run_goes_on(tmp_path: Path, monkeypatch):

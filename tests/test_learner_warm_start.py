@@ -1,5 +1,6 @@
 """Warm start: it learns, by the schedule, from what the expert won, and is kept."""
 
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -19,6 +20,8 @@ from learner.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
 from learner.training import Training
 from protocol.prompting import Prompter
 from supervisor.settings import resolve
+
+pytestmark = pytest.mark.slow
 
 
 def no_progress(phase, done, of):
@@ -62,15 +65,25 @@ def test_demonstrations_may_take_more_turns_than_an_episode():
     assert len(shown) == 20 and max(map(len, shown)) > 20
 
 
-@pytest.fixture
-def job(tmp_path, monkeypatch):
-    monkeypatch.setattr(training.os, "cpu_count", lambda: 1)  # more threads than this small model has use for
-    config = small_config(
-        warm_start__episodes="40", warm_start__batch_tokens="2048", run__cache_dir=str(tmp_path / "cache"), learner__threads="1"
+def settings_of(directory):
+    return small_config(
+        warm_start__episodes="40", warm_start__batch_tokens="2048", run__cache_dir=str(directory / "cache"), learner__threads="1"
     )
-    job = job_in(tmp_path, config)
-    build_policy(job)
-    return job
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The directory of a policy that has learned nothing."""
+    directory = tmp_path_factory.mktemp("built")
+    build_policy(job_in(directory, settings_of(directory)))
+    return directory / "policy"
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch, built):
+    monkeypatch.setattr(training.os, "cpu_count", lambda: 1)  # more threads than this small model has use for
+    shutil.copytree(built, tmp_path / "policy")
+    return job_in(tmp_path, settings_of(tmp_path))
 
 
 def test_warm_start_learns_and_the_same_one_is_not_done_twice(job, monkeypatch):

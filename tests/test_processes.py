@@ -17,6 +17,8 @@ from run_fixtures import ROOT, Run, job_in, processes, running, running_small, s
 from supervisor.endpoints import free_port
 from supervisor.job import job_file
 
+pytestmark = pytest.mark.slow
+
 
 def leases_in_play(run: Run) -> list[int]:
     """Pids of the actors, once turns are being played."""

@@ -17,6 +17,8 @@ from supervisor.endpoints import free_port
 
 pytest.importorskip("ray", reason="pip install -e '.[ray]'")
 
+pytestmark = pytest.mark.slow
+
 
 @contextlib.asynccontextmanager
 async def cluster(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:

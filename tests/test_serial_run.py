@@ -44,6 +44,8 @@ from supervisor.serial import train_serially
 from telemetry.fields import undocumented
 from telemetry.metrics_file import METRICS_FILE, read_metrics
 
+pytestmark = pytest.mark.slow
+
 
 def serial_run(directory: Path, **overrides: str) -> tuple[dict, list[Trajectory], list[dict]]:
     """Run it; (summary, what was logged, metrics)."""

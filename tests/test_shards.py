@@ -44,6 +44,8 @@ from protocol.messages import (
 from supervisor.endpoints import check_shards
 from supervisor.settings import ConfigError, resolve
 
+pytestmark = pytest.mark.slow
+
 PLACES = st.lists(st.builds(Place, host=st.sampled_from(["", "a", "b"]), port=st.integers(1, 9)), unique=True, max_size=8)
 ACTORS = [f"actor-{number}".encode() for number in range(40)]
 

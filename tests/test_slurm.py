@@ -14,6 +14,8 @@ from config import ConfigError
 from supervisor.cli import main
 from supervisor.machines import Machines, run_settings
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = {
     "scontrol": 'for node in ${3//,/ }; do echo "$node"; done',  # show hostnames LIST
     "srun": 'while [[ $1 == --* ]]; do case $1 in --nodelist=*) export NODE=${1#*=};; esac; shift; done; exec "$@"',

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from run_fixtures import Run, dies_at, running_small
 
+pytestmark = pytest.mark.slow
+
 
 def assert_each_once(run: Run, updates: int) -> None:
     """All that `updates` needed is in the log, in one copy each: what is played or delivered again is not trained on again."""
