@@ -47,10 +47,11 @@ class Bench:
         (self.client,) = self.engines
         self.router = SignalRouter(zmq.asyncio.Context(), signals, TOKENS)
 
-    def runner(self, engines: EnginePool | None = None, **control: object) -> TurnRunner:
+    def runner(self, engines: EnginePool | None = None, tokens: int = 40, **control: object) -> TurnRunner:
+        """`tokens`: of a response, at most."""
         config = Config(
             control=ControlSection(**{"mode": "t2po", "intervention_rate": 0.0, "resample_rate": 0.0, "eta": 0.0} | control),
-            sampling=SamplingSection(max_tokens=40, seeded=True), engine=EngineSection(max_model_len=1024),
+            sampling=SamplingSection(max_tokens=tokens, seeded=True), engine=EngineSection(max_model_len=1024),
         )  # fmt: skip
         return TurnRunner(config, engines or self.engines, self.router, TOKENS, lambda: 0)
 
@@ -160,8 +161,9 @@ async def test_a_turn_that_fails_in_every_engine_costs_its_episode_and_no_engine
 
 @pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
 async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled_again(bench: Bench, streams: bool) -> None:
-    """An eta so large that every turn but the first is stalled from the first look on."""
-    runner = bench.runner(eta=1e3, early_stall=0.05, max_resamples=1)
+    """An eta so large that every turn but the first is stalled from the first look on; responses so long that the engine is not done
+    with one before it has been looked at, however busy this process is."""
+    runner = bench.runner(tokens=250, eta=1e3, early_stall=0.05, max_resamples=1)
     if streams:
         runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=30.0)
     first, second = [await runner.run(asking(4, turn=turn), seed=4) for turn in (0, 1)]
@@ -169,7 +171,7 @@ async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled
     assert isinstance(second, TurnResult) and second.kept.stop is not StopReason.EARLY  # nothing follows the last sample
     (rejected,) = second.rejected
     assert [event.reason for event in rejected.events] == ["early"]
-    assert rejected.stop is StopReason.EARLY and FIRST <= rejected.length < 40
+    assert rejected.stop is StopReason.EARLY and FIRST <= rejected.length < 250
     assert runner.counters.rejected_tokens >= rejected.length
     async with asyncio.timeout(10):
         while await bench.running():
