@@ -141,6 +141,13 @@ def test_a_run_whose_minutes_were_over_before_its_first_update_says_so(ended: st
     assert ("run.minutes (14.5) were over before the first; 15:00 min of them: warm start" in " ".join(text.split())) == said
 
 
+@pytest.mark.parametrize(("failures", "advice"), [({}, "--minutes"), ({"env_error": "t0.0: no room"}, "why episodes failed")])
+def test_a_run_without_an_update_is_told_what_to_look_at(failures: dict[str, str], advice: str) -> None:
+    state = state_of(("learner", "phase", {"phase": "training"}), ("learner", "failures", failures))
+    (line,) = [line for line in summary_text(summarise(state, 901.0), RunSection(updates=5)).splitlines() if line.startswith("no update")]
+    assert advice in line
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (187, "3:07 min"), (3600, "1:00:00 h"), (3729, "1:02:09 h")]
 )
