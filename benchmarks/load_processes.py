@@ -52,6 +52,7 @@ class Training:
     def __init__(self, job: Job, stall: float) -> None:
         self._job, self._stall, self._model = job, stall, load_policy(Path(job.model_dir))
         self.update_number, self.tokens, self.control, self.intake_state = 0, 0, "", IntakeState()
+        self.began = 0.0
         self.spare: Snapshot | None = None
         self.stalled: list[float] = []
         """When the stall began and ended; seconds since the epoch."""
@@ -72,7 +73,7 @@ class Training:
         into, self.spare = self.spare, None
         return snapshot(self._model, self.update_number, "float32", into)
 
-    def checkpoint(self, **where: int) -> None:
+    def checkpoint(self, intake: IntakeState) -> None:
         return None
 
 
