@@ -105,7 +105,7 @@ async def test_reward_rises_in_the_example_environment(tmp_path: Path, monkeypat
     environment = install_example(tmp_path / "installed")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
     run = await run_to_the_end(
-        tmp_path / "run", env=environment, run__updates="12", run__cache_dir=str(tmp_path / "cache"), warm_start__episodes="1500",
+        tmp_path / "run", env=environment, run__updates="8", run__cache_dir=str(tmp_path / "cache"), warm_start__episodes="1500",
         warm_start__dawdling="0.6", warm_start__slips="0", sampling__max_tokens="32", actor__count="16", learner__groups="8",
         learner__group_size="8", learner__learning_rate="1e-4", eval__episodes="128", engine__dtype="bfloat16",
     )  # fmt: skip
