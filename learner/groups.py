@@ -16,7 +16,7 @@ from protocol.messages import DropReason, EpisodeKey, Trajectory
 FAILURES = (DropReason.ENV_ERROR, DropReason.ENGINE_ERROR, DropReason.ACTOR_LOST)
 """Reasons that somebody has to look into."""
 
-MAX_WORDS = 300
+MAX_DETAIL = 300
 """Characters of what an episode that failed says."""
 
 
@@ -55,7 +55,7 @@ class GroupBuffer:
         if trajectory.dropped is not None:
             self._drop(key.group, trajectory.dropped, [trajectory])
             if trajectory.dropped in FAILURES:
-                self.failures.setdefault(str(trajectory.dropped), f"{key.id}: {' '.join(trajectory.detail.split())[:MAX_WORDS]}")
+                self.failures.setdefault(trajectory.dropped, f"{key.id}: {' '.join(trajectory.detail.split())[:MAX_DETAIL]}")
         return True
 
     def advance(self) -> list[int]:

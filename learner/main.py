@@ -191,7 +191,7 @@ class Learner:
             await self._phase("evaluating")
             await self._evaluate(wait=True)
         await self._checkpoint()  # with what was not trained on, which a resumed run goes on with
-        await self._send("failures", {**self._buffer.failures})
+        await self._tell_failures()
         await self._send("dropped", {**self._buffer.cancel_rest()})
 
     async def _next_batch(self) -> tuple[list[int], list[list[Trajectory]]] | None:
@@ -341,7 +341,11 @@ class Learner:
             await self._send("gauge", {
                 "loop_lag": self._lag.read().worst, "queue_trajectories": self._buffer.waiting(), "bad_frames": self._reader.dropped,
             })  # fmt: skip
-            await self._send("failures", {**self._buffer.failures})
+            await self._tell_failures()
+
+    async def _tell_failures(self) -> None:
+        if self._buffer.failures:
+            await self._send("failures", self._buffer.failures)
 
     async def _phase(self, phase: str, done: float | None = None, of: float | None = None) -> None:
         await self._send("phase", {"phase": phase} | ({"done": done, "of": of} if of else {}))

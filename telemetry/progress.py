@@ -86,14 +86,13 @@ class Progress:
 
     def _warn(self) -> None:
         """Of each early sign of a collapse, and of each reason why episodes fail, once."""
-        for name, words in self._state.signs.items():
+        signs = {name: f"{words} (docs/corrections.md, Signs of a collapse)" for name, words in self._state.signs.items()}
+        failures = self._state.failures.items()
+        failed = {name: f"episode {words} (dropped, as others will be: they are only counted)" for name, words in failures}
+        for name, words in (signs | failed).items():
             if name not in self._warned:
                 self._warned.add(name)
-                self.print(f"warning: {name}: {words} (docs/corrections.md, Signs of a collapse)")
-        for reason, words in self._state.failures.items():
-            if reason not in self._warned:
-                self._warned.add(reason)
-                self.print(f"warning: {reason}: episode {words} (dropped, as others will be: they are only counted)")
+                self.print(f"warning: {name}: {words}")
         rollbacks = self._state.rollbacks
         for record in rollbacks[self._shown_rollbacks :]:
             self.print(f"after update {record['update']} training went back to the weights of update {record['rolled_back_to']:g}")

@@ -106,9 +106,8 @@ def summary_text(summary: dict[str, Any], goal: RunSection) -> str:
     rows += [(f"first {reason}", words) for reason, words in summary["failures"].items()]
     if summary["ended"] == "finished" and goal.updates and not summary["updates"]:
         phase, seconds = max(summary["seconds_by_phase"].items(), key=lambda item: item[1])
-        words = f"run.minutes ({goal.minutes:g}) were over before the first; {duration(seconds)} of them: {phase}. "
-        advice = "See below why episodes failed" if summary["failures"] else "Give it more (--minutes)"
-        rows.insert(2, ("no update", words + advice))
+        words = f"run.minutes ({goal.minutes:g}) were over before the first; {duration(seconds)} of them: {phase}. Give it more (--minutes)"
+        rows.insert(2, ("no update", words + ", or see below why episodes failed" * bool(summary["failures"])))
     rows += [("collapsed", "yes: the last evaluation is below half of the best")] * bool(summary["collapsed"])
     rows += [(name, words) for name, words in summary["signs"].items()]
     rows += [("rollbacks", f"{summary['rollbacks']:,}")] * bool(summary["rollbacks"])

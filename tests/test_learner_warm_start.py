@@ -1,6 +1,5 @@
 """Warm start: it learns, by the schedule, from what the expert won, and is kept."""
 
-import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,11 +7,11 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from learner_fixtures import TURNS, job_in, small_config
+from learner_fixtures import TURNS, small_config
+from run_fixtures import job_in
 
 from config import ModelSection
 from learner import training, warm_start
-from learner.build import build_policy
 from learner.demonstrations import TurnTokenizer, demonstrations
 from learner.policy import load_policy
 from learner.samples import Sample
@@ -65,25 +64,13 @@ def test_demonstrations_may_take_more_turns_than_an_episode():
     assert len(shown) == 20 and max(map(len, shown)) > 20
 
 
-def settings_of(directory):
-    return small_config(
-        warm_start__episodes="40", warm_start__batch_tokens="2048", run__cache_dir=str(directory / "cache"), learner__threads="1"
-    )
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The directory of a policy that has learned nothing."""
-    directory = tmp_path_factory.mktemp("built")
-    build_policy(job_in(directory, settings_of(directory)))
-    return directory / "policy"
-
-
 @pytest.fixture
-def job(tmp_path, monkeypatch, built):
+def job(tmp_path, monkeypatch):
     monkeypatch.setattr(training.os, "cpu_count", lambda: 1)  # more threads than this small model has use for
-    shutil.copytree(built, tmp_path / "policy")
-    return job_in(tmp_path, settings_of(tmp_path))
+    config = small_config(
+        warm_start__episodes="40", warm_start__batch_tokens="2048", run__cache_dir=str(tmp_path / "cache"), learner__threads="1"
+    )
+    return job_in(tmp_path / "run", config)
 
 
 def test_warm_start_learns_and_the_same_one_is_not_done_twice(job, monkeypatch):
