@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import shutil
 from math import isnan, nan
 from pathlib import Path
 
@@ -16,13 +17,16 @@ from rich.console import Console
 from run_fixtures import job_in, played_serially, small_config
 
 from config import ConfigError, Job
+from controller.endings import dropped
 from controller.rules.replay import replay
 from controller.rules.scores import Signal
 from controller.rules.thinking import DelegatedRule, ThinkingSettings
+from learner.episode_log import EpisodeLog
 from protocol.arrays import FLOAT16, INT32, unpack
-from protocol.messages import Trajectory
+from protocol.codec import encode
+from protocol.messages import DropReason, EpisodeKey, Trajectory
 from supervisor.cli import main
-from supervisor.replay import Recording, recorded_job, replay_run
+from supervisor.replay import LOG, Recording, recorded_job, replay_run
 
 OPEN, CLOSE, WORD = 1, 2, 9
 
@@ -121,6 +125,16 @@ def test_a_turn_is_shown_token_by_token(recorded: Job) -> None:
 def test_episodes_are_listed(recorded: Job) -> None:
     text = printed(recorded, "")
     assert cut_episode(recorded).key.id in text and "sampled again" in text
+
+
+def test_an_episode_that_failed_is_listed_as_dropped_and_shown_with_why(recorded: Job, tmp_path: Path) -> None:
+    job = msgspec.structs.replace(recorded, run_dir=str(shutil.copytree(recorded.run_dir, tmp_path / "run")))
+    failed = dropped(EpisodeKey(9, 0), DropReason.ACTOR_LOST, "not brought to an end by [3] actors")
+    log = EpisodeLog(tmp_path / "run" / LOG)
+    log.append([encode(failed)])
+    log.close()
+    (line,) = [line for line in printed(job, "").splitlines() if line.split()[:1] == [failed.key.id]]
+    assert "actor_lost" in line and "not brought to an end by [3] actors" in printed(job, failed.key.id)
 
 
 def test_it_is_counted_what_ending_turns_early_would_have_saved(recorded: Job) -> None:
