@@ -25,7 +25,8 @@ SHELL := /bin/bash
 
 # A dot for every package; all of pip's words are in the log.
 DOTS := awk '/^Collecting|^Installing collected/ { printf "."; fflush() } END { print "" }'
-PIP_INSTALL := $(BIN)/python -m pip install --no-input --disable-pip-version-check
+# pip would compile all modules, on one processor, which takes longer than all else: see below.
+PIP_INSTALL := $(BIN)/python -m pip install --no-input --disable-pip-version-check --no-compile
 FAILED := { tail -n 25 $(LOG); echo "make install: pip failed; all it said is in $(LOG)"; exit 1; }
 
 run: install
@@ -71,4 +72,9 @@ ifeq ($(EXTRA),cpu)
 	    || { echo "removing $$package: it does not fit this torch"; $(BIN)/python -m pip uninstall -y -q $$package >> $(LOG) 2>&1; }; \
 	done
 endif
+# Compiles what they import, a third of all.
+	@echo "loading it once"
+	@$(BIN)/python -c 'import learner.main' >> $(LOG) 2>&1 & \
+	    $(BIN)/python -c 'import vllm.entrypoints.openai.api_server, vllm.v1.engine.core' >> $(LOG) 2>&1 && wait $$! \
+	    || echo "make install: it cannot be loaded here; $(LOG) says why"
 	@touch $@

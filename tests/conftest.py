@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Workers compute beside each other and beside the processes that they start: threads of one that wait for a core hold all of them up.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +13,12 @@ import pytest
 from hypothesis import settings
 
 from tests.engine_fixtures import engine, policies, real_engine  # noqa: F401  fixtures: one engine for all
+
+if TYPE_CHECKING:
+    from xdist.scheduler import LoadFileScheduling
+
+ON_ONE_ENGINE = {"test_engine_protocol.py", "test_engine_rule.py", "test_engine_stream.py", "test_turn_runner.py"}
+"""Files whose tests take `real_engine`: one worker has them all, so that one server is started."""
 
 settings.register_profile("foray", deadline=None)  # how long an example takes says what else the machine does
 settings.load_profile("foray")
@@ -40,3 +47,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: one that begins late keeps one worker busy when the others have nothing left to do."""
     slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("real_engine")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileScheduling | None:
+    """Of `--dist loadfile`: with ON_ONE_ENGINE as one file."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneEngine(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "on one engine" if Path(file).name in ON_ONE_ENGINE else file
+
+    return OneEngine(config, log)

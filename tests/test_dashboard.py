@@ -180,7 +180,7 @@ async def test_text_from_a_run_stays_text_in_a_browser(tmp_path: Path) -> None:
 async def test_a_run_is_seen_while_it_goes_on(tmp_path: Path, imitating: dict[str, str]) -> None:
     """Live tokens with their uncertainty, decisions, the engine and the actors; and the run ends with somebody looking."""
     acting = {"control__epsilon": "10", "control__min_thinking": "2", "control__window": "0", "control__resample_rate": "0.3"}
-    job: Job = job_in(tmp_path / "job", small_config(**imitating | acting, run__updates="4", env__max_turns="6"))
+    job: Job = job_in(tmp_path / "job", small_config(**imitating | acting, run__updates="6", env__max_turns="4"))
     run = asyncio.create_task(train_serially(job, Console(quiet=True)))
     async with browsing() as page:
         async with asyncio.timeout(60):

@@ -26,15 +26,15 @@ def leases_in_play(run: Run) -> list[int]:
     return run.children_of(fleet) if fleet and any(line["kind"] == "evaluation" for line in run.metrics()) else []
 
 
-async def test_a_run_ends_by_itself_and_leaves_what_the_documents_promise(tmp_path: Path, small_policy):
-    async with running_small(tmp_path / "run", small_policy) as run:
+async def test_a_run_with_a_learner_of_two_ranks_ends_by_itself_and_leaves_what_the_documents_promise(tmp_path: Path, small_policy):
+    async with running_small(tmp_path / "run", small_policy, learner__ranks="2") as run:
         assert await run.ended() == 0, run.output
         summary = run.summary()
         assert (summary["ended"], summary["updates"]) == ("finished", 2)
         assert [line["update"] for line in run.metrics() if line["kind"] == "evaluation"] == [0, 2]
         assert sorted(path.name for path in (run.directory / "checkpoints").iterdir()) == ["000001", "000002"]
         assert list((run.directory / "tensorboard").iterdir())
-        assert run.left_over() == []
+        assert (run.directory / "logs" / "learner-1.log").exists() and run.left_over() == []
 
 
 async def test_a_killed_actor_is_replaced_and_no_episode_is_lost(tmp_path: Path, small_policy):
@@ -67,13 +67,6 @@ async def test_an_actor_that_was_stopped_for_a_while_plays_on_and_no_episode_is_
         assert len(keys) == len(set(keys)) and "ended with status" not in (run.directory / "logs" / "actors.log").read_text()
 
 
-async def test_a_learner_of_two_ranks_trains_and_ends_with_both(tmp_path: Path, small_policy):
-    async with running_small(tmp_path / "run", small_policy, learner__ranks="2") as run:
-        assert await run.ended() == 0, run.output
-        assert [line["update"] for line in run.updates()] == [1, 2] and run.summary()["ended"] == "finished"
-        assert (run.directory / "logs" / "learner-1.log").exists() and run.left_over() == []
-
-
 async def test_a_run_ends_when_a_rank_of_its_learner_does(tmp_path: Path, small_policy):
     async with running_small(tmp_path / "run", small_policy, learner__ranks="2", run__updates="1000") as run:
         await run.until(run.updates)
@@ -82,15 +75,6 @@ async def test_a_run_ends_when_a_rank_of_its_learner_does(tmp_path: Path, small_
         os.kill(second, signal.SIGKILL)
         assert await run.ended() == 1
         assert "the learner" in run.output and run.left_over() == []
-
-
-async def test_ctrl_c_ends_a_learner_of_two_ranks_after_its_update(tmp_path: Path, small_policy):
-    async with running_small(tmp_path / "run", small_policy, learner__ranks="2", run__updates="1000") as run:
-        await run.until(run.updates)
-        os.kill(run.process.pid, signal.SIGINT)
-        assert await run.ended() == 130, run.output
-        assert run.summary()["ended"] == "interrupted" and run.left_over() == []
-        assert (run.directory / "logs" / "learner-1.log").exists()
 
 
 async def test_ctrl_c_ends_a_learner_of_two_ranks_in_its_warm_start(tmp_path: Path, small_policy):
@@ -103,25 +87,36 @@ async def test_ctrl_c_ends_a_learner_of_two_ranks_in_its_warm_start(tmp_path: Pa
         assert run.left_over() == [] and not list(cache.glob("policy-*"))
 
 
-@pytest.mark.parametrize("every", ["1", "1000"], ids=["from a checkpoint", "before the first checkpoint"])
-async def test_invariant_4_after_killing_the_learner_each_episode_is_trained_on_once(tmp_path: Path, small_policy, every: str):
-    async with running_small(tmp_path / "run", small_policy, run__updates="50", learner__checkpoint_every=every) as run:
+async def test_invariant_4_after_killing_the_learner_before_its_first_checkpoint_each_episode_is_trained_on_once(
+    tmp_path: Path, small_policy
+):
+    async with running_small(tmp_path / "run", small_policy, run__updates="50", learner__checkpoint_every="1000") as run:
         await run.until(lambda: len(run.updates()) >= 2)
         os.kill(run.pid_of("learner"), signal.SIGKILL)
-        assert await run.ended() == 1
-        assert "the learner ended with status -9" in run.output
-        assert run.left_over() == []
-        done = run.updates()[-1]["update"]
+        done = await dead(run, "learner")
     async with running_small(tmp_path / "run", small_policy, resume=str(tmp_path / "run"), run__updates=str(done + 2)) as run:
-        assert await run.ended() == 0, run.output
-        assert [line["update"] for line in run.updates()] == list(range(1, done + 3))
-        copies = Counter(t.key for t in run.trajectories() if not t.key.evaluation)
-        assert set(copies.values()) == {1}, "an episode was played again although it was in the log"
-        assert {key.group for key in copies} >= set(range(2 * (done + 2)))
+        await each_trained_on_once(run, done + 2)
 
 
-async def test_ctrl_c_finishes_the_update_writes_a_checkpoint_and_a_summary(tmp_path: Path, small_policy):
-    async with running_small(tmp_path / "run", small_policy, run__updates="1000", learner__checkpoint_every="1000") as run:
+async def dead(run: Run, killed: str) -> int:
+    """The last update of a run one of whose processes was killed, when it has ended for it."""
+    assert await run.ended() == 1
+    assert f"the {killed} ended with status -9" in run.output and run.left_over() == []
+    return run.updates()[-1]["update"]
+
+
+async def each_trained_on_once(run: Run, updates: int) -> None:
+    """A resumed run ends with that many updates, and every episode that they needed is in the log, in one copy."""
+    assert await run.ended() == 0, run.output
+    assert [line["update"] for line in run.updates()] == list(range(1, updates + 1))
+    copies = Counter(t.key for t in run.trajectories() if not t.key.evaluation)
+    assert set(copies.values()) == {1}, "an episode was played again although it was in the log"
+    assert {key.group for key in copies} >= set(range(2 * updates))
+
+
+async def test_ctrl_c_finishes_the_update_of_both_ranks_writes_a_checkpoint_and_a_summary(tmp_path: Path, small_policy):
+    settings = {"run__updates": "1000", "learner__checkpoint_every": "1000", "learner__ranks": "2"}
+    async with running_small(tmp_path / "run", small_policy, **settings) as run:
         await run.until(lambda: run.updates())
         run.process.send_signal(signal.SIGINT)
         assert await run.ended() == 130, run.output
@@ -205,22 +200,19 @@ async def test_actors_from_elsewhere_join_and_do_the_work(tmp_path: Path, small_
 
 
 @pytest.mark.parametrize("killed", ["controller", "learner"])
-async def test_actors_from_elsewhere_go_on_with_a_run_that_is_resumed(tmp_path: Path, small_policy, killed: str):
+async def test_invariant_4_actors_from_elsewhere_go_on_with_a_run_that_is_resumed_from_a_checkpoint(
+    tmp_path: Path, small_policy, killed: str
+):
     port = str(free_port())
     settings = {"actor__count": "0", "controller__port": port, "actor__heartbeat_seconds": "0.2"}
     async with running(tmp_path, "actor", "--connect", f"tcp://127.0.0.1:{port}", "--actors", "2", "--wait", "90") as actors:
         async with running_small(tmp_path / "run", small_policy, run__updates="1000", **settings) as run:
             await run.until(lambda: len(run.updates()) >= 2)
             os.kill(run.pid_of(killed), signal.SIGKILL)
-            assert await run.ended() == 1
-            done = run.updates()[-1]["update"]
-        async with running_small(
-            tmp_path / "run", small_policy, resume=str(tmp_path / "run"), run__updates=str(done + 2), **settings
-        ) as run:
-            assert await run.ended() == 0, run.output
-            assert [line["update"] for line in run.updates()] == list(range(1, done + 3))
-            keys = [t.key for t in run.trajectories() if not t.key.evaluation]
-            assert len(keys) == len(set(keys)), "an episode was played again although it was in the log"
+            done = await dead(run, killed)
+        settings |= {"resume": str(tmp_path / "run"), "run__updates": str(done + 2)}
+        async with running_small(tmp_path / "run", small_policy, **settings) as run:
+            await each_trained_on_once(run, done + 2)
         assert await actors.ended(30) == 0 and "is lost: looking for it" in actors.output
 
 

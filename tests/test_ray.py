@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import secrets
 import signal
+import subprocess
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,14 +20,20 @@ pytest.importorskip("ray", reason="pip install -e '.[ray]'")
 pytestmark = pytest.mark.slow
 
 
-@contextlib.asynccontextmanager
-async def cluster(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
-    """RAY_ADDRESS names it while inside."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+async def test_no_cluster_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """First of all: Ray finds a cluster of this machine by itself."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    async with running(tmp_path, "ray", str(tmp_path / "run")) as run:
+        assert await run.ended(60) == 2
+        assert "there is no Ray cluster here" in run.output and not (tmp_path / "run-keys").exists()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """RAY_ADDRESS names it."""
+    log = tmp_path_factory.mktemp("ray") / "ray.log"
     port = free_port()
-    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
     options = [
         "--head",
         "--block",
@@ -37,27 +43,29 @@ async def cluster(directory: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
         "--disable-usage-stats",
         "--min-worker-port=0",
         "--max-worker-port=0",
+        f"--object-store-memory={80 << 20}",
     ]
-    options += [f"--object-store-memory={80 << 20}"]
-    with (directory / "ray.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            str(Path(sys.executable).with_name("ray")), "start", *options, stdout=log, stderr=log, start_new_session=True
-        )
-    try:
-        async with asyncio.timeout(60):
-            while "Ray runtime started" not in (directory / "ray.log").read_text():
-                assert process.returncode is None, (directory / "ray.log").read_text()
-                await asyncio.sleep(0.1)
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
+    with pytest.MonkeyPatch.context() as environment, log.open("wb") as output:
+        environment.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        environment.setenv("RAY_AUTH_MODE", "token")
+        environment.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        environment.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        ray = str(Path(sys.executable).with_name("ray"))
+        process = subprocess.Popen([ray, "start", *options], stdout=output, stderr=output, start_new_session=True)
+        try:
+            deadline = time.monotonic() + 60
+            while "Ray runtime started" not in log.read_text():
+                assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                time.sleep(0.1)
+            yield
+        finally:
             process.send_signal(signal.SIGTERM)
-            await asyncio.wait_for(process.wait(), 30)
+            process.wait(30)
 
 
-async def test_a_run_with_places_of_their_own_for_actors_and_learner(tmp_path: Path, small_policy, monkeypatch: pytest.MonkeyPatch):
+async def test_a_run_with_places_of_their_own_for_actors_and_learner(cluster: None, tmp_path: Path, small_policy):
     """Begun, interrupted, and gone on with by the same command."""
-    async with small_elsewhere(tmp_path / "run", small_policy) as arguments, cluster(tmp_path, monkeypatch):
+    async with small_elsewhere(tmp_path / "run", small_policy) as arguments:
         command = ["ray", *arguments, "--learner-node"]
         async with running(tmp_path / "run", *command, "--updates", "1000") as run:
             await run.until(run.updates)
@@ -72,15 +80,7 @@ async def test_a_run_with_places_of_their_own_for_actors_and_learner(tmp_path: P
             assert set(run.summary()["dropped"]) <= {"cancelled"}, "what was under way when it was interrupted"
 
 
-async def test_no_cluster_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    async with running(tmp_path, "ray", str(tmp_path / "run")) as run:
-        assert await run.ended(60) == 2
-        assert "there is no Ray cluster here" in run.output and not (tmp_path / "run-keys").exists()
-
-
-async def test_too_small_a_cluster_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    async with cluster(tmp_path, monkeypatch), running(tmp_path, "ray", str(tmp_path / "run"), "--gpus", "8", "--wait", "1") as run:
+async def test_too_small_a_cluster_is_said_so(cluster: None, tmp_path: Path):
+    async with running(tmp_path, "ray", str(tmp_path / "run"), "--gpus", "8", "--wait", "1") as run:
         assert await run.ended(90) == 2
         assert "Ray has no room for" in run.output and "GPU" in run.output
