@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from hashlib import blake2b
 from math import isfinite
 
 import msgspec
 
-from envs.base import Environment
+from envs.base import Environment, StepResult
 from protocol.arrays import INT32, pack, unpack
 from protocol.checks import MAX_REWARD, MAX_TURNS
 from protocol.codec import MAX_FRAME, encode
@@ -83,10 +84,12 @@ class EpisodePlayer:
     async def _play(self, lease: Lease, played: _Played) -> None:
         env = self._environment
         episode = await self._guarded(env.start, lease.split, lease.task_index)
-        played.task, played.task_type = episode.task, episode.task_type
-        view = env.view(episode)
+        with _environment_errors():
+            played.task, played.task_type = _text("task", episode.task), _text("task_type", episode.task_type)
+            view = env.view(episode)
         while True:
-            prompt = self._prompter.prompt(env.prompt(view))
+            with _environment_errors():
+                prompt = self._prompter.prompt(env.prompt(view))
             if len(prompt) > self._max_prompt_tokens:
                 raise _Ended(DropReason.ENV_ERROR, f"a prompt of {len(prompt)} tokens: raise engine.max_model_len, or lower env.history")
             request = TurnRequest(
@@ -95,33 +98,64 @@ class EpisodePlayer:
             answer = await self._take_turn(request)
             if isinstance(answer, TurnFailed):
                 raise _Ended(answer.reason, answer.detail)
-            anchor = episode.anchor() if self._anchor_texts else digest(episode.anchor())
             response = self._prompter.text(unpack(answer.kept.tokens, INT32).tolist())
-            action = env.parse(response, view.observation.admissible)
-            result = await self._guarded(episode.step, action.action)
-            scores = dict(episode.scores)
-            if not (abs(result.reward) <= MAX_REWARD and all(map(isfinite, scores.values()))):
-                raise _Ended(DropReason.ENV_ERROR, f"the environment gave a reward of {result.reward}, and scores {scores}")
-            played.turns.append(
-                Turn(
-                    prompt=request.prompt, kept=answer.kept, rejected=answer.rejected, reward=result.reward,
-                    valid=action.valid, anchor=anchor, action=action.action,
-                )
-            )  # fmt: skip
-            if result.done:
-                played.success, played.scores = result.success, scores
-                return
-            view.record(action.action, result.observation)
+            with _environment_errors():
+                seen = _text("anchor()", episode.anchor())
+                parsed = env.parse(response, view.observation.admissible)
+                action, valid = _text("action", parsed.action), bool(parsed.valid)
+            result = await self._guarded(episode.step, action)
+            with _environment_errors():
+                reward, scores = _numbers(result, episode.scores)
+                played.turns.append(
+                    Turn(
+                        prompt=request.prompt, kept=answer.kept, rejected=answer.rejected, reward=reward, valid=valid,
+                        anchor=seen if self._anchor_texts else digest(seen), action=action,
+                    )
+                )  # fmt: skip
+                if result.done:
+                    played.success, played.scores = bool(result.success), scores
+                    return
+                view.record(action, result.observation)
 
     async def _guarded(self, function: Callable, *args: object):
-        """Run a blocking call of the environment off the event loop. Whatever goes wrong in it is an environment error."""
-        try:
-            return await asyncio.wait_for(_in_thread(function, *args), self._step_timeout)
-        except TimeoutError:
-            raise _Ended(DropReason.ENV_ERROR, f"the environment took more than {self._step_timeout:g} s (actor.step_timeout)") from None
-        except Exception as error:
-            log.warning("the environment failed", exc_info=True)
-            raise _Ended(DropReason.ENV_ERROR, f"{type(error).__name__}: {error}") from error
+        """Run a blocking call of the environment off the event loop."""
+        result = _in_thread(function, *args)
+        await asyncio.wait({result}, timeout=self._step_timeout)
+        if not result.done():
+            result.cancel()
+            raise _Ended(DropReason.ENV_ERROR, f"the environment took more than {self._step_timeout:g} s (actor.step_timeout)")
+        with _environment_errors():
+            return result.result()
+
+
+@contextmanager
+def _environment_errors() -> Iterator[None]:
+    """Whatever goes wrong inside is an environment error, and no end of the actor, with whom the next one would play it, and fail."""
+    try:
+        yield
+    except _Ended:
+        raise
+    except Exception as error:
+        log.warning("the environment failed", exc_info=True)
+        raise _Ended(DropReason.ENV_ERROR, f"{type(error).__name__}: {error}") from error
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"the environment gave {value!r} as {name}, which is a text")
+    return value
+
+
+def _numbers(result: StepResult, scores: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """Reward and scores as floats, whatever numbers they are (NumPy's, say). Those that cannot be computed with are an error."""
+    try:
+        reward, found = float(result.reward), {str(name): float(score) for name, score in scores.items()}
+        sound = abs(reward) <= MAX_REWARD and all(map(isfinite, found.values()))
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise _Ended(DropReason.ENV_ERROR, f"the environment gave a reward of {result.reward}, and scores {dict(scores)}")
+    return reward, found
 
 
 def _in_thread(function: Callable, *args: object) -> asyncio.Future:

@@ -7,6 +7,7 @@ import threading
 from functools import cache
 from math import inf, nan
 
+import numpy as np
 import pytest
 
 import actors.episode
@@ -149,12 +150,39 @@ async def answer(request):
     return result_of(request, "<think>a</think><action>look</action>")
 
 
-@pytest.mark.parametrize(("reward", "price"), [(nan, 0.5), (inf, 0.5), (-1e300, 0.5), (1.0, nan)])
-async def test_a_reward_or_score_that_cannot_be_computed_with_drops_the_episode_and_says_so(reward: float, price: float):
+@pytest.mark.parametrize(("reward", "price"), [(nan, 0.5), (inf, 0.5), (-1e300, 0.5), (None, 0.5), (1.0, nan), (1.0, None)])
+async def test_a_reward_or_score_that_cannot_be_computed_with_drops_the_episode_and_says_so(reward: float | None, price: float | None):
     environment = OneStep(lambda: StepResult(OneStep.observation, reward, done=True, success=True))
     environment.scores = {"price": price}
     trajectory = await player(answer, environment).play(LEASE)
     assert trajectory.dropped is DropReason.ENV_ERROR and f"a reward of {reward}, and scores {{'price': {price}}}" in trajectory.detail
+
+
+async def test_numbers_of_numpy_are_numbers():
+    environment = OneStep(lambda: StepResult(OneStep.observation, np.float32(0.5), done=np.True_, success=np.True_))
+    environment.scores = {"price": np.int64(2), 7: 1}
+    trajectory = decode(frame_of(await player(answer, environment).play(LEASE)))
+    assert (trajectory.turns[0].reward, trajectory.success, trajectory.scores) == (0.5, True, {"price": 2.0, "7": 1.0})
+
+
+def fails(*_: object):
+    raise KeyError("x")
+
+
+@pytest.mark.parametrize("method", ["view", "prompt", "anchor", "parse"])
+async def test_an_environment_that_fails_in_whatever_it_is_asked_costs_the_episode_and_not_the_actor(
+    method: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(OneStep, method, fails)
+    trajectory = await player(answer, OneStep(fails)).play(LEASE)
+    assert (trajectory.dropped, trajectory.detail) == (DropReason.ENV_ERROR, "KeyError: 'x'")
+
+
+@pytest.mark.parametrize("name", ["task", "task_type"])
+async def test_what_is_no_text_where_a_text_belongs_drops_the_episode_and_is_named(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(OneStep, name, None)
+    trajectory = await player(answer, OneStep(fails)).play(LEASE)
+    assert trajectory.dropped is DropReason.ENV_ERROR and f"None as {name}, which is a text" in trajectory.detail
 
 
 @pytest.mark.parametrize("limit", ["MAX_FRAME", "MAX_TURNS"])
@@ -187,13 +215,14 @@ async def test_what_the_environment_reports_beside_success_travels_with_the_epis
     assert trajectory.scores == {"price": 0.5} and not trajectory.success
 
 
-@pytest.mark.parametrize("error", [EnvironmentFailure("server down"), KeyError("x")])
+@pytest.mark.parametrize("error", [EnvironmentFailure("server down"), KeyError("x"), TimeoutError("of its own")])
 async def test_invariant_3_an_environment_error_is_a_dropped_episode_never_a_reward(error):
     def step():
         raise error
 
     trajectory = await player(answer, OneStep(step)).play(LEASE)
     assert trajectory.dropped is DropReason.ENV_ERROR and trajectory.turns == []
+    assert trajectory.detail == f"{type(error).__name__}: {error}"
 
 
 async def test_a_step_that_hangs_is_an_environment_error_that_names_the_timeout():
