@@ -130,31 +130,30 @@ class EpisodePlayer:
 
 @contextmanager
 def _environment_errors() -> Iterator[None]:
-    """Whatever goes wrong inside is an environment error, and no end of the actor, with whom the next one would play it, and fail."""
+    """Whatever goes wrong inside ends the episode, and not the actor: the next one would be given the same lease."""
     try:
         yield
-    except _Ended:
-        raise
     except Exception as error:
         log.warning("the environment failed", exc_info=True)
         raise _Ended(DropReason.ENV_ERROR, f"{type(error).__name__}: {error}") from error
 
 
 def _text(name: str, value: object) -> str:
+    """What the environment gave as `name`. TypeError if it is no text: the learner would refuse the episode, however often it is sent."""
     if not isinstance(value, str):
         raise TypeError(f"the environment gave {value!r} as {name}, which is a text")
     return value
 
 
 def _numbers(result: StepResult, scores: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-    """Reward and scores as floats, whatever numbers they are (NumPy's, say). Those that cannot be computed with are an error."""
+    """Reward and scores as floats, whatever numbers they are (NumPy's, say). ValueError for those that cannot be computed with."""
     try:
         reward, found = float(result.reward), {str(name): float(score) for name, score in scores.items()}
         sound = abs(reward) <= MAX_REWARD and all(map(isfinite, found.values()))
     except (TypeError, ValueError):
         sound = False
     if not sound:
-        raise _Ended(DropReason.ENV_ERROR, f"the environment gave a reward of {result.reward}, and scores {dict(scores)}")
+        raise ValueError(f"the environment gave a reward of {result.reward}, and scores {dict(scores)}")
     return reward, found
 
 

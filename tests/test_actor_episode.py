@@ -13,7 +13,7 @@ import pytest
 import actors.episode
 from actors.episode import EpisodePlayer, digest, frame_of
 from config import ModelSection
-from envs.base import EnvironmentFailure, Observation, StepResult
+from envs.base import EnvironmentFailure, Observation, ParsedAction, StepResult
 from envs.play import expert_episode
 from envs.registry import make_environment
 from learner.tiny import CHAT_TEMPLATE, train_tokenizer
@@ -165,24 +165,37 @@ async def test_numbers_of_numpy_are_numbers():
     assert (trajectory.turns[0].reward, trajectory.success, trajectory.scores) == (0.5, True, {"price": 2.0, "7": 1.0})
 
 
-def fails(*_: object):
-    raise KeyError("x")
+def ends() -> StepResult:
+    return StepResult(OneStep.observation, 1.0, done=True, success=True)
 
 
 @pytest.mark.parametrize("method", ["view", "prompt", "anchor", "parse"])
 async def test_an_environment_that_fails_in_whatever_it_is_asked_costs_the_episode_and_not_the_actor(
     method: str, monkeypatch: pytest.MonkeyPatch
 ):
+    def fails(*_: object):
+        raise KeyError("x")
+
     monkeypatch.setattr(OneStep, method, fails)
-    trajectory = await player(answer, OneStep(fails)).play(LEASE)
+    trajectory = await player(answer, OneStep(ends)).play(LEASE)
     assert (trajectory.dropped, trajectory.detail) == (DropReason.ENV_ERROR, "KeyError: 'x'")
 
 
-@pytest.mark.parametrize("name", ["task", "task_type"])
-async def test_what_is_no_text_where_a_text_belongs_drops_the_episode_and_is_named(name: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(OneStep, name, None)
-    trajectory = await player(answer, OneStep(fails)).play(LEASE)
-    assert trajectory.dropped is DropReason.ENV_ERROR and f"None as {name}, which is a text" in trajectory.detail
+@pytest.mark.parametrize(
+    ("method", "value", "name"),
+    [
+        ("task", None, "task"),
+        ("task_type", 3, "task_type"),
+        ("anchor", lambda self: b"bytes", "anchor()"),
+        ("parse", lambda *_: ParsedAction(None, valid=False), "action"),
+    ],
+)
+async def test_what_is_no_text_where_a_text_belongs_drops_the_episode_and_is_named(
+    method: str, value: object, name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(OneStep, method, value)
+    trajectory = await player(answer, OneStep(ends)).play(LEASE)
+    assert trajectory.dropped is DropReason.ENV_ERROR and f" as {name}, which is a text" in trajectory.detail
 
 
 @pytest.mark.parametrize("limit", ["MAX_FRAME", "MAX_TURNS"])
@@ -205,7 +218,7 @@ async def test_steps_that_never_return_do_not_keep_later_episodes_from_their_own
     for _ in range(40):  # more than a pool of threads has
         hung = await player(answer, OneStep(never.wait), step_timeout=0.02).play(LEASE)
         assert hung.dropped is DropReason.ENV_ERROR
-    played = await player(answer, OneStep(lambda: StepResult(OneStep.observation, 1.0, done=True, success=True))).play(LEASE)
+    played = await player(answer, OneStep(ends)).play(LEASE)
     never.set()
     assert played.dropped is None and played.success
 
