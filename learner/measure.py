@@ -63,7 +63,7 @@ def mean_entropy(turns: Sequence[Turn]) -> float:
 
 def _unscored(turn: Turn) -> int:
     """Tokens of the kept response that the policy chose, and that have no log-prob."""
-    return int(((unpack(turn.kept.mask, UINT8) > 0) & ~np.isfinite(unpack(turn.kept.log_probs, FLOAT32))).sum())
+    return int((~np.isfinite(unpack(turn.kept.log_probs, FLOAT32)) & ~turn.kept.forced()).sum())
 
 
 def _common(trajectories: Sequence[Trajectory], turns: Sequence[Turn]) -> dict[str, float]:

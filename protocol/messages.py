@@ -184,6 +184,13 @@ class Attempt(msgspec.Struct, array_like=True, frozen=True):
         """`signals` as a read-only float32 [T, 3]; [0, 3] when the turn was not watched."""
         return np.frombuffer(self.signals, dtype="<f4").reshape(-1, 3)
 
+    def forced(self) -> np.ndarray:
+        """bool [T]: tokens that the controller chose. Those with mask 0 from an intervention on; one that merely has no log-prob after it
+        cannot be told from them."""
+        forced = np.frombuffer(self.mask, dtype=np.uint8) == 0
+        forced[: min((event.position for event in self.events if event.kind == "intervene"), default=self.length)] = False
+        return forced
+
 
 class TurnRequest(Message):
     """The actor asks for the next turn of an episode."""

@@ -46,7 +46,7 @@ def play(config: Config, split: Split, task: int, watch: str, console: Console) 
     except EnvironmentFailure as error:
         raise ConfigError(f"{config.env.name}: {error}") from None
     view = environment.view(episode)
-    console.print(f"[bold]{episode.task}[/]  [dim]{episode.task_type}, {split} task {task}[/]", highlight=False)
+    console.print(f"[bold]{_escaped(episode.task)}[/]  [dim]{_escaped(episode.task_type)}, {split} task {task}[/]", highlight=False)
     while True:
         console.print(f"\n[bold]{view.step}[/] {_escaped(view.observation.text)}", highlight=False)
         move = player(view)

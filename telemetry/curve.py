@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from html import escape
+from itertools import cycle
 from pathlib import Path
 
 from telemetry.metrics_file import read_metrics
@@ -45,13 +47,13 @@ def svg(runs: dict[str, tuple[Points, Points]]) -> str:
         parts.append(f'<text x="{x - 8}" y="{y + 4}" text-anchor="end">{share:.0%}</text>')
     parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">updates (to {last:g})</text>')
     parts.append(f'<text x="{MARGIN}" y="20">success: held-out (dots), training (thin)</text>')
-    for colour, (name, (training, held_out)) in zip(COLOURS, runs.items(), strict=False):
+    for colour, (name, (training, held_out)) in zip(cycle(COLOURS), runs.items(), strict=False):
         for points, width in ((training, 1), (held_out, 2.5)):
             line = " ".join("{:.1f},{:.1f}".format(*at(point)) for point in points)
             parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
         for point in held_out:
             x, y = at(point)
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{name}: {point[1]:.1%}</title></circle>')
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{escape(name)}: {point[1]:.1%}</title></circle>')
     return "\n".join([*parts, "</svg>"])
 
 

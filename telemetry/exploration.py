@@ -14,8 +14,8 @@ from math import isfinite, nan
 
 import numpy as np
 
-from protocol.arrays import FLOAT16, UINT8, unpack
-from protocol.messages import Attempt, Trajectory, Turn
+from protocol.arrays import FLOAT16, unpack
+from protocol.messages import Trajectory, Turn
 
 FLAT = 0.05
 """M_t is in [0, 1]; a change smaller than this counts as none."""
@@ -168,7 +168,7 @@ def _count_turns(episode: Trajectory, version: int, into: dict[int, Tally]) -> N
         rejected = sum(attempt.length for attempt in turn.rejected)
         tally.tokens += turn.kept.length + rejected
         tally.rejected_tokens += rejected
-        tally.forced_tokens += _forced(turn.kept)
+        tally.forced_tokens += sum(int(attempt.forced().sum()) for attempt in (turn.kept, *turn.rejected))
         if isfinite(gamma):
             tally.compared += 1
             tally.stalled += bool(turn.rejected) or any(event.kind == "keep" for event in turn.kept.events)
@@ -190,11 +190,6 @@ def _count_group(group: Sequence[Trajectory], tally: Tally) -> None:
 def _age(turn: Turn, version: int) -> int:
     """In versions; 0 also of what weights played that a crash has lost since, as in training."""
     return max([0, *(version - span.version for span in turn.kept.spans)])
-
-
-def _forced(attempt: Attempt) -> int:
-    """Tokens of an intervention."""
-    return int((unpack(attempt.mask, UINT8) == 0).sum()) if attempt.events else 0
 
 
 def _digest(*parts: object) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from telemetry.fields import TOTAL_SUFFIX, field_of
+from telemetry.fields import FIELDS, TOTAL_SUFFIX, field_of
 from telemetry.metrics_file import Record
 
 UNITS = {"s": "seconds", "bytes": "bytes", "tokens/s": "tokens_per_second", "share": "ratio", "nats": "nats"}
@@ -46,12 +46,13 @@ class _Snapshot:
 
 def family_of(prefix: str, name: str, live: bool) -> tuple[Metric, dict[str, str]] | None:
     """The metric that a number belongs to, and its labels; None for one that is not documented. `live`: counts are since the process
-    started; in a record those since the run started are NAME_total, and what came since the update before is left out."""
+    started; in a record those since the run started are NAME_total, and what came since the update before is left out.
+    Counts of an evaluation are its own; those of all evaluations are in the update's record, too, and left out."""
     field = field_of(name)
-    if field is None:
+    if field is None or (prefix and name.startswith(prefix)):
         return None
     counts = name.endswith(TOTAL_SUFFIX) or (live and field.fold == "total")
-    if field.fold == "total" and not counts:
+    if field.fold == "total" and not counts and not prefix:
         return None
     base, slash, kind = name.removesuffix(TOTAL_SUFFIX).partition("/")
     unit = UNITS.get(field.unit, "")
@@ -59,4 +60,5 @@ def family_of(prefix: str, name: str, live: bool) -> tuple[Metric, dict[str, str
     labels = {"age": kind[3:]} if re.fullmatch(r"age\d+", kind) else {"kind": kind} if slash else {}
     full += f"_by_{next(iter(labels))}" if labels else ""
     family = CounterMetricFamily if counts else GaugeMetricFamily
-    return family(full, field.description.partition("; of tokens")[0] if slash else field.description, labels=list(labels)), labels
+    of_all = FIELDS[base].description if base in FIELDS else "Mean over the episodes of what the environment reports"
+    return family(full, of_all if slash else field.description, labels=list(labels)), labels

@@ -78,9 +78,18 @@ async def test_prometheus_gets_documented_numbers_by_its_conventions(tmp_path: P
     assert families["foray_success_ratio"].type == "gauge" and families["foray_evaluation_success_ratio"].samples[0].value == 0.25
     kinds = {s.labels["kind"]: s.value for s in families["foray_evaluation_success_ratio_by_kind"].samples}
     assert kinds == {"pick": 0.5, "look": 0.0}
+    assert families["foray_evaluation_success_ratio_by_kind"].documentation == FIELDS["success"].description
     assert families["foray_coverage_pairs_by_age"].samples[0].labels == {"age": "1"}
     assert all(family.documentation and re.fullmatch(r"foray_[a-z0-9_]+", name) for name, family in families.items())
     assert not any("unknown" in name or "epsilon" in name for name in families)
+
+
+def test_an_evaluation_has_its_own_counts_and_leaves_those_of_all_to_the_update() -> None:
+    page = exposition(
+        {}, {"evaluation_tokens_total": 900.0}, {"episodes": 128.0, "evaluation_tokens": 300.0, "evaluation_tokens_total": 900.0}
+    )
+    values = {s.name: s.value for family in text_string_to_metric_families(page.decode()) for s in family.samples}
+    assert values == {"foray_evaluation_episodes": 128, "foray_evaluation_tokens_total": 900}
 
 
 def test_every_documented_number_has_a_name_that_prometheus_takes() -> None:

@@ -147,6 +147,11 @@ def test_a_frozen_lake_is_crossed():
     assert [step[1:] for step in steps] == 5 * [(0.0, False, False)] + [(1.0, True, True)]
 
 
+def test_a_cliff_is_walked_along_at_a_cost_of_a_point_a_step():
+    steps = played(Gymnasium("CliffWalking-v1", arguments=["is_slippery=false"]), 0, ["up", *["right"] * 11, "down"])
+    assert [step[1:] for step in steps] == 12 * [(-1.0, False, False)] + [(-1.0, True, True)]
+
+
 def test_falling_through_the_ice_ends_the_game_without_success():
     assert played(Gymnasium(arguments=["is_slippery=false"]), 0, ["down", "right"])[-1][1:] == (0.0, True, False)
 
@@ -196,6 +201,7 @@ def test_games_that_read_and_write_text_are_played_as_they_are():
         ({"id": "Pendulum-v1"}, r"gymnasium\.id: an action of Pendulum-v1 is neither"),
         ({"arguments": ["slippery"]}, r"gymnasium\.arguments: 'slippery' is not of the form"),
         ({"arguments": ["colour=red"]}, r"gymnasium\.id: FrozenLake-v1 cannot be made.*colour"),
+        ({"arguments": ["map_name=null"]}, r"gymnasium\.arguments: FrozenLake-v1 begins differently each time with the same seed"),
         ({"actions": ["left", "right"]}, r"gymnasium\.actions: FrozenLake-v1 has 4 actions, and 2"),
     ],
 )

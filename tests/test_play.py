@@ -1,6 +1,7 @@
 """`run.py play`: a person, the expert and a checkpoint at the terminal."""
 
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,14 @@ def test_text_is_an_action_and_an_empty_line_or_a_wrong_number_is_not(monkeypatc
     typing(monkeypatch, "", "999", "inventory", "q")
     _, output = watched()
     assert output.count("\n> ") == 1 and "> inventory\n" in output
+
+
+def test_brackets_in_a_question_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    rows = [{"question": f"Who is [/i] number {number}?", "answers": "me", "source": "[a]"} for number in range(2)]
+    (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    typing(monkeypatch, "q")
+    _, output = watched(small_config(env__name="search", search__questions=str(tmp_path / "questions.jsonl")), task=0)
+    assert "Who is [/i] number" in output and "[a], held_out task 0" in output
 
 
 def test_the_end_of_the_input_ends_the_episode(monkeypatch: pytest.MonkeyPatch):

@@ -44,6 +44,13 @@ def test_a_tenth_of_the_questions_is_held_out_whatever_their_order(written):
     assert set(forward["held_out"]) == set(backward["held_out"])
 
 
+def test_a_question_that_is_there_twice_has_the_answers_of_both_lines(written):
+    rows = ({"question": "Where?", "answers": answers} for answers in (["here", "there"], "here", "yonder"))
+    questions = read_questions(written(*rows, {"question": "Who?", "answers": "me"}))
+    found = next(question for split in questions.values() for question in split if question.text == "Where?")
+    assert found.answers == ("here", "there", "yonder")
+
+
 def test_a_repeated_question_is_in_one_split(written):
     questions = read_questions(written(GOOD, GOOD, {"question": "Where?", "answers": ["here"]}))
     assert sum(map(len, questions.values())) == 2

@@ -1,5 +1,7 @@
 """The picture of a run."""
 
+from xml.etree import ElementTree
+
 from telemetry.curve import SMOOTHING, curves, svg
 
 METRICS = [
@@ -18,6 +20,11 @@ def test_training_is_averaged_and_evaluations_are_not():
 
 def test_the_picture_has_a_dot_for_each_evaluation():
     assert svg({"run": curves(METRICS)}).count("<circle") == 2
+
+
+def test_each_run_is_in_the_picture_whatever_it_is_called():
+    picture = svg({f"<a&b>/{n}": curves(METRICS) for n in range(5)})
+    assert [title.text for title in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}title")][-1] == "<a&b>/4: 75.0%"
 
 
 def test_a_run_without_updates_is_a_picture_too():

@@ -95,9 +95,10 @@ def test_flat_thinking_is_what_follows_the_last_change(uncertainty: list[float],
 
 
 def test_forced_tokens_are_those_of_interventions() -> None:
-    cut = ControlEvent(kind="intervene", reason="settled", position=3, value=0.0, threshold=0.1)
-    found = of(episode(turn("a", "x", attempt(10, forced=2, events=[cut])), turn("b", "x", attempt(10, forced=5))))
-    assert found["forced_share"] == pytest.approx(2 / 20)  # the others have no log-prob
+    cut, keep = (ControlEvent(kind, "settled", position=1, value=0.0, threshold=0.1) for kind in ("intervene", "keep"))
+    rejected = attempt(20, forced=4, events=[cut])  # its first token is before the cut: it merely has no log-prob, as all of the next two
+    found = of(episode(turn("a", "x", attempt(10, forced=5, events=[keep]), (rejected,)), turn("b", "x", attempt(10, forced=5))))
+    assert found["forced_share"] == pytest.approx(3 / 40)
 
 
 def test_turns_are_told_apart_by_the_age_of_their_oldest_token() -> None:

@@ -231,10 +231,26 @@ def test_what_is_remembered_as_chosen_is_what_the_shop_has_chosen():
         view, done = SHOP.view(episode), False
         while not done:
             action = rng.choice((*view.observation.admissible, f"search[{SHOP.goal('train', index).product.query}]", "click[size]"))
+            action = rng.choice((action, action + " please", action.removesuffix("]")))
             done = (result := episode.step(action)).done
             view.record(action, result.observation)
             if not done:
                 assert view.recollection.chosen == episode._visit.chosen
+
+
+def test_an_item_opened_by_an_action_with_words_after_it_is_remembered_as_seen():
+    *before, opened = to_goal(SHOP, 0)
+    assert opened.startswith("click[")
+    _, view, _ = played(*before, opened + ", please", "click[< prev]")
+    assert view.recollection.left == [opened.removeprefix("click[").removesuffix("]")]
+
+
+@pytest.mark.parametrize(
+    ("action", "searched"), [("search[Socks] now", "socks"), ("search[]", "shirt"), ("search[a\nb]", "shirt"), ("search[socks", "shirt")]
+)
+def test_the_query_that_is_remembered_is_the_one_that_the_shop_searched_for(action, searched):
+    _, view, _ = played("search[shirt]", action)
+    assert view.recollection.query == searched
 
 
 def test_the_prompt_has_the_task_the_page_and_every_action():

@@ -86,6 +86,11 @@ def test_nouns_come_from_the_table_and_are_guessed_without_it(tmp_path):
     assert likely_nouns("") == []
 
 
+def test_of_a_repeated_asin_the_nouns_are_those_of_the_product_that_is_sold(tmp_path):
+    write_shop(tmp_path, products=[raw_product("B1", name="Wool Socks"), raw_product("B1", name="Steel Kettle")])
+    assert [(read.title, read.nouns) for read in products_of(tmp_path)] == [("Wool Socks", ("wool", "socks"))]
+
+
 def test_without_spacy_the_noun_table_says_what_to_install(tmp_path):
     write_shop(tmp_path)
     code = "import sys; sys.modules['spacy'] = None; sys.argv[1:] = [sys.argv[1]]; from envs.webshop.nouns import main; main()"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from envs.base import Observation, StepResult
 from envs.games.game import HISTORY, GameEnvironment
@@ -22,34 +22,46 @@ except ImportError as error:
 
 ID = "FrozenLake-v1"
 
+
+class _Game(NamedTuple):
+    """What Gymnasium does not say of a game."""
+
+    actions: tuple[str, ...] = ()  # by number
+    task: str = ""  # what the agent is told
+    ends_won: bool = False  # there is no other end but for want of time, so that a reward of less than 0 is a success all the same
+
+
 _KNOWN = {
-    "FrozenLake": (
+    "FrozenLake": _Game(
         ("left", "down", "right", "up"),
         "Walk over a frozen lake from S to G; H is a hole, F is ice. Where you are stands in brackets.",
     ),
-    "CliffWalking": (
+    "CliffWalking": _Game(
         ("up", "right", "down", "left"),
         "Walk from the lower left corner to T without stepping on the cliff, C. You are at x.",
+        ends_won=True,
     ),
-    "Blackjack": (
+    "Blackjack": _Game(
         ("stick", "hit"),
         "Come closer to 21 than the dealer, not beyond. Shown are your sum, the dealer's card, and whether you have a usable ace.",
     ),
 }
-"""Name without version -> (actions by number, what the agent is told)."""
+"""By name without version."""
 
 _MARKED = re.compile(r"\x1b\[[\d;]*m(.*?)\x1b\[0m")
 
 
 class GymnasiumEpisode:
-    """One game being played. See `envs.base.Episode`. It is a success if it ends, not for want of time, with a positive reward."""
+    """One game being played. See `envs.base.Episode`. It is a success if it ends, not for want of time, with a positive reward;
+    with `game.ends_won`, with any."""
 
-    def __init__(self, env: gymnasium.Env, seed: int, task: str, actions: Sequence[str], max_turns: int) -> None:
+    def __init__(self, env: gymnasium.Env, seed: int, game: _Game, max_turns: int) -> None:
         self._env = env
-        self._actions = tuple(actions)
+        self._actions = game.actions
+        self._ends_won = game.ends_won
         self._turns_left = max_turns
         self._done = False
-        self.task = task
+        self.task = game.task
         self.task_type = env.spec.id
         observation, _ = env.reset(seed=seed)
         self.observation = self._observe(observation)
@@ -65,7 +77,7 @@ class GymnasiumEpisode:
             observation, reward, terminated, truncated, _ = self._env.step(chosen)
             reward = float(reward)
             self.observation = self._observe(observation)
-            over, won = terminated or truncated, bool(terminated and reward > 0)
+            over, won = terminated or truncated, bool(terminated and (reward > 0 or self._ends_won))
         self._turns_left -= 1
         self._done = over or self._turns_left == 0
         self.scores = {"return": self.scores["return"] + reward}
@@ -109,14 +121,19 @@ class Gymnasium(GameEnvironment):
             raise ValueError(f"gymnasium.id: {id} cannot be made: {error}") from None
         if "ansi" in env.metadata.get("render_modes", []):
             self._arguments["render_mode"] = "ansi"
-        known_actions, known_task = _KNOWN.get(id.partition("-v")[0], ((), ""))
-        self._task = task or known_task or f"Play {id}."
-        self._actions = name_actions(id, env.action_space, tuple(actions) or known_actions)
+        known = _KNOWN.get(id.partition("-v")[0], _Game())
+        named = name_actions(id, env.action_space, tuple(actions) or known.actions)
+        self._game = _Game(named, task or known.task or f"Play {id}.", known.ends_won)
         env.close()
+        if len({self.start_with(0).observation for _ in range(3)}) > 1:
+            raise ValueError(
+                f"gymnasium.arguments: {id} begins differently each time with the same seed, and so members of a group would play different "
+                "games: give what it draws when it is made"
+            )
 
     def start_with(self, seed: int) -> GymnasiumEpisode:
         """See `GameEnvironment`."""
-        return GymnasiumEpisode(gymnasium.make(self._id, **self._arguments), seed, self._task, self._actions, self.max_turns)
+        return GymnasiumEpisode(gymnasium.make(self._id, **self._arguments), seed, self._game, self.max_turns)
 
 
 def name_actions(id: str, space: spaces.Space, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def read_corpus(path: str) -> list[str]:
 
 
 def read_questions(path: str) -> dict[Split, tuple[Question, ...]]:
-    """Questions from `{"question": …, "answers": […], "source": …}`; `answers` may be one text, `source` is optional.
+    """Questions from `{"question": …, "answers": […], "source": …}`; `answers` may be one text, `source` is optional. Of a question that
+    is there several times, all answers are right.
 
     One question in ten is held out, at least one: which ones depends on their texts alone, not on their order.
     """
@@ -41,7 +43,8 @@ def read_questions(path: str) -> dict[Split, tuple[Question, ...]]:
         if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
             raise ValueError(f"{where}: answers is {_shown(row, 'answers')}, not a text or a list of texts")
         source = _text(row, "source", where) if "source" in row else Path(path).stem
-        questions.setdefault(text, Question(text, tuple(map(encodable, answers)), source))
+        known = questions.get(text, Question(text, (), source))
+        questions[text] = replace(known, answers=tuple(dict.fromkeys([*known.answers, *map(encodable, answers)])))
     if len(questions) < 2:
         raise ValueError(f"search.questions: {path} has only one question; one is needed to train on, and one to evaluate")
     ranked = sorted(questions, key=lambda text: blake2b(text.encode()).digest())

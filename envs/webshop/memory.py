@@ -5,6 +5,7 @@ from __future__ import annotations
 from envs.base import Observation
 from envs.view import View
 from envs.webshop.page import Page, click, read_page
+from envs.webshop.site import parse_action
 
 
 class Recollection:
@@ -26,24 +27,25 @@ class Recollection:
     def note(self, action: str, admissible: tuple[str, ...], observation: Observation) -> None:
         """`action` was done where `admissible` was listed, and led to `observation`."""
         before, self.page = self.page, read_page(observation)
-        if action.startswith("search[") and self.page.kind == "results":
-            self.query = action[len("search[") : -1]
-            self.rows = {}
+        verb, argument = parse_action(action)
+        clicked = argument if verb == "click" and click(argument) in admissible else ""
+        if verb == "search":
+            self.query, self.rows = argument, {}
         if self.page.kind == "results":
             self.rows[self.page.number] = self.page.rows
         if self.page.kind in ("index", "results"):
             if self.asin and self.asin not in self.left:
                 self.left.append(self.asin)
             self.asin, self.chosen = "", {}
-        elif action not in admissible:
+        elif not clicked:
             return
         elif before.kind == "results":
-            self.asin = action[len("click[") : -1]
+            self.asin = clicked
         elif before.kind == "item" and self.page.kind == "item":
-            name = next((name for name in reversed(before.options) if action in map(click, before.options[name])), "")
+            name = next((name for name in reversed(before.options) if clicked in before.options[name]), "")
             if name:
-                self.chosen[name] = action[len("click[") : -1]
-        elif action == click("features"):
+                self.chosen[name] = clicked
+        elif clicked == "features":
             self.features[self.asin] = self.page.body.lower()
 
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from envs.webshop.analysis import STOP_WORDS
-from envs.webshop.files import NOUN_FILE, Files, read_files
+from envs.webshop.files import NOUN_FILE, Files, RawProduct, read_files
 
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _ADJECTIVE = re.compile(r".*(?:able|ible|ful|less|ous|ive|ical|proof|free|ed|ing|ly)")
@@ -40,7 +40,7 @@ def likely_nouns(title: str) -> list[str]:
 def title_nouns(files: Files) -> dict[str, list[str]]:
     """The nouns of every title, by asin: from the files' table, guessed for titles that it does not have."""
     table = files.nouns or {}
-    return {raw.asin: table[raw.asin] if raw.asin in table else likely_nouns(raw.name) for raw in files.products}
+    return {raw.asin: table[raw.asin] if raw.asin in table else likely_nouns(raw.name) for raw in _kept_last(files.products)}
 
 
 def tagged_nouns(titles: Iterable[str]) -> Iterable[list[str]]:
@@ -57,12 +57,17 @@ def tagged_nouns(titles: Iterable[str]) -> Iterable[list[str]]:
         yield [token.text.lower() for token in parsed if token.pos_ in ("NOUN", "PROPN")]
 
 
+def _kept_last(products: Sequence[RawProduct]) -> list[RawProduct]:
+    """Backwards: of a repeated asin the first product is sold, as in WebShop, and a dictionary keeps what comes last."""
+    return list(reversed(products))
+
+
 def main() -> None:
     """Write the noun table of a directory of WebShop files."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("directory", type=Path, help="where items_shuffle_1000.json and the others are")
     directory = parser.parse_args().directory
-    products = read_files(directory).products
+    products = _kept_last(read_files(directory).products)
     table = dict(zip((raw.asin for raw in products), tagged_nouns(raw.name for raw in products), strict=True))
     (directory / NOUN_FILE).write_text(json.dumps(table, ensure_ascii=False))
     print(f"{directory / NOUN_FILE}: {len(table)} titles")

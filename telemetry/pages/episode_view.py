@@ -102,14 +102,14 @@ def outcome(episode: Trajectory) -> str:
 def _attempt(attempt: Attempt, kept: bool, decode: Decode, other: Sequence[float]) -> AttemptView:
     ids, mask = unpack(attempt.tokens, INT32).tolist(), unpack(attempt.mask, UINT8)
     behaviour, seen = unpack(attempt.log_probs, FLOAT32), unpack(attempt.uncertainty, FLOAT16)
-    forced = _forced(attempt)
+    forced = attempt.forced()
     versions = [next((span.version for span in attempt.spans if span.start <= i < span.stop), -1) for i in range(len(ids))]
     tokens = []
     for i, token in enumerate(ids):
         uncertainty = float(seen[i]) if i < len(seen) else nan
         ratio = float(_ratio(other[i], behaviour[i])) if i < len(other) and mask[i] else nan
         first = i > 0 and versions[i] != versions[i - 1]
-        tokens.append(TokenView(decode([token]), uncertainty, float(behaviour[i]), ratio, i in forced, versions[i], first))
+        tokens.append(TokenView(decode([token]), uncertainty, float(behaviour[i]), ratio, bool(forced[i]), versions[i], first))
     cuts = [(float(event.position), words(event)) for event in attempt.events if event.kind == "intervene"]
     points = [(float(i), token.uncertainty) for i, token in enumerate(tokens)]
     chart = line_chart("M_t", [Series("M_t", points, 0)], "token", marks=cuts) if len(seen) else None
@@ -120,13 +120,6 @@ def words(event: ControlEvent) -> str:
     """A decision of control, with the numbers that led to it."""
     what = {"intervene": "thinking cut", "resample": "sampled again", "keep": "kept, though stalled: the last that was allowed"}
     return f"{what.get(event.kind, event.kind)} at token {event.position}: {event.reason}, {event.value:.4g} against {event.threshold:.4g}"
-
-
-def _forced(attempt: Attempt) -> set[int]:
-    """Positions that the controller filled: the masked ones from an intervention on, without a gap but for one step's delay."""
-    mask = unpack(attempt.mask, UINT8)
-    starts = [event.position for event in attempt.events if event.kind == "intervene"]
-    return {i for i in range(len(mask)) if not mask[i] and starts and i >= min(starts)}
 
 
 def _ratio(log_pi: float, log_mu: float) -> float:
