@@ -127,8 +127,8 @@ class Gymnasium(GameEnvironment):
         env.close()
         if len({self.start_with(0).observation for _ in range(3)}) > 1:
             raise ValueError(
-                f"gymnasium.arguments: {id} begins differently each time with the same seed, and so members of a group would play different "
-                "games: give what it draws when it is made"
+                f"gymnasium.arguments: {id} begins differently each time with the same seed, so that a group would play different games: "
+                "give what it draws when it is made"
             )
 
     def start_with(self, seed: int) -> GymnasiumEpisode:
