@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Hashable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,6 +26,8 @@ from learner.lora import adapter_tensors
 from learner.ranks import Ranks
 from learner.sharding import load_moments, whole, whole_moments, whole_weights
 from telemetry.exploration import Exploration
+
+Name = TypeVar("Name", bound=Hashable)
 
 STATE = "training_state"
 REFERENCE = "reference"
@@ -83,9 +86,9 @@ def save(
     """
     ranks = ranks or Ranks()
     final = checkpoints_dir(run_dir) / f"{state.update:06d}"
-    weights, moments = whole_weights(model), whole_moments(optimizer)
-    adapters = {name: whole(tensor) for name, tensor in adapter_tensors(model).items()}
-    held_to = whole_weights(beside.reference) if beside.reference is not None else None
+    weights, moments = _on_host(whole_weights(model), ranks), _on_host(whole_moments(optimizer), ranks)
+    adapters = _on_host(((name, whole(tensor)) for name, tensor in adapter_tensors(model).items()), ranks)
+    held_to = _on_host(whole_weights(beside.reference), ranks) if beside.reference is not None else None
     if ranks.rank:
         ranks.wait()
         return final
@@ -118,6 +121,15 @@ def save(
     return final
 
 
+def _on_host(tensors: Iterable[tuple[Name, Tensor]], ranks: Ranks) -> dict[Name, Tensor]:
+    """All of them, in the memory of rank 0's machine; nothing on other ranks. One by one: what is sharded may not fit on a device."""
+    kept = {}
+    for name, tensor in tensors:
+        if not ranks.rank:
+            kept[name] = tensor.cpu()
+    return kept
+
+
 def _to_disk(path: Path) -> None:
     """A file's bytes, a directory's names."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -140,7 +152,7 @@ def save_policy(directory: Path, model: PreTrainedModel, tokenizer_from: Path, w
 def load(directory: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
     """Restore an optimizer, built with the settings of now, and return the rest. The weights: `load_policy(directory)`, from which
     `kept_adapters(directory)` come out again."""
-    load_moments(optimizer, torch.load(directory / STATE / "optimizer.pt", weights_only=True))
+    load_moments(optimizer, torch.load(directory / STATE / "optimizer.pt", map_location="cpu", weights_only=True))
     return read_state(directory)
 
 
@@ -153,7 +165,7 @@ def load_critic(directory: Path, critic: Critic) -> None:
     """Restore a value head; it stays as it is if the checkpoint has none, since its run had none."""
     path = directory / STATE / CRITIC
     if path.exists():
-        critic.load(torch.load(path, weights_only=True))
+        critic.load(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def kept_adapters(directory: Path) -> dict[str, Tensor]:
@@ -188,10 +200,10 @@ def by_update(run_dir: Path) -> dict[int, Path]:
     return {int(path.name): path for path in checkpoints_dir(run_dir).glob("*") if path.name.isdecimal()}
 
 
-def set_aside_after(run_dir: Path, update: int) -> None:
-    """Rename the checkpoints after `update` to *-collapsed, so that nothing goes on from them."""
+def set_aside_between(run_dir: Path, good: int, now: int) -> None:
+    """Rename the checkpoints after `good` and before `now` to *-collapsed, so that nothing goes on from them."""
     for number, path in by_update(run_dir).items():
-        if number > update:
+        if good < number < now:
             target = path.with_name(f"{path.name}-collapsed")
             shutil.rmtree(target, ignore_errors=True)
             os.replace(path, target)

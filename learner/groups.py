@@ -42,15 +42,20 @@ class GroupBuffer:
         self._dropped[next_group - 1] = Counter(dropped)
 
     def add(self, trajectory: Trajectory) -> bool:
-        """Take it in; False if this episode is known already, by whatever attempt."""
+        """Take it in; False if this episode is known already, by whatever attempt. One that was played all the same takes the place of one
+        that the controller has cancelled."""
         key = trajectory.key
         if key.evaluation:
             if key.group in self._evaluations_done or key.member in self._evaluations.setdefault(key.group, {}):
                 return False
             self._evaluations[key.group][key.member] = trajectory
         else:
-            if key.group < self.next_group or key.member in self._open.get(key.group, {}):
+            known = self._open.get(key.group, {}).get(key.member)
+            replaces = known is not None and known.dropped is DropReason.CANCELLED and trajectory.dropped is None
+            if key.group < self.next_group or (known is not None and not replaces):
                 return False
+            if replaces:
+                self._drop(key.group, DropReason.CANCELLED, [known], -1)
             self._open.setdefault(key.group, {})[key.member] = trajectory
         if trajectory.dropped is not None:
             self._drop(key.group, trajectory.dropped, [trajectory])
@@ -77,11 +82,11 @@ class GroupBuffer:
             self.next_group += 1
         return unusable
 
-    def _drop(self, group: int, reason: DropReason, episodes: Sequence[Trajectory]) -> None:
-        """Its kept tokens are wasted; those of rejected attempts are counted where they are rejected."""
+    def _drop(self, group: int, reason: DropReason, episodes: Sequence[Trajectory], sign: int = 1) -> None:
+        """Its kept tokens are wasted; those of rejected attempts are counted where they are rejected. `sign` -1 takes it back."""
         counts = self._dropped.setdefault(group, Counter())
-        counts[f"dropped_{reason}"] += len(episodes)
-        counts["wasted_dropped"] += sum(turn.kept.length for episode in episodes for turn in episode.turns)
+        counts[f"dropped_{reason}"] += sign * len(episodes)
+        counts["wasted_dropped"] += sign * sum(turn.kept.length for episode in episodes for turn in episode.turns)
 
     def dropped(self) -> Counter:
         """What was dropped, as fields of telemetry, of groups that have left for good since `take_dropped`: a run that is resumed from

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from learner import qwen3
@@ -16,12 +16,18 @@ from learner.batching import MicroBatch
 
 
 def load_policy(directory: Path, device: torch.device | str = "cpu", *, gradient_checkpointing: bool = False) -> PreTrainedModel:
-    """The causal language model in a Hugging Face directory, float32, in training mode (it has no dropout to speak of).
+    """The causal language model in a Hugging Face directory, float32, in training mode and without dropout: the policy that is trained is
+    the one that engines sample from.
 
-    With `gradient_checkpointing`, layers keep no activations.
+    With `gradient_checkpointing`, layers keep no activations. ValueError if `log_probs` would not be those of the model.
     """
     disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="sdpa")
+    config = AutoConfig.from_pretrained(directory)
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, float):
+            setattr(config, name, 0.0)
+    model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=torch.float32, attn_implementation="sdpa")
+    _check_logits(model)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.to(device).train()
@@ -43,7 +49,7 @@ def log_probs(
     """
     device = next(model.parameters()).device
     tokens, rows, columns = batch.tokens.to(device), batch.rows.to(device), batch.columns.to(device)
-    logits = model.lm_head(final_hidden(model, tokens, rows, columns - 1, precision)).float() / temperature
+    logits = _logits(model, final_hidden(model, tokens, rows, columns - 1, precision)) / temperature
     log_p = functional.log_softmax(logits, dim=-1)
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = -(log_p.exp() * log_p).sum(-1)
@@ -57,4 +63,26 @@ def final_hidden(model: PreTrainedModel, tokens: Tensor, rows: Tensor, columns: 
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         if qwen3.applies_to(model):
             return qwen3.hidden_states(model, tokens, rows, columns).float()
-        return model.model(input_ids=tokens, use_cache=False).last_hidden_state[rows, columns].float()
+        return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[rows, columns].float()
+
+
+def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """float32 [N, V] of final hidden states [N, hidden]: the head's, and what Granite, Cohere and Gemma 2 make of them."""
+    logits = model.get_output_embeddings()(hidden).float()
+    logits = logits * (getattr(model.config, "logit_scale", None) or 1.0) / (getattr(model.config, "logits_scaling", None) or 1.0)
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def _check_logits(model: PreTrainedModel) -> None:
+    """ValueError if a few tokens have other logits here than by the model's own forward pass, for whatever it does beside."""
+    tokens = torch.arange(8)[None] % model.config.vocab_size
+    columns = torch.arange(tokens.shape[1])
+    with torch.no_grad():
+        own = model.eval()(input_ids=tokens, use_cache=False).logits[0].float()
+        ours = _logits(model, final_hidden(model, tokens, torch.zeros_like(columns), columns))
+    if not torch.allclose(ours, own, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"model.name: the learner does not compute the logits of a {type(model).__name__} as the model does "
+            f"(they differ by up to {float((ours - own).abs().max()):.2g}): it would train another policy than the one that plays"
+        )

@@ -78,7 +78,7 @@ def snapshot(
     for the engine to cast). `into`: an earlier one whose memory may be used again, which is several times faster than fresh memory. With
     several ranks, all must ask."""
     weights = {}
-    for name, tensor in whole_weights(model).items():
+    for name, tensor in whole_weights(model):
         weights[name] = (into.tensors[name] if into else torch.empty(tensor.shape, dtype=_DTYPES[dtype], device=device)).copy_(tensor)
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)  # a copy from GPU to GPU has only been asked for, and another thread is to send it

@@ -6,7 +6,7 @@ computation. Gradients are summed over the ranks when they are sliced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -29,7 +29,9 @@ class Policy(nn.Module):
         self.model = model
         self._precision = precision
         if ranks.size > 1:
-            for layer in model.model.layers:
+            if not isinstance(layers := getattr(model.base_model, "layers", None), nn.ModuleList):
+                raise ValueError(f"learner.ranks: the layers of a {type(model).__name__} are not where they are looked for; give 1")
+            for layer in layers:
                 fully_shard(layer)
             fully_shard(self)
             register_fsdp_forward_method(self, "state_features")
@@ -55,32 +57,40 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_weights(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The weights in full, by their names in a checkpoint; those that are another's (a tied language-model head) once. Adapters are merged
-    into what they belong to."""
+def whole_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """The weights in full, one after another, by their names in a checkpoint; those that are another's (a tied language-model head) once.
+    Adapters are merged into what they belong to."""
     tied = "lm_head.weight" if model.config.tie_word_embeddings else None
-    named = ((plain_name(name), tensor) for name, tensor in model.state_dict().items())
-    weights = {name: whole(tensor.detach()) for name, tensor in named if name not in (tied, None)}
-    for name, adapter in adapters(model):
-        weights[name] = weights[name] + adapter.scale * (whole(adapter.b.detach()) @ whole(adapter.a.detach()))
-    return weights
+    added = dict(adapters(model))
+    for stored, tensor in model.state_dict().items():
+        name = plain_name(stored)
+        if name in (tied, None):
+            continue
+        weight = whole(tensor.detach())
+        if adapter := added.get(name):
+            weight = weight + adapter.scale * (whole(adapter.b.detach()) @ whole(adapter.a.detach()))
+        yield name, weight
 
 
 def set_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    """Take over what `whole_weights` returned of another model of the same shape, perhaps sharded otherwise."""
+    """Take over the `whole_weights` of another model of the same shape, perhaps sharded otherwise."""
     own = model.state_dict()
     model.load_state_dict({name: _like(weight, own[name]) for name, weight in weights.items()}, strict=False)  # a tied head is not there
 
 
-def whole_moments(optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """The optimizer's state by the number of the parameter, in full."""
-    return {number: {name: whole(value) for name, value in state.items()} for number, state in optimizer.state_dict()["state"].items()}
+def whole_moments(optimizer: torch.optim.Optimizer) -> Iterator[tuple[tuple[int, str], Tensor]]:
+    """The optimizer's state in full, one tensor after another, by the number of the parameter and the name of the moment."""
+    for number, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            yield (number, name), whole(value)
 
 
-def load_moments(optimizer: torch.optim.Optimizer, moments: dict[int, dict[str, Tensor]]) -> None:
-    """What `whole_moments` returned, perhaps on another number of ranks; the settings stay those of now."""
+def load_moments(optimizer: torch.optim.Optimizer, moments: dict[tuple[int, str], Tensor]) -> None:
+    """The `whole_moments` of an optimizer of the same parameters, perhaps on another number of ranks; the settings stay those of now."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    sliced = {number: {name: _like(value, parameters[number]) for name, value in state.items()} for number, state in moments.items()}
+    sliced: dict[int, dict[str, Tensor]] = {number: {} for number, _ in moments}
+    for (number, name), value in moments.items():
+        sliced[number][name] = _like(value, parameters[number])
     optimizer.load_state_dict({"state": sliced, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

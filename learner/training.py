@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -62,6 +63,8 @@ class Training:
         self.spare: Snapshot | None = None
         """One that has been published, whose memory the next one may take."""
         self._rollbacks = state.rollbacks
+        self._back_to: int | None = None
+        """The update that training went back to, until a checkpoint says so."""
         self._records: list[Record] = []  # of the updates since the last rollback
         self._exploration = exploration or Exploration()
         self._scale_steps()
@@ -101,7 +104,7 @@ class Training:
 
     def update(self, groups: Sequence[Sequence[Trajectory]], progress: float = 0.0) -> dict[str, float]:
         """One update on groups of played episodes, when the share `progress` of all is over; its numbers (telemetry/fields.py)."""
-        config = self._job.config
+        config, started = self._job.config, time.monotonic()
         samples = samples_of(groups, self.update_number, config.learner, config.control, self._updater.judge)
         metrics = self._exploration.take(groups, self.update_number) | self._updater.update(samples, progress)
         self.update_number += 1
@@ -113,12 +116,14 @@ class Training:
             "groups": float(len(groups)),
             "training_tokens": float(self.tokens),
             **metrics,
+            "seconds_train": time.monotonic() - started,
         }
 
     def watch(self, record: Record) -> int | None:
         """With `learner.rollback`: look for signs of a collapse in the last update's numbers. If there are any, go back to the weights (the
         optimizer, the reference, the value head) of the checkpoint before them, and go on from there with smaller steps. Returns the
-        update of that checkpoint. The count of updates goes on, since versions of weights never repeat."""
+        update of that checkpoint; the next one is to be written at once. The count of updates goes on, since versions of weights never
+        repeat."""
         if not self._job.config.learner.rollback:
             return None
         self._records.append(record)
@@ -136,9 +141,7 @@ class Training:
         self._rollbacks += 1
         self._records.clear()
         self._scale_steps()
-        self._ranks.wait()
-        if not self._ranks.rank:
-            checkpoint.set_aside_after(run_dir, good)
+        self._back_to = good
         return good
 
     def snapshot(self) -> Snapshot:
@@ -153,7 +156,7 @@ class Training:
         self._updater.step_scale = factor**self._rollbacks if factor else 1.0
 
     def checkpoint(self, intake: IntakeState | None = None) -> Path:
-        """Write everything that `restore` needs to go on as if nothing had happened."""
+        """Write everything that `restore` needs to go on as if nothing had happened. After a rollback, what lies between is set aside."""
         rng = self._updater.rng.bit_generator.state
         state = TrainingState(
             update=self.update_number, intake=intake or IntakeState(), tokens=self.tokens, began=self.began, rng=rng,
@@ -161,7 +164,11 @@ class Training:
         )  # fmt: skip
         run_dir, model_dir, u = Path(self._job.run_dir), Path(self._job.model_dir), self._updater
         beside = checkpoint.Beside(u.reference, u.critic, self._exploration)
-        return checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, beside, self._ranks, self._job.config.learner.fsync)
+        path = checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, beside, self._ranks, self._job.config.learner.fsync)
+        if self._back_to is not None and not self._ranks.rank:
+            checkpoint.set_aside_between(run_dir, self._back_to, self.update_number)
+        self._back_to = None
+        return path
 
 
 def _restored(directory: Path, config: Config, ranks: Ranks) -> tuple[Updater, TrainingState]:

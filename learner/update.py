@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -95,7 +94,7 @@ class Updater:
     def refresh_reference(self) -> None:
         """The policy as it is now becomes the reference."""
         if self.reference is not None:
-            set_weights(self.reference, whole_weights(self.model))
+            set_weights(self.reference, dict(whole_weights(self.model)))
 
     def judge(self, samples: Sequence[Sample]) -> list[Sample]:
         """The samples with what the policy as it is now, and the value head, know of them, as far as the settings ask for it."""
@@ -114,7 +113,6 @@ class Updater:
         divergence from the behaviour policy is measured on the first mini-batch, before any step: later ones would show
         how far the update itself has gone, not how old the data is.
         """
-        started = time.monotonic()
         for group in self.optimizer.param_groups:
             group["lr"] = self.step_scale * step_size(self._settings, progress)
         trainable = [sample for sample in samples if sample.trained_tokens]
@@ -146,7 +144,6 @@ class Updater:
                 metrics["kl_reference"] = float(np.concatenate([step.kl_reference for step in observed]).mean())
             first = observed[0]
             metrics |= divergence(first.log_pi, first.log_mu, first.age)
-        metrics["seconds_train"] = time.monotonic() - started
         return metrics
 
     def _with_proximal(self, samples: Sequence[Sample]) -> list[Sample]:

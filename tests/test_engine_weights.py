@@ -214,6 +214,13 @@ def test_tensors_must_be_those_of_the_model(tmp_path: Path) -> None:
             check_tensors(tmp_path / "other.bin", expected)
 
 
+def test_a_tied_head_in_the_models_files_is_not_expected_to_be_published(tmp_path: Path) -> None:
+    save_file({"lm_head.weight": torch.zeros(2, 3), "a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert set(tensor_shapes(tmp_path)) == {"lm_head.weight", "a"}
+    (tmp_path / "config.json").write_text('{"tie_word_embeddings": true}')
+    assert set(tensor_shapes(tmp_path)) == {"a"}
+
+
 class Packed(torch.nn.Module):
     """A linear layer as vLLM keeps it on a CPU: an empty parameter, and a function that has the weight."""
 

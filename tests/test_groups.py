@@ -76,6 +76,15 @@ def test_an_episode_that_arrives_twice_counts_once():
     assert not buffer.add(trajectory(0, 1)), "known although its group has left"
 
 
+def test_an_episode_that_was_played_to_its_end_takes_the_place_of_the_word_that_it_was_cancelled():
+    buffer = GroupBuffer(group_size=2)
+    assert buffer.add(trajectory(0, 0, DropReason.CANCELLED)) and buffer.add(trajectory(0, 0))
+    assert not buffer.add(trajectory(0, 0)) and not buffer.add(trajectory(0, 0, DropReason.CANCELLED))
+    fill(buffer, 0)
+    buffer.advance()
+    assert [len(group) for group in buffer.take(1)[1]] == [2] and not buffer.take_dropped()
+
+
 def test_groups_whose_returns_are_equal_are_left_out_where_that_is_asked_for():
     buffer, unfiltered = GroupBuffer(group_size=2, filter_groups=True), GroupBuffer(group_size=2)
     for group, rewards in enumerate([(0.0, 0.0), (0.0, 10.0), (10.0, 10.0)]):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+TIED_HEAD = "lm_head.weight"
 CHUNK = 1 << 20
 """Bytes hashed at once."""
 
@@ -47,8 +49,13 @@ def check_tensors(path: Path, expected: dict[str, list[int]]) -> None:
 
 
 def tensor_shapes(model: Path) -> dict[str, list[int]]:
-    """Shapes of the tensors in a model directory's safetensors files, from their headers; empty if there are none."""
-    return {name: shape for path in sorted(model.glob("*.safetensors")) for name, shape in _shapes(path)}
+    """Shapes of the tensors in a model directory's safetensors files, from their headers; empty if there are none. A language-model head
+    that is tied to the embeddings is left out: some models have it in their files, too, and it is never published."""
+    shapes = {name: shape for path in sorted(model.glob("*.safetensors")) for name, shape in _shapes(path)}
+    config = model / "config.json"
+    if config.exists() and json.loads(config.read_text()).get("tie_word_embeddings"):
+        shapes.pop(TIED_HEAD, None)
+    return shapes
 
 
 def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
