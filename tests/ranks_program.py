@@ -63,7 +63,7 @@ def trained(job: Job, ranks: Ranks) -> dict:
     training.checkpoint(IntakeState(log_position=1, next_group=2, next_evaluation=3))
     training = Training.restore(job, lambda *_: None, ranks)
     metrics.append(training.update(groups(2)))
-    weights = {n: tensor.clone() for n, tensor in whole_weights(training.model).items()}
+    weights = {n: tensor.clone() for n, tensor in whole_weights(training.model)}
     return {"gradients": gradients, "metrics": metrics, "weights": weights, "published": training.snapshot().tensors}
 
 

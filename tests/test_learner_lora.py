@@ -52,22 +52,22 @@ def checkpointed(training: Training) -> Path:
 
 def test_adapters_change_nothing_before_they_are_trained(job: Job) -> None:
     before = load_policy(Path(job.model_dir)).state_dict()
-    for name, weight in whole_weights(begun(job).model).items():
+    for name, weight in whole_weights(begun(job).model):
         assert torch.equal(weight, before[name])
 
 
 def test_every_matrix_of_the_layers_is_trained_and_nothing_else(job: Job) -> None:
     training = begun(job)
-    before = whole_weights(training.model)
+    before = dict(whole_weights(training.model))
     training.update(groups(0))
-    changed = {name for name, weight in whole_weights(training.model).items() if not torch.equal(weight, before[name])}
+    changed = {name for name, weight in whole_weights(training.model) if not torch.equal(weight, before[name])}
     assert changed == {name for name, weight in before.items() if ".layers." in name and weight.ndim == 2}
 
 
 def test_what_is_published_is_the_textbook_sum(job: Job) -> None:
     """W + (alpha / r) B A, eq. 3 of the paper."""
     training = begun(job)
-    before = whole_weights(training.model)
+    before = dict(whole_weights(training.model))
     training.update(groups(0))
     published, kept = training.snapshot().tensors, adapter_tensors(training.model)
     names = [name for name, _ in adapters(training.model)]
