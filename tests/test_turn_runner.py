@@ -136,12 +136,16 @@ async def test_a_turn_that_is_stuck_in_one_engine_is_sampled_by_another(bench: B
     assert [event.reason for attempt in result.rejected for event in attempt.events] == ["stuck"]
 
 
-async def test_a_turn_whose_engine_ends_is_sampled_by_another(bench: Bench, policies) -> None:
+@pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
+async def test_a_turn_whose_engine_ends_is_sampled_by_another(bench: Bench, policies, streams: bool) -> None:
     other = FakeEngine(policies.first.directory, signals=bench.router.endpoint, top_j=TOP_J, key=KEY)
     engines = EnginePool([await other.start(), bench.url], key=KEY)
     first, _ = engines
+    runner = bench.runner(engines, mode="off")
+    if streams:
+        runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=30.0)
     await first.pause()
-    turn = asyncio.create_task(bench.runner(engines, mode="off").run(asking(5), seed=5))
+    turn = asyncio.create_task(runner.run(asking(5), seed=5))
     async with asyncio.timeout(10):
         while not other._generator.requests:
             await asyncio.sleep(0.01)
