@@ -173,6 +173,7 @@ class TurnRunner:
             ended_early = early is not None and early.position is not None and rule.forced[last : last + 1] == [True]
             if generation.finish_reason == "abort":  # as an engine ends its turns that is told to end; the streamer, too, raises then
                 raise EngineError(f"the engine at {engine.url} ended turn {turn_id}, which nobody asked for")
+        self._engines.check_weights(engine, generation.spans)
         if not request.key.evaluation:
             self.thresholds.observe_thinking(rule)
         return build_attempt(generation, rule if recorded else None, steered, control.turn_mean, control.turn_skip, eta, ended_early)

@@ -155,6 +155,28 @@ async def test_a_turn_whose_engine_ends_is_sampled_by_another(bench: Bench, poli
     assert isinstance(result, TurnResult) and result.kept.length > 0 and result.rejected == []
 
 
+@pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
+async def test_a_turn_is_sampled_with_the_newest_weights_though_nobody_saw_its_engine_start_again(policies, streams: bool) -> None:
+    signals, port = f"tcp://127.0.0.1:{free_port()}", free_port()
+    fake = FakeEngine(policies.first.directory, port=port, signals=signals, top_j=TOP_J, key=KEY)
+    made = await _bound(await fake.start(), signals, fake)
+    listening = asyncio.create_task(made.router.run())
+    weights = policies.second
+    await made.engines.apply_weights(weights.file, 3, weights.checksum, deadline=20.0)
+    await fake.stop()
+    fake = FakeEngine(policies.first.directory, port=port, signals=signals, top_j=TOP_J, key=KEY)
+    await fake.start()
+    runner = made.runner(mode="off")
+    if streams:
+        runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=30.0)
+    result = await runner.run(asking(7), seed=7)
+    listening.cancel()
+    await made.engines.close()
+    await fake.stop()
+    made.router.close()
+    assert isinstance(result, TurnResult) and {span.version for span in result.kept.spans} == {3} and result.rejected == []
+
+
 async def test_a_turn_that_fails_in_every_engine_costs_its_episode_and_no_engine(bench: Bench) -> None:
     request = asking(6)
     refused = TurnRequest(key=request.key, attempt=0, turn=0, prompt=pack([VOCABULARY + 5], INT32))
