@@ -27,6 +27,7 @@ from controller.stream import Streamer
 from controller.think_tokens import ThinkTokens
 from controller.turns import TurnRunner
 from protocol.arrays import FLOAT32, INT32, pack
+from protocol.codec import encode
 from protocol.messages import EpisodeKey, SignalFrame, StopReason, TurnFailed, TurnRequest, TurnResult
 from supervisor.endpoints import free_port
 from tests.engine_fixtures import KEY, TOP_J, VOCABULARY, some_prompt
@@ -45,7 +46,7 @@ class Bench:
         self.fake = fake
         self.engines = EnginePool([url], key=KEY)
         (self.client,) = self.engines
-        self.router = SignalRouter(zmq.asyncio.Context(), signals, TOKENS)
+        self.router = SignalRouter(zmq.asyncio.Context(), signals, TOKENS, max_model_len=1024)
 
     def runner(self, engines: EnginePool | None = None, tokens: int = 40, **control: object) -> TurnRunner:
         """`tokens`: of a response, at most."""
@@ -232,6 +233,19 @@ async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(b
         assert not waiting.done()
     with pytest.raises(TurnStuck):
         await waiting
+
+
+async def test_a_signal_at_a_position_that_no_response_has_is_refused_and_changes_nothing(bench: Bench) -> None:
+    """A rule keeps something for each position before it: for all below 2**31 the controller would need minutes and its memory."""
+    settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
+    rule, engine = DelegatedRule(settings, 1, 2, []).begin(), zmq.asyncio.Context.instance().socket(zmq.DEALER)
+    bench.router.watch("under way", Watch(rule, "no"))
+    engine.connect(bench.router.endpoint)
+    for position in (5000, 0):
+        await engine.send(encode(frame("under way", position)))
+    await bench.router.finish("under way", tokens=1, patience=20.0)
+    engine.close(linger=0)
+    assert len(rule.scores) == 1 and bench.router.reader.dropped == 1
 
 
 def frame(turn_id: str, position: int) -> SignalFrame:
