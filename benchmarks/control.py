@@ -166,7 +166,7 @@ async def speed(bench: Bench, condition: Condition, streams: int, seconds: float
 
 def router_microseconds(rows: int = 64, steps: int = 500) -> float:
     """What a token's signal costs in the controller, decoding of the frame included, with the rule of the default job."""
-    router = SignalRouter(zmq.asyncio.Context.instance(), "inproc://alone", TOKENS)
+    router = SignalRouter(zmq.asyncio.Context.instance(), "inproc://alone", TOKENS, max_model_len=1024)
     settings = ThinkingSettings("paper", 0.4, 1024, "mean", 3, 1e-9, 4, 450)
     for row in range(rows):
         router.watch(str(row), Watch(ThinkingRule(settings, -1, -2), "steer"))
@@ -191,7 +191,7 @@ def _frame(step: int, rows: int, rng: np.random.Generator) -> SignalFrame:
 async def frame_microseconds(rows: int, engines: int = 30, count: int = 3000) -> float:
     """What a frame with the signals of so many turns costs a controller that always has one waiting, from receiving it to the rules'
     decisions; `engines` send, from a process of their own."""
-    router = SignalRouter(zmq.asyncio.Context.instance(), "tcp://127.0.0.1:*", TOKENS)
+    router = SignalRouter(zmq.asyncio.Context.instance(), "tcp://127.0.0.1:*", TOKENS, max_model_len=count)
     settings = ThinkingSettings("paper", 0.4, 1024, "mean", 3, 1e-9, 4, 450)
     for row in range(rows):
         router.watch(str(row), Watch(ThinkingRule(settings, -1, -2), "steer"))
@@ -240,7 +240,7 @@ async def engine_of(model: str, streams: int, console: Console) -> AsyncIterator
         command = engine_command(job)
         engine = children.start("engine", command.arguments, Path(directory) / "engine.log", command.environment)
         client = EngineClient(job.endpoints.engines[0])
-        router = SignalRouter(zmq.asyncio.Context.instance(), job.endpoints.signals[0], TOKENS)
+        router = SignalRouter(zmq.asyncio.Context.instance(), job.endpoints.signals[0], TOKENS, config.engine.max_model_len)
         running = asyncio.create_task(router.run())
         try:
             console.print("starting the engine, half a minute", highlight=False)

@@ -44,7 +44,7 @@ def main() -> None:
             case messages.TurnRequest():
                 checks.of_turn_request(message, bounds)
             case messages.SignalFrame():
-                checks.of_signal_frame(message)
+                checks.of_signal_frame(message, most_tokens=512)
             case messages.Stats():
                 checks.of_stats(message)
             case messages.ShardState():

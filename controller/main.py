@@ -228,17 +228,21 @@ class Controller:
         return self.admission.holds(request.key, request.attempt, actor)
 
     async def _watch(self) -> None:
-        """Who is silent is lost."""
+        """Who is silent is lost. When this process itself stood still (stopped, or frozen), what came meanwhile is read first."""
+        beat, longest = self.config.actor.heartbeat_seconds, self.config.actor.episode_seconds
         while True:
-            await asyncio.sleep(self.config.actor.heartbeat_seconds)
-            for number, seconds in self._shards.silent(time.monotonic()):
+            due = time.monotonic() + beat
+            await asyncio.sleep(beat)
+            now = time.monotonic()
+            if now - due > beat:
+                continue
+            for number, seconds in self._shards.silent(now):
                 log.warning("shard %d was silent for %.0f s: its turns go to others", number, seconds)
             await self._announce()
-            horizon = time.monotonic() - LOST_AFTER * self.config.actor.heartbeat_seconds
-            self._desk.forget_before(time.monotonic() - self.config.actor.episode_seconds)
-            for actor in [a for a, seen in self._last_seen.items() if seen < horizon]:
+            self._desk.forget_before(now - longest)
+            for actor in [a for a, seen in self._last_seen.items() if seen < now - LOST_AFTER * beat]:
                 await self._lose(actor)
-            await self._give_up(self.admission.overdue(time.monotonic() - self.config.actor.episode_seconds))
+            await self._give_up(self.admission.overdue(now - longest))
 
     async def _lose(self, actor: bytes) -> None:
         silent = LOST_AFTER * self.config.actor.heartbeat_seconds

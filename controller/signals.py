@@ -58,7 +58,9 @@ class Watch:
 class SignalRouter:
     """Reads the engine's frames, feeds each row to its turn's rule, and sends the steers that follow."""
 
-    def __init__(self, context: zmq.asyncio.Context, endpoint: str, tokens: ThinkTokens, keys: Keys | None = None) -> None:
+    def __init__(
+        self, context: zmq.asyncio.Context, endpoint: str, tokens: ThinkTokens, max_model_len: int, keys: Keys | None = None
+    ) -> None:
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set(zmq.RCVHWM, HIGH_WATER)
         self._socket.set(zmq.LINGER, 0)
@@ -66,6 +68,7 @@ class SignalRouter:
         self._arrivals = Arrivals(self._socket)
         self.reader = FrameReader()
         self._tokens = tokens
+        self._max_model_len = max_model_len
         self._watched: dict[str, Watch] = {}
         self._seen = 0.0  # when the last signal of any turn came
         self.frames = 0
@@ -136,8 +139,9 @@ class SignalRouter:
                     self._decide(received.peer, received.message)
 
     def _decide(self, peer: bytes, message: Message) -> None:
-        flaw = of_signal_frame(message) if isinstance(message, SignalFrame) else f"{type(message).__name__} that no engine sends"
-        if flaw:
+        if not isinstance(message, SignalFrame):
+            return self.reader.refuse(peer, f"{type(message).__name__} that no engine sends")
+        if flaw := of_signal_frame(message, self._max_model_len):
             return self.reader.refuse(peer, flaw)
         self.frames += 1
         for steer in self.observe(message):

@@ -17,7 +17,7 @@ from math import nan
 import msgspec
 
 from controller.engine.answers import Chunk, Generation, covering
-from controller.engine.client import EngineClient, Sampling
+from controller.engine.client import EngineClient, EngineError, Sampling
 from controller.progress import while_it_goes_on
 from controller.rules.early import EarlyStall
 from controller.rules.scores import Signal
@@ -100,7 +100,9 @@ class Streamer:
         return StreamedTurn(whole.generation(), wasted, turn.cut_at is not None, turn.over_at is not None)
 
     async def _stream(self, engine: EngineClient, turn: _Turn, name: str, prompt: list[int], sampling: Sampling) -> None:
-        """Append a stream to the turn, and abort it where the turn says so; what comes until the engine has ended it is not looked at."""
+        """Append a stream to the turn, and abort it where the turn says so; what comes until the engine has ended it is not looked at.
+        Raises EngineError when the engine aborts it by itself, as one does that is told to end.
+        """
         whole = turn.parts
         whole.begin_part()
         ended = False
@@ -115,6 +117,8 @@ class Streamer:
                     if ended:
                         await engine.abort(name)
             whole.end(chunk)
+        if whole.finish_reason == "abort" and not ended:
+            raise EngineError(f"the engine at {engine.url} ended turn {name}, which nobody asked for")
 
     async def _going_on(self, stream: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
         """The chunks. TurnStuck, with the stream closed, when none comes for too long (or none of any turn, before the first)."""

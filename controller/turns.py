@@ -171,8 +171,9 @@ class TurnRunner:
             generation = await self._tapped(turn_id, call, Watch(rule, acts, early))
             last = len(generation.tokens) - 1  # a turn that ends by itself before the steer comes is judged as it is
             ended_early = early is not None and early.position is not None and rule.forced[last : last + 1] == [True]
-        if generation.finish_reason == "abort" and self.streamer is None:  # which ends turns by itself
-            raise EngineError(f"the engine at {engine.url} ended turn {turn_id}, which nobody asked for")
+            if generation.finish_reason == "abort":  # as an engine ends its turns that is told to end; the streamer, too, raises then
+                raise EngineError(f"the engine at {engine.url} ended turn {turn_id}, which nobody asked for")
+        self._engines.check_weights(engine, generation.spans)
         if not request.key.evaluation:
             self.thresholds.observe_thinking(rule)
         return build_attempt(generation, rule if recorded else None, steered, control.turn_mean, control.turn_skip, eta, ended_early)

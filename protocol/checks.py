@@ -63,15 +63,18 @@ def of_turn_request(request: TurnRequest, bounds: Bounds) -> str:
     """Whether the engine can be asked for it."""
     if request.turn < 0:
         return "a negative turn"
-    return _of_length("prompt", request.prompt, bounds, least=1) or ("" if _exist(request.prompt, bounds.vocabulary) else NO_TOKENS)
+    return _of_length("prompt", request.prompt, bounds, least=1) or ("" if _below(request.prompt, bounds.vocabulary) else NO_TOKENS)
 
 
-def of_signal_frame(frame: SignalFrame) -> str:
-    """Whether each of its turns has each of its signals."""
+def of_signal_frame(frame: SignalFrame, most_tokens: int) -> str:
+    """Whether each of its turns has each of its signals, at one of the `most_tokens` positions that a response may have: whoever follows a
+    turn keeps something for each position before the signal's."""
     rows = len(frame.turn_ids)
     columns = (frame.position, frame.entropy, frame.confidence, frame.top_log_prob, frame.forced, frame.previous)
     if any(len(column) != 4 * rows for column in columns):
         return f"{rows} turns with columns of {[len(column) for column in columns]} bytes"
+    if not _below(frame.position, most_tokens):
+        return f"a signal at a position that no response of at most {most_tokens} tokens has"
     numbers = unpack(frame.entropy + frame.confidence + frame.top_log_prob, FLOAT32)
     return "" if np.isfinite(numbers).all() else "a signal that is no finite number"
 
@@ -141,7 +144,7 @@ def _of_attempt(attempt: Attempt, bounds: Bounds, version: int) -> str:
 def _of_values(turns: Sequence[Turn], vocabulary: int) -> str:
     """Of all arrays of an episode at once: NumPy's calls cost more than what they do here."""
     attempts = [attempt for turn in turns for attempt in (turn.kept, *turn.rejected)]
-    if not _exist(b"".join([*(turn.prompt for turn in turns), *(attempt.tokens for attempt in attempts)]), vocabulary):
+    if not _below(b"".join([*(turn.prompt for turn in turns), *(attempt.tokens for attempt in attempts)]), vocabulary):
         return NO_TOKENS
     mask = unpack(b"".join(attempt.mask for attempt in attempts), UINT8)
     if mask.max(initial=0) > 1:
@@ -163,6 +166,6 @@ def _of_length(name: str, data: bytes, bounds: Bounds, least: int = 0) -> str:
     return "" if sound else f"a {name} of {len(data)} bytes"
 
 
-def _exist(tokens: bytes, vocabulary: int) -> bool:
-    """Whether they are all in the vocabulary: negative ones are large without their sign."""
-    return int(unpack(tokens, INT32).view("<u4").max(initial=0)) < vocabulary
+def _below(numbers: bytes, bound: int) -> bool:
+    """Whether they are all in [0, bound), as tokens that exist are: negative ones are large without their sign."""
+    return int(unpack(numbers, INT32).view("<u4").max(initial=0)) < bound

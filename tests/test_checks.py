@@ -160,15 +160,17 @@ def test_a_turn_that_no_engine_could_generate_is_refused(changed: dict, said: st
     ("changed", "said"),
     [
         ({}, ""), ({"turn_ids": ["a", "b"]}, "2 turns with columns"), ({"entropy": b""}, "1 turns with columns"),
-        ({"confidence": pack([nan], FLOAT32)}, "no finite number"),
+        ({"confidence": pack([nan], FLOAT32)}, "no finite number"), ({"position": pack([63], INT32)}, ""),
+        ({"position": pack([64], INT32)}, "no response of"), ({"position": pack([2**31 - 1], INT32)}, "no response of"),
+        ({"position": pack([-1], INT32)}, "no response of"),
     ],
 )  # fmt: skip
-def test_a_signal_frame_whose_columns_differ_is_refused(changed: dict, said: str) -> None:
+def test_a_signal_frame_whose_columns_differ_or_that_no_response_can_have_is_refused(changed: dict, said: str) -> None:
     number, whole = pack([0.5], FLOAT32), pack([3], INT32)
     sound = SignalFrame(
         step=0, turn_ids=["a"], position=whole, entropy=number, confidence=number, top_log_prob=number, forced=whole, previous=whole
     )
-    found = of_signal_frame(replace(sound, **changed))
+    found = of_signal_frame(replace(sound, **changed), most_tokens=64)
     assert said in found and bool(found) is bool(said)
 
 

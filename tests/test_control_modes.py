@@ -128,7 +128,7 @@ async def test_an_engine_is_asked_whether_it_sends_signals(small_policy: Path, t
     endpoint = f"tcp://127.0.0.1:{free_port()}"
     engine = FakeEngine(small_policy, signals=endpoint if tap else None)
     client = EngineClient(await engine.start())
-    router = SignalRouter(zmq.asyncio.Context(), endpoint, ThinkTokens(0, 0, [], [], 1))
+    router = SignalRouter(zmq.asyncio.Context(), endpoint, ThinkTokens(0, 0, [], [], 1), max_model_len=64)
     listening = asyncio.create_task(router.run())
     try:
         assert await router.answers(client) is tap

@@ -109,14 +109,20 @@ async def test_the_turns_of_a_dead_engine_end_so_that_others_can_have_them(polic
         assert healths(pool) == [Health.DEAD, Health.HEALTHY]
 
 
-def silence(engine: FakeEngine) -> None:
-    """It accepts connections and never answers, as a stopped process does."""
+def silence(engine: FakeEngine) -> Callable[[], None]:
+    """It accepts connections and never answers, as a stopped process does; until what is returned is called."""
+    handlers = {route: route._handler for route in engine._runner.app.router.routes()}
 
     async def never(request: object) -> None:
         await asyncio.Event().wait()
 
-    for route in engine._runner.app.router.routes():
+    def answer_again() -> None:
+        for route, handler in handlers.items():
+            route._handler = handler
+
+    for route in handlers:
         route._handler = never
+    return answer_again
 
 
 async def test_new_weights_do_not_wait_for_an_engine_that_is_gone(policies: Policies) -> None:
@@ -134,6 +140,18 @@ async def test_the_first_weights_do_not_wait_for_an_engine_that_hangs(policies: 
         async with asyncio.timeout(30):
             assert await put(pool, policies, 3) > 0
         assert healths(pool)[1] is Health.HEALTHY and healths(pool)[0] is not Health.HEALTHY
+
+
+async def test_the_weights_of_an_earlier_run_are_no_version_of_an_engine_that_hung_at_the_first_ones(policies: Policies) -> None:
+    async with engines(policies, [free_port(), free_port()]) as (pool, made):
+        first, second = pool
+        made[0]._generator.version = "3"  # an earlier run has left that
+        answer_again = silence(made[0])
+        await put(pool, policies, 3)
+        assert healths(pool)[0] is not Health.HEALTHY
+        answer_again()
+        await until(lambda: healths(pool) == [Health.HEALTHY, Health.HEALTHY])
+        assert await first.checksums() == await second.checksums()
 
 
 async def test_weights_count_as_applied_only_once_an_engine_runs_them(policies: Policies) -> None:

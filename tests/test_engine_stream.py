@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from aiohttp import web
 
@@ -85,6 +87,17 @@ async def test_a_decision_in_the_last_tokens_leaves_room_for_the_queue_alone(eng
     at = rule.intervention.position
     assert turn.generation.tokens[at:] == delegated.queue[: 6 - at]
     assert (len(turn.generation.tokens), turn.generation.finish_reason) == (6, "length")
+
+
+@pytest.mark.parametrize("part", ["", ".cut"], ids=["before the decision", "after it"])
+async def test_a_stream_that_the_engine_ends_by_itself_is_an_error(engine: Engine, part: str) -> None:
+    seed = 3
+    delegated = rule_for(await first_token(engine, seed), 1.0)  # cuts, where it is to, after four tokens of thinking
+    task = asyncio.create_task(streamed(engine, "ended", seed, delegated, max_tokens=250, steers=bool(part)))
+    while not task.done():
+        await engine.client.abort(f"ended{part}")  # for the streamer, as if an engine were told to end
+    with pytest.raises(EngineError, match=f"ended turn ended{part}, which nobody asked for"):
+        await task
 
 
 async def test_a_prompt_outside_the_vocabulary_is_an_error(engine: Engine) -> None:

@@ -44,6 +44,10 @@ ABSURD = [
     SignalFrame(
         step=-1, turn_ids=["t0.0.0.0.0.0"] * 3, position=b"1", entropy=b"", confidence=b"", top_log_prob=b"", forced=b"", previous=b""
     ),
+    SignalFrame(
+        step=0, turn_ids=["t0.0.0.0.0.0"], position=pack([2**31 - 1], INT32), entropy=bytes(4), confidence=bytes(4), top_log_prob=bytes(4),
+        forced=bytes(4), previous=bytes(4),
+    ),
     ShardState(shard=10**9, version=-(2**60), seconds=0.0, engines=[("", "", -1)], gauges={}),
     ShardState(shard=1, version=2**60, seconds=float("nan"), engines=[], gauges={"generated_tokens": float("inf")}),
     Load(version=2**60, checksum="none"), Revoked(leases=[(FIRST, -1)]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,18 +14,18 @@ import zmq.asyncio
 from run_fixtures import job_in, small_config
 
 from controller.credits import CLAIMS
-from controller.main import Controller
+from controller.main import LOST_AFTER, Controller
 from protocol.arrays import INT32, pack
 from protocol.codec import decode, encode
 from protocol.files import allow_many_files
-from protocol.messages import Applied, DropReason, EpisodeKey, Heartbeat, LearnerState, Lease, TurnFailed, TurnRequest, TurnResult
+from protocol.messages import Alive, Applied, DropReason, EpisodeKey, Heartbeat, LearnerState, Lease, TurnFailed, TurnRequest, TurnResult
 
 
 class Bench:
     """A controller whose engines nobody asks; an actor and a learner are this test."""
 
     def __init__(self, directory: Path) -> None:
-        self.job, self.context = job_in(directory, small_config()), zmq.asyncio.Context()
+        self.job, self.context = job_in(directory, small_config(actor__heartbeat_seconds="0.2")), zmq.asyncio.Context()
         self.controller = Controller(self.job, self.context)
         self.actor, self.learner = self.context.socket(zmq.DEALER), self.context.socket(zmq.DEALER)
         self.actor.set(zmq.IDENTITY, b"an actor")
@@ -94,6 +95,19 @@ async def test_a_turn_that_is_asked_for_again_is_answered_again_and_not_generate
     bench.controller._desk._answer = answer
     answers = [(await bench.asked(request_of(lease, turn))).turn for turn in (0, 0, 1, 1)]
     assert (answers, asked) == ([0, 0, 1, 1], [0, 1])
+
+
+async def test_an_actor_that_was_heard_of_while_the_controller_stood_still_is_not_lost(bench: Bench):
+    lease, controller = bench.lease(), bench.controller
+    await bench.actor.send(encode(Heartbeat()))
+    await bench.actor.recv()
+    watching = asyncio.create_task(controller._watch())
+    await asyncio.sleep(0)
+    await bench.actor.send(encode(Heartbeat()))
+    time.sleep((LOST_AFTER + 2) * controller.config.actor.heartbeat_seconds)  # the loop that is blocked is the controller's
+    assert isinstance(decode(await asyncio.wait_for(bench.actor.recv(), 20)), Alive)
+    watching.cancel()
+    assert controller.admission.holds(lease.key, lease.attempt, b"an actor") and list(controller._last_seen) == [b"an actor"]
 
 
 @pytest.mark.parametrize("knows", [True, False])

@@ -320,7 +320,7 @@ class LockStep:
         model_dir = Path(self.job.model_dir)
         environment = make_environment(config.env.name, **config.environment_settings())
         tokens = think_tokens(model_dir, environment, config.control)
-        signals = SignalRouter(context, self.job.endpoints.signals[0], tokens)
+        signals = SignalRouter(context, self.job.endpoints.signals[0], tokens, config.engine.max_model_len)
         engine = FakeEngine(self.job.model_dir, signals=self.job.endpoints.signals[0], top_j=config.control.top_j)
         engines = EnginePool([await engine.start()])
         listening = asyncio.create_task(signals.run())

@@ -27,6 +27,7 @@ from controller.stream import Streamer
 from controller.think_tokens import ThinkTokens
 from controller.turns import TurnRunner
 from protocol.arrays import FLOAT32, INT32, pack
+from protocol.codec import encode
 from protocol.messages import EpisodeKey, SignalFrame, StopReason, TurnFailed, TurnRequest, TurnResult
 from supervisor.endpoints import free_port
 from tests.engine_fixtures import KEY, TOP_J, VOCABULARY, some_prompt
@@ -45,7 +46,7 @@ class Bench:
         self.fake = fake
         self.engines = EnginePool([url], key=KEY)
         (self.client,) = self.engines
-        self.router = SignalRouter(zmq.asyncio.Context(), signals, TOKENS)
+        self.router = SignalRouter(zmq.asyncio.Context(), signals, TOKENS, max_model_len=1024)
 
     def runner(self, engines: EnginePool | None = None, tokens: int = 40, **control: object) -> TurnRunner:
         """`tokens`: of a response, at most."""
@@ -136,12 +137,16 @@ async def test_a_turn_that_is_stuck_in_one_engine_is_sampled_by_another(bench: B
     assert [event.reason for attempt in result.rejected for event in attempt.events] == ["stuck"]
 
 
-async def test_a_turn_whose_engine_ends_is_sampled_by_another(bench: Bench, policies) -> None:
+@pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
+async def test_a_turn_whose_engine_ends_is_sampled_by_another(bench: Bench, policies, streams: bool) -> None:
     other = FakeEngine(policies.first.directory, signals=bench.router.endpoint, top_j=TOP_J, key=KEY)
     engines = EnginePool([await other.start(), bench.url], key=KEY)
     first, _ = engines
+    runner = bench.runner(engines, mode="off")
+    if streams:
+        runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=30.0)
     await first.pause()
-    turn = asyncio.create_task(bench.runner(engines, mode="off").run(asking(5), seed=5))
+    turn = asyncio.create_task(runner.run(asking(5), seed=5))
     async with asyncio.timeout(10):
         while not other._generator.requests:
             await asyncio.sleep(0.01)
@@ -149,6 +154,28 @@ async def test_a_turn_whose_engine_ends_is_sampled_by_another(bench: Bench, poli
     result = await turn
     await engines.close()
     assert isinstance(result, TurnResult) and result.kept.length > 0 and result.rejected == []
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
+async def test_a_turn_is_sampled_with_the_newest_weights_though_nobody_saw_its_engine_start_again(policies, streams: bool) -> None:
+    signals, port = f"tcp://127.0.0.1:{free_port()}", free_port()
+    fake = FakeEngine(policies.first.directory, port=port, signals=signals, top_j=TOP_J, key=KEY)
+    made = await _bound(await fake.start(), signals, fake)
+    listening = asyncio.create_task(made.router.run())
+    weights = policies.second
+    await made.engines.apply_weights(weights.file, 3, weights.checksum, deadline=20.0)
+    await fake.stop()
+    fake = FakeEngine(policies.first.directory, port=port, signals=signals, top_j=TOP_J, key=KEY)
+    await fake.start()
+    runner = made.runner(mode="off")
+    if streams:
+        runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=30.0)
+    result = await runner.run(asking(7), seed=7)
+    listening.cancel()
+    await made.engines.close()
+    await fake.stop()
+    made.router.close()
+    assert isinstance(result, TurnResult) and {span.version for span in result.kept.spans} == {3} and result.rejected == []
 
 
 async def test_a_turn_that_fails_in_every_engine_costs_its_episode_and_no_engine(bench: Bench) -> None:
@@ -206,6 +233,19 @@ async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(b
         assert not waiting.done()
     with pytest.raises(TurnStuck):
         await waiting
+
+
+async def test_a_signal_at_a_position_that_no_response_has_is_refused_and_changes_nothing(bench: Bench) -> None:
+    """A rule keeps something for each position before it: for all below 2**31 the controller would need minutes and its memory."""
+    settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
+    rule, engine = DelegatedRule(settings, 1, 2, []).begin(), zmq.asyncio.Context.instance().socket(zmq.DEALER)
+    bench.router.watch("under way", Watch(rule, "no"))
+    engine.connect(bench.router.endpoint)
+    for position in (5000, 0):
+        await engine.send(encode(frame("under way", position)))
+    await bench.router.finish("under way", tokens=1, patience=20.0)
+    engine.close(linger=0)
+    assert len(rule.scores) == 1 and bench.router.reader.dropped == 1
 
 
 def frame(turn_id: str, position: int) -> SignalFrame:

@@ -6,7 +6,8 @@
        └──────────────────────────────┴─────────────────────────────────────────────────┘
 
 A suspect engine gets no further turns, and what it has may still come; the turns of a dead one are to be sampled elsewhere. Updates wait
-for neither. So whatever gets turns runs the newest weights that were applied.
+for neither. So whatever gets turns runs the newest weights that were applied; but for one that was started again while no call was there to
+fail, which is found out by what it answers (`check_weights`).
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from controller.engine.client import EngineClient, EngineError, EngineUnreachable
+from controller.engine.names import UNKNOWN_VERSION
 from controller.engine.weights import apply_weights, receive_weights
-from protocol.messages import Transfer
+from protocol.messages import Span, Transfer
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,7 @@ class _Entry:
     health: Health = Health.HEALTHY
     turns: set[asyncio.Timeout] = field(default_factory=set)  # each ends when it is due
     updating: asyncio.Lock = field(default_factory=asyncio.Lock)
+    forgotten: bool = False  # the version that an earlier run has left
 
 
 class EnginePool:
@@ -125,6 +128,12 @@ class EnginePool:
         self._recovering.add(task)
         task.add_done_callback(self._recovering.discard)
 
+    def check_weights(self, engine: EngineClient, spans: Iterable[Span]) -> None:
+        """Of a response. Raises EngineError if any of it came from what the engine was started with, though it has been given weights."""
+        given = self._weights is not None or self._received is not None
+        if given and any(span.version == UNKNOWN_VERSION for span in spans):
+            raise EngineError(f"the engine at {engine.url} has lost the weights that it was given: it must have been started again")
+
     @contextlib.asynccontextmanager
     async def unless_lost(self, engine: EngineClient) -> AsyncIterator[None]:
         """An engine that gives no answer inside, or that refuses and is not well (vLLM's server may outlive its core), becomes suspect, and
@@ -140,8 +149,6 @@ class EnginePool:
     async def apply_weights(self, path: str, version: int, checksum: str, *, deadline: float, verify: bool = False) -> float:
         """As `weights.apply_weights`, for all healthy engines at once, until there is one that runs them; the longest time that one of them
         stood still. An engine that does not answer becomes suspect; raises EngineError when one that is well refuses."""
-        if self._weights is None:
-            await _all(self._forget(entry) for entry in self._entries.values())
         self._weights = Weights(path, version, checksum, deadline)
         seconds = await _all(self._update(entry, self._weights, verify) for entry in self._well())
         await self._healthy.wait()
@@ -178,12 +185,15 @@ class EnginePool:
         return [entry for entry in self._entries.values() if entry.health is Health.HEALTHY]
 
     async def _forget(self, entry: _Entry) -> None:
-        """Weights of an earlier run may have the same number."""
-        async with self.unless_lost(entry.client), asyncio.timeout(PROBE_SECONDS):
-            await entry.client.forget_version()
+        """Once, before the first weights: those of an earlier run may have the same number. Raises EngineError or TimeoutError."""
+        if not entry.forgotten:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await entry.client.forget_version()
+            entry.forgotten = True
 
     async def _update(self, entry: _Entry, weights: Weights, verify: bool) -> float:
         async with entry.updating, self.unless_lost(entry.client):
+            await self._forget(entry)
             return await apply_weights(entry.client, *weights[:3], deadline=weights.deadline, patience=PROBE_SECONDS, verify=verify)
         return 0.0
 
@@ -211,9 +221,10 @@ class EnginePool:
             return True
         async with entry.updating:
             try:
+                await self._forget(entry)
                 await apply_weights(entry.client, *weights[:3], deadline=weights.deadline, patience=0.0, verify=True)
-            except EngineError as error:  # newer ones may have replaced the file: then those are next
-                log.warning("weights of version %d for an engine that is back: %s", weights.version, error)
+            except (EngineError, TimeoutError) as error:  # newer ones may have replaced the file: then those are next
+                log.warning("weights of version %d for an engine that is back: %s", weights.version, error or "no answer in time")
                 return False
         return weights is self._weights
 
