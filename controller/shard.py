@@ -64,6 +64,7 @@ class Shard:
         self._revoked: set[tuple[EpisodeKey, int]] = set()
         self._newest: Load | None = None
         self._to_load = asyncio.Event()
+        self._loaded = asyncio.Event()  # set for good: the engines run weights of this run
         self._seconds = 0.0
         self._lag = LoopLag()
 
@@ -82,6 +83,7 @@ class Shard:
             self._controller.close(linger=1000)
 
     async def _serve_actors(self) -> None:
+        await self._loaded.wait()  # actors that have not heard that this shard began again ask it for turns at once
         while True:
             actor, message, _ = await self._reader.receive(self._actors)
             flaw = ""
@@ -123,6 +125,7 @@ class Shard:
                 continue
             try:
                 self._seconds = await self._desk.load(tried.version, tried.checksum)
+                self._loaded.set()
             except EngineError as error:
                 if self._newest is tried:
                     raise

@@ -235,6 +235,19 @@ async def test_a_shard_takes_turns_of_leases_that_were_given_and_have_not_lapsed
     await asyncio.wait({running})
 
 
+async def test_a_turn_that_is_asked_for_before_a_shards_first_weights_is_sampled_with_them(bench: Bench) -> None:
+    running = asyncio.create_task(bench.shard.run())
+    await bench.state(-1)
+    key = EpisodeKey(0, 0)
+    request = TurnRequest(key=key, attempt=0, turn=0, prompt=pack([1, 2], INT32), permit=permit(bench.job.permit_key, b"an actor", key, 0))
+    answer = asyncio.create_task(bench.asked(request))
+    await bench.state(-1)  # which it says from time to time
+    await bench.say(bench.weights)
+    assert {span.version for span in (await answer).kept.spans} == {0}
+    running.cancel()
+    await asyncio.wait({running})
+
+
 async def test_a_shard_whose_engine_refuses_the_newest_weights_ends_and_keeps_no_update_waiting(bench: Bench) -> None:
     running = asyncio.create_task(bench.shard.run())
     await bench.state(-1)
