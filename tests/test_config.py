@@ -282,6 +282,17 @@ def test_settings_of_the_loss_that_cannot_hold_together_are_refused(together: di
     assert message.startswith(f"{named}: ") and instead in message
 
 
+@pytest.mark.parametrize("url", ["localhost:8000", "127.0.0.1:8000", "node7", "http://", "http://node7:eight", "tcp://node7:8000"])
+def test_an_address_of_an_engine_that_is_none_is_refused_with_how_it_is_written(url: str) -> None:
+    said = refused(engine__urls=f"http://node6:8000,{url}")
+    assert said.startswith("engine.urls: ") and repr(url) in said and "http://HOST:PORT" in said
+
+
+def test_an_engine_may_be_behind_a_proxy() -> None:
+    urls = ["https://proxy/engine", "http://127.0.0.1:8000/", "http://[::1]:8000"]
+    assert resolve(overrides={"engine.urls": ",".join(urls)}).engine.urls == urls
+
+
 def test_a_model_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     message = refused(model=str(tmp_path / "no-model"))
     assert message.startswith("model.name: ")
