@@ -102,17 +102,20 @@ class Actor:
         """Play `episodes` at a time until the controller says that it is over. Raises ControllerLost if it is silent, or another one."""
         loops = [self._play_leases() for _ in range(episodes)]
         loops += [self._listen_to_controller(), self._listen_to_learner(), self._beat(), self._lag.run(), self._until_over()]
+        lost: ControllerLost | None = None
         try:
             async with asyncio.TaskGroup() as self._group:
                 for loop in loops:
                     self._group.create_task(loop)
         except* _RunIsOver:
             pass
-        except* ControllerLost as lost:
-            raise lost.exceptions[0] from None
+        except* ControllerLost as found:
+            lost = found.exceptions[0]
         finally:
             for connection in {self._controller, self._shard, self._learner}:
                 connection.close(linger=200)
+        if lost is not None:  # only now: before Python 3.11.4, what is raised inside except* comes out in a group
+            raise lost
 
     async def _play_leases(self) -> None:
         """One slot: ask for an episode, play it, deliver it, again."""

@@ -14,7 +14,7 @@ import zmq.asyncio
 from config import Config, Job
 from controller.admission import episode_seed
 from controller.endings import failed
-from controller.engine.client import EngineClient
+from controller.engine.client import EngineClient, EngineError
 from controller.engine.pool import EnginePool, Health
 from controller.rules.thinking import NEVER
 from controller.signals import SignalRouter
@@ -58,7 +58,8 @@ class Desk:
         self._tokens = think_tokens(Path(job.model_dir), environment, self._config.control)
         self._bounds = Bounds(self._tokens.vocabulary, self._config.engine.max_model_len - 1, self._config.learner.group_size)
         self._holds, self._send = holds, send
-        self.signals = SignalRouter(context, job.endpoints.signals[shard], self._tokens, self._config.engine.max_model_len, keys)
+        self._signals = job.endpoints.signals[shard]
+        self.signals = SignalRouter(context, self._signals, self._tokens, self._config.engine.max_model_len, keys)
         self.engines = EnginePool(job.endpoints.engines_of(shard), self._config.engine.start_seconds, job.engine_key)
         self.turns = TurnRunner(self._config, self.engines, self.signals, self._tokens, lambda: self.version)
         self.version = -1
@@ -171,13 +172,18 @@ class Desk:
         return seconds
 
     async def _choose_signal(self) -> None:
-        """Signals from the tap if it is in all engines, else from streams. Before any episode: the engines have weights, and no turns."""
+        """Signals from the tap if it is in all engines, else from streams. Before any episode: the engines have weights, and no turns.
+        Raises EngineError when the tap is asked for, and not in an engine."""
         control = self._config.control
-        if control.signal == "tap":
-            return
-        if control.signal == "auto" and all([await self._signals_from(engine) for engine in self.engines.healthy()]):
-            return
-        if control.signal == "auto":
+        if control.signal != "stream":
+            silent = [engine.url for engine in self.engines.healthy() if not await self._signals_from(engine)]
+            if not silent:
+                return
+            if control.signal == "tap":
+                raise EngineError(
+                    f"control.signal tap: no signals come from {', '.join(silent)}; start it with our --logits-processors and "
+                    f"FORAY_TAP_ENDPOINT={self._signals} (docs/engine.md), or set control.signal to auto"
+                )
             log.warning("an engine sends no signals: uncertainty is estimated from streams of log-probs (control.signal)")
         if control.where == "engine" and control.mode not in ("off", "void"):
             log.warning("control.where engine needs the tap: the controller decides")

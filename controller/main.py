@@ -131,7 +131,7 @@ class Controller:
         self._last_seen: dict[bytes, float] = {}
         self._gauges: dict[bytes, Heartbeat] = {}
         self._published: asyncio.Queue[Published] = asyncio.Queue(maxsize=learner.max_staleness + 2)
-        self._finished = False
+        self._finished = False  # the learner has written its last checkpoint
         self._lag = LoopLag()
         self._last_gauges: dict[str, float | None] = {}
         decode = functools.partial(Tokenizer.from_file(tokenizer_file).decode, skip_special_tokens=False)
@@ -163,6 +163,9 @@ class Controller:
     async def close(self) -> None:
         """Tell the actors that it is over, and let go of sockets and the engine."""
         await self._desk.cancel()
+        while not self._finished and await self._learner.poll(0):  # its last word may have come just now
+            received = self._reader.take(await self._learner.recv_multipart())
+            self._finished = received is not None and isinstance(received.message, Shutdown) and received.peer == self._learner_id
         if self._finished:  # else it may be resumed, and those who come from elsewhere wait for that
             for actor in list(self._last_seen):
                 await self._to_actor(actor, Shutdown(reason="the run is over"))
@@ -278,6 +281,8 @@ class Controller:
                     self.admission.dropped(groups)
                 case Evaluate() as request:
                     self.admission.evaluate(request.evaluation, request.episodes)
+                case Shutdown() if peer == self._learner_id:
+                    self._finished = True
                 case _:
                     self._reader.refuse(peer, f"{type(message).__name__} that no learner sends")
             await self._hand_out()
@@ -295,7 +300,6 @@ class Controller:
             await self._announce()  # before anything is admitted: see controller/shards.py
             self.admission.applied(published.version)
             if published.last:
-                self._finished = True
                 await self._finish_training()
             control = self._desk.turns.thresholds.state()
             await self._to_learner(Applied(version=published.version, seconds=seconds, control=control))

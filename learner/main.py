@@ -43,7 +43,7 @@ from learner.training import Stopped, Training
 from learner.update import share_over
 from protocol.checks import Bounds, Open, of_trajectory
 from protocol.codec import FrameReader, decode, encode
-from protocol.messages import Applied, DropReason, Evaluate, GroupsDropped, LearnerState, Message, Stats, Trajectory
+from protocol.messages import Applied, DropReason, Evaluate, GroupsDropped, LearnerState, Message, Shutdown, Stats, Trajectory
 from protocol.prompting import read_vocabulary
 from protocol.security import bind, connect, load_keys
 from telemetry.loop_lag import LoopLag
@@ -191,6 +191,7 @@ class Learner:
             await self._phase("evaluating")
             await self._evaluate(wait=True)
         await self._checkpoint()  # with what was not trained on, which a resumed run goes on with
+        await self._tell(Shutdown(reason="the run is over"))
         await self._tell_failures()
         await self._send("dropped", {**self._buffer.cancel_rest()})
 

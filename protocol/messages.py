@@ -9,7 +9,7 @@ little-endian bytes, with the element type in the field's comment (`protocol.arr
     shard       -> actor        TurnResult, TurnFailed
     actor       -> learner      Trajectory
     learner     -> actor        Ack
-    learner     -> controller   LearnerState, Published, Evaluate, GroupsDropped
+    learner     -> controller   LearnerState, Published, Evaluate, GroupsDropped, Shutdown
     controller  -> learner      Applied, Trajectory (an episode that no actor could finish)
     shard       -> controller   ShardState
     controller  -> shard        Load, Revoked
@@ -136,7 +136,7 @@ class Alive(Message):
 
 
 class Shutdown(Message):
-    """No more work will come: finish nothing, leave."""
+    """No more work will come: finish nothing, leave. The learner's last word to the controller, once the last checkpoint is written."""
 
     reason: str
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -28,9 +29,12 @@ from zmq.auth.asyncio import AsyncioAuthenticator
 
 from protocol.codec import MAX_FRAME
 
+log = logging.getLogger(__name__)
+
 RUN = "run"
 ALLOWED = "allowed"
 SECRET = ".key_secret"
+KEY_LENGTH = 40  # in Z85
 
 Domain = Literal["run", "actors"]
 
@@ -146,12 +150,36 @@ async def gatekeeper(context: zmq.asyncio.Context, keys: Keys | None) -> AsyncIt
 
 
 class _Admits:
-    """Asked by pyzmq at every handshake."""
+    """Asked by pyzmq at every handshake. Never raises: that would end pyzmq's task, and nobody would be answered any more."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
+        self._warned: set[Path] = set()  # each is logged once
 
     def callback(self, domain: str, key: bytes) -> bool:
         if key == self._keys.run:
             return True
-        return domain == "actors" and key in zmq.auth.load_certificates(self._keys.allowed)
+        return domain == "actors" and any(key == known for known in self._allowed())
+
+    def _allowed(self) -> Iterator[bytes]:
+        """The keys in the directory of now, but for what is none: half copied, not ours to read, removed just now."""
+        try:
+            for file in self._keys.allowed.iterdir():
+                if file.suffix == ".key":
+                    yield from self._public(file)
+        except OSError as error:
+            self._warn(self._keys.allowed, error)
+
+    def _public(self, file: Path) -> Iterator[bytes]:
+        try:
+            public, _ = zmq.auth.load_certificate(file)
+            if len(public) != KEY_LENGTH:
+                raise ValueError(f"a key has {KEY_LENGTH} characters, this one {len(public)}")
+            yield public
+        except (OSError, ValueError, IndexError) as error:  # IndexError: a line that ends before its "="
+            self._warn(file, error)
+
+    def _warn(self, path: Path, error: Exception) -> None:
+        if path not in self._warned:
+            self._warned.add(path)
+            log.warning("%s admits nobody, since it cannot be read as a key: %s", path, error)

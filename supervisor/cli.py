@@ -68,6 +68,8 @@ def resolve(file: Path | None, resume: Path | None, overrides: dict[str, str], s
     config = settings.resolve(resume / "config.toml", {**with_preset(overrides), "run.dir": str(resume)})
     if config.learner.group_size != recorded.learner.group_size:
         raise ConfigError(f"learner.group_size: the groups of {resume} have {recorded.learner.group_size} episodes; leave it")
+    if config.learner.lora_rank != (rank := recorded.learner.lora_rank):
+        raise ConfigError(f"learner.lora_rank: {resume} trains {f'adapters of rank {rank}' if rank else 'no adapters'}; leave it")
     return config
 
 

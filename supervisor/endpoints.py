@@ -50,6 +50,19 @@ def check_shards(config: Config) -> None:
         raise ConfigError(f"controller.host: with controller.hosts, give an address at which they find this machine, not {settings.host}")
 
 
+def check_hosts(config: Config) -> None:
+    """Raises ConfigError when what listens here would do so at an address that is another machine's, or nobody's."""
+    hosts = {"controller.host": config.controller.host, "dashboard.host": config.dashboard.host}
+    if not config.learner.launch:
+        hosts["learner.host"] = config.learner.host  # empty: any address will do here, and controller.host is taken
+    for name, host in hosts.items():
+        with socket.socket() as probe:
+            try:
+                probe.bind((host, 0))
+            except (OSError, UnicodeError):  # UnicodeError: what can be no name
+                raise ConfigError(f"{name}: {host!r} is no IPv4 address of this machine; give one that is, or 0.0.0.0 for all") from None
+
+
 class _Machine(NamedTuple):
     """Where a shard and its engines are."""
 
@@ -59,7 +72,9 @@ class _Machine(NamedTuple):
 
 
 def choose_endpoints(config: Config) -> Endpoints:
-    """Fixed ports where settings fix them (and are free), free ones elsewhere."""
+    """Fixed ports where settings fix them (and are free), free ones elsewhere. Raises ConfigError for one that is not, and for a host that
+    is not this machine."""
+    check_hosts(config)
     host, learner_away = config.controller.host, bool(config.learner.launch)
     near = host if learner_away else "127.0.0.1"  # where the learner reaches supervisor and controller
     there = config.learner.host or host

@@ -8,6 +8,7 @@ import math
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -77,6 +78,9 @@ def check_consistency(config: Config) -> None:
         raise ConfigError(
             f"sampling.max_tokens ({config.sampling.max_tokens}) must be smaller than engine.max_model_len ({config.engine.max_model_len})"
         )
+    for url in config.engine.urls:
+        if not _is_url(url):
+            raise ConfigError(f"engine.urls: {url!r} is no address of a server; write http://HOST:PORT")
     if config.engine.devices and len(config.engine.devices) != config.engine.count:
         raise ConfigError(f"engine.devices: {len(config.engine.devices)} devices for {config.engine.count} engines (engine.count)")
     if config.learner.devices and len(config.learner.devices) != config.learner.ranks:
@@ -117,6 +121,14 @@ def check_consistency(config: Config) -> None:
             f"model.name: {config.model.name!r} is neither 'tiny' nor 'smollm2', a directory, or a name of the hub; give the path of a "
             "Hugging Face model directory"
         )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0  # asked for, it is checked, too
+    except ValueError:
+        return False
 
 
 def to_toml(config: Config) -> str:

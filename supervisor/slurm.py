@@ -15,7 +15,8 @@ def batch_script(directory: Path, root: Path, machines: Machines, time: str, sba
     `time`: limit of the job; `sbatch`: its further options; `overrides`: settings of the run."""
     settings = run_settings(overrides, machines)
     train = " ".join(shlex.quote(f"--{name}={value}") for name, value in settings.items())
-    step = "srun,--overlap,--nodes=1,--ntasks=1"
+    # --disable-status: else srun answers the first SIGINT itself, with a status, and the learner does not hear of Ctrl-C.
+    step = "srun,--disable-status,--overlap,--nodes=1,--ntasks=1"
     node = f"${{nodes[{machines.learner_node}]}}"
     away = f'--learner.launch="{step},--nodelist={node}" --learner.host="$(address "{node}")"'
     hosts = ",".join(f'$(address "${{nodes[{number}]}}")' for number in range(1, 1 + machines.shards))

@@ -36,6 +36,10 @@ TICK = 0.25
 RESTARTS, RESTARTS_SECONDS = 5, 600.0
 """So often in so many seconds, engines and shards that end are started again; the run ends with the next one."""
 
+BUILDING = "policy"
+BEFORE_LEARNING = ("starting", BUILDING)
+"""Phases that are not the learner's."""
+
 LAST_WORDS = 0.3
 """Seconds in which what the processes sent just before they ended arrives."""
 
@@ -60,7 +64,7 @@ async def train(job: Job, console: Console) -> dict:
                     stop_all(list(reversed(run.children)))
                 ended = "interrupted" if run.interrupted else "finished"
     except BaseException as error:
-        ended = f"{type(error).__name__}: {error}".splitlines()[0]
+        ended = "interrupted" if isinstance(error, asyncio.CancelledError) else f"{type(error).__name__}: {error}".splitlines()[0]
         raise
     finally:
         clean_up(job)
@@ -91,7 +95,8 @@ class Run:
         with self._interrupts():
             await self._build_policy()
             learner = self._start_learner()
-            await self._engine_ready()
+            if not await self._engines_ready(learner):
+                return  # Ctrl-C in its warm start: there is nothing to play for
             watching = asyncio.create_task(end_lame_engines(self._engines, self._job.endpoints.engines))
             self._needed.append(watching)
             try:
@@ -120,21 +125,24 @@ class Run:
 
     async def _build_policy(self) -> None:
         if self._job.config.model.name == "tiny" and not Path(self._job.model_dir).exists():
-            self._phase("policy")
+            self._phase(BUILDING)
             builder = self._add(start("policy builder", ["learner.build", str(job_file(self._job))], self._log("learner")))
             await self._while_all_live(lambda: builder.ended)
             self.children.remove(builder)
 
-    async def _engine_ready(self) -> None:
+    async def _engines_ready(self, learner: Child) -> bool:
+        """Whether they are, or else the learner has ended before. Raises EngineNotReady when one cannot be had."""
         config, urls = self._job.config, self._job.endpoints.engines
         own = [self._start_engine(number) for number in range(len(urls))] if not config.engine.urls else []
         waiting = [asyncio.create_task(wait_ready(url, config.engine.start_seconds, self._job.engine_key)) for url in urls]
         try:
-            await self._while_all_live(lambda: all(task.done() for task in waiting))
+            await self._while_all_live(lambda: learner.ended or all(task.done() for task in waiting))
         finally:
             for task in waiting:
                 task.cancel()
             await asyncio.wait(waiting)
+        if learner.ended:
+            return False
         for number, task in enumerate(waiting):
             try:
                 await task
@@ -142,6 +150,7 @@ class Run:
                 raise EngineNotReady(f"{error}\n{last_words(own[number].log) if own else ''}") from None
         if config.engine.weights == "file":  # over NCCL, one that is started again has no way to get the weights
             self._engines = dict(enumerate(own))
+        return True
 
     def _start_engine(self, number: int) -> Child:
         command, name = engine_command(self._job, number), f"engine-{number}" if number else "engine"
@@ -182,13 +191,14 @@ class Run:
 
     @contextlib.contextmanager
     def _interrupts(self) -> Iterator[None]:
-        """The first Ctrl-C lets the learner finish its update and write a checkpoint; a second one stops at once."""
+        """The first Ctrl-C lets the learner finish its update and write a checkpoint; a second one stops at once, as does the first one
+        while the learner has not spoken: it may not know yet what to do then, and has nothing to lose."""
         loop = asyncio.get_running_loop()
         task = asyncio.current_task()
 
         def interrupt() -> None:
             learners = [child for child in self.children if child.name == "learner" and not child.ended]
-            if self.interrupted or not learners:
+            if self.interrupted or not learners or self._collector.state.phase.name in BEFORE_LEARNING:
                 self.interrupted = True
                 task.cancel()
                 return

@@ -27,13 +27,17 @@ from tests.engine_fixtures import lose_core
 
 
 @asynccontextmanager
-async def two_engines(directory: Path, policy: Path) -> AsyncIterator[tuple[Desk, list[FakeEngine], str]]:
-    """A desk, its engines, and the checksum of the weights that are there as version 0."""
-    config = small_config(model__name=str(policy), engine__count="2")
+async def two_engines(
+    directory: Path, policy: Path, with_tap: int = 2, **settings: str
+) -> AsyncIterator[tuple[Desk, list[FakeEngine], str]]:
+    """A desk, its engines, of which the first `with_tap` send signals, and the checksum of the weights that are there as version 0."""
+    config = small_config(model__name=str(policy), engine__count="2", **settings)
     job = job_in(directory, config)
     written = Publisher(Path(job.weights_dir)).write(snapshot(load_policy(policy), 0, "float32"))
     context = zmq.asyncio.Context()
-    engines = [FakeEngine(policy, port=urlsplit(url).port, signals=job.endpoints.signals[0]) for url in job.endpoints.engines]
+    signals = [job.endpoints.signals[0] if number < with_tap else None for number in range(2)]
+    ports = [urlsplit(url).port for url in job.endpoints.engines]
+    engines = [FakeEngine(policy, port=port, signals=endpoint) for port, endpoint in zip(ports, signals, strict=True)]
     for engine in engines:
         await engine.start()
     environment = make_environment(config.env.name, **config.environment_settings())
@@ -62,3 +66,19 @@ async def test_an_engine_that_is_well_and_refuses_its_first_token_is_an_error_of
         lose_core(engines[1], "/inference/v1/generate")
         with pytest.raises(EngineError, match="EngineCore"):
             await desk.load(0, checksum)
+
+
+@pytest.mark.parametrize("with_tap", [2, 1])
+async def test_a_tap_that_is_asked_for_is_in_all_engines_or_an_error_that_names_the_one_without(
+    tmp_path: Path, small_policy: Path, with_tap: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controller.signals.PROBE_PATIENCE", 10.0 if with_tap == 2 else 1.0)
+    async with two_engines(tmp_path / "run", small_policy, with_tap, control__signal="tap") as (desk, _, checksum):
+        if with_tap == 2:
+            await desk.load(0, checksum)
+            assert desk.turns.streamer is None and desk.signals.frames == 2, "both were asked"
+        else:
+            urls = [url for url, _, _ in desk.standing()]
+            missing = rf"control\.signal tap: no signals come from {urls[1]};.*FORAY_TAP_ENDPOINT={desk.signals.endpoint} "
+            with pytest.raises(EngineError, match=missing):
+                await desk.load(0, checksum)

@@ -1,6 +1,7 @@
 """What a job leaves on memory, and who removes it."""
 
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -193,6 +194,17 @@ def test_a_port_that_is_taken_is_passed_over():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", free_port() + 1))  # the one that would be tried next
         assert free_port() != taken.getsockname()[1]
+
+
+@pytest.mark.parametrize("name", ["controller.host", "learner.host", "dashboard.host"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "::1", "a" * 64])
+def test_a_host_that_is_not_this_machine_is_refused_by_the_name_of_its_setting(tmp_path: Path, name: str, host: str):
+    settings = {name: host, "dashboard.token": "sesame", "controller.port": str(free_port()), "run.dir": str(tmp_path / "run")}
+    with pytest.raises(
+        ConfigError, match=rf"^{re.escape(name)}: '{host}' is no IPv4 address of this machine; give one that is, or 0\.0\.0\.0"
+    ):
+        prepare(resolve(overrides=settings), resume=False, model=None)
+    assert not (tmp_path / "run").exists()
 
 
 def test_listening_to_other_machines_without_keys_is_refused_naming_the_command(tmp_path: Path):

@@ -87,6 +87,22 @@ async def test_ctrl_c_ends_a_learner_of_two_ranks_in_its_warm_start(tmp_path: Pa
         assert run.left_over() == [] and not list(cache.glob("policy-*"))
 
 
+@pytest.mark.parametrize("learning", [False, True])
+async def test_ctrl_c_before_there_is_an_engine_ends_the_run_as_interrupted(tmp_path: Path, small_policy, learning: bool):
+    """As soon as there is a process of the learner, or in its warm start; and nobody waits for the engine, which never comes."""
+    settings = {"model.name": small_policy, "engine.urls": "http://127.0.0.1:9", "warm_start.episodes": 4000}
+    settings |= {"run.dir": tmp_path / "run", "run.cache_dir": tmp_path / "cache"}
+    async with running(tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())) as run:
+        await run.until(lambda: run.pid_of("learner"))
+        async with asyncio.timeout(60):
+            while learning and b"demonstrations" not in await run.process.stdout.readline():
+                pass
+        run.process.send_signal(signal.SIGINT)
+        assert await run.ended(30) == 130, run.output
+        assert ("Interrupted" in run.output) == learning and "error" not in run.output
+        assert run.left_over() == [] and not (run.directory / "logs" / "controller.log").exists()
+
+
 async def test_invariant_4_after_killing_the_learner_before_its_first_checkpoint_each_episode_is_trained_on_once(
     tmp_path: Path, small_policy
 ):

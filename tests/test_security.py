@@ -86,6 +86,30 @@ async def test_a_machine_whose_key_is_removed_is_refused_from_then_on(made: Path
         assert not await arrives(router, endpoint, host)
 
 
+@pytest.mark.parametrize("content", ["", "public-key", 'public-key = "half of i', b"\xff\x00"])
+async def test_a_bad_file_beside_a_good_one_admits_nobody_and_keeps_nobody_out(
+    made: Path, content: str | bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    run, host = load_keys(str(made)), load_keys(str(made / "host"))
+    (made / "allowed" / "bad.key").write_bytes(content if isinstance(content, bytes) else content.encode())
+    async with listening(run, "actors") as (router, endpoint):
+        assert await arrives(router, endpoint, host)
+        (made / "allowed" / "host.key").unlink()
+        assert not await arrives(router, endpoint, host), "refused, and not left without an answer"
+        assert not await arrives(router, endpoint, host)
+        assert await arrives(router, endpoint, run)
+    assert caplog.text.count("bad.key admits nobody") == 1
+
+
+async def test_without_a_directory_of_keys_the_runs_own_are_let_in_alone(made: Path) -> None:
+    run, host = load_keys(str(made)), load_keys(str(made / "host"))
+    (made / "allowed" / "host.key").unlink()
+    (made / "allowed").rmdir()
+    async with listening(run, "actors") as (router, endpoint):
+        assert not await arrives(router, endpoint, host)
+        assert await arrives(router, endpoint, run)
+
+
 async def test_without_a_gatekeeper_nobody_comes_in(made: Path) -> None:
     run = load_keys(str(made))
     context = zmq.asyncio.Context()

@@ -59,7 +59,7 @@ def test_each_machine_gets_its_part(tmp_path: Path, slurm: Path, monkeypatch: py
     assert keys == f": run.py keys {run}-keys actors"
     assert head == (
         f"node1: run.py --run.dir {run} --security.keys={run}-keys --controller.host=10.0.0.1 --run.weights_dir={run}-weights "
-        "--learner.launch=srun,--overlap,--nodes=1,--ntasks=1,--nodelist=node2 --learner.host=10.0.0.2 "
+        "--learner.launch=srun,--disable-status,--overlap,--nodes=1,--ntasks=1,--nodelist=node2 --learner.host=10.0.0.2 "
         "--controller.port=5555 --actor.count=0 --run.minutes=1e6 --env.name=webshop"
     )
     plays = f"run.py actor --connect tcp://10.0.0.1:5555 --keys {run}-keys/actors --actors 32 --wait 3600"
@@ -70,7 +70,7 @@ def test_shards_get_machines_of_their_own_with_their_engines(tmp_path: Path, slu
     arguments = ["--shard-nodes", "2", "--learner-node", "--engine.count", "6"]
     assert main(["slurm", str(tmp_path / "run"), *arguments]) == 0
     _, head, actors = told(tmp_path / "run.sbatch", slurm, "node1,node2,node3,node4,node5", monkeypatch)
-    step = "srun,--overlap,--nodes=1,--ntasks=1"
+    step = "srun,--disable-status,--overlap,--nodes=1,--ntasks=1"
     assert f"--controller.launch={step},--relative={{shard}} --controller.hosts=10.0.0.2,10.0.0.3 " in head
     assert f"--learner.launch={step},--nodelist=node4 --learner.host=10.0.0.4 " in head
     assert "--controller.shards=3 --engine.count=6" in head and actors.startswith("node5: ")
