@@ -33,8 +33,11 @@ def build_attempt(
     if rule is not None:
         forced = np.zeros(length, dtype=bool)
         forced[: min(length, len(rule.forced))] = rule.forced[:length]
-        mask &= ~forced
-        uncertainty = pack(_padded(np.asarray(rule.scores, np.float32), length), FLOAT16)
+        scores = _padded(np.asarray(rule.scores, np.float32), length)
+        # Log-prob 0 is what vLLM says of a forced token, and one whose signal was lost is not known to be one.
+        unknown = np.isnan(scores) & (log_probs == 0) & steered
+        mask &= ~(forced | unknown)
+        uncertainty = pack(scores, FLOAT16)
         signals = pack(_padded(np.asarray(rule.signals, np.float32).reshape(-1, 3), length).ravel(), FLOAT32)
         if rule.intervention is not None and steered:
             i = rule.intervention

@@ -61,8 +61,9 @@ class Desk:
         self._signals = job.endpoints.signals[shard]
         self.signals = SignalRouter(context, self._signals, self._tokens, self._config.engine.max_model_len, keys)
         self.engines = EnginePool(job.endpoints.engines_of(shard), self._config.engine.start_seconds, job.engine_key)
-        self.turns = TurnRunner(self._config, self.engines, self.signals, self._tokens, lambda: self.version)
+        self.turns = TurnRunner(self._config, self.engines, self.signals, self._tokens, lambda: self._weights)
         self.version = -1
+        self._weights = ""
         """Of the weights that the engines run."""
         self._verified = 0  # version whose weights were compared last
         self._weights_dir, self._meeting = Path(job.weights_dir), job.endpoints.weights
@@ -156,6 +157,7 @@ class Desk:
         when one refuses."""
         deadline = self._config.engine.update_seconds
         verify = self.version < 0 or version - self._verified >= self._config.engine.verify_every
+        self._weights = f"v{self.version}-v{version}"  # while an engine has the new ones and another, or a prefix in it, is of the old
         with self.spans.span("load weights", "weights", version=version):
             if transfer is None:
                 file = str(weights_file(self._weights_dir, version))
@@ -168,7 +170,7 @@ class Desk:
             self._verified = version
         if self.version < 0:
             await self._choose_signal()
-        self.version = version
+        self.version, self._weights = version, f"v{version}"
         return seconds
 
     async def _choose_signal(self) -> None:

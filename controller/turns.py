@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from math import isfinite
+from secrets import token_hex
 
 from config import Config
 from controller.attempts import NOTHING, build_attempt, noted
@@ -50,12 +51,15 @@ class TurnCounters:
 class TurnRunner:
     """Runs turns against the engines. One instance serves all episodes; its state is each episode's last score, and the thresholds."""
 
-    def __init__(self, config: Config, engines: EnginePool, signals: SignalRouter, tokens: ThinkTokens, version: Callable[[], int]) -> None:
+    def __init__(self, config: Config, engines: EnginePool, signals: SignalRouter, tokens: ThinkTokens, weights: Callable[[], str]) -> None:
+        """`weights`: a name of those that run; turns of other names share no prefixes."""
         self._config = config
         self._engines = engines
         self._signals = signals
         self._tokens = tokens
-        self._version = version
+        self._weights = weights
+        self._nonce = token_hex(4)
+        """In all names that an engine hears: it may outlive us, and keeps what it knew of turns and prefixes of the same name."""
         self._scores: dict[tuple[EpisodeKey, int], float] = {}  # of each lease
         self.thresholds = Thresholds(config.control)
         self.streamer: Streamer | None = None
@@ -78,7 +82,7 @@ class TurnRunner:
             while True:
                 eta = self.thresholds.eta if resamples else NEVER
                 early = self._early(before, eta) if len(attempts) < resamples else None
-                turn_id = f"{request.key.id}.{request.attempt}.{request.turn}.{len(attempts)}.{lost}"
+                turn_id = f"{request.key.id}.{request.attempt}.{request.turn}.{len(attempts)}.{lost}.{self._nonce}"
                 turn_seed = _turn_seed(seed, request.turn, len(attempts))
                 try:
                     async with self._engines.lend(but=unlucky) as engine:
@@ -152,7 +156,7 @@ class TurnRunner:
         recorded = not request.key.evaluation or controlled  # of others, signals say only that the engine goes on
         sampling = Sampling(
             max_tokens=min(self._config.sampling.max_tokens, self._config.engine.max_model_len - len(prompt)),
-            cache_salt=f"v{self._version()}",
+            cache_salt=f"{self._nonce}-{self._weights()}",
             temperature=self._config.sampling.temperature,
             seed=seed if self._config.sampling.seeded else None,
             stop_token_ids=self._tokens.end,

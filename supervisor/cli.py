@@ -65,7 +65,7 @@ def resolve(file: Path | None, resume: Path | None, overrides: dict[str, str], s
     if not (resume / "config.toml").is_file():
         raise ConfigError(f"--resume: {resume} is no run directory (it has no config.toml)")
     recorded = settings.resolve(resume / "config.toml", {})
-    config = settings.resolve(resume / "config.toml", {**with_preset(overrides), "run.dir": str(resume)})
+    config = settings.resolve(resume / "config.toml", {**with_preset(overrides, recorded), "run.dir": str(resume)})
     if config.learner.group_size != recorded.learner.group_size:
         raise ConfigError(f"learner.group_size: the groups of {resume} have {recorded.learner.group_size} episodes; leave it")
     if config.learner.lora_rank != (rank := recorded.learner.lora_rank):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from config import ControlSection, EnvSection, ModelSection
+from config import Config, ControlSection, EnvSection, ModelSection
 
 TINY_DEFAULTS: dict[str, dict[str, Any]] = {
     "search": {
@@ -119,10 +119,15 @@ def defaults_for(given: Mapping[str, Any], serial: bool = False) -> dict[str, An
     return by_model | (SERIAL_DEFAULTS if serial else {}) | PRESETS.get(str(given.get("control.preset", ControlSection().preset)), {})
 
 
-def with_preset(overrides: Mapping[str, str]) -> dict[str, str]:
-    """Overrides of a run's settings, of which its config.toml has every one: a preset among them stands for all that it sets."""
-    preset = overrides.get("control.preset", "")
-    return {full: str(value) for full, value in PRESETS.get(preset, {}).items()} | dict(overrides)
+def with_preset(overrides: Mapping[str, str], recorded: Config) -> dict[str, str]:
+    """Overrides of a run's settings, of which its config.toml has every one: a preset among them stands for all that any preset sets, as
+    a new run of that model would have it."""
+    if "control.preset" not in overrides:
+        return dict(overrides)
+    given = {"model.name": recorded.model.name, "env.name": recorded.env.name, "control.preset": overrides["control.preset"]}
+    found = defaults_for(given)
+    names = {full for preset in PRESETS.values() for full in preset}
+    return {full: str(found.get(full, getattr(ControlSection(), full.partition(".")[2]))) for full in names} | dict(overrides)
 
 
 def fixed_thresholds(given: Iterable[str]) -> dict[str, Any]:

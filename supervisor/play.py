@@ -55,7 +55,10 @@ def play(config: Config, split: Split, task: int, watch: str, console: Console) 
         if move.said:
             console.print(f"[dim]{_escaped(move.said)}[/]", highlight=False)
         console.print(f"[cyan]> {_escaped(move.action)}[/]" + ("" if move.valid else "  [red]invalid[/]"), highlight=False)
-        result = episode.step(move.action)
+        try:
+            result = episode.step(move.action)
+        except EnvironmentFailure as error:
+            raise ConfigError(f"{config.env.name}: {error}") from None
         if result.done:
             break
         view.record(move.action, result.observation)

@@ -66,7 +66,7 @@ class Recording:
         job = recorded_job(run_dir, "replay")
         self._run_dir = run_dir
         self._given = {name.replace("-", "_") for name in overrides}
-        self.config: Config = settings.resolve(run_dir / "config.toml", with_preset(overrides))
+        self.config: Config = settings.resolve(run_dir / "config.toml", with_preset(overrides, job.config))
         model_dir = Path(job.model_dir)
         self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
         environment = configured_environment(self.config)

@@ -8,6 +8,9 @@ recorded run.
 
 from __future__ import annotations
 
+import contextlib
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +25,6 @@ from learner.measure import rollout_metrics
 from learner.training import Training
 from protocol.messages import Stats, Trajectory
 from supervisor import settings
-from supervisor.defaults import with_preset
 from supervisor.job import check_run_dir, default_run_dir, job_file
 from supervisor.replay import LOG, read_episodes, recorded_job
 from telemetry.collector import Collector
@@ -33,7 +35,8 @@ CHANGEABLE = ("learner.", "run.")
 
 
 def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
-    """Train again on what `run_dir` recorded; returns the new run directory (`run.dir`), with metrics and the last checkpoint.
+    """Train again on what `run_dir` recorded; returns the new run directory (`run.dir`), with metrics and the last checkpoint. After Ctrl-C
+    these are there, too, and KeyboardInterrupt is raised.
 
     ConfigError for a directory without episodes, or without its first ones, and for settings that would change nothing here.
     """
@@ -54,17 +57,37 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
         training = Training.begin(job, lambda phase, done, of: report("phase", phase=phase, done=done, of=of))
         report("phase", phase="training")
         size = sum(file.stat().st_size for file in (run_dir / LOG).iterdir())
-        for end, batch in batches(run_dir / LOG, job.config):
-            if training.update_number == run.updates or 0 < run.tokens <= training.tokens:
-                break
-            metrics = training.update(batch, end / size)
-            metrics = rollout_metrics([episode for group in batch for episode in group]) | metrics
-            number = training.update_number
-            report("update", **metrics | {"update": number, "version": number})
-        training.checkpoint()
+        with _ctrl_c() as interrupted:
+            for end, batch in batches(run_dir / LOG, job.config):
+                over = training.update_number == run.updates or 0 < run.tokens <= training.tokens
+                if over or interrupted.is_set() or time.time() - job.started > 60 * run.minutes:
+                    break
+                metrics = training.update(batch, end / size)
+                metrics = rollout_metrics([episode for group in batch for episode in group]) | metrics
+                number = training.update_number
+                report("update", **metrics | {"update": number, "version": number})
+            training.checkpoint()
     collector.close()
     console.print(f"{training.update_number} updates from {run_dir}", highlight=False)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
     return new
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[threading.Event]:
+    """The first Ctrl-C sets the event, so that an update is finished and what was trained is kept; a second one stops at once."""
+    interrupted = threading.Event()
+
+    def first(*_: object) -> None:
+        interrupted.set()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
@@ -79,7 +102,7 @@ def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
     new = Path(full.get("run.dir", "") or default_run_dir())
     updates = max((line["update"] for line in read_metrics(run_dir / METRICS_FILE) if line["kind"] == "update"), default=0)
     as_many = {"run.updates": str(updates), "run.tokens": "0", "run.minutes": "1000000", "learner.rollback": "0", "learner.ranks": "1"}
-    config = settings.resolve(run_dir / "config.toml", with_preset(as_many | full | {"run.dir": str(new)}))
+    config = settings.resolve(run_dir / "config.toml", as_many | full | {"run.dir": str(new)})
     if config.learner.group_size != recorded.config.learner.group_size:
         raise ConfigError(f"learner.group_size: the groups of {run_dir} have {recorded.config.learner.group_size} episodes")
     if first_offset(run_dir / LOG):

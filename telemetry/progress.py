@@ -54,7 +54,7 @@ class Progress:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._shown_phase = ""
         self._shown_rollbacks = len(state.rollbacks)
-        self._shown_evaluations = len(state.evaluations)
+        self._shown_evaluations = state.evaluations
         self._shown_at = 0.0
         self._warned: set[str] = set()
 
@@ -75,10 +75,10 @@ class Progress:
             self._live.update(panel(self._state, self._goal, now), refresh=True)
             return
         self._warn()
-        evaluations = self._state.evaluations
-        for record in evaluations[self._shown_evaluations :]:
-            self.print(f"{_clock_text(self._state, now)}  {evaluation_line(record)}")
-        self._shown_evaluations = len(evaluations)
+        for record in self._state.evaluations:
+            if not any(record is shown for shown in self._shown_evaluations):  # one of a resumed run takes the place of an equal one
+                self.print(f"{_clock_text(self._state, now)}  {evaluation_line(record)}")
+        self._shown_evaluations = self._state.evaluations
         if self._state.phase.name != self._shown_phase or now - self._shown_at >= PLAIN_SECONDS:
             self._shown_phase = self._state.phase.name
             self._shown_at = now

@@ -218,6 +218,8 @@ class RunState:
             counter = self.counters["evaluation_tokens"]
             counter.add(tokens)
             record["evaluation_tokens_total"] = counter.total
+            if (generated := self.counters["generated_tokens"]).gauged:  # after the last update, nothing else would tell a resumed run
+                record["generated_tokens_total"] = generated.total
         return record
 
     def _record(self, record: Record) -> Record:

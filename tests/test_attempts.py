@@ -28,6 +28,15 @@ def test_invariant_6_forced_tokens_have_mask_0():
     assert mask_of([-0.5, -0.1, -0.2, -0.3], forced=[-1, 7, 8, -1]) == [1, 0, 0, 1]
 
 
+def test_invariant_6_a_token_whose_signal_was_lost_and_may_have_been_forced_has_mask_0():
+    rule = ThinkingRule(ThinkingSettings("paper", 0.4, 100, "mean", 7, 1e-4, 16, 450), think_open=1, think_close=2)
+    rule.observe(Signal(0, 1.0, 1.0, -0.5, -1, -1))
+    rule.observe(Signal(3, 1.0, 1.0, -0.5, -1, -1))
+    generation = Generation([5, 6, 7, 8], [0.0, 0.0, -0.5, 0.0], [Span(0, 4, 0)], "stop")
+    masks = [build_attempt(generation, rule, steered, "geometric", 0).mask for steered in (True, False)]
+    assert [unpack(mask, UINT8).tolist() for mask in masks] == [[1, 0, 1, 1], [1, 1, 1, 1]]
+
+
 def test_tokens_without_a_finite_log_prob_have_mask_0():
     assert mask_of([-0.5, nan, float("-inf"), -0.3], forced=[-1] * 4) == [1, 0, 0, 1]
 

@@ -16,7 +16,7 @@ from rich.console import Console
 import config
 from config import Config, ConfigError
 from supervisor.cli import main, print_help
-from supervisor.defaults import OWN_MODEL_DEFAULTS, PRESETS, RATES, TINY_DEFAULTS
+from supervisor.defaults import OWN_MODEL_DEFAULTS, PRESETS, RATES, TINY_DEFAULTS, with_preset
 from supervisor.options import SHORT_NAMES, all_settings, description, kind_of
 from supervisor.settings import from_dict, resolve, to_toml
 
@@ -110,6 +110,16 @@ def test_a_preset_holds_until_the_setting_is_set(preset: str, full: str) -> None
     assert value_of(resolve(None, {"control.preset": preset}), full) == PRESETS[preset][full]
     other = str(value_of(Config(), full))
     assert value_of(resolve(None, {"control.preset": preset, full: other, **_allowing(full, preset)}), full) == value_of(Config(), full)
+
+
+@pytest.mark.parametrize("model", [False, True], ids=["tiny", "a model"])
+@pytest.mark.parametrize("recorded", PRESETS)
+@pytest.mark.parametrize("given", PRESETS)
+def test_a_preset_given_to_a_recorded_run_is_that_of_a_new_one(tmp_path: Path, recorded: str, given: str, model: bool) -> None:
+    name = str(tmp_path) if model else "tiny"
+    had, new = (resolve(overrides={"model.name": name, "control.preset": preset}) for preset in (recorded, given))
+    (tmp_path / "config.toml").write_text(to_toml(had))
+    assert resolve(tmp_path / "config.toml", with_preset({"control.preset": given}, had)).control == new.control
 
 
 def _allowing(full: str, preset: str) -> dict[str, str]:

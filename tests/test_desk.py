@@ -68,6 +68,15 @@ async def test_an_engine_that_is_well_and_refuses_its_first_token_is_an_error_of
             await desk.load(0, checksum)
 
 
+async def test_turns_share_no_prefixes_with_others_while_some_engine_may_have_other_weights(tmp_path: Path, small_policy: Path) -> None:
+    async with two_engines(tmp_path / "run", small_policy) as (desk, _, checksum):
+        await desk.load(0, checksum)
+        before = desk.turns._weights()
+        with pytest.raises(EngineError, match="cannot be read"):  # there is no such file
+            await desk.load(1, checksum)
+        assert desk.turns._weights() != before
+
+
 @pytest.mark.parametrize("with_tap", [2, 1])
 async def test_a_tap_that_is_asked_for_is_in_all_engines_or_an_error_that_names_the_one_without(
     tmp_path: Path, small_policy: Path, with_tap: int, monkeypatch: pytest.MonkeyPatch

@@ -281,9 +281,15 @@ async def test_an_update_that_is_applied_already_costs_nothing(engine: Engine) -
     await serves_first(engine, version)
 
 
-async def test_an_update_follows_one_that_was_left_half_way(engine: Engine) -> None:
+@pytest.mark.parametrize("loaded", [False, True])
+async def test_an_update_follows_one_that_was_left_half_way(engine: Engine, loaded: bool) -> None:
+    """Whoever made it was killed: before it had loaded its file, or before it had finished; and the engine has gone on meanwhile."""
     await engine.client.pause()
     await engine.client.start_update()
+    if loaded:
+        weights = engine.policies.second
+        await engine.client.update_weights(weights.file, 10_000_000, weights.checksum)
+    await wait_ready(engine.url, 20.0, KEY)
     version = await engine.run(engine.policies.first)
     await serves_first(engine, version)
 

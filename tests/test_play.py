@@ -9,6 +9,7 @@ from rich.console import Console
 from run_fixtures import small_config
 
 from config import Config, ConfigError
+from envs.base import EnvironmentFailure
 from envs.registry import make_environment
 from supervisor.play import play
 
@@ -54,6 +55,16 @@ def test_brackets_in_a_question_are_shown_as_they_are(monkeypatch: pytest.Monkey
     typing(monkeypatch, "q")
     _, output = watched(small_config(env__name="search", search__questions=str(tmp_path / "questions.jsonl")), task=0)
     assert "Who is [/i] number" in output and "[a], held_out task 0" in output
+
+
+def test_an_environment_that_fails_in_a_turn_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch):
+    def failing(self, action):
+        raise EnvironmentFailure("the retriever is gone")
+
+    monkeypatch.setattr("envs.alfworld.environment.AlfWorldEpisode.step", failing)
+    typing(monkeypatch, "1")
+    with pytest.raises(ConfigError, match="alfworld: the retriever is gone"):
+        watched()
 
 
 def test_the_end_of_the_input_ends_the_episode(monkeypatch: pytest.MonkeyPatch):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 
 from config import ConfigError, Job
 from learner.checkpoint import latest
+from learner.measure import rollout_metrics
 from supervisor.cli import main
 from supervisor.retrain import retrain
 from telemetry.fields import field_of
@@ -76,6 +79,21 @@ def test_the_command_line_names_the_run_and_its_settings(recorded: Job, tmp_path
     arguments = ["replay", "--train", recorded.run_dir, "--run-dir", str(tmp_path / "new"), "--updates", "1"]
     assert main(arguments) == 0
     assert "1 updates from" in capsys.readouterr().out and latest(tmp_path / "new").name == "000001"
+
+
+def test_ctrl_c_keeps_what_has_been_trained(recorded: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(episodes):  # asked for after the first update
+        os.kill(os.getpid(), signal.SIGINT)
+        return rollout_metrics(episodes)
+
+    monkeypatch.setattr("supervisor.retrain.rollout_metrics", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        again(recorded, tmp_path / "new")
+    assert losses(tmp_path / "new") == losses(Path(recorded.run_dir))[:1] and latest(tmp_path / "new").name == "000001"
+
+
+def test_training_again_ends_with_its_minutes(recorded: Job, tmp_path: Path) -> None:
+    assert latest(again(recorded, tmp_path / "new", run__minutes="1e-9")).name == "000000"
 
 
 @pytest.mark.parametrize(

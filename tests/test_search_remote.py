@@ -1,6 +1,7 @@
 """Retrieval over HTTP: our client and our server speak Search-R1's protocol, to each other and to others, and bear each other's faults."""
 
 import asyncio
+import json
 import signal
 import socket
 import subprocess
@@ -214,6 +215,22 @@ async def test_an_answer_that_does_not_come_is_tried_again():
 
     async with answering(at_the_second) as (url, _):
         assert await ask(url, attempt_seconds=0.3) == ["Paro is in Bhutan."]
+
+
+async def test_an_answer_that_is_cut_off_is_tried_again():
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"}")
+        whole = json.dumps({"result": [[HIT]]}).encode()
+        sent = whole if connections else whole[: len(whole) // 2]
+        connections.append(writer)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(whole) + sent)
+        await writer.drain()
+        writer.close()
+
+    connections: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(cut, "127.0.0.1", 0) as server:
+        assert await ask(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/retrieve") == ["Paro is in Bhutan."]
+    assert len(connections) == 2
 
 
 async def test_an_answer_that_drips_is_given_up():

@@ -328,7 +328,7 @@ class LockStep:
             training = Training.begin(self.job, lambda *_: None)
             publisher = Publisher(Path(self.job.weights_dir))
             await self._load(engines, publisher, training)
-            turns = TurnRunner(config, engines, signals, tokens, lambda: training.update_number)
+            turns = TurnRunner(config, engines, signals, tokens, lambda: str(training.update_number))
             for update in range(config.run.updates):
                 groups = [await self._group(update * config.learner.groups + i, turns) for i in range(config.learner.groups)]
                 self.batches.append([t for group in groups for t in group])

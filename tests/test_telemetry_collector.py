@@ -257,6 +257,18 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     assert second.evaluation(2, evaluation_tokens=5)["evaluation_tokens_total"] == 45
 
 
+def test_tokens_of_an_evaluation_after_the_last_update_are_not_lost_by_a_resume(tmp_path: Path) -> None:
+    first = Run(tmp_path)
+    first.gauge("controller", generated_tokens=100)
+    first.update(1)
+    first.gauge("controller", generated_tokens=140)
+    first.evaluation(1, evaluation_tokens=40)
+    first.collector.close()
+    second = Run(tmp_path, resume=True)
+    second.gauge("controller", generated_tokens=30)
+    assert second.update(2)["generated_tokens_total"] == 170
+
+
 def test_updates_that_a_resumed_run_does_again_count_once(tmp_path: Path) -> None:
     first = Run(tmp_path)
     for number in (1, 2, 3):

@@ -88,6 +88,8 @@ def test_an_evaluation_is_shown_at_once() -> None:
     show.send("evaluation", update=20, success=0.4375, episodes=128)
     assert show.tick(0.25) == ["[  0:00]  held-out success 43.8 % after 20 updates (128 games)"]
     assert show.tick(0.5) == []
+    show.send("evaluation", update=20, success=0.5, episodes=128)  # of a run that goes on from there
+    assert show.tick(0.75) == ["[  0:00]  held-out success 50.0 % after 20 updates (128 games)"]
 
 
 def test_why_episodes_fail_is_shown_once_for_each_reason() -> None:

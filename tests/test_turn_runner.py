@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from config import Config, ControlSection, EngineSection, SamplingSection
-from controller.engine.client import Sampling
+from controller.engine.client import EngineClient, Sampling
 from controller.engine.fake import FakeEngine
 from controller.engine.gate import bearer
 from controller.engine.pool import EnginePool
@@ -54,7 +54,7 @@ class Bench:
             control=ControlSection(**{"mode": "t2po", "intervention_rate": 0.0, "resample_rate": 0.0, "eta": 0.0} | control),
             sampling=SamplingSection(max_tokens=tokens, seeded=True), engine=EngineSection(max_model_len=1024),
         )  # fmt: skip
-        return TurnRunner(config, engines or self.engines, self.router, TOKENS, lambda: 0)
+        return TurnRunner(config, engines or self.engines, self.router, TOKENS, lambda: "v0")
 
     async def running(self) -> int:
         """Requests in the engine."""
@@ -176,6 +176,20 @@ async def test_a_turn_is_sampled_with_the_newest_weights_though_nobody_saw_its_e
     await fake.stop()
     made.router.close()
     assert isinstance(result, TurnResult) and {span.version for span in result.kept.spans} == {3} and result.rejected == []
+
+
+async def test_an_engine_hears_other_names_for_the_same_turn_and_weights_from_another_process(bench: Bench, monkeypatch) -> None:
+    """It may keep forced tokens and rules by the one, and prefixes by the other, of a run that is over."""
+    heard, generate = [], EngineClient.generate
+
+    def listening(self, turn_id, prompt, sampling, **how):
+        heard.append((turn_id, sampling.cache_salt))
+        return generate(self, turn_id, prompt, sampling, **how)
+
+    monkeypatch.setattr(EngineClient, "generate", listening)
+    for _ in range(2):
+        await bench.runner(mode="off").run(asking(8), seed=8)
+    assert [len(set(names)) for names in zip(*heard, strict=True)] == [2, 2]
 
 
 async def test_a_turn_that_fails_in_every_engine_costs_its_episode_and_no_engine(bench: Bench) -> None:

@@ -5,7 +5,8 @@ Interface: vllm/distributed/weight_transfer/base.py. An update is start, update,
 Nothing is touched before the file has proved to be the right one: an update that is refused leaves the old weights in place. On
 CPUs vLLM packs the weights of linear layers after loading and drops the originals, and on GPUs they may be quantised; its layerwise
 reload restores the layers' loadable form, and packs again. So an update is: check the file, `initialize_layerwise_reload`, the
-model's own `load_weights`, `finalize_layerwise_reload`. The same calls serve a GPU, where the file is read to the host and copied.
+model's own `load_weights`, `finalize_layerwise_reload`. The same calls serve a GPU, where the file is read to the host and copied. All of
+it happens in one request: between two of them the engine may go on, be it that the client was killed, and the request may come again.
 """
 
 from __future__ import annotations
@@ -56,7 +57,6 @@ class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
     update_info_cls = UpdateInfo
     supports_draft_weight_update = False
 
-    _loading = False
     _verify: Path | None = None  # file to compare the loaded weights with
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
@@ -70,18 +70,16 @@ class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
         path = Path(update_info.path)
         check_file(path, update_info.checksum)
         check_tensors(path, tensor_shapes(Path(self.model_config.model)))
-        if not self._loading:
-            initialize_layerwise_reload(self.model)
-            self._loading = True
-        self.model.load_weights(tensors(path))
+        initialize_layerwise_reload(self.model)
+        try:
+            self.model.load_weights(tensors(path))
+        finally:
+            finalize_layerwise_reload(self.model, self.model_config)
+            pack_tied_head(self.model)
         self._verify = path if update_info.verify else None
 
     def finish_weight_update(self) -> None:
-        """Put the loaded weights to use; raises ValueError when they are not those of the file."""
-        if self._loading:
-            finalize_layerwise_reload(self.model, self.model_config)
-            pack_tied_head(self.model)
-            self._loading = False
+        """The weights are in use already; raises ValueError when they are not those of the file."""
         if self._verify is not None:
             path, self._verify = self._verify, None
             compare_with_file(self.model, path)

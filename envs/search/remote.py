@@ -112,6 +112,8 @@ class Remote:
                     parts.append(part)
                     if time.monotonic() > until:
                         raise _Transient("the answer took too long")
+                if answer.length:  # read1 does not say so
+                    raise _Transient("the answer was cut off")
         except urllib.error.URLError as error:
             raise _Transient(str(error.reason)) from None
         except (OSError, http.client.HTTPException) as error:
