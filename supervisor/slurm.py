@@ -21,12 +21,13 @@ def batch_script(directory: Path, root: Path, machines: Machines, time: str, sba
     away = f'--learner.launch="{step},--nodelist={node}" --learner.host="$(address "{node}")"'
     hosts = ",".join(f'$(address "${{nodes[{number}]}}")' for number in range(1, 1 + machines.shards))
     shards = f'--controller.launch="{step},--relative={{shard}}" --controller.hosts="{hosts}"'
-    options = [f"--nodes={machines.nodes}", "--ntasks-per-node=1", f"--time={time}", "--signal=INT@300", "--job-name=foray", *sbatch]
+    options = [f"--nodes={machines.nodes}", "--ntasks-per-node=1", f"--time={time}", "--signal=B:INT@300", "--job-name=foray", *sbatch]
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in options),  # INT, five minutes before the end: the run ends with a checkpoint
+        *(f"#SBATCH {option}" for option in options),  # INT, to this script alone, five minutes before the end
         "# Written by `run.py slurm`. sbatch again, and it goes on: a run that has begun is resumed.",
         "set -euo pipefail",
+        "set -m  # else what runs beside this script does not hear of INT",
         f"cd {shlex.quote(str(root))}",
         f"run={shlex.quote(str(directory))} python={shlex.quote(sys.executable)}",
         f"keys={shlex.quote(str(keys_of(directory)))} weights={shlex.quote(str(weights_of(directory)))}",
@@ -44,10 +45,17 @@ def batch_script(directory: Path, root: Path, machines: Machines, time: str, sba
         f'    on "$node" "$python" run.py actor --connect "tcp://$head:{settings["controller.port"]}" --keys "$keys/actors" \\',
         f"        --actors {machines.actors} --wait 3600 &",
         "done",
-        'on "${nodes[0]}" "$python" run.py "${start[@]}" --security.keys="$keys" --controller.host="$head" \\',
+        f'{step.replace(",", " ")} --nodelist="${{nodes[0]}}" "$python" run.py "${{start[@]}}" --security.keys="$keys" \\',
+        '    --controller.host="$head" \\',
         '    --run.weights_dir="$weights" \\',
         *([f"    {shards} \\"] if machines.shards else []),
         *([f"    {away} \\"] if machines.learner else []),
-        f"    {train}",
+        f"    {train} &",
+        "training=$!",
+        "# As Ctrl-C does: the run ends with a checkpoint, and sees to its other steps.",
+        """trap 'interrupted=1; kill -INT "$training"' INT""",
+        'wait "$training" && status=0 || status=$?',
+        '[[ -z ${interrupted-} ]] || { wait "$training" && status=0 || status=$?; }',
+        'exit "$status"',
     ]
     return "\n".join(lines) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from run_fixtures import Run, small_elsewhere
 
 from config import ConfigError
+from learner.checkpoint import latest
 from supervisor.cli import main
 from supervisor.machines import Machines, run_settings
 
@@ -43,7 +45,8 @@ def told(script: Path, slurm: Path, nodes: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SLURM_JOB_NODELIST", nodes)
     lines = script.read_text().splitlines()
     changed = [f"{line.split(' python=')[0]} python={slurm / 'python-that-tells'}" if line.startswith("run=") else line for line in lines]
-    script.write_text("\n".join([*changed, "wait"]) + "\n")
+    changed[-1:] = ["wait", changed[-1]]  # for those that would be ended with the run
+    script.write_text("\n".join(changed) + "\n")
     subprocess.run(["bash", str(script)], check=True, timeout=30)
     found = sorted(file.read_text().splitlines())
     file.unlink()
@@ -97,11 +100,25 @@ def test_wrong_settings_are_refused_when_the_script_is_written(tmp_path: Path, c
 async def test_a_job_of_two_machines_runs_to_its_end(tmp_path: Path, slurm: Path, small_policy, monkeypatch: pytest.MonkeyPatch):
     """Real processes, on this machine in the place of both."""
     async with small_elsewhere(tmp_path / "run", small_policy) as arguments:
-        assert main(["slurm", *arguments]) == 0
-        monkeypatch.setenv("SLURM_JOB_NODELIST", "here,there")
-        monkeypatch.setenv("OMP_NUM_THREADS", "1")
-        script = str(tmp_path / "run.sbatch")
-        pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
-        run = Run(await asyncio.create_subprocess_exec("bash", script, **pipes), tmp_path / "run")
+        run = await started(tmp_path, arguments, monkeypatch)
         assert await run.ended() == 0, run.output
         assert run.summary()["updates"] == 2 and run.summary()["dropped"] == {}
+
+
+async def test_a_job_near_its_limit_ends_its_run_with_a_checkpoint(tmp_path: Path, slurm: Path, small_policy, monkeypatch):
+    """Slurm signals the script alone."""
+    async with small_elsewhere(tmp_path / "run", small_policy) as arguments:
+        run = await started(tmp_path, [*arguments, "--run.updates=1000"], monkeypatch)
+        await run.until(run.updates)
+        run.process.send_signal(signal.SIGINT)
+        assert await run.ended() == 130, run.output
+        assert run.summary()["ended"] == "interrupted" and latest(tmp_path / "run").name == f"{run.updates()[-1]['update']:06d}"
+
+
+async def started(directory: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The script for a run in directory/run, on two machines, begun."""
+    assert main(["slurm", *arguments]) == 0
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "here,there")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
+    return Run(await asyncio.create_subprocess_exec("bash", str(directory / "run.sbatch"), **pipes), directory / "run")
