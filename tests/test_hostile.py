@@ -14,8 +14,9 @@ import pytest
 import zmq
 from run_fixtures import running_small
 
+from controller.main import MAX_CREDIT
 from protocol.arrays import INT32, pack
-from protocol.codec import MAX_FRAME, encode
+from protocol.codec import MAX_FRAME, BadFrame, decode, encode
 from protocol.messages import (
     Ack,
     Credit,
@@ -71,13 +72,22 @@ def frames(seed: int) -> Iterator[list[bytes]]:
         elif kind == 2:
             for _ in range(3):
                 frame[chance.randrange(3, len(frame))] ^= 1 << chance.randrange(8)
-            yield [bytes(frame)]
+            if not asks(bytes(frame)):
+                yield [bytes(frame)]
         elif kind == 3:
             yield [b"F\xff\xff" + bytes(frame[3:])]
         elif kind == 4:
             yield [bytes(frame), chance.randbytes(5), b""]
         else:
             yield [bytes(frame)]
+
+
+def asks(frame: bytes) -> bool:
+    """Whether it has become, by chance, what asks for episodes: who may join may keep them, for `actor.episode_seconds`."""
+    try:
+        return isinstance(message := decode(frame), Credit) and 0 < message.episodes <= MAX_CREDIT
+    except BadFrame:
+        return False
 
 
 def attack(endpoints: dict[str, str | list[str]], over: Event) -> int:

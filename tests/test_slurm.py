@@ -120,5 +120,6 @@ async def started(directory: Path, arguments: list[str], monkeypatch: pytest.Mon
     assert main(["slurm", *arguments]) == 0
     monkeypatch.setenv("SLURM_JOB_NODELIST", "here,there")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    pipes = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
-    return Run(await asyncio.create_subprocess_exec("bash", str(directory / "run.sbatch"), **pipes), directory / "run")
+    how = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
+    how["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # bash traps nothing that its parent ignores; Slurm does not
+    return Run(await asyncio.create_subprocess_exec("bash", str(directory / "run.sbatch"), **how), directory / "run")
