@@ -25,6 +25,7 @@ from learner.critic import Critic
 from learner.lora import adapter_tensors
 from learner.ranks import Ranks
 from learner.sharding import load_moments, whole, whole_moments, whole_weights
+from protocol.files import writing
 from telemetry.exploration import Exploration
 
 Name = TypeVar("Name", bound=Hashable)
@@ -83,6 +84,7 @@ def save(
     """Write a checkpoint, replacing one of the same update; with several ranks, all must ask, and rank 0 writes.
 
     `tokenizer_from`: the directory the policy was loaded from. `fsync`: it survives the machine, too, once this returns.
+    OSError, with nothing left of it, if the disk is full.
     """
     ranks = ranks or Ranks()
     final = checkpoints_dir(run_dir) / f"{state.update:06d}"
@@ -95,28 +97,29 @@ def save(
     for left in final.parent.glob(".*-*"):  # by a process that was killed in the middle of one
         shutil.rmtree(left, ignore_errors=True)
     unfinished = final.parent / f".{final.name}-{os.getpid()}"
-    (unfinished / STATE).mkdir(parents=True)
-    save_policy(unfinished, model, tokenizer_from, weights)
-    torch.save(moments, unfinished / STATE / "optimizer.pt")
-    if adapters:
-        save_file(adapters, unfinished / STATE / ADAPTERS)
-    if beside.reference is not None:
-        beside.reference.save_pretrained(unfinished / STATE / REFERENCE, state_dict=held_to)
-    if beside.critic is not None:
-        torch.save(beside.critic.state(), unfinished / STATE / CRITIC)
-    if beside.exploration is not None:
-        seen = {name: np.fromiter(getattr(beside.exploration, name), np.uint64) for name in ("states", "pairs")}
-        np.savez(unfinished / STATE / EXPLORED, **seen)
-    (unfinished / STATE / "state.json").write_bytes(msgspec.json.encode(state))
-    if fsync:
-        for path in (*unfinished.rglob("*"), unfinished):
-            _to_disk(path)
-    if final.exists():
-        # A directory cannot replace one that is not empty: for a moment there is none of this number, the one before it is whole.
-        shutil.rmtree(final)
-    os.replace(unfinished, final)
-    if fsync:
-        _to_disk(final.parent)
+    with writing(final, unfinished, "run.dir"):
+        (unfinished / STATE).mkdir(parents=True)
+        save_policy(unfinished, model, tokenizer_from, weights)
+        torch.save(moments, unfinished / STATE / "optimizer.pt")
+        if adapters:
+            save_file(adapters, unfinished / STATE / ADAPTERS)
+        if beside.reference is not None:
+            beside.reference.save_pretrained(unfinished / STATE / REFERENCE, state_dict=held_to)
+        if beside.critic is not None:
+            torch.save(beside.critic.state(), unfinished / STATE / CRITIC)
+        if beside.exploration is not None:
+            seen = {name: np.fromiter(getattr(beside.exploration, name), np.uint64) for name in ("states", "pairs")}
+            np.savez(unfinished / STATE / EXPLORED, **seen)
+        (unfinished / STATE / "state.json").write_bytes(msgspec.json.encode(state))
+        if fsync:
+            for path in (*unfinished.rglob("*"), unfinished):
+                _to_disk(path)
+        if final.exists():
+            # A directory cannot replace one that is not empty: for a moment there is none of this number, the one before it is whole.
+            shutil.rmtree(final)
+        os.replace(unfinished, final)
+        if fsync:
+            _to_disk(final.parent)
     ranks.wait()
     return final
 

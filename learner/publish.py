@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from learner.sharding import whole_weights
+from protocol.files import writing
 from protocol.messages import Transfer, weights_file
 
 KEPT = 2
@@ -58,9 +59,10 @@ class Publisher:
         started = time.monotonic()
         path = weights_file(self._directory, snapshot.version)
         unfinished = self._directory / f".v{snapshot.version}-{os.getpid()}"
-        save_file(snapshot.tensors, unfinished)
-        checksum = sha256_of(unfinished)
-        os.replace(unfinished, path)
+        with writing(path, unfinished, "run.weights_dir"):
+            save_file(snapshot.tensors, unfinished)
+            checksum = sha256_of(unfinished)
+            os.replace(unfinished, path)
         self._remove_old()
         return Weights(snapshot.version, path, checksum, path.stat().st_size, time.monotonic() - started)
 

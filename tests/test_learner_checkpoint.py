@@ -153,6 +153,21 @@ def test_half_written_checkpoint_is_never_picked(job, tmp_path, monkeypatch):
     assert sorted(whole.parent.iterdir()) == [whole, after], "what was left of the half-written one"
 
 
+@pytest.mark.parametrize("library", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 267968 vs 267856")])
+def test_a_checkpoint_on_a_full_disk_says_where_and_leaves_the_last_good_one_alone(job, tmp_path, monkeypatch, library):
+    training = Training.begin(job, no_progress)
+    whole = training.checkpoint()
+    training.update(groups(0))
+
+    def full(*_):
+        raise library
+
+    monkeypatch.setattr(checkpoint.torch, "save", full)  # what it raises depends on where the disk was full
+    with pytest.raises(OSError, match=r"000001 cannot be written: .* \(run\.dir; .* MB left\)"):
+        training.checkpoint()
+    assert list(whole.parent.iterdir()) == [whole] == [checkpoint.latest(tmp_path)]
+
+
 def test_checkpoint_of_the_same_update_is_replaced(job, tmp_path):
     training = Training.begin(job, no_progress)
     for position in (1, 2):
