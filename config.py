@@ -297,8 +297,8 @@ class LearnerSection(Section):
         list[str],
         says(
             "What starts the learner on another machine: a command that runs the one after it there, in this directory and with these "
-            "variables (srun,--disable-status,--nodes=1,--ntasks=1,-w,NODE or "
-            "ip,netns,exec,NAME). It then needs learner.host, run.weights_dir and security.keys"
+            "variables (srun,--disable-status,--nodes=1,--ntasks=1,-w,NODE or ip,netns,exec,NAME). "
+            "It then needs learner.host, run.weights_dir and security.keys"
         ),
     ] = []
     ranks: Annotated[int, says("Processes that share an update, weights and optimizer sharded between them (FSDP2)", ge=1)] = 1

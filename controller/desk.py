@@ -58,13 +58,12 @@ class Desk:
         self._tokens = think_tokens(Path(job.model_dir), environment, self._config.control)
         self._bounds = Bounds(self._tokens.vocabulary, self._config.engine.max_model_len - 1, self._config.learner.group_size)
         self._holds, self._send = holds, send
-        self._signals = job.endpoints.signals[shard]
-        self.signals = SignalRouter(context, self._signals, self._tokens, self._config.engine.max_model_len, keys)
+        self.signals = SignalRouter(context, job.endpoints.signals[shard], self._tokens, self._config.engine.max_model_len, keys)
         self.engines = EnginePool(job.endpoints.engines_of(shard), self._config.engine.start_seconds, job.engine_key)
         self.turns = TurnRunner(self._config, self.engines, self.signals, self._tokens, lambda: self._weights)
         self.version = -1
-        self._weights = ""
         """Of the weights that the engines run."""
+        self._weights = ""  # their name, for prefixes
         self._verified = 0  # version whose weights were compared last
         self._weights_dir, self._meeting = Path(job.weights_dir), job.endpoints.weights
         self._tasks: set[asyncio.Task] = set()
@@ -184,7 +183,7 @@ class Desk:
             if control.signal == "tap":
                 raise EngineError(
                     f"control.signal tap: no signals come from {', '.join(silent)}; start it with our --logits-processors and "
-                    f"FORAY_TAP_ENDPOINT={self._signals} (docs/engine.md), or set control.signal to auto"
+                    f"FORAY_TAP_ENDPOINT={self.signals.endpoint} (docs/engine.md), or set control.signal to auto"
                 )
             log.warning("an engine sends no signals: uncertainty is estimated from streams of log-probs (control.signal)")
         if control.where == "engine" and control.mode not in ("off", "void"):

@@ -26,5 +26,8 @@ def writing(final: Path, unfinished: Path, setting: str) -> Iterator[None]:
     except Exception as error:
         disk = next(place for place in final.parents if place.exists())
         free = shutil.disk_usage(disk).free / 2**20
-        shutil.rmtree(unfinished) if unfinished.is_dir() else unfinished.unlink(missing_ok=True)
+        if unfinished.is_dir():
+            shutil.rmtree(unfinished, ignore_errors=True)
+        else:
+            unfinished.unlink(missing_ok=True)
         raise OSError(f"{final} cannot be written: {error} ({setting}; {disk} had {free:,.1f} MB left)") from error
