@@ -47,9 +47,9 @@ class _Snapshot:
 def family_of(prefix: str, name: str, live: bool) -> tuple[Metric, dict[str, str]] | None:
     """The metric that a number belongs to, and its labels; None for one that is not documented. `live`: counts are since the process
     started; in a record those since the run started are NAME_total, and what came since the update before is left out.
-    Counts of an evaluation are its own; those of all evaluations are in the update's record, too, and left out."""
+    Counts of an evaluation are its own; what has been counted since the run started is in the update's record, too, and left out."""
     field = field_of(name)
-    if field is None or (prefix and name.startswith(prefix)):
+    if field is None or (prefix and (name.startswith(prefix) or name.endswith(TOTAL_SUFFIX))):
         return None
     counts = name.endswith(TOTAL_SUFFIX) or (live and field.fold == "total")
     if field.fold == "total" and not counts and not prefix:

@@ -85,10 +85,10 @@ async def test_prometheus_gets_documented_numbers_by_its_conventions(tmp_path: P
 
 
 def test_an_evaluation_has_its_own_counts_and_leaves_those_of_all_to_the_update() -> None:
-    of_all = {"evaluation_tokens_total": 900.0}
+    of_all = {"evaluation_tokens_total": 900.0, "generated_tokens_total": 5000.0}
     page = exposition({}, of_all, {"episodes": 128.0, "evaluation_tokens": 300.0, **of_all})
     values = {s.name: s.value for family in text_string_to_metric_families(page.decode()) for s in family.samples}
-    assert values == {"foray_evaluation_episodes": 128, "foray_evaluation_tokens_total": 900}
+    assert values == {"foray_evaluation_episodes": 128, "foray_evaluation_tokens_total": 900, "foray_generated_tokens_total": 5000}
 
 
 def test_every_documented_number_has_a_name_that_prometheus_takes() -> None:
