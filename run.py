@@ -1,6 +1,14 @@
 """The command line: `python run.py --actors 64` trains; see `--help`."""
 
-from supervisor.cli import main
+import sys
+from pathlib import Path
 
 if __name__ == "__main__":
+    # Python puts the working directory first for `-m run`, and this file's for `run.py`: ours comes first, the other not at all.
+    if not sys.flags.safe_path:
+        del sys.path[0]
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+    from supervisor.cli import main
+
     raise SystemExit(main())

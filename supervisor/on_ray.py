@@ -62,6 +62,7 @@ def run_on_ray(directory: Path, machines: Machines, gpus: int, learner_gpus: int
     """The run's exit status; it goes on if it has begun. `directory`, the project and its Python are on a disk that
     all machines see. Ctrl-C: as in any run. Raises ConfigError when there is no cluster, or after `wait` seconds no room in it."""
     settings, keys = run_settings(overrides, machines), keys_of(directory)
+    os.chdir(ROOT)  # Ray's workers look for modules in the working directory first: a config.py of the user's would take ours' place
     _connect(log_to_driver=True)
     name = uuid.uuid4().hex[:8]
     wanted = [*[gpus] * (1 + machines.shards), *[learner_gpus] * machines.learner, *[0] * machines.actor_nodes]

@@ -11,7 +11,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -35,6 +34,7 @@ from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.codec import decode, encode
 from protocol.lifetime import dying_with_parent
 from protocol.messages import SignalFrame, Steer
+from supervisor.children import python_module
 from supervisor.endpoints import free_port
 from supervisor.settings import resolve
 
@@ -155,7 +155,7 @@ def vllm_server(policies: Policies, directory: Path, **settings: str) -> Iterato
     log = directory / "engine.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command.arguments],
+            python_module(command.arguments),
             env={**os.environ, **command.environment, "PYTHONPATH": str(ROOT)},
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -168,11 +168,24 @@ def dies_at(moment: str, done: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return done
 
 
+def with_shadows(directory: Path, *more: str) -> Path:
+    """The directory, in which a user has modules and packages with the names of ours, and of `more`. None of them can be imported."""
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in ("config", "protocol", "run", *more):
+        (directory / f"{name}.py").write_text(f"raise RuntimeError('the {name} of {directory}')\n")
+    for name in ("actors", "controller", "envs", "learner", "supervisor", "telemetry"):
+        (directory / name).mkdir()
+        (directory / name / "__init__.py").write_text(f"raise RuntimeError('the {name} of {directory}')\n")
+    return directory
+
+
 @contextlib.asynccontextmanager
-async def running(directory: Path, *arguments: str) -> AsyncIterator[Run]:
+async def running(
+    directory: Path, *arguments: str, cwd: Path = ROOT, program: Sequence[str] = (str(ROOT / "run.py"),)
+) -> AsyncIterator[Run]:
     """The command line with these arguments; killed at the end if it has not ended."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "run.py", *arguments, cwd=ROOT, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        sys.executable, *program, *arguments, cwd=cwd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
     )  # fmt: skip
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from example_environment import install_example
-from run_fixtures import SMALL, Run, dies_at, running
+from run_fixtures import SMALL, Run, dies_at, running, with_shadows
 
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
 from protocol.messages import Turn
@@ -84,12 +84,13 @@ def test_each_shard_takes_turns_and_hears_its_own_engine(played: Run):
 
 async def test_an_engine_that_dies_while_it_loads_weights_is_started_again_and_the_run_goes_on(tmp_path: Path, monkeypatch):
     """Its core dies, and leaves a server that can do nothing. With keys: the engine's signals, too, come over an encrypted connection,
-    before and after."""
+    before and after. The working directory has modules with the names of ours, which the engine's processes must not import."""
     make_keys(tmp_path / "keys", "host")
     settings = SMALL | {"run.dir": str(tmp_path / "run"), "run.updates": "6", "run.cache_dir": str(tmp_path / "cache")}
     settings |= {"env.max_turns": "3", "security.keys": str(tmp_path / "keys"), "control.signal": "tap"}
     died = dies_at("controller.engine.weight_transfer:SafetensorsTransfer.receive_weights before 2", tmp_path / "died", monkeypatch)
-    async with running(tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())) as run:
+    arguments = [f"--{name}={value}" for name, value in settings.items()]
+    async with running(tmp_path / "run", *arguments, cwd=with_shadows(tmp_path / "mine", "torch", "random")) as run:
         assert await run.ended(600) == 0, run.output
     assert died.exists()
     assert "engine ended with status -9: started again" in run.output
@@ -103,7 +104,7 @@ async def test_reward_rises_in_the_example_environment(tmp_path: Path, monkeypat
     """Numbers to guess, by a policy that was shown to waste most of its few turns: nothing but reward tells it not to. The engine
     computes in bfloat16, so that this run shows, too, how far its log-probs are from the learner's."""
     environment = install_example(tmp_path / "installed")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "installed"))
+    monkeypatch.setenv("PYTHONPATH", str(with_shadows(tmp_path / "installed")))
     run = await run_to_the_end(
         tmp_path / "run", env=environment, run__updates="8", run__cache_dir=str(tmp_path / "cache"), warm_start__episodes="1500",
         warm_start__dawdling="0.6", warm_start__slips="0", sampling__max_tokens="32", actor__count="16", learner__groups="8",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from run_fixtures import ROOT, options, processes, small_engine
+from run_fixtures import ROOT, options, processes, small_engine, with_shadows
 
 import supervisor.sweep
 from config import ConfigError
@@ -197,7 +197,7 @@ async def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path: Path, 
                 await asyncio.sleep(0.05)
         assert is_finished(first) and not is_finished(second)
         before = (first / "metrics.jsonl").stat().st_mtime_ns
-        process = await begun(directory, settings)
+        process = await begun(directory, settings, with_shadows(tmp_path / "mine", "random"))  # where none of ours is another one
         async with asyncio.timeout(120):
             out, _ = await process.communicate()
     assert process.returncode == 0, out.decode()
@@ -210,9 +210,9 @@ async def test_a_sweep_that_was_killed_goes_on_where_it_stopped(tmp_path: Path, 
     assert written["rows"][1]["speed_up"] > 0 and "<table" in (directory / "sweep.html").read_text()
 
 
-async def begun(directory: Path, settings: dict[str, str]) -> asyncio.subprocess.Process:
+async def begun(directory: Path, settings: dict[str, str], cwd: Path = ROOT) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable, "run.py", "sweep", str(directory), *options(settings), cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+        sys.executable, str(ROOT / "run.py"), "sweep", str(directory), *options(settings), cwd=cwd, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
     )  # fmt: skip
 

@@ -86,6 +86,7 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_OFFLINE": "1",  # the model is a directory
+        "PYTHONSAFEPATH": "1",  # vLLM looks at a model in `python -m`, which would find the user's controller/ before our plugin
         ENGINE_KEY: job.engine_key,
     }
     if job.config.control.signal != "stream":

@@ -1,0 +1,48 @@
+"""Modules of the user's own with the names of ours, in the working directory or on PYTHONPATH, take the place of none of ours."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from run_fixtures import ROOT, SMALL, options, running, with_shadows
+
+from supervisor.children import our_environment, start
+
+FOREIGN = ("random", "torch", "zmq")
+"""Names of others' modules, which are found in the working directory by `python -m` alone."""
+
+
+async def test_a_run_of_one_process_is_the_same_in_a_directory_full_of_modules_with_the_names_of_ours(tmp_path: Path) -> None:
+    settings = SMALL | {"run.dir": str(tmp_path / "run"), "env.max_turns": "2", "run.updates": "1"}
+    async with running(tmp_path / "run", "--serial", *options(settings), cwd=with_shadows(tmp_path / "mine", *FOREIGN)) as run:
+        assert await run.ended() == 0, run.output
+        assert run.summary()["updates"] == 1
+
+
+@pytest.mark.parametrize("path", [[ROOT], [ROOT, ""]], ids=["ours alone", "and an empty entry"])
+async def test_run_as_a_module_finds_ours_wherever_it_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: list) -> None:
+    mine = with_shadows(tmp_path / "mine")
+    (mine / "run.py").unlink()  # `python -m run` asks for it by name
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, path)))
+    async with running(tmp_path, "play", "--watch", "expert", cwd=mine, program=("-m", "run")) as run:
+        assert await run.ended() == 0 and "solved" in run.output, run.output
+
+
+async def test_run_py_finds_ours_where_python_leaves_out_its_directory(tmp_path: Path) -> None:
+    async with running(tmp_path, "--dry-run", cwd=with_shadows(tmp_path / "mine"), program=("-P", str(ROOT / "run.py"))) as run:
+        assert await run.ended() == 0 and "[learner]" in run.output, run.output
+
+
+def test_a_process_of_a_run_finds_ours_first_then_the_users_and_nothing_in_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(with_shadows(tmp_path / "mine", "random"))
+    theirs = with_shadows(tmp_path / "theirs")
+    (theirs / "their_game.py").write_text("import config, random, sys\nprint(config.__file__, sys.flags.safe_path)\n")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(theirs)]))
+    child = start("game", ["their_game"], tmp_path / "log")
+    assert child.process.wait(60) == 0, child.log.read_text()
+    assert child.log.read_text().split() == [str(ROOT / "config.py"), "True"]
+    assert our_environment()["PYTHONPATH"] == os.pathsep.join([str(ROOT), str(theirs)])
