@@ -37,6 +37,7 @@ from protocol.messages import (
     TurnResult,
     Welcome,
 )  # fmt: skip
+from protocol.peers import secret_name
 from protocol.prompting import Prompter
 from protocol.security import Keys, connect
 from telemetry.loop_lag import LoopLag
@@ -47,9 +48,8 @@ log = logging.getLogger(__name__)
 CONTROLLER_LOST_AFTER = 10
 """Heartbeats without an answer: more than an actor may miss, whom the controller only takes its episodes from."""
 
-
-ASK_AGAIN = 20.0
-"""Seconds without an answer, or an acknowledgement, after which the same is sent again. Who has it already does nothing twice."""
+ASK_AGAIN_AFTER = 10
+"""Heartbeats without an answer, or an acknowledgement, after which the same is sent again. Who has it already does nothing twice."""
 
 SAY_EVERY = 3
 """Times that something is sent until it is said again that nobody answers."""
@@ -73,9 +73,13 @@ class Actor:
         environment: Environment,
         prompter: Prompter,
         keys: Keys | None = None,
+        ask_again_seconds: float | None = None,
     ) -> None:
-        self.name = f"actor-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}".encode()
+        """`ask_again_seconds`: until what is not answered is sent again, ASK_AGAIN_AFTER heartbeats if it is not given."""
+        self.name = secret_name(f"actor-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
         self._context, self._keys, self._host = context, keys, urlsplit(endpoint).hostname
+        self._welcome = welcome
+        self._ask_again_seconds = ask_again_seconds or ASK_AGAIN_AFTER * welcome.heartbeat_seconds
         self._controller = self._connect(endpoint)
         self._learner_address = f"tcp://{welcome.learner_host or self._host}:{welcome.learner_port}"
         self._learner = self._connect(self._learner_address)
@@ -83,7 +87,6 @@ class Actor:
         self._shard = self._controller  # who takes the turns
         self._listening: asyncio.Task | None = None  # to the shard
         self._group: asyncio.TaskGroup | None = None
-        self._welcome = welcome
         self._player = EpisodePlayer(
             environment, prompter, self._take_turn, step_timeout=welcome.step_timeout,
             max_prompt_tokens=welcome.max_prompt_tokens, anchor_texts=welcome.anchor_texts,
@@ -155,9 +158,9 @@ class Actor:
         try:
             for number in itertools.count():
                 if number and number % SAY_EVERY == 0:
-                    log.warning("no answer to %s for %.0f s; it is sent again", what, number * ASK_AGAIN)
+                    log.warning("no answer to %s for %.0f s; it is sent again", what, number * self._ask_again_seconds)
                 await send()
-                await asyncio.wait({waiting}, timeout=ASK_AGAIN)
+                await asyncio.wait({waiting}, timeout=self._ask_again_seconds)
                 if waiting.done():
                     break
             return waiting.result()
@@ -237,7 +240,7 @@ class Actor:
     def _connect(self, endpoint: str) -> zmq.asyncio.Socket:
         connection = self._context.socket(zmq.DEALER)
         connection.set(zmq.IDENTITY, self.name)
-        connect(connection, endpoint, self._keys)
+        connect(connection, endpoint, self._keys, self._welcome.heartbeat_seconds)
         return connection
 
 

@@ -58,7 +58,10 @@ class Desk:
         self._tokens = think_tokens(Path(job.model_dir), environment, self._config.control)
         self._bounds = Bounds(self._tokens.vocabulary, self._config.engine.max_model_len - 1, self._config.learner.group_size)
         self._holds, self._send = holds, send
-        self.signals = SignalRouter(context, job.endpoints.signals[shard], self._tokens, self._config.engine.max_model_len, keys)
+        self.signals = SignalRouter(
+            context, job.endpoints.signals[shard], self._tokens, self._config.engine.max_model_len, keys,
+            self._config.actor.heartbeat_seconds,
+        )  # fmt: skip
         self.engines = EnginePool(job.endpoints.engines_of(shard), self._config.engine.start_seconds, job.engine_key)
         self.turns = TurnRunner(self._config, self.engines, self.signals, self._tokens, lambda: self._weights)
         self.version = -1

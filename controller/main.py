@@ -78,7 +78,8 @@ from protocol.messages import (
     Stats,
     TurnRequest,
 )  # fmt: skip
-from protocol.security import bind, connect, load_keys
+from protocol.peers import is_nameless, shown_name
+from protocol.security import LOST_AFTER, bind, connect, load_keys
 from telemetry.loop_lag import LoopLag
 from telemetry.metrics_file import METRICS_FILE
 
@@ -86,9 +87,6 @@ log = logging.getLogger(__name__)
 
 MAX_CREDIT = 10_000
 """Episodes an actor may play at once."""
-
-LOST_AFTER = 5
-"""Heartbeats an actor, or a shard, may miss."""
 
 LAST_WORDS = 1.0
 """Seconds in which shards that end say what they have counted."""
@@ -111,7 +109,8 @@ class Controller:
         # A ROUTER drops what does not fit its queue; and at the end of a run there is a word for each episode that is cancelled.
         self._learner.set(zmq.SNDHWM, 0)
         self._learner.set(zmq.ROUTER_HANDOVER, 1)  # the learner, by another connection
-        bind(self._actors, job.endpoints.actors, keys, "actors")
+        beat = self.config.actor.heartbeat_seconds
+        bind(self._actors, job.endpoints.actors, keys, "actors", beat)
         bind(self._learner, job.endpoints.learner, keys, "run")
         self._stats = context.socket(zmq.PUSH)
         self._stats.set(zmq.LINGER, 0)
@@ -119,10 +118,10 @@ class Controller:
         self._reader = FrameReader()
         self._desk = Desk(job, context, keys, 0, env, self._holds, self._to_actor)
         places = [place_of(endpoint, self.config.controller.hosts) for endpoint in job.endpoints.turns]
-        self._shards = Shards(places, LOST_AFTER * self.config.actor.heartbeat_seconds)
+        self._shards = Shards(places, LOST_AFTER * beat)
         self._shard_socket = context.socket(zmq.ROUTER)
         if job.endpoints.shards:
-            bind(self._shard_socket, job.endpoints.shards, keys, "run")
+            bind(self._shard_socket, job.endpoints.shards, keys, "run", beat)
         self._told: list[Place] = []  # what actors know of the shards in force
         self._newest: Load | None = None
         self._secret = job.permit_key
@@ -188,6 +187,9 @@ class Controller:
             if isinstance(message, Hello):  # from a fork server that asks for its children, and plays nothing itself
                 await self._to_actor(actor, self._welcome)
                 continue
+            if is_nameless(actor):
+                self._reader.refuse(actor, f"{type(message).__name__} of an actor without a name")
+                continue
             flaw = ""
             match message:
                 case Credit(episodes=n) if 0 < n <= MAX_CREDIT - self._credits.of(actor):
@@ -249,7 +251,7 @@ class Controller:
 
     async def _lose(self, actor: bytes) -> None:
         silent = LOST_AFTER * self.config.actor.heartbeat_seconds
-        log.warning("actor %s was silent for %g s: its episodes go to others", actor.decode(errors="replace"), silent)
+        log.warning("actor %s was silent for %g s: its episodes go to others", shown_name(actor), silent)
         for book in (self._last_seen, self._gauges):
             book.pop(actor, None)
         self._credits.lost(actor)
@@ -319,7 +321,7 @@ class Controller:
 
     async def _hear_shard(self) -> None:
         peer, message, _ = await self._reader.receive(self._shard_socket)
-        if not isinstance(message, ShardState):
+        if not isinstance(message, ShardState) or is_nameless(peer):
             return self._reader.refuse(peer, f"{type(message).__name__} that no shard sends")
         if flaw := of_shard_state(message, self.config.controller.shards):
             return self._reader.refuse(peer, flaw)

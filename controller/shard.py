@@ -29,7 +29,6 @@ import logging
 import os
 import socket
 import time
-import uuid
 
 import zmq
 import zmq.asyncio
@@ -41,6 +40,7 @@ from controller.permits import is_permitted
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import EpisodeEnded, EpisodeKey, Load, Message, Revoked, ShardState, TurnRequest
+from protocol.peers import secret_name
 from protocol.security import bind, connect, load_keys
 from telemetry.loop_lag import LoopLag
 
@@ -54,9 +54,10 @@ class Shard:
         self._config, self._number = job.config, shard
         keys = load_keys(self._config.security.keys)
         self._actors, self._controller = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
-        bind(self._actors, job.endpoints.turns[shard - 1], keys, "actors")
-        self._controller.set(zmq.IDENTITY, f"shard-{shard}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}".encode())
-        connect(self._controller, job.endpoints.shards, keys)
+        beat = self._config.actor.heartbeat_seconds
+        bind(self._actors, job.endpoints.turns[shard - 1], keys, "actors", beat)
+        self._controller.set(zmq.IDENTITY, secret_name(f"shard-{shard}-{socket.gethostname()}-{os.getpid()}"))
+        connect(self._controller, job.endpoints.shards, keys, beat)
         environment = make_environment(self._config.env.name, **self._config.environment_settings())
         self._desk = Desk(job, context, keys, shard, environment, self._holds, self._to_actor)
         self._reader = FrameReader()

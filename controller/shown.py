@@ -10,6 +10,7 @@ from math import isfinite
 from controller.admission import Admission
 from controller.signals import SignalRouter
 from controller.turns import TurnRunner
+from protocol.peers import shown_name
 
 TURNS = 8
 """Under way, that are shown."""
@@ -38,7 +39,7 @@ def shown(
         ],
         "engines": [{"url": url, "health": health, "turns": turns} for url, health, turns in engines()],
         "actors": [
-            {"name": actor.decode(errors="replace"), "episodes": playing[actor], "silent": round(now - seen, 1)}
+            {"name": shown_name(actor), "episodes": playing[actor], "silent": round(now - seen, 1)}
             for actor, seen in list(last_seen.items())[:ACTORS]
         ],
     }

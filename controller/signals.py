@@ -23,10 +23,10 @@ from protocol.arrivals import Arrivals
 from protocol.checks import of_signal_frame
 from protocol.codec import FrameReader, encode
 from protocol.messages import Message, SignalFrame, Steer
-from protocol.security import Keys, bind
+from protocol.security import HEARTBEAT_SECONDS, Keys, bind
 
-HIGH_WATER = 1000
-"""Frames. At 150 steps a second this is seconds of a controller that does not read."""
+HIGH_WATER = 10_000
+"""Frames. At 150 steps a second this is a minute of a controller that does not read; then the connection seems to be dead."""
 
 
 Acts = Literal["no", "steer", "engine"]
@@ -59,12 +59,17 @@ class SignalRouter:
     """Reads the engine's frames, feeds each row to its turn's rule, and sends the steers that follow."""
 
     def __init__(
-        self, context: zmq.asyncio.Context, endpoint: str, tokens: ThinkTokens, max_model_len: int, keys: Keys | None = None
+        self,
+        context: zmq.asyncio.Context,
+        endpoint: str,
+        tokens: ThinkTokens,
+        max_model_len: int,
+        keys: Keys | None = None,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._socket = context.socket(zmq.ROUTER)
-        self._socket.set(zmq.RCVHWM, HIGH_WATER)
         self._socket.set(zmq.LINGER, 0)
-        bind(self._socket, endpoint, keys, "run")
+        bind(self._socket, endpoint, keys, "run", heartbeat_seconds, most_waiting=HIGH_WATER)
         self._arrivals = Arrivals(self._socket)
         self.reader = FrameReader()
         self._tokens = tokens

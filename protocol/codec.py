@@ -9,6 +9,7 @@ import msgspec
 import zmq.asyncio
 
 from protocol.messages import ANY, SCHEMA_VERSION, Message
+from protocol.peers import shown_name
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class FrameReader:
         self.dropped += 1
         if peer not in self._warned and len(self._warned) < MAX_WARNED:
             self._warned.add(peer)
-            log.warning("dropped a frame from %r: %s (further ones are only counted)", peer, why)
+            log.warning("dropped a frame from %r: %s (further ones are only counted)", shown_name(peer), why)
 
     def read(self, peer: bytes, frame: bytes) -> Message | None:
         """The message, or None when the frame was dropped."""

@@ -36,6 +36,15 @@ ALLOWED = "allowed"
 SECRET = ".key_secret"
 KEY_LENGTH = 40  # in Z85
 
+HEARTBEAT_SECONDS = 2.0
+"""Of those who do not know the run's (actor.heartbeat_seconds)."""
+
+SILENT_AFTER = 3
+"""Heartbeats in which nothing comes over a connection, after which it is made anew: before an actor, or a shard, is missed."""
+
+LOST_AFTER = 5
+"""Heartbeats an actor, or a shard, may miss."""
+
 Domain = Literal["run", "actors"]
 
 
@@ -110,9 +119,20 @@ def is_loopback(endpoint: str) -> bool:
         return host == "localhost"
 
 
-def bind(socket: zmq.Socket, endpoint: str, keys: Keys | None, domain: Domain) -> None:
-    """Listen. Frames that are too large for any message end their connection before memory is taken for them."""
-    socket.set(zmq.MAXMSGSIZE, MAX_FRAME)
+def bind(
+    socket: zmq.Socket,
+    endpoint: str,
+    keys: Keys | None,
+    domain: Domain,
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    most_waiting: int = 0,
+) -> None:
+    """Listen. Frames that are too large for any message end their connection before memory is taken for them; a peer that connects again
+    under its name takes the place of its old connection (protocol/peers.py). `most_waiting`: messages of a peer that wait to be read,
+    0: any number."""
+    _watch_over(socket, heartbeat_seconds, most_waiting)
+    if socket.socket_type == zmq.ROUTER:
+        socket.set(zmq.ROUTER_HANDOVER, 1)
     if keys is not None:
         socket.set(zmq.CURVE_SERVER, 1)
         socket.set(zmq.CURVE_SECRETKEY, keys.secret)
@@ -121,14 +141,32 @@ def bind(socket: zmq.Socket, endpoint: str, keys: Keys | None, domain: Domain) -
     socket.bind(endpoint)
 
 
-def connect(socket: zmq.Socket, endpoint: str, keys: Keys | None) -> None:
-    """Connect to a socket that the run has bound."""
-    socket.set(zmq.MAXMSGSIZE, MAX_FRAME)
+def connect(socket: zmq.Socket, endpoint: str, keys: Keys | None, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+    """Connect to a socket that the run has bound, again and again if need be."""
+    _watch_over(socket, heartbeat_seconds, 0)
+    socket.set(zmq.CONNECT_TIMEOUT, _milliseconds(LOST_AFTER * heartbeat_seconds))  # else the system's: two minutes
     if keys is not None:
         socket.set(zmq.CURVE_SERVERKEY, keys.run)
         socket.set(zmq.CURVE_PUBLICKEY, keys.public)
         socket.set(zmq.CURVE_SECRETKEY, keys.secret)
     socket.connect(endpoint)
+
+
+def _watch_over(socket: zmq.Socket, heartbeat_seconds: float, most_waiting: int) -> None:
+    """Have both ends ask whether the other one is there, and give a connection up over which nothing comes: one end may have lost it
+    without the other one hearing of it (NAT that forgets, a machine that was suspended, another address).
+
+    ZeroMQ's own threads ask and answer, however busy the process is, but only while they read, and a queue that is full makes them stop:
+    so ZeroMQ's bound of 1,000 messages goes. What waits is bounded by what peers were given to do.
+    """
+    socket.set(zmq.MAXMSGSIZE, MAX_FRAME)
+    socket.set(zmq.HEARTBEAT_IVL, _milliseconds(heartbeat_seconds))
+    socket.set(zmq.HEARTBEAT_TIMEOUT, _milliseconds(SILENT_AFTER * heartbeat_seconds))
+    socket.set(zmq.RCVHWM, most_waiting)
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(1000 * seconds))
 
 
 @contextlib.asynccontextmanager

@@ -59,7 +59,10 @@ def _engine(job: Job, number: int) -> FakeEngine:
     endpoints, config = job.endpoints, job.config
     signals = None if config.control.signal == "stream" else endpoints.signals[endpoints.shard_of(number)]
     port = urlsplit(endpoints.engines[number]).port
-    return FakeEngine(job.model_dir, port=port, signals=signals, top_j=config.control.top_j, key=job.engine_key, keys=config.security.keys)
+    return FakeEngine(
+        job.model_dir, port=port, signals=signals, top_j=config.control.top_j, key=job.engine_key, keys=config.security.keys,
+        heartbeat_seconds=config.actor.heartbeat_seconds,
+    )  # fmt: skip
 
 
 async def _play(job: Job, context: zmq.asyncio.Context, progress: Progress) -> None:

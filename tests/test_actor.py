@@ -11,7 +11,6 @@ import pytest
 import zmq
 import zmq.asyncio
 
-import actors.actor
 from actors.actor import SAY_EVERY, Actor, ControllerLost
 from actors.route import shard_of
 from controller.attempts import NOTHING
@@ -41,7 +40,7 @@ KEY = EpisodeKey(0, 0)
 class Bench:
     """A controller and a learner that say what the test has them say."""
 
-    def __init__(self, policy: Path, heartbeat_seconds: float) -> None:
+    def __init__(self, policy: Path, heartbeat_seconds: float, ask_again_seconds: float = 0.2) -> None:
         self.context, self.reader = zmq.asyncio.Context(), FrameReader()
         self.controller, self.learner = self.context.socket(zmq.ROUTER), self.context.socket(zmq.ROUTER)
         for socket in (self.controller, self.learner):
@@ -56,7 +55,7 @@ class Bench:
         self.shard = self.context.socket(zmq.ROUTER)
         self.shard.bind("tcp://127.0.0.1:*")
         self.place = Place(host="", port=urlsplit(self.shard.get(zmq.LAST_ENDPOINT).decode()).port)
-        self.actor = Actor(self.context, endpoint, self.welcome, environment, load_prompter(policy))
+        self.actor = Actor(self.context, endpoint, self.welcome, environment, load_prompter(policy), ask_again_seconds=ask_again_seconds)
 
     async def heard(self, socket: zmq.asyncio.Socket, kind: type) -> Message:
         """The next message of that kind."""
@@ -79,8 +78,7 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(small_policy: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(actors.actor, "ASK_AGAIN", 0.2)
+async def bench(small_policy: Path):
     made = Bench(small_policy, heartbeat_seconds=0.05)
     yield made
     made.context.destroy(linger=0)
@@ -104,9 +102,9 @@ async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(b
 
 
 async def test_an_episode_that_nobody_acknowledges_is_said_with_where_it_was_sent(
-    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(actors.actor, "ASK_AGAIN", 0.05)  # several times before the controller is missed
+    bench.actor._ask_again_seconds = 0.05  # several times before the controller is missed
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
     await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))

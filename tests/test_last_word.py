@@ -26,6 +26,7 @@ async def test_actors_are_told_that_the_run_is_over_when_the_learner_has_said_so
     """`late`: so shortly before the controller is ended that it has not been read yet."""
     job, context = job_in(tmp_path / "run", small_config()), zmq.asyncio.Context()
     controller, actor, learner = Controller(job, context), context.socket(zmq.DEALER), context.socket(zmq.DEALER)
+    actor.set(zmq.IDENTITY, b"an actor")
     left = actor.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     actor.connect(job.endpoints.actors)
     learner.connect(job.endpoints.learner)

@@ -14,11 +14,12 @@ import zmq.asyncio
 from run_fixtures import job_in, small_config
 
 from controller.credits import CLAIMS
-from controller.main import LOST_AFTER, Controller
+from controller.main import Controller
 from protocol.arrays import INT32, pack
 from protocol.codec import decode, encode
 from protocol.files import allow_many_files
 from protocol.messages import Alive, Applied, DropReason, EpisodeKey, Heartbeat, LearnerState, Lease, TurnFailed, TurnRequest, TurnResult
+from protocol.security import LOST_AFTER
 
 
 class Bench:

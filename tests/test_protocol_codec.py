@@ -165,7 +165,7 @@ def test_a_reader_counts_every_bad_frame_and_warns_once_per_peer(caplog: pytest.
         results = [reader.read(peer, b"nonsense") for peer in (b"one", b"two", b"one", b"one", b"two")]
     assert results == [None] * 5
     assert reader.dropped == 5
-    assert ["b'one'" in record.getMessage() for record in caplog.records] == [True, False]
+    assert ["'one'" in record.getMessage() for record in caplog.records] == [True, False]
 
 
 def test_a_reader_goes_on_after_a_bad_frame() -> None:

@@ -18,6 +18,7 @@ from controller.engine.fake_generation import Generator, Request
 from controller.engine.gate import OPEN, knows_key
 from controller.engine.names import RULE, TURN, engine_request_id
 from controller.rules.thinking import DelegatedRule
+from protocol.security import HEARTBEAT_SECONDS
 
 MAX_BODY = 16 << 20
 """Bytes. A prompt of a million tokens."""
@@ -29,15 +30,23 @@ class FakeEngine:
     """`url = await engine.start()`, and `await engine.stop()` when done."""
 
     def __init__(
-        self, model_dir: str | Path, *, port: int = 0, signals: str | None = None, top_j: int = 20, key: str = "", keys: str = ""
+        self,
+        model_dir: str | Path,
+        *,
+        port: int = 0,
+        signals: str | None = None,
+        top_j: int = 20,
+        key: str = "",
+        keys: str = "",
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         """Serve the Hugging Face model in `model_dir` at 127.0.0.1:`port` (0: any free one). `signals`: ZeroMQ address at which the
         controller's ROUTER is bound, for whom `keys` is a directory of (protocol/security.py); None: no signals and no steers. `top_j`:
-        see uncertainty.py. `key`: what whoever asks must know.
+        see uncertainty.py. `key`: what whoever asks must know. `heartbeat_seconds`: of the connection for signals.
         """
         self._port = port
         self._key = key
-        self._settings = (Path(model_dir), signals, top_j, keys)
+        self._settings = (Path(model_dir), signals, top_j, keys, heartbeat_seconds)
         self._runner: web.AppRunner | None = None
         self._updating = False
         self._loaded = False

@@ -19,6 +19,7 @@ from controller.engine.uncertainty import divide_by_temperature, uncertainty
 from controller.engine.weight_file import check_file, check_tensors, tensor_shapes, tensors
 from controller.rules.scores import Signal
 from controller.rules.thinking import ThinkingRule
+from protocol.security import HEARTBEAT_SECONDS
 
 
 @dataclass(eq=False)
@@ -81,12 +82,14 @@ class Request:
 class Generator:
     """The model, the requests that run, and the loop that advances them."""
 
-    def __init__(self, model_dir: Path, signals: str | None, top_j: int, keys: str = "") -> None:
+    def __init__(
+        self, model_dir: Path, signals: str | None, top_j: int, keys: str = "", heartbeat_seconds: float = HEARTBEAT_SECONDS
+    ) -> None:
         torch.set_num_threads(1)  # passes as small as these only wait for a second thread
         self._model_dir = model_dir
         self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
         self._top_j = top_j
-        self._socket = SignalSocket(signals, keys=keys) if signals else None
+        self._socket = SignalSocket(signals, keys=keys, heartbeat_seconds=heartbeat_seconds) if signals else None
         self.requests: list[Request] = []
         self.version = "default"
         self.paused = False

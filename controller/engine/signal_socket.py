@@ -13,7 +13,7 @@ from controller.rules.scores import Signal
 from protocol.arrays import FLOAT32, INT32, pack
 from protocol.codec import FrameReader, encode
 from protocol.messages import SignalFrame, Steer
-from protocol.security import connect, load_keys
+from protocol.security import HEARTBEAT_SECONDS, connect, load_keys
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +61,13 @@ def joined(parts: Sequence[SignalRows]) -> SignalRows:
 class SignalSocket:
     """A DEALER connected to the controller's ROUTER at `endpoint`. Not safe to share between threads."""
 
-    def __init__(self, endpoint: str, context: zmq.Context | None = None, keys: str = "") -> None:
+    def __init__(
+        self, endpoint: str, context: zmq.Context | None = None, keys: str = "", heartbeat_seconds: float = HEARTBEAT_SECONDS
+    ) -> None:
         self._socket = (context or zmq.Context.instance()).socket(zmq.DEALER, socket_class=zmq.Socket)
         self._socket.set(zmq.SNDHWM, HIGH_WATER)
         self._socket.set(zmq.LINGER, 0)
-        connect(self._socket, endpoint, load_keys(keys))
+        connect(self._socket, endpoint, load_keys(keys), heartbeat_seconds)
         self._reader = FrameReader()
         self._step = 0
         self.dropped = 0
