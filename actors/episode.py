@@ -14,6 +14,7 @@ from math import isfinite
 import msgspec
 
 from envs.base import Environment, StepResult
+from envs.play import start_episode
 from protocol.arrays import INT32, pack, unpack
 from protocol.checks import MAX_REWARD, MAX_TURNS
 from protocol.codec import MAX_FRAME, encode
@@ -83,7 +84,7 @@ class EpisodePlayer:
 
     async def _play(self, lease: Lease, played: _Played) -> None:
         env = self._environment
-        episode = await self._guarded(env.start, lease.split, lease.task_index)
+        episode = await self._guarded(start_episode, env, lease.split, lease.task_index, lease.seed)
         with _environment_errors():
             played.task, played.task_type = _text("task", episode.task), _text("task_type", episode.task_type)
             view = env.view(episode)

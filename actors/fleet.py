@@ -19,6 +19,7 @@ import zmq.asyncio
 
 from actors.actor import Actor, ControllerLost
 from envs.base import EnvironmentFailure
+from envs.play import close_episode, start_episode
 from envs.registry import make_environment
 from protocol.codec import BadFrame, decode, encode
 from protocol.lifetime import dying_with_parent
@@ -54,7 +55,7 @@ def _play(endpoint: str, actors: int, episodes: int, connect_seconds: float, key
     welcome = fetch_welcome(endpoint, connect_seconds, keys)
     try:
         environment = make_environment(welcome.environment, **welcome.environment_settings)
-        environment.start("train", 0)  # loads what the environment loads lazily, before the forks
+        close_episode(start_episode(environment, "train", 0, 0))  # loads what the environment loads lazily, before the forks
     except (ValueError, EnvironmentFailure) as error:
         raise FleetError(f"{welcome.environment} cannot be played on this machine: {error}") from None
     prompter = Prompter(welcome.tokenizer_json, welcome.chat_template)

@@ -21,7 +21,7 @@ from rich.table import Table
 from envs.alfworld.environment import AlfWorld
 from envs.alfworld.reference import Original, missing_packages, wander
 from envs.base import Environment
-from envs.play import expert_episode
+from envs.play import expert_episode, start_episode
 from envs.registry import make_environment
 from supervisor.endpoints import free_port
 
@@ -56,7 +56,7 @@ def _expert_speed(environment: Environment) -> tuple[float, float, float]:
     while step_seconds + reset_seconds < SECONDS and episodes < environment.size("held_out"):
         played = expert_episode(environment, "held_out", episodes, random.Random(episodes))
         actions = [environment.parse(response, ()).action for _, response in played.turns]
-        episode, seconds = _timed(lambda: environment.start("held_out", episodes))  # noqa: B023, called at once
+        episode, seconds = _timed(lambda: start_episode(environment, "held_out", episodes, episodes))  # noqa: B023, called at once
         reset_seconds += seconds
         for action in actions:
             step_seconds += _timed(lambda: episode.step(action))[1]  # noqa: B023

@@ -51,7 +51,7 @@ class Waits:
     def size(self, split: Split) -> int:
         return {"train": 10_000, "held_out": 100}[split]
 
-    def start(self, split: Split, index: int) -> Waiting:
+    def start(self, split: Split, index: int, seed: int = 0) -> Waiting:
         return Waiting(random.Random(f"{split} {index}").randint(SHORTEST, self.max_turns), self._seconds)
 
     def view(self, episode: Waiting) -> View:

@@ -52,7 +52,11 @@ class ParsedAction:
 
 
 class Episode(Protocol):
-    """One task being played, from `Environment.start` to the first `StepResult.done`. Used once."""
+    """One task being played, from `Environment.start` to the first `StepResult.done`. Used once, in one thread from `start` to `close`.
+
+    An episode that holds something open (a browser, a sandbox, a connection) has a method `close()`, without arguments. It is called
+    once, however the episode ends: done, failed, too slow, or cancelled in the middle.
+    """
 
     task: str
     """The instruction, as the agent reads it."""
@@ -94,8 +98,13 @@ class Environment(Protocol):
         """Number of tasks in a split."""
         ...
 
-    def start(self, split: Split, index: int) -> Episode:
-        """Open task `index`, 0 <= index < size(split): the same task in every process. IndexError outside."""
+    def start(self, split: Split, index: int, seed: int) -> Episode:
+        """Open task `index`, 0 <= index < size(split): the same task in every process, whatever the seed. IndexError outside.
+
+        `seed` is for what is drawn while the task is played (dice, other players). Each member of a group has its own, and an episode that
+        is played again has the one that it had. `start` may do without the argument where nothing is drawn. Python's and NumPy's global
+        generators are seeded anew in each actor: what they give is neither shared by actors nor the same in another run.
+        """
         ...
 
     def view(self, episode: Episode) -> View:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 from dataclasses import dataclass
 
-from envs.base import Environment, Split
+from envs.base import Environment, Episode, Split
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,30 @@ class ExpertEpisode:
     turns: list[tuple[str, str]]
 
 
+def start_episode(environment: Environment, split: Split, index: int, seed: int) -> Episode:
+    """Start a task, with the seed if the environment's `start` takes one."""
+    if _takes_seed(environment):
+        return environment.start(split, index, seed)
+    return environment.start(split, index)
+
+
+def _takes_seed(environment: Environment) -> bool:
+    try:
+        inspect.signature(environment.start).bind("train", 0, 0)
+    except TypeError:
+        return False
+    except ValueError:  # written in C, which says nothing of its arguments
+        return True
+    return True
+
+
+def close_episode(episode: Episode) -> None:
+    """Let go of what the episode holds open, if it holds anything."""
+    close = getattr(episode, "close", None)
+    if callable(close):
+        close()
+
+
 def expert_episode(
     environment: Environment, split: Split, index: int, rng: random.Random, *, slips: float = 0.0, dawdling: float = 0.0
 ) -> ExpertEpisode:
@@ -27,7 +52,16 @@ def expert_episode(
     make such mistakes, and must have seen how to go on after them (as in DART, Laskey et al. 2017). `dawdling`: probability
     that a turn is wasted, and demonstrated like any other.
     """
-    episode = environment.start(split, index)
+    episode = start_episode(environment, split, index, index)
+    try:
+        return _played_by_expert(environment, episode, split, rng, slips, dawdling)
+    finally:
+        close_episode(episode)
+
+
+def _played_by_expert(
+    environment: Environment, episode: Episode, split: Split, rng: random.Random, slips: float, dawdling: float
+) -> ExpertEpisode:
     view = environment.view(episode)
     expert = environment.expert(episode, rng)
     turns: list[tuple[str, str]] = []
@@ -51,5 +85,9 @@ def _wrong_action(environment: Environment, split: Split, admissible: tuple[str,
     """
     if admissible and rng.random() < 0.5:
         return rng.choice(admissible)
-    other = environment.start(split, rng.randrange(environment.size(split)))
-    return rng.choice(other.observation.admissible or [environment.expert(other, rng).act(environment.view(other))[1]])
+    other = start_episode(environment, split, rng.randrange(environment.size(split)), 0)
+    try:
+        possible = other.observation.admissible or [environment.expert(other, rng).act(environment.view(other))[1]]
+    finally:
+        close_episode(other)
+    return rng.choice(possible)

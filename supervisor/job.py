@@ -11,6 +11,7 @@ import secrets
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -18,7 +19,8 @@ from tokenizers import Tokenizer
 from config import Config, ConfigError, Endpoints, Job
 from controller.engine.names import ENGINE_KEY
 from controller.think_tokens import think_tokens
-from envs.base import Environment, EnvironmentFailure
+from envs.base import Environment, EnvironmentFailure, Episode
+from envs.play import close_episode, start_episode
 from envs.registry import make_environment
 from protocol.prompting import load_prompter, read_vocabulary
 from protocol.security import KeysError, is_loopback, load_keys
@@ -173,12 +175,23 @@ def configured_environment(config: Config) -> Environment:
         raise ConfigError(str(error)) from None
 
 
+@contextlib.contextmanager
+def first_task(environment: Environment) -> Iterator[Episode]:
+    """The first training task, started to be looked at, and closed afterwards."""
+    episode = start_episode(environment, "train", 0, 0)
+    try:
+        yield episode
+    finally:
+        close_episode(episode)
+
+
 def check_model(config: Config, environment: Environment, directory: Path | None) -> None:
     """Raises ConfigError for a directory without a model, or a policy that is to learn from demonstrations where there are none (or
     nobody can start the first task, which a demonstration needs)."""
     if directory is None or config.warm_start.episodes:
         try:
-            environment.expert(environment.start("train", 0), random.Random(0))
+            with first_task(environment) as episode:
+                environment.expert(episode, random.Random(0))
         except EnvironmentFailure as error:
             raise ConfigError(str(error)) from None
         except ValueError as error:
@@ -209,7 +222,8 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
     answer = environment.respond("I look around.", "look around")
     if prompter.text(prompter.tokens([answer])[0]).strip() != answer.strip():
         raise ValueError(f"model.name: the tokenizer of {directory} does not give back an answer as it was written: {answer!r}")
-    prompt = len(prompter.prompt(environment.prompt(environment.view(environment.start("train", 0)))))
+    with first_task(environment) as episode:
+        prompt = len(prompter.prompt(environment.prompt(environment.view(episode))))
     if prompt + config.sampling.max_tokens > config.engine.max_model_len:
         raise ValueError(
             f"engine.max_model_len: {config.engine.max_model_len} tokens do not hold a first prompt of {prompt} and a response of "

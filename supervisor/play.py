@@ -11,6 +11,7 @@ from rich.console import Console
 
 from config import Config, ConfigError
 from envs.base import Environment, EnvironmentFailure, Episode, Split
+from envs.play import close_episode, start_episode
 from envs.view import View
 from supervisor.job import configured_environment
 
@@ -41,12 +42,22 @@ def play(config: Config, split: Split, task: int, watch: str, console: Console) 
     if not 0 <= task < environment.size(split):
         raise ConfigError(f"--task: {split} has tasks 0 to {environment.size(split) - 1}, not {task}")
     try:
-        episode = environment.start(split, task)
+        episode = start_episode(environment, split, task, config.run.seed)
+    except EnvironmentFailure as error:
+        raise ConfigError(f"{config.env.name}: {error}") from None
+    try:
+        return _play(config, environment, episode, f"{split} task {task}", watch, console)
+    finally:
+        close_episode(episode)
+
+
+def _play(config: Config, environment: Environment, episode: Episode, name: str, watch: str, console: Console) -> bool:
+    try:
         player = _player(config, environment, episode, watch, console)
     except EnvironmentFailure as error:
         raise ConfigError(f"{config.env.name}: {error}") from None
     view = environment.view(episode)
-    console.print(f"[bold]{_escaped(episode.task)}[/]  [dim]{_escaped(episode.task_type)}, {split} task {task}[/]", highlight=False)
+    console.print(f"[bold]{_escaped(episode.task)}[/]  [dim]{_escaped(episode.task_type)}, {name}[/]", highlight=False)
     while True:
         console.print(f"\n[bold]{view.step}[/] {_escaped(view.observation.text)}", highlight=False)
         move = player(view)

@@ -208,3 +208,48 @@ def test_games_that_read_and_write_text_are_played_as_they_are():
 def test_settings_that_do_not_fit_are_refused_by_name(settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
         Gymnasium(**settings)
+
+
+# --- what is held open
+
+
+class Held(gymnasium.Env):
+    """Counts how many of its kind are open."""
+
+    action_space, observation_space = spaces.Discrete(2), spaces.Text(100)
+    open = 0
+
+    def __init__(self) -> None:
+        Held.open += 1
+
+    def reset(self, *, seed=None, options=None):
+        return "a door", {}
+
+    def step(self, action):
+        return "a door", 0.0, False, False, {}
+
+    def close(self):
+        Held.open -= 1
+
+
+def test_gymnasium_games_are_closed_whether_or_not_they_were_played_to_their_end():
+    gymnasium.register("Held-v0", entry_point=Held, disable_env_checker=True)
+    environment = make_environment("gymnasium", id="Held-v0", max_turns=2)
+    assert Held.open == 0, "those that it is tried out with"
+    left, ended = environment.start("train", 0, 5), environment.start("train", 1, 6)
+    ended.step("0"), ended.step("1")
+    left.close(), ended.close()
+    assert Held.open == 0
+
+
+def test_a_textarena_game_is_closed_once_whether_or_not_it_was_played_to_its_end():
+    environment = make_environment("textarena")
+    for turns in (0, 40):
+        episode, closed = environment.start("train", 3), []
+        close = episode._env.close
+        episode._env.close = lambda close=close, closed=closed: (closed.append(1), close())[1]
+        for _ in range(turns):
+            if episode.step("1").done:
+                break
+        episode.close()
+        assert closed == [1]

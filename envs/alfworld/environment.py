@@ -116,8 +116,9 @@ class AlfWorld:
         rng = random.Random(f"alfworld {split} {self._scene_size} {index}")
         return generate(split, self._task_types[index % len(self._task_types)], self._scene_size, rng)
 
-    def start(self, split: Split, index: int) -> AlfWorldEpisode:
-        """Open game `index` of `split`."""
+    def start(self, split: Split, index: int, seed: int = 0) -> AlfWorldEpisode:
+        """Open game `index` of `split`, in which nothing is drawn: `seed` makes no difference."""
+        del seed
         return AlfWorldEpisode(self.game(split, index), self.max_turns)
 
     def view(self, episode: Episode) -> View:

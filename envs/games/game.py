@@ -39,8 +39,9 @@ class GameEnvironment(ABC):
         """Number of seeds."""
         return SIZES[split]
 
-    def start(self, split: Split, index: int) -> Episode:
-        """Open the game of seed `index` of a split."""
+    def start(self, split: Split, index: int, seed: int = 0) -> Episode:
+        """Open the game of seed `index` of a split; all that it draws is that seed's, and `seed` makes no difference."""
+        del seed
         if not 0 <= index < SIZES[split]:
             raise IndexError(f"{split} has tasks 0 to {SIZES[split] - 1}, not {index}")
         return self.start_with(_FIRST_SEED[split] + index)

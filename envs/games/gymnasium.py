@@ -6,6 +6,7 @@ written out. An action is a text, or one of a few: those of Gymnasium's own text
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Sequence
@@ -81,13 +82,15 @@ class GymnasiumEpisode:
         self._turns_left -= 1
         self._done = over or self._turns_left == 0
         self.scores = {"return": self.scores["return"] + reward}
-        if self._done:
-            self._env.close()
         return StepResult(self.observation, reward, self._done, won)
 
     def anchor(self) -> str:
         """What is shown now."""
         return self.observation.text
+
+    def close(self) -> None:
+        """Let go of what the game holds open."""
+        self._env.close()
 
     def _observe(self, observation: Any) -> Observation:
         if not isinstance(observation, str) and self._env.render_mode == "ansi":
@@ -121,11 +124,11 @@ class Gymnasium(GameEnvironment):
             raise ValueError(f"gymnasium.id: {id} cannot be made: {error}") from None
         if "ansi" in env.metadata.get("render_modes", []):
             self._arguments["render_mode"] = "ansi"
+        env.close()
         known = _KNOWN.get(id.partition("-v")[0], _Game())
         named = name_actions(id, env.action_space, tuple(actions) or known.actions)
         self._game = _Game(named, task or known.task or f"Play {id}.", known.ends_won)
-        env.close()
-        if len({self.start_with(0).observation for _ in range(3)}) > 1:
+        if len({self._first_observation() for _ in range(3)}) > 1:
             raise ValueError(
                 f"gymnasium.arguments: {id} begins differently each time with the same seed, so that a group would play different games: "
                 "give what it draws when it is made"
@@ -133,7 +136,16 @@ class Gymnasium(GameEnvironment):
 
     def start_with(self, seed: int) -> GymnasiumEpisode:
         """See `GameEnvironment`."""
-        return GymnasiumEpisode(gymnasium.make(self._id, **self._arguments), seed, self._game, self.max_turns)
+        env = gymnasium.make(self._id, **self._arguments)
+        try:
+            return GymnasiumEpisode(env, seed, self._game, self.max_turns)
+        except BaseException:
+            env.close()
+            raise
+
+    def _first_observation(self) -> Observation:
+        with contextlib.closing(self.start_with(0)) as episode:
+            return episode.observation
 
 
 def name_actions(id: str, space: spaces.Space, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -33,6 +33,7 @@ class TextArenaEpisode:
     def __init__(self, game: str, seed: int, max_turns: int) -> None:
         self._turns_left = max_turns
         self._done = False
+        self._ended = False
         self._random = random.Random(seed).getstate()
         with self._own_randomness():
             # Without the wrappers of the library's agents: a message is shown once, and history is left to the prompt.
@@ -55,7 +56,7 @@ class TextArenaEpisode:
         self._done = over or self._turns_left == 0
         self.observation = Observation(_shown(messages), ())
         if over:
-            rewards, info = self._env.close()
+            rewards, info = self._end()
             self.scores = {"reward": float(rewards[0])}
             self.observation = Observation(_shown(messages) or str(info[0].get("reason") or ""), ())
         return StepResult(self.observation, self.scores["reward"], self._done, self.scores["reward"] >= 1)
@@ -63,6 +64,16 @@ class TextArenaEpisode:
     def anchor(self) -> str:
         """What is shown now."""
         return self.observation.text
+
+    def close(self) -> None:
+        """Let go of what a game holds open that was left before its end."""
+        if not self._ended:
+            self._end()
+
+    def _end(self) -> tuple[dict[int, float], dict[int, dict]]:
+        """Close the game: rewards and last words, by player."""
+        self._ended = True
+        return self._env.close()
 
     @contextlib.contextmanager
     def _own_randomness(self) -> Iterator[None]:
@@ -89,7 +100,7 @@ class TextArena(GameEnvironment):
         if f"{game}-raw" not in ENV_REGISTRY:
             raise ValueError(f"textarena.game: TextArena has no game {game!r}; see textarena.pprint_registry_detailed()")
         try:
-            self.start("train", 0)
+            self.start("train", 0).close()
         except Exception as error:  # whatever a game needs: another player, word lists, further packages
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise ValueError(f"textarena.game: {game} cannot be played here: {reason}") from None

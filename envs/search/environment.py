@@ -88,8 +88,9 @@ class Search:
             raise IndexError(f"{split} has tasks 0 to {self.size(split) - 1}, not {index}")
         return self._questions[split][index]
 
-    def start(self, split: Split, index: int) -> SearchEpisode:
-        """Ask question `index` of `split`."""
+    def start(self, split: Split, index: int, seed: int = 0) -> SearchEpisode:
+        """Ask question `index` of `split`; nothing is drawn, so that `seed` makes no difference."""
+        del seed
         return SearchEpisode(self.question(split, index), self._retriever, self._topk, self.max_turns)
 
     def view(self, episode: Episode) -> View:

@@ -125,8 +125,9 @@ class WebShop:
             raise IndexError(f"{split} has tasks 0 to {self.size(split) - 1}, not {index}")
         return self._goals[split][index]
 
-    def start(self, split: Split, index: int) -> WebShopEpisode:
-        """Open goal `index` of `split`."""
+    def start(self, split: Split, index: int, seed: int = 0) -> WebShopEpisode:
+        """Open goal `index` of `split`, for which nothing is drawn: `seed` makes no difference."""
+        del seed
         return WebShopEpisode(self._shop, self.goal(split, index), self.max_turns)
 
     def view(self, episode: Episode) -> ShopView:
