@@ -1,20 +1,27 @@
-"""Processes killed and stopped at random, on real vLLM; and whether anything was lost, or trained on twice.
+"""Faults of every kind at random, on real vLLM; and whether anything was lost, or trained on twice.
 
 `python -m benchmarks.chaos [--minutes N] [--seed K] [--quick] [--json FILE]`
 
-A small run goes on all the time: when a fault ends it, it is resumed. Every few seconds somebody is killed (SIGKILL), or stopped for a
-while (SIGSTOP, SIGCONT). At the end the run is interrupted as by Ctrl-C, and what it left is compared with what is promised:
+A small run goes on all the time, with actors of its own and some from elsewhere, whose links go through a proxy: when a fault ends the
+run, it is resumed. Every few seconds something happens (benchmarks/chaos_faults.py): a process is killed or stopped, links are cut or
+become silent, user code or an engine goes wrong from inside, the clock jumps, the disk is full, the terminal goes away. At the end the run
+is interrupted as by Ctrl-C, and what it left is compared with what is promised:
 
     lost            episodes of groups that the last checkpoint has in its weights, or as dropped, which are not in the log
     trained twice   episodes that are in the log twice: played again although one was acknowledged
     too old         updates with a token that is older than max_staleness
     left over       processes, or weights on shared memory, after a run had ended
+    stuck           faults after which no update came
+
+The full disk needs permission to mount one of its own; without it that fault is left out, and the benchmark says so.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -30,63 +37,88 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import chaos_environment, load_environment
+from benchmarks.chaos_faults import FAULTS, QUICK, Fault
+from benchmarks.chaos_proxy import Proxy
 from learner.checkpoint import latest, read_state
 from learner.episode_log import read_records
 from protocol.codec import decode
 from protocol.messages import Trajectory
+from supervisor.endpoints import free_port
 from telemetry.metrics_file import METRICS_FILE, of_kind, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS, GROUP_SIZE, MAX_STALENESS = 2, 2, 1
+SHARDS = 2
 SETTINGS = {
+    "env.name": chaos_environment.NAME, "actor.step_timeout": str(chaos_environment.STEP_TIMEOUT_SECONDS),
     "model.hidden_size": "64", "model.layers": "2", "model.heads": "2", "warm_start.episodes": "0", "sampling.max_tokens": "16",
     "learner.groups": str(GROUPS), "learner.group_size": str(GROUP_SIZE), "learner.max_staleness": str(MAX_STALENESS),
-    "learner.checkpoint_every": "2", "learner.decay": "0", "eval.episodes": "2", "eval.every": "0", "actor.count": "4",
-    "actor.heartbeat_seconds": "0.5", "env.max_turns": "6", "run.updates": "1000000", "run.minutes": "100000", "engine.kv_cache_gb": "0.25",
-    "controller.shards": "2", "engine.count": "2",
+    "learner.checkpoint_every": "2", "learner.decay": "0", "eval.episodes": "2", "eval.every": "0", "actor.count": "3",
+    "actor.heartbeat_seconds": "0.5", "run.updates": "1000000", "run.minutes": "100000", "engine.kv_cache_gb": "0.25",
+    "controller.shards": str(SHARDS), "engine.count": "2",
 }  # fmt: skip
+ELSEWHERE = "127.0.0.2"
+"""Where actors from elsewhere find the run: on this machine, behind the proxy."""
+ACTORS_ELSEWHERE = 2
 BAD = ("lost", "trained_twice", "too_old", "missing_updates", "left_over", "stuck")
 """Figures that are to be 0."""
 PATIENCE = 180.0
 """Seconds until a run that was started, or hit, makes its next update: an engine that is started again needs most of them."""
 ENDING = 15.0
 """Seconds until nothing is left of a run that was killed."""
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What happens to whom."""
-
-    victim: str
-    stop: bool = False  # for a while; else it is killed
-
-    def __str__(self) -> str:
-        return f"{'stop' if self.stop else 'kill'} {self.victim}"
-
-
-VICTIMS = ("actor", "controller", "shard", "engine", "learner")
-FAULTS = [*(Fault(victim, stop) for victim in VICTIMS for stop in (False, True)), Fault("fork server"), Fault("supervisor")]
+DISK_MB = 512
+"""Size of the disk that becomes full."""
 
 
 class Run:
-    """A run that is resumed as often as it ends."""
+    """A run that is resumed as often as it ends, and the actors from elsewhere that play for it."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, disk: Path | None) -> None:
+        """`directory`: of all that the benchmark writes; `disk`: one that holds the run alone, and may be filled."""
+        self.directory = (disk or directory) / "run"
+        self.disk = disk
+        self.misfortunes = directory / "misfortunes"
+        self.misfortunes.mkdir()
         self._weights: set[Path] = set()
-        self._log = directory.parent / "output.log"
+        self._output = directory / "output.log"
+        load_environment.install(directory, chaos_environment.NAME, f"{chaos_environment.__name__}:Unlucky")
+        path = os.pathsep.join([str(ROOT / "benchmarks" / "misfortune"), str(directory), str(ROOT)])
+        self._environment = os.environ | {"PYTHONPATH": path, chaos_environment.MISFORTUNES: str(self.misfortunes)}
+        first = free_port()
+        trajectories = free_port()
+        self._ports = {"controller.port": str(first), "learner.port": str(trajectories)}
+        self.proxy = Proxy(ELSEWHERE, "127.0.0.1", [*range(first, first + SHARDS), trajectories])
+        self._fleet: subprocess.Popen | None = None
 
     def start(self) -> None:
         """Begin, or go on."""
         self._note_weights()
-        how = (
-            ["--resume", str(self.directory)]
-            if latest(self.directory)
-            else [f"--run.dir={self.directory}", f"--run.cache_dir={self.directory}"]
-        )
-        settings = [f"--{name}={value}" for name, value in SETTINGS.items()]
-        with self._log.open("ab") as output:
-            self.process = subprocess.Popen([sys.executable, "run.py", *how, *settings], cwd=ROOT, stdout=output, stderr=output)
+        how = ["--run.dir", str(self.directory), "--run.cache_dir", str(self.directory.parent / "cache")]
+        if latest(self.directory):
+            how = ["--resume", str(self.directory)]
+        settings = [f"--{name}={value}" for name, value in (SETTINGS | self._ports).items()]
+        self.process = self._run(*how, *settings)
+        if self._fleet is None or self._fleet.poll() is not None:
+            address = f"tcp://{ELSEWHERE}:{self._ports['controller.port']}"
+            joins = ["--connect", address, "--actors", str(ACTORS_ELSEWHERE), "--wait", "3600"]
+            self._fleet = self._run("actor", *joins)
+
+    def _run(self, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "run.py", *arguments]
+        with self._output.open("ab") as output:
+            return subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=output, stderr=output)
+
+    def close(self) -> None:
+        """End the actors from elsewhere, and the proxy."""
+        if self._fleet is not None:
+            self._fleet.terminate()
+            self._fleet.wait(ENDING)
+        self.proxy.close()
+
+    def last_words(self) -> str:
+        """The end of what the run has printed."""
+        return self._output.read_text(errors="replace")[-3000:]
 
     @property
     def ended(self) -> bool:
@@ -153,32 +185,55 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (default %(default)g)")
     parser.add_argument("--seed", type=int, default=0, help="of what happens to whom (default %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="three faults, none of which ends the run")
+    parser.add_argument("--quick", action="store_true", help="five faults, none of which ends the run")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
     chance, console = random.Random(options.seed), Console()
-    with tempfile.TemporaryDirectory() as directory:
-        run = Run(Path(directory) / "run")
+    with contextlib.ExitStack() as stack:
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        disk = stack.enter_context(small_disk(directory / "disk"))
+        if disk is None:
+            console.print("no permission to mount a disk: none becomes full")
+        run = Run(directory, disk)
+        stack.callback(run.close)
         report = rage(run, chance, 60 * options.minutes, console, quick=options.quick)
         figures = judge(run, report)
+        if any(figures[name] for name in BAD):
+            console.print(run.last_words(), markup=False, highlight=False)
     console.print(table(figures))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
     sys.exit(any(figures[name] for name in BAD))
 
 
+@contextlib.contextmanager
+def small_disk(place: Path) -> Iterator[Path | None]:
+    """A disk of DISK_MB that is mounted at `place` while inside; None where that is not permitted."""
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(place)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        yield None
+        return
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
 def rage(run: Run, chance: random.Random, seconds: float, console: Console, *, quick: bool) -> Report:
-    """Faults until the time is over; then the run is interrupted, and ends."""
+    """Let faults happen until the time is over; then interrupt the run, which ends."""
     report = Report()
     run.start()
     await_update(run, report, "the start")
-    faults = [Fault("actor"), Fault("actor", True), Fault("controller", True)] if quick else None
     over = time.monotonic() + seconds
-    while faults if quick else time.monotonic() < over:
-        time.sleep(chance.uniform(0.0, 4.0))  # so that every moment of an update is hit
-        fault = faults.pop() if quick else chance.choice(FAULTS)
+    for fault in faults(chance, quick):
+        if not quick and time.monotonic() > over:
+            break
+        time.sleep(chance.uniform(0.0, 3.0))  # so that every moment of an update is hit
         console.print(f"{fault} after update {len(run.updates())}", highlight=False)
-        if strike(run, fault, chance):
+        if not run.ended and fault.strike(run, chance):
             report.faults[str(fault)] += 1
         await_update(run, report, str(fault))
     run.process.send_signal(signal.SIGINT)
@@ -187,22 +242,13 @@ def rage(run: Run, chance: random.Random, seconds: float, console: Console, *, q
     return report
 
 
-def strike(run: Run, fault: Fault, chance: random.Random) -> bool:
-    """Whether there was somebody to strike."""
-    found = run.processes(fault.victim)
-    if not found:
-        return False
-    victim = chance.choice(found)
-    try:
-        if not fault.stop:
-            victim.kill()
-            return True
-        victim.suspend()
-        time.sleep(chance.uniform(0.5, 8.0))
-        victim.resume()
-    except psutil.NoSuchProcess:
-        return False
-    return True
+def faults(chance: random.Random, quick: bool) -> Iterator[Fault]:
+    """The faults of a quick benchmark, or all there are, in one random order after another: each kind comes about as often."""
+    if quick:
+        yield from QUICK
+        return
+    while True:
+        yield from chance.sample(FAULTS, len(FAULTS))
 
 
 def await_update(run: Run, report: Report, cause: str) -> None:

@@ -79,9 +79,9 @@ class Patience:
     dawdle = act
 
 
-def install(directory: Path) -> None:
-    """An entry point by which processes that have `directory` on their path find the environment."""
-    metadata = directory / "benchmark_load-1.0.dist-info"
+def install(directory: Path, name: str = NAME, factory: str = f"{__name__}:Waits") -> None:
+    """Write an entry point by which processes that have `directory` on their path find the environment `name`."""
+    metadata = directory / f"{name.replace('-', '_')}-1.0.dist-info"
     metadata.mkdir(parents=True)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: benchmark-load\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(f"[foray.environments]\n{NAME} = {__name__}:Waits\n")
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[foray.environments]\n{name} = {factory}\n")

@@ -1,0 +1,68 @@
+"""An environment of user code that goes wrong while a file says so, for `benchmarks.chaos`.
+
+MISFORTUNES names a directory. While there is a file in it called
+
+    surrogates   observations are text that is no UTF-8
+    slow prompt  a prompt takes longer than actor.step_timeout
+    exit         a step raises SystemExit
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from benchmarks.load_environment import Waiting, Waits
+from envs.base import Observation, StepResult
+from envs.view import View
+
+NAME = "benchmark-chaos"
+MISFORTUNES = "MISFORTUNES"
+"""Of the process's environment: the directory of the files."""
+STEP_TIMEOUT_SECONDS = 2.0
+"""What the benchmark sets actor.step_timeout to."""
+
+
+def befalls(misfortune: str) -> bool:
+    """Whether the file of that name is there."""
+    return Path(os.environ[MISFORTUNES], misfortune).exists()
+
+
+class UnluckyEpisode:
+    """An episode of `Waits` that goes wrong while a file says so."""
+
+    def __init__(self, episode: Waiting) -> None:
+        self._episode = episode
+        self.task = episode.task
+        self.task_type = episode.task_type
+        self.scores = episode.scores
+
+    @property
+    def observation(self) -> Observation:
+        return self._episode.observation
+
+    def step(self, action: str) -> StepResult:
+        if befalls("exit"):
+            raise SystemExit(3)
+        result = self._episode.step(action)
+        if not befalls("surrogates"):
+            return result
+        return StepResult(Observation("\ud800", ()), result.reward, result.done, result.success)
+
+    def anchor(self) -> str:
+        return "\udfff" if befalls("surrogates") else self._episode.anchor()
+
+
+class Unlucky(Waits):
+    """See the module."""
+
+    name = NAME
+
+    def start(self, *task: object) -> UnluckyEpisode:
+        return UnluckyEpisode(super().start(*task))
+
+    def prompt(self, view: View) -> str:
+        if befalls("slow prompt"):
+            time.sleep(STEP_TIMEOUT_SECONDS + 1)
+        return super().prompt(view)
