@@ -86,7 +86,7 @@ class Run:
         path = os.pathsep.join([str(ROOT / "benchmarks" / "misfortune"), str(directory), str(ROOT)])
         self._environment = os.environ | {"PYTHONPATH": path, chaos_environment.MISFORTUNES: str(self.misfortunes)}
         first = free_port()
-        trajectories = free_port()
+        trajectories = free_port(port=first + SHARDS, setting="learner.port")
         self._ports = {"controller.port": str(first), "learner.port": str(trajectories)}
         self.proxy = Proxy(ELSEWHERE, "127.0.0.1", [*range(first, first + SHARDS), trajectories])
         self._fleet: subprocess.Popen | None = None
