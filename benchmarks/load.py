@@ -39,7 +39,9 @@ from benchmarks.load_processes import INTAKE
 from benchmarks.load_report import Sample, figures, table
 from config import Job
 from controller.engine.server import wait_ready
-from protocol.codec import decode
+from protocol.checks import REPORTED
+from protocol.codec import FrameReader
+from protocol.delivery import Listener
 from protocol.messages import Stats
 from supervisor.children import Child, start, stop_all
 from supervisor.endpoints import choose_endpoints
@@ -145,18 +147,18 @@ class Load:
     def _receiving(self) -> Iterator[None]:
         """While inside, what processes report is kept."""
         context = zmq.asyncio.Context()
-        socket = context.socket(zmq.PULL)
-        socket.bind(self.job.endpoints.stats)
-        task = asyncio.create_task(self._receive(socket))
+        names = [name.encode() for name in REPORTED]
+        listener = Listener(context, self.job.endpoints.stats, names, None, self.job.config.actor.heartbeat_seconds, FrameReader())
+        task = asyncio.create_task(self._receive(listener))
         try:
             yield
         finally:
             task.cancel()
             context.destroy(linger=0)
 
-    async def _receive(self, socket: zmq.asyncio.Socket) -> None:
+    async def _receive(self, listener: Listener) -> None:
         while True:
-            message = decode(await socket.recv())
+            _, message, _ = await listener.hear()
             assert isinstance(message, Stats)
             if message.event in ("update", "dropped"):
                 self._dropped += sum(value for name, value in message.values.items() if name.startswith("dropped_"))

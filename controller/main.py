@@ -56,6 +56,7 @@ from controller.welcome import welcome
 from envs.registry import make_environment
 from protocol.checks import of_shard_state
 from protocol.codec import FrameReader, encode
+from protocol.delivery import Caller, Listener
 from protocol.messages import (
     Alive,
     Applied,
@@ -79,7 +80,7 @@ from protocol.messages import (
     TurnRequest,
 )  # fmt: skip
 from protocol.peers import is_nameless, shown_name
-from protocol.security import LOST_AFTER, bind, connect, load_keys
+from protocol.security import LOST_AFTER, bind, load_keys
 from telemetry.loop_lag import LoopLag
 from telemetry.metrics_file import METRICS_FILE
 
@@ -87,6 +88,9 @@ log = logging.getLogger(__name__)
 
 MAX_CREDIT = 10_000
 """Episodes an actor may play at once."""
+
+LEARNER = b"learner"
+"""The name under which it connects."""
 
 LAST_WORDS = 1.0
 """Seconds in which shards that end say what they have counted."""
@@ -105,17 +109,12 @@ class Controller:
         ))  # fmt: skip
         self._welcome = welcome(job)
         keys = load_keys(self.config.security.keys)
-        self._actors, self._learner = context.socket(zmq.ROUTER), context.socket(zmq.ROUTER)
-        # A ROUTER drops what does not fit its queue; and at the end of a run there is a word for each episode that is cancelled.
-        self._learner.set(zmq.SNDHWM, 0)
-        self._learner.set(zmq.ROUTER_HANDOVER, 1)  # the learner, by another connection
+        self._actors = context.socket(zmq.ROUTER)
         beat = self.config.actor.heartbeat_seconds
         bind(self._actors, job.endpoints.actors, keys, "actors", beat)
-        bind(self._learner, job.endpoints.learner, keys, "run")
-        self._stats = context.socket(zmq.PUSH)
-        self._stats.set(zmq.LINGER, 0)
-        connect(self._stats, job.endpoints.stats, keys)
         self._reader = FrameReader()
+        self._learner = Listener(context, job.endpoints.learner, [LEARNER], keys, beat, self._reader)
+        self._stats = Caller(context, job.endpoints.stats, b"controller", b"supervisor", keys, beat, self._reader)
         self._desk = Desk(job, context, keys, 0, env, self._holds, self._to_actor)
         places = [place_of(endpoint, self.config.controller.hosts) for endpoint in job.endpoints.turns]
         self._shards = Shards(places, LOST_AFTER * beat)
@@ -125,7 +124,6 @@ class Controller:
         self._told: list[Place] = []  # what actors know of the shards in force
         self._newest: Load | None = None
         self._secret = job.permit_key
-        self._learner_id: bytes | None = None
         self._credits = Credits()
         self._last_seen: dict[bytes, float] = {}
         self._gauges: dict[bytes, Heartbeat] = {}
@@ -153,7 +151,7 @@ class Controller:
             async with asyncio.TaskGroup() as loops:
                 for loop in (
                     self._serve_actors, self._serve_learner, self._serve_shards, self._desk.signals.run, self._apply_weights, self._watch,
-                    self._report, self._lag.run, self._dashboard.run,
+                    self._report, self._lag.run, self._dashboard.run, self._learner.repeat, self._stats.only_tell,
                 ):  # fmt: skip
                     loops.create_task(loop())
         finally:
@@ -162,9 +160,8 @@ class Controller:
     async def close(self) -> None:
         """Tell the actors that it is over, and let go of sockets and the engine."""
         await self._desk.cancel()
-        while not self._finished and await self._learner.poll(0):  # its last word may have come just now
-            received = self._reader.take(await self._learner.recv_multipart())
-            self._finished = received is not None and isinstance(received.message, Shutdown) and received.peer == self._learner_id
+        last = [received.message for received in await self._learner.hear_waiting()]  # what may have come just now
+        self._finished = self._finished or any(isinstance(message, Shutdown) for message in last)
         if self._finished:  # else it may be resumed, and those who come from elsewhere wait for that
             for actor in list(self._last_seen):
                 await self._to_actor(actor, Shutdown(reason="the run is over"))
@@ -176,8 +173,8 @@ class Controller:
         await self._desk.close()
         self._shard_socket.close(linger=0)
         self._actors.close(linger=1000)
-        self._learner.close(linger=1000)
-        self._stats.close(linger=200)
+        self._learner.close(1.0)
+        await self._stats.close(0.2)
 
     # --- actors
 
@@ -270,10 +267,9 @@ class Controller:
 
     async def _serve_learner(self) -> None:
         while True:
-            peer, message, _ = await self._reader.receive(self._learner)
+            peer, message, _ = await self._learner.hear()
             match message:
                 case LearnerState() as state:
-                    self._learner_id = peer
                     self._desk.turns.thresholds.restore(state.control)
                     self.admission.start(state.next_group, state.received, state.updates_left)
                 case Published() as published:
@@ -283,7 +279,7 @@ class Controller:
                     self.admission.dropped(groups)
                 case Evaluate() as request:
                     self.admission.evaluate(request.evaluation, request.episodes)
-                case Shutdown() if peer == self._learner_id:
+                case Shutdown():
                     self._finished = True
                 case _:
                     self._reader.refuse(peer, f"{type(message).__name__} that no learner sends")
@@ -359,7 +355,7 @@ class Controller:
 
     async def _send_gauges(self) -> None:
         self._last_gauges = self.gauges()
-        await self._stats.send(encode(Stats(source="controller", event="gauge", values=self._last_gauges)))
+        await self._stats.tell(Stats(source="controller", event="gauge", values=self._last_gauges))
 
     def gauges(self) -> dict[str, float]:
         """What the controller knows now, of all shards together: counters are totals since its start."""
@@ -383,8 +379,7 @@ class Controller:
         await self._actors.send_multipart([actor, encode(message)])  # a ROUTER drops what is for a peer that is gone
 
     async def _to_learner(self, message: Message) -> None:
-        if self._learner_id is not None:
-            await self._learner.send_multipart([self._learner_id, encode(message)])
+        await self._learner.tell(LEARNER, message)
 
     async def _to_shard(self, shard: bytes, message: Message) -> None:
         await self._shard_socket.send_multipart([shard, encode(message)])

@@ -42,14 +42,18 @@ from learner.together import lead, lead_start
 from learner.training import Stopped, Training
 from learner.update import share_over
 from protocol.checks import Bounds, Open, of_trajectory
-from protocol.codec import FrameReader, decode, encode
+from protocol.codec import FrameReader, decode
+from protocol.delivery import Caller
 from protocol.messages import Applied, DropReason, Evaluate, GroupsDropped, LearnerState, Message, Shutdown, Stats, Trajectory
 from protocol.prompting import read_vocabulary
-from protocol.security import bind, connect, load_keys
+from protocol.security import bind, load_keys
 from telemetry.loop_lag import LoopLag
 from telemetry.spans import SpanFile
 
 log = logging.getLogger(__name__)
+
+LAST_WORDS = 1.0
+"""Seconds in which controller and supervisor confirm what was said last."""
 
 
 class Learner:
@@ -62,13 +66,11 @@ class Learner:
         self._run_dir = Path(job.run_dir)
         self._trajectories = context.socket(zmq.ROUTER)
         keys = load_keys(job.config.security.keys)
-        bind(self._trajectories, job.endpoints.trajectories, keys, "actors")
-        self._controller = context.socket(zmq.DEALER)
-        self._controller.set(zmq.IDENTITY, b"learner")  # the same after a broken connection
-        connect(self._controller, job.endpoints.learner, keys)
-        self._stats = context.socket(zmq.PUSH)
-        connect(self._stats, job.endpoints.stats, keys)
+        beat = self._config.actor.heartbeat_seconds
+        bind(self._trajectories, job.endpoints.trajectories, keys, "actors", beat)
         self._reader = FrameReader()
+        self._controller = Caller(context, job.endpoints.learner, b"learner", b"controller", keys, beat, self._reader)
+        self._stats = Caller(context, job.endpoints.stats, b"learner", b"supervisor", keys, beat, self._reader)
         self._arrived = asyncio.Event()  # set by the intake, cleared by whoever waits
         self._waiters: set[asyncio.Event] = {self._arrived}
         self._applied: dict[int, asyncio.Future[Applied]] = {}
@@ -99,9 +101,10 @@ class Learner:
     async def run(self) -> None:
         try:
             async with self._tasks:
-                background = [
-                    self._tasks.create_task(loop) for loop in (self._intake.run(), self._listen(), self._report(), self._lag.run())
-                ]
+                loops = (
+                    self._intake.run(), self._listen(), self._controller.repeat(), self._stats.only_tell(), self._report(), self._lag.run()
+                )  # fmt: skip
+                background = [self._tasks.create_task(loop) for loop in loops]
                 try:
                     await self._train()
                 except Stopped:
@@ -109,8 +112,9 @@ class Learner:
                 for task in background:
                     task.cancel()
         finally:
-            for socket in (self._trajectories, self._controller, self._stats):
-                socket.close(linger=1000)
+            self._trajectories.close(linger=1000)
+            for caller in (self._controller, self._stats):
+                await caller.close(LAST_WORDS)
             self._log.close()
             self._spans.close()
             self._training_thread.shutdown(wait=False)
@@ -318,8 +322,8 @@ class Learner:
 
     async def _listen(self) -> None:
         while True:
-            frame = await self._controller.recv()
-            match self._reader.read(b"controller", frame):
+            _, message, frame = await self._controller.hear()
+            match message:
                 case Applied() as applied:
                     self._pause_seconds = applied.seconds
                     self._publisher.applied = applied.version
@@ -330,8 +334,6 @@ class Learner:
                     self._buffer.add(cancelled)  # counted, and not in the log: a run that is resumed plays it
                 case Trajectory() as trajectory:
                     self._intake.take([(trajectory, frame)])
-                case None:
-                    pass
                 case other:
                     self._reader.refuse(b"controller", f"{type(other).__name__} is not for the learner")
 
@@ -352,10 +354,10 @@ class Learner:
         await self._send("phase", {"phase": phase} | ({"done": done, "of": of} if of else {}))
 
     async def _send(self, event: str, values: dict) -> None:
-        await self._stats.send(encode(Stats(source="learner", event=event, values=values)))
+        await self._stats.tell(Stats(source="learner", event=event, values=values))
 
     async def _tell(self, message: Message) -> None:
-        await self._controller.send(encode(message))
+        await self._controller.tell(message)
 
 
 def _sender(job: Job) -> Callable[[dict[str, Tensor]], None] | None:

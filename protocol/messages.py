@@ -15,7 +15,9 @@ little-endian bytes, with the element type in the field's comment (`protocol.arr
     controller  -> shard        Load, Revoked
     engine      -> its controller or shard   SignalFrame
     controller or shard -> engine            Steer
-    everyone    -> supervisor   Stats
+    learner, controller      -> supervisor   Stats
+
+Between learner, controller and supervisor each is sent inside a Numbered, which a Confirmed answers.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, kw_only=True):
@@ -377,6 +379,24 @@ class Steer(Message):
     unless: int = -1
 
 
+# --- what is said once and has to be heard (protocol/delivery.py) ---------------------------------------------------------
+
+
+class Numbered(Message):
+    """A message that is sent again until it is confirmed."""
+
+    session: bytes  # of the process that sends it
+    number: int  # 0, 1, ... in this session
+    frame: bytes  # the message, encoded
+
+
+class Confirmed(Message):
+    """The messages of a session that have arrived: those below a number."""
+
+    session: bytes
+    below: int
+
+
 # --- measurement ------------------------------------------------------------------------------------------------------
 
 
@@ -392,5 +412,5 @@ class Stats(Message):
 ANY = (
     Hello | Welcome | Alive | Lease | Credit | Heartbeat | Shutdown | TurnRequest | TurnResult | TurnFailed | Trajectory | Ack
     | EpisodeEnded | LearnerState | Published | GroupsDropped | Evaluate | Applied | ShardState | Load | Revoked | SignalFrame | Steer
-    | Stats
+    | Stats | Numbered | Confirmed
 )  # fmt: skip

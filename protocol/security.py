@@ -131,7 +131,7 @@ def bind(
     under its name takes the place of its old connection (protocol/peers.py). `most_waiting`: messages of a peer that wait to be read,
     0: any number."""
     _watch_over(socket, heartbeat_seconds, most_waiting)
-    if socket.socket_type == zmq.ROUTER:
+    if socket.type == zmq.ROUTER:
         socket.set(zmq.ROUTER_HANDOVER, 1)
     if keys is not None:
         socket.set(zmq.CURVE_SERVER, 1)

@@ -15,10 +15,11 @@ from rich.console import Console
 
 from config import Job, LearnerSection
 from controller.engine.server import EngineNotReady, engine_command, wait_ready
-from protocol.checks import of_stats
+from protocol.checks import REPORTED, of_stats
 from protocol.codec import FrameReader
+from protocol.delivery import Listener
 from protocol.messages import Stats
-from protocol.security import bind, gatekeeper, load_keys
+from protocol.security import gatekeeper, load_keys
 from supervisor.children import Child, Restarts, last_words, start, stop_all
 from supervisor.endpoints import free_port
 from supervisor.engine_watch import end_lame_engines
@@ -236,10 +237,10 @@ async def receiving(job: Job, collector: Collector, context: zmq.asyncio.Context
     """While inside, what processes report goes to the collector; yields the task that does it."""
     own = context or zmq.asyncio.Context()
     keys = load_keys(job.config.security.keys)
-    socket = own.socket(zmq.PULL)
-    bind(socket, job.endpoints.stats, keys, "run")
+    reader = FrameReader()
+    listener = Listener(own, job.endpoints.stats, [name.encode() for name in REPORTED], keys, job.config.actor.heartbeat_seconds, reader)
     lag = LoopLag()
-    tasks = [asyncio.create_task(_receive(socket, collector, lag)), asyncio.create_task(lag.run())]
+    tasks = [asyncio.create_task(_receive(listener, reader, collector, lag)), asyncio.create_task(lag.run())]
     try:
         async with gatekeeper(own, keys):
             yield tasks[0]
@@ -248,19 +249,18 @@ async def receiving(job: Job, collector: Collector, context: zmq.asyncio.Context
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        socket.close(linger=0)
+        listener.close(0.0)
         if context is None:
             own.term()
 
 
-async def _receive(socket: zmq.asyncio.Socket, collector: Collector, lag: LoopLag) -> None:
-    reader = FrameReader()
+async def _receive(listener: Listener, reader: FrameReader, collector: Collector, lag: LoopLag) -> None:
     while True:
-        message = reader.read(b"stats", await socket.recv())
-        if isinstance(message, Stats):
-            if flaw := of_stats(message):
-                reader.refuse(b"stats", flaw)
-                continue
-            if message.event == "update":
-                collector.handle(Stats(source="supervisor", event="gauge", values={"loop_lag": lag.read().worst}))
-            collector.handle(message)
+        peer, message, _ = await listener.hear()
+        flaw = of_stats(message) if isinstance(message, Stats) else f"{type(message).__name__} that the supervisor does not read"
+        if flaw:
+            reader.refuse(peer, flaw)
+            continue
+        if message.event == "update":
+            collector.handle(Stats(source="supervisor", event="gauge", values={"loop_lag": lag.read().worst}))
+        collector.handle(message)

@@ -95,7 +95,7 @@ def attack(endpoints: dict[str, str | list[str]], over: Event) -> int:
     context = zmq.Context()
     listening = {name: endpoints[name] for name in ("actors", "trajectories", "learner", "shards", "stats")}
     listening |= {f"{name} {number}": one for name in ("turns", "signals") for number, one in enumerate(endpoints[name])}
-    sockets = {name: context.socket(zmq.PUSH if name == "stats" else zmq.DEALER) for name in listening}
+    sockets = {name: context.socket(zmq.DEALER) for name in listening}
     for name, socket in sockets.items():
         socket.set(zmq.LINGER, 0)
         socket.connect(listening[name])

@@ -12,7 +12,8 @@ import zmq.asyncio
 from run_fixtures import dies_at, job_in, running, running_small, small_config
 
 from controller.main import Controller
-from protocol.codec import decode, encode
+from protocol.codec import FrameReader, decode, encode
+from protocol.delivery import Caller
 from protocol.messages import Alive, Evaluate, Heartbeat, LearnerState, Message, Shutdown
 from supervisor.endpoints import free_port
 
@@ -25,26 +26,26 @@ async def test_actors_are_told_that_the_run_is_over_when_the_learner_has_said_so
 ) -> None:
     """`late`: so shortly before the controller is ended that it has not been read yet."""
     job, context = job_in(tmp_path / "run", small_config()), zmq.asyncio.Context()
-    controller, actor, learner = Controller(job, context), context.socket(zmq.DEALER), context.socket(zmq.DEALER)
+    controller, actor = Controller(job, context), context.socket(zmq.DEALER)
+    learner = Caller(context, job.endpoints.learner, b"learner", b"controller", None, 0.2, FrameReader())
     actor.set(zmq.IDENTITY, b"an actor")
     left = actor.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     actor.connect(job.endpoints.actors)
-    learner.connect(job.endpoints.learner)
     serving = [asyncio.create_task(loop()) for loop in (controller._serve_actors, controller._serve_learner)]
     try:
         async with asyncio.timeout(20):
             await actor.send(encode(Heartbeat()))
             assert isinstance(decode(await actor.recv()), Alive)
             for word in (LearnerState(next_group=0, received=[], updates_left=0), *said, Evaluate(evaluation=0, episodes=1)):
-                await learner.send(encode(word))
+                await learner.tell(word)
             while not controller.admission.pending_evaluation:  # all of it has been read then
                 await asyncio.sleep(0.01)
             for task in serving:
                 task.cancel()
             await asyncio.gather(*serving, return_exceptions=True)
             for word in late:
-                await learner.send(encode(word))
-                await controller._learner.poll()
+                await learner.tell(word)
+                await controller._learner._socket.poll()
             await controller.close()
             await left.recv_multipart()
             assert [decode(await actor.recv()) for _ in range(await actor.poll(0))] == told

@@ -16,9 +16,10 @@ from run_fixtures import job_in, small_config
 from controller.credits import CLAIMS
 from controller.main import Controller
 from protocol.arrays import INT32, pack
-from protocol.codec import decode, encode
+from protocol.codec import FrameReader, decode, encode
+from protocol.delivery import Caller
 from protocol.files import allow_many_files
-from protocol.messages import Alive, Applied, DropReason, EpisodeKey, Heartbeat, LearnerState, Lease, TurnFailed, TurnRequest, TurnResult
+from protocol.messages import Alive, Applied, DropReason, EpisodeKey, Heartbeat, Lease, TurnFailed, TurnRequest, TurnResult
 from protocol.security import LOST_AFTER
 
 
@@ -28,10 +29,10 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.job, self.context = job_in(directory, small_config(actor__heartbeat_seconds="0.2")), zmq.asyncio.Context()
         self.controller = Controller(self.job, self.context)
-        self.actor, self.learner = self.context.socket(zmq.DEALER), self.context.socket(zmq.DEALER)
+        self.actor = self.context.socket(zmq.DEALER)
+        self.learner = Caller(self.context, self.job.endpoints.learner, b"learner", b"controller", None, 2.0, FrameReader())
         self.actor.set(zmq.IDENTITY, b"an actor")
         self.actor.connect(self.job.endpoints.actors)
-        self.learner.connect(self.job.endpoints.learner)
 
     def lease(self) -> Lease:
         """What the actor may play."""
@@ -65,13 +66,10 @@ def failed(request: TurnRequest) -> TurnFailed:
 async def test_what_the_controller_says_reaches_a_learner_that_is_busy_however_much_it_is(bench: Bench):
     """At the end of a run it names each episode that was cancelled, and then says what the learner waits for. A ROUTER drops what does not
     fit its queue, without a word."""
-    await bench.learner.send(encode(LearnerState(next_group=0, received=[], updates_left=0)))
     async with asyncio.timeout(180):
-        while bench.controller._learner_id is None:
-            await asyncio.sleep(0.01)
         for version in range(20_000):
             await bench.controller._to_learner(Applied(version=version, seconds=0.0, control=bytes(1000)))
-        received = [decode(await bench.learner.recv()).version for _ in range(20_000)]
+        received = [(await bench.learner.hear()).message.version for _ in range(20_000)]
     assert received == list(range(20_000))
 
 
