@@ -8,7 +8,8 @@ from typing import NamedTuple
 import msgspec
 import zmq.asyncio
 
-from protocol.messages import ANY, SCHEMA_VERSION, Message
+from protocol.frames import ANY
+from protocol.messages import SCHEMA_VERSION, Message
 from protocol.peers import shown_name
 
 log = logging.getLogger(__name__)

@@ -18,7 +18,8 @@ import zmq
 import zmq.asyncio
 
 from protocol.codec import FrameReader, Received, encode
-from protocol.messages import Confirmed, Message, Numbered
+from protocol.frames import Confirmed, Numbered
+from protocol.messages import Message
 from protocol.security import Keys, bind, connect
 
 log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ little-endian bytes, with the element type in the field's comment (`protocol.arr
     controller or shard -> engine            Steer
     learner, controller      -> supervisor   Stats
 
-Between learner, controller and supervisor each is sent inside a Numbered, which a Confirmed answers.
+Between learner, controller and supervisor each is sent inside a Numbered (protocol/frames.py), which a Confirmed answers.
 """
 
 from __future__ import annotations
@@ -379,24 +379,6 @@ class Steer(Message):
     unless: int = -1
 
 
-# --- what is said once and has to be heard (protocol/delivery.py) ---------------------------------------------------------
-
-
-class Numbered(Message):
-    """A message that is sent again until it is confirmed."""
-
-    session: bytes  # of the process that sends it
-    number: int  # 0, 1, ... in this session
-    frame: bytes  # the message, encoded
-
-
-class Confirmed(Message):
-    """The messages of a session that have arrived: those below a number."""
-
-    session: bytes
-    below: int
-
-
 # --- measurement ------------------------------------------------------------------------------------------------------
 
 
@@ -407,10 +389,3 @@ class Stats(Message):
     source: str  # process name
     event: str
     values: dict[str, float | str | None]
-
-
-ANY = (
-    Hello | Welcome | Alive | Lease | Credit | Heartbeat | Shutdown | TurnRequest | TurnResult | TurnFailed | Trajectory | Ack
-    | EpisodeEnded | LearnerState | Published | GroupsDropped | Evaluate | Applied | ShardState | Load | Revoked | SignalFrame | Steer
-    | Stats | Numbered | Confirmed
-)  # fmt: skip

@@ -13,8 +13,9 @@ from msgspec import inspect
 
 from protocol import codec, messages
 from protocol.codec import BadFrame, FrameReader, decode, encode
+from protocol.frames import ANY
 
-TYPES = typing.get_args(messages.ANY)
+TYPES = typing.get_args(ANY)
 PREFIX = encode(messages.Credit(episodes=1))[:3]
 
 anything = st.recursive(
