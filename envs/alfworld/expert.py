@@ -133,13 +133,16 @@ class AlfWorldExpert:
 
     def _drop(self, turn: _Turn, held: str) -> tuple[str, str]:
         """Free the hand of something that is not needed."""
-        fitting = [place for place in turn.places() if kind_of(held) in self._contains.get(kind_of(place), ())]
-        for place in fitting:
+        # Real games have things where nothing of their kind can be put back (a teddy bear on a sofa): then the table is no help.
+        for place in turn.places():
             if turn.can(put := f"move {held} to {place}"):
                 return self._say("drop", put, thing=held, place=place)
+        fitting = [place for place in turn.places() if kind_of(held) in self._contains.get(kind_of(place), ())]
         for place in fitting:
             if turn.can(reopen := f"open {place}"):
                 return self._say("open_to_drop", reopen, thing=held, place=place)
+        if not fitting:
+            return self._wander(turn, "no_place", thing=held)
         place = min(fitting, key=lambda place: kind_of(place) in self._openable)
         return self._say("drop_at", f"go to {place}", thing=held, place=place)
 
@@ -159,8 +162,7 @@ class AlfWorldExpert:
         memory = turn.memory
         unsearched = memory.unsearched
         if not unsearched:
-            place = self._rng.choice([place for place in turn.places() if turn.can(f"go to {place}")])
-            return self._say("lost", f"go to {place}", thing=kind, place=place)
+            return self._wander(turn, "lost", thing=kind)
         for place in unsearched:
             if turn.can(look_in := f"open {place}"):
                 return self._say("search_open", look_in, thing=kind, place=place)
@@ -174,6 +176,14 @@ class AlfWorldExpert:
             arrived = memory.contents.get(memory.place) is not None
             situation = "search_next" if arrived else "search_on" if memory.place else "search_first"
         return self._say(situation, f"go to {place}", thing=kind, place=place, here=memory.place, **fields)
+
+    def _wander(self, turn: _Turn, situation: str, **fields: str) -> tuple[str, str]:
+        """Go to any place, for want of a better one; look around where there is no other."""
+        places = [place for place in turn.places() if turn.can(f"go to {place}")]
+        if not places:
+            return self._say("look", "look")
+        place = self._rng.choice(places)
+        return self._say(situation, f"go to {place}", place=place, **fields)
 
     def _likely(self, kind: str, place: str) -> bool:
         """Whether things of this kind are kept there. Of a target, only outside the goal's kind: there it would be done."""

@@ -1,7 +1,7 @@
 """ALFWorld's own games, `json_2.1.1` as `alfworld-download` leaves it: SPLIT/TASK/TRIAL/game.tw-pddl, TASK named like its type.
 
-The files' own rules and grammar are older than those of alfworld 0.4.2, which plays them by its own, and so do we: of a game file
-only the problem counts. (`traj_data.json` beside it has the task's type and kinds again, and is large: it is not read.) Left out is
+The files' own rules are older than those of alfworld 0.4.2, which plays them by its own, and so do we: of a game file only the problem
+counts, and the task's sentence, which stands in its grammar. (`traj_data.json` beside it has the task's type and kinds again, and is large: it is not read.) Left out is
 what alfworld leaves out: unsolvable games, things to be sliced or moved in other things.
 """
 
@@ -11,6 +11,7 @@ import json
 import random
 import re
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ from envs.base import EnvironmentFailure
 
 GAME_FILE = "game.tw-pddl"
 
+_NO_TASK = "UNKNOWN GOAL"
+"""What stands in the place of the task in a grammar that no game was written for."""
+
 _AFFORDANCES = {"pickupable", "cleanable", "heatable", "coolable", "sliceable", "toggleable", "isReceptacleObject"}
 _STATES = {"isClean", "isHot", "isCool", "isSliced", "isToggled"}
+_TASK = re.compile(r"Your task is to: ([^\"\n]*?)\.?\s*\"")
 _FACT = re.compile(r"\(\s*(\w+)((?:\s+[^\s()]+)+)\s*\)")
 
 
@@ -50,15 +55,29 @@ def read_problem(file: Path) -> str:
 
 
 def read_game(file: Path) -> Game:
-    """The game in a file. One of several wordings of the task, always the same. EnvironmentFailure if it makes no sense."""
+    """The game in a file, in the file's own words for the task. EnvironmentFailure if it makes no sense.
+
+    A file without these words gets one of several wordings, always the same.
+    """
     try:
-        problem = read_problem(file)
+        data = _read(file)
+        problem = _field(data, "pddl_problem", str, file)
     except ValueError as error:
         raise EnvironmentFailure(str(error)) from None
     try:
-        return parse_problem(problem, task_type_of(file), random.Random("/".join(file.parent.parts[-2:])))
+        game = parse_problem(problem, task_type_of(file), random.Random("/".join(file.parent.parts[-2:])))
     except (ValueError, LookupError, TypeError, StopIteration):
         raise EnvironmentFailure(f"alfworld.data: {file}: pddl_problem is no problem of ALFWorld's") from None
+    task = _read_task(data.get("grammar"))
+    return replace(game, task=task) if task else game
+
+
+def _read_task(grammar: object) -> str:
+    """The task's sentence without its full stop; "" for a grammar that has none."""
+    found = _TASK.search(grammar) if isinstance(grammar, str) else None
+    if found is None or found[1] == _NO_TASK:
+        return ""
+    return found[1]
 
 
 def parse_problem(problem: str, task_type: TaskType, rng: random.Random) -> Game:

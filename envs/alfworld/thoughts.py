@@ -106,6 +106,10 @@ _WORDINGS: dict[str, tuple[str, ...]] = {
         "{thing} is the wrong thing. I bring it to {place}.",
     ),
     "open_to_drop": ("I open {place} to leave {thing} there.",),
+    "no_place": (
+        "The {thing} fits nowhere that I know. I try {place}.",
+        "For the {thing} I find no place. I try {place}.",
+    ),
     "lost": (
         "I have looked everywhere. I check {place} again.",
         "I found no {thing} so far. I go back to {place}.",
