@@ -62,7 +62,7 @@ class EnvSection(Section):
 
 
 class AlfWorldSection(Section):
-    data: Annotated[str, says("Directory of ALFWorld's own games, as ALFWORLD_DATA points at; empty: generated ones")] = ""
+    data: Annotated[str, says("Directory of ALFWorld's own games; not given: that of ALFWORLD_DATA; empty: generated ones")] = ""
     held_out: Annotated[Literal["valid_unseen", "valid_seen"], says("With data: which games are held out")] = "valid_unseen"
     scene_size: Annotated[Literal["small", "real"], says("Generated games: about six places, or the whole real room")] = "small"
     task_types: Annotated[list[str], says("Task types to play; empty: all six")] = []

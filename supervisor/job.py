@@ -51,7 +51,9 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
     if config.run.dir and not resume:
         check_run_dir(Path(config.run.dir))
     check_tracker(config.run.tracker)
-    check_model(config, configured_environment(config), model)
+    environment = configured_environment(config)
+    check_tasks(config, environment)
+    check_model(config, environment, model)
     check_launch(config)
     check_shards(config)
     endpoints = choose_endpoints(config)
@@ -177,12 +179,21 @@ def configured_environment(config: Config) -> Environment:
 
 @contextlib.contextmanager
 def first_task(environment: Environment) -> Iterator[Episode]:
-    """The first training task, started to be looked at, and closed afterwards."""
-    episode = start_episode(environment, "train", 0, 0)
+    """The first training task, or the first held-out one where there are none, started to be looked at, and closed afterwards."""
+    episode = start_episode(environment, "train" if environment.size("train") else "held_out", 0, 0)
     try:
         yield episode
     finally:
         close_episode(episode)
+
+
+def check_tasks(config: Config, environment: Environment) -> None:
+    """Raises ConfigError where there is nothing to train on, and training is asked for."""
+    if environment.size("train"):
+        return
+    for setting, wanted in (("run.updates", config.run.updates), ("warm_start.episodes", config.warm_start.episodes)):
+        if wanted:
+            raise ConfigError(f"{setting}: {config.env.name} has no tasks to train on; set it to 0 to evaluate only")
 
 
 def check_model(config: Config, environment: Environment, directory: Path | None) -> None:

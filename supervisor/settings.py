@@ -5,17 +5,22 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import os
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
 
-from config import Config, ConfigError
+from config import Config, ConfigError, EnvSection
 from supervisor.defaults import defaults_for, fixed_thresholds
 from supervisor.models import is_hub_id
 from supervisor.options import SHORT_NAMES, all_settings, describe, description, kind_of
+
+DATA_VARIABLES = {"alfworld.data": "ALFWORLD_DATA", "webshop.data": "WEBSHOP_DATA"}
+"""Settings of an environment's data -> the environment variables that stand in where they are not given."""
 
 
 def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, serial: bool = False) -> Config:
@@ -44,12 +49,20 @@ def resolve(file: Path | None = None, overrides: dict[str, str] | None = None, s
         said[full] = _value(full, known[full], text)
     given |= said | fixed_thresholds(said)
     tree = {}
-    for full, value in {**defaults_for(given, serial), **given}.items():
+    for full, value in {**defaults_for(given, serial), **_data_directory(given), **given}.items():
         section, key = full.split(".")
         tree.setdefault(section, {})[key] = value
     config = from_dict(tree)
     check_consistency(config)
     return config
+
+
+def _data_directory(given: Mapping[str, Any]) -> dict[str, str]:
+    """The setting of the environment's data, from the variable that its benchmark documents; a run's record then says what it played."""
+    setting = f"{given.get('env.name', EnvSection().name)}.data"
+    variable = DATA_VARIABLES.get(setting, "")
+    directory = os.environ.get(variable, "")
+    return {setting: directory} if directory else {}
 
 
 def full_name(name: str) -> str:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 ON_ONE_ENGINE = {"test_engine_protocol.py", "test_engine_rule.py", "test_engine_stream.py", "test_turn_runner.py"}
 """Files whose tests take `real_engine`: one worker has them all, so that one server is started."""
 
+# Tests play the environments' own data, wherever the machine has others.
+for _variable in ("ALFWORLD_DATA", "WEBSHOP_DATA"):
+    os.environ.pop(_variable, None)
+
 settings.register_profile("foray", deadline=None)  # how long an example takes says what else the machine does
 settings.load_profile("foray")
 

@@ -1,6 +1,7 @@
 """ALFWorld's own games, read from its files: ours written and read again, and, where they are at hand, the real ones."""
 
 import dataclasses
+import itertools
 import json
 import random
 from pathlib import Path
@@ -8,12 +9,15 @@ from pathlib import Path
 import pytest
 from alfworld_fixtures import real_data  # noqa: F401
 
+from config import ConfigError
 from envs.alfworld.environment import AlfWorld
 from envs.alfworld.files import find_games, parse_problem, read_game
-from envs.alfworld.game import TASK_TYPES, Game
+from envs.alfworld.game import TASK_TYPES, Game, word_task
 from envs.alfworld.pddl import problem
 from envs.base import EnvironmentFailure
 from envs.play import expert_episode
+from supervisor.job import check_tasks, first_task
+from supervisor.settings import resolve
 
 GENERATED = AlfWorld("real")
 
@@ -49,6 +53,21 @@ def test_a_game_that_was_written_is_read_as_it_was(index):
         )  # fmt: skip
 
     assert comparable(read) == comparable(game)
+
+
+def test_the_variable_that_alfworld_documents_stands_in_for_the_setting(data, monkeypatch):
+    monkeypatch.setenv("ALFWORLD_DATA", str(data))
+    assert resolve().alfworld.data == str(data)
+    assert resolve(overrides={"alfworld.data": ""}).alfworld.data == ""
+    assert resolve(overrides={"env.name": "search"}).alfworld.data == ""
+
+
+def test_training_without_games_to_train_on_is_refused(data):
+    (data / "json_2.1.1" / "train").rename(data / "elsewhere")
+    environment = AlfWorld(data=str(data))
+    with pytest.raises(ConfigError, match=r"run\.updates: alfworld has no tasks to train on"):
+        check_tasks(resolve(overrides={"run.updates": "1"}), environment)
+    check_tasks(resolve(overrides={"run.updates": "0", "warm_start.episodes": "0"}), environment)
 
 
 def test_the_environment_plays_the_games_of_its_data(data):
@@ -89,11 +108,38 @@ def test_what_alfworld_leaves_out_is_left_out(tmp_path):
 
 
 def test_a_directory_without_games_is_refused(data):
-    with pytest.raises(ValueError, match=r"alfworld\.data: there is no directory .*nowhere.train"):
+    with pytest.raises(ValueError, match=r"alfworld\.data \(or ALFWORLD_DATA\): there is no directory .*nowhere.valid_unseen"):
         AlfWorld(data=str(data / "nowhere"))
-    (data / "empty" / "train").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"alfworld\.data: .*train has no games"):
+    (data / "empty" / "valid_unseen").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"ALFWORLD_DATA\): .*valid_unseen has no games"):
         AlfWorld(data=str(data / "empty"))
+
+
+def test_games_to_train_on_are_not_needed_to_evaluate(data):
+    (data / "json_2.1.1" / "train").rename(data / "elsewhere")
+    environment = AlfWorld(data=str(data))
+    assert (environment.size("train"), environment.size("held_out")) == (0, 6)
+    with first_task(environment) as episode:
+        assert episode.task == environment.start("held_out", 0).task
+
+
+@pytest.mark.parametrize(
+    ("grammar", "task"),
+    [
+        ('{"rhs": "Your task is to: Warm up a mug, please."}', "Warm up a mug, please"),
+        ('"Your task is to: put some mug on desk"', "put some mug on desk"),
+    ],
+)
+def test_the_task_is_asked_in_the_words_of_the_file(tmp_path, grammar: str, task: str):
+    file = write_game(tmp_path, "pick_and_place_simple-Mug-None-Desk-1", GENERATED.game("train", 0), grammar=grammar)
+    assert read_game(file).task == task
+
+
+@pytest.mark.parametrize("grammar", [None, 3, "", '{"rhs": "Your task is to: UNKNOWN GOAL."}'])
+def test_a_file_without_words_for_the_task_gets_those_of_a_template(tmp_path, grammar: object):
+    game = GENERATED.game("train", 0)
+    file = write_game(tmp_path, "pick_and_place_simple-Mug-None-Desk-1", game, grammar=grammar)
+    assert read_game(file).task in {word_task(game.goal, random.Random(seed)) for seed in range(20)}
 
 
 @pytest.mark.parametrize(
@@ -125,3 +171,40 @@ def test_the_expert_wins_the_real_games(real_data):  # noqa: F811
     environment = AlfWorld(data=str(real_data))
     won = [expert_episode(environment, "held_out", index, random.Random(index)).success for index in range(environment.size("held_out"))]
     assert len(won) == 200 and sum(won) >= 190
+
+
+def test_the_real_games_ask_in_the_words_of_their_files(real_data):  # noqa: F811
+    files = find_games(real_data / "json_2.1.1" / "train")
+    grammars = [json.loads(file.read_bytes())["grammar"] for file in files]
+    assert all(f"Your task is to: {read_game(file).task}." in grammar for file, grammar in zip(files, grammars, strict=True))
+
+
+def test_the_expert_goes_on_with_whatever_it_holds_in_the_real_games(real_data):  # noqa: F811
+    """Some of these things fit nowhere, so that they cannot be put down again."""
+    environment = AlfWorld(data=str(real_data))
+    for index, kind in itertools.product(range(environment.size("train")), ("papertowelroll", "teddybear")):
+        hold_and_go_on(environment, index, kind)
+
+
+def hold_and_go_on(environment: AlfWorld, index: int, kind: str) -> None:
+    """Take the first thing of a kind that there is, and leave the rest to the expert."""
+    episode = environment.start("train", index)
+    view, expert = environment.view(episode), environment.expert(episode, random.Random(index))
+
+    def act(action: str) -> bool:
+        assert action in view.observation.admissible
+        result = episode.step(action)
+        view.record(action, result.observation)
+        return result.done
+
+    for place in view.memory.places:
+        for action in (f"go to {place}", f"open {place}"):
+            if action in view.observation.admissible and act(action):
+                return
+        take = next((a for a in view.observation.admissible if a.startswith(f"take {kind} ")), "")
+        if take:
+            if act(take):
+                return
+            break
+    while not act(expert.act(view)[1]):
+        pass

@@ -97,13 +97,14 @@ class AlfWorld:
         self._files: dict[Split, list[Path]] = {}
         if data:
             games = Path(data) / "json_2.1.1" if (Path(data) / "json_2.1.1").is_dir() else Path(data)
-            self._files = {
-                split: find_games(games / folder, self._task_types) for split, folder in (("train", "train"), ("held_out", held_out))
-            }
+            self._files["held_out"] = find_games(games / held_out, self._task_types)
+            # Who only evaluates needs no games to train on.
+            has_train = (games / "train").is_dir()
+            self._files["train"] = find_games(games / "train", self._task_types) if has_train else []
         load_facts()  # Before a fork, so that processes share it.
 
     def size(self, split: Split) -> int:
-        """Number of games; they are made, or read, when started."""
+        """Number of games, which are made, or read, when started; 0 to train on where the data have no `train`."""
         return len(self._files[split]) if self._files else SIZES[split]
 
     def game(self, split: Split, index: int) -> Game:

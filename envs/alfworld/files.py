@@ -1,8 +1,8 @@
 """ALFWorld's own games, `json_2.1.1` as `alfworld-download` leaves it: SPLIT/TASK/TRIAL/game.tw-pddl, TASK named like its type.
 
 The files' own rules are older than those of alfworld 0.4.2, which plays them by its own, and so do we: of a game file only the problem
-counts, and the task's sentence, which stands in its grammar. (`traj_data.json` beside it has the task's type and kinds again, and is large: it is not read.) Left out is
-what alfworld leaves out: unsolvable games, things to be sliced or moved in other things.
+counts, and the task's sentence, which stands in its grammar. (`traj_data.json` beside it is not read: it is large, and has nothing
+else that is needed.) Left out is what alfworld leaves out: unsolvable games, things to be sliced or moved in other things.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def find_games(folder: Path, task_types: Collection[TaskType] = TASK_TYPES) -> l
     Raises ValueError for a folder that is not there or has none, and naming file and field for a malformed file.
     """
     if not folder.is_dir():
-        raise ValueError(f"alfworld.data: there is no directory {folder}")
+        raise ValueError(f"alfworld.data (or ALFWORLD_DATA): there is no directory {folder}")
     found = [file for file in sorted(folder.glob(f"*/*/{GAME_FILE}")) if task_type_of(file) in task_types and _solvable(file)]
     if not found:
-        raise ValueError(f"alfworld.data: {folder} has no games of the types {', '.join(task_types)}")
+        raise ValueError(f"alfworld.data (or ALFWORLD_DATA): {folder} has no games of the types {', '.join(task_types)}")
     random.Random("alfworld files").shuffle(found)
     return found
 
