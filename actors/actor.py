@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import zmq
 import zmq.asyncio
 
-from actors.episode import EpisodePlayer, frame_of
+from actors.episode import EpisodePlayer, frame_of, without_turns
 from actors.route import shard_of
 from envs.base import Environment
 from protocol.codec import FrameReader, encode
@@ -24,12 +24,14 @@ from protocol.messages import (
     Ack,
     Alive,
     Credit,
+    DropReason,
     EpisodeEnded,
     EpisodeKey,
     Heartbeat,
     Lease,
     Message,
     Place,
+    Refused,
     Shutdown,
     Trajectory,
     TurnFailed,
@@ -94,7 +96,7 @@ class Actor:
         self._reader = FrameReader()
         self._leases: asyncio.Queue[Lease] = asyncio.Queue()
         self._turns: dict[tuple[EpisodeKey, int, int], tuple[TurnRequest, asyncio.Future[TurnResult | TurnFailed]]] = {}
-        self._acks: dict[EpisodeKey, asyncio.Event] = {}
+        self._deliveries: dict[EpisodeKey, asyncio.Future[str]] = {}  # what the learner says to each episode
         self._over = asyncio.Event()
         self._asking = 0
         self._playing: list[tuple[EpisodeKey, int]] = []
@@ -132,14 +134,25 @@ class Actor:
             self._playing.remove((lease.key, lease.attempt))
 
     async def _deliver(self, trajectory: Trajectory, attempt: int) -> None:
-        """Until the learner has it; then nobody else needs to play it."""
-        key = trajectory.key
-        acknowledged = self._acks.setdefault(key, asyncio.Event())  # of all attempts that are delivered from here
-        delivery = f"episode {key.id} from the learner at {self._learner_address} (learner.host, learner.port)"
-        await self._until(delivery, acknowledged.wait(), functools.partial(self._learner.send, frame_of(trajectory)))
-        self._acks.pop(key, None)
+        """Until the learner has it; then nobody else needs to play it. In place of one that it refuses it gets word of that."""
+        why = await self._answer_to(trajectory)
+        if why:
+            log.warning("the learner refuses episode %s: %s", trajectory.key.id, why)
+            why = await self._answer_to(without_turns(trajectory, DropReason.ENGINE_ERROR, f"the learner refuses it: {why}"))
+        if why:
+            log.warning("nor does it take word of that: %s", why)
         for connection in {self._controller, self._shard}:
-            await connection.send(encode(EpisodeEnded(key=key, attempt=attempt)))
+            await connection.send(encode(EpisodeEnded(key=trajectory.key, attempt=attempt)))
+
+    async def _answer_to(self, trajectory: Trajectory) -> str:
+        """Why the learner refuses the episode; "" once it has it."""
+        key = trajectory.key
+        # Of all attempts that are delivered from here.
+        answer = self._deliveries.setdefault(key, asyncio.get_running_loop().create_future())
+        delivery = f"episode {key.id} from the learner at {self._learner_address} (learner.host, learner.port)"
+        why = await self._until(delivery, answer, functools.partial(self._learner.send, frame_of(trajectory)))
+        self._deliveries.pop(key, None)
+        return why
 
     async def _take_turn(self, request: TurnRequest) -> TurnResult | TurnFailed:
         turn = (request.key, request.attempt, request.turn)
@@ -219,8 +232,14 @@ class Actor:
             match self._reader.read(b"learner", await self._learner.recv()):
                 case Ack(keys=keys):
                     for key in keys:
-                        if key in self._acks:
-                            self._acks[key].set()
+                        self._delivered(key, "")
+                case Refused(key=key, why=why):
+                    self._delivered(key, why)
+
+    def _delivered(self, key: EpisodeKey, why: str) -> None:
+        answer = self._deliveries.get(key)
+        if answer is not None and not answer.done():
+            answer.set_result(why)
 
     async def _beat(self) -> None:
         while True:

@@ -40,7 +40,12 @@ def frame_of(trajectory: Trajectory) -> bytes:
         f"an episode of {len(trajectory.turns)} turns in {len(frame) >> 20} MB is more than can be sent ({MAX_TURNS} turns, "
         f"{MAX_FRAME >> 20} MB): lower env.max_turns, or sampling.max_tokens"
     )
-    return encode(msgspec.structs.replace(trajectory, turns=[], success=False, scores={}, dropped=DropReason.ENV_ERROR, detail=detail))
+    return encode(without_turns(trajectory, DropReason.ENV_ERROR, detail))
+
+
+def without_turns(trajectory: Trajectory, reason: DropReason, detail: str) -> Trajectory:
+    """The notice that an episode was dropped, in its place."""
+    return msgspec.structs.replace(trajectory, turns=[], success=False, scores={}, dropped=reason, detail=detail)
 
 
 class _Ended(Exception):

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 
 import zmq
 import zmq.asyncio
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 LOST = 3
 """Exit status of an actor that has lost its controller."""
+
+ANSWERS_WITHIN = 5.0
+"""Seconds in which a controller answers that one actor takes for lost."""
 
 CRASHES_PER_MINUTE = 3
 """Times the fleet's size that actors may crash within a minute before the fleet gives up."""
@@ -65,7 +69,13 @@ def _play(endpoint: str, actors: int, episodes: int, connect_seconds: float, key
     def body() -> None:
         asyncio.run(_act(endpoint, episodes, welcome, environment, prompter, keys))
 
-    return supervise([body] * actors)
+    def is_there() -> bool:
+        try:
+            return fetch_welcome(endpoint, ANSWERS_WITHIN, keys).session == welcome.session
+        except FleetError:
+            return False
+
+    return supervise([body] * actors, is_there)
 
 
 def fetch_welcome(endpoint: str, seconds: float, keys: Keys | None = None) -> Welcome:
@@ -85,9 +95,9 @@ def fetch_welcome(endpoint: str, seconds: float, keys: Keys | None = None) -> We
         return answer
 
 
-def supervise(bodies: list) -> bool:
-    """Run every body in a forked child; replace a child that crashed; return when all have ended by themselves, or one has lost the
-    controller, which is returned: the others are ended then.
+def supervise(bodies: list, is_there: Callable[[], bool]) -> bool:
+    """Run every body in a forked child; replace a child that crashed, or has lost the controller while that `is_there`; return when all
+    have ended by themselves, or the controller is lost, which is returned: the others are ended then.
 
     Raises FleetError when they crash so often that replacing them is pointless.
     """
@@ -100,7 +110,11 @@ def supervise(bodies: list) -> bool:
             if body is None or os.waitstatus_to_exitcode(status) == 0:
                 continue
             if os.waitstatus_to_exitcode(status) == LOST:
-                return True
+                if not is_there():
+                    return True
+                log.warning("actor %d alone had lost the controller: replaced", pid)
+                children[fork(body)] = body
+                continue
             now = time.monotonic()
             crashes = [t for t in crashes if t > now - 60] + [now]
             if len(crashes) > CRASHES_PER_MINUTE * len(bodies):

@@ -14,7 +14,10 @@ from learner.episode_log import EpisodeLog
 from learner.groups import GroupBuffer
 from protocol.arrivals import Arrivals
 from protocol.codec import FrameReader, Received, encode
-from protocol.messages import Ack, EpisodeKey, Message, Trajectory
+from protocol.messages import Ack, EpisodeKey, Message, Refused, Trajectory
+
+NOT_YET = "the learner has asked for no episode yet"
+"""What is wrong with an episode that may be sent again."""
 
 
 class Intake:
@@ -30,7 +33,7 @@ class Intake:
         arrived: Callable[[], None],
     ) -> None:
         """`socket`: the ROUTER to which actors are connected; nobody else uses it while `run` does. `flaw`: why a message is to be refused;
-        "" for an episode."""
+        "" for an episode. Whoever sends one that is refused is told."""
         self._arrivals = Arrivals(socket)
         self._log = log
         self._buffer = buffer
@@ -53,8 +56,11 @@ class Intake:
                 self._arrivals.send([peer, encode(Ack(keys=keys))])
 
     def _sound(self, received: Received) -> bool:
-        if flaw := self._flaw(received.message):
+        flaw = self._flaw(received.message)
+        if flaw:
             self._reader.refuse(received.peer, flaw)
+        if flaw not in ("", NOT_YET) and isinstance(received.message, Trajectory):
+            self._arrivals.send([received.peer, encode(Refused(key=received.message.key, why=flaw))])
         return not flaw
 
     def take(self, episodes: Sequence[tuple[Trajectory, bytes]]) -> None:

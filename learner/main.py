@@ -33,7 +33,7 @@ from config import Job
 from learner.checkpoint import IntakeState, latest
 from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
-from learner.intake import Intake
+from learner.intake import NOT_YET, Intake
 from learner.measure import evaluation_metrics, rollout_metrics
 from learner.outgoing import Outgoing
 from learner.publish import Publisher, Snapshot
@@ -309,7 +309,7 @@ class Learner:
         if not isinstance(message, Trajectory):
             return f"{type(message).__name__} is not for the learner"
         if self.training is None:
-            return "the learner has asked for no episode yet"
+            return NOT_YET
         learner, first = self._config.learner, self._buffer.next_group
         end = first + (learner.max_staleness + 1) * learner.groups  # there are no more slots
         return of_trajectory(

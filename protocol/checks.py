@@ -134,6 +134,9 @@ def _of_attempt(attempt: Attempt, bounds: Bounds, version: int) -> str:
     if not 0 <= attempt.thinking <= bounds.context:
         return f"{attempt.thinking} thinking tokens"
     end = 0
+    newest = max((span.version for span in attempt.spans), default=-1)
+    if newest > version:
+        return f"tokens from weights {newest}, and this run has made none after {version}: does another run use its engine?"
     for span in attempt.spans:
         if not (end <= span.start < span.stop <= length and -1 <= span.version <= version):
             return f"tokens {span.start} to {span.stop} of {length} from weights {span.version} of {version}"

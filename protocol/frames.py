@@ -17,6 +17,7 @@ from protocol.messages import (
     Load,
     Message,
     Published,
+    Refused,
     Revoked,
     ShardState,
     Shutdown,
@@ -48,6 +49,6 @@ class Confirmed(Message):
 
 ANY = (
     Hello | Welcome | Alive | Lease | Credit | Heartbeat | Shutdown | TurnRequest | TurnResult | TurnFailed | Trajectory | Ack
-    | EpisodeEnded | LearnerState | Published | GroupsDropped | Evaluate | Applied | ShardState | Load | Revoked | SignalFrame | Steer
-    | Stats | Numbered | Confirmed
+    | Refused | EpisodeEnded | LearnerState | Published | GroupsDropped | Evaluate | Applied | ShardState | Load | Revoked | SignalFrame
+    | Steer | Stats | Numbered | Confirmed
 )  # fmt: skip

@@ -8,7 +8,7 @@ little-endian bytes, with the element type in the field's comment (`protocol.arr
     actor       -> shard        TurnRequest, EpisodeEnded
     shard       -> actor        TurnResult, TurnFailed
     actor       -> learner      Trajectory
-    learner     -> actor        Ack
+    learner     -> actor        Ack, Refused
     learner     -> controller   LearnerState, Published, Evaluate, GroupsDropped, Shutdown
     controller  -> learner      Applied, Trajectory (an episode that no actor could finish)
     shard       -> controller   ShardState
@@ -256,6 +256,13 @@ class Ack(Message):
     """The learner has these episodes in its log: the actor may forget them."""
 
     keys: list[EpisodeKey]
+
+
+class Refused(Message):
+    """The learner cannot take this episode, however often it is sent."""
+
+    key: EpisodeKey
+    why: str
 
 
 class EpisodeEnded(Message):

@@ -19,6 +19,8 @@ def secret_name(shown: str) -> bytes:
 
 def shown_name(peer: bytes) -> str:
     """The part of a peer's name that logs and pages may show."""
+    if is_nameless(peer):
+        return f"nameless {peer.hex()}"
     return peer.partition(_BEFORE_SECRET)[0].decode(errors="replace")
 
 

@@ -20,12 +20,14 @@ from protocol.messages import (
     Ack,
     Alive,
     Credit,
+    DropReason,
     EpisodeEnded,
     EpisodeKey,
     Heartbeat,
     Lease,
     Message,
     Place,
+    Refused,
     Shutdown,
     Trajectory,
     TurnRequest,
@@ -117,6 +119,24 @@ async def test_an_episode_that_nobody_acknowledges_is_said_with_where_it_was_sen
     await asyncio.wait_for(playing, 10)
     said = next(record.getMessage() for record in caplog.records if "from the learner" in record.getMessage())
     assert KEY.id in said and "tcp://127.0.0.1:" in said and "learner.port" in said
+
+
+async def test_an_episode_that_the_learner_refuses_is_delivered_as_dropped_with_its_reason_and_the_actor_plays_on(bench: Bench) -> None:
+    playing = asyncio.create_task(bench.actor.run(1))
+    await bench.heard(bench.controller, Credit)
+    await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
+    await bench.heard(bench.controller, TurnRequest)
+    await bench.say(bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
+    assert (await bench.heard(bench.learner, Trajectory)).dropped is None
+    await bench.say(bench.learner, Refused(key=KEY, why="tokens that do not exist"))
+    notice = await bench.heard(bench.learner, Trajectory)
+    assert (notice.key, notice.dropped, notice.turns) == (KEY, DropReason.ENGINE_ERROR, [])
+    assert notice.detail == "the learner refuses it: tokens that do not exist"
+    await bench.say(bench.learner, Ack(keys=[KEY]))
+    assert (await bench.heard(bench.controller, EpisodeEnded)).key == KEY
+    await bench.heard(bench.controller, Credit)
+    await bench.say(bench.controller, Shutdown(reason="over"))
+    await asyncio.wait_for(playing, 10)
 
 
 async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_for(bench: Bench) -> None:

@@ -96,7 +96,7 @@ def test_what_actors_send_passes(sound: Trajectory) -> None:
         (trajectory(turns=[turn(kept=attempt(thinking=-1))]), "-1 thinking tokens"),
         (trajectory(turns=[turn(kept=attempt(spans=[Span(0, 4, 1)]))]), "tokens 0 to 4 of 3"),
         (trajectory(turns=[turn(kept=attempt(spans=[Span(1, 2, 1), Span(0, 1, 1)]))]), "tokens 0 to 1 of 3"),
-        (trajectory(turns=[turn(kept=attempt(spans=[Span(0, 3, 6)]))]), "from weights 6 of 5"),
+        (trajectory(turns=[turn(kept=attempt(spans=[Span(0, 3, 6)]))]), "from weights 6, and this run has made none after 5"),
         (trajectory(turns=[turn(kept=attempt(spans=[]))]), "weights for 0 of 3 tokens"),
         (trajectory(turns=[turn(kept=attempt(spans=[Span(0, 1, 1), Span(2, 3, 1)]))]), "weights for 2 of 3 tokens"),
         (trajectory(turns=[turn(rejected=[attempt(mask=b"")])]), "rejected: mask of 0 bytes"),

@@ -16,7 +16,7 @@ from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
 from learner.intake import Intake
 from protocol.codec import FrameReader, decode, encode
-from protocol.messages import DropReason, EpisodeEnded, EpisodeKey, Message, Trajectory
+from protocol.messages import DropReason, EpisodeEnded, EpisodeKey, Message, Refused, Trajectory
 
 
 def flaw(message: Message) -> str:
@@ -99,9 +99,11 @@ async def test_a_frame_that_cannot_be_read_costs_itself_alone(running: Bench):
     assert await running.acknowledged(1) == [(0, 0)]
 
 
-async def test_what_is_refused_is_neither_logged_nor_acknowledged(running: Bench):
+async def test_what_is_refused_is_neither_logged_nor_acknowledged_and_who_sent_an_episode_is_told(running: Bench):
     await running.deliver(trajectory(1000, 0), encode(EpisodeEnded(key=trajectory(0, 0).key, attempt=0)))
     await running.actor.send_multipart([encode(trajectory(0, 1)), b"more"])
+    refusal = decode(await asyncio.wait_for(running.actor.recv(), 5))
+    assert refusal == Refused(key=trajectory(1000, 0).key, why="not an episode that is being played")
     await running.deliver(trajectory(0, 0))
     assert await running.acknowledged(1) == [(0, 0)]
     assert running.intake._reader.dropped == 3 and running.writes == [1]
