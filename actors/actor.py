@@ -53,6 +53,9 @@ CONTROLLER_LOST_AFTER = 10
 ASK_AGAIN_AFTER = 10
 """Heartbeats without an answer, or an acknowledgement, after which the same is sent again. Who has it already does nothing twice."""
 
+CLOSE_SECONDS = 5.0
+"""What episodes that are broken off at the end of a run have for closing what they hold open."""
+
 SAY_EVERY = 3
 """Times that something is sent until it is said again that nobody answers."""
 
@@ -119,6 +122,7 @@ class Actor:
         finally:
             for connection in {self._controller, self._shard, self._learner}:
                 connection.close(linger=200)
+            await self._player.let_go(CLOSE_SECONDS)
         if lost is not None:  # only now: before Python 3.11.4, what is raised inside except* comes out in a group
             raise lost
 

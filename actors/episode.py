@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from hashlib import blake2b
-from math import isfinite
 
 import msgspec
 
-from envs.base import Environment, StepResult
-from envs.play import start_episode
-from protocol.arrays import INT32, pack, unpack
-from protocol.checks import MAX_REWARD, MAX_TURNS
+from actors.stage import Stage
+from actors.user_code import EpisodeThread, UserCodeFailed, home_of
+from envs.base import Environment
+from protocol.arrays import INT32, pack
+from protocol.checks import MAX_TURNS
 from protocol.codec import MAX_FRAME, encode
 from protocol.messages import DropReason, Lease, Trajectory, Turn, TurnFailed, TurnRequest, TurnResult
 from protocol.prompting import Prompter
@@ -75,108 +72,74 @@ class EpisodePlayer:
         self._step_timeout = step_timeout
         self._max_prompt_tokens = max_prompt_tokens
         self._anchor_texts = anchor_texts
+        self._home = home_of(environment)
+        self._closing: set[asyncio.Future] = set()
 
     async def play(self, lease: Lease) -> Trajectory | None:
         """The trajectory; dropped, with a reason, when the environment or the engine failed. None if it was cancelled."""
         played = _Played(lease)
+        stage = Stage(self._environment, self._prompter, self._max_prompt_tokens)
+        thread = EpisodeThread(self._home, self._step_timeout)
         try:
-            await self._play(lease, played)
+            await self._play(lease, played, stage, thread)
+        except UserCodeFailed as error:
+            log.warning("episode %s: %s\n%s", lease.key.id, error, error.trace)
+            return played.trajectory(dropped=DropReason.ENV_ERROR, detail=str(error))
         except _Ended as ended:
             if ended.reason is DropReason.CANCELLED:
                 return None
             return played.trajectory(dropped=ended.reason, detail=str(ended))
+        except asyncio.CancelledError:
+            thread.abandoned = True
+            raise
+        finally:
+            await self._close(lease, stage, thread)
         return played.trajectory()
 
-    async def _play(self, lease: Lease, played: _Played) -> None:
-        env = self._environment
-        episode = await self._guarded(start_episode, env, lease.split, lease.task_index, lease.seed)
-        with _environment_errors():
-            played.task, played.task_type = _text("task", episode.task), _text("task_type", episode.task_type)
-            view = env.view(episode)
+    async def let_go(self, seconds: float) -> None:
+        """Wait until what episodes that were broken off hold open is closed, for so long at most."""
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=seconds)
+
+    async def _play(self, lease: Lease, played: _Played, stage: Stage, thread: EpisodeThread) -> None:
+        opening = await thread.call(stage.begin, lease.split, lease.task_index, lease.seed)
+        played.task, played.task_type, prompt = opening.task, opening.task_type, opening.prompt
+        if prompt is None:
+            text = f"the first prompt has more than {self._max_prompt_tokens} tokens: raise engine.max_model_len, or lower env.history"
+            raise _Ended(DropReason.ENV_ERROR, text)
         while True:
-            with _environment_errors():
-                prompt = self._prompter.prompt(env.prompt(view))
-            if len(prompt) > self._max_prompt_tokens:
-                raise _Ended(DropReason.ENV_ERROR, f"a prompt of {len(prompt)} tokens: raise engine.max_model_len, or lower env.history")
             request = TurnRequest(
                 key=lease.key, attempt=lease.attempt, turn=len(played.turns), prompt=pack(prompt, INT32), permit=lease.permit
             )
             answer = await self._take_turn(request)
             if isinstance(answer, TurnFailed):
                 raise _Ended(answer.reason, answer.detail)
-            response = self._prompter.text(unpack(answer.kept.tokens, INT32).tolist())
-            with _environment_errors():
-                seen = _text("anchor()", episode.anchor())
-                parsed = env.parse(response, view.observation.admissible)
-                action, valid = _text("action", parsed.action), bool(parsed.valid)
-            result = await self._guarded(episode.step, action)
-            with _environment_errors():
-                reward, scores = _numbers(result, episode.scores)
-                played.turns.append(
-                    Turn(
-                        prompt=request.prompt, kept=answer.kept, rejected=answer.rejected, reward=reward, valid=valid,
-                        anchor=seen if self._anchor_texts else digest(seen), action=action,
-                    )
-                )  # fmt: skip
-                if result.done:
-                    played.success, played.scores = bool(result.success), scores
-                    return
-                view.record(action, result.observation)
+            moved = await thread.call(stage.move, answer.kept.tokens)
+            played.turns.append(
+                Turn(
+                    prompt=request.prompt, kept=answer.kept, rejected=answer.rejected, reward=moved.reward, valid=moved.valid,
+                    anchor=moved.anchor if self._anchor_texts else digest(moved.anchor), action=moved.action,
+                )
+            )  # fmt: skip
+            prompt = moved.prompt
+            if moved.done or prompt is None:
+                played.success, played.scores, played.overflowed = moved.success, moved.scores, not moved.done
+                return
+            if len(played.turns) == MAX_TURNS:
+                raise _Ended(DropReason.ENV_ERROR, f"the episode has no end after {MAX_TURNS:,} turns: lower env.max_turns")
 
-    async def _guarded(self, function: Callable, *args: object):
-        """Run a blocking call of the environment off the event loop."""
-        result = _in_thread(function, *args)
-        await asyncio.wait({result}, timeout=self._step_timeout)
-        if not result.done():
-            result.cancel()
-            raise _Ended(DropReason.ENV_ERROR, f"the environment took more than {self._step_timeout:g} s (actor.step_timeout)")
-        with _environment_errors():
-            return result.result()
-
-
-@contextmanager
-def _environment_errors() -> Iterator[None]:
-    """Whatever goes wrong inside ends the episode, and not the actor: the next one would be given the same lease."""
-    try:
-        yield
-    except Exception as error:
-        log.warning("the environment failed", exc_info=True)
-        raise _Ended(DropReason.ENV_ERROR, f"{type(error).__name__}: {error}") from error
-
-
-def _text(name: str, value: object) -> str:
-    """What the environment gave as `name`. TypeError if it is no text: the learner would refuse the episode, however often it is sent."""
-    if not isinstance(value, str):
-        raise TypeError(f"the environment gave {value!r} as {name}, which is a text")
-    return value
-
-
-def _numbers(result: StepResult, scores: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-    """Reward and scores as floats, whatever numbers they are (NumPy's, say). ValueError for those that cannot be computed with."""
-    try:
-        reward, found = float(result.reward), {str(name): float(score) for name, score in scores.items()}
-        sound = abs(reward) <= MAX_REWARD and all(map(isfinite, found.values()))
-    except (TypeError, ValueError):
-        sound = False
-    if not sound:
-        raise ValueError(f"the environment gave a reward of {result.reward}, and scores {dict(scores)}")
-    return reward, found
-
-
-def _in_thread(function: Callable, *args: object) -> asyncio.Future:
-    """What a call comes to, in a thread of its own: one that never ends holds up neither others, as it would in a pool, nor the end of
-    the process."""
-    result = Future()
-    result.set_running_or_notify_cancel()  # nobody can cancel it any more
-
-    def call() -> None:
-        try:
-            result.set_result(function(*args))
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=call, daemon=True, name="environment").start()
-    return asyncio.wrap_future(result)
+    async def _close(self, lease: Lease, stage: Stage, thread: EpisodeThread) -> None:
+        """Have what the episode holds open closed: now, or as soon as the call that hangs returns."""
+        ended = thread.end(stage.close)
+        self._closing.add(ended)
+        ended.add_done_callback(self._closing.discard)
+        if thread.abandoned:
+            return
+        await asyncio.wait({ended}, timeout=self._step_timeout)
+        if not ended.done():
+            log.warning("episode %s: close() takes more than %g s (actor.step_timeout): left to itself", lease.key.id, self._step_timeout)
+        elif ended.result()[0]:
+            log.warning("episode %s: close() failed: %s", lease.key.id, ended.result()[1])
 
 
 class _Played:
@@ -187,10 +150,12 @@ class _Played:
         self.task = self.task_type = ""
         self.turns: list[Turn] = []
         self.success = False
+        self.overflowed = False
         self.scores: dict[str, float] = {}
 
     def trajectory(self, dropped: DropReason | None = None, detail: str = "") -> Trajectory:
         return Trajectory(
             key=self._lease.key, attempt=self._lease.attempt, task_index=self._lease.task_index, task_type=self.task_type,
             task=self.task, success=self.success, turns=self.turns, scores=self.scores, dropped=dropped, detail=detail,
+            overflowed=self.overflowed,
         )  # fmt: skip

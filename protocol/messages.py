@@ -250,6 +250,8 @@ class Trajectory(Message):
     """What the benchmark reports beside success."""
     dropped: DropReason | None = None
     detail: str = ""
+    overflowed: bool = False
+    """Whether it ended because its next prompt would not have fitted into the context."""
 
 
 class Ack(Message):

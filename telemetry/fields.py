@@ -41,6 +41,7 @@ FIELDS: dict[str, Field] = {
     "success": Field("share", "policy", "value", "Episodes that reached their goal"),
     "reward": Field("1", "policy", "value", "Mean return of an episode, as the environment gives it"),
     "turns": Field("1", "policy", "value", "Mean turns of an episode"),
+    "overflowed_share": Field("share", "policy", "value", "Episodes that ended unsolved since their next prompt did not fit the context"),
     "valid_action_rate": Field("share", "policy", "value", "Turns whose action had the right form and was possible"),
     "response_tokens": Field("tokens", "policy", "value", "Mean length of a response"),
     "thinking_tokens": Field("tokens", "policy", "value", "Mean length of the thinking in it"),

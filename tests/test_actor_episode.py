@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import random
+import sys
 import threading
+from concurrent.futures import CancelledError
 from functools import cache
 from math import inf, nan
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import given as given_values
+from hypothesis import strategies as st
 
 import actors.episode
 from actors.episode import EpisodePlayer, digest, frame_of
@@ -16,10 +23,12 @@ from config import ModelSection
 from envs.base import EnvironmentFailure, Observation, ParsedAction, StepResult
 from envs.play import expert_episode
 from envs.registry import make_environment
+from learner.measure import evaluation_metrics, rollout_metrics
 from learner.tiny import CHAT_TEMPLATE, train_tokenizer
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
+from protocol.checks import Bounds, Open, of_trajectory
 from protocol.codec import decode, encode
-from protocol.messages import Attempt, DropReason, EpisodeKey, Lease, Span, StopReason, TurnFailed, TurnResult
+from protocol.messages import Attempt, DropReason, EpisodeKey, Lease, Span, StopReason, Trajectory, TurnFailed, TurnResult
 from protocol.prompting import Prompter
 
 LEASE = Lease(key=EpisodeKey(3, 1), attempt=0, split="held_out", task_index=5, seed=7)
@@ -150,12 +159,48 @@ async def answer(request):
     return result_of(request, "<think>a</think><action>look</action>")
 
 
-@pytest.mark.parametrize(("reward", "price"), [(nan, 0.5), (inf, 0.5), (-1e300, 0.5), (None, 0.5), (1.0, nan), (1.0, None)])
-async def test_a_reward_or_score_that_cannot_be_computed_with_drops_the_episode_and_says_so(reward: float | None, price: float | None):
-    environment = OneStep(lambda: StepResult(OneStep.observation, reward, done=True, success=True))
-    environment.scores = {"price": price}
+NO_NUMBERS = [nan, inf, 10**400, None, "1.0", 1j, np.array([1.0, 2.0])]
+NO_FLAGS = [None, "False", 2, nan, np.array([True, False]), []]
+NO_TEXTS = [None, b"bytes", 3, "x\ud800"]
+
+
+async def given(**changed: object) -> Trajectory:
+    """An episode of one step, in whose result, or in which, these things are changed."""
+    step = {name: changed.pop(name) for name in ("observation", "reward", "done", "success") if name in changed}
+    environment = OneStep(lambda: StepResult(**{"observation": OneStep.observation, "reward": 1.0, "done": True, "success": True} | step))
+    vars(environment).update(changed)
     trajectory = await player(answer, environment).play(LEASE)
-    assert trajectory.dropped is DropReason.ENV_ERROR and f"a reward of {reward}, and scores {{'price': {price}}}" in trajectory.detail
+    assert decode(frame_of(trajectory)).key == LEASE.key
+    return trajectory
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        *(("reward", {"reward": value}) for value in [*NO_NUMBERS, -1e300]),
+        *(("score price", {"scores": {"price": value}}) for value in NO_NUMBERS),
+        *(("scores", {"scores": value}) for value in (None, [("price", 1.0)], {str(i): 0.0 for i in range(101)})),
+        *(("the name of a score", {"scores": {value: 1.0}}) for value in ("x\ud800", "x" * 201)),
+        *(("done", {"done": value}) for value in NO_FLAGS),
+        *(("success", {"success": value}) for value in NO_FLAGS),
+        *(("task", {"task": value}) for value in NO_TEXTS),
+        *(("task_type", {"task_type": value}) for value in [*NO_TEXTS, "x" * 201]),
+        *(("anchor()", {"anchor": lambda value=value: value}) for value in NO_TEXTS),
+        *(("prompt()", {"prompt": lambda view, value=value: value}) for value in NO_TEXTS),
+        *(("action", {"parse": lambda *_, value=value: ParsedAction(value, valid=True)}) for value in [*NO_TEXTS, "x" * 2**21]),
+        *(("valid", {"parse": lambda *_, value=value: ParsedAction("look", value)}) for value in NO_FLAGS),
+        ("parse()", {"parse": lambda *_: "look"}),
+        *(("observation.text", {"done": False, "observation": Observation(value, ())}) for value in NO_TEXTS),
+        *(
+            ("observation.admissible", {"done": False, "observation": Observation("text", value)})
+            for value in (None, "look", [3], {"look": 1})
+        ),
+        ("observation", {"done": False, "observation": "text"}),
+    ],
+)
+async def test_what_is_no_number_no_text_or_no_flag_where_one_belongs_drops_the_episode_and_is_named(name: str, changed: dict):
+    trajectory = await given(**changed)
+    assert trajectory.dropped is DropReason.ENV_ERROR and name in trajectory.detail and len(trajectory.detail) < 700
 
 
 async def test_numbers_of_numpy_are_numbers():
@@ -178,24 +223,8 @@ async def test_an_environment_that_fails_in_whatever_it_is_asked_costs_the_episo
 
     monkeypatch.setattr(OneStep, method, fails)
     trajectory = await player(answer, OneStep(ends)).play(LEASE)
-    assert (trajectory.dropped, trajectory.detail) == (DropReason.ENV_ERROR, "KeyError: 'x'")
-
-
-@pytest.mark.parametrize(
-    ("method", "value", "name"),
-    [
-        ("task", None, "task"),
-        ("task_type", 3, "task_type"),
-        ("anchor", lambda self: b"bytes", "anchor()"),
-        ("parse", lambda *_: ParsedAction(None, valid=False), "action"),
-    ],
-)
-async def test_what_is_no_text_where_a_text_belongs_drops_the_episode_and_is_named(
-    method: str, value: object, name: str, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(OneStep, method, value)
-    trajectory = await player(answer, OneStep(ends)).play(LEASE)
-    assert trajectory.dropped is DropReason.ENV_ERROR and f" as {name}, which is a text" in trajectory.detail
+    place = f"tests/test_actor_episode.py:{fails.__code__.co_firstlineno + 1} in fails"
+    assert (trajectory.dropped, trajectory.detail) == (DropReason.ENV_ERROR, f"KeyError: 'x' ({place})")
 
 
 @pytest.mark.parametrize("limit", ["MAX_FRAME", "MAX_TURNS"])
@@ -228,14 +257,188 @@ async def test_what_the_environment_reports_beside_success_travels_with_the_epis
     assert trajectory.scores == {"price": 0.5} and not trajectory.success
 
 
-@pytest.mark.parametrize("error", [EnvironmentFailure("server down"), KeyError("x"), TimeoutError("of its own")])
-async def test_invariant_3_an_environment_error_is_a_dropped_episode_never_a_reward(error):
-    def step():
+class Mute(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("an error whose words fail")
+
+
+RAISED = [
+    EnvironmentFailure("server down"), KeyError("x"), TimeoutError("of its own"), StopIteration(), SystemExit(2), KeyboardInterrupt(),
+    GeneratorExit(), asyncio.CancelledError(), CancelledError(), ValueError("page \udce9 broke"), ValueError("x" * 10_000_000), Mute(),
+    ExceptionGroup("both", [ValueError("first"), KeyError("second")]), RecursionError(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["start", "view", "prompt", "anchor", "parse", "step"])
+@pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+async def test_invariant_3_an_environment_error_is_a_dropped_episode_never_a_reward(error: BaseException, method: str):
+    def fails(*_: object):
         raise error
 
-    trajectory = await player(answer, OneStep(step)).play(LEASE)
-    assert trajectory.dropped is DropReason.ENV_ERROR and trajectory.turns == []
-    assert trajectory.detail == f"{type(error).__name__}: {error}"
+    environment = OneStep(ends)
+    setattr(environment, method, fails)
+    async with asyncio.timeout(4):  # less than the step's timeout: it is said at once
+        trajectory = await player(answer, environment).play(LEASE)
+    sent = decode(frame_of(trajectory))
+    assert sent.dropped is DropReason.ENV_ERROR and sent.turns == [] and len(sent.detail) < 800
+    assert sent.detail.startswith(f"{type(error).__name__}: ")
+    assert f"(tests/test_actor_episode.py:{fails.__code__.co_firstlineno + 1} in fails)" in sent.detail
+
+
+async def test_an_error_inside_a_library_is_told_by_the_last_line_of_the_users_own_file():
+    def step() -> StepResult:
+        return json.loads("{")
+
+    detail = (await player(answer, OneStep(step)).play(LEASE)).detail
+    assert detail.startswith("JSONDecodeError: ")
+    assert detail.endswith(f"(tests/test_actor_episode.py:{step.__code__.co_firstlineno + 1} in step)")
+
+
+async def test_a_prompt_that_outgrows_the_context_ends_the_episode_unsolved_and_keeps_its_turns():
+    environment = OneStep(lambda: StepResult(OneStep.observation, 0.25, done=False, success=False))
+    lengths = iter([10, 20, 10**8])
+    environment.prompt = lambda view: "x " * next(lengths)
+    trajectory = decode(frame_of(await player(answer, environment, max_prompt_tokens=100).play(LEASE)))
+    assert trajectory.dropped is None and trajectory.overflowed and not trajectory.success
+    assert [turn.reward for turn in trajectory.turns] == [0.25, 0.25] and trajectory.scores == {"price": 0.5}
+    assert rollout_metrics([trajectory])["overflowed_share"] == evaluation_metrics([trajectory])["overflowed_share"] == 1
+
+
+async def test_an_episode_without_end_is_dropped_when_no_message_could_hold_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(actors.episode, "MAX_TURNS", 5)
+    environment = OneStep(lambda: StepResult(OneStep.observation, 0.0, done=False, success=False))
+    trajectory = await player(answer, environment).play(LEASE)
+    assert trajectory.dropped is DropReason.ENV_ERROR and "env.max_turns" in trajectory.detail
+
+
+class Threaded(OneStep):
+    """Notes the thread of each call."""
+
+    def __init__(self, step) -> None:
+        super().__init__(step)
+        self.threads: list[int] = []
+
+    def __getattribute__(self, name: str):
+        found = super().__getattribute__(name)
+        if name in ("start", "view", "prompt", "anchor", "parse", "step", "close"):
+            super().__getattribute__("threads").append(threading.get_ident())
+        return found
+
+    def close(self) -> None:
+        self.closed = threading.get_ident()
+
+
+async def test_all_of_an_episode_runs_in_one_thread_which_is_not_the_loops():
+    environment = Threaded(ends)
+    await player(answer, environment).play(LEASE)
+    assert len(set(environment.threads)) == 1 and environment.closed in environment.threads
+    assert threading.get_ident() not in environment.threads
+
+
+def fails_to_step() -> StepResult:
+    raise KeyError("x")
+
+
+async def no_engine(request):
+    return TurnFailed(key=request.key, attempt=0, turn=request.turn, reason=DropReason.ENGINE_ERROR, detail="down")
+
+
+async def cancelled(request):
+    return TurnFailed(key=request.key, attempt=0, turn=request.turn, reason=DropReason.CANCELLED, detail="")
+
+
+@pytest.mark.parametrize(("policy", "step"), [(answer, ends), (answer, fails_to_step), (no_engine, ends), (cancelled, ends)])
+async def test_an_episode_is_closed_once_however_it_ends(policy, step):
+    closed = []
+    environment = OneStep(step)
+    environment.close = lambda: closed.append(1)
+    await player(policy, environment).play(LEASE)
+    assert closed == [1]
+
+
+async def test_an_episode_whose_step_hangs_is_closed_when_the_step_returns_and_one_that_is_broken_off_too():
+    for broken_off in (False, True):
+        entered, release, closed = threading.Event(), threading.Event(), threading.Event()
+        environment = OneStep(lambda e=entered, r=release: (e.set(), r.wait())[1])
+        environment.close = closed.set
+        plays = player(answer, environment, step_timeout=5.0 if broken_off else 0.05)
+        playing = asyncio.create_task(plays.play(LEASE))
+        await asyncio.to_thread(entered.wait, 5)
+        if broken_off:
+            playing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await playing
+        else:
+            assert "actor.step_timeout), at tests/test_actor_episode.py:" in (await playing).detail
+        assert not closed.is_set()
+        release.set()
+        await plays.let_go(5)
+        assert closed.is_set()
+
+
+@pytest.mark.parametrize("close", [fails_to_step, lambda: sys.exit(1), lambda: threading.Event().wait()])
+async def test_a_close_that_raises_or_never_returns_changes_nothing(close):
+    environment = OneStep(ends)
+    environment.close = close
+    assert (await player(answer, environment, step_timeout=0.2).play(LEASE)).success
+
+
+async def test_the_seed_of_the_lease_reaches_a_start_that_takes_one():
+    environment, seeds = OneStep(ends), []
+    environment.start = lambda split, index, seed: (seeds.append(seed), environment)[1]
+    await player(answer, environment).play(LEASE)
+    assert seeds == [LEASE.seed]
+
+
+ANYTHING = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.text(alphabet="\ud800\udfffa"), st.binary(),
+        st.sampled_from([10**400, np.str_("x"), np.array([1, 2]), np.float32(1), np.True_, object(), OneStep.observation, ends()]),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        st.builds(StepResult, st.builds(Observation, inner, st.tuples(inner)), inner, inner, inner), st.builds(ParsedAction, inner, inner),
+    ),
+    max_leaves=6,
+)  # fmt: skip
+METHODS = ["start", "view", "prompt", "parse", "anchor", "step", "close", "task", "task_type", "scores", "observation"]
+
+
+class Arbitrary(OneStep):
+    """Raises, or gives, in some of what it is asked, what it was made with; in the rest it is as it should be."""
+
+    def __init__(self, behavior: dict[str, tuple[bool, object]]) -> None:
+        super().__init__(ends)
+        self._behavior = behavior
+
+    def __getattribute__(self, name: str):
+        behavior = super().__getattribute__("__dict__").get("_behavior", {})
+        if name not in behavior:
+            return super().__getattribute__(name)
+        raises, value = behavior[name]
+
+        def act(*_: object) -> object:
+            if raises:
+                raise value
+            return value
+
+        return act if callable(getattr(OneStep, name, None)) or name == "close" else act()
+
+
+@given_values(
+    st.dictionaries(
+        st.sampled_from(METHODS), st.one_of(st.tuples(st.just(True), st.sampled_from(RAISED)), st.tuples(st.just(False), ANYTHING))
+    )
+)
+@hypothesis.settings(max_examples=150, deadline=None)
+def test_whatever_user_code_raises_or_gives_ends_in_one_episode_that_the_learner_takes(behavior: dict[str, tuple[bool, object]]):
+    async def play() -> Trajectory:
+        return await player(answer, Arbitrary(behavior)).play(LEASE)
+
+    trajectory = decode(frame_of(asyncio.run(play())))
+    assert trajectory.key == LEASE.key
+    bounds = Bounds(vocabulary=600, context=4000, group_size=2)
+    assert of_trajectory(trajectory, bounds, Open(first_group=3, end_group=4, evaluations=0, evaluation_episodes=0, version=0)) == ""
 
 
 async def test_a_step_that_hangs_is_an_environment_error_that_names_the_timeout():

@@ -1,0 +1,167 @@
+"""What an episode asks of its environment, and what of the answers can be used: nothing else leaves the episode's thread."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from math import isfinite
+from typing import Any, NamedTuple, SupportsFloat
+
+from actors.user_code import UserCodeFailed, describe_value
+from envs.base import Environment, Episode, Split
+from envs.play import close_episode, start_episode
+from envs.view import View
+from protocol.arrays import INT32, unpack
+from protocol.checks import MAX_REWARD
+from protocol.prompting import Prompter
+
+MAX_NAME = 200
+"""Characters of a task type or a score's name: they become names of metrics."""
+MAX_SCORES = 100
+LONGEST_TOKEN = 256
+"""Characters of a token, at most: twice those of the longest one in use, a run of spaces."""
+MAX_TEXT = 1 << 20
+"""Characters of a task, an action or an anchor, which travel with the episode."""
+
+
+class Opening(NamedTuple):
+    """How an episode begins. `prompt` is None if it does not fit the context."""
+
+    task: str
+    task_type: str
+    prompt: list[int] | None
+
+
+class Moved(NamedTuple):
+    """What came of a response. `prompt` is the next one: None after the last turn, and if it does not fit the context."""
+
+    anchor: str
+    action: str
+    valid: bool
+    reward: float
+    done: bool
+    success: bool
+    scores: dict[str, float]
+    prompt: list[int] | None
+
+
+class Stage:
+    """One episode of an environment. Its methods run in the episode's thread, and raise whatever the environment raises, or UserCodeFailed
+    for what it gives that is of no use."""
+
+    def __init__(self, environment: Environment, prompter: Prompter, max_prompt_tokens: int) -> None:
+        self._environment = environment
+        self._prompter = prompter
+        self._max_prompt_tokens = max_prompt_tokens
+        self._max_prompt_characters = max_prompt_tokens * LONGEST_TOKEN
+        self._episode: Episode | None = None
+        self._view: View | None = None
+
+    def begin(self, split: Split, index: int, seed: int) -> Opening:
+        """Start the task, up to the first prompt."""
+        self._episode = start_episode(self._environment, split, index, seed)
+        task = text_of("task", self._episode.task)
+        task_type = text_of("task_type", self._episode.task_type, MAX_NAME)
+        self._view = self._environment.view(self._episode)
+        return Opening(task, task_type, self._prompt())
+
+    def move(self, tokens: bytes) -> Moved:
+        """Carry out the response, up to the next prompt."""
+        response = self._prompter.text(unpack(tokens, INT32).tolist())
+        anchor = text_of("anchor()", self._episode.anchor())
+        parsed = self._environment.parse(response, self._view.observation.admissible)
+        action = text_of("action", _attribute("parse()", parsed, "action"))
+        valid = flag_of("valid", _attribute("parse()", parsed, "valid"))
+        result = self._episode.step(action)
+        reward = number_of("reward", _attribute("step()", result, "reward"))
+        if abs(reward) > MAX_REWARD:
+            raise UserCodeFailed(f"the environment gave a reward of {reward:g}, and more than {MAX_REWARD:g} cannot be trained on")
+        done = flag_of("done", _attribute("step()", result, "done"))
+        scores = scores_of(self._episode.scores)
+        if done:
+            success = flag_of("success", _attribute("step()", result, "success"))
+            return Moved(anchor, action, valid, reward, True, success, scores, None)
+        self._view.record(action, check_observation(_attribute("step()", result, "observation")))
+        return Moved(anchor, action, valid, reward, False, False, scores, self._prompt())
+
+    def close(self) -> None:
+        """Let go of what the episode holds open. Nothing to do for one that did not start."""
+        episode, self._episode = self._episode, None
+        if episode is not None:
+            close_episode(episode)
+
+    def _prompt(self) -> list[int] | None:
+        """The prompt of the current turn; None if it has too many tokens. One that is far too long is not made into tokens."""
+        text = text_of("prompt()", self._environment.prompt(self._view), None)
+        if len(text) > self._max_prompt_characters:
+            return None
+        tokens = self._prompter.prompt(text)
+        return tokens if len(tokens) <= self._max_prompt_tokens else None
+
+
+def text_of(name: str, value: object, limit: int | None = MAX_TEXT) -> str:
+    """What the environment gave as `name`, a text that can be sent. UserCodeFailed if it is none: the learner would refuse the episode,
+    however often it is sent."""
+    if not isinstance(value, str):
+        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, which is a text")
+    text = str.__str__(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserCodeFailed(f"the environment gave {describe_value(text)} as {name}, which is no UTF-8") from None
+    if limit is not None and len(text) > limit:
+        raise UserCodeFailed(f"the environment gave {len(text):,} characters as {name}, of which {limit:,} can be sent")
+    return text
+
+
+def number_of(name: str, value: object) -> float:
+    """A finite number as a float, whatever number it is (NumPy's, say). UserCodeFailed for what is none."""
+    try:
+        number = float(value) if isinstance(value, SupportsFloat) else None
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number is None or not isfinite(number):
+        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, which is a finite number")
+    return number
+
+
+def flag_of(name: str, value: object) -> bool:
+    """True or False, or a number that is 1 or 0. UserCodeFailed for what is neither, such as None or a text."""
+    try:
+        number = float(value) if isinstance(value, SupportsFloat) else None
+    except (TypeError, ValueError, OverflowError):
+        number = None
+    if number not in (0.0, 1.0):
+        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, which is True or False")
+    return bool(number)
+
+
+def scores_of(scores: object) -> dict[str, float]:
+    """Scores by name. UserCodeFailed for what is no mapping of names to finite numbers."""
+    if not isinstance(scores, Mapping):
+        raise UserCodeFailed(f"the environment gave {describe_value(scores)} as scores, which map names to numbers")
+    items = list(itertools.islice(scores.items(), MAX_SCORES + 1))
+    if len(items) > MAX_SCORES:
+        raise UserCodeFailed(f"the environment gave more than {MAX_SCORES} scores")
+    found = {}
+    for name, value in items:
+        text = text_of("the name of a score", str(name), MAX_NAME)
+        found[text] = number_of(f"score {text}", value)
+    return found
+
+
+def check_observation(observation: Any) -> Any:
+    """An observation whose parts are what they should be. UserCodeFailed for others."""
+    text_of("observation.text", _attribute("observation", observation, "text"), None)
+    admissible = _attribute("observation", observation, "admissible")
+    if not isinstance(admissible, tuple | list) or not all(isinstance(action, str) for action in admissible):
+        raise UserCodeFailed(f"the environment gave {describe_value(admissible)} as observation.admissible, which is a tuple of texts")
+    return observation
+
+
+def _attribute(name: str, value: object, attribute: str) -> Any:
+    """One part of what a method gave."""
+    try:
+        return getattr(value, attribute)
+    except AttributeError:
+        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, which has no {attribute}") from None
