@@ -174,9 +174,11 @@ def actor(arguments: list[str]) -> int:
         raise ConfigError("--actors and --episodes must be at least 1")
     from actors.fleet import FleetError, run_fleet
     from protocol.security import KeysError, is_loopback, load_keys
+    from supervisor.endpoints import check_ipv4
 
     if not _is_address(options.connect):
         raise ConfigError(f"--connect: {options.connect} is no address; write tcp://HOST:PORT")
+    check_ipv4("--connect", urlsplit(options.connect).hostname)
     if not options.keys and not is_loopback(options.connect):
         raise ConfigError("--keys: another machine's job admits those alone who have a key; run.py keys makes them where the job runs")
     try:

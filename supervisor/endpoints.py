@@ -50,10 +50,27 @@ def check_shards(config: Config) -> None:
         raise ConfigError(f"controller.host: with controller.hosts, give an address at which they find this machine, not {settings.host}")
 
 
+def check_ipv4(setting: str, host: str) -> None:
+    """Raises ConfigError for the address of another machine that is IPv6, or a name that has no other one: our sockets are IPv4's. A name
+    that nobody knows may still get known."""
+    if not host:
+        return
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return
+    if all(family == socket.AF_INET6 for family, *_ in found):
+        raise ConfigError(f"{setting}: {host} is an IPv6 address, and a run uses IPv4; give an IPv4 address of that machine")
+
+
 def check_hosts(config: Config) -> None:
     """Raises ConfigError when what listens here would do so at an address that is another machine's, or nobody's."""
+    for host in config.controller.hosts:
+        check_ipv4("controller.hosts", host)
     hosts = {"controller.host": config.controller.host, "dashboard.host": config.dashboard.host}
-    if not config.learner.launch:
+    if config.learner.launch:
+        check_ipv4("learner.host", config.learner.host)
+    else:
         hosts["learner.host"] = config.learner.host  # empty: any address will do here, and controller.host is taken
     for name, host in hosts.items():
         with socket.socket() as probe:

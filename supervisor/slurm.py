@@ -9,6 +9,11 @@ from pathlib import Path
 
 from supervisor.machines import Machines, keys_of, run_settings, weights_of
 
+_BRIDGES = r"/^(127|169\.254)\.|^(172\.(1[7-9]|2[0-9]|3[01])\.0|10\.88\.0|10\.0\.3|192\.168\.122)\.1$/"
+_PICK = f"{{for (i = NF; i; i--) if ($i !~ /:/) {{any = $i; if ($i !~ {_BRIDGES}) best = $i}}}}"
+_NONE = 'if (!any) {print node " has no IPv4 address" > "/dev/stderr"; exit 1}'
+_ADDRESS = f"""address() {{ on "$1" hostname -I | awk -v node="$1" '{_PICK} END {{{_NONE}; print best ? best : any}}'; }}"""
+
 
 def batch_script(directory: Path, root: Path, machines: Machines, time: str, sbatch: Sequence[str], overrides: dict[str, str]) -> str:
     """`directory`: of the run; `root`: of the project; both are on a disk that all machines see, as is the Python that runs this.
@@ -34,7 +39,8 @@ def batch_script(directory: Path, root: Path, machines: Machines, time: str, sba
         "",
         'nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))',
         'on() { local node=$1; shift; srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" "$@"; }',
-        "address() { on \"$1\" hostname -I | cut -d' ' -f1; }",
+        "# The first IPv4 address that is no bridge's of Docker, Podman, LXC or libvirt: others reach the machine there.",
+        _ADDRESS,
         'head=$(address "${nodes[0]}")',
         "",
         '[[ -e "$keys/actors" ]] || "$python" run.py keys "$keys" actors',

@@ -17,7 +17,8 @@ import supervisor.job
 from config import ConfigError
 from controller.welcome import welcome
 from protocol.security import make_keys
-from supervisor.endpoints import free_port
+from supervisor.cli import main
+from supervisor.endpoints import check_hosts, free_port
 from supervisor.job import clean_up, job_file, prepare, weights_dir
 from supervisor.options import values_of
 from supervisor.settings import resolve
@@ -205,6 +206,17 @@ def test_a_host_that_is_not_this_machine_is_refused_by_the_name_of_its_setting(t
     ):
         prepare(resolve(overrides=settings), resume=False, model=None)
     assert not (tmp_path / "run").exists()
+
+
+def test_another_machine_at_an_ipv6_address_is_refused(capsys: pytest.CaptureFixture):
+    for refuse in (
+        lambda: check_hosts(resolve(overrides={"controller.hosts": "10.0.0.2,fd00::17"})),
+        lambda: check_hosts(resolve(overrides={"learner.launch": "srun", "learner.host": "fd00::17"})),
+    ):
+        with pytest.raises(ConfigError, match=r"fd00::17 is an IPv6 address, and a run uses IPv4; give"):
+            refuse()
+    assert main(["actor", "--connect", "tcp://[::1]:5555"]) == 2
+    assert "--connect: ::1 is an IPv6 address" in capsys.readouterr().err
 
 
 def test_listening_to_other_machines_without_keys_is_refused_naming_the_command(tmp_path: Path):

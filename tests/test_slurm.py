@@ -69,6 +69,33 @@ def test_each_machine_gets_its_part(tmp_path: Path, slurm: Path, monkeypatch: py
     assert actors == [f"node3: {plays}", f"node4: {plays}"]
 
 
+@pytest.mark.parametrize(
+    ("addresses", "taken"),
+    [
+        ("fd00::17 10.1.0.17", "10.1.0.17"),
+        ("172.17.0.1 10.1.0.17", "10.1.0.17"),
+        ("172.31.0.1 192.168.122.1 10.88.0.1 172.17.3.4 10.1.0.17", "172.17.3.4"),
+        ("127.0.1.1 169.254.3.3 10.1.0.17 172.17.0.1", "10.1.0.17"),
+        ("172.17.0.1", "172.17.0.1"),
+    ],
+)
+def test_a_machine_is_known_by_the_address_that_others_reach(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch, addresses: str, taken: str
+):
+    (slurm / "hostname").write_text(f"#!/bin/bash\necho '{addresses} '\n")
+    assert main(["slurm", str(tmp_path / "run")]) == 0
+    _, head, _ = told(tmp_path / "run.sbatch", slurm, "node1,node2", monkeypatch)
+    assert f"--controller.host={taken} " in head
+
+
+def test_a_machine_without_an_ipv4_address_is_named(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch):
+    (slurm / "hostname").write_text("#!/bin/bash\necho fd00::17\n")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "node1,node2")
+    assert main(["slurm", str(tmp_path / "run")]) == 0
+    ended = subprocess.run(["bash", str(tmp_path / "run.sbatch")], capture_output=True, text=True, timeout=30)
+    assert ended.returncode != 0 and "node1 has no IPv4 address" in ended.stderr
+
+
 def test_shards_get_machines_of_their_own_with_their_engines(tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch):
     arguments = ["--shard-nodes", "2", "--learner-node", "--engine.count", "6"]
     assert main(["slurm", str(tmp_path / "run"), *arguments]) == 0
