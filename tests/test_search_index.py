@@ -15,6 +15,14 @@ SMALL = Index(["The capital of Bhutan is Thimphu.", ""])
 TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join), min_size=1, max_size=12)
 
 
+def test_many_are_the_same_as_a_few_at_a_time():
+    index = Index(passages())
+    many = index.search("capital of the country in Asia", 500)
+    assert len(many) > 300
+    assert many[:32] == index.search("capital of the country in Asia", 32)
+    assert many == sorted(many, key=lambda hit: (-hit[1], hit[0]))
+
+
 def slow_scores(texts: list[str], query: str) -> list[float]:
     """Lucene's BM25, written down."""
     documents = [Counter(tokenize(text)) for text in texts]

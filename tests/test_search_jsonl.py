@@ -24,7 +24,12 @@ GOOD = {"question": "Who?", "answers": ["me"]}
 
 def test_passages_are_read_in_both_forms(written):
     path = written({"id": "7", "contents": '"Paro"\nA town.'}, b"", {"title": "Haa", "text": "A valley."}, {"text": "Alone."})
-    assert read_corpus(path) == ['"Paro"\nA town.', '"Haa"\nA valley.', "Alone."]
+    assert read_corpus(path).texts == ['"Paro"\nA town.', '"Haa"\nA valley.', "Alone."]
+
+
+def test_passages_keep_their_ids_and_are_numbered_where_they_have_none(written):
+    rows = ({"id": "wiki-7", "text": "a"}, {"text": "b"}, {"_id": 5, "text": "c"}, {"id": None, "_id": "d", "title": None, "text": "d"})
+    assert read_corpus(written(*rows)).ids == ["wiki-7", "1", 5, "d"]
 
 
 def test_questions_are_read_with_and_without_a_source(written):
@@ -33,8 +38,14 @@ def test_questions_are_read_with_and_without_a_source(written):
     assert {*questions["train"], *questions["held_out"]} == {Question("Who?", ("me", "I"), "nq"), Question("Where?", ("here",), "mine")}
 
 
+@pytest.mark.parametrize("answers", [{"golden_answers": ["me", "I"]}, {"answers": ["me", "I"]}])
+def test_answers_are_read_under_the_names_that_data_sets_give_them(written, answers):
+    questions = read_questions(written({"question": "Who?", **answers}, {"question": "Where?", "answer": "here"}))
+    assert {question.answers for split in questions.values() for question in split} == {("me", "I"), ("here",)}
+
+
 def test_half_a_character_is_replaced(written):
-    assert read_corpus(written(b'{"contents": "Paro \\ud83d"}')) == ["Paro ?"]
+    assert read_corpus(written(b'{"contents": "Paro \\ud83d"}')).texts == ["Paro ?"]
 
 
 def test_a_tenth_of_the_questions_is_held_out_whatever_their_order(written):
@@ -81,6 +92,7 @@ def test_a_malformed_line_of_questions_is_named(written, line, message):
     [
         ({"id": "2"}, "line 2: there is neither contents nor text"),
         ({"contents": None}, "line 2: contents is null, not a text"),
+        ({"id": [1], "text": "x"}, r"line 2: id is \[1\], not a text or a whole number"),
         ({"title": 1, "text": "x"}, "line 2: title is 1, not a text"),
         ({"text": ["x" * 100]}, r"line 2: text is .{61}, not a text"),
     ],

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from envs.base import EnvironmentFailure
 from envs.search.environment import Search
+from envs.search.facts import passages
 from envs.search.index import Index
 from envs.search.remote import Remote
 from envs.search.server import main, make_app
@@ -91,6 +92,30 @@ async def test_three_passages_are_answered_if_nothing_is_said():
     async with serving(make_app(Index(["Paro"] * 5))) as url:
         _, answer = await post(url, {"queries": ["Paro"], "topk": None})
     assert len(answer["result"][0]) == 3
+
+
+async def test_documents_are_answered_by_their_own_ids():
+    async with serving(make_app(INDEX, ["x", 7, "wiki/2"])) as url:
+        _, answer = await post(url, {"queries": ["Paro", "Peru"], "topk": 1})
+    assert [hits[0]["id"] for hits in answer["result"]] == ["wiki/2", 7]
+
+
+async def test_a_light_request_is_answered_while_a_heavy_one_is_under_way():
+    async with serving(make_app(Index(passages()))) as url:
+        heavy = asyncio.ensure_future(post(url, {"queries": ["the capital city"] * 4096, "topk": 10}))
+        asked = 0
+        while not heavy.done():
+            status, _ = await post(url, {"query": "Paro", "topk": 1})
+            asked += status == 200
+        assert (await heavy)[0] == 200
+    assert asked > 3
+
+
+async def test_an_answer_is_bounded_and_the_error_says_by_what():
+    async with serving(make_app(Index([f"Paro {'x' * (1 << 20)}"] * 10))) as url:
+        status, answer = await post(url, {"queries": ["Paro"] * 9, "topk": 10})
+    assert status == 413
+    assert "larger than 64 MiB" in answer["error"] and "topk" in answer["error"]
 
 
 @pytest.mark.parametrize(
@@ -314,6 +339,26 @@ async def test_a_failed_search_takes_no_turn_and_earns_no_reward():
         result = await asyncio.to_thread(episode.step, "<search>Paro</search>")
     assert result.done
     assert "Doc 1: Paro is in Bhutan." in result.observation.text
+
+
+def through(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("http_proxy", "HTTP_PROXY"):
+        monkeypatch.setenv(name, proxy)
+
+
+async def test_a_server_on_this_machine_is_asked_directly_whatever_proxy_is_set(monkeypatch: pytest.MonkeyPatch):
+    through(monkeypatch, "http://127.0.0.1:9")
+    async with serving(make_app(INDEX)) as url:
+        for host in ("127.0.0.1", "localhost"):
+            assert await ask(url.replace("127.0.0.1", host), "Paro", 1) == [TEXTS[2]]
+
+
+async def test_an_error_names_the_proxy_that_was_asked_without_its_password(monkeypatch: pytest.MonkeyPatch):
+    through(monkeypatch, "http://me:secret@127.0.0.1:9")
+    with pytest.raises(EnvironmentFailure, match=r"refused.* \(asked through http_proxy 127\.0\.0\.1:9; no_proxy=retriever\.test"):
+        await ask("http://retriever.test:8000", deadline_seconds=0.3)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/retrieve", "http://", "http://host:port", "http://[half"])

@@ -27,13 +27,17 @@ PASSAGES = ["The capital of Bhutan is Thimphu.", "The capital of Peru is Lima.",
 INDEX = Index(PASSAGES)
 
 
-@given(answer=TEXTS, targets=st.lists(TEXTS, max_size=3))
+ANSWERS = TEXTS.filter(normalize)
+"""Of which something is left; skyrl-gym takes any other answer for any target of which nothing is left, and we do not."""
+
+
+@given(answer=ANSWERS, targets=st.lists(TEXTS, max_size=3))
 def test_it_agrees_with_skyrl_gym(answer, targets):
     assert normalize(answer) == reference.normalize_answer(answer)
     assert is_right(answer, targets) == bool(reference.em_check(answer, targets))
 
 
-@given(thought=UNTAGGED, answer=UNTAGGED, targets=st.lists(TEXTS, min_size=1, max_size=3))
+@given(thought=UNTAGGED, answer=ANSWERS.filter(lambda text: "<" not in text), targets=st.lists(TEXTS, min_size=1, max_size=3))
 def test_a_response_with_an_answer_earns_what_it_does_in_skyrl_gym(thought, answer, targets):
     response = f"<think>{thought}</think> <answer>{answer}</answer>"
     episode = SearchEpisode(Question("Who?", tuple(targets), "test"), Index(["x"]), topk=1, max_turns=1)

@@ -12,6 +12,9 @@ from envs.base import ParsedAction
 
 KINDS = ("search", "answer")
 _BLOCK = {kind: re.compile(rf"<{kind}>(.*?)</{kind}>", re.DOTALL | re.IGNORECASE) for kind in KINDS}
+_AT_THE_END = {kind: re.compile(rf"<{kind}>.*?</{kind}>\s*\Z", re.DOTALL | re.IGNORECASE) for kind in KINDS}
+_RESULTS = re.compile(r"</?information>", re.IGNORECASE)
+_THINK = re.compile(r"</?think>", re.IGNORECASE)
 _OPENING = {kind: re.compile(rf"<{kind}>", re.IGNORECASE) for kind in KINDS}
 
 
@@ -21,15 +24,28 @@ def act(kind: str, text: str) -> str:
 
 
 def parse_tags(response: str) -> ParsedAction:
-    """The first search, or else the first answer; "" if there is neither.
+    """The first search, or else the first answer, after the thought if there is one there; "" if there is neither.
 
-    Valid: exactly one of the two, once. Tags are matched in any case, and whatever stands around them is ignored.
+    Valid: exactly one of the two, once, behind the thought and at the end: what follows the tag would be results of the agent's own.
+    Nor may it write any before. Tags are matched in any case.
     """
-    opened = [len(_OPENING[kind].findall(response)) for kind in KINDS]
-    for kind in KINDS:
-        if block := _BLOCK[kind].search(response):
-            return ParsedAction(act(kind, block[1]), sum(opened) == 1)
+    opened = sum(len(_OPENING[kind].findall(response)) for kind in KINDS)
+    said, thinking = _after_thought(response)
+    for text in (said, response):
+        for kind in KINDS:
+            if block := _BLOCK[kind].search(text):
+                at_the_end = _AT_THE_END[kind].search(said) is not None
+                valid = opened == 1 and at_the_end and not thinking and not _RESULTS.search(response)
+                return ParsedAction(act(kind, block[1]), valid)
     return ParsedAction("", False)
+
+
+def _after_thought(response: str) -> tuple[str, bool]:
+    """(what stands behind the last tag of a thought, whether that tag opens one, so that all of it is still thought)."""
+    tags = list(_THINK.finditer(response))
+    if not tags:
+        return response, False
+    return response[tags[-1].end() :], not tags[-1][0].startswith("</")
 
 
 def format_tags(thought: str, action: str) -> str:

@@ -76,7 +76,7 @@ class Search:
         self._history = history
         # Read and indexed before a fork, so that processes share it.
         self._questions = read_questions(questions) if questions else generated_questions()
-        self._retriever: Retriever = Remote(url) if url else Index(read_corpus(corpus) if corpus else passages())
+        self._retriever: Retriever = Remote(url) if url else Index(read_corpus(corpus).texts if corpus else passages())
 
     def size(self, split: Split) -> int:
         """Number of questions."""

@@ -15,6 +15,9 @@ import numpy as np
 # Lucene's default is 1.2 and 0.75; these are Anserini's for passages.
 K1, B = 0.9, 0.4
 
+_FEW = 32
+"""Passages up to which the best are looked for one by one."""
+
 # A dot before a word belongs to it: ".at" is a domain, "at" is nothing.
 _WORD = re.compile(r"(?<!\w)\.\w+|\w+")
 
@@ -59,7 +62,10 @@ class Index:
             if term is not None:
                 where = slice(self._bounds[term], self._bounds[term + 1])
                 scores[self._passages[where]] += self._weights[where]
-        best = []
+        best: list[tuple[int, float]] = []
+        if topk > _FEW:
+            order = np.argsort(-scores, kind="stable")[:topk]
+            return [(int(number), float(scores[number])) for number in order if scores[number] > 0]
         # For the few that are wanted, looking for the greatest again and again is faster than any sorting.
         for _ in range(min(topk, len(self.texts))):
             first = int(scores.argmax())

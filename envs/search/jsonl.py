@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from envs.base import Split
 from envs.search.questions import Question
@@ -15,33 +15,64 @@ from envs.search.questions import Question
 HELD_OUT_SHARE = 0.1
 
 
-def read_corpus(path: str) -> list[str]:
-    """Passages, from `{"contents": …}` as Search-R1 has them, or from `{"title": …, "text": …}`; title is optional."""
-    texts = []
+ANSWER_FIELDS = ("answers", "golden_answers", "answer")
+"""Names of the field with the answers, as data sets call it: `golden_answers` in Search-R1 and FlashRAG, `answer` in HotpotQA."""
+
+_ID_FIELDS = ("id", "_id")
+
+
+class Corpus(NamedTuple):
+    """Passages, and the id of each as the file has it, or else its number, from 0."""
+
+    ids: list[str | int]
+    texts: list[str]
+
+
+def read_corpus(path: str) -> Corpus:
+    """Passages, from `{"contents": …}` as Search-R1 has them, or from `{"title": …, "text": …}`.
+
+    `title` and `id` (or `_id`) are optional.
+    """
+    corpus = Corpus([], [])
     for where, row in _rows(path, "search.corpus"):
+        corpus.ids.append(_passage_id(row, len(corpus.ids), where))
         if "contents" in row:
-            texts.append(_text(row, "contents", where))
+            corpus.texts.append(_text(row, "contents", where))
         elif "text" in row:
-            title = _text(row, "title", where) if "title" in row else ""
-            texts.append(f'"{title}"\n{_text(row, "text", where)}' if title else _text(row, "text", where))
+            title = _text(row, "title", where) if row.get("title") else ""
+            text = _text(row, "text", where)
+            corpus.texts.append(f'"{title}"\n{text}' if title else text)
         else:
             raise ValueError(f"{where}: there is neither contents nor text")
-    return texts
+    return corpus
+
+
+def _passage_id(row: dict[str, Any], number: int, where: str) -> str | int:
+    field = next((field for field in _ID_FIELDS if row.get(field) is not None), None)
+    if field is None:
+        return str(number)
+    value = row[field]
+    if isinstance(value, str):
+        return encodable(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{where}: {field} is {_shown(row, field)}, not a text or a whole number")
+    return value
 
 
 def read_questions(path: str) -> dict[Split, tuple[Question, ...]]:
-    """Questions from `{"question": …, "answers": […], "source": …}`; `answers` may be one text, `source` is optional. Of a question that
-    is there several times, all answers are right.
+    """Questions from `{"question": …, "answers": […], "source": …}`; `answers` may be one text and go by another name of
+    `ANSWER_FIELDS`, `source` is optional. Of a question that is there several times, all answers are right.
 
     One question in ten is held out, at least one: which ones depends on their texts alone, not on their order.
     """
     questions: dict[str, Question] = {}
     for where, row in _rows(path, "search.questions"):
         text = _text(row, "question", where)
-        answers = row.get("answers")
+        field = next((field for field in ANSWER_FIELDS if field in row), ANSWER_FIELDS[0])
+        answers = row.get(field)
         answers = [answers] if isinstance(answers, str) else answers
         if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
-            raise ValueError(f"{where}: answers is {_shown(row, 'answers')}, not a text or a list of texts")
+            raise ValueError(f"{where}: {field} is {_shown(row, field)}, not a text or a list of texts")
         source = _text(row, "source", where) if "source" in row else Path(path).stem
         known = questions.get(text, Question(text, (), source))
         questions[text] = replace(known, answers=tuple(dict.fromkeys([*known.answers, *map(encodable, answers)])))

@@ -10,13 +10,14 @@ client has no loop to run in, and a query costs the server more than the connect
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import random
 import time
 import urllib.error
 import urllib.request
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import SplitResult, urlsplit
 
 from envs.base import EnvironmentFailure
 from envs.search.jsonl import encodable
@@ -39,7 +40,30 @@ class _EveryStatus(urllib.request.HTTPErrorProcessor):
     https_response = http_response
 
 
-_OPENER = urllib.request.build_opener(_EveryStatus)
+
+class _Route(NamedTuple):
+    """How a server is reached. `named`: the proxy between, for errors; "" if there is none."""
+
+    opener: urllib.request.OpenerDirector
+    named: str
+
+
+def _route(parts: SplitResult) -> _Route:
+    """Through the proxy that the environment names, but straight to this machine: a proxy has a loopback of its own."""
+    host = parts.hostname or ""
+    proxy = urllib.request.getproxies().get(parts.scheme, "")
+    if not proxy or _is_loopback(host) or urllib.request.proxy_bypass(host):
+        return _Route(urllib.request.build_opener(_EveryStatus, urllib.request.ProxyHandler({})), "")
+    # Without the user and the password that may stand before the @.
+    named = f" (asked through {parts.scheme}_proxy {proxy.rpartition('@')[2].rpartition('//')[2]}; no_proxy={host} asks it directly)"
+    return _Route(urllib.request.build_opener(_EveryStatus), named)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 class Retriever(Protocol):
@@ -66,6 +90,7 @@ class Remote:
         if not good:
             raise ValueError(f"search.url: {url!r} is not an address like http://host:8000/retrieve")
         self._url = url if parts.path.strip("/") else parts._replace(path="/retrieve").geturl()
+        self._route = _route(parts)
         self._attempt_seconds = attempt_seconds
         self._deadline_seconds = deadline_seconds
         self._takes_one = False
@@ -83,7 +108,9 @@ class Remote:
                     cause = error  # an attempt that the deadline cut short says less than the one before it
                 wait = pause * random.uniform(0.5, 1)  # many actors lose their server at the same moment
                 if time.monotonic() + wait >= deadline:
-                    raise EnvironmentFailure(f"{self._url} did not answer within {self._deadline_seconds:g} s: {cause}") from None
+                    raise EnvironmentFailure(
+                        f"{self._url} did not answer within {self._deadline_seconds:g} s: {cause}{self._route.named}"
+                    ) from None
                 time.sleep(wait)
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
@@ -95,7 +122,7 @@ class Remote:
             if status == 200:
                 self._takes_one = one
                 return self._texts(answer)[:topk]
-            refusal = f"{self._url} answered {status}: {answer[:200].decode(errors='replace')}"
+            refusal = f"{self._url} answered {status}: {answer[:200].decode(errors='replace')}{self._route.named}"
             if status not in _REFUSED_FORM:
                 break
         raise EnvironmentFailure(refusal)
@@ -105,7 +132,7 @@ class Remote:
         until = min(deadline, time.monotonic() + self._attempt_seconds)
         request = urllib.request.Request(self._url, json.dumps(body).encode(), {"Content-Type": "application/json"})
         try:
-            with _OPENER.open(request, timeout=max(0.01, until - time.monotonic())) as answer:
+            with self._route.opener.open(request, timeout=max(0.01, until - time.monotonic())) as answer:
                 parts = []
                 # The timeout is for each read: a server that drips is stopped here.
                 while part := answer.read1(1 << 16):
@@ -131,7 +158,7 @@ class Remote:
             texts = [_contents(hit.get("document", hit)) for hit in found]
         except (ValueError, KeyError, TypeError, AttributeError):
             raise EnvironmentFailure(
-                f"{self._url} does not speak Search-R1's protocol; it answered {answer[:200].decode(errors='replace')}"
+                f"{self._url} does not speak Search-R1's protocol; it answered {answer[:200].decode(errors='replace')}{self._route.named}"
             ) from None
         return texts
 

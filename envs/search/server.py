@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 from collections.abc import Sequence
@@ -20,31 +21,68 @@ MAX_QUERIES = 4096
 MAX_BODY = 16 << 20
 
 
-class _Malformed(Exception):
-    """A request that cannot be answered; the message says why."""
+MAX_ANSWER_BYTES = 64 << 20
+"""Of the passages in an answer."""
+
+_QUERIES_AT_ONCE = 8
+"""Queries of a request that are answered before it is another request's turn."""
 
 
-def make_app(index: Index) -> web.Application:
-    """POST /retrieve. What is wrong with a request is answered with 400 and `{"error": …}`."""
+class _Refused(Exception):
+    """A request that is not answered, with an HTTP status; the message says why."""
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def make_app(index: Index, ids: Sequence[str | int] | None = None) -> web.Application:
+    """POST /retrieve. What is wrong with a request is answered with 400, or 413 for one with too large an answer, and `{"error": …}`.
+
+    `ids` are those of the index's passages; their numbers if there are none.
+    """
+    served = _Passages(index, ids)
+    # Requests take turns, first come, first served: a light one does not wait for the whole of a heavy one.
+    turn = asyncio.Lock()
 
     async def retrieve(request: web.Request) -> web.Response:
         try:
-            queries, topk, scores = _read(await request.read())
-        except _Malformed as error:
-            return web.json_response({"error": str(error)}, status=400)
-        return web.json_response({"result": [_hits(index, query, topk, scores) for query in queries]})
+            queries, topk, scores = await asyncio.to_thread(_read, await request.read())
+            parts: list[str] = []
+            size_bytes = 0
+            for start in range(0, len(queries), _QUERIES_AT_ONCE):
+                some = queries[start : start + _QUERIES_AT_ONCE]
+                async with turn:
+                    found = await asyncio.to_thread(served.answers, some, topk, scores)
+                parts += found
+                size_bytes += sum(map(len, found))
+                if size_bytes > MAX_ANSWER_BYTES:
+                    limit = f"{MAX_ANSWER_BYTES >> 20} MiB"
+                    raise _Refused(f'the answer is larger than {limit}: ask fewer "queries" at once, or a smaller "topk"', 413)
+        except _Refused as error:
+            return web.json_response({"error": str(error)}, status=error.status)
+        return web.Response(text=f'{{"result": [{", ".join(parts)}]}}', content_type="application/json")
 
     app = web.Application(client_max_size=MAX_BODY)
     app.router.add_post("/retrieve", retrieve)
     return app
 
 
-def _hits(index: Index, query: str, topk: int, scores: bool) -> list[dict[str, Any]]:
-    hits = []
-    for number, score in index.search(query, topk):
-        document = {"id": str(number), "contents": index.texts[number]}
-        hits.append({"document": document, "score": score} if scores else document)
-    return hits
+class _Passages:
+    """An index, and what its passages are called."""
+
+    def __init__(self, index: Index, ids: Sequence[str | int] | None) -> None:
+        self._index = index
+        self._ids = ids
+
+    def answers(self, queries: Sequence[str], topk: int, scores: bool) -> list[str]:
+        """The list of hits of each query, as JSON in ASCII."""
+        return [json.dumps([self._hit(number, score, scores) for number, score in self._index.search(query, topk)]) for query in queries]
+
+    def _hit(self, number: int, score: float, scores: bool) -> dict[str, Any]:
+        identity = str(number) if self._ids is None else self._ids[number]
+        document = {"id": identity, "contents": self._index.texts[number]}
+        return {"document": document, "score": score} if scores else document
 
 
 def _read(body: bytes) -> tuple[list[str], int, bool]:
@@ -52,20 +90,20 @@ def _read(body: bytes) -> tuple[list[str], int, bool]:
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise _Malformed(f"the body is not JSON: {error}") from None
+        raise _Refused(f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict) or ("query" in fields) == ("queries" in fields):
-        raise _Malformed('the body must be an object with either "query" or "queries"')
+        raise _Refused('the body must be an object with either "query" or "queries"')
     queries = [fields["query"]] if "query" in fields else fields["queries"]
     if not isinstance(queries, list) or not all(isinstance(query, str) for query in queries):
-        raise _Malformed('"query" must be a text, "queries" a list of texts')
+        raise _Refused('"query" must be a text, "queries" a list of texts')
     if len(queries) > MAX_QUERIES:
-        raise _Malformed(f'"queries" are {len(queries)}, more than {MAX_QUERIES}')
+        raise _Refused(f'"queries" are {len(queries)}, more than {MAX_QUERIES}')
     topk = DEFAULT_TOPK if fields.get("topk") is None else fields["topk"]
     if not isinstance(topk, int) or isinstance(topk, bool) or not 1 <= topk <= MAX_TOPK:
-        raise _Malformed(f'"topk" must be a whole number from 1 to {MAX_TOPK}')
+        raise _Refused(f'"topk" must be a whole number from 1 to {MAX_TOPK}')
     scores = fields.get("return_scores", False)
     if not isinstance(scores, bool):
-        raise _Malformed('"return_scores" must be true or false')
+        raise _Refused('"return_scores" must be true or false')
     return queries, topk, scores
 
 
@@ -77,10 +115,16 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--corpus", default="", help="JSONL file of passages, id and contents (default: the project's own)")
     options = parser.parse_args(arguments)
     try:
-        index = Index(read_corpus(options.corpus) if options.corpus else passages())
+        ids = None
+        if options.corpus:
+            corpus = read_corpus(options.corpus)
+            index, ids = Index(corpus.texts), corpus.ids
+        else:
+            index = Index(passages())
         where = f"http://{options.host}:{options.port}/retrieve"
         started = f"{len(index.texts)} passages at {where}; Ctrl-C ends it"
-        web.run_app(make_app(index), host=options.host, port=options.port, access_log=None, print=lambda *_: print(started, flush=True))
+        app = make_app(index, ids)
+        web.run_app(app, host=options.host, port=options.port, access_log=None, print=lambda *_: print(started, flush=True))
     except (OSError, OverflowError) as error:
         print(f"error: cannot listen on {options.host}:{options.port}: {error}", file=sys.stderr)
         return 2
