@@ -33,7 +33,7 @@ def test_spelling_articles_and_punctuation_make_no_difference(answer, target):
     [
         ("", "The The"), ("the", "!!!"), ("", ""), ("a an the", "the"),
         ("Thimphu in Bhutan", "Thimphu"), ("", "Thimphu"), ("Theodore", "odore"), ("Malé", "Male"), ("38 394", "38394"), ("an", "ana"),
-    ],  # fmt: skip
+    ],
 )
 def test_anything_else_makes_one(answer, target):
     assert not is_right(answer, [target])
