@@ -24,6 +24,7 @@ from config import DashboardSection
 from telemetry.metrics_file import Record, read_metrics
 from telemetry.pages.report import live_charts, templates
 from telemetry.prometheus import CONTENT_TYPE, exposition
+from telemetry.status_file import read_status
 
 EVERY = 1.0
 """Seconds between two events."""
@@ -116,7 +117,12 @@ class Dashboard:
         self._count(+1)
         try:
             while True:
-                event = {**self._state(), "last": self._last("update"), "evaluation": self._last("evaluation")}
+                event = {
+                    **self._state(),
+                    "status": read_status(self._metrics_file.parent),
+                    "last": self._last("update"),
+                    "evaluation": self._last("evaluation"),
+                }
                 await response.write(b"data: " + msgspec.json.encode(event) + b"\n\n")
                 await asyncio.sleep(EVERY)
         except (ConnectionResetError, asyncio.CancelledError):

@@ -18,7 +18,10 @@ from protocol.messages import Attempt, EpisodeKey, ShardState, SignalFrame, Stat
 NO_TOKENS = "tokens that do not exist"
 MAX_TURNS = 10_000
 MAX_REWARD = 1e9
-REPORTED = {"learner": ("phase", "gauge", "dropped", "failures", "update", "evaluation"), "controller": ("gauge",)}
+REPORTED = {
+    "learner": ("phase", "gauge", "dropped", "failures", "drops", "waiting", "update", "evaluation"),
+    "controller": ("gauge", "waiting"),
+}
 """Process -> events of its Stats."""
 LOG_PROB_ROUNDING = 1e-3
 """By which a log-prob may be above 0."""
@@ -94,7 +97,14 @@ def of_stats(stats: Stats) -> str:
         number = stats.values.get("update")
         if not isinstance(number, int | float) or not 0 <= number < 2**31 or number != int(number):
             return f"update number {number!r}"
+    if stats.event in ("waiting", "drops"):
+        wrong = [value for value in stats.values.values() if not _is_amount(value)]
+        return f"{wrong[0]!r} as an amount" if wrong else ""
     return ""
+
+
+def _is_amount(value: float | str | None) -> bool:
+    return isinstance(value, int | float) and 0 <= value < inf
 
 
 def _of_key(key: EpisodeKey, bounds: Bounds, open: Open) -> str:

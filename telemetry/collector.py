@@ -13,6 +13,7 @@ from protocol.messages import Stats
 from telemetry.event_files import EventFile
 from telemetry.metrics_file import METRICS_FILE, MetricsFile, read_metrics
 from telemetry.state import ESS_FLOOR, RunState
+from telemetry.status_file import StatusFile
 from telemetry.trackers import Tracker
 
 TENSORBOARD_FOLDER = "tensorboard"
@@ -35,6 +36,7 @@ class Collector:
         self.state = RunState(clock(), read_metrics(path) if resume else None, ess_floor)
         self._metrics = MetricsFile(path)
         self._events = EventFile(run_dir / TENSORBOARD_FOLDER)
+        self._status = StatusFile(run_dir)
         self._tracker = tracker
 
     def handle(self, stats: Stats) -> None:
@@ -45,10 +47,16 @@ class Collector:
             self._events.append(record)
             if self._tracker is not None:
                 self._tracker.log(record)
+        self.note_status()
+
+    def note_status(self) -> None:
+        """Write what the run does now, once a second; to be called now and then when no message comes, too."""
+        self._status.write(self.state, self._clock())
 
     def close(self) -> None:
         """Closes the files; every line is complete at any time, so a process that is killed needs no close."""
         self._metrics.close()
         self._events.close()
+        self._status.close()
         if self._tracker is not None:
             self._tracker.close()

@@ -23,12 +23,16 @@ from config import RunSection
 from telemetry.metrics_file import Record
 from telemetry.state import RunState
 from telemetry.text import count, decimal, duration, percent
+from telemetry.waits import SHOWN_AFTER_SECONDS, Wait
 
 TRAINING = "training"
 """The phase whose end is the run's goal, in updates and in minutes."""
 
 PLAIN_SECONDS = 10.0
 """Between two plain lines of the same phase."""
+
+WAITS_SHOWN = 3
+"""How many waits are shown at once, the longest first."""
 
 RECENT_UPDATES = 10
 """Updates whose mean duration foretells the time left."""
@@ -57,6 +61,7 @@ class Progress:
         self._shown_evaluations = state.evaluations
         self._shown_at = 0.0
         self._warned: set[str] = set()
+        self._tell_waits_from = SHOWN_AFTER_SECONDS  # how long the longest wait is when people are told of it next
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -93,10 +98,23 @@ class Progress:
             if name not in self._warned:
                 self._warned.add(name)
                 self.print(f"warning: {name}: {words}")
+        self._tell_waits()
         rollbacks = self._state.rollbacks
         for record in rollbacks[self._shown_rollbacks :]:
             self.print(f"after update {record['update']} training went back to the weights of update {record['rolled_back_to']:g}")
         self._shown_rollbacks = len(rollbacks)
+
+    def _tell_waits(self) -> None:
+        """Say what is waited for after a minute, and again each time that it has taken twice as long."""
+        waits = self._state.waits.long_waits(self._clock())
+        if not waits:
+            self._tell_waits_from = SHOWN_AFTER_SECONDS
+            return
+        if waits[0].seconds < self._tell_waits_from:
+            return
+        self._tell_waits_from = 2 * waits[0].seconds
+        for line in wait_lines(waits):
+            self.print(f"waiting: {line}")
 
     def print(self, text: str) -> None:
         """A line of plain text that stays, above the panel where there is one."""
@@ -132,7 +150,7 @@ def status_line(state: RunState, goal: RunSection, now: float) -> str:
     phase = state.phase
     last = state.updates[-1] if state.updates else {}
     if phase.name != TRAINING or not last:
-        return f"{phase.name} {_steps(state)}{duration(now - phase.started)}"
+        return f"{phase.name} {_steps(state)}{duration(now - phase.started)}{_trouble(state, now)}"
     left = time_left(state, goal, now)
     parts = [
         f"update {last['update']}/{goal.updates}",
@@ -144,7 +162,30 @@ def status_line(state: RunState, goal: RunSection, now: float) -> str:
         f"interventions {count(state.total('interventions'))}",
         f"resamples {count(state.total('resamples'))}",
     ]
-    return f"{TRAINING}  " + "  ".join(parts) + (f"  {duration(left)} left" if left is not None else "")
+    if left is not None:
+        parts.append(f"{duration(left)} left")
+    return f"{TRAINING}  " + "  ".join(parts) + _trouble(state, now)
+
+
+def wait_lines(waits: Sequence[Wait]) -> list[str]:
+    """The longest waits, one on a line, and how many more there are."""
+    lines = [f"{wait.source} waits {duration(wait.seconds)} for {wait.what}" for wait in waits[:WAITS_SHOWN]]
+    if len(waits) > WAITS_SHOWN:
+        lines.append(f"and {len(waits) - WAITS_SHOWN} more")
+    return lines
+
+
+def dropped_line(state: RunState) -> str:
+    """How many episodes were dropped so far, by reason; empty where none was."""
+    return ", ".join(f"{count} {reason}" for reason, count in state.drops_so_far().items() if count)
+
+
+def _trouble(state: RunState, now: float) -> str:
+    """What a status line says of drops and of the longest wait; empty where there is neither."""
+    dropped = dropped_line(state)
+    parts = [f"dropped {dropped}"] if dropped else []
+    parts += [f"waiting: {line}" for line in wait_lines(state.waits.long_waits(now)[:1])]
+    return "".join(f"  {part}" for part in parts)
 
 
 def evaluation_line(record: Record) -> str:
@@ -182,6 +223,11 @@ def panel(state: RunState, goal: RunSection, now: float) -> RenderableType:
     depths = [f"{name} {state.gauges[gauge]:,.0f}" for name, gauge in queues.items() if isinstance(state.gauges.get(gauge), int | float)]
     if depths:
         grid.add_row("queues", "   ".join(depths))
+    dropped = dropped_line(state)
+    if dropped:
+        grid.add_row("dropped", f"[red]{escape(dropped)}[/red]")
+    for line in wait_lines(state.waits.long_waits(now)):
+        grid.add_row("waiting", f"[yellow]{escape(line)}[/yellow]")
     return Panel(grid, title="foray", subtitle=f"{duration(now - state.started)}", width=78)
 
 

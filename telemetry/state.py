@@ -14,8 +14,12 @@ from protocol.messages import Stats
 from telemetry.collapse import signs
 from telemetry.fields import FIELDS, TOTAL_SUFFIX, fold_of
 from telemetry.metrics_file import Record, lasted, of_kind, roll_back
+from telemetry.waits import WaitBook
 
 Value = float | str | None
+
+OWN_SOURCE = "supervisor"
+"""Source of what the process itself reports that folds the messages."""
 
 RATE_WINDOW = 30.0
 """Seconds over which the live tokens/s is taken."""
@@ -77,6 +81,9 @@ class RunState:
         """Early signs of a collapse, each as it was when it first showed: name -> numbers."""
         self.failures: dict[str, str] = {}
         """Reasons why episodes failed since this process started, each with what the first one says."""
+        self.waits = WaitBook()
+        """What the processes wait for."""
+        self._drops: dict[str, int] = {}  # since this process started, by reason, as the learner counts them
         self._means: dict[str, tuple[float, int]] = {}
         self._peaks: dict[str, float] = {}
         self._generated: deque[tuple[float, float]] = deque(maxlen=1000)
@@ -91,7 +98,13 @@ class RunState:
 
     def observe(self, stats: Stats, now: float) -> Record | None:
         """Takes one message; returns the finished record when it was an update or an evaluation."""
+        if stats.source != OWN_SOURCE:
+            self.waits.hear(stats.source, now)
         match stats.event:
+            case "waiting":
+                self.waits.take(stats.source, {what: float(seconds) for what, seconds in stats.values.items()}, now)
+            case "drops":
+                self._drops = {reason: int(count) for reason, count in stats.values.items()}
             case "phase":
                 self._enter(stats.values, now)
             case "gauge":
@@ -137,6 +150,11 @@ class RunState:
         """Episodes that were not trained on, for each reason that occurred."""
         counts = {name.removeprefix("dropped_"): int(c.total) for name, c in self.counters.items() if name.startswith("dropped_")}
         return {reason: count for reason, count in counts.items() if count}
+
+    def drops_so_far(self) -> dict[str, int]:
+        """Episodes dropped up to now, by reason: those that an update has told of, or the learner has counted since, whichever is more."""
+        told = self.dropped_by_reason()
+        return {reason: max(told.get(reason, 0), self._drops.get(reason, 0)) for reason in told | self._drops}
 
     def generated_per_second(self, now: float) -> float:
         """Tokens/s of generation over the last RATE_WINDOW seconds."""

@@ -1,0 +1,64 @@
+"""What a run does now, in its directory: `status.json`, for the dashboard and for whoever looks from elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from telemetry.state import RunState
+
+STATUS_FILE = "status.json"
+
+EVERY_SECONDS = 1.0
+"""How long a status holds before it is written anew."""
+
+
+def status_of(state: RunState, now: float) -> dict[str, Any]:
+    """The phase and how far it is, what has been waited for longer than a minute, and what was dropped, as JSON can hold them."""
+    phase = state.phase
+    return {
+        "phase": phase.name,
+        "phase_seconds": round(now - phase.started, 1),
+        "done": phase.done,
+        "of": phase.of,
+        "waits": [
+            {"process": wait.source, "what": wait.what, "seconds": round(wait.seconds, 1)}
+            for wait in state.waits.long_waits(now)
+        ],
+        "dropped": state.drops_so_far(),
+    }
+
+
+class StatusFile:
+    """Writes the status of a run once a second; removes it when the run ends."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / STATUS_FILE
+        self._written: float | None = None
+
+    def write(self, state: RunState, now: float) -> None:
+        """Write what holds `now` (seconds of a monotonic clock), unless something was written a moment ago."""
+        if self._written is not None and now - self._written < EVERY_SECONDS:
+            return
+        self._written = now
+        unfinished = self._path.with_name(f".{STATUS_FILE}")
+        with contextlib.suppress(OSError):  # a full disk: the run ends where it needs the disk, not here
+            unfinished.write_bytes(msgspec.json.encode(status_of(state, now)))
+            os.replace(unfinished, self._path)
+
+    def close(self) -> None:
+        """Remove the file: nothing holds any more."""
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """The status of a run as it was written last; empty where there is none."""
+    try:
+        return msgspec.json.decode((run_dir / STATUS_FILE).read_bytes())
+    except (OSError, msgspec.DecodeError):
+        return {}
