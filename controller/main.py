@@ -35,7 +35,6 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import zmq
@@ -50,8 +49,9 @@ from controller.dashboard import Dashboard
 from controller.desk import Desk
 from controller.endings import dropped
 from controller.permits import permit
-from controller.shards import Shards
+from controller.shards import Shards, place_of
 from controller.shown import shown
+from controller.waits import ControllerWaits, Situation
 from controller.welcome import welcome
 from envs.registry import make_environment
 from protocol.checks import of_shard_state
@@ -130,10 +130,10 @@ class Controller:
         self._published: asyncio.Queue[Published] = asyncio.Queue(maxsize=learner.max_staleness + 2)
         self._finished = False  # the learner has written its last checkpoint
         self._lag = LoopLag()
+        self._waits = ControllerWaits()
         self._last_gauges: dict[str, float | None] = {}
         decode = functools.partial(Tokenizer.from_file(tokenizer_file).decode, skip_special_tokens=False)
-        engines = lambda: [*self._desk.standing(), *self._shards.standing()]  # noqa: E731
-        parts = (self._desk.turns, self._desk.signals, engines, self.admission, self._last_seen, decode)
+        parts = (self._desk.turns, self._desk.signals, self._engines, self.admission, self._last_seen, decode)
         self._dashboard = Dashboard(
             job.endpoints.dashboard, self.config.dashboard, Path(job.run_dir) / METRICS_FILE,
             lambda: {"version": self.version, "updates": self.config.run.updates, "gauges": self._last_gauges, **shown(*parts)},
@@ -352,10 +352,21 @@ class Controller:
             self._desk.engines.check()
             self._desk.spans.flush()
             await self._send_gauges()
+            await self._stats.tell(Stats(source="controller", event="waiting", values=self._waiting()))
 
     async def _send_gauges(self) -> None:
         self._last_gauges = self.gauges()
         await self._stats.tell(Stats(source="controller", event="gauge", values=self._last_gauges))
+
+    def _waiting(self) -> dict[str, float]:
+        """What the controller waits for, in words: for how many seconds."""
+        published = -1 if self._newest is None else self._newest.version
+        situation = Situation(self.version, published, len(self._last_seen), self._engines())
+        return self._waits.seconds(situation, self.admission, time.monotonic())
+
+    def _engines(self) -> list[tuple[str, str, int]]:
+        """Address, health and turns of each engine, of all shards."""
+        return [*self._desk.standing(), *self._shards.standing()]
 
     def gauges(self) -> dict[str, float]:
         """What the controller knows now, of all shards together: counters are totals since its start."""
@@ -383,10 +394,3 @@ class Controller:
 
     async def _to_shard(self, shard: bytes, message: Message) -> None:
         await self._shard_socket.send_multipart([shard, encode(message)])
-
-
-def place_of(endpoint: str, elsewhere: Sequence[str]) -> Place:
-    """Where actors find the shard that listens at `endpoint` (tcp://host:port): on one of the machines `elsewhere`, or on the controller's,
-    which they know already, perhaps by another name."""
-    host, port = endpoint.removeprefix("tcp://").rsplit(":", 1)
-    return Place(host=host if host in elsewhere else "", port=int(port))

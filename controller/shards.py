@@ -110,3 +110,10 @@ def together(now: Sequence[Mapping[str, float]], past: Iterable[Mapping[str, flo
         else:
             found[name] = sum(values) + sum(gauges.get(name, 0.0) for gauges in past if field.fold == "total")
     return found
+
+
+def place_of(endpoint: str, elsewhere: Sequence[str]) -> Place:
+    """Where actors find the shard that listens at `endpoint` (tcp://host:port): on one of the machines `elsewhere`, or on the controller's,
+    which they know already, perhaps by another name."""
+    host, port = endpoint.removeprefix("tcp://").rsplit(":", 1)
+    return Place(host=host if host in elsewhere else "", port=int(port))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from controller.admission import Admission
+from controller.engine.pool import Health
 from telemetry.waits import StandingConditions
 
 EPISODES_TOLD = 2
@@ -24,18 +25,16 @@ class Situation(NamedTuple):
 class ControllerWaits:
     """Remembers since when the controller has waited for what."""
 
-    def __init__(self, healthy: str) -> None:
-        """`healthy`: the health of an engine that nobody waits for."""
+    def __init__(self) -> None:
         self._conditions = StandingConditions()
-        self._healthy = healthy
 
     def seconds(self, situation: Situation, admission: Admission, now: float) -> dict[str, float]:
         """Seconds waited for each thing, by its words. `now` is of the clock that leases were granted by."""
-        waits = self._conditions.seconds(conditions_of(situation, self._healthy), now)
+        waits = self._conditions.seconds(conditions_of(situation), now)
         return waits | episode_waits(admission, now)
 
 
-def conditions_of(situation: Situation, healthy: str) -> dict[str, str]:
+def conditions_of(situation: Situation) -> dict[str, str]:
     """What keeps episodes from going on, but for the episodes themselves: a name for each condition that holds -> words."""
     conditions = {}
     if situation.published < 0:
@@ -45,7 +44,7 @@ def conditions_of(situation: Situation, healthy: str) -> dict[str, str]:
     if not situation.actors:
         conditions["actors"] = "an actor: none is connected (actor.count, or run.py actor --connect)"
     for url, health, _ in situation.engines:
-        if health != healthy:
+        if health != Health.HEALTHY:
             conditions[f"engine {url}"] = f"the engine at {url}, which is {health}"
     return conditions
 

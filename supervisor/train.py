@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import zmq
@@ -28,8 +28,10 @@ from supervisor.options import values_of
 from telemetry.collector import Collector
 from telemetry.loop_lag import LoopLag
 from telemetry.progress import Progress
+from telemetry.state import OWN_SOURCE
 from telemetry.summary import summarise, summary_text, write_summary
 from telemetry.trackers import Tracker
+from telemetry.waits import OwnWaits
 
 TICK = 0.25
 """Seconds between two looks at the children and two drawings of the progress."""
@@ -90,6 +92,7 @@ class Run:
         self._job = job
         self._collector = collector
         self._progress = progress
+        self._waits = OwnWaits(time.monotonic)
 
     async def until_learner_ends(self) -> None:
         """The order matters: the engine needs a policy to load, the controller an engine, the actors a controller."""
@@ -128,7 +131,8 @@ class Run:
         if self._job.config.model.name == "tiny" and not Path(self._job.model_dir).exists():
             self._phase(BUILDING)
             builder = self._add(start("policy builder", ["learner.build", str(job_file(self._job))], self._log("learner")))
-            await self._while_all_live(lambda: builder.ended)
+            with self._waits.on("the policy builder"):
+                await self._while_all_live(lambda: builder.ended)
             self.children.remove(builder)
 
     async def _engines_ready(self, learner: Child) -> bool:
@@ -137,7 +141,8 @@ class Run:
         own = [self._start_engine(number) for number in range(len(urls))] if not config.engine.urls else []
         waiting = [asyncio.create_task(wait_ready(url, config.engine.start_seconds, self._job.engine_key)) for url in urls]
         try:
-            await self._while_all_live(lambda: learner.ended or all(task.done() for task in waiting))
+            with self._waits.on(lambda: f"an answer of {_not_ready(urls, waiting)}"):
+                await self._while_all_live(lambda: learner.ended or all(task.done() for task in waiting))
         finally:
             for task in waiting:
                 task.cancel()
@@ -185,6 +190,8 @@ class Run:
             for task in self._needed:
                 if task.done():
                     task.result()  # what broke in the collector (a full disk, say) ends the run
+            self._collector.state.waits.take(OWN_SOURCE, self._waits.seconds(), time.monotonic())
+            self._collector.note_status()
             self._progress.tick()
             await asyncio.sleep(TICK)
         for child in self.children:
@@ -221,6 +228,11 @@ class Run:
 
     def _log(self, name: str) -> Path:
         return Path(self._job.run_dir) / "logs" / f"{name}.log"
+
+
+def _not_ready(urls: Sequence[str], waiting: Sequence[asyncio.Task]) -> str:
+    """The addresses of engines that do not answer yet."""
+    return ", ".join(f"the engine at {url}" for url, task in zip(urls, waiting, strict=True) if not task.done())
 
 
 def learner_environments(settings: LearnerSection) -> list[dict[str, str]]:
