@@ -125,6 +125,8 @@ class Run:
 
     def _add(self, child: Child) -> Child:
         self.children.append(child)
+        if child.name in REPORTED:
+            self._collector.state.waits.hear(child.name, time.monotonic())
         return child
 
     async def _build_policy(self) -> None:

@@ -25,6 +25,7 @@ from telemetry.fields import FIELDS
 from telemetry.grafana import dashboard
 from telemetry.metrics_file import METRICS_FILE, to_line
 from telemetry.prometheus import exposition
+from telemetry.status_file import STATUS_FILE
 
 STATE = {"version": 3, "updates": 9, "gauges": {"generated_tokens": 5.0}, "turns": [], "decisions": [], "engines": [], "actors": []}
 UPDATE = {
@@ -60,11 +61,12 @@ async def serving(directory: Path, token: str = "", state: dict = STATE) -> Asyn
 
 
 async def test_an_event_is_the_state_with_the_last_update_and_evaluation(tmp_path: Path) -> None:
+    (tmp_path / STATUS_FILE).write_text('{"phase": "training"}')
     async with serving(tmp_path) as (address, looked), aiohttp.ClientSession() as session:
         async with session.get(f"{address}/events") as response:
             event = json.loads((await response.content.readline()).removeprefix(b"data: "))
             assert looked == [1]
-        assert event == STATE | {"last": UPDATE, "evaluation": EVALUATION}
+        assert event == STATE | {"status": {"phase": "training"}, "last": UPDATE, "evaluation": EVALUATION}
         async with asyncio.timeout(10):
             while looked != [1, 0]:
                 await asyncio.sleep(0.05)

@@ -23,6 +23,9 @@ from telemetry.state import RunState
 from telemetry.status_file import read_status, status_of
 from telemetry.waits import FORGOTTEN_AFTER_SECONDS, SHOWN_AFTER_SECONDS, OwnWaits, StandingConditions, WaitBook
 
+SETTINGS = AdmissionSettings(
+    groups=2, group_size=2, max_staleness=1, max_leases=5, seed=0, train_size=3, held_out_size=3
+)  # fmt: skip
 WELL = Situation(version=3, published=3, actors=4, engines=[("http://e", Health.HEALTHY, 1)])
 
 
@@ -116,13 +119,13 @@ def test_a_wait_that_is_no_time_is_refused(value: object) -> None:
 ])  # fmt: skip
 def test_the_controller_waits_for_what_keeps_episodes_from_going_on(situation: Situation, words: list[str]) -> None:
     waits = ControllerWaits()
-    nothing_leased = Admission(AdmissionSettings(groups=1, group_size=2, max_staleness=1, max_leases=5, seed=0, train_size=3, held_out_size=3))
+    nothing_leased = Admission(SETTINGS)
     assert waits.seconds(situation, nothing_leased, 10.0) == dict.fromkeys(words, 0.0)
     assert waits.seconds(situation, nothing_leased, 75.0) == dict.fromkeys(words, 65.0)
 
 
 def test_the_controller_names_the_episodes_that_have_been_out_longest() -> None:
-    admission = Admission(AdmissionSettings(groups=2, group_size=2, max_staleness=1, max_leases=5, seed=0, train_size=3, held_out_size=3))
+    admission = Admission(SETTINGS)
     admission.start(0, [], 10)
     for since in (5.0, 1.0, 3.0):
         admission.lease(f"actor-{since:g}".encode(), since)
