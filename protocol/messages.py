@@ -392,8 +392,8 @@ class Steer(Message):
 
 
 class Stats(Message):
-    """Numbers from one process. `event` is "update", "evaluation", "phase", "gauge", "dropped" (at the end: what no update told of), "drops"
-    (so far, by reason), "failures" (for each reason why episodes fail, what the first one says) or "waiting" (for what: how many seconds)."""
+    """Numbers from one process. `event` is "update", "evaluation", "phase", "gauge", "dropped" (at the end: what no update told of),
+    "drops" (so far, by reason), "failures" (of each reason the first one's words) or "waiting" (for what: how many seconds)."""
 
     source: str  # process name
     event: str
