@@ -44,7 +44,8 @@ def main() -> None:
             case messages.TurnRequest():
                 checks.of_turn_request(message, bounds)
             case messages.SignalFrame():
-                checks.of_signal_frame(message, most_tokens=512)
+                if not checks.of_signal_frame(message):
+                    checks.misplaced_rows(message, most_tokens=512)
             case messages.Stats():
                 checks.of_stats(message)
             case messages.ShardState():

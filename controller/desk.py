@@ -14,7 +14,8 @@ import zmq.asyncio
 from config import Config, Job
 from controller.admission import episode_seed
 from controller.endings import failed
-from controller.engine.client import EngineClient, EngineError
+from controller.engine.client import EngineClient
+from controller.engine.connection import EngineError
 from controller.engine.pool import EnginePool, Health
 from controller.rules.thinking import NEVER
 from controller.signals import SignalRouter

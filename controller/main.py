@@ -18,6 +18,7 @@
   _serve_shards   a frame from any shard                       shards (controller/shard.py), if there are any
   signals.run     a signal frame                               the engine, every step with a watched row
   one task a turn the engine's answer, the turn's last signal  engine (HTTP), signals.run
+  engines.watch   the clock (ten seconds), each engine         clock, engines (HTTP)
   _apply_weights  newly published weights                      _serve_learner
   _watch          the clock (a heartbeat)                      clock
   _report         the clock (a second)                         clock
@@ -150,8 +151,9 @@ class Controller:
         try:
             async with asyncio.TaskGroup() as loops:
                 for loop in (
-                    self._serve_actors, self._serve_learner, self._serve_shards, self._desk.signals.run, self._apply_weights, self._watch,
-                    self._report, self._lag.run, self._dashboard.run, self._learner.repeat, self._stats.only_tell,
+                    self._serve_actors, self._serve_learner, self._serve_shards, self._desk.signals.run,
+                    self._desk.engines.watch, self._apply_weights, self._watch, self._report, self._lag.run, self._dashboard.run,
+                    self._learner.repeat, self._stats.only_tell,
                 ):  # fmt: skip
                     loops.create_task(loop())
         finally:

@@ -16,6 +16,7 @@
   _serve_actors      a frame from any actor                       actors
   _serve_controller  a frame from the controller                  controller
   signals.run        a signal frame                               its engines
+  engines.watch      the clock (ten seconds), each engine         clock, engines (HTTP)
   _apply_weights     newer weights than its engines run           _serve_controller
   _beat              the clock (a heartbeat)                      clock
 
@@ -35,7 +36,7 @@ import zmq.asyncio
 
 from config import Job
 from controller.desk import Desk
-from controller.engine.client import EngineError
+from controller.engine.connection import EngineError
 from controller.permits import is_permitted
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
@@ -71,7 +72,11 @@ class Shard:
 
     async def run(self) -> None:
         """Until cancelled, or until any of the loops fails."""
-        loops = (self._serve_actors, self._serve_controller, self._desk.signals.run, self._apply_weights, self._beat, self._lag.run)
+        desk = self._desk
+        loops = (
+            self._serve_actors, self._serve_controller, desk.signals.run, desk.engines.watch, self._apply_weights, self._beat,
+            self._lag.run,
+        )  # fmt: skip
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from secrets import token_hex
 from typing import Literal
 
 import zmq
@@ -13,6 +14,7 @@ import zmq.asyncio
 
 from controller.engine.answers import Generation
 from controller.engine.client import EngineClient, Sampling
+from controller.engine.connection import NoNumbers
 from controller.progress import while_it_goes_on
 from controller.rules.early import EarlyStall
 from controller.rules.scores import Signal
@@ -20,7 +22,7 @@ from controller.rules.thinking import NEVER, ThinkingRule, ThinkingSettings
 from controller.think_tokens import ThinkTokens
 from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.arrivals import Arrivals
-from protocol.checks import of_signal_frame
+from protocol.checks import is_measured, misplaced_rows, of_signal_frame, without_rows
 from protocol.codec import FrameReader, encode
 from protocol.messages import Message, SignalFrame, Steer
 from protocol.security import HEARTBEAT_SECONDS, Keys, bind
@@ -35,7 +37,6 @@ Acts = Literal["no", "steer", "engine"]
 
 PROBE_PATIENCE = 10.0
 """Seconds to wait for the signal of a token that has come: long, since a busy start must not pass for an engine without the tap."""
-_PROBE = "probe"
 
 
 @dataclass
@@ -48,7 +49,15 @@ class Watch:
     expected: int | None = None  # tokens of the finished response, once known
     tokens: list[int] = field(default_factory=list)  # before each signal, while somebody looks (SignalRouter.keep_tokens)
     seen: float = field(default_factory=time.monotonic)  # when its last signal came, or watching began
+    failure: NoNumbers | None = None  # what ends it
+    failing: asyncio.Future[NoNumbers] | None = None  # the same, for whoever waits for the response
     complete: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def fail(self, failure: NoNumbers) -> None:
+        self.failure = failure
+        self.complete.set()
+        if self.failing is not None and not self.failing.done():
+            self.failing.set_result(failure)
 
     def check_complete(self) -> None:
         if self.expected is not None and len(self.rule.scores) >= self.expected:
@@ -105,12 +114,14 @@ class SignalRouter:
     async def answers(self, engine: EngineClient) -> bool:
         """Whether the engine sends signals: of one token, for which nobody asked. Raises EngineError. `run` must be running."""
         rule = ThinkingRule(ThinkingSettings("paper", 0.5, 2, "mean", 0, NEVER, 1, 1), -2, -2)
-        self.watch(_PROBE, watch := Watch(rule, "no"))
+        watch = Watch(rule, "no")
+        name = f"probe-{token_hex(8)}"  # of this one alone: another engine's, or an earlier one's, is no answer
+        self.watch(name, watch)
         try:
-            await engine.generate(_PROBE, [0], Sampling(max_tokens=1, cache_salt=_PROBE), watched=True)
-            await self.finish(_PROBE, 1, PROBE_PATIENCE)
+            await engine.generate(name, [0], Sampling(max_tokens=1, cache_salt=name), watched=True)
+            await self.finish(name, 1, PROBE_PATIENCE)
         finally:
-            self.forget(_PROBE)
+            self.forget(name)
         return watch.complete.is_set()
 
     async def finish(self, turn_id: str, tokens: int, patience: float) -> None:
@@ -128,10 +139,18 @@ class SignalRouter:
 
     async def generated(self, turn_id: str, call: Awaitable[Generation], seconds: float) -> Generation:
         """The result of `call`, which generates a watched turn. Raises TurnStuck, with the call cancelled, once no signal of the turn (or
-        of any, before its first) has come for so many seconds."""
+        of any, before its first) has come for so many seconds; and NoNumbers as soon as one says so."""
         watch = self._watched[turn_id]
-        # One that has not begun may wait for its place in the engine as long as others go on.
-        return await while_it_goes_on(call, lambda: watch.seen if watch.rule.scores else max(watch.seen, self._seen), seconds)
+
+        watch.failing = asyncio.get_running_loop().create_future()
+        if watch.failure is not None:
+            watch.fail(watch.failure)
+
+        def last_progress() -> float:
+            """One that has not begun may wait for its place in the engine as long as others go on."""
+            return watch.seen if watch.rule.scores else max(watch.seen, self._seen)
+
+        return await while_it_goes_on(call, last_progress, seconds, watch.failing)
 
     def forget(self, turn_id: str) -> None:
         self._watched.pop(turn_id, None)
@@ -146,9 +165,15 @@ class SignalRouter:
     def _decide(self, peer: bytes, message: Message) -> None:
         if not isinstance(message, SignalFrame):
             return self.reader.refuse(peer, f"{type(message).__name__} that no engine sends")
-        if flaw := of_signal_frame(message, self._max_model_len):
+        flaw = of_signal_frame(message)
+        if flaw:
             return self.reader.refuse(peer, flaw)
         self.frames += 1
+        misplaced = misplaced_rows(message, self._max_model_len)
+        if misplaced:
+            most = self._max_model_len
+            self.reader.refuse(peer, f"a signal at a position that no response of at most {most} tokens has; the others are used")
+            message = without_rows(message, set(misplaced))
         for steer in self.observe(message):
             self._arrivals.send([peer, encode(steer)])
 
@@ -169,6 +194,9 @@ class SignalRouter:
             if watch is None:
                 continue
             watch.seen = now
+            if not is_measured(signal):
+                watch.fail(NoNumbers(f"the model computed NaN or infinity for token {signal.position} of a response"))
+                continue
             if self.keep_tokens:
                 watch.tokens.append(signal.previous)
             if watch.rule.observe(signal) is not None:

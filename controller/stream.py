@@ -17,7 +17,8 @@ from math import nan
 import msgspec
 
 from controller.engine.answers import Chunk, Generation, covering
-from controller.engine.client import EngineClient, EngineError, Sampling
+from controller.engine.client import EngineClient, Sampling
+from controller.engine.connection import EngineError
 from controller.progress import while_it_goes_on
 from controller.rules.early import EarlyStall
 from controller.rules.scores import Signal

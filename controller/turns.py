@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -13,7 +14,8 @@ from config import Config
 from controller.attempts import NOTHING, build_attempt, noted
 from controller.endings import failed
 from controller.engine.answers import Generation
-from controller.engine.client import EngineClient, EngineError, Sampling
+from controller.engine.client import EngineClient, Sampling
+from controller.engine.connection import EngineBusy, EngineError, NoNumbers
 from controller.engine.pool import EnginePool
 from controller.progress import TurnStuck
 from controller.rules.early import EarlyStall
@@ -48,6 +50,16 @@ class TurnCounters:
     turns: int = 0
 
 
+@dataclass
+class _Tries:
+    """What became of the tries of one turn that came to nothing."""
+
+    number: int = 0
+    lost: int = 0  # those after which a turn is given up at last
+    waited_seconds: float = 0.0  # for busy engines
+    engine: EngineClient | None = None  # of the last one
+
+
 class TurnRunner:
     """Runs turns against the engines. One instance serves all episodes; its state is each episode's last score, and the thresholds."""
 
@@ -75,23 +87,19 @@ class TurnRunner:
         resamples = control.max_resamples if controlled and control.mode in ("t2po", "t2po-turn") else 0
         lease = (request.key, request.attempt)
         before = self._scores.get(lease)
-        unlucky: EngineClient | None = None  # the engine of the last try, if that came to nothing
-        lost = 0
+        tries = _Tries()
         attempts: list[Attempt] = []
         try:
             while True:
                 eta = self.thresholds.eta if resamples else NEVER
                 early = self._early(before, eta) if len(attempts) < resamples else None
-                turn_id = f"{request.key.id}.{request.attempt}.{request.turn}.{len(attempts)}.{lost}.{self._nonce}"
+                turn_id = f"{request.key.id}.{request.attempt}.{request.turn}.{len(attempts)}.{tries.number}.{self._nonce}"
                 turn_seed = _turn_seed(seed, request.turn, len(attempts))
                 try:
-                    async with self._engines.lend(but=unlucky) as engine:
+                    async with self._engines.lend(but=tries.engine) as engine:
                         attempt = await self._sample(engine, turn_id, request, turn_seed, controlled, eta, early)
                 except (EngineError, TurnStuck) as error:
-                    self._engines.suspect(unlucky := engine)
-                    lost += 1
-                    if lost > MAX_LOST:
-                        raise
+                    await self._prepare_another(tries, engine, error)
                     log.info("turn %s is sampled again: %s", turn_id, error)
                     if isinstance(error, TurnStuck):
                         self.counters.resamples += 1
@@ -119,6 +127,24 @@ class TurnRunner:
         name = f"{request.key.id}, turn {request.turn}"
         self.decisions.extend((name, event) for sampled in (*attempts, attempt) for event in sampled.events)
         return TurnResult(key=request.key, attempt=request.attempt, turn=request.turn, kept=attempt, rejected=attempts)
+
+    async def _prepare_another(self, tries: _Tries, engine: EngineClient, error: EngineError | TurnStuck) -> None:
+        """Returns when the turn can be tried again, after a try that ended in `error`. Raises `error` if it is to be given up.
+
+        Each try has a name of its own in the engine: one whose connection was lost may go on there, and what it signals is nobody's."""
+        tries.number += 1
+        tries.engine = engine
+        if isinstance(error, EngineBusy) and tries.waited_seconds + error.seconds <= self._config.control.stall_seconds:
+            tries.waited_seconds += error.seconds
+            await asyncio.sleep(error.seconds)
+            return
+        if isinstance(error, NoNumbers):
+            await self._engines.doubt(engine, str(error))
+        else:
+            self._engines.suspect(engine, str(error))
+        tries.lost += 1
+        if tries.lost > MAX_LOST:
+            raise error
 
     def forget(self, key: EpisodeKey, attempt: int) -> None:
         """The episode is over, as far as this lease of it goes."""
@@ -177,6 +203,8 @@ class TurnRunner:
             ended_early = early is not None and early.position is not None and rule.forced[last : last + 1] == [True]
             if generation.finish_reason == "abort":  # as an engine ends its turns that is told to end; the streamer, too, raises then
                 raise EngineError(f"the engine at {engine.url} ended turn {turn_id}, which nobody asked for")
+        if not all(map(isfinite, generation.log_probs)):
+            raise NoNumbers("the model computed NaN or infinity for a token of a response")
         self._engines.check_weights(engine, generation.spans)
         if not request.key.evaluation:
             self.thresholds.observe_thinking(rule)
@@ -188,6 +216,8 @@ class TurnRunner:
         try:
             generation = await self._signals.generated(turn_id, call, self._config.control.stall_seconds)
             await self._signals.finish(turn_id, len(generation.tokens), SIGNAL_PATIENCE)
+            if watch.failure is not None:
+                raise watch.failure
         finally:
             self._signals.forget(turn_id)
         return generation

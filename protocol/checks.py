@@ -6,11 +6,12 @@ numbers that are added up are finite.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import inf, isfinite
 from typing import NamedTuple
 
 import numpy as np
+from msgspec.structs import replace
 
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
 from protocol.messages import Attempt, EpisodeKey, ShardState, SignalFrame, Stats, Trajectory, Turn, TurnRequest
@@ -23,6 +24,7 @@ REPORTED = {
     "controller": ("gauge", "waiting"),
 }
 """Process -> events of its Stats."""
+SIGNAL_COLUMNS = ("position", "entropy", "confidence", "top_log_prob", "forced", "previous")
 LOG_PROB_ROUNDING = 1e-3
 """By which a log-prob may be above 0."""
 
@@ -69,17 +71,35 @@ def of_turn_request(request: TurnRequest, bounds: Bounds) -> str:
     return _of_length("prompt", request.prompt, bounds, least=1) or ("" if _below(request.prompt, bounds.vocabulary) else NO_TOKENS)
 
 
-def of_signal_frame(frame: SignalFrame, most_tokens: int) -> str:
-    """Whether each of its turns has each of its signals, at one of the `most_tokens` positions that a response may have: whoever follows a
-    turn keeps something for each position before the signal's."""
+def of_signal_frame(frame: SignalFrame) -> str:
+    """Whether each of its turns has each of its signals. What they say may still be absurd: see `misplaced_rows` and `is_measured`."""
     rows = len(frame.turn_ids)
-    columns = (frame.position, frame.entropy, frame.confidence, frame.top_log_prob, frame.forced, frame.previous)
+    columns = [getattr(frame, name) for name in SIGNAL_COLUMNS]
     if any(len(column) != 4 * rows for column in columns):
         return f"{rows} turns with columns of {[len(column) for column in columns]} bytes"
-    if not _below(frame.position, most_tokens):
-        return f"a signal at a position that no response of at most {most_tokens} tokens has"
-    numbers = unpack(frame.entropy + frame.confidence + frame.top_log_prob, FLOAT32)
-    return "" if np.isfinite(numbers).all() else "a signal that is no finite number"
+    return ""
+
+
+def misplaced_rows(frame: SignalFrame, most_tokens: int) -> list[int]:
+    """Rows of a frame of the right form at positions that no response of at most `most_tokens` tokens has: whoever follows a turn keeps
+    something for each position before the signal's."""
+    if _below(frame.position, most_tokens):
+        return []
+    return np.flatnonzero(unpack(frame.position, INT32).view("<u4") >= most_tokens).tolist()
+
+
+def without_rows(frame: SignalFrame, rows: Collection[int]) -> SignalFrame:
+    """The frame's other rows."""
+    kept = [row for row in range(len(frame.turn_ids)) if row not in rows]
+    columns = {name: unpack(getattr(frame, name), INT32)[kept].tobytes() for name in SIGNAL_COLUMNS}  # words of 4 bytes, whatever they hold
+    return replace(frame, turn_ids=[frame.turn_ids[row] for row in kept], **columns)
+
+
+def is_measured(signal: tuple) -> bool:
+    """Whether the signal (position, entropy, confidence, top log-prob, ...) is of a distribution: of NaN none of this holds."""
+    _, entropy, confidence, top_log_prob, *_ = signal
+    least = -LOG_PROB_ROUNDING
+    return least <= entropy < inf and least <= confidence < inf and least <= -top_log_prob < inf
 
 
 def of_shard_state(state: ShardState, shards: int) -> str:

@@ -11,12 +11,13 @@ import os
 import random
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 import zmq
@@ -234,6 +235,58 @@ class Watcher:
 
     async def steer(self, turn_id: str, tokens: list[int], unless: int = -1) -> None:
         await self._socket.send_multipart([self._peer, encode(Steer(turn_id=turn_id, tokens=tokens, unless=unless))])
+
+
+class Link:
+    """A TCP proxy between a controller and an engine, which can be cut. `async with Link(url) as link`: the engine is at `link.url`."""
+
+    def __init__(self, url: str) -> None:
+        self._place = urlsplit(url)
+        self._connections: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []  # (to the controller, to the engine)
+        self._pumps: list[asyncio.Task[None]] = []
+        self._held: asyncio.Event | None = None  # set: what arrives from now on waits for it
+
+    async def __aenter__(self) -> Link:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for pump in self._pumps:
+            pump.cancel()
+        for writers in self._connections:
+            for writer in writers:
+                writer.transport.abort()
+
+    def cut(self, *, controllers_end: bool, engines_end: bool) -> None:
+        """Reset these ends of all connections that there are; an end that stays is never heard of again."""
+        for pump in self._pumps:
+            pump.cancel()
+        for to_controller, to_engine in self._connections:
+            if controllers_end:
+                to_controller.transport.abort()
+            if engines_end:
+                to_engine.transport.abort()
+
+    def hold(self) -> Callable[[], None]:
+        """Forward nothing, on any connection, until what is returned is called."""
+        held = self._held = asyncio.Event()
+        return held.set
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_engine, to_engine = await asyncio.open_connection(self._place.hostname, self._place.port)
+        self._connections.append((writer, to_engine))
+        self._pumps += [asyncio.create_task(self._pump(reader, to_engine)), asyncio.create_task(self._pump(from_engine, writer))]
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                if self._held is not None:
+                    await self._held.wait()
+                writer.write(data)
+                await writer.drain()
+            writer.close()
 
 
 _names = itertools.count()

@@ -5,32 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 
 import aiohttp
+import numpy as np
 import pytest
 import zmq.asyncio
+from aiohttp import web
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+import controller.engine.pool as pool_module
 from config import Config, ControlSection, EngineSection, SamplingSection
-from controller.engine.client import EngineClient, Sampling
+from controller.engine.client import GENERATE, EngineClient, Sampling
+from controller.engine.connection import EngineError
 from controller.engine.fake import FakeEngine
+from controller.engine.fake_generation import Generator, Request
 from controller.engine.gate import bearer
-from controller.engine.pool import EnginePool
+from controller.engine.pool import EnginePool, Health
 from controller.progress import TurnStuck
 from controller.rules.early import FIRST
 from controller.rules.thinking import DelegatedRule, ThinkingSettings
 from controller.signals import SignalRouter, Watch
 from controller.stream import Streamer
 from controller.think_tokens import ThinkTokens
-from controller.turns import TurnRunner
-from protocol.arrays import FLOAT32, INT32, pack
+from controller.turns import MAX_LOST, TurnRunner
+from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
 from protocol.codec import encode
-from protocol.messages import EpisodeKey, SignalFrame, StopReason, TurnFailed, TurnRequest, TurnResult
+from protocol.messages import EpisodeKey, SignalFrame, Steer, StopReason, TurnFailed, TurnRequest, TurnResult
 from supervisor.endpoints import free_port
-from tests.engine_fixtures import KEY, TOP_J, VOCABULARY, some_prompt
+from tests.engine_fixtures import KEY, TOP_J, VOCABULARY, Link, distributions, some_prompt
 
 TOKENS = ThinkTokens(open=1, close=2, queue=[2, 3], end=[VOCABULARY - 1], vocabulary=VOCABULARY)
 
@@ -69,15 +75,27 @@ class Bench:
 
 @pytest.fixture(params=["fake", pytest.param("vllm", marks=[pytest.mark.real_engine, pytest.mark.slow])])
 async def bench(request: pytest.FixtureRequest, policies) -> AsyncIterator[Bench]:
-    fake = None
     if request.param == "fake":
-        signals = f"tcp://127.0.0.1:{free_port()}"
-        fake = FakeEngine(policies.first.directory, signals=signals, top_j=TOP_J, key=KEY)
-        url = await fake.start()
-    else:
-        real = request.getfixturevalue("real_engine")
-        url, signals = real.url, real.signals
-    made = await _bound(url, signals, fake)
+        async with fake_bench(policies) as made:
+            yield made
+        return
+    real = request.getfixturevalue("real_engine")
+    async with serving(await _bound(real.url, real.signals, None)) as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def fake_bench(policies) -> AsyncIterator[Bench]:
+    signals = f"tcp://127.0.0.1:{free_port()}"
+    fake = FakeEngine(policies.first.directory, signals=signals, top_j=TOP_J, key=KEY)
+    async with serving(await _bound(await fake.start(), signals, fake)) as made:
+        yield made
+    await fake.stop()
+
+
+@contextlib.asynccontextmanager
+async def serving(made: Bench) -> AsyncIterator[Bench]:
+    """While signals are listened to."""
     await made.client.resume()  # a test that failed may have left the shared one paused
     listening = asyncio.create_task(made.router.run())
     try:
@@ -86,9 +104,7 @@ async def bench(request: pytest.FixtureRequest, policies) -> AsyncIterator[Bench
         listening.cancel()
         await asyncio.wait([listening])
         made.router.close()
-        await made.client.close()
-        if fake is not None:
-            await fake.stop()
+        await made.engines.close()
 
 
 async def _bound(url: str, signals: str, fake: FakeEngine | None) -> Bench:
@@ -178,6 +194,134 @@ async def test_a_turn_is_sampled_with_the_newest_weights_though_nobody_saw_its_e
     assert isinstance(result, TurnResult) and {span.version for span in result.kept.spans} == {3} and result.rejected == []
 
 
+@pytest.mark.parametrize("way", ["both ends", "the controller's end", "the engine's end", "silence", "delay"])
+async def test_what_is_recorded_of_a_turn_is_of_the_response_that_is_kept_however_the_link_is_cut(bench: Bench, policies, way: str) -> None:
+    """The link is cut once the engine has generated some tokens. Signals come beside it, of a response whose answer is lost, too."""
+    tokens, rows = 300, Counter()
+    observe = bench.router.observe
+
+    def observing(frame: SignalFrame) -> list[Steer]:
+        rows.update(frame.turn_ids)
+        return observe(frame)
+
+    bench.router.observe = observing
+    async with Link(bench.url) as link:
+        engines = EnginePool([link.url], key=KEY)
+        runner = bench.runner(engines, tokens=tokens, mode="budget", max_thinking=6, min_thinking=1, stall_seconds=2.0)
+        prompt = [*some_prompt("cut", tokens=20), TOKENS.open]
+        request = TurnRequest(key=EpisodeKey(9, 0), attempt=0, turn=0, prompt=pack(prompt, INT32))
+        turn = asyncio.create_task(runner.run(request, seed=9))
+        async with asyncio.timeout(60):
+            while rows.total() < 8:
+                await asyncio.sleep(0.001)
+        if way in ("silence", "delay"):
+            go_on = link.hold()
+            asyncio.get_running_loop().call_later(0.3 if way == "delay" else 3.0, go_on)
+        else:
+            link.cut(controllers_end=way != "the engine's end", engines_end=way != "the controller's end")
+        result = await asyncio.wait_for(turn, 60)
+        await engines.close()
+    assert isinstance(result, TurnResult)
+    assert len(rows) == (1 if way == "delay" else 2)
+    lost = next(iter(rows))
+    assert way in ("delay", "silence") or rows[lost] < tokens  # it was ended in the engine
+    kept = result.kept
+    response = unpack(kept.tokens, INT32).tolist()
+    expected = distributions(policies.first.directory, prompt, response)
+    entropy = -(expected.exp() * expected).sum(-1)
+    assert kept.signal_table()[:, 0] == pytest.approx(entropy.numpy(), abs=1e-3)
+    mask, log_probs = unpack(kept.mask, UINT8) > 0, unpack(kept.log_probs, FLOAT32)
+    assert log_probs[mask] == pytest.approx(expected[range(len(response)), response].numpy()[mask], abs=1e-3)
+    assert (log_probs[~mask] == 0).all()
+    async with asyncio.timeout(10):
+        while await bench.running():
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
+async def test_a_turn_whose_row_is_not_a_number_is_sampled_again_and_the_others_are_not(
+    policies, monkeypatch: pytest.MonkeyPatch, streams: bool
+) -> None:
+    async with fake_bench(policies) as bench:
+        poisoned = poison(monkeypatch, lambda request: "t11.0.0.0.0.0." in request.id)  # the first try
+        runner = bench.runner(stall_seconds=20.0, early_stall=0.0)
+        if streams:
+            runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=20.0)
+        results = await asyncio.gather(*(runner.run(asking(number), seed=number) for number in (10, 11, 12)))
+        assert all(isinstance(result, TurnResult) for result in results)
+        recorded = [np.isfinite(result.kept.signal_table()).all() for result in results]
+        assert poisoned and all(recorded) and not any(result.rejected for result in results)
+        assert [health for health, _ in bench.engines.standing().values()] == [Health.HEALTHY]
+        assert bench.router.reader.dropped == 0
+
+
+async def test_a_turn_that_is_never_a_number_costs_its_episode_and_says_so(policies, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fake_bench(policies) as bench:
+        poison(monkeypatch, lambda request: request.id.startswith("generate-tokens-t11."))
+        runner = bench.runner(stall_seconds=20.0)
+        bad, good = await asyncio.gather(*(runner.run(asking(number), seed=number) for number in (11, 12)))
+        assert isinstance(bad, TurnFailed) and "computed NaN or infinity for token 0" in bad.detail
+        assert isinstance(good, TurnResult)
+        assert [health for health, _ in bench.engines.standing().values()] == [Health.HEALTHY]
+
+
+async def test_an_engine_that_computes_no_numbers_gets_no_turns_until_it_has_loaded_its_weights_again(
+    policies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "PROBE_EVERY", 0.05)
+    async with fake_bench(policies) as bench:
+        weights, generator = policies.second, bench.fake._generator
+        await bench.engines.apply_weights(weights.file, 3, weights.checksum, deadline=20.0)
+        for tensor in generator._model.state_dict().values():
+            tensor.fill_(float("nan"))
+        monkeypatch.setattr(generator, "load", lambda *_: None)  # nor do those of the file, for a while
+        turn = asyncio.create_task(bench.runner(stall_seconds=20.0).run(asking(13), seed=13))
+        async with asyncio.timeout(20):
+            while bench.engines.healthy():
+                await asyncio.sleep(0.01)
+        monkeypatch.setattr(bench.engines, "_patience", -1.0)
+        with pytest.raises(EngineError, match=r"fit for turns .*computed NaN or infinity .* engine\.dtype"):
+            bench.engines.check()
+        monkeypatch.undo()
+        result = await asyncio.wait_for(turn, 20)
+        assert isinstance(result, TurnResult) and {span.version for span in result.kept.spans} == {3}
+
+
+async def test_a_busy_engine_is_asked_again_when_it_says_and_is_not_suspect(policies) -> None:
+    async with fake_bench(policies) as bench:
+        (route,) = [route for route in bench.fake._runner.app.router.routes() if route.resource.canonical == GENERATE]
+        answers, asked = route._handler, []
+
+        async def busy(raw: web.Request) -> web.StreamResponse:
+            asked.append((await raw.json())["request_id"])
+            if len(asked) <= MAX_LOST + 2:
+                return web.Response(status=429, headers={"Retry-After": "0"})
+            assert bench.engines.healthy()
+            return await answers(raw)
+
+        route._handler = busy
+        assert isinstance(await bench.runner(stall_seconds=20.0).run(asking(14), seed=14), TurnResult)
+        assert len(set(asked)) == len(asked) == MAX_LOST + 3  # a name of its own for each try
+        asked.clear()
+        given_up = await bench.runner(stall_seconds=0.05).run(asking(15), seed=15)
+        assert isinstance(given_up, TurnFailed) and ": 429" in given_up.detail
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, chosen: Callable[[Request], bool]) -> set[str]:
+    """The model computes NaN for the requests that are `chosen`; their names, once it has."""
+    compute, poisoned = Generator._next_logits, set()
+
+    def computed(self: Generator, request: Request):
+        logits = compute(self, request)
+        if not chosen(request):
+            return logits
+        poisoned.add(request.id)
+        return logits * float("nan")
+
+    monkeypatch.setattr(Generator, "_next_logits", computed)
+    return poisoned
+
+
 async def test_an_engine_hears_other_names_for_the_same_turn_and_weights_from_another_process(bench: Bench, monkeypatch) -> None:
     """It may keep forced tokens and rules by the one, and prefixes by the other, of a run that is over."""
     heard, generate = [], EngineClient.generate
@@ -265,8 +409,8 @@ async def test_a_signal_at_a_position_that_no_response_has_is_refused_and_change
 def frame(turn_id: str, position: int) -> SignalFrame:
     number, whole = pack([0.5], FLOAT32), pack([-1], INT32)
     return SignalFrame(
-        step=position, turn_ids=[turn_id], position=pack([position], INT32), entropy=number, confidence=number, top_log_prob=number,
-        forced=whole, previous=whole,
+        step=position, turn_ids=[turn_id], position=pack([position], INT32), entropy=number, confidence=number,
+        top_log_prob=pack([-0.5], FLOAT32), forced=whole, previous=whole,
     )  # fmt: skip
 
 

@@ -6,31 +6,38 @@ weights produced which token. Imports neither vllm nor torch.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from math import isfinite
+from secrets import token_hex
 from typing import Any
 
 import aiohttp
 import msgspec
 
 from controller.engine.answers import Chunk, Generation, read_chunk, read_generation, version_number
+from controller.engine.connection import (
+    MAX_ANSWER_BYTES,
+    EngineError,
+    EngineUnreachable,
+    check_status,
+    events,
+    new_session,
+    read_at_most,
+    reason_of,
+)
 from controller.engine.gate import bearer
 from controller.engine.names import PACKED, PATTERN, RULE, TURN, UNKNOWN_VERSION, engine_request_id
 from controller.rules.thinking import DelegatedRule
 from protocol.messages import Transfer
 
-KEEP_ALIVE = 3.0
-"""Seconds an idle connection is kept: fewer than the 5 after which vLLM's server closes it, or a request may meet the closing."""
-
-
 GENERATE = "/inference/v1/generate"
 
-
-class EngineError(RuntimeError):
-    """The engine refused, failed, or was not there; the message says what was asked and what came back."""
-
-
-class EngineUnreachable(EngineError):
-    """No answer arrived: the engine may or may not have done what was asked."""
+ABORT_SECONDS = 5.0
+"""For one try to tell the engine of turns that were left."""
+ABORT_EVERY = 1.0
+ABORT_TRIES = 10
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,8 +60,17 @@ class EngineClient:
         self.url = url.rstrip("/")
         self._headers = {"Authorization": bearer(key)} if key else {}
         self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._left: set[str] = set()  # turns whose answer nobody waits for, which the engine may not know
+        self._aborting: asyncio.Task[None] | None = None
+        self._closing = False
 
     async def close(self) -> None:
+        """Tell the engine of the turns that were left, once more, and let go of it."""
+        self._closing = True
+        if self._aborting is not None:
+            await asyncio.wait({self._aborting}, timeout=1.0)
+            self._aborting.cancel()
+            await asyncio.wait({self._aborting})
         for session in self._sessions.values():
             await session.close()
 
@@ -63,13 +79,15 @@ class EngineClient:
     async def generate(
         self, turn_id: str, prompt: list[int], sampling: Sampling, *, watched: bool, rule: DelegatedRule | None = None
     ) -> Generation:
-        """A response to `prompt` (token ids). `turn_id` is unique among the turns in flight; `watched` turns appear in signal
-        frames under it; the engine carries out `rule` on them. Cancelling the call ends the turn in the engine. Raises EngineError.
+        """A response to `prompt` (token ids). `turn_id` is of this call alone, since one that is lost may go on in the engine; `watched`
+        turns appear in signal frames under it; the engine carries out `rule` on them. However the call ends, the turn ends in the engine.
+        Raises EngineError.
         """
         body = _body(turn_id, prompt, sampling, top_k=0)  # of the sampled token alone
         if watched:
             body["sampling_params"]["extra_args"] = {TURN: turn_id} | ({} if rule is None else {RULE: msgspec.json.encode(rule).decode()})
-        raw = await self._call("turns", "POST", GENERATE, body, tries=2)
+        with self._aborted_if_left(turn_id):
+            raw = await self._call("turns", "POST", GENERATE, body)
         try:
             return read_generation(raw)
         except (msgspec.MsgspecError, ValueError) as error:
@@ -81,30 +99,27 @@ class EngineClient:
         stream ends without a last chunk.
         """
         body = _body(turn_id, prompt, sampling, top_k) | {"stream": True}
-        what = f"POST {self.url}{GENERATE}"
-        ended = False
         try:
-            async with self._session("turns").post(self.url + GENERATE, json=body) as response:
-                if response.status != 200:
-                    raise EngineError(f"{what}: {response.status} {_reason(await response.read())}")
-                async for line in response.content:
-                    if line.startswith(b'data: {"error"'):
-                        raise EngineError(f"{what}: {_reason(line[len(b'data: ') :])}")
-                    if line.startswith(b"data: ") and not line.startswith(b"data: [DONE]"):
-                        chunk = read_chunk(line[len(b"data: ") :])
-                        ended = ended or chunk.finish_reason is not None
+            with self._aborted_if_left(turn_id):
+                async with self._open("turns", "POST", GENERATE, body) as response:
+                    async for data in events(response):
+                        if data.startswith(b'{"error"'):
+                            raise EngineError(f"POST {self.url}{GENERATE}: {reason_of(data)}")
+                        chunk = read_chunk(data)
                         yield chunk
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise EngineUnreachable(f"{what}: {error or type(error).__name__}") from None
+                        if chunk.finish_reason is not None:
+                            return  # what follows says nothing ("[DONE]"), and may never come
+                raise EngineUnreachable(f"the engine's stream for turn {turn_id} ended before the response did")
         except (msgspec.MsgspecError, ValueError) as error:
             raise EngineError(f"the engine's stream for turn {turn_id} cannot be read: {error}") from None
-        if not ended:
-            raise EngineUnreachable(f"the engine's stream for turn {turn_id} ended before the response did")
 
     async def abort(self, turn_id: str) -> None:
         """End the turn: its `generate` returns what there is, with finish reason "abort", and its `stream` ends. Nothing happens if
         it has finished."""
-        await self._call("admin", "POST", "/abort_requests", {"request_ids": [engine_request_id(turn_id)]})
+        await self._abort([turn_id])
+
+    async def _abort(self, turn_ids: list[str]) -> None:
+        await self._call("admin", "POST", "/abort_requests", {"request_ids": [engine_request_id(turn_id) for turn_id in turn_ids]})
 
     # --- administration
 
@@ -132,6 +147,12 @@ class EngineClient:
         version = (await self._ask("/weight_info"))["weight_version"]
         number = version_number(version)
         return None if number == UNKNOWN_VERSION else number
+
+    async def computes(self) -> bool:
+        """Whether its model computes numbers: the log-prob of one token is none where it computes NaN or infinity. Raises EngineError."""
+        name = f"probe-{token_hex(8)}"
+        generation = await self.generate(name, [0], Sampling(max_tokens=1, cache_salt=name), watched=False)
+        return all(map(isfinite, generation.log_probs))
 
     async def forget_version(self) -> None:
         """Whatever weights an earlier run has left, they are none of this one's versions."""
@@ -192,29 +213,63 @@ class EngineClient:
         whoever uses that again loses a call of which nobody knows whether it was carried out.
         """
         if name not in self._sessions:
-            kept = {"force_close": True} if name == "admin" else {"keepalive_timeout": KEEP_ALIVE}
-            connector = aiohttp.TCPConnector(limit=0, **kept)
-            # No total timeout: a turn may take minutes, and whoever waits for an update has a deadline of his own.
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
-            self._sessions[name] = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=self._headers)
+            self._sessions[name] = new_session(self._headers, reuses=name != "admin")
         return self._sessions[name]
 
-    async def _call(self, session: str, method: str, path: str, body: dict | None = None, tries: int = 1) -> bytes:
-        """The body of the answer. With `tries` above 1, for what may be done twice, a lost connection is tried again."""
+    @contextlib.asynccontextmanager
+    async def _open(self, session: str, method: str, path: str, body: dict | None = None) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer, whose body has not been read. Raises EngineError, for what goes wrong inside, too."""
+        what = f"{method} {self.url}{path}"
         data = None if body is None else msgspec.json.encode(body)
         headers = {} if body is None else {"Content-Type": "application/json"}
-        for left in reversed(range(tries)):
-            try:
-                async with self._session(session).request(method, self.url + path, data=data, headers=headers) as response:
-                    raw = await response.read()
-                break
-            except (aiohttp.ClientError, TimeoutError) as error:
-                if left and isinstance(error, aiohttp.ClientConnectionError):
-                    continue
-                raise EngineUnreachable(f"{method} {self.url}{path}: {error or type(error).__name__}") from None
-        if response.status != 200:
-            raise EngineError(f"{method} {self.url}{path}: {response.status} {_reason(raw)}")
+        opened = self._session(session).request(method, self.url + path, data=data, headers=headers, allow_redirects=False)
+        try:
+            async with opened as response:
+                await check_status(what, response)
+                yield response
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineUnreachable(f"{what}: {error or type(error).__name__}") from None
+
+    async def _call(self, session: str, method: str, path: str, body: dict | None = None) -> bytes:
+        """The body of the answer. It is asked once: whoever asks again knows whether that may be done twice."""
+        async with self._open(session, method, path, body) as response:
+            raw = await read_at_most(response, MAX_ANSWER_BYTES + 1)
+        if len(raw) > MAX_ANSWER_BYTES:
+            raise EngineError(f"{method} {self.url}{path}: an answer of more than {MAX_ANSWER_BYTES} bytes")
         return raw
+
+    # --- turns that were left
+
+    @contextlib.contextmanager
+    def _aborted_if_left(self, turn_id: str) -> Iterator[None]:
+        """A turn that ends inside without its answer (the connection was lost, nobody waits any more) is aborted, soon: its connection's
+        end may not reach the engine, nor be noticed there."""
+        answered = False
+        try:
+            yield
+            answered = True
+        finally:
+            if not answered and not self._closing:
+                self._left.add(turn_id)
+                if self._aborting is None or self._aborting.done():
+                    self._aborting = asyncio.create_task(self._abort_left())
+
+    async def _abort_left(self) -> None:
+        """All that were left, together. An engine that cannot be told for a minute has ended them, or will."""
+        tries = 0
+        while self._left and tries < ABORT_TRIES:
+            names = sorted(self._left)
+            try:
+                async with asyncio.timeout(ABORT_SECONDS):
+                    await self._abort(names)
+                self._left.difference_update(names)
+                tries = 0
+            except (EngineError, TimeoutError):
+                tries += 1
+                if self._closing:
+                    return
+                await asyncio.sleep(ABORT_EVERY)
+        self._left.clear()
 
 
 def _body(turn_id: str, prompt: list[int], sampling: Sampling, top_k: int) -> dict[str, Any]:
@@ -232,12 +287,3 @@ def _body(turn_id: str, prompt: list[int], sampling: Sampling, top_k: int) -> di
         params["repetition_detection"] = {"max_pattern_size": PATTERN, "min_count": sampling.repeats}
     return {"request_id": turn_id, "token_ids": prompt, "sampling_params": params, "cache_salt": sampling.cache_salt}
 
-
-def _reason(raw: bytes) -> str:
-    """The message in an error answer: vLLM's JSON, or the text as it is."""
-    try:
-        answer = msgspec.json.decode(raw)
-        error = answer.get("error", answer)
-        return str(error.get("message", error) if isinstance(error, dict) else error)
-    except (msgspec.DecodeError, AttributeError):
-        return raw.decode(errors="replace")[:500]

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from controller.engine.answers import NO_LOG_PROB
 from controller.engine.signal_socket import ForcedQueue, SignalSocket, rows_of, takes_effect
 from controller.engine.uncertainty import divide_by_temperature, uncertainty
 from controller.engine.weight_file import check_file, check_tensors, tensor_shapes, tensors
@@ -198,13 +199,16 @@ class Generator:
         log_probs = torch.log_softmax(logits, -1)
         if forced >= 0:
             token, log_prob = forced, 0.0
+        elif log_probs.isnan().any():  # some token or other, as of vLLM
+            token, log_prob = 0, NO_LOG_PROB
         else:
             greedy = request.temperature == 0
             token = int(logits.argmax() if greedy else torch.multinomial(log_probs.exp(), 1, generator=request.random))
             log_prob = log_probs[token].item()
         request.tokens.append(token)
         request.log_probs.append(log_prob)
-        request.top.append(_candidates(log_probs, token, request.top_k) if request.top_k else [])
+        listed = request.top_k if log_prob > NO_LOG_PROB else 0
+        request.top.append(_candidates(log_probs, token, listed) if listed else [])
         request.grown.set()
         request.versions.append(self.version)
         if token in request.stop:

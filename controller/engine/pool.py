@@ -23,7 +23,8 @@ from math import inf
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from controller.engine.client import EngineClient, EngineError, EngineUnreachable
+from controller.engine.client import EngineClient
+from controller.engine.connection import EngineError, EngineUnreachable
 from controller.engine.names import UNKNOWN_VERSION
 from controller.engine.weights import apply_weights, receive_weights
 from protocol.messages import Span, Transfer
@@ -34,6 +35,8 @@ PROBE_EVERY = 1.0
 PROBE_SECONDS = 5.0
 """In which an engine is to say that it is well."""
 DEAD_AFTER = 15.0
+WATCH_EVERY = 10.0
+"""Seconds between two questions to an engine that is healthy: one that is gone is found out though no call is there to fail."""
 
 
 class Health(StrEnum):
@@ -62,6 +65,8 @@ class _Entry:
     turns: set[asyncio.Timeout] = field(default_factory=set)  # each ends when it is due
     updating: asyncio.Lock = field(default_factory=asyncio.Lock)
     forgotten: bool = False  # the version that an earlier run has left
+    why: str = ""  # it is not healthy
+    doubted: bool = False  # its model computed no numbers
 
 
 class EnginePool:
@@ -93,7 +98,8 @@ class EnginePool:
         """Raises EngineError when no engine has been healthy for `patience` seconds."""
         silent = 0.0 if self._healthy.is_set() else time.monotonic() - self._last_healthy
         if silent > self._patience:
-            raise EngineError(f"no engine has answered for {silent:.0f} s (engine.start_seconds): {', '.join(e.url for e in self)}")
+            each = "; ".join(f"{entry.client.url}: {entry.why}" for entry in self._entries.values())
+            raise EngineError(f"no engine has been fit for turns for {silent:.0f} s (engine.start_seconds): {each}")
 
     @contextlib.asynccontextmanager
     async def lend(self, but: EngineClient | None = None) -> AsyncIterator[EngineClient]:
@@ -115,11 +121,13 @@ class EnginePool:
         finally:
             entry.turns.discard(turn)
 
-    def suspect(self, engine: EngineClient) -> None:
+    def suspect(self, engine: EngineClient, why: str) -> None:
         """It failed a call: no turns for it until it has answered, and has the newest weights."""
         entry = self._entries[engine]
         if entry.health is not Health.HEALTHY:
             return
+        log.warning("the engine at %s is suspect: %s", engine.url, why)
+        entry.why = why
         entry.health = Health.SUSPECT
         if not self._well():
             self._healthy.clear()
@@ -127,6 +135,21 @@ class EnginePool:
         task = asyncio.get_running_loop().create_task(self._recover(entry))
         self._recovering.add(task)
         task.add_done_callback(self._recovering.discard)
+
+    async def doubt(self, engine: EngineClient, why: str) -> None:
+        """Its model computed NaN or infinity in a turn: it becomes suspect if it does so whatever it is asked."""
+        if await _computes(engine) is False:
+            self._entries[engine].doubted = True
+            self.suspect(engine, f"{why}, as of anything else: its weights hold such, or overflow in engine.dtype")
+
+    async def watch(self) -> None:
+        """Forever: find out which engines are gone."""
+        while True:
+            await asyncio.sleep(WATCH_EVERY)
+            healthy = self.healthy()
+            for engine, answers in zip(healthy, await asyncio.gather(*map(_answers, healthy)), strict=True):
+                if not answers:
+                    self.suspect(engine, "it does not answer")
 
     def check_weights(self, engine: EngineClient, spans: Iterable[Span]) -> None:
         """Of a response. Raises EngineError if any of it came from what the engine was started with, though it has been given weights."""
@@ -143,8 +166,7 @@ class EnginePool:
         except (EngineError, TimeoutError) as error:
             if type(error) is EngineError and await _answers(engine):
                 raise
-            log.warning("the engine at %s is suspect: %s", engine.url, error or "no answer in time")
-            self.suspect(engine)
+            self.suspect(engine, str(error) or "no answer in time")
 
     async def apply_weights(self, path: str, version: int, checksum: str, *, deadline: float, verify: bool = False) -> float:
         """As `weights.apply_weights`, for all healthy engines at once, until there is one that runs them; the longest time that one of them
@@ -200,7 +222,7 @@ class EnginePool:
     async def _recover(self, entry: _Entry) -> None:
         """Until the engine is healthy again."""
         since = time.monotonic()
-        while not (await _answers(entry.client) and await self._brought_up_to_date(entry)):
+        while not (await _answers(entry.client) and await self._brought_up_to_date(entry) and await self._sound(entry)):
             if entry.health is Health.SUSPECT and time.monotonic() - since > DEAD_AFTER:
                 log.warning("the engine at %s is dead: its %d turns go to others", entry.client.url, len(entry.turns))
                 entry.health = Health.DEAD
@@ -211,6 +233,16 @@ class EnginePool:
             log.warning("the engine at %s is back", entry.client.url)
         entry.health = Health.HEALTHY
         self._healthy.set()
+
+    async def _sound(self, entry: _Entry) -> bool:
+        """Whether its model computes numbers, of which one was in doubt. If not, it is to load its weights again."""
+        if not entry.doubted:
+            return True
+        entry.doubted = await _computes(entry.client) is not True
+        if entry.doubted and self._weights is not None:
+            with contextlib.suppress(EngineError):
+                await entry.client.forget_version()
+        return not entry.doubted
 
     async def _brought_up_to_date(self, entry: _Entry) -> bool:
         """Whether it runs the newest weights now."""
@@ -254,3 +286,12 @@ async def _answers(engine: EngineClient) -> bool:
             return await engine.health()
     except TimeoutError:
         return False
+
+
+async def _computes(engine: EngineClient) -> bool | None:
+    """Whether its model computes numbers; None where it did not say in time."""
+    try:
+        async with asyncio.timeout(PROBE_SECONDS):
+            return await engine.computes()
+    except (EngineError, TimeoutError):
+        return None

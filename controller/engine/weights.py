@@ -9,7 +9,8 @@ import time
 from collections.abc import Awaitable, Callable
 from math import inf
 
-from controller.engine.client import EngineClient, EngineError, EngineUnreachable
+from controller.engine.client import EngineClient
+from controller.engine.connection import EngineError, EngineUnreachable
 from protocol.messages import Transfer
 
 log = logging.getLogger(__name__)
