@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from supervisor.job import configured_environment
 
 COLUMNS = 2
 """Of the list of actions."""
+
+_TAG = re.compile(r"</?[a-z_]+>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -109,25 +112,49 @@ def _player(config: Config, environment: Environment, episode: Episode, watch: s
 
 
 def _ask(environment: Environment, view: View, console: Console) -> Move | None:
-    """Read an action from the terminal: its number, or its text. An empty line asks again; the end of the input, or q, is the end."""
-    if not view.observation.admissible:
-        console.print(f"[dim]{_escaped(environment.prompt(view).splitlines()[-1])}[/]", highlight=False)
+    """Read an action from the terminal: its number in the list, its text, or a response as an agent gives it.
+
+    An empty line asks again; the end of the input, or q, is the end.
+    """
     admissible = view.observation.admissible
-    width = max((len(action) for action in admissible), default=0) + 6
-    for start in range(0, len(admissible), COLUMNS):
-        row = [f"{i + 1:>3} {admissible[i]}" for i in range(start, min(start + COLUMNS, len(admissible)))]
-        console.print("".join(f"{cell:<{width}}" for cell in row).rstrip(), highlight=False, markup=False)
+    if not admissible:
+        console.print(f"[dim]{_escaped(environment.prompt(view).splitlines()[-1])}[/]", highlight=False)
+    # Where names are numbers, a number of the list would be taken for another one's name.
+    numbered = not any(action.isdecimal() for action in admissible)
+    _list_actions(admissible, numbered, console)
+    ways = "number or text" if numbered and admissible else "text"
     while True:
         try:
-            answer = input("action (number or text, q to stop): ").strip()
+            answer = input(f"action ({ways}, q to stop): ").strip()
         except EOFError:
             return None
+        if answer in admissible:
+            return Move(answer)
         if answer == "q":
             return None
-        if answer.isdecimal() and 1 <= int(answer) <= len(admissible):
-            return Move(admissible[int(answer) - 1])
-        if answer and not (answer.isdecimal() and admissible):
-            return Move(answer)
+        if not answer:
+            continue
+        if answer.isdecimal() and admissible:
+            if numbered and 1 <= int(answer) <= len(admissible):
+                return Move(admissible[int(answer) - 1])
+            continue
+        return _read(environment, answer, admissible)
+
+
+def _list_actions(admissible: tuple[str, ...], numbered: bool, console: Console) -> None:
+    width = max((len(action) for action in admissible), default=0) + 6
+    for start in range(0, len(admissible), COLUMNS):
+        numbers = range(start, min(start + COLUMNS, len(admissible)))
+        row = [f"{i + 1:>3} {admissible[i]}" if numbered else f"    {admissible[i]}" for i in numbers]
+        console.print("".join(f"{cell:<{width}}" for cell in row).rstrip(), highlight=False, markup=False)
+
+
+def _read(environment: Environment, answer: str, admissible: tuple[str, ...]) -> Move:
+    """The move of an answer that has tags, as the environment reads an agent's; the text itself without them."""
+    parsed = environment.parse(answer, admissible)
+    if parsed.valid or _TAG.search(answer):
+        return Move(parsed.action, valid=parsed.valid)
+    return Move(answer)
 
 
 def _escaped(text: str) -> str:

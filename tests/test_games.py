@@ -5,12 +5,19 @@ from __future__ import annotations
 import random
 import re
 import string
+import threading
+from collections.abc import Iterator
 
 import gymnasium
 import pytest
+import textarena
 from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+from textarena.envs.registration import ENV_REGISTRY
 
 from envs.base import Environment, ParsedAction
+from envs.games.ansi import readable
 from envs.games.gymnasium import Gymnasium
 from envs.games.textarena import TextArena
 from envs.registry import make_environment
@@ -89,6 +96,58 @@ def test_actions_named_by_the_user_are_those_that_are_executed():
     assert said.valid and "S[F]FF" in episode.step(said.action).observation.text
 
 
+# --- Colors
+
+
+@pytest.mark.parametrize(
+    ("drawn", "read"),
+    [
+        ("plain", "plain"),
+        ("\x1b[41mS\x1b[0mF", "[on red S]F"),
+        ("\x1b[34;1m\x1b[43mR\x1b[0m\x1b[0m|", "[blue bold on yellow R]|"),
+        ("\x1b[31ma\x1b[32mb\x1b[39mc", "[red a][green b]c"),
+        ("\x1b[1;31ma\x1b[22mb\x1b[mc", "[bold red a][red b]c"),
+        ("\x1b[38;5;196ma\x1b[48;2;1;2;3mb\x1b[0m", "[38;5;196 a][38;5;196 48;2;1;2;3 b]"),
+        ("\x1b[2J\x1b[H\x1b]0;title\x07\x1b(Bx", "x"),
+    ],
+)
+def test_what_is_shown_by_a_color_is_written(drawn: str, read: str):
+    assert readable(drawn) == read
+
+
+@given(st.lists(st.tuples(st.sampled_from(["", "31", "41", "42", "34;1"]), st.text("ab|\n", min_size=1, max_size=3)), max_size=6))
+def test_no_color_is_lost_and_no_letter_changed(stretches):
+    drawn = "".join(f"\x1b[{style}m{text}\x1b[0m" if style else text for style, text in stretches)
+    marks = {"31": ("(", ")"), "41": ("[", "]"), "42": ("{", "}"), "34": ("<", ">"), "1": ("", "")}
+    letters: dict[str, str] = {"": "", "31": "(", "41": "[", "42": "{", "34;1": "<"}
+    seen, within = [], ""
+    for char in readable(drawn, marks):
+        if char in "([{<":
+            within = char
+        elif char in ")]}>":
+            within = ""
+        else:
+            seen.append((within, char))
+    assert seen == [(letters[style], char) for style, text in stretches for char in text]
+
+
+def test_every_state_of_the_taxi_looks_different():
+    env = Gymnasium("Taxi-v4")
+    episode = env.start("train", 0)
+    texts = set()
+    for state in range(500):
+        episode._env.unwrapped.s = state
+        texts.add(episode._observe(state).text)
+    assert len(texts) == 500
+
+
+@pytest.mark.parametrize("id", ["Taxi-v4", "FrozenLake8x8-v1", "CliffWalkingSlippery-v1"])
+def test_variants_of_a_game_have_its_names_and_its_task(id: str):
+    episode = Gymnasium(id).start("train", 0)
+    assert "up" in episode.observation.admissible and not episode.task.startswith("Play ")
+    assert "\x1b" not in episode.observation.text
+
+
 # --- TextArena
 
 
@@ -124,6 +183,66 @@ def test_games_are_the_same_whatever_else_draws_random_numbers_beside_them():
         result = first.step(move)
         beside.append((result.observation.text, result.reward, result.done, result.success))
     assert beside == alone != played(environment, 8, moves)
+
+
+@pytest.mark.parametrize("game", ["Countdown-v0", "Cryptarithm-v0", "Slitherlink-v0", "ThreeCardMonte-v0", "Sudoku-v0"])
+def test_a_move_against_the_rules_is_told_and_then_punished(game: str):
+    steps = played(TextArena(game), 0, ["zzz", "zzz"])
+    assert "invalid move" in steps[0][0] and not steps[0][2]
+    assert steps[-1][2] and not steps[-1][3] and steps[-1][1] < 1
+
+
+class Odd(textarena.Env):
+    """A game that cannot read letters, and never comes to an end with 0."""
+
+    reached, go_on = threading.Event(), threading.Event()
+
+    def reset(self, num_players, seed=None):
+        self.state = textarena.SinglePlayerState(num_players=num_players, seed=seed)
+        self.state.reset(game_state={}, player_prompt_function=lambda player_id, game_state: "Say a number.")
+
+    def step(self, action):
+        number = int(action.strip("[]"))
+        if number == 0:
+            self.reached.set()
+            self.go_on.wait(60)
+        return self.state.step()
+
+
+@pytest.fixture
+def odd() -> Iterator[TextArena]:
+    Odd.reached.clear()
+    Odd.go_on.clear()
+    textarena.register(id="Odd-v0-raw", entry_point=Odd)
+    yield TextArena("Odd-v0")
+    Odd.go_on.set()
+    del ENV_REGISTRY["Odd-v0-raw"]
+
+
+def test_a_move_that_the_game_cannot_read_is_invalid(odd):
+    steps = played(odd, 0, ["7", "up", "up"])
+    assert "invalid move" in steps[1][0] and steps[2][1:] == (-1.0, True, False)
+
+
+def test_a_move_that_never_returns_holds_up_no_other_episode(odd):
+    stuck = odd.start("train", 0)
+    thread = threading.Thread(target=stuck.step, args=("0",))
+    thread.start()
+    assert Odd.reached.wait(60)
+    assert not played(odd, 1, ["7"])[-1][2]
+    assert thread.is_alive()
+    Odd.go_on.set()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_what_a_game_lacks_is_said_in_words(monkeypatch: pytest.MonkeyPatch):
+    def lacking(*_):
+        raise LookupError("\n" + "*" * 70 + "\n  Resource \x1b[93mwords\x1b[0m not found.\n  Please use the NLTK Downloader")
+
+    monkeypatch.setattr(TextArena, "start_with", lacking)
+    with pytest.raises(ValueError, match=r"GuessTheNumber-v0 cannot be played here: Resource words not found\.$"):
+        TextArena()
 
 
 def test_the_random_state_of_the_process_is_left_alone():

@@ -43,6 +43,23 @@ def test_a_number_chooses_a_listed_action(monkeypatch: pytest.MonkeyPatch):
     assert f"> {first}\n" in watched()[1]
 
 
+def test_a_response_in_the_form_that_an_agent_is_asked_for_is_read_as_one(monkeypatch: pytest.MonkeyPatch):
+    typing(monkeypatch, "<think>What have I?</think><action>Inventory</action>", "<think>x</think><action>fly</action>", "q")
+    _, output = watched()
+    assert "> inventory\n" in output and "> fly  invalid" in output
+
+
+def test_an_action_whose_name_is_a_number_is_that_of_its_name(monkeypatch: pytest.MonkeyPatch):
+    typing(monkeypatch, "1", "7", "q")
+    _, output = watched(small_config(env__name="gymnasium", gymnasium__id="CartPole-v1"), task=0)
+    assert output.count("\n> ") == 1 and "\n> 1\n" in output
+
+
+def test_a_tagged_search_is_made_as_an_agent_would_make_it(monkeypatch: pytest.MonkeyPatch):
+    typing(monkeypatch, "<think>x</think> <search> capital of Bhutan </search>", "q")
+    assert "Doc 1: " in watched(small_config(env__name="search"))[1]
+
+
 def test_text_is_an_action_and_an_empty_line_or_a_wrong_number_is_not(monkeypatch: pytest.MonkeyPatch):
     typing(monkeypatch, "", "999", "inventory", "q")
     _, output = watched()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from envs.base import Observation, StepResult
+from envs.games.ansi import Marks, readable
 from envs.games.game import HISTORY, GameEnvironment
 
 try:
@@ -29,27 +30,34 @@ class _Game(NamedTuple):
 
     actions: tuple[str, ...] = ()  # by number
     task: str = ""  # what the agent is told
+    marks: Marks = MappingProxyType({})  # how the colors that it draws in are written
     ends_won: bool = False  # there is no other end but for want of time, so that a reward of less than 0 is a success all the same
 
 
 _KNOWN = {
-    "FrozenLake": _Game(
+    "FrozenLakeEnv": _Game(
         ("left", "down", "right", "up"),
         "Walk over a frozen lake from S to G; H is a hole, F is ice. Where you are stands in brackets.",
+        marks={"41": ("[", "]")},
     ),
-    "CliffWalking": _Game(
+    "CliffWalkingEnv": _Game(
         ("up", "right", "down", "left"),
         "Walk from the lower left corner to T without stepping on the cliff, C. You are at x.",
         ends_won=True,
     ),
-    "Blackjack": _Game(
+    "TaxiEnv": _Game(
+        ("down", "up", "right", "left", "pick up", "drop off"),
+        "Drive a taxi to the passenger, pick up, drive to the destination, drop off there. The stands are R, G, Y and B; walls are | "
+        "and -, and : lets you through. In parentheses is the stand where the passenger waits, in <> the destination. "
+        "The taxi is in brackets, in braces with the passenger in it.",
+        marks={"1": ("", ""), "34": ("(", ")"), "35": ("<", ">"), "42": ("{", "}"), "43": ("[", "]")},
+    ),
+    "BlackjackEnv": _Game(
         ("stick", "hit"),
         "Come closer to 21 than the dealer, not beyond. Shown are your sum, the dealer's card, and whether you have a usable ace.",
     ),
 }
-"""By name without version."""
-
-_MARKED = re.compile(r"\x1b\[[\d;]*m(.*?)\x1b\[0m")
+"""By the name of the class, which all sizes, versions and variants of a game share."""
 
 
 class GymnasiumEpisode:
@@ -60,6 +68,7 @@ class GymnasiumEpisode:
         self._env = env
         self._actions = game.actions
         self._ends_won = game.ends_won
+        self._marks = game.marks
         self._turns_left = max_turns
         self._done = False
         self.task = game.task
@@ -94,8 +103,7 @@ class GymnasiumEpisode:
 
     def _observe(self, observation: Any) -> Observation:
         if not isinstance(observation, str) and self._env.render_mode == "ansi":
-            # Where the player is, is shown by a colour.
-            observation = _MARKED.sub(r"[\1]", self._env.render())
+            observation = readable(self._env.render(), self._marks)  # where the player is, for one, is shown by a color
         return Observation(str(observation).strip(), self._actions)
 
 
@@ -125,9 +133,9 @@ class Gymnasium(GameEnvironment):
         if "ansi" in env.metadata.get("render_modes", []):
             self._arguments["render_mode"] = "ansi"
         env.close()
-        known = _KNOWN.get(id.partition("-v")[0], _Game())
+        known = _KNOWN.get(type(env.unwrapped).__name__, _Game())
         named = name_actions(id, env.action_space, tuple(actions) or known.actions)
-        self._game = _Game(named, task or known.task or f"Play {id}.", known.ends_won)
+        self._game = known._replace(actions=named, task=task or known.task or f"Play {id}.")
         if len({self._first_observation() for _ in range(3)}) > 1:
             raise ValueError(
                 f"gymnasium.arguments: {id} begins differently each time with the same seed, so that a group would play different games: "

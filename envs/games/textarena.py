@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import random
-import threading
+import sys
 from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
 
 from envs.base import Observation, StepResult
+from envs.games.ansi import readable
 from envs.games.game import HISTORY, GameEnvironment
 
 try:
@@ -18,7 +21,12 @@ except ImportError as error:
 
 GAME = "GuessTheNumber-v0"
 
-_DRAWING = threading.Lock()
+_OWN: ContextVar[random.Random | None] = ContextVar("_OWN", default=None)
+"""The generator of the episode that this thread plays now."""
+
+# Errors of reading a move; LookupError itself is NLTK's, for data that are missing.
+_UNREADABLE = (ValueError, TypeError, AttributeError, IndexError, KeyError)
+
 _RULES = textarena.ObservationType.PROMPT
 _ECHO = textarena.ObservationType.PLAYER_ACTION
 
@@ -34,23 +42,24 @@ class TextArenaEpisode:
         self._turns_left = max_turns
         self._done = False
         self._ended = False
-        self._random = random.Random(seed).getstate()
+        self._random = random.Random(seed)
         with self._own_randomness():
-            # Without the wrappers of the library's agents: a message is shown once, and history is left to the prompt.
-            self._env = textarena.make(f"{game}-raw")
+            self._env = _make(game)
             self._env.reset(num_players=1, seed=seed)
+            _sort_arguments(self._env)
             messages = self._env.get_observation()[1]
-        self.task = "\n".join(text.strip() for _, text, kind in messages if kind is _RULES)
+        self.task = "\n".join(str(text).strip() for _, text, kind in messages if kind is _RULES)
         self.task_type = game
         self.observation = Observation(_shown(messages), ())
         self.scores = {"reward": 0.0}
 
     def step(self, action: str) -> StepResult:
-        """Make a move, in the brackets that TextArena wants around one. Whether an invalid one costs the game is up to the game."""
+        """Make a move, in the brackets that TextArena wants around one. Whether an invalid one costs the game is up to the game; one that
+        the game cannot read is invalid, too."""
         if self._done:
             raise RuntimeError("the episode is over: start another one")
         with self._own_randomness():
-            over, _ = self._env.step(action if "[" in action else f"[{action}]")
+            over = self._move(action if "[" in action else f"[{action}]")
             messages = self._env.get_observation()[1]
         self._turns_left -= 1
         self._done = over or self._turns_left == 0
@@ -60,6 +69,15 @@ class TextArenaEpisode:
             self.scores = {"reward": float(rewards[0])}
             self.observation = Observation(_shown(messages) or str(info[0].get("reason") or ""), ())
         return StepResult(self.observation, self.scores["reward"], self._done, self.scores["reward"] >= 1)
+
+    def _move(self, action: str) -> bool:
+        """Whether the game is over with this move."""
+        try:
+            over, _ = self._env.step(action)
+        except _UNREADABLE as error:
+            self._env.state.set_invalid_move(f"The game cannot read it ({type(error).__name__}).")
+            over, _ = self._env.state.step()
+        return bool(over)
 
     def anchor(self) -> str:
         """What is shown now."""
@@ -77,16 +95,59 @@ class TextArenaEpisode:
 
     @contextlib.contextmanager
     def _own_randomness(self) -> Iterator[None]:
-        """TextArena draws from Python's global generator: it gets one of this episode's while it runs, so that what other episodes and
-        the rest of the process draw makes no difference, and the other way round."""
-        with _DRAWING:
-            outside = random.getstate()
-            random.setstate(self._random)
-            try:
-                yield
-            finally:
-                self._random = random.getstate()
-                random.setstate(outside)
+        """What the game draws is this episode's own, so that what other episodes and the rest of the process draw makes no difference."""
+        token = _OWN.set(self._random)
+        try:
+            yield
+        finally:
+            _OWN.reset(token)
+
+
+class _Randomness:
+    """Python's `random` for the modules of games, which draw from its global generator: theirs is that of the episode in `_OWN`.
+
+    No lock, which a move that never returns would keep from all other episodes.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        own = _OWN.get()
+        return getattr(random if own is None or not hasattr(own, name) else own, name)
+
+
+_RANDOMNESS = _Randomness()
+
+
+def _make(game: str) -> textarena.Env:
+    """A game without the wrappers of the library's agents: a message is shown once, and history is left to the prompt."""
+    env = textarena.make(f"{game}-raw")
+    if _replace_random(type(env).__module__):
+        env = textarena.make(f"{game}-raw")  # the first one may have drawn from the global generator
+    return env
+
+
+def _replace_random(module: str) -> bool:
+    """Whether there were modules, of the library or the one named, that drew from the global generator until now."""
+    replaced = False
+    for name, loaded in list(sys.modules.items()):
+        if (name == module or name.partition(".")[0] == "textarena") and vars(loaded).get("random") is random:
+            loaded.random = _RANDOMNESS
+            replaced = True
+    return replaced
+
+
+def _sort_arguments(env: textarena.Env) -> None:
+    """Let the game call `set_invalid_move` with reason and reward in either order: some games have it the wrong way round."""
+    if not isinstance(env.state, textarena.SinglePlayerState):
+        return
+    original = env.state.set_invalid_move
+
+    def set_invalid_move(*given: Any, **named: Any) -> None:
+        values = [*given, *named.values()]
+        reason = next((value for value in values if isinstance(value, str)), "")
+        reward = next((float(value) for value in values if isinstance(value, int | float)), -1.0)
+        original(reason=reason, reward=reward)
+
+    env.state.set_invalid_move = set_invalid_move
 
 
 class TextArena(GameEnvironment):
@@ -102,7 +163,7 @@ class TextArena(GameEnvironment):
         try:
             self.start("train", 0).close()
         except Exception as error:  # whatever a game needs: another player, word lists, further packages
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            reason = _first_words(str(error)) or type(error).__name__
             raise ValueError(f"textarena.game: {game} cannot be played here: {reason}") from None
 
     def start_with(self, seed: int) -> TextArenaEpisode:
@@ -110,6 +171,12 @@ class TextArena(GameEnvironment):
         return TextArenaEpisode(self._game, seed, self.max_turns)
 
 
+def _first_words(text: str) -> str:
+    """The first line of an error that says something: NLTK's begin with colors and a line of asterisks."""
+    lines = (line.strip() for line in readable(text, {"31": ("", ""), "93": ("", "")}).splitlines())
+    return next((line for line in lines if any(char.isalnum() for char in line)), "")
+
+
 def _shown(messages: list[tuple[int, str, textarena.ObservationType]]) -> str:
     """What the game says, without the rules, which are the task, and the player's own move."""
-    return "\n".join(text.strip() for _, text, kind in messages if kind not in (_RULES, _ECHO))
+    return "\n".join(str(text).strip() for _, text, kind in messages if kind not in (_RULES, _ECHO))
