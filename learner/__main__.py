@@ -10,6 +10,7 @@ from pathlib import Path
 import zmq.asyncio
 
 from config import Job
+from learner.groups import NothingPlayable
 from learner.main import Learner
 from learner.ranks import Ranks
 from learner.together import dismiss, follow
@@ -34,7 +35,10 @@ def main(job: Job) -> None:
     if ranks.rank:
         follow(job, ranks)
     else:
-        asyncio.run(learn(job, ranks))
+        try:
+            asyncio.run(learn(job, ranks))
+        except* NothingPlayable as errors:
+            sys.exit(str(errors.exceptions[0]))
         dismiss(ranks)
     ranks.leave()
     if ranks.size > 1:

@@ -16,8 +16,15 @@ from protocol.messages import DropReason, EpisodeKey, Trajectory
 FAILURES = (DropReason.ENV_ERROR, DropReason.ENGINE_ERROR, DropReason.ACTOR_LOST)
 """Reasons that somebody has to look into."""
 
+FIRST_EPISODES = 64
+"""How many of the first training, or held-out, episodes may fail without one that does not."""
+
 MAX_DETAIL = 300
 """Characters of what an episode that failed says."""
+
+
+class NothingPlayable(RuntimeError):
+    """Not one of the first episodes could be played: the run would go on for ever without an update."""
 
 
 @dataclass
@@ -29,6 +36,9 @@ class GroupBuffer:
     next_group: int = 0  # all groups below have left
     failures: dict[str, str] = field(default_factory=dict)
     """Why episodes failed: reason -> the first one, and what it says."""
+    _first_group: int = 0  # of training, since the start or the resume
+    _first_evaluation: int | None = None
+    _first_failures: dict[bool, Counter] = field(default_factory=lambda: {False: Counter(), True: Counter()})
     _open: dict[int, dict[int, Trajectory]] = field(default_factory=dict)
     _batch: list[list[Trajectory]] = field(default_factory=list)  # groups that wait for their batch to fill
     _batch_groups: list[int] = field(default_factory=list)
@@ -38,7 +48,7 @@ class GroupBuffer:
 
     def resume(self, next_group: int, dropped: Mapping[str, int]) -> None:
         """Go on behind the groups below `next_group`; `dropped`: what of them is still to be reported."""
-        self.next_group = next_group
+        self.next_group = self._first_group = next_group
         self._dropped[next_group - 1] = Counter(dropped)
 
     def add(self, trajectory: Trajectory) -> bool:
@@ -46,6 +56,8 @@ class GroupBuffer:
         that the controller has cancelled."""
         key = trajectory.key
         if key.evaluation:
+            if self._first_evaluation is None:
+                self._first_evaluation = key.group
             if key.group in self._evaluations_done or key.member in self._evaluations.setdefault(key.group, {}):
                 return False
             self._evaluations[key.group][key.member] = trajectory
@@ -60,8 +72,30 @@ class GroupBuffer:
         if trajectory.dropped is not None:
             self._drop(key.group, trajectory.dropped, [trajectory])
             if trajectory.dropped in FAILURES:
+                self._note_failure(trajectory)
                 self.failures.setdefault(trajectory.dropped, f"{key.id}: {' '.join(trajectory.detail.split())[:MAX_DETAIL]}")
         return True
+
+    def check_playable(self) -> None:
+        """Raises NothingPlayable when all of the first episodes have failed: the first by number, since those that fail arrive first."""
+        for counts in self._first_failures.values():
+            if counts.total() < FIRST_EPISODES:
+                continue
+            counted = ", ".join(f"{number} {reason}" for reason, number in counts.most_common())
+            said = "; ".join(f"{reason}: episode {words}" for reason, words in self.failures.items() if reason in counts)
+            raise NothingPlayable(
+                f"none of the first {FIRST_EPISODES} episodes could be played ({counted}), so that nothing would ever be learned; "
+                f"{said}. Mend that and start again; `python run.py play` plays one episode at the terminal"
+            )
+
+    def _note_failure(self, trajectory: Trajectory) -> None:
+        key = trajectory.key
+        if key.evaluation:
+            is_first = key.group == self._first_evaluation and key.member < FIRST_EPISODES
+        else:
+            is_first = (key.group - self._first_group) * self.group_size + key.member < FIRST_EPISODES
+        if is_first:
+            self._first_failures[key.evaluation][trajectory.dropped] += 1
 
     def advance(self) -> list[int]:
         """Move complete groups, in order, to the batch; returns those that are dropped instead."""

@@ -317,6 +317,7 @@ class Learner:
         )
 
     def _wake(self) -> None:
+        self._buffer.check_playable()
         for waiter in self._waiters:
             waiter.set()
 

@@ -6,11 +6,12 @@ import random
 from collections import Counter
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.attempts import NOTHING
-from learner.groups import GroupBuffer
+from learner.groups import FIRST_EPISODES, GroupBuffer, NothingPlayable
 from protocol.messages import DropReason, EpisodeKey, Trajectory, Turn
 
 
@@ -35,6 +36,31 @@ def play(buffer: GroupBuffer, arrivals: list[Trajectory], groups_per_batch: int)
 def fill(buffer: GroupBuffer, group: int, dropped: int = 0) -> None:
     for member in range(buffer.group_size):
         buffer.add(trajectory(group, member, DropReason.ENV_ERROR if member < dropped else None))
+
+
+def failed(number: int, evaluation: bool) -> Trajectory:
+    """Episode `number`, in groups of four if it is one of training."""
+    key = (0, number) if evaluation else divmod(number, 4)
+    return msgspec.structs.replace(trajectory(*key, DropReason.ENV_ERROR, evaluation), detail="KeyError: 'x' (game.py:7 in step)")
+
+
+@pytest.mark.parametrize("evaluation", [False, True])
+def test_an_environment_none_of_whose_first_episodes_can_be_played_ends_the_run_with_that_reason(evaluation: bool):
+    buffer = GroupBuffer(group_size=4)
+    for number in range(FIRST_EPISODES):
+        buffer.check_playable()
+        buffer.add(failed(number, evaluation))
+    with pytest.raises(NothingPlayable, match=r"64 env_error.*KeyError: 'x' \(game.py:7 in step\)"):
+        buffer.check_playable()
+
+
+@given(st.integers(0, FIRST_EPISODES - 1), st.booleans())
+def test_one_of_the_first_episodes_that_is_played_lets_the_run_go_on_however_many_fail_before_it_comes(played: int, evaluation: bool):
+    buffer = GroupBuffer(group_size=4)
+    for number in range(3 * FIRST_EPISODES):
+        if number != played:
+            buffer.add(failed(number, evaluation))
+    buffer.check_playable()
 
 
 def test_groups_leave_in_order_of_admission_whatever_the_order_of_arrival():
