@@ -439,6 +439,7 @@ class Job(Section):
     resume: bool = False
     engine_key: str = ""  # what the engines want to be told; empty: nothing
     permit_key: str = ""  # which controller and shards share (controller/permits.py)
+    run_id: str = ""  # the same after a resume: by it engines tell runs apart (controller/engine/gate.py)
 
     def save(self, path: Path) -> None:
         path.touch(mode=0o600)

@@ -63,7 +63,7 @@ class Desk:
             context, job.endpoints.signals[shard], self._tokens, self._config.engine.max_model_len, keys,
             self._config.actor.heartbeat_seconds,
         )  # fmt: skip
-        self.engines = EnginePool(job.endpoints.engines_of(shard), self._config.engine.start_seconds, job.engine_key)
+        self.engines = EnginePool(job.endpoints.engines_of(shard), self._config.engine.start_seconds, job.engine_key, job.run_id)
         self.turns = TurnRunner(self._config, self.engines, self.signals, self._tokens, lambda: self._weights)
         self.version = -1
         """Of the weights that the engines run."""

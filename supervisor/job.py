@@ -29,6 +29,7 @@ from supervisor.settings import to_toml
 from telemetry.metrics_file import METRICS_FILE, lasted, read_metrics
 from telemetry.trackers import check_tracker
 
+JOB_FILE = "job.json"
 WEIGHTS_PREFIX = "foray-weights-"
 
 
@@ -69,6 +70,7 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
         weights_dir=weights_dir(weights_parent),
         engine_key=os.environ.get(ENGINE_KEY, "") or ("" if config.engine.urls else secrets.token_urlsafe(32)),
         permit_key=secrets.token_urlsafe(32),
+        run_id=_run_id(run_dir),
         started=time.time() - (lasted(read_metrics(run_dir / METRICS_FILE)) if resume else 0.0),
         resume=resume,
     )
@@ -107,7 +109,16 @@ def _new(directory: Path) -> Path:
 
 
 def job_file(job: Job) -> Path:
-    return Path(job.run_dir) / "job.json"
+    return Path(job.run_dir) / JOB_FILE
+
+
+def _run_id(run_dir: Path) -> str:
+    """That of the run that is there already, which is resumed, or a new one."""
+    with contextlib.suppress(ConfigError, OSError):
+        earlier = Job.load(run_dir / JOB_FILE).run_id
+        if earlier:
+            return earlier
+    return secrets.token_hex(8)
 
 
 def _weights_parent(config: Config) -> Path:

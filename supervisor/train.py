@@ -141,7 +141,8 @@ class Run:
         """Whether they are, or else the learner has ended before. Raises EngineNotReady when one cannot be had."""
         config, urls = self._job.config, self._job.endpoints.engines
         own = [self._start_engine(number) for number in range(len(urls))] if not config.engine.urls else []
-        waiting = [asyncio.create_task(wait_ready(url, config.engine.start_seconds, self._job.engine_key)) for url in urls]
+        told = (config.engine.start_seconds, self._job.engine_key, self._job.run_id)
+        waiting = [asyncio.create_task(wait_ready(url, *told)) for url in urls]
         try:
             with self._waits.on(lambda: f"an answer of {_not_ready(urls, waiting)}"):
                 await self._while_all_live(lambda: learner.ended or all(task.done() for task in waiting))

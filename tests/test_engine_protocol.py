@@ -12,11 +12,14 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from controller.engine import gate, server  # noqa: E402
 from controller.engine.answers import Generation  # noqa: E402
 from controller.engine.client import EngineClient, EngineError, Sampling  # noqa: E402
+from controller.engine.connection import EngineTaken  # noqa: E402
+from controller.engine.fake import FakeEngine  # noqa: E402
 from controller.engine.names import PATTERN  # noqa: E402
 from controller.engine.pool import EnginePool  # noqa: E402
-from controller.engine.server import wait_ready  # noqa: E402
+from controller.engine.server import EngineNotReady, wait_ready  # noqa: E402
 from controller.engine.weights import apply_weights  # noqa: E402
 from tests.engine_fixtures import KEY, TOLERANCE, TOP_J, VOCABULARY, Engine, build_tiny_model, distributions, some_prompt  # noqa: E402
 
@@ -379,3 +382,65 @@ async def test_weights_of_an_earlier_run_are_not_taken_for_this_ones_of_the_same
     finally:
         await another.close()
     assert await engine.client.weight_version() == 3
+
+
+async def test_an_engine_is_one_runs_at_a_time(engine: Engine) -> None:
+    """Whoever names no run is let in. Of the other run none of the calls is carried out, and it ends."""
+    first, resumed = EngineClient(engine.url, KEY, "first"), EngineClient(engine.url, KEY, "first")
+    pool = EnginePool([engine.url], key=KEY, run="second")
+    (second,) = pool
+    try:
+        version = await first.weight_version()
+        for call in (
+            second.pause(), second.weight_version(), second.forget_version(), second.abort("turn"),
+            second.generate("turn", [1], Sampling(max_tokens=1, cache_salt=""), watched=False),
+        ):  # fmt: skip
+            with pytest.raises(EngineTaken, match="another run uses this engine"):
+                await call
+        with pytest.raises(EngineTaken, match=r"engine\.urls"):
+            pool.check()
+        assert await resumed.weight_version() == version and not await engine.client.is_paused()
+    finally:
+        for client in (first, resumed):
+            await client.close()
+        await pool.close()
+
+
+async def test_a_run_that_comes_while_another_has_the_engine_is_refused_until_that_is_silent(
+    policies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "CLAIM_SECONDS", 0.2)
+    monkeypatch.setattr(server, "CLAIM_EVERY", 0.02)
+    fake = FakeEngine(policies.first.directory)
+    url = await fake.start()
+    try:
+        await wait_ready(url, 20.0, run="first")
+        with pytest.raises(EngineNotReady, match=r"engine\.urls: another run uses the engine at "):
+            await wait_ready(url, 20.0, run="second")
+        await wait_ready(url, 20.0, run="first")
+        monkeypatch.setattr(gate, "LAPSES_SECONDS", 0.1)
+        await wait_ready(url, 20.0, run="first")  # whose last word it is: it is killed
+        await wait_ready(url, 20.0, run="second")
+    finally:
+        await fake.stop()
+
+
+async def test_a_run_keeps_its_engines_while_it_asks_for_no_turns(policies, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "LAPSES_SECONDS", 1.0)
+    monkeypatch.setattr("controller.engine.pool.WATCH_EVERY", 0.05)
+    fake = FakeEngine(policies.first.directory)
+    pool = EnginePool([await fake.start()], run="first")
+    (client,) = pool
+    other = EngineClient(client.url, run="second")
+    await client.weight_version()
+    watching = asyncio.create_task(pool.watch())
+    try:
+        for _ in range(15):
+            await asyncio.sleep(0.1)
+            with pytest.raises(EngineTaken):
+                await other.weight_version()
+    finally:
+        watching.cancel()
+        await pool.close()
+        await other.close()
+        await fake.stop()

@@ -41,7 +41,9 @@ def test_a_directory_belongs_to_one_run_at_a_time(tmp_path: Path, small_policy: 
         prepare(config, resume=True, model=small_policy)
     assert log.read_bytes() == before
     clean_up(job)
-    clean_up(prepare(config, resume=True, model=small_policy))
+    resumed = prepare(config, resume=True, model=small_policy)
+    assert resumed.run_id == job.run_id  # engines know it again
+    clean_up(resumed)
     assert list((tmp_path / "weights").iterdir()) == []
 
 

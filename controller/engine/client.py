@@ -20,6 +20,7 @@ from controller.engine.answers import Chunk, Generation, read_chunk, read_genera
 from controller.engine.connection import (
     MAX_ANSWER_BYTES,
     EngineError,
+    EngineTaken,
     EngineUnreachable,
     check_status,
     events,
@@ -28,7 +29,7 @@ from controller.engine.connection import (
     reason_of,
 )
 from controller.engine.gate import bearer
-from controller.engine.names import PACKED, PATTERN, RULE, TURN, UNKNOWN_VERSION, engine_request_id
+from controller.engine.names import PACKED, PATTERN, RULE, RUN, TURN, UNKNOWN_VERSION, engine_request_id
 from controller.rules.thinking import DelegatedRule
 from protocol.messages import Transfer
 
@@ -55,10 +56,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 class EngineClient:
     """One engine. Safe to use from any number of tasks of one event loop."""
 
-    def __init__(self, url: str, key: str = "") -> None:
-        """`key`: what the engine wants to be told, if anything."""
+    def __init__(self, url: str, key: str = "", run: str = "") -> None:
+        """`key`: what the engine wants to be told, if anything. `run`: whose the engine is to be."""
         self.url = url.rstrip("/")
-        self._headers = {"Authorization": bearer(key)} if key else {}
+        self._headers = ({"Authorization": bearer(key)} if key else {}) | ({RUN: run} if run else {})
+        self.taken: EngineTaken | None = None
+        """What it said when it was another run's."""
         self._sessions: dict[str, aiohttp.ClientSession] = {}
         self._left: set[str] = set()  # turns whose answer nobody waits for, which the engine may not know
         self._aborting: asyncio.Task[None] | None = None
@@ -227,6 +230,9 @@ class EngineClient:
             async with opened as response:
                 await check_status(what, response)
                 yield response
+        except EngineTaken as error:
+            self.taken = error
+            raise
         except (aiohttp.ClientError, TimeoutError) as error:
             raise EngineUnreachable(f"{what}: {error or type(error).__name__}") from None
 

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Iterator
 import aiohttp
 import msgspec
 
+from controller.engine.gate import TAKEN_STATUS
+
 KEEP_ALIVE = 3.0
 """Seconds an idle connection is kept: fewer than the 5 after which vLLM's server closes it, or a request may meet the closing."""
 PROBES = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
@@ -42,6 +44,10 @@ class EngineBusy(EngineUnreachable):
     def __init__(self, message: str, seconds: float) -> None:
         super().__init__(message)
         self.seconds = seconds
+
+
+class EngineTaken(EngineError):
+    """Another run uses the engine."""
 
 
 class NoNumbers(EngineError):
@@ -131,6 +137,8 @@ async def check_status(what: str, response: aiohttp.ClientResponse) -> None:
     if 300 <= status < 400:
         place = response.headers.get("Location", "nowhere")
         raise EngineError(f"{what}: {status}, it is redirected to {place}; give the address that answers itself (engine.urls)")
+    if status == TAKEN_STATUS:
+        raise EngineTaken(f"{what}: {reason_of(await read_at_most(response, MAX_REASON_BYTES))} (engine.urls)")
     message = f"{what}: {status} {reason_of(await read_at_most(response, MAX_REASON_BYTES))}"
     asked = response.headers.get("Retry-After")
     if status == 429 or (status == 503 and asked is not None):

@@ -15,8 +15,8 @@ import msgspec
 from aiohttp import web
 
 from controller.engine.fake_generation import Generator, Request
-from controller.engine.gate import OPEN, knows_key
-from controller.engine.names import RULE, TURN, engine_request_id
+from controller.engine.gate import LAPSES_SECONDS, OPEN, TAKEN, TAKEN_STATUS, Claim, knows_key
+from controller.engine.names import RULE, RUN, TURN, engine_request_id
 from controller.rules.thinking import DelegatedRule
 from protocol.security import HEARTBEAT_SECONDS
 
@@ -46,6 +46,7 @@ class FakeEngine:
         """
         self._port = port
         self._key = key
+        self._claim = Claim()
         self._settings = (Path(model_dir), signals, top_j, keys, heartbeat_seconds)
         self._runner: web.AppRunner | None = None
         self._updating = False
@@ -89,8 +90,12 @@ class FakeEngine:
 
     @web.middleware
     async def _gate(self, raw: web.Request, handler: Handler) -> web.Response:
-        if raw.path not in OPEN and not knows_key(raw.headers.get("Authorization", ""), self._key):
+        known = knows_key(raw.headers.get("Authorization", ""), self._key)
+        refused = known and self._claim.is_refused(raw.headers.get(RUN, ""))
+        if raw.path not in OPEN and not known:
             raise web.HTTPUnauthorized(text="the key of this engine is needed")
+        if raw.path not in OPEN and refused:
+            return _json({"error": {"message": TAKEN.format(LAPSES_SECONDS), "code": TAKEN_STATUS}}, TAKEN_STATUS)
         return await handler(raw)
 
     # --- turns

@@ -27,6 +27,9 @@ GATE = "controller.engine.gate.Gate"
 ENGINE_KEY = "FORAY_ENGINE_KEY"
 """Environment variable: what whoever asks the engine must know."""
 
+RUN = "X-Foray-Run"
+"""Header of each request: the run that makes it, whose the engine is then."""
+
 KEYS = "FORAY_KEYS"
 """Environment variable: directory of the run's keys (protocol/security.py), for the connection to the controller. Absent: it is open."""
 

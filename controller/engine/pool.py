@@ -72,9 +72,9 @@ class _Entry:
 class EnginePool:
     """All healthy engines run the same weights. Safe to use from any number of tasks of one event loop."""
 
-    def __init__(self, urls: Sequence[str], patience: float = inf, key: str = "") -> None:
-        """`patience`: seconds without any healthy engine after which `check` gives up. `key`: of all engines."""
-        self._entries = {client: _Entry(client) for client in (EngineClient(url, key) for url in urls)}
+    def __init__(self, urls: Sequence[str], patience: float = inf, key: str = "", run: str = "") -> None:
+        """`patience`: seconds without any healthy engine after which `check` gives up. `key`: of all engines. `run`: who uses them."""
+        self._entries = {client: _Entry(client) for client in (EngineClient(url, key, run) for url in urls)}
         self._patience = patience
         self._healthy = asyncio.Event()  # there is one
         self._healthy.set()
@@ -95,7 +95,11 @@ class EnginePool:
         return {entry.client.url: (entry.health, len(entry.turns)) for entry in self._entries.values()}
 
     def check(self) -> None:
-        """Raises EngineError when no engine has been healthy for `patience` seconds."""
+        """Raises EngineError when no engine has been healthy for `patience` seconds, or one was given to another run: this one was silent
+        for too long (stopped, or frozen), and what it goes on with would be the other's."""
+        for engine in self:
+            if engine.taken is not None:
+                raise engine.taken
         silent = 0.0 if self._healthy.is_set() else time.monotonic() - self._last_healthy
         if silent > self._patience:
             each = "; ".join(f"{entry.client.url}: {entry.why}" for entry in self._entries.values())

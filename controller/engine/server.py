@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,8 +27,8 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from config import Config, ConfigError, Job
-from controller.engine.gate import bearer
-from controller.engine.names import BACKEND, ENGINE_KEY, GATE, KEYS, PROCESSOR, TAP_ENDPOINT, TAP_TOP_J
+from controller.engine.gate import LAPSES_SECONDS, TAKEN_STATUS, bearer
+from controller.engine.names import BACKEND, ENGINE_KEY, GATE, KEYS, PROCESSOR, RUN, TAP_ENDPOINT, TAP_TOP_J
 
 GIB = 2**30
 
@@ -39,6 +40,10 @@ BATCHED_TOKENS = 2048
 
 RESIDENT_GIB = 2.0
 """What the engine's processes hold without KV cache and weights, with a margin (measured: 1.4)."""
+
+CLAIM_SECONDS = LAPSES_SECONDS + 5.0
+"""For an engine that is another run's: if that has ended, or was killed, it is free by then."""
+CLAIM_EVERY = 1.0
 
 SINGLE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 """On a CPU, vLLM puts its worker in a process of its own unless this says that there is to be one process. The server of the
@@ -183,16 +188,17 @@ def available_gib(meminfo: Path = Path("/proc/meminfo")) -> float:
     return float("inf")
 
 
-async def wait_ready(endpoint: str, seconds: float, key: str = "") -> None:
-    """Until the engine at `endpoint` (http://host:port), which wants to be told `key`, has generated a token for us.
+async def wait_ready(endpoint: str, seconds: float, key: str = "", run: str = "") -> None:
+    """Until the engine at `endpoint` (http://host:port), which wants to be told `key`, has generated a token for us. It is the run's then.
 
     Raises EngineNotReady after `seconds`, or as soon as the server answers in a way that shows that it is not ours to use.
     """
     try:
-        headers = {"Authorization": bearer(key)} if key else {}
+        headers = ({"Authorization": bearer(key)} if key else {}) | ({RUN: run} if run else {})
         async with asyncio.timeout(seconds), aiohttp.ClientSession(headers=headers) as session:
             while not await _healthy(session, endpoint):
                 await asyncio.sleep(0.1)
+            await _claim(session, endpoint, min(CLAIM_SECONDS, 0.8 * seconds))
             await _probe(session, endpoint)
     except TimeoutError:
         raise EngineNotReady(f"the engine at {endpoint} did not answer within {seconds:g} s (engine.start_seconds)") from None
@@ -206,6 +212,18 @@ async def _healthy(session: aiohttp.ClientSession, endpoint: str) -> bool:
             return response.status == 200
     except aiohttp.ClientConnectionError:
         return False
+
+
+async def _claim(session: aiohttp.ClientSession, endpoint: str, seconds: float) -> None:
+    """Until the engine is not another run's; one that was killed has it a while longer."""
+    given_up = time.monotonic() + seconds
+    while True:
+        async with session.get(f"{endpoint}/weight_info") as response:
+            if response.status != TAKEN_STATUS:
+                return
+        if time.monotonic() > given_up:
+            raise EngineNotReady(f"engine.urls: another run uses the engine at {endpoint}; wait until it has ended, or give other engines")
+        await asyncio.sleep(CLAIM_EVERY)
 
 
 async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
