@@ -275,7 +275,7 @@ class LearnerSection(Section):
         Literal["token", "turn", "constant"],
         says("The loss is the mean over the tokens of a mini-batch; of its turns' means; or the sum over turns times sampling.max_tokens"),
     ] = "token"
-    kl: Annotated[float, says("Weight of the divergence (k3) from a reference policy: the first one, or see reference_every", ge=0)] = 0.0
+    kl: Annotated[float, says("Weight of KL(policy || reference); the reference is the first policy, or see reference_every", ge=0)] = 0.0
     reference_every: Annotated[int, says("Updates after which the policy becomes the reference; 0: the first one stays", ge=0)] = 0
     entropy: Annotated[float, says("Weight of the entropy, which is then kept up", ge=0)] = 0.0
     lora_rank: Annotated[

@@ -2,35 +2,59 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from learner import qwen3
 from learner.batching import MicroBatch
+
+log = logging.getLogger(__name__)
+
+PROBE_TOKENS = 24
+"""Tokens that the learner's logits are compared on with the model's own."""
+
+PROBE_WINDOW = 8
+"""Tokens that sliding windows and chunks of attention are narrowed to meanwhile, so that a short text goes beyond them."""
 
 
 def load_policy(directory: Path, device: torch.device | str = "cpu", *, gradient_checkpointing: bool = False) -> PreTrainedModel:
     """The causal language model in a Hugging Face directory, float32, in training mode and without dropout: the policy that is trained is
     the one that engines sample from.
 
+    Attention is PyTorch's fused one where that computes the same, else the model's own.
     With `gradient_checkpointing`, layers keep no activations. ValueError if `log_probs` would not be those of the model.
     """
     disable_progress_bar()
     config = AutoConfig.from_pretrained(directory)
-    for name, value in config.to_dict().items():
-        if "drop" in name and isinstance(value, float):
-            setattr(config, name, 0.0)
-    model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=torch.float32, attn_implementation="sdpa")
-    _check_logits(model)
+    _without_noise(config)
+    model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=torch.float32).train()
+    fast = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    if model.config._attn_implementation != "eager":  # an old class, which has to be built with it
+        model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=torch.float32, attn_implementation="eager").train()
+        fast = "eager"
+    _choose_attention(model, fast)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.to(device).train()
+    return model.to(device)
+
+
+def _without_noise(config: PreTrainedConfig) -> None:
+    """Switch off what is random in training mode: dropout, and the jitter of routers."""
+    for name, value in list(vars(config).items()):
+        if isinstance(value, PreTrainedConfig):
+            _without_noise(value)
+        elif isinstance(value, float) and ("drop" in name or "jitter" in name):
+            setattr(config, name, 0.0)
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
@@ -74,15 +98,53 @@ def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-def _check_logits(model: PreTrainedModel) -> None:
-    """ValueError if a few tokens have other logits here than by the model's own forward pass, for whatever it does beside."""
-    tokens = torch.arange(8)[None] % model.config.vocab_size
-    columns = torch.arange(tokens.shape[1])
-    with torch.no_grad():
+def _choose_attention(model: PreTrainedModel, fast: str) -> None:
+    """Take the attention `fast` for a model that has its own ("eager") now, if that changes nothing.
+
+    Both see the same few tokens beyond the model's sliding window. A cap of attention scores may do nothing on these, so its name in the
+    configuration is enough. ValueError if the learner's logits are not the model's with its own attention either.
+    """
+    tokens = torch.arange(PROBE_TOKENS)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad(), _narrow_windows(model.config):
         own = model.eval()(input_ids=tokens, use_cache=False).logits[0].float()
-        ours = _logits(model, final_hidden(model, tokens, torch.zeros_like(columns), columns))
+        model.train()
+        if not _caps_attention(model.config) and fast != "eager":
+            model.set_attn_implementation(fast)
+            if torch.allclose(_probe_logits(model, tokens), own, rtol=1e-3, atol=1e-3):
+                return
+            model.set_attn_implementation("eager")
+        ours = _probe_logits(model, tokens)
     if not torch.allclose(ours, own, rtol=1e-3, atol=1e-3):
         raise ValueError(
             f"model.name: the learner does not compute the logits of a {type(model).__name__} as the model does "
             f"(they differ by up to {float((ours - own).abs().max()):.2g}): it would train another policy than the one that plays"
         )
+    if fast != "eager":
+        log.info("%s: its own attention is used, since %s leaves out a part of it", type(model).__name__, fast)
+
+
+def _probe_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
+    """float32 [S, V] of tokens [1, S], as the learner computes them."""
+    columns = torch.arange(tokens.shape[1])
+    return _logits(model, final_hidden(model, tokens, torch.zeros_like(columns), columns))
+
+
+def _caps_attention(config: PreTrainedConfig) -> bool:
+    """Whether attention scores are soft-capped, as in Gemma 2, which PyTorch's fused attention cannot do."""
+    values = vars(config.get_text_config()).items()
+    return any("softcap" in name and "attn" in name and value for name, value in values)
+
+
+@contextmanager
+def _narrow_windows(config: PreTrainedConfig) -> Iterator[None]:
+    """Narrow the windows and chunks of a model's attention to PROBE_WINDOW while inside."""
+    text = config.get_text_config()
+    names = ("sliding_window", "attention_chunk_size")
+    kept = {name: getattr(text, name) for name in names if getattr(text, name, None)}
+    try:
+        for name, value in kept.items():
+            setattr(text, name, min(value, PROBE_WINDOW))
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(text, name, value)

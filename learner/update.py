@@ -16,7 +16,7 @@ from learner.advantages import VALUED
 from learner.batching import MicroBatch, collate, microbatches, minibatches, parts_by
 from learner.corrections import CORRECTIONS, PROXIMAL, Tokens
 from learner.corrections.diagnostics import divergence, token_ages
-from learner.corrections.ratio import log_ratio
+from learner.corrections.kl import reference_kl
 from learner.critic import Critic
 from learner.lora import add_adapters, load_adapters
 from learner.ranks import Ranks
@@ -193,7 +193,10 @@ class Updater:
         return step
 
     def _losses(self, batch: MicroBatch) -> dict[str, Tensor]:
-        """What is kept of each trained token [N]; `loss` is what is summed. And the number of `masked_turns`, of which no token is kept."""
+        """What is kept of each trained token [N]; `loss` is what is summed. And the number of `masked_turns`, of which no token is kept.
+
+        What a correction masks has no policy gradient; `kl` and `entropy` hold for it all the same: they are about all states.
+        """
         s = self._settings
         log_pi, entropy = self._policy(batch, self._temperature, entropy_gradient=s.entropy > 0)
         to = log_pi.device
@@ -202,22 +205,22 @@ class Updater:
         log_prox = log_pi.detach() if batch.log_prox is None else batch.log_prox.to(to)
         tokens = Tokens(log_pi, log_mu, log_prox, advantage, turn, turns=len(batch.tokens))
         corrected = CORRECTIONS[s.correction](tokens, s)
-        loss, kl = corrected.loss, torch.zeros_like(log_pi)
+        regularizer, kl = torch.zeros_like(log_pi), torch.zeros_like(log_pi)
         if self._reference_policy is not None:
             with torch.no_grad():
                 log_reference, _ = self._reference_policy(batch, self._temperature)
-            behind = log_ratio(log_reference, log_pi)
-            kl = torch.exp(behind) - 1 - behind
-            loss = loss + s.kl * kl
+            kl = reference_kl(log_pi, log_mu, log_reference)
+            regularizer = s.kl * kl
         if s.entropy:
-            loss = loss - s.entropy * entropy
-        kept_of_turn = torch.bincount(turn, weights=corrected.kept.to(loss.dtype), minlength=tokens.turns)
+            regularizer = regularizer - s.entropy * entropy
+        kept_of_turn = torch.bincount(turn, weights=corrected.kept.to(log_pi.dtype), minlength=tokens.turns)
+        loss = torch.where(corrected.kept, corrected.loss, 0.0)
         if s.loss_mean == "turn":
             loss = loss / kept_of_turn.clamp(min=1)[turn]
-        loss = torch.where(corrected.kept, loss, 0.0)
+            regularizer = regularizer / tokens.sum_by_turn(torch.ones_like(log_pi))
         return {
             "log_pi": log_pi, "log_mu": log_mu, "age": batch.age, "entropy": entropy, "clipped": corrected.clipped, "kept": corrected.kept,
-            "kl_reference": kl, "loss": loss, "masked_turns": (kept_of_turn == 0).sum(),
+            "kl_reference": kl, "loss": loss + regularizer, "masked_turns": (kept_of_turn == 0).sum(),
         }  # fmt: skip
 
     def _denominator(self, samples: Sequence[Sample], masked: int, masked_turns: int) -> float:

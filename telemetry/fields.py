@@ -78,7 +78,7 @@ FIELDS: dict[str, Field] = {
     "mismatch_age0": Field("nats", "correction", "value", "Mean |log ratio| over tokens of age 0"),
     "effective_sample_size": Field("share", "correction", "value", "(sum w)^2 / (N sum w^2) of the importance weights before truncation"),
     "masked_share": Field("share", "correction", "value", "Trained tokens that the correction left out"),
-    "kl_reference": Field("nats", "correction", "value", "KL to the reference policy per token (k3), where there is one"),
+    "kl_reference": Field("nats", "correction", "value", "KL(policy || reference) per token, by (pi/mu) k3, where there is a reference"),
     "clip_fraction": Field("share", "correction", "value", "Tokens whose ratio was clipped or truncated"),
     "kl": Field("nats", "correction", "value", "Mean of r - 1 - log r (k3), learner against engine"),
     "kl_age0": Field("nats", "correction", "value", "The same over tokens of age 0"),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from config import LearnerSection
 from learner.corrections import CORRECTIONS, Tokens
 from learner.corrections.diagnostics import divergence, effective_sample_size, token_ages
+from learner.corrections.kl import reference_kl
 
 SETTINGS = LearnerSection(clip_low=0.2, clip_high=0.3, tis_cap=2.0, mis_low=0.5, mis_high=2.0, vtrace_rho=1.4)
 
@@ -192,3 +193,26 @@ def test_divergence_over_one_age_leaves_the_other_out():
 def test_effective_sample_size_is_a_share(weights):
     share = effective_sample_size(np.array(weights))
     assert 1 / len(weights) - 1e-9 <= share <= 1 + 1e-9
+
+
+logits = st.lists(st.floats(-3, 3), min_size=4, max_size=4)
+
+
+@given(logits, logits, logits)
+def test_the_mean_of_the_reference_term_over_tokens_of_any_policy_is_the_divergence_and_its_gradient(theta, reference, behaviour):
+    theta, reference, behaviour = (torch.tensor(values, dtype=torch.float64) for values in (theta, reference, behaviour))
+    log_reference, log_mu = reference.log_softmax(0), behaviour.log_softmax(0)
+    mean, divergence_ = theta.clone().requires_grad_(), theta.clone().requires_grad_()
+    found = (log_mu.exp() * reference_kl(mean.log_softmax(0), log_mu, log_reference)).sum()
+    log_pi = divergence_.log_softmax(0)
+    expected = (log_pi.exp() * (log_pi - log_reference)).sum()
+    found.backward()
+    expected.backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(mean.grad, divergence_.grad)
+
+
+def test_a_token_that_the_policy_has_given_up_is_pulled_back_to_the_reference():
+    log_pi = torch.tensor([-60.0], requires_grad=True)
+    reference_kl(log_pi, torch.tensor([-60.0]), torch.tensor([-1.0])).backward()
+    assert log_pi.grad.item() == -20.0
