@@ -310,6 +310,10 @@ class LearnerSection(Section):
     ] = False
     log_gb: Annotated[float, says("GiB of episodes to keep, of those that are in a checkpoint the newest; 0: all", ge=0)] = 0.0
     checkpoint_every: Annotated[int, says("Updates between checkpoints; the last update always makes one", ge=1)] = 20
+    keep_checkpoints: Annotated[
+        int, says("Newest checkpoints to keep, beside the one that was evaluated best and what learner.rollback needs; 0: all", ge=0)
+    ] = 5
+    keep_every: Annotated[int, says("Checkpoints of updates that are multiples of this are kept, too; 0: no others", ge=0)] = 0
 
 
 class ActorSection(Section):

@@ -95,6 +95,16 @@ class Admission:
         """Held-out tasks 0 ... episodes-1, one episode each, before any further training episode."""
         self.pending_evaluation.extend(EpisodeKey(evaluation, task, True) for task in range(episodes))
 
+    def evaluating(self) -> bool:
+        """Whether an episode of an evaluation has not ended."""
+        return bool(self.pending_evaluation) or any(key.evaluation for key in self.leased)
+
+    def end_evaluation(self, evaluation: int) -> None:
+        """Nobody waits for this evaluation any more: its leases lapse."""
+        self.pending_evaluation = deque(key for key in self.pending_evaluation if key.group != evaluation)
+        for key in [key for key in self.leased if key.evaluation and key.group == evaluation]:
+            self._revoke(key)
+
     def finish(self) -> list[EpisodeKey]:
         """No training follows: the training episodes that have not ended, cancelled."""
         cancelled = [*self.pending, *(key for key in self.leased if not key.evaluation)]

@@ -45,6 +45,7 @@ from tokenizers import Tokenizer
 
 from config import Config, Job
 from controller.admission import Admission, AdmissionSettings
+from controller.announced import Announced
 from controller.credits import CLAIMS, Credits
 from controller.dashboard import Dashboard
 from controller.desk import Desk
@@ -128,7 +129,7 @@ class Controller:
         self._credits = Credits()
         self._last_seen: dict[bytes, float] = {}
         self._gauges: dict[bytes, Heartbeat] = {}
-        self._published: asyncio.Queue[Published] = asyncio.Queue(maxsize=learner.max_staleness + 2)
+        self._announced = Announced(self.admission, learner.max_staleness, self.config.actor.episode_seconds, self._hand_out)
         self._finished = False  # the learner has written its last checkpoint
         self._lag = LoopLag()
         self._waits = ControllerWaits()
@@ -276,11 +277,11 @@ class Controller:
                     self.admission.start(state.next_group, state.received, state.updates_left)
                 case Published() as published:
                     self.admission.trained(published.version, published.trained)
-                    await self._published.put(published)
+                    await self._announced.put(published)
                 case GroupsDropped(groups=groups):
                     self.admission.dropped(groups)
                 case Evaluate() as request:
-                    self.admission.evaluate(request.evaluation, request.episodes)
+                    await self._announced.put(request)
                 case Shutdown():
                     self._finished = True
                 case _:
@@ -288,9 +289,9 @@ class Controller:
             await self._hand_out()
 
     async def _apply_weights(self) -> None:
-        """New weights into all engines while they generate; then the slots they free."""
+        """New weights into all engines while they generate, and no evaluation is under way; then the slots they free."""
         while True:
-            published = await self._published.get()
+            published = await self._announced.next_weights()
             self._newest = Load(version=published.version, checksum=published.checksum)
             for shard in self._shards.peers():
                 await self._to_shard(shard, self._newest)
@@ -336,6 +337,7 @@ class Controller:
 
     async def _tell_of_revoked(self) -> None:
         """Whoever answers turns is to know which leases lapsed."""
+        self._announced.look()
         revoked, self.admission.revoked = self.admission.revoked, []
         for key, attempt in revoked:
             self._desk.forget(key, attempt)
@@ -380,7 +382,7 @@ class Controller:
             **self._desk.thresholds(),
             "queue_leases": len(self.admission.pending) + len(self.admission.pending_evaluation),
             "episodes_in_flight": len(self.admission.leased),
-            "queue_weights": self._published.qsize(),
+            "queue_weights": self._announced.waiting(),
             "slots_taken": len(self.admission.holding),
             "actors": len(self._last_seen),
             **({"loop_lag_actors": max(beat.loop_lag for beat in beats)} if beats else {}),

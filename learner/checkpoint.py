@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Hashable, Iterable
+from collections.abc import Container, Hashable, Iterable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -35,6 +35,7 @@ REFERENCE = "reference"
 CRITIC = "critic.pt"
 ADAPTERS = "adapters.safetensors"
 EXPLORED = "explored.npz"
+SET_ASIDE = "-collapsed"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
@@ -47,6 +48,13 @@ class IntakeState(msgspec.Struct, frozen=True, kw_only=True):
     dropped: dict[str, int] = {}  # of the groups below, what is in no update's figures
 
 
+class Evaluated(msgspec.Struct, frozen=True):
+    """A checkpoint that was evaluated."""
+
+    update: int
+    success: float
+
+
 class TrainingState(msgspec.Struct, frozen=True, kw_only=True):
     """All that is not a tensor."""
 
@@ -55,6 +63,7 @@ class TrainingState(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int = 0  # generated for the batches so far (run.tokens)
     began: float = 0.0  # seconds of the run before its first batch
     rng: dict = {}  # state of numpy's bit generator
+    best: Evaluated | None = None
     rollbacks: int = 0  # times training has gone back to an earlier checkpoint
     control: str = ""  # the controller's state (JSON) when the engines began to run the last weights that it has told us of
 
@@ -122,6 +131,35 @@ def save(
             _to_disk(final.parent)
     ranks.wait()
     return final
+
+
+def rewrite_state(directory: Path, state: TrainingState, fsync: bool = False) -> None:
+    """Say something else of a checkpoint whose tensors are as they were. OSError if the disk is full; the old state stays then."""
+    final = directory / STATE / "state.json"
+    unfinished = final.with_name(f".{final.name}")
+    with writing(final, unfinished, "run.dir"):
+        unfinished.write_bytes(msgspec.json.encode(state))
+        if fsync:
+            _to_disk(unfinished)
+        os.replace(unfinished, final)
+
+
+def prune(run_dir: Path, newest: int, every: int, needed: Container[int]) -> None:
+    """Remove a run's checkpoints but for the `newest`, those of updates that are multiples of `every` (0: none are), and those that are
+    `needed`; of those that were set aside, all but the newest. Nothing if `newest` is 0.
+
+    What is removed loses its number first: whatever bears one can be loaded.
+    """
+    if not newest:
+        return
+    found = by_update(run_dir)
+    old = sorted(found)[:-newest]
+    gone = [found[number] for number in old if number not in needed and not (every and number % every == 0)]
+    gone += sorted(checkpoints_dir(run_dir).glob(f"*{SET_ASIDE}"))[:-newest]
+    for path in gone:
+        removed = path.with_name(f".{path.name}-{os.getpid()}")
+        os.replace(path, removed)
+        shutil.rmtree(removed, ignore_errors=True)
 
 
 def _on_host(tensors: Iterable[tuple[Name, Tensor]], ranks: Ranks) -> dict[Name, Tensor]:
@@ -207,6 +245,6 @@ def set_aside_between(run_dir: Path, good: int, now: int) -> None:
     """Rename the checkpoints after `good` and before `now` to *-collapsed, so that nothing goes on from them."""
     for number, path in by_update(run_dir).items():
         if good < number < now:
-            target = path.with_name(f"{path.name}-collapsed")
+            target = path.with_name(f"{path.name}{SET_ASIDE}")
             shutil.rmtree(target, ignore_errors=True)
             os.replace(path, target)

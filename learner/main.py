@@ -181,8 +181,10 @@ class Learner:
         await self._finish(evaluations)
 
     async def _finish(self, evaluations: set[asyncio.Task]) -> None:
-        """The last weights out, the last checkpoint, the last evaluation (unless the user is in a hurry)."""
+        """The last checkpoint, before anything that only measures or waits; the last weights out, the last evaluation (unless the user is
+        in a hurry)."""
         version = self.training.update_number
+        await self._checkpoint()
         await self._outgoing.announced()
         if self._outgoing.written is not None and self._outgoing.written.version == version:
             await self._applied[version]
@@ -225,11 +227,14 @@ class Learner:
                 done = self._buffer.evaluated(evaluation)
                 await self._phase("evaluating", done, episodes)
             if self._stop.is_set():
+                await self._tell(Evaluate(evaluation=evaluation, episodes=0))
                 return
             await self._until_arrival(arrived, 1.0)
             arrived.clear()
         self._waiters.discard(arrived)
-        await self._send("evaluation", {"update": update, **evaluation_metrics(played)})
+        metrics = evaluation_metrics(played)
+        self.training.note_evaluation(update, metrics["success"])
+        await self._send("evaluation", {"update": update, **metrics})
 
     async def _until_arrival(self, event: asyncio.Event, seconds: float) -> None:
         try:

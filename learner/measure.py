@@ -41,6 +41,7 @@ def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     return {
         **_common(played, turns),
         "evaluation_tokens": float(sum(map(tokens_of, played))),
+        "evaluation_versions": float(len({span.version for turn in turns for span in turn.kept.spans})),
         **{f"success/{name}": _mean(successes) for name, successes in sorted(by_type.items())},
     }
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from config import Config, Job
 from learner import checkpoint
-from learner.checkpoint import IntakeState, TrainingState
+from learner.checkpoint import Evaluated, IntakeState, TrainingState
 from learner.demonstrations import TurnTokenizer
 from learner.measure import tokens_of
 from learner.policy import load_policy
@@ -65,6 +65,9 @@ class Training:
         self._rollbacks = state.rollbacks
         self._back_to: int | None = None
         """The update that training went back to, until a checkpoint says so."""
+        self.best = state.best
+        """The checkpoint that was evaluated best, of those that are there."""
+        self._kept: Path | None = None  # the checkpoint of the policy as it is now, once there is one
         self._records: list[Record] = []  # of the updates since the last rollback
         self._exploration = exploration or Exploration()
         self._scale_steps()
@@ -100,7 +103,9 @@ class Training:
             raise FileNotFoundError(f"{job.run_dir} has no checkpoint to resume from")
         updater, state = _restored(directory, job.config, ranks or Ranks())
         updater.rng.bit_generator.state = state.rng
-        return cls(job, updater, state, checkpoint.load_exploration(directory))
+        training = cls(job, updater, state, checkpoint.load_exploration(directory))
+        training._kept = directory
+        return training
 
     def update(self, groups: Sequence[Sequence[Trajectory]], progress: float = 0.0) -> dict[str, float]:
         """One update on groups of played episodes, when the share `progress` of all is over; its numbers (telemetry/fields.py)."""
@@ -108,6 +113,7 @@ class Training:
         samples = samples_of(groups, self.update_number, config.learner, config.control, self._updater.judge)
         metrics = self._exploration.take(groups, self.update_number) | self._updater.update(samples, progress)
         self.update_number += 1
+        self._kept = None
         every = config.learner.reference_every
         if every and self.update_number % every == 0:
             self._updater.refresh_reference()
@@ -142,7 +148,14 @@ class Training:
         self._records.clear()
         self._scale_steps()
         self._back_to = good
+        self._kept = None
         return good
+
+    def note_evaluation(self, update: int, success: float) -> None:
+        """Remember the checkpoint of that update if none was evaluated better."""
+        better = self.best is None or success >= self.best.success
+        if better and update in checkpoint.by_update(Path(self._job.run_dir)):
+            self.best = Evaluated(update, success)
 
     def snapshot(self) -> Snapshot:
         """The weights as they are now, to be published."""
@@ -160,15 +173,31 @@ class Training:
         rng = self._updater.rng.bit_generator.state
         state = TrainingState(
             update=self.update_number, intake=intake or IntakeState(), tokens=self.tokens, began=self.began, rng=rng,
-            rollbacks=self._rollbacks, control=self.control,
+            rollbacks=self._rollbacks, control=self.control, best=self.best,
         )  # fmt: skip
+        if self._kept is not None:
+            if not self._ranks.rank:
+                checkpoint.rewrite_state(self._kept, state, self._job.config.learner.fsync)
+            return self._kept
         run_dir, model_dir, u = Path(self._job.run_dir), Path(self._job.model_dir), self._updater
         beside = checkpoint.Beside(u.reference, u.critic, self._exploration)
         path = checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, beside, self._ranks, self._job.config.learner.fsync)
-        if self._back_to is not None and not self._ranks.rank:
-            checkpoint.set_aside_between(run_dir, self._back_to, self.update_number)
+        if not self._ranks.rank:
+            if self._back_to is not None:
+                checkpoint.set_aside_between(run_dir, self._back_to, self.update_number)
+            self._prune(run_dir)
         self._back_to = None
+        self._kept = path
         return path
+
+    def _prune(self, run_dir: Path) -> None:
+        learner = self._job.config.learner
+        needed = {self.best.update} if self.best is not None else set()
+        if learner.rollback:
+            numbers = list(checkpoint.by_update(run_dir))
+            oldest = before_signs(self.update_number, numbers)
+            needed.update(number for number in numbers if number >= oldest)  # each will be the one to go back to
+        checkpoint.prune(run_dir, learner.keep_checkpoints, learner.keep_every, needed)
 
 
 def _restored(directory: Path, config: Config, ranks: Ranks) -> tuple[Updater, TrainingState]:

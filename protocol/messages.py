@@ -319,7 +319,7 @@ class GroupsDropped(Message):
 
 
 class Evaluate(Message):
-    """Play `episodes` held-out tasks, one episode each, before any new training group."""
+    """Play `episodes` held-out tasks once each, before new training groups, with the weights published last; 0: play no more of them."""
 
     evaluation: int  # group number; members are the tasks 0 ... episodes-1
     episodes: int

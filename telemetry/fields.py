@@ -50,6 +50,7 @@ FIELDS: dict[str, Field] = {
     # --- tokens and control
     "generated_tokens": Field("tokens", "tokens", "total", "Sampled by the engines, evaluation and rejected attempts included"),
     "evaluation_tokens": Field("tokens", "tokens", "total", "The part of them that was sampled for evaluation"),
+    "evaluation_versions": Field("1", "policy", "value", "Versions of weights that an evaluation comes from: 1, unless it took too long"),
     "training_tokens": Field("tokens", "tokens", "value", "Generated for the batches so far, rejected attempts included (run.tokens)"),
     "trained_tokens": Field("tokens", "tokens", "total", "With mask 1, in the update's batch"),
     "wasted_tokens": Field("tokens", "tokens", "total", "Sampled and thrown away in a turn: the next two together"),
@@ -131,7 +132,7 @@ FIELDS: dict[str, Field] = {
     "queue_trajectories": Field("1", "queues", "latest", "Finished episodes in the learner, not yet trained on"),
     "queue_leases": Field("1", "queues", "latest", "Admitted episodes that no actor has yet"),
     "episodes_in_flight": Field("1", "queues", "latest", "Episodes that actors have, until the learner has acknowledged them"),
-    "queue_weights": Field("1", "queues", "latest", "Published weights that no engine has yet"),
+    "queue_weights": Field("1", "queues", "latest", "Published weights, and evaluations, that the controller has not begun with"),
     "slots_taken": Field("1", "queues", "latest", "Groups admitted and not yet given back"),
     "turns_in_flight": Field("1", "queues", "latest", "Turns in the engines"),
     "engines": Field("1", "queues", "latest", "Engines that answer and run the newest weights"),

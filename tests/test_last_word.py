@@ -38,7 +38,7 @@ async def test_actors_are_told_that_the_run_is_over_when_the_learner_has_said_so
             assert isinstance(decode(await actor.recv()), Alive)
             for word in (LearnerState(next_group=0, received=[], updates_left=0), *said, Evaluate(evaluation=0, episodes=1)):
                 await learner.tell(word)
-            while not controller.admission.pending_evaluation:  # all of it has been read then
+            while not controller._announced.waiting():  # all of it has been read then
                 await asyncio.sleep(0.01)
             for task in serving:
                 task.cancel()
@@ -62,7 +62,8 @@ async def test_invariant_4_actors_from_elsewhere_wait_for_a_run_whose_learner_wa
     port = str(free_port())
     settings = {"actor__count": "0", "controller__port": port, "actor__heartbeat_seconds": "0.2"}
     async with running(tmp_path, "actor", "--connect", f"tcp://127.0.0.1:{port}", "--actors", "2", "--wait", "90") as actors:
-        died = dies_at("learner.main:Learner._checkpoint before 3", tmp_path / "died", monkeypatch)  # the first two follow an update each
+        # Two checkpoints follow an update each, one comes before the last weights.
+        died = dies_at("learner.main:Learner._checkpoint before 4", tmp_path / "died", monkeypatch)
         async with running_small(tmp_path / "run", small_policy, **settings) as run:
             assert await run.ended() == 1 and died.exists(), run.output
             assert len(run.updates()) == 2

@@ -18,6 +18,7 @@ from learner.policy import load_policy
 from learner.publish import Publisher, sha256_of
 from learner.tiny import build_tiny
 from learner.training import Training
+from telemetry.collapse import before_signs
 
 CONFIG = small_config(warm_start__episodes="0", learner__learning_rate="1e-3")
 VOCABULARY = 300
@@ -271,3 +272,41 @@ def test_weights_that_no_engine_has_loaded_stay_on_disk_however_far_the_learner_
     publisher.applied = 12
     publisher.write(publish.Snapshot(13, weights))
     assert kept() == [12, 13]
+
+
+def with_learner(job, **settings):
+    learner = msgspec.structs.replace(job.config.learner, **settings)
+    return msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=learner))
+
+
+def test_the_newest_checkpoints_stay_with_the_best_evaluated_one_and_every_so_many(job):
+    training = Training.begin(with_learner(job, keep_checkpoints=2, keep_every=4), no_progress)
+    for success in (0.1, 0.7, 0.3, 0.2, 0.6, 0.5, 0.4):
+        training.update(groups(training.update_number))
+        training.checkpoint()
+        training.note_evaluation(training.update_number, success)
+    assert sorted(checkpoint.by_update(Path(job.run_dir))) == [2, 4, 6, 7]
+    assert sorted(path.name for path in checkpoint.checkpoints_dir(Path(job.run_dir)).iterdir()) == ["000002", "000004", "000006", "000007"]
+    training.checkpoint()
+    assert Training.restore(job, no_progress).best == training.best == checkpoint.Evaluated(2, 0.7)
+
+
+def test_with_rollback_the_checkpoint_that_it_goes_back_to_stays(job):
+    training = Training.begin(with_learner(job, keep_checkpoints=1, rollback=0.5), no_progress)
+    for _ in range(8):
+        training.update(groups(training.update_number))
+        training.checkpoint()
+        kept = checkpoint.by_update(Path(job.run_dir))
+        assert before_signs(training.update_number, range(1, training.update_number + 1)) in kept and len(kept) <= 6
+
+
+def test_a_checkpoint_of_the_same_weights_is_not_written_again_but_what_it_says(job):
+    training = Training.begin(job, no_progress)
+    training.update(groups(0))
+    first = training.checkpoint()
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*.*") if path.name != "state.json"}
+    assert training.checkpoint(checkpoint.IntakeState(next_group=5)) == first
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert checkpoint.read_state(first).intake.next_group == 5
+    training.update(groups(1))
+    assert training.checkpoint() != first

@@ -89,7 +89,7 @@ def test_a_model_whose_logits_come_about_in_an_unknown_way_is_refused(tmp_path: 
 
 
 @pytest.mark.parametrize(("cap", "attention"), [(50.0, "eager"), (None, "sdpa")])
-def test_the_models_own_attention_is_used_where_the_fused_one_leaves_something_out(cap: float | None, attention: str, tmp_path: Path) -> None:
+def test_the_models_own_attention_is_used_where_the_fused_one_leaves_something_out(cap, attention: str, tmp_path: Path) -> None:
     config = Gemma2Config(**SHAPE, attn_logit_softcapping=cap, sliding_window=100)
     policy = load_policy(saved(Gemma2ForCausalLM(config), tmp_path))
     assert (policy.config._attn_implementation, policy.config.sliding_window, policy.training) == (attention, 100, True)

@@ -1,0 +1,61 @@
+"""Weights and evaluations in the learner's order: an evaluation is of the version before it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import pytest
+from test_admission import make
+
+from controller.announced import Announced
+from protocol.messages import Evaluate, Published
+
+
+def weights(version: int) -> Published:
+    return Published(version=version, checksum="", trained=[], last=False)
+
+
+async def nothing() -> None:
+    pass
+
+
+async def evaluating(longest_seconds: float = 60.0):
+    """An evaluation of version 1 of two episodes, both leased, and somebody who waits for version 2."""
+    admission = make()
+    announced = Announced(admission, 1, longest_seconds, nothing)
+    for message in (weights(1), Evaluate(evaluation=7, episodes=2), weights(2)):
+        await announced.put(message)
+    assert (await announced.next_weights()).version == 1 and not admission.evaluating()
+    waiting = asyncio.create_task(announced.next_weights())
+    while announced.waiting():
+        await asyncio.sleep(0)
+    return admission, announced, waiting, [admission.lease(b"a") for _ in range(2)]
+
+
+async def test_new_weights_wait_for_the_last_episode_of_an_evaluation() -> None:
+    admission, announced, waiting, leases = await evaluating()
+    for lease in leases:
+        assert lease.key.evaluation and not waiting.done()
+        assert admission.ended(lease.key, b"a", lease.attempt)
+        announced.look()
+    assert (await waiting).version == 2
+
+
+async def test_an_evaluation_that_is_given_up_holds_nothing_and_its_leases_lapse() -> None:
+    admission, announced, waiting, leases = await evaluating()
+    await announced.put(Evaluate(evaluation=7, episodes=0))
+    assert (await waiting).version == 2
+    assert admission.revoked == [(lease.key, lease.attempt) for lease in leases]
+    for message in (Evaluate(evaluation=8, episodes=2), Evaluate(evaluation=8, episodes=0), weights(3)):
+        await announced.put(message)
+    assert (await announced.next_weights()).version == 3 and not admission.evaluating()
+
+
+async def test_an_evaluation_that_does_not_end_holds_new_weights_no_longer_than_an_episode_may_take(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        _, _, waiting, _ = await evaluating(longest_seconds=0.0)
+        assert (await waiting).version == 2
+    assert "actor.episode_seconds" in caplog.text
