@@ -86,6 +86,17 @@ def test_nouns_come_from_the_table_and_are_guessed_without_it(tmp_path):
     assert likely_nouns("") == []
 
 
+def test_that_nouns_are_guessed_is_said_and_how_to_have_exact_ones(tmp_path, caplog):
+    write_shop(tmp_path)
+    read = read_files(tmp_path)
+    title_nouns(read)
+    titles = len({raw.asin for raw in read.products})
+    assert f"the nouns of {titles} titles are guessed" in caplog.text and f"python -m envs.webshop.nouns {tmp_path}" in caplog.text
+    caplog.clear()
+    title_nouns(generate()[0])
+    assert not caplog.text
+
+
 def test_of_a_repeated_asin_the_nouns_are_those_of_the_product_that_is_sold(tmp_path):
     write_shop(tmp_path, products=[raw_product("B1", name="Wool Socks"), raw_product("B1", name="Steel Kettle")])
     assert [(read.title, read.nouns) for read in products_of(tmp_path)] == [("Wool Socks", ("wool", "socks"))]
@@ -109,6 +120,8 @@ def test_the_generated_catalogue_survives_being_written_and_read(tmp_path):
     made, _ = generate()
     write_files(made, tmp_path)
     read = read_files(tmp_path)
+    written = json.loads((tmp_path / "items_shuffle_1000.json").read_text())
+    assert all(product["images"] for product in written), "WebShop's own loader takes the first one's address"
     assert (read.products, read.attributes, read.human, read.nouns) == (made.products, made.attributes, made.human, made.nouns)
 
 

@@ -59,10 +59,15 @@ def generate() -> tuple[Files, frozenset[str]]:
     return msgspec.convert(raw, Files), frozenset(held_out)
 
 
+NO_IMAGE = "https://example.invalid/no-image.jpg"
+"""Stands for the picture that WebShop's own loader wants of every product; nothing shows it in text mode."""
+
+
 def write_files(made: Files, directory: Path) -> None:
-    """Write a catalogue as `files.read_files` reads it."""
+    """Write a catalogue as `files.read_files` reads it, and WebShop's own loader."""
     directory.mkdir(parents=True, exist_ok=True)
-    parts = (made.products, made.attributes, made.human, made.nouns)
+    products = [msgspec.to_builtins(product) | {"images": [NO_IMAGE]} for product in made.products]
+    parts = (products, made.attributes, made.human, made.nouns)
     names = (files.PRODUCT_FILES[0], files.ATTRIBUTE_FILES[0], files.HUMAN_FILE, files.NOUN_FILE)
     for name, part in zip(names, parts, strict=True):
         (directory / name).write_bytes(msgspec.json.encode(part))

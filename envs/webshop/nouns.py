@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from envs.webshop.analysis import STOP_WORDS
 from envs.webshop.files import NOUN_FILE, Files, RawProduct, read_files
+
+_LOG = logging.getLogger(__name__)
 
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _ADJECTIVE = re.compile(r".*(?:able|ible|ful|less|ous|ive|ical|proof|free|ed|ing|ly)")
@@ -40,6 +43,13 @@ def likely_nouns(title: str) -> list[str]:
 def title_nouns(files: Files) -> dict[str, list[str]]:
     """The nouns of every title, by asin: from the files' table, guessed for titles that it does not have."""
     table = files.nouns or {}
+    guessed = len({raw.asin for raw in files.products} - table.keys())
+    if guessed:
+        _LOG.warning(
+            "%s: the nouns of %d titles are guessed, for want of %s, so that rewards are not exactly WebShop's; "
+            "write it by: python -m envs.webshop.nouns %s",
+            files.product_file, guessed, NOUN_FILE, Path(files.product_file).parent,
+        )  # fmt: skip
     return {raw.asin: table[raw.asin] if raw.asin in table else likely_nouns(raw.name) for raw in _kept_last(files.products)}
 
 
