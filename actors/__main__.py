@@ -4,7 +4,7 @@ import logging
 import sys
 from pathlib import Path
 
-from actors.fleet import run_fleet
+from actors.fleet import FleetError, run_fleet
 from config import Job
 from protocol.security import load_keys
 
@@ -14,4 +14,7 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(process)d %(message)s")
     job = Job.load(Path(sys.argv[1]))
     endpoint = job.endpoints.actors.replace("0.0.0.0", "127.0.0.1")
-    run_fleet(endpoint, job.config.actor.count, job.config.actor.episodes, CONNECT_SECONDS, load_keys(job.config.security.keys))
+    try:
+        run_fleet(endpoint, job.config.actor.count, job.config.actor.episodes, CONNECT_SECONDS, load_keys(job.config.security.keys))
+    except FleetError as error:
+        sys.exit(str(error))

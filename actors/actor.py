@@ -6,9 +6,6 @@ import asyncio
 import functools
 import itertools
 import logging
-import os
-import socket
-import uuid
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -16,6 +13,7 @@ from urllib.parse import urlsplit
 import zmq
 import zmq.asyncio
 
+from actors.crash import ActorPlace
 from actors.episode import EpisodePlayer, frame_of, without_turns
 from actors.route import shard_of
 from envs.base import Environment
@@ -39,7 +37,6 @@ from protocol.messages import (
     TurnResult,
     Welcome,
 )  # fmt: skip
-from protocol.peers import secret_name
 from protocol.prompting import Prompter
 from protocol.security import Keys, connect
 from telemetry.loop_lag import LoopLag
@@ -79,9 +76,11 @@ class Actor:
         prompter: Prompter,
         keys: Keys | None = None,
         ask_again_seconds: float | None = None,
+        place: ActorPlace | None = None,
     ) -> None:
         """`ask_again_seconds`: until what is not answered is sent again, ASK_AGAIN_AFTER heartbeats if it is not given."""
-        self.name = secret_name(f"actor-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+        self._fleet_place = place or ActorPlace()
+        self.name = self._fleet_place.name
         self._context, self._keys, self._host = context, keys, urlsplit(endpoint).hostname
         self._welcome = welcome
         self._ask_again_seconds = ask_again_seconds or ASK_AGAIN_AFTER * welcome.heartbeat_seconds
@@ -94,7 +93,7 @@ class Actor:
         self._group: asyncio.TaskGroup | None = None
         self._player = EpisodePlayer(
             environment, prompter, self._take_turn, step_timeout=welcome.step_timeout,
-            max_prompt_tokens=welcome.max_prompt_tokens, anchor_texts=welcome.anchor_texts,
+            max_prompt_tokens=welcome.max_prompt_tokens, anchor_texts=welcome.anchor_texts, running=self._fleet_place.running,
         )  # fmt: skip
         self._reader = FrameReader()
         self._leases: asyncio.Queue[Lease] = asyncio.Queue()
@@ -110,6 +109,7 @@ class Actor:
         """Play `episodes` at a time until the controller says that it is over. Raises ControllerLost if it is silent, or another one."""
         loops = [self._play_leases() for _ in range(episodes)]
         loops += [self._listen_to_controller(), self._listen_to_learner(), self._beat(), self._lag.run(), self._until_over()]
+        loops += [self._deliver(report, report.attempt) for report in self._fleet_place.reports]
         lost: ControllerLost | None = None
         try:
             async with asyncio.TaskGroup() as self._group:

@@ -9,6 +9,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from actors.crash import RunningCode
 from actors.stage import Stage
 from actors.user_code import EpisodeThread, UserCodeFailed, home_of
 from envs.base import Environment
@@ -65,13 +66,16 @@ class EpisodePlayer:
         step_timeout: float,
         max_prompt_tokens: int,
         anchor_texts: bool,
+        running: RunningCode | None = None,
     ) -> None:
+        """`running` is told of episodes while code of their environment runs."""
         self._environment = environment
         self._prompter = prompter
         self._take_turn = take_turn
         self._step_timeout = step_timeout
         self._max_prompt_tokens = max_prompt_tokens
         self._anchor_texts = anchor_texts
+        self._running = running or RunningCode()
         self._home = home_of(environment)
         self._closing: set[asyncio.Future] = set()
 
@@ -102,7 +106,8 @@ class EpisodePlayer:
             await asyncio.wait(self._closing, timeout=seconds)
 
     async def _play(self, lease: Lease, played: _Played, stage: Stage, thread: EpisodeThread) -> None:
-        opening = await thread.call(stage.begin, lease.split, lease.task_index, lease.seed)
+        with self._running.of(lease):
+            opening = await thread.call(stage.begin, lease.split, lease.task_index, lease.seed)
         played.task, played.task_type, prompt = opening.task, opening.task_type, opening.prompt
         if prompt is None:
             text = f"the first prompt has more than {self._max_prompt_tokens} tokens: raise engine.max_model_len, or lower env.history"
@@ -114,7 +119,8 @@ class EpisodePlayer:
             answer = await self._take_turn(request)
             if isinstance(answer, TurnFailed):
                 raise _Ended(answer.reason, answer.detail)
-            moved = await thread.call(stage.move, answer.kept.tokens)
+            with self._running.of(lease):
+                moved = await thread.call(stage.move, answer.kept.tokens)
             played.turns.append(
                 Turn(
                     prompt=request.prompt, kept=answer.kept, rejected=answer.rejected, reward=moved.reward, valid=moved.valid,
@@ -135,7 +141,8 @@ class EpisodePlayer:
         ended.add_done_callback(self._closing.discard)
         if thread.abandoned:
             return
-        await asyncio.wait({ended}, timeout=self._step_timeout)
+        with self._running.of(lease):
+            await asyncio.wait({ended}, timeout=self._step_timeout)
         if not ended.done():
             log.warning("episode %s: close() takes more than %g s (actor.step_timeout): left to itself", lease.key.id, self._step_timeout)
         elif ended.result()[0]:

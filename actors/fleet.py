@@ -7,6 +7,8 @@ asks the controller for the welcome in a context that is gone before the first f
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -19,7 +21,9 @@ import zmq
 import zmq.asyncio
 
 from actors.actor import Actor, ControllerLost
-from envs.base import EnvironmentFailure
+from actors.crash import ActorPlace
+from actors.user_code import describe_error
+from envs.base import Environment
 from envs.play import close_episode, start_episode
 from envs.registry import make_environment
 from protocol.codec import BadFrame, decode, encode
@@ -30,8 +34,19 @@ from protocol.security import Keys, connect
 
 log = logging.getLogger(__name__)
 
-LOST = 3
-"""Exit status of an actor that has lost its controller."""
+ENDED, LOST, FAILED = 40, 41, 42
+"""Exit statuses of an actor: its work is done, it has lost its controller, or our code raised. Any other one is not ours: code of an
+environment, a signal, or the watchdog has ended the process."""
+
+OTHERS_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+"""Signals that come from outside, the kernel's want of memory included."""
+
+STANDS_STILL_SECONDS = 60.0
+"""How long an actor's event loop may not run, beyond actor.step_timeout: then code that keeps all threads of the process from running (a
+regular expression, an extension) is taken to have no end."""
+
+FIRST_TASKS = 3
+"""Tasks of which one must start, for an environment to be played on this machine."""
 
 ANSWERS_WITHIN = 5.0
 """Seconds in which a controller answers that one actor takes for lost."""
@@ -57,17 +72,14 @@ def run_fleet(endpoint: str, actors: int, episodes: int, connect_seconds: float,
 def _play(endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: Keys | None) -> bool:
     """Until the job is over, or its controller lost, which is returned."""
     welcome = fetch_welcome(endpoint, connect_seconds, keys)
-    try:
-        environment = make_environment(welcome.environment, **welcome.environment_settings)
-        close_episode(start_episode(environment, "train", 0, 0))  # loads what the environment loads lazily, before the forks
-    except (ValueError, EnvironmentFailure) as error:
-        raise FleetError(f"{welcome.environment} cannot be played on this machine: {error}") from None
+    environment = load_environment(welcome)
     prompter = Prompter(welcome.tokenizer_json, welcome.chat_template)
     gc.collect()
     gc.freeze()  # the shared pages are not touched by the children's collector
 
-    def body() -> None:
-        asyncio.run(_act(endpoint, episodes, welcome, environment, prompter, keys))
+    def body(place: ActorPlace) -> None:
+        reseed()
+        asyncio.run(_act(endpoint, episodes, welcome, environment, prompter, keys, place))
 
     def is_there() -> bool:
         try:
@@ -75,7 +87,34 @@ def _play(endpoint: str, actors: int, episodes: int, connect_seconds: float, key
         except FleetError:
             return False
 
-    return supervise([body] * actors, is_there)
+    return supervise(body, actors, is_there)
+
+
+def load_environment(welcome: Welcome) -> Environment:
+    """The environment, which has loaded what it loads lazily, before the forks. FleetError if it cannot be made, or none of its first
+    tasks started; one that cannot costs its episodes alone."""
+    reason = None
+    try:
+        environment = make_environment(welcome.environment, **welcome.environment_settings)
+        for index in range(min(FIRST_TASKS, environment.size("train"))):
+            try:
+                close_episode(start_episode(environment, "train", index, 0))
+                return environment
+            except BaseException as error:
+                reason = reason or error
+    except BaseException as error:
+        reason = error
+    raise FleetError(f"{welcome.environment} cannot be played on this machine: {describe_error(reason)}") from None
+
+
+def reseed() -> None:
+    """Give this process global random generators of its own, in place of copies of those that it was forked with. Python's own does so by
+    itself; others are reseeded where somebody has imported them."""
+    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    if numpy is not None:
+        numpy.random.seed(int.from_bytes(os.urandom(4), "little"))
+    if torch is not None:
+        torch.default_generator.seed()
 
 
 def fetch_welcome(endpoint: str, seconds: float, keys: Keys | None = None) -> Welcome:
@@ -95,32 +134,35 @@ def fetch_welcome(endpoint: str, seconds: float, keys: Keys | None = None) -> We
         return answer
 
 
-def supervise(bodies: list, is_there: Callable[[], bool]) -> bool:
-    """Run every body in a forked child; replace a child that crashed, or has lost the controller while that `is_there`; return when all
-    have ended by themselves, or the controller is lost, which is returned: the others are ended then.
+def supervise(body: Callable[[ActorPlace], None], actors: int, is_there: Callable[[], bool]) -> bool:
+    """Run the body in forked children, one for each actor; replace a child that crashed, or has lost the controller while that `is_there`;
+    return when all have ended by themselves, or the controller is lost, which is returned: the others are ended then.
 
-    Raises FleetError when they crash so often that replacing them is pointless.
+    Raises FleetError when they crash so often that replacing them is pointless. Those that an environment's code has ended do not count:
+    their episodes are over.
     """
-    children = {fork(body): body for body in bodies}
+    children = {fork(body, place): place for place in [ActorPlace() for _ in range(actors)]}
     crashes: list[float] = []
     try:
         while children:
             pid, status = os.wait()
-            body = children.pop(pid, None)
-            if body is None or os.waitstatus_to_exitcode(status) == 0:
+            place = children.pop(pid, None)
+            code = os.waitstatus_to_exitcode(status)
+            if place is None or code == ENDED:
                 continue
-            if os.waitstatus_to_exitcode(status) == LOST:
+            if code == LOST:
                 if not is_there():
                     return True
                 log.warning("actor %d alone had lost the controller: replaced", pid)
-                children[fork(body)] = body
-                continue
-            now = time.monotonic()
-            crashes = [t for t in crashes if t > now - 60] + [now]
-            if len(crashes) > CRASHES_PER_MINUTE * len(bodies):
-                raise FleetError(f"{len(crashes)} actors crashed within a minute; the last one with status {status}: see actors.log")
-            log.warning("actor %d ended with status %d: replaced", pid, status)
-            children[fork(body)] = body
+                place.vacate()
+            else:
+                place.vacate("" if code == FAILED or -code in OTHERS_SIGNALS else in_words(code))
+                log.warning("actor %d ended with %s: replaced", pid, in_words(code))
+                now = time.monotonic()
+                crashes = [t for t in crashes if t > now - 60] + [now] * (not place.reports)
+                if len(crashes) > CRASHES_PER_MINUTE * actors:
+                    raise FleetError(f"{len(crashes)} actors crashed within a minute, the last one with {in_words(code)}: see actors.log")
+            children[fork(body, place)] = place
         return False
     finally:
         for pid in children:
@@ -129,33 +171,64 @@ def supervise(bodies: list, is_there: Callable[[], bool]) -> bool:
             os.waitpid(pid, 0)
 
 
-def fork(body) -> int:
+def in_words(code: int) -> str:
+    """An exit status, or the name of the signal whose number it is below zero."""
+    if code >= 0:
+        return f"status {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"
+
+
+def fork(body: Callable[[ActorPlace], None], place: ActorPlace) -> int:
     """Run `body` in a child that dies with this process; returns its pid."""
     die_with_parent = dying_with_parent()
     pid = os.fork()
     if pid:
         return pid
-    status = 1
+    status = FAILED
     try:
         die_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
-        body()
-        status = 0
+        faulthandler.enable()
+        body(place)
+        status = ENDED
     except ControllerLost as lost:
         log.warning("actor %d: %s", os.getpid(), lost)
         status = LOST
     except BaseException:
         log.exception("actor %d failed", os.getpid())
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with contextlib.suppress(BaseException):  # code of an environment may have closed them
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(status)
 
 
-async def _act(endpoint: str, episodes: int, welcome: Welcome, environment, prompter: Prompter, keys: Keys | None) -> None:
+async def _act(
+    endpoint: str,
+    episodes: int,
+    welcome: Welcome,
+    environment: Environment,
+    prompter: Prompter,
+    keys: Keys | None,
+    place: ActorPlace,
+) -> None:
     context = zmq.asyncio.Context()
+    watchdog = asyncio.create_task(_watch_the_loop(welcome.step_timeout + STANDS_STILL_SECONDS))
     try:
-        await Actor(context, endpoint, welcome, environment, prompter, keys).run(episodes)
+        await Actor(context, endpoint, welcome, environment, prompter, keys, place=place).run(episodes)
     finally:
+        watchdog.cancel()
+        faulthandler.cancel_dump_traceback_later()
         context.destroy(linger=0)  # and not term, which would wait for the sockets of one that could not begin
+
+
+async def _watch_the_loop(seconds: float) -> None:
+    """End the process, with the tracebacks of its threads in the log, when this has not run for so long. The thread that does so is no
+    Python code, and needs no lock of the interpreter's."""
+    while True:
+        faulthandler.dump_traceback_later(seconds, exit=True)
+        await asyncio.sleep(1.0)

@@ -48,7 +48,7 @@ def describe_value(value: object) -> str:
         return f"a {type(value).__name__} without a repr"
 
 
-def describe_error(error: BaseException, home: str) -> str:
+def describe_error(error: BaseException, home: str = "") -> str:
     """The exception's name, its words, and the innermost place in the user's own files (`home`: their directory)."""
     try:
         words = printable(str(error))

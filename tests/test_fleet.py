@@ -1,29 +1,157 @@
-"""What a fork server does when one of its actors has lost the controller."""
+"""The fork server of a fleet: what it does when code of an environment ends an actor's process, or cannot be loaded."""
 
 from __future__ import annotations
 
 import os
+import random
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from run_fixtures import running_small
 
-from actors.actor import ControllerLost
-from actors.fleet import supervise
+import actors.fleet
+from actors.crash import ActorPlace
+from actors.fleet import FleetError, load_environment, reseed, supervise
+from envs.registry import make_environment
+from protocol.messages import DropReason, EpisodeKey, Lease, Welcome
+
+LEASE = Lease(key=EpisodeKey(3, 1), attempt=2, split="train", task_index=5, seed=7)
 
 
-@pytest.mark.parametrize(("there", "lost"), [(True, False), (False, True)])
-def test_an_actor_that_alone_has_lost_the_controller_is_replaced_and_the_others_play_on(tmp_path: Path, there: bool, lost: bool) -> None:
-    played, other, waiting = tmp_path / "played", tmp_path / "other", tmp_path / "waiting"
-    os.mkfifo(waiting)
+def dies_once(die: Callable[[], object], log: Path) -> Callable[[ActorPlace], None]:
+    """An actor that dies in code of LEASE's environment, and whose successor ends well. Each notes its name and what it is to report."""
 
-    def loses_it_at_first() -> None:
-        if not played.exists():
-            played.touch()
-            raise ControllerLost("the controller has not answered")
-        waiting.write_text("the one in its place")
+    def body(place: ActorPlace) -> None:
+        reports = [(report.key.id, report.attempt, str(report.dropped), report.detail) for report in place.reports]
+        with log.open("a") as file:
+            file.write(f"{place.name.hex()} {reports}\n")
+        if len(log.read_text().splitlines()) == 1:
+            with place.running.of(LEASE):
+                die()
 
-    def plays_on() -> None:
-        other.write_text(waiting.read_text())
+    return body
 
-    assert supervise([plays_on, loses_it_at_first], lambda: there) is lost
-    assert other.exists() is there, "else all begin again once the controller is found"
+
+def send(number: int) -> None:
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize(
+    ("die", "how"),
+    [
+        (lambda: send(signal.SIGSEGV), "SIGSEGV"),
+        (lambda: send(signal.SIGABRT), "SIGABRT"),
+        (lambda: os._exit(0), "status 0"),
+        (lambda: os._exit(7), "status 7"),
+    ],
+)
+def test_an_episode_whose_environment_ends_the_process_is_reported_by_the_actor_that_follows_under_the_same_name(
+    die: Callable[[], object], how: str, tmp_path: Path
+):
+    assert not supervise(dies_once(die, tmp_path / "log"), 1, lambda: True)
+    (first, none), (second, reports) = (line.split(" ", 1) for line in (tmp_path / "log").read_text().splitlines())
+    assert first == second and none == "[]"
+    assert f"('t3.1', 2, '{DropReason.ENV_ERROR}'" in reports and how in reports
+
+
+def test_an_actor_that_is_killed_from_outside_blames_no_episode(tmp_path: Path):
+    assert not supervise(dies_once(lambda: send(signal.SIGKILL), tmp_path / "log"), 1, lambda: True)
+    (first, _), (second, reports) = (line.split(" ", 1) for line in (tmp_path / "log").read_text().splitlines())
+    assert first != second and reports == "[]"
+
+
+def test_standard_output_closed_by_an_environment_does_not_let_a_child_go_on_as_its_parent(tmp_path: Path):
+    def body(place: ActorPlace) -> None:
+        os.close(1)
+        os.close(2)
+        (tmp_path / "ran").touch()
+        raise SystemExit("whatever")
+
+    before = os.getpid()
+    with pytest.raises(FleetError, match="crashed within a minute"):
+        supervise(body, 1, lambda: True)
+    assert os.getpid() == before and (tmp_path / "ran").exists()
+
+
+def test_generators_that_a_process_was_forked_with_are_its_own_afterwards():
+    state = np.random.get_state()
+    drawn = []
+    for _ in range(2):
+        np.random.set_state(state)
+        reseed()
+        drawn.append(np.random.random())
+    assert drawn[0] != drawn[1]
+    np.random.set_state(state)
+
+
+def welcome() -> Welcome:
+    return Welcome(
+        environment="alfworld", environment_settings={}, tokenizer_json=b"", chat_template="", learner_host="", learner_port=1,
+        max_prompt_tokens=1, heartbeat_seconds=1.0, step_timeout=1.0, session="", anchor_texts=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [SystemExit(2), ImportError("no module named game"), KeyError("x")])
+@pytest.mark.parametrize("where", ["import", "start"])
+def test_an_environment_that_cannot_be_made_or_started_here_is_said_in_one_sentence_with_the_place(
+    where: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(*_: object, **__: object):
+        raise error
+
+    environment = make_environment("alfworld")
+    environment.start = fails
+    monkeypatch.setattr(actors.fleet, "make_environment", fails if where == "import" else lambda *_, **__: environment)
+    said = rf"alfworld cannot be played on this machine: {type(error).__name__}: .*test_fleet.py:\d+ in fails"
+    with pytest.raises(FleetError, match=said):
+        load_environment(welcome())
+
+
+def test_a_first_task_that_does_not_start_keeps_the_others_from_nothing(monkeypatch: pytest.MonkeyPatch):
+    environment = make_environment("alfworld")
+    start = environment.start
+    environment.start = lambda split, index, seed: start(split, index, seed) if index else random.choice([])
+    monkeypatch.setattr(actors.fleet, "make_environment", lambda *_, **__: environment)
+    assert load_environment(welcome()) is environment
+
+
+PACKAGE = '''
+import ctypes, os, sys, threading
+from envs.registry import make_environment
+
+class Hostile:
+    def __init__(self, **settings):
+        self._env = make_environment("alfworld", **settings)
+
+    def __getattr__(self, name):
+        return getattr(self._env, name)
+
+    def start(self, split, index):
+        episode = self._env.start(split, index)
+        if split == "train":
+            threading.Thread(target=sys.exit).start()
+            episode.step = [episode.step, lambda action: ctypes.string_at(0), episode.step, lambda action: sys.exit(3)][index % 4]
+        return episode
+'''
+
+
+@pytest.mark.slow
+async def test_a_run_whose_environment_has_segmentation_faults_trains_on_the_other_episodes(
+    tmp_path: Path, small_policy, monkeypatch: pytest.MonkeyPatch
+):
+    info = tmp_path / "packages" / "hostile-1.0.dist-info"
+    info.mkdir(parents=True)
+    (tmp_path / "packages" / "hostile_env.py").write_text(PACKAGE)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hostile\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[foray.environments]\nhostile = hostile_env:Hostile\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    async with running_small(tmp_path / "run", small_policy, env__name="hostile", run__updates="3", actor__heartbeat_seconds="1") as run:
+        assert await run.ended(150) == 0, run.output
+        details = [t.detail for t in run.trajectories() if t.dropped is DropReason.ENV_ERROR]
+        assert any("SIGSEGV" in detail for detail in details) and any("SystemExit: 3 (" in detail for detail in details)
+        assert set(run.summary()["dropped"]) <= {"env_error", "cancelled"}
+        trained = [t.key for t in run.trajectories() if not t.key.evaluation and t.dropped is None]
+        assert len(trained) == len(set(trained)) >= 3 * 2 * 2

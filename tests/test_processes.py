@@ -64,7 +64,7 @@ async def test_an_actor_that_was_stopped_for_a_while_plays_on_and_no_episode_is_
         run.process.send_signal(signal.SIGINT)
         assert await run.ended() == 130, run.output
         keys = [t.key for t in run.trajectories() if not t.key.evaluation]
-        assert len(keys) == len(set(keys)) and "ended with status" not in (run.directory / "logs" / "actors.log").read_text()
+        assert len(keys) == len(set(keys)) and ": replaced" not in (run.directory / "logs" / "actors.log").read_text()
 
 
 async def test_a_run_ends_when_a_rank_of_its_learner_does(tmp_path: Path, small_policy):

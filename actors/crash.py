@@ -1,0 +1,92 @@
+"""What of an actor's death the fork server can know: whose code ran, when code of an environment ends the process (a segmentation fault,
+`os._exit`)."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+
+import msgspec
+
+from protocol.messages import DropReason, Lease, Trajectory
+from protocol.peers import secret_name
+
+_BYTES = 1 << 16
+_LENGTH_BYTES = 4
+
+
+class RunningCode:
+    """Leases whose environment's code runs now, in memory that a process shares with those it forks."""
+
+    def __init__(self) -> None:
+        self._memory = mmap.mmap(-1, _BYTES)
+        self._leases: list[Lease] = []
+
+    @contextlib.contextmanager
+    def of(self, lease: Lease) -> Iterator[None]:
+        """While inside, the lease is one of them."""
+        self._leases.append(lease)
+        self._write()
+        try:
+            yield
+        finally:
+            self._leases.remove(lease)
+            self._write()
+
+    def read(self) -> list[Lease]:
+        """Those of the process that died."""
+        length = int.from_bytes(self._memory[:_LENGTH_BYTES], "little")
+        return msgspec.msgpack.decode(self._memory[_LENGTH_BYTES : _LENGTH_BYTES + length], type=list[Lease]) if length else []
+
+    def clear(self) -> None:
+        """Forget them, before another process has the memory."""
+        self._leases = []
+        self._write()
+
+    def _write(self) -> None:
+        """The length goes last, and is 0 meanwhile, so that what is half written is not read."""
+        data = msgspec.msgpack.encode(self._leases)
+        if len(data) > _BYTES - _LENGTH_BYTES:
+            return
+        self._memory[:_LENGTH_BYTES] = bytes(_LENGTH_BYTES)
+        self._memory[_LENGTH_BYTES : _LENGTH_BYTES + len(data)] = data
+        self._memory[:_LENGTH_BYTES] = len(data).to_bytes(_LENGTH_BYTES, "little")
+
+
+class ActorPlace:
+    """One place in a fleet, which actors fill one after another.
+
+    `reports` are episodes whose environment ended the process of the actor before. Whoever follows that one has its name, under which the
+    controller believes that they are over.
+    """
+
+    def __init__(self) -> None:
+        self.name = new_name()
+        self.running = RunningCode()
+        self.reports: list[Trajectory] = []
+
+    def vacate(self, how: str = "") -> None:
+        """The actor's process has ended; `how`, if code of an environment may have done that."""
+        leases = self.running.read() if how else []
+        self.running.clear()
+        self.reports = [crashed_episode(lease, how) for lease in leases]
+        if not leases:
+            self.name = new_name()
+
+
+def new_name() -> bytes:
+    """A name for an actor that no other one has."""
+    return secret_name(f"actor-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+
+
+def crashed_episode(lease: Lease, how: str) -> Trajectory:
+    """The notice that an episode's environment ended its process."""
+    detail = f"the environment's code ran when its process ended ({how}); actors.log may say where"
+    return Trajectory(
+        key=lease.key, attempt=lease.attempt, task_index=lease.task_index, task_type="", task="", success=False, turns=[],
+        dropped=DropReason.ENV_ERROR, detail=detail,
+    )  # fmt: skip
