@@ -439,7 +439,6 @@ class Job(Section):
     run_dir: str
     model_dir: str  # the policy before this run, as a Hugging Face directory; the tokenizer
     weights_dir: str  # published weights, on memory where possible
-    started: float  # seconds since the epoch, earlier by what the run had lasted before a resume
     resume: bool = False
     engine_key: str = ""  # what the engines want to be told; empty: nothing
     permit_key: str = ""  # which controller and shards share (controller/permits.py)

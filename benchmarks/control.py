@@ -234,7 +234,7 @@ async def engine_of(model: str, streams: int, console: Console) -> AsyncIterator
         config = resolve(None, overrides)
         job = Job(
             config=config, endpoints=choose_endpoints(config), run_dir=directory, model_dir=model or f"{directory}/policy",
-            weights_dir=directory, started=time.time(),
+            weights_dir=directory,
         )  # fmt: skip
         build_policy(job)
         command = engine_command(job)

@@ -73,7 +73,7 @@ def make_job(directory: Path, options: argparse.Namespace) -> Job:
     config = resolve(None, SETTINGS | sizes | {"run.dir": str(directory)})
     job = Job(
         config=config, endpoints=choose_endpoints(config), run_dir=str(directory), model_dir=str(directory / "policy"),
-        weights_dir=str(directory / "weights"), started=time.time(),
+        weights_dir=str(directory / "weights"),
     )  # fmt: skip
     job.save(job_file(job))
     return job
@@ -84,6 +84,7 @@ class Load:
 
     def __init__(self, job: Job, options: argparse.Namespace, console: Console) -> None:
         self.job, self.options, self.console = job, options, console
+        self._started = time.monotonic()
         self.samples: list[Sample] = []
         self.actors: dict[str, set[int]] = {kind: set() for kind in STEP_SECONDS}
         self._children: dict[str, Child] = {}
@@ -97,7 +98,7 @@ class Load:
         return self._children[name]
 
     def _say(self, text: str) -> None:
-        self.console.print(f"{time.time() - self.job.started:4.0f} s  {text}", highlight=False)
+        self.console.print(f"{time.monotonic() - self._started:4.0f} s  {text}", highlight=False)
 
     async def run(self) -> None:
         """To the end of the last update. Raises ChildFailed when a process failed."""

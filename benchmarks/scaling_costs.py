@@ -131,10 +131,10 @@ def _prompt_tokens(directory: Path) -> dict[str, float]:
 
 
 def _observed(directory: Path, samples: list[tuple[float, dict[str, float]]]) -> Observed:
-    job = Job.load(directory / "job.json")
     lines = [msgspec.json.decode(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
     updates = [line for line in lines if line["kind"] == "update"]
-    begin, end = (job.started + updates[at]["wall_seconds"] for at in (SETTLED - 1, -1))
+    started = (directory / "job.json").stat().st_mtime
+    begin, end = (started + updates[at]["wall_seconds"] for at in (SETTLED - 1, -1))
     between = updates[SETTLED:]
 
     def grown(name: str) -> float:

@@ -1,4 +1,7 @@
-"""`python -m learner JOB`: the learner of a run; with torchrun's variables in the environment, one of its ranks."""
+"""`python -m learner JOB [SECONDS]`: the learner of a run; with torchrun's variables in the environment, one of its ranks.
+
+SECONDS: what the run had lasted before. The limit run.minutes counts them.
+"""
 
 import asyncio
 import logging
@@ -18,25 +21,25 @@ from protocol.files import allow_many_files
 from protocol.security import gatekeeper, load_keys
 
 
-async def learn(job: Job, ranks: Ranks) -> None:
+async def learn(job: Job, ranks: Ranks, lasted_seconds: float) -> None:
     """To the end of the run. SIGINT: to the end of the update under way."""
     context = zmq.asyncio.Context()
     try:
         async with gatekeeper(context, load_keys(job.config.security.keys)):
-            learner = Learner(job, context, ranks)
+            learner = Learner(job, context, ranks, lasted_seconds)
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, learner.stop)
             await learner.run()
     finally:
         context.term()
 
 
-def main(job: Job) -> None:
+def main(job: Job, lasted_seconds: float = 0.0) -> None:
     ranks = Ranks.join()
     if ranks.rank:
         follow(job, ranks)
     else:
         try:
-            asyncio.run(learn(job, ranks))
+            asyncio.run(learn(job, ranks, lasted_seconds))
         except* NothingPlayable as errors:
             sys.exit(str(errors.exceptions[0]))
         dismiss(ranks)
@@ -56,4 +59,4 @@ def _end_now() -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     allow_many_files()
-    main(Job.load(Path(sys.argv[1])))
+    main(Job.load(Path(sys.argv[1])), *map(float, sys.argv[2:]))

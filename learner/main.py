@@ -59,8 +59,10 @@ LAST_WORDS = 1.0
 class Learner:
     """One job's learner. `run` returns when the run has reached its last update, its time, or was asked to stop."""
 
-    def __init__(self, job: Job, context: zmq.asyncio.Context, ranks: Ranks | None = None) -> None:
+    def __init__(self, job: Job, context: zmq.asyncio.Context, ranks: Ranks | None = None, lasted_seconds: float = 0.0) -> None:
+        """`lasted_seconds`: what the run had lasted before, other processes' time included."""
         self._job = job
+        self._started = time.monotonic() - lasted_seconds  # no time of day, which may be set, nor that of another machine
         self._ranks = ranks or Ranks()
         self._config = job.config
         self._run_dir = Path(job.run_dir)
@@ -151,7 +153,8 @@ class Learner:
         while self._updates_left() > 0 and (batch := await self._next_batch()) is not None:
             seconds_wait = time.monotonic() - waited_since
             number = self.training.update_number + 1
-            self._spans.add("wait", time.time() - seconds_wait, time.time(), update=number)
+            now = self._spans.now()
+            self._spans.add("wait", now - seconds_wait, now, update=number)
             groups, trajectories = batch
             progress = self._share_over()
             with self._spans.span("train", update=number):
@@ -257,7 +260,7 @@ class Learner:
 
     def _seconds(self) -> float:
         """Of the run, those before a resume included."""
-        return time.time() - self._job.started
+        return time.monotonic() - self._started
 
     def _seconds_left(self) -> float:
         return 60 * self._config.run.minutes - self._seconds()
@@ -296,7 +299,7 @@ class Learner:
 
     def _written(self, snapshot: Snapshot) -> None:
         self.training.spare = snapshot
-        now = time.time()
+        now = self._spans.now()
         self._spans.add("write weights", now - self._outgoing.written.seconds, now, "weights", version=snapshot.version)
 
     def _checkpoint_due(self) -> bool:

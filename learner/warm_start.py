@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -17,6 +16,7 @@ from learner.demonstrations import TurnTokenizer, demonstrations
 from learner.muon import Muon
 from learner.policy import log_probs
 from learner.samples import Sample
+from protocol.machine import cores
 
 Progress = Callable[[str, float, float], None]
 """(phase, done, of)"""
@@ -45,7 +45,7 @@ def warm_start(model: PreTrainedModel, turn_tokenizer: TurnTokenizer, config: Co
     batches = list(token_batches(samples, settings.batch_tokens, settings.epochs, rng))
     optimizers = make_optimizers(model, settings)
     losses = []
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    torch.set_num_threads(settings.threads or cores())
     for step, batch in enumerate(batches):
         for optimizer, peak in optimizers:
             for group in optimizer.param_groups:

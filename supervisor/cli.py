@@ -15,6 +15,7 @@ from rich.console import Console
 from config import Config, ConfigError
 from supervisor import commands, settings
 from supervisor.defaults import other_defaults, with_preset
+from supervisor.machine_checks import describe_machine
 from supervisor.options import SHORT_NAMES, all_settings, default_of, description
 
 
@@ -51,7 +52,7 @@ def _train(arguments: list[str]) -> int:
     overrides = settings.parse_overrides(rest)
     config = resolve(options.config, options.resume, overrides, options.serial)
     if options.dry_run:
-        print(settings.to_toml(config))
+        print(f"# {describe_machine(config)}\n{settings.to_toml(config)}")
         return 0
     return _run(config, serial=options.serial, resume=options.resume is not None)
 

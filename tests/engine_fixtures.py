@@ -149,7 +149,6 @@ def vllm_server(policies: Policies, directory: Path, **settings: str) -> Iterato
         run_dir="",
         model_dir=str(policies.first.directory),
         weights_dir="",
-        started=0.0,
         engine_key=KEY,
     )
     command = engine_command(job)

@@ -36,7 +36,7 @@ def job_in(directory: Path, config: Config) -> Job:
     nowhere = Endpoints(**dict.fromkeys(Endpoints.__struct_fields__, ""))
     return Job(
         config=config, endpoints=nowhere, run_dir=str(directory), model_dir=str(directory / "policy"),
-        weights_dir=str(directory / "weights"), started=0.0,
+        weights_dir=str(directory / "weights"),
     )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import AsyncIterator, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -53,7 +52,7 @@ def job_in(directory: Path, config: Config) -> Job:
     (directory / "weights").mkdir(parents=True)
     job = Job(
         config=config, endpoints=choose_endpoints(config), run_dir=str(directory), model_dir=str(directory / "policy"),
-        weights_dir=str(directory / "weights"), started=time.time(),
+        weights_dir=str(directory / "weights"),
     )  # fmt: skip
     if config.model.name != "tiny":
         return msgspec.structs.replace(job, model_dir=config.model.name)
@@ -62,7 +61,7 @@ def job_in(directory: Path, config: Config) -> Job:
     kept = Path(_built.name) / sha256(depends).hexdigest()
     build_policy(msgspec.structs.replace(job, model_dir=str(kept)))
     shutil.copytree(kept, directory / "policy")
-    return msgspec.structs.replace(job, started=time.time())  # a run does not last since somebody else's policy was made
+    return job
 
 
 def played_serially(directory: Path, config: Config) -> Job:

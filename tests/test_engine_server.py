@@ -13,7 +13,6 @@ from config import ConfigError, Endpoints, Job
 from controller.engine import server
 from controller.engine.server import (
     EngineNotReady,
-    available_gib,
     check_engine,
     check_memory,
     cpu_dtype,
@@ -41,7 +40,6 @@ def job(engines: int = 1, **settings: str) -> Job:
         run_dir="",
         model_dir="policy",
         weights_dir="",
-        started=0.0,
     )
 
 
@@ -143,13 +141,6 @@ def test_too_little_memory_names_the_setting() -> None:
     with pytest.raises(ConfigError, match=r"engine\.kv_cache_gb.*4\.5 GiB.*3\.0 GiB are available"):
         check_memory(kv_cache_gib=2.0, weights=0.5, available=3.0)
     check_memory(kv_cache_gib=2.0, weights=0.5, available=4.6)
-
-
-def test_memory_is_what_the_system_says_is_available(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:       8000000 kB\nMemAvailable:   1048576 kB\n")
-    assert available_gib(meminfo) == 1.0
-    assert available_gib(tmp_path / "absent") == float("inf")
 
 
 def test_weights_are_the_safetensors_files(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_demonstrations_may_take_more_turns_than_an_episode():
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    monkeypatch.setattr(training.os, "cpu_count", lambda: 1)  # more threads than this small model has use for
+    monkeypatch.setattr(warm_start, "cores", lambda: 1)  # more threads than this small model has use for
     config = small_config(
         warm_start__episodes="40", warm_start__batch_tokens="2048", run__cache_dir=str(tmp_path / "cache"), learner__threads="1"
     )

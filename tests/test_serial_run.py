@@ -252,6 +252,15 @@ def test_the_minutes_before_a_resume_count(tmp_path: Path):
     assert resumed(lasted / 60 + 10)["updates"] == 2
 
 
+def test_a_clock_that_is_set_forward_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    hours = itertools.count()
+    real = time.time
+    monkeypatch.setattr(time, "time", lambda: real() + 3600 * next(hours))  # an hour at each look
+    summary, _, metrics = serial_run(tmp_path / "run", run__minutes="10", env__max_turns="1")
+    assert summary["ended"] == "finished" and summary["updates"] == 2
+    assert max(line["wall_seconds"] for line in metrics) < 600
+
+
 def test_a_resumed_run_keeps_when_its_training_began(tmp_path: Path):
     """From there the step size falls by time."""
     directory = tmp_path / "run"

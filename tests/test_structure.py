@@ -28,6 +28,12 @@ MAY_IMPORT_TOO = {"learner": {"controller.engine.weight_sender"}}
 """Single modules of other parts. The sending end of vLLM's NCCL transfer is vLLM's code, which the learner has to call and only
 controller/engine/ may know: a module there keeps vLLM in one folder, and the learner from the rest of the controller."""
 
+TIME_OF_DAY = {
+    "telemetry/event_files.py": "TensorBoard shows when a value was written",
+    "telemetry/spans.py": "where the traces of processes begin",
+}
+"""Who may ask for it, and why."""
+
 MAX_LINES = 400
 SETTINGS = Path("config.py")  # one table, as long as there are settings
 NO_NAMES = {"utils", "util", "helpers", "misc", "common"}
@@ -95,6 +101,14 @@ def test_vllm_is_imported_only_by_the_engine() -> None:
 @pytest.mark.parametrize("library", ["torch", "transformers"])
 def test_torch_is_imported_only_by_the_engine_and_the_learner(library: str) -> None:
     assert {name for name in importers(library) if not name.startswith(("controller/engine/", "learner/", "benchmarks/"))} == set()
+
+
+
+@modules
+def test_durations_are_taken_from_a_clock_that_nobody_sets(source: Path) -> None:
+    """The time of day may be set at any moment, by an hour; `time.monotonic` goes on, and stands still while a laptop sleeps."""
+    if source.parts[0] != "benchmarks" and source.as_posix() not in TIME_OF_DAY:
+        assert not re.search(r"\btime\.time(_ns)?\b|from time import|\bdatetime\.(now|utcnow|today)\b", (ROOT / source).read_text())
 
 
 @modules

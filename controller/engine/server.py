@@ -29,6 +29,7 @@ import aiohttp
 from config import Config, ConfigError, Job
 from controller.engine.gate import LAPSES_SECONDS, TAKEN_STATUS, bearer
 from controller.engine.names import BACKEND, ENGINE_KEY, GATE, KEYS, PROCESSOR, RUN, TAP_ENDPOINT, TAP_TOP_J
+from protocol.machine import available_bytes
 
 GIB = 2**30
 
@@ -179,13 +180,9 @@ def weights_gib(model: Path | None) -> float:
     return sum(file.stat().st_size for file in model.glob("*.safetensors")) / GIB if model else 0.0
 
 
-def available_gib(meminfo: Path = Path("/proc/meminfo")) -> float:
-    """Memory that can be had without swapping; infinite where the system does not say."""
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024 / GIB
-    return float("inf")
+def available_gib() -> float:
+    """Memory that can be had without swapping, within the limits of a container."""
+    return available_bytes() / GIB
 
 
 async def wait_ready(endpoint: str, seconds: float, key: str = "", run: str = "") -> None:

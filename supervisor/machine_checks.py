@@ -1,0 +1,174 @@
+"""What a run will need of this machine, looked at before anything starts: room for weights and checkpoints, open files, the cache.
+
+Decisions take numbers; only `describe_machine` and the functions that name a place look at the machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import tempfile
+from pathlib import Path
+
+from config import Config, ConfigError, ModelSection
+from protocol.machine import available_bytes, cores
+
+VERSIONS_ON_DISK = 4
+"""Of the weights: those that are kept, the one that engines still run, and the one that is being written."""
+
+CHECKPOINTS_ON_DISK = 2
+"""The newest is removed only after the next one is written."""
+
+TRAINING_COPIES = 4
+"""Size of a checkpoint in copies of the weights in float32: the policy, and two moments of each (and the critic's or reference's)."""
+
+FILES_BESIDE_TURNS = 256
+"""Files of a process that are no connections of turns or actors: logs, libraries, sockets of its own."""
+
+WIDTH_BYTES = {"bfloat16": 2, "float32": 4, "auto": 4}
+HEAD_SIZE = 32
+
+
+def policy_parameters(model: ModelSection, directory: Path | None) -> int:
+    """How many weights the policy has: counted from its safetensors files, or for the tiny one from its settings."""
+    if directory is not None:
+        return sum(_tensor_elements(file) for file in directory.glob("*.safetensors"))
+    hidden, attention = model.hidden_size, model.heads * HEAD_SIZE
+    layer = 4 * hidden * attention + 3 * hidden * 3 * hidden + 2 * hidden + 2 * HEAD_SIZE
+    return model.vocabulary * hidden + model.layers * layer + hidden
+
+
+def _tensor_elements(file: Path) -> int:
+    """Elements of all tensors in a safetensors file, by its header; 0 where that cannot be read, which is said elsewhere."""
+    try:
+        with file.open("rb") as opened:
+            header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    except (OSError, ValueError, MemoryError, OverflowError):
+        return 0
+    total = 0
+    for name, tensor in header.items():
+        if name != "__metadata__":
+            elements = 1
+            for size in tensor["shape"]:
+                elements *= size
+            total += elements
+    return total
+
+
+def weights_bytes(config: Config, parameters: int) -> int:
+    """Room that published weights take at once; none if they are sent over NCCL."""
+    if config.engine.weights == "nccl":
+        return 0
+    return VERSIONS_ON_DISK * parameters * WIDTH_BYTES[config.engine.dtype]
+
+
+def free_bytes(directory: Path) -> int:
+    """What may be written in a directory that exists, or will exist in the nearest one above it that does."""
+    place = next(place for place in (directory, *directory.absolute().parents) if place.exists())
+    return shutil.disk_usage(place).free
+
+
+def choose_weights_parent(configured: str, needed_bytes: int, run_dir: Path) -> Path:
+    """Where published weights will be: the configured directory, or the first that has room of memory, temporary files and the run's own.
+
+    Raises ConfigError naming run.weights_dir.
+    """
+    if configured:
+        candidates = [_made(Path(configured).absolute())]
+    else:
+        candidates = [Path("/dev/shm"), *_temporary(), run_dir.absolute().parent]
+    looked_at = []
+    for place in candidates:
+        if configured or os.access(place, os.W_OK):
+            free = free_bytes(place)
+            if free >= needed_bytes:
+                return place
+            looked_at.append(f"{place} has {_megabytes(free)}")
+    if not looked_at:  # none of them is there yet, or may be written to
+        return _made(run_dir.absolute().parent)
+    raise ConfigError(
+        f"run.weights_dir: {VERSIONS_ON_DISK} versions of the weights need {_megabytes(needed_bytes)}, and {', '.join(looked_at)}; "
+        "give a directory with more room"
+    )
+
+
+def _made(parent: Path) -> Path:
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.weights_dir: {parent} cannot be made: {error.strerror}") from None
+    if not os.access(parent, os.W_OK):
+        raise ConfigError(f"run.weights_dir: {parent} cannot be written to")
+    return parent
+
+
+def _temporary() -> list[Path]:
+    try:
+        return [Path(tempfile.gettempdir())]
+    except FileNotFoundError:  # none that can be written to
+        return []
+
+
+def check_checkpoints(run_dir: Path, parameters: int) -> None:
+    """Raises ConfigError naming run.dir where its disk does not hold the checkpoints that are there at once."""
+    needed = CHECKPOINTS_ON_DISK * TRAINING_COPIES * 4 * parameters
+    free = free_bytes(run_dir)
+    if free < needed:
+        raise ConfigError(
+            f"run.dir: {CHECKPOINTS_ON_DISK} checkpoints need about {_megabytes(needed)}, and {run_dir} has {_megabytes(free)} left; "
+            "give a directory with more room"
+        )
+
+
+def check_open_files(config: Config, most: int | None = None) -> None:
+    """Raises ConfigError naming actor.count where a process may not have as many open files as turns that are under way at once."""
+    if most is None:
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = config.actor.count * (1 + config.actor.episodes) + FILES_BESIDE_TURNS
+    if most != resource.RLIM_INFINITY and needed > most:
+        raise ConfigError(
+            f"actor.count: {config.actor.count} actors of {config.actor.episodes} episodes need {needed:,} open files, and the system "
+            f"allows {most:,} (ulimit -Hn); raise that, or have fewer actors"
+        )
+
+
+def check_cache(config: Config) -> None:
+    """Raises ConfigError naming run.cache_dir where what this run makes once cannot be kept."""
+    try:
+        directory = config.cache_dir()
+    except RuntimeError:  # no HOME, and nobody in /etc/passwd
+        raise ConfigError("run.cache_dir: there is no home directory (HOME) to keep models in; give a directory") from None
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.cache_dir: {directory} cannot be made: {error.strerror}; give another directory") from None
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ConfigError(f"run.cache_dir: {directory} cannot be written to; give another directory")
+
+
+def check_machine(config: Config, model: Path | None, run_dir: Path, resume: bool) -> int:
+    """Raises ConfigError for what this machine does not have; returns the bytes that weights need in their directory."""
+    check_open_files(config)
+    if config.warm_start.episodes and not resume:
+        check_cache(config)
+    parameters = policy_parameters(config.model, model)
+    if not config.learner.launch:
+        check_checkpoints(run_dir, parameters)
+    return weights_bytes(config, parameters)
+
+
+def describe_machine(config: Config) -> str:
+    """What this machine gives a run, in a sentence."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    run_dir = Path(config.run.dir or "runs")
+    memory = Path(config.run.weights_dir or "/dev/shm")
+    return (
+        f"This machine: {cores()} cores, {_megabytes(available_bytes())} of memory, {files:,} open files; free: "
+        f"{_megabytes(free_bytes(run_dir))} in {run_dir}, {_megabytes(free_bytes(memory))} in {memory}."
+    )
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 2**20:,.0f} MB"
