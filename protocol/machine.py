@@ -14,7 +14,7 @@ MEMORY = Path("/proc/meminfo")
 
 def cores() -> int:
     """How many cores this process may keep busy: those of its affinity, or the quota of its control group if that is less."""
-    return max(1, min(len(os.sched_getaffinity(0)), math.ceil(quota_cores())))
+    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), quota_cores())))
 
 
 def quota_cores(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:

@@ -75,10 +75,9 @@ def choose_weights_parent(configured: str, needed_bytes: int, run_dir: Path) -> 
 
     Raises ConfigError naming run.weights_dir.
     """
+    candidates = [Path("/dev/shm"), *_temporary(), run_dir.absolute().parent]
     if configured:
         candidates = [_made(Path(configured).absolute())]
-    else:
-        candidates = [Path("/dev/shm"), *_temporary(), run_dir.absolute().parent]
     looked_at = []
     for place in candidates:
         if configured or os.access(place, os.W_OK):
