@@ -239,7 +239,8 @@ def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:
     kept = config.cache_dir() / f"policy-{_digest(config, Path(job.model_dir))}"
     if not kept.exists():
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with _acquired(FileLock(kept.with_name(f".{kept.name}.lock")), progress):  # the system gives it up when its holder dies
+        lock = FileLock(kept.with_name(f".{kept.name}.lock"), mode=0o666)  # other users of the cache take it, too
+        with _acquired(lock, progress):  # the system gives it up when its holder dies
             if not kept.exists():
                 _warm_start_into(kept, model, job, progress)
                 return

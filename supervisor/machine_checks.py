@@ -6,6 +6,7 @@ Decisions take numbers; only `describe_machine` and the functions that name a pl
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -64,10 +65,12 @@ def weights_bytes(config: Config, parameters: int) -> int:
     return VERSIONS_ON_DISK * parameters * WIDTH_BYTES[config.engine.dtype]
 
 
-def free_bytes(directory: Path) -> int:
-    """What may be written in a directory that exists, or will exist in the nearest one above it that does."""
+def free_bytes(directory: Path) -> float:
+    """What may be written in a directory that exists, or will exist in the nearest one above it that does; infinite if its disk does
+    not say."""
     place = next(place for place in (directory, *directory.absolute().parents) if place.exists())
-    return shutil.disk_usage(place).free
+    usage = shutil.disk_usage(place)
+    return usage.free if usage.total else math.inf
 
 
 def choose_weights_parent(configured: str, needed_bytes: int, run_dir: Path) -> Path:
