@@ -308,6 +308,7 @@ class Learner:
     async def _checkpoint(self) -> None:
         position, oldest, dropped = self._intake.resume_from(), self._buffer.oldest_kept(), self._buffer.dropped()
         intake = IntakeState(log_position=position, next_group=oldest, next_evaluation=self._next_evaluation, dropped=dropped)
+        await asyncio.to_thread(self._log.sync)
         await self._do("checkpoint", intake)
         self._log.forget(position)
 

@@ -29,7 +29,7 @@ from learner.update import Updater
 from learner.warm_start import warm_start
 from protocol.messages import Trajectory
 from protocol.prompting import load_prompter, read_turn_end
-from telemetry.collapse import before_signs, signs
+from telemetry.collapse import SignWatch, before_signs
 from telemetry.exploration import Exploration
 from telemetry.metrics_file import Record
 
@@ -68,7 +68,7 @@ class Training:
         self.best = state.best
         """The checkpoint that was evaluated best, of those that are there."""
         self._kept: Path | None = None  # the checkpoint of the policy as it is now, once there is one
-        self._records: list[Record] = []  # of the updates since the last rollback
+        self._watch = SignWatch(job.config.learner.ess_floor)  # of the updates since the last rollback
         self._exploration = exploration or Exploration()
         self._scale_steps()
 
@@ -132,9 +132,8 @@ class Training:
         repeat."""
         if not self._job.config.learner.rollback:
             return None
-        self._records.append(record)
-        found, run_dir = signs(self._records, self._job.config.learner.ess_floor), Path(self._job.run_dir)
-        if self._rollbacks and len(self._records) <= self._job.config.learner.max_staleness + 1:
+        found, run_dir = self._watch.observe(record), Path(self._job.run_dir)
+        if self._rollbacks and self._watch.updates <= self._job.config.learner.max_staleness + 1:
             found = {}  # these batches were played by the weights that are gone, and would look like another collapse
         checkpoints = checkpoint.by_update(run_dir)
         good = before_signs(self.update_number, list(checkpoints)) if found else None
@@ -145,7 +144,7 @@ class Training:
         self._updater, _ = _restored(checkpoints[good], self._job.config, self._ranks)
         self._updater.rng = rng
         self._rollbacks += 1
-        self._records.clear()
+        self._watch = SignWatch(self._job.config.learner.ess_floor)
         self._scale_steps()
         self._back_to = good
         self._kept = None

@@ -17,8 +17,9 @@ Pure: of the records of metrics.jsonl.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from math import isfinite
+from collections import deque
+from collections.abc import Sequence
+from math import inf, isfinite
 from statistics import mean, median
 
 from telemetry.metrics_file import Record
@@ -41,9 +42,74 @@ def collapsed(evaluations: Sequence[Record]) -> bool | None:
 
 def signs(updates: Sequence[Record], ess_floor: float) -> dict[str, str]:
     """{name of the sign: its numbers, in words} as of the last update."""
-    found = {name: sign(updates) for name, sign in SIGNS.items()} if updates else {}
-    found["few samples"] = _few_samples(updates[-1], ess_floor) if updates else ""
-    return {name: words for name, words in found.items() if words}
+    watch = SignWatch(ess_floor)
+    found: dict[str, str] = {}
+    for update in updates:
+        found = watch.observe(update)
+    return found
+
+
+class SignWatch:
+    """Looks for signs update by update, at the same cost for each: it keeps the last few numbers, and the best or first of the others."""
+
+    def __init__(self, ess_floor: float) -> None:
+        self._ess_floor = ess_floor
+        self.updates = 0
+        self._rewards: deque[float] = deque(maxlen=WINDOW)
+        self._rewards_seen = 0
+        self._best_reward = -inf
+        self._first_entropies: list[float] = []
+        self._entropies: deque[float] = deque(maxlen=WINDOW)
+        self._entropies_seen = 0
+        self._norms: deque[float] = deque(maxlen=HISTORY + 1)
+
+    def observe(self, update: Record) -> dict[str, str]:
+        """Take the next update; returns the signs as of it."""
+        self.updates += 1
+        found = {
+            "reward drop": self._reward_drop(_number(update, "reward")),
+            "entropy collapse": self._entropy_collapse(_number(update, "entropy")),
+            "gradient spike": self._gradient_spike(_number(update, "grad_norm")),
+            "ratio tail": _ratio_tail(update),
+            "no gradient": _no_gradient(update),
+            "few samples": _few_samples(update, self._ess_floor),
+        }
+        return {name: words for name, words in found.items() if words}
+
+    def _reward_drop(self, reward: float | None) -> str:
+        if reward is not None:
+            self._rewards.append(reward)
+            self._rewards_seen += 1
+            if self._rewards_seen >= WINDOW:
+                self._best_reward = max(self._best_reward, mean(self._rewards))
+        if self._rewards_seen < 2 * WINDOW:
+            return ""
+        last = mean(self._rewards)
+        if self._best_reward <= 0 or last >= DROP * self._best_reward:
+            return ""
+        return f"mean reward of the last {WINDOW} updates {last:.3g}, at best it was {self._best_reward:.3g}"
+
+    def _entropy_collapse(self, entropy: float | None) -> str:
+        if entropy is not None:
+            self._entropies.append(entropy)
+            self._entropies_seen += 1
+            if len(self._first_entropies) < WINDOW:
+                self._first_entropies.append(entropy)
+        if self._entropies_seen < 2 * WINDOW:
+            return ""
+        first, last = mean(self._first_entropies), mean(self._entropies)
+        if last >= ENTROPY * first:
+            return ""
+        return f"mean entropy of the last {WINDOW} updates {last:.3g} nats, at first it was {first:.3g}"
+
+    def _gradient_spike(self, norm: float | None) -> str:
+        if norm is not None:
+            self._norms.append(norm)
+        if len(self._norms) <= HISTORY:
+            return ""
+        *before, last = self._norms
+        usual = median(before)
+        return f"gradient norm {last:.3g}, usually {usual:.3g}" if last > SPIKE * usual > 0 else ""
 
 
 def before_signs(update: int, checkpoints: Sequence[int]) -> int | None:
@@ -52,55 +118,25 @@ def before_signs(update: int, checkpoints: Sequence[int]) -> int | None:
     return max(older, default=min(checkpoints, default=None))
 
 
-def _reward_drop(updates: Sequence[Record]) -> str:
-    rewards = _values(updates, "reward")
-    if len(rewards) < 2 * WINDOW:
-        return ""
-    means = [mean(rewards[i : i + WINDOW]) for i in range(len(rewards) - WINDOW + 1)]
-    if max(means) <= 0 or means[-1] >= DROP * max(means):
-        return ""
-    return f"mean reward of the last {WINDOW} updates {means[-1]:.3g}, at best it was {max(means):.3g}"
-
-
-def _entropy_collapse(updates: Sequence[Record]) -> str:
-    entropies = _values(updates, "entropy")
-    if len(entropies) < 2 * WINDOW:
-        return ""
-    first, last = mean(entropies[:WINDOW]), mean(entropies[-WINDOW:])
-    return f"mean entropy of the last {WINDOW} updates {last:.3g} nats, at first it was {first:.3g}" if last < ENTROPY * first else ""
-
-
-def _gradient_spike(updates: Sequence[Record]) -> str:
-    norms = _values(updates, "grad_norm")
-    if len(norms) <= HISTORY:
-        return ""
-    usual = median(norms[-HISTORY - 1 : -1])
-    return f"gradient norm {norms[-1]:.3g}, usually {usual:.3g}" if norms[-1] > SPIKE * usual > 0 else ""
-
-
 def _few_samples(update: Record, floor: float) -> str:
     share = update.get("effective_sample_size")
     return f"effective sample size {share:.2f} of 1" if share is not None and share < floor else ""
 
 
-def _ratio_tail(updates: Sequence[Record]) -> str:
-    ratio = updates[-1].get("ratio_p99")
+def _ratio_tail(update: Record) -> str:
+    ratio = update.get("ratio_p99")
     return f"99th percentile of pi/mu {ratio:.3g}" if ratio is not None and ratio > TAIL else ""
 
 
-def _no_gradient(updates: Sequence[Record]) -> str:
-    skipped, made = updates[-1].get("skipped_steps") or 0, updates[-1].get("optimizer_steps") or 0
+def _no_gradient(update: Record) -> str:
+    skipped, made = update.get("skipped_steps") or 0, update.get("optimizer_steps") or 0
     return f"gradients of all {skipped:.0f} optimizer steps not finite" if skipped and not made else ""
 
 
-SIGNS: dict[str, Callable[[Sequence[Record]], str]] = {
-    "reward drop": _reward_drop,
-    "entropy collapse": _entropy_collapse,
-    "gradient spike": _gradient_spike,
-    "ratio tail": _ratio_tail,
-    "no gradient": _no_gradient,
-}
-
-
 def _values(records: Sequence[Record], name: str) -> list[float]:
-    return [value for record in records if isinstance(value := record.get(name), int | float) and isfinite(value)]
+    return [value for record in records if (value := _number(record, name)) is not None]
+
+
+def _number(record: Record, name: str) -> float | None:
+    value = record.get(name)
+    return value if isinstance(value, int | float) and isfinite(value) else None

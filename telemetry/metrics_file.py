@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -75,14 +76,28 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
         if line.endswith(b"\n"):
-            record = json.loads(line)
-            records = [*roll_back(records, record), record]
+            add_record(records, json.loads(line))
     return records
+
+
+def add_record(records: list[dict[str, Any]], new: dict[str, Any]) -> int:
+    """Append a record in place, without those that it shows to be undone; returns how many these are. Where there are none, as nearly
+    always, it takes as long with many records as with few."""
+    left = roll_back(records, new)
+    undone = len(records) - len(left)
+    if undone:
+        records[:] = left
+    records.append(new)
+    return undone
 
 
 def roll_back(records: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
     """`records` without those that `new` shows to be undone: an update n follows a policy of n - 1 updates."""
     if new["kind"] == "evaluation":
+        # An equal one stands after the update that it measured.
+        since = takewhile(lambda old: old["kind"] == "evaluation" or old["update"] > new["update"], reversed(records))
+        if not any(old["kind"] == "evaluation" and old["update"] == new["update"] for old in since):
+            return records
         return [old for old in records if not (old["kind"] == "evaluation" and old["update"] == new["update"])]
     last = next((old["update"] for old in reversed(records) if old["kind"] == "update"), -1)
     if last < new["update"]:

@@ -58,7 +58,7 @@ class Progress:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._shown_phase = ""
         self._shown_rollbacks = len(state.rollbacks)
-        self._shown_evaluations = state.evaluations
+        self._shown_evaluations = list(state.evaluations)
         self._shown_at = 0.0
         self._warned: set[str] = set()
         self._tell_waits_from = SHOWN_AFTER_SECONDS  # how long the longest wait is when people are told of it next
@@ -80,10 +80,13 @@ class Progress:
             self._live.update(panel(self._state, self._goal, now), refresh=True)
             return
         self._warn()
-        for record in self._state.evaluations:
-            if not any(record is shown for shown in self._shown_evaluations):  # one of a resumed run takes the place of an equal one
-                self.print(f"{_clock_text(self._state, now)}  {evaluation_line(record)}")
-        self._shown_evaluations = self._state.evaluations
+        evaluations = self._state.evaluations
+        if evaluations and (not self._shown_evaluations or evaluations[-1] is not self._shown_evaluations[-1]):
+            shown = {id(record) for record in self._shown_evaluations}  # one of a resumed run takes the place of an equal one
+            for record in evaluations:
+                if id(record) not in shown:
+                    self.print(f"{_clock_text(self._state, now)}  {evaluation_line(record)}")
+            self._shown_evaluations = list(evaluations)
         if self._state.phase.name != self._shown_phase or now - self._shown_at >= PLAIN_SECONDS:
             self._shown_phase = self._state.phase.name
             self._shown_at = now

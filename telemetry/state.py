@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from config import LearnerSection
 from protocol.messages import Stats
-from telemetry.collapse import signs
+from telemetry.collapse import SignWatch
 from telemetry.fields import FIELDS, TOTAL_SUFFIX, fold_of
-from telemetry.metrics_file import Record, lasted, of_kind, roll_back
+from telemetry.metrics_file import Record, add_record, lasted, roll_back
 from telemetry.waits import WaitBook
 
 Value = float | str | None
@@ -76,7 +76,13 @@ class RunState:
         self.phase_seconds: dict[str, float] = {}
         self.gauges: dict[str, Value] = {}
         self.counters: dict[str, Counter] = {name: Counter() for name, known in FIELDS.items() if known.fold == "total"}
-        self.records = list(earlier or [])
+        self.records: list[Record] = []
+        self.updates: list[Record] = []
+        self.evaluations: list[Record] = []
+        self.rollbacks: list[Record] = []
+        """The updates after which training went back to an earlier checkpoint."""
+        self._watch = SignWatch(ess_floor)
+        self._signs: dict[str, str] = {}
         self.signs: dict[str, str] = {}
         """Early signs of a collapse, each as it was when it first showed: name -> numbers."""
         self.failures: dict[str, str] = {}
@@ -87,6 +93,8 @@ class RunState:
         self._means: dict[str, tuple[float, int]] = {}
         self._peaks: dict[str, float] = {}
         self._generated: deque[tuple[float, float]] = deque(maxlen=1000)
+        for record in earlier or []:
+            self._keep(record)
         self._offset = lasted(self.records)
         self._last_update = now
         for record in self.records:
@@ -117,7 +125,7 @@ class RunState:
             case "update":
                 self._take_back(stats.values)
                 record = self._record(self._update(stats.values, now))
-                self.signs = signs(self.updates, self._ess_floor) | self.signs
+                self.signs = self._signs | self.signs
                 return record
             case "evaluation":
                 return self._record(self._evaluation(stats.values, now))
@@ -128,19 +136,6 @@ class RunState:
     def wall_seconds(self, now: float) -> float:
         """Since the run started, the time before a resume included."""
         return self._offset + now - self.started
-
-    @property
-    def updates(self) -> list[Record]:
-        return of_kind(self.records, "update")
-
-    @property
-    def evaluations(self) -> list[Record]:
-        return of_kind(self.records, "evaluation")
-
-    @property
-    def rollbacks(self) -> list[Record]:
-        """The updates after which training went back to an earlier checkpoint."""
-        return [record for record in self.updates if record.get("rolled_back_to") is not None]
 
     def total(self, name: str) -> float:
         """The count called `name` since the run started."""
@@ -243,8 +238,24 @@ class RunState:
     def _record(self, record: Record) -> Record:
         record = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
         record["update"] = int(record["update"] or 0)
-        self.records = [*roll_back(self.records, record), record]
+        self._keep(record)
         return record
+
+    def _keep(self, record: Record) -> None:
+        """Add a record to what readers ask for: anew if it undoes others, which is rare."""
+        new = [record]
+        if add_record(self.records, record):
+            new = self.records
+            self.updates, self.evaluations, self.rollbacks = [], [], []
+            self._watch = SignWatch(self._ess_floor)
+        for one in new:
+            if one["kind"] == "evaluation":
+                self.evaluations.append(one)
+                continue
+            self.updates.append(one)
+            self._signs = self._watch.observe(one)
+            if one.get("rolled_back_to") is not None:
+                self.rollbacks.append(one)
 
 
 def _role(source: str) -> str:

@@ -68,7 +68,7 @@ def test_a_damaged_record_costs_itself_alone(tmp_path: Path, caplog: pytest.LogC
     begins = appended(tmp_path, b"first", b"second", b"third")
     (file,) = files(tmp_path)
     data = bytearray(file.read_bytes())
-    data[begins[1] + 10] ^= 1
+    data[begins[1] + 18] ^= 1
     file.write_bytes(data)
     appended(tmp_path, b"fourth")
     assert frames_in(tmp_path) == [b"first", b"third", b"fourth"]
@@ -94,14 +94,14 @@ def test_records_that_are_read_one_at_a_time_are_those_that_are_whole(tmp_path: 
     begins = appended(tmp_path, b"first", b"second", b"third", b"torn")
     (file,) = files(tmp_path)
     data = bytearray(file.read_bytes()[:-cut])
-    data[begins[1] + 10] ^= 1
+    data[begins[1] + 18] ^= 1
     file.write_bytes(data)
     assert list(Records(tmp_path)) == [b"first", None, b"third"]
 
 
 def test_what_is_in_no_checkpoint_is_never_removed_and_what_is_goes_once_there_is_too_much(tmp_path: Path):
     log = EpisodeLog(tmp_path, keep=800)
-    begins = [begin for _ in range(40) for begin in log.append([bytes(42)])]  # of 50 bytes, two a file
+    begins = [begin for _ in range(40) for begin in log.append([bytes(34)])]  # of 50 bytes, two a file
     log.forget(before=0)
     assert len(frames_in(tmp_path)) == 40
     log.forget(before=begins[10])
@@ -111,6 +111,52 @@ def test_what_is_in_no_checkpoint_is_never_removed_and_what_is_goes_once_there_i
     assert 800 <= 50 * len(kept) <= 900
     log.close()
     assert appended(tmp_path, b"more", keep=800) == [2000]
+
+
+@given(frames=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=8, unique=True), data=st.data())
+def test_a_damaged_byte_wherever_it_is_costs_one_record_at_most_and_none_that_follows(tmp_path_factory, frames: list[bytes], data):
+    directory = tmp_path_factory.mktemp("log")
+    appended(directory, *frames)
+    (file,) = files(directory)
+    content = bytearray(file.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    file.write_bytes(content)
+    appended(directory, b"what came afterwards, which is longer than others")
+    *left, last = frames_in(directory)
+    assert last.startswith(b"what") and len(left) >= len(frames) - 1 and left == [frame for frame in frames if frame in left]
+
+
+def test_what_is_appended_after_the_machine_took_the_logs_end_is_found_from_a_checkpoints_position(tmp_path: Path):
+    begins = appended(tmp_path, b"first", b"second", b"third", b"fourth")
+    (file,) = files(tmp_path)
+    position = file.stat().st_size
+    os.truncate(file, begins[2])
+    appended(tmp_path, b"acknowledged", b"this too")
+    assert frames_in(tmp_path, position)[-2:] == [b"acknowledged", b"this too"]
+
+
+@pytest.mark.parametrize("after", [0, 5])
+def test_a_full_disk_is_an_error_that_says_where_and_leaves_the_log_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int):
+    log = EpisodeLog(tmp_path)
+    log.append([b"first"])
+    write, before = log._file.write, log.position
+
+    class Full:
+        def __getattr__(self, name):
+            return getattr(log_file, name)
+
+        def write(self, data):
+            if len(data) <= 30:
+                raise OSError(28, "No space left on device")
+            return write(data[:after] if after else data[:1])
+
+    log_file, log._file = log._file, Full()
+    with pytest.raises(OSError, match=r"\.log cannot be written: .*No space left.*run\.dir; .* MB left"):
+        log.append([b"second, and longer than the others"])
+    log.close()
+    assert log.position == before == files(tmp_path)[0].stat().st_size
+    appended(tmp_path, b"third")
+    assert frames_in(tmp_path) == [b"first", b"third"]
 
 
 def test_without_a_limit_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
