@@ -228,7 +228,7 @@ class LearnerSection(Section):
     groups: Annotated[int, says("P: groups an update", ge=1)] = 8
     group_size: Annotated[int, says("G: episodes of one task", ge=2)] = 8
     filter_groups: Annotated[
-        bool, says("Leave groups out whose returns are all equal, and play others instead (DAPO); a run in which all are never updates")
+        bool, says("Leave groups out whose returns are equal, and play others instead (DAPO); a run in which all are never updates")
     ] = False
     max_staleness: Annotated[int, says("S: no trained token is older than this many versions; 0 is synchronous", ge=0)] = 1
     publish_lag: Annotated[

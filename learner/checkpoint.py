@@ -118,7 +118,7 @@ def save(
             torch.save(beside.critic.state(), unfinished / STATE / CRITIC)
         if beside.exploration is not None:
             seen = {name: np.fromiter(getattr(beside.exploration, name), np.uint64) for name in ("states", "pairs")}
-            np.savez(unfinished / STATE / EXPLORED, **seen)
+            np.savez(unfinished / STATE / EXPLORED, **seen, divisors=list(beside.exploration.divisors.values()))
         (unfinished / STATE / "state.json").write_bytes(msgspec.json.encode(state))
         if fsync:
             for path in (*unfinished.rglob("*"), unfinished):
@@ -221,7 +221,7 @@ def load_exploration(directory: Path) -> Exploration:
     if not path.exists():
         return Exploration()
     with np.load(path) as seen:
-        return Exploration(seen["states"].tolist(), seen["pairs"].tolist())
+        return Exploration(seen["states"].tolist(), seen["pairs"].tolist(), seen["divisors"].tolist())
 
 
 def reference(directory: Path) -> Path | None:

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from config import LearnerSection
+from learner.samples import informative
 from protocol.messages import DropReason, EpisodeKey, Trajectory
 
 FAILURES = (DropReason.ENV_ERROR, DropReason.ENGINE_ERROR, DropReason.ACTOR_LOST)
@@ -29,10 +31,12 @@ class NothingPlayable(RuntimeError):
 
 @dataclass
 class GroupBuffer:
-    """`filter_groups`: groups whose returns are all equal are dropped, too (Yu et al. 2025, DAPO, arXiv 2503.14476, section 3.2)."""
+    """`filter_groups`: groups that teach nothing, their returns being all equal, are dropped, too (Yu et al. 2025, DAPO, arXiv 2503.14476,
+    section 3.2); `settings` say what is compared."""
 
     group_size: int
     filter_groups: bool = False
+    settings: LearnerSection = field(default_factory=LearnerSection)
     next_group: int = 0  # all groups below have left
     failures: dict[str, str] = field(default_factory=dict)
     """Why episodes failed: reason -> the first one, and what it says."""
@@ -103,7 +107,7 @@ class GroupBuffer:
         while len(members := self._open.get(self.next_group, {})) == self.group_size:
             group = self.next_group
             played = [members[m] for m in sorted(members) if members[m].dropped is None]
-            uninformative = self.filter_groups and len({sum(turn.reward for turn in t.turns) for t in played}) < 2
+            uninformative = self.filter_groups and not informative(played, self.settings)
             if len(played) >= 2 and not uninformative:
                 self._batch.append(played)
                 self._batch_groups.append(group)

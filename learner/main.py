@@ -82,7 +82,7 @@ class Learner:
         self._next_evaluation = 0
         settings = self._config.learner
         self._log = EpisodeLog(self._run_dir / "episodes", keep=settings.log_gb * 2**30, fsync=settings.fsync)
-        self._buffer = GroupBuffer(self._config.learner.group_size, self._config.learner.filter_groups)
+        self._buffer = GroupBuffer(settings.group_size, settings.filter_groups, settings)
         vocabulary = read_vocabulary(Path(job.model_dir))
         self._bounds = Bounds(vocabulary, self._config.engine.max_model_len, self._config.learner.group_size)
         self._intake = Intake(self._trajectories, self._log, self._buffer, self._reader, self._flaw, self._wake)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 import numpy as np
 
 from config import ControlSection, LearnerSection
@@ -57,12 +58,18 @@ Judge = Callable[[list[Sample]], list[Sample]]
 
 def episode_returns(turns: Sequence[Turn], samples: Sequence[Sample]) -> EpisodeReturns:
     """What advantages are computed from: the turns of an episode, and their samples."""
+    return replace(
+        _rewards_of(turns),
+        values=np.array([sample.value for sample in samples]),
+        log_ratios=np.array([sample.log_ratio for sample in samples]),
+    )
+
+
+def _rewards_of(turns: Sequence[Turn]) -> EpisodeReturns:
     return EpisodeReturns(
         rewards=np.array([turn.reward for turn in turns], dtype=np.float64),
         valid=np.array([turn.valid for turn in turns], dtype=bool),
         anchors=[turn.anchor for turn in turns],
-        values=np.array([sample.value for sample in samples]),
-        log_ratios=np.array([sample.log_ratio for sample in samples]),
     )
 
 
@@ -100,6 +107,14 @@ def samples_of(
         for turn, sample, advantage, target, weight in zip(turns, judged, advantages, targets, weights, strict=True)
         if turn.valid or control.mode != "void"
     ]
+
+
+def informative(group: Sequence[Trajectory], settings: LearnerSection) -> bool:
+    """Whether a group's played episodes differ in what `learner.algorithm` compares within a group: their returns; for gigpo also those of
+    turns that saw the same. The penalty of invalid turns is none of that."""
+    returns = GroupReturns([_rewards_of(episode.turns) for episode in group if episode.dropped is None])
+    (estimated,) = ESTIMATORS[settings.algorithm]([returns], msgspec.structs.replace(settings, invalid_penalty=0.0))
+    return any(advantages.any() for advantages in estimated)
 
 
 def _targets(returns: Sequence[GroupReturns], settings: LearnerSection) -> np.ndarray:

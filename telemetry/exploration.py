@@ -19,6 +19,10 @@ from protocol.messages import Trajectory, Turn
 
 FLAT = 0.05
 """M_t is in [0, 1]; a change smaller than this counts as none."""
+LIMIT = 2**18
+"""Distinct states, and pairs, that a run remembers: some 25 MB each."""
+EQUAL = 1e-9
+"""Returns that differ by less, as a share of the largest, are equal: sums of equal rewards in another order differ in their last bits."""
 GAMMA_BINS = np.concatenate([[0.0], np.logspace(-6, 0, 61)])
 """Edges for Gamma in [0, 1], 10 bins a decade: quantiles are right to a quarter of their value."""
 
@@ -92,17 +96,29 @@ def tallies(groups: Iterable[Sequence[Trajectory]], version: int) -> dict[int, T
     return found
 
 
+def equal_returns(returns: Sequence[float]) -> bool:
+    """Whether all returns are equal but for rounding."""
+    lowest, highest = min(returns, default=0.0), max(returns, default=0.0)
+    return highest - lowest <= EQUAL * max(abs(lowest), abs(highest))
+
+
 def whole(parts: Iterable[Tally]) -> Tally:
     """The tally of all of them."""
     return sum(parts, Tally())
 
 
 class Exploration:
-    """What a run has seen so far."""
+    """What a run has seen so far: all of it up to LIMIT, then a sample that grows no more.
 
-    def __init__(self, states: Iterable[int] = (), pairs: Iterable[int] = ()) -> None:
+    The sample is of those whose digest is a multiple of a power of two (Wegman's adaptive sampling; Flajolet 1990), so that the same ones
+    are in it whenever they come: the share of new ones among them is that of all, and their number times the divisor is the number of all,
+    to about 1 / sqrt(LIMIT / 2).
+    """
+
+    def __init__(self, states: Iterable[int] = (), pairs: Iterable[int] = (), divisors: Sequence[int] = (1, 1)) -> None:
         self.states = set(states)
         self.pairs = set(pairs)
+        self.divisors = dict(zip(("states", "pairs"), divisors, strict=True))
 
     def take(self, groups: Sequence[Sequence[Trajectory]], version: int) -> dict[str, float]:
         """The measures of the next batch, which the learner took when it had trained `version`: of all of it, of each age in it
@@ -112,12 +128,17 @@ class Exploration:
         found = measures(batch)
         if len(parts) > 1:
             found |= {f"{name}/age{age}": value for age, part in sorted(parts.items()) for name, value in measures(part).items()}
-        if batch.turns:
-            found["novel_states"] = len(batch.states - self.states) / len(batch.states)
-            found["novel_pairs"] = len(batch.pairs - self.pairs) / len(batch.pairs)
-        self.states |= batch.states
-        self.pairs |= batch.pairs
-        return found | {"known_states": float(len(self.states)), "known_pairs": float(len(self.pairs))}
+        return found | self._take_in("states", batch.states) | self._take_in("pairs", batch.pairs)
+
+    def _take_in(self, name: str, batch: set[int]) -> dict[str, float]:
+        seen: set[int] = getattr(self, name)
+        sampled = {digest for digest in batch if digest % self.divisors[name] == 0}
+        found = {f"novel_{name}": len(sampled - seen) / len(sampled)} if sampled else {}
+        seen |= sampled
+        while len(seen) > LIMIT:
+            self.divisors[name] *= 2
+            seen -= {digest for digest in seen if digest % self.divisors[name]}
+        return found | {f"known_{name}": float(len(seen) * self.divisors[name])}
 
 
 def flat_tail(uncertainty: Sequence[float], thinking: int) -> tuple[int, int] | None:
@@ -184,7 +205,7 @@ def _count_group(group: Sequence[Trajectory], tally: Tally) -> None:
     tally.members += len(paths)
     tally.first_actions += len({path[0] for path in paths})
     tally.paths += len(set(paths))
-    tally.informative += len({sum(turn.reward for turn in episode.turns) for episode in group}) > 1
+    tally.informative += not equal_returns([sum(turn.reward for turn in episode.turns) for episode in group])
 
 
 def _age(turn: Turn, version: int) -> int:

@@ -6,10 +6,13 @@ import random
 from collections import Counter
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from learner_fixtures import random_turn
 
+from config import LearnerSection
 from controller.attempts import NOTHING
 from learner.groups import FIRST_EPISODES, GroupBuffer, NothingPlayable
 from protocol.messages import DropReason, EpisodeKey, Trajectory, Turn
@@ -186,3 +189,23 @@ def test_what_is_dropped_is_counted_once_whenever_a_run_is_resumed(groups_per_ba
     resumed.resume(buffer.oldest_kept(), buffer.dropped())
     dropped += play(resumed, sent, groups_per_batch) + resumed.cancel_rest()
     assert dropped == (play(whole := GroupBuffer(group_size), sent, groups_per_batch) + whole.cancel_rest())
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rewards", "dropped"),
+    [
+        ("grpo", ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]), True),  # equal but for the last bit
+        ("gigpo", ([0.0, 10.0], [0.0, 0.0, 0.0, 10.0]), False),  # the same state, and the goal later
+        ("grpo", ([0.0, 10.0], [0.0, 0.0, 0.0, 10.0]), True),
+        ("gigpo", ([0.0, 10.0], [0.0, 10.0]), True),
+    ],
+)
+def test_groups_are_filtered_by_what_the_algorithm_compares(algorithm: str, rewards: tuple[list[float], ...], dropped: bool):
+    buffer = GroupBuffer(2, True, LearnerSection(algorithm=algorithm))
+    for member, own in enumerate(rewards):
+        turns = [
+            msgspec.structs.replace(random_turn(np.random.default_rng(0), 300), reward=reward, valid=bool(k), anchor=f"state {k}")
+            for k, reward in enumerate(own)
+        ]
+        buffer.add(Trajectory(EpisodeKey(0, member), 0, 0, "t", "t", True, turns))
+    assert buffer.advance() == ([0] if dropped else [])

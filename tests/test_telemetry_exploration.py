@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
 from protocol.messages import Attempt, ControlEvent, EpisodeKey, Span, StopReason, Trajectory, Turn
-from telemetry.exploration import FLAT, GAMMA_BINS, Exploration, flat_tail, gammas, measures, quantile, tallies, whole
+from telemetry.exploration import FLAT, GAMMA_BINS, Exploration, equal_returns, flat_tail, gammas, measures, quantile, tallies, whole
 from telemetry.fields import undocumented
 
 
@@ -174,3 +174,22 @@ def test_a_quantile_of_the_histogram_is_that_of_the_values_to_a_bins_width(value
     counts = np.histogram(values, GAMMA_BINS)[0]
     exact = float(np.quantile(values, share, method="inverted_cdf"))
     assert quantile(counts, share) == pytest.approx(exact, rel=0.26)
+
+
+def test_what_a_run_remembers_is_bounded_and_its_numbers_stay_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("telemetry.exploration.LIMIT", 1000)
+    seen, rng = Exploration(), np.random.default_rng(0)
+    batches = [set(rng.integers(0, 2**63, 400).tolist()) for _ in range(40)]
+    for digests in [*batches[:39], batches[38] | batches[39]]:
+        found = seen._take_in("states", digests)
+        assert len(seen.states) <= 1000
+    assert found["known_states"] == pytest.approx(40 * 400, rel=0.15)
+    assert found["novel_states"] == pytest.approx(0.5, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("returns", "equal"),
+    [([0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1], True), ([0.0, 0.0], True), ([1.0, 1.0 + 1e-6], False), ([0.0, 1e-12], False)],
+)
+def test_returns_are_equal_but_for_rounding(returns: list[float], equal: bool) -> None:
+    assert equal_returns(returns) is equal

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from config import LearnerSection
+from telemetry.exploration import equal_returns
 
 EPSILON = 1e-6
 """Added to a standard deviation before it divides."""
@@ -33,9 +34,9 @@ class GroupReturns:
 def centred(values: np.ndarray, normalise: bool) -> np.ndarray:
     """values [N] less their mean, divided by their sample standard deviation (n - 1) + EPSILON if `normalise`.
 
-    Exactly 0 where all are equal, or where there is one: rounding must not become a gradient.
+    Exactly 0 where all are equal but for rounding, or where there is one: rounding must not become a gradient.
     """
-    if len(values) < 2 or values.min() == values.max():
+    if len(values) < 2 or equal_returns(values):
         return np.zeros(len(values))
     difference = values - values.mean()
     return difference / (values.std(ddof=1) + EPSILON) if normalise else difference

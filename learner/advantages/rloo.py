@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from config import LearnerSection
-from learner.advantages.returns import GroupReturns, by_turn, validity
+from learner.advantages.returns import GroupReturns, by_turn, centred, validity
 
 
 def rloo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
@@ -15,6 +15,5 @@ def rloo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
     """
     returns = np.array([episode.rewards.sum() for episode in group.episodes])
     count = len(returns)
-    equal = count < 2 or returns.min() == returns.max()
-    advantages = np.zeros(count) if equal else (returns - returns.mean()) * count / (count - 1)
+    advantages = centred(returns, normalise=False) * count / max(1, count - 1)
     return by_turn(group, advantages, validity(group, settings))
