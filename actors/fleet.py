@@ -93,18 +93,20 @@ def _play(endpoint: str, actors: int, episodes: int, connect_seconds: float, key
 def load_environment(welcome: Welcome) -> Environment:
     """The environment, which has loaded what it loads lazily, before the forks. FleetError if it cannot be made, or none of its first
     tasks started; one that cannot costs its episodes alone."""
-    reason = None
+    reasons: list[BaseException] = []
     try:
         environment = make_environment(welcome.environment, **welcome.environment_settings)
-        for index in range(min(FIRST_TASKS, environment.size("train"))):
-            try:
-                close_episode(start_episode(environment, "train", index, 0))
-                return environment
-            except BaseException as error:
-                reason = reason or error
+        for split in ("train", "held_out"):
+            for index in range(min(FIRST_TASKS, environment.size(split))):
+                try:
+                    close_episode(start_episode(environment, split, index, 0))
+                    return environment
+                except BaseException as error:
+                    reasons.append(error)
     except BaseException as error:
-        reason = error
-    raise FleetError(f"{welcome.environment} cannot be played on this machine: {describe_error(reason)}") from None
+        reasons.append(error)
+    why = describe_error(reasons[0]) if reasons else "it has no tasks"
+    raise FleetError(f"{welcome.environment} cannot be played on this machine: {why}") from None
 
 
 def reseed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator, Sequence
 
@@ -13,6 +14,11 @@ from envs.registry import make_environment
 from learner.samples import Sample
 from protocol.prompting import Prompter
 
+log = logging.getLogger(__name__)
+
+FIRST_TASKS = 64
+"""How many of the first tasks may fail without one that does not."""
+
 Turns = list[tuple[str, str]]
 """(prompt, response) texts of one episode."""
 
@@ -22,9 +28,19 @@ def demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
     settings, seed = config.warm_start, config.run.seed
     environment = make_environment(config.env.name, **config.environment_settings() | {"max_turns": settings.max_turns})
     size = environment.size("train")
-    for index in random.Random(seed).sample(range(size), min(episodes, size)):
+    failed = 0
+    for number, index in enumerate(random.Random(seed).sample(range(size), min(episodes, size))):
         rng = random.Random(f"{seed}:{index}")
-        played = expert_episode(environment, "train", index, rng, slips=settings.slips, dawdling=settings.dawdling)
+        try:
+            played = expert_episode(environment, "train", index, rng, slips=settings.slips, dawdling=settings.dawdling)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            failed += 1
+            log.warning("training task %d cannot be demonstrated", index, exc_info=True)
+            if failed == number + 1 >= min(FIRST_TASKS, episodes, size):
+                raise RuntimeError(f"warm_start.episodes: none of the first {failed} tasks can be demonstrated") from error
+            continue
         if played.success:
             yield played.turns
 

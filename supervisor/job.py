@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import fcntl
@@ -18,6 +19,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from actors.user_code import describe_error, printable
 from config import Config, ConfigError, Endpoints, Job
 from controller.engine.names import ENGINE_KEY
 from controller.think_tokens import think_tokens
@@ -32,6 +34,9 @@ from supervisor.settings import to_toml
 from telemetry.trackers import check_tracker
 
 JOB_FILE = "job.json"
+MAX_REASON = 2000
+"""Characters of what an environment says."""
+
 WEIGHTS_PREFIX = "foray-weights-"
 
 
@@ -187,10 +192,22 @@ def check_run_dir(run_dir: Path) -> None:
 
 def configured_environment(config: Config) -> Environment:
     """The environment of a run, which reads its files. Raises ConfigError for an unknown one, or settings that it refuses."""
-    try:
+    with environment_errors(config):
         return make_environment(config.env.name, **config.environment_settings())
+
+
+@contextlib.contextmanager
+def environment_errors(config: Config) -> Iterator[None]:
+    """Turn what code of the environment raises inside into a ConfigError. ValueError and EnvironmentFailure say what to change; of
+    others the place is said."""
+    try:
+        yield
     except ValueError as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(printable(str(error), MAX_REASON)) from None
+    except EnvironmentFailure as error:
+        raise ConfigError(f"{config.env.name}: {printable(str(error), MAX_REASON)}") from None
+    except (Exception, SystemExit, GeneratorExit, asyncio.CancelledError) as error:
+        raise ConfigError(f"env.name: {config.env.name} fails: {describe_error(error)}") from None
 
 
 @contextlib.contextmanager
@@ -216,26 +233,26 @@ def check_model(config: Config, environment: Environment, directory: Path | None
     """Raises ConfigError for a directory without a model, or a policy that is to learn from demonstrations where there are none (or
     nobody can start the first task, which a demonstration needs)."""
     if directory is None or config.warm_start.episodes:
-        try:
-            with first_task(environment) as episode:
-                environment.expert(episode, random.Random(0))
-        except EnvironmentFailure as error:
-            raise ConfigError(str(error)) from None
-        except ValueError as error:
-            raise ConfigError(
-                f"{error}; the tiny policy learns from an expert: give model.name the directory of a model that needs none"
-                if directory is None
-                else f"{error}, and warm_start.episodes asks for {config.warm_start.episodes} of its episodes; set it to 0"
-            ) from None
+        with environment_errors(config), first_task(environment) as episode:
+            _check_expert(config, environment, episode, directory)
     if directory is None:
         return
     missing = [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]
     if missing:
         raise ConfigError(f"model.name: {directory} is no Hugging Face model directory (it lacks {' and '.join(missing)})")
-    try:
+    with environment_errors(config):
         _check_fits(config, directory, environment)
-    except (ValueError, EnvironmentFailure) as error:
-        raise ConfigError(str(error)) from None
+
+
+def _check_expert(config: Config, environment: Environment, episode: Episode, directory: Path | None) -> None:
+    try:
+        environment.expert(episode, random.Random(0))
+    except ValueError as error:
+        raise ConfigError(
+            f"{error}; the tiny policy learns from an expert: give model.name the directory of a model that needs none"
+            if directory is None
+            else f"{error}, and warm_start.episodes asks for {config.warm_start.episodes} of its episodes; set it to 0"
+        ) from None
 
 
 def _check_fits(config: Config, directory: Path, environment: Environment) -> None:

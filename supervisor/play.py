@@ -11,10 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from config import Config, ConfigError
-from envs.base import Environment, EnvironmentFailure, Episode, Split
+from envs.base import Environment, Episode, Split
 from envs.play import close_episode, start_episode
 from envs.view import View
-from supervisor.job import configured_environment
+from supervisor.job import configured_environment, environment_errors
 
 COLUMNS = 2
 """Of the list of actions."""
@@ -44,10 +44,8 @@ def play(config: Config, split: Split, task: int, watch: str, console: Console) 
     environment = configured_environment(config)
     if not 0 <= task < environment.size(split):
         raise ConfigError(f"--task: {split} has tasks 0 to {environment.size(split) - 1}, not {task}")
-    try:
+    with environment_errors(config):
         episode = start_episode(environment, split, task, config.run.seed)
-    except EnvironmentFailure as error:
-        raise ConfigError(f"{config.env.name}: {error}") from None
     try:
         return _play(config, environment, episode, f"{split} task {task}", watch, console)
     finally:
@@ -55,11 +53,9 @@ def play(config: Config, split: Split, task: int, watch: str, console: Console) 
 
 
 def _play(config: Config, environment: Environment, episode: Episode, name: str, watch: str, console: Console) -> bool:
-    try:
+    with environment_errors(config):
         player = _player(config, environment, episode, watch, console)
-    except EnvironmentFailure as error:
-        raise ConfigError(f"{config.env.name}: {error}") from None
-    view = environment.view(episode)
+        view = environment.view(episode)
     console.print(f"[bold]{_escaped(episode.task)}[/]  [dim]{_escaped(episode.task_type)}, {name}[/]", highlight=False)
     while True:
         console.print(f"\n[bold]{view.step}[/] {_escaped(view.observation.text)}", highlight=False)
@@ -69,10 +65,8 @@ def _play(config: Config, environment: Environment, episode: Episode, name: str,
         if move.said:
             console.print(f"[dim]{_escaped(move.said)}[/]", highlight=False)
         console.print(f"[cyan]> {_escaped(move.action)}[/]" + ("" if move.valid else "  [red]invalid[/]"), highlight=False)
-        try:
+        with environment_errors(config):
             result = episode.step(move.action)
-        except EnvironmentFailure as error:
-            raise ConfigError(f"{config.env.name}: {error}") from None
         if result.done:
             break
         view.record(move.action, result.observation)

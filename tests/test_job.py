@@ -19,7 +19,7 @@ from controller.welcome import welcome
 from protocol.security import make_keys
 from supervisor.cli import main
 from supervisor.endpoints import check_hosts, free_port
-from supervisor.job import clean_up, job_file, prepare, weights_dir
+from supervisor.job import clean_up, environment_errors, job_file, prepare, weights_dir
 from supervisor.options import values_of
 from supervisor.settings import resolve
 
@@ -261,3 +261,10 @@ def test_a_learner_elsewhere_needs_addresses_and_a_disk_of_both_machines(tmp_pat
     with pytest.raises(ConfigError, match=message):
         prepare(resolve(overrides=settings | changed), resume=False, model=None)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error", [SystemExit(2), KeyError("x"), ImportError("no module named game")])
+def test_what_code_of_an_environment_raises_is_a_refusal_that_says_where(error: BaseException):
+    said = rf"^env\.name: alfworld fails: {type(error).__name__}: .*tests/test_job\.py:\d+ in test_"
+    with pytest.raises(ConfigError, match=said), environment_errors(small_config()):
+        raise error

@@ -1,5 +1,6 @@
 """Warm start: it learns, by the schedule, from what the expert won, and is kept."""
 
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ import torch
 from learner_fixtures import TURNS, small_config
 from run_fixtures import job_in
 
+import learner.demonstrations
 from config import ModelSection
 from learner import training, warm_start
 from learner.demonstrations import TurnTokenizer, demonstrations
@@ -135,3 +137,20 @@ def test_expert_that_never_wins_is_an_error(job, monkeypatch):
     monkeypatch.setattr(warm_start, "demonstrations", lambda *_: iter(()))
     with pytest.raises(ValueError, match=r"warm_start\.episodes"):
         Training.begin(job, no_progress)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_tasks_whose_demonstration_fails_are_left_out_unless_all_fail(share: float, monkeypatch: pytest.MonkeyPatch):
+    real = learner.demonstrations.expert_episode
+
+    def fails_at_times(environment, split, index, rng, **settings):
+        if random.Random(index).random() < share:
+            raise SystemExit(2)
+        return real(environment, split, index, rng, **settings)
+
+    monkeypatch.setattr(learner.demonstrations, "expert_episode", fails_at_times)
+    if share == 1:
+        with pytest.raises(RuntimeError, match="none of the first 20 tasks can be demonstrated"):
+            list(demonstrations(small_config(), episodes=20))
+    else:
+        assert 5 < len(list(demonstrations(small_config(), episodes=20))) < 20
