@@ -321,7 +321,9 @@ class ActorSection(Section):
     episodes: Annotated[int, says("Episodes each plays at once", ge=1)] = 1
     step_timeout: Annotated[float, says("Seconds an environment's step may take", gt=0)] = 30.0
     episode_seconds: Annotated[float, says("Longest time for an episode; then another actor is given it", gt=0)] = 1800.0
-    heartbeat_seconds: Annotated[float, says("Between signs of life; silent for five of them, an actor is lost", gt=0)] = 2.0
+    heartbeat_seconds: Annotated[
+        float, says("Between signs of life; silent for three of them, a connection is made anew, for five, an actor is lost", gt=0)
+    ] = 2.0
     max_leases: Annotated[int, says("Times an episode is leased before it is dropped as actor_lost", ge=1)] = 5
 
 
