@@ -267,6 +267,10 @@ class LearnerSection(Section):
         Literal["ignore", "weight"],
         says("What follows from sampling stalled turns again: nothing, or importance weights, at most tis_cap, that undo it"),
     ] = "ignore"
+    truncated: Annotated[
+        Literal["train", "skip"],
+        says("Turns whose response the budget cut off: trained on as the others, or left out, though their episodes count"),
+    ] = "train"
     tis_cap: Annotated[float, says("tis, decoupled: largest importance weight", gt=0)] = 2.0
     mis_low: Annotated[float, says("mis: tokens of a smaller ratio are left out", ge=0, lt=1)] = 0.5
     mis_high: Annotated[float, says("mis: tokens of a larger ratio are left out", gt=1)] = 2.0

@@ -13,7 +13,7 @@ from learner.advantages import ESTIMATORS, VALUED, EpisodeReturns, GroupReturns
 from learner.advantages.gae import judged as judged_turns
 from learner.resampling import stall_rate, weight
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
-from protocol.messages import Span, Trajectory, Turn
+from protocol.messages import Span, StopReason, Trajectory, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +85,9 @@ def samples_of(
 ) -> list[Sample]:
     """Every turn of every played episode, with its advantage. `version`: of the learner's weights before the update.
 
-    In control's mode `void` a turn without a valid action is left out, though its episode counts in the group's statistics. Dropped
-    episodes are left out. Raises ValueError, naming the episode, where a turn's arrays do not fit together.
+    In control's mode `void` a turn without a valid action is left out, though its episode counts in the group's statistics; so is one that
+    was cut off, with `truncated` skip. Dropped episodes are left out. Raises ValueError, naming the episode, where a
+    turn's arrays do not fit together.
     """
     played = [[episode for episode in group if episode.dropped is None] for group in groups]
     played = [group for group in played if group]
@@ -105,7 +106,7 @@ def samples_of(
     return [
         replace(sample, advantage=float(advantage * weight), target=float(target))
         for turn, sample, advantage, target, weight in zip(turns, judged, advantages, targets, weights, strict=True)
-        if turn.valid or control.mode != "void"
+        if (turn.valid or control.mode != "void") and not (settings.truncated == "skip" and turn.kept.stop is StopReason.LENGTH)
     ]
 
 

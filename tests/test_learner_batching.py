@@ -13,7 +13,7 @@ from config import ControlSection, LearnerSection
 from learner.batching import PART, collate, microbatches, minibatches, parts_by
 from learner.samples import Sample, samples_of
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
-from protocol.messages import DropReason, Span
+from protocol.messages import DropReason, Span, StopReason
 
 VOCABULARY = 50
 
@@ -139,3 +139,12 @@ def test_turns_without_a_valid_action_are_left_out_in_mode_void():
     whole = samples_of([group], 0, LearnerSection())
     valid = [sample for sample, turn in zip(whole, turns, strict=True) if turn.valid]
     assert [(s.response.tolist(), s.advantage) for s in kept] == [(s.response.tolist(), s.advantage) for s in valid]
+
+
+def test_turns_that_the_budget_cut_off_are_left_out_if_that_is_asked_for_and_change_no_other_advantage():
+    rng = np.random.default_rng(0)
+    group = random_group(rng, 300)
+    cut = msgspec.structs.replace(group[0].turns[0], kept=msgspec.structs.replace(group[0].turns[0].kept, stop=StopReason.LENGTH))
+    group[0] = msgspec.structs.replace(group[0], turns=[cut, *group[0].turns[1:]])
+    kept, skipped = (samples_of([group], 0, LearnerSection(truncated=name)) for name in ("train", "skip"))
+    assert [sample.advantage for sample in skipped] == [sample.advantage for sample in kept[1:]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import sqlite3
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from config import ConfigError
-from telemetry.trackers import Tracker, check_tracker
+from telemetry.trackers import RETRY_RECORDS, Tracker, check_tracker
 
 PROGRAM = """
 import sys
@@ -34,7 +35,7 @@ def tracked(name: str, directory: Path, **environment: str) -> None:
         [sys.executable, "-c", PROGRAM, name], env={**os.environ, "PYTHONPATH": root, **environment}, cwd=directory, capture_output=True,
         text=True, timeout=120,
     )  # fmt: skip
-    assert done.returncode == 0 and "gets nothing more" not in done.stderr, done.stderr
+    assert done.returncode == 0 and "failed, which costs" not in done.stderr, done.stderr
 
 
 def test_trackio_gets_each_number_by_its_name_in_tensorboard(tmp_path: Path) -> None:
@@ -60,14 +61,58 @@ def test_a_tracker_that_is_not_installed_is_an_error_that_says_what_installs_it(
         check_tracker("wandb")
 
 
-def test_a_tracker_that_fails_is_said_once_and_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "broken_tracker.py").write_text("def init(**_): pass\ndef log(numbers): raise OSError('the network is gone')\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    tracker = Tracker("broken_tracker", tmp_path, {})
+FLAKY = """
+calls, failures = [], []
+def _call(what, *arguments, **named):
+    calls.append((what, arguments, named))
+    if failures and failures.pop(0):
+        raise OSError("the network is gone")
+def init(**named): _call("init", **named)
+def define_metric(*a, **named): _call("define_metric", *a, **named)
+def log(*a, **named): _call("log", *a, **named)
+def finish(): _call("finish")
+"""
+
+
+@pytest.fixture
+def flaky(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A library called wandb; `failures` says which of the next calls fail."""
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "wandb.py").write_text(FLAKY)
+    monkeypatch.syspath_prepend(tmp_path / "stub")
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    library = importlib.import_module("wandb")
+    yield library
+    del sys.modules["wandb"]
+
+
+def sent(library) -> list[int]:
+    return [arguments[0]["update"] for what, arguments, _ in library.calls if what == "log"]
+
+
+def test_a_call_that_fails_costs_itself_alone_and_is_said_once(flaky, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Tracker("wandb", tmp_path / "run", {})
+    flaky.failures += [True, True, False]
     with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            tracker.log({"kind": "update", "update": 1})
-        tracker.close()
-    assert caplog.text.count("broken_tracker failed") == 1 and "the network is gone" in caplog.text
+        for update in range(1, 4):
+            tracker.log({"kind": "update", "update": update})
+    tracker.close()
+    assert sent(flaky) == [1, 2, 3] and flaky.calls[-1][0] == "finish"
+    assert caplog.text.count("log failed") == 1 and "the network is gone" in caplog.text
+
+
+def test_a_tracker_that_cannot_begin_is_tried_again(flaky, tmp_path: Path) -> None:
+    flaky.failures += [True, True]
+    tracker = Tracker("wandb", tmp_path / "run", {})
+    for update in range(1, RETRY_RECORDS + 3):
+        tracker.log({"kind": "update", "update": update})
+    assert sent(flaky) == [RETRY_RECORDS + 1, RETRY_RECORDS + 2]
+
+
+def test_a_resumed_run_is_the_same_run_over_an_axis_of_updates(flaky, tmp_path: Path) -> None:
+    for _ in range(2):
+        Tracker("wandb", tmp_path / "run", {}).close()
+    Tracker("wandb", tmp_path / "another", {}).close()
+    first, again, other = (named for what, _, named in flaky.calls if what == "init")
+    assert first["id"] == again["id"] != other["id"] and first["resume"] == again["resume"] == "allow"
+    assert ("define_metric", ("*",), {"step_metric": "update"}) in flaky.calls
