@@ -446,6 +446,7 @@ class Job(Section):
     model_dir: str  # the policy before this run, as a Hugging Face directory; the tokenizer
     weights_dir: str  # published weights, on memory where possible
     resume: bool = False
+    schema: int = 0  # of the messages in its log (protocol/messages.py)
     engine_key: str = ""  # what the engines want to be told; empty: nothing
     permit_key: str = ""  # which controller and shards share (controller/permits.py)
     run_id: str = ""  # the same after a resume: by it engines tell runs apart (controller/engine/gate.py)

@@ -9,6 +9,10 @@ if __name__ == "__main__":
         del sys.path[0]
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+    from protocol.output import outlive_readers
     from supervisor.cli import main
+    from supervisor.interrupts import take_signals_as_ctrl_c
 
+    outlive_readers()
+    take_signals_as_ctrl_c()
     raise SystemExit(main())

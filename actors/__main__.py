@@ -6,11 +6,13 @@ from pathlib import Path
 
 from actors.fleet import FleetError, run_fleet
 from config import Job
+from protocol.output import outlive_readers
 from protocol.security import load_keys
 
 CONNECT_SECONDS = 60.0
 
 if __name__ == "__main__":
+    outlive_readers()  # the log, on a disk that may be full
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(process)d %(message)s")
     job = Job.load(Path(sys.argv[1]))
     endpoint = job.endpoints.actors.replace("0.0.0.0", "127.0.0.1")

@@ -193,7 +193,8 @@ def fork(body: Callable[[ActorPlace], None], place: ActorPlace) -> int:
     try:
         die_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the supervisor's to handle
+        for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C, or a terminal that goes: the parent's to handle
+            signal.signal(number, signal.SIG_IGN)
         faulthandler.enable()
         body(place)
         status = ENDED

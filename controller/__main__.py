@@ -12,6 +12,7 @@ from config import Job
 from controller.main import Controller
 from controller.shard import Shard
 from protocol.files import allow_many_files
+from protocol.output import outlive_readers
 from protocol.security import gatekeeper, load_keys
 
 
@@ -32,6 +33,7 @@ async def control(job: Job, shard: int) -> int:
 
 
 if __name__ == "__main__":
+    outlive_readers()  # the log, on a disk that may be full
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     allow_many_files()
     sys.exit(asyncio.run(control(Job.load(Path(sys.argv[1])), shard=int(sys.argv[2]) if len(sys.argv) > 2 else 0)))

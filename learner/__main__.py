@@ -18,6 +18,7 @@ from learner.main import Learner
 from learner.ranks import Ranks
 from learner.together import dismiss, follow
 from protocol.files import allow_many_files
+from protocol.output import outlive_readers
 from protocol.security import gatekeeper, load_keys
 
 
@@ -57,6 +58,7 @@ def _end_now() -> None:
 
 
 if __name__ == "__main__":
+    outlive_readers()  # the log, on a disk that may be full
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     allow_many_files()
     main(Job.load(Path(sys.argv[1])), *map(float, sys.argv[2:]))

@@ -37,8 +37,7 @@ def warm_start(model: PreTrainedModel, turn_tokenizer: TurnTokenizer, config: Co
     samples: list[Sample] = []
     for number, turns in enumerate(demonstrations(config, settings.episodes)):
         samples += turn_tokenizer.samples(turns)
-        if number % 10 == 0:
-            progress("demonstrations", number, settings.episodes)
+        progress("demonstrations", number, settings.episodes)
     if not samples:
         raise ValueError("the expert won no episode to learn from: check env.* and warm_start.episodes")
     rng = np.random.default_rng(config.run.seed)

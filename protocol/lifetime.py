@@ -1,4 +1,4 @@
-"""Processes that do not outlive the one that started them, however it ends."""
+"""Processes that do not outlive the one that started them, however it ends, and what is said of one that has ended."""
 
 from __future__ import annotations
 
@@ -9,6 +9,22 @@ import sys
 from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
+
+
+_REASONS = {
+    signal.SIGKILL: ", as the system does when memory runs out",
+    signal.SIGBUS: ", as happens when the disk or the memory under a file is full",
+}
+
+
+def describe_end(status: int) -> str:
+    """The exit status of a process in words: "ended with status 1", "was killed (SIGKILL, ...)". Above 128 it is a signal's, as shells and
+    programs that run a command elsewhere have it."""
+    number = -status if status < 0 else status - 128
+    if number not in {known.value for known in signal.Signals}:
+        return f"ended with status {status}"
+    verb = "was told to end" if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) else "was killed"
+    return f"{verb} ({signal.Signals(number).name}{_REASONS.get(number, '')})"
 
 
 def dying_with_parent() -> Callable[[], None]:

@@ -12,12 +12,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from protocol.lifetime import dying_with_parent
+from protocol.lifetime import describe_end, dying_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class ChildFailed(RuntimeError):
+MEMORY = {
+    "learner": "learner.microbatch_tokens, or set learner.gradient_checkpointing",
+    "engine": "engine.kv_cache_gb or engine.max_sequences",
+    "actors": "actor.count",
+}
+"""Process -> the settings to lower where it has not enough memory."""
+
+TRACEBACK = "Traceback (most recent call last)"
+SAID_BEFORE = "See root cause above"
+"""Of an error of vLLM's server, which says no more."""
+
+
+class RunFailed(RuntimeError):
+    """A run cannot go on. The message has the cause first, then where more is said."""
+
+
+class ChildFailed(RunFailed):
     """A process of the run ended that should not have."""
 
 
@@ -28,6 +44,8 @@ class Child:
     name: str
     process: subprocess.Popen
     log: Path
+    log_begin: int = 0
+    """Bytes of the log that processes before this one wrote."""
 
     @property
     def ended(self) -> bool:
@@ -39,9 +57,20 @@ class Child:
             os.killpg(self.process.pid, number)
 
     def check(self) -> None:
-        """Raises ChildFailed, with the traceback from its log, if the process has ended with an error."""
+        """Raises ChildFailed, with the cause and the place of its log, if the process has ended with an error."""
         if self.ended and self.process.returncode != 0:
-            raise ChildFailed(f"the {self.name} ended with status {self.process.returncode}\n{last_words(self.log)}")
+            raise ChildFailed(f"{self.failure()}\nits log: {self.log}")
+
+    def failure(self) -> str:
+        """Why it has ended, in one line."""
+        end = describe_end(self.process.returncode)
+        if end.startswith("was killed (SIGKILL"):
+            memory = MEMORY.get(self.name.partition("-")[0])
+            return f"the {self.name} {end}" + (f"; if it did, lower {memory}" if memory else "")
+        cause = cause_in(self.log, self.log_begin)
+        if end.startswith("ended with") and cause:
+            return f"the {self.name} failed: {cause}"
+        return f"the {self.name} {end}"
 
 
 class Restarts:
@@ -77,6 +106,7 @@ def start(name: str, arguments: Sequence[str], log: Path, environment: dict[str,
     """Start `python -m arguments...` of this project, its output appended to `log`. `launch`: a command that runs it elsewhere."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
+        log_begin = output.tell()
         process = subprocess.Popen(
             [*launch, *python_module(arguments)],
             stdin=subprocess.DEVNULL,
@@ -86,7 +116,7 @@ def start(name: str, arguments: Sequence[str], log: Path, environment: dict[str,
             start_new_session=True,
             preexec_fn=dying_with_parent(),
         )
-    return Child(name, process, log)
+    return Child(name, process, log, log_begin)
 
 
 def stop_all(children: Sequence[Child], patience: float = 5.0) -> None:
@@ -103,9 +133,32 @@ def stop_all(children: Sequence[Child], patience: float = 5.0) -> None:
         child.process.wait()
 
 
+def cause_in(log: Path, begin: int = 0) -> str:
+    """What went wrong, in one line, by what a log has from a byte on: the exception at the end of its last traceback (of an exception
+    group, its last one), or else its last line."""
+    lines = log.read_bytes()[begin:].decode(errors="replace").splitlines() if log.exists() else []
+    starts = [i for i, line in enumerate(lines) if TRACEBACK in line and f"Group {TRACEBACK}" not in line]
+    for start in reversed(starts):
+        exception = _exception_after(lines, start)
+        if exception and SAID_BEFORE not in exception:
+            return exception
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _exception_after(lines: Sequence[str], start: int) -> str:
+    """The exception of the traceback that begins in a line, behind whatever a logger or an exception group puts before its lines."""
+    prefix = lines[start].partition(TRACEBACK)[0]
+    for line in lines[start + 1 :]:
+        text = line.removeprefix(prefix)
+        if text.strip(" |") and not text.startswith(" "):
+            return text.strip()
+    return ""
+
+
 def last_words(log: Path, lines: int = 25) -> str:
-    """The last traceback in a log, or else its last lines."""
+    """The last traceback or error in a log, or else its last lines."""
     text = log.read_text(errors="replace").splitlines() if log.exists() else []
-    starts = [i for i, line in enumerate(text) if line.lstrip(" |+-").startswith(("Traceback", "Exception Group Traceback"))]
+    beginnings = ("Traceback", "Exception Group Traceback", "error: ")
+    starts = [i for i, line in enumerate(text) if line.lstrip(" |+-").startswith(beginnings)]
     tail = text[starts[-1] :] if starts else text
     return "\n".join(f"  {line}" for line in tail[-lines:]) or f"  (nothing in {log})"

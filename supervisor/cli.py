@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +13,13 @@ from pathlib import Path
 import msgspec
 from rich.console import Console
 
-from config import Config, ConfigError
+from config import Config, ConfigError, Job
+from protocol.output import unwritten
 from supervisor import commands, settings
-from supervisor.defaults import other_defaults, with_preset
+from supervisor.defaults import other_defaults
 from supervisor.machine_checks import describe_machine
 from supervisor.options import SHORT_NAMES, all_settings, default_of, description
+from supervisor.resume import check_model_of, resumed_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in COMMANDS:
             raise ConfigError(f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")
         command, _ = COMMANDS[name]
-        return command(arguments)
+        status = command(arguments)
+        return status if name == "train" else status or _all_printed()
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -48,63 +52,80 @@ def _train(arguments: list[str]) -> int:
     options, rest = parser.parse_known_args(arguments)
     if options.help:
         print_help(Console())
-        return 0
+        return _all_printed()
     overrides = settings.parse_overrides(rest)
-    config = resolve(options.config, options.resume, overrides, options.serial)
+    config, changes = resolve(options.config, options.resume, overrides, options.serial)
     if options.dry_run:
         print(f"# {describe_machine(config)}\n{settings.to_toml(config)}")
-        return 0
-    return _run(config, serial=options.serial, resume=options.resume is not None)
+        return _all_printed()
+    return _run(config, serial=options.serial, resume=options.resume is not None, changes=changes)
 
 
-def resolve(file: Path | None, resume: Path | None, overrides: dict[str, str], serial: bool) -> Config:
-    """The configuration of a new run, or of one that is resumed (its own, with overrides)."""
+def resolve(file: Path | None, resume: Path | None, overrides: dict[str, str], serial: bool) -> tuple[Config, str]:
+    """(The configuration of a new run, or of one that is resumed: its own, with overrides; what these change of it, in a line.)"""
     if resume is None:
-        return settings.resolve(file, overrides, serial)
+        return settings.resolve(file, overrides, serial), ""
     if file is not None:
         raise ConfigError("--resume takes the settings of the run it resumes; leave --config out (single settings may be changed)")
-    if not (resume / "config.toml").is_file():
-        raise ConfigError(f"--resume: {resume} is no run directory (it has no config.toml)")
-    recorded = settings.resolve(resume / "config.toml", {})
-    config = settings.resolve(resume / "config.toml", {**with_preset(overrides, recorded), "run.dir": str(resume)})
-    if config.learner.group_size != recorded.learner.group_size:
-        raise ConfigError(f"learner.group_size: the groups of {resume} have {recorded.learner.group_size} episodes; leave it")
-    if config.learner.lora_rank != (rank := recorded.learner.lora_rank):
-        raise ConfigError(f"learner.lora_rank: {resume} trains {f'adapters of rank {rank}' if rank else 'no adapters'}; leave it")
-    return config
+    return resumed_config(resume, overrides)
 
 
-def _run(config: Config, serial: bool, resume: bool) -> int:
-    from controller.engine.server import EngineNotReady, check_engine
-    from supervisor.children import ChildFailed
+def _all_printed() -> int:
+    """The exit status of a command that prints what was asked for: 0, unless that could not be written."""
+    failure = unwritten()
+    if failure is None:
+        return 0
+    print(f"error: the output cannot be written: {failure.strerror}", file=sys.stderr)
+    return 1
+
+
+def _run(config: Config, serial: bool, resume: bool, changes: str) -> int:
+    from controller.engine.server import check_engine
     from supervisor.job import prepare
     from supervisor.models import find_model
 
     console = Console()
+    if serial and config.learner.ranks > 1:
+        raise ConfigError("learner.ranks: --serial is one process; leave it at 1 there")
+    if serial and config.engine.weights == "nccl":
+        raise ConfigError("engine.weights: --serial has an engine without a GPU; leave it at file there")
+    model = find_model(config, console)
+    if resume:
+        check_model_of(Path(config.run.dir), model)
+    if not serial:
+        check_engine(config, model)
+    job = prepare(config, resume, model)
+    console.print(f"run directory: {job.run_dir}\ndashboard: {job.endpoints.dashboard}", highlight=False)
+    if changes:
+        console.print(f"settings changed: {changes}", highlight=False, markup=False, soft_wrap=True)
+    return _train_to_the_end(job, serial, console)
+
+
+def _train_to_the_end(job: Job, serial: bool, console: Console) -> int:
+    """The exit status of the run. Whatever its end, the last line says where it is and what to do next."""
+    from controller.engine.server import EngineNotReady
+    from supervisor.children import RunFailed
+
+    if serial:
+        from supervisor.serial import train_serially as train
+    else:
+        from supervisor.train import train
+
+    run_dir = shlex.quote(job.run_dir)
+    go_on = f"to go on: python run.py {'--serial ' if serial else ''}--resume {run_dir}"
     try:
-        if serial and config.learner.ranks > 1:
-            raise ConfigError("learner.ranks: --serial is one process; leave it at 1 there")
-        if serial and config.engine.weights == "nccl":
-            raise ConfigError("engine.weights: --serial has an engine without a GPU; leave it at file there")
-        model = find_model(config, console)
-        if not serial:
-            check_engine(config, model)
-        job = prepare(config, resume, model)
-        console.print(f"run directory: {job.run_dir}\ndashboard: {job.endpoints.dashboard}", highlight=False)
-        if serial:
-            from supervisor.serial import train_serially
-
-            summary = asyncio.run(train_serially(job, console))
-        else:
-            from supervisor.train import train
-
-            summary = asyncio.run(train(job, console))
-    except (ChildFailed, EngineNotReady) as error:
-        print(f"error: {error}", file=sys.stderr)
+        summary = asyncio.run(train(job, console))
+    except (RunFailed, EngineNotReady) as error:
+        print(f"error: {error}\n{go_on}", file=sys.stderr)
         return 1
-    except asyncio.CancelledError:
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        print(go_on, flush=True)
         return 130
-    return 130 if summary["ended"] == "interrupted" else 0
+    if summary["ended"] == "interrupted":
+        print(go_on, flush=True)
+        return 130
+    print(f"the run is in {run_dir}; as a page: python run.py report {run_dir}", flush=True)
+    return 0
 
 
 COMMANDS = {"train": (_train, "train agents (the default command)")} | commands.COMMANDS

@@ -26,6 +26,7 @@ from controller.think_tokens import think_tokens
 from envs.base import Environment, EnvironmentFailure, Episode
 from envs.play import close_episode, start_episode
 from envs.registry import make_environment
+from protocol.messages import SCHEMA_VERSION
 from protocol.prompting import load_prompter, read_vocabulary
 from protocol.security import KeysError, is_loopback, load_keys
 from supervisor.endpoints import check_launch, check_shards, choose_endpoints
@@ -85,10 +86,18 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
         permit_key=secrets.token_urlsafe(32),
         run_id=_run_id(run_dir),
         resume=resume,
+        schema=SCHEMA_VERSION,
     )
-    (run_dir / "config.toml").write_text(to_toml(config))
+    if not resume:
+        keep_settings(job)
     job.save(job_file(job))
     return job
+
+
+def keep_settings(job: Job) -> None:
+    """Write the settings that a run is resumed with. A run that is resumed does so once it is under way: with those that it could not
+    begin with, it would not begin any more."""
+    (Path(job.run_dir) / "config.toml").write_text(to_toml(job.config))
 
 
 def _claimed(name: str) -> Path:

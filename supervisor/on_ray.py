@@ -22,6 +22,7 @@ from config import ConfigError
 from protocol.lifetime import dying_with_parent
 from protocol.security import make_keys
 from supervisor.children import ROOT
+from supervisor.interrupts import interrupting_signals
 from supervisor.machines import Machines, keys_of, run_settings, weights_of
 
 NAMESPACE = "foray"
@@ -49,7 +50,8 @@ class Host:
 
         process = subprocess.Popen(command, cwd=ROOT, env=own, start_new_session=True, preexec_fn=begin)
         self._running.append(process)
-        return process.wait()
+        status = process.wait()
+        return status if status >= 0 else 128 - status  # as a shell has it: no process can end with a negative one
 
     def signal(self, number: int) -> None:
         """To all that runs here."""
@@ -109,7 +111,7 @@ def _to_the_end(host, command: list[str]) -> int:
     """Run a command there, and pass on to it the signals that come here."""
     status = host.run.remote(command, dict(os.environ))
     came: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in interrupting_signals():
         signal.signal(number, lambda number, _: came.append(number))
     while not ray.wait([status], timeout=0.5)[0]:
         while came:

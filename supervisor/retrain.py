@@ -25,6 +25,7 @@ from learner.measure import rollout_metrics
 from learner.training import Training
 from protocol.messages import Stats, Trajectory
 from supervisor import settings
+from supervisor.interrupts import interrupting_signals
 from supervisor.job import check_run_dir, default_run_dir, job_file
 from supervisor.replay import LOG, read_episodes, recorded_job
 from telemetry.collector import Collector
@@ -82,13 +83,17 @@ def _ctrl_c() -> Iterator[threading.Event]:
 
     def first(*_: object) -> None:
         interrupted.set()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    before = signal.signal(signal.SIGINT, first)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {number: signal.signal(number, first) for number in interrupting_signals()}
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,7 +27,8 @@ from protocol.codec import decode, encode
 from protocol.messages import Hello, Welcome
 from protocol.prompting import Prompter
 from protocol.security import connect, load_keys
-from supervisor.job import clean_up
+from supervisor.interrupts import on_interrupt
+from supervisor.job import clean_up, keep_settings
 from supervisor.train import receiving
 from telemetry.collector import Collector
 from telemetry.progress import Progress
@@ -39,16 +41,19 @@ async def train_serially(job: Job, console: Console) -> dict:
     collector = Collector(Path(job.run_dir), resume=job.resume, ess_floor=job.config.learner.ess_floor)
     build_policy(job)
     engines = [_engine(job, number) for number in range(len(job.endpoints.engines))]
+    interrupted = asyncio.Event()
     with Progress(collector.state, job.config.run, console) as progress:
         async with receiving(job, collector, context):
             await asyncio.gather(*(engine.start() for engine in engines))
             try:
-                await _play(job, context, progress, collector.state.wall_seconds(time.monotonic()))
+                learner = Learner(job, context, lasted_seconds=collector.state.wall_seconds(time.monotonic()))
+                with on_interrupt(_stopping(learner, interrupted, progress)):
+                    await _play(job, context, progress, learner)
             finally:
                 await asyncio.gather(*(engine.stop() for engine in engines))
                 clean_up(job)
     collector.close()
-    summary = summarise(collector.state, time.monotonic(), "finished")
+    summary = summarise(collector.state, time.monotonic(), "interrupted" if interrupted.is_set() else "finished")
     write_summary(Path(job.run_dir), summary)
     console.print(summary_text(summary, job.config.run))
     context.destroy(linger=0)
@@ -65,13 +70,29 @@ def _engine(job: Job, number: int) -> FakeEngine:
     )  # fmt: skip
 
 
-async def _play(job: Job, context: zmq.asyncio.Context, progress: Progress, lasted_seconds: float) -> None:
+def _stopping(learner: Learner, interrupted: asyncio.Event, progress: Progress) -> Callable[[], None]:
+    """What Ctrl-C does: the first one stops the learner in good order, a second one stops at once."""
+    task = asyncio.current_task()
+
+    def interrupt() -> None:
+        if interrupted.is_set():
+            task.cancel()
+            return
+        interrupted.set()
+        progress.print("Interrupted: what can be kept is written into a checkpoint. Ctrl-C again stops at once.")
+        learner.stop()
+
+    return interrupt
+
+
+async def _play(job: Job, context: zmq.asyncio.Context, progress: Progress, learns: Learner) -> None:
     """Until the learner has reached its goal; a process that fails here fails the run."""
-    learner = asyncio.create_task(Learner(job, context, lasted_seconds=lasted_seconds).run())
+    learner = asyncio.create_task(learns.run())
     controllers = [Controller(job, context), *(Shard(job, context, number) for number in range(1, job.config.controller.shards))]
     serving = [asyncio.create_task(controller.run()) for controller in controllers]
     actors = asyncio.create_task(_act(job, context))
     ticks = asyncio.create_task(_tick(progress))
+    keep_settings(job)
     try:
         done, _ = await asyncio.wait({learner, *serving, actors, ticks}, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

@@ -59,7 +59,7 @@ def batch_script(directory: Path, root: Path, machines: Machines, time: str, sba
         f"    {train} &",
         "training=$!",
         "# As Ctrl-C does: the run ends with a checkpoint, and sees to its other steps.",
-        """trap 'interrupted=1; kill -INT "$training"' INT""",
+        """trap 'interrupted=1; kill -INT "$training"' INT TERM HUP""",
         'wait "$training" && status=0 || status=$?',
         '[[ -z ${interrupted-} ]] || { wait "$training" && status=0 || status=$?; }',
         'exit "$status"',

@@ -23,8 +23,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from config import ConfigError
+from protocol.output import waiting_briefly
 from supervisor import settings
 from supervisor.children import Child, last_words, start, stop_all
+from supervisor.interrupts import on_interrupt
 from supervisor.job import configured_environment, locked
 from supervisor.options import SHORT_NAMES, all_settings, kind_of
 from supervisor.sweep_tables import effects_table, figures, rows_table
@@ -35,6 +37,8 @@ from telemetry.pages.sweep_page import page
 
 PLAN, FIGURES, PAGE = "sweep.json", "figures.json", "sweep.html"
 TICK = 0.5
+CHECKPOINT_SECONDS = 60.0
+"""So long a run may take to finish its update and write a checkpoint, where the sweep has failed."""
 OWN = ("run.dir", "run.seed")
 """Settings that a sweep gives to its runs."""
 
@@ -157,12 +161,10 @@ async def _make_all(directory: Path, planned: Plan, cells: Sequence[Cell], slots
     running: dict[Cell, Child] = {}
     failed: dict[Cell, str] = {}
     stop = _Stop(running, console)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop)
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f}"), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=console, transient=True) as progress:
+        bar = Progress(*columns, console=console, transient=True)
+        with on_interrupt(stop), waiting_briefly(), bar as progress:
             everything = progress.add_task("runs", total=len(cells), completed=len(cells) - len(waiting))
             bars = {}
             while running or (waiting and not stop.asked):
@@ -180,7 +182,7 @@ async def _make_all(directory: Path, planned: Plan, cells: Sequence[Cell], slots
                             failed[cell] = last_words(child.log)
                 await asyncio.sleep(TICK)
     finally:
-        stop_all(list(running.values()))
+        stop_all(list(running.values()), patience=CHECKPOINT_SECONDS)
     return failed, stop.asked
 
 
@@ -194,7 +196,10 @@ class _Stop:
 
     def __call__(self) -> None:
         if not self.asked:
-            self._console.print("Interrupted: the runs finish their updates and write checkpoints. Ctrl-C again stops at once.")
+            self._console.print(
+                "Interrupted: the runs finish their updates and write checkpoints. Ctrl-C again stops at once. "
+                "The same command goes on with them."
+            )
         self.asked = True
         for child in self._running.values():
             child.signal(signal.SIGINT)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import zmq
@@ -18,12 +18,14 @@ from controller.engine.server import EngineNotReady, engine_command, wait_ready
 from protocol.checks import REPORTED, of_stats
 from protocol.codec import FrameReader
 from protocol.delivery import Listener
+from protocol.lifetime import describe_end
 from protocol.messages import Stats
 from protocol.security import gatekeeper, load_keys
-from supervisor.children import Child, Restarts, last_words, start, stop_all
+from supervisor.children import Child, Restarts, RunFailed, cause_in, start, stop_all
 from supervisor.endpoints import free_port
 from supervisor.engine_watch import end_lame_engines
-from supervisor.job import clean_up, job_file
+from supervisor.interrupts import on_interrupt
+from supervisor.job import clean_up, job_file, keep_settings
 from supervisor.options import values_of
 from telemetry.collector import Collector
 from telemetry.loop_lag import LoopLag
@@ -40,15 +42,19 @@ RESTARTS, RESTARTS_SECONDS = 5, 600.0
 """So often in so many seconds, engines and shards that end are started again; the run ends with the next one."""
 
 BUILDING = "policy"
-BEFORE_LEARNING = ("starting", BUILDING)
-"""Phases that are not the learner's."""
+
+LEAVES = {
+    "evaluating": "this evaluation is given up, and a checkpoint is written",
+    "training": "this update is finished, and a checkpoint is written",
+}
+"""Phase -> what the learner does yet when the run is interrupted in it. In all others there is nothing to keep."""
 
 LAST_WORDS = 0.3
 """Seconds in which what the processes sent just before they ended arrives."""
 
 
 async def train(job: Job, console: Console) -> dict:
-    """Run the job to its end; returns its summary. Raises ChildFailed or EngineNotReady when a process failed.
+    """Run the job to its end; returns its summary. Raises RunFailed or EngineNotReady when a process, or the disk, failed.
 
     A run that got as far as one measurement leaves a summary, however it ends.
     """
@@ -61,22 +67,44 @@ async def train(job: Job, console: Console) -> dict:
         with Progress(collector.state, job.config.run, console) as progress:
             async with receiving(job, collector) as received:
                 run = Run(job, collector, progress, received)
-                try:
-                    await run.until_learner_ends()
-                finally:
-                    stop_all(list(reversed(run.children)))
+                with on_interrupt(run.interrupt):
+                    try:
+                        await run.until_learner_ends()
+                    finally:
+                        stop_all(list(reversed(run.children)))
                 ended = "interrupted" if run.interrupted else "finished"
+    except OSError as error:
+        failure = _cannot_be_written(run_dir, error)
+        ended = str(failure)
+        raise failure from error
     except BaseException as error:
         ended = "interrupted" if isinstance(error, asyncio.CancelledError) else f"{type(error).__name__}: {error}".splitlines()[0]
         raise
     finally:
         clean_up(job)
-        collector.close()
         summary = summarise(collector.state, time.monotonic(), ended)
-        if collector.state.updates or collector.state.evaluations:
-            write_summary(run_dir, summary)
+        unwritten = _write_down(collector, run_dir, summary)
+    if unwritten is not None:
+        raise _cannot_be_written(run_dir, unwritten) from unwritten
     console.print(summary_text(summary, job.config.run))
     return summary
+
+
+def _write_down(collector: Collector, run_dir: Path, summary: dict) -> OSError | None:
+    """Close the run's files and leave a summary, if anything was measured. Why that cannot be: where the run has failed already, that is
+    what is told, and not this."""
+    try:
+        collector.close()
+        if collector.state.updates or collector.state.evaluations:
+            write_summary(run_dir, summary)
+    except OSError as error:
+        return error
+    return None
+
+
+def _cannot_be_written(run_dir: Path, error: OSError) -> RunFailed:
+    where = error.filename or run_dir
+    return RunFailed(f"{where}: {error.strerror}" if error.strerror else str(error))
 
 
 class Run:
@@ -88,6 +116,7 @@ class Run:
         self._shards: dict[int, Child] = {}  # of the controller, but for the first
         self._restarts = Restarts(RESTARTS, RESTARTS_SECONDS)
         self._needed = [received]  # tasks that never end by themselves
+        self._task: asyncio.Task | None = None  # of until_learner_ends
         self.interrupted = False
         self._job = job
         self._collector = collector
@@ -96,21 +125,27 @@ class Run:
 
     async def until_learner_ends(self) -> None:
         """The order matters: the engine needs a policy to load, the controller an engine, the actors a controller."""
-        with self._interrupts():
-            await self._build_policy()
-            learner = self._start_learner()
-            if not await self._engines_ready(learner):
-                return  # Ctrl-C in its warm start: there is nothing to play for
-            watching = asyncio.create_task(end_lame_engines(self._engines, self._job.endpoints.engines))
-            self._needed.append(watching)
-            try:
-                self._start("controller")
-                self._shards = {number: self._start_shard(number) for number in range(1, self._job.config.controller.shards)}
-                if self._job.config.actor.count:
-                    self._start("actors")
-                await self._while_all_live(lambda: learner.ended)
-            finally:
-                watching.cancel()
+        self._task = asyncio.current_task()
+        await self._build_policy()
+        learner = self._start_learner()
+        if not await self._engines_ready(learner):
+            return  # somebody else has stopped it in its warm start: there is nothing to play for
+        watching = asyncio.create_task(end_lame_engines(self._engines, self._job.endpoints.engines))
+        self._needed.append(watching)
+        try:
+            self._start("controller")
+            self._shards = {number: self._start_shard(number) for number in range(1, self._job.config.controller.shards)}
+            if self._job.config.actor.count:
+                self._start("actors")
+            await self._while_all_live(lambda: learner.ended or self._under_way())
+            keep_settings(self._job)
+            await self._while_all_live(lambda: learner.ended)
+        finally:
+            watching.cancel()
+
+    def _under_way(self) -> bool:
+        """Whether the learner has got its weights out to the engines."""
+        return self._collector.state.phase.name in LEAVES
 
     def _start(self, name: str) -> Child:
         return self._add(start(name, [name, str(job_file(self._job))], self._log(name)))
@@ -157,7 +192,7 @@ class Run:
             try:
                 await task
             except EngineNotReady as error:
-                raise EngineNotReady(f"{error}\n{last_words(own[number].log) if own else ''}") from None
+                raise EngineNotReady(_with_log(error, own[number]) if own else str(error)) from None
         if config.engine.weights == "file":  # over NCCL, one that is started again has no way to get the weights
             self._engines = dict(enumerate(own))
         return True
@@ -180,7 +215,7 @@ class Run:
         for children, begin in ((self._engines, self._start_engine), (self._shards, self._start_shard)):
             for number, child in children.items():
                 if child.ended and self._restarts.allowed(time.monotonic()):
-                    self._progress.print(f"The {child.name} ended with status {child.process.returncode}: started again.")
+                    self._progress.print(f"The {child.name} {describe_end(child.process.returncode)}: started again.")
                     child.signal(signal.SIGKILL)  # what is left of it
                     self.children.remove(child)
                     children[number] = begin(number)
@@ -201,31 +236,21 @@ class Run:
         for child in self.children:
             child.check()
 
-    @contextlib.contextmanager
-    def _interrupts(self) -> Iterator[None]:
-        """The first Ctrl-C lets the learner finish its update and write a checkpoint; a second one stops at once, as does the first one
-        while the learner has not spoken: it may not know yet what to do then, and has nothing to lose."""
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task()
-
-        def interrupt() -> None:
-            learners = [child for child in self.children if child.name == "learner" and not child.ended]
-            if self.interrupted or not learners or self._collector.state.phase.name in BEFORE_LEARNING:
-                self.interrupted = True
-                task.cancel()
-                return
-            self.interrupted = True
-            self._progress.print("Interrupted: finishing this update and writing a checkpoint. Ctrl-C again stops at once.")
+    def interrupt(self) -> None:
+        """Ctrl-C. The first one lets the learner finish its update and write a checkpoint; a second one stops at once, as does the first
+        one where there is nothing to keep."""
+        learners = [child for child in self.children if child.name == "learner" and not child.ended]
+        phase = self._collector.state.phase.name
+        first = not self.interrupted
+        self.interrupted = True
+        if first and learners and phase in LEAVES:
+            self._progress.print(f"Interrupted: {LEAVES[phase]}. Ctrl-C again stops at once.")
             for child in learners:
                 child.signal(signal.SIGINT)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, interrupt)
-        try:
-            yield
-        finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.remove_signal_handler(number)
+            return
+        self._progress.print("Interrupted: stopping at once." if not first else f"Interrupted ({phase}): nothing to keep yet, stopping.")
+        if self._task is not None:
+            self._task.cancel()
 
     def _phase(self, name: str) -> None:
         self._collector.handle(Stats(source="supervisor", event="phase", values={"phase": name}))
@@ -237,6 +262,11 @@ class Run:
 def _not_ready(urls: Sequence[str], waiting: Sequence[asyncio.Task]) -> str:
     """The addresses of engines that do not answer yet."""
     return ", ".join(f"the engine at {url}" for url, task in zip(urls, waiting, strict=True) if not task.done())
+
+
+def _with_log(error: EngineNotReady, engine: Child) -> str:
+    cause = cause_in(engine.log, engine.log_begin)
+    return f"{error}{': ' if cause else ''}{cause}\nits log: {engine.log}"
 
 
 def learner_environments(settings: LearnerSection) -> list[dict[str, str]]:

@@ -20,6 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from config import RunSection
+from protocol.output import waiting_briefly
 from telemetry.metrics_file import Record
 from telemetry.state import RunState
 from telemetry.text import count, decimal, duration, percent
@@ -62,8 +63,10 @@ class Progress:
         self._shown_at = 0.0
         self._warned: set[str] = set()
         self._tell_waits_from = SHOWN_AFTER_SECONDS  # how long the longest wait is when people are told of it next
+        self._briefly = waiting_briefly()
 
     def __enter__(self) -> Self:
+        self._briefly.__enter__()
         if self._live is not None:
             self._live.start()
         return self
@@ -71,6 +74,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._live is not None:
             self._live.stop()
+        self._briefly.__exit__(kind, error, traceback)
 
     def tick(self) -> None:
         """Redraws the panel, or prints what is due."""

@@ -15,7 +15,7 @@ from rich.console import Console
 
 import config
 from config import Config, ConfigError
-from supervisor.cli import main, print_help
+from supervisor.cli import print_help
 from supervisor.defaults import OWN_MODEL_DEFAULTS, PRESETS, RATES, TINY_DEFAULTS, with_preset
 from supervisor.options import SHORT_NAMES, all_settings, description, kind_of
 from supervisor.settings import from_dict, resolve, to_toml
@@ -315,20 +315,6 @@ def test_a_file_that_does_not_exist_is_named(tmp_path: Path) -> None:
 
 def test_a_directory_is_no_file_of_settings(tmp_path: Path) -> None:
     assert refused(tmp_path).startswith(f"--config: {tmp_path} cannot be read")
-
-
-@pytest.mark.parametrize(
-    ("recorded", "asked", "said"),
-    [("0", "8", "trains no adapters"), ("8", "0", "trains adapters of rank 8"), ("8", "4", "trains adapters of rank 8")],
-)
-def test_a_resumed_run_keeps_its_adapters_and_its_settings_are_as_they_were(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], recorded: str, asked: str, said: str
-) -> None:
-    file = tmp_path / "config.toml"
-    file.write_text(before := to_toml(resolve(overrides={"learner.lora_rank": recorded})))
-    assert main(["--resume", str(tmp_path), "--learner.lora_rank", asked, "--dry-run"]) == 2
-    assert f"learner.lora_rank: {tmp_path} {said}; leave it" in capsys.readouterr().err and file.read_text() == before
-    assert main(["--resume", str(tmp_path), "--learner.lora_rank", recorded, "--dry-run"]) == 0
 
 
 @pytest.mark.parametrize("content", [b"[run\n", b"\xff\xfe", b"run = \n"], ids=["syntax", "encoding", "no value"])

@@ -93,7 +93,7 @@ async def test_an_engine_that_dies_while_it_loads_weights_is_started_again_and_t
     async with running(tmp_path / "run", *arguments, cwd=with_shadows(tmp_path / "mine", "torch", "random")) as run:
         assert await run.ended(600) == 0, run.output
     assert died.exists()
-    assert "engine ended with status -9: started again" in run.output
+    assert "engine was killed (SIGKILL, as the system does when memory runs out): started again" in run.output
     assert [m["update"] for m in run.updates()] == [1, 2, 3, 4, 5, 6] and run.summary()["dropped"] == {}
     assert all(m["token_age_max"] <= 1 for m in run.updates()) and run.left_over() == []
     frames = [m["signal_frames_total"] for m in run.updates() if "signal_frames_total" in m]  # updates that follow at once have no news

@@ -33,7 +33,7 @@ async def test_a_run_goes_on_after_a_process_died_in_its_worst_moment(tmp_path: 
     died = dies_at(moment, tmp_path / "died", monkeypatch)
     async with running_small(tmp_path / "run", small_policy, run__updates="50") as run:
         assert await run.ended() == 1
-        assert f"the {name} ended with status -9" in run.output and died.exists()
+        assert f"the {name} was killed (SIGKILL" in run.output and died.exists()
         assert run.left_over() == []
         done = run.updates()[-1]["update"]
     async with running_small(tmp_path / "run", small_policy, resume=str(tmp_path / "run"), run__updates=str(done + 2)) as run:

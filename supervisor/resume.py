@@ -1,0 +1,148 @@
+"""Going on with a run: which of its settings may be others, and what is said of those that are.
+
+What a run has written (weights, optimizer, log, curve) belongs to one model, one set of tasks and one way to group episodes. A setting that
+would make something else of it is refused by name, before anything is written.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from config import ENVIRONMENTS, Config, ConfigError
+from protocol.messages import SCHEMA_VERSION
+from supervisor import settings
+from supervisor.defaults import with_preset
+
+FIXED = {
+    "run.seed": "chooses the tasks of the groups that are under way",
+    "env.name": "is what its curve is of",
+    "model.name": "is what its weights are of",
+    "sampling.temperature": "is what the log-probs of its episodes are at",
+    "learner.group_size": "is the size of the groups that are under way",
+    "learner.lora_rank": "is what its adapters have",
+    "learner.lora_alpha": "is what its adapters are scaled by",
+}
+"""Setting -> why a run goes on with its own."""
+
+OF_TINY = ("hidden_size", "layers", "heads", "vocabulary", "tokens")
+"""Settings of [model] that say what the tiny policy is."""
+
+PLACES = ("model.name", "alfworld.data", "webshop.data", "search.questions", "search.corpus")
+"""Files and directories, which may have been moved: where the recorded one is no more, another one is taken."""
+
+ARCHITECTURE = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim")
+"""What two config.json of one model have in common."""
+
+
+def resumed_config(run_dir: Path, overrides: dict[str, str]) -> tuple[Config, str]:
+    """(The settings of the run in `run_dir`, with overrides; what these change, in a line, empty if nothing.)
+
+    Raises ConfigError for what is no run of this version, and for an override that the run cannot go on with.
+    """
+    if not (run_dir / "config.toml").is_file():
+        raise ConfigError(f"--resume: {run_dir} is no run directory (it has no config.toml)")
+    _check_version(run_dir)
+    asked_dir = {settings.full_name(name): text for name, text in overrides.items()}.get("run.dir")
+    if asked_dir is not None and Path(asked_dir).resolve() != run_dir.resolve():
+        raise ConfigError(f"run.dir: --resume goes on in {run_dir}; leave it out")
+    try:
+        recorded = settings.resolve(run_dir / "config.toml", {"run.dir": str(run_dir)})
+    except ConfigError as error:
+        raise ConfigError(f"--resume: another version of this project wrote {run_dir}, or a person did: {error}") from None
+    config = settings.resolve(run_dir / "config.toml", {**with_preset(overrides, recorded), "run.dir": str(run_dir)})
+    changes = changed_settings(recorded, config)
+    for name, (before, after) in changes.items():
+        check_change(run_dir, name, before, after, recorded)
+    return config, ", ".join(f"{name} {_text(before)} -> {_text(after)}" for name, (before, after) in changes.items())
+
+
+def changed_settings(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ: name -> (value before, value after)."""
+    old, new = msgspec.to_builtins(before), msgspec.to_builtins(after)
+    return {
+        f"{section}.{name}": (value, new[section][name])
+        for section, values in old.items()
+        for name, value in values.items()
+        if value != new[section][name]
+    }
+
+
+def check_change(run_dir: Path, name: str, before: Any, after: Any, recorded: Config) -> None:
+    """Raises ConfigError naming a setting that the run in `run_dir` cannot go on with another value of."""
+    section, _, key = name.partition(".")
+    reason = FIXED.get(name, "")
+    if name == "learner.lora_alpha" and not recorded.learner.lora_rank:
+        reason = ""
+    if section == "model" and recorded.model.name == "tiny" and key in OF_TINY:
+        reason = FIXED["model.name"]
+    if section in ENVIRONMENTS and section == recorded.env.name and name != "search.url":
+        reason = "belongs to the tasks that its curve is of"
+    if name == "learner.kl" and before == 0:
+        reason = "left it without a reference policy to hold to"
+    if name in PLACES and _is_the_same_place(before, after):
+        reason = ""
+    if reason:
+        raise ConfigError(
+            f"{name}: the run in {run_dir} has {_text(before)}, which {reason}; leave it, or begin a new run from its weights: "
+            f"--model {_weights(run_dir)}"
+        )
+
+
+def check_model_of(run_dir: Path, model: Path | None) -> None:
+    """Raises ConfigError, naming model.name, when `model` has other tokens or another architecture than the weights of the run."""
+    checkpoint, model = latest_checkpoint(run_dir), model or run_dir / "policy"
+    if checkpoint is None or not model.is_dir():
+        return
+    if _read(checkpoint / "tokenizer.json") != _read(model / "tokenizer.json"):
+        raise ConfigError(f"model.name: {model} has another vocabulary than {checkpoint}; --resume needs the model that the run began with")
+    kept, own = (json.loads(_read(directory / "config.json") or b"{}") for directory in (checkpoint, model))
+    other = next((name for name in ARCHITECTURE if kept.get(name) != own.get(name)), None)
+    if other is not None:
+        raise ConfigError(
+            f"model.name: {model} has {other} {own.get(other)}, and {checkpoint} has {kept.get(other)}; --resume needs the model that the "
+            "run began with"
+        )
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The directory of a run's newest checkpoint."""
+    numbered = [path for path in (run_dir / "checkpoints").glob("*") if path.name.isdecimal()]
+    return max(numbered, key=lambda path: int(path.name), default=None)
+
+
+def _check_version(run_dir: Path) -> None:
+    """Raises ConfigError for a run whose records are in another form than ours."""
+    try:
+        schema = json.loads((run_dir / "job.json").read_bytes()).get("schema", 0)
+    except (OSError, ValueError, AttributeError):
+        return  # a run that was killed before it began: there are no records
+    if schema != SCHEMA_VERSION:
+        raise ConfigError(
+            f"--resume: another version of this project wrote {run_dir} (schema {schema}, and this one has {SCHEMA_VERSION}); go on with "
+            f"that one, or begin a new run from its weights: --model {_weights(run_dir)}"
+        )
+
+
+def _weights(run_dir: Path) -> Path:
+    return latest_checkpoint(run_dir) or run_dir / "policy"
+
+
+def _is_the_same_place(before: str, after: str) -> bool:
+    """Whether two settings name one place, or the first one names a place that is no more."""
+    if not before or not after or before in ("tiny", "smollm2") or after in ("tiny", "smollm2"):
+        return False
+    return not Path(before).exists() or Path(before).resolve() == Path(after).resolve()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "(empty)"
+    return str(value) if value != "" else "(empty)"
+
+
+def _read(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None

@@ -1,0 +1,99 @@
+"""Output that nobody reads, or for which there is no room, ends no command and holds none up."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from run_fixtures import ROOT
+
+from protocol.lifetime import describe_end
+
+CLOSED_READER = "closed reader"
+
+
+def printed(*arguments: str, stdout: str) -> tuple[int, str]:
+    """The exit status and the errors of a command whose standard output is a file, is closed (""), or has a reader that has gone."""
+    command = [sys.executable, str(ROOT / "run.py"), *arguments]
+    reading, writing = os.pipe()
+    os.close(reading)
+    if stdout.startswith("/"):
+        os.close(writing)
+        writing = os.open(stdout, os.O_WRONLY)
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, preexec_fn=(lambda: os.close(1)) if not stdout else None
+    )
+    os.close(writing)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--dry-run"], ["play", "--watch", "expert"]], ids=lambda given: given[0])
+@pytest.mark.parametrize(("stdout", "status"), [(CLOSED_READER, 0), ("/dev/full", 1), ("", 0)], ids=["gone", "full", "closed"])
+def test_a_command_whose_output_cannot_be_written_says_so_in_a_sentence_unless_nobody_wants_it(
+    arguments: list[str], stdout: str, status: int
+) -> None:
+    said = "error: the output cannot be written: No space left on device\n" if status else ""
+    assert printed(*arguments, stdout=stdout) == (status, said)
+
+
+def test_a_file_opened_by_a_command_does_not_take_the_place_of_its_closed_output(tmp_path: Path) -> None:
+    assert printed("keys", str(tmp_path / "keys"), "host", stdout="") == (0, "")
+    assert not [file for file in (tmp_path / "keys").rglob("*") if file.is_file() and b"made " in file.read_bytes()]
+
+
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from protocol.output import outlive_readers, waiting_briefly
+outlive_readers()
+with waiting_briefly():
+    for _ in range(20):
+        print("x" * 40_000, flush=True)
+print("went on", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_a_reader_that_does_not_read_holds_nobody_up(blocking: bool) -> None:
+    """A pager nobody scrolls in, a terminal after Ctrl-S; and output that another program has made non-blocking."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, blocking)
+    try:
+        done = subprocess.run([sys.executable, "-c", PROGRAM], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=30)
+    finally:
+        os.close(reading)
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "went on\n")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (1, "ended with status 1"),
+        (-signal.SIGKILL, "was killed (SIGKILL, as the system does when memory runs out)"),
+        (128 + signal.SIGKILL, "was killed (SIGKILL, as the system does when memory runs out)"),
+        (-signal.SIGSEGV, "was killed (SIGSEGV)"),
+        (128 + signal.SIGTERM, "was told to end (SIGTERM)"),
+        (255, "ended with status 255"),
+    ],
+)
+def test_the_end_of_a_process_is_said_in_words(status: int, words: str) -> None:
+    assert describe_end(status) == words
+
+
+def test_a_terminal_that_goes_away_ends_a_server_as_ctrl_c_does() -> None:
+    server = subprocess.Popen(
+        [sys.executable, str(ROOT / "run.py"), "retriever", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    with contextlib.closing(server.stdout):
+        assert b"Ctrl-C ends it" in server.stdout.readline()
+        server.send_signal(signal.SIGHUP)
+        began = time.monotonic()
+        assert server.wait(20) in (0, 130) and time.monotonic() - began < 5
+        assert server.stdout.read() == b""
