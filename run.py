@@ -9,10 +9,14 @@ if __name__ == "__main__":
         del sys.path[0]
     sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-    from protocol.output import outlive_readers
-    from supervisor.cli import main
-    from supervisor.interrupts import take_signals_as_ctrl_c
+    try:
+        from protocol.output import outlive_readers
+        from supervisor.cli import main
+        from supervisor.interrupts import take_signals_as_ctrl_c
 
-    outlive_readers()
-    take_signals_as_ctrl_c()
-    raise SystemExit(main())
+        outlive_readers()
+        take_signals_as_ctrl_c()
+        status = main()
+    except KeyboardInterrupt:  # before there is anything to put in order
+        status = 130
+    raise SystemExit(status)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -262,6 +263,8 @@ def _warm_start_into(kept: Path, model: PreTrainedModel, job: Job, progress: Pro
     turn_tokenizer = TurnTokenizer(load_prompter(model_dir), read_turn_end(model_dir))
     stats = warm_start(model, turn_tokenizer, job.config, progress)
     log.info("warm start: %s", json.dumps(stats))
+    for left in kept.parent.glob(f".{kept.name}-*"):  # by a process that was ended while it wrote one
+        shutil.rmtree(left, ignore_errors=True)
     unfinished = kept.with_name(f".{kept.name}-{os.getpid()}")
     checkpoint.save_policy(unfinished, model, model_dir)
     os.replace(unfinished, kept)

@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except SystemExit as end:  # argparse has printed help, or what is wrong with the arguments
+        return end.code or _all_printed()
 
 
 def _train(arguments: list[str]) -> int:

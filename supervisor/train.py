@@ -104,7 +104,7 @@ def _write_down(collector: Collector, run_dir: Path, summary: dict) -> OSError |
 
 def _cannot_be_written(run_dir: Path, error: OSError) -> RunFailed:
     where = error.filename or run_dir
-    return RunFailed(f"{where}: {error.strerror}" if error.strerror else str(error))
+    return RunFailed(f"{where}: {error.strerror} (run.dir)" if error.strerror else str(error) or repr(error))
 
 
 class Run:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import signal
 import socket
 import sys
@@ -172,6 +173,18 @@ async def test_a_terminal_that_goes_away_ends_a_run_as_ctrl_c_does(tmp_path: Pat
         assert run.summary()["ended"] == "interrupted"
         assert int(max((run.directory / "checkpoints").iterdir()).name) == run.summary()["updates"]
         assert run.left_over() == [] and not Path(json.loads((run.directory / "job.json").read_text())["weights_dir"]).exists()
+
+
+async def test_a_run_whose_directory_takes_no_more_says_so_in_two_lines(tmp_path: Path, small_policy):
+    """Neither its metrics nor its summary; the processes that write the rest of it are not in its way."""
+    async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
+        await run.until(run.updates)
+        _, most = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (0, most))
+        assert await run.ended() == 1
+        error = f"error: {run.directory}: File too large (run.dir)\nto go on: python run.py --resume {run.directory}\n"
+        assert run.output.endswith(error) and "Traceback" not in run.output
+        assert run.left_over() == []
 
 
 async def test_a_run_that_is_resumed_after_its_end_plays_each_group_to_its_end_and_trains_on_all_of_them(tmp_path: Path, small_policy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,15 @@ FOREIGN = ("random", "torch", "zmq")
 """Names of others' modules, which are found in the working directory by `python -m` alone."""
 
 
-async def test_a_run_of_one_process_is_the_same_in_a_directory_full_of_modules_with_the_names_of_ours(tmp_path: Path) -> None:
-    settings = SMALL | {"run.dir": str(tmp_path / "run"), "env.max_turns": "2", "run.updates": "1"}
+async def test_a_run_of_one_process_is_made_and_interrupted_in_a_directory_full_of_modules_with_the_names_of_ours(tmp_path: Path) -> None:
+    settings = SMALL | {"run.dir": str(tmp_path / "run"), "env.max_turns": "2", "run.updates": "1000", "learner.checkpoint_every": "1000"}
     async with running(tmp_path / "run", "--serial", *options(settings), cwd=with_shadows(tmp_path / "mine", *FOREIGN)) as run:
-        assert await run.ended() == 0, run.output
-        assert run.summary()["updates"] == 1
+        await run.until(run.updates)
+        run.process.send_signal(signal.SIGTERM)
+        assert await run.ended() == 130, run.output
+        assert run.output.endswith(f"to go on: python run.py --serial --resume {run.directory}\n")
+        assert run.summary()["ended"] == "interrupted"
+        assert [int(path.name) for path in (run.directory / "checkpoints").iterdir()] == [run.summary()["updates"]]
 
 
 @pytest.mark.parametrize("path", [[ROOT], [ROOT, ""]], ids=["ours alone", "and an empty entry"])
