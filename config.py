@@ -230,7 +230,11 @@ class LearnerSection(Section):
     filter_groups: Annotated[
         bool, says("Leave groups out whose returns are equal, and play others instead (DAPO); a run in which all are never updates")
     ] = False
-    max_staleness: Annotated[int, says("S: no trained token is older than this many versions; 0 is synchronous", ge=0)] = 1
+    max_staleness: Annotated[int, says("S: no trained token is older than this many versions (see order_window); 0 is synchronous", ge=0)] = 1
+    order_window: Annotated[
+        int,
+        says("How many versions older a group may become because others, which came later, are trained on before it; 0: none are", ge=0),
+    ] = 1
     publish_lag: Annotated[
         int, says("For studies: weights go out so many updates late. With max_staleness the same, every token is that old", ge=0)
     ] = 0
@@ -318,6 +322,20 @@ class LearnerSection(Section):
         int, says("Newest checkpoints to keep, beside the one that was evaluated best and what learner.rollback needs; 0: all", ge=0)
     ] = 5
     keep_every: Annotated[int, says("Checkpoints of updates that are multiples of this are kept, too; 0: no others", ge=0)] = 0
+
+    def largest_age(self) -> int:
+        """The most versions that a trained token can be old: the proof is in controller/admission.py."""
+        if self.max_staleness == 0 or self.publish_lag:
+            return self.max_staleness  # lock-step, or ages that are asked for exactly: nothing passes anything
+        return self.max_staleness + self.order_window
+
+    def window(self) -> int:
+        """Groups that may be trained on before one that was admitted earlier."""
+        return (self.largest_age() - self.max_staleness) * self.groups
+
+    def slots(self) -> int:
+        """Groups that may be admitted while the engines do not run weights that were trained on them."""
+        return (self.max_staleness + 1) * self.groups
 
 
 class ActorSection(Section):

@@ -9,7 +9,7 @@ is interrupted as by Ctrl-C, and what it left is compared with what is promised:
 
     lost            episodes of groups that the last checkpoint has in its weights, or as dropped, which are not in the log
     trained twice   episodes that are in the log twice: played again although one was acknowledged
-    too old         updates with a token that is older than max_staleness
+    too old         updates with a token that is older than max_staleness and order_window allow
     left over       processes, or weights on shared memory, after a run had ended
     stuck           faults after which no update came
 
@@ -48,12 +48,13 @@ from supervisor.endpoints import free_port
 from telemetry.metrics_file import METRICS_FILE, of_kind, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUPS, GROUP_SIZE, MAX_STALENESS = 2, 2, 1
+GROUPS, GROUP_SIZE, MAX_STALENESS, ORDER_WINDOW = 2, 2, 1, 1
 SHARDS = 2
 SETTINGS = {
     "env.name": chaos_environment.NAME, "actor.step_timeout": str(chaos_environment.STEP_TIMEOUT_SECONDS),
     "model.hidden_size": "64", "model.layers": "2", "model.heads": "2", "warm_start.episodes": "0", "sampling.max_tokens": "16",
     "learner.groups": str(GROUPS), "learner.group_size": str(GROUP_SIZE), "learner.max_staleness": str(MAX_STALENESS),
+    "learner.order_window": str(ORDER_WINDOW),
     "learner.checkpoint_every": "2", "learner.decay": "0", "eval.episodes": "2", "eval.every": "0", "actor.count": "3",
     "actor.heartbeat_seconds": "0.5", "run.updates": "1000000", "run.minutes": "100000", "engine.kv_cache_gb": "0.25",
     "controller.shards": str(SHARDS), "engine.count": "2",
@@ -275,7 +276,8 @@ def judge(run: Run, report: Report) -> dict:
     """The figures, by the log and the last checkpoint."""
     played = [decode(frame) for _, _, frame in read_records(run.directory / "episodes")]
     copies = Counter(t.key for t in played if isinstance(t, Trajectory) and not t.key.evaluation)
-    trained = read_state(latest(run.directory)).intake.next_group
+    intake = read_state(latest(run.directory)).intake
+    trained = [*range(intake.next_group), *intake.trained_ahead]
     there = {(key.group, key.member) for key in copies}
     updates = run.updates()
     return {
@@ -284,9 +286,9 @@ def judge(run: Run, report: Report) -> dict:
         "resumed": report.resumed,
         "updates": len(updates),
         "episodes": len(copies),
-        "lost": sum((group, member) not in there for group in range(trained) for member in range(GROUP_SIZE)),
+        "lost": sum((group, member) not in there for group in trained for member in range(GROUP_SIZE)),
         "trained_twice": sum(count - 1 for count in copies.values()),
-        "too_old": sum(line["token_age_max"] > MAX_STALENESS for line in updates),
+        "too_old": sum(line["token_age_max"] > MAX_STALENESS + ORDER_WINDOW for line in updates),
         "missing_updates": sorted(set(range(1, len(updates) + 1)) ^ {line["update"] for line in updates}),
         "left_over": len(report.left_over) + len(run.shared_memory()),
         "stuck": len(report.stuck),

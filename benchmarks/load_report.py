@@ -54,7 +54,7 @@ def figures(settings: LearnerSection, samples: Sequence[Sample], actors: Mapping
         found |= {f"{kind}_actor_min": counts[0], f"{kind}_actor_median": statistics.median(counts), f"{kind}_actor_max": counts[-1]}
     during = [sample for sample in samples if stall_begins <= sample.time <= stall_ends + 1] or [samples[-1]]
     found |= {
-        "slots": (settings.max_staleness + 1) * settings.groups,
+        "slots": settings.slots(),
         "slots_taken_max": _largest(samples, "slots_taken"),
         "stall_in_flight_first": during[0].gauges.get("episodes_in_flight", nan),
         "stall_in_flight_last": during[-1].gauges.get("episodes_in_flight", nan),

@@ -165,7 +165,7 @@ async def _our_learner(work: Work, parent: Connection) -> None:
         buffer.advance()
         while buffer.take(1) is not None:
             pass
-        intake.left(buffer.oldest_kept())
+        intake.forget_left()
         if buffer.next_group * GROUP_SIZE == work.episodes:
             over.set()
 

@@ -1,9 +1,18 @@
 """Who may play what, and when: slots bound staleness, leases bound the damage of a lost actor. No IO, no clock.
 
 A slot is taken when a group is admitted and given back when the group has been trained on *and* the engines run the
-resulting weights, or when it was dropped. With (S+1)*P slots and groups consumed in the order of admission, a group that is
-admitted has at most (S+1)*P - 1 others ahead of it, so it is trained on after at most S further updates: no token of it is
-older than S versions. With S = 0 all of a batch is admitted at once and nothing else until the engines have its weights.
+resulting weights, or when it was dropped. There are (S+1)*P slots. The learner trains on the oldest complete groups, P an update, but
+leaves no group behind that more than W = U*P later ones have passed (learner/groups.py; U is `learner.order_window`). Then no trained
+token is older than S + U versions:
+
+    Let g be admitted while the engines run version v, and be trained on in update u+1, so that its oldest token is u - v versions old.
+    Updates v+1 ... u took (u-v)*P groups. Each of these was admitted before g, and held one of the (S+1)*P - 1 other slots at that
+    moment, since the engines did not run its weights; or after g, and then it is one of the at most U*P that passed it.
+    So (u-v)*P <= (S+1+U)*P - 1, and u - v <= S + U.
+
+By the same count a group that was passed by nobody is at most S versions old. With slots taken from (S+1)*P for the window the bound would
+be S, and the learner would wait as long as without one: a group that is S versions old holds the others up, in whatever order they came.
+With S = 0 nothing passes, all of a batch is admitted at once and nothing else until the engines have its weights.
 
 An episode's life: pending -> leased -> ended. A lost actor's episodes are pending again, until their leases are used up.
 """
@@ -14,7 +23,10 @@ import random
 from collections import deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from math import inf
+from typing import NamedTuple
 
+from controller.pace import Pace
 from protocol.messages import EpisodeKey, Lease
 
 
@@ -27,6 +39,7 @@ class AdmissionSettings:
     seed: int
     train_size: int  # tasks in the training split
     held_out_size: int
+    episode_seconds: float = inf  # the longest that a lease may last
 
     @property
     def slots(self) -> int:
@@ -50,6 +63,15 @@ class _Holder:
     since: float = 0.0  # of any clock
 
 
+class InFlight(NamedTuple):
+    """An episode that is being played."""
+
+    key: EpisodeKey
+    actor: bytes
+    attempt: int  # the lease's number
+    seconds: float  # since it was leased
+
+
 @dataclass
 class Admission:
     settings: AdmissionSettings
@@ -64,14 +86,20 @@ class Admission:
     _left_early: set[int] = field(default_factory=set)  # groups that were trained on, or dropped, before they were admitted
     revoked: list[tuple[EpisodeKey, int]] = field(default_factory=list)  # leases (episode, attempt) that lapsed, for those who must know
     _leased_to: dict[EpisodeKey, list[bytes]] = field(default_factory=dict)  # the actor of each attempt
+    _pace: Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._pace = Pace(self.settings.episode_seconds)
 
     # --- what the learner says
 
-    def start(self, next_group: int, received: list[EpisodeKey], updates_left: int) -> None:
-        """The learner is ready: admission begins at `next_group`; members in `received` need not be played again. After a crash these may
-        be of many more groups than there are slots: the learner has them all, and may be done with some before they are admitted here."""
+    def start(self, next_group: int, received: list[EpisodeKey], updates_left: int, left: Collection[int] = ()) -> None:
+        """The learner is ready: admission begins at `next_group`, without the groups that have `left`; members in `received` need not be
+        played again. After a crash these may be of many more groups than there are slots: the learner has them all, and may be done with
+        some before they are admitted here."""
         self.next_group = next_group
-        self._to_admit = updates_left * self.settings.groups
+        self._to_admit = updates_left * self.settings.groups + len(left)
+        self._left_early = set(left)
         self._received = set(received)
         self._admit()
 
@@ -140,15 +168,15 @@ class Admission:
         holder = self.leased.get(key)
         return holder is not None and (holder.actor, holder.attempt) == (actor, attempt)
 
-    def ended(self, key: EpisodeKey, actor: bytes, attempt: int) -> bool:
+    def ended(self, key: EpisodeKey, actor: bytes, attempt: int, now: float = 0.0) -> bool:
         """The learner has the episode, from whichever lease: nobody needs to play it any more. False, and nothing happens, if the actor
-        never had that lease."""
+        never had that lease. `now` by the clock of `lease`."""
         had = self._leased_to.get(key, [])
         if not 0 <= attempt < len(had) or had[attempt] != actor:
             return False
         del self._leased_to[key]
         if self.holds(key, attempt, actor):
-            del self.leased[key]
+            self._pace.add(now - self.leased.pop(key).since)
         else:
             self._revoke(key)
         for queue in (self.pending, self.pending_evaluation):
@@ -160,9 +188,20 @@ class Admission:
         """Its episodes go back to the front of the queue; returned are those whose leases are used up."""
         return self._take_back([key for key, holder in self.leased.items() if holder.actor == actor])
 
-    def overdue(self, before: float) -> list[EpisodeKey]:
-        """Episodes that were leased before then go back likewise: whoever has them lives, and does not bring them to an end."""
-        return self._take_back([key for key, holder in self.leased.items() if holder.since < before])
+    def overdue(self, now: float) -> list[EpisodeKey]:
+        """Episodes that take too long (controller/pace.py) go back likewise: whoever has them lives, and does not bring them to an end."""
+        late = [
+            (key, holder) for key, holder in self.leased.items() if now - holder.since > self._pace.limit_seconds(holder.attempt)
+        ]
+        for _, holder in late:
+            if holder.attempt == 0:  # once an episode: one that never ends is not to make its own limit longer
+                self._pace.add(now - holder.since)
+        return self._take_back([key for key, _ in late])
+
+    def oldest(self, now: float, most: int) -> list[InFlight]:
+        """The episodes that have been played for longest, at most so many: whom everybody may be waiting for."""
+        playing = [InFlight(key, holder.actor, holder.attempt, now - holder.since) for key, holder in self.leased.items()]
+        return sorted(playing, key=lambda episode: -episode.seconds)[:most]
 
     def unknown(self, actor: bytes, playing: Collection[tuple[EpisodeKey, int]], before: float) -> list[EpisodeKey]:
         """What it was leased before then and does not know of goes back likewise: the lease was lost on its way."""

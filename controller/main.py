@@ -107,7 +107,7 @@ class Controller:
         self.admission = Admission(AdmissionSettings(
             groups=learner.groups, group_size=learner.group_size, max_staleness=learner.max_staleness,
             max_leases=self.config.actor.max_leases, seed=self.config.run.seed, train_size=env.size("train"),
-            held_out_size=env.size("held_out"),
+            held_out_size=env.size("held_out"), episode_seconds=self.config.actor.episode_seconds,
         ))  # fmt: skip
         self._welcome = welcome(job)
         keys = load_keys(self.config.security.keys)
@@ -198,7 +198,7 @@ class Controller:
                 case TurnRequest():
                     flaw = await self._desk.take(actor, message)
                 case EpisodeEnded(key=key, attempt=attempt):
-                    if self.admission.ended(key, actor, attempt):
+                    if self.admission.ended(key, actor, attempt, time.monotonic()):
                         self._desk.forget(key, attempt)
                         await self._tell_of_revoked()
                 case Heartbeat(asking=n, playing=playing) if 0 <= n <= MAX_CREDIT:
@@ -247,7 +247,7 @@ class Controller:
             self._desk.forget_before(now - longest)
             for actor in [a for a, seen in self._last_seen.items() if seen < now - LOST_AFTER * beat]:
                 await self._lose(actor)
-            await self._give_up(self.admission.overdue(now - longest))
+            await self._give_up(self.admission.overdue(now))
 
     async def _lose(self, actor: bytes) -> None:
         silent = LOST_AFTER * self.config.actor.heartbeat_seconds
@@ -274,7 +274,7 @@ class Controller:
             match message:
                 case LearnerState() as state:
                     self._desk.turns.thresholds.restore(state.control)
-                    self.admission.start(state.next_group, state.received, state.updates_left)
+                    self.admission.start(state.next_group, state.received, state.updates_left, state.left)
                 case Published() as published:
                     self.admission.trained(published.version, published.trained)
                     await self._announced.put(published)

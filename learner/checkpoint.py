@@ -40,12 +40,14 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
 class IntakeState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the learner had taken in: all groups below `next_group` are in the weights, or dropped."""
+    """What the learner had taken in: all groups below `next_group`, and some above it, are in the weights, or dropped."""
 
     log_position: int = 0  # offset in the episode log of the first record that may not be in the weights
     next_group: int = 0
+    trained_ahead: list[int] = []  # groups above that are in the weights
+    dropped_ahead: list[int] = []  # groups above that were dropped
     next_evaluation: int = 0
-    dropped: dict[str, int] = {}  # of the groups below, what is in no update's figures
+    dropped: dict[str, int] = {}  # of the groups that have left, what is in no update's figures
 
 
 class Evaluated(msgspec.Struct, frozen=True):

@@ -71,9 +71,9 @@ class Intake:
             self.offsets.update((key, offset) for (key, _), offset in zip(new, offsets, strict=True) if not key.evaluation)
             self._arrived()
 
-    def left(self, oldest_kept: int) -> None:
-        """All groups below have been handed out, or dropped."""
-        self.offsets = {key: offset for key, offset in self.offsets.items() if key.group >= oldest_kept}
+    def forget_left(self) -> None:
+        """A resumed run need not find episodes of groups that have been handed out, or dropped."""
+        self.offsets = {key: offset for key, offset in self.offsets.items() if not self._buffer.has_left(key.group)}
 
     def resume_from(self) -> int:
         """Offset in the log of the first episode that a resumed run must find again."""

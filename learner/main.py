@@ -4,7 +4,7 @@
   ──────────────────────────────────────────────────────────────────────────────────────────
   intake.run          a trajectory from any actor                 actors
   _listen             word from the controller                    controller
-  _train              a full batch, in order of admission         intake.run, _listen
+  _train              a full batch, oldest groups first           intake.run, _listen
   one a version       its copy of the weights to be written       _train
   one an evaluation   all its episodes                            intake.run, _listen
   _report             the clock (a second)                        clock
@@ -30,6 +30,7 @@ import zmq.asyncio
 from torch import Tensor
 
 from config import Job
+from learner.batches import record_batch
 from learner.checkpoint import IntakeState, latest
 from learner.episode_log import EpisodeLog, read_records
 from learner.groups import GroupBuffer
@@ -82,7 +83,7 @@ class Learner:
         self._next_evaluation = 0
         settings = self._config.learner
         self._log = EpisodeLog(self._run_dir / "episodes", keep=settings.log_gb * 2**30, fsync=settings.fsync)
-        self._buffer = GroupBuffer(settings.group_size, settings.filter_groups, settings)
+        self._buffer = GroupBuffer(settings.group_size, settings.filter_groups, settings, settings.window())
         vocabulary = read_vocabulary(Path(job.model_dir))
         self._bounds = Bounds(vocabulary, self._config.engine.max_model_len, self._config.learner.group_size)
         self._intake = Intake(self._trajectories, self._log, self._buffer, self._reader, self._flaw, self._wake)
@@ -136,6 +137,7 @@ class Learner:
             LearnerState(
                 next_group=self._buffer.next_group,
                 received=self._buffer.received(),
+                left=self._buffer.left_ahead(),
                 updates_left=self._updates_left(),
                 control=self.training.control.encode(),
             )
@@ -156,6 +158,7 @@ class Learner:
             now = self._spans.now()
             self._spans.add("wait", now - seconds_wait, now, update=number)
             groups, trajectories = batch
+            record_batch(self._run_dir, number, groups)
             progress = self._share_over()
             with self._spans.span("train", update=number):
                 metrics = await self._do("update", trajectories, progress)
@@ -205,14 +208,14 @@ class Learner:
         await self._send("dropped", {**self._buffer.cancel_rest()})
 
     async def _next_batch(self) -> tuple[list[int], list[list[Trajectory]]] | None:
-        """The next batch in order of admission; None when time or tokens are used up, or the user wants to stop."""
+        """The next batch, oldest groups first; None when time or tokens are used up, or the user wants to stop."""
         while not (self._stop.is_set() or self._seconds_left() <= 0 or self._tokens_left() <= 0):
             self._arrived.clear()
             dropped = self._buffer.advance()
             if dropped:
                 await self._tell(GroupsDropped(groups=dropped))
             if (batch := self._buffer.take(self._config.learner.groups)) is not None:
-                self._intake.left(self._buffer.oldest_kept())
+                self._intake.forget_left()
                 return batch
             await self._until_arrival(self._arrived, min(max(0.0, self._seconds_left()), 1.0))
         return None
@@ -272,7 +275,7 @@ class Learner:
         start = functools.partial(lead_start, self._ranks, self._job, self._progress_from_thread())
         self.training = await asyncio.get_running_loop().run_in_executor(self._training_thread, start)
         state = self.training.intake_state
-        self._buffer.resume(state.next_group, state.dropped)
+        self._buffer.resume(state.next_group, state.dropped, state.trained_ahead, state.dropped_ahead)
         self._next_evaluation = state.next_evaluation
         if self._job.resume:
             for begin, _, frame in read_records(self._run_dir / "episodes", state.log_position):
@@ -306,8 +309,11 @@ class Learner:
         return self.training.update_number % self._config.learner.checkpoint_every == 0
 
     async def _checkpoint(self) -> None:
-        position, oldest, dropped = self._intake.resume_from(), self._buffer.oldest_kept(), self._buffer.dropped()
-        intake = IntakeState(log_position=position, next_group=oldest, next_evaluation=self._next_evaluation, dropped=dropped)
+        position, buffer = self._intake.resume_from(), self._buffer
+        intake = IntakeState(
+            log_position=position, next_group=buffer.next_group, trained_ahead=sorted(buffer.trained_ahead),
+            dropped_ahead=sorted(buffer.dropped_ahead), next_evaluation=self._next_evaluation, dropped=buffer.dropped(),
+        )  # fmt: skip
         await asyncio.to_thread(self._log.sync)
         await self._do("checkpoint", intake)
         self._log.forget(position)
@@ -320,7 +326,7 @@ class Learner:
         if self.training is None:
             return NOT_YET
         learner, first = self._config.learner, self._buffer.next_group
-        end = first + (learner.max_staleness + 1) * learner.groups  # there are no more slots
+        end = first + len(self._buffer.left_ahead()) + learner.slots()  # there are no more
         return of_trajectory(
             message, self._bounds, Open(first, end, self._next_evaluation, self._config.eval.episodes, self.training.update_number)
         )

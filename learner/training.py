@@ -134,7 +134,7 @@ class Training:
         if not self._job.config.learner.rollback:
             return None
         found, run_dir = self._watch.observe(record), Path(self._job.run_dir)
-        if self._rollbacks and self._watch.updates <= self._job.config.learner.max_staleness + 1:
+        if self._rollbacks and self._watch.updates <= self._job.config.learner.largest_age() + 1:
             found = {}  # these batches were played by the weights that are gone, and would look like another collapse
         checkpoints = checkpoint.by_update(run_dir)
         good = before_signs(self.update_number, list(checkpoints)) if found else None

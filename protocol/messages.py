@@ -280,12 +280,13 @@ class EpisodeEnded(Message):
 class LearnerState(Message):
     """Sent once, when the learner is ready: where admission starts.
 
-    After a resume, groups from `next_group` on are played (again), except the members in `received`.
+    After a resume, groups from `next_group` on are played (again), except those in `left` and the members in `received`.
     """
 
     next_group: int
     received: list[EpisodeKey]
     updates_left: int  # training groups for so many updates are admitted, dropped ones replaced
+    left: list[int] = []  # groups from `next_group` on that were trained on, or dropped
     control: bytes = b""  # the controller's own state, from the checkpoint; empty: a new run
 
 
@@ -330,6 +331,7 @@ class Applied(Message):
 
     version: int
     seconds: float  # for which generation stood still
+    left: list[int] = []  # groups from `next_group` on that were trained on, or dropped
     control: bytes = b""  # the controller's own state, for the learner's checkpoint
 
 

@@ -9,6 +9,7 @@ recorded run.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import threading
 import time
@@ -19,6 +20,7 @@ import msgspec
 from rich.console import Console
 
 from config import Config, ConfigError, Job
+from learner.batches import read_order
 from learner.episode_log import first_offset
 from learner.groups import GroupBuffer
 from learner.measure import rollout_metrics
@@ -120,11 +122,21 @@ def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
 
 
 def batches(log: Path, config: Config) -> Iterator[tuple[int, list[list[Trajectory]]]]:
-    """(Where in the log it was complete, the groups), as the learner took them: in the order of admission."""
-    buffer = GroupBuffer(config.learner.group_size, config.learner.filter_groups)
+    """(Where in the log it was complete, the groups), as the learner took them; those that it did not come to, in order of admission."""
+    buffer = GroupBuffer(config.learner.group_size, config.learner.filter_groups, config.learner)
+    order = itertools.chain(read_order(log.parent), itertools.count())
+    following, batch = next(order), []
     for end, episode in read_episodes(log):
-        if not episode.key.evaluation:
-            buffer.add(episode)
-            buffer.advance()
-            while (batch := buffer.take(config.learner.groups)) is not None:
-                yield end, batch[1]
+        if episode.key.evaluation or not buffer.add(episode):
+            continue
+        buffer.advance()
+        while True:
+            group = buffer.take_group(following)
+            if group is not None:
+                batch.append(group)
+            elif not buffer.has_left(following):
+                break
+            following = next(order)
+            if len(batch) == config.learner.groups:
+                yield end, batch
+                batch = []

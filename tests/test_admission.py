@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from math import inf
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.admission import Admission, AdmissionSettings, episode_seed, task_of_group
+from controller.pace import ENOUGH, LEAST_SECONDS, Pace
 from protocol.messages import EpisodeKey
 
 
-def make(groups=2, group_size=3, max_staleness=1, max_leases=3, updates=5) -> Admission:
-    admission = Admission(AdmissionSettings(groups, group_size, max_staleness, max_leases, seed=0, train_size=1000, held_out_size=10))
+def make(groups=2, group_size=3, max_staleness=1, max_leases=3, updates=5, episode_seconds=inf) -> Admission:
+    admission = Admission(AdmissionSettings(
+        groups, group_size, max_staleness, max_leases, seed=0, train_size=1000, held_out_size=10, episode_seconds=episode_seconds
+    ))  # fmt: skip
     admission.start(next_group=0, received=[], updates_left=updates)
     return admission
 
@@ -74,13 +80,60 @@ def test_an_episode_is_given_up_when_its_leases_are_used_up():
 
 
 def test_an_episode_that_takes_too_long_is_leased_to_another_actor_while_its_own_lives():
-    admission = make(max_leases=2)
+    admission = make(max_leases=2, episode_seconds=10.0)
     slow = admission.lease(b"a", now=10.0)
     quick = admission.lease(b"a", now=20.0)
-    assert admission.overdue(before=15.0) == []
+    assert admission.overdue(now=25.0) == []
     assert not admission.holds(slow.key, 0, b"a") and admission.holds(quick.key, 0, b"a")
     assert admission.lease(b"b", now=30.0).key == slow.key
-    assert admission.overdue(before=40.0) == [slow.key], "its leases are used up"
+    assert admission.overdue(now=50.0) == [slow.key], "its leases are used up"
+
+
+def test_who_plays_longest_is_listed_first():
+    admission = make()
+    keys = [admission.lease(actor, now=seconds).key for actor, seconds in ((b"a", 5.0), (b"b", 1.0), (b"c", 3.0))]
+    assert admission.oldest(now=7.0, most=2) == [(keys[1], b"b", 0, 6.0), (keys[2], b"c", 0, 4.0)]
+
+
+def played(episodes: int, seconds: float, episode_seconds: float = 1800.0) -> Admission:
+    """So many episodes have ended, each after so long."""
+    admission = make(groups=50, max_leases=5, episode_seconds=episode_seconds)
+    for _ in range(episodes):
+        lease = admission.lease(b"a", now=0.0)
+        assert admission.ended(lease.key, b"a", lease.attempt, now=seconds)
+    return admission
+
+
+def test_an_episode_that_never_ends_is_given_up_at_the_pace_of_the_others():
+    admission, began, leases = played(ENOUGH, seconds=25.0), 1000.0, []
+    stuck, now = admission.lease(b"a", now=began).key, began
+    for _ in range(5):
+        while not (given_up := admission.overdue(now)) and stuck in admission.leased:
+            now += 1.0
+        leases.append(now - began - sum(leases))
+        if not given_up:
+            assert admission.lease(b"b", now=now).key == stuck
+    assert given_up == [stuck] and leases == [101, 201, 401, 801, 1601]
+
+
+@pytest.mark.parametrize(
+    ("episodes", "seconds", "limit"), [(ENOUGH - 1, 25.0, 1800.0), (ENOUGH, 1.0, LEAST_SECONDS), (ENOUGH, 100.0, 400.0), (ENOUGH, 1000.0, 1800.0)],
+    ids=["too few have ended", "quick ones", "4 times the usual", "never longer than the setting"],
+)  # fmt: skip
+def test_how_long_an_episode_may_take_follows_how_long_others_took(episodes, seconds, limit):
+    admission = played(episodes, seconds)
+    key = admission.lease(b"a", now=0.0).key
+    admission.overdue(now=limit)
+    assert key in admission.leased
+    admission.overdue(now=limit + 1)
+    assert key not in admission.leased
+
+
+def test_where_all_episodes_become_slow_the_limit_follows_though_none_came_to_its_end():
+    pace = Pace(1800.0)
+    for seconds in (1.0,) * ENOUGH + (70.0,) * ENOUGH:
+        pace.add(seconds)
+    assert pace.limit_seconds(0) == 280.0
 
 
 def test_an_episode_whose_actor_does_not_know_of_it_is_leased_again():

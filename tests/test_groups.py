@@ -186,7 +186,7 @@ def test_what_is_dropped_is_counted_once_whenever_a_run_is_resumed(groups_per_ba
     buffer = GroupBuffer(group_size)
     dropped = play(buffer, sent[:stop], groups_per_batch)
     resumed = GroupBuffer(group_size)
-    resumed.resume(buffer.oldest_kept(), buffer.dropped())
+    resumed.resume(buffer.next_group, buffer.dropped(), buffer.trained_ahead, buffer.dropped_ahead)
     dropped += play(resumed, sent, groups_per_batch) + resumed.cancel_rest()
     assert dropped == (play(whole := GroupBuffer(group_size), sent, groups_per_batch) + whole.cancel_rest())
 

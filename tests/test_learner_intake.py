@@ -136,11 +136,11 @@ async def test_a_resumed_run_reads_the_log_from_the_first_episode_whose_group_ha
     await running.deliver(*sent)
     await running.acknowledged(len(sent))
     begins = [begin for begin, _, _ in read_records(running.path)]
-    running.intake.left(running.buffer.oldest_kept())
+    running.intake.forget_left()
     assert running.intake.resume_from() == begins[1]
     running.buffer.advance()
     running.buffer.take(1)
-    running.intake.left(running.buffer.oldest_kept())
+    running.intake.forget_left()
     assert (running.intake.resume_from(), running.intake.offsets) == (running.log.position, {})
 
 
@@ -148,5 +148,5 @@ async def test_a_dropped_episode_is_found_again_while_its_group_is_here(running:
     """Else it would be played again, and leave twice."""
     await running.deliver(trajectory(0, 0, DropReason.ENV_ERROR), trajectory(0, 1))
     await running.acknowledged(2)
-    running.intake.left(running.buffer.oldest_kept())
+    running.intake.forget_left()
     assert running.intake.resume_from() == 0

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from run_fixtures import Run, dies_at, running_small
 
+from learner.batches import read_order
+
 pytestmark = pytest.mark.slow
 
 
@@ -15,7 +17,9 @@ def assert_each_once(run: Run, updates: int) -> None:
     """All that `updates` needed is in the log, in one copy each: what is played or delivered again is not trained on again."""
     assert [line["update"] for line in run.updates()] == list(range(1, updates + 1))
     copies = Counter(t.key for t in run.trajectories() if not t.key.evaluation and t.dropped is None)
-    assert set(copies.values()) == {1} and {key.group for key in copies} >= set(range(2 * updates))
+    trained = read_order(run.directory)
+    assert len(trained) == len(set(trained)) == 2 * updates
+    assert set(copies.values()) == {1} and {key.group for key in copies} >= set(trained)
     assert run.summary()["dropped"] == {} and run.left_over() == []
 
 
