@@ -230,7 +230,9 @@ class LearnerSection(Section):
     filter_groups: Annotated[
         bool, says("Leave groups out whose returns are equal, and play others instead (DAPO); a run in which all are never updates")
     ] = False
-    max_staleness: Annotated[int, says("S: no trained token is older than this many versions (see order_window); 0 is synchronous", ge=0)] = 1
+    max_staleness: Annotated[
+        int, says("S: no trained token is older than this many versions (see order_window); 0 is synchronous", ge=0)
+    ] = 1
     order_window: Annotated[
         int,
         says("How many versions older a group may become because others, which came later, are trained on before it; 0: none are", ge=0),
@@ -342,6 +344,10 @@ class ActorSection(Section):
     count: Annotated[int, says("Actor processes", ge=0)] = 64
     episodes: Annotated[int, says("Episodes each plays at once", ge=1)] = 1
     step_timeout: Annotated[float, says("Seconds an environment's step may take", gt=0)] = 30.0
+    episode_seconds: Annotated[
+        float, says("Longest time for an episode; then another actor is given it. Sooner where episodes are short", gt=0)
+    ] = 1800.0
+    heartbeat_seconds: Annotated[float, says("Between signs of life; silent for five of them, an actor is lost", gt=0)] = 2.0
     episode_seconds: Annotated[float, says("Longest time for an episode; then another actor is given it", gt=0)] = 1800.0
     heartbeat_seconds: Annotated[
         float, says("Between signs of life; silent for three of them, a connection is made anew, for five, an actor is lost", gt=0)

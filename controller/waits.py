@@ -51,10 +51,9 @@ def conditions_of(situation: Situation) -> dict[str, str]:
 
 def episode_waits(admission: Admission, now: float) -> dict[str, float]:
     """How long the episodes that have been out longest have been with their actors."""
-    leases = sorted(admission.leased.items(), key=lambda item: item[1].since)
     waits = {}
-    for key, holder in leases[:EPISODES_TOLD]:
-        actor = holder.actor.decode(errors="replace")
-        lease = f"lease {holder.attempt + 1} of {admission.settings.max_leases}"
-        waits[f"episode {key.id} at {actor} ({lease})"] = now - holder.since
+    for episode in admission.oldest(now, EPISODES_TOLD):
+        actor = episode.actor.decode(errors="replace")
+        lease = f"lease {episode.attempt + 1} of {admission.settings.max_leases}"
+        waits[f"episode {episode.key.id} at {actor} ({lease})"] = episode.seconds
     return waits

@@ -168,7 +168,7 @@ class GroupBuffer:
         return taken
 
     def take(self, groups: int) -> tuple[list[int], list[list[Trajectory]]] | None:
-        """The next batch of `groups` groups (numbers, trajectories), or None while there are too few, or an earlier one has to come first."""
+        """The next batch of `groups` groups (numbers, trajectories); None while there are too few, or an earlier one has to come first."""
         chosen = sorted(self._complete)[:groups]
         if len(chosen) < groups or self._passed(chosen) > self.window:
             return None

@@ -278,13 +278,10 @@ class EpisodeEnded(Message):
 
 
 class LearnerState(Message):
-    """Sent once, when the learner is ready: where admission starts.
-
-    After a resume, groups from `next_group` on are played (again), except those in `left` and the members in `received`.
-    """
+    """Where admission starts, once the learner is ready: at `next_group`, without the groups that `left`."""
 
     next_group: int
-    received: list[EpisodeKey]
+    received: list[EpisodeKey]  # members that are not played again
     updates_left: int  # training groups for so many updates are admitted, dropped ones replaced
     left: list[int] = []  # groups from `next_group` on that were trained on, or dropped
     control: bytes = b""  # the controller's own state, from the checkpoint; empty: a new run

@@ -117,7 +117,8 @@ def test_an_episode_that_never_ends_is_given_up_at_the_pace_of_the_others():
 
 
 @pytest.mark.parametrize(
-    ("episodes", "seconds", "limit"), [(ENOUGH - 1, 25.0, 1800.0), (ENOUGH, 1.0, LEAST_SECONDS), (ENOUGH, 100.0, 400.0), (ENOUGH, 1000.0, 1800.0)],
+    ("episodes", "seconds", "limit"),
+    [(ENOUGH - 1, 25.0, 1800.0), (ENOUGH, 1.0, LEAST_SECONDS), (ENOUGH, 100.0, 400.0), (ENOUGH, 1000.0, 1800.0)],
     ids=["too few have ended", "quick ones", "4 times the usual", "never longer than the setting"],
 )  # fmt: skip
 def test_how_long_an_episode_may_take_follows_how_long_others_took(episodes, seconds, limit):

@@ -124,8 +124,8 @@ EVENTS = ["arrive", "arrive", "arrive", "fail", "train", "train", "apply", "save
     schedule=st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 99)), max_size=150), straggler=st.integers(0, 6),
 )  # fmt: skip
 def test_invariant_1_and_4_whatever_happens_when(groups, staleness, window, updates, schedule, straggler):
-    """No trained token is older than S + U versions though groups pass each other and processes crash; each episode leaves once. With S = 0,
-    nothing but the batch is under way, and it is of the newest weights. `straggler`: a group that comes only when all wait for it."""
+    """No trained token is older than S + U versions though groups pass each other and processes crash; each episode leaves once. With
+    S = 0, nothing but the batch is under way, and it is of the newest weights. `straggler`: a group that comes when all wait for it."""
     world = World(LearnerSection(groups=groups, group_size=MEMBERS, max_staleness=staleness, order_window=window), updates)
     for event, choice in schedule:
         ready = [key for key in world.leased if key.group != straggler]
