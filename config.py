@@ -347,8 +347,6 @@ class ActorSection(Section):
     episode_seconds: Annotated[
         float, says("Longest time for an episode; then another actor is given it. Sooner where episodes are short", gt=0)
     ] = 1800.0
-    heartbeat_seconds: Annotated[float, says("Between signs of life; silent for five of them, an actor is lost", gt=0)] = 2.0
-    episode_seconds: Annotated[float, says("Longest time for an episode; then another actor is given it", gt=0)] = 1800.0
     heartbeat_seconds: Annotated[
         float, says("Between signs of life; silent for three of them, a connection is made anew, for five, an actor is lost", gt=0)
     ] = 2.0
