@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
+import re
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +58,20 @@ def test_an_episode_whose_environment_ends_the_process_is_reported_by_the_actor_
     (first, none), (second, reports) = (line.split(" ", 1) for line in (tmp_path / "log").read_text().splitlines())
     assert first == second and none == "[]"
     assert f"('t3.1', 2, '{DropReason.ENV_ERROR}'" in reports and how in reports
+
+
+def test_code_that_keeps_the_event_loop_from_running_ends_the_process_and_is_reported(tmp_path: Path):
+    def backtrack() -> None:
+        async def act() -> None:
+            watchdog = asyncio.create_task(actors.fleet._watch_the_loop(0.5))
+            await asyncio.sleep(0)  # it is armed
+            threading.Thread(target=re.match, args=(r"(a+)+$", "a" * 40 + "b"), daemon=True).start()
+            await watchdog
+
+        asyncio.run(act())
+
+    assert not supervise(dies_once(backtrack, tmp_path / "log"), 1, lambda: True)
+    assert "env_error" in (tmp_path / "log").read_text().splitlines()[1]
 
 
 def test_an_actor_that_is_killed_from_outside_blames_no_episode(tmp_path: Path):
