@@ -76,6 +76,9 @@ class Training:
     def checkpoint(self, intake: IntakeState) -> None:
         return None
 
+    def note_evaluation(self, update: int, success: float) -> None:
+        return None
+
 
 class Counting(FrameReader):
     """Counts who delivered how much, and when."""

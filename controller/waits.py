@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from controller.admission import Admission
 from controller.engine.pool import Health
+from protocol.peers import shown_name
 from telemetry.waits import StandingConditions
 
 EPISODES_TOLD = 2
@@ -53,7 +54,7 @@ def episode_waits(admission: Admission, now: float) -> dict[str, float]:
     """How long the episodes that have been out longest have been with their actors."""
     waits = {}
     for episode in admission.oldest(now, EPISODES_TOLD):
-        actor = episode.actor.decode(errors="replace")
+        actor = shown_name(episode.actor)
         lease = f"lease {episode.attempt + 1} of {admission.settings.max_leases}"
         waits[f"episode {episode.key.id} at {actor} ({lease})"] = episode.seconds
     return waits

@@ -58,6 +58,8 @@ class GroupBuffer:
     _first_group: int = 0  # of training, since the start or the resume
     _first_evaluation: int | None = None
     _first_failures: dict[bool, Counter] = field(default_factory=lambda: {False: Counter(), True: Counter()})
+    drops: Counter = field(default_factory=Counter)
+    """How many episodes were dropped so far: reason -> number."""
     _open: dict[int, dict[int, Trajectory]] = field(default_factory=dict)
     _complete: dict[int, list[Trajectory]] = field(default_factory=dict)  # groups that wait for their batch: who has played
     _evaluations: dict[int, dict[int, Trajectory]] = field(default_factory=dict)
@@ -154,6 +156,7 @@ class GroupBuffer:
         """Its kept tokens are wasted; those of rejected attempts are counted where they are rejected. `sign` -1 takes it back."""
         counts = self._dropped.setdefault(group, Counter())
         counts[f"dropped_{reason}"] += sign * len(episodes)
+        self.drops[reason] += sign * len(episodes)
         counts["wasted_dropped"] += sign * sum(turn.kept.length for episode in episodes for turn in episode.turns)
 
     def dropped(self) -> Counter:
@@ -192,6 +195,10 @@ class GroupBuffer:
 
     def _lowest_outside(self, groups: Collection[int]) -> int:
         return next(group for group in count(self.next_group) if not self.has_left(group) and group not in groups)
+
+    def complete(self) -> int:
+        """How many groups wait for their batch."""
+        return len(self._complete)
 
     def awaited(self) -> Awaited:
         """The lowest group that is not complete, and the members that have not arrived."""

@@ -42,6 +42,7 @@ from learner.ranks import Ranks
 from learner.together import lead, lead_start
 from learner.training import Stopped, Training
 from learner.update import share_over
+from learner.waits import batch_words
 from protocol.checks import Bounds, Open, of_trajectory
 from protocol.codec import FrameReader, decode
 from protocol.delivery import Caller
@@ -50,6 +51,7 @@ from protocol.prompting import read_vocabulary
 from protocol.security import bind, load_keys
 from telemetry.loop_lag import LoopLag
 from telemetry.spans import SpanFile
+from telemetry.waits import OwnWaits
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,7 @@ class Learner:
         self._applied: dict[int, asyncio.Future[Applied]] = {}
         self._stop = asyncio.Event()
         self._lag = LoopLag()
+        self._waits = OwnWaits(time.monotonic)
         self._spans = SpanFile(self._run_dir, "learner")
         self._next_evaluation = 0
         settings = self._config.learner
@@ -127,7 +130,8 @@ class Learner:
         """A method of Training, on all ranks. One thread for all that computes: how many cores torch uses (`learner.threads`) is a property
         of the calling thread."""
         call = functools.partial(lead, self._ranks, self.training, method, *args, **named)
-        return await asyncio.get_running_loop().run_in_executor(self._training_thread, call)
+        with self._waits.on(f"its own {method}, which is computed"):
+            return await asyncio.get_running_loop().run_in_executor(self._training_thread, call)
 
     # --- the run
 
@@ -193,10 +197,10 @@ class Learner:
         await self._checkpoint()
         await self._outgoing.announced()
         if self._outgoing.written is not None and self._outgoing.written.version == version:
-            await self._applied[version]
+            await self._until_applied(version)
             self._applied[version] = asyncio.get_running_loop().create_future()  # that of the last word, before which come the cancelled
         await self._publish([], last=True)
-        await self._applied[version]
+        await self._until_applied(version)
         for task in evaluations:
             await task
         if not self._stop.is_set():
@@ -209,16 +213,22 @@ class Learner:
 
     async def _next_batch(self) -> tuple[list[int], list[list[Trajectory]]] | None:
         """The next batch, oldest groups first; None when time or tokens are used up, or the user wants to stop."""
-        while not (self._stop.is_set() or self._seconds_left() <= 0 or self._tokens_left() <= 0):
-            self._arrived.clear()
-            dropped = self._buffer.advance()
-            if dropped:
-                await self._tell(GroupsDropped(groups=dropped))
-            if (batch := self._buffer.take(self._config.learner.groups)) is not None:
-                self._intake.forget_left()
-                return batch
-            await self._until_arrival(self._arrived, min(max(0.0, self._seconds_left()), 1.0))
+        update, groups = self.training.update_number + 1, self._config.learner.groups
+        with self._waits.on(lambda: batch_words(self._buffer, update, groups)):
+            while not (self._stop.is_set() or self._seconds_left() <= 0 or self._tokens_left() <= 0):
+                self._arrived.clear()
+                dropped = self._buffer.advance()
+                if dropped:
+                    await self._tell(GroupsDropped(groups=dropped))
+                if (batch := self._buffer.take(groups)) is not None:
+                    self._intake.forget_left()
+                    return batch
+                await self._until_arrival(self._arrived, min(max(0.0, self._seconds_left()), 1.0))
         return None
+
+    async def _until_applied(self, version: int) -> None:
+        with self._waits.on(f"the controller to have all engines run weights v{version}"):
+            await self._applied[version]
 
     async def _evaluate(self, wait: bool) -> None:
         """Play the held-out games with the weights of now (`wait`: nothing is trained meanwhile) and report."""
@@ -228,15 +238,15 @@ class Learner:
         await self._tell(Evaluate(evaluation=evaluation, episodes=episodes))
         arrived = asyncio.Event()
         self._waiters.add(arrived)
-        while (played := self._buffer.take_evaluation(evaluation, episodes)) is None:
-            if wait:
-                done = self._buffer.evaluated(evaluation)
-                await self._phase("evaluating", done, episodes)
-            if self._stop.is_set():
-                await self._tell(Evaluate(evaluation=evaluation, episodes=0))
-                return
-            await self._until_arrival(arrived, 1.0)
-            arrived.clear()
+        with self._waits.on(lambda: f"evaluation {evaluation}: {self._buffer.evaluated(evaluation)} of {episodes} episodes are here"):
+            while (played := self._buffer.take_evaluation(evaluation, episodes)) is None:
+                if wait:
+                    await self._phase("evaluating", self._buffer.evaluated(evaluation), episodes)
+                if self._stop.is_set():
+                    await self._tell(Evaluate(evaluation=evaluation, episodes=0))
+                    return
+                await self._until_arrival(arrived, 1.0)
+                arrived.clear()
         self._waiters.discard(arrived)
         metrics = evaluation_metrics(played)
         self.training.note_evaluation(update, metrics["success"])
@@ -298,7 +308,8 @@ class Learner:
         version = self.training.update_number
         if version not in self._applied:
             self._applied[version] = asyncio.get_running_loop().create_future()
-        await self._outgoing.publish(version, groups, last=last)
+        with self._waits.on("the weights of before to be written"):
+            await self._outgoing.publish(version, groups, last=last)
 
     def _written(self, snapshot: Snapshot) -> None:
         self.training.spare = snapshot
@@ -360,9 +371,12 @@ class Learner:
             await self._send("gauge", {
                 "loop_lag": self._lag.read().worst, "queue_trajectories": self._buffer.waiting(), "bad_frames": self._reader.dropped,
             })  # fmt: skip
+            await self._send("waiting", self._waits.seconds())
             await self._tell_failures()
 
     async def _tell_failures(self) -> None:
+        if self._buffer.drops:
+            await self._send("drops", +self._buffer.drops)
         if self._buffer.failures:
             await self._send("failures", self._buffer.failures)
 

@@ -103,6 +103,7 @@ class RunState:
                 counter.total = max(counter.total, total)
         for counter in self.counters.values():
             counter.take()
+        self._dropped_before = self.dropped_by_reason()
 
     def observe(self, stats: Stats, now: float) -> Record | None:
         """Takes one message; returns the finished record when it was an update or an evaluation."""
@@ -149,7 +150,8 @@ class RunState:
     def drops_so_far(self) -> dict[str, int]:
         """Episodes dropped up to now, by reason: those that an update has told of, or the learner has counted since, whichever is more."""
         told = self.dropped_by_reason()
-        return {reason: max(told.get(reason, 0), self._drops.get(reason, 0)) for reason in told | self._drops}
+        live = {reason: self._dropped_before.get(reason, 0) + count for reason, count in self._drops.items()}
+        return {reason: max(told.get(reason, 0), live.get(reason, 0)) for reason in told | live}
 
     def generated_per_second(self, now: float) -> float:
         """Tokens/s of generation over the last RATE_WINDOW seconds."""

@@ -157,3 +157,10 @@ def test_waits_are_told_of_the_longest_first() -> None:
     book.take("learner", {"a": 70.0}, 0.0)
     book.take("controller", {"b": 90.0, "c": 10.0}, 0.0)
     assert [wait.what for wait in book.long_waits(0.0)] == ["b", "a"]
+
+
+def test_drops_of_before_a_resume_count_too() -> None:
+    state = RunState(0.0, [{"kind": "update", "update": 1, "wall_seconds": 5.0, "dropped_env_error": 2, "dropped_env_error_total": 2}])
+    assert state.drops_so_far() == {"env_error": 2}
+    state.observe(Stats(source="learner", event="drops", values={"env_error": 3}), 1.0)
+    assert state.drops_so_far() == {"env_error": 5}
