@@ -43,6 +43,7 @@ from benchmarks.chaos_proxy import Proxy
 from learner.checkpoint import latest, read_state
 from learner.episode_log import read_records
 from protocol.codec import decode
+from protocol.lifetime import dying_with_parent
 from protocol.messages import Trajectory
 from supervisor.endpoints import free_port
 from telemetry.metrics_file import METRICS_FILE, of_kind, read_metrics
@@ -90,6 +91,7 @@ class Run:
         trajectories = free_port(port=first + SHARDS, setting="learner.port")
         self._ports = {"controller.port": str(first), "learner.port": str(trajectories)}
         self.proxy = Proxy(ELSEWHERE, "127.0.0.1", [*range(first, first + SHARDS), trajectories])
+        self.process: subprocess.Popen | None = None
         self._fleet: subprocess.Popen | None = None
 
     def start(self) -> None:
@@ -108,10 +110,15 @@ class Run:
     def _run(self, *arguments: str) -> subprocess.Popen:
         command = [sys.executable, "run.py", *arguments]
         with self._output.open("ab") as output:
-            return subprocess.Popen(command, cwd=ROOT, env=self._environment, stdout=output, stderr=output)
+            return subprocess.Popen(
+                command, cwd=ROOT, env=self._environment, stdout=output, stderr=output, preexec_fn=dying_with_parent()
+            )
 
     def close(self) -> None:
-        """End the actors from elsewhere, and the proxy."""
+        """End the run, if it has not ended, the actors from elsewhere, and the proxy."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
         if self._fleet is not None:
             self._fleet.terminate()
             self._fleet.wait(ENDING)
@@ -189,6 +196,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="five faults, none of which ends the run")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is set up here is taken down
     chance, console = random.Random(options.seed), Console()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))

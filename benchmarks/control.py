@@ -36,6 +36,7 @@ from controller.think_tokens import ThinkTokens
 from learner.build import build_policy
 from protocol.arrays import FLOAT32, INT32, pack
 from protocol.codec import encode
+from protocol.lifetime import die_with
 from protocol.messages import SignalFrame, Steer
 from protocol.prompting import read_vocabulary
 from supervisor import children
@@ -215,6 +216,7 @@ async def frame_microseconds(rows: int, engines: int = 30, count: int = 3000) ->
 
 
 def _send_frames(endpoint: str, engines: int, rows: int, count: int) -> None:
+    die_with(multiprocessing.parent_process().pid)
     rng = np.random.default_rng(0)
     frames = [encode(_frame(step, rows, rng)) for step in range(count)]
     context = zmq.Context()

@@ -23,6 +23,7 @@ from envs.alfworld.reference import Original, missing_packages, wander
 from envs.base import Environment
 from envs.play import expert_episode, start_episode
 from envs.registry import make_environment
+from protocol.lifetime import die_with
 from supervisor.endpoints import free_port
 
 SECONDS = 3.0
@@ -70,6 +71,7 @@ def _memory_of_a_fork(environment: Environment) -> float:
     receiver, sender = context.Pipe(duplex=False)
 
     def play() -> None:
+        die_with(multiprocessing.parent_process().pid)
         for number in range(50):
             expert_episode(environment, "train", number, random.Random(number))
         sender.send(_private_megabytes())
@@ -109,9 +111,12 @@ def _skyrl_speed() -> tuple[float, float]:
     from envs.search.server import make_app
 
     port = free_port()
-    server = multiprocessing.get_context("fork").Process(
-        target=lambda: web.run_app(make_app(Index(passages())), host="127.0.0.1", port=port, print=None, access_log=None), daemon=True
-    )
+
+    def serve() -> None:
+        die_with(multiprocessing.parent_process().pid)
+        web.run_app(make_app(Index(passages())), host="127.0.0.1", port=port, print=None, access_log=None)
+
+    server = multiprocessing.get_context("fork").Process(target=serve, daemon=True)
     server.start()
     _wait_for(port)
     environment = make_environment("search")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -12,11 +13,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from protocol.lifetime import dying_with_parent
 from supervisor.children import ROOT
 
 SUBNET = f"10.213.{os.getpid() % 250 + 1}"  # another one than of a process that was killed
 HERE = f"{SUBNET}.1"
 """Of this process's own namespace, on the bridge."""
+PREFIX = "fy"
+"""Bridges are called PREFIX and the id of their process, namespaces likewise, with a letter."""
 FAR = (0.02, 0.01)
 """Seconds of delay, share of the packets that are lost: each way."""
 
@@ -36,7 +40,8 @@ class Host:
             _ip("link", "add", self._outside, "type", "veth", "peer", "name", inside, "netns", name)
         else:
             command = [sys.executable, "-m", "benchmarks.slow_link", self._outside, inside, *map(str, far)]
-            cable = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE))
+            tied = {"preexec_fn": dying_with_parent()}
+            cable = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, **tied))
             stack.callback(cable.kill)
             if cable.stdout.readline() != b"ready\n":
                 raise NotPermitted("no network devices of programs (/dev/net/tun)")
@@ -51,7 +56,7 @@ class Host:
         command = [sys.executable, "run.py", "actor", "--connect", f"tcp://{HERE}:{port}", "--keys", str(keys), "--actors", str(actors)]
         group = subprocess.Popen(
             ["ip", "netns", "exec", self.name, *command, "--wait", "600"], cwd=ROOT, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=dying_with_parent(),
         )  # fmt: skip
         stack.callback(group.wait)
         stack.callback(kill, group)
@@ -67,7 +72,8 @@ def hosts(count: int, far: tuple[float, float] | None = None) -> Iterator[list[H
     """So many, while inside. Raises NotPermitted where there can be none."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         raise NotPermitted("network namespaces take root, and iproute2")
-    bridge = f"fy{os.getpid() % 100000}"
+    _remove_abandoned()
+    bridge = f"{PREFIX}{os.getpid()}"
     with ExitStack() as stack:
         try:
             _ip("link", "add", bridge, "type", "bridge")
@@ -91,6 +97,24 @@ def kill(group: subprocess.Popen) -> None:
     """All of it, if it has not ended."""
     if group.poll() is None:
         os.killpg(group.pid, signal.SIGKILL)
+
+
+def _remove_abandoned() -> None:
+    """Remove the namespaces and bridges of processes that were killed: nobody else does."""
+    namespaces = Path("/run/netns")
+    found = [path.name for path in namespaces.iterdir()] if namespaces.exists() else []
+    for name in found:
+        if _is_abandoned(name):
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+    for path in Path("/sys/class/net").iterdir():
+        if _is_abandoned(path.name):
+            subprocess.run(["ip", "link", "del", path.name], check=False, capture_output=True)
+
+
+def _is_abandoned(name: str) -> bool:
+    """Whether this is the name of a namespace or a bridge whose process has ended."""
+    owner = re.fullmatch(rf"{PREFIX}(\d+)[a-z]?", name)
+    return owner is not None and not Path("/proc", owner[1]).exists()
 
 
 def _ip(*arguments: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.hosts import FAR, HERE, Host, NotPermitted, away, hosts, kill
+from protocol.lifetime import dying_with_parent
 from protocol.security import make_keys
 from supervisor.children import ROOT
 from supervisor.endpoints import free_port
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two updates of a policy that knows nothing, near and far")
     parser.add_argument("--json", type=Path, help="write the table's figures to this file, too")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is set up here is taken down
     console, rows = Console(), {}
     for name, (across, far, faults) in CONDITIONS.items():
         if options.quick and name not in ("hosts", "far"):
@@ -84,7 +87,12 @@ def run(directory: Path, settings: dict[str, str], across: bool, far: tuple[floa
             settings |= away(learning, port, keys, directory / "weights")
             joined = [(host, host.join(port, keys / "actors", ACTORS, stack)) for host in playing]
         command = [sys.executable, "run.py", *(f"--{name}={value}" for name, value in settings.items())]
-        training = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        training = stack.enter_context(
+            subprocess.Popen(
+                command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=dying_with_parent()
+            )
+        )
+        stack.callback(training.kill)
         if faults:
             befall(joined, path / METRICS_FILE, training)
         output, _ = training.communicate()

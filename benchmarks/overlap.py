@@ -26,6 +26,7 @@ from benchmarks import load_environment
 from learner.build import TOKENIZER_EPISODES
 from learner.demonstrations import demonstrations
 from learner.tiny import build_tiny
+from protocol.lifetime import dying_with_parent
 from supervisor.children import ROOT
 from supervisor.settings import resolve
 from supervisor.sweep import FIGURES
@@ -57,7 +58,8 @@ def main() -> None:
         arguments += [f"--model={policy}", f"--updates={options.updates}", f"--seeds={options.seeds}"]
         path = os.pathsep.join([str(ROOT), temporary])
         environment = os.environ | {"PYTHONPATH": path, load_environment.SECONDS: str(options.seconds)}
-        made = subprocess.run([sys.executable, "run.py", "sweep", str(options.dir), *arguments], cwd=ROOT, env=environment, check=False)
+        command = [sys.executable, "run.py", "sweep", str(options.dir), *arguments]
+        made = subprocess.run(command, cwd=ROOT, env=environment, check=False, preexec_fn=dying_with_parent())
     if made.returncode:
         sys.exit(made.returncode)
     Console(width=110).print(table(json.loads((options.dir / FIGURES).read_text())["rows"]))

@@ -24,6 +24,7 @@ from controller.engine.gate import bearer
 from learner.episode_log import read_records
 from protocol.arrays import INT32
 from protocol.codec import decode
+from protocol.lifetime import dying_with_parent
 
 STREAMS, PROMPTS, RESPONSES = (1, 4, 16, 64), (64, 256), (8, 48)
 ENGINE = ("engine_step", "engine_row", "engine_turn", "engine_prompt")
@@ -75,7 +76,9 @@ class Observed:
 def observe(directory: Path, arguments: list[str]) -> Observed:
     """`python run.py ARGUMENTS` in `directory`. Ends the benchmark, with the run's output, if it fails."""
     command = [sys.executable, "run.py", "--run-dir", str(directory), *arguments]
-    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=dying_with_parent()
+    )
     samples: list[tuple[float, dict[str, float]]] = []
     try:
         while run.poll() is None:

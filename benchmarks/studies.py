@@ -14,6 +14,8 @@ from typing import NamedTuple, TypeVar
 from rich.console import Console
 from rich.table import Table
 
+from protocol.lifetime import dying_with_parent
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = "results.jsonl"
 """A line for each cell: its fields, and what it brought."""
@@ -67,7 +69,7 @@ def run(directory: Path, arguments: Sequence[str]) -> Records:
     """`python run.py ARGUMENTS` in `directory`, which is removed afterwards. Ends the study, with the run's output, if it fails."""
     shutil.rmtree(directory, ignore_errors=True)  # of a study that was interrupted
     command = [sys.executable, "run.py", "--run-dir", str(directory), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=dying_with_parent())
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

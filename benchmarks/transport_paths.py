@@ -27,6 +27,7 @@ from learner.intake import Intake
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
 from protocol.checks import Bounds, Open, of_trajectory
 from protocol.codec import FrameReader, encode
+from protocol.lifetime import die_with
 from protocol.messages import Ack, Attempt, EpisodeKey, Span, StopReason, Trajectory, Turn
 
 IN_FLIGHT = 16
@@ -113,12 +114,14 @@ def run(learner: Callable[[Work, Connection], None], actor: Callable[[Work, int]
 
 
 def _learn(learner: Callable[[Work, Connection], None], work: Work, parent: Connection) -> None:
+    die_with(multiprocessing.parent_process().pid)
     started = time.process_time()
     learner(work, parent)
     parent.send(time.process_time() - started)
 
 
 def _act(actor: Callable[[Work, int], Clock], work: Work, port: int, parent: Connection) -> None:
+    die_with(multiprocessing.parent_process().pid)
     parent.send(actor(work, port))
 
 

@@ -26,6 +26,7 @@ from learner.policy import load_policy
 from learner.samples import Sample
 from learner.tiny import TURN_END, build_tiny
 from learner.warm_start import imitation_step, make_optimizers, token_batches
+from protocol.lifetime import dying_with_parent
 from protocol.prompting import load_prompter
 from supervisor.children import ROOT
 from supervisor.settings import resolve
@@ -60,7 +61,10 @@ def _beside(policy_dir: Path, threads: int, sleeping: bool, count: int) -> float
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
     command = [sys.executable, "-m", "benchmarks.warm_start", str(policy_dir), str(threads)]
     processes = [
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(count)
+        subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=dying_with_parent()
+        )
+        for _ in range(count)
     ]
     for process in processes:
         process.stdout.readline()

@@ -32,12 +32,29 @@ def dying_with_parent() -> Callable[[], None]:
     process ends. On systems other than Linux it does nothing.
     """
     parent = os.getpid()
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before the fork: the child must not import
+    libc = _load_libc()  # before the fork: the child must not import
 
     def call_in_child() -> None:
-        if libc is not None:
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != parent:
-                os._exit(1)
+        _tie(libc, parent)
 
     return call_in_child
+
+
+def die_with(parent: int) -> None:
+    """Have the kernel kill this process when the one with the id `parent`, which started it, ends. On systems other than Linux it does
+    nothing."""
+    _tie(_load_libc(), parent)
+
+
+def _load_libc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
+    return ctypes.CDLL(None)
+
+
+def _tie(libc: ctypes.CDLL | None, parent: int) -> None:
+    if libc is None:
+        return
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)

@@ -6,6 +6,7 @@ DIRECTORY/CASE/NAME.pt: the gradients of the first step, the metrics, the weight
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from learner.checkpoint import IntakeState
 from learner.ranks import Ranks
 from learner.sharding import whole, whole_weights
 from learner.training import Training
+from protocol.lifetime import die_with
 
 VOCABULARY = 300
 
@@ -40,6 +42,7 @@ CASES = {
 
 
 def main(directory: Path, name: str) -> None:
+    die_with(os.getppid())
     ranks = Ranks.join()
     torch.set_num_threads(1)
     for case, settings in CASES.items():

@@ -22,6 +22,7 @@ from config import Config, ConfigError, Job
 from controller.engine.fake import FakeEngine
 from learner.build import build_policy
 from protocol.codec import decode
+from protocol.lifetime import dying_with_parent
 from protocol.messages import Trajectory
 from protocol.security import make_keys
 from supervisor.endpoints import choose_endpoints, free_port
@@ -185,7 +186,7 @@ async def running(
     """The command line with these arguments; killed at the end if it has not ended."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, *program, *arguments, cwd=cwd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, preexec_fn=dying_with_parent(),
     )  # fmt: skip
     try:
         yield Run(process, directory)

@@ -15,6 +15,7 @@ import pytest
 from aiohttp import web
 
 import supervisor.engine_watch
+from protocol.lifetime import dying_with_parent
 from supervisor.children import Child
 from supervisor.endpoints import free_port
 from supervisor.engine_watch import LOOKS, Lameness, end_lame_engines, look
@@ -78,7 +79,8 @@ async def test_a_lame_engine_is_ended_and_the_one_after_it_is_not(tmp_path: Path
     monkeypatch.setattr(supervisor.engine_watch, "INTERVAL", 0.01)
 
     def sleeper() -> Child:
-        process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+        command = [sys.executable, "-c", "import time; time.sleep(600)"]
+        process = subprocess.Popen(command, start_new_session=True, preexec_fn=dying_with_parent())
         return Child("engine", process, tmp_path / "log")
 
     engines = {0: sleeper()}

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from run_fixtures import ROOT, Run, job_in, processes, running, running_small, small_config
 
+from protocol.lifetime import dying_with_parent
 from supervisor.endpoints import free_port
 from supervisor.job import job_file
 
@@ -312,7 +313,7 @@ async def test_a_controller_that_cannot_begin_says_why_and_ends(tmp_path: Path):
         taken.bind(("127.0.0.1", int(job.endpoints.learner.rsplit(":", 1)[1])))
         taken.listen()
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "controller", str(job_file(job)), cwd=ROOT, stderr=asyncio.subprocess.PIPE
+            sys.executable, "-m", "controller", str(job_file(job)), cwd=ROOT, stderr=asyncio.subprocess.PIPE, preexec_fn=dying_with_parent()
         )
         try:
             _, said = await asyncio.wait_for(process.communicate(), 60)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from run_fixtures import running, small_elsewhere
 
+from protocol.lifetime import dying_with_parent
 from supervisor.endpoints import free_port
 
 pytest.importorskip("ray", reason="pip install -e '.[ray]'")
@@ -51,7 +52,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         environment.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         environment.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
         ray = str(Path(sys.executable).with_name("ray"))
-        process = subprocess.Popen([ray, "start", *options], stdout=output, stderr=output, start_new_session=True)
+        how = {"stdout": output, "stderr": output, "start_new_session": True, "preexec_fn": dying_with_parent()}
+        process = subprocess.Popen([ray, "start", *options], **how)
         try:
             deadline = time.monotonic() + 60
             while "Ray runtime started" not in log.read_text():

@@ -22,6 +22,7 @@ from envs.search.facts import passages
 from envs.search.index import Index
 from envs.search.remote import Remote
 from envs.search.server import main, make_app
+from protocol.lifetime import dying_with_parent
 from supervisor.endpoints import free_port
 
 TEXTS = ["The capital of Bhutan is Thimphu.", "The capital of Peru is Lima.", "Paro is in Bhutan."]
@@ -149,7 +150,8 @@ def test_the_server_serves_a_file_until_it_is_interrupted(tmp_path):
     port = free_port()
     command = [sys.executable, "run.py", "retriever", "--port", str(port), "--corpus", str(corpus)]
     root = Path(__file__).parent.parent
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": dying_with_parent()}
+    with subprocess.Popen(command, cwd=root, **how) as server:
         try:
             assert server.stdout.readline() == f"1 passages at http://127.0.0.1:{port}/retrieve; Ctrl-C ends it\n"
             assert Remote(f"http://127.0.0.1:{port}").passages("Paro", 3) == ["Paro is in Bhutan."]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import os
 import signal
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +16,17 @@ from run_fixtures import Run, small_elsewhere
 
 from config import ConfigError
 from learner.checkpoint import latest
+from protocol.lifetime import dying_with_parent
 from supervisor.cli import main
 from supervisor.machines import Machines, run_settings
 
 pytestmark = pytest.mark.slow
 
+TIE = '{ [[ -z ${JOB-} ]] || flock "$JOB" kill -KILL 0; } &> /dev/null &'
+"""Ends the step with its job: when nobody holds the lock of the file JOB any more, as Slurm's daemons do on each machine."""
 PROGRAMS = {
     "scontrol": 'for node in ${3//,/ }; do echo "$node"; done',  # show hostnames LIST
-    "srun": 'while [[ $1 == --* ]]; do case $1 in --nodelist=*) export NODE=${1#*=};; esac; shift; done; exec "$@"',
+    "srun": 'while [[ $1 == --* ]]; do case $1 in --nodelist=*) export NODE=${1#*=};; esac; shift; done\n' + TIE + '\nexec "$@"',
     "hostname": 'case $NODE in node*) echo "10.0.0.${NODE#node} fe80::1";; *) echo 127.0.0.1;; esac',
     "python-that-tells": 'flock "$TOLD" echo "$NODE: $*" >> "$TOLD"; [[ " $* " != *" keys "* ]] || mkdir -p "$3/$4"',
 }
@@ -126,8 +132,7 @@ def test_wrong_settings_are_refused_when_the_script_is_written(tmp_path: Path, c
 
 async def test_a_job_of_two_machines_runs_to_its_end(tmp_path: Path, slurm: Path, small_policy, monkeypatch: pytest.MonkeyPatch):
     """Real processes, on this machine in the place of both."""
-    async with small_elsewhere(tmp_path / "run", small_policy) as arguments:
-        run = await started(tmp_path, arguments, monkeypatch)
+    async with small_elsewhere(tmp_path / "run", small_policy) as arguments, job(tmp_path, arguments, monkeypatch) as run:
         assert await run.ended() == 0, run.output
         assert run.summary()["updates"] == 2 and run.summary()["dropped"] == {}
 
@@ -135,18 +140,34 @@ async def test_a_job_of_two_machines_runs_to_its_end(tmp_path: Path, slurm: Path
 async def test_a_job_near_its_limit_ends_its_run_with_a_checkpoint(tmp_path: Path, slurm: Path, small_policy, monkeypatch):
     """Slurm signals the script alone."""
     async with small_elsewhere(tmp_path / "run", small_policy) as arguments:
-        run = await started(tmp_path, [*arguments, "--run.updates=1000"], monkeypatch)
-        await run.until(run.updates)
-        run.process.send_signal(signal.SIGINT)
-        assert await run.ended() == 130, run.output
-        assert run.summary()["ended"] == "interrupted" and latest(tmp_path / "run").name == f"{run.updates()[-1]['update']:06d}"
+        arguments.append("--run.updates=1000")
+        async with job(tmp_path, arguments, monkeypatch) as run:
+            await run.until(run.updates)
+            run.process.send_signal(signal.SIGINT)
+            assert await run.ended() == 130, run.output
+            assert run.summary()["ended"] == "interrupted" and latest(tmp_path / "run").name == f"{run.updates()[-1]['update']:06d}"
 
 
-async def started(directory: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The script for a run in directory/run, on two machines, begun."""
+@contextlib.asynccontextmanager
+async def job(directory: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch, nodes: str = "here,there") -> AsyncIterator[Run]:
+    """The job of a run in directory/run, begun on these machines; nothing of it is left afterwards."""
     assert main(["slurm", *arguments]) == 0
-    monkeypatch.setenv("SLURM_JOB_NODELIST", "here,there")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", nodes)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    how = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT}
-    how["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # bash traps nothing that its parent ignores; Slurm does not
-    return Run(await asyncio.create_subprocess_exec("bash", str(directory / "run.sbatch"), **how), directory / "run")
+    monkeypatch.setenv("JOB", str(directory / "job"))
+    tie = dying_with_parent()
+
+    def begin() -> None:
+        tie()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # bash traps nothing that its parent ignores; Slurm does not
+
+    how = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.STDOUT, "start_new_session": True, "preexec_fn": begin}
+    with (directory / "job").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        process = await asyncio.create_subprocess_exec("bash", str(directory / "run.sbatch"), **how)
+        try:
+            yield Run(process, directory / "run")
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+    await process.wait()

@@ -19,6 +19,7 @@ from run_fixtures import ROOT, options, processes, small_engine, with_shadows
 import supervisor.sweep
 from config import ConfigError
 from learner.checkpoint import by_update
+from protocol.lifetime import dying_with_parent
 from supervisor.cli import main
 from supervisor.job import locked
 from supervisor.sweep import Cell, is_finished, plan, sweep, updates_so_far
@@ -214,6 +215,7 @@ async def begun(directory: Path, settings: dict[str, str], cwd: Path = ROOT) -> 
     return await asyncio.create_subprocess_exec(
         sys.executable, str(ROOT / "run.py"), "sweep", str(directory), *options(settings), cwd=cwd, stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True,
+        preexec_fn=dying_with_parent(),
     )  # fmt: skip
 
 
