@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from run_fixtures import ROOT
 
-from protocol.lifetime import describe_end
+from protocol.lifetime import describe_end, dying_with_parent
 
 CLOSED_READER = "closed reader"
 
@@ -88,9 +88,8 @@ def test_the_end_of_a_process_is_said_in_words(status: int, words: str) -> None:
 
 
 def test_a_terminal_that_goes_away_ends_a_server_as_ctrl_c_does() -> None:
-    server = subprocess.Popen(
-        [sys.executable, str(ROOT / "run.py"), "retriever", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    command = [sys.executable, str(ROOT / "run.py"), "retriever", "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=dying_with_parent())
     with contextlib.closing(server.stdout):
         assert b"Ctrl-C ends it" in server.stdout.readline()
         server.send_signal(signal.SIGHUP)
