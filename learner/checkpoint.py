@@ -1,9 +1,11 @@
 """Checkpoints: a Hugging Face directory that anything can load, and beside the weights what training needs to go on.
 
     <run>/checkpoints/000020/  config.json  model.safetensors  tokenizer.json  …
-                               training_state/  state.json  optimizer.pt  explored.npz  (adapters.safetensors)  (critic.pt)  (reference/)
+                               training_state/  state.json  contents.json  optimizer.pt  explored.npz
+                                                (adapters.safetensors)  (critic.pt)  (reference/)
 
-One is written under another name and renamed when it is whole, so whatever bears a number can be loaded.
+One is written under another name and renamed when it is whole, so whatever bears a number can be loaded; unless the machine has lost
+power, or a copy was broken off: learner/checkpoint_damage.py.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from learner.checkpoint_damage import DAMAGED, STATE, numbered_checkpoints, write_contents
 from learner.critic import Critic
 from learner.lora import adapter_tensors
 from learner.ranks import Ranks
@@ -30,7 +33,6 @@ from telemetry.exploration import Exploration
 
 Name = TypeVar("Name", bound=Hashable)
 
-STATE = "training_state"
 REFERENCE = "reference"
 CRITIC = "critic.pt"
 ADAPTERS = "adapters.safetensors"
@@ -121,6 +123,7 @@ def save(
         if beside.exploration is not None:
             seen = {name: np.fromiter(getattr(beside.exploration, name), np.uint64) for name in ("states", "pairs")}
             np.savez(unfinished / STATE / EXPLORED, **seen, divisors=list(beside.exploration.divisors.values()))
+        write_contents(unfinished)
         (unfinished / STATE / "state.json").write_bytes(msgspec.json.encode(state))
         if fsync:
             for path in (*unfinished.rglob("*"), unfinished):
@@ -157,7 +160,8 @@ def prune(run_dir: Path, newest: int, every: int, needed: Container[int]) -> Non
     found = by_update(run_dir)
     old = sorted(found)[:-newest]
     gone = [found[number] for number in old if number not in needed and not (every and number % every == 0)]
-    gone += sorted(checkpoints_dir(run_dir).glob(f"*{SET_ASIDE}"))[:-newest]
+    for suffix in (SET_ASIDE, DAMAGED):
+        gone += sorted(checkpoints_dir(run_dir).glob(f"*{suffix}"))[:-newest]
     for path in gone:
         removed = path.with_name(f".{path.name}-{os.getpid()}")
         os.replace(path, removed)
@@ -240,7 +244,7 @@ def latest(run_dir: Path) -> Path | None:
 
 def by_update(run_dir: Path) -> dict[int, Path]:
     """The checkpoints of a run. One that was never finished, or has been set aside, has no number for a name."""
-    return {int(path.name): path for path in checkpoints_dir(run_dir).glob("*") if path.name.isdecimal()}
+    return numbered_checkpoints(Path(run_dir))
 
 
 def set_aside_between(run_dir: Path, good: int, now: int) -> None:

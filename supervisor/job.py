@@ -31,6 +31,7 @@ from protocol.prompting import load_prompter, read_vocabulary
 from protocol.security import KeysError, is_loopback, load_keys
 from supervisor.endpoints import check_launch, check_shards, choose_endpoints
 from supervisor.machine_checks import check_machine, choose_weights_parent
+from supervisor.resume import leave_damaged_checkpoints
 from supervisor.settings import to_toml
 from telemetry.trackers import check_tracker
 
@@ -75,6 +76,8 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
     needed_bytes = check_machine(config, model, Path(config.run.dir or "runs"), resume)
     weights_parent = choose_weights_parent(config.run.weights_dir, needed_bytes, Path(config.run.dir or default_run_dir()))
     run_dir = _claimed(config.run.dir)
+    if resume:
+        leave_damaged_checkpoints(run_dir)
     (run_dir / "logs").mkdir(exist_ok=True)
     job = Job(
         config=config,

@@ -7,15 +7,19 @@ would make something else of it is refused by name, before anything is written.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from config import ENVIRONMENTS, Config, ConfigError
+from learner.checkpoint_damage import newest_whole, set_aside_damaged
 from protocol.messages import SCHEMA_VERSION
 from supervisor import settings
 from supervisor.defaults import with_preset
+
+log = logging.getLogger(__name__)
 
 FIXED = {
     "run.seed": "chooses the tasks of the groups that are under way",
@@ -94,7 +98,7 @@ def check_change(run_dir: Path, name: str, before: Any, after: Any, recorded: Co
 
 def check_model_of(run_dir: Path, model: Path | None) -> None:
     """Raises ConfigError, naming model.name, when `model` has other tokens or another architecture than the weights of the run."""
-    checkpoint, model = latest_checkpoint(run_dir), model or run_dir / "policy"
+    checkpoint, model = newest_whole(run_dir), model or run_dir / "policy"
     if checkpoint is None or not model.is_dir():
         return
     if _read(checkpoint / "tokenizer.json") != _read(model / "tokenizer.json"):
@@ -108,10 +112,14 @@ def check_model_of(run_dir: Path, model: Path | None) -> None:
         )
 
 
-def latest_checkpoint(run_dir: Path) -> Path | None:
-    """The directory of a run's newest checkpoint."""
-    numbered = [path for path in (run_dir / "checkpoints").glob("*") if path.name.isdecimal()]
-    return max(numbered, key=lambda path: int(path.name), default=None)
+def leave_damaged_checkpoints(run_dir: Path) -> None:
+    """Set checkpoints that cannot be loaded aside, and say which; ConfigError if a run has no other ones."""
+    try:
+        damaged = set_aside_damaged(run_dir)
+    except ValueError as error:
+        raise ConfigError(f"--resume: {error}; put that back, or begin a new run") from None
+    for name, words in damaged.items():
+        log.warning("checkpoint %s of %s is left aside: %s", name, run_dir, words)
 
 
 def _check_version(run_dir: Path) -> None:
@@ -128,7 +136,7 @@ def _check_version(run_dir: Path) -> None:
 
 
 def _weights(run_dir: Path) -> Path:
-    return latest_checkpoint(run_dir) or run_dir / "policy"
+    return newest_whole(run_dir) or run_dir / "policy"
 
 
 def _is_the_same_place(before: str, after: str) -> bool:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from learner import checkpoint, publish
+from learner.checkpoint_damage import describe_damage
 from learner.measure import tokens_of
 from learner.policy import load_policy
 from learner.publish import Publisher, sha256_of
@@ -289,6 +290,30 @@ def test_the_newest_checkpoints_stay_with_the_best_evaluated_one_and_every_so_ma
     assert sorted(path.name for path in checkpoint.checkpoints_dir(Path(job.run_dir)).iterdir()) == ["000002", "000004", "000006", "000007"]
     training.checkpoint()
     assert Training.restore(job, no_progress).best == training.best == checkpoint.Evaluated(2, 0.7)
+
+
+def test_after_a_resume_checkpoints_of_before_count_among_the_newest(job):
+    job = with_learner(job, keep_checkpoints=2)
+    training = Training.begin(job, no_progress)
+    for success in (0.7, 0.1, 0.2):
+        training.update(groups(training.update_number))
+        training.checkpoint()
+        training.note_evaluation(training.update_number, success)
+    training.checkpoint()
+    restored = Training.restore(job, no_progress)
+    restored.update(groups(3))
+    restored.checkpoint()
+    assert sorted(checkpoint.by_update(Path(job.run_dir))) == [1, 3, 4], "the best one, and the two newest"
+
+
+def test_a_checkpoint_knows_of_its_files_whether_they_are_as_they_were_written(job):
+    training = Training.begin(job, no_progress)
+    written = training.checkpoint()
+    training.checkpoint(checkpoint.IntakeState(next_group=5))  # which rewrites what it says
+    assert describe_damage(written) == ""
+    with (written / checkpoint.STATE / "optimizer.pt").open("r+b") as file:
+        file.truncate(100)
+    assert describe_damage(written).startswith("training_state/optimizer.pt has 100 bytes, and ")
 
 
 def test_with_rollback_the_checkpoint_that_it_goes_back_to_stays(job):

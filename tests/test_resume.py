@@ -9,9 +9,10 @@ import pytest
 from run_fixtures import running_small
 
 from config import ConfigError
+from learner.checkpoint_damage import CONTENTS, STATE, newest_whole, set_aside_damaged, write_contents
 from protocol.messages import SCHEMA_VERSION
 from supervisor.cli import main
-from supervisor.resume import check_model_of, resumed_config
+from supervisor.resume import check_model_of, leave_damaged_checkpoints, resumed_config
 from supervisor.settings import resolve, to_toml
 
 
@@ -22,6 +23,13 @@ def begun(directory: Path, **overrides: str) -> Path:
     (directory / "config.toml").write_text(to_toml(config))
     (directory / "job.json").write_text(json.dumps({"schema": SCHEMA_VERSION}))
     return directory
+
+
+def finish_checkpoint(directory: Path) -> None:
+    """Add what a checkpoint says of itself."""
+    (directory / STATE).mkdir(parents=True, exist_ok=True)
+    write_contents(directory)
+    (directory / STATE / "state.json").write_text("{}")
 
 
 @pytest.mark.parametrize(
@@ -114,12 +122,47 @@ def test_a_model_that_is_not_the_one_of_the_weights_is_refused(tmp_path: Path, s
         content = (small_policy / name).read_bytes()
         (checkpoint / name).write_bytes(content)
         (other / name).write_bytes(content)
+    finish_checkpoint(checkpoint)
     check_model_of(tmp_path, small_policy)
     if file == "config.json":
         text = json.dumps(json.loads((small_policy / file).read_text()) | json.loads(text))
     (other / file).write_text(text)
     with pytest.raises(ConfigError, match=rf"model\.name: .*{said}"):
         check_model_of(tmp_path, other)
+
+
+def spoil(file: Path, how: str) -> None:
+    """What a loss of power, a killed copy or a person leaves of a file."""
+    if how == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: len(file.read_bytes()) // 2 if how == "cut" else 0])
+
+
+@pytest.mark.parametrize("how", ["missing", "empty", "cut"])
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", f"{STATE}/optimizer.pt", f"{STATE}/state.json", CONTENTS])
+def test_a_resume_leaves_a_checkpoint_aside_of_which_a_file_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, how: str
+) -> None:
+    checkpoints = []
+    for number in ("000020", "000040"):
+        directory = tmp_path / "checkpoints" / number
+        (directory / STATE).mkdir(parents=True)
+        for file in ("model.safetensors", "tokenizer.json", f"{STATE}/optimizer.pt"):
+            (directory / file).write_text("some bytes")
+        finish_checkpoint(directory)
+        checkpoints.append(directory)
+    older, newer = checkpoints
+    assert set_aside_damaged(tmp_path) == {} and newest_whole(tmp_path) == newer
+    spoil(newer / name, how)
+    assert newest_whole(tmp_path) == older
+    leave_damaged_checkpoints(tmp_path)
+    assert f"000040 of {tmp_path} is left aside: " in caplog.text and Path(name).name in caplog.text
+    assert sorted(path.name for path in older.parent.iterdir()) == ["000020", "000040-damaged"]
+    spoil(older / name, how)
+    with pytest.raises(ConfigError, match=r"--resume: no checkpoint of the run is whole: in .*000020"):
+        leave_damaged_checkpoints(tmp_path)
+    assert older.is_dir()
 
 
 @pytest.mark.slow
