@@ -12,6 +12,7 @@ from config import LearnerSection
 from learner.corrections import CORRECTIONS, Tokens
 from learner.corrections.diagnostics import divergence, effective_sample_size, token_ages
 from learner.corrections.kl import reference_kl
+from telemetry.collapse import signs
 
 SETTINGS = LearnerSection(clip_low=0.2, clip_high=0.3, tis_cap=2.0, mis_low=0.5, mis_high=2.0, vtrace_rho=1.4)
 
@@ -169,6 +170,23 @@ def test_divergence_of_a_policy_from_itself_is_nothing():
     measures = divergence(log_p, log_p, np.array([0, 0, 1]))
     assert measures["ratio_p50"] == measures["effective_sample_size"] == 1.0
     assert measures["kl"] == measures["kl_k1"] == measures["mismatch_age0"] == 0.0
+
+
+@given(st.lists(st.floats(-1e4, 0), min_size=2, max_size=8), st.integers(0, 1000))
+def test_divergence_of_policies_that_are_all_but_certain_is_made_of_numbers(log_probs, seed):
+    log_pi = np.array(log_probs, dtype=np.float32)
+    log_mu = np.random.default_rng(seed).permutation(log_pi)
+    measures = divergence(log_pi, log_mu, np.arange(len(log_pi)) % 2)
+    assert all(math.isfinite(value) for value in measures.values())
+    assert 1 / len(log_pi) - 1e-9 <= measures["effective_sample_size"] <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_policy_that_is_far_off_is_a_sign_of_a_collapse(sign):
+    """Whatever overflows or vanishes on the way: a measure that is no number is no sign."""
+    log_r = np.array([0.0] + [-1000.0] * 9, dtype=np.float32) + sign * 2000
+    measures = divergence(log_r, np.zeros(10, dtype=np.float32), np.zeros(10, dtype=int))
+    assert measures["effective_sample_size"] == pytest.approx(0.1) and "few samples" in signs([measures], 0.3)
 
 
 def test_divergence_keeps_numerics_and_staleness_apart():

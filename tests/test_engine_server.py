@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from aiohttp import web
 
 from config import ConfigError, Endpoints, Job
 from controller.engine import server
+from controller.engine.names import PLUGIN
 from controller.engine.server import (
     EngineNotReady,
     check_engine,
@@ -71,6 +73,20 @@ def test_our_plugin_is_told_to_vllm(on_cpu: bool) -> None:
     assert command.environment["FORAY_TAP_ENDPOINT"] == "tcp://127.0.0.1:7001"
     assert command.environment["FORAY_TAP_TOP_J"] == "13"
     assert command.environment["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+@pytest.mark.parametrize(("given", "plugins"), [("", "foray"), ("other", "other,foray"), ("foray,other", "other,foray"), (None, None)])
+def test_what_the_user_has_set_for_other_servers_does_not_keep_our_plugin_or_our_key_out(
+    on_cpu: bool, monkeypatch: pytest.MonkeyPatch, given: str | None, plugins: str | None
+) -> None:
+    monkeypatch.setenv("VLLM_API_KEY", "of another server")
+    if given is None:
+        monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    else:
+        monkeypatch.setenv("VLLM_PLUGINS", given)
+    environment = engine_command(job()).environment
+    assert environment["VLLM_API_KEY"] == "" and environment.get("VLLM_PLUGINS") == plugins
+    assert PLUGIN in {entry.name for entry in entry_points(group="vllm.general_plugins")}
 
 
 def test_weights_over_nccl_are_vllms_own_transfer(on_cpu: bool) -> None:

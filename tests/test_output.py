@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 from run_fixtures import ROOT
 
 from protocol.lifetime import describe_end, dying_with_parent
+from supervisor.endpoints import free_port
 
 CLOSED_READER = "closed reader"
 
@@ -88,11 +91,24 @@ def test_the_end_of_a_process_is_said_in_words(status: int, words: str) -> None:
 
 
 def test_a_terminal_that_goes_away_ends_a_server_as_ctrl_c_does() -> None:
-    command = [sys.executable, str(ROOT / "run.py"), "retriever", "--port", "0"]
+    port = free_port()
+    command = [sys.executable, str(ROOT / "run.py"), "retriever", "--port", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=dying_with_parent())
     with contextlib.closing(server.stdout):
         assert b"Ctrl-C ends it" in server.stdout.readline()
+        with pytest.raises(urllib.error.HTTPError):  # it has printed all that line, and serves
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/nothing", timeout=20)
         server.send_signal(signal.SIGHUP)
         began = time.monotonic()
         assert server.wait(20) in (0, 130) and time.monotonic() - began < 5
         assert server.stdout.read() == b""
+
+
+def test_files_are_read_as_utf_8_whatever_the_encoding_of_the_locale(tmp_path: Path) -> None:
+    settings = tmp_path / "settings é.toml"
+    settings.write_text('[gymnasium]\ntask = "über"\n', encoding="utf-8")
+    asked = [sys.executable, str(ROOT / "run.py"), "--dry-run", "--config", str(settings), "--run.dir", "läufe"]
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(asked, capture_output=True, env={**os.environ, **ascii_alone})
+    assert done.returncode == 0, done.stderr
+    assert 'task = "über"' in done.stdout.decode() and 'dir = "läufe"' in done.stdout.decode()

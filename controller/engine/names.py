@@ -3,6 +3,9 @@
 BACKEND = "foray_safetensors"
 """Our weight transfer backend, in vLLM's registry."""
 
+PLUGIN = "foray"
+"""Our entry point in the group `vllm.general_plugins` (pyproject.toml)."""
+
 PROCESSOR = "controller.engine.signal_tap:SignalTap"
 """Our logits processor, as vLLM's --logits-processors wants it."""
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import time
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ import aiohttp
 
 from config import Config, ConfigError, Job
 from controller.engine.gate import LAPSES_SECONDS, TAKEN_STATUS, bearer
-from controller.engine.names import BACKEND, ENGINE_KEY, GATE, KEYS, PROCESSOR, RUN, TAP_ENDPOINT, TAP_TOP_J
+from controller.engine.names import BACKEND, ENGINE_KEY, GATE, KEYS, PLUGIN, PROCESSOR, RUN, TAP_ENDPOINT, TAP_TOP_J
 from protocol.machine import available_bytes
 
 GIB = 2**30
@@ -94,7 +95,7 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
         "HF_HUB_OFFLINE": "1",  # the model is a directory
         "PYTHONSAFEPATH": "1",  # vLLM looks at a model in `python -m`, which would find the user's controller/ before our plugin
         ENGINE_KEY: job.engine_key,
-    }
+    } | _user_environment()
     if job.config.control.signal != "stream":
         arguments += ["--logits-processors", PROCESSOR]
         environment |= {
@@ -117,6 +118,18 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
             environment["CUDA_VISIBLE_DEVICES"] = engine.devices[number]
         arguments += ["--dtype", engine.dtype, "--gpu-memory-utilization", str(engine.gpu_memory_fraction)]
     return EngineCommand(arguments + list(engine.extra_args), environment)
+
+
+def _user_environment() -> dict[str, str]:
+    """What the user has set for vLLM servers of their own, changed as far as it would keep our engine from working: a key that we do not
+    send, and a list of plugins without ours."""
+    changed = {}
+    if os.environ.get("VLLM_API_KEY"):
+        changed["VLLM_API_KEY"] = ""  # ENGINE_KEY guards all routes
+    if "VLLM_PLUGINS" in os.environ:
+        plugins = [name for name in os.environ["VLLM_PLUGINS"].split(",") if name and name != PLUGIN]
+        changed["VLLM_PLUGINS"] = ",".join([*plugins, PLUGIN])
+    return changed
 
 
 def engine_seed(seed: int, number: int) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+MAX_LOG_RATIO = 300.0
+"""exp() of more is no number once it is squared and summed in float64. A policy that is so far off is to be seen in the measures."""
+
 
 def divergence(log_pi: np.ndarray, log_mu: np.ndarray, age: np.ndarray) -> dict[str, float]:
     """Measures of the ratio r = pi/mu over trained tokens: log_pi, log_mu float32 [N], age int [N].
@@ -14,13 +17,13 @@ def divergence(log_pi: np.ndarray, log_mu: np.ndarray, age: np.ndarray) -> dict[
     if not len(log_pi):
         return {}
     log_r = log_pi.astype(np.float64) - log_mu.astype(np.float64)
-    ratio = np.exp(log_r)
+    ratio = np.exp(np.minimum(log_r, MAX_LOG_RATIO))
     new, old = age == 0, age > 0
     measures = {
         "ratio_mean": ratio.mean(),
         **{f"ratio_p{q:02d}": np.quantile(ratio, q / 100) for q in (1, 50, 99)},
         "ratio_max": ratio.max(),
-        "effective_sample_size": effective_sample_size(ratio),
+        "effective_sample_size": effective_sample_size(np.exp(log_r - log_r.max())),
         "kl_k1": -log_r.mean(),
         "kl": (ratio - 1 - log_r).mean(),
     }
