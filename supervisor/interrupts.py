@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import threading
 from collections.abc import Callable, Iterator
 
 
@@ -23,7 +24,11 @@ def take_signals_as_ctrl_c() -> None:
 
 @contextlib.contextmanager
 def on_interrupt(handle: Callable[[], None]) -> Iterator[None]:
-    """While inside, in a running event loop of the main thread, each of them calls `handle`."""
+    """Have each of them call `handle` while inside, in a running event loop. Signals are the main thread's: in another one, of a program
+    that runs us beside its own work, they keep the meaning that it gives them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     loop = asyncio.get_running_loop()
     before = {number: signal.getsignal(number) for number in interrupting_signals()}
     for number in before:

@@ -174,8 +174,8 @@ def linked_run(directory: Path) -> Iterator[LinkedRun]:
             run.controller = self
 
     class NotedLearner(Learner):
-        def __init__(self, *arguments) -> None:
-            super().__init__(*arguments)
+        def __init__(self, *arguments, **named) -> None:
+            super().__init__(*arguments, **named)
             run.learner = self
 
     connect = zmq.Socket.connect

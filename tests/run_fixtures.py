@@ -23,7 +23,7 @@ from controller.engine.fake import FakeEngine
 from learner.build import build_policy
 from protocol.codec import decode
 from protocol.lifetime import dying_with_parent
-from protocol.messages import Trajectory
+from protocol.messages import SCHEMA_VERSION, Trajectory
 from protocol.security import make_keys
 from supervisor.endpoints import choose_endpoints, free_port
 from supervisor.job import job_file
@@ -53,7 +53,7 @@ def job_in(directory: Path, config: Config) -> Job:
     (directory / "weights").mkdir(parents=True)
     job = Job(
         config=config, endpoints=choose_endpoints(config), run_dir=str(directory), model_dir=str(directory / "policy"),
-        weights_dir=str(directory / "weights"),
+        weights_dir=str(directory / "weights"), schema=SCHEMA_VERSION,
     )  # fmt: skip
     if config.model.name != "tiny":
         return msgspec.structs.replace(job, model_dir=config.model.name)

@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 
 import controller.engine.pool
 import learner.publish
-import telemetry.collapse
 from actors.episode import EpisodePlayer
 from config import Job
 from controller.admission import episode_seed, task_of_group
@@ -42,6 +41,7 @@ from protocol.prompting import load_prompter
 from supervisor.cli import resolve
 from supervisor.job import prepare
 from supervisor.serial import train_serially
+from telemetry.collapse import SignWatch
 from telemetry.fields import undocumented
 from telemetry.metrics_file import METRICS_FILE, read_metrics
 
@@ -98,7 +98,8 @@ def test_invariant_1_nothing_is_played_before_the_learners_weights_are_in_the_en
 def test_a_run_that_shows_signs_of_a_collapse_goes_on_from_the_weights_before_them(
     tmp_path: Path, imitating: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setitem(telemetry.collapse.SIGNS, "always", lambda updates: "each update is one")
+    observe = SignWatch.observe
+    monkeypatch.setattr(SignWatch, "observe", lambda self, update: observe(self, update) | {"always": "each update is one"})
     settings = imitating | {"run__updates": "3", "learner__rollback": "0.5", "learner__learning_rate": "1e-3", "env__max_turns": "4"}
     summary, trajectories, metrics = serial_run(tmp_path / "run", **settings, learner__max_staleness="0")
     updates = [line for line in metrics if line["kind"] == "update"]
@@ -245,7 +246,7 @@ def test_the_minutes_before_a_resume_count(tmp_path: Path):
     lasted = read_metrics(directory / METRICS_FILE)[-1]["wall_seconds"]
 
     def resumed(minutes: float) -> dict:
-        config = resolve(None, directory, {"run.updates": "2", "run.minutes": str(minutes)}, serial=True)
+        config, _ = resolve(None, directory, {"run.updates": "2", "run.minutes": str(minutes)}, serial=True)
         return asyncio.run(train_serially(prepare(config, resume=True, model=None), Console(quiet=True)))
 
     assert resumed(lasted / 60)["updates"] == 1
@@ -265,7 +266,7 @@ def test_a_resumed_run_keeps_when_its_training_began(tmp_path: Path):
     """From there the step size falls by time."""
     directory = tmp_path / "run"
     played_serially(directory, small_config(run__dir=str(directory), run__updates="1", env__max_turns="1"))
-    config = resolve(None, directory, {"run.updates": "2"}, serial=True)
+    config, _ = resolve(None, directory, {"run.updates": "2"}, serial=True)
     asyncio.run(train_serially(prepare(config, resume=True, model=None), Console(quiet=True)))
     first, second = (json.loads(file.read_text())["began"] for file in sorted(directory.glob("checkpoints/*/training_state/state.json")))
     assert 0 < first == second < read_metrics(directory / METRICS_FILE)[-1]["wall_seconds"]
