@@ -240,9 +240,9 @@ class LearnerSection(Section):
     publish_lag: Annotated[
         int, says("For studies: weights go out so many updates late. With max_staleness the same, every token is that old", ge=0)
     ] = 0
-    normalise: Annotated[bool, says("Divide a group's advantages by its standard deviation")] = True
+    normalise: Annotated[bool, says("Divide advantages by their standard deviation; rloo never does, reinforce++ always")] = True
     statistics: Annotated[
-        Literal["turn", "episode"], says("Mean and deviation of a group's returns: each return once a turn, or once an episode")
+        Literal["turn", "episode"], says("Mean and deviation of returns, but for gae: each return once a turn, or once an episode")
     ] = "turn"
     discount: Annotated[float, says("gigpo: of step returns; gae: of rewards", ge=0, le=1)] = 0.95
     anchor_similarity: Annotated[
@@ -250,7 +250,7 @@ class LearnerSection(Section):
         says("gigpo: share of equal words from which on two turns saw the same; 1: all (0.9 is usual in Search)", gt=0, le=1),
     ] = 1.0
     step_weight: Annotated[float, says("GiGPO: omega, weight of the step advantage", ge=0)] = 1.0
-    gae_lambda: Annotated[float, says("gae: 1 trusts what came, 0 the value head; 1 with vtrace, whatever is given", ge=0, le=1)] = 0.95
+    gae_lambda: Annotated[float, says("gae: 1 trusts what came, 0 the value head; vtrace has none", ge=0, le=1)] = 0.95
     value_learning_rate: Annotated[float, says("gae: AdamW's step size for the value head", gt=0)] = 3e-3
     vtrace_rho: Annotated[float, says("vtrace: largest importance weight of a turn", gt=0)] = 1.0
     vtrace_c: Annotated[float, says("vtrace: largest weight by which later turns reach back over a turn", gt=0)] = 1.0

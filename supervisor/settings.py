@@ -16,6 +16,7 @@ import msgspec
 
 from config import Config, ConfigError, EnvSection
 from supervisor.defaults import defaults_for, fixed_thresholds
+from supervisor.ignored import check_used
 from supervisor.models import is_hub_id
 from supervisor.options import SHORT_NAMES, all_settings, describe, description, kind_of
 
@@ -98,8 +99,7 @@ def check_consistency(config: Config) -> None:
         raise ConfigError(f"engine.devices: {len(config.engine.devices)} devices for {config.engine.count} engines (engine.count)")
     if config.learner.devices and len(config.learner.devices) != config.learner.ranks:
         raise ConfigError(f"learner.devices: {len(config.learner.devices)} devices for {config.learner.ranks} ranks (learner.ranks)")
-    if config.learner.algorithm.startswith("reinforce++") and not config.learner.normalise:
-        raise ConfigError("learner.normalise: reinforce++ is the division by the batch's deviation; set it to true, or take grpo or rloo")
+    check_used(config.learner)
     if config.learner.correction == "vtrace" and config.learner.algorithm != "gae":
         raise ConfigError(
             f"learner.correction: vtrace corrects values, and learner.algorithm {config.learner.algorithm} has none; set it to gae"
@@ -109,8 +109,6 @@ def check_consistency(config: Config) -> None:
             f"learner.publish_lag: weights that come {config.learner.publish_lag} updates late make data older than learner.max_staleness "
             f"({config.learner.max_staleness}) allows; raise that, or lower this"
         )
-    if config.learner.reference_every and not config.learner.kl:
-        raise ConfigError("learner.reference_every: there is no reference without learner.kl; set learner.kl, or leave this at 0")
     if config.dashboard.host not in ("127.0.0.1", "localhost") and not config.dashboard.token:
         raise ConfigError(
             f"dashboard.token: at {config.dashboard.host} others can ask for the dashboard; set a token, or leave dashboard.host"

@@ -62,7 +62,8 @@ def grpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
 def rloo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
     returns = [math.fsum(e.rewards) for e in group.episodes]
     validity = [float(v) for e in group.episodes for v in e.valid]
-    others = [returns[:i] + returns[i + 1 :] for i in range(len(returns))]
+    times = [len(e.rewards) if s.statistics == "turn" else 1 for e in group.episodes]
+    others = [[r for j, r in enumerate(returns) for _ in range(times[j]) if j != i] for i in range(len(returns))]
     return [
         [
             (returns[i] - math.fsum(others[i]) / len(others[i]) if others[i] else 0.0)
@@ -77,7 +78,8 @@ def reinforce_pp_reference(batch: list[GroupReturns], s: LearnerSection, baselin
     values = []
     for group in batch:
         returns = [math.fsum(e.rewards) for e in group.episodes]
-        values.append([r - math.fsum(returns) / len(returns) for r in returns] if baseline else returns)
+        counted = [r for r, e in zip(returns, group.episodes, strict=True) for _ in range(len(e.rewards) if s.statistics == "turn" else 1)]
+        values.append([standing(r, counted, False) for r in returns] if baseline else returns)
     times = [[len(e.rewards) if s.statistics == "turn" else 1 for e in group.episodes] for group in batch]
     compared = [v for of, ns in zip(values, times, strict=True) for v, n in zip(of, ns, strict=True) for _ in range(n)]
     out = []

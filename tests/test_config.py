@@ -284,8 +284,11 @@ def test_settings_that_cannot_hold_together_are_both_named() -> None:
         ({"learner__publish_lag": "2"}, "learner.publish_lag", "learner.max_staleness"),
         ({"learner__devices": "0,1"}, "learner.devices", "learner.ranks"),
         ({"learner__reference_every": "5"}, "learner.reference_every", "learner.kl"),
+        ({"algorithm": "rloo", "learner__normalise": "true"}, "learner.normalise", "false"),
+        ({"algorithm": "gae", "learner__filter_groups": "true"}, "learner.filter_groups", "learner.algorithm gae"),
+        ({"learner__mis_low": "0.1"}, "learner.mis_low", "learner.correction tis"),
     ],
-    ids=["reinforce++", "vtrace", "lag", "devices", "reference"],
+    ids=["reinforce++", "vtrace", "lag", "devices", "reference", "rloo", "filter", "correction"],
 )
 def test_settings_of_the_loss_that_cannot_hold_together_are_refused(together: dict[str, str], named: str, instead: str) -> None:
     message = refused(**together)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from config import LearnerSection
-from learner.advantages.returns import GroupReturns, by_turn, centred, validity
+from learner.advantages.returns import GroupReturns, by_turn, compared, turns_of, validity
 
 
 def grpo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
@@ -19,9 +19,5 @@ def grpo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
     before it, a group of failures, whose returns differ by penalties alone, would be divided by next to nothing.
     """
     returns = np.array([episode.rewards.sum() for episode in group.episodes])
-    turns = np.array([len(episode.rewards) for episode in group.episodes])
-    if settings.statistics == "turn":
-        advantages = centred(np.repeat(returns, turns), settings.normalise)[np.cumsum(turns) - turns]
-    else:
-        advantages = centred(returns, settings.normalise)
+    advantages = compared(returns, turns_of(group), settings.statistics, settings.normalise)
     return by_turn(group, advantages, validity(group, settings))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from config import LearnerSection
-from learner.advantages.returns import GroupReturns, by_turn, centred, validity
+from learner.advantages.returns import GroupReturns, by_turn, compared, turns_of, validity
 
 
 def reinforce_pp(groups: Sequence[GroupReturns], settings: LearnerSection) -> list[list[np.ndarray]]:
@@ -21,8 +21,9 @@ def reinforce_pp(groups: Sequence[GroupReturns], settings: LearnerSection) -> li
 
 
 def reinforce_pp_baseline(groups: Sequence[GroupReturns], settings: LearnerSection) -> list[list[np.ndarray]]:
-    """The same, of returns less their group's mean."""
-    return _over_batch(groups, [centred(_returns(group), normalise=False) for group in groups], settings)
+    """The same, of returns less their group's mean, in which a return counts as often as in the batch's."""
+    values = [compared(_returns(group), turns_of(group), settings.statistics, normalise=False) for group in groups]
+    return _over_batch(groups, values, settings)
 
 
 def _returns(group: GroupReturns) -> np.ndarray:
@@ -31,12 +32,7 @@ def _returns(group: GroupReturns) -> np.ndarray:
 
 def _over_batch(groups: Sequence[GroupReturns], values: Sequence[np.ndarray], settings: LearnerSection) -> list[list[np.ndarray]]:
     """Normalised over the batch, each value once an episode or once a turn (`statistics`), with the penalty of invalid turns."""
-    turns = np.array([len(episode.rewards) for group in groups for episode in group.episodes])
-    flat = np.concatenate(values)
-    if settings.statistics == "turn":
-        first = np.cumsum(turns) - turns
-        flat = centred(np.repeat(flat, turns), normalise=True)[first]
-    else:
-        flat = centred(flat, normalise=True)
+    turns = np.concatenate([turns_of(group) for group in groups])
+    flat = compared(np.concatenate(values), turns, settings.statistics, normalise=True)
     parts = np.split(flat, np.cumsum([len(group.episodes) for group in groups])[:-1])
     return [by_turn(group, part, validity(group, settings)) for group, part in zip(groups, parts, strict=True)]

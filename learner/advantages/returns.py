@@ -42,6 +42,20 @@ def centred(values: np.ndarray, normalise: bool) -> np.ndarray:
     return difference / (values.std(ddof=1) + EPSILON) if normalise else difference
 
 
+def compared(returns: np.ndarray, turns: np.ndarray, statistics: str, normalise: bool) -> np.ndarray:
+    """Returns [N], of episodes of so many `turns` [N], centred: with `statistics` "turn", each return counts once a turn in mean and
+    deviation, with "episode" once."""
+    if statistics == "turn":
+        first = np.cumsum(turns) - turns
+        return centred(np.repeat(returns, turns), normalise)[first]
+    return centred(returns, normalise)
+
+
+def turns_of(group: GroupReturns) -> np.ndarray:
+    """How many turns each episode has [G]."""
+    return np.array([len(episode.rewards) for episode in group.episodes])
+
+
 def by_turn(group: GroupReturns, advantages: np.ndarray, penalties: np.ndarray) -> list[np.ndarray]:
     """An episode's advantage [G] on each of its turns, plus the penalties [sum K] of the group's turns."""
     turns = np.array([len(episode.rewards) for episode in group.episodes])

@@ -5,15 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from config import LearnerSection
-from learner.advantages.returns import GroupReturns, by_turn, centred, validity
+from learner.advantages.returns import GroupReturns, by_turn, compared, turns_of, validity
 
 
 def rloo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
     """R_i - mean of R_j, j != i, on each turn of the episode; unbiased, and never divided by a deviation. An episode alone: 0.
 
-    Turns without a valid action are `invalid_penalty` below the others, as in GRPO.
+    With `statistics` "turn", the others' mean counts each of their returns once a turn, as in GRPO; with "episode", as in the paper, once.
+    Turns without a valid action are `invalid_penalty` below the others, likewise.
     """
     returns = np.array([episode.rewards.sum() for episode in group.episodes])
-    count = len(returns)
-    advantages = centred(returns, normalise=False) * count / max(1, count - 1)
-    return by_turn(group, advantages, validity(group, settings))
+    turns = turns_of(group)
+    counts = turns if settings.statistics == "turn" else np.ones_like(turns)
+    others = np.maximum(1, counts.sum() - counts)
+    difference = compared(returns, turns, settings.statistics, normalise=False)  # from the mean that includes the episode itself
+    return by_turn(group, difference * counts.sum() / others, validity(group, settings))
