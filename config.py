@@ -300,7 +300,7 @@ class LearnerSection(Section):
         bool, says("Keep no layer's activations, and compute them again for the gradient: less memory, a third more work")
     ] = False
     microbatch_tokens: Annotated[int, says("Tokens computed at once, padding included", ge=64)] = 4096
-    threads: Annotated[int, says("CPU: cores each rank of the learner computes on; 0: torch chooses", ge=0)] = 1
+    threads: Annotated[int, says("CPU: cores each rank of the learner computes on; 0: torch chooses, within the quota", ge=0)] = 1
     host: Annotated[str, says("Address the learner listens on for episodes; empty: controller.host")] = ""
     port: Annotated[int, says("Port for episodes, which actors must reach; 0: any free one", ge=0, le=65535)] = 0
     launch: Annotated[
@@ -473,13 +473,9 @@ class Job(Section):
     permit_key: str = ""  # which controller and shards share (controller/permits.py)
     run_id: str = ""  # the same after a resume: by it engines tell runs apart (controller/engine/gate.py)
 
-    def save(self, path: Path) -> None:
-        path.touch(mode=0o600)
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(self)))
-
     @staticmethod
     def load(path: Path) -> Job:
-        """The job that `save` wrote. ConfigError if another version of this project did."""
+        """The job that `supervisor.job.save_job` wrote. ConfigError if another version of this project did."""
         try:
             return msgspec.json.decode(path.read_bytes(), type=Job)
         except msgspec.MsgspecError as error:

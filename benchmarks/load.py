@@ -45,7 +45,7 @@ from protocol.delivery import Listener
 from protocol.messages import Stats
 from supervisor.children import Child, start, stop_all
 from supervisor.endpoints import choose_endpoints
-from supervisor.job import job_file
+from supervisor.job import job_file, save_job
 from supervisor.settings import resolve
 
 STEP_SECONDS = {"slow": 0.5, "fast": 0.01}
@@ -75,7 +75,7 @@ def make_job(directory: Path, options: argparse.Namespace) -> Job:
         config=config, endpoints=choose_endpoints(config), run_dir=str(directory), model_dir=str(directory / "policy"),
         weights_dir=str(directory / "weights"),
     )  # fmt: skip
-    job.save(job_file(job))
+    save_job(job)
     return job
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import zmq.asyncio
 
-from config import Job
+from config import ConfigError, Job
 from learner.groups import NothingPlayable
 from learner.main import Learner
 from learner.ranks import Ranks
 from learner.together import dismiss, follow
-from protocol.files import allow_many_files
+from protocol.files import Unwritable, allow_many_files
 from protocol.output import outlive_readers
 from protocol.security import gatekeeper, load_keys
 
@@ -43,10 +43,19 @@ def main(job: Job, lasted_seconds: float = 0.0) -> None:
             asyncio.run(learn(job, ranks, lasted_seconds))
         except* NothingPlayable as errors:
             sys.exit(str(errors.exceptions[0]))
+        except* (Unwritable, ConfigError) as errors:  # one line in the log, which the supervisor tells
+            sys.exit(str(_first(errors)))
         dismiss(ranks)
     ranks.leave()
     if ranks.size > 1:
         _end_now()
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first exception of a group, however deep."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _end_now() -> None:

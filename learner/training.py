@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -9,15 +10,16 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import msgspec
 import torch
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from config import Config, Job
+from config import Config, ConfigError, Job
 from learner import checkpoint
 from learner.checkpoint import Evaluated, IntakeState, TrainingState
 from learner.demonstrations import TurnTokenizer
@@ -28,6 +30,8 @@ from learner.ranks import Ranks
 from learner.samples import samples_of
 from learner.update import Updater
 from learner.warm_start import warm_start
+from protocol.files import writing
+from protocol.machine import cores
 from protocol.messages import Trajectory
 from protocol.prompting import load_prompter, read_turn_end
 from telemetry.collapse import SignWatch, before_signs
@@ -224,8 +228,7 @@ def _updater(
     reference: PreTrainedModel | None = None,
     adapters: dict[str, Tensor] | None = None,
 ) -> Updater:
-    if config.learner.threads:
-        torch.set_num_threads(config.learner.threads)
+    torch.set_num_threads(config.learner.threads or min(torch.get_num_threads(), cores()))
     return Updater(
         model, config.learner, config.sampling.temperature, config.run.seed, max_tokens=config.sampling.max_tokens, reference=reference,
         adapters=adapters, ranks=ranks,
@@ -238,23 +241,45 @@ def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:
     config = job.config
     kept = config.cache_dir() / f"policy-{_digest(config, Path(job.model_dir))}"
     if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        check_room(kept)
         lock = FileLock(kept.with_name(f".{kept.name}.lock"), mode=0o666)  # other users of the cache take it, too
         with _acquired(lock, progress):  # the system gives it up when its holder dies
             if not kept.exists():
                 _warm_start_into(kept, model, job, progress)
                 return
     log.info("warm-started before: %s", kept)
-    model.load_state_dict(load_policy(kept).state_dict())
+    try:
+        model.load_state_dict(load_policy(kept).state_dict())
+    except Exception as error:  # another user's, who keeps it to himself, or a damaged one
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"run.cache_dir: {kept} cannot be read ({reason}); remove it, or give another directory") from error
 
 
-def _acquired(lock: FileLock, progress: Progress) -> AcquireReturnProxy:
-    """The lock, once nobody else has it; released at the end of a `with`. Meanwhile `progress` may raise."""
+def check_room(kept: Path) -> None:
+    """Raises ConfigError where a policy cannot be kept, before it is made."""
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.cache_dir: {kept.parent} cannot be made: {error.strerror}; give another directory") from None
+    if not os.access(kept.parent, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"run.cache_dir: {kept.parent} cannot be written to, and does not hold this warm start ({kept.name}); give another directory"
+        )
+
+
+def _acquired(lock: FileLock, progress: Progress) -> AbstractContextManager[object]:
+    """The lock, once nobody else has it; released at the end of a `with`. Meanwhile `progress` may raise.
+
+    Where it cannot be taken (a disk without locks, another user's file) it goes without: the worst is that two runs make the same policy.
+    """
     while True:
         try:
             return lock.acquire(timeout=1)
         except Timeout:
             progress("waiting for another run's warm start", None, None)
+        except (OSError, NotImplementedError) as error:
+            log.warning("run.cache_dir: %s cannot be locked (%s): another run may make the same warm start", lock.lock_file, error)
+            return contextlib.nullcontext()
 
 
 def _warm_start_into(kept: Path, model: PreTrainedModel, job: Job, progress: Progress) -> None:
@@ -266,8 +291,11 @@ def _warm_start_into(kept: Path, model: PreTrainedModel, job: Job, progress: Pro
     for left in kept.parent.glob(f".{kept.name}-*"):  # by a process that was ended while it wrote one
         shutil.rmtree(left, ignore_errors=True)
     unfinished = kept.with_name(f".{kept.name}-{os.getpid()}")
-    checkpoint.save_policy(unfinished, model, model_dir)
-    os.replace(unfinished, kept)
+    with writing(kept, unfinished, "run.cache_dir"):
+        checkpoint.save_policy(unfinished, model, model_dir)
+        if not kept.exists():  # by one that had no lock either
+            os.replace(unfinished, kept)
+    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _digest(config: Config, model_dir: Path) -> str:

@@ -17,6 +17,7 @@ import contextlib
 import ipaddress
 import logging
 import stat
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,6 +29,7 @@ import zmq.auth
 from zmq.auth.asyncio import AsyncioAuthenticator
 
 from protocol.codec import MAX_FRAME
+from protocol.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +80,18 @@ def make_keys(directory: Path, name: str) -> list[Path]:
     (directory / name).mkdir(mode=0o700)
     _pair(directory / name, name)
     (directory / name / f"{name}.key").rename(directory / ALLOWED / f"{name}.key")
-    (directory / name / f"{RUN}.key").write_bytes((directory / f"{RUN}.key").read_bytes())
+    atomic_write(directory / name / f"{RUN}.key", (directory / f"{RUN}.key").read_bytes(), mode=0o600)
     return [*made, directory / ALLOWED / f"{name}.key", directory / name]
 
 
 def _pair(directory: Path, name: str) -> list[Path]:
-    files = [Path(file) for file in zmq.auth.create_certificates(directory, name)]
-    for file in files:
-        file.chmod(0o600)
-    return files
+    """A pair of keys, which nobody else could read at any time, whatever the umask."""
+    made = []
+    with tempfile.TemporaryDirectory(prefix=".keys-", dir=directory) as private:  # its mode is 0700
+        for file in map(Path, zmq.auth.create_certificates(private, name)):
+            file.chmod(0o600)
+            made.append(file.rename(directory / file.name))
+    return made
 
 
 def load_keys(directory: str) -> Keys | None:

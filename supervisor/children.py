@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,8 @@ MEMORY = {
 """Process -> the settings to lower where it has not enough memory."""
 
 TRACEBACK = "Traceback (most recent call last)"
+LITTLE_ROOM_BYTES = 1 << 20
+
 SAID_BEFORE = "See root cause above"
 """Of an error of vLLM's server, which says no more."""
 
@@ -70,6 +73,9 @@ class Child:
         cause = cause_in(self.log, self.log_begin)
         if end.startswith("ended with") and cause:
             return f"the {self.name} failed: {cause}"
+        free = shutil.disk_usage(self.log.parent).free
+        if free < LITTLE_ROOM_BYTES:  # for its last words
+            return f"the {self.name} {end}, and could not say why: {self.log.parent} has {free / 2**20:,.1f} MB left (run.dir)"
         return f"the {self.name} {end}"
 
 

@@ -14,6 +14,7 @@ import msgspec
 from rich.console import Console
 
 from config import Config, ConfigError, Job
+from protocol.files import Unwritable
 from protocol.output import unwritten
 from supervisor import commands, settings
 from supervisor.defaults import other_defaults
@@ -36,6 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Unwritable as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:  # argparse has printed help, or what is wrong with the arguments
@@ -107,6 +111,7 @@ def _train_to_the_end(job: Job, serial: bool, console: Console) -> int:
     """The exit status of the run. Whatever its end, the last line says where it is and what to do next."""
     from controller.engine.server import EngineNotReady
     from supervisor.children import RunFailed
+    from supervisor.job import clean_up
 
     if serial:
         from supervisor.serial import train_serially as train
@@ -117,12 +122,14 @@ def _train_to_the_end(job: Job, serial: bool, console: Console) -> int:
     go_on = f"to go on: python run.py {'--serial ' if serial else ''}--resume {run_dir}"
     try:
         summary = asyncio.run(train(job, console))
-    except (RunFailed, EngineNotReady) as error:
+    except (RunFailed, EngineNotReady, Unwritable) as error:
         print(f"error: {error}\n{go_on}", file=sys.stderr)
         return 1
     except (asyncio.CancelledError, KeyboardInterrupt):
         print(go_on, flush=True)
         return 130
+    finally:
+        clean_up(job)
     if summary["ended"] == "interrupted":
         print(go_on, flush=True)
         return 130

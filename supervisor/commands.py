@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from config import ConfigError
+from protocol.files import atomic_write
 from supervisor import settings
 from supervisor.machines import Machines
 
@@ -142,7 +143,7 @@ def slurm(arguments: list[str]) -> int:
 
     script = options.dir.with_name(f"{options.dir.name}.sbatch")
     script.parent.mkdir(parents=True, exist_ok=True)
-    script.write_text(batch_script(options.dir, ROOT, machines, options.time, options.sbatch, overrides))
+    atomic_write(script, batch_script(options.dir, ROOT, machines, options.time, options.sbatch, overrides))
     print(f"wrote {script}; start it: sbatch {shlex.quote(str(script))}")
     return 0
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 from tokenizers import Tokenizer
 
 from actors.user_code import describe_error, printable
@@ -26,6 +27,7 @@ from controller.think_tokens import think_tokens
 from envs.base import Environment, EnvironmentFailure, Episode
 from envs.play import close_episode, start_episode
 from envs.registry import make_environment
+from protocol.files import atomic_write
 from protocol.messages import SCHEMA_VERSION
 from protocol.prompting import load_prompter, read_vocabulary
 from protocol.security import KeysError, is_loopback, load_keys
@@ -93,14 +95,14 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
     )
     if not resume:
         keep_settings(job)
-    job.save(job_file(job))
+    save_job(job)
     return job
 
 
 def keep_settings(job: Job) -> None:
     """Write the settings that a run is resumed with. A run that is resumed does so once it is under way: with those that it could not
     begin with, it would not begin any more."""
-    (Path(job.run_dir) / "config.toml").write_text(to_toml(job.config))
+    atomic_write(Path(job.run_dir) / "config.toml", to_toml(job.config), "run.dir")
 
 
 def _claimed(name: str) -> Path:
@@ -134,6 +136,11 @@ def _new(directory: Path) -> Path:
 
 def job_file(job: Job) -> Path:
     return Path(job.run_dir) / JOB_FILE
+
+
+def save_job(job: Job) -> None:
+    """Write the job to its run directory, for its processes alone: it has keys."""
+    atomic_write(job_file(job), msgspec.json.format(msgspec.json.encode(job)), "run.dir", mode=0o600)
 
 
 def _run_id(run_dir: Path) -> str:

@@ -19,8 +19,8 @@ from protocol.machine import available_bytes, cores
 VERSIONS_ON_DISK = 4
 """Of the weights: those that are kept, the one that engines still run, and the one that is being written."""
 
-CHECKPOINTS_ON_DISK = 2
-"""The newest is removed only after the next one is written."""
+CHECKPOINTS_AT_LEAST = 2
+"""Of a run that keeps one: it is removed only after the next one is written."""
 
 TRAINING_COPIES = 4
 """Size of a checkpoint in copies of the weights in float32: the policy, and two moments of each (and the critic's or reference's)."""
@@ -113,14 +113,26 @@ def _temporary() -> list[Path]:
         return []
 
 
-def check_checkpoints(run_dir: Path, parameters: int) -> None:
-    """Raises ConfigError naming run.dir where its disk does not hold the checkpoints that are there at once."""
-    needed = CHECKPOINTS_ON_DISK * TRAINING_COPIES * 4 * parameters
+def checkpoints_on_disk(config: Config) -> int:
+    """How many there are at once, at most; where nothing bounds them, how many it takes to get anywhere."""
+    learner, updates = config.learner, config.run.updates
+    bounds = []
+    if updates:  # the first one, with learner.rollback, and the last one
+        bounds.append(updates // learner.checkpoint_every + 2)
+    if learner.keep_checkpoints and not learner.keep_every:
+        bounds.append(learner.keep_checkpoints + 1)
+    return max(CHECKPOINTS_AT_LEAST, min(bounds, default=0))
+
+
+def check_checkpoints(config: Config, run_dir: Path, parameters: int, there: int = 0) -> None:
+    """Raises ConfigError naming run.dir where its disk does not hold the checkpoints that are there at once, `there` of them already."""
+    count = max(1, checkpoints_on_disk(config) - there)
+    needed = count * TRAINING_COPIES * 4 * parameters
     free = free_bytes(run_dir)
     if free < needed:
         raise ConfigError(
-            f"run.dir: {CHECKPOINTS_ON_DISK} checkpoints need about {_megabytes(needed)}, and {run_dir} has {_megabytes(free)} left; "
-            "give a directory with more room"
+            f"run.dir: {count} checkpoints need about {_megabytes(needed)}, and {run_dir} has {_megabytes(free)} left; "
+            "give a directory with more room, or keep fewer (learner.keep_checkpoints)"
         )
 
 
@@ -146,7 +158,9 @@ def check_cache(config: Config) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"run.cache_dir: {directory} cannot be made: {error.strerror}; give another directory") from None
-    if not os.access(directory, os.W_OK | os.X_OK):
+    if os.access(directory, os.W_OK | os.X_OK):
+        return
+    if not any(directory.glob("policy-*")):  # else the learner sees whether this run's is among them, once there is a policy to tell by
         raise ConfigError(f"run.cache_dir: {directory} cannot be written to; give another directory")
 
 
@@ -157,7 +171,8 @@ def check_machine(config: Config, model: Path | None, run_dir: Path, resume: boo
         check_cache(config)
     parameters = policy_parameters(config.model, model)
     if not config.learner.launch:
-        check_checkpoints(run_dir, parameters)
+        there = len(list(run_dir.glob("checkpoints/*"))) if resume else 0
+        check_checkpoints(config, run_dir, parameters, there)
     return weights_bytes(config, parameters)
 
 

@@ -20,6 +20,7 @@ from learner.checkpoint import latest
 from learner.episode_log import Records
 from learner.recorded import WITHIN_GROUP, token_log_probs, turn_advantages
 from protocol.arrays import FLOAT16, unpack
+from protocol.files import atomic_write
 from protocol.messages import Trajectory
 from supervisor import settings
 from supervisor.options import values_of
@@ -48,7 +49,7 @@ def write_report(run_dirs: Sequence[Path], output: Path | None, episodes: Sequen
             raise ConfigError(f"report: there is no episode {wanted}; `python run.py replay {run_dirs[0]}` lists them")
     output = output or run_dirs[0] / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(report(runs), encoding="utf-8")
+    atomic_write(output, report(runs), "--output")
     return output
 
 

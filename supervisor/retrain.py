@@ -28,7 +28,7 @@ from learner.training import Training
 from protocol.messages import Stats, Trajectory
 from supervisor import settings
 from supervisor.interrupts import interrupting_signals
-from supervisor.job import check_run_dir, default_run_dir, job_file
+from supervisor.job import check_run_dir, default_run_dir, keep_settings, save_job
 from supervisor.replay import LOG, read_episodes, recorded_job
 from telemetry.collector import Collector
 from telemetry.metrics_file import METRICS_FILE, read_metrics
@@ -48,8 +48,8 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
     new, run = Path(job.run_dir), job.config.run
     console.print(f"run directory: {new}", highlight=False)
     new.mkdir(parents=True, exist_ok=True)
-    (new / "config.toml").write_text(settings.to_toml(job.config))
-    job.save(job_file(job))
+    keep_settings(job)
+    save_job(job)
     collector = Collector(new, ess_floor=job.config.learner.ess_floor)
 
     def report(event: str, **values: float | str) -> None:

@@ -24,9 +24,11 @@ from envs.registry import make_environment
 from learner.build import build_policy
 from learner.main import Learner
 from protocol.codec import decode, encode
+from protocol.files import Unwritable
 from protocol.messages import Hello, Welcome
 from protocol.prompting import Prompter
 from protocol.security import connect, load_keys
+from supervisor.children import RunFailed
 from supervisor.interrupts import on_interrupt
 from supervisor.job import clean_up, keep_settings
 from supervisor.train import receiving
@@ -39,6 +41,16 @@ async def train_serially(job: Job, console: Console) -> dict:
     """Run the job in this process; returns its summary."""
     context = zmq.asyncio.Context()
     collector = Collector(Path(job.run_dir), resume=job.resume, ess_floor=job.config.learner.ess_floor)
+    try:
+        return await _train_serially(job, context, collector, console)
+    except* Unwritable as errors:
+        raise RunFailed(str(_first(errors))) from None
+    finally:
+        collector.close()
+        context.destroy(linger=0)
+
+
+async def _train_serially(job: Job, context: zmq.asyncio.Context, collector: Collector, console: Console) -> dict:
     build_policy(job)
     engines = [_engine(job, number) for number in range(len(job.endpoints.engines))]
     interrupted = asyncio.Event()
@@ -48,16 +60,26 @@ async def train_serially(job: Job, console: Console) -> dict:
             try:
                 learner = Learner(job, context, lasted_seconds=collector.state.wall_seconds(time.monotonic()))
                 with on_interrupt(_stopping(learner, interrupted, progress)):
-                    await _play(job, context, progress, learner)
+                    await _play(job, context, progress, learner, collector)
             finally:
                 await asyncio.gather(*(engine.stop() for engine in engines))
                 clean_up(job)
-    collector.close()
-    summary = summarise(collector.state, time.monotonic(), "interrupted" if interrupted.is_set() else "finished")
+    ended = "interrupted" if interrupted.is_set() else "finished"
+    if collector.failure is not None:
+        ended = str(collector.failure)
+    summary = summarise(collector.state, time.monotonic(), ended)
     write_summary(Path(job.run_dir), summary)
+    if collector.failure is not None:
+        raise collector.failure
     console.print(summary_text(summary, job.config.run))
-    context.destroy(linger=0)
     return summary
+
+
+def _first(error: BaseException) -> BaseException:
+    """The first exception of a group, however deep."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _engine(job: Job, number: int) -> FakeEngine:
@@ -85,13 +107,13 @@ def _stopping(learner: Learner, interrupted: asyncio.Event, progress: Progress) 
     return interrupt
 
 
-async def _play(job: Job, context: zmq.asyncio.Context, progress: Progress, learns: Learner) -> None:
-    """Until the learner has reached its goal; a process that fails here fails the run."""
+async def _play(job: Job, context: zmq.asyncio.Context, progress: Progress, learns: Learner, collector: Collector) -> None:
+    """Until the learner has reached its goal, or the figures cannot be written; a process that fails here fails the run."""
     learner = asyncio.create_task(learns.run())
     controllers = [Controller(job, context), *(Shard(job, context, number) for number in range(1, job.config.controller.shards))]
     serving = [asyncio.create_task(controller.run()) for controller in controllers]
     actors = asyncio.create_task(_act(job, context))
-    ticks = asyncio.create_task(_tick(progress))
+    ticks = asyncio.create_task(_tick(progress, learns, collector))
     keep_settings(job)
     try:
         done, _ = await asyncio.wait({learner, *serving, actors, ticks}, return_when=asyncio.FIRST_COMPLETED)
@@ -120,7 +142,9 @@ async def _act(job: Job, context: zmq.asyncio.Context) -> None:
     await asyncio.Event().wait()  # the actors may end before the learner does
 
 
-async def _tick(progress: Progress) -> None:
+async def _tick(progress: Progress, learns: Learner, collector: Collector) -> None:
     while True:
         progress.tick()
+        if collector.failure is not None:
+            learns.stop()
         await asyncio.sleep(0.25)

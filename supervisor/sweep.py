@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from config import ConfigError
+from protocol.files import atomic_write
 from protocol.output import waiting_briefly
 from supervisor import settings
 from supervisor.children import Child, last_words, start, stop_all
@@ -128,8 +129,8 @@ def _show(directory: Path, finished: Sequence[Cell], console: Console) -> None:
     wide.print(rows_table(rows))
     if changes:
         wide.print(effects_table(changes))
-    (directory / FIGURES).write_text(json.dumps(figures(rows, changes), indent=1))
-    (directory / PAGE).write_text(page(directory.resolve().name, rows, changes), encoding="utf-8")
+    atomic_write(directory / FIGURES, json.dumps(figures(rows, changes), indent=1))
+    atomic_write(directory / PAGE, page(directory.resolve().name, rows, changes))
 
 
 @contextlib.contextmanager
@@ -149,7 +150,7 @@ def _claimed(directory: Path, planned: Plan) -> Iterator[None]:
     except BlockingIOError:
         raise ConfigError(f"sweep: the runs in {directory} are being made; wait until that has ended, or give another directory") from None
     try:
-        file.write_text(json.dumps({"varied": planned.varied, "fixed": planned.fixed, "seeds": planned.seeds}, indent=1))
+        atomic_write(file, json.dumps({"varied": planned.varied, "fixed": planned.fixed, "seeds": planned.seeds}, indent=1))
         yield
     finally:
         os.close(lock)

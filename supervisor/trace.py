@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from config import ConfigError
+from protocol.files import atomic_write
 from telemetry.spans import read_spans
 from telemetry.trace import of_update, totals, trace_events
 
@@ -21,7 +22,7 @@ def write_trace(run_dir: Path, update: int | None, output: Path | None, console:
     except ValueError as error:
         raise ConfigError(f"trace: {error} in {run_dir}") from None
     output = output or run_dir / f"trace-{number}.json"
-    output.write_text(json.dumps(trace_events(spans, start, end)))
+    atomic_write(output, json.dumps(trace_events(spans, start, end)), "--output")
     table = Table("process", "what", "times", "seconds, all tracks", "under way", title=f"update {number}: {end - start:.2f} s")
     for process, name, count, seconds, share in totals(spans, start, end):
         table.add_row(process, name, str(count), f"{seconds:.2f}", f"{share:.0%}")

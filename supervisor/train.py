@@ -93,8 +93,8 @@ async def train(job: Job, console: Console) -> dict:
 def _write_down(collector: Collector, run_dir: Path, summary: dict) -> OSError | None:
     """Close the run's files and leave a summary, if anything was measured. Why that cannot be: where the run has failed already, that is
     what is told, and not this."""
+    collector.close()
     try:
-        collector.close()
         if collector.state.updates or collector.state.evaluations:
             write_summary(run_dir, summary)
     except OSError as error:
@@ -118,6 +118,7 @@ class Run:
         self._needed = [received]  # tasks that never end by themselves
         self._task: asyncio.Task | None = None  # of until_learner_ends
         self.interrupted = False
+        self._ending = False  # since figures cannot be written
         self._job = job
         self._collector = collector
         self._progress = progress
@@ -228,18 +229,38 @@ class Run:
                 child.check()
             for task in self._needed:
                 if task.done():
-                    task.result()  # what broke in the collector (a full disk, say) ends the run
+                    task.result()  # what broke in the collector ends the run
+            self._end_without_figures()
             self._collector.state.waits.take(OWN_SOURCE, self._waits.seconds(), time.monotonic())
             self._collector.note_status()
             self._progress.tick()
             await asyncio.sleep(TICK)
         for child in self.children:
             child.check()
+        if self._collector.failure is not None:
+            raise self._collector.failure
+
+    def _end_without_figures(self) -> None:
+        """End a run whose figures cannot be written (a full disk): in good order where there is something to keep, or at once."""
+        failure = self._collector.failure
+        if failure is None or self._ending:
+            return
+        phase = self._collector.state.phase.name
+        learners = self._live_learners()
+        if not learners or phase not in LEAVES:
+            raise failure
+        self._ending = True
+        self._progress.print(f"{failure}: {LEAVES[phase]}.")
+        for child in learners:
+            child.signal(signal.SIGINT)
+
+    def _live_learners(self) -> list[Child]:
+        return [child for child in self.children if child.name == "learner" and not child.ended]
 
     def interrupt(self) -> None:
         """Ctrl-C. The first one lets the learner finish its update and write a checkpoint; a second one stops at once, as does the first
         one where there is nothing to keep."""
-        learners = [child for child in self.children if child.name == "learner" and not child.ended]
+        learners = self._live_learners()
         phase = self._collector.state.phase.name
         first = not self.interrupted
         self.interrupted = True

@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from protocol.files import Unwritable
 from protocol.messages import Stats
 from telemetry.event_files import EventFile
-from telemetry.metrics_file import METRICS_FILE, MetricsFile, read_metrics
+from telemetry.metrics_file import METRICS_FILE, MetricsFile, Record, read_metrics
 from telemetry.state import ESS_FLOOR, RunState
 from telemetry.status_file import StatusFile
 from telemetry.trackers import Tracker
@@ -32,6 +33,8 @@ class Collector:
     ) -> None:
         """Opens the files in `run_dir`, which exists. `resume`: counts and wall time go on where the last run stopped."""
         self._clock = clock
+        self.failure: Unwritable | None = None
+        """Why the figures cannot be written any more: the run is to end, and what it tells until then is still taken."""
         path = run_dir / METRICS_FILE
         self.state = RunState(clock(), read_metrics(path) if resume else None, ess_floor)
         self._metrics = MetricsFile(path)
@@ -43,11 +46,20 @@ class Collector:
         """Takes one message; writes a line when it is an update or an evaluation."""
         record = self.state.observe(stats, self._clock())
         if record is not None:
-            self._metrics.append(record)
+            self._write_down(record)
             self._events.append(record)
             if self._tracker is not None:
                 self._tracker.log(record)
         self.note_status()
+
+    def _write_down(self, record: Record) -> None:
+        """Once a line is missing, none is added: a curve that ends is not taken for one with a hole."""
+        if self.failure is not None:
+            return
+        try:
+            self._metrics.append(record)
+        except Unwritable as error:
+            self.failure = error
 
     def note_status(self) -> None:
         """Write what the run does now, once a second; to be called now and then when no message comes, too."""

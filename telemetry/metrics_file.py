@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from itertools import takewhile
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from protocol.files import GrowingFile
 
 METRICS_FILE = "metrics.jsonl"
 """Its name in the run directory."""
@@ -48,24 +49,14 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         """Opens `path` to append; a torn last line of an earlier process is cut off."""
-        self._file = path.open("ab+")
-        _cut_torn_line(self._file)
+        self._file = GrowingFile(path, "run.dir")
 
     def append(self, record: dict[str, Any]) -> None:
-        """Writes one line and flushes it, so that readers see it at once."""
-        self._file.write(to_line(record).encode())
-        self._file.flush()
+        """Writes one line, which readers see at once. Unwritable, with nothing of the line left, if the disk is full."""
+        self._file.append(to_line(record).encode())
 
     def close(self) -> None:
         self._file.close()
-
-
-def _cut_torn_line(file: IO[bytes]) -> None:
-    file.seek(0)
-    data = file.read()
-    if data and not data.endswith(b"\n"):
-        file.truncate(data.rfind(b"\n") + 1)
-    file.seek(0, os.SEEK_END)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from protocol.files import unwritable
+
+log = logging.getLogger(__name__)
 
 FOLDER = "spans"
 MOST_BYTES = 64 << 20
@@ -21,10 +26,13 @@ class SpanFile:
     """One process's file. Nothing is written to the disk before `flush`, or 64 KiB."""
 
     def __init__(self, run_dir: Path, process: str) -> None:
-        path = Path(run_dir) / FOLDER / f"{process}.jsonl"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", buffering=1 << 16)
-        self._left = MOST_BYTES - path.stat().st_size
+        self._path = Path(run_dir) / FOLDER / f"{process}.jsonl"
+        self._file: TextIO | None = None
+        self._left = MOST_BYTES
+        with self._stopping_if_full():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("a", buffering=1 << 16)
+            self._left -= self._path.stat().st_size
         self._epoch = time.time() - time.monotonic()  # once: a clock that is set later changes no duration
 
     def now(self) -> float:
@@ -35,8 +43,9 @@ class SpanFile:
         """Something that began and ended at these times (`now`)."""
         line = json.dumps({"name": name, "start": round(start, 6), "end": round(end, 6), "track": track, **numbers}) + "\n"
         self._left -= len(line)
-        if self._left > 0:
-            self._file.write(line)
+        if self._file is not None and self._left > 0:
+            with self._stopping_if_full():
+                self._file.write(line)
 
     @contextlib.contextmanager
     def span(self, name: str, track: str = "", **numbers: Any) -> Iterator[None]:
@@ -48,16 +57,34 @@ class SpanFile:
             self.add(name, start, self.now(), track, **numbers)
 
     def flush(self) -> None:
-        self._file.flush()
+        if self._file is not None:
+            with self._stopping_if_full():
+                self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            with self._stopping_if_full():
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _stopping_if_full(self) -> Iterator[None]:
+        """A disk that is full ends the trace, with a warning, and not the process."""
+        try:
+            yield
+        except OSError as error:
+            file, self._file = self._file, None
+            if file is not None:
+                with contextlib.suppress(OSError):
+                    file.close()
+            log.warning("the trace ends here: %s", unwritable(self._path, error, "run.dir"))
 
 
 def read_spans(run_dir: Path) -> dict[str, list[dict]]:
-    """Process -> its spans, without a torn last line."""
+    """Process -> its spans, without those that were torn by a crash or a full disk."""
     found = {}
     for path in sorted((Path(run_dir) / FOLDER).glob("*.jsonl")):
-        lines = path.read_text().splitlines(keepends=True)
-        found[path.stem] = [json.loads(line) for line in lines if line.endswith("\n")]
+        spans = found.setdefault(path.stem, [])
+        for line in path.read_text(errors="replace").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                spans.append(json.loads(line))
     return found

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from protocol.files import atomic_write
 from telemetry.state import RunState
 
 STATUS_FILE = "status.json"
@@ -45,10 +45,8 @@ class StatusFile:
         if self._written is not None and now - self._written < EVERY_SECONDS:
             return
         self._written = now
-        unfinished = self._path.with_name(f".{STATUS_FILE}")
         with contextlib.suppress(OSError):  # a full disk: the run ends where it needs the disk, not here
-            unfinished.write_bytes(msgspec.json.encode(status_of(state, now)))
-            os.replace(unfinished, self._path)
+            atomic_write(self._path, msgspec.json.encode(status_of(state, now)))
 
     def close(self) -> None:
         """Remove the file: nothing holds any more."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from config import RunSection
+from protocol.files import atomic_write
 from telemetry.collapse import collapsed
 from telemetry.metrics_file import Record, to_line
 from telemetry.state import RunState
@@ -82,9 +82,7 @@ def package_versions() -> dict[str, str]:
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> Path:
     """Writes `summary` as run_dir/summary.json, whole or not at all; returns the path."""
     path = run_dir / "summary.json"
-    partial = path.with_suffix(".json.partial")
-    partial.write_text(json.dumps(json.loads(to_line(summary)), indent=2) + "\n")
-    os.replace(partial, path)
+    atomic_write(path, json.dumps(json.loads(to_line(summary)), indent=2) + "\n", "run.dir")
     return path
 
 

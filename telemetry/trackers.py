@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from config import ConfigError
+from protocol.files import atomic_write
 from telemetry.fields import tag_of
 from telemetry.metrics_file import Record
 
@@ -86,5 +87,5 @@ def _run_id(run_dir: Path) -> str:
     path = run_dir / "wandb_id"
     if not path.exists():
         run_dir.mkdir(parents=True, exist_ok=True)
-        path.write_text(secrets.token_hex(8))
+        atomic_write(path, secrets.token_hex(8), "run.dir")
     return path.read_text().strip()

@@ -26,7 +26,7 @@ from protocol.lifetime import dying_with_parent
 from protocol.messages import SCHEMA_VERSION, Trajectory
 from protocol.security import make_keys
 from supervisor.endpoints import choose_endpoints, free_port
-from supervisor.job import job_file
+from supervisor.job import save_job
 from supervisor.machines import keys_of
 from supervisor.serial import train_serially
 from supervisor.settings import resolve, to_toml
@@ -69,7 +69,7 @@ def played_serially(directory: Path, config: Config) -> Job:
     """A run that has ended, with all that commands look for in its directory."""
     job = job_in(directory, config)
     (directory / "config.toml").write_text(to_toml(config))
-    job.save(job_file(job))
+    save_job(job)
     asyncio.run(train_serially(job, Console(quiet=True)))
     return job
 

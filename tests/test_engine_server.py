@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from controller.engine.server import (
     wait_ready,
     weights_gib,
 )
+from protocol import machine
 from supervisor.endpoints import free_port
 from supervisor.settings import resolve
 
@@ -143,6 +145,13 @@ def test_a_step_holds_the_longest_prompt_where_prefills_are_not_chunked(monkeypa
 def test_the_worker_computes_on_as_many_cores_as_configured(monkeypatch: pytest.MonkeyPatch, threads: str, expected: str | None) -> None:
     monkeypatch.setattr(server, "on_cpu", lambda: True)
     assert engine_command(job(engine__threads=threads)).environment.get("OMP_NUM_THREADS") == expected
+
+
+def test_a_quota_of_cores_bounds_what_vllm_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "on_cpu", lambda: True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(machine, "quota_cores", lambda: 2.5)
+    assert engine_command(job(engine__threads="0")).environment["OMP_NUM_THREADS"] == "3"
 
 
 @pytest.mark.parametrize(("flags", "expected"), [("avx2 avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2 fma", "float32")])

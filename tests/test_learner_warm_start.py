@@ -1,8 +1,13 @@
 """Warm start: it learns, by the schedule, from what the expert won, and is kept."""
 
+import errno
+import fcntl
+import os
 import random
+import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -12,7 +17,7 @@ from learner_fixtures import TURNS, small_config
 from run_fixtures import job_in
 
 import learner.demonstrations
-from config import ModelSection
+from config import ConfigError, ModelSection
 from learner import training, warm_start
 from learner.demonstrations import TurnTokenizer, demonstrations
 from learner.policy import load_policy
@@ -112,6 +117,35 @@ def test_two_runs_that_want_the_same_warm_start_at_once_make_it_once(job, monkey
         weights = [run.result().model.state_dict() for run in (first, second)]
     assert len(made) == 1
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+@pytest.mark.parametrize("why", ["another's file", "no locks"])
+def test_a_warm_start_that_cannot_be_locked_is_made_without(job, why: str, monkeypatch: pytest.MonkeyPatch, caplog):
+    monkeypatch.setattr(training, "_digest", lambda *_: "0123")
+    cache = Path(job.config.run.cache_dir)
+    cache.mkdir(exist_ok=True)
+    if why == "no locks":
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+    else:
+        (cache / ".policy-0123.lock").mkdir()  # whoever we are, it cannot be opened
+    Training.begin(job, no_progress)
+    assert (cache / "policy-0123" / "model.safetensors").exists()
+    assert not list(cache.glob(".policy-0123-*"))
+    assert "run.cache_dir" in caplog.text or why == "no locks"
+
+
+def no_locks(descriptor: int, operation: int) -> None:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+
+def test_a_kept_policy_that_cannot_be_read_names_the_setting(job, monkeypatch: pytest.MonkeyPatch):
+    kept = Path(job.config.run.cache_dir) / "policy-0123"
+    shutil.copytree(job.model_dir, kept)
+    weights = kept / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    monkeypatch.setattr(training, "_digest", lambda *_: "0123")
+    with pytest.raises(ConfigError, match=r"run\.cache_dir: .*policy-0123 cannot be read \(.*\); remove it, or give another directory"):
+        Training.begin(job, no_progress)
 
 
 def test_warm_start_reports_its_progress(job):

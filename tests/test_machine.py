@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from run_fixtures import small_config
 
 from config import ConfigError
 from learner.publish import KEPT
+from learner.training import check_room
 from protocol.machine import available_bytes, cores, quota_cores
 from supervisor import job, machine_checks
 
@@ -100,9 +103,23 @@ def test_the_room_for_weights_is_of_all_versions_that_are_there_at_once(small_po
 
 def test_too_little_room_for_checkpoints_names_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     free_in(monkeypatch, {str(tmp_path): 31})
-    machine_checks.check_checkpoints(tmp_path, parameters=MIB // 2)
+    keep_one = small_config(learner__keep_checkpoints="1", run__updates="1000")
+    machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB // 2)
     with pytest.raises(ConfigError, match=r"run\.dir: 2 checkpoints need about 32 MB"):
-        machine_checks.check_checkpoints(tmp_path, parameters=MIB)
+        machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB)
+    machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB, there=1)
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "updates", "expected"),
+    [("5", "0", "1000", 6), ("5", "0", "20", 3), ("0", "0", "100", 7), ("0", "0", "0", 2), ("5", "20", "0", 2)],
+    ids=["kept", "made in all", "all are kept", "unbounded", "unbounded, with every so many"],
+)
+def test_checkpoints_take_the_room_of_those_that_are_kept(keep: str, every: str, updates: str, expected: int) -> None:
+    config = small_config(
+        learner__keep_checkpoints=keep, learner__keep_every=every, run__updates=updates, learner__checkpoint_every="20"
+    )
+    assert machine_checks.checkpoints_on_disk(config) == expected
 
 
 def test_too_few_open_files_name_the_setting() -> None:
@@ -118,6 +135,33 @@ def test_a_cache_that_cannot_be_made_names_the_setting(monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home")))
     with pytest.raises(ConfigError, match=r"run\.cache_dir: there is no home directory \(HOME\)"):
         machine_checks.check_cache(small_config())
+
+
+@contextlib.contextmanager
+def without_privileges() -> Iterator[None]:
+    """While inside, this process may not write where its owner may not (root always may)."""
+    root = os.getuid() == 0
+    if root:
+        os.setreuid(12345, -1)
+    try:
+        yield
+    finally:
+        if root:
+            os.setreuid(0, -1)
+
+
+def test_a_cache_that_cannot_be_written_to_is_used_if_there_is_something_in_it(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    config = small_config(run__cache_dir=str(tmp_path))
+    with without_privileges(), pytest.raises(ConfigError, match=r"run\.cache_dir: .* cannot be written to"):
+        machine_checks.check_cache(config)
+    tmp_path.chmod(0o755)
+    (tmp_path / "policy-0123").mkdir()
+    tmp_path.chmod(0o555)
+    with without_privileges():
+        machine_checks.check_cache(config)
+        with pytest.raises(ConfigError, match=r"run\.cache_dir: .* does not hold this warm start \(policy-4567\)"):
+            check_room(tmp_path / "policy-4567")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])

@@ -19,7 +19,7 @@ from run_fixtures import ROOT, Run, job_in, processes, running, running_small, s
 
 from protocol.lifetime import dying_with_parent
 from supervisor.endpoints import free_port
-from supervisor.job import job_file
+from supervisor.job import job_file, save_job
 
 pytestmark = pytest.mark.slow
 
@@ -308,7 +308,7 @@ async def test_too_little_memory_for_the_engine_is_refused_naming_the_setting(tm
 async def test_a_controller_that_cannot_begin_says_why_and_ends(tmp_path: Path):
     """It used to wait for its own sockets for ever, with the reason unsaid."""
     job = job_in(tmp_path / "run", small_config())
-    job.save(job_file(job))
+    save_job(job)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", int(job.endpoints.learner.rsplit(":", 1)[1])))
         taken.listen()

@@ -26,6 +26,7 @@ from protocol.arrays import FLOAT16, INT32, unpack
 from protocol.codec import encode
 from protocol.messages import DropReason, EpisodeKey, Trajectory
 from supervisor.cli import main
+from supervisor.job import save_job
 from supervisor.replay import LOG, Recording, recorded_job, replay_run
 
 OPEN, CLOSE, WORD = 1, 2, 9
@@ -61,7 +62,7 @@ def test_a_run_of_another_machine_is_read_with_its_own_policy_or_the_model_as_it
 ):
     run, named = tmp_path / "run", small_config(model__name=str(small_policy))
     job = msgspec.structs.replace(job_in(run, named), model_dir="/not/here", config=small_config() if tiny else named)
-    job.save(run / "job.json")
+    save_job(job)
     (run / "config.toml").touch()
     (run / "episodes").mkdir()
     assert recorded_job(run, "replay").model_dir == str(run / "policy" if tiny else small_policy)

@@ -24,15 +24,30 @@ MAY_IMPORT = {
 }
 """What each part may import besides itself. Those that are not here start the others, and may import them all but run."""
 
-MAY_IMPORT_TOO = {"learner": {"controller.engine.weight_sender"}}
+MAY_IMPORT_TOO = {"learner": {"controller.engine.weight_sender"}, "envs": {"protocol.files"}}
 """Single modules of other parts. The sending end of vLLM's NCCL transfer is vLLM's code, which the learner has to call and only
-controller/engine/ may know: a module there keeps vLLM in one folder, and the learner from the rest of the controller."""
+controller/engine/ may know: a module there keeps vLLM in one folder, and the learner from the rest of the controller. What makes
+files of an environment writes them as all others do."""
 
 TIME_OF_DAY = {
     "telemetry/event_files.py": "TensorBoard shows when a value was written",
     "telemetry/spans.py": "where the traces of processes begin",
 }
 """Who may ask for it, and why."""
+
+MAY_WRITE = {
+    "benchmarks": "what they write is for who runs them, who sees it fail",
+    "learner/checkpoint.py": "into a directory that gets its name once it is complete, and a state that replaces another (`writing`)",
+    "learner/episode_log.py": "records with checksums, of which a torn one is passed over",
+    "learner/publish.py": "a file that gets its name once it is complete (`writing`)",
+    "protocol/files.py": "all others write by it",
+    "supervisor/children.py": "logs of processes",
+    "telemetry/event_files.py": "records with checksums",
+    "telemetry/spans.py": "lines, of which a torn one is passed over",
+}
+"""Who may write a file in another way than by protocol/files.py, and why: a file that is torn is there, and is no file."""
+
+WRITES = r"""\.write_(text|bytes)\(|\bopen\([^)\n]*["'][wax]b?\+?["']|\.open\(["']\w*[wax+]|json\.dump\(|np\.savez?\(|\bsave_file\("""
 
 MAX_LINES = 400
 SETTINGS = Path("config.py")  # one table, as long as there are settings
@@ -109,6 +124,12 @@ def test_durations_are_taken_from_a_clock_that_nobody_sets(source: Path) -> None
     """The time of day may be set at any moment, by an hour; `time.monotonic` goes on, and stands still while a laptop sleeps."""
     if source.parts[0] != "benchmarks" and source.as_posix() not in TIME_OF_DAY:
         assert not re.search(r"\btime\.time(_ns)?\b|from time import|\bdatetime\.(now|utcnow|today)\b", (ROOT / source).read_text())
+
+
+@modules
+def test_files_are_complete_or_absent(source: Path) -> None:
+    if not MAY_WRITE.keys() & {source.as_posix(), source.parts[0]}:
+        assert not re.findall(f".*(?:{WRITES}).*", (ROOT / source).read_text()), f"{source} writes: protocol.files.atomic_write does"
 
 
 @modules

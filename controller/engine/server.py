@@ -30,7 +30,7 @@ import aiohttp
 from config import Config, ConfigError, Job
 from controller.engine.gate import LAPSES_SECONDS, TAKEN_STATUS, bearer
 from controller.engine.names import BACKEND, ENGINE_KEY, GATE, KEYS, PLUGIN, PROCESSOR, RUN, TAP_ENDPOINT, TAP_TOP_J
-from protocol.machine import available_bytes
+from protocol.machine import available_bytes, cores
 
 GIB = 2**30
 
@@ -109,8 +109,11 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
         arguments += ["--kv-cache-memory-bytes", str(int(engine.kv_cache_gb * GIB))]
         # Compiling vLLM's one small compiled function of the sampler takes a C++ compiler and seconds of the first request.
         environment |= SINGLE | {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        if engine.threads:
-            environment["OMP_NUM_THREADS"] = str(engine.threads)
+        threads = engine.threads
+        if not threads and cores() < len(os.sched_getaffinity(0)):  # vLLM heeds the affinity, and no quota
+            threads = cores()
+        if threads:
+            environment["OMP_NUM_THREADS"] = str(threads)
     else:
         # The tap is written for the V1 runner's processors; the V2 runner, the default on GPUs, has another interface.
         environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from protocol.files import atomic_write
+
 OUTPUT = Path(__file__).with_name("layouts.json")
 
 
@@ -71,7 +73,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     text = json.dumps(facts(reader(Path(sys.argv[1]))), separators=(",", ":"))
-    OUTPUT.write_text(text.replace('"receptacles":', '\n"receptacles":').replace('"kinds":', '\n"kinds":') + "\n")
+    atomic_write(OUTPUT, text.replace('"receptacles":', '\n"receptacles":').replace('"kinds":', '\n"kinds":') + "\n")
     print(f"{OUTPUT}: {len(text) / 1000:.0f} kB")
 
 

@@ -20,6 +20,7 @@ from envs.alfworld.pddl import to_tw_pddl
 from envs.base import Split
 from envs.play import expert_episode
 from envs.response import parse_think_action
+from protocol.files import atomic_write
 
 _NOT_COMMANDS = ("fly away", "go to cabinet 99", "take mug 1", "Look", "")
 
@@ -127,7 +128,7 @@ def main() -> None:
         transcripts.append(record(small.game("held_out", index), commands, random.Random(index)))
         games = [real.game("held_out", other) for other in range(index, 20 * len(TASK_TYPES), len(TASK_TYPES))]
         transcripts.append(record(min(games, key=lambda game: len(game.receptacles)), [], random.Random(index)))
-    output.write_text("[\n" + ",\n".join(json.dumps(t, separators=(",", ":")) for t in transcripts) + "\n]\n")
+    atomic_write(output, "[\n" + ",\n".join(json.dumps(t, separators=(",", ":")) for t in transcripts) + "\n]\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
+from protocol.files import atomic_write
+
 OUTPUT = Path(__file__).with_name("facts.json")
 
 AIRPORTS_PER_COUNTRY = 40
@@ -208,7 +210,7 @@ def main() -> None:
     text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
     # A country or an airport a line, so that a change can be read.
     text = re.sub(r'(?<=[}\]{\[]),(?=\["|"[^"]+":\{)', ",\n", text)
-    OUTPUT.write_text(text + "\n")
+    atomic_write(OUTPUT, text + "\n")
     print(f"{OUTPUT.name}: {len(text.encode()) / 1000:.0f} kB, {len(known)} countries, {len(facts['airports'])} airports")
 
 

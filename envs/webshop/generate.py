@@ -15,6 +15,7 @@ import msgspec
 from envs.webshop import files
 from envs.webshop.files import Files
 from envs.webshop.words import BRANDS, BULLETS, DESCRIPTIONS, GROUPS, HUMAN_WORDINGS, PRODUCTS_OF_A_KIND, SYNTHETIC_WORDING, Group
+from protocol.files import atomic_write
 
 HELD_OUT_OF_A_KIND = 4
 """Products of each kind whose goals are held out."""
@@ -70,7 +71,7 @@ def write_files(made: Files, directory: Path) -> None:
     parts = (products, made.attributes, made.human, made.nouns)
     names = (files.PRODUCT_FILES[0], files.ATTRIBUTE_FILES[0], files.HUMAN_FILE, files.NOUN_FILE)
     for name, part in zip(names, parts, strict=True):
-        (directory / name).write_bytes(msgspec.json.encode(part))
+        atomic_write(directory / name, msgspec.json.encode(part))
 
 
 def _product(

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from envs.webshop.analysis import STOP_WORDS
 from envs.webshop.files import NOUN_FILE, Files, RawProduct, read_files
+from protocol.files import atomic_write
 
 _LOG = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def main() -> None:
     directory = parser.parse_args().directory
     products = _kept_last(read_files(directory).products)
     table = dict(zip((raw.asin for raw in products), tagged_nouns(raw.name for raw in products), strict=True))
-    (directory / NOUN_FILE).write_text(json.dumps(table, ensure_ascii=False))
+    atomic_write(directory / NOUN_FILE, json.dumps(table, ensure_ascii=False))
     print(f"{directory / NOUN_FILE}: {len(table)} titles")
 
 
