@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -39,6 +38,11 @@ from telemetry.exploration import Exploration
 from telemetry.metrics_file import Record
 
 log = logging.getLogger(__name__)
+
+LOCK_SECONDS = 1.0
+"""Between two tries to lock what another process has locked."""
+
+_NO_LOCK = "run.cache_dir: %s cannot be locked (%s): another run may make the same warm start beside this one"
 
 Progress = Callable[[str, float | None, float | None], None]
 """(phase, done, of): what is under way, and how far, if that can be said. May raise Stopped."""
@@ -242,8 +246,7 @@ def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:
     kept = config.cache_dir() / f"policy-{_digest(config, Path(job.model_dir))}"
     if not kept.exists():
         check_room(kept)
-        lock = FileLock(kept.with_name(f".{kept.name}.lock"), mode=0o666)  # other users of the cache take it, too
-        with _acquired(lock, progress):  # the system gives it up when its holder dies
+        with _alone(kept.with_name(f".{kept.name}.lock"), progress):
             if not kept.exists():
                 _warm_start_into(kept, model, job, progress)
                 return
@@ -267,19 +270,45 @@ def check_room(kept: Path) -> None:
         )
 
 
-def _acquired(lock: FileLock, progress: Progress) -> AbstractContextManager[object]:
-    """The lock, once nobody else has it; released at the end of a `with`. Meanwhile `progress` may raise.
+@contextlib.contextmanager
+def _alone(file: Path, progress: Progress) -> Iterator[None]:
+    """Lock a file as soon as nobody else has; the system gives the lock up when its holder dies. Meanwhile `progress` may raise.
 
-    Where it cannot be taken (a disk without locks, another user's file) it goes without: the worst is that two runs make the same policy.
+    Where there is no lock to be had (a disk without them, another user's file) it goes without: the worst is that two runs make the same
+    policy.
     """
-    while True:
-        try:
-            return lock.acquire(timeout=1)
-        except Timeout:
+    try:
+        descriptor = _opened(file)
+    except OSError as error:
+        log.warning(_NO_LOCK, file, error.strerror)
+        yield
+        return
+    try:
+        while not _taken(descriptor, file):
             progress("waiting for another run's warm start", None, None)
-        except (OSError, NotImplementedError) as error:
-            log.warning("run.cache_dir: %s cannot be locked (%s): another run may make the same warm start", lock.lock_file, error)
-            return contextlib.nullcontext()
+            time.sleep(LOCK_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _opened(file: Path) -> int:
+    """To be read, which is enough to lock it, and which another user's file allows."""
+    try:
+        return os.open(file, os.O_RDONLY)
+    except FileNotFoundError:
+        return os.open(file, os.O_RDONLY | os.O_CREAT, 0o666)
+
+
+def _taken(descriptor: int, file: Path) -> bool:
+    """Whether nobody else has the lock; it is ours then, if there is one."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning(_NO_LOCK, file, error.strerror)
+    return True
 
 
 def _warm_start_into(kept: Path, model: PreTrainedModel, job: Job, progress: Progress) -> None:

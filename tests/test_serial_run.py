@@ -31,6 +31,7 @@ from controller.think_tokens import think_tokens
 from controller.turns import TurnRunner
 from envs.registry import make_environment
 from learner.build import build_policy
+from learner.checkpoint import latest
 from learner.main import Learner
 from learner.policy import load_policy
 from learner.publish import Publisher, snapshot
@@ -38,6 +39,7 @@ from learner.training import Training
 from protocol.arrays import FLOAT16, FLOAT32, UINT8, unpack
 from protocol.messages import DropReason, EpisodeKey, Lease, Trajectory
 from protocol.prompting import load_prompter
+from supervisor.children import RunFailed
 from supervisor.cli import resolve
 from supervisor.job import prepare
 from supervisor.serial import train_serially
@@ -406,3 +408,14 @@ def test_published_weights_are_a_safetensors_file_of_the_checkpoints_names(tmp_p
     build_policy(job)
     weights = Publisher(tmp_path).write(snapshot(load_policy(Path(job.model_dir)), 3, "float32"))
     assert set(load_file(weights.path)) == set(load_file(Path(job.model_dir) / "model.safetensors"))
+
+
+def test_figures_that_cannot_be_written_end_the_run_with_a_checkpoint_and_one_sentence(tmp_path: Path):
+    job = job_in(tmp_path / "run", small_config(run__updates="50"))
+    (tmp_path / "run" / METRICS_FILE).symlink_to("/dev/full")
+    sentence = r"^\S*metrics\.jsonl cannot be written: No space left on device \(run\.dir; .* MB left\)$"
+    with pytest.raises(RunFailed, match=sentence) as error:
+        asyncio.run(train_serially(job, Console(quiet=True)))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["ended"] == str(error.value)
+    assert latest(tmp_path / "run").name == f"{summary['updates']:06d}" < "000050"

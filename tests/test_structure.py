@@ -47,7 +47,7 @@ MAY_WRITE = {
 }
 """Who may write a file in another way than by protocol/files.py, and why: a file that is torn is there, and is no file."""
 
-WRITES = r"""\.write_(text|bytes)\(|\bopen\([^)\n]*["'][wax]b?\+?["']|\.open\(["']\w*[wax+]|json\.dump\(|np\.savez?\(|\bsave_file\("""
+WRITES = r"""\.write_(?:text|bytes)\(|\bopen\([^)\n]*["'][wax]b?\+?["']|\.open\(["']\w*[wax+]|json\.dump\(|np\.savez?\(|\bsave_file\("""
 
 MAX_LINES = 400
 SETTINGS = Path("config.py")  # one table, as long as there are settings
