@@ -37,6 +37,7 @@ TIME_OF_DAY = {
 
 MAY_WRITE = {
     "benchmarks": "what they write is for who runs them, who sees it fail",
+    "learner/checkpoint_damage.py": "into a directory that gets its name once it is complete",
     "learner/checkpoint.py": "into a directory that gets its name once it is complete, and a state that replaces another (`writing`)",
     "learner/episode_log.py": "records with checksums, of which a torn one is passed over",
     "learner/publish.py": "a file that gets its name once it is complete (`writing`)",
