@@ -130,6 +130,7 @@ class EpisodePlayer:
             prompt = moved.prompt
             if moved.done or prompt is None:
                 played.success, played.scores, played.overflowed = moved.success, moved.scores, not moved.done
+                played.truncated = moved.truncated
                 return
             if len(played.turns) == MAX_TURNS:
                 raise _Ended(DropReason.ENV_ERROR, f"the episode has no end after {MAX_TURNS:,} turns: lower env.max_turns")
@@ -158,11 +159,12 @@ class _Played:
         self.turns: list[Turn] = []
         self.success = False
         self.overflowed = False
+        self.truncated = False
         self.scores: dict[str, float] = {}
 
     def trajectory(self, dropped: DropReason | None = None, detail: str = "") -> Trajectory:
         return Trajectory(
             key=self._lease.key, attempt=self._lease.attempt, task_index=self._lease.task_index, task_type=self.task_type,
             task=self.task, success=self.success, turns=self.turns, scores=self.scores, dropped=dropped, detail=detail,
-            overflowed=self.overflowed,
+            overflowed=self.overflowed, truncated=self.truncated,
         )  # fmt: skip

@@ -41,6 +41,7 @@ class Moved(NamedTuple):
     reward: float
     done: bool
     success: bool
+    truncated: bool
     scores: dict[str, float]
     prompt: list[int] | None
 
@@ -80,9 +81,10 @@ class Stage:
         scores = scores_of(self._episode.scores)
         if done:
             success = flag_of("success", _attribute("step()", result, "success"))
-            return Moved(anchor, action, valid, reward, True, success, scores, None)
+            truncated = flag_of("truncated", getattr(result, "truncated", False))
+            return Moved(anchor, action, valid, reward, True, success, truncated, scores, None)
         self._view.record(action, check_observation(_attribute("step()", result, "observation")))
-        return Moved(anchor, action, valid, reward, False, False, scores, self._prompt())
+        return Moved(anchor, action, valid, reward, False, False, False, scores, self._prompt())
 
     def close(self) -> None:
         """Let go of what the episode holds open. Nothing to do for one that did not start."""

@@ -48,7 +48,7 @@ class UnluckyEpisode:
         result = self._episode.step(action)
         if not befalls("surrogates"):
             return result
-        return StepResult(Observation("\ud800", ()), result.reward, result.done, result.success)
+        return StepResult(Observation("\ud800", ()), result.reward, result.done, result.success, result.truncated)
 
     def anchor(self) -> str:
         return "\udfff" if befalls("surrogates") else self._episode.anchor()

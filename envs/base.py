@@ -35,12 +35,16 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`done` is true once the task is solved or the turns are used up; `success` only if it is solved."""
+    """`done` is true once the task is solved or the turns are used up; `success` only if it is solved.
+
+    `truncated`: it is done only because something cut it off (a limit of turns, say), and could have gone on. Asked for with `done`.
+    """
 
     observation: Observation
     reward: float
     done: bool
     success: bool
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,7 @@ def _common(trajectories: Sequence[Trajectory], turns: Sequence[Turn]) -> dict[s
         "reward": _mean([sum(turn.reward for turn in t.turns) for t in trajectories]),
         "turns": _mean([len(t.turns) for t in trajectories]),
         "overflowed_share": _mean([t.overflowed for t in trajectories]),
+        "cut_off_share": _mean([t.overflowed or t.truncated for t in trajectories]),
         "valid_action_rate": _mean([turn.valid for turn in turns]),
         **_scores(trajectories),
     }

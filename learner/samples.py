@@ -56,10 +56,11 @@ Judge = Callable[[list[Sample]], list[Sample]]
 """Adds to each sample of a batch what models know of it."""
 
 
-def episode_returns(turns: Sequence[Turn], samples: Sequence[Sample]) -> EpisodeReturns:
-    """What advantages are computed from: the turns of an episode, and their samples."""
+def episode_returns(episode: Trajectory, samples: Sequence[Sample]) -> EpisodeReturns:
+    """What advantages are computed from: an episode, and the samples of its turns."""
     return replace(
-        _rewards_of(turns),
+        _rewards_of(episode.turns),
+        cut_off=episode.overflowed or episode.truncated,
         values=np.array([sample.value for sample in samples]),
         log_ratios=np.array([sample.log_ratio for sample in samples]),
     )
@@ -97,7 +98,7 @@ def samples_of(
     judged = judge([_sample(episode, number, version) for group in played for episode in group for number in range(len(episode.turns))])
     samples = iter(judged)
     returns = [
-        GroupReturns([episode_returns(episode.turns, [next(samples) for _ in episode.turns]) for episode in group]) for group in played
+        GroupReturns([episode_returns(episode, [next(samples) for _ in episode.turns]) for episode in group]) for group in played
     ]
     estimated = ESTIMATORS[settings.algorithm](returns, settings)
     advantages = np.concatenate([of_episode for of_group in estimated for of_episode in of_group])

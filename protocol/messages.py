@@ -250,8 +250,8 @@ class Trajectory(Message):
     """What the benchmark reports beside success."""
     dropped: DropReason | None = None
     detail: str = ""
-    overflowed: bool = False
-    """Whether it ended because its next prompt would not have fitted into the context."""
+    overflowed: bool = False  # it ended because its next prompt would not have fitted into the context
+    truncated: bool = False  # it ended because the environment cut it off: its turns were used up, say
 
 
 class Ack(Message):

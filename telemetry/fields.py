@@ -42,6 +42,7 @@ FIELDS: dict[str, Field] = {
     "reward": Field("1", "policy", "value", "Mean return of an episode, as the environment gives it"),
     "turns": Field("1", "policy", "value", "Mean turns of an episode"),
     "overflowed_share": Field("share", "policy", "value", "Episodes that ended unsolved since their next prompt did not fit the context"),
+    "cut_off_share": Field("share", "policy", "value", "Episodes that ended before the task did: these, and those out of turns"),
     "valid_action_rate": Field("share", "policy", "value", "Turns whose action had the right form and was possible"),
     "response_tokens": Field("tokens", "policy", "value", "Mean length of a response"),
     "thinking_tokens": Field("tokens", "policy", "value", "Mean length of the thinking in it"),

@@ -166,7 +166,7 @@ NO_TEXTS = [None, b"bytes", 3, "x\ud800"]
 
 async def given(**changed: object) -> Trajectory:
     """An episode of one step, in whose result, or in which, these things are changed."""
-    step = {name: changed.pop(name) for name in ("observation", "reward", "done", "success") if name in changed}
+    step = {name: changed.pop(name) for name in ("observation", "reward", "done", "success", "truncated") if name in changed}
     environment = OneStep(lambda: StepResult(**{"observation": OneStep.observation, "reward": 1.0, "done": True, "success": True} | step))
     vars(environment).update(changed)
     trajectory = await player(answer, environment).play(LEASE)
@@ -183,6 +183,7 @@ async def given(**changed: object) -> Trajectory:
         *(("the name of a score", {"scores": {value: 1.0}}) for value in ("x\ud800", "x" * 201)),
         *(("done", {"done": value}) for value in NO_FLAGS),
         *(("success", {"success": value}) for value in NO_FLAGS),
+        *(("truncated", {"truncated": value}) for value in NO_FLAGS),
         *(("task", {"task": value}) for value in NO_TEXTS),
         *(("task_type", {"task_type": value}) for value in [*NO_TEXTS, "x" * 201]),
         *(("anchor()", {"anchor": lambda value=value: value}) for value in NO_TEXTS),
@@ -302,6 +303,14 @@ async def test_a_prompt_that_outgrows_the_context_ends_the_episode_unsolved_and_
     assert trajectory.dropped is None and trajectory.overflowed and not trajectory.success
     assert [turn.reward for turn in trajectory.turns] == [0.25, 0.25] and trajectory.scores == {"price": 0.5}
     assert rollout_metrics([trajectory])["overflowed_share"] == evaluation_metrics([trajectory])["overflowed_share"] == 1
+    assert not trajectory.truncated and rollout_metrics([trajectory])["cut_off_share"] == 1
+
+
+@pytest.mark.parametrize("truncated", [True, False])
+async def test_an_episode_that_the_environment_cut_off_says_so(truncated: bool):
+    trajectory = decode(frame_of(await given(success=False, truncated=truncated)))
+    assert trajectory.truncated is truncated and not trajectory.overflowed
+    assert rollout_metrics([trajectory])["cut_off_share"] == truncated
 
 
 async def test_an_episode_without_end_is_dropped_when_no_message_could_hold_it(monkeypatch: pytest.MonkeyPatch):

@@ -22,7 +22,7 @@ def episodes(draw) -> EpisodeReturns:
     valid = draw(st.lists(st.booleans(), min_size=turns, max_size=turns))
     anchors = draw(st.lists(st.sampled_from(ANCHORS), min_size=turns, max_size=turns))
     values, log_ratios = (draw(st.lists(st.floats(low, high), min_size=turns, max_size=turns)) for low, high in ((-5, 5), (-2, 2)))
-    return EpisodeReturns(np.array(rewards), np.array(valid), anchors, np.array(values), np.array(log_ratios))
+    return EpisodeReturns(np.array(rewards), np.array(valid), anchors, np.array(values), np.array(log_ratios), draw(st.booleans()))
 
 
 groups = st.lists(episodes(), min_size=1, max_size=6).map(GroupReturns)
@@ -105,14 +105,14 @@ def gigpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]
 
 def gae_reference(e: EpisodeReturns, s: LearnerSection) -> list[float]:
     """The sum of (discount lambda)^i times the errors of the values to come."""
-    values = [*e.values, 0.0]
+    values = [*e.values, e.values[-1] if e.cut_off else 0.0]
     errors = [r + s.discount * values[k + 1] - values[k] for k, r in enumerate(e.rewards)]
     return [math.fsum((s.discount * s.gae_lambda) ** (j - k) * errors[j] for j in range(k, len(errors))) for k in range(len(errors))]
 
 
 def vtrace_reference(e: EpisodeReturns, s: LearnerSection) -> list[float]:
     """V_k + sum of discount^(j - k) c_k ... c_(j - 1) rho_j times the errors to come (eq. 1)."""
-    values = [*e.values, 0.0]
+    values = [*e.values, e.values[-1] if e.cut_off else 0.0]
     rho, c = ([min(bound, math.exp(log_r)) for log_r in e.log_ratios] for bound in (s.vtrace_rho, s.vtrace_c))
     errors = [r + s.discount * values[k + 1] - values[k] for k, r in enumerate(e.rewards)]
     return [
@@ -125,7 +125,7 @@ def valued_reference(batch: list[GroupReturns], s: LearnerSection) -> list[list[
     by_episode = []
     for e in (e for group in batch for e in group.episodes):
         if s.correction == "vtrace":
-            targets = [*vtrace_reference(e, s), 0.0]
+            targets = [*vtrace_reference(e, s), e.values[-1] if e.cut_off else 0.0]
             by_episode.append([r + s.discount * targets[k + 1] - e.values[k] for k, r in enumerate(e.rewards)])
         else:
             by_episode.append(gae_reference(e, s))

@@ -97,6 +97,7 @@ def test_an_episode_ends_unsolved_when_its_turns_are_used_up():
     results = [episode.step("look") for _ in range(SMALL.max_turns)]
     assert [result.done for result in results] == [False] * (SMALL.max_turns - 1) + [True]
     assert (results[-1].success, results[-1].reward) == (False, 0.0)
+    assert [result.truncated for result in results] == [result.done for result in results]
 
 
 def test_the_number_of_turns_can_be_set():

@@ -2,6 +2,7 @@
 
 import copy
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -65,6 +66,17 @@ def test_values_come_to_explain_the_returns(model, groups):
         found.append(u.critic.fit(samples))
     assert found[0]["value_loss"] > 4 * found[-1]["value_loss"]
     assert found[-1]["explained_variance"] > 0.8
+
+
+def test_an_episode_that_was_cut_off_is_judged_by_what_was_to_come(model, groups):
+    """From the trajectory to the targets: after a cut comes the value of the last state that the head saw."""
+    u = updater(model)
+    torch.nn.init.normal_(u.critic.head.weight)
+    cut = [[msgspec.structs.replace(episode, truncated=True) for episode in group] for group in groups]
+    ended, cut_off = (samples_of(batch, 1, CONFIG.learner, judge=u.judge) for batch in (groups, cut))
+    last = np.cumsum([len(episode.turns) for group in groups for episode in group]) - 1
+    for i in last:
+        assert cut_off[i].target - ended[i].target == pytest.approx(CONFIG.learner.discount * ended[i].value)
 
 
 def test_learning_values_leaves_the_policy_alone(model, groups):

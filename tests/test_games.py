@@ -61,7 +61,7 @@ def test_an_episode_ends_when_its_turns_are_used_up_and_is_over_then(name: str, 
     episode = make_environment(name, max_turns=2).start("train", 0)
     assert not episode.step(moves[0]).done
     last = episode.step(moves[1])
-    assert last.done and not last.success and last.reward == 0
+    assert last.done and last.truncated and not last.success and last.reward == 0
     with pytest.raises(RuntimeError, match="over"):
         episode.step(moves[2])
 
@@ -273,6 +273,19 @@ def test_a_cliff_is_walked_along_at_a_cost_of_a_point_a_step():
 
 def test_falling_through_the_ice_ends_the_game_without_success():
     assert played(Gymnasium(arguments=["is_slippery=false"]), 0, ["down", "right"])[-1][1:] == (0.0, True, False)
+
+
+def test_a_game_that_ends_with_the_last_turn_is_not_cut_off():
+    episode = Gymnasium(arguments=["is_slippery=false"], max_turns=2).start("train", 0)
+    assert not episode.step("down").truncated
+    last = episode.step("right")
+    assert last.done and not last.truncated
+
+
+def test_a_game_that_gymnasium_cuts_off_is_cut_off():
+    episode = Gymnasium(arguments=["is_slippery=false", "max_episode_steps=1"]).start("train", 0)
+    last = episode.step("left")
+    assert last.done and last.truncated
 
 
 def test_an_action_that_there_is_not_uses_a_turn_and_changes_nothing():

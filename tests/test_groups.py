@@ -195,6 +195,7 @@ def test_what_is_dropped_is_counted_once_whenever_a_run_is_resumed(groups_per_ba
     ("algorithm", "rewards", "dropped"),
     [
         ("grpo", ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]), True),  # equal but for the last bit
+        ("gigpo", ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]), False),  # but not what came of each state
         ("gigpo", ([0.0, 10.0], [0.0, 0.0, 0.0, 10.0]), False),  # the same state, and the goal later
         ("grpo", ([0.0, 10.0], [0.0, 0.0, 0.0, 10.0]), True),
         ("gigpo", ([0.0, 10.0], [0.0, 10.0]), True),

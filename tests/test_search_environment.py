@@ -52,7 +52,7 @@ def test_a_right_answer_ends_the_episode_with_1(answer):
 @pytest.mark.parametrize("answer", ["Lima", "", "Malé in Maldives"])
 def test_a_wrong_answer_ends_the_episode_with_0(answer):
     result = episode().step(f"<answer>{answer}</answer>")
-    assert (result.reward, result.done, result.success) == (0.0, True, False)
+    assert (result.reward, result.done, result.success, result.truncated) == (0.0, True, False, False)
 
 
 @pytest.mark.parametrize("action", ["", "Malé", "<search>Malé", "search[Malé]"])
@@ -67,6 +67,7 @@ def test_the_episode_ends_unsolved_when_its_turns_are_used_up():
     results = [played.step("<search>Paro</search>") for _ in range(4)]
     assert [result.done for result in results] == [False, False, False, True]
     assert not results[-1].success
+    assert [result.truncated for result in results] == [result.done for result in results]
 
 
 def test_the_last_turn_may_be_the_answer():

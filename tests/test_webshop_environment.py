@@ -101,7 +101,7 @@ def test_buying_something_a_little_wrong_is_scored_and_not_rewarded(tmp_path):
     """The option is missing: attribute and price of three."""
     environment = shirt_shop(tmp_path)
     episode, _, result = played(*to_goal(environment, 0), "click[buy now]", environment=environment)
-    assert (result.reward, result.done, result.success) == (0.0, True, False)
+    assert (result.reward, result.done, result.success, result.truncated) == (0.0, True, False, False)
     assert episode.scores["score"] == pytest.approx(2 / 3)
     assert episode.scores == {"score": pytest.approx(2 / 3), "type": 1.0, "attributes": 1.0, "options": 0.0, "price": 1.0}
 
@@ -115,6 +115,7 @@ def test_an_episode_ends_without_reward_when_its_turns_are_used_up():
     results = [episode.step("search[shirt]") for _ in range(15)]
     assert [result.done for result in results] == [False] * 14 + [True]
     assert (results[-1].reward, results[-1].success, episode.scores) == (0.0, False, {"score": 0.0})
+    assert [result.truncated for result in results] == [result.done for result in results]
 
 
 def test_one_can_buy_with_the_last_turn(tmp_path):

@@ -47,7 +47,7 @@ class AlfWorldEpisode:
         self._turns_left -= 1
         won = self._engine.won()
         self._done = won or self._turns_left == 0
-        return StepResult(self.observation, REWARD if won else 0.0, self._done, won)
+        return StepResult(self.observation, REWARD if won else 0.0, self._done, won, truncated=self._done and not won)
 
     def anchor(self) -> str:
         """What is shown now: text and actions."""

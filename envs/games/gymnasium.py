@@ -81,17 +81,17 @@ class GymnasiumEpisode:
         """Execute an action; one that there is not uses a turn, and changes nothing."""
         if self._done:
             raise RuntimeError("the episode is over: start another one")
-        reward, won, over = 0.0, False, False
+        reward, won, terminated, truncated = 0.0, False, False, False
         if not self._actions or action in self._actions:
             chosen = int(self._env.action_space.start) + self._actions.index(action) if self._actions else action
             observation, reward, terminated, truncated, _ = self._env.step(chosen)
             reward = float(reward)
             self.observation = self._observe(observation)
-            over, won = terminated or truncated, bool(terminated and (reward > 0 or self._ends_won))
+            won = bool(terminated and (reward > 0 or self._ends_won))
         self._turns_left -= 1
-        self._done = over or self._turns_left == 0
+        self._done = bool(terminated or truncated or self._turns_left == 0)
         self.scores = {"return": self.scores["return"] + reward}
-        return StepResult(self.observation, reward, self._done, won)
+        return StepResult(self.observation, reward, self._done, won, truncated=self._done and not terminated)
 
     def anchor(self) -> str:
         """What is shown now."""

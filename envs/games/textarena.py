@@ -68,7 +68,8 @@ class TextArenaEpisode:
             rewards, info = self._end()
             self.scores = {"reward": float(rewards[0])}
             self.observation = Observation(_shown(messages) or str(info[0].get("reason") or ""), ())
-        return StepResult(self.observation, self.scores["reward"], self._done, self.scores["reward"] >= 1)
+        reward = self.scores["reward"]
+        return StepResult(self.observation, reward, self._done, reward >= 1, truncated=self._done and not over)
 
     def _move(self, action: str) -> bool:
         """Whether the game is over with this move."""

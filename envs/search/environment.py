@@ -50,8 +50,9 @@ class SearchEpisode:
         elif kind != "answer":
             self.observation = Observation(NO_ACTION, ())
         self._turns_left -= 1
-        self._done = kind == "answer" or self._turns_left == 0
-        return StepResult(self.observation, REWARD if right else 0.0, self._done, right)
+        answered = kind == "answer"
+        self._done = answered or self._turns_left == 0
+        return StepResult(self.observation, REWARD if right else 0.0, self._done, right, truncated=self._done and not answered)
 
     def anchor(self) -> str:
         """All passages shown so far, in alphabetical order: by which queries, and in what order, makes no difference to what is known."""

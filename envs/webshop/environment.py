@@ -79,8 +79,9 @@ class WebShopEpisode:
             result = score(visit.product, visit.chosen.values(), self._goal)
             self.scores = {"score": result.total, **result.components()}
         won = self.scores["score"] == 1
-        self._done = visit.kind == "bought" or self._turns_left == 0
-        return StepResult(self.observation, REWARD if won else 0.0, self._done, won)
+        bought = visit.kind == "bought"
+        self._done = bought or self._turns_left == 0
+        return StepResult(self.observation, REWARD if won else 0.0, self._done, won, truncated=self._done and not bought)
 
     def anchor(self) -> str:
         """What is shown now: the page, on which the instruction stands, and the options chosen, which the prompt recalls."""

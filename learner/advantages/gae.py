@@ -2,7 +2,8 @@
 one action, as in turn-level PPO). No group is needed: a task may be played once.
 
 Bad while the value head knows nothing: with lambda 1 the advantage is then the return itself, with a small lambda the next reward alone.
-The episode's end has value 0, also where it came by max_turns: a state near it looks worse than it is.
+The end of the task has value 0. An episode that was cut off (turns used up, context full) could have gone on: after it comes the value of
+the state that its last turn began in, the last one that is known (Pardo et al. 2018, arXiv 1712.00378, section 3.2, have the next state's).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def judged(episode: EpisodeReturns, settings: LearnerSection) -> tuple[np.ndarra
     """(Advantages [K], what the values should have been [K]): V-trace's where `correction` is vtrace, else GAE's and the lambda-returns."""
     if settings.correction == "vtrace":
         return vtrace(episode, settings)
-    following = np.append(episode.values[1:], 0.0)
+    following = np.append(episode.values[1:], episode.final_value)
     errors = episode.rewards + settings.discount * following - episode.values
     advantages = np.zeros(len(errors))
     running = 0.0

@@ -22,6 +22,13 @@ class EpisodeReturns:
     anchors: list[str]  # [K], equal exactly when what the agent was shown is; texts, where similar ones are compared
     values: np.ndarray | None = None  # float64 [K], by the value head, where there is one: of the state that the turn began in
     log_ratios: np.ndarray | None = None  # float64 [K], where vtrace asks: sum of log(pi/mu) over the turn's trained tokens
+    cut_off: bool = False  # it could have gone on
+
+    @property
+    def final_value(self) -> float:
+        """What was to be expected after the last turn: nothing where the task ended; where the episode was cut off, what was expected of
+        the last state that the value head saw."""
+        return float(self.values[-1]) if self.cut_off and len(self.values) else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,8 @@ def vtrace(episode: EpisodeReturns, settings: LearnerSection) -> tuple[np.ndarra
     ratio = np.exp(np.clip(episode.log_ratios, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     rho, c = np.minimum(ratio, settings.vtrace_rho), np.minimum(ratio, settings.vtrace_c)
     count = len(episode.rewards)
-    values, targets = np.append(episode.values, 0.0), np.zeros(count + 1)
+    values = np.append(episode.values, episode.final_value)
+    targets = values.copy()
     for k in reversed(range(count)):
         error = episode.rewards[k] + settings.discount * values[k + 1] - values[k]
         targets[k] = values[k] + rho[k] * error + settings.discount * c[k] * (targets[k + 1] - values[k + 1])
