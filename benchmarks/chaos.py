@@ -67,6 +67,8 @@ BAD = ("lost", "trained_twice", "too_old", "missing_updates", "left_over", "stuc
 """Figures that are to be 0."""
 PATIENCE = 180.0
 """Seconds until a run that was started, or hit, makes its next update: an engine that is started again needs most of them."""
+TOGETHER = 0.4
+"""Share of the faults that are followed by the next one at once: what two of them do together is another fault."""
 ENDING = 15.0
 """Seconds until nothing is left of a run that was killed."""
 DISK_MB = 512
@@ -244,7 +246,9 @@ def rage(run: Run, chance: random.Random, seconds: float, console: Console, *, q
         console.print(f"{fault} after update {len(run.updates())}", highlight=False)
         if not run.ended and fault.strike(run, chance):
             report.faults[str(fault)] += 1
-        await_update(run, report, str(fault))
+        if chance.random() >= TOGETHER:
+            await_update(run, report, str(fault))
+    await_update(run, report, "the last fault")
     run.process.send_signal(signal.SIGINT)
     run.process.wait(PATIENCE)
     report.left_over += run.left_over()

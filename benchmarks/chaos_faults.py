@@ -19,7 +19,7 @@ from benchmarks.chaos_proxy import CUTS, Cut, Proxy
 VICTIMS = ("actor", "controller", "shard", "engine", "learner")
 """Processes that are killed, and those that are stopped."""
 
-SILENCE_SECONDS = (5.0, 20.0)
+SILENCE_SECONDS = (4.0, 12.0)
 """How long nothing arrives over a link, at least and at most."""
 MISFORTUNE_SECONDS = (1.0, STEP_TIMEOUT_SECONDS + 4.0)
 """How long user code or an engine goes wrong, at least and at most."""
