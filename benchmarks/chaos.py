@@ -23,6 +23,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -143,15 +144,12 @@ class Run:
             return [psutil.Process(self.process.pid)]
         if victim == "actor":
             return [child for server in self.processes("fork server") for child in server.children()]
-        job = self.directory / "job.json"
+        job = re.escape(str(self.directory / "job.json"))
         marks = {
-            "fork server": f"-m actors {job}", "controller": f"-m controller {job}", "shard": f"-m controller {job} 1",
-            "learner": f"-m learner {job}",
+            "fork server": rf"-m actors {job}$", "controller": rf"-m controller {job}$", "shard": rf"-m controller {job} 1$",
+            "learner": rf"-m learner {job} [\d.]+$", "engine": r"-m vllm\.entrypoints",
         }  # fmt: skip
-        if victim == "engine":
-            found = [process for process, command in self._all() if "-m vllm.entrypoints" in command]
-        else:
-            found = [process for process, command in self._all() if command.endswith(marks[victim])]
+        found = [process for process, command in self._all() if re.search(marks[victim], command)]
         return [process for process in found if process.ppid() not in {other.pid for other in found}]  # a forked child has the same command
 
     def left_over(self) -> list[str]:

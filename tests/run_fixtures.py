@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -132,8 +133,9 @@ class Run:
 
     def pid_of(self, name: str, *arguments: str) -> int | None:
         """The process `python -m NAME JOB ARGUMENTS` of this run."""
-        wanted = " ".join(["-m", name, f"{self.directory}/job.json", *arguments])
-        return next((pid for pid, command in processes() if command.endswith(wanted)), None)
+        lasted = r" [\d.]+" if name == "learner" else ""  # seconds, which nobody knows here
+        wanted = re.compile(re.escape(" ".join(["-m", name, f"{self.directory}/job.json", *arguments])) + lasted + "$")
+        return next((pid for pid, command in processes() if wanted.search(command)), None)
 
     def children_of(self, pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
