@@ -297,7 +297,7 @@ async def test_an_error_inside_a_library_is_told_by_the_last_line_of_the_users_o
 
 async def test_a_prompt_that_outgrows_the_context_ends_the_episode_unsolved_and_keeps_its_turns():
     environment = OneStep(lambda: StepResult(OneStep.observation, 0.25, done=False, success=False))
-    lengths = iter([10, 20, 10**8])
+    lengths = iter([10, 20, 10**6])
     environment.prompt = lambda view: "x " * next(lengths)
     trajectory = decode(frame_of(await player(answer, environment, max_prompt_tokens=100).play(LEASE)))
     assert trajectory.dropped is None and trajectory.overflowed and not trajectory.success
