@@ -30,6 +30,7 @@ from protocol.messages import (
     Message,
     Place,
     Refused,
+    Revoked,
     Shutdown,
     Trajectory,
     TurnFailed,
@@ -97,6 +98,7 @@ class Actor:
         )  # fmt: skip
         self._reader = FrameReader()
         self._leases: asyncio.Queue[Lease] = asyncio.Queue()
+        self._episodes: dict[tuple[EpisodeKey, int], asyncio.Task[Trajectory | None]] = {}  # that are being played, by their leases
         self._turns: dict[tuple[EpisodeKey, int, int], tuple[TurnRequest, asyncio.Future[TurnResult | TurnFailed]]] = {}
         self._deliveries: dict[EpisodeKey, asyncio.Future[str]] = {}  # what the learner says to each episode
         self._over = asyncio.Event()
@@ -133,9 +135,20 @@ class Actor:
             self._asking += 1
             lease = await self._leases.get()
             self._asking -= 1
-            if (trajectory := await self._player.play(lease)) is not None:  # else cancelled: somebody else plays it, or nobody has to
+            trajectory = await self._play(lease)
+            if trajectory is not None:  # else cancelled: somebody else plays it, or nobody has to
                 await self._deliver(trajectory, lease.attempt)
             self._playing.remove((lease.key, lease.attempt))
+
+    async def _play(self, lease: Lease) -> Trajectory | None:
+        """The episode; None if it was cancelled, also in the middle of a step of its environment."""
+        episode = self._group.create_task(self._player.play(lease))
+        self._episodes[lease.key, lease.attempt] = episode
+        try:
+            await asyncio.wait({episode})
+        finally:
+            del self._episodes[lease.key, lease.attempt]
+        return None if episode.cancelled() else episode.result()
 
     async def _deliver(self, trajectory: Trajectory, attempt: int) -> None:
         """Until the learner has it; then nobody else needs to play it. In place of one that it refuses it gets word of that."""
@@ -198,6 +211,10 @@ class Actor:
                     self._leases.put_nowait(lease)
                 case TurnResult() | TurnFailed() as answer:
                     self._answered(answer)
+                case Revoked(leases=leases):
+                    for lease in leases:
+                        if lease in self._episodes:
+                            self._episodes[lease].cancel()
                 case Shutdown():
                     self._over.set()
 

@@ -63,6 +63,14 @@ class _Holder:
     since: float = 0.0  # of any clock
 
 
+class Lapsed(NamedTuple):
+    """A lease that is no longer in force."""
+
+    key: EpisodeKey
+    attempt: int
+    actor: bytes
+
+
 class InFlight(NamedTuple):
     """An episode that is being played."""
 
@@ -84,7 +92,7 @@ class Admission:
     _to_admit: int = 0
     _received: set[EpisodeKey] = field(default_factory=set)  # need not be played, of groups that are still to be admitted
     _left_early: set[int] = field(default_factory=set)  # groups that were trained on, or dropped, before they were admitted
-    revoked: list[tuple[EpisodeKey, int]] = field(default_factory=list)  # leases (episode, attempt) that lapsed, for those who must know
+    revoked: list[Lapsed] = field(default_factory=list)  # for those who must know
     _leased_to: dict[EpisodeKey, list[bytes]] = field(default_factory=dict)  # the actor of each attempt
     _pace: Pace = field(init=False)
 
@@ -221,7 +229,7 @@ class Admission:
 
     def _revoke(self, key: EpisodeKey) -> None:
         if (holder := self.leased.pop(key, None)) is not None:
-            self.revoked.append((key, holder.attempt))
+            self.revoked.append(Lapsed(key, holder.attempt, holder.actor))
 
     def _leave(self, groups: list[int]) -> None:
         self.holding.difference_update(groups)

@@ -336,14 +336,18 @@ class Controller:
                 await self._to_actor(actor, self._alive())
 
     async def _tell_of_revoked(self) -> None:
-        """Whoever answers turns is to know which leases lapsed."""
+        """Whoever answers turns is to know which leases lapsed; and who plays one, since he may be in a step that takes minutes."""
         self._announced.look()
-        revoked, self.admission.revoked = self.admission.revoked, []
-        for key, attempt in revoked:
+        lapsed, self.admission.revoked = self.admission.revoked, []
+        by_actor: dict[bytes, list[tuple[EpisodeKey, int]]] = {}
+        for key, attempt, actor in lapsed:
             self._desk.forget(key, attempt)
-        if revoked:
+            by_actor.setdefault(actor, []).append((key, attempt))
+        if lapsed:
             for shard in self._shards.peers():
-                await self._to_shard(shard, Revoked(leases=revoked))
+                await self._to_shard(shard, Revoked(leases=[(key, attempt) for key, attempt, _ in lapsed]))
+        for actor, leases in by_actor.items():
+            await self._to_actor(actor, Revoked(leases=leases))
 
     def _alive(self) -> Alive:
         return Alive(session=self._welcome.session, shards=self._told)

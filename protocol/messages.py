@@ -4,7 +4,7 @@ All are msgspec Structs: positional (`array_like`) and tagged, so that a frame i
 little-endian bytes, with the element type in the field's comment (`protocol.arrays` packs and unpacks them). Who sends what:
 
     actor       -> controller   Hello, Credit, TurnRequest, EpisodeEnded, Heartbeat
-    controller  -> actor        Welcome, Alive, Lease, TurnResult, TurnFailed, Shutdown
+    controller  -> actor        Welcome, Alive, Lease, TurnResult, TurnFailed, Shutdown, Revoked
     actor       -> shard        TurnRequest, EpisodeEnded
     shard       -> actor        TurnResult, TurnFailed
     actor       -> learner      Trajectory
@@ -354,7 +354,7 @@ class Load(Message):
 
 
 class Revoked(Message):
-    """These leases (episode, attempt) are no longer in force: no further turns for them."""
+    """These leases (episode, attempt) are no longer in force: no further turns for them, and who plays one breaks off."""
 
     leases: list[tuple[EpisodeKey, int]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,6 +29,7 @@ from protocol.messages import (
     Message,
     Place,
     Refused,
+    Revoked,
     Shutdown,
     Trajectory,
     TurnRequest,
@@ -135,6 +137,34 @@ async def test_an_episode_that_the_learner_refuses_is_delivered_as_dropped_with_
     await bench.say(bench.learner, Ack(keys=[KEY]))
     assert (await bench.heard(bench.controller, EpisodeEnded)).key == KEY
     await bench.heard(bench.controller, Credit)
+    await bench.say(bench.controller, Shutdown(reason="over"))
+    await asyncio.wait_for(playing, 10)
+
+
+async def test_an_actor_whose_lease_lapses_in_the_middle_of_a_step_asks_for_another_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step may take minutes, and the end of the run, or its last evaluation, waits for actors."""
+    stepping, over = threading.Event(), threading.Event()
+
+    def step(*_) -> None:
+        stepping.set()
+        over.wait()
+
+    environment = make_environment("search")
+    monkeypatch.setattr(type(environment), "parse", step)
+    playing = asyncio.create_task(bench.actor.run(1))
+    await bench.heard(bench.controller, Credit)
+    await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
+    await bench.heard(bench.controller, TurnRequest)
+    await bench.say(bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
+    await asyncio.to_thread(stepping.wait)
+    await bench.say(bench.controller, Revoked(leases=[(KEY, 1), (EpisodeKey(7, 0), 0), (KEY, 0)]))
+    await bench.heard(bench.controller, Credit)
+    assert (await bench.heard(bench.controller, Heartbeat)).playing == []
+    await bench.say(bench.controller, Lease(key=EpisodeKey(1, 0), attempt=0, split="train", task_index=0, seed=1))
+    assert (await bench.heard(bench.controller, TurnRequest)).key == EpisodeKey(1, 0)
+    over.set()
     await bench.say(bench.controller, Shutdown(reason="over"))
     await asyncio.wait_for(playing, 10)
 

@@ -142,7 +142,7 @@ def test_an_episode_whose_actor_does_not_know_of_it_is_leased_again():
     known, lost, on_its_way = (admission.lease(b"a", now=float(second)) for second in range(3))
     others = admission.lease(b"b", now=0.0)
     assert admission.unknown(b"a", {(known.key, 0)}, before=2.0) == []
-    assert (admission.lease(b"c").key, admission.revoked) == (lost.key, [(lost.key, 0)])
+    assert (admission.lease(b"c").key, admission.revoked) == (lost.key, [(lost.key, 0, b"a")])
     assert admission.holds(known.key, 0, b"a") and admission.holds(on_its_way.key, 0, b"a") and admission.holds(others.key, 0, b"b")
 
 

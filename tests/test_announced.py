@@ -46,7 +46,7 @@ async def test_an_evaluation_that_is_given_up_holds_nothing_and_its_leases_lapse
     admission, announced, waiting, leases = await evaluating()
     await announced.put(Evaluate(evaluation=7, episodes=0))
     assert (await waiting).version == 2
-    assert admission.revoked == [(lease.key, lease.attempt) for lease in leases]
+    assert admission.revoked == [(lease.key, lease.attempt, b"a") for lease in leases]
     for message in (Evaluate(evaluation=8, episodes=2), Evaluate(evaluation=8, episodes=0), weights(3)):
         await announced.put(message)
     assert (await announced.next_weights()).version == 3 and not admission.evaluating()
