@@ -339,15 +339,10 @@ class Controller:
         """Whoever answers turns is to know which leases lapsed; and who plays one, since he may be in a step that takes minutes."""
         self._announced.look()
         lapsed, self.admission.revoked = self.admission.revoked, []
-        by_actor: dict[bytes, list[tuple[EpisodeKey, int]]] = {}
         for key, attempt, actor in lapsed:
             self._desk.forget(key, attempt)
-            by_actor.setdefault(actor, []).append((key, attempt))
-        if lapsed:
-            for shard in self._shards.peers():
-                await self._to_shard(shard, Revoked(leases=[(key, attempt) for key, attempt, _ in lapsed]))
-        for actor, leases in by_actor.items():
-            await self._to_actor(actor, Revoked(leases=leases))
+            revoked = Revoked(leases=[(key, attempt)])
+            await asyncio.gather(self._to_actor(actor, revoked), *(self._to_shard(shard, revoked) for shard in self._shards.peers()))
 
     def _alive(self) -> Alive:
         return Alive(session=self._welcome.session, shards=self._told)
