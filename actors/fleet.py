@@ -22,10 +22,10 @@ import zmq.asyncio
 
 from actors.actor import Actor, ControllerLost
 from actors.crash import ActorPlace
-from actors.user_code import describe_error
 from envs.base import Environment
 from envs.play import close_episode, start_episode
 from envs.registry import make_environment
+from envs.user_errors import describe_error
 from protocol.codec import BadFrame, decode, encode
 from protocol.lifetime import dying_with_parent
 from protocol.messages import Hello, Welcome

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any, NamedTuple, SupportsFloat
 
-from actors.user_code import UserCodeFailed, describe_value
+from actors.user_code import UserCodeFailed
 from envs.base import Environment, Episode, Split
 from envs.play import close_episode, start_episode
+from envs.user_errors import describe_value
 from envs.view import View
 from protocol.arrays import INT32, unpack
 from protocol.checks import MAX_REWARD
@@ -105,12 +106,12 @@ def text_of(name: str, value: object, limit: int | None = MAX_TEXT) -> str:
     """What the environment gave as `name`, a text that can be sent. UserCodeFailed if it is none: the learner would refuse the episode,
     however often it is sent."""
     if not isinstance(value, str):
-        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, which is a text")
+        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, where a text belongs")
     text = str.__str__(value)
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserCodeFailed(f"the environment gave {describe_value(text)} as {name}, which is no UTF-8") from None
+        raise UserCodeFailed(f"the environment gave {describe_value(text)} as {name}, which UTF-8 cannot say") from None
     if limit is not None and len(text) > limit:
         raise UserCodeFailed(f"the environment gave {len(text):,} characters as {name}, of which {limit:,} can be sent")
     return text
@@ -123,7 +124,7 @@ def number_of(name: str, value: object) -> float:
     except (TypeError, ValueError, OverflowError):
         number = None
     if number is None or not isfinite(number):
-        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, which is a finite number")
+        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, where a finite number belongs")
     return number
 
 
@@ -134,7 +135,7 @@ def flag_of(name: str, value: object) -> bool:
     except (TypeError, ValueError, OverflowError):
         number = None
     if number not in (0.0, 1.0):
-        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, which is True or False")
+        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, where True or False belongs")
     return bool(number)
 
 
@@ -157,7 +158,7 @@ def check_observation(observation: Any) -> Any:
     text_of("observation.text", _attribute("observation", observation, "text"), None)
     admissible = _attribute("observation", observation, "admissible")
     if not isinstance(admissible, tuple | list) or not all(isinstance(action, str) for action in admissible):
-        raise UserCodeFailed(f"the environment gave {describe_value(admissible)} as observation.admissible, which is a tuple of texts")
+        raise UserCodeFailed(f"the environment gave {describe_value(admissible)} as observation.admissible, where a tuple of texts belongs")
     return observation
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -44,28 +45,35 @@ def close_episode(episode: Episode) -> None:
 
 
 def expert_episode(
-    environment: Environment, split: Split, index: int, rng: random.Random, *, slips: float = 0.0, dawdling: float = 0.0
+    environment: Environment,
+    split: Split,
+    index: int,
+    rng: random.Random,
+    *,
+    slips: float = 0.0,
+    dawdling: float = 0.0,
+    limit: int | None = None,
 ) -> ExpertEpisode:
     """Play task `index` of `split`. `rng` varies the wording, and little else.
 
     `slips`: probability that a turn is spoilt by a wrong action, which is played but no turn of the demonstration. A learner will
     make such mistakes, and must have seen how to go on after them (as in DART, Laskey et al. 2017). `dawdling`: probability
-    that a turn is wasted, and demonstrated like any other.
+    that a turn is wasted, and demonstrated like any other. `limit`: turns after which an episode that does not end raises RuntimeError.
     """
     episode = start_episode(environment, split, index, index)
     try:
-        return _played_by_expert(environment, episode, split, rng, slips, dawdling)
+        return _played_by_expert(environment, episode, split, rng, slips, dawdling, limit)
     finally:
         close_episode(episode)
 
 
 def _played_by_expert(
-    environment: Environment, episode: Episode, split: Split, rng: random.Random, slips: float, dawdling: float
+    environment: Environment, episode: Episode, split: Split, rng: random.Random, slips: float, dawdling: float, limit: int | None
 ) -> ExpertEpisode:
     view = environment.view(episode)
     expert = environment.expert(episode, rng)
     turns: list[tuple[str, str]] = []
-    while True:
+    for _ in itertools.repeat(None) if limit is None else range(limit):
         if slips and rng.random() < slips:
             action = _wrong_action(environment, split, view.observation.admissible, rng)
         else:
@@ -76,6 +84,7 @@ def _played_by_expert(
         if result.done:
             return ExpertEpisode(episode.task, episode.task_type, result.success, turns)
         view.record(action, result.observation)
+    raise RuntimeError(f"the episode did not end within {limit:,} turns: step() has to say done=True, after env.max_turns at the latest")
 
 
 def _wrong_action(environment: Environment, split: Split, admissible: tuple[str, ...], rng: random.Random) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import zmq.asyncio
 
 from config import ConfigError, Job
+from learner.demonstrations import NoDemonstrations
 from learner.groups import NothingPlayable
 from learner.main import Learner
 from learner.ranks import Ranks
@@ -41,8 +42,8 @@ def main(job: Job, lasted_seconds: float = 0.0) -> None:
     else:
         try:
             asyncio.run(learn(job, ranks, lasted_seconds))
-        except* NothingPlayable as errors:
-            sys.exit(str(errors.exceptions[0]))
+        except* (NothingPlayable, NoDemonstrations) as errors:
+            sys.exit(str(_first(errors)))
         except* (Unwritable, ConfigError) as errors:  # one line in the log, which the supervisor tells
             sys.exit(str(_first(errors)))
         dismiss(ranks)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from config import Job
-from learner.demonstrations import demonstrations
+from learner.demonstrations import NoDemonstrations, demonstrations
 from learner.tiny import build_tiny
 
 TOKENIZER_EPISODES = 500
@@ -23,4 +23,7 @@ def build_policy(job: Job) -> None:
 
 
 if __name__ == "__main__":
-    build_policy(Job.load(Path(sys.argv[1])))
+    try:
+        build_policy(Job.load(Path(sys.argv[1])))
+    except NoDemonstrations as error:
+        sys.exit(f"error: {error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -11,7 +12,9 @@ import numpy as np
 from config import Config
 from envs.play import expert_episode
 from envs.registry import make_environment
+from envs.user_errors import describe_error, home_of
 from learner.samples import Sample
+from protocol.checks import MAX_TURNS
 from protocol.prompting import Prompter
 
 log = logging.getLogger(__name__)
@@ -27,22 +30,45 @@ def demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
     """Those episodes that the expert won, of the first `episodes` tasks of a shuffle of the training tasks."""
     settings, seed = config.warm_start, config.run.seed
     environment = make_environment(config.env.name, **config.environment_settings() | {"max_turns": settings.max_turns})
+    home = home_of(environment)
     size = environment.size("train")
     failed = 0
+    reasons: dict[str, int] = {}  # why tasks failed -> the first one that did
+    slow_seconds = config.actor.step_timeout  # a turn
+    told_slow = False
     for number, index in enumerate(random.Random(seed).sample(range(size), min(episodes, size))):
         rng = random.Random(f"{seed}:{index}")
+        began = time.monotonic()
         try:
-            played = expert_episode(environment, "train", index, rng, slips=settings.slips, dawdling=settings.dawdling)
+            wasted = {"slips": settings.slips, "dawdling": settings.dawdling}
+            played = expert_episode(environment, "train", index, rng, **wasted, limit=MAX_TURNS)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             failed += 1
-            log.warning("training task %d cannot be demonstrated", index, exc_info=True)
+            why = describe_error(error, home)
+            if why not in reasons:
+                log.warning("training task %d cannot be demonstrated: %s", index, why, exc_info=not reasons)
+                reasons[why] = index
             if failed == number + 1 >= min(FIRST_TASKS, episodes, size):
-                raise RuntimeError(f"warm_start.episodes: none of the first {failed} tasks can be demonstrated") from error
+                first, task = next(iter(reasons.items()))
+                raise NoDemonstrations(f"env.name: none of the first {failed} tasks can be demonstrated; task {task}: {first}") from None
             continue
+        seconds = time.monotonic() - began
+        if not told_slow and seconds > slow_seconds * max(1, len(played.turns)):
+            told_slow = True
+            log.warning(
+                "training task %d took %.0f s to demonstrate, more than actor.step_timeout for each of its turns; up to %d follow",
+                index,
+                seconds,
+                episodes - number - 1,
+            )
         if played.success:
             yield played.turns
+
+
+class NoDemonstrations(RuntimeError):
+    """No task can be demonstrated; the message says what the first one said, and where."""
 
 
 class TurnTokenizer:

@@ -20,13 +20,13 @@ from pathlib import Path
 import msgspec
 from tokenizers import Tokenizer
 
-from actors.user_code import describe_error, printable
 from config import Config, ConfigError, Endpoints, Job
 from controller.engine.names import ENGINE_KEY
 from controller.think_tokens import think_tokens
 from envs.base import Environment, EnvironmentFailure, Episode
 from envs.play import close_episode, start_episode
 from envs.registry import make_environment
+from envs.user_errors import describe_error, printable
 from protocol.files import atomic_write
 from protocol.messages import SCHEMA_VERSION
 from protocol.prompting import load_prompter, read_vocabulary

@@ -16,12 +16,14 @@ import zmq.asyncio
 from rich.console import Console
 
 from actors.actor import Actor
-from config import Job
+from config import ConfigError, Job
 from controller.engine.fake import FakeEngine
 from controller.main import Controller
 from controller.shard import Shard
 from envs.registry import make_environment
 from learner.build import build_policy
+from learner.demonstrations import NoDemonstrations
+from learner.groups import NothingPlayable
 from learner.main import Learner
 from protocol.codec import decode, encode
 from protocol.files import Unwritable
@@ -36,9 +38,30 @@ from telemetry.collector import Collector
 from telemetry.progress import Progress
 from telemetry.summary import summarise, summary_text, write_summary
 
+TOLD_IN_A_SENTENCE = (NoDemonstrations, NothingPlayable, Unwritable, ConfigError)
+"""What the user can mend: it needs no traceback."""
+
 
 async def train_serially(job: Job, console: Console) -> dict:
-    """Run the job in this process; returns its summary."""
+    """Run the job in this process; returns its summary. Raises RunFailed for what the user can mend."""
+    try:
+        return await _train(job, console)
+    except TOLD_IN_A_SENTENCE as error:
+        raise RunFailed(str(error)) from error
+    except BaseExceptionGroup as errors:
+        told = errors.subgroup(TOLD_IN_A_SENTENCE)
+        if told is None:
+            raise
+        raise RunFailed(str(_first_of(told))) from errors
+
+
+def _first_of(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _train(job: Job, console: Console) -> dict:
     context = zmq.asyncio.Context()
     collector = Collector(Path(job.run_dir), resume=job.resume, ess_floor=job.config.learner.ess_floor)
     try:

@@ -170,7 +170,7 @@ class Run:
         if self._job.config.model.name == "tiny" and not Path(self._job.model_dir).exists():
             self._phase(BUILDING)
             builder = self._add(start("policy builder", ["learner.build", str(job_file(self._job))], self._log("learner")))
-            with self._waits.on("the policy builder"):
+            with self._waits.on("the policy builder, which plays demonstrations (logs/learner.log)"):
                 await self._while_all_live(lambda: builder.ended)
             self.children.remove(builder)
 

@@ -185,7 +185,19 @@ def test_tasks_whose_demonstration_fails_are_left_out_unless_all_fail(share: flo
 
     monkeypatch.setattr(learner.demonstrations, "expert_episode", fails_at_times)
     if share == 1:
-        with pytest.raises(RuntimeError, match="none of the first 20 tasks can be demonstrated"):
+        where = r"task \d+: SystemExit: 2 \(.*test_learner_warm_start.py:\d+ in fails_at_times\)"
+        with pytest.raises(RuntimeError, match=f"env.name: none of the first 20 .*; {where}"):
             list(demonstrations(small_config(), episodes=20))
     else:
         assert 5 < len(list(demonstrations(small_config(), episodes=20))) < 20
+
+
+def test_tasks_that_never_end_are_no_demonstrations(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(learner.demonstrations, "MAX_TURNS", 1)
+    with pytest.raises(RuntimeError, match="did not end within 1 turns: step"):
+        list(demonstrations(small_config(), episodes=3))
+
+
+def test_a_demonstration_that_is_slower_than_any_episode_may_be_is_told_once(caplog: pytest.LogCaptureFixture):
+    assert list(demonstrations(small_config(actor__step_timeout="1e-9"), episodes=3))
+    assert ["more than actor.step_timeout" in record.message for record in caplog.records] == [True]

@@ -419,3 +419,13 @@ def test_figures_that_cannot_be_written_end_the_run_with_a_checkpoint_and_one_se
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["ended"] == str(error.value)
     assert latest(tmp_path / "run").name == f"{summary['updates']:06d}" < "000050"
+
+
+def test_an_environment_of_which_nothing_can_be_played_ends_the_run_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def start(self, split, index, seed):
+        raise KeyError("no such room")
+
+    job = job_in(tmp_path / "run", small_config())
+    monkeypatch.setattr(type(make_environment("alfworld")), "start", start)
+    with pytest.raises(RunFailed, match=r"^none of the first 64 episodes .*KeyError: 'no such room' \(.*test_serial_run.py:\d+ in start\)"):
+        asyncio.run(train_serially(job, Console(quiet=True)))
