@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -107,6 +108,18 @@ def _read(body: bytes) -> tuple[list[str], int, bool]:
     return queries, topk, scores
 
 
+async def _end_when_the_terminal_goes(app: web.Application) -> None:
+    """Have SIGHUP end the server between two callbacks, as aiohttp has it with Ctrl-C: raised inside one, it would be a request's error.
+    Under nohup it is ignored, and stays so."""
+    del app
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _exit)
+
+
+def _exit() -> None:
+    raise web.GracefulExit
+
+
 def main(arguments: Sequence[str]) -> int:
     """`run.py retriever`: serve until Ctrl-C or SIGTERM. Exit status 2 if that is impossible."""
     parser = argparse.ArgumentParser(prog="run.py retriever", description="Serve passages by Search-R1's retrieval protocol.")
@@ -124,6 +137,7 @@ def main(arguments: Sequence[str]) -> int:
         where = f"http://{options.host}:{options.port}/retrieve"
         started = f"{len(index.texts)} passages at {where}; Ctrl-C ends it"
         app = make_app(index, ids)
+        app.on_startup.append(_end_when_the_terminal_goes)
         web.run_app(app, host=options.host, port=options.port, access_log=None, print=lambda *_: print(started, flush=True))
     except (OSError, OverflowError) as error:
         print(f"error: cannot listen on {options.host}:{options.port}: {error}", file=sys.stderr)
