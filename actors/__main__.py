@@ -19,4 +19,4 @@ if __name__ == "__main__":
     try:
         run_fleet(endpoint, job.config.actor.count, job.config.actor.episodes, CONNECT_SECONDS, load_keys(job.config.security.keys))
     except FleetError as error:
-        sys.exit(str(error))
+        sys.exit(f"error: {error}")

@@ -42,10 +42,8 @@ def main(job: Job, lasted_seconds: float = 0.0) -> None:
     else:
         try:
             asyncio.run(learn(job, ranks, lasted_seconds))
-        except* (NothingPlayable, NoDemonstrations) as errors:
-            sys.exit(str(_first(errors)))
-        except* (Unwritable, ConfigError) as errors:  # one line in the log, which the supervisor tells
-            sys.exit(str(_first(errors)))
+        except* (NothingPlayable, NoDemonstrations, Unwritable, ConfigError) as errors:  # one line, which the supervisor tells
+            sys.exit(f"error: {_first(errors)}")
         dismiss(ranks)
     ranks.leave()
     if ranks.size > 1:

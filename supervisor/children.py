@@ -28,6 +28,9 @@ MEMORY = {
 TRACEBACK = "Traceback (most recent call last)"
 LITTLE_ROOM_BYTES = 1 << 20
 
+SENTENCE = "error: "
+"""How the last line of a process of ours begins that ends with a sentence, not with a traceback."""
+
 SAID_BEFORE = "See root cause above"
 """Of an error of vLLM's server, which says no more."""
 
@@ -140,10 +143,13 @@ def stop_all(children: Sequence[Child], patience: float = 5.0) -> None:
 
 
 def cause_in(log: Path, begin: int = 0) -> str:
-    """What went wrong, in one line, by what a log has from a byte on: the exception at the end of its last traceback (of an exception
-    group, its last one), or else its last line."""
+    """What went wrong, in one line, by what a log has from a byte on: a sentence that the process ended with ("error: ..."), the exception
+    at the end of its last traceback (of an exception group, its last one), or else its last line."""
     lines = log.read_bytes()[begin:].decode(errors="replace").splitlines() if log.exists() else []
     starts = [i for i, line in enumerate(lines) if TRACEBACK in line and f"Group {TRACEBACK}" not in line]
+    for line in reversed(lines[starts[-1] if starts else 0 :]):  # tracebacks that were logged before are of what the process outlived
+        if line.startswith(SENTENCE):
+            return line.removeprefix(SENTENCE).strip()
     for start in reversed(starts):
         exception = _exception_after(lines, start)
         if exception and SAID_BEFORE not in exception:

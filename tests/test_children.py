@@ -74,6 +74,12 @@ def test_the_cause_of_a_failure_is_one_line_of_its_log(tmp_path: Path, text: str
     [
         ("learner", "raise ValueError('learner.groups: too many')", "the learner failed: ValueError: learner.groups: too many"),
         ("engine-1", "import os; os.kill(os.getpid(), 9)", "if it did, lower engine.kv_cache_gb or engine.max_sequences"),
+        (
+            "learner",
+            "import logging, sys\ntry:\n    {}['nope']\nexcept KeyError:\n    logging.exception('task 1')\n"
+            "sys.exit('error: nothing can be played')",
+            "the learner failed: nothing can be played",
+        ),
         ("controller", "import sys; sys.exit(3)", "the controller ended with status 3"),
     ],
 )
