@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import resource
 import signal
 import socket
@@ -183,8 +184,10 @@ async def test_a_run_whose_directory_takes_no_more_says_so_in_two_lines(tmp_path
         _, most = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (0, most))
         assert await run.ended() == 1
-        error = f"error: {run.directory}: File too large (run.dir)\nto go on: python run.py --resume {run.directory}\n"
-        assert run.output.endswith(error) and "Traceback" not in run.output
+        told = run.output.partition("error: ")[2]
+        why = re.escape(f"{run.directory}/metrics.jsonl cannot be written: File too large (run.dir; ")
+        go_on = re.escape(f"to go on: python run.py --resume {run.directory}\n")
+        assert re.fullmatch(why + r"[^\n]* MB left\)\n" + go_on, told) and "Traceback" not in run.output, run.output
         assert run.left_over() == []
 
 
