@@ -118,6 +118,7 @@ class Run:
         self._needed = [received]  # tasks that never end by themselves
         self._task: asyncio.Task | None = None  # of until_learner_ends
         self.interrupted = False
+        self._with_engines = False  # they have answered, and the controller is started
         self._ending = False  # since figures cannot be written
         self._job = job
         self._collector = collector
@@ -131,6 +132,7 @@ class Run:
         learner = self._start_learner()
         if not await self._engines_ready(learner):
             return  # somebody else has stopped it in its warm start: there is nothing to play for
+        self._with_engines = True
         watching = asyncio.create_task(end_lame_engines(self._engines, self._job.endpoints.engines))
         self._needed.append(watching)
         try:
@@ -264,7 +266,7 @@ class Run:
         phase = self._collector.state.phase.name
         first = not self.interrupted
         self.interrupted = True
-        if first and learners and phase in LEAVES:
+        if first and learners and self._with_engines and phase in LEAVES:
             self._progress.print(f"Interrupted: {LEAVES[phase]}. Ctrl-C again stops at once.")
             for child in learners:
                 child.signal(signal.SIGINT)

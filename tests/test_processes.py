@@ -92,21 +92,22 @@ async def test_ctrl_c_ends_a_learner_of_two_ranks_in_its_warm_start(tmp_path: Pa
         assert run.left_over() == [] and not list(cache.glob("policy-*"))
 
 
-@pytest.mark.parametrize("learning", [False, True])
-async def test_ctrl_c_before_there_is_an_engine_ends_the_run_as_interrupted(tmp_path: Path, small_policy, learning: bool):
-    """As soon as there is a process of the learner, or in its warm start; and nobody waits for the engine, which never comes."""
-    settings = {"model.name": small_policy, "engine.urls": "http://127.0.0.1:9", "warm_start.episodes": 4000}
+@pytest.mark.parametrize("phase", ["starting", "demonstrations", "evaluating"])
+async def test_ctrl_c_before_there_is_an_engine_ends_the_run_as_interrupted(tmp_path: Path, small_policy, phase: str):
+    """As soon as there is a learner, in its warm start, or after it; nobody waits for the engine, which never comes."""
+    episodes = 0 if phase == "evaluating" else 4000
+    settings = {"model.name": small_policy, "engine.urls": "http://127.0.0.1:9", "warm_start.episodes": episodes}
     settings |= {"run.dir": tmp_path / "run", "run.cache_dir": tmp_path / "cache"}
     async with running(tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())) as run:
         await run.until(lambda: run.pid_of("learner"))
         async with asyncio.timeout(60):
-            while learning and b"demonstrations" not in await run.process.stdout.readline():
+            while phase != "starting" and phase.encode() not in await run.process.stdout.readline():
                 pass
         run.process.send_signal(signal.SIGINT)
         began = time.monotonic()
         assert await run.ended(30) == 130, run.output
         assert time.monotonic() - began < 5 and "error" not in run.output
-        assert f"Interrupted ({'demonstrations' if learning else 'starting'}): nothing to keep yet, stopping." in run.output
+        assert f"Interrupted ({phase}): nothing to keep yet, stopping." in run.output
         assert run.output.endswith(f"to go on: python run.py --resume {run.directory}\n")
         assert run.left_over() == [] and not (run.directory / "logs" / "controller.log").exists()
 
