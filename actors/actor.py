@@ -103,7 +103,7 @@ class Actor:
         self._deliveries: dict[EpisodeKey, asyncio.Future[str]] = {}  # what the learner says to each episode
         self._over = asyncio.Event()
         self._asking = 0
-        self._playing: list[tuple[EpisodeKey, int]] = []
+        self._playing = [(report.key, report.attempt) for report in self._fleet_place.reports]
         self._unanswered = 0  # heartbeats; not seconds, of which one that was stopped for a while has slept through any number
         self._lag = LoopLag()
 
@@ -111,7 +111,7 @@ class Actor:
         """Play `episodes` at a time until the controller says that it is over. Raises ControllerLost if it is silent, or another one."""
         loops = [self._play_leases() for _ in range(episodes)]
         loops += [self._listen_to_controller(), self._listen_to_learner(), self._beat(), self._lag.run(), self._until_over()]
-        loops += [self._deliver(report, report.attempt) for report in self._fleet_place.reports]
+        loops += [self._report(report) for report in self._fleet_place.reports]
         lost: ControllerLost | None = None
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -131,8 +131,8 @@ class Actor:
     async def _play_leases(self) -> None:
         """One slot: ask for an episode, play it, deliver it, again."""
         while True:
+            self._asking += 1  # first: a heartbeat that says less than the controller knows of takes that back
             await self._tell_controller(Credit(episodes=1))
-            self._asking += 1
             lease = await self._leases.get()
             self._asking -= 1
             trajectory = await self._play(lease)
@@ -149,6 +149,10 @@ class Actor:
         finally:
             del self._episodes[lease.key, lease.attempt]
         return None if episode.cancelled() else episode.result()
+
+    async def _report(self, crashed: Trajectory) -> None:
+        await self._deliver(crashed, crashed.attempt)
+        self._playing.remove((crashed.key, crashed.attempt))
 
     async def _deliver(self, trajectory: Trajectory, attempt: int) -> None:
         """Until the learner has it; then nobody else needs to play it. In place of one that it refuses it gets word of that."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from actors.pulse import Pulse
 from protocol.messages import DropReason, Lease, Trajectory
 from protocol.peers import secret_name
 
@@ -67,6 +68,7 @@ class ActorPlace:
     def __init__(self) -> None:
         self.name = new_name()
         self.running = RunningCode()
+        self.pulse = Pulse()
         self.reports: list[Trajectory] = []
 
     def vacate(self, how: str = "") -> None:

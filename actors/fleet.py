@@ -16,12 +16,14 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from math import inf
 
 import zmq
 import zmq.asyncio
 
 from actors.actor import Actor, ControllerLost
 from actors.crash import ActorPlace
+from actors.pulse import LOOK_SECONDS, Watch
 from envs.base import Environment
 from envs.play import close_episode, start_episode
 from envs.registry import make_environment
@@ -36,7 +38,7 @@ log = logging.getLogger(__name__)
 
 ENDED, LOST, FAILED = 40, 41, 42
 """Exit statuses of an actor: its work is done, it has lost its controller, or our code raised. Any other one is not ours: code of an
-environment, a signal, or the watchdog has ended the process."""
+environment, or a signal, has ended the process."""
 
 OTHERS_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 """Signals that come from outside, the kernel's want of memory included."""
@@ -87,7 +89,7 @@ def _play(endpoint: str, actors: int, episodes: int, connect_seconds: float, key
         except FleetError:
             return False
 
-    return supervise(body, actors, is_there)
+    return supervise(body, actors, is_there, welcome.step_timeout + STANDS_STILL_SECONDS)
 
 
 def load_environment(welcome: Welcome) -> Environment:
@@ -101,8 +103,12 @@ def load_environment(welcome: Welcome) -> Environment:
                 try:
                     close_episode(start_episode(environment, split, index, 0))
                     return environment
+                except KeyboardInterrupt:
+                    raise
                 except BaseException as error:
                     reasons.append(error)
+    except KeyboardInterrupt:  # whoever started the fleet ends it
+        raise
     except BaseException as error:
         reasons.append(error)
     why = describe_error(reasons[0]) if reasons else "it has no tasks"
@@ -136,18 +142,25 @@ def fetch_welcome(endpoint: str, seconds: float, keys: Keys | None = None) -> We
         return answer
 
 
-def supervise(body: Callable[[ActorPlace], None], actors: int, is_there: Callable[[], bool]) -> bool:
+def supervise(body: Callable[[ActorPlace], None], actors: int, is_there: Callable[[], bool], longest_seconds: float = inf) -> bool:
     """Run the body in forked children, one for each actor; replace a child that crashed, or has lost the controller while that `is_there`;
-    return when all have ended by themselves, or the controller is lost, which is returned: the others are ended then.
+    return when all have ended by themselves, or the controller is lost, which is returned: the others are ended then. An actor whose pulse
+    stands still for `longest_seconds` is ended, too.
 
     Raises FleetError when they crash so often that replacing them is pointless. Those that an environment's code has ended do not count:
     their episodes are over.
     """
     children = {fork(body, place): place for place in [ActorPlace() for _ in range(actors)]}
     crashes: list[float] = []
+    watch = Watch(longest_seconds)
     try:
         while children:
-            pid, status = os.wait()
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                watch.look({pid: place.pulse for pid, place in children.items()})
+                time.sleep(LOOK_SECONDS)
+                continue
+            stood_still = watch.words_of(pid)
             place = children.pop(pid, None)
             code = os.waitstatus_to_exitcode(status)
             if place is None or code == ENDED:
@@ -158,7 +171,8 @@ def supervise(body: Callable[[ActorPlace], None], actors: int, is_there: Callabl
                 log.warning("actor %d alone had lost the controller: replaced", pid)
                 place.vacate()
             else:
-                place.vacate("" if code == FAILED or -code in OTHERS_SIGNALS else in_words(code))
+                blameless = code == FAILED or -code in OTHERS_SIGNALS
+                place.vacate(stood_still or ("" if blameless else in_words(code)))
                 log.warning("actor %d ended with %s: replaced", pid, in_words(code))
                 now = time.monotonic()
                 crashes = [t for t in crashes if t > now - 60] + [now] * (not place.reports)
@@ -220,18 +234,9 @@ async def _act(
     place: ActorPlace,
 ) -> None:
     context = zmq.asyncio.Context()
-    watchdog = asyncio.create_task(_watch_the_loop(welcome.step_timeout + STANDS_STILL_SECONDS))
+    beating = asyncio.create_task(place.pulse.beat())
     try:
         await Actor(context, endpoint, welcome, environment, prompter, keys, place=place).run(episodes)
     finally:
-        watchdog.cancel()
-        faulthandler.cancel_dump_traceback_later()
+        beating.cancel()
         context.destroy(linger=0)  # and not term, which would wait for the sockets of one that could not begin
-
-
-async def _watch_the_loop(seconds: float) -> None:
-    """End the process, with the tracebacks of its threads in the log, when this has not run for so long. The thread that does so is no
-    Python code, and needs no lock of the interpreter's."""
-    while True:
-        faulthandler.dump_traceback_later(seconds, exit=True)
-        await asyncio.sleep(1.0)

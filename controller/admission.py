@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
@@ -69,6 +69,13 @@ class Lapsed(NamedTuple):
     key: EpisodeKey
     attempt: int
     actor: bytes
+
+
+class Word(NamedTuple):
+    """What an actor has said last."""
+
+    heard: float  # by the clock of leases
+    playing: Collection[tuple[EpisodeKey, int]]  # its leases (episode, attempt)
 
 
 class InFlight(NamedTuple):
@@ -211,10 +218,17 @@ class Admission:
         playing = [InFlight(key, holder.actor, holder.attempt, now - holder.since) for key, holder in self.leased.items()]
         return sorted(playing, key=lambda episode: -episode.seconds)[:most]
 
-    def unknown(self, actor: bytes, playing: Collection[tuple[EpisodeKey, int]], before: float) -> list[EpisodeKey]:
-        """What it was leased before then and does not know of goes back likewise: the lease was lost on its way."""
-        mine = [(key, holder) for key, holder in self.leased.items() if holder.actor == actor and holder.since < before]
-        return self._take_back([key for key, holder in mine if (key, holder.attempt) not in playing])
+    def unknown(self, words: Mapping[bytes, Word], seconds: float) -> list[EpisodeKey]:
+        """Episodes that an actor does not speak of, though it was leased them more than `seconds` before its last word, go back likewise:
+        the lease was lost on its way, or with the process that had the actor's name before."""
+        lost = []
+        for key, holder in self.leased.items():
+            word = words.get(holder.actor)
+            if word is None or holder.since >= word.heard - seconds:
+                continue
+            if (key, holder.attempt) not in word.playing:
+                lost.append(key)
+        return self._take_back(lost)
 
     def _take_back(self, keys: list[EpisodeKey]) -> list[EpisodeKey]:
         given_up = []

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 
 class Announced:
-    """A bounded queue. `longest_seconds`: for how long evaluations may keep new weights from the engines; `hand_out` is called when there
-    are episodes to lease."""
+    """A bounded queue. `longest_seconds`: for how long an evaluation, since it began, may keep new weights from the engines; `hand_out` is
+    called when there are episodes to lease."""
 
     def __init__(self, admission: Admission, max_staleness: int, longest_seconds: float, hand_out: Callable[[], Awaitable[None]]) -> None:
         self._admission = admission
@@ -27,6 +27,7 @@ class Announced:
         self._hand_out = hand_out
         self._queue: asyncio.Queue[Published | Evaluate] = asyncio.Queue(maxsize=2 * (max_staleness + 2))
         self._given_up: set[int] = set()
+        self._held_until = 0.0  # by the clock of the event loop: when evaluations that are under way hold weights no more
         self._evaluated = asyncio.Event()  # unset while weights wait for evaluations
         self._evaluated.set()
 
@@ -47,6 +48,7 @@ class Announced:
         """Wait for weights that the engines may load now; admits evaluations that were announced before them."""
         while isinstance(message := await self._queue.get(), Evaluate):
             if message.evaluation not in self._given_up:
+                self._held_until = asyncio.get_running_loop().time() + self._longest_seconds
                 self._admission.evaluate(message.evaluation, message.episodes)
                 await self._hand_out()
         await self._evaluations_over()
@@ -61,11 +63,11 @@ class Announced:
         self._evaluated.clear()
         self.look()
         try:
-            async with asyncio.timeout(self._longest_seconds):
+            async with asyncio.timeout_at(self._held_until):
                 await self._evaluated.wait()
         except TimeoutError:
             log.warning(
-                "an evaluation has kept new weights from the engines for %g s (actor.episode_seconds): they come now, and its record "
-                "counts more than one version (evaluation_versions)", self._longest_seconds,
+                "an evaluation has not ended within %g s (actor.episode_seconds): new weights wait for it no more, and its record counts "
+                "more than one version (evaluation_versions)", self._longest_seconds,
             )  # fmt: skip
         self._evaluated.set()

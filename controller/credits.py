@@ -33,16 +33,28 @@ class Credits:
         """Episodes that this actor could take."""
         return self._of[actor]
 
-    def claimed(self, actor: bytes, episodes: int) -> bool:
+    def claimed(self, actor: bytes, episodes: int) -> None:
         """It says, as it does with every heartbeat, that it could take so many. When that is more than we know of, and stays so, it is
-        believed (True): leases were lost with a connection; at first they may be on their way."""
+        believed: leases were lost with a connection; at first they may be on their way. When it is less, a process before it has asked for
+        the rest under its name."""
         missing = episodes - self._of[actor]
         self._claims[actor] = self._claims[actor] + 1 if missing > 0 else 0
-        if self._claims[actor] < CLAIMS:
-            return False
-        self._claims[actor] = 0
-        self.add(actor, missing)
-        return True
+        if missing < 0:
+            self._drop(actor, -missing)
+        elif self._claims[actor] >= CLAIMS:
+            self._claims[actor] = 0
+            self.add(actor, missing)
+
+    def _drop(self, actor: bytes, episodes: int) -> None:
+        """Forget so many of an actor's requests: the latest."""
+        kept = deque()
+        for waiting in reversed(self._waiting):
+            if waiting == actor and episodes:
+                episodes -= 1
+                self._of[actor] -= 1
+            else:
+                kept.appendleft(waiting)
+        self._waiting = kept
 
     def first(self) -> bytes:
         """Whose turn it is. IndexError if nobody waits."""

@@ -44,9 +44,9 @@ from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from config import Config, Job
-from controller.admission import Admission, AdmissionSettings
+from controller.admission import Admission, AdmissionSettings, Word
 from controller.announced import Announced
-from controller.credits import CLAIMS, Credits
+from controller.credits import Credits
 from controller.dashboard import Dashboard
 from controller.desk import Desk
 from controller.endings import dropped
@@ -129,6 +129,7 @@ class Controller:
         self._credits = Credits()
         self._last_seen: dict[bytes, float] = {}
         self._gauges: dict[bytes, Heartbeat] = {}
+        self._words: dict[bytes, Word] = {}  # what each actor has said last that it plays
         self._announced = Announced(self.admission, learner.max_staleness, self.config.actor.episode_seconds, self._hand_out)
         self._finished = False  # the learner has written its last checkpoint
         self._lag = LoopLag()
@@ -203,10 +204,9 @@ class Controller:
                         await self._tell_of_revoked()
                 case Heartbeat(asking=n, playing=playing) if 0 <= n <= MAX_CREDIT:
                     self._gauges[actor] = message
-                    if self._credits.claimed(actor, n):
-                        # It began to claim CLAIMS - 1 heartbeats ago, or a little less: what was leased since may be on its way.
-                        before = time.monotonic() - (CLAIMS - 2) * self.config.actor.heartbeat_seconds
-                        await self._give_up(self.admission.unknown(actor, set(playing), before))
+                    self._words[actor] = Word(time.monotonic(), set(playing))
+                    self._credits.claimed(actor, n)
+                    await self._hand_out()
                     await self._to_actor(actor, self._alive())
                 case _:
                     flaw = f"{type(message).__name__} that no actor sends"
@@ -247,12 +247,12 @@ class Controller:
             self._desk.forget_before(now - longest)
             for actor in [a for a, seen in self._last_seen.items() if seen < now - LOST_AFTER * beat]:
                 await self._lose(actor)
-            await self._give_up(self.admission.overdue(now))
+            await self._give_up(self.admission.overdue(now) + self.admission.unknown(self._words, LOST_AFTER * beat))
 
     async def _lose(self, actor: bytes) -> None:
         silent = LOST_AFTER * self.config.actor.heartbeat_seconds
         log.warning("actor %s was silent for %g s: its episodes go to others", shown_name(actor), silent)
-        for book in (self._last_seen, self._gauges):
+        for book in (self._last_seen, self._gauges, self._words):
             book.pop(actor, None)
         self._credits.lost(actor)
         await self._give_up(self.admission.actor_lost(actor))

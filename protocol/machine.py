@@ -14,7 +14,10 @@ MEMORY = Path("/proc/meminfo")
 
 def cores() -> int:
     """How many cores this process may keep busy: those of its affinity, or the quota of its control group if that is less."""
-    return max(1, math.ceil(min(len(os.sched_getaffinity(0)), quota_cores())))
+    allowed = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):  # not everywhere
+        allowed = len(os.sched_getaffinity(0))
+    return max(1, math.ceil(min(allowed, quota_cores())))
 
 
 def quota_cores(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:

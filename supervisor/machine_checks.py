@@ -13,7 +13,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from config import Config, ConfigError, ModelSection
+from config import Config, ConfigError, LearnerSection, ModelSection
 from protocol.machine import available_bytes, cores
 
 VERSIONS_ON_DISK = 4
@@ -22,8 +22,8 @@ VERSIONS_ON_DISK = 4
 CHECKPOINTS_AT_LEAST = 2
 """Of a run that keeps one: it is removed only after the next one is written."""
 
-TRAINING_COPIES = 4
-"""Size of a checkpoint in copies of the weights in float32: the policy, and two moments of each (and the critic's or reference's)."""
+MOMENTS = 2
+"""Numbers that the optimizer keeps of each weight that it trains."""
 
 FILES_BESIDE_TURNS = 256
 """Files of a process that are no connections of turns or actors: logs, libraries, sockets of its own."""
@@ -113,6 +113,17 @@ def _temporary() -> list[Path]:
         return []
 
 
+def copies_in_checkpoint(learner: LearnerSection) -> int:
+    """How large a checkpoint is, in copies of the weights in float32: the policy, the reference, and what the optimizer keeps (of
+    adapters that is little)."""
+    copies = 1
+    if not learner.lora_rank:
+        copies += MOMENTS
+    if learner.kl:
+        copies += 1
+    return copies
+
+
 def checkpoints_on_disk(config: Config) -> int:
     """How many there are at once, at most; where nothing bounds them, how many it takes to get anywhere."""
     learner, updates = config.learner, config.run.updates
@@ -127,7 +138,7 @@ def checkpoints_on_disk(config: Config) -> int:
 def check_checkpoints(config: Config, run_dir: Path, parameters: int, there: int = 0) -> None:
     """Raises ConfigError naming run.dir where its disk does not hold the checkpoints that are there at once, `there` of them already."""
     count = max(1, checkpoints_on_disk(config) - there)
-    needed = count * TRAINING_COPIES * 4 * parameters
+    needed = count * copies_in_checkpoint(config.learner) * 4 * parameters
     free = free_bytes(run_dir)
     if free < needed:
         raise ConfigError(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.admission import Admission, AdmissionSettings, episode_seed, task_of_group
+from controller.admission import Admission, AdmissionSettings, Word, episode_seed, task_of_group
 from controller.pace import ENOUGH, LEAST_SECONDS, Pace
 from protocol.messages import EpisodeKey
 
@@ -141,7 +141,7 @@ def test_an_episode_whose_actor_does_not_know_of_it_is_leased_again():
     admission = make()
     known, lost, on_its_way = (admission.lease(b"a", now=float(second)) for second in range(3))
     others = admission.lease(b"b", now=0.0)
-    assert admission.unknown(b"a", {(known.key, 0)}, before=2.0) == []
+    assert admission.unknown({b"a": Word(12.0, {(known.key, 0)})}, seconds=10.0) == []
     assert (admission.lease(b"c").key, admission.revoked) == (lost.key, [(lost.key, 0, b"a")])
     assert admission.holds(known.key, 0, b"a") and admission.holds(on_its_way.key, 0, b"a") and admission.holds(others.key, 0, b"b")
 

@@ -55,7 +55,13 @@ async def test_an_evaluation_that_is_given_up_holds_nothing_and_its_leases_lapse
 async def test_an_evaluation_that_does_not_end_holds_new_weights_no_longer_than_an_episode_may_take(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    longest, clock = 0.5, asyncio.get_running_loop().time
     with caplog.at_level(logging.WARNING):
-        _, _, waiting, _ = await evaluating(longest_seconds=0.0)
+        _, announced, waiting, _ = await evaluating(longest)
         assert (await waiting).version == 2
     assert "actor.episode_seconds" in caplog.text
+    since = clock()
+    for version in (3, 4):  # nor does each of those that follow wait as long for the same one
+        await announced.put(weights(version))
+        assert (await announced.next_weights()).version == version
+    assert clock() - since < longest

@@ -7,7 +7,7 @@ import os
 import random
 import re
 import signal
-import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from run_fixtures import running_small
 import actors.fleet
 from actors.crash import ActorPlace
 from actors.fleet import FleetError, load_environment, reseed, supervise
+from actors.pulse import BEAT_SECONDS
 from envs.registry import make_environment
 from protocol.messages import DropReason, EpisodeKey, Lease, Welcome
 
@@ -61,17 +62,29 @@ def test_an_episode_whose_environment_ends_the_process_is_reported_by_the_actor_
 
 
 def test_code_that_keeps_the_event_loop_from_running_ends_the_process_and_is_reported(tmp_path: Path):
-    def backtrack() -> None:
+    assert not supervise(dies_once(lambda: re.match(r"(a+)+$", "a" * 40 + "b"), tmp_path / "log"), 1, lambda: True, longest_seconds=0.5)
+    reports = (tmp_path / "log").read_text().splitlines()[1]
+    assert "env_error" in reports and "no other code ran for 0.5 s" in reports
+
+
+def test_an_actor_that_was_stopped_for_long_goes_on_and_blames_no_episode(tmp_path: Path):
+    def body(place: ActorPlace) -> None:
         async def act() -> None:
-            watchdog = asyncio.create_task(actors.fleet._watch_the_loop(0.5))
-            await asyncio.sleep(0)  # it is armed
-            threading.Thread(target=re.match, args=(r"(a+)+$", "a" * 40 + "b"), daemon=True).start()
-            await watchdog
+            beating = asyncio.create_task(place.pulse.beat())
+            if os.fork() == 0:  # somebody who stops the actor, and lets it go on
+                os.kill(os.getppid(), signal.SIGSTOP)
+                time.sleep(4 * BEAT_SECONDS)
+                os.kill(os.getppid(), signal.SIGCONT)
+                os._exit(0)
+            await asyncio.sleep(2 * BEAT_SECONDS)
+            beating.cancel()
 
-        asyncio.run(act())
+        (tmp_path / "log").open("a").write("begun\n")
+        with place.running.of(LEASE):
+            asyncio.run(act())
 
-    assert not supervise(dies_once(backtrack, tmp_path / "log"), 1, lambda: True)
-    assert "env_error" in (tmp_path / "log").read_text().splitlines()[1]
+    assert not supervise(body, 1, lambda: True, longest_seconds=2 * BEAT_SECONDS)
+    assert (tmp_path / "log").read_text() == "begun\n"
 
 
 def test_an_actor_that_is_killed_from_outside_blames_no_episode(tmp_path: Path):
@@ -124,6 +137,18 @@ def test_an_environment_that_cannot_be_made_or_started_here_is_said_in_one_sente
     monkeypatch.setattr(actors.fleet, "make_environment", fails if where == "import" else lambda *_, **__: environment)
     said = rf"alfworld cannot be played on this machine: {type(error).__name__}: .*test_fleet.py:\d+ in fails"
     with pytest.raises(FleetError, match=said):
+        load_environment(welcome())
+
+
+@pytest.mark.parametrize("where", ["import", "start"])
+def test_ctrl_c_while_the_environment_is_loaded_ends_the_fleet(where: str, monkeypatch: pytest.MonkeyPatch):
+    def is_interrupted(*_: object, **__: object):
+        signal.raise_signal(signal.SIGINT)
+
+    environment = make_environment("alfworld")
+    environment.start = is_interrupted
+    monkeypatch.setattr(actors.fleet, "make_environment", is_interrupted if where == "import" else lambda *_, **__: environment)
+    with pytest.raises(KeyboardInterrupt):
         load_environment(welcome())
 
 

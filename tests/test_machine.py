@@ -49,6 +49,9 @@ def test_without_a_limit_there_is_no_quota(tmp_path: Path) -> None:
 def test_cores_are_those_of_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5})
     assert cores() == 1
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on other systems than Linux
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert cores() == 1
 
 
 @pytest.mark.parametrize(
@@ -103,7 +106,7 @@ def test_the_room_for_weights_is_of_all_versions_that_are_there_at_once(small_po
 
 def test_too_little_room_for_checkpoints_names_the_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     free_in(monkeypatch, {str(tmp_path): 31})
-    keep_one = small_config(learner__keep_checkpoints="1", run__updates="1000")
+    keep_one = small_config(learner__keep_checkpoints="1", run__updates="1000", learner__kl="0.1")
     machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB // 2)
     with pytest.raises(ConfigError, match=r"run\.dir: 2 checkpoints need about 32 MB"):
         machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB)
@@ -120,6 +123,14 @@ def test_checkpoints_take_the_room_of_those_that_are_kept(keep: str, every: str,
         learner__keep_checkpoints=keep, learner__keep_every=every, run__updates=updates, learner__checkpoint_every="20"
     )
     assert machine_checks.checkpoints_on_disk(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "copies"),
+    [({}, 3), ({"learner__kl": "0.1"}, 4), ({"learner__lora_rank": "8"}, 1), ({"learner__lora_rank": "8", "learner__kl": "0.1"}, 2)],
+)
+def test_a_checkpoint_of_adapters_holds_no_moments_of_the_whole_policy(settings: dict[str, str], copies: int) -> None:
+    assert machine_checks.copies_in_checkpoint(small_config(**settings).learner) == copies
 
 
 def test_too_few_open_files_name_the_setting() -> None:
