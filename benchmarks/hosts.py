@@ -70,19 +70,38 @@ class Host:
 @contextlib.contextmanager
 def hosts(count: int, far: tuple[float, float] | None = None) -> Iterator[list[Host]]:
     """So many, while inside. Raises NotPermitted where there can be none."""
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        raise NotPermitted("network namespaces take root, and iproute2")
-    _remove_abandoned()
     bridge = f"{PREFIX}{os.getpid()}"
     with ExitStack() as stack:
-        try:
-            _ip("link", "add", bridge, "type", "bridge")
-        except subprocess.CalledProcessError as error:
-            raise NotPermitted(f"network namespaces are not permitted here: {error.stderr.decode().strip()}") from None
-        stack.callback(_ip, "link", "del", bridge)
+        _add_bridge(bridge, stack)
         _ip("addr", "add", f"{HERE}/24", "dev", bridge)
         _ip("link", "set", bridge, "up")
         yield [Host(f"{bridge}{chr(ord('a') + number)}", 2 + number, bridge, stack, far) for number in range(count)]
+
+
+@contextlib.contextmanager
+def addresses(count: int) -> Iterator[list[str]]:
+    """So many of this machine, none of them loopback's, while inside: for processes that pretend to be on several machines. Raises
+    NotPermitted where there can be none."""
+    bridge = f"{PREFIX}{os.getpid()}z"
+    found = [f"{SUBNET}.{101 + number}" for number in range(count)]
+    with ExitStack() as stack:
+        _add_bridge(bridge, stack)
+        for address in found:
+            _ip("addr", "add", f"{address}/32", "dev", bridge)
+        _ip("link", "set", bridge, "up")
+        yield found
+
+
+def _add_bridge(name: str, stack: ExitStack) -> None:
+    """Make a bridge that is there as long as the stack."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        raise NotPermitted("network devices take root, and iproute2")
+    _remove_abandoned()
+    try:
+        _ip("link", "add", name, "type", "bridge")
+    except subprocess.CalledProcessError as error:
+        raise NotPermitted(f"network devices are not permitted here: {error.stderr.decode().strip()}") from None
+    stack.callback(_ip, "link", "del", name)
 
 
 def away(learning: Host, port: int, keys: Path, weights: Path) -> dict[str, str]:

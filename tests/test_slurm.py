@@ -12,8 +12,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from run_fixtures import Run, small_elsewhere
+from run_fixtures import Run, processes, small_elsewhere
 
+from benchmarks.hosts import NotPermitted, addresses
 from config import ConfigError
 from learner.checkpoint import latest
 from protocol.lifetime import dying_with_parent
@@ -146,6 +147,50 @@ async def test_a_job_near_its_limit_ends_its_run_with_a_checkpoint(tmp_path: Pat
             run.process.send_signal(signal.SIGINT)
             assert await run.ended() == 130, run.output
             assert run.summary()["ended"] == "interrupted" and latest(tmp_path / "run").name == f"{run.updates()[-1]['update']:06d}"
+
+
+async def test_a_job_of_four_machines_goes_on_without_one_of_actors_and_when_it_is_started_again(
+    tmp_path: Path, slurm: Path, small_policy: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Four machines: controller, learner, and two with actors. Near the limit Slurm signals the script alone."""
+    async with small_elsewhere(tmp_path / "run", small_policy) as arguments, four_addresses(slurm):
+        arguments += ["--learner-node", "--actor-nodes", "2", "--actor.heartbeat_seconds=0.4", "--run.updates=1000"]
+        async with job(tmp_path, arguments, monkeypatch, "node1,node2,node3,node4") as run:
+            await run.until(lambda: run.updates() and len(fleets(run)) == 2, 120)
+            os.kill(fleets(run)[0], signal.SIGKILL)
+            controller = run.directory / "logs" / "controller.log"
+            await run.until(lambda: controller.read_text().count("was silent") >= 2)
+            before = len(run.updates())
+            await run.until(lambda: len(run.updates()) >= before + 2)
+            run.process.send_signal(signal.SIGINT)
+            assert await run.ended() == 130, run.output
+            done = run.updates()[-1]["update"]
+            assert run.summary()["ended"] == "interrupted" and latest(tmp_path / "run").name == f"{done:06d}"
+        arguments[-1] = f"--run.updates={done + 1}"
+        async with job(tmp_path, arguments, monkeypatch, "node1,node2,node3,node4") as run:
+            assert await run.ended() == 0, run.output
+            assert run.summary()["updates"] == done + 1 and run.left_over() == []
+            played = [t.key for t in run.trajectories() if not t.key.evaluation]
+            assert len(played) == len(set(played)) and run.summary()["dropped"].keys() <= {"cancelled"}
+
+
+@contextlib.asynccontextmanager
+async def four_addresses(slurm: Path) -> AsyncIterator[None]:
+    """node1 to node4 have addresses of their own, while inside."""
+    try:
+        with addresses(4) as at:
+            first = at[0].rpartition(".")[2]
+            subnet = at[0].rpartition(".")[0]
+            (slurm / "hostname").write_text(f"#!/bin/bash\necho {subnet}.$(({first} - 1 + ${{NODE#node}}))\n")
+            yield
+    except NotPermitted as why:
+        pytest.skip(str(why))
+
+
+def fleets(run: Run) -> list[int]:
+    """The processes `run.py actor` of the run, without those that they fork."""
+    found = {pid for pid, command in processes() if " actor --connect" in command and str(run.directory) in command}
+    return sorted(found - {child for pid in found for child in run.children_of(pid)})
 
 
 @contextlib.asynccontextmanager
