@@ -117,9 +117,10 @@ class Progress:
         if not waits:
             self._tell_waits_from = SHOWN_AFTER_SECONDS
             return
-        if waits[0].seconds < self._tell_waits_from:
+        longest = max(wait.seconds for wait in waits)
+        if longest < self._tell_waits_from:
             return
-        self._tell_waits_from = 2 * waits[0].seconds
+        self._tell_waits_from = 2 * longest
         for line in wait_lines(waits):
             self.print(f"waiting: {line}")
 
@@ -175,7 +176,7 @@ def status_line(state: RunState, goal: RunSection, now: float) -> str:
 
 
 def wait_lines(waits: Sequence[Wait]) -> list[str]:
-    """The longest waits, one on a line, and how many more there are."""
+    """The first waits, one on a line, and how many more there are."""
     lines = [f"{wait.source} waits {duration(wait.seconds)} for {wait.what}" for wait in waits[:WAITS_SHOWN]]
     if len(waits) > WAITS_SHOWN:
         lines.append(f"and {len(waits) - WAITS_SHOWN} more")

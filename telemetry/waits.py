@@ -79,13 +79,17 @@ class WaitBook:
         self._told[source] = (now, waits)
 
     def long_waits(self, now: float) -> list[Wait]:
-        """The waits that people are to be told of, the longest first."""
+        """The waits that people are to be told of: for processes that are silent, which others may wait for in turn; then the longest."""
         waits = [
             Wait(source, what, seconds + now - told)
             for source, (told, what_of_source) in self._told.items()
             if now - told < FORGOTTEN_AFTER_SECONDS
             for what, seconds in what_of_source.items()
         ]
-        waits += [Wait(source, f"a word from the {source}", now - heard) for source, heard in self._heard.items()]
-        shown = [wait for wait in waits if wait.seconds >= SHOWN_AFTER_SECONDS]
-        return sorted(shown, key=lambda wait: -wait.seconds)
+        silent = [Wait("supervisor", f"a word from the {source}", now - heard) for source, heard in self._heard.items()]
+        return [*_long_ones(silent), *_long_ones(waits)]
+
+
+def _long_ones(waits: list[Wait]) -> list[Wait]:
+    shown = [wait for wait in waits if wait.seconds >= SHOWN_AFTER_SECONDS]
+    return sorted(shown, key=lambda wait: -wait.seconds)

@@ -63,7 +63,14 @@ def test_a_process_that_says_nothing_is_waited_for_and_what_it_told_before_is_fo
     tell(state, 100.0, weights=90.0)
     now = 100.0 + SHOWN_AFTER_SECONDS
     assert now - 100.0 > FORGOTTEN_AFTER_SECONDS
-    assert [(wait.source, wait.what) for wait in state.waits.long_waits(now)] == [("learner", "a word from the learner")]
+    assert [(wait.source, wait.what) for wait in state.waits.long_waits(now)] == [("supervisor", "a word from the learner")]
+
+
+def test_a_silent_process_is_told_of_before_those_that_wait_for_longer() -> None:
+    book = WaitBook()
+    book.hear("learner", 10.0)
+    book.take("controller", {"episode t3.0": 90.0}, 80.0)
+    assert [wait.what for wait in book.long_waits(80.0)] == ["a word from the learner", "episode t3.0"]
 
 
 def test_nobody_waits_for_a_word_of_the_supervisor_which_shows_the_waits() -> None:
