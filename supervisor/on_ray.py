@@ -21,12 +21,16 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from config import ConfigError
 from protocol.lifetime import dying_with_parent
 from protocol.security import make_keys
-from supervisor.children import ROOT
+from supervisor.children import ROOT, SENTENCE
 from supervisor.interrupts import interrupting_signals
 from supervisor.machines import Machines, keys_of, run_settings, weights_of
 
 NAMESPACE = "foray"
 GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+class HostLost(Exception):
+    """The machine of a host has gone, or Ray has ended what ran there."""
 
 
 @ray.remote(num_cpus=1)
@@ -83,7 +87,11 @@ def run_on_ray(directory: Path, machines: Machines, gpus: int, learner_gpus: int
     play = [sys.executable, "run.py", "actor", "--connect", f"tcp://{addresses[0]}:{settings['controller.port']}"]
     play += ["--keys", str(keys / "actors"), "--actors", str(machines.actors), "--wait", "3600"]
     playing = [host.run.remote(play, dict(os.environ)) for host in hosts[machines.first_actors :]]
-    status = _to_the_end(hosts[0], train)
+    try:
+        status = _to_the_end(hosts[0], train)
+    except HostLost:
+        print(f"{SENTENCE}the machine of the controller is lost; the same command goes on with the run", file=sys.stderr)
+        status = 1
     ray.wait(playing, num_returns=len(playing), timeout=10.0)
     ray.shutdown()
     return status
@@ -108,7 +116,7 @@ def _hosts(name: str, gpus: Sequence[int], fixed: int, wait: float) -> list:
 
 
 def _to_the_end(host, command: list[str]) -> int:
-    """Run a command there, and pass on to it the signals that come here."""
+    """Run a command there, and pass on to it the signals that come here; its exit status. Raises HostLost when its machine goes."""
     status = host.run.remote(command, dict(os.environ))
     came: list[int] = []
     for number in interrupting_signals():
@@ -116,7 +124,20 @@ def _to_the_end(host, command: list[str]) -> int:
     while not ray.wait([status], timeout=0.5)[0]:
         while came:
             host.signal.remote(came.pop(0))
-    return ray.get(status)
+    try:
+        return ray.get(status)
+    except ray.exceptions.RayActorError:
+        raise HostLost from None
+
+
+def _at(name: str, command: list[str]) -> int:
+    """Run a command at the host of that name; its exit status."""
+    try:
+        return _to_the_end(ray.get_actor(name), command)
+    except (HostLost, ValueError):  # ValueError: Ray knows no such actor any more
+        said = f"{SENTENCE}Ray has lost the machine where this ran ({name}); the same command goes on with the run"
+        print(said, file=sys.stderr, flush=True)
+        os._exit(1)  # without ray.shutdown(), which may wait for what is lost
 
 
 def _connect(log_to_driver: bool) -> None:
@@ -128,4 +149,4 @@ def _connect(log_to_driver: bool) -> None:
 
 if __name__ == "__main__":
     _connect(log_to_driver=False)
-    sys.exit(_to_the_end(ray.get_actor(sys.argv[1]), sys.argv[2:]))
+    sys.exit(_at(sys.argv[1], sys.argv[2:]))
