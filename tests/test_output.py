@@ -122,6 +122,6 @@ def test_files_are_read_as_utf_8_whatever_the_encoding_of_the_locale(tmp_path: P
     settings.write_text('[gymnasium]\ntask = "über"\n', encoding="utf-8")
     asked = [sys.executable, str(ROOT / "run.py"), "--dry-run", "--config", str(settings), "--run.dir", "läufe"]
     ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = subprocess.run(asked, capture_output=True, env={**os.environ, **ascii_alone})
+    done = subprocess.run(asked, capture_output=True, env={**os.environ, **ascii_alone}, preexec_fn=dying_with_parent())
     assert done.returncode == 0, done.stderr
     assert 'task = "über"' in done.stdout.decode() and 'dir = "läufe"' in done.stdout.decode()
