@@ -271,7 +271,7 @@ async def test_a_sending_that_fails_fails_the_learner(tmp_path: Path) -> None:
 
 def test_the_engine_of_serial_has_no_gpu() -> None:
     with pytest.raises(ConfigError, match=r"engine\.weights: --serial"):
-        cli._run(small_config(engine__weights="nccl"), serial=True, resume=False)
+        cli._run(small_config(engine__weights="nccl"), serial=True, resume=False, changes="")
 
 
 class FakeOverNccl(FakeEngine):
