@@ -19,7 +19,7 @@ def main(addresses: list[str]) -> None:
     for number, address in enumerate(addresses):
         at = {"node_ip_address": address} if address else {}
         ports = {"min_worker_port": 0, "max_worker_port": 0, "include_dashboard": False}
-        cpus = 2 if number else 0
+        cpus = 4 if number else 0
         node = cluster.add_node(wait=False, num_cpus=cpus, object_store_memory=MEMORY_BYTES, **ports, **at)
         raylets += [str(found.process.pid) for found in node.all_processes["raylet"]]
     cluster.wait_for_nodes()

@@ -55,7 +55,7 @@ class Machines:
 
 @pytest.fixture(scope="module")
 def machines() -> Iterator[Machines]:
-    """Four with two places each; RAY_ADDRESS names them."""
+    """Four with four places each; RAY_ADDRESS names them."""
     with pytest.MonkeyPatch.context() as environment, ExitStack() as stack:
         for name, value in ENVIRONMENT.items():
             environment.setenv(name, value)
@@ -79,7 +79,7 @@ async def test_too_small_a_cluster_is_said_so(machines: Machines, tmp_path: Path
         assert "Ray has no room for" in run.output and "GPU" in run.output
 
 
-async def test_a_run_goes_on_without_a_machine_of_actors_and_from_its_checkpoint_without_the_learners(
+async def test_a_run_goes_on_without_a_machine_of_actors_and_from_its_checkpoint_without_learners_or_controllers(
     machines: Machines, tmp_path: Path, small_policy: Path
 ):
     """And once more after it was interrupted: always by the same command."""
@@ -95,6 +95,12 @@ async def test_a_run_goes_on_without_a_machine_of_actors_and_from_its_checkpoint
             await run.until(lambda: len(run.updates()) >= before + 3)
             machines.lose(learner_of(run))
             assert await run.ended() == 1 and "Ray has lost the machine" in run.output, run.output
+            assert run.left_over() == [] and fleets(run) == []
+            done = len(run.updates())
+        async with running(tmp_path / "run", *command, "--updates", "1000") as run:
+            await run.until(lambda: len(run.updates()) > done, 120)
+            machines.lose(run.pid_of("controller"))
+            assert await run.ended() == 1 and "the machine of the controller is lost" in run.output, run.output
             assert run.left_over() == [] and fleets(run) == []
             done = len(run.updates())
         async with running(tmp_path / "run", *command, "--updates", "1000") as run:
