@@ -85,13 +85,17 @@ def recorded(run: Path) -> Draw:
     tracks: dict[str, list[tuple[float, float]]] = {}
     for spans in read_spans(run).values():
         for span in spans:
-            if span["track"].startswith("g"):
+            if span["track"].startswith("t"):  # a training episode
                 tracks.setdefault(span["track"], []).append((span["start"], span["end"]))
     seconds = [max(end for _, end in turns) - min(start for start, _ in turns) for turns in tracks.values()]
     if not seconds:
         raise SystemExit(f"--run: {run} has no spans of episodes")
     mean = sum(seconds) / len(seconds)
     return lambda rng: rng.choice(seconds) / mean
+
+
+Playing = tuple[float, int, int]
+"""An episode under way: when it ends, its group and its member."""
 
 
 def simulate(settings: LearnerSection, actors: int, updates: int, draw: Draw) -> Outcome:
@@ -107,13 +111,13 @@ def simulate(settings: LearnerSection, actors: int, updates: int, draw: Draw) ->
     seconds_update = UPDATE_SHARE * settings.groups * size / min(actors, settings.groups * size)
     admitted_at: dict[int, int] = {}
     ages: list[int] = []
-    playing: list[tuple[float, EpisodeKey]] = []
+    playing: list[Playing] = []
     while len(ages) < updates * settings.groups:
         for group in range(len(admitted_at), admission.next_group):
             admitted_at[group] = version
         while free and (lease := admission.lease(b"")) is not None:
             free -= 1
-            heappush(playing, (now + draw(rng), lease.key))
+            heappush(playing, (now + draw(rng), lease.key.group, lease.key.member))
         batch = buffer.take(settings.groups)
         if batch is not None:
             ages += [version - admitted_at[group] for group in batch[0]]
@@ -131,16 +135,16 @@ def simulate(settings: LearnerSection, actors: int, updates: int, draw: Draw) ->
 
 
 def arrive(
-    playing: list[tuple[float, EpisodeKey]], admission: Admission, buffer: GroupBuffer, free: int, rng: random.Random, draw: Draw
+    playing: list[Playing], admission: Admission, buffer: GroupBuffer, free: int, rng: random.Random, draw: Draw
 ) -> tuple[float, int]:
     """The next episode comes to its end, and its actor plays another, if there is one; when that is, and how many actors have none."""
-    now, key = heappop(playing)
-    buffer.add(Trajectory(key=key, attempt=0, task_index=0, task_type="", task="", success=True, turns=[]))
+    now, group, member = heappop(playing)
+    buffer.add(Trajectory(key=EpisodeKey(group, member), attempt=0, task_index=0, task_type="", task="", success=True, turns=[]))
     buffer.advance()
     lease = admission.lease(b"")
     if lease is None:
         return now, free + 1
-    heappush(playing, (now + draw(rng), lease.key))
+    heappush(playing, (now + draw(rng), lease.key.group, lease.key.member))
     return now, free
 
 
