@@ -101,7 +101,7 @@ class Run:
         """Begin, or go on."""
         self._note_weights()
         how = ["--run.dir", str(self.directory), "--run.cache_dir", str(self.directory.parent / "cache")]
-        if latest(self.directory):
+        if (self.directory / "config.toml").exists():
             how = ["--resume", str(self.directory)]
         settings = [f"--{name}={value}" for name, value in (SETTINGS | self._ports).items()]
         self.process = self._run(*how, *settings)
