@@ -144,11 +144,11 @@ def save_job(job: Job) -> None:
 
 
 def _run_id(run_dir: Path) -> str:
-    """That of the run that is there already, which is resumed, or a new one."""
+    """That of the run that is there already, which is resumed, or a new one: for a copy of another run, too."""
     with contextlib.suppress(ConfigError, OSError):
-        earlier = Job.load(run_dir / JOB_FILE).run_id
-        if earlier:
-            return earlier
+        earlier = Job.load(run_dir / JOB_FILE)
+        if earlier.run_id and Path(earlier.run_dir).resolve() == run_dir.resolve():
+            return earlier.run_id
     return secrets.token_hex(8)
 
 

@@ -47,6 +47,16 @@ def test_a_directory_belongs_to_one_run_at_a_time(tmp_path: Path, small_policy: 
     assert list((tmp_path / "weights").iterdir()) == []
 
 
+def test_a_copy_of_a_run_is_another_one_to_its_engines(tmp_path: Path, small_policy: Path):
+    settings = {"model": str(small_policy), "run.weights_dir": str(tmp_path / "weights")}
+    job = prepare(resolve(overrides=settings | {"run.dir": str(tmp_path / "run")}), resume=False, model=small_policy)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    copied = prepare(resolve(overrides=settings | {"run.dir": str(tmp_path / "copy")}), resume=True, model=small_policy)
+    assert copied.run_id != job.run_id
+    for begun in (job, copied):
+        clean_up(begun)
+
+
 def test_runs_that_begin_in_the_same_second_have_directories_of_their_own(
     tmp_path: Path, small_policy: Path, monkeypatch: pytest.MonkeyPatch
 ):
