@@ -117,12 +117,17 @@ def text_of(name: str, value: object, limit: int | None = MAX_TEXT) -> str:
     return text
 
 
+def _as_float(value: object) -> float | None:
+    """The value as a float; None for what is no number, or none that a float can hold."""
+    try:
+        return float(value) if isinstance(value, SupportsFloat) else None
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 def number_of(name: str, value: object) -> float:
     """A finite number as a float, whatever number it is (NumPy's, say). UserCodeFailed for what is none."""
-    try:
-        number = float(value) if isinstance(value, SupportsFloat) else None
-    except (TypeError, ValueError, OverflowError):
-        number = None
+    number = _as_float(value)
     if number is None or not isfinite(number):
         raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, where a finite number belongs")
     return number
@@ -130,10 +135,7 @@ def number_of(name: str, value: object) -> float:
 
 def flag_of(name: str, value: object) -> bool:
     """True or False, or a number that is 1 or 0. UserCodeFailed for what is neither, such as None or a text."""
-    try:
-        number = float(value) if isinstance(value, SupportsFloat) else None
-    except (TypeError, ValueError, OverflowError):
-        number = None
+    number = _as_float(value)
     if number not in (0.0, 1.0):
         raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, where True or False belongs")
     return bool(number)
