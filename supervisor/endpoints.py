@@ -6,6 +6,8 @@ import errno
 import itertools
 import random
 import socket
+import sys
+from collections import deque
 from typing import NamedTuple
 
 from config import Config, ConfigError, Endpoints
@@ -15,6 +17,7 @@ UNASSIGNED = range(10_000, 32_768)
 """Ports that systems give to no outgoing connection by default: one chosen here is still free when its process gets to listen on it."""
 
 _tried = itertools.count(random.SystemRandom().randrange(len(UNASSIGNED)))  # runs that start at once begin at different ones
+_reserved: deque[socket.socket] = deque(maxlen=256)  # the oldest ports are listened on by now, or never will be
 
 
 def check_launch(config: Config) -> None:
@@ -130,6 +133,8 @@ def free_port(host: str = "127.0.0.1", port: int = 0, setting: str = "") -> int:
     """`port` if it is free at `host`, or any free one for 0. Raises ConfigError naming `setting` when it is not free."""
     while True:
         candidate = port or UNASSIGNED[next(_tried) % len(UNASSIGNED)]
+        if not port and not reserve_port(candidate):
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as ZeroMQ does: a port of a run that has just ended is free
             try:
@@ -140,3 +145,21 @@ def free_port(host: str = "127.0.0.1", port: int = 0, setting: str = "") -> int:
                     raise ConfigError(f"{setting}: cannot listen on {host}:{candidate}: {error.strerror}") from None
         if port:
             raise ConfigError(f"{setting}: port {port} is in use; give another one, or 0 for any free one")
+
+
+def reserve_port(port: int) -> bool:
+    """Keep other runs of this machine from choosing `port` before its process listens on it. False when another run has reserved it.
+
+    The reservation is a name in Linux's abstract socket namespace, which is a network namespace's own, as ports are, and ends with this
+    process. Elsewhere nothing is reserved.
+    """
+    if sys.platform != "linux":
+        return True
+    reservation = socket.socket(socket.AF_UNIX)
+    try:
+        reservation.bind(f"\0foray-port-{port}")
+    except OSError:
+        reservation.close()
+        return False
+    _reserved.append(reservation)
+    return True

@@ -16,6 +16,7 @@ from run_fixtures import job_in, small_config
 import supervisor.job
 from config import ConfigError
 from controller.welcome import welcome
+from protocol.lifetime import dying_with_parent
 from protocol.security import make_keys
 from supervisor.cli import main
 from supervisor.endpoints import check_hosts, free_port
@@ -201,6 +202,17 @@ def test_free_ports_differ_and_are_none_that_outgoing_connections_get():
     """So that one is still free when, seconds later, the process that it was chosen for listens on it."""
     ports = [free_port() for _ in range(200)]
     assert len(set(ports)) == 200 and all(10_000 <= port < 32_768 for port in ports)
+
+
+def test_a_port_that_another_process_has_chosen_is_passed_over():
+    """Its process may not listen on it yet."""
+    chosen = free_port() + 1  # the one that would be tried next
+    reserve = f"import sys, supervisor.endpoints as e; print(e.reserve_port({chosen}), flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", reserve]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=dying_with_parent()) as other:
+        assert other.stdout.readline() == b"True\n"
+        assert free_port() != chosen
+        other.stdin.close()
 
 
 def test_a_port_that_is_taken_is_passed_over():
