@@ -72,7 +72,7 @@ class ActorPlace:
         self.reports: list[Trajectory] = []
 
     def vacate(self, how: str = "") -> None:
-        """The actor's process has ended; `how`, if code of an environment may have done that."""
+        """Take the actor's process as ended. `how` (the verb and what follows) is given if code of an environment may have done that."""
         leases = self.running.read() if how else []
         self.running.clear()
         self.reports = [crashed_episode(lease, how) for lease in leases]
@@ -87,7 +87,7 @@ def new_name() -> bytes:
 
 def crashed_episode(lease: Lease, how: str) -> Trajectory:
     """The notice that an episode's environment ended its process."""
-    detail = f"the environment's code ran when its process ended ({how}); actors.log may say where"
+    detail = f"the environment's code ran when its process {how}; actors.log may say where"
     return Trajectory(
         key=lease.key, attempt=lease.attempt, task_index=lease.task_index, task_type="", task="", success=False, turns=[],
         dropped=DropReason.ENV_ERROR, detail=detail,

@@ -29,7 +29,7 @@ from envs.play import close_episode, start_episode
 from envs.registry import make_environment
 from envs.user_errors import describe_error
 from protocol.codec import BadFrame, decode, encode
-from protocol.lifetime import dying_with_parent
+from protocol.lifetime import describe_end, dying_with_parent
 from protocol.messages import Hello, Welcome
 from protocol.prompting import Prompter
 from protocol.security import Keys, connect
@@ -172,12 +172,13 @@ def supervise(body: Callable[[ActorPlace], None], actors: int, is_there: Callabl
                 place.vacate()
             else:
                 blameless = code == FAILED or -code in OTHERS_SIGNALS
-                place.vacate(stood_still or ("" if blameless else in_words(code)))
-                log.warning("actor %d ended with %s: replaced", pid, in_words(code))
+                end = describe_end(code)
+                place.vacate(stood_still or ("" if blameless else end))
+                log.warning("actor %d %s: replaced", pid, end)
                 now = time.monotonic()
                 crashes = [t for t in crashes if t > now - 60] + [now] * (not place.reports)
                 if len(crashes) > CRASHES_PER_MINUTE * actors:
-                    raise FleetError(f"{len(crashes)} actors crashed within a minute, the last one with {in_words(code)}: see actors.log")
+                    raise FleetError(f"{len(crashes)} actors crashed within a minute, and the last one {end}: see actors.log")
             children[fork(body, place)] = place
         return False
     finally:
@@ -185,16 +186,6 @@ def supervise(body: Callable[[ActorPlace], None], actors: int, is_there: Callabl
             os.kill(pid, signal.SIGKILL)  # one that is stopped, too; they have nothing to put in order
         for pid in children:
             os.waitpid(pid, 0)
-
-
-def in_words(code: int) -> str:
-    """An exit status, or the name of the signal whose number it is below zero."""
-    if code >= 0:
-        return f"status {code}"
-    try:
-        return signal.Signals(-code).name
-    except ValueError:
-        return f"signal {-code}"
 
 
 def fork(body: Callable[[ActorPlace], None], place: ActorPlace) -> int:

@@ -64,11 +64,11 @@ class Watch:
                 os.kill(pid, signal.SIGKILL)  # code of the environment handles SIGABRT itself
 
     def words_of(self, pid: int) -> str:
-        """Why this has ended the process; "" for another one."""
+        """How this has ended the process, from the verb on; "" for another one."""
         if pid not in self._ended:
             return ""
         self._ended.discard(pid)
-        return f"no other code ran for {self._longest_seconds:g} s"
+        return f"was ended, as no other code ran for {self._longest_seconds:g} s"
 
     def _seen(self, pid: int, beats: int) -> tuple[int, int]:
         before, times = self._looks.get(pid, (beats, 0))

@@ -22,7 +22,7 @@ def describe_end(status: int) -> str:
     programs that run a command elsewhere have it."""
     number = -status if status < 0 else status - 128
     if number not in {known.value for known in signal.Signals}:
-        return f"ended with status {status}"
+        return f"ended with status {status}" if status >= 0 else f"was killed (signal {number})"
     verb = "was told to end" if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) else "was killed"
     return f"{verb} ({signal.Signals(number).name}{_REASONS.get(number, '')})"
 

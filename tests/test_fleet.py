@@ -46,10 +46,10 @@ def send(number: int) -> None:
 @pytest.mark.parametrize(
     ("die", "how"),
     [
-        (lambda: send(signal.SIGSEGV), "SIGSEGV"),
-        (lambda: send(signal.SIGABRT), "SIGABRT"),
-        (lambda: os._exit(0), "status 0"),
-        (lambda: os._exit(7), "status 7"),
+        (lambda: send(signal.SIGSEGV), "was killed (SIGSEGV)"),
+        (lambda: send(signal.SIGABRT), "was killed (SIGABRT)"),
+        (lambda: os._exit(0), "ended with status 0"),
+        (lambda: os._exit(7), "ended with status 7"),
     ],
 )
 def test_an_episode_whose_environment_ends_the_process_is_reported_by_the_actor_that_follows_under_the_same_name(
@@ -58,13 +58,13 @@ def test_an_episode_whose_environment_ends_the_process_is_reported_by_the_actor_
     assert not supervise(dies_once(die, tmp_path / "log"), 1, lambda: True)
     (first, none), (second, reports) = (line.split(" ", 1) for line in (tmp_path / "log").read_text().splitlines())
     assert first == second and none == "[]"
-    assert f"('t3.1', 2, '{DropReason.ENV_ERROR}'" in reports and how in reports
+    assert f"('t3.1', 2, '{DropReason.ENV_ERROR}'" in reports and f"when its process {how};" in reports
 
 
 def test_code_that_keeps_the_event_loop_from_running_ends_the_process_and_is_reported(tmp_path: Path):
     assert not supervise(dies_once(lambda: re.match(r"(a+)+$", "a" * 40 + "b"), tmp_path / "log"), 1, lambda: True, longest_seconds=0.5)
     reports = (tmp_path / "log").read_text().splitlines()[1]
-    assert "env_error" in reports and "no other code ran for 0.5 s" in reports
+    assert "env_error" in reports and "process was ended, as no other code ran for 0.5 s;" in reports
 
 
 def test_an_actor_that_was_stopped_for_long_goes_on_and_blames_no_episode(tmp_path: Path):

@@ -85,6 +85,7 @@ def test_a_reader_that_does_not_read_holds_nobody_up(blocking: bool) -> None:
         (-signal.SIGSEGV, "was killed (SIGSEGV)"),
         (128 + signal.SIGTERM, "was told to end (SIGTERM)"),
         (255, "ended with status 255"),
+        (-40, "was killed (signal 40)"),
     ],
 )
 def test_the_end_of_a_process_is_said_in_words(status: int, words: str) -> None:
