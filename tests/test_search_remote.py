@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -158,6 +159,18 @@ def test_the_server_serves_a_file_until_it_is_interrupted(tmp_path):
             server.send_signal(signal.SIGINT)
             assert server.communicate(timeout=10) == ("", "")
             assert server.returncode == 0
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_any_free_port_is_said_as_the_one_that_is_listened_on(host: str):
+    command = [sys.executable, "run.py", "retriever", "--host", host, "--port", "0"]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, preexec_fn=dying_with_parent()) as server:
+        try:
+            address = re.search(rf"http://{host}:[1-9]\d*(?=/retrieve;)", server.stdout.readline())[0]
+            assert len(Remote(address).passages("Bhutan", 3)) == 3
         finally:
             server.kill()
 

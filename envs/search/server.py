@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -120,11 +122,22 @@ def _exit() -> None:
     raise web.GracefulExit
 
 
+def _listen(host: str, port: int, stack: contextlib.ExitStack) -> list[socket.socket]:
+    """Sockets that listen at every address of `host`, until `stack` closes them. With port 0 all have the port that the first one got."""
+    found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    for family, address in dict.fromkeys((family, address[0]) for family, *_, address in found):
+        listener = stack.enter_context(socket.create_server((address, port), family=family))
+        port = listener.getsockname()[1]
+        sockets.append(listener)
+    return sockets
+
+
 def main(arguments: Sequence[str]) -> int:
     """`run.py retriever`: serve until Ctrl-C or SIGTERM. Exit status 2 if that is impossible."""
     parser = argparse.ArgumentParser(prog="run.py retriever", description="Serve passages by Search-R1's retrieval protocol.")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one (default: %(default)s)")
     parser.add_argument("--corpus", default="", help="JSONL file of passages, id and contents (default: the project's own)")
     options = parser.parse_args(arguments)
     try:
@@ -134,11 +147,13 @@ def main(arguments: Sequence[str]) -> int:
             index, ids = Index(corpus.texts), corpus.ids
         else:
             index = Index(passages())
-        where = f"http://{options.host}:{options.port}/retrieve"
-        started = f"{len(index.texts)} passages at {where}; Ctrl-C ends it"
         app = make_app(index, ids)
         app.on_startup.append(_end_when_the_terminal_goes)
-        web.run_app(app, host=options.host, port=options.port, access_log=None, print=lambda *_: print(started, flush=True))
+        with contextlib.ExitStack() as stack:
+            sockets = _listen(options.host, options.port, stack)
+            where = f"http://{options.host}:{sockets[0].getsockname()[1]}/retrieve"
+            started = f"{len(index.texts)} passages at {where}; Ctrl-C ends it"
+            web.run_app(app, sock=sockets, access_log=None, print=lambda *_: print(started, flush=True))
     except (OSError, OverflowError) as error:
         print(f"error: cannot listen on {options.host}:{options.port}: {error}", file=sys.stderr)
         return 2
