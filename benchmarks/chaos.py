@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import random
@@ -74,6 +75,8 @@ ENDING = 15.0
 """Seconds until nothing is left of a run that was killed."""
 DISK_MB = 512
 """Size of the disk that becomes full."""
+CLONE_NEWNS = 0x20000
+"""Linux, unshare(2)."""
 
 
 class Run:
@@ -217,11 +220,14 @@ def main() -> None:
 
 @contextlib.contextmanager
 def small_disk(place: Path) -> Iterator[Path | None]:
-    """A disk of DISK_MB that is mounted at `place` while inside; None where that is not permitted."""
+    """A disk of DISK_MB that is mounted at `place` while inside; None where that is not permitted.
+
+    This process and its children alone see it, so that it ends with them, however they end.
+    """
     place.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(place)]
     try:
-        subprocess.run(command, check=True, capture_output=True)
+        leave_mounts_of_others()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(place)], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         yield None
         return
@@ -229,6 +235,15 @@ def small_disk(place: Path) -> Iterator[Path | None]:
         yield place
     finally:
         subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def leave_mounts_of_others() -> None:
+    """Give this thread, and the processes that it starts, a mount namespace of their own. Raises OSError, or CalledProcessError, where that
+    is not permitted."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if sys.platform != "linux" or libc.unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "no mount namespace")
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True, capture_output=True)  # or others would get what is mounted here
 
 
 def rage(run: Run, chance: random.Random, seconds: float, console: Console, *, quick: bool) -> Report:

@@ -57,6 +57,27 @@ def test_a_run_ends_with_what_started_it_even_if_that_is_killed(tmp_path: Path, 
     await_that(lambda: not running())
 
 
+DISK = """
+import os, signal, sys
+from pathlib import Path
+from benchmarks.chaos import small_disk
+with small_disk(Path(sys.argv[1])) as disk:
+    print(disk is not None and os.path.ismount(disk), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no mount namespaces")
+def test_the_disk_of_a_benchmark_that_is_killed_is_mounted_no_more(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", DISK, str(tmp_path / "disk")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=dying_with_parent())
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert str(tmp_path / "disk") not in Path("/proc/self/mounts").read_text()
+    if done.stdout == "False\n":
+        pytest.skip("no permission to mount a disk")
+    assert done.stdout == "True\n"
+
+
 @pytest.mark.parametrize("folder", ["benchmarks", "tests"])
 def test_whatever_starts_a_process_ties_it_to_itself(folder: str) -> None:
     for source in sorted((ROOT / folder).glob("*.py")):
