@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gzip
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import msgspec
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from controller.engine import connection, pool
 from controller.engine.client import EngineClient, Sampling
 from controller.engine.connection import EngineBusy, EngineError, EngineUnreachable, EventReader
+from controller.engine.names import ALIVE, CLAIM, RUN
 from controller.engine.pool import EnginePool, Health
 
 SAMPLING = Sampling(max_tokens=4, cache_salt="")
@@ -114,6 +116,68 @@ async def test_what_comes_after_the_last_token_of_a_stream_may_be_missing() -> N
 
     async with answering(handler) as client:
         assert await asyncio.wait_for(streamed(client), 10) == [5] * 3
+
+
+def streaming_slowly(seconds: float, **headers: str) -> Handler:
+    """Sends an event, is silent for some time, and sends the last event."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        await response.write(b"data: " + answer(3, finish=None) + b"\n\n")
+        await asyncio.sleep(seconds)
+        await response.write(b"data: " + answer(1) + b"\n\n")
+        return response
+
+    return handler
+
+
+async def test_a_stream_that_is_never_silent_and_falls_silent_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "SILENT_SECONDS", 0.3)
+    async with answering(streaming_slowly(20.0, **{ALIVE: "10"})) as client:
+        with pytest.raises(EngineUnreachable, match=r"/generate was silent for 0\.3 s"):
+            await asyncio.wait_for(streamed(client), 10)
+
+
+async def test_other_streams_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "SILENT_SECONDS", 0.1)
+    async with answering(streaming_slowly(0.5)) as client:
+        assert await streamed(client) == [5] * 4
+
+
+async def test_a_stream_is_not_lost_because_this_process_stood_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "SILENT_SECONDS", 1.5)
+    async with answering(streaming_slowly(0.2, **{ALIVE: "10"})) as client:
+        turn = asyncio.create_task(streamed(client))
+        await asyncio.sleep(0.1)
+        time.sleep(2.0)  # server and client alike
+        assert await turn == [5] * 4
+
+
+async def test_a_run_that_ends_does_not_wait_for_engines_that_say_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("controller.engine.client.RELEASE_SECONDS", 0.2)
+    asked = []
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        await asyncio.Event().wait()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    engines = EnginePool([url, url, "http://127.0.0.1:9"], run="first")
+    began = time.monotonic()
+    await asyncio.wait_for(engines.close(), 5)
+    assert time.monotonic() - began < 2
+    assert len(asked) == 2
+    assert all(raw.startswith(f"DELETE {CLAIM} ".encode()) for raw in asked)
+    assert all(f"{RUN}: first".encode() in raw for raw in asked)
+    server.close()
 
 
 async def test_an_answer_larger_than_any_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -406,6 +406,21 @@ async def test_an_engine_is_one_runs_at_a_time(engine: Engine) -> None:
         await pool.close()
 
 
+async def test_a_run_that_has_ended_leaves_its_engine_to_the_next_at_once(engine: Engine) -> None:
+    first = EnginePool([engine.url], key=KEY, run="ended")
+    second = EngineClient(engine.url, KEY, "next")
+    (client,) = first
+    try:
+        await client.weight_version()
+        with pytest.raises(EngineTaken):
+            await second.weight_version()
+        await first.close()
+        await second.weight_version()
+    finally:
+        await first.close()
+        await second.close()
+
+
 async def test_a_run_that_comes_while_another_has_the_engine_is_refused_until_that_is_silent(
     policies, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from config import ConfigError, Endpoints, Job
 from controller.engine import server
-from controller.engine.names import PLUGIN
+from controller.engine.names import GATE, GATED, PLUGIN
 from controller.engine.server import (
     EngineNotReady,
     check_engine,
@@ -180,8 +180,8 @@ async def test_an_engine_that_never_answers_names_the_setting() -> None:
         await wait_ready(f"http://127.0.0.1:{free_port()}", 0.5)
 
 
-async def serve(**answers: int) -> tuple[str, web.AppRunner]:
-    """A server that answers each route with the given status."""
+async def serve(*, gated: bool = True, **answers: int) -> tuple[str, web.AppRunner]:
+    """A server that answers each route with the given status, as behind our middleware if `gated`."""
     app = web.Application()
     for name, status in answers.items():
         method, path = {
@@ -191,7 +191,9 @@ async def serve(**answers: int) -> tuple[str, web.AppRunner]:
         }[name]
 
         async def answer(request: web.Request, status: int = status) -> web.Response:
-            return web.json_response({"error": {"message": "disabled"}}, status=status)
+            headers = {GATED: "1"} if gated else {}
+            body = {"error": {"message": "disabled"}}
+            return web.json_response(body, status=status, headers=headers)
 
         app.router.add_route(method, path, answer)
     runner = web.AppRunner(app)
@@ -204,7 +206,7 @@ async def serve(**answers: int) -> tuple[str, web.AppRunner]:
 @pytest.mark.parametrize(
     ("answers", "said"),
     [
-        ({"health": 200}, "VLLM_SERVER_DEV_MODE"),
+        ({"health": 200, "weights": 404}, "VLLM_SERVER_DEV_MODE"),
         ({"health": 200, "weights": 200, "generate": 403}, "--enable-scale-out"),
         ({"health": 200, "weights": 401}, "FORAY_ENGINE_KEY"),
         ({"health": 200, "weights": 200, "generate": 401}, "FORAY_ENGINE_KEY"),
@@ -217,6 +219,17 @@ async def test_a_server_that_is_not_for_us_is_told_apart_from_one_that_is_not_re
             await wait_ready(url, 5.0)
     finally:
         await runner.cleanup()
+
+
+async def test_an_engine_without_our_middleware_is_refused_with_the_flag_to_start_it_with() -> None:
+    url, runner = await serve(gated=False, health=200, weights=200, generate=200)
+    try:
+        with pytest.raises(EngineNotReady, match=rf"engine\.urls: {url} .*--middleware {GATE}"):
+            await wait_ready(url, 5.0)
+    finally:
+        await runner.cleanup()
+    guide = Path(__file__).parents[1] / "docs" / "engine.md"
+    assert f"--middleware {GATE}" in guide.read_text()
 
 
 async def test_a_ready_engine_is_waited_for_until_it_generates() -> None:

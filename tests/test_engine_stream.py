@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from controller.engine import gate  # noqa: E402
 from controller.engine.client import EngineClient, EngineError, EngineUnreachable, Sampling  # noqa: E402
+from controller.engine.names import ALIVE  # noqa: E402
 from controller.rules.thinking import DelegatedRule, ThinkingRule, ThinkingSettings  # noqa: E402
 from controller.stream import StreamedTurn, Streamer  # noqa: E402
-from tests.engine_fixtures import TOP_J, VOCABULARY, Engine, some_prompt  # noqa: E402
+from tests.engine_fixtures import KEY, TOP_J, VOCABULARY, Engine, some_prompt  # noqa: E402
 
 
 def sampling(seed: int, max_tokens: int = 60) -> Sampling:
@@ -98,6 +100,31 @@ async def test_a_stream_that_the_engine_ends_by_itself_is_an_error(engine: Engin
         await engine.client.abort(f"ended{part}")  # for the streamer, as if an engine were told to end
     with pytest.raises(EngineError, match=f"ended turn ended{part}, which nobody asked for"):
         await task
+
+
+async def test_a_stream_that_waits_says_that_it_is_alive(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if engine.kind == "fake":
+        monkeypatch.setattr(gate, "ALIVE_SECONDS", 0.05)
+    params = {"max_tokens": 4, "logprobs": 1, "detokenize": False}
+    body = {"token_ids": [1, 2, 3], "sampling_params": params, "stream": True}
+    headers = {"Authorization": gate.bearer(KEY)}
+    await engine.client.pause()
+    try:
+        async with (
+            asyncio.timeout(60),
+            ClientSession(headers=headers) as session,
+            session.post(f"{engine.url}/inference/v1/generate", json=body) as response,
+        ):
+            assert float(response.headers[ALIVE]) == gate.ALIVE_SECONDS
+            first = await response.content.readexactly(len(gate.COMMENT))
+            assert first == gate.COMMENT
+            await engine.client.resume()
+            rest = await response.content.read()
+    finally:
+        await engine.client.resume()
+    assert rest.rstrip().endswith(b"data: [DONE]")
 
 
 async def test_a_prompt_outside_the_vocabulary_is_an_error(engine: Engine) -> None:

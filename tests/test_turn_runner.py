@@ -7,18 +7,21 @@ import contextlib
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
+from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
 import pytest
 import zmq.asyncio
 from aiohttp import web
+from link_fixtures import Proxy
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import controller.engine.pool as pool_module
 from config import Config, ControlSection, EngineSection, SamplingSection
+from controller.engine import connection, gate
 from controller.engine.client import GENERATE, EngineClient, Sampling
 from controller.engine.connection import EngineError
 from controller.engine.fake import FakeEngine
@@ -192,6 +195,34 @@ async def test_a_turn_is_sampled_with_the_newest_weights_though_nobody_saw_its_e
     await fake.stop()
     made.router.close()
     assert isinstance(result, TurnResult) and {span.version for span in result.kept.spans} == {3} and result.rejected == []
+
+
+async def test_a_stream_over_a_proxy_that_falls_silent_goes_to_another_engine_soon(
+    policies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The proxy acknowledges all: TCP has nothing to find out, and stall_seconds are far away."""
+    monkeypatch.setattr(gate, "ALIVE_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "SILENT_SECONDS", 1.0)
+    other = FakeEngine(policies.first.directory, key=KEY)
+    async with fake_bench(policies) as bench:
+        proxy = Proxy(urlsplit(bench.url).port)
+        await proxy.start()
+        engines = EnginePool([f"http://127.0.0.1:{proxy.port}", await other.start()], key=KEY)
+        first, _ = engines
+        runner = bench.runner(engines, mode="off")
+        runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=120.0)
+        await bench.client.pause()
+        turn = asyncio.create_task(runner.run(asking(9), seed=9))
+        try:
+            await asyncio.sleep(2.5)
+            assert await bench.running() == 1 and first in engines.healthy(), "it is alive"
+            assert await proxy.cut("silence") >= 1
+            async with asyncio.timeout(20):
+                result = await turn
+        finally:
+            await engines.close()
+            await other.stop()
+    assert isinstance(result, TurnResult) and result.kept.length > 0 and result.rejected == []
 
 
 async def settled(count: Callable[[], int]) -> None:

@@ -29,7 +29,7 @@ from controller.engine.connection import (
     reason_of,
 )
 from controller.engine.gate import bearer
-from controller.engine.names import PACKED, PATTERN, RULE, RUN, TURN, UNKNOWN_VERSION, engine_request_id
+from controller.engine.names import CLAIM, PACKED, PATTERN, RULE, RUN, TURN, UNKNOWN_VERSION, engine_request_id
 from controller.rules.thinking import DelegatedRule
 from protocol.messages import Transfer
 
@@ -39,6 +39,8 @@ ABORT_SECONDS = 5.0
 """For one try to tell the engine of turns that were left."""
 ABORT_EVERY = 1.0
 ABORT_TRIES = 10
+RELEASE_SECONDS = 1.0
+"""For telling an engine that the run is over: its claim lapses anyway."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,12 +70,18 @@ class EngineClient:
         self._closing = False
 
     async def close(self) -> None:
-        """Tell the engine of the turns that were left, once more, and let go of it."""
+        """Tell the engine of the turns that were left, once more, and that it is free for another run."""
+        if self._closing:
+            return
         self._closing = True
         if self._aborting is not None:
             await asyncio.wait({self._aborting}, timeout=1.0)
             self._aborting.cancel()
             await asyncio.wait({self._aborting})
+        if RUN in self._headers:
+            with contextlib.suppress(EngineError, TimeoutError):
+                async with asyncio.timeout(RELEASE_SECONDS):
+                    await self._call("admin", "DELETE", CLAIM)
         for session in self._sessions.values():
             await session.close()
 
@@ -292,4 +300,3 @@ def _body(turn_id: str, prompt: list[int], sampling: Sampling, top_k: int) -> di
     if sampling.repeats > 1:
         params["repetition_detection"] = {"max_pattern_size": PATTERN, "min_count": sampling.repeats}
     return {"request_id": turn_id, "token_ids": prompt, "sampling_params": params, "cache_salt": sampling.cache_salt}
-

@@ -5,6 +5,8 @@ Nothing here is told by the environment (http_proxy, .netrc): an engine is asked
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
 
@@ -12,12 +14,17 @@ import aiohttp
 import msgspec
 
 from controller.engine.gate import TAKEN_STATUS
+from controller.engine.names import ALIVE
 
 KEEP_ALIVE = 3.0
 """Seconds an idle connection is kept: fewer than the 5 after which vLLM's server closes it, or a request may meet the closing."""
 PROBES = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
 """Socket options (seconds, seconds, times, milliseconds) by which a connection whose other end is silently gone breaks within 25 s."""
 CONNECT_SECONDS = 10.0
+SILENT_SECONDS = 30.0
+"""Silence after which a stream is lost that promised signs of life: three of them (gate.ALIVE_SECONDS) are missing."""
+SILENT_PARTS = 3
+"""Waits that make up SILENT_SECONDS: when this process itself has stood still, only one of them is over at once."""
 MAX_ANSWER_BYTES = 256 << 20
 """Size of an answer, or of an event of a stream: those of a million tokens, with their log-probs."""
 MAX_REASON_BYTES = 64 << 10
@@ -110,11 +117,21 @@ class EventReader:
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The data of each event of a streamed answer."""
+    """The data of each event of a streamed answer. Raises EngineUnreachable when one that is never silent is."""
     reader = EventReader()
-    async for piece in response.content.iter_any():
+    part_seconds = SILENT_SECONDS / SILENT_PARTS if ALIVE in response.headers else None
+    while piece := await _next_piece(response, part_seconds):
         for data in reader.feed(piece):
             yield data
+
+
+async def _next_piece(response: aiohttp.ClientResponse, part_seconds: float | None) -> bytes:
+    """What comes next of a body; nothing at its end."""
+    for _ in range(SILENT_PARTS):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(part_seconds):
+                return await response.content.readany()
+    raise EngineUnreachable(f"the stream from {response.url} was silent for {SILENT_SECONDS:g} s")
 
 
 async def read_at_most(response: aiohttp.ClientResponse, most_bytes: int) -> bytes:

@@ -15,8 +15,8 @@ import msgspec
 from aiohttp import web
 
 from controller.engine.fake_generation import Generator, Request
-from controller.engine.gate import LAPSES_SECONDS, OPEN, TAKEN, TAKEN_STATUS, Claim, knows_key
-from controller.engine.names import RULE, RUN, TURN, engine_request_id
+from controller.engine.gate import EVENTS, LAPSES_SECONDS, OPEN, TAKEN, TAKEN_STATUS, Claim, LivelyStream, knows_key, lively_headers
+from controller.engine.names import CLAIM, GATED, RULE, RUN, TURN, engine_request_id
 from controller.rules.thinking import DelegatedRule
 from protocol.security import HEARTBEAT_SECONDS
 
@@ -57,6 +57,7 @@ class FakeEngine:
         self._generator = Generator(*self._settings)
         self._loop = asyncio.create_task(self._generator.run())
         app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_as_vllm, self._gate])
+        app.on_response_prepare.append(_mark)
         app.router.add_routes(self._routes())
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
@@ -68,6 +69,7 @@ class FakeEngine:
     def _routes(self) -> list[web.RouteDef]:
         return [
             web.get("/health", self._health),
+            web.delete(CLAIM, self._release),
             web.post("/inference/v1/generate", self._generate),
             web.post("/abort_requests", self._abort),
             web.post("/pause", self._pause),
@@ -97,6 +99,10 @@ class FakeEngine:
         if raw.path not in OPEN and refused:
             return _json({"error": {"message": TAKEN.format(LAPSES_SECONDS), "code": TAKEN_STATUS}}, TAKEN_STATUS)
         return await handler(raw)
+
+    async def _release(self, raw: web.Request) -> web.Response:
+        self._claim.release(raw.headers.get(RUN, ""))
+        return _json({})
 
     # --- turns
 
@@ -137,8 +143,9 @@ class FakeEngine:
 
     async def _stream(self, raw: web.Request, request: Request) -> web.StreamResponse:
         """An event a token; the last one has no token of its own if the request was aborted."""
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        response = web.StreamResponse(headers={"Content-Type": EVENTS, **lively_headers()})
         await response.prepare(raw)
+        stream = LivelyStream(lambda piece, more: response.write(piece))
         sent = 0
         try:
             while True:
@@ -148,13 +155,14 @@ class FakeEngine:
                 while sent < len(request.tokens) or ended:
                     last = ended and sent >= len(request.tokens) - 1
                     event = _event(request, slice(sent, sent + 1), last)
-                    await response.write(b"data: " + msgspec.json.encode(event) + b"\n\n")
+                    await stream.send(b"data: " + msgspec.json.encode(event) + b"\n\n")
                     sent += 1
                     if last:
-                        await response.write(b"data: [DONE]\n\n")
+                        await stream.send(b"data: [DONE]\n\n", more=False)
                         return response
         finally:
             request.finish("abort")  # the client has gone
+            await stream.close()
 
     async def _abort(self, raw: web.Request) -> web.Response:
         ids = set((await raw.json())["request_ids"])
@@ -226,6 +234,10 @@ class FakeEngine:
     async def _checksums(self, raw: web.Request) -> web.Response:
         weights = self._generator.weights()
         return _json({"checksums": {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in weights.items()}})
+
+
+async def _mark(raw: web.Request, response: web.StreamResponse) -> None:
+    response.headers[GATED] = "1"
 
 
 def _answer(request: Request) -> dict:

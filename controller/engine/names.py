@@ -33,6 +33,15 @@ ENGINE_KEY = "FORAY_ENGINE_KEY"
 RUN = "X-Foray-Run"
 """Header of each request: the run that makes it, whose the engine is then."""
 
+CLAIM = "/foray/claim"
+"""Route of our middleware: DELETE ends the claim of the run that RUN names."""
+
+GATED = "X-Foray-Gate"
+"""Header of each answer that went through our middleware."""
+
+ALIVE = "X-Foray-Alive"
+"""Header of a streamed answer that never stays silent: the seconds between two signs of life."""
+
 KEYS = "FORAY_KEYS"
 """Environment variable: directory of the run's keys (protocol/security.py), for the connection to the controller. Absent: it is open."""
 

@@ -204,8 +204,7 @@ class EnginePool:
         for task in list(self._recovering):
             task.cancel()
         await asyncio.gather(*self._recovering, return_exceptions=True)
-        for engine in self:
-            await engine.close()
+        await asyncio.gather(*(engine.close() for engine in self))
 
     def _well(self) -> list[_Entry]:
         return [entry for entry in self._entries.values() if entry.health is Health.HEALTHY]

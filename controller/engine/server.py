@@ -29,7 +29,7 @@ import aiohttp
 
 from config import Config, ConfigError, Job
 from controller.engine.gate import LAPSES_SECONDS, TAKEN_STATUS, bearer
-from controller.engine.names import BACKEND, ENGINE_KEY, GATE, KEYS, PLUGIN, PROCESSOR, RUN, TAP_ENDPOINT, TAP_TOP_J
+from controller.engine.names import BACKEND, ENGINE_KEY, GATE, GATED, KEYS, PLUGIN, PROCESSOR, RUN, TAP_ENDPOINT, TAP_TOP_J
 from protocol.machine import available_bytes, cores
 
 GIB = 2**30
@@ -243,6 +243,8 @@ async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
     """One token, as every turn asks for it: also takes what the first request costs out of the first turn."""
     async with session.get(f"{endpoint}/weight_info") as response:
         _check_key(response, endpoint)
+        if GATED not in response.headers:
+            raise EngineNotReady(f"engine.urls: {endpoint} lacks our middleware; start vLLM's server with --middleware {GATE}")
         if response.status != 200:
             raise EngineNotReady(f"engine.urls: {endpoint} takes no weight updates; start vLLM's server with VLLM_SERVER_DEV_MODE=1")
     async with session.post(f"{endpoint}/resume"):
