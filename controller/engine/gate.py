@@ -22,7 +22,7 @@ OPEN = ("/health",)
 
 LAPSES_SECONDS = 30.0
 """After its last request, an engine is a run's no more: three of the questions by which a run finds out that its engines are there."""
-TAKEN = "another run uses this engine; it is free {:g} s after that has ended"
+TAKEN = "another run uses this engine; it is free when that ends, or {:g} s after it was killed"
 TAKEN_STATUS = 423
 
 ALIVE_SECONDS = 10.0
