@@ -82,7 +82,8 @@ def test_a_torn_line_is_left_out_and_a_file_stops_growing(tmp_path: Path, monkey
 
 
 def test_a_runs_update_is_written_for_perfetto(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    job = job_in(tmp_path / "run", small_config(env__max_turns="3"))
+    # In lock-step: else all turns of an update may have ended before the one before it.
+    job = job_in(tmp_path / "run", small_config(env__max_turns="3", learner__max_staleness="0"))
     asyncio.run(train_serially(job, Console(quiet=True)))
     capsys.readouterr()
     assert main(["trace", job.run_dir, "--update", "2"]) == 0
