@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
@@ -25,6 +26,21 @@ def describe_end(status: int) -> str:
         return f"ended with status {status}" if status >= 0 else f"was killed (signal {number})"
     verb = "was told to end" if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) else "was killed"
     return f"{verb} ({signal.Signals(number).name}{_REASONS.get(number, '')})"
+
+
+def is_running(pid: int) -> bool:
+    """Whether this machine has a process with this id. One that has ended, and that nobody has waited for, does not count."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:  # it is somebody else's
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # no Linux, or gone by now
+        return sys.platform != "linux"
+    return state not in ("Z", "X")
 
 
 def dying_with_parent() -> Callable[[], None]:

@@ -41,6 +41,7 @@ class Collector:
         self._events = EventFile(run_dir / TENSORBOARD_FOLDER)
         self._status = StatusFile(run_dir)
         self._tracker = tracker
+        self._status.remove()  # it may be of a run that was killed, and goes on now
 
     def handle(self, stats: Stats) -> None:
         """Takes one message; writes a line when it is an update or an evaluation."""
@@ -69,6 +70,6 @@ class Collector:
         """Closes the files; every line is complete at any time, so a process that is killed needs no close."""
         self._metrics.close()
         self._events.close()
-        self._status.close()
+        self._status.remove()
         if self._tracker is not None:
             self._tracker.close()

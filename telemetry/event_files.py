@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterator
 from io import FileIO
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from protocol.files import unwritable
 from telemetry.fields import tag_of
+from telemetry.time_of_day import epoch_seconds
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -33,13 +33,13 @@ class EventFile:
         # Imported here: it takes half a second, and only the process that collects needs it.
         from tensorboard.compat.proto.event_pb2 import Event
 
-        name = f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        name = f"events.out.tfevents.{epoch_seconds():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         self._path = folder / name
         self._file: FileIO | None = None
         with self._stopping_if_full():
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("ab", buffering=0)
-        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        self._write(Event(wall_time=epoch_seconds(), file_version="brain.Event:2"))
 
     def append(self, record: dict[str, Any]) -> None:
         """The numbers of an update's or evaluation's record as scalars at step `update`, flushed."""
@@ -51,7 +51,7 @@ class EventFile:
             for name, value in record.items()
             if isinstance(value, int | float) and name != "update"
         ]
-        self._write(Event(wall_time=time.time(), step=record["update"], summary=Summary(value=values)))
+        self._write(Event(wall_time=epoch_seconds(), step=record["update"], summary=Summary(value=values)))
 
     def close(self) -> None:
         if self._file is not None:

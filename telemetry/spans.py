@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from protocol.files import unwritable
+from telemetry.time_of_day import epoch_seconds
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class SpanFile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a", buffering=1 << 16)
             self._left -= self._path.stat().st_size
-        self._epoch = time.time() - time.monotonic()  # once: a clock that is set later changes no duration
+        self._epoch = epoch_seconds() - time.monotonic()  # once: a clock that is set later changes no duration
 
     def now(self) -> float:
         """Seconds since the epoch, by the clock as it was when the file was opened."""

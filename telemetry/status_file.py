@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
 from protocol.files import atomic_write
+from protocol.lifetime import is_running
 from telemetry.state import RunState
+from telemetry.time_of_day import utc_now
 
 STATUS_FILE = "status.json"
 
@@ -34,7 +38,7 @@ def status_of(state: RunState, now: float) -> dict[str, Any]:
 
 
 class StatusFile:
-    """Writes the status of a run once a second; removes it when the run ends."""
+    """Writes the status of a run once a second; removes it when the run ends. One that is killed leaves it behind."""
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / STATUS_FILE
@@ -46,17 +50,36 @@ class StatusFile:
             return
         self._written = now
         with contextlib.suppress(OSError):  # a full disk: the run ends where it needs the disk, not here
-            atomic_write(self._path, msgspec.json.encode(status_of(state, now)))
+            atomic_write(self._path, msgspec.json.encode({**_written_now(), **status_of(state, now)}))
 
-    def close(self) -> None:
+    def remove(self) -> None:
         """Remove the file: nothing holds any more."""
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
 
 
+def _written_now() -> dict[str, Any]:
+    """When a status is written, and by whom."""
+    return {"written": utc_now(), "host": socket.gethostname(), "pid": os.getpid()}
+
+
+class _Writer(msgspec.Struct):
+    """The process that wrote a status."""
+
+    host: str
+    pid: Annotated[int, msgspec.Meta(gt=0)]
+
+
 def read_status(run_dir: Path) -> dict[str, Any]:
-    """The status of a run as it was written last; empty where there is none."""
+    """The status of a run as it was written last; empty where there is none, or the process that wrote it is gone.
+
+    Of a process on another machine only `written` tells whether it may still be there.
+    """
     try:
-        return msgspec.json.decode((run_dir / STATUS_FILE).read_bytes())
+        text = (run_dir / STATUS_FILE).read_bytes()
+        writer = msgspec.json.decode(text, type=_Writer)
     except (OSError, msgspec.DecodeError):
         return {}
+    if writer.host == socket.gethostname() and not is_running(writer.pid):
+        return {}
+    return msgspec.json.decode(text)

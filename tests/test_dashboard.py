@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import shutil
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -61,12 +63,13 @@ async def serving(directory: Path, token: str = "", state: dict = STATE) -> Asyn
 
 
 async def test_an_event_is_the_state_with_the_last_update_and_evaluation(tmp_path: Path) -> None:
-    (tmp_path / STATUS_FILE).write_text('{"phase": "training"}')
+    status = {"host": socket.gethostname(), "pid": os.getpid(), "phase": "training"}
+    (tmp_path / STATUS_FILE).write_text(json.dumps(status))
     async with serving(tmp_path) as (address, looked), aiohttp.ClientSession() as session:
         async with session.get(f"{address}/events") as response:
             event = json.loads((await response.content.readline()).removeprefix(b"data: "))
             assert looked == [1]
-        assert event == STATE | {"status": {"phase": "training"}, "last": UPDATE, "evaluation": EVALUATION}
+        assert event == STATE | {"status": status, "last": UPDATE, "evaluation": EVALUATION}
         async with asyncio.timeout(10):
             while looked != [1, 0]:
                 await asyncio.sleep(0.05)

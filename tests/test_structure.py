@@ -29,11 +29,8 @@ MAY_IMPORT_TOO = {"learner": {"controller.engine.weight_sender"}, "envs": {"prot
 controller/engine/ may know: a module there keeps vLLM in one folder, and the learner from the rest of the controller. What makes
 files of an environment writes them as all others do."""
 
-TIME_OF_DAY = {
-    "telemetry/event_files.py": "TensorBoard shows when a value was written",
-    "telemetry/spans.py": "where the traces of processes begin",
-}
-"""Who may ask for it, and why."""
+TIME_OF_DAY = "telemetry/time_of_day.py"
+"""The module that asks for it, for all others."""
 
 MAY_WRITE = {
     "benchmarks": "what they write is for who runs them, who sees it fail",
@@ -123,7 +120,7 @@ def test_torch_is_imported_only_by_the_engine_and_the_learner(library: str) -> N
 @modules
 def test_durations_are_taken_from_a_clock_that_nobody_sets(source: Path) -> None:
     """The time of day may be set at any moment, by an hour; `time.monotonic` goes on, and stands still while a laptop sleeps."""
-    if source.parts[0] != "benchmarks" and source.as_posix() not in TIME_OF_DAY:
+    if source.parts[0] != "benchmarks" and source.as_posix() != TIME_OF_DAY:
         assert not re.search(r"\btime\.time(_ns)?\b|from time import|\bdatetime\.(now|utcnow|today)\b", (ROOT / source).read_text())
 
 

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from run_fixtures import ROOT
 
 from config import RunSection
 from controller.admission import Admission, AdmissionSettings
 from controller.engine.pool import Health
 from controller.waits import ControllerWaits, Situation
 from protocol.checks import of_stats
+from protocol.lifetime import dying_with_parent
 from protocol.messages import Stats
 from telemetry.collector import Collector
 from telemetry.progress import Progress, panel, status_line
@@ -109,6 +117,50 @@ def test_the_status_file_says_what_holds_and_is_gone_when_the_run_has_ended(tmp_
     assert json.loads((tmp_path / "status.json").read_text())["waits"][0]["what"] == "weights"
     assert read_status(tmp_path)["phase"] == "starting"
     collector.close()
+    assert not (tmp_path / "status.json").exists() and read_status(tmp_path) == {}
+
+
+def test_a_status_says_when_and_by_which_process_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 86_400.5)
+    with contextlib.closing(Collector(tmp_path)) as collector:
+        collector.note_status()
+        status = read_status(tmp_path)
+    assert status["written"] == "1970-01-02T00:00:00Z"
+    assert (status["host"], status["pid"]) == (socket.gethostname(), os.getpid())
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from telemetry.collector import Collector
+collector = Collector(Path(sys.argv[1]))
+collector.note_status()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_status_of_a_run_that_was_killed_holds_no_more_and_is_replaced_when_it_goes_on(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, preexec_fn=dying_with_parent())
+    os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now
+    written = json.loads((tmp_path / "status.json").read_text())
+    assert written["pid"] == killed.pid and read_status(tmp_path) == {}
+    killed.wait()
+    assert read_status(tmp_path) == {}
+    with contextlib.closing(Collector(tmp_path, resume=True)) as collector:
+        assert not (tmp_path / "status.json").exists()
+        collector.note_status()
+        assert read_status(tmp_path)["pid"] == os.getpid()
+
+
+def test_a_status_from_another_machine_is_believed(tmp_path: Path) -> None:
+    status = {"host": f"not-{socket.gethostname()}", "pid": 1 << 30, "phase": "training"}
+    (tmp_path / "status.json").write_text(json.dumps(status))
+    assert read_status(tmp_path) == status
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"host": "a", "pid": 0}', '{"host": "a", "pid": "b"}', '{"host": "a", "pid": 1'])
+def test_a_file_that_does_not_say_who_wrote_it_is_no_status(tmp_path: Path, text: str) -> None:
+    (tmp_path / "status.json").write_text(text)
     assert read_status(tmp_path) == {}
 
 
