@@ -11,9 +11,9 @@ import msgspec
 
 from actors.crash import RunningCode
 from actors.stage import Stage
-from actors.user_code import EpisodeThread, UserCodeFailed
+from actors.user_code import EpisodeThread
 from envs.base import Environment
-from envs.user_errors import home_of
+from envs.user_errors import UserCodeFailed, home_of
 from protocol.arrays import INT32, pack
 from protocol.checks import MAX_TURNS
 from protocol.codec import MAX_FRAME, encode

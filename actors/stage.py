@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any, NamedTuple, SupportsFloat
 
-from actors.user_code import UserCodeFailed
 from envs.base import Environment, Episode, Split
 from envs.play import close_episode, start_episode
-from envs.user_errors import describe_value
+from envs.user_errors import UserCodeFailed, describe_value
 from envs.view import View
 from protocol.arrays import INT32, unpack
 from protocol.checks import MAX_REWARD

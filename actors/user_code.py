@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
-from envs.user_errors import MAX_WORDS, describe_error, own_frame, printable
+from envs.user_errors import MAX_WORDS, UserCodeFailed, describe_error, printable, took_too_long
 
 TRACEBACK_FRAMES = 12
 """How many of the innermost frames of a traceback the log gets."""
-
-
-class UserCodeFailed(Exception):
-    """Code of the environment raised, gave what cannot be used, or took too long; the message says which, and where."""
-
-    def __init__(self, detail: str, trace: str = "") -> None:
-        super().__init__(detail)
-        self.trace = trace
 
 
 class EpisodeThread:
@@ -46,7 +36,7 @@ class EpisodeThread:
         await asyncio.wait({result}, timeout=self._timeout_seconds)
         if not result.done():
             self.abandoned = True
-            raise UserCodeFailed(f"the environment took more than {self._timeout_seconds:g} s (actor.step_timeout){self._where()}")
+            raise took_too_long(self._thread, self._timeout_seconds, self._home)
         failed, value = result.result()
         if failed:
             raise value
@@ -79,18 +69,6 @@ class EpisodeThread:
     def _failure(self, error: BaseException) -> UserCodeFailed:
         frames = traceback.format_tb(error.__traceback__, limit=-TRACEBACK_FRAMES)
         return UserCodeFailed(describe_error(error, self._home), printable("".join(frames), 10 * MAX_WORDS))
-
-    def _where(self) -> str:
-        """Where the thread is now."""
-        frame = sys._current_frames().get(self._thread.ident)
-        where = own_frame(reversed([(f.f_code.co_filename, f.f_lineno, f.f_code.co_name) for f in _callers(frame)]), self._home)
-        return f", at {where}" if where else ""
-
-
-def _callers(frame: FrameType | None) -> Iterable[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def _set(result: asyncio.Future, outcome: tuple[bool, Any]) -> None:

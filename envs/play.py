@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from envs.base import Environment, Episode, Split
@@ -53,27 +54,37 @@ def expert_episode(
     slips: float = 0.0,
     dawdling: float = 0.0,
     limit: int | None = None,
+    on_turn: Callable[[], None] = lambda: None,
 ) -> ExpertEpisode:
     """Play task `index` of `split`. `rng` varies the wording, and little else.
 
     `slips`: probability that a turn is spoilt by a wrong action, which is played but no turn of the demonstration. A learner will
     make such mistakes, and must have seen how to go on after them (as in DART, Laskey et al. 2017). `dawdling`: probability
     that a turn is wasted, and demonstrated like any other. `limit`: turns after which an episode that does not end raises RuntimeError.
+    `on_turn` is called when a turn begins.
     """
     episode = start_episode(environment, split, index, index)
     try:
-        return _played_by_expert(environment, episode, split, rng, slips, dawdling, limit)
+        return _played_by_expert(environment, episode, split, rng, slips, dawdling, limit, on_turn)
     finally:
         close_episode(episode)
 
 
 def _played_by_expert(
-    environment: Environment, episode: Episode, split: Split, rng: random.Random, slips: float, dawdling: float, limit: int | None
+    environment: Environment,
+    episode: Episode,
+    split: Split,
+    rng: random.Random,
+    slips: float,
+    dawdling: float,
+    limit: int | None,
+    on_turn: Callable[[], None],
 ) -> ExpertEpisode:
     view = environment.view(episode)
     expert = environment.expert(episode, rng)
     turns: list[tuple[str, str]] = []
     for _ in itertools.repeat(None) if limit is None else range(limit):
+        on_turn()
         if slips and rng.random() < slips:
             action = _wrong_action(environment, split, view.observation.admissible, rng)
         else:

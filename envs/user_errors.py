@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
 import sysconfig
+import threading
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +17,14 @@ MAX_WORDS = 500
 _CALLERS = tuple(str(Path(__file__).parent.parent / folder) + os.sep for folder in ("actors", "learner"))
 _PACKAGES = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
 _STANDARD_LIBRARY = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), "<frozen"}
+
+
+class UserCodeFailed(Exception):
+    """Code of the environment raised, gave what cannot be used, or took too long; the message says which, and where."""
+
+    def __init__(self, detail: str, trace: str = "") -> None:
+        super().__init__(detail)
+        self.trace = trace
 
 
 def printable(text: str, limit: int = MAX_WORDS) -> str:
@@ -67,6 +77,14 @@ def own_frame(frames: Iterable[tuple[str, int, str]], home: str = "") -> str:
             file, line, function = candidates[-1]
             return printable(f"{_short(file)}:{line} in {function}")
     return ""
+
+
+def took_too_long(thread: threading.Thread, seconds: float, home: str = "") -> UserCodeFailed:
+    """The error for a thread whose environment does not answer; it names the place in the user's own files where the thread is now."""
+    innermost = sys._current_frames().get(thread.ident)
+    steps = list(traceback.walk_stack(innermost)) if innermost is not None else []
+    where = own_frame(((frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in reversed(steps)), home)
+    return UserCodeFailed(f"the environment took more than {seconds:g} s (actor.step_timeout){', at ' if where else ''}{where}")
 
 
 def _is_below(file: str, directories: set[str]) -> bool:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import random
-import time
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from config import Config
-from envs.play import expert_episode
+from envs.play import ExpertEpisode, expert_episode
 from envs.registry import make_environment
-from envs.user_errors import describe_error, home_of
+from envs.user_errors import describe_error, home_of, took_too_long
 from learner.samples import Sample
 from protocol.checks import MAX_TURNS
 from protocol.prompting import Prompter
@@ -21,6 +22,9 @@ log = logging.getLogger(__name__)
 
 FIRST_TASKS = 64
 """How many of the first tasks may fail without one that does not."""
+
+LOOKS_A_TURN = 10
+"""How often the progress of a demonstration is looked at within actor.step_timeout."""
 
 Turns = list[tuple[str, str]]
 """(prompt, response) texts of one episode."""
@@ -34,14 +38,12 @@ def demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
     size = environment.size("train")
     failed = 0
     reasons: dict[str, int] = {}  # why tasks failed -> the first one that did
-    slow_seconds = config.actor.step_timeout  # a turn
-    told_slow = False
     for number, index in enumerate(random.Random(seed).sample(range(size), min(episodes, size))):
         rng = random.Random(f"{seed}:{index}")
-        began = time.monotonic()
+        wasted = {"slips": settings.slips, "dawdling": settings.dawdling}
+        play = partial(expert_episode, environment, "train", index, rng, **wasted, limit=MAX_TURNS)
         try:
-            wasted = {"slips": settings.slips, "dawdling": settings.dawdling}
-            played = expert_episode(environment, "train", index, rng, **wasted, limit=MAX_TURNS)
+            played = _Demonstration(play).result(config.actor.step_timeout, home)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -54,17 +56,47 @@ def demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
                 first, task = next(iter(reasons.items()))
                 raise NoDemonstrations(f"env.name: none of the first {failed} tasks can be demonstrated; task {task}: {first}") from None
             continue
-        seconds = time.monotonic() - began
-        if not told_slow and seconds > slow_seconds * max(1, len(played.turns)):
-            told_slow = True
-            log.warning(
-                "training task %d took %.0f s to demonstrate, more than actor.step_timeout for each of its turns; up to %d follow",
-                index,
-                seconds,
-                episodes - number - 1,
-            )
         if played.success:
             yield played.turns
+
+
+class _Demonstration(threading.Thread):
+    """An episode that the expert plays in a thread of its own, which is left to itself when a turn takes too long."""
+
+    def __init__(self, play: Callable[..., ExpertEpisode]) -> None:
+        """`play` takes `on_turn`, which it calls when a turn begins."""
+        super().__init__(daemon=True, name="demonstration")
+        self._play = play
+        self._turns = 0
+        self._played: ExpertEpisode | None = None
+        self._failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._played = self._play(on_turn=self._count_turn)
+        except BaseException as error:
+            self._failure = error
+
+    def _count_turn(self) -> None:
+        self._turns += 1
+
+    def result(self, turn_seconds: float, home: str) -> ExpertEpisode:
+        """Play it. Raises what the environment raises, and UserCodeFailed when it takes more than `turn_seconds` for a turn, or to start.
+
+        Looks are counted, and not seconds, so that time in which this process was stopped is none that a turn took.
+        """
+        self.start()
+        turns = 0
+        looks = 0
+        while self.is_alive():
+            self.join(turn_seconds / LOOKS_A_TURN)
+            looks = looks + 1 if self._turns == turns else 0
+            turns = self._turns
+            if looks > LOOKS_A_TURN and self.is_alive():
+                raise took_too_long(self, turn_seconds, home)
+        if self._failure is not None:
+            raise self._failure
+        return self._played
 
 
 class NoDemonstrations(RuntimeError):

@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from run_fixtures import job_in
 
 import learner.demonstrations
 from config import ConfigError, ModelSection
+from envs.alfworld.environment import AlfWorldEpisode
 from learner import training, warm_start
 from learner.demonstrations import TurnTokenizer, demonstrations
 from learner.policy import load_policy
@@ -198,6 +200,36 @@ def test_tasks_that_never_end_are_no_demonstrations(monkeypatch: pytest.MonkeyPa
         list(demonstrations(small_config(), episodes=3))
 
 
-def test_a_demonstration_that_is_slower_than_any_episode_may_be_is_told_once(caplog: pytest.LogCaptureFixture):
-    assert list(demonstrations(small_config(actor__step_timeout="1e-9"), episodes=3))
-    assert ["more than actor.step_timeout" in record.message for record in caplog.records] == [True]
+def test_a_demonstration_that_hangs_is_left_out_and_the_place_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    real = AlfWorldEpisode.step
+    ended = threading.Event()
+    calls = []
+
+    def hangs_once(self, action):
+        calls.append(action)
+        if len(calls) == 3:
+            ended.wait(60)
+        return real(self, action)
+
+    monkeypatch.setattr(AlfWorldEpisode, "step", hangs_once)
+    began = time.monotonic()
+    try:
+        assert len(list(demonstrations(small_config(actor__step_timeout="0.5"), episodes=3))) == 2
+    finally:
+        ended.set()
+    assert time.monotonic() - began < 30
+    place = r"test_learner_warm_start\.py:\d+ in hangs_once"
+    said = rf"UserCodeFailed: the environment took more than 0\.5 s \(actor\.step_timeout\), at .*{place}"
+    assert [bool(re.search(said, record.message)) for record in caplog.records] == [True]
+
+
+def test_a_demonstration_of_many_turns_may_take_longer_than_one_turn(monkeypatch: pytest.MonkeyPatch):
+    real = AlfWorldEpisode.step
+
+    def slowly(self, action):
+        time.sleep(0.1)
+        return real(self, action)
+
+    monkeypatch.setattr(AlfWorldEpisode, "step", slowly)
+    (turns,) = demonstrations(small_config(actor__step_timeout="0.5"), episodes=1)
+    assert len(turns) > 5
