@@ -223,7 +223,7 @@ class LearnerSection(Section):
     ] = "gigpo"
     correction: Annotated[
         Literal["none", "ppo", "decoupled", "tis", "mis", "gspo", "cispo", "vtrace"],
-        says("Off-policy correction of the loss (learner/corrections/); vtrace: of the values, too, and for gae alone"),
+        says("Off-policy correction of the loss (learner/losses/); vtrace: of the values, too, and for gae alone"),
     ] = "tis"
     groups: Annotated[int, says("P: groups an update", ge=1)] = 8
     group_size: Annotated[int, says("G: episodes of one task", ge=2)] = 8
@@ -470,8 +470,8 @@ class Job(Section):
     resume: bool = False
     schema: int = 0  # of the messages in its log (protocol/messages.py)
     engine_key: str = ""  # what the engines want to be told; empty: nothing
-    permit_key: str = ""  # which controller and shards share (controller/permits.py)
-    run_id: str = ""  # the same after a resume: by it engines tell runs apart (controller/engine/gate.py)
+    permit_key: str = ""  # which controller and shards share (controller/lease_token.py)
+    run_id: str = ""  # the same after a resume: by it engines tell runs apart (engine/plugin/auth.py)
 
     @staticmethod
     def load(path: Path) -> Job:

@@ -24,7 +24,7 @@ if __name__ == "__main__":
 
     try:
         from protocol.output import outlive_readers
-        from supervisor.cli import main
+        from supervisor.cli.main import main
         from supervisor.interrupts import take_signals_as_ctrl_c
 
         outlive_readers()

@@ -40,7 +40,7 @@ from protocol.messages import (
 )  # fmt: skip
 from protocol.prompting import Prompter
 from protocol.security import Keys, connect
-from telemetry.loop_lag import LoopLag
+from telemetry.probes.loop_lag import LoopLag
 
 log = logging.getLogger(__name__)
 

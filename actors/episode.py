@@ -15,10 +15,10 @@ from actors.user_code import EpisodeThread
 from envs.base import Environment
 from envs.user_errors import UserCodeFailed, home_of
 from protocol.arrays import INT32, pack
-from protocol.checks import MAX_TURNS
 from protocol.codec import MAX_FRAME, encode
 from protocol.messages import DropReason, Lease, Trajectory, Turn, TurnFailed, TurnRequest, TurnResult
 from protocol.prompting import Prompter
+from protocol.validation import MAX_TURNS
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from envs.play import close_episode, start_episode
 from envs.user_errors import UserCodeFailed, describe_value
 from envs.view import View
 from protocol.arrays import INT32, unpack
-from protocol.checks import MAX_REWARD
 from protocol.prompting import Prompter
+from protocol.validation import MAX_REWARD
 
 MAX_NAME = 200
 """Characters of a task type or a score's name: they become names of metrics."""

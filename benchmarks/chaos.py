@@ -43,12 +43,12 @@ from benchmarks import chaos_environment, load_environment
 from benchmarks.chaos_faults import FAULTS, QUICK, Fault
 from benchmarks.chaos_proxy import Proxy
 from learner.checkpoint import latest, read_state
-from learner.episode_log import read_records
+from learner.data.episode_log import read_records
 from protocol.codec import decode
 from protocol.lifetime import dying_with_parent
 from protocol.messages import Trajectory
 from supervisor.endpoints import free_port
-from telemetry.metrics_file import METRICS_FILE, of_kind, read_metrics
+from telemetry.sinks.metrics_file import METRICS_FILE, of_kind, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS, GROUP_SIZE, MAX_STALENESS, ORDER_WINDOW = 2, 2, 1, 1

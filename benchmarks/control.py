@@ -28,18 +28,18 @@ from rich.console import Console
 from rich.table import Table
 
 from config import Job
-from controller.engine.client import GENERATE, EngineClient, Sampling
-from controller.engine.server import engine_command, wait_ready
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
 from controller.signals import SignalRouter, Watch
 from controller.think_tokens import ThinkTokens
-from learner.build import build_policy
+from engine.client import GENERATE, EngineClient, Sampling
+from engine.launch import engine_command, wait_ready
+from learner.warm_start.build import build_policy
 from protocol.arrays import FLOAT32, INT32, pack
 from protocol.codec import encode
 from protocol.lifetime import die_with
 from protocol.messages import SignalFrame, Steer
 from protocol.prompting import read_vocabulary
-from supervisor import children
+from supervisor import process as children
 from supervisor.endpoints import choose_endpoints
 from supervisor.settings import resolve
 

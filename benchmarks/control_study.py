@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import studies
-from telemetry.collapse import collapsed
-from telemetry.intervals import wilson
+from telemetry.analysis.collapse import collapsed
+from telemetry.analysis.intervals import wilson
 
 MODES = ("off", "budget", "void", "t2po-token", "t2po-turn", "t2po")
 TOKENS = {"alfworld": 150_000, "webshop": 250_000, "search": 250_000}

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import studies
-from telemetry.collapse import collapsed
-from telemetry.intervals import wilson
+from telemetry.analysis.collapse import collapsed
+from telemetry.analysis.intervals import wilson
 
 CORRECTIONS = ("none", "ppo", "decoupled", "tis", "mis", "gspo", "cispo", "vtrace")
 OPTIONS = {

@@ -27,7 +27,8 @@ def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["protocol"]):
-        from protocol import checks, codec, messages
+        from protocol import codec, messages
+        from protocol import validation as checks
 
     bounds = checks.Bounds(vocabulary=1000, context=512, group_size=8)
     open_now = checks.Open(first_group=0, end_group=16, evaluations=2, evaluation_episodes=8, version=3)

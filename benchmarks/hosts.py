@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from protocol.lifetime import dying_with_parent
-from supervisor.children import ROOT
+from supervisor.process import ROOT
 
 SUBNET = f"10.213.{os.getpid() % 250 + 1}"  # another one than of a process that was killed
 HERE = f"{SUBNET}.1"

@@ -33,12 +33,12 @@ from transformers import PreTrainedModel
 
 from benchmarks import trl_loop
 from config import LearnerSection
-from learner.batching import collate, minibatches, parts
-from learner.demonstrations import TurnTokenizer, demonstrations
-from learner.policy import load_policy, log_probs
-from learner.samples import Sample
-from learner.tiny import TURN_END, build_tiny
+from learner.data.batching import collate, minibatches, parts
+from learner.data.samples import Sample
+from learner.model.policy import load_policy, log_probs
 from learner.update import Updater
+from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
+from learner.warm_start.tiny import TURN_END, build_tiny
 from protocol.prompting import load_prompter
 from supervisor.settings import resolve
 

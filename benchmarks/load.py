@@ -6,7 +6,7 @@
 Real: the controller's process; the learner's process with all its loops (intake, log, groups, acknowledgements, publishing of weights);
 the actors, each a process of its own, of two fleets (actors.fleet); ZeroMQ, HTTP and signals between them; control, with its default
 settings. Not real: the engine computes no model (its logits come from a table; requests, sampling, signals and weight updates are those of
-controller/engine/fake.py); the learner computes no gradients (an update takes no time, but for the one in the middle, which stalls); the
+engine/fake/server.py); the learner computes no gradients (an update takes no time, but for the one in the middle, which stalls); the
 environment only waits, for a quarter of the actors half a second a turn, for the others 10 ms. All share the machine, so that turns a
 second are of the whole of it, and the engine's part is not vLLM's.
 
@@ -38,14 +38,14 @@ from benchmarks import load_environment
 from benchmarks.load_processes import INTAKE
 from benchmarks.load_report import Sample, figures, table
 from config import Job
-from controller.engine.server import wait_ready
-from protocol.checks import REPORTED
+from engine.launch import wait_ready
 from protocol.codec import FrameReader
 from protocol.delivery import Listener
 from protocol.messages import Stats
-from supervisor.children import Child, start, stop_all
+from protocol.validation import REPORTED
 from supervisor.endpoints import choose_endpoints
 from supervisor.job import job_file, save_job
+from supervisor.process import Child, start, stop_all
 from supervisor.settings import resolve
 
 STEP_SECONDS = {"slow": 0.5, "fast": 0.01}
@@ -105,7 +105,7 @@ class Load:
         file = str(job_file(self.job))
         try:
             self._say("building a policy")
-            builder = self._start("policy", ["learner.build", file])
+            builder = self._start("policy", ["learner.warm_start.build", file])
             while not builder.ended:
                 await asyncio.sleep(0.1)
             builder.check()

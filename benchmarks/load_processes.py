@@ -18,13 +18,13 @@ from urllib.parse import urlsplit
 import torch
 import zmq.asyncio
 
-import controller.engine.fake
 from config import Job
-from controller.engine.fake import FakeEngine
-from controller.engine.fake_generation import Generator, Request
+from engine.fake import server
+from engine.fake.generation import Generator, Request
+from engine.fake.server import FakeEngine
 from learner.checkpoint import IntakeState
-from learner.main import Learner
-from learner.policy import load_policy
+from learner.learner import Learner
+from learner.model.policy import load_policy
 from learner.publish import Snapshot, snapshot
 from protocol.codec import FrameReader
 from protocol.files import allow_many_files
@@ -121,7 +121,7 @@ async def learn(job: Job, stall: float) -> None:
 
 async def serve(job: Job) -> None:
     """An engine, until SIGTERM."""
-    controller.engine.fake.Generator = Noise
+    server.Generator = Noise
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
     engine = FakeEngine(job.model_dir, port=urlsplit(job.endpoints.engines[0]).port, signals=job.endpoints.signals[0])

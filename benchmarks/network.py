@@ -27,11 +27,11 @@ from rich.table import Table
 from benchmarks.hosts import FAR, HERE, Host, NotPermitted, away, hosts, kill
 from protocol.lifetime import dying_with_parent
 from protocol.security import make_keys
-from supervisor.children import ROOT
+from supervisor.cli.replay import LOG, read_episodes
 from supervisor.endpoints import free_port
-from supervisor.replay import LOG, read_episodes
-from telemetry.metrics_file import METRICS_FILE, of_kind, read_metrics
-from telemetry.pages.comparison import seconds_per_update
+from supervisor.process import ROOT
+from telemetry.analysis.compare_runs import seconds_per_update
+from telemetry.sinks.metrics_file import METRICS_FILE, of_kind, read_metrics
 
 ACTORS = 32
 """On each of two hosts."""

@@ -23,9 +23,9 @@ from rich.table import Table
 
 from config import LearnerSection
 from controller.admission import Admission, AdmissionSettings
-from learner.groups import GroupBuffer
+from learner.data.groups import GroupBuffer
 from protocol.messages import EpisodeKey, Trajectory
-from telemetry.spans import read_spans
+from telemetry.probes.spans import read_spans
 
 Draw = Callable[[random.Random], float]
 """Seconds of an episode."""

@@ -23,13 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import load_environment
-from learner.build import TOKENIZER_EPISODES
-from learner.demonstrations import demonstrations
-from learner.tiny import build_tiny
+from learner.warm_start.build import TOKENIZER_EPISODES
+from learner.warm_start.demonstrations import demonstrations
+from learner.warm_start.tiny import build_tiny
 from protocol.lifetime import dying_with_parent
-from supervisor.children import ROOT
+from supervisor.cli.sweep import FIGURES
+from supervisor.process import ROOT
 from supervisor.settings import resolve
-from supervisor.sweep import FIGURES
 
 STALENESS = (0, 1, 2)
 SETTINGS = {

@@ -21,12 +21,12 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.transport_paths import GROUP_SIZE, Size, keyed, trajectory
-from learner.episode_log import EpisodeLog, Records
+from learner.data.episode_log import EpisodeLog, Records
 from protocol.codec import encode
-from supervisor.replay import LOG, read_episodes
-from supervisor.report import choose, group_at, interventions, read_run, sampled, without_collector
-from telemetry.metrics_file import METRICS_FILE, read_metrics
-from telemetry.pages.report import live_charts, report
+from supervisor.cli.replay import LOG, read_episodes
+from supervisor.cli.report import choose, group_at, interventions, read_run, sampled, without_collector
+from telemetry.html.report import live_charts, report
+from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 
 SIZE = Size(turns=18, prompt=89, response=20)
 EVERY = 20

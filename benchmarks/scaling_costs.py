@@ -20,8 +20,8 @@ from benchmarks.control import engine_of, speed, tapped
 from benchmarks.scaling_model import Costs, Work
 from benchmarks.studies import ROOT
 from config import Job
-from controller.engine.gate import bearer
-from learner.episode_log import read_records
+from engine.plugin.auth import bearer
+from learner.data.episode_log import read_records
 from protocol.arrays import INT32
 from protocol.codec import decode
 from protocol.lifetime import dying_with_parent

@@ -32,7 +32,7 @@ from rich.table import Table
 
 from benchmarks import transport_paths as paths
 from benchmarks.transport_paths import Size, Speed, Work
-from learner.episode_log import EpisodeLog
+from learner.data.episode_log import EpisodeLog
 from protocol.codec import decode, encode
 
 SIZES = {"realistic": Size(8, 400, 60), "large": Size(50, 2_000, 500)}

@@ -21,14 +21,14 @@ import numpy as np
 import zmq
 import zmq.asyncio
 
-from learner.episode_log import EpisodeLog
-from learner.groups import GroupBuffer
-from learner.intake import Intake
+from learner.data.episode_log import EpisodeLog
+from learner.data.groups import GroupBuffer
+from learner.data.intake import Intake
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
-from protocol.checks import Bounds, Open, of_trajectory
 from protocol.codec import FrameReader, encode
 from protocol.lifetime import die_with
 from protocol.messages import Ack, Attempt, EpisodeKey, Span, StopReason, Trajectory, Turn
+from protocol.validation import Bounds, Open, of_trajectory
 
 IN_FLIGHT = 16
 """Episodes of the actor process that have not been acknowledged."""

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedModel
 
 from config import LearnerSection
-from learner.samples import Sample
+from learner.data.samples import Sample
 
 
 def prepare(directory: Path, settings: LearnerSection, model: PreTrainedModel, turns: Sequence[Sample]) -> Callable[[], None]:

@@ -21,14 +21,14 @@ from rich.console import Console
 from rich.table import Table
 
 from config import WarmStartSection
-from learner.demonstrations import TurnTokenizer, demonstrations
-from learner.policy import load_policy
-from learner.samples import Sample
-from learner.tiny import TURN_END, build_tiny
-from learner.warm_start import imitation_step, make_optimizers, token_batches
+from learner.data.samples import Sample
+from learner.model.policy import load_policy
+from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
+from learner.warm_start.tiny import TURN_END, build_tiny
+from learner.warm_start.warm_start import imitation_step, make_optimizers, token_batches
 from protocol.lifetime import dying_with_parent
 from protocol.prompting import load_prompter
-from supervisor.children import ROOT
+from supervisor.process import ROOT
 from supervisor.settings import resolve
 
 EPISODES = 200

@@ -9,8 +9,8 @@ from pathlib import Path
 import zmq.asyncio
 
 from config import Job
-from controller.main import Controller
-from controller.shard import Shard
+from controller.controller import Controller
+from controller.shard_worker import Shard
 from protocol.files import allow_many_files
 from protocol.output import outlive_readers
 from protocol.security import gatekeeper, load_keys

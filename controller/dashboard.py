@@ -21,10 +21,10 @@ import msgspec
 from aiohttp import web
 
 from config import DashboardSection
-from telemetry.metrics_file import Record, read_metrics
-from telemetry.pages.report import live_charts, templates
-from telemetry.prometheus import CONTENT_TYPE, exposition
-from telemetry.status_file import read_status
+from telemetry.html.report import live_charts, templates
+from telemetry.sinks.metrics_file import Record, read_metrics
+from telemetry.sinks.prometheus import CONTENT_TYPE, exposition
+from telemetry.sinks.status_file import read_status
 
 EVERY = 1.0
 """Seconds between two events."""

@@ -12,20 +12,20 @@ from typing import Literal
 import zmq
 import zmq.asyncio
 
-from controller.engine.answers import Generation
-from controller.engine.client import EngineClient, Sampling
-from controller.engine.connection import NoNumbers
 from controller.progress import while_it_goes_on
-from controller.rules.early import EarlyStall
+from controller.rules.early_stop import EarlyStall
 from controller.rules.scores import Signal
 from controller.rules.thinking import NEVER, ThinkingRule, ThinkingSettings
 from controller.think_tokens import ThinkTokens
+from engine.client import EngineClient, Sampling
+from engine.connection import NoNumbers
+from engine.responses import Generation
 from protocol.arrays import FLOAT32, INT32, unpack
-from protocol.arrivals import Arrivals
-from protocol.checks import is_measured, misplaced_rows, of_signal_frame, without_rows
+from protocol.batched_router import Arrivals
 from protocol.codec import FrameReader, encode
 from protocol.messages import Message, SignalFrame, Steer
 from protocol.security import HEARTBEAT_SECONDS, Keys, bind
+from protocol.validation import is_measured, misplaced_rows, of_signal_frame, without_rows
 
 HIGH_WATER = 10_000
 """Frames. At 150 steps a second this is a minute of a controller that does not read; then the connection seems to be dead."""

@@ -11,20 +11,20 @@ from math import isfinite
 from secrets import token_hex
 
 from config import Config
-from controller.attempts import NOTHING, build_attempt, noted
 from controller.endings import failed
-from controller.engine.answers import Generation
-from controller.engine.client import EngineClient, Sampling
-from controller.engine.connection import EngineBusy, EngineError, NoNumbers
-from controller.engine.pool import EnginePool
 from controller.progress import TurnStuck
-from controller.rules.early import EarlyStall
+from controller.responses import NOTHING, build_attempt, noted
+from controller.rules.early_stop import EarlyStall
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingSettings
 from controller.rules.turn import LOOP, STUCK, Stall, change, stalled
 from controller.signals import Acts, SignalRouter, Watch
-from controller.stream import Streamer
+from controller.streaming import Streamer
 from controller.think_tokens import ThinkTokens
 from controller.thresholds import Thresholds
+from engine.client import EngineClient, Sampling
+from engine.connection import EngineBusy, EngineError, NoNumbers
+from engine.pool import EnginePool
+from engine.responses import Generation
 from protocol.arrays import INT32, unpack
 from protocol.messages import Attempt, ControlEvent, DropReason, EpisodeKey, StopReason, TurnFailed, TurnRequest, TurnResult
 

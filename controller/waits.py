@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from controller.admission import Admission
-from controller.engine.pool import Health
+from engine.pool import Health
 from protocol.peers import shown_name
-from telemetry.waits import StandingConditions
+from telemetry.probes.waits import StandingConditions
 
 EPISODES_TOLD = 2
 """How many of the episodes that have been out longest are told of."""

@@ -13,11 +13,11 @@ from pathlib import Path
 import zmq.asyncio
 
 from config import ConfigError, Job
-from learner.demonstrations import NoDemonstrations
-from learner.groups import NothingPlayable
-from learner.main import Learner
+from learner.data.groups import NothingPlayable
+from learner.learner import Learner
+from learner.rank_rpc import dismiss, follow
 from learner.ranks import Ranks
-from learner.together import dismiss, follow
+from learner.warm_start.demonstrations import NoDemonstrations
 from protocol.files import Unwritable, allow_many_files
 from protocol.output import outlive_readers
 from protocol.security import gatekeeper, load_keys

@@ -24,12 +24,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from learner.checkpoint_damage import DAMAGED, STATE, numbered_checkpoints, write_contents
-from learner.critic import Critic
-from learner.lora import adapter_tensors
+from learner.model.critic import Critic
+from learner.model.lora import adapter_tensors
+from learner.model.sharding import load_moments, whole, whole_moments, whole_weights
 from learner.ranks import Ranks
-from learner.sharding import load_moments, whole, whole_moments, whole_weights
 from protocol.files import writing
-from telemetry.exploration import Exploration
+from telemetry.analysis.exploration import Exploration
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -216,7 +216,7 @@ def load_critic(directory: Path, critic: Critic) -> None:
 
 
 def kept_adapters(directory: Path) -> dict[str, Tensor]:
-    """The checkpoint's adapters (`learner.lora.adapter_tensors`); empty if it has none."""
+    """The checkpoint's adapters (`learner.model.lora.adapter_tensors`); empty if it has none."""
     path = directory / STATE / ADAPTERS
     return load_file(path) if path.exists() else {}
 

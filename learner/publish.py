@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from learner.sharding import whole_weights
+from learner.model.sharding import whole_weights
 from protocol.files import writing
 from protocol.messages import Transfer, weights_file
 

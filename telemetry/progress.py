@@ -21,10 +21,10 @@ from rich.table import Table
 
 from config import RunSection
 from protocol.output import waiting_briefly
-from telemetry.metrics_file import Record
+from telemetry.format import count, decimal, duration, percent
+from telemetry.probes.waits import SHOWN_AFTER_SECONDS, Wait
+from telemetry.sinks.metrics_file import Record
 from telemetry.state import RunState
-from telemetry.text import count, decimal, duration, percent
-from telemetry.waits import SHOWN_AFTER_SECONDS, Wait
 
 TRAINING = "training"
 """The phase whose end is the run's goal, in updates and in minutes."""

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 
 from config import LearnerSection
 from protocol.messages import Stats
-from telemetry.collapse import SignWatch
-from telemetry.fields import FIELDS, TOTAL_SUFFIX, fold_of
-from telemetry.metrics_file import Record, add_record, lasted, roll_back
-from telemetry.waits import WaitBook
+from telemetry.analysis.collapse import SignWatch
+from telemetry.metrics_schema import FIELDS, TOTAL_SUFFIX, fold_of
+from telemetry.probes.waits import WaitBook
+from telemetry.sinks.metrics_file import Record, add_record, lasted, roll_back
 
 Value = float | str | None
 

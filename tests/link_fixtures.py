@@ -17,11 +17,11 @@ import zmq
 from rich.console import Console
 from run_fixtures import job_in, small_config
 
-from controller.main import Controller
-from learner.main import Learner
+from controller.controller import Controller
+from learner.learner import Learner
 from supervisor.endpoints import free_port
 from supervisor.serial import train_serially
-from telemetry.metrics_file import METRICS_FILE, read_metrics
+from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 
 HEARTBEAT = 0.15
 SLOW = 0.1

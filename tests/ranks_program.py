@@ -16,8 +16,8 @@ from learner_fixtures import job_in, random_group, small_config
 
 from config import Config, Job
 from learner.checkpoint import IntakeState
+from learner.model.sharding import whole, whole_weights
 from learner.ranks import Ranks
-from learner.sharding import whole, whole_weights
 from learner.training import Training
 from protocol.lifetime import die_with
 

@@ -20,18 +20,18 @@ import pytest
 from rich.console import Console
 
 from config import Config, ConfigError, Job
-from controller.engine.fake import FakeEngine
-from learner.build import build_policy
+from engine.fake.server import FakeEngine
+from learner.warm_start.build import build_policy
 from protocol.codec import decode
 from protocol.lifetime import dying_with_parent
 from protocol.messages import SCHEMA_VERSION, Trajectory
 from protocol.security import make_keys
+from supervisor.cluster.layout import keys_of
 from supervisor.endpoints import choose_endpoints, free_port
 from supervisor.job import save_job
-from supervisor.machines import keys_of
 from supervisor.serial import train_serially
 from supervisor.settings import resolve, to_toml
-from telemetry.metrics_file import METRICS_FILE, read_metrics
+from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -157,7 +157,7 @@ def processes() -> list[tuple[int, str]]:
 
 def trajectories_of(directory: Path) -> list[Trajectory]:
     """What a run's episode log holds."""
-    from learner.episode_log import read_records
+    from learner.data.episode_log import read_records
 
     return [decode(frame) for _, _, frame in read_records(directory / "episodes")]
 
@@ -175,7 +175,7 @@ def with_shadows(directory: Path, *more: str) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("config", "protocol", "run", *more):
         (directory / f"{name}.py").write_text(f"raise RuntimeError('the {name} of {directory}')\n")
-    for name in ("actors", "controller", "envs", "learner", "supervisor", "telemetry"):
+    for name in ("actors", "controller", "engine", "envs", "learner", "supervisor", "telemetry"):
         (directory / name).mkdir()
         (directory / name / "__init__.py").write_text(f"raise RuntimeError('the {name} of {directory}')\n")
     return directory

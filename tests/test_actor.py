@@ -14,7 +14,7 @@ import zmq.asyncio
 
 from actors.actor import SAY_EVERY, Actor, ControllerLost
 from actors.route import shard_of
-from controller.attempts import NOTHING
+from controller.responses import NOTHING
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import (

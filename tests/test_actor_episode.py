@@ -23,13 +23,13 @@ from config import ModelSection
 from envs.base import EnvironmentFailure, Observation, ParsedAction, StepResult
 from envs.play import expert_episode
 from envs.registry import make_environment
-from learner.measure import evaluation_metrics, rollout_metrics
-from learner.tiny import CHAT_TEMPLATE, train_tokenizer
+from learner.data.rollout_metrics import evaluation_metrics, rollout_metrics
+from learner.warm_start.tiny import CHAT_TEMPLATE, train_tokenizer
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
-from protocol.checks import Bounds, Open, of_trajectory
 from protocol.codec import decode, encode
 from protocol.messages import Attempt, DropReason, EpisodeKey, Lease, Span, StopReason, Trajectory, TurnFailed, TurnResult
 from protocol.prompting import Prompter
+from protocol.validation import Bounds, Open, of_trajectory
 
 LEASE = Lease(key=EpisodeKey(3, 1), attempt=0, split="held_out", task_index=5, seed=7)
 

@@ -9,8 +9,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-import protocol.arrivals
-from protocol.arrivals import Arrivals
+import protocol.batched_router
+from protocol.batched_router import Arrivals
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ async def test_all_that_wait_are_received_at_once_and_then_what_comes(sockets) -
 
 async def test_no_more_is_received_at_once_than_other_loops_can_wait_for(sockets, monkeypatch: pytest.MonkeyPatch) -> None:
     router, peer = sockets
-    monkeypatch.setattr(protocol.arrivals, "MOST_AT_ONCE", 30)
+    monkeypatch.setattr(protocol.batched_router, "MOST_AT_ONCE", 30)
     for _ in range(20):
         await peer.send(bytes(5))
     received = [len(await Arrivals(router).receive()) for _ in range(2)]
@@ -48,7 +48,7 @@ async def test_no_more_is_received_at_once_than_other_loops_can_wait_for(sockets
 
 async def test_other_loops_have_their_turn_though_there_is_always_something(sockets, monkeypatch: pytest.MonkeyPatch) -> None:
     router, peer = sockets
-    monkeypatch.setattr(protocol.arrivals, "MOST_AT_ONCE", 1)
+    monkeypatch.setattr(protocol.batched_router, "MOST_AT_ONCE", 1)
     for _ in range(100):
         await peer.send(b"x")
     arrivals, received = Arrivals(router), 0

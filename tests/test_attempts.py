@@ -7,10 +7,10 @@ from math import nan
 import numpy as np
 import pytest
 
-from controller.attempts import build_attempt
-from controller.engine.answers import Generation
+from controller.responses import build_attempt
 from controller.rules.scores import Signal
 from controller.rules.thinking import ThinkingRule, ThinkingSettings
+from engine.responses import Generation
 from protocol.arrays import UINT8, unpack
 from protocol.messages import Span
 

@@ -10,19 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack, unpack
-from protocol.checks import (
-    MAX_TURNS,
-    Bounds,
-    Open,
-    is_measured,
-    misplaced_rows,
-    of_shard_state,
-    of_signal_frame,
-    of_stats,
-    of_trajectory,
-    of_turn_request,
-    without_rows,
-)
 from protocol.codec import BadFrame, decode, encode
 from protocol.messages import (
     Attempt,
@@ -36,6 +23,19 @@ from protocol.messages import (
     Trajectory,
     Turn,
     TurnRequest,
+)
+from protocol.validation import (
+    MAX_TURNS,
+    Bounds,
+    Open,
+    is_measured,
+    misplaced_rows,
+    of_shard_state,
+    of_signal_frame,
+    of_stats,
+    of_trajectory,
+    of_turn_request,
+    without_rows,
 )
 
 BOUNDS = Bounds(vocabulary=100, context=64, group_size=4)

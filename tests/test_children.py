@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.children import ChildFailed, Restarts, cause_in, start
+from supervisor.process import ChildFailed, Restarts, cause_in, start
 
 
 def test_so_many_restarts_are_allowed_in_a_while_and_more_once_that_is_over():
@@ -37,7 +37,7 @@ GROUP = """  + Exception Group Traceback (most recent call last):
   | ExceptionGroup: unhandled errors in a TaskGroup (1 sub-exception)
   +-+---------------- 1 ----------------
     | Traceback (most recent call last):
-    |   File "learner/main.py", line 100, in run
+    |   File "learner/learner.py", line 100, in run
     |     await self._train()
     | OSError: model.safetensors cannot be written
     +------------------------------------

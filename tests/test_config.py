@@ -15,7 +15,7 @@ from rich.console import Console
 
 import config
 from config import Config, ConfigError
-from supervisor.cli import print_help
+from supervisor.cli.main import print_help
 from supervisor.defaults import OWN_MODEL_DEFAULTS, PRESETS, RATES, TINY_DEFAULTS, with_preset
 from supervisor.options import SHORT_NAMES, all_settings, description, kind_of
 from supervisor.settings import from_dict, resolve, to_toml

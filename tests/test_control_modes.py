@@ -13,11 +13,11 @@ from rich.console import Console
 from run_fixtures import job_in, small_config, trajectories_of
 
 from config import Config
-from controller.engine.client import EngineClient
-from controller.engine.fake import FakeEngine
 from controller.rules.calibration import Calibration
 from controller.signals import SignalRouter
 from controller.think_tokens import ThinkTokens, answer_after_thought
+from engine.client import EngineClient
+from engine.fake.server import FakeEngine
 from envs.registry import make_environment
 from learner.checkpoint import STATE, TrainingState, latest
 from protocol.arrays import FLOAT32, UINT8, unpack

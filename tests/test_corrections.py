@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import LearnerSection
-from learner.corrections import CORRECTIONS, Tokens
-from learner.corrections.diagnostics import divergence, effective_sample_size, token_ages
-from learner.corrections.kl import reference_kl
-from telemetry.collapse import signs
+from learner.losses import CORRECTIONS, Tokens
+from learner.losses.diagnostics import divergence, effective_sample_size, token_ages
+from learner.losses.kl import reference_kl
+from telemetry.analysis.collapse import signs
 
 SETTINGS = LearnerSection(clip_low=0.2, clip_high=0.3, tis_cap=2.0, mis_low=0.5, mis_high=2.0, vtrace_rho=1.4)
 

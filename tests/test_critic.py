@@ -8,12 +8,12 @@ import pytest
 import torch
 from learner_fixtures import TURNS, random_group, small_config
 
-from learner.critic import Critic
+from learner.data.samples import samples_of
+from learner.model.critic import Critic
+from learner.model.sharding import Policy
 from learner.ranks import Ranks
-from learner.samples import samples_of
-from learner.sharding import Policy
-from learner.tiny import random_model, train_tokenizer
 from learner.update import Updater
+from learner.warm_start.tiny import random_model, train_tokenizer
 
 CONFIG = small_config(learner__algorithm="gae")
 VTRACE = small_config(learner__algorithm="gae", learner__correction="vtrace")

@@ -23,11 +23,11 @@ from controller.dashboard import Dashboard
 from supervisor.endpoints import free_port
 from supervisor.serial import train_serially
 from supervisor.settings import resolve
-from telemetry.fields import FIELDS
-from telemetry.grafana import dashboard
-from telemetry.metrics_file import METRICS_FILE, to_line
-from telemetry.prometheus import exposition
-from telemetry.status_file import STATUS_FILE
+from telemetry.metrics_schema import FIELDS
+from telemetry.sinks.grafana import dashboard
+from telemetry.sinks.metrics_file import METRICS_FILE, to_line
+from telemetry.sinks.prometheus import exposition
+from telemetry.sinks.status_file import STATUS_FILE
 
 STATE = {"version": 3, "updates": 9, "gauges": {"generated_tokens": 5.0}, "turns": [], "decisions": [], "engines": [], "actors": []}
 UPDATE = {
@@ -111,7 +111,7 @@ def test_grafana_asks_for_numbers_that_prometheus_gets() -> None:
 
 def test_the_file_for_grafana_is_that_of_now() -> None:
     file = Path(__file__).parent.parent / "docs" / "grafana.json"
-    assert json.loads(file.read_text()) == dashboard(), "python -m telemetry.grafana > docs/grafana.json"
+    assert json.loads(file.read_text()) == dashboard(), "python -m telemetry.sinks.grafana > docs/grafana.json"
 
 
 @pytest.mark.parametrize("path", ["/", "/events", "/charts", "/metrics"])

@@ -16,12 +16,12 @@ pytest.importorskip("transformers")
 
 from run_fixtures import job_in, small_config
 
-from controller.desk import Desk
-from controller.engine.client import EngineError
-from controller.engine.fake import FakeEngine
-from controller.engine.pool import Health
+from controller.turn_service import Desk
+from engine.client import EngineError
+from engine.fake.server import FakeEngine
+from engine.pool import Health
 from envs.registry import make_environment
-from learner.policy import load_policy
+from learner.model.policy import load_policy
 from learner.publish import Publisher, snapshot
 from tests.engine_fixtures import lose_core
 

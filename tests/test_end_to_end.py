@@ -88,7 +88,7 @@ async def test_an_engine_that_dies_while_it_loads_weights_is_started_again_and_t
     make_keys(tmp_path / "keys", "host")
     settings = SMALL | {"run.dir": str(tmp_path / "run"), "run.updates": "6", "run.cache_dir": str(tmp_path / "cache")}
     settings |= {"env.max_turns": "3", "security.keys": str(tmp_path / "keys"), "control.signal": "tap"}
-    died = dies_at("controller.engine.weight_transfer:SafetensorsTransfer.receive_weights before 2", tmp_path / "died", monkeypatch)
+    died = dies_at("engine.plugin.weight_transfer:SafetensorsTransfer.receive_weights before 2", tmp_path / "died", monkeypatch)
     arguments = [f"--{name}={value}" for name, value in settings.items()]
     async with running(tmp_path / "run", *arguments, cwd=with_shadows(tmp_path / "mine", "torch", "random")) as run:
         assert await run.ended(600) == 0, run.output

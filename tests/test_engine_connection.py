@@ -15,11 +15,11 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.engine import connection, pool
-from controller.engine.client import EngineClient, Sampling
-from controller.engine.connection import EngineBusy, EngineError, EngineUnreachable, EventReader
-from controller.engine.names import ALIVE, CLAIM, RUN
-from controller.engine.pool import EnginePool, Health
+from engine import connection, pool
+from engine.client import EngineClient, Sampling
+from engine.connection import EngineBusy, EngineError, EngineUnreachable, EventReader
+from engine.constants import ALIVE, CLAIM, RUN
+from engine.pool import EnginePool, Health
 
 SAMPLING = Sampling(max_tokens=4, cache_salt="")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -161,7 +161,7 @@ async def test_a_stream_is_not_lost_because_this_process_stood_still(
 async def test_a_run_that_ends_does_not_wait_for_engines_that_say_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("controller.engine.client.RELEASE_SECONDS", 0.2)
+    monkeypatch.setattr("engine.client.RELEASE_SECONDS", 0.2)
     asked = []
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -181,7 +181,7 @@ async def test_a_run_that_ends_does_not_wait_for_engines_that_say_nothing(
 
 
 async def test_an_answer_larger_than_any_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.engine.client.MAX_ANSWER_BYTES", 10_000)
+    monkeypatch.setattr("engine.client.MAX_ANSWER_BYTES", 10_000)
     async with answering(streaming(*[b"x" * 1000] * 20)) as client:
         with pytest.raises(EngineError, match="more than 10000 bytes"):
             await generated(client)
@@ -251,7 +251,7 @@ def test_a_connection_whose_other_end_is_gone_breaks_within_half_a_minute() -> N
 
 
 async def test_turns_that_were_left_are_aborted_together_also_when_the_first_word_of_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("controller.engine.client.ABORT_EVERY", 0.05)
+    monkeypatch.setattr("engine.client.ABORT_EVERY", 0.05)
     begun, told = asyncio.Semaphore(0), asyncio.Queue()
     aborted: list[list[str]] = []
 

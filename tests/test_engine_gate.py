@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from controller.engine import gate
-from controller.engine.gate import COMMENT, App, Gate, Message, Receive, Send
-from controller.engine.names import ALIVE, CLAIM, ENGINE_KEY, GATED, RUN
+from engine.constants import ALIVE, CLAIM, ENGINE_KEY, GATED, RUN
+from engine.plugin import auth as gate
+from engine.plugin.auth import COMMENT, App, Gate, Message, Receive, Send
 
 EVENT = b'data: {"n": 1}\n\n'
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")

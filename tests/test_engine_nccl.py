@@ -36,15 +36,15 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader 
 
 import supervisor.serial  # noqa: E402
 from config import ConfigError  # noqa: E402
-from controller.engine.client import EngineError  # noqa: E402
-from controller.engine.fake import FakeEngine  # noqa: E402
-from controller.engine.names import PACKED  # noqa: E402
-from controller.engine.pool import EnginePool  # noqa: E402
-from controller.engine.weight_sender import WeightSender  # noqa: E402
+from engine.client import EngineError  # noqa: E402
+from engine.constants import PACKED  # noqa: E402
+from engine.fake.server import FakeEngine  # noqa: E402
+from engine.nccl_sender import WeightSender  # noqa: E402
+from engine.pool import EnginePool  # noqa: E402
 from learner.outgoing import Outgoing  # noqa: E402
 from learner.publish import Publisher, Snapshot, description  # noqa: E402
 from protocol.messages import Published, Transfer  # noqa: E402
-from supervisor import cli  # noqa: E402
+from supervisor.cli import main as cli  # noqa: E402
 from supervisor.endpoints import free_port  # noqa: E402
 from supervisor.serial import train_serially  # noqa: E402
 

@@ -11,10 +11,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import controller.engine.pool as pool_module
-from controller.engine.client import EngineError, EngineUnreachable, Sampling
-from controller.engine.fake import FakeEngine
-from controller.engine.pool import EnginePool, Health
+import engine.pool as pool_module
+from engine.client import EngineError, EngineUnreachable, Sampling
+from engine.fake.server import FakeEngine
+from engine.pool import EnginePool, Health
 from supervisor.endpoints import free_port
 from tests.engine_fixtures import Policies, lose_core, some_prompt
 

@@ -12,15 +12,16 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from controller.engine import gate, server  # noqa: E402
-from controller.engine.answers import Generation  # noqa: E402
-from controller.engine.client import EngineClient, EngineError, Sampling  # noqa: E402
-from controller.engine.connection import EngineTaken  # noqa: E402
-from controller.engine.fake import FakeEngine  # noqa: E402
-from controller.engine.names import PATTERN  # noqa: E402
-from controller.engine.pool import EnginePool  # noqa: E402
-from controller.engine.server import EngineNotReady, wait_ready  # noqa: E402
-from controller.engine.weights import apply_weights  # noqa: E402
+from engine import launch as server  # noqa: E402
+from engine.client import EngineClient, EngineError, Sampling  # noqa: E402
+from engine.connection import EngineTaken  # noqa: E402
+from engine.constants import PATTERN  # noqa: E402
+from engine.fake.server import FakeEngine  # noqa: E402
+from engine.launch import EngineNotReady, wait_ready  # noqa: E402
+from engine.plugin import auth as gate
+from engine.pool import EnginePool  # noqa: E402
+from engine.responses import Generation  # noqa: E402
+from engine.weight_update import apply_weights  # noqa: E402
 from tests.engine_fixtures import KEY, TOLERANCE, TOP_J, VOCABULARY, Engine, build_tiny_model, distributions, some_prompt  # noqa: E402
 
 
@@ -442,7 +443,7 @@ async def test_a_run_that_comes_while_another_has_the_engine_is_refused_until_th
 
 async def test_a_run_keeps_its_engines_while_it_asks_for_no_turns(policies, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "LAPSES_SECONDS", 1.0)
-    monkeypatch.setattr("controller.engine.pool.WATCH_EVERY", 0.05)
+    monkeypatch.setattr("engine.pool.WATCH_EVERY", 0.05)
     fake = FakeEngine(policies.first.directory)
     pool = EnginePool([await fake.start()], run="first")
     (client,) = pool

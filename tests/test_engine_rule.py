@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from controller.engine.client import EngineClient  # noqa: E402
-from controller.engine.gate import bearer  # noqa: E402
 from controller.rules.thinking import DelegatedRule, ThinkingSettings  # noqa: E402
+from engine.client import EngineClient  # noqa: E402
+from engine.plugin.auth import bearer  # noqa: E402
 from tests.engine_fixtures import (  # noqa: E402
     KEY,
     TOLERANCE,

@@ -12,9 +12,9 @@ import pytest
 from aiohttp import web
 
 from config import ConfigError, Endpoints, Job
-from controller.engine import server
-from controller.engine.names import GATE, GATED, PLUGIN
-from controller.engine.server import (
+from engine import launch as server
+from engine.constants import GATE, GATED, PLUGIN
+from engine.launch import (
     EngineNotReady,
     check_engine,
     check_memory,
@@ -71,7 +71,7 @@ def test_log_probs_are_asked_for_after_temperature(on_cpu: bool) -> None:
 def test_our_plugin_is_told_to_vllm(on_cpu: bool) -> None:
     command = engine_command(job(control__top_j="13"))
     assert json.loads(value(command.arguments, "--weight-transfer-config")) == {"backend": "foray_safetensors"}
-    assert value(command.arguments, "--logits-processors") == "controller.engine.signal_tap:SignalTap"
+    assert value(command.arguments, "--logits-processors") == "engine.plugin.signal_tap:SignalTap"
     assert command.environment["FORAY_TAP_ENDPOINT"] == "tcp://127.0.0.1:7001"
     assert command.environment["FORAY_TAP_TOP_J"] == "13"
     assert command.environment["VLLM_SERVER_DEV_MODE"] == "1"

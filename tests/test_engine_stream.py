@@ -10,11 +10,11 @@ from aiohttp import ClientSession, web
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from controller.engine import gate  # noqa: E402
-from controller.engine.client import EngineClient, EngineError, EngineUnreachable, Sampling  # noqa: E402
-from controller.engine.names import ALIVE  # noqa: E402
 from controller.rules.thinking import DelegatedRule, ThinkingRule, ThinkingSettings  # noqa: E402
-from controller.stream import StreamedTurn, Streamer  # noqa: E402
+from controller.streaming import StreamedTurn, Streamer  # noqa: E402
+from engine.client import EngineClient, EngineError, EngineUnreachable, Sampling  # noqa: E402
+from engine.constants import ALIVE  # noqa: E402
+from engine.plugin import auth as gate  # noqa: E402
 from tests.engine_fixtures import KEY, TOP_J, VOCABULARY, Engine, some_prompt  # noqa: E402
 
 

@@ -14,8 +14,8 @@ pytest.importorskip("vllm")
 
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality  # noqa: E402
 
-from controller.engine.names import TAP_ENDPOINT, TAP_TOP_J, TURN  # noqa: E402
-from controller.engine.signal_tap import SignalTap  # noqa: E402
+from engine.constants import TAP_ENDPOINT, TAP_TOP_J, TURN  # noqa: E402
+from engine.plugin.signal_tap import SignalTap  # noqa: E402
 from protocol.arrays import INT32, unpack  # noqa: E402
 from protocol.codec import decode, encode  # noqa: E402
 from protocol.messages import SignalFrame, Steer  # noqa: E402

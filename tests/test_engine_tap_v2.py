@@ -16,9 +16,9 @@ pytest.importorskip("vllm")
 
 from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcessor, LogitsProcRequestState  # noqa: E402
 
-from controller.engine.names import RULE, TAP_ENDPOINT, TAP_TOP_J, TURN  # noqa: E402
-from controller.engine.signal_tap_v2 import SignalTapV2  # noqa: E402
 from controller.rules.thinking import DelegatedRule, ThinkingSettings  # noqa: E402
+from engine.constants import RULE, TAP_ENDPOINT, TAP_TOP_J, TURN  # noqa: E402
+from engine.plugin.signal_tap_v2 import SignalTapV2  # noqa: E402
 from protocol.arrays import FLOAT32, INT32, unpack  # noqa: E402
 from protocol.codec import decode, encode  # noqa: E402
 from protocol.messages import Steer  # noqa: E402

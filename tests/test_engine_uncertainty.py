@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from controller.engine.uncertainty import divide_by_temperature, uncertainty  # noqa: E402
+from engine.plugin.uncertainty import divide_by_temperature, uncertainty  # noqa: E402
 
 
 def reference(logits: list[float], top_j: int) -> tuple[float, float, float]:
@@ -91,7 +91,7 @@ def test_temperature_divides_each_row_and_greedy_rows_by_one() -> None:
 def test_rows_taken_in_parts_have_the_same_values(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
     whole = uncertainty(logits, 5)
-    monkeypatch.setattr("controller.engine.uncertainty.CHUNK", chunk)
+    monkeypatch.setattr("engine.plugin.uncertainty.CHUNK", chunk)
     for got, expected in zip(uncertainty(logits, 5), whole, strict=True):
         assert torch.equal(got, expected)
 

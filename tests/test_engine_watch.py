@@ -14,11 +14,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-import supervisor.engine_watch
+import supervisor.engine_health
 from protocol.lifetime import dying_with_parent
-from supervisor.children import Child
 from supervisor.endpoints import free_port
-from supervisor.engine_watch import LOOKS, Lameness, end_lame_engines, look
+from supervisor.engine_health import LOOKS, Lameness, end_lame_engines, look
+from supervisor.process import Child
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ async def test_a_server_that_is_silent_may_be_busy():
 
 
 async def test_a_lame_engine_is_ended_and_the_one_after_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(supervisor.engine_watch, "INTERVAL", 0.01)
+    monkeypatch.setattr(supervisor.engine_health, "INTERVAL", 0.01)
 
     def sleeper() -> Child:
         command = [sys.executable, "-c", "import time; time.sleep(600)"]

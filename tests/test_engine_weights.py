@@ -16,12 +16,12 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from controller.engine.answers import read_generation  # noqa: E402
-from controller.engine.client import EngineClient, EngineError, EngineUnreachable  # noqa: E402
-from controller.engine.loaded_weights import compare_with_file  # noqa: E402
-from controller.engine.pool import EnginePool  # noqa: E402
-from controller.engine.weight_file import check_file, check_tensors, tensor_shapes  # noqa: E402
-from controller.engine.weights import apply_weights, receive_weights  # noqa: E402
+from engine.client import EngineClient, EngineError, EngineUnreachable  # noqa: E402
+from engine.plugin.verify_weights import compare_with_file  # noqa: E402
+from engine.plugin.weight_file import check_file, check_tensors, tensor_shapes  # noqa: E402
+from engine.pool import EnginePool  # noqa: E402
+from engine.responses import read_generation  # noqa: E402
+from engine.weight_update import apply_weights, receive_weights  # noqa: E402
 from protocol.messages import Span, Transfer  # noqa: E402
 from supervisor.endpoints import free_port  # noqa: E402
 

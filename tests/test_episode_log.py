@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import learner.episode_log
-from learner.episode_log import EpisodeLog, Records, read_records
+import learner.data.episode_log
+from learner.data.episode_log import EpisodeLog, Records, read_records
 
 
 def frames_in(directory: Path, start: int = 0) -> list[bytes]:
@@ -82,7 +82,7 @@ def test_a_log_of_many_files_reads_as_one_of_a_single_file_does(
     one, many = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("many")
     with pytest.MonkeyPatch.context() as patched:
         begins = appended(one, *frames)
-        patched.setattr(learner.episode_log, "FILE_BYTES", file_bytes)
+        patched.setattr(learner.data.episode_log, "FILE_BYTES", file_bytes)
         assert appended(many, *frames[:5]) + appended(many, *frames[5:]) == begins
     start = data.draw(st.sampled_from(begins))
     assert list(read_records(many, start)) == list(read_records(one, start))
@@ -160,7 +160,7 @@ def test_a_full_disk_is_an_error_that_says_where_and_leaves_the_log_whole(tmp_pa
 
 
 def test_without_a_limit_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(learner.episode_log, "FILE_BYTES", 10)
+    monkeypatch.setattr(learner.data.episode_log, "FILE_BYTES", 10)
     log = EpisodeLog(tmp_path)
     log.append([b"one", b"two"])
     log.forget(before=log.position)

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from learner_fixtures import job_in
 from run_fixtures import small_config
 
-from learner.batches import BATCHES_FILE, read_order, record_batch
+from learner.data.batch_order import BATCHES_FILE, read_order, record_batch
 from protocol.files import GrowingFile, Unwritable, atomic_write
 from protocol.messages import Stats
 from protocol.security import make_keys
 from supervisor.job import keep_settings, save_job
 from telemetry.collector import TENSORBOARD_FOLDER, Collector
-from telemetry.event_files import EventFile
-from telemetry.metrics_file import METRICS_FILE, read_metrics
-from telemetry.spans import SpanFile, read_spans
+from telemetry.probes.spans import SpanFile, read_spans
+from telemetry.sinks.event_files import EventFile
+from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 from telemetry.summary import write_summary
 
 SENTENCE = r"^{} cannot be written: File too large \({}; .* had [\d,.]+ MB left\)$"

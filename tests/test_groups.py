@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from learner_fixtures import random_turn
 
 from config import LearnerSection
-from controller.attempts import NOTHING
-from learner.groups import FIRST_EPISODES, GroupBuffer, NothingPlayable
+from controller.responses import NOTHING
+from learner.data.groups import FIRST_EPISODES, GroupBuffer, NothingPlayable
 from protocol.messages import DropReason, EpisodeKey, Trajectory, Turn
 
 

@@ -14,7 +14,7 @@ import pytest
 import zmq
 from run_fixtures import running_small
 
-from controller.main import MAX_CREDIT
+from controller.controller import MAX_CREDIT
 from protocol.arrays import INT32, pack
 from protocol.codec import MAX_FRAME, BadFrame, decode, encode
 from protocol.messages import (

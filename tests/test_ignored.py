@@ -13,7 +13,7 @@ import learner
 from config import ConfigError, LearnerSection
 from learner.advantages import ESTIMATORS, VALUED, EpisodeReturns, GroupReturns
 from learner.advantages.gae import judged
-from learner.corrections import CORRECTIONS, Tokens
+from learner.losses import CORRECTIONS, Tokens
 from supervisor.ignored import USES, check_used
 
 OTHERS = {
@@ -77,7 +77,7 @@ def test_each_setting_of_the_loss_changes_what_is_computed_or_is_refused(algorit
 
 
 def test_each_setting_that_advantages_and_corrections_read_is_in_this_test():
-    sources = [path for part in ("advantages", "corrections") for path in (Path(learner.__file__).parent / part).glob("*.py")]
+    sources = [path for part in ("advantages", "losses") for path in (Path(learner.__file__).parent / part).glob("*.py")]
     read = {name for path in sources for name in re.findall(r"\bsettings\.(\w+)", path.read_text())}
     assert read - {"correction"} == set(OTHERS)
     assert set(USES) - set(OTHERS) == {"filter_groups", "value_learning_rate", "reference_every", "lora_alpha"}

@@ -18,7 +18,7 @@ from config import ConfigError
 from controller.welcome import welcome
 from protocol.lifetime import dying_with_parent
 from protocol.security import make_keys
-from supervisor.cli import main
+from supervisor.cli.main import main
 from supervisor.endpoints import check_hosts, free_port
 from supervisor.job import clean_up, environment_errors, job_file, prepare, weights_dir
 from supervisor.options import values_of

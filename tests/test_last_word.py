@@ -11,7 +11,7 @@ import zmq
 import zmq.asyncio
 from run_fixtures import dies_at, job_in, running, running_small, small_config
 
-from controller.main import Controller
+from controller.controller import Controller
 from protocol.codec import FrameReader, decode, encode
 from protocol.delivery import Caller
 from protocol.messages import Alive, Evaluate, Heartbeat, LearnerState, Message, Shutdown
@@ -63,7 +63,7 @@ async def test_invariant_4_actors_from_elsewhere_wait_for_a_run_whose_learner_wa
     settings = {"actor__count": "0", "controller__port": port, "actor__heartbeat_seconds": "0.2"}
     async with running(tmp_path, "actor", "--connect", f"tcp://127.0.0.1:{port}", "--actors", "2", "--wait", "90") as actors:
         # Two checkpoints follow an update each, one comes before the last weights.
-        died = dies_at("learner.main:Learner._checkpoint before 4", tmp_path / "died", monkeypatch)
+        died = dies_at("learner.learner:Learner._checkpoint before 4", tmp_path / "died", monkeypatch)
         async with running_small(tmp_path / "run", small_policy, **settings) as run:
             assert await run.ended() == 1 and died.exists(), run.output
             assert len(run.updates()) == 2

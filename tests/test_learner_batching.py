@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from learner_fixtures import random_group, random_turn
 
 from config import ControlSection, LearnerSection
-from learner.batching import PART, collate, microbatches, minibatches, parts_by
-from learner.samples import Sample, samples_of
+from learner.data.batching import PART, collate, microbatches, minibatches, parts_by
+from learner.data.samples import Sample, samples_of
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
 from protocol.messages import DropReason, Span, StopReason
 

@@ -14,12 +14,12 @@ from transformers import AutoTokenizer
 
 from learner import checkpoint, publish
 from learner.checkpoint_damage import describe_damage
-from learner.measure import tokens_of
-from learner.policy import load_policy
+from learner.data.rollout_metrics import tokens_of
+from learner.model.policy import load_policy
 from learner.publish import Publisher, sha256_of
-from learner.tiny import build_tiny
 from learner.training import Training
-from telemetry.collapse import before_signs
+from learner.warm_start.tiny import build_tiny
+from telemetry.analysis.collapse import before_signs
 
 CONFIG = small_config(warm_start__episodes="0", learner__learning_rate="1e-3")
 VOCABULARY = 300

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from learner.induction import ROPE_THETA, start_with_induction
+from learner.warm_start.induction import ROPE_THETA, start_with_induction
 
 
 def new_model(hidden: int, layers: int = 2, induction: bool = True) -> Qwen3ForCausalLM:

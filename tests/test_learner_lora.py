@@ -12,13 +12,13 @@ from learner_fixtures import TURNS, job_in, random_group, small_config
 
 from config import Job
 from learner import checkpoint
-from learner.batching import collate
-from learner.lora import adapter_tensors, adapters
-from learner.policy import load_policy, log_probs
-from learner.samples import Sample, samples_of
-from learner.sharding import whole_weights
-from learner.tiny import build_tiny
+from learner.data.batching import collate
+from learner.data.samples import Sample, samples_of
+from learner.model.lora import adapter_tensors, adapters
+from learner.model.policy import load_policy, log_probs
+from learner.model.sharding import whole_weights
 from learner.training import Training
+from learner.warm_start.tiny import build_tiny
 from protocol.messages import Trajectory
 
 pytest.importorskip("peft", reason="LoRA needs the extra lora")

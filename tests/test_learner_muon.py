@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.muon import Muon, orthogonal
+from learner.warm_start.muon import Muon, orthogonal
 
 
 @settings(deadline=None, max_examples=30)

@@ -28,10 +28,10 @@ from transformers import (
     RecurrentGemmaForCausalLM,
 )
 
-from learner.batching import MicroBatch
-from learner.policy import load_policy, log_probs
+from learner.data.batching import MicroBatch
+from learner.model.policy import load_policy, log_probs
+from learner.model.sharding import Policy
 from learner.ranks import Ranks
-from learner.sharding import Policy
 
 SHAPE = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 SHAPE |= {"num_key_value_heads": 2, "head_dim": 8, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0, "initializer_range": 0.5}

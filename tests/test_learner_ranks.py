@@ -15,9 +15,9 @@ from ranks_program import CASES, config_of, groups
 
 from config import LearnerSection
 from learner.ranks import Ranks
-from learner.tiny import build_tiny
 from learner.training import Training
-from supervisor.train import learner_environments
+from learner.warm_start.tiny import build_tiny
+from supervisor.run import learner_environments
 
 TESTS = Path(__file__).parent
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from learner_fixtures import random_group, random_turn
 
 from config import ControlSection, LearnerSection
-from learner.resampling import stall_rate, weight
-from learner.samples import samples_of
+from learner.data.resampling import stall_rate, weight
+from learner.data.samples import samples_of
 from protocol.messages import ControlEvent, Turn
 
 VOCABULARY = 50

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from learner_fixtures import TURNS, small_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from learner.policy import load_policy, load_tokenizer
-from learner.tiny import build_tiny, random_model, tags_in, train_tokenizer
+from learner.model.policy import load_policy, load_tokenizer
+from learner.warm_start.tiny import build_tiny, random_model, tags_in, train_tokenizer
 from protocol.prompting import Prompter
 
 MODEL = small_config().model

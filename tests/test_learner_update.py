@@ -8,13 +8,13 @@ import pytest
 import torch
 from learner_fixtures import TURNS, random_group, small_config
 
-from learner import qwen3
-from learner.batching import collate
-from learner.corrections import CORRECTIONS
-from learner.policy import load_policy, log_probs
-from learner.samples import Sample, samples_of
-from learner.tiny import build_tiny, random_model, train_tokenizer
+from learner.data.batching import collate
+from learner.data.samples import Sample, samples_of
+from learner.losses import CORRECTIONS
+from learner.model import qwen3
+from learner.model.policy import load_policy, log_probs
 from learner.update import Updater, share_over, step_size
+from learner.warm_start.tiny import build_tiny, random_model, train_tokenizer
 
 CONFIG = small_config()
 VOCABULARY = 300

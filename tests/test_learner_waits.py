@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from learner.groups import GroupBuffer
+from learner.data.groups import GroupBuffer
 from learner.waits import batch_words
 from protocol.messages import EpisodeKey, Trajectory
 

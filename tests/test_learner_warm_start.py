@@ -18,15 +18,16 @@ import torch
 from learner_fixtures import TURNS, small_config
 from run_fixtures import job_in
 
-import learner.demonstrations
+import learner.warm_start.demonstrations
 from config import ConfigError, ModelSection
 from envs.alfworld.environment import AlfWorldEpisode
-from learner import training, warm_start
-from learner.demonstrations import TurnTokenizer, demonstrations
-from learner.policy import load_policy
-from learner.samples import Sample
-from learner.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
+from learner import training
+from learner.data.samples import Sample
+from learner.model.policy import load_policy
 from learner.training import Training
+from learner.warm_start import warm_start
+from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
+from learner.warm_start.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
 from protocol.prompting import Prompter
 from supervisor.settings import resolve
 
@@ -178,14 +179,14 @@ def test_expert_that_never_wins_is_an_error(job, monkeypatch):
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_tasks_whose_demonstration_fails_are_left_out_unless_all_fail(share: float, monkeypatch: pytest.MonkeyPatch):
-    real = learner.demonstrations.expert_episode
+    real = learner.warm_start.demonstrations.expert_episode
 
     def fails_at_times(environment, split, index, rng, **settings):
         if random.Random(index).random() < share:
             raise SystemExit(2)
         return real(environment, split, index, rng, **settings)
 
-    monkeypatch.setattr(learner.demonstrations, "expert_episode", fails_at_times)
+    monkeypatch.setattr(learner.warm_start.demonstrations, "expert_episode", fails_at_times)
     if share == 1:
         where = r"task \d+: SystemExit: 2 \(.*test_learner_warm_start.py:\d+ in fails_at_times\)"
         with pytest.raises(RuntimeError, match=f"env.name: none of the first 20 .*; {where}"):
@@ -195,7 +196,7 @@ def test_tasks_whose_demonstration_fails_are_left_out_unless_all_fail(share: flo
 
 
 def test_tasks_that_never_end_are_no_demonstrations(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(learner.demonstrations, "MAX_TURNS", 1)
+    monkeypatch.setattr(learner.warm_start.demonstrations, "MAX_TURNS", 1)
     with pytest.raises(RuntimeError, match="did not end within 1 turns: step"):
         list(demonstrations(small_config(), episodes=3))
 

@@ -13,7 +13,7 @@ import zmq
 import zmq.asyncio
 from run_fixtures import job_in, small_config
 
-from controller.main import Controller
+from controller.controller import Controller
 from protocol.arrays import INT32, pack
 from protocol.codec import FrameReader, decode, encode
 from protocol.delivery import Caller

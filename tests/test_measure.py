@@ -4,10 +4,10 @@ import msgspec
 import numpy as np
 from learner_fixtures import random_group, random_turn
 
-from learner.measure import evaluation_metrics, rollout_metrics
+from learner.data.rollout_metrics import evaluation_metrics, rollout_metrics
 from protocol.arrays import FLOAT32, INT32, UINT8, pack
 from protocol.messages import ControlEvent
-from telemetry.fields import undocumented
+from telemetry.metrics_schema import undocumented
 
 
 def test_scores_are_means_over_the_episodes_that_report_them():

@@ -12,9 +12,9 @@ from test_groups import fill, trajectory
 
 from config import LearnerSection
 from controller.admission import Admission, AdmissionSettings
-from learner.batches import BATCHES_FILE, read_order, record_batch
-from learner.groups import GroupBuffer
-from learner.intake import Intake
+from learner.data.batch_order import BATCHES_FILE, read_order, record_batch
+from learner.data.groups import GroupBuffer
+from learner.data.intake import Intake
 from protocol.messages import DropReason, EpisodeKey
 
 MEMBERS = 2

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from telemetry.pages.charts import BOTTOM, HEIGHT, LEFT, MOST_POINTS, RIGHT, TOP, WIDTH, Series, line_chart, thinned, ticks
+from telemetry.html.charts import BOTTOM, HEIGHT, LEFT, MOST_POINTS, RIGHT, TOP, WIDTH, Series, line_chart, thinned, ticks
 
 
 def points_of(svg: str) -> list[list[tuple[float, float]]]:

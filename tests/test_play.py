@@ -11,7 +11,7 @@ from run_fixtures import small_config
 from config import Config, ConfigError
 from envs.base import EnvironmentFailure
 from envs.registry import make_environment
-from supervisor.play import play
+from supervisor.cli.play import play
 
 CONFIG = small_config()
 

@@ -120,7 +120,7 @@ async def test_a_run_goes_on_without_a_machine_of_actors_and_from_its_checkpoint
 def learner_of(run: Run) -> int:
     """The learner itself, and not what waits for it where the controller is."""
     start = f" -m learner {run.directory}/job.json"
-    (found,) = [pid for pid, command in processes() if start in command and "supervisor.on_ray" not in command]
+    (found,) = [pid for pid, command in processes() if start in command and "supervisor.cluster.ray" not in command]
     return found
 
 

@@ -21,13 +21,13 @@ from controller.endings import dropped
 from controller.rules.replay import replay
 from controller.rules.scores import Signal
 from controller.rules.thinking import DelegatedRule, ThinkingSettings
-from learner.episode_log import EpisodeLog
+from learner.data.episode_log import EpisodeLog
 from protocol.arrays import FLOAT16, INT32, unpack
 from protocol.codec import encode
 from protocol.messages import DropReason, EpisodeKey, Trajectory
-from supervisor.cli import main
+from supervisor.cli.main import main
+from supervisor.cli.replay import LOG, Recording, recorded_job, replay_run
 from supervisor.job import save_job
-from supervisor.replay import LOG, Recording, recorded_job, replay_run
 
 OPEN, CLOSE, WORD = 1, 2, 9
 

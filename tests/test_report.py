@@ -13,16 +13,16 @@ from rich.console import Console
 from run_fixtures import played_serially, small_config
 
 from controller.endings import dropped
-from learner.episode_log import EpisodeLog
+from learner.data.episode_log import EpisodeLog
 from protocol.arrays import UINT8, unpack
 from protocol.codec import encode
 from protocol.messages import DropReason, EpisodeKey, Trajectory
-from supervisor.cli import main
-from supervisor.replay import LOG, read_episodes
-from supervisor.report import LOOKED_AT, group_at, sampled
-from telemetry.metrics_file import read_metrics
-from telemetry.pages.episode_view import outcome, view
-from telemetry.pages.report import AROUND, RunData, area_by_tokens, differences, report
+from supervisor.cli.main import main
+from supervisor.cli.replay import LOG, read_episodes
+from supervisor.cli.report import LOOKED_AT, group_at, sampled
+from telemetry.html.episode_view import outcome, view
+from telemetry.html.report import AROUND, RunData, area_by_tokens, differences, report
+from telemetry.sinks.metrics_file import read_metrics
 
 SCRIPT = "<script>document.title = 'broken'</script><b>bold</b>"
 

@@ -11,7 +11,7 @@ from run_fixtures import running_small
 from config import ConfigError
 from learner.checkpoint_damage import CONTENTS, STATE, newest_whole, set_aside_damaged, write_contents
 from protocol.messages import SCHEMA_VERSION
-from supervisor.cli import main
+from supervisor.cli.main import main
 from supervisor.resume import check_model_of, leave_damaged_checkpoints, resumed_config
 from supervisor.settings import resolve, to_toml
 

@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from config import ConfigError, Job
 from learner.checkpoint import latest
-from learner.measure import rollout_metrics
-from supervisor.cli import main
-from supervisor.retrain import retrain
-from telemetry.fields import field_of
+from learner.data.rollout_metrics import rollout_metrics
+from supervisor.cli.main import main
+from supervisor.cli.retrain import retrain
+from telemetry.metrics_schema import field_of
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_ctrl_c_keeps_what_has_been_trained(recorded: Job, tmp_path: Path, monke
         os.kill(os.getpid(), signal.SIGINT)
         return rollout_metrics(episodes)
 
-    monkeypatch.setattr("supervisor.retrain.rollout_metrics", interrupted)
+    monkeypatch.setattr("supervisor.cli.retrain.rollout_metrics", interrupted)
     with pytest.raises(KeyboardInterrupt):
         again(recorded, tmp_path / "new")
     assert losses(tmp_path / "new") == losses(Path(recorded.run_dir))[:1] and latest(tmp_path / "new").name == "000001"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.rules.early import FIRST, EarlyStall, student_quantile
+from controller.rules.early_stop import FIRST, EarlyStall, student_quantile
 from controller.rules.turn import turn_score
 
 MOST = 400

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.rules.tail import entropy_bounds, estimate
+from controller.rules.topk_bounds import entropy_bounds, estimate
 
 logits = st.lists(st.floats(-30, 30), min_size=3, max_size=60)
 

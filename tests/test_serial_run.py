@@ -18,34 +18,34 @@ from rich.console import Console
 from run_fixtures import job_in, noted_engines, played_serially, small_config, trajectories_of
 from safetensors.torch import load_file
 
-import controller.engine.pool
+import engine.pool
 import learner.publish
 from actors.episode import EpisodePlayer
 from config import Job
 from controller.admission import episode_seed, task_of_group
-from controller.engine.fake import FakeEngine
-from controller.engine.pool import EnginePool
-from controller.main import Controller
+from controller.controller import Controller
 from controller.signals import SignalRouter
 from controller.think_tokens import think_tokens
 from controller.turns import TurnRunner
+from engine.fake.server import FakeEngine
+from engine.pool import EnginePool
 from envs.registry import make_environment
-from learner.build import build_policy
 from learner.checkpoint import latest
-from learner.main import Learner
-from learner.policy import load_policy
+from learner.learner import Learner
+from learner.model.policy import load_policy
 from learner.publish import Publisher, snapshot
 from learner.training import Training
+from learner.warm_start.build import build_policy
 from protocol.arrays import FLOAT16, FLOAT32, UINT8, unpack
 from protocol.messages import DropReason, EpisodeKey, Lease, Trajectory
 from protocol.prompting import load_prompter
-from supervisor.children import RunFailed
-from supervisor.cli import resolve
+from supervisor.cli.main import resolve
 from supervisor.job import prepare
+from supervisor.process import RunFailed
 from supervisor.serial import train_serially
-from telemetry.collapse import SignWatch
-from telemetry.fields import undocumented
-from telemetry.metrics_file import METRICS_FILE, read_metrics
+from telemetry.analysis.collapse import SignWatch
+from telemetry.metrics_schema import undocumented
+from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 
 pytestmark = pytest.mark.slow
 
@@ -86,13 +86,13 @@ def test_every_metric_it_writes_is_documented(finished):
 
 def test_invariant_1_nothing_is_played_before_the_learners_weights_are_in_the_engine(tmp_path: Path, monkeypatch):
     """What an engine starts with has no version, so it would be older than any bound."""
-    real = controller.engine.pool.apply_weights
+    real = engine.pool.apply_weights
 
     async def slow_at_first(engine, path, version, *rest, **named):
         await asyncio.sleep(2.0 if version == 0 else 0.0)  # a lease needs milliseconds
         return await real(engine, path, version, *rest, **named)
 
-    monkeypatch.setattr(controller.engine.pool, "apply_weights", slow_at_first)
+    monkeypatch.setattr(engine.pool, "apply_weights", slow_at_first)
     _, trajectories, _ = serial_run(tmp_path / "run", run__updates="1")
     assert min(span.version for t in trajectories for turn in t.turns for span in turn.kept.spans) == 0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from run_fixtures import ROOT, SMALL, options, running, with_shadows
 
-from supervisor.children import our_environment, start
+from supervisor.process import our_environment, start
 
 FOREIGN = ("random", "torch", "zmq")
 """Names of others' modules, which are found in the working directory by `python -m` alone."""

@@ -20,12 +20,12 @@ from run_fixtures import Run, job_in, noted_engines, running_small, small_config
 from test_serial_run import serial_run
 
 from actors.route import shard_of
-from controller.engine.client import EngineError
-from controller.engine.fake import FakeEngine
-from controller.permits import is_permitted, permit
-from controller.shard import Shard
-from controller.shards import Shards, together
-from learner.policy import load_policy
+from controller.lease_token import is_permitted, permit
+from controller.shard_registry import Shards, together
+from controller.shard_worker import Shard
+from engine.client import EngineError
+from engine.fake.server import FakeEngine
+from learner.model.policy import load_policy
 from learner.publish import Publisher, snapshot
 from protocol.arrays import INT32, pack
 from protocol.codec import FrameReader, decode, encode

@@ -18,8 +18,8 @@ from benchmarks.hosts import NotPermitted, addresses
 from config import ConfigError
 from learner.checkpoint import latest
 from protocol.lifetime import dying_with_parent
-from supervisor.cli import main
-from supervisor.machines import Machines, run_settings
+from supervisor.cli.main import main
+from supervisor.cluster.layout import Machines, run_settings
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("actors", "controller", "envs", "learner", "protocol", "supervisor", "telemetry")
+PACKAGES = ("actors", "controller", "engine", "envs", "learner", "protocol", "supervisor", "telemetry")
 TOP = (*PACKAGES, "config", "run")
 """Everything of this project that can be imported."""
 
@@ -19,14 +19,19 @@ MAY_IMPORT = {
     "envs": set(),
     "telemetry": {"protocol", "config"},
     "actors": {"envs", "protocol", "config", "telemetry"},
-    "controller": {"envs", "protocol", "config", "telemetry"},
+    "controller": {"engine", "envs", "protocol", "config", "telemetry"},
+    "engine": {"protocol", "config"},
     "learner": {"envs", "protocol", "config", "telemetry"},
 }
 """What each part may import besides itself. Those that are not here start the others, and may import them all but run."""
 
-MAY_IMPORT_TOO = {"learner": {"controller.engine.weight_sender"}, "envs": {"protocol.files"}}
+MAY_IMPORT_TOO = {
+    "learner": {"engine.nccl_sender"},
+    "envs": {"protocol.files"},
+    "engine": {"controller.rules.scores", "controller.rules.thinking"},
+}
 """Single modules of other parts. The sending end of vLLM's NCCL transfer is vLLM's code, which the learner has to call and only
-controller/engine/ may know: a module there keeps vLLM in one folder, and the learner from the rest of the controller. What makes
+engine/ may know: a module there keeps vLLM in one folder, and the learner from the rest of the controller. What makes
 files of an environment writes them as all others do."""
 
 TIME_OF_DAY = "telemetry/time_of_day.py"
@@ -36,18 +41,18 @@ MAY_WRITE = {
     "benchmarks": "what they write is for who runs them, who sees it fail",
     "learner/checkpoint_damage.py": "into a directory that gets its name once it is complete",
     "learner/checkpoint.py": "into a directory that gets its name once it is complete, and a state that replaces another (`writing`)",
-    "learner/episode_log.py": "records with checksums, of which a torn one is passed over",
+    "learner/data/episode_log.py": "records with checksums, of which a torn one is passed over",
     "learner/publish.py": "a file that gets its name once it is complete (`writing`)",
     "protocol/files.py": "all others write by it",
-    "supervisor/children.py": "logs of processes",
-    "telemetry/event_files.py": "records with checksums",
-    "telemetry/spans.py": "lines, of which a torn one is passed over",
+    "supervisor/process.py": "logs of processes",
+    "telemetry/sinks/event_files.py": "records with checksums",
+    "telemetry/probes/spans.py": "lines, of which a torn one is passed over",
 }
 """Who may write a file in another way than by protocol/files.py, and why: a file that is torn is there, and is no file."""
 
 WRITES = r"""\.write_(?:text|bytes)\(|\bopen\([^)\n]*["'][wax]b?\+?["']|\.open\(["']\w*[wax+]|json\.dump\(|np\.savez?\(|\bsave_file\("""
 
-MAX_LINES = 400
+MAX_LINES = 550
 SETTINGS = Path("config.py")  # one table, as long as there are settings
 NO_NAMES = {"utils", "util", "helpers", "misc", "common"}
 
@@ -108,12 +113,12 @@ def test_nobody_imports_the_tests_or_benchmarks() -> None:
 
 
 def test_vllm_is_imported_only_by_the_engine() -> None:
-    assert {name for name in importers("vllm") if not name.startswith("controller/engine/")} == set()
+    assert {name for name in importers("vllm") if not name.startswith("engine/")} == set()
 
 
 @pytest.mark.parametrize("library", ["torch", "transformers"])
 def test_torch_is_imported_only_by_the_engine_and_the_learner(library: str) -> None:
-    assert {name for name in importers(library) if not name.startswith(("controller/engine/", "learner/", "benchmarks/"))} == set()
+    assert {name for name in importers(library) if not name.startswith(("engine/", "learner/", "benchmarks/"))} == set()
 
 
 
@@ -131,7 +136,7 @@ def test_files_are_complete_or_absent(source: Path) -> None:
 
 
 @modules
-def test_a_module_fits_in_400_lines(source: Path) -> None:
+def test_a_module_is_no_giant(source: Path) -> None:
     assert source == SETTINGS or len((ROOT / source).read_text().splitlines()) <= MAX_LINES
 
 

@@ -16,18 +16,18 @@ import pytest
 from rich.console import Console
 from run_fixtures import ROOT, options, processes, small_engine, with_shadows
 
-import supervisor.sweep
+import supervisor.cli.sweep
 from config import ConfigError
 from learner.checkpoint import by_update
 from protocol.lifetime import dying_with_parent
-from supervisor.cli import main
+from supervisor.cli.main import main
+from supervisor.cli.sweep import Cell, is_finished, plan, sweep, updates_so_far
+from supervisor.cli.sweep_tables import effects_table, figures
 from supervisor.job import locked
-from supervisor.sweep import Cell, is_finished, plan, sweep, updates_so_far
-from supervisor.sweep_tables import effects_table, figures
-from telemetry.intervals import of_median
-from telemetry.pages.comparison import compare, ideal_speed_up, run_measures, seconds_per_update
-from telemetry.pages.effects import effects
-from telemetry.pages.sweep_page import numeric, page
+from telemetry.analysis.compare_runs import compare, ideal_speed_up, run_measures, seconds_per_update
+from telemetry.analysis.effects import effects
+from telemetry.analysis.intervals import of_median
+from telemetry.html.sweep_page import numeric, page
 
 
 def test_settings_with_several_values_are_varied_and_seeds_are_the_outer_loop() -> None:
@@ -223,7 +223,7 @@ async def begun(directory: Path, settings: dict[str, str], cwd: Path = ROOT) -> 
 def test_runs_beside_each_other_do_not_spin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, slots: int, waits: str | None) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     started = []
-    monkeypatch.setattr(supervisor.sweep, "start", lambda *arguments: started.append(arguments[3].get("OMP_WAIT_POLICY")) or Gone())
+    monkeypatch.setattr(supervisor.cli.sweep, "start", lambda *arguments: started.append(arguments[3].get("OMP_WAIT_POLICY")) or Gone())
     assert sweep(tmp_path / "sweep", plan({"control": "off,t2po"}, seeds=1), slots, Console(quiet=True)) == 1
     assert started == [waits, waits]
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from config import RunSection
 from protocol.messages import Stats
-from telemetry.collapse import before_signs, collapsed, signs
+from telemetry.analysis.collapse import before_signs, collapsed, signs
 from telemetry.progress import Progress
 from telemetry.state import RunState
 from telemetry.summary import summarise, summary_text

@@ -18,7 +18,7 @@ import telemetry
 from protocol.codec import decode, encode
 from protocol.messages import Stats
 from telemetry.collector import Collector
-from telemetry.metrics_file import MetricsFile, read_metrics, to_line
+from telemetry.sinks.metrics_file import MetricsFile, read_metrics, to_line
 from telemetry.state import RunState
 from telemetry.summary import summarise
 
@@ -327,7 +327,7 @@ def test_tensorboard_reads_what_was_written(run: Run, tmp_path: Path) -> None:
 def test_telemetry_imports_no_torch(tmp_path: Path) -> None:
     program = "\n".join(
         [
-            "import pathlib, sys, telemetry.collector, telemetry.loop_lag, telemetry.progress, telemetry.summary",
+            "import pathlib, sys, telemetry.collector, telemetry.probes.loop_lag, telemetry.progress, telemetry.summary",
             "telemetry.collector.Collector(pathlib.Path(sys.argv[1])).close()",
             "print(sorted({'torch', 'vllm', 'tensorflow'} & set(sys.modules)))",
         ]

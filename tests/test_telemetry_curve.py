@@ -2,7 +2,7 @@
 
 from xml.etree import ElementTree
 
-from telemetry.curve import SMOOTHING, curves, svg
+from telemetry.analysis.curve import SMOOTHING, curves, svg
 
 METRICS = [
     {"kind": "evaluation", "update": 0, "success": 0.25},

@@ -11,8 +11,19 @@ from hypothesis import strategies as st
 
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
 from protocol.messages import Attempt, ControlEvent, EpisodeKey, Span, StopReason, Trajectory, Turn
-from telemetry.exploration import FLAT, GAMMA_BINS, Exploration, equal_returns, flat_tail, gammas, measures, quantile, tallies, whole
-from telemetry.fields import undocumented
+from telemetry.analysis.exploration import (
+    FLAT,
+    GAMMA_BINS,
+    Exploration,
+    equal_returns,
+    flat_tail,
+    gammas,
+    measures,
+    quantile,
+    tallies,
+    whole,
+)
+from telemetry.metrics_schema import undocumented
 
 
 def attempt(
@@ -177,7 +188,7 @@ def test_a_quantile_of_the_histogram_is_that_of_the_values_to_a_bins_width(value
 
 
 def test_what_a_run_remembers_is_bounded_and_its_numbers_stay_right(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("telemetry.exploration.LIMIT", 1000)
+    monkeypatch.setattr("telemetry.analysis.exploration.LIMIT", 1000)
     seen, rng = Exploration(), np.random.default_rng(0)
     batches = [set(rng.integers(0, 2**63, 400).tolist()) for _ in range(40)]
     for digests in [*batches[:39], batches[38] | batches[39]]:

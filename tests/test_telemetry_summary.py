@@ -11,10 +11,10 @@ import pytest
 
 from config import RunSection
 from protocol.messages import DropReason, Stats
-from telemetry.fields import FIELDS, field_of, tag_of, undocumented
+from telemetry.format import duration
+from telemetry.metrics_schema import FIELDS, field_of, tag_of, undocumented
 from telemetry.state import RunState
 from telemetry.summary import summarise, summary_text, write_summary
-from telemetry.text import duration
 
 REQUIRED = {
     "updates", "wall_seconds", "generated_tokens", "trained_tokens", "success_first", "success_last", "tokens_per_success",

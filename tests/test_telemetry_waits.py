@@ -20,16 +20,16 @@ from run_fixtures import ROOT
 
 from config import RunSection
 from controller.admission import Admission, AdmissionSettings
-from controller.engine.pool import Health
 from controller.waits import ControllerWaits, Situation
-from protocol.checks import of_stats
+from engine.pool import Health
 from protocol.lifetime import dying_with_parent
 from protocol.messages import Stats
+from protocol.validation import of_stats
 from telemetry.collector import Collector
+from telemetry.probes.waits import FORGOTTEN_AFTER_SECONDS, SHOWN_AFTER_SECONDS, OwnWaits, StandingConditions, WaitBook
 from telemetry.progress import Progress, panel, status_line
+from telemetry.sinks.status_file import read_status, status_of
 from telemetry.state import RunState
-from telemetry.status_file import read_status, status_of
-from telemetry.waits import FORGOTTEN_AFTER_SECONDS, SHOWN_AFTER_SECONDS, OwnWaits, StandingConditions, WaitBook
 
 SETTINGS = AdmissionSettings(
     groups=2, group_size=2, max_staleness=1, max_leases=5, seed=0, train_size=3, held_out_size=3

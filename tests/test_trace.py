@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from run_fixtures import job_in, small_config
 
-from supervisor.cli import main
+from supervisor.cli.main import main
 from supervisor.serial import train_serially
-from telemetry import spans as spans_module
-from telemetry.spans import SpanFile, read_spans
-from telemetry.trace import of_update, totals, trace_events
+from telemetry.probes import spans as spans_module
+from telemetry.probes.spans import SpanFile, read_spans
+from telemetry.probes.trace import of_update, totals, trace_events
 
 
 def span(name: str, start: float, end: float, track: str = "", **numbers: int) -> dict:

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from config import ConfigError
-from telemetry.trackers import RETRY_RECORDS, Tracker, check_tracker
+from telemetry.sinks.trackers import RETRY_RECORDS, Tracker, check_tracker
 
 PROGRAM = """
 import sys
 from pathlib import Path
-from telemetry.trackers import Tracker
+from telemetry.sinks.trackers import Tracker
 tracker = Tracker(sys.argv[1], Path("runs/first"), {"run.seed": 3})
 tracker.log({"kind": "update", "update": 1, "reward": 0.5, "epsilon": None})
 tracker.log({"kind": "evaluation", "update": 1, "success": 0.25})
@@ -55,7 +55,7 @@ def test_wandb_takes_a_run_without_a_network(tmp_path: Path) -> None:
 
 
 def test_a_tracker_that_is_not_installed_is_an_error_that_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("telemetry.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("telemetry.sinks.trackers.find_spec", lambda name: None)
     check_tracker("none")
     with pytest.raises(ConfigError, match=r"run\.tracker: wandb is not installed; install the extra 'wandb'"):
         check_tracker("wandb")

@@ -19,22 +19,23 @@ from link_fixtures import Proxy
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-import controller.engine.pool as pool_module
+import engine.pool as pool_module
 from config import Config, ControlSection, EngineSection, SamplingSection
-from controller.engine import connection, gate
-from controller.engine.client import GENERATE, EngineClient, Sampling
-from controller.engine.connection import EngineError
-from controller.engine.fake import FakeEngine
-from controller.engine.fake_generation import Generator, Request
-from controller.engine.gate import bearer
-from controller.engine.pool import EnginePool, Health
 from controller.progress import TurnStuck
-from controller.rules.early import FIRST
+from controller.rules.early_stop import FIRST
 from controller.rules.thinking import DelegatedRule, ThinkingSettings
 from controller.signals import SignalRouter, Watch
-from controller.stream import Streamer
+from controller.streaming import Streamer
 from controller.think_tokens import ThinkTokens
 from controller.turns import MAX_LOST, TurnRunner
+from engine import connection
+from engine.client import GENERATE, EngineClient, Sampling
+from engine.connection import EngineError
+from engine.fake.generation import Generator, Request
+from engine.fake.server import FakeEngine
+from engine.plugin import auth as gate
+from engine.plugin.auth import bearer
+from engine.pool import EnginePool, Health
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
 from protocol.codec import encode
 from protocol.messages import EpisodeKey, SignalFrame, Steer, StopReason, TurnFailed, TurnRequest, TurnResult

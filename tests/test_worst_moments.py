@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from run_fixtures import Run, dies_at, running_small
 
-from learner.batches import read_order
+from learner.data.batch_order import read_order
 
 pytestmark = pytest.mark.slow
 
@@ -27,9 +27,9 @@ def assert_each_once(run: Run, updates: int) -> None:
     ("name", "moment"),
     [
         ("learner", "learner.checkpoint:save_policy after 3"),  # the weights of a checkpoint are written, but not its state
-        ("learner", "learner.episode_log:EpisodeLog.append after 12"),  # an episode is in the log, and not acknowledged
+        ("learner", "learner.data.episode_log:EpisodeLog.append after 12"),  # an episode is in the log, and not acknowledged
         ("learner", "learner.outgoing:Outgoing._announce after 3"),  # weights are announced, and no engine has them
-        ("controller", "controller.engine.pool:EnginePool.apply_weights after 3"),  # engines have weights, and nobody knows it
+        ("controller", "engine.pool:EnginePool.apply_weights after 3"),  # engines have weights, and nobody knows it
     ],
     ids=["in a checkpoint", "before an acknowledgement", "after announcing weights", "before reporting weights"],
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from config import LearnerSection
-from telemetry.exploration import equal_returns
+from telemetry.analysis.exploration import equal_returns
 
 EPSILON = 1e-6
 """Added to a standard deviation before it divides."""

@@ -1,5 +1,5 @@
 """V-trace over turns: values of the policy in training from episodes that older weights played (Espeholt et al. 2018, IMPALA,
-arXiv 1802.01561, eq. 1 and §4.2). The loss of its tokens: learner/corrections/vtrace.py."""
+arXiv 1802.01561, eq. 1 and §4.2). The loss of its tokens: learner/losses/vtrace.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from config import LearnerSection
 from learner.advantages.returns import EpisodeReturns
-from learner.corrections.ratio import MAX_LOG_RATIO
+from learner.losses.ratio import MAX_LOG_RATIO
 
 
 def vtrace(episode: EpisodeReturns, settings: LearnerSection) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,302 @@
+"""The engine as the controller sees it: turns over one HTTP session, administration over another, so that neither waits for the other.
+
+Speaks vLLM's token-in, token-out interface (/inference/v1/generate): measured as fast as /v1/completions, and it returns which
+weights produced which token. Imports neither vllm nor torch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from math import isfinite
+from secrets import token_hex
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from controller.rules.thinking import DelegatedRule
+from engine.connection import (
+    MAX_ANSWER_BYTES,
+    EngineError,
+    EngineTaken,
+    EngineUnreachable,
+    check_status,
+    events,
+    new_session,
+    read_at_most,
+    reason_of,
+)
+from engine.constants import CLAIM, PACKED, PATTERN, RULE, RUN, TURN, UNKNOWN_VERSION, engine_request_id
+from engine.plugin.auth import bearer
+from engine.responses import Chunk, Generation, read_chunk, read_generation, version_number
+from protocol.messages import Transfer
+
+GENERATE = "/inference/v1/generate"
+
+ABORT_SECONDS = 5.0
+"""For one try to tell the engine of turns that were left."""
+ABORT_EVERY = 1.0
+ABORT_TRIES = 10
+RELEASE_SECONDS = 1.0
+"""For telling an engine that the run is over: its claim lapses anyway."""
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How a response is sampled. `cache_salt` keeps prefixes computed by other weights apart. `repeats` > 1: the turn ends, with finish
+    reason "repetition", once it says the same so many times on end."""
+
+    max_tokens: int
+    cache_salt: str
+    temperature: float = 1.0
+    seed: int | None = None
+    stop_token_ids: list[int] = []
+    repeats: int = 0
+
+
+class EngineClient:
+    """One engine. Safe to use from any number of tasks of one event loop."""
+
+    def __init__(self, url: str, key: str = "", run: str = "") -> None:
+        """`key`: what the engine wants to be told, if anything. `run`: whose the engine is to be."""
+        self.url = url.rstrip("/")
+        self._headers = ({"Authorization": bearer(key)} if key else {}) | ({RUN: run} if run else {})
+        self.taken: EngineTaken | None = None
+        """What it said when it was another run's."""
+        self._sessions: dict[str, aiohttp.ClientSession] = {}
+        self._left: set[str] = set()  # turns whose answer nobody waits for, which the engine may not know
+        self._aborting: asyncio.Task[None] | None = None
+        self._closing = False
+
+    async def close(self) -> None:
+        """Tell the engine of the turns that were left, once more, and that it is free for another run."""
+        if self._closing:
+            return
+        self._closing = True
+        if self._aborting is not None:
+            await asyncio.wait({self._aborting}, timeout=1.0)
+            self._aborting.cancel()
+            await asyncio.wait({self._aborting})
+        if RUN in self._headers:
+            with contextlib.suppress(EngineError, TimeoutError):
+                async with asyncio.timeout(RELEASE_SECONDS):
+                    await self._call("admin", "DELETE", CLAIM)
+        for session in self._sessions.values():
+            await session.close()
+
+    # --- turns
+
+    async def generate(
+        self, turn_id: str, prompt: list[int], sampling: Sampling, *, watched: bool, rule: DelegatedRule | None = None
+    ) -> Generation:
+        """A response to `prompt` (token ids). `turn_id` is of this call alone, since one that is lost may go on in the engine; `watched`
+        turns appear in signal frames under it; the engine carries out `rule` on them. However the call ends, the turn ends in the engine.
+        Raises EngineError.
+        """
+        body = _body(turn_id, prompt, sampling, top_k=0)  # of the sampled token alone
+        if watched:
+            body["sampling_params"]["extra_args"] = {TURN: turn_id} | ({} if rule is None else {RULE: msgspec.json.encode(rule).decode()})
+        with self._aborted_if_left(turn_id):
+            raw = await self._call("turns", "POST", GENERATE, body)
+        try:
+            return read_generation(raw)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise EngineError(f"the engine's answer to turn {turn_id} cannot be read: {error}") from None
+
+    async def stream(self, turn_id: str, prompt: list[int], sampling: Sampling, *, top_k: int) -> AsyncIterator[Chunk]:
+        """A response as it is generated, each token with the log-probs of the `top_k` most likely ones (or of one fewer, where the
+        sampled token is none of them); otherwise as `generate`. Needs no plugin in the engine. Raises EngineError, also when the
+        stream ends without a last chunk.
+        """
+        body = _body(turn_id, prompt, sampling, top_k) | {"stream": True}
+        try:
+            with self._aborted_if_left(turn_id):
+                async with self._open("turns", "POST", GENERATE, body) as response:
+                    async for data in events(response):
+                        if data.startswith(b'{"error"'):
+                            raise EngineError(f"POST {self.url}{GENERATE}: {reason_of(data)}")
+                        chunk = read_chunk(data)
+                        yield chunk
+                        if chunk.finish_reason is not None:
+                            return  # what follows says nothing ("[DONE]"), and may never come
+                raise EngineUnreachable(f"the engine's stream for turn {turn_id} ended before the response did")
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise EngineError(f"the engine's stream for turn {turn_id} cannot be read: {error}") from None
+
+    async def abort(self, turn_id: str) -> None:
+        """End the turn: its `generate` returns what there is, with finish reason "abort", and its `stream` ends. Nothing happens if
+        it has finished."""
+        await self._abort([turn_id])
+
+    async def _abort(self, turn_ids: list[str]) -> None:
+        await self._call("admin", "POST", "/abort_requests", {"request_ids": [engine_request_id(turn_id) for turn_id in turn_ids]})
+
+    # --- administration
+
+    async def health(self) -> bool:
+        """Whether the engine answers and says that it is well."""
+        try:
+            await self._call("admin", "GET", "/health")
+        except EngineError:
+            return False
+        return True
+
+    async def pause(self) -> None:
+        """Freeze generation between two steps. Running turns keep their place and their KV cache."""
+        await self._call("admin", "POST", "/pause?mode=keep&clear_cache=false")
+
+    async def resume(self) -> None:
+        """Let frozen turns go on. Nothing happens if the engine is not paused."""
+        await self._call("admin", "POST", "/resume")
+
+    async def is_paused(self) -> bool:
+        return bool((await self._ask("/is_paused"))["is_paused"])
+
+    async def weight_version(self) -> int | None:
+        """The version of the last finished update; None before the first."""
+        version = (await self._ask("/weight_info"))["weight_version"]
+        number = version_number(version)
+        return None if number == UNKNOWN_VERSION else number
+
+    async def computes(self) -> bool:
+        """Whether its model computes numbers: the log-prob of one token is none where it computes NaN or infinity. Raises EngineError."""
+        name = f"probe-{token_hex(8)}"
+        generation = await self.generate(name, [0], Sampling(max_tokens=1, cache_salt=name), watched=False)
+        return all(map(isfinite, generation.log_probs))
+
+    async def forget_version(self) -> None:
+        """Whatever weights an earlier run has left, they are none of this one's versions."""
+        await self._call("admin", "POST", "/update_weight_version", {"new_version": str(UNKNOWN_VERSION)})
+
+    async def start_update(self) -> None:
+        await self._call("admin", "POST", "/start_weight_update", {})
+
+    async def update_weights(self, path: str, version: int, checksum: str, verify: bool = False) -> None:
+        """Load the safetensors file at `path`, whose SHA-256 must be `checksum`; between `start_update` and `finish_update`.
+
+        `verify` also compares the loaded weights with the file afterwards. Raises EngineError, with the old weights still in
+        place, when file and checksum disagree.
+        """
+        info = {"path": path, "version": version, "checksum": checksum, "verify": verify}
+        await self._call("admin", "POST", "/update_weights", {"update_info": info})
+
+    async def workers(self) -> int:
+        """Processes that hold the engine's model: as many ranks where weights are sent over NCCL."""
+        return int((await self._ask("/get_world_size"))["world_size"])
+
+    async def join(self, host: str, port: int, rank: int, size: int) -> None:
+        """Have the engine's one worker meet the learner, which is rank 0, at `host`:`port`, as `rank` of `size`.
+
+        Returns when all ranks are there. The engine lets go of what an earlier run has left: its group, and the version of its weights,
+        or weights of the same version would be taken for received. Raises EngineError.
+        """
+        await self._call("admin", "POST", "/shutdown_weight_transfer_engine")
+        await self.forget_version()
+        info = {"master_address": host, "master_port": port, "rank_offset": rank, "world_size": size, **PACKED}
+        await self._call("admin", "POST", "/init_weight_transfer_engine", {"init_info": info})
+
+    async def receive_weights(self, transfer: Transfer) -> None:
+        """Load what the learner sends meanwhile; between `start_update` and `finish_update`, after `join`. Returns when it has arrived.
+
+        Raises EngineError, and what weights the engine then has is not known.
+        """
+        info = {"names": transfer.names, "dtype_names": transfer.dtypes, "shapes": transfer.shapes}
+        await self._call("admin", "POST", "/update_weights", {"update_info": info})
+
+    async def finish_update(self, version: int) -> None:
+        """Put the loaded weights to use, as `version`."""
+        await self._call("admin", "POST", "/finish_weight_update", {"weight_version": str(version)})
+
+    async def checksums(self) -> dict[str, str]:
+        """SHA-256 of each weight as the engine's workers hold it. On a CPU, those of linear layers are of empty tensors: vLLM
+        keeps packed copies only.
+        """
+        return msgspec.json.decode(await self._call("admin", "POST", "/weight_checker", {"action": "checksum"}))["checksums"]
+
+    # --- HTTP
+
+    async def _ask(self, path: str) -> dict:
+        return msgspec.json.decode(await self._call("admin", "GET", path))
+
+    def _session(self, name: str) -> aiohttp.ClientSession:
+        """Administration opens a connection for each call: after an error of its own, vLLM closes the one that it came through, and
+        whoever uses that again loses a call of which nobody knows whether it was carried out.
+        """
+        if name not in self._sessions:
+            self._sessions[name] = new_session(self._headers, reuses=name != "admin")
+        return self._sessions[name]
+
+    @contextlib.asynccontextmanager
+    async def _open(self, session: str, method: str, path: str, body: dict | None = None) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer, whose body has not been read. Raises EngineError, for what goes wrong inside, too."""
+        what = f"{method} {self.url}{path}"
+        data = None if body is None else msgspec.json.encode(body)
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        opened = self._session(session).request(method, self.url + path, data=data, headers=headers, allow_redirects=False)
+        try:
+            async with opened as response:
+                await check_status(what, response)
+                yield response
+        except EngineTaken as error:
+            self.taken = error
+            raise
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise EngineUnreachable(f"{what}: {error or type(error).__name__}") from None
+
+    async def _call(self, session: str, method: str, path: str, body: dict | None = None) -> bytes:
+        """The body of the answer. It is asked once: whoever asks again knows whether that may be done twice."""
+        async with self._open(session, method, path, body) as response:
+            raw = await read_at_most(response, MAX_ANSWER_BYTES + 1)
+        if len(raw) > MAX_ANSWER_BYTES:
+            raise EngineError(f"{method} {self.url}{path}: an answer of more than {MAX_ANSWER_BYTES} bytes")
+        return raw
+
+    # --- turns that were left
+
+    @contextlib.contextmanager
+    def _aborted_if_left(self, turn_id: str) -> Iterator[None]:
+        """A turn that ends inside without its answer (the connection was lost, nobody waits any more) is aborted, soon: its connection's
+        end may not reach the engine, nor be noticed there."""
+        answered = False
+        try:
+            yield
+            answered = True
+        finally:
+            if not answered and not self._closing:
+                self._left.add(turn_id)
+                if self._aborting is None or self._aborting.done():
+                    self._aborting = asyncio.create_task(self._abort_left())
+
+    async def _abort_left(self) -> None:
+        """All that were left, together. An engine that cannot be told for a minute has ended them, or will."""
+        tries = 0
+        while self._left and tries < ABORT_TRIES:
+            names = sorted(self._left)
+            try:
+                async with asyncio.timeout(ABORT_SECONDS):
+                    await self._abort(names)
+                self._left.difference_update(names)
+                tries = 0
+            except (EngineError, TimeoutError):
+                tries += 1
+                if self._closing:
+                    return
+                await asyncio.sleep(ABORT_EVERY)
+        self._left.clear()
+
+
+def _body(turn_id: str, prompt: list[int], sampling: Sampling, top_k: int) -> dict[str, Any]:
+    """The request, as vLLM's /inference/v1/generate takes it."""
+    params: dict[str, Any] = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "stop_token_ids": sampling.stop_token_ids,
+        "logprobs": top_k,
+        "detokenize": False,
+    }
+    if sampling.seed is not None:
+        params["seed"] = sampling.seed
+    if sampling.repeats > 1:
+        params["repetition_detection"] = {"max_pattern_size": PATTERN, "min_count": sampling.repeats}
+    return {"request_id": turn_id, "token_ids": prompt, "sampling_params": params, "cache_salt": sampling.cache_salt}

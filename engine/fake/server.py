@@ -1,0 +1,278 @@
+"""A small engine for tests and for `--serial`: vLLM's HTTP, abort and weight protocols as far as we use them, and our own signals.
+
+It runs inside an event loop that is already running, beside everything else of a run. What it generates comes from
+`fake_generation.py`; the same protocol tests run against it and against vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from controller.rules.thinking import DelegatedRule
+from engine.constants import CLAIM, GATED, RULE, RUN, TURN, engine_request_id
+from engine.fake.generation import Generator, Request
+from engine.plugin.auth import EVENTS, LAPSES_SECONDS, OPEN, TAKEN, TAKEN_STATUS, Claim, LivelyStream, knows_key, lively_headers
+from protocol.security import HEARTBEAT_SECONDS
+
+MAX_BODY = 16 << 20
+"""Bytes. A prompt of a million tokens."""
+
+Handler = Callable[[web.Request], Awaitable[web.Response]]
+
+
+class FakeEngine:
+    """`url = await engine.start()`, and `await engine.stop()` when done."""
+
+    def __init__(
+        self,
+        model_dir: str | Path,
+        *,
+        port: int = 0,
+        signals: str | None = None,
+        top_j: int = 20,
+        key: str = "",
+        keys: str = "",
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    ) -> None:
+        """Serve the Hugging Face model in `model_dir` at 127.0.0.1:`port` (0: any free one). `signals`: ZeroMQ address at which the
+        controller's ROUTER is bound, for whom `keys` is a directory of (protocol/security.py); None: no signals and no steers. `top_j`:
+        see uncertainty.py. `key`: what whoever asks must know. `heartbeat_seconds`: of the connection for signals.
+        """
+        self._port = port
+        self._key = key
+        self._claim = Claim()
+        self._settings = (Path(model_dir), signals, top_j, keys, heartbeat_seconds)
+        self._runner: web.AppRunner | None = None
+        self._updating = False
+        self._loaded = False
+
+    async def start(self) -> str:
+        """The URL at which the engine answers from now on."""
+        self._generator = Generator(*self._settings)
+        self._loop = asyncio.create_task(self._generator.run())
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_as_vllm, self._gate])
+        app.on_response_prepare.append(_mark)
+        app.router.add_routes(self._routes())
+        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, "127.0.0.1", self._port)
+        await site.start()
+        host, port = self._runner.addresses[0][:2]
+        return f"http://{host}:{port}"
+
+    def _routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/health", self._health),
+            web.delete(CLAIM, self._release),
+            web.post("/inference/v1/generate", self._generate),
+            web.post("/abort_requests", self._abort),
+            web.post("/pause", self._pause),
+            web.post("/resume", self._resume),
+            web.get("/is_paused", self._is_paused),
+            web.get("/weight_info", self._weight_info),
+            web.post("/update_weight_version", self._relabel),
+            web.post("/start_weight_update", self._start_update),
+            web.post("/update_weights", self._update),
+            web.post("/finish_weight_update", self._finish_update),
+            web.post("/weight_checker", self._checksums),
+        ]
+
+    async def stop(self) -> None:
+        for request in self._generator.requests:
+            request.finish("abort")
+        self._loop.cancel()
+        await asyncio.wait([self._loop])
+        await self._runner.cleanup()
+
+    @web.middleware
+    async def _gate(self, raw: web.Request, handler: Handler) -> web.Response:
+        known = knows_key(raw.headers.get("Authorization", ""), self._key)
+        refused = known and self._claim.is_refused(raw.headers.get(RUN, ""))
+        if raw.path not in OPEN and not known:
+            raise web.HTTPUnauthorized(text="the key of this engine is needed")
+        if raw.path not in OPEN and refused:
+            return _json({"error": {"message": TAKEN.format(LAPSES_SECONDS), "code": TAKEN_STATUS}}, TAKEN_STATUS)
+        return await handler(raw)
+
+    async def _release(self, raw: web.Request) -> web.Response:
+        self._claim.release(raw.headers.get(RUN, ""))
+        return _json({})
+
+    # --- turns
+
+    async def _generate(self, raw: web.Request) -> web.StreamResponse:
+        body = await raw.json()
+        sampling = body["sampling_params"]
+        prompt = body["token_ids"]
+        if not prompt or not all(0 <= token < self._generator.vocabulary for token in prompt):
+            raise web.HTTPBadRequest(text="the prompt is empty, or holds tokens outside the vocabulary")
+        stop = frozenset(sampling.get("stop_token_ids") or ())
+        extra = sampling.get("extra_args") or {}
+        delegated = msgspec.json.decode(extra[RULE], type=DelegatedRule) if RULE in extra else None
+        repetition = sampling.get("repetition_detection") or {}
+        request = Request(
+            id=engine_request_id(body.get("request_id", "")),
+            prompt=prompt,
+            max_tokens=sampling.get("max_tokens", 16),
+            temperature=sampling.get("temperature", 1.0),
+            stop=stop if sampling.get("ignore_eos") else stop | self._generator.end_tokens,
+            turn_id=extra.get(TURN),
+            seed=sampling.get("seed"),
+            rule=delegated and delegated.begin(),
+            queue=delegated.queue if delegated else [],
+            pattern=repetition.get("max_pattern_size", 0),
+            min_count=repetition.get("min_count", 0),
+        )
+        self._check_alive()
+        request.top_k = sampling.get("logprobs") or 0
+        self._generator.add(request)
+        if body.get("stream"):
+            return await self._stream(raw, request)
+        try:
+            await request.finished.wait()
+        finally:
+            request.finish("abort")  # the client has gone
+        self._check_alive()
+        return _json(_answer(request))
+
+    async def _stream(self, raw: web.Request, request: Request) -> web.StreamResponse:
+        """An event a token; the last one has no token of its own if the request was aborted."""
+        response = web.StreamResponse(headers={"Content-Type": EVENTS, **lively_headers()})
+        await response.prepare(raw)
+        stream = LivelyStream(lambda piece, more: response.write(piece))
+        sent = 0
+        try:
+            while True:
+                await request.grown.wait()
+                request.grown.clear()
+                ended = request.finish_reason is not None
+                while sent < len(request.tokens) or ended:
+                    last = ended and sent >= len(request.tokens) - 1
+                    event = _event(request, slice(sent, sent + 1), last)
+                    await stream.send(b"data: " + msgspec.json.encode(event) + b"\n\n")
+                    sent += 1
+                    if last:
+                        await stream.send(b"data: [DONE]\n\n", more=False)
+                        return response
+        finally:
+            request.finish("abort")  # the client has gone
+            await stream.close()
+
+    async def _abort(self, raw: web.Request) -> web.Response:
+        ids = set((await raw.json())["request_ids"])
+        for request in self._generator.requests:
+            if request.id in ids:
+                request.finish("abort")
+        return _json({"status": "aborted", "aborted": len(ids)})
+
+    # --- administration
+
+    async def _health(self, raw: web.Request) -> web.Response:
+        self._check_alive()
+        return web.Response()
+
+    def _check_alive(self) -> None:
+        """Raises what ended the generation."""
+        if self._loop.done() and not self._loop.cancelled():
+            self._loop.result()
+
+    async def _pause(self, raw: web.Request) -> web.Response:
+        if raw.query.get("mode") != "keep":
+            raise web.HTTPBadRequest(text="the fake engine only pauses with mode=keep")
+        await self._generator.pause()
+        return _json({"status": "paused"})
+
+    async def _resume(self, raw: web.Request) -> web.Response:
+        self._generator.resume()
+        return _json({"status": "resumed"})
+
+    async def _is_paused(self, raw: web.Request) -> web.Response:
+        return _json({"is_paused": self._generator.paused})
+
+    async def _weight_info(self, raw: web.Request) -> web.Response:
+        return _json({"weight_version": self._generator.version})
+
+    async def _relabel(self, raw: web.Request) -> web.Response:
+        self._generator.version = (await raw.json())["new_version"]
+        return _json({})
+
+    async def _start_update(self, raw: web.Request) -> web.Response:
+        if self._updating:
+            raise ValueError("start_weight_update called while a weight update is already active")
+        self._updating, self._loaded = True, False
+        return _json({})
+
+    async def _update(self, raw: web.Request) -> web.Response:
+        info = (await raw.json())["update_info"]
+        if not self._updating:
+            raise ValueError("start_weight_update must be called before update_weights")
+        if not self._generator.paused:
+            raise ValueError("weights change only while generation is paused")
+        try:
+            self._generator.load(Path(info["path"]), info["checksum"])
+        except ValueError:
+            self._updating = False
+            raise
+        self._loaded = True
+        return _json({})
+
+    async def _finish_update(self, raw: web.Request) -> web.Response:
+        version = (await raw.json()).get("weight_version")
+        if not self._updating:
+            raise ValueError("finish_weight_update called without a matching start_weight_update")
+        self._updating = False
+        if self._loaded:
+            self._generator.version = version
+        return _json({})
+
+    async def _checksums(self, raw: web.Request) -> web.Response:
+        weights = self._generator.weights()
+        return _json({"checksums": {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in weights.items()}})
+
+
+async def _mark(raw: web.Request, response: web.StreamResponse) -> None:
+    response.headers[GATED] = "1"
+
+
+def _answer(request: Request) -> dict:
+    """A finished request as /inference/v1/generate answers it."""
+    return _event(request, slice(None), last=True)
+
+
+def _event(request: Request, part: slice, last: bool) -> dict:
+    """A part of its tokens; the `last` one says how it ended, and which weights produced all of them."""
+    entries = [
+        {"token_id": token, "logprob": log_prob, "top_logprobs": top}
+        for token, log_prob, top in zip(request.tokens[part], request.log_probs[part], request.top[part], strict=True)
+    ]
+    starts = [i for i, version in enumerate(request.versions) if i == 0 or request.versions[i - 1] != version]
+    ends = [*starts[1:], len(request.tokens)]
+    spans = [{"version": request.versions[start], "start": start, "end": end} for start, end in zip(starts, ends, strict=False)]
+    choice = {
+        "index": 0,
+        "token_ids": request.tokens[part],
+        "logprobs": {"content": entries},
+        "finish_reason": request.finish_reason if last else None,
+        "weight_versions": spans if last else None,
+    }
+    return {"request_id": request.id, "choices": [choice]}
+
+
+@web.middleware
+async def _errors_as_vllm(raw: web.Request, handler: Handler) -> web.Response:
+    try:
+        return await handler(raw)
+    except web.HTTPException as error:
+        return _json({"error": {"message": error.text, "code": error.status}}, error.status)
+    except (ValueError, KeyError) as error:
+        return _json({"error": {"message": str(error), "code": 500}}, 500)
+
+
+def _json(body: dict, status: int = 200) -> web.Response:
+    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")

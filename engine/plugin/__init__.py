@@ -1,0 +1,1 @@
+"""All that runs inside vLLM's processes: the signal tap, weight transfer and the guard of its routes."""

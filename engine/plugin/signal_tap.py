@@ -1,0 +1,122 @@
+"""The signal tap for vLLM's V1 model runner: a logits processor that sends one frame of signals a step, and can force tokens.
+
+Interface: `LogitsProcessor` (vllm/v1/sample/logits_processor/interface.py), which calls `update_state` and then `apply`
+once a step. What the adapter relies on, and where it comes from:
+
+- Row i of the logits is request i of the persistent batch; `update_state` says which requests came, left and moved.
+- `output` below is the runner's own list of a request's response tokens: its length is the position about to be sampled. With
+  asynchronous scheduling it holds -1 for tokens in flight, which vLLM replaces before `apply` when custom processors exist.
+- Custom processors run before temperature, so each row is divided by its own here.
+- A chunk of a prefill that is not the last has a row, too, whose token is thrown away. Nothing in the interface tells; so with chunked
+  prefill the first signal of a row is held back for a step, and sent once the response has grown. (`uncertainty` is computed anyway.)
+- A preempted request leaves and comes back with a new list, so its forced tokens and its rule are kept by turn id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
+
+from engine.plugin.signal_socket import SignalRows, joined
+from engine.plugin.tap import Turn, batch_of, force, open_tap, turn_id_of
+
+if TYPE_CHECKING:
+    import torch
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+
+
+@dataclass
+class BatchTurn(Turn):
+    """A turn whose `output` is the runner's list, not a copy."""
+
+    unproven: bool = False  # it has not sampled since it came: its next row may be of a prefill's chunk
+    held: SignalRows | None = None
+
+    def proven(self) -> SignalRows | None:
+        """The row that was held back, if its token was sampled after all."""
+        held, self.held = self.held, None
+        if held is None or self.position <= held.position[0]:
+            return None
+        self.unproven = False
+        return held
+
+
+class SignalTap(LogitsProcessor):
+    """Sends one SignalFrame a step for the requests that carry our turn id, and forces what steers and rules ask for."""
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        self._turns: dict[int, BatchTurn] = {}  # batch row -> turn
+        self._batch = batch_of(self._turns)
+        self._late: list[SignalRows] = []  # rows of turns that have left since the last frame
+        self._chunks = bool(vllm_config.scheduler_config.enable_chunked_prefill)
+        self.tap = open_tap(vllm_config)
+
+    def is_argmax_invariant(self) -> bool:
+        """Forcing changes the most likely token."""
+        return False
+
+    # --- who is in which row
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        if batch_update is None or self.tap is None:
+            return
+        for row in batch_update.removed:
+            self._leave(row)
+        for row, params, _prompt, output in batch_update.added:
+            self._leave(row)  # a new request may take the row of one that is not reported as removed
+            self._enter(row, params, output)
+        for source, target, direction in batch_update.moved:
+            moving, standing = self._turns.pop(source, None), self._turns.pop(target, None)
+            if moving is not None:
+                self._turns[target] = moving
+            if standing is not None and direction == MoveDirectionality.SWAP:
+                self._turns[source] = standing
+        self._batch = batch_of(self._turns)
+
+    def _enter(self, row: int, params: SamplingParams, output: list[int]) -> None:
+        turn_id = turn_id_of(params)
+        if turn_id is not None:
+            self._turns[row] = BatchTurn(turn_id, params.temperature, output, unproven=self._chunks)
+            self.tap.enter(self._turns[row], params)
+
+    def _leave(self, row: int) -> None:
+        turn = self._turns.pop(row, None)
+        if turn is None:
+            return
+        if (late := turn.proven()) is not None:
+            self._late.append(late)
+        self.tap.leave(turn)
+
+    # --- one step
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        if self.tap is None:
+            return logits
+        self.tap.take_steers(logits.shape[-1])
+        batch = self._batch
+        if batch.turns or self._late:
+            measured = self.tap.measure(logits, batch)
+            signals = self.tap.signals(batch, measured, [turn.output[-1] if turn.output else -1 for turn in batch.turns])
+            signals = self._release(signals)
+            self.tap.decide(signals)
+            self.tap.socket.send(signals)
+            force(logits, batch)
+        return logits
+
+    def _release(self, signals: SignalRows) -> SignalRows:
+        """The rows to send now: without those that may be of a prefill's chunk, with earlier ones that proved not to be."""
+        if not self._late and not any(turn.unproven for turn in self._batch.turns):
+            return signals
+        earlier, self._late = self._late, []
+        sent = []
+        for i, turn in enumerate(self._batch.turns):
+            if turn.unproven:
+                if (held := turn.proven()) is None:
+                    turn.held = signals.pick([i])
+                    continue
+                earlier.append(held)
+            sent.append(i)
+        return joined([*earlier, signals.pick(sent)])

@@ -1,0 +1,92 @@
+"""The signal tap for vLLM's V2 model runner, the default on GPUs. Tested with tensors on a CPU in the form of its interface; never run
+by vLLM itself.
+
+Interface: `LogitsProcessor` (vllm/v1/worker/gpu/sample/logits_processor/interface.py), which calls `add_request` when a request gets a
+slot, and `apply(logits, ctx)` once a step. What the adapter relies on:
+
+- Row i of the logits is the request in slot `ctx.idx_mapping_np[i]`; with speculative decoding a request would have several rows, so
+  that is refused.
+- `ctx.seq_lens_upper_bound_np[i]` less the length of the prompt is the position about to be sampled; of a chunk of a prefill that is not
+  the last it is negative, and of one that is computed again after a preemption it is a position that was sampled before (or, since the
+  tap learns of a token a step later, the last one once more: whoever reads the signals ignores a position that he has seen).
+- `ctx.input_ids[i]` is the token before it.
+- Nothing tells when a request has left; its slot is taken by another one some time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcessor, LogitsProcRequestState
+
+from engine.plugin.tap import Turn, batch_of, force, open_tap, turn_id_of
+
+if TYPE_CHECKING:
+    import torch
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+
+UNKNOWN = -1
+"""A response token that was sampled but not seen: the last one before a preemption."""
+
+
+class SignalTapV2(LogitsProcessor):
+    """As `SignalTap`."""
+
+    def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
+        self._states = req_states
+        self._slots: dict[int, Turn] = {}
+        self.tap = open_tap(vllm_config)
+        if self.tap is not None and vllm_config.speculative_config is not None:
+            raise ValueError("the signal tap sees one token a step: start the engine without speculative decoding")
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        if (gone := self._slots.pop(req_idx, None)) is not None:
+            self.tap.leave(gone)
+        turn_id = turn_id_of(sampling_params)
+        if self.tap is None or turn_id is None:
+            return False
+        for slot, turn in list(self._slots.items()):
+            if turn.turn_id == turn_id:  # it was preempted, and comes back in another slot
+                self.tap.leave(self._slots.pop(slot))
+        turn = Turn(turn_id, sampling_params.temperature, [])
+        before = self.tap.enter(turn, sampling_params)
+        turn.output = before.output if before is not None else []
+        self._slots[req_idx] = turn
+        return True
+
+    def apply(self, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
+        if self.tap is None:
+            return logits
+        self._grow(ctx)
+        batch = batch_of(self._rows(ctx))
+        if not batch.turns:
+            self.tap.take_steers(logits.shape[-1])
+            return logits
+        measured = self.tap.measure(logits, batch, ctx.input_ids)
+        previous = [int(token) if turn.output else -1 for turn, token in zip(batch.turns, measured[3].tolist(), strict=True)]
+        for turn, token in zip(batch.turns, previous, strict=True):
+            if turn.output:
+                turn.output[-1] = token
+        self.tap.take_steers(logits.shape[-1])  # now that it is known whether a response holds what a steer is not to follow
+        signals = self.tap.signals(batch, measured, previous)
+        self.tap.decide(signals)
+        self.tap.socket.send(signals)
+        force(logits, batch)
+        return logits
+
+    def _grow(self, ctx: LogitsContext) -> None:
+        """Each response has as many tokens as its position says; the last one becomes known with this step's transfer."""
+        for row, slot in enumerate(ctx.idx_mapping_np.tolist()):
+            turn = self._slots.get(slot)
+            if turn is not None:
+                turn.output += [UNKNOWN] * (self._position(ctx, row, slot) - len(turn.output))
+
+    def _rows(self, ctx: LogitsContext) -> dict[int, Turn]:
+        """The rows in which a turn is about to sample a token it has not sampled before."""
+        slots = enumerate(ctx.idx_mapping_np.tolist())
+        turns = [(row, self._slots[slot], self._position(ctx, row, slot)) for row, slot in slots if slot in self._slots]
+        return {row: turn for row, turn, position in turns if position == turn.position}
+
+    def _position(self, ctx: LogitsContext, row: int, slot: int) -> int:
+        return int(ctx.seq_lens_upper_bound_np[row]) - int(self._states.prompt_len.np[slot])

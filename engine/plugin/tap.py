@@ -1,0 +1,156 @@
+"""What the signal tap does at each engine step, whatever interface vLLM calls it by: measure, decide, send one frame, force tokens.
+
+The adapters, `signal_tap.py` and `signal_tap_v2.py`, know which request is in which row of the logits; here are the turns.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+
+from controller.rules.thinking import DelegatedRule, ThinkingRule
+from engine.constants import KEYS, RULE, TAP_ENDPOINT, TAP_TOP_J, TURN
+from engine.plugin.signal_socket import ForcedQueue, SignalRows, SignalSocket, takes_effect
+from engine.plugin.uncertainty import divide_by_temperature, uncertainty
+from protocol.arrays import FLOAT32, INT32
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+
+REMEMBERED = 4096
+"""Turns that left the batch and are kept, with their forced tokens, in case they come back: more than can be preempted at once."""
+
+
+@dataclass
+class Turn:
+    """One watched request of the batch."""
+
+    turn_id: str
+    temperature: float
+    output: list[int]  # response tokens so far
+    forced: ForcedQueue = field(default_factory=ForcedQueue)
+    rule: ThinkingRule | None = None  # to be carried out here
+    queue: list[int] = field(default_factory=list)  # what its intervention forces
+
+    @property
+    def position(self) -> int:
+        """Of the token about to be sampled."""
+        return len(self.output)
+
+
+class Batch(NamedTuple):
+    """The turns of one step, and the rows of the logits they are in, ascending."""
+
+    rows: list[int]
+    turns: list[Turn]
+
+
+def batch_of(turns: Mapping[int, Turn]) -> Batch:
+    """The turns, by row."""
+    rows = sorted(turns)
+    return Batch(rows, [turns[row] for row in rows])
+
+
+def turn_id_of(params: SamplingParams) -> str | None:
+    """The turn that a request belongs to; None: it is not watched."""
+    return (params.extra_args or {}).get(TURN)
+
+
+def open_tap(vllm_config: VllmConfig) -> Tap | None:
+    """The tap of this worker, as the environment has it; None without a controller. ValueError where it cannot work."""
+    endpoint = os.environ.get(TAP_ENDPOINT)
+    if not endpoint:
+        return None
+    if vllm_config.parallel_config.world_size > 1:
+        # Every rank samples by itself: a steer that reached one of them would make their responses differ.
+        raise ValueError("the signal tap works with one worker: start the engine without tensor or pipeline parallelism")
+    return Tap(SignalSocket(endpoint, keys=os.environ.get(KEYS, "")), int(os.environ.get(TAP_TOP_J, "20")))
+
+
+class Tap:
+    """The turns in the batch, and the connection to the controller."""
+
+    def __init__(self, socket: SignalSocket, top_j: int) -> None:
+        self.socket = socket
+        self._top_j = top_j
+        self._turns: dict[str, Turn] = {}
+        self._ruled: dict[str, Turn] = {}  # those with a rule to carry out here
+        self._left: OrderedDict[str, Turn] = OrderedDict()  # finished, or preempted: then it comes back
+
+    def enter(self, turn: Turn, params: SamplingParams) -> Turn | None:
+        """The request of `turn` joins the batch, perhaps again; returns what is known of it from before."""
+        before = self._left.pop(turn.turn_id, None)
+        if before is not None:
+            turn.forced, turn.rule, turn.queue = before.forced, before.rule, before.queue
+        elif rule := params.extra_args.get(RULE):
+            delegated = msgspec.json.decode(rule, type=DelegatedRule)
+            turn.rule, turn.queue = delegated.begin(), delegated.queue
+        self._turns[turn.turn_id] = turn
+        if turn.rule is not None:
+            self._ruled[turn.turn_id] = turn
+        return before
+
+    def leave(self, turn: Turn) -> None:
+        """The request leaves the batch, for good or for a while."""
+        if self._turns.get(turn.turn_id) is turn:
+            del self._turns[turn.turn_id]
+            self._ruled.pop(turn.turn_id, None)
+        self._left[turn.turn_id] = turn
+        while len(self._left) > REMEMBERED:
+            self._left.popitem(last=False)
+
+    def take_steers(self, vocabulary: int) -> None:
+        """Queue what steers that have arrived ask for."""
+        for steer in self.socket.steers():
+            turn = self._turns.get(steer.turn_id) or self._left.get(steer.turn_id)
+            if turn is not None and takes_effect(steer, turn.output, vocabulary):
+                turn.forced.add(turn.position, steer.tokens)
+
+    def measure(self, logits: torch.Tensor, batch: Batch, *more: torch.Tensor) -> np.ndarray:
+        """float32 [3 + len(more), N]: entropy, confidence and top log-prob of the batch's rows of `logits` [B, V], before anything is
+        forced; and the values there of `more` tensors [B] (of at most 24 bits), which come by the same transfer from the device."""
+        if not batch.rows:
+            return np.empty((3 + len(more), 0), FLOAT32)
+        whole = len(batch.rows) == logits.shape[0]
+        index = None if whole else torch.tensor(batch.rows, device=logits.device)
+        chosen = logits if whole else logits[index]
+        temperatures = [turn.temperature for turn in batch.turns]
+        if any(temperature != 1.0 for temperature in temperatures):
+            chosen = divide_by_temperature(chosen, torch.tensor(temperatures, device=logits.device))
+        extra = [(tensor if whole else tensor[index]).float() for tensor in more]
+        return torch.stack([*uncertainty(chosen, self._top_j), *extra]).cpu().numpy()
+
+    def signals(self, batch: Batch, measured: np.ndarray, previous: Sequence[int] | np.ndarray) -> SignalRows:
+        """What is reported of the tokens that are about to be sampled; `previous` are the ones before them, or -1."""
+        positions = [turn.position for turn in batch.turns]
+        forced = [turn.forced.at(position) for turn, position in zip(batch.turns, positions, strict=True)]
+        position, force, before = (np.array(column, INT32) for column in (positions, forced, previous))
+        return SignalRows([turn.turn_id for turn in batch.turns], position, *measured[:3], force, before)
+
+    def decide(self, rows: SignalRows) -> None:
+        """Carry out the rules that were delegated to us; the rows say what is forced now."""
+        if not self._ruled:
+            return
+        for i, (turn_id, signal) in enumerate(zip(rows.turn_ids, rows.signals(), strict=True)):
+            turn = self._ruled.get(turn_id)
+            if turn is not None and turn.rule is not None and turn.rule.observe(signal) is not None:
+                turn.forced.add(turn.position, turn.queue)
+                rows.forced[i] = turn.forced.at(signal.position)
+
+
+def force(logits: torch.Tensor, batch: Batch) -> None:
+    """Leave each row whose turn has a token to force one possible token, with log-prob 0."""
+    pairs = zip(batch.rows, batch.turns, strict=True)
+    forced = [(row, token) for row, turn in pairs if (token := turn.forced.at(turn.position)) >= 0]
+    if forced:
+        index, tokens = (torch.tensor(column, device=logits.device) for column in zip(*forced, strict=True))
+        logits[index] = float("-inf")
+        logits[index, tokens] = 0.0

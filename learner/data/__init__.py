@@ -1,0 +1,1 @@
+"""From trajectories to batches: what arrives, is grouped, valued, and packed."""

@@ -1,0 +1,1 @@
+"""The policy and what is computed with it: log-probs, adapters, values, shards."""

@@ -1,0 +1,29 @@
+"""`python -m learner.warm_start.build JOB`: make the tiny policy of a run, random weights and a tokenizer, so that an engine can load it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from config import Job
+from learner.warm_start.demonstrations import NoDemonstrations, demonstrations
+from learner.warm_start.tiny import build_tiny
+
+TOKENIZER_EPISODES = 500
+"""Demonstrations that the tokenizer learns its words from; more of them change nothing."""
+
+
+def build_policy(job: Job) -> None:
+    """Write the policy to the job's model directory, unless it is there."""
+    directory, config = Path(job.model_dir), job.config
+    if directory.exists():
+        return
+    episodes = demonstrations(config, TOKENIZER_EPISODES)
+    build_tiny(directory, config.model, (turn for turns in episodes for turn in turns), config.run.seed)
+
+
+if __name__ == "__main__":
+    try:
+        build_policy(Job.load(Path(sys.argv[1])))
+    except NoDemonstrations as error:
+        sys.exit(f"error: {error}")

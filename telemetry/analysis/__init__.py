@@ -1,0 +1,1 @@
+"""What metrics and episodes say, computed: exploration, collapse, comparisons, intervals. Pure."""

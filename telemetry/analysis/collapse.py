@@ -1,0 +1,142 @@
+"""Early signs that training is about to fail, each named with its numbers; and whether a run collapsed, by definition.
+
+A run has **collapsed** if the last of its evaluations succeeds in less than `COLLAPSED` of the best of them. Before that, signs show in the
+updates; each compares with the run itself, but for the share that the importance weights leave:
+
+    reward drop       mean reward of the last `WINDOW` updates below `DROP` of the best mean of as many
+    entropy collapse  mean entropy of the last `WINDOW` updates below `ENTROPY` of that of the first
+    gradient spike    gradient norm above `SPIKE` times the median of the `HISTORY` updates before
+    few samples       effective sample size below `ess_floor` (learner.ess_floor): most tokens hardly count
+    ratio tail        99th percentile of pi/mu above `TAIL`: what is trained on was sampled by another policy
+    no gradient       no optimizer step of the update had a finite gradient, so that it changed nothing
+
+Numbers that are not finite (of an update that computed nothing, say) are passed over.
+
+Pure: of the records of metrics.jsonl.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from math import inf, isfinite
+from statistics import mean, median
+
+from telemetry.sinks.metrics_file import Record
+
+COLLAPSED = 0.5
+WINDOW = 5
+DROP = 0.5
+ENTROPY = 0.2
+HISTORY, SPIKE = 10, 10.0
+TAIL = 5.0
+
+
+def collapsed(evaluations: Sequence[Record]) -> bool | None:
+    """Whether the run has collapsed; None with fewer than two evaluations, or if none succeeded in anything."""
+    shares = _values(evaluations, "success")
+    if len(shares) < 2 or max(shares) == 0:
+        return None
+    return shares[-1] < COLLAPSED * max(shares)
+
+
+def signs(updates: Sequence[Record], ess_floor: float) -> dict[str, str]:
+    """{name of the sign: its numbers, in words} as of the last update."""
+    watch = SignWatch(ess_floor)
+    found: dict[str, str] = {}
+    for update in updates:
+        found = watch.observe(update)
+    return found
+
+
+class SignWatch:
+    """Looks for signs update by update, at the same cost for each: it keeps the last few numbers, and the best or first of the others."""
+
+    def __init__(self, ess_floor: float) -> None:
+        self._ess_floor = ess_floor
+        self.updates = 0
+        self._rewards: deque[float] = deque(maxlen=WINDOW)
+        self._rewards_seen = 0
+        self._best_reward = -inf
+        self._first_entropies: list[float] = []
+        self._entropies: deque[float] = deque(maxlen=WINDOW)
+        self._entropies_seen = 0
+        self._norms: deque[float] = deque(maxlen=HISTORY + 1)
+
+    def observe(self, update: Record) -> dict[str, str]:
+        """Take the next update; returns the signs as of it."""
+        self.updates += 1
+        found = {
+            "reward drop": self._reward_drop(_number(update, "reward")),
+            "entropy collapse": self._entropy_collapse(_number(update, "entropy")),
+            "gradient spike": self._gradient_spike(_number(update, "grad_norm")),
+            "ratio tail": _ratio_tail(update),
+            "no gradient": _no_gradient(update),
+            "few samples": _few_samples(update, self._ess_floor),
+        }
+        return {name: words for name, words in found.items() if words}
+
+    def _reward_drop(self, reward: float | None) -> str:
+        if reward is not None:
+            self._rewards.append(reward)
+            self._rewards_seen += 1
+            if self._rewards_seen >= WINDOW:
+                self._best_reward = max(self._best_reward, mean(self._rewards))
+        if self._rewards_seen < 2 * WINDOW:
+            return ""
+        last = mean(self._rewards)
+        if self._best_reward <= 0 or last >= DROP * self._best_reward:
+            return ""
+        return f"mean reward of the last {WINDOW} updates {last:.3g}, at best it was {self._best_reward:.3g}"
+
+    def _entropy_collapse(self, entropy: float | None) -> str:
+        if entropy is not None:
+            self._entropies.append(entropy)
+            self._entropies_seen += 1
+            if len(self._first_entropies) < WINDOW:
+                self._first_entropies.append(entropy)
+        if self._entropies_seen < 2 * WINDOW:
+            return ""
+        first, last = mean(self._first_entropies), mean(self._entropies)
+        if last >= ENTROPY * first:
+            return ""
+        return f"mean entropy of the last {WINDOW} updates {last:.3g} nats, at first it was {first:.3g}"
+
+    def _gradient_spike(self, norm: float | None) -> str:
+        if norm is not None:
+            self._norms.append(norm)
+        if len(self._norms) <= HISTORY:
+            return ""
+        *before, last = self._norms
+        usual = median(before)
+        return f"gradient norm {last:.3g}, usually {usual:.3g}" if last > SPIKE * usual > 0 else ""
+
+
+def before_signs(update: int, checkpoints: Sequence[int]) -> int | None:
+    """Of the updates that have a checkpoint, the last one that signs after `update` do not speak of; the first of all if there is none."""
+    older = [number for number in checkpoints if number <= update - WINDOW]
+    return max(older, default=min(checkpoints, default=None))
+
+
+def _few_samples(update: Record, floor: float) -> str:
+    share = update.get("effective_sample_size")
+    return f"effective sample size {share:.2f} of 1" if share is not None and share < floor else ""
+
+
+def _ratio_tail(update: Record) -> str:
+    ratio = update.get("ratio_p99")
+    return f"99th percentile of pi/mu {ratio:.3g}" if ratio is not None and ratio > TAIL else ""
+
+
+def _no_gradient(update: Record) -> str:
+    skipped, made = update.get("skipped_steps") or 0, update.get("optimizer_steps") or 0
+    return f"gradients of all {skipped:.0f} optimizer steps not finite" if skipped and not made else ""
+
+
+def _values(records: Sequence[Record], name: str) -> list[float]:
+    return [value for record in records if (value := _number(record, name)) is not None]
+
+
+def _number(record: Record, name: str) -> float | None:
+    value = record.get(name)
+    return value if isinstance(value, int | float) and isfinite(value) else None

@@ -1,0 +1,1 @@
+"""How a process measures itself: event loop lag, idle time, waits, spans."""

@@ -1,0 +1,80 @@
+"""TensorBoard event files, written with the tensorboard package alone (torch's SummaryWriter would import torch here)."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from io import FileIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from protocol.files import unwritable
+from telemetry.metrics_schema import tag_of
+from telemetry.time_of_day import epoch_seconds
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+log = logging.getLogger(__name__)
+
+_numbers = itertools.count()
+
+
+class EventFile:
+    """One event file in `folder`. A disk that is full ends the file, with a warning, and not the run."""
+
+    def __init__(self, folder: Path) -> None:
+        # Imported here: it takes half a second, and only the process that collects needs it.
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        name = f"events.out.tfevents.{epoch_seconds():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        self._path = folder / name
+        self._file: FileIO | None = None
+        with self._stopping_if_full():
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+        self._write(Event(wall_time=epoch_seconds(), file_version="brain.Event:2"))
+
+    def append(self, record: dict[str, Any]) -> None:
+        """The numbers of an update's or evaluation's record as scalars at step `update`, flushed."""
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=tag_of(name, record["kind"]), simple_value=_float32(value))
+            for name, value in record.items()
+            if isinstance(value, int | float) and name != "update"
+        ]
+        self._write(Event(wall_time=epoch_seconds(), step=record["update"], summary=Summary(value=values)))
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _write(self, event: Event) -> None:
+        # Tensorboard's own writer of events has a thread, which would end with a traceback.
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        if self._file is not None:
+            with self._stopping_if_full():
+                RecordWriter(self._file).write(event.SerializeToString())
+
+    @contextlib.contextmanager
+    def _stopping_if_full(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._file = None
+            log.warning("TensorBoard's numbers end here: %s", unwritable(self._path, error, "run.dir"))
+
+
+def _float32(value: float) -> float:
+    """What the files hold; what is too large for it is infinite, for which protobuf raises."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value))
