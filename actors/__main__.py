@@ -13,10 +13,18 @@ CONNECT_SECONDS = 60.0
 
 if __name__ == "__main__":
     outlive_readers()  # the log, on a disk that may be full
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(process)d %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(process)d %(message)s"
+    )
     job = Job.load(Path(sys.argv[1]))
     endpoint = job.endpoints.actors.replace("0.0.0.0", "127.0.0.1")
     try:
-        run_fleet(endpoint, job.config.actor.count, job.config.actor.episodes, CONNECT_SECONDS, load_keys(job.config.security.keys))
+        run_fleet(
+            endpoint,
+            job.config.actor.count,
+            job.config.actor.episodes,
+            CONNECT_SECONDS,
+            load_keys(job.config.security.keys),
+        )
     except FleetError as error:
         sys.exit(f"error: {error}")

@@ -1,4 +1,5 @@
-"""One actor process: takes leases, plays them, delivers trajectories, forgets them when they are acknowledged."""
+"""One actor process: takes leases, plays them, delivers trajectories, forgets them when they are
+acknowledged."""
 
 from __future__ import annotations
 
@@ -20,24 +21,24 @@ from envs.base import Environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
     Ack,
-    Alive,
     Credit,
     DropReason,
     EpisodeEnded,
     EpisodeKey,
     Heartbeat,
+    HeartbeatAck,
     Lease,
     Message,
-    Place,
     Refused,
     Revoked,
+    ShardAddress,
     Shutdown,
     Trajectory,
     TurnFailed,
     TurnRequest,
     TurnResult,
     Welcome,
-)  # fmt: skip
+)
 from protocol.prompting import Prompter
 from protocol.security import Keys, connect
 from telemetry.probes.loop_lag import LoopLag
@@ -46,10 +47,14 @@ log = logging.getLogger(__name__)
 
 
 CONTROLLER_LOST_AFTER = 10
-"""Heartbeats without an answer: more than an actor may miss, whom the controller only takes its episodes from."""
+"""Heartbeats without an answer: more than an actor may miss, whom the controller only takes its
+episodes from."""
 
 ASK_AGAIN_AFTER = 10
-"""Heartbeats without an answer, or an acknowledgement, after which the same is sent again. Who has it already does nothing twice."""
+"""Heartbeats without an answer, or an acknowledgement, after which the same is sent again.
+
+Who has it already does nothing twice.
+"""
 
 CLOSE_SECONDS = 5.0
 """What episodes that are broken off at the end of a run have for closing what they hold open."""
@@ -65,8 +70,8 @@ class ControllerLost(Exception):
 
 
 class Actor:
-    """Connected to the controller, to the shard that takes its turns (if that is another one), and to the learner; `run` returns when the
-    controller says that the run is over."""
+    """Connected to the controller, to the shard that takes its turns (if that is another one), and
+    to the learner; `run` returns when the controller says that the run is over."""
 
     def __init__(
         self,
@@ -79,7 +84,8 @@ class Actor:
         ask_again_seconds: float | None = None,
         place: ActorPlace | None = None,
     ) -> None:
-        """`ask_again_seconds`: until what is not answered is sent again, ASK_AGAIN_AFTER heartbeats if it is not given."""
+        """`ask_again_seconds`: until what is not answered is sent again, ASK_AGAIN_AFTER heartbeats
+        if it is not given."""
         self._fleet_place = place or ActorPlace()
         self.name = self._fleet_place.name
         self._context, self._keys, self._host = context, keys, urlsplit(endpoint).hostname
@@ -88,29 +94,51 @@ class Actor:
         self._controller = self._connect(endpoint)
         self._learner_address = f"tcp://{welcome.learner_host or self._host}:{welcome.learner_port}"
         self._learner = self._connect(self._learner_address)
-        self._place: Place | None = None
+        self._place: ShardAddress | None = None
         self._shard = self._controller  # who takes the turns
         self._listening: asyncio.Task | None = None  # to the shard
         self._group: asyncio.TaskGroup | None = None
         self._player = EpisodePlayer(
-            environment, prompter, self._take_turn, step_timeout=welcome.step_timeout,
-            max_prompt_tokens=welcome.max_prompt_tokens, anchor_texts=welcome.anchor_texts, running=self._fleet_place.running,
-        )  # fmt: skip
+            environment,
+            prompter,
+            self._take_turn,
+            step_timeout=welcome.step_timeout,
+            max_prompt_tokens=welcome.max_prompt_tokens,
+            anchor_texts=welcome.anchor_texts,
+            running=self._fleet_place.running,
+        )
         self._reader = FrameReader()
         self._leases: asyncio.Queue[Lease] = asyncio.Queue()
-        self._episodes: dict[tuple[EpisodeKey, int], asyncio.Task[Trajectory | None]] = {}  # that are being played, by their leases
-        self._turns: dict[tuple[EpisodeKey, int, int], tuple[TurnRequest, asyncio.Future[TurnResult | TurnFailed]]] = {}
-        self._deliveries: dict[EpisodeKey, asyncio.Future[str]] = {}  # what the learner says to each episode
+        self._episodes: dict[
+            tuple[EpisodeKey, int], asyncio.Task[Trajectory | None]
+        ] = {}  # that are being played, by their leases
+        self._turns: dict[
+            tuple[EpisodeKey, int, int], tuple[TurnRequest, asyncio.Future[TurnResult | TurnFailed]]
+        ] = {}
+        self._deliveries: dict[
+            EpisodeKey, asyncio.Future[str]
+        ] = {}  # what the learner says to each episode
         self._over = asyncio.Event()
         self._asking = 0
         self._playing = [(report.key, report.attempt) for report in self._fleet_place.reports]
-        self._unanswered = 0  # heartbeats; not seconds, of which one that was stopped for a while has slept through any number
+        # heartbeats; not seconds, of which one that was stopped for a while has slept through any
+        # number
+        self._unanswered = 0
         self._lag = LoopLag()
 
     async def run(self, episodes: int) -> None:
-        """Play `episodes` at a time until the controller says that it is over. Raises ControllerLost if it is silent, or another one."""
+        """Play `episodes` at a time until the controller says that it is over.
+
+        Raises ControllerLost if it is silent, or another one.
+        """
         loops = [self._play_leases() for _ in range(episodes)]
-        loops += [self._listen_to_controller(), self._listen_to_learner(), self._beat(), self._lag.run(), self._until_over()]
+        loops += [
+            self._listen_to_controller(),
+            self._listen_to_learner(),
+            self._beat(),
+            self._lag.run(),
+            self._until_over(),
+        ]
         loops += [self._report(report) for report in self._fleet_place.reports]
         lost: ControllerLost | None = None
         try:
@@ -125,13 +153,17 @@ class Actor:
             for connection in {self._controller, self._shard, self._learner}:
                 connection.close(linger=200)
             await self._player.let_go(CLOSE_SECONDS)
-        if lost is not None:  # only now: before Python 3.11.4, what is raised inside except* comes out in a group
+        if (
+            lost is not None
+        ):  # only now: before Python 3.11.4, what is raised inside except* comes out in a group
             raise lost
 
     async def _play_leases(self) -> None:
         """One slot: ask for an episode, play it, deliver it, again."""
         while True:
-            self._asking += 1  # first: a heartbeat that says less than the controller knows of takes that back
+            self._asking += (
+                1  # first: a heartbeat that says less than the controller knows of takes that back
+            )
             await self._tell_controller(Credit(episodes=1))
             lease = await self._leases.get()
             self._asking -= 1
@@ -141,7 +173,8 @@ class Actor:
             self._playing.remove((lease.key, lease.attempt))
 
     async def _play(self, lease: Lease) -> Trajectory | None:
-        """The episode; None if it was cancelled, also in the middle of a step of its environment."""
+        """The episode; None if it was cancelled, also in the middle of a step of its
+        environment."""
         episode = self._group.create_task(self._player.play(lease))
         self._episodes[lease.key, lease.attempt] = episode
         try:
@@ -155,11 +188,16 @@ class Actor:
         self._playing.remove((crashed.key, crashed.attempt))
 
     async def _deliver(self, trajectory: Trajectory, attempt: int) -> None:
-        """Until the learner has it; then nobody else needs to play it. In place of one that it refuses it gets word of that."""
+        """Until the learner has it; then nobody else needs to play it.
+
+        In place of one that it refuses it gets word of that.
+        """
         why = await self._answer_to(trajectory)
         if why:
             log.warning("the learner refuses episode %s: %s", trajectory.key.id, why)
-            why = await self._answer_to(without_turns(trajectory, DropReason.ENGINE_ERROR, f"the learner refuses it: {why}"))
+            why = await self._answer_to(
+                without_turns(trajectory, DropReason.ENGINE_ERROR, f"the learner refuses it: {why}")
+            )
         if why:
             log.warning("nor does it take word of that: %s", why)
         for connection in {self._controller, self._shard}:
@@ -170,8 +208,13 @@ class Actor:
         key = trajectory.key
         # Of all attempts that are delivered from here.
         answer = self._deliveries.setdefault(key, asyncio.get_running_loop().create_future())
-        delivery = f"episode {key.id} from the learner at {self._learner_address} (learner.host, learner.port)"
-        why = await self._until(delivery, answer, functools.partial(self._learner.send, frame_of(trajectory)))
+        delivery = (
+            f"episode {key.id} from the learner at {self._learner_address} (learner.host, "
+            "learner.port)"
+        )
+        why = await self._until(
+            delivery, answer, functools.partial(self._learner.send, frame_of(trajectory))
+        )
         self._deliveries.pop(key, None)
         return why
 
@@ -185,14 +228,20 @@ class Actor:
         finally:
             del self._turns[turn]
 
-    async def _until(self, what: str, answer: Awaitable[T], send: Callable[[], Awaitable[None]]) -> T:
-        """What answers to what `send` sends (`what`, in words): again and again, since it is lost with the connection that it was on its
-        way over."""
+    async def _until(
+        self, what: str, answer: Awaitable[T], send: Callable[[], Awaitable[None]]
+    ) -> T:
+        """What answers to what `send` sends (`what`, in words): again and again, since it is lost
+        with the connection that it was on its way over."""
         waiting = asyncio.ensure_future(answer)
         try:
             for number in itertools.count():
                 if number and number % SAY_EVERY == 0:
-                    log.warning("no answer to %s for %.0f s; it is sent again", what, number * self._ask_again_seconds)
+                    log.warning(
+                        "no answer to %s for %.0f s; it is sent again",
+                        what,
+                        number * self._ask_again_seconds,
+                    )
                 await send()
                 await asyncio.wait({waiting}, timeout=self._ask_again_seconds)
                 if waiting.done():
@@ -206,9 +255,9 @@ class Actor:
             message = self._reader.read(b"controller", await self._controller.recv())
             self._unanswered = 0
             match message:
-                case Alive(session=session) if session != self._welcome.session:
+                case HeartbeatAck(session=session) if session != self._welcome.session:
                     raise ControllerLost("another controller answers: the run was started again")
-                case Alive(shards=shards):
+                case HeartbeatAck(shards=shards):
                     await self._move(shard_of(self.name, shards))
                 case Lease() as lease:
                     self._playing.append((lease.key, lease.attempt))
@@ -233,16 +282,17 @@ class Actor:
         if future is not None and not future.done():
             future.set_result(answer)
 
-    async def _move(self, place: Place | None) -> None:
-        """Ask the shard there for turns from now on (None: the controller), first for those that are waited for. What the shard before it
-        still says is not heard."""
+    async def _move(self, place: ShardAddress | None) -> None:
+        """Ask the shard there for turns from now on (None: the controller), first for those that
+        are waited for. What the shard before it still says is not heard."""
         if place == self._place:
             return
         if self._listening is not None:
             self._listening.cancel()
             self._listening = None
             self._shard.close(linger=0)
-        self._place, self._shard = place, self._controller
+        self._place = place
+        self._shard = self._controller
         if place is not None:
             self._shard = self._connect(f"tcp://{place.host or self._host}:{place.port}")
             self._listening = self._group.create_task(self._listen_to_shard(self._shard))
@@ -269,10 +319,16 @@ class Actor:
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._welcome.heartbeat_seconds)
-            await self._tell_controller(Heartbeat(loop_lag=self._lag.read().worst, asking=self._asking, playing=self._playing))
+            await self._tell_controller(
+                Heartbeat(
+                    loop_lag=self._lag.read().worst, asking=self._asking, playing=self._playing
+                )
+            )
             self._unanswered += 1
             if self._unanswered > CONTROLLER_LOST_AFTER:
-                raise ControllerLost(f"the controller has not answered {CONTROLLER_LOST_AFTER} heartbeats")
+                raise ControllerLost(
+                    f"the controller has not answered {CONTROLLER_LOST_AFTER} heartbeats"
+                )
 
     async def _until_over(self) -> None:
         await self._over.wait()

@@ -1,5 +1,5 @@
-"""What of an actor's death the fork server can know: whose code ran, when code of an environment ends the process (a segmentation fault,
-`os._exit`)."""
+"""What of an actor's death the fork server can know: whose code ran, when code of an environment
+ends the process (a segmentation fault, `os._exit`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ _LENGTH_BYTES = 4
 
 
 class RunningCode:
-    """Leases whose environment's code runs now, in memory that a process shares with those it forks."""
+    """Leases whose environment's code runs now, in memory that a process shares with those it
+    forks."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _BYTES)
@@ -41,7 +42,13 @@ class RunningCode:
     def read(self) -> list[Lease]:
         """Those of the process that died."""
         length = int.from_bytes(self._memory[:_LENGTH_BYTES], "little")
-        return msgspec.msgpack.decode(self._memory[_LENGTH_BYTES : _LENGTH_BYTES + length], type=list[Lease]) if length else []
+        return (
+            msgspec.msgpack.decode(
+                self._memory[_LENGTH_BYTES : _LENGTH_BYTES + length], type=list[Lease]
+            )
+            if length
+            else []
+        )
 
     def clear(self) -> None:
         """Forget them, before another process has the memory."""
@@ -61,8 +68,8 @@ class RunningCode:
 class ActorPlace:
     """One place in a fleet, which actors fill one after another.
 
-    `reports` are episodes whose environment ended the process of the actor before. Whoever follows that one has its name, under which the
-    controller believes that they are over.
+    `reports` are episodes whose environment ended the process of the actor before. Whoever follows
+    that one has its name, under which the controller believes that they are over.
     """
 
     def __init__(self) -> None:
@@ -72,7 +79,10 @@ class ActorPlace:
         self.reports: list[Trajectory] = []
 
     def vacate(self, how: str = "") -> None:
-        """Take the actor's process as ended. `how` (the verb and what follows) is given if code of an environment may have done that."""
+        """Take the actor's process as ended.
+
+        `how` (the verb and what follows) is given if code of an environment may have done that.
+        """
         leases = self.running.read() if how else []
         self.running.clear()
         self.reports = [crashed_episode(lease, how) for lease in leases]
@@ -89,6 +99,13 @@ def crashed_episode(lease: Lease, how: str) -> Trajectory:
     """The notice that an episode's environment ended its process."""
     detail = f"the environment's code ran when its process {how}; actors.log may say where"
     return Trajectory(
-        key=lease.key, attempt=lease.attempt, task_index=lease.task_index, task_type="", task="", success=False, turns=[],
-        dropped=DropReason.ENV_ERROR, detail=detail,
-    )  # fmt: skip
+        key=lease.key,
+        attempt=lease.attempt,
+        task_index=lease.task_index,
+        task_type="",
+        task="",
+        success=False,
+        turns=[],
+        dropped=DropReason.ENV_ERROR,
+        detail=detail,
+    )

@@ -1,4 +1,5 @@
-"""One episode, from its lease to its trajectory: prompt, response, action, step, until the environment is done."""
+"""One episode, from its lease to its trajectory: prompt, response, action, step, until the
+environment is done."""
 
 from __future__ import annotations
 
@@ -16,7 +17,15 @@ from envs.base import Environment
 from envs.user_errors import UserCodeFailed, home_of
 from protocol.arrays import INT32, pack
 from protocol.codec import MAX_FRAME, encode
-from protocol.messages import DropReason, Lease, Trajectory, Turn, TurnFailed, TurnRequest, TurnResult
+from protocol.messages import (
+    DropReason,
+    Lease,
+    Trajectory,
+    Turn,
+    TurnFailed,
+    TurnRequest,
+    TurnResult,
+)
 from protocol.prompting import Prompter
 from protocol.validation import MAX_TURNS
 
@@ -31,12 +40,17 @@ def digest(text: str) -> str:
 
 
 def frame_of(trajectory: Trajectory) -> bytes:
-    """The episode as it is sent. One that the learner would refuse for its size, however often it is sent, is dropped, and says so."""
+    """The episode as it is sent.
+
+    One that the learner would refuse for its size, however often it is sent, is dropped, and says
+    so.
+    """
     frame = encode(trajectory)
     if len(frame) <= MAX_FRAME and len(trajectory.turns) <= MAX_TURNS:
         return frame
     detail = (
-        f"an episode of {len(trajectory.turns)} turns in {len(frame) >> 20} MB is more than can be sent ({MAX_TURNS} turns, "
+        f"an episode of {len(trajectory.turns)} turns in {len(frame) >> 20} MB is more than can "
+        f"be sent ({MAX_TURNS} turns, "
         f"{MAX_FRAME >> 20} MB): lower env.max_turns, or sampling.max_tokens"
     )
     return encode(without_turns(trajectory, DropReason.ENV_ERROR, detail))
@@ -44,7 +58,9 @@ def frame_of(trajectory: Trajectory) -> bytes:
 
 def without_turns(trajectory: Trajectory, reason: DropReason, detail: str) -> Trajectory:
     """The notice that an episode was dropped, in its place."""
-    return msgspec.structs.replace(trajectory, turns=[], success=False, scores={}, dropped=reason, detail=detail)
+    return msgspec.structs.replace(
+        trajectory, turns=[], success=False, scores={}, dropped=reason, detail=detail
+    )
 
 
 class _Ended(Exception):
@@ -81,7 +97,10 @@ class EpisodePlayer:
         self._closing: set[asyncio.Future] = set()
 
     async def play(self, lease: Lease) -> Trajectory | None:
-        """The trajectory; dropped, with a reason, when the environment or the engine failed. None if it was cancelled."""
+        """The trajectory; dropped, with a reason, when the environment or the engine failed.
+
+        None if it was cancelled.
+        """
         played = _Played(lease)
         stage = Stage(self._environment, self._prompter, self._max_prompt_tokens)
         thread = EpisodeThread(self._home, self._step_timeout)
@@ -102,20 +121,32 @@ class EpisodePlayer:
         return played.trajectory()
 
     async def let_go(self, seconds: float) -> None:
-        """Wait until what episodes that were broken off hold open is closed, for so long at most."""
+        """Wait until what episodes that were broken off hold open is closed, for so long at
+        most."""
         if self._closing:
             await asyncio.wait(self._closing, timeout=seconds)
 
-    async def _play(self, lease: Lease, played: _Played, stage: Stage, thread: EpisodeThread) -> None:
+    async def _play(
+        self, lease: Lease, played: _Played, stage: Stage, thread: EpisodeThread
+    ) -> None:
         with self._running.of(lease):
             opening = await thread.call(stage.begin, lease.split, lease.task_index, lease.seed)
-        played.task, played.task_type, prompt = opening.task, opening.task_type, opening.prompt
+        played.task = opening.task
+        played.task_type = opening.task_type
+        prompt = opening.prompt
         if prompt is None:
-            text = f"the first prompt has more than {self._max_prompt_tokens} tokens: raise engine.max_model_len, or lower env.history"
+            text = (
+                f"the first prompt has more than {self._max_prompt_tokens} tokens: raise "
+                "engine.max_model_len, or lower env.history"
+            )
             raise _Ended(DropReason.ENV_ERROR, text)
         while True:
             request = TurnRequest(
-                key=lease.key, attempt=lease.attempt, turn=len(played.turns), prompt=pack(prompt, INT32), permit=lease.permit
+                key=lease.key,
+                attempt=lease.attempt,
+                turn=len(played.turns),
+                prompt=pack(prompt, INT32),
+                permit=lease.permit,
             )
             answer = await self._take_turn(request)
             if isinstance(answer, TurnFailed):
@@ -124,20 +155,31 @@ class EpisodePlayer:
                 moved = await thread.call(stage.move, answer.kept.tokens)
             played.turns.append(
                 Turn(
-                    prompt=request.prompt, kept=answer.kept, rejected=answer.rejected, reward=moved.reward, valid=moved.valid,
-                    anchor=moved.anchor if self._anchor_texts else digest(moved.anchor), action=moved.action,
+                    prompt=request.prompt,
+                    kept=answer.kept,
+                    rejected=answer.rejected,
+                    reward=moved.reward,
+                    valid=moved.valid,
+                    anchor=moved.anchor if self._anchor_texts else digest(moved.anchor),
+                    action=moved.action,
                 )
-            )  # fmt: skip
+            )
             prompt = moved.prompt
             if moved.done or prompt is None:
-                played.success, played.scores, played.overflowed = moved.success, moved.scores, not moved.done
+                played.success = moved.success
+                played.scores = moved.scores
+                played.overflowed = not moved.done
                 played.truncated = moved.truncated
                 return
             if len(played.turns) == MAX_TURNS:
-                raise _Ended(DropReason.ENV_ERROR, f"the episode has no end after {MAX_TURNS:,} turns: lower env.max_turns")
+                raise _Ended(
+                    DropReason.ENV_ERROR,
+                    f"the episode has no end after {MAX_TURNS:,} turns: lower env.max_turns",
+                )
 
     async def _close(self, lease: Lease, stage: Stage, thread: EpisodeThread) -> None:
-        """Have what the episode holds open closed: now, or as soon as the call that hangs returns."""
+        """Have what the episode holds open closed: now, or as soon as the call that hangs
+        returns."""
         ended = thread.end(stage.close)
         self._closing.add(ended)
         ended.add_done_callback(self._closing.discard)
@@ -146,7 +188,11 @@ class EpisodePlayer:
         with self._running.of(lease):
             await asyncio.wait({ended}, timeout=self._step_timeout)
         if not ended.done():
-            log.warning("episode %s: close() takes more than %g s (actor.step_timeout): left to itself", lease.key.id, self._step_timeout)
+            log.warning(
+                "episode %s: close() takes more than %g s (actor.step_timeout): left to itself",
+                lease.key.id,
+                self._step_timeout,
+            )
         elif ended.result()[0]:
             log.warning("episode %s: close() failed: %s", lease.key.id, ended.result()[1])
 
@@ -165,7 +211,16 @@ class _Played:
 
     def trajectory(self, dropped: DropReason | None = None, detail: str = "") -> Trajectory:
         return Trajectory(
-            key=self._lease.key, attempt=self._lease.attempt, task_index=self._lease.task_index, task_type=self.task_type,
-            task=self.task, success=self.success, turns=self.turns, scores=self.scores, dropped=dropped, detail=detail,
-            overflowed=self.overflowed, truncated=self.truncated,
-        )  # fmt: skip
+            key=self._lease.key,
+            attempt=self._lease.attempt,
+            task_index=self._lease.task_index,
+            task_type=self.task_type,
+            task=self.task,
+            success=self.success,
+            turns=self.turns,
+            scores=self.scores,
+            dropped=dropped,
+            detail=detail,
+            overflowed=self.overflowed,
+            truncated=self.truncated,
+        )

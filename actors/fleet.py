@@ -1,7 +1,9 @@
-"""A fork server: loads environment and tokenizer once, forks N actors that share them, replaces those that crash.
+"""A fork server: loads environment and tokenizer once, forks N actors that share them, replaces
+those that crash.
 
-The parent never opens a ZeroMQ context while children may be forked from it (its threads would not survive the fork), so it
-asks the controller for the welcome in a context that is gone before the first fork.
+The parent never opens a ZeroMQ context while children may be forked from it (its threads would not
+survive the fork), so it asks the controller for the welcome in a context that is gone before the
+first fork.
 """
 
 from __future__ import annotations
@@ -36,16 +38,20 @@ from protocol.security import Keys, connect
 
 log = logging.getLogger(__name__)
 
-ENDED, LOST, FAILED = 40, 41, 42
-"""Exit statuses of an actor: its work is done, it has lost its controller, or our code raised. Any other one is not ours: code of an
-environment, or a signal, has ended the process."""
+ENDED = 40
+LOST = 41
+FAILED = 42
+"""Exit statuses of an actor: its work is done, it has lost its controller, or our code raised.
+
+Any other one is not ours: code of an environment, or a signal, has ended the process.
+"""
 
 OTHERS_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 """Signals that come from outside, the kernel's want of memory included."""
 
 STANDS_STILL_SECONDS = 60.0
-"""How long an actor's event loop may not run, beyond actor.step_timeout: then code that keeps all threads of the process from running (a
-regular expression, an extension) is taken to have no end."""
+"""How long an actor's event loop may not run, beyond actor.step_timeout: then code that keeps all
+threads of the process from running (a regular expression, an extension) is taken to have no end."""
 
 FIRST_TASKS = 3
 """Tasks of which one must start, for an environment to be played on this machine."""
@@ -61,17 +67,24 @@ class FleetError(RuntimeError):
     """The fleet cannot work; the message says why and what to change."""
 
 
-def run_fleet(endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: Keys | None = None) -> None:
+def run_fleet(
+    endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: Keys | None = None
+) -> None:
     """Fork `actors` actors of the job at `endpoint` and keep that many alive until the job is over.
 
-    When the controller is lost they wait for it, or for the one of a run that is resumed there, as long as at the beginning.
+    When the controller is lost they wait for it, or for the one of a run that is resumed there, as
+    long as at the beginning.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     while _play(endpoint, actors, episodes, connect_seconds, keys):
-        log.warning("the controller at %s is lost: looking for it for %g s", endpoint, connect_seconds)
+        log.warning(
+            "the controller at %s is lost: looking for it for %g s", endpoint, connect_seconds
+        )
 
 
-def _play(endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: Keys | None) -> bool:
+def _play(
+    endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: Keys | None
+) -> bool:
     """Until the job is over, or its controller lost, which is returned."""
     welcome = fetch_welcome(endpoint, connect_seconds, keys)
     environment = load_environment(welcome)
@@ -93,8 +106,11 @@ def _play(endpoint: str, actors: int, episodes: int, connect_seconds: float, key
 
 
 def load_environment(welcome: Welcome) -> Environment:
-    """The environment, which has loaded what it loads lazily, before the forks. FleetError if it cannot be made, or none of its first
-    tasks started; one that cannot costs its episodes alone."""
+    """The environment, which has loaded what it loads lazily, before the forks.
+
+    FleetError if it cannot be made, or none of its first tasks started; one that cannot costs its
+    episodes alone.
+    """
     reasons: list[BaseException] = []
     try:
         environment = make_environment(welcome.environment, **welcome.environment_settings)
@@ -116,9 +132,11 @@ def load_environment(welcome: Welcome) -> Environment:
 
 
 def reseed() -> None:
-    """Give this process global random generators of its own, in place of copies of those that it was forked with. Python's own does so by
-    itself; others are reseeded where somebody has imported them."""
-    numpy, torch = sys.modules.get("numpy"), sys.modules.get("torch")
+    """Give this process global random generators of its own, in place of copies of those that it
+    was forked with. Python's own does so by itself; others are reseeded where somebody has imported
+    them."""
+    numpy = sys.modules.get("numpy")
+    torch = sys.modules.get("torch")
     if numpy is not None:
         numpy.random.seed(int.from_bytes(os.urandom(4), "little"))
     if torch is not None:
@@ -126,29 +144,45 @@ def reseed() -> None:
 
 
 def fetch_welcome(endpoint: str, seconds: float, keys: Keys | None = None) -> Welcome:
-    """Ask the controller at `endpoint` how to play. Raises FleetError if it does not answer in time."""
+    """Ask the controller at `endpoint` how to play.
+
+    Raises FleetError if it does not answer in time.
+    """
     with zmq.Context() as context, context.socket(zmq.DEALER) as connection:
         connection.set(zmq.LINGER, 0)
         connect(connection, endpoint, keys)
         connection.send(encode(Hello(host=os.uname().nodename, pid=os.getpid())))
         if not connection.poll(int(seconds * 1000)):
-            raise FleetError(f"no controller answers at {endpoint} after {seconds:g} s; does the job run? Are --connect and --keys right?")
+            raise FleetError(
+                f"no controller answers at {endpoint} after {seconds:g} s; does the job run? Are "
+                "--connect and --keys right?"
+            )
         try:
             answer = decode(connection.recv())
         except BadFrame as error:
-            raise FleetError(f"what answers at {endpoint} is no controller of this version: {error}") from None
+            raise FleetError(
+                f"what answers at {endpoint} is no controller of this version: {error}"
+            ) from None
         if not isinstance(answer, Welcome):
-            raise FleetError(f"the controller at {endpoint} sent {type(answer).__name__} instead of a welcome")
+            raise FleetError(
+                f"the controller at {endpoint} sent {type(answer).__name__} instead of a welcome"
+            )
         return answer
 
 
-def supervise(body: Callable[[ActorPlace], None], actors: int, is_there: Callable[[], bool], longest_seconds: float = inf) -> bool:
-    """Run the body in forked children, one for each actor; replace a child that crashed, or has lost the controller while that `is_there`;
-    return when all have ended by themselves, or the controller is lost, which is returned: the others are ended then. An actor whose pulse
-    stands still for `longest_seconds` is ended, too.
+def supervise(
+    body: Callable[[ActorPlace], None],
+    actors: int,
+    is_there: Callable[[], bool],
+    longest_seconds: float = inf,
+) -> bool:
+    """Run the body in forked children, one for each actor; replace a child that crashed, or has
+    lost the controller while that `is_there`; return when all have ended by themselves, or the
+    controller is lost, which is returned: the others are ended then. An actor whose pulse stands
+    still for `longest_seconds` is ended, too.
 
-    Raises FleetError when they crash so often that replacing them is pointless. Those that an environment's code has ended do not count:
-    their episodes are over.
+    Raises FleetError when they crash so often that replacing them is pointless. Those that an
+    environment's code has ended do not count: their episodes are over.
     """
     children = {fork(body, place): place for place in [ActorPlace() for _ in range(actors)]}
     crashes: list[float] = []
@@ -178,12 +212,17 @@ def supervise(body: Callable[[ActorPlace], None], actors: int, is_there: Callabl
                 now = time.monotonic()
                 crashes = [t for t in crashes if t > now - 60] + [now] * (not place.reports)
                 if len(crashes) > CRASHES_PER_MINUTE * actors:
-                    raise FleetError(f"{len(crashes)} actors crashed within a minute, and the last one {end}: see actors.log")
+                    raise FleetError(
+                        f"{len(crashes)} actors crashed within a minute, and the last one {end}: "
+                        "see actors.log"
+                    )
             children[fork(body, place)] = place
         return False
     finally:
         for pid in children:
-            os.kill(pid, signal.SIGKILL)  # one that is stopped, too; they have nothing to put in order
+            os.kill(
+                pid, signal.SIGKILL
+            )  # one that is stopped, too; they have nothing to put in order
         for pid in children:
             os.waitpid(pid, 0)
 
@@ -198,7 +237,10 @@ def fork(body: Callable[[ActorPlace], None], place: ActorPlace) -> int:
     try:
         die_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for number in (signal.SIGINT, signal.SIGHUP):  # Ctrl-C, or a terminal that goes: the parent's to handle
+        for number in (
+            signal.SIGINT,
+            signal.SIGHUP,
+        ):  # Ctrl-C, or a terminal that goes: the parent's to handle
             signal.signal(number, signal.SIG_IGN)
         faulthandler.enable()
         body(place)
@@ -227,7 +269,11 @@ async def _act(
     context = zmq.asyncio.Context()
     beating = asyncio.create_task(place.pulse.beat())
     try:
-        await Actor(context, endpoint, welcome, environment, prompter, keys, place=place).run(episodes)
+        await Actor(context, endpoint, welcome, environment, prompter, keys, place=place).run(
+            episodes
+        )
     finally:
         beating.cancel()
-        context.destroy(linger=0)  # and not term, which would wait for the sockets of one that could not begin
+        context.destroy(
+            linger=0
+        )  # and not term, which would wait for the sockets of one that could not begin

@@ -1,8 +1,9 @@
-"""Whether the event loops of actors run, seen by the fork server: code of an environment may keep all threads of a process from running (a
-regular expression, an extension), and then nothing in the process can tell.
+"""Whether the event loops of actors run, seen by the fork server: code of an environment may keep
+all threads of a process from running (a regular expression, an extension), and then nothing in the
+process can tell.
 
-What counts is time in which the fork server itself ran, and in which the actor was not stopped: neither a machine that sleeps nor a process
-that somebody has stopped is an environment's fault.
+What counts is time in which the fork server itself ran, and in which the actor was not stopped:
+neither a machine that sleeps nor a process that somebody has stopped is an environment's fault.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class Watch:
 
     def __init__(self, longest_seconds: float) -> None:
         self._longest_seconds = longest_seconds
-        self._looks: dict[int, tuple[int, int]] = {}  # pid -> its pulse, and how often that was seen
+        self._looks: dict[
+            int, tuple[int, int]
+        ] = {}  # pid -> its pulse, and how often that was seen
         self._ended: set[int] = set()
 
     def look(self, pulses: Mapping[int, Pulse]) -> None:
@@ -60,7 +63,9 @@ class Watch:
             seconds = times * LOOK_SECONDS
             if pid not in self._ended and seconds > self._longest_seconds:
                 self._end(pid)
-            elif pid in self._ended and seconds > self._longest_seconds + GRACE_LOOKS * LOOK_SECONDS:
+            elif (
+                pid in self._ended and seconds > self._longest_seconds + GRACE_LOOKS * LOOK_SECONDS
+            ):
                 os.kill(pid, signal.SIGKILL)  # code of the environment handles SIGABRT itself
 
     def words_of(self, pid: int) -> str:

@@ -1,4 +1,5 @@
-"""What an episode asks of its environment, and what of the answers can be used: nothing else leaves the episode's thread."""
+"""What an episode asks of its environment, and what of the answers can be used: nothing else leaves
+the episode's thread."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, SupportsFloat
 from envs.base import Environment, Episode, Split
 from envs.play import close_episode, start_episode
 from envs.user_errors import UserCodeFailed, describe_value
-from envs.view import View
+from envs.view import AgentView
 from protocol.arrays import INT32, unpack
 from protocol.prompting import Prompter
 from protocol.validation import MAX_REWARD
@@ -33,7 +34,10 @@ class Opening(NamedTuple):
 
 
 class Moved(NamedTuple):
-    """What came of a response. `prompt` is the next one: None after the last turn, and if it does not fit the context."""
+    """What came of a response.
+
+    `prompt` is the next one: None after the last turn, and if it does not fit the context.
+    """
 
     anchor: str
     action: str
@@ -47,16 +51,21 @@ class Moved(NamedTuple):
 
 
 class Stage:
-    """One episode of an environment. Its methods run in the episode's thread, and raise whatever the environment raises, or UserCodeFailed
-    for what it gives that is of no use."""
+    """One episode of an environment.
 
-    def __init__(self, environment: Environment, prompter: Prompter, max_prompt_tokens: int) -> None:
+    Its methods run in the episode's thread, and raise whatever the environment raises, or
+    UserCodeFailed for what it gives that is of no use.
+    """
+
+    def __init__(
+        self, environment: Environment, prompter: Prompter, max_prompt_tokens: int
+    ) -> None:
         self._environment = environment
         self._prompter = prompter
         self._max_prompt_tokens = max_prompt_tokens
         self._max_prompt_characters = max_prompt_tokens * LONGEST_TOKEN
         self._episode: Episode | None = None
-        self._view: View | None = None
+        self._view: AgentView | None = None
 
     def begin(self, split: Split, index: int, seed: int) -> Opening:
         """Start the task, up to the first prompt."""
@@ -76,7 +85,10 @@ class Stage:
         result = self._episode.step(action)
         reward = number_of("reward", _attribute("step()", result, "reward"))
         if abs(reward) > MAX_REWARD:
-            raise UserCodeFailed(f"the environment gave a reward of {reward:g}, and more than {MAX_REWARD:g} cannot be trained on")
+            raise UserCodeFailed(
+                f"the environment gave a reward of {reward:g}, and more than {MAX_REWARD:g} "
+                "cannot be trained on"
+            )
         done = flag_of("done", _attribute("step()", result, "done"))
         scores = scores_of(self._episode.scores)
         if done:
@@ -88,12 +100,16 @@ class Stage:
 
     def close(self) -> None:
         """Let go of what the episode holds open. Nothing to do for one that did not start."""
-        episode, self._episode = self._episode, None
+        episode = self._episode
+        self._episode = None
         if episode is not None:
             close_episode(episode)
 
     def _prompt(self) -> list[int] | None:
-        """The prompt of the current turn; None if it has too many tokens. One that is far too long is not made into tokens."""
+        """The prompt of the current turn; None if it has too many tokens.
+
+        One that is far too long is not made into tokens.
+        """
         text = text_of("prompt()", self._environment.prompt(self._view), None)
         if len(text) > self._max_prompt_characters:
             return None
@@ -102,17 +118,26 @@ class Stage:
 
 
 def text_of(name: str, value: object, limit: int | None = MAX_TEXT) -> str:
-    """What the environment gave as `name`, a text that can be sent. UserCodeFailed if it is none: the learner would refuse the episode,
-    however often it is sent."""
+    """What the environment gave as `name`, a text that can be sent.
+
+    UserCodeFailed if it is none: the learner would refuse the episode, however often it is sent.
+    """
     if not isinstance(value, str):
-        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, where a text belongs")
+        raise UserCodeFailed(
+            f"the environment gave {describe_value(value)} as {name}, where a text belongs"
+        )
     text = str.__str__(value)
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserCodeFailed(f"the environment gave {describe_value(text)} as {name}, which UTF-8 cannot say") from None
+        raise UserCodeFailed(
+            f"the environment gave {describe_value(text)} as {name}, which UTF-8 cannot say"
+        ) from None
     if limit is not None and len(text) > limit:
-        raise UserCodeFailed(f"the environment gave {len(text):,} characters as {name}, of which {limit:,} can be sent")
+        raise UserCodeFailed(
+            f"the environment gave {len(text):,} characters as {name}, of which {limit:,} can be "
+            "sent"
+        )
     return text
 
 
@@ -125,25 +150,37 @@ def _as_float(value: object) -> float | None:
 
 
 def number_of(name: str, value: object) -> float:
-    """A finite number as a float, whatever number it is (NumPy's, say). UserCodeFailed for what is none."""
+    """A finite number as a float, whatever number it is (NumPy's, say).
+
+    UserCodeFailed for what is none.
+    """
     number = _as_float(value)
     if number is None or not isfinite(number):
-        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, where a finite number belongs")
+        raise UserCodeFailed(
+            f"the environment gave {describe_value(value)} as {name}, where a finite number belongs"
+        )
     return number
 
 
 def flag_of(name: str, value: object) -> bool:
-    """True or False, or a number that is 1 or 0. UserCodeFailed for what is neither, such as None or a text."""
+    """True or False, or a number that is 1 or 0.
+
+    UserCodeFailed for what is neither, such as None or a text.
+    """
     number = _as_float(value)
     if number not in (0.0, 1.0):
-        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, where True or False belongs")
+        raise UserCodeFailed(
+            f"the environment gave {describe_value(value)} as {name}, where True or False belongs"
+        )
     return bool(number)
 
 
 def scores_of(scores: object) -> dict[str, float]:
     """Scores by name. UserCodeFailed for what is no mapping of names to finite numbers."""
     if not isinstance(scores, Mapping):
-        raise UserCodeFailed(f"the environment gave {describe_value(scores)} as scores, which map names to numbers")
+        raise UserCodeFailed(
+            f"the environment gave {describe_value(scores)} as scores, which map names to numbers"
+        )
     items = list(itertools.islice(scores.items(), MAX_SCORES + 1))
     if len(items) > MAX_SCORES:
         raise UserCodeFailed(f"the environment gave more than {MAX_SCORES} scores")
@@ -158,8 +195,13 @@ def check_observation(observation: Any) -> Any:
     """An observation whose parts are what they should be. UserCodeFailed for others."""
     text_of("observation.text", _attribute("observation", observation, "text"), None)
     admissible = _attribute("observation", observation, "admissible")
-    if not isinstance(admissible, tuple | list) or not all(isinstance(action, str) for action in admissible):
-        raise UserCodeFailed(f"the environment gave {describe_value(admissible)} as observation.admissible, where a tuple of texts belongs")
+    if not isinstance(admissible, tuple | list) or not all(
+        isinstance(action, str) for action in admissible
+    ):
+        raise UserCodeFailed(
+            f"the environment gave {describe_value(admissible)} as observation.admissible, where "
+            "a tuple of texts belongs"
+        )
     return observation
 
 
@@ -168,4 +210,6 @@ def _attribute(name: str, value: object, attribute: str) -> Any:
     try:
         return getattr(value, attribute)
     except AttributeError:
-        raise UserCodeFailed(f"the environment gave {describe_value(value)} as {name}, which has no {attribute}") from None
+        raise UserCodeFailed(
+            f"the environment gave {describe_value(value)} as {name}, which has no {attribute}"
+        ) from None

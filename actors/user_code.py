@@ -1,4 +1,5 @@
-"""Running code of others: in a thread of the episode's own, whatever it raises put into words (envs/user_errors.py)."""
+"""Running code of others: in a thread of the episode's own, whatever it raises put into words
+(envs/user_errors.py)."""
 
 from __future__ import annotations
 
@@ -16,21 +17,28 @@ TRACEBACK_FRAMES = 12
 
 
 class EpisodeThread:
-    """The thread in which everything of one episode's environment runs, one call after another, since much is bound to the thread that made
-    it (SQLite's connections, event loops). One that hangs holds up neither others, as it would in a pool, nor the end of the process."""
+    """The thread in which everything of one episode's environment runs, one call after another,
+    since much is bound to the thread that made it (SQLite's connections, event loops). One that
+    hangs holds up neither others, as it would in a pool, nor the end of the process."""
 
     def __init__(self, home: str, timeout_seconds: float) -> None:
         self._home = home
         self._timeout_seconds = timeout_seconds
-        self._calls: queue.SimpleQueue[tuple[Callable, tuple, asyncio.Future] | None] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable, tuple, asyncio.Future] | None] = (
+            queue.SimpleQueue()
+        )
         self._loop = asyncio.get_running_loop()
         self._thread = threading.Thread(target=self._run, daemon=True, name="environment")
         self._thread.start()
         self.abandoned = False
-        """Whether nobody waits for it any more: a call took longer than the timeout, or the episode was broken off."""
+        """Whether nobody waits for it any more: a call took longer than the timeout, or the episode
+        was broken off."""
 
     async def call(self, function: Callable[..., Any], *args: object) -> Any:
-        """What the function returns. UserCodeFailed for whatever it raises, and if it takes too long: then it is left to itself."""
+        """What the function returns.
+
+        UserCodeFailed for whatever it raises, and if it takes too long: then it is left to itself.
+        """
         result = self._loop.create_future()
         self._calls.put((function, args, result))
         await asyncio.wait({result}, timeout=self._timeout_seconds)
@@ -43,7 +51,8 @@ class EpisodeThread:
         return value
 
     def end(self, last: Callable[[], None]) -> asyncio.Future[tuple[bool, Any]]:
-        """Call `last` and end the thread, as soon as the call under way returns: (whether `last` failed, how)."""
+        """Call `last` and end the thread, as soon as the call under way returns: (whether `last`
+        failed, how)."""
         ended = self._loop.create_future()
         self._calls.put((last, (), ended))
         self._calls.put(None)
@@ -63,12 +72,16 @@ class EpisodeThread:
                 outcome = (True, self._failure(error))
             try:
                 self._loop.call_soon_threadsafe(_set, result, outcome)
-            except RuntimeError:  # the loop has ended, and nobody waits; what holds something open is still closed
+            except (
+                RuntimeError
+            ):  # the loop has ended, and nobody waits; what holds something open is still closed
                 continue
 
     def _failure(self, error: BaseException) -> UserCodeFailed:
         frames = traceback.format_tb(error.__traceback__, limit=-TRACEBACK_FRAMES)
-        return UserCodeFailed(describe_error(error, self._home), printable("".join(frames), 10 * MAX_WORDS))
+        return UserCodeFailed(
+            describe_error(error, self._home), printable("".join(frames), 10 * MAX_WORDS)
+        )
 
 
 def _set(result: asyncio.Future, outcome: tuple[bool, Any]) -> None:

@@ -1,1 +1,4 @@
-"""`python -m benchmarks.NAME`: what was measured, beside what one would do instead. Results are kept in docs/performance.md."""
+"""`python -m benchmarks.NAME`: what was measured, beside what one would do instead.
+
+Results are kept in docs/performance.md.
+"""

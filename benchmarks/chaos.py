@@ -2,10 +2,11 @@
 
 `python -m benchmarks.chaos [--minutes N] [--seed K] [--quick] [--json FILE]`
 
-A small run goes on all the time, with actors of its own and some from elsewhere, whose links go through a proxy: when a fault ends the
-run, it is resumed. Every few seconds something happens (benchmarks/chaos_faults.py): a process is killed or stopped, links are cut or
-become silent, user code or an engine goes wrong from inside, the clock jumps, the disk is full, the terminal goes away. At the end the run
-is interrupted as by Ctrl-C, and what it left is compared with what is promised:
+A small run goes on all the time, with actors of its own and some from elsewhere, whose links go
+through a proxy: when a fault ends the run, it is resumed. Every few seconds something happens
+(benchmarks/chaos_faults.py): a process is killed or stopped, links are cut or become silent, user
+code or an engine goes wrong from inside, the clock jumps, the disk is full, the terminal goes away.
+At the end the run is interrupted as by Ctrl-C, and what it left is compared with what is promised:
 
     lost            episodes of groups that the last checkpoint has in its weights, or as dropped, which are not in the log
     trained twice   episodes that are in the log twice: played again although one was acknowledged
@@ -13,7 +14,8 @@ is interrupted as by Ctrl-C, and what it left is compared with what is promised:
     left over       processes, or weights on shared memory, after a run had ended
     stuck           faults after which no update came
 
-The full disk needs permission to mount one of its own; without it that fault is left out, and the benchmark says so.
+The full disk needs permission to mount one of its own; without it that fault is left out, and the
+benchmark says so.
 """
 
 from __future__ import annotations
@@ -51,26 +53,46 @@ from supervisor.endpoints import free_port
 from telemetry.sinks.metrics_file import METRICS_FILE, of_kind, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
-GROUPS, GROUP_SIZE, MAX_STALENESS, ORDER_WINDOW = 2, 2, 1, 1
+GROUPS = 2
+GROUP_SIZE = 2
+MAX_STALENESS = 1
+ORDER_WINDOW = 1
 SHARDS = 2
 SETTINGS = {
-    "env.name": chaos_environment.NAME, "actor.step_timeout": str(chaos_environment.STEP_TIMEOUT_SECONDS),
-    "model.hidden_size": "64", "model.layers": "2", "model.heads": "2", "warm_start.episodes": "0", "sampling.max_tokens": "16",
-    "learner.groups": str(GROUPS), "learner.group_size": str(GROUP_SIZE), "learner.max_staleness": str(MAX_STALENESS),
+    "env.name": chaos_environment.NAME,
+    "actor.step_timeout": str(chaos_environment.STEP_TIMEOUT_SECONDS),
+    "model.hidden_size": "64",
+    "model.layers": "2",
+    "model.heads": "2",
+    "warm_start.episodes": "0",
+    "sampling.max_tokens": "16",
+    "learner.groups": str(GROUPS),
+    "learner.group_size": str(GROUP_SIZE),
+    "learner.max_staleness": str(MAX_STALENESS),
     "learner.order_window": str(ORDER_WINDOW),
-    "learner.checkpoint_every": "2", "learner.decay": "0", "eval.episodes": "2", "eval.every": "0", "actor.count": "3",
-    "actor.heartbeat_seconds": "0.5", "run.updates": "1000000", "run.minutes": "100000", "engine.kv_cache_gb": "0.25",
-    "controller.shards": str(SHARDS), "engine.count": "2",
-}  # fmt: skip
+    "learner.checkpoint_every": "2",
+    "learner.decay": "0",
+    "eval.episodes": "2",
+    "eval.every": "0",
+    "actor.count": "3",
+    "actor.heartbeat_seconds": "0.5",
+    "run.updates": "1000000",
+    "run.minutes": "100000",
+    "engine.kv_cache_gb": "0.25",
+    "controller.shards": str(SHARDS),
+    "engine.count": "2",
+}
 ELSEWHERE = "127.0.0.2"
 """Where actors from elsewhere find the run: on this machine, behind the proxy."""
 ACTORS_ELSEWHERE = 2
 BAD = ("lost", "trained_twice", "too_old", "missing_updates", "left_over", "stuck")
 """Figures that are to be 0."""
 PATIENCE = 180.0
-"""Seconds until a run that was started, or hit, makes its next update: an engine that is started again needs most of them."""
+"""Seconds until a run that was started, or hit, makes its next update: an engine that is started
+again needs most of them."""
 TOGETHER = 0.4
-"""Share of the faults that are followed by the next one at once: what two of them do together is another fault."""
+"""Share of the faults that are followed by the next one at once: what two of them do together is
+another fault."""
 ENDING = 15.0
 """Seconds until nothing is left of a run that was killed."""
 DISK_MB = 512
@@ -83,16 +105,22 @@ class Run:
     """A run that is resumed as often as it ends, and the actors from elsewhere that play for it."""
 
     def __init__(self, directory: Path, disk: Path | None) -> None:
-        """`directory`: of all that the benchmark writes; `disk`: one that holds the run alone, and may be filled."""
+        """`directory`: of all that the benchmark writes; `disk`: one that holds the run alone, and
+        may be filled."""
         self.directory = (disk or directory) / "run"
         self.disk = disk
         self.misfortunes = directory / "misfortunes"
         self.misfortunes.mkdir()
         self._weights: set[Path] = set()
         self._output = directory / "output.log"
-        load_environment.install(directory, chaos_environment.NAME, f"{chaos_environment.__name__}:Unlucky")
+        load_environment.install(
+            directory, chaos_environment.NAME, f"{chaos_environment.__name__}:Unlucky"
+        )
         path = os.pathsep.join([str(ROOT / "benchmarks" / "misfortune"), str(directory), str(ROOT)])
-        self._environment = os.environ | {"PYTHONPATH": path, chaos_environment.MISFORTUNES: str(self.misfortunes)}
+        self._environment = os.environ | {
+            "PYTHONPATH": path,
+            chaos_environment.MISFORTUNES: str(self.misfortunes),
+        }
         first = free_port()
         trajectories = free_port(port=first + SHARDS, setting="learner.port")
         self._ports = {"controller.port": str(first), "learner.port": str(trajectories)}
@@ -103,7 +131,12 @@ class Run:
     def start(self) -> None:
         """Begin, or go on."""
         self._note_weights()
-        how = ["--run.dir", str(self.directory), "--run.cache_dir", str(self.directory.parent / "cache")]
+        how = [
+            "--run.dir",
+            str(self.directory),
+            "--run.cache_dir",
+            str(self.directory.parent / "cache"),
+        ]
         if (self.directory / "config.toml").exists():
             how = ["--resume", str(self.directory)]
         settings = [f"--{name}={value}" for name, value in (SETTINGS | self._ports).items()]
@@ -117,7 +150,12 @@ class Run:
         command = [sys.executable, "run.py", *arguments]
         with self._output.open("ab") as output:
             return subprocess.Popen(
-                command, cwd=ROOT, env=self._environment, stdout=output, stderr=output, preexec_fn=dying_with_parent()
+                command,
+                cwd=ROOT,
+                env=self._environment,
+                stdout=output,
+                stderr=output,
+                preexec_fn=dying_with_parent(),
             )
 
     def close(self) -> None:
@@ -130,7 +168,7 @@ class Run:
             self._fleet.wait(ENDING)
         self.proxy.close()
 
-    def last_words(self) -> str:
+    def log_tail(self) -> str:
         """The end of what the run has printed."""
         return self._output.read_text(errors="replace")[-3000:]
 
@@ -146,14 +184,21 @@ class Run:
         if victim == "supervisor":
             return [psutil.Process(self.process.pid)]
         if victim == "actor":
-            return [child for server in self.processes("fork server") for child in server.children()]
+            return [
+                child for server in self.processes("fork server") for child in server.children()
+            ]
         job = re.escape(str(self.directory / "job.json"))
         marks = {
-            "fork server": rf"-m actors {job}$", "controller": rf"-m controller {job}$", "shard": rf"-m controller {job} 1$",
-            "learner": rf"-m learner {job} [\d.]+$", "engine": r"-m vllm\.entrypoints",
-        }  # fmt: skip
+            "fork server": rf"-m actors {job}$",
+            "controller": rf"-m controller {job}$",
+            "shard": rf"-m controller {job} 1$",
+            "learner": rf"-m learner {job} [\d.]+$",
+            "engine": r"-m vllm\.entrypoints",
+        }
         found = [process for process, command in self._all() if re.search(marks[victim], command)]
-        return [process for process in found if process.ppid() not in {other.pid for other in found}]  # a forked child has the same command
+        return [
+            process for process in found if process.ppid() not in {other.pid for other in found}
+        ]  # a forked child has the same command
 
     def left_over(self) -> list[str]:
         """Command lines of processes that outlive the run, after a while."""
@@ -178,7 +223,11 @@ class Run:
                 command = " ".join(process.cmdline())
             except psutil.Error:
                 continue
-            if str(self.directory) in command and process.pid != self.process.pid and " -m " in command:
+            if (
+                str(self.directory) in command
+                and process.pid != self.process.pid
+                and " -m " in command
+            ):
                 yield process, command
 
 
@@ -193,14 +242,25 @@ class Report:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long (default %(default)g)")
-    parser.add_argument("--seed", type=int, default=0, help="of what happens to whom (default %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="five faults, none of which ends the run")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chaos", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="how long (default %(default)g)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of what happens to whom (default %(default)s)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="five faults, none of which ends the run"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what is set up here is taken down
-    chance, console = random.Random(options.seed), Console()
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # as Ctrl-C: what is set up here is taken down
+    chance = random.Random(options.seed)
+    console = Console()
     with contextlib.ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         disk = stack.enter_context(small_disk(directory / "disk"))
@@ -211,7 +271,7 @@ def main() -> None:
         report = rage(run, chance, 60 * options.minutes, console, quick=options.quick)
         figures = judge(run, report)
         if any(figures[name] for name in BAD):
-            console.print(run.last_words(), markup=False, highlight=False)
+            console.print(run.log_tail(), markup=False, highlight=False)
     console.print(table(figures))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
@@ -227,7 +287,11 @@ def small_disk(place: Path) -> Iterator[Path | None]:
     place.mkdir()
     try:
         leave_mounts_of_others()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(place)], check=True, capture_output=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "tmpfs", str(place)],
+            check=True,
+            capture_output=True,
+        )
     except (OSError, subprocess.CalledProcessError):
         yield None
         return
@@ -238,15 +302,21 @@ def small_disk(place: Path) -> Iterator[Path | None]:
 
 
 def leave_mounts_of_others() -> None:
-    """Give this thread, and the processes that it starts, a mount namespace of their own. Raises OSError, or CalledProcessError, where that
-    is not permitted."""
+    """Give this thread, and the processes that it starts, a mount namespace of their own.
+
+    Raises OSError, or CalledProcessError, where that is not permitted.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if sys.platform != "linux" or libc.unshare(CLONE_NEWNS):
         raise OSError(ctypes.get_errno(), "no mount namespace")
-    subprocess.run(["mount", "--make-rprivate", "/"], check=True, capture_output=True)  # or others would get what is mounted here
+    subprocess.run(
+        ["mount", "--make-rprivate", "/"], check=True, capture_output=True
+    )  # or others would get what is mounted here
 
 
-def rage(run: Run, chance: random.Random, seconds: float, console: Console, *, quick: bool) -> Report:
+def rage(
+    run: Run, chance: random.Random, seconds: float, console: Console, *, quick: bool
+) -> Report:
     """Let faults happen until the time is over; then interrupt the run, which ends."""
     report = Report()
     run.start()
@@ -269,7 +339,8 @@ def rage(run: Run, chance: random.Random, seconds: float, console: Console, *, q
 
 
 def faults(chance: random.Random, quick: bool) -> Iterator[Fault]:
-    """The faults of a quick benchmark, or all there are, in one random order after another: each kind comes about as often."""
+    """The faults of a quick benchmark, or all there are, in one random order after another: each
+    kind comes about as often."""
     if quick:
         yield from QUICK
         return
@@ -280,13 +351,15 @@ def faults(chance: random.Random, quick: bool) -> Iterator[Fault]:
 def await_update(run: Run, report: Report, cause: str) -> None:
     """Until the run, which may have to be resumed for it, has made another update."""
     time.sleep(0.5)
-    before, deadline = len(run.updates()), time.monotonic() + PATIENCE
+    before = len(run.updates())
+    deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         if run.ended:
             report.left_over += run.left_over()
             run.start()
             report.resumed += 1
-            before, deadline = -1, time.monotonic() + PATIENCE
+            before = -1
+            deadline = time.monotonic() + PATIENCE
             while not run.processes("learner") and time.monotonic() < deadline and not run.ended:
                 time.sleep(0.1)
         if before < 0:
@@ -311,10 +384,14 @@ def judge(run: Run, report: Report) -> dict:
         "resumed": report.resumed,
         "updates": len(updates),
         "episodes": len(copies),
-        "lost": sum((group, member) not in there for group in trained for member in range(GROUP_SIZE)),
+        "lost": sum(
+            (group, member) not in there for group in trained for member in range(GROUP_SIZE)
+        ),
         "trained_twice": sum(count - 1 for count in copies.values()),
         "too_old": sum(line["token_age_max"] > MAX_STALENESS + ORDER_WINDOW for line in updates),
-        "missing_updates": sorted(set(range(1, len(updates) + 1)) ^ {line["update"] for line in updates}),
+        "missing_updates": sorted(
+            set(range(1, len(updates) + 1)) ^ {line["update"] for line in updates}
+        ),
         "left_over": len(report.left_over) + len(run.shared_memory()),
         "stuck": len(report.stuck),
     }
@@ -325,7 +402,9 @@ def table(figures: dict) -> Table:
     for name, value in figures.items():
         made.add_row(
             name.replace("_", " "),
-            ", ".join(f"{kind}: {count}" for kind, count in value.items()) if isinstance(value, dict) else str(value),
+            ", ".join(f"{kind}: {count}" for kind, count in value.items())
+            if isinstance(value, dict)
+            else str(value),
         )
     return made
 

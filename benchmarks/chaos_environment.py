@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.load_environment import Waiting, Waits
 from envs.base import Observation, StepResult
-from envs.view import View
+from envs.view import AgentView
 
 NAME = "benchmark-chaos"
 MISFORTUNES = "MISFORTUNES"
@@ -48,7 +48,9 @@ class UnluckyEpisode:
         result = self._episode.step(action)
         if not befalls("surrogates"):
             return result
-        return StepResult(Observation("\ud800", ()), result.reward, result.done, result.success, result.truncated)
+        return StepResult(
+            Observation("\ud800", ()), result.reward, result.done, result.success, result.truncated
+        )
 
     def anchor(self) -> str:
         return "\udfff" if befalls("surrogates") else self._episode.anchor()
@@ -62,7 +64,7 @@ class Unlucky(Waits):
     def start(self, *task: object) -> UnluckyEpisode:
         return UnluckyEpisode(super().start(*task))
 
-    def prompt(self, view: View) -> str:
+    def prompt(self, view: AgentView) -> str:
         if befalls("slow prompt"):
             time.sleep(STEP_TIMEOUT_SECONDS + 1)
         return super().prompt(view)

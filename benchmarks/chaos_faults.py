@@ -1,4 +1,5 @@
-"""What happens to a run in `benchmarks.chaos`: faults, each of which strikes once and is over when `strike` returns."""
+"""What happens to a run in `benchmarks.chaos`: faults, each of which strikes once and is over when
+`strike` returns."""
 
 from __future__ import annotations
 
@@ -124,7 +125,8 @@ class CutLinks:
 
 @dataclass(frozen=True)
 class Misfortune:
-    """User code, or an engine, goes wrong from inside for a while (benchmarks/misfortune, benchmarks/chaos_environment.py)."""
+    """User code, or an engine, goes wrong from inside for a while (benchmarks/misfortune,
+    benchmarks/chaos_environment.py)."""
 
     name: str
 
@@ -188,5 +190,11 @@ FAULTS: list[Fault] = [
     ClockJump(),
     FullDisk(),
 ]
-QUICK: list[Fault] = [Kill("actor"), Stop("actor"), CutLinks("one end"), Misfortune("surrogates"), ClockJump()]
+QUICK: list[Fault] = [
+    Kill("actor"),
+    Stop("actor"),
+    CutLinks("one end"),
+    Misfortune("surrogates"),
+    ClockJump(),
+]
 """Faults none of which ends the run."""

@@ -1,4 +1,5 @@
-"""A TCP proxy whose connections can be cut in every way that a network has, in a thread of its own."""
+"""A TCP proxy whose connections can be cut in every way that a network has, in a thread of its
+own."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from typing import Any, Literal
 
 Cut = Literal["both ends", "one end", "silence", "delay"]
 CUTS: tuple[Cut, ...] = ("both ends", "one end", "silence", "delay")
-"""Both ends see a reset; the client alone does; nobody does, and nothing arrives; everything arrives late."""
+"""Both ends see a reset; the client alone does; nobody does, and nothing arrives; everything
+arrives late."""
 
 CHUNK_BYTES = 1 << 16
 
@@ -26,14 +28,17 @@ class Pair:
 
 
 class Proxy:
-    """Listens on `here` and carries each connection to the same port of `there`, for a number of ports."""
+    """Listens on `here` and carries each connection to the same port of `there`, for a number of
+    ports."""
 
     def __init__(self, here: str, there: str, ports: Sequence[int]) -> None:
         self._here = here
         self._there = there
         self._ports = ports
         self._pairs: list[Pair] = []
-        self._abandoned: list[asyncio.StreamWriter] = []  # connections whose other end is gone, kept open
+        self._abandoned: list[
+            asyncio.StreamWriter
+        ] = []  # connections whose other end is gone, kept open
         self._silent: set[Pair] = set()
         self._delay_seconds = 0.0
         self._loop = asyncio.new_event_loop()
@@ -57,9 +62,13 @@ class Proxy:
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(30)
 
     async def _listen(self) -> None:
-        self._servers = [await asyncio.start_server(self._accept(port), self._here, port) for port in self._ports]
+        self._servers = [
+            await asyncio.start_server(self._accept(port), self._here, port) for port in self._ports
+        ]
 
-    def _accept(self, port: int) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    def _accept(
+        self, port: int
+    ) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
         async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             try:
                 up_reader, up_writer = await asyncio.open_connection(self._there, port)
@@ -73,7 +82,9 @@ class Proxy:
 
         return carry
 
-    async def _pump(self, pair: Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, pair: Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(CHUNK_BYTES):
                 if self._delay_seconds:
@@ -86,7 +97,11 @@ class Proxy:
             writer.close()
 
     async def _cut(self, how: Cut, delay_seconds: float) -> int:
-        pairs = [pair for pair in self._pairs if not pair.client.is_closing() and not pair.server.is_closing()]
+        pairs = [
+            pair
+            for pair in self._pairs
+            if not pair.client.is_closing() and not pair.server.is_closing()
+        ]
         self._pairs = pairs
         if how == "delay":
             self._delay_seconds = delay_seconds

@@ -1,9 +1,11 @@
-"""What watching and cutting costs: tokens a second of one engine, with the same requests, seen and steered in every way we have.
+"""What watching and cutting costs: tokens a second of one engine, with the same requests, seen and
+steered in every way we have.
 
-`python -m benchmarks.control [--quick] [--model DIR] [--streams 1,16,64] [--repeats N] [--json FILE]`
-(nine minutes for the tiny policy, on an idle machine)
+`python -m benchmarks.control [--quick] [--model DIR] [--streams 1,16,64] [--repeats N] [--json
+FILE]` (nine minutes for the tiny policy, on an idle machine)
 
-One vLLM engine, started as a run starts it; the conditions take turns, in another order each time, and the median of the repeats counts.
+One vLLM engine, started as a run starts it; the conditions take turns, in another order each time,
+and the median of the repeats counts.
 """
 
 from __future__ import annotations
@@ -37,13 +39,14 @@ from learner.warm_start.build import build_policy
 from protocol.arrays import FLOAT32, INT32, pack
 from protocol.codec import encode
 from protocol.lifetime import die_with
-from protocol.messages import SignalFrame, Steer
+from protocol.messages import ForceTokens, SignalFrame
 from protocol.prompting import read_vocabulary
 from supervisor import process as children
 from supervisor.endpoints import choose_endpoints
 from supervisor.settings import resolve
 
-PROMPT, RESPONSE = 91, 64
+PROMPT = 91
+RESPONSE = 64
 """Tokens."""
 CUT_EVERY = 20
 """One turn in so many is cut: 5 %."""
@@ -60,18 +63,27 @@ class Bench:
     client: EngineClient
     router: SignalRouter
     vocabulary: int
-    lags: list[int] = field(default_factory=list)  # tokens between a decision of the controller and the first forced one
+    lags: list[int] = field(
+        default_factory=list
+    )  # tokens between a decision of the controller and the first forced one
     number: int = 0
 
     def turn(self, prompt: int = PROMPT) -> tuple[str, list[int], int]:
         """(Name, prompt of so many tokens, number) of a new turn."""
         self.number += 1
         rng = random.Random(self.number)
-        return f"b{self.number}", [rng.randrange(10, self.vocabulary) for _ in range(prompt)], self.number
+        return (
+            f"b{self.number}",
+            [rng.randrange(10, self.vocabulary) for _ in range(prompt)],
+            self.number,
+        )
 
     def rule(self, cut: bool) -> DelegatedRule:
-        """Thinking from the first token on (no token comes before it), cut at a budget, or never."""
-        settings = ThinkingSettings("paper", 0.4, self.vocabulary, "mean", 7, NEVER, 0, CUT_AFTER if cut else 10**6)
+        """Thinking from the first token on (no token comes before it), cut at a budget, or
+        never."""
+        settings = ThinkingSettings(
+            "paper", 0.4, self.vocabulary, "mean", 7, NEVER, 0, CUT_AFTER if cut else 10**6
+        )
         return DelegatedRule(settings, TOKENS.open, TOKENS.close, TOKENS.queue)
 
 
@@ -82,14 +94,21 @@ Condition = Callable[[Bench], Awaitable[int]]
 async def plain(bench: Bench) -> int:
     """As anybody would ask vLLM."""
     name, prompt, _ = bench.turn()
-    body = {"request_id": name, "token_ids": prompt, "sampling_params": {"max_tokens": RESPONSE, "ignore_eos": True, "detokenize": False}}
+    body = {
+        "request_id": name,
+        "token_ids": prompt,
+        "sampling_params": {"max_tokens": RESPONSE, "ignore_eos": True, "detokenize": False},
+    }
     session = bench.client._session("turns")  # the same connections, so that they cost the same
     async with session.post(bench.url + GENERATE, json=body) as response:
         return len(json.loads(await response.read())["choices"][0]["token_ids"])
 
 
-def tapped(acts: str | None, rate: bool, prompt_tokens: int = PROMPT, response: int = RESPONSE) -> Condition:
-    """`acts`: None for a turn that nobody watches, else as in `SignalRouter.watch`; `rate`: some of the turns are cut."""
+def tapped(
+    acts: str | None, rate: bool, prompt_tokens: int = PROMPT, response: int = RESPONSE
+) -> Condition:
+    """`acts`: None for a turn that nobody watches, else as in `SignalRouter.watch`; `rate`: some of
+    the turns are cut."""
 
     async def condition(bench: Bench) -> int:
         name, prompt, number = bench.turn(prompt_tokens)
@@ -99,7 +118,9 @@ def tapped(acts: str | None, rate: bool, prompt_tokens: int = PROMPT, response: 
             bench.router.watch(name, Watch(rule, acts))
         sampling = Sampling(max_tokens=response, cache_salt=name)
         rule_there = delegated if acts == "engine" else None
-        generation = await bench.client.generate(name, prompt, sampling, watched=bool(acts), rule=rule_there)
+        generation = await bench.client.generate(
+            name, prompt, sampling, watched=bool(acts), rule=rule_there
+        )
         if acts:
             await bench.router.finish(name, len(generation.tokens), 1.0)
             _note_lag(bench, rule, acts)
@@ -119,7 +140,9 @@ def streamed(top_k: int) -> Condition:
     async def condition(bench: Bench) -> int:
         name, prompt, _ = bench.turn()
         tokens = 0
-        async for chunk in bench.client.stream(name, prompt, Sampling(max_tokens=RESPONSE, cache_salt=name), top_k=top_k):
+        async for chunk in bench.client.stream(
+            name, prompt, Sampling(max_tokens=RESPONSE, cache_salt=name), top_k=top_k
+        ):
             tokens += len(chunk.tokens)
         return tokens
 
@@ -139,11 +162,15 @@ CONDITIONS: dict[str, tuple[Condition, str]] = {
 """Name -> the turn, and the condition that asks for the same without being watched."""
 
 
-async def measure(bench: Bench, streams: int, seconds: float, repeats: int, console: Console) -> dict[str, float]:
+async def measure(
+    bench: Bench, streams: int, seconds: float, repeats: int, console: Console
+) -> dict[str, float]:
     """Median tokens a second of each condition."""
     speeds: dict[str, list[float]] = {name: [] for name in CONDITIONS}
     for condition, _ in CONDITIONS.values():
-        await speed(bench, condition, streams, seconds / 4)  # kernels for new row counts, connections
+        await speed(
+            bench, condition, streams, seconds / 4
+        )  # kernels for new row counts, connections
     for repeat in range(repeats):
         console.print(f"{streams} streams, round {repeat + 1} of {repeats}", highlight=False)
         for name in random.Random(repeat).sample(list(CONDITIONS), len(CONDITIONS)):
@@ -166,8 +193,11 @@ async def speed(bench: Bench, condition: Condition, streams: int, seconds: float
 
 
 def router_microseconds(rows: int = 64, steps: int = 500) -> float:
-    """What a token's signal costs in the controller, decoding of the frame included, with the rule of the default job."""
-    router = SignalRouter(zmq.asyncio.Context.instance(), "inproc://alone", TOKENS, max_model_len=1024)
+    """What a token's signal costs in the controller, decoding of the frame included, with the rule
+    of the default job."""
+    router = SignalRouter(
+        zmq.asyncio.Context.instance(), "inproc://alone", TOKENS, max_model_len=1024
+    )
     settings = ThinkingSettings("paper", 0.4, 1024, "mean", 3, 1e-9, 4, 450)
     for row in range(rows):
         router.watch(str(row), Watch(ThinkingRule(settings, -1, -2), "steer"))
@@ -184,27 +214,38 @@ def router_microseconds(rows: int = 64, steps: int = 500) -> float:
 def _frame(step: int, rows: int, rng: np.random.Generator) -> SignalFrame:
     column = lambda: pack(rng.random(rows, np.float32), FLOAT32)  # noqa: E731
     return SignalFrame(
-        step=step, turn_ids=[str(row) for row in range(rows)], position=pack(np.full(rows, step), INT32), entropy=column(),
-        confidence=column(), top_log_prob=column(), forced=pack(np.full(rows, -1), INT32), previous=pack(np.full(rows, 9), INT32),
-    )  # fmt: skip
+        step=step,
+        turn_ids=[str(row) for row in range(rows)],
+        position=pack(np.full(rows, step), INT32),
+        entropy=column(),
+        confidence=column(),
+        top_log_prob=column(),
+        forced=pack(np.full(rows, -1), INT32),
+        previous=pack(np.full(rows, 9), INT32),
+    )
 
 
 async def frame_microseconds(rows: int, engines: int = 30, count: int = 3000) -> float:
-    """What a frame with the signals of so many turns costs a controller that always has one waiting, from receiving it to the rules'
-    decisions; `engines` send, from a process of their own."""
-    router = SignalRouter(zmq.asyncio.Context.instance(), "tcp://127.0.0.1:*", TOKENS, max_model_len=count)
+    """What a frame with the signals of so many turns costs a controller that always has one
+    waiting, from receiving it to the rules' decisions; `engines` send, from a process of their own.
+    """
+    router = SignalRouter(
+        zmq.asyncio.Context.instance(), "tcp://127.0.0.1:*", TOKENS, max_model_len=count
+    )
     settings = ThinkingSettings("paper", 0.4, 1024, "mean", 3, 1e-9, 4, 450)
     for row in range(rows):
         router.watch(str(row), Watch(ThinkingRule(settings, -1, -2), "steer"))
     marks: list[float] = []
     observe = router.observe
 
-    def noted(frame: SignalFrame) -> list[Steer]:
+    def noted(frame: SignalFrame) -> list[ForceTokens]:
         marks.append(time.thread_time())
         return observe(frame)
 
     router.observe = noted
-    sender = multiprocessing.get_context("spawn").Process(target=_send_frames, args=(router.endpoint, engines, rows, count))
+    sender = multiprocessing.get_context("spawn").Process(
+        target=_send_frames, args=(router.endpoint, engines, rows, count)
+    )
     sender.start()
     running = asyncio.create_task(router.run())
     while sender.is_alive():
@@ -230,24 +271,39 @@ def _send_frames(endpoint: str, engines: int, rows: int, count: int) -> None:
 
 @contextlib.asynccontextmanager
 async def engine_of(model: str, streams: int, console: Console) -> AsyncIterator[Bench]:
-    """An engine that computes so many turns at once, as a run starts it; `model` as `--model` of a run, or empty."""
+    """An engine that computes so many turns at once, as a run starts it; `model` as `--model` of a
+    run, or empty."""
     with tempfile.TemporaryDirectory() as directory:
-        overrides = {"engine.max_sequences": str(streams), "run.dir": directory} | ({"model": model} if model else {})
+        overrides = {"engine.max_sequences": str(streams), "run.dir": directory} | (
+            {"model": model} if model else {}
+        )
         config = resolve(None, overrides)
         job = Job(
-            config=config, endpoints=choose_endpoints(config), run_dir=directory, model_dir=model or f"{directory}/policy",
+            config=config,
+            endpoints=choose_endpoints(config),
+            run_dir=directory,
+            model_dir=model or f"{directory}/policy",
             weights_dir=directory,
-        )  # fmt: skip
+        )
         build_policy(job)
         command = engine_command(job)
-        engine = children.start("engine", command.arguments, Path(directory) / "engine.log", command.environment)
+        engine = children.start(
+            "engine", command.arguments, Path(directory) / "engine.log", command.environment
+        )
         client = EngineClient(job.endpoints.engines[0])
-        router = SignalRouter(zmq.asyncio.Context.instance(), job.endpoints.signals[0], TOKENS, config.engine.max_model_len)
+        router = SignalRouter(
+            zmq.asyncio.Context.instance(),
+            job.endpoints.signals[0],
+            TOKENS,
+            config.engine.max_model_len,
+        )
         running = asyncio.create_task(router.run())
         try:
             console.print("starting the engine, half a minute", highlight=False)
             await wait_ready(job.endpoints.engines[0], 180.0)
-            yield Bench(job.endpoints.engines[0], client, router, read_vocabulary(Path(job.model_dir)))
+            yield Bench(
+                job.endpoints.engines[0], client, router, read_vocabulary(Path(job.model_dir))
+            )
         finally:
             running.cancel()
             await client.close()
@@ -261,30 +317,53 @@ async def main_async(options: argparse.Namespace, console: Console) -> dict[str,
         return await _report(bench, streams, options, console)
 
 
-async def _report(bench: Bench, streams: list[int], options: argparse.Namespace, console: Console) -> dict[str, float]:
+async def _report(
+    bench: Bench, streams: list[int], options: argparse.Namespace, console: Console
+) -> dict[str, float]:
     results: dict[str, float] = {}
-    table = Table("", *(f"{n} streams" for n in streams), "of the same, unwatched", title="tokens/s (of plain)")
+    table = Table(
+        "",
+        *(f"{n} streams" for n in streams),
+        "of the same, unwatched",
+        title="tokens/s (of plain)",
+    )
     measured = {}
     for n in streams:
-        measured[n] = await measure(bench, n, 1.0 if options.quick else 3.0, options.repeats or (3 if options.quick else 5), console)
-        console.print(", ".join(f"{name} {speed:,.0f}" for name, speed in measured[n].items()) + " tokens/s", highlight=False)
+        measured[n] = await measure(
+            bench,
+            n,
+            1.0 if options.quick else 3.0,
+            options.repeats or (3 if options.quick else 5),
+            console,
+        )
+        console.print(
+            ", ".join(f"{name} {speed:,.0f}" for name, speed in measured[n].items()) + " tokens/s",
+            highlight=False,
+        )
     for name, (_, base) in CONDITIONS.items():
-        cells = [f"{measured[n][name]:,.0f} ({measured[n][name] / measured[n]['plain']:.0%})" for n in streams]
+        cells = [
+            f"{measured[n][name]:,.0f} ({measured[n][name] / measured[n]['plain']:.0%})"
+            for n in streams
+        ]
         ratios = ", ".join(f"{measured[n][name] / measured[n][base]:.2f}" for n in streams)
         table.add_row(name, *cells, ratios)
         results |= {f"{name} @{n}": measured[n][name] for n in streams}
     console.print(table)
     last = 64 if 64 in streams else streams[-1]
-    results["tap_ratio"] = measured[last]["tap, watching"] / measured[last]["log-prob of the sampled token"]
+    results["tap_ratio"] = (
+        measured[last]["tap, watching"] / measured[last]["log-prob of the sampled token"]
+    )
     results["lag_p99"] = float(np.percentile(bench.lags, 99)) if bench.lags else float("nan")
     results["controller_us_per_token"] = router_microseconds()
     results |= {f"frame_us @{rows}": await frame_microseconds(rows) for rows in (1, 64)}
     results["signal_tokens_per_second"] = 64e6 / results["frame_us @64"]
     said = (
         f"tap_ratio at {last} streams {results['tap_ratio']:.3f}",
-        f"steps from decision to forced token: 99th percentile {results['lag_p99']:g} of {len(bench.lags)} cuts",
+        f"steps from decision to forced token: 99th percentile {results['lag_p99']:g} of "
+        f"{len(bench.lags)} cuts",
         f"controller {results['controller_us_per_token']:.1f} us a token",
-        f"a frame of 1 turn {results['frame_us @1']:.0f} us, of 64 {results['frame_us @64']:.0f} us: "
+        f"a frame of 1 turn {results['frame_us @1']:.0f} us, of 64 {results['frame_us @64']:.0f} "
+        "us: "
         f"{results['signal_tokens_per_second']:,.0f} signal tokens/s through one controller",
     )
     console.print("; ".join(said), highlight=False)
@@ -292,11 +371,22 @@ async def _report(bench: Bench, streams: list[int], options: argparse.Namespace,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.control", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.control", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--quick", action="store_true", help="under a minute, at 16 streams")
     parser.add_argument("--streams", default="", help="turns at once, such as 1,16,64,256")
-    parser.add_argument("--repeats", type=int, default=0, help="rounds of all conditions (default 5, with --quick 3)")
-    parser.add_argument("--model", default="", help="a Hugging Face directory (default: the tiny policy, random weights)")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=0,
+        help="rounds of all conditions (default 5, with --quick 3)",
+    )
+    parser.add_argument(
+        "--model",
+        default="",
+        help="a Hugging Face directory (default: the tiny policy, random weights)",
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
     options.streams = options.streams or ("16" if options.quick else "1,16,64,256")

@@ -1,11 +1,17 @@
-"""Does control help? The same policy, from the same warm start, trained on as many generated tokens in each mode of control.
+"""Does control help?
 
-`python -m benchmarks.control_study DIR [--env NAMES] [--modes NAMES] [--seeds N] [--tokens N] [--quick] [--json FILE]`
+The same policy, from the same warm start, trained on as many generated tokens in each mode of
+control.
 
-Runs one after the other; their figures are lines of DIR/results.jsonl, and those that are there are not made again, so a study that was
-interrupted goes on. The warm start is made once a seed and kept in DIR. The budget counts what was generated for the batches, rejected
-attempts included; the wall time stands beside it. Success is of held-out tasks, at the end; its interval is Wilson's for the pooled games
-of all seeds, which says nothing of how seeds differ: each seed's figure stands beside it.
+`python -m benchmarks.control_study DIR [--env NAMES] [--modes NAMES] [--seeds N] [--tokens N]
+[--quick] [--json FILE]`
+
+Runs one after the other; their figures are lines of DIR/results.jsonl, and those that are there are
+not made again, so a study that was interrupted goes on. The warm start is made once a seed and kept
+in DIR. The budget counts what was generated for the batches, rejected attempts included; the wall
+time stands beside it. Success is of held-out tasks, at the end; its interval is Wilson's for the
+pooled games of all seeds, which says nothing of how seeds differ: each seed's figure stands beside
+it.
 """
 
 from __future__ import annotations
@@ -26,10 +32,11 @@ from telemetry.analysis.intervals import wilson
 
 MODES = ("off", "budget", "void", "t2po-token", "t2po-turn", "t2po")
 TOKENS = {"alfworld": 150_000, "webshop": 250_000, "search": 250_000}
-"""Environment -> budget of a run: in ALFWorld eight updates, so that no mode has reached the ceiling."""
+"""Environment -> budget of a run: in ALFWorld eight updates, so that no mode has reached the
+ceiling."""
 BUDGET = {"alfworld": 19, "webshop": 19, "search": 21}
-"""Thinking tokens of mode `budget`: about the 95th percentile of the thoughts of a warm-started policy (seed 0, training tasks), so that
-as many are cut as by the others."""
+"""Thinking tokens of mode `budget`: about the 95th percentile of the thoughts of a warm-started
+policy (seed 0, training tasks), so that as many are cut as by the others."""
 GAMES = 128
 MEANS = ("updates", "tokens", "seconds", "wasted", "turns", "thinking", "cut", "again")
 
@@ -48,18 +55,42 @@ class Cell:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.control_study", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.control_study", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("dir", type=Path, help="where results.jsonl and what is under way are kept")
-    parser.add_argument("--env", default=",".join(TOKENS), help="environments (default %(default)s)")
-    parser.add_argument("--modes", default=",".join(MODES), help="modes of control (default %(default)s)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 ... N-1 (default %(default)s)")
-    parser.add_argument("--tokens", type=int, default=0, help="generated for the batches of a run (default: by environment)")
-    parser.add_argument("--quick", action="store_true", help="two modes, one seed, a few updates of a policy that knows nothing")
+    parser.add_argument(
+        "--env", default=",".join(TOKENS), help="environments (default %(default)s)"
+    )
+    parser.add_argument(
+        "--modes", default=",".join(MODES), help="modes of control (default %(default)s)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="seeds 0 ... N-1 (default %(default)s)"
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=0,
+        help="generated for the batches of a run (default: by environment)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="two modes, one seed, a few updates of a policy that knows nothing",
+    )
     parser.add_argument("--json", type=Path, help="write the table's figures to this file, too")
     options = parser.parse_args()
     if options.quick:
-        options.env, options.modes, options.seeds = "alfworld", "off,t2po", 1
-    cells = [Cell(*cell) for cell in itertools.product(options.env.split(","), options.modes.split(","), range(options.seeds))]
+        options.env = "alfworld"
+        options.modes = "off,t2po"
+        options.seeds = 1
+    cells = [
+        Cell(*cell)
+        for cell in itertools.product(
+            options.env.split(","), options.modes.split(","), range(options.seeds)
+        )
+    ]
     cells.sort(key=lambda cell: (cell.env, cell.seed, MODES.index(cell.mode)))
     make = lambda cell, label, console: run(cell, options, label, console)  # noqa: E731
     studies.conduct(options.dir, cells, make, pooled, table, options.json)
@@ -72,10 +103,23 @@ def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -
         length = ["--updates", "2", "--learner.groups", "2", "--learner.group_size", "4"]
     else:
         start = studies.warm_start(options.dir, cell.env, cell.seed, label, console)
-        length = ["--tokens", str(options.tokens or TOKENS[cell.env]), "--minutes", "60", "--updates", "100000"]
+        length = [
+            "--tokens",
+            str(options.tokens or TOKENS[cell.env]),
+            "--minutes",
+            "60",
+            "--updates",
+            "100000",
+        ]
     console.print(f"{label} {cell.name}", highlight=False)
-    control = ["--control", cell.mode] + (["--control.max_thinking", str(BUDGET[cell.env])] if cell.mode == "budget" else [])
-    return outcome(studies.run(options.dir / cell.name, [*start, *length, *control, "--eval.episodes", str(GAMES)]))
+    control = ["--control", cell.mode] + (
+        ["--control.max_thinking", str(BUDGET[cell.env])] if cell.mode == "budget" else []
+    )
+    return outcome(
+        studies.run(
+            options.dir / cell.name, [*start, *length, *control, "--eval.episodes", str(GAMES)]
+        )
+    )
 
 
 def outcome(records: studies.Records) -> dict:
@@ -85,7 +129,9 @@ def outcome(records: studies.Records) -> dict:
     return {
         "success": [(line["update"], line["success"]) for line in evaluations],
         "updates": len(updates),
-        "curve": [(line["training_tokens"], line["success"]) for line in updates],  # of training episodes
+        "curve": [
+            (line["training_tokens"], line["success"]) for line in updates
+        ],  # of training episodes
         "tokens": updates[-1]["training_tokens"],
         "seconds": updates[-1]["wall_seconds"] - evaluations[0]["wall_seconds"],
         "wasted": summary["wasted_tokens"] / max(1, summary["generated_tokens"]),
@@ -111,22 +157,41 @@ def pooled(outcomes: Sequence[dict]) -> Iterator[dict]:
             "first": [run["success"][0][1] for run in runs],
             "last": last,
             "interval": wilson(mean(last), GAMES * len(last)),
-            "tokens_per_success": sum(run["tokens"] for run in runs) / max(1.0, sum(run["solved"] for run in runs)),
-            "collapsed": sum(collapsed([{"success": share} for _, share in run["success"]]) or False for run in runs),
+            "tokens_per_success": sum(run["tokens"] for run in runs)
+            / max(1.0, sum(run["solved"] for run in runs)),
+            "collapsed": sum(
+                collapsed([{"success": share} for _, share in run["success"]]) or False
+                for run in runs
+            ),
             **{name: mean(run[name] for run in runs) for name in MEANS},
         }
 
 
 def table(rows: Sequence[dict]) -> Table:
     """As in docs/control.md."""
-    names = ("environment", "control", "at the start", "at the end", "95 %", "updates", "tokens", "minutes", "wasted")
+    names = (
+        "environment",
+        "control",
+        "at the start",
+        "at the end",
+        "95 %",
+        "updates",
+        "tokens",
+        "minutes",
+        "wasted",
+    )
     out = Table(*names, "tokens a success", "turns", "thinking", "cut", "again", "collapsed")
     for row in rows:
         low, high = row["interval"]
         out.add_row(
             *(row["env"], row["mode"], studies.shares(row["first"])),
             *(f"{mean(row['last']):.1%} ({studies.shares(row['last'])})", f"{low:.0%}-{high:.0%}"),
-            *(f"{row['updates']:.0f}", f"{row['tokens']:,.0f}", f"{row['seconds'] / 60:.1f}", f"{row['wasted']:.1%}"),
+            *(
+                f"{row['updates']:.0f}",
+                f"{row['tokens']:,.0f}",
+                f"{row['seconds'] / 60:.1f}",
+                f"{row['wasted']:.1%}",
+            ),
             *(f"{row['tokens_per_success']:.0f}", f"{row['turns']:.1f}", f"{row['thinking']:.1f}"),
             *(f"{row['cut']:.1%}", f"{row['again']:.1%}", str(row["collapsed"])),
         )

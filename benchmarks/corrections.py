@@ -1,10 +1,14 @@
-"""Which off-policy correction at which staleness? The default job, with weights that reach the engine a given number of updates late.
+"""Which off-policy correction at which staleness?
 
-`python -m benchmarks.corrections DIR [--staleness 0,1,2,4,8] [--corrections NAMES] [--seeds N] [--updates N] [--quick] [--json FILE]`
+The default job, with weights that reach the engine a given number of updates late.
 
-Runs one after the other; their figures are lines of DIR/results.jsonl, and those that are there are not made again. All of a seed begin
-with one warm-started policy and make as many updates without control; with staleness S every trained token, but for those of the first S
-updates, is S versions old (learner.publish_lag). Success is of held-out tasks, at the end.
+`python -m benchmarks.corrections DIR [--staleness 0,1,2,4,8] [--corrections NAMES] [--seeds N]
+[--updates N] [--quick] [--json FILE]`
+
+Runs one after the other; their figures are lines of DIR/results.jsonl, and those that are there are
+not made again. All of a seed begin with one warm-started policy and make as many updates without
+control; with staleness S every trained token, but for those of the first S updates, is S versions
+old (learner.publish_lag). Success is of held-out tasks, at the end.
 """
 
 from __future__ import annotations
@@ -25,7 +29,14 @@ from telemetry.analysis.intervals import wilson
 
 CORRECTIONS = ("none", "ppo", "decoupled", "tis", "mis", "gspo", "cispo", "vtrace")
 OPTIONS = {
-    "gspo": ["--learner.clip_low", "3e-4", "--learner.clip_high", "4e-4", "--learner.loss_mean", "turn"],
+    "gspo": [
+        "--learner.clip_low",
+        "3e-4",
+        "--learner.clip_high",
+        "4e-4",
+        "--learner.loss_mean",
+        "turn",
+    ],
     "vtrace": ["--algorithm", "gae"],
 }
 """What belongs to a correction as its paper has it; vtrace therefore has other advantages, too."""
@@ -43,18 +54,32 @@ class Cell:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.corrections", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.corrections", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("dir", type=Path, help="where results.jsonl and what is under way are kept")
     parser.add_argument("--staleness", default="0,1,2,4,8", help="versions (default %(default)s)")
     parser.add_argument("--corrections", default=",".join(CORRECTIONS), help="default %(default)s")
-    parser.add_argument("--seeds", type=int, default=2, help="seeds 0 ... N-1 (default %(default)s)")
-    parser.add_argument("--updates", type=int, default=UPDATES, help="of each run (default %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="two corrections, one staleness, of a policy that knows nothing")
+    parser.add_argument(
+        "--seeds", type=int, default=2, help="seeds 0 ... N-1 (default %(default)s)"
+    )
+    parser.add_argument(
+        "--updates", type=int, default=UPDATES, help="of each run (default %(default)s)"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="two corrections, one staleness, of a policy that knows nothing",
+    )
     parser.add_argument("--json", type=Path, help="write the table's figures to this file, too")
     options = parser.parse_args()
     if options.quick:
-        options.corrections, options.staleness, options.seeds, options.updates = "none,tis", "1", 1, 2
-    names, ages = options.corrections.split(","), [int(age) for age in options.staleness.split(",")]
+        options.corrections = "none,tis"
+        options.staleness = "1"
+        options.seeds = 1
+        options.updates = 2
+    names = options.corrections.split(",")
+    ages = [int(age) for age in options.staleness.split(",")]
     cells = [Cell(*cell) for cell in itertools.product(names, ages, range(options.seeds))]
     cells.sort(key=lambda cell: (cell.seed, cell.staleness))
     make = lambda cell, label, console: run(cell, options, label, console)  # noqa: E731
@@ -67,10 +92,26 @@ def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -
         start = ["--env", "alfworld", "--seed", str(cell.seed), "--warm_start.episodes", "0"]
         start += ["--learner.groups", "2", "--learner.group_size", "4", "--eval.episodes", "4"]
     else:
-        start = [*studies.warm_start(options.dir, "alfworld", cell.seed, label, console), "--eval.episodes", str(GAMES)]
-    console.print(f"{label} {cell.correction}, {cell.staleness} versions old, seed {cell.seed}", highlight=False)
+        start = [
+            *studies.warm_start(options.dir, "alfworld", cell.seed, label, console),
+            "--eval.episodes",
+            str(GAMES),
+        ]
+    console.print(
+        f"{label} {cell.correction}, {cell.staleness} versions old, seed {cell.seed}",
+        highlight=False,
+    )
     age = [f"--learner.{name}={cell.staleness}" for name in ("max_staleness", "publish_lag")]
-    length = ["--updates", str(options.updates), "--minutes", "60", "--eval.every", "0", "--control", "off"]
+    length = [
+        "--updates",
+        str(options.updates),
+        "--minutes",
+        "60",
+        "--eval.every",
+        "0",
+        "--control",
+        "off",
+    ]
     correction = ["--learner.correction", cell.correction, *OPTIONS.get(cell.correction, [])]
     return outcome(studies.run(options.dir / "running", [*start, *age, *length, *correction]))
 
@@ -107,7 +148,9 @@ def pooled(outcomes: Sequence[dict]) -> Iterator[dict]:
             "first": [run["success"][0] for run in runs],
             "last": last,
             "interval": wilson(mean(last), GAMES * len(last)),
-            "collapsed": sum(bool(collapsed([{"success": share} for share in run["success"]])) for run in runs),
+            "collapsed": sum(
+                bool(collapsed([{"success": share} for share in run["success"]])) for run in runs
+            ),
             "signs": sorted({sign for run in runs for sign in run["signs"]}),
             **{name: mean(run[name] for run in runs) for name in FIGURES},
         }
@@ -115,13 +158,31 @@ def pooled(outcomes: Sequence[dict]) -> Iterator[dict]:
 
 def table(rows: Sequence[dict]) -> Table:
     """As in docs/corrections.md."""
-    out = Table("versions old", "correction", "at the start", "at the end", "95 %", "age", "ESS", "pi/mu p99", "clipped", "masked", "signs")
+    out = Table(
+        "versions old",
+        "correction",
+        "at the start",
+        "at the end",
+        "95 %",
+        "age",
+        "ESS",
+        "pi/mu p99",
+        "clipped",
+        "masked",
+        "signs",
+    )
     for row in rows:
         low, high = row["interval"]
         out.add_row(
             *(str(row["staleness"]), row["correction"], studies.shares(row["first"])),
             *(f"{mean(row['last']):.1%} ({studies.shares(row['last'])})", f"{low:.0%}-{high:.0%}"),
-            *(f"{row['age']:.2f}", f"{row['ess']:.2f}", f"{row['ratio_p99']:.2f}", f"{row['clipped']:.1%}", f"{row['masked']:.1%}"),
+            *(
+                f"{row['age']:.2f}",
+                f"{row['ess']:.2f}",
+                f"{row['ratio_p99']:.2f}",
+                f"{row['clipped']:.1%}",
+                f"{row['masked']:.1%}",
+            ),
             ", ".join(row["signs"] + ["collapsed"] * bool(row["collapsed"])) or "-",
         )
     return out

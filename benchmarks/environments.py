@@ -1,5 +1,6 @@
-"""How fast environments are on one core, and what they cost in memory, beside what others use for the same games, where it is installed:
-TextWorld's own engine, and skyrl-gym's search environment with our retriever as its server.
+"""How fast environments are on one core, and what they cost in memory, beside what others use for
+the same games, where it is installed: TextWorld's own engine, and skyrl-gym's search environment
+with our retriever as its server.
 
 `python -m benchmarks.environments` (a minute; on an idle machine, `taskset -c 0` before it)
 """
@@ -13,6 +14,7 @@ import random
 import socket
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -33,17 +35,37 @@ STOCK_STEPS = 20
 
 
 def main() -> None:
-    table = Table("one core", "steps/s", "resets/s", "MB a further process", "expert wins", title="environments, held-out tasks")
-    for name, settings in (("alfworld", {}), ("alfworld", {"scene_size": "real"}), ("webshop", {}), ("search", {})):
+    table = Table(
+        "one core",
+        "steps/s",
+        "resets/s",
+        "MB a further process",
+        "expert wins",
+        title="environments, held-out tasks",
+    )
+    for name, settings in (
+        ("alfworld", {}),
+        ("alfworld", {"scene_size": "real"}),
+        ("webshop", {}),
+        ("search", {}),
+    ):
         environment = make_environment(name, **settings)
         steps, resets, won = _expert_speed(environment)
         label = " ".join([name, *map(str, settings.values())])
-        table.add_row(label, f"{steps:,.0f}", f"{resets:,.0f}", f"{_memory_of_a_fork(environment):.0f}", f"{won:.1%}")
+        table.add_row(
+            label,
+            f"{steps:,.0f}",
+            f"{resets:,.0f}",
+            f"{_memory_of_a_fork(environment):.0f}",
+            f"{won:.1%}",
+        )
     if importlib.util.find_spec("skyrl_gym"):
         steps, resets = _skyrl_speed()
         table.add_row("search by skyrl-gym", f"{steps:,.0f}", f"{resets:,.0f}", "", "")
     if missing := missing_packages():
-        table.caption = f"TextWorld's own engine is not measured: {', '.join(missing)} not installed"
+        table.caption = (
+            f"TextWorld's own engine is not measured: {', '.join(missing)} not installed"
+        )
     else:
         steps, resets = _stock_speed(AlfWorld())
         table.add_row("alfworld by TextWorld", f"{steps:,.1f}", f"{resets:,.1f}", "", "")
@@ -51,17 +73,22 @@ def main() -> None:
 
 
 def _expert_speed(environment: Environment) -> tuple[float, float, float]:
-    """(steps a second, resets a second, share of episodes won) of the expert's actions, the expert's own time left out."""
+    """(steps a second, resets a second, share of episodes won) of the expert's actions, the
+    expert's own time left out."""
     step_seconds = reset_seconds = 0.0
     steps = episodes = won = 0
     while step_seconds + reset_seconds < SECONDS and episodes < environment.size("held_out"):
         played = expert_episode(environment, "held_out", episodes, random.Random(episodes))
         actions = [environment.parse(response, ()).action for _, response in played.turns]
-        episode, seconds = _timed(lambda: start_episode(environment, "held_out", episodes, episodes))  # noqa: B023, called at once
+        episode, seconds = _timed(
+            partial(start_episode, environment, "held_out", episodes, episodes)
+        )
         reset_seconds += seconds
         for action in actions:
             step_seconds += _timed(lambda: episode.step(action))[1]  # noqa: B023
-        steps, episodes, won = steps + len(actions), episodes + 1, won + played.success
+        steps = steps + len(actions)
+        episodes = episodes + 1
+        won = won + played.success
     return steps / step_seconds, episodes / reset_seconds, won / episodes
 
 
@@ -102,7 +129,8 @@ def _stock_speed(environment: AlfWorld) -> tuple[float, float]:
 
 
 def _skyrl_speed() -> tuple[float, float]:
-    """(steps a second, resets a second) of skyrl-gym's environment on our questions, which asks a server that is another process."""
+    """(steps a second, resets a second) of skyrl-gym's environment on our questions, which asks a
+    server that is another process."""
     from aiohttp import web
     from skyrl_gym.envs.search.env import SearchEnv, SearchEnvConfig
 
@@ -114,7 +142,9 @@ def _skyrl_speed() -> tuple[float, float]:
 
     def serve() -> None:
         die_with(multiprocessing.parent_process().pid)
-        web.run_app(make_app(Index(passages())), host="127.0.0.1", port=port, print=None, access_log=None)
+        web.run_app(
+            make_app(Index(passages())), host="127.0.0.1", port=port, print=None, access_log=None
+        )
 
     server = multiprocessing.get_context("fork").Process(target=serve, daemon=True)
     server.start()
@@ -124,13 +154,19 @@ def _skyrl_speed() -> tuple[float, float]:
     steps = episodes = 0
     while step_seconds < SECONDS:
         played = expert_episode(environment, "held_out", episodes, random.Random(episodes))
-        extras = {"reward_spec": {"ground_truth": {"target": list(environment.question("held_out", episodes).answers)}}, "max_turns": 9}
+        extras = {
+            "reward_spec": {
+                "ground_truth": {"target": list(environment.question("held_out", episodes).answers)}
+            },
+            "max_turns": 9,
+        }
         config = SearchEnvConfig(search_url=f"http://127.0.0.1:{port}/retrieve")
         episode, seconds = _timed(lambda: SearchEnv(config, extras))  # noqa: B023
         reset_seconds += seconds
         for _, response in played.turns:
             step_seconds += _timed(lambda: episode.step(response))[1]  # noqa: B023
-        steps, episodes = steps + len(played.turns), episodes + 1
+        steps = steps + len(played.turns)
+        episodes = episodes + 1
     server.terminate()
     server.join()
     return steps / step_seconds, episodes / reset_seconds

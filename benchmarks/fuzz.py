@@ -1,9 +1,11 @@
 """Coverage-guided fuzzing of all that decodes and judges what comes over a socket.
 
-`python -m benchmarks.fuzz [--seconds N] [--seed K]`; needs `pip install -e '.[fuzz]'` (atheris: libFuzzer for Python)
+`python -m benchmarks.fuzz [--seconds N] [--seed K]`; needs `pip install -e '.[fuzz]'` (atheris:
+libFuzzer for Python)
 
-It begins with sound messages of every kind, and looks for bytes that raise anything but BadFrame. The first ones that do are printed, and
-written to the current directory by libFuzzer, and the exit status is not 0. In the suite, hypothesis does the same without a guide.
+It begins with sound messages of every kind, and looks for bytes that raise anything but BadFrame.
+The first ones that do are printed, and written to the current directory by libFuzzer, and the exit
+status is not 0. In the suite, hypothesis does the same without a guide.
 """
 
 from __future__ import annotations
@@ -18,9 +20,13 @@ MAX_BYTES = 4096
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fuzz", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--seconds", type=int, default=60, help="how long (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of libFuzzer's mutations (default %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of libFuzzer's mutations (default %(default)s)"
+    )
     options = parser.parse_args()
     if importlib.util.find_spec("atheris") is None:
         sys.exit("error: atheris is not installed: pip install -e '.[fuzz]'")
@@ -30,8 +36,10 @@ def main() -> None:
         from protocol import codec, messages
         from protocol import validation as checks
 
-    bounds = checks.Bounds(vocabulary=1000, context=512, group_size=8)
-    open_now = checks.Open(first_group=0, end_group=16, evaluations=2, evaluation_episodes=8, version=3)
+    bounds = checks.Limits(vocabulary=1000, context=512, group_size=8)
+    open_now = checks.AdmissionWindow(
+        first_group=0, end_group=16, evaluations=2, evaluation_episodes=8, version=3
+    )
 
     def one(data: bytes) -> None:
         """What a socket of the run does with a frame."""
@@ -41,22 +49,29 @@ def main() -> None:
             return
         match message:
             case messages.Trajectory():
-                checks.of_trajectory(message, bounds, open_now)
+                checks.validate_trajectory(message, bounds, open_now)
             case messages.TurnRequest():
-                checks.of_turn_request(message, bounds)
+                checks.validate_turn_request(message, bounds)
             case messages.SignalFrame():
-                if not checks.of_signal_frame(message):
+                if not checks.validate_signal_frame(message):
                     checks.misplaced_rows(message, most_tokens=512)
             case messages.Stats():
-                checks.of_stats(message)
+                checks.validate_stats(message)
             case messages.ShardState():
-                checks.of_shard_state(message, shards=3)
+                checks.validate_shard_state(message, shards=3)
 
     with tempfile.TemporaryDirectory() as corpus:
         for number, message in enumerate(samples()):
             (Path(corpus) / str(number)).write_bytes(codec.encode(message))
         atheris.Setup(
-            [sys.argv[0], corpus, f"-max_total_time={options.seconds}", f"-seed={options.seed or 1}", f"-max_len={MAX_BYTES}"], one
+            [
+                sys.argv[0],
+                corpus,
+                f"-max_total_time={options.seconds}",
+                f"-seed={options.seed or 1}",
+                f"-max_len={MAX_BYTES}",
+            ],
+            one,
         )
         atheris.Fuzz()
 
@@ -65,11 +80,11 @@ def samples() -> list:
     """A sound message of each kind that is judged, and some others."""
     from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
     from protocol.messages import (
-        Attempt,
         Credit,
         EpisodeEnded,
         EpisodeKey,
         Heartbeat,
+        Response,
         ShardState,
         SignalFrame,
         Span,
@@ -78,26 +93,61 @@ def samples() -> list:
         Trajectory,
         Turn,
         TurnRequest,
-    )  # fmt: skip
+    )
 
-    key, prompt, number = EpisodeKey(1, 2), pack([5, 6, 7], INT32), pack([0.5, 0.25], FLOAT32)
-    kept = Attempt(
-        tokens=pack([1, 2], INT32), log_probs=pack([-0.5, -0.1], FLOAT32), mask=pack([1, 0], UINT8), spans=[Span(0, 2, 1)],
-        uncertainty=pack([0.5, 0.5], FLOAT16), signals=pack([1.0] * 6, FLOAT32), events=[], stop=StopReason.END, score=0.5, thinking=1,
-    )  # fmt: skip
-    turn = Turn(prompt=prompt, kept=kept, rejected=[kept], reward=1.0, valid=True, anchor="a", action="look")
+    key = EpisodeKey(1, 2)
+    prompt = pack([5, 6, 7], INT32)
+    number = pack([0.5, 0.25], FLOAT32)
+    kept = Response(
+        tokens=pack([1, 2], INT32),
+        log_probs=pack([-0.5, -0.1], FLOAT32),
+        mask=pack([1, 0], UINT8),
+        spans=[Span(0, 2, 1)],
+        uncertainty=pack([0.5, 0.5], FLOAT16),
+        signals=pack([1.0] * 6, FLOAT32),
+        events=[],
+        stop=StopReason.END,
+        score=0.5,
+        thinking=1,
+    )
+    turn = Turn(
+        prompt=prompt, kept=kept, rejected=[kept], reward=1.0, valid=True, anchor="a", action="look"
+    )
     whole = pack([1, 2], INT32)
     return [
-        Trajectory(key=key, attempt=0, task_index=3, task_type="a", task="b", success=True, turns=[turn, turn], scores={"raw": 1.0}),
+        Trajectory(
+            key=key,
+            attempt=0,
+            task_index=3,
+            task_type="a",
+            task="b",
+            success=True,
+            turns=[turn, turn],
+            scores={"raw": 1.0},
+        ),
         TurnRequest(key=key, attempt=0, turn=1, prompt=prompt),
         SignalFrame(
-            step=1, turn_ids=["a", "b"], position=whole, entropy=number, confidence=number, top_log_prob=number, forced=whole,
+            step=1,
+            turn_ids=["a", "b"],
+            position=whole,
+            entropy=number,
+            confidence=number,
+            top_log_prob=number,
+            forced=whole,
             previous=whole,
         ),
-        ShardState(shard=1, version=3, seconds=0.1, engines=[("http://a", "healthy", 2)], gauges={"engines": 1.0}),
+        ShardState(
+            shard=1,
+            version=3,
+            seconds=0.1,
+            engines=[("http://a", "healthy", 2)],
+            gauges={"engines": 1.0},
+        ),
         Stats(source="learner", event="update", values={"update": 1.0, "loss": None}),
-        Credit(episodes=3), EpisodeEnded(key=key, attempt=0), Heartbeat(loop_lag=0.1, asking=2),
-    ]  # fmt: skip
+        Credit(episodes=3),
+        EpisodeEnded(key=key, attempt=0),
+        Heartbeat(loop_lag=0.1, asking=2),
+    ]
 
 
 if __name__ == "__main__":

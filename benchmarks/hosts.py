@@ -1,4 +1,5 @@
-"""Hosts as network namespaces with addresses of their own, joined by a bridge; on Linux, for root."""
+"""Hosts as network namespaces with addresses of their own, joined by a bridge; on Linux, for
+root."""
 
 from __future__ import annotations
 
@@ -30,18 +31,33 @@ class NotPermitted(RuntimeError):
 
 
 class Host:
-    """A namespace `name`, joined to the bridge; by a cable with this delay (seconds) and loss, if they are given."""
+    """A namespace `name`, joined to the bridge; by a cable with this delay (seconds) and loss, if
+    they are given."""
 
-    def __init__(self, name: str, number: int, bridge: str, stack: ExitStack, far: tuple[float, float] | None) -> None:
-        self.name, self.address, self._outside, inside = name, f"{SUBNET}.{number}", f"{name}o", f"{name}i"
+    def __init__(
+        self, name: str, number: int, bridge: str, stack: ExitStack, far: tuple[float, float] | None
+    ) -> None:
+        self.name = name
+        self.address = f"{SUBNET}.{number}"
+        self._outside = f"{name}o"
+        inside = f"{name}i"
         _ip("netns", "add", name)
         stack.callback(subprocess.run, ["ip", "netns", "del", name], check=False)
         if far is None:
             _ip("link", "add", self._outside, "type", "veth", "peer", "name", inside, "netns", name)
         else:
-            command = [sys.executable, "-m", "benchmarks.slow_link", self._outside, inside, *map(str, far)]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.slow_link",
+                self._outside,
+                inside,
+                *map(str, far),
+            ]
             tied = {"preexec_fn": dying_with_parent()}
-            cable = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, **tied))
+            cable = stack.enter_context(
+                subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, **tied)
+            )
             stack.callback(cable.kill)
             if cable.stdout.readline() != b"ready\n":
                 raise NotPermitted("no network devices of programs (/dev/net/tun)")
@@ -52,12 +68,27 @@ class Host:
             _ip("-n", name, "link", "set", device, "up")
 
     def join(self, port: int, keys: Path, actors: int, stack: ExitStack) -> subprocess.Popen:
-        """Actors of this host, of the run whose controller listens at `port` HERE: a group of processes that ends with the stack."""
-        command = [sys.executable, "run.py", "actor", "--connect", f"tcp://{HERE}:{port}", "--keys", str(keys), "--actors", str(actors)]
+        """Actors of this host, of the run whose controller listens at `port` HERE: a group of
+        processes that ends with the stack."""
+        command = [
+            sys.executable,
+            "run.py",
+            "actor",
+            "--connect",
+            f"tcp://{HERE}:{port}",
+            "--keys",
+            str(keys),
+            "--actors",
+            str(actors),
+        ]
         group = subprocess.Popen(
-            ["ip", "netns", "exec", self.name, *command, "--wait", "600"], cwd=ROOT, start_new_session=True,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=dying_with_parent(),
-        )  # fmt: skip
+            ["ip", "netns", "exec", self.name, *command, "--wait", "600"],
+            cwd=ROOT,
+            start_new_session=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=dying_with_parent(),
+        )
         stack.callback(group.wait)
         stack.callback(kill, group)
         return group
@@ -75,13 +106,16 @@ def hosts(count: int, far: tuple[float, float] | None = None) -> Iterator[list[H
         _add_bridge(bridge, stack)
         _ip("addr", "add", f"{HERE}/24", "dev", bridge)
         _ip("link", "set", bridge, "up")
-        yield [Host(f"{bridge}{chr(ord('a') + number)}", 2 + number, bridge, stack, far) for number in range(count)]
+        yield [
+            Host(f"{bridge}{chr(ord('a') + number)}", 2 + number, bridge, stack, far)
+            for number in range(count)
+        ]
 
 
 @contextlib.contextmanager
 def addresses(count: int) -> Iterator[list[str]]:
-    """So many of this machine, none of them loopback's, while inside: for processes that pretend to be on several machines. Raises
-    NotPermitted where there can be none."""
+    """So many of this machine, none of them loopback's, while inside: for processes that pretend to
+    be on several machines. Raises NotPermitted where there can be none."""
     bridge = f"{PREFIX}{os.getpid()}z"
     found = [f"{SUBNET}.{101 + number}" for number in range(count)]
     with ExitStack() as stack:
@@ -100,16 +134,23 @@ def _add_bridge(name: str, stack: ExitStack) -> None:
     try:
         _ip("link", "add", name, "type", "bridge")
     except subprocess.CalledProcessError as error:
-        raise NotPermitted(f"network devices are not permitted here: {error.stderr.decode().strip()}") from None
+        raise NotPermitted(
+            f"network devices are not permitted here: {error.stderr.decode().strip()}"
+        ) from None
     stack.callback(_ip, "link", "del", name)
 
 
 def away(learning: Host, port: int, keys: Path, weights: Path) -> dict[str, str]:
     """Settings of a run whose learner is on that host, and whose actors come from others."""
     return {
-        "controller.host": HERE, "controller.port": str(port), "security.keys": str(keys), "actor.count": "0",
-        "learner.host": learning.address, "learner.launch": f"ip,netns,exec,{learning.name}", "run.weights_dir": str(weights),
-    }  # fmt: skip
+        "controller.host": HERE,
+        "controller.port": str(port),
+        "security.keys": str(keys),
+        "actor.count": "0",
+        "learner.host": learning.address,
+        "learner.launch": f"ip,netns,exec,{learning.name}",
+        "run.weights_dir": str(weights),
+    }
 
 
 def kill(group: subprocess.Popen) -> None:

@@ -1,12 +1,17 @@
-"""Tokens a second of the learner's whole update, beside the bare loop that anybody would write, packed sequences, and TRL.
+"""Tokens a second of the learner's whole update, beside the bare loop that anybody would write,
+packed sequences, and TRL.
 
-`python -m benchmarks.learner [--model DIR] [--tokens N] [--repeats N] [--quick] [--json FILE]` (two minutes, on an idle machine)
+`python -m benchmarks.learner [--model DIR] [--tokens N] [--repeats N] [--quick] [--json FILE]` (two
+minutes, on an idle machine)
 
-With TRL installed (pip install -e '.[trl]'), beside its GRPO trainer, too, on the same turns, without generation (benchmarks/trl_loop.py).
+With TRL installed (pip install -e '.[trl]'), beside its GRPO trainer, too, on the same turns,
+without generation (benchmarks/trl_loop.py).
 
-The turns are demonstrations of the default environment, with the lengths that they have; all conditions see as many tokens, prompts
-included, make as many optimizer steps and use as many threads, take turns, and the median counts. The bare loops have dense rows: every
-turn as long as their mean, so that there is nothing to pad. `bare_ratio` is the update's speed over that of the faster bare loop.
+The turns are demonstrations of the default environment, with the lengths that they have; all
+conditions see as many tokens, prompts included, make as many optimizer steps and use as many
+threads, take turns, and the median counts. The bare loops have dense rows: every turn as long as
+their mean, so that there is nothing to pad. `bare_ratio` is the update's speed over that of the
+faster bare loop.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ from transformers import PreTrainedModel
 from benchmarks import trl_loop
 from config import LearnerSection
 from learner.data.batching import collate, minibatches, parts
-from learner.data.samples import Sample
+from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy, log_probs
 from learner.update import Updater
 from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
@@ -45,41 +50,49 @@ from supervisor.settings import resolve
 EPISODES = 200
 """Of demonstrations, from which the turns are taken."""
 
-Step = Callable[[PreTrainedModel, Sequence[Sample]], torch.Tensor]
+Step = Callable[[PreTrainedModel, Sequence[TrainingSample]], torch.Tensor]
 """The loss of a few turns."""
 Run = Callable[[], None]
 """An update. What it needs has been prepared before, which is not timed."""
 
 
-def transformers_dense(model: PreTrainedModel, turns: Sequence[Sample]) -> torch.Tensor:
+def transformers_dense(model: PreTrainedModel, turns: Sequence[TrainingSample]) -> torch.Tensor:
     """What a tutorial does: the model's own forward pass, and the loss of every token."""
     ids = torch.from_numpy(np.stack([tokens_of(turn) for turn in turns]))
     return functional.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
-def ours_dense(model: PreTrainedModel, turns: Sequence[Sample]) -> torch.Tensor:
+def ours_dense(model: PreTrainedModel, turns: Sequence[TrainingSample]) -> torch.Tensor:
     """The learner's forward pass, and the loss of the tokens that it trains on."""
     log_pi, _ = log_probs(model, collate(turns), 1.0)
     return -log_pi.mean()
 
 
-def packed(model: PreTrainedModel, turns: Sequence[Sample]) -> torch.Tensor:
-    """All turns in one row, each seeing itself alone: a block mask, and positions that begin anew."""
+def packed(model: PreTrainedModel, turns: Sequence[TrainingSample]) -> torch.Tensor:
+    """All turns in one row, each seeing itself alone: a block mask, and positions that begin
+    anew."""
     ids = torch.from_numpy(np.concatenate([tokens_of(turn) for turn in turns]))[None]
-    turn = torch.repeat_interleave(torch.arange(len(turns)), torch.tensor([turn.length for turn in turns]))
+    turn = torch.repeat_interleave(
+        torch.arange(len(turns)), torch.tensor([turn.length for turn in turns])
+    )
     positions = torch.cat([torch.arange(turn.length) for turn in turns])[None]
-    mask = ((turn[:, None] == turn[None]) & torch.ones(len(turn), len(turn), dtype=torch.bool).tril())[None, None]
+    mask = (
+        (turn[:, None] == turn[None]) & torch.ones(len(turn), len(turn), dtype=torch.bool).tril()
+    )[None, None]
     logits = model(ids, position_ids=positions, attention_mask=mask).logits[0]
     return functional.cross_entropy(logits[:-1], ids[0, 1:])
 
 
-def tokens_of(turn: Sample) -> np.ndarray:
+def tokens_of(turn: TrainingSample) -> np.ndarray:
     """int64 [length]"""
     return np.concatenate([turn.prompt, turn.response]).astype(np.int64)
 
 
-def bare(step: Step, settings: LearnerSection, model: PreTrainedModel, turns: Sequence[Sample]) -> Run:
-    """Forward, backward, optimizer step; as many steps as the learner makes, of micro-batches as large as its."""
+def bare(
+    step: Step, settings: LearnerSection, model: PreTrainedModel, turns: Sequence[TrainingSample]
+) -> Run:
+    """Forward, backward, optimizer step; as many steps as the learner makes, of micro-batches as
+    large as its."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def run() -> None:
@@ -92,28 +105,40 @@ def bare(step: Step, settings: LearnerSection, model: PreTrainedModel, turns: Se
     return run
 
 
-def update(settings: LearnerSection, model: PreTrainedModel, turns: Sequence[Sample]) -> Run:
+def update(
+    settings: LearnerSection, model: PreTrainedModel, turns: Sequence[TrainingSample]
+) -> Run:
     """The learner's whole update."""
     updater = Updater(model, settings, 1.0, seed=0)
     return lambda: updater.update(turns) and None
 
 
-def dense(turns: Sequence[Sample]) -> list[Sample]:
+def dense(turns: Sequence[TrainingSample]) -> list[TrainingSample]:
     """As many turns of the mean length, in which as many tokens are trained on."""
     length = round(statistics.mean(turn.length for turn in turns))
     response = round(statistics.mean(len(turn.response) for turn in turns))
-    tokens = np.resize(np.concatenate([tokens_of(turn) for turn in turns]), (len(turns), length)).astype(np.int32)
+    tokens = np.resize(
+        np.concatenate([tokens_of(turn) for turn in turns]), (len(turns), length)
+    ).astype(np.int32)
     ones = np.ones(response)
     return [
-        Sample(row[:-response], row[-response:], ones > 0, -ones.astype(np.float32), ones.astype(np.int32), advantage=1.0) for row in tokens
+        TrainingSample(
+            row[:-response],
+            row[-response:],
+            ones > 0,
+            -ones.astype(np.float32),
+            ones.astype(np.int32),
+            advantage=1.0,
+        )
+        for row in tokens
     ]
 
 
-def turns_of(directory: Path, tokens: int) -> list[Sample]:
+def turns_of(directory: Path, tokens: int) -> list[TrainingSample]:
     """Demonstrated turns of so many tokens together, as if a policy had played them."""
     rng = np.random.default_rng(0)
     tokenizer = TurnTokenizer(load_prompter(directory), TURN_END)
-    found: list[Sample] = []
+    found: list[TrainingSample] = []
     for episode in demonstrations(resolve(), EPISODES):
         for turn in tokenizer.samples(episode):
             if sum(other.length for other in found) >= tokens:
@@ -126,17 +151,23 @@ def turns_of(directory: Path, tokens: int) -> list[Sample]:
 class Condition(NamedTuple):
     """What is timed."""
 
-    prepare: Callable[[PreTrainedModel, Sequence[Sample]], Run]
-    turns: Sequence[Sample]
+    prepare: Callable[[PreTrainedModel, Sequence[TrainingSample]], Run]
+    turns: Sequence[TrainingSample]
     tokens: int  # of the turns that it takes
 
     @staticmethod
-    def of(prepare: Callable[..., Run], *arguments: object, turns: Sequence[Sample]) -> Condition:
+    def of(
+        prepare: Callable[..., Run], *arguments: object, turns: Sequence[TrainingSample]
+    ) -> Condition:
         """All the turns."""
-        return Condition(functools.partial(prepare, *arguments), turns, sum(turn.length for turn in turns))
+        return Condition(
+            functools.partial(prepare, *arguments), turns, sum(turn.length for turn in turns)
+        )
 
 
-def measure(conditions: dict[str, Condition], model: PreTrainedModel, repeats: int) -> dict[str, float]:
+def measure(
+    conditions: dict[str, Condition], model: PreTrainedModel, repeats: int
+) -> dict[str, float]:
     """Median tokens a second of each."""
     speeds: dict[str, list[float]] = {name: [] for name in conditions}
     for repeat in range(repeats + 1):
@@ -150,36 +181,69 @@ def measure(conditions: dict[str, Condition], model: PreTrainedModel, repeats: i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.learner", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="a Hugging Face directory (default: the tiny policy, random weights)")
-    parser.add_argument("--tokens", type=int, default=60_000, help="of the turns of an update, prompts included (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of all conditions (default %(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.learner", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--model",
+        type=Path,
+        help="a Hugging Face directory (default: the tiny policy, random weights)",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=60_000,
+        help="of the turns of an update, prompts included (default %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="rounds of all conditions (default %(default)s)"
+    )
     parser.add_argument("--quick", action="store_true", help="a few seconds, of 8,000 tokens")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
     if options.quick:
-        options.tokens, options.repeats = 8_000, 1
+        options.tokens = 8_000
+        options.repeats = 1
     config = resolve()
     torch.set_num_threads(config.learner.threads or torch.get_num_threads())
     with tempfile.TemporaryDirectory() as temporary:
         directory = options.model or Path(temporary) / "policy"
         if not options.model:
-            build_tiny(directory, config.model, (turn for turns in demonstrations(config, EPISODES) for turn in turns), seed=0)
-        turns, model = turns_of(directory, options.tokens), load_policy(directory)
+            build_tiny(
+                directory,
+                config.model,
+                (turn for turns in demonstrations(config, EPISODES) for turn in turns),
+                seed=0,
+            )
+        turns = turns_of(directory, options.tokens)
+        model = load_policy(directory)
         settings = config.learner
         conditions = {
-            "transformers' forward, dense rows": Condition.of(bare, transformers_dense, settings, turns=dense(turns)),
-            "learner's forward, dense rows": Condition.of(bare, ours_dense, settings, turns=dense(turns)),
-            "transformers' forward, turns packed into one row": Condition.of(bare, packed, settings, turns=turns),
+            "transformers' forward, dense rows": Condition.of(
+                bare, transformers_dense, settings, turns=dense(turns)
+            ),
+            "learner's forward, dense rows": Condition.of(
+                bare, ours_dense, settings, turns=dense(turns)
+            ),
+            "transformers' forward, turns packed into one row": Condition.of(
+                bare, packed, settings, turns=turns
+            ),
             "the learner's whole update": Condition.of(update, settings, turns=turns),
         }
         if find_spec("trl"):
             loop = functools.partial(trl_loop.prepare, directory, settings)
-            conditions["TRL's GRPO trainer, without generation"] = Condition(loop, turns, trl_loop.tokens(settings, turns))
+            conditions["TRL's GRPO trainer, without generation"] = Condition(
+                loop, turns, trl_loop.tokens(settings, turns)
+            )
         speeds = measure(conditions, model, options.repeats)
-    loops, whole = list(speeds.values())[:2], speeds["the learner's whole update"]
+    loops = list(speeds.values())[:2]
+    whole = speeds["the learner's whole update"]
     results = {**speeds, "bare_ratio": whole / max(loops)}
-    table = Table(f"{len(turns)} turns, {sum(turn.length for turn in turns):,} tokens", "tokens/s", "ratio to the faster bare loop")
+    table = Table(
+        f"{len(turns)} turns, {sum(turn.length for turn in turns):,} tokens",
+        "tokens/s",
+        "ratio to the faster bare loop",
+    )
     for name, speed in speeds.items():
         table.add_row(name, f"{speed:,.0f}", f"{speed / max(loops):.2f}")
     Console().print(table)

@@ -1,4 +1,5 @@
-"""An environment that only takes time: 3 to 7 turns, whatever the agent says, each of `SECONDS`, which its process is told."""
+"""An environment that only takes time: 3 to 7 turns, whatever the agent says, each of `SECONDS`,
+which its process is told."""
 
 from __future__ import annotations
 
@@ -6,10 +7,11 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import ClassVar
 
 from envs.base import Observation, ParsedAction, Split, StepResult
 from envs.response import format_think_action, parse_think_action
-from envs.view import View
+from envs.view import AgentView
 
 NAME = "benchmark-load"
 SECONDS = "BENCHMARK_STEP_SECONDS"
@@ -21,16 +23,23 @@ SHORTEST = 3
 class Waiting:
     """One episode."""
 
-    task, task_type, scores = "wait", "waiting", {}
+    task = "wait"
+    task_type = "waiting"
+    scores: ClassVar = {}
 
     def __init__(self, turns: int, seconds: float) -> None:
-        self._left, self._seconds = turns, seconds
-        self.observation = Observation(f"{turns} turns are left. " + "There is nothing to see here. " * 10, ())
+        self._left = turns
+        self._seconds = seconds
+        self.observation = Observation(
+            f"{turns} turns are left. " + "There is nothing to see here. " * 10, ()
+        )
 
     def step(self, action: str) -> StepResult:
         time.sleep(self._seconds)
         self._left -= 1
-        self.observation = Observation(f"{self._left} turns are left. " + "There is nothing to see here. " * 10, ())
+        self.observation = Observation(
+            f"{self._left} turns are left. " + "There is nothing to see here. " * 10, ()
+        )
         over = self._left == 0
         return StepResult(self.observation, float(len(action) % 2), over, over)
 
@@ -52,12 +61,14 @@ class Waits:
         return {"train": 10_000, "held_out": 100}[split]
 
     def start(self, split: Split, index: int, seed: int = 0) -> Waiting:
-        return Waiting(random.Random(f"{split} {index}").randint(SHORTEST, self.max_turns), self._seconds)
+        return Waiting(
+            random.Random(f"{split} {index}").randint(SHORTEST, self.max_turns), self._seconds
+        )
 
-    def view(self, episode: Waiting) -> View:
-        return View(episode.task, episode.observation, history=1)
+    def view(self, episode: Waiting) -> AgentView:
+        return AgentView(episode.task, episode.observation, history=1)
 
-    def prompt(self, view: View) -> str:
+    def prompt(self, view: AgentView) -> str:
         return f"Turn {view.step}. {view.observation.text}"
 
     def parse(self, response: str, admissible: tuple[str, ...]) -> ParsedAction:
@@ -73,14 +84,15 @@ class Waits:
 class Patience:
     """Waits."""
 
-    def act(self, view: View) -> tuple[str, str]:
+    def act(self, view: AgentView) -> tuple[str, str]:
         return "There is nothing to do.", "wait"
 
-    dawdle = act
+    waste_turn = act
 
 
 def install(directory: Path, name: str = NAME, factory: str = f"{__name__}:Waits") -> None:
-    """Write an entry point by which processes that have `directory` on their path find the environment `name`."""
+    """Write an entry point by which processes that have `directory` on their path find the
+    environment `name`."""
     metadata = directory / f"{name.replace('-', '_')}-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")

@@ -1,4 +1,5 @@
-"""Stand-ins for the two processes whose computing is not what is loaded: an engine without a model, a learner without gradients.
+"""Stand-ins for the two processes whose computing is not what is loaded: an engine without a model,
+a learner without gradients.
 
 `python -m benchmarks.load_processes engine|learner JOB [--stall SECONDS]`
 """
@@ -31,12 +32,16 @@ from protocol.files import allow_many_files
 from protocol.messages import Message, Trajectory
 
 INTAKE = "intake.json"
-"""What the learner leaves in the run's directory: "episodes" (actor -> how many it delivered), "turns" (second -> turns delivered in it),
-"stall" (its beginning and end; seconds since the epoch)."""
+"""What the learner leaves in the run's directory: "episodes" (actor -> how many it delivered),
+"turns" (second -> turns delivered in it), "stall" (its beginning and end; seconds since the epoch).
+"""
 
 
 class Noise(Generator):
-    """Logits from a table in place of a model's. Everything else is the fake engine's: requests, sampling, signals, weights."""
+    """Logits from a table in place of a model's.
+
+    Everything else is the fake engine's: requests, sampling, signals, weights.
+    """
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(*arguments)
@@ -47,7 +52,10 @@ class Noise(Generator):
 
 
 class Training:
-    """In the place of learner.training.Training: an update waits. The weights that it publishes are real, and always the same."""
+    """In the place of learner.training.Training: an update waits.
+
+    The weights that it publishes are real, and always the same.
+    """
 
     def __init__(self, job: Job, stall: float) -> None:
         self._job, self._stall, self._model = job, stall, load_policy(Path(job.model_dir))
@@ -60,7 +68,8 @@ class Training:
     def update(self, groups: Sequence[Sequence[Trajectory]], progress: float) -> dict[str, float]:
         seconds = 0.0
         if self.update_number == self._job.config.run.updates // 2:
-            seconds, started = self._stall, time.time()
+            seconds = self._stall
+            started = time.time()
             time.sleep(seconds)
             self.stalled = [started, time.time()]
         self.update_number += 1
@@ -70,7 +79,8 @@ class Training:
         return None
 
     def snapshot(self) -> Snapshot:
-        into, self.spare = self.spare, None
+        into = self.spare
+        self.spare = None
         return snapshot(self._model, self.update_number, "float32", into)
 
     def checkpoint(self, intake: IntakeState) -> None:
@@ -90,7 +100,11 @@ class Counting(FrameReader):
 
     def read(self, peer: bytes, frame: bytes) -> Message | None:
         message = super().read(peer, frame)
-        if isinstance(message, Trajectory) and not message.key.evaluation and message.dropped is None:
+        if (
+            isinstance(message, Trajectory)
+            and not message.key.evaluation
+            and message.dropped is None
+        ):
             self.episodes[peer.decode()] += 1
             self.turns[int(time.time())] += len(message.turns)
         return message
@@ -114,7 +128,11 @@ async def learn(job: Job, stall: float) -> None:
     try:
         await learner.run()
     finally:
-        found = {"episodes": learner.counts.episodes, "turns": learner.counts.turns, "stall": learner.training.stalled}
+        found = {
+            "episodes": learner.counts.episodes,
+            "turns": learner.counts.turns,
+            "stall": learner.training.stalled,
+        }
         (Path(job.run_dir) / INTAKE).write_text(json.dumps(found))
         context.term()
 
@@ -124,7 +142,11 @@ async def serve(job: Job) -> None:
     server.Generator = Noise
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
-    engine = FakeEngine(job.model_dir, port=urlsplit(job.endpoints.engines[0]).port, signals=job.endpoints.signals[0])
+    engine = FakeEngine(
+        job.model_dir,
+        port=urlsplit(job.endpoints.engines[0]).port,
+        signals=job.endpoints.signals[0],
+    )
     await engine.start()
     await over.wait()
 

@@ -18,7 +18,9 @@ class Sample(NamedTuple):
 
     time: float  # seconds since the epoch
     memory: dict[str, float]  # process -> MB that are resident
-    cpu: dict[str, float]  # process, or "actors" for all of them -> seconds of processor time so far
+    cpu: dict[
+        str, float
+    ]  # process, or "actors" for all of them -> seconds of processor time so far
     gauges: dict[str, float]
     dropped: float  # episodes, so far
 
@@ -26,10 +28,16 @@ class Sample(NamedTuple):
 CPU = ("controller", "actors", "learner", "engine")
 
 
-def figures(settings: LearnerSection, samples: Sequence[Sample], actors: Mapping[str, set[int]], intake: Mapping) -> dict[str, float]:
+def figures(
+    settings: LearnerSection,
+    samples: Sequence[Sample],
+    actors: Mapping[str, set[int]],
+    intake: Mapping,
+) -> dict[str, float]:
     """`actors`: kind -> their processes; `intake`: see load_processes.INTAKE."""
     turns = {int(second): count for second, count in sorted(intake["turns"].items())}
-    first, half = min(turns), _when(turns, sum(turns.values()) / 2)
+    first = min(turns)
+    half = _when(turns, sum(turns.values()) / 2)
     stall_begins, stall_ends = intake["stall"]
     before = sum(count for second, count in turns.items() if second + 1 <= stall_begins)
     found = {
@@ -40,19 +48,35 @@ def figures(settings: LearnerSection, samples: Sequence[Sample], actors: Mapping
         "episodes_dropped": samples[-1].dropped,
         "frames_dropped": _largest(samples, "bad_frames"),
     }
-    begin, end = (next(sample for sample in samples if sample.time >= time) for time in (first, stall_begins))
+    begin, end = (
+        next(sample for sample in samples if sample.time >= time) for time in (first, stall_begins)
+    )
     between = sum(count for second, count in turns.items() if begin.time <= second < end.time)
-    found |= {f"{name}_us_per_turn": 1e6 * (end.cpu[name] - begin.cpu[name]) / between for name in CPU}
+    found |= {
+        f"{name}_us_per_turn": 1e6 * (end.cpu[name] - begin.cpu[name]) / between for name in CPU
+    }
     for process in ("controller", "learner"):
-        sizes = [(sample.time, sample.memory[process]) for sample in samples if isfinite(sample.memory[process]) and sample.memory[process]]
+        sizes = [
+            (sample.time, sample.memory[process])
+            for sample in samples
+            if isfinite(sample.memory[process]) and sample.memory[process]
+        ]
         at_half = next(size for time, size in sizes if time >= half)
         found[f"{process}_mb_peak"] = max(size for _, size in sizes)
         found[f"{process}_mb_grown"] = sizes[-1][1] - at_half
-    delivered = Counter({int(name.split("-")[-2]): count for name, count in intake["episodes"].items()})
+    delivered = Counter(
+        {int(name.split("-")[-2]): count for name, count in intake["episodes"].items()}
+    )
     for kind, pids in actors.items():
         counts = sorted(delivered[pid] for pid in pids)
-        found |= {f"{kind}_actor_min": counts[0], f"{kind}_actor_median": statistics.median(counts), f"{kind}_actor_max": counts[-1]}
-    during = [sample for sample in samples if stall_begins <= sample.time <= stall_ends + 1] or [samples[-1]]
+        found |= {
+            f"{kind}_actor_min": counts[0],
+            f"{kind}_actor_median": statistics.median(counts),
+            f"{kind}_actor_max": counts[-1],
+        }
+    during = [sample for sample in samples if stall_begins <= sample.time <= stall_ends + 1] or [
+        samples[-1]
+    ]
     found |= {
         "slots": settings.slots(),
         "slots_taken_max": _largest(samples, "slots_taken"),
@@ -62,8 +86,16 @@ def figures(settings: LearnerSection, samples: Sequence[Sample], actors: Mapping
         "stall_queue_leases_last": during[-1].gauges.get("queue_leases", nan),
     }
     for process in ("controller", "learner", "actors"):
-        lags = [lag for sample in samples if sample.time >= first and (lag := sample.gauges.get(f"loop_lag_{process}")) is not None]
-        found |= {f"loop_lag_{process}_max": max(lags, default=nan), f"loop_lag_{process}_median": statistics.median(lags or [nan])}
+        lags = [
+            lag
+            for sample in samples
+            if sample.time >= first
+            and (lag := sample.gauges.get(f"loop_lag_{process}")) is not None
+        ]
+        found |= {
+            f"loop_lag_{process}_max": max(lags, default=nan),
+            f"loop_lag_{process}_median": statistics.median(lags or [nan]),
+        }
     return {name: float(value) for name, value in found.items()}
 
 
@@ -85,25 +117,44 @@ def table(found: Mapping[str, float]) -> Table:
     """For people."""
     shown = Table("", "", title="controller and learner under load")
     f = found
-    shown.add_row("turns/s before the stall", f"{f['turns_per_second']:,.0f} ({f['turns']:,.0f} turns in all, {f['seconds']:,.0f} s)")
-    shown.add_row("processor time of a turn", ", ".join(f"{name} {f[f'{name}_us_per_turn']:,.0f} us" for name in CPU))
+    shown.add_row(
+        "turns/s before the stall",
+        f"{f['turns_per_second']:,.0f} ({f['turns']:,.0f} turns in all, {f['seconds']:,.0f} s)",
+    )
+    shown.add_row(
+        "processor time of a turn",
+        ", ".join(f"{name} {f[f'{name}_us_per_turn']:,.0f} us" for name in CPU),
+    )
     shown.add_row("episodes in flight, most", f"{f['episodes_in_flight_max']:,.0f}")
     for process in ("controller", "learner"):
         shown.add_row(
             f"memory of the {process}",
-            f"at most {f[f'{process}_mb_peak']:,.0f} MB; over the second half of the turns {f[f'{process}_mb_grown']:+,.1f} MB",
+            f"at most {f[f'{process}_mb_peak']:,.0f} MB; over the second half of the turns "
+            f"{f[f'{process}_mb_grown']:+,.1f} MB",
         )
     for kind in ("slow", "fast"):
         counts = [f[f"{kind}_actor_{which}"] for which in ("min", "median", "max")]
-        shown.add_row(f"episodes of a {kind} actor", f"{counts[0]:,.0f} to {counts[2]:,.0f} (median {counts[1]:,.0f})")
-    shown.add_row("groups admitted, most", f"{f['slots_taken_max']:,.0f} of (S+1) P = {f['slots']:,.0f}")
+        shown.add_row(
+            f"episodes of a {kind} actor",
+            f"{counts[0]:,.0f} to {counts[2]:,.0f} (median {counts[1]:,.0f})",
+        )
+    shown.add_row(
+        "groups admitted, most", f"{f['slots_taken_max']:,.0f} of (S+1) P = {f['slots']:,.0f}"
+    )
     shown.add_row(
         "while the learner stalled",
-        f"in flight {f['stall_in_flight_first']:,.0f} at first, {f['stall_in_flight_last']:,.0f} at last; "
+        f"in flight {f['stall_in_flight_first']:,.0f} at first, {f['stall_in_flight_last']:,.0f} "
+        "at last; "
         f"for the learner waited {f['stall_queue_trajectories_max']:,.0f}",
     )
     for process in ("controller", "learner", "actors"):
         median, worst = (1e3 * f[f"loop_lag_{process}_{which}"] for which in ("median", "max"))
-        shown.add_row(f"loop lag, {process}", f"worst of a second: median {median:,.0f} ms, at most {worst:,.0f} ms")
-    shown.add_row("episodes dropped, frames dropped", f"{f['episodes_dropped']:,.0f}, {f['frames_dropped']:,.0f}")
+        shown.add_row(
+            f"loop lag, {process}",
+            f"worst of a second: median {median:,.0f} ms, at most {worst:,.0f} ms",
+        )
+    shown.add_row(
+        "episodes dropped, frames dropped",
+        f"{f['episodes_dropped']:,.0f}, {f['frames_dropped']:,.0f}",
+    )
     return shown

@@ -1,11 +1,14 @@
-"""How long the learner waits where groups are trained on in order of admission, and where others may pass a slow one.
+"""How long the learner waits where groups are trained on in order of admission, and where others
+may pass a slow one.
 
 `python -m benchmarks.order [--updates N] [--run DIR] [--quick] [--json FILE]`
 
-A simulation of the controller's own admission and the learner's own groups, with actors and a learner that only take time. Episodes take as
-long as those recorded in DIR (its spans of turns), or, without one, as in ALFWorld: a gamma distribution of mean 1 whose deviation is a
-third of it; and the same where one in 500 takes 10 to 100 times as long (Pareto, exponent 1). An update takes an eighth of the time that
-the actors need for its episodes. Ages are counted from the version that the engines ran when the group was admitted.
+A simulation of the controller's own admission and the learner's own groups, with actors and a
+learner that only take time. Episodes take as long as those recorded in DIR (its spans of turns),
+or, without one, as in ALFWorld: a gamma distribution of mean 1 whose deviation is a third of it;
+and the same where one in 500 takes 10 to 100 times as long (Pareto, exponent 1). An update takes an
+eighth of the time that the actors need for its episodes. Ages are counted from the version that the
+engines ran when the group was admitted.
 """
 
 from __future__ import annotations
@@ -46,21 +49,36 @@ class Outcome:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.order", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.order", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--updates", type=int, default=400, help="default %(default)s")
-    parser.add_argument("--run", type=Path, help="a run's directory: episodes take as long as in it")
+    parser.add_argument(
+        "--run", type=Path, help="a run's directory: episodes take as long as in it"
+    )
     parser.add_argument("--quick", action="store_true", help="60 updates")
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
     updates = 60 if options.quick else options.updates
     usual = recorded(options.run) if options.run else gamma
     rows = []
-    for name, draw in (("as recorded" if options.run else "usual", usual), ("with stragglers", with_stragglers(usual))):
+    for name, draw in (
+        ("as recorded" if options.run else "usual", usual),
+        ("with stragglers", with_stragglers(usual)),
+    ):
         for staleness, actors in CASES:
             for window in WINDOWS:
                 settings = LearnerSection(max_staleness=staleness, order_window=window)
                 outcome = simulate(settings, actors, updates, draw)
-                rows.append({"episodes": name, "max_staleness": staleness, "actors": actors, "window": window, **vars(outcome)})
+                rows.append(
+                    {
+                        "episodes": name,
+                        "max_staleness": staleness,
+                        "actors": actors,
+                        "window": window,
+                        **vars(outcome),
+                    }
+                )
     show(rows)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))
@@ -81,13 +99,16 @@ def with_stragglers(usual: Draw) -> Draw:
 
 
 def recorded(run: Path) -> Draw:
-    """Episodes as long as in a run, from the first turn's beginning to the last one's end, over their mean."""
+    """Episodes as long as in a run, from the first turn's beginning to the last one's end, over
+    their mean."""
     tracks: dict[str, list[tuple[float, float]]] = {}
     for spans in read_spans(run).values():
         for span in spans:
             if span["track"].startswith("t"):  # a training episode
                 tracks.setdefault(span["track"], []).append((span["start"], span["end"]))
-    seconds = [max(end for _, end in turns) - min(start for start, _ in turns) for turns in tracks.values()]
+    seconds = [
+        max(end for _, end in turns) - min(start for start, _ in turns) for turns in tracks.values()
+    ]
     if not seconds:
         raise SystemExit(f"--run: {run} has no spans of episodes")
     mean = sum(seconds) / len(seconds)
@@ -100,14 +121,19 @@ Playing = tuple[float, int, int]
 
 def simulate(settings: LearnerSection, actors: int, updates: int, draw: Draw) -> Outcome:
     """A run with so many actors, which play an episode at a time."""
-    rng, size = random.Random(0), settings.group_size
-    admission = Admission(AdmissionSettings(
-        settings.groups, size, settings.max_staleness, 1, seed=0, train_size=1, held_out_size=1
-    ))  # fmt: skip
+    rng = random.Random(0)
+    size = settings.group_size
+    admission = Admission(
+        AdmissionSettings(
+            settings.groups, size, settings.max_staleness, 1, seed=0, train_size=1, held_out_size=1
+        )
+    )
     buffer = GroupBuffer(size, window=settings.window())
     admission.start(0, [], updates)
     now = waited = 0.0
-    free, version, ready_at = actors, 0, 0.0
+    free = actors
+    version = 0
+    ready_at = 0.0
     seconds_update = UPDATE_SHARE * settings.groups * size / min(actors, settings.groups * size)
     admitted_at: dict[int, int] = {}
     ages: list[int] = []
@@ -135,11 +161,27 @@ def simulate(settings: LearnerSection, actors: int, updates: int, draw: Draw) ->
 
 
 def arrive(
-    playing: list[Playing], admission: Admission, buffer: GroupBuffer, free: int, rng: random.Random, draw: Draw
+    playing: list[Playing],
+    admission: Admission,
+    buffer: GroupBuffer,
+    free: int,
+    rng: random.Random,
+    draw: Draw,
 ) -> tuple[float, int]:
-    """The next episode comes to its end, and its actor plays another, if there is one; when that is, and how many actors have none."""
+    """The next episode comes to its end, and its actor plays another, if there is one; when that
+    is, and how many actors have none."""
     now, group, member = heappop(playing)
-    buffer.add(Trajectory(key=EpisodeKey(group, member), attempt=0, task_index=0, task_type="", task="", success=True, turns=[]))
+    buffer.add(
+        Trajectory(
+            key=EpisodeKey(group, member),
+            attempt=0,
+            task_index=0,
+            task_type="",
+            task="",
+            success=True,
+            turns=[],
+        )
+    )
     buffer.advance()
     lease = admission.lease(b"")
     if lease is None:
@@ -149,16 +191,35 @@ def arrive(
 
 
 def show(rows: list[dict]) -> None:
-    table = Table("episodes", "max_staleness", "actors", "order_window", "an update", "speed-up", "learner waits", "mean age", "oldest")
+    table = Table(
+        "episodes",
+        "max_staleness",
+        "actors",
+        "order_window",
+        "an update",
+        "speed-up",
+        "learner waits",
+        "mean age",
+        "oldest",
+    )
     for row in rows:
         strict = next(
-            other for other in rows
-            if other["window"] == 0 and all(other[name] == row[name] for name in ("episodes", "max_staleness", "actors"))
-        )  # fmt: skip
+            other
+            for other in rows
+            if other["window"] == 0
+            and all(other[name] == row[name] for name in ("episodes", "max_staleness", "actors"))
+        )
         table.add_row(
-            row["episodes"], str(row["max_staleness"]), str(row["actors"]), f"{row['window']:g}", f"{row['seconds']:.2f}",
-            f"{strict['seconds'] / row['seconds']:.2f}", f"{row['wait']:.0%}", f"{row['age']:.2f}", str(row["oldest"]),
-        )  # fmt: skip
+            row["episodes"],
+            str(row["max_staleness"]),
+            str(row["actors"]),
+            f"{row['window']:g}",
+            f"{row['seconds']:.2f}",
+            f"{strict['seconds'] / row['seconds']:.2f}",
+            f"{row['wait']:.0%}",
+            f"{row['age']:.2f}",
+            str(row["oldest"]),
+        )
     Console().print(table)
 
 

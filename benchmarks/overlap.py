@@ -1,10 +1,13 @@
-"""How much of the time that training and generation could share do they share? Synchronous and asynchronous runs, side by side.
+"""How much of the time that training and generation could share do they share?
+
+Synchronous and asynchronous runs, side by side.
 
 `python -m benchmarks.overlap DIR [--seconds S] [--updates N] [--seeds N] [--json FILE]`
 
-`python run.py sweep DIR` of max_staleness 0, 1 and 2, in an environment whose steps take a second of the clock and none of a core, as those
-of one that asks a service on another machine do: cores that generation leaves idle are there for training, as an engine's own device would
-leave them. The policy is random (DIR-policy). The same command goes on where it was interrupted.
+`python run.py sweep DIR` of max_staleness 0, 1 and 2, in an environment whose steps take a second
+of the clock and none of a core, as those of one that asks a service on another machine do: cores
+that generation leaves idle are there for training, as an engine's own device would leave them. The
+policy is random (DIR-policy). The same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -33,16 +36,28 @@ from supervisor.settings import resolve
 
 STALENESS = (0, 1, 2)
 SETTINGS = {
-    "env": load_environment.NAME, "control": "off", "actors": "64", "sampling.max_tokens": "16", "minutes": "60", "eval.every": "0",
+    "env": load_environment.NAME,
+    "control": "off",
+    "actors": "64",
+    "sampling.max_tokens": "16",
+    "minutes": "60",
+    "eval.every": "0",
     "eval.episodes": "1",
-}  # fmt: skip
+}
 HIDDEN_SIZE = 256
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overlap", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.overlap", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("dir", type=Path, help="where the sweep is kept")
-    parser.add_argument("--seconds", type=float, default=1.0, help="that a step of the environment takes (default %(default)s)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="that a step of the environment takes (default %(default)s)",
+    )
     parser.add_argument("--updates", type=int, default=12, help="of each run (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=2, help="default %(default)s")
     parser.add_argument("--json", type=Path, help="write the sweep's figures to this file, too")
@@ -50,16 +65,35 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         load_environment.install(Path(temporary))
         sys.path.append(temporary)
-        policy = options.dir.with_name(f"{options.dir.name}-policy").absolute()  # made here, where steps take no time
+        policy = options.dir.with_name(
+            f"{options.dir.name}-policy"
+        ).absolute()  # made here, where steps take no time
         if not policy.exists():
             config = resolve(None, SETTINGS | {"model.hidden_size": str(HIDDEN_SIZE)})
-            build_tiny(policy, config.model, [turn for turns in demonstrations(config, TOKENIZER_EPISODES) for turn in turns], seed=0)
-        arguments = [*(f"--{name}={value}" for name, value in SETTINGS.items()), f"--max_staleness={','.join(map(str, STALENESS))}"]
-        arguments += [f"--model={policy}", f"--updates={options.updates}", f"--seeds={options.seeds}"]
+            build_tiny(
+                policy,
+                config.model,
+                [turn for turns in demonstrations(config, TOKENIZER_EPISODES) for turn in turns],
+                seed=0,
+            )
+        arguments = [
+            *(f"--{name}={value}" for name, value in SETTINGS.items()),
+            f"--max_staleness={','.join(map(str, STALENESS))}",
+        ]
+        arguments += [
+            f"--model={policy}",
+            f"--updates={options.updates}",
+            f"--seeds={options.seeds}",
+        ]
         path = os.pathsep.join([str(ROOT), temporary])
-        environment = os.environ | {"PYTHONPATH": path, load_environment.SECONDS: str(options.seconds)}
+        environment = os.environ | {
+            "PYTHONPATH": path,
+            load_environment.SECONDS: str(options.seconds),
+        }
         command = [sys.executable, "run.py", "sweep", str(options.dir), *arguments]
-        made = subprocess.run(command, cwd=ROOT, env=environment, check=False, preexec_fn=dying_with_parent())
+        made = subprocess.run(
+            command, cwd=ROOT, env=environment, check=False, preexec_fn=dying_with_parent()
+        )
     if made.returncode:
         sys.exit(made.returncode)
     Console(width=110).print(table(json.loads((options.dir / FIGURES).read_text())["rows"]))
@@ -69,13 +103,32 @@ def main() -> None:
 
 def table(rows: Sequence[dict]) -> Table:
     """As in docs/performance.md; a row's figures are (mean, low, high) of its seeds."""
-    out = Table("max_staleness", "seconds an update", "speed-up", "the most possible", "reached", "engine idle", "learner idle", "age")
+    out = Table(
+        "max_staleness",
+        "seconds an update",
+        "speed-up",
+        "the most possible",
+        "reached",
+        "engine idle",
+        "learner idle",
+        "age",
+    )
     for row in rows:
         seconds, low, high = row["seconds_per_update"]
         share = "" if row["reached"] is None else f"{row['reached']:.0%}"
         out.add_row(
-            *(row["settings"]["max_staleness"], f"{seconds:.1f} ({low:.1f}-{high:.1f})", f"{row['speed_up']:.2f}", f"{row['ideal']:.2f}"),
-            *(share, f"{row['idle_share_engine'][0]:.0%}", f"{row['idle_share_learner'][0]:.0%}", f"{row['token_age_mean'][0]:.2f}"),
+            *(
+                row["settings"]["max_staleness"],
+                f"{seconds:.1f} ({low:.1f}-{high:.1f})",
+                f"{row['speed_up']:.2f}",
+                f"{row['ideal']:.2f}",
+            ),
+            *(
+                share,
+                f"{row['idle_share_engine'][0]:.0%}",
+                f"{row['idle_share_learner'][0]:.0%}",
+                f"{row['token_age_mean'][0]:.2f}",
+            ),
         )
     return out
 

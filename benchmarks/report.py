@@ -1,9 +1,10 @@
-"""How long `run.py report` takes for a long run, part by part, and what reading all of its episodes would take.
+"""How long `run.py report` takes for a long run, part by part, and what reading all of its episodes
+would take.
 
 `python -m benchmarks.report [--updates N] [--episodes N] [--quick] [--json FILE]`
 
-The run is made on the spot: updates and episodes as the default job leaves them (18 turns of 89 + 20 tokens, 26 KB), without a policy; so
-the log-prob ratios of the few shown episodes are not in it.
+The run is made on the spot: updates and episodes as the default job leaves them (18 turns of 89 +
+20 tokens, 26 KB), without a policy; so the log-prob ratios of the few shown episodes are not in it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,14 @@ from benchmarks.transport_paths import GROUP_SIZE, Size, keyed, trajectory
 from learner.data.episode_log import EpisodeLog, Records
 from protocol.codec import encode
 from supervisor.cli.replay import LOG, read_episodes
-from supervisor.cli.report import choose, group_at, interventions, read_run, sampled, without_collector
+from supervisor.cli.report import (
+    choose,
+    group_at,
+    interventions,
+    read_run,
+    sampled,
+    without_collector,
+)
 from telemetry.html.report import live_charts, report
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 
@@ -36,7 +44,9 @@ T = TypeVar("T")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--updates", type=int, default=1000, help="default %(default)s")
     parser.add_argument("--episodes", type=int, default=100_000, help="default %(default)s")
     parser.add_argument("--quick", action="store_true", help="100 updates and 3,000 episodes")
@@ -45,7 +55,9 @@ def main() -> None:
     updates, episodes = (100, 3000) if options.quick else (options.updates, options.episodes)
     with tempfile.TemporaryDirectory() as made:
         figures = measured(Path(made), updates, episodes)
-    table = Table("part", "seconds", title=f"run.py report, {updates:,} updates and {episodes:,} episodes")
+    table = Table(
+        "part", "seconds", title=f"run.py report, {updates:,} updates and {episodes:,} episodes"
+    )
     for name, seconds in figures.items():
         table.add_row(name, f"{seconds:.2f}")
     Console().print(table)
@@ -61,9 +73,16 @@ def measured(run: Path, updates: int, episodes: int) -> dict[str, float]:
     records, index = timed(lambda: Records(run / LOG))
     with without_collector():
         found, look = timed(lambda: dict(sampled(records, run / LOG, (), "run", quiet)))
-    _, cuts = timed(lambda: [around for episode in found.values() for around in interventions(episode)])
+    _, cuts = timed(
+        lambda: [around for episode in found.values() for around in interventions(episode)]
+    )
     number = {episode.key: number for number, episode in found.items()}
-    _, groups = timed(lambda: [group_at(records, number[e.key], run / LOG, GROUP_SIZE) for e in choose(list(found.values()))])
+    _, groups = timed(
+        lambda: [
+            group_at(records, number[e.key], run / LOG, GROUP_SIZE)
+            for e in choose(list(found.values()))
+        ]
+    )
     metrics, reading = timed(lambda: read_metrics(run / METRICS_FILE))
     _, charts = timed(lambda: live_charts(metrics))
     (run / LOG).rename(run / "log")  # whose policy is not there
@@ -71,9 +90,19 @@ def measured(run: Path, updates: int, episodes: int) -> dict[str, float]:
     _, page = timed(lambda: report([whole]))
     (run / "log").rename(run / LOG)
     _, everything = timed(lambda: sum(1 for _ in read_episodes(run / LOG)))
-    parts = {"where episodes stand": index, "the episodes that are looked at": look, "cuts in them": cuts, "groups of those shown": groups}
+    parts = {
+        "where episodes stand": index,
+        "the episodes that are looked at": look,
+        "cuts in them": cuts,
+        "groups of those shown": groups,
+    }
     parts |= {"measurements": reading, "the page": page}
-    return {**parts, "together": sum(parts.values()), "the dashboard's charts": charts, "instead: read all episodes": everything}
+    return {
+        **parts,
+        "together": sum(parts.values()),
+        "the dashboard's charts": charts,
+        "instead: read all episodes": everything,
+    }
 
 
 def lines(updates: int) -> list[dict]:
@@ -82,7 +111,12 @@ def lines(updates: int) -> list[dict]:
     found = []
     for update in range(1, updates + 1):
         numbers = {f"number_{i}": rng.random() for i in range(90)}
-        named = {"success": rng.random(), "reward": rng.random(), "training_tokens": 8000.0 * update, "wall_seconds": 10.0 * update}
+        named = {
+            "success": rng.random(),
+            "reward": rng.random(),
+            "training_tokens": 8000.0 * update,
+            "wall_seconds": 10.0 * update,
+        }
         found.append({"kind": "update", "update": update, **named, **numbers})
         if update % EVERY == 0:
             found.append({"kind": "evaluation", "update": update, "episodes": 128, **named})
@@ -90,7 +124,8 @@ def lines(updates: int) -> list[dict]:
 
 
 def write(log: Path, episodes: int) -> None:
-    made, file = [trajectory(SIZE, seed) for seed in range(16)], EpisodeLog(log)
+    made = [trajectory(SIZE, seed) for seed in range(16)]
+    file = EpisodeLog(log)
     for number in range(episodes):
         file.append([encode(keyed(made, number))])
     file.close()

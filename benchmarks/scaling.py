@@ -1,4 +1,6 @@
-"""How far do one controller and one learner go? A model of a run, fed with what its parts take here, checked against runs, and asked.
+"""How far do one controller and one learner go?
+
+A model of a run, fed with what its parts take here, checked against runs, and asked.
 
 `python -m benchmarks.scaling DIR [--quick] [--json FILE]`      (half an hour, on an idle machine)
 
@@ -42,7 +44,8 @@ class Case(NamedTuple):
 MEASURED = Case(64, 1), Case(4, 1)
 """The runs that the costs are from."""
 CASES = (*MEASURED, Case(64, 0), Case(64, 3), Case(16, 0), Case(16, 1))
-GROUPS, GROUP_SIZE = 8, 8
+GROUPS = 8
+GROUP_SIZE = 8
 CORES = 2
 UPDATES = 12
 SIMULATED = 60
@@ -53,8 +56,10 @@ ROWS = 64
 """Episodes under way for each engine; more wait, so that none is ever short of them."""
 ENOUGH = 0.97
 """Of what unlimited controllers bring."""
-TOKEN_BYTES, PROMPT_BYTES = 4 + 4 + 1 + 2 + 12, 4
-"""Of a response's token in a turn's result and in a trajectory (id, log-prob, mask, M_t, signals); of a prompt's."""
+TOKEN_BYTES = 4 + 4 + 1 + 2 + 12
+PROMPT_BYTES = 4
+"""Of a response's token in a turn's result and in a trajectory (id, log-prob, mask, M_t, signals);
+of a prompt's."""
 
 
 class Engine(NamedTuple):
@@ -69,22 +74,44 @@ class Engine(NamedTuple):
 
 
 def assumed(costs: Costs) -> Engine:
-    """Seven billion parameters in bfloat16 on a GPU. Not measured: 21 ms a step of 64 turns, 20,000 prompt tokens/s, 300 tokens a turn,
-    a second for new weights. Everything but the engine takes what it takes here."""
-    there = dataclasses.replace(costs, engine_step=0.015, engine_row=0.0001, engine_turn=0.0, engine_prompt=0.00005, pause=1.0)
-    return Engine("7B on a GPU, assumed", there, Work([10, 15, 20, 30], [100, 200, 300, 600], 300), 2000, 15e9)
+    """Seven billion parameters in bfloat16 on a GPU.
+
+    Not measured: 21 ms a step of 64 turns, 20,000 prompt tokens/s, 300 tokens a turn, a second for
+    new weights. Everything but the engine takes what it takes here.
+    """
+    there = dataclasses.replace(
+        costs,
+        engine_step=0.015,
+        engine_row=0.0001,
+        engine_turn=0.0,
+        engine_prompt=0.00005,
+        pause=1.0,
+    )
+    return Engine(
+        "7B on a GPU, assumed", there, Work([10, 15, 20, 30], [100, 200, 300, 600], 300), 2000, 15e9
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("dir", type=Path, help="where costs.json, runs.json and policies are kept")
-    parser.add_argument("--quick", action="store_true", help="under a minute: nothing is measured, round figures, up to 8 engines")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="under a minute: nothing is measured, round figures, up to 8 engines",
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
     console = Console()
     if options.quick:
         costs = Costs(0.002, 1e-4, 5e-4, 5e-6, 1e-3, 3e-4, 5e-4, 3e-4, 3e-6, 1e-3, 5e-5, 8e-3, 0.1)
-        found = {"clusters": clusters([assumed(costs)], [count for count in ENGINES if count <= 8], console)}
+        found = {
+            "clusters": clusters(
+                [assumed(costs)], [count for count in ENGINES if count <= 8], console
+            )
+        }
     else:
         options.dir.mkdir(parents=True, exist_ok=True)
         found = study(options.dir, console)
@@ -96,11 +123,17 @@ def study(directory: Path, console: Console) -> dict:
     """All three parts, printed."""
     runs = observed_runs(directory, console)
     measured = runs[MEASURED[0]]
-    costs = costs_of(engine_figures(directory, console), *(runs[case] for case in MEASURED), token_microseconds(directory) / 1e6)
+    costs = costs_of(
+        engine_figures(directory, console),
+        *(runs[case] for case in MEASURED),
+        token_microseconds(directory) / 1e6,
+    )
     console.print(costs_table(costs, measured))
     checks = list(check(runs, costs))
     console.print(check_table(checks))
-    tiny = Engine("the tiny policy on a core", costs, work_of(measured), measured.prompt_length, 3.5e6)
+    tiny = Engine(
+        "the tiny policy on a core", costs, work_of(measured), measured.prompt_length, 3.5e6
+    )
     return {
         "costs": dataclasses.asdict(costs),
         "checks": checks,
@@ -135,9 +168,30 @@ def observed_runs(directory: Path, console: Console) -> dict[Case, Observed]:
     for number, case in enumerate(CASES, 1):
         file = directory / f"run-{case.actors}-{case.max_staleness}.json"
         if not file.exists():
-            console.print(f"run {number} of {len(CASES)}: {case.actors} actors, staleness {case.max_staleness}", highlight=False)
-            arguments = [*warm, "--actors", str(case.actors), "--max-staleness", str(case.max_staleness), "--updates", str(UPDATES)]
-            arguments += ["--learner.learning_rate", "0", "--eval.episodes", "2", "--eval.every", "0", "--minutes", "60"]
+            console.print(
+                f"run {number} of {len(CASES)}: {case.actors} actors, staleness "
+                f"{case.max_staleness}",
+                highlight=False,
+            )
+            arguments = [
+                *warm,
+                "--actors",
+                str(case.actors),
+                "--max-staleness",
+                str(case.max_staleness),
+                "--updates",
+                str(UPDATES),
+            ]
+            arguments += [
+                "--learner.learning_rate",
+                "0",
+                "--eval.episodes",
+                "2",
+                "--eval.every",
+                "0",
+                "--minutes",
+                "60",
+            ]
             shutil.rmtree(directory / "running", ignore_errors=True)
             file.write_bytes(msgspec.json.encode(observe(directory / "running", arguments)))
         found[case] = msgspec.json.decode(file.read_bytes(), type=Observed)
@@ -149,7 +203,9 @@ def costs_table(costs: Costs, measured: Observed) -> Table:
     shown = Table("", "us of a core", title="what the parts take")
     for name, seconds in dataclasses.asdict(costs).items():
         shown.add_row(name.replace("_", ", "), f"{1e6 * seconds:,.1f}")
-    turns, responses = (sum(values) / len(values) for values in (measured.turns, measured.responses))
+    turns, responses = (
+        sum(values) / len(values) for values in (measured.turns, measured.responses)
+    )
     prompt = f"{measured.prompt_length:.0f} ({measured.prompt:.0f} computed)"
     shown.add_row("an episode", f"{turns:.1f} turns of {prompt} + {responses:.1f} tokens")
     return shown
@@ -159,77 +215,133 @@ def costs_table(costs: Costs, measured: Observed) -> Table:
 
 
 def check(runs: dict[Case, Observed], costs: Costs) -> Iterator[dict]:
-    """Each run, and the model of it, whose costs are from two of them and whose play is that of the run itself. "ratio": with all costs as
-    much higher as the learner's time for a turn was in that run: a machine that is shared is not equally fast all day."""
+    """Each run, and the model of it, whose costs are from two of them and whose play is that of the
+    run itself. "ratio": with all costs as much higher as the learner's time for a turn was in that
+    run: a machine that is shared is not equally fast all day."""
     for case, seen in runs.items():
         setup = Setup(GROUPS, GROUP_SIZE, case.max_staleness, case.actors, cores=CORES)
         model = Run(costs, work_of(seen), setup).outcome(SIMULATED)
         slower = seen.processor["train"] / costs.train_turn
         yield {
-            **case._asdict(), "seconds": seen.seconds_per_update, "model": model.seconds_per_update, "slower": slower,
-            "ratio": slower * model.seconds_per_update / seen.seconds_per_update, "waits": seen.waits,
+            **case._asdict(),
+            "seconds": seen.seconds_per_update,
+            "model": model.seconds_per_update,
+            "slower": slower,
+            "ratio": slower * model.seconds_per_update / seen.seconds_per_update,
+            "waits": seen.waits,
             "model_waits": 1 - model.learner_busy,
-        }  # fmt: skip
+        }
 
 
 def check_table(rows: list[dict]) -> Table:
     """As in docs/scaling.md."""
-    shown = Table("actors", "S", "seconds", "model", "machine slower", "model, slower", "ratio", "learner waits", "model")
+    shown = Table(
+        "actors",
+        "S",
+        "seconds",
+        "model",
+        "machine slower",
+        "model, slower",
+        "ratio",
+        "learner waits",
+        "model",
+    )
     for row in rows:
         measured = " (measured)" if (row["actors"], row["max_staleness"]) in MEASURED else ""
-        seconds = row["seconds"], row["model"], row["slower"], row["model"] * row["slower"], row["ratio"]
+        seconds = (
+            row["seconds"],
+            row["model"],
+            row["slower"],
+            row["model"] * row["slower"],
+            row["ratio"],
+        )
         waits = f"{row['waits']:.0%}", f"{row['model_waits']:.0%}"
-        shown.add_row(f"{row['actors']}{measured}", f"{row['max_staleness']}", *(f"{value:.2f}" for value in seconds), *waits)
+        shown.add_row(
+            f"{row['actors']}{measured}",
+            f"{row['max_staleness']}",
+            *(f"{value:.2f}" for value in seconds),
+            *waits,
+        )
     return shown
 
 
 # --- clusters
 
 
-def clusters(engines: list[Engine], counts: tuple[int, ...] | list[int], console: Console) -> list[dict]:
+def clusters(
+    engines: list[Engine], counts: tuple[int, ...] | list[int], console: Console
+) -> list[dict]:
     """A row for each kind and number of engines, printed."""
     rows = []
     for engine in engines:
         for count in counts:
             rows.append(cluster(engine, count))
             console.print(f"{engine.name}: {count:,} simulated", highlight=False)
-    shown = Table("", "engines", "turns/s", "tokens/s", "one controller", "controllers needed", "learner's intake", "MB/s", "GB an update")
+    shown = Table(
+        "",
+        "engines",
+        "turns/s",
+        "tokens/s",
+        "one controller",
+        "controllers needed",
+        "learner's intake",
+        "MB/s",
+        "GB an update",
+    )
     for row in rows:
         shown.add_row(
-            row["name"], f"{row['engines']:,}", f"{row['turns_per_second']:,.0f}", f"{row['tokens_per_second']:,.0f}",
-            f"{row['one_controller']:.0%}", f"{row['controllers']}", f"{row['intake']:.0%}", f"{row['bytes_per_second'] / 1e6:,.1f}",
+            row["name"],
+            f"{row['engines']:,}",
+            f"{row['turns_per_second']:,.0f}",
+            f"{row['tokens_per_second']:,.0f}",
+            f"{row['one_controller']:.0%}",
+            f"{row['controllers']}",
+            f"{row['intake']:.0%}",
+            f"{row['bytes_per_second'] / 1e6:,.1f}",
             f"{row['weights_bytes'] / 1e9:,.1f}",
-        )  # fmt: skip
+        )
     console.print(shown)
     return rows
 
 
 def cluster(engine: Engine, count: int) -> dict:
-    """What so many engines bring if nothing else is short; what share of it one controller lets through; the fewest that let ENOUGH
-    through; what share of its time the learner's thread of messages is busy then (more than 1: it is too slow); bytes a second to and
-    from actors, and of weights, were each engine sent its own."""
+    """What so many engines bring if nothing else is short; what share of it one controller lets
+    through; the fewest that let ENOUGH through; what share of its time the learner's thread of
+    messages is busy then (more than 1: it is too slow); bytes a second to and from actors, and of
+    weights, were each engine sent its own."""
     most = simulate(engine, count, count)
     one = simulate(engine, count, 1) if count > 1 else most
-    enough, controllers = ENOUGH * most.tokens_per_second, 1
+    enough = ENOUGH * most.tokens_per_second
+    controllers = 1
     if one.tokens_per_second < enough:
         controllers = max(2, ceil(most.controller_busy * count))
-        while controllers < count and simulate(engine, count, controllers).tokens_per_second < enough:
+        while (
+            controllers < count and simulate(engine, count, controllers).tokens_per_second < enough
+        ):
             controllers = min(count, ceil(1.05 * controllers))
     response = most.tokens_per_second / most.turns_per_second
     turn_bytes = 2 * (PROMPT_BYTES * engine.prompt + TOKEN_BYTES * response)
     return {
-        "name": engine.name, "engines": count, "turns_per_second": most.turns_per_second, "tokens_per_second": most.tokens_per_second,
-        "one_controller": one.tokens_per_second / most.tokens_per_second, "controllers": controllers,
-        "intake": most.turns_per_second * engine.costs.intake_turn, "bytes_per_second": most.turns_per_second * turn_bytes,
+        "name": engine.name,
+        "engines": count,
+        "turns_per_second": most.turns_per_second,
+        "tokens_per_second": most.tokens_per_second,
+        "one_controller": one.tokens_per_second / most.tokens_per_second,
+        "controllers": controllers,
+        "intake": most.turns_per_second * engine.costs.intake_turn,
+        "bytes_per_second": most.turns_per_second * turn_bytes,
         "weights_bytes": engine.weights_bytes * count,
-    }  # fmt: skip
+    }
 
 
 def simulate(engine: Engine, engines: int, controllers: int) -> Outcome:
     """Engines that are always full, for about so many turns of each place."""
-    costs, work = engine.costs, engine.work
+    costs = engine.costs
+    work = engine.work
     turn = sum(work.responses) / len(work.responses) * (costs.engine_step + ROWS * costs.engine_row)
-    setup = Setup(GROUPS, GROUP_SIZE, 0, places=ROWS * engines, engines=engines, controllers=controllers)
+    setup = Setup(
+        GROUPS, GROUP_SIZE, 0, places=ROWS * engines, engines=engines, controllers=controllers
+    )
     return Run(costs, work, setup).full((12 if engines < 1000 else 6) * turn)
 
 

@@ -1,4 +1,5 @@
-"""What benchmarks.scaling_model is fed with: an engine measured alone, and the processes of a run measured while it goes on."""
+"""What benchmarks.scaling_model is fed with: an engine measured alone, and the processes of a run
+measured while it goes on."""
 
 from __future__ import annotations
 
@@ -26,17 +27,26 @@ from protocol.arrays import INT32
 from protocol.codec import decode
 from protocol.lifetime import dying_with_parent
 
-STREAMS, PROMPTS, RESPONSES = (1, 4, 16, 64), (64, 256), (8, 48)
+STREAMS = (1, 4, 16, 64)
+PROMPTS = (64, 256)
+RESPONSES = (8, 48)
 ENGINE = ("engine_step", "engine_row", "engine_turn", "engine_prompt")
-PROCESSES = {"controller": "controller", "learner": "learner", "actors": "actors", "server": "vllm.entrypoints.openai.api_server"}
+PROCESSES = {
+    "controller": "controller",
+    "learner": "learner",
+    "actors": "actors",
+    "server": "vllm.entrypoints.openai.api_server",
+}
 """Name -> a word of its command line."""
 SETTLED = 2
 """Updates of a run before its processes are measured."""
 
 
 async def engine_costs(seconds: float, console: Console) -> dict[str, float]:
-    """The costs of ENGINE, by least squares of the relative errors over turns of all sizes; "engine_error": the mean of what is left."""
-    rows, measured = [], []
+    """The costs of ENGINE, by least squares of the relative errors over turns of all sizes;
+    "engine_error": the mean of what is left."""
+    rows = []
+    measured = []
     async with engine_of("", max(STREAMS), console) as bench:
         for streams, prompt, response in product(STREAMS, PROMPTS, RESPONSES):
             condition = tapped("no", False, prompt, response)
@@ -48,7 +58,9 @@ async def engine_costs(seconds: float, console: Console) -> dict[str, float]:
             console.print(f"{turns}: {tokens_per_second:,.0f} tokens/s", highlight=False)
     design = np.array(rows) / np.array(measured)[:, None]
     solution = np.maximum(np.linalg.lstsq(design, np.ones(len(rows)), rcond=None)[0], 0.0)
-    return dict(zip(ENGINE, solution.tolist(), strict=True)) | {"engine_error": float(np.abs(design @ solution - 1).mean())}
+    return dict(zip(ENGINE, solution.tolist(), strict=True)) | {
+        "engine_error": float(np.abs(design @ solution - 1).mean())
+    }
 
 
 @dataclass
@@ -74,10 +86,18 @@ class Observed:
 
 
 def observe(directory: Path, arguments: list[str]) -> Observed:
-    """`python run.py ARGUMENTS` in `directory`. Ends the benchmark, with the run's output, if it fails."""
+    """`python run.py ARGUMENTS` in `directory`.
+
+    Ends the benchmark, with the run's output, if it fails.
+    """
     command = [sys.executable, "run.py", "--run-dir", str(directory), *arguments]
     run = subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=dying_with_parent()
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=dying_with_parent(),
     )
     samples: list[tuple[float, dict[str, float]]] = []
     try:
@@ -93,7 +113,8 @@ def observe(directory: Path, arguments: list[str]) -> Observed:
 
 
 def _meters(pid: int, directory: Path) -> dict[str, float]:
-    """Counters of a run so far: seconds of a core by process, tokens of prompts by the engine's own count."""
+    """Counters of a run so far: seconds of a core by process, tokens of prompts by the engine's own
+    count."""
     seconds: Counter[str] = Counter()
     try:
         for process in psutil.Process(pid).children(recursive=True):
@@ -109,7 +130,9 @@ def _seconds(process: psutil.Process) -> dict[str, float]:
         kind = next((kind for kind, word in PROCESSES.items() if word in line), "")
         if kind != "learner":
             return {kind: sum(process.cpu_times()[:2])} if kind else {}
-        by_thread = {thread.id: thread.user_time + thread.system_time for thread in process.threads()}
+        by_thread = {
+            thread.id: thread.user_time + thread.system_time for thread in process.threads()
+        }
     except psutil.Error:
         return {}
     intake = by_thread.pop(process.pid, 0.0)
@@ -117,10 +140,13 @@ def _seconds(process: psutil.Process) -> dict[str, float]:
 
 
 def _prompt_tokens(directory: Path) -> dict[str, float]:
-    """{"prompt": tokens, "cached": those of them that were found in the cache}; nothing while there is no engine."""
+    """{"prompt": tokens, "cached": those of them that were found in the cache}; nothing while there
+    is no engine."""
     try:
         job = Job.load(directory / "job.json")
-        request = urllib.request.Request(f"{job.endpoints.engines[0]}/metrics", headers={"Authorization": bearer(job.engine_key)})
+        request = urllib.request.Request(
+            f"{job.endpoints.engines[0]}/metrics", headers={"Authorization": bearer(job.engine_key)}
+        )
         with urllib.request.urlopen(request, timeout=2) as answer:
             lines = answer.read().decode().splitlines()
     except (OSError, msgspec.MsgspecError):
@@ -134,42 +160,64 @@ def _prompt_tokens(directory: Path) -> dict[str, float]:
 
 
 def _observed(directory: Path, samples: list[tuple[float, dict[str, float]]]) -> Observed:
-    lines = [msgspec.json.decode(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        msgspec.json.decode(line) for line in (directory / "metrics.jsonl").read_text().splitlines()
+    ]
     updates = [line for line in lines if line["kind"] == "update"]
     started = (directory / "job.json").stat().st_mtime
     begin, end = (started + updates[at]["wall_seconds"] for at in (SETTLED - 1, -1))
     between = updates[SETTLED:]
 
     def grown(name: str) -> float:
-        times, values = zip(*((time, meters[name]) for time, meters in samples if name in meters), strict=True)
+        times, values = zip(
+            *((time, meters[name]) for time, meters in samples if name in meters), strict=True
+        )
         return float(np.interp(end, times, values) - np.interp(begin, times, values))
 
     mean = lambda name: sum(line.get(name, 0.0) for line in between) / len(between)  # noqa: E731
     turns, responses = _played(directory)
     played = sum(line["episodes"] * line["turns"] for line in between)
     return Observed(
-        seconds_per_update=(end - begin) / len(between), turns=turns, responses=responses,
-        prompt=(grown("prompt") - grown("cached")) / played, prompt_length=grown("prompt") / played, pause=mean("seconds_pause"),
+        seconds_per_update=(end - begin) / len(between),
+        turns=turns,
+        responses=responses,
+        prompt=(grown("prompt") - grown("cached")) / played,
+        prompt_length=grown("prompt") / played,
+        pause=mean("seconds_pause"),
         frames=sum(line["signal_frames"] for line in between) / played,
-        processor={name: grown(name) / played for name in ("server", "controller", "actors", "intake", "train")},
+        processor={
+            name: grown(name) / played
+            for name in ("server", "controller", "actors", "intake", "train")
+        },
         waits=mean("idle_share_learner"),
-    )  # fmt: skip
+    )
 
 
 def _played(directory: Path) -> tuple[list[int], list[int]]:
     """Turns of each episode; tokens of each turn."""
-    turns, responses = [], []
+    turns = []
+    responses = []
     for _, _, frame in read_records(directory / "episodes"):
         episode = decode(frame)
         if not episode.key.evaluation and episode.dropped is None:
             turns.append(len(episode.turns))
-            responses += [sum(len(attempt.tokens) // INT32.itemsize for attempt in (turn.kept, *turn.rejected)) for turn in episode.turns]
+            responses += [
+                sum(
+                    len(attempt.tokens) // INT32.itemsize for attempt in (turn.kept, *turn.rejected)
+                )
+                for turn in episode.turns
+            ]
     return turns, responses
 
 
-def costs_of(engine: dict[str, float], many: Observed, few: Observed, token_seconds: float) -> Costs:
-    """Of runs like the one with `many` actors. What a step costs beside a turn is from the one with few, which took more steps for a turn.
-    `token_seconds`: the controller's for a token's signals, part of what it took for a turn."""
+def costs_of(
+    engine: dict[str, float], many: Observed, few: Observed, token_seconds: float
+) -> Costs:
+    """Of runs like the one with `many` actors.
+
+    What a step costs beside a turn is from the one with few, which took more steps for a turn.
+    `token_seconds`: the controller's for a token's signals, part of what it took for a turn.
+    """
 
     def split(name: str) -> tuple[float, float]:
         """Seconds (of a turn, of a step)."""
@@ -177,12 +225,22 @@ def costs_of(engine: dict[str, float], many: Observed, few: Observed, token_seco
         return many.processor[name] - many.frames * step, step
 
     tokens = sum(many.responses) / len(many.responses)
-    (controller_turn, controller_frame), (server_turn, server_step) = split("controller"), split("server")
+    (controller_turn, controller_frame), (server_turn, server_step) = (
+        split("controller"),
+        split("server"),
+    )
     return Costs(
-        **{name: engine[name] for name in ENGINE}, server_turn=server_turn, server_step=server_step,
-        controller_turn=controller_turn - tokens * token_seconds, controller_frame=controller_frame, controller_token=token_seconds,
-        actor_turn=many.processor["actors"], intake_turn=many.processor["intake"], train_turn=many.processor["train"], pause=many.pause,
-    )  # fmt: skip
+        **{name: engine[name] for name in ENGINE},
+        server_turn=server_turn,
+        server_step=server_step,
+        controller_turn=controller_turn - tokens * token_seconds,
+        controller_frame=controller_frame,
+        controller_token=token_seconds,
+        actor_turn=many.processor["actors"],
+        intake_turn=many.processor["intake"],
+        train_turn=many.processor["train"],
+        pause=many.pause,
+    )
 
 
 def work_of(observed: Observed) -> Work:

@@ -1,12 +1,17 @@
-"""A run as queues: what waits for what, and how long each thing takes (simpy). No process is started, no token is sampled.
+"""A run as queues: what waits for what, and how long each thing takes (simpy).
 
-Episodes are admitted as in a run (controller/admission.py): (S+1) P groups have slots, and P slots come back when a batch of P groups,
-in order of admission, has been trained on and every engine has its weights. An episode holds a place at an actor. Each of its turns takes
-the actor's processor, then the controller's one thread and the engine's HTTP server, then a row of the engine until it has its tokens, then
-both again. An engine computes one step after the other for all its rows, as vLLM does, and each step's signals take the controller's
-thread, too. The learner's thread of messages takes in episodes, its other one trains.
+No process is started, no token is sampled.
 
-Everything that computes shares the cores of one machine equally (`Machine`), or has a core of its own (`Machine(cores=inf)`: a cluster).
+Episodes are admitted as in a run (controller/admission.py): (S+1) P groups have slots, and P slots
+come back when a batch of P groups, in order of admission, has been trained on and every engine has
+its weights. An episode holds a place at an actor. Each of its turns takes the actor's processor,
+then the controller's one thread and the engine's HTTP server, then a row of the engine until it has
+its tokens, then both again. An engine computes one step after the other for all its rows, as vLLM
+does, and each step's signals take the controller's thread, too. The learner's thread of messages
+takes in episodes, its other one trains.
+
+Everything that computes shares the cores of one machine equally (`Machine`), or has a core of its
+own (`Machine(cores=inf)`: a cluster).
 """
 
 from __future__ import annotations
@@ -104,14 +109,21 @@ class Meters(NamedTuple):
 
 
 class Machine:
-    """Cores that all work on them shares equally, one thread each at most (processor sharing). Kept in virtual time, which goes on at
-    the rate at which each piece of work does: its end is known when it begins."""
+    """Cores that all work on them shares equally, one thread each at most (processor sharing).
+
+    Kept in virtual time, which goes on at the rate at which each piece of work does: its end is
+    known when it begins.
+    """
 
     def __init__(self, env: simpy.Environment, cores: float) -> None:
-        self._env, self.cores = env, cores
-        self._clock, self._seen = 0.0, 0.0  # virtual time, and when it was read
+        self._env = env
+        self.cores = cores
+        # virtual time, and when it was read
+        self._clock = 0.0
+        self._seen = 0.0
         self._ends: list[tuple[float, int, simpy.Event]] = []
-        self._number, self._timer = count(), 0
+        self._number = count()
+        self._timer = 0
 
     def work(self, seconds: float) -> simpy.Event:
         """Happens when so many seconds of a core's time have been spent on it."""
@@ -133,7 +145,9 @@ class Machine:
     def _set_timer(self) -> None:
         self._timer += 1
         if self._ends:
-            timer = self._env.timeout(max(0.0, (self._ends[0][0] - self._clock) / self._rate()), self._timer)
+            timer = self._env.timeout(
+                max(0.0, (self._ends[0][0] - self._clock) / self._rate()), self._timer
+            )
             timer.callbacks.append(self._ring)
 
     def _ring(self, timer: simpy.Event) -> None:
@@ -173,11 +187,18 @@ class Thread:
 class Engine:
     """Steps as long as it has rows."""
 
-    def __init__(self, env: simpy.Environment, machine: Machine, costs: Costs, controller: Thread) -> None:
-        self._env, self._costs, self._controller = env, costs, controller
+    def __init__(
+        self, env: simpy.Environment, machine: Machine, costs: Costs, controller: Thread
+    ) -> None:
+        self._env = env
+        self._costs = costs
+        self._controller = controller
         self.thread, self.server = Thread(env, machine), Thread(env, machine)
-        self._steps, self._stepping = 0, False
-        self._ends: list[tuple[int, int, simpy.Event]] = []  # the step after which a row has all its tokens
+        self._steps = 0
+        self._stepping = False
+        self._ends: list[
+            tuple[int, int, simpy.Event]
+        ] = []  # the step after which a row has all its tokens
         self._number = count()
         self._begun = 0.0  # cost of what begins in the next step
         self._wake = env.event()
@@ -191,7 +212,9 @@ class Engine:
     def generate(self, prompt: float, tokens: int) -> simpy.Event:
         """Happens when a turn has its tokens."""
         done = self._env.event()
-        heappush(self._ends, (self._steps + self._stepping + tokens, next(self._number), done))  # from the next step on
+        heappush(
+            self._ends, (self._steps + self._stepping + tokens, next(self._number), done)
+        )  # from the next step on
         self._begun += self._costs.engine_turn + self._costs.engine_prompt * prompt
         self._rouse()
         return done
@@ -212,17 +235,21 @@ class Engine:
                 self._wake = self._env.event()
                 yield self._wake
             if self._update is not None:
-                applied, self._update = self._update, None
+                applied = self._update
+                self._update = None
                 yield self._env.timeout(self._costs.pause)
                 applied.succeed()
             if self._ends:
                 yield from self._step()
 
     def _step(self) -> Process:
-        rows, begun, self._begun = len(self._ends), self._begun, 0.0
+        rows = len(self._ends)
+        begun = self._begun
+        self._begun = 0.0
         self._stepping = True
         yield self.thread.do(self._costs.engine_step + self._costs.engine_row * rows + begun)
-        self._steps, self._stepping = self._steps + 1, False
+        self._steps = self._steps + 1
+        self._stepping = False
         self.server.do(self._costs.server_step)
         self._controller.do(self._costs.controller_frame + self._costs.controller_token * rows)
         while self._ends and self._ends[0][0] <= self._steps:
@@ -233,16 +260,22 @@ class Run:
     """`updates` of a run, and what they took."""
 
     def __init__(self, costs: Costs, work: Work, setup: Setup, seed: int = 0) -> None:
-        self._costs, self._work, self._setup = costs, work, setup
+        self._costs = costs
+        self._work = work
+        self._setup = setup
         self._random = random.Random(seed)
         self._env = env = simpy.Environment()
         self._machine = Machine(env, setup.cores)
         self._controllers = [Thread(env, self._machine) for _ in range(setup.controllers)]
         shard = lambda number: self._controllers[number % setup.controllers]  # noqa: E731
-        self._engines = [Engine(env, self._machine, costs, shard(number)) for number in range(setup.engines)]
+        self._engines = [
+            Engine(env, self._machine, costs, shard(number)) for number in range(setup.engines)
+        ]
         self._intake, self._learner = Thread(env, self._machine), Thread(env, self._machine)
         self._places = simpy.Resource(env, setup.places)
-        self._groups: list[simpy.Event] = []  # in order of admission; each happens, with its turns, when it is complete
+        self._groups: list[
+            simpy.Event
+        ] = []  # in order of admission; each happens, with its turns, when it is complete
         self._turns = self._tokens = self._admitted = 0
 
     def outcome(self, updates: int) -> Outcome:
@@ -254,7 +287,8 @@ class Run:
         return self._between(at[updates // 2], at[-1], len(at) - 1 - updates // 2)
 
     def full(self, seconds: float) -> Outcome:
-        """Simulate so many, in which places play one turn after the other, whatever becomes of them: nothing is learned."""
+        """Simulate so many, in which places play one turn after the other, whatever becomes of
+        them: nothing is learned."""
         for number in range(self._setup.places):
             self._env.process(self._play_on(number % self._setup.controllers))
         at = []
@@ -264,11 +298,16 @@ class Run:
         return self._between(*at, updates=0)
 
     def _between(self, first: Meters, last: Meters, updates: int) -> Outcome:
-        seconds, turns, tokens, controllers, learner = (after - before for before, after in zip(first, last, strict=True))
+        seconds, turns, tokens, controllers, learner = (
+            after - before for before, after in zip(first, last, strict=True)
+        )
         return Outcome(
-            seconds / updates if updates else inf, turns / seconds, tokens / seconds, controllers / seconds / self._setup.controllers,
+            seconds / updates if updates else inf,
+            turns / seconds,
+            tokens / seconds,
+            controllers / seconds / self._setup.controllers,
             learner / seconds,
-        )  # fmt: skip
+        )
 
     def _meters(self) -> Meters:
         controllers = sum(controller.busy for controller in self._controllers)
@@ -278,7 +317,9 @@ class Run:
         groups = self._setup.groups
         for number in range(updates):
             batch = self._groups[number * groups : (number + 1) * groups]
-            while len(batch) < groups:  # S = 0: they are not admitted before the engines have the weights
+            while (
+                len(batch) < groups
+            ):  # S = 0: they are not admitted before the engines have the weights
                 yield self._published
                 batch = self._groups[number * groups : (number + 1) * groups]
             yield self._env.all_of(batch)

@@ -1,6 +1,7 @@
-"""`python -m benchmarks.slow_link LEFT RIGHT DELAY LOSS [SEED]`: a cable between two network devices of these names, which are there as
-long as this runs. Each Ethernet frame arrives DELAY seconds late, or, with probability LOSS, never: what netem does in kernels that have
-it. Prints "ready" when both devices are there.
+"""`python -m benchmarks.slow_link LEFT RIGHT DELAY LOSS [SEED]`: a cable between two network
+devices of these names, which are there as long as this runs. Each Ethernet frame arrives DELAY
+seconds late, or, with probability LOSS, never: what netem does in kernels that have it. Prints
+"ready" when both devices are there.
 """
 
 from __future__ import annotations
@@ -14,14 +15,17 @@ import struct
 import sys
 import time
 
-TUNSETIFF, IFF_TAP, IFF_NO_PI = 0x400454CA, 0x0002, 0x1000
+TUNSETIFF = 0x400454CA
+IFF_TAP = 0x0002
+IFF_NO_PI = 0x1000
 """From linux/if_tun.h."""
 MOST = 65536
 """Bytes of a frame, at most."""
 
 
 def device(name: str) -> int:
-    """A file whose reads are frames that were sent over the device, and whose writes are frames that it receives."""
+    """A file whose reads are frames that were sent over the device, and whose writes are frames
+    that it receives."""
     file = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(file, TUNSETIFF, struct.pack("16sH", name.encode(), IFF_TAP | IFF_NO_PI))
     return file
@@ -29,7 +33,9 @@ def device(name: str) -> int:
 
 def carry(left: int, right: int, delay: float, chance: random.Random, loss: float) -> None:
     """For ever."""
-    others, late = {left: right, right: left}, []  # late: (when it is due, number, to whom, frame)
+    # late: (when it is due, number, to whom, frame)
+    others = {left: right, right: left}
+    late = []
     number = 0
     while True:
         wait = max(0.0, late[0][0] - time.monotonic()) if late else None

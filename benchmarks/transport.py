@@ -1,10 +1,13 @@
-"""How fast trajectories get from an actor process to the learner's, beside bare ZeroMQ, pickled objects, and Ray's object store.
+"""How fast trajectories get from an actor process to the learner's, beside bare ZeroMQ, pickled
+objects, and Ray's object store.
 
-`python -m benchmarks.transport [--repeats N] [--quick] [--json FILE]` (some minutes, on an idle machine)
+`python -m benchmarks.transport [--repeats N] [--quick] [--json FILE]` (some minutes, on an idle
+machine)
 
-One process sends, another one takes in, over tcp on this machine, with 16 episodes on their way; an episode is forgotten when its
-acknowledgement comes. All ways take turns; speeds are medians, ratios medians of those within a round. CPU time, of all threads of a
-process, says more on a machine that does other work, too. The rows:
+One process sends, another one takes in, over tcp on this machine, with 16 episodes on their way; an
+episode is forgotten when its acknowledgement comes. All ways take turns; speeds are medians, ratios
+medians of those within a round. CPU time, of all threads of a process, says more on a machine that
+does other work, too. The rows:
 
     this project        protocol.codec, zmq.asyncio, and the learner's own intake: decoded, into its group, into the log, acknowledged
     raw, asyncio        the same bytes over zmq.asyncio, acknowledged by eight bytes: nothing is encoded, decoded or kept
@@ -37,7 +40,9 @@ from protocol.codec import decode, encode
 
 SIZES = {"realistic": Size(8, 400, 60), "large": Size(50, 2_000, 500)}
 EPISODES = {"realistic": 10_000, "large": 400}
-OURS, RAW, RAY = "this project", "raw, asyncio", "Ray's object store"
+OURS = "this project"
+RAW = "raw, asyncio"
+RAY = "Ray's object store"
 WAYS: dict[str, Callable[[Work], Speed]] = {
     OURS: lambda work: paths.run(paths.our_learner, paths.our_actor, work),
     RAW: lambda work: paths.run(paths.raw_learner, paths.raw_actor, work),
@@ -69,7 +74,8 @@ def measure(share: float, repeats: int, console: Console) -> dict[str, dict[str,
 
 
 def stages(size: Size, seconds: float = 0.3) -> dict[str, float]:
-    """CPU seconds that an episode takes in each stage of its own, in a process that does nothing else."""
+    """CPU seconds that an episode takes in each stage of its own, in a process that does nothing
+    else."""
     episode = paths.trajectory(size, 0)
     frame = encode(episode)
     with tempfile.TemporaryDirectory() as directory:
@@ -85,7 +91,8 @@ def stages(size: Size, seconds: float = 0.3) -> dict[str, float]:
 
 
 def _each(function: Callable[[], object], seconds: float) -> float:
-    started, calls = time.process_time(), 0
+    started = time.process_time()
+    calls = 0
     while time.process_time() - started < seconds:
         function()
         calls += 1
@@ -98,12 +105,29 @@ def report(found: dict[str, dict[str, list[Speed]]], console: Console) -> dict[s
     for name, speeds in found.items():
         size = SIZES[name]
         megabytes = len(encode(paths.trajectory(size, 0))) / 1e6
-        table = Table("", "episodes/s", "MB/s", "of raw, asyncio", "CPU us, actor", "CPU us, learner", title=f"{size}, {megabytes:.3g} MB")
+        table = Table(
+            "",
+            "episodes/s",
+            "MB/s",
+            "of raw, asyncio",
+            "CPU us, actor",
+            "CPU us, learner",
+            title=f"{size}, {megabytes:.3g} MB",
+        )
         for way, rounds in speeds.items():
-            episodes, actor, learner = (statistics.median(column) for column in zip(*rounds, strict=True))
-            ratio = statistics.median(mine.episodes / raw.episodes for mine, raw in zip(rounds, speeds[RAW], strict=True))
+            episodes, actor, learner = (
+                statistics.median(column) for column in zip(*rounds, strict=True)
+            )
+            ratio = statistics.median(
+                mine.episodes / raw.episodes for mine, raw in zip(rounds, speeds[RAW], strict=True)
+            )
             table.add_row(
-                way, f"{episodes:,.0f}", f"{episodes * megabytes:,.0f}", f"{ratio:.2f}", f"{1e6 * actor:,.0f}", f"{1e6 * learner:,.0f}"
+                way,
+                f"{episodes:,.0f}",
+                f"{episodes * megabytes:,.0f}",
+                f"{ratio:.2f}",
+                f"{1e6 * actor:,.0f}",
+                f"{1e6 * learner:,.0f}",
             )
             results |= {
                 f"{way}, {name}": episodes,
@@ -114,24 +138,36 @@ def report(found: dict[str, dict[str, list[Speed]]], console: Console) -> dict[s
         console.print(table)
         spent = stages(size)
         console.print(
-            "alone, CPU us an episode: " + ", ".join(f"{stage} {1e6 * value:,.0f}" for stage, value in spent.items()), highlight=False
+            "alone, CPU us an episode: "
+            + ", ".join(f"{stage} {1e6 * value:,.0f}" for stage, value in spent.items()),
+            highlight=False,
         )
         results |= {f"{stage}, {name}, us": 1e6 * value for stage, value in spent.items()}
     results["raw_ratio"] = results[f"{OURS}, realistic, ratio"]
     console.print(
-        f"raw_ratio {results['raw_ratio']:.3f}" + ("" if RAY in ways() else "; Ray is not measured: it is not installed"), highlight=False
+        f"raw_ratio {results['raw_ratio']:.3f}"
+        + ("" if RAY in ways() else "; Ray is not measured: it is not installed"),
+        highlight=False,
     )
     return results
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.transport", description=__doc__.splitlines()[0])
-    parser.add_argument("--repeats", type=int, default=0, help="rounds of all ways (default 7, with --quick 1)")
-    parser.add_argument("--quick", action="store_true", help="under a minute: a fifth of the episodes")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.transport", description=__doc__.splitlines()[0]
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=0, help="rounds of all ways (default 7, with --quick 1)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="under a minute: a fifth of the episodes"
+    )
     parser.add_argument("--json", type=Path, help="write the figures to this file, too")
     options = parser.parse_args()
     console = Console()
-    found = measure(0.2 if options.quick else 1.0, options.repeats or (1 if options.quick else 7), console)
+    found = measure(
+        0.2 if options.quick else 1.0, options.repeats or (1 if options.quick else 7), console
+    )
     results = report(found, console)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))

@@ -1,7 +1,9 @@
-"""Ways from an actor process to a learner process: each a pair of functions, of which one runs in each.
+"""Ways from an actor process to a learner process: each a pair of functions, of which one runs in
+each.
 
-All keep `IN_FLIGHT` episodes on their way, and the actor forgets one when it is acknowledged. The learner's half tells the parent its port
-and returns when it has acknowledged all; the actor's half gets that port and returns its clock.
+All keep `IN_FLIGHT` episodes on their way, and the actor forgets one when it is acknowledged. The
+learner's half tells the parent its port and returns when it has acknowledged all; the actor's half
+gets that port and returns its clock.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from learner.data.intake import Intake
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
 from protocol.codec import FrameReader, encode
 from protocol.lifetime import die_with
-from protocol.messages import Ack, Attempt, EpisodeKey, Span, StopReason, Trajectory, Turn
-from protocol.validation import Bounds, Open, of_trajectory
+from protocol.messages import Ack, EpisodeKey, Response, Span, StopReason, Trajectory, Turn
+from protocol.validation import AdmissionWindow, Limits, validate_trajectory
 
 IN_FLIGHT = 16
 """Episodes of the actor process that have not been acknowledged."""
@@ -65,24 +67,43 @@ def trajectory(size: Size, seed: int) -> Trajectory:
     rng = np.random.default_rng(seed)
     turns = [
         Turn(
-            prompt=pack(rng.integers(0, 1024, size.prompt), INT32), kept=_attempt(size.response, rng), rejected=[], reward=0.0, valid=True,
-            anchor="0123456789abcdef", action="go to desk 1",
+            prompt=pack(rng.integers(0, 1024, size.prompt), INT32),
+            kept=_attempt(size.response, rng),
+            rejected=[],
+            reward=0.0,
+            valid=True,
+            anchor="0123456789abcdef",
+            action="go to desk 1",
         )
         for _ in range(size.turns)
-    ]  # fmt: skip
+    ]
     return Trajectory(
-        key=EpisodeKey(0, 0), attempt=0, task_index=seed, task_type="pick", task="put a clean mug on the desk", success=True, turns=turns,
+        key=EpisodeKey(0, 0),
+        attempt=0,
+        task_index=seed,
+        task_type="pick",
+        task="put a clean mug on the desk",
+        success=True,
+        turns=turns,
         scores={"score": 1.0},
-    )  # fmt: skip
+    )
 
 
-def _attempt(length: int, rng: np.random.Generator) -> Attempt:
-    return Attempt(
-        tokens=pack(rng.integers(0, 1024, length), INT32), log_probs=pack(-rng.exponential(1.0, length), FLOAT32),
-        mask=pack(np.ones(length), UINT8), spans=[Span(0, length, 3)], uncertainty=pack(rng.random(length), FLOAT16),
-        signals=pack(rng.random(3 * length), FLOAT32), events=[], stop=StopReason.END, score=0.5, thinking=length // 2,
-        epsilon=1e-4, eta=1e-3,
-    )  # fmt: skip
+def _attempt(length: int, rng: np.random.Generator) -> Response:
+    return Response(
+        tokens=pack(rng.integers(0, 1024, length), INT32),
+        log_probs=pack(-rng.exponential(1.0, length), FLOAT32),
+        mask=pack(np.ones(length), UINT8),
+        spans=[Span(0, length, 3)],
+        uncertainty=pack(rng.random(length), FLOAT16),
+        signals=pack(rng.random(3 * length), FLOAT32),
+        events=[],
+        stop=StopReason.END,
+        score=0.5,
+        thinking=length // 2,
+        epsilon=1e-4,
+        eta=1e-3,
+    )
 
 
 def keyed(episodes: Sequence[Trajectory], number: int) -> Trajectory:
@@ -99,15 +120,20 @@ class Speed(NamedTuple):
     learner: float  # likewise
 
 
-def run(learner: Callable[[Work, Connection], None], actor: Callable[[Work, int], Clock], work: Work) -> Speed:
+def run(
+    learner: Callable[[Work, Connection], None], actor: Callable[[Work, int], Clock], work: Work
+) -> Speed:
     """From one process to the other."""
     context = multiprocessing.get_context("spawn")
     (learner_end, its_end), (actor_end, its_other) = context.Pipe(), context.Pipe()
     receiving = context.Process(target=_learn, args=(learner, work, its_end), daemon=True)
     receiving.start()
-    sending = context.Process(target=_act, args=(actor, work, learner_end.recv(), its_other), daemon=True)
+    sending = context.Process(
+        target=_act, args=(actor, work, learner_end.recv(), its_other), daemon=True
+    )
     sending.start()
-    clock, received = actor_end.recv(), learner_end.recv()
+    clock = actor_end.recv()
+    received = learner_end.recv()
     sending.join()
     receiving.join()
     return clock.speed(received)
@@ -137,12 +163,17 @@ class Clock:
         """Called for each; True for the last one."""
         self._left -= 1
         if self._left in (0, self._counted):
-            self._seconds, self._cpu = time.perf_counter() - self._seconds, time.process_time() - self._cpu
+            self._seconds, self._cpu = (
+                time.perf_counter() - self._seconds,
+                time.process_time() - self._cpu,
+            )
         return self._left == 0
 
     def speed(self, learner: float) -> Speed:
         """`learner`: its CPU seconds for all the episodes."""
-        return Speed(self._counted / self._seconds, self._cpu / self._counted, learner / self._episodes)
+        return Speed(
+            self._counted / self._seconds, self._cpu / self._counted, learner / self._episodes
+        )
 
 
 # --- ours: codec, log, groups
@@ -152,8 +183,10 @@ def our_learner(work: Work, parent: Connection) -> None:
     asyncio.run(_our_learner(work, parent))
 
 
-BOUNDS = Bounds(vocabulary=1 << 30, context=1 << 30, group_size=GROUP_SIZE)
-ANY = Open(first_group=0, end_group=1 << 60, evaluations=0, evaluation_episodes=0, version=1 << 30)
+BOUNDS = Limits(vocabulary=1 << 30, context=1 << 30, group_size=GROUP_SIZE)
+ANY = AdmissionWindow(
+    first_group=0, end_group=1 << 60, evaluations=0, evaluation_episodes=0, version=1 << 30
+)
 """All that is delivered here is in order, which costs as much to find out."""
 
 
@@ -162,7 +195,9 @@ async def _our_learner(work: Work, parent: Connection) -> None:
     context = zmq.asyncio.Context()
     socket = context.socket(zmq.ROUTER)
     parent.send(socket.bind_to_random_port("tcp://127.0.0.1"))
-    log, buffer, over = EpisodeLog(work.directory / "episodes"), GroupBuffer(GROUP_SIZE), asyncio.Event()
+    log = EpisodeLog(work.directory / "episodes")
+    buffer = GroupBuffer(GROUP_SIZE)
+    over = asyncio.Event()
 
     def arrived() -> None:
         buffer.advance()
@@ -172,7 +207,14 @@ async def _our_learner(work: Work, parent: Connection) -> None:
         if buffer.next_group * GROUP_SIZE == work.episodes:
             over.set()
 
-    intake = Intake(socket, log, buffer, FrameReader(), lambda message: of_trajectory(message, BOUNDS, ANY), arrived)
+    intake = Intake(
+        socket,
+        log,
+        buffer,
+        FrameReader(),
+        lambda message: validate_trajectory(message, BOUNDS, ANY),
+        arrived,
+    )
     receiving = asyncio.create_task(intake.run())
     await over.wait()
     receiving.cancel()
@@ -186,8 +228,12 @@ def our_actor(work: Work, port: int) -> Clock:
 
 async def _our_actor(work: Work, port: int) -> Clock:
     """Delivery as in actors/actor.py."""
-    socket, reader, acks, clock = _dealer(port), FrameReader(), {}, Clock(work)
-    episodes, numbers = work.made(), count()
+    socket = _dealer(port)
+    reader = FrameReader()
+    acks = {}
+    clock = Clock(work)
+    episodes = work.made()
+    numbers = count()
 
     async def slot() -> None:
         while (number := next(numbers)) < work.episodes:
@@ -243,13 +289,20 @@ def _name(episode: Trajectory) -> bytes:
 
 
 def _raw_frames(work: Work) -> Callable[[int], tuple[bytes, bytes]]:
-    """Number of an episode -> (its 8 bytes, a frame that begins with them). As many are made as are in flight."""
+    """Number of an episode -> (its 8 bytes, a frame that begins with them).
+
+    As many are made as are in flight.
+    """
     names = [i.to_bytes(8, "little") for i in range(IN_FLIGHT)]
-    frames = [(name, name + encode(episode)) for name, episode in zip(names, work.made(), strict=True)]
+    frames = [
+        (name, name + encode(episode)) for name, episode in zip(names, work.made(), strict=True)
+    ]
     return lambda number: frames[number % IN_FLIGHT]
 
 
-async def _asyncio_learner(work: Work, parent: Connection, name_of: Callable[[bytes], bytes]) -> None:
+async def _asyncio_learner(
+    work: Work, parent: Connection, name_of: Callable[[bytes], bytes]
+) -> None:
     context = zmq.asyncio.Context()
     socket = context.socket(zmq.ROUTER)
     parent.send(socket.bind_to_random_port("tcp://127.0.0.1"))
@@ -259,8 +312,13 @@ async def _asyncio_learner(work: Work, parent: Connection, name_of: Callable[[by
     context.destroy(linger=1000)
 
 
-async def _asyncio_actor(work: Work, port: int, frame_of: Callable[[int], tuple[bytes, bytes]]) -> Clock:
-    socket, acks, clock, numbers = _dealer(port), {}, Clock(work), count()
+async def _asyncio_actor(
+    work: Work, port: int, frame_of: Callable[[int], tuple[bytes, bytes]]
+) -> Clock:
+    socket = _dealer(port)
+    acks = {}
+    clock = Clock(work)
+    numbers = count()
 
     async def slot() -> None:
         while (number := next(numbers)) < work.episodes:
@@ -298,7 +356,8 @@ def blocking_learner(work: Work, parent: Connection) -> None:
 
 
 def blocking_actor(work: Work, port: int) -> Clock:
-    frame_of, clock = _raw_frames(work), Clock(work)
+    frame_of = _raw_frames(work)
+    clock = Clock(work)
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.connect(f"tcp://127.0.0.1:{port}")
         for number in range(work.episodes):

@@ -1,4 +1,5 @@
-"""The same way by Ray's object store: `ray.put` in the process of an actor, `ray.get` in that of the learner."""
+"""The same way by Ray's object store: `ray.put` in the process of an actor, `ray.get` in that of
+the learner."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ OBJECT_STORE = 512 << 20
 @ray.remote
 class Learner:
     def take(self, reference: list[ray.ObjectRef]) -> None:
-        """The reference comes in a list, since Ray would fetch a bare one before the call. That it returns is the acknowledgement."""
+        """The reference comes in a list, since Ray would fetch a bare one before the call.
+
+        That it returns is the acknowledgement.
+        """
         ray.get(reference[0])
 
     def cpu(self) -> float:
@@ -27,7 +31,9 @@ class Learner:
 class Actor:
     def play(self, work: Work, learner: Learner) -> Clock:
         """Deliver all episodes."""
-        episodes, clock, waiting = work.made(), Clock(work), []
+        episodes = work.made()
+        clock = Clock(work)
+        waiting = []
         for number in range(work.episodes):
             if len(waiting) == IN_FLIGHT:
                 _, waiting = ray.wait(waiting)
@@ -40,11 +46,21 @@ class Actor:
 
 
 def run(work: Work) -> Speed:
-    """From one process to the other. Ray is started and stopped, so that it takes nothing from the other measurements."""
+    """From one process to the other.
+
+    Ray is started and stopped, so that it takes nothing from the other measurements.
+    """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, object_store_memory=OBJECT_STORE, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(
+        num_cpus=2,
+        object_store_memory=OBJECT_STORE,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
     try:
-        learner, actor = Learner.remote(), Actor.remote()
+        learner = Learner.remote()
+        actor = Actor.remote()
         before = ray.get(learner.cpu.remote())
         clock = ray.get(actor.play.remote(work, learner))
         return clock.speed(ray.get(learner.cpu.remote()) - before)

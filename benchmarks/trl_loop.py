@@ -1,4 +1,5 @@
-"""TRL's GRPO trainer on given turns, for benchmarks.learner: everything it does in a step but the generation (needs the extra trl)."""
+"""TRL's GRPO trainer on given turns, for benchmarks.learner: everything it does in a step but the
+generation (needs the extra trl)."""
 
 from __future__ import annotations
 
@@ -15,12 +16,18 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedModel
 
 from config import LearnerSection
-from learner.data.samples import Sample
+from learner.data.samples import TrainingSample
 
 
-def prepare(directory: Path, settings: LearnerSection, model: PreTrainedModel, turns: Sequence[Sample]) -> Callable[[], None]:
-    """An update on the turns: as many optimizer steps as ours, micro-batches of about as many tokens. Its loss takes the log-probs of the
-    turns as those of the policy that played them, as ours does; no reference, since ours has none."""
+def prepare(
+    directory: Path,
+    settings: LearnerSection,
+    model: PreTrainedModel,
+    turns: Sequence[TrainingSample],
+) -> Callable[[], None]:
+    """An update on the turns: as many optimizer steps as ours, micro-batches of about as many
+    tokens. Its loss takes the log-probs of the turns as those of the policy that played them, as
+    ours does; no reference, since ours has none."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -36,15 +43,31 @@ def prepare(directory: Path, settings: LearnerSection, model: PreTrainedModel, t
             return as_trl([next(queue) for _ in inputs])
 
     arguments = GRPOConfig(
-        output_dir=tempfile.mkdtemp(), per_device_train_batch_size=rows, gradient_accumulation_steps=steps, num_generations=2,
-        max_steps=settings.minibatches, learning_rate=1e-6, beta=0.0, report_to="none", save_strategy="no", logging_strategy="no",
-        use_cpu=True, bf16=False, gradient_checkpointing=False, disable_tqdm=True, remove_unused_columns=False, dataloader_pin_memory=False,
-    )  # fmt: skip
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=steps,
+        num_generations=2,
+        max_steps=settings.minibatches,
+        learning_rate=1e-6,
+        beta=0.0,
+        report_to="none",
+        save_strategy="no",
+        logging_strategy="no",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
     tokenizer = AutoTokenizer.from_pretrained(directory, padding_side="left")
     trainer = Recorded(
-        model=model, reward_funcs=lambda completions, **_: [0.0] * len(completions), args=arguments, processing_class=tokenizer,
+        model=model,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=arguments,
+        processing_class=tokenizer,
         train_dataset=Dataset.from_dict({"prompt": ["-"] * len(turns)}),
-    )  # fmt: skip
+    )
 
     def run() -> None:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -53,19 +76,21 @@ def prepare(directory: Path, settings: LearnerSection, model: PreTrainedModel, t
     return run
 
 
-def tokens(settings: LearnerSection, turns: Sequence[Sample]) -> int:
+def tokens(settings: LearnerSection, turns: Sequence[TrainingSample]) -> int:
     """Of the turns that an update takes: whole micro-batches only."""
     rows = max(2, settings.microbatch_tokens // max(turn.length for turn in turns))
     steps = max(1, len(turns) // settings.minibatches // rows)
     return sum(turn.length for turn in (list(turns) * 2)[: rows * steps * settings.minibatches])
 
 
-def as_trl(turns: Sequence[Sample]) -> dict[str, Tensor]:
+def as_trl(turns: Sequence[TrainingSample]) -> dict[str, Tensor]:
     """Prompts padded on the left, responses on the right, as its trainer has them."""
     prompts = [torch.from_numpy(turn.prompt.astype("int64")) for turn in turns]
     responses = [torch.from_numpy(turn.response.astype("int64")) for turn in turns]
     prompt_ids = pad_sequence(prompts, batch_first=True, padding_side="left")
-    prompt_mask = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
+    prompt_mask = pad_sequence(
+        [torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left"
+    )
     mask = pad_sequence([torch.ones_like(r) for r in responses], batch_first=True)
     return {
         "prompt_ids": prompt_ids,
@@ -73,6 +98,8 @@ def as_trl(turns: Sequence[Sample]) -> dict[str, Tensor]:
         "completion_ids": pad_sequence(responses, batch_first=True),
         "completion_mask": mask,
         "advantages": torch.tensor([turn.advantage for turn in turns]),
-        "old_per_token_logps": pad_sequence([torch.from_numpy(turn.log_mu) for turn in turns], batch_first=True),
+        "old_per_token_logps": pad_sequence(
+            [torch.from_numpy(turn.log_mu) for turn in turns], batch_first=True
+        ),
         "num_items_in_batch": mask.sum(),
     }

@@ -1,5 +1,6 @@
-"""Tokens a second of the warm start's steps (gradients and optimizers): on one core and on all, alone and beside another warm start, as in
-a sweep with `--slots 2`; threads that wait for the others spin, which is OpenMP's default, or sleep.
+"""Tokens a second of the warm start's steps (gradients and optimizers): on one core and on all,
+alone and beside another warm start, as in a sweep with `--slots 2`; threads that wait for the
+others spin, which is OpenMP's default, or sleep.
 
 `python -m benchmarks.warm_start` (three minutes, on an idle machine)
 """
@@ -21,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from config import WarmStartSection
-from learner.data.samples import Sample
+from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy
 from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
 from learner.warm_start.tiny import TURN_END, build_tiny
@@ -43,26 +44,51 @@ def main() -> None:
         return
     cores = os.cpu_count() or 1
     ways = [(1, False), (cores, False), (cores, True)] if cores > 1 else [(1, False)]
-    table = Table("torch threads", "while they wait", "alone", "ratio", f"{AT_ONCE} at once, each", "ratio")
+    table = Table(
+        "torch threads", "while they wait", "alone", "ratio", f"{AT_ONCE} at once, each", "ratio"
+    )
     with tempfile.TemporaryDirectory() as directory:
-        build_tiny(Path(directory), resolve().model, [turn for turns in _episodes() for turn in turns], seed=0)
-        measured = [[_beside(Path(directory), threads, sleeping, count) for count in (1, AT_ONCE)] for threads, sleeping in ways]
+        build_tiny(
+            Path(directory),
+            resolve().model,
+            [turn for turns in _episodes() for turn in turns],
+            seed=0,
+        )
+        measured = [
+            [_beside(Path(directory), threads, sleeping, count) for count in (1, AT_ONCE)]
+            for threads, sleeping in ways
+        ]
     for (threads, sleeping), rates in zip(ways, measured, strict=True):
-        cells = [text for rate, first in zip(rates, measured[0], strict=True) for text in (f"{rate:,.0f}", f"{rate / first:.2f}")]
-        table.add_row(str(threads), ("sleep" if sleeping else "spin") if threads > 1 else "", *cells)
+        cells = [
+            text
+            for rate, first in zip(rates, measured[0], strict=True)
+            for text in (f"{rate:,.0f}", f"{rate / first:.2f}")
+        ]
+        table.add_row(
+            str(threads), ("sleep" if sleeping else "spin") if threads > 1 else "", *cells
+        )
     Console().print("warm start of the default policy, 2,048 tokens a step: tokens/s")
     Console().print(table)
 
 
 def _beside(policy_dir: Path, threads: int, sleeping: bool, count: int) -> float:
-    """Mean of `count` processes that begin together. The variable is read when OpenMP is loaded, hence processes."""
+    """Mean of `count` processes that begin together.
+
+    The variable is read when OpenMP is loaded, hence processes.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
     if sleeping:
         environment["OMP_WAIT_POLICY"] = "PASSIVE"
     command = [sys.executable, "-m", "benchmarks.warm_start", str(policy_dir), str(threads)]
     processes = [
         subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=dying_with_parent()
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=dying_with_parent(),
         )
         for _ in range(count)
     ]
@@ -84,7 +110,8 @@ def _tokens_per_second(policy_dir: Path, threads: int) -> float:
         imitation_step(model, optimizers, batch)
     print("ready", flush=True)
     sys.stdin.readline()
-    started, tokens = time.perf_counter(), 0
+    started = time.perf_counter()
+    tokens = 0
     while time.perf_counter() - started < SECONDS:
         batch = next(batches)
         imitation_step(model, optimizers, batch)
@@ -92,10 +119,12 @@ def _tokens_per_second(policy_dir: Path, threads: int) -> float:
     return tokens / (time.perf_counter() - started)
 
 
-def _batches(policy_dir: Path) -> Iterator[list[Sample]]:
+def _batches(policy_dir: Path) -> Iterator[list[TrainingSample]]:
     tokenizer = TurnTokenizer(load_prompter(policy_dir), TURN_END)
     samples = [sample for turns in _episodes() for sample in tokenizer.samples(turns)]
-    return itertools.cycle(token_batches(samples, resolve().warm_start.batch_tokens, 1.0, np.random.default_rng(0)))
+    return itertools.cycle(
+        token_batches(samples, resolve().warm_start.batch_tokens, 1.0, np.random.default_rng(0))
+    )
 
 
 def _episodes() -> list:

@@ -1,20 +1,26 @@
-"""Who may play what, and when: slots bound staleness, leases bound the damage of a lost actor. No IO, no clock.
+"""Who may play what, and when: slots bound staleness, leases bound the damage of a lost actor.
 
-A slot is taken when a group is admitted and given back when the group has been trained on *and* the engines run the
-resulting weights, or when it was dropped. There are (S+1)*P slots. The learner trains on the oldest complete groups, P an update, but
-leaves no group behind that more than W = U*P later ones have passed (learner/data/groups.py; U is `learner.order_window`). Then no trained
-token is older than S + U versions:
+No IO, no clock.
 
-    Let g be admitted while the engines run version v, and be trained on in update u+1, so that its oldest token is u - v versions old.
-    Updates v+1 ... u took (u-v)*P groups. Each of these was admitted before g, and held one of the (S+1)*P - 1 other slots at that
-    moment, since the engines did not run its weights; or after g, and then it is one of the at most U*P that passed it.
-    So (u-v)*P <= (S+1+U)*P - 1, and u - v <= S + U.
+A slot is taken when a group is admitted and given back when the group has been trained on *and* the
+engines run the resulting weights, or when it was dropped. There are (S+1)*P slots. The learner
+trains on the oldest complete groups, P an update, but leaves no group behind that more than W = U*P
+later ones have passed (learner/data/groups.py; U is `learner.order_window`). Then no trained token
+is older than S + U versions:
 
-By the same count a group that was passed by nobody is at most S versions old. With slots taken from (S+1)*P for the window the bound would
-be S, and the learner would wait as long as without one: a group that is S versions old holds the others up, in whatever order they came.
-With S = 0 nothing passes, all of a batch is admitted at once and nothing else until the engines have its weights.
+    Let g be admitted while the engines run version v, and be trained on in update u+1, so that its
+    oldest token is u - v versions old. Updates v+1 ... u took (u-v)*P groups. Each of these was
+    admitted before g, and held one of the (S+1)*P - 1 other slots at that moment, since the engines
+    did not run its weights; or after g, and then it is one of the at most U*P that passed it. So
+    (u-v)*P <= (S+1+U)*P - 1, and u - v <= S + U.
 
-An episode's life: pending -> leased -> ended. A lost actor's episodes are pending again, until their leases are used up.
+By the same count a group that was passed by nobody is at most S versions old. With slots taken from
+(S+1)*P for the window the bound would be S, and the learner would wait as long as without one: a
+group that is S versions old holds the others up, in whatever order they came. With S = 0 nothing
+passes, all of a batch is admitted at once and nothing else until the engines have its weights.
+
+An episode's life: pending -> leased -> ended. A lost actor's episodes are pending again, until
+their leases are used up.
 """
 
 from __future__ import annotations
@@ -95,12 +101,20 @@ class Admission:
     pending: deque[EpisodeKey] = field(default_factory=deque)  # training episodes to lease
     pending_evaluation: deque[EpisodeKey] = field(default_factory=deque)
     leased: dict[EpisodeKey, _Holder] = field(default_factory=dict)
-    _awaiting: dict[int, list[int]] = field(default_factory=dict)  # version -> groups freed once it is applied
+    _awaiting: dict[int, list[int]] = field(
+        default_factory=dict
+    )  # version -> groups freed once it is applied
     _to_admit: int = 0
-    _received: set[EpisodeKey] = field(default_factory=set)  # need not be played, of groups that are still to be admitted
-    _left_early: set[int] = field(default_factory=set)  # groups that were trained on, or dropped, before they were admitted
+    _received: set[EpisodeKey] = field(
+        default_factory=set
+    )  # need not be played, of groups that are still to be admitted
+    _left_early: set[int] = field(
+        default_factory=set
+    )  # groups that were trained on, or dropped, before they were admitted
     revoked: list[Lapsed] = field(default_factory=list)  # for those who must know
-    _leased_to: dict[EpisodeKey, list[bytes]] = field(default_factory=dict)  # the actor of each attempt
+    _leased_to: dict[EpisodeKey, list[bytes]] = field(
+        default_factory=dict
+    )  # the actor of each attempt
     _pace: Pace = field(init=False)
 
     def __post_init__(self) -> None:
@@ -108,10 +122,17 @@ class Admission:
 
     # --- what the learner says
 
-    def start(self, next_group: int, received: list[EpisodeKey], updates_left: int, left: Collection[int] = ()) -> None:
-        """The learner is ready: admission begins at `next_group`, without the groups that have `left`; members in `received` need not be
-        played again. After a crash these may be of many more groups than there are slots: the learner has them all, and may be done with
-        some before they are admitted here."""
+    def start(
+        self,
+        next_group: int,
+        received: list[EpisodeKey],
+        updates_left: int,
+        left: Collection[int] = (),
+    ) -> None:
+        """The learner is ready: admission begins at `next_group`, without the groups that have
+        `left`; members in `received` need not be played again. After a crash these may be of many
+        more groups than there are slots: the learner has them all, and may be done with some before
+        they are admitted here."""
         self.next_group = next_group
         self._to_admit = updates_left * self.settings.groups + len(left)
         self._left_early = set(left)
@@ -119,11 +140,13 @@ class Admission:
         self._admit()
 
     def trained(self, version: int, groups: list[int]) -> None:
-        """These groups went into weights `version`, which no engine runs yet: their slots stay taken."""
+        """These groups went into weights `version`, which no engine runs yet: their slots stay
+        taken."""
         self._awaiting.setdefault(version, []).extend(groups)
 
     def applied(self, version: int) -> None:
-        """Every engine runs `version`: what was trained into it, or into earlier versions, frees its slots."""
+        """Every engine runs `version`: what was trained into it, or into earlier versions, frees
+        its slots."""
         for v in [v for v in self._awaiting if v <= version]:
             self._leave(self._awaiting.pop(v))
         self._admit()
@@ -135,8 +158,11 @@ class Admission:
         self._admit()
 
     def evaluate(self, evaluation: int, episodes: int) -> None:
-        """Held-out tasks 0 ... episodes-1, one episode each, before any further training episode."""
-        self.pending_evaluation.extend(EpisodeKey(evaluation, task, True) for task in range(episodes))
+        """Held-out tasks 0 ... episodes-1, one episode each, before any further training
+        episode."""
+        self.pending_evaluation.extend(
+            EpisodeKey(evaluation, task, True) for task in range(episodes)
+        )
 
     def evaluating(self) -> bool:
         """Whether an episode of an evaluation has not ended."""
@@ -144,7 +170,9 @@ class Admission:
 
     def end_evaluation(self, evaluation: int) -> None:
         """Nobody waits for this evaluation any more: its leases lapse."""
-        self.pending_evaluation = deque(key for key in self.pending_evaluation if key.group != evaluation)
+        self.pending_evaluation = deque(
+            key for key in self.pending_evaluation if key.group != evaluation
+        )
         for key in [key for key in self.leased if key.evaluation and key.group == evaluation]:
             self._revoke(key)
 
@@ -160,7 +188,10 @@ class Admission:
     # --- what actors do
 
     def lease(self, actor: bytes, now: float = 0.0) -> Lease | None:
-        """The next episode for this actor, or None if there is nothing to play now. `now`: for `overdue`, seconds of any clock."""
+        """The next episode for this actor, or None if there is nothing to play now.
+
+        `now`: for `overdue`, seconds of any clock.
+        """
         queue = self.pending_evaluation or self.pending
         if not queue:
             return None
@@ -184,8 +215,11 @@ class Admission:
         return holder is not None and (holder.actor, holder.attempt) == (actor, attempt)
 
     def ended(self, key: EpisodeKey, actor: bytes, attempt: int, now: float = 0.0) -> bool:
-        """The learner has the episode, from whichever lease: nobody needs to play it any more. False, and nothing happens, if the actor
-        never had that lease. `now` by the clock of `lease`."""
+        """The learner has the episode, from whichever lease: nobody needs to play it any more.
+
+        False, and nothing happens, if the actor never had that lease. `now` by the clock of
+        `lease`.
+        """
         had = self._leased_to.get(key, [])
         if not 0 <= attempt < len(had) or had[attempt] != actor:
             return False
@@ -200,27 +234,40 @@ class Admission:
         return True
 
     def actor_lost(self, actor: bytes) -> list[EpisodeKey]:
-        """Its episodes go back to the front of the queue; returned are those whose leases are used up."""
-        return self._take_back([key for key, holder in self.leased.items() if holder.actor == actor])
+        """Its episodes go back to the front of the queue; returned are those whose leases are used
+        up."""
+        return self._take_back(
+            [key for key, holder in self.leased.items() if holder.actor == actor]
+        )
 
     def overdue(self, now: float) -> list[EpisodeKey]:
-        """Episodes that take too long (controller/pace.py) go back likewise: whoever has them lives, and does not bring them to an end."""
+        """Episodes that take too long (controller/pace.py) go back likewise: whoever has them
+        lives, and does not bring them to an end."""
         late = [
-            (key, holder) for key, holder in self.leased.items() if now - holder.since > self._pace.limit_seconds(holder.attempt)
+            (key, holder)
+            for key, holder in self.leased.items()
+            if now - holder.since > self._pace.limit_seconds(holder.attempt)
         ]
         for _, holder in late:
-            if holder.attempt == 0:  # once an episode: one that never ends is not to make its own limit longer
+            if (
+                holder.attempt == 0
+            ):  # once an episode: one that never ends is not to make its own limit longer
                 self._pace.add(now - holder.since)
         return self._take_back([key for key, _ in late])
 
     def oldest(self, now: float, most: int) -> list[InFlight]:
-        """The episodes that have been played for longest, at most so many: whom everybody may be waiting for."""
-        playing = [InFlight(key, holder.actor, holder.attempt, now - holder.since) for key, holder in self.leased.items()]
+        """The episodes that have been played for longest, at most so many: whom everybody may be
+        waiting for."""
+        playing = [
+            InFlight(key, holder.actor, holder.attempt, now - holder.since)
+            for key, holder in self.leased.items()
+        ]
         return sorted(playing, key=lambda episode: -episode.seconds)[:most]
 
     def unknown(self, words: Mapping[bytes, Word], seconds: float) -> list[EpisodeKey]:
-        """Episodes that an actor does not speak of, though it was leased them more than `seconds` before its last word, go back likewise:
-        the lease was lost on its way, or with the process that had the actor's name before."""
+        """Episodes that an actor does not speak of, though it was leased them more than `seconds`
+        before its last word, go back likewise: the lease was lost on its way, or with the process
+        that had the actor's name before."""
         lost = []
         for key, holder in self.leased.items():
             word = words.get(holder.actor)

@@ -1,4 +1,5 @@
-"""The controller: admits episodes, forwards turns, watches signals, owns the engines' weight version.
+"""The controller: admits episodes, forwards turns, watches signals, owns the engines' weight
+version.
 
                  Lease                              TurnRequest
   ┌──────────┐ ─────────────────────▶ ┌───────┐ ───────────────────▶ ┌──────────┐  HTTP   ┌────────┐
@@ -24,9 +25,10 @@
   _report         the clock (a second)                         clock
   _dashboard      whoever looks                                a browser
 
-No loop waits for another one's queue to have room: leases go out only against credits, an actor has one turn in flight per
-episode, and published weights are bounded by the slots (the learner trains on what was admitted). So nothing deadlocks: an
-episode that cannot go on is dropped, its group is consumed without it, and its slot comes back.
+No loop waits for another one's queue to have room: leases go out only against credits, an actor has
+one turn in flight per episode, and published weights are bounded by the slots (the learner trains
+on what was admitted). So nothing deadlocks: an episode that cannot go on is dropped, its group is
+consumed without it, and its slot comes back.
 """
 
 from __future__ import annotations
@@ -46,21 +48,19 @@ from tokenizers import Tokenizer
 from config import Config, Job
 from controller.admission import Admission, AdmissionSettings, Word
 from controller.announced import Announced
-from controller.credits import Credits
+from controller.credits import CreditQueue
 from controller.dashboard import Dashboard
 from controller.dashboard_state import shown
 from controller.endings import dropped
 from controller.lease_token import permit
-from controller.shard_registry import Shards, place_of
-from controller.turn_service import Desk
+from controller.shard_registry import ShardRegistry, place_of
+from controller.turn_service import TurnService
 from controller.waits import ControllerWaits, Situation
 from controller.welcome import welcome
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
 from protocol.delivery import Caller, Listener
 from protocol.messages import (
-    Alive,
-    Applied,
     Credit,
     DropReason,
     EpisodeEnded,
@@ -68,21 +68,23 @@ from protocol.messages import (
     Evaluate,
     GroupsDropped,
     Heartbeat,
+    HeartbeatAck,
     Hello,
-    LearnerState,
-    Load,
+    LearnerReady,
+    LoadWeights,
     Message,
-    Place,
-    Published,
     Revoked,
+    ShardAddress,
     ShardState,
     Shutdown,
     Stats,
     TurnRequest,
-)  # fmt: skip
+    WeightsApplied,
+    WeightsPublished,
+)
 from protocol.peers import is_nameless, shown_name
 from protocol.security import LOST_AFTER, bind, load_keys
-from protocol.validation import of_shard_state
+from protocol.validation import validate_shard_state
 from telemetry.probes.loop_lag import LoopLag
 from telemetry.sinks.metrics_file import METRICS_FILE
 
@@ -104,44 +106,79 @@ class Controller:
         tokenizer_file = f"{job.model_dir}/tokenizer.json"
         env = make_environment(self.config.env.name, **self.config.environment_settings())
         learner = self.config.learner
-        self.admission = Admission(AdmissionSettings(
-            groups=learner.groups, group_size=learner.group_size, max_staleness=learner.max_staleness,
-            max_leases=self.config.actor.max_leases, seed=self.config.run.seed, train_size=env.size("train"),
-            held_out_size=env.size("held_out"), episode_seconds=self.config.actor.episode_seconds,
-        ))  # fmt: skip
+        self.admission = Admission(
+            AdmissionSettings(
+                groups=learner.groups,
+                group_size=learner.group_size,
+                max_staleness=learner.max_staleness,
+                max_leases=self.config.actor.max_leases,
+                seed=self.config.run.seed,
+                train_size=env.size("train"),
+                held_out_size=env.size("held_out"),
+                episode_seconds=self.config.actor.episode_seconds,
+            )
+        )
         self._welcome = welcome(job)
         keys = load_keys(self.config.security.keys)
         self._actors = context.socket(zmq.ROUTER)
         beat = self.config.actor.heartbeat_seconds
         bind(self._actors, job.endpoints.actors, keys, "actors", beat)
         self._reader = FrameReader()
-        self._learner = Listener(context, job.endpoints.learner, [LEARNER], keys, beat, self._reader)
-        self._stats = Caller(context, job.endpoints.stats, b"controller", b"supervisor", keys, beat, self._reader)
-        self._desk = Desk(job, context, keys, 0, env, self._holds, self._to_actor)
-        places = [place_of(endpoint, self.config.controller.hosts) for endpoint in job.endpoints.turns]
-        self._shards = Shards(places, LOST_AFTER * beat)
+        self._learner = Listener(
+            context, job.endpoints.learner, [LEARNER], keys, beat, self._reader
+        )
+        self._stats = Caller(
+            context, job.endpoints.stats, b"controller", b"supervisor", keys, beat, self._reader
+        )
+        self._desk = TurnService(job, context, keys, 0, env, self._holds, self._to_actor)
+        places = [
+            place_of(endpoint, self.config.controller.hosts) for endpoint in job.endpoints.turns
+        ]
+        self._shards = ShardRegistry(places, LOST_AFTER * beat)
         self._shard_socket = context.socket(zmq.ROUTER)
         if job.endpoints.shards:
             bind(self._shard_socket, job.endpoints.shards, keys, "run", beat)
-        self._told: list[Place] = []  # what actors know of the shards in force
-        self._newest: Load | None = None
+        self._told: list[ShardAddress] = []  # what actors know of the shards in force
+        self._newest: LoadWeights | None = None
         self._secret = job.permit_key
-        self._credits = Credits()
+        self._credits = CreditQueue()
         self._last_seen: dict[bytes, float] = {}
         self._gauges: dict[bytes, Heartbeat] = {}
         self._words: dict[bytes, Word] = {}  # what each actor has said last that it plays
-        self._announced = Announced(self.admission, learner.max_staleness, self.config.actor.episode_seconds, self._hand_out)
+        self._announced = Announced(
+            self.admission,
+            learner.max_staleness,
+            self.config.actor.episode_seconds,
+            self._grant_leases,
+        )
         self._finished = False  # the learner has written its last checkpoint
         self._lag = LoopLag()
         self._waits = ControllerWaits()
         self._last_gauges: dict[str, float | None] = {}
-        decode = functools.partial(Tokenizer.from_file(tokenizer_file).decode, skip_special_tokens=False)
-        parts = (self._desk.turns, self._desk.signals, self._engines, self.admission, self._last_seen, decode)
+        decode = functools.partial(
+            Tokenizer.from_file(tokenizer_file).decode, skip_special_tokens=False
+        )
+        parts = (
+            self._desk.turns,
+            self._desk.signals,
+            self._engines,
+            self.admission,
+            self._last_seen,
+            decode,
+        )
         self._dashboard = Dashboard(
-            job.endpoints.dashboard, self.config.dashboard, Path(job.run_dir) / METRICS_FILE,
-            lambda: {"version": self.version, "updates": self.config.run.updates, "gauges": self._last_gauges, **shown(*parts)},
-            lambda: self._last_gauges, self._desk.signals.looked_at,
-        )  # fmt: skip
+            job.endpoints.dashboard,
+            self.config.dashboard,
+            Path(job.run_dir) / METRICS_FILE,
+            lambda: {
+                "version": self.version,
+                "updates": self.config.run.updates,
+                "gauges": self._last_gauges,
+                **shown(*parts),
+            },
+            lambda: self._last_gauges,
+            self._desk.signals.looked_at,
+        )
 
     @property
     def version(self) -> int:
@@ -153,10 +190,19 @@ class Controller:
         try:
             async with asyncio.TaskGroup() as loops:
                 for loop in (
-                    self._serve_actors, self._serve_learner, self._serve_shards, self._desk.signals.run,
-                    self._desk.engines.watch, self._apply_weights, self._watch, self._report, self._lag.run, self._dashboard.run,
-                    self._learner.repeat, self._stats.only_tell,
-                ):  # fmt: skip
+                    self._serve_actors,
+                    self._serve_learner,
+                    self._serve_shards,
+                    self._desk.signals.run,
+                    self._desk.engines.watch,
+                    self._apply_weights,
+                    self._watch,
+                    self._report,
+                    self._lag.run,
+                    self._dashboard.run,
+                    self._learner.repeat,
+                    self._stats.only_tell,
+                ):
                     loops.create_task(loop())
         finally:
             await self.close()
@@ -164,9 +210,13 @@ class Controller:
     async def close(self) -> None:
         """Tell the actors that it is over, and let go of sockets and the engine."""
         await self._desk.cancel()
-        last = [received.message for received in await self._learner.hear_waiting()]  # what may have come just now
+        last = [
+            received.message for received in await self._learner.hear_waiting()
+        ]  # what may have come just now
         self._finished = self._finished or any(isinstance(message, Shutdown) for message in last)
-        if self._finished:  # else it may be resumed, and those who come from elsewhere wait for that
+        if (
+            self._finished
+        ):  # else it may be resumed, and those who come from elsewhere wait for that
             for actor in list(self._last_seen):
                 await self._to_actor(actor, Shutdown(reason="the run is over"))
         with contextlib.suppress(TimeoutError):  # of a shard that was killed, or is stopped
@@ -185,7 +235,9 @@ class Controller:
     async def _serve_actors(self) -> None:
         while True:
             actor, message, _ = await self._reader.receive(self._actors)
-            if isinstance(message, Hello):  # from a fork server that asks for its children, and plays nothing itself
+            if isinstance(
+                message, Hello
+            ):  # from a fork server that asks for its children, and plays nothing itself
                 await self._to_actor(actor, self._welcome)
                 continue
             if is_nameless(actor):
@@ -195,18 +247,18 @@ class Controller:
             match message:
                 case Credit(episodes=n) if 0 < n <= MAX_CREDIT - self._credits.of(actor):
                     self._credits.add(actor, n)
-                    await self._hand_out()
+                    await self._grant_leases()
                 case TurnRequest():
                     flaw = await self._desk.take(actor, message)
                 case EpisodeEnded(key=key, attempt=attempt):
                     if self.admission.ended(key, actor, attempt, time.monotonic()):
                         self._desk.forget(key, attempt)
-                        await self._tell_of_revoked()
+                        await self._broadcast_revocations()
                 case Heartbeat(asking=n, playing=playing) if 0 <= n <= MAX_CREDIT:
                     self._gauges[actor] = message
                     self._words[actor] = Word(time.monotonic(), set(playing))
                     self._credits.claimed(actor, n)
-                    await self._hand_out()
+                    await self._grant_leases()
                     await self._to_actor(actor, self._alive())
                 case _:
                     flaw = f"{type(message).__name__} that no actor sends"
@@ -217,8 +269,9 @@ class Controller:
                 await self._to_actor(actor, self._alive())
             self._last_seen[actor] = time.monotonic()
 
-    async def _hand_out(self) -> None:
-        """Leases against credits, first come first served, as long as there are both, and the learner's weights in the engine."""
+    async def _grant_leases(self) -> None:
+        """Leases against credits, first come first served, as long as there are both, and the
+        learner's weights in the engine."""
         if self.version < 0:
             return
         while self._credits:
@@ -227,14 +280,21 @@ class Controller:
             if lease is None:
                 return
             self._credits.served()
-            await self._to_actor(actor, replace(lease, permit=permit(self._secret, actor, lease.key, lease.attempt)))
+            await self._to_actor(
+                actor, replace(lease, permit=permit(self._secret, actor, lease.key, lease.attempt))
+            )
 
     def _holds(self, actor: bytes, request: TurnRequest) -> bool:
         return self.admission.holds(request.key, request.attempt, actor)
 
     async def _watch(self) -> None:
-        """Who is silent is lost. When this process itself stood still (stopped, or frozen), what came meanwhile is read first."""
-        beat, longest = self.config.actor.heartbeat_seconds, self.config.actor.episode_seconds
+        """Who is silent is lost.
+
+        When this process itself stood still (stopped, or frozen), what came meanwhile is read
+        first.
+        """
+        beat = self.config.actor.heartbeat_seconds
+        longest = self.config.actor.episode_seconds
         while True:
             due = time.monotonic() + beat
             await asyncio.sleep(beat)
@@ -242,29 +302,40 @@ class Controller:
             if now - due > beat:
                 continue
             for number, seconds in self._shards.silent(now):
-                log.warning("shard %d was silent for %.0f s: its turns go to others", number, seconds)
+                log.warning(
+                    "shard %d was silent for %.0f s: its turns go to others", number, seconds
+                )
             await self._announce()
             self._desk.forget_before(now - longest)
-            for actor in [a for a, seen in self._last_seen.items() if seen < now - LOST_AFTER * beat]:
+            for actor in [
+                a for a, seen in self._last_seen.items() if seen < now - LOST_AFTER * beat
+            ]:
                 await self._lose(actor)
-            await self._give_up(self.admission.overdue(now) + self.admission.unknown(self._words, LOST_AFTER * beat))
+            await self._give_up(
+                self.admission.overdue(now) + self.admission.unknown(self._words, LOST_AFTER * beat)
+            )
 
     async def _lose(self, actor: bytes) -> None:
         silent = LOST_AFTER * self.config.actor.heartbeat_seconds
-        log.warning("actor %s was silent for %g s: its episodes go to others", shown_name(actor), silent)
+        log.warning(
+            "actor %s was silent for %g s: its episodes go to others", shown_name(actor), silent
+        )
         for book in (self._last_seen, self._gauges, self._words):
             book.pop(actor, None)
         self._credits.lost(actor)
         await self._give_up(self.admission.actor_lost(actor))
 
     async def _give_up(self, episodes: list[EpisodeKey]) -> None:
-        await self._tell_of_revoked()
+        await self._broadcast_revocations()
         for key in episodes:
             actor = self.config.actor
-            detail = f"not brought to an end by {actor.max_leases} actors (actor.max_leases), each within {actor.episode_seconds:g} s"
+            detail = (
+                f"not brought to an end by {actor.max_leases} actors (actor.max_leases), each "
+                f"within {actor.episode_seconds:g} s"
+            )
             detail += " (actor.episode_seconds)"
             await self._to_learner(dropped(key, DropReason.ACTOR_LOST, detail))
-        await self._hand_out()
+        await self._grant_leases()
 
     # --- learner
 
@@ -272,10 +343,12 @@ class Controller:
         while True:
             peer, message, _ = await self._learner.hear()
             match message:
-                case LearnerState() as state:
+                case LearnerReady() as state:
                     self._desk.turns.thresholds.restore(state.control)
-                    self.admission.start(state.next_group, state.received, state.updates_left, state.left)
-                case Published() as published:
+                    self.admission.start(
+                        state.next_group, state.received, state.updates_left, state.left
+                    )
+                case WeightsPublished() as published:
                     self.admission.trained(published.version, published.trained)
                     await self._announced.put(published)
                 case GroupsDropped(groups=groups):
@@ -286,13 +359,14 @@ class Controller:
                     self._finished = True
                 case _:
                     self._reader.refuse(peer, f"{type(message).__name__} that no learner sends")
-            await self._hand_out()
+            await self._grant_leases()
 
     async def _apply_weights(self) -> None:
-        """New weights into all engines while they generate, and no evaluation is under way; then the slots they free."""
+        """New weights into all engines while they generate, and no evaluation is under way; then
+        the slots they free."""
         while True:
             published = await self._announced.next_weights()
-            self._newest = Load(version=published.version, checksum=published.checksum)
+            self._newest = LoadWeights(version=published.version, checksum=published.checksum)
             for shard in self._shards.peers():
                 await self._to_shard(shard, self._newest)
             own = self._desk.load(published.version, published.checksum, published.transfer)
@@ -303,13 +377,17 @@ class Controller:
             if published.last:
                 await self._finish_training()
             control = self._desk.turns.thresholds.state()
-            await self._to_learner(Applied(version=published.version, seconds=seconds, control=control))
-            await self._hand_out()
+            await self._to_learner(
+                WeightsApplied(version=published.version, seconds=seconds, control=control)
+            )
+            await self._grant_leases()
 
     async def _finish_training(self) -> None:
         for key in self.admission.finish():
-            await self._to_learner(dropped(key, DropReason.CANCELLED, "the run ended before the episode did"))
-        await self._tell_of_revoked()
+            await self._to_learner(
+                dropped(key, DropReason.CANCELLED, "the run ended before the episode did")
+            )
+        await self._broadcast_revocations()
 
     # --- shards
 
@@ -322,7 +400,7 @@ class Controller:
         peer, message, _ = await self._reader.receive(self._shard_socket)
         if not isinstance(message, ShardState) or is_nameless(peer):
             return self._reader.refuse(peer, f"{type(message).__name__} that no shard sends")
-        if flaw := of_shard_state(message, self.config.controller.shards):
+        if flaw := validate_shard_state(message, self.config.controller.shards):
             return self._reader.refuse(peer, flaw)
         self._shards.heard(peer, message, time.monotonic())
         if self._newest is not None and message.version < self._newest.version:
@@ -335,17 +413,22 @@ class Controller:
             for actor in self._last_seen:
                 await self._to_actor(actor, self._alive())
 
-    async def _tell_of_revoked(self) -> None:
-        """Whoever answers turns is to know which leases lapsed; and who plays one, since he may be in a step that takes minutes."""
+    async def _broadcast_revocations(self) -> None:
+        """Whoever answers turns is to know which leases lapsed; and who plays one, since he may be
+        in a step that takes minutes."""
         self._announced.look()
-        lapsed, self.admission.revoked = self.admission.revoked, []
+        lapsed = self.admission.revoked
+        self.admission.revoked = []
         for key, attempt, actor in lapsed:
             self._desk.forget(key, attempt)
             revoked = Revoked(leases=[(key, attempt)])
-            await asyncio.gather(self._to_actor(actor, revoked), *(self._to_shard(shard, revoked) for shard in self._shards.peers()))
+            await asyncio.gather(
+                self._to_actor(actor, revoked),
+                *(self._to_shard(shard, revoked) for shard in self._shards.peers()),
+            )
 
-    def _alive(self) -> Alive:
-        return Alive(session=self._welcome.session, shards=self._told)
+    def _alive(self) -> HeartbeatAck:
+        return HeartbeatAck(session=self._welcome.session, shards=self._told)
 
     # --- measurement
 
@@ -355,7 +438,9 @@ class Controller:
             self._desk.engines.check()
             self._desk.spans.flush()
             await self._send_gauges()
-            await self._stats.tell(Stats(source="controller", event="waiting", values=self._waiting()))
+            await self._stats.tell(
+                Stats(source="controller", event="waiting", values=self._waiting())
+            )
 
     async def _send_gauges(self) -> None:
         self._last_gauges = self.gauges()
@@ -372,7 +457,8 @@ class Controller:
         return [*self._desk.standing(), *self._shards.standing()]
 
     def gauges(self) -> dict[str, float]:
-        """What the controller knows now, of all shards together: counters are totals since its start."""
+        """What the controller knows now, of all shards together: counters are totals since its
+        start."""
         beats = [self._gauges.pop(actor) for actor in list(self._gauges)]
         own = self._desk.gauges() | {"loop_lag_controller": self._lag.read().worst}
         own["bad_frames"] += self._reader.dropped
@@ -390,7 +476,9 @@ class Controller:
     # --- sending
 
     async def _to_actor(self, actor: bytes, message: Message) -> None:
-        await self._actors.send_multipart([actor, encode(message)])  # a ROUTER drops what is for a peer that is gone
+        await self._actors.send_multipart(
+            [actor, encode(message)]
+        )  # a ROUTER drops what is for a peer that is gone
 
     async def _to_learner(self, message: Message) -> None:
         await self._learner.tell(LEARNER, message)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter, deque
 
 CLAIMS = 5
-"""Heartbeats in which an actor says that it could take more than we know of, until it is believed."""
+"""Heartbeats in which an actor says that it could take more than we know of, until it is
+believed."""
 
 
-class Credits:
-    """First come, first served, episode by episode: an actor that has asked for many waits for its second as long as others do.
+class CreditQueue:
+    """First come, first served, episode by episode: an actor that has asked for many waits for its
+    second as long as others do.
 
-    Were they served actor by actor, one that asks again before its last request is met would keep its place, and when there is little to
-    play, nobody behind it would ever get anything.
+    Were they served actor by actor, one that asks again before its last request is met would keep
+    its place, and when there is little to play, nobody behind it would ever get anything.
     """
 
     def __init__(self) -> None:
@@ -34,9 +36,12 @@ class Credits:
         return self._of[actor]
 
     def claimed(self, actor: bytes, episodes: int) -> None:
-        """It says, as it does with every heartbeat, that it could take so many. When that is more than we know of, and stays so, it is
-        believed: leases were lost with a connection; at first they may be on their way. When it is less, a process before it has asked for
-        the rest under its name."""
+        """It says, as it does with every heartbeat, that it could take so many.
+
+        When that is more than we know of, and stays so, it is believed: leases were lost with a
+        connection; at first they may be on their way. When it is less, a process before it has
+        asked for the rest under its name.
+        """
         missing = episodes - self._of[actor]
         self._claims[actor] = self._claims[actor] + 1 if missing > 0 else 0
         if missing < 0:

@@ -1,12 +1,13 @@
-"""The live dashboard: what the controller knows, once a second, to whoever looks; and the same numbers for Prometheus.
+"""The live dashboard: what the controller knows, once a second, to whoever looks; and the same
+numbers for Prometheus.
 
     /          the page
     /events    server-sent events: the state as JSON
     /charts    the run's curves so far, drawn here, as a fragment of HTML
     /metrics   for Prometheus
 
-Nothing is computed while nobody looks. Without a token only this machine may ask, by a name of its own (so that no web page elsewhere can
-make a browser ask in its stead).
+Nothing is computed while nobody looks. Without a token only this machine may ask, by a name of its
+own (so that no web page elsewhere can make a browser ask in its stead).
 """
 
 from __future__ import annotations
@@ -31,7 +32,10 @@ EVERY = 1.0
 OWN_NAMES = ("127.0.0.1", "localhost", "::1")
 COOKIE = "foray_token"
 HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src "
+        "'self'"
+    ),
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
@@ -42,7 +46,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Dashboard:
     """Serves at `address` (http://host:port) until cancelled.
 
-    `state`: what is shown, by calling it; `gauges`: the numbers of now; `looked_at`: told how many look, when that changes.
+    `state`: what is shown, by calling it; `gauges`: the numbers of now; `looked_at`: told how many
+    look, when that changes.
     """
 
     def __init__(
@@ -65,7 +70,12 @@ class Dashboard:
 
     async def run(self) -> None:
         app = web.Application(middlewares=[self._guarded])
-        for path, handler in {"/": self._page, "/events": self._events, "/charts": self._charts, "/metrics": self._metrics}.items():
+        for path, handler in {
+            "/": self._page,
+            "/events": self._events,
+            "/charts": self._charts,
+            "/metrics": self._metrics,
+        }.items():
             app.router.add_get(path, handler)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
@@ -89,7 +99,9 @@ class Dashboard:
             if not response.prepared:
                 response.headers.update(HEADERS)
                 if "token" in request.query:
-                    response.set_cookie(COOKIE, request.query["token"], httponly=True, samesite="Strict")
+                    response.set_cookie(
+                        COOKIE, request.query["token"], httponly=True, samesite="Strict"
+                    )
             return response
 
         return guarded
@@ -97,22 +109,38 @@ class Dashboard:
     def _refusal(self, request: web.Request) -> web.Response | None:
         if not self._token:
             asked_as = urlsplit(f"//{request.host}").hostname
-            return None if asked_as in OWN_NAMES else web.Response(status=403, text="set dashboard.token to be asked by another name\n")
+            return (
+                None
+                if asked_as in OWN_NAMES
+                else web.Response(
+                    status=403, text="set dashboard.token to be asked by another name\n"
+                )
+            )
         given = (
             request.headers.get("Authorization", "").removeprefix("Bearer ")
             or request.query.get("token")
             or request.cookies.get(COOKIE, "")
         )
         right = hmac.compare_digest(given.encode(), self._token.encode())
-        return None if right else web.Response(status=401, text="the token of dashboard.token is needed: /?token=...\n")
+        return (
+            None
+            if right
+            else web.Response(
+                status=401, text="the token of dashboard.token is needed: /?token=...\n"
+            )
+        )
 
     # --- what they get
 
     async def _page(self, request: web.Request) -> web.Response:
-        return web.Response(text=templates().get_template("dashboard.html").render(), content_type="text/html")
+        return web.Response(
+            text=templates().get_template("dashboard.html").render(), content_type="text/html"
+        )
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+        )
         await response.prepare(request)
         self._count(+1)
         try:

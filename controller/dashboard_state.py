@@ -25,19 +25,33 @@ def shown(
     last_seen: Mapping[bytes, float],
     decode: Callable[[list[int]], str],
 ) -> dict:
-    """Turns under way with their tokens, the latest decisions, engines (`engines`: address, health and turns of each) and actors, as JSON
-    can hold them. Turns and decisions are those of the controller's own engines."""
-    now, playing = time.monotonic(), Counter(holder.actor for holder in admission.leased.values())
+    """Turns under way with their tokens, the latest decisions, engines (`engines`: address, health
+    and turns of each) and actors, as JSON can hold them. Turns and decisions are those of the
+    controller's own engines."""
+    now = time.monotonic()
+    playing = Counter(holder.actor for holder in admission.leased.values())
     return {
         "turns": [
-            {"id": turn, "tokens": [decode([token]) for token in tokens], "uncertainty": list(map(finite, scores))}
+            {
+                "id": turn,
+                "tokens": [decode([token]) for token in tokens],
+                "uncertainty": list(map(finite, scores)),
+            }
             for turn, tokens, scores in signals.under_way(TURNS)
         ],
         "decisions": [
-            {"turn": turn, "what": event.kind, "why": event.reason, "value": finite(event.value), "threshold": finite(event.threshold)}
+            {
+                "turn": turn,
+                "what": event.kind,
+                "why": event.reason,
+                "value": finite(event.value),
+                "threshold": finite(event.threshold),
+            }
             for turn, event in reversed(turns.decisions)
         ],
-        "engines": [{"url": url, "health": health, "turns": turns} for url, health, turns in engines()],
+        "engines": [
+            {"url": url, "health": health, "turns": turns} for url, health, turns in engines()
+        ],
         "actors": [
             {"name": shown_name(actor), "episodes": playing[actor], "silent": round(now - seen, 1)}
             for actor, seen in list(last_seen.items())[:ACTORS]

@@ -9,8 +9,11 @@ from protocol.messages import EpisodeKey, TurnRequest
 
 
 def permit(secret: str, actor: bytes, key: EpisodeKey, attempt: int) -> bytes:
-    """16 bytes that nobody can make who does not know `secret`, which controller and shards of a run share."""
-    return blake2b(f"{key.id} {attempt} ".encode() + actor, key=secret.encode(), digest_size=16).digest()
+    """16 bytes that nobody can make who does not know `secret`, which controller and shards of a
+    run share."""
+    return blake2b(
+        f"{key.id} {attempt} ".encode() + actor, key=secret.encode(), digest_size=16
+    ).digest()
 
 
 def is_permitted(secret: str, actor: bytes, request: TurnRequest) -> bool:

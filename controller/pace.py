@@ -1,9 +1,11 @@
-"""How long an episode may take before another actor is given it: the environment's own pace decides. No IO, no clock.
+"""How long an episode may take before another actor is given it: the environment's own pace
+decides. No IO, no clock.
 
-An episode is slow if it takes FACTOR times as long as 95 % of those that came to an end. Each further lease of the episode has twice the
-time of the one before: what needs it gets it, and an episode that never ends is given up after five leases of 31 limits together, instead
-of five times `actor.episode_seconds`. What was taken back counts, too, for as long as it had lasted: if everything becomes slow, the
-limit follows.
+An episode is slow if it takes FACTOR times as long as 95 % of those that came to an end. Each
+further lease of the episode has twice the time of the one before: what needs it gets it, and an
+episode that never ends is given up after five leases of 31 limits together, instead of five times
+`actor.episode_seconds`. What was taken back counts, too, for as long as it had lasted: if
+everything becomes slow, the limit follows.
 """
 
 from __future__ import annotations

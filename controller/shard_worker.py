@@ -1,4 +1,6 @@
-"""A shard: takes turns for its share of the engines, as the controller does for its own. It admits nothing and keeps nothing.
+"""A shard: takes turns for its share of the engines, as the controller does for its own.
+
+It admits nothing and keeps nothing.
 
                     TurnRequest, EpisodeEnded            ShardState
   ┌───────┐ ─────────────────────────▶ ┌───────┐ ─────────────────────▶ ┌──────────┐
@@ -20,7 +22,8 @@
   _apply_weights     newer weights than its engines run           _serve_controller
   _beat              the clock (a heartbeat)                      clock
 
-When it dies, its actors are told of the shards that are left, and ask one of those for the turns that they wait for.
+When it dies, its actors are told of the shards that are left, and ask one of those for the turns
+that they wait for.
 """
 
 from __future__ import annotations
@@ -36,11 +39,19 @@ import zmq.asyncio
 
 from config import Job
 from controller.lease_token import is_permitted
-from controller.turn_service import Desk
+from controller.turn_service import TurnService
 from engine.connection import EngineError
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
-from protocol.messages import EpisodeEnded, EpisodeKey, Load, Message, Revoked, ShardState, TurnRequest
+from protocol.messages import (
+    EpisodeEnded,
+    EpisodeKey,
+    LoadWeights,
+    Message,
+    Revoked,
+    ShardState,
+    TurnRequest,
+)
 from protocol.peers import secret_name
 from protocol.security import bind, connect, load_keys
 from telemetry.probes.loop_lag import LoopLag
@@ -48,23 +59,28 @@ from telemetry.probes.loop_lag import LoopLag
 log = logging.getLogger(__name__)
 
 
-class Shard:
+class ShardWorker:
     """Number `shard` (1, 2, ...) of a job; `run` returns when cancelled."""
 
     def __init__(self, job: Job, context: zmq.asyncio.Context, shard: int) -> None:
-        self._config, self._number = job.config, shard
+        self._config = job.config
+        self._number = shard
         keys = load_keys(self._config.security.keys)
         self._actors, self._controller = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
         beat = self._config.actor.heartbeat_seconds
         bind(self._actors, job.endpoints.turns[shard - 1], keys, "actors", beat)
-        self._controller.set(zmq.IDENTITY, secret_name(f"shard-{shard}-{socket.gethostname()}-{os.getpid()}"))
+        self._controller.set(
+            zmq.IDENTITY, secret_name(f"shard-{shard}-{socket.gethostname()}-{os.getpid()}")
+        )
         connect(self._controller, job.endpoints.shards, keys, beat)
         environment = make_environment(self._config.env.name, **self._config.environment_settings())
-        self._desk = Desk(job, context, keys, shard, environment, self._holds, self._to_actor)
+        self._desk = TurnService(
+            job, context, keys, shard, environment, self._holds, self._to_actor
+        )
         self._reader = FrameReader()
         self._secret = job.permit_key
         self._revoked: set[tuple[EpisodeKey, int]] = set()
-        self._newest: Load | None = None
+        self._newest: LoadWeights | None = None
         self._to_load = asyncio.Event()
         self._loaded = asyncio.Event()  # set for good: the engines run weights of this run
         self._seconds = 0.0
@@ -74,9 +90,14 @@ class Shard:
         """Until cancelled, or until any of the loops fails."""
         desk = self._desk
         loops = (
-            self._serve_actors, self._serve_controller, desk.signals.run, desk.engines.watch, self._apply_weights, self._beat,
+            self._serve_actors,
+            self._serve_controller,
+            desk.signals.run,
+            desk.engines.watch,
+            self._apply_weights,
+            self._beat,
             self._lag.run,
-        )  # fmt: skip
+        )
         try:
             async with asyncio.TaskGroup() as group:
                 for loop in loops:
@@ -89,7 +110,9 @@ class Shard:
             self._controller.close(linger=1000)
 
     async def _serve_actors(self) -> None:
-        await self._loaded.wait()  # actors that have not heard that this shard began again ask it for turns at once
+        await (
+            self._loaded.wait()
+        )  # actors that have not heard that this shard began again ask it for turns at once
         while True:
             actor, message, _ = await self._reader.receive(self._actors)
             flaw = ""
@@ -106,10 +129,12 @@ class Shard:
     async def _serve_controller(self) -> None:
         while True:
             match self._reader.read(b"controller", await self._controller.recv()):
-                case Load() as newest if self._newest is None or newest.version > self._newest.version:
+                case LoadWeights() as newest if (
+                    self._newest is None or newest.version > self._newest.version
+                ):
                     self._newest = newest
                     self._to_load.set()
-                case Load():  # named again, while it is loaded
+                case LoadWeights():  # named again, while it is loaded
                     pass
                 case Revoked(leases=leases):
                     for key, attempt in leases:
@@ -121,8 +146,11 @@ class Shard:
                     self._reader.refuse(b"controller", f"{type(other).__name__} is not for a shard")
 
     async def _apply_weights(self) -> None:
-        """The newest weights into the engines. Refused ones may have been replaced by newer ones meanwhile; else raises EngineError, since
-        updates would wait for this shard for ever."""
+        """The newest weights into the engines.
+
+        Refused ones may have been replaced by newer ones meanwhile; else raises EngineError, since
+        updates would wait for this shard for ever.
+        """
         while True:
             await self._to_load.wait()
             self._to_load.clear()
@@ -150,12 +178,21 @@ class Shard:
         gauges = self._desk.gauges() | {"loop_lag_controller": self._lag.read().worst}
         gauges["bad_frames"] += self._reader.dropped
         state = ShardState(
-            shard=self._number, version=self._desk.version, seconds=self._seconds, engines=self._desk.standing(), gauges=gauges, last=last
+            shard=self._number,
+            version=self._desk.version,
+            seconds=self._seconds,
+            engines=self._desk.standing(),
+            gauges=gauges,
+            last=last,
         )
         await self._controller.send(encode(state))
 
     def _holds(self, actor: bytes, request: TurnRequest) -> bool:
-        return (request.key, request.attempt) not in self._revoked and is_permitted(self._secret, actor, request)
+        return (request.key, request.attempt) not in self._revoked and is_permitted(
+            self._secret, actor, request
+        )
 
     async def _to_actor(self, actor: bytes, message: Message) -> None:
-        await self._actors.send_multipart([actor, encode(message)])  # a ROUTER drops what is for a peer that is gone
+        await self._actors.send_multipart(
+            [actor, encode(message)]
+        )  # a ROUTER drops what is for a peer that is gone

@@ -1,9 +1,12 @@
-"""Control without our plugin in the engine: the turn is streamed with its most likely tokens, and an intervention is a second request.
+"""Control without our plugin in the engine: the turn is streamed with its most likely tokens, and
+an intervention is a second request.
 
-    stop the stream  ->  cut what was generated at the decision  ->  go on with prompt + kept tokens + queue
+    stop the stream  ->  cut what was generated at the decision  ->  go on with prompt + kept tokens
+    + queue
 
-The rule is the same as with the tap, and acts at the token of its decision, since what was sampled there is thrown away. What it sees are
-estimates (`rules.tail`), and the tokens between the decision and the engine's last chunk are wasted.
+The rule is the same as with the tap, and acts at the token of its decision, since what was sampled
+there is thrown away. What it sees are estimates (`rules.tail`), and the tokens between the decision
+and the engine's last chunk are wasted.
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from math import nan
 
 import msgspec
 
-from controller.progress import while_it_goes_on
-from controller.rules.early_stop import EarlyStall
+from controller.progress import await_with_progress_timeout
+from controller.rules.early_stop import EarlyStopTest
 from controller.rules.scores import Signal
 from controller.rules.thinking import ThinkingRule
 from controller.rules.topk_bounds import estimate
@@ -44,8 +47,8 @@ class _Turn:
 
     rule: ThinkingRule
     steers: bool  # the rule's intervention is carried out
-    early: EarlyStall | None
-    parts: _Parts
+    early: EarlyStopTest | None
+    parts: StreamedResponse
     cut_at: int | None = None  # position of the token to replace by the queue
     over_at: int | None = None  # position of the last token
 
@@ -58,8 +61,11 @@ class _Turn:
         return signal.position in (self.cut_at, self.over_at)
 
 
-class Streamer:
-    """Turns against engines that have no tap. Raises TurnStuck when no token of one comes for `stall_seconds`."""
+class StreamingController:
+    """Turns against engines that have no tap.
+
+    Raises TurnStuck when no token of one comes for `stall_seconds`.
+    """
 
     def __init__(self, vocabulary: int, top_j: int, stall_seconds: float) -> None:
         self._vocabulary = vocabulary
@@ -77,12 +83,14 @@ class Streamer:
         queue: list[int],
         *,
         steers: bool,
-        early: EarlyStall | None = None,
+        early: EarlyStopTest | None = None,
     ) -> StreamedTurn:
-        """A response; `rule` has observed it then. `steers`: its intervention is carried out, by forcing `queue`. `early`: the turn is
-        ended once that finds it stalled. Raises EngineError and TurnStuck.
+        """A response; `rule` has observed it then.
+
+        `steers`: its intervention is carried out, by forcing `queue`. `early`: the turn is ended
+        once that finds it stalled. Raises EngineError and TurnStuck.
         """
-        turn = _Turn(rule, steers, early, whole := _Parts())
+        turn = _Turn(rule, steers, early, whole := StreamedResponse())
         wasted = 0
         await self._stream(engine, turn, turn_id, prompt, sampling)
         if turn.cut_at is not None and turn.over_at is None:
@@ -98,11 +106,16 @@ class Streamer:
                 whole.finish_reason = "length"
         if turn.over_at is not None:
             wasted += whole.cut(turn.over_at + 1)
-        return StreamedTurn(whole.generation(), wasted, turn.cut_at is not None, turn.over_at is not None)
+        return StreamedTurn(
+            whole.generation(), wasted, turn.cut_at is not None, turn.over_at is not None
+        )
 
-    async def _stream(self, engine: EngineClient, turn: _Turn, name: str, prompt: list[int], sampling: Sampling) -> None:
-        """Append a stream to the turn, and abort it where the turn says so; what comes until the engine has ended it is not looked at.
-        Raises EngineError when the engine aborts it by itself, as one does that is told to end.
+    async def _stream(
+        self, engine: EngineClient, turn: _Turn, name: str, prompt: list[int], sampling: Sampling
+    ) -> None:
+        """Append a stream to the turn, and abort it where the turn says so; what comes until the
+        engine has ended it is not looked at. Raises EngineError when the engine aborts it by
+        itself, as one does that is told to end.
         """
         whole = turn.parts
         whole.begin_part()
@@ -113,30 +126,45 @@ class Streamer:
                 whole.tokens.append(token)
                 whole.log_probs.append(entry.log_prob)
                 if not ended:
-                    values = estimate(entry.top, entry.others, self._vocabulary, self._top_j) if entry.top else (nan, nan, nan)
+                    values = (
+                        estimate(entry.top, entry.others, self._vocabulary, self._top_j)
+                        if entry.top
+                        else (nan, nan, nan)
+                    )
                     ended = turn.look(Signal(len(whole.tokens) - 1, *values, -1, previous))
                     if ended:
                         await engine.abort(name)
             whole.end(chunk)
         if whole.finish_reason == "abort" and not ended:
-            raise EngineError(f"the engine at {engine.url} ended turn {name}, which nobody asked for")
+            raise EngineError(
+                f"the engine at {engine.url} ended turn {name}, which nobody asked for"
+            )
 
     async def _going_on(self, stream: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
-        """The chunks. TurnStuck, with the stream closed, when none comes for too long (or none of any turn, before the first)."""
-        begun, seen = False, time.monotonic()
+        """The chunks.
+
+        TurnStuck, with the stream closed, when none comes for too long (or none of any turn, before
+        the first).
+        """
+        begun = False
+        seen = time.monotonic()
 
         def last_progress() -> float:
             return seen if begun else max(seen, self._seen)
 
         async with contextlib.aclosing(stream):
-            while chunk := await while_it_goes_on(anext(stream, None), last_progress, self._stall_seconds):
-                begun, seen = True, time.monotonic()
+            while chunk := await await_with_progress_timeout(
+                anext(stream, None), last_progress, self._stall_seconds
+            ):
+                begun = True
+                seen = time.monotonic()
                 self._seen = seen
                 yield chunk
 
 
-class _Parts:
-    """A response that comes in parts: what was streamed, what was forced, what was streamed after that."""
+class StreamedResponse:
+    """A response that comes in parts: what was streamed, what was forced, what was streamed after
+    that."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -153,21 +181,31 @@ class _Parts:
         if chunk.finish_reason is not None:
             self.finish_reason = chunk.finish_reason
             spans = covering(chunk.spans, len(self.tokens) - self._start)
-            self._spans += [Span(self._start + s.start, self._start + s.stop, s.version) for s in spans]
+            self._spans += [
+                Span(self._start + s.start, self._start + s.stop, s.version) for s in spans
+            ]
 
     def cut(self, length: int) -> int:
         """Keep so many tokens; returns how many there were beyond."""
         beyond = max(0, len(self.tokens) - length)
         del self.tokens[length:], self.log_probs[length:]
-        self._spans = [Span(s.start, min(s.stop, length), s.version) for s in self._spans if s.start < length]
+        self._spans = [
+            Span(s.start, min(s.stop, length), s.version) for s in self._spans if s.start < length
+        ]
         return beyond
 
     def force(self, queue: list[int]) -> None:
-        """Forced tokens count as of the weights that were there last; they have log-prob 0, as with the tap."""
+        """Forced tokens count as of the weights that were there last; they have log-prob 0, as with
+        the tap."""
         version = self._spans[-1].version if self._spans else -1
         self._spans.append(Span(len(self.tokens), len(self.tokens) + len(queue), version))
         self.tokens += queue
         self.log_probs += [0.0] * len(queue)
 
     def generation(self) -> Generation:
-        return Generation(self.tokens, self.log_probs, [span for span in self._spans if span.stop > span.start], self.finish_reason)
+        return Generation(
+            self.tokens,
+            self.log_probs,
+            [span for span in self._spans if span.stop > span.start],
+            self.finish_reason,
+        )

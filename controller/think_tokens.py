@@ -30,31 +30,39 @@ class ThinkTokens:
 
 
 def think_tokens(model_dir: Path, env: Environment, control: ControlSection) -> ThinkTokens:
-    """The ids of the tags that control looks for and forces, for the policy in a Hugging Face directory. Raises ValueError when it needs
-    one that is not one token, or the policy's end of a turn is none.
+    """The ids of the tags that control looks for and forces, for the policy in a Hugging Face
+    directory. Raises ValueError when it needs one that is not one token, or the policy's end of a
+    turn is none.
 
-    With control.forced "queue", what is forced is how the environment's answers go on after a thought, up to the action itself.
+    With control.forced "queue", what is forced is how the environment's answers go on after a
+    thought, up to the action itself.
     """
-    tokenizer, vocabulary = Tokenizer.from_file(str(model_dir / "tokenizer.json")), read_vocabulary(model_dir)
+    tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
+    vocabulary = read_vocabulary(model_dir)
     turn_end = read_turn_end(model_dir)
     end = tokenizer.token_to_id(turn_end)
     if end is None:
         raise ValueError(
-            f"model.name: the tokenizer of {model_dir} has no token {turn_end}, which its tokenizer_config.json names eos_token"
+            f"model.name: the tokenizer of {model_dir} has no token {turn_end}, which its "
+            "tokenizer_config.json names eos_token"
         )
     ids = {tag: tokenizer.token_to_id(tag) for tag in ("<think>", "</think>")}
     missing = [tag for tag, token in ids.items() if token is None]
     if missing and control.mode in UNCONTROLLED:
         return ThinkTokens(NO_TOKEN, NO_TOKEN, [], [end], vocabulary)
     if missing:
-        raise ValueError(f"model.name: the tokenizer has no single token for {', '.join(missing)}; add it, or set control.mode to off")
+        raise ValueError(
+            f"model.name: the tokenizer has no single token for {', '.join(missing)}; add it, or "
+            "set control.mode to off"
+        )
     text = "</think>" if control.forced == "close" else answer_after_thought(env)
     queue = tokenizer.encode(text, add_special_tokens=False).ids
     return ThinkTokens(ids["<think>"], ids["</think>"], queue, [end], vocabulary)
 
 
 def answer_after_thought(env: Environment) -> str:
-    """What stands between a thought and its action in a well-formed answer: "</think>\\n<action>", or for Search "</think>\\n"."""
+    """What stands between a thought and its action in a well-formed answer: "</think>\\n<action>",
+    or for Search "</think>\\n"."""
     before, _, after = env.respond("THOUGHT", "ACTION").partition("THOUGHT")
     end, found, _ = after.partition("ACTION")
     return end if before == "<think>" and found and end.startswith("</think>") else "</think>\n"

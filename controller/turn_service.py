@@ -1,4 +1,5 @@
-"""Turns in, answers out: what the controller and each further shard do for actors, with the engines that are theirs."""
+"""Turns in, answers out: what the controller and each further shard do for actors, with the engines
+that are theirs."""
 
 from __future__ import annotations
 
@@ -16,23 +17,33 @@ from controller.admission import episode_seed
 from controller.endings import failed
 from controller.rules.thinking import NEVER
 from controller.signals import SignalRouter
-from controller.streaming import Streamer
+from controller.streaming import StreamingController
 from controller.think_tokens import think_tokens
 from controller.turns import TurnRunner
 from engine.client import EngineClient
 from engine.connection import EngineError
 from engine.pool import EnginePool, Health
 from envs.base import Environment
-from protocol.messages import DropReason, EpisodeKey, Message, Transfer, TurnFailed, TurnRequest, TurnResult, weights_file
+from protocol.messages import (
+    DropReason,
+    EpisodeKey,
+    Message,
+    Transfer,
+    TurnFailed,
+    TurnRequest,
+    TurnResult,
+    weights_file,
+)
 from protocol.security import Keys
-from protocol.validation import Bounds, of_turn_request
+from protocol.validation import Limits, validate_turn_request
 from telemetry.probes.idle_clock import IdleClock
 from telemetry.probes.spans import SpanFile
 
 log = logging.getLogger(__name__)
 
 _Lease = tuple[bytes, EpisodeKey, int]
-"""Actor, episode, attempt: with the actor, or one that asks for another's turn would keep that from it."""
+"""Actor, episode, attempt: with the actor, or one that asks for another's turn would keep that from
+it."""
 
 
 class _Answer(NamedTuple):
@@ -41,7 +52,7 @@ class _Answer(NamedTuple):
     message: TurnResult | TurnFailed
 
 
-class Desk:
+class TurnService:
     """Answers each turn once, however often it is asked for."""
 
     def __init__(
@@ -54,22 +65,40 @@ class Desk:
         holds: Callable[[bytes, TurnRequest], bool],
         send: Callable[[bytes, Message], Awaitable[None]],
     ) -> None:
-        """`holds`: whether the actor has a lease in force for what it requests; `send`: a message to an actor."""
+        """`holds`: whether the actor has a lease in force for what it requests; `send`: a message
+        to an actor."""
         self._config: Config = job.config
         self._tokens = think_tokens(Path(job.model_dir), environment, self._config.control)
-        self._bounds = Bounds(self._tokens.vocabulary, self._config.engine.max_model_len - 1, self._config.learner.group_size)
-        self._holds, self._send = holds, send
+        self._bounds = Limits(
+            self._tokens.vocabulary,
+            self._config.engine.max_model_len - 1,
+            self._config.learner.group_size,
+        )
+        self._holds = holds
+        self._send = send
         self.signals = SignalRouter(
-            context, job.endpoints.signals[shard], self._tokens, self._config.engine.max_model_len, keys,
+            context,
+            job.endpoints.signals[shard],
+            self._tokens,
+            self._config.engine.max_model_len,
+            keys,
             self._config.actor.heartbeat_seconds,
-        )  # fmt: skip
-        self.engines = EnginePool(job.endpoints.engines_of(shard), self._config.engine.start_seconds, job.engine_key, job.run_id)
-        self.turns = TurnRunner(self._config, self.engines, self.signals, self._tokens, lambda: self._weights)
+        )
+        self.engines = EnginePool(
+            job.endpoints.engines_of(shard),
+            self._config.engine.start_seconds,
+            job.engine_key,
+            job.run_id,
+        )
+        self.turns = TurnRunner(
+            self._config, self.engines, self.signals, self._tokens, lambda: self._weights
+        )
         self.version = -1
         """Of the weights that the engines run."""
         self._weights = ""  # their name, for prefixes
         self._verified = 0  # version whose weights were compared last
-        self._weights_dir, self._meeting = Path(job.weights_dir), job.endpoints.weights
+        self._weights_dir = Path(job.weights_dir)
+        self._meeting = job.endpoints.weights
         self._tasks: set[asyncio.Task] = set()
         self._asked: set[_Lease] = set()  # whose turn is under way
         self._answers: dict[tuple[EpisodeKey, int], _Answer] = {}  # the last one of each lease
@@ -94,7 +123,7 @@ class Desk:
     async def take(self, actor: bytes, request: TurnRequest) -> str:
         """Begin with a turn. What is wrong with the request, if anything is."""
         lease = (actor, request.key, request.attempt)
-        if flaw := of_turn_request(request, self._bounds):
+        if flaw := validate_turn_request(request, self._bounds):
             return flaw
         if lease in self._asked:
             return ""  # asked again: an answer that takes long is still to come
@@ -122,7 +151,9 @@ class Desk:
 
     def forget_before(self, horizon: float) -> None:
         """Nor of those whose last turn was answered before then (seconds of time.monotonic)."""
-        for key, attempt in [lease for lease, answer in self._answers.items() if answer.since < horizon]:
+        for key, attempt in [
+            lease for lease, answer in self._answers.items() if answer.since < horizon
+        ]:
             self.forget(key, attempt)
 
     def _ended(self, task: asyncio.Task) -> None:
@@ -132,7 +163,8 @@ class Desk:
             log.error("a turn failed in the controller", exc_info=task.exception())
 
     async def _turn(self, actor: bytes, request: TurnRequest) -> None:
-        key, attempt = request.key, request.attempt
+        key = request.key
+        attempt = request.attempt
         answer = failed(request, DropReason.CANCELLED, "its lease is no longer in force")
         try:
             if self._holds(actor, request):
@@ -142,29 +174,38 @@ class Desk:
                 else:
                     self.forget(key, attempt)  # it lapsed meanwhile
         finally:
-            self._asked.discard((actor, key, attempt))  # before the actor knows, and asks for the next one
+            self._asked.discard(
+                (actor, key, attempt)
+            )  # before the actor knows, and asks for the next one
         await self._send(actor, answer)
 
     async def _answer(self, request: TurnRequest) -> TurnResult | TurnFailed:
         try:
             with self.spans.span("turn", request.key.id, turn=request.turn):
-                return await self.turns.run(request, episode_seed(self._config.run.seed, request.key))
+                return await self.turns.run(
+                    request, episode_seed(self._config.run.seed, request.key)
+                )
         except Exception as error:  # ours to mend; an actor without an answer would wait for ever
             log.exception("a turn failed in the controller")
-            return failed(request, DropReason.ENGINE_ERROR, f"the controller failed in this turn: {error!r}")
+            return failed(
+                request, DropReason.ENGINE_ERROR, f"the controller failed in this turn: {error!r}"
+            )
 
     # --- weights
 
     async def load(self, version: int, checksum: str, transfer: Transfer | None = None) -> float:
-        """New weights into the engines while they generate; the longest time that one of them stood still, in seconds. Raises EngineError
-        when one refuses."""
+        """New weights into the engines while they generate; the longest time that one of them stood
+        still, in seconds. Raises EngineError when one refuses."""
         deadline = self._config.engine.update_seconds
         verify = self.version < 0 or version - self._verified >= self._config.engine.verify_every
-        self._weights = f"v{self.version}-v{version}"  # while an engine has the new ones and another, or a prefix in it, is of the old
+        # while an engine has the new ones and another, or a prefix in it, is of the old
+        self._weights = f"v{self.version}-v{version}"
         with self.spans.span("load weights", "weights", version=version):
             if transfer is None:
                 file = str(weights_file(self._weights_dir, version))
-                seconds = await self.engines.apply_weights(file, version, checksum, deadline=deadline, verify=verify)
+                seconds = await self.engines.apply_weights(
+                    file, version, checksum, deadline=deadline, verify=verify
+                )
             else:
                 if self.version < 0:
                     await self.engines.join(self._meeting, deadline=deadline)
@@ -173,30 +214,48 @@ class Desk:
             self._verified = version
         if self.version < 0:
             await self._choose_signal()
-        self.version, self._weights = version, f"v{version}"
+        self.version = version
+        self._weights = f"v{version}"
         return seconds
 
     async def _choose_signal(self) -> None:
-        """Signals from the tap if it is in all engines, else from streams. Before any episode: the engines have weights, and no turns.
-        Raises EngineError when the tap is asked for, and not in an engine."""
+        """Signals from the tap if it is in all engines, else from streams.
+
+        Before any episode: the engines have weights, and no turns. Raises EngineError when the tap
+        is asked for, and not in an engine.
+        """
         control = self._config.control
         if control.signal != "stream":
-            silent = [engine.url for engine in self.engines.healthy() if not await self._signals_from(engine)]
+            silent = [
+                engine.url
+                for engine in self.engines.healthy()
+                if not await self._signals_from(engine)
+            ]
             if not silent:
                 return
             if control.signal == "tap":
                 raise EngineError(
-                    f"control.signal tap: no signals come from {', '.join(silent)}; start it with our --logits-processors and "
-                    f"FORAY_TAP_ENDPOINT={self.signals.endpoint} (docs/engine.md), or set control.signal to auto"
+                    f"control.signal tap: no signals come from {', '.join(silent)}; start it "
+                    "with our --logits-processors and "
+                    f"FORAY_TAP_ENDPOINT={self.signals.endpoint} (docs/engine.md), or set "
+                    "control.signal to auto"
                 )
-            log.warning("an engine sends no signals: uncertainty is estimated from streams of log-probs (control.signal)")
+            log.warning(
+                "an engine sends no signals: uncertainty is estimated from streams of log-probs "
+                "(control.signal)"
+            )
         if control.where == "engine" and control.mode not in ("off", "void"):
             log.warning("control.where engine needs the tap: the controller decides")
-        self.turns.streamer = Streamer(self._tokens.vocabulary, control.top_j, control.stall_seconds)
+        self.turns.streamer = StreamingController(
+            self._tokens.vocabulary, control.top_j, control.stall_seconds
+        )
 
     async def _signals_from(self, engine: EngineClient) -> bool:
         """Whether it sends signals; one that fails now is taken to be as the others are."""
-        async with self.engines.unless_lost(engine), asyncio.timeout(self._config.engine.update_seconds):
+        async with (
+            self.engines.suspect_on_failure(engine),
+            asyncio.timeout(self._config.engine.update_seconds),
+        ):
             return await self.signals.answers(engine)
         return True
 
@@ -204,7 +263,9 @@ class Desk:
 
     def standing(self) -> list[tuple[str, str, int]]:
         """Address, health and turns of each engine."""
-        return [(url, str(health), turns) for url, (health, turns) in self.engines.standing().items()]
+        return [
+            (url, str(health), turns) for url, (health, turns) in self.engines.standing().items()
+        ]
 
     def gauges(self) -> dict[str, float]:
         """What is known now: counters are totals since the start."""
@@ -217,7 +278,9 @@ class Desk:
             "resamples": counters.resamples,
             "interventions": self.signals.interventions + counters.cuts,
             "turns_in_flight": len(self._tasks),
-            "engines": sum(health is Health.HEALTHY for health, _ in self.engines.standing().values()),
+            "engines": sum(
+                health is Health.HEALTHY for health, _ in self.engines.standing().values()
+            ),
             "signal_frames": self.signals.frames,
             "bad_frames": self.signals.reader.dropped,
             "idle_share_engine": self._idle.share(),

@@ -30,20 +30,28 @@ class ControllerWaits:
         self._conditions = StandingConditions()
 
     def seconds(self, situation: Situation, admission: Admission, now: float) -> dict[str, float]:
-        """Seconds waited for each thing, by its words. `now` is of the clock that leases were granted by."""
+        """Seconds waited for each thing, by its words.
+
+        `now` is of the clock that leases were granted by.
+        """
         waits = self._conditions.seconds(conditions_of(situation), now)
         return waits | episode_waits(admission, now)
 
 
 def conditions_of(situation: Situation) -> dict[str, str]:
-    """What keeps episodes from going on, but for the episodes themselves: a name for each condition that holds -> words."""
+    """What keeps episodes from going on, but for the episodes themselves: a name for each condition
+    that holds -> words."""
     conditions = {}
     if situation.published < 0:
         conditions["first weights"] = "the first weights of the learner"
     elif situation.version < situation.published:
-        conditions["weights"] = f"all engines to run weights v{situation.published} (v{situation.version} is in force)"
+        conditions["weights"] = (
+            f"all engines to run weights v{situation.published} (v{situation.version} is in force)"
+        )
     if not situation.actors:
-        conditions["actors"] = "an actor: none is connected (actor.count, or run.py actor --connect)"
+        conditions["actors"] = (
+            "an actor: none is connected (actor.count, or run.py actor --connect)"
+        )
     for url, health, _ in situation.engines:
         if health != Health.HEALTHY:
             conditions[f"engine {url}"] = f"the engine at {url}, which is {health}"

@@ -18,7 +18,9 @@ def welcome(job: Job) -> Welcome:
         environment_settings=config.environment_settings(),
         tokenizer_json=(Path(job.model_dir) / "tokenizer.json").read_bytes(),
         chat_template=read_chat_template(Path(job.model_dir)),
-        learner_host="" if config.learner.host == "0.0.0.0" else config.learner.host,  # "": where the controller is
+        learner_host=""
+        if config.learner.host == "0.0.0.0"
+        else config.learner.host,  # "": where the controller is
         learner_port=int(job.endpoints.trajectories.rsplit(":", 1)[1]),
         max_prompt_tokens=config.engine.max_model_len - 1,
         heartbeat_seconds=config.actor.heartbeat_seconds,

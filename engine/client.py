@@ -1,7 +1,8 @@
-"""The engine as the controller sees it: turns over one HTTP session, administration over another, so that neither waits for the other.
+"""The engine as the controller sees it: turns over one HTTP session, administration over another,
+so that neither waits for the other.
 
-Speaks vLLM's token-in, token-out interface (/inference/v1/generate): measured as fast as /v1/completions, and it returns which
-weights produced which token. Imports neither vllm nor torch.
+Speaks vLLM's token-in, token-out interface (/inference/v1/generate): measured as fast as
+/v1/completions, and it returns which weights produced which token. Imports neither vllm nor torch.
 """
 
 from __future__ import annotations
@@ -28,7 +29,16 @@ from engine.connection import (
     read_at_most,
     reason_of,
 )
-from engine.constants import CLAIM, PACKED, PATTERN, RULE, RUN, TURN, UNKNOWN_VERSION, engine_request_id
+from engine.constants import (
+    CLAIM,
+    PACKED,
+    PATTERN,
+    RULE,
+    RUN,
+    TURN,
+    UNKNOWN_VERSION,
+    engine_request_id,
+)
 from engine.plugin.auth import bearer
 from engine.responses import Chunk, Generation, read_chunk, read_generation, version_number
 from protocol.messages import Transfer
@@ -44,8 +54,11 @@ RELEASE_SECONDS = 1.0
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How a response is sampled. `cache_salt` keeps prefixes computed by other weights apart. `repeats` > 1: the turn ends, with finish
-    reason "repetition", once it says the same so many times on end."""
+    """How a response is sampled.
+
+    `cache_salt` keeps prefixes computed by other weights apart. `repeats` > 1: the turn ends, with
+    finish reason "repetition", once it says the same so many times on end.
+    """
 
     max_tokens: int
     cache_salt: str
@@ -59,18 +72,26 @@ class EngineClient:
     """One engine. Safe to use from any number of tasks of one event loop."""
 
     def __init__(self, url: str, key: str = "", run: str = "") -> None:
-        """`key`: what the engine wants to be told, if anything. `run`: whose the engine is to be."""
+        """`key`: what the engine wants to be told, if anything.
+
+        `run`: whose the engine is to be.
+        """
         self.url = url.rstrip("/")
-        self._headers = ({"Authorization": bearer(key)} if key else {}) | ({RUN: run} if run else {})
+        self._headers = ({"Authorization": bearer(key)} if key else {}) | (
+            {RUN: run} if run else {}
+        )
         self.taken: EngineTaken | None = None
         """What it said when it was another run's."""
         self._sessions: dict[str, aiohttp.ClientSession] = {}
-        self._left: set[str] = set()  # turns whose answer nobody waits for, which the engine may not know
+        self._left: set[str] = (
+            set()
+        )  # turns whose answer nobody waits for, which the engine may not know
         self._aborting: asyncio.Task[None] | None = None
         self._closing = False
 
     async def close(self) -> None:
-        """Tell the engine of the turns that were left, once more, and that it is free for another run."""
+        """Tell the engine of the turns that were left, once more, and that it is free for another
+        run."""
         if self._closing:
             return
         self._closing = True
@@ -88,26 +109,41 @@ class EngineClient:
     # --- turns
 
     async def generate(
-        self, turn_id: str, prompt: list[int], sampling: Sampling, *, watched: bool, rule: DelegatedRule | None = None
+        self,
+        turn_id: str,
+        prompt: list[int],
+        sampling: Sampling,
+        *,
+        watched: bool,
+        rule: DelegatedRule | None = None,
     ) -> Generation:
-        """A response to `prompt` (token ids). `turn_id` is of this call alone, since one that is lost may go on in the engine; `watched`
-        turns appear in signal frames under it; the engine carries out `rule` on them. However the call ends, the turn ends in the engine.
-        Raises EngineError.
+        """A response to `prompt` (token ids).
+
+        `turn_id` is of this call alone, since one that is lost may go on in the engine; `watched`
+        turns appear in signal frames under it; the engine carries out `rule` on them. However the
+        call ends, the turn ends in the engine. Raises EngineError.
         """
         body = _body(turn_id, prompt, sampling, top_k=0)  # of the sampled token alone
         if watched:
-            body["sampling_params"]["extra_args"] = {TURN: turn_id} | ({} if rule is None else {RULE: msgspec.json.encode(rule).decode()})
+            body["sampling_params"]["extra_args"] = {TURN: turn_id} | (
+                {} if rule is None else {RULE: msgspec.json.encode(rule).decode()}
+            )
         with self._aborted_if_left(turn_id):
             raw = await self._call("turns", "POST", GENERATE, body)
         try:
             return read_generation(raw)
         except (msgspec.MsgspecError, ValueError) as error:
-            raise EngineError(f"the engine's answer to turn {turn_id} cannot be read: {error}") from None
+            raise EngineError(
+                f"the engine's answer to turn {turn_id} cannot be read: {error}"
+            ) from None
 
-    async def stream(self, turn_id: str, prompt: list[int], sampling: Sampling, *, top_k: int) -> AsyncIterator[Chunk]:
-        """A response as it is generated, each token with the log-probs of the `top_k` most likely ones (or of one fewer, where the
-        sampled token is none of them); otherwise as `generate`. Needs no plugin in the engine. Raises EngineError, also when the
-        stream ends without a last chunk.
+    async def stream(
+        self, turn_id: str, prompt: list[int], sampling: Sampling, *, top_k: int
+    ) -> AsyncIterator[Chunk]:
+        """A response as it is generated, each token with the log-probs of the `top_k` most likely
+        ones (or of one fewer, where the sampled token is none of them); otherwise as `generate`.
+        Needs no plugin in the engine. Raises EngineError, also when the stream ends without a last
+        chunk.
         """
         body = _body(turn_id, prompt, sampling, top_k) | {"stream": True}
         try:
@@ -120,17 +156,26 @@ class EngineClient:
                         yield chunk
                         if chunk.finish_reason is not None:
                             return  # what follows says nothing ("[DONE]"), and may never come
-                raise EngineUnreachable(f"the engine's stream for turn {turn_id} ended before the response did")
+                raise EngineUnreachable(
+                    f"the engine's stream for turn {turn_id} ended before the response did"
+                )
         except (msgspec.MsgspecError, ValueError) as error:
-            raise EngineError(f"the engine's stream for turn {turn_id} cannot be read: {error}") from None
+            raise EngineError(
+                f"the engine's stream for turn {turn_id} cannot be read: {error}"
+            ) from None
 
     async def abort(self, turn_id: str) -> None:
-        """End the turn: its `generate` returns what there is, with finish reason "abort", and its `stream` ends. Nothing happens if
-        it has finished."""
+        """End the turn: its `generate` returns what there is, with finish reason "abort", and its
+        `stream` ends. Nothing happens if it has finished."""
         await self._abort([turn_id])
 
     async def _abort(self, turn_ids: list[str]) -> None:
-        await self._call("admin", "POST", "/abort_requests", {"request_ids": [engine_request_id(turn_id) for turn_id in turn_ids]})
+        await self._call(
+            "admin",
+            "POST",
+            "/abort_requests",
+            {"request_ids": [engine_request_id(turn_id) for turn_id in turn_ids]},
+        )
 
     # --- administration
 
@@ -143,7 +188,10 @@ class EngineClient:
         return True
 
     async def pause(self) -> None:
-        """Freeze generation between two steps. Running turns keep their place and their KV cache."""
+        """Freeze generation between two steps.
+
+        Running turns keep their place and their KV cache.
+        """
         await self._call("admin", "POST", "/pause?mode=keep&clear_cache=false")
 
     async def resume(self) -> None:
@@ -160,44 +208,62 @@ class EngineClient:
         return None if number == UNKNOWN_VERSION else number
 
     async def computes(self) -> bool:
-        """Whether its model computes numbers: the log-prob of one token is none where it computes NaN or infinity. Raises EngineError."""
+        """Whether its model computes numbers: the log-prob of one token is none where it computes
+        NaN or infinity. Raises EngineError."""
         name = f"probe-{token_hex(8)}"
-        generation = await self.generate(name, [0], Sampling(max_tokens=1, cache_salt=name), watched=False)
+        generation = await self.generate(
+            name, [0], Sampling(max_tokens=1, cache_salt=name), watched=False
+        )
         return all(map(isfinite, generation.log_probs))
 
     async def forget_version(self) -> None:
         """Whatever weights an earlier run has left, they are none of this one's versions."""
-        await self._call("admin", "POST", "/update_weight_version", {"new_version": str(UNKNOWN_VERSION)})
+        await self._call(
+            "admin", "POST", "/update_weight_version", {"new_version": str(UNKNOWN_VERSION)}
+        )
 
     async def start_update(self) -> None:
         await self._call("admin", "POST", "/start_weight_update", {})
 
-    async def update_weights(self, path: str, version: int, checksum: str, verify: bool = False) -> None:
-        """Load the safetensors file at `path`, whose SHA-256 must be `checksum`; between `start_update` and `finish_update`.
+    async def update_weights(
+        self, path: str, version: int, checksum: str, verify: bool = False
+    ) -> None:
+        """Load the safetensors file at `path`, whose SHA-256 must be `checksum`; between
+        `start_update` and `finish_update`.
 
-        `verify` also compares the loaded weights with the file afterwards. Raises EngineError, with the old weights still in
-        place, when file and checksum disagree.
+        `verify` also compares the loaded weights with the file afterwards. Raises EngineError, with
+        the old weights still in place, when file and checksum disagree.
         """
         info = {"path": path, "version": version, "checksum": checksum, "verify": verify}
         await self._call("admin", "POST", "/update_weights", {"update_info": info})
 
     async def workers(self) -> int:
-        """Processes that hold the engine's model: as many ranks where weights are sent over NCCL."""
+        """Processes that hold the engine's model: as many ranks where weights are sent over
+        NCCL."""
         return int((await self._ask("/get_world_size"))["world_size"])
 
     async def join(self, host: str, port: int, rank: int, size: int) -> None:
-        """Have the engine's one worker meet the learner, which is rank 0, at `host`:`port`, as `rank` of `size`.
+        """Have the engine's one worker meet the learner, which is rank 0, at `host`:`port`, as
+        `rank` of `size`.
 
-        Returns when all ranks are there. The engine lets go of what an earlier run has left: its group, and the version of its weights,
-        or weights of the same version would be taken for received. Raises EngineError.
+        Returns when all ranks are there. The engine lets go of what an earlier run has left: its
+        group, and the version of its weights, or weights of the same version would be taken for
+        received. Raises EngineError.
         """
         await self._call("admin", "POST", "/shutdown_weight_transfer_engine")
         await self.forget_version()
-        info = {"master_address": host, "master_port": port, "rank_offset": rank, "world_size": size, **PACKED}
+        info = {
+            "master_address": host,
+            "master_port": port,
+            "rank_offset": rank,
+            "world_size": size,
+            **PACKED,
+        }
         await self._call("admin", "POST", "/init_weight_transfer_engine", {"init_info": info})
 
     async def receive_weights(self, transfer: Transfer) -> None:
-        """Load what the learner sends meanwhile; between `start_update` and `finish_update`, after `join`. Returns when it has arrived.
+        """Load what the learner sends meanwhile; between `start_update` and `finish_update`, after
+        `join`. Returns when it has arrived.
 
         Raises EngineError, and what weights the engine then has is not known.
         """
@@ -209,10 +275,13 @@ class EngineClient:
         await self._call("admin", "POST", "/finish_weight_update", {"weight_version": str(version)})
 
     async def checksums(self) -> dict[str, str]:
-        """SHA-256 of each weight as the engine's workers hold it. On a CPU, those of linear layers are of empty tensors: vLLM
-        keeps packed copies only.
+        """SHA-256 of each weight as the engine's workers hold it.
+
+        On a CPU, those of linear layers are of empty tensors: vLLM keeps packed copies only.
         """
-        return msgspec.json.decode(await self._call("admin", "POST", "/weight_checker", {"action": "checksum"}))["checksums"]
+        return msgspec.json.decode(
+            await self._call("admin", "POST", "/weight_checker", {"action": "checksum"})
+        )["checksums"]
 
     # --- HTTP
 
@@ -220,20 +289,28 @@ class EngineClient:
         return msgspec.json.decode(await self._call("admin", "GET", path))
 
     def _session(self, name: str) -> aiohttp.ClientSession:
-        """Administration opens a connection for each call: after an error of its own, vLLM closes the one that it came through, and
-        whoever uses that again loses a call of which nobody knows whether it was carried out.
+        """Administration opens a connection for each call: after an error of its own, vLLM closes
+        the one that it came through, and whoever uses that again loses a call of which nobody knows
+        whether it was carried out.
         """
         if name not in self._sessions:
             self._sessions[name] = new_session(self._headers, reuses=name != "admin")
         return self._sessions[name]
 
     @contextlib.asynccontextmanager
-    async def _open(self, session: str, method: str, path: str, body: dict | None = None) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer, whose body has not been read. Raises EngineError, for what goes wrong inside, too."""
+    async def _open(
+        self, session: str, method: str, path: str, body: dict | None = None
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer, whose body has not been read.
+
+        Raises EngineError, for what goes wrong inside, too.
+        """
         what = f"{method} {self.url}{path}"
         data = None if body is None else msgspec.json.encode(body)
         headers = {} if body is None else {"Content-Type": "application/json"}
-        opened = self._session(session).request(method, self.url + path, data=data, headers=headers, allow_redirects=False)
+        opened = self._session(session).request(
+            method, self.url + path, data=data, headers=headers, allow_redirects=False
+        )
         try:
             async with opened as response:
                 await check_status(what, response)
@@ -245,19 +322,25 @@ class EngineClient:
             raise EngineUnreachable(f"{what}: {error or type(error).__name__}") from None
 
     async def _call(self, session: str, method: str, path: str, body: dict | None = None) -> bytes:
-        """The body of the answer. It is asked once: whoever asks again knows whether that may be done twice."""
+        """The body of the answer.
+
+        It is asked once: whoever asks again knows whether that may be done twice.
+        """
         async with self._open(session, method, path, body) as response:
             raw = await read_at_most(response, MAX_ANSWER_BYTES + 1)
         if len(raw) > MAX_ANSWER_BYTES:
-            raise EngineError(f"{method} {self.url}{path}: an answer of more than {MAX_ANSWER_BYTES} bytes")
+            raise EngineError(
+                f"{method} {self.url}{path}: an answer of more than {MAX_ANSWER_BYTES} bytes"
+            )
         return raw
 
     # --- turns that were left
 
     @contextlib.contextmanager
     def _aborted_if_left(self, turn_id: str) -> Iterator[None]:
-        """A turn that ends inside without its answer (the connection was lost, nobody waits any more) is aborted, soon: its connection's
-        end may not reach the engine, nor be noticed there."""
+        """A turn that ends inside without its answer (the connection was lost, nobody waits any
+        more) is aborted, soon: its connection's end may not reach the engine, nor be noticed there.
+        """
         answered = False
         try:
             yield
@@ -269,7 +352,10 @@ class EngineClient:
                     self._aborting = asyncio.create_task(self._abort_left())
 
     async def _abort_left(self) -> None:
-        """All that were left, together. An engine that cannot be told for a minute has ended them, or will."""
+        """All that were left, together.
+
+        An engine that cannot be told for a minute has ended them, or will.
+        """
         tries = 0
         while self._left and tries < ABORT_TRIES:
             names = sorted(self._left)
@@ -298,5 +384,13 @@ def _body(turn_id: str, prompt: list[int], sampling: Sampling, top_k: int) -> di
     if sampling.seed is not None:
         params["seed"] = sampling.seed
     if sampling.repeats > 1:
-        params["repetition_detection"] = {"max_pattern_size": PATTERN, "min_count": sampling.repeats}
-    return {"request_id": turn_id, "token_ids": prompt, "sampling_params": params, "cache_salt": sampling.cache_salt}
+        params["repetition_detection"] = {
+            "max_pattern_size": PATTERN,
+            "min_count": sampling.repeats,
+        }
+    return {
+        "request_id": turn_id,
+        "token_ids": prompt,
+        "sampling_params": params,
+        "cache_salt": sampling.cache_salt,
+    }

@@ -1,4 +1,5 @@
-"""HTTP to an engine: what can go wrong by name, connections that find out when the other end is gone, answers and events of any size.
+"""HTTP to an engine: what can go wrong by name, connections that find out when the other end is
+gone, answers and events of any size.
 
 Nothing here is told by the environment (http_proxy, .netrc): an engine is asked at its own address.
 """
@@ -17,16 +18,21 @@ from engine.constants import ALIVE
 from engine.plugin.auth import TAKEN_STATUS
 
 KEEP_ALIVE = 3.0
-"""Seconds an idle connection is kept: fewer than the 5 after which vLLM's server closes it, or a request may meet the closing."""
+"""Seconds an idle connection is kept: fewer than the 5 after which vLLM's server closes it, or a
+request may meet the closing."""
 PROBES = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 25_000}
-"""Socket options (seconds, seconds, times, milliseconds) by which a connection whose other end is silently gone breaks within 25 s."""
+"""Socket options (seconds, seconds, times, milliseconds) by which a connection whose other end is
+silently gone breaks within 25 s."""
 CONNECT_SECONDS = 10.0
 SILENT_SECONDS = 30.0
-"""Silence after which a stream is lost that promised signs of life: three of them (gate.ALIVE_SECONDS) are missing."""
+"""Silence after which a stream is lost that promised signs of life: three of them
+(gate.ALIVE_SECONDS) are missing."""
 SILENT_PARTS = 3
-"""Waits that make up SILENT_SECONDS: when this process itself has stood still, only one of them is over at once."""
+"""Waits that make up SILENT_SECONDS: when this process itself has stood still, only one of them is
+over at once."""
 MAX_ANSWER_BYTES = 256 << 20
-"""Size of an answer, or of an event of a stream: those of a million tokens, with their log-probs."""
+"""Size of an answer, or of an event of a stream: those of a million tokens, with their
+log-probs."""
 MAX_REASON_BYTES = 64 << 10
 """How much of an answer that is an error is read."""
 REASON_CHARACTERS = 500
@@ -38,7 +44,8 @@ RELAYED = (502, 503, 504)
 
 
 class EngineError(RuntimeError):
-    """The engine refused, failed, or was not there; the message says what was asked and what came back."""
+    """The engine refused, failed, or was not there; the message says what was asked and what came
+    back."""
 
 
 class EngineUnreachable(EngineError):
@@ -65,13 +72,17 @@ def new_session(headers: dict[str, str], *, reuses: bool) -> aiohttp.ClientSessi
     """A session for one kind of calls. `reuses`: connections are kept between calls."""
     kept = {"keepalive_timeout": KEEP_ALIVE} if reuses else {"force_close": True}
     connector = aiohttp.TCPConnector(limit=0, socket_factory=_probing_socket, **kept)
-    # No total timeout: a turn may take minutes, and whoever waits for an update has a deadline of his own.
+    # No total timeout: a turn may take minutes, and whoever waits for an update has a deadline of
+    # his own.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS)
-    return aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers, trust_env=False)
+    return aiohttp.ClientSession(
+        connector=connector, timeout=timeout, headers=headers, trust_env=False
+    )
 
 
 def _probing_socket(address: tuple) -> socket.socket:
-    """A socket of asyncio's address information (family, type, protocol, ...) that asks now and then whether the other end is there."""
+    """A socket of asyncio's address information (family, type, protocol, ...) that asks now and
+    then whether the other end is there."""
     made = socket.socket(*address[:3])
     made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in PROBES.items():
@@ -92,7 +103,10 @@ class EventReader:
         self._data_bytes = 0
 
     def feed(self, piece: bytes) -> Iterator[bytes]:
-        """The data of the events that end in this piece. Raises ValueError for one that is too large."""
+        """The data of the events that end in this piece.
+
+        Raises ValueError for one that is too large.
+        """
         self._rest += piece
         start = 0
         while (end := self._rest.find(b"\n", max(start, self._looked_at))) >= 0:
@@ -117,7 +131,10 @@ class EventReader:
 
 
 async def events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-    """The data of each event of a streamed answer. Raises EngineUnreachable when one that is never silent is."""
+    """The data of each event of a streamed answer.
+
+    Raises EngineUnreachable when one that is never silent is.
+    """
     reader = EventReader()
     part_seconds = SILENT_SECONDS / SILENT_PARTS if ALIVE in response.headers else None
     while piece := await _next_piece(response, part_seconds):
@@ -147,15 +164,21 @@ async def read_at_most(response: aiohttp.ClientResponse, most_bytes: int) -> byt
 
 
 async def check_status(what: str, response: aiohttp.ClientResponse) -> None:
-    """Raises the EngineError that an answer to `what` (method and address) stands for, unless it is 200."""
+    """Raises the EngineError that an answer to `what` (method and address) stands for, unless it is
+    200."""
     status = response.status
     if status == 200:
         return
     if 300 <= status < 400:
         place = response.headers.get("Location", "nowhere")
-        raise EngineError(f"{what}: {status}, it is redirected to {place}; give the address that answers itself (engine.urls)")
+        raise EngineError(
+            f"{what}: {status}, it is redirected to {place}; give the address that answers "
+            "itself (engine.urls)"
+        )
     if status == TAKEN_STATUS:
-        raise EngineTaken(f"{what}: {reason_of(await read_at_most(response, MAX_REASON_BYTES))} (engine.urls)")
+        raise EngineTaken(
+            f"{what}: {reason_of(await read_at_most(response, MAX_REASON_BYTES))} (engine.urls)"
+        )
     message = f"{what}: {status} {reason_of(await read_at_most(response, MAX_REASON_BYTES))}"
     asked = response.headers.get("Retry-After")
     if status == 429 or (status == 503 and asked is not None):

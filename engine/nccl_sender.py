@@ -1,7 +1,9 @@
-"""The learner's end of vLLM's NCCL weight transfer (engine.weights nccl): weights go from its GPU straight to the engines' GPUs.
+"""The learner's end of vLLM's NCCL weight transfer (engine.weights nccl): weights go from its GPU
+straight to the engines' GPUs.
 
-Interface: TrainerWeightTransferEngine in vllm/distributed/weight_transfer/base.py. vLLM's trainer would tell the engines by itself what
-to do; here the controller does, at the same time, since it knows what they generate. It never ran: no GPU was at hand.
+Interface: TrainerWeightTransferEngine in vllm/distributed/weight_transfer/base.py. vLLM's trainer
+would tell the engines by itself what to do; here the controller does, at the same time, since it
+knows what they generate. It never ran: no GPU was at hand.
 """
 
 from __future__ import annotations
@@ -11,7 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from vllm.distributed.weight_transfer.base import ParamMeta, TrainerWeightTransferEngine, WeightSource
+from vllm.distributed.weight_transfer.base import (
+    ParamMeta,
+    TrainerWeightTransferEngine,
+    WeightSource,
+)
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
@@ -19,24 +25,33 @@ from engine.constants import PACKED
 
 
 class WeightSender:
-    """Rank 0 of a group of the learner and the engines' workers. `endpoint` (tcp://host:port) is where it waits for the others, and
-    `engines` how many these are, of one worker each. The group is there from the first `send` on."""
+    """Rank 0 of a group of the learner and the engines' workers.
+
+    `endpoint` (tcp://host:port) is where it waits for the others, and `engines` how many these are,
+    of one worker each. The group is there from the first `send` on.
+    """
 
     def __init__(self, endpoint: str, engines: int) -> None:
         place = urlsplit(endpoint)
-        self._info = NCCLTrainerInitInfo(place.hostname, place.port, world_size=1 + engines, rank=0, **PACKED)
+        self._info = NCCLTrainerInitInfo(
+            place.hostname, place.port, world_size=1 + engines, rank=0, **PACKED
+        )
         self._weights = _Weights()
         self._trainer: TrainerWeightTransferEngine | None = None
 
     def send(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Send tensors of this process's first GPU, in their order, which the engines must have been told. May be called in any thread.
+        """Send tensors of this process's first GPU, in their order, which the engines must have
+        been told. May be called in any thread.
 
-        Returns when all engines have received them, and does not while one of them does not take part: whoever sees that it fails
-        has to end this process. Raises what torch raises when the group cannot be formed (after five minutes, vLLM's own limit).
+        Returns when all engines have received them, and does not while one of them does not take
+        part: whoever sees that it fails has to end this process. Raises what torch raises when the
+        group cannot be formed (after five minutes, vLLM's own limit).
         """
         self._weights.tensors = tensors
         if self._trainer is None:
-            self._trainer = WeightTransferTrainerFactory.trainer_init(self._info, client=_Told(), source=self._weights)
+            self._trainer = WeightTransferTrainerFactory.trainer_init(
+                self._info, client=_Told(), source=self._weights
+            )
         self._trainer.send_weights()
 
 
@@ -46,14 +61,18 @@ class _Weights(WeightSource):
     tensors: dict[str, torch.Tensor]
 
     def metadata(self) -> list[ParamMeta]:
-        return [ParamMeta(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()]
+        return [
+            ParamMeta(name, tensor.dtype, tuple(tensor.shape))
+            for name, tensor in self.tensors.items()
+        ]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         return iter(self.tensors.items())
 
 
 class _Told:
-    """Engines as vLLM's trainer wants them, for which there is nothing to do: the controller tells them."""
+    """Engines as vLLM's trainer wants them, for which there is nothing to do: the controller tells
+    them."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         pass

@@ -1,4 +1,5 @@
-"""What an engine answers to a turn, whole or streamed: vLLM's JSON of /inference/v1/generate, as far as we read it."""
+"""What an engine answers to a turn, whole or streamed: vLLM's JSON of /inference/v1/generate, as
+far as we read it."""
 
 from __future__ import annotations
 
@@ -18,13 +19,16 @@ class Generation(msgspec.Struct, frozen=True):
     """One response."""
 
     tokens: list[int]
-    log_probs: list[float]  # of the sampled tokens, at the sampling temperature; NaN where the engine has none
+    log_probs: list[
+        float
+    ]  # of the sampled tokens, at the sampling temperature; NaN where the engine has none
     spans: list[Span]  # which weights produced which tokens; covers all tokens, in order
     finish_reason: str  # "stop", "length", "abort" or "repetition"
 
 
 class TokenLogProbs(NamedTuple):
-    """Of one sampled token: its own, those of the most likely tokens, and its own again where it is none of them."""
+    """Of one sampled token: its own, those of the most likely tokens, and its own again where it is
+    none of them."""
 
     log_prob: float  # NaN where the engine has none
     top: list[float]
@@ -32,7 +36,11 @@ class TokenLogProbs(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """A part of a streamed response. The last one has a finish reason, and spans that cover the whole response, if the engine has any."""
+    """A part of a streamed response.
+
+    The last one has a finish reason, and spans that cover the whole response, if the engine has
+    any.
+    """
 
     tokens: list[int]
     log_probs: list[TokenLogProbs]
@@ -87,21 +95,33 @@ def _read(raw: bytes) -> tuple[_Choice, list[int], list[_LogProb]]:
 def read_chunk(raw: bytes) -> Chunk:
     """An event of a stream (JSON) as a Chunk. Raises MsgspecError or ValueError when it is none."""
     choice, tokens, entries = _read(raw)
-    return Chunk(tokens, [_log_probs(entry) for entry in entries], choice.finish_reason, _spans(choice))
+    return Chunk(
+        tokens, [_log_probs(entry) for entry in entries], choice.finish_reason, _spans(choice)
+    )
 
 
 def _log_probs(entry: _LogProb) -> TokenLogProbs:
-    """The engine lists the sampled token first, wherever it ranks, and cuts the list at what was asked for."""
+    """The engine lists the sampled token first, wherever it ranks, and cuts the list at what was
+    asked for."""
     known = [other for other in entry.top_logprobs if other.logprob > NO_LOG_PROB]
     outside = [known[0].logprob] if known and (known[0].rank or 0) > len(known) else []
-    return TokenLogProbs(nan if entry.logprob <= NO_LOG_PROB else entry.logprob, [o.logprob for o in known[len(outside) :]], outside)
+    return TokenLogProbs(
+        nan if entry.logprob <= NO_LOG_PROB else entry.logprob,
+        [o.logprob for o in known[len(outside) :]],
+        outside,
+    )
 
 
 def read_generation(raw: bytes) -> Generation:
-    """The engine's answer (JSON) as a Generation. Raises MsgspecError or ValueError when it is no such answer."""
+    """The engine's answer (JSON) as a Generation.
+
+    Raises MsgspecError or ValueError when it is no such answer.
+    """
     choice, tokens, entries = _read(raw)
     log_probs = [nan if entry.logprob <= NO_LOG_PROB else entry.logprob for entry in entries]
-    return Generation(tokens, log_probs, covering(_spans(choice), len(tokens)), choice.finish_reason or "stop")
+    return Generation(
+        tokens, log_probs, covering(_spans(choice), len(tokens)), choice.finish_reason or "stop"
+    )
 
 
 def covering(spans: list[Span], tokens: int) -> list[Span]:
@@ -110,9 +130,14 @@ def covering(spans: list[Span], tokens: int) -> list[Span]:
 
 
 def _spans(choice: _Choice) -> list[Span]:
-    return [Span(v.start, v.end, version_number(v.version)) for v in choice.weight_versions or [] if v.end > v.start]
+    return [
+        Span(v.start, v.end, version_number(v.version))
+        for v in choice.weight_versions or []
+        if v.end > v.start
+    ]
 
 
 def version_number(version: str) -> int:
-    """The number of a weight version; UNKNOWN_VERSION for vLLM's own label of the weights it started with."""
+    """The number of a weight version; UNKNOWN_VERSION for vLLM's own label of the weights it
+    started with."""
     return int(version) if version.lstrip("-").isdigit() else UNKNOWN_VERSION

@@ -23,21 +23,33 @@ RESUME_SECONDS = 10.0
 
 
 async def apply_weights(
-    engine: EngineClient, path: str, version: int, checksum: str, *, deadline: float, patience: float = inf, verify: bool = False
+    engine: EngineClient,
+    path: str,
+    version: int,
+    checksum: str,
+    *,
+    deadline: float,
+    patience: float = inf,
+    verify: bool = False,
 ) -> float:
-    """Make the engine run the weights of the safetensors file `path` as `version`; turns in flight freeze, and go on with them.
+    """Make the engine run the weights of the safetensors file `path` as `version`; turns in flight
+    freeze, and go on with them.
 
-    Returns the seconds for which generation stood still: 0 when the engine runs `version` already. A try that got no answer may
-    have succeeded, so each asks for the version first. `deadline`: seconds for all tries. `verify`: also compare what the engine
-    has loaded with the file. The engine is resumed in any case. Raises EngineError when it refuses, and EngineUnreachable when the deadline
-    passes, or it has given no answer for `patience` seconds.
+    Returns the seconds for which generation stood still: 0 when the engine runs `version` already.
+    A try that got no answer may have succeeded, so each asks for the version first. `deadline`:
+    seconds for all tries. `verify`: also compare what the engine has loaded with the file. The
+    engine is resumed in any case. Raises EngineError when it refuses, and EngineUnreachable when
+    the deadline passes, or it has given no answer for `patience` seconds.
     """
     load = functools.partial(engine.update_weights, path, version, checksum, verify)
     return await _apply(engine, version, load, deadline, patience, keeps_old=True)
 
 
-async def receive_weights(engine: EngineClient, transfer: Transfer, version: int, *, deadline: float) -> float:
-    """As `apply_weights`, for what the learner sends over NCCL, once: a try whose loading got no answer is the last one.
+async def receive_weights(
+    engine: EngineClient, transfer: Transfer, version: int, *, deadline: float
+) -> float:
+    """As `apply_weights`, for what the learner sends over NCCL, once: a try whose loading got no
+    answer is the last one.
 
     After a failed loading the engine stays paused, for half of its weights may be new.
     """
@@ -49,14 +61,22 @@ async def receive_weights(engine: EngineClient, transfer: Transfer, version: int
             try:
                 await engine.receive_weights(transfer)
             except EngineUnreachable as error:
-                raise EngineError(f"weights are sent once, and whether they arrived is not known: {error}") from None
+                raise EngineError(
+                    f"weights are sent once, and whether they arrived is not known: {error}"
+                ) from None
             received = True
 
     return await _apply(engine, version, load, deadline, inf, keeps_old=False)
 
 
 async def _apply(
-    engine: EngineClient, version: int, load: Callable[[], Awaitable[None]], deadline: float, patience: float, *, keeps_old: bool
+    engine: EngineClient,
+    version: int,
+    load: Callable[[], Awaitable[None]],
+    deadline: float,
+    patience: float,
+    *,
+    keeps_old: bool,
 ) -> float:
     """`keeps_old`: the engine may go on with its old weights when `load` has failed."""
     start = time.monotonic()
@@ -68,14 +88,21 @@ async def _apply(
                 except EngineUnreachable as error:
                     if time.monotonic() - start > patience:
                         raise
-                    log.warning("update to version %d: no answer, trying again (%s)", version, error)
+                    log.warning(
+                        "update to version %d: no answer, trying again (%s)", version, error
+                    )
                     await asyncio.sleep(RETRY_SECONDS)
     except TimeoutError:
         seconds = time.monotonic() - start
-        raise EngineUnreachable(f"the engine does not run version {version} after {seconds:.0f} s (engine.update_seconds)") from None
+        raise EngineUnreachable(
+            f"the engine does not run version {version} after {seconds:.0f} s "
+            "(engine.update_seconds)"
+        ) from None
 
 
-async def _try(engine: EngineClient, version: int, load: Callable[[], Awaitable[None]], keeps_old: bool) -> float:
+async def _try(
+    engine: EngineClient, version: int, load: Callable[[], Awaitable[None]], keeps_old: bool
+) -> float:
     if await engine.weight_version() == version:
         if await engine.is_paused():
             await engine.resume()
@@ -94,7 +121,9 @@ async def _try(engine: EngineClient, version: int, load: Callable[[], Awaitable[
             await _resume(engine)
     seconds = time.monotonic() - start
     if (reported := await engine.weight_version()) != version:
-        raise EngineError(f"after the update to version {version}, the engine reports version {reported}")
+        raise EngineError(
+            f"after the update to version {version}, the engine reports version {reported}"
+        )
     return seconds
 
 
@@ -104,16 +133,21 @@ async def _start(engine: EngineClient) -> None:
     except EngineUnreachable:
         raise
     except EngineError as error:
-        if "already active" not in str(error):  # left open by a try that got no answer: its file is loaded again
+        if "already active" not in str(
+            error
+        ):  # left open by a try that got no answer: its file is loaded again
             raise
 
 
 async def _resume(engine: EngineClient) -> None:
-    """Even when the update was cancelled half-way; what went wrong before is more interesting than a resume that fails, too."""
+    """Even when the update was cancelled half-way; what went wrong before is more interesting than
+    a resume that fails, too."""
     try:
         await asyncio.shield(asyncio.ensure_future(_resume_patiently(engine)))
     except (EngineError, TimeoutError) as error:
-        log.warning("the engine could not be resumed: %s", error or f"no answer for {RESUME_SECONDS:g} s")
+        log.warning(
+            "the engine could not be resumed: %s", error or f"no answer for {RESUME_SECONDS:g} s"
+        )
 
 
 async def _resume_patiently(engine: EngineClient) -> None:

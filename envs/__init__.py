@@ -1,1 +1,4 @@
-"""Environments. `base` says what one is, `registry` makes one by name, `view` keeps what an agent has been shown."""
+"""Environments.
+
+`base` says what one is, `registry` makes one by name, `view` keeps what an agent has been shown.
+"""

@@ -13,7 +13,8 @@ from envs.base import Environment, Episode, Split
 
 @dataclass(frozen=True, slots=True)
 class ExpertEpisode:
-    """`turns` are (prompt, response) texts, exactly what an agent would be asked and would answer."""
+    """`turns` are (prompt, response) texts, exactly what an agent would be asked and would
+    answer."""
 
     task: str
     task_type: str
@@ -58,9 +59,10 @@ def expert_episode(
 ) -> ExpertEpisode:
     """Play task `index` of `split`. `rng` varies the wording, and little else.
 
-    `slips`: probability that a turn is spoilt by a wrong action, which is played but no turn of the demonstration. A learner will
-    make such mistakes, and must have seen how to go on after them (as in DART, Laskey et al. 2017). `dawdling`: probability
-    that a turn is wasted, and demonstrated like any other. `limit`: turns after which an episode that does not end raises RuntimeError.
+    `slips`: probability that a turn is spoilt by a wrong action, which is played but no turn of the
+    demonstration. A learner will make such mistakes, and must have seen how to go on after them (as
+    in DART, Laskey et al. 2017). `dawdling`: probability that a turn is wasted, and demonstrated
+    like any other. `limit`: turns after which an episode that does not end raises RuntimeError.
     `on_turn` is called when a turn begins.
     """
     episode = start_episode(environment, split, index, index)
@@ -89,16 +91,25 @@ def _played_by_expert(
             action = _wrong_action(environment, split, view.observation.admissible, rng)
         else:
             prompt = environment.prompt(view)
-            thought, action = expert.dawdle(view) if dawdling and rng.random() < dawdling else expert.act(view)
+            thought, action = (
+                expert.waste_turn(view)
+                if dawdling and rng.random() < dawdling
+                else expert.act(view)
+            )
             turns.append((prompt, environment.respond(thought, action)))
         result = episode.step(action)
         if result.done:
             return ExpertEpisode(episode.task, episode.task_type, result.success, turns)
         view.record(action, result.observation)
-    raise RuntimeError(f"the episode did not end within {limit:,} turns: step() has to say done=True, after env.max_turns at the latest")
+    raise RuntimeError(
+        f"the episode did not end within {limit:,} turns: step() has to say done=True, after "
+        "env.max_turns at the latest"
+    )
 
 
-def _wrong_action(environment: Environment, split: Split, admissible: tuple[str, ...], rng: random.Random) -> str:
+def _wrong_action(
+    environment: Environment, split: Split, admissible: tuple[str, ...], rng: random.Random
+) -> str:
     """One that is possible here, or, as often, one from another task, which mostly is not.
 
     Where any text is an action: what the expert would do first in another task.
@@ -107,7 +118,9 @@ def _wrong_action(environment: Environment, split: Split, admissible: tuple[str,
         return rng.choice(admissible)
     other = start_episode(environment, split, rng.randrange(environment.size(split)), 0)
     try:
-        possible = other.observation.admissible or [environment.expert(other, rng).act(environment.view(other))[1]]
+        possible = other.observation.admissible or [
+            environment.expert(other, rng).act(environment.view(other))[1]
+        ]
     finally:
         close_episode(other)
     return rng.choice(possible)

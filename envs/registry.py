@@ -26,7 +26,9 @@ _BUILT_IN = {
 
 def environment_names() -> list[str]:
     """Names that `make_environment` accepts in this installation."""
-    return sorted(_BUILT_IN.keys() | {point.name for point in entry_points(group=ENTRY_POINT_GROUP)})
+    return sorted(
+        _BUILT_IN.keys() | {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
+    )
 
 
 def make_environment(name: str, **settings: object) -> Environment:
@@ -38,6 +40,8 @@ def make_environment(name: str, **settings: object) -> Environment:
     else:
         found: list[EntryPoint] = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
         if not found:
-            raise ValueError(f"unknown environment {name!r}; known: {', '.join(environment_names())}")
+            raise ValueError(
+                f"unknown environment {name!r}; known: {', '.join(environment_names())}"
+            )
         factory = found[0].load()
     return factory(**settings)

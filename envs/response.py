@@ -16,18 +16,25 @@ TAIL = 30
 """Characters at the end of a response that stand in for its action when it has no action block."""
 
 
-def parse_think_action(response: str, admissible: Collection[str] | None = None, *, keep_case: bool = False) -> ParsedAction:
-    """The action, stripped and (unless `keep_case`) lower-cased, and whether the response keeps to the format.
+def parse_think_action(
+    response: str, admissible: Collection[str] | None = None, *, keep_case: bool = False
+) -> ParsedAction:
+    """The action, stripped and (unless `keep_case`) lower-cased, and whether the response keeps to
+    the format.
 
-    Valid: each tag exactly once, in the order above, only white space around them, no Chinese characters, and the action
-    in `admissible` (None: anything goes). If not, the first action block is still executed, or else the last `TAIL`
-    characters. Tags and actions are matched in any case.
+    Valid: each tag exactly once, in the order above, only white space around them, no Chinese
+    characters, and the action in `admissible` (None: anything goes). If not, the first action block
+    is still executed, or else the last `TAIL` characters. Tags and actions are matched in any case.
     """
     text = response if keep_case else response.lower()
     form = _FORM.fullmatch(text)
     if form is not None and all(response.lower().count(tag) == 1 for tag in _TAGS):
         action = form.group(1).strip()
-        admitted = admissible is None or action in admissible or action in {a.strip().lower() for a in admissible}
+        admitted = (
+            admissible is None
+            or action in admissible
+            or action in {a.strip().lower() for a in admissible}
+        )
         return ParsedAction(action, admitted and _CHINESE.search(response) is None)
     block = _FIRST_ACTION.search(text)
     return ParsedAction(block.group(1).strip() if block else text[-TAIL:].strip(), False)

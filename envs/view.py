@@ -1,4 +1,5 @@
-"""What an agent has been shown so far in one episode: the only source of its prompts, live or demonstrated."""
+"""What an agent has been shown so far in one episode: the only source of its prompts, live or
+demonstrated."""
 
 from __future__ import annotations
 
@@ -9,20 +10,26 @@ from envs.base import Observation
 
 
 class Memory(Protocol):
-    """What a reader of the transcript knows, kept up to date turn by turn. Sees texts only, never the environment."""
+    """What a reader of the transcript knows, kept up to date turn by turn.
+
+    Sees texts only, never the environment.
+    """
 
     def note(self, action: str, text: str) -> None:
         """Read the observation `text` that followed `action` ("" for the first observation)."""
         ...
 
 
-class View:
-    """The task, the current observation, the last `history` (observation, action) pairs, the turn and a memory.
+class AgentView:
+    """The task, the current observation, the last `history` (observation, action) pairs, the turn
+    and a memory.
 
     Made by `Environment.view`; whoever plays the episode calls `record` once after every step.
     """
 
-    def __init__(self, task: str, observation: Observation, *, history: int, memory: Memory | None = None) -> None:
+    def __init__(
+        self, task: str, observation: Observation, *, history: int, memory: Memory | None = None
+    ) -> None:
         self.task = task
         self.observation = observation
         self.step = 1

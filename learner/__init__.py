@@ -1,1 +1,2 @@
-"""Trajectories in, weights out: advantages, off-policy corrections, updates, checkpoints, published weights."""
+"""Trajectories in, weights out: advantages, off-policy corrections, updates, checkpoints, published
+weights."""

@@ -1,4 +1,5 @@
-"""`python -m learner JOB [SECONDS]`: the learner of a run; with torchrun's variables in the environment, one of its ranks.
+"""`python -m learner JOB [SECONDS]`: the learner of a run; with torchrun's variables in the
+environment, one of its ranks.
 
 SECONDS: what the run had lasted before. The limit run.minutes counts them.
 """
@@ -42,7 +43,12 @@ def main(job: Job, lasted_seconds: float = 0.0) -> None:
     else:
         try:
             asyncio.run(learn(job, ranks, lasted_seconds))
-        except* (NothingPlayable, NoDemonstrations, Unwritable, ConfigError) as errors:  # one line, which the supervisor tells
+        except* (
+            NothingPlayable,
+            NoDemonstrations,
+            Unwritable,
+            ConfigError,
+        ) as errors:  # one line, which the supervisor tells
             sys.exit(f"error: {_first(errors)}")
         dismiss(ranks)
     ranks.leave()
@@ -58,8 +64,9 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _end_now() -> None:
-    """End without Python's own tidying up: threads of gloo may still let go of the last collective's tensors, for which they need Python,
-    and are aborted ("terminate called without an active exception") if it is going away just then."""
+    """End without Python's own tidying up: threads of gloo may still let go of the last
+    collective's tensors, for which they need Python, and are aborted ("terminate called without an
+    active exception") if it is going away just then."""
     logging.shutdown()
     sys.stdout.flush()
     os._exit(0)

@@ -1,11 +1,12 @@
-"""Checkpoints: a Hugging Face directory that anything can load, and beside the weights what training needs to go on.
+"""Checkpoints: a Hugging Face directory that anything can load, and beside the weights what
+training needs to go on.
 
     <run>/checkpoints/000020/  config.json  model.safetensors  tokenizer.json  …
                                training_state/  state.json  contents.json  optimizer.pt  explored.npz
                                                 (adapters.safetensors)  (critic.pt)  (reference/)
 
-One is written under another name and renamed when it is whole, so whatever bears a number can be loaded; unless the machine has lost
-power, or a copy was broken off: learner/checkpoint_damage.py.
+One is written under another name and renamed when it is whole, so whatever bears a number can be
+loaded; unless the machine has lost power, or a copy was broken off: learner/checkpoint_damage.py.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel
 from learner.checkpoint_damage import DAMAGED, STATE, numbered_checkpoints, write_contents
 from learner.model.critic import Critic
 from learner.model.lora import adapter_tensors
-from learner.model.sharding import load_moments, whole, whole_moments, whole_weights
+from learner.model.sharding import full_state_dict, load_moments, whole, whole_moments
 from learner.ranks import Ranks
 from protocol.files import writing
 from telemetry.analysis.exploration import Exploration
@@ -42,9 +43,12 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
 class IntakeState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the learner had taken in: all groups below `next_group`, and some above it, are in the weights, or dropped."""
+    """What the learner had taken in: all groups below `next_group`, and some above it, are in the
+    weights, or dropped."""
 
-    log_position: int = 0  # offset in the episode log of the first record that may not be in the weights
+    log_position: int = (
+        0  # offset in the episode log of the first record that may not be in the weights
+    )
     next_group: int = 0
     trained_ahead: list[int] = []  # groups above that are in the weights
     dropped_ahead: list[int] = []  # groups above that were dropped
@@ -69,10 +73,12 @@ class TrainingState(msgspec.Struct, frozen=True, kw_only=True):
     rng: dict = {}  # state of numpy's bit generator
     best: Evaluated | None = None
     rollbacks: int = 0  # times training has gone back to an earlier checkpoint
-    control: str = ""  # the controller's state (JSON) when the engines began to run the last weights that it has told us of
+    # the controller's state (JSON) when the engines began to run the last weights that it has told
+    # us of
+    control: str = ""
 
 
-class Beside(NamedTuple):
+class ExtraState(NamedTuple):
     """What a checkpoint holds beside the policy and its optimizer, as far as there is any."""
 
     reference: PreTrainedModel | None = None  # the policy that the model is held to
@@ -90,20 +96,26 @@ def save(
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
     tokenizer_from: Path,
-    beside: Beside,
+    beside: ExtraState,
     ranks: Ranks | None = None,
     fsync: bool = False,
 ) -> Path:
-    """Write a checkpoint, replacing one of the same update; with several ranks, all must ask, and rank 0 writes.
+    """Write a checkpoint, replacing one of the same update; with several ranks, all must ask, and
+    rank 0 writes.
 
-    `tokenizer_from`: the directory the policy was loaded from. `fsync`: it survives the machine, too, once this returns.
-    OSError, with nothing left of it, if the disk is full.
+    `tokenizer_from`: the directory the policy was loaded from. `fsync`: it survives the machine,
+    too, once this returns. OSError, with nothing left of it, if the disk is full.
     """
     ranks = ranks or Ranks()
     final = checkpoints_dir(run_dir) / f"{state.update:06d}"
-    weights, moments = _on_host(whole_weights(model), ranks), _on_host(whole_moments(optimizer), ranks)
-    adapters = _on_host(((name, whole(tensor)) for name, tensor in adapter_tensors(model).items()), ranks)
-    held_to = _on_host(whole_weights(beside.reference), ranks) if beside.reference is not None else None
+    weights = _on_host(full_state_dict(model), ranks)
+    moments = _on_host(whole_moments(optimizer), ranks)
+    adapters = _on_host(
+        ((name, whole(tensor)) for name, tensor in adapter_tensors(model).items()), ranks
+    )
+    held_to = (
+        _on_host(full_state_dict(beside.reference), ranks) if beside.reference is not None else None
+    )
     if ranks.rank:
         ranks.wait()
         return final
@@ -121,15 +133,23 @@ def save(
         if beside.critic is not None:
             torch.save(beside.critic.state(), unfinished / STATE / CRITIC)
         if beside.exploration is not None:
-            seen = {name: np.fromiter(getattr(beside.exploration, name), np.uint64) for name in ("states", "pairs")}
-            np.savez(unfinished / STATE / EXPLORED, **seen, divisors=list(beside.exploration.divisors.values()))
+            seen = {
+                name: np.fromiter(getattr(beside.exploration, name), np.uint64)
+                for name in ("states", "pairs")
+            }
+            np.savez(
+                unfinished / STATE / EXPLORED,
+                **seen,
+                divisors=list(beside.exploration.divisors.values()),
+            )
         write_contents(unfinished)
         (unfinished / STATE / "state.json").write_bytes(msgspec.json.encode(state))
         if fsync:
             for path in (*unfinished.rglob("*"), unfinished):
                 _to_disk(path)
         if final.exists():
-            # A directory cannot replace one that is not empty: for a moment there is none of this number, the one before it is whole.
+            # A directory cannot replace one that is not empty: for a moment there is none of this
+            # number, the one before it is whole.
             shutil.rmtree(final)
         os.replace(unfinished, final)
         if fsync:
@@ -139,7 +159,10 @@ def save(
 
 
 def rewrite_state(directory: Path, state: TrainingState, fsync: bool = False) -> None:
-    """Say something else of a checkpoint whose tensors are as they were. OSError if the disk is full; the old state stays then."""
+    """Say something else of a checkpoint whose tensors are as they were.
+
+    OSError if the disk is full; the old state stays then.
+    """
     final = directory / STATE / "state.json"
     unfinished = final.with_name(f".{final.name}")
     with writing(final, unfinished, "run.dir"):
@@ -150,8 +173,9 @@ def rewrite_state(directory: Path, state: TrainingState, fsync: bool = False) ->
 
 
 def prune(run_dir: Path, newest: int, every: int, needed: Container[int]) -> None:
-    """Remove a run's checkpoints but for the `newest`, those of updates that are multiples of `every` (0: none are), and those that are
-    `needed`; of those that were set aside, all but the newest. Nothing if `newest` is 0.
+    """Remove a run's checkpoints but for the `newest`, those of updates that are multiples of
+    `every` (0: none are), and those that are `needed`; of those that were set aside, all but the
+    newest. Nothing if `newest` is 0.
 
     What is removed loses its number first: whatever bears one can be loaded.
     """
@@ -159,7 +183,11 @@ def prune(run_dir: Path, newest: int, every: int, needed: Container[int]) -> Non
         return
     found = by_update(run_dir)
     old = sorted(found)[:-newest]
-    gone = [found[number] for number in old if number not in needed and not (every and number % every == 0)]
+    gone = [
+        found[number]
+        for number in old
+        if number not in needed and not (every and number % every == 0)
+    ]
     for suffix in (SET_ASIDE, DAMAGED):
         gone += sorted(checkpoints_dir(run_dir).glob(f"*{suffix}"))[:-newest]
     for path in gone:
@@ -169,7 +197,10 @@ def prune(run_dir: Path, newest: int, every: int, needed: Container[int]) -> Non
 
 
 def _on_host(tensors: Iterable[tuple[Name, Tensor]], ranks: Ranks) -> dict[Name, Tensor]:
-    """All of them, in the memory of rank 0's machine; nothing on other ranks. One by one: what is sharded may not fit on a device."""
+    """All of them, in the memory of rank 0's machine; nothing on other ranks.
+
+    One by one: what is sharded may not fit on a device.
+    """
     kept = {}
     for name, tensor in tensors:
         if not ranks.rank:
@@ -186,9 +217,14 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def save_policy(directory: Path, model: PreTrainedModel, tokenizer_from: Path, weights: dict[str, Tensor] | None = None) -> None:
-    """The weights (float32; the model's, or these in its place) and the configuration, with the tokenizer's and whatever other small files
-    it came with."""
+def save_policy(
+    directory: Path,
+    model: PreTrainedModel,
+    tokenizer_from: Path,
+    weights: dict[str, Tensor] | None = None,
+) -> None:
+    """The weights (float32; the model's, or these in its place) and the configuration, with the
+    tokenizer's and whatever other small files it came with."""
     directory.mkdir(parents=True, exist_ok=True)
     for file in Path(tokenizer_from).iterdir():
         if file.is_file() and not file.name.endswith(_WEIGHTS):
@@ -197,9 +233,14 @@ def save_policy(directory: Path, model: PreTrainedModel, tokenizer_from: Path, w
 
 
 def load(directory: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Restore an optimizer, built with the settings of now, and return the rest. The weights: `load_policy(directory)`, from which
-    `kept_adapters(directory)` come out again."""
-    load_moments(optimizer, torch.load(directory / STATE / "optimizer.pt", map_location="cpu", weights_only=True))
+    """Restore an optimizer, built with the settings of now, and return the rest.
+
+    The weights: `load_policy(directory)`, from which `kept_adapters(directory)` come out again.
+    """
+    load_moments(
+        optimizer,
+        torch.load(directory / STATE / "optimizer.pt", map_location="cpu", weights_only=True),
+    )
     return read_state(directory)
 
 
@@ -209,7 +250,8 @@ def read_state(directory: Path) -> TrainingState:
 
 
 def load_critic(directory: Path, critic: Critic) -> None:
-    """Restore a value head; it stays as it is if the checkpoint has none, since its run had none."""
+    """Restore a value head; it stays as it is if the checkpoint has none, since its run had
+    none."""
     path = directory / STATE / CRITIC
     if path.exists():
         critic.load(torch.load(path, map_location="cpu", weights_only=True))
@@ -227,7 +269,9 @@ def load_exploration(directory: Path) -> Exploration:
     if not path.exists():
         return Exploration()
     with np.load(path) as seen:
-        return Exploration(seen["states"].tolist(), seen["pairs"].tolist(), seen["divisors"].tolist())
+        return Exploration(
+            seen["states"].tolist(), seen["pairs"].tolist(), seen["divisors"].tolist()
+        )
 
 
 def reference(directory: Path) -> Path | None:
@@ -243,12 +287,16 @@ def latest(run_dir: Path) -> Path | None:
 
 
 def by_update(run_dir: Path) -> dict[int, Path]:
-    """The checkpoints of a run. One that was never finished, or has been set aside, has no number for a name."""
+    """The checkpoints of a run.
+
+    One that was never finished, or has been set aside, has no number for a name.
+    """
     return numbered_checkpoints(Path(run_dir))
 
 
-def set_aside_between(run_dir: Path, good: int, now: int) -> None:
-    """Rename the checkpoints after `good` and before `now` to *-collapsed, so that nothing goes on from them."""
+def archive_between(run_dir: Path, good: int, now: int) -> None:
+    """Rename the checkpoints after `good` and before `now` to *-collapsed, so that nothing goes on
+    from them."""
     for number, path in by_update(run_dir).items():
         if good < number < now:
             target = path.with_name(f"{path.name}{SET_ASIDE}")

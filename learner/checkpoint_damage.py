@@ -1,6 +1,8 @@
-"""Checkpoints that cannot be loaded: a machine lost power before their bytes were on the disk, or they were copied in part.
+"""Checkpoints that cannot be loaded: a machine lost power before their bytes were on the disk, or
+they were copied in part.
 
-Each has a list of its files with their sizes, so that damage is found without reading the weights, and without torch.
+Each has a list of its files with their sizes, so that damage is found without reading the weights,
+and without torch.
 """
 
 from __future__ import annotations
@@ -42,18 +44,33 @@ def describe_damage(directory: Path) -> str:
 
 
 def numbered_checkpoints(run_dir: Path) -> dict[int, Path]:
-    """The checkpoints of a run by their updates. One that was never finished, or has been set aside, has no number for a name."""
-    return {int(path.name): path for path in (run_dir / "checkpoints").glob("*") if path.name.isdecimal()}
+    """The checkpoints of a run by their updates.
+
+    One that was never finished, or has been set aside, has no number for a name.
+    """
+    return {
+        int(path.name): path
+        for path in (run_dir / "checkpoints").glob("*")
+        if path.name.isdecimal()
+    }
 
 
 def newest_whole(run_dir: Path) -> Path | None:
     """The newest checkpoint of a run that is as it was written; None without one."""
     numbered = numbered_checkpoints(run_dir)
-    return next((numbered[update] for update in sorted(numbered, reverse=True) if not describe_damage(numbered[update])), None)
+    return next(
+        (
+            numbered[update]
+            for update in sorted(numbered, reverse=True)
+            if not describe_damage(numbered[update])
+        ),
+        None,
+    )
 
 
 def set_aside_damaged(run_dir: Path) -> dict[str, str]:
-    """Rename damaged checkpoints to *-damaged, so that nothing goes on from them, nor counts them; returns what is wrong with each.
+    """Rename damaged checkpoints to *-damaged, so that nothing goes on from them, nor counts them;
+    returns what is wrong with each.
 
     ValueError, and nothing is renamed, if there is no other one.
     """

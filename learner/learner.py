@@ -9,8 +9,9 @@
   one an evaluation   all its episodes                            intake.run, _listen
   _report             the clock (a second)                        clock
 
-An episode is acknowledged after it stands in the log, so an actor that was told to forget it may; after a crash the log is
-read again from the position in the checkpoint, and what the restored weights have not been trained on is trained on.
+An episode is acknowledged after it stands in the log, so an actor that was told to forget it may;
+after a crash the log is read again from the position in the checkpoint, and what the restored
+weights have not been trained on is trained on.
 """
 
 from __future__ import annotations
@@ -36,19 +37,29 @@ from learner.data.episode_log import EpisodeLog, read_records
 from learner.data.groups import GroupBuffer
 from learner.data.intake import NOT_YET, Intake
 from learner.data.rollout_metrics import evaluation_metrics, rollout_metrics
-from learner.outgoing import Outgoing
-from learner.publish import Publisher, Snapshot
+from learner.outgoing import WeightPublisher
+from learner.publish import Snapshot, WeightWriter
 from learner.rank_rpc import lead, lead_start
 from learner.ranks import Ranks
 from learner.training import Stopped, Training
-from learner.update import share_over
+from learner.update import training_fraction
 from learner.waits import batch_words
 from protocol.codec import FrameReader, decode
 from protocol.delivery import Caller
-from protocol.messages import Applied, DropReason, Evaluate, GroupsDropped, LearnerState, Message, Shutdown, Stats, Trajectory
+from protocol.messages import (
+    DropReason,
+    Evaluate,
+    GroupsDropped,
+    LearnerReady,
+    Message,
+    Shutdown,
+    Stats,
+    Trajectory,
+    WeightsApplied,
+)
 from protocol.prompting import read_vocabulary
 from protocol.security import bind, load_keys
-from protocol.validation import Bounds, Open, of_trajectory
+from protocol.validation import AdmissionWindow, Limits, validate_trajectory
 from telemetry.probes.loop_lag import LoopLag
 from telemetry.probes.spans import SpanFile
 from telemetry.probes.waits import OwnWaits
@@ -60,12 +71,23 @@ LAST_WORDS = 1.0
 
 
 class Learner:
-    """One job's learner. `run` returns when the run has reached its last update, its time, or was asked to stop."""
+    """One job's learner.
 
-    def __init__(self, job: Job, context: zmq.asyncio.Context, ranks: Ranks | None = None, lasted_seconds: float = 0.0) -> None:
+    `run` returns when the run has reached its last update, its time, or was asked to stop.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        context: zmq.asyncio.Context,
+        ranks: Ranks | None = None,
+        lasted_seconds: float = 0.0,
+    ) -> None:
         """`lasted_seconds`: what the run had lasted before, other processes' time included."""
         self._job = job
-        self._started = time.monotonic() - lasted_seconds  # no time of day, which may be set, nor that of another machine
+        self._started = (
+            time.monotonic() - lasted_seconds
+        )  # no time of day, which may be set, nor that of another machine
         self._ranks = ranks or Ranks()
         self._config = job.config
         self._run_dir = Path(job.run_dir)
@@ -74,31 +96,48 @@ class Learner:
         beat = self._config.actor.heartbeat_seconds
         bind(self._trajectories, job.endpoints.trajectories, keys, "actors", beat)
         self._reader = FrameReader()
-        self._controller = Caller(context, job.endpoints.learner, b"learner", b"controller", keys, beat, self._reader)
-        self._stats = Caller(context, job.endpoints.stats, b"learner", b"supervisor", keys, beat, self._reader)
+        self._controller = Caller(
+            context, job.endpoints.learner, b"learner", b"controller", keys, beat, self._reader
+        )
+        self._stats = Caller(
+            context, job.endpoints.stats, b"learner", b"supervisor", keys, beat, self._reader
+        )
         self._arrived = asyncio.Event()  # set by the intake, cleared by whoever waits
         self._waiters: set[asyncio.Event] = {self._arrived}
-        self._applied: dict[int, asyncio.Future[Applied]] = {}
+        self._applied: dict[int, asyncio.Future[WeightsApplied]] = {}
         self._stop = asyncio.Event()
         self._lag = LoopLag()
         self._waits = OwnWaits(time.monotonic)
         self._spans = SpanFile(self._run_dir, "learner")
         self._next_evaluation = 0
         settings = self._config.learner
-        self._log = EpisodeLog(self._run_dir / "episodes", keep=settings.log_gb * 2**30, fsync=settings.fsync)
-        self._buffer = GroupBuffer(settings.group_size, settings.filter_groups, settings, settings.window())
+        self._log = EpisodeLog(
+            self._run_dir / "episodes", keep=settings.log_gb * 2**30, fsync=settings.fsync
+        )
+        self._buffer = GroupBuffer(
+            settings.group_size, settings.filter_groups, settings, settings.window()
+        )
         vocabulary = read_vocabulary(Path(job.model_dir))
-        self._bounds = Bounds(vocabulary, self._config.engine.max_model_len, self._config.learner.group_size)
-        self._intake = Intake(self._trajectories, self._log, self._buffer, self._reader, self._flaw, self._wake)
+        self._bounds = Limits(
+            vocabulary, self._config.engine.max_model_len, self._config.learner.group_size
+        )
+        self._intake = Intake(
+            self._trajectories, self._log, self._buffer, self._reader, self._flaw, self._wake
+        )
         self._pause_seconds = 0.0
         self.training: Training | None = None
         self._training_thread = ThreadPoolExecutor(1, thread_name_prefix="training")
         self._tasks = asyncio.TaskGroup()
-        self._publisher = Publisher(Path(job.weights_dir))
-        self._outgoing = Outgoing(
-            self._publisher, self._tasks, lambda: self._do("snapshot"), self._tell, self._written,
-            self._config.learner.publish_lag, _sender(job),
-        )  # fmt: skip
+        self._publisher = WeightWriter(Path(job.weights_dir))
+        self._outgoing = WeightPublisher(
+            self._publisher,
+            self._tasks,
+            lambda: self._do("snapshot"),
+            self._tell,
+            self._written,
+            self._config.learner.publish_lag,
+            _sender(job),
+        )
 
     def stop(self) -> None:
         """Finish the update under way, write a checkpoint, and end."""
@@ -108,8 +147,13 @@ class Learner:
         try:
             async with self._tasks:
                 loops = (
-                    self._intake.run(), self._listen(), self._controller.repeat(), self._stats.only_tell(), self._report(), self._lag.run()
-                )  # fmt: skip
+                    self._intake.run(),
+                    self._listen(),
+                    self._controller.repeat(),
+                    self._stats.only_tell(),
+                    self._report(),
+                    self._lag.run(),
+                )
                 background = [self._tasks.create_task(loop) for loop in loops]
                 try:
                     await self._train()
@@ -127,8 +171,11 @@ class Learner:
             self._outgoing.close()
 
     async def _do(self, method: str, *args: Any, **named: Any) -> Any:
-        """A method of Training, on all ranks. One thread for all that computes: how many cores torch uses (`learner.threads`) is a property
-        of the calling thread."""
+        """A method of Training, on all ranks.
+
+        One thread for all that computes: how many cores torch uses (`learner.threads`) is a
+        property of the calling thread.
+        """
         call = functools.partial(lead, self._ranks, self.training, method, *args, **named)
         with self._waits.on(f"its own {method}, which is computed"):
             return await asyncio.get_running_loop().run_in_executor(self._training_thread, call)
@@ -137,8 +184,9 @@ class Learner:
 
     async def _train(self) -> None:
         await self._restore()
-        await self._tell(  # before the weights: with these in the engines, the controller answers with its own state
-            LearnerState(
+        # before the weights: with these in the engines, the controller answers with its own state
+        await self._tell(
+            LearnerReady(
                 next_group=self._buffer.next_group,
                 received=self._buffer.received(),
                 left=self._buffer.left_ahead(),
@@ -166,7 +214,11 @@ class Learner:
             progress = self._share_over()
             with self._spans.span("train", update=number):
                 metrics = await self._do("update", trajectories, progress)
-            metrics = {**rollout_metrics([t for group in trajectories for t in group]), **self._buffer.take_dropped(), **metrics}
+            metrics = {
+                **rollout_metrics([t for group in trajectories for t in group]),
+                **self._buffer.take_dropped(),
+                **metrics,
+            }
             went_back = await self._do("watch", metrics)
             metrics |= {} if went_back is None else {"rolled_back_to": went_back}
             started = time.monotonic()
@@ -177,12 +229,21 @@ class Learner:
                 await self._publish(groups, last=False)
             seconds_publish = time.monotonic() - started
             busy = metrics["seconds_train"] + seconds_publish
-            await self._send("update", {
-                **metrics, "update": self.training.update_number, "version": self.training.update_number,
-                "seconds_wait": seconds_wait, "seconds_publish": seconds_publish, "seconds_pause": self._pause_seconds,
-                "seconds_write": self._outgoing.written.seconds, "published_bytes": float(self._outgoing.written.size),
-                "idle_share_learner": seconds_wait / (seconds_wait + busy), "queue_trajectories": self._buffer.waiting(),
-            })  # fmt: skip
+            await self._send(
+                "update",
+                {
+                    **metrics,
+                    "update": self.training.update_number,
+                    "version": self.training.update_number,
+                    "seconds_wait": seconds_wait,
+                    "seconds_publish": seconds_publish,
+                    "seconds_pause": self._pause_seconds,
+                    "seconds_write": self._outgoing.written.seconds,
+                    "published_bytes": float(self._outgoing.written.size),
+                    "idle_share_learner": seconds_wait / (seconds_wait + busy),
+                    "queue_trajectories": self._buffer.waiting(),
+                },
+            )
             await self._phase("training", self.training.update_number, self._config.run.updates)
             every = self._config.eval.every
             if every and self.training.update_number % every == 0 and self._updates_left() > 0:
@@ -191,14 +252,16 @@ class Learner:
         await self._finish(evaluations)
 
     async def _finish(self, evaluations: set[asyncio.Task]) -> None:
-        """The last checkpoint, before anything that only measures or waits; the last weights out, the last evaluation (unless the user is
-        in a hurry)."""
+        """The last checkpoint, before anything that only measures or waits; the last weights out,
+        the last evaluation (unless the user is in a hurry)."""
         version = self.training.update_number
         await self._checkpoint()
         await self._outgoing.announced()
         if self._outgoing.written is not None and self._outgoing.written.version == version:
             await self._until_applied(version)
-            self._applied[version] = asyncio.get_running_loop().create_future()  # that of the last word, before which come the cancelled
+            self._applied[version] = (
+                asyncio.get_running_loop().create_future()
+            )  # that of the last word, before which come the cancelled
         await self._publish([], last=True)
         await self._until_applied(version)
         for task in evaluations:
@@ -209,13 +272,17 @@ class Learner:
         await self._checkpoint()  # with what was not trained on, which a resumed run goes on with
         await self._tell(Shutdown(reason="the run is over"))
         await self._tell_failures()
-        await self._send("dropped", {**self._buffer.cancel_rest()})
+        await self._send("dropped", {**self._buffer.cancel_remaining()})
 
     async def _next_batch(self) -> tuple[list[int], list[list[Trajectory]]] | None:
-        """The next batch, oldest groups first; None when time or tokens are used up, or the user wants to stop."""
-        update, groups = self.training.update_number + 1, self._config.learner.groups
+        """The next batch, oldest groups first; None when time or tokens are used up, or the user
+        wants to stop."""
+        update = self.training.update_number + 1
+        groups = self._config.learner.groups
         with self._waits.on(lambda: batch_words(self._buffer, update, groups)):
-            while not (self._stop.is_set() or self._seconds_left() <= 0 or self._tokens_left() <= 0):
+            while not (
+                self._stop.is_set() or self._seconds_left() <= 0 or self._tokens_left() <= 0
+            ):
                 self._arrived.clear()
                 dropped = self._buffer.advance()
                 if dropped:
@@ -231,14 +298,22 @@ class Learner:
             await self._applied[version]
 
     async def _evaluate(self, wait: bool) -> None:
-        """Play the held-out games with the weights of now (`wait`: nothing is trained meanwhile) and report."""
-        evaluation, self._next_evaluation = self._next_evaluation, self._next_evaluation + 1
-        episodes, update = self._config.eval.episodes, self.training.update_number
+        """Play the held-out games with the weights of now (`wait`: nothing is trained meanwhile)
+        and report."""
+        evaluation = self._next_evaluation
+        self._next_evaluation = self._next_evaluation + 1
+        episodes = self._config.eval.episodes
+        update = self.training.update_number
         await self._outgoing.announced()  # whoever plays is to know of the weights
         await self._tell(Evaluate(evaluation=evaluation, episodes=episodes))
         arrived = asyncio.Event()
         self._waiters.add(arrived)
-        with self._waits.on(lambda: f"evaluation {evaluation}: {self._buffer.evaluated(evaluation)} of {episodes} episodes are here"):
+        with self._waits.on(
+            lambda: (
+                f"evaluation {evaluation}: {self._buffer.evaluated(evaluation)} of {episodes} "
+                "episodes are here"
+            )
+        ):
             while (played := self._buffer.take_evaluation(evaluation, episodes)) is None:
                 if wait:
                     await self._phase("evaluating", self._buffer.evaluated(evaluation), episodes)
@@ -267,9 +342,15 @@ class Learner:
 
     def _share_over(self) -> float:
         """Share of the training that is over."""
-        run, began = self._config.run, self.training.began
-        limits = [(self.training.update_number, run.updates), (self._seconds() - began, 60 * run.minutes - began)]
-        return share_over(*limits, *([(self.training.tokens, run.tokens)] if run.tokens else []))
+        run = self._config.run
+        began = self.training.began
+        limits = [
+            (self.training.update_number, run.updates),
+            (self._seconds() - began, 60 * run.minutes - began),
+        ]
+        return training_fraction(
+            *limits, *([(self.training.tokens, run.tokens)] if run.tokens else [])
+        )
 
     def _seconds(self) -> float:
         """Of the run, those before a resume included."""
@@ -283,9 +364,13 @@ class Learner:
     async def _restore(self) -> None:
         """The policy to start from: warm-started, or the last checkpoint and the log since then."""
         start = functools.partial(lead_start, self._ranks, self._job, self._progress_from_thread())
-        self.training = await asyncio.get_running_loop().run_in_executor(self._training_thread, start)
+        self.training = await asyncio.get_running_loop().run_in_executor(
+            self._training_thread, start
+        )
         state = self.training.intake_state
-        self._buffer.resume(state.next_group, state.dropped, state.trained_ahead, state.dropped_ahead)
+        self._buffer.resume(
+            state.next_group, state.dropped, state.trained_ahead, state.dropped_ahead
+        )
         self._next_evaluation = state.next_evaluation
         if self._job.resume:
             for begin, _, frame in read_records(self._run_dir / "episodes", state.log_position):
@@ -314,17 +399,28 @@ class Learner:
     def _written(self, snapshot: Snapshot) -> None:
         self.training.spare = snapshot
         now = self._spans.now()
-        self._spans.add("write weights", now - self._outgoing.written.seconds, now, "weights", version=snapshot.version)
+        self._spans.add(
+            "write weights",
+            now - self._outgoing.written.seconds,
+            now,
+            "weights",
+            version=snapshot.version,
+        )
 
     def _checkpoint_due(self) -> bool:
         return self.training.update_number % self._config.learner.checkpoint_every == 0
 
     async def _checkpoint(self) -> None:
-        position, buffer = self._intake.resume_from(), self._buffer
+        position = self._intake.resume_from()
+        buffer = self._buffer
         intake = IntakeState(
-            log_position=position, next_group=buffer.next_group, trained_ahead=sorted(buffer.trained_ahead),
-            dropped_ahead=sorted(buffer.dropped_ahead), next_evaluation=self._next_evaluation, dropped=buffer.dropped(),
-        )  # fmt: skip
+            log_position=position,
+            next_group=buffer.next_group,
+            trained_ahead=sorted(buffer.trained_ahead),
+            dropped_ahead=sorted(buffer.dropped_ahead),
+            next_evaluation=self._next_evaluation,
+            dropped=buffer.dropped(),
+        )
         await asyncio.to_thread(self._log.sync)
         await self._do("checkpoint", intake)
         self._log.forget(position)
@@ -336,10 +432,19 @@ class Learner:
             return f"{type(message).__name__} is not for the learner"
         if self.training is None:
             return NOT_YET
-        learner, first = self._config.learner, self._buffer.next_group
+        learner = self._config.learner
+        first = self._buffer.next_group
         end = first + len(self._buffer.left_ahead()) + learner.slots()  # there are no more
-        return of_trajectory(
-            message, self._bounds, Open(first, end, self._next_evaluation, self._config.eval.episodes, self.training.update_number)
+        return validate_trajectory(
+            message,
+            self._bounds,
+            AdmissionWindow(
+                first,
+                end,
+                self._next_evaluation,
+                self._config.eval.episodes,
+                self.training.update_number,
+            ),
         )
 
     def _wake(self) -> None:
@@ -351,26 +456,35 @@ class Learner:
         while True:
             _, message, frame = await self._controller.hear()
             match message:
-                case Applied() as applied:
+                case WeightsApplied() as applied:
                     self._pause_seconds = applied.seconds
                     self._publisher.applied = applied.version
                     self.training.control = applied.control.decode()
                     if not self._applied[applied.version].done():
                         self._applied[applied.version].set_result(applied)
                 case Trajectory(dropped=DropReason.CANCELLED) as cancelled:
-                    self._buffer.add(cancelled)  # counted, and not in the log: a run that is resumed plays it
+                    self._buffer.add(
+                        cancelled
+                    )  # counted, and not in the log: a run that is resumed plays it
                 case Trajectory() as trajectory:
                     self._intake.take([(trajectory, frame)])
                 case other:
-                    self._reader.refuse(b"controller", f"{type(other).__name__} is not for the learner")
+                    self._reader.refuse(
+                        b"controller", f"{type(other).__name__} is not for the learner"
+                    )
 
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             self._spans.flush()
-            await self._send("gauge", {
-                "loop_lag": self._lag.read().worst, "queue_trajectories": self._buffer.waiting(), "bad_frames": self._reader.dropped,
-            })  # fmt: skip
+            await self._send(
+                "gauge",
+                {
+                    "loop_lag": self._lag.read().worst,
+                    "queue_trajectories": self._buffer.waiting(),
+                    "bad_frames": self._reader.dropped,
+                },
+            )
             await self._send("waiting", self._waits.seconds())
             await self._tell_failures()
 

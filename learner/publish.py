@@ -1,4 +1,7 @@
-"""Weights out: one safetensors file a version, which engines load while they run. Copied between two updates, written beside the next."""
+"""Weights out: one safetensors file a version, which engines load while they run.
+
+Copied between two updates, written beside the next.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from learner.model.sharding import whole_weights
+from learner.model.sharding import full_state_dict
 from protocol.files import writing
 from protocol.messages import Transfer, weights_file
 
@@ -24,7 +27,8 @@ _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "auto": torch.f
 
 
 class Snapshot(NamedTuple):
-    """Weights of one version: name -> tensor in the engine's precision, on the CPU or (engine.weights nccl) on the learner's GPU."""
+    """Weights of one version: name -> tensor in the engine's precision, on the CPU or
+    (engine.weights nccl) on the learner's GPU."""
 
     version: int
     tensors: dict[str, Tensor]
@@ -41,18 +45,23 @@ class Weights(NamedTuple):
     transfer: Transfer | None = None  # what was sent; there is no file then
 
 
-class Publisher:
+class WeightWriter:
     """Writes weights to `directory`."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
         self.applied = -1
-        """Newest version that all engines run. Later ones stay on disk, where engines load them one after another, however many updates
-        the learner is ahead (it has no more batches than slots)."""
+        """Newest version that all engines run.
+
+        Later ones stay on disk, where engines load them one after another, however many updates the
+        learner is ahead (it has no more batches than slots).
+        """
 
     def write(self, snapshot: Snapshot) -> Weights:
-        """`v<version>.safetensors`, which appears complete, under its final name. Tensors have the names of the Hugging Face checkpoint.
+        """`v<version>.safetensors`, which appears complete, under its final name.
+
+        Tensors have the names of the Hugging Face checkpoint.
 
         It may be called in another thread than `snapshot`.
         """
@@ -64,26 +73,41 @@ class Publisher:
             checksum = sha256_of(unfinished)
             os.replace(unfinished, path)
         self._remove_old()
-        return Weights(snapshot.version, path, checksum, path.stat().st_size, time.monotonic() - started)
+        return Weights(
+            snapshot.version, path, checksum, path.stat().st_size, time.monotonic() - started
+        )
 
     def _remove_old(self) -> None:
-        versions = sorted(self._directory.glob("v*.safetensors"), key=lambda path: int(path.stem[1:]))
+        versions = sorted(
+            self._directory.glob("v*.safetensors"), key=lambda path: int(path.stem[1:])
+        )
         for path in versions[:-KEPT]:
             if int(path.stem[1:]) < self.applied:
                 path.unlink(missing_ok=True)
 
 
 def snapshot(
-    model: PreTrainedModel, version: int, dtype: str, into: Snapshot | None = None, device: torch.device | str = "cpu"
+    model: PreTrainedModel,
+    version: int,
+    dtype: str,
+    into: Snapshot | None = None,
+    device: torch.device | str = "cpu",
 ) -> Snapshot:
-    """A copy of the weights on `device`, which training does not change any more, in the engine's precision (`engine.dtype`; auto: float32,
-    for the engine to cast). `into`: an earlier one whose memory may be used again, which is several times faster than fresh memory. With
-    several ranks, all must ask."""
+    """A copy of the weights on `device`, which training does not change any more, in the engine's
+    precision (`engine.dtype`; auto: float32, for the engine to cast). `into`: an earlier one whose
+    memory may be used again, which is several times faster than fresh memory. With several ranks,
+    all must ask."""
     weights = {}
-    for name, tensor in whole_weights(model):
-        weights[name] = (into.tensors[name] if into else torch.empty(tensor.shape, dtype=_DTYPES[dtype], device=device)).copy_(tensor)
+    for name, tensor in full_state_dict(model):
+        weights[name] = (
+            into.tensors[name]
+            if into
+            else torch.empty(tensor.shape, dtype=_DTYPES[dtype], device=device)
+        ).copy_(tensor)
     if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)  # a copy from GPU to GPU has only been asked for, and another thread is to send it
+        torch.cuda.synchronize(
+            device
+        )  # a copy from GPU to GPU has only been asked for, and another thread is to send it
     return Snapshot(version, weights)
 
 

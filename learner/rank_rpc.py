@@ -15,8 +15,11 @@ from learner.training import Progress, Stopped, Training
 
 
 def lead_start(ranks: Ranks, job: Job, progress: Progress) -> Training:
-    """Begin, or go on from the newest checkpoint (`job.resume`), on all ranks. A run that had none yet begins again: what it has logged
-    is then trained on as after any checkpoint."""
+    """Begin, or go on from the newest checkpoint (`job.resume`), on all ranks.
+
+    A run that had none yet begins again: what it has logged is then trained on as after any
+    checkpoint.
+    """
     method = "restore" if job.resume and checkpoint.latest(Path(job.run_dir)) else "begin"
     ranks.tell((method, (), {}))
     return _start(method)(job, progress, ranks)

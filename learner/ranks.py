@@ -1,8 +1,11 @@
-"""Several processes that compute one update together: what each of them computes, and how they come to know the same.
+"""Several processes that compute one update together: what each of them computes, and how they come
+to know the same.
 
-Rank 0 is the learner: it alone speaks ZeroMQ, and tells the others what it does to its `Training`; they do the same (learner/rank_rpc.py),
-each on its share of the micro-batches, with weights and optimizer sharded between them (FSDP2, learner/model/sharding.py). Who starts them sets
-RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun does; without these there is one rank.
+Rank 0 is the learner: it alone speaks ZeroMQ, and tells the others what it does to its `Training`;
+they do the same (learner/rank_rpc.py), each on its share of the micro-batches, with weights and
+optimizer sharded between them (FSDP2, learner/model/sharding.py). Who starts them sets RANK,
+WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun does; without these there is one
+rank.
 """
 
 from __future__ import annotations
@@ -19,22 +22,34 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PATIENCE = timedelta(days=7)
-"""Others wait so long for word from rank 0, which waits for episodes; if it dies, their supervisor ends them."""
+"""Others wait so long for word from rank 0, which waits for episodes; if it dies, their supervisor
+ends them."""
 
 
 class Ranks:
-    """This process among those that share a model. `Ranks()` is a process by itself. `local`: its number on its machine, which is that of
-    its device among those it sees."""
+    """This process among those that share a model.
+
+    `Ranks()` is a process by itself. `local`: its number on its machine, which is that of its
+    device among those it sees.
+    """
 
     def __init__(self, rank: int = 0, size: int = 1, local: int = 0) -> None:
         self.rank = rank
         self.size = size
-        self.device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        self.device = (
+            torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
+        )
 
     @staticmethod
     def join() -> Ranks:
-        """As the environment has it. The default process group is then there, if there are others."""
-        rank, size, local = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+        """As the environment has it.
+
+        The default process group is then there, if there are others.
+        """
+        rank, size, local = (
+            int(os.environ.get(name, default))
+            for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
+        )
         ranks = Ranks(rank, size, local)
         if size > 1:
             cuda = ranks.device.type == "cuda"
@@ -51,8 +66,8 @@ class Ranks:
     def mine(self, items: Sequence[Item]) -> Iterator[tuple[Item, bool]]:
         """This rank's share: every size-th of the items, and whether it counts.
 
-        All ranks get equally many, since each forward pass is a step that they take together: who would have none takes the last item,
-        which does not count there.
+        All ranks get equally many, since each forward pass is a step that they take together: who
+        would have none takes the last item, which does not count there.
         """
         for start in range(0, len(items), self.size):
             at = start + self.rank

@@ -22,7 +22,7 @@ from config import Config, ConfigError, Job
 from learner import checkpoint
 from learner.checkpoint import Evaluated, IntakeState, TrainingState
 from learner.data.rollout_metrics import tokens_of
-from learner.data.samples import samples_of
+from learner.data.samples import build_samples
 from learner.model.policy import load_policy
 from learner.publish import Snapshot, sha256_of, snapshot
 from learner.ranks import Ranks
@@ -42,7 +42,10 @@ log = logging.getLogger(__name__)
 LOCK_SECONDS = 1.0
 """Between two tries to lock what another process has locked."""
 
-_NO_LOCK = "run.cache_dir: %s cannot be locked (%s): another run may make the same warm start beside this one"
+_NO_LOCK = (
+    "run.cache_dir: %s cannot be locked (%s): another run may make the same warm start beside "
+    "this one"
+)
 
 Progress = Callable[[str, float | None, float | None], None]
 """(phase, done, of): what is under way, and how far, if that can be said. May raise Stopped."""
@@ -55,7 +58,13 @@ class Stopped(Exception):
 class Training:
     """A policy in training. Make one with `begin` or `restore`."""
 
-    def __init__(self, job: Job, updater: Updater, state: TrainingState, exploration: Exploration | None = None) -> None:
+    def __init__(
+        self,
+        job: Job,
+        updater: Updater,
+        state: TrainingState,
+        exploration: Exploration | None = None,
+    ) -> None:
         self._job = job
         self._ranks = updater.ranks
         self._updater = updater
@@ -66,7 +75,8 @@ class Training:
         self.tokens = state.tokens
         """Generated for the batches so far, those of rejected attempts included."""
         self.began = state.began
-        """Seconds of the run before its first batch (set-up, the first evaluation), in which nothing could be trained; 0: none yet."""
+        """Seconds of the run before its first batch (set-up, the first evaluation), in which
+        nothing could be trained; 0: none yet."""
         self.control = state.control
         """The controller's state, for the checkpoint."""
         self.spare: Snapshot | None = None
@@ -76,8 +86,12 @@ class Training:
         """The update that training went back to, until a checkpoint says so."""
         self.best = state.best
         """The checkpoint that was evaluated best, of those that are there."""
-        self._kept: Path | None = None  # the checkpoint of the policy as it is now, once there is one
-        self._watch = SignWatch(job.config.learner.ess_floor)  # of the updates since the last rollback
+        self._kept: Path | None = (
+            None  # the checkpoint of the policy as it is now, once there is one
+        )
+        self._watch = SignWatch(
+            job.config.learner.ess_floor
+        )  # of the updates since the last rollback
         self._exploration = exploration or Exploration()
         self._scale_steps()
 
@@ -87,7 +101,8 @@ class Training:
 
     @classmethod
     def begin(cls, job: Job, progress: Progress, ranks: Ranks | None = None) -> Training:
-        """The policy in the job's model directory, warm-started if that is asked for and was not done before."""
+        """The policy in the job's model directory, warm-started if that is asked for and was not
+        done before."""
         ranks = ranks or Ranks()
         model = _policy(Path(job.model_dir), job.config, ranks)
         if job.config.warm_start.episodes:
@@ -116,11 +131,19 @@ class Training:
         training._kept = directory
         return training
 
-    def update(self, groups: Sequence[Sequence[Trajectory]], progress: float = 0.0) -> dict[str, float]:
-        """One update on groups of played episodes, when the share `progress` of all is over; its numbers (telemetry/metrics_schema.py)."""
-        config, started = self._job.config, time.monotonic()
-        samples = samples_of(groups, self.update_number, config.learner, config.control, self._updater.judge)
-        metrics = self._exploration.take(groups, self.update_number) | self._updater.update(samples, progress)
+    def update(
+        self, groups: Sequence[Sequence[Trajectory]], progress: float = 0.0
+    ) -> dict[str, float]:
+        """One update on groups of played episodes, when the share `progress` of all is over; its
+        numbers (telemetry/metrics_schema.py)."""
+        config = self._job.config
+        started = time.monotonic()
+        samples = build_samples(
+            groups, self.update_number, config.learner, config.control, self._updater.judge
+        )
+        metrics = self._exploration.take(groups, self.update_number) | self._updater.update(
+            samples, progress
+        )
         self.update_number += 1
         self._kept = None
         every = config.learner.reference_every
@@ -135,20 +158,28 @@ class Training:
         }
 
     def watch(self, record: Record) -> int | None:
-        """With `learner.rollback`: look for signs of a collapse in the last update's numbers. If there are any, go back to the weights (the
-        optimizer, the reference, the value head) of the checkpoint before them, and go on from there with smaller steps. Returns the
-        update of that checkpoint; the next one is to be written at once. The count of updates goes on, since versions of weights never
-        repeat."""
+        """With `learner.rollback`: look for signs of a collapse in the last update's numbers.
+
+        If there are any, go back to the weights (the optimizer, the reference, the value head) of
+        the checkpoint before them, and go on from there with smaller steps. Returns the update of
+        that checkpoint; the next one is to be written at once. The count of updates goes on, since
+        versions of weights never repeat.
+        """
         if not self._job.config.learner.rollback:
             return None
-        found, run_dir = self._watch.observe(record), Path(self._job.run_dir)
+        found = self._watch.observe(record)
+        run_dir = Path(self._job.run_dir)
         if self._rollbacks and self._watch.updates <= self._job.config.learner.largest_age() + 1:
-            found = {}  # these batches were played by the weights that are gone, and would look like another collapse
+            # these batches were played by the weights that are gone, and would look like another
+            # collapse
+            found = {}
         checkpoints = checkpoint.by_update(run_dir)
         good = before_signs(self.update_number, list(checkpoints)) if found else None
         if good is None:
             return None
-        log.warning("update %d: %s; back to the weights of update %d", self.update_number, found, good)
+        log.warning(
+            "update %d: %s; back to the weights of update %d", self.update_number, found, good
+        )
         rng = self._updater.rng
         self._updater, _ = _restored(checkpoints[good], self._job.config, self._ranks)
         self._updater.rng = rng
@@ -167,7 +198,8 @@ class Training:
 
     def snapshot(self) -> Snapshot:
         """The weights as they are now, to be published."""
-        into, self.spare = self.spare, None
+        into = self.spare
+        self.spare = None
         engine = self._job.config.engine
         device = self._ranks.device if engine.weights == "nccl" else "cpu"
         return snapshot(self.model, self.update_number, engine.dtype, into, device)
@@ -177,22 +209,42 @@ class Training:
         self._updater.step_scale = factor**self._rollbacks if factor else 1.0
 
     def checkpoint(self, intake: IntakeState | None = None) -> Path:
-        """Write everything that `restore` needs to go on as if nothing had happened. After a rollback, what lies between is set aside."""
+        """Write everything that `restore` needs to go on as if nothing had happened.
+
+        After a rollback, what lies between is set aside.
+        """
         rng = self._updater.rng.bit_generator.state
         state = TrainingState(
-            update=self.update_number, intake=intake or IntakeState(), tokens=self.tokens, began=self.began, rng=rng,
-            rollbacks=self._rollbacks, control=self.control, best=self.best,
-        )  # fmt: skip
+            update=self.update_number,
+            intake=intake or IntakeState(),
+            tokens=self.tokens,
+            began=self.began,
+            rng=rng,
+            rollbacks=self._rollbacks,
+            control=self.control,
+            best=self.best,
+        )
         if self._kept is not None:
             if not self._ranks.rank:
                 checkpoint.rewrite_state(self._kept, state, self._job.config.learner.fsync)
             return self._kept
-        run_dir, model_dir, u = Path(self._job.run_dir), Path(self._job.model_dir), self._updater
-        beside = checkpoint.Beside(u.reference, u.critic, self._exploration)
-        path = checkpoint.save(run_dir, self.model, u.optimizer, state, model_dir, beside, self._ranks, self._job.config.learner.fsync)
+        run_dir = Path(self._job.run_dir)
+        model_dir = Path(self._job.model_dir)
+        u = self._updater
+        beside = checkpoint.ExtraState(u.reference, u.critic, self._exploration)
+        path = checkpoint.save(
+            run_dir,
+            self.model,
+            u.optimizer,
+            state,
+            model_dir,
+            beside,
+            self._ranks,
+            self._job.config.learner.fsync,
+        )
         if not self._ranks.rank:
             if self._back_to is not None:
-                checkpoint.set_aside_between(run_dir, self._back_to, self.update_number)
+                checkpoint.archive_between(run_dir, self._back_to, self.update_number)
             self._prune(run_dir)
         self._back_to = None
         self._kept = path
@@ -204,15 +256,21 @@ class Training:
         if learner.rollback:
             numbers = list(checkpoint.by_update(run_dir))
             oldest = before_signs(self.update_number, numbers)
-            needed.update(number for number in numbers if number >= oldest)  # each will be the one to go back to
+            needed.update(
+                number for number in numbers if number >= oldest
+            )  # each will be the one to go back to
         checkpoint.prune(run_dir, learner.keep_checkpoints, learner.keep_every, needed)
 
 
 def _restored(directory: Path, config: Config, ranks: Ranks) -> tuple[Updater, TrainingState]:
     """What a checkpoint holds."""
-    kept, adapters = checkpoint.reference(directory), checkpoint.kept_adapters(directory)
+    kept = checkpoint.reference(directory)
+    adapters = checkpoint.kept_adapters(directory)
     if bool(adapters) != bool(config.learner.lora_rank):
-        raise ValueError(f"learner.lora_rank: {directory} was trained {'with' if adapters else 'without'} adapters; go on as it was")
+        raise ValueError(
+            f"learner.lora_rank: {directory} was trained {'with' if adapters else 'without'} "
+            "adapters; go on as it was"
+        )
     reference = _policy(kept, config, ranks) if kept else None
     updater = _updater(_policy(directory, config, ranks), config, ranks, reference, adapters)
     state = checkpoint.load(directory, updater.optimizer)
@@ -222,7 +280,9 @@ def _restored(directory: Path, config: Config, ranks: Ranks) -> tuple[Updater, T
 
 
 def _policy(directory: Path, config: Config, ranks: Ranks) -> PreTrainedModel:
-    return load_policy(directory, ranks.device, gradient_checkpointing=config.learner.gradient_checkpointing)
+    return load_policy(
+        directory, ranks.device, gradient_checkpointing=config.learner.gradient_checkpointing
+    )
 
 
 def _updater(
@@ -234,14 +294,23 @@ def _updater(
 ) -> Updater:
     torch.set_num_threads(config.learner.threads or min(torch.get_num_threads(), cores()))
     return Updater(
-        model, config.learner, config.sampling.temperature, config.run.seed, max_tokens=config.sampling.max_tokens, reference=reference,
-        adapters=adapters, ranks=ranks,
-    )  # fmt: skip
+        model,
+        config.learner,
+        config.sampling.temperature,
+        config.run.seed,
+        max_tokens=config.sampling.max_tokens,
+        reference=reference,
+        adapters=adapters,
+        ranks=ranks,
+    )
 
 
 def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:
-    """Warm-start `model` in place, or load the weights of the same warm start done before. Runs that want the same one at the same time
-    (the slots of a sweep, seen from one cache) do not make it beside each other: one makes it, and the others wait for it."""
+    """Warm-start `model` in place, or load the weights of the same warm start done before.
+
+    Runs that want the same one at the same time (the slots of a sweep, seen from one cache) do not
+    make it beside each other: one makes it, and the others wait for it.
+    """
     config = job.config
     kept = config.cache_dir() / f"policy-{_digest(config, Path(job.model_dir))}"
     if not kept.exists():
@@ -255,7 +324,9 @@ def _warm_started(model: PreTrainedModel, job: Job, progress: Progress) -> None:
         model.load_state_dict(load_policy(kept).state_dict())
     except Exception as error:  # another user's, who keeps it to himself, or a damaged one
         reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"run.cache_dir: {kept} cannot be read ({reason}); remove it, or give another directory") from error
+        raise ConfigError(
+            f"run.cache_dir: {kept} cannot be read ({reason}); remove it, or give another directory"
+        ) from error
 
 
 def check_room(kept: Path) -> None:
@@ -263,19 +334,24 @@ def check_room(kept: Path) -> None:
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"run.cache_dir: {kept.parent} cannot be made: {error.strerror}; give another directory") from None
+        raise ConfigError(
+            f"run.cache_dir: {kept.parent} cannot be made: {error.strerror}; give another directory"
+        ) from None
     if not os.access(kept.parent, os.W_OK | os.X_OK):
         raise ConfigError(
-            f"run.cache_dir: {kept.parent} cannot be written to, and does not hold this warm start ({kept.name}); give another directory"
+            f"run.cache_dir: {kept.parent} cannot be written to, and does not hold this warm "
+            f"start ({kept.name}); give another directory"
         )
 
 
 @contextlib.contextmanager
 def _alone(file: Path, progress: Progress) -> Iterator[None]:
-    """Lock a file as soon as nobody else has; the system gives the lock up when its holder dies. Meanwhile `progress` may raise.
+    """Lock a file as soon as nobody else has; the system gives the lock up when its holder dies.
 
-    Where there is no lock to be had (a disk without them, another user's file) it goes without: the worst is that two runs make the same
-    policy.
+    Meanwhile `progress` may raise.
+
+    Where there is no lock to be had (a disk without them, another user's file) it goes without: the
+    worst is that two runs make the same policy.
     """
     try:
         descriptor = _opened(file)
@@ -317,7 +393,9 @@ def _warm_start_into(kept: Path, model: PreTrainedModel, job: Job, progress: Pro
     turn_tokenizer = TurnTokenizer(load_prompter(model_dir), read_turn_end(model_dir))
     stats = warm_start(model, turn_tokenizer, job.config, progress)
     log.info("warm start: %s", json.dumps(stats))
-    for left in kept.parent.glob(f".{kept.name}-*"):  # by a process that was ended while it wrote one
+    for left in kept.parent.glob(
+        f".{kept.name}-*"
+    ):  # by a process that was ended while it wrote one
         shutil.rmtree(left, ignore_errors=True)
     unfinished = kept.with_name(f".{kept.name}-{os.getpid()}")
     with writing(kept, unfinished, "run.cache_dir"):
@@ -328,13 +406,24 @@ def _warm_start_into(kept: Path, model: PreTrainedModel, job: Job, progress: Pro
 
 
 def _digest(config: Config, model_dir: Path) -> str:
-    """Of all that a warm-started policy depends on: the settings, the weights before it, and the tokens, which show a change of the
-    prompts too."""
+    """Of all that a warm-started policy depends on: the settings, the weights before it, and the
+    tokens, which show a change of the prompts too."""
     digest = hashlib.sha256(
         msgspec.json.encode(
-            [config.env.name, config.environment_settings(), config.model, config.warm_start, config.learner.precision, config.run.seed]
+            [
+                config.env.name,
+                config.environment_settings(),
+                config.model,
+                config.warm_start,
+                config.learner.precision,
+                config.run.seed,
+            ]
         )
     )
-    for path in (model_dir / "tokenizer.json", model_dir / "config.json", *sorted(model_dir.glob("*.safetensors"))):
+    for path in (
+        model_dir / "tokenizer.json",
+        model_dir / "config.json",
+        *sorted(model_dir.glob("*.safetensors")),
+    ):
         digest.update(sha256_of(path).encode())
     return digest.hexdigest()[:16]

@@ -18,5 +18,8 @@ def pack(values: Sequence | np.ndarray, dtype: np.dtype) -> bytes:
 
 
 def unpack(data: bytes, dtype: np.dtype) -> np.ndarray:
-    """A read-only array [N] over `data`. Raises ValueError if the length is no multiple of the element size."""
+    """A read-only array [N] over `data`.
+
+    Raises ValueError if the length is no multiple of the element size.
+    """
     return np.frombuffer(data, dtype=dtype)

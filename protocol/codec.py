@@ -1,4 +1,7 @@
-"""Messages to bytes and back. A frame that cannot be read is counted and dropped: it never stops a process."""
+"""Messages to bytes and back.
+
+A frame that cannot be read is counted and dropped: it never stops a process.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,14 @@ from protocol.peers import shown_name
 log = logging.getLogger(__name__)
 
 MAX_FRAME = 64 << 20
-"""Bytes. The largest message is a trajectory: 50 turns of 4,096 + 512 tokens with rejected attempts are 3 MB."""
+"""Bytes.
+
+The largest message is a trajectory: 50 turns of 4,096 + 512 tokens with rejected attempts are 3 MB.
+"""
 
 MAX_WARNED = 1000
-"""Peers that a line in the log was written for: whoever calls himself by a new name each time is not to fill it."""
+"""Peers that a line in the log was written for: whoever calls himself by a new name each time is
+not to fill it."""
 
 _PREFIX = b"F" + SCHEMA_VERSION.to_bytes(2, "little")
 _encoder = msgspec.msgpack.Encoder()
@@ -40,7 +47,10 @@ def decode(frame: bytes) -> Message:
         raise BadFrame(f"{len(frame)} bytes is more than {MAX_FRAME}")
     if frame[:3] != _PREFIX:
         if frame[:1] == b"F" and len(frame) > 3:
-            raise BadFrame(f"schema {int.from_bytes(frame[1:3], 'little')}, this process speaks {SCHEMA_VERSION}")
+            raise BadFrame(
+                f"schema {int.from_bytes(frame[1:3], 'little')}, this process speaks "
+                f"{SCHEMA_VERSION}"
+            )
         raise BadFrame("no message of this project")
     try:
         return _decoder.decode(memoryview(frame)[3:])
@@ -83,7 +93,9 @@ class FrameReader:
         self.dropped += 1
         if peer not in self._warned and len(self._warned) < MAX_WARNED:
             self._warned.add(peer)
-            log.warning("dropped a frame from %r: %s (further ones are only counted)", shown_name(peer), why)
+            log.warning(
+                "dropped a frame from %r: %s (further ones are only counted)", shown_name(peer), why
+            )
 
     def read(self, peer: bytes, frame: bytes) -> Message | None:
         """The message, or None when the frame was dropped."""

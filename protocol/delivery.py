@@ -1,8 +1,11 @@
-"""Messages that arrive once and in their order, whatever becomes of the connection between two processes.
+"""Messages that arrive once and in their order, whatever becomes of the connection between two
+processes.
 
-ZeroMQ connects again by itself, and what was on its way over the old connection is lost without a word. Here each message has a number,
-the other end confirms up to where it has all, and what is not confirmed is sent again. It is for what is said once and has to be heard.
-Nothing of it is needed where a state is told anew all the time, or an answer confirms the question (an actor's turns and episodes).
+ZeroMQ connects again by itself, and what was on its way over the old connection is lost without a
+word. Here each message has a number, the other end confirms up to where it has all, and what is not
+confirmed is sent again. It is for what is said once and has to be heard. Nothing of it is needed
+where a state is told anew all the time, or an answer confirms the question (an actor's turns and
+episodes).
 """
 
 from __future__ import annotations
@@ -31,14 +34,20 @@ SAY_EVERY = 30
 class Delivery:
     """What is said to one peer, and what it says: no sockets, no clock."""
 
-    def __init__(self, peer: bytes, send: Callable[[bytes], Awaitable[None]], reader: FrameReader) -> None:
+    def __init__(
+        self, peer: bytes, send: Callable[[bytes], Awaitable[None]], reader: FrameReader
+    ) -> None:
         """`send`: a frame on its way to the peer, or not; `reader`: counts what is no message."""
-        self._peer, self._send, self._reader = peer, send, reader
-        self._session, self._next = secrets.token_bytes(8), 0
+        self._peer = peer
+        self._send = send
+        self._reader = reader
+        self._session = secrets.token_bytes(8)
+        self._next = 0
         self._unconfirmed: deque[Numbered] = deque()
         self._oldest = -1  # of the unconfirmed ones, when it was last looked
         self._repeats = 0  # of that one
-        self._their_session, self._expected = b"", 0
+        self._their_session = b""
+        self._expected = 0
 
     @property
     def unconfirmed(self) -> int:
@@ -69,28 +78,37 @@ class Delivery:
         return None
 
     async def repeat(self) -> None:
-        """Send the oldest message again, if it is the same one as when this was last called: all of them might fill the queue to a peer
-        that is gone."""
+        """Send the oldest message again, if it is the same one as when this was last called: all of
+        them might fill the queue to a peer that is gone."""
         oldest = self._unconfirmed[0].number if self._unconfirmed else -1
         self._repeats = self._repeats + 1 if oldest == self._oldest else 0
         self._oldest = oldest
         if oldest >= 0 and self._repeats:
             if self._repeats % SAY_EVERY == 0:
-                log.warning("%s has not confirmed a message that was sent %d times", self._peer.decode(), self._repeats)
+                log.warning(
+                    "%s has not confirmed a message that was sent %d times",
+                    self._peer.decode(),
+                    self._repeats,
+                )
             await self._send(encode(self._unconfirmed[0]))
 
     async def _confirmed(self, below: int) -> None:
         before = len(self._unconfirmed)
         while self._unconfirmed and self._unconfirmed[0].number < below:
             self._unconfirmed.popleft()
-        if self._repeats and len(self._unconfirmed) < before:  # it is there again: what came after may be lost, too
+        if (
+            self._repeats and len(self._unconfirmed) < before
+        ):  # it is there again: what came after may be lost, too
             self._repeats = 0
             for numbered in list(self._unconfirmed):
                 await self._send(encode(numbered))
 
     async def _new(self, numbered: Numbered) -> bytes | None:
-        if numbered.session != self._their_session and numbered.number == 0:  # a process in the place of another one
-            self._their_session, self._expected = numbered.session, 0
+        if (
+            numbered.session != self._their_session and numbered.number == 0
+        ):  # a process in the place of another one
+            self._their_session = numbered.session
+            self._expected = 0
         if numbered.session != self._their_session:
             return None
         new = numbered.number == self._expected
@@ -115,7 +133,9 @@ class Caller:
         self._socket = context.socket(zmq.DEALER)
         self._socket.set(zmq.IDENTITY, name)  # the same after a broken connection
         connect(self._socket, endpoint, keys, heartbeat_seconds)
-        self._peer, self._reader, self._heartbeat_seconds = peer, reader, heartbeat_seconds
+        self._peer = peer
+        self._reader = reader
+        self._heartbeat_seconds = heartbeat_seconds
         self._delivery = Delivery(peer, self._hand_over, reader)
 
     async def tell(self, message: Message) -> None:
@@ -123,7 +143,10 @@ class Caller:
         await self._delivery.tell(message)
 
     async def hear(self) -> Received:
-        """The next message of the other end. Confirmations are read here, too: somebody has to wait here."""
+        """The next message of the other end.
+
+        Confirmations are read here, too: somebody has to wait here.
+        """
         while True:
             outer = self._reader.read(self._peer, await self._socket.recv())
             if outer is not None and (received := await self._delivery.take(outer)) is not None:
@@ -152,15 +175,20 @@ class Caller:
     async def _hear_nothing(self) -> None:
         while True:
             received = await self.hear()
-            self._reader.refuse(self._peer, f"{type(received.message).__name__} from one that only hears")
+            self._reader.refuse(
+                self._peer, f"{type(received.message).__name__} from one that only hears"
+            )
 
     async def _hand_over(self, frame: bytes) -> None:
-        with contextlib.suppress(zmq.Again):  # the queue to a peer that is gone is full: it is sent again
+        with contextlib.suppress(
+            zmq.Again
+        ):  # the queue to a peer that is gone is full: it is sent again
             await self._socket.send(frame, zmq.NOBLOCK)
 
 
 class Listener:
-    """The end of a delivery that is connected to: by processes called `names`, which are the run's own."""
+    """The end of a delivery that is connected to: by processes called `names`, which are the run's
+    own."""
 
     def __init__(
         self,
@@ -172,9 +200,12 @@ class Listener:
         reader: FrameReader,
     ) -> None:
         self._socket = context.socket(zmq.ROUTER)
-        self._socket.set(zmq.SNDHWM, 0)  # else it drops what does not fit, and that would be sent twice
+        self._socket.set(
+            zmq.SNDHWM, 0
+        )  # else it drops what does not fit, and that would be sent twice
         bind(self._socket, endpoint, keys, "run", heartbeat_seconds)
-        self._reader, self._heartbeat_seconds = reader, heartbeat_seconds
+        self._reader = reader
+        self._heartbeat_seconds = heartbeat_seconds
         self._deliveries = {name: Delivery(name, self._sender(name), reader) for name in names}
 
     async def tell(self, name: bytes, message: Message) -> None:
@@ -212,7 +243,10 @@ class Listener:
             return None
         delivery = self._deliveries.get(received.peer)
         if delivery is None:
-            self._reader.refuse(received.peer, f"{type(received.message).__name__} from a process that is not expected here")
+            self._reader.refuse(
+                received.peer,
+                f"{type(received.message).__name__} from a process that is not expected here",
+            )
             return None
         return await delivery.take(received.message)
 

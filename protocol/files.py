@@ -1,4 +1,5 @@
-"""Files: how many a process may have open, how they come to be complete or absent, and what is said of one that cannot be written."""
+"""Files: how many a process may have open, how they come to be complete or absent, and what is said
+of one that cannot be written."""
 
 from __future__ import annotations
 
@@ -15,30 +16,41 @@ _BLOCK_BYTES = 1 << 16
 
 
 def allow_many_files() -> None:
-    """As many files and sockets as the system lets this process ask for. The usual 1,024 are fewer than what thousands of turns at once
-    (a connection to an engine each) and hundreds of actors take; a turn without a connection would be an episode lost."""
+    """As many files and sockets as the system lets this process ask for.
+
+    The usual 1,024 are fewer than what thousands of turns at once (a connection to an engine each)
+    and hundreds of actors take; a turn without a connection would be an episode lost.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class Unwritable(OSError):
-    """A file that cannot be written, in one sentence: which, why, the setting that chose its place, and how much room there was."""
+    """A file that cannot be written, in one sentence: which, why, the setting that chose its place,
+    and how much room there was."""
 
 
 def unwritable(path: Path, error: Exception, setting: str) -> Unwritable:
-    """The sentence about `path`. `error`: what was raised, by the system or a library (torch and safetensors have errors of their own
-    for a full disk)."""
+    """The sentence about `path`.
+
+    `error`: what was raised, by the system or a library (torch and safetensors have errors of their
+    own for a full disk).
+    """
     disk = next(place for place in path.absolute().parents if place.exists())
     free = shutil.disk_usage(disk).free / 2**20
     reason = getattr(error, "strerror", None) or error
     chosen = f"{setting}; " if setting else ""
-    return Unwritable(f"{path} cannot be written: {reason} ({chosen}{disk} had {free:,.1f} MB left)")
+    return Unwritable(
+        f"{path} cannot be written: {reason} ({chosen}{disk} had {free:,.1f} MB left)"
+    )
 
 
 @contextlib.contextmanager
 def writing(final: Path, unfinished: Path, setting: str) -> Iterator[None]:
-    """While `unfinished` (a file or a directory) is made, which becomes `final`. If that fails, it is removed, and whatever was raised
-    becomes Unwritable."""
+    """While `unfinished` (a file or a directory) is made, which becomes `final`.
+
+    If that fails, it is removed, and whatever was raised becomes Unwritable.
+    """
     try:
         yield
     except BaseException as error:
@@ -54,9 +66,11 @@ def writing(final: Path, unfinished: Path, setting: str) -> Iterator[None]:
 
 
 def atomic_write(path: Path, data: bytes | str, setting: str = "", mode: int = 0o666) -> None:
-    """Write a file that is there in full or, if that fails, as it was before: Unwritable then. It survives this process, not the machine.
+    """Write a file that is there in full or, if that fails, as it was before: Unwritable then. It
+    survives this process, not the machine.
 
-    `setting`: what chose its place. `mode`: of which the umask takes away. A pipe or a device is written to as it is.
+    `setting`: what chose its place. `mode`: of which the umask takes away. A pipe or a device is
+    written to as it is.
     """
     content = data if isinstance(data, bytes) else data.encode()
     path = Path(os.path.realpath(path))
@@ -75,7 +89,10 @@ class GrowingFile:
     """A file that whole lines are added to. One process at a time writes it."""
 
     def __init__(self, path: Path, setting: str) -> None:
-        """Opens `path` to append; a torn last line of an earlier process is cut off. Unwritable if that fails."""
+        """Opens `path` to append; a torn last line of an earlier process is cut off.
+
+        Unwritable if that fails.
+        """
         self._path = path
         self._setting = setting
         try:
@@ -87,7 +104,10 @@ class GrowingFile:
             raise unwritable(path, error, setting) from error
 
     def append(self, line: bytes) -> None:
-        """Add a line, which readers see at once. Unwritable if that fails; nothing of the line is there then."""
+        """Add a line, which readers see at once.
+
+        Unwritable if that fails; nothing of the line is there then.
+        """
         end = self._file.seek(0, os.SEEK_END)
         rest = memoryview(line)
         try:

@@ -1,35 +1,36 @@
-"""What a frame may hold: any message, and those that see to it that others arrive (protocol/delivery.py)."""
+"""What a frame may hold: any message, and those that see to it that others arrive
+(protocol/delivery.py)."""
 
 from __future__ import annotations
 
 from protocol.messages import (
     Ack,
-    Alive,
-    Applied,
     Credit,
     EpisodeEnded,
     Evaluate,
+    ForceTokens,
     GroupsDropped,
     Heartbeat,
+    HeartbeatAck,
     Hello,
-    LearnerState,
+    LearnerReady,
     Lease,
-    Load,
+    LoadWeights,
     Message,
-    Published,
     Refused,
     Revoked,
     ShardState,
     Shutdown,
     SignalFrame,
     Stats,
-    Steer,
     Trajectory,
     TurnFailed,
     TurnRequest,
     TurnResult,
+    WeightsApplied,
+    WeightsPublished,
     Welcome,
-)  # fmt: skip
+)
 
 
 class Numbered(Message):
@@ -48,7 +49,31 @@ class Confirmed(Message):
 
 
 ANY = (
-    Hello | Welcome | Alive | Lease | Credit | Heartbeat | Shutdown | TurnRequest | TurnResult | TurnFailed | Trajectory | Ack
-    | Refused | EpisodeEnded | LearnerState | Published | GroupsDropped | Evaluate | Applied | ShardState | Load | Revoked | SignalFrame
-    | Steer | Stats | Numbered | Confirmed
-)  # fmt: skip
+    Hello
+    | Welcome
+    | HeartbeatAck
+    | Lease
+    | Credit
+    | Heartbeat
+    | Shutdown
+    | TurnRequest
+    | TurnResult
+    | TurnFailed
+    | Trajectory
+    | Ack
+    | Refused
+    | EpisodeEnded
+    | LearnerReady
+    | WeightsPublished
+    | GroupsDropped
+    | Evaluate
+    | WeightsApplied
+    | ShardState
+    | LoadWeights
+    | Revoked
+    | SignalFrame
+    | ForceTokens
+    | Stats
+    | Numbered
+    | Confirmed
+)

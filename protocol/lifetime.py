@@ -1,4 +1,5 @@
-"""Processes that do not outlive the one that started them, however it ends, and what is said of one that has ended."""
+"""Processes that do not outlive the one that started them, however it ends, and what is said of one
+that has ended."""
 
 from __future__ import annotations
 
@@ -19,17 +20,24 @@ _REASONS = {
 
 
 def describe_end(status: int) -> str:
-    """The exit status of a process in words: "ended with status 1", "was killed (SIGKILL, ...)". Above 128 it is a signal's, as shells and
-    programs that run a command elsewhere have it."""
+    """The exit status of a process in words: "ended with status 1", "was killed (SIGKILL, ...)".
+    Above 128 it is a signal's, as shells and programs that run a command elsewhere have it."""
     number = -status if status < 0 else status - 128
     if number not in {known.value for known in signal.Signals}:
         return f"ended with status {status}" if status >= 0 else f"was killed (signal {number})"
-    verb = "was told to end" if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP) else "was killed"
+    verb = (
+        "was told to end"
+        if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        else "was killed"
+    )
     return f"{verb} ({signal.Signals(number).name}{_REASONS.get(number, '')})"
 
 
 def is_running(pid: int) -> bool:
-    """Whether this machine has a process with this id. One that has ended, and that nobody has waited for, does not count."""
+    """Whether this machine has a process with this id.
+
+    One that has ended, and that nobody has waited for, does not count.
+    """
     try:
         os.kill(pid, 0)
     except PermissionError:  # it is somebody else's
@@ -44,8 +52,8 @@ def is_running(pid: int) -> bool:
 
 
 def dying_with_parent() -> Callable[[], None]:
-    """A function for the child to call first (Popen's `preexec_fn`, or after a fork): the kernel then kills it when this
-    process ends. On systems other than Linux it does nothing.
+    """A function for the child to call first (Popen's `preexec_fn`, or after a fork): the kernel
+    then kills it when this process ends. On systems other than Linux it does nothing.
     """
     parent = os.getpid()
     libc = _load_libc()  # before the fork: the child must not import
@@ -57,8 +65,10 @@ def dying_with_parent() -> Callable[[], None]:
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when the one with the id `parent`, which started it, ends. On systems other than Linux it does
-    nothing."""
+    """Have the kernel kill this process when the one with the id `parent`, which started it, ends.
+
+    On systems other than Linux it does nothing.
+    """
     _tie(_load_libc(), parent)
 
 

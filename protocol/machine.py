@@ -1,4 +1,5 @@
-"""What this machine gives a process: cores and memory, of which a container, a batch system or taskset may allow fewer than there are."""
+"""What this machine gives a process: cores and memory, of which a container, a batch system or
+taskset may allow fewer than there are."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ MEMORY = Path("/proc/meminfo")
 
 
 def cores() -> int:
-    """How many cores this process may keep busy: those of its affinity, or the quota of its control group if that is less."""
+    """How many cores this process may keep busy: those of its affinity, or the quota of its control
+    group if that is less."""
     allowed = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):  # not everywhere
         allowed = len(os.sched_getaffinity(0))
@@ -27,22 +29,30 @@ def quota_cores(root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
         unified = _words(group / "cpu.max")
         if len(unified) == 2 and unified[0].isdigit():
             quota = min(quota, int(unified[0]) / int(unified[1]))
-        limit, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+        limit = _number(group / "cpu.cfs_quota_us")
+        period = _number(group / "cpu.cfs_period_us")
         if limit < math.inf and 0 < period < math.inf:
             quota = min(quota, limit / period)
     return quota
 
 
-def available_bytes(meminfo: Path = MEMORY, root: Path = CGROUPS, membership: Path = MEMBERSHIP) -> float:
-    """Memory that can be had without swapping, within the limits of control groups; infinite where the system does not say."""
+def available_bytes(
+    meminfo: Path = MEMORY, root: Path = CGROUPS, membership: Path = MEMBERSHIP
+) -> float:
+    """Memory that can be had without swapping, within the limits of control groups; infinite where
+    the system does not say."""
     left = math.inf
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 left = int(line.split()[1]) * 1024.0
     for group in _groups("memory", root, membership):
-        for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-            most, taken = _number(group / limit), _number(group / used)
+        for limit, used in (
+            ("memory.max", "memory.current"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+        ):
+            most = _number(group / limit)
+            taken = _number(group / used)
             if most < math.inf and taken < math.inf:
                 left = min(left, max(0.0, most - taken + _reclaimable(group)))
     return left
@@ -58,7 +68,8 @@ def _reclaimable(group: Path) -> float:
 
 
 def _groups(controller: str, root: Path, membership: Path) -> Iterator[Path]:
-    """The directories of this process's control group and of those around it, of version 1 and 2."""
+    """The directories of this process's control group and of those around it, of version 1 and
+    2."""
     for line in _words(membership, lines=True):
         _, names, path = [*line.split(":", 2), "", ""][:3]
         if names and controller not in names.split(","):
@@ -80,6 +91,7 @@ def _words(file: Path, lines: bool = False) -> list[str]:
 
 
 def _number(file: Path) -> float:
-    """The number in a file of the kernel; infinite for "max", -1 and where there is no such file."""
+    """The number in a file of the kernel; infinite for "max", -1 and where there is no such
+    file."""
     words = _words(file)
     return float(words[0]) if words and words[0].isdigit() else math.inf

@@ -1,7 +1,8 @@
 """Every message that one process sends to another.
 
-All are msgspec Structs: positional (`array_like`) and tagged, so that a frame is small and says what it is. Arrays are raw
-little-endian bytes, with the element type in the field's comment (`protocol.arrays` packs and unpacks them). Who sends what:
+All are msgspec Structs: positional (`array_like`) and tagged, so that a frame is small and says
+what it is. Arrays are raw little-endian bytes, with the element type in the field's comment
+(`protocol.arrays` packs and unpacks them). Who sends what:
 
     actor       -> controller   Hello, Credit, TurnRequest, EpisodeEnded, Heartbeat
     controller  -> actor        Welcome, Alive, Lease, TurnResult, TurnFailed, Shutdown, Revoked
@@ -17,7 +18,8 @@ little-endian bytes, with the element type in the field's comment (`protocol.arr
     controller or shard -> engine            Steer
     learner, controller      -> supervisor   Stats
 
-Between learner, controller and supervisor each is sent inside a Numbered (protocol/frames.py), which a Confirmed answers.
+Between learner, controller and supervisor each is sent inside a Numbered (protocol/frames.py),
+which a Confirmed answers.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class DropReason(StrEnum):
     STALE = "stale"
     CANCELLED = "cancelled"
     ACTOR_LOST = "actor_lost"
-    UNINFORMATIVE = "uninformative"  # the returns of its group are all equal, and learner.filter_groups leaves such groups out
+    # the returns of its group are all equal, and learner.filter_groups leaves such groups out
+    UNINFORMATIVE = "uninformative"
 
 
 class StopReason(StrEnum):
@@ -60,9 +63,11 @@ class StopReason(StrEnum):
 
 
 class EpisodeKey(msgspec.Struct, array_like=True, frozen=True):
-    """Identity of an episode: member `member` of group `group`, on its `attempt`-th lease (0 = the first).
+    """Identity of an episode: member `member` of group `group`, on its `attempt`-th lease (0 = the
+    first).
 
-    Evaluation episodes have groups of their own, numbered apart: (`evaluation`, group) is unique in a run.
+    Evaluation episodes have groups of their own, numbered apart: (`evaluation`, group) is unique in
+    a run.
     """
 
     group: int
@@ -94,7 +99,8 @@ class Hello(Message):
 
 
 class Welcome(Message):
-    """What an actor needs to know to play: the environment, the tokenizer, and where trajectories go."""
+    """What an actor needs to know to play: the environment, the tokenizer, and where trajectories
+    go."""
 
     environment: str
     environment_settings: dict
@@ -123,22 +129,26 @@ class Heartbeat(Message):
     playing: list[tuple[EpisodeKey, int]] = []  # leases (episode, attempt) that it has
 
 
-class Place(msgspec.Struct, array_like=True, frozen=True):
+class ShardAddress(msgspec.Struct, array_like=True, frozen=True):
     """Where a shard takes turns."""
 
     host: str  # empty: the one that the controller was reached at
     port: int
 
 
-class Alive(Message):
-    """The controller lives: the answer to a heartbeat, and what actors are told when shards come or go."""
+class HeartbeatAck(Message):
+    """The controller lives: the answer to a heartbeat, and what actors are told when shards come or
+    go."""
 
     session: str  # as in its welcome; another one is another run's, or this one's after a resume
-    shards: list[Place] = []  # that take turns beside the controller
+    shards: list[ShardAddress] = []  # that take turns beside the controller
 
 
 class Shutdown(Message):
-    """No more work will come: finish nothing, leave. The learner's last word to the controller, once the last checkpoint is written."""
+    """No more work will come: finish nothing, leave.
+
+    The learner's last word to the controller, once the last checkpoint is written.
+    """
 
     reason: str
 
@@ -156,20 +166,28 @@ class ControlEvent(msgspec.Struct, array_like=True, frozen=True):
 
     kind: str  # "intervene", "resample", or "keep": stalled, but the last sample that is allowed
     reason: str  # the name of the condition that held
-    position: int  # token of the response at which it was decided (for "resample": the response's length)
+    position: (
+        int  # token of the response at which it was decided (for "resample": the response's length)
+    )
     value: float  # the measured quantity
     threshold: float  # what it was compared with
 
 
-class Attempt(msgspec.Struct, array_like=True, frozen=True):
+class Response(msgspec.Struct, array_like=True, frozen=True):
     """One sampled response: the kept one, or one that was rejected and sampled again."""
 
     tokens: bytes  # int32 [T]
-    log_probs: bytes  # float32 [T], behaviour policy, at the sampling temperature; NaN where the engine reported none
-    mask: bytes  # uint8 [T]: 1 = chosen by the policy, 0 = forced by the controller or without a finite log-prob
+    # float32 [T], behaviour policy, at the sampling temperature; NaN where the engine reported none
+    log_probs: bytes
+    # uint8 [T]: 1 = chosen by the policy, 0 = forced by the controller or without a finite log-prob
+    mask: bytes
     spans: list[Span]
-    uncertainty: bytes  # float16 [T] M_t, NaN where no signal arrived; empty when the turn was not watched
-    signals: bytes  # float32 [T, 3]: entropy in nats, confidence, top-1 log-prob; NaN and empty likewise
+    uncertainty: (
+        bytes  # float16 [T] M_t, NaN where no signal arrived; empty when the turn was not watched
+    )
+    signals: (
+        bytes  # float32 [T, 3]: entropy in nats, confidence, top-1 log-prob; NaN and empty likewise
+    )
     events: list[ControlEvent]
     stop: StopReason
     score: float  # turn-level uncertainty (Phi); NaN if it could not be computed
@@ -187,10 +205,18 @@ class Attempt(msgspec.Struct, array_like=True, frozen=True):
         return np.frombuffer(self.signals, dtype="<f4").reshape(-1, 3)
 
     def forced(self) -> np.ndarray:
-        """bool [T]: tokens that the controller chose. Those with mask 0 from an intervention on; one that merely has no log-prob after it
-        cannot be told from them."""
+        """bool [T]: tokens that the controller chose.
+
+        Those with mask 0 from an intervention on; one that merely has no log-prob after it cannot
+        be told from them.
+        """
         forced = np.frombuffer(self.mask, dtype=np.uint8) == 0
-        forced[: min((event.position for event in self.events if event.kind == "intervene"), default=self.length)] = False
+        forced[
+            : min(
+                (event.position for event in self.events if event.kind == "intervene"),
+                default=self.length,
+            )
+        ] = False
         return forced
 
 
@@ -210,8 +236,8 @@ class TurnResult(Message):
     key: EpisodeKey
     attempt: int
     turn: int
-    kept: Attempt
-    rejected: list[Attempt]
+    kept: Response
+    rejected: list[Response]
 
 
 class TurnFailed(Message):
@@ -228,16 +254,19 @@ class Turn(msgspec.Struct, array_like=True, frozen=True):
     """One turn of a finished episode."""
 
     prompt: bytes  # int32 [L]
-    kept: Attempt
-    rejected: list[Attempt]
+    kept: Response
+    rejected: list[Response]
     reward: float
     valid: bool
-    anchor: str  # of what the agent was shown: a digest, equal exactly when that is; the text itself with learner.anchor_similarity
+    # of what the agent was shown: a digest, equal exactly when that is; the text itself with
+    # learner.anchor_similarity
+    anchor: str
     action: str
 
 
 class Trajectory(Message):
-    """A finished episode, or the notice that it was dropped (then `dropped` is set and `turns` may be cut short)."""
+    """A finished episode, or the notice that it was dropped (then `dropped` is set and `turns` may
+    be cut short)."""
 
     key: EpisodeKey
     attempt: int
@@ -250,8 +279,12 @@ class Trajectory(Message):
     """What the benchmark reports beside success."""
     dropped: DropReason | None = None
     detail: str = ""
-    overflowed: bool = False  # it ended because its next prompt would not have fitted into the context
-    truncated: bool = False  # it ended because the environment cut it off: its turns were used up, say
+    overflowed: bool = (
+        False  # it ended because its next prompt would not have fitted into the context
+    )
+    truncated: bool = (
+        False  # it ended because the environment cut it off: its turns were used up, say
+    )
 
 
 class Ack(Message):
@@ -277,8 +310,9 @@ class EpisodeEnded(Message):
 # --- learner and controller -------------------------------------------------------------------------------------------
 
 
-class LearnerState(Message):
-    """Where admission starts, once the learner is ready: at `next_group`, without the groups that `left`."""
+class LearnerReady(Message):
+    """Where admission starts, once the learner is ready: at `next_group`, without the groups that
+    `left`."""
 
     next_group: int
     received: list[EpisodeKey]  # members that are not played again
@@ -295,18 +329,21 @@ class Transfer(msgspec.Struct, array_like=True, frozen=True):
     shapes: list[list[int]]
 
 
-class Published(Message):
+class WeightsPublished(Message):
     """New weights. `groups` were consumed since the last one: trained on, or dropped."""
 
     version: int
     checksum: str  # of the file's contents; empty with `transfer`
     trained: list[int]  # groups
     last: bool = False  # no training follows: admit no more training groups
-    transfer: Transfer | None = None  # engine.weights nccl: what the learner sends from now on, once for each version
+    transfer: Transfer | None = (
+        None  # engine.weights nccl: what the learner sends from now on, once for each version
+    )
 
 
 def weights_file(directory: Path, version: int) -> Path:
-    """The safetensors file of published weights: no message says where it is, so that none can say it wrongly."""
+    """The safetensors file of published weights: no message says where it is, so that none can say
+    it wrongly."""
     return directory / f"v{version}.safetensors"
 
 
@@ -317,13 +354,14 @@ class GroupsDropped(Message):
 
 
 class Evaluate(Message):
-    """Play `episodes` held-out tasks once each, before new training groups, with the weights published last; 0: play no more of them."""
+    """Play `episodes` held-out tasks once each, before new training groups, with the weights
+    published last; 0: play no more of them."""
 
     evaluation: int  # group number; members are the tasks 0 ... episodes-1
     episodes: int
 
 
-class Applied(Message):
+class WeightsApplied(Message):
     """Every engine runs `version` now."""
 
     version: int
@@ -336,7 +374,8 @@ class Applied(Message):
 
 
 class ShardState(Message):
-    """A shard lives, and this is how it stands; after each heartbeat, and when its engines have new weights."""
+    """A shard lives, and this is how it stands; after each heartbeat, and when its engines have new
+    weights."""
 
     shard: int
     version: int  # of the weights that its healthy engines run; -1: none of this run's yet
@@ -346,7 +385,7 @@ class ShardState(Message):
     last: bool = False  # it ends
 
 
-class Load(Message):
+class LoadWeights(Message):
     """The newest weights: a shard's engines are to run them."""
 
     version: int
@@ -354,7 +393,8 @@ class Load(Message):
 
 
 class Revoked(Message):
-    """These leases (episode, attempt) are no longer in force: no further turns for them, and who plays one breaks off."""
+    """These leases (episode, attempt) are no longer in force: no further turns for them, and who
+    plays one breaks off."""
 
     leases: list[tuple[EpisodeKey, int]]
 
@@ -375,11 +415,11 @@ class SignalFrame(Message):
     previous: bytes  # int32 [R]: the token at position - 1 of the response; -1 at position 0
 
 
-class Steer(Message):
+class ForceTokens(Message):
     """Force `tokens`, one after another, from the engine's next step on.
 
-    Nothing happens when the turn has finished, or when its response already ends the thinking span by itself: when it
-    contains the token `unless` (-1: no such condition).
+    Nothing happens when the turn has finished, or when its response already ends the thinking span
+    by itself: when it contains the token `unless` (-1: no such condition).
     """
 
     turn_id: str
@@ -391,8 +431,12 @@ class Steer(Message):
 
 
 class Stats(Message):
-    """Numbers from one process. `event` is "update", "evaluation", "phase", "gauge", "dropped" (at the end: what no update told of),
-    "drops" (so far, by reason), "failures" (of each reason the first one's words) or "waiting" (for what: how many seconds)."""
+    """Numbers from one process.
+
+    `event` is "update", "evaluation", "phase", "gauge", "dropped" (at the end: what no update told
+    of), "drops" (so far, by reason), "failures" (of each reason the first one's words) or "waiting"
+    (for what: how many seconds).
+    """
 
     source: str  # process name
     event: str

@@ -1,4 +1,5 @@
-"""Standard streams that do not fail: what reads them may go (a pipe, a terminal), stop reading, or be a disk without room."""
+"""Standard streams that do not fail: what reads them may go (a pipe, a terminal), stop reading, or
+be a disk without room."""
 
 from __future__ import annotations
 
@@ -15,11 +16,15 @@ CHUNK_BYTES = select.PIPE_BUF
 """A stream that can be written to takes so many bytes without waiting."""
 
 LONGEST_WAIT_SECONDS = 0.1
-"""So long a process that has other work waits for its reader (a terminal after Ctrl-S, a pager), before what it shows is dropped."""
+"""So long a process that has other work waits for its reader (a terminal after Ctrl-S, a pager),
+before what it shows is dropped."""
 
 
 class LastingFile(io.FileIO):
-    """A descriptor that takes whatever is written to it. What cannot be written is gone, and the first reason is kept as `failure`."""
+    """A descriptor that takes whatever is written to it.
+
+    What cannot be written is gone, and the first reason is kept as `failure`.
+    """
 
     def __init__(self, descriptor: int) -> None:
         super().__init__(descriptor, "w", closefd=False)
@@ -40,8 +45,8 @@ class LastingFile(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Make this process's output a LastingFile, and its standard descriptors open: a file opened later would take the place of one that
-    is closed (`>&-`), and get what is meant for it."""
+    """Make this process's output a LastingFile, and its standard descriptors open: a file opened
+    later would take the place of one that is closed (`>&-`), and get what is meant for it."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
@@ -53,7 +58,8 @@ def outlive_readers() -> None:
 
 @contextlib.contextmanager
 def waiting_briefly() -> Iterator[None]:
-    """While inside, output that nobody reads is dropped soon: this process has other work than to wait for it."""
+    """While inside, output that nobody reads is dropped soon: this process has other work than to
+    wait for it."""
     files = [file for file in map(_lasting_file, (sys.stdout, sys.stderr)) if file is not None]
     for file in files:
         file.longest_wait_seconds = LONGEST_WAIT_SECONDS
@@ -65,7 +71,8 @@ def waiting_briefly() -> Iterator[None]:
 
 
 def unwritten() -> OSError | None:
-    """Why some of the standard output could not be written; None if all of it was, or its reader wanted no more."""
+    """Why some of the standard output could not be written; None if all of it was, or its reader
+    wanted no more."""
     file = _lasting_file(sys.stdout)
     if file is None:
         return None

@@ -1,7 +1,8 @@
 """Names by which a ROUTER knows who is connected to it.
 
-A peer that connects again under its name takes the place of its old connection (ZMQ_ROUTER_HANDOVER), which may be dead without either end
-knowing. Whoever knows a name can do that; so the names of actors, which the keys do not tell apart, are secrets of theirs and the run's.
+A peer that connects again under its name takes the place of its old connection
+(ZMQ_ROUTER_HANDOVER), which may be dead without either end knowing. Whoever knows a name can do
+that; so the names of actors, which the keys do not tell apart, are secrets of theirs and the run's.
 """
 
 from __future__ import annotations
@@ -25,5 +26,6 @@ def shown_name(peer: bytes) -> str:
 
 
 def is_nameless(peer: bytes) -> bool:
-    """Whether ZeroMQ has made up the name: of those that give none, and of what is left of a connection whose place was taken."""
+    """Whether ZeroMQ has made up the name: of those that give none, and of what is left of a
+    connection whose place was taken."""
     return peer[:1] in (b"\0", b"")

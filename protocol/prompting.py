@@ -1,4 +1,5 @@
-"""Text to tokens and back, with the policy's own tokenizer and chat template: for actors, and for demonstrations alike."""
+"""Text to tokens and back, with the policy's own tokenizer and chat template: for actors, and for
+demonstrations alike."""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ class Prompter:
 
     def __init__(self, tokenizer_json: bytes, chat_template: str) -> None:
         self._tokenizer = Tokenizer.from_str(tokenizer_json.decode())
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True
+        )
         environment.globals["raise_exception"] = _refuse
         self._template = environment.from_string(chat_template)
 
@@ -25,12 +28,20 @@ class Prompter:
 
     def prompts(self, messages: Sequence[str]) -> list[list[int]]:
         """`prompt` of each message, faster for many."""
-        texts = [self._template.render(messages=[{"role": "user", "content": m}], add_generation_prompt=True) for m in messages]
+        texts = [
+            self._template.render(
+                messages=[{"role": "user", "content": m}], add_generation_prompt=True
+            )
+            for m in messages
+        ]
         return self.tokens(texts)
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts as they stand."""
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [
+            encoding.ids
+            for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
 
     def text(self, tokens: list[int]) -> str:
         """The response's text, without special tokens such as the end of the turn."""
@@ -38,23 +49,38 @@ class Prompter:
 
 
 def read_chat_template(model_dir: Path) -> str:
-    """The chat template of a Hugging Face directory, in either place where it may stand, the one named "default" if there are several; with
-    the special tokens that it speaks of by name. ValueError without one."""
-    settings, file = _tokenizer_settings(model_dir), model_dir / "chat_template.jinja"
+    """The chat template of a Hugging Face directory, in either place where it may stand, the one
+    named "default" if there are several; with the special tokens that it speaks of by name.
+    ValueError without one."""
+    settings = _tokenizer_settings(model_dir)
+    file = model_dir / "chat_template.jinja"
     template = file.read_text() if file.exists() else settings.get("chat_template")
     if isinstance(template, list):
         template = {named["name"]: named["template"] for named in template}.get("default")
     if template is None:
-        raise ValueError(f"model.name: {model_dir} has no chat template (chat_template.jinja, or in tokenizer_config.json)")
-    tokens = [name for name in ("bos_token", "eos_token") if name in template and settings.get(name)]
-    return "".join(f"{{% set {name} = {json.dumps(_content(settings[name]))} %}}" for name in tokens) + template
+        raise ValueError(
+            f"model.name: {model_dir} has no chat template (chat_template.jinja, or in "
+            "tokenizer_config.json)"
+        )
+    tokens = [
+        name for name in ("bos_token", "eos_token") if name in template and settings.get(name)
+    ]
+    return (
+        "".join(f"{{% set {name} = {json.dumps(_content(settings[name]))} %}}" for name in tokens)
+        + template
+    )
 
 
 def read_turn_end(model_dir: Path) -> str:
-    """The token that ends the policy's turns: eos_token of tokenizer_config.json. ValueError without one."""
+    """The token that ends the policy's turns: eos_token of tokenizer_config.json.
+
+    ValueError without one.
+    """
     token = _tokenizer_settings(model_dir).get("eos_token")
     if token is None:
-        raise ValueError(f"model.name: {model_dir} has no tokenizer_config.json that names its eos_token")
+        raise ValueError(
+            f"model.name: {model_dir} has no tokenizer_config.json that names its eos_token"
+        )
     return _content(token)
 
 
@@ -75,7 +101,9 @@ def _content(token: str | dict) -> str:
 
 
 def _refuse(reason: str) -> None:
-    raise ValueError(f"model.name: the chat template refuses a single message of the user: {reason}")
+    raise ValueError(
+        f"model.name: the chat template refuses a single message of the user: {reason}"
+    )
 
 
 def load_prompter(model_dir: Path) -> Prompter:

@@ -1,4 +1,5 @@
-"""Who may talk to a run, over connections that nobody else can read: ZeroMQ's CURVE, with keys in files.
+"""Who may talk to a run, over connections that nobody else can read: ZeroMQ's CURVE, with keys in
+files.
 
 `run.py keys DIR` makes a directory of them:
 
@@ -6,8 +7,9 @@
     allowed/NAME.key                 of those that may play for it: one whose file is removed is refused from its next connection on
     NAME/run.key, NAME.key_secret    to be copied to a machine of that name, for `run.py actor --keys NAME`
 
-A socket of domain "run" admits the run's own processes alone, one of domain "actors" those that may play, too. Without keys sockets are
-open, and must not be reachable from other machines (`is_loopback`).
+A socket of domain "run" admits the run's own processes alone, one of domain "actors" those that may
+play, too. Without keys sockets are open, and must not be reachable from other machines
+(`is_loopback`).
 """
 
 from __future__ import annotations
@@ -42,7 +44,8 @@ HEARTBEAT_SECONDS = 2.0
 """Of those who do not know the run's (actor.heartbeat_seconds)."""
 
 SILENT_AFTER = 3
-"""Heartbeats in which nothing comes over a connection, after which it is made anew: before an actor, or a shard, is missed."""
+"""Heartbeats in which nothing comes over a connection, after which it is made anew: before an
+actor, or a shard, is missed."""
 
 LOST_AFTER = 5
 """Heartbeats an actor, or a shard, may miss."""
@@ -64,14 +67,18 @@ class Keys(NamedTuple):
 
 
 def make_keys(directory: Path, name: str) -> list[Path]:
-    """New keys for a machine called `name`, and for the run if there are none yet; returns the directories and files that were made.
+    """New keys for a machine called `name`, and for the run if there are none yet; returns the
+    directories and files that were made.
 
     Raises KeysError for a name that is taken, or no name of a file.
     """
     if name in (RUN, ALLOWED, ".", "..") or name != Path(name).name:
         raise KeysError(f"{name!r} cannot be the name of a machine's keys; use letters and numbers")
     if (directory / name).exists():
-        raise KeysError(f"{directory / name} exists; give another name, or remove it and {directory / ALLOWED / f'{name}.key'} first")
+        raise KeysError(
+            f"{directory / name} exists; give another name, or remove it and "
+            f"{directory / ALLOWED / f'{name}.key'} first"
+        )
     made = []
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     (directory / ALLOWED).mkdir(mode=0o700, exist_ok=True)
@@ -80,7 +87,9 @@ def make_keys(directory: Path, name: str) -> list[Path]:
     (directory / name).mkdir(mode=0o700)
     _pair(directory / name, name)
     (directory / name / f"{name}.key").rename(directory / ALLOWED / f"{name}.key")
-    atomic_write(directory / name / f"{RUN}.key", (directory / f"{RUN}.key").read_bytes(), mode=0o600)
+    atomic_write(
+        directory / name / f"{RUN}.key", (directory / f"{RUN}.key").read_bytes(), mode=0o600
+    )
     return [*made, directory / ALLOWED / f"{name}.key", directory / name]
 
 
@@ -95,13 +104,19 @@ def _pair(directory: Path, name: str) -> list[Path]:
 
 
 def load_keys(directory: str) -> Keys | None:
-    """The keys in a directory that `make_keys` made, the run's or a machine's; None for "". Raises KeysError."""
+    """The keys in a directory that `make_keys` made, the run's or a machine's; None for "".
+
+    Raises KeysError.
+    """
     if not directory:
         return None
     place = Path(directory)
     secrets = sorted(place.glob(f"*{SECRET}"))
     if len(secrets) != 1 or not (place / f"{RUN}.key").is_file():
-        raise KeysError(f"{place} holds no keys; `run.py keys {place}` makes them, and of a machine's directory there all is needed")
+        raise KeysError(
+            f"{place} holds no keys; `run.py keys {place}` makes them, and of a machine's "
+            "directory there all is needed"
+        )
     (secret,) = secrets
     if secret.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise KeysError(f"{secret} can be read by others; chmod 600 {secret}")
@@ -132,9 +147,12 @@ def bind(
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
     most_waiting: int = 0,
 ) -> None:
-    """Listen. Frames that are too large for any message end their connection before memory is taken for them; a peer that connects again
-    under its name takes the place of its old connection (protocol/peers.py). `most_waiting`: messages of a peer that wait to be read,
-    0: any number."""
+    """Listen.
+
+    Frames that are too large for any message end their connection before memory is taken for them;
+    a peer that connects again under its name takes the place of its old connection
+    (protocol/peers.py). `most_waiting`: messages of a peer that wait to be read, 0: any number.
+    """
     _watch_over(socket, heartbeat_seconds, most_waiting)
     if socket.type == zmq.ROUTER:
         socket.set(zmq.ROUTER_HANDOVER, 1)
@@ -146,10 +164,17 @@ def bind(
     socket.bind(endpoint)
 
 
-def connect(socket: zmq.Socket, endpoint: str, keys: Keys | None, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+def connect(
+    socket: zmq.Socket,
+    endpoint: str,
+    keys: Keys | None,
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
+) -> None:
     """Connect to a socket that the run has bound, again and again if need be."""
     _watch_over(socket, heartbeat_seconds, 0)
-    socket.set(zmq.CONNECT_TIMEOUT, _milliseconds(LOST_AFTER * heartbeat_seconds))  # else the system's: two minutes
+    socket.set(
+        zmq.CONNECT_TIMEOUT, _milliseconds(LOST_AFTER * heartbeat_seconds)
+    )  # else the system's: two minutes
     if keys is not None:
         socket.set(zmq.CURVE_SERVERKEY, keys.run)
         socket.set(zmq.CURVE_PUBLICKEY, keys.public)
@@ -158,11 +183,13 @@ def connect(socket: zmq.Socket, endpoint: str, keys: Keys | None, heartbeat_seco
 
 
 def _watch_over(socket: zmq.Socket, heartbeat_seconds: float, most_waiting: int) -> None:
-    """Have both ends ask whether the other one is there, and give a connection up over which nothing comes: one end may have lost it
-    without the other one hearing of it (NAT that forgets, a machine that was suspended, another address).
+    """Have both ends ask whether the other one is there, and give a connection up over which
+    nothing comes: one end may have lost it without the other one hearing of it (NAT that forgets, a
+    machine that was suspended, another address).
 
-    ZeroMQ's own threads ask and answer, however busy the process is, but only while they read, and a queue that is full makes them stop:
-    so ZeroMQ's bound of 1,000 messages goes. What waits is bounded by what peers were given to do.
+    ZeroMQ's own threads ask and answer, however busy the process is, but only while they read, and
+    a queue that is full makes them stop: so ZeroMQ's bound of 1,000 messages goes. What waits is
+    bounded by what peers were given to do.
     """
     socket.set(zmq.MAXMSGSIZE, MAX_FRAME)
     socket.set(zmq.HEARTBEAT_IVL, _milliseconds(heartbeat_seconds))
@@ -189,11 +216,16 @@ async def gatekeeper(context: zmq.asyncio.Context, keys: Keys | None) -> AsyncIt
         yield
     finally:
         keeper.stop()
-        await asyncio.sleep(0)  # its task lets go of the descriptor before another socket may get that
+        await asyncio.sleep(
+            0
+        )  # its task lets go of the descriptor before another socket may get that
 
 
 class _Admits:
-    """Asked by pyzmq at every handshake. Never raises: that would end pyzmq's task, and nobody would be answered any more."""
+    """Asked by pyzmq at every handshake.
+
+    Never raises: that would end pyzmq's task, and nobody would be answered any more.
+    """
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys
@@ -205,7 +237,8 @@ class _Admits:
         return domain == "actors" and any(key == known for known in self._allowed())
 
     def _allowed(self) -> Iterator[bytes]:
-        """The keys in the directory of now, but for what is none: half copied, not ours to read, removed just now."""
+        """The keys in the directory of now, but for what is none: half copied, not ours to read,
+        removed just now."""
         try:
             for file in self._keys.allowed.iterdir():
                 if file.suffix == ".key":
@@ -219,7 +252,11 @@ class _Admits:
             if len(public) != KEY_LENGTH:
                 raise ValueError(f"a key has {KEY_LENGTH} characters, this one {len(public)}")
             yield public
-        except (OSError, ValueError, IndexError) as error:  # IndexError: a line that ends before its "="
+        except (
+            OSError,
+            ValueError,
+            IndexError,
+        ) as error:  # IndexError: a line that ends before its "="
             self._warn(file, error)
 
     def _warn(self, path: Path, error: Exception) -> None:

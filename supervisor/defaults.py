@@ -1,4 +1,5 @@
-"""Defaults that depend on other settings: of the tiny policy in an environment, and of the presets of control."""
+"""Defaults that depend on other settings: of the tiny policy in an environment, and of the presets
+of control."""
 
 from __future__ import annotations
 
@@ -25,11 +26,14 @@ TINY_DEFAULTS: dict[str, dict[str, Any]] = {
         "warm_start.dawdling": 0.25,
     },
 }
-"""Environment -> defaults ({full name: value}) that are others there for the tiny policy (docs/learning.md says why). A model of one's own
-plays an environment as others know it."""
+"""Environment -> defaults ({full name: value}) that are others there for the tiny policy
+(docs/learning.md says why). A model of one's own plays an environment as others know it."""
 
 _LONG_THOUGHTS = {"control.window": 7, "control.min_thinking": 16}
-"""Of any model but the tiny policy, which thinks 13 tokens a turn. The paper does not publish N, L_min and j."""
+"""Of any model but the tiny policy, which thinks 13 tokens a turn.
+
+The paper does not publish N, L_min and j.
+"""
 
 OWN_MODEL_DEFAULTS: dict[str, Any] = {
     **_LONG_THOUGHTS,
@@ -76,7 +80,12 @@ SERIAL_DEFAULTS: dict[str, Any] = {
 }
 """Of a serial run: it is there to be looked at, and ends in seconds."""
 
-SERIAL_TINY_DEFAULTS: dict[str, Any] = {"warm_start.episodes": 30, "model.hidden_size": 64, "model.layers": 2, "model.heads": 2}
+SERIAL_TINY_DEFAULTS: dict[str, Any] = {
+    "warm_start.episodes": 30,
+    "model.hidden_size": 64,
+    "model.layers": 2,
+    "model.heads": 2,
+}
 
 PRESETS: dict[str, dict[str, Any]] = {
     "auto": {},
@@ -113,28 +122,44 @@ def other_defaults(full: str) -> list[str]:
 
 
 def defaults_for(given: Mapping[str, Any], serial: bool = False) -> dict[str, Any]:
-    """{full name: default} that differ from config.py's, for the settings that are `given` ({full name: value}), in a run of one process
-    (`serial`) or of many."""
+    """{full name: default} that differ from config.py's, for the settings that are `given` ({full
+    name: value}), in a run of one process (`serial`) or of many."""
     model = str(given.get("model.name", ModelSection().name))
     if model == "tiny":
-        by_model = TINY_DEFAULTS.get(str(given.get("env.name", EnvSection().name)), {}) | (SERIAL_TINY_DEFAULTS if serial else {})
+        by_model = TINY_DEFAULTS.get(str(given.get("env.name", EnvSection().name)), {}) | (
+            SERIAL_TINY_DEFAULTS if serial else {}
+        )
     else:
         by_model = OWN_MODEL_DEFAULTS | MODEL_DEFAULTS.get(model, {})
     by_model = by_model | ALGORITHM_DEFAULTS.get(str(given.get("learner.algorithm", "")), {})
-    return by_model | (SERIAL_DEFAULTS if serial else {}) | PRESETS.get(str(given.get("control.preset", ControlSection().preset)), {})
+    return (
+        by_model
+        | (SERIAL_DEFAULTS if serial else {})
+        | PRESETS.get(str(given.get("control.preset", ControlSection().preset)), {})
+    )
 
 
 def with_preset(overrides: Mapping[str, str], recorded: Config) -> dict[str, str]:
-    """Overrides of a run's settings, of which its config.toml has every one: a preset among them stands for all that any preset sets, as
-    a new run of that model would have it."""
+    """Overrides of a run's settings, of which its config.toml has every one: a preset among them
+    stands for all that any preset sets, as a new run of that model would have it."""
     if "control.preset" not in overrides:
         return dict(overrides)
-    given = {"model.name": recorded.model.name, "env.name": recorded.env.name, "control.preset": overrides["control.preset"]}
+    given = {
+        "model.name": recorded.model.name,
+        "env.name": recorded.env.name,
+        "control.preset": overrides["control.preset"],
+    }
     found = defaults_for(given)
     names = {full for preset in PRESETS.values() for full in preset}
-    return {full: str(found.get(full, getattr(ControlSection(), full.partition(".")[2]))) for full in names} | dict(overrides)
+    return {
+        full: str(found.get(full, getattr(ControlSection(), full.partition(".")[2])))
+        for full in names
+    } | dict(overrides)
 
 
 def fixed_thresholds(given: Iterable[str]) -> dict[str, Any]:
-    """A threshold that is given, and its rate is not, is meant to hold: the rates that are 0 for that."""
-    return {rate: 0.0 for threshold, rate in RATES.items() if threshold in given and rate not in given}
+    """A threshold that is given, and its rate is not, is meant to hold: the rates that are 0 for
+    that."""
+    return {
+        rate: 0.0 for threshold, rate in RATES.items() if threshold in given and rate not in given
+    }

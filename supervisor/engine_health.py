@@ -1,4 +1,5 @@
-"""Engines that live and can do nothing: vLLM's server may outlive its core, and then it neither works nor ends."""
+"""Engines that live and can do nothing: vLLM's server may outlive its core, and then it neither
+works nor ends."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import aiohttp
 
-from supervisor.process import Child
+from supervisor.process import ChildProcess
 
 INTERVAL = 2.0
 """Seconds between two looks."""
@@ -17,7 +18,7 @@ LOOKS = 3
 """In a row at which it could do nothing, until it is ended."""
 
 
-class Lameness:
+class EngineHealth:
     """Of one engine, look by look."""
 
     def __init__(self) -> None:
@@ -32,8 +33,11 @@ class Lameness:
 
 
 async def look(session: aiohttp.ClientSession, url: str) -> bool | None:
-    """Whether the engine at `url` can work. Not, if its server says that the core is dead, or takes no connection; None if it is silent,
-    since it may be busy, or stopped."""
+    """Whether the engine at `url` can work.
+
+    Not, if its server says that the core is dead, or takes no connection; None if it is silent,
+    since it may be busy, or stopped.
+    """
     try:
         async with session.get(f"{url}/health") as response:
             return {200: True, 503: False}.get(response.status)
@@ -43,14 +47,19 @@ async def look(session: aiohttp.ClientSession, url: str) -> bool | None:
         return None
 
 
-async def end_lame_engines(engines: Mapping[int, Child], urls: Sequence[str]) -> None:
-    """Forever: kill those that can do nothing any more. `engines` may change; a new process begins anew."""
-    known: dict[int, tuple[Child, Lameness]] = {}
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=ANSWERS_WITHIN)) as session:
+async def kill_dead_engines(engines: Mapping[int, ChildProcess], urls: Sequence[str]) -> None:
+    """Forever: kill those that can do nothing any more.
+
+    `engines` may change; a new process begins anew.
+    """
+    known: dict[int, tuple[ChildProcess, EngineHealth]] = {}
+    async with aiohttp.ClientSession(
+        timeout=aiohttp.ClientTimeout(total=ANSWERS_WITHIN)
+    ) as session:
         while True:
             for number, child in list(engines.items()):
                 if number not in known or known[number][0] is not child:
-                    known[number] = child, Lameness()
+                    known[number] = child, EngineHealth()
                 if known[number][1].saw(await look(session, urls[number])):
                     child.signal(signal.SIGKILL)
             await asyncio.sleep(INTERVAL)

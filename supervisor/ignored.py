@@ -1,5 +1,7 @@
-"""Settings of the learner that only some algorithms or corrections use. Another one would ignore them without a word: a value of one's own
-is refused there."""
+"""Settings of the learner that only some algorithms or corrections use.
+
+Another one would ignore them without a word: a value of one's own is refused there.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +19,30 @@ class Use(NamedTuple):
 
 
 def _one_of(setting: str, *values: str) -> Use:
-    return Use(f"learner.{setting} {' or '.join(values)}", lambda learner: getattr(learner, setting) in values)
+    return Use(
+        f"learner.{setting} {' or '.join(values)}",
+        lambda learner: getattr(learner, setting) in values,
+    )
 
 
 _CLIPPING = _one_of("correction", "ppo", "decoupled", "gspo", "cispo")
 _MASKING = _one_of("correction", "mis")
 _TRUNCATING = _one_of("correction", "vtrace")
 _STEPS = Use(
-    "learner.algorithm gigpo with a learner.step_weight", lambda learner: learner.algorithm == "gigpo" and learner.step_weight > 0
+    "learner.algorithm gigpo with a learner.step_weight",
+    lambda learner: learner.algorithm == "gigpo" and learner.step_weight > 0,
 )
 
 USES: dict[str, Use] = {
     "filter_groups": _one_of("algorithm", "gigpo", "grpo", "rloo", "reinforce++-baseline"),
-    "statistics": _one_of("algorithm", "gigpo", "grpo", "rloo", "reinforce++", "reinforce++-baseline"),
+    "statistics": _one_of(
+        "algorithm", "gigpo", "grpo", "rloo", "reinforce++", "reinforce++-baseline"
+    ),
     "step_weight": _one_of("algorithm", "gigpo"),
     "anchor_similarity": _STEPS,
-    "discount": Use(f"{_STEPS.by}, or gae", lambda learner: learner.algorithm == "gae" or _STEPS.holds(learner)),
+    "discount": Use(
+        f"{_STEPS.by}, or gae", lambda learner: learner.algorithm == "gae" or _STEPS.holds(learner)
+    ),
     "gae_lambda": Use(
         "learner.algorithm gae without learner.correction vtrace",
         lambda learner: learner.algorithm == "gae" and learner.correction != "vtrace",
@@ -42,7 +52,9 @@ USES: dict[str, Use] = {
     "clip_high": _CLIPPING,
     "tis_cap": Use(
         "learner.correction tis or decoupled, or learner.resampling weight",
-        lambda learner: learner.correction in ("tis", "decoupled") or learner.resampling == "weight",
+        lambda learner: (
+            learner.correction in ("tis", "decoupled") or learner.resampling == "weight"
+        ),
     ),
     "mis_low": _MASKING,
     "mis_high": _MASKING,
@@ -56,20 +68,27 @@ USES: dict[str, Use] = {
 
 
 def check_used(learner: LearnerSection) -> None:
-    """Raises ConfigError for a setting that is not at its default, and that the algorithm and the correction chosen ignore."""
+    """Raises ConfigError for a setting that is not at its default, and that the algorithm and the
+    correction chosen ignore."""
     default = LearnerSection()
     for name, use in USES.items():
         usual = getattr(default, name)
         if getattr(learner, name) == usual or use.holds(learner):
             continue
         raise ConfigError(
-            f"learner.{name}: it is used with {use.by} alone, and would be ignored with learner.algorithm {learner.algorithm} and "
-            f"learner.correction {learner.correction}; choose such, or leave it at {str(usual).lower()}"
+            f"learner.{name}: it is used with {use.by} alone, and would be ignored with "
+            f"learner.algorithm {learner.algorithm} and "
+            f"learner.correction {learner.correction}; choose such, or leave it at "
+            f"{str(usual).lower()}"
         )
     if learner.algorithm.startswith("reinforce++") and not learner.normalise:
         raise ConfigError(
-            f"learner.normalise: learner.algorithm {learner.algorithm} is the division by the batch's deviation; set it to true, "
+            f"learner.normalise: learner.algorithm {learner.algorithm} is the division by the "
+            "batch's deviation; set it to true, "
             "or take grpo"
         )
     if learner.algorithm == "rloo" and learner.normalise:
-        raise ConfigError("learner.normalise: learner.algorithm rloo never divides by a deviation; set it to false, or take grpo")
+        raise ConfigError(
+            "learner.normalise: learner.algorithm rloo never divides by a deviation; set it to "
+            "false, or take grpo"
+        )

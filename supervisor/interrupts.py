@@ -24,8 +24,11 @@ def take_signals_as_ctrl_c() -> None:
 
 @contextlib.contextmanager
 def on_interrupt(handle: Callable[[], None]) -> Iterator[None]:
-    """Have each of them call `handle` while inside, in a running event loop. Signals are the main thread's: in another one, of a program
-    that runs us beside its own work, they keep the meaning that it gives them."""
+    """Have each of them call `handle` while inside, in a running event loop.
+
+    Signals are the main thread's: in another one, of a program that runs us beside its own work,
+    they keep the meaning that it gives them.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,5 @@
-"""From a configuration to a job: check what can be checked before anything starts, then lay out the run directory."""
+"""From a configuration to a job: check what can be checked before anything starts, then lay out the
+run directory."""
 
 from __future__ import annotations
 
@@ -47,10 +48,14 @@ WEIGHTS_PREFIX = "foray-weights-"
 log = logging.getLogger(__name__)
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-"""What file systems answer that have no flock (Lustre without -o flock, some FUSE and 9p mounts)."""
+"""What file systems answer that have no flock (Lustre without -o flock, some FUSE and 9p
+mounts)."""
 
 LOCK = ".lock"
-"""A file that is locked as long as a process uses the directory. Files, since NFS tells other machines of locks on these alone."""
+"""A file that is locked as long as a process uses the directory.
+
+Files, since NFS tells other machines of locks on these alone.
+"""
 
 _held: dict[str, int] = {}
 """Directories of jobs, each with the descriptor of its lock."""
@@ -61,7 +66,9 @@ def default_run_dir() -> Path:
 
 
 def prepare(config: Config, resume: bool, model: Path | None) -> Job:
-    """A job in its run directory, which is created here. `model`: the policy's directory, unless it is made on the spot.
+    """A job in its run directory, which is created here.
+
+    `model`: the policy's directory, unless it is made on the spot.
 
     Raises ConfigError when it cannot be run as configured.
     """
@@ -76,7 +83,9 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
     endpoints = choose_endpoints(config)
     check_keys(config, endpoints)
     needed_bytes = check_machine(config, model, Path(config.run.dir or "runs"), resume)
-    weights_parent = choose_weights_parent(config.run.weights_dir, needed_bytes, Path(config.run.dir or default_run_dir()))
+    weights_parent = choose_weights_parent(
+        config.run.weights_dir, needed_bytes, Path(config.run.dir or default_run_dir())
+    )
     run_dir = _claimed(config.run.dir)
     if resume:
         leave_damaged_checkpoints(run_dir)
@@ -87,7 +96,8 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
         run_dir=str(run_dir),
         model_dir=str(model or run_dir / "policy"),
         weights_dir=weights_dir(weights_parent),
-        engine_key=os.environ.get(ENGINE_KEY, "") or ("" if config.engine.urls else secrets.token_urlsafe(32)),
+        engine_key=os.environ.get(ENGINE_KEY, "")
+        or ("" if config.engine.urls else secrets.token_urlsafe(32)),
         permit_key=secrets.token_urlsafe(32),
         run_id=_run_id(run_dir),
         resume=resume,
@@ -100,15 +110,20 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
 
 
 def keep_settings(job: Job) -> None:
-    """Write the settings that a run is resumed with. A run that is resumed does so once it is under way: with those that it could not
-    begin with, it would not begin any more."""
+    """Write the settings that a run is resumed with.
+
+    A run that is resumed does so once it is under way: with those that it could not begin with, it
+    would not begin any more.
+    """
     atomic_write(Path(job.run_dir) / "config.toml", to_toml(job.config), "run.dir")
 
 
 def _claimed(name: str) -> Path:
-    """The run's directory, made if there is none, and this process's alone until it ends (or `clean_up`). Without a name, a new one.
+    """The run's directory, made if there is none, and this process's alone until it ends (or
+    `clean_up`). Without a name, a new one.
 
-    Raises ConfigError when another run has it."""
+    Raises ConfigError when another run has it.
+    """
     run_dir = Path(name) if name else default_run_dir()
     try:
         if name:
@@ -117,7 +132,10 @@ def _claimed(name: str) -> Path:
             run_dir = _new(run_dir)
         _hold(run_dir, run_dir)
     except BlockingIOError:
-        raise ConfigError(f"run.dir: the run in {run_dir} is still under way; wait until it has ended, or give another directory") from None
+        raise ConfigError(
+            f"run.dir: the run in {run_dir} is still under way; wait until it has ended, or give "
+            "another directory"
+        ) from None
     except OSError as error:
         raise ConfigError(f"run.dir: {run_dir} cannot be written to: {error.strerror}") from None
     return run_dir
@@ -140,11 +158,14 @@ def job_file(job: Job) -> Path:
 
 def save_job(job: Job) -> None:
     """Write the job to its run directory, for its processes alone: it has keys."""
-    atomic_write(job_file(job), msgspec.json.format(msgspec.json.encode(job)), "run.dir", mode=0o600)
+    atomic_write(
+        job_file(job), msgspec.json.format(msgspec.json.encode(job)), "run.dir", mode=0o600
+    )
 
 
 def _run_id(run_dir: Path) -> str:
-    """That of the run that is there already, which is resumed, or a new one: for a copy of another run, too."""
+    """That of the run that is there already, which is resumed, or a new one: for a copy of another
+    run, too."""
     with contextlib.suppress(ConfigError, OSError):
         earlier = Job.load(run_dir / JOB_FILE)
         if earlier.run_id and Path(earlier.run_dir).resolve() == run_dir.resolve():
@@ -153,9 +174,12 @@ def _run_id(run_dir: Path) -> str:
 
 
 def weights_dir(parent: Path) -> str:
-    """A new directory for published weights, locked until this process ends. Unlocked ones, of supervisors that were killed, are removed.
+    """A new directory for published weights, locked until this process ends.
 
-    A lock and not a process number: containers may share memory (`--ipc=host`) without seeing each other's processes.
+    Unlocked ones, of supervisors that were killed, are removed.
+
+    A lock and not a process number: containers may share memory (`--ipc=host`) without seeing each
+    other's processes.
     """
     for left in parent.glob(f"{WEIGHTS_PREFIX}*"):
         with contextlib.suppress(OSError):  # in use, not ours, or gone
@@ -172,18 +196,28 @@ def weights_dir(parent: Path) -> str:
 
 
 def _hold(directory: Path, final: Path) -> None:
-    """Lock a directory, which will be called `final`, until `clean_up`. Where the disk has no locks, it goes without: nothing but a
-    second run in the same place is noticed by them."""
+    """Lock a directory, which will be called `final`, until `clean_up`.
+
+    Where the disk has no locks, it goes without: nothing but a second run in the same place is
+    noticed by them.
+    """
     try:
         _held[str(final)] = locked(directory)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        log.warning("the disk of %s has no locks (%s): a second run in it would not be refused", final, error.strerror)
+        log.warning(
+            "the disk of %s has no locks (%s): a second run in it would not be refused",
+            final,
+            error.strerror,
+        )
 
 
 def locked(directory: Path) -> int:
-    """The descriptor of its lock, which holds until that is closed or the process ends. BlockingIOError if somebody else has it."""
+    """The descriptor of its lock, which holds until that is closed or the process ends.
+
+    BlockingIOError if somebody else has it.
+    """
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -206,19 +240,27 @@ def check_run_dir(run_dir: Path) -> None:
     if run_dir.is_file():
         raise ConfigError(f"run.dir: {run_dir} is a file; give a directory")
     if run_dir.is_dir() and any(run_dir.iterdir()):
-        raise ConfigError(f"run.dir: {run_dir} is not empty; give another directory, or go on with that run by --resume {run_dir}")
+        raise ConfigError(
+            f"run.dir: {run_dir} is not empty; give another directory, or go on with that run by "
+            f"--resume {run_dir}"
+        )
 
 
 def configured_environment(config: Config) -> Environment:
-    """The environment of a run, which reads its files. Raises ConfigError for an unknown one, or settings that it refuses."""
+    """The environment of a run, which reads its files.
+
+    Raises ConfigError for an unknown one, or settings that it refuses.
+    """
     with environment_errors(config):
         return make_environment(config.env.name, **config.environment_settings())
 
 
 @contextlib.contextmanager
 def environment_errors(config: Config) -> Iterator[None]:
-    """Turn what code of the environment raises inside into a ConfigError. ValueError and EnvironmentFailure say what to change; of
-    others the place is said."""
+    """Turn what code of the environment raises inside into a ConfigError.
+
+    ValueError and EnvironmentFailure say what to change; of others the place is said.
+    """
     try:
         yield
     except ValueError as error:
@@ -231,7 +273,8 @@ def environment_errors(config: Config) -> Iterator[None]:
 
 @contextlib.contextmanager
 def first_task(environment: Environment) -> Iterator[Episode]:
-    """The first training task, or the first held-out one where there are none, started to be looked at, and closed afterwards."""
+    """The first training task, or the first held-out one where there are none, started to be looked
+    at, and closed afterwards."""
     episode = start_episode(environment, "train" if environment.size("train") else "held_out", 0, 0)
     try:
         yield episode
@@ -243,69 +286,108 @@ def check_tasks(config: Config, environment: Environment) -> None:
     """Raises ConfigError where there is nothing to train on, and training is asked for."""
     if environment.size("train"):
         return
-    for setting, wanted in (("run.updates", config.run.updates), ("warm_start.episodes", config.warm_start.episodes)):
+    for setting, wanted in (
+        ("run.updates", config.run.updates),
+        ("warm_start.episodes", config.warm_start.episodes),
+    ):
         if wanted:
-            raise ConfigError(f"{setting}: {config.env.name} has no tasks to train on; set it to 0 to evaluate only")
+            raise ConfigError(
+                f"{setting}: {config.env.name} has no tasks to train on; set it to 0 to evaluate "
+                "only"
+            )
 
 
 def check_model(config: Config, environment: Environment, directory: Path | None) -> None:
-    """Raises ConfigError for a directory without a model, or a policy that is to learn from demonstrations where there are none (or
-    nobody can start the first task, which a demonstration needs)."""
+    """Raises ConfigError for a directory without a model, or a policy that is to learn from
+    demonstrations where there are none (or nobody can start the first task, which a demonstration
+    needs)."""
     if directory is None or config.warm_start.episodes:
         with environment_errors(config), first_task(environment) as episode:
             _check_expert(config, environment, episode, directory)
     if directory is None:
         return
-    missing = [name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()]
+    missing = [
+        name for name in ("config.json", "tokenizer.json") if not (directory / name).is_file()
+    ]
     if missing:
-        raise ConfigError(f"model.name: {directory} is no Hugging Face model directory (it lacks {' and '.join(missing)})")
+        raise ConfigError(
+            f"model.name: {directory} is no Hugging Face model directory (it lacks "
+            f"{' and '.join(missing)})"
+        )
     with environment_errors(config):
         _check_fits(config, directory, environment)
 
 
-def _check_expert(config: Config, environment: Environment, episode: Episode, directory: Path | None) -> None:
+def _check_expert(
+    config: Config, environment: Environment, episode: Episode, directory: Path | None
+) -> None:
     try:
         environment.expert(episode, random.Random(0))
     except ValueError as error:
         raise ConfigError(
-            f"{error}; the tiny policy learns from an expert: give model.name the directory of a model that needs none"
+            f"{error}; the tiny policy learns from an expert: give model.name the directory of a "
+            "model that needs none"
             if directory is None
-            else f"{error}, and warm_start.episodes asks for {config.warm_start.episodes} of its episodes; set it to 0"
+            else (
+                f"{error}, and warm_start.episodes asks for {config.warm_start.episodes} of its "
+                "episodes; set it to 0"
+            )
         ) from None
 
 
 def _check_fits(config: Config, directory: Path, environment: Environment) -> None:
-    """Raises ValueError for a model that cannot be talked to here: for its template, its tokens, or the length of its context."""
+    """Raises ValueError for a model that cannot be talked to here: for its template, its tokens, or
+    the length of its context."""
     prompter = load_prompter(directory)
-    tokenizer, vocabulary = Tokenizer.from_file(str(directory / "tokenizer.json")), read_vocabulary(directory)
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    vocabulary = read_vocabulary(directory)
     if tokenizer.get_vocab_size() > vocabulary:
         more = tokenizer.get_vocab_size()
-        raise ValueError(f"model.name: the tokenizer of {directory} has {more} tokens, but the model chooses from {vocabulary}")
+        raise ValueError(
+            f"model.name: the tokenizer of {directory} has {more} tokens, but the model chooses "
+            f"from {vocabulary}"
+        )
     think_tokens(directory, environment, config.control)
     answer = environment.respond("I look around.", "look around")
     if prompter.text(prompter.tokens([answer])[0]).strip() != answer.strip():
-        raise ValueError(f"model.name: the tokenizer of {directory} does not give back an answer as it was written: {answer!r}")
+        raise ValueError(
+            f"model.name: the tokenizer of {directory} does not give back an answer as it was "
+            f"written: {answer!r}"
+        )
     with first_task(environment) as episode:
         prompt = len(prompter.prompt(environment.prompt(environment.view(episode))))
     if prompt + config.sampling.max_tokens > config.engine.max_model_len:
         raise ValueError(
-            f"engine.max_model_len: {config.engine.max_model_len} tokens do not hold a first prompt of {prompt} and a response of "
+            f"engine.max_model_len: {config.engine.max_model_len} tokens do not hold a first "
+            f"prompt of {prompt} and a response of "
             f"{config.sampling.max_tokens} (sampling.max_tokens); raise it"
         )
 
 
 def check_keys(config: Config, endpoints: Endpoints) -> None:
-    """Raises ConfigError when others could connect without a key, or there is something wrong with the keys."""
+    """Raises ConfigError when others could connect without a key, or there is something wrong with
+    the keys."""
     try:
         keys = load_keys(config.security.keys)
     except KeysError as error:
         raise ConfigError(f"security.keys: {error}") from None
     if keys is not None and keys.public != keys.run:
-        raise ConfigError(f"security.keys: {config.security.keys} has the keys of a machine that joins a run; give the directory above it")
-    listens = [endpoints.actors, endpoints.trajectories, endpoints.learner, endpoints.stats, *endpoints.signals, *endpoints.turns]
+        raise ConfigError(
+            f"security.keys: {config.security.keys} has the keys of a machine that joins a run; "
+            "give the directory above it"
+        )
+    listens = [
+        endpoints.actors,
+        endpoints.trajectories,
+        endpoints.learner,
+        endpoints.stats,
+        *endpoints.signals,
+        *endpoints.turns,
+    ]
     listens += [endpoints.shards] * bool(endpoints.shards)
     if keys is None and not all(map(is_loopback, listens)):
         raise ConfigError(
-            f"controller.host: at {config.controller.host} other machines can connect; make keys by `run.py keys DIR`, and give that "
+            f"controller.host: at {config.controller.host} other machines can connect; make keys "
+            "by `run.py keys DIR`, and give that "
             "directory as security.keys"
         )

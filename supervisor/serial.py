@@ -1,6 +1,8 @@
-"""The whole run in one process and one event loop, against the engine of engine/fake/server.py: for a debugger and for tests.
+"""The whole run in one process and one event loop, against the engine of engine/fake/server.py: for
+a debugger and for tests.
 
-The same controller, learner and actors speak the same protocols over the same sockets; only who runs them differs.
+The same controller, learner and actors speak the same protocols over the same sockets; only who
+runs them differs.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from rich.console import Console
 from actors.actor import Actor
 from config import ConfigError, Job
 from controller.controller import Controller
-from controller.shard_worker import Shard
+from controller.shard_worker import ShardWorker
 from engine.fake.server import FakeEngine
 from envs.registry import make_environment
 from learner.data.groups import NothingPlayable
@@ -43,7 +45,10 @@ TOLD_IN_A_SENTENCE = (NoDemonstrations, NothingPlayable, Unwritable, ConfigError
 
 
 async def train_serially(job: Job, console: Console) -> dict:
-    """Run the job in this process; returns its summary. Raises RunFailed for what the user can mend."""
+    """Run the job in this process; returns its summary.
+
+    Raises RunFailed for what the user can mend.
+    """
     try:
         return await _train(job, console)
     except TOLD_IN_A_SENTENCE as error:
@@ -63,7 +68,9 @@ def _first_of(error: BaseException) -> BaseException:
 
 async def _train(job: Job, console: Console) -> dict:
     context = zmq.asyncio.Context()
-    collector = Collector(Path(job.run_dir), resume=job.resume, ess_floor=job.config.learner.ess_floor)
+    collector = Collector(
+        Path(job.run_dir), resume=job.resume, ess_floor=job.config.learner.ess_floor
+    )
     try:
         return await _train_serially(job, context, collector, console)
     except* Unwritable as errors:
@@ -73,7 +80,9 @@ async def _train(job: Job, console: Console) -> dict:
         context.destroy(linger=0)
 
 
-async def _train_serially(job: Job, context: zmq.asyncio.Context, collector: Collector, console: Console) -> dict:
+async def _train_serially(
+    job: Job, context: zmq.asyncio.Context, collector: Collector, console: Console
+) -> dict:
     build_policy(job)
     engines = [_engine(job, number) for number in range(len(job.endpoints.engines))]
     interrupted = asyncio.Event()
@@ -81,7 +90,9 @@ async def _train_serially(job: Job, context: zmq.asyncio.Context, collector: Col
         async with receiving(job, collector, context):
             await asyncio.gather(*(engine.start() for engine in engines))
             try:
-                learner = Learner(job, context, lasted_seconds=collector.state.wall_seconds(time.monotonic()))
+                learner = Learner(
+                    job, context, lasted_seconds=collector.state.wall_seconds(time.monotonic())
+                )
                 with on_interrupt(_stopping(learner, interrupted, progress)):
                     await _play(job, context, progress, learner, collector)
             finally:
@@ -106,17 +117,28 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _engine(job: Job, number: int) -> FakeEngine:
-    endpoints, config = job.endpoints, job.config
-    signals = None if config.control.signal == "stream" else endpoints.signals[endpoints.shard_of(number)]
+    endpoints = job.endpoints
+    config = job.config
+    signals = (
+        None if config.control.signal == "stream" else endpoints.signals[endpoints.shard_of(number)]
+    )
     port = urlsplit(endpoints.engines[number]).port
     return FakeEngine(
-        job.model_dir, port=port, signals=signals, top_j=config.control.top_j, key=job.engine_key, keys=config.security.keys,
+        job.model_dir,
+        port=port,
+        signals=signals,
+        top_j=config.control.top_j,
+        key=job.engine_key,
+        keys=config.security.keys,
         heartbeat_seconds=config.actor.heartbeat_seconds,
-    )  # fmt: skip
+    )
 
 
-def _stopping(learner: Learner, interrupted: asyncio.Event, progress: Progress) -> Callable[[], None]:
-    """What Ctrl-C does: the first one stops the learner in good order, a second one stops at once."""
+def _stopping(
+    learner: Learner, interrupted: asyncio.Event, progress: Progress
+) -> Callable[[], None]:
+    """What Ctrl-C does: the first one stops the learner in good order, a second one stops at
+    once."""
     task = asyncio.current_task()
 
     def interrupt() -> None:
@@ -124,22 +146,37 @@ def _stopping(learner: Learner, interrupted: asyncio.Event, progress: Progress) 
             task.cancel()
             return
         interrupted.set()
-        progress.print("Interrupted: what can be kept is written into a checkpoint. Ctrl-C again stops at once.")
+        progress.print(
+            "Interrupted: what can be kept is written into a checkpoint. Ctrl-C again stops at "
+            "once."
+        )
         learner.stop()
 
     return interrupt
 
 
-async def _play(job: Job, context: zmq.asyncio.Context, progress: Progress, learns: Learner, collector: Collector) -> None:
-    """Until the learner has reached its goal, or the figures cannot be written; a process that fails here fails the run."""
+async def _play(
+    job: Job,
+    context: zmq.asyncio.Context,
+    progress: Progress,
+    learns: Learner,
+    collector: Collector,
+) -> None:
+    """Until the learner has reached its goal, or the figures cannot be written; a process that
+    fails here fails the run."""
     learner = asyncio.create_task(learns.run())
-    controllers = [Controller(job, context), *(Shard(job, context, number) for number in range(1, job.config.controller.shards))]
+    controllers = [
+        Controller(job, context),
+        *(ShardWorker(job, context, number) for number in range(1, job.config.controller.shards)),
+    ]
     serving = [asyncio.create_task(controller.run()) for controller in controllers]
     actors = asyncio.create_task(_act(job, context))
     ticks = asyncio.create_task(_tick(progress, learns, collector))
     keep_settings(job)
     try:
-        done, _ = await asyncio.wait({learner, *serving, actors, ticks}, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            {learner, *serving, actors, ticks}, return_when=asyncio.FIRST_COMPLETED
+        )
         for task in done:
             task.result()
     finally:

@@ -1,1 +1,4 @@
-"""Numbers from every process: collected, written, shown, summed up. Imports neither torch nor vllm."""
+"""Numbers from every process: collected, written, shown, summed up.
+
+Imports neither torch nor vllm.
+"""

@@ -31,10 +31,14 @@ class Collector:
         ess_floor: float = ESS_FLOOR,
         tracker: Tracker | None = None,
     ) -> None:
-        """Opens the files in `run_dir`, which exists. `resume`: counts and wall time go on where the last run stopped."""
+        """Opens the files in `run_dir`, which exists.
+
+        `resume`: counts and wall time go on where the last run stopped.
+        """
         self._clock = clock
         self.failure: Unwritable | None = None
-        """Why the figures cannot be written any more: the run is to end, and what it tells until then is still taken."""
+        """Why the figures cannot be written any more: the run is to end, and what it tells until
+        then is still taken."""
         path = run_dir / METRICS_FILE
         self.state = RunState(clock(), read_metrics(path) if resume else None, ess_floor)
         self._metrics = MetricsFile(path)
@@ -54,7 +58,8 @@ class Collector:
         self.note_status()
 
     def _write_down(self, record: Record) -> None:
-        """Once a line is missing, none is added: a curve that ends is not taken for one with a hole."""
+        """Once a line is missing, none is added: a curve that ends is not taken for one with a
+        hole."""
         if self.failure is not None:
             return
         try:
@@ -63,11 +68,13 @@ class Collector:
             self.failure = error
 
     def note_status(self) -> None:
-        """Write what the run does now, once a second; to be called now and then when no message comes, too."""
+        """Write what the run does now, once a second; to be called now and then when no message
+        comes, too."""
         self._status.write(self.state, self._clock())
 
     def close(self) -> None:
-        """Closes the files; every line is complete at any time, so a process that is killed needs no close."""
+        """Closes the files; every line is complete at any time, so a process that is killed needs
+        no close."""
         self._metrics.close()
         self._events.close()
         self._status.remove()

@@ -1,14 +1,15 @@
-"""Every number in metrics.jsonl: what it means, its unit, its group in TensorBoard, and how it is folded into an update's line.
+"""Every number in metrics.jsonl: what it means, its unit, its group in TensorBoard, and how it is
+folded into an update's line.
 
-One table. A field that is not in it is kept all the same (group "other", fold "latest"), but everything this project's own
-processes send is documented here, and a test holds that.
+One table. A field that is not in it is kept all the same (group "other", fold "latest"), but
+everything this project's own processes send is documented here, and a test holds that.
 """
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-Fold = Literal["value", "latest", "mean", "peak", "total"]
+Aggregation = Literal["value", "latest", "mean", "peak", "total"]
 """How a field gets into the line of an update:
 
 value   the update or evaluation message carries it
@@ -21,143 +22,366 @@ total   counted: a gauge with the count since its process started, or an update 
 """
 
 
-class Field(NamedTuple):
+class Metric(NamedTuple):
     """One number."""
 
     unit: str
     group: str
-    fold: Fold
+    fold: Aggregation
     description: str
 
 
-FIELDS: dict[str, Field] = {
+FIELDS: dict[str, Metric] = {
     # --- where we are
-    "update": Field("1", "run", "value", "Updates of the policy so far; 0 is the policy before training"),
-    "wall_seconds": Field("s", "run", "value", "Since the run started, the time before a resume included"),
-    "version": Field("1", "run", "latest", "Weight version that every engine runs"),
+    "update": Metric(
+        "1", "run", "value", "Updates of the policy so far; 0 is the policy before training"
+    ),
+    "wall_seconds": Metric(
+        "s", "run", "value", "Since the run started, the time before a resume included"
+    ),
+    "version": Metric("1", "run", "latest", "Weight version that every engine runs"),
     # --- how good the policy is
-    "episodes": Field("1", "policy", "total", "Episodes in the batch (evaluation: held-out games played)"),
-    "groups": Field("1", "policy", "value", "Groups in the batch"),
-    "success": Field("share", "policy", "value", "Episodes that reached their goal"),
-    "reward": Field("1", "policy", "value", "Mean return of an episode, as the environment gives it"),
-    "turns": Field("1", "policy", "value", "Mean turns of an episode"),
-    "overflowed_share": Field("share", "policy", "value", "Episodes that ended unsolved since their next prompt did not fit the context"),
-    "cut_off_share": Field("share", "policy", "value", "Episodes that ended before the task did: these, and those out of turns"),
-    "valid_action_rate": Field("share", "policy", "value", "Turns whose action had the right form and was possible"),
-    "response_tokens": Field("tokens", "policy", "value", "Mean length of a response"),
-    "thinking_tokens": Field("tokens", "policy", "value", "Mean length of the thinking in it"),
-    "truncated_share": Field("share", "policy", "value", "Turns that ended because the response budget ran out"),
-    "entropy": Field("nats", "policy", "value", "Mean entropy of the policy over the trained tokens"),
+    "episodes": Metric(
+        "1", "policy", "total", "Episodes in the batch (evaluation: held-out games played)"
+    ),
+    "groups": Metric("1", "policy", "value", "Groups in the batch"),
+    "success": Metric("share", "policy", "value", "Episodes that reached their goal"),
+    "reward": Metric(
+        "1", "policy", "value", "Mean return of an episode, as the environment gives it"
+    ),
+    "turns": Metric("1", "policy", "value", "Mean turns of an episode"),
+    "overflowed_share": Metric(
+        "share",
+        "policy",
+        "value",
+        "Episodes that ended unsolved since their next prompt did not fit the context",
+    ),
+    "cut_off_share": Metric(
+        "share",
+        "policy",
+        "value",
+        "Episodes that ended before the task did: these, and those out of turns",
+    ),
+    "valid_action_rate": Metric(
+        "share", "policy", "value", "Turns whose action had the right form and was possible"
+    ),
+    "response_tokens": Metric("tokens", "policy", "value", "Mean length of a response"),
+    "thinking_tokens": Metric("tokens", "policy", "value", "Mean length of the thinking in it"),
+    "truncated_share": Metric(
+        "share", "policy", "value", "Turns that ended because the response budget ran out"
+    ),
+    "entropy": Metric(
+        "nats", "policy", "value", "Mean entropy of the policy over the trained tokens"
+    ),
     # --- tokens and control
-    "generated_tokens": Field("tokens", "tokens", "total", "Sampled by the engines, evaluation and rejected attempts included"),
-    "evaluation_tokens": Field("tokens", "tokens", "total", "The part of them that was sampled for evaluation"),
-    "evaluation_versions": Field("1", "policy", "value", "Versions of weights that an evaluation comes from: 1, unless it took too long"),
-    "training_tokens": Field("tokens", "tokens", "value", "Generated for the batches so far, rejected attempts included (run.tokens)"),
-    "trained_tokens": Field("tokens", "tokens", "total", "With mask 1, in the update's batch"),
-    "wasted_tokens": Field("tokens", "tokens", "total", "Sampled and thrown away in a turn: the next two together"),
-    "wasted_rejected": Field("tokens", "tokens", "total", "In attempts that were rejected"),
-    "wasted_late": Field("tokens", "tokens", "total", "Past a cut, from an engine whose stream of log-probs is watched"),
-    "wasted_dropped": Field("tokens", "tokens", "total", "In episodes that were not trained on (dropped_... counts them)"),
-    "unscored_tokens": Field("tokens", "tokens", "total", "Chosen by the policy, but without a log-prob (vLLM's -9999): not trained on"),
-    "interventions": Field("1", "control", "total", "Times thinking was cut"),
-    "resamples": Field("1", "control", "total", "Times a turn was sampled again"),
-    "early_stalls": Field("1", "control", "total", "Attempts ended early, since they were all but certain to be stalled"),
-    "repetitions": Field("1", "control", "total", "Attempts sampled again because they repeated themselves"),
-    "epsilon": Field("1", "control", "latest", "Change of the uncertainty below which thinking is cut; none while it is being calibrated"),
-    "eta": Field("1", "control", "latest", "Change from turn to turn below which a turn is sampled again; none likewise"),
-    "signal_frames": Field("1", "control", "total", "Frames of per-token signals that arrived"),
+    "generated_tokens": Metric(
+        "tokens",
+        "tokens",
+        "total",
+        "Sampled by the engines, evaluation and rejected attempts included",
+    ),
+    "evaluation_tokens": Metric(
+        "tokens", "tokens", "total", "The part of them that was sampled for evaluation"
+    ),
+    "evaluation_versions": Metric(
+        "1",
+        "policy",
+        "value",
+        "Versions of weights that an evaluation comes from: 1, unless it took too long",
+    ),
+    "training_tokens": Metric(
+        "tokens",
+        "tokens",
+        "value",
+        "Generated for the batches so far, rejected attempts included (run.tokens)",
+    ),
+    "trained_tokens": Metric("tokens", "tokens", "total", "With mask 1, in the update's batch"),
+    "wasted_tokens": Metric(
+        "tokens", "tokens", "total", "Sampled and thrown away in a turn: the next two together"
+    ),
+    "wasted_rejected": Metric("tokens", "tokens", "total", "In attempts that were rejected"),
+    "wasted_late": Metric(
+        "tokens",
+        "tokens",
+        "total",
+        "Past a cut, from an engine whose stream of log-probs is watched",
+    ),
+    "wasted_dropped": Metric(
+        "tokens",
+        "tokens",
+        "total",
+        "In episodes that were not trained on (dropped_... counts them)",
+    ),
+    "unscored_tokens": Metric(
+        "tokens",
+        "tokens",
+        "total",
+        "Chosen by the policy, but without a log-prob (vLLM's -9999): not trained on",
+    ),
+    "interventions": Metric("1", "control", "total", "Times thinking was cut"),
+    "resamples": Metric("1", "control", "total", "Times a turn was sampled again"),
+    "early_stalls": Metric(
+        "1",
+        "control",
+        "total",
+        "Attempts ended early, since they were all but certain to be stalled",
+    ),
+    "repetitions": Metric(
+        "1", "control", "total", "Attempts sampled again because they repeated themselves"
+    ),
+    "epsilon": Metric(
+        "1",
+        "control",
+        "latest",
+        "Change of the uncertainty below which thinking is cut; none while it is being calibrated",
+    ),
+    "eta": Metric(
+        "1",
+        "control",
+        "latest",
+        "Change from turn to turn below which a turn is sampled again; none likewise",
+    ),
+    "signal_frames": Metric("1", "control", "total", "Frames of per-token signals that arrived"),
     # --- how old the data is, how far the policy has moved from it
-    "token_age_mean": Field("versions", "staleness", "value", "Mean age of a trained token: learner's version less its own"),
-    "token_age_max": Field("versions", "staleness", "value", "Age of the oldest trained token"),
-    "token_age0_share": Field("share", "staleness", "value", "Trained tokens of age 0"),
-    "ratio_mean": Field("1", "correction", "value", "Mean importance ratio, learner over engine, before truncation"),
-    "ratio_p01": Field("1", "correction", "value", "1st percentile of the importance ratio"),
-    "ratio_p50": Field("1", "correction", "value", "Median of the importance ratio"),
-    "ratio_p99": Field("1", "correction", "value", "99th percentile of the importance ratio"),
-    "ratio_max": Field("1", "correction", "value", "Largest importance ratio"),
-    "ratio_age0_p99": Field("1", "correction", "value", "99th percentile over tokens of age 0: numerical mismatch"),
-    "ratio_old_p99": Field("1", "correction", "value", "99th percentile over older tokens: staleness"),
-    "mismatch_age0": Field("nats", "correction", "value", "Mean |log ratio| over tokens of age 0"),
-    "effective_sample_size": Field("share", "correction", "value", "(sum w)^2 / (N sum w^2) of the importance weights before truncation"),
-    "masked_share": Field("share", "correction", "value", "Trained tokens that the correction left out"),
-    "kl_reference": Field("nats", "correction", "value", "KL(policy || reference) per token, by (pi/mu) k3, where there is a reference"),
-    "clip_fraction": Field("share", "correction", "value", "Tokens whose ratio was clipped or truncated"),
-    "kl": Field("nats", "correction", "value", "Mean of r - 1 - log r (k3), learner against engine"),
-    "kl_age0": Field("nats", "correction", "value", "The same over tokens of age 0"),
-    "kl_old": Field("nats", "correction", "value", "The same over older tokens"),
-    "kl_k1": Field("nats", "correction", "value", "Mean of -log r (k1), learner against engine"),
+    "token_age_mean": Metric(
+        "versions",
+        "staleness",
+        "value",
+        "Mean age of a trained token: learner's version less its own",
+    ),
+    "token_age_max": Metric("versions", "staleness", "value", "Age of the oldest trained token"),
+    "token_age0_share": Metric("share", "staleness", "value", "Trained tokens of age 0"),
+    "ratio_mean": Metric(
+        "1", "correction", "value", "Mean importance ratio, learner over engine, before truncation"
+    ),
+    "ratio_p01": Metric("1", "correction", "value", "1st percentile of the importance ratio"),
+    "ratio_p50": Metric("1", "correction", "value", "Median of the importance ratio"),
+    "ratio_p99": Metric("1", "correction", "value", "99th percentile of the importance ratio"),
+    "ratio_max": Metric("1", "correction", "value", "Largest importance ratio"),
+    "ratio_age0_p99": Metric(
+        "1", "correction", "value", "99th percentile over tokens of age 0: numerical mismatch"
+    ),
+    "ratio_old_p99": Metric(
+        "1", "correction", "value", "99th percentile over older tokens: staleness"
+    ),
+    "mismatch_age0": Metric("nats", "correction", "value", "Mean |log ratio| over tokens of age 0"),
+    "effective_sample_size": Metric(
+        "share",
+        "correction",
+        "value",
+        "(sum w)^2 / (N sum w^2) of the importance weights before truncation",
+    ),
+    "masked_share": Metric(
+        "share", "correction", "value", "Trained tokens that the correction left out"
+    ),
+    "kl_reference": Metric(
+        "nats",
+        "correction",
+        "value",
+        "KL(policy || reference) per token, by (pi/mu) k3, where there is a reference",
+    ),
+    "clip_fraction": Metric(
+        "share", "correction", "value", "Tokens whose ratio was clipped or truncated"
+    ),
+    "kl": Metric(
+        "nats", "correction", "value", "Mean of r - 1 - log r (k3), learner against engine"
+    ),
+    "kl_age0": Metric("nats", "correction", "value", "The same over tokens of age 0"),
+    "kl_old": Metric("nats", "correction", "value", "The same over older tokens"),
+    "kl_k1": Metric("nats", "correction", "value", "Mean of -log r (k1), learner against engine"),
     # --- exploration (docs/exploration.md)
-    "coverage_states": Field("1/1,000 tokens", "exploration", "value", "Distinct states of the batch for 1,000 generated tokens"),
-    "coverage_pairs": Field("1/1,000 tokens", "exploration", "value", "Distinct (state, action) pairs, likewise"),
-    "known_states": Field("1", "exploration", "value", "Distinct states since the run started"),
-    "known_pairs": Field("1", "exploration", "value", "Distinct (state, action) pairs since the run started"),
-    "novel_states": Field("share", "exploration", "value", "Of the batch's distinct states, never seen before in the run"),
-    "novel_pairs": Field("share", "exploration", "value", "Of the batch's distinct (state, action) pairs, likewise"),
-    "repeated_states": Field("share", "exploration", "value", "Turns, but for first ones, in a state that the episode had been in before"),
-    "repeated_pairs": Field("share", "exploration", "value", "Turns, but for first ones, that did what the episode had done there before"),
-    "first_actions": Field("share", "exploration", "value", "Distinct first actions of a group, over its episodes"),
-    "distinct_paths": Field("share", "exploration", "value", "Distinct sequences of actions of a group, over its episodes"),
-    "informative_share": Field("share", "exploration", "value", "Groups whose returns differ: the others teach little"),
-    "gamma_p10": Field("1", "exploration", "value", "10th percentile of Gamma, the change of a turn's score from the turn before"),
-    "gamma_p50": Field("1", "exploration", "value", "Median of Gamma"),
-    "gamma_p90": Field("1", "exploration", "value", "90th percentile of Gamma"),
-    "stalled_share": Field("share", "exploration", "value", "Turns with a Gamma of which an attempt was stalled"),
-    "flat_thinking": Field("share", "exploration", "value", "Thinking tokens after the last change of M_t: that thinking did not matter"),
-    "rejected_share": Field("share", "exploration", "value", "Generated tokens in rejected attempts"),
-    "forced_share": Field("share", "exploration", "value", "Generated tokens that the controller chose"),
-    "successes_per_million": Field("1/1,000,000 tokens", "exploration", "value", "Episodes that reached their goal, for so many tokens"),
+    "coverage_states": Metric(
+        "1/1,000 tokens",
+        "exploration",
+        "value",
+        "Distinct states of the batch for 1,000 generated tokens",
+    ),
+    "coverage_pairs": Metric(
+        "1/1,000 tokens", "exploration", "value", "Distinct (state, action) pairs, likewise"
+    ),
+    "known_states": Metric("1", "exploration", "value", "Distinct states since the run started"),
+    "known_pairs": Metric(
+        "1", "exploration", "value", "Distinct (state, action) pairs since the run started"
+    ),
+    "novel_states": Metric(
+        "share",
+        "exploration",
+        "value",
+        "Of the batch's distinct states, never seen before in the run",
+    ),
+    "novel_pairs": Metric(
+        "share", "exploration", "value", "Of the batch's distinct (state, action) pairs, likewise"
+    ),
+    "repeated_states": Metric(
+        "share",
+        "exploration",
+        "value",
+        "Turns, but for first ones, in a state that the episode had been in before",
+    ),
+    "repeated_pairs": Metric(
+        "share",
+        "exploration",
+        "value",
+        "Turns, but for first ones, that did what the episode had done there before",
+    ),
+    "first_actions": Metric(
+        "share", "exploration", "value", "Distinct first actions of a group, over its episodes"
+    ),
+    "distinct_paths": Metric(
+        "share",
+        "exploration",
+        "value",
+        "Distinct sequences of actions of a group, over its episodes",
+    ),
+    "informative_share": Metric(
+        "share", "exploration", "value", "Groups whose returns differ: the others teach little"
+    ),
+    "gamma_p10": Metric(
+        "1",
+        "exploration",
+        "value",
+        "10th percentile of Gamma, the change of a turn's score from the turn before",
+    ),
+    "gamma_p50": Metric("1", "exploration", "value", "Median of Gamma"),
+    "gamma_p90": Metric("1", "exploration", "value", "90th percentile of Gamma"),
+    "stalled_share": Metric(
+        "share", "exploration", "value", "Turns with a Gamma of which an attempt was stalled"
+    ),
+    "flat_thinking": Metric(
+        "share",
+        "exploration",
+        "value",
+        "Thinking tokens after the last change of M_t: that thinking did not matter",
+    ),
+    "rejected_share": Metric(
+        "share", "exploration", "value", "Generated tokens in rejected attempts"
+    ),
+    "forced_share": Metric(
+        "share", "exploration", "value", "Generated tokens that the controller chose"
+    ),
+    "successes_per_million": Metric(
+        "1/1,000,000 tokens",
+        "exploration",
+        "value",
+        "Episodes that reached their goal, for so many tokens",
+    ),
     # --- the optimizer
-    "loss": Field("1", "learner", "value", "Policy loss, token mean over the batch"),
-    "value_loss": Field("1", "learner", "value", "Mean squared error of the value head, before it learns from the batch (gae)"),
-    "explained_variance": Field("share", "learner", "value", "Of the value head's targets, by its values: 1 - Var(error) / Var(target)"),
-    "grad_norm": Field("1", "learner", "value", "Norm of the gradient before clipping, mean over the optimizer steps"),
-    "learning_rate": Field("1", "learner", "value", "Step size at the last optimizer step"),
-    "rolled_back_to": Field("1", "learner", "value", "Update whose checkpoint training went back to after this one (learner.rollback)"),
-    "optimizer_steps": Field("1", "learner", "value", "Optimizer steps of the update"),
-    "skipped_steps": Field("1", "learner", "value", "Optimizer steps left out because the gradient was not finite"),
-    "computed_turns_share": Field("share", "learner", "value", "Turns that went through the model: the others have no advantage"),
-    "padding_share": Field("share", "learner", "value", "Computed positions that were padding"),
-    "advantage_std": Field("1", "learner", "value", "Standard deviation of the advantages over turns"),
+    "loss": Metric("1", "learner", "value", "Policy loss, token mean over the batch"),
+    "value_loss": Metric(
+        "1",
+        "learner",
+        "value",
+        "Mean squared error of the value head, before it learns from the batch (gae)",
+    ),
+    "explained_variance": Metric(
+        "share",
+        "learner",
+        "value",
+        "Of the value head's targets, by its values: 1 - Var(error) / Var(target)",
+    ),
+    "grad_norm": Metric(
+        "1",
+        "learner",
+        "value",
+        "Norm of the gradient before clipping, mean over the optimizer steps",
+    ),
+    "learning_rate": Metric("1", "learner", "value", "Step size at the last optimizer step"),
+    "rolled_back_to": Metric(
+        "1",
+        "learner",
+        "value",
+        "Update whose checkpoint training went back to after this one (learner.rollback)",
+    ),
+    "optimizer_steps": Metric("1", "learner", "value", "Optimizer steps of the update"),
+    "skipped_steps": Metric(
+        "1", "learner", "value", "Optimizer steps left out because the gradient was not finite"
+    ),
+    "computed_turns_share": Metric(
+        "share",
+        "learner",
+        "value",
+        "Turns that went through the model: the others have no advantage",
+    ),
+    "padding_share": Metric("share", "learner", "value", "Computed positions that were padding"),
+    "advantage_std": Metric(
+        "1", "learner", "value", "Standard deviation of the advantages over turns"
+    ),
     # --- where time goes
-    "seconds_wait": Field("s", "time", "value", "The learner waited for trajectories"),
-    "seconds_train": Field("s", "time", "value", "Forward, backward and optimizer"),
-    "seconds_publish": Field("s", "time", "value", "Between two updates: copying the weights, writing a checkpoint if one is due"),
-    "seconds_write": Field("s", "time", "value", "Writing the weights of an earlier update to a file, beside the training"),
-    "published_bytes": Field("bytes", "time", "value", "Size of that file"),
-    "seconds_pause": Field("s", "time", "total", "Engines stood still for a weight update"),
-    "idle_share_engine": Field("share", "time", "mean", "Of the time, with no turn in any engine"),
-    "idle_share_learner": Field("share", "time", "value", "Of the update's seconds, spent waiting for trajectories"),
-    "generated_tokens_per_second": Field("tokens/s", "time", "value", "Generated since the update before, per second"),
-    "trained_tokens_per_second": Field("tokens/s", "time", "value", "Trained on in the update, per second since the update before"),
+    "seconds_wait": Metric("s", "time", "value", "The learner waited for trajectories"),
+    "seconds_train": Metric("s", "time", "value", "Forward, backward and optimizer"),
+    "seconds_publish": Metric(
+        "s",
+        "time",
+        "value",
+        "Between two updates: copying the weights, writing a checkpoint if one is due",
+    ),
+    "seconds_write": Metric(
+        "s",
+        "time",
+        "value",
+        "Writing the weights of an earlier update to a file, beside the training",
+    ),
+    "published_bytes": Metric("bytes", "time", "value", "Size of that file"),
+    "seconds_pause": Metric("s", "time", "total", "Engines stood still for a weight update"),
+    "idle_share_engine": Metric("share", "time", "mean", "Of the time, with no turn in any engine"),
+    "idle_share_learner": Metric(
+        "share", "time", "value", "Of the update's seconds, spent waiting for trajectories"
+    ),
+    "generated_tokens_per_second": Metric(
+        "tokens/s", "time", "value", "Generated since the update before, per second"
+    ),
+    "trained_tokens_per_second": Metric(
+        "tokens/s", "time", "value", "Trained on in the update, per second since the update before"
+    ),
     # --- queues and loops
-    "queue_trajectories": Field("1", "queues", "latest", "Finished episodes in the learner, not yet trained on"),
-    "queue_leases": Field("1", "queues", "latest", "Admitted episodes that no actor has yet"),
-    "episodes_in_flight": Field("1", "queues", "latest", "Episodes that actors have, until the learner has acknowledged them"),
-    "queue_weights": Field("1", "queues", "latest", "Published weights, and evaluations, that the controller has not begun with"),
-    "slots_taken": Field("1", "queues", "latest", "Groups admitted and not yet given back"),
-    "turns_in_flight": Field("1", "queues", "latest", "Turns in the engines"),
-    "engines": Field("1", "queues", "latest", "Engines that answer and run the newest weights"),
-    "actors": Field("1", "queues", "latest", "Actors connected"),
-    "loop_lag_controller": Field("s", "loops", "peak", "Longest delay of the controller's event loop"),
-    "loop_lag_learner": Field("s", "loops", "peak", "Longest delay of the learner's event loop"),
-    "loop_lag_actors": Field("s", "loops", "peak", "Longest delay of any actor's event loop"),
-    "loop_lag_supervisor": Field("s", "loops", "peak", "Longest delay of the supervisor's event loop"),
-    "bad_frames": Field("1", "loops", "total", "Messages that could not be read"),
+    "queue_trajectories": Metric(
+        "1", "queues", "latest", "Finished episodes in the learner, not yet trained on"
+    ),
+    "queue_leases": Metric("1", "queues", "latest", "Admitted episodes that no actor has yet"),
+    "episodes_in_flight": Metric(
+        "1",
+        "queues",
+        "latest",
+        "Episodes that actors have, until the learner has acknowledged them",
+    ),
+    "queue_weights": Metric(
+        "1",
+        "queues",
+        "latest",
+        "Published weights, and evaluations, that the controller has not begun with",
+    ),
+    "slots_taken": Metric("1", "queues", "latest", "Groups admitted and not yet given back"),
+    "turns_in_flight": Metric("1", "queues", "latest", "Turns in the engines"),
+    "engines": Metric("1", "queues", "latest", "Engines that answer and run the newest weights"),
+    "actors": Metric("1", "queues", "latest", "Actors connected"),
+    "loop_lag_controller": Metric(
+        "s", "loops", "peak", "Longest delay of the controller's event loop"
+    ),
+    "loop_lag_learner": Metric("s", "loops", "peak", "Longest delay of the learner's event loop"),
+    "loop_lag_actors": Metric("s", "loops", "peak", "Longest delay of any actor's event loop"),
+    "loop_lag_supervisor": Metric(
+        "s", "loops", "peak", "Longest delay of the supervisor's event loop"
+    ),
+    "bad_frames": Metric("1", "loops", "total", "Messages that could not be read"),
     # --- episodes that were not trained on
-    "dropped_env_error": Field("1", "dropped", "total", "The environment failed"),
-    "dropped_engine_error": Field("1", "dropped", "total", "The engine failed"),
-    "dropped_stale": Field("1", "dropped", "total", "Too old to be trained on"),
-    "dropped_uninformative": Field("1", "dropped", "total", "The returns of its group are all equal (learner.filter_groups)"),
-    "dropped_cancelled": Field("1", "dropped", "total", "Its group could not be completed, or the run ended"),
-    "dropped_actor_lost": Field("1", "dropped", "total", "Its actors died too often"),
-}  # fmt: skip
+    "dropped_env_error": Metric("1", "dropped", "total", "The environment failed"),
+    "dropped_engine_error": Metric("1", "dropped", "total", "The engine failed"),
+    "dropped_stale": Metric("1", "dropped", "total", "Too old to be trained on"),
+    "dropped_uninformative": Metric(
+        "1", "dropped", "total", "The returns of its group are all equal (learner.filter_groups)"
+    ),
+    "dropped_cancelled": Metric(
+        "1", "dropped", "total", "Its group could not be completed, or the run ended"
+    ),
+    "dropped_actor_lost": Metric("1", "dropped", "total", "Its actors died too often"),
+}
 
 TOTAL_SUFFIX = "_total"
 
 
-def field_of(name: str) -> Field | None:
-    """The field called `name`; also of the derived ones: NAME_total, NAME/age<versions>, success/<task type>, score/<name>.
-    None when undocumented."""
+def field_of(name: str) -> Metric | None:
+    """The field called `name`; also of the derived ones: NAME_total, NAME/age<versions>,
+    success/<task type>, score/<name>. None when undocumented."""
     if name in FIELDS:
         return FIELDS[name]
     base = FIELDS.get(name.removesuffix(TOTAL_SUFFIX))
@@ -166,23 +390,32 @@ def field_of(name: str) -> Field | None:
     head, slash, kind = name.partition("/")
     if slash and kind.startswith("age") and head in FIELDS:
         return FIELDS[head]._replace(
-            group="exploration_by_age", description=f"{FIELDS[head].description}; of tokens {kind[3:]} versions old"
+            group="exploration_by_age",
+            description=f"{FIELDS[head].description}; of tokens {kind[3:]} versions old",
         )
     if slash and head == "success":
-        return FIELDS["success"]._replace(description=f"Episodes of type {kind} that reached their goal")
+        return FIELDS["success"]._replace(
+            description=f"Episodes of type {kind} that reached their goal"
+        )
     if slash and head == "score":
-        return Field("1", "policy", "value", f"Mean over the episodes of {kind}, which the environment reports")
+        return Metric(
+            "1",
+            "policy",
+            "value",
+            f"Mean over the episodes of {kind}, which the environment reports",
+        )
     return None
 
 
-def fold_of(name: str) -> Fold:
+def fold_of(name: str) -> Aggregation:
     """How a gauge called `name` gets into an update's line."""
     field = FIELDS.get(name)
     return field.fold if field is not None else "latest"
 
 
 def tag_of(name: str, kind: str = "update") -> str:
-    """The tag, in TensorBoard and trackers, of a field of a record of that kind: `group/name`, `evaluation/name`."""
+    """The tag, in TensorBoard and trackers, of a field of a record of that kind: `group/name`,
+    `evaluation/name`."""
     if kind == "evaluation":
         return f"evaluation/{name}"
     field = field_of(name)

@@ -40,7 +40,8 @@ RECENT_UPDATES = 10
 
 
 class Progress:
-    """Shows `state` whenever `tick` is called; call it about four times a second, from the thread that changes the state."""
+    """Shows `state` whenever `tick` is called; call it about four times a second, from the thread
+    that changes the state."""
 
     def __init__(
         self,
@@ -62,7 +63,9 @@ class Progress:
         self._shown_evaluations = list(state.evaluations)
         self._shown_at = 0.0
         self._warned: set[str] = set()
-        self._tell_waits_from = SHOWN_AFTER_SECONDS  # how long the longest wait is when people are told of it next
+        self._tell_waits_from = (
+            SHOWN_AFTER_SECONDS  # how long the longest wait is when people are told of it next
+        )
         self._briefly = waiting_briefly()
 
     def __enter__(self) -> Self:
@@ -71,7 +74,12 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         if self._live is not None:
             self._live.stop()
         self._briefly.__exit__(kind, error, traceback)
@@ -85,8 +93,12 @@ class Progress:
             return
         self._warn()
         evaluations = self._state.evaluations
-        if evaluations and (not self._shown_evaluations or evaluations[-1] is not self._shown_evaluations[-1]):
-            shown = {id(record) for record in self._shown_evaluations}  # one of a resumed run takes the place of an equal one
+        if evaluations and (
+            not self._shown_evaluations or evaluations[-1] is not self._shown_evaluations[-1]
+        ):
+            shown = {
+                id(record) for record in self._shown_evaluations
+            }  # one of a resumed run takes the place of an equal one
             for record in evaluations:
                 if id(record) not in shown:
                     self.print(f"{_clock_text(self._state, now)}  {evaluation_line(record)}")
@@ -94,13 +106,21 @@ class Progress:
         if self._state.phase.name != self._shown_phase or now - self._shown_at >= PLAIN_SECONDS:
             self._shown_phase = self._state.phase.name
             self._shown_at = now
-            self.print(f"{_clock_text(self._state, now)}  {status_line(self._state, self._goal, now)}")
+            self.print(
+                f"{_clock_text(self._state, now)}  {status_line(self._state, self._goal, now)}"
+            )
 
     def _warn(self) -> None:
         """Of each early sign of a collapse, and of each reason why episodes fail, once."""
-        signs = {name: f"{words} (docs/corrections.md, Signs of a collapse)" for name, words in self._state.signs.items()}
+        signs = {
+            name: f"{words} (docs/corrections.md, Signs of a collapse)"
+            for name, words in self._state.signs.items()
+        }
         failures = self._state.failures.items()
-        failed = {name: f"episode {words} (dropped, as others will be: they are only counted)" for name, words in failures}
+        failed = {
+            name: f"episode {words} (dropped, as others will be: they are only counted)"
+            for name, words in failures
+        }
         for name, words in (signs | failed).items():
             if name not in self._warned:
                 self._warned.add(name)
@@ -108,11 +128,15 @@ class Progress:
         self._tell_waits()
         rollbacks = self._state.rollbacks
         for record in rollbacks[self._shown_rollbacks :]:
-            self.print(f"after update {record['update']} training went back to the weights of update {record['rolled_back_to']:g}")
+            self.print(
+                f"after update {record['update']} training went back to the weights of update "
+                f"{record['rolled_back_to']:g}"
+            )
         self._shown_rollbacks = len(rollbacks)
 
     def _tell_waits(self) -> None:
-        """Say what is waited for after a minute, and again each time that it has taken twice as long."""
+        """Say what is waited for after a minute, and again each time that it has taken twice as
+        long."""
         waits = self._state.waits.long_waits(self._clock())
         if not waits:
             self._tell_waits_from = SHOWN_AFTER_SECONDS
@@ -133,11 +157,14 @@ class Progress:
 
 
 def time_left(state: RunState, goal: RunSection, now: float) -> float | None:
-    """Seconds until training ends, from the pace of the last updates and the limits; None before the first update."""
+    """Seconds until training ends, from the pace of the last updates and the limits; None before
+    the first update."""
     updates = state.updates[-RECENT_UPDATES - 1 :]
     if state.phase.name != TRAINING or len(updates) < 2:
         return None
-    pace = (updates[-1]["wall_seconds"] - updates[0]["wall_seconds"]) / (updates[-1]["update"] - updates[0]["update"])
+    pace = (updates[-1]["wall_seconds"] - updates[0]["wall_seconds"]) / (
+        updates[-1]["update"] - updates[0]["update"]
+    )
     behind = state.wall_seconds(now) - updates[-1]["wall_seconds"]
     by_updates = (goal.updates - updates[-1]["update"]) * pace - behind
     by_minutes = goal.minutes * 60 - state.wall_seconds(now)
@@ -146,10 +173,13 @@ def time_left(state: RunState, goal: RunSection, now: float) -> float | None:
 
 def _by_tokens(updates: Sequence[Record], limit: int) -> float:
     """Seconds from the last update until so many tokens have been generated for batches."""
-    first, last = updates[0], updates[-1]
+    first = updates[0]
+    last = updates[-1]
     if not limit:
         return inf
-    pace = (last["training_tokens"] - first["training_tokens"]) / (last["wall_seconds"] - first["wall_seconds"])
+    pace = (last["training_tokens"] - first["training_tokens"]) / (
+        last["wall_seconds"] - first["wall_seconds"]
+    )
     return (limit - last["training_tokens"]) / pace
 
 
@@ -177,7 +207,10 @@ def status_line(state: RunState, goal: RunSection, now: float) -> str:
 
 def wait_lines(waits: Sequence[Wait]) -> list[str]:
     """The first waits, one on a line, and how many more there are."""
-    lines = [f"{wait.source} waits {duration(wait.seconds)} for {wait.what}" for wait in waits[:WAITS_SHOWN]]
+    lines = [
+        f"{wait.source} waits {duration(wait.seconds)} for {wait.what}"
+        for wait in waits[:WAITS_SHOWN]
+    ]
     if len(waits) > WAITS_SHOWN:
         lines.append(f"and {len(waits) - WAITS_SHOWN} more")
     return lines
@@ -198,37 +231,72 @@ def _trouble(state: RunState, now: float) -> str:
 
 def evaluation_line(record: Record) -> str:
     """An evaluation's result on one line."""
-    return f"held-out success {percent(record.get('success'))} after {record['update']} updates ({count(record.get('episodes'))} games)"
+    return (
+        f"held-out success {percent(record.get('success'))} after {record['update']} updates "
+        f"({count(record.get('episodes'))} games)"
+    )
 
 
 def panel(state: RunState, goal: RunSection, now: float) -> RenderableType:
     """Everything at a glance."""
-    updates, evaluations = state.updates, state.evaluations
+    updates = state.updates
+    evaluations = state.evaluations
     last = updates[-1] if updates else {}
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
     phase = state.phase
-    grid.add_row("phase", f"[bold]{escape(phase.name)}[/bold]  {_steps(state)}{duration(now - phase.started)}")
+    grid.add_row(
+        "phase",
+        f"[bold]{escape(phase.name)}[/bold]  {_steps(state)}{duration(now - phase.started)}",
+    )
     if phase.name != TRAINING and phase.of:
         grid.add_row("", ProgressBar(total=phase.of, completed=phase.done or 0.0, width=40))
     if updates or phase.name == TRAINING:
         left = time_left(state, goal, now)
         done = last.get("update", 0)
-        grid.add_row("update", f"{done}/{goal.updates}  {duration(left) + ' left' if left is not None else ''}")
+        grid.add_row(
+            "update",
+            f"{done}/{goal.updates}  {duration(left) + ' left' if left is not None else ''}",
+        )
         grid.add_row("", ProgressBar(total=max(goal.updates, 1), completed=done, width=40))
     if evaluations or last:
         curve = " -> ".join(percent(record.get("success")) for record in _ends(evaluations))
-        grid.add_row("success", f"held-out [bold]{curve or '-'}[/bold]   training {percent(last.get('success'))}")
+        grid.add_row(
+            "success",
+            f"held-out [bold]{curve or '-'}[/bold]   training {percent(last.get('success'))}",
+        )
     if last:
-        grid.add_row("reward", f"{decimal(last.get('reward'))}   valid actions {percent(last.get('valid_action_rate'))}")
-        grid.add_row("token age", f"mean {decimal(last.get('token_age_mean'))}   max {count(last.get('token_age_max'))}")
+        grid.add_row(
+            "reward",
+            f"{decimal(last.get('reward'))}   valid actions "
+            f"{percent(last.get('valid_action_rate'))}",
+        )
+        grid.add_row(
+            "token age",
+            f"mean {decimal(last.get('token_age_mean'))}   max {count(last.get('token_age_max'))}",
+        )
     if "generated_tokens" in state.gauges:
-        rates = f"generated {count(state.generated_per_second(now))}   trained {count(last.get('trained_tokens_per_second'))}"
+        rates = (
+            f"generated {count(state.generated_per_second(now))}   trained "
+            f"{count(last.get('trained_tokens_per_second'))}"
+        )
         grid.add_row("tokens/s", rates)
-        grid.add_row("control", f"interventions {count(state.total('interventions'))}   resamples {count(state.total('resamples'))}")
-    queues = {"trajectories": "queue_trajectories", "leases": "queue_leases", "turns in flight": "turns_in_flight"}
-    depths = [f"{name} {state.gauges[gauge]:,.0f}" for name, gauge in queues.items() if isinstance(state.gauges.get(gauge), int | float)]
+        grid.add_row(
+            "control",
+            f"interventions {count(state.total('interventions'))}   resamples "
+            f"{count(state.total('resamples'))}",
+        )
+    queues = {
+        "trajectories": "queue_trajectories",
+        "leases": "queue_leases",
+        "turns in flight": "turns_in_flight",
+    }
+    depths = [
+        f"{name} {state.gauges[gauge]:,.0f}"
+        for name, gauge in queues.items()
+        if isinstance(state.gauges.get(gauge), int | float)
+    ]
     if depths:
         grid.add_row("queues", "   ".join(depths))
     dropped = dropped_line(state)

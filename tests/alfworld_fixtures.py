@@ -12,7 +12,8 @@ ARCHIVE = Path(__file__).parent.parent.parent / "shared" / "data" / "alfworld_va
 
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory as ALFWORLD_DATA points at, whose two splits are the same 200 games of all six types."""
+    """A directory as ALFWORLD_DATA points at, whose two splits are the same 200 games of all six
+    types."""
     if not ARCHIVE.is_file():
         pytest.skip(f"ALFWorld's own games are not at hand ({ARCHIVE.name})")
     directory = tmp_path_factory.mktemp("alfworld") / "json_2.1.1"

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# Workers compute beside each other and beside the processes that they start: threads of one that wait for a core hold all of them up.
+# Workers compute beside each other and beside the processes that they start: threads of one that
+# wait for a core hold all of them up.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -17,14 +18,21 @@ from tests.engine_fixtures import engine, policies, real_engine  # noqa: F401  f
 if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
 
-ON_ONE_ENGINE = {"test_engine_protocol.py", "test_engine_rule.py", "test_engine_stream.py", "test_turn_runner.py"}
+ON_ONE_ENGINE = {
+    "test_engine_protocol.py",
+    "test_engine_rule.py",
+    "test_engine_stream.py",
+    "test_turn_runner.py",
+}
 """Files whose tests take `real_engine`: one worker has them all, so that one server is started."""
 
 # Tests play the environments' own data, wherever the machine has others.
 for _variable in ("ALFWORLD_DATA", "WEBSHOP_DATA"):
     os.environ.pop(_variable, None)
 
-settings.register_profile("foray", deadline=None)  # how long an example takes says what else the machine does
+settings.register_profile(
+    "foray", deadline=None
+)  # how long an example takes says what else the machine does
 settings.load_profile("foray")
 
 
@@ -38,18 +46,25 @@ def small_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Settings of a policy that acts validly now and then, so that turns differ in their advantages; warm-started once (for each length
-    of episodes)."""
+    """Settings of a policy that acts validly now and then, so that turns differ in their
+    advantages; warm-started once (for each length of episodes)."""
     directory = tmp_path_factory.mktemp("imitating")
     return {
-        "warm_start__episodes": "200", "warm_start__threads": "1", "run__cache_dir": str(directory / "cache"),
+        "warm_start__episodes": "200",
+        "warm_start__threads": "1",
+        "run__cache_dir": str(directory / "cache"),
         "sampling__max_tokens": "32",
-    }  # fmt: skip
+    }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: one that begins late keeps one worker busy when the others have nothing left to do."""
-    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("real_engine")}
+    """Files with slow tests first: one that begins late keeps one worker busy when the others have
+    nothing left to do."""
+    slow = {
+        item.path
+        for item in items
+        if item.get_closest_marker("slow") or item.get_closest_marker("real_engine")
+    }
     items.sort(key=lambda item: item.path not in slow)
 
 

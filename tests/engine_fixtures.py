@@ -1,4 +1,5 @@
-"""A tiny random policy on disk, the same served by real vLLM and by the fake engine, and a controller's end of the signals."""
+"""A tiny random policy on disk, the same served by real vLLM and by the fake engine, and a
+controller's end of the signals."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ from engine.weight_update import apply_weights
 from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.codec import decode, encode
 from protocol.lifetime import dying_with_parent
-from protocol.messages import SignalFrame, Steer
+from protocol.messages import ForceTokens, SignalFrame
 from supervisor.endpoints import free_port
 from supervisor.process import python_module
 from supervisor.settings import resolve
@@ -51,9 +52,17 @@ TOP_J = 5
 
 
 def build_tiny_model(
-    directory: Path, *, vocabulary: int = VOCABULARY, hidden: int = 64, layers: int = 2, heads: int = 2, seed: int = 0, scale: float = 0.2
+    directory: Path,
+    *,
+    vocabulary: int = VOCABULARY,
+    hidden: int = 64,
+    layers: int = 2,
+    heads: int = 2,
+    seed: int = 0,
+    scale: float = 0.2,
 ) -> Path:
-    """Write a Qwen3 model with random float32 weights (std `scale`) and a one-token-a-word tokenizer; returns `directory`.
+    """Write a Qwen3 model with random float32 weights (std `scale`) and a one-token-a-word
+    tokenizer; returns `directory`.
 
     It has no end-of-sequence token, so that responses have the length that a test asks for.
     """
@@ -125,7 +134,9 @@ class RealEngine:
 
 
 @pytest.fixture(scope="session")
-def real_engine(policies: Policies, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealEngine]:
+def real_engine(
+    policies: Policies, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RealEngine]:
     """The one that all tests share."""
     with vllm_server(policies, tmp_path_factory.mktemp("engine")) as engine:
         yield engine
@@ -140,11 +151,20 @@ def vllm_server(policies: Policies, directory: Path, **settings: str) -> Iterato
     )
     nowhere = "tcp://127.0.0.1:1"
     base = {"engine.dtype": "float32", "engine.kv_cache_gb": "0.25", "control.top_j": str(TOP_J)}
-    signals, url = f"tcp://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
+    signals = f"tcp://127.0.0.1:{free_port()}"
+    url = f"http://127.0.0.1:{free_port()}"
     job = Job(
-        config=resolve(None, base | {name.replace("__", "."): value for name, value in settings.items()}),
+        config=resolve(
+            None, base | {name.replace("__", "."): value for name, value in settings.items()}
+        ),
         endpoints=Endpoints(
-            actors=nowhere, learner=nowhere, signals=[signals], trajectories=nowhere, stats=nowhere, dashboard=nowhere, engines=[url]
+            actors=nowhere,
+            learner=nowhere,
+            signals=[signals],
+            trajectories=nowhere,
+            stats=nowhere,
+            dashboard=nowhere,
+            engines=[url],
         ),
         run_dir="",
         model_dir=str(policies.first.directory),
@@ -163,7 +183,9 @@ def vllm_server(policies: Policies, directory: Path, **settings: str) -> Iterato
             preexec_fn=dying_with_parent(),
         )
     try:
-        with ThreadPoolExecutor(1) as elsewhere:  # the first test that asks for the engine is in an event loop already
+        with ThreadPoolExecutor(
+            1
+        ) as elsewhere:  # the first test that asks for the engine is in an event loop already
             elsewhere.submit(lambda: asyncio.run(wait_ready(url, 180.0, KEY))).result()
         yield RealEngine(url, signals)
     except Exception:
@@ -175,10 +197,13 @@ def vllm_server(policies: Policies, directory: Path, **settings: str) -> Iterato
 
 
 def lose_core(engine: FakeEngine, *paths: str) -> None:
-    """Its server answers and can do nothing, as vLLM's whose core has died: all it is asked for, or `paths` alone."""
+    """Its server answers and can do nothing, as vLLM's whose core has died: all it is asked for, or
+    `paths` alone."""
 
     async def fail(request: web.Request) -> web.Response:
-        return web.Response(status=503 if request.path == "/health" else 500, text="EngineCore encountered an issue")
+        return web.Response(
+            status=503 if request.path == "/health" else 500, text="EngineCore encountered an issue"
+        )
 
     for route in engine._runner.app.router.routes():
         if not paths or route.resource.canonical in paths:
@@ -198,7 +223,14 @@ class Signals:
 
     def rows(self) -> list[Signal]:
         """As rules take them."""
-        columns = (self.position, self.entropy, self.confidence, self.top_log_prob, self.forced, self.previous)
+        columns = (
+            self.position,
+            self.entropy,
+            self.confidence,
+            self.top_log_prob,
+            self.forced,
+            self.previous,
+        )
         return [Signal(*row) for row in zip(*columns, strict=True)]
 
 
@@ -233,15 +265,22 @@ class Watcher:
         return self.turns[turn_id]
 
     async def steer(self, turn_id: str, tokens: list[int], unless: int = -1) -> None:
-        await self._socket.send_multipart([self._peer, encode(Steer(turn_id=turn_id, tokens=tokens, unless=unless))])
+        await self._socket.send_multipart(
+            [self._peer, encode(ForceTokens(turn_id=turn_id, tokens=tokens, unless=unless))]
+        )
 
 
 class Link:
-    """A TCP proxy between a controller and an engine, which can be cut. `async with Link(url) as link`: the engine is at `link.url`."""
+    """A TCP proxy between a controller and an engine, which can be cut.
+
+    `async with Link(url) as link`: the engine is at `link.url`.
+    """
 
     def __init__(self, url: str) -> None:
         self._place = urlsplit(url)
-        self._connections: list[tuple[asyncio.StreamWriter, asyncio.StreamWriter]] = []  # (to the controller, to the engine)
+        self._connections: list[
+            tuple[asyncio.StreamWriter, asyncio.StreamWriter]
+        ] = []  # (to the controller, to the engine)
         self._pumps: list[asyncio.Task[None]] = []
         self._held: asyncio.Event | None = None  # set: what arrives from now on waits for it
 
@@ -259,7 +298,8 @@ class Link:
                 writer.transport.abort()
 
     def cut(self, *, controllers_end: bool, engines_end: bool) -> None:
-        """Reset these ends of all connections that there are; an end that stays is never heard of again."""
+        """Reset these ends of all connections that there are; an end that stays is never heard of
+        again."""
         for pump in self._pumps:
             pump.cancel()
         for to_controller, to_engine in self._connections:
@@ -274,9 +314,14 @@ class Link:
         return held.set
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        from_engine, to_engine = await asyncio.open_connection(self._place.hostname, self._place.port)
+        from_engine, to_engine = await asyncio.open_connection(
+            self._place.hostname, self._place.port
+        )
         self._connections.append((writer, to_engine))
-        self._pumps += [asyncio.create_task(self._pump(reader, to_engine)), asyncio.create_task(self._pump(from_engine, writer))]
+        self._pumps += [
+            asyncio.create_task(self._pump(reader, to_engine)),
+            asyncio.create_task(self._pump(from_engine, writer)),
+        ]
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
@@ -305,7 +350,9 @@ class Engine:
     async def run(self, weights: Weights, *, verify: bool = False) -> int:
         """Make the engine run `weights`; returns their version, new at each call."""
         version = next(_versions)
-        await apply_weights(self.client, weights.file, version, weights.checksum, deadline=20.0, verify=verify)
+        await apply_weights(
+            self.client, weights.file, version, weights.checksum, deadline=20.0, verify=verify
+        )
         return version
 
     def start(
@@ -370,19 +417,25 @@ async def watching(endpoint: str) -> AsyncIterator[Watcher]:
         context.term()
 
 
-@pytest.fixture(params=["fake", pytest.param("vllm", marks=[pytest.mark.real_engine, pytest.mark.slow])])
+@pytest.fixture(
+    params=["fake", pytest.param("vllm", marks=[pytest.mark.real_engine, pytest.mark.slow])]
+)
 async def engine(request: pytest.FixtureRequest, policies: Policies) -> AsyncIterator[Engine]:
-    """An engine that runs policies.first: a test that takes it runs against the fake one and against vLLM."""
+    """An engine that runs policies.first: a test that takes it runs against the fake one and
+    against vLLM."""
     pytest.importorskip("transformers")
     if request.param == "fake":
         from engine.fake.server import FakeEngine  # torch, which not every test needs
 
         signals = f"tcp://127.0.0.1:{free_port()}"
         fake = FakeEngine(policies.first.directory, signals=signals, top_j=TOP_J, key=KEY)
-        url, stop = await fake.start(), fake.stop
+        url = await fake.start()
+        stop = fake.stop
     else:
         real = request.getfixturevalue("real_engine")
-        url, signals, stop = real.url, real.signals, None
+        url = real.url
+        signals = real.signals
+        stop = None
     client = EngineClient(url, KEY)
     try:
         async with watching(signals) as watcher:
@@ -407,8 +460,11 @@ def model(directory: Path) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
 
 
-def distributions(directory: Path, prompt: list[int], response: list[int], temperature: float = 1.0) -> torch.Tensor:
-    """Log-probs [T, V] of the policy before each token of the response, in float64 from float32 logits."""
+def distributions(
+    directory: Path, prompt: list[int], response: list[int], temperature: float = 1.0
+) -> torch.Tensor:
+    """Log-probs [T, V] of the policy before each token of the response, in float64 from float32
+    logits."""
     import torch
 
     with torch.no_grad():

@@ -8,12 +8,13 @@ import numpy as np
 
 from config import Config, Endpoints, Job
 from protocol.arrays import FLOAT32, INT32, UINT8, pack
-from protocol.messages import Attempt, EpisodeKey, Span, StopReason, Trajectory, Turn
+from protocol.messages import EpisodeKey, Response, Span, StopReason, Trajectory, Turn
 from supervisor.settings import resolve
 
 TURNS = 10 * [
     (
-        "Your task is to: put a mug in cabinet\nYou see a mug 1 and a cabinet 12.\nActions: go to cabinet 12; take mug 1",
+        "Your task is to: put a mug in cabinet\nYou see a mug 1 and a cabinet 12.\nActions: go "
+        "to cabinet 12; take mug 1",
         "<think>I see mug 1.</think>\n<action>take mug 1</action>",
     ),
     (
@@ -23,24 +24,36 @@ TURNS = 10 * [
 ]
 """(prompt, response) texts."""
 
-SMALL = {"model.hidden_size": "32", "model.layers": "2", "model.heads": "2", "model.vocabulary": "400"}
+SMALL = {
+    "model.hidden_size": "32",
+    "model.layers": "2",
+    "model.heads": "2",
+    "model.vocabulary": "400",
+}
 
 
 def small_config(**settings: str) -> Config:
     """Defaults with a model of a few thousand weights; settings are named section__name."""
-    return resolve(None, SMALL | {name.replace("__", "."): value for name, value in settings.items()})
+    return resolve(
+        None, SMALL | {name.replace("__", "."): value for name, value in settings.items()}
+    )
 
 
 def job_in(directory: Path, config: Config) -> Job:
     """A job whose model directory is directory/policy."""
     nowhere = Endpoints(**dict.fromkeys(Endpoints.__struct_fields__, ""))
     return Job(
-        config=config, endpoints=nowhere, run_dir=str(directory), model_dir=str(directory / "policy"),
+        config=config,
+        endpoints=nowhere,
+        run_dir=str(directory),
+        model_dir=str(directory / "policy"),
         weights_dir=str(directory / "weights"),
-    )  # fmt: skip
+    )
 
 
-def random_turn(rng: np.random.Generator, vocabulary: int, versions: tuple[int, ...] = (0,), **changes) -> Turn:
+def random_turn(
+    rng: np.random.Generator, vocabulary: int, versions: tuple[int, ...] = (0,), **changes
+) -> Turn:
     """A turn of random tokens, the first and one other of which are masked."""
     length = int(rng.integers(3, 12))
     mask = np.ones(length, dtype=np.uint8)
@@ -50,21 +63,41 @@ def random_turn(rng: np.random.Generator, vocabulary: int, versions: tuple[int, 
     cuts = np.linspace(0, length, len(versions) + 1).astype(int)
     spans = [Span(int(a), int(b), v) for a, b, v in zip(cuts, cuts[1:], versions, strict=False)]
     fields = {
-        "tokens": pack(rng.integers(7, vocabulary, length), INT32), "log_probs": pack(log_probs, FLOAT32), "mask": pack(mask, UINT8),
-        "spans": spans, "uncertainty": b"", "signals": b"", "events": [], "stop": StopReason.END, "score": float("nan"), "thinking": 0,
-    }  # fmt: skip
+        "tokens": pack(rng.integers(7, vocabulary, length), INT32),
+        "log_probs": pack(log_probs, FLOAT32),
+        "mask": pack(mask, UINT8),
+        "spans": spans,
+        "uncertainty": b"",
+        "signals": b"",
+        "events": [],
+        "stop": StopReason.END,
+        "score": float("nan"),
+        "thinking": 0,
+    }
     return Turn(
-        prompt=pack(rng.integers(7, vocabulary, int(rng.integers(4, 20))), INT32), kept=Attempt(**fields | changes), rejected=[],
-        reward=float(rng.integers(2)), valid=bool(rng.random() < 0.8), anchor="abc"[int(rng.integers(3))], action="look",
-    )  # fmt: skip
+        prompt=pack(rng.integers(7, vocabulary, int(rng.integers(4, 20))), INT32),
+        kept=Response(**fields | changes),
+        rejected=[],
+        reward=float(rng.integers(2)),
+        valid=bool(rng.random() < 0.8),
+        anchor="abc"[int(rng.integers(3))],
+        action="look",
+    )
 
 
-def random_group(rng: np.random.Generator, vocabulary: int, number: int = 0, members: int = 4, **turn) -> list[Trajectory]:
+def random_group(
+    rng: np.random.Generator, vocabulary: int, number: int = 0, members: int = 4, **turn
+) -> list[Trajectory]:
     """Played episodes of one task."""
     return [
         Trajectory(
-            key=EpisodeKey(number, member), attempt=0, task_index=number, task_type="t", task="t", success=False,
+            key=EpisodeKey(number, member),
+            attempt=0,
+            task_index=number,
+            task_type="t",
+            task="t",
+            success=False,
             turns=[random_turn(rng, vocabulary, **turn) for _ in range(int(rng.integers(1, 4)))],
         )
         for member in range(members)
-    ]  # fmt: skip
+    ]

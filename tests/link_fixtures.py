@@ -1,4 +1,5 @@
-"""A serial run whose ZeroMQ connections all go through small TCP proxies, which cut them in every way that networks do."""
+"""A serial run whose ZeroMQ connections all go through small TCP proxies, which cut them in every
+way that networks do."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Proxy:
     """Carries TCP from `port` to a port of this machine."""
 
     def __init__(self, target: int) -> None:
-        self.port, self.target = free_port(), target
+        self.port = free_port()
+        self.target = target
         self.delay = 0.0
         self._pairs: list[_Pair] = []
 
@@ -40,8 +42,12 @@ class Proxy:
         self._server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
 
     async def cut(self, way: str) -> int:
-        """Cut what is connected now; connections that are made later are carried well. Returns how many were cut."""
-        pairs, self._pairs = [pair for pair in self._pairs if not pair.over], []
+        """Cut what is connected now; connections that are made later are carried well.
+
+        Returns how many were cut.
+        """
+        pairs = [pair for pair in self._pairs if not pair.over]
+        self._pairs = []
         for pair in pairs:
             pair.cut(way)
         return len(pairs)
@@ -58,9 +64,13 @@ class Proxy:
             return
         pair = _Pair(writer, there)
         self._pairs.append(pair)
-        await asyncio.gather(self._pump(pair, reader, there), self._pump(pair, there_reader, writer))
+        await asyncio.gather(
+            self._pump(pair, reader, there), self._pump(pair, there_reader, writer)
+        )
 
-    async def _pump(self, pair: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(
+        self, pair: _Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(1 << 16):
                 if self.delay:
@@ -73,10 +83,12 @@ class Proxy:
 
 
 class _Pair:
-    """The two connections of one that is carried; neither hears of the other one's end once they are silent."""
+    """The two connections of one that is carried; neither hears of the other one's end once they
+    are silent."""
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
-        self._client, self._server = client, server
+        self._client = client
+        self._server = server
         self.silent = self.over = False
 
     def cut(self, way: str) -> None:
@@ -92,18 +104,33 @@ class LinkedRun:
 
     def __init__(self, directory: Path) -> None:
         config = small_config(
-            run__updates="100000", run__minutes="30", learner__checkpoint_every="100000", env__max_turns="1", sampling__max_tokens="4",
-            actor__count="4", actor__max_leases="100", actor__heartbeat_seconds=str(HEARTBEAT), controller__shards="2",
+            run__updates="100000",
+            run__minutes="30",
+            learner__checkpoint_every="100000",
+            env__max_turns="1",
+            sampling__max_tokens="4",
+            actor__count="4",
+            actor__max_leases="100",
+            actor__heartbeat_seconds=str(HEARTBEAT),
+            controller__shards="2",
             engine__count="2",
-        )  # fmt: skip
+        )
         self.job = job_in(directory / "run", config)
         self.directory = directory / "run"
         at = self.job.endpoints
         endpoints = {
-            "actor-controller": at.actors, "actor-shard": at.turns[0], "actor-learner": at.trajectories, "learner-controller": at.learner,
-            "shard-controller": at.shards, "engine-controller": at.signals[0], "engine-shard": at.signals[1], "stats": at.stats,
-        }  # fmt: skip
-        self.proxies = {link: Proxy(urlsplit(endpoint).port) for link, endpoint in endpoints.items()}
+            "actor-controller": at.actors,
+            "actor-shard": at.turns[0],
+            "actor-learner": at.trajectories,
+            "learner-controller": at.learner,
+            "shard-controller": at.shards,
+            "engine-controller": at.signals[0],
+            "engine-shard": at.signals[1],
+            "stats": at.stats,
+        }
+        self.proxies = {
+            link: Proxy(urlsplit(endpoint).port) for link, endpoint in endpoints.items()
+        }
         self.through = {proxy.target: proxy.port for proxy in self.proxies.values()}
         self.controller: Controller | None = None
         self.learner: Learner | None = None
@@ -131,7 +158,11 @@ class LinkedRun:
     def recorded(self) -> list[int]:
         """The number of each update that is recorded."""
         file = self.directory / METRICS_FILE
-        return [line["update"] for line in read_metrics(file) if line["kind"] == "update"] if file.exists() else []
+        return (
+            [line["update"] for line in read_metrics(file) if line["kind"] == "update"]
+            if file.exists()
+            else []
+        )
 
     def until(self, condition: Callable[[], bool], seconds: float = 20.0) -> None:
         deadline = time.monotonic() + seconds
@@ -166,7 +197,8 @@ class LinkedRun:
 def linked_run(directory: Path) -> Iterator[LinkedRun]:
     """A run that trains already. Half of its actors ask the shard for their turns."""
     run = LinkedRun(directory)
-    numbers, of_actor = itertools.count(), {}
+    numbers = itertools.count()
+    of_actor = {}
 
     class NotedController(Controller):
         def __init__(self, *arguments) -> None:
@@ -182,7 +214,12 @@ def linked_run(directory: Path) -> Iterator[LinkedRun]:
 
     def connect_through(socket: zmq.Socket, endpoint: str) -> None:
         parts = urlsplit(endpoint)
-        connect(socket, f"tcp://127.0.0.1:{run.through.get(parts.port, parts.port)}" if parts.scheme == "tcp" else endpoint)
+        connect(
+            socket,
+            f"tcp://127.0.0.1:{run.through.get(parts.port, parts.port)}"
+            if parts.scheme == "tcp"
+            else endpoint,
+        )
 
     def shard_of(actor: bytes, shards: list) -> object:
         number = of_actor.setdefault(actor, next(numbers))

@@ -1,7 +1,8 @@
 """What tests/test_learner_ranks.py runs on several ranks, and on one: `... DIRECTORY NAME`.
 
-For each case, the job of DIRECTORY/CASE is trained on three batches, with a checkpoint and a resume after the second one. Rank 0 writes
-DIRECTORY/CASE/NAME.pt: the gradients of the first step, the metrics, the weights.
+For each case, the job of DIRECTORY/CASE is trained on three batches, with a checkpoint and a resume
+after the second one. Rank 0 writes DIRECTORY/CASE/NAME.pt: the gradients of the first step, the
+metrics, the weights.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from learner_fixtures import job_in, random_group, small_config
 
 from config import Config, Job
 from learner.checkpoint import IntakeState
-from learner.model.sharding import whole, whole_weights
+from learner.model.sharding import full_state_dict, whole
 from learner.ranks import Ranks
 from learner.training import Training
 from protocol.lifetime import die_with
@@ -34,7 +35,11 @@ def groups(seed: int):
 
 
 CASES = {
-    "reference": {"learner__kl": "0.3", "learner__reference_every": "1", "learner__correction": "decoupled"},
+    "reference": {
+        "learner__kl": "0.3",
+        "learner__reference_every": "1",
+        "learner__correction": "decoupled",
+    },
     "value head": {"learner__algorithm": "gae", "learner__correction": "vtrace"},
     "adapters": {"learner__lora_rank": "4", "learner__gradient_checkpointing": "true"},
 }
@@ -59,15 +64,26 @@ def trained(job: Job, ranks: Ranks) -> dict:
 
     def keep(*_) -> None:
         if not gradients:
-            gradients.update({n: whole(p.grad).clone() for n, p in training.model.named_parameters() if p.grad is not None})
+            gradients.update(
+                {
+                    n: whole(p.grad).clone()
+                    for n, p in training.model.named_parameters()
+                    if p.grad is not None
+                }
+            )
 
     training._updater.optimizer.register_step_pre_hook(keep)
     metrics = [training.update(groups(seed)) for seed in (0, 1)]
     training.checkpoint(IntakeState(log_position=1, next_group=2, next_evaluation=3))
     training = Training.restore(job, lambda *_: None, ranks)
     metrics.append(training.update(groups(2)))
-    weights = {n: tensor.clone() for n, tensor in whole_weights(training.model)}
-    return {"gradients": gradients, "metrics": metrics, "weights": weights, "published": training.snapshot().tensors}
+    weights = {n: tensor.clone() for n, tensor in full_state_dict(training.model)}
+    return {
+        "gradients": gradients,
+        "metrics": metrics,
+        "weights": weights,
+        "published": training.snapshot().tensors,
+    }
 
 
 if __name__ == "__main__":

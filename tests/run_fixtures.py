@@ -1,4 +1,5 @@
-"""Whole runs for tests: the command line in a process of its own, and the engine of `--serial` in the test's event loop."""
+"""Whole runs for tests: the command line in a process of its own, and the engine of `--serial` in
+the test's event loop."""
 
 from __future__ import annotations
 
@@ -36,30 +37,51 @@ from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 ROOT = Path(__file__).resolve().parent.parent
 
 SMALL = {
-    "model.hidden_size": "64", "model.layers": "2", "model.heads": "2", "warm_start.episodes": "0", "sampling.max_tokens": "16",
-    "sampling.seeded": "true", "learner.groups": "2", "learner.group_size": "2", "eval.episodes": "2", "eval.every": "0",
-    "actor.count": "4", "run.updates": "2", "learner.checkpoint_every": "1",
+    "model.hidden_size": "64",
+    "model.layers": "2",
+    "model.heads": "2",
+    "warm_start.episodes": "0",
+    "sampling.max_tokens": "16",
+    "sampling.seeded": "true",
+    "learner.groups": "2",
+    "learner.group_size": "2",
+    "eval.episodes": "2",
+    "eval.every": "0",
+    "actor.count": "4",
+    "run.updates": "2",
+    "learner.checkpoint_every": "1",
     "learner.decay": "0",
-}  # fmt: skip
+}
 """A run of a policy that knows nothing, in seconds."""
 
 
 def small_config(**overrides: str) -> Config:
     """SMALL with overrides; dots in names are written as double underscores."""
-    return resolve(None, SMALL | {name.replace("__", "."): value for name, value in overrides.items()})
+    return resolve(
+        None, SMALL | {name.replace("__", "."): value for name, value in overrides.items()}
+    )
 
 
 def job_in(directory: Path, config: Config) -> Job:
-    """A job that was not started by the supervisor, with its policy, which is built once for all tests with the same one."""
+    """A job that was not started by the supervisor, with its policy, which is built once for all
+    tests with the same one."""
     (directory / "weights").mkdir(parents=True)
     job = Job(
-        config=config, endpoints=choose_endpoints(config), run_dir=str(directory), model_dir=str(directory / "policy"),
-        weights_dir=str(directory / "weights"), schema=SCHEMA_VERSION,
-    )  # fmt: skip
+        config=config,
+        endpoints=choose_endpoints(config),
+        run_dir=str(directory),
+        model_dir=str(directory / "policy"),
+        weights_dir=str(directory / "weights"),
+        schema=SCHEMA_VERSION,
+    )
     if config.model.name != "tiny":
         return msgspec.structs.replace(job, model_dir=config.model.name)
-    shown = msgspec.structs.replace(config.warm_start, episodes=0)  # what the tokenizer learns from, however much of it is trained on
-    depends = msgspec.json.encode([config.env, config.environment_settings(), config.model, shown, config.run.seed])
+    shown = msgspec.structs.replace(
+        config.warm_start, episodes=0
+    )  # what the tokenizer learns from, however much of it is trained on
+    depends = msgspec.json.encode(
+        [config.env, config.environment_settings(), config.model, shown, config.run.seed]
+    )
     kept = Path(_built.name) / sha256(depends).hexdigest()
     build_policy(msgspec.structs.replace(job, model_dir=str(kept)))
     shutil.copytree(kept, directory / "policy")
@@ -112,10 +134,15 @@ class Run:
         return self.process.returncode
 
     async def until(self, condition, seconds: float = 60.0):
-        """Wait until `condition()` is true; returns what it is then. Fails if the run ends first."""
+        """Wait until `condition()` is true; returns what it is then.
+
+        Fails if the run ends first.
+        """
         async with asyncio.timeout(seconds):
             while not (value := condition()):
-                assert self.process.returncode is None, f"the run ended first: {(await self.process.stdout.read()).decode()}"
+                assert self.process.returncode is None, (
+                    f"the run ended first: {(await self.process.stdout.read()).decode()}"
+                )
                 await asyncio.sleep(0.05)
         return value
 
@@ -134,11 +161,17 @@ class Run:
     def pid_of(self, name: str, *arguments: str) -> int | None:
         """The process `python -m NAME JOB ARGUMENTS` of this run."""
         lasted = r" [\d.]+" if name == "learner" else ""  # seconds, which nobody knows here
-        wanted = re.compile(re.escape(" ".join(["-m", name, f"{self.directory}/job.json", *arguments])) + lasted + "$")
+        wanted = re.compile(
+            re.escape(" ".join(["-m", name, f"{self.directory}/job.json", *arguments]))
+            + lasted
+            + "$"
+        )
         return next((pid for pid, command in processes() if wanted.search(command)), None)
 
     def children_of(self, pid: int) -> list[int]:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        return [
+            int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ]
 
     def left_over(self) -> list[str]:
         """Processes of this run that are still there."""
@@ -151,7 +184,16 @@ def processes() -> list[tuple[int, str]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                found.append((int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()))
+                found.append(
+                    (
+                        int(entry.name),
+                        (entry / "cmdline")
+                        .read_bytes()
+                        .replace(b"\0", b" ")
+                        .decode(errors="replace")
+                        .strip(),
+                    )
+                )
     return found
 
 
@@ -163,33 +205,46 @@ def trajectories_of(directory: Path) -> list[Trajectory]:
 
 
 def dies_at(moment: str, done: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """In runs that begin from now on, a process dies at that moment ("module:name when count": see tests/worst_moment); `done` is there
-    when it has happened."""
+    """In runs that begin from now on, a process dies at that moment ("module:name when count": see
+    tests/worst_moment); `done` is there when it has happened."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests' / 'worst_moment'}{os.pathsep}{ROOT}")
     monkeypatch.setenv("DIES", f"{moment} {done}")
     return done
 
 
 def with_shadows(directory: Path, *more: str) -> Path:
-    """The directory, in which a user has modules and packages with the names of ours, and of `more`. None of them can be imported."""
+    """The directory, in which a user has modules and packages with the names of ours, and of
+    `more`. None of them can be imported."""
     directory.mkdir(parents=True, exist_ok=True)
     for name in ("config", "protocol", "run", *more):
         (directory / f"{name}.py").write_text(f"raise RuntimeError('the {name} of {directory}')\n")
     for name in ("actors", "controller", "engine", "envs", "learner", "supervisor", "telemetry"):
         (directory / name).mkdir()
-        (directory / name / "__init__.py").write_text(f"raise RuntimeError('the {name} of {directory}')\n")
+        (directory / name / "__init__.py").write_text(
+            f"raise RuntimeError('the {name} of {directory}')\n"
+        )
     return directory
 
 
 @contextlib.asynccontextmanager
 async def running(
-    directory: Path, *arguments: str, cwd: Path = ROOT, program: Sequence[str] = (str(ROOT / "run.py"),)
+    directory: Path,
+    *arguments: str,
+    cwd: Path = ROOT,
+    program: Sequence[str] = (str(ROOT / "run.py"),),
 ) -> AsyncIterator[Run]:
     """The command line with these arguments; killed at the end if it has not ended."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, *program, *arguments, cwd=cwd, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, preexec_fn=dying_with_parent(),
-    )  # fmt: skip
+        sys.executable,
+        *program,
+        *arguments,
+        cwd=cwd,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        preexec_fn=dying_with_parent(),
+    )
     try:
         yield Run(process, directory)
     finally:
@@ -199,14 +254,26 @@ async def running(
 
 
 @contextlib.asynccontextmanager
-async def small_engine(policy: Path, keys: str = "", shards: int = 1) -> AsyncIterator[dict[str, str]]:
-    """SMALL, of a run that asks the small engine, which runs while inside; an engine for each shard."""
+async def small_engine(
+    policy: Path, keys: str = "", shards: int = 1
+) -> AsyncIterator[dict[str, str]]:
+    """SMALL, of a run that asks the small engine, which runs while inside; an engine for each
+    shard."""
     signals = free_ports(shards)
-    engines = [FakeEngine(policy, signals=f"tcp://127.0.0.1:{signals + number}", keys=keys) for number in range(shards)]
+    engines = [
+        FakeEngine(policy, signals=f"tcp://127.0.0.1:{signals + number}", keys=keys)
+        for number in range(shards)
+    ]
     urls = [await engine.start() for engine in engines]
     try:
-        asked = {"model.name": str(policy), "engine.urls": ",".join(urls), "controller.signals_port": str(signals)}
-        yield SMALL | {"env.max_turns": "5"} | asked  # the small engine is slow, and its policy wins nothing in more turns either
+        asked = {
+            "model.name": str(policy),
+            "engine.urls": ",".join(urls),
+            "controller.signals_port": str(signals),
+        }
+        yield (
+            SMALL | {"env.max_turns": "5"} | asked
+        )  # the small engine is slow, and its policy wins nothing in more turns either
     finally:
         await asyncio.gather(*(engine.stop() for engine in engines))
 
@@ -231,7 +298,9 @@ async def running_small(directory: Path, policy: Path, **overrides: str) -> Asyn
     """A run of real processes as SMALL describes it, against the small engine."""
     shards = int(overrides.get("controller__shards", "1"))
     async with small_engine(policy, overrides.get("security__keys", ""), shards) as settings:
-        settings |= {"run.dir": str(directory)} | {name.replace("__", "."): value for name, value in overrides.items()}
+        settings |= {"run.dir": str(directory)} | {
+            name.replace("__", "."): value for name, value in overrides.items()
+        }
         resumed = settings.pop("resume", None)
         arguments = ["--resume", resumed] if resumed else []
         async with running(directory, *arguments, *options(settings)) as run:
@@ -240,8 +309,14 @@ async def running_small(directory: Path, policy: Path, **overrides: str) -> Asyn
 
 @contextlib.asynccontextmanager
 async def small_elsewhere(directory: Path, policy: Path) -> AsyncIterator[list[str]]:
-    """Arguments of commands that put a run in `directory` on several machines: one like `running_small`'s, with keys that are there."""
+    """Arguments of commands that put a run in `directory` on several machines: one like
+    `running_small`'s, with keys that are there."""
     make_keys(keys_of(directory), "actors")
     async with small_engine(policy, str(keys_of(directory))) as settings:
         del settings["actor.count"]
-        yield [str(directory), "--actors", "2", *options(settings | {"controller.port": str(free_port())})]
+        yield [
+            str(directory),
+            "--actors",
+            "2",
+            *options(settings | {"controller.port": str(free_port())}),
+        ]

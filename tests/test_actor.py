@@ -1,4 +1,5 @@
-"""An actor, and the two that it talks to, who are this test: what is lost on its way is sent again."""
+"""An actor, and the two that it talks to, who are this test: what is lost on its way is sent
+again."""
 
 from __future__ import annotations
 
@@ -19,23 +20,23 @@ from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
     Ack,
-    Alive,
     Credit,
     DropReason,
     EpisodeEnded,
     EpisodeKey,
     Heartbeat,
+    HeartbeatAck,
     Lease,
     Message,
-    Place,
     Refused,
     Revoked,
+    ShardAddress,
     Shutdown,
     Trajectory,
     TurnRequest,
     TurnResult,
     Welcome,
-)  # fmt: skip
+)
 from protocol.prompting import load_prompter
 
 KEY = EpisodeKey(0, 0)
@@ -44,22 +45,46 @@ KEY = EpisodeKey(0, 0)
 class Bench:
     """A controller and a learner that say what the test has them say."""
 
-    def __init__(self, policy: Path, heartbeat_seconds: float, ask_again_seconds: float = 0.2) -> None:
+    def __init__(
+        self, policy: Path, heartbeat_seconds: float, ask_again_seconds: float = 0.2
+    ) -> None:
         self.context, self.reader = zmq.asyncio.Context(), FrameReader()
-        self.controller, self.learner = self.context.socket(zmq.ROUTER), self.context.socket(zmq.ROUTER)
+        self.controller, self.learner = (
+            self.context.socket(zmq.ROUTER),
+            self.context.socket(zmq.ROUTER),
+        )
         for socket in (self.controller, self.learner):
             socket.bind("tcp://127.0.0.1:*")
-        endpoint, trajectories = (socket.get(zmq.LAST_ENDPOINT).decode() for socket in (self.controller, self.learner))
+        endpoint, trajectories = (
+            socket.get(zmq.LAST_ENDPOINT).decode() for socket in (self.controller, self.learner)
+        )
         environment = make_environment("search", max_turns=1)
         self.welcome = Welcome(
-            environment="search", environment_settings={}, tokenizer_json=b"", chat_template="", learner_host="",
-            learner_port=urlsplit(trajectories).port, max_prompt_tokens=100_000, heartbeat_seconds=heartbeat_seconds, step_timeout=30.0,
-            session="this", anchor_texts=False,
-        )  # fmt: skip
+            environment="search",
+            environment_settings={},
+            tokenizer_json=b"",
+            chat_template="",
+            learner_host="",
+            learner_port=urlsplit(trajectories).port,
+            max_prompt_tokens=100_000,
+            heartbeat_seconds=heartbeat_seconds,
+            step_timeout=30.0,
+            session="this",
+            anchor_texts=False,
+        )
         self.shard = self.context.socket(zmq.ROUTER)
         self.shard.bind("tcp://127.0.0.1:*")
-        self.place = Place(host="", port=urlsplit(self.shard.get(zmq.LAST_ENDPOINT).decode()).port)
-        self.actor = Actor(self.context, endpoint, self.welcome, environment, load_prompter(policy), ask_again_seconds=ask_again_seconds)
+        self.place = ShardAddress(
+            host="", port=urlsplit(self.shard.get(zmq.LAST_ENDPOINT).decode()).port
+        )
+        self.actor = Actor(
+            self.context,
+            endpoint,
+            self.welcome,
+            environment,
+            load_prompter(policy),
+            ask_again_seconds=ask_again_seconds,
+        )
 
     async def heard(self, socket: zmq.asyncio.Socket, kind: type) -> Message:
         """The next message of that kind."""
@@ -67,15 +92,16 @@ class Bench:
             while True:
                 self.peer, message, _ = await self.reader.receive(socket)
                 if isinstance(message, Heartbeat) and kind is not Heartbeat:
-                    await self.say(socket, Alive(session="this"))
+                    await self.say(socket, HeartbeatAck(session="this"))
                 if isinstance(message, kind):
                     return message
 
-    async def named_for(self, places: list[Place], there: Place | None) -> None:
-        """Alive, from a controller with the shards `places`, to an actor that asks `there` for its turns."""
+    async def named_for(self, places: list[ShardAddress], there: ShardAddress | None) -> None:
+        """Alive, from a controller with the shards `places`, to an actor that asks `there` for its
+        turns."""
         while shard_of(self.actor.name, places) != there:
             self.actor.name += b"x"  # it is asked by the name alone
-        await self.say(self.controller, Alive(session="this", shards=places))
+        await self.say(self.controller, HeartbeatAck(session="this", shards=places))
 
     async def say(self, socket: zmq.asyncio.Socket, message: Message) -> None:
         await socket.send_multipart([self.peer, encode(message)])
@@ -88,14 +114,20 @@ async def bench(small_policy: Path):
     made.context.destroy(linger=0)
 
 
-async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(bench: Bench) -> None:
+async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(
+    bench: Bench,
+) -> None:
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
-    await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
+    await bench.say(
+        bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1)
+    )
     first, second = [await bench.heard(bench.controller, TurnRequest) for _ in range(2)]
     assert first == second
     assert (await bench.heard(bench.controller, Heartbeat)).playing == [(KEY, 0)]
-    await bench.say(bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
+    await bench.say(
+        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[])
+    )
     delivered = [await bench.heard(bench.learner, Trajectory) for _ in range(2)]
     assert delivered[0].key == delivered[1].key == KEY
     await bench.say(bench.learner, Ack(keys=[KEY]))
@@ -111,24 +143,38 @@ async def test_an_episode_that_nobody_acknowledges_is_said_with_where_it_was_sen
     bench.actor._ask_again_seconds = 0.05  # several times before the controller is missed
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
-    await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
+    await bench.say(
+        bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1)
+    )
     await bench.heard(bench.controller, TurnRequest)
-    await bench.say(bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
+    await bench.say(
+        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[])
+    )
     for _ in range(SAY_EVERY + 1):
         await bench.heard(bench.learner, Trajectory)
     await bench.say(bench.learner, Ack(keys=[KEY]))
     await bench.say(bench.controller, Shutdown(reason="over"))
     await asyncio.wait_for(playing, 10)
-    said = next(record.getMessage() for record in caplog.records if "from the learner" in record.getMessage())
+    said = next(
+        record.getMessage()
+        for record in caplog.records
+        if "from the learner" in record.getMessage()
+    )
     assert KEY.id in said and "tcp://127.0.0.1:" in said and "learner.port" in said
 
 
-async def test_an_episode_that_the_learner_refuses_is_delivered_as_dropped_with_its_reason_and_the_actor_plays_on(bench: Bench) -> None:
+async def test_an_episode_that_the_learner_refuses_is_delivered_as_dropped_with_its_reason_and_the_actor_plays_on(
+    bench: Bench,
+) -> None:
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
-    await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
+    await bench.say(
+        bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1)
+    )
     await bench.heard(bench.controller, TurnRequest)
-    await bench.say(bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
+    await bench.say(
+        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[])
+    )
     assert (await bench.heard(bench.learner, Trajectory)).dropped is None
     await bench.say(bench.learner, Refused(key=KEY, why="tokens that do not exist"))
     notice = await bench.heard(bench.learner, Trajectory)
@@ -145,7 +191,8 @@ async def test_an_actor_whose_lease_lapses_in_the_middle_of_a_step_asks_for_anot
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step may take minutes, and the end of the run, or its last evaluation, waits for actors."""
-    stepping, over = threading.Event(), threading.Event()
+    stepping = threading.Event()
+    over = threading.Event()
 
     def step(*_) -> None:
         stepping.set()
@@ -155,24 +202,35 @@ async def test_an_actor_whose_lease_lapses_in_the_middle_of_a_step_asks_for_anot
     monkeypatch.setattr(type(environment), "parse", step)
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
-    await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
+    await bench.say(
+        bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1)
+    )
     await bench.heard(bench.controller, TurnRequest)
-    await bench.say(bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
+    await bench.say(
+        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[])
+    )
     await asyncio.to_thread(stepping.wait)
     await bench.say(bench.controller, Revoked(leases=[(KEY, 1), (EpisodeKey(7, 0), 0), (KEY, 0)]))
     await bench.heard(bench.controller, Credit)
     assert (await bench.heard(bench.controller, Heartbeat)).playing == []
-    await bench.say(bench.controller, Lease(key=EpisodeKey(1, 0), attempt=0, split="train", task_index=0, seed=1))
+    await bench.say(
+        bench.controller,
+        Lease(key=EpisodeKey(1, 0), attempt=0, split="train", task_index=0, seed=1),
+    )
     assert (await bench.heard(bench.controller, TurnRequest)).key == EpisodeKey(1, 0)
     over.set()
     await bench.say(bench.controller, Shutdown(reason="over"))
     await asyncio.wait_for(playing, 10)
 
 
-async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_for(bench: Bench) -> None:
+async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_for(
+    bench: Bench,
+) -> None:
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
-    await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
+    await bench.say(
+        bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1)
+    )
     request = await bench.heard(bench.controller, TurnRequest)
     actor = bench.peer
     await bench.named_for([bench.place], bench.place)
@@ -196,10 +254,12 @@ async def test_an_actor_whose_shard_is_gone_asks_the_controller_and_hears_the_sh
     await bench.heard(bench.controller, Credit)
     actor = bench.peer
     await bench.named_for([bench.place], bench.place)
-    await bench.say(bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1))
+    await bench.say(
+        bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1)
+    )
     request = await bench.heard(bench.shard, TurnRequest)
     bench.peer = actor
-    await bench.say(bench.controller, Alive(session="this", shards=[]))
+    await bench.say(bench.controller, HeartbeatAck(session="this", shards=[]))
     assert await bench.heard(bench.controller, TurnRequest) == request
     late = TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[NOTHING])
     await bench.say(bench.shard, late)
@@ -219,6 +279,6 @@ async def test_an_actor_whose_controller_is_silent_says_so_and_ends(bench: Bench
 async def test_an_actor_that_another_controller_answers_ends(bench: Bench) -> None:
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Heartbeat)
-    await bench.say(bench.controller, Alive(session="another"))
+    await bench.say(bench.controller, HeartbeatAck(session="another"))
     with pytest.raises(ControllerLost, match="another controller"):
         await asyncio.wait_for(playing, 20)

@@ -10,6 +10,7 @@ import threading
 from concurrent.futures import CancelledError
 from functools import cache
 from math import inf, nan
+from typing import ClassVar
 
 import hypothesis
 import numpy as np
@@ -27,9 +28,19 @@ from learner.data.rollout_metrics import evaluation_metrics, rollout_metrics
 from learner.warm_start.tiny import CHAT_TEMPLATE, train_tokenizer
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
 from protocol.codec import decode, encode
-from protocol.messages import Attempt, DropReason, EpisodeKey, Lease, Span, StopReason, Trajectory, TurnFailed, TurnResult
+from protocol.messages import (
+    DropReason,
+    EpisodeKey,
+    Lease,
+    Response,
+    Span,
+    StopReason,
+    Trajectory,
+    TurnFailed,
+    TurnResult,
+)
 from protocol.prompting import Prompter
-from protocol.validation import Bounds, Open, of_trajectory
+from protocol.validation import AdmissionWindow, Limits, validate_trajectory
 
 LEASE = Lease(key=EpisodeKey(3, 1), attempt=0, split="held_out", task_index=5, seed=7)
 
@@ -41,7 +52,11 @@ def environment():
 
 @cache
 def tokenizer():
-    turns = [turn for i in range(20) for turn in expert_episode(environment(), "train", i, random.Random(i)).turns]
+    turns = [
+        turn
+        for i in range(20)
+        for turn in expert_episode(environment(), "train", i, random.Random(i)).turns
+    ]
     return train_tokenizer(ModelSection(vocabulary=600), turns)
 
 
@@ -51,11 +66,21 @@ def prompter() -> Prompter:
 
 def result_of(request, text: str) -> TurnResult:
     tokens = tokenizer().encode(text + "<|im_end|>", add_special_tokens=False).ids
-    kept = Attempt(
-        tokens=pack(tokens, INT32), log_probs=pack([-0.1] * len(tokens), FLOAT32), mask=pack([1] * len(tokens), UINT8),
-        spans=[Span(0, len(tokens), 0)], uncertainty=b"", signals=b"", events=[], stop=StopReason.END, score=0.5, thinking=0,
-    )  # fmt: skip
-    return TurnResult(key=request.key, attempt=request.attempt, turn=request.turn, kept=kept, rejected=[])
+    kept = Response(
+        tokens=pack(tokens, INT32),
+        log_probs=pack([-0.1] * len(tokens), FLOAT32),
+        mask=pack([1] * len(tokens), UINT8),
+        spans=[Span(0, len(tokens), 0)],
+        uncertainty=b"",
+        signals=b"",
+        events=[],
+        stop=StopReason.END,
+        score=0.5,
+        thinking=0,
+    )
+    return TurnResult(
+        key=request.key, attempt=request.attempt, turn=request.turn, kept=kept, rejected=[]
+    )
 
 
 def player(take_turn, env=None, **settings) -> EpisodePlayer:
@@ -86,7 +111,9 @@ async def test_the_expert_wins_and_every_turn_is_recorded():
 async def test_a_live_actor_reads_the_same_prompts_as_the_expert_of_the_warm_start():
     take_turn, asked, script = expert_turns(LEASE)
     await player(take_turn).play(LEASE)
-    assert [prompt in text for (prompt, _), text in zip(script, asked, strict=True)] == [True] * len(script)
+    assert [prompt in text for (prompt, _), text in zip(script, asked, strict=True)] == [
+        True
+    ] * len(script)
 
 
 async def test_an_invalid_action_is_executed_and_marked():
@@ -100,7 +127,13 @@ async def test_an_invalid_action_is_executed_and_marked():
 
 async def test_an_engine_error_drops_the_episode():
     async def take_turn(request):
-        return TurnFailed(key=request.key, attempt=0, turn=request.turn, reason=DropReason.ENGINE_ERROR, detail="down")
+        return TurnFailed(
+            key=request.key,
+            attempt=0,
+            turn=request.turn,
+            reason=DropReason.ENGINE_ERROR,
+            detail="down",
+        )
 
     trajectory = await player(take_turn).play(LEASE)
     assert (trajectory.dropped, trajectory.detail) == (DropReason.ENGINE_ERROR, "down")
@@ -108,7 +141,9 @@ async def test_an_engine_error_drops_the_episode():
 
 async def test_a_cancelled_episode_leaves_nothing():
     async def take_turn(request):
-        return TurnFailed(key=request.key, attempt=0, turn=request.turn, reason=DropReason.CANCELLED, detail="")
+        return TurnFailed(
+            key=request.key, attempt=0, turn=request.turn, reason=DropReason.CANCELLED, detail=""
+        )
 
     assert await player(take_turn).play(LEASE) is None
 
@@ -116,20 +151,26 @@ async def test_a_cancelled_episode_leaves_nothing():
 async def test_an_anchor_is_a_digest_or_the_text_where_similar_ones_are_compared():
     take_turn, _, _ = expert_turns(LEASE)
     seen = environment().start(LEASE.split, LEASE.task_index).anchor()
-    short, whole = [(await player(take_turn, anchor_texts=texts).play(LEASE)).turns[0].anchor for texts in (False, True)]
+    short, whole = [
+        (await player(take_turn, anchor_texts=texts).play(LEASE)).turns[0].anchor
+        for texts in (False, True)
+    ]
     assert whole == seen and short == digest(seen) and len(short) == 16
 
 
 async def test_a_prompt_that_is_too_long_drops_the_episode_and_names_the_setting():
     take_turn, _, _ = expert_turns(LEASE)
     trajectory = await player(take_turn, max_prompt_tokens=10).play(LEASE)
-    assert trajectory.dropped is DropReason.ENV_ERROR and "engine.max_model_len" in trajectory.detail
+    assert (
+        trajectory.dropped is DropReason.ENV_ERROR and "engine.max_model_len" in trajectory.detail
+    )
 
 
 class OneStep:
     """An environment whose only step is given: it breaks, never returns, or ends."""
 
-    name, max_turns = "one step", 5
+    name = "one step"
+    max_turns = 5
 
     def __init__(self, step) -> None:
         self._step = step
@@ -137,7 +178,10 @@ class OneStep:
     def start(self, split, index):
         return self
 
-    task, task_type, observation, scores = "task", "type", Observation("text", ("look",)), {"price": 0.5}
+    task = "task"
+    task_type = "type"
+    observation = Observation("text", ("look",))
+    scores: ClassVar = {"price": 0.5}
 
     def anchor(self):
         return "anchor"
@@ -166,8 +210,17 @@ NO_TEXTS = [None, b"bytes", 3, "x\ud800"]
 
 async def given(**changed: object) -> Trajectory:
     """An episode of one step, in whose result, or in which, these things are changed."""
-    step = {name: changed.pop(name) for name in ("observation", "reward", "done", "success", "truncated") if name in changed}
-    environment = OneStep(lambda: StepResult(**{"observation": OneStep.observation, "reward": 1.0, "done": True, "success": True} | step))
+    step = {
+        name: changed.pop(name)
+        for name in ("observation", "reward", "done", "success", "truncated")
+        if name in changed
+    }
+    environment = OneStep(
+        lambda: StepResult(
+            **{"observation": OneStep.observation, "reward": 1.0, "done": True, "success": True}
+            | step
+        )
+    )
     vars(environment).update(changed)
     trajectory = await player(answer, environment).play(LEASE)
     assert decode(frame_of(trajectory)).key == LEASE.key
@@ -179,7 +232,10 @@ async def given(**changed: object) -> Trajectory:
     [
         *(("reward", {"reward": value}) for value in [*NO_NUMBERS, -1e300]),
         *(("score price", {"scores": {"price": value}}) for value in NO_NUMBERS),
-        *(("scores", {"scores": value}) for value in (None, [("price", 1.0)], {str(i): 0.0 for i in range(101)})),
+        *(
+            ("scores", {"scores": value})
+            for value in (None, [("price", 1.0)], {str(i): 0.0 for i in range(101)})
+        ),
         *(("the name of a score", {"scores": {value: 1.0}}) for value in ("x\ud800", "x" * 201)),
         *(("done", {"done": value}) for value in NO_FLAGS),
         *(("success", {"success": value}) for value in NO_FLAGS),
@@ -188,10 +244,19 @@ async def given(**changed: object) -> Trajectory:
         *(("task_type", {"task_type": value}) for value in [*NO_TEXTS, "x" * 201]),
         *(("anchor()", {"anchor": lambda value=value: value}) for value in NO_TEXTS),
         *(("prompt()", {"prompt": lambda view, value=value: value}) for value in NO_TEXTS),
-        *(("action", {"parse": lambda *_, value=value: ParsedAction(value, valid=True)}) for value in [*NO_TEXTS, "x" * 2**21]),
-        *(("valid", {"parse": lambda *_, value=value: ParsedAction("look", value)}) for value in NO_FLAGS),
+        *(
+            ("action", {"parse": lambda *_, value=value: ParsedAction(value, valid=True)})
+            for value in [*NO_TEXTS, "x" * 2**21]
+        ),
+        *(
+            ("valid", {"parse": lambda *_, value=value: ParsedAction("look", value)})
+            for value in NO_FLAGS
+        ),
         ("parse()", {"parse": lambda *_: "look"}),
-        *(("observation.text", {"done": False, "observation": Observation(value, ())}) for value in NO_TEXTS),
+        *(
+            ("observation.text", {"done": False, "observation": Observation(value, ())})
+            for value in NO_TEXTS
+        ),
         *(
             ("observation.admissible", {"done": False, "observation": Observation("text", value)})
             for value in (None, "look", [3], {"look": 1})
@@ -199,16 +264,28 @@ async def given(**changed: object) -> Trajectory:
         ("observation", {"done": False, "observation": "text"}),
     ],
 )
-async def test_what_is_no_number_no_text_or_no_flag_where_one_belongs_drops_the_episode_and_is_named(name: str, changed: dict):
+async def test_what_is_no_number_no_text_or_no_flag_where_one_belongs_drops_the_episode_and_is_named(
+    name: str, changed: dict
+):
     trajectory = await given(**changed)
-    assert trajectory.dropped is DropReason.ENV_ERROR and name in trajectory.detail and len(trajectory.detail) < 700
+    assert (
+        trajectory.dropped is DropReason.ENV_ERROR
+        and name in trajectory.detail
+        and len(trajectory.detail) < 700
+    )
 
 
 async def test_numbers_of_numpy_are_numbers():
-    environment = OneStep(lambda: StepResult(OneStep.observation, np.float32(0.5), done=np.True_, success=np.True_))
+    environment = OneStep(
+        lambda: StepResult(OneStep.observation, np.float32(0.5), done=np.True_, success=np.True_)
+    )
     environment.scores = {"price": np.int64(2), 7: 1}
     trajectory = decode(frame_of(await player(answer, environment).play(LEASE)))
-    assert (trajectory.turns[0].reward, trajectory.success, trajectory.scores) == (0.5, True, {"price": 2.0, "7": 1.0})
+    assert (trajectory.turns[0].reward, trajectory.success, trajectory.scores) == (
+        0.5,
+        True,
+        {"price": 2.0, "7": 1.0},
+    )
 
 
 def ends() -> StepResult:
@@ -225,7 +302,10 @@ async def test_an_environment_that_fails_in_whatever_it_is_asked_costs_the_episo
     monkeypatch.setattr(OneStep, method, fails)
     trajectory = await player(answer, OneStep(ends)).play(LEASE)
     place = f"tests/test_actor_episode.py:{fails.__code__.co_firstlineno + 1} in fails"
-    assert (trajectory.dropped, trajectory.detail) == (DropReason.ENV_ERROR, f"KeyError: 'x' ({place})")
+    assert (trajectory.dropped, trajectory.detail) == (
+        DropReason.ENV_ERROR,
+        f"KeyError: 'x' ({place})",
+    )
 
 
 @pytest.mark.parametrize("limit", ["MAX_FRAME", "MAX_TURNS"])
@@ -239,7 +319,12 @@ async def test_an_episode_that_is_larger_than_any_message_is_sent_as_dropped_and
     assert frame_of(trajectory) == encode(trajectory)
     monkeypatch.setattr(actors.episode, limit, size - 1)
     sent = decode(frame_of(trajectory))
-    assert (sent.key, sent.turns, sent.success, sent.dropped) == (LEASE.key, [], False, DropReason.ENV_ERROR)
+    assert (sent.key, sent.turns, sent.success, sent.dropped) == (
+        LEASE.key,
+        [],
+        False,
+        DropReason.ENV_ERROR,
+    )
     assert "env.max_turns" in sent.detail
 
 
@@ -254,7 +339,9 @@ async def test_steps_that_never_return_do_not_keep_later_episodes_from_their_own
 
 
 async def test_what_the_environment_reports_beside_success_travels_with_the_episode():
-    trajectory = await player(answer, OneStep(lambda: StepResult(OneStep.observation, 1.0, done=True, success=False))).play(LEASE)
+    trajectory = await player(
+        answer, OneStep(lambda: StepResult(OneStep.observation, 1.0, done=True, success=False))
+    ).play(LEASE)
     assert trajectory.scores == {"price": 0.5} and not trajectory.success
 
 
@@ -264,15 +351,28 @@ class Mute(Exception):
 
 
 RAISED = [
-    EnvironmentFailure("server down"), KeyError("x"), TimeoutError("of its own"), StopIteration(), SystemExit(2), KeyboardInterrupt(),
-    GeneratorExit(), asyncio.CancelledError(), CancelledError(), ValueError("page \udce9 broke"), ValueError("x" * 10_000_000), Mute(),
-    ExceptionGroup("both", [ValueError("first"), KeyError("second")]), RecursionError(),
-]  # fmt: skip
+    EnvironmentFailure("server down"),
+    KeyError("x"),
+    TimeoutError("of its own"),
+    StopIteration(),
+    SystemExit(2),
+    KeyboardInterrupt(),
+    GeneratorExit(),
+    asyncio.CancelledError(),
+    CancelledError(),
+    ValueError("page \udce9 broke"),
+    ValueError("x" * 10_000_000),
+    Mute(),
+    ExceptionGroup("both", [ValueError("first"), KeyError("second")]),
+    RecursionError(),
+]
 
 
 @pytest.mark.parametrize("method", ["start", "view", "prompt", "anchor", "parse", "step"])
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
-async def test_invariant_3_an_environment_error_is_a_dropped_episode_never_a_reward(error: BaseException, method: str):
+async def test_invariant_3_an_environment_error_is_a_dropped_episode_never_a_reward(
+    error: BaseException, method: str
+):
     def fails(*_: object):
         raise error
 
@@ -283,7 +383,9 @@ async def test_invariant_3_an_environment_error_is_a_dropped_episode_never_a_rew
     sent = decode(frame_of(trajectory))
     assert sent.dropped is DropReason.ENV_ERROR and sent.turns == [] and len(sent.detail) < 800
     assert sent.detail.startswith(f"{type(error).__name__}: ")
-    assert f"(tests/test_actor_episode.py:{fails.__code__.co_firstlineno + 1} in fails)" in sent.detail
+    assert (
+        f"(tests/test_actor_episode.py:{fails.__code__.co_firstlineno + 1} in fails)" in sent.detail
+    )
 
 
 async def test_an_error_inside_a_library_is_told_by_the_last_line_of_the_users_own_file():
@@ -292,17 +394,27 @@ async def test_an_error_inside_a_library_is_told_by_the_last_line_of_the_users_o
 
     detail = (await player(answer, OneStep(step)).play(LEASE)).detail
     assert detail.startswith("JSONDecodeError: ")
-    assert detail.endswith(f"(tests/test_actor_episode.py:{step.__code__.co_firstlineno + 1} in step)")
+    assert detail.endswith(
+        f"(tests/test_actor_episode.py:{step.__code__.co_firstlineno + 1} in step)"
+    )
 
 
 async def test_a_prompt_that_outgrows_the_context_ends_the_episode_unsolved_and_keeps_its_turns():
     environment = OneStep(lambda: StepResult(OneStep.observation, 0.25, done=False, success=False))
     lengths = iter([10, 20, 10**6])
     environment.prompt = lambda view: "x " * next(lengths)
-    trajectory = decode(frame_of(await player(answer, environment, max_prompt_tokens=100).play(LEASE)))
+    trajectory = decode(
+        frame_of(await player(answer, environment, max_prompt_tokens=100).play(LEASE))
+    )
     assert trajectory.dropped is None and trajectory.overflowed and not trajectory.success
-    assert [turn.reward for turn in trajectory.turns] == [0.25, 0.25] and trajectory.scores == {"price": 0.5}
-    assert rollout_metrics([trajectory])["overflowed_share"] == evaluation_metrics([trajectory])["overflowed_share"] == 1
+    assert [turn.reward for turn in trajectory.turns] == [0.25, 0.25] and trajectory.scores == {
+        "price": 0.5
+    }
+    assert (
+        rollout_metrics([trajectory])["overflowed_share"]
+        == evaluation_metrics([trajectory])["overflowed_share"]
+        == 1
+    )
     assert not trajectory.truncated and rollout_metrics([trajectory])["cut_off_share"] == 1
 
 
@@ -313,7 +425,9 @@ async def test_an_episode_that_the_environment_cut_off_says_so(truncated: bool):
     assert rollout_metrics([trajectory])["cut_off_share"] == truncated
 
 
-async def test_an_episode_without_end_is_dropped_when_no_message_could_hold_it(monkeypatch: pytest.MonkeyPatch):
+async def test_an_episode_without_end_is_dropped_when_no_message_could_hold_it(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setattr(actors.episode, "MAX_TURNS", 5)
     environment = OneStep(lambda: StepResult(OneStep.observation, 0.0, done=False, success=False))
     trajectory = await player(answer, environment).play(LEASE)
@@ -349,14 +463,21 @@ def fails_to_step() -> StepResult:
 
 
 async def no_engine(request):
-    return TurnFailed(key=request.key, attempt=0, turn=request.turn, reason=DropReason.ENGINE_ERROR, detail="down")
+    return TurnFailed(
+        key=request.key, attempt=0, turn=request.turn, reason=DropReason.ENGINE_ERROR, detail="down"
+    )
 
 
 async def cancelled(request):
-    return TurnFailed(key=request.key, attempt=0, turn=request.turn, reason=DropReason.CANCELLED, detail="")
+    return TurnFailed(
+        key=request.key, attempt=0, turn=request.turn, reason=DropReason.CANCELLED, detail=""
+    )
 
 
-@pytest.mark.parametrize(("policy", "step"), [(answer, ends), (answer, fails_to_step), (no_engine, ends), (cancelled, ends)])
+@pytest.mark.parametrize(
+    ("policy", "step"),
+    [(answer, ends), (answer, fails_to_step), (no_engine, ends), (cancelled, ends)],
+)
 async def test_an_episode_is_closed_once_however_it_ends(policy, step):
     closed = []
     environment = OneStep(step)
@@ -367,7 +488,9 @@ async def test_an_episode_is_closed_once_however_it_ends(policy, step):
 
 async def test_an_episode_whose_step_hangs_is_closed_when_the_step_returns_and_one_that_is_broken_off_too():
     for broken_off in (False, True):
-        entered, release, closed = threading.Event(), threading.Event(), threading.Event()
+        entered = threading.Event()
+        release = threading.Event()
+        closed = threading.Event()
         environment = OneStep(lambda e=entered, r=release: (e.set(), r.wait())[1])
         environment.close = closed.set
         plays = player(answer, environment, step_timeout=5.0 if broken_off else 0.05)
@@ -385,7 +508,9 @@ async def test_an_episode_whose_step_hangs_is_closed_when_the_step_returns_and_o
         assert closed.is_set()
 
 
-@pytest.mark.parametrize("close", [fails_to_step, lambda: sys.exit(1), lambda: threading.Event().wait()])
+@pytest.mark.parametrize(
+    "close", [fails_to_step, lambda: sys.exit(1), lambda: threading.Event().wait()]
+)
 async def test_a_close_that_raises_or_never_returns_changes_nothing(close):
     environment = OneStep(ends)
     environment.close = close
@@ -393,7 +518,8 @@ async def test_a_close_that_raises_or_never_returns_changes_nothing(close):
 
 
 async def test_the_seed_of_the_lease_reaches_a_start_that_takes_one():
-    environment, seeds = OneStep(ends), []
+    environment = OneStep(ends)
+    seeds = []
     environment.start = lambda split, index, seed: (seeds.append(seed), environment)[1]
     await player(answer, environment).play(LEASE)
     assert seeds == [LEASE.seed]
@@ -401,20 +527,52 @@ async def test_the_seed_of_the_lease_reaches_a_start_that_takes_one():
 
 ANYTHING = st.recursive(
     st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.text(alphabet="\ud800\udfffa"), st.binary(),
-        st.sampled_from([10**400, np.str_("x"), np.array([1, 2]), np.float32(1), np.True_, object(), OneStep.observation, ends()]),
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(),
+        st.text(alphabet="\ud800\udfffa"),
+        st.binary(),
+        st.sampled_from(
+            [
+                10**400,
+                np.str_("x"),
+                np.array([1, 2]),
+                np.float32(1),
+                np.True_,
+                object(),
+                OneStep.observation,
+                ends(),
+            ]
+        ),
     ),
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3),
-        st.builds(StepResult, st.builds(Observation, inner, st.tuples(inner)), inner, inner, inner), st.builds(ParsedAction, inner, inner),
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.text(max_size=3), inner, max_size=3),
+        st.builds(StepResult, st.builds(Observation, inner, st.tuples(inner)), inner, inner, inner),
+        st.builds(ParsedAction, inner, inner),
     ),
     max_leaves=6,
-)  # fmt: skip
-METHODS = ["start", "view", "prompt", "parse", "anchor", "step", "close", "task", "task_type", "scores", "observation"]
+)
+METHODS = [
+    "start",
+    "view",
+    "prompt",
+    "parse",
+    "anchor",
+    "step",
+    "close",
+    "task",
+    "task_type",
+    "scores",
+    "observation",
+]
 
 
 class Arbitrary(OneStep):
-    """Raises, or gives, in some of what it is asked, what it was made with; in the rest it is as it should be."""
+    """Raises, or gives, in some of what it is asked, what it was made with; in the rest it is as it
+    should be."""
 
     def __init__(self, behavior: dict[str, tuple[bool, object]]) -> None:
         super().__init__(ends)
@@ -436,18 +594,32 @@ class Arbitrary(OneStep):
 
 @given_values(
     st.dictionaries(
-        st.sampled_from(METHODS), st.one_of(st.tuples(st.just(True), st.sampled_from(RAISED)), st.tuples(st.just(False), ANYTHING))
+        st.sampled_from(METHODS),
+        st.one_of(
+            st.tuples(st.just(True), st.sampled_from(RAISED)), st.tuples(st.just(False), ANYTHING)
+        ),
     )
 )
 @hypothesis.settings(max_examples=150, deadline=None)
-def test_whatever_user_code_raises_or_gives_ends_in_one_episode_that_the_learner_takes(behavior: dict[str, tuple[bool, object]]):
+def test_whatever_user_code_raises_or_gives_ends_in_one_episode_that_the_learner_takes(
+    behavior: dict[str, tuple[bool, object]],
+):
     async def play() -> Trajectory:
         return await player(answer, Arbitrary(behavior)).play(LEASE)
 
     trajectory = decode(frame_of(asyncio.run(play())))
     assert trajectory.key == LEASE.key
-    bounds = Bounds(vocabulary=600, context=4000, group_size=2)
-    assert of_trajectory(trajectory, bounds, Open(first_group=3, end_group=4, evaluations=0, evaluation_episodes=0, version=0)) == ""
+    bounds = Limits(vocabulary=600, context=4000, group_size=2)
+    assert (
+        validate_trajectory(
+            trajectory,
+            bounds,
+            AdmissionWindow(
+                first_group=3, end_group=4, evaluations=0, evaluation_episodes=0, version=0
+            ),
+        )
+        == ""
+    )
 
 
 async def test_a_step_that_hangs_is_an_environment_error_that_names_the_timeout():

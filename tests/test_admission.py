@@ -13,10 +13,21 @@ from controller.pace import ENOUGH, LEAST_SECONDS, Pace
 from protocol.messages import EpisodeKey
 
 
-def make(groups=2, group_size=3, max_staleness=1, max_leases=3, updates=5, episode_seconds=inf) -> Admission:
-    admission = Admission(AdmissionSettings(
-        groups, group_size, max_staleness, max_leases, seed=0, train_size=1000, held_out_size=10, episode_seconds=episode_seconds
-    ))  # fmt: skip
+def make(
+    groups=2, group_size=3, max_staleness=1, max_leases=3, updates=5, episode_seconds=inf
+) -> Admission:
+    admission = Admission(
+        AdmissionSettings(
+            groups,
+            group_size,
+            max_staleness,
+            max_leases,
+            seed=0,
+            train_size=1000,
+            held_out_size=10,
+            episode_seconds=episode_seconds,
+        )
+    )
     admission.start(next_group=0, received=[], updates_left=updates)
     return admission
 
@@ -57,7 +68,10 @@ def test_admission_stops_when_the_last_update_has_its_groups():
 def test_evaluation_episodes_go_out_before_training_episodes():
     admission = make()
     admission.evaluate(evaluation=0, episodes=2)
-    assert [admission.lease(b"a").key for _ in range(2)] == [EpisodeKey(0, 0, True), EpisodeKey(0, 1, True)]
+    assert [admission.lease(b"a").key for _ in range(2)] == [
+        EpisodeKey(0, 0, True),
+        EpisodeKey(0, 1, True),
+    ]
     assert not admission.lease(b"a").key.evaluation
 
 
@@ -66,9 +80,16 @@ def test_a_lost_actors_episode_is_leased_again_as_another_attempt_with_the_same_
     first = admission.lease(b"a")
     admission.actor_lost(b"a")
     again = admission.lease(b"b")
-    assert (again.key, again.attempt, again.seed, again.task_index) == (first.key, 1, first.seed, first.task_index)
+    assert (again.key, again.attempt, again.seed, again.task_index) == (
+        first.key,
+        1,
+        first.seed,
+        first.task_index,
+    )
     assert admission.holds(first.key, 1, b"b")
-    assert not admission.holds(first.key, 0, b"a") and not admission.holds(first.key, 1, b"a"), "it is another actor's now"
+    assert not admission.holds(first.key, 0, b"a") and not admission.holds(first.key, 1, b"a"), (
+        "it is another actor's now"
+    )
 
 
 def test_an_episode_is_given_up_when_its_leases_are_used_up():
@@ -91,7 +112,10 @@ def test_an_episode_that_takes_too_long_is_leased_to_another_actor_while_its_own
 
 def test_who_plays_longest_is_listed_first():
     admission = make()
-    keys = [admission.lease(actor, now=seconds).key for actor, seconds in ((b"a", 5.0), (b"b", 1.0), (b"c", 3.0))]
+    keys = [
+        admission.lease(actor, now=seconds).key
+        for actor, seconds in ((b"a", 5.0), (b"b", 1.0), (b"c", 3.0))
+    ]
     assert admission.oldest(now=7.0, most=2) == [(keys[1], b"b", 0, 6.0), (keys[2], b"c", 0, 4.0)]
 
 
@@ -105,8 +129,11 @@ def played(episodes: int, seconds: float, episode_seconds: float = 1800.0) -> Ad
 
 
 def test_an_episode_that_never_ends_is_given_up_at_the_pace_of_the_others():
-    admission, began, leases = played(ENOUGH, seconds=25.0), 1000.0, []
-    stuck, now = admission.lease(b"a", now=began).key, began
+    admission = played(ENOUGH, seconds=25.0)
+    began = 1000.0
+    leases = []
+    stuck = admission.lease(b"a", now=began).key
+    now = began
     for _ in range(5):
         while not (given_up := admission.overdue(now)) and stuck in admission.leased:
             now += 1.0
@@ -118,9 +145,14 @@ def test_an_episode_that_never_ends_is_given_up_at_the_pace_of_the_others():
 
 @pytest.mark.parametrize(
     ("episodes", "seconds", "limit"),
-    [(ENOUGH - 1, 25.0, 1800.0), (ENOUGH, 1.0, LEAST_SECONDS), (ENOUGH, 100.0, 400.0), (ENOUGH, 1000.0, 1800.0)],
+    [
+        (ENOUGH - 1, 25.0, 1800.0),
+        (ENOUGH, 1.0, LEAST_SECONDS),
+        (ENOUGH, 100.0, 400.0),
+        (ENOUGH, 1000.0, 1800.0),
+    ],
     ids=["too few have ended", "quick ones", "4 times the usual", "never longer than the setting"],
-)  # fmt: skip
+)
 def test_how_long_an_episode_may_take_follows_how_long_others_took(episodes, seconds, limit):
     admission = played(episodes, seconds)
     key = admission.lease(b"a", now=0.0).key
@@ -143,21 +175,34 @@ def test_an_episode_whose_actor_does_not_know_of_it_is_leased_again():
     others = admission.lease(b"b", now=0.0)
     assert admission.unknown({b"a": Word(12.0, {(known.key, 0)})}, seconds=10.0) == []
     assert (admission.lease(b"c").key, admission.revoked) == (lost.key, [(lost.key, 0, b"a")])
-    assert admission.holds(known.key, 0, b"a") and admission.holds(on_its_way.key, 0, b"a") and admission.holds(others.key, 0, b"b")
+    assert (
+        admission.holds(known.key, 0, b"a")
+        and admission.holds(on_its_way.key, 0, b"a")
+        and admission.holds(others.key, 0, b"b")
+    )
 
 
 def test_a_resumed_run_plays_only_the_members_that_are_missing():
     admission = make()
     admission.__init__(admission.settings)
     admission.start(next_group=7, received=[EpisodeKey(7, 0), EpisodeKey(7, 2)], updates_left=5)
-    assert [lease.key for lease in lease_all(admission) if lease.key.group == 7] == [EpisodeKey(7, 1)]
+    assert [lease.key for lease in lease_all(admission) if lease.key.group == 7] == [
+        EpisodeKey(7, 1)
+    ]
 
 
-def resumed(groups: int = 1, max_staleness: int = 0, updates: int = 5, complete: int = 3) -> Admission:
-    """Of groups 7, 8, ..., each of two members, so many are complete in the log, and of the next one a member is."""
-    admission = Admission(AdmissionSettings(groups, 2, max_staleness, 3, seed=0, train_size=1000, held_out_size=10))
+def resumed(
+    groups: int = 1, max_staleness: int = 0, updates: int = 5, complete: int = 3
+) -> Admission:
+    """Of groups 7, 8, ..., each of two members, so many are complete in the log, and of the next
+    one a member is."""
+    admission = Admission(
+        AdmissionSettings(groups, 2, max_staleness, 3, seed=0, train_size=1000, held_out_size=10)
+    )
     received = [EpisodeKey(7 + group, member) for group in range(complete) for member in range(2)]
-    admission.start(next_group=7, received=[*received, EpisodeKey(7 + complete, 0)], updates_left=updates)
+    admission.start(
+        next_group=7, received=[*received, EpisodeKey(7 + complete, 0)], updates_left=updates
+    )
     return admission
 
 
@@ -176,7 +221,9 @@ def test_groups_that_were_dropped_before_they_were_admitted_take_no_slot():
     admission.dropped([8, 9])
     admission.trained(1, [7])
     admission.applied(1)
-    assert admission.holding == {10} and [lease.key for lease in lease_all(admission)] == [EpisodeKey(10, 1)]
+    assert admission.holding == {10} and [lease.key for lease in lease_all(admission)] == [
+        EpisodeKey(10, 1)
+    ]
 
 
 def test_groups_that_were_trained_on_before_they_were_admitted_take_no_slot():
@@ -188,16 +235,33 @@ def test_groups_that_were_trained_on_before_they_were_admitted_take_no_slot():
 
 
 @given(
-    groups=st.integers(1, 3), staleness=st.integers(0, 2), updates=st.integers(1, 6), logged=st.lists(st.booleans(), max_size=40),
-    useless=st.sets(st.integers(0, 60)), eager=st.booleans(),
-)  # fmt: skip
-def test_a_resumed_run_comes_to_its_end_whatever_is_in_its_log_and_plays_none_of_it(groups, staleness, updates, logged, useless, eager):
-    """`logged`: for each member of groups of two, in order, whether it is in the log. Groups in `useless` are dropped once complete.
-    `eager`: the learner is through with its log before any weights are applied."""
-    admission = Admission(AdmissionSettings(groups, 2, staleness, 3, seed=0, train_size=1000, held_out_size=10))
+    groups=st.integers(1, 3),
+    staleness=st.integers(0, 2),
+    updates=st.integers(1, 6),
+    logged=st.lists(st.booleans(), max_size=40),
+    useless=st.sets(st.integers(0, 60)),
+    eager=st.booleans(),
+)
+def test_a_resumed_run_comes_to_its_end_whatever_is_in_its_log_and_plays_none_of_it(
+    groups, staleness, updates, logged, useless, eager
+):
+    """`logged`: for each member of groups of two, in order, whether it is in the log.
+
+    Groups in `useless` are dropped once complete. `eager`: the learner is through with its log
+    before any weights are applied.
+    """
+    admission = Admission(
+        AdmissionSettings(groups, 2, staleness, 3, seed=0, train_size=1000, held_out_size=10)
+    )
     log = {EpisodeKey(*divmod(i, 2)) for i, there in enumerate(logged) if there}
-    have, batch, trained, applied, cursor = set(log), [], 0, 0, 0
-    admission.start(next_group=0, received=sorted(log, key=lambda key: key.id), updates_left=updates)
+    have = set(log)
+    batch = []
+    trained = 0
+    applied = 0
+    cursor = 0
+    admission.start(
+        next_group=0, received=sorted(log, key=lambda key: key.id), updates_left=updates
+    )
     for _ in range(400):
         while trained < updates and {EpisodeKey(cursor, 0), EpisodeKey(cursor, 1)} <= have:
             if cursor in useless:
@@ -224,7 +288,8 @@ def test_a_resumed_run_comes_to_its_end_whatever_is_in_its_log_and_plays_none_of
 def test_finishing_cancels_training_episodes_and_leaves_evaluations():
     admission = make(groups=1, group_size=2, max_staleness=0)
     admission.evaluate(0, 1)
-    evaluation, training = admission.lease(b"a"), admission.lease(b"a")
+    evaluation = admission.lease(b"a")
+    training = admission.lease(b"a")
     assert set(admission.finish()) == {training.key, EpisodeKey(0, 1)}
     assert admission.holds(evaluation.key, 0, b"a")
     assert not admission.holds(training.key, 0, b"a")
@@ -233,7 +298,11 @@ def test_finishing_cancels_training_episodes_and_leaves_evaluations():
 def test_an_episode_is_ended_by_whoever_had_a_lease_of_it_and_nobody_else():
     admission = make()
     first = admission.lease(b"a")
-    assert not admission.ended(first.key, b"b", 0) and not admission.ended(first.key, b"a", 1) and not admission.ended(first.key, b"a", -1)
+    assert (
+        not admission.ended(first.key, b"b", 0)
+        and not admission.ended(first.key, b"a", 1)
+        and not admission.ended(first.key, b"a", -1)
+    )
     assert admission.holds(first.key, 0, b"a")
     admission.actor_lost(b"a")
     assert admission.ended(first.key, b"a", 0), "its trajectory had arrived before it was lost"
@@ -252,8 +321,11 @@ def test_tasks_and_seeds_do_not_depend_on_history():
     schedule=st.lists(st.sampled_from(["finish", "train", "apply", "drop"]), max_size=120),
     data=st.data(),
 )
-def test_invariant_1_no_trained_token_is_older_than_max_staleness(groups, staleness, schedule, data):
-    """Whatever the order of events: a group's age when it is trained is at most S versions since it was *admitted*."""
+def test_invariant_1_no_trained_token_is_older_than_max_staleness(
+    groups, staleness, schedule, data
+):
+    """Whatever the order of events: a group's age when it is trained is at most S versions since it
+    was *admitted*."""
     admission = make(groups=groups, group_size=1, max_staleness=staleness, updates=10_000)
     engine_version = learner_version = 0
     admitted_at: dict[int, int] = {}
@@ -276,7 +348,8 @@ def test_invariant_1_no_trained_token_is_older_than_max_staleness(groups, stalen
             dropped.add(group)
             admission.dropped([group])
         elif event == "train":
-            batch, cursor = [], consumed
+            batch = []
+            cursor = consumed
             while len(batch) < groups and (cursor in finished or cursor in dropped):
                 if cursor in finished:
                     batch.append(cursor)

@@ -11,9 +11,10 @@ from envs.alfworld.game import TASK_TYPES
 from envs.alfworld.scenes import load_facts
 from envs.play import expert_episode
 from envs.response import parse_think_action
-from envs.view import View
+from envs.view import AgentView
 
-SMALL, REAL = AlfWorld(), AlfWorld("real")
+SMALL = AlfWorld()
+REAL = AlfWorld("real")
 
 
 def success(environment: AlfWorld, games: int) -> dict[str, float]:
@@ -34,14 +35,20 @@ def test_it_wins_most_games_in_real_rooms():
 
 def searched(environment: AlfWorld, index: int) -> list[str]:
     played = expert_episode(environment, "train", index, random.Random(index))
-    return re.findall(r"<action>go to (.*)</action>", " ".join(response for _, response in played.turns))
+    return re.findall(
+        r"<action>go to (.*)</action>", " ".join(response for _, response in played.turns)
+    )
 
 
 def test_in_small_rooms_it_searches_in_listed_order():
     """Where a thing is likely to be is left to be learned."""
     in_order = 0
     for index in range(100):
-        listed = re.search("Unsearched: (.*)", SMALL.prompt(SMALL.view(SMALL.start("train", index)))).group(1).split("; ")
+        listed = (
+            re.search("Unsearched: (.*)", SMALL.prompt(SMALL.view(SMALL.start("train", index))))
+            .group(1)
+            .split("; ")
+        )
         in_order += searched(SMALL, index)[0] == listed[0]
     assert 80 <= in_order <= 97
 
@@ -49,22 +56,30 @@ def test_in_small_rooms_it_searches_in_listed_order():
 def test_in_real_rooms_it_searches_likely_places_first():
     """A mug is never first looked for in a bathtub."""
     facts = load_facts()
-    contains = {kind.lower(): {thing.lower() for thing in things} for kind, things in facts.contains.items()}
+    contains = {
+        kind.lower(): {thing.lower() for thing in things} for kind, things in facts.contains.items()
+    }
     likely = 0
     for index in range(100):
         game = REAL.game("train", index)
-        likely += game.goal.target.lower() in contains.get(searched(REAL, index)[0].rsplit(" ", 1)[0], ())
+        likely += game.goal.target.lower() in contains.get(
+            searched(REAL, index)[0].rsplit(" ", 1)[0], ()
+        )
     assert likely >= 80
 
 
 def test_its_responses_are_valid_and_its_actions_admissible():
     for index in range(60):
-        episode, rng = SMALL.start("train", index), random.Random(index)
-        view, expert = SMALL.view(episode), SMALL.expert(episode, rng)
+        episode = SMALL.start("train", index)
+        rng = random.Random(index)
+        view = SMALL.view(episode)
+        expert = SMALL.expert(episode, rng)
         done = False
         while not done:
             thought, action = expert.act(view)
-            assert SMALL.parse(f"<think>{thought}</think>\n<action>{action}</action>", view.observation.admissible).valid
+            assert SMALL.parse(
+                f"<think>{thought}</think>\n<action>{action}</action>", view.observation.admissible
+            ).valid
             result = episode.step(action)
             view.record(action, result.observation)
             done = result.done
@@ -80,11 +95,21 @@ def test_its_thoughts_are_short():
 
 
 def test_the_same_seed_gives_the_same_demonstration():
-    assert expert_episode(SMALL, "train", 7, random.Random(1)) == expert_episode(SMALL, "train", 7, random.Random(1))
+    assert expert_episode(SMALL, "train", 7, random.Random(1)) == expert_episode(
+        SMALL, "train", 7, random.Random(1)
+    )
 
 
 def test_other_seeds_give_other_words():
-    assert len({expert_episode(SMALL, "train", 7, random.Random(seed)).turns[0][1] for seed in range(20)}) > 1
+    assert (
+        len(
+            {
+                expert_episode(SMALL, "train", 7, random.Random(seed)).turns[0][1]
+                for seed in range(20)
+            }
+        )
+        > 1
+    )
 
 
 def test_it_decides_by_the_view_alone():
@@ -93,7 +118,8 @@ def test_it_decides_by_the_view_alone():
     rng.random = lambda: 1.0  # no detours
     for index in range(60):
         episode = SMALL.start("train", index)
-        view, expert = SMALL.view(episode), SMALL.expert(episode, rng)
+        view = SMALL.view(episode)
+        expert = SMALL.expert(episode, rng)
         for _ in range(SMALL.max_turns):
             _, action = expert.act(view)
             assert action == SMALL.expert(episode, rng).act(view)[1]
@@ -109,7 +135,8 @@ def test_it_finishes_what_somebody_else_began(environment):
     for index in range(100):
         rng = random.Random(index)
         episode = environment.start("train", index)
-        view, expert = environment.view(episode), environment.expert(episode, rng)
+        view = environment.view(episode)
+        expert = environment.expert(episode, rng)
         for turn in range(environment.max_turns):
             action = rng.choice(view.observation.admissible) if turn < 6 else expert.act(view)[1]
             result = episode.step(action)
@@ -123,14 +150,22 @@ def test_it_finishes_what_somebody_else_began(environment):
 def test_it_refuses_a_view_without_the_memory():
     episode = SMALL.start("train", 0)
     with pytest.raises(TypeError, match=r"environment\.view"):
-        SMALL.expert(episode, random.Random(0)).act(View(episode.task, episode.observation, history=2))
+        SMALL.expert(episode, random.Random(0)).act(
+            AgentView(episode.task, episode.observation, history=2)
+        )
 
 
 def test_slips_are_played_but_not_demonstrated():
     plain = expert_episode(SMALL, "train", 3, random.Random(0))
-    slipped = [expert_episode(SMALL, "train", 3, random.Random(seed), slips=0.3) for seed in range(30)]
+    slipped = [
+        expert_episode(SMALL, "train", 3, random.Random(seed), slips=0.3) for seed in range(30)
+    ]
     assert any(episode.turns[0][0] == plain.turns[0][0] for episode in slipped)
-    assert any(number(prompt) > i for episode in slipped for i, (prompt, _) in enumerate(episode.turns, start=1))
+    assert any(
+        number(prompt) > i
+        for episode in slipped
+        for i, (prompt, _) in enumerate(episode.turns, start=1)
+    )
     for episode in slipped:
         for prompt, response in episode.turns:
             listed = re.search("Actions: (.*)", prompt).group(1).split("; ")
@@ -138,7 +173,13 @@ def test_slips_are_played_but_not_demonstrated():
 
 
 def test_most_episodes_are_won_in_spite_of_slips():
-    assert sum(expert_episode(SMALL, "train", i, random.Random(i), slips=0.2).success for i in range(100)) >= 75
+    assert (
+        sum(
+            expert_episode(SMALL, "train", i, random.Random(i), slips=0.2).success
+            for i in range(100)
+        )
+        >= 75
+    )
 
 
 def number(prompt: str) -> int:
@@ -149,9 +190,16 @@ def number(prompt: str) -> int:
 def test_dawdling_is_demonstrated_and_wastes_turns():
     def idle_share(dawdling: float) -> float:
         turns = [
-            response for i in range(40) for _, response in expert_episode(SMALL, "train", i, random.Random(i), dawdling=dawdling).turns
+            response
+            for i in range(40)
+            for _, response in expert_episode(
+                SMALL, "train", i, random.Random(i), dawdling=dawdling
+            ).turns
         ]
-        return sum(re.search("<action>(look|inventory|examine .*)</action>", response) is not None for response in turns) / len(turns)
+        return sum(
+            re.search("<action>(look|inventory|examine .*)</action>", response) is not None
+            for response in turns
+        ) / len(turns)
 
     assert idle_share(0.0) < 0.02
     assert 0.25 < idle_share(0.35) < 0.45

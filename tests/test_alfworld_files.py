@@ -1,4 +1,5 @@
-"""ALFWorld's own games, read from its files: ours written and read again, and, where they are at hand, the real ones."""
+"""ALFWorld's own games, read from its files: ours written and read again, and, where they are at
+hand, the real ones."""
 
 import dataclasses
 import itertools
@@ -23,7 +24,8 @@ GENERATED = AlfWorld("real")
 
 
 def write_game(folder: Path, name: str, game: Game, **changes: object) -> Path:
-    """A file as alfworld-download leaves it; `changes` to its fields, None for one that is missing."""
+    """A file as alfworld-download leaves it; `changes` to its fields, None for one that is
+    missing."""
     file = folder / name / "trial_1" / "game.tw-pddl"
     file.parent.mkdir(parents=True)
     content = {"pddl_problem": problem(game), "solvable": True} | changes
@@ -34,9 +36,15 @@ def write_game(folder: Path, name: str, game: Game, **changes: object) -> Path:
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """Six games in each split."""
-    for place, (folder, split) in enumerate((("train", "train"), ("valid_seen", "train"), ("valid_unseen", "held_out"))):
+    for place, (folder, split) in enumerate(
+        (("train", "train"), ("valid_seen", "train"), ("valid_unseen", "held_out"))
+    ):
         for index, task_type in enumerate(TASK_TYPES):
-            write_game(tmp_path / "json_2.1.1" / folder, f"{task_type}-{index}", GENERATED.game(split, 6 * place + index))
+            write_game(
+                tmp_path / "json_2.1.1" / folder,
+                f"{task_type}-{index}",
+                GENERATED.game(split, 6 * place + index),
+            )
     return tmp_path
 
 
@@ -48,9 +56,16 @@ def test_a_game_that_was_written_is_read_as_it_was(index):
     def comparable(game: Game) -> Game:
         places = {r.kind for r in game.receptacles}
         return dataclasses.replace(
-            game, task="", receptacles=tuple(sorted(game.receptacles, key=str)), items=tuple(sorted(game.items, key=lambda item: item.id)),
-            contains={kind: set(things) for kind, things in game.contains.items() if things and kind in places},
-        )  # fmt: skip
+            game,
+            task="",
+            receptacles=tuple(sorted(game.receptacles, key=str)),
+            items=tuple(sorted(game.items, key=lambda item: item.id)),
+            contains={
+                kind: set(things)
+                for kind, things in game.contains.items()
+                if things and kind in places
+            },
+        )
 
     assert comparable(read) == comparable(game)
 
@@ -72,12 +87,21 @@ def test_training_without_games_to_train_on_is_refused(data):
 
 def test_the_environment_plays_the_games_of_its_data(data):
     environment = AlfWorld(data=str(data))
-    assert (environment.size("train"), environment.size("held_out"), environment.max_turns) == (6, 6, 50)
+    assert (environment.size("train"), environment.size("held_out"), environment.max_turns) == (
+        6,
+        6,
+        50,
+    )
     assert {environment.start("train", index).task_type for index in range(6)} == set(TASK_TYPES)
-    assert all(expert_episode(environment, "held_out", index, random.Random(0)).success for index in range(6))
+    assert all(
+        expert_episode(environment, "held_out", index, random.Random(0)).success
+        for index in range(6)
+    )
 
 
-def test_the_games_are_in_the_same_order_wherever_they_lie_and_in_the_same_words(data, tmp_path_factory):
+def test_the_games_are_in_the_same_order_wherever_they_lie_and_in_the_same_words(
+    data, tmp_path_factory
+):
     elsewhere = tmp_path_factory.mktemp("elsewhere") / "moved"
     (data / "json_2.1.1").rename(elsewhere)
     moved = AlfWorld(data=str(elsewhere))
@@ -87,14 +111,21 @@ def test_the_games_are_in_the_same_order_wherever_they_lie_and_in_the_same_words
 
 
 def test_valid_seen_can_be_held_out_instead(data):
-    seen, unseen = (AlfWorld(data=str(data), held_out=folder) for folder in ("valid_seen", "valid_unseen"))
+    seen, unseen = (
+        AlfWorld(data=str(data), held_out=folder) for folder in ("valid_seen", "valid_unseen")
+    )
     assert [seen.game("train", i) for i in range(6)] == [unseen.game("train", i) for i in range(6)]
-    assert [seen.game("held_out", i) for i in range(6)] != [unseen.game("held_out", i) for i in range(6)]
+    assert [seen.game("held_out", i) for i in range(6)] != [
+        unseen.game("held_out", i) for i in range(6)
+    ]
 
 
 def test_only_the_named_task_types_are_played(data):
     environment = AlfWorld(data=str(data), task_types=["look_at_obj_in_light"])
-    assert environment.size("train") == 1 and environment.start("train", 0).task_type == "look_at_obj_in_light"
+    assert (
+        environment.size("train") == 1
+        and environment.start("train", 0).task_type == "look_at_obj_in_light"
+    )
 
 
 def test_what_alfworld_leaves_out_is_left_out(tmp_path):
@@ -108,7 +139,10 @@ def test_what_alfworld_leaves_out_is_left_out(tmp_path):
 
 
 def test_a_directory_without_games_is_refused(data):
-    with pytest.raises(ValueError, match=r"alfworld\.data \(or ALFWORLD_DATA\): there is no directory .*nowhere.valid_unseen"):
+    with pytest.raises(
+        ValueError,
+        match=r"alfworld\.data \(or ALFWORLD_DATA\): there is no directory .*nowhere.valid_unseen",
+    ):
         AlfWorld(data=str(data / "nowhere"))
     (data / "empty" / "valid_unseen").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"ALFWORLD_DATA\): .*valid_unseen has no games"):
@@ -131,7 +165,12 @@ def test_games_to_train_on_are_not_needed_to_evaluate(data):
     ],
 )
 def test_the_task_is_asked_in_the_words_of_the_file(tmp_path, grammar: str, task: str):
-    file = write_game(tmp_path, "pick_and_place_simple-Mug-None-Desk-1", GENERATED.game("train", 0), grammar=grammar)
+    file = write_game(
+        tmp_path,
+        "pick_and_place_simple-Mug-None-Desk-1",
+        GENERATED.game("train", 0),
+        grammar=grammar,
+    )
     assert read_game(file).task == task
 
 
@@ -157,9 +196,13 @@ def test_a_malformed_file_is_refused_by_file_and_field(data, text: str, message:
         AlfWorld(data=str(data))
 
 
-@pytest.mark.parametrize("text", ["", "(:init", "(:init (a b)) (:goal)", "(:init (objectType)) (:goal (x))"])
+@pytest.mark.parametrize(
+    "text", ["", "(:init", "(:init (a b)) (:goal)", "(:init (objectType)) (:goal (x))"]
+)
 def test_a_problem_that_makes_no_sense_is_a_failure_of_the_environment(tmp_path, text: str):
-    file = write_game(tmp_path, "look_at_obj_in_light-x", GENERATED.game("train", 0), pddl_problem=text)
+    file = write_game(
+        tmp_path, "look_at_obj_in_light-x", GENERATED.game("train", 0), pddl_problem=text
+    )
     with pytest.raises(EnvironmentFailure, match=r"game\.tw-pddl: pddl_problem"):
         read_game(file)
 
@@ -169,27 +212,36 @@ def test_a_problem_that_makes_no_sense_is_a_failure_of_the_environment(tmp_path,
 
 def test_the_expert_wins_the_real_games(real_data):  # noqa: F811
     environment = AlfWorld(data=str(real_data))
-    won = [expert_episode(environment, "held_out", index, random.Random(index)).success for index in range(environment.size("held_out"))]
+    won = [
+        expert_episode(environment, "held_out", index, random.Random(index)).success
+        for index in range(environment.size("held_out"))
+    ]
     assert len(won) == 200 and sum(won) >= 190
 
 
 def test_the_real_games_ask_in_the_words_of_their_files(real_data):  # noqa: F811
     files = find_games(real_data / "json_2.1.1" / "train")
     grammars = [json.loads(file.read_bytes())["grammar"] for file in files]
-    assert all(f"Your task is to: {read_game(file).task}." in grammar for file, grammar in zip(files, grammars, strict=True))
+    assert all(
+        f"Your task is to: {read_game(file).task}." in grammar
+        for file, grammar in zip(files, grammars, strict=True)
+    )
 
 
 def test_the_expert_goes_on_with_whatever_it_holds_in_the_real_games(real_data):  # noqa: F811
     """Some of these things fit nowhere, so that they cannot be put down again."""
     environment = AlfWorld(data=str(real_data))
-    for index, kind in itertools.product(range(environment.size("train")), ("papertowelroll", "teddybear")):
+    for index, kind in itertools.product(
+        range(environment.size("train")), ("papertowelroll", "teddybear")
+    ):
         hold_and_go_on(environment, index, kind)
 
 
 def hold_and_go_on(environment: AlfWorld, index: int, kind: str) -> None:
     """Take the first thing of a kind that there is, and leave the rest to the expert."""
     episode = environment.start("train", index)
-    view, expert = environment.view(episode), environment.expert(episode, random.Random(index))
+    view = environment.view(episode)
+    expert = environment.expert(episode, random.Random(index))
 
     def act(action: str) -> bool:
         assert action in view.observation.admissible

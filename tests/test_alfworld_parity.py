@@ -1,4 +1,7 @@
-"""Our engine against TextWorld's, step by step on the same games. Skipped where TextWorld is not installed."""
+"""Our engine against TextWorld's, step by step on the same games.
+
+Skipped where TextWorld is not installed.
+"""
 
 import json
 import random
@@ -15,25 +18,50 @@ from envs.alfworld.game import TASK_TYPES, Game, Goal, Item, Receptacle
 from envs.alfworld.scenes import load_facts
 
 missing = reference.missing_packages()
-pytestmark = pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)} (`make parity` installs and runs them)")
+pytestmark = pytest.mark.skipif(
+    bool(missing),
+    reason=f"not installed: {', '.join(missing)} (`make parity` installs and runs them)",
+)
 
-SMALL, REAL = AlfWorld(), AlfWorld("real")
+SMALL = AlfWorld()
+REAL = AlfWorld("real")
 
 
 def odd_game() -> Game:
-    """What generated games never have: shared locations, open doors at the start, treated, nested and unreachable things."""
+    """What generated games never have: shared locations, open doors at the start, treated, nested
+    and unreachable things."""
     facts = load_facts()
 
     def place(kind: str, number: int, location: str | None, opened: bool = False) -> Receptacle:
-        return Receptacle(f"{kind.lower()}_bar_{number}", kind, location, kind in facts.openable, opened)
+        return Receptacle(
+            f"{kind.lower()}_bar_{number}", kind, location, kind in facts.openable, opened
+        )
 
-    def thing(kind: str, number: int, where: Receptacle | None, location: str, *state: str, inside: tuple[str, ...] = ()) -> Item:
+    def thing(
+        kind: str,
+        number: int,
+        where: Receptacle | None,
+        location: str,
+        *state: str,
+        inside: tuple[str, ...] = (),
+    ) -> Item:
         places = (where.id,) if where else ()
-        return Item(f"{kind.lower()}_bar_{number}", kind, places, (location,), facts.affordances[kind], frozenset(state), inside)
+        return Item(
+            f"{kind.lower()}_bar_{number}",
+            kind,
+            places,
+            (location,),
+            facts.affordances[kind],
+            frozenset(state),
+            inside,
+        )
 
-    counter, fridge = place("CounterTop", 1, "here"), place("Fridge", 1, "here", opened=True)
+    counter = place("CounterTop", 1, "here")
+    fridge = place("Fridge", 1, "here", opened=True)
     cabinets = place("Cabinet", 1, "here"), place("Cabinet", 2, "here")
-    microwave, desk, nowhere = place("Microwave", 1, "there", opened=True), place("Desk", 1, "there"), place("Shelf", 1, None)
+    microwave = place("Microwave", 1, "there", opened=True)
+    desk = place("Desk", 1, "there")
+    nowhere = place("Shelf", 1, None)
     sink = Receptacle("sink_bar_1_bar_sinkbasin", "SinkBasin", "there", False)
     items = (
         thing("Mug", 1, fridge, "here", "isCool", inside=("spoon_bar_1",)),
@@ -53,13 +81,21 @@ def odd_game() -> Game:
     return Game("put a cool mug in microwave", goal, places, items, "there", facts.contains)
 
 
-def assert_alike(game: Game, commands: list[str], steps: int, rng: random.Random, problem: str = "") -> None:
-    """First `commands`, then wandering, `steps` in all. `problem`: of a game that was read from a file."""
-    original, ours = reference.Original(game, problem), Engine(game)
+def assert_alike(
+    game: Game, commands: list[str], steps: int, rng: random.Random, problem: str = ""
+) -> None:
+    """First `commands`, then wandering, `steps` in all.
+
+    `problem`: of a game that was read from a file.
+    """
+    original = reference.Original(game, problem)
+    ours = Engine(game)
     assert ours.opening() == original.text
     for number in range(steps):
         assert ours.admissible() == original.admissible
-        command = commands[number] if number < len(commands) else reference.wander(ours.admissible(), rng)
+        command = (
+            commands[number] if number < len(commands) else reference.wander(ours.admissible(), rng)
+        )
         said = original.step(command)
         assert (command, ours.step(command)) == (command, said)
         assert (ours.won(), ours.won()) == (original.won, original.done)
@@ -97,7 +133,9 @@ take mug 3 from countertop 1; go to microwave 1; move mug 3 to microwave 1
 
 
 def test_every_treatment_and_examination_is_the_same():
-    commands = [command.strip() for line in EXAMINATIONS.strip().splitlines() for command in line.split(";")]
+    commands = [
+        command.strip() for line in EXAMINATIONS.strip().splitlines() for command in line.split(";")
+    ]
     assert_alike(odd_game(), commands, len(commands), random.Random(0))
 
 
@@ -108,7 +146,9 @@ def test_wandering_in_an_odd_game_is_the_same(seed):
 
 def test_the_shipped_layouts_are_what_alfworld_has():
     installed = Path(find_spec("alfworld").origin).parent.parent
-    assert json.loads(extract.OUTPUT.read_text()) == json.loads(json.dumps(extract.facts(extract.reader(installed))))
+    assert json.loads(extract.OUTPUT.read_text()) == json.loads(
+        json.dumps(extract.facts(extract.reader(installed)))
+    )
 
 
 @pytest.mark.slow
@@ -116,4 +156,6 @@ def test_the_shipped_layouts_are_what_alfworld_has():
 def test_wandering_in_real_games_is_the_same(real_data, part):  # noqa: F811
     """5,000 steps in 200 games in all, ten minutes of TextWorld's time."""
     for file in files.find_games(real_data / "json_2.1.1" / "train")[part::10]:
-        assert_alike(files.read_game(file), [], 25, random.Random(file.parent.name), files.read_problem(file))
+        assert_alike(
+            files.read_game(file), [], 25, random.Random(file.parent.name), files.read_problem(file)
+        )

@@ -1,4 +1,5 @@
-"""Our engine against what TextWorld said when it was asked: parity that holds where TextWorld is not installed.
+"""Our engine against what TextWorld said when it was asked: parity that holds where TextWorld is
+not installed.
 
 `python -m envs.alfworld.reference tests/data/alfworld_transcripts.json` records anew.
 """
@@ -30,7 +31,11 @@ def read_game(plain: dict[str, Any]) -> Game:
     )
 
 
-@pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=[f"{t['game']['goal']['task_type']}-{n}" for n, t in enumerate(TRANSCRIPTS)])
+@pytest.mark.parametrize(
+    "transcript",
+    TRANSCRIPTS,
+    ids=[f"{t['game']['goal']['task_type']}-{n}" for n, t in enumerate(TRANSCRIPTS)],
+)
 def test_a_recorded_game_plays_the_same(transcript):
     engine = Engine(read_game(transcript["game"]))
     admissible: set[str] = set()

@@ -9,11 +9,11 @@ import pytest
 from test_admission import make
 
 from controller.announced import Announced
-from protocol.messages import Evaluate, Published
+from protocol.messages import Evaluate, WeightsPublished
 
 
-def weights(version: int) -> Published:
-    return Published(version=version, checksum="", trained=[], last=False)
+def weights(version: int) -> WeightsPublished:
+    return WeightsPublished(version=version, checksum="", trained=[], last=False)
 
 
 async def nothing() -> None:
@@ -21,7 +21,8 @@ async def nothing() -> None:
 
 
 async def evaluating(longest_seconds: float = 60.0):
-    """An evaluation of version 1 of two episodes, both leased, and somebody who waits for version 2."""
+    """An evaluation of version 1 of two episodes, both leased, and somebody who waits for version
+    2."""
     admission = make()
     announced = Announced(admission, 1, longest_seconds, nothing)
     for message in (weights(1), Evaluate(evaluation=7, episodes=2), weights(2)):
@@ -47,7 +48,11 @@ async def test_an_evaluation_that_is_given_up_holds_nothing_and_its_leases_lapse
     await announced.put(Evaluate(evaluation=7, episodes=0))
     assert (await waiting).version == 2
     assert admission.revoked == [(lease.key, lease.attempt, b"a") for lease in leases]
-    for message in (Evaluate(evaluation=8, episodes=2), Evaluate(evaluation=8, episodes=0), weights(3)):
+    for message in (
+        Evaluate(evaluation=8, episodes=2),
+        Evaluate(evaluation=8, episodes=0),
+        weights(3),
+    ):
         await announced.put(message)
     assert (await announced.next_weights()).version == 3 and not admission.evaluating()
 
@@ -55,7 +60,8 @@ async def test_an_evaluation_that_is_given_up_holds_nothing_and_its_leases_lapse
 async def test_an_evaluation_that_does_not_end_holds_new_weights_no_longer_than_an_episode_may_take(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    longest, clock = 0.5, asyncio.get_running_loop().time
+    longest = 0.5
+    clock = asyncio.get_running_loop().time
     with caplog.at_level(logging.WARNING):
         _, announced, waiting, _ = await evaluating(longest)
         assert (await waiting).version == 2

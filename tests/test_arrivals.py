@@ -10,14 +10,15 @@ import zmq
 import zmq.asyncio
 
 import protocol.batched_router
-from protocol.batched_router import Arrivals
+from protocol.batched_router import BatchedRouter
 
 
 @pytest.fixture
 async def sockets() -> AsyncIterator[tuple[zmq.asyncio.Socket, zmq.asyncio.Socket]]:
     """A ROUTER and a peer of it; what is sent has arrived."""
     context = zmq.asyncio.Context()
-    router, peer = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
+    router = context.socket(zmq.ROUTER)
+    peer = context.socket(zmq.DEALER)
     router.bind("inproc://arrivals")
     peer.connect("inproc://arrivals")
     yield router, peer
@@ -26,7 +27,7 @@ async def sockets() -> AsyncIterator[tuple[zmq.asyncio.Socket, zmq.asyncio.Socke
 
 async def test_all_that_wait_are_received_at_once_and_then_what_comes(sockets) -> None:
     router, peer = sockets
-    arrivals = Arrivals(router)
+    arrivals = BatchedRouter(router)
     for number in range(100):
         await peer.send(str(number).encode())
     assert [int(frame) for _, frame in await arrivals.receive()] == list(range(100))
@@ -37,28 +38,34 @@ async def test_all_that_wait_are_received_at_once_and_then_what_comes(sockets) -
     assert (frame, await peer.recv()) == (b"later", b"answer")
 
 
-async def test_no_more_is_received_at_once_than_other_loops_can_wait_for(sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_more_is_received_at_once_than_other_loops_can_wait_for(
+    sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
     router, peer = sockets
     monkeypatch.setattr(protocol.batched_router, "MOST_AT_ONCE", 30)
     for _ in range(20):
         await peer.send(bytes(5))
-    received = [len(await Arrivals(router).receive()) for _ in range(2)]
+    received = [len(await BatchedRouter(router).receive()) for _ in range(2)]
     assert all(1 < together < 20 for together in received)
 
 
-async def test_other_loops_have_their_turn_though_there_is_always_something(sockets, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_loops_have_their_turn_though_there_is_always_something(
+    sockets, monkeypatch: pytest.MonkeyPatch
+) -> None:
     router, peer = sockets
     monkeypatch.setattr(protocol.batched_router, "MOST_AT_ONCE", 1)
     for _ in range(100):
         await peer.send(b"x")
-    arrivals, received = Arrivals(router), 0
+    arrivals = BatchedRouter(router)
+    received = 0
 
     async def receive() -> None:
         nonlocal received
         while True:
             received += len(await arrivals.receive())
 
-    receiving, turns = asyncio.create_task(receive()), 0
+    receiving = asyncio.create_task(receive())
+    turns = 0
     while received < 100:
         turns += 1
         await asyncio.sleep(0)

@@ -58,7 +58,10 @@ VLLM = """(EngineCore pid=7) ERROR 11-30 06:00:00 [core.py:842] Traceback (most 
         (PLAIN, "ValueError: env.max_turns: too few"),
         (GROUP, "OSError: model.safetensors cannot be written"),
         (VLLM, "ValueError: no room for KV cache"),
-        ("usage: server\nserver: error: unrecognized arguments: --bad\n\n", "server: error: unrecognized arguments: --bad"),
+        (
+            "usage: server\nserver: error: unrecognized arguments: --bad\n\n",
+            "server: error: unrecognized arguments: --bad",
+        ),
         ("", ""),
     ],
     ids=["a chain of exceptions", "an exception group", "vLLM", "no traceback", "nothing"],
@@ -72,11 +75,20 @@ def test_the_cause_of_a_failure_is_one_line_of_its_log(tmp_path: Path, text: str
 @pytest.mark.parametrize(
     ("name", "code", "said"),
     [
-        ("learner", "raise ValueError('learner.groups: too many')", "the learner failed: ValueError: learner.groups: too many"),
-        ("engine-1", "import os; os.kill(os.getpid(), 9)", "if it did, lower engine.kv_cache_gb or engine.max_sequences"),
         (
             "learner",
-            "import logging, sys\ntry:\n    {}['nope']\nexcept KeyError:\n    logging.exception('task 1')\n"
+            "raise ValueError('learner.groups: too many')",
+            "the learner failed: ValueError: learner.groups: too many",
+        ),
+        (
+            "engine-1",
+            "import os; os.kill(os.getpid(), 9)",
+            "if it did, lower engine.kv_cache_gb or engine.max_sequences",
+        ),
+        (
+            "learner",
+            "import logging, sys\ntry:\n    {}['nope']\nexcept KeyError:\n    "
+            "logging.exception('task 1')\n"
             "sys.exit('error: nothing can be played')",
             "the learner failed: nothing can be played",
         ),

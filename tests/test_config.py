@@ -1,4 +1,5 @@
-"""Settings: what a user gets wrong is answered by one sentence that names the setting and what would be right."""
+"""Settings: what a user gets wrong is answered by one sentence that names the setting and what
+would be right."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ from supervisor.settings import from_dict, resolve, to_toml
 
 SETTINGS = list(all_settings())
 NUMBERS = [
-    name for name, field in all_settings().items() if isinstance(kind_of(field), msgspec.inspect.IntType | msgspec.inspect.FloatType)
+    name
+    for name, field in all_settings().items()
+    if isinstance(kind_of(field), msgspec.inspect.IntType | msgspec.inspect.FloatType)
 ]
 
 
@@ -43,9 +46,14 @@ def test_every_setting_says_what_it_does(name: str) -> None:
     assert description(all_settings()[name])
 
 
-def test_help_says_which_defaults_are_others_in_an_environment(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_which_defaults_are_others_in_an_environment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     print_help(Console(width=300))
-    assert "for RL to improve [default 0.47, search 0.35, webshop 0.25, other models 0.0]" in capsys.readouterr().out
+    assert (
+        "for RL to improve [default 0.47, search 0.35, webshop 0.25, other models 0.0]"
+        in capsys.readouterr().out
+    )
 
 
 def test_help_gives_no_default_where_it_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -57,12 +65,17 @@ def test_help_gives_no_default_where_it_is_nothing(capsys: pytest.CaptureFixture
 def test_a_number_that_is_infinite_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("[run]\nminutes = inf\n")
-    assert refused(run__minutes="inf").startswith("run.minutes: a number must be finite") and refused(file) == refused(run__minutes="inf")
+    assert refused(run__minutes="inf").startswith(
+        "run.minutes: a number must be finite"
+    ) and refused(file) == refused(run__minutes="inf")
 
 
 def test_a_budget_of_thinking_that_no_response_reaches_is_refused() -> None:
     assert "sampling.max_tokens" in refused(control__mode="budget")
-    assert resolve(None, {"control.mode": "budget", "control.max_thinking": "19"}).control.max_thinking == 19
+    assert (
+        resolve(None, {"control.mode": "budget", "control.max_thinking": "19"}).control.max_thinking
+        == 19
+    )
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -80,23 +93,40 @@ def test_defaults_are_consistent() -> None:
     assert resolve() == Config()
 
 
-@pytest.mark.parametrize(("environment", "full"), [(name, full) for name, others in TINY_DEFAULTS.items() for full in others])
-def test_an_environments_defaults_hold_until_the_setting_is_set(environment: str, full: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("environment", "full"),
+    [(name, full) for name, others in TINY_DEFAULTS.items() for full in others],
+)
+def test_an_environments_defaults_hold_until_the_setting_is_set(
+    environment: str, full: str, tmp_path: Path
+) -> None:
     def value(config: Config) -> object:
         section, name = full.split(".")
         return getattr(getattr(config, section), name)
 
     other = TINY_DEFAULTS[environment][full]
     set_here = {"env": environment, full: str(value(Config()))}
-    assert value(resolve(None, {"env": environment})) == value(resolve(written(tmp_path, f'env.name = "{environment}"'))) == other
+    assert (
+        value(resolve(None, {"env": environment}))
+        == value(resolve(written(tmp_path, f'env.name = "{environment}"')))
+        == other
+    )
     assert value(resolve(None, set_here)) == value(Config()) != other
 
 
 @pytest.mark.parametrize("environment", TINY_DEFAULTS)
-def test_a_model_of_ones_own_plays_an_environment_as_others_know_it(environment: str, tmp_path: Path) -> None:
+def test_a_model_of_ones_own_plays_an_environment_as_others_know_it(
+    environment: str, tmp_path: Path
+) -> None:
     config = resolve(None, {"env": environment, "model": str(tmp_path)})
-    assert config == resolve(written(tmp_path, f'[env]\nname = "{environment}"\n[model]\nname = "{tmp_path}"'))
-    values = {full: value_of(config, full) for full in all_settings() if value_of(config, full) != value_of(Config(), full)}
+    assert config == resolve(
+        written(tmp_path, f'[env]\nname = "{environment}"\n[model]\nname = "{tmp_path}"')
+    )
+    values = {
+        full: value_of(config, full)
+        for full in all_settings()
+        if value_of(config, full) != value_of(Config(), full)
+    }
     assert values == OWN_MODEL_DEFAULTS | {"env.name": environment, "model.name": str(tmp_path)}
 
 
@@ -105,21 +135,33 @@ def value_of(settings: Config, full: str) -> object:
     return getattr(getattr(settings, section), name)
 
 
-@pytest.mark.parametrize(("preset", "full"), [(name, full) for name, others in PRESETS.items() for full in others])
+@pytest.mark.parametrize(
+    ("preset", "full"), [(name, full) for name, others in PRESETS.items() for full in others]
+)
 def test_a_preset_holds_until_the_setting_is_set(preset: str, full: str) -> None:
     assert value_of(resolve(None, {"control.preset": preset}), full) == PRESETS[preset][full]
     other = str(value_of(Config(), full))
-    assert value_of(resolve(None, {"control.preset": preset, full: other, **_allowing(full, preset)}), full) == value_of(Config(), full)
+    assert value_of(
+        resolve(None, {"control.preset": preset, full: other, **_allowing(full, preset)}), full
+    ) == value_of(Config(), full)
 
 
 @pytest.mark.parametrize("model", [False, True], ids=["tiny", "a model"])
 @pytest.mark.parametrize("recorded", PRESETS)
 @pytest.mark.parametrize("given", PRESETS)
-def test_a_preset_given_to_a_recorded_run_is_that_of_a_new_one(tmp_path: Path, recorded: str, given: str, model: bool) -> None:
+def test_a_preset_given_to_a_recorded_run_is_that_of_a_new_one(
+    tmp_path: Path, recorded: str, given: str, model: bool
+) -> None:
     name = str(tmp_path) if model else "tiny"
-    had, new = (resolve(overrides={"model.name": name, "control.preset": preset}) for preset in (recorded, given))
+    had, new = (
+        resolve(overrides={"model.name": name, "control.preset": preset})
+        for preset in (recorded, given)
+    )
     (tmp_path / "config.toml").write_text(to_toml(had))
-    assert resolve(tmp_path / "config.toml", with_preset({"control.preset": given}, had)).control == new.control
+    assert (
+        resolve(tmp_path / "config.toml", with_preset({"control.preset": given}, had)).control
+        == new.control
+    )
 
 
 def _allowing(full: str, preset: str) -> dict[str, str]:
@@ -172,7 +214,9 @@ def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
     assert (settings.run.seed, settings.run.updates) == (2, 5)
 
 
-@pytest.mark.parametrize("name", ["max_staleness", "max-staleness", "learner.max_staleness", "learner.max-staleness"])
+@pytest.mark.parametrize(
+    "name", ["max_staleness", "max-staleness", "learner.max_staleness", "learner.max-staleness"]
+)
 def test_a_setting_can_be_written_with_dashes_and_short(name: str) -> None:
     assert resolve(overrides={name: "3"}).learner.max_staleness == 3
 
@@ -189,7 +233,9 @@ def test_a_setting_can_be_written_with_dashes_and_short(name: str) -> None:
     ],
 )
 def test_an_unknown_setting_is_answered_with_the_nearest(wrong: str, right: str) -> None:
-    assert f"there is no setting {wrong} (on the command line); did you mean {right}?" == refused(**{wrong: "1"})
+    assert f"there is no setting {wrong} (on the command line); did you mean {right}?" == refused(
+        **{wrong: "1"}
+    )
 
 
 def test_an_unknown_setting_without_a_near_one_is_answered_with_help() -> None:
@@ -221,7 +267,9 @@ def test_a_setting_outside_any_section_is_refused(tmp_path: Path) -> None:
         ("control.mode", "t3po", "one of budget, off, t2po"),
     ],
 )
-def test_an_ill_typed_value_is_refused_with_what_is_expected(name: str, text: str, expected: str) -> None:
+def test_an_ill_typed_value_is_refused_with_what_is_expected(
+    name: str, text: str, expected: str
+) -> None:
     message = refused(**{name: text})
     assert message.startswith(f"{name}: ")
     assert expected in message
@@ -229,21 +277,37 @@ def test_an_ill_typed_value_is_refused_with_what_is_expected(name: str, text: st
 
 @pytest.mark.parametrize(
     "toml",
-    ["[run]\nseed = 'a'\n", "[run]\nseed = 1.5\n", "[run]\nseed = true\n", "[run]\nseed = -1\n", "[run]\nseed = [1]\n"],
+    [
+        "[run]\nseed = 'a'\n",
+        "[run]\nseed = 1.5\n",
+        "[run]\nseed = true\n",
+        "[run]\nseed = -1\n",
+        "[run]\nseed = [1]\n",
+    ],
 )
-def test_an_ill_typed_value_in_a_file_names_the_setting_and_its_meaning(tmp_path: Path, toml: str) -> None:
+def test_an_ill_typed_value_in_a_file_names_the_setting_and_its_meaning(
+    tmp_path: Path, toml: str
+) -> None:
     message = refused(written(tmp_path, toml))
     assert message.startswith("run.seed: ")
     assert "Seed of everything random" in message
 
 
 def test_an_ill_typed_item_of_a_list_names_the_setting(tmp_path: Path) -> None:
-    assert refused(written(tmp_path, "[alfworld]\ntask_types = [1]\n")).startswith("alfworld.task_types: expected `str`, got `int`")
+    assert refused(written(tmp_path, "[alfworld]\ntask_types = [1]\n")).startswith(
+        "alfworld.task_types: expected `str`, got `int`"
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("engine.port", "65536"), ("learner.group_size", "1"), ("learner.discount", "1.01"), ("run.minutes", "0"), ("run.seed", "-1")],
+    [
+        ("engine.port", "65536"),
+        ("learner.group_size", "1"),
+        ("learner.discount", "1.01"),
+        ("run.minutes", "0"),
+        ("run.seed", "-1"),
+    ],
 )
 def test_a_value_out_of_bounds_is_refused(name: str, text: str) -> None:
     assert refused(**{name: text}).startswith(f"{name}: expected ")
@@ -254,10 +318,17 @@ def test_a_whole_number_will_do_for_a_fraction(tmp_path: Path) -> None:
 
 
 def test_a_list_is_written_with_commas() -> None:
-    assert resolve(overrides={"alfworld.task_types": "pick, heat,,cool"}).alfworld.task_types == ["pick", "heat", "cool"]
+    assert resolve(overrides={"alfworld.task_types": "pick, heat,,cool"}).alfworld.task_types == [
+        "pick",
+        "heat",
+        "cool",
+    ]
 
 
-@pytest.mark.parametrize(("text", "value"), [("true", True), ("Yes", True), ("1", True), ("false", False), ("NO", False), ("0", False)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("true", True), ("Yes", True), ("1", True), ("false", False), ("NO", False), ("0", False)],
+)
 def test_a_switch_is_written_in_words_or_digits(text: str, value: bool) -> None:
     assert resolve(overrides={"eval.control": text}).eval.control is value
 
@@ -285,17 +356,33 @@ def test_settings_that_cannot_hold_together_are_both_named() -> None:
         ({"learner__devices": "0,1"}, "learner.devices", "learner.ranks"),
         ({"learner__reference_every": "5"}, "learner.reference_every", "learner.kl"),
         ({"algorithm": "rloo", "learner__normalise": "true"}, "learner.normalise", "false"),
-        ({"algorithm": "gae", "learner__filter_groups": "true"}, "learner.filter_groups", "learner.algorithm gae"),
+        (
+            {"algorithm": "gae", "learner__filter_groups": "true"},
+            "learner.filter_groups",
+            "learner.algorithm gae",
+        ),
         ({"learner__mis_low": "0.1"}, "learner.mis_low", "learner.correction tis"),
     ],
     ids=["reinforce++", "vtrace", "lag", "devices", "reference", "rloo", "filter", "correction"],
 )
-def test_settings_of_the_loss_that_cannot_hold_together_are_refused(together: dict[str, str], named: str, instead: str) -> None:
+def test_settings_of_the_loss_that_cannot_hold_together_are_refused(
+    together: dict[str, str], named: str, instead: str
+) -> None:
     message = refused(**together)
     assert message.startswith(f"{named}: ") and instead in message
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "127.0.0.1:8000", "node7", "http://", "http://node7:eight", "tcp://node7:8000"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "localhost:8000",
+        "127.0.0.1:8000",
+        "node7",
+        "http://",
+        "http://node7:eight",
+        "tcp://node7:8000",
+    ],
+)
 def test_an_address_of_an_engine_that_is_none_is_refused_with_how_it_is_written(url: str) -> None:
     said = refused(engine__urls=f"http://node6:8000,{url}")
     assert said.startswith("engine.urls: ") and repr(url) in said and "http://HOST:PORT" in said
@@ -320,7 +407,9 @@ def test_a_directory_is_no_file_of_settings(tmp_path: Path) -> None:
     assert refused(tmp_path).startswith(f"--config: {tmp_path} cannot be read")
 
 
-@pytest.mark.parametrize("content", [b"[run\n", b"\xff\xfe", b"run = \n"], ids=["syntax", "encoding", "no value"])
+@pytest.mark.parametrize(
+    "content", [b"[run\n", b"\xff\xfe", b"run = \n"], ids=["syntax", "encoding", "no value"]
+)
 def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "broken.toml"
     file.write_bytes(content)
@@ -328,6 +417,15 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
 
 
 def test_settings_import_nothing_heavy() -> None:
-    heavy = "import sys, config; print(sorted({'torch', 'vllm', 'numpy', 'transformers', 'zmq'} & set(sys.modules)))"
-    result = subprocess.run([sys.executable, "-c", heavy], cwd=Path(config.__file__).parent, capture_output=True, text=True, check=True)
+    heavy = (
+        "import sys, config; print(sorted({'torch', 'vllm', 'numpy', 'transformers', 'zmq'} & "
+        "set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", heavy],
+        cwd=Path(config.__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert result.stdout.strip() == "[]"

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
-from controller.credits import CLAIMS, Credits
+from controller.credits import CLAIMS, CreditQueue
 
 
-def served(credits: Credits) -> bytes:
+def served(credits: CreditQueue) -> bytes:
     actor = credits.first()
     credits.served()
     return actor
 
 
 def test_nobody_starves_behind_an_actor_that_asks_again_before_all_it_asked_for_has_come():
-    """One episode at a time becomes free, and whoever has two on their way ends one, and asks for another."""
-    credits, playing, got = Credits(), {name: deque() for name in (b"a", b"b", b"c")}, Counter()
+    """One episode at a time becomes free, and whoever has two on their way ends one, and asks for
+    another."""
+    credits = CreditQueue()
+    playing = {name: deque() for name in (b"a", b"b", b"c")}
+    got = Counter()
     for name in playing:
         credits.add(name, 4)
     for number in range(60):
@@ -29,14 +32,19 @@ def test_nobody_starves_behind_an_actor_that_asks_again_before_all_it_asked_for_
 
 
 def test_each_is_served_in_the_order_of_asking_and_as_often_as_it_asked():
-    credits = Credits()
+    credits = CreditQueue()
     for name, episodes in ((b"a", 1), (b"b", 2), (b"a", 1)):
         credits.add(name, episodes)
-    assert [served(credits) for _ in range(len(credits))] == [b"a", b"b", b"b", b"a"] and not credits
+    assert [served(credits) for _ in range(len(credits))] == [
+        b"a",
+        b"b",
+        b"b",
+        b"a",
+    ] and not credits
 
 
 def test_a_lost_actor_is_not_served_and_takes_nobodys_place():
-    credits = Credits()
+    credits = CreditQueue()
     for name, episodes in ((b"a", 2), (b"b", 1), (b"a", 1)):
         credits.add(name, episodes)
     credits.lost(b"a")
@@ -44,7 +52,7 @@ def test_a_lost_actor_is_not_served_and_takes_nobodys_place():
 
 
 def test_what_an_actor_keeps_claiming_is_believed_since_its_leases_were_lost():
-    credits = Credits()
+    credits = CreditQueue()
     credits.add(b"a", 1)
     for _ in range(CLAIMS - 1):
         credits.claimed(b"a", 3)
@@ -55,7 +63,7 @@ def test_what_an_actor_keeps_claiming_is_believed_since_its_leases_were_lost():
 
 def test_a_claim_that_is_met_in_between_counts_anew():
     """A lease was on its way."""
-    credits = Credits()
+    credits = CreditQueue()
     for _ in range(3 * CLAIMS):
         credits.claimed(b"a", 1)
         credits.claimed(b"a", 0)
@@ -63,7 +71,7 @@ def test_a_claim_that_is_met_in_between_counts_anew():
 
 
 def test_what_a_process_before_it_has_asked_for_under_its_name_is_forgotten():
-    credits = Credits()
+    credits = CreditQueue()
     for name, episodes in ((b"a", 2), (b"b", 1), (b"a", 2)):
         credits.add(name, episodes)
     credits.claimed(b"a", 1)

@@ -1,4 +1,5 @@
-"""The live dashboard, as a browser and Prometheus see it: a run in this process, and real requests."""
+"""The live dashboard, as a browser and Prometheus see it: a run in this process, and real
+requests."""
 
 from __future__ import annotations
 
@@ -29,24 +30,55 @@ from telemetry.sinks.metrics_file import METRICS_FILE, to_line
 from telemetry.sinks.prometheus import exposition
 from telemetry.sinks.status_file import STATUS_FILE
 
-STATE = {"version": 3, "updates": 9, "gauges": {"generated_tokens": 5.0}, "turns": [], "decisions": [], "engines": [], "actors": []}
+STATE = {
+    "version": 3,
+    "updates": 9,
+    "gauges": {"generated_tokens": 5.0},
+    "turns": [],
+    "decisions": [],
+    "engines": [],
+    "actors": [],
+}
 UPDATE = {
-    "kind": "update", "update": 4, "wall_seconds": 60.0, "success": 0.5, "generated_tokens": 10, "generated_tokens_total": 70,
-    "training_tokens": 70, "coverage_pairs": 3.0, "coverage_pairs/age1": 2.0, "epsilon": None, "unknown": 7,
-}  # fmt: skip
-EVALUATION = {"kind": "evaluation", "update": 4, "wall_seconds": 61.0, "success": 0.25, "success/pick": 0.5, "success/look": 0.0}
+    "kind": "update",
+    "update": 4,
+    "wall_seconds": 60.0,
+    "success": 0.5,
+    "generated_tokens": 10,
+    "generated_tokens_total": 70,
+    "training_tokens": 70,
+    "coverage_pairs": 3.0,
+    "coverage_pairs/age1": 2.0,
+    "epsilon": None,
+    "unknown": 7,
+}
+EVALUATION = {
+    "kind": "evaluation",
+    "update": 4,
+    "wall_seconds": 61.0,
+    "success": 0.25,
+    "success/pick": 0.5,
+    "success/look": 0.0,
+}
 
 
 @asynccontextmanager
-async def serving(directory: Path, token: str = "", state: dict = STATE) -> AsyncIterator[tuple[str, list[int]]]:
+async def serving(
+    directory: Path, token: str = "", state: dict = STATE
+) -> AsyncIterator[tuple[str, list[int]]]:
     """The dashboard of a run with one update; its address, and how many looked, at each change."""
     (directory / METRICS_FILE).write_text(to_line(UPDATE) + to_line(EVALUATION))
     looked: list[int] = []
     address = f"http://127.0.0.1:{free_port()}"
     gauges = {"generated_tokens": 5.0, "turns_in_flight": 2.0, "epsilon": None}
     dashboard = Dashboard(
-        address, DashboardSection(token=token), directory / METRICS_FILE, lambda: state, lambda: gauges, looked.append
-    )  # fmt: skip
+        address,
+        DashboardSection(token=token),
+        directory / METRICS_FILE,
+        lambda: state,
+        lambda: gauges,
+        looked.append,
+    )
     task = asyncio.create_task(dashboard.run())
     try:
         async with asyncio.timeout(10), aiohttp.ClientSession() as session:
@@ -76,60 +108,115 @@ async def test_an_event_is_the_state_with_the_last_update_and_evaluation(tmp_pat
 
 
 async def test_prometheus_gets_documented_numbers_by_its_conventions(tmp_path: Path) -> None:
-    async with serving(tmp_path) as (address, _), aiohttp.ClientSession() as session, session.get(f"{address}/metrics") as response:
+    async with (
+        serving(tmp_path) as (address, _),
+        aiohttp.ClientSession() as session,
+        session.get(f"{address}/metrics") as response,
+    ):
         assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
-        families = {family.name: family for family in text_string_to_metric_families(await response.text())}
-    assert families["foray_generated_tokens"].type == "counter" and families["foray_generated_tokens"].samples[0].value == 5  # not twice
-    assert families["foray_success_ratio"].type == "gauge" and families["foray_evaluation_success_ratio"].samples[0].value == 0.25
-    kinds = {s.labels["kind"]: s.value for s in families["foray_evaluation_success_ratio_by_kind"].samples}
+        families = {
+            family.name: family for family in text_string_to_metric_families(await response.text())
+        }
+    assert (
+        families["foray_generated_tokens"].type == "counter"
+        and families["foray_generated_tokens"].samples[0].value == 5
+    )  # not twice
+    assert (
+        families["foray_success_ratio"].type == "gauge"
+        and families["foray_evaluation_success_ratio"].samples[0].value == 0.25
+    )
+    kinds = {
+        s.labels["kind"]: s.value
+        for s in families["foray_evaluation_success_ratio_by_kind"].samples
+    }
     assert kinds == {"pick": 0.5, "look": 0.0}
-    assert families["foray_evaluation_success_ratio_by_kind"].documentation == FIELDS["success"].description
+    assert (
+        families["foray_evaluation_success_ratio_by_kind"].documentation
+        == FIELDS["success"].description
+    )
     assert families["foray_coverage_pairs_by_age"].samples[0].labels == {"age": "1"}
-    assert all(family.documentation and re.fullmatch(r"foray_[a-z0-9_]+", name) for name, family in families.items())
+    assert all(
+        family.documentation and re.fullmatch(r"foray_[a-z0-9_]+", name)
+        for name, family in families.items()
+    )
     assert not any("unknown" in name or "epsilon" in name for name in families)
 
 
 def test_an_evaluation_has_its_own_counts_and_leaves_those_of_all_to_the_update() -> None:
     of_all = {"evaluation_tokens_total": 900.0, "generated_tokens_total": 5000.0}
     page = exposition({}, of_all, {"episodes": 128.0, "evaluation_tokens": 300.0, **of_all})
-    values = {s.name: s.value for family in text_string_to_metric_families(page.decode()) for s in family.samples}
-    assert values == {"foray_evaluation_episodes": 128, "foray_evaluation_tokens_total": 900, "foray_generated_tokens_total": 5000}
+    values = {
+        s.name: s.value
+        for family in text_string_to_metric_families(page.decode())
+        for s in family.samples
+    }
+    assert values == {
+        "foray_evaluation_episodes": 128,
+        "foray_evaluation_tokens_total": 900,
+        "foray_generated_tokens_total": 5000,
+    }
 
 
 def test_every_documented_number_has_a_name_that_prometheus_takes() -> None:
-    page = exposition({}, {f"{name}_total" if f.fold == "total" else name: 1.0 for name, f in FIELDS.items()}, {}).decode()
+    page = exposition(
+        {}, {f"{name}_total" if f.fold == "total" else name: 1.0 for name, f in FIELDS.items()}, {}
+    ).decode()
     assert len(list(text_string_to_metric_families(page))) == len(FIELDS)
 
 
 def test_grafana_asks_for_numbers_that_prometheus_gets() -> None:
-    page = exposition({}, {f"{name}_total" if f.fold == "total" else name: 1.0 for name, f in FIELDS.items()}, {}).decode()
-    known = {sample.name for family in text_string_to_metric_families(page) for sample in family.samples}
+    page = exposition(
+        {}, {f"{name}_total" if f.fold == "total" else name: 1.0 for name, f in FIELDS.items()}, {}
+    ).decode()
+    known = {
+        sample.name for family in text_string_to_metric_families(page) for sample in family.samples
+    }
     panels = [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
     asked = {re.sub(r"rate\((.*)\[5m\]\)", r"\1", panel["targets"][0]["expr"]) for panel in panels}
-    assert asked == {name for name in known if not name.endswith("_created")} and len(panels) == len(FIELDS)
+    assert asked == {name for name in known if not name.endswith("_created")} and len(
+        panels
+    ) == len(FIELDS)
 
 
 def test_the_file_for_grafana_is_that_of_now() -> None:
     file = Path(__file__).parent.parent / "docs" / "grafana.json"
-    assert json.loads(file.read_text()) == dashboard(), "python -m telemetry.sinks.grafana > docs/grafana.json"
+    assert json.loads(file.read_text()) == dashboard(), (
+        "python -m telemetry.sinks.grafana > docs/grafana.json"
+    )
 
 
 @pytest.mark.parametrize("path", ["/", "/events", "/charts", "/metrics"])
 async def test_with_a_token_nobody_gets_anything_without_it(tmp_path: Path, path: str) -> None:
-    async with serving(tmp_path, token="secret") as (address, _), aiohttp.ClientSession() as session:
-        for wrong in ({}, {"params": {"token": "secre"}}, {"headers": {"Authorization": "Bearer no"}}):
+    async with (
+        serving(tmp_path, token="secret") as (address, _),
+        aiohttp.ClientSession() as session,
+    ):
+        for wrong in (
+            {},
+            {"params": {"token": "secre"}},
+            {"headers": {"Authorization": "Bearer no"}},
+        ):
             async with session.get(address + path, **wrong) as response:
                 assert response.status == 401
-        for right in ({"params": {"token": "secret"}}, {"headers": {"Authorization": "Bearer secret"}}):
+        for right in (
+            {"params": {"token": "secret"}},
+            {"headers": {"Authorization": "Bearer secret"}},
+        ):
             async with session.get(address + path, **right) as response:
                 assert response.status == 200
 
 
 async def test_who_has_shown_the_token_once_need_not_again(tmp_path: Path) -> None:
     jar = aiohttp.CookieJar(unsafe=True)  # of an address without a name
-    async with serving(tmp_path, token="secret") as (address, _), aiohttp.ClientSession(cookie_jar=jar) as session:
+    async with (
+        serving(tmp_path, token="secret") as (address, _),
+        aiohttp.ClientSession(cookie_jar=jar) as session,
+    ):
         async with session.get(f"{address}/?token=secret") as response:
-            assert "HttpOnly" in response.headers["Set-Cookie"] and "SameSite=Strict" in response.headers["Set-Cookie"]
+            assert (
+                "HttpOnly" in response.headers["Set-Cookie"]
+                and "SameSite=Strict" in response.headers["Set-Cookie"]
+            )
         async with session.get(f"{address}/metrics") as response:
             assert response.status == 200
 
@@ -145,7 +232,9 @@ async def test_without_a_token_it_answers_to_this_machines_names_alone(tmp_path:
 def test_an_address_that_others_reach_needs_a_token() -> None:
     with pytest.raises(ConfigError, match=r"dashboard\.token: .*0\.0\.0\.0"):
         resolve(None, {"dashboard.host": "0.0.0.0"})
-    assert resolve(None, {"dashboard.host": "0.0.0.0", "dashboard.token": "x"}).dashboard.token == "x"
+    assert (
+        resolve(None, {"dashboard.host": "0.0.0.0", "dashboard.token": "x"}).dashboard.token == "x"
+    )
 
 
 async def until(page, script: str) -> object:
@@ -175,25 +264,45 @@ async def browsing(**context) -> AsyncIterator:
 
 
 async def test_text_from_a_run_stays_text_in_a_browser(tmp_path: Path) -> None:
-    script = "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">"
+    script = (
+        "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">"
+    )
     hostile = STATE | {
         "turns": [{"id": script, "tokens": [script, "a"], "uncertainty": [0.5, None]}],
-        "decisions": [{"turn": script, "what": script, "why": script, "value": None, "threshold": 0.1}],
+        "decisions": [
+            {"turn": script, "what": script, "why": script, "value": None, "threshold": 0.1}
+        ],
         "actors": [{"name": script, "episodes": 1, "silent": 0.5}],
     }
-    async with serving(tmp_path, state=hostile) as (address, _), browsing(viewport={"width": 390, "height": 800}) as page:
+    async with (
+        serving(tmp_path, state=hostile) as (address, _),
+        browsing(viewport={"width": 390, "height": 800}) as page,
+    ):
         await page.goto(address)
-        assert await until(page, "document.querySelector('#turns .tokens span')?.textContent") == script
+        assert (
+            await until(page, "document.querySelector('#turns .tokens span')?.textContent")
+            == script
+        )
         assert await until(page, "document.querySelectorAll('#charts .chart').length") >= 3
         assert await page.title() == "foray"
-        assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), "wider than a phone"
+        assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
+            "wider than a phone"
+        )
 
 
 @pytest.mark.slow
 async def test_a_run_is_seen_while_it_goes_on(tmp_path: Path, imitating: dict[str, str]) -> None:
-    """Live tokens with their uncertainty, decisions, the engine and the actors; and the run ends with somebody looking."""
-    acting = {"control__epsilon": "10", "control__min_thinking": "2", "control__window": "0", "control__resample_rate": "0.3"}
-    job: Job = job_in(tmp_path / "job", small_config(**imitating | acting, run__updates="6", env__max_turns="4"))
+    """Live tokens with their uncertainty, decisions, the engine and the actors; and the run ends
+    with somebody looking."""
+    acting = {
+        "control__epsilon": "10",
+        "control__min_thinking": "2",
+        "control__window": "0",
+        "control__resample_rate": "0.3",
+    }
+    job: Job = job_in(
+        tmp_path / "job", small_config(**imitating | acting, run__updates="6", env__max_turns="4")
+    )
     run = asyncio.create_task(train_serially(job, Console(quiet=True)))
     async with browsing() as page:
         async with asyncio.timeout(60):
@@ -204,9 +313,16 @@ async def test_a_run_is_seen_while_it_goes_on(tmp_path: Path, imitating: dict[st
                 except Exception:  # the controller is not there yet
                     assert not run.done(), run.result()
                     await asyncio.sleep(0.1)
-        heat = "[...document.querySelectorAll('#turns .tokens span')].filter(t => t.title.startsWith('M ')).length"
+        heat = (
+            "[...document.querySelectorAll('#turns .tokens span')].filter(t => "
+            "t.title.startsWith('M ')).length"
+        )
         assert await until(page, heat) > 0
-        assert await until(page, "[...document.querySelectorAll('#decisions td')].some(cell => cell.textContent === 'intervene')")
+        assert await until(
+            page,
+            "[...document.querySelectorAll('#decisions td')].some(cell => cell.textContent === "
+            "'intervene')",
+        )
         assert await page.evaluate("document.querySelectorAll('#engines tr').length") == 2
         assert await page.evaluate("document.querySelectorAll('#actors tr').length") > 1
         await run

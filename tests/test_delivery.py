@@ -61,17 +61,22 @@ class Link:
         return send
 
 
-steps = st.tuples(st.sampled_from(["tell", "tell", "arrive", "arrive", "repeat", "break"]), st.integers(0, 1))
+steps = st.tuples(
+    st.sampled_from(["tell", "tell", "arrive", "arrive", "repeat", "break"]), st.integers(0, 1)
+)
 
 
 @given(st.lists(steps, max_size=60))
-def test_all_that_is_told_is_heard_once_and_in_its_order_whatever_is_lost(taken: list[tuple[str, int]]) -> None:
+def test_all_that_is_told_is_heard_once_and_in_its_order_whatever_is_lost(
+    taken: list[tuple[str, int]],
+) -> None:
     async def play() -> None:
         link = Link()
         for step in taken:
             await link.do(step)
             for end in (0, 1):
-                heard, told = link.heard[1 - end], link.told[end]
+                heard = link.heard[1 - end]
+                told = link.told[end]
                 assert heard == told[: len(heard)], "in order, and none twice"
         await link.settle()
         assert link.heard == (link.told[1], link.told[0])
@@ -80,7 +85,9 @@ def test_all_that_is_told_is_heard_once_and_in_its_order_whatever_is_lost(taken:
     asyncio.run(play())
 
 
-async def test_to_a_peer_that_is_gone_one_message_is_sent_each_time_and_once_it_is_back_all_that_are_left() -> None:
+async def test_to_a_peer_that_is_gone_one_message_is_sent_each_time_and_once_it_is_back_all_that_are_left() -> (
+    None
+):
     link = Link()
     for _ in range(100):
         await link.do(("tell", 0))

@@ -16,32 +16,38 @@ pytest.importorskip("transformers")
 
 from run_fixtures import job_in, small_config
 
-from controller.turn_service import Desk
+from controller.turn_service import TurnService
 from engine.client import EngineError
 from engine.fake.server import FakeEngine
 from engine.pool import Health
 from envs.registry import make_environment
 from learner.model.policy import load_policy
-from learner.publish import Publisher, snapshot
+from learner.publish import WeightWriter, snapshot
 from tests.engine_fixtures import lose_core
 
 
 @asynccontextmanager
 async def two_engines(
     directory: Path, policy: Path, with_tap: int = 2, **settings: str
-) -> AsyncIterator[tuple[Desk, list[FakeEngine], str]]:
-    """A desk, its engines, of which the first `with_tap` send signals, and the checksum of the weights that are there as version 0."""
+) -> AsyncIterator[tuple[TurnService, list[FakeEngine], str]]:
+    """A desk, its engines, of which the first `with_tap` send signals, and the checksum of the
+    weights that are there as version 0."""
     config = small_config(model__name=str(policy), engine__count="2", **settings)
     job = job_in(directory, config)
-    written = Publisher(Path(job.weights_dir)).write(snapshot(load_policy(policy), 0, "float32"))
+    written = WeightWriter(Path(job.weights_dir)).write(snapshot(load_policy(policy), 0, "float32"))
     context = zmq.asyncio.Context()
     signals = [job.endpoints.signals[0] if number < with_tap else None for number in range(2)]
     ports = [urlsplit(url).port for url in job.endpoints.engines]
-    engines = [FakeEngine(policy, port=port, signals=endpoint) for port, endpoint in zip(ports, signals, strict=True)]
+    engines = [
+        FakeEngine(policy, port=port, signals=endpoint)
+        for port, endpoint in zip(ports, signals, strict=True)
+    ]
     for engine in engines:
         await engine.start()
     environment = make_environment(config.env.name, **config.environment_settings())
-    desk = Desk(job, context, None, 0, environment, lambda *_: True, lambda *_: asyncio.sleep(0))
+    desk = TurnService(
+        job, context, None, 0, environment, lambda *_: True, lambda *_: asyncio.sleep(0)
+    )
     listening = asyncio.create_task(desk.signals.run())
     try:
         yield desk, engines, written.checksum
@@ -53,22 +59,31 @@ async def two_engines(
         context.destroy(linger=0)
 
 
-async def test_an_engine_whose_core_dies_before_its_first_signal_is_taken_to_send_some(tmp_path: Path, small_policy: Path) -> None:
+async def test_an_engine_whose_core_dies_before_its_first_signal_is_taken_to_send_some(
+    tmp_path: Path, small_policy: Path
+) -> None:
     async with two_engines(tmp_path / "run", small_policy) as (desk, engines, checksum):
         lose_core(engines[1], "/inference/v1/generate", "/health")
         await desk.load(0, checksum)
-        assert [health for _, health, _ in desk.standing()] == [str(Health.HEALTHY), str(Health.SUSPECT)]
+        assert [health for _, health, _ in desk.standing()] == [
+            str(Health.HEALTHY),
+            str(Health.SUSPECT),
+        ]
         assert desk.turns.streamer is None, "signals come from the tap"
 
 
-async def test_an_engine_that_is_well_and_refuses_its_first_token_is_an_error_of_the_run(tmp_path: Path, small_policy: Path) -> None:
+async def test_an_engine_that_is_well_and_refuses_its_first_token_is_an_error_of_the_run(
+    tmp_path: Path, small_policy: Path
+) -> None:
     async with two_engines(tmp_path / "run", small_policy) as (desk, engines, checksum):
         lose_core(engines[1], "/inference/v1/generate")
         with pytest.raises(EngineError, match="EngineCore"):
             await desk.load(0, checksum)
 
 
-async def test_turns_share_no_prefixes_with_others_while_some_engine_may_have_other_weights(tmp_path: Path, small_policy: Path) -> None:
+async def test_turns_share_no_prefixes_with_others_while_some_engine_may_have_other_weights(
+    tmp_path: Path, small_policy: Path
+) -> None:
     async with two_engines(tmp_path / "run", small_policy) as (desk, _, checksum):
         await desk.load(0, checksum)
         before = desk.turns._weights()
@@ -82,7 +97,11 @@ async def test_a_tap_that_is_asked_for_is_in_all_engines_or_an_error_that_names_
     tmp_path: Path, small_policy: Path, with_tap: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("controller.signals.PROBE_PATIENCE", 10.0 if with_tap == 2 else 1.0)
-    async with two_engines(tmp_path / "run", small_policy, with_tap, control__signal="tap") as (desk, _, checksum):
+    async with two_engines(tmp_path / "run", small_policy, with_tap, control__signal="tap") as (
+        desk,
+        _,
+        checksum,
+    ):
         if with_tap == 2:
             await desk.load(0, checksum)
             assert desk.turns.streamer is None and desk.signals.frames == 2, "both were asked"

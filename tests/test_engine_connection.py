@@ -1,4 +1,5 @@
-"""HTTP to an engine: answers and events of any size in any pieces, what stands before an engine and answers for it, ends that are gone."""
+"""HTTP to an engine: answers and events of any size in any pieces, what stands before an engine and
+answers for it, ends that are gone."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @contextlib.asynccontextmanager
-async def answering(generates: Handler, aborts: Handler | None = None) -> AsyncIterator[EngineClient]:
+async def answering(
+    generates: Handler, aborts: Handler | None = None
+) -> AsyncIterator[EngineClient]:
     """A client of a server that answers so."""
 
     async def aborted(_: web.Request) -> web.Response:
@@ -47,10 +50,24 @@ async def answering(generates: Handler, aborts: Handler | None = None) -> AsyncI
 
 
 def answer(tokens: int, finish: str | None = "stop", top: int = 0) -> bytes:
-    """JSON of a response, or of an event of a stream, of so many tokens with `top` further log-probs each."""
-    entry = {"logprob": -1.0, "top_logprobs": [{"logprob": -1.0 - i, "rank": i + 1, "token": "x" * 20} for i in range(top)]}
+    """JSON of a response, or of an event of a stream, of so many tokens with `top` further
+    log-probs each."""
+    entry = {
+        "logprob": -1.0,
+        "top_logprobs": [
+            {"logprob": -1.0 - i, "rank": i + 1, "token": "x" * 20} for i in range(top)
+        ],
+    }
     return msgspec.json.encode(
-        {"choices": [{"token_ids": [5] * tokens, "logprobs": {"content": [entry] * tokens}, "finish_reason": finish}]}
+        {
+            "choices": [
+                {
+                    "token_ids": [5] * tokens,
+                    "logprobs": {"content": [entry] * tokens},
+                    "finish_reason": finish,
+                }
+            ]
+        }
     )
 
 
@@ -59,7 +76,11 @@ async def generated(client: EngineClient) -> list[int]:
 
 
 async def streamed(client: EngineClient) -> list[int]:
-    return [token async for chunk in client.stream("turn", [1], SAMPLING, top_k=20) for token in chunk.tokens]
+    return [
+        token
+        async for chunk in client.stream("turn", [1], SAMPLING, top_k=20)
+        for token in chunk.tokens
+    ]
 
 
 def streaming(*pieces: bytes) -> Handler:
@@ -78,16 +99,33 @@ def streaming(*pieces: bytes) -> Handler:
 LINE = st.binary(max_size=12).map(lambda raw: raw.replace(b"\r", b"").replace(b"\n", b""))
 
 
-@given(st.lists(st.lists(LINE, min_size=1, max_size=3), max_size=5), st.sampled_from([b"\n", b"\r\n"]), st.data())
-def test_events_are_the_same_in_whatever_pieces_they_come(sent: list[list[bytes]], end: bytes, data: st.DataObject) -> None:
-    """Of some lines of data each, with comments and other fields between them; the last one has not ended, and is none."""
+@given(
+    st.lists(st.lists(LINE, min_size=1, max_size=3), max_size=5),
+    st.sampled_from([b"\n", b"\r\n"]),
+    st.data(),
+)
+def test_events_are_the_same_in_whatever_pieces_they_come(
+    sent: list[list[bytes]], end: bytes, data: st.DataObject
+) -> None:
+    """Of some lines of data each, with comments and other fields between them; the last one has not
+    ended, and is none."""
     raw = b"".join(
-        b": alive" + end + b"event: x" + end + b"".join(b"data: " + line + end for line in lines) + end for lines in sent
+        b": alive"
+        + end
+        + b"event: x"
+        + end
+        + b"".join(b"data: " + line + end for line in lines)
+        + end
+        for lines in sent
     )
     raw += b"data: never ends"
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=8)))
     reader = EventReader()
-    found = [event for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True) for event in reader.feed(raw[a:b])]
+    found = [
+        event
+        for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)
+        for event in reader.feed(raw[a:b])
+    ]
     assert found == [b"\n".join(lines) for lines in sent]
 
 
@@ -102,7 +140,9 @@ async def test_a_large_event_of_a_stream_is_read() -> None:
     """Of 640 KB: six hundred merged tokens with twenty log-probs each."""
     event = b"data: " + answer(600, finish=None, top=20) + b"\n\n"
     assert len(event) > 640_000
-    async with answering(streaming(event, b": a comment\n\n", b"data:" + answer(1) + b"\n\n")) as client:
+    async with answering(
+        streaming(event, b": a comment\n\n", b"data:" + answer(1) + b"\n\n")
+    ) as client:
         assert await streamed(client) == [5] * 601
 
 
@@ -204,12 +244,21 @@ async def test_a_compressed_answer_is_read() -> None:
         (503, {}, EngineUnreachable, "503 <html> x x"),
         (429, {}, EngineBusy, "429 <html> x x"),
         (503, {"Retry-After": "7"}, EngineBusy, "503 <html> x x"),
-        (307, {"Location": "https://elsewhere/"}, EngineError, "redirected to https://elsewhere/; .*engine.urls"),
+        (
+            307,
+            {"Location": "https://elsewhere/"},
+            EngineError,
+            "redirected to https://elsewhere/; .*engine.urls",
+        ),
         (302, {"Location": "/login"}, EngineError, "redirected to /login"),
     ],
 )
 async def test_what_a_proxy_answers_is_one_short_sentence(
-    ask: Callable[[EngineClient], Awaitable[list[int]]], status: int, headers: dict[str, str], kind: type[EngineError], said: str
+    ask: Callable[[EngineClient], Awaitable[list[int]]],
+    status: int,
+    headers: dict[str, str],
+    kind: type[EngineError],
+    said: str,
 ) -> None:
     """Not a page of a megabyte; and it is known whether the engine may have been asked."""
 
@@ -225,13 +274,23 @@ async def test_what_a_proxy_answers_is_one_short_sentence(
 
 
 @pytest.mark.parametrize(
-    ("asked", "seconds"), [(None, 1.0), ("0", 0.1), ("12", 12.0), ("99999", 30.0), ("Fri, 31 Dec 1999 23:59:59 GMT", 1.0), ("-1", 1.0)]
+    ("asked", "seconds"),
+    [
+        (None, 1.0),
+        ("0", 0.1),
+        ("12", 12.0),
+        ("99999", 30.0),
+        ("Fri, 31 Dec 1999 23:59:59 GMT", 1.0),
+        ("-1", 1.0),
+    ],
 )
 def test_the_wait_that_is_asked_for_is_bounded(asked: str | None, seconds: float) -> None:
     assert connection._seconds_of(asked) == seconds
 
 
-async def test_engines_are_asked_directly_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_engines_are_asked_directly_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
@@ -241,18 +300,24 @@ async def test_engines_are_asked_directly_whatever_the_environment_says(monkeypa
 
 
 def test_a_connection_whose_other_end_is_gone_breaks_within_half_a_minute() -> None:
-    with connection._probing_socket((socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", None)) as made:
+    with connection._probing_socket(
+        (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", None)
+    ) as made:
         assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         idle, every, times = (
-            made.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+            made.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+            for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
         )
         assert idle + every * times <= 30
         assert 0 < made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 30_000
 
 
-async def test_turns_that_were_left_are_aborted_together_also_when_the_first_word_of_it_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_turns_that_were_left_are_aborted_together_also_when_the_first_word_of_it_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("engine.client.ABORT_EVERY", 0.05)
-    begun, told = asyncio.Semaphore(0), asyncio.Queue()
+    begun = asyncio.Semaphore(0)
+    told = asyncio.Queue()
     aborted: list[list[str]] = []
 
     async def generates(_: web.Request) -> web.Response:
@@ -265,7 +330,10 @@ async def test_turns_that_were_left_are_aborted_together_also_when_the_first_wor
         return web.Response(status=502 if len(aborted) == 1 else 200, text="{}")
 
     async with answering(generates, aborts) as client:
-        turns = [asyncio.create_task(client.generate(f"turn{i}", [1], SAMPLING, watched=False)) for i in range(3)]
+        turns = [
+            asyncio.create_task(client.generate(f"turn{i}", [1], SAMPLING, watched=False))
+            for i in range(3)
+        ]
         async with asyncio.timeout(20):
             for _ in turns:
                 await begun.acquire()
@@ -277,10 +345,19 @@ async def test_turns_that_were_left_are_aborted_together_also_when_the_first_wor
     assert aborted == [[f"generate-tokens-turn{i}" for i in range(3)]] * 2
 
 
-async def test_an_engine_that_is_gone_is_found_out_though_it_has_no_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in {"WATCH_EVERY": 0.02, "PROBE_SECONDS": 0.1, "PROBE_EVERY": 0.02, "DEAD_AFTER": 0.2}.items():
+async def test_an_engine_that_is_gone_is_found_out_though_it_has_no_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, seconds in {
+        "WATCH_EVERY": 0.02,
+        "PROBE_SECONDS": 0.1,
+        "PROBE_EVERY": 0.02,
+        "DEAD_AFTER": 0.2,
+    }.items():
         monkeypatch.setattr(pool, name, seconds)
-    server = await asyncio.start_server(lambda *_: asyncio.Event().wait(), "127.0.0.1", 0)  # takes connections, and never answers
+    server = await asyncio.start_server(
+        lambda *_: asyncio.Event().wait(), "127.0.0.1", 0
+    )  # takes connections, and never answers
     engines = EnginePool([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"])
     watching = asyncio.create_task(engines.watch())
     async with asyncio.timeout(20):

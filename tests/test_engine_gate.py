@@ -1,4 +1,5 @@
-"""The middleware of the engine by itself: signs of life on streams, and claims that are released."""
+"""The middleware of the engine by itself: signs of life on streams, and claims that are
+released."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import pytest
 
 from engine.constants import ALIVE, CLAIM, ENGINE_KEY, GATED, RUN
 from engine.plugin import auth as gate
-from engine.plugin.auth import COMMENT, App, Gate, Message, Receive, Send
+from engine.plugin.auth import COMMENT, App, BearerAuthMiddleware, Message, Receive, Send
 
 EVENT = b'data: {"n": 1}\n\n'
 EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -65,7 +66,7 @@ def headers_of(sent: list[Message]) -> dict[str, str]:
 
 @pytest.mark.parametrize("steps", [(None, EVENT), (EVENT, None, EVENT), (EVENT, None)])
 async def test_a_stream_between_two_events_says_that_it_is_alive(steps: tuple) -> None:
-    sent = await ask(Gate(app_that_sends(*steps)))
+    sent = await ask(BearerAuthMiddleware(app_that_sends(*steps)))
     pieces = pieces_of(sent)
     assert pieces.count(COMMENT) >= 3
     assert [piece for piece in pieces if piece != COMMENT] == [*filter(None, steps), b""]
@@ -75,41 +76,45 @@ async def test_a_stream_between_two_events_says_that_it_is_alive(steps: tuple) -
 
 
 async def test_a_stream_that_has_something_to_say_says_nothing_else() -> None:
-    sent = await ask(Gate(app_that_sends(*[EVENT] * 50)))
+    sent = await ask(BearerAuthMiddleware(app_that_sends(*[EVENT] * 50)))
     assert pieces_of(sent) == [*[EVENT] * 50, b""]
 
 
 async def test_nothing_is_put_into_the_middle_of_an_event() -> None:
-    sent = await ask(Gate(app_that_sends(EVENT[:6], None, EVENT[6:], None)))
+    sent = await ask(BearerAuthMiddleware(app_that_sends(EVENT[:6], None, EVENT[6:], None)))
     pieces = pieces_of(sent)
     assert pieces[:3] == [EVENT[:6], EVENT[6:], COMMENT]
 
 
 async def test_nothing_comes_after_the_end_of_a_stream() -> None:
-    sent = await ask(Gate(app_that_sends(EVENT, None)))
+    sent = await ask(BearerAuthMiddleware(app_that_sends(EVENT, None)))
     assert pieces_of(sent)[-1] == b""
     assert [message["more_body"] for message in sent[1:]].index(False) == len(sent) - 2
 
 
-@pytest.mark.parametrize("header", [(b"content-type", b"application/json"), (b"content-length", b"0")])
+@pytest.mark.parametrize(
+    "header", [(b"content-type", b"application/json"), (b"content-length", b"0")]
+)
 async def test_other_answers_are_left_as_they_are(header: tuple[bytes, bytes]) -> None:
-    sent = await ask(Gate(app_that_sends(EVENT, None, header=header)))
+    sent = await ask(BearerAuthMiddleware(app_that_sends(EVENT, None, header=header)))
     assert pieces_of(sent) == [EVENT, b""]
     assert ALIVE.lower() not in headers_of(sent) and GATED.lower() in headers_of(sent)
 
 
 async def test_an_app_that_fails_leaves_nobody_who_says_that_it_is_alive() -> None:
     async def failing(scope: Message, receive: Receive, send: Send) -> None:
-        await app_that_sends(EVENT)(scope, receive, lambda message: send({**message, "more_body": True}))
+        await app_that_sends(EVENT)(
+            scope, receive, lambda message: send({**message, "more_body": True})
+        )
         raise RuntimeError("a test says so")
 
     with pytest.raises(RuntimeError, match="a test says so"):
-        await ask(Gate(failing))
+        await ask(BearerAuthMiddleware(failing))
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 async def test_a_run_that_releases_the_engine_leaves_it_to_the_next() -> None:
-    guarded = Gate(app_that_sends())
+    guarded = BearerAuthMiddleware(app_that_sends())
 
     async def status(run: str, method: str = "GET", path: str = "/weight_info") -> int:
         sent = await ask(guarded, method, path, **{RUN: run})
@@ -127,7 +132,7 @@ async def test_a_run_that_releases_the_engine_leaves_it_to_the_next() -> None:
 
 async def test_nobody_releases_an_engine_without_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(ENGINE_KEY, "secret")
-    guarded = Gate(app_that_sends())
+    guarded = BearerAuthMiddleware(app_that_sends())
     bearer = gate.bearer("secret")
     await ask(guarded, **{RUN: "first", "Authorization": bearer})
     (start, _) = await ask(guarded, "DELETE", CLAIM, **{RUN: "first"})

@@ -1,5 +1,6 @@
-"""engine.weights nccl without a GPU: vLLM's own routes, its receiving and its sending end, with tensors through a TCP store where NCCL
-would carry them. What NCCL itself does is not tested anywhere."""
+"""engine.weights nccl without a GPU: vLLM's own routes, its receiving and its sending end, with
+tensors through a TCP store where NCCL would carry them. What NCCL itself does is not tested
+anywhere."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ from vllm.config.weight_transfer import WeightTransferConfig  # noqa: E402
 from vllm.distributed.device_communicators import pynccl  # noqa: E402
 from vllm.distributed.utils import StatelessProcessGroup  # noqa: E402
 from vllm.distributed.weight_transfer import packed_tensor  # noqa: E402
-from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest  # noqa: E402
+from vllm.distributed.weight_transfer.base import (  # noqa: E402
+    WeightTransferInitRequest,
+    WeightTransferUpdateRequest,
+)
 from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine  # noqa: E402
 from vllm.entrypoints.rl.online.api_router import router  # noqa: E402
 from vllm.model_executor.model_loader.reload import record_metadata_for_reloading  # noqa: E402
@@ -41,9 +45,9 @@ from engine.constants import PACKED  # noqa: E402
 from engine.fake.server import FakeEngine  # noqa: E402
 from engine.nccl_sender import WeightSender  # noqa: E402
 from engine.pool import EnginePool  # noqa: E402
-from learner.outgoing import Outgoing  # noqa: E402
-from learner.publish import Publisher, Snapshot, description  # noqa: E402
-from protocol.messages import Published, Transfer  # noqa: E402
+from learner.outgoing import WeightPublisher  # noqa: E402
+from learner.publish import Snapshot, WeightWriter, description  # noqa: E402
+from protocol.messages import Transfer, WeightsPublished  # noqa: E402
 from supervisor.cli import main as cli  # noqa: E402
 from supervisor.endpoints import free_port  # noqa: E402
 from supervisor.serial import train_serially  # noqa: E402
@@ -52,7 +56,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Tensor .* exceeds buffer_size_by
 
 
 class StoreCommunicator:
-    """In the place of PyNcclCommunicator, for the same group: nobody goes on before all ranks have taken part, as with NCCL."""
+    """In the place of PyNcclCommunicator, for the same group: nobody goes on before all ranks have
+    taken part, as with NCCL."""
 
     def __init__(self, group: StatelessProcessGroup, device: object) -> None:
         self._group = group
@@ -70,9 +75,14 @@ class StoreCommunicator:
 
 @pytest.fixture(autouse=True)
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What vLLM asks of a GPU; small buffers, so that there are several; and a short wait for ranks that never come."""
+    """What vLLM asks of a GPU; small buffers, so that there are several; and a short wait for ranks
+    that never come."""
     monkeypatch.setattr(pynccl, "PyNcclCommunicator", StoreCommunicator)
-    monkeypatch.setattr(packed_tensor, "_get_streams", lambda device, number: (SimpleNamespace(synchronize=lambda: None),) * number)
+    monkeypatch.setattr(
+        packed_tensor,
+        "_get_streams",
+        lambda device, number: (SimpleNamespace(synchronize=lambda: None),) * number,
+    )
     monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
     create = functools.partial(StatelessProcessGroup.create, store_timeout=60)
@@ -92,8 +102,12 @@ def receiver(model: torch.nn.Module) -> NCCLWeightTransferEngine:
     record_metadata_for_reloading(model)  # as when vLLM has built a model
     model.load_weights = MethodType(load_weights, model)
     parallel = SimpleNamespace(data_parallel_index=0, world_size=1, rank=0)
-    config = SimpleNamespace(parallel_config=parallel, model_config=SimpleNamespace(dtype=torch.float32))
-    return NCCLWeightTransferEngine(WeightTransferConfig(backend="nccl"), config, torch.device("cpu"), model)
+    config = SimpleNamespace(
+        parallel_config=parallel, model_config=SimpleNamespace(dtype=torch.float32)
+    )
+    return NCCLWeightTransferEngine(
+        WeightTransferConfig(backend="nccl"), config, torch.device("cpu"), model
+    )
 
 
 class Worker:
@@ -102,9 +116,13 @@ class Worker:
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self.model = torch.nn.Module()
         for name, tensor in tensors.items():
-            self.model.register_parameter(name, torch.nn.Parameter(torch.zeros_like(tensor), requires_grad=False))
+            self.model.register_parameter(
+                name, torch.nn.Parameter(torch.zeros_like(tensor), requires_grad=False)
+            )
         self._receiver = receiver(self.model)
-        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(world_size=1, world_size_across_dp=1))
+        self.vllm_config = SimpleNamespace(
+            parallel_config=SimpleNamespace(world_size=1, world_size_across_dp=1)
+        )
         self.calls: list[str] = []
         self.version = "default"
 
@@ -112,7 +130,9 @@ class Worker:
         self._receiver.shutdown()
 
     async def init_weight_transfer_engine(self, request: WeightTransferInitRequest) -> None:
-        await asyncio.to_thread(self._receiver.init_transfer_engine, self._receiver.parse_init_info(request.init_info))
+        await asyncio.to_thread(
+            self._receiver.init_transfer_engine, self._receiver.parse_init_info(request.init_info)
+        )
 
     async def pause_generation(self, mode: str, clear_cache: bool) -> None:
         self.calls.append(f"pause {mode}")
@@ -143,7 +163,8 @@ class Worker:
 @contextlib.asynccontextmanager
 async def served(workers: list[Worker]) -> AsyncIterator[list[str]]:
     """Each worker behind vLLM's own routes; their addresses."""
-    servers, urls = [], []
+    servers = []
+    urls = []
     async with asyncio.TaskGroup() as running:
         for worker in workers:
             app = FastAPI()
@@ -162,7 +183,9 @@ def some_weights(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, tor
     """Some larger and some smaller than a buffer, one of a single number."""
     random = torch.Generator().manual_seed(seed)
     shapes = [(40, 70), (7,), (1,), (3, 5, 2), (60, 50), (1000,), (11, 13)]
-    return {f"w{i}": torch.randn(shape, generator=random).to(dtype) for i, shape in enumerate(shapes)}
+    return {
+        f"w{i}": torch.randn(shape, generator=random).to(dtype) for i, shape in enumerate(shapes)
+    }
 
 
 class Run:
@@ -186,14 +209,18 @@ class Run:
             if not self._joined:
                 await self._pool.join(self._endpoint, deadline=60.0)
                 self._joined = True
-            return await self._pool.receive_weights(description(Snapshot(version, tensors)), version, deadline=60.0)
+            return await self._pool.receive_weights(
+                description(Snapshot(version, tensors)), version, deadline=60.0
+            )
         finally:
             await sending
 
 
 def holds(worker: Worker, tensors: dict[str, torch.Tensor]) -> bool:
     own = dict(worker.model.named_parameters())
-    return own.keys() == tensors.keys() and all(torch.equal(own[name], tensor) for name, tensor in tensors.items())
+    return own.keys() == tensors.keys() and all(
+        torch.equal(own[name], tensor) for name, tensor in tensors.items()
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -202,8 +229,14 @@ async def test_every_engine_receives_each_version_bit_for_bit(dtype: torch.dtype
     async with served(workers) as urls, Run(urls) as run:
         for version in (1, 2):
             assert await run.update(some_weights(version, dtype), version) > 0
-            assert all(holds(worker, some_weights(version, dtype)) and worker.version == str(version) for worker in workers)
-    assert all(worker.calls == ["pause keep", "start", "update", "finish", "resume"] * 2 for worker in workers)
+            assert all(
+                holds(worker, some_weights(version, dtype)) and worker.version == str(version)
+                for worker in workers
+            )
+    assert all(
+        worker.calls == ["pause keep", "start", "update", "finish", "resume"] * 2
+        for worker in workers
+    )
 
 
 async def test_an_engine_of_an_earlier_run_receives_weights_whose_version_it_had_then() -> None:
@@ -232,9 +265,15 @@ class Outbox:
         self._fails = fails
 
     async def copy(self) -> Snapshot:
-        return Snapshot(7, {"b": torch.zeros(2, 3, dtype=torch.bfloat16), "a": torch.zeros(4, dtype=torch.bfloat16)})
+        return Snapshot(
+            7,
+            {
+                "b": torch.zeros(2, 3, dtype=torch.bfloat16),
+                "a": torch.zeros(4, dtype=torch.bfloat16),
+            },
+        )
 
-    async def tell(self, message: Published) -> None:
+    async def tell(self, message: WeightsPublished) -> None:
         self.events.append(message)
 
     def send(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -245,19 +284,28 @@ class Outbox:
     def used(self, snapshot: Snapshot) -> None:
         self.events.append("used")
 
-    def outgoing(self, directory: Path, tasks: asyncio.TaskGroup) -> Outgoing:
-        return Outgoing(Publisher(directory), tasks, self.copy, self.tell, self.used, send=self.send)
+    def outgoing(self, directory: Path, tasks: asyncio.TaskGroup) -> WeightPublisher:
+        return WeightPublisher(
+            WeightWriter(directory), tasks, self.copy, self.tell, self.used, send=self.send
+        )
 
 
-async def test_weights_are_announced_before_they_are_sent_and_sent_once_though_the_last_ones_are_announced_again(tmp_path: Path) -> None:
+async def test_weights_are_announced_before_they_are_sent_and_sent_once_though_the_last_ones_are_announced_again(
+    tmp_path: Path,
+) -> None:
     box = Outbox()
     async with asyncio.TaskGroup() as tasks:
         outgoing = box.outgoing(tmp_path, tasks)
         await outgoing.publish(7, [1, 2])
         await outgoing.publish(7, [], last=True)
     sent = Transfer(["b", "a"], ["bfloat16", "bfloat16"], [[2, 3], [4]])
-    first = Published(version=7, checksum="", trained=[1, 2], transfer=sent)
-    assert box.events == [first, ["b", "a"], "used", msgspec.structs.replace(first, trained=[], last=True)]
+    first = WeightsPublished(version=7, checksum="", trained=[1, 2], transfer=sent)
+    assert box.events == [
+        first,
+        ["b", "a"],
+        "used",
+        msgspec.structs.replace(first, trained=[], last=True),
+    ]
     assert (outgoing.written.version, outgoing.written.size) == (7, 20)
 
 
@@ -322,19 +370,38 @@ class FakeOverNccl(FakeEngine):
         return await super()._finish_update(raw)
 
 
-def test_a_whole_run_sends_each_version_once_to_all_engines_and_writes_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_run_sends_each_version_once_to_all_engines_and_writes_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervisor.serial, "FakeEngine", FakeOverNccl)
     monkeypatch.setattr(FakeOverNccl, "started", [])
-    settings = {"engine__weights": "nccl", "engine__count": "2", "engine__dtype": "bfloat16", "learner__max_staleness": "0"}
+    settings = {
+        "engine__weights": "nccl",
+        "engine__count": "2",
+        "engine__dtype": "bfloat16",
+        "learner__max_staleness": "0",
+    }
     learning = {"learner__entropy": "1", "learner__learning_rate": "1e-2", "env__max_turns": "3"}
     job = job_in(tmp_path / "run", small_config(**settings, **learning))
     summary = asyncio.run(train_serially(job, Console(quiet=True)))
     assert (summary["ended"], summary["updates"]) == ("finished", 2)
-    assert {span.version for t in trajectories_of(tmp_path / "run") for turn in t.turns for span in turn.kept.spans} == {0, 1, 2}
-    *_, before, final = (load_file(path / "model.safetensors") for path in sorted((tmp_path / "run" / "checkpoints").iterdir()))
-    assert any(not torch.equal(before[name], final[name]) for name in final), "nothing was trained, so nothing is shown"
+    assert {
+        span.version
+        for t in trajectories_of(tmp_path / "run")
+        for turn in t.turns
+        for span in turn.kept.spans
+    } == {0, 1, 2}
+    *_, before, final = (
+        load_file(path / "model.safetensors")
+        for path in sorted((tmp_path / "run" / "checkpoints").iterdir())
+    )
+    assert any(not torch.equal(before[name], final[name]) for name in final), (
+        "nothing was trained, so nothing is shown"
+    )
     for engine in FakeOverNccl.started:
-        assert [update["dtype_names"] for update in engine.updates] == [["bfloat16"] * len(final)] * 3
+        assert [update["dtype_names"] for update in engine.updates] == [
+            ["bfloat16"] * len(final)
+        ] * 3
         held = engine._generator.weights()
         assert all(torch.equal(held[name], final[name].bfloat16().float()) for name in final)
     assert not list(tmp_path.rglob("v*.safetensors"))

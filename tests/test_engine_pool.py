@@ -1,4 +1,5 @@
-"""The ledger of engines: what fails gets nothing more, what is dead gives its turns back, what is back has the newest weights first."""
+"""The ledger of engines: what fails gets nothing more, what is dead gives its turns back, what is
+back has the newest weights first."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def engines(policies: Policies, ports: list[int], **settings: float) -> AsyncIterator[tuple[EnginePool, list[FakeEngine]]]:
+async def engines(
+    policies: Policies, ports: list[int], **settings: float
+) -> AsyncIterator[tuple[EnginePool, list[FakeEngine]]]:
     made = [FakeEngine(policies.first.directory, port=port) for port in ports]
     pool = EnginePool([await engine.start() for engine in made], **settings)
     try:
@@ -62,16 +65,18 @@ async def test_an_engine_that_failed_gets_no_turns_until_it_answers(policies: Po
         await made[0].stop()
         pool.suspect(first, "a test says so")
         for _ in range(3):
-            async with pool.lend() as engine:
+            async with pool.acquire() as engine:
                 assert engine is second
         made[0] = FakeEngine(policies.first.directory, port=port)
         await made[0].start()
         await until(lambda: healths(pool) == [Health.HEALTHY, Health.HEALTHY])
-        async with pool.lend(but=second) as engine:
+        async with pool.acquire(but=second) as engine:
             assert engine is first
 
 
-async def test_an_engine_that_is_back_has_the_newest_weights_before_any_turn(policies: Policies) -> None:
+async def test_an_engine_that_is_back_has_the_newest_weights_before_any_turn(
+    policies: Policies,
+) -> None:
     port = free_port()
     async with engines(policies, [port], patience=20.0) as (pool, made):
         await put(pool, policies, 7)
@@ -86,17 +91,19 @@ async def test_an_engine_that_is_back_has_the_newest_weights_before_any_turn(pol
 
 
 async def taken(pool: EnginePool):
-    async with pool.lend() as engine:
+    async with pool.acquire() as engine:
         return await engine.generate("turn", some_prompt("turn"), SAMPLING, watched=False)
 
 
-async def test_the_turns_of_a_dead_engine_end_so_that_others_can_have_them(policies: Policies) -> None:
+async def test_the_turns_of_a_dead_engine_end_so_that_others_can_have_them(
+    policies: Policies,
+) -> None:
     async with engines(policies, [free_port(), free_port()]) as (pool, made):
         first, _ = pool
         await first.pause()
 
         async def stuck() -> None:
-            async with pool.lend() as engine:
+            async with pool.acquire() as engine:
                 assert engine is first
                 await engine.generate("stuck", some_prompt("stuck"), SAMPLING, watched=False)
 
@@ -110,7 +117,8 @@ async def test_the_turns_of_a_dead_engine_end_so_that_others_can_have_them(polic
 
 
 def silence(engine: FakeEngine) -> Callable[[], None]:
-    """It accepts connections and never answers, as a stopped process does; until what is returned is called."""
+    """It accepts connections and never answers, as a stopped process does; until what is returned
+    is called."""
     handlers = {route: route._handler for route in engine._runner.app.router.routes()}
 
     async def never(request: object) -> None:
@@ -133,7 +141,9 @@ async def test_new_weights_do_not_wait_for_an_engine_that_is_gone(policies: Poli
         assert made[1]._generator.version == "3"
 
 
-async def test_the_first_weights_do_not_wait_for_an_engine_that_hangs(policies: Policies, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_first_weights_do_not_wait_for_an_engine_that_hangs(
+    policies: Policies, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pool_module, "PROBE_SECONDS", 2.0)
     async with engines(policies, [free_port(), free_port()]) as (pool, made):
         silence(made[0])
@@ -142,7 +152,9 @@ async def test_the_first_weights_do_not_wait_for_an_engine_that_hangs(policies: 
         assert healths(pool)[1] is Health.HEALTHY and healths(pool)[0] is not Health.HEALTHY
 
 
-async def test_the_weights_of_an_earlier_run_are_no_version_of_an_engine_that_hung_at_the_first_ones(policies: Policies) -> None:
+async def test_the_weights_of_an_earlier_run_are_no_version_of_an_engine_that_hung_at_the_first_ones(
+    policies: Policies,
+) -> None:
     async with engines(policies, [free_port(), free_port()]) as (pool, made):
         first, second = pool
         made[0]._generator.version = "3"  # an earlier run has left that
@@ -175,7 +187,9 @@ async def test_a_refused_update_is_an_error_of_the_run(policies: Policies) -> No
 
 
 @pytest.mark.parametrize("before", [None, 1])
-async def test_new_weights_do_not_wait_for_an_engine_whose_core_is_dead(policies: Policies, before: int | None) -> None:
+async def test_new_weights_do_not_wait_for_an_engine_whose_core_is_dead(
+    policies: Policies, before: int | None
+) -> None:
     async with engines(policies, [free_port(), free_port()]) as (pool, made):
         if before:
             await put(pool, policies, before)

@@ -1,4 +1,5 @@
-"""What the controller relies on in an engine: the same tests against the fake one and against vLLM."""
+"""What the controller relies on in an engine: the same tests against the fake one and against
+vLLM."""
 
 from __future__ import annotations
 
@@ -18,25 +19,45 @@ from engine.connection import EngineTaken  # noqa: E402
 from engine.constants import PATTERN  # noqa: E402
 from engine.fake.server import FakeEngine  # noqa: E402
 from engine.launch import EngineNotReady, wait_ready  # noqa: E402
-from engine.plugin import auth as gate
+from engine.plugin import auth as gate  # noqa: E402
 from engine.pool import EnginePool  # noqa: E402
 from engine.responses import Generation  # noqa: E402
 from engine.weight_update import apply_weights  # noqa: E402
-from tests.engine_fixtures import KEY, TOLERANCE, TOP_J, VOCABULARY, Engine, build_tiny_model, distributions, some_prompt  # noqa: E402
+from tests.engine_fixtures import (  # noqa: E402
+    KEY,
+    TOLERANCE,
+    TOP_J,
+    VOCABULARY,
+    Engine,
+    build_tiny_model,
+    distributions,
+    some_prompt,
+)
 
 
-def agrees(generation: Generation, directory: Path, prompt: list[int], *, temperature: float = 1.0, until: int | None = None) -> bool:
+def agrees(
+    generation: Generation,
+    directory: Path,
+    prompt: list[int],
+    *,
+    temperature: float = 1.0,
+    until: int | None = None,
+) -> bool:
     """Whether the log-probs of the first `until` tokens are those of the model in `directory`."""
     tokens = generation.tokens[:until]
     expected = distributions(directory, prompt, tokens, temperature)
-    return generation.log_probs[:until] == pytest.approx([expected[t, token].item() for t, token in enumerate(tokens)], abs=TOLERANCE)
+    return generation.log_probs[:until] == pytest.approx(
+        [expected[t, token].item() for t, token in enumerate(tokens)], abs=TOLERANCE
+    )
 
 
 # --- tokens and log-probs
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-async def test_log_probs_are_those_of_the_policy_at_the_sampling_temperature(engine: Engine, temperature: float) -> None:
+async def test_log_probs_are_those_of_the_policy_at_the_sampling_temperature(
+    engine: Engine, temperature: float
+) -> None:
     turns = [engine.start(temperature=temperature) for _ in range(12)]
     for _, prompt, task in turns:
         assert agrees(await task, engine.policies.first.directory, prompt, temperature=temperature)
@@ -77,7 +98,9 @@ async def test_equal_seeds_give_equal_responses_whatever_runs_beside(engine: Eng
     await asyncio.gather(*(task for _, _, task in others))
 
 
-async def test_a_prompt_outside_the_vocabulary_is_an_error_and_the_engine_goes_on(engine: Engine) -> None:
+async def test_a_prompt_outside_the_vocabulary_is_an_error_and_the_engine_goes_on(
+    engine: Engine,
+) -> None:
     _, _, task = engine.start(prompt=[VOCABULARY + 7])
     with pytest.raises(EngineError):
         await task
@@ -90,8 +113,17 @@ async def test_a_prompt_outside_the_vocabulary_is_an_error_and_the_engine_goes_o
 
 async def test_signals_are_exact_for_every_turn_under_concurrent_load(engine: Engine) -> None:
     turns = []
-    for i in range(24):  # joining and leaving at different steps, with other temperatures, some of them unwatched
-        turns.append((engine.start(temperature=(1.0, 0.7)[i % 2], max_tokens=5 + 3 * (i % 7), watched=i % 4 != 3), i))
+    for i in range(
+        24
+    ):  # joining and leaving at different steps, with other temperatures, some of them unwatched
+        turns.append(
+            (
+                engine.start(
+                    temperature=(1.0, 0.7)[i % 2], max_tokens=5 + 3 * (i % 7), watched=i % 4 != 3
+                ),
+                i,
+            )
+        )
         if i % 5 == 0:
             await asyncio.sleep(0.01)
     for (turn_id, prompt, task), i in turns:
@@ -100,12 +132,16 @@ async def test_signals_are_exact_for_every_turn_under_concurrent_load(engine: En
             assert turn_id not in engine.watcher.turns
             continue
         signals = await engine.watcher.until(turn_id, len(generation.tokens))
-        log_probs = distributions(engine.policies.first.directory, prompt, generation.tokens, (1.0, 0.7)[i % 2])
+        log_probs = distributions(
+            engine.policies.first.directory, prompt, generation.tokens, (1.0, 0.7)[i % 2]
+        )
         assert signals.position == list(range(len(generation.tokens)))
         assert signals.previous == [-1, *generation.tokens[:-1]]
         assert signals.forced == [-1] * len(generation.tokens)
         top = log_probs.topk(TOP_J).values
-        assert signals.entropy == pytest.approx((-(log_probs.exp() * log_probs).sum(-1)).tolist(), abs=TOLERANCE)
+        assert signals.entropy == pytest.approx(
+            (-(log_probs.exp() * log_probs).sum(-1)).tolist(), abs=TOLERANCE
+        )
         assert signals.confidence == pytest.approx((-top.mean(-1)).tolist(), abs=TOLERANCE)
         assert signals.top_log_prob == pytest.approx(top[:, 0].tolist(), abs=TOLERANCE)
 
@@ -115,25 +151,37 @@ async def test_signals_are_exact_for_every_turn_under_concurrent_load(engine: En
 
 async def test_a_steer_forces_its_queue_and_decoding_goes_on_freely(engine: Engine) -> None:
     queue = [11, 22, 33]
-    turn_id, prompt, task = engine.start(max_tokens=600)  # so long that the steer arrives in time on any machine
+    turn_id, prompt, task = engine.start(
+        max_tokens=600
+    )  # so long that the steer arrives in time on any machine
     await engine.watcher.until(turn_id, 4)
     await engine.watcher.steer(turn_id, queue)
     generation = await task
     signals = await engine.watcher.until(turn_id, len(generation.tokens))
-    forced = [position for position, token in zip(signals.position, signals.forced, strict=True) if token >= 0]
+    forced = [
+        position
+        for position, token in zip(signals.position, signals.forced, strict=True)
+        if token >= 0
+    ]
     assert forced == list(range(forced[0], forced[0] + 3)) and forced[0] >= 4
     assert generation.tokens[forced[0] : forced[0] + 3] == queue
     assert signals.forced[forced[0] : forced[0] + 3] == queue
     assert all(generation.log_probs[position] == 0.0 for position in forced)
     expected = distributions(engine.policies.first.directory, prompt, generation.tokens)
-    for t in (*forced, forced[-1] + 1):  # the signals are the policy's own, also where its choice was overruled
+    for t in (
+        *forced,
+        forced[-1] + 1,
+    ):  # the signals are the policy's own, also where its choice was overruled
         if t < len(generation.tokens):
-            assert signals.entropy[t] == pytest.approx(-(expected[t].exp() * expected[t]).sum().item(), abs=TOLERANCE)
+            assert signals.entropy[t] == pytest.approx(
+                -(expected[t].exp() * expected[t]).sum().item(), abs=TOLERANCE
+            )
 
 
 async def test_a_steer_of_one_turn_leaves_the_others_alone(engine: Engine) -> None:
     turns = [engine.start(max_tokens=300, seed=i) for i in range(8)]
-    steered, bystanders = turns[3], turns[:3] + turns[4:]
+    steered = turns[3]
+    bystanders = turns[:3] + turns[4:]
     await engine.watcher.until(steered[0], 2)
     await engine.watcher.steer(steered[0], [9, 9, 9, 9])
     await steered[2]
@@ -178,7 +226,9 @@ async def test_frames_that_are_no_messages_are_ignored(engine: Engine) -> None:
 
 
 async def test_a_turn_that_repeats_itself_is_ended(engine: Engine) -> None:
-    _, _, task = engine.start(temperature=0.0, max_tokens=900, repeats=3)  # of random weights, greedy decoding runs in circles
+    _, _, task = engine.start(
+        temperature=0.0, max_tokens=900, repeats=3
+    )  # of random weights, greedy decoding runs in circles
     generation = await task
     assert generation.finish_reason == "repetition"
     end = generation.tokens[-3 * PATTERN :]
@@ -235,7 +285,9 @@ async def test_weights_change_under_running_turns_which_survive(engine: Engine) 
         assert signals.position == list(range(len(generation.tokens)))
         assert covers(generation)
         assert [span.version for span in generation.spans] == [before, after]
-        assert agrees(generation, engine.policies.first.directory, prompt, until=generation.spans[0].stop)
+        assert agrees(
+            generation, engine.policies.first.directory, prompt, until=generation.spans[0].stop
+        )
 
 
 async def test_turns_after_an_update_come_from_the_new_weights_alone(engine: Engine) -> None:
@@ -246,23 +298,31 @@ async def test_turns_after_an_update_come_from_the_new_weights_alone(engine: Eng
     assert [span.version for span in generation.spans] == [version]
 
 
-async def test_invariant_8_the_engine_serves_the_version_it_reports_and_compares_it_with_the_file(engine: Engine) -> None:
+async def test_invariant_8_the_engine_serves_the_version_it_reports_and_compares_it_with_the_file(
+    engine: Engine,
+) -> None:
     version = await engine.run(engine.policies.second, verify=True)
     assert await engine.client.weight_version() == version
     _, prompt, task = engine.start()
     assert agrees(await task, engine.policies.second.directory, prompt)
 
 
-async def test_a_wrong_checksum_is_refused_and_the_old_weights_are_still_served(engine: Engine) -> None:
+async def test_a_wrong_checksum_is_refused_and_the_old_weights_are_still_served(
+    engine: Engine,
+) -> None:
     version = await engine.run(engine.policies.first)
     wrong = "0" * 64
     with pytest.raises(EngineError) as error:
-        await apply_weights(engine.client, engine.policies.second.file, version + 10_000, wrong, deadline=10.0)
+        await apply_weights(
+            engine.client, engine.policies.second.file, version + 10_000, wrong, deadline=10.0
+        )
     assert wrong in str(error.value) and engine.policies.second.checksum in str(error.value)
     await serves_first(engine, version)
 
 
-async def test_weights_of_another_model_are_refused_and_the_old_ones_are_still_served(engine: Engine, tmp_path: Path) -> None:
+async def test_weights_of_another_model_are_refused_and_the_old_ones_are_still_served(
+    engine: Engine, tmp_path: Path
+) -> None:
     version = await engine.run(engine.policies.first)
     other = build_tiny_model(tmp_path, hidden=96) / "model.safetensors"
     checksum = hashlib.sha256(other.read_bytes()).hexdigest()
@@ -274,20 +334,26 @@ async def test_weights_of_another_model_are_refused_and_the_old_ones_are_still_s
 async def test_a_missing_file_is_refused(engine: Engine) -> None:
     version = await engine.run(engine.policies.first)
     with pytest.raises(EngineError, match="cannot be read"):
-        await apply_weights(engine.client, "nowhere.safetensors", version + 10_000, "0" * 64, deadline=10.0)
+        await apply_weights(
+            engine.client, "nowhere.safetensors", version + 10_000, "0" * 64, deadline=10.0
+        )
     await serves_first(engine, version)
 
 
 async def test_an_update_that_is_applied_already_costs_nothing(engine: Engine) -> None:
     version = await engine.run(engine.policies.first)
     second = engine.policies.second
-    assert await apply_weights(engine.client, second.file, version, second.checksum, deadline=10.0) == 0.0
+    assert (
+        await apply_weights(engine.client, second.file, version, second.checksum, deadline=10.0)
+        == 0.0
+    )
     await serves_first(engine, version)
 
 
 @pytest.mark.parametrize("loaded", [False, True])
 async def test_an_update_follows_one_that_was_left_half_way(engine: Engine, loaded: bool) -> None:
-    """Whoever made it was killed: before it had loaded its file, or before it had finished; and the engine has gone on meanwhile."""
+    """Whoever made it was killed: before it had loaded its file, or before it had finished; and the
+    engine has gone on meanwhile."""
     await engine.client.pause()
     await engine.client.start_update()
     if loaded:
@@ -320,10 +386,14 @@ async def test_a_paused_engine_stands_still_and_goes_on(engine: Engine) -> None:
     await engine.client.resume()
     assert not await engine.client.is_paused()
     generation = await task
-    assert (await engine.watcher.until(turn_id, len(generation.tokens))).position == list(range(len(generation.tokens)))
+    assert (await engine.watcher.until(turn_id, len(generation.tokens))).position == list(
+        range(len(generation.tokens))
+    )
 
 
-async def test_an_engine_that_a_killed_run_left_paused_is_ready_for_the_next(engine: Engine) -> None:
+async def test_an_engine_that_a_killed_run_left_paused_is_ready_for_the_next(
+    engine: Engine,
+) -> None:
     await engine.client.pause()
     await wait_ready(engine.url, 20.0, KEY)
     assert not await engine.client.is_paused()
@@ -359,10 +429,18 @@ async def test_without_the_key_it_says_nothing_but_that_it_lives(engine: Engine)
         try:
             assert await stranger.health()
             for call in (
-                stranger.pause(), stranger.resume(), stranger.weight_version(), stranger.abort("turn"), stranger.start_update(),
-                stranger.update_weights(file.file, 1, file.checksum), stranger.finish_update(1), stranger.checksums(),
-                stranger.generate("turn", [1], Sampling(max_tokens=1, cache_salt=""), watched=False),
-            ):  # fmt: skip
+                stranger.pause(),
+                stranger.resume(),
+                stranger.weight_version(),
+                stranger.abort("turn"),
+                stranger.start_update(),
+                stranger.update_weights(file.file, 1, file.checksum),
+                stranger.finish_update(1),
+                stranger.checksums(),
+                stranger.generate(
+                    "turn", [1], Sampling(max_tokens=1, cache_salt=""), watched=False
+                ),
+            ):
                 with pytest.raises(EngineError, match="401"):
                     await call
         finally:
@@ -370,8 +448,11 @@ async def test_without_the_key_it_says_nothing_but_that_it_lives(engine: Engine)
     assert not await engine.client.is_paused()
 
 
-async def test_weights_of_an_earlier_run_are_not_taken_for_this_ones_of_the_same_number(engine: Engine) -> None:
-    first, second = engine.policies.first, engine.policies.second
+async def test_weights_of_an_earlier_run_are_not_taken_for_this_ones_of_the_same_number(
+    engine: Engine,
+) -> None:
+    first = engine.policies.first
+    second = engine.policies.second
     pool = EnginePool([engine.url], key=KEY)
     try:
         await pool.apply_weights(first.file, 3, first.checksum, deadline=20.0)
@@ -386,16 +467,23 @@ async def test_weights_of_an_earlier_run_are_not_taken_for_this_ones_of_the_same
 
 
 async def test_an_engine_is_one_runs_at_a_time(engine: Engine) -> None:
-    """Whoever names no run is let in. Of the other run none of the calls is carried out, and it ends."""
-    first, resumed = EngineClient(engine.url, KEY, "first"), EngineClient(engine.url, KEY, "first")
+    """Whoever names no run is let in.
+
+    Of the other run none of the calls is carried out, and it ends.
+    """
+    first = EngineClient(engine.url, KEY, "first")
+    resumed = EngineClient(engine.url, KEY, "first")
     pool = EnginePool([engine.url], key=KEY, run="second")
     (second,) = pool
     try:
         version = await first.weight_version()
         for call in (
-            second.pause(), second.weight_version(), second.forget_version(), second.abort("turn"),
+            second.pause(),
+            second.weight_version(),
+            second.forget_version(),
+            second.abort("turn"),
             second.generate("turn", [1], Sampling(max_tokens=1, cache_salt=""), watched=False),
-        ):  # fmt: skip
+        ):
             with pytest.raises(EngineTaken, match="another run uses this engine"):
                 await call
         with pytest.raises(EngineTaken, match=r"engine\.urls"):
@@ -441,7 +529,9 @@ async def test_a_run_that_comes_while_another_has_the_engine_is_refused_until_th
         await fake.stop()
 
 
-async def test_a_run_keeps_its_engines_while_it_asks_for_no_turns(policies, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_run_keeps_its_engines_while_it_asks_for_no_turns(
+    policies, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(gate, "LAPSES_SECONDS", 1.0)
     monkeypatch.setattr("engine.pool.WATCH_EVERY", 0.05)
     fake = FakeEngine(policies.first.directory)

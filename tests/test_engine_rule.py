@@ -1,4 +1,5 @@
-"""The rule of a turn inside the engine, and turns that leave the batch and come back: who is who is never lost."""
+"""The rule of a turn inside the engine, and turns that leave the batch and come back: who is who is
+never lost."""
 
 from __future__ import annotations
 
@@ -28,10 +29,17 @@ from tests.engine_fixtures import (  # noqa: E402
 
 def rule_for(first: int, queue: list[int], epsilon: float) -> DelegatedRule:
     """A rule that takes the token `first` for <think>, and cuts a few tokens after it."""
-    return DelegatedRule(ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, epsilon, 4, 25), first, VOCABULARY - 1, queue)
+    return DelegatedRule(
+        ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, epsilon, 4, 25),
+        first,
+        VOCABULARY - 1,
+        queue,
+    )
 
 
-async def test_a_rule_in_the_engine_decides_as_the_controller_would_on_the_same_signals_and_at_once(engine: Engine) -> None:
+async def test_a_rule_in_the_engine_decides_as_the_controller_would_on_the_same_signals_and_at_once(
+    engine: Engine,
+) -> None:
     queue = [VOCABULARY - 1, 22]
     turns = []
     for i in range(9):
@@ -46,7 +54,13 @@ async def test_a_rule_in_the_engine_decides_as_the_controller_would_on_the_same_
         rule = delegated.begin()
         decision = next((d for row in signals.rows() if (d := rule.observe(row)) is not None), None)
         forced = [position for position, token in enumerate(signals.forced) if token >= 0]
-        assert forced == ([] if decision is None else [p for p in (decision.position, decision.position + 1) if p < len(generation.tokens)])
+        assert forced == (
+            []
+            if decision is None
+            else [
+                p for p in (decision.position, decision.position + 1) if p < len(generation.tokens)
+            ]
+        )
         assert [generation.tokens[position] for position in forced] == queue[: len(forced)]
         decided += decision is not None
     assert decided  # or nothing was tested
@@ -54,29 +68,46 @@ async def test_a_rule_in_the_engine_decides_as_the_controller_would_on_the_same_
 
 @pytest.mark.real_engine
 @pytest.mark.slow
-async def test_turns_keep_their_identity_through_preemption(policies: Policies, tmp_path: Path) -> None:
-    """Twenty-four turns in a KV cache for ten of them: they leave the batch, come back to other rows, and are computed again."""
-    with vllm_server(policies, tmp_path, engine__kv_cache_gb="0.0015", engine__max_model_len="256") as cramped:
+async def test_turns_keep_their_identity_through_preemption(
+    policies: Policies, tmp_path: Path
+) -> None:
+    """Twenty-four turns in a KV cache for ten of them: they leave the batch, come back to other
+    rows, and are computed again."""
+    with vllm_server(
+        policies, tmp_path, engine__kv_cache_gb="0.0015", engine__max_model_len="256"
+    ) as cramped:
         client = EngineClient(cramped.url, KEY)
         async with watching(cramped.signals) as watcher:
             engine = Engine("vllm", cramped.url, client, watcher, policies)
             await engine.run(policies.first)
-            rules = [rule_for(-1, [VOCABULARY - 1, 22], epsilon=0.1) if i % 2 else None for i in range(24)]
+            rules = [
+                rule_for(-1, [VOCABULARY - 1, 22], epsilon=0.1) if i % 2 else None
+                for i in range(24)
+            ]
             turns = [engine.start(max_tokens=80 + i, rule=rule) for i, rule in enumerate(rules)]
             cut = 0
             for (turn_id, prompt, task), delegated in zip(turns, rules, strict=True):
                 generation = await task
                 signals = await watcher.until(turn_id, len(generation.tokens))
                 assert sorted(set(signals.position)) == list(range(len(generation.tokens)))
-                first = [signals.position.index(position) for position in range(len(generation.tokens))]
+                first = [
+                    signals.position.index(position) for position in range(len(generation.tokens))
+                ]
                 log_probs = distributions(policies.first.directory, prompt, generation.tokens)
                 expected = (-(log_probs.exp() * log_probs).sum(-1)).tolist()
                 assert [signals.entropy[i] for i in first] == pytest.approx(expected, abs=TOLERANCE)
                 forced = [position for position, i in enumerate(first) if signals.forced[i] >= 0]
-                rows, rule = list(signals.rows()), delegated and delegated.begin()
-                decision = rule and next((d for i in first if (d := rule.observe(rows[i])) is not None), None)
-                assert forced == ([decision.position, decision.position + 1] if decision else [])  # none where it ends its thought itself
-                assert [generation.tokens[position] for position in forced] == (delegated.queue if decision else [])
+                rows = list(signals.rows())
+                rule = delegated and delegated.begin()
+                decision = rule and next(
+                    (d for i in first if (d := rule.observe(rows[i])) is not None), None
+                )
+                assert forced == (
+                    [decision.position, decision.position + 1] if decision else []
+                )  # none where it ends its thought itself
+                assert [generation.tokens[position] for position in forced] == (
+                    delegated.queue if decision else []
+                )
                 cut += bool(decision)
             preempted = await _metric(cramped.url, "vllm:num_preemptions_total")
         await client.close()
@@ -84,6 +115,9 @@ async def test_turns_keep_their_identity_through_preemption(policies: Policies, 
 
 
 async def _metric(url: str, name: str) -> float:
-    async with aiohttp.ClientSession() as session, session.get(f"{url}/metrics", headers={"Authorization": bearer(KEY)}) as response:
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{url}/metrics", headers={"Authorization": bearer(KEY)}) as response,
+    ):
         lines = (await response.text()).splitlines()
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + "{"))

@@ -70,14 +70,19 @@ def test_log_probs_are_asked_for_after_temperature(on_cpu: bool) -> None:
 
 def test_our_plugin_is_told_to_vllm(on_cpu: bool) -> None:
     command = engine_command(job(control__top_j="13"))
-    assert json.loads(value(command.arguments, "--weight-transfer-config")) == {"backend": "foray_safetensors"}
+    assert json.loads(value(command.arguments, "--weight-transfer-config")) == {
+        "backend": "foray_safetensors"
+    }
     assert value(command.arguments, "--logits-processors") == "engine.plugin.signal_tap:SignalTap"
     assert command.environment["FORAY_TAP_ENDPOINT"] == "tcp://127.0.0.1:7001"
     assert command.environment["FORAY_TAP_TOP_J"] == "13"
     assert command.environment["VLLM_SERVER_DEV_MODE"] == "1"
 
 
-@pytest.mark.parametrize(("given", "plugins"), [("", "foray"), ("other", "other,foray"), ("foray,other", "other,foray"), (None, None)])
+@pytest.mark.parametrize(
+    ("given", "plugins"),
+    [("", "foray"), ("other", "other,foray"), ("foray,other", "other,foray"), (None, None)],
+)
 def test_what_the_user_has_set_for_other_servers_does_not_keep_our_plugin_or_our_key_out(
     on_cpu: bool, monkeypatch: pytest.MonkeyPatch, given: str | None, plugins: str | None
 ) -> None:
@@ -96,13 +101,22 @@ def test_weights_over_nccl_are_vllms_own_transfer(on_cpu: bool) -> None:
     assert json.loads(value(command.arguments, "--weight-transfer-config")) == {"backend": "nccl"}
 
 
-@pytest.mark.parametrize(("cpu_vllm", "cuda"), [(True, True), (False, False)], ids=["vLLM for CPUs", "no GPU"])
-def test_weights_over_nccl_are_refused_without_gpus(monkeypatch: pytest.MonkeyPatch, cpu_vllm: bool, cuda: bool) -> None:
+@pytest.mark.parametrize(
+    ("cpu_vllm", "cuda"), [(True, True), (False, False)], ids=["vLLM for CPUs", "no GPU"]
+)
+def test_weights_over_nccl_are_refused_without_gpus(
+    monkeypatch: pytest.MonkeyPatch, cpu_vllm: bool, cuda: bool
+) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(server, "on_cpu", lambda: cpu_vllm)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    for settings in ({"engine.urls": "http://127.0.0.1:1"}, {"engine.devices": "1", "learner.devices": "0"}):
-        with pytest.raises(ConfigError, match=r"engine\.weights: nccl needs NVIDIA GPUs.*leave it at file"):
+    for settings in (
+        {"engine.urls": "http://127.0.0.1:1"},
+        {"engine.devices": "1", "learner.devices": "0"},
+    ):
+        with pytest.raises(
+            ConfigError, match=r"engine\.weights: nccl needs NVIDIA GPUs.*leave it at file"
+        ):
             check_engine(resolve(None, settings | {"engine.weights": "nccl"}), None)
 
 
@@ -112,21 +126,37 @@ def test_weights_over_nccl_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(server, "on_cpu", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     two = {"engine.weights": "nccl", "engine.count": "2"}
-    for devices in ({}, {"engine.devices": "1,2"}, {"engine.devices": "0,1", "learner.devices": "0"}):
-        with pytest.raises(ConfigError, match=r"engine\.weights.*learner\.devices and engine\.devices"):
+    for devices in (
+        {},
+        {"engine.devices": "1,2"},
+        {"engine.devices": "0,1", "learner.devices": "0"},
+    ):
+        with pytest.raises(
+            ConfigError, match=r"engine\.weights.*learner\.devices and engine\.devices"
+        ):
             server.check_nccl(resolve(None, two | devices))
     server.check_nccl(resolve(None, two | {"engine.devices": "1,2", "learner.devices": "0"}))
-    server.check_nccl(resolve(None, {"engine.weights": "nccl", "engine.urls": "http://127.0.0.1:1"}))
+    server.check_nccl(
+        resolve(None, {"engine.weights": "nccl", "engine.urls": "http://127.0.0.1:1"})
+    )
 
 
 def test_the_tap_is_left_out_where_signals_come_from_streams(on_cpu: bool) -> None:
     command = engine_command(job(control__signal="stream"))
-    assert "--logits-processors" not in command.arguments and "FORAY_TAP_ENDPOINT" not in command.environment
+    assert (
+        "--logits-processors" not in command.arguments
+        and "FORAY_TAP_ENDPOINT" not in command.environment
+    )
 
 
-def test_engines_draw_their_own_random_numbers_in_each_run_and_the_same_ones_in_a_run_of_the_same_seed(on_cpu: bool) -> None:
+def test_engines_draw_their_own_random_numbers_in_each_run_and_the_same_ones_in_a_run_of_the_same_seed(
+    on_cpu: bool,
+) -> None:
     runs = [job(engines=2, run__seed=seed) for seed in ("0", "1", "0")]
-    first, second, again = ([value(engine_command(run, number).arguments, "--seed") for number in (0, 1)] for run in runs)
+    first, second, again = (
+        [value(engine_command(run, number).arguments, "--seed") for number in (0, 1)]
+        for run in runs
+    )
     assert len({*first, *second}) == 4 and again == first
 
 
@@ -134,7 +164,9 @@ def test_further_arguments_of_the_user_come_last(on_cpu: bool) -> None:
     assert engine_command(job(engine__extra_args="--seed,7")).arguments[-2:] == ["--seed", "7"]
 
 
-def test_a_step_holds_the_longest_prompt_where_prefills_are_not_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_holds_the_longest_prompt_where_prefills_are_not_chunked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(server, "on_cpu", lambda: True)
     for length in (1024, 9000):
         arguments = engine_command(job(engine__max_model_len=str(length))).arguments
@@ -142,9 +174,13 @@ def test_a_step_holds_the_longest_prompt_where_prefills_are_not_chunked(monkeypa
 
 
 @pytest.mark.parametrize(("threads", "expected"), [("2", "2"), ("0", None)])
-def test_the_worker_computes_on_as_many_cores_as_configured(monkeypatch: pytest.MonkeyPatch, threads: str, expected: str | None) -> None:
+def test_the_worker_computes_on_as_many_cores_as_configured(
+    monkeypatch: pytest.MonkeyPatch, threads: str, expected: str | None
+) -> None:
     monkeypatch.setattr(server, "on_cpu", lambda: True)
-    assert engine_command(job(engine__threads=threads)).environment.get("OMP_NUM_THREADS") == expected
+    assert (
+        engine_command(job(engine__threads=threads)).environment.get("OMP_NUM_THREADS") == expected
+    )
 
 
 def test_a_quota_of_cores_bounds_what_vllm_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,8 +190,13 @@ def test_a_quota_of_cores_bounds_what_vllm_chooses(monkeypatch: pytest.MonkeyPat
     assert engine_command(job(engine__threads="0")).environment["OMP_NUM_THREADS"] == "3"
 
 
-@pytest.mark.parametrize(("flags", "expected"), [("avx2 avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2 fma", "float32")])
-def test_auto_is_the_precision_that_the_cpu_computes_with(tmp_path: Path, flags: str, expected: str) -> None:
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("avx2 avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2 fma", "float32")],
+)
+def test_auto_is_the_precision_that_the_cpu_computes_with(
+    tmp_path: Path, flags: str, expected: str
+) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
     assert cpu_dtype("auto", cpuinfo) == expected
@@ -181,7 +222,8 @@ async def test_an_engine_that_never_answers_names_the_setting() -> None:
 
 
 async def serve(*, gated: bool = True, **answers: int) -> tuple[str, web.AppRunner]:
-    """A server that answers each route with the given status, as behind our middleware if `gated`."""
+    """A server that answers each route with the given status, as behind our middleware if
+    `gated`."""
     app = web.Application()
     for name, status in answers.items():
         method, path = {
@@ -212,7 +254,9 @@ async def serve(*, gated: bool = True, **answers: int) -> tuple[str, web.AppRunn
         ({"health": 200, "weights": 200, "generate": 401}, "FORAY_ENGINE_KEY"),
     ],
 )
-async def test_a_server_that_is_not_for_us_is_told_apart_from_one_that_is_not_ready(answers: dict[str, int], said: str) -> None:
+async def test_a_server_that_is_not_for_us_is_told_apart_from_one_that_is_not_ready(
+    answers: dict[str, int], said: str
+) -> None:
     url, runner = await serve(**answers)
     try:
         with pytest.raises(EngineNotReady, match=said):

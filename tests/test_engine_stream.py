@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from controller.rules.thinking import DelegatedRule, ThinkingRule, ThinkingSettings  # noqa: E402
-from controller.streaming import StreamedTurn, Streamer  # noqa: E402
+from controller.streaming import StreamedTurn, StreamingController  # noqa: E402
 from engine.client import EngineClient, EngineError, EngineUnreachable, Sampling  # noqa: E402
 from engine.constants import ALIVE  # noqa: E402
 from engine.plugin import auth as gate  # noqa: E402
@@ -29,21 +29,41 @@ def rule_for(first: int, epsilon: float) -> DelegatedRule:
 
 
 async def streamed(
-    engine: Engine, name: str, seed: int, delegated: DelegatedRule, *, max_tokens: int = 60, steers: bool = True
+    engine: Engine,
+    name: str,
+    seed: int,
+    delegated: DelegatedRule,
+    *,
+    max_tokens: int = 60,
+    steers: bool = True,
 ) -> tuple[StreamedTurn, ThinkingRule]:
-    rule, streamer, prompt = delegated.begin(), Streamer(VOCABULARY, TOP_J, stall_seconds=30.0), some_prompt(f"stream {seed}")
-    turn = await streamer.generate(engine.client, name, prompt, sampling(seed, max_tokens), rule, delegated.queue, steers=steers)
+    rule = delegated.begin()
+    streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=30.0)
+    prompt = some_prompt(f"stream {seed}")
+    turn = await streamer.generate(
+        engine.client,
+        name,
+        prompt,
+        sampling(seed, max_tokens),
+        rule,
+        delegated.queue,
+        steers=steers,
+    )
     return turn, rule
 
 
 async def first_token(engine: Engine, seed: int) -> int:
-    return (await engine.start(prompt=some_prompt(f"stream {seed}"), seed=seed, max_tokens=2)[2]).tokens[0]
+    return (
+        await engine.start(prompt=some_prompt(f"stream {seed}"), seed=seed, max_tokens=2)[2]
+    ).tokens[0]
 
 
 async def test_a_stream_is_the_same_response_with_its_weights_and_log_probs(engine: Engine) -> None:
     for seed in range(4):
         turn, rule = await streamed(engine, f"same{seed}", seed, rule_for(-5, -1.0))
-        plain = await engine.start(prompt=some_prompt(f"stream {seed}"), seed=seed, max_tokens=60)[2]
+        plain = await engine.start(prompt=some_prompt(f"stream {seed}"), seed=seed, max_tokens=60)[
+            2
+        ]
         assert turn.generation.tokens == plain.tokens and turn.generation.spans == plain.spans
         assert turn.generation.log_probs == pytest.approx(plain.log_probs, abs=1e-4)
         assert turn.generation.finish_reason == plain.finish_reason == "length"
@@ -60,7 +80,9 @@ async def test_estimated_signals_are_near_the_exact_ones(engine: Engine) -> None
     assert all(abs(h - e) < 1.5 for h, e in zip(estimates[0], exact.entropy, strict=True))
 
 
-async def test_thinking_is_cut_at_the_token_of_the_decision_and_goes_on_after_the_queue(engine: Engine) -> None:
+async def test_thinking_is_cut_at_the_token_of_the_decision_and_goes_on_after_the_queue(
+    engine: Engine,
+) -> None:
     cut = 0
     for seed in range(6):
         delegated = rule_for(await first_token(engine, seed), 0.15)
@@ -71,20 +93,27 @@ async def test_thinking_is_cut_at_the_token_of_the_decision_and_goes_on_after_th
             assert rule.intervention is None
             continue
         cut += 1
-        at, generation = rule.intervention.position, turn.generation
+        at = rule.intervention.position
+        generation = turn.generation
         assert generation.tokens[:at] == whole.generation.tokens[:at]
         assert generation.tokens[at : at + 2] == delegated.queue
         assert len(generation.tokens) == 60 and generation.finish_reason == "length"
         assert rule.forced == [at <= position < at + 2 for position in range(60)]
         assert generation.spans[0].start == 0 and generation.spans[-1].stop == 60
-        assert all(a.stop == b.start for a, b in zip(generation.spans, generation.spans[1:], strict=False))
+        assert all(
+            a.stop == b.start for a, b in zip(generation.spans, generation.spans[1:], strict=False)
+        )
         assert 1 <= turn.wasted <= 60 - at
     assert cut
 
 
-async def test_a_decision_in_the_last_tokens_leaves_room_for_the_queue_alone(engine: Engine) -> None:
+async def test_a_decision_in_the_last_tokens_leaves_room_for_the_queue_alone(
+    engine: Engine,
+) -> None:
     seed = 3
-    delegated = rule_for(await first_token(engine, seed), 1.0)  # cuts as soon as it may: after four tokens of thinking
+    delegated = rule_for(
+        await first_token(engine, seed), 1.0
+    )  # cuts as soon as it may: after four tokens of thinking
     turn, rule = await streamed(engine, "short", seed, delegated, max_tokens=6)
     at = rule.intervention.position
     assert turn.generation.tokens[at:] == delegated.queue[: 6 - at]
@@ -92,12 +121,20 @@ async def test_a_decision_in_the_last_tokens_leaves_room_for_the_queue_alone(eng
 
 
 @pytest.mark.parametrize("part", ["", ".cut"], ids=["before the decision", "after it"])
-async def test_a_stream_that_the_engine_ends_by_itself_is_an_error(engine: Engine, part: str) -> None:
+async def test_a_stream_that_the_engine_ends_by_itself_is_an_error(
+    engine: Engine, part: str
+) -> None:
     seed = 3
-    delegated = rule_for(await first_token(engine, seed), 1.0)  # cuts, where it is to, after four tokens of thinking
-    task = asyncio.create_task(streamed(engine, "ended", seed, delegated, max_tokens=250, steers=bool(part)))
+    delegated = rule_for(
+        await first_token(engine, seed), 1.0
+    )  # cuts, where it is to, after four tokens of thinking
+    task = asyncio.create_task(
+        streamed(engine, "ended", seed, delegated, max_tokens=250, steers=bool(part))
+    )
     while not task.done():
-        await engine.client.abort(f"ended{part}")  # for the streamer, as if an engine were told to end
+        await engine.client.abort(
+            f"ended{part}"
+        )  # for the streamer, as if an engine were told to end
     with pytest.raises(EngineError, match=f"ended turn ended{part}, which nobody asked for"):
         await task
 
@@ -137,7 +174,9 @@ async def test_a_stream_that_breaks_off_is_an_unreachable_engine() -> None:
     async def broken(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         await response.prepare(request)
-        await response.write(b'data: {"choices": [{"token_ids": [5], "logprobs": {"content": [{"logprob": -1.0}]}}]}\n\n')
+        await response.write(
+            b'data: {"choices": [{"token_ids": [5], "logprobs": {"content": [{"logprob": -1.0}]}}]}\n\n'
+        )
         return response
 
     app = web.Application()

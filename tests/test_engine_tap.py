@@ -18,7 +18,7 @@ from engine.constants import TAP_ENDPOINT, TAP_TOP_J, TURN  # noqa: E402
 from engine.plugin.signal_tap import SignalTap  # noqa: E402
 from protocol.arrays import INT32, unpack  # noqa: E402
 from protocol.codec import decode, encode  # noqa: E402
-from protocol.messages import SignalFrame, Steer  # noqa: E402
+from protocol.messages import ForceTokens, SignalFrame  # noqa: E402
 
 VOCABULARY = 16
 CPU = torch.device("cpu")
@@ -26,7 +26,8 @@ CPU = torch.device("cpu")
 
 def settings(chunked: bool = False, workers: int = 1) -> SimpleNamespace:
     return SimpleNamespace(
-        scheduler_config=SimpleNamespace(enable_chunked_prefill=chunked), parallel_config=SimpleNamespace(world_size=workers)
+        scheduler_config=SimpleNamespace(enable_chunked_prefill=chunked),
+        parallel_config=SimpleNamespace(world_size=workers),
     )
 
 
@@ -42,14 +43,23 @@ class Bench:
         self.peer = b""
         self.size = 0
 
-    def update(self, *, added: tuple = (), removed: tuple = (), moved: tuple = (), size: int) -> None:
+    def update(
+        self, *, added: tuple = (), removed: tuple = (), moved: tuple = (), size: int
+    ) -> None:
         """`added`: (row, turn id or None, list of response tokens)."""
         new = [
-            (row, SimpleNamespace(extra_args=None if turn is None else {TURN: turn}, temperature=1.0), [1, 2], output)
+            (
+                row,
+                SimpleNamespace(extra_args=None if turn is None else {TURN: turn}, temperature=1.0),
+                [1, 2],
+                output,
+            )
             for row, turn, output in added
         ]
         self.size = size
-        self.tap.update_state(BatchUpdate(batch_size=size, removed=list(removed), added=new, moved=list(moved)))
+        self.tap.update_state(
+            BatchUpdate(batch_size=size, removed=list(removed), added=new, moved=list(moved))
+        )
 
     def step(self) -> torch.Tensor:
         """The logits that come out of a step with equal logits everywhere."""
@@ -62,10 +72,19 @@ class Bench:
         self.peer, raw = self.router.recv_multipart()
         frame = decode(raw)
         assert isinstance(frame, SignalFrame)
-        return list(zip(frame.turn_ids, unpack(frame.position, INT32).tolist(), unpack(frame.forced, INT32).tolist(), strict=True))
+        return list(
+            zip(
+                frame.turn_ids,
+                unpack(frame.position, INT32).tolist(),
+                unpack(frame.forced, INT32).tolist(),
+                strict=True,
+            )
+        )
 
     def steer(self, turn: str, tokens: list[int], unless: int = -1) -> None:
-        self.router.send_multipart([self.peer, encode(Steer(turn_id=turn, tokens=tokens, unless=unless))])
+        self.router.send_multipart(
+            [self.peer, encode(ForceTokens(turn_id=turn, tokens=tokens, unless=unless))]
+        )
         time.sleep(0.05)  # until it has arrived: the tap does not wait for it
 
     def close(self) -> None:
@@ -129,7 +148,9 @@ def test_turns_keep_their_identity_when_rows_move(bench: Bench) -> None:
     bench.update(moved=((0, 1, MoveDirectionality.SWAP),), size=2)
     bench.step()
     assert bench.rows() == [("b", 0, -1), ("c", 0, -1)]
-    bench.update(added=((0, "d", []),), size=2)  # takes the row of one that is not reported as removed
+    bench.update(
+        added=((0, "d", []),), size=2
+    )  # takes the row of one that is not reported as removed
     bench.step()
     assert bench.rows() == [("d", 0, -1), ("c", 0, -1)]
 

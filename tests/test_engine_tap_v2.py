@@ -1,4 +1,5 @@
-"""The tap behind vLLM's V2 interface, driven with tensors on a CPU in the form of its context. vLLM itself runs it on GPUs only."""
+"""The tap behind vLLM's V2 interface, driven with tensors on a CPU in the form of its context. vLLM
+itself runs it on GPUs only."""
 
 from __future__ import annotations
 
@@ -14,14 +15,18 @@ import zmq
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
-from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcessor, LogitsProcRequestState  # noqa: E402
+from vllm.v1.worker.gpu.sample.logits_processor.interface import (  # noqa: E402
+    LogitsContext,
+    LogitsProcessor,
+    LogitsProcRequestState,
+)
 
 from controller.rules.thinking import DelegatedRule, ThinkingSettings  # noqa: E402
 from engine.constants import RULE, TAP_ENDPOINT, TAP_TOP_J, TURN  # noqa: E402
 from engine.plugin.signal_tap_v2 import SignalTapV2  # noqa: E402
 from protocol.arrays import FLOAT32, INT32, unpack  # noqa: E402
 from protocol.codec import decode, encode  # noqa: E402
-from protocol.messages import Steer  # noqa: E402
+from protocol.messages import ForceTokens  # noqa: E402
 
 VOCABULARY = 16
 SLOTS = 8
@@ -46,42 +51,78 @@ class Bench:
         monkeypatch.setenv(TAP_TOP_J, "3")
         self.prompt_len = np.zeros(SLOTS, np.int32)
         states = LogitsProcRequestState(
-            device=torch.device("cpu"), max_num_reqs=SLOTS, vocab_size=VOCABULARY, all_token_ids=None,
-            prompt_len=SimpleNamespace(np=self.prompt_len), prefill_len=None, total_len=None,
-        )  # fmt: skip
+            device=torch.device("cpu"),
+            max_num_reqs=SLOTS,
+            vocab_size=VOCABULARY,
+            all_token_ids=None,
+            prompt_len=SimpleNamespace(np=self.prompt_len),
+            prefill_len=None,
+            total_len=None,
+        )
         self.tap = SignalTapV2(vllm_config(), states)
         self.peer = b""
 
-    def add(self, turn: str | None, slot: int, prompt: int = 5, temperature: float = 1.0, rule: DelegatedRule | None = None) -> Request:
+    def add(
+        self,
+        turn: str | None,
+        slot: int,
+        prompt: int = 5,
+        temperature: float = 1.0,
+        rule: DelegatedRule | None = None,
+    ) -> Request:
         self.prompt_len[slot] = prompt
-        extra = None if turn is None else {TURN: turn} | ({} if rule is None else {RULE: msgspec.json.encode(rule).decode()})
+        extra = (
+            None
+            if turn is None
+            else {TURN: turn} | ({} if rule is None else {RULE: msgspec.json.encode(rule).decode()})
+        )
         self.tap.add_request(slot, SimpleNamespace(extra_args=extra, temperature=temperature))
         return Request(slot, prompt)
 
-    def step(self, *requests: Request, computed: dict[int, int] | None = None, logits: torch.Tensor | None = None) -> torch.Tensor:
-        """One step of a batch in this order. `computed`: {slot: tokens computed} of those that are not at the end of what they have."""
+    def step(
+        self,
+        *requests: Request,
+        computed: dict[int, int] | None = None,
+        logits: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One step of a batch in this order.
+
+        `computed`: {slot: tokens computed} of those that are not at the end of what they have.
+        """
         lengths = [(computed or {}).get(r.slot, r.prompt + len(r.response)) for r in requests]
         slots = np.array([r.slot for r in requests], np.int32)
         rows = torch.arange(len(requests))
         context = LogitsContext(
-            expanded_idx_mapping=torch.from_numpy(slots), idx_mapping=torch.from_numpy(slots), idx_mapping_np=slots,
-            expanded_local_pos=torch.zeros_like(rows), input_ids=torch.tensor([r.response[-1] if r.response else 1 for r in requests]),
-            pos=torch.tensor(lengths) - 1, seq_lens_upper_bound_np=np.array(lengths, np.int32),
-        )  # fmt: skip
-        return self.tap.apply(torch.zeros(len(requests), VOCABULARY) if logits is None else logits, context)
+            expanded_idx_mapping=torch.from_numpy(slots),
+            idx_mapping=torch.from_numpy(slots),
+            idx_mapping_np=slots,
+            expanded_local_pos=torch.zeros_like(rows),
+            input_ids=torch.tensor([r.response[-1] if r.response else 1 for r in requests]),
+            pos=torch.tensor(lengths) - 1,
+            seq_lens_upper_bound_np=np.array(lengths, np.int32),
+        )
+        return self.tap.apply(
+            torch.zeros(len(requests), VOCABULARY) if logits is None else logits, context
+        )
 
     def rows(self) -> list[tuple[str, int, int, int]]:
-        """(turn, position, previous, forced) of each row of the next frame; nothing when none arrives."""
+        """(turn, position, previous, forced) of each row of the next frame; nothing when none
+        arrives."""
         if not self.router.poll(200):
             return []
         self.peer, raw = self.router.recv_multipart()
         frame = decode(raw)
         self.entropy = unpack(frame.entropy, FLOAT32).tolist()
-        columns = (unpack(column, INT32).tolist() for column in (frame.position, frame.previous, frame.forced))
+        columns = (
+            unpack(column, INT32).tolist()
+            for column in (frame.position, frame.previous, frame.forced)
+        )
         return list(zip(frame.turn_ids, *columns, strict=True))
 
     def steer(self, turn: str, tokens: list[int], unless: int = -1) -> None:
-        self.router.send_multipart([self.peer, encode(Steer(turn_id=turn, tokens=tokens, unless=unless))])
+        self.router.send_multipart(
+            [self.peer, encode(ForceTokens(turn_id=turn, tokens=tokens, unless=unless))]
+        )
         time.sleep(0.05)  # until it has arrived: the tap does not wait for it
 
     def close(self) -> None:
@@ -90,7 +131,9 @@ class Bench:
 
 
 def vllm_config(workers: int = 1, speculative: object = None) -> SimpleNamespace:
-    return SimpleNamespace(parallel_config=SimpleNamespace(world_size=workers), speculative_config=speculative)
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(world_size=workers), speculative_config=speculative
+    )
 
 
 @pytest.fixture
@@ -116,15 +159,22 @@ def test_without_an_endpoint_it_does_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert tap.apply(logits, None) is logits
 
 
-@pytest.mark.parametrize(("config", "said"), [({"workers": 2}, "one worker"), ({"speculative": object()}, "without speculative decoding")])
-def test_what_it_cannot_watch_is_refused(config: dict, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [({"workers": 2}, "one worker"), ({"speculative": object()}, "without speculative decoding")],
+)
+def test_what_it_cannot_watch_is_refused(
+    config: dict, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(TAP_ENDPOINT, "tcp://127.0.0.1:1")
     with pytest.raises(ValueError, match=said):
         SignalTapV2(vllm_config(**config), None)
 
 
 def test_watched_requests_are_reported_in_whatever_order_the_rows_are(bench: Bench) -> None:
-    a, other, b = bench.add("a", 3), bench.add(None, 0), bench.add("b", 1, prompt=7)
+    a = bench.add("a", 3)
+    other = bench.add(None, 0)
+    b = bench.add("b", 1, prompt=7)
     bench.step(a, other, b)
     assert bench.rows() == [("a", 0, -1, -1), ("b", 0, -1, -1)]
     a.response.append(4), b.response.append(9)
@@ -134,14 +184,18 @@ def test_watched_requests_are_reported_in_whatever_order_the_rows_are(bench: Ben
 
 def test_signals_are_of_the_distribution_after_temperature(bench: Bench) -> None:
     logits = torch.linspace(0, 3, 2 * VOCABULARY).reshape(2, VOCABULARY)
-    expected = [torch.distributions.Categorical(logits=row / t).entropy().item() for row, t in zip(logits, (1.0, 0.5), strict=True)]
+    expected = [
+        torch.distributions.Categorical(logits=row / t).entropy().item()
+        for row, t in zip(logits, (1.0, 0.5), strict=True)
+    ]
     bench.step(bench.add("a", 0), bench.add("b", 1, temperature=0.5), logits=logits.clone())
     bench.rows()
     assert bench.entropy == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_steer_forces_its_queue_and_nothing_else(bench: Bench) -> None:
-    a, b = bench.add("a", 0), bench.add("b", 1)
+    a = bench.add("a", 0)
+    b = bench.add("b", 1)
     bench.step(a, b)
     bench.rows()
     bench.steer("b", [5, 6])
@@ -194,7 +248,9 @@ def test_forced_tokens_and_positions_survive_preemption(bench: Bench, slot: int)
     assert possible(bench.step(a), 0) == [5]
     assert bench.rows() == [("a", 2, 4, 5)]
     a.response.append(5)
-    again = bench.add("a", slot)  # preempted, and back: the prompt and the response are computed again, in two chunks
+    again = bench.add(
+        "a", slot
+    )  # preempted, and back: the prompt and the response are computed again, in two chunks
     again.response = a.response
     bench.step(again, computed={slot: 6})
     assert bench.rows() == []
@@ -203,7 +259,9 @@ def test_forced_tokens_and_positions_survive_preemption(bench: Bench, slot: int)
 
 
 def test_a_rule_is_carried_out_at_once(bench: Bench) -> None:
-    rule = DelegatedRule(ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 0, 0.5, 1, 20), 1, 2, [2, 9])
+    rule = DelegatedRule(
+        ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 0, 0.5, 1, 20), 1, 2, [2, 9]
+    )
     a = bench.add("a", 0, rule=rule)
     bench.step(a)  # nothing thought yet
     a.response.append(1)  # <think>

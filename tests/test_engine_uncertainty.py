@@ -1,4 +1,5 @@
-"""Uncertainty against a slow float64 reference, and at the edges: impossible tokens, NaN, low precision."""
+"""Uncertainty against a slow float64 reference, and at the edges: impossible tokens, NaN, low
+precision."""
 
 import math
 
@@ -24,7 +25,9 @@ def reference(logits: list[float], top_j: int) -> tuple[float, float, float]:
 
 finite = st.floats(-60, 60, allow_nan=False, width=32)
 possible_or_not = st.one_of(finite, st.just(-math.inf))
-rows = st.lists(possible_or_not, min_size=1, max_size=40).filter(lambda row: any(x > -math.inf for x in row))
+rows = st.lists(possible_or_not, min_size=1, max_size=40).filter(
+    lambda row: any(x > -math.inf for x in row)
+)
 
 
 @given(rows, st.integers(1, 50))
@@ -61,7 +64,10 @@ def test_a_row_with_nan_is_nan_and_leaves_the_others_alone() -> None:
     logits = torch.zeros(2, 4)
     logits[0, 1] = math.nan
     result = uncertainty(logits, 2)
-    assert all(math.isnan(value[0]) and math.isfinite(value[1]) for value in (result.entropy, result.top_log_prob))
+    assert all(
+        math.isnan(value[0]) and math.isfinite(value[1])
+        for value in (result.entropy, result.top_log_prob)
+    )
 
 
 def test_logits_are_not_changed() -> None:
@@ -88,7 +94,9 @@ def test_temperature_divides_each_row_and_greedy_rows_by_one() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 40, 41, 120, 10**6])
-def test_rows_taken_in_parts_have_the_same_values(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_taken_in_parts_have_the_same_values(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     logits = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
     whole = uncertainty(logits, 5)
     monkeypatch.setattr("engine.plugin.uncertainty.CHUNK", chunk)

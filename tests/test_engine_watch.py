@@ -17,8 +17,8 @@ from aiohttp import web
 import supervisor.engine_health
 from protocol.lifetime import dying_with_parent
 from supervisor.endpoints import free_port
-from supervisor.engine_health import LOOKS, Lameness, end_lame_engines, look
-from supervisor.process import Child
+from supervisor.engine_health import LOOKS, EngineHealth, kill_dead_engines, look
+from supervisor.process import ChildProcess
 
 
 @pytest.mark.parametrize(
@@ -31,14 +31,21 @@ from supervisor.process import Child
         ([True, None, None, None, None], None),  # it is stopped: it may go on
     ],
 )
-def test_an_engine_is_lame_when_it_could_work_and_cannot_several_times_in_a_row(looks: list[bool | None], ended_at: int | None):
-    lameness = Lameness()
-    assert next((number for number, able in enumerate(looks) if lameness.saw(able)), None) == ended_at
+def test_an_engine_is_lame_when_it_could_work_and_cannot_several_times_in_a_row(
+    looks: list[bool | None], ended_at: int | None
+):
+    lameness = EngineHealth()
+    assert (
+        next((number for number, able in enumerate(looks) if lameness.saw(able)), None) == ended_at
+    )
 
 
 @contextlib.asynccontextmanager
 async def answering(status: dict[str, int], answered: list[int] | None = None):
-    """A server whose /health has `status["health"]`, which may change; its address. `answered`: what it has answered so far."""
+    """A server whose /health has `status["health"]`, which may change; its address.
+
+    `answered`: what it has answered so far.
+    """
 
     async def answer(request: web.Request) -> web.Response:
         if answered is not None:
@@ -71,20 +78,26 @@ async def test_a_server_that_takes_no_connections_can_do_nothing():
 async def test_a_server_that_is_silent_may_be_busy():
     listening = await asyncio.start_server(lambda reader, writer: asyncio.sleep(60), "127.0.0.1", 0)
     port = listening.sockets[0].getsockname()[1]
-    async with listening, aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=0.1)) as session:
+    async with (
+        listening,
+        aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=0.1)) as session,
+    ):
         assert await look(session, f"http://127.0.0.1:{port}") is None
 
 
-async def test_a_lame_engine_is_ended_and_the_one_after_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_a_lame_engine_is_ended_and_the_one_after_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(supervisor.engine_health, "INTERVAL", 0.01)
 
-    def sleeper() -> Child:
+    def sleeper() -> ChildProcess:
         command = [sys.executable, "-c", "import time; time.sleep(600)"]
         process = subprocess.Popen(command, start_new_session=True, preexec_fn=dying_with_parent())
-        return Child("engine", process, tmp_path / "log")
+        return ChildProcess("engine", process, tmp_path / "log")
 
     engines = {0: sleeper()}
-    health, answered = {"health": 200}, []
+    health = {"health": 200}
+    answered = []
 
     async def until(condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -92,7 +105,7 @@ async def test_a_lame_engine_is_ended_and_the_one_after_it_is_not(tmp_path: Path
                 await asyncio.sleep(0.01)
 
     async with answering(health, answered) as url:
-        watching = asyncio.create_task(end_lame_engines(engines, [url]))
+        watching = asyncio.create_task(kill_dead_engines(engines, [url]))
         await until(lambda: 200 in answered)
         health["health"] = 503
         await until(lambda: engines[0].process.poll() is not None)

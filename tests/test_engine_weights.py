@@ -1,4 +1,5 @@
-"""Updates of weights when the engine answers late, twice or not at all; and what `verify` can tell apart."""
+"""Updates of weights when the engine answers late, twice or not at all; and what `verify` can tell
+apart."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from supervisor.endpoints import free_port  # noqa: E402
 
 
 class Stub:
-    """An engine of routes only: counts calls, and loses the connection where it is told to, after doing what was asked."""
+    """An engine of routes only: counts calls, and loses the connection where it is told to, after
+    doing what was asked."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -67,7 +69,9 @@ class Stub:
             self.lose.discard(name)
             request.transport.abort()
             return web.Response()
-        return web.json_response({"weight_version": self.version, "is_paused": self.paused, "world_size": self.workers})
+        return web.json_response(
+            {"weight_version": self.version, "is_paused": self.paused, "world_size": self.workers}
+        )
 
 
 async def test_an_update_is_pause_start_update_finish_resume() -> None:
@@ -75,7 +79,15 @@ async def test_an_update_is_pause_start_update_finish_resume() -> None:
     async with stub as client:
         seconds = await apply_weights(client, "file", 3, "sum", deadline=5.0)
     assert seconds > 0
-    assert stub.calls == ["weight_info", "pause", "start_weight_update", "update_weights", "finish_weight_update", "resume", "weight_info"]
+    assert stub.calls == [
+        "weight_info",
+        "pause",
+        "start_weight_update",
+        "update_weights",
+        "finish_weight_update",
+        "resume",
+        "weight_info",
+    ]
 
 
 async def test_an_update_whose_answer_was_lost_is_not_done_twice() -> None:
@@ -87,7 +99,9 @@ async def test_an_update_whose_answer_was_lost_is_not_done_twice() -> None:
     assert not stub.paused
 
 
-@pytest.mark.parametrize("lost", ["pause", "start_weight_update", "update_weights", "resume", "weight_info"])
+@pytest.mark.parametrize(
+    "lost", ["pause", "start_weight_update", "update_weights", "resume", "weight_info"]
+)
 async def test_an_update_is_tried_again_after_a_lost_connection(lost: str) -> None:
     stub = Stub()
     stub.lose = {lost}
@@ -109,7 +123,9 @@ async def test_an_update_that_takes_too_long_names_the_setting_and_resumes() -> 
 SENT = Transfer(["w"], ["float32"], [[2, 3]])
 
 
-async def test_weights_that_are_sent_once_are_not_asked_for_again_when_their_answer_is_lost() -> None:
+async def test_weights_that_are_sent_once_are_not_asked_for_again_when_their_answer_is_lost() -> (
+    None
+):
     stub = Stub()
     stub.lose = {"update_weights"}
     async with stub as client:
@@ -118,8 +134,12 @@ async def test_weights_that_are_sent_once_are_not_asked_for_again_when_their_ans
     assert stub.calls.count("update_weights") == 1
 
 
-@pytest.mark.parametrize("lost", ["pause", "start_weight_update", "finish_weight_update", "resume", "weight_info"])
-async def test_what_stands_around_sent_weights_is_tried_again_after_a_lost_connection(lost: str) -> None:
+@pytest.mark.parametrize(
+    "lost", ["pause", "start_weight_update", "finish_weight_update", "resume", "weight_info"]
+)
+async def test_what_stands_around_sent_weights_is_tried_again_after_a_lost_connection(
+    lost: str,
+) -> None:
     stub = Stub()
     stub.lose = {lost}
     async with stub as client:
@@ -127,9 +147,13 @@ async def test_what_stands_around_sent_weights_is_tried_again_after_a_lost_conne
     assert (stub.version, stub.paused, stub.calls.count("update_weights")) == ("3", False, 1)
 
 
-async def test_when_one_engine_fails_while_weights_are_sent_the_update_fails_at_once_and_none_generates_with_half_of_them() -> None:
-    failing, waiting = Stub(), Stub()
-    failing.refuse, waiting.hang = {"update_weights"}, {"update_weights"}
+async def test_when_one_engine_fails_while_weights_are_sent_the_update_fails_at_once_and_none_generates_with_half_of_them() -> (
+    None
+):
+    failing = Stub()
+    waiting = Stub()
+    failing.refuse = {"update_weights"}
+    waiting.hang = {"update_weights"}
     async with failing as one, waiting as other:
         pool = EnginePool([one.url, other.url])
         with pytest.raises(EngineError, match="no update_weights today"):
@@ -138,7 +162,9 @@ async def test_when_one_engine_fails_while_weights_are_sent_the_update_fails_at_
     assert failing.paused and "resume" not in failing.calls + waiting.calls
 
 
-async def test_engines_that_do_not_meet_the_learner_in_time_name_the_place_and_the_setting() -> None:
+async def test_engines_that_do_not_meet_the_learner_in_time_name_the_place_and_the_setting() -> (
+    None
+):
     stub = Stub()
     stub.hang = {"init_weight_transfer_engine"}
     async with stub as client:
@@ -149,7 +175,8 @@ async def test_engines_that_do_not_meet_the_learner_in_time_name_the_place_and_t
 
 
 async def test_an_engine_of_several_workers_is_refused_before_any_waits_for_the_learner() -> None:
-    single, double = Stub(), Stub()
+    single = Stub()
+    double = Stub()
     double.workers = 2
     async with single as one, double as other:
         pool = EnginePool([one.url, other.url])
@@ -174,19 +201,29 @@ async def test_an_engine_that_is_not_there_is_an_error_with_its_address() -> Non
 
 
 def answer(**choice: object) -> bytes:
-    return msgspec.json.encode({"choices": [{"token_ids": [4, 5], "finish_reason": "stop", **choice}]})
+    return msgspec.json.encode(
+        {"choices": [{"token_ids": [4, 5], "finish_reason": "stop", **choice}]}
+    )
 
 
 def test_a_log_prob_that_the_engine_does_not_have_is_nan() -> None:
-    generation = read_generation(answer(logprobs={"content": [{"logprob": -0.5}, {"logprob": -9999.0}]}))
+    generation = read_generation(
+        answer(logprobs={"content": [{"logprob": -0.5}, {"logprob": -9999.0}]})
+    )
     assert generation.log_probs[0] == -0.5
     assert isnan(generation.log_probs[1])
 
 
 def test_spans_are_numbers_and_vllms_first_label_is_minus_one() -> None:
     logprobs = {"content": [{"logprob": -0.5}, {"logprob": -0.5}]}
-    versions = [{"version": "default", "start": 0, "end": 1}, {"version": "7", "start": 1, "end": 2}]
-    assert read_generation(answer(logprobs=logprobs, weight_versions=versions)).spans == [Span(0, 1, -1), Span(1, 2, 7)]
+    versions = [
+        {"version": "default", "start": 0, "end": 1},
+        {"version": "7", "start": 1, "end": 2},
+    ]
+    assert read_generation(answer(logprobs=logprobs, weight_versions=versions)).spans == [
+        Span(0, 1, -1),
+        Span(1, 2, 7),
+    ]
 
 
 def test_an_answer_with_missing_log_probs_is_refused() -> None:
@@ -200,7 +237,9 @@ def test_an_answer_with_missing_log_probs_is_refused() -> None:
 def test_a_file_with_another_checksum_is_refused_naming_both(tmp_path: Path) -> None:
     file = tmp_path / "w.safetensors"
     file.write_bytes(b"weights")
-    with pytest.raises(ValueError, match=f"{hashlib.sha256(b'weights').hexdigest()}.*announced was 00"):
+    with pytest.raises(
+        ValueError, match=f"{hashlib.sha256(b'weights').hexdigest()}.*announced was 00"
+    ):
         check_file(file, "00")
 
 
@@ -208,21 +247,28 @@ def test_tensors_must_be_those_of_the_model(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(2, 3)}, tmp_path / "model.safetensors")
     expected = tensor_shapes(tmp_path)
     check_tensors(tmp_path / "model.safetensors", expected)
-    for other in ({"a": torch.zeros(3, 2)}, {"a": torch.zeros(2, 3), "b": torch.zeros(1)}, {"b": torch.zeros(2, 3)}):
+    for other in (
+        {"a": torch.zeros(3, 2)},
+        {"a": torch.zeros(2, 3), "b": torch.zeros(1)},
+        {"b": torch.zeros(2, 3)},
+    ):
         save_file(other, tmp_path / "other.bin")
         with pytest.raises(ValueError, match="another model"):
             check_tensors(tmp_path / "other.bin", expected)
 
 
 def test_a_tied_head_in_the_models_files_is_not_expected_to_be_published(tmp_path: Path) -> None:
-    save_file({"lm_head.weight": torch.zeros(2, 3), "a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    save_file(
+        {"lm_head.weight": torch.zeros(2, 3), "a": torch.zeros(1)}, tmp_path / "model.safetensors"
+    )
     assert set(tensor_shapes(tmp_path)) == {"lm_head.weight", "a"}
     (tmp_path / "config.json").write_text('{"tie_word_embeddings": true}')
     assert set(tensor_shapes(tmp_path)) == {"a"}
 
 
 class Packed(torch.nn.Module):
-    """A linear layer as vLLM keeps it on a CPU: an empty parameter, and a function that has the weight."""
+    """A linear layer as vLLM keeps it on a CPU: an empty parameter, and a function that has the
+    weight."""
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()
@@ -244,7 +290,11 @@ class Served(torch.nn.Module):
 @pytest.fixture
 def file() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return {"embed.weight": torch.randn(7, 8), "q_proj.weight": torch.randn(8, 8), "k_proj.weight": torch.randn(4, 8)}
+    return {
+        "embed.weight": torch.randn(7, 8),
+        "q_proj.weight": torch.randn(8, 8),
+        "k_proj.weight": torch.randn(4, 8),
+    }
 
 
 def rooted(file: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -264,7 +314,9 @@ def test_a_model_that_holds_the_file_passes(file: dict[str, torch.Tensor], tmp_p
 
 
 @pytest.mark.parametrize("changed", ["embed.weight", "q_proj.weight", "k_proj.weight"])
-def test_one_changed_weight_is_found(file: dict[str, torch.Tensor], tmp_path: Path, changed: str) -> None:
+def test_one_changed_weight_is_found(
+    file: dict[str, torch.Tensor], tmp_path: Path, changed: str
+) -> None:
     save_file(rooted(file), tmp_path / "w")
     other = dict(file)
     other[changed] = file[changed].clone()
@@ -273,7 +325,9 @@ def test_one_changed_weight_is_found(file: dict[str, torch.Tensor], tmp_path: Pa
         compare_with_file(served(other), tmp_path / "w")
 
 
-def test_a_comparison_that_compares_nothing_is_an_error(file: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_a_comparison_that_compares_nothing_is_an_error(
+    file: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
     save_file(file, tmp_path / "w")
     with pytest.raises(ValueError, match="none of the weights"):
         compare_with_file(torch.nn.Module(), tmp_path / "w")

@@ -23,6 +23,10 @@ def test_an_unknown_setting_is_an_error():
 
 def test_third_parties_add_environments_by_entry_point(monkeypatch):
     point = EntryPoint("mygame", "builtins:dict", registry.ENTRY_POINT_GROUP)
-    monkeypatch.setattr(registry, "entry_points", lambda **wanted: [point] if wanted.get("name", "mygame") == "mygame" else [])
+    monkeypatch.setattr(
+        registry,
+        "entry_points",
+        lambda **wanted: [point] if wanted.get("name", "mygame") == "mygame" else [],
+    )
     assert registry.make_environment("mygame", level=3) == {"level": 3}
     assert "mygame" in registry.environment_names()

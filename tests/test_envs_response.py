@@ -17,7 +17,9 @@ actions = st.sampled_from(ADMISSIBLE)
 
 @given(white_space, plain, white_space, actions, white_space)
 def test_the_required_format_is_valid(before, thought, between, action, after):
-    parsed = parse_think_action(f"{before}<think>{thought}</think>{between}<action> {action}\n</action>{after}", ADMISSIBLE)
+    parsed = parse_think_action(
+        f"{before}<think>{thought}</think>{between}<action> {action}\n</action>{after}", ADMISSIBLE
+    )
     assert (parsed.action, parsed.valid) == (action, True)
 
 
@@ -42,7 +44,9 @@ def test_text_outside_the_tags_is_invalid_but_the_action_is_executed(thought, ac
 
 @given(plain, actions, st.sampled_from(TAGS))
 def test_a_missing_tag_is_invalid(thought, action, missing):
-    assert not parse_think_action(format_think_action(thought, action).replace(missing, ""), ADMISSIBLE).valid
+    assert not parse_think_action(
+        format_think_action(thought, action).replace(missing, ""), ADMISSIBLE
+    ).valid
 
 
 @given(plain, actions, st.sampled_from(TAGS), st.data())
@@ -55,10 +59,15 @@ def test_a_repeated_tag_is_invalid(thought, action, tag, data):
 
 @given(actions)
 def test_an_action_before_the_thought_is_invalid(action):
-    assert parse_think_action(f"<action>{action}</action><think>so</think>", ADMISSIBLE) == parse_think_action(f"<action>{action}</action>")
+    assert parse_think_action(
+        f"<action>{action}</action><think>so</think>", ADMISSIBLE
+    ) == parse_think_action(f"<action>{action}</action>")
 
 
-@pytest.mark.parametrize("response", ["<think>我去</think><action>look</action>", "<think></think><action>look一</action>"])
+@pytest.mark.parametrize(
+    "response",
+    ["<think>我去</think><action>look</action>", "<think></think><action>look一</action>"],
+)
 def test_chinese_characters_are_invalid(response):
     assert not parse_think_action(response).valid
 
@@ -77,7 +86,9 @@ def test_admissible_actions_match_whatever_their_case():
 
 
 def test_of_two_actions_the_first_is_executed():
-    parsed = parse_think_action("<think>a</think><action>look</action><action>go to cabinet 1</action>", ADMISSIBLE)
+    parsed = parse_think_action(
+        "<think>a</think><action>look</action><action>go to cabinet 1</action>", ADMISSIBLE
+    )
     assert (parsed.action, parsed.valid) == ("look", False)
 
 
@@ -87,7 +98,12 @@ def test_without_an_action_block_the_end_of_the_response_is_executed(response):
     assert (parsed.action, parsed.valid) == (response.lower()[-TAIL:].strip(), False)
 
 
-@given(st.lists(st.one_of(st.text(max_size=10), st.sampled_from(TAGS), st.sampled_from(["look", "我"])), max_size=12).map("".join))
+@given(
+    st.lists(
+        st.one_of(st.text(max_size=10), st.sampled_from(TAGS), st.sampled_from(["look", "我"])),
+        max_size=12,
+    ).map("".join)
+)
 def test_any_text_gives_an_action_that_is_stripped_and_in_lower_case(response):
     parsed = parse_think_action(response, ADMISSIBLE)
     assert parsed.action == parsed.action.strip().lower()

@@ -1,4 +1,5 @@
-"""The log of trajectories: what was appended comes back, whatever happens to the end of it, or to a byte of it."""
+"""The log of trajectories: what was appended comes back, whatever happens to the end of it, or to a
+byte of it."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def test_the_log_gives_back_what_was_appended(tmp_path: Path):
     log = EpisodeLog(tmp_path)
     begins = [*log.append([b"one"]), *log.append([b"two", b"three"])]
     log.close()
-    assert [(begin, frame) for begin, _, frame in read_records(tmp_path)] == list(zip(begins, (b"one", b"two", b"three"), strict=True))
+    assert [(begin, frame) for begin, _, frame in read_records(tmp_path)] == list(
+        zip(begins, (b"one", b"two", b"three"), strict=True)
+    )
     assert frames_in(tmp_path, begins[2]) == [b"three"]
 
 
@@ -56,7 +59,8 @@ def test_a_last_record_that_has_its_length_but_not_its_bytes_is_cut_off(tmp_path
 
 @pytest.mark.parametrize("zeros", [3, 8, 400])
 def test_zeros_at_the_end_are_cut_off(tmp_path: Path, zeros: int):
-    """As a file system may leave them that had only the length of the file on the disk when the machine went down."""
+    """As a file system may leave them that had only the length of the file on the disk when the
+    machine went down."""
     appended(tmp_path, b"whole")
     (file,) = files(tmp_path)
     file.write_bytes(file.read_bytes() + bytes(zeros))
@@ -75,11 +79,16 @@ def test_a_damaged_record_costs_itself_alone(tmp_path: Path, caplog: pytest.LogC
     assert f"the record at {begins[1]}" in caplog.text
 
 
-@given(frames=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=12), file_bytes=st.integers(1, 100), data=st.data())
+@given(
+    frames=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=12),
+    file_bytes=st.integers(1, 100),
+    data=st.data(),
+)
 def test_a_log_of_many_files_reads_as_one_of_a_single_file_does(
     tmp_path_factory, frames: list[bytes], file_bytes: int, data: st.DataObject
 ):
-    one, many = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("many")
+    one = tmp_path_factory.mktemp("one")
+    many = tmp_path_factory.mktemp("many")
     with pytest.MonkeyPatch.context() as patched:
         begins = appended(one, *frames)
         patched.setattr(learner.data.episode_log, "FILE_BYTES", file_bytes)
@@ -99,9 +108,13 @@ def test_records_that_are_read_one_at_a_time_are_those_that_are_whole(tmp_path: 
     assert list(Records(tmp_path)) == [b"first", None, b"third"]
 
 
-def test_what_is_in_no_checkpoint_is_never_removed_and_what_is_goes_once_there_is_too_much(tmp_path: Path):
+def test_what_is_in_no_checkpoint_is_never_removed_and_what_is_goes_once_there_is_too_much(
+    tmp_path: Path,
+):
     log = EpisodeLog(tmp_path, keep=800)
-    begins = [begin for _ in range(40) for begin in log.append([bytes(34)])]  # of 50 bytes, two a file
+    begins = [
+        begin for _ in range(40) for begin in log.append([bytes(34)])
+    ]  # of 50 bytes, two a file
     log.forget(before=0)
     assert len(frames_in(tmp_path)) == 40
     log.forget(before=begins[10])
@@ -113,8 +126,13 @@ def test_what_is_in_no_checkpoint_is_never_removed_and_what_is_goes_once_there_i
     assert appended(tmp_path, b"more", keep=800) == [2000]
 
 
-@given(frames=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=8, unique=True), data=st.data())
-def test_a_damaged_byte_wherever_it_is_costs_one_record_at_most_and_none_that_follows(tmp_path_factory, frames: list[bytes], data):
+@given(
+    frames=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=8, unique=True),
+    data=st.data(),
+)
+def test_a_damaged_byte_wherever_it_is_costs_one_record_at_most_and_none_that_follows(
+    tmp_path_factory, frames: list[bytes], data
+):
     directory = tmp_path_factory.mktemp("log")
     appended(directory, *frames)
     (file,) = files(directory)
@@ -123,10 +141,16 @@ def test_a_damaged_byte_wherever_it_is_costs_one_record_at_most_and_none_that_fo
     file.write_bytes(content)
     appended(directory, b"what came afterwards, which is longer than others")
     *left, last = frames_in(directory)
-    assert last.startswith(b"what") and len(left) >= len(frames) - 1 and left == [frame for frame in frames if frame in left]
+    assert (
+        last.startswith(b"what")
+        and len(left) >= len(frames) - 1
+        and left == [frame for frame in frames if frame in left]
+    )
 
 
-def test_what_is_appended_after_the_machine_took_the_logs_end_is_found_from_a_checkpoints_position(tmp_path: Path):
+def test_what_is_appended_after_the_machine_took_the_logs_end_is_found_from_a_checkpoints_position(
+    tmp_path: Path,
+):
     begins = appended(tmp_path, b"first", b"second", b"third", b"fourth")
     (file,) = files(tmp_path)
     position = file.stat().st_size
@@ -136,10 +160,13 @@ def test_what_is_appended_after_the_machine_took_the_logs_end_is_found_from_a_ch
 
 
 @pytest.mark.parametrize("after", [0, 5])
-def test_a_full_disk_is_an_error_that_says_where_and_leaves_the_log_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int):
+def test_a_full_disk_is_an_error_that_says_where_and_leaves_the_log_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+):
     log = EpisodeLog(tmp_path)
     log.append([b"first"])
-    write, before = log._file.write, log.position
+    write = log._file.write
+    before = log.position
 
     class Full:
         def __getattr__(self, name):
@@ -150,8 +177,11 @@ def test_a_full_disk_is_an_error_that_says_where_and_leaves_the_log_whole(tmp_pa
                 raise OSError(28, "No space left on device")
             return write(data[:after] if after else data[:1])
 
-    log_file, log._file = log._file, Full()
-    with pytest.raises(OSError, match=r"\.log cannot be written: .*No space left.*run\.dir; .* MB left"):
+    log_file = log._file
+    log._file = Full()
+    with pytest.raises(
+        OSError, match=r"\.log cannot be written: .*No space left.*run\.dir; .* MB left"
+    ):
         log.append([b"second, and longer than the others"])
     log.close()
     assert log.position == before == files(tmp_path)[0].stat().st_size

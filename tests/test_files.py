@@ -32,7 +32,8 @@ SENTENCE = r"^{} cannot be written: File too large \({}; .* had [\d,.]+ MB left\
 
 @contextlib.contextmanager
 def no_file_beyond(size_bytes: int) -> Iterator[None]:
-    """While inside, the system writes no file beyond that size: an error as a full disk's, without one."""
+    """While inside, the system writes no file beyond that size: an error as a full disk's, without
+    one."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
     try:
@@ -84,7 +85,9 @@ def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0, 0o022, 0o077])
-def test_secrets_are_their_owners_whatever_the_umask_and_other_files_follow_it(tmp_path: Path, mask: int) -> None:
+def test_secrets_are_their_owners_whatever_the_umask_and_other_files_follow_it(
+    tmp_path: Path, mask: int
+) -> None:
     job = job_in(tmp_path, small_config())
     with umask(mask):
         save_job(job)
@@ -97,11 +100,14 @@ def test_secrets_are_their_owners_whatever_the_umask_and_other_files_follow_it(t
 
 
 @given(st.lists(st.binary(min_size=1, max_size=30), max_size=6), st.integers(0, 120))
-def test_lines_of_a_file_that_grows_are_whole_whatever_fails(tmp_path_factory, contents: list[bytes], room: int) -> None:
+def test_lines_of_a_file_that_grows_are_whole_whatever_fails(
+    tmp_path_factory, contents: list[bytes], room: int
+) -> None:
     file = tmp_path_factory.mktemp("growing") / "lines"
     file.write_bytes(b"first\ntorn")
     lines = [content.replace(b"\n", b" ") + b"\n" for content in contents]
-    growing, written = GrowingFile(file, "run.dir"), [b"first\n"]
+    growing = GrowingFile(file, "run.dir")
+    written = [b"first\n"]
     with no_file_beyond(room):
         for line in lines:
             fits = sum(map(len, written)) + len(line) <= room
@@ -121,7 +127,9 @@ def test_a_batch_that_was_torn_by_a_crash_does_not_cost_the_next(tmp_path: Path)
     assert read_order(tmp_path) == [3, 4, 5]
 
 
-def test_figures_that_cannot_be_written_are_told_once_and_the_collector_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_figures_that_cannot_be_written_are_told_once_and_the_collector_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     collector = Collector(tmp_path)
     collector.handle(update(1))
     size = (tmp_path / METRICS_FILE).stat().st_size
@@ -136,9 +144,12 @@ def test_figures_that_cannot_be_written_are_told_once_and_the_collector_goes_on(
     assert len([record for record in caplog.records if "TensorBoard" in record.message]) == 1
 
 
-def test_traces_and_event_files_end_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_traces_and_event_files_end_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.WARNING)
-    spans, events = SpanFile(tmp_path, "learner"), EventFile(tmp_path / TENSORBOARD_FOLDER)
+    spans = SpanFile(tmp_path, "learner")
+    events = EventFile(tmp_path / TENSORBOARD_FOLDER)
     spans.add("train", 1.0, 2.0)
     spans.flush()
     with no_file_beyond(90):
@@ -151,10 +162,17 @@ def test_traces_and_event_files_end_with_one_warning(tmp_path: Path, caplog: pyt
     events.close()
     said = sorted(record.message.partition(":")[0] for record in caplog.records)
     assert said == ["TensorBoard's numbers end here", "the trace ends here"]
-    assert read_spans(tmp_path)["learner"][0] == {"name": "train", "start": 1.0, "end": 2.0, "track": ""}
+    assert read_spans(tmp_path)["learner"][0] == {
+        "name": "train",
+        "start": 1.0,
+        "end": 2.0,
+        "track": "",
+    }
 
 
-def test_where_no_trace_can_be_begun_there_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_no_trace_can_be_begun_there_is_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "spans").write_text("in the way")
     spans = SpanFile(tmp_path, "learner")
     with spans.span("train"):

@@ -1,4 +1,5 @@
-"""The fork server of a fleet: what it does when code of an environment ends an actor's process, or cannot be loaded."""
+"""The fork server of a fleet: what it does when code of an environment ends an actor's process, or
+cannot be loaded."""
 
 from __future__ import annotations
 
@@ -26,10 +27,16 @@ LEASE = Lease(key=EpisodeKey(3, 1), attempt=2, split="train", task_index=5, seed
 
 
 def dies_once(die: Callable[[], object], log: Path) -> Callable[[ActorPlace], None]:
-    """An actor that dies in code of LEASE's environment, and whose successor ends well. Each notes its name and what it is to report."""
+    """An actor that dies in code of LEASE's environment, and whose successor ends well.
+
+    Each notes its name and what it is to report.
+    """
 
     def body(place: ActorPlace) -> None:
-        reports = [(report.key.id, report.attempt, str(report.dropped), report.detail) for report in place.reports]
+        reports = [
+            (report.key.id, report.attempt, str(report.dropped), report.detail)
+            for report in place.reports
+        ]
         with log.open("a") as file:
             file.write(f"{place.name.hex()} {reports}\n")
         if len(log.read_text().splitlines()) == 1:
@@ -56,15 +63,28 @@ def test_an_episode_whose_environment_ends_the_process_is_reported_by_the_actor_
     die: Callable[[], object], how: str, tmp_path: Path
 ):
     assert not supervise(dies_once(die, tmp_path / "log"), 1, lambda: True)
-    (first, none), (second, reports) = (line.split(" ", 1) for line in (tmp_path / "log").read_text().splitlines())
+    (first, none), (second, reports) = (
+        line.split(" ", 1) for line in (tmp_path / "log").read_text().splitlines()
+    )
     assert first == second and none == "[]"
-    assert f"('t3.1', 2, '{DropReason.ENV_ERROR}'" in reports and f"when its process {how};" in reports
+    assert (
+        f"('t3.1', 2, '{DropReason.ENV_ERROR}'" in reports and f"when its process {how};" in reports
+    )
 
 
-def test_code_that_keeps_the_event_loop_from_running_ends_the_process_and_is_reported(tmp_path: Path):
-    assert not supervise(dies_once(lambda: re.match(r"(a+)+$", "a" * 40 + "b"), tmp_path / "log"), 1, lambda: True, longest_seconds=0.5)
+def test_code_that_keeps_the_event_loop_from_running_ends_the_process_and_is_reported(
+    tmp_path: Path,
+):
+    assert not supervise(
+        dies_once(lambda: re.match(r"(a+)+$", "a" * 40 + "b"), tmp_path / "log"),
+        1,
+        lambda: True,
+        longest_seconds=0.5,
+    )
     reports = (tmp_path / "log").read_text().splitlines()[1]
-    assert "env_error" in reports and "process was ended, as no other code ran for 0.5 s;" in reports
+    assert (
+        "env_error" in reports and "process was ended, as no other code ran for 0.5 s;" in reports
+    )
 
 
 def test_an_actor_that_was_stopped_for_long_goes_on_and_blames_no_episode(tmp_path: Path):
@@ -89,11 +109,15 @@ def test_an_actor_that_was_stopped_for_long_goes_on_and_blames_no_episode(tmp_pa
 
 def test_an_actor_that_is_killed_from_outside_blames_no_episode(tmp_path: Path):
     assert not supervise(dies_once(lambda: send(signal.SIGKILL), tmp_path / "log"), 1, lambda: True)
-    (first, _), (second, reports) = (line.split(" ", 1) for line in (tmp_path / "log").read_text().splitlines())
+    (first, _), (second, reports) = (
+        line.split(" ", 1) for line in (tmp_path / "log").read_text().splitlines()
+    )
     assert first != second and reports == "[]"
 
 
-def test_standard_output_closed_by_an_environment_does_not_let_a_child_go_on_as_its_parent(tmp_path: Path):
+def test_standard_output_closed_by_an_environment_does_not_let_a_child_go_on_as_its_parent(
+    tmp_path: Path,
+):
     def body(place: ActorPlace) -> None:
         os.close(1)
         os.close(2)
@@ -119,12 +143,23 @@ def test_generators_that_a_process_was_forked_with_are_its_own_afterwards():
 
 def welcome() -> Welcome:
     return Welcome(
-        environment="alfworld", environment_settings={}, tokenizer_json=b"", chat_template="", learner_host="", learner_port=1,
-        max_prompt_tokens=1, heartbeat_seconds=1.0, step_timeout=1.0, session="", anchor_texts=False,
-    )  # fmt: skip
+        environment="alfworld",
+        environment_settings={},
+        tokenizer_json=b"",
+        chat_template="",
+        learner_host="",
+        learner_port=1,
+        max_prompt_tokens=1,
+        heartbeat_seconds=1.0,
+        step_timeout=1.0,
+        session="",
+        anchor_texts=False,
+    )
 
 
-@pytest.mark.parametrize("error", [SystemExit(2), ImportError("no module named game"), KeyError("x")])
+@pytest.mark.parametrize(
+    "error", [SystemExit(2), ImportError("no module named game"), KeyError("x")]
+)
 @pytest.mark.parametrize("where", ["import", "start"])
 def test_an_environment_that_cannot_be_made_or_started_here_is_said_in_one_sentence_with_the_place(
     where: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
@@ -134,33 +169,47 @@ def test_an_environment_that_cannot_be_made_or_started_here_is_said_in_one_sente
 
     environment = make_environment("alfworld")
     environment.start = fails
-    monkeypatch.setattr(actors.fleet, "make_environment", fails if where == "import" else lambda *_, **__: environment)
+    monkeypatch.setattr(
+        actors.fleet,
+        "make_environment",
+        fails if where == "import" else lambda *_, **__: environment,
+    )
     said = rf"alfworld cannot be played on this machine: {type(error).__name__}: .*test_fleet.py:\d+ in fails"
     with pytest.raises(FleetError, match=said):
         load_environment(welcome())
 
 
 @pytest.mark.parametrize("where", ["import", "start"])
-def test_ctrl_c_while_the_environment_is_loaded_ends_the_fleet(where: str, monkeypatch: pytest.MonkeyPatch):
+def test_ctrl_c_while_the_environment_is_loaded_ends_the_fleet(
+    where: str, monkeypatch: pytest.MonkeyPatch
+):
     def is_interrupted(*_: object, **__: object):
         signal.raise_signal(signal.SIGINT)
 
     environment = make_environment("alfworld")
     environment.start = is_interrupted
-    monkeypatch.setattr(actors.fleet, "make_environment", is_interrupted if where == "import" else lambda *_, **__: environment)
+    monkeypatch.setattr(
+        actors.fleet,
+        "make_environment",
+        is_interrupted if where == "import" else lambda *_, **__: environment,
+    )
     with pytest.raises(KeyboardInterrupt):
         load_environment(welcome())
 
 
-def test_a_first_task_that_does_not_start_keeps_the_others_from_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_a_first_task_that_does_not_start_keeps_the_others_from_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+):
     environment = make_environment("alfworld")
     start = environment.start
-    environment.start = lambda split, index, seed: start(split, index, seed) if index else random.choice([])
+    environment.start = lambda split, index, seed: (
+        start(split, index, seed) if index else random.choice([])
+    )
     monkeypatch.setattr(actors.fleet, "make_environment", lambda *_, **__: environment)
     assert load_environment(welcome()) is environment
 
 
-PACKAGE = '''
+PACKAGE = """
 import ctypes, os, sys, threading
 from envs.registry import make_environment
 
@@ -177,7 +226,7 @@ class Hostile:
             threading.Thread(target=sys.exit).start()
             episode.step = [episode.step, lambda action: ctypes.string_at(0), episode.step, lambda action: sys.exit(3)][index % 4]
         return episode
-'''
+"""
 
 
 @pytest.mark.slow
@@ -190,10 +239,18 @@ async def test_a_run_whose_environment_has_segmentation_faults_trains_on_the_oth
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: hostile\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[foray.environments]\nhostile = hostile_env:Hostile\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
-    async with running_small(tmp_path / "run", small_policy, env__name="hostile", run__updates="3", actor__heartbeat_seconds="1") as run:
+    async with running_small(
+        tmp_path / "run",
+        small_policy,
+        env__name="hostile",
+        run__updates="3",
+        actor__heartbeat_seconds="1",
+    ) as run:
         assert await run.ended(150) == 0, run.output
         details = [t.detail for t in run.trajectories() if t.dropped is DropReason.ENV_ERROR]
-        assert any("SIGSEGV" in detail for detail in details) and any("SystemExit: 3 (" in detail for detail in details)
+        assert any("SIGSEGV" in detail for detail in details) and any(
+            "SystemExit: 3 (" in detail for detail in details
+        )
         assert set(run.summary()["dropped"]) <= {"env_error", "cancelled"}
         trained = [t.key for t in run.trajectories() if not t.key.evaluation and t.dropped is None]
         assert len(trained) == len(set(trained)) >= 3 * 2 * 2

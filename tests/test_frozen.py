@@ -1,4 +1,5 @@
-"""A process that is stopped for longer than its connections last, and goes on: nothing of what it said or was told is lost or doubled."""
+"""A process that is stopped for longer than its connections last, and goes on: nothing of what it
+said or was told is lost or doubled."""
 
 from __future__ import annotations
 
@@ -26,9 +27,17 @@ def process_called(run: Run, name: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["learner", "controller", "supervisor", "an actor"])
-async def test_a_process_that_was_frozen_loses_nothing_and_doubles_nothing(tmp_path: Path, small_policy: Path, name: str) -> None:
-    settings = {"actor__heartbeat_seconds": str(HEARTBEAT), "run__updates": "100000", "learner__checkpoint_every": "100000"}
-    async with running_small(tmp_path / "run", small_policy, env__max_turns="1", actor__max_leases="100", **settings) as run:
+async def test_a_process_that_was_frozen_loses_nothing_and_doubles_nothing(
+    tmp_path: Path, small_policy: Path, name: str
+) -> None:
+    settings = {
+        "actor__heartbeat_seconds": str(HEARTBEAT),
+        "run__updates": "100000",
+        "learner__checkpoint_every": "100000",
+    }
+    async with running_small(
+        tmp_path / "run", small_policy, env__max_turns="1", actor__max_leases="100", **settings
+    ) as run:
         await run.until(lambda: len(run.updates()) >= 2)
         pid = process_called(run, name)
         os.kill(pid, signal.SIGSTOP)
@@ -40,6 +49,8 @@ async def test_a_process_that_was_frozen_loses_nothing_and_doubles_nothing(tmp_p
         run.process.send_signal(signal.SIGINT)
         assert await run.ended() == 130, run.output
         numbers = [line["update"] for line in run.updates()]
-        assert numbers == list(range(1, len(numbers) + 1)) and run.summary()["updates"] == len(numbers)
+        assert numbers == list(range(1, len(numbers) + 1)) and run.summary()["updates"] == len(
+            numbers
+        )
         keys = [t.key for t in run.trajectories() if not t.key.evaluation]
         assert len(keys) == len(set(keys)) and run.summary()["dropped"].keys() <= {"cancelled"}

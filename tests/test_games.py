@@ -1,4 +1,5 @@
-"""Games of other libraries behind our interface: TextArena's and Gymnasium's, one of each played to its end."""
+"""Games of other libraries behind our interface: TextArena's and Gymnasium's, one of each played to
+its end."""
 
 from __future__ import annotations
 
@@ -23,9 +24,12 @@ from envs.games.textarena import TextArena
 from envs.registry import make_environment
 
 
-def played(environment: Environment, index: int, actions: list[str]) -> list[tuple[str, float, bool, bool]]:
+def played(
+    environment: Environment, index: int, actions: list[str]
+) -> list[tuple[str, float, bool, bool]]:
     """(text, reward, done, success) of each step, until the game is over or the actions are."""
-    episode, steps = environment.start("train", index), []
+    episode = environment.start("train", index)
+    steps = []
     for action in actions:
         result = episode.step(action)
         steps.append((result.observation.text, result.reward, result.done, result.success))
@@ -45,7 +49,11 @@ def environment(request) -> Environment:
 def test_a_task_is_a_seed_that_no_other_task_of_either_split_has(environment):
     seeds = []
     environment.start_with = seeds.append
-    tasks = [(split, index) for split in ("train", "held_out") for index in range(environment.size(split))]
+    tasks = [
+        (split, index)
+        for split in ("train", "held_out")
+        for index in range(environment.size(split))
+    ]
     for split, index in tasks:
         environment.start(split, index)
     assert len(set(seeds)) == len(tasks)
@@ -55,7 +63,9 @@ def test_a_task_is_a_seed_that_no_other_task_of_either_split_has(environment):
         environment.start("held_out", 1000)
 
 
-@pytest.mark.parametrize(("name", "moves"), [("textarena", ["1", "2", "3"]), ("gymnasium", ["left", "left", "left"])])
+@pytest.mark.parametrize(
+    ("name", "moves"), [("textarena", ["1", "2", "3"]), ("gymnasium", ["left", "left", "left"])]
+)
 def test_an_episode_ends_when_its_turns_are_used_up_and_is_over_then(name: str, moves: list[str]):
     assert not played(make_environment(name), 0, moves)[-1][2], "the game itself goes on"
     episode = make_environment(name, max_turns=2).start("train", 0)
@@ -73,20 +83,32 @@ def test_the_prompt_has_the_rules_the_past_and_what_can_be_done():
     view.record("right", episode.step("right").observation)
     assert lake.prompt(view).splitlines() == [
         episode.task,
-        "[S]FFF", "FHFH", "FFFH", "HFFG", "Step 1: right",
-        "(Right)", "S[F]FF", "FHFH", "FFFH", "HFFG",
+        "[S]FFF",
+        "FHFH",
+        "FFFH",
+        "HFFG",
+        "Step 1: right",
+        "(Right)",
+        "S[F]FF",
+        "FHFH",
+        "FFFH",
+        "HFFG",
         "Actions: left; down; right; up",
         "Step 2: Answer with <think>your reasoning</think><action>one of the actions</action>",
-    ]  # fmt: skip
+    ]
 
 
 def test_a_free_action_keeps_its_case_and_a_listed_one_is_matched_in_any(environment):
     said = environment.parse("<think>I move.</think> <action> B2 up </action>", ())
     assert (said.action, said.valid) == ("B2 up", True)
     assert not environment.parse("<think>I move.</think><action></action>", ()).valid
-    assert not environment.parse("<think>I move.</think><action>jump</action>", ("left", "right")).valid
+    assert not environment.parse(
+        "<think>I move.</think><action>jump</action>", ("left", "right")
+    ).valid
     assert environment.parse(environment.respond("I move.", "left"), ("left", "right")).valid
-    assert environment.parse("<think>I move.</think><action>LEFT</action>", ("left", "right")) == ParsedAction("left", True)
+    assert environment.parse(
+        "<think>I move.</think><action>LEFT</action>", ("left", "right")
+    ) == ParsedAction("left", True)
 
 
 def test_actions_named_by_the_user_are_those_that_are_executed():
@@ -115,12 +137,21 @@ def test_what_is_shown_by_a_color_is_written(drawn: str, read: str):
     assert readable(drawn) == read
 
 
-@given(st.lists(st.tuples(st.sampled_from(["", "31", "41", "42", "34;1"]), st.text("ab|\n", min_size=1, max_size=3)), max_size=6))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["", "31", "41", "42", "34;1"]),
+            st.text("ab|\n", min_size=1, max_size=3),
+        ),
+        max_size=6,
+    )
+)
 def test_no_color_is_lost_and_no_letter_changed(stretches):
     drawn = "".join(f"\x1b[{style}m{text}\x1b[0m" if style else text for style, text in stretches)
     marks = {"31": ("(", ")"), "41": ("[", "]"), "42": ("{", "}"), "34": ("<", ">"), "1": ("", "")}
     letters: dict[str, str] = {"": "", "31": "(", "41": "[", "42": "{", "34;1": "<"}
-    seen, within = [], ""
+    seen = []
+    within = ""
     for char in readable(drawn, marks):
         if char in "([{<":
             within = char
@@ -155,7 +186,9 @@ def test_a_number_is_guessed_by_what_textarena_says():
     environment = TextArena("GuessTheNumber-v0")
     episode = environment.start("held_out", 3)
     assert "between 1 and 20" in episode.task and episode.observation.text == ""
-    low, high, result = 1, 20, None
+    low = 1
+    high = 20
+    result = None
     while result is None or not result.done:
         result = episode.step(str((low + high) // 2))
         if result.observation.text == "The target number is lower.":
@@ -175,7 +208,8 @@ def test_games_are_the_same_whatever_else_draws_random_numbers_beside_them():
     environment = TextArena("2048-v0")
     moves = ["left", "up", "right", "down"] * 5
     alone = played(environment, 7, moves)
-    first, other = environment.start("train", 7), environment.start("train", 8)
+    first = environment.start("train", 7)
+    other = environment.start("train", 8)
     beside = []
     for move in moves:
         random.random()
@@ -185,7 +219,9 @@ def test_games_are_the_same_whatever_else_draws_random_numbers_beside_them():
     assert beside == alone != played(environment, 8, moves)
 
 
-@pytest.mark.parametrize("game", ["Countdown-v0", "Cryptarithm-v0", "Slitherlink-v0", "ThreeCardMonte-v0", "Sudoku-v0"])
+@pytest.mark.parametrize(
+    "game", ["Countdown-v0", "Cryptarithm-v0", "Slitherlink-v0", "ThreeCardMonte-v0", "Sudoku-v0"]
+)
 def test_a_move_against_the_rules_is_told_and_then_punished(game: str):
     steps = played(TextArena(game), 0, ["zzz", "zzz"])
     assert "invalid move" in steps[0][0] and not steps[0][2]
@@ -195,11 +231,14 @@ def test_a_move_against_the_rules_is_told_and_then_punished(game: str):
 class Odd(textarena.Env):
     """A game that cannot read letters, and never comes to an end with 0."""
 
-    reached, go_on = threading.Event(), threading.Event()
+    reached = threading.Event()
+    go_on = threading.Event()
 
     def reset(self, num_players, seed=None):
         self.state = textarena.SinglePlayerState(num_players=num_players, seed=seed)
-        self.state.reset(game_state={}, player_prompt_function=lambda player_id, game_state: "Say a number.")
+        self.state.reset(
+            game_state={}, player_prompt_function=lambda player_id, game_state: "Say a number."
+        )
 
     def step(self, action):
         number = int(action.strip("[]"))
@@ -238,10 +277,16 @@ def test_a_move_that_never_returns_holds_up_no_other_episode(odd):
 
 def test_what_a_game_lacks_is_said_in_words(monkeypatch: pytest.MonkeyPatch):
     def lacking(*_):
-        raise LookupError("\n" + "*" * 70 + "\n  Resource \x1b[93mwords\x1b[0m not found.\n  Please use the NLTK Downloader")
+        raise LookupError(
+            "\n"
+            + "*" * 70
+            + "\n  Resource \x1b[93mwords\x1b[0m not found.\n  Please use the NLTK Downloader"
+        )
 
     monkeypatch.setattr(TextArena, "start_with", lacking)
-    with pytest.raises(ValueError, match=r"GuessTheNumber-v0 cannot be played here: Resource words not found\.$"):
+    with pytest.raises(
+        ValueError, match=r"GuessTheNumber-v0 cannot be played here: Resource words not found\.$"
+    ):
         TextArena()
 
 
@@ -251,7 +296,10 @@ def test_the_random_state_of_the_process_is_left_alone():
     assert random.getstate() == before
 
 
-@pytest.mark.parametrize(("game", "message"), [("Goh-v0", "has no game 'Goh-v0'"), ("Chess-v0", "Chess-v0 cannot be played here")])
+@pytest.mark.parametrize(
+    ("game", "message"),
+    [("Goh-v0", "has no game 'Goh-v0'"), ("Chess-v0", "Chess-v0 cannot be played here")],
+)
 def test_a_game_that_cannot_be_played_alone_is_refused(game: str, message: str):
     with pytest.raises(ValueError, match=rf"textarena\.game: .*{message}"):
         TextArena(game)
@@ -261,18 +309,30 @@ def test_a_game_that_cannot_be_played_alone_is_refused(game: str, message: str):
 
 
 def test_a_frozen_lake_is_crossed():
-    steps = played(Gymnasium(arguments=["is_slippery=false"]), 0, ["down", "down", "right", "right", "down", "right"])
+    steps = played(
+        Gymnasium(arguments=["is_slippery=false"]),
+        0,
+        ["down", "down", "right", "right", "down", "right"],
+    )
     assert steps[0][0] == "(Down)\nSFFF\n[F]HFH\nFFFH\nHFFG"
     assert [step[1:] for step in steps] == 5 * [(0.0, False, False)] + [(1.0, True, True)]
 
 
 def test_a_cliff_is_walked_along_at_a_cost_of_a_point_a_step():
-    steps = played(Gymnasium("CliffWalking-v1", arguments=["is_slippery=false"]), 0, ["up", *["right"] * 11, "down"])
+    steps = played(
+        Gymnasium("CliffWalking-v1", arguments=["is_slippery=false"]),
+        0,
+        ["up", *["right"] * 11, "down"],
+    )
     assert [step[1:] for step in steps] == 12 * [(-1.0, False, False)] + [(-1.0, True, True)]
 
 
 def test_falling_through_the_ice_ends_the_game_without_success():
-    assert played(Gymnasium(arguments=["is_slippery=false"]), 0, ["down", "right"])[-1][1:] == (0.0, True, False)
+    assert played(Gymnasium(arguments=["is_slippery=false"]), 0, ["down", "right"])[-1][1:] == (
+        0.0,
+        True,
+        False,
+    )
 
 
 def test_a_game_that_ends_with_the_last_turn_is_not_cut_off():
@@ -302,7 +362,9 @@ def test_the_same_seed_slips_alike():
 def test_what_does_not_draw_itself_is_written_out():
     environment = Gymnasium("Blackjack-v1")
     episode = environment.start("train", 0)
-    assert re.fullmatch(r"\(.*\d+.*, .*\d+.*, .*\d.*\)", episode.observation.text) and episode.observation.admissible == ("stick", "hit")
+    assert re.fullmatch(
+        r"\(.*\d+.*, .*\d+.*, .*\d.*\)", episode.observation.text
+    ) and episode.observation.admissible == ("stick", "hit")
     assert episode.step("stick").done
 
 
@@ -333,7 +395,10 @@ def test_games_that_read_and_write_text_are_played_as_they_are():
         ({"id": "Pendulum-v1"}, r"gymnasium\.id: an action of Pendulum-v1 is neither"),
         ({"arguments": ["slippery"]}, r"gymnasium\.arguments: 'slippery' is not of the form"),
         ({"arguments": ["colour=red"]}, r"gymnasium\.id: FrozenLake-v1 cannot be made.*colour"),
-        ({"arguments": ["map_name=null"]}, r"gymnasium\.arguments: FrozenLake-v1 begins differently each time with the same seed"),
+        (
+            {"arguments": ["map_name=null"]},
+            r"gymnasium\.arguments: FrozenLake-v1 begins differently each time with the same seed",
+        ),
         ({"actions": ["left", "right"]}, r"gymnasium\.actions: FrozenLake-v1 has 4 actions, and 2"),
     ],
 )
@@ -348,7 +413,8 @@ def test_settings_that_do_not_fit_are_refused_by_name(settings: dict, message: s
 class Held(gymnasium.Env):
     """Counts how many of its kind are open."""
 
-    action_space, observation_space = spaces.Discrete(2), spaces.Text(100)
+    action_space = spaces.Discrete(2)
+    observation_space = spaces.Text(100)
     open = 0
 
     def __init__(self) -> None:
@@ -368,7 +434,8 @@ def test_gymnasium_games_are_closed_whether_or_not_they_were_played_to_their_end
     gymnasium.register("Held-v0", entry_point=Held, disable_env_checker=True)
     environment = make_environment("gymnasium", id="Held-v0", max_turns=2)
     assert Held.open == 0, "those that it is tried out with"
-    left, ended = environment.start("train", 0, 5), environment.start("train", 1, 6)
+    left = environment.start("train", 0, 5)
+    ended = environment.start("train", 1, 6)
     ended.step("0"), ended.step("1")
     left.close(), ended.close()
     assert Held.open == 0
@@ -377,7 +444,8 @@ def test_gymnasium_games_are_closed_whether_or_not_they_were_played_to_their_end
 def test_a_textarena_game_is_closed_once_whether_or_not_it_was_played_to_its_end():
     environment = make_environment("textarena")
     for turns in (0, 40):
-        episode, closed = environment.start("train", 3), []
+        episode = environment.start("train", 3)
+        closed = []
         close = episode._env.close
         episode._env.close = lambda close=close, closed=closed: (closed.append(1), close())[1]
         for _ in range(turns):

@@ -18,15 +18,28 @@ from learner.data.groups import FIRST_EPISODES, GroupBuffer, NothingPlayable
 from protocol.messages import DropReason, EpisodeKey, Trajectory, Turn
 
 
-def trajectory(group: int, member: int, dropped: DropReason | None = None, evaluation: bool = False, attempt: int = 0) -> Trajectory:
+def trajectory(
+    group: int,
+    member: int,
+    dropped: DropReason | None = None,
+    evaluation: bool = False,
+    attempt: int = 0,
+) -> Trajectory:
     return Trajectory(
-        key=EpisodeKey(group, member, evaluation), attempt=attempt, task_index=0, task_type="t", task="", success=True, turns=[],
+        key=EpisodeKey(group, member, evaluation),
+        attempt=attempt,
+        task_index=0,
+        task_type="t",
+        task="",
+        success=True,
+        turns=[],
         dropped=dropped,
-    )  # fmt: skip
+    )
 
 
 def play(buffer: GroupBuffer, arrivals: list[Trajectory], groups_per_batch: int) -> Counter:
-    """All are taken in and trained on as far as that goes; what updates tell of the dropped ones."""
+    """All are taken in and trained on as far as that goes; what updates tell of the dropped
+    ones."""
     told = Counter()
     for arrival in arrivals:
         buffer.add(arrival)
@@ -44,11 +57,16 @@ def fill(buffer: GroupBuffer, group: int, dropped: int = 0) -> None:
 def failed(number: int, evaluation: bool) -> Trajectory:
     """Episode `number`, in groups of four if it is one of training."""
     key = (0, number) if evaluation else divmod(number, 4)
-    return msgspec.structs.replace(trajectory(*key, DropReason.ENV_ERROR, evaluation), detail="KeyError: 'x' (game.py:7 in step)")
+    return msgspec.structs.replace(
+        trajectory(*key, DropReason.ENV_ERROR, evaluation),
+        detail="KeyError: 'x' (game.py:7 in step)",
+    )
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
-def test_an_environment_none_of_whose_first_episodes_can_be_played_ends_the_run_with_that_reason(evaluation: bool):
+def test_an_environment_none_of_whose_first_episodes_can_be_played_ends_the_run_with_that_reason(
+    evaluation: bool,
+):
     buffer = GroupBuffer(group_size=4)
     for number in range(FIRST_EPISODES):
         buffer.check_playable()
@@ -58,7 +76,9 @@ def test_an_environment_none_of_whose_first_episodes_can_be_played_ends_the_run_
 
 
 @given(st.integers(0, FIRST_EPISODES - 1), st.booleans())
-def test_one_of_the_first_episodes_that_is_played_lets_the_run_go_on_however_many_fail_before_it_comes(played: int, evaluation: bool):
+def test_one_of_the_first_episodes_that_is_played_lets_the_run_go_on_however_many_fail_before_it_comes(
+    played: int, evaluation: bool
+):
     buffer = GroupBuffer(group_size=4)
     for number in range(3 * FIRST_EPISODES):
         if number != played:
@@ -75,17 +95,25 @@ def test_groups_leave_in_order_of_admission_whatever_the_order_of_arrival():
 
 
 def test_kept_tokens_of_what_is_dropped_are_counted_once():
-    """Of an episode that failed after a turn, of the only one left of its group, and of what waits when the run ends; rejected tokens are
-    counted elsewhere."""
+    """Of an episode that failed after a turn, of the only one left of its group, and of what waits
+    when the run ends; rejected tokens are counted elsewhere."""
     seven, two = (msgspec.structs.replace(NOTHING, tokens=bytes(4 * count)) for count in (7, 2))
-    turn = Turn(prompt=b"", kept=seven, rejected=[two], reward=0.0, valid=True, anchor="", action="")
+    turn = Turn(
+        prompt=b"", kept=seven, rejected=[two], reward=0.0, valid=True, anchor="", action=""
+    )
     buffer = GroupBuffer(group_size=2)
-    for group, member, dropped in ((0, 0, DropReason.ENV_ERROR), (0, 1, None), (1, 0, None), (1, 1, None), (2, 0, None)):
+    for group, member, dropped in (
+        (0, 0, DropReason.ENV_ERROR),
+        (0, 1, None),
+        (1, 0, None),
+        (1, 1, None),
+        (2, 0, None),
+    ):
         buffer.add(msgspec.structs.replace(trajectory(group, member, dropped), turns=[turn]))
     buffer.advance()
     assert buffer.take_dropped()["wasted_dropped"] == 14
     buffer.take(1)
-    assert buffer.cancel_rest()["wasted_dropped"] == 7
+    assert buffer.cancel_remaining()["wasted_dropped"] == 7
 
 
 def test_a_batch_waits_for_its_first_group_even_if_later_ones_are_complete():
@@ -108,17 +136,28 @@ def test_an_episode_that_arrives_twice_counts_once():
 def test_an_episode_that_was_played_to_its_end_takes_the_place_of_the_word_that_it_was_cancelled():
     buffer = GroupBuffer(group_size=2)
     assert buffer.add(trajectory(0, 0, DropReason.CANCELLED)) and buffer.add(trajectory(0, 0))
-    assert not buffer.add(trajectory(0, 0)) and not buffer.add(trajectory(0, 0, DropReason.CANCELLED))
+    assert not buffer.add(trajectory(0, 0)) and not buffer.add(
+        trajectory(0, 0, DropReason.CANCELLED)
+    )
     fill(buffer, 0)
     buffer.advance()
     assert [len(group) for group in buffer.take(1)[1]] == [2] and not buffer.take_dropped()
 
 
 def test_groups_whose_returns_are_equal_are_left_out_where_that_is_asked_for():
-    buffer, unfiltered = GroupBuffer(group_size=2, filter_groups=True), GroupBuffer(group_size=2)
+    buffer = GroupBuffer(group_size=2, filter_groups=True)
+    unfiltered = GroupBuffer(group_size=2)
     for group, rewards in enumerate([(0.0, 0.0), (0.0, 10.0), (10.0, 10.0)]):
         for member, reward in enumerate(rewards):
-            turn = Turn(prompt=b"", kept=NOTHING, rejected=[], reward=reward, valid=True, anchor="", action="")
+            turn = Turn(
+                prompt=b"",
+                kept=NOTHING,
+                rejected=[],
+                reward=reward,
+                valid=True,
+                anchor="",
+                action="",
+            )
             played = msgspec.structs.replace(trajectory(group, member), turns=[turn])
             buffer.add(played), unfiltered.add(played)
     assert buffer.advance() == [0, 2] and buffer.take(1)[0] == [1]
@@ -143,10 +182,20 @@ def test_a_group_with_fewer_than_two_members_is_dropped_at_once():
 
 def test_of_each_reason_to_fail_what_the_first_episode_says_is_kept_on_a_line():
     buffer = GroupBuffer(group_size=4)
-    said = [("cancelled", "over"), ("env_error", "no\nroom"), ("env_error", "others"), ("actor_lost", 1000 * "a")]
+    said = [
+        ("cancelled", "over"),
+        ("env_error", "no\nroom"),
+        ("env_error", "others"),
+        ("actor_lost", 1000 * "a"),
+    ]
     for member, (reason, detail) in enumerate(said):
-        buffer.add(msgspec.structs.replace(trajectory(0, member, DropReason(reason)), detail=detail))
-    assert buffer.failures.keys() == {"env_error", "actor_lost"} and buffer.failures["env_error"] == f"{EpisodeKey(0, 1).id}: no room"
+        buffer.add(
+            msgspec.structs.replace(trajectory(0, member, DropReason(reason)), detail=detail)
+        )
+    assert (
+        buffer.failures.keys() == {"env_error", "actor_lost"}
+        and buffer.failures["env_error"] == f"{EpisodeKey(0, 1).id}: no room"
+    )
     assert len(buffer.failures["actor_lost"]) < 400
 
 
@@ -159,36 +208,44 @@ def test_an_evaluation_is_complete_when_all_its_episodes_are_there():
 
 
 @given(st.integers(1, 4), st.integers(2, 4), st.integers(0, 6), st.randoms(), st.data())
-def test_invariant_3_every_episode_leaves_exactly_once(groups_per_batch, group_size, groups, rng: random.Random, data):
+def test_invariant_3_every_episode_leaves_exactly_once(
+    groups_per_batch, group_size, groups, rng: random.Random, data
+):
     """Trained on, or dropped with one reason, in any order of arrival and with any duplicates."""
     buffer = GroupBuffer(group_size)
     reasons = st.sampled_from([None, None, *DropReason])
     sent = [trajectory(g, m, data.draw(reasons)) for g in range(groups) for m in range(group_size)]
     arrivals = sent + [t for t in sent if rng.random() < 0.3]
     rng.shuffle(arrivals)
-    trained, dropped = [], Counter()
+    trained = []
+    dropped = Counter()
     for t in arrivals:
         buffer.add(t)
         buffer.advance()
         while (batch := buffer.take(groups_per_batch)) is not None:
             trained += [t.key for group in batch[1] for t in group]
             dropped += buffer.take_dropped()
-    dropped += buffer.cancel_rest()
+    dropped += buffer.cancel_remaining()
     assert len(trained) == len(set(trained))
     assert len(trained) + dropped.total() == len(sent)
 
 
 @given(st.integers(1, 3), st.integers(2, 3), st.integers(1, 6), st.integers(0, 20), st.data())
-def test_what_is_dropped_is_counted_once_whenever_a_run_is_resumed(groups_per_batch, group_size, groups, stop, data):
-    """The resumed one takes in again all groups that the checkpoint does not have, as from the log."""
+def test_what_is_dropped_is_counted_once_whenever_a_run_is_resumed(
+    groups_per_batch, group_size, groups, stop, data
+):
+    """The resumed one takes in again all groups that the checkpoint does not have, as from the
+    log."""
     reasons = st.sampled_from([None, *DropReason])
     sent = [trajectory(g, m, data.draw(reasons)) for g in range(groups) for m in range(group_size)]
     buffer = GroupBuffer(group_size)
     dropped = play(buffer, sent[:stop], groups_per_batch)
     resumed = GroupBuffer(group_size)
     resumed.resume(buffer.next_group, buffer.dropped(), buffer.trained_ahead, buffer.dropped_ahead)
-    dropped += play(resumed, sent, groups_per_batch) + resumed.cancel_rest()
-    assert dropped == (play(whole := GroupBuffer(group_size), sent, groups_per_batch) + whole.cancel_rest())
+    dropped += play(resumed, sent, groups_per_batch) + resumed.cancel_remaining()
+    assert dropped == (
+        play(whole := GroupBuffer(group_size), sent, groups_per_batch) + whole.cancel_remaining()
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,16 +253,27 @@ def test_what_is_dropped_is_counted_once_whenever_a_run_is_resumed(groups_per_ba
     [
         ("grpo", ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]), True),  # equal but for the last bit
         ("gigpo", ([0.1, 0.2, 0.3], [0.3, 0.2, 0.1]), False),  # but not what came of each state
-        ("gigpo", ([0.0, 10.0], [0.0, 0.0, 0.0, 10.0]), False),  # the same state, and the goal later
+        (
+            "gigpo",
+            ([0.0, 10.0], [0.0, 0.0, 0.0, 10.0]),
+            False,
+        ),  # the same state, and the goal later
         ("grpo", ([0.0, 10.0], [0.0, 0.0, 0.0, 10.0]), True),
         ("gigpo", ([0.0, 10.0], [0.0, 10.0]), True),
     ],
 )
-def test_groups_are_filtered_by_what_the_algorithm_compares(algorithm: str, rewards: tuple[list[float], ...], dropped: bool):
+def test_groups_are_filtered_by_what_the_algorithm_compares(
+    algorithm: str, rewards: tuple[list[float], ...], dropped: bool
+):
     buffer = GroupBuffer(2, True, LearnerSection(algorithm=algorithm))
     for member, own in enumerate(rewards):
         turns = [
-            msgspec.structs.replace(random_turn(np.random.default_rng(0), 300), reward=reward, valid=bool(k), anchor=f"state {k}")
+            msgspec.structs.replace(
+                random_turn(np.random.default_rng(0), 300),
+                reward=reward,
+                valid=bool(k),
+                anchor=f"state {k}",
+            )
             for k, reward in enumerate(own)
         ]
         buffer.add(Trajectory(EpisodeKey(0, member), 0, 0, "t", "t", True, turns))

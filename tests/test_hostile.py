@@ -1,4 +1,5 @@
-"""A run of real processes with somebody at each of its sockets who sends what nobody should: it goes on, and says so once."""
+"""A run of real processes with somebody at each of its sockets who sends what nobody should: it
+goes on, and says so once."""
 
 from __future__ import annotations
 
@@ -24,42 +25,85 @@ from protocol.messages import (
     EpisodeKey,
     Heartbeat,
     Lease,
-    Load,
+    LoadWeights,
     Revoked,
     ShardState,
     SignalFrame,
     Stats,
     Trajectory,
     TurnRequest,
-)  # fmt: skip
+)
 
 FIRST = EpisodeKey(0, 0)
 ABSURD = [
-    Credit(episodes=-5), Credit(episodes=10**15), EpisodeEnded(key=FIRST, attempt=0), EpisodeEnded(key=FIRST, attempt=-1),
+    Credit(episodes=-5),
+    Credit(episodes=10**15),
+    EpisodeEnded(key=FIRST, attempt=0),
+    EpisodeEnded(key=FIRST, attempt=-1),
     TurnRequest(key=FIRST, attempt=0, turn=0, prompt=pack([1, 2, 3], INT32)),
     TurnRequest(key=FIRST, attempt=0, turn=-(2**60), prompt=b"abc"),
     TurnRequest(key=EpisodeKey(2**62, -1, True), attempt=9, turn=1, prompt=pack([-1] * 10, INT32)),
-    Lease(key=FIRST, attempt=0, split="../..", task_index=-1, seed=-1), Heartbeat(loop_lag=float("nan"), asking=-1), Ack(keys=[FIRST]),
-    Trajectory(key=FIRST, attempt=0, task_index=0, task_type="", task="", success=True, turns=[], scores={"x": float("nan")}),
-    Trajectory(key=EpisodeKey(10**12, 0), attempt=0, task_index=0, task_type="", task="", success=True, turns=[]),
-    SignalFrame(
-        step=-1, turn_ids=["t0.0.0.0.0.0"] * 3, position=b"1", entropy=b"", confidence=b"", top_log_prob=b"", forced=b"", previous=b""
+    Lease(key=FIRST, attempt=0, split="../..", task_index=-1, seed=-1),
+    Heartbeat(loop_lag=float("nan"), asking=-1),
+    Ack(keys=[FIRST]),
+    Trajectory(
+        key=FIRST,
+        attempt=0,
+        task_index=0,
+        task_type="",
+        task="",
+        success=True,
+        turns=[],
+        scores={"x": float("nan")},
+    ),
+    Trajectory(
+        key=EpisodeKey(10**12, 0),
+        attempt=0,
+        task_index=0,
+        task_type="",
+        task="",
+        success=True,
+        turns=[],
     ),
     SignalFrame(
-        step=0, turn_ids=["t0.0.0.0.0.0"], position=pack([2**31 - 1], INT32), entropy=bytes(4), confidence=bytes(4), top_log_prob=bytes(4),
-        forced=bytes(4), previous=bytes(4),
+        step=-1,
+        turn_ids=["t0.0.0.0.0.0"] * 3,
+        position=b"1",
+        entropy=b"",
+        confidence=b"",
+        top_log_prob=b"",
+        forced=b"",
+        previous=b"",
+    ),
+    SignalFrame(
+        step=0,
+        turn_ids=["t0.0.0.0.0.0"],
+        position=pack([2**31 - 1], INT32),
+        entropy=bytes(4),
+        confidence=bytes(4),
+        top_log_prob=bytes(4),
+        forced=bytes(4),
+        previous=bytes(4),
     ),
     ShardState(shard=10**9, version=-(2**60), seconds=0.0, engines=[("", "", -1)], gauges={}),
-    ShardState(shard=1, version=2**60, seconds=float("nan"), engines=[], gauges={"generated_tokens": float("inf")}),
-    Load(version=2**60, checksum="none"), Revoked(leases=[(FIRST, -1)]),
+    ShardState(
+        shard=1,
+        version=2**60,
+        seconds=float("nan"),
+        engines=[],
+        gauges={"generated_tokens": float("inf")},
+    ),
+    LoadWeights(version=2**60, checksum="none"),
+    Revoked(leases=[(FIRST, -1)]),
     Stats(source="\x00", event="update", values={"update": float("nan"), "loss": "text"}),
     Stats(source="x" * 1000, event="nothing", values={"a": None}),
-]  # fmt: skip
+]
 """What decodes. Nobody who plays for the run sends any of it."""
 
 
 def frames(seed: int) -> Iterator[list[bytes]]:
-    """Messages of one or more frames, for ever: random, cut short, with bits flipped, of another schema, and absurd."""
+    """Messages of one or more frames, for ever: random, cut short, with bits flipped, of another
+    schema, and absurd."""
     chance = random.Random(seed)
     sound = [encode(message) for message in ABSURD]
     for number in itertools.count():
@@ -83,7 +127,8 @@ def frames(seed: int) -> Iterator[list[bytes]]:
 
 
 def asks(frame: bytes) -> bool:
-    """Whether it has become, by chance, what asks for episodes: who may join may keep them, for `actor.episode_seconds`."""
+    """Whether it has become, by chance, what asks for episodes: who may join may keep them, for
+    `actor.episode_seconds`."""
     try:
         return isinstance(message := decode(frame), Credit) and 0 < message.episodes <= MAX_CREDIT
     except BadFrame:
@@ -93,8 +138,14 @@ def asks(frame: bytes) -> bool:
 def attack(endpoints: dict[str, str | list[str]], over: Event) -> int:
     """Until `over`; the number of messages that were sent to each socket."""
     context = zmq.Context()
-    listening = {name: endpoints[name] for name in ("actors", "trajectories", "learner", "shards", "stats")}
-    listening |= {f"{name} {number}": one for name in ("turns", "signals") for number, one in enumerate(endpoints[name])}
+    listening = {
+        name: endpoints[name] for name in ("actors", "trajectories", "learner", "shards", "stats")
+    }
+    listening |= {
+        f"{name} {number}": one
+        for name in ("turns", "signals")
+        for number, one in enumerate(endpoints[name])
+    }
     sockets = {name: context.socket(zmq.DEALER) for name in listening}
     for name, socket in sockets.items():
         socket.set(zmq.LINGER, 0)
@@ -118,9 +169,13 @@ def attack(endpoints: dict[str, str | list[str]], over: Event) -> int:
 
 
 @pytest.mark.slow
-async def test_a_run_goes_on_whatever_is_sent_to_its_sockets(tmp_path: Path, small_policy: Path) -> None:
+async def test_a_run_goes_on_whatever_is_sent_to_its_sockets(
+    tmp_path: Path, small_policy: Path
+) -> None:
     over = Event()
-    async with running_small(tmp_path / "run", small_policy, run__updates="4", controller__shards="2") as run:
+    async with running_small(
+        tmp_path / "run", small_policy, run__updates="4", controller__shards="2"
+    ) as run:
         await run.until((run.directory / "job.json").exists)
         endpoints = json.loads((run.directory / "job.json").read_text())["endpoints"]
         attacker = asyncio.create_task(asyncio.to_thread(attack, endpoints, over))
@@ -136,5 +191,9 @@ async def test_a_run_goes_on_whatever_is_sent_to_its_sockets(tmp_path: Path, sma
     keys = [t.key for t in run.trajectories() if not t.key.evaluation]
     assert len(keys) == len(set(keys)) == 4 * 2 * 2
     for process in ("learner", "controller", "controller-1"):
-        warnings = [line for line in (run.directory / "logs" / f"{process}.log").read_text().splitlines() if "dropped a frame" in line]
+        warnings = [
+            line
+            for line in (run.directory / "logs" / f"{process}.log").read_text().splitlines()
+            if "dropped a frame" in line
+        ]
         assert 1 <= len(warnings) <= 5, "one line a peer"

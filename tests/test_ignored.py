@@ -1,4 +1,5 @@
-"""No setting of the loss is ignored without a word: for each algorithm and correction it changes something, or is refused."""
+"""No setting of the loss is ignored without a word: for each algorithm and correction it changes
+something, or is refused."""
 
 import re
 from pathlib import Path
@@ -11,24 +12,47 @@ from learner_fixtures import small_config
 
 import learner
 from config import ConfigError, LearnerSection
-from learner.advantages import ESTIMATORS, VALUED, EpisodeReturns, GroupReturns
+from learner.advantages import ESTIMATORS, NEEDS_CRITIC, EpisodeReturns, GroupReturns
 from learner.advantages.gae import judged
 from learner.losses import CORRECTIONS, Tokens
 from supervisor.ignored import USES, check_used
 
 OTHERS = {
-    "normalise": False, "statistics": "episode", "discount": 0.5, "anchor_similarity": 0.5, "step_weight": 0.5, "gae_lambda": 0.5,
-    "vtrace_rho": 0.5, "vtrace_c": 0.5, "clip_low": 0.1, "clip_high": 0.4, "tis_cap": 1.2, "mis_low": 0.1, "mis_high": 9.0,
-    "mis_level": "turn", "invalid_penalty": 0.5,
-}  # fmt: skip
+    "normalise": False,
+    "statistics": "episode",
+    "discount": 0.5,
+    "anchor_similarity": 0.5,
+    "step_weight": 0.5,
+    "gae_lambda": 0.5,
+    "vtrace_rho": 0.5,
+    "vtrace_c": 0.5,
+    "clip_low": 0.1,
+    "clip_high": 0.4,
+    "tis_cap": 1.2,
+    "mis_low": 0.1,
+    "mis_high": 9.0,
+    "mis_level": "turn",
+    "invalid_penalty": 0.5,
+}
 """Setting of advantages or corrections -> a value that is not its default."""
 
-COMBINATIONS = [(name, other) for name in ESTIMATORS for other in CORRECTIONS if other != "vtrace" or name in VALUED]
+COMBINATIONS = [
+    (name, other)
+    for name in ESTIMATORS
+    for other in CORRECTIONS
+    if other != "vtrace" or name in NEEDS_CRITIC
+]
 
 
 def episode(rewards: list[float], anchors: list[str], rng: np.random.Generator) -> EpisodeReturns:
     count = len(rewards)
-    return EpisodeReturns(np.array(rewards), rng.random(count) < 0.5, anchors, rng.normal(size=count), rng.normal(size=count))
+    return EpisodeReturns(
+        np.array(rewards),
+        rng.random(count) < 0.5,
+        anchors,
+        rng.normal(size=count),
+        rng.normal(size=count),
+    )
 
 
 def batch() -> list[GroupReturns]:
@@ -38,20 +62,29 @@ def batch() -> list[GroupReturns]:
         episode([0.0, 0.0, 2.0], ["a b", "a c", "a d"], rng),
         episode([0.5], ["a b"], rng),
     ]
-    second = [episode([3.0, 0.0], ["e", "f g"], rng), episode([0.0, 0.0, 0.0, 1.0], ["e", "f h", "e", "i"], rng)]
+    second = [
+        episode([3.0, 0.0], ["e", "f g"], rng),
+        episode([0.0, 0.0, 0.0, 1.0], ["e", "f h", "e", "i"], rng),
+    ]
     return [GroupReturns(first), GroupReturns(second)]
 
 
 def outcome(settings: LearnerSection) -> list[np.ndarray]:
     """All that is computed with settings of the loss, of data that reach every bound."""
     groups = batch()
-    found = [advantages for group in ESTIMATORS[settings.algorithm](groups, settings) for advantages in group]
-    if settings.algorithm in VALUED:
+    found = [
+        advantages
+        for group in ESTIMATORS[settings.algorithm](groups, settings)
+        for advantages in group
+    ]
+    if settings.algorithm in NEEDS_CRITIC:
         found += [judged(episode, settings)[1] for group in groups for episode in group.episodes]
     log_pi = torch.linspace(-4.0, -0.5, 40, dtype=torch.float64)
     log_r = torch.linspace(-1.5, 1.5, 40, dtype=torch.float64)
     advantage = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(20)
-    tokens = Tokens(log_pi, log_pi - log_r, log_pi - log_r.flip(0) / 2, advantage, torch.arange(40) // 4, 10)
+    tokens = Tokens(
+        log_pi, log_pi - log_r, log_pi - log_r.flip(0) / 2, advantage, torch.arange(40) // 4, 10
+    )
     return found + [values.numpy() for values in CORRECTIONS[settings.correction](tokens, settings)]
 
 
@@ -64,40 +97,59 @@ def refused(settings: LearnerSection) -> str:
 
 
 @pytest.mark.parametrize(("algorithm", "correction"), COMBINATIONS)
-def test_each_setting_of_the_loss_changes_what_is_computed_or_is_refused(algorithm: str, correction: str):
+def test_each_setting_of_the_loss_changes_what_is_computed_or_is_refused(
+    algorithm: str, correction: str
+):
     usual = small_config(learner__algorithm=algorithm, learner__correction=correction).learner
     before = outcome(usual)
     for name, value in OTHERS.items():
         value = not usual.normalise if name == "normalise" else value
         settings = msgspec.structs.replace(usual, **{name: value})
-        changed = any(not np.array_equal(a, b) for a, b in zip(before, outcome(settings), strict=True))
+        changed = any(
+            not np.array_equal(a, b) for a, b in zip(before, outcome(settings), strict=True)
+        )
         message = refused(settings)
         assert changed != bool(message), (name, message)
         assert not message or (f"learner.{name}" in message and algorithm in message)
 
 
 def test_each_setting_that_advantages_and_corrections_read_is_in_this_test():
-    sources = [path for part in ("advantages", "losses") for path in (Path(learner.__file__).parent / part).glob("*.py")]
+    sources = [
+        path
+        for part in ("advantages", "losses")
+        for path in (Path(learner.__file__).parent / part).glob("*.py")
+    ]
     read = {name for path in sources for name in re.findall(r"\bsettings\.(\w+)", path.read_text())}
     assert read - {"correction"} == set(OTHERS)
-    assert set(USES) - set(OTHERS) == {"filter_groups", "value_learning_rate", "reference_every", "lora_alpha"}
+    assert set(USES) - set(OTHERS) == {
+        "filter_groups",
+        "value_learning_rate",
+        "reference_every",
+        "lora_alpha",
+    }
 
 
 @pytest.mark.parametrize("statistics", ["turn", "episode"])
 @pytest.mark.parametrize("algorithm", ESTIMATORS)
-def test_groups_are_filtered_only_where_a_group_of_equal_returns_teaches_nothing(algorithm: str, statistics: str):
+def test_groups_are_filtered_only_where_a_group_of_equal_returns_teaches_nothing(
+    algorithm: str, statistics: str
+):
     rng = np.random.default_rng(0)
     equal = GroupReturns([episode([7.0], ["x"], rng), episode([7.0], ["y"], rng)])
     settings = LearnerSection(algorithm=algorithm, statistics=statistics, invalid_penalty=0.0)
     advantages = np.concatenate(ESTIMATORS[algorithm]([*batch(), equal], settings)[-1])
-    filtered = msgspec.structs.replace(settings, filter_groups=True, statistics="turn", normalise=algorithm != "rloo")
+    filtered = msgspec.structs.replace(
+        settings, filter_groups=True, statistics="turn", normalise=algorithm != "rloo"
+    )
     assert np.allclose(advantages, 0.0, atol=1e-12) == (refused(filtered) == "")
 
 
 @pytest.mark.parametrize("algorithm", ESTIMATORS)
 def test_the_value_heads_step_size_is_taken_where_there_is_a_value_head(algorithm: str):
     usual = small_config(learner__algorithm=algorithm).learner
-    assert (refused(msgspec.structs.replace(usual, value_learning_rate=0.1)) == "") == (algorithm in VALUED)
+    assert (refused(msgspec.structs.replace(usual, value_learning_rate=0.1)) == "") == (
+        algorithm in NEEDS_CRITIC
+    )
 
 
 @pytest.mark.parametrize(

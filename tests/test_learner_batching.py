@@ -11,7 +11,7 @@ from learner_fixtures import random_group, random_turn
 
 from config import ControlSection, LearnerSection
 from learner.data.batching import PART, collate, microbatches, minibatches, parts_by
-from learner.data.samples import Sample, samples_of
+from learner.data.samples import TrainingSample, build_samples
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
 from protocol.messages import DropReason, Span, StopReason
 
@@ -19,10 +19,10 @@ VOCABULARY = 50
 
 
 @st.composite
-def samples(draw) -> Sample:
+def samples(draw) -> TrainingSample:
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     length = draw(st.integers(1, 9))
-    return Sample(
+    return TrainingSample(
         prompt=rng.integers(1, VOCABULARY, draw(st.integers(1, 30)), dtype=np.int32),
         response=rng.integers(1, VOCABULARY, length, dtype=np.int32),
         mask=rng.random(length) < 0.7,
@@ -45,11 +45,19 @@ def test_microbatches_hold_every_trained_token_once(batch, budget):
     for micro in microbatches(batch, budget):
         assert micro.tokens.numel() <= budget or len(micro.tokens) == 1
         picked = micro.tokens[micro.rows, micro.columns]
-        seen += zip(picked.tolist(), micro.log_mu.tolist(), micro.age.tolist(), micro.advantage.tolist(), strict=True)
+        seen += zip(
+            picked.tolist(),
+            micro.log_mu.tolist(),
+            micro.age.tolist(),
+            micro.advantage.tolist(),
+            strict=True,
+        )
     expected = [
         (int(s.response[t]), float(s.log_mu[t]), int(s.age[t]), s.advantage)
-        for s in batch if s.advantage for t in np.flatnonzero(s.mask)
-    ]  # fmt: skip
+        for s in batch
+        if s.advantage
+        for t in np.flatnonzero(s.mask)
+    ]
     assert sorted(seen) == sorted(expected)
 
 
@@ -57,7 +65,8 @@ def test_microbatches_hold_every_trained_token_once(batch, budget):
 def test_no_other_parts_of_the_items_in_order_have_less_padding(lengths, budget):
     found = list(parts_by(lengths, lambda length: length, budget))
     assert [length for part in found for length in part] == sorted(lengths)
-    ordered, others = sorted(lengths), []
+    ordered = sorted(lengths)
+    others = []
     for cuts in itertools.product([False, True], repeat=max(0, len(lengths) - 1)):
         bounds = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(lengths)]
         parts = [ordered[a:b] for a, b in itertools.pairwise(bounds) if a < b]
@@ -70,14 +79,16 @@ def test_no_other_parts_of_the_items_in_order_have_less_padding(lengths, budget)
 def test_collate_pads_on_the_right(batch):
     micro = collate(batch)
     for row, sample in zip(micro.tokens.numpy(), batch, strict=True):
-        np.testing.assert_array_equal(row[: sample.length], np.concatenate([sample.prompt, sample.response]))
+        np.testing.assert_array_equal(
+            row[: sample.length], np.concatenate([sample.prompt, sample.response])
+        )
         assert not row[sample.length :].any()
     assert micro.padding == micro.tokens.numel() - sum(sample.length for sample in batch)
 
 
 def test_minibatches_are_a_partition_and_follow_the_seed():
     rng = np.random.default_rng(0)
-    turns = samples_of([random_group(rng, VOCABULARY, members=8)], 0, LearnerSection())
+    turns = build_samples([random_group(rng, VOCABULARY, members=8)], 0, LearnerSection())
     parts = minibatches(turns, 3, np.random.default_rng(1))
     again = minibatches(turns, 3, np.random.default_rng(1))
     assert sorted(id(s) for part in parts for s in part) == sorted(map(id, turns))
@@ -86,47 +97,56 @@ def test_minibatches_are_a_partition_and_follow_the_seed():
 
 
 def test_more_minibatches_than_samples_leave_none_empty():
-    turns = samples_of([random_group(np.random.default_rng(0), VOCABULARY, members=2)], 0, LearnerSection())
+    turns = build_samples(
+        [random_group(np.random.default_rng(0), VOCABULARY, members=2)], 0, LearnerSection()
+    )
     assert all(minibatches(turns, 100, np.random.default_rng(0)))
 
 
 def test_age_is_counted_token_by_token():
     group = random_group(np.random.default_rng(0), VOCABULARY, versions=(3, 5))
-    for sample in samples_of([group], 6, LearnerSection()):
+    for sample in build_samples([group], 6, LearnerSection()):
         half = len(sample.response) // 2
         assert set(sample.age[:half]) == {3} and set(sample.age[half:]) == {1}
 
 
 def test_tokens_of_weights_that_a_crash_has_lost_count_as_new():
     group = random_group(np.random.default_rng(0), VOCABULARY, versions=(7,))
-    assert all(not sample.age.any() for sample in samples_of([group], 6, LearnerSection()))
+    assert all(not sample.age.any() for sample in build_samples([group], 6, LearnerSection()))
 
 
 def test_dropped_episodes_leave_no_sample():
     group = random_group(np.random.default_rng(0), VOCABULARY)
     dropped = msgspec.structs.replace(group[0], dropped=DropReason.ENV_ERROR)
-    assert len(samples_of([[dropped, *group[1:]]], 0, LearnerSection())) == sum(len(e.turns) for e in group[1:])
+    assert len(build_samples([[dropped, *group[1:]]], 0, LearnerSection())) == sum(
+        len(e.turns) for e in group[1:]
+    )
 
 
 def test_log_prob_that_is_not_finite_is_not_trained_on():
-    tokens, log_probs = pack([1, 2, 3], INT32), pack([-1.0, float("nan"), float("-inf")], FLOAT32)
+    tokens = pack([1, 2, 3], INT32)
+    log_probs = pack([-1.0, float("nan"), float("-inf")], FLOAT32)
     group = replace_turn(
         random_group(np.random.default_rng(0), VOCABULARY),
-        tokens=tokens, log_probs=log_probs, mask=pack([1, 1, 1], UINT8), spans=[Span(0, 3, 0)],
-    )  # fmt: skip
-    assert samples_of([group], 0, LearnerSection())[0].mask.tolist() == [True, False, False]
+        tokens=tokens,
+        log_probs=log_probs,
+        mask=pack([1, 1, 1], UINT8),
+        spans=[Span(0, 3, 0)],
+    )
+    assert build_samples([group], 0, LearnerSection())[0].mask.tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize("changes", [{"mask": b"\1"}, {"spans": []}, {"spans": [Span(0, 1, 0)]}])
 def test_turn_that_does_not_fit_together_is_named(changes):
     group = replace_turn(random_group(np.random.default_rng(0), VOCABULARY), **changes)
     with pytest.raises(ValueError, match=r"episode t0\.0, turn 0"):
-        samples_of([group], 0, LearnerSection())
+        build_samples([group], 0, LearnerSection())
 
 
 def test_prompt_and_response_arrive_unchanged():
     group = random_group(np.random.default_rng(0), VOCABULARY)
-    turn, sample = group[0].turns[0], samples_of([group], 0, LearnerSection())[0]
+    turn = group[0].turns[0]
+    sample = build_samples([group], 0, LearnerSection())[0]
     np.testing.assert_array_equal(sample.prompt, unpack(turn.prompt, INT32))
     np.testing.assert_array_equal(sample.response, unpack(turn.kept.tokens, INT32))
 
@@ -135,16 +155,23 @@ def test_turns_without_a_valid_action_are_left_out_in_mode_void():
     group = random_group(np.random.default_rng(0), VOCABULARY, members=12)
     turns = [turn for episode in group for turn in episode.turns]
     assert 0 < sum(turn.valid for turn in turns) < len(turns)
-    kept = samples_of([group], 0, LearnerSection(), ControlSection(mode="void"))
-    whole = samples_of([group], 0, LearnerSection())
+    kept = build_samples([group], 0, LearnerSection(), ControlSection(mode="void"))
+    whole = build_samples([group], 0, LearnerSection())
     valid = [sample for sample, turn in zip(whole, turns, strict=True) if turn.valid]
-    assert [(s.response.tolist(), s.advantage) for s in kept] == [(s.response.tolist(), s.advantage) for s in valid]
+    assert [(s.response.tolist(), s.advantage) for s in kept] == [
+        (s.response.tolist(), s.advantage) for s in valid
+    ]
 
 
 def test_turns_that_the_budget_cut_off_are_left_out_if_that_is_asked_for_and_change_no_other_advantage():
     rng = np.random.default_rng(0)
     group = random_group(rng, 300)
-    cut = msgspec.structs.replace(group[0].turns[0], kept=msgspec.structs.replace(group[0].turns[0].kept, stop=StopReason.LENGTH))
+    cut = msgspec.structs.replace(
+        group[0].turns[0],
+        kept=msgspec.structs.replace(group[0].turns[0].kept, stop=StopReason.LENGTH),
+    )
     group[0] = msgspec.structs.replace(group[0], turns=[cut, *group[0].turns[1:]])
-    kept, skipped = (samples_of([group], 0, LearnerSection(truncated=name)) for name in ("train", "skip"))
+    kept, skipped = (
+        build_samples([group], 0, LearnerSection(truncated=name)) for name in ("train", "skip")
+    )
     assert [sample.advantage for sample in skipped] == [sample.advantage for sample in kept[1:]]

@@ -16,7 +16,7 @@ from learner import checkpoint, publish
 from learner.checkpoint_damage import describe_damage
 from learner.data.rollout_metrics import tokens_of
 from learner.model.policy import load_policy
-from learner.publish import Publisher, sha256_of
+from learner.publish import WeightWriter, sha256_of
 from learner.training import Training
 from learner.warm_start.tiny import build_tiny
 from telemetry.analysis.collapse import before_signs
@@ -49,31 +49,47 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("fsync", [False, True])
-def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_exactly_if_that_is_asked_for(job, monkeypatch, fsync):
-    config = msgspec.structs.replace(job.config, learner=msgspec.structs.replace(job.config.learner, fsync=fsync))
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_exactly_if_that_is_asked_for(
+    job, monkeypatch, fsync
+):
+    config = msgspec.structs.replace(
+        job.config, learner=msgspec.structs.replace(job.config.learner, fsync=fsync)
+    )
     training = Training.begin(msgspec.structs.replace(job, config=config), no_progress)
-    synced, before, rename = [], [], os.replace
+    synced = []
+    before = []
+    rename = os.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_ino))
     monkeypatch.setattr(os, "replace", lambda *names: (before.extend(synced), rename(*names)))
     written = training.checkpoint()
     whole = {path.stat().st_ino for path in (written, *written.rglob("*"))}
     assert set(before) == (whole if fsync else set())
-    assert set(synced) - whole == ({written.parent.stat().st_ino} if fsync else set()), "its name, after"
+    assert set(synced) - whole == ({written.parent.stat().st_ino} if fsync else set()), (
+        "its name, after"
+    )
 
 
 def test_restored_training_makes_the_very_same_updates(job):
     training = Training.begin(job, no_progress)
     training.update(groups(0))
     training.control = '{"eta": 1}'
-    taken_in = checkpoint.IntakeState(log_position=123, next_group=7, next_evaluation=2, dropped={"dropped_cancelled": 4})
+    taken_in = checkpoint.IntakeState(
+        log_position=123, next_group=7, next_evaluation=2, dropped={"dropped_cancelled": 4}
+    )
     training.checkpoint(taken_in)
     restored = Training.restore(job, no_progress)
     assert restored.update_number == 1
-    assert restored.tokens == training.tokens == sum(tokens_of(episode) for group in groups(0) for episode in group) > 0
+    assert (
+        restored.tokens
+        == training.tokens
+        == sum(tokens_of(episode) for group in groups(0) for episode in group)
+        > 0
+    )
     assert restored.control == '{"eta": 1}'
     assert restored.intake_state == taken_in
     for seed in (1, 2):
-        first, second = training.update(groups(seed)), restored.update(groups(seed))
+        first = training.update(groups(seed))
+        second = restored.update(groups(seed))
         assert first["loss"] == second["loss"] and same(weights(training), weights(restored))
 
 
@@ -86,7 +102,8 @@ def test_the_reference_policy_survives_a_resume(job):
     training.checkpoint()
     restored = Training.restore(job, no_progress)
     for seed in (1, 2):  # after the first of these, the policy becomes the reference
-        first, second = training.update(groups(seed)), restored.update(groups(seed))
+        first = training.update(groups(seed))
+        second = restored.update(groups(seed))
         assert first["kl_reference"] == second["kl_reference"] > 0
     assert same(weights(training), weights(restored))
 
@@ -96,8 +113,12 @@ def test_what_was_explored_survives_a_resume(job):
     training.update(groups(0))
     training.checkpoint()
     restored = Training.restore(job, no_progress)
-    first, second = training.update(groups(1)), restored.update(groups(1))
-    assert second["novel_pairs"] == first["novel_pairs"] < 1 and first["known_pairs"] == second["known_pairs"]
+    first = training.update(groups(1))
+    second = restored.update(groups(1))
+    assert (
+        second["novel_pairs"] == first["novel_pairs"] < 1
+        and first["known_pairs"] == second["known_pairs"]
+    )
 
 
 def test_the_value_head_survives_a_resume(job):
@@ -108,12 +129,15 @@ def test_the_value_head_survives_a_resume(job):
     training.checkpoint()
     restored = Training.restore(job, no_progress)
     for seed in (1, 2):
-        first, second = training.update(groups(seed)), restored.update(groups(seed))
+        first = training.update(groups(seed))
+        second = restored.update(groups(seed))
         assert first["value_loss"] == second["value_loss"] > 0
     assert same(weights(training), weights(restored))
 
 
-def test_a_sign_of_a_collapse_takes_training_back_to_the_checkpoint_before_it_with_smaller_steps(job, tmp_path):
+def test_a_sign_of_a_collapse_takes_training_back_to_the_checkpoint_before_it_with_smaller_steps(
+    job, tmp_path
+):
     settings = msgspec.structs.replace(job.config.learner, rollback=0.5)
     job = msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=settings))
     training = Training.begin(job, no_progress)
@@ -126,13 +150,18 @@ def test_a_sign_of_a_collapse_takes_training_back_to_the_checkpoint_before_it_wi
         assert training.watch({"ratio_p99": 1.0}) is None
     assert training.watch({"ratio_p99": 9.0}) == 3  # five updates and more ago
     assert same(weights(training), good) and training.update_number == 8
-    assert settings.max_staleness == 1 and [training.watch({"ratio_p99": 9.0}) for _ in range(2)] == [None, None]  # of the lost weights
-    assert checkpoint.latest(tmp_path).name == "000007", "killed here, a resumed run finds the sign again"
+    assert settings.max_staleness == 1 and [
+        training.watch({"ratio_p99": 9.0}) for _ in range(2)
+    ] == [None, None]  # of the lost weights
+    assert checkpoint.latest(tmp_path).name == "000007", (
+        "killed here, a resumed run finds the sign again"
+    )
     training.checkpoint()
     kept = sorted(path.name for path in checkpoint.checkpoints_dir(tmp_path).iterdir())
     assert kept == ["000001", "000003", "000007-collapsed", "000008"]
     restored = Training.restore(job, no_progress)
-    first, second = training.update(groups(9)), restored.update(groups(9))
+    first = training.update(groups(9))
+    second = restored.update(groups(9))
     assert first["learning_rate"] == second["learning_rate"] == 0.5 * settings.learning_rate
     assert same(weights(training), weights(restored))
 
@@ -155,8 +184,13 @@ def test_half_written_checkpoint_is_never_picked(job, tmp_path, monkeypatch):
     assert sorted(whole.parent.iterdir()) == [whole, after], "what was left of the half-written one"
 
 
-@pytest.mark.parametrize("library", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 267968 vs 267856")])
-def test_a_checkpoint_on_a_full_disk_says_where_and_leaves_the_last_good_one_alone(job, tmp_path, monkeypatch, library):
+@pytest.mark.parametrize(
+    "library",
+    [OSError(28, "No space left on device"), RuntimeError("unexpected pos 267968 vs 267856")],
+)
+def test_a_checkpoint_on_a_full_disk_says_where_and_leaves_the_last_good_one_alone(
+    job, tmp_path, monkeypatch, library
+):
     training = Training.begin(job, no_progress)
     whole = training.checkpoint()
     training.update(groups(0))
@@ -164,7 +198,9 @@ def test_a_checkpoint_on_a_full_disk_says_where_and_leaves_the_last_good_one_alo
     def full(*_):
         raise library
 
-    monkeypatch.setattr(checkpoint.torch, "save", full)  # what it raises depends on where the disk was full
+    monkeypatch.setattr(
+        checkpoint.torch, "save", full
+    )  # what it raises depends on where the disk was full
     with pytest.raises(OSError, match=r"000001 cannot be written: .* \(run\.dir; .* MB left\)"):
         training.checkpoint()
     assert list(whole.parent.iterdir()) == [whole] == [checkpoint.latest(tmp_path)]
@@ -206,18 +242,28 @@ def test_new_settings_hold_after_a_resume(job):
     assert Training.restore(changed, no_progress).update(groups(1))["learning_rate"] == 5e-5
 
 
-@pytest.mark.parametrize(("dtype", "stored"), [("bfloat16", torch.bfloat16), ("float32", torch.float32), ("auto", torch.float32)])
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [("bfloat16", torch.bfloat16), ("float32", torch.float32), ("auto", torch.float32)],
+)
 def test_published_weights_are_those_of_the_model(job, tmp_path, dtype, stored):
     model = load_policy(tmp_path / "policy")
     weights = written(tmp_path / "weights", model, 3, dtype)
-    published, checkpointed = load_file(weights.path), load_file(tmp_path / "policy" / "model.safetensors")
+    published = load_file(weights.path)
+    checkpointed = load_file(tmp_path / "policy" / "model.safetensors")
     assert published.keys() == checkpointed.keys()
-    assert all(torch.equal(published[name], model.state_dict()[name].to(stored)) for name in published)
-    assert (weights.version, weights.checksum, weights.size) == (3, sha256_of(weights.path), weights.path.stat().st_size)
+    assert all(
+        torch.equal(published[name], model.state_dict()[name].to(stored)) for name in published
+    )
+    assert (weights.version, weights.checksum, weights.size) == (
+        3,
+        sha256_of(weights.path),
+        weights.path.stat().st_size,
+    )
 
 
 def written(directory, model, version: int, dtype: str = "bfloat16"):
-    return Publisher(directory).write(publish.snapshot(model, version, dtype))
+    return WeightWriter(directory).write(publish.snapshot(model, version, dtype))
 
 
 def test_a_snapshot_is_of_the_weights_as_they_were(job, tmp_path):
@@ -227,7 +273,7 @@ def test_a_snapshot_is_of_the_weights_as_they_were(job, tmp_path):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
-    published = load_file(Publisher(tmp_path / "weights").write(snapshot).path)
+    published = load_file(WeightWriter(tmp_path / "weights").write(snapshot).path)
     assert all(torch.equal(tensor, before[name]) for name, tensor in published.items())
 
 
@@ -237,10 +283,14 @@ def test_a_snapshot_may_take_the_memory_of_one_that_has_been_written(job):
     pointers = {name: tensor.data_ptr() for name, tensor in first.tensors.items()}
     training.update(groups(0))
     training.spare = first
-    second, third = training.snapshot(), training.snapshot()
+    second = training.snapshot()
+    third = training.snapshot()
     assert {name: tensor.data_ptr() for name, tensor in second.tensors.items()} == pointers
     for found in (second, third):
-        assert all(torch.equal(tensor, training.model.state_dict()[name]) for name, tensor in found.tensors.items())
+        assert all(
+            torch.equal(tensor, training.model.state_dict()[name])
+            for name, tensor in found.tensors.items()
+        )
     assert second.version == 1 and not pointers.keys() - third.tensors.keys()
     assert all(third.tensors[name].data_ptr() != pointer for name, pointer in pointers.items())
 
@@ -260,9 +310,13 @@ def test_publishing_does_not_touch_the_model(job, tmp_path):
     assert same(before, model.state_dict())
 
 
-def test_weights_that_no_engine_has_loaded_stay_on_disk_however_far_the_learner_is_ahead(tmp_path: Path):
-    """With max_staleness 2 or more, it may make several updates while engines load one version; the file was gone when its turn came."""
-    publisher, weights = Publisher(tmp_path), {"weight": torch.zeros(1)}
+def test_weights_that_no_engine_has_loaded_stay_on_disk_however_far_the_learner_is_ahead(
+    tmp_path: Path,
+):
+    """With max_staleness 2 or more, it may make several updates while engines load one version; the
+    file was gone when its turn came."""
+    publisher = WeightWriter(tmp_path)
+    weights = {"weight": torch.zeros(1)}
     kept = lambda: sorted(int(path.stem[1:]) for path in tmp_path.iterdir())  # noqa: E731
     for version in range(7, 12):
         publisher.write(publish.Snapshot(version, weights))
@@ -287,7 +341,9 @@ def test_the_newest_checkpoints_stay_with_the_best_evaluated_one_and_every_so_ma
         training.checkpoint()
         training.note_evaluation(training.update_number, success)
     assert sorted(checkpoint.by_update(Path(job.run_dir))) == [2, 4, 6, 7]
-    assert sorted(path.name for path in checkpoint.checkpoints_dir(Path(job.run_dir)).iterdir()) == ["000002", "000004", "000006", "000007"]
+    assert sorted(
+        path.name for path in checkpoint.checkpoints_dir(Path(job.run_dir)).iterdir()
+    ) == ["000002", "000004", "000006", "000007"]
     training.checkpoint()
     assert Training.restore(job, no_progress).best == training.best == checkpoint.Evaluated(2, 0.7)
 
@@ -303,7 +359,9 @@ def test_after_a_resume_checkpoints_of_before_count_among_the_newest(job):
     restored = Training.restore(job, no_progress)
     restored.update(groups(3))
     restored.checkpoint()
-    assert sorted(checkpoint.by_update(Path(job.run_dir))) == [1, 3, 4], "the best one, and the two newest"
+    assert sorted(checkpoint.by_update(Path(job.run_dir))) == [1, 3, 4], (
+        "the best one, and the two newest"
+    )
 
 
 def test_a_checkpoint_knows_of_its_files_whether_they_are_as_they_were_written(job):
@@ -322,14 +380,19 @@ def test_with_rollback_the_checkpoint_that_it_goes_back_to_stays(job):
         training.update(groups(training.update_number))
         training.checkpoint()
         kept = checkpoint.by_update(Path(job.run_dir))
-        assert before_signs(training.update_number, range(1, training.update_number + 1)) in kept and len(kept) <= 6
+        assert (
+            before_signs(training.update_number, range(1, training.update_number + 1)) in kept
+            and len(kept) <= 6
+        )
 
 
 def test_a_checkpoint_of_the_same_weights_is_not_written_again_but_what_it_says(job):
     training = Training.begin(job, no_progress)
     training.update(groups(0))
     first = training.checkpoint()
-    before = {path: path.stat().st_mtime_ns for path in first.rglob("*.*") if path.name != "state.json"}
+    before = {
+        path: path.stat().st_mtime_ns for path in first.rglob("*.*") if path.name != "state.json"
+    }
     assert training.checkpoint(checkpoint.IntakeState(next_group=5)) == first
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert checkpoint.read_state(first).intake.next_group == 5

@@ -9,10 +9,18 @@ from learner.warm_start.induction import ROPE_THETA, start_with_induction
 
 def new_model(hidden: int, layers: int = 2, induction: bool = True) -> Qwen3ForCausalLM:
     config = Qwen3Config(
-        vocab_size=500, hidden_size=hidden, intermediate_size=3 * hidden, num_hidden_layers=layers, num_attention_heads=hidden // 32,
-        num_key_value_heads=hidden // 32, head_dim=32, tie_word_embeddings=True, initializer_range=hidden**-0.5,
-        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA}, attn_implementation="eager",
-    )  # fmt: skip
+        vocab_size=500,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 32,
+        head_dim=32,
+        tie_word_embeddings=True,
+        initializer_range=hidden**-0.5,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
+        attn_implementation="eager",
+    )
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(config).eval()
     if induction:
@@ -48,5 +56,8 @@ def test_the_first_head_looks_at_the_token_before():
 
 
 def test_a_single_layer_is_left_alone():
-    plain, treated = new_model(64, 1, induction=False), new_model(64, 1)
-    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), treated.parameters(), strict=True))
+    plain = new_model(64, 1, induction=False)
+    treated = new_model(64, 1)
+    assert all(
+        torch.equal(a, b) for a, b in zip(plain.parameters(), treated.parameters(), strict=True)
+    )

@@ -1,4 +1,5 @@
-"""What actors deliver: in the log before it is acknowledged, and taken in together where several wait."""
+"""What actors deliver: in the log before it is acknowledged, and taken in together where several
+wait."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ from protocol.messages import DropReason, EpisodeEnded, EpisodeKey, Message, Ref
 
 
 def flaw(message: Message) -> str:
-    return "" if isinstance(message, Trajectory) and message.key.group < 1000 else "not an episode that is being played"
+    return (
+        ""
+        if isinstance(message, Trajectory) and message.key.group < 1000
+        else "not an episode that is being played"
+    )
 
 
 class Bench:
@@ -28,7 +33,12 @@ class Bench:
 
     def __init__(self, directory: Path, context: zmq.asyncio.Context) -> None:
         self.path = directory / "log"
-        self.log, self.buffer, self.writes, self.wakes = EpisodeLog(self.path), GroupBuffer(group_size=2), [], 0
+        self.log, self.buffer, self.writes, self.wakes = (
+            EpisodeLog(self.path),
+            GroupBuffer(group_size=2),
+            [],
+            0,
+        )
         append = self.log.append
         self.log.append = lambda frames: self.writes.append(len(frames)) or append(frames)
         self.router, self.actor = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
@@ -44,12 +54,15 @@ class Bench:
             await self.actor.send(frame if isinstance(frame, bytes) else encode(frame))
 
     async def acknowledged(self, count: int) -> list[tuple[int, int]]:
-        """(Group, member) of so many acknowledged episodes, each of which stands in the log when that comes."""
+        """(Group, member) of so many acknowledged episodes, each of which stands in the log when
+        that comes."""
         keys: list[EpisodeKey] = []
         async with asyncio.timeout(5):
             while len(keys) < count:
                 together = decode(await self.actor.recv()).keys
-                assert set(together) <= {decode(frame).key for _, _, frame in read_records(self.path)}
+                assert set(together) <= {
+                    decode(frame).key for _, _, frame in read_records(self.path)
+                }
                 keys += together
         return [(key.group, key.member) for key in keys]
 
@@ -91,7 +104,9 @@ async def test_an_episode_that_comes_alone_is_acknowledged_at_once(running: Benc
 async def test_an_episode_that_is_known_is_acknowledged_and_not_logged_again(running: Bench):
     await running.deliver(trajectory(0, 0), trajectory(0, 0, attempt=1), trajectory(0, 1))
     assert await running.acknowledged(3) == [(0, 0), (0, 0), (0, 1)]
-    assert [decode(frame).attempt for _, _, frame in read_records(running.path)] == [0, 0] and len(running.intake.offsets) == 2
+    assert [decode(frame).attempt for _, _, frame in read_records(running.path)] == [0, 0] and len(
+        running.intake.offsets
+    ) == 2
 
 
 async def test_a_frame_that_cannot_be_read_costs_itself_alone(running: Bench):
@@ -99,17 +114,25 @@ async def test_a_frame_that_cannot_be_read_costs_itself_alone(running: Bench):
     assert await running.acknowledged(1) == [(0, 0)]
 
 
-async def test_what_is_refused_is_neither_logged_nor_acknowledged_and_who_sent_an_episode_is_told(running: Bench):
-    await running.deliver(trajectory(1000, 0), encode(EpisodeEnded(key=trajectory(0, 0).key, attempt=0)))
+async def test_what_is_refused_is_neither_logged_nor_acknowledged_and_who_sent_an_episode_is_told(
+    running: Bench,
+):
+    await running.deliver(
+        trajectory(1000, 0), encode(EpisodeEnded(key=trajectory(0, 0).key, attempt=0))
+    )
     await running.actor.send_multipart([encode(trajectory(0, 1)), b"more"])
     refusal = decode(await asyncio.wait_for(running.actor.recv(), 5))
-    assert refusal == Refused(key=trajectory(1000, 0).key, why="not an episode that is being played")
+    assert refusal == Refused(
+        key=trajectory(1000, 0).key, why="not an episode that is being played"
+    )
     await running.deliver(trajectory(0, 0))
     assert await running.acknowledged(1) == [(0, 0)]
     assert running.intake._reader.dropped == 3 and running.writes == [1]
 
 
-async def test_other_loops_get_their_turn_while_there_is_always_something_waiting(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+async def test_other_loops_get_their_turn_while_there_is_always_something_waiting(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(protocol.batched_router, "MOST_AT_ONCE", 1)
     await bench.deliver(*(trajectory(group, member) for group in range(50) for member in range(2)))
     turns = 0
@@ -126,13 +149,21 @@ async def test_other_loops_get_their_turn_while_there_is_always_something_waitin
     task.cancel()
 
 
-async def test_a_resumed_run_reads_the_log_from_the_first_episode_whose_group_has_not_left(running: Bench):
-    """Not from an evaluation's, nor from one that was dropped, however long ago; they would hold it at the beginning for ever."""
+async def test_a_resumed_run_reads_the_log_from_the_first_episode_whose_group_has_not_left(
+    running: Bench,
+):
+    """Not from an evaluation's, nor from one that was dropped, however long ago; they would hold it
+    at the beginning for ever."""
     failed = DropReason.ENV_ERROR
     sent = [
-        trajectory(0, 0, evaluation=True), trajectory(0, 0), trajectory(1, 0, failed), trajectory(1, 1, failed), trajectory(2, 0, failed),
-        trajectory(0, 1), trajectory(2, 1),
-    ]  # fmt: skip
+        trajectory(0, 0, evaluation=True),
+        trajectory(0, 0),
+        trajectory(1, 0, failed),
+        trajectory(1, 1, failed),
+        trajectory(2, 0, failed),
+        trajectory(0, 1),
+        trajectory(2, 1),
+    ]
     await running.deliver(*sent)
     await running.acknowledged(len(sent))
     begins = [begin for begin, _, _ in read_records(running.path)]

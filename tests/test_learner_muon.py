@@ -23,7 +23,8 @@ def test_orthogonal_keeps_singular_vectors_and_brings_singular_values_near_one(r
 
 def test_muon_fits_a_linear_map():
     torch.manual_seed(0)
-    target, weight = torch.randn(6, 4), torch.nn.Parameter(torch.zeros(6, 4))
+    target = torch.randn(6, 4)
+    weight = torch.nn.Parameter(torch.zeros(6, 4))
     optimizer = Muon([weight], lr=0.05)
     x = torch.randn(64, 4)
     first = ((x @ (weight - target).T) ** 2).mean().item()

@@ -6,19 +6,31 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from learner.model import qwen3
 
-SMALL = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "head_dim": 16}
+SMALL = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+}
 
 
 def policy(**changes) -> Qwen3ForCausalLM:
     torch.manual_seed(0)
-    return Qwen3ForCausalLM(Qwen3Config(**SMALL | {"num_key_value_heads": 4, "initializer_range": 0.2} | changes))
+    return Qwen3ForCausalLM(
+        Qwen3Config(**SMALL | {"num_key_value_heads": 4, "initializer_range": 0.2} | changes)
+    )
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}, {"attention_bias": True}, {"num_hidden_layers": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_key_value_heads": 2}, {"attention_bias": True}, {"num_hidden_layers": 1}]
+)
 def test_hidden_states_and_gradients_equal_those_of_transformers(changes):
     model = policy(**changes)
     tokens = torch.randint(0, 50, (5, 23))
-    rows, columns = torch.tensor([0, 0, 2, 4, 4]), torch.tensor([0, 7, 22, 3, 21])
+    rows = torch.tensor([0, 0, 2, 4, 4])
+    columns = torch.tensor([0, 7, 22, 3, 21])
     weights = torch.randn(5, 32)
     gradients = []
     for hidden in (
@@ -35,4 +47,6 @@ def test_hidden_states_and_gradients_equal_those_of_transformers(changes):
 def test_only_models_that_it_computes_are_taken():
     llama = LlamaForCausalLM(LlamaConfig(**SMALL))
     sliding = policy(use_sliding_window=True, sliding_window=4, max_window_layers=1)
-    assert qwen3.applies_to(policy()) and not qwen3.applies_to(llama) and not qwen3.applies_to(sliding)
+    assert (
+        qwen3.applies_to(policy()) and not qwen3.applies_to(llama) and not qwen3.applies_to(sliding)
+    )

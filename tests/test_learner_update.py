@@ -9,11 +9,11 @@ import torch
 from learner_fixtures import TURNS, random_group, small_config
 
 from learner.data.batching import collate
-from learner.data.samples import Sample, samples_of
+from learner.data.samples import TrainingSample, build_samples
 from learner.losses import CORRECTIONS
 from learner.model import qwen3
 from learner.model.policy import load_policy, log_probs
-from learner.update import Updater, share_over, step_size
+from learner.update import Updater, learning_rate_at, training_fraction
 from learner.warm_start.tiny import build_tiny, random_model, train_tokenizer
 
 CONFIG = small_config()
@@ -27,22 +27,34 @@ def model():
 
 
 def updater(model, temperature=1.0, seed=0, **settings) -> Updater:
-    return Updater(copy.deepcopy(model), msgspec.structs.replace(CONFIG.learner, **settings), temperature, seed)
+    return Updater(
+        copy.deepcopy(model), msgspec.structs.replace(CONFIG.learner, **settings), temperature, seed
+    )
 
 
-def batch(seed=0, groups=3, version=1) -> list[Sample]:
+def batch(seed=0, groups=3, version=1) -> list[TrainingSample]:
     rng = np.random.default_rng(seed)
-    return samples_of([random_group(rng, VOCABULARY, g, versions=(0, 1)) for g in range(groups)], version, CONFIG.learner)
+    return build_samples(
+        [random_group(rng, VOCABULARY, g, versions=(0, 1)) for g in range(groups)],
+        version,
+        CONFIG.learner,
+    )
 
 
 def change(before, after) -> float:
     """Largest difference of any weight."""
-    return max(float((a - b).detach().abs().max()) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    return max(
+        float((a - b).detach().abs().max())
+        for a, b in zip(before.parameters(), after.parameters(), strict=True)
+    )
 
 
-def replaced(sample: Sample, **fields) -> Sample:
-    values = {name: getattr(sample, name) for name in ("prompt", "response", "mask", "log_mu", "age", "advantage")}
-    return Sample(**values | fields)
+def replaced(sample: TrainingSample, **fields) -> TrainingSample:
+    values = {
+        name: getattr(sample, name)
+        for name in ("prompt", "response", "mask", "log_mu", "age", "advantage")
+    }
+    return TrainingSample(**values | fields)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -50,7 +62,8 @@ def test_log_probs_are_those_of_the_whole_model(model, temperature):
     samples = batch()[:5]
     micro = collate(samples)
     log_pi, entropy = log_probs(model, micro, temperature)
-    expected, expected_entropy = [], []
+    expected = []
+    expected_entropy = []
     for sample in samples:  # one by one, without padding, all logits
         ids = torch.from_numpy(np.concatenate([sample.prompt, sample.response]).astype(np.int64))
         log_p = torch.log_softmax(model(ids[None]).logits[0].double() / temperature, -1)
@@ -64,11 +77,18 @@ def test_log_probs_are_those_of_the_whole_model(model, temperature):
 
 @pytest.mark.parametrize(
     "settings",
-    [*({"correction": name} for name in CORRECTIONS), {"loss_mean": "turn"}, {"loss_mean": "constant"}, {"kl": 0.5}, {"entropy": 0.1}],
+    [
+        *({"correction": name} for name in CORRECTIONS),
+        {"loss_mean": "turn"},
+        {"loss_mean": "constant"},
+        {"kl": 0.5},
+        {"entropy": 0.1},
+    ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
 def test_micro_batch_size_does_not_change_the_gradient(model, settings):
-    """The gradient, since Adam divides by its size: rounding in a tiny one may turn a step around."""
+    """The gradient, since Adam divides by its size: rounding in a tiny one may turn a step
+    around."""
     found = []
     for budget in (64, 200, 100_000):
         u = updater(model, microbatch_tokens=budget, minibatches=1, **settings)
@@ -89,7 +109,8 @@ def test_layers_without_kept_activations_have_the_same_gradient(tmp_path):
 
 @pytest.mark.parametrize("own_forward", [True, False])
 def test_in_bfloat16_only_the_layers_products_are(model, own_forward, monkeypatch):
-    """Weights, their gradients and what the head sees stay float32; log-probs move by bfloat16's rounding, and no more."""
+    """Weights, their gradients and what the head sees stay float32; log-probs move by bfloat16's
+    rounding, and no more."""
     if not own_forward:
         monkeypatch.setattr(qwen3, "applies_to", lambda _: False)
     micro = collate(batch())
@@ -102,21 +123,30 @@ def test_in_bfloat16_only_the_layers_products_are(model, own_forward, monkeypatc
     assert seen == [torch.float32]
     assert 0 < float((rounded - exact).abs().max()) < 0.1
     gradients = gradients_of(u, batch())
-    assert {gradient.dtype for gradient in gradients.values()} == {p.dtype for p in u.model.parameters()} == {torch.float32}
+    assert (
+        {gradient.dtype for gradient in gradients.values()}
+        == {p.dtype for p in u.model.parameters()}
+        == {torch.float32}
+    )
 
 
 @pytest.mark.parametrize("name", CORRECTIONS)
 def test_the_order_of_turns_does_not_change_the_gradient(model, name):
     samples = batch()
-    first, second = (gradients_of(updater(model, minibatches=1, correction=name), order) for order in (samples, samples[::-1]))
+    first, second = (
+        gradients_of(updater(model, minibatches=1, correction=name), order)
+        for order in (samples, samples[::-1])
+    )
     for parameter, gradient in first.items():
         torch.testing.assert_close(second[parameter], gradient, rtol=1e-3, atol=1e-6)
 
 
-def gradients_of(u: Updater, samples: list[Sample]) -> dict[str, torch.Tensor]:
+def gradients_of(u: Updater, samples: list[TrainingSample]) -> dict[str, torch.Tensor]:
     """Of the last optimizer step, after clipping."""
     gradients = {}
-    u.optimizer.register_step_pre_hook(lambda *_: gradients.update({n: p.grad.clone() for n, p in u.model.named_parameters()}))
+    u.optimizer.register_step_pre_hook(
+        lambda *_: gradients.update({n: p.grad.clone() for n, p in u.model.named_parameters()})
+    )
     u.update(samples)
     return gradients
 
@@ -128,12 +158,18 @@ OTHER = 1.5
 @pytest.mark.parametrize(
     "settings",
     [
-        {}, {"loss_mean": "turn"}, {"loss_mean": "constant"}, {"correction": "mis", "mis_low": 0.9, "mis_high": 1.1}, {"entropy": 0.3},
-        {"kl": 0.3}, {"correction": "mis", "mis_low": 0.9, "mis_high": 1.1, "loss_mean": "turn"},
-        {"correction": "mis", "mis_low": 0.9, "mis_high": 1.1, "kl": 0.3, "entropy": 0.3}, {"kl": 0.3, "loss_mean": "turn"},
+        {},
+        {"loss_mean": "turn"},
+        {"loss_mean": "constant"},
+        {"correction": "mis", "mis_low": 0.9, "mis_high": 1.1},
+        {"entropy": 0.3},
+        {"kl": 0.3},
+        {"correction": "mis", "mis_low": 0.9, "mis_high": 1.1, "loss_mean": "turn"},
+        {"correction": "mis", "mis_low": 0.9, "mis_high": 1.1, "kl": 0.3, "entropy": 0.3},
+        {"kl": 0.3, "loss_mean": "turn"},
     ],
     ids=lambda settings: "-".join(settings) or "token",
-)  # fmt: skip
+)
 def test_gradient_is_that_of_the_formula(model, settings):
     """One mini-batch with TIS or MIS, against the formula written out over unpadded samples."""
     samples = batch()
@@ -145,7 +181,10 @@ def test_gradient_is_that_of_the_formula(model, settings):
     reference = copy.deepcopy(u.reference)
     gradients = gradients_of(u, samples)
     twin = copy.deepcopy(model)
-    total, regularizers, kept, masked_turns = 0.0, 0.0, 0, 0
+    total = 0.0
+    regularizers = 0.0
+    kept = 0
+    masked_turns = 0
     for sample in samples:
         of_turn = []
         ids = torch.from_numpy(np.concatenate([sample.prompt, sample.response]).astype(np.int64))
@@ -157,18 +196,28 @@ def test_gradient_is_that_of_the_formula(model, settings):
             regularizers = regularizers + s.entropy * (log_p[at - 1].exp() * log_p[at - 1]).sum()
             if reference is not None:
                 with torch.no_grad():
-                    log_reference = torch.log_softmax(reference(ids[None]).logits[0], -1)[at - 1, ids[at]]
-                regularizers = regularizers + s.kl * ratio * (log_pi.detach() - log_reference) * log_pi
+                    log_reference = torch.log_softmax(reference(ids[None]).logits[0], -1)[
+                        at - 1, ids[at]
+                    ]
+                regularizers = (
+                    regularizers + s.kl * ratio * (log_pi.detach() - log_reference) * log_pi
+                )
             if s.correction == "mis" and not s.mis_low <= ratio <= s.mis_high:
                 continue
-            of_turn.append(-(ratio if s.correction == "mis" else min(ratio, s.tis_cap)) * sample.advantage * log_pi)
+            of_turn.append(
+                -(ratio if s.correction == "mis" else min(ratio, s.tis_cap))
+                * sample.advantage
+                * log_pi
+            )
         kept += len(of_turn)
         total = total + sum(of_turn) / (max(1, len(of_turn)) if s.loss_mean == "turn" else 1)
         total = total + regularizers / (sample.trained_tokens if s.loss_mean == "turn" else 1)
         regularizers = 0.0
         masked_turns += sample.needs_compute and not of_turn
     assert 0 < kept < sum(sample.trained_tokens for sample in samples) or s.correction != "mis"
-    turns = sum(sample.trained_tokens > 0 for sample in samples) - (masked_turns if s.loss_mean == "turn" else 0)
+    turns = sum(sample.trained_tokens > 0 for sample in samples) - (
+        masked_turns if s.loss_mean == "turn" else 0
+    )
     (total / {"token": kept, "turn": turns, "constant": 64 * turns}[s.loss_mean]).backward()
     for name, parameter in twin.named_parameters():
         rounding = 1e-6 + 1e-4 * float(parameter.grad.abs().max())
@@ -177,7 +226,8 @@ def test_gradient_is_that_of_the_formula(model, settings):
 
 def test_a_policy_that_is_its_own_reference_is_not_held_back(model):
     samples = batch()
-    free, held = updater(model, minibatches=1, learning_rate=1e-3), updater(model, minibatches=1, learning_rate=1e-3, kl=1.0)
+    free = updater(model, minibatches=1, learning_rate=1e-3)
+    held = updater(model, minibatches=1, learning_rate=1e-3, kl=1.0)
     free.update(samples)
     assert held.update(samples)["kl_reference"] == pytest.approx(0, abs=1e-6)
     assert change(free.model, held.model) < 2e-5
@@ -187,22 +237,38 @@ def test_a_policy_that_is_its_own_reference_is_not_held_back(model):
 
 
 def test_the_proximal_policy_is_that_of_the_start_of_the_update(model):
-    """Though the policy moves with the first mini-batch. With one alone, the decoupled correction is TIS."""
-    ends = [updater(model, minibatches=1, learning_rate=1e-3, correction=name) for name in ("decoupled", "tis")]
+    """Though the policy moves with the first mini-batch.
+
+    With one alone, the decoupled correction is TIS.
+    """
+    ends = [
+        updater(model, minibatches=1, learning_rate=1e-3, correction=name)
+        for name in ("decoupled", "tis")
+    ]
     for u in ends:
         u.update(u.judge(batch()))
     assert change(ends[0].model, ends[1].model) < 2e-5
     moved = ends[0]
     for sample in moved.judge(batch()):
         log_pi, _ = log_probs(moved.model, collate([sample]), 1.0)
-        np.testing.assert_allclose(sample.log_prox[sample.mask], log_pi.detach().numpy(), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            sample.log_prox[sample.mask], log_pi.detach().numpy(), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_masked_tokens_change_nothing(model):
     """Forced tokens have no loss of their own: their log-probs may be anything."""
     samples = batch()
-    other = [replaced(s, log_mu=np.where(s.mask, s.log_mu, 123.0).astype(np.float32), age=np.where(s.mask, s.age, 9)) for s in samples]
-    first, second = updater(model), updater(model)
+    other = [
+        replaced(
+            s,
+            log_mu=np.where(s.mask, s.log_mu, 123.0).astype(np.float32),
+            age=np.where(s.mask, s.age, 9),
+        )
+        for s in samples
+    ]
+    first = updater(model)
+    second = updater(model)
     assert first.update(samples)["loss"] == second.update(other)["loss"]
     assert change(first.model, second.model) == 0
 
@@ -210,8 +276,10 @@ def test_masked_tokens_change_nothing(model):
 def test_samples_without_advantage_count_in_the_mean_but_are_not_computed(model):
     samples = batch()
     silent = [replaced(s, advantage=0.0) for s in samples]
-    one, two = updater(model, minibatches=1), updater(model, minibatches=1)
-    alone, diluted = one.update(samples), two.update(samples + silent)
+    one = updater(model, minibatches=1)
+    two = updater(model, minibatches=1)
+    alone = one.update(samples)
+    diluted = two.update(samples + silent)
     assert diluted["loss"] == pytest.approx(alone["loss"] / 2, rel=1e-5)
     assert diluted["trained_tokens"] == 2 * alone["trained_tokens"]
     assert diluted["computed_turns_share"] == pytest.approx(alone["computed_turns_share"] / 2)
@@ -249,17 +317,27 @@ def test_learning_rate_zero_moves_nothing_and_divergence_is_of_the_data(model):
     for s in batch():
         micro = collate([replaced(s, mask=np.ones(len(s.mask), bool))])
         log_pi, _ = log_probs(model, micro, 1.0)
-        samples.append(replaced(s, log_mu=log_pi.detach().numpy(), mask=np.ones(len(s.mask), bool), age=np.zeros(len(s.age), int)))
+        samples.append(
+            replaced(
+                s,
+                log_mu=log_pi.detach().numpy(),
+                mask=np.ones(len(s.mask), bool),
+                age=np.zeros(len(s.age), int),
+            )
+        )
     u = updater(model, learning_rate=0.0)
     for _ in range(2):
         metrics = u.update(samples)
-        assert metrics["mismatch_age0"] < 1e-5 and metrics["ratio_max"] == pytest.approx(1, abs=1e-4)
+        assert metrics["mismatch_age0"] < 1e-5 and metrics["ratio_max"] == pytest.approx(
+            1, abs=1e-4
+        )
     assert change(model, u.model) == 0
 
 
 def test_update_raises_the_likelihood_of_what_was_good(model):
     samples = [replaced(s, advantage=1.0 if i % 2 else -1.0) for i, s in enumerate(batch())]
-    good, bad = collate(samples[1::2]), collate(samples[::2])
+    good = collate(samples[1::2])
+    bad = collate(samples[::2])
     u = updater(model, learning_rate=1e-3)
     before = margin(u.model, good, bad)
     u.update(samples)
@@ -273,15 +351,21 @@ def margin(model, good, bad) -> float:
 
 def test_step_size_falls_linearly_over_the_last_part_of_the_run():
     settings = msgspec.structs.replace(CONFIG.learner, learning_rate=8.0, decay=0.25)
-    assert [step_size(settings, progress) for progress in (0, 0.5, 0.75, 0.875, 1)] == [8, 8, 8, 4, 0]
+    assert [learning_rate_at(settings, progress) for progress in (0, 0.5, 0.75, 0.875, 1)] == [
+        8,
+        8,
+        8,
+        4,
+        0,
+    ]
 
 
 def test_step_size_without_decay_is_constant():
     settings = msgspec.structs.replace(CONFIG.learner, learning_rate=8.0, decay=0.0)
-    assert [step_size(settings, progress) for progress in (0, 0.5, 1)] == [8, 8, 8]
+    assert [learning_rate_at(settings, progress) for progress in (0, 0.5, 1)] == [8, 8, 8]
 
 
 def test_training_is_over_when_its_updates_or_its_time_are():
-    assert share_over((2, 8), (10, 100)) == 0.25
-    assert share_over((2, 8), (60, 100)) == 0.6
-    assert share_over((0, 8), (0, -1)) == 1
+    assert training_fraction((2, 8), (10, 100)) == 0.25
+    assert training_fraction((2, 8), (60, 100)) == 0.6
+    assert training_fraction((0, 8), (0, -1)) == 1

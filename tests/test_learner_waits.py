@@ -10,7 +10,9 @@ from protocol.messages import EpisodeKey, Trajectory
 def played(group: int, member: int) -> Trajectory:
     """An episode without a turn."""
     key = EpisodeKey(group, member)
-    return Trajectory(key=key, attempt=0, task_index=0, task_type="", task="", success=False, turns=[])
+    return Trajectory(
+        key=key, attempt=0, task_index=0, task_type="", task="", success=False, turns=[]
+    )
 
 
 def test_a_batch_that_does_not_come_names_the_group_and_the_episodes_that_are_missing() -> None:
@@ -19,9 +21,12 @@ def test_a_batch_that_does_not_come_names_the_group_and_the_episodes_that_are_mi
         buffer.add(played(*key))
     buffer.advance()
     assert batch_words(buffer, 7, 2) == (
-        "2 groups for update 7, of which 1 are complete: group 1 lacks 3 of its 4 episodes (0, 1, 3)"
+        "2 groups for update 7, of which 1 are complete: group 1 lacks 3 of its 4 episodes (0, "
+        "1, 3)"
     )
 
 
 def test_many_missing_episodes_are_counted() -> None:
-    assert batch_words(GroupBuffer(64), 1, 1).endswith("group 0 lacks 64 of its 64 episodes (0, 1, 2, 3, 4 and 59 more)")
+    assert batch_words(GroupBuffer(64), 1, 1).endswith(
+        "group 0 lacks 64 of its 64 episodes (0, 1, 2, 3, 4 and 59 more)"
+    )

@@ -22,7 +22,7 @@ import learner.warm_start.demonstrations
 from config import ConfigError, ModelSection
 from envs.alfworld.environment import AlfWorldEpisode
 from learner import training
-from learner.data.samples import Sample
+from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy
 from learner.training import Training
 from learner.warm_start import warm_start
@@ -42,13 +42,20 @@ def test_schedule_rises_then_falls():
     shares = [warm_start.schedule(step, 100) for step in range(100)]
     peak = shares.index(max(shares))
     assert max(shares) == pytest.approx(1.0) and peak <= 5
-    assert shares[:peak] == sorted(shares[:peak]) and shares[peak:] == sorted(shares[peak:], reverse=True)
+    assert shares[:peak] == sorted(shares[:peak]) and shares[peak:] == sorted(
+        shares[peak:], reverse=True
+    )
     assert 0 < shares[-1] < 0.05
 
 
 @pytest.mark.parametrize(("epochs", "turns"), [(1.0, 50), (2.5, 125), (0.1, 5)])
 def test_batches_cover_the_epochs_asked_for(epochs, turns):
-    samples = [Sample(np.full(6, i), np.full(4, i), np.ones(4, bool), np.zeros(4), np.zeros(4), 1.0) for i in range(50)]
+    samples = [
+        TrainingSample(
+            np.full(6, i), np.full(4, i), np.ones(4, bool), np.zeros(4), np.zeros(4), 1.0
+        )
+        for i in range(50)
+    ]
     batches = list(warm_start.token_batches(samples, 40, epochs, np.random.default_rng(0)))
     assert sum(map(len, batches)) == turns and all(len(batch) == 4 for batch in batches[:-1])
     if epochs >= 1:
@@ -59,14 +66,21 @@ def test_batches_cover_the_epochs_asked_for(epochs, turns):
 def test_a_sample_is_the_chat_with_one_answer():
     tokenizer = train_tokenizer(ModelSection(vocabulary=400), TURNS)
     prompt, response = TURNS[0]
-    (sample,) = TurnTokenizer(Prompter(tokenizer.to_str().encode(), CHAT_TEMPLATE), TURN_END).samples([(prompt, response)])
-    assert tokenizer.decode(sample.prompt, skip_special_tokens=False) == f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    (sample,) = TurnTokenizer(
+        Prompter(tokenizer.to_str().encode(), CHAT_TEMPLATE), TURN_END
+    ).samples([(prompt, response)])
+    assert (
+        tokenizer.decode(sample.prompt, skip_special_tokens=False)
+        == f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert tokenizer.decode(sample.response, skip_special_tokens=False) == response + "<|im_end|>"
     assert sample.mask.all()
 
 
 def test_demonstrations_follow_the_seed():
-    first, again, other = (list(demonstrations(small_config(run__seed=seed), episodes=5)) for seed in ("0", "0", "1"))
+    first, again, other = (
+        list(demonstrations(small_config(run__seed=seed), episodes=5)) for seed in ("0", "0", "1")
+    )
     assert first == again and first != other and all(first)
 
 
@@ -77,9 +91,14 @@ def test_demonstrations_may_take_more_turns_than_an_episode():
 
 @pytest.fixture
 def job(tmp_path, monkeypatch):
-    monkeypatch.setattr(warm_start, "cores", lambda: 1)  # more threads than this small model has use for
+    monkeypatch.setattr(
+        warm_start, "cores", lambda: 1
+    )  # more threads than this small model has use for
     config = small_config(
-        warm_start__episodes="40", warm_start__batch_tokens="2048", run__cache_dir=str(tmp_path / "cache"), learner__threads="1"
+        warm_start__episodes="40",
+        warm_start__batch_tokens="2048",
+        run__cache_dir=str(tmp_path / "cache"),
+        learner__threads="1",
     )
     return job_in(tmp_path / "run", config)
 
@@ -98,13 +117,17 @@ def test_warm_start_learns_and_the_same_one_is_not_done_twice(job, monkeypatch):
 def test_a_warm_start_in_another_precision_is_another_one(job, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "warm_start", lambda *_: {})
     Training.begin(job, no_progress)
-    config = msgspec.structs.replace(job.config, learner=msgspec.structs.replace(job.config.learner, precision="bfloat16"))
+    config = msgspec.structs.replace(
+        job.config, learner=msgspec.structs.replace(job.config.learner, precision="bfloat16")
+    )
     Training.begin(msgspec.structs.replace(job, config=config), no_progress)
     assert len(list((tmp_path / "cache").glob("policy-*"))) == 2
 
 
 def test_two_runs_that_want_the_same_warm_start_at_once_make_it_once(job, monkeypatch):
-    made, waiting, begun = [], threading.Event(), threading.Event()
+    made = []
+    waiting = threading.Event()
+    begun = threading.Event()
     real = training.warm_start
 
     def slowly(*arguments):
@@ -117,21 +140,29 @@ def test_two_runs_that_want_the_same_warm_start_at_once_make_it_once(job, monkey
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(Training.begin, job, no_progress)
         assert begun.wait(60)
-        second = pool.submit(Training.begin, job, lambda phase, *_: waiting.set() if phase.startswith("waiting") else None)
+        second = pool.submit(
+            Training.begin,
+            job,
+            lambda phase, *_: waiting.set() if phase.startswith("waiting") else None,
+        )
         weights = [run.result().model.state_dict() for run in (first, second)]
     assert len(made) == 1
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
 
 
 @pytest.mark.parametrize("why", ["another's file", "no locks"])
-def test_a_warm_start_that_cannot_be_locked_is_made_without(job, why: str, monkeypatch: pytest.MonkeyPatch, caplog):
+def test_a_warm_start_that_cannot_be_locked_is_made_without(
+    job, why: str, monkeypatch: pytest.MonkeyPatch, caplog
+):
     monkeypatch.setattr(training, "_digest", lambda *_: "0123")
     cache = Path(job.config.run.cache_dir)
     cache.mkdir(exist_ok=True)
     if why == "no locks":
         monkeypatch.setattr(fcntl, "flock", no_locks)
     else:
-        (cache / ".policy-0123.lock").symlink_to("/nowhere/at/all")  # whoever we are, it cannot be opened
+        (cache / ".policy-0123.lock").symlink_to(
+            "/nowhere/at/all"
+        )  # whoever we are, it cannot be opened
     Training.begin(job, no_progress)
     assert (cache / "policy-0123" / "model.safetensors").exists()
     assert not list(cache.glob(".policy-0123-*"))
@@ -148,7 +179,10 @@ def test_a_kept_policy_that_cannot_be_read_names_the_setting(job, monkeypatch: p
     weights = kept / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     monkeypatch.setattr(training, "_digest", lambda *_: "0123")
-    with pytest.raises(ConfigError, match=r"run\.cache_dir: .*policy-0123 cannot be read \(.*\); remove it, or give another directory"):
+    with pytest.raises(
+        ConfigError,
+        match=r"run\.cache_dir: .*policy-0123 cannot be read \(.*\); remove it, or give another directory",
+    ):
         Training.begin(job, no_progress)
 
 
@@ -161,7 +195,11 @@ def test_warm_start_reports_its_progress(job):
 
 
 def test_a_model_of_ones_own_is_warm_started_if_asked_and_every_weight_by_adamw(job, small_policy):
-    settings = {"model": str(small_policy), "warm_start.episodes": "2", "run.cache_dir": job.config.run.cache_dir}
+    settings = {
+        "model": str(small_policy),
+        "warm_start.episodes": "2",
+        "run.cache_dir": job.config.run.cache_dir,
+    }
     own = msgspec.structs.replace(job, config=resolve(None, settings), model_dir=str(small_policy))
     before = load_policy(small_policy).state_dict()
     after = Training.begin(own, no_progress).model.state_dict()
@@ -178,7 +216,9 @@ def test_expert_that_never_wins_is_an_error(job, monkeypatch):
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
-def test_tasks_whose_demonstration_fails_are_left_out_unless_all_fail(share: float, monkeypatch: pytest.MonkeyPatch):
+def test_tasks_whose_demonstration_fails_are_left_out_unless_all_fail(
+    share: float, monkeypatch: pytest.MonkeyPatch
+):
     real = learner.warm_start.demonstrations.expert_episode
 
     def fails_at_times(environment, split, index, rng, **settings):
@@ -201,7 +241,9 @@ def test_tasks_that_never_end_are_no_demonstrations(monkeypatch: pytest.MonkeyPa
         list(demonstrations(small_config(), episodes=3))
 
 
-def test_a_demonstration_that_hangs_is_left_out_and_the_place_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+def test_a_demonstration_that_hangs_is_left_out_and_the_place_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
     real = AlfWorldEpisode.step
     ended = threading.Event()
     calls = []
@@ -224,7 +266,9 @@ def test_a_demonstration_that_hangs_is_left_out_and_the_place_is_told(monkeypatc
     assert [bool(re.search(said, record.message)) for record in caplog.records] == [True]
 
 
-def test_a_demonstration_of_many_turns_may_take_longer_than_one_turn(monkeypatch: pytest.MonkeyPatch):
+def test_a_demonstration_of_many_turns_may_take_longer_than_one_turn(
+    monkeypatch: pytest.MonkeyPatch,
+):
     real = AlfWorldEpisode.step
 
     def slowly(self, action):

@@ -37,7 +37,9 @@ STARTS = ("subprocess.Popen", "asyncio.create_subprocess_exec")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("program", [BENCHMARK, TEST], ids=["benchmark", "test"])
-def test_a_run_ends_with_what_started_it_even_if_that_is_killed(tmp_path: Path, program: str) -> None:
+def test_a_run_ends_with_what_started_it_even_if_that_is_killed(
+    tmp_path: Path, program: str
+) -> None:
     directory = tmp_path / "run"
     command = [sys.executable, "-c", program, str(directory), *options(SMALL)]
 
@@ -50,7 +52,9 @@ def test_a_run_ends_with_what_started_it_even_if_that_is_killed(tmp_path: Path, 
             assert time.monotonic() < deadline, running()
             time.sleep(0.05)
 
-    parent = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=dying_with_parent())
+    parent = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, preexec_fn=dying_with_parent()
+    )
     await_that(lambda: any("job.json" in line for line in running()))
     parent.send_signal(signal.SIGKILL)
     parent.wait()
@@ -70,7 +74,9 @@ with small_disk(Path(sys.argv[1])) as disk:
 @pytest.mark.skipif(sys.platform != "linux", reason="no mount namespaces")
 def test_the_disk_of_a_benchmark_that_is_killed_is_mounted_no_more(tmp_path: Path) -> None:
     command = [sys.executable, "-c", DISK, str(tmp_path / "disk")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, preexec_fn=dying_with_parent())
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, preexec_fn=dying_with_parent()
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert str(tmp_path / "disk") not in Path("/proc/self/mounts").read_text()
     if done.stdout == "False\n":
@@ -84,6 +90,11 @@ def test_whatever_starts_a_process_ties_it_to_itself(folder: str) -> None:
         for function in ast.walk(ast.parse(source.read_text())):
             if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.unparse(function)
-                starts = any(isinstance(call, ast.Call) and ast.unparse(call.func) in STARTS for call in ast.walk(function))
+                starts = any(
+                    isinstance(call, ast.Call) and ast.unparse(call.func) in STARTS
+                    for call in ast.walk(function)
+                )
                 runs = "subprocess.run(" in text and "'run.py'" in text
-                assert "preexec_fn" in text or not (starts or runs), f"{source.name}: {function.name}"
+                assert "preexec_fn" in text or not (starts or runs), (
+                    f"{source.name}: {function.name}"
+                )

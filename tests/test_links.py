@@ -1,6 +1,8 @@
-"""Each connection of a run is cut in each way that networks have: the run goes on, nothing is lost, and nothing comes twice.
+"""Each connection of a run is cut in each way that networks have: the run goes on, nothing is lost,
+and nothing comes twice.
 
-One run for all: it trains while its links are cut one after another, and its records are looked at each time.
+One run for all: it trains while its links are cut one after another, and its records are looked at
+each time.
 """
 
 from __future__ import annotations
@@ -13,11 +15,18 @@ from link_fixtures import HEARTBEAT, SLOW, LinkedRun, linked_run
 from run_fixtures import trajectories_of
 
 LINKS = (
-    "actor-controller", "actor-shard", "actor-learner", "learner-controller", "shard-controller", "engine-controller", "engine-shard",
+    "actor-controller",
+    "actor-shard",
+    "actor-learner",
+    "learner-controller",
+    "shard-controller",
+    "engine-controller",
+    "engine-shard",
     "stats",
-)  # fmt: skip
+)
 MORE_UPDATES = 4
-"""With max_staleness 1, three at most are made of what was admitted before a cut: so many need every link."""
+"""With max_staleness 1, three at most are made of what was admitted before a cut: so many need
+every link."""
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +36,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkedRun]:
 
 
 def goes_on(run: LinkedRun) -> None:
-    """More updates are made and recorded, signals come from the engine, and the shard is heard of."""
-    updates, frames, cut = run.updates(), run.controller._desk.signals.frames, time.monotonic()
+    """More updates are made and recorded, signals come from the engine, and the shard is heard
+    of."""
+    updates = run.updates()
+    frames = run.controller._desk.signals.frames
+    cut = time.monotonic()
     shards = run.controller._shards._known
     run.until(lambda: run.updates() >= updates + MORE_UPDATES)
     run.until(lambda: run.controller._desk.signals.frames > frames)
@@ -61,4 +73,6 @@ def test_after_all_that_nothing_was_lost_and_nothing_was_trained_on_twice(run: L
     assert summary["dropped"].keys() <= {"cancelled"}, "what was under way at the end"
     keys = [t.key for t in trajectories_of(run.directory) if not t.key.evaluation]
     groups = {key.group for key in keys}
-    assert len(keys) == len(set(keys)) and groups >= set(range(2 * len(numbers))), "each group of each update, once"
+    assert len(keys) == len(set(keys)) and groups >= set(range(2 * len(numbers))), (
+        "each group of each update, once"
+    )

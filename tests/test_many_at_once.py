@@ -18,7 +18,17 @@ from protocol.arrays import INT32, pack
 from protocol.codec import FrameReader, decode, encode
 from protocol.delivery import Caller
 from protocol.files import allow_many_files
-from protocol.messages import Alive, Applied, DropReason, EpisodeKey, Heartbeat, Lease, TurnFailed, TurnRequest, TurnResult
+from protocol.messages import (
+    DropReason,
+    EpisodeKey,
+    Heartbeat,
+    HeartbeatAck,
+    Lease,
+    TurnFailed,
+    TurnRequest,
+    TurnResult,
+    WeightsApplied,
+)
 from protocol.security import LOST_AFTER
 
 
@@ -26,10 +36,21 @@ class Bench:
     """A controller whose engines nobody asks; an actor and a learner are this test."""
 
     def __init__(self, directory: Path) -> None:
-        self.job, self.context = job_in(directory, small_config(actor__heartbeat_seconds="0.2")), zmq.asyncio.Context()
+        self.job, self.context = (
+            job_in(directory, small_config(actor__heartbeat_seconds="0.2")),
+            zmq.asyncio.Context(),
+        )
         self.controller = Controller(self.job, self.context)
         self.actor = self.context.socket(zmq.DEALER)
-        self.learner = Caller(self.context, self.job.endpoints.learner, b"learner", b"controller", None, 2.0, FrameReader())
+        self.learner = Caller(
+            self.context,
+            self.job.endpoints.learner,
+            b"learner",
+            b"controller",
+            None,
+            2.0,
+            FrameReader(),
+        )
         self.actor.set(zmq.IDENTITY, b"an actor")
         self.actor.connect(self.job.endpoints.actors)
 
@@ -46,7 +67,10 @@ class Bench:
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     made = Bench(tmp_path / "run")
-    serving = [asyncio.create_task(loop()) for loop in (made.controller._serve_actors, made.controller._serve_learner)]
+    serving = [
+        asyncio.create_task(loop())
+        for loop in (made.controller._serve_actors, made.controller._serve_learner)
+    ]
     yield made
     for task in serving:
         task.cancel()
@@ -59,15 +83,25 @@ def request_of(lease: Lease, turn: int = 0) -> TurnRequest:
 
 
 def failed(request: TurnRequest) -> TurnFailed:
-    return TurnFailed(key=request.key, attempt=request.attempt, turn=request.turn, reason=DropReason.ENGINE_ERROR, detail="none")
+    return TurnFailed(
+        key=request.key,
+        attempt=request.attempt,
+        turn=request.turn,
+        reason=DropReason.ENGINE_ERROR,
+        detail="none",
+    )
 
 
-async def test_what_the_controller_says_reaches_a_learner_that_is_busy_however_much_it_is(bench: Bench):
-    """At the end of a run it names each episode that was cancelled, and then says what the learner waits for. A ROUTER drops what does not
-    fit its queue, without a word."""
+async def test_what_the_controller_says_reaches_a_learner_that_is_busy_however_much_it_is(
+    bench: Bench,
+):
+    """At the end of a run it names each episode that was cancelled, and then says what the learner
+    waits for. A ROUTER drops what does not fit its queue, without a word."""
     async with asyncio.timeout(180):
         for version in range(20_000):
-            await bench.controller._to_learner(Applied(version=version, seconds=0.0, control=bytes(1000)))
+            await bench.controller._to_learner(
+                WeightsApplied(version=version, seconds=0.0, control=bytes(1000))
+            )
         received = [(await bench.learner.hear()).message.version for _ in range(20_000)]
     assert received == list(range(20_000))
 
@@ -82,9 +116,12 @@ def test_the_limit_of_open_files_is_what_the_system_allows():
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-async def test_a_turn_that_is_asked_for_again_is_answered_again_and_not_generated_again(bench: Bench):
+async def test_a_turn_that_is_asked_for_again_is_answered_again_and_not_generated_again(
+    bench: Bench,
+):
     """Since the answer was lost with its connection."""
-    asked, lease = [], bench.lease()
+    asked = []
+    lease = bench.lease()
 
     async def answer(request: TurnRequest) -> TurnFailed:
         asked.append(request.turn)
@@ -95,23 +132,32 @@ async def test_a_turn_that_is_asked_for_again_is_answered_again_and_not_generate
     assert (answers, asked) == ([0, 0, 1, 1], [0, 1])
 
 
-async def test_an_actor_that_was_heard_of_while_the_controller_stood_still_is_not_lost(bench: Bench):
-    lease, controller = bench.lease(), bench.controller
+async def test_an_actor_that_was_heard_of_while_the_controller_stood_still_is_not_lost(
+    bench: Bench,
+):
+    lease = bench.lease()
+    controller = bench.controller
     await bench.actor.send(encode(Heartbeat()))
     await bench.actor.recv()
     watching = asyncio.create_task(controller._watch())
     await asyncio.sleep(0)
     await bench.actor.send(encode(Heartbeat()))
-    time.sleep((LOST_AFTER + 2) * controller.config.actor.heartbeat_seconds)  # the loop that is blocked is the controller's
-    assert isinstance(decode(await asyncio.wait_for(bench.actor.recv(), 20)), Alive)
+    time.sleep(
+        (LOST_AFTER + 2) * controller.config.actor.heartbeat_seconds
+    )  # the loop that is blocked is the controller's
+    assert isinstance(decode(await asyncio.wait_for(bench.actor.recv(), 20)), HeartbeatAck)
     watching.cancel()
-    assert controller.admission.holds(lease.key, lease.attempt, b"an actor") and list(controller._last_seen) == [b"an actor"]
+    assert controller.admission.holds(lease.key, lease.attempt, b"an actor") and list(
+        controller._last_seen
+    ) == [b"an actor"]
 
 
 @pytest.mark.parametrize("knows", [True, False])
 async def test_a_lease_that_its_actor_does_not_speak_of_is_taken_back(bench: Bench, knows: bool):
-    """It was lost on its way, or with a process that had the name before, which asked for more that this one does not want."""
-    controller, lease = bench.controller, bench.lease()
+    """It was lost on its way, or with a process that had the name before, which asked for more that
+    this one does not want."""
+    controller = bench.controller
+    lease = bench.lease()
     beat = controller.config.actor.heartbeat_seconds
     controller._credits.add(b"an actor", 1)
     spoken_of = [(lease.key, lease.attempt)] if knows else []
@@ -126,15 +172,20 @@ async def test_a_lease_that_its_actor_does_not_speak_of_is_taken_back(bench: Ben
     assert controller._credits.of(b"an actor") == 0
 
 
-async def test_turns_that_an_actor_has_no_lease_for_are_refused_and_leave_nothing_behind(bench: Bench):
+async def test_turns_that_an_actor_has_no_lease_for_are_refused_and_leave_nothing_behind(
+    bench: Bench,
+):
     for attempt in range(20):
-        answer = await bench.asked(TurnRequest(key=EpisodeKey(0, 0), attempt=attempt, turn=0, prompt=pack([1], INT32)))
+        answer = await bench.asked(
+            TurnRequest(key=EpisodeKey(0, 0), attempt=attempt, turn=0, prompt=pack([1], INT32))
+        )
         assert (answer.attempt, answer.reason) == (attempt, DropReason.CANCELLED)
     assert not bench.controller._desk._answers and not bench.controller._desk._asked
 
 
 async def test_a_turn_whose_lease_lapses_while_it_is_played_leaves_nothing_behind(bench: Bench):
-    lease, scores = bench.lease(), bench.controller._desk.turns._scores
+    lease = bench.lease()
+    scores = bench.controller._desk.turns._scores
 
     async def answer(request: TurnRequest) -> TurnFailed:
         bench.controller.admission.actor_lost(b"an actor")

@@ -1,5 +1,6 @@
-"""Hosts as network namespaces with addresses of their own: one with supervisor, controller and engine, one with the learner, two with
-actors. One of these is cut off for a while, and one vanishes; or all are far away, and what is sent to them arrives late, or never."""
+"""Hosts as network namespaces with addresses of their own: one with supervisor, controller and
+engine, one with the learner, two with actors. One of these is cut off for a while, and one
+vanishes; or all are far away, and what is sent to them arrives late, or never."""
 
 from __future__ import annotations
 
@@ -40,12 +41,22 @@ def settings_with(directory: Path, learning: Host, **settings: str) -> dict[str,
 
 
 def joining(host: Host, settings: dict[str, str], stack: ExitStack) -> subprocess.Popen:
-    return host.join(int(settings["controller__port"]), Path(settings["security__keys"]) / "actors", 2, stack)
+    return host.join(
+        int(settings["controller__port"]), Path(settings["security__keys"]) / "actors", 2, stack
+    )
 
 
-async def test_a_run_goes_on_when_a_host_is_cut_off_for_a_while_and_when_one_vanishes(tmp_path: Path, small_policy: Path, three) -> None:
+async def test_a_run_goes_on_when_a_host_is_cut_off_for_a_while_and_when_one_vanishes(
+    tmp_path: Path, small_policy: Path, three
+) -> None:
     first, second, learning = three
-    settings = settings_with(tmp_path, learning, actor__heartbeat_seconds="0.4", run__updates="100000", learner__checkpoint_every="1000")
+    settings = settings_with(
+        tmp_path,
+        learning,
+        actor__heartbeat_seconds="0.4",
+        run__updates="100000",
+        learner__checkpoint_every="1000",
+    )
     with ExitStack() as stack:
         joined = [joining(host, settings, stack) for host in (first, second)]
         async with running_small(tmp_path / "run", small_policy, **settings) as run:
@@ -67,13 +78,17 @@ async def test_a_run_goes_on_when_a_host_is_cut_off_for_a_while_and_when_one_van
             await more_updates()  # by the first one's actors alone, which have come back
             run.process.send_signal(signal.SIGINT)
             assert await run.ended() == 130, run.output
-            assert all(line["token_age_max"] <= 1 for line in run.updates()) and run.summary()["dropped"].keys() <= {"cancelled"}
+            assert all(line["token_age_max"] <= 1 for line in run.updates()) and run.summary()[
+                "dropped"
+            ].keys() <= {"cancelled"}
             keys_of = [t.key for t in run.trajectories() if not t.key.evaluation]
             assert len(keys_of) == len(set(keys_of)) and run.left_over() == []
 
 
 @pytest.mark.parametrize("three", [FAR], indirect=True)
-async def test_hosts_that_are_far_away_play_and_train_as_others_do(tmp_path: Path, small_policy: Path, three) -> None:
+async def test_hosts_that_are_far_away_play_and_train_as_others_do(
+    tmp_path: Path, small_policy: Path, three
+) -> None:
     first, second, learning = three
     settings = settings_with(tmp_path, learning, run__updates="3", env__max_turns="8")
     with ExitStack() as stack:
@@ -81,7 +96,9 @@ async def test_hosts_that_are_far_away_play_and_train_as_others_do(tmp_path: Pat
             joining(host, settings, stack)
         async with running_small(tmp_path / "run", small_policy, **settings) as run:
             assert await run.ended(240) == 0, run.output
-            assert run.summary()["dropped"] == {} and len(run.updates()) == 3 and run.left_over() == []
+            assert (
+                run.summary()["dropped"] == {} and len(run.updates()) == 3 and run.left_over() == []
+            )
             played = [t.key for t in run.trajectories() if not t.key.evaluation]
             assert len(played) == len(set(played)) == 3 * 2 * 2
 
@@ -114,7 +131,17 @@ def test_what_is_sent_to_a_host_that_is_far_away_arrives_late_or_never(three) ->
 
         answering = threading.Thread(target=answer)
         answering.start()
-        command = ["ip", "netns", "exec", three[0].name, sys.executable, "-c", ECHOED, HERE, str(echo.getsockname()[1])]
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            three[0].name,
+            sys.executable,
+            "-c",
+            ECHOED,
+            HERE,
+            str(echo.getsockname()[1]),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
             last.sendto(b"over", echo.getsockname())

@@ -1,4 +1,5 @@
-"""Admission and the learner's groups together: how old what is trained on may be, and that nothing is lost, whatever happens when."""
+"""Admission and the learner's groups together: how old what is trained on may be, and that nothing
+is lost, whatever happens when."""
 
 from __future__ import annotations
 
@@ -36,10 +37,12 @@ class LoggedEpisodes:
 
 
 class World:
-    """A controller, a learner and engines that make versions of weights, without anything between them."""
+    """A controller, a learner and engines that make versions of weights, without anything between
+    them."""
 
     def __init__(self, learner: LearnerSection, updates: int) -> None:
-        self.learner, self.updates = learner, updates
+        self.learner = learner
+        self.updates = updates
         self.log = LoggedEpisodes()
         self.admitted_at: dict[int, int] = {}
         self.saved = (0, [], Counter(), {"next_group": 0, "dropped": {}}, 0)
@@ -52,15 +55,30 @@ class World:
         self.buffer = GroupBuffer(MEMBERS, window=self.learner.window())
         self.buffer.resume(**left)
         self.intake = Intake.__new__(Intake)
-        self.intake._buffer, self.intake._log, self.intake.offsets = self.buffer, self.log, {}
+        self.intake._buffer = self.buffer
+        self.intake._log = self.log
+        self.intake.offsets = {}
         self.intake._arrived = lambda: None
         for offset, episode in list(enumerate(self.log.frames))[position:]:
             if self.buffer.add(episode):
                 self.intake.offsets[episode.key] = offset
-        self.admission = Admission(AdmissionSettings(
-            self.learner.groups, MEMBERS, self.learner.max_staleness, 100, seed=0, train_size=9, held_out_size=9
-        ))  # fmt: skip
-        start = left["next_group"], self.buffer.received(), self.updates - self.update, self.buffer.left_ahead()
+        self.admission = Admission(
+            AdmissionSettings(
+                self.learner.groups,
+                MEMBERS,
+                self.learner.max_staleness,
+                100,
+                seed=0,
+                train_size=9,
+                held_out_size=9,
+            )
+        )
+        start = (
+            left["next_group"],
+            self.buffer.received(),
+            self.updates - self.update,
+            self.buffer.left_ahead(),
+        )
         self.admission.start(*start)
         self.awaiting: list[int] = []
         self.leased: list[EpisodeKey] = []
@@ -71,17 +89,23 @@ class World:
         for group in range(self.admission.next_group):
             self.admitted_at.setdefault(group, self.engines)
         while (lease := self.admission.lease(b"actor")) is not None:
-            assert lease.key not in self.buffer.received() and not self.buffer.has_left(lease.key.group)
+            assert lease.key not in self.buffer.received() and not self.buffer.has_left(
+                lease.key.group
+            )
             self.leased.append(lease.key)
         assert len(self.admission.holding) <= self.learner.slots()
 
     def save(self) -> None:
         buffer = self.buffer
         left = {
-            "next_group": buffer.next_group, "dropped": buffer.dropped(), "trained_ahead": buffer.trained_ahead,
+            "next_group": buffer.next_group,
+            "dropped": buffer.dropped(),
+            "trained_ahead": buffer.trained_ahead,
             "dropped_ahead": buffer.dropped_ahead,
-        }  # fmt: skip
-        self.saved = copy.deepcopy((self.update, self.trained, self.told, left, self.intake.resume_from()))
+        }
+        self.saved = copy.deepcopy(
+            (self.update, self.trained, self.told, left, self.intake.resume_from())
+        )
 
     def arrive(self, key: EpisodeKey, reason: DropReason | None) -> None:
         """Of an actor that delivers, and whose delivery is seen a second time."""
@@ -120,17 +144,31 @@ EVENTS = ["arrive", "arrive", "arrive", "fail", "train", "train", "apply", "save
 
 @settings(deadline=None)
 @given(
-    groups=st.integers(1, 3), staleness=st.integers(0, 4), window=st.integers(0, 2), updates=st.integers(1, 8),
-    schedule=st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 99)), max_size=150), straggler=st.integers(0, 6),
-)  # fmt: skip
-def test_invariant_1_and_4_whatever_happens_when(groups, staleness, window, updates, schedule, straggler):
-    """No trained token is older than S + U versions though groups pass each other and processes crash; each episode leaves once. With
-    S = 0, nothing but the batch is under way, and it is of the newest weights. `straggler`: a group that comes when all wait for it."""
-    world = World(LearnerSection(groups=groups, group_size=MEMBERS, max_staleness=staleness, order_window=window), updates)
+    groups=st.integers(1, 3),
+    staleness=st.integers(0, 4),
+    window=st.integers(0, 2),
+    updates=st.integers(1, 8),
+    schedule=st.lists(st.tuples(st.sampled_from(EVENTS), st.integers(0, 99)), max_size=150),
+    straggler=st.integers(0, 6),
+)
+def test_invariant_1_and_4_whatever_happens_when(
+    groups, staleness, window, updates, schedule, straggler
+):
+    """No trained token is older than S + U versions though groups pass each other and processes
+    crash; each episode leaves once. With S = 0, nothing but the batch is under way, and it is of
+    the newest weights. `straggler`: a group that comes when all wait for it."""
+    world = World(
+        LearnerSection(
+            groups=groups, group_size=MEMBERS, max_staleness=staleness, order_window=window
+        ),
+        updates,
+    )
     for event, choice in schedule:
         ready = [key for key in world.leased if key.group != straggler]
         if event in ("arrive", "fail") and ready:
-            world.arrive(ready[choice % len(ready)], DropReason.ENV_ERROR if event == "fail" else None)
+            world.arrive(
+                ready[choice % len(ready)], DropReason.ENV_ERROR if event == "fail" else None
+            )
         elif event == "crash":
             world.restore()
         elif event in ("train", "apply", "save"):
@@ -145,13 +183,20 @@ def test_invariant_1_and_4_whatever_happens_when(groups, staleness, window, upda
     assert world.update == updates, "it came to its end"
     assert len(world.trained) == len(set(world.trained))
     left = [group for group in range(world.admission.next_group) if world.buffer.has_left(group)]
-    dropped = (world.told + world.buffer.dropped()).total() - (world.told + world.buffer.dropped())["wasted_dropped"]
+    dropped = (world.told + world.buffer.dropped()).total() - (world.told + world.buffer.dropped())[
+        "wasted_dropped"
+    ]
     assert len(world.trained) + dropped == MEMBERS * len(left)
 
 
 @pytest.mark.parametrize(("window", "updates"), [(0, 0), (1, 1), (2, 2)])
-def test_a_group_that_never_comes_to_its_end_is_passed_by_as_many_as_the_window_says(window, updates):
-    world = World(LearnerSection(groups=2, group_size=MEMBERS, max_staleness=3, order_window=window), updates=9)
+def test_a_group_that_never_comes_to_its_end_is_passed_by_as_many_as_the_window_says(
+    window, updates
+):
+    world = World(
+        LearnerSection(groups=2, group_size=MEMBERS, max_staleness=3, order_window=window),
+        updates=9,
+    )
     for _ in range(20):
         for key in [key for key in world.leased if key.group != 0]:
             world.arrive(key, None)
@@ -164,11 +209,13 @@ def test_a_group_that_never_comes_to_its_end_is_passed_by_as_many_as_the_window_
 @pytest.mark.parametrize(
     ("settings", "window", "age"),
     [
-        ({"max_staleness": 0, "order_window": 3}, 0, 0), ({"max_staleness": 1, "order_window": 0}, 0, 1),
-        ({"max_staleness": 4, "order_window": 2}, 16, 6), ({"max_staleness": 4, "publish_lag": 4, "order_window": 2}, 0, 4),
+        ({"max_staleness": 0, "order_window": 3}, 0, 0),
+        ({"max_staleness": 1, "order_window": 0}, 0, 1),
+        ({"max_staleness": 4, "order_window": 2}, 16, 6),
+        ({"max_staleness": 4, "publish_lag": 4, "order_window": 2}, 0, 4),
     ],
     ids=["lock-step", "strict", "two versions more", "ages that are asked for"],
-)  # fmt: skip
+)
 def test_how_many_groups_may_pass_and_how_old_that_makes_what_is_trained_on(settings, window, age):
     learner = LearnerSection(groups=8, **settings)
     assert (learner.window(), learner.largest_age()) == (window, age)

@@ -23,7 +23,8 @@ CLOSED_READER = "closed reader"
 
 
 def printed(*arguments: str, stdout: str) -> tuple[int, str]:
-    """The exit status and the errors of a command whose standard output is a file, is closed (""), or has a reader that has gone."""
+    """The exit status and the errors of a command whose standard output is a file, is closed (""),
+    or has a reader that has gone."""
     command = [sys.executable, str(ROOT / "run.py"), *arguments]
     reading, writing = os.pipe()
     os.close(reading)
@@ -31,14 +32,26 @@ def printed(*arguments: str, stdout: str) -> tuple[int, str]:
         os.close(writing)
         writing = os.open(stdout, os.O_WRONLY)
     done = subprocess.run(
-        command, stdout=writing, stderr=subprocess.PIPE, text=True, preexec_fn=(lambda: os.close(1)) if not stdout else None
+        command,
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=(lambda: os.close(1)) if not stdout else None,
     )
     os.close(writing)
     return done.returncode, done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--dry-run"], ["play", "--watch", "expert"]], ids=lambda given: given[0])
-@pytest.mark.parametrize(("stdout", "status"), [(CLOSED_READER, 0), ("/dev/full", 1), ("", 0)], ids=["gone", "full", "closed"])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--dry-run"], ["play", "--watch", "expert"]],
+    ids=lambda given: given[0],
+)
+@pytest.mark.parametrize(
+    ("stdout", "status"),
+    [(CLOSED_READER, 0), ("/dev/full", 1), ("", 0)],
+    ids=["gone", "full", "closed"],
+)
 def test_a_command_whose_output_cannot_be_written_says_so_in_a_sentence_unless_nobody_wants_it(
     arguments: list[str], stdout: str, status: int
 ) -> None:
@@ -46,9 +59,15 @@ def test_a_command_whose_output_cannot_be_written_says_so_in_a_sentence_unless_n
     assert printed(*arguments, stdout=stdout) == (status, said)
 
 
-def test_a_file_opened_by_a_command_does_not_take_the_place_of_its_closed_output(tmp_path: Path) -> None:
+def test_a_file_opened_by_a_command_does_not_take_the_place_of_its_closed_output(
+    tmp_path: Path,
+) -> None:
     assert printed("keys", str(tmp_path / "keys"), "host", stdout="") == (0, "")
-    assert not [file for file in (tmp_path / "keys").rglob("*") if file.is_file() and b"made " in file.read_bytes()]
+    assert not [
+        file
+        for file in (tmp_path / "keys").rglob("*")
+        if file.is_file() and b"made " in file.read_bytes()
+    ]
 
 
 PROGRAM = f"""
@@ -65,11 +84,18 @@ print("went on", file=sys.stderr)
 
 @pytest.mark.parametrize("blocking", [True, False])
 def test_a_reader_that_does_not_read_holds_nobody_up(blocking: bool) -> None:
-    """A pager nobody scrolls in, a terminal after Ctrl-S; and output that another program has made non-blocking."""
+    """A pager nobody scrolls in, a terminal after Ctrl-S; and output that another program has made
+    non-blocking."""
     reading, writing = os.pipe()
     os.set_blocking(writing, blocking)
     try:
-        done = subprocess.run([sys.executable, "-c", PROGRAM], stdout=writing, stderr=subprocess.PIPE, text=True, timeout=30)
+        done = subprocess.run(
+            [sys.executable, "-c", PROGRAM],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=30,
+        )
     finally:
         os.close(reading)
         os.close(writing)
@@ -95,7 +121,9 @@ def test_the_end_of_a_process_is_said_in_words(status: int, words: str) -> None:
 def test_a_terminal_that_goes_away_ends_a_server_as_ctrl_c_does_in_the_middle_of_requests() -> None:
     port = free_port()
     command = [sys.executable, str(ROOT / "run.py"), "retriever", "--port", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=dying_with_parent())
+    server = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, preexec_fn=dying_with_parent()
+    )
     answered = threading.Semaphore(0)
 
     def ask_until_it_ends() -> None:
@@ -121,8 +149,21 @@ def test_a_terminal_that_goes_away_ends_a_server_as_ctrl_c_does_in_the_middle_of
 def test_files_are_read_as_utf_8_whatever_the_encoding_of_the_locale(tmp_path: Path) -> None:
     settings = tmp_path / "settings é.toml"
     settings.write_text('[gymnasium]\ntask = "über"\n', encoding="utf-8")
-    asked = [sys.executable, str(ROOT / "run.py"), "--dry-run", "--config", str(settings), "--run.dir", "läufe"]
+    asked = [
+        sys.executable,
+        str(ROOT / "run.py"),
+        "--dry-run",
+        "--config",
+        str(settings),
+        "--run.dir",
+        "läufe",
+    ]
     ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = subprocess.run(asked, capture_output=True, env={**os.environ, **ascii_alone}, preexec_fn=dying_with_parent())
+    done = subprocess.run(
+        asked,
+        capture_output=True,
+        env={**os.environ, **ascii_alone},
+        preexec_fn=dying_with_parent(),
+    )
     assert done.returncode == 0, done.stderr
     assert 'task = "über"' in done.stdout.decode() and 'dir = "läufe"' in done.stdout.decode()

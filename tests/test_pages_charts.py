@@ -9,23 +9,43 @@ from xml.etree import ElementTree
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from telemetry.html.charts import BOTTOM, HEIGHT, LEFT, MOST_POINTS, RIGHT, TOP, WIDTH, Series, line_chart, thinned, ticks
+from telemetry.html.charts import (
+    BOTTOM,
+    HEIGHT,
+    LEFT,
+    MOST_POINTS,
+    RIGHT,
+    TOP,
+    WIDTH,
+    Series,
+    line_chart,
+    thinned,
+    ticks,
+)
 
 
 def points_of(svg: str) -> list[list[tuple[float, float]]]:
     """Of each line, as drawn; the picture must be well-formed XML."""
-    lines = [element.get("points") for element in ElementTree.fromstring(svg).iter() if element.tag == "polyline"]
+    lines = [
+        element.get("points")
+        for element in ElementTree.fromstring(svg).iter()
+        if element.tag == "polyline"
+    ]
     return [[tuple(map(float, pair.split(","))) for pair in line.split()] for line in lines]
 
 
 def test_points_are_where_their_values_say() -> None:
-    (line,) = points_of(line_chart("t", [Series("s", [(0, 0.0), (5, 0.5), (10, 1.0)], 0)], "x", share=True))
+    (line,) = points_of(
+        line_chart("t", [Series("s", [(0, 0.0), (5, 0.5), (10, 1.0)], 0)], "x", share=True)
+    )
     middle = ((LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2)
     assert line == [(LEFT, HEIGHT - BOTTOM), middle, (WIDTH - RIGHT, TOP)]
 
 
 def test_what_has_no_value_is_left_out() -> None:
-    (line,) = points_of(line_chart("t", [Series("s", [(0, 1.0), (1, nan), (2, inf), (3, None), (4, 2.0)], 0)], "x"))
+    (line,) = points_of(
+        line_chart("t", [Series("s", [(0, 1.0), (1, nan), (2, inf), (3, None), (4, 2.0)], 0)], "x")
+    )
     assert len(line) == 2
 
 
@@ -47,7 +67,10 @@ finite = st.floats(-1e9, 1e9)
 def test_all_points_are_inside_the_frame(points: list[tuple[float, float]]) -> None:
     (line,) = points_of(line_chart("t", [Series("s", points, 0)], "x"))
     assert len(line) == len(points)
-    assert all(LEFT - 0.1 <= x <= WIDTH - RIGHT + 0.1 and TOP - 0.1 <= y <= HEIGHT - BOTTOM + 0.1 for x, y in line)
+    assert all(
+        LEFT - 0.1 <= x <= WIDTH - RIGHT + 0.1 and TOP - 0.1 <= y <= HEIGHT - BOTTOM + 0.1
+        for x, y in line
+    )
 
 
 @given(finite, st.floats(1e-6, 1e9))

@@ -10,14 +10,19 @@ from protocol.security import bind, connect
 
 
 def test_a_name_is_shown_without_its_secret_which_is_another_one_each_time() -> None:
-    first, second = secret_name("actor-host.domain-7"), secret_name("actor-host.domain-7")
+    first = secret_name("actor-host.domain-7")
+    second = secret_name("actor-host.domain-7")
     assert first != second and shown_name(first) == shown_name(second) == "actor-host.domain-7"
     assert len(first) < 256, "as long as ZeroMQ allows"
 
 
 @pytest.mark.parametrize(("name", "nameless"), [(b"actor", False), (b"", True)])
 def test_a_peer_that_gives_no_name_is_known_as_such(name: bytes, nameless: bool) -> None:
-    with zmq.Context() as context, context.socket(zmq.ROUTER) as router, context.socket(zmq.DEALER) as dealer:
+    with (
+        zmq.Context() as context,
+        context.socket(zmq.ROUTER) as router,
+        context.socket(zmq.DEALER) as dealer,
+    ):
         if name:
             dealer.set(zmq.IDENTITY, name)
         bind(router, "tcp://127.0.0.1:*", None, "actors")

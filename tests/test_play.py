@@ -29,12 +29,20 @@ def typing(monkeypatch: pytest.MonkeyPatch, *lines: str) -> None:
 
 def test_the_expert_solves_the_task_and_says_what_it_thinks():
     solved, output = watched(watch="expert")
-    assert solved and "solved: reward 10" in output and make_environment("alfworld").start("held_out", 5).task in output
+    assert (
+        solved
+        and "solved: reward 10" in output
+        and make_environment("alfworld").start("held_out", 5).task in output
+    )
 
 
 def test_a_checkpoint_plays_until_its_turns_are_used_up(small_policy: Path):
     solved, output = watched(small_config(env__max_turns="2"), watch=str(small_policy))
-    assert not solved and output.count("invalid") == 2 and "not solved: reward 0 after 2 turns" in output
+    assert (
+        not solved
+        and output.count("invalid") == 2
+        and "not solved: reward 0 after 2 turns" in output
+    )
 
 
 def test_a_number_chooses_a_listed_action(monkeypatch: pytest.MonkeyPatch):
@@ -43,8 +51,15 @@ def test_a_number_chooses_a_listed_action(monkeypatch: pytest.MonkeyPatch):
     assert f"> {first}\n" in watched()[1]
 
 
-def test_a_response_in_the_form_that_an_agent_is_asked_for_is_read_as_one(monkeypatch: pytest.MonkeyPatch):
-    typing(monkeypatch, "<think>What have I?</think><action>Inventory</action>", "<think>x</think><action>fly</action>", "q")
+def test_a_response_in_the_form_that_an_agent_is_asked_for_is_read_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    typing(
+        monkeypatch,
+        "<think>What have I?</think><action>Inventory</action>",
+        "<think>x</think><action>fly</action>",
+        "q",
+    )
     _, output = watched()
     assert "> inventory\n" in output and "> fly  invalid" in output
 
@@ -60,21 +75,33 @@ def test_a_tagged_search_is_made_as_an_agent_would_make_it(monkeypatch: pytest.M
     assert "Doc 1: " in watched(small_config(env__name="search"))[1]
 
 
-def test_text_is_an_action_and_an_empty_line_or_a_wrong_number_is_not(monkeypatch: pytest.MonkeyPatch):
+def test_text_is_an_action_and_an_empty_line_or_a_wrong_number_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+):
     typing(monkeypatch, "", "999", "inventory", "q")
     _, output = watched()
     assert output.count("\n> ") == 1 and "> inventory\n" in output
 
 
-def test_brackets_in_a_question_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    rows = [{"question": f"Who is [/i] number {number}?", "answers": "me", "source": "[a]"} for number in range(2)]
+def test_brackets_in_a_question_are_shown_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    rows = [
+        {"question": f"Who is [/i] number {number}?", "answers": "me", "source": "[a]"}
+        for number in range(2)
+    ]
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     typing(monkeypatch, "q")
-    _, output = watched(small_config(env__name="search", search__questions=str(tmp_path / "questions.jsonl")), task=0)
+    _, output = watched(
+        small_config(env__name="search", search__questions=str(tmp_path / "questions.jsonl")),
+        task=0,
+    )
     assert "Who is [/i] number" in output and "[a], held_out task 0" in output
 
 
-def test_an_environment_that_fails_in_a_turn_is_an_error_that_says_so(monkeypatch: pytest.MonkeyPatch):
+def test_an_environment_that_fails_in_a_turn_is_an_error_that_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+):
     def failing(self, action):
         raise EnvironmentFailure("the retriever is gone")
 

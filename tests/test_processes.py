@@ -1,4 +1,7 @@
-"""Runs of real processes, some of which are killed. The engine is the small one: what is tested here is everything around it."""
+"""Runs of real processes, some of which are killed.
+
+The engine is the small one: what is tested here is everything around it.
+"""
 
 from __future__ import annotations
 
@@ -28,22 +31,33 @@ pytestmark = pytest.mark.slow
 def leases_in_play(run: Run) -> list[int]:
     """Pids of the actors, once turns are being played."""
     fleet = run.pid_of("actors")
-    return run.children_of(fleet) if fleet and any(line["kind"] == "evaluation" for line in run.metrics()) else []
+    return (
+        run.children_of(fleet)
+        if fleet and any(line["kind"] == "evaluation" for line in run.metrics())
+        else []
+    )
 
 
-async def test_a_run_with_a_learner_of_two_ranks_ends_by_itself_and_leaves_what_the_documents_promise(tmp_path: Path, small_policy):
+async def test_a_run_with_a_learner_of_two_ranks_ends_by_itself_and_leaves_what_the_documents_promise(
+    tmp_path: Path, small_policy
+):
     async with running_small(tmp_path / "run", small_policy, learner__ranks="2") as run:
         assert await run.ended() == 0, run.output
         summary = run.summary()
         assert (summary["ended"], summary["updates"]) == ("finished", 2)
         assert [line["update"] for line in run.metrics() if line["kind"] == "evaluation"] == [0, 2]
-        assert sorted(path.name for path in (run.directory / "checkpoints").iterdir()) == ["000001", "000002"]
+        assert sorted(path.name for path in (run.directory / "checkpoints").iterdir()) == [
+            "000001",
+            "000002",
+        ]
         assert list((run.directory / "tensorboard").iterdir())
         assert (run.directory / "logs" / "learner-1.log").exists() and run.left_over() == []
 
 
 async def test_a_killed_actor_is_replaced_and_no_episode_is_lost(tmp_path: Path, small_policy):
-    async with running_small(tmp_path / "run", small_policy, actor__heartbeat_seconds="0.2", run__updates="3") as run:
+    async with running_small(
+        tmp_path / "run", small_policy, actor__heartbeat_seconds="0.2", run__updates="3"
+    ) as run:
         actors = await run.until(lambda: leases_in_play(run))
         os.kill(actors[0], signal.SIGKILL)
         assert await run.ended() == 0, run.output
@@ -53,14 +67,18 @@ async def test_a_killed_actor_is_replaced_and_no_episode_is_lost(tmp_path: Path,
         assert "replaced" in (run.directory / "logs" / "actors.log").read_text()
 
 
-async def test_an_actor_that_was_stopped_for_a_while_plays_on_and_no_episode_is_trained_on_twice(tmp_path: Path, small_policy):
+async def test_an_actor_that_was_stopped_for_a_while_plays_on_and_no_episode_is_trained_on_twice(
+    tmp_path: Path, small_policy
+):
     """It is the only one: whatever comes afterwards, it has played."""
     settings = {"actor__heartbeat_seconds": "0.2", "run__updates": "1000", "actor__count": "1"}
     async with running_small(tmp_path / "run", small_policy, **settings) as run:
         (stopped,) = await run.until(lambda: leases_in_play(run))
         os.kill(stopped, signal.SIGSTOP)
         try:
-            await run.until(lambda: "was silent" in (run.directory / "logs" / "controller.log").read_text())
+            await run.until(
+                lambda: "was silent" in (run.directory / "logs" / "controller.log").read_text()
+            )
         finally:
             os.kill(stopped, signal.SIGCONT)
         before = len(run.updates())
@@ -69,14 +87,23 @@ async def test_an_actor_that_was_stopped_for_a_while_plays_on_and_no_episode_is_
         run.process.send_signal(signal.SIGINT)
         assert await run.ended() == 130, run.output
         keys = [t.key for t in run.trajectories() if not t.key.evaluation]
-        assert len(keys) == len(set(keys)) and ": replaced" not in (run.directory / "logs" / "actors.log").read_text()
+        assert (
+            len(keys) == len(set(keys))
+            and ": replaced" not in (run.directory / "logs" / "actors.log").read_text()
+        )
 
 
 async def test_a_run_ends_when_a_rank_of_its_learner_does(tmp_path: Path, small_policy):
-    async with running_small(tmp_path / "run", small_policy, learner__ranks="2", run__updates="1000") as run:
+    async with running_small(
+        tmp_path / "run", small_policy, learner__ranks="2", run__updates="1000"
+    ) as run:
         await run.until(run.updates)
-        ranks = [pid for pid, command in processes() if f"-m learner {run.directory}/job.json" in command]
-        second = next(pid for pid in ranks if "RANK=1" in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+        ranks = [
+            pid for pid, command in processes() if f"-m learner {run.directory}/job.json" in command
+        ]
+        second = next(
+            pid for pid in ranks if "RANK=1" in Path(f"/proc/{pid}/environ").read_text().split("\0")
+        )
         os.kill(second, signal.SIGKILL)
         assert await run.ended() == 1
         assert "the learner" in run.output and run.left_over() == []
@@ -93,12 +120,21 @@ async def test_ctrl_c_ends_a_learner_of_two_ranks_in_its_warm_start(tmp_path: Pa
 
 
 @pytest.mark.parametrize("phase", ["starting", "demonstrations", "evaluating"])
-async def test_ctrl_c_before_there_is_an_engine_ends_the_run_as_interrupted(tmp_path: Path, small_policy, phase: str):
-    """As soon as there is a learner, in its warm start, or after it; nobody waits for the engine, which never comes."""
+async def test_ctrl_c_before_there_is_an_engine_ends_the_run_as_interrupted(
+    tmp_path: Path, small_policy, phase: str
+):
+    """As soon as there is a learner, in its warm start, or after it; nobody waits for the engine,
+    which never comes."""
     episodes = 0 if phase == "evaluating" else 4000
-    settings = {"model.name": small_policy, "engine.urls": "http://127.0.0.1:9", "warm_start.episodes": episodes}
+    settings = {
+        "model.name": small_policy,
+        "engine.urls": "http://127.0.0.1:9",
+        "warm_start.episodes": episodes,
+    }
     settings |= {"run.dir": tmp_path / "run", "run.cache_dir": tmp_path / "cache"}
-    async with running(tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())) as run:
+    async with running(
+        tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())
+    ) as run:
         await run.until(lambda: run.pid_of("learner"))
         async with asyncio.timeout(60):
             while phase != "starting" and phase.encode() not in await run.process.stdout.readline():
@@ -115,25 +151,36 @@ async def test_ctrl_c_before_there_is_an_engine_ends_the_run_as_interrupted(tmp_
 async def test_invariant_4_after_killing_the_learner_before_its_first_checkpoint_each_episode_is_trained_on_once(
     tmp_path: Path, small_policy
 ):
-    async with running_small(tmp_path / "run", small_policy, run__updates="50", learner__checkpoint_every="1000") as run:
+    async with running_small(
+        tmp_path / "run", small_policy, run__updates="50", learner__checkpoint_every="1000"
+    ) as run:
         await run.until(lambda: len(run.updates()) >= 2)
         os.kill(run.pid_of("learner"), signal.SIGKILL)
         done = await dead(run, "learner")
-    async with running_small(tmp_path / "run", small_policy, resume=str(tmp_path / "run"), run__updates=str(done + 2)) as run:
+    async with running_small(
+        tmp_path / "run", small_policy, resume=str(tmp_path / "run"), run__updates=str(done + 2)
+    ) as run:
         await each_trained_on_once(run, done + 2)
 
 
 async def dead(run: Run, killed: str) -> int:
     """The last update of a run one of whose processes was killed, when it has ended for it."""
     assert await run.ended() == 1
-    assert f"error: the {killed} was killed (SIGKILL, as the system does when memory runs out)" in run.output
-    assert f"to go on: python run.py --resume {run.directory}" in run.output and "Traceback" not in run.output
+    assert (
+        f"error: the {killed} was killed (SIGKILL, as the system does when memory runs out)"
+        in run.output
+    )
+    assert (
+        f"to go on: python run.py --resume {run.directory}" in run.output
+        and "Traceback" not in run.output
+    )
     assert run.left_over() == []
     return run.updates()[-1]["update"]
 
 
 async def each_trained_on_once(run: Run, updates: int) -> None:
-    """A resumed run ends with that many updates, and every episode that they needed is in the log, in one copy."""
+    """A resumed run ends with that many updates, and every episode that they needed is in the log,
+    in one copy."""
     assert await run.ended() == 0, run.output
     assert [line["update"] for line in run.updates()] == list(range(1, updates + 1))
     copies = Counter(t.key for t in run.trajectories() if not t.key.evaluation)
@@ -141,7 +188,9 @@ async def each_trained_on_once(run: Run, updates: int) -> None:
     assert {key.group for key in copies} >= set(range(2 * updates))
 
 
-async def test_ctrl_c_finishes_the_update_of_both_ranks_writes_a_checkpoint_and_a_summary(tmp_path: Path, small_policy):
+async def test_ctrl_c_finishes_the_update_of_both_ranks_writes_a_checkpoint_and_a_summary(
+    tmp_path: Path, small_policy
+):
     settings = {"run__updates": "1000", "learner__checkpoint_every": "1000", "learner__ranks": "2"}
     async with running_small(tmp_path / "run", small_policy, **settings) as run:
         await run.until(lambda: run.updates())
@@ -149,11 +198,15 @@ async def test_ctrl_c_finishes_the_update_of_both_ranks_writes_a_checkpoint_and_
         assert await run.ended() == 130, run.output
         assert run.summary()["ended"] == "interrupted"
         assert int(max((run.directory / "checkpoints").iterdir()).name) == run.summary()["updates"]
-        assert run.summary()["dropped"] == {"cancelled": 8}, "all episodes of the four slots: none is forgotten in the hurry"
+        assert run.summary()["dropped"] == {"cancelled": 8}, (
+            "all episodes of the four slots: none is forgotten in the hurry"
+        )
         assert run.left_over() == []
 
 
-async def test_ctrl_c_in_an_evaluation_gives_it_up_and_writes_a_checkpoint(tmp_path: Path, small_policy):
+async def test_ctrl_c_in_an_evaluation_gives_it_up_and_writes_a_checkpoint(
+    tmp_path: Path, small_policy
+):
     async with running_small(tmp_path / "run", small_policy, eval__episodes="5000") as run:
         async with asyncio.timeout(60):
             while b"evaluating" not in await run.process.stdout.readline():
@@ -162,50 +215,78 @@ async def test_ctrl_c_in_an_evaluation_gives_it_up_and_writes_a_checkpoint(tmp_p
         began = time.monotonic()
         assert await run.ended() == 130, run.output
         assert time.monotonic() - began < 5
-        assert "Interrupted: this evaluation is given up, and a checkpoint is written." in run.output
-        assert [path.name for path in (run.directory / "checkpoints").iterdir()] == ["000000"] and run.left_over() == []
+        assert (
+            "Interrupted: this evaluation is given up, and a checkpoint is written." in run.output
+        )
+        assert [path.name for path in (run.directory / "checkpoints").iterdir()] == [
+            "000000"
+        ] and run.left_over() == []
 
 
 async def test_a_terminal_that_goes_away_ends_a_run_as_ctrl_c_does(tmp_path: Path, small_policy):
     """First nobody reads its output any more, then it is told so. Nothing else comes of either."""
-    async with running_small(tmp_path / "run", small_policy, run__updates="1000", learner__checkpoint_every="1000") as run:
+    async with running_small(
+        tmp_path / "run", small_policy, run__updates="1000", learner__checkpoint_every="1000"
+    ) as run:
         await run.until(run.updates)
         run.process._transport.get_pipe_transport(1).close()
         run.process.send_signal(signal.SIGHUP)
         assert await asyncio.wait_for(run.process.wait(), 60) == 130
         assert run.summary()["ended"] == "interrupted"
         assert int(max((run.directory / "checkpoints").iterdir()).name) == run.summary()["updates"]
-        assert run.left_over() == [] and not Path(json.loads((run.directory / "job.json").read_text())["weights_dir"]).exists()
+        assert (
+            run.left_over() == []
+            and not Path(
+                json.loads((run.directory / "job.json").read_text())["weights_dir"]
+            ).exists()
+        )
 
 
-async def test_a_run_whose_directory_takes_no_more_says_so_in_two_lines(tmp_path: Path, small_policy):
-    """Neither its metrics nor its summary; the processes that write the rest of it are not in its way."""
+async def test_a_run_whose_directory_takes_no_more_says_so_in_two_lines(
+    tmp_path: Path, small_policy
+):
+    """Neither its metrics nor its summary; the processes that write the rest of it are not in its
+    way."""
     async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
         await run.until(run.updates)
         _, most = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (0, most))
         assert await run.ended() == 1
         told = run.output.partition("error: ")[2]
-        why = re.escape(f"{run.directory}/metrics.jsonl cannot be written: File too large (run.dir; ")
+        why = re.escape(
+            f"{run.directory}/metrics.jsonl cannot be written: File too large (run.dir; "
+        )
         go_on = re.escape(f"to go on: python run.py --resume {run.directory}\n")
-        assert re.fullmatch(why + r"[^\n]* MB left\)\n" + go_on, told) and "Traceback" not in run.output, run.output
+        assert (
+            re.fullmatch(why + r"[^\n]* MB left\)\n" + go_on, told)
+            and "Traceback" not in run.output
+        ), run.output
         assert run.left_over() == []
 
 
-async def test_a_run_that_is_resumed_after_its_end_plays_each_group_to_its_end_and_trains_on_all_of_them(tmp_path: Path, small_policy):
-    """The end of run.tokens: an evaluation follows, in which the learner hears of each episode that is cancelled."""
-    async with running_small(tmp_path / "run", small_policy, run__updates="1000", run__tokens="1") as run:
+async def test_a_run_that_is_resumed_after_its_end_plays_each_group_to_its_end_and_trains_on_all_of_them(
+    tmp_path: Path, small_policy
+):
+    """The end of run.tokens: an evaluation follows, in which the learner hears of each episode that
+    is cancelled."""
+    async with running_small(
+        tmp_path / "run", small_policy, run__updates="1000", run__tokens="1"
+    ) as run:
         assert await run.ended() == 0, run.output
         done = run.summary()["updates"]
         assert run.summary()["dropped"]["cancelled"] > 0
     more = {"run__updates": str(done + 3), "run__tokens": "0"}
-    async with running_small(tmp_path / "run", small_policy, resume=str(tmp_path / "run"), **more) as run:
+    async with running_small(
+        tmp_path / "run", small_policy, resume=str(tmp_path / "run"), **more
+    ) as run:
         assert await run.ended() == 0, run.output
         assert run.summary()["updates"] == done + 3
         played = [t for t in run.trajectories() if not t.key.evaluation]
         assert {t.dropped for t in played} == {None}, "the end of a run is none of its groups'"
         members = Counter(t.key.group for t in played)
-        assert len({t.key for t in played}) == len(played) and [members[group] for group in range(2 * (done + 3))] == [2] * 2 * (done + 3)
+        assert len({t.key for t in played}) == len(played) and [
+            members[group] for group in range(2 * (done + 3))
+        ] == [2] * 2 * (done + 3)
 
 
 async def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, small_policy):
@@ -214,14 +295,18 @@ async def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, small_policy):
         os.kill(run.pid_of("learner"), signal.SIGSTOP)  # a learner that would never finish
         run.process.send_signal(signal.SIGINT)
         async with asyncio.timeout(20):
-            while b"Interrupted" not in await run.process.stdout.readline():  # or the two signals might become one
+            while (
+                b"Interrupted" not in await run.process.stdout.readline()
+            ):  # or the two signals might become one
                 pass
         run.process.send_signal(signal.SIGINT)
         assert await run.ended() == 130, run.output
         assert run.left_over() == []
 
 
-async def test_a_controller_that_is_told_to_end_ends_the_run_with_its_name(tmp_path: Path, small_policy):
+async def test_a_controller_that_is_told_to_end_ends_the_run_with_its_name(
+    tmp_path: Path, small_policy
+):
     async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
         await run.until(lambda: run.updates())
         os.kill(run.pid_of("controller"), signal.SIGTERM)
@@ -241,14 +326,21 @@ async def test_killing_the_supervisor_leaves_no_process_behind(tmp_path: Path, s
 
 async def test_actors_from_elsewhere_join_and_do_the_work(tmp_path: Path, small_policy):
     """All connections encrypted, and those refused that have no key of this run."""
-    port, keys, others = free_port(), tmp_path / "keys", tmp_path / "others"
+    port = free_port()
+    keys = tmp_path / "keys"
+    others = tmp_path / "others"
     for directory in (keys, others):
         async with running(tmp_path, "keys", str(directory), "host") as made:
             assert await made.ended(20) == 0, made.output
     joining = ("actor", "--connect", f"tcp://127.0.0.1:{port}", "--actors", "2")
     async with (
         running_small(
-            tmp_path / "run", small_policy, actor__count="0", controller__port=str(port), security__keys=str(keys), run__updates="3"
+            tmp_path / "run",
+            small_policy,
+            actor__count="0",
+            controller__port=str(port),
+            security__keys=str(keys),
+            run__updates="3",
         ) as run,
         running(tmp_path, *joining, "--wait", "60", "--keys", str(keys / "host")) as actors,
     ):
@@ -265,8 +357,12 @@ async def test_invariant_4_actors_from_elsewhere_go_on_with_a_run_that_is_resume
 ):
     port = str(free_port())
     settings = {"actor__count": "0", "controller__port": port, "actor__heartbeat_seconds": "0.2"}
-    async with running(tmp_path, "actor", "--connect", f"tcp://127.0.0.1:{port}", "--actors", "2", "--wait", "90") as actors:
-        async with running_small(tmp_path / "run", small_policy, run__updates="1000", **settings) as run:
+    async with running(
+        tmp_path, "actor", "--connect", f"tcp://127.0.0.1:{port}", "--actors", "2", "--wait", "90"
+    ) as actors:
+        async with running_small(
+            tmp_path / "run", small_policy, run__updates="1000", **settings
+        ) as run:
             await run.until(lambda: len(run.updates()) >= 2)
             os.kill(run.pid_of(killed), signal.SIGKILL)
             done = await dead(run, killed)
@@ -277,20 +373,27 @@ async def test_invariant_4_actors_from_elsewhere_go_on_with_a_run_that_is_resume
 
 
 async def refused(*arguments: str) -> str:
-    """What a command line prints that is refused; fails if it is not, or if it says more than a sentence."""
+    """What a command line prints that is refused; fails if it is not, or if it says more than a
+    sentence."""
     async with running(Path(), *arguments) as run:
         assert await run.ended(30) in (1, 2)
-        assert run.output.startswith("error: ") and len(run.output.strip().splitlines()) == 1, run.output
+        assert run.output.startswith("error: ") and len(run.output.strip().splitlines()) == 1, (
+            run.output
+        )
         return run.output
 
 
 async def test_an_unknown_setting_is_refused_with_the_nearest_name(tmp_path: Path):
-    assert "did you mean learner.learning_rate?" in await refused("--learner.learning-rat=1", f"--run-dir={tmp_path / 'run'}")
+    assert "did you mean learner.learning_rate?" in await refused(
+        "--learner.learning-rat=1", f"--run-dir={tmp_path / 'run'}"
+    )
     assert not (tmp_path / "run").exists()
 
 
 async def test_a_model_that_does_not_exist_is_refused(tmp_path: Path):
-    assert "model.name" in await refused("--model", str(tmp_path / "none"), f"--run-dir={tmp_path / 'run'}")
+    assert "model.name" in await refused(
+        "--model", str(tmp_path / "none"), f"--run-dir={tmp_path / 'run'}"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -305,7 +408,9 @@ async def test_a_port_in_use_is_refused_naming_the_setting(tmp_path: Path, setti
 
 
 async def test_too_little_memory_for_the_engine_is_refused_naming_the_setting(tmp_path: Path):
-    assert "engine.kv_cache_gb" in await refused("--engine.kv_cache_gb=100000", f"--run-dir={tmp_path / 'run'}")
+    assert "engine.kv_cache_gb" in await refused(
+        "--engine.kv_cache_gb=100000", f"--run-dir={tmp_path / 'run'}"
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -317,7 +422,13 @@ async def test_a_controller_that_cannot_begin_says_why_and_ends(tmp_path: Path):
         taken.bind(("127.0.0.1", int(job.endpoints.learner.rsplit(":", 1)[1])))
         taken.listen()
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "controller", str(job_file(job)), cwd=ROOT, stderr=asyncio.subprocess.PIPE, preexec_fn=dying_with_parent()
+            sys.executable,
+            "-m",
+            "controller",
+            str(job_file(job)),
+            cwd=ROOT,
+            stderr=asyncio.subprocess.PIPE,
+            preexec_fn=dying_with_parent(),
         )
         try:
             _, said = await asyncio.wait_for(process.communicate(), 60)
@@ -332,18 +443,35 @@ async def test_a_run_directory_that_is_not_empty_is_refused(tmp_path: Path):
     assert "run.dir" in await refused(f"--run-dir={tmp_path}")
 
 
-async def test_an_engine_that_does_not_answer_ends_the_run_naming_the_setting(tmp_path: Path, small_policy):
-    settings = {"model.name": small_policy, "engine.urls": "http://127.0.0.1:9", "engine.start_seconds": 1, "run.dir": tmp_path / "run"}
-    async with running(tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())) as run:
+async def test_an_engine_that_does_not_answer_ends_the_run_naming_the_setting(
+    tmp_path: Path, small_policy
+):
+    settings = {
+        "model.name": small_policy,
+        "engine.urls": "http://127.0.0.1:9",
+        "engine.start_seconds": 1,
+        "run.dir": tmp_path / "run",
+    }
+    async with running(
+        tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())
+    ) as run:
         assert await run.ended(60) == 1
         assert "engine.start_seconds" in run.output
         assert run.left_over() == []
-        assert not (run.directory / "summary.json").exists() and not (run.directory / "checkpoints").exists()
+        assert (
+            not (run.directory / "summary.json").exists()
+            and not (run.directory / "checkpoints").exists()
+        )
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:5555", "tcp://127.0.0.1", "tcp://127.0.0.1:port", "tcp://:5555"])
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:5555", "tcp://127.0.0.1", "tcp://127.0.0.1:port", "tcp://:5555"]
+)
 async def test_an_actor_that_is_given_no_address_says_how_one_is_written(address: str):
-    assert "--connect: " in (said := await refused("actor", "--connect", address)) and "tcp://HOST:PORT" in said
+    assert (
+        "--connect: " in (said := await refused("actor", "--connect", address))
+        and "tcp://HOST:PORT" in said
+    )
 
 
 async def test_an_actor_that_finds_no_controller_says_so(tmp_path: Path):

@@ -1,4 +1,5 @@
-"""Frames between processes: what goes in comes out, and nothing that comes in from outside can raise anything but BadFrame."""
+"""Frames between processes: what goes in comes out, and nothing that comes in from outside can
+raise anything but BadFrame."""
 
 from __future__ import annotations
 
@@ -19,8 +20,15 @@ TYPES = typing.get_args(ANY)
 PREFIX = encode(messages.Credit(episodes=1))[:3]
 
 anything = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=8) | st.binary(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.binary(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 """Any value that msgpack can hold."""
@@ -101,7 +109,9 @@ def test_a_message_with_arbitrary_fields_raises_only_bad_frame(kind: type, field
 
 
 @given(all_messages(), st.data())
-def test_a_damaged_frame_raises_only_bad_frame(message: messages.Message, data: st.DataObject) -> None:
+def test_a_damaged_frame_raises_only_bad_frame(
+    message: messages.Message, data: st.DataObject
+) -> None:
     frame = bytearray(encode(message))
     for _ in range(data.draw(st.integers(1, 4))):
         frame[data.draw(st.integers(0, len(frame) - 1))] = data.draw(st.integers(0, 255))
@@ -126,10 +136,22 @@ def test_a_frame_cut_short_is_a_bad_frame(message: messages.Message, data: st.Da
         b"\x81\x80\x01",
         b"\xd7\xff" + b"\xff" * 8,
     ],
-    ids=["deep arrays", "deep maps", "array of 4 G", "bytes of 4 G", "no UTF-8", "a map as a key", "a bad time stamp"],
+    ids=[
+        "deep arrays",
+        "deep maps",
+        "array of 4 G",
+        "bytes of 4 G",
+        "no UTF-8",
+        "a map as a key",
+        "a bad time stamp",
+    ],
 )
 def test_a_hostile_value_in_a_free_field_is_a_bad_frame(body: bytes) -> None:
-    fields = [b"\xa7Welcome", b"\xa1e", b"\x81\xa1k" + body]  # the settings of the environment may hold anything
+    fields = [
+        b"\xa7Welcome",
+        b"\xa1e",
+        b"\x81\xa1k" + body,
+    ]  # the settings of the environment may hold anything
     with pytest.raises(BadFrame):
         decode(PREFIX + b"\x99" + b"".join(fields))
 
@@ -137,7 +159,9 @@ def test_a_hostile_value_in_a_free_field_is_a_bad_frame(body: bytes) -> None:
 def test_a_frame_of_another_schema_is_refused_and_both_schemas_are_named() -> None:
     frame = encode(messages.Credit(episodes=1))
     other = frame[:1] + (messages.SCHEMA_VERSION + 1).to_bytes(2, "little") + frame[3:]
-    with pytest.raises(BadFrame, match=rf"schema {messages.SCHEMA_VERSION + 1}, .* {messages.SCHEMA_VERSION}$"):
+    with pytest.raises(
+        BadFrame, match=rf"schema {messages.SCHEMA_VERSION + 1}, .* {messages.SCHEMA_VERSION}$"
+    ):
         decode(other)
 
 
@@ -160,10 +184,14 @@ def test_a_reader_hands_on_good_frames() -> None:
     assert reader.dropped == 0
 
 
-def test_a_reader_counts_every_bad_frame_and_warns_once_per_peer(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_reader_counts_every_bad_frame_and_warns_once_per_peer(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     reader = FrameReader()
     with caplog.at_level(logging.WARNING, logger="protocol.codec"):
-        results = [reader.read(peer, b"nonsense") for peer in (b"one", b"two", b"one", b"one", b"two")]
+        results = [
+            reader.read(peer, b"nonsense") for peer in (b"one", b"two", b"one", b"one", b"two")
+        ]
     assert results == [None] * 5
     assert reader.dropped == 5
     assert ["'one'" in record.getMessage() for record in caplog.records] == [True, False]

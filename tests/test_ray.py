@@ -1,5 +1,7 @@
-"""`run.py ray` on a Ray cluster: the run, its learner and its actors, each where Ray has put it. The machines are raylets of this one, with
-addresses of their own where that is permitted."""
+"""`run.py ray` on a Ray cluster: the run, its learner and its actors, each where Ray has put it.
+
+The machines are raylets of this one, with addresses of their own where that is permitted.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,11 @@ pytest.importorskip("ray", reason="pip install -e '.[ray]'")
 pytestmark = pytest.mark.slow
 
 ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "token",
-    "RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3",
-}  # fmt: skip
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_AUTH_MODE": "token",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_failure_threshold": "3",
+}
 """Of the cluster: a machine that is lost is missed within seconds."""
 
 
@@ -65,8 +69,15 @@ def machines() -> Iterator[Machines]:
         except NotPermitted:
             at = [""] * 5
         command = [sys.executable, str(Path(__file__).with_name("ray_program.py")), *at]
-        how = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        with subprocess.Popen(command, start_new_session=True, preexec_fn=dying_with_parent(), **how) as cluster:
+        how = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.DEVNULL,
+            "text": True,
+        }
+        with subprocess.Popen(
+            command, start_new_session=True, preexec_fn=dying_with_parent(), **how
+        ) as cluster:
             address, *raylets = cluster.stdout.readline().split()
             environment.setenv("RAY_ADDRESS", address)
             yield Machines([int(raylet) for raylet in raylets])
@@ -100,7 +111,9 @@ async def test_a_run_goes_on_without_a_machine_of_actors_and_from_its_checkpoint
         async with running(tmp_path / "run", *command, "--updates", "1000") as run:
             await run.until(lambda: len(run.updates()) > done, 120)
             machines.lose(run.pid_of("controller"))
-            assert await run.ended() == 1 and "the machine of the controller is lost" in run.output, run.output
+            assert (
+                await run.ended() == 1 and "the machine of the controller is lost" in run.output
+            ), run.output
             assert run.left_over() == [] and fleets(run) == []
             done = len(run.updates())
         async with running(tmp_path / "run", *command, "--updates", "1000") as run:
@@ -112,7 +125,9 @@ async def test_a_run_goes_on_without_a_machine_of_actors_and_from_its_checkpoint
         async with running(tmp_path / "run", *command, "--updates", str(done + 1)) as run:
             assert await run.ended() == 0, run.output
             assert run.summary()["updates"] == done + 1 and run.left_over() == []
-            assert set(run.summary()["dropped"]) <= {"cancelled"}, "what was under way when it was interrupted"
+            assert set(run.summary()["dropped"]) <= {"cancelled"}, (
+                "what was under way when it was interrupted"
+            )
             played = [t.key for t in run.trajectories() if not t.key.evaluation]
             assert len(played) == len(set(played))
 
@@ -120,11 +135,19 @@ async def test_a_run_goes_on_without_a_machine_of_actors_and_from_its_checkpoint
 def learner_of(run: Run) -> int:
     """The learner itself, and not what waits for it where the controller is."""
     start = f" -m learner {run.directory}/job.json"
-    (found,) = [pid for pid, command in processes() if start in command and "supervisor.cluster.ray" not in command]
+    (found,) = [
+        pid
+        for pid, command in processes()
+        if start in command and "supervisor.cluster.ray" not in command
+    ]
     return found
 
 
 def fleets(run: Run) -> list[int]:
     """The processes `run.py actor` of the run, without those that they fork."""
-    found = {pid for pid, command in processes() if " actor --connect" in command and str(run.directory) in command}
+    found = {
+        pid
+        for pid, command in processes()
+        if " actor --connect" in command and str(run.directory) in command
+    }
     return sorted(found - {child for pid in found for child in run.children_of(pid)})

@@ -29,12 +29,22 @@ from supervisor.cli.main import main
 from supervisor.cli.replay import LOG, Recording, recorded_job, replay_run
 from supervisor.job import save_job
 
-OPEN, CLOSE, WORD = 1, 2, 9
+OPEN = 1
+CLOSE = 2
+WORD = 9
 
 
-@given(st.lists(st.tuples(st.floats(0, 5, width=32), st.floats(0, 9, width=32), st.booleans()), min_size=1, max_size=40))
+@given(
+    st.lists(
+        st.tuples(st.floats(0, 5, width=32), st.floats(0, 9, width=32), st.booleans()),
+        min_size=1,
+        max_size=40,
+    )
+)
 def test_a_recorded_turn_replays_to_the_decision_that_was_made(values):
-    delegated = DelegatedRule(ThinkingSettings("paper", 0.4, 100, "mean", 1, 0.3, 2, 20), OPEN, CLOSE, [CLOSE])
+    delegated = DelegatedRule(
+        ThinkingSettings("paper", 0.4, 100, "mean", 1, 0.3, 2, 20), OPEN, CLOSE, [CLOSE]
+    )
     tokens = [OPEN] + [WORD] * (len(values) - 1)
     rule = delegated.begin()
     for i, (h, c, lost) in enumerate(values):
@@ -44,12 +54,18 @@ def test_a_recorded_turn_replays_to_the_decision_that_was_made(values):
     table[: len(rule.signals)] = np.array(rule.signals, np.float32).reshape(-1, 3)
     replayed = replay(np.array(tokens), table, delegated)
     assert replayed.intervention == rule.intervention
-    np.testing.assert_array_equal(replayed.scores, rule.scores + [nan] * (len(values) - len(rule.scores)))
+    np.testing.assert_array_equal(
+        replayed.scores, rule.scores + [nan] * (len(values) - len(rule.scores))
+    )
 
 
 def test_what_was_compared_is_shown_at_each_token_until_the_decision():
-    delegated = DelegatedRule(ThinkingSettings("paper", 1.0, 100, "mean", 0, 0.1, 2, 20), OPEN, CLOSE, [CLOSE])
-    table = np.array([[0.0, 1, -1], [4.0, 1, -1], [2.0, 1, -1], [2.0, 1, -1], [0.0, 1, -1]], np.float32)
+    delegated = DelegatedRule(
+        ThinkingSettings("paper", 1.0, 100, "mean", 0, 0.1, 2, 20), OPEN, CLOSE, [CLOSE]
+    )
+    table = np.array(
+        [[0.0, 1, -1], [4.0, 1, -1], [2.0, 1, -1], [2.0, 1, -1], [0.0, 1, -1]], np.float32
+    )
     replayed = replay(np.array([OPEN, *[WORD] * 4]), table, delegated)
     assert replayed.scores == [0.0, 1.0, 0.5, 0.5, 0.0]
     np.testing.assert_array_equal(replayed.compared, [nan, nan, 0.5, 0.0, nan])
@@ -60,8 +76,11 @@ def test_what_was_compared_is_shown_at_each_token_until_the_decision():
 def test_a_run_of_another_machine_is_read_with_its_own_policy_or_the_model_as_it_is_found_here(
     tmp_path: Path, small_policy: Path, tiny: bool
 ):
-    run, named = tmp_path / "run", small_config(model__name=str(small_policy))
-    job = msgspec.structs.replace(job_in(run, named), model_dir="/not/here", config=small_config() if tiny else named)
+    run = tmp_path / "run"
+    named = small_config(model__name=str(small_policy))
+    job = msgspec.structs.replace(
+        job_in(run, named), model_dir="/not/here", config=small_config() if tiny else named
+    )
     save_job(job)
     (run / "config.toml").touch()
     (run / "episodes").mkdir()
@@ -71,21 +90,36 @@ def test_a_run_of_another_machine_is_read_with_its_own_policy_or_the_model_as_it
 @pytest.fixture(scope="module")
 def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A run whose turns are cut as soon as they think, and all sampled again."""
-    acting = {"control__epsilon": "10", "control__min_thinking": "2", "control__window": "0", "control__eta": "10"}
-    config = small_config(**imitating | acting, control__max_resamples="1", run__updates="1", env__max_turns="4")
+    acting = {
+        "control__epsilon": "10",
+        "control__min_thinking": "2",
+        "control__window": "0",
+        "control__eta": "10",
+    }
+    config = small_config(
+        **imitating | acting, control__max_resamples="1", run__updates="1", env__max_turns="4"
+    )
     return played_serially(tmp_path_factory.mktemp("replay") / "job", config)
 
 
 def printed(job: Job, episode: str, turn: int | None = None, **overrides: str) -> str:
     console = Console(record=True, width=200, file=io.StringIO())
-    replay_run(Path(job.run_dir), episode, turn, {name.replace("__", "."): text for name, text in overrides.items()}, console)
+    replay_run(
+        Path(job.run_dir),
+        episode,
+        turn,
+        {name.replace("__", "."): text for name, text in overrides.items()},
+        console,
+    )
     return console.export_text()
 
 
 def cut_episode(job: Job) -> Trajectory:
     """An episode in whose first turn thinking was cut."""
     return next(
-        e for e in Recording(Path(job.run_dir), {}).episodes() if e.turns and any(v.kind == "intervene" for v in e.turns[0].kept.events)
+        e
+        for e in Recording(Path(job.run_dir), {}).episodes()
+        if e.turns and any(v.kind == "intervene" for v in e.turns[0].kept.events)
     )
 
 
@@ -97,11 +131,17 @@ def test_every_recorded_decision_is_made_again(recorded: Job) -> None:
             for attempt in (turn.kept, *turn.rejected):
                 if not attempt.signals:
                     continue
-                again = replay(unpack(attempt.tokens, INT32), attempt.signal_table(), recording.rule(attempt))
+                again = replay(
+                    unpack(attempt.tokens, INT32), attempt.signal_table(), recording.rule(attempt)
+                )
                 then = [event for event in attempt.events if event.kind == "intervene"]
                 now = [] if again.intervention is None else [again.intervention]
-                assert [(e.position, e.reason, e.value) for e in then] == [(d.position, d.reason, d.value) for d in now]
-                np.testing.assert_array_equal(np.array(again.scores, FLOAT16), unpack(attempt.uncertainty, FLOAT16))
+                assert [(e.position, e.reason, e.value) for e in then] == [
+                    (d.position, d.reason, d.value) for d in now
+                ]
+                np.testing.assert_array_equal(
+                    np.array(again.scores, FLOAT16), unpack(attempt.uncertainty, FLOAT16)
+                )
                 decisions += len(then)
     assert decisions
 
@@ -109,7 +149,10 @@ def test_every_recorded_decision_is_made_again(recorded: Job) -> None:
 def test_it_says_where_control_acted_and_on_which_numbers(recorded: Job) -> None:
     event = cut_episode(recorded).turns[0].kept.events[0]
     text = printed(recorded, cut_episode(recorded).key.id)
-    assert f"then: cut at token {event.position} ({event.reason}: {event.value:.3g} against 10)" in text
+    assert (
+        f"then: cut at token {event.position} ({event.reason}: {event.value:.3g} against 10)"
+        in text
+    )
     assert "then: sampled again (stalled" in text
 
 
@@ -128,20 +171,31 @@ def test_episodes_are_listed(recorded: Job) -> None:
     assert cut_episode(recorded).key.id in text and "sampled again" in text
 
 
-def test_an_episode_that_failed_is_listed_as_dropped_and_shown_with_why(recorded: Job, tmp_path: Path) -> None:
-    job = msgspec.structs.replace(recorded, run_dir=str(shutil.copytree(recorded.run_dir, tmp_path / "run")))
+def test_an_episode_that_failed_is_listed_as_dropped_and_shown_with_why(
+    recorded: Job, tmp_path: Path
+) -> None:
+    job = msgspec.structs.replace(
+        recorded, run_dir=str(shutil.copytree(recorded.run_dir, tmp_path / "run"))
+    )
     failed = dropped(EpisodeKey(9, 0), DropReason.ACTOR_LOST, "not brought to an end by [3] actors")
     log = EpisodeLog(tmp_path / "run" / LOG)
     log.append([encode(failed)])
     log.close()
-    (line,) = [line for line in printed(job, "").splitlines() if line.split()[:1] == [failed.key.id]]
-    assert "actor_lost" in line and "not brought to an end by [3] actors" in printed(job, failed.key.id)
+    (line,) = [
+        line for line in printed(job, "").splitlines() if line.split()[:1] == [failed.key.id]
+    ]
+    assert "actor_lost" in line and "not brought to an end by [3] actors" in printed(
+        job, failed.key.id
+    )
 
 
 def test_it_is_counted_what_ending_turns_early_would_have_saved(recorded: Job) -> None:
     """Every turn was stalled, so that none would have been ended wrongly."""
     line = printed(recorded, "", control__early_stall="0.1").splitlines()[-1]
-    found = re.match(r"ended early at 0\.1 .*: (\d+) of ([\d,]+) turns, 0 of them wrongly, ([\d,]+) tokens saved; (\d+) were stalled", line)
+    found = re.match(
+        r"ended early at 0\.1 .*: (\d+) of ([\d,]+) turns, 0 of them wrongly, ([\d,]+) tokens saved; (\d+) were stalled",
+        line,
+    )
     assert found is not None
     ended, compared, saved, stalls = (int(number.replace(",", "")) for number in found.groups())
     assert 0 < ended <= compared == stalls and saved > 0
@@ -153,15 +207,19 @@ def test_an_evaluation_has_nothing_to_replay(recorded: Job) -> None:
     assert "not watched" in printed(recorded, episode.key.id)
 
 
-def test_the_command_line_takes_settings_without_an_episode(recorded: Job, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_takes_settings_without_an_episode(
+    recorded: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["replay", recorded.run_dir, "--control.epsilon", "0.01"]) == 0
     assert "sampled again" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("episode", "turn", "said"), [("t999.0", None, "lists them"), ("first", 99, "turns 0 to")]
-)  # fmt: skip
-def test_what_does_not_exist_is_named(recorded: Job, episode: str, turn: int | None, said: str) -> None:
+)
+def test_what_does_not_exist_is_named(
+    recorded: Job, episode: str, turn: int | None, said: str
+) -> None:
     name = cut_episode(recorded).key.id if episode == "first" else episode
     with pytest.raises(ConfigError, match=said):
         printed(recorded, name, turn)

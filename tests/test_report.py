@@ -30,8 +30,15 @@ SCRIPT = "<script>document.title = 'broken'</script><b>bold</b>"
 @pytest.fixture(scope="module")
 def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run whose turns are cut as soon as they think, and all sampled again."""
-    acting = {"control__epsilon": "10", "control__min_thinking": "2", "control__window": "0", "control__eta": "10"}
-    config = small_config(**imitating | acting, control__max_resamples="1", run__updates="2", env__max_turns="4")
+    acting = {
+        "control__epsilon": "10",
+        "control__min_thinking": "2",
+        "control__window": "0",
+        "control__eta": "10",
+    }
+    config = small_config(
+        **imitating | acting, control__max_resamples="1", run__updates="2", env__max_turns="4"
+    )
     return Path(played_serially(tmp_path_factory.mktemp("report") / "job", config).run_dir)
 
 
@@ -42,9 +49,13 @@ def written(*arguments: object) -> None:
 def cut_episode(run_dir: Path) -> Trajectory:
     """One that was trained on, in whose first turn thinking was cut before its end."""
     return next(
-        e for _, e in read_episodes(run_dir / LOG)
-        if not e.key.evaluation and e.turns and (unpack(e.turns[0].kept.mask, UINT8) == 0).any() and e.turns[0].kept.events
-    )  # fmt: skip
+        e
+        for _, e in read_episodes(run_dir / LOG)
+        if not e.key.evaluation
+        and e.turns
+        and (unpack(e.turns[0].kept.mask, UINT8) == 0).any()
+        and e.turns[0].kept.events
+    )
 
 
 def test_a_page_needs_nothing_but_itself(recorded: Path) -> None:
@@ -53,15 +64,22 @@ def test_a_page_needs_nothing_but_itself(recorded: Path) -> None:
     assert not re.search(r"""(src|href)=["'](?!#)|url\(|@import|<script""", page)
 
 
-def test_each_run_has_a_row_and_a_colour_and_settings_that_differ_are_listed(recorded: Path, tmp_path: Path) -> None:
+def test_each_run_has_a_row_and_a_colour_and_settings_that_differ_are_listed(
+    recorded: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other"
     shutil.copytree(recorded, other)
     config = (other / "config.toml").read_text()
-    (other / "config.toml").write_text(config.replace("learning_rate = 8e-05", "learning_rate = 0.001"))
+    (other / "config.toml").write_text(
+        config.replace("learning_rate = 8e-05", "learning_rate = 0.001")
+    )
     written(recorded, other, "--output", tmp_path / "both.html")
     page = (tmp_path / "both.html").read_text()
     assert page.count('--series-0)"></i>job') == 1 and page.count('--series-1)"></i>other') == 1
-    assert "<td>learner.learning_rate</td><td>8e-05</td><td>0.001</td>" in page and "learner.groups" not in page
+    assert (
+        "<td>learner.learning_rate</td><td>8e-05</td><td>0.001</td>" in page
+        and "learner.groups" not in page
+    )
 
 
 def test_a_run_without_episodes_is_shown_as_far_as_it_goes(recorded: Path, tmp_path: Path) -> None:
@@ -72,7 +90,9 @@ def test_a_run_without_episodes_is_shown_as_far_as_it_goes(recorded: Path, tmp_p
     assert 'id="summary"' in page and 'id="episodes"' not in page
 
 
-def test_episodes_of_another_version_are_named(recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_episodes_of_another_version_are_named(
+    recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(recorded, tmp_path / "old")
     shutil.rmtree(tmp_path / "old" / LOG)
     log = EpisodeLog(tmp_path / "old" / LOG)
@@ -84,9 +104,15 @@ def test_episodes_of_another_version_are_named(recorded: Path, tmp_path: Path, c
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["nowhere"], "nowhere is no run directory"), (["RUN", "--episodes", "t99.0"], "no episode t99.0"), (["RUN", "RUN"], "named twice")],
+    [
+        (["nowhere"], "nowhere is no run directory"),
+        (["RUN", "--episodes", "t99.0"], "no episode t99.0"),
+        (["RUN", "RUN"], "named twice"),
+    ],
 )
-def test_what_cannot_be_shown_is_named(recorded: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+def test_what_cannot_be_shown_is_named(
+    recorded: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
     assert main(["report", *(str(recorded) if a == "RUN" else a for a in arguments)]) == 2
     assert message in capsys.readouterr().err
 
@@ -97,7 +123,9 @@ def test_episodes_without_turns_are_left_out(recorded: Path, tmp_path: Path) -> 
     log = EpisodeLog(tmp_path / "run" / LOG)
     played = cut_episode(recorded)
     other = msgspec.structs.replace(played.key, member=1 - played.key.member)
-    dropped = msgspec.structs.replace(played, key=other, turns=[], dropped=DropReason.ENV_ERROR, detail="no such game")
+    dropped = msgspec.structs.replace(
+        played, key=other, turns=[], dropped=DropReason.ENV_ERROR, detail="no such game"
+    )
     log.append([encode(dropped), encode(played)])
     log.close()
     written(tmp_path / "run")
@@ -112,30 +140,42 @@ def test_text_of_an_episode_is_text(recorded: Path, tmp_path: Path) -> None:
     turn = msgspec.structs.replace(episode.turns[0], action=SCRIPT, anchor=SCRIPT)
     shutil.rmtree(hostile / LOG)
     log = EpisodeLog(hostile / LOG)
-    log.append([encode(msgspec.structs.replace(episode, task=SCRIPT, turns=[turn, *episode.turns[1:]]))])
+    log.append(
+        [encode(msgspec.structs.replace(episode, task=SCRIPT, turns=[turn, *episode.turns[1:]]))]
+    )
     log.close()
     written(hostile)
     page = (hostile / "report.html").read_text()
     assert SCRIPT not in page and "&lt;script&gt;" in page
-    assert not re.search("<script|<b>", report([RunData(SCRIPT, [], {"a": SCRIPT}, [], [view(episode, lambda ids: SCRIPT)])]))
+    assert not re.search(
+        "<script|<b>",
+        report([RunData(SCRIPT, [], {"a": SCRIPT}, [], [view(episode, lambda ids: SCRIPT)])]),
+    )
 
 
 def test_an_episode_is_shown_token_by_token_as_recorded(recorded: Path) -> None:
     episode = cut_episode(recorded)
     kept = episode.turns[0].kept
-    shown = view(episode, lambda ids: "".join(f"<{i}>" for i in ids), advantages=[0.5] * len(episode.turns)).turns[0]
+    shown = view(
+        episode, lambda ids: "".join(f"<{i}>" for i in ids), advantages=[0.5] * len(episode.turns)
+    ).turns[0]
     assert [a.kept for a in shown.attempts] == [False] * len(episode.turns[0].rejected) + [True]
     tokens = shown.attempts[-1].tokens
     assert len(tokens) == kept.length and shown.advantage == 0.5
     cut = next(event.position for event in kept.events if event.kind == "intervene")
-    assert [i for i, token in enumerate(tokens) if token.forced] == [i for i, m in enumerate(unpack(kept.mask, UINT8)) if not m]
+    assert [i for i, token in enumerate(tokens) if token.forced] == [
+        i for i, m in enumerate(unpack(kept.mask, UINT8)) if not m
+    ]
     assert min(i for i, token in enumerate(tokens) if token.forced) >= cut
     assert f"thinking cut at token {cut}: settled" in shown.attempts[-1].events[0]
 
 
 def test_an_episode_that_was_dropped_is_shown_with_the_reason() -> None:
     shown = lambda **more: outcome(dropped(EpisodeKey(0, 0), DropReason.ENV_ERROR, **more))  # noqa: E731
-    assert shown(detail="no room") == "dropped (env_error: no room)" and shown(detail="") == "dropped (env_error)"
+    assert (
+        shown(detail="no room") == "dropped (env_error: no room)"
+        and shown(detail="") == "dropped (env_error)"
+    )
 
 
 def test_a_boundary_of_weights_is_where_the_version_changes(recorded: Path) -> None:
@@ -144,7 +184,9 @@ def test_a_boundary_of_weights_is_where_the_version_changes(recorded: Path) -> N
     episode = cut_episode(recorded)
     kept = episode.turns[0].kept
     two = msgspec.structs.replace(kept, spans=[Span(0, 3, 4), Span(3, kept.length, 5)])
-    changed = msgspec.structs.replace(episode, turns=[msgspec.structs.replace(episode.turns[0], kept=two)])
+    changed = msgspec.structs.replace(
+        episode, turns=[msgspec.structs.replace(episode.turns[0], kept=two)]
+    )
     tokens = view(changed, lambda ids: "x").turns[0].attempts[-1].tokens
     assert [token.version for token in tokens[:4]] == [4, 4, 4, 5]
     assert [i for i, token in enumerate(tokens) if token.first_of_version] == [3]
@@ -152,19 +194,27 @@ def test_a_boundary_of_weights_is_where_the_version_changes(recorded: Path) -> N
 
 def test_sample_efficiency_is_the_mean_height_of_the_curve() -> None:
     updates = [{"update": u, "training_tokens": 100 * u} for u in (1, 2, 3)]
-    evaluations = [{"update": 0, "success": 0.2}, {"update": 1, "success": 0.6}, {"update": 3, "success": 0.6}]
+    evaluations = [
+        {"update": 0, "success": 0.2},
+        {"update": 1, "success": 0.6},
+        {"update": 3, "success": 0.6},
+    ]
     assert area_by_tokens(updates, evaluations) == pytest.approx((0.4 * 100 + 0.6 * 200) / 300)
     assert area_by_tokens(updates, evaluations[:1]) is None
 
 
 def test_settings_that_say_where_are_no_differences() -> None:
-    runs = [RunData("a", [], {"run.dir": "a", "run.seed": 0, "x.y": 1}), RunData("b", [], {"run.dir": "b", "run.seed": 1, "x.y": 1})]
+    runs = [
+        RunData("a", [], {"run.dir": "a", "run.seed": 0, "x.y": 1}),
+        RunData("b", [], {"run.dir": "b", "run.seed": 1, "x.y": 1}),
+    ]
     assert differences(runs) == [("run.seed", [0, 1])]
 
 
 @pytest.fixture
 def page() -> Iterator:
-    """A page of a real browser, Debian's Chromium, without a network; the test fails for what its console says."""
+    """A page of a real browser, Debian's Chromium, without a network; the test fails for what its
+    console says."""
     sync = pytest.importorskip("playwright.sync_api", reason="no playwright")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
@@ -181,15 +231,21 @@ def page() -> Iterator:
         assert said == []
 
 
-def test_a_browser_shows_every_point_and_the_intervention_where_the_record_says(recorded: Path, tmp_path: Path, page) -> None:
+def test_a_browser_shows_every_point_and_the_intervention_where_the_record_says(
+    recorded: Path, tmp_path: Path, page
+) -> None:
     episode = cut_episode(recorded)
     written(recorded, "--episodes", episode.key.id, "--output", tmp_path / "report.html")
     page.goto((tmp_path / "report.html").as_uri())
-    lines = page.eval_on_selector_all("#learning .chart:first-child .line", "lines => lines.map(line => line.points.length)")
+    lines = page.eval_on_selector_all(
+        "#learning .chart:first-child .line", "lines => lines.map(line => line.points.length)"
+    )
     records = read_metrics(recorded / "metrics.jsonl")
     assert lines == [sum(r["kind"] == kind for r in records) for kind in ("update", "evaluation")]
     tokens = page.query_selector_all(".turn >> nth=0 >> .attempt:not(.rejected) .tokens span")
-    forced = [i for i, token in enumerate(tokens) if "forced" in (token.get_attribute("class") or "")]
+    forced = [
+        i for i, token in enumerate(tokens) if "forced" in (token.get_attribute("class") or "")
+    ]
     assert forced == [i for i, m in enumerate(unpack(episode.turns[0].kept.mask, UINT8)) if not m]
     assert "ratio" in tokens[0].get_attribute("title")  # of the last checkpoint's policy
     mark = page.query_selector(".turn >> nth=0 >> .attempt:not(.rejected) .chart .mark title")
@@ -201,22 +257,37 @@ def test_of_a_long_log_no_more_episodes_are_read_than_are_looked_at(recorded: Pa
     """What is not looked at cannot be read here, and would end the command."""
     _, episode = next(read_episodes(recorded / LOG))
     every = 3
-    records = [encode(episode) if number % every == 0 else b"no episode" for number in range(every * LOOKED_AT - 1)]
+    records = [
+        encode(episode) if number % every == 0 else b"no episode"
+        for number in range(every * LOOKED_AT - 1)
+    ]
     found = list(sampled(records, recorded, (), "long", Console(quiet=True)))
-    assert [number for number, _ in found] == list(range(0, len(records), every)) and len(found) == LOOKED_AT
+    assert [number for number, _ in found] == list(range(0, len(records), every)) and len(
+        found
+    ) == LOOKED_AT
 
 
-def test_a_group_is_found_around_one_of_its_episodes_and_nothing_beyond_it_is_read(recorded: Path) -> None:
+def test_a_group_is_found_around_one_of_its_episodes_and_nothing_beyond_it_is_read(
+    recorded: Path,
+) -> None:
     _, episode = next(read_episodes(recorded / LOG))
     groups = [7, 4, 4, 7, 4, 7]
     keys = [EpisodeKey(group, number) for number, group in enumerate(groups)]
-    records = [encode(msgspec.structs.replace(episode, key=key)) for key in [*keys, EpisodeKey(4, 0, True)]] + [b"no episode"] * 9
+    records = [
+        encode(msgspec.structs.replace(episode, key=key)) for key in [*keys, EpisodeKey(4, 0, True)]
+    ] + [b"no episode"] * 9
     found = group_at(records, 2, recorded, size=3)
     assert sorted(member.key.member for member in found) == [1, 2, 4]
 
 
 def test_a_thousand_updates_and_their_episodes_are_a_small_page(recorded: Path) -> None:
-    """Points are thinned and episodes sampled: a browser has no more to load after 1,000 updates than after 300."""
+    """Points are thinned and episodes sampled: a browser has no more to load after 1,000 updates
+    than after 300."""
     (update,) = [r for r in read_metrics(recorded / "metrics.jsonl") if r["kind"] == "update"][:1]
-    records = [update | {"update": u, "wall_seconds": float(u), "training_tokens": 100.0 * u} for u in range(1, 1001)]
-    assert len(report([RunData("long", records, {}, [[0.5] * (2 * AROUND + 1)] * 2000)])) < 1_000_000
+    records = [
+        update | {"update": u, "wall_seconds": float(u), "training_tokens": 100.0 * u}
+        for u in range(1, 1001)
+    ]
+    assert (
+        len(report([RunData("long", records, {}, [[0.5] * (2 * AROUND + 1)] * 2000)])) < 1_000_000
+    )

@@ -9,7 +9,13 @@ import pytest
 from run_fixtures import running_small
 
 from config import ConfigError
-from learner.checkpoint_damage import CONTENTS, STATE, newest_whole, set_aside_damaged, write_contents
+from learner.checkpoint_damage import (
+    CONTENTS,
+    STATE,
+    newest_whole,
+    set_aside_damaged,
+    write_contents,
+)
 from protocol.messages import SCHEMA_VERSION
 from supervisor.cli.main import main
 from supervisor.resume import check_model_of, leave_damaged_checkpoints, resumed_config
@@ -19,7 +25,9 @@ from supervisor.settings import resolve, to_toml
 def begun(directory: Path, **overrides: str) -> Path:
     """The directory of a run with these settings, as far as `--resume` looks into it."""
     directory.mkdir(exist_ok=True)
-    config = resolve(overrides={name.replace("__", "."): value for name, value in overrides.items()})
+    config = resolve(
+        overrides={name.replace("__", "."): value for name, value in overrides.items()}
+    )
     (directory / "config.toml").write_text(to_toml(config))
     (directory / "job.json").write_text(json.dumps({"schema": SCHEMA_VERSION}))
     return directory
@@ -51,20 +59,29 @@ def finish_checkpoint(directory: Path) -> None:
     ],
 )
 def test_what_would_make_two_runs_of_one_is_refused_by_name_and_changes_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], recorded: dict[str, str], setting: str, value: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    recorded: dict[str, str],
+    setting: str,
+    value: str,
 ) -> None:
     run = begun(tmp_path / "run", **recorded)
     before = {path: path.read_bytes() for path in run.iterdir()}
     assert main(["--resume", str(run), f"--{setting}", value]) == 2
     (said,) = capsys.readouterr().err.splitlines()
     full = {"model": "model.name", "env": "env.name"}.get(setting, setting)
-    assert said.startswith(f"error: {full}: the run in {run} has ") and f"--model {run / 'policy'}" in said
+    assert (
+        said.startswith(f"error: {full}: the run in {run} has ")
+        and f"--model {run / 'policy'}" in said
+    )
     assert {path: path.read_bytes() for path in run.iterdir()} == before
 
 
 def test_what_is_changed_is_said_in_a_line(tmp_path: Path) -> None:
     run = begun(tmp_path / "run")
-    config, changes = resumed_config(run, {"learner.learning_rate": "1e-5", "model": "tiny", "engine.extra_args": "--a,--b"})
+    config, changes = resumed_config(
+        run, {"learner.learning_rate": "1e-5", "model": "tiny", "engine.extra_args": "--a,--b"}
+    )
     assert changes == "engine.extra_args (empty) -> --a,--b, learner.learning_rate 8e-05 -> 1e-05"
     assert config.learner.learning_rate == 1e-5 and resumed_config(run, {})[1] == ""
 
@@ -72,12 +89,15 @@ def test_what_is_changed_is_said_in_a_line(tmp_path: Path) -> None:
 def test_settings_that_mean_nothing_to_a_run_may_change(tmp_path: Path) -> None:
     """Those of other environments, and where a server is."""
     run = begun(tmp_path / "run", env="search")
-    _, changes = resumed_config(run, {"alfworld.scene_size": "real", "search.url": "http://b:1/retrieve"})
+    _, changes = resumed_config(
+        run, {"alfworld.scene_size": "real", "search.url": "http://b:1/retrieve"}
+    )
     assert changes.count("->") == 2
 
 
 def test_data_that_was_moved_is_found_where_it_is_now(tmp_path: Path) -> None:
-    there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
+    there = tmp_path / "there"
+    elsewhere = tmp_path / "elsewhere"
     for directory in (there, elsewhere):
         directory.mkdir()
     run = begun(tmp_path / "run", alfworld__data=str(there))
@@ -90,7 +110,10 @@ def test_data_that_was_moved_is_found_where_it_is_now(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "text"),
-    [("job.json", json.dumps({"schema": SCHEMA_VERSION - 1})), ("config.toml", "[learner]\nsettings_of_tomorrow = 1\n")],
+    [
+        ("job.json", json.dumps({"schema": SCHEMA_VERSION - 1})),
+        ("config.toml", "[learner]\nsettings_of_tomorrow = 1\n"),
+    ],
 )
 def test_a_run_of_another_version_is_refused_in_a_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, text: str
@@ -110,9 +133,15 @@ def test_another_directory_than_that_of_the_run_is_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"), [("tokenizer.json", "{}", "another vocabulary"), ("config.json", '{"hidden_size": 2}', "hidden_size 2")]
+    ("file", "text", "said"),
+    [
+        ("tokenizer.json", "{}", "another vocabulary"),
+        ("config.json", '{"hidden_size": 2}', "hidden_size 2"),
+    ],
 )
-def test_a_model_that_is_not_the_one_of_the_weights_is_refused(tmp_path: Path, small_policy: Path, file: str, text: str, said: str) -> None:
+def test_a_model_that_is_not_the_one_of_the_weights_is_refused(
+    tmp_path: Path, small_policy: Path, file: str, text: str, said: str
+) -> None:
     checkpoint = tmp_path / "checkpoints" / "000020"
     checkpoint.mkdir(parents=True)
     (tmp_path / "checkpoints" / "000030-collapsed").mkdir()
@@ -140,7 +169,16 @@ def spoil(file: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["missing", "empty", "cut"])
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", f"{STATE}/optimizer.pt", f"{STATE}/state.json", CONTENTS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "tokenizer.json",
+        f"{STATE}/optimizer.pt",
+        f"{STATE}/state.json",
+        CONTENTS,
+    ],
+)
 def test_a_resume_leaves_a_checkpoint_aside_of_which_a_file_is_damaged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, how: str
 ) -> None:
@@ -160,21 +198,29 @@ def test_a_resume_leaves_a_checkpoint_aside_of_which_a_file_is_damaged(
     assert f"000040 of {tmp_path} is left aside: " in caplog.text and Path(name).name in caplog.text
     assert sorted(path.name for path in older.parent.iterdir()) == ["000020", "000040-damaged"]
     spoil(older / name, how)
-    with pytest.raises(ConfigError, match=r"--resume: no checkpoint of the run is whole: in .*000020"):
+    with pytest.raises(
+        ConfigError, match=r"--resume: no checkpoint of the run is whole: in .*000020"
+    ):
         leave_damaged_checkpoints(tmp_path)
     assert older.is_dir()
 
 
 @pytest.mark.slow
-async def test_settings_that_a_run_could_not_begin_with_are_not_kept(tmp_path: Path, small_policy: Path) -> None:
+async def test_settings_that_a_run_could_not_begin_with_are_not_kept(
+    tmp_path: Path, small_policy: Path
+) -> None:
     async with running_small(tmp_path / "run", small_policy, run__updates="1") as run:
         assert await run.ended() == 0, run.output
     before = (run.directory / "config.toml").read_text()
     nobody = {"engine__urls": "http://127.0.0.1:9", "engine__start_seconds": "1"}
-    async with running_small(tmp_path / "run", small_policy, resume=str(run.directory), **nobody) as run:
+    async with running_small(
+        tmp_path / "run", small_policy, resume=str(run.directory), **nobody
+    ) as run:
         assert await run.ended() == 1 and "settings changed: " in run.output
     assert (run.directory / "config.toml").read_text() == before
-    async with running_small(tmp_path / "run", small_policy, resume=str(run.directory), run__updates="2") as run:
+    async with running_small(
+        tmp_path / "run", small_policy, resume=str(run.directory), run__updates="2"
+    ) as run:
         assert await run.ended() == 0, run.output
         assert "run.updates 1 -> 2" in run.output and run.summary()["updates"] == 2
     assert "updates = 2" in (run.directory / "config.toml").read_text()

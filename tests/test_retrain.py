@@ -24,17 +24,24 @@ from telemetry.metrics_schema import field_of
 
 @pytest.fixture(scope="module")
 def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
-    config = small_config(**imitating, run__updates="2", learner__learning_rate="1e-3", env__max_turns="4")
+    config = small_config(
+        **imitating, run__updates="2", learner__learning_rate="1e-3", env__max_turns="4"
+    )
     return played_serially(tmp_path_factory.mktemp("retrain") / "job", config)
 
 
 def again(job: Job, directory: Path, **overrides: str) -> Path:
-    settings = {"run.dir": str(directory), "learner.decay": "0"} | {name.replace("__", "."): text for name, text in overrides.items()}
+    settings = {"run.dir": str(directory), "learner.decay": "0"} | {
+        name.replace("__", "."): text for name, text in overrides.items()
+    }
     return retrain(Path(job.run_dir), settings, Console(file=io.StringIO()))
 
 
 def weights(run_dir: Path) -> dict[str, bytes]:
-    return {name: tensor.numpy().tobytes() for name, tensor in load_file(latest(run_dir) / "model.safetensors").items()}
+    return {
+        name: tensor.numpy().tobytes()
+        for name, tensor in load_file(latest(run_dir) / "model.safetensors").items()
+    }
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -48,8 +55,13 @@ def test_the_same_policy_comes_out_to_the_bit(recorded: Job, tmp_path: Path) -> 
     assert weights(run_dir) == weights(Path(recorded.run_dir))
 
 
-def test_exploration_is_measured_the_same_while_the_run_goes_on_and_afterwards(recorded: Job, tmp_path: Path) -> None:
-    first, second = (explored(directory) for directory in (Path(recorded.run_dir), again(recorded, tmp_path / "again")))
+def test_exploration_is_measured_the_same_while_the_run_goes_on_and_afterwards(
+    recorded: Job, tmp_path: Path
+) -> None:
+    first, second = (
+        explored(directory)
+        for directory in (Path(recorded.run_dir), again(recorded, tmp_path / "again"))
+    )
     assert first == second and len(first) == 2
     assert first[1]["known_pairs"] > first[0]["known_pairs"] > 0
 
@@ -58,30 +70,50 @@ def explored(run_dir: Path) -> list[dict[str, float]]:
     """The measures of exploration in a run's metrics, by update."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [
-        {name: value for name, value in line.items() if (known := field_of(name)) and known.group.startswith("exploration")}
+        {
+            name: value
+            for name, value in line.items()
+            if (known := field_of(name)) and known.group.startswith("exploration")
+        }
         for line in lines
         if line["kind"] == "update"
     ]
 
 
 def test_another_correction_is_compared_on_equal_data(recorded: Job, tmp_path: Path) -> None:
-    first, second = (again(recorded, tmp_path / name, learner__correction=name) for name in ("none", "ppo"))
+    first, second = (
+        again(recorded, tmp_path / name, learner__correction=name) for name in ("none", "ppo")
+    )
     assert weights(first) != weights(second) and len(losses(first)) == len(losses(second)) == 2
 
 
 def test_a_value_head_learns_from_recorded_episodes(recorded: Job, tmp_path: Path) -> None:
-    run_dir = again(recorded, tmp_path / "valued", learner__algorithm="gae", learner__correction="vtrace")
+    run_dir = again(
+        recorded, tmp_path / "valued", learner__algorithm="gae", learner__correction="vtrace"
+    )
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["value_loss"] >= 0 for line in lines if line["kind"] == "update"] == [True, True]
 
 
-def test_the_command_line_names_the_run_and_its_settings(recorded: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["replay", "--train", recorded.run_dir, "--run-dir", str(tmp_path / "new"), "--updates", "1"]
+def test_the_command_line_names_the_run_and_its_settings(
+    recorded: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "replay",
+        "--train",
+        recorded.run_dir,
+        "--run-dir",
+        str(tmp_path / "new"),
+        "--updates",
+        "1",
+    ]
     assert main(arguments) == 0
     assert "1 updates from" in capsys.readouterr().out and latest(tmp_path / "new").name == "000001"
 
 
-def test_ctrl_c_keeps_what_has_been_trained(recorded: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_keeps_what_has_been_trained(
+    recorded: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def interrupted(episodes):  # asked for after the first update
         os.kill(os.getpid(), signal.SIGINT)
         return rollout_metrics(episodes)
@@ -89,7 +121,10 @@ def test_ctrl_c_keeps_what_has_been_trained(recorded: Job, tmp_path: Path, monke
     monkeypatch.setattr("supervisor.cli.retrain.rollout_metrics", interrupted)
     with pytest.raises(KeyboardInterrupt):
         again(recorded, tmp_path / "new")
-    assert losses(tmp_path / "new") == losses(Path(recorded.run_dir))[:1] and latest(tmp_path / "new").name == "000001"
+    assert (
+        losses(tmp_path / "new") == losses(Path(recorded.run_dir))[:1]
+        and latest(tmp_path / "new").name == "000001"
+    )
 
 
 def test_training_again_ends_with_its_minutes(recorded: Job, tmp_path: Path) -> None:
@@ -104,7 +139,9 @@ def test_training_again_ends_with_its_minutes(recorded: Job, tmp_path: Path) -> 
         ("learner__rollback", "0.5", "is for runs"),
     ],
 )
-def test_what_cannot_be_changed_is_refused(recorded: Job, tmp_path: Path, setting: str, value: str, said: str) -> None:
+def test_what_cannot_be_changed_is_refused(
+    recorded: Job, tmp_path: Path, setting: str, value: str, said: str
+) -> None:
     with pytest.raises(ConfigError, match=said):
         again(recorded, tmp_path / "new", **{setting: value})
 

@@ -39,7 +39,9 @@ def test_the_share_acted_upon_becomes_the_rate_whatever_the_scale(rate: float, s
     rng = random.Random(1)
     threshold = RateThreshold(rate)
     share_acted_upon(threshold, [scale * rng.lognormvariate(0, 1) for _ in range(WARM_UP)])
-    assert share_acted_upon(threshold, [scale * rng.lognormvariate(0, 1) for _ in range(20_000)]) == pytest.approx(rate, rel=0.1)
+    assert share_acted_upon(
+        threshold, [scale * rng.lognormvariate(0, 1) for _ in range(20_000)]
+    ) == pytest.approx(rate, rel=0.1)
 
 
 def test_the_threshold_follows_a_policy_that_becomes_a_hundred_times_surer():
@@ -47,7 +49,9 @@ def test_the_threshold_follows_a_policy_that_becomes_a_hundred_times_surer():
     threshold = RateThreshold(0.05)
     share_acted_upon(threshold, [rng.random() for _ in range(2000)])
     share_acted_upon(threshold, [rng.random() / 100 for _ in range(2000)])
-    assert share_acted_upon(threshold, [rng.random() / 100 for _ in range(10_000)]) == pytest.approx(0.05, rel=0.1)
+    assert share_acted_upon(
+        threshold, [rng.random() / 100 for _ in range(10_000)]
+    ) == pytest.approx(0.05, rel=0.1)
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.booleans()), max_size=600), st.floats(0.01, 0.9))
@@ -67,7 +71,9 @@ def thinking(settings: ThinkingSettings, entropies: list[float]) -> ThinkingRule
 
 
 def settings(epsilon: float) -> ThinkingSettings:
-    return ThinkingSettings("paper", 0.4, 100, "mean", window=1, epsilon=epsilon, min_thinking=2, max_thinking=50)
+    return ThinkingSettings(
+        "paper", 0.4, 100, "mean", window=1, epsilon=epsilon, min_thinking=2, max_thinking=50
+    )
 
 
 def test_a_turn_that_thought_too_briefly_does_not_count():
@@ -96,7 +102,9 @@ def test_a_turn_that_began_in_the_warm_up_does_not_count_once_it_is_over():
 
 
 def test_without_a_rate_a_threshold_is_fixed():
-    thresholds = Thresholds(ControlSection(intervention_rate=0, epsilon=0.25, resample_rate=0, eta=0.125))
+    thresholds = Thresholds(
+        ControlSection(intervention_rate=0, epsilon=0.25, resample_rate=0, eta=0.125)
+    )
     for _ in range(2 * WARM_UP):
         thresholds.observe_turn(0.5, 0.125, False)
     assert (thresholds.epsilon, thresholds.eta) == (0.25, 0.125)
@@ -104,9 +112,15 @@ def test_without_a_rate_a_threshold_is_fixed():
 
 @pytest.mark.parametrize(
     ("mode", "cuts", "resamples"),
-    [("off", False, False), ("void", False, False), ("budget", False, False), ("t2po-token", True, False), ("t2po-turn", False, True),
-     ("t2po", True, True)],
-)  # fmt: skip
+    [
+        ("off", False, False),
+        ("void", False, False),
+        ("budget", False, False),
+        ("t2po-token", True, False),
+        ("t2po-turn", False, True),
+        ("t2po", True, True),
+    ],
+)
 def test_a_mode_has_only_its_own_thresholds(mode: str, cuts: bool, resamples: bool):
     thresholds = Thresholds(ControlSection(mode=mode, intervention_rate=0, resample_rate=0))
     assert (thresholds.epsilon != NEVER, thresholds.eta != NEVER) == (cuts, resamples)
@@ -137,5 +151,7 @@ def test_a_run_without_a_calibration_begins_with_none():
 
 
 def test_a_calibration_survives_json():
-    calibration = Calibration(RateThreshold(0.05, 0.25, 300, 12), RateThreshold(0.1, None, 2, 0, [0.5, 1.5]))
+    calibration = Calibration(
+        RateThreshold(0.05, 0.25, 300, 12), RateThreshold(0.1, None, 2, 0, [0.5, 1.5])
+    )
     assert msgspec.json.decode(msgspec.json.encode(calibration), type=Calibration) == calibration

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.rules.early_stop import FIRST, EarlyStall, student_quantile
+from controller.rules.early_stop import FIRST, EarlyStopTest, student_quantile
 from controller.rules.turn import turn_score
 
 MOST = 400
@@ -17,12 +17,13 @@ MOST = 400
 
 
 def simulated(delta: float, eta: float, turns: int = 3000) -> tuple[int, int, int]:
-    """(Ended, of these wrongly, tokens saved) of turns whose tokens' log-scores are normal, each turn with a mean of its own."""
+    """(Ended, of these wrongly, tokens saved) of turns whose tokens' log-scores are normal, each
+    turn with a mean of its own."""
     rng = np.random.default_rng(0)
     ended = wrong = saved = 0
     for _ in range(turns):
         scores = np.exp(rng.normal(-1.0 + 0.2 * rng.normal(), 0.3, MOST)).tolist()
-        rule = EarlyStall(delta, exp(-1.0), eta, MOST)
+        rule = EarlyStopTest(delta, exp(-1.0), eta, MOST)
         if rule.observe(scores):
             ended += 1
             saved += MOST - 1 - rule.position
@@ -31,7 +32,9 @@ def simulated(delta: float, eta: float, turns: int = 3000) -> tuple[int, int, in
 
 
 @pytest.mark.parametrize("delta", [0.01, 0.05, 0.2])
-def test_turns_of_independent_tokens_are_ended_wrongly_no_more_often_than_delta(delta: float) -> None:
+def test_turns_of_independent_tokens_are_ended_wrongly_no_more_often_than_delta(
+    delta: float,
+) -> None:
     ended, wrong, saved = simulated(delta, eta=0.08)
     assert ended > 300 and saved > 50 * ended
     assert wrong <= delta * ended + 3 * (delta * ended) ** 0.5
@@ -42,18 +45,18 @@ def test_a_larger_delta_ends_turns_sooner() -> None:
 
 
 def test_nothing_is_ended_before_the_first_look() -> None:
-    rule = EarlyStall(0.05, 0.5, 10.0, MOST)
+    rule = EarlyStopTest(0.05, 0.5, 10.0, MOST)
     assert not rule.observe([0.5] * (FIRST - 1))
     assert rule.observe([0.5] * FIRST) and rule.position == FIRST - 1
 
 
 def test_it_says_so_once() -> None:
-    rule = EarlyStall(0.05, 0.5, 10.0, MOST)
+    rule = EarlyStopTest(0.05, 0.5, 10.0, MOST)
     assert rule.observe([0.5] * FIRST) and not rule.observe([0.5] * 4 * FIRST)
 
 
 def test_a_turn_far_from_the_one_before_goes_on() -> None:
-    assert not EarlyStall(0.05, 0.1, 0.01, MOST).observe([0.5] * MOST)
+    assert not EarlyStopTest(0.05, 0.1, 0.01, MOST).observe([0.5] * MOST)
 
 
 @given(
@@ -62,17 +65,29 @@ def test_a_turn_far_from_the_one_before_goes_on() -> None:
     st.sampled_from(["geometric", "arithmetic"]),
     st.sampled_from([0, 5]),
 )
-def test_it_does_not_matter_in_how_many_parts_the_scores_come(scores: list[float], cuts: list[int], mean: str, skip: int) -> None:
-    whole, parts = (EarlyStall(0.2, 0.5, 0.3, MOST, mean, skip) for _ in range(2))
+def test_it_does_not_matter_in_how_many_parts_the_scores_come(
+    scores: list[float], cuts: list[int], mean: str, skip: int
+) -> None:
+    whole, parts = (EarlyStopTest(0.2, 0.5, 0.3, MOST, mean, skip) for _ in range(2))
     found = whole.observe(scores)
-    assert any([parts.observe(scores[:cut]) for cut in sorted(cuts)] + [parts.observe(scores)]) is found
+    assert (
+        any([parts.observe(scores[:cut]) for cut in sorted(cuts)] + [parts.observe(scores)])
+        is found
+    )
     assert parts.position == whole.position
-    assert whole.position is None or (scores[whole.position] == scores[whole.position] and whole.position >= skip + FIRST - 1)
+    assert whole.position is None or (
+        scores[whole.position] == scores[whole.position] and whole.position >= skip + FIRST - 1
+    )
 
 
 @pytest.mark.parametrize(
     ("share", "freedom", "expected"),
-    [(0.975, 15, 2.13145), (0.975, 31, 2.03951), (0.9999, 15, 4.88000), (0.99, 63, 2.38701)],  # tables of Student's t
+    [
+        (0.975, 15, 2.13145),
+        (0.975, 31, 2.03951),
+        (0.9999, 15, 4.88000),
+        (0.99, 63, 2.38701),
+    ],  # tables of Student's t
 )
 def test_the_quantile_is_students(share: float, freedom: int, expected: float) -> None:
     assert student_quantile(share, freedom) == pytest.approx(expected, rel=2e-3)

@@ -37,7 +37,8 @@ def test_a_sampled_token_that_is_unlikely_narrows_the_bounds(values, k, which):
     sampled = k + which % (len(values) - k) if k < len(values) else None
     if sampled is None:
         return
-    top, other = log_probs[:k].tolist(), float(log_probs[sampled])
+    top = log_probs[:k].tolist()
+    other = float(log_probs[sampled])
     least, largest = entropy_bounds(top, [other], len(values))
     assert least - 1e-9 <= entropy(log_probs) <= largest + 1e-9
     wider = entropy_bounds(top, [], len(values))
@@ -48,7 +49,9 @@ def test_a_sampled_token_that_is_unlikely_narrows_the_bounds(values, k, which):
 def test_with_all_tokens_known_the_estimate_is_exact(values):
     log_probs = distribution(values)
     h, confidence, top = estimate(log_probs.tolist(), [], len(values), top_j=3)
-    assert (h, confidence, top) == pytest.approx((entropy(log_probs), -log_probs[:3].mean(), log_probs[0]), abs=1e-9)
+    assert (h, confidence, top) == pytest.approx(
+        (entropy(log_probs), -log_probs[:3].mean(), log_probs[0]), abs=1e-9
+    )
 
 
 def test_a_uniform_rest_meets_the_upper_bound_and_one_as_likely_as_the_last_known_the_lower():
@@ -62,5 +65,7 @@ def test_impossible_tokens_count_for_nothing():
 
 
 def test_the_confidence_is_of_those_tokens_that_are_known():
-    assert estimate([log(0.5), log(0.25)], [], 100, top_j=20)[1] == pytest.approx(-(log(0.5) + log(0.25)) / 2)
+    assert estimate([log(0.5), log(0.25)], [], 100, top_j=20)[1] == pytest.approx(
+        -(log(0.5) + log(0.25)) / 2
+    )
     assert exp(estimate([log(0.25), log(0.5)], [], 100, 20)[2]) == pytest.approx(0.5)

@@ -12,12 +12,22 @@ from hypothesis import strategies as st
 from controller.rules.scores import Signal
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
 
-OPEN, CLOSE, WORD = 1, 2, 9
-PAPER = ThinkingSettings("paper", 0.4, 100, "mean", window=7, epsilon=1e-4, min_thinking=16, max_thinking=450)
+OPEN = 1
+CLOSE = 2
+WORD = 9
+PAPER = ThinkingSettings(
+    "paper", 0.4, 100, "mean", window=7, epsilon=1e-4, min_thinking=16, max_thinking=450
+)
 
 
-def run(settings: ThinkingSettings, entropies: list[float], confidences: list[float] | None = None, tokens: list[int] | None = None):
-    """The rule after a response `tokens` (default: <think>, then words) with these signals; and all its decisions."""
+def run(
+    settings: ThinkingSettings,
+    entropies: list[float],
+    confidences: list[float] | None = None,
+    tokens: list[int] | None = None,
+):
+    """The rule after a response `tokens` (default: <think>, then words) with these signals; and all
+    its decisions."""
     rule = ThinkingRule(settings, OPEN, CLOSE)
     confidences = confidences or entropies
     tokens = tokens or [OPEN] + [WORD] * len(entropies)
@@ -28,12 +38,16 @@ def run(settings: ThinkingSettings, entropies: list[float], confidences: list[fl
     return rule, decisions
 
 
-def reference_uncertainty(entropy: list[float], confidence: list[float], alpha: float) -> list[float]:
+def reference_uncertainty(
+    entropy: list[float], confidence: list[float], alpha: float
+) -> list[float]:
     """M_t by the formula, recomputing minimum and maximum over the turn so far at every token."""
     out = []
     for t in range(1, len(entropy) + 1):
-        h, c = np.array(entropy[:t]), np.array(confidence[:t])
-        h_range, c_range = h.max() - h.min(), c.max() - c.min()
+        h = np.array(entropy[:t])
+        c = np.array(confidence[:t])
+        h_range = h.max() - h.min()
+        c_range = c.max() - c.min()
         h_norm = (h[-1] - h.min()) / h_range if h_range > 0 else 0.0
         c_norm = (c[-1] - c.min()) / c_range if c_range > 0 else 0.0
         out.append(alpha * h_norm + (1 - alpha) * (1 - c_norm))
@@ -45,14 +59,19 @@ signals = st.lists(st.tuples(st.floats(0, 7), st.floats(0, 20)), min_size=1, max
 
 @given(signals, st.floats(0, 1))
 def test_uncertainty_equals_the_formula_recomputed_from_the_start(pairs, alpha):
-    entropy, confidence = [h for h, _ in pairs], [c for _, c in pairs]
+    entropy = [h for h, _ in pairs]
+    confidence = [c for _, c in pairs]
     got = run(msgspec.structs.replace(PAPER, alpha=alpha), entropy, confidence)[0].scores
-    np.testing.assert_allclose(got, reference_uncertainty(entropy, confidence, alpha), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        got, reference_uncertainty(entropy, confidence, alpha), rtol=0, atol=1e-12
+    )
 
 
 @given(signals)
 def test_uncertainty_stays_between_0_and_1(pairs):
-    assert all(0 <= m <= 1 for m in run(PAPER, [h for h, _ in pairs], [c for _, c in pairs])[0].scores)
+    assert all(
+        0 <= m <= 1 for m in run(PAPER, [h for h, _ in pairs], [c for _, c in pairs])[0].scores
+    )
 
 
 def test_flat_signals_cut_thinking_at_the_first_token_that_min_thinking_allows():
@@ -101,8 +120,11 @@ def test_a_lost_frame_leaves_a_gap_and_no_decision_from_it():
 
 @given(signals)
 def test_invariant_5_a_recorded_stream_replays_to_the_same_decisions(pairs):
-    settings = msgspec.structs.replace(PAPER, window=3, epsilon=0.05, min_thinking=4, max_thinking=20)
-    entropy, confidence = [h for h, _ in pairs], [c for _, c in pairs]
+    settings = msgspec.structs.replace(
+        PAPER, window=3, epsilon=0.05, min_thinking=4, max_thinking=20
+    )
+    entropy = [h for h, _ in pairs]
+    confidence = [c for _, c in pairs]
     assert run(settings, entropy, confidence)[1] == run(settings, entropy, confidence)[1]
 
 
@@ -127,7 +149,9 @@ def reference_decision(settings: ThinkingSettings, signals: list[Signal]) -> tup
     """(Position, reason) of the first token at which thinking is to be cut."""
     scores = reference_scores(settings, signals)
     opened = next((s.position for s in signals if s.previous == OPEN), len(signals))
-    closed = next((s.position for s in signals if s.previous == CLOSE and s.position > opened), len(signals))
+    closed = next(
+        (s.position for s in signals if s.previous == CLOSE and s.position > opened), len(signals)
+    )
     if any(s.previous == CLOSE and s.position < opened for s in signals):
         return None
     for t in range(opened, closed):
@@ -147,13 +171,24 @@ def reference_decision(settings: ThinkingSettings, signals: list[Signal]) -> tup
 
 def reference_scores(settings: ThinkingSettings, signals: list[Signal]) -> list[float]:
     if settings.score == "paper":
-        return reference_uncertainty([s.entropy for s in signals], [s.confidence for s in signals], settings.alpha)
-    return [(1 - settings.alpha) * s.top_log_prob + settings.alpha * (1 - s.entropy / np.log(settings.vocabulary)) for s in signals]
+        return reference_uncertainty(
+            [s.entropy for s in signals], [s.confidence for s in signals], settings.alpha
+        )
+    return [
+        (1 - settings.alpha) * s.top_log_prob
+        + settings.alpha * (1 - s.entropy / np.log(settings.vocabulary))
+        for s in signals
+    ]
 
 
-# Halves and whole numbers: equal neighbours are common, so that windows do settle, and sums have no rounding.
+# Halves and whole numbers: equal neighbours are common, so that windows do settle, and sums have no
+# rounding.
 turns = st.lists(
-    st.tuples(st.sampled_from([0.0, 0.5, 1.0, 2.0]), st.sampled_from([0.0, 1.0, 4.0]), st.sampled_from([OPEN, CLOSE, *[WORD] * 20])),
+    st.tuples(
+        st.sampled_from([0.0, 0.5, 1.0, 2.0]),
+        st.sampled_from([0.0, 1.0, 4.0]),
+        st.sampled_from([OPEN, CLOSE, *[WORD] * 20]),
+    ),
     min_size=1,
     max_size=60,
 )
@@ -168,7 +203,9 @@ turns = st.lists(
     st.integers(0, 8),
     st.integers(8, 40),
 )
-def test_the_rule_decides_as_the_slow_reference(turn, score, statistic, window, epsilon, shortest, longest):
+def test_the_rule_decides_as_the_slow_reference(
+    turn, score, statistic, window, epsilon, shortest, longest
+):
     settings = ThinkingSettings(score, 0.4, 100, statistic, window, epsilon, shortest, longest)
     previous = [-1, OPEN, *(token for *_, token in turn)]
     signals = [Signal(i, h, c, -c / 3, -1, previous[i]) for i, (h, c, _) in enumerate(turn)]
@@ -179,8 +216,11 @@ def test_the_rule_decides_as_the_slow_reference(turn, score, statistic, window, 
 
 
 def test_preset_code_waits_for_twenty_small_changes_in_a_row():
-    """The authors' processor on one sequence: 0.6 log p + 0.4 (1 - H / log V), 20 consecutive changes of at most 1e-4."""
-    code = ThinkingSettings("code", 0.4, 1000, "max", window=19, epsilon=1e-4, min_thinking=0, max_thinking=450)
+    """The authors' processor on one sequence: 0.6 log p + 0.4 (1 - H / log V), 20 consecutive
+    changes of at most 1e-4."""
+    code = ThinkingSettings(
+        "code", 0.4, 1000, "max", window=19, epsilon=1e-4, min_thinking=0, max_thinking=450
+    )
     calm = [1.0] * 25
     restless = [*calm[:10], 1.5, *calm]
     for entropies, at in ((calm, 20), (restless, 31)):

@@ -13,7 +13,11 @@ from controller.rules.turn import Stall, change, stalled, turn_score
 
 @given(st.lists(st.floats(1e-3, 1), min_size=1, max_size=50))
 def test_the_score_is_the_geometric_mean(values):
-    np.testing.assert_allclose(turn_score(values), np.prod(np.array(values, dtype=np.longdouble)) ** (1 / len(values)), rtol=1e-6)
+    np.testing.assert_allclose(
+        turn_score(values),
+        np.prod(np.array(values, dtype=np.longdouble)) ** (1 / len(values)),
+        rtol=1e-6,
+    )
 
 
 def test_tokens_without_a_signal_do_not_count_in_the_score():
@@ -30,7 +34,9 @@ def test_the_least_uncertain_token_does_not_make_the_score_zero():
 
 @given(st.lists(st.floats(-5, 1), min_size=1, max_size=50))
 def test_the_authors_score_is_the_arithmetic_mean_after_the_first_32_tokens(values):
-    np.testing.assert_allclose(turn_score([9.0] * 32 + values, "arithmetic", 32), np.mean(values), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        turn_score([9.0] * 32 + values, "arithmetic", 32), np.mean(values), rtol=1e-9, atol=1e-12
+    )
 
 
 def test_a_turn_shorter_than_what_is_skipped_has_no_score():

@@ -36,16 +36,23 @@ def test_cores_are_shared_equally(jobs: list[tuple[int, int]], cores: int) -> No
     for number, (begin, seconds) in enumerate(jobs):
         env.process(job(number, begin, seconds))
     env.run()
-    assert [ends[number] for number in range(len(jobs))] == pytest.approx(_shared_slowly(jobs, cores), abs=1e-6)
+    assert [ends[number] for number in range(len(jobs))] == pytest.approx(
+        _shared_slowly(jobs, cores), abs=1e-6
+    )
 
 
 def _shared_slowly(jobs: list[tuple[int, int]], cores: int) -> list[float]:
     """From one beginning or end to the next, what each job has left."""
-    left, ends, now = [float(seconds) for _, seconds in jobs], [0.0] * len(jobs), 0.0
+    left = [float(seconds) for _, seconds in jobs]
+    ends = [0.0] * len(jobs)
+    now = 0.0
     while any(left):
         here = [i for i, (begin, _) in enumerate(jobs) if begin <= now + 1e-9 and left[i]]
         rate = min(1.0, cores / len(here)) if here else 1.0
-        until = min([left[i] / rate for i in here] + [begin - now for begin, _ in jobs if begin > now + 1e-9])
+        until = min(
+            [left[i] / rate for i in here]
+            + [begin - now for begin, _ in jobs if begin > now + 1e-9]
+        )
         now += until
         for i in here:
             left[i] -= until * rate
@@ -59,8 +66,12 @@ def test_an_engine_that_is_full_brings_a_token_of_each_row_in_a_step() -> None:
     work = Work(turns=[10], responses=[3, 20], prompt=0)
     setup = Setup(groups=8, group_size=4, max_staleness=7, places=16)
     found = (Run(costs, work, setup).outcome(20), Run(costs, work, setup).full(200.0))
-    rows = 16 * 11.5 / 12.5  # a turn of 11.5 tokens comes while a step is under way, and waits for the next one
-    assert [outcome.tokens_per_second for outcome in found] == pytest.approx([rows / (0.01 + 0.001 * rows)] * 2, rel=0.02)
+    rows = (
+        16 * 11.5 / 12.5
+    )  # a turn of 11.5 tokens comes while a step is under way, and waits for the next one
+    assert [outcome.tokens_per_second for outcome in found] == pytest.approx(
+        [rows / (0.01 + 0.001 * rows)] * 2, rel=0.02
+    )
 
 
 def test_without_staleness_an_update_is_generation_then_training_then_the_pause() -> None:
@@ -84,19 +95,30 @@ def test_fewer_places_than_episodes_take_their_turns() -> None:
 @pytest.mark.parametrize("controllers", [1, 2])
 def test_controllers_that_are_too_slow_bound_the_turns(controllers: int) -> None:
     costs = replace(STEP, controller_turn=0.05)
-    setup = Setup(groups=8, group_size=4, max_staleness=7, places=64, engines=2, controllers=controllers)
-    assert Run(costs, WORK, setup).outcome(12).turns_per_second == pytest.approx(controllers / 0.05, rel=0.02)
+    setup = Setup(
+        groups=8, group_size=4, max_staleness=7, places=64, engines=2, controllers=controllers
+    )
+    assert Run(costs, WORK, setup).outcome(12).turns_per_second == pytest.approx(
+        controllers / 0.05, rel=0.02
+    )
 
 
 def test_signals_take_the_controllers_time_away_from_turns() -> None:
     costs = replace(STEP, controller_turn=0.05, controller_token=0.0025)
     setup = Setup(groups=8, group_size=4, max_staleness=7, places=64)
-    assert Run(costs, WORK, setup).outcome(12).turns_per_second == pytest.approx(1 / (0.05 + 20 * 0.0025), rel=0.05)
+    assert Run(costs, WORK, setup).outcome(12).turns_per_second == pytest.approx(
+        1 / (0.05 + 20 * 0.0025), rel=0.05
+    )
 
 
 def test_two_cores_for_all_are_slower_than_a_core_for_each() -> None:
     costs = replace(STEP, train_turn=0.0249, actor_turn=0.005)
     setup = Setup(groups=2, group_size=4, max_staleness=1, places=8)
-    alone, shared = (Run(costs, WORK, replace(setup, cores=cores)).outcome(8).seconds_per_update for cores in (inf, 1))
-    assert shared == pytest.approx(0.0249 * 40 + 0.005 * 40 + GENERATION, rel=0.05)  # one core: the sum of all work
+    alone, shared = (
+        Run(costs, WORK, replace(setup, cores=cores)).outcome(8).seconds_per_update
+        for cores in (inf, 1)
+    )
+    assert shared == pytest.approx(
+        0.0249 * 40 + 0.005 * 40 + GENERATION, rel=0.05
+    )  # one core: the sum of all work
     assert alone < 0.7 * shared

@@ -8,7 +8,22 @@ from envs.base import ParsedAction
 from envs.search.actions import act, format_tags, parse_tags, read_action
 
 PIECES = st.sampled_from(
-    ["<search>", "</search>", "<answer>", "</answer>", "<think>", "</think>", "<SEARCH>", "</Answer>", "Paro", " ", "\n", "]", "<", "é"]
+    [
+        "<search>",
+        "</search>",
+        "<answer>",
+        "</answer>",
+        "<think>",
+        "</think>",
+        "<SEARCH>",
+        "</Answer>",
+        "Paro",
+        " ",
+        "\n",
+        "]",
+        "<",
+        "é",
+    ]
 )
 RESPONSES = st.lists(PIECES, max_size=14).map("".join) | st.text()
 
@@ -16,17 +31,33 @@ RESPONSES = st.lists(PIECES, max_size=14).map("".join) | st.text()
 @pytest.mark.parametrize(
     ("response", "action", "valid"),
     [
-        ("<think>x</think>\n<search>capital of Bhutan</search>", "<search> capital of Bhutan </search>", True),
+        (
+            "<think>x</think>\n<search>capital of Bhutan</search>",
+            "<search> capital of Bhutan </search>",
+            True,
+        ),
         ("<answer>Thimphu</answer>", "<answer> Thimphu </answer>", True),
-        ("Well. <search> capital\n of  Bhutan </search>\n", "<search> capital of Bhutan </search>", True),
+        (
+            "Well. <search> capital\n of  Bhutan </search>\n",
+            "<search> capital of Bhutan </search>",
+            True,
+        ),
         ("Paro lies there.</think>\n<search>Paro</search>", "<search> Paro </search>", True),
         ("<search>Paro</search> And so on.", "<search> Paro </search>", False),
-        ("<search>Paro</search><information>It is so.</information> Then.", "<search> Paro </search>", False),
+        (
+            "<search>Paro</search><information>It is so.</information> Then.",
+            "<search> Paro </search>",
+            False,
+        ),
         ("<Information>It is so.</Information><answer>so</answer>", "<answer> so </answer>", False),
         ("<search>Paro</search><think>It is.</think>", "<search> Paro </search>", False),
         ("<think>I could <search>Paro</search> first</think>", "<search> Paro </search>", False),
         ("<think>Perhaps <search>Paro</search>", "<search> Paro </search>", False),
-        ("<think>Not <search>Paro</search></think><search>Haa</search>", "<search> Haa </search>", False),
+        (
+            "<think>Not <search>Paro</search></think><search>Haa</search>",
+            "<search> Haa </search>",
+            False,
+        ),
         ("<SEARCH>Paro</Search>", "<search> Paro </search>", True),
         ("<search></search>", "<search>  </search>", True),
         ("Thimphu", "", False),
@@ -68,7 +99,11 @@ def test_a_valid_response_has_one_tag_of_one_kind(response):
 
 
 @settings(deadline=None)
-@given(st.sampled_from(["search", "answer"]), st.text(alphabet="ab [](){}.,é\n"), st.text(alphabet="ab .\n"))
+@given(
+    st.sampled_from(["search", "answer"]),
+    st.text(alphabet="ab [](){}.,é\n"),
+    st.text(alphabet="ab .\n"),
+)
 def test_what_is_formatted_is_read_back(kind, text, thought):
     action = act(kind, text)
     assert parse_tags(format_tags(thought, action)) == ParsedAction(action, True)

@@ -10,11 +10,17 @@ from envs.search.environment import Search, SearchEpisode
 from envs.search.index import Index
 from envs.search.prompt import NO_ACTION, NOTHING_FOUND
 from envs.search.questions import Question
-from envs.view import View
+from envs.view import AgentView
 
 SEARCH = Search()
-QUESTION = Question("What is the capital of the country whose internet domain is .mv?", ("Malé", "Male"), "domain")
-TEXTS = ("The internet domain of Maldives is .mv.", "The capital of Maldives is Malé.", "The capital of Peru is Lima.")
+QUESTION = Question(
+    "What is the capital of the country whose internet domain is .mv?", ("Malé", "Male"), "domain"
+)
+TEXTS = (
+    "The internet domain of Maldives is .mv.",
+    "The capital of Maldives is Malé.",
+    "The capital of Peru is Lima.",
+)
 INDEX = Index(TEXTS)
 
 
@@ -29,13 +35,19 @@ def test_it_is_registered():
 def test_a_search_shows_the_best_passages_line_by_line():
     result = episode().step("<search>capital of Maldives</search>")
     assert result.observation == Observation(
-        "<information>\nDoc 1: The capital of Maldives is Malé.\nDoc 2: The capital of Peru is Lima.\n</information>", ()
+        "<information>\nDoc 1: The capital of Maldives is Malé.\nDoc 2: The capital of Peru is "
+        "Lima.\n</information>",
+        (),
     )
     assert (result.reward, result.done, result.success) == (0.0, False, False)
 
 
 def test_passages_of_several_lines_are_shown_in_one():
-    shown = SearchEpisode(QUESTION, Index(['"Maldives"\nIslands.']), 3, 4).step("<search>Maldives</search>").observation.text
+    shown = (
+        SearchEpisode(QUESTION, Index(['"Maldives"\nIslands.']), 3, 4)
+        .step("<search>Maldives</search>")
+        .observation.text
+    )
     assert shown.splitlines()[1] == 'Doc 1: "Maldives" Islands.'
 
 
@@ -52,7 +64,12 @@ def test_a_right_answer_ends_the_episode_with_1(answer):
 @pytest.mark.parametrize("answer", ["Lima", "", "Malé in Maldives"])
 def test_a_wrong_answer_ends_the_episode_with_0(answer):
     result = episode().step(f"<answer>{answer}</answer>")
-    assert (result.reward, result.done, result.success, result.truncated) == (0.0, True, False, False)
+    assert (result.reward, result.done, result.success, result.truncated) == (
+        0.0,
+        True,
+        False,
+        False,
+    )
 
 
 @pytest.mark.parametrize("action", ["", "Malé", "<search>Malé", "search[Malé]"])
@@ -85,7 +102,12 @@ def test_a_finished_episode_cannot_go_on():
 
 def test_searches_are_counted():
     played = episode()
-    for action in ("<search>Maldives</search>", "nothing", "<search>zebra</search>", "<answer>Lima</answer>"):
+    for action in (
+        "<search>Maldives</search>",
+        "nothing",
+        "<search>zebra</search>",
+        "<answer>Lima</answer>",
+    ):
         played.step(action)
     assert played.scores["searches"] == 2
 
@@ -104,7 +126,9 @@ def anchor(*queries: str) -> str:
     return played.anchor()
 
 
-QUERIES = st.lists(st.sampled_from(["Maldives", "capital", "capital of Peru", ".mv", "zebra"]), max_size=5)
+QUERIES = st.lists(
+    st.sampled_from(["Maldives", "capital", "capital of Peru", ".mv", "zebra"]), max_size=5
+)
 
 
 @settings(deadline=None)
@@ -116,7 +140,10 @@ def test_moments_are_the_same_when_the_same_passages_were_shown(queries):
 @settings(deadline=None)
 @given(QUERIES, QUERIES)
 def test_moments_differ_when_other_passages_were_shown(first, second):
-    shown = [{text for query in queries for text in INDEX.passages(query, 2)} for queries in (first, second)]
+    shown = [
+        {text for query in queries for text in INDEX.passages(query, 2)}
+        for queries in (first, second)
+    ]
     assert (anchor(*first) == anchor(*second)) == (shown[0] == shown[1])
 
 
@@ -144,7 +171,9 @@ def test_the_number_of_turns_can_be_set():
 
 
 def test_the_number_of_passages_can_be_set():
-    found = Search(topk=5).start("train", 0).step("<search>capital of Bhutan</search>").observation.text
+    found = (
+        Search(topk=5).start("train", 0).step("<search>capital of Bhutan</search>").observation.text
+    )
     assert found.count("Doc ") == 5
 
 
@@ -168,9 +197,9 @@ def test_a_failing_retriever_is_no_wrong_answer():
 # The prompt
 
 
-def after(*actions: str, history: int = 4) -> View:
+def after(*actions: str, history: int = 4) -> AgentView:
     played = episode()
-    view = View(played.task, played.observation, history=history)
+    view = AgentView(played.task, played.observation, history=history)
     for action in actions:
         view.record(action, played.step(action).observation)
     return view
@@ -200,7 +229,14 @@ def test_the_prompt_recalls_what_was_searched_and_found():
 
 
 def test_turns_beyond_the_history_are_forgotten():
-    prompt = SEARCH.prompt(after("<search>domain .mv</search>", "<search>Peru</search>", "<search>zebra</search>", history=1))
+    prompt = SEARCH.prompt(
+        after(
+            "<search>domain .mv</search>",
+            "<search>Peru</search>",
+            "<search>zebra</search>",
+            history=1,
+        )
+    )
     assert "domain of Maldives" not in prompt
     assert "Step 3: <search>zebra</search>" in prompt
 

@@ -11,9 +11,10 @@ from envs.search.environment import Search
 from envs.search.expert import SearchExpert
 from envs.search.relations import CLUES
 from envs.search.scoring import mentions
-from envs.view import View
+from envs.view import AgentView
 
-SEARCH, PATIENT = Search(), Search(max_turns=30)
+SEARCH = Search()
+PATIENT = Search(max_turns=30)
 
 
 def action(response: str) -> str:
@@ -21,7 +22,9 @@ def action(response: str) -> str:
 
 
 def test_it_answers_nine_of_ten_held_out_questions_in_four_turns():
-    played = [expert_episode(SEARCH, "held_out", index, random.Random(index)) for index in range(200)]
+    played = [
+        expert_episode(SEARCH, "held_out", index, random.Random(index)) for index in range(200)
+    ]
     assert sum(episode.success for episode in played) >= 180
 
 
@@ -30,15 +33,23 @@ def test_one_search_is_not_enough():
     shown = 0
     for index in range(200):
         question = SEARCH.question("held_out", index)
-        found = SEARCH.start("held_out", index).step(f"<search>{question.text}</search>").observation.text
+        found = (
+            SEARCH.start("held_out", index)
+            .step(f"<search>{question.text}</search>")
+            .observation.text
+        )
         shown += any(mentions(found, answer) for answer in question.answers)
     assert shown <= 20
 
 
 def test_it_makes_two_searches_or_three():
     steps = {clue.source: len(clue.steps) + 2 for clue in CLUES}
-    played = [expert_episode(SEARCH, "held_out", index, random.Random(index)) for index in range(100)]
-    assert all(len(episode.turns) == steps[episode.task_type] for episode in played if episode.success)
+    played = [
+        expert_episode(SEARCH, "held_out", index, random.Random(index)) for index in range(100)
+    ]
+    assert all(
+        len(episode.turns) == steps[episode.task_type] for episode in played if episode.success
+    )
     assert {len(episode.turns) for episode in played} == {3, 4}
 
 
@@ -51,72 +62,116 @@ def test_its_answers_stand_in_what_it_was_shown():
 
 def test_it_reads_the_passages_it_is_shown_and_not_its_memory():
     """Where the passages say something false, so does it."""
-    view = View("What is the capital of the country whose internet domain is .bt?", Observation("", ()), history=4)
+    view = AgentView(
+        "What is the capital of the country whose internet domain is .bt?",
+        Observation("", ()),
+        history=4,
+    )
     expert = SearchExpert(view.task, random.Random(0))
     said = []
-    for text in ("Doc 1: The internet domain of Peru is .bt.", "Doc 2: The capital of Peru is Paro.", ""):
+    for text in (
+        "Doc 1: The internet domain of Peru is .bt.",
+        "Doc 2: The capital of Peru is Paro.",
+        "",
+    ):
         said.append(expert.act(view)[1])
         view.record(said[-1], Observation(text, ()))
-    assert said == ["<search> internet domain .bt </search>", "<search> capital of Peru </search>", "<answer> Paro </answer>"]
+    assert said == [
+        "<search> internet domain .bt </search>",
+        "<search> capital of Peru </search>",
+        "<answer> Paro </answer>",
+    ]
 
 
 def test_it_tries_other_words_once_and_then_guesses():
-    view = View("What is the capital of the country whose internet domain is .bt?", Observation("", ()), history=4)
+    view = AgentView(
+        "What is the capital of the country whose internet domain is .bt?",
+        Observation("", ()),
+        history=4,
+    )
     expert = SearchExpert(view.task, random.Random(0))
     said = []
     for _ in range(3):
         said.append(expert.act(view)[1])
         view.record(said[-1], Observation("", ()))
-    assert said == ["<search> internet domain .bt </search>", "<search> .bt </search>", "<answer> .bt </answer>"]
+    assert said == [
+        "<search> internet domain .bt </search>",
+        "<search> .bt </search>",
+        "<answer> .bt </answer>",
+    ]
 
 
 def test_it_finishes_what_somebody_else_began():
     won = 0
     for index in range(60):
         episode = SEARCH.start("train", index)
-        view, expert = SEARCH.view(episode), SEARCH.expert(episode, random.Random(index))
-        chosen, done = "<search>weather</search>", False
+        view = SEARCH.view(episode)
+        expert = SEARCH.expert(episode, random.Random(index))
+        chosen = "<search>weather</search>"
+        done = False
         while not done:
             result = episode.step(chosen)
             view.record(chosen, result.observation)
-            done, won = result.done, won + result.success
+            done = result.done
+            won = won + result.success
             chosen = expert.act(view)[1]
-    two = sum(len(clue.steps) == 1 for index in range(60) for clue in CLUES if clue.source == SEARCH.question("train", index).source)
+    two = sum(
+        len(clue.steps) == 1
+        for index in range(60)
+        for clue in CLUES
+        if clue.source == SEARCH.question("train", index).source
+    )
     assert won >= 0.9 * two
 
 
 def test_its_responses_are_valid():
     for index in range(60):
-        for _, response in expert_episode(PATIENT, "train", index, random.Random(index), dawdling=0.3).turns:
+        for _, response in expert_episode(
+            PATIENT, "train", index, random.Random(index), dawdling=0.3
+        ).turns:
             assert SEARCH.parse(response, ()).valid
 
 
 def test_its_thoughts_and_queries_are_short():
     lengths = [
-        len(response.split()) for index in range(200) for _, response in expert_episode(SEARCH, "train", index, random.Random(index)).turns
+        len(response.split())
+        for index in range(200)
+        for _, response in expert_episode(SEARCH, "train", index, random.Random(index)).turns
     ]
     assert max(lengths) <= 30
 
 
 def test_the_same_seed_gives_the_same_demonstration():
-    assert expert_episode(SEARCH, "train", 7, random.Random(1)) == expert_episode(SEARCH, "train", 7, random.Random(1))
+    assert expert_episode(SEARCH, "train", 7, random.Random(1)) == expert_episode(
+        SEARCH, "train", 7, random.Random(1)
+    )
 
 
 def test_other_seeds_give_other_words():
-    assert len({expert_episode(SEARCH, "train", 7, random.Random(seed)).turns[0][1] for seed in range(20)}) > 1
+    assert (
+        len(
+            {
+                expert_episode(SEARCH, "train", 7, random.Random(seed)).turns[0][1]
+                for seed in range(20)
+            }
+        )
+        > 1
+    )
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2])
 def test_dawdling_is_a_search_that_neither_helps_nor_harms(turns):
-    """The turn after it, the expert does what it would have done without it, and the answer is still right."""
+    """The turn after it, the expert does what it would have done without it, and the answer is
+    still right."""
     for index in range(20):
         episode = PATIENT.start("train", index)
-        view, expert = PATIENT.view(episode), PATIENT.expert(episode, random.Random(index))
+        view = PATIENT.view(episode)
+        expert = PATIENT.expert(episode, random.Random(index))
         for _ in range(turns):
             chosen = expert.act(view)[1]
             view.record(chosen, episode.step(chosen).observation)
         before = expert.act(view)[1]
-        idle = expert.dawdle(view)[1]
+        idle = expert.waste_turn(view)[1]
         assert idle.startswith("<search>") and idle != before
         view.record(idle, episode.step(idle).observation)
         after = expert.act(view)[1]
@@ -125,17 +180,26 @@ def test_dawdling_is_a_search_that_neither_helps_nor_harms(turns):
 
 def test_dawdling_and_slips_leave_too_few_turns_in_four_but_not_in_thirty():
     def won(environment: Search) -> int:
-        return sum(expert_episode(environment, "train", i, random.Random(i), slips=0.1, dawdling=0.4).success for i in range(60))
+        return sum(
+            expert_episode(
+                environment, "train", i, random.Random(i), slips=0.1, dawdling=0.4
+            ).success
+            for i in range(60)
+        )
 
     assert won(SEARCH) < 45 < won(PATIENT)
 
 
 def test_slips_are_searches_for_other_questions_and_are_not_demonstrated():
     plain = expert_episode(PATIENT, "train", 3, random.Random(0))
-    slipped = [expert_episode(PATIENT, "train", 3, random.Random(seed), slips=0.4) for seed in range(20)]
+    slipped = [
+        expert_episode(PATIENT, "train", 3, random.Random(seed), slips=0.4) for seed in range(20)
+    ]
     assert any(episode.turns[0][0] != plain.turns[0][0] for episode in slipped)
     assert all(episode.success for episode in slipped)
-    assert {action(response) for episode in slipped for _, response in episode.turns} == {action(response) for _, response in plain.turns}
+    assert {action(response) for episode in slipped for _, response in episode.turns} == {
+        action(response) for _, response in plain.turns
+    }
 
 
 def test_it_refuses_a_question_that_is_not_the_project_s():

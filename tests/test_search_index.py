@@ -12,7 +12,9 @@ from envs.search.index import K1, B, Index, tokenize
 
 WORDS = ("paro", "bhutan", "capital", "thimphu", ".bt", "the")
 SMALL = Index(["The capital of Bhutan is Thimphu.", ""])
-TEXTS = st.lists(st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join), min_size=1, max_size=12)
+TEXTS = st.lists(
+    st.lists(st.sampled_from(WORDS), max_size=6).map(" ".join), min_size=1, max_size=12
+)
 
 
 def test_many_are_the_same_as_a_few_at_a_time():

@@ -1,4 +1,5 @@
-"""The questions that come with the project: real, answerable by search alone, and nothing to memorise."""
+"""The questions that come with the project: real, answerable by search alone, and nothing to
+memorise."""
 
 import hashlib
 import os
@@ -15,7 +16,8 @@ from envs.search.questions import generated_questions
 from envs.search.relations import ASKED, CLUES
 from envs.search.scoring import mentions, normalize
 
-TRAIN, HELD_OUT = generated_questions()["train"], generated_questions()["held_out"]
+TRAIN = generated_questions()["train"]
+HELD_OUT = generated_questions()["held_out"]
 
 
 def fingerprint() -> str:
@@ -26,9 +28,15 @@ def fingerprint() -> str:
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_questions_and_passages_are_the_same_in_every_process(hash_seed):
     root = Path(__file__).parent.parent
-    command = [sys.executable, "-c", "from tests.test_search_questions import fingerprint; print(fingerprint())"]
+    command = [
+        sys.executable,
+        "-c",
+        "from tests.test_search_questions import fingerprint; print(fingerprint())",
+    ]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}
-    other = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=True)
+    other = subprocess.run(
+        command, cwd=root, env=environment, capture_output=True, text=True, check=True
+    )
     assert other.stdout.strip() == fingerprint()
 
 
@@ -44,7 +52,10 @@ def test_no_question_is_asked_twice():
 
 @pytest.mark.parametrize("part", ["entities", "answers"])
 def test_held_out_questions_share_nothing_with_those_of_training(part):
-    of_split = [{name for question in split for name in getattr(question, part)} for split in (TRAIN, HELD_OUT)]
+    of_split = [
+        {name for question in split for name in getattr(question, part)}
+        for split in (TRAIN, HELD_OUT)
+    ]
     assert not of_split[0] & of_split[1]
     assert min(map(len, of_split)) > 40
 
@@ -77,7 +88,10 @@ def test_a_relation_reads_back_what_it_states():
     facts = load_facts()
     for relation in ASKED:
         for country in facts.countries:
-            assert relation.read(relation.state(country, "Some Value, or .two")) == (country, "Some Value, or .two")
+            assert relation.read(relation.state(country, "Some Value, or .two")) == (
+                country,
+                "Some Value, or .two",
+            )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Retrieval over HTTP: our client and our server speak Search-R1's protocol, to each other and to others, and bear each other's faults."""
+"""Retrieval over HTTP: our client and our server speak Search-R1's protocol, to each other and to
+others, and bear each other's faults."""
 
 import asyncio
 import json
@@ -40,7 +41,8 @@ async def serving(app: web.Application):
 
 @asynccontextmanager
 async def answering(answer):
-    """The address of a server that answers every request by what `answer(body, number)` says, and the bodies it got."""
+    """The address of a server that answers every request by what `answer(body, number)` says, and
+    the bodies it got."""
     bodies = []
 
     async def retrieve(request: web.Request) -> web.StreamResponse:
@@ -53,7 +55,9 @@ async def answering(answer):
         yield url, bodies
 
 
-async def ask(url: str, query: str = "capital of Bhutan", topk: int = 2, **limits: float) -> list[str]:
+async def ask(
+    url: str, query: str = "capital of Bhutan", topk: int = 2, **limits: float
+) -> list[str]:
     remote = Remote(url, **limits)
     return await asyncio.to_thread(remote.passages, query, topk)
 
@@ -71,9 +75,15 @@ async def post(url: str, body: object) -> tuple[int, dict]:
 
 async def test_several_queries_are_answered_each_with_a_list():
     async with serving(make_app(INDEX)) as url:
-        status, answer = await post(url, {"queries": ["Paro", "Peru", "nothing"], "topk": 1, "return_scores": True})
+        status, answer = await post(
+            url, {"queries": ["Paro", "Peru", "nothing"], "topk": 1, "return_scores": True}
+        )
     assert status == 200
-    assert [[hit["document"]["contents"] for hit in hits] for hits in answer["result"]] == [[TEXTS[2]], [TEXTS[1]], []]
+    assert [[hit["document"]["contents"] for hit in hits] for hits in answer["result"]] == [
+        [TEXTS[2]],
+        [TEXTS[1]],
+        [],
+    ]
     assert answer["result"][0][0]["score"] == INDEX.search("Paro", 1)[0][1]
 
 
@@ -104,7 +114,9 @@ async def test_documents_are_answered_by_their_own_ids():
 
 async def test_a_light_request_is_answered_while_a_heavy_one_is_under_way():
     async with serving(make_app(Index(passages()))) as url:
-        heavy = asyncio.ensure_future(post(url, {"queries": ["the capital city"] * 4096, "topk": 10}))
+        heavy = asyncio.ensure_future(
+            post(url, {"queries": ["the capital city"] * 4096, "topk": 10})
+        )
         asked = 0
         while not heavy.done():
             status, _ = await post(url, {"query": "Paro", "topk": 1})
@@ -151,10 +163,18 @@ def test_the_server_serves_a_file_until_it_is_interrupted(tmp_path):
     port = free_port()
     command = [sys.executable, "run.py", "retriever", "--port", str(port), "--corpus", str(corpus)]
     root = Path(__file__).parent.parent
-    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "preexec_fn": dying_with_parent()}
+    how = {
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "preexec_fn": dying_with_parent(),
+    }
     with subprocess.Popen(command, cwd=root, **how) as server:
         try:
-            assert server.stdout.readline() == f"1 passages at http://127.0.0.1:{port}/retrieve; Ctrl-C ends it\n"
+            assert (
+                server.stdout.readline()
+                == f"1 passages at http://127.0.0.1:{port}/retrieve; Ctrl-C ends it\n"
+            )
             assert Remote(f"http://127.0.0.1:{port}").passages("Paro", 3) == ["Paro is in Bhutan."]
             server.send_signal(signal.SIGINT)
             assert server.communicate(timeout=10) == ("", "")
@@ -167,9 +187,13 @@ def test_the_server_serves_a_file_until_it_is_interrupted(tmp_path):
 def test_any_free_port_is_said_as_the_one_that_is_listened_on(host: str):
     command = [sys.executable, "run.py", "retriever", "--host", host, "--port", "0"]
     root = Path(__file__).parent.parent
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, preexec_fn=dying_with_parent()) as server:
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, text=True, preexec_fn=dying_with_parent()
+    ) as server:
         try:
-            address = re.search(rf"http://{host}:[1-9]\d*(?=/retrieve;)", server.stdout.readline())[0]
+            address = re.search(rf"http://{host}:[1-9]\d*(?=/retrieve;)", server.stdout.readline())[
+                0
+            ]
             assert len(Remote(address).passages("Bhutan", 3)) == 3
         finally:
             server.kill()
@@ -205,21 +229,39 @@ async def test_the_client_asks_in_the_form_of_search_r1():
 
 async def test_a_server_that_takes_one_query_is_asked_like_that_from_then_on():
     async def one_only(body, number):
-        return await json_answer([[HIT]]) if "query" in body else web.json_response({"detail": "query: field required"}, status=422)
+        return (
+            await json_answer([[HIT]])
+            if "query" in body
+            else web.json_response({"detail": "query: field required"}, status=422)
+        )
 
     async with answering(one_only) as (url, bodies):
         remote = Remote(url)
         for _ in range(2):
             assert await asyncio.to_thread(remote.passages, "Paro", 3) == ["Paro is in Bhutan."]
     assert [sorted(body) for body in bodies] == [
-        ["queries", "return_scores", "topk"], ["query", "return_scores", "topk"], ["query", "return_scores", "topk"],
-    ]  # fmt: skip
+        ["queries", "return_scores", "topk"],
+        ["query", "return_scores", "topk"],
+        ["query", "return_scores", "topk"],
+    ]
 
 
 @pytest.mark.parametrize(
     "result",
-    [[[HIT]], [HIT], [[HIT["document"]]], [[{"document": {"title": "", "text": "Paro is in Bhutan."}}]], [[HIT, HIT, HIT]]],
-    ids=["as specified", "a single list", "without scores", "title and text", "more than asked for"],
+    [
+        [[HIT]],
+        [HIT],
+        [[HIT["document"]]],
+        [[{"document": {"title": "", "text": "Paro is in Bhutan."}}]],
+        [[HIT, HIT, HIT]],
+    ],
+    ids=[
+        "as specified",
+        "a single list",
+        "without scores",
+        "title and text",
+        "more than asked for",
+    ],
 )
 async def test_the_client_reads_what_servers_answer(result):
     async with answering(lambda body, number: json_answer(result)) as (url, _):
@@ -228,7 +270,10 @@ async def test_the_client_reads_what_servers_answer(result):
 
 
 async def test_half_a_character_is_replaced():
-    async with answering(lambda body, number: json_answer([[{"contents": "Paro \ud83d"}]])) as (url, _):
+    async with answering(lambda body, number: json_answer([[{"contents": "Paro \ud83d"}]])) as (
+        url,
+        _,
+    ):
         assert await ask(url) == ["Paro ?"]
 
 
@@ -263,13 +308,19 @@ async def test_an_answer_that_is_cut_off_is_tried_again():
         whole = json.dumps({"result": [[HIT]]}).encode()
         sent = whole if connections else whole[: len(whole) // 2]
         connections.append(writer)
-        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(whole) + sent)
+        writer.write(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            % len(whole)
+            + sent
+        )
         await writer.drain()
         writer.close()
 
     connections: list[asyncio.StreamWriter] = []
     async with await asyncio.start_server(cut, "127.0.0.1", 0) as server:
-        assert await ask(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/retrieve") == ["Paro is in Bhutan."]
+        assert await ask(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/retrieve") == [
+            "Paro is in Bhutan."
+        ]
     assert len(connections) == 2
 
 
@@ -290,7 +341,10 @@ async def test_an_answer_that_drips_is_given_up():
 
 async def test_a_server_that_fails_until_the_deadline_is_a_failure_that_says_how():
     async with answering(lambda body, number: json_answer("busy", status=503)) as (url, _):
-        with pytest.raises(EnvironmentFailure, match=r"retrieve did not answer within 0\.5 s: 503 Service Unavailable"):
+        with pytest.raises(
+            EnvironmentFailure,
+            match=r"retrieve did not answer within 0\.5 s: 503 Service Unavailable",
+        ):
             await ask(url, deadline_seconds=0.5)
 
 
@@ -316,7 +370,17 @@ async def test_a_refusal_is_a_failure_at_once():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "<html>", "[]", "{}", '{"result": null}', '{"result": [[{}]]}', '{"result": [["a"]]}', '{"result": [[{"contents": 1}]]}']
+    "text",
+    [
+        "",
+        "<html>",
+        "[]",
+        "{}",
+        '{"result": null}',
+        '{"result": [[{}]]}',
+        '{"result": [["a"]]}',
+        '{"result": [[{"contents": 1}]]}',
+    ],
 )
 async def test_garbage_is_a_failure_that_shows_it(text):
     async def garbage(body, number):
@@ -328,7 +392,10 @@ async def test_garbage_is_a_failure_that_shows_it(text):
 
 
 @settings(deadline=None)
-@given(st.binary(max_size=40) | st.text(alphabet='{}[]":,result0 documentcs', max_size=40).map(str.encode))
+@given(
+    st.binary(max_size=40)
+    | st.text(alphabet='{}[]":,result0 documentcs', max_size=40).map(str.encode)
+)
 def test_no_answer_raises_anything_else(answer):
     with suppress(EnvironmentFailure):
         assert isinstance(Remote("http://localhost")._texts(answer), list)
@@ -363,20 +430,29 @@ def through(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
         monkeypatch.setenv(name, proxy)
 
 
-async def test_a_server_on_this_machine_is_asked_directly_whatever_proxy_is_set(monkeypatch: pytest.MonkeyPatch):
+async def test_a_server_on_this_machine_is_asked_directly_whatever_proxy_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+):
     through(monkeypatch, "http://127.0.0.1:9")
     async with serving(make_app(INDEX)) as url:
         for host in ("127.0.0.1", "localhost"):
             assert await ask(url.replace("127.0.0.1", host), "Paro", 1) == [TEXTS[2]]
 
 
-async def test_an_error_names_the_proxy_that_was_asked_without_its_password(monkeypatch: pytest.MonkeyPatch):
+async def test_an_error_names_the_proxy_that_was_asked_without_its_password(
+    monkeypatch: pytest.MonkeyPatch,
+):
     through(monkeypatch, "http://me:secret@127.0.0.1:9")
-    with pytest.raises(EnvironmentFailure, match=r"refused.* \(asked through http_proxy 127\.0\.0\.1:9; no_proxy=retriever\.test"):
+    with pytest.raises(
+        EnvironmentFailure,
+        match=r"refused.* \(asked through http_proxy 127\.0\.0\.1:9; no_proxy=retriever\.test",
+    ):
         await ask("http://retriever.test:8000", deadline_seconds=0.3)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host/retrieve", "http://", "http://host:port", "http://[half"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://host/retrieve", "http://", "http://host:port", "http://[half"]
+)
 def test_what_is_no_address_is_an_error(url):
     with pytest.raises(ValueError, match=r"search\.url"):
         Remote(url)

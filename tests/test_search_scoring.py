@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from envs.search.scoring import is_right, mentions, normalize
 
-TEXTS = st.text(alphabet=string.ascii_letters[:6] + "the .,-'é\n\t", max_size=24) | st.text(max_size=24)
+TEXTS = st.text(alphabet=string.ascii_letters[:6] + "the .,-'é\n\t", max_size=24) | st.text(
+    max_size=24
+)
 
 
 @pytest.mark.parametrize(
@@ -31,8 +33,16 @@ def test_spelling_articles_and_punctuation_make_no_difference(answer, target):
 @pytest.mark.parametrize(
     ("answer", "target"),
     [
-        ("", "The The"), ("the", "!!!"), ("", ""), ("a an the", "the"),
-        ("Thimphu in Bhutan", "Thimphu"), ("", "Thimphu"), ("Theodore", "odore"), ("Malé", "Male"), ("38 394", "38394"), ("an", "ana"),
+        ("", "The The"),
+        ("the", "!!!"),
+        ("", ""),
+        ("a an the", "the"),
+        ("Thimphu in Bhutan", "Thimphu"),
+        ("", "Thimphu"),
+        ("Theodore", "odore"),
+        ("Malé", "Male"),
+        ("38 394", "38394"),
+        ("an", "ana"),
     ],
 )
 def test_anything_else_makes_one(answer, target):
@@ -55,7 +65,11 @@ def test_normalising_twice_changes_nothing_more(text):
 
 @pytest.mark.parametrize(
     ("text", "phrase", "expected"),
-    [("Where is Paro Airport?", "paro airport", True), ("Where is Paro?", "Par", False), ("the .bt domain", "BT", True)],
+    [
+        ("Where is Paro Airport?", "paro airport", True),
+        ("Where is Paro?", "Par", False),
+        ("the .bt domain", "BT", True),
+    ],
 )
 def test_a_phrase_is_mentioned_word_by_word(text, phrase, expected):
     assert mentions(text, phrase) is expected

@@ -1,4 +1,5 @@
-"""Search QA beside skyrl-gym's: when an answer is right, and whole episodes, its environment asking our own retriever."""
+"""Search QA beside skyrl-gym's: when an answer is right, and whole episodes, its environment asking
+our own retriever."""
 
 from __future__ import annotations
 
@@ -21,14 +22,22 @@ from envs.search.questions import Question
 from envs.search.scoring import is_right, normalize
 from envs.search.server import make_app
 
-TEXTS = st.text(alphabet=string.ascii_letters[:6] + "the .,-'é\n\t", max_size=24) | st.text(max_size=24)
+TEXTS = st.text(alphabet=string.ascii_letters[:6] + "the .,-'é\n\t", max_size=24) | st.text(
+    max_size=24
+)
 UNTAGGED = TEXTS.filter(lambda text: "<" not in text)
-PASSAGES = ["The capital of Bhutan is Thimphu.", "The capital of Peru is Lima.", "Paro is in Bhutan.", "Lima is a city."]
+PASSAGES = [
+    "The capital of Bhutan is Thimphu.",
+    "The capital of Peru is Lima.",
+    "Paro is in Bhutan.",
+    "Lima is a city.",
+]
 INDEX = Index(PASSAGES)
 
 
 ANSWERS = TEXTS.filter(normalize)
-"""Of which something is left; skyrl-gym takes any other answer for any target of which nothing is left, and we do not."""
+"""Of which something is left; skyrl-gym takes any other answer for any target of which nothing is
+left, and we do not."""
 
 
 @given(answer=ANSWERS, targets=st.lists(TEXTS, max_size=3))
@@ -37,17 +46,26 @@ def test_it_agrees_with_skyrl_gym(answer, targets):
     assert is_right(answer, targets) == bool(reference.em_check(answer, targets))
 
 
-@given(thought=UNTAGGED, answer=ANSWERS.filter(lambda text: "<" not in text), targets=st.lists(TEXTS, min_size=1, max_size=3))
+@given(
+    thought=UNTAGGED,
+    answer=ANSWERS.filter(lambda text: "<" not in text),
+    targets=st.lists(TEXTS, min_size=1, max_size=3),
+)
 def test_a_response_with_an_answer_earns_what_it_does_in_skyrl_gym(thought, answer, targets):
     response = f"<think>{thought}</think> <answer>{answer}</answer>"
-    episode = SearchEpisode(Question("Who?", tuple(targets), "test"), Index(["x"]), topk=1, max_turns=1)
-    assert episode.step(parse_tags(response).action).reward == reference.compute_score(response, {"target": targets})
+    episode = SearchEpisode(
+        Question("Who?", tuple(targets), "test"), Index(["x"]), topk=1, max_turns=1
+    )
+    assert episode.step(parse_tags(response).action).reward == reference.compute_score(
+        response, {"target": targets}
+    )
 
 
 @pytest.fixture
 def retriever() -> Iterator[str]:
     """Our server in a thread of its own: skyrl-gym's client blocks."""
-    loop, server = asyncio.new_event_loop(), TestServer(make_app(INDEX))
+    loop = asyncio.new_event_loop()
+    server = TestServer(make_app(INDEX))
     loop.run_until_complete(server.start_server(loop=loop))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -70,12 +88,21 @@ def retriever() -> Iterator[str]:
 )
 def test_an_episode_goes_as_in_skyrl_gym(responses: list[str], retriever: str) -> None:
     theirs = SearchEnv(
-        SearchEnvConfig(search_url=retriever, topk=2), {"reward_spec": {"ground_truth": {"target": ["Thimphu"]}}, "max_turns": 4}
+        SearchEnvConfig(search_url=retriever, topk=2),
+        {"reward_spec": {"ground_truth": {"target": ["Thimphu"]}}, "max_turns": 4},
     )
-    ours = SearchEpisode(Question("What is the capital of Bhutan?", ("Thimphu",), "test"), INDEX, topk=2, max_turns=4)
+    ours = SearchEpisode(
+        Question("What is the capital of Bhutan?", ("Thimphu",), "test"), INDEX, topk=2, max_turns=4
+    )
     for response in responses:
-        expected, got = theirs.step(response), ours.step(parse_tags(response).action)
+        expected = theirs.step(response)
+        got = ours.step(parse_tags(response).action)
         assert (got.reward, got.done) == (expected["reward"], expected["done"])
         if "<search>" in response and not got.done:
-            shown = [passage for passage in PASSAGES if passage in expected["observations"][0]["content"]]
-            assert shown and [passage for passage in PASSAGES if passage in got.observation.text] == shown
+            shown = [
+                passage for passage in PASSAGES if passage in expected["observations"][0]["content"]
+            ]
+            assert (
+                shown
+                and [passage for passage in PASSAGES if passage in got.observation.text] == shown
+            )

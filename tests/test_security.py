@@ -14,7 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.codec import MAX_FRAME
-from protocol.security import Keys, KeysError, bind, connect, gatekeeper, is_loopback, load_keys, make_keys
+from protocol.security import (
+    Keys,
+    KeysError,
+    bind,
+    connect,
+    gatekeeper,
+    is_loopback,
+    load_keys,
+    make_keys,
+)
 
 
 @pytest.fixture
@@ -24,7 +33,9 @@ def made(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def listening(keys: Keys | None, domain: str) -> AsyncIterator[tuple[zmq.asyncio.Socket, str]]:
+async def listening(
+    keys: Keys | None, domain: str
+) -> AsyncIterator[tuple[zmq.asyncio.Socket, str]]:
     context = zmq.asyncio.Context()
     async with gatekeeper(context, keys):
         with context.socket(zmq.ROUTER) as router:
@@ -33,15 +44,23 @@ async def listening(keys: Keys | None, domain: str) -> AsyncIterator[tuple[zmq.a
     context.destroy(linger=0)
 
 
-async def arrives(router: zmq.asyncio.Socket, endpoint: str, keys: Keys | None, frame: bytes = b"word") -> bool:
-    """Whether a word from a new connection comes through. That one does not is known once one from the run's own has."""
+async def arrives(
+    router: zmq.asyncio.Socket, endpoint: str, keys: Keys | None, frame: bytes = b"word"
+) -> bool:
+    """Whether a word from a new connection comes through.
+
+    That one does not is known once one from the run's own has.
+    """
     context = zmq.asyncio.Context()
     with context.socket(zmq.DEALER) as dealer:
         dealer.set(zmq.LINGER, 0)
-        monitor = dealer.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED)
+        monitor = dealer.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED
+        )
         connect(dealer, endpoint, keys)
         await dealer.send(frame)
-        hears, ends = asyncio.ensure_future(router.recv_multipart()), asyncio.ensure_future(_refused(monitor))
+        hears = asyncio.ensure_future(router.recv_multipart())
+        ends = asyncio.ensure_future(_refused(monitor))
         await asyncio.wait({hears, ends}, timeout=20, return_when=asyncio.FIRST_COMPLETED)
         heard = hears.done()
         for task in (hears, ends):
@@ -54,32 +73,43 @@ async def arrives(router: zmq.asyncio.Socket, endpoint: str, keys: Keys | None, 
 async def _refused(monitor: zmq.asyncio.Socket) -> None:
     from zmq.utils.monitor import parse_monitor_message
 
-    while parse_monitor_message(await monitor.recv_multipart())["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+    while (
+        parse_monitor_message(await monitor.recv_multipart())["event"]
+        == zmq.EVENT_HANDSHAKE_SUCCEEDED
+    ):
         pass
 
 
 async def test_the_runs_own_and_those_that_may_play_are_let_in_where_they_may(made: Path) -> None:
-    run, host = load_keys(str(made)), load_keys(str(made / "host"))
+    run = load_keys(str(made))
+    host = load_keys(str(made / "host"))
     async with listening(run, "actors") as (router, endpoint):
         assert await arrives(router, endpoint, run) and await arrives(router, endpoint, host)
     async with listening(run, "run") as (router, endpoint):
         assert await arrives(router, endpoint, run)
-        assert not await arrives(router, endpoint, host), "an actor may not speak as the learner does"
+        assert not await arrives(router, endpoint, host), (
+            "an actor may not speak as the learner does"
+        )
 
 
-async def test_a_stranger_is_refused_with_keys_of_its_own_or_none(made: Path, tmp_path: Path) -> None:
+async def test_a_stranger_is_refused_with_keys_of_its_own_or_none(
+    made: Path, tmp_path: Path
+) -> None:
     make_keys(tmp_path / "others", "host")
     stranger = load_keys(str(tmp_path / "others" / "host"))
     run = load_keys(str(made))
     async with listening(run, "actors") as (router, endpoint):
-        assert not await arrives(router, endpoint, stranger._replace(run=run.run)), "it knows the run's public key"
+        assert not await arrives(router, endpoint, stranger._replace(run=run.run)), (
+            "it knows the run's public key"
+        )
         assert not await arrives(router, endpoint, stranger)
         assert not await arrives(router, endpoint, None)
         assert await arrives(router, endpoint, run)
 
 
 async def test_a_machine_whose_key_is_removed_is_refused_from_then_on(made: Path) -> None:
-    run, host = load_keys(str(made)), load_keys(str(made / "host"))
+    run = load_keys(str(made))
+    host = load_keys(str(made / "host"))
     async with listening(run, "actors") as (router, endpoint):
         assert await arrives(router, endpoint, host)
         (made / "allowed" / "host.key").unlink()
@@ -90,8 +120,11 @@ async def test_a_machine_whose_key_is_removed_is_refused_from_then_on(made: Path
 async def test_a_bad_file_beside_a_good_one_admits_nobody_and_keeps_nobody_out(
     made: Path, content: str | bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run, host = load_keys(str(made)), load_keys(str(made / "host"))
-    (made / "allowed" / "bad.key").write_bytes(content if isinstance(content, bytes) else content.encode())
+    run = load_keys(str(made))
+    host = load_keys(str(made / "host"))
+    (made / "allowed" / "bad.key").write_bytes(
+        content if isinstance(content, bytes) else content.encode()
+    )
     async with listening(run, "actors") as (router, endpoint):
         assert await arrives(router, endpoint, host)
         (made / "allowed" / "host.key").unlink()
@@ -102,7 +135,8 @@ async def test_a_bad_file_beside_a_good_one_admits_nobody_and_keeps_nobody_out(
 
 
 async def test_without_a_directory_of_keys_the_runs_own_are_let_in_alone(made: Path) -> None:
-    run, host = load_keys(str(made)), load_keys(str(made / "host"))
+    run = load_keys(str(made))
+    host = load_keys(str(made / "host"))
     (made / "allowed" / "host.key").unlink()
     (made / "allowed").rmdir()
     async with listening(run, "actors") as (router, endpoint):
@@ -145,7 +179,10 @@ def test_a_machine_cannot_be_called(name: str, tmp_path: Path) -> None:
 def test_a_second_machine_gets_keys_of_its_own_for_the_same_run(made: Path) -> None:
     make_keys(made, "other")
     first, second, run = (load_keys(str(made / name)) for name in ("host", "other", ""))
-    assert first.run == second.run == run.public and len({first.public, second.public, run.public}) == 3
+    assert (
+        first.run == second.run == run.public
+        and len({first.public, second.public, run.public}) == 3
+    )
     with pytest.raises(KeysError, match="exists"):
         make_keys(made, "other")
 
@@ -156,7 +193,13 @@ def test_an_address_is_of_this_machine_alone_exactly_when_it_begins_with_127(add
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "alone"), [("http://localhost:1", True), ("tcp://[::1]:1", True), ("tcp://*:1", False), ("tcp://node:1", False)]
+    ("endpoint", "alone"),
+    [
+        ("http://localhost:1", True),
+        ("tcp://[::1]:1", True),
+        ("tcp://*:1", False),
+        ("tcp://node:1", False),
+    ],
 )
 def test_names_of_this_machine(endpoint: str, alone: bool) -> None:
     assert is_loopback(endpoint) is alone

@@ -1,4 +1,5 @@
-"""Modules of the user's own with the names of ours, in the working directory or on PYTHONPATH, take the place of none of ours."""
+"""Modules of the user's own with the names of ours, in the working directory or on PYTHONPATH, take
+the place of none of ours."""
 
 from __future__ import annotations
 
@@ -15,28 +16,51 @@ FOREIGN = ("random", "torch", "zmq")
 """Names of others' modules, which are found in the working directory by `python -m` alone."""
 
 
-async def test_a_run_of_one_process_is_made_and_interrupted_in_a_directory_full_of_modules_with_the_names_of_ours(tmp_path: Path) -> None:
-    settings = SMALL | {"run.dir": str(tmp_path / "run"), "env.max_turns": "2", "run.updates": "1000", "learner.checkpoint_every": "1000"}
-    async with running(tmp_path / "run", "--serial", *options(settings), cwd=with_shadows(tmp_path / "mine", *FOREIGN)) as run:
+async def test_a_run_of_one_process_is_made_and_interrupted_in_a_directory_full_of_modules_with_the_names_of_ours(
+    tmp_path: Path,
+) -> None:
+    settings = SMALL | {
+        "run.dir": str(tmp_path / "run"),
+        "env.max_turns": "2",
+        "run.updates": "1000",
+        "learner.checkpoint_every": "1000",
+    }
+    async with running(
+        tmp_path / "run",
+        "--serial",
+        *options(settings),
+        cwd=with_shadows(tmp_path / "mine", *FOREIGN),
+    ) as run:
         await run.until(run.updates)
         run.process.send_signal(signal.SIGTERM)
         assert await run.ended() == 130, run.output
         assert run.output.endswith(f"to go on: python run.py --serial --resume {run.directory}\n")
         assert run.summary()["ended"] == "interrupted"
-        assert [int(path.name) for path in (run.directory / "checkpoints").iterdir()] == [run.summary()["updates"]]
+        assert [int(path.name) for path in (run.directory / "checkpoints").iterdir()] == [
+            run.summary()["updates"]
+        ]
 
 
 @pytest.mark.parametrize("path", [[ROOT], [ROOT, ""]], ids=["ours alone", "and an empty entry"])
-async def test_run_as_a_module_finds_ours_wherever_it_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: list) -> None:
+async def test_run_as_a_module_finds_ours_wherever_it_is_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: list
+) -> None:
     mine = with_shadows(tmp_path / "mine")
     (mine / "run.py").unlink()  # `python -m run` asks for it by name
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, path)))
-    async with running(tmp_path, "play", "--watch", "expert", cwd=mine, program=("-m", "run")) as run:
+    async with running(
+        tmp_path, "play", "--watch", "expert", cwd=mine, program=("-m", "run")
+    ) as run:
         assert await run.ended() == 0 and "solved" in run.output, run.output
 
 
 async def test_run_py_finds_ours_where_python_leaves_out_its_directory(tmp_path: Path) -> None:
-    async with running(tmp_path, "--dry-run", cwd=with_shadows(tmp_path / "mine"), program=("-P", str(ROOT / "run.py"))) as run:
+    async with running(
+        tmp_path,
+        "--dry-run",
+        cwd=with_shadows(tmp_path / "mine"),
+        program=("-P", str(ROOT / "run.py")),
+    ) as run:
         assert await run.ended() == 0 and "[learner]" in run.output, run.output
 
 
@@ -45,7 +69,9 @@ def test_a_process_of_a_run_finds_ours_first_then_the_users_and_nothing_in_the_w
 ) -> None:
     monkeypatch.chdir(with_shadows(tmp_path / "mine", "random"))
     theirs = with_shadows(tmp_path / "theirs")
-    (theirs / "their_game.py").write_text("import config, random, sys\nprint(config.__file__, sys.flags.safe_path)\n")
+    (theirs / "their_game.py").write_text(
+        "import config, random, sys\nprint(config.__file__, sys.flags.safe_path)\n"
+    )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(theirs)]))
     child = start("game", ["their_game"], tmp_path / "log")
     assert child.process.wait(60) == 0, child.log.read_text()

@@ -1,4 +1,7 @@
-"""Shards: controllers that share turns, signals and engines between them. What is lost with one, and what is not."""
+"""Shards: controllers that share turns, signals and engines between them.
+
+What is lost with one, and what is not.
+"""
 
 from __future__ import annotations
 
@@ -21,77 +24,108 @@ from test_serial_run import serial_run
 
 from actors.route import shard_of
 from controller.lease_token import is_permitted, permit
-from controller.shard_registry import Shards, together
-from controller.shard_worker import Shard
+from controller.shard_registry import ShardRegistry, together
+from controller.shard_worker import ShardWorker
 from engine.client import EngineError
 from engine.fake.server import FakeEngine
 from learner.model.policy import load_policy
-from learner.publish import Publisher, snapshot
+from learner.publish import WeightWriter, snapshot
 from protocol.arrays import INT32, pack
 from protocol.codec import FrameReader, decode, encode
 from protocol.messages import (
     DropReason,
     EpisodeKey,
-    Load,
+    LoadWeights,
     Message,
-    Place,
     Revoked,
+    ShardAddress,
     ShardState,
     TurnFailed,
     TurnRequest,
     TurnResult,
-)  # fmt: skip
+)
 from supervisor.endpoints import check_shards
 from supervisor.settings import ConfigError, resolve
 
 pytestmark = pytest.mark.slow
 
-PLACES = st.lists(st.builds(Place, host=st.sampled_from(["", "a", "b"]), port=st.integers(1, 9)), unique=True, max_size=8)
+PLACES = st.lists(
+    st.builds(ShardAddress, host=st.sampled_from(["", "a", "b"]), port=st.integers(1, 9)),
+    unique=True,
+    max_size=8,
+)
 ACTORS = [f"actor-{number}".encode() for number in range(40)]
 
 
 @given(PLACES, st.data())
-def test_when_a_shard_goes_only_its_actors_move_and_when_it_is_back_they_return(places: list[Place], data: st.DataObject):
+def test_when_a_shard_goes_only_its_actors_move_and_when_it_is_back_they_return(
+    places: list[ShardAddress], data: st.DataObject
+):
     before = {actor: shard_of(actor, data.draw(st.permutations(places))) for actor in ACTORS}
     gone = data.draw(st.sampled_from(places)) if places else None
-    after = {actor: shard_of(actor, [place for place in places if place != gone]) for actor in ACTORS}
+    after = {
+        actor: shard_of(actor, [place for place in places if place != gone]) for actor in ACTORS
+    }
     assert all(after[actor] == before[actor] or before[actor] == gone for actor in ACTORS)
 
 
 def test_controller_and_shards_have_about_as_many_actors_each():
-    places = [Place(host="", port=5000 + number) for number in range(3)]
+    places = [ShardAddress(host="", port=5000 + number) for number in range(3)]
     shares = Counter(shard_of(f"actor-{number}".encode(), places) for number in range(4000))
-    assert set(shares) == {None, *places} and all(850 < share < 1150 for share in shares.values())  # 1,000 +- 5 standard deviations
+    assert set(shares) == {None, *places} and all(
+        850 < share < 1150 for share in shares.values()
+    )  # 1,000 +- 5 standard deviations
 
 
 @given(st.binary(max_size=40), st.integers(0, 5), st.integers(0, 5), st.binary(max_size=40))
-def test_a_permit_is_of_one_actor_and_one_lease(actor: bytes, member: int, attempt: int, other: bytes):
-    key, secret = EpisodeKey(0, member), "a secret"
-    request = TurnRequest(key=key, attempt=attempt, turn=0, prompt=b"", permit=permit(secret, actor, key, attempt))
+def test_a_permit_is_of_one_actor_and_one_lease(
+    actor: bytes, member: int, attempt: int, other: bytes
+):
+    key = EpisodeKey(0, member)
+    secret = "a secret"
+    request = TurnRequest(
+        key=key, attempt=attempt, turn=0, prompt=b"", permit=permit(secret, actor, key, attempt)
+    )
     assert is_permitted(secret, actor, request)
-    assert not is_permitted("another", actor, request) and is_permitted(secret, other, request) == (other == actor)
-    for changed in ({"attempt": attempt + 1}, {"key": EpisodeKey(0, member, True)}, {"permit": b""}, {"permit": other}):
+    assert not is_permitted("another", actor, request) and is_permitted(secret, other, request) == (
+        other == actor
+    )
+    for changed in (
+        {"attempt": attempt + 1},
+        {"key": EpisodeKey(0, member, True)},
+        {"permit": b""},
+        {"permit": other},
+    ):
         assert not is_permitted(secret, actor, msgspec.structs.replace(request, **changed))
 
 
 # --- the ledger
 
-PLACE = Place(host="", port=5556)
+PLACE = ShardAddress(host="", port=5556)
 
 
 def state(version: int, healthy: bool = True, tokens: float = 0.0, shard: int = 1) -> ShardState:
     engines = [("http://e", "healthy" if healthy else "suspect", 0)]
-    return ShardState(shard=shard, version=version, seconds=0.1, engines=engines, gauges={"generated_tokens": tokens, "engines": 1.0})
+    return ShardState(
+        shard=shard,
+        version=version,
+        seconds=0.1,
+        engines=engines,
+        gauges={"generated_tokens": tokens, "engines": 1.0},
+    )
 
 
-def ledger(version: int = 3) -> Shards:
-    return Shards([PLACE], patience=10.0, version=version)
+def ledger(version: int = 3) -> ShardRegistry:
+    return ShardRegistry([PLACE], patience=10.0, version=version)
 
 
 @pytest.mark.parametrize(
-    ("version", "healthy", "in_force"), [(3, True, True), (4, True, True), (2, True, False), (-1, True, False), (3, False, False)]
+    ("version", "healthy", "in_force"),
+    [(3, True, True), (4, True, True), (2, True, False), (-1, True, False), (3, False, False)],
 )
-def test_a_shard_takes_turns_while_a_healthy_engine_of_it_runs_weights_that_count(version: int, healthy: bool, in_force: bool):
+def test_a_shard_takes_turns_while_a_healthy_engine_of_it_runs_weights_that_count(
+    version: int, healthy: bool, in_force: bool
+):
     shards = ledger()
     shards.heard(b"p", state(version, healthy), now=0.0)
     assert shards.in_force() == [PLACE] * in_force
@@ -116,7 +150,11 @@ def test_a_shard_that_says_that_it_ends_takes_no_more_turns():
     shards = ledger()
     shards.heard(b"p", state(3), now=0.0)
     shards.heard(b"p", msgspec.structs.replace(state(3, tokens=2.0), last=True), now=1.0)
-    assert shards.in_force() == [] and shards.peers() == [] and shards.gauges({"generated_tokens": 1.0}) == {"generated_tokens": 3.0}
+    assert (
+        shards.in_force() == []
+        and shards.peers() == []
+        and shards.gauges({"generated_tokens": 1.0}) == {"generated_tokens": 3.0}
+    )
 
 
 async def test_new_weights_wait_for_a_shard_in_force_until_it_runs_them():
@@ -150,7 +188,8 @@ async def test_new_weights_do_not_wait_for_a_shard_that_joins():
 
 
 def test_what_a_shard_counted_stays_counted_when_another_process_takes_its_place_and_not_twice_when_it_comes_back():
-    shards, own = ledger(), {"generated_tokens": 1.0, "engines": 1.0}
+    shards = ledger()
+    own = {"generated_tokens": 1.0, "engines": 1.0}
     shards.heard(b"p", state(3, tokens=10.0), now=0.0)
     shards.heard(b"q", state(3, tokens=5.0), now=1.0)
     assert shards.gauges(own) == {"generated_tokens": 16.0, "engines": 2.0}
@@ -163,11 +202,20 @@ def test_what_a_shard_counted_stays_counted_when_another_process_takes_its_place
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=5), st.lists(st.floats(0, 1e6), max_size=5))
 def test_gauges_of_several_processes_are_as_those_of_one(now: list[float], past: list[float]):
     def gauges(value: float) -> dict[str, float]:
-        return {"generated_tokens": value, "engines": value, "idle_share_engine": value, "loop_lag_controller": value}
+        return {
+            "generated_tokens": value,
+            "engines": value,
+            "idle_share_engine": value,
+            "loop_lag_controller": value,
+        }
 
     found = together([gauges(value) for value in now], [gauges(value) for value in past])
-    assert found["generated_tokens"] == pytest.approx(sum(now) + sum(past)) and found["engines"] == pytest.approx(sum(now))
-    assert found["idle_share_engine"] == pytest.approx(sum(now) / len(now)) and found["loop_lag_controller"] == max(now)
+    assert found["generated_tokens"] == pytest.approx(sum(now) + sum(past)) and found[
+        "engines"
+    ] == pytest.approx(sum(now))
+    assert found["idle_share_engine"] == pytest.approx(sum(now) / len(now)) and found[
+        "loop_lag_controller"
+    ] == max(now)
 
 
 # --- a shard alone
@@ -177,15 +225,23 @@ class Bench:
     """A shard and its engine; the controller and an actor are this test."""
 
     def __init__(self, directory: Path) -> None:
-        self.job = job_in(directory, small_config(controller__shards="2", engine__count="2", actor__heartbeat_seconds="0.1"))
+        self.job = job_in(
+            directory,
+            small_config(controller__shards="2", engine__count="2", actor__heartbeat_seconds="0.1"),
+        )
         self.context, self.reader = zmq.asyncio.Context(), FrameReader()
-        self.controller, self.actor = self.context.socket(zmq.ROUTER), self.context.socket(zmq.DEALER)
+        self.controller, self.actor = (
+            self.context.socket(zmq.ROUTER),
+            self.context.socket(zmq.DEALER),
+        )
         self.controller.bind(self.job.endpoints.shards)
         self.actor.set(zmq.IDENTITY, b"an actor")
         self.actor.connect(self.job.endpoints.turns[0])
-        self.shard = Shard(self.job, self.context, 1)
+        self.shard = ShardWorker(self.job, self.context, 1)
         weights = snapshot(load_policy(Path(self.job.model_dir)), 0, "float32")
-        self.weights = Load(version=0, checksum=Publisher(Path(self.job.weights_dir)).write(weights).checksum)
+        self.weights = LoadWeights(
+            version=0, checksum=WeightWriter(Path(self.job.weights_dir)).write(weights).checksum
+        )
 
     async def state(self, version: int) -> ShardState:
         """The first one with such weights."""
@@ -207,20 +263,30 @@ class Bench:
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     made = Bench(tmp_path / "run")
     endpoints = made.job.endpoints
-    engine = FakeEngine(made.job.model_dir, port=urlsplit(endpoints.engines[1]).port, signals=endpoints.signals[1])
+    engine = FakeEngine(
+        made.job.model_dir, port=urlsplit(endpoints.engines[1]).port, signals=endpoints.signals[1]
+    )
     await engine.start()
     yield made
     made.context.destroy(linger=0)
     await engine.stop()
 
 
-async def test_a_shard_takes_turns_of_leases_that_were_given_and_have_not_lapsed(bench: Bench) -> None:
+async def test_a_shard_takes_turns_of_leases_that_were_given_and_have_not_lapsed(
+    bench: Bench,
+) -> None:
     running = asyncio.create_task(bench.shard.run())
     await bench.state(-1)
     await bench.say(bench.weights)
     assert (await bench.state(0)).engines[0][:2] == (bench.job.endpoints.engines[1], "healthy")
     key = EpisodeKey(0, 0)
-    request = TurnRequest(key=key, attempt=0, turn=0, prompt=pack([1, 2], INT32), permit=permit(bench.job.permit_key, b"an actor", key, 0))
+    request = TurnRequest(
+        key=key,
+        attempt=0,
+        turn=0,
+        prompt=pack([1, 2], INT32),
+        permit=permit(bench.job.permit_key, b"an actor", key, 0),
+    )
     answer = await bench.asked(request)
     assert isinstance(answer, TurnResult) and {span.version for span in answer.kept.spans} == {0}
     for stolen in (permit(bench.job.permit_key, b"another", key, 1), b""):
@@ -228,18 +294,31 @@ async def test_a_shard_takes_turns_of_leases_that_were_given_and_have_not_lapsed
         assert isinstance(refused, TurnFailed) and refused.reason is DropReason.CANCELLED
     await bench.say(Revoked(leases=[(key, 0)]))
     async with asyncio.timeout(60):
-        while isinstance(late := await bench.asked(msgspec.structs.replace(request, turn=request.turn + 1)), TurnResult):
-            request = msgspec.structs.replace(request, turn=request.turn + 1)  # the word was still on its way
+        while isinstance(
+            late := await bench.asked(msgspec.structs.replace(request, turn=request.turn + 1)),
+            TurnResult,
+        ):
+            request = msgspec.structs.replace(
+                request, turn=request.turn + 1
+            )  # the word was still on its way
     assert late.reason is DropReason.CANCELLED
     running.cancel()
     await asyncio.wait({running})
 
 
-async def test_a_turn_that_is_asked_for_before_a_shards_first_weights_is_sampled_with_them(bench: Bench) -> None:
+async def test_a_turn_that_is_asked_for_before_a_shards_first_weights_is_sampled_with_them(
+    bench: Bench,
+) -> None:
     running = asyncio.create_task(bench.shard.run())
     await bench.state(-1)
     key = EpisodeKey(0, 0)
-    request = TurnRequest(key=key, attempt=0, turn=0, prompt=pack([1, 2], INT32), permit=permit(bench.job.permit_key, b"an actor", key, 0))
+    request = TurnRequest(
+        key=key,
+        attempt=0,
+        turn=0,
+        prompt=pack([1, 2], INT32),
+        permit=permit(bench.job.permit_key, b"an actor", key, 0),
+    )
     answer = asyncio.create_task(bench.asked(request))
     await bench.state(-1)  # which it says from time to time
     await bench.say(bench.weights)
@@ -248,7 +327,9 @@ async def test_a_turn_that_is_asked_for_before_a_shards_first_weights_is_sampled
     await asyncio.wait({running})
 
 
-async def test_a_shard_whose_engine_refuses_the_newest_weights_ends_and_keeps_no_update_waiting(bench: Bench) -> None:
+async def test_a_shard_whose_engine_refuses_the_newest_weights_ends_and_keeps_no_update_waiting(
+    bench: Bench,
+) -> None:
     running = asyncio.create_task(bench.shard.run())
     await bench.state(-1)
     await bench.say(msgspec.structs.replace(bench.weights, checksum="of something else"))
@@ -264,38 +345,76 @@ async def test_a_shard_whose_engine_refuses_the_newest_weights_ends_and_keeps_no
 
 
 ELSEWHERE = {
-    "controller.shards": "2", "engine.count": "2", "controller.hosts": "10.0.0.2", "controller.launch": "srun,--relative={shard}",
-    "controller.host": "10.0.0.1", "run.weights_dir": "/shared/weights",
-}  # fmt: skip
+    "controller.shards": "2",
+    "engine.count": "2",
+    "controller.hosts": "10.0.0.2",
+    "controller.launch": "srun,--relative={shard}",
+    "controller.host": "10.0.0.1",
+    "run.weights_dir": "/shared/weights",
+}
 
 
 @pytest.mark.parametrize(
     ("settings", "names"),
-    [({"controller.shards": "3", "engine.count": "2"}, "engine.count"), ({"controller.shards": "2"}, "engine.count"),
-     ({"controller.shards": "2", "engine.count": "2", "engine.weights": "nccl"}, "engine.weights"),
-     (ELSEWHERE | {"controller.launch": ""}, "controller.launch"),
-     (ELSEWHERE | {"controller.hosts": "10.0.0.2,10.0.0.3"}, "2 addresses for 1"),
-     (ELSEWHERE | {"run.weights_dir": ""}, "run.weights_dir"), (ELSEWHERE | {"controller.host": "0.0.0.0"}, "give an address")],
-)  # fmt: skip
+    [
+        ({"controller.shards": "3", "engine.count": "2"}, "engine.count"),
+        ({"controller.shards": "2"}, "engine.count"),
+        (
+            {"controller.shards": "2", "engine.count": "2", "engine.weights": "nccl"},
+            "engine.weights",
+        ),
+        (ELSEWHERE | {"controller.launch": ""}, "controller.launch"),
+        (ELSEWHERE | {"controller.hosts": "10.0.0.2,10.0.0.3"}, "2 addresses for 1"),
+        (ELSEWHERE | {"run.weights_dir": ""}, "run.weights_dir"),
+        (ELSEWHERE | {"controller.host": "0.0.0.0"}, "give an address"),
+    ],
+)
 def test_what_shards_cannot_do_is_refused(settings: dict[str, str], names: str):
     with pytest.raises(ConfigError, match=rf"controller\..*{names}"):
         check_shards(resolve(None, settings))
 
 
-def test_two_shards_play_a_run_to_its_end_with_an_engine_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_shards_play_a_run_to_its_end_with_an_engine_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     made = noted_engines(monkeypatch)
-    settings = {"engine__count": "2", "controller__shards": "2", "actor__count": "8", "learner__max_staleness": "1", "env__max_turns": "4"}
+    settings = {
+        "engine__count": "2",
+        "controller__shards": "2",
+        "actor__count": "8",
+        "learner__max_staleness": "1",
+        "env__max_turns": "4",
+    }
     summary, trajectories, _ = serial_run(tmp_path / "run", **settings)
     assert (summary["ended"], summary["updates"], summary["dropped"]) == ("finished", 2, {})
-    assert {engine._generator.version for engine in made} == {"2"} and all(engine.served for engine in made)
-    sampled = [attempt for t in trajectories for turn in t.turns for attempt in (turn.kept, *turn.rejected)]
+    assert {engine._generator.version for engine in made} == {"2"} and all(
+        engine.served for engine in made
+    )
+    sampled = [
+        attempt for t in trajectories for turn in t.turns for attempt in (turn.kept, *turn.rejected)
+    ]
     assert {span.version for attempt in sampled for span in attempt.spans} <= {0, 1, 2}
-    assert summary["generated_tokens"] >= sum(attempt.length for attempt in sampled), "what the other shard generated is not counted"
-    watched = [attempt for t in trajectories for turn in t.turns for attempt in [turn.kept] if not t.key.evaluation]
-    assert watched and all(attempt.uncertainty for attempt in watched), "signals of an engine did not come to its shard"
+    assert summary["generated_tokens"] >= sum(attempt.length for attempt in sampled), (
+        "what the other shard generated is not counted"
+    )
+    watched = [
+        attempt
+        for t in trajectories
+        for turn in t.turns
+        for attempt in [turn.kept]
+        if not t.key.evaluation
+    ]
+    assert watched and all(attempt.uncertainty for attempt in watched), (
+        "signals of an engine did not come to its shard"
+    )
 
 
-SHARDED = {"controller__shards": "2", "actor__count": "8", "actor__heartbeat_seconds": "0.2", "learner__max_staleness": "1"}
+SHARDED = {
+    "controller__shards": "2",
+    "actor__count": "8",
+    "actor__heartbeat_seconds": "0.2",
+    "learner__max_staleness": "1",
+}
 
 
 def spans(run: Run, shard: str) -> int:
@@ -313,7 +432,9 @@ async def ends_well(run: Run) -> None:
     assert max(line["token_age_max"] for line in run.updates()) <= 1
 
 
-async def test_a_killed_shard_is_started_again_and_takes_turns_with_the_newest_weights(tmp_path: Path, small_policy):
+async def test_a_killed_shard_is_started_again_and_takes_turns_with_the_newest_weights(
+    tmp_path: Path, small_policy
+):
     async with running_small(tmp_path / "run", small_policy, run__updates="1000", **SHARDED) as run:
         await run.until(lambda: run.updates() and spans(run, "controller-1"))
         killed = run.pid_of("controller", "1")
@@ -322,10 +443,15 @@ async def test_a_killed_shard_is_started_again_and_takes_turns_with_the_newest_w
         before = spans(run, "controller-1")
         await run.until(lambda: spans(run, "controller-1") > before)
         await ends_well(run)
-        assert "The controller-1 was killed (SIGKILL, as the system does when memory runs out): started again." in run.output
+        assert (
+            "The controller-1 was killed (SIGKILL, as the system does when memory runs out): "
+            "started again." in run.output
+        )
 
 
-async def test_the_turns_of_a_stopped_shard_go_to_others_and_it_comes_back(tmp_path: Path, small_policy):
+async def test_the_turns_of_a_stopped_shard_go_to_others_and_it_comes_back(
+    tmp_path: Path, small_policy
+):
     async with running_small(tmp_path / "run", small_policy, run__updates="1000", **SHARDED) as run:
         await run.until(lambda: run.updates() and spans(run, "controller-1"))
         stopped = run.pid_of("controller", "1")

@@ -1,4 +1,5 @@
-"""The rules of the layout, read from the source: who may import whom, and how large a module may grow."""
+"""The rules of the layout, read from the source: who may import whom, and how large a module may
+grow."""
 
 from __future__ import annotations
 
@@ -9,7 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("actors", "controller", "engine", "envs", "learner", "protocol", "supervisor", "telemetry")
+PACKAGES = (
+    "actors",
+    "controller",
+    "engine",
+    "envs",
+    "learner",
+    "protocol",
+    "supervisor",
+    "telemetry",
+)
 TOP = (*PACKAGES, "config", "run")
 """Everything of this project that can be imported."""
 
@@ -23,16 +33,22 @@ MAY_IMPORT = {
     "engine": {"protocol", "config"},
     "learner": {"envs", "protocol", "config", "telemetry"},
 }
-"""What each part may import besides itself. Those that are not here start the others, and may import them all but run."""
+"""What each part may import besides itself.
+
+Those that are not here start the others, and may import them all but run.
+"""
 
 MAY_IMPORT_TOO = {
     "learner": {"engine.nccl_sender"},
     "envs": {"protocol.files"},
     "engine": {"controller.rules.scores", "controller.rules.thinking"},
 }
-"""Single modules of other parts. The sending end of vLLM's NCCL transfer is vLLM's code, which the learner has to call and only
-engine/ may know: a module there keeps vLLM in one folder, and the learner from the rest of the controller. What makes
-files of an environment writes them as all others do."""
+"""Single modules of other parts.
+
+The sending end of vLLM's NCCL transfer is vLLM's code, which the learner has to call and only
+engine/ may know: a module there keeps vLLM in one folder, and the learner from the rest of the
+controller. What makes files of an environment writes them as all others do.
+"""
 
 TIME_OF_DAY = "telemetry/time_of_day.py"
 """The module that asks for it, for all others."""
@@ -40,7 +56,10 @@ TIME_OF_DAY = "telemetry/time_of_day.py"
 MAY_WRITE = {
     "benchmarks": "what they write is for who runs them, who sees it fail",
     "learner/checkpoint_damage.py": "into a directory that gets its name once it is complete",
-    "learner/checkpoint.py": "into a directory that gets its name once it is complete, and a state that replaces another (`writing`)",
+    "learner/checkpoint.py": (
+        "into a directory that gets its name once it is complete, and a state that replaces "
+        "another (`writing`)"
+    ),
     "learner/data/episode_log.py": "records with checksums, of which a torn one is passed over",
     "learner/publish.py": "a file that gets its name once it is complete (`writing`)",
     "protocol/files.py": "all others write by it",
@@ -48,7 +67,8 @@ MAY_WRITE = {
     "telemetry/sinks/event_files.py": "records with checksums",
     "telemetry/probes/spans.py": "lines, of which a torn one is passed over",
 }
-"""Who may write a file in another way than by protocol/files.py, and why: a file that is torn is there, and is no file."""
+"""Who may write a file in another way than by protocol/files.py, and why: a file that is torn is
+there, and is no file."""
 
 WRITES = r"""\.write_(?:text|bytes)\(|\bopen\([^)\n]*["'][wax]b?\+?["']|\.open\(["']\w*[wax+]|json\.dump\(|np\.savez?\(|\bsave_file\("""
 
@@ -66,7 +86,8 @@ def sources() -> list[Path]:
 
 
 def imports(source: Path) -> set[str]:
-    """The full names of the modules that `source` imports, wherever in it, under TYPE_CHECKING or not."""
+    """The full names of the modules that `source` imports, wherever in it, under TYPE_CHECKING or
+    not."""
     names = set()
     for node in ast.walk(ast.parse((ROOT / source).read_text())):
         if isinstance(node, ast.Import):
@@ -74,8 +95,15 @@ def imports(source: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{source}: relative import; this project's are absolute"
             names.add(node.module or "")
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("import_module", "__import__"):
-            names |= {argument.value for argument in node.args if isinstance(argument, ast.Constant) and isinstance(argument.value, str)}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in (
+            "import_module",
+            "__import__",
+        ):
+            names |= {
+                argument.value
+                for argument in node.args
+                if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+            }
     return names
 
 
@@ -86,7 +114,11 @@ def part_of(source: Path) -> str:
 
 def importers(module: str) -> set[str]:
     """The sources that import `module` or something in it."""
-    return {source.as_posix() for source in sources() if any(name.split(".")[0] == module for name in imports(source))}
+    return {
+        source.as_posix()
+        for source in sources()
+        if any(name.split(".")[0] == module for name in imports(source))
+    }
 
 
 modules = pytest.mark.parametrize("source", sources(), ids=lambda source: source.as_posix())
@@ -99,7 +131,9 @@ def test_there_are_sources_of_every_part() -> None:
 @modules
 def test_dependencies_point_one_way(source: Path) -> None:
     part = part_of(source)
-    used = {name.split(".")[0] for name in imports(source) - MAY_IMPORT_TOO.get(part, set())} & set(TOP) - {part}
+    used = {name.split(".")[0] for name in imports(source) - MAY_IMPORT_TOO.get(part, set())} & set(
+        TOP
+    ) - {part}
     assert used <= MAY_IMPORT.get(part, set(TOP)), f"{source} imports {used - MAY_IMPORT[part]}"
 
 
@@ -118,21 +152,30 @@ def test_vllm_is_imported_only_by_the_engine() -> None:
 
 @pytest.mark.parametrize("library", ["torch", "transformers"])
 def test_torch_is_imported_only_by_the_engine_and_the_learner(library: str) -> None:
-    assert {name for name in importers(library) if not name.startswith(("engine/", "learner/", "benchmarks/"))} == set()
-
+    assert {
+        name
+        for name in importers(library)
+        if not name.startswith(("engine/", "learner/", "benchmarks/"))
+    } == set()
 
 
 @modules
 def test_durations_are_taken_from_a_clock_that_nobody_sets(source: Path) -> None:
-    """The time of day may be set at any moment, by an hour; `time.monotonic` goes on, and stands still while a laptop sleeps."""
+    """The time of day may be set at any moment, by an hour; `time.monotonic` goes on, and stands
+    still while a laptop sleeps."""
     if source.parts[0] != "benchmarks" and source.as_posix() != TIME_OF_DAY:
-        assert not re.search(r"\btime\.time(_ns)?\b|from time import|\bdatetime\.(now|utcnow|today)\b", (ROOT / source).read_text())
+        assert not re.search(
+            r"\btime\.time(_ns)?\b|from time import|\bdatetime\.(now|utcnow|today)\b",
+            (ROOT / source).read_text(),
+        )
 
 
 @modules
 def test_files_are_complete_or_absent(source: Path) -> None:
     if not MAY_WRITE.keys() & {source.as_posix(), source.parts[0]}:
-        assert not re.findall(f".*(?:{WRITES}).*", (ROOT / source).read_text()), f"{source} writes: protocol.files.atomic_write does"
+        assert not re.findall(f".*(?:{WRITES}).*", (ROOT / source).read_text()), (
+            f"{source} writes: protocol.files.atomic_write does"
+        )
 
 
 @modules

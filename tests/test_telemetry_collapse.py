@@ -21,9 +21,12 @@ def run(**columns: list[float]) -> list[dict]:
 
 
 HEALTHY = run(
-    reward=[1, 2, 3, 4, 5, 5, 6, 5, 6, 5, 6, 6], entropy=[1, 1, 1, 0.9, 0.8, 0.8, 0.7, 0.7, 0.6, 0.6, 0.5, 0.5], grad_norm=[1] * 12,
-    effective_sample_size=[0.9] * 12, ratio_p99=[1.5] * 12,
-)  # fmt: skip
+    reward=[1, 2, 3, 4, 5, 5, 6, 5, 6, 5, 6, 6],
+    entropy=[1, 1, 1, 0.9, 0.8, 0.8, 0.7, 0.7, 0.6, 0.6, 0.5, 0.5],
+    grad_norm=[1] * 12,
+    effective_sample_size=[0.9] * 12,
+    ratio_p99=[1.5] * 12,
+)
 
 
 def spoilt(**last: list[float]) -> list[dict]:
@@ -43,7 +46,11 @@ def test_a_healthy_run_shows_none():
     ("sign", "last", "said"),
     [
         ("reward drop", {"reward": [2, 2, 2, 2, 2]}, "last 5 updates 2, at best it was 4.6"),
-        ("entropy collapse", {"entropy": [0.1, 0.1, 0.1, 0.1, 0.1]}, "0.1 nats, at first it was 0.94"),
+        (
+            "entropy collapse",
+            {"entropy": [0.1, 0.1, 0.1, 0.1, 0.1]},
+            "0.1 nats, at first it was 0.94",
+        ),
         ("gradient spike", {"grad_norm": [11.0]}, "gradient norm 11, usually 1"),
         ("few samples", {"effective_sample_size": [0.2]}, "0.20 of 1"),
         ("ratio tail", {"ratio_p99": [7.5]}, "7.5"),
@@ -76,39 +83,69 @@ def test_values_that_are_missing_are_no_signs():
 
 @pytest.mark.parametrize(
     ("shares", "verdict"),
-    [([0.4, 0.9, 0.8], False), ([0.4, 0.9, 0.44], True), ([0.4, 0.9, 0.45], False), ([0.0, 0.0], None), ([0.5], None)],
+    [
+        ([0.4, 0.9, 0.8], False),
+        ([0.4, 0.9, 0.44], True),
+        ([0.4, 0.9, 0.45], False),
+        ([0.0, 0.0], None),
+        ([0.5], None),
+    ],
 )
-def test_a_run_has_collapsed_below_half_of_its_best_evaluation(shares: list[float], verdict: bool | None):
+def test_a_run_has_collapsed_below_half_of_its_best_evaluation(
+    shares: list[float], verdict: bool | None
+):
     assert collapsed([{"success": share} for share in shares]) is verdict
 
 
 def test_a_sign_is_told_once_and_stays_in_the_summary():
-    state, file = RunState(0.0), io.StringIO()
+    state = RunState(0.0)
+    file = io.StringIO()
     progress = Progress(state, RunSection(), Console(file=file), clock=lambda: 1.0)
     for number, record in enumerate([*spoilt(ratio_p99=[7.5, 9.0]), HEALTHY[0]], 1):
-        state.observe(Stats(source="learner", event="update", values=record | {"update": number, "success": 0.5, "episodes": 8}), 1.0)
+        state.observe(
+            Stats(
+                source="learner",
+                event="update",
+                values=record | {"update": number, "success": 0.5, "episodes": 8},
+            ),
+            1.0,
+        )
         progress.tick()
     assert file.getvalue().count("warning: ratio tail: 99th percentile of pi/mu 7.5") == 1
     summary = summarise(state, 2.0)
-    assert summary["signs"] == {"ratio tail": "99th percentile of pi/mu 7.5"} and summary["collapsed"] is None
+    assert (
+        summary["signs"] == {"ratio tail": "99th percentile of pi/mu 7.5"}
+        and summary["collapsed"] is None
+    )
     assert "ratio tail" in summary_text(summary, RunSection())
 
 
 @pytest.mark.parametrize(
-    ("update", "checkpoints", "good"), [(20, [0, 10, 15, 16, 20], 15), (20, [16, 18], 16), (3, [0, 2], 0), (9, [], None)]
+    ("update", "checkpoints", "good"),
+    [(20, [0, 10, 15, 16, 20], 15), (20, [16, 18], 16), (3, [0, 2], 0), (9, [], None)],
 )
-def test_what_signs_do_not_speak_of_is_older_than_their_window_or_the_first_there_is(update: int, checkpoints: list[int], good: int | None):
+def test_what_signs_do_not_speak_of_is_older_than_their_window_or_the_first_there_is(
+    update: int, checkpoints: list[int], good: int | None
+):
     assert before_signs(update, checkpoints) == good
 
 
 def test_a_rollback_is_told_once_and_counted_in_the_summary():
-    state, file = RunState(0.0), io.StringIO()
+    state = RunState(0.0)
+    file = io.StringIO()
     progress = Progress(state, RunSection(), Console(file=file), clock=lambda: 1.0)
     for number, more in enumerate([{}, {"rolled_back_to": 0}, {}], 1):
         state.observe(
-            Stats(source="learner", event="update", values=HEALTHY[0] | {"update": number, "success": 0.5, "episodes": 8} | more), 1.0
+            Stats(
+                source="learner",
+                event="update",
+                values=HEALTHY[0] | {"update": number, "success": 0.5, "episodes": 8} | more,
+            ),
+            1.0,
         )
         progress.tick()
-    assert file.getvalue().count("after update 2 training went back to the weights of update 0") == 1
+    assert (
+        file.getvalue().count("after update 2 training went back to the weights of update 0") == 1
+    )
     summary = summarise(state, 2.0)
     assert summary["rollbacks"] == 1 and "rollbacks" in summary_text(summary, RunSection())

@@ -77,7 +77,13 @@ def test_an_update_becomes_one_line_at_once(run: Run) -> None:
 def test_an_evaluation_becomes_one_line_of_its_own_numbers(run: Run) -> None:
     run.gauge("controller", turns_in_flight=7)
     line = run.evaluation(0, **{"success": 0.5, "success/pick": 0.75})
-    assert line == {"kind": "evaluation", "update": 0, "wall_seconds": 0, "success": 0.5, "success/pick": 0.75}
+    assert line == {
+        "kind": "evaluation",
+        "update": 0,
+        "wall_seconds": 0,
+        "success": 0.5,
+        "success/pick": 0.75,
+    }
 
 
 def test_phases_and_gauges_write_no_line(run: Run) -> None:
@@ -157,7 +163,9 @@ def test_a_share_of_time_is_averaged_between_updates(run: Run) -> None:
         ("actors", "loop_lag_actors"),
     ],
 )
-def test_the_worst_loop_lag_between_updates_is_kept_by_kind_of_process(run: Run, source: str, field: str) -> None:
+def test_the_worst_loop_lag_between_updates_is_kept_by_kind_of_process(
+    run: Run, source: str, field: str
+) -> None:
     for lag in (0.01, 0.5, 0.02):
         run.gauge(source, loop_lag=lag)
     assert run.update(1)[field] == 0.5
@@ -174,8 +182,14 @@ def test_dropped_episodes_are_counted_by_reason_those_after_the_last_update_too(
     run.update(1, dropped_actor_lost=1, dropped_env_error=2)
     line = run.update(2, dropped_actor_lost=3)
     assert (line["dropped_actor_lost"], line["dropped_actor_lost_total"]) == (3, 4)
-    run.send("learner", "dropped", {"dropped_cancelled": 8, "dropped_env_error": 1, "wasted_dropped": 20})
-    assert run.collector.state.dropped_by_reason() == {"env_error": 3, "actor_lost": 4, "cancelled": 8}
+    run.send(
+        "learner", "dropped", {"dropped_cancelled": 8, "dropped_env_error": 1, "wasted_dropped": 20}
+    )
+    assert run.collector.state.dropped_by_reason() == {
+        "env_error": 3,
+        "actor_lost": 4,
+        "cancelled": 8,
+    }
     assert run.collector.state.total("wasted_dropped") == 20
 
 
@@ -202,7 +216,9 @@ def test_what_is_no_number_becomes_null(run: Run, value: float) -> None:
 
 @pytest.mark.parametrize("name", ["generated_tokens", "idle_share_engine", "loop_lag_controller"])
 @pytest.mark.parametrize("value", [math.nan, None, "much"])
-def test_what_is_no_number_does_not_spoil_what_is_summed(run: Run, name: str, value: float | str | None) -> None:
+def test_what_is_no_number_does_not_spoil_what_is_summed(
+    run: Run, name: str, value: float | str | None
+) -> None:
     for sent in (4.0, value, 4.0):
         run.send("controller", "gauge", {name: sent})
     assert run.update(1)[name] == 4
@@ -215,7 +231,13 @@ def test_whole_numbers_stay_whole_across_the_wire(run: Run) -> None:
     assert '"generated_tokens_total": 12345678,' in run.path.read_text()
 
 
-@given(st.dictionaries(st.text(max_size=8), st.floats() | st.integers() | st.text(max_size=8) | st.none(), max_size=5))
+@given(
+    st.dictionaries(
+        st.text(max_size=8),
+        st.floats() | st.integers() | st.text(max_size=8) | st.none(),
+        max_size=5,
+    )
+)
 def test_any_record_is_one_line_of_strict_json(record: Values) -> None:
     line = to_line(record)
     assert line.endswith("\n")
@@ -257,7 +279,9 @@ def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
     assert second.evaluation(2, evaluation_tokens=5)["evaluation_tokens_total"] == 45
 
 
-def test_tokens_of_an_evaluation_after_the_last_update_are_not_lost_by_a_resume(tmp_path: Path) -> None:
+def test_tokens_of_an_evaluation_after_the_last_update_are_not_lost_by_a_resume(
+    tmp_path: Path,
+) -> None:
     first = Run(tmp_path)
     first.gauge("controller", generated_tokens=100)
     first.update(1)
@@ -280,7 +304,9 @@ def test_updates_that_a_resumed_run_does_again_count_once(tmp_path: Path) -> Non
     second.update(2, loss=2.0)
     expected = [("update", 1, 1.0), ("update", 2, 2.0)]
     for records in (read_metrics(second.path), second.collector.state.records):
-        assert [(record["kind"], record["update"], record.get("loss")) for record in records] == expected
+        assert [
+            (record["kind"], record["update"], record.get("loss")) for record in records
+        ] == expected
 
 
 def test_what_a_resumed_run_does_again_adds_to_no_total(tmp_path: Path) -> None:
@@ -295,7 +321,9 @@ def test_what_a_resumed_run_does_again_adds_to_no_total(tmp_path: Path) -> None:
     second.update(2, trained_tokens=10, token_age_mean=1.0)
     line = second.update(3, trained_tokens=10, token_age_mean=1.0)
     assert (line["trained_tokens_total"], line["trained_tokens"]) == (30, 10)
-    assert line["generated_tokens_total"] == 350, "what was generated is generated, whether it was of use or not"
+    assert line["generated_tokens_total"] == 350, (
+        "what was generated is generated, whether it was of use or not"
+    )
     assert summarise(second.collector.state, 0.0)["mean_token_age"] == 1.0
 
 
@@ -310,7 +338,10 @@ def test_an_evaluation_that_arrives_late_rolls_nothing_back(run: Run) -> None:
 def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     reader = EventAccumulator(str(run_dir / "tensorboard"))
     reader.Reload()
-    return {tag: [(event.step, event.value) for event in reader.Scalars(tag)] for tag in reader.Tags()["scalars"]}
+    return {
+        tag: [(event.step, event.value) for event in reader.Scalars(tag)]
+        for tag in reader.Tags()["scalars"]
+    }
 
 
 def test_tensorboard_reads_what_was_written(run: Run, tmp_path: Path) -> None:
@@ -327,7 +358,8 @@ def test_tensorboard_reads_what_was_written(run: Run, tmp_path: Path) -> None:
 def test_telemetry_imports_no_torch(tmp_path: Path) -> None:
     program = "\n".join(
         [
-            "import pathlib, sys, telemetry.collector, telemetry.probes.loop_lag, telemetry.progress, telemetry.summary",
+            "import pathlib, sys, telemetry.collector, telemetry.probes.loop_lag, "
+            "telemetry.progress, telemetry.summary",
             "telemetry.collector.Collector(pathlib.Path(sys.argv[1])).close()",
             "print(sorted({'torch', 'vllm', 'tensorflow'} & set(sys.modules)))",
         ]

@@ -24,7 +24,10 @@ def test_the_picture_has_a_dot_for_each_evaluation():
 
 def test_each_run_is_in_the_picture_whatever_it_is_called():
     picture = svg({f"<a&b>/{n}": curves(METRICS) for n in range(5)})
-    assert [title.text for title in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}title")][-1] == "<a&b>/4: 75.0%"
+    assert [
+        title.text
+        for title in ElementTree.fromstring(picture).iter("{http://www.w3.org/2000/svg}title")
+    ][-1] == "<a&b>/4: 75.0%"
 
 
 def test_a_run_without_updates_is_a_picture_too():

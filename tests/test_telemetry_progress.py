@@ -23,12 +23,16 @@ class Terminal(io.StringIO):
 class Show:
     """A run, and what its progress prints."""
 
-    def __init__(self, file: io.StringIO | None = None, console: Console | None = None, minutes: float = 60.0) -> None:
+    def __init__(
+        self, file: io.StringIO | None = None, console: Console | None = None, minutes: float = 60.0
+    ) -> None:
         self.now = 0.0
         self.file = file or io.StringIO()
         self.state = RunState(0.0)
         console = console or Console(file=self.file)
-        self.progress = Progress(self.state, RunSection(updates=100, minutes=minutes), console, clock=lambda: self.now)
+        self.progress = Progress(
+            self.state, RunSection(updates=100, minutes=minutes), console, clock=lambda: self.now
+        )
 
     def send(self, event: str, **values: float | str) -> None:
         self.state.observe(Stats(source="learner", event=event, values=values), self.now)
@@ -70,7 +74,14 @@ def test_a_change_of_phase_is_shown_at_once_and_once() -> None:
 def test_a_long_phase_is_shown_every_ten_seconds() -> None:
     show = Show()
     show.send("phase", phase="engine")
-    assert [len(show.tick(second)) for second in (0.0, 5.0, 9.9, 10.0, 15.0, 20.0)] == [1, 0, 0, 1, 0, 1]
+    assert [len(show.tick(second)) for second in (0.0, 5.0, 9.9, 10.0, 15.0, 20.0)] == [
+        1,
+        0,
+        0,
+        1,
+        0,
+        1,
+    ]
 
 
 def test_a_step_within_a_phase_is_no_change_of_phase() -> None:
@@ -88,7 +99,9 @@ def test_an_evaluation_is_shown_at_once() -> None:
     show.send("evaluation", update=20, success=0.4375, episodes=128)
     assert show.tick(0.25) == ["[  0:00]  held-out success 43.8 % after 20 updates (128 games)"]
     assert show.tick(0.5) == []
-    show.send("evaluation", update=20, success=0.5, episodes=128)  # of a run that goes on from there
+    show.send(
+        "evaluation", update=20, success=0.5, episodes=128
+    )  # of a run that goes on from there
     assert show.tick(0.75) == ["[  0:00]  held-out success 50.0 % after 20 updates (128 games)"]
 
 
@@ -96,7 +109,10 @@ def test_why_episodes_fail_is_shown_once_for_each_reason() -> None:
     show = Show()
     show.tick(0.0)
     show.send("failures", env_error="0.1: no room")
-    assert show.tick(1.0) == ["warning: env_error: episode 0.1: no room (dropped, as others will be: they are only counted)"]
+    assert show.tick(1.0) == [
+        "warning: env_error: episode 0.1: no room (dropped, as others will be: they are only "
+        "counted)"
+    ]
     show.send("failures", env_error="0.1: no room", engine_error="3.0: gone")
     assert [line.split()[1] for line in show.tick(2.0)] == ["engine_error:"]
 
@@ -105,11 +121,21 @@ def test_training_is_shown_in_numbers() -> None:
     show = training()
     show.send("gauge", interventions=12, resamples=3)
     (line,) = show.tick(20.0)
-    for part in ("update 4/100", "success 50.0 %", "reward 5.00", "valid 75.0 %", "interventions 12", "resamples 3", "8:00 min left"):
+    for part in (
+        "update 4/100",
+        "success 50.0 %",
+        "reward 5.00",
+        "valid 75.0 %",
+        "interventions 12",
+        "resamples 3",
+        "8:00 min left",
+    ):
         assert part in line
 
 
-def test_plain_lines_have_no_escape_codes_even_when_colour_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_lines_have_no_escape_codes_even_when_colour_is_forced(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     show = Show()
     with show.progress:
@@ -122,7 +148,9 @@ def test_plain_lines_have_no_escape_codes_even_when_colour_is_forced(monkeypatch
 
 def test_a_terminal_gets_a_panel_that_vanishes_and_lines_that_stay() -> None:
     file = Terminal()
-    console = Console(file=file, force_terminal=True, width=100, legacy_windows=False, _environ={"TERM": "xterm"})
+    console = Console(
+        file=file, force_terminal=True, width=100, legacy_windows=False, _environ={"TERM": "xterm"}
+    )
     show = Show(file, console)
     with show.progress:
         show.send("phase", phase="warm start", done=3, of=120)
@@ -144,9 +172,24 @@ def test_the_panel_shows_all_there_is() -> None:
     show = training()
     show.send("evaluation", update=0, success=0.25, episodes=64)
     show.send("evaluation", update=4, success=0.5, episodes=64)
-    show.send("gauge", generated_tokens=1000, interventions=12, resamples=3, queue_trajectories=5, queue_leases=6, turns_in_flight=7)
+    show.send(
+        "gauge",
+        generated_tokens=1000,
+        interventions=12,
+        resamples=3,
+        queue_trajectories=5,
+        queue_leases=6,
+        turns_in_flight=7,
+    )
     text = drawn(show, 20.0)
-    for part in ("training", "4/100", "8:00 min left", "25.0 % -> 50.0 %", "interventions 12", "resamples 3"):
+    for part in (
+        "training",
+        "4/100",
+        "8:00 min left",
+        "25.0 % -> 50.0 %",
+        "interventions 12",
+        "resamples 3",
+    ):
         assert part in text
     for part in ("trajectories 5", "leases 6", "turns in flight 7"):
         assert part in text
@@ -165,19 +208,37 @@ def test_a_phase_name_is_no_markup() -> None:
 def test_the_status_shows_how_long_a_phase_without_an_end_has_lasted() -> None:
     show = Show()
     show.send("phase", phase="engine starting")
-    assert status_line(show.state, RunSection(updates=100, minutes=13.0), 25.0) == "engine starting 25 s"
+    assert (
+        status_line(show.state, RunSection(updates=100, minutes=13.0), 25.0)
+        == "engine starting 25 s"
+    )
 
 
 def test_time_left_follows_the_pace_of_the_updates() -> None:
-    assert time_left(training(updates=4, seconds=5.0).state, RunSection(updates=100, minutes=60.0), 20.0) == 96 * 5.0
+    assert (
+        time_left(
+            training(updates=4, seconds=5.0).state, RunSection(updates=100, minutes=60.0), 20.0
+        )
+        == 96 * 5.0
+    )
 
 
 def test_time_left_counts_down_between_updates() -> None:
-    assert time_left(training(updates=4, seconds=5.0).state, RunSection(updates=100, minutes=60.0), 23.0) == 96 * 5.0 - 3.0
+    assert (
+        time_left(
+            training(updates=4, seconds=5.0).state, RunSection(updates=100, minutes=60.0), 23.0
+        )
+        == 96 * 5.0 - 3.0
+    )
 
 
 def test_time_left_ends_with_the_minutes() -> None:
-    assert time_left(training(updates=4, seconds=5.0).state, RunSection(updates=100, minutes=2.0), 20.0) == 100.0
+    assert (
+        time_left(
+            training(updates=4, seconds=5.0).state, RunSection(updates=100, minutes=2.0), 20.0
+        )
+        == 100.0
+    )
 
 
 def test_time_left_ends_with_the_minutes_of_the_whole_run() -> None:
@@ -193,7 +254,10 @@ def test_time_left_ends_with_the_tokens() -> None:
 
 
 def test_time_left_is_never_negative() -> None:
-    assert time_left(training(updates=4, seconds=5.0).state, RunSection(updates=4, minutes=2.0), 50.0) == 0.0
+    assert (
+        time_left(training(updates=4, seconds=5.0).state, RunSection(updates=4, minutes=2.0), 50.0)
+        == 0.0
+    )
 
 
 def test_time_left_is_unknown_before_there_is_a_pace() -> None:
@@ -204,7 +268,10 @@ def test_live_tokens_a_second_are_over_the_last_half_minute() -> None:
     state = RunState(0.0)
     for second in range(0, 61, 10):
         tokens = 100.0 * max(0, second - 30)
-        state.observe(Stats(source="controller", event="gauge", values={"generated_tokens": tokens}), float(second))
+        state.observe(
+            Stats(source="controller", event="gauge", values={"generated_tokens": tokens}),
+            float(second),
+        )
     assert state.generated_per_second(60.0) == 100.0
 
 

@@ -17,9 +17,19 @@ from telemetry.state import RunState
 from telemetry.summary import summarise, summary_text, write_summary
 
 REQUIRED = {
-    "updates", "wall_seconds", "generated_tokens", "trained_tokens", "success_first", "success_last", "tokens_per_success",
-    "interventions", "resamples", "mean_token_age", "dropped", "versions",
-}  # fmt: skip
+    "updates",
+    "wall_seconds",
+    "generated_tokens",
+    "trained_tokens",
+    "success_first",
+    "success_last",
+    "tokens_per_success",
+    "interventions",
+    "resamples",
+    "mean_token_age",
+    "dropped",
+    "versions",
+}
 
 
 def state_of(*messages: tuple[str, str, dict]) -> RunState:
@@ -36,19 +46,44 @@ def age(mean: float, largest: int) -> dict:
 
 def trained_state() -> RunState:
     return state_of(
-        ("learner", "evaluation", {"update": 0, "success": 0.25, "episodes": 64, "success/pick": 0.5, "evaluation_tokens": 150}),
+        (
+            "learner",
+            "evaluation",
+            {
+                "update": 0,
+                "success": 0.25,
+                "episodes": 64,
+                "success/pick": 0.5,
+                "evaluation_tokens": 150,
+            },
+        ),
         ("learner", "phase", {"phase": "training"}),
         ("controller", "gauge", {"generated_tokens": 1000, "wasted_tokens": 50}),
         ("controller", "gauge", {"interventions": 7, "resamples": 2}),
-        ("learner", "update", {"update": 1, "success": 0.5, "episodes": 8, "trained_tokens": 100} | age(0.0, 0)),
-        ("learner", "update", {"update": 2, "success": 0.25, "episodes": 8, "trained_tokens": 300} | age(1.0, 2)),
+        (
+            "learner",
+            "update",
+            {"update": 1, "success": 0.5, "episodes": 8, "trained_tokens": 100} | age(0.0, 0),
+        ),
+        (
+            "learner",
+            "update",
+            {"update": 2, "success": 0.25, "episodes": 8, "trained_tokens": 300} | age(1.0, 2),
+        ),
         ("learner", "dropped", {"dropped_actor_lost": 3}),
         ("learner", "failures", {"actor_lost": "0.1: three of them"}),
         ("learner", "failures", {"actor_lost": "0.2: of a learner that was started again"}),
         (
             "learner",
             "evaluation",
-            {"update": 2, "success": 0.75, "episodes": 64, "success/pick": 1.0, "score/price": 0.25, "evaluation_tokens": 250},
+            {
+                "update": 2,
+                "success": 0.75,
+                "episodes": 64,
+                "success/pick": 1.0,
+                "score/price": 0.25,
+                "evaluation_tokens": 250,
+            },
         ),
     )
 
@@ -60,7 +95,11 @@ def test_a_summary_has_every_field_that_was_promised() -> None:
 def test_a_summary_of_a_run_that_did_nothing_has_them_too() -> None:
     summary = summarise(RunState(0.0), 1.0)
     assert summary.keys() >= REQUIRED
-    assert (summary["updates"], summary["success_last"], summary["tokens_per_success"]) == (0, None, None)
+    assert (summary["updates"], summary["success_last"], summary["tokens_per_success"]) == (
+        0,
+        None,
+        None,
+    )
 
 
 def test_success_is_held_out_first_and_last() -> None:
@@ -85,7 +124,15 @@ def test_tokens_per_success_leaves_evaluation_out() -> None:
 
 def test_counts_are_totals() -> None:
     summary = summarise(trained_state(), 10.0)
-    names = ("updates", "generated_tokens", "trained_tokens", "wasted_tokens", "interventions", "resamples", "episodes")
+    names = (
+        "updates",
+        "generated_tokens",
+        "trained_tokens",
+        "wasted_tokens",
+        "interventions",
+        "resamples",
+        "episodes",
+    )
     assert [summary[name] for name in names] == [2, 1000, 400, 50, 7, 2, 16]
     assert summary["dropped"] == {"actor_lost": 3}
 
@@ -127,29 +174,54 @@ def test_the_closing_table_says_what_matters() -> None:
     said = {name: " ".join(value.split()) for name, value in table.items()}
     assert said["held-out success"] == "25.0 % -> 75.0 %"
     assert said["updates"] == "2 in 1:15 min"
-    assert said["dropped episodes"] == "3 actor_lost" and said["first actor_lost"] == "0.1: three of them"
+    assert (
+        said["dropped episodes"] == "3 actor_lost"
+        and said["first actor_lost"] == "0.1: three of them"
+    )
 
 
 def test_the_closing_table_of_a_run_that_did_nothing_has_no_numbers_to_show() -> None:
     assert "held-out success  - -> -" in summary_text(summarise(RunState(0.0), 1.0), RunSection())
 
 
-@pytest.mark.parametrize(("ended", "updates", "said"), [("finished", 5, True), ("finished", 0, False), ("interrupted", 5, False)])
-def test_a_run_whose_minutes_were_over_before_its_first_update_says_so(ended: str, updates: int, said: bool) -> None:
+@pytest.mark.parametrize(
+    ("ended", "updates", "said"),
+    [("finished", 5, True), ("finished", 0, False), ("interrupted", 5, False)],
+)
+def test_a_run_whose_minutes_were_over_before_its_first_update_says_so(
+    ended: str, updates: int, said: bool
+) -> None:
     state = state_of(("learner", "phase", {"phase": "warm start"}))
     text = summary_text(summarise(state, 901.0, ended), RunSection(updates=updates, minutes=14.5))
-    assert ("run.minutes (14.5) were over before the first; 15:00 min of them: warm start" in " ".join(text.split())) == said
+    assert (
+        "run.minutes (14.5) were over before the first; 15:00 min of them: warm start"
+        in " ".join(text.split())
+    ) == said
 
 
 @pytest.mark.parametrize("failures", [{}, {"env_error": "t0.0: no room"}])
-def test_a_run_without_an_update_is_told_to_look_at_its_failures_where_there_are_any(failures: dict[str, str]) -> None:
+def test_a_run_without_an_update_is_told_to_look_at_its_failures_where_there_are_any(
+    failures: dict[str, str],
+) -> None:
     state = state_of(("learner", "phase", {"phase": "training"}), ("learner", "failures", failures))
-    (line,) = [line for line in summary_text(summarise(state, 901.0), RunSection(updates=5)).splitlines() if line.startswith("no update")]
+    (line,) = [
+        line
+        for line in summary_text(summarise(state, 901.0), RunSection(updates=5)).splitlines()
+        if line.startswith("no update")
+    ]
     assert "--minutes" in line and ("why episodes failed" in line) == bool(failures)
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0 s"), (59.4, "59 s"), (59.6, "1:00 min"), (187, "3:07 min"), (3600, "1:00:00 h"), (3729, "1:02:09 h")]
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1:00 min"),
+        (187, "3:07 min"),
+        (3600, "1:00:00 h"),
+        (3729, "1:02:09 h"),
+    ],
 )
 def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
     assert duration(seconds) == text
@@ -178,11 +250,19 @@ def test_a_total_is_explained_by_its_field_and_only_where_there_is_one() -> None
     total = field_of("interventions_total")
     assert total is not None
     assert total.description == "Times thinking was cut; since the run started"
-    assert undocumented(["loss_total", "interventions_total", "success/pick", "novel"]) == ["loss_total", "novel"]
+    assert undocumented(["loss_total", "interventions_total", "success/pick", "novel"]) == [
+        "loss_total",
+        "novel",
+    ]
 
 
 @pytest.mark.parametrize(
-    ("name", "tag"), [("entropy", "policy/entropy"), ("interventions_total", "control/interventions_total"), ("novel", "other/novel")]
+    ("name", "tag"),
+    [
+        ("entropy", "policy/entropy"),
+        ("interventions_total", "control/interventions_total"),
+        ("novel", "other/novel"),
+    ],
 )
 def test_tensorboard_groups_fields(name: str, tag: str) -> None:
     assert tag_of(name) == tag

@@ -24,16 +24,22 @@ from controller.waits import ControllerWaits, Situation
 from engine.pool import Health
 from protocol.lifetime import dying_with_parent
 from protocol.messages import Stats
-from protocol.validation import of_stats
+from protocol.validation import validate_stats
 from telemetry.collector import Collector
-from telemetry.probes.waits import FORGOTTEN_AFTER_SECONDS, SHOWN_AFTER_SECONDS, OwnWaits, StandingConditions, WaitBook
+from telemetry.probes.waits import (
+    FORGOTTEN_AFTER_SECONDS,
+    SHOWN_AFTER_SECONDS,
+    OwnWaits,
+    StandingConditions,
+    WaitBook,
+)
 from telemetry.progress import Progress, panel, status_line
 from telemetry.sinks.status_file import read_status, status_of
 from telemetry.state import RunState
 
 SETTINGS = AdmissionSettings(
     groups=2, group_size=2, max_staleness=1, max_leases=5, seed=0, train_size=3, held_out_size=3
-)  # fmt: skip
+)
 WELL = Situation(version=3, published=3, actors=4, engines=[("http://e", Health.HEALTHY, 1)])
 
 
@@ -53,10 +59,14 @@ def test_a_wait_is_shown_once_it_has_taken_a_minute_everywhere() -> None:
     state = RunState(0.0)
     tell(state, 100.0, weights=SHOWN_AFTER_SECONDS - 2)
     assert state.waits.long_waits(101.0) == []
-    assert [(wait.what, wait.seconds) for wait in state.waits.long_waits(102.0)] == [("weights", 60.0)]
+    assert [(wait.what, wait.seconds) for wait in state.waits.long_waits(102.0)] == [
+        ("weights", 60.0)
+    ]
     assert "learner waits 1:00 min for weights" in status_line(state, RunSection(), 102.0)
     assert "learner waits 1:00 min for weights" in text_of(state, 102.0)
-    assert status_of(state, 102.0)["waits"] == [{"process": "learner", "what": "weights", "seconds": 60.0}]
+    assert status_of(state, 102.0)["waits"] == [
+        {"process": "learner", "what": "weights", "seconds": 60.0}
+    ]
 
 
 def test_a_wait_that_is_over_is_shown_no_more() -> None:
@@ -71,14 +81,19 @@ def test_a_process_that_says_nothing_is_waited_for_and_what_it_told_before_is_fo
     tell(state, 100.0, weights=90.0)
     now = 100.0 + SHOWN_AFTER_SECONDS
     assert now - 100.0 > FORGOTTEN_AFTER_SECONDS
-    assert [(wait.source, wait.what) for wait in state.waits.long_waits(now)] == [("supervisor", "a word from the learner")]
+    assert [(wait.source, wait.what) for wait in state.waits.long_waits(now)] == [
+        ("supervisor", "a word from the learner")
+    ]
 
 
 def test_a_silent_process_is_told_of_before_those_that_wait_for_longer() -> None:
     book = WaitBook()
     book.hear("learner", 10.0)
     book.take("controller", {"episode t3.0": 90.0}, 80.0)
-    assert [wait.what for wait in book.long_waits(80.0)] == ["a word from the learner", "episode t3.0"]
+    assert [wait.what for wait in book.long_waits(80.0)] == [
+        "a word from the learner",
+        "episode t3.0",
+    ]
 
 
 def test_nobody_waits_for_a_word_of_the_supervisor_which_shows_the_waits() -> None:
@@ -88,7 +103,9 @@ def test_nobody_waits_for_a_word_of_the_supervisor_which_shows_the_waits() -> No
 
 
 def test_people_are_told_of_a_wait_after_a_minute_and_each_time_that_it_has_doubled() -> None:
-    state, now, file = RunState(0.0), 0.0, io.StringIO()
+    state = RunState(0.0)
+    now = 0.0
+    file = io.StringIO()
     progress = Progress(state, RunSection(), Console(file=file), clock=lambda: now)
     told = []
     for second in range(0, 600, 5):
@@ -120,7 +137,9 @@ def test_the_status_file_says_what_holds_and_is_gone_when_the_run_has_ended(tmp_
     assert not (tmp_path / "status.json").exists() and read_status(tmp_path) == {}
 
 
-def test_a_status_says_when_and_by_which_process_it_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_status_says_when_and_by_which_process_it_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(time, "time", lambda: 86_400.5)
     with contextlib.closing(Collector(tmp_path)) as collector:
         collector.note_status()
@@ -139,8 +158,12 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_the_status_of_a_run_that_was_killed_holds_no_more_and_is_replaced_when_it_goes_on(tmp_path: Path) -> None:
-    killed = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, preexec_fn=dying_with_parent())
+def test_the_status_of_a_run_that_was_killed_holds_no_more_and_is_replaced_when_it_goes_on(
+    tmp_path: Path,
+) -> None:
+    killed = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, preexec_fn=dying_with_parent()
+    )
     os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie now
     written = json.loads((tmp_path / "status.json").read_text())
     assert written["pid"] == killed.pid and read_status(tmp_path) == {}
@@ -158,7 +181,17 @@ def test_a_status_from_another_machine_is_believed(tmp_path: Path) -> None:
     assert read_status(tmp_path) == status
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"host": "a", "pid": 0}', '{"host": "a", "pid": "b"}', '{"host": "a", "pid": 1'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"host": "a", "pid": 0}',
+        '{"host": "a", "pid": "b"}',
+        '{"host": "a", "pid": 1',
+    ],
+)
 def test_a_file_that_does_not_say_who_wrote_it_is_no_status(tmp_path: Path, text: str) -> None:
     (tmp_path / "status.json").write_text(text)
     assert read_status(tmp_path) == {}
@@ -166,17 +199,28 @@ def test_a_file_that_does_not_say_who_wrote_it_is_no_status(tmp_path: Path, text
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "long", None])
 def test_a_wait_that_is_no_time_is_refused(value: object) -> None:
-    assert of_stats(Stats(source="controller", event="waiting", values={"weights": value}))
+    assert validate_stats(Stats(source="controller", event="waiting", values={"weights": value}))
 
 
-@pytest.mark.parametrize(("situation", "words"), [
-    (WELL, []),
-    (WELL._replace(published=-1, version=-1), ["the first weights of the learner"]),
-    (WELL._replace(published=4), ["all engines to run weights v4 (v3 is in force)"]),
-    (WELL._replace(actors=0), ["an actor: none is connected (actor.count, or run.py actor --connect)"]),
-    (WELL._replace(engines=[("http://e", Health.SUSPECT, 1)]), ["the engine at http://e, which is suspect"]),
-])  # fmt: skip
-def test_the_controller_waits_for_what_keeps_episodes_from_going_on(situation: Situation, words: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("situation", "words"),
+    [
+        (WELL, []),
+        (WELL._replace(published=-1, version=-1), ["the first weights of the learner"]),
+        (WELL._replace(published=4), ["all engines to run weights v4 (v3 is in force)"]),
+        (
+            WELL._replace(actors=0),
+            ["an actor: none is connected (actor.count, or run.py actor --connect)"],
+        ),
+        (
+            WELL._replace(engines=[("http://e", Health.SUSPECT, 1)]),
+            ["the engine at http://e, which is suspect"],
+        ),
+    ],
+)
+def test_the_controller_waits_for_what_keeps_episodes_from_going_on(
+    situation: Situation, words: list[str]
+) -> None:
     waits = ControllerWaits()
     nothing_leased = Admission(SETTINGS)
     assert waits.seconds(situation, nothing_leased, 10.0) == dict.fromkeys(words, 0.0)
@@ -189,12 +233,16 @@ def test_the_controller_names_the_episodes_that_have_been_out_longest() -> None:
     for since in (5.0, 1.0, 3.0):
         admission.lease(f"actor-{since:g}".encode(), since)
     waits = ControllerWaits().seconds(WELL, admission, 101.0)
-    assert waits == {"episode t0.1 at actor-1 (lease 1 of 5)": 100.0, "episode t1.0 at actor-3 (lease 1 of 5)": 98.0}
+    assert waits == {
+        "episode t0.1 at actor-1 (lease 1 of 5)": 100.0,
+        "episode t1.0 at actor-3 (lease 1 of 5)": 98.0,
+    }
 
 
 @given(st.lists(st.sets(st.sampled_from("abc")), max_size=12))
 def test_a_condition_is_as_old_as_its_last_break(looks: list[set[str]]) -> None:
-    conditions, seconds = StandingConditions(), {}
+    conditions = StandingConditions()
+    seconds = {}
     for now, held in enumerate(looks):
         seconds = conditions.seconds({name: f"{name}!" for name in held}, float(now))
     for name in looks[-1] if looks else ():
@@ -203,10 +251,12 @@ def test_a_condition_is_as_old_as_its_last_break(looks: list[set[str]]) -> None:
 
 
 def test_a_process_tells_its_waits_in_words_of_now() -> None:
-    now, done = 0.0, 3
+    now = 0.0
+    done = 3
     waits = OwnWaits(lambda: now)
     with waits.on(lambda: f"{done} of 8 episodes"), waits.on("weights"):
-        now, done = 7.0, 5
+        now = 7.0
+        done = 5
         assert waits.seconds() == {"5 of 8 episodes": 7.0, "weights": 7.0}
     assert waits.seconds() == {}
 
@@ -219,7 +269,18 @@ def test_waits_are_told_of_the_longest_first() -> None:
 
 
 def test_drops_of_before_a_resume_count_too() -> None:
-    state = RunState(0.0, [{"kind": "update", "update": 1, "wall_seconds": 5.0, "dropped_env_error": 2, "dropped_env_error_total": 2}])
+    state = RunState(
+        0.0,
+        [
+            {
+                "kind": "update",
+                "update": 1,
+                "wall_seconds": 5.0,
+                "dropped_env_error": 2,
+                "dropped_env_error_total": 2,
+            }
+        ],
+    )
     assert state.drops_so_far() == {"env_error": 2}
     state.observe(Stats(source="learner", event="drops", values={"env_error": 3}), 1.0)
     assert state.drops_so_far() == {"env_error": 5}

@@ -32,9 +32,13 @@ def tracked(name: str, directory: Path, **environment: str) -> None:
 
     root = str(Path(__file__).parent.parent)
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name], env={**os.environ, "PYTHONPATH": root, **environment}, cwd=directory, capture_output=True,
-        text=True, timeout=120,
-    )  # fmt: skip
+        [sys.executable, "-c", PROGRAM, name],
+        env={**os.environ, "PYTHONPATH": root, **environment},
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == 0 and "failed, which costs" not in done.stderr, done.stderr
 
 
@@ -42,8 +46,16 @@ def test_trackio_gets_each_number_by_its_name_in_tensorboard(tmp_path: Path) -> 
     pytest.importorskip("trackio", reason="the extra trackio is not installed")
     tracked("trackio", tmp_path, TRACKIO_DIR=str(tmp_path / "trackio"))
     with sqlite3.connect(tmp_path / "trackio" / "foray.db") as database:
-        rows = [json.loads(metrics) for (metrics,) in database.execute("SELECT metrics FROM metrics WHERE run_name = 'first' ORDER BY id")]
-    assert rows == [{"run/update": 1, "policy/reward": 0.5}, {"evaluation/update": 1, "evaluation/success": 0.25}]
+        rows = [
+            json.loads(metrics)
+            for (metrics,) in database.execute(
+                "SELECT metrics FROM metrics WHERE run_name = 'first' ORDER BY id"
+            )
+        ]
+    assert rows == [
+        {"run/update": 1, "policy/reward": 0.5},
+        {"evaluation/update": 1, "evaluation/success": 0.25},
+    ]
 
 
 def test_wandb_takes_a_run_without_a_network(tmp_path: Path) -> None:
@@ -54,10 +66,14 @@ def test_wandb_takes_a_run_without_a_network(tmp_path: Path) -> None:
     assert b"policy/reward" in content and b"evaluation/success" in content
 
 
-def test_a_tracker_that_is_not_installed_is_an_error_that_says_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_is_not_installed_is_an_error_that_says_what_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("telemetry.sinks.trackers.find_spec", lambda name: None)
     check_tracker("none")
-    with pytest.raises(ConfigError, match=r"run\.tracker: wandb is not installed; install the extra 'wandb'"):
+    with pytest.raises(
+        ConfigError, match=r"run\.tracker: wandb is not installed; install the extra 'wandb'"
+    ):
         check_tracker("wandb")
 
 
@@ -90,7 +106,9 @@ def sent(library) -> list[int]:
     return [arguments[0]["update"] for what, arguments, _ in library.calls if what == "log"]
 
 
-def test_a_call_that_fails_costs_itself_alone_and_is_said_once(flaky, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_call_that_fails_costs_itself_alone_and_is_said_once(
+    flaky, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     tracker = Tracker("wandb", tmp_path / "run", {})
     flaky.failures += [True, True, False]
     with caplog.at_level(logging.WARNING):
@@ -114,5 +132,7 @@ def test_a_resumed_run_is_the_same_run_over_an_axis_of_updates(flaky, tmp_path: 
         Tracker("wandb", tmp_path / "run", {}).close()
     Tracker("wandb", tmp_path / "another", {}).close()
     first, again, other = (named for what, _, named in flaky.calls if what == "init")
-    assert first["id"] == again["id"] != other["id"] and first["resume"] == again["resume"] == "allow"
+    assert (
+        first["id"] == again["id"] != other["id"] and first["resume"] == again["resume"] == "allow"
+    )
     assert ("define_metric", ("*",), {"step_metric": "update"}) in flaky.calls

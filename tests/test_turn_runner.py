@@ -1,4 +1,5 @@
-"""Turns against an engine that is paused, and turns that are cancelled: nothing of them is left behind. Fake engine and vLLM alike."""
+"""Turns against an engine that is paused, and turns that are cancelled: nothing of them is left
+behind. Fake engine and vLLM alike."""
 
 from __future__ import annotations
 
@@ -21,11 +22,11 @@ pytest.importorskip("transformers")
 
 import engine.pool as pool_module
 from config import Config, ControlSection, EngineSection, SamplingSection
-from controller.progress import TurnStuck
+from controller.progress import NoProgressError
 from controller.rules.early_stop import FIRST
 from controller.rules.thinking import DelegatedRule, ThinkingSettings
 from controller.signals import SignalRouter, Watch
-from controller.streaming import Streamer
+from controller.streaming import StreamingController
 from controller.think_tokens import ThinkTokens
 from controller.turns import MAX_LOST, TurnRunner
 from engine import connection
@@ -38,7 +39,15 @@ from engine.plugin.auth import bearer
 from engine.pool import EnginePool, Health
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
 from protocol.codec import encode
-from protocol.messages import EpisodeKey, SignalFrame, Steer, StopReason, TurnFailed, TurnRequest, TurnResult
+from protocol.messages import (
+    EpisodeKey,
+    ForceTokens,
+    SignalFrame,
+    StopReason,
+    TurnFailed,
+    TurnRequest,
+    TurnResult,
+)
 from supervisor.endpoints import free_port
 from tests.engine_fixtures import KEY, TOP_J, VOCABULARY, Link, distributions, some_prompt
 
@@ -58,26 +67,41 @@ class Bench:
         (self.client,) = self.engines
         self.router = SignalRouter(zmq.asyncio.Context(), signals, TOKENS, max_model_len=1024)
 
-    def runner(self, engines: EnginePool | None = None, tokens: int = 40, **control: object) -> TurnRunner:
+    def runner(
+        self, engines: EnginePool | None = None, tokens: int = 40, **control: object
+    ) -> TurnRunner:
         """`tokens`: of a response, at most."""
         config = Config(
-            control=ControlSection(**{"mode": "t2po", "intervention_rate": 0.0, "resample_rate": 0.0, "eta": 0.0} | control),
-            sampling=SamplingSection(max_tokens=tokens, seeded=True), engine=EngineSection(max_model_len=1024),
-        )  # fmt: skip
+            control=ControlSection(
+                **{"mode": "t2po", "intervention_rate": 0.0, "resample_rate": 0.0, "eta": 0.0}
+                | control
+            ),
+            sampling=SamplingSection(max_tokens=tokens, seeded=True),
+            engine=EngineSection(max_model_len=1024),
+        )
         return TurnRunner(config, engines or self.engines, self.router, TOKENS, lambda: "v0")
 
     async def running(self) -> int:
         """Requests in the engine."""
         if self.fake is not None:
             return sum(request.finish_reason is None for request in self.fake._generator.requests)
-        async with aiohttp.ClientSession() as session, session.get(f"{self.url}/metrics", headers=HEADERS) as response:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self.url}/metrics", headers=HEADERS) as response,
+        ):
             lines = (await response.text()).splitlines()
-        counts = [line for line in lines if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{"))]
+        counts = [
+            line
+            for line in lines
+            if line.startswith(("vllm:num_requests_running{", "vllm:num_requests_waiting{"))
+        ]
         assert len(counts) >= 2
         return int(sum(float(line.rsplit(" ", 1)[1]) for line in counts))
 
 
-@pytest.fixture(params=["fake", pytest.param("vllm", marks=[pytest.mark.real_engine, pytest.mark.slow])])
+@pytest.fixture(
+    params=["fake", pytest.param("vllm", marks=[pytest.mark.real_engine, pytest.mark.slow])]
+)
 async def bench(request: pytest.FixtureRequest, policies) -> AsyncIterator[Bench]:
     if request.param == "fake":
         async with fake_bench(policies) as made:
@@ -122,11 +146,15 @@ async def _bound(url: str, signals: str, fake: FakeEngine | None) -> Bench:
 
 def asking(number: int, turn: int = 0, *, evaluation: bool = False) -> TurnRequest:
     key = EpisodeKey(number, 0, evaluation)
-    return TurnRequest(key=key, attempt=0, turn=turn, prompt=pack(some_prompt(str(number), tokens=20), INT32))
+    return TurnRequest(
+        key=key, attempt=0, turn=turn, prompt=pack(some_prompt(str(number), tokens=20), INT32)
+    )
 
 
 @pytest.mark.parametrize("evaluation", [False, True], ids=["training", "evaluation"])
-async def test_a_turn_that_makes_no_progress_is_sampled_again(bench: Bench, evaluation: bool) -> None:
+async def test_a_turn_that_makes_no_progress_is_sampled_again(
+    bench: Bench, evaluation: bool
+) -> None:
     runner = bench.runner(stall_seconds=2.0)
     await bench.client.pause()
     turn = asyncio.create_task(runner.run(asking(1, evaluation=evaluation), seed=1))
@@ -142,8 +170,12 @@ async def test_a_turn_that_makes_no_progress_is_sampled_again(bench: Bench, eval
     assert await bench.running() == 0
 
 
-async def test_a_turn_that_is_stuck_in_one_engine_is_sampled_by_another(bench: Bench, policies) -> None:
-    other = FakeEngine(policies.first.directory, signals=bench.router.endpoint, top_j=TOP_J, key=KEY)
+async def test_a_turn_that_is_stuck_in_one_engine_is_sampled_by_another(
+    bench: Bench, policies
+) -> None:
+    other = FakeEngine(
+        policies.first.directory, signals=bench.router.endpoint, top_j=TOP_J, key=KEY
+    )
     engines = EnginePool([bench.url, await other.start()], key=KEY)
     runner = bench.runner(engines, stall_seconds=2.0)
     await bench.client.pause()
@@ -158,13 +190,17 @@ async def test_a_turn_that_is_stuck_in_one_engine_is_sampled_by_another(bench: B
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
-async def test_a_turn_whose_engine_ends_is_sampled_by_another(bench: Bench, policies, streams: bool) -> None:
-    other = FakeEngine(policies.first.directory, signals=bench.router.endpoint, top_j=TOP_J, key=KEY)
+async def test_a_turn_whose_engine_ends_is_sampled_by_another(
+    bench: Bench, policies, streams: bool
+) -> None:
+    other = FakeEngine(
+        policies.first.directory, signals=bench.router.endpoint, top_j=TOP_J, key=KEY
+    )
     engines = EnginePool([await other.start(), bench.url], key=KEY)
     first, _ = engines
     runner = bench.runner(engines, mode="off")
     if streams:
-        runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=30.0)
+        runner.streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=30.0)
     await first.pause()
     turn = asyncio.create_task(runner.run(asking(5), seed=5))
     async with asyncio.timeout(10):
@@ -177,8 +213,11 @@ async def test_a_turn_whose_engine_ends_is_sampled_by_another(bench: Bench, poli
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
-async def test_a_turn_is_sampled_with_the_newest_weights_though_nobody_saw_its_engine_start_again(policies, streams: bool) -> None:
-    signals, port = f"tcp://127.0.0.1:{free_port()}", free_port()
+async def test_a_turn_is_sampled_with_the_newest_weights_though_nobody_saw_its_engine_start_again(
+    policies, streams: bool
+) -> None:
+    signals = f"tcp://127.0.0.1:{free_port()}"
+    port = free_port()
     fake = FakeEngine(policies.first.directory, port=port, signals=signals, top_j=TOP_J, key=KEY)
     made = await _bound(await fake.start(), signals, fake)
     listening = asyncio.create_task(made.router.run())
@@ -189,13 +228,17 @@ async def test_a_turn_is_sampled_with_the_newest_weights_though_nobody_saw_its_e
     await fake.start()
     runner = made.runner(mode="off")
     if streams:
-        runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=30.0)
+        runner.streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=30.0)
     result = await runner.run(asking(7), seed=7)
     listening.cancel()
     await made.engines.close()
     await fake.stop()
     made.router.close()
-    assert isinstance(result, TurnResult) and {span.version for span in result.kept.spans} == {3} and result.rejected == []
+    assert (
+        isinstance(result, TurnResult)
+        and {span.version for span in result.kept.spans} == {3}
+        and result.rejected == []
+    )
 
 
 async def test_a_stream_over_a_proxy_that_falls_silent_goes_to_another_engine_soon(
@@ -211,7 +254,7 @@ async def test_a_stream_over_a_proxy_that_falls_silent_goes_to_another_engine_so
         engines = EnginePool([f"http://127.0.0.1:{proxy.port}", await other.start()], key=KEY)
         first, _ = engines
         runner = bench.runner(engines, mode="off")
-        runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=120.0)
+        runner.streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=120.0)
         await bench.client.pause()
         turn = asyncio.create_task(runner.run(asking(9), seed=9))
         try:
@@ -234,20 +277,30 @@ async def settled(count: Callable[[], int]) -> None:
         await asyncio.sleep(0.5)
 
 
-@pytest.mark.parametrize("way", ["both ends", "the controller's end", "the engine's end", "silence", "delay"])
-async def test_what_is_recorded_of_a_turn_is_of_the_response_that_is_kept_however_the_link_is_cut(bench: Bench, policies, way: str) -> None:
-    """The link is cut once the engine has generated some tokens. Signals come beside it, of a response whose answer is lost, too."""
-    tokens, rows = 300, Counter()
+@pytest.mark.parametrize(
+    "way", ["both ends", "the controller's end", "the engine's end", "silence", "delay"]
+)
+async def test_what_is_recorded_of_a_turn_is_of_the_response_that_is_kept_however_the_link_is_cut(
+    bench: Bench, policies, way: str
+) -> None:
+    """The link is cut once the engine has generated some tokens.
+
+    Signals come beside it, of a response whose answer is lost, too.
+    """
+    tokens = 300
+    rows = Counter()
     observe = bench.router.observe
 
-    def observing(frame: SignalFrame) -> list[Steer]:
+    def observing(frame: SignalFrame) -> list[ForceTokens]:
         rows.update(frame.turn_ids)
         return observe(frame)
 
     bench.router.observe = observing
     async with Link(bench.url) as link:
         engines = EnginePool([link.url], key=KEY)
-        runner = bench.runner(engines, tokens=tokens, mode="budget", max_thinking=6, min_thinking=1, stall_seconds=2.0)
+        runner = bench.runner(
+            engines, tokens=tokens, mode="budget", max_thinking=6, min_thinking=1, stall_seconds=2.0
+        )
         prompt = [*some_prompt("cut", tokens=20), TOKENS.open]
         request = TurnRequest(key=EpisodeKey(9, 0), attempt=0, turn=0, prompt=pack(prompt, INT32))
         turn = asyncio.create_task(runner.run(request, seed=9))
@@ -257,10 +310,14 @@ async def test_what_is_recorded_of_a_turn_is_of_the_response_that_is_kept_howeve
         if way in ("silence", "delay"):
             go_on = link.hold()
             if way == "silence":
-                await settled(rows.total)  # signals do not go over this link: a turn that they come of goes on
+                await settled(
+                    rows.total
+                )  # signals do not go over this link: a turn that they come of goes on
             asyncio.get_running_loop().call_later(0.3 if way == "delay" else 3.0, go_on)
         else:
-            link.cut(controllers_end=way != "the engine's end", engines_end=way != "the controller's end")
+            link.cut(
+                controllers_end=way != "the engine's end", engines_end=way != "the controller's end"
+            )
         result = await asyncio.wait_for(turn, 60)
         await engines.close()
     assert isinstance(result, TurnResult)
@@ -272,8 +329,11 @@ async def test_what_is_recorded_of_a_turn_is_of_the_response_that_is_kept_howeve
     expected = distributions(policies.first.directory, prompt, response)
     entropy = -(expected.exp() * expected).sum(-1)
     assert kept.signal_table()[:, 0] == pytest.approx(entropy.numpy(), abs=1e-3)
-    mask, log_probs = unpack(kept.mask, UINT8) > 0, unpack(kept.log_probs, FLOAT32)
-    assert log_probs[mask] == pytest.approx(expected[range(len(response)), response].numpy()[mask], abs=1e-3)
+    mask = unpack(kept.mask, UINT8) > 0
+    log_probs = unpack(kept.log_probs, FLOAT32)
+    assert log_probs[mask] == pytest.approx(
+        expected[range(len(response)), response].numpy()[mask], abs=1e-3
+    )
     assert (log_probs[~mask] == 0).all()
     async with asyncio.timeout(10):
         while await bench.running():
@@ -285,11 +345,15 @@ async def test_a_turn_whose_row_is_not_a_number_is_sampled_again_and_the_others_
     policies, monkeypatch: pytest.MonkeyPatch, streams: bool
 ) -> None:
     async with fake_bench(policies) as bench:
-        poisoned = poison(monkeypatch, lambda request: "t11.0.0.0.0.0." in request.id)  # the first try
+        poisoned = poison(
+            monkeypatch, lambda request: "t11.0.0.0.0.0." in request.id
+        )  # the first try
         runner = bench.runner(stall_seconds=20.0, early_stall=0.0)
         if streams:
-            runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=20.0)
-        results = await asyncio.gather(*(runner.run(asking(number), seed=number) for number in (10, 11, 12)))
+            runner.streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=20.0)
+        results = await asyncio.gather(
+            *(runner.run(asking(number), seed=number) for number in (10, 11, 12))
+        )
         assert all(isinstance(result, TurnResult) for result in results)
         recorded = [np.isfinite(result.kept.signal_table()).all() for result in results]
         assert poisoned and all(recorded) and not any(result.rejected for result in results)
@@ -297,11 +361,15 @@ async def test_a_turn_whose_row_is_not_a_number_is_sampled_again_and_the_others_
         assert bench.router.reader.dropped == 0
 
 
-async def test_a_turn_that_is_never_a_number_costs_its_episode_and_says_so(policies, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_turn_that_is_never_a_number_costs_its_episode_and_says_so(
+    policies, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with fake_bench(policies) as bench:
         poison(monkeypatch, lambda request: request.id.startswith("generate-tokens-t11."))
         runner = bench.runner(stall_seconds=20.0)
-        bad, good = await asyncio.gather(*(runner.run(asking(number), seed=number) for number in (11, 12)))
+        bad, good = await asyncio.gather(
+            *(runner.run(asking(number), seed=number) for number in (11, 12))
+        )
         assert isinstance(bad, TurnFailed) and "computed NaN or infinity for token 0" in bad.detail
         assert isinstance(good, TurnResult)
         assert [health for health, _ in bench.engines.standing().values()] == [Health.HEALTHY]
@@ -312,27 +380,39 @@ async def test_an_engine_that_computes_no_numbers_gets_no_turns_until_it_has_loa
 ) -> None:
     monkeypatch.setattr(pool_module, "PROBE_EVERY", 0.05)
     async with fake_bench(policies) as bench:
-        weights, generator = policies.second, bench.fake._generator
+        weights = policies.second
+        generator = bench.fake._generator
         await bench.engines.apply_weights(weights.file, 3, weights.checksum, deadline=20.0)
         for tensor in generator._model.state_dict().values():
             tensor.fill_(float("nan"))
-        monkeypatch.setattr(generator, "load", lambda *_: None)  # nor do those of the file, for a while
+        monkeypatch.setattr(
+            generator, "load", lambda *_: None
+        )  # nor do those of the file, for a while
         turn = asyncio.create_task(bench.runner(stall_seconds=20.0).run(asking(13), seed=13))
         async with asyncio.timeout(20):
             while bench.engines.healthy():
                 await asyncio.sleep(0.01)
         monkeypatch.setattr(bench.engines, "_patience", -1.0)
-        with pytest.raises(EngineError, match=r"fit for turns .*computed NaN or infinity .* engine\.dtype"):
+        with pytest.raises(
+            EngineError, match=r"fit for turns .*computed NaN or infinity .* engine\.dtype"
+        ):
             bench.engines.check()
         monkeypatch.undo()
         result = await asyncio.wait_for(turn, 20)
-        assert isinstance(result, TurnResult) and {span.version for span in result.kept.spans} == {3}
+        assert isinstance(result, TurnResult) and {span.version for span in result.kept.spans} == {
+            3
+        }
 
 
 async def test_a_busy_engine_is_asked_again_when_it_says_and_is_not_suspect(policies) -> None:
     async with fake_bench(policies) as bench:
-        (route,) = [route for route in bench.fake._runner.app.router.routes() if route.resource.canonical == GENERATE]
-        answers, asked = route._handler, []
+        (route,) = [
+            route
+            for route in bench.fake._runner.app.router.routes()
+            if route.resource.canonical == GENERATE
+        ]
+        answers = route._handler
+        asked = []
 
         async def busy(raw: web.Request) -> web.StreamResponse:
             asked.append((await raw.json())["request_id"])
@@ -342,7 +422,9 @@ async def test_a_busy_engine_is_asked_again_when_it_says_and_is_not_suspect(poli
             return await answers(raw)
 
         route._handler = busy
-        assert isinstance(await bench.runner(stall_seconds=20.0).run(asking(14), seed=14), TurnResult)
+        assert isinstance(
+            await bench.runner(stall_seconds=20.0).run(asking(14), seed=14), TurnResult
+        )
         assert len(set(asked)) == len(asked) == MAX_LOST + 3  # a name of its own for each try
         asked.clear()
         given_up = await bench.runner(stall_seconds=0.05).run(asking(15), seed=15)
@@ -351,7 +433,8 @@ async def test_a_busy_engine_is_asked_again_when_it_says_and_is_not_suspect(poli
 
 def poison(monkeypatch: pytest.MonkeyPatch, chosen: Callable[[Request], bool]) -> set[str]:
     """The model computes NaN for the requests that are `chosen`; their names, once it has."""
-    compute, poisoned = Generator._next_logits, set()
+    compute = Generator._next_logits
+    poisoned = set()
 
     def computed(self: Generator, request: Request):
         logits = compute(self, request)
@@ -364,9 +447,13 @@ def poison(monkeypatch: pytest.MonkeyPatch, chosen: Callable[[Request], bool]) -
     return poisoned
 
 
-async def test_an_engine_hears_other_names_for_the_same_turn_and_weights_from_another_process(bench: Bench, monkeypatch) -> None:
-    """It may keep forced tokens and rules by the one, and prefixes by the other, of a run that is over."""
-    heard, generate = [], EngineClient.generate
+async def test_an_engine_hears_other_names_for_the_same_turn_and_weights_from_another_process(
+    bench: Bench, monkeypatch
+) -> None:
+    """It may keep forced tokens and rules by the one, and prefixes by the other, of a run that is
+    over."""
+    heard = []
+    generate = EngineClient.generate
 
     def listening(self, turn_id, prompt, sampling, **how):
         heard.append((turn_id, sampling.cache_salt))
@@ -378,7 +465,9 @@ async def test_an_engine_hears_other_names_for_the_same_turn_and_weights_from_an
     assert [len(set(names)) for names in zip(*heard, strict=True)] == [2, 2]
 
 
-async def test_a_turn_that_fails_in_every_engine_costs_its_episode_and_no_engine(bench: Bench) -> None:
+async def test_a_turn_that_fails_in_every_engine_costs_its_episode_and_no_engine(
+    bench: Bench,
+) -> None:
     request = asking(6)
     refused = TurnRequest(key=request.key, attempt=0, turn=0, prompt=pack([VOCABULARY + 5], INT32))
     result = await bench.runner(mode="off").run(refused, seed=6)
@@ -387,15 +476,19 @@ async def test_a_turn_that_fails_in_every_engine_costs_its_episode_and_no_engine
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
-async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled_again(bench: Bench, streams: bool) -> None:
-    """An eta so large that every turn but the first is stalled from the first look on; responses so long that the engine is not done
-    with one when this process, which may be busy, looks at it."""
+async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled_again(
+    bench: Bench, streams: bool
+) -> None:
+    """An eta so large that every turn but the first is stalled from the first look on; responses so
+    long that the engine is not done with one when this process, which may be busy, looks at it."""
     runner = bench.runner(tokens=700, eta=1e3, early_stall=0.05, max_resamples=1)
     if streams:
-        runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=30.0)
+        runner.streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=30.0)
     first, second = [await runner.run(asking(4, turn=turn), seed=4) for turn in (0, 1)]
     assert isinstance(first, TurnResult) and not first.rejected
-    assert isinstance(second, TurnResult) and second.kept.stop is not StopReason.EARLY  # nothing follows the last sample
+    assert (
+        isinstance(second, TurnResult) and second.kept.stop is not StopReason.EARLY
+    )  # nothing follows the last sample
     (rejected,) = second.rejected
     assert [event.reason for event in rejected.events] == ["early"]
     assert rejected.stop is StopReason.EARLY and FIRST <= rejected.length < 250
@@ -406,10 +499,12 @@ async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
-async def test_an_engine_that_stays_stuck_costs_the_episode_and_says_which_setting(bench: Bench, streams: bool) -> None:
+async def test_an_engine_that_stays_stuck_costs_the_episode_and_says_which_setting(
+    bench: Bench, streams: bool
+) -> None:
     runner = bench.runner(stall_seconds=0.3, max_resamples=1)
     if streams:
-        runner.streamer = Streamer(VOCABULARY, TOP_J, stall_seconds=0.3)
+        runner.streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=0.3)
     await bench.client.pause()
     try:
         result = await asyncio.wait_for(runner.run(asking(2), seed=2), 60)
@@ -421,8 +516,11 @@ async def test_an_engine_that_stays_stuck_costs_the_episode_and_says_which_setti
             await asyncio.sleep(0.05)
 
 
-async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(bench: Bench) -> None:
-    """Of two turns the engine never begins one, and says so many times something about the other."""
+async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(
+    bench: Bench,
+) -> None:
+    """Of two turns the engine never begins one, and says so many times something about the
+    other."""
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
     for turn in ("goes on", "waits"):
         bench.router.watch(turn, Watch(DelegatedRule(settings, 1, 2, []).begin(), "no"))
@@ -431,14 +529,18 @@ async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(b
         await asyncio.sleep(0.1)
         bench.router.observe(frame("goes on", position))
         assert not waiting.done()
-    with pytest.raises(TurnStuck):
+    with pytest.raises(NoProgressError):
         await waiting
 
 
-async def test_a_signal_at_a_position_that_no_response_has_is_refused_and_changes_nothing(bench: Bench) -> None:
-    """A rule keeps something for each position before it: for all below 2**31 the controller would need minutes and its memory."""
+async def test_a_signal_at_a_position_that_no_response_has_is_refused_and_changes_nothing(
+    bench: Bench,
+) -> None:
+    """A rule keeps something for each position before it: for all below 2**31 the controller would
+    need minutes and its memory."""
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
-    rule, engine = DelegatedRule(settings, 1, 2, []).begin(), zmq.asyncio.Context.instance().socket(zmq.DEALER)
+    rule = DelegatedRule(settings, 1, 2, []).begin()
+    engine = zmq.asyncio.Context.instance().socket(zmq.DEALER)
     bench.router.watch("under way", Watch(rule, "no"))
     engine.connect(bench.router.endpoint)
     for position in (5000, 0):
@@ -449,19 +551,29 @@ async def test_a_signal_at_a_position_that_no_response_has_is_refused_and_change
 
 
 def frame(turn_id: str, position: int) -> SignalFrame:
-    number, whole = pack([0.5], FLOAT32), pack([-1], INT32)
+    number = pack([0.5], FLOAT32)
+    whole = pack([-1], INT32)
     return SignalFrame(
-        step=position, turn_ids=[turn_id], position=pack([position], INT32), entropy=number, confidence=number,
-        top_log_prob=pack([-0.5], FLOAT32), forced=whole, previous=whole,
-    )  # fmt: skip
+        step=position,
+        turn_ids=[turn_id],
+        position=pack([position], INT32),
+        entropy=number,
+        confidence=number,
+        top_log_prob=pack([-0.5], FLOAT32),
+        forced=whole,
+        previous=whole,
+    )
 
 
 async def test_a_cancelled_stream_ends_its_turn_in_the_engine(bench: Bench) -> None:
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, -1.0, 4, 25)
     delegated = DelegatedRule(settings, TOKENS.open, TOKENS.close, TOKENS.queue)
-    rule, streamer = delegated.begin(), Streamer(VOCABULARY, TOP_J, stall_seconds=30.0)
+    rule = delegated.begin()
+    streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=30.0)
     sampling = Sampling(max_tokens=900, cache_salt="gone", seed=1)
-    call = streamer.generate(bench.client, "gone", some_prompt("gone"), sampling, rule, delegated.queue, steers=True)
+    call = streamer.generate(
+        bench.client, "gone", some_prompt("gone"), sampling, rule, delegated.queue, steers=True
+    )
     task = asyncio.create_task(call)
     async with asyncio.timeout(30):
         while len(rule.scores) < 3:
@@ -474,8 +586,11 @@ async def test_a_cancelled_stream_ends_its_turn_in_the_engine(bench: Bench) -> N
             await asyncio.sleep(0.05)
 
 
-async def test_a_thousand_turns_cancelled_at_random_moments_leave_nothing_behind(bench: Bench) -> None:
-    runner, rng = bench.runner(), random.Random(0)
+async def test_a_thousand_turns_cancelled_at_random_moments_leave_nothing_behind(
+    bench: Bench,
+) -> None:
+    runner = bench.runner()
+    rng = random.Random(0)
     under_way: set[asyncio.Task] = set()
     for number in range(1000):
         task = asyncio.create_task(runner.run(asking(number), seed=number))
@@ -484,7 +599,9 @@ async def test_a_thousand_turns_cancelled_at_random_moments_leave_nothing_behind
             await asyncio.sleep(rng.random() * 0.02)
             for victim in rng.sample(sorted(under_way, key=id), 16):
                 victim.cancel()
-            await asyncio.gather(*(t for t in under_way if t.cancelling() or t.done()), return_exceptions=True)
+            await asyncio.gather(
+                *(t for t in under_way if t.cancelling() or t.done()), return_exceptions=True
+            )
             under_way = {t for t in under_way if not t.done()}
     for task in under_way:
         task.cancel()

@@ -9,7 +9,7 @@ from webshop_fixtures import raw_product, write_shop
 
 from envs.base import Observation
 from envs.registry import make_environment
-from envs.view import View
+from envs.view import AgentView
 from envs.webshop.environment import WebShop
 from envs.webshop.memory import Recollection
 from envs.webshop.page import SEARCH_FORM, read_page
@@ -20,7 +20,8 @@ SHOP = WebShop()
 def played(*actions: str, environment: WebShop = SHOP, index: int = 0):
     """(Episode, view, last result) after the actions."""
     episode = environment.start("train", index)
-    view, result = environment.view(episode), None
+    view = environment.view(episode)
+    result = None
     for action in actions:
         result = episode.step(action)
         view.record(action, result.observation)
@@ -61,7 +62,10 @@ def test_only_the_chosen_kinds_of_goals_are_played():
 
 def test_both_kinds_occur_in_any_stretch_of_tasks():
     for start in (0, 500, 1000):
-        assert {SHOP.start("held_out", i).task_type for i in range(start, start + 20)} == {"human", "synthetic"}
+        assert {SHOP.start("held_out", i).task_type for i in range(start, start + 20)} == {
+            "human",
+            "synthetic",
+        }
 
 
 def test_an_unknown_kind_of_goal_is_an_error_that_names_it():
@@ -82,17 +86,23 @@ def test_an_index_outside_the_split_is_an_error(index):
 
 def test_the_first_observation_lists_searching():
     episode, _, _ = played()
-    assert episode.observation == Observation(f"WebShop [SEP] Instruction: [SEP] {episode.task} [SEP] Search", (SEARCH_FORM,))
+    assert episode.observation == Observation(
+        f"WebShop [SEP] Instruction: [SEP] {episode.task} [SEP] Search", (SEARCH_FORM,)
+    )
 
 
 def test_what_can_be_clicked_is_admissible():
     episode, _, _ = played(*to_goal(SHOP, 0))
-    assert {"click[buy now]", "click[< prev]", "click[back to search]", "click[features]"} <= set(episode.observation.admissible)
+    assert {"click[buy now]", "click[< prev]", "click[back to search]", "click[features]"} <= set(
+        episode.observation.admissible
+    )
 
 
 def test_buying_what_was_meant_is_rewarded_and_ends_the_episode(tmp_path):
     environment = shirt_shop(tmp_path)
-    episode, _, result = played(*to_goal(environment, 0), "click[red]", "click[buy now]", environment=environment)
+    episode, _, result = played(
+        *to_goal(environment, 0), "click[red]", "click[buy now]", environment=environment
+    )
     assert (result.reward, result.done, result.success) == (10.0, True, True)
     assert episode.scores["score"] == 1.0
 
@@ -101,9 +111,20 @@ def test_buying_something_a_little_wrong_is_scored_and_not_rewarded(tmp_path):
     """The option is missing: attribute and price of three."""
     environment = shirt_shop(tmp_path)
     episode, _, result = played(*to_goal(environment, 0), "click[buy now]", environment=environment)
-    assert (result.reward, result.done, result.success, result.truncated) == (0.0, True, False, False)
+    assert (result.reward, result.done, result.success, result.truncated) == (
+        0.0,
+        True,
+        False,
+        False,
+    )
     assert episode.scores["score"] == pytest.approx(2 / 3)
-    assert episode.scores == {"score": pytest.approx(2 / 3), "type": 1.0, "attributes": 1.0, "options": 0.0, "price": 1.0}
+    assert episode.scores == {
+        "score": pytest.approx(2 / 3),
+        "type": 1.0,
+        "attributes": 1.0,
+        "options": 0.0,
+        "price": 1.0,
+    }
 
 
 def test_there_is_no_score_before_something_is_bought():
@@ -120,7 +141,9 @@ def test_an_episode_ends_without_reward_when_its_turns_are_used_up():
 
 def test_one_can_buy_with_the_last_turn(tmp_path):
     environment = WebShop(data=str(write_shop(tmp_path)), task_types=["human"], max_turns=4)
-    assert played(*to_goal(environment, 0), "click[red]", "click[buy now]", environment=environment)[2].done
+    assert played(
+        *to_goal(environment, 0), "click[red]", "click[buy now]", environment=environment
+    )[2].done
 
 
 def test_a_finished_episode_cannot_go_on():
@@ -144,7 +167,12 @@ def test_the_anchor_is_the_same_where_the_same_is_shown():
 def test_the_anchor_differs_between_tasks_pages_and_choices():
     way = to_goal(SHOP, 0)
     option = next(values[0] for values in SHOP.goal("train", 0).product.options.values())
-    anchors = {played()[0].anchor(), played(index=1)[0].anchor(), played(*way)[0].anchor(), played(*way, f"click[{option}]")[0].anchor()}
+    anchors = {
+        played()[0].anchor(),
+        played(index=1)[0].anchor(),
+        played(*way)[0].anchor(),
+        played(*way, f"click[{option}]")[0].anchor(),
+    }
     assert len(anchors) == 4
 
 
@@ -165,14 +193,16 @@ def test_the_anchor_differs_between_tasks_pages_and_choices():
         ("<think>a</think><action>search[a]</action><action>click[b]</action>", "search[a]", False),
         ("I would search[shoes]", "i would search[shoes]", False),
     ],
-)  # fmt: skip
+)
 def test_a_response_is_valid_if_tags_and_action_have_their_form(response, action, valid):
     parsed = SHOP.parse(response, ())
     assert (parsed.action, parsed.valid) == (action, valid)
 
 
 @settings(deadline=None)
-@given(st.text(max_size=60), st.sampled_from(["", "<think>x</think>", "<action>search[", "]</action>"]))
+@given(
+    st.text(max_size=60), st.sampled_from(["", "<think>x</think>", "<action>search[", "]</action>"])
+)
 def test_any_response_is_an_action_that_can_be_executed(text, piece):
     parsed = SHOP.parse(piece + text, ())
     assert not SHOP.start("train", 0).step(parsed.action).done
@@ -180,7 +210,11 @@ def test_any_response_is_an_action_that_can_be_executed(text, piece):
 
 @settings(deadline=None)
 @given(
-    st.text(st.characters(blacklist_characters="[]<>\r\n", max_codepoint=0x2FFF), min_size=1, max_size=30),
+    st.text(
+        st.characters(blacklist_characters="[]<>\r\n", max_codepoint=0x2FFF),
+        min_size=1,
+        max_size=30,
+    ),
     st.sampled_from(["search", "click"]),
 )
 def test_every_action_of_the_form_is_valid_and_read_in_lower_case(argument, verb):
@@ -193,7 +227,9 @@ def test_every_action_of_the_form_is_valid_and_read_in_lower_case(argument, verb
 
 def test_a_page_of_results_is_read_back(tmp_path):
     environment = shirt_shop(tmp_path)
-    page = read_page(played("search[acme shirt]", "click[next >]", environment=environment)[0].observation)
+    page = read_page(
+        played("search[acme shirt]", "click[next >]", environment=environment)[0].observation
+    )
     assert (page.kind, page.number, page.total, len(page.rows)) == ("results", 2, 12, 2)
     assert page.rows[0][1].startswith("Acme Shirt") and page.rows[0][2] == "$19.99"
 
@@ -229,9 +265,16 @@ def test_what_is_remembered_as_chosen_is_what_the_shop_has_chosen():
     rng = random.Random(0)
     for index in range(150):
         episode = SHOP.start("train", index)
-        view, done = SHOP.view(episode), False
+        view = SHOP.view(episode)
+        done = False
         while not done:
-            action = rng.choice((*view.observation.admissible, f"search[{SHOP.goal('train', index).product.query}]", "click[size]"))
+            action = rng.choice(
+                (
+                    *view.observation.admissible,
+                    f"search[{SHOP.goal('train', index).product.query}]",
+                    "click[size]",
+                )
+            )
             action = rng.choice((action, action + " please", action.removesuffix("]")))
             done = (result := episode.step(action)).done
             view.record(action, result.observation)
@@ -247,7 +290,13 @@ def test_an_item_opened_by_an_action_with_words_after_it_is_remembered_as_seen()
 
 
 @pytest.mark.parametrize(
-    ("action", "searched"), [("search[Socks] now", "socks"), ("search[]", "shirt"), ("search[a\nb]", "shirt"), ("search[socks", "shirt")]
+    ("action", "searched"),
+    [
+        ("search[Socks] now", "socks"),
+        ("search[]", "shirt"),
+        ("search[a\nb]", "shirt"),
+        ("search[socks", "shirt"),
+    ],
 )
 def test_the_query_that_is_remembered_is_the_one_that_the_shop_searched_for(action, searched):
     _, view, _ = played("search[shirt]", action)
@@ -255,7 +304,13 @@ def test_the_query_that_is_remembered_is_the_one_that_the_shop_searched_for(acti
 
 
 def test_the_prompt_has_the_task_the_page_and_every_action():
-    for actions in ((), ("search[shirt]",), ("search[shirt]", "click[next >]"), to_goal(SHOP, 0), (*to_goal(SHOP, 0), "click[features]")):
+    for actions in (
+        (),
+        ("search[shirt]",),
+        ("search[shirt]", "click[next >]"),
+        to_goal(SHOP, 0),
+        (*to_goal(SHOP, 0), "click[features]"),
+    ):
         episode, view, _ = played(*actions)
         prompt = SHOP.prompt(view)
         assert episode.task in prompt
@@ -281,7 +336,22 @@ def test_an_action_of_many_lines_does_not_break_the_prompt():
 
 
 @settings(deadline=None)
-@given(st.lists(st.sampled_from(["WebShop", "Back to Search", "< Prev", "Price: $1", "Page 1 (Total results: 3)", "x", ""]), max_size=8))
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "WebShop",
+                "Back to Search",
+                "< Prev",
+                "Price: $1",
+                "Page 1 (Total results: 3)",
+                "x",
+                "",
+            ]
+        ),
+        max_size=8,
+    )
+)
 def test_any_text_is_read_as_some_page(segments):
     observation = Observation(" [SEP] ".join(segments), ("click[x]", "click[buy now]"))
     assert Recollection(observation).page.kind in ("index", "results", "item", "sub_page")
@@ -290,4 +360,4 @@ def test_any_text_is_read_as_some_page(segments):
 def test_a_view_of_another_kind_is_refused():
     episode = SHOP.start("train", 0)
     with pytest.raises(TypeError, match=r"environment\.view"):
-        SHOP.prompt(View(episode.task, episode.observation, history=2))
+        SHOP.prompt(AgentView(episode.task, episode.observation, history=2))

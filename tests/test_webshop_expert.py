@@ -5,7 +5,7 @@ import random
 import pytest
 
 from envs.play import expert_episode
-from envs.view import View
+from envs.view import AgentView
 from envs.webshop.environment import WebShop
 from envs.webshop.expert import Wish
 from envs.webshop.page import SEARCH_FORM
@@ -14,7 +14,13 @@ SHOP = WebShop()
 
 
 def success(count: int, **how: float) -> float:
-    return sum(expert_episode(SHOP, "held_out", i, random.Random(i), **how).success for i in range(count)) / count
+    return (
+        sum(
+            expert_episode(SHOP, "held_out", i, random.Random(i), **how).success
+            for i in range(count)
+        )
+        / count
+    )
 
 
 def test_it_wins_held_out_goals():
@@ -31,12 +37,19 @@ def test_it_wins_most_goals_in_spite_of_dawdling():
 
 def test_its_responses_are_valid_and_its_clicks_admissible():
     for index in range(60):
-        episode, rng = SHOP.start("train", index), random.Random(index)
-        view, expert, done = SHOP.view(episode), SHOP.expert(episode, rng), False
+        episode = SHOP.start("train", index)
+        rng = random.Random(index)
+        view = SHOP.view(episode)
+        expert = SHOP.expert(episode, rng)
+        done = False
         while not done:
-            thought, action = expert.dawdle(view) if rng.random() < 0.3 else expert.act(view)
-            assert SHOP.parse(f"<think>{thought}</think>\n<action>{action}</action>", view.observation.admissible).valid
-            assert action in view.observation.admissible or (action.startswith("search[") and SEARCH_FORM in view.observation.admissible)
+            thought, action = expert.waste_turn(view) if rng.random() < 0.3 else expert.act(view)
+            assert SHOP.parse(
+                f"<think>{thought}</think>\n<action>{action}</action>", view.observation.admissible
+            ).valid
+            assert action in view.observation.admissible or (
+                action.startswith("search[") and SEARCH_FORM in view.observation.admissible
+            )
             result = episode.step(action)
             view.record(action, result.observation)
             done = result.done
@@ -44,7 +57,9 @@ def test_its_responses_are_valid_and_its_clicks_admissible():
 
 def test_its_queries_are_words_of_the_instruction():
     for index in range(100):
-        for _, response in expert_episode(SHOP, "train", index, random.Random(index), dawdling=0.3).turns:
+        for _, response in expert_episode(
+            SHOP, "train", index, random.Random(index), dawdling=0.3
+        ).turns:
             _, found, query = response.partition("<action>search[")
             if found:
                 task = SHOP.start("train", index).task.lower()
@@ -53,24 +68,38 @@ def test_its_queries_are_words_of_the_instruction():
 
 def test_its_thoughts_are_short():
     thoughts = [
-        response.partition("</think>")[0] for i in range(100) for _, response in expert_episode(SHOP, "train", i, random.Random(i)).turns
+        response.partition("</think>")[0]
+        for i in range(100)
+        for _, response in expert_episode(SHOP, "train", i, random.Random(i)).turns
     ]
     assert max(len(thought.split()) for thought in thoughts) <= 16
 
 
 def test_the_same_seed_gives_the_same_demonstration():
-    assert expert_episode(SHOP, "train", 7, random.Random(1)) == expert_episode(SHOP, "train", 7, random.Random(1))
+    assert expert_episode(SHOP, "train", 7, random.Random(1)) == expert_episode(
+        SHOP, "train", 7, random.Random(1)
+    )
 
 
 def test_other_seeds_give_other_words():
-    assert len({expert_episode(SHOP, "train", 7, random.Random(seed)).turns[0][1] for seed in range(20)}) > 1
+    assert (
+        len(
+            {
+                expert_episode(SHOP, "train", 7, random.Random(seed)).turns[0][1]
+                for seed in range(20)
+            }
+        )
+        > 1
+    )
 
 
 def test_it_decides_by_the_view_alone():
     """Its action on a turn is that of an expert which is asked then for the first time."""
     for index in range(60):
         episode = SHOP.start("train", index)
-        view, expert, done = SHOP.view(episode), SHOP.expert(episode, random.Random(0)), False
+        view = SHOP.view(episode)
+        expert = SHOP.expert(episode, random.Random(0))
+        done = False
         while not done:
             _, action = expert.act(view)
             assert action == SHOP.expert(episode, random.Random(1)).act(view)[1]
@@ -82,8 +111,11 @@ def test_it_decides_by_the_view_alone():
 def test_it_finishes_what_somebody_else_began():
     won = 0
     for index in range(100):
-        rng, episode = random.Random(index), SHOP.start("train", index)
-        view, expert, done = SHOP.view(episode), SHOP.expert(episode, rng), False
+        rng = random.Random(index)
+        episode = SHOP.start("train", index)
+        view = SHOP.view(episode)
+        expert = SHOP.expert(episode, rng)
+        done = False
         others = ["search[shirt]", "click[next >]"]
         while not done:
             if others and rng.random() < 0.7:
@@ -100,7 +132,13 @@ def test_it_finishes_what_somebody_else_began():
 
 def test_dawdling_wastes_turns_and_harms_nothing():
     def turns(dawdling: float) -> float:
-        return sum(len(expert_episode(SHOP, "train", i, random.Random(i), dawdling=dawdling).turns) for i in range(60)) / 60
+        return (
+            sum(
+                len(expert_episode(SHOP, "train", i, random.Random(i), dawdling=dawdling).turns)
+                for i in range(60)
+            )
+            / 60
+        )
 
     assert turns(0.3) > turns(0.0) + 1
     assert success(60, dawdling=0.1) >= 0.9
@@ -109,13 +147,24 @@ def test_dawdling_wastes_turns_and_harms_nothing():
 @pytest.mark.parametrize(
     ("task", "words", "values", "cap"),
     [
-        ("Buy slim, cotton shirt with color: red, and size: s, and price lower than 40.00 dollars", "slim cotton shirt", "red s", 40),
+        (
+            "Buy slim, cotton shirt with color: red, and size: s, and price lower than 40.00 "
+            "dollars",
+            "slim cotton shirt",
+            "red s",
+            40,
+        ),
         ("Buy slim, cotton shirt, and price lower than 40.00 dollars", "slim cotton shirt", "", 40),
-        ("i need slim cotton shirt in navy, size x-large, and price lower than 40.00 dollars", "slim cotton shirt", "navy x-large", 40),
+        (
+            "i need slim cotton shirt in navy, size x-large, and price lower than 40.00 dollars",
+            "slim cotton shirt",
+            "navy x-large",
+            40,
+        ),
         ("please get fair trade tea, pack bulk", "fair trade tea", "bulk", float("inf")),
         ("i am looking for a wide pair of boots in red", "wide pair boots", "red", float("inf")),
     ],
-)  # fmt: skip
+)
 def test_what_is_asked_for_is_read_from_the_instruction(task, words, values, cap):
     assert Wish.read(task) == Wish(tuple(words.split()), tuple(values.split()), cap)
 
@@ -123,4 +172,6 @@ def test_what_is_asked_for_is_read_from_the_instruction(task, words, values, cap
 def test_it_refuses_a_view_without_a_recollection():
     episode = SHOP.start("train", 0)
     with pytest.raises(TypeError, match=r"environment\.view"):
-        SHOP.expert(episode, random.Random(0)).act(View(episode.task, episode.observation, history=2))
+        SHOP.expert(episode, random.Random(0)).act(
+            AgentView(episode.task, episode.observation, history=2)
+        )

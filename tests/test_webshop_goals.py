@@ -31,12 +31,19 @@ def made(tmp_path, maker, **parts):
 
 def test_a_human_goal_is_an_instruction_with_a_price_limit(tmp_path):
     found = made(tmp_path, human_goals, products=[raw_product()])[0]
-    assert found.instruction == f"i need B000000001, and price lower than {found.price_cap:.2f} dollars"
+    assert (
+        found.instruction
+        == f"i need B000000001, and price lower than {found.price_cap:.2f} dollars"
+    )
     assert (found.attributes, found.options) == (("cotton",), ("red",))
 
 
 def test_an_instruction_that_names_no_attribute_is_no_goal(tmp_path):
-    human = {"B000000001": [{"instruction": "x", "instruction_attributes": [], "instruction_options": []}]}
+    human = {
+        "B000000001": [
+            {"instruction": "x", "instruction_attributes": [], "instruction_options": []}
+        ]
+    }
     assert made(tmp_path, human_goals, products=[raw_product()], human=human) == []
 
 
@@ -55,9 +62,15 @@ def test_a_product_without_options_has_one_synthetic_goal(tmp_path):
     assert [g.instruction.partition(", and")[0] for g in found] == ["Buy B000000001"]
 
 
-@pytest.mark.parametrize("entry", [{}, {"instruction": "Buy it"}, {"instruction": "Buy it", "instruction_attributes": []}])
+@pytest.mark.parametrize(
+    "entry",
+    [{}, {"instruction": "Buy it"}, {"instruction": "Buy it", "instruction_attributes": []}],
+)
 def test_a_product_without_instruction_or_attributes_has_no_synthetic_goal(tmp_path, entry):
-    assert made(tmp_path, synthetic_goals, products=[raw_product()], attributes={"B000000001": entry}) == []
+    assert (
+        made(tmp_path, synthetic_goals, products=[raw_product()], attributes={"B000000001": entry})
+        == []
+    )
 
 
 @settings(deadline=None)
@@ -69,14 +82,21 @@ def test_the_price_limit_is_one_of_the_next_four_tens_but_the_first(cents):
         price = cents / 100
         found = made(Path(directory), human_goals, products=[raw_product(pricing=f"${price}")])[0]
     above = [10.0 * i for i in range(1, 100) if 10.0 * i > price][1:4]
-    assert found.price_cap in above if above else found.price_cap == 1_000_000 and "price" not in found.instruction
+    assert (
+        found.price_cap in above
+        if above
+        else found.price_cap == 1_000_000 and "price" not in found.instruction
+    )
 
 
 def some_goals(count: int) -> list:
     return [goal(product(f"B{i}"), instruction=f"i need number {i}") for i in range(count)]
 
 
-@pytest.mark.parametrize(("goals", "held_out", "train"), [(12_000, 500, 10_500), (3_000, 500, 1_500), (600, 100, 300), (1, 1, 0)])
+@pytest.mark.parametrize(
+    ("goals", "held_out", "train"),
+    [(12_000, 500, 10_500), (3_000, 500, 1_500), (600, 100, 300), (1, 1, 0)],
+)
 def test_the_split_is_webshop_s_scaled_for_few_goals(goals, held_out, train):
     splits = split_goals(some_goals(goals), None)
     assert (len(splits["held_out"]), len(splits["train"])) == (held_out, train)
@@ -89,12 +109,21 @@ def test_a_goal_that_asks_for_the_same_as_a_held_out_one_is_not_trained_on():
 
 def test_the_default_shop_has_more_than_a_thousand_products_of_five_categories():
     assert len(WORLD.shop.products) >= 1000
-    assert {p.category for p in WORLD.shop.products} == {"fashion", "beauty", "electronics", "garden", "grocery"}
+    assert {p.category for p in WORLD.shop.products} == {
+        "fashion",
+        "beauty",
+        "electronics",
+        "garden",
+        "grocery",
+    }
 
 
 @pytest.mark.parametrize("kind", ["human", "synthetic"])
 def test_no_product_is_meant_in_both_splits_of_the_default_shop(kind):
-    meant = {split: {g.product.asin for each in WORLD.goals.values() for g in each[split]} for split in ("train", "held_out")}
+    meant = {
+        split: {g.product.asin for each in WORLD.goals.values() for g in each[split]}
+        for split in ("train", "held_out")
+    }
     assert not meant["train"] & meant["held_out"]
     assert len(WORLD.goals[kind]["train"]) > 2000
     assert len(WORLD.goals[kind]["held_out"]) > 500
@@ -111,7 +140,12 @@ def test_values_of_an_option_can_be_told_apart():
     """But for a size that contains another one, as x-large does large."""
     for group in GROUPS:
         for values in group.options.values():
-            pairs = [(a, b) for a in values for b in values if a < b and alike(normal_colour(a), normal_colour(b))]
+            pairs = [
+                (a, b)
+                for a in values
+                for b in values
+                if a < b and alike(normal_colour(a), normal_colour(b))
+            ]
             assert pairs in ([], [("large", "x-large")])
 
 
@@ -123,14 +157,29 @@ def test_the_kinds_of_the_default_shop_are_different_things():
 def fingerprint() -> str:
     files, held_out = generate()
     texts = [repr(files.products), repr(sorted(held_out))]
-    texts += [f"{g.instruction} {g.product.price}" for each in WORLD.goals.values() for split in each.values() for g in split]
+    texts += [
+        f"{g.instruction} {g.product.price}"
+        for each in WORLD.goals.values()
+        for split in each.values()
+        for g in split
+    ]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_the_default_shop_is_the_same_in_every_process(hash_seed):
     root = Path(__file__).parent.parent
-    code = "import sys; sys.path.insert(0, 'tests'); from tests.test_webshop_goals import fingerprint; print(fingerprint())"
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); from tests.test_webshop_goals import "
+        "fingerprint; print(fingerprint())"
+    )
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}
-    other = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, text=True, check=True)
+    other = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert other.stdout.strip() == fingerprint()

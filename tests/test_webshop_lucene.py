@@ -1,4 +1,5 @@
-"""Our search beside Lucene's own answers, recorded from Lucene 8.11.0 (docs/environments_webshop.md says how)."""
+"""Our search beside Lucene's own answers, recorded from Lucene 8.11.0 (docs/environments_webshop.md
+says how)."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ RECORDED = json.loads((Path(__file__).parent / "data" / "lucene.json").read_text
 
 @pytest.mark.parametrize("number", range(len(RECORDED["texts"])))
 def test_a_text_has_the_terms_that_lucene_finds(number: int) -> None:
-    """Words of ten scripts with punctuation, numbers, symbols and emoji between and inside them, in random order."""
+    """Words of ten scripts with punctuation, numbers, symbols and emoji between and inside them, in
+    random order."""
     assert " ".join(terms(RECORDED["texts"][number])) == RECORDED["terms"][number]
 
 

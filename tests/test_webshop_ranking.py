@@ -16,10 +16,13 @@ from envs.webshop.ranking import Index, byte_to_length, length_to_byte
 
 SNOWBALL = snowballstemmer.stemmer("porter")
 
-# Where Lucene's stemmer is known to differ from the paper that Snowball implements: -bli, -logi, and more double consonants.
+# Where Lucene's stemmer is known to differ from the paper that Snowball implements: -bli, -logi,
+# and more double consonants.
 DIFFERS = re.compile(r"bl[iy]|logi|logy|([^aeioulsz])\1(ed|ing)")
 
-VOCABULARY = "red shoes shoe running run runs cotton men's men shirt 12 3.5mm the of usb-c café x-large"
+VOCABULARY = (
+    "red shoes shoe running run runs cotton men's men shirt 12 3.5mm the of usb-c café x-large"
+)
 WORDS = st.sampled_from(VOCABULARY.split())
 TEXTS = st.lists(WORDS, max_size=60).map(" ".join)
 
@@ -69,22 +72,52 @@ def test_all_of_lucene_s_33_stop_words_are_left_out():
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("caresses", "caress"), ("ponies", "poni"), ("cats", "cat"), ("agreed", "agre"), ("plastered", "plaster"), ("sing", "sing"),
-        ("conflated", "conflat"), ("hopping", "hop"), ("falling", "fall"), ("filing", "file"), ("happy", "happi"), ("sky", "sky"),
-        ("relational", "relat"), ("rational", "ration"), ("digitizer", "digit"), ("hopefulness", "hope"), ("formality", "formal"),
-        ("electrical", "electr"), ("adjustment", "adjust"), ("adoption", "adopt"), ("rate", "rate"), ("controlling", "control"),
-        ("is", "is"), ("as", "as"), ("possibly", "possibl"), ("technology", "technolog"), ("trekking", "trek"), ("3.5mm", "3.5mm"),
+        ("caresses", "caress"),
+        ("ponies", "poni"),
+        ("cats", "cat"),
+        ("agreed", "agre"),
+        ("plastered", "plaster"),
+        ("sing", "sing"),
+        ("conflated", "conflat"),
+        ("hopping", "hop"),
+        ("falling", "fall"),
+        ("filing", "file"),
+        ("happy", "happi"),
+        ("sky", "sky"),
+        ("relational", "relat"),
+        ("rational", "ration"),
+        ("digitizer", "digit"),
+        ("hopefulness", "hope"),
+        ("formality", "formal"),
+        ("electrical", "electr"),
+        ("adjustment", "adjust"),
+        ("adoption", "adopt"),
+        ("rate", "rate"),
+        ("controlling", "control"),
+        ("is", "is"),
+        ("as", "as"),
+        ("possibly", "possibl"),
+        ("technology", "technolog"),
+        ("trekking", "trek"),
+        ("3.5mm", "3.5mm"),
     ],
-)  # fmt: skip
+)
 def test_stems_are_lucene_s(word, expected):
     assert stem(word) == expected
 
 
-SUFFIXES = "ed ing s es ies ational enci izer alli entli ousli ization ator alism iveness aliti iviti icate iciti ful ness able ion ll y"
+SUFFIXES = (
+    "ed ing s es ies ational enci izer alli entli ousli ization ator alism iveness aliti iviti "
+    "icate iciti ful ness able ion ll y"
+)
 
 
 @settings(deadline=None)
-@given(st.text("aeioubcdlnrsty", min_size=2, max_size=7), st.sampled_from(SUFFIXES.split()), st.sampled_from(["", "s", "ed"]))
+@given(
+    st.text("aeioubcdlnrsty", min_size=2, max_size=7),
+    st.sampled_from(SUFFIXES.split()),
+    st.sampled_from(["", "s", "ed"]),
+)
 def test_other_stems_are_those_of_the_paper(start, suffix, end):
     word = start + suffix + end
     assume(not DIFFERS.search(word))
@@ -146,7 +179,10 @@ def test_lengths_that_share_a_byte_tie():
 
 
 def test_a_rarer_word_weighs_more():
-    assert Index(["cotton hat", "wool hat", "cotton bag", "cotton cap"]).search("cotton wool", 4)[0] == 1
+    assert (
+        Index(["cotton hat", "wool hat", "cotton bag", "cotton cap"]).search("cotton wool", 4)[0]
+        == 1
+    )
 
 
 @pytest.mark.parametrize("query", ["", "  ", "the of", "unknown", "?!"])

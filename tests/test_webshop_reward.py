@@ -16,24 +16,39 @@ def test_the_thing_that_was_meant_with_its_options_is_worth_one():
 
 def test_each_attribute_option_and_the_price_count_the_same():
     """Attributes: 1 of 2. Options: 1 of 2. Price: too high. 2 of 5."""
-    wanted = goal(attributes=("cotton", "machine washable"), options=("navy", "large"), price_cap=10.0)
+    wanted = goal(
+        attributes=("cotton", "machine washable"), options=("navy", "large"), price_cap=10.0
+    )
     result = score(product(), ["navy", "small"], wanted)
     assert result.total == pytest.approx(2 / 5)
     assert result.components() == {"type": 1.0, "attributes": 0.5, "options": 0.5, "price": 0.0}
 
 
 def test_without_wanted_options_there_is_no_component_of_options():
-    assert score(product(), ["navy"], goal()).components() == {"type": 1.0, "attributes": 1.0, "price": 1.0}
+    assert score(product(), ["navy"], goal()).components() == {
+        "type": 1.0,
+        "attributes": 1.0,
+        "price": 1.0,
+    }
 
 
 @pytest.mark.parametrize(
     ("fields", "kind"),
     [
         ({}, 1.0),
-        ({"query": "blouse", "path": ("Clothing", "Tops", "Blouses"), "nouns": ("acme", "x")}, 1.0),  # two parts of the path
-        ({"query": "blouse", "path": ("Tops", "Clothing"), "nouns": ("acme",)}, 1.0),  # in any order
+        (
+            {"query": "blouse", "path": ("Clothing", "Tops", "Blouses"), "nouns": ("acme", "x")},
+            1.0,
+        ),  # two parts of the path
+        (
+            {"query": "blouse", "path": ("Tops", "Clothing"), "nouns": ("acme",)},
+            1.0,
+        ),  # in any order
         ({"query": "shirt", "path": ("Home",), "nouns": ("acme",)}, 1.0),  # the same query
-        ({"query": "mug", "path": ("Home",), "nouns": ("acme", "shirt")}, 1.0),  # a third of the nouns
+        (
+            {"query": "mug", "path": ("Home",), "nouns": ("acme", "shirt")},
+            1.0,
+        ),  # a third of the nouns
         ({"query": "shirt", "nouns": ("mug",)}, 0.0),  # no noun, whatever else
     ],
 )
@@ -50,7 +65,9 @@ def test_the_type_factor_of_something_else_depends_on_the_shared_nouns(shared, k
 
 
 def test_a_noun_that_the_wanted_title_repeats_counts_twice_among_its_nouns():
-    assert score(product(nouns=("shirt",)), [], goal(product(nouns=("shirt", "shirt", "acme")))).title_overlap == pytest.approx(1 / 3)
+    assert score(
+        product(nouns=("shirt",)), [], goal(product(nouns=("shirt", "shirt", "acme")))
+    ).title_overlap == pytest.approx(1 / 3)
 
 
 def test_a_wanted_title_without_nouns_overlaps_by_a_fifth():
@@ -62,7 +79,9 @@ def test_a_wanted_title_without_nouns_overlaps_by_a_fifth():
 def test_the_type_factor_multiplies_the_rest():
     nouns = tuple(f"n{i}" for i in range(20))
     wanted = goal(product(nouns=nouns), attributes=("cotton", "blue"))
-    assert score(product(query="mug", path=("Home",), nouns=nouns[:2]), [], wanted).total == pytest.approx(0.5 * 2 / 3)
+    assert score(
+        product(query="mug", path=("Home",), nouns=nouns[:2]), [], wanted
+    ).total == pytest.approx(0.5 * 2 / 3)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +123,11 @@ def test_options_match_by_colour_or_by_words(chosen, wanted, matched):
         ("sky blue", ("color", "navy blue"), True),  # blue is one of the words of the pair
         ("redwood", ("color", "redwood"), False),  # red is not: nor is it at WebShop
         ("x-large", ("size", "x-large"), True),
-        ("x-large", ("size", "large"), False),  # "size" is one of the words: less alike than the values alone
+        (
+            "x-large",
+            ("size", "large"),
+            False,
+        ),  # "size" is one of the words: less alike than the values alone
     ],
 )
 def test_the_options_of_a_synthetic_goal_are_compared_as_pairs(chosen, pair, matched):
@@ -118,7 +141,13 @@ def test_the_price_may_be_the_limit(price, met):
 
 @pytest.mark.parametrize(
     ("value", "colour"),
-    [("", ""), ("violet lavender", "lavender"), ("steelivy fuchsia", "fuchsia"), ("123alabaster", "alabaster"), ("x", "x")],
+    [
+        ("", ""),
+        ("violet lavender", "lavender"),
+        ("steelivy fuchsia", "fuchsia"),
+        ("123alabaster", "alabaster"),
+        ("x", "x"),
+    ],
 )
 def test_the_first_colour_of_the_list_stands_for_a_value(value, colour):
     assert normal_colour(value) == colour
@@ -129,7 +158,9 @@ def test_the_colours_are_in_webshop_s_order():
 
 
 VOCABULARY = "a oil oils x-large large dark-red é ñ 12 _ ! size"
-WORDS = st.one_of(st.text(max_size=12), st.lists(st.sampled_from(VOCABULARY.split()), max_size=4).map(" ".join))
+WORDS = st.one_of(
+    st.text(max_size=12), st.lists(st.sampled_from(VOCABULARY.split()), max_size=4).map(" ".join)
+)
 
 
 @settings(deadline=None)

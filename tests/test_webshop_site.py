@@ -14,7 +14,9 @@ SHIRT = product(
     bullets=("Soft.", "Warm."),
     options={"color": ("navy", "red"), "size": ("small", "large")},
 )
-HATS = [product(f"B00HAT{i:04d}", f"Acme Hat {i}", query="hat", price_text=f"${i}.0") for i in range(60)]
+HATS = [
+    product(f"B00HAT{i:04d}", f"Acme Hat {i}", query="hat", price_text=f"${i}.0") for i in range(60)
+]
 SHOP = Shop([SHIRT, *HATS])
 
 
@@ -39,7 +41,13 @@ def test_the_index_page():
 
 def test_the_first_page_of_results_shows_ten_products():
     page = segments(visit("search[hat]"))
-    assert page[:5] == ["Instruction:", "i need a shirt", "Back to Search", "Page 1 (Total results: 50)", "Next >"]
+    assert page[:5] == [
+        "Instruction:",
+        "i need a shirt",
+        "Back to Search",
+        "Page 1 (Total results: 50)",
+        "Next >",
+    ]
     assert page[5:8] == ["B00HAT0000", "Acme Hat 0", "$0.0"]
     assert len(page) == 5 + 3 * 10
     assert list(visit("search[hat]").clickable())[:3] == ["back to search", "next >", "b00hat0000"]
@@ -49,7 +57,9 @@ def test_later_pages_of_results_can_be_turned_back():
     page = segments(visit("search[hat]", "click[next >]"))
     assert page[2:6] == ["Back to Search", "Page 2 (Total results: 50)", "< Prev", "Next >"]
     assert page[6] == "B00HAT0010"
-    assert visit("search[hat]", "click[next >]", "click[< prev]").text() == visit("search[hat]").text()
+    assert (
+        visit("search[hat]", "click[next >]", "click[< prev]").text() == visit("search[hat]").text()
+    )
 
 
 def test_pages_past_the_end_are_empty_and_can_still_be_turned():
@@ -58,27 +68,60 @@ def test_pages_past_the_end_are_empty_and_can_still_be_turned():
 
 
 def test_a_search_without_a_match_shows_an_empty_page():
-    assert segments(visit("search[xyz]"))[2:] == ["Back to Search", "Page 1 (Total results: 0)", "Next >"]
+    assert segments(visit("search[xyz]"))[2:] == [
+        "Back to Search",
+        "Page 1 (Total results: 0)",
+        "Next >",
+    ]
 
 
 def test_the_page_of_an_item():
     assert segments(visit(*ITEM)) == [
-        "Instruction:", "i need a shirt", "Back to Search", "< Prev", "color", "navy", "red", "size", "small", "large", "Acme Cotton Shirt",
-        "Price: $20.0", "Rating: N.A.", "Description", "Features", "Reviews", "Buy Now",
-    ]  # fmt: skip
+        "Instruction:",
+        "i need a shirt",
+        "Back to Search",
+        "< Prev",
+        "color",
+        "navy",
+        "red",
+        "size",
+        "small",
+        "large",
+        "Acme Cotton Shirt",
+        "Price: $20.0",
+        "Rating: N.A.",
+        "Description",
+        "Features",
+        "Reviews",
+        "Buy Now",
+    ]
     assert list(visit(*ITEM).clickable()) == [
-        "back to search", "< prev", "description", "features", "reviews", "buy now", "navy", "red", "small", "large",
-    ]  # fmt: skip
+        "back to search",
+        "< prev",
+        "description",
+        "features",
+        "reviews",
+        "buy now",
+        "navy",
+        "red",
+        "small",
+        "large",
+    ]
 
 
-@pytest.mark.parametrize(("name", "body"), [("description", ["A plain shirt."]), ("features", ["Soft.", "Warm."]), ("reviews", [])])
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [("description", ["A plain shirt."]), ("features", ["Soft.", "Warm."]), ("reviews", [])],
+)
 def test_sub_pages(name, body):
     page = visit(*ITEM, f"click[{name}]")
     assert segments(page) == ["Instruction:", "i need a shirt", "Back to Search", "< Prev", *body]
     assert list(page.clickable()) == ["back to search", "< prev"]
 
 
-@pytest.mark.parametrize(("bullets", "body"), [(("",), [""]), ((), []), (("\n",), []), (("  a  ", "b"), ["a", "b"])])
+@pytest.mark.parametrize(
+    ("bullets", "body"), [(("",), [""]), ((), []), (("\n",), []), (("  a  ", "b"), ["a", "b"])]
+)
 def test_empty_features_leave_what_webshop_s_reader_of_html_leaves(bullets, body):
     shop = Shop([product("B1", "Shirt", bullets=bullets)])
     assert segments(visit("search[shirt]", "click[b1]", "click[features]", shop=shop))[4:] == body
@@ -131,7 +174,18 @@ def test_buying_ends_the_visit_at_the_item():
 @pytest.mark.parametrize("where", [(), ("search[hat]",), ITEM, (*ITEM, "click[features]")])
 @pytest.mark.parametrize(
     "action",
-    ["", "buy", "search", "search[]", "click[search]", "click[nothing]", "click[color]", "Click[red]", "buy now[x]", "search[a\nb]"],
+    [
+        "",
+        "buy",
+        "search",
+        "search[]",
+        "click[search]",
+        "click[nothing]",
+        "click[color]",
+        "Click[red]",
+        "buy now[x]",
+        "search[a\nb]",
+    ],
 )
 def test_an_impossible_action_changes_nothing(where, action):
     before = visit(*where)
@@ -155,9 +209,22 @@ def test_actions_are_read_as_webshop_reads_them(action, parsed):
 
 
 CLICKS = st.sampled_from(
-    ["search[hat]", "search[shirt]", "search[zzz]", "click[next >]", "click[< prev]", "click[back to search]", "click[b00shirt01]",
-     "click[b00hat0000]", "click[red]", "click[large]", "click[features]", "click[reviews]", "click[buy now]"]
-)  # fmt: skip
+    [
+        "search[hat]",
+        "search[shirt]",
+        "search[zzz]",
+        "click[next >]",
+        "click[< prev]",
+        "click[back to search]",
+        "click[b00shirt01]",
+        "click[b00hat0000]",
+        "click[red]",
+        "click[large]",
+        "click[features]",
+        "click[reviews]",
+        "click[buy now]",
+    ]
+)
 
 
 @settings(deadline=None)

@@ -1,4 +1,5 @@
-"""Python runs this first in every process that has its directory on PYTHONPATH: what can only go wrong inside a process goes wrong.
+"""Python runs this first in every process that has its directory on PYTHONPATH: what can only go
+wrong inside a process goes wrong.
 
 MISFORTUNES names a directory. While there is a file in it called
 
@@ -53,7 +54,8 @@ def break_logits(module: ModuleType) -> None:
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
-    """Calls `break_logits` once its module has been executed, before anybody has the class from there."""
+    """Calls `break_logits` once its module has been executed, before anybody has the class from
+    there."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
         if name != LOGITS:

@@ -1,14 +1,16 @@
-"""Thresholds that follow a rate: preset `auto` sets epsilon and eta so that the share of turns acted upon is what the user asked for.
+"""Thresholds that follow a rate: preset `auto` sets epsilon and eta so that the share of turns
+acted upon is what the user asked for.
 
-The published thresholds fit the scale of one model. A threshold that a share r of the values lies below is their r-quantile; it is
-estimated in two stages:
+The published thresholds fit the scale of one model. A threshold that a share r of the values lies
+below is their r-quantile; it is estimated in two stages:
 
 1. warm-up: nothing is acted upon; the first values give the empirical quantile;
 2. afterwards stochastic approximation (Robbins & Monro 1951) on its logarithm, so that the scale does not matter:
    log q += STEP * (r - acted). Where the share acted upon is r, it stands still on average. All it needs to know of a turn is whether
    it was acted upon: what would have become of its value without the action stays unknown, and is not needed.
 
-Turns without a value, which thought too briefly or are the first of their episode, do not count. Pure: all state is in the object.
+Turns without a value, which thought too briefly or are the first of their episode, do not count.
+Pure: all state is in the object.
 """
 
 from __future__ import annotations
@@ -20,12 +22,17 @@ import msgspec
 WARM_UP = 256
 """Values before the first threshold: at a rate of 5 %, a dozen lie below it."""
 STEP = 0.05
-"""At a rate of 5 %, an idle threshold doubles in 280 turns, and one that always acts halves in 15."""
-SMALLEST, LARGEST = 1e-9, 1e3
+"""At a rate of 5 %, an idle threshold doubles in 280 turns, and one that always acts halves in
+15."""
+SMALLEST = 1e-9
+LARGEST = 1e3
 
 
 class RateThreshold(msgspec.Struct):
-    """A threshold that a share `rate` of the turns falls below. `value` is None during the warm-up."""
+    """A threshold that a share `rate` of the turns falls below.
+
+    `value` is None during the warm-up.
+    """
 
     rate: float
     value: float | None = None
@@ -34,7 +41,8 @@ class RateThreshold(msgspec.Struct):
     first: list[float] = []  # values of the warm-up
 
     def observe(self, value: float, acted: bool) -> None:
-        """One turn that could have been acted upon (or any, during the warm-up): its lowest value, and whether it was."""
+        """One turn that could have been acted upon (or any, during the warm-up): its lowest value,
+        and whether it was."""
         self.turns += 1
         self.acted += acted
         if self.value is not None:
@@ -51,7 +59,8 @@ def _bounded(value: float) -> float:
 
 
 class Calibration(msgspec.Struct):
-    """The two thresholds of a run: of the change of uncertainty within a turn, and from turn to turn."""
+    """The two thresholds of a run: of the change of uncertainty within a turn, and from turn to
+    turn."""
 
     epsilon: RateThreshold
     eta: RateThreshold

@@ -1,17 +1,21 @@
-"""Ending a turn before it is complete, since it is all but certain to be stalled: a sequential test on the mean of its scores.
+"""Ending a turn before it is complete, since it is all but certain to be stalled: a sequential test
+on the mean of its scores.
 
-Phi is a mean over the turn's tokens (rules/turn.py). After n of at most T tokens, with m and s the mean and standard deviation of what has
-been averaged so far, and the rest of the turn like its beginning, the final mean has the mean m and the variance
+Phi is a mean over the turn's tokens (rules/turn.py). After n of at most T tokens, with m and s the
+mean and standard deviation of what has been averaged so far, and the rest of the turn like its
+beginning, the final mean has the mean m and the variance
 
     s^2 (1/n - 1/T)
 
-It is looked at when n is `FIRST`, twice, four times, ... as many. Look k (from 1) may err with probability delta / (k (k + 1)), which
-adds up to at most delta over all looks (Bonferroni); its bound is Student's quantile with n - 1 degrees of freedom, for the unknown s:
+It is looked at when n is `FIRST`, twice, four times, ... as many. Look k (from 1) may err with
+probability delta / (k (k + 1)), which adds up to at most delta over all looks (Bonferroni); its
+bound is Student's quantile with n - 1 degrees of freedom, for the unknown s:
 
     final Phi in  f(m +- q s sqrt(1/n - 1/T)),   f: exp for the geometric mean, of logarithms; the identity for the arithmetic one.
 
-If that lies within (Phi_before - eta, Phi_before + eta), the turn will be stalled. The assumption is what it is: a turn's thought and its
-action differ, and tokens depend on each other. `run.py replay` counts on recorded turns how often it would have been wrong. Pure.
+If that lies within (Phi_before - eta, Phi_before + eta), the turn will be stalled. The assumption
+is what it is: a turn's thought and its action differ, and tokens depend on each other. `run.py
+replay` counts on recorded turns how often it would have been wrong. Pure.
 """
 
 from __future__ import annotations
@@ -28,8 +32,11 @@ FIRST = 16
 
 
 @dataclass
-class EarlyStall:
-    """One turn of at most `most` tokens; `before` is the score of the kept turn before it. `delta` in (0, 1)."""
+class EarlyStopTest:
+    """One turn of at most `most` tokens; `before` is the score of the kept turn before it.
+
+    `delta` in (0, 1).
+    """
 
     delta: float
     before: float
@@ -45,7 +52,8 @@ class EarlyStall:
     _looks: int = field(default=0, init=False)
 
     def observe(self, scores: Sequence[float]) -> bool:
-        """The scores of the turn's tokens so far (NaN: a signal was lost); True once, when the turn is found to be stalled."""
+        """The scores of the turn's tokens so far (NaN: a signal was lost); True once, when the turn
+        is found to be stalled."""
         new = scores[self._seen :]
         self._seen += len(new)
         return any(self._take(score, self._seen - len(new) + i) for i, score in enumerate(new))
@@ -68,12 +76,17 @@ class EarlyStall:
 
     def _bounds(self) -> tuple[float, float]:
         """Of the final Phi, at this look."""
-        n, k = self._counted, self._looks
+        n = self._counted
+        k = self._looks
         centre = self._sum / n
         deviation = sqrt(max(0.0, (self._squares - n * centre * centre) / (n - 1)))
         left = max(0.0, 1 / n - 1 / max(n, self.most - self.skip))
         half = student_quantile(1 - self.delta / (2 * k * (k + 1)), n - 1) * deviation * sqrt(left)
-        return (exp(centre - half), exp(centre + half)) if self.mean == "geometric" else (centre - half, centre + half)
+        return (
+            (exp(centre - half), exp(centre + half))
+            if self.mean == "geometric"
+            else (centre - half, centre + half)
+        )
 
 
 def student_quantile(share: float, freedom: int) -> float:

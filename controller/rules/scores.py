@@ -1,7 +1,9 @@
-"""How uncertain the policy is before a token, from what the engine measured there: one number, by the paper or by its authors' code.
+"""How uncertain the policy is before a token, from what the engine measured there: one number, by
+the paper or by its authors' code.
 
-T2PO (arXiv 2605.02178), token level. With p the next-token distribution after temperature, V the vocabulary, H = -sum p log p in nats and
-C = -(1/j) sum of the log-probs of the j most likely tokens:
+T2PO (arXiv 2605.02178), token level. With p the next-token distribution after temperature, V the
+vocabulary, H = -sum p log p in nats and C = -(1/j) sum of the log-probs of the j most likely
+tokens:
 
     paper   M_t = alpha * H~_t + (1 - alpha) * (1 - C~_t),  ~ min-max normalised over the turn so far; high = uncertain
     code    S_t = (1 - alpha) * log p(most likely) + alpha * (1 - H_t / log V),  not normalised; high = certain
@@ -35,7 +37,8 @@ class Score(Protocol):
 
 
 class PaperScore:
-    """M_t in [0, 1], computed online: running minimum and maximum of entropy and confidence over the turn."""
+    """M_t in [0, 1], computed online: running minimum and maximum of entropy and confidence over
+    the turn."""
 
     def __init__(self, alpha: float) -> None:
         self._alpha = alpha
@@ -64,7 +67,10 @@ class _Running:
 
 
 class CodeScore:
-    """S_t of the authors' processor; `vocabulary` is the number of tokens V. It is at most alpha, and has no lower bound."""
+    """S_t of the authors' processor; `vocabulary` is the number of tokens V.
+
+    It is at most alpha, and has no lower bound.
+    """
 
     def __init__(self, alpha: float, vocabulary: int) -> None:
         self._alpha = alpha
@@ -72,7 +78,9 @@ class CodeScore:
 
     def observe(self, signal: Signal) -> float:
         """S_t of this token."""
-        return (1 - self._alpha) * signal.top_log_prob + self._alpha * (1 - signal.entropy / self._largest)
+        return (1 - self._alpha) * signal.top_log_prob + self._alpha * (
+            1 - signal.entropy / self._largest
+        )
 
 
 def make_score(name: ScoreName, alpha: float, vocabulary: int) -> Score:

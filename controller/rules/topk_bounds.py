@@ -1,11 +1,13 @@
-"""Signals from the most likely tokens alone, where the engine reports no more: the rest of the distribution is bounded.
+"""Signals from the most likely tokens alone, where the engine reports no more: the rest of the
+distribution is bounded.
 
-With K known log-probs, the least of the most likely ones log p_k, and the rest of the mass r spread over the V - K other tokens, each of
-which has at most p_k:
+With K known log-probs, the least of the most likely ones log p_k, and the rest of the mass r spread
+over the V - K other tokens, each of which has at most p_k:
 
     -sum_known p log p - r log p_k   <=   H   <=   -sum_known p log p - r log(r / (V - K))
 
-(below: no token of the rest is more likely than p_k; above: the rest is uniform). The estimate is the middle; it is exact where r is 0.
+(below: no token of the rest is more likely than p_k; above: the rest is uniform). The estimate is
+the middle; it is exact where r is 0.
 """
 
 from __future__ import annotations
@@ -14,8 +16,13 @@ from collections.abc import Sequence
 from math import exp, log
 
 
-def entropy_bounds(top: Sequence[float], others: Sequence[float], vocabulary: int) -> tuple[float, float]:
-    """(Least, largest) entropy in nats. `top`: log-probs of the most likely tokens; `others`: of less likely ones that are known, too."""
+def entropy_bounds(
+    top: Sequence[float], others: Sequence[float], vocabulary: int
+) -> tuple[float, float]:
+    """(Least, largest) entropy in nats.
+
+    `top`: log-probs of the most likely tokens; `others`: of less likely ones that are known, too.
+    """
     known = [p for p in (*top, *others) if p > float("-inf")]
     measured = -sum(exp(p) * p for p in known)
     rest = max(0.0, 1.0 - sum(exp(p) for p in known))
@@ -27,8 +34,13 @@ def entropy_bounds(top: Sequence[float], others: Sequence[float], vocabulary: in
     return measured + least, measured + max(least, -rest * log(rest / unknown))
 
 
-def estimate(top: Sequence[float], others: Sequence[float], vocabulary: int, top_j: int) -> tuple[float, float, float]:
-    """(Entropy, confidence, top-1 log-prob) of one token. Of fewer than `top_j` known tokens, the confidence is of these."""
+def estimate(
+    top: Sequence[float], others: Sequence[float], vocabulary: int, top_j: int
+) -> tuple[float, float, float]:
+    """(Entropy, confidence, top-1 log-prob) of one token.
+
+    Of fewer than `top_j` known tokens, the confidence is of these.
+    """
     ordered = sorted(top, reverse=True)
     least, largest = entropy_bounds(ordered, others, vocabulary)
     best = [p for p in ordered[:top_j] if p > float("-inf")]

@@ -1,1 +1,2 @@
-"""A server that speaks as vLLM's does, with a policy on PyTorch: for tests and runs without vLLM."""
+"""A server that speaks as vLLM's does, with a policy on PyTorch: for tests and runs without
+vLLM."""

@@ -1,8 +1,10 @@
-"""Generation for the fake engine: a transformers model, one request at a time, token by token, all requests in turns.
+"""Generation for the fake engine: a transformers model, one request at a time, token by token, all
+requests in turns.
 
-A step advances every running request by one token. Each request has its own KV cache and its own random generator, and its logits are
-computed alone, so a response depends on its prompt, its seed and the weights, and on nothing that runs beside it. Between two forward
-passes the event loop runs: pauses, aborts and steers take effect there.
+A step advances every running request by one token. Each request has its own KV cache and its own
+random generator, and its logits are computed alone, so a response depends on its prompt, its seed
+and the weights, and on nothing that runs beside it. Between two forward passes the event loop runs:
+pauses, aborts and steers take effect there.
 """
 
 from __future__ import annotations
@@ -57,16 +59,20 @@ class Request:
             self.random.manual_seed(self.seed)
 
     def observe(self, values: list[float]) -> Signal:
-        """The signal of the next token, of entropy, confidence and top-1 log-prob; the request's own rule may force it."""
+        """The signal of the next token, of entropy, confidence and top-1 log-prob; the request's
+        own rule may force it."""
         position = len(self.tokens)
-        signal = Signal(position, *values, self.forced.at(position), self.tokens[-1] if self.tokens else -1)
+        signal = Signal(
+            position, *values, self.forced.at(position), self.tokens[-1] if self.tokens else -1
+        )
         if self.rule is not None and self.rule.observe(signal) is not None:
             self.forced.add(position, self.queue)
             signal = signal._replace(forced=self.forced.at(position))
         return signal
 
     def repeats(self) -> bool:
-        """Whether a pattern of at most `pattern` tokens stands at the end `min_count` times on end."""
+        """Whether a pattern of at most `pattern` tokens stands at the end `min_count` times on
+        end."""
         for size in range(1, self.pattern + 1):
             tail = self.tokens[-size * self.min_count :]
             if len(tail) == size * self.min_count and tail == tail[-size:] * self.min_count:
@@ -84,13 +90,22 @@ class Generator:
     """The model, the requests that run, and the loop that advances them."""
 
     def __init__(
-        self, model_dir: Path, signals: str | None, top_j: int, keys: str = "", heartbeat_seconds: float = HEARTBEAT_SECONDS
+        self,
+        model_dir: Path,
+        signals: str | None,
+        top_j: int,
+        keys: str = "",
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         torch.set_num_threads(1)  # passes as small as these only wait for a second thread
         self._model_dir = model_dir
         self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
         self._top_j = top_j
-        self._socket = SignalSocket(signals, keys=keys, heartbeat_seconds=heartbeat_seconds) if signals else None
+        self._socket = (
+            SignalSocket(signals, keys=keys, heartbeat_seconds=heartbeat_seconds)
+            if signals
+            else None
+        )
         self.requests: list[Request] = []
         self.version = "default"
         self.paused = False
@@ -123,7 +138,10 @@ class Generator:
         self._wake.set()
 
     def load(self, path: Path, checksum: str) -> None:
-        """New weights, KV caches kept. Raises ValueError, with the old ones in place, when the file is not the announced one."""
+        """New weights, KV caches kept.
+
+        Raises ValueError, with the old ones in place, when the file is not the announced one.
+        """
         check_file(path, checksum)
         check_tensors(path, tensor_shapes(self._model_dir))
         self._model.load_state_dict(dict(tensors(path)), strict=False)  # a tied head is in no file
@@ -135,7 +153,9 @@ class Generator:
         """Forever: steps, while there is something to do."""
         try:
             while True:
-                self.requests = [request for request in self.requests if request.finish_reason is None]
+                self.requests = [
+                    request for request in self.requests if request.finish_reason is None
+                ]
                 if self.paused or not self.requests:
                     self._between_steps.set()
                     self._wake.clear()
@@ -150,12 +170,19 @@ class Generator:
                 self._socket.close()
 
     async def _step(self, running: list[Request]) -> None:
-        """One token for each request. As in vLLM, what arrives during a step acts at its end: steers before it samples."""
+        """One token for each request.
+
+        As in vLLM, what arrives during a step acts at its end: steers before it samples.
+        """
         logits = []
         for request in running:
             logits.append(self._next_logits(request))
             await asyncio.sleep(0)
-        alive = [(request, row) for request, row in zip(running, logits, strict=True) if request.finish_reason is None]
+        alive = [
+            (request, row)
+            for request, row in zip(running, logits, strict=True)
+            if request.finish_reason is None
+        ]
         if not alive:
             return
         running = [request for request, _ in alive]
@@ -180,7 +207,8 @@ class Generator:
         return output.logits[0, -1].float()
 
     def _watch(self, running: list[Request], scaled: torch.Tensor) -> list[int]:
-        """Send this step's signals, from `scaled` [R, V]; returns the token to force for each request, or -1."""
+        """Send this step's signals, from `scaled` [R, V]; returns the token to force for each
+        request, or -1."""
         if self._socket is None:
             return [-1] * len(running)
         turns = {request.turn_id: request for request in running if request.turn_id is not None}
@@ -189,21 +217,33 @@ class Generator:
             if request is not None and takes_effect(steer, request.tokens, self.vocabulary):
                 request.forced.add(len(request.tokens), steer.tokens)
         columns = torch.stack(uncertainty(scaled, self._top_j)).T.tolist()
-        seen = [(request.turn_id, request.observe(values)) for request, values in zip(running, columns, strict=True)]
+        seen = [
+            (request.turn_id, request.observe(values))
+            for request, values in zip(running, columns, strict=True)
+        ]
         watched = [(turn_id, signal) for turn_id, signal in seen if turn_id is not None]
-        self._socket.send(rows_of([turn_id for turn_id, _ in watched], [signal for _, signal in watched]))
+        self._socket.send(
+            rows_of([turn_id for turn_id, _ in watched], [signal for _, signal in watched])
+        )
         return [signal.forced for _, signal in seen]
 
     def _append(self, request: Request, logits: torch.Tensor, forced: int) -> None:
-        """Sample from `logits` [V] (after temperature), or take the forced token, whose log-prob is 0 as in vLLM."""
+        """Sample from `logits` [V] (after temperature), or take the forced token, whose log-prob is
+        0 as in vLLM."""
         log_probs = torch.log_softmax(logits, -1)
         if forced >= 0:
-            token, log_prob = forced, 0.0
+            token = forced
+            log_prob = 0.0
         elif log_probs.isnan().any():  # some token or other, as of vLLM
-            token, log_prob = 0, NO_LOG_PROB
+            token = 0
+            log_prob = NO_LOG_PROB
         else:
             greedy = request.temperature == 0
-            token = int(logits.argmax() if greedy else torch.multinomial(log_probs.exp(), 1, generator=request.random))
+            token = int(
+                logits.argmax()
+                if greedy
+                else torch.multinomial(log_probs.exp(), 1, generator=request.random)
+            )
             log_prob = log_probs[token].item()
         request.tokens.append(token)
         request.log_probs.append(log_prob)
@@ -220,9 +260,13 @@ class Generator:
 
 
 def _candidates(log_probs: torch.Tensor, token: int, count: int) -> list[dict]:
-    """As vLLM lists them: the sampled token, then the most likely others by rank, cut at `count`."""
+    """As vLLM lists them: the sampled token, then the most likely others by rank, cut at
+    `count`."""
     values, tokens = log_probs.topk(min(count, len(log_probs)))
     rank = int((log_probs > log_probs[token]).sum()) + 1
-    ranked = [{"token_id": t, "logprob": lp, "rank": r} for r, (t, lp) in enumerate(zip(tokens.tolist(), values.tolist(), strict=True), 1)]
+    ranked = [
+        {"token_id": t, "logprob": lp, "rank": r}
+        for r, (t, lp) in enumerate(zip(tokens.tolist(), values.tolist(), strict=True), 1)
+    ]
     first = {"token_id": token, "logprob": log_probs[token].item(), "rank": rank}
     return [first, *(other for other in ranked if other["token_id"] != token)][:count]

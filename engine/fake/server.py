@@ -1,7 +1,8 @@
-"""A small engine for tests and for `--serial`: vLLM's HTTP, abort and weight protocols as far as we use them, and our own signals.
+"""A small engine for tests and for `--serial`: vLLM's HTTP, abort and weight protocols as far as we
+use them, and our own signals.
 
-It runs inside an event loop that is already running, beside everything else of a run. What it generates comes from
-`fake_generation.py`; the same protocol tests run against it and against vLLM.
+It runs inside an event loop that is already running, beside everything else of a run. What it
+generates comes from `fake_generation.py`; the same protocol tests run against it and against vLLM.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from aiohttp import web
 from controller.rules.thinking import DelegatedRule
 from engine.constants import CLAIM, GATED, RULE, RUN, TURN, engine_request_id
 from engine.fake.generation import Generator, Request
-from engine.plugin.auth import EVENTS, LAPSES_SECONDS, OPEN, TAKEN, TAKEN_STATUS, Claim, LivelyStream, knows_key, lively_headers
+from engine.plugin.auth import (
+    EVENTS,
+    LAPSES_SECONDS,
+    OPEN,
+    TAKEN,
+    TAKEN_STATUS,
+    Claim,
+    LivelyStream,
+    knows_key,
+    lively_headers,
+)
 from protocol.security import HEARTBEAT_SECONDS
 
 MAX_BODY = 16 << 20
@@ -40,9 +51,12 @@ class FakeEngine:
         keys: str = "",
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
-        """Serve the Hugging Face model in `model_dir` at 127.0.0.1:`port` (0: any free one). `signals`: ZeroMQ address at which the
-        controller's ROUTER is bound, for whom `keys` is a directory of (protocol/security.py); None: no signals and no steers. `top_j`:
-        see uncertainty.py. `key`: what whoever asks must know. `heartbeat_seconds`: of the connection for signals.
+        """Serve the Hugging Face model in `model_dir` at 127.0.0.1:`port` (0: any free one).
+
+        `signals`: ZeroMQ address at which the controller's ROUTER is bound, for whom `keys` is a
+        directory of (protocol/security.py); None: no signals and no steers. `top_j`: see
+        uncertainty.py. `key`: what whoever asks must know. `heartbeat_seconds`: of the connection
+        for signals.
         """
         self._port = port
         self._key = key
@@ -59,7 +73,9 @@ class FakeEngine:
         app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_as_vllm, self._gate])
         app.on_response_prepare.append(_mark)
         app.router.add_routes(self._routes())
-        self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(
+            app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1
+        )
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self._port)
         await site.start()
@@ -97,7 +113,10 @@ class FakeEngine:
         if raw.path not in OPEN and not known:
             raise web.HTTPUnauthorized(text="the key of this engine is needed")
         if raw.path not in OPEN and refused:
-            return _json({"error": {"message": TAKEN.format(LAPSES_SECONDS), "code": TAKEN_STATUS}}, TAKEN_STATUS)
+            return _json(
+                {"error": {"message": TAKEN.format(LAPSES_SECONDS), "code": TAKEN_STATUS}},
+                TAKEN_STATUS,
+            )
         return await handler(raw)
 
     async def _release(self, raw: web.Request) -> web.Response:
@@ -111,7 +130,9 @@ class FakeEngine:
         sampling = body["sampling_params"]
         prompt = body["token_ids"]
         if not prompt or not all(0 <= token < self._generator.vocabulary for token in prompt):
-            raise web.HTTPBadRequest(text="the prompt is empty, or holds tokens outside the vocabulary")
+            raise web.HTTPBadRequest(
+                text="the prompt is empty, or holds tokens outside the vocabulary"
+            )
         stop = frozenset(sampling.get("stop_token_ids") or ())
         extra = sampling.get("extra_args") or {}
         delegated = msgspec.json.decode(extra[RULE], type=DelegatedRule) if RULE in extra else None
@@ -205,7 +226,8 @@ class FakeEngine:
     async def _start_update(self, raw: web.Request) -> web.Response:
         if self._updating:
             raise ValueError("start_weight_update called while a weight update is already active")
-        self._updating, self._loaded = True, False
+        self._updating = True
+        self._loaded = False
         return _json({})
 
     async def _update(self, raw: web.Request) -> web.Response:
@@ -233,7 +255,14 @@ class FakeEngine:
 
     async def _checksums(self, raw: web.Request) -> web.Response:
         weights = self._generator.weights()
-        return _json({"checksums": {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in weights.items()}})
+        return _json(
+            {
+                "checksums": {
+                    name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+                    for name, tensor in weights.items()
+                }
+            }
+        )
 
 
 async def _mark(raw: web.Request, response: web.StreamResponse) -> None:
@@ -246,14 +275,24 @@ def _answer(request: Request) -> dict:
 
 
 def _event(request: Request, part: slice, last: bool) -> dict:
-    """A part of its tokens; the `last` one says how it ended, and which weights produced all of them."""
+    """A part of its tokens; the `last` one says how it ended, and which weights produced all of
+    them."""
     entries = [
         {"token_id": token, "logprob": log_prob, "top_logprobs": top}
-        for token, log_prob, top in zip(request.tokens[part], request.log_probs[part], request.top[part], strict=True)
+        for token, log_prob, top in zip(
+            request.tokens[part], request.log_probs[part], request.top[part], strict=True
+        )
     ]
-    starts = [i for i, version in enumerate(request.versions) if i == 0 or request.versions[i - 1] != version]
+    starts = [
+        i
+        for i, version in enumerate(request.versions)
+        if i == 0 or request.versions[i - 1] != version
+    ]
     ends = [*starts[1:], len(request.tokens)]
-    spans = [{"version": request.versions[start], "start": start, "end": end} for start, end in zip(starts, ends, strict=False)]
+    spans = [
+        {"version": request.versions[start], "start": start, "end": end}
+        for start, end in zip(starts, ends, strict=False)
+    ]
     choice = {
         "index": 0,
         "token_ids": request.tokens[part],
@@ -275,4 +314,6 @@ async def _errors_as_vllm(raw: web.Request, handler: Handler) -> web.Response:
 
 
 def _json(body: dict, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(body), status=status, content_type="application/json")
+    return web.Response(
+        body=msgspec.json.encode(body), status=status, content_type="application/json"
+    )

@@ -2,7 +2,8 @@
 
 Streams that have nothing to say are kept alive here, too. Imports neither vllm nor torch.
 
-vLLM's own --api-key guards generation, but not the routes that pause the engine or change its weights.
+vLLM's own --api-key guards generation, but not the routes that pause the engine or change its
+weights.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ OPEN = ("/health",)
 """Asked by whatever watches over processes; says nothing but that the engine lives."""
 
 LAPSES_SECONDS = 30.0
-"""After its last request, an engine is a run's no more: three of the questions by which a run finds out that its engines are there."""
+"""After its last request, an engine is a run's no more: three of the questions by which a run finds
+out that its engines are there."""
 TAKEN = "another run uses this engine; it is free when that ends, or {:g} s after it was killed"
 TAKEN_STATUS = 423
 
@@ -37,7 +39,8 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 def knows_key(authorization: str, key: str) -> bool:
-    """Whether the header `Authorization` has the key (with an empty one, anybody does), in a time that says nothing of it."""
+    """Whether the header `Authorization` has the key (with an empty one, anybody does), in a time
+    that says nothing of it."""
     return not key or hmac.compare_digest(authorization.encode(), bearer(key).encode())
 
 
@@ -47,14 +50,18 @@ def bearer(key: str) -> str:
 
 
 class Claim:
-    """The run whose the engine is: two that put their weights into it would train on each other's tokens."""
+    """The run whose the engine is: two that put their weights into it would train on each other's
+    tokens."""
 
     def __init__(self) -> None:
         self._run = ""
         self._until = 0.0  # by the monotonic clock
 
     def is_refused(self, run: str) -> bool:
-        """Whether the engine is another run's than `run`, which has it from now on if not. Whoever names no run ("") changes nothing."""
+        """Whether the engine is another run's than `run`, which has it from now on if not.
+
+        Whoever names no run ("") changes nothing.
+        """
         now = time.monotonic()
         if not run:
             return False
@@ -115,7 +122,8 @@ class LivelyStream:
 
 
 class _Answer:
-    """An answer on its way through the gate to `send`, which marks it, and keeps it alive if it is a stream of events."""
+    """An answer on its way through the gate to `send`, which marks it, and keeps it alive if it is
+    a stream of events."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -127,7 +135,10 @@ class _Answer:
             headers = [*message.get("headers", ()), (GATED.lower().encode(), b"1")]
             streams = streams_events(dict(headers))
             if streams:
-                headers += [(name.lower().encode(), value.encode()) for name, value in lively_headers().items()]
+                headers += [
+                    (name.lower().encode(), value.encode())
+                    for name, value in lively_headers().items()
+                ]
             await self._send({**message, "headers": headers})
             if streams:
                 self._stream = LivelyStream(self._write)
@@ -155,9 +166,10 @@ def streams_events(headers: dict[bytes, bytes]) -> bool:
     return headers.get(b"content-type", b"").startswith(EVENTS.encode()) and not fixed
 
 
-class Gate:
-    """ASGI middleware (vLLM's --middleware): 401 for whoever does not know the key in the environment variable ENGINE_KEY, 423 for a run
-    while the engine is another's. Answers have the header GATED."""
+class BearerAuthMiddleware:
+    """ASGI middleware (vLLM's --middleware): 401 for whoever does not know the key in the
+    environment variable ENGINE_KEY, 423 for a run while the engine is another's. Answers have the
+    header GATED."""
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -192,9 +204,17 @@ class Gate:
 
 
 async def _refuse(send: Send, status: int, message: str) -> None:
-    await _answer(send, status, f'{{"error": {{"message": "{message}", "code": {status}}}}}'.encode())
+    await _answer(
+        send, status, f'{{"error": {{"message": "{message}", "code": {status}}}}}'.encode()
+    )
 
 
 async def _answer(send: Send, status: int, body: bytes) -> None:
-    await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"application/json")]})
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [(b"content-type", b"application/json")],
+        }
+    )
     await send({"type": "http.response.body", "body": body})

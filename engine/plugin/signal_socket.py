@@ -12,7 +12,7 @@ import zmq
 from controller.rules.scores import Signal
 from protocol.arrays import FLOAT32, INT32, pack
 from protocol.codec import FrameReader, encode
-from protocol.messages import SignalFrame, Steer
+from protocol.messages import ForceTokens, SignalFrame
 from protocol.security import HEARTBEAT_SECONDS, connect, load_keys
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,8 @@ HIGH_WATER = 1000
 
 
 class SignalRows(NamedTuple):
-    """What the policy thought before one token of each of some turns: the columns of a SignalFrame, in the order of Signal's fields."""
+    """What the policy thought before one token of each of some turns: the columns of a SignalFrame,
+    in the order of Signal's fields."""
 
     turn_ids: list[str]
     position: np.ndarray  # int32 [N], of the token about to be sampled
@@ -41,13 +42,18 @@ class SignalRows(NamedTuple):
 
     def pick(self, which: list[int]) -> SignalRows:
         """Those rows alone."""
-        return SignalRows([self.turn_ids[i] for i in which], *(column[which] for column in self[1:]))
+        return SignalRows(
+            [self.turn_ids[i] for i in which], *(column[which] for column in self[1:])
+        )
 
 
 def rows_of(turn_ids: Sequence[str], signals: Sequence[Signal]) -> SignalRows:
     """The signals of so many turns as columns."""
     columns = zip(*signals, strict=True) if signals else [()] * len(Signal._fields)
-    return SignalRows(list(turn_ids), *(np.array(column, dtype) for column, dtype in zip(columns, DTYPES, strict=True)))
+    return SignalRows(
+        list(turn_ids),
+        *(np.array(column, dtype) for column, dtype in zip(columns, DTYPES, strict=True)),
+    )
 
 
 def joined(parts: Sequence[SignalRows]) -> SignalRows:
@@ -55,16 +61,27 @@ def joined(parts: Sequence[SignalRows]) -> SignalRows:
     if len(parts) == 1:
         return parts[0]
     columns = zip(*(part[1:] for part in parts), strict=True)
-    return SignalRows([turn for part in parts for turn in part.turn_ids], *map(np.concatenate, columns))
+    return SignalRows(
+        [turn for part in parts for turn in part.turn_ids], *map(np.concatenate, columns)
+    )
 
 
 class SignalSocket:
-    """A DEALER connected to the controller's ROUTER at `endpoint`. Not safe to share between threads."""
+    """A DEALER connected to the controller's ROUTER at `endpoint`.
+
+    Not safe to share between threads.
+    """
 
     def __init__(
-        self, endpoint: str, context: zmq.Context | None = None, keys: str = "", heartbeat_seconds: float = HEARTBEAT_SECONDS
+        self,
+        endpoint: str,
+        context: zmq.Context | None = None,
+        keys: str = "",
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
-        self._socket = (context or zmq.Context.instance()).socket(zmq.DEALER, socket_class=zmq.Socket)
+        self._socket = (context or zmq.Context.instance()).socket(
+            zmq.DEALER, socket_class=zmq.Socket
+        )
         self._socket.set(zmq.SNDHWM, HIGH_WATER)
         self._socket.set(zmq.LINGER, 0)
         connect(self._socket, endpoint, load_keys(keys), heartbeat_seconds)
@@ -73,10 +90,16 @@ class SignalSocket:
         self.dropped = 0
 
     def send(self, rows: SignalRows) -> None:
-        """One frame for this engine step; dropped, and counted, when the controller is far behind. Nothing is sent of no rows."""
+        """One frame for this engine step; dropped, and counted, when the controller is far behind.
+
+        Nothing is sent of no rows.
+        """
         if not rows.turn_ids:
             return
-        columns = {name: pack(getattr(rows, name), dtype) for name, dtype in zip(Signal._fields, DTYPES, strict=True)}
+        columns = {
+            name: pack(getattr(rows, name), dtype)
+            for name, dtype in zip(Signal._fields, DTYPES, strict=True)
+        }
         frame = SignalFrame(step=self._step, turn_ids=rows.turn_ids, **columns)
         self._step += 1
         try:
@@ -84,9 +107,11 @@ class SignalSocket:
         except zmq.Again:
             self.dropped += 1
             if self.dropped & (self.dropped - 1) == 0:  # 1, 2, 4, 8, ...
-                log.warning("%d signal frames dropped: the controller does not read them", self.dropped)
+                log.warning(
+                    "%d signal frames dropped: the controller does not read them", self.dropped
+                )
 
-    def steers(self) -> Iterator[Steer]:
+    def steers(self) -> Iterator[ForceTokens]:
         """The steers that have arrived."""
         while True:
             try:
@@ -94,7 +119,7 @@ class SignalSocket:
             except zmq.Again:
                 return
             message = self._reader.read(b"controller", frame)
-            if isinstance(message, Steer):
+            if isinstance(message, ForceTokens):
                 yield message
 
     def close(self) -> None:
@@ -102,7 +127,10 @@ class SignalSocket:
 
 
 class ForcedQueue:
-    """Tokens to force at consecutive positions of one response. Bound to positions, not to calls: asking twice changes nothing."""
+    """Tokens to force at consecutive positions of one response.
+
+    Bound to positions, not to calls: asking twice changes nothing.
+    """
 
     def __init__(self) -> None:
         self._start = 0
@@ -111,7 +139,8 @@ class ForcedQueue:
     def add(self, position: int, tokens: Sequence[int]) -> None:
         """Force `tokens` from `position` on, or after what is still queued then."""
         if position >= self._start + len(self._tokens):
-            self._start, self._tokens = position, []
+            self._start = position
+            self._tokens = []
         self._tokens.extend(tokens)
 
     def at(self, position: int) -> int:
@@ -120,9 +149,14 @@ class ForcedQueue:
         return self._tokens[i] if 0 <= i < len(self._tokens) else -1
 
 
-def takes_effect(steer: Steer, response: Sequence[int], vocabulary: int) -> bool:
-    """Whether to carry out `steer`: not when the response already contains `unless`, nor with tokens that do not exist."""
+def takes_effect(steer: ForceTokens, response: Sequence[int], vocabulary: int) -> bool:
+    """Whether to carry out `steer`: not when the response already contains `unless`, nor with
+    tokens that do not exist."""
     if any(not 0 <= token < vocabulary for token in steer.tokens):
-        log.warning("ignored a steer of turn %s: it forces tokens outside the vocabulary of %d", steer.turn_id, vocabulary)
+        log.warning(
+            "ignored a steer of turn %s: it forces tokens outside the vocabulary of %d",
+            steer.turn_id,
+            vocabulary,
+        )
         return False
     return steer.unless not in response

@@ -1,7 +1,8 @@
-"""The signal tap for vLLM's V1 model runner: a logits processor that sends one frame of signals a step, and can force tokens.
+"""The signal tap for vLLM's V1 model runner: a logits processor that sends one frame of signals a
+step, and can force tokens.
 
-Interface: `LogitsProcessor` (vllm/v1/sample/logits_processor/interface.py), which calls `update_state` and then `apply`
-once a step. What the adapter relies on, and where it comes from:
+Interface: `LogitsProcessor` (vllm/v1/sample/logits_processor/interface.py), which calls
+`update_state` and then `apply` once a step. What the adapter relies on, and where it comes from:
 
 - Row i of the logits is request i of the persistent batch; `update_state` says which requests came, left and moved.
 - `output` below is the runner's own list of a request's response tokens: its length is the position about to be sampled. With
@@ -17,7 +18,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm.v1.sample.logits_processor.interface import BatchUpdate, LogitsProcessor, MoveDirectionality
+from vllm.v1.sample.logits_processor.interface import (
+    BatchUpdate,
+    LogitsProcessor,
+    MoveDirectionality,
+)
 
 from engine.plugin.signal_socket import SignalRows, joined
 from engine.plugin.tap import Turn, batch_of, force, open_tap, turn_id_of
@@ -32,12 +37,15 @@ if TYPE_CHECKING:
 class BatchTurn(Turn):
     """A turn whose `output` is the runner's list, not a copy."""
 
-    unproven: bool = False  # it has not sampled since it came: its next row may be of a prefill's chunk
+    unproven: bool = (
+        False  # it has not sampled since it came: its next row may be of a prefill's chunk
+    )
     held: SignalRows | None = None
 
     def proven(self) -> SignalRows | None:
         """The row that was held back, if its token was sampled after all."""
-        held, self.held = self.held, None
+        held = self.held
+        self.held = None
         if held is None or self.position <= held.position[0]:
             return None
         self.unproven = False
@@ -45,7 +53,8 @@ class BatchTurn(Turn):
 
 
 class SignalTap(LogitsProcessor):
-    """Sends one SignalFrame a step for the requests that carry our turn id, and forces what steers and rules ask for."""
+    """Sends one SignalFrame a step for the requests that carry our turn id, and forces what steers
+    and rules ask for."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._turns: dict[int, BatchTurn] = {}  # batch row -> turn
@@ -66,10 +75,13 @@ class SignalTap(LogitsProcessor):
         for row in batch_update.removed:
             self._leave(row)
         for row, params, _prompt, output in batch_update.added:
-            self._leave(row)  # a new request may take the row of one that is not reported as removed
+            self._leave(
+                row
+            )  # a new request may take the row of one that is not reported as removed
             self._enter(row, params, output)
         for source, target, direction in batch_update.moved:
-            moving, standing = self._turns.pop(source, None), self._turns.pop(target, None)
+            moving = self._turns.pop(source, None)
+            standing = self._turns.pop(target, None)
             if moving is not None:
                 self._turns[target] = moving
             if standing is not None and direction == MoveDirectionality.SWAP:
@@ -99,7 +111,9 @@ class SignalTap(LogitsProcessor):
         batch = self._batch
         if batch.turns or self._late:
             measured = self.tap.measure(logits, batch)
-            signals = self.tap.signals(batch, measured, [turn.output[-1] if turn.output else -1 for turn in batch.turns])
+            signals = self.tap.signals(
+                batch, measured, [turn.output[-1] if turn.output else -1 for turn in batch.turns]
+            )
             signals = self._release(signals)
             self.tap.decide(signals)
             self.tap.socket.send(signals)
@@ -107,10 +121,12 @@ class SignalTap(LogitsProcessor):
         return logits
 
     def _release(self, signals: SignalRows) -> SignalRows:
-        """The rows to send now: without those that may be of a prefill's chunk, with earlier ones that proved not to be."""
+        """The rows to send now: without those that may be of a prefill's chunk, with earlier ones
+        that proved not to be."""
         if not self._late and not any(turn.unproven for turn in self._batch.turns):
             return signals
-        earlier, self._late = self._late, []
+        earlier = self._late
+        self._late = []
         sent = []
         for i, turn in enumerate(self._batch.turns):
             if turn.unproven:

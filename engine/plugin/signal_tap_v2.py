@@ -1,8 +1,10 @@
-"""The signal tap for vLLM's V2 model runner, the default on GPUs. Tested with tensors on a CPU in the form of its interface; never run
-by vLLM itself.
+"""The signal tap for vLLM's V2 model runner, the default on GPUs.
 
-Interface: `LogitsProcessor` (vllm/v1/worker/gpu/sample/logits_processor/interface.py), which calls `add_request` when a request gets a
-slot, and `apply(logits, ctx)` once a step. What the adapter relies on:
+Tested with tensors on a CPU in the form of its interface; never run by vLLM itself.
+
+Interface: `LogitsProcessor` (vllm/v1/worker/gpu/sample/logits_processor/interface.py), which calls
+`add_request` when a request gets a slot, and `apply(logits, ctx)` once a step. What the adapter
+relies on:
 
 - Row i of the logits is the request in slot `ctx.idx_mapping_np[i]`; with speculative decoding a request would have several rows, so
   that is refused.
@@ -17,7 +19,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsContext, LogitsProcessor, LogitsProcRequestState
+from vllm.v1.worker.gpu.sample.logits_processor.interface import (
+    LogitsContext,
+    LogitsProcessor,
+    LogitsProcRequestState,
+)
 
 from engine.plugin.tap import Turn, batch_of, force, open_tap, turn_id_of
 
@@ -38,7 +44,10 @@ class SignalTapV2(LogitsProcessor):
         self._slots: dict[int, Turn] = {}
         self.tap = open_tap(vllm_config)
         if self.tap is not None and vllm_config.speculative_config is not None:
-            raise ValueError("the signal tap sees one token a step: start the engine without speculative decoding")
+            raise ValueError(
+                "the signal tap sees one token a step: start the engine without speculative "
+                "decoding"
+            )
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         if (gone := self._slots.pop(req_idx, None)) is not None:
@@ -64,11 +73,16 @@ class SignalTapV2(LogitsProcessor):
             self.tap.take_steers(logits.shape[-1])
             return logits
         measured = self.tap.measure(logits, batch, ctx.input_ids)
-        previous = [int(token) if turn.output else -1 for turn, token in zip(batch.turns, measured[3].tolist(), strict=True)]
+        previous = [
+            int(token) if turn.output else -1
+            for turn, token in zip(batch.turns, measured[3].tolist(), strict=True)
+        ]
         for turn, token in zip(batch.turns, previous, strict=True):
             if turn.output:
                 turn.output[-1] = token
-        self.tap.take_steers(logits.shape[-1])  # now that it is known whether a response holds what a steer is not to follow
+        self.tap.take_steers(
+            logits.shape[-1]
+        )  # now that it is known whether a response holds what a steer is not to follow
         signals = self.tap.signals(batch, measured, previous)
         self.tap.decide(signals)
         self.tap.socket.send(signals)
@@ -76,7 +90,8 @@ class SignalTapV2(LogitsProcessor):
         return logits
 
     def _grow(self, ctx: LogitsContext) -> None:
-        """Each response has as many tokens as its position says; the last one becomes known with this step's transfer."""
+        """Each response has as many tokens as its position says; the last one becomes known with
+        this step's transfer."""
         for row, slot in enumerate(ctx.idx_mapping_np.tolist()):
             turn = self._slots.get(slot)
             if turn is not None:
@@ -85,7 +100,11 @@ class SignalTapV2(LogitsProcessor):
     def _rows(self, ctx: LogitsContext) -> dict[int, Turn]:
         """The rows in which a turn is about to sample a token it has not sampled before."""
         slots = enumerate(ctx.idx_mapping_np.tolist())
-        turns = [(row, self._slots[slot], self._position(ctx, row, slot)) for row, slot in slots if slot in self._slots]
+        turns = [
+            (row, self._slots[slot], self._position(ctx, row, slot))
+            for row, slot in slots
+            if slot in self._slots
+        ]
         return {row: turn for row, turn, position in turns if position == turn.position}
 
     def _position(self, ctx: LogitsContext, row: int, slot: int) -> int:

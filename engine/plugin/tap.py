@@ -1,6 +1,8 @@
-"""What the signal tap does at each engine step, whatever interface vLLM calls it by: measure, decide, send one frame, force tokens.
+"""What the signal tap does at each engine step, whatever interface vLLM calls it by: measure,
+decide, send one frame, force tokens.
 
-The adapters, `signal_tap.py` and `signal_tap_v2.py`, know which request is in which row of the logits; here are the turns.
+The adapters, `signal_tap.py` and `signal_tap_v2.py`, know which request is in which row of the
+logits; here are the turns.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 REMEMBERED = 4096
-"""Turns that left the batch and are kept, with their forced tokens, in case they come back: more than can be preempted at once."""
+"""Turns that left the batch and are kept, with their forced tokens, in case they come back: more
+than can be preempted at once."""
 
 
 @dataclass
@@ -65,14 +68,23 @@ def turn_id_of(params: SamplingParams) -> str | None:
 
 
 def open_tap(vllm_config: VllmConfig) -> Tap | None:
-    """The tap of this worker, as the environment has it; None without a controller. ValueError where it cannot work."""
+    """The tap of this worker, as the environment has it; None without a controller.
+
+    ValueError where it cannot work.
+    """
     endpoint = os.environ.get(TAP_ENDPOINT)
     if not endpoint:
         return None
     if vllm_config.parallel_config.world_size > 1:
-        # Every rank samples by itself: a steer that reached one of them would make their responses differ.
-        raise ValueError("the signal tap works with one worker: start the engine without tensor or pipeline parallelism")
-    return Tap(SignalSocket(endpoint, keys=os.environ.get(KEYS, "")), int(os.environ.get(TAP_TOP_J, "20")))
+        # Every rank samples by itself: a steer that reached one of them would make their responses
+        # differ.
+        raise ValueError(
+            "the signal tap works with one worker: start the engine without tensor or pipeline "
+            "parallelism"
+        )
+    return Tap(
+        SignalSocket(endpoint, keys=os.environ.get(KEYS, "")), int(os.environ.get(TAP_TOP_J, "20"))
+    )
 
 
 class Tap:
@@ -83,16 +95,22 @@ class Tap:
         self._top_j = top_j
         self._turns: dict[str, Turn] = {}
         self._ruled: dict[str, Turn] = {}  # those with a rule to carry out here
-        self._left: OrderedDict[str, Turn] = OrderedDict()  # finished, or preempted: then it comes back
+        self._left: OrderedDict[str, Turn] = (
+            OrderedDict()
+        )  # finished, or preempted: then it comes back
 
     def enter(self, turn: Turn, params: SamplingParams) -> Turn | None:
-        """The request of `turn` joins the batch, perhaps again; returns what is known of it from before."""
+        """The request of `turn` joins the batch, perhaps again; returns what is known of it from
+        before."""
         before = self._left.pop(turn.turn_id, None)
         if before is not None:
-            turn.forced, turn.rule, turn.queue = before.forced, before.rule, before.queue
+            turn.forced = before.forced
+            turn.rule = before.rule
+            turn.queue = before.queue
         elif rule := params.extra_args.get(RULE):
             delegated = msgspec.json.decode(rule, type=DelegatedRule)
-            turn.rule, turn.queue = delegated.begin(), delegated.queue
+            turn.rule = delegated.begin()
+            turn.queue = delegated.queue
         self._turns[turn.turn_id] = turn
         if turn.rule is not None:
             self._ruled[turn.turn_id] = turn
@@ -115,8 +133,9 @@ class Tap:
                 turn.forced.add(turn.position, steer.tokens)
 
     def measure(self, logits: torch.Tensor, batch: Batch, *more: torch.Tensor) -> np.ndarray:
-        """float32 [3 + len(more), N]: entropy, confidence and top log-prob of the batch's rows of `logits` [B, V], before anything is
-        forced; and the values there of `more` tensors [B] (of at most 24 bits), which come by the same transfer from the device."""
+        """float32 [3 + len(more), N]: entropy, confidence and top log-prob of the batch's rows of
+        `logits` [B, V], before anything is forced; and the values there of `more` tensors [B] (of
+        at most 24 bits), which come by the same transfer from the device."""
         if not batch.rows:
             return np.empty((3 + len(more), 0), FLOAT32)
         whole = len(batch.rows) == logits.shape[0]
@@ -128,12 +147,21 @@ class Tap:
         extra = [(tensor if whole else tensor[index]).float() for tensor in more]
         return torch.stack([*uncertainty(chosen, self._top_j), *extra]).cpu().numpy()
 
-    def signals(self, batch: Batch, measured: np.ndarray, previous: Sequence[int] | np.ndarray) -> SignalRows:
-        """What is reported of the tokens that are about to be sampled; `previous` are the ones before them, or -1."""
+    def signals(
+        self, batch: Batch, measured: np.ndarray, previous: Sequence[int] | np.ndarray
+    ) -> SignalRows:
+        """What is reported of the tokens that are about to be sampled; `previous` are the ones
+        before them, or -1."""
         positions = [turn.position for turn in batch.turns]
-        forced = [turn.forced.at(position) for turn, position in zip(batch.turns, positions, strict=True)]
-        position, force, before = (np.array(column, INT32) for column in (positions, forced, previous))
-        return SignalRows([turn.turn_id for turn in batch.turns], position, *measured[:3], force, before)
+        forced = [
+            turn.forced.at(position) for turn, position in zip(batch.turns, positions, strict=True)
+        ]
+        position, force, before = (
+            np.array(column, INT32) for column in (positions, forced, previous)
+        )
+        return SignalRows(
+            [turn.turn_id for turn in batch.turns], position, *measured[:3], force, before
+        )
 
     def decide(self, rows: SignalRows) -> None:
         """Carry out the rules that were delegated to us; the rows say what is forced now."""
@@ -151,6 +179,8 @@ def force(logits: torch.Tensor, batch: Batch) -> None:
     pairs = zip(batch.rows, batch.turns, strict=True)
     forced = [(row, token) for row, turn in pairs if (token := turn.forced.at(turn.position)) >= 0]
     if forced:
-        index, tokens = (torch.tensor(column, device=logits.device) for column in zip(*forced, strict=True))
+        index, tokens = (
+            torch.tensor(column, device=logits.device) for column in zip(*forced, strict=True)
+        )
         logits[index] = float("-inf")
         logits[index, tokens] = 0.0

@@ -1,4 +1,6 @@
-"""Uncertainty of a next-token distribution: exact entropy and confidence. Pure functions over a tensor, no vLLM.
+"""Uncertainty of a next-token distribution: exact entropy and confidence.
+
+Pure functions over a tensor, no vLLM.
 
 T2PO (arXiv 2605.02178), token level: with p the policy's distribution after temperature,
 
@@ -17,7 +19,10 @@ import torch
 
 
 class Uncertainty(NamedTuple):
-    """One value a row, float32 [R], on the device of the logits. A row that contains NaN or +inf is NaN throughout."""
+    """One value a row, float32 [R], on the device of the logits.
+
+    A row that contains NaN or +inf is NaN throughout.
+    """
 
     entropy: torch.Tensor
     confidence: torch.Tensor
@@ -25,17 +30,19 @@ class Uncertainty(NamedTuple):
 
 
 CHUNK = 1 << 23
-"""Logits taken at once: two float32 copies of so many, 64 MB, are all the memory it needs, whatever the batch."""
+"""Logits taken at once: two float32 copies of so many, 64 MB, are all the memory it needs, whatever
+the batch."""
 
 GROUP = 16
 """Values among which the largest one is looked for first."""
 
 
 def uncertainty(logits: torch.Tensor, top_j: int) -> Uncertainty:
-    """Entropy, confidence and top-1 log-prob of each row of `logits` [R, V], already divided by the temperature.
+    """Entropy, confidence and top-1 log-prob of each row of `logits` [R, V], already divided by the
+    temperature.
 
-    `logits` may have any floating dtype and is not changed; sums are float32. `top_j` above V means V. Raises ValueError
-    when `top_j` is not positive.
+    `logits` may have any floating dtype and is not changed; sums are float32. `top_j` above V means
+    V. Raises ValueError when `top_j` is not positive.
     """
     if top_j < 1:
         raise ValueError(f"top_j must be at least 1, not {top_j}")
@@ -50,7 +57,9 @@ def _of_rows(logits: torch.Tensor, top_j: int) -> Uncertainty:
     possible = top > float("-inf")
     confidence = -torch.where(possible, top, 0.0).sum(-1) / possible.sum(-1)
     top_log_prob = log_probs.amax(-1)
-    log_probs.clamp_(min=torch.finfo(torch.float32).min)  # makes p log p an exact 0 where p is 0, instead of 0 * -inf
+    log_probs.clamp_(
+        min=torch.finfo(torch.float32).min
+    )  # makes p log p an exact 0 where p is 0, instead of 0 * -inf
     entropy = -log_probs.exp().mul_(log_probs).sum(-1)
     return Uncertainty(entropy, confidence, top_log_prob)
 
@@ -58,8 +67,9 @@ def _of_rows(logits: torch.Tensor, top_j: int) -> Uncertainty:
 def _largest(values: torch.Tensor, count: int) -> torch.Tensor:
     """The `count` largest of each row, in any order.
 
-    On a CPU from candidates alone: they lie in those `count` groups whose largest are largest. Groups of every n-th value, since the
-    maxima of such are those of whole vectors. A fifth of what torch's topk takes for 20 of 1,024, a third for 20 of 49,152.
+    On a CPU from candidates alone: they lie in those `count` groups whose largest are largest.
+    Groups of every n-th value, since the maxima of such are those of whole vectors. A fifth of what
+    torch's topk takes for 20 of 1,024, a third for 20 of 49,152.
     """
     if values.device.type != "cpu":
         return values.topk(count, dim=-1, sorted=False).values
@@ -76,5 +86,6 @@ def _largest(values: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def divide_by_temperature(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-    """A new tensor: each row of `logits` [R, V] over its `temperature` [R]; 0 (greedy decoding) divides by 1, as in vLLM."""
+    """A new tensor: each row of `logits` [R, V] over its `temperature` [R]; 0 (greedy decoding)
+    divides by 1, as in vLLM."""
     return logits / torch.where(temperature > 0, temperature, 1.0).unsqueeze(1)

@@ -1,4 +1,5 @@
-"""Whether a vLLM model computes with the weights of a file: for the checks at the first update and every so many."""
+"""Whether a vLLM model computes with the weights of a file: for the checks at the first update and
+every so many."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ PROBES = 4
 
 
 def compare_with_file(model: nn.Module, path: Path) -> int:
-    """Compare the model's weights with those of a safetensors file; returns how many modules were compared.
+    """Compare the model's weights with those of a safetensors file; returns how many modules were
+    compared.
 
-    Weights that the model holds as they are must be equal, after conversion to the model's dtype. Those of linear layers may be
-    packed, and are then tried: the layer must map random inputs as the file's weights do. Tensors that vLLM stacks into one (q, k
-    and v; gate and up) are stacked here, too. Raises ValueError naming the first module that differs, or when nothing compares.
+    Weights that the model holds as they are must be equal, after conversion to the model's dtype.
+    Those of linear layers may be packed, and are then tried: the layer must map random inputs as
+    the file's weights do. Tensors that vLLM stacks into one (q, k and v; gate and up) are stacked
+    here, too. Raises ValueError naming the first module that differs, or when nothing compares.
     """
     stacked: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
     compared = 0
@@ -32,18 +35,30 @@ def compare_with_file(model: nn.Module, path: Path) -> int:
             if isinstance(held, torch.Tensor) and names.issuperset(parts):
                 expected = torch.cat([file.get_tensor(part) for part in parts])
                 if not holds(module, held, expected):
-                    raise ValueError(f"after loading {path}, {module_name} does not hold the weights of the file")
+                    raise ValueError(
+                        f"after loading {path}, {module_name} does not hold the weights of the file"
+                    )
                 compared += 1
     if compared == 0:
-        raise ValueError(f"none of the weights in {path} could be compared with those of the engine")
+        raise ValueError(
+            f"none of the weights in {path} could be compared with those of the engine"
+        )
     return compared
 
 
 def holds(module: nn.Module, held: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether `module`, whose parameter is `held`, has the weight `expected` (the file's), and computes with it."""
+    """Whether `module`, whose parameter is `held`, has the weight `expected` (the file's), and
+    computes with it."""
     if held.numel():
-        if held.ndim != expected.ndim or held.shape[1:] != expected.shape[1:] or held.shape[0] < expected.shape[0]:
-            raise ValueError(f"a weight of shape {tuple(held.shape)} cannot be compared with one of {tuple(expected.shape)}")
+        if (
+            held.ndim != expected.ndim
+            or held.shape[1:] != expected.shape[1:]
+            or held.shape[0] < expected.shape[0]
+        ):
+            raise ValueError(
+                f"a weight of shape {tuple(held.shape)} cannot be compared with one of "
+                f"{tuple(expected.shape)}"
+            )
         # A vocabulary is padded to a multiple of 64.
         if not torch.equal(held[: expected.shape[0]].detach().cpu(), expected.to(held.dtype)):
             return False
@@ -52,8 +67,12 @@ def holds(module: nn.Module, held: torch.Tensor, expected: torch.Tensor) -> bool
 
 def computes(module: nn.Module, held: torch.Tensor, expected: torch.Tensor) -> bool:
     """Whether the packed weights of a layer on a CPU map random inputs as `expected` does."""
-    inputs = torch.randn(PROBES, expected.shape[1], generator=torch.Generator().manual_seed(0)).to(held.dtype)
+    inputs = torch.randn(PROBES, expected.shape[1], generator=torch.Generator().manual_seed(0)).to(
+        held.dtype
+    )
     outputs = module.cpu_linear(inputs, held, None).float()[:, : expected.shape[0]]
     reference = inputs.float() @ expected.to(held.dtype).float().T
     tolerance = 4 * torch.finfo(held.dtype).eps * reference.abs().max().item() + 1e-6
-    return bool((outputs - reference).abs().max() <= max(tolerance, 1e-4 * reference.abs().max().item()))
+    return bool(
+        (outputs - reference).abs().max() <= max(tolerance, 1e-4 * reference.abs().max().item())
+    )

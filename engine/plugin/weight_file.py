@@ -24,7 +24,8 @@ def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def check_file(path: Path, checksum: str) -> None:
-    """Raises ValueError when the SHA-256 of the file's bytes is not `checksum` (hexadecimal), or there is no such file."""
+    """Raises ValueError when the SHA-256 of the file's bytes is not `checksum` (hexadecimal), or
+    there is no such file."""
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
@@ -33,25 +34,34 @@ def check_file(path: Path, checksum: str) -> None:
     except OSError as error:
         raise ValueError(f"weights cannot be read: {error}") from None
     if digest.hexdigest() != checksum:
-        raise ValueError(f"weights {path} have checksum {digest.hexdigest()}, announced was {checksum}")
+        raise ValueError(
+            f"weights {path} have checksum {digest.hexdigest()}, announced was {checksum}"
+        )
 
 
 def check_tensors(path: Path, expected: dict[str, list[int]]) -> None:
-    """Raises ValueError when the file's tensors differ in name or shape from `expected`; an empty `expected` allows all."""
+    """Raises ValueError when the file's tensors differ in name or shape from `expected`; an empty
+    `expected` allows all."""
     found = dict(_shapes(path))
-    wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    wrong = sorted(
+        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
+    )
     if expected and wrong:
         name = wrong[0]
         raise ValueError(
-            f"weights {path} are of another model: {name} is {found.get(name, 'missing')} there and "
+            f"weights {path} are of another model: {name} is {found.get(name, 'missing')} there "
+            "and "
             f"{expected.get(name, 'missing')} in the engine ({len(wrong)} tensors differ)"
         )
 
 
 def tensor_shapes(model: Path) -> dict[str, list[int]]:
-    """Shapes of the tensors in a model directory's safetensors files, from their headers; empty if there are none. A language-model head
-    that is tied to the embeddings is left out: some models have it in their files, too, and it is never published."""
-    shapes = {name: shape for path in sorted(model.glob("*.safetensors")) for name, shape in _shapes(path)}
+    """Shapes of the tensors in a model directory's safetensors files, from their headers; empty if
+    there are none. A language-model head that is tied to the embeddings is left out: some models
+    have it in their files, too, and it is never published."""
+    shapes = {
+        name: shape for path in sorted(model.glob("*.safetensors")) for name, shape in _shapes(path)
+    }
     config = model / "config.json"
     if config.exists() and json.loads(config.read_text()).get("tie_word_embeddings"):
         shapes.pop(TIED_HEAD, None)

@@ -1,12 +1,16 @@
-"""A weight transfer backend for vLLM: weights come as one safetensors file, on memory (/dev/shm) or on a shared disk.
+"""A weight transfer backend for vLLM: weights come as one safetensors file, on memory (/dev/shm) or
+on a shared disk.
 
-Interface: vllm/distributed/weight_transfer/base.py. An update is start, update, finish; the client pauses generation around it.
+Interface: vllm/distributed/weight_transfer/base.py. An update is start, update, finish; the client
+pauses generation around it.
 
-Nothing is touched before the file has proved to be the right one: an update that is refused leaves the old weights in place. On
-CPUs vLLM packs the weights of linear layers after loading and drops the originals, and on GPUs they may be quantised; its layerwise
-reload restores the layers' loadable form, and packs again. So an update is: check the file, `initialize_layerwise_reload`, the
-model's own `load_weights`, `finalize_layerwise_reload`. The same calls serve a GPU, where the file is read to the host and copied. All of
-it happens in one request: between two of them the engine may go on, be it that the client was killed, and the request may come again.
+Nothing is touched before the file has proved to be the right one: an update that is refused leaves
+the old weights in place. On CPUs vLLM packs the weights of linear layers after loading and drops
+the originals, and on GPUs they may be quantised; its layerwise reload restores the layers' loadable
+form, and packs again. So an update is: check the file, `initialize_layerwise_reload`, the model's
+own `load_weights`, `finalize_layerwise_reload`. The same calls serve a GPU, where the file is read
+to the host and copied. All of it happens in one request: between two of them the engine may go on,
+be it that the client was killed, and the request may come again.
 """
 
 from __future__ import annotations
@@ -15,8 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
-from vllm.distributed.weight_transfer.base import WeightTransferEngine, WeightTransferInitInfo, WeightTransferUpdateInfo
-from vllm.model_executor.model_loader.reload.layerwise import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload.layerwise import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
 
 from engine.plugin.verify_weights import compare_with_file
 from engine.plugin.weight_file import check_file, check_tensors, tensor_shapes, tensors
@@ -25,12 +36,18 @@ from engine.plugin.weight_file import check_file, check_tensors, tensor_shapes, 
 def pack_tied_head(model: nn.Module) -> None:
     """Tie the language-model head to the embeddings again, and pack it again.
 
-    The layerwise reload (vLLM 0.32) packs a layer when its own weights have arrived. A tied head has none in the file, so on a CPU it
-    would go on computing with the packed copy of the embeddings that the engine was started with.
+    The layerwise reload (vLLM 0.32) packs a layer when its own weights have arrived. A tied head
+    has none in the file, so on a CPU it would go on computing with the packed copy of the
+    embeddings that the engine was started with.
     """
     head = getattr(model, "lm_head", None)
     embeddings = getattr(getattr(model, "model", None), "embed_tokens", None)
-    if head is not None and embeddings is not None and head is not embeddings and getattr(model.config, "tie_word_embeddings", False):
+    if (
+        head is not None
+        and embeddings is not None
+        and head is not embeddings
+        and getattr(model.config, "tie_word_embeddings", False)
+    ):
         head.tie_weights(embeddings)
         head.quant_method.process_weights_after_loading(head)
 
@@ -42,7 +59,8 @@ class InitInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """One update: a file, the version of its weights, the SHA-256 of its bytes, and whether to compare after loading."""
+    """One update: a file, the version of its weights, the SHA-256 of its bytes, and whether to
+    compare after loading."""
 
     path: str
     version: int
@@ -66,7 +84,11 @@ class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
         """Layers are prepared only once the file is known to be good (`receive_weights`)."""
 
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Load the file. Raises ValueError, with the weights as they were, when its bytes or its tensors are not the expected ones."""
+        """Load the file.
+
+        Raises ValueError, with the weights as they were, when its bytes or its tensors are not the
+        expected ones.
+        """
         path = Path(update_info.path)
         check_file(path, update_info.checksum)
         check_tensors(path, tensor_shapes(Path(self.model_config.model)))
@@ -81,7 +103,8 @@ class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
     def finish_weight_update(self) -> None:
         """The weights are in use already; raises ValueError when they are not those of the file."""
         if self._verify is not None:
-            path, self._verify = self._verify, None
+            path = self._verify
+            self._verify = None
             compare_with_file(self.model, path)
 
     def shutdown(self) -> None:

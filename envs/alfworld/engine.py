@@ -1,4 +1,5 @@
-"""The rules and texts of ALFWorld's text games: what TextWorld 1.7.0 answers on the domain and grammar of alfworld 0.4.2.
+"""The rules and texts of ALFWorld's text games: what TextWorld 1.7.0 answers on the domain and
+grammar of alfworld 0.4.2.
 
 Odd answers are TextWorld's own, and kept: agents trained there have learned them. Those worth knowing:
 - Commands must match exactly, case included; anything else is answered by "Nothing happens." and costs a turn.
@@ -34,7 +35,8 @@ _HELP = """Available commands:
   slice (object) with (object):     slice an object using a sharp object
 """
 
-# verb, what the receptacle must be, what the thing must be, what it becomes and what it no longer is.
+# verb, what the receptacle must be, what the thing must be, what it becomes and what it no longer
+# is.
 _TREATMENTS = (
     ("clean", "SinkBasin", "cleanable", "isClean", None),
     ("heat", "Microwave", "heatable", "isHot", "isCool"),
@@ -57,7 +59,10 @@ def listing(phrases: list[str]) -> str:
 
 
 class Engine:
-    """One game being played. Receptacles and items are numbered in the order of their ids, in which TextWorld lists them."""
+    """One game being played.
+
+    Receptacles and items are numbered in the order of their ids, in which TextWorld lists them.
+    """
 
     def __init__(self, game: Game) -> None:
         self.game = game
@@ -84,7 +89,8 @@ class Engine:
         self._locations = [set(item.locations) for item in self.items]
         self._state = [set(item.state) for item in self.items]
         self._held: int | None = None
-        # (item, receptacle) taken out and not put back: what PDDL's negated fact stands for in `look`.
+        # (item, receptacle) taken out and not put back: what PDDL's negated fact stands for in
+        # `look`.
         self._taken: set[tuple[int, int]] = set()
         self._commands: dict[str, Callable[[], str]] | None = None
 
@@ -93,9 +99,18 @@ class Engine:
         if self._location in self._at:
             room = self._look()
         else:
-            around = [f"a {self._receptacle_names[r]}" for r, receptacle in enumerate(self.receptacles) if receptacle.location]
-            room = f"You are in the middle of a room. Looking quickly around you, you see {listing(around)}."
-        return f"-= Welcome to TextWorld, ALFRED! =-\n\n{room}\n\nYour task is to: {self.game.task}."
+            around = [
+                f"a {self._receptacle_names[r]}"
+                for r, receptacle in enumerate(self.receptacles)
+                if receptacle.location
+            ]
+            room = (
+                "You are in the middle of a room. Looking quickly around you, you see "
+                f"{listing(around)}."
+            )
+        return (
+            f"-= Welcome to TextWorld, ALFRED! =-\n\n{room}\n\nYour task is to: {self.game.task}."
+        )
 
     def admissible(self) -> list[str]:
         """The commands that do something now, in alphabetical order."""
@@ -115,13 +130,19 @@ class Engine:
         targets = {i for i, item in enumerate(self.items) if item.kind == goal.target}
         if goal.task_type == "look_at_obj_in_light":
             return self._held in targets and any(
-                self.items[i].kind == goal.lamp and "toggleable" in self.items[i].affordances and "isToggled" in self._state[i]
+                self.items[i].kind == goal.lamp
+                and "toggleable" in self.items[i].affordances
+                and "isToggled" in self._state[i]
                 for r in self._at.get(self._location, ())
                 for i in self._contents[r]
             )
         if goal.task_type in _REQUIRED:
             affordance, state = _REQUIRED[goal.task_type]
-            targets = {i for i in targets if affordance in self.items[i].affordances and state in self._state[i]}
+            targets = {
+                i
+                for i in targets
+                if affordance in self.items[i].affordances and state in self._state[i]
+            }
         wanted = 2 if goal.task_type == "pick_two_obj_and_place" else 1
         return any(
             receptacle.kind == goal.receptacle and len(targets & self._contents[r]) >= wanted
@@ -137,7 +158,11 @@ class Engine:
         return self._commands
 
     def _enumerate(self) -> dict[str, Callable[[], str]]:
-        commands: dict[str, Callable[[], str]] = {"help": lambda: _HELP, "inventory": self._inventory, "look": self._look}
+        commands: dict[str, Callable[[], str]] = {
+            "help": lambda: _HELP,
+            "inventory": self._inventory,
+            "look": self._look,
+        }
         for r, receptacle in enumerate(self.receptacles):
             if receptacle.location not in (None, self._location):
                 commands[f"go to {self._receptacle_names[r]}"] = partial(self._go, r)
@@ -161,20 +186,28 @@ class Engine:
             self._add_uses_of(self._held, here, commands)
         return commands
 
-    def _add_uses_of(self, held: int, here: list[int] | tuple[()], commands: dict[str, Callable[[], str]]) -> None:
-        name, item = self._item_names[held], self.items[held]
+    def _add_uses_of(
+        self, held: int, here: list[int] | tuple[()], commands: dict[str, Callable[[], str]]
+    ) -> None:
+        name = self._item_names[held]
+        item = self.items[held]
         commands[f"examine {name}"] = partial(self._examine, held)
         for r in here:
-            place, receptacle = self._receptacle_names[r], self.receptacles[r]
+            place = self._receptacle_names[r]
+            receptacle = self.receptacles[r]
             if self._accessible(r) and item.kind in self.game.contains.get(receptacle.kind, ()):
                 commands[f"move {name} to {place}"] = partial(self._put, held, r)
             for verb, kind, affordance, becomes, no_longer in _TREATMENTS:
                 if receptacle.kind == kind and affordance in item.affordances:
-                    commands[f"{verb} {name} with {place}"] = partial(self._treat, held, r, verb, becomes, no_longer)
+                    commands[f"{verb} {name} with {place}"] = partial(
+                        self._treat, held, r, verb, becomes, no_longer
+                    )
         if item.kind in _KNIVES:
             for i, other in enumerate(self.items):
                 if "sliceable" in other.affordances and self._location in self._locations[i]:
-                    commands[f"slice {self._item_names[i]} with {name}"] = partial(self._slice, i, held)
+                    commands[f"slice {self._item_names[i]} with {name}"] = partial(
+                        self._slice, i, held
+                    )
 
     def _accessible(self, r: int) -> bool:
         return not self.receptacles[r].openable or r in self._opened
@@ -208,7 +241,11 @@ class Engine:
         if not self._accessible(r):
             return f"The {name} is closed."
         seen = self._things(self._contents[r])
-        return f"The {name} is open. In it, you see {seen}." if self.receptacles[r].openable else f"On the {name}, you see {seen}."
+        return (
+            f"The {name} is open. In it, you see {seen}."
+            if self.receptacles[r].openable
+            else f"On the {name}, you see {seen}."
+        )
 
     def _go(self, r: int) -> str:
         self._location = self.receptacles[r].location or self._location
@@ -251,10 +288,13 @@ class Engine:
         return f"You sliced the {self._item_names[i]} with the {self._item_names[knife]}."
 
     def _examine(self, i: int) -> str:
-        name, item, state = self._item_names[i], self.items[i], self._state[i]
+        name = self._item_names[i]
+        item = self.items[i]
+        state = self._state[i]
         if "isReceptacleObject" in item.affordances:
             return f"This is a normal {name}. In it, you see {self._things(self._inside[i])}."
-        clean, sliced = "isClean" in state, "isSliced" in state
+        clean = "isClean" in state
+        sliced = "isSliced" in state
         temperature = "hot" if "isHot" in state else "cool" if "isCool" in state else ""
         if clean or temperature:
             if temperature == "cool" and not clean and not sliced:

@@ -1,4 +1,5 @@
-"""ALFWorld as an `Environment`: generated games or ALFWorld's own, TextWorld's answers, a prompt with a memory, and an expert."""
+"""ALFWorld as an `Environment`: generated games or ALFWorld's own, TextWorld's answers, a prompt
+with a memory, and an expert."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from envs.alfworld.prompt import MemoryMode, build_prompt
 from envs.alfworld.scenes import load_facts
 from envs.base import Episode, Observation, ParsedAction, Split, StepResult
 from envs.response import format_think_action, parse_think_action
-from envs.view import View
+from envs.view import AgentView
 
 HeldOut = Literal["valid_unseen", "valid_seen"]
 
@@ -36,18 +37,26 @@ class AlfWorldEpisode:
         self.scores: dict[str, float] = {}
         self.task = game.task
         self.task_type: str = game.goal.task_type
-        # TextWorld's opening is a banner, the room and the task; the task has its own place in the prompt.
+        # TextWorld's opening is a banner, the room and the task; the task has its own place in the
+        # prompt.
         self.observation = self._observe(self._engine.opening().split("\n\n")[1])
 
     def step(self, action: str) -> StepResult:
-        """Execute an action; after one that is not admissible nothing changes, but the turn is used."""
+        """Execute an action; after one that is not admissible nothing changes, but the turn is
+        used."""
         if self._done:
             raise RuntimeError("the episode is over: start another one")
         self.observation = self._observe(self._engine.step(action))
         self._turns_left -= 1
         won = self._engine.won()
         self._done = won or self._turns_left == 0
-        return StepResult(self.observation, REWARD if won else 0.0, self._done, won, truncated=self._done and not won)
+        return StepResult(
+            self.observation,
+            REWARD if won else 0.0,
+            self._done,
+            won,
+            truncated=self._done and not won,
+        )
 
     def anchor(self) -> str:
         """What is shown now: text and actions."""
@@ -58,13 +67,15 @@ class AlfWorldEpisode:
 
 
 class AlfWorld:
-    """Settings: `data`, a directory with ALFWorld's own games (`json_2.1.1`, or what ALFWORLD_DATA points at), of which `held_out`,
-    valid_unseen or valid_seen, is held out; without it, games are generated, with `scene_size` small (6 receptacles, 20 turns) or real
-    (whole rooms; 50 turns, as in ALFWorld's own); `max_turns` other than these; `task_types` to play (none named: all six, in equal
-    parts if they are generated); `history`, past turns in the prompt; `memory`, what the prompt recalls beyond them: nothing, or what
-    was seen where, and where nobody looked yet.
+    """Settings: `data`, a directory with ALFWorld's own games (`json_2.1.1`, or what ALFWORLD_DATA
+    points at), of which `held_out`, valid_unseen or valid_seen, is held out; without it, games are
+    generated, with `scene_size` small (6 receptacles, 20 turns) or real (whole rooms; 50 turns, as
+    in ALFWorld's own); `max_turns` other than these; `task_types` to play (none named: all six, in
+    equal parts if they are generated); `history`, past turns in the prompt; `memory`, what the
+    prompt recalls beyond them: nothing, or what was seen where, and where nobody looked yet.
 
-    Rooms of the split `train` never occur in `held_out` (but for valid_seen): the split is ALFWorld's own.
+    Rooms of the split `train` never occur in `held_out` (but for valid_seen): the split is
+    ALFWorld's own.
     """
 
     name = "alfworld"
@@ -80,31 +91,45 @@ class AlfWorld:
         held_out: HeldOut = "valid_unseen",
     ) -> None:
         if scene_size not in MAX_TURNS:
-            raise ValueError(f"alfworld.scene_size: {scene_size!r} is not one of {', '.join(MAX_TURNS)}")
+            raise ValueError(
+                f"alfworld.scene_size: {scene_size!r} is not one of {', '.join(MAX_TURNS)}"
+            )
         if memory not in ("none", "contents"):
             raise ValueError(f"alfworld.memory: {memory!r} is neither none nor contents")
         if unknown := set(task_types) - set(TASK_TYPES):
-            raise ValueError(f"alfworld.task_types: unknown {', '.join(sorted(unknown))}; known: {', '.join(TASK_TYPES)}")
+            raise ValueError(
+                f"alfworld.task_types: unknown {', '.join(sorted(unknown))}; known: "
+                f"{', '.join(TASK_TYPES)}"
+            )
         if held_out not in get_args(HeldOut):
-            raise ValueError(f"alfworld.held_out: {held_out!r} is not one of {', '.join(get_args(HeldOut))}")
+            raise ValueError(
+                f"alfworld.held_out: {held_out!r} is not one of {', '.join(get_args(HeldOut))}"
+            )
         if data:
             scene_size = "real"
         self.max_turns = max_turns or MAX_TURNS[scene_size]
         self._scene_size = scene_size
-        self._task_types: tuple[TaskType, ...] = tuple(t for t in TASK_TYPES if t in task_types or not task_types)
+        self._task_types: tuple[TaskType, ...] = tuple(
+            t for t in TASK_TYPES if t in task_types or not task_types
+        )
         self._history = history
         self._memory: MemoryMode = memory
         self._files: dict[Split, list[Path]] = {}
         if data:
-            games = Path(data) / "json_2.1.1" if (Path(data) / "json_2.1.1").is_dir() else Path(data)
+            games = (
+                Path(data) / "json_2.1.1" if (Path(data) / "json_2.1.1").is_dir() else Path(data)
+            )
             self._files["held_out"] = find_games(games / held_out, self._task_types)
             # Who only evaluates needs no games to train on.
             has_train = (games / "train").is_dir()
-            self._files["train"] = find_games(games / "train", self._task_types) if has_train else []
+            self._files["train"] = (
+                find_games(games / "train", self._task_types) if has_train else []
+            )
         load_facts()  # Before a fork, so that processes share it.
 
     def size(self, split: Split) -> int:
-        """Number of games, which are made, or read, when started; 0 to train on where the data have no `train`."""
+        """Number of games, which are made, or read, when started; 0 to train on where the data have
+        no `train`."""
         return len(self._files[split]) if self._files else SIZES[split]
 
     def game(self, split: Split, index: int) -> Game:
@@ -113,20 +138,26 @@ class AlfWorld:
             raise IndexError(f"{split} has tasks 0 to {self.size(split) - 1}, not {index}")
         if self._files:
             return read_game(self._files[split][index])
-        # Seeding by a string is the same everywhere; seeding by a tuple would depend on Python's hash seed.
+        # Seeding by a string is the same everywhere; seeding by a tuple would depend on Python's
+        # hash seed.
         rng = random.Random(f"alfworld {split} {self._scene_size} {index}")
-        return generate(split, self._task_types[index % len(self._task_types)], self._scene_size, rng)
+        return generate(
+            split, self._task_types[index % len(self._task_types)], self._scene_size, rng
+        )
 
     def start(self, split: Split, index: int, seed: int = 0) -> AlfWorldEpisode:
         """Open game `index` of `split`, in which nothing is drawn: `seed` makes no difference."""
         del seed
         return AlfWorldEpisode(self.game(split, index), self.max_turns)
 
-    def view(self, episode: Episode) -> View:
-        """A fresh view; it always remembers everything, the setting decides what the prompt shows of it."""
-        return View(episode.task, episode.observation, history=self._history, memory=Transcript())
+    def view(self, episode: Episode) -> AgentView:
+        """A fresh view; it always remembers everything, the setting decides what the prompt shows
+        of it."""
+        return AgentView(
+            episode.task, episode.observation, history=self._history, memory=Transcript()
+        )
 
-    def prompt(self, view: View) -> str:
+    def prompt(self, view: AgentView) -> str:
         """See `envs.alfworld.prompt`."""
         return build_prompt(view, self._memory)
 

@@ -1,9 +1,11 @@
-"""Write `layouts.json`, the facts about rooms and things that games are generated from, out of an alfworld wheel.
+"""Write `layouts.json`, the facts about rooms and things that games are generated from, out of an
+alfworld wheel.
 
     python -m envs.alfworld.extract WHEEL_OR_DIRECTORY
 
-The source is alfworld 0.4.2 (https://github.com/alfworld/alfworld, MIT licence): its AI2-THOR layouts, its containment and
-affordance tables and its split of the rooms. Nothing else is taken over. Run it again only for a new alfworld version.
+The source is alfworld 0.4.2 (https://github.com/alfworld/alfworld, MIT licence): its AI2-THOR
+layouts, its containment and affordance tables and its split of the rooms. Nothing else is taken
+over. Run it again only for a new alfworld version.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ LICENCE = "alfworld-0.4.2.dist-info/LICENSE"
 
 
 def reader(source: Path) -> Callable[[str], str]:
-    """A function from a path in the wheel to its text, for a wheel or for a directory into which one was unpacked."""
+    """A function from a path in the wheel to its text, for a wheel or for a directory into which
+    one was unpacked."""
     if source.is_dir():
         return lambda name: (source / name).read_text()
     archive = zipfile.ZipFile(source)
@@ -47,13 +50,21 @@ def facts(read: Callable[[str], str]) -> dict[str, Any]:
     for number in sorted(constants["SCENE_NUMBERS"]):
         places = json.loads(read(f"alfworld/gen/layouts/FloorPlan{number}-openable.json"))
         scenes[str(number)] = {
-            "room": next(room for room, numbers in constants["SCENE_TYPE"].items() if number in numbers),
+            "room": next(
+                room for room, numbers in constants["SCENE_TYPE"].items() if number in numbers
+            ),
             "split": "held_out" if number in held_out else "train",
             "receptacles": {thor_id: places[thor_id] for thor_id in sorted(places)},
-            "kinds": sorted(json.loads(read(f"alfworld/gen/layouts/FloorPlan{number}-objects.json"))),
+            "kinds": sorted(
+                json.loads(read(f"alfworld/gen/layouts/FloorPlan{number}-objects.json"))
+            ),
         }
     affordances = constants["VAL_ACTION_OBJECTS"]
-    contains = {kind: whole(things) for kind, things in sorted(constants["VAL_RECEPTACLE_OBJECTS"].items()) if kind not in movable}
+    contains = {
+        kind: whole(things)
+        for kind, things in sorted(constants["VAL_RECEPTACLE_OBJECTS"].items())
+        if kind not in movable
+    }
     receptacle_kinds = sorted(set(constants["RECEPTACLES"]) - movable)
     return {
         "source": "Facts from alfworld 0.4.2, written by envs/alfworld/extract.py. Its licence:",
@@ -64,7 +75,9 @@ def facts(read: Callable[[str], str]) -> dict[str, Any]:
         "openable": sorted(set(constants["OPENABLE_CLASS_SET"]) - movable),
         "contains": contains,
         **{name.lower(): whole(affordances[name]) for name in sorted(affordances)},
-        "rooms_of_task": {task: sorted(rooms) for task, rooms in sorted(constants["GOALS_VALID"].items())},
+        "rooms_of_task": {
+            task: sorted(rooms) for task, rooms in sorted(constants["GOALS_VALID"].items())
+        },
         "scenes": scenes,
     }
 
@@ -73,7 +86,10 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
     text = json.dumps(facts(reader(Path(sys.argv[1]))), separators=(",", ":"))
-    atomic_write(OUTPUT, text.replace('"receptacles":', '\n"receptacles":').replace('"kinds":', '\n"kinds":') + "\n")
+    atomic_write(
+        OUTPUT,
+        text.replace('"receptacles":', '\n"receptacles":').replace('"kinds":', '\n"kinds":') + "\n",
+    )
     print(f"{OUTPUT}: {len(text) / 1000:.0f} kB")
 
 

@@ -1,8 +1,10 @@
-"""ALFWorld's own games, `json_2.1.1` as `alfworld-download` leaves it: SPLIT/TASK/TRIAL/game.tw-pddl, TASK named like its type.
+"""ALFWorld's own games, `json_2.1.1` as `alfworld-download` leaves it:
+SPLIT/TASK/TRIAL/game.tw-pddl, TASK named like its type.
 
-The files' own rules are older than those of alfworld 0.4.2, which plays them by its own, and so do we: of a game file only the problem
-counts, and the task's sentence, which stands in its grammar. (`traj_data.json` beside it is not read: it is large, and has nothing
-else that is needed.) Left out is what alfworld leaves out: unsolvable games, things to be sliced or moved in other things.
+The files' own rules are older than those of alfworld 0.4.2, which plays them by its own, and so do
+we: of a game file only the problem counts, and the task's sentence, which stands in its grammar.
+(`traj_data.json` beside it is not read: it is large, and has nothing else that is needed.) Left out
+is what alfworld leaves out: unsolvable games, things to be sliced or moved in other things.
 """
 
 from __future__ import annotations
@@ -23,22 +25,39 @@ GAME_FILE = "game.tw-pddl"
 _NO_TASK = "UNKNOWN GOAL"
 """What stands in the place of the task in a grammar that no game was written for."""
 
-_AFFORDANCES = {"pickupable", "cleanable", "heatable", "coolable", "sliceable", "toggleable", "isReceptacleObject"}
+_AFFORDANCES = {
+    "pickupable",
+    "cleanable",
+    "heatable",
+    "coolable",
+    "sliceable",
+    "toggleable",
+    "isReceptacleObject",
+}
 _STATES = {"isClean", "isHot", "isCool", "isSliced", "isToggled"}
 _TASK = re.compile(r"Your task is to: ([^\"\n]*?)\.?\s*\"")
 _FACT = re.compile(r"\(\s*(\w+)((?:\s+[^\s()]+)+)\s*\)")
 
 
 def find_games(folder: Path, task_types: Collection[TaskType] = TASK_TYPES) -> list[Path]:
-    """The files of the playable games below `folder`, in a random order that is the same everywhere.
+    """The files of the playable games below `folder`, in a random order that is the same
+    everywhere.
 
-    Raises ValueError for a folder that is not there or has none, and naming file and field for a malformed file.
+    Raises ValueError for a folder that is not there or has none, and naming file and field for a
+    malformed file.
     """
     if not folder.is_dir():
         raise ValueError(f"alfworld.data (or ALFWORLD_DATA): there is no directory {folder}")
-    found = [file for file in sorted(folder.glob(f"*/*/{GAME_FILE}")) if task_type_of(file) in task_types and _solvable(file)]
+    found = [
+        file
+        for file in sorted(folder.glob(f"*/*/{GAME_FILE}"))
+        if task_type_of(file) in task_types and _solvable(file)
+    ]
     if not found:
-        raise ValueError(f"alfworld.data (or ALFWORLD_DATA): {folder} has no games of the types {', '.join(task_types)}")
+        raise ValueError(
+            f"alfworld.data (or ALFWORLD_DATA): {folder} has no games of the types "
+            f"{', '.join(task_types)}"
+        )
     random.Random("alfworld files").shuffle(found)
     return found
 
@@ -46,7 +65,10 @@ def find_games(folder: Path, task_types: Collection[TaskType] = TASK_TYPES) -> l
 def task_type_of(file: Path) -> TaskType | None:
     """That of a game, by the name of its directory; None for those that are not played."""
     task = file.parent.parent.name
-    return next((known for known in TASK_TYPES if task.startswith(f"{known}-") and "Sliced" not in task), None)
+    return next(
+        (known for known in TASK_TYPES if task.startswith(f"{known}-") and "Sliced" not in task),
+        None,
+    )
 
 
 def read_problem(file: Path) -> str:
@@ -55,7 +77,9 @@ def read_problem(file: Path) -> str:
 
 
 def read_game(file: Path) -> Game:
-    """The game in a file, in the file's own words for the task. EnvironmentFailure if it makes no sense.
+    """The game in a file, in the file's own words for the task.
+
+    EnvironmentFailure if it makes no sense.
 
     A file without these words gets one of several wordings, always the same.
     """
@@ -65,9 +89,13 @@ def read_game(file: Path) -> Game:
     except ValueError as error:
         raise EnvironmentFailure(str(error)) from None
     try:
-        game = parse_problem(problem, task_type_of(file), random.Random("/".join(file.parent.parts[-2:])))
+        game = parse_problem(
+            problem, task_type_of(file), random.Random("/".join(file.parent.parts[-2:]))
+        )
     except (ValueError, LookupError, TypeError, StopIteration):
-        raise EnvironmentFailure(f"alfworld.data: {file}: pddl_problem is no problem of ALFWorld's") from None
+        raise EnvironmentFailure(
+            f"alfworld.data: {file}: pddl_problem is no problem of ALFWorld's"
+        ) from None
     task = _read_task(data.get("grammar"))
     return replace(game, task=task) if task else game
 
@@ -81,11 +109,19 @@ def _read_task(grammar: object) -> str:
 
 
 def parse_problem(problem: str, task_type: TaskType, rng: random.Random) -> Game:
-    """A game from the text of its PDDL problem; `rng` draws the wording of the task. Some error for anything else."""
+    """A game from the text of its PDDL problem; `rng` draws the wording of the task.
+
+    Some error for anything else.
+    """
     initial, goal_text = problem.split("(:init", 1)[1].split("(:goal", 1)
     facts = list(_facts(initial))
-    kinds = {name: dict(args for predicate, args in facts if predicate == name) for name in ("receptacleType", "objectType")}
-    receptacles = {id.lower(): kind.removesuffix("Type") for id, kind in kinds["receptacleType"].items()}
+    kinds = {
+        name: dict(args for predicate, args in facts if predicate == name)
+        for name in ("receptacleType", "objectType")
+    }
+    receptacles = {
+        id.lower(): kind.removesuffix("Type") for id, kind in kinds["receptacleType"].items()
+    }
     things = {id.lower(): kind.removesuffix("Type") for id, kind in kinds["objectType"].items()}
 
     single: dict[str, set[str]] = {}  # predicate -> what it holds for
@@ -93,7 +129,9 @@ def parse_problem(problem: str, task_type: TaskType, rng: random.Random) -> Game
     contains: dict[str, set[str]] = {}
     for predicate, args in facts:
         if predicate == "canContain":
-            contains.setdefault(args[0].removesuffix("Type"), set()).add(args[1].removesuffix("Type"))
+            contains.setdefault(args[0].removesuffix("Type"), set()).add(
+                args[1].removesuffix("Type")
+            )
         elif len(args) == 1:
             single.setdefault(predicate, set()).add(args[0].lower())
         elif len(args) == 2:
@@ -110,12 +148,21 @@ def parse_problem(problem: str, task_type: TaskType, rng: random.Random) -> Game
         task=word_task(goal, rng),
         goal=goal,
         receptacles=tuple(
-            Receptacle(id, kind, next(iter(of("receptacleAtLocation", id)), None), holds("openable", id), holds("opened", id))
+            Receptacle(
+                id,
+                kind,
+                next(iter(of("receptacleAtLocation", id)), None),
+                holds("openable", id),
+                holds("opened", id),
+            )
             for id, kind in receptacles.items()
         ),
         items=tuple(
             Item(
-                id, kind, of("inReceptacle", id), of("objectAtLocation", id),
+                id,
+                kind,
+                of("inReceptacle", id),
+                of("objectAtLocation", id),
                 frozenset(name for name in _AFFORDANCES if holds(name, id)),
                 frozenset(name for name in _STATES if holds(name, id)),
                 tuple(inner for inner, outer in pairs.get("inReceptacleObject", ()) if outer == id),
@@ -124,7 +171,7 @@ def parse_problem(problem: str, task_type: TaskType, rng: random.Random) -> Game
         ),
         start=pairs["atLocation"][0][1],
         contains=contains,
-    )  # fmt: skip
+    )
 
 
 def _goal(text: str, task_type: TaskType) -> Goal:
@@ -132,8 +179,14 @@ def _goal(text: str, task_type: TaskType) -> Goal:
     kinds = dict(re.findall(r"objectType (\?\w+) (\w+)Type", text))
     if task_type == "look_at_obj_in_light":
         lamp = re.search(r"isToggled (\?\w+)", text)[1]
-        return Goal(task_type, next(kind for variable, kind in kinds.items() if variable != lamp), lamp=kinds[lamp])
-    return Goal(task_type, next(iter(kinds.values())), re.search(r"receptacleType \?\w+ (\w+)Type", text)[1])
+        return Goal(
+            task_type,
+            next(kind for variable, kind in kinds.items() if variable != lamp),
+            lamp=kinds[lamp],
+        )
+    return Goal(
+        task_type, next(iter(kinds.values())), re.search(r"receptacleType \?\w+ (\w+)Type", text)[1]
+    )
 
 
 def _facts(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -160,5 +213,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _field(data: dict[str, Any], name: str, kind: type, file: Path) -> Any:
     if not isinstance(data.get(name), kind):
-        raise ValueError(f"alfworld.data: {file}: the field {name!r} is missing or no {kind.__name__}")
+        raise ValueError(
+            f"alfworld.data: {file}: the field {name!r} is missing or no {kind.__name__}"
+        )
     return data[name]

@@ -1,7 +1,7 @@
 """A game: rooms, things, where they are at the start, and the goal. Plain data, in PDDL's terms.
 
-The structure is that of alfworld's problems in general (a thing may lie in no receptacle, or be cold from the start), not
-only of those that `generate` makes.
+The structure is that of alfworld's problems in general (a thing may lie in no receptacle, or be
+cold from the start), not only of those that `generate` makes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _TOKEN = {"-": "_minus_", "|": "_bar_", "+": "_plus_", ".": "_dot_", ",": "_comm
 
 
 def pddl_token(thor_id: str) -> str:
-    """The PDDL name of an AI2-THOR id or of a position, lower-cased as PDDL readers do: `Mug|+00.10` -> `mug_bar__plus_00_dot_10`."""
+    """The PDDL name of an AI2-THOR id or of a position, lower-cased as PDDL readers do:
+    `Mug|+00.10` -> `mug_bar__plus_00_dot_10`."""
     return re.sub(r"[-|+.,]", lambda found: _TOKEN[found[0]], thor_id).lower()
 
 
@@ -46,9 +47,10 @@ class Receptacle:
 class Item:
     """A thing.
 
-    `affordances`: names of the static predicates that hold for it (pickupable, cleanable, heatable, coolable, sliceable,
-    toggleable, isReceptacleObject); `state`: of those that hold at the start (isClean, isHot, isCool, isSliced, isToggled).
-    `inside`: ids of the things that lie in it for ever (a knife in a mug): the domain has no action that changes this.
+    `affordances`: names of the static predicates that hold for it (pickupable, cleanable, heatable,
+    coolable, sliceable, toggleable, isReceptacleObject); `state`: of those that hold at the start
+    (isClean, isHot, isCool, isSliced, isToggled). `inside`: ids of the things that lie in it for
+    ever (a knife in a mug): the domain has no action that changes this.
     """
 
     id: str
@@ -62,7 +64,8 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`target` is to end up in a `receptacle`, or, to be looked at, in hand where a `lamp` is that was used. Kinds, not ids."""
+    """`target` is to end up in a `receptacle`, or, to be looked at, in hand where a `lamp` is that
+    was used. Kinds, not ids."""
 
     task_type: TaskType
     target: str
@@ -72,7 +75,8 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """`task`: the instruction; `start`: the agent's first location; `contains`: what kinds a kind of receptacle takes."""
+    """`task`: the instruction; `start`: the agent's first location; `contains`: what kinds a kind
+    of receptacle takes."""
 
     task: str
     goal: Goal
@@ -84,25 +88,48 @@ class Game:
 
 # The wording is alfworld's, so that agents trained there understand it.
 _WORDINGS: dict[TaskType, tuple[str, str]] = {
-    "pick_and_place_simple": ("put a {target} in {receptacle}", "put some {target} on {receptacle}"),
-    "look_at_obj_in_light": ("look at {target} under the {lamp}", "examine the {target} with the {lamp}"),
-    "pick_clean_then_place_in_recep": ("put a clean {target} in {receptacle}", "clean some {target} and put it in {receptacle}"),
-    "pick_heat_then_place_in_recep": ("put a hot {target} in {receptacle}", "heat some {target} and put it in {receptacle}"),
-    "pick_cool_then_place_in_recep": ("put a cool {target} in {receptacle}", "cool some {target} and put it in {receptacle}"),
-    "pick_two_obj_and_place": ("put two {target} in {receptacle}", "find two {target} and put them in {receptacle}"),
+    "pick_and_place_simple": (
+        "put a {target} in {receptacle}",
+        "put some {target} on {receptacle}",
+    ),
+    "look_at_obj_in_light": (
+        "look at {target} under the {lamp}",
+        "examine the {target} with the {lamp}",
+    ),
+    "pick_clean_then_place_in_recep": (
+        "put a clean {target} in {receptacle}",
+        "clean some {target} and put it in {receptacle}",
+    ),
+    "pick_heat_then_place_in_recep": (
+        "put a hot {target} in {receptacle}",
+        "heat some {target} and put it in {receptacle}",
+    ),
+    "pick_cool_then_place_in_recep": (
+        "put a cool {target} in {receptacle}",
+        "cool some {target} and put it in {receptacle}",
+    ),
+    "pick_two_obj_and_place": (
+        "put two {target} in {receptacle}",
+        "find two {target} and put them in {receptacle}",
+    ),
 }
 
 
 def word_task(goal: Goal, rng: random.Random) -> str:
     """The instruction for a goal, in one of two wordings."""
     wording = rng.choice(_WORDINGS[goal.task_type])
-    return wording.format(target=goal.target.lower(), receptacle=goal.receptacle.lower(), lamp=goal.lamp.lower())
+    return wording.format(
+        target=goal.target.lower(), receptacle=goal.receptacle.lower(), lamp=goal.lamp.lower()
+    )
 
 
 def names(ids: Iterable[str]) -> dict[str, str]:
-    """What each id is called in the game: its kind and a number, in alfworld's order (the last id in order gets 1)."""
+    """What each id is called in the game: its kind and a number, in alfworld's order (the last id
+    in order gets 1)."""
     ordered = sorted(ids)
-    kinds = [token.split("_bar_", 1)[0] + ("basin" if "basin" in token else "") for token in ordered]
+    kinds = [
+        token.split("_bar_", 1)[0] + ("basin" if "basin" in token else "") for token in ordered
+    ]
     left = Counter(kinds)
     named = {}
     for token, kind in zip(ordered, kinds, strict=True):

@@ -1,7 +1,9 @@
-"""Making games: a room, a goal that it allows, and things put where they may be, all drawn from one random generator.
+"""Making games: a room, a goal that it allows, and things put where they may be, all drawn from one
+random generator.
 
-Every game can be won: the targets start in receptacles that allow them, never in one of the goal's kind, and the room has
-what the task needs. `small` rooms are real rooms with most receptacles and things left out.
+Every game can be won: the targets start in receptacles that allow them, never in one of the goal's
+kind, and the room has what the task needs. `small` rooms are real rooms with most receptacles and
+things left out.
 """
 
 from __future__ import annotations
@@ -18,14 +20,25 @@ SceneSize = Literal["small", "real"]
 
 SMALL_PLACES = 6
 
-_LAMP_STANDS = ("Desk", "SideTable", "Dresser", "Shelf", "CoffeeTable", "DiningTable", "Bed", "Sofa", "ArmChair")
+_LAMP_STANDS = (
+    "Desk",
+    "SideTable",
+    "Dresser",
+    "Shelf",
+    "CoffeeTable",
+    "DiningTable",
+    "Bed",
+    "Sofa",
+    "ArmChair",
+)
 
 
 def generate(split: Split, task_type: TaskType, size: SceneSize, rng: random.Random) -> Game:
     """A game in a random room of the split."""
     facts = load_facts()
     scene = rng.choice(facts.having(split, task_type))
-    # First the kind of thing, then where to: or else things that fit everywhere would fill the tasks.
+    # First the kind of thing, then where to: or else things that fit everywhere would fill the
+    # tasks.
     goals = scene.goals[task_type]
     target = rng.choice(sorted({goal.target for goal in goals}))
     goal = rng.choice([goal for goal in goals if goal.target == target])
@@ -50,7 +63,8 @@ class _Builder:
 
     def furnish_small(self) -> None:
         """About six receptacles at different locations, about one thing in each."""
-        rng, goal = self.rng, self.goal
+        rng = self.rng
+        goal = self.goal
         if goal.receptacle:
             self._keep(self._of_kind(goal.receptacle))
         station = station_of(goal.task_type)
@@ -58,12 +72,21 @@ class _Builder:
             self._keep(self._of_kind(station))
         homes = []
         for _ in range(self._targets()):
-            # A home that is kept already only if no other is left, so that there is something to search.
+            # A home that is kept already only if no other is left, so that there is something to
+            # search.
             candidates = self._homes(goal.target, self.scene.places)
             fresh = [place for place in candidates if self._free(place)]
-            homes.append(rng.choice(fresh or [place for place in candidates if place in self.places]))
+            homes.append(
+                rng.choice(fresh or [place for place in candidates if place in self.places])
+            )
             self._keep([homes[-1]])
-        stand = self._lamp_stand(self.places + [place for place in self.scene.places if self._free(place)]) if goal.lamp else None
+        stand = (
+            self._lamp_stand(
+                self.places + [place for place in self.scene.places if self._free(place)]
+            )
+            if goal.lamp
+            else None
+        )
         if stand is not None:
             self._keep([stand])
         while len(self.places) < SMALL_PLACES:
@@ -78,18 +101,25 @@ class _Builder:
         if stand is not None:
             self._put(goal.lamp, stand)
         for place in self.places:
-            fitting = [thing for thing in self.scene.things if thing != goal.target and thing in self.facts.contains[place.kind]]
+            fitting = [
+                thing
+                for thing in self.scene.things
+                if thing != goal.target and thing in self.facts.contains[place.kind]
+            ]
             for _ in range(rng.choice((0, 1, 1, 2)) if fitting else 0):
                 self._put(rng.choice(fitting), place)
 
     def furnish_real(self) -> None:
         """The whole room, with one to three of each kind of thing that is found in it."""
-        rng, goal = self.rng, self.goal
+        rng = self.rng
+        goal = self.goal
         self.places = list(self.scene.places)
         for _ in range(self._targets() + rng.randrange(3)):
             self._put(goal.target, rng.choice(self._homes(goal.target, self.places)))
         for thing in self.scene.things:
-            homes = [place for place in self.places if thing in self.facts.contains.get(place.kind, ())]
+            homes = [
+                place for place in self.places if thing in self.facts.contains.get(place.kind, ())
+            ]
             if thing == goal.target or not homes:
                 continue
             for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
@@ -101,14 +131,26 @@ class _Builder:
         """What has been furnished, with an instruction and a start away from all receptacles."""
         goal = self.goal
         task = word_task(goal, self.rng)
-        receptacles = tuple(Receptacle(p.id, p.kind, p.location, p.kind in self.facts.openable) for p in self.places)
-        return Game(task, goal, receptacles, tuple(self.items.values()), pddl_token("loc|-40|-40|0|30"), self.facts.contains)
+        receptacles = tuple(
+            Receptacle(p.id, p.kind, p.location, p.kind in self.facts.openable) for p in self.places
+        )
+        return Game(
+            task,
+            goal,
+            receptacles,
+            tuple(self.items.values()),
+            pddl_token("loc|-40|-40|0|30"),
+            self.facts.contains,
+        )
 
     def _targets(self) -> int:
         return 2 if self.goal.task_type == "pick_two_obj_and_place" else 1
 
     def _free(self, place: Place) -> bool:
-        """Whether a small room may still get this place. No more of the goal's kind: there one need not look."""
+        """Whether a small room may still get this place.
+
+        No more of the goal's kind: there one need not look.
+        """
         return (
             place.kind in self.facts.contains
             and place.kind != self.goal.receptacle
@@ -125,16 +167,23 @@ class _Builder:
 
     def _homes(self, thing: str, places: list[Place] | tuple[Place, ...]) -> list[Place]:
         """Where a target may start."""
-        return [p for p in places if p.kind != self.goal.receptacle and thing in self.facts.contains.get(p.kind, ())]
+        return [
+            p
+            for p in places
+            if p.kind != self.goal.receptacle and thing in self.facts.contains.get(p.kind, ())
+        ]
 
     def _lamp_stand(self, places: list[Place]) -> Place:
         return self.rng.choice([place for place in places if place.kind in _LAMP_STANDS] or places)
 
     def _put(self, kind: str, place: Place) -> None:
-        """Add a thing near the middle of its receptacle; positions matter only in that ids differ and give an order."""
+        """Add a thing near the middle of its receptacle; positions matter only in that ids differ
+        and give an order."""
         while True:
             position = "|".join(token(axis + self.rng.uniform(-0.4, 0.4)) for axis in place.xyz)
             identity = pddl_token(f"{kind}|{position}")
             if identity not in self.items:
                 break
-        self.items[identity] = Item(identity, kind, (place.id,), (place.location,), self.facts.affordances[kind])
+        self.items[identity] = Item(
+            identity, kind, (place.id,), (place.location,), self.facts.affordances[kind]
+        )

@@ -1,6 +1,8 @@
-"""What a reader of an ALFWorld transcript knows: what was seen where, where nobody looked yet, what is carried, what was done to it.
+"""What a reader of an ALFWorld transcript knows: what was seen where, where nobody looked yet, what
+is carried, what was done to it.
 
-Everything is read from the texts that the agent was shown, so an agent that remembers its whole transcript knows the same.
+Everything is read from the texts that the agent was shown, so an agent that remembers its whole
+transcript knows the same.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ _RESULT = {"clean": "clean", "heat": "hot", "cool": "cool"}
 class Transcript:
     """Attributes are names as the game gives them ("mug 1").
 
-    `places`: all receptacles of the room, as its description lists them. `contents`: things by place, in order of first sight;
-    None for a place seen closed only. A place that was never looked at, but into which something was put, counts as seen with
-    that alone (possible only at shared locations). `place`: where the agent last arrived, or touched something. `carrying`: ""
-    for nothing. `treated`: states by thing, of clean, hot, cool.
+    `places`: all receptacles of the room, as its description lists them. `contents`: things by
+    place, in order of first sight; None for a place seen closed only. A place that was never looked
+    at, but into which something was put, counts as seen with that alone (possible only at shared
+    locations). `place`: where the agent last arrived, or touched something. `carrying`: "" for
+    nothing. `treated`: states by thing, of clean, hot, cool.
     """
 
     def __init__(self) -> None:
@@ -39,13 +42,16 @@ class Transcript:
 
     @property
     def unsearched(self) -> list[str]:
-        """Places into which nobody has looked, closed ones that were visited among them, in alphabetical order."""
+        """Places into which nobody has looked, closed ones that were visited among them, in
+        alphabetical order."""
         return sorted(place for place in self.places if self.contents.get(place) is None)
 
     def note(self, action: str, text: str) -> None:
         """Read an observation. `action` is not needed: the texts say what happened."""
         del action
-        if (found := _ROOM.search(text)) and not self.places:  # once: `look` in the middle of a room says that there is nothing
+        if (
+            found := _ROOM.search(text)
+        ) and not self.places:  # once: `look` in the middle of a room says that there is nothing
             self.places = _THING.findall(found[1])
         if found := _ARRIVE.match(text):
             self.place = found[1]
@@ -54,17 +60,23 @@ class Transcript:
         elif found := _CLOSED.search(text):
             self.contents.setdefault(found[1], None)
         elif found := _TAKE.match(text):
-            self.carrying, self.place = found[1], found[2]
+            self.carrying = found[1]
+            self.place = found[2]
             left = self.contents.get(self.place)
             if left and self.carrying in left:
                 left.remove(self.carrying)
         elif found := _PUT.match(text):
-            self.carrying, self.place = "", found[2]
+            self.carrying = ""
+            self.place = found[2]
             held = self.contents.get(self.place)
             self.contents[self.place] = [*(held or []), found[1]]
         elif found := _TREAT.match(text):
             self.place = found[3]
             result = _RESULT[found[1]]
             # Hot and cool undo each other, clean stays.
-            kept = [state for state in self.treated.get(found[2], ()) if state == "clean" or result == "clean"]
+            kept = [
+                state
+                for state in self.treated.get(found[2], ())
+                if state == "clean" or result == "clean"
+            ]
             self.treated[found[2]] = kept if result in kept else [*kept, result]

@@ -9,7 +9,8 @@ from envs.alfworld.scenes import load_facts
 def to_tw_pddl(game: Game, domain: str, grammar: str) -> dict[str, object]:
     """The content of a `game.tw-pddl` file (JSON).
 
-    `domain` and `grammar` are the texts of alfworld's `data/alfred.pddl` and `data/alfred.twl2`, which are not shipped here.
+    `domain` and `grammar` are the texts of alfworld's `data/alfred.pddl` and `data/alfred.twl2`,
+    which are not shipped here.
     """
     return {
         "pddl_domain": domain,
@@ -21,13 +22,22 @@ def to_tw_pddl(game: Game, domain: str, grammar: str) -> dict[str, object]:
 
 
 def problem(game: Game) -> str:
-    """The PDDL problem: objects, initial facts, goal. Names of kinds keep their case; PDDL ignores it."""
+    """The PDDL problem: objects, initial facts, goal.
+
+    Names of kinds keep their case; PDDL ignores it.
+    """
     facts = load_facts()
     locations = {r.location for r in game.receptacles if r.location} | {game.start}
     locations |= {location for item in game.items for location in item.locations}
     objects = ["agent1 - agent"]
-    objects += [f"{kind}Type - otype" for kind in sorted({*facts.object_kinds, *(item.kind for item in game.items)})]
-    objects += [f"{kind}Type - rtype" for kind in sorted({*facts.receptacle_kinds, *(r.kind for r in game.receptacles)})]
+    objects += [
+        f"{kind}Type - otype"
+        for kind in sorted({*facts.object_kinds, *(item.kind for item in game.items)})
+    ]
+    objects += [
+        f"{kind}Type - rtype"
+        for kind in sorted({*facts.receptacle_kinds, *(r.kind for r in game.receptacles)})
+    ]
     objects += [f"{item.id} - object" for item in game.items]
     objects += [f"{r.id} - receptacle" for r in game.receptacles]
     objects += [f"{location} - location" for location in sorted(locations)]
@@ -37,7 +47,11 @@ def problem(game: Game) -> str:
         initial.append(f"(receptacleType {r.id} {r.kind}Type)")
         if r.location:
             initial.append(f"(receptacleAtLocation {r.id} {r.location})")
-        initial += [f"({name} {r.id})" for name, holds in (("openable", r.openable), ("opened", r.opened)) if holds]
+        initial += [
+            f"({name} {r.id})"
+            for name, holds in (("openable", r.openable), ("opened", r.opened))
+            if holds
+        ]
     for item in game.items:
         initial.append(f"(objectType {item.id} {item.kind}Type)")
         initial += [f"(inReceptacle {item.id} {place})" for place in item.receptacles]
@@ -45,7 +59,9 @@ def problem(game: Game) -> str:
         initial += [f"({name} {item.id})" for name in sorted(item.affordances | item.state)]
         initial += [f"(inReceptacleObject {inner} {item.id})" for inner in item.inside]
     for kind in sorted({r.kind for r in game.receptacles}):
-        initial += [f"(canContain {kind}Type {thing}Type)" for thing in sorted(game.contains.get(kind, ()))]
+        initial += [
+            f"(canContain {kind}Type {thing}Type)" for thing in sorted(game.contains.get(kind, ()))
+        ]
 
     def block(name: str, lines: list[str]) -> str:
         return "\n".join((f"  (:{name}", *(f"    {line}" for line in lines), "  )"))
@@ -66,7 +82,10 @@ def _goal(goal: Goal) -> str:
         )
     inside = f"(objectType ?o {target}) (receptacleType ?r {receptacle}) (inReceptacle ?o ?r)"
     if goal.task_type == "pick_two_obj_and_place":
-        inside += f" (exists (?p - object) (and (not (= ?o ?p)) (objectType ?p {target}) (inReceptacle ?p ?r)))"
+        inside += (
+            f" (exists (?p - object) (and (not (= ?o ?p)) (objectType ?p {target}) (inReceptacle "
+            "?p ?r)))"
+        )
     inside += {
         "pick_clean_then_place_in_recep": " (cleanable ?o) (isClean ?o)",
         "pick_heat_then_place_in_recep": " (heatable ?o) (isHot ?o)",

@@ -1,5 +1,7 @@
-"""TextWorld's own engine on our games: what ours is held to. Needs textworld 1.7.0, fast-downward-textworld and alfworld 0.4.2;
-nothing at run time imports this module.
+"""TextWorld's own engine on our games: what ours is held to.
+
+Needs textworld 1.7.0, fast-downward-textworld and alfworld 0.4.2; nothing at run time imports this
+module.
 
     python -m envs.alfworld.reference FILE       record transcripts for the tests that run without TextWorld
 """
@@ -36,19 +38,26 @@ class Original:
     """A game played by TextWorld, with alfworld's names for things."""
 
     def __init__(self, game: Game, problem: str = "") -> None:
-        """`problem`: the PDDL text of a game that was read, instead of the one that we would write."""
+        """`problem`: the PDDL text of a game that was read, instead of the one that we would
+        write."""
         import alfworld
         import textworld
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
         from textworld.envs import PddlEnv
 
         data = Path(alfworld.__file__).parent / "data"
-        wrapped = AlfredDemangler(PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True, score=True)), shuffle=False)
-        content = to_tw_pddl(game, (data / "alfred.pddl").read_text(), (data / "alfred.twl2").read_text())
+        wrapped = AlfredDemangler(
+            PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True, score=True)),
+            shuffle=False,
+        )
+        content = to_tw_pddl(
+            game, (data / "alfred.pddl").read_text(), (data / "alfred.twl2").read_text()
+        )
         wrapped.load(content | {"pddl_problem": problem} if problem else content)
         self._environment = wrapped
         self._state = wrapped.reset()
-        self.score, self.done = 0, False
+        self.score = 0
+        self.done = False
 
     @property
     def text(self) -> str:
@@ -70,11 +79,16 @@ class Original:
 
 
 def wander(admissible: list[str], rng: random.Random) -> str:
-    """A command that explores the rules: every verb about as often, and now and then something that is no command."""
+    """A command that explores the rules: every verb about as often, and now and then something that
+    is no command."""
     if rng.random() < 0.08:
-        return rng.choice((*_NOT_COMMANDS, admissible[0].upper(), f" {admissible[-1]} ", admissible[0][:-1]))
+        return rng.choice(
+            (*_NOT_COMMANDS, admissible[0].upper(), f" {admissible[-1]} ", admissible[0][:-1])
+        )
     idle = {"help", "inventory", "look"}
-    verbs = sorted({command.split()[0] for command in admissible} - (idle if rng.random() < 0.8 else set()))
+    verbs = sorted(
+        {command.split()[0] for command in admissible} - (idle if rng.random() < 0.8 else set())
+    )
     verb = rng.choice(verbs)
     return rng.choice([command for command in admissible if command.split()[0] == verb])
 
@@ -96,13 +110,28 @@ def record(game: Game, commands: list[str], rng: random.Random) -> dict[str, Any
     command = ""
     for number in range(max(RECORDED_STEPS, len(commands)) + 1):
         now = original.admissible
-        come, gone = sorted(set(now) - set(before)), sorted(set(before) - set(now))
-        steps.append({"command": command, "text": original.text, "come": come, "gone": gone, "won": original.won})
+        come = sorted(set(now) - set(before))
+        gone = sorted(set(before) - set(now))
+        steps.append(
+            {
+                "command": command,
+                "text": original.text,
+                "come": come,
+                "gone": gone,
+                "won": original.won,
+            }
+        )
         before = now
         command = commands[number] if number < len(commands) else wander(now, rng)
         original.step(command)
-    fitting = {kind: sorted(game.contains[kind]) for kind in sorted({r.kind for r in game.receptacles} & game.contains.keys())}
-    return {"game": _plain(dataclasses.asdict(dataclasses.replace(game, contains=fitting))), "steps": steps}
+    fitting = {
+        kind: sorted(game.contains[kind])
+        for kind in sorted({r.kind for r in game.receptacles} & game.contains.keys())
+    }
+    return {
+        "game": _plain(dataclasses.asdict(dataclasses.replace(game, contains=fitting))),
+        "steps": steps,
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -120,15 +149,25 @@ def main() -> None:
     if missing := missing_packages():
         sys.exit(f"install first: {', '.join(missing)}")
     output = Path(sys.argv[1])  # Read now: fast_downward writes its own arguments into sys.argv.
-    small, real = AlfWorld(), AlfWorld("real")
+    small = AlfWorld()
+    real = AlfWorld("real")
     transcripts = []
     for index in range(len(TASK_TYPES)):
-        # Of each type one game that the expert wins first, and one in a real room, not a large one, for wandering only.
+        # Of each type one game that the expert wins first, and one in a real room, not a large one,
+        # for wandering only.
         commands = expert_commands(small, "held_out", index)
         transcripts.append(record(small.game("held_out", index), commands, random.Random(index)))
-        games = [real.game("held_out", other) for other in range(index, 20 * len(TASK_TYPES), len(TASK_TYPES))]
-        transcripts.append(record(min(games, key=lambda game: len(game.receptacles)), [], random.Random(index)))
-    atomic_write(output, "[\n" + ",\n".join(json.dumps(t, separators=(",", ":")) for t in transcripts) + "\n]\n")
+        games = [
+            real.game("held_out", other)
+            for other in range(index, 20 * len(TASK_TYPES), len(TASK_TYPES))
+        ]
+        transcripts.append(
+            record(min(games, key=lambda game: len(game.receptacles)), [], random.Random(index))
+        )
+    atomic_write(
+        output,
+        "[\n" + ",\n".join(json.dumps(t, separators=(",", ":")) for t in transcripts) + "\n]\n",
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,10 @@ _STATION = {
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A receptacle of a room. `xyz` in metres; `location`: where an agent stands to use it, as a PDDL token."""
+    """A receptacle of a room.
+
+    `xyz` in metres; `location`: where an agent stands to use it, as a PDDL token.
+    """
 
     id: str
     kind: str
@@ -34,7 +37,8 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A room: its receptacles, the kinds of things found in it, and the goals it allows, by task type."""
+    """A room: its receptacles, the kinds of things found in it, and the goals it allows, by task
+    type."""
 
     number: int
     room: str
@@ -46,7 +50,10 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Rooms and tables. `contains`: kinds of things by kind of receptacle; `affordances`: predicates by kind of thing."""
+    """Rooms and tables.
+
+    `contains`: kinds of things by kind of receptacle; `affordances`: predicates by kind of thing.
+    """
 
     receptacle_kinds: tuple[str, ...]
     object_kinds: tuple[str, ...]
@@ -57,7 +64,9 @@ class Facts:
 
     def having(self, split: Split, task_type: TaskType) -> tuple[Scene, ...]:
         """The rooms of a split in which a task of this type is possible."""
-        return tuple(scene for scene in self.scenes if scene.split == split and scene.goals.get(task_type))
+        return tuple(
+            scene for scene in self.scenes if scene.split == split and scene.goals.get(task_type)
+        )
 
 
 def station_of(task_type: TaskType) -> str:
@@ -75,10 +84,24 @@ def load_facts() -> Facts:
     """Read `layouts.json`."""
     raw = json.loads(files(__package__).joinpath("layouts.json").read_text())
     contains = {kind: frozenset(things) for kind, things in raw["contains"].items()}
-    kinds = set(raw["object_kinds"]) | {thing for things in contains.values() for thing in things} | set(raw["toggleable"])
+    kinds = (
+        set(raw["object_kinds"])
+        | {thing for things in contains.values() for thing in things}
+        | set(raw["toggleable"])
+    )
     affordances = {kind: frozenset(_affordances(kind, raw)) for kind in kinds}
-    scenes = tuple(_scene(int(number), entry, raw, contains, affordances) for number, entry in raw["scenes"].items())
-    return Facts(tuple(raw["receptacle_kinds"]), tuple(sorted(kinds)), frozenset(raw["openable"]), contains, affordances, scenes)
+    scenes = tuple(
+        _scene(int(number), entry, raw, contains, affordances)
+        for number, entry in raw["scenes"].items()
+    )
+    return Facts(
+        tuple(raw["receptacle_kinds"]),
+        tuple(sorted(kinds)),
+        frozenset(raw["openable"]),
+        contains,
+        affordances,
+        scenes,
+    )
 
 
 def _affordances(kind: str, raw: Mapping[str, Any]) -> list[str]:
@@ -100,15 +123,27 @@ def _scene(
     places = []
     for thor_id, (x, z, rotation, horizon) in entry["receptacles"].items():
         parts = thor_id.split("|")
-        # Sink|x|y|z|SinkBasin; but one room has a Bathtub|x|y|z|SinkBasin, which the game calls a bathtubbasin.
+        # Sink|x|y|z|SinkBasin; but one room has a Bathtub|x|y|z|SinkBasin, which the game calls a
+        # bathtubbasin.
         kind = f"{parts[0]}Basin" if len(parts) == 5 else parts[0]
         stand = f"loc|{round(x / 0.25)}|{round(z / 0.25)}|{round(rotation / 90)}|{horizon}"
-        places.append(Place(pddl_token(thor_id), kind, (float(parts[1]), float(parts[2]), float(parts[3])), pddl_token(stand)))
-    places += _without_layout(set(entry["kinds"]) & set(raw["receptacle_kinds"]) - {place.kind for place in places})
+        places.append(
+            Place(
+                pddl_token(thor_id),
+                kind,
+                (float(parts[1]), float(parts[2]), float(parts[3])),
+                pddl_token(stand),
+            )
+        )
+    places += _without_layout(
+        set(entry["kinds"]) & set(raw["receptacle_kinds"]) - {place.kind for place in places}
+    )
     things = tuple(sorted({t for kind in contains for t in contains[kind]} & set(entry["kinds"])))
     lamps = sorted(set(raw["toggleable"]) & set(entry["kinds"]))
     goals = {
-        task: tuple(_goals(task, {place.kind for place in places}, things, lamps, contains, affordances))
+        task: tuple(
+            _goals(task, {place.kind for place in places}, things, lamps, contains, affordances)
+        )
         for task in TASK_TYPES
         if entry["room"] in raw["rooms_of_task"][task]
     }
@@ -116,7 +151,8 @@ def _scene(
 
 
 def _without_layout(kinds: set[str]) -> list[Place]:
-    """Receptacles that the room has, but alfworld lists no position for (stove burners, toasters, …).
+    """Receptacles that the room has, but alfworld lists no position for (stove burners, toasters,
+    …).
 
     They get made-up positions, on a line outside the room, each with a location of its own.
     """
@@ -125,9 +161,18 @@ def _without_layout(kinds: set[str]) -> list[Place]:
         for _ in range(4 if kind == "StoveBurner" else 1):
             x = 9.0 + 0.25 * len(places)
             thor_id = "|".join((kind.removesuffix("Basin"), token(x), token(0.9), token(9.0)))
-            if kind.endswith("Basin"):  # Sink|x|y|z|SinkBasin: alfworld's names for things depend on it.
+            if kind.endswith(
+                "Basin"
+            ):  # Sink|x|y|z|SinkBasin: alfworld's names for things depend on it.
                 thor_id += "|" + kind
-            places.append(Place(pddl_token(thor_id), kind, (x, 0.9, 9.0), pddl_token(f"loc|{round(x / 0.25)}|36|0|30")))
+            places.append(
+                Place(
+                    pddl_token(thor_id),
+                    kind,
+                    (x, 0.9, 9.0),
+                    pddl_token(f"loc|{round(x / 0.25)}|36|0|30"),
+                )
+            )
     return places
 
 
@@ -139,7 +184,8 @@ def _goals(
     contains: Mapping[str, frozenset[str]],
     affordances: Mapping[str, frozenset[str]],
 ) -> list[Goal]:
-    """All goals of a task type that can be reached from a start in which no target is in a receptacle of the goal's kind."""
+    """All goals of a task type that can be reached from a start in which no target is in a
+    receptacle of the goal's kind."""
     affordance, station = _STATION.get(task, ("", ""))
     if station and station not in kinds:
         return []

@@ -1,9 +1,12 @@
-"""What the expert thinks: the sub-goal and what comes next, in a few words. Several wordings for each situation.
+"""What the expert thinks: the sub-goal and what comes next, in a few words.
 
-A thought names the thing first, and says what is the case with it afterwards: a model that thinks like that has the thing in its
-own words when it must decide, one look away from where it is listed.
+Several wordings for each situation.
 
-Fields: {thing} a thing or its kind, {place} where it goes next or is, {here} where it is, {other} a further place or thing.
+A thought names the thing first, and says what is the case with it afterwards: a model that thinks
+like that has the thing in its own words when it must decide, one look away from where it is listed.
+
+Fields: {thing} a thing or its kind, {place} where it goes next or is, {here} where it is, {other} a
+further place or thing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What the adapters share. A task is a seed; the games have no expert, and no split of their own."""
+"""What the adapters share.
+
+A task is a seed; the games have no expert, and no split of their own.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import NoReturn
 
 from envs.base import Episode, ParsedAction, Split
 from envs.response import format_think_action, parse_think_action
-from envs.view import View
+from envs.view import AgentView
 
 SIZES: dict[Split, int] = {"train": 100_000, "held_out": 1_000}
 _FIRST_SEED: dict[Split, int] = {"train": 0, "held_out": SIZES["train"]}
@@ -23,7 +26,8 @@ _LONGEST_ACTION = 120
 
 
 class GameEnvironment(ABC):
-    """Settings: `max_turns` (0: 30), `history`, past turns in the prompt. An adapter adds its own, and `start_with`."""
+    """Settings: `max_turns` (0: 30), `history`, past turns in the prompt. An adapter adds its own,
+    and `start_with`."""
 
     name: str
 
@@ -40,18 +44,20 @@ class GameEnvironment(ABC):
         return SIZES[split]
 
     def start(self, split: Split, index: int, seed: int = 0) -> Episode:
-        """Open the game of seed `index` of a split; all that it draws is that seed's, and `seed` makes no difference."""
+        """Open the game of seed `index` of a split; all that it draws is that seed's, and `seed`
+        makes no difference."""
         del seed
         if not 0 <= index < SIZES[split]:
             raise IndexError(f"{split} has tasks 0 to {SIZES[split] - 1}, not {index}")
         return self.start_with(_FIRST_SEED[split] + index)
 
-    def view(self, episode: Episode) -> View:
+    def view(self, episode: Episode) -> AgentView:
         """A fresh view, without a memory."""
-        return View(episode.task, episode.observation, history=self._history)
+        return AgentView(episode.task, episode.observation, history=self._history)
 
-    def prompt(self, view: View) -> str:
-        """The rules, the past turns, what is shown now, what can be done if that is known, and the format."""
+    def prompt(self, view: AgentView) -> str:
+        """The rules, the past turns, what is shown now, what can be done if that is known, and the
+        format."""
         lines = [view.task]
         for turn, text, action in view.past:
             lines += [text] if text else []
@@ -60,11 +66,15 @@ class GameEnvironment(ABC):
         admissible = view.observation.admissible
         if admissible:
             lines.append("Actions: " + "; ".join(admissible))
-        lines.append(f"Step {view.step}: " + _FORMAT.format(what="one of the actions" if admissible else "your action"))
+        lines.append(
+            f"Step {view.step}: "
+            + _FORMAT.format(what="one of the actions" if admissible else "your action")
+        )
         return "\n".join(lines)
 
     def parse(self, response: str, admissible: tuple[str, ...]) -> ParsedAction:
-        """See `envs.response`; letters keep their case where any text is an action, since it means something in some games."""
+        """See `envs.response`; letters keep their case where any text is an action, since it means
+        something in some games."""
         parsed = parse_think_action(response, admissible or None, keep_case=not admissible)
         return ParsedAction(parsed.action, parsed.valid and parsed.action != "")
 

@@ -1,7 +1,9 @@
-"""Gymnasium's text games, and others registered there, as an `Environment`: `--env gymnasium --gymnasium.id FrozenLake-v1`.
+"""Gymnasium's text games, and others registered there, as an `Environment`: `--env gymnasium
+--gymnasium.id FrozenLake-v1`.
 
-A game speaks text if its observations are text, or if it draws itself as text (`render_mode="ansi"`); of others, the observation is
-written out. An action is a text, or one of a few: those of Gymnasium's own text games have names here.
+A game speaks text if its observations are text, or if it draws itself as text
+(`render_mode="ansi"`); of others, the observation is written out. An action is a text, or one of a
+few: those of Gymnasium's own text games have names here.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ try:
     import gymnasium
     from gymnasium import spaces
 except ImportError as error:
-    raise ValueError(f"env.name: gymnasium needs a package that is not installed ({error}): pip install -e '.[games]'") from None
+    raise ValueError(
+        f"env.name: gymnasium needs a package that is not installed ({error}): pip install -e "
+        "'.[games]'"
+    ) from None
 
 ID = "FrozenLake-v1"
 
@@ -31,13 +36,16 @@ class _Game(NamedTuple):
     actions: tuple[str, ...] = ()  # by number
     task: str = ""  # what the agent is told
     marks: Marks = MappingProxyType({})  # how the colors that it draws in are written
-    ends_won: bool = False  # there is no other end but for want of time, so that a reward of less than 0 is a success all the same
+    # there is no other end but for want of time, so that a reward of less than 0 is a success all
+    # the same
+    ends_won: bool = False
 
 
 _KNOWN = {
     "FrozenLakeEnv": _Game(
         ("left", "down", "right", "up"),
-        "Walk over a frozen lake from S to G; H is a hole, F is ice. Where you are stands in brackets.",
+        "Walk over a frozen lake from S to G; H is a hole, F is ice. Where you are stands in "
+        "brackets.",
         marks={"41": ("[", "]")},
     ),
     "CliffWalkingEnv": _Game(
@@ -47,22 +55,34 @@ _KNOWN = {
     ),
     "TaxiEnv": _Game(
         ("down", "up", "right", "left", "pick up", "drop off"),
-        "Drive a taxi to the passenger, pick up, drive to the destination, drop off there. The stands are R, G, Y and B; walls are | "
-        "and -, and : lets you through. In parentheses is the stand where the passenger waits, in <> the destination. "
+        "Drive a taxi to the passenger, pick up, drive to the destination, drop off there. The "
+        "stands are R, G, Y and B; walls are | "
+        "and -, and : lets you through. In parentheses is the stand where the passenger waits, "
+        "in <> the destination. "
         "The taxi is in brackets, in braces with the passenger in it.",
-        marks={"1": ("", ""), "34": ("(", ")"), "35": ("<", ">"), "42": ("{", "}"), "43": ("[", "]")},
+        marks={
+            "1": ("", ""),
+            "34": ("(", ")"),
+            "35": ("<", ">"),
+            "42": ("{", "}"),
+            "43": ("[", "]"),
+        },
     ),
     "BlackjackEnv": _Game(
         ("stick", "hit"),
-        "Come closer to 21 than the dealer, not beyond. Shown are your sum, the dealer's card, and whether you have a usable ace.",
+        "Come closer to 21 than the dealer, not beyond. Shown are your sum, the dealer's card, "
+        "and whether you have a usable ace.",
     ),
 }
 """By the name of the class, which all sizes, versions and variants of a game share."""
 
 
 class GymnasiumEpisode:
-    """One game being played. See `envs.base.Episode`. It is a success if it ends, not for want of time, with a positive reward;
-    with `game.ends_won`, with any."""
+    """One game being played.
+
+    See `envs.base.Episode`. It is a success if it ends, not for want of time, with a positive
+    reward; with `game.ends_won`, with any.
+    """
 
     def __init__(self, env: gymnasium.Env, seed: int, game: _Game, max_turns: int) -> None:
         self._env = env
@@ -81,9 +101,16 @@ class GymnasiumEpisode:
         """Execute an action; one that there is not uses a turn, and changes nothing."""
         if self._done:
             raise RuntimeError("the episode is over: start another one")
-        reward, won, terminated, truncated = 0.0, False, False, False
+        reward = 0.0
+        won = False
+        terminated = False
+        truncated = False
         if not self._actions or action in self._actions:
-            chosen = int(self._env.action_space.start) + self._actions.index(action) if self._actions else action
+            chosen = (
+                int(self._env.action_space.start) + self._actions.index(action)
+                if self._actions
+                else action
+            )
             observation, reward, terminated, truncated, _ = self._env.step(chosen)
             reward = float(reward)
             self.observation = self._observe(observation)
@@ -91,7 +118,9 @@ class GymnasiumEpisode:
         self._turns_left -= 1
         self._done = bool(terminated or truncated or self._turns_left == 0)
         self.scores = {"return": self.scores["return"] + reward}
-        return StepResult(self.observation, reward, self._done, won, truncated=self._done and not terminated)
+        return StepResult(
+            self.observation, reward, self._done, won, truncated=self._done and not terminated
+        )
 
     def anchor(self) -> str:
         """What is shown now."""
@@ -103,13 +132,16 @@ class GymnasiumEpisode:
 
     def _observe(self, observation: Any) -> Observation:
         if not isinstance(observation, str) and self._env.render_mode == "ansi":
-            observation = readable(self._env.render(), self._marks)  # where the player is, for one, is shown by a color
+            observation = readable(
+                self._env.render(), self._marks
+            )  # where the player is, for one, is shown by a color
         return Observation(str(observation).strip(), self._actions)
 
 
 class Gymnasium(GameEnvironment):
-    """Settings: `id`, a registered environment; `arguments`, name=value for its constructor (values as in JSON); `actions`, names of
-    its actions in order; `task`, what the agent is told; `max_turns`; `history`.
+    """Settings: `id`, a registered environment; `arguments`, name=value for its constructor (values
+    as in JSON); `actions`, names of its actions in order; `task`, what the agent is told;
+    `max_turns`; `history`.
     """
 
     name = "gymnasium"
@@ -138,7 +170,8 @@ class Gymnasium(GameEnvironment):
         self._game = known._replace(actions=named, task=task or known.task or f"Play {id}.")
         if len({self._first_observation() for _ in range(3)}) > 1:
             raise ValueError(
-                f"gymnasium.arguments: {id} begins differently each time with the same seed, so that a group would play different games: "
+                f"gymnasium.arguments: {id} begins differently each time with the same seed, so "
+                "that a group would play different games: "
                 "give what it draws when it is made"
             )
 
@@ -157,17 +190,22 @@ class Gymnasium(GameEnvironment):
 
 
 def name_actions(id: str, space: spaces.Space, names: tuple[str, ...]) -> tuple[str, ...]:
-    """A name for each action, in lower case as actions are parsed; its number without `names`; none if any text is an action.
+    """A name for each action, in lower case as actions are parsed; its number without `names`; none
+    if any text is an action.
 
     ValueError for too few or too many names.
     """
     if isinstance(space, spaces.Text):
         return ()
     if not isinstance(space, spaces.Discrete):
-        raise ValueError(f"gymnasium.id: an action of {id} is neither a text nor one of a few, but {space}")
+        raise ValueError(
+            f"gymnasium.id: an action of {id} is neither a text nor one of a few, but {space}"
+        )
     names = tuple(name.lower() for name in names) or tuple(str(number) for number in range(space.n))
     if len(names) != space.n:
-        raise ValueError(f"gymnasium.actions: {id} has {space.n} actions, and {len(names)} are named")
+        raise ValueError(
+            f"gymnasium.actions: {id} has {space.n} actions, and {len(names)} are named"
+        )
     return names
 
 

@@ -1,4 +1,7 @@
-"""Games for one player of TextArena (Guertler et al. 2025) as an `Environment`: `--env textarena --textarena.game GuessTheNumber-v0`."""
+"""Games for one player of TextArena (Guertler et al.
+
+2025) as an `Environment`: `--env textarena --textarena.game GuessTheNumber-v0`.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ try:
     import textarena
     from textarena.envs.registration import ENV_REGISTRY
 except ImportError as error:
-    raise ValueError(f"env.name: textarena needs a package that is not installed ({error}): pip install -e '.[games]'") from None
+    raise ValueError(
+        f"env.name: textarena needs a package that is not installed ({error}): pip install -e "
+        "'.[games]'"
+    ) from None
 
 GAME = "GuessTheNumber-v0"
 
@@ -34,8 +40,8 @@ _ECHO = textarena.ObservationType.PLAYER_ACTION
 class TextArenaEpisode:
     """One game being played. See `envs.base.Episode`.
 
-    The reward is the game's own, at its end: 1 when it is won; less, down to -1, when it is not, often for what was reached.
-    An episode that runs out of turns first gets 0.
+    The reward is the game's own, at its end: 1 when it is won; less, down to -1, when it is not,
+    often for what was reached. An episode that runs out of turns first gets 0.
     """
 
     def __init__(self, game: str, seed: int, max_turns: int) -> None:
@@ -54,8 +60,11 @@ class TextArenaEpisode:
         self.scores = {"reward": 0.0}
 
     def step(self, action: str) -> StepResult:
-        """Make a move, in the brackets that TextArena wants around one. Whether an invalid one costs the game is up to the game; one that
-        the game cannot read is invalid, too."""
+        """Make a move, in the brackets that TextArena wants around one.
+
+        Whether an invalid one costs the game is up to the game; one that the game cannot read is
+        invalid, too.
+        """
         if self._done:
             raise RuntimeError("the episode is over: start another one")
         with self._own_randomness():
@@ -69,7 +78,9 @@ class TextArenaEpisode:
             self.scores = {"reward": float(rewards[0])}
             self.observation = Observation(_shown(messages) or str(info[0].get("reason") or ""), ())
         reward = self.scores["reward"]
-        return StepResult(self.observation, reward, self._done, reward >= 1, truncated=self._done and not over)
+        return StepResult(
+            self.observation, reward, self._done, reward >= 1, truncated=self._done and not over
+        )
 
     def _move(self, action: str) -> bool:
         """Whether the game is over with this move."""
@@ -96,7 +107,8 @@ class TextArenaEpisode:
 
     @contextlib.contextmanager
     def _own_randomness(self) -> Iterator[None]:
-        """What the game draws is this episode's own, so that what other episodes and the rest of the process draw makes no difference."""
+        """What the game draws is this episode's own, so that what other episodes and the rest of
+        the process draw makes no difference."""
         token = _OWN.set(self._random)
         try:
             yield
@@ -105,7 +117,8 @@ class TextArenaEpisode:
 
 
 class _Randomness:
-    """Python's `random` for the modules of games, which draw from its global generator: theirs is that of the episode in `_OWN`.
+    """Python's `random` for the modules of games, which draw from its global generator: theirs is
+    that of the episode in `_OWN`.
 
     No lock, which a move that never returns would keep from all other episodes.
     """
@@ -119,25 +132,32 @@ _RANDOMNESS = _Randomness()
 
 
 def _make(game: str) -> textarena.Env:
-    """A game without the wrappers of the library's agents: a message is shown once, and history is left to the prompt."""
+    """A game without the wrappers of the library's agents: a message is shown once, and history is
+    left to the prompt."""
     env = textarena.make(f"{game}-raw")
     if _replace_random(type(env).__module__):
-        env = textarena.make(f"{game}-raw")  # the first one may have drawn from the global generator
+        env = textarena.make(
+            f"{game}-raw"
+        )  # the first one may have drawn from the global generator
     return env
 
 
 def _replace_random(module: str) -> bool:
-    """Whether there were modules, of the library or the one named, that drew from the global generator until now."""
+    """Whether there were modules, of the library or the one named, that drew from the global
+    generator until now."""
     replaced = False
     for name, loaded in list(sys.modules.items()):
-        if (name == module or name.partition(".")[0] == "textarena") and vars(loaded).get("random") is random:
+        if (name == module or name.partition(".")[0] == "textarena") and vars(loaded).get(
+            "random"
+        ) is random:
             loaded.random = _RANDOMNESS
             replaced = True
     return replaced
 
 
 def _sort_arguments(env: textarena.Env) -> None:
-    """Let the game call `set_invalid_move` with reason and reward in either order: some games have it the wrong way round."""
+    """Let the game call `set_invalid_move` with reason and reward in either order: some games have
+    it the wrong way round."""
     if not isinstance(env.state, textarena.SinglePlayerState):
         return
     original = env.state.set_invalid_move
@@ -160,10 +180,15 @@ class TextArena(GameEnvironment):
         super().__init__(max_turns, history)
         self._game = game
         if f"{game}-raw" not in ENV_REGISTRY:
-            raise ValueError(f"textarena.game: TextArena has no game {game!r}; see textarena.pprint_registry_detailed()")
+            raise ValueError(
+                f"textarena.game: TextArena has no game {game!r}; see "
+                "textarena.pprint_registry_detailed()"
+            )
         try:
             self.start("train", 0).close()
-        except Exception as error:  # whatever a game needs: another player, word lists, further packages
+        except (
+            Exception
+        ) as error:  # whatever a game needs: another player, word lists, further packages
             reason = _first_words(str(error)) or type(error).__name__
             raise ValueError(f"textarena.game: {game} cannot be played here: {reason}") from None
 
@@ -173,7 +198,8 @@ class TextArena(GameEnvironment):
 
 
 def _first_words(text: str) -> str:
-    """The first line of an error that says something: NLTK's begin with colors and a line of asterisks."""
+    """The first line of an error that says something: NLTK's begin with colors and a line of
+    asterisks."""
     lines = (line.strip() for line in readable(text, {"31": ("", ""), "93": ("", "")}).splitlines())
     return next((line for line in lines if any(char.isalnum() for char in line)), "")
 

@@ -1,4 +1,5 @@
-"""Search QA as an `Environment`: a question, an index to look things up in, an answer that is right or not."""
+"""Search QA as an `Environment`: a question, an index to look things up in, an answer that is right
+or not."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from envs.search.prompt import NO_ACTION, build_prompt, show_passages
 from envs.search.questions import Question, generated_questions
 from envs.search.remote import Remote, Retriever
 from envs.search.scoring import is_right
-from envs.view import View
+from envs.view import AgentView
 
 REWARD = 1.0
 MAX_TURNS = 4
@@ -37,7 +38,10 @@ class SearchEpisode:
         """Searches made so far."""
 
     def step(self, action: str) -> StepResult:
-        """Search, which takes a turn, or answer, which ends the episode. Anything else is told to be neither, and takes a turn too."""
+        """Search, which takes a turn, or answer, which ends the episode.
+
+        Anything else is told to be neither, and takes a turn too.
+        """
         if self._done:
             raise RuntimeError("the episode is over: start another one")
         kind, text = read_action(action)
@@ -52,24 +56,42 @@ class SearchEpisode:
         self._turns_left -= 1
         answered = kind == "answer"
         self._done = answered or self._turns_left == 0
-        return StepResult(self.observation, REWARD if right else 0.0, self._done, right, truncated=self._done and not answered)
+        return StepResult(
+            self.observation,
+            REWARD if right else 0.0,
+            self._done,
+            right,
+            truncated=self._done and not answered,
+        )
 
     def anchor(self) -> str:
-        """All passages shown so far, in alphabetical order: by which queries, and in what order, makes no difference to what is known."""
+        """All passages shown so far, in alphabetical order: by which queries, and in what order,
+        makes no difference to what is known."""
         return "\n".join(sorted(self._shown))
 
 
 class Search:
-    """Settings: `questions`, a JSONL file (empty: those that come with the project); `corpus`, a JSONL file of passages (empty: the
-    project's); `url`, a server to ask instead of the index in this process; `topk`, passages a search returns; `max_turns`; `history`,
-    past turns in the prompt.
+    """Settings: `questions`, a JSONL file (empty: those that come with the project); `corpus`, a
+    JSONL file of passages (empty: the project's); `url`, a server to ask instead of the index in
+    this process; `topk`, passages a search returns; `max_turns`; `history`, past turns in the
+    prompt.
     """
 
     name = "search"
 
-    def __init__(self, questions: str = "", corpus: str = "", url: str = "", topk: int = 3, max_turns: int = 0, history: int = 4) -> None:
+    def __init__(
+        self,
+        questions: str = "",
+        corpus: str = "",
+        url: str = "",
+        topk: int = 3,
+        max_turns: int = 0,
+        history: int = 4,
+    ) -> None:
         if url and corpus:
-            raise ValueError("search.url and search.corpus exclude each other: a server has its own passages")
+            raise ValueError(
+                "search.url and search.corpus exclude each other: a server has its own passages"
+            )
         if topk < 1:
             raise ValueError(f"search.topk: {topk} is less than 1")
         self.max_turns = max_turns or MAX_TURNS
@@ -77,7 +99,9 @@ class Search:
         self._history = history
         # Read and indexed before a fork, so that processes share it.
         self._questions = read_questions(questions) if questions else generated_questions()
-        self._retriever: Retriever = Remote(url) if url else Index(read_corpus(corpus).texts if corpus else passages())
+        self._retriever: Retriever = (
+            Remote(url) if url else Index(read_corpus(corpus).texts if corpus else passages())
+        )
 
     def size(self, split: Split) -> int:
         """Number of questions."""
@@ -92,13 +116,15 @@ class Search:
     def start(self, split: Split, index: int, seed: int = 0) -> SearchEpisode:
         """Ask question `index` of `split`; nothing is drawn, so that `seed` makes no difference."""
         del seed
-        return SearchEpisode(self.question(split, index), self._retriever, self._topk, self.max_turns)
+        return SearchEpisode(
+            self.question(split, index), self._retriever, self._topk, self.max_turns
+        )
 
-    def view(self, episode: Episode) -> View:
+    def view(self, episode: Episode) -> AgentView:
         """A fresh view, without a memory: what was found stands in the past turns."""
-        return View(episode.task, episode.observation, history=self._history)
+        return AgentView(episode.task, episode.observation, history=self._history)
 
-    def prompt(self, view: View) -> str:
+    def prompt(self, view: AgentView) -> str:
         """See `envs.search.prompt`."""
         return build_prompt(view)
 

@@ -28,9 +28,13 @@ OUTPUT = Path(__file__).with_name("facts.json")
 AIRPORTS_PER_COUNTRY = 40
 LONGEST_NAME = 40
 LONGEST_VALUE = 60
-"""In characters. A longer list is cut between two of its parts; what is longer than that in one piece is left out."""
+"""In characters.
 
-# Where in the factbook a fact stands. The first group has sentences of its own in `relations`, the second one only a label.
+A longer list is cut between two of its parts; what is longer than that in one piece is left out.
+"""
+
+# Where in the factbook a fact stands. The first group has sentences of its own in `relations`, the
+# second one only a label.
 _FIELDS = {
     "official name": "Government/Country name/conventional long form",
     "local name": "Government/Country name/local short form",
@@ -105,7 +109,10 @@ def clean(text: str) -> str:
 
 
 def field(entry: Any, path: str) -> str:
-    """The text of a factbook entry at `path`, "" where it has none. Keys of the source may end in a space."""
+    """The text of a factbook entry at `path`, "" where it has none.
+
+    Keys of the source may end in a space.
+    """
     for key in path.split("/"):
         entry = entry.get(key, entry.get(key + " ", {})) if isinstance(entry, dict) else {}
     return clean(entry.get("text", "")) if isinstance(entry, dict) else ""
@@ -122,9 +129,15 @@ def value_of(name: str, text: str) -> str:
     if name == "domain":
         return (re.findall(r"\.[a-z]{2}\b", bare) or [""])[0]
     if name in ("capital", "local name", "adjective", "aircraft prefix"):
-        return first.removesuffix(" in Romanian") if (first[0].isupper() and "/" not in first) or name == "aircraft prefix" else ""
+        return (
+            first.removesuffix(" in Romanian")
+            if (first[0].isupper() and "/" not in first) or name == "aircraft prefix"
+            else ""
+        )
     if name == "highest point":
-        found = re.fullmatch(r"(\D[^;]*?) -?[\d,.]+ m", first if first.endswith(" m") else bare.split(";")[0])
+        found = re.fullmatch(
+            r"(\D[^;]*?) -?[\d,.]+ m", first if first.endswith(" m") else bare.split(";")[0]
+        )
         return found[1] if found and "unnamed" not in found[1] else ""
     if name == "currency":
         return first.partition(" per US dollar")[0]
@@ -146,44 +159,82 @@ def countries(archive: zipfile.ZipFile) -> tuple[dict[str, dict[str, str]], dict
     """Facts by country, and countries by ISO 3166 code (read off their internet domains)."""
     facts: dict[str, dict[str, str]] = {}
     by_code = {}
-    for path in sorted(name for name in archive.namelist() if re.search(r"data/.*/\w+\.json$", name)):
+    for path in sorted(
+        name for name in archive.namelist() if re.search(r"data/.*/\w+\.json$", name)
+    ):
         entry = json.loads(archive.read(path))
         short = field(entry, "Government/Country name/conventional short form")
-        name = short if short and not short.startswith("none") else field(entry, "Government/Country name/conventional long form")
+        name = (
+            short
+            if short and not short.startswith("none")
+            else field(entry, "Government/Country name/conventional long form")
+        )
         name = re.sub(r"\s*\(.*", "", name).split(";")[0].strip()
-        if not name or name.startswith("none") or name in facts or not field(entry, "Government/Capital/name"):
+        if (
+            not name
+            or name.startswith("none")
+            or name in facts
+            or not field(entry, "Government/Capital/name")
+        ):
             continue
-        values = {key: value_of(key, field(entry, path)) for key, path in (_FIELDS | _LABELLED_FIELDS).items()}
-        facts[name] = {key: value for key, value in values.items() if value and (key in _LABELLED_FIELDS or len(value) <= LONGEST_NAME)}
+        values = {
+            key: value_of(key, field(entry, path))
+            for key, path in (_FIELDS | _LABELLED_FIELDS).items()
+        }
+        facts[name] = {
+            key: value
+            for key, value in values.items()
+            if value and (key in _LABELLED_FIELDS or len(value) <= LONGEST_NAME)
+        }
         if domain := values["domain"]:
             by_code["GB" if domain == ".uk" else domain[1:].upper()] = name
     return facts, by_code
 
 
 def elements(archive: zipfile.ZipFile, known: dict[str, dict[str, str]]) -> list[list[str]]:
-    """[name, symbol, atomic number, country, year]; country and year of the discovery, "" if it is not one country's."""
+    """[name, symbol, atomic number, country, year]; country and year of the discovery, "" if it is
+    not one country's."""
     database = sqlite3.connect(":memory:")
     database.deserialize(archive.read("mendeleev/elements.db"))
-    rows = database.execute("select name, symbol, atomic_number, discovery_location, discovery_year from elements order by atomic_number")
+    rows = database.execute(
+        "select name, symbol, atomic_number, discovery_location, discovery_year from elements "
+        "order by atomic_number"
+    )
     found = []
     for name, symbol, number, place, year in rows:
         country = "United Kingdom" if place in _BRITISH else place
         at_home = country in known and year
-        found.append([name, symbol, str(number), country if at_home else "", str(year) if at_home else ""])
+        found.append(
+            [name, symbol, str(number), country if at_home else "", str(year) if at_home else ""]
+        )
     return found
 
 
 def airports(archive: zipfile.ZipFile, by_code: dict[str, str]) -> list[list[str]]:
-    """[IATA code, name, city, country]: per country the international ones first, only names that are used once."""
+    """[IATA code, name, city, country]: per country the international ones first, only names that
+    are used once."""
     rows = list(csv.DictReader(io.StringIO(archive.read("airportsdata/airports.csv").decode())))
-    rows = [row | {"name": clean(row["name"]), "city": clean(row["city"])} for row in rows if row["iata"] and row["country"] in by_code]
+    rows = [
+        row | {"name": clean(row["name"]), "city": clean(row["city"])}
+        for row in rows
+        if row["iata"] and row["country"] in by_code
+    ]
     often = Counter(row["name"] for row in rows)
     of_country: dict[str, list[list[str]]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: ("International" not in row["name"], row["iata"])):
         country = by_code[row["country"]]
-        if often[row["name"]] == 1 and row["city"] and len(row["name"]) <= LONGEST_NAME and "(" not in row["name"]:
+        if (
+            often[row["name"]] == 1
+            and row["city"]
+            and len(row["name"]) <= LONGEST_NAME
+            and "(" not in row["name"]
+        ):
             of_country[country].append([row["iata"], row["name"], row["city"], country])
-    return [airport for country in sorted(of_country) for airport in of_country[country][:AIRPORTS_PER_COUNTRY]]
+    return [
+        airport
+        for country in sorted(of_country)
+        for airport in of_country[country][:AIRPORTS_PER_COUNTRY]
+    ]
 
 
 def main() -> None:
@@ -211,7 +262,10 @@ def main() -> None:
     # A country or an airport a line, so that a change can be read.
     text = re.sub(r'(?<=[}\]{\[]),(?=\["|"[^"]+":\{)', ",\n", text)
     atomic_write(OUTPUT, text + "\n")
-    print(f"{OUTPUT.name}: {len(text.encode()) / 1000:.0f} kB, {len(known)} countries, {len(facts['airports'])} airports")
+    print(
+        f"{OUTPUT.name}: {len(text.encode()) / 1000:.0f} kB, {len(known)} countries, "
+        f"{len(facts['airports'])} airports"
+    )
 
 
 if __name__ == "__main__":

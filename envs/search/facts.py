@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from envs.search.relations import AIRPORT_CODE, AIRPORT_COUNTRY, ATOMIC_NUMBER, DISCOVERY, ELEMENT_SYMBOL, OF_COUNTRY
+from envs.search.relations import (
+    AIRPORT_CODE,
+    AIRPORT_COUNTRY,
+    ATOMIC_NUMBER,
+    DISCOVERY,
+    ELEMENT_SYMBOL,
+    OF_COUNTRY,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +49,25 @@ class Facts:
 def load_facts() -> Facts:
     """The facts, read once per process. See `extract`."""
     raw = json.loads((files(__package__) / "facts.json").read_text())
-    return Facts(raw["countries"], [Airport(*row) for row in raw["airports"]], [Element(*row) for row in raw["elements"]])
+    return Facts(
+        raw["countries"],
+        [Airport(*row) for row in raw["airports"]],
+        [Element(*row) for row in raw["elements"]],
+    )
 
 
 @cache
 def passages() -> tuple[str, ...]:
     """One fact each, in a fixed order."""
-    facts, said = load_facts(), []
+    facts = load_facts()
+    said = []
     for country, values in facts.countries.items():
         for name, value in values.items():
-            said.append(OF_COUNTRY[name].state(country, value) if name in OF_COUNTRY else _label(name, country, value))
+            said.append(
+                OF_COUNTRY[name].state(country, value)
+                if name in OF_COUNTRY
+                else _label(name, country, value)
+            )
     for airport in facts.airports:
         said.append(AIRPORT_COUNTRY.state(airport.name, airport.country))
         said.append(AIRPORT_CODE.state(airport.name, airport.code))

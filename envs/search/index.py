@@ -1,7 +1,8 @@
 """Retrieval in this process: BM25 over passages that fit in memory.
 
-Own postings in numpy, because the usual library (bm25s) imports numba wherever vLLM is installed (half a second, in every
-process) and leaves equal scores in no fixed order; a task must be the same in every process. Weights are computed once, as there.
+Own postings in numpy, because the usual library (bm25s) imports numba wherever vLLM is installed
+(half a second, in every process) and leaves equal scores in no fixed order; a task must be the same
+in every process. Weights are computed once, as there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections.abc import Iterable
 import numpy as np
 
 # Lucene's default is 1.2 and 0.75; these are Anserini's for passages.
-K1, B = 0.9, 0.4
+K1 = 0.9
+B = 0.4
 
 _FEW = 32
 """Passages up to which the best are looked for one by one."""
@@ -28,19 +30,27 @@ _STOP_WORDS = frozenset(("a", "an", "and", "in", "is", "of", "the", "was"))
 def tokenize(text: str) -> list[str]:
     """Words in lower case, without accents and without the most frequent ones."""
     if not text.isascii():
-        text = "".join(char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char))
+        text = "".join(
+            char for char in unicodedata.normalize("NFKD", text) if not unicodedata.combining(char)
+        )
     return [word for word in _WORD.findall(text.lower()) if word not in _STOP_WORDS]
 
 
 class Index:
-    """Passages, and for each word the passages it is in. Immutable, so threads and forked processes share it."""
+    """Passages, and for each word the passages it is in.
+
+    Immutable, so threads and forked processes share it.
+    """
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.texts: tuple[str, ...] = tuple(texts)
         if not self.texts:
             raise ValueError("there are no passages to index")
         self._terms: dict[str, int] = {}
-        words = [[self._terms.setdefault(word, len(self._terms)) for word in tokenize(text)] for text in self.texts]
+        words = [
+            [self._terms.setdefault(word, len(self._terms)) for word in tokenize(text)]
+            for text in self.texts
+        ]
         lengths = np.array([len(passage) for passage in words])
         passage = np.repeat(np.arange(len(words)), lengths)
         term = np.array([word for passage_words in words for word in passage_words], dtype=np.int64)
@@ -55,7 +65,8 @@ class Index:
         self._bounds = np.concatenate([[0], np.cumsum(spread)])
 
     def search(self, query: str, topk: int) -> list[tuple[int, float]]:
-        """(number of the passage, score) of the best, at most `topk`, each with a word of the query. Equal scores: the earlier first."""
+        """(number of the passage, score) of the best, at most `topk`, each with a word of the
+        query. Equal scores: the earlier first."""
         scores = np.zeros(len(self.texts))
         for word in tokenize(query):
             term = self._terms.get(word)
@@ -66,7 +77,8 @@ class Index:
         if topk > _FEW:
             order = np.argsort(-scores, kind="stable")[:topk]
             return [(int(number), float(scores[number])) for number in order if scores[number] > 0]
-        # For the few that are wanted, looking for the greatest again and again is faster than any sorting.
+        # For the few that are wanted, looking for the greatest again and again is faster than any
+        # sorting.
         for _ in range(min(topk, len(self.texts))):
             first = int(scores.argmax())
             if scores[first] <= 0:

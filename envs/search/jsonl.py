@@ -1,4 +1,7 @@
-"""Questions and passages of the user's own, one JSON object a line. Whatever is wrong with a file is one ValueError that says where."""
+"""Questions and passages of the user's own, one JSON object a line.
+
+Whatever is wrong with a file is one ValueError that says where.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ HELD_OUT_SHARE = 0.1
 
 
 ANSWER_FIELDS = ("answers", "golden_answers", "answer")
-"""Names of the field with the answers, as data sets call it: `golden_answers` in Search-R1 and FlashRAG, `answer` in HotpotQA."""
+"""Names of the field with the answers, as data sets call it: `golden_answers` in Search-R1 and
+FlashRAG, `answer` in HotpotQA."""
 
 _ID_FIELDS = ("id", "_id")
 
@@ -60,10 +64,12 @@ def _passage_id(row: dict[str, Any], number: int, where: str) -> str | int:
 
 
 def read_questions(path: str) -> dict[Split, tuple[Question, ...]]:
-    """Questions from `{"question": …, "answers": […], "source": …}`; `answers` may be one text and go by another name of
-    `ANSWER_FIELDS`, `source` is optional. Of a question that is there several times, all answers are right.
+    """Questions from `{"question": …, "answers": […], "source": …}`; `answers` may be one text and
+    go by another name of `ANSWER_FIELDS`, `source` is optional. Of a question that is there several
+    times, all answers are right.
 
-    One question in ten is held out, at least one: which ones depends on their texts alone, not on their order.
+    One question in ten is held out, at least one: which ones depends on their texts alone, not on
+    their order.
     """
     questions: dict[str, Question] = {}
     for where, row in _rows(path, "search.questions"):
@@ -71,13 +77,24 @@ def read_questions(path: str) -> dict[Split, tuple[Question, ...]]:
         field = next((field for field in ANSWER_FIELDS if field in row), ANSWER_FIELDS[0])
         answers = row.get(field)
         answers = [answers] if isinstance(answers, str) else answers
-        if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) and answer.strip() for answer in answers):
-            raise ValueError(f"{where}: {field} is {_shown(row, field)}, not a text or a list of texts")
+        if (
+            not isinstance(answers, list)
+            or not answers
+            or not all(isinstance(answer, str) and answer.strip() for answer in answers)
+        ):
+            raise ValueError(
+                f"{where}: {field} is {_shown(row, field)}, not a text or a list of texts"
+            )
         source = _text(row, "source", where) if "source" in row else Path(path).stem
         known = questions.get(text, Question(text, (), source))
-        questions[text] = replace(known, answers=tuple(dict.fromkeys([*known.answers, *map(encodable, answers)])))
+        questions[text] = replace(
+            known, answers=tuple(dict.fromkeys([*known.answers, *map(encodable, answers)]))
+        )
     if len(questions) < 2:
-        raise ValueError(f"search.questions: {path} has only one question; one is needed to train on, and one to evaluate")
+        raise ValueError(
+            f"search.questions: {path} has only one question; one is needed to train on, and one "
+            "to evaluate"
+        )
     ranked = sorted(questions, key=lambda text: blake2b(text.encode()).digest())
     held_out = set(ranked[: max(1, round(HELD_OUT_SHARE * len(ranked)))])
     return {
@@ -87,14 +104,18 @@ def read_questions(path: str) -> dict[Split, tuple[Question, ...]]:
 
 
 def _rows(path: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(where it stands, for messages; the object) of every line that is not empty. ValueError if there is none."""
+    """(where it stands, for messages; the object) of every line that is not empty.
+
+    ValueError if there is none.
+    """
     found = False
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
-                where, found = f"{setting}: {path}, line {number}", True
+                where = f"{setting}: {path}, line {number}"
+                found = True
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError) as error:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from envs.view import View
+from envs.view import AgentView
 
 _FORMAT = (
-    "Answer with <think>your reasoning</think> and <search> what to look up </search> or, once you know it, <answer> a few words </answer>"
+    "Answer with <think>your reasoning</think> and <search> what to look up </search> or, once "
+    "you know it, <answer> a few words </answer>"
 )
 
 # An agent can search for anything; keep it from breaking the layout.
@@ -21,11 +22,14 @@ def show_passages(passages: Sequence[str]) -> str:
     """The observation after a search: a line for each passage."""
     if not passages:
         return NOTHING_FOUND
-    lines = [f"Doc {number}: {' '.join(passage.split())}" for number, passage in enumerate(passages, start=1)]
+    lines = [
+        f"Doc {number}: {' '.join(passage.split())}"
+        for number, passage in enumerate(passages, start=1)
+    ]
     return "\n".join(("<information>", *lines, "</information>"))
 
 
-def build_prompt(view: View) -> str:
+def build_prompt(view: AgentView) -> str:
     """Question, past turns, what was found last, and the format."""
     lines = [f"Question: {view.task}"]
     for turn, text, action in view.past:

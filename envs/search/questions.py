@@ -1,7 +1,9 @@
-"""The questions that come with the project: chains of two or three facts, each of which is a passage of its own.
+"""The questions that come with the project: chains of two or three facts, each of which is a
+passage of its own.
 
-Every question speaks of one country without naming it. Countries of `held_out` occur in no question of `train`, and neither do
-their airports, or the elements that were discovered there: what was memorised in training answers nothing.
+Every question speaks of one country without naming it. Countries of `held_out` occur in no question
+of `train`, and neither do their airports, or the elements that were discovered there: what was
+memorised in training answers nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ AIRPORTS_PER_COUNTRY = 2
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`source`: the family or the data set it belongs to. `entities`: countries, airports and elements that it takes to answer it."""
+    """`source`: the family or the data set it belongs to.
+
+    `entities`: countries, airports and elements that it takes to answer it.
+    """
 
     text: str
     answers: tuple[str, ...]
@@ -54,25 +59,35 @@ def generated_questions() -> dict[Split, tuple[Question, ...]]:
                     questions["held_out" if country in held_out else "train"].append(question)
     # Two countries may share a value (a demonym, say): such an answer could be remembered.
     trained = {answer for question in questions["train"] for answer in question.answers}
-    questions["held_out"] = [question for question in questions["held_out"] if trained.isdisjoint(question.answers)]
+    questions["held_out"] = [
+        question for question in questions["held_out"] if trained.isdisjoint(question.answers)
+    ]
     for split in questions.values():
         rng.shuffle(split)
     return {split: tuple(asked) for split, asked in questions.items()}
 
 
 def _starts(clue: Clue, facts: Facts) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(what the question names, the entities on the way from it, the country last), for what leads to one country only."""
+    """(what the question names, the entities on the way from it, the country last), for what leads
+    to one country only."""
     match clue.source:
         case "airport" | "airport_code":
             seen: Counter[str] = Counter()
             for airport in facts.airports:
                 seen[airport.country] += 1
                 if seen[airport.country] <= AIRPORTS_PER_COUNTRY:
-                    yield airport.name if clue.source == "airport" else airport.code, (airport.name, airport.country)
+                    yield (
+                        airport.name if clue.source == "airport" else airport.code,
+                        (airport.name, airport.country),
+                    )
         case "element" | "atomic_number" | "element_symbol":
             for element in facts.elements:
                 if element.country:
-                    known = {"element": element.name, "atomic_number": element.number, "element_symbol": element.symbol}
+                    known = {
+                        "element": element.name,
+                        "atomic_number": element.number,
+                        "element_symbol": element.symbol,
+                    }
                     yield known[clue.source], (element.name, element.country)
         case _:
             countries = defaultdict(list)
@@ -90,6 +105,8 @@ def _starts(clue: Clue, facts: Facts) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 def _aliases(relation: Relation, value: str) -> tuple[str, ...]:
     """The value as passages have it, without accents, and, for an area, without its unit."""
-    plain = "".join(char for char in unicodedata.normalize("NFKD", value) if not unicodedata.combining(char))
+    plain = "".join(
+        char for char in unicodedata.normalize("NFKD", value) if not unicodedata.combining(char)
+    )
     bare = value.removesuffix(" sq km") if relation is OF_COUNTRY["area"] else value
     return tuple(dict.fromkeys((value, plain, bare)))

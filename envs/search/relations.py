@@ -1,7 +1,9 @@
-"""The kinds of facts: how a passage states one, how one asks for it, and how a reader gets it back out of a passage.
+"""The kinds of facts: how a passage states one, how one asks for it, and how a reader gets it back
+out of a passage.
 
-A relation holds between a subject and a value, and can be followed both ways: `forward` from a country to its capital,
-backward from a capital to its country. A question is a chain of such steps; each takes one search.
+A relation holds between a subject and a value, and can be followed both ways: `forward` from a
+country to its capital, backward from a capital to its country. A question is a chain of such steps;
+each takes one search.
 """
 
 from __future__ import annotations
@@ -25,7 +27,12 @@ class Relation:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         parts = re.split(r"(\{\w+\})", self.sentence)
-        return re.compile("".join(f"(?P<{part[1:-1]}>.+)" if part.startswith("{") else re.escape(part) for part in parts))
+        return re.compile(
+            "".join(
+                f"(?P<{part[1:-1]}>.+)" if part.startswith("{") else re.escape(part)
+                for part in parts
+            )
+        )
 
     def read(self, passage: str) -> tuple[str, str] | None:
         """(subject, value) if the passage states this relation."""
@@ -35,7 +42,10 @@ class Relation:
 
 @dataclass(frozen=True)
 class Step:
-    """One search: from what is known, {x}, to something else. `finds` says in words what that is."""
+    """One search: from what is known, {x}, to something else.
+
+    `finds` says in words what that is.
+    """
 
     relation: Relation
     forward: bool
@@ -52,7 +62,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Clue:
-    """A way to speak of a country without its name. `source` names the family of questions that start from it."""
+    """A way to speak of a country without its name.
+
+    `source` names the family of questions that start from it.
+    """
 
     source: str
     text: str
@@ -87,7 +100,18 @@ ATOMIC_NUMBER = Relation("atomic number", "The atomic number of {subject} is {va
 ELEMENT_SYMBOL = Relation("chemical symbol", "The chemical symbol of {subject} is {value}.")
 DISCOVERY = Relation("country", "{subject} was discovered in {value}.")
 
-ASKED = tuple(OF_COUNTRY[name] for name in ("capital", "highest point", "domain", "adjective", "official name", "area", "population"))
+ASKED = tuple(
+    OF_COUNTRY[name]
+    for name in (
+        "capital",
+        "highest point",
+        "domain",
+        "adjective",
+        "official name",
+        "area",
+        "population",
+    )
+)
 """What questions ask for in the end."""
 
 WORDINGS = ("What is the {label} of {place}?", "Tell me the {label} of {place}.")
@@ -104,17 +128,44 @@ def _backward(relation: Relation, finds: str) -> Step:
 
 def _by(name: str) -> Clue:
     relation = OF_COUNTRY[name]
-    return Clue(name.replace(" ", "_"), f"the country whose {relation.label} is {{x}}", (_backward(relation, "country"),))
+    return Clue(
+        name.replace(" ", "_"),
+        f"the country whose {relation.label} is {{x}}",
+        (_backward(relation, "country"),),
+    )
 
 
 _AIRPORT = Step(AIRPORT_COUNTRY, True, "country of {x}", "country")
 _ELEMENT = Step(DISCOVERY, True, "{x} was discovered in", "country")
 
 CLUES = (
-    *(_by(name) for name in ("anthem", "highest point", "domain", "capital", "symbol", "local name", "aircraft prefix")),
+    *(
+        _by(name)
+        for name in (
+            "anthem",
+            "highest point",
+            "domain",
+            "capital",
+            "symbol",
+            "local name",
+            "aircraft prefix",
+        )
+    ),
     Clue("airport", "the country where {x} is", (_AIRPORT,)),
-    Clue("airport_code", "the country where the airport {x} is", (_backward(AIRPORT_CODE, "airport"), _AIRPORT)),
+    Clue(
+        "airport_code",
+        "the country where the airport {x} is",
+        (_backward(AIRPORT_CODE, "airport"), _AIRPORT),
+    ),
     Clue("element", "the country where {x} was discovered", (_ELEMENT,)),
-    Clue("atomic_number", "the country where element number {x} was discovered", (_backward(ATOMIC_NUMBER, "element"), _ELEMENT)),
-    Clue("element_symbol", "the country where the element {x} was discovered", (_backward(ELEMENT_SYMBOL, "element"), _ELEMENT)),
+    Clue(
+        "atomic_number",
+        "the country where element number {x} was discovered",
+        (_backward(ATOMIC_NUMBER, "element"), _ELEMENT),
+    ),
+    Clue(
+        "element_symbol",
+        "the country where the element {x} was discovered",
+        (_backward(ELEMENT_SYMBOL, "element"), _ELEMENT),
+    ),
 )

@@ -1,4 +1,5 @@
-"""When an answer is right: exact match after normalisation, as question answering has been scored since SQuAD (Rajpurkar et al. 2016)."""
+"""When an answer is right: exact match after normalisation, as question answering has been scored
+since SQuAD (Rajpurkar et al. 2016)."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ def normalize(text: str) -> str:
 
 
 def is_right(answer: str, targets: Iterable[str]) -> bool:
-    """Whether the answer is one of the targets. One of which nothing is left has to be given as it is (the band "The The")."""
+    """Whether the answer is one of the targets.
+
+    One of which nothing is left has to be given as it is (the band "The The").
+    """
     given = normalize(answer)
     if given:
         return any(given == normalize(target) for target in targets)

@@ -1,4 +1,5 @@
-"""`python run.py retriever`: the in-process index for others, by Search-R1's protocol (see `envs.search.remote`)."""
+"""`python run.py retriever`: the in-process index for others, by Search-R1's protocol (see
+`envs.search.remote`)."""
 
 from __future__ import annotations
 
@@ -40,12 +41,16 @@ class _Refused(Exception):
 
 
 def make_app(index: Index, ids: Sequence[str | int] | None = None) -> web.Application:
-    """POST /retrieve. What is wrong with a request is answered with 400, or 413 for one with too large an answer, and `{"error": …}`.
+    """POST /retrieve.
+
+    What is wrong with a request is answered with 400, or 413 for one with too large an answer, and
+    `{"error": …}`.
 
     `ids` are those of the index's passages; their numbers if there are none.
     """
     served = _Passages(index, ids)
-    # Requests take turns, first come, first served: a light one does not wait for the whole of a heavy one.
+    # Requests take turns, first come, first served: a light one does not wait for the whole of a
+    # heavy one.
     turn = asyncio.Lock()
 
     async def retrieve(request: web.Request) -> web.Response:
@@ -61,10 +66,15 @@ def make_app(index: Index, ids: Sequence[str | int] | None = None) -> web.Applic
                 size_bytes += sum(map(len, found))
                 if size_bytes > MAX_ANSWER_BYTES:
                     limit = f"{MAX_ANSWER_BYTES >> 20} MiB"
-                    raise _Refused(f'the answer is larger than {limit}: ask fewer "queries" at once, or a smaller "topk"', 413)
+                    raise _Refused(
+                        f'the answer is larger than {limit}: ask fewer "queries" at once, or a smaller "topk"',
+                        413,
+                    )
         except _Refused as error:
             return web.json_response({"error": str(error)}, status=error.status)
-        return web.Response(text=f'{{"result": [{", ".join(parts)}]}}', content_type="application/json")
+        return web.Response(
+            text=f'{{"result": [{", ".join(parts)}]}}', content_type="application/json"
+        )
 
     app = web.Application(client_max_size=MAX_BODY)
     app.router.add_post("/retrieve", retrieve)
@@ -80,7 +90,15 @@ class _Passages:
 
     def answers(self, queries: Sequence[str], topk: int, scores: bool) -> list[str]:
         """The list of hits of each query, as JSON in ASCII."""
-        return [json.dumps([self._hit(number, score, scores) for number, score in self._index.search(query, topk)]) for query in queries]
+        return [
+            json.dumps(
+                [
+                    self._hit(number, score, scores)
+                    for number, score in self._index.search(query, topk)
+                ]
+            )
+            for query in queries
+        ]
 
     def _hit(self, number: int, score: float, scores: bool) -> dict[str, Any]:
         identity = str(number) if self._ids is None else self._ids[number]
@@ -111,8 +129,8 @@ def _read(body: bytes) -> tuple[list[str], int, bool]:
 
 
 async def _end_when_the_terminal_goes(app: web.Application) -> None:
-    """Have SIGHUP end the server between two callbacks, as aiohttp has it with Ctrl-C: raised inside one, it would be a request's error.
-    Under nohup it is ignored, and stays so."""
+    """Have SIGHUP end the server between two callbacks, as aiohttp has it with Ctrl-C: raised
+    inside one, it would be a request's error. Under nohup it is ignored, and stays so."""
     del app
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, _exit)
@@ -123,7 +141,10 @@ def _exit() -> None:
 
 
 def _listen(host: str, port: int, stack: contextlib.ExitStack) -> list[socket.socket]:
-    """Sockets that listen at every address of `host`, until `stack` closes them. With port 0 all have the port that the first one got."""
+    """Sockets that listen at every address of `host`, until `stack` closes them.
+
+    With port 0 all have the port that the first one got.
+    """
     found = socket.getaddrinfo(host or None, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     sockets: list[socket.socket] = []
     for family, address in dict.fromkeys((family, address[0]) for family, *_, address in found):
@@ -135,16 +156,32 @@ def _listen(host: str, port: int, stack: contextlib.ExitStack) -> list[socket.so
 
 def main(arguments: Sequence[str]) -> int:
     """`run.py retriever`: serve until Ctrl-C or SIGTERM. Exit status 2 if that is impossible."""
-    parser = argparse.ArgumentParser(prog="run.py retriever", description="Serve passages by Search-R1's retrieval protocol.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one (default: %(default)s)")
-    parser.add_argument("--corpus", default="", help="JSONL file of passages, id and contents (default: the project's own)")
+    parser = argparse.ArgumentParser(
+        prog="run.py retriever", description="Serve passages by Search-R1's retrieval protocol."
+    )
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0: all (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=8000,
+        help="port to listen on; 0: any free one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--corpus",
+        default="",
+        help="JSONL file of passages, id and contents (default: the project's own)",
+    )
     options = parser.parse_args(arguments)
     try:
         ids = None
         if options.corpus:
             corpus = read_corpus(options.corpus)
-            index, ids = Index(corpus.texts), corpus.ids
+            index = Index(corpus.texts)
+            ids = corpus.ids
         else:
             index = Index(passages())
         app = make_app(index, ids)
@@ -153,7 +190,9 @@ def main(arguments: Sequence[str]) -> int:
             sockets = _listen(options.host, options.port, stack)
             where = f"http://{options.host}:{sockets[0].getsockname()[1]}/retrieve"
             started = f"{len(index.texts)} passages at {where}; Ctrl-C ends it"
-            web.run_app(app, sock=sockets, access_log=None, print=lambda *_: print(started, flush=True))
+            web.run_app(
+                app, sock=sockets, access_log=None, print=lambda *_: print(started, flush=True)
+            )
     except (OSError, OverflowError) as error:
         print(f"error: cannot listen on {options.host}:{options.port}: {error}", file=sys.stderr)
         return 2

@@ -1,5 +1,5 @@
-"""Text to search terms, as Lucene's English analysis does it: words by Unicode's rules (UAX #29), no possessive 's, lower case,
-no stop words, Porter's stems.
+"""Text to search terms, as Lucene's English analysis does it: words by Unicode's rules (UAX #29),
+no possessive 's, lower case, no stop words, Porter's stems.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import regex
 from envs.webshop.porter import stem
 
 _LUCENE_STOPS = (
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this to was will with"
+    "a an and are as at be but by for if in into is it no not of on or such that the their then "
+    "there these they this to was will with"
 )
 STOP_WORDS = frozenset(_LUCENE_STOPS.split())
 """Lucene's list for English."""
@@ -24,8 +25,9 @@ _POSSESSIVE = ("'s", "’s", "＇s", "'S", "’S", "＇S")
 
 
 _LUCENE_UNICODE = json.loads(Path(__file__).with_name("lucene_unicode.json").read_text())
-"""Where Lucene 8, whose Unicode is older, finds otherwise than ours: characters that belong to no word, and that are pictures. Read
-off Lucene itself, character by character; ranges in hexadecimal."""
+"""Where Lucene 8, whose Unicode is older, finds otherwise than ours: characters that belong to no
+word, and that are pictures. Read off Lucene itself, character by character; ranges in hexadecimal.
+"""
 
 _SKIN_TONES = r"\U0001f3fb-\U0001f3ff"
 
@@ -33,11 +35,16 @@ _SKIN_TONES = r"\U0001f3fb-\U0001f3ff"
 def _characters(ranges: str) -> str:
     """The inside of a character class."""
     ends = (part.partition("-") for part in ranges.split())
-    return "".join(rf"\U{int(first, 16):08x}-\U{int(last or first, 16):08x}" for first, _, last in ends)
+    return "".join(
+        rf"\U{int(first, 16):08x}-\U{int(last or first, 16):08x}" for first, _, last in ends
+    )
 
 
 def _word_pattern() -> str:
-    """Word-break rules of Lucene's StandardTokenizer. Each character takes the marks after it along."""
+    """Word-break rules of Lucene's StandardTokenizer.
+
+    Each character takes the marks after it along.
+    """
     marks = rf"[[\p{{WB=Extend}}\p{{WB=Format}}\p{{WB=ZWJ}}]--[{_SKIN_TONES}]]*+"
 
     def unit(characters: str) -> str:
@@ -49,7 +56,9 @@ def _word_pattern() -> str:
     katakana = unit(r"\p{WB=Katakana}")
     mid_letter = unit(r"\p{WB=MidLetter}\p{WB=MidNumLet}\p{WB=Single_Quote}")
     mid_number = unit(r"\p{WB=MidNum}\p{WB=MidNumLet}\p{WB=Single_Quote}")
-    quote, double_quote, joiner = unit(r"\p{WB=Single_Quote}"), unit(r"\p{WB=Double_Quote}"), unit(r"\p{WB=ExtendNumLet}")
+    quote = unit(r"\p{WB=Single_Quote}")
+    double_quote = unit(r"\p{WB=Double_Quote}")
+    joiner = unit(r"\p{WB=ExtendNumLet}")
     between = rf"(?:(?:{joiner})*|{mid_letter}|(?<={hebrew}){double_quote}(?={hebrew}))"
     words = (
         rf"(?:{katakana}(?:(?:{joiner})*{katakana})*"
@@ -58,7 +67,9 @@ def _word_pattern() -> str:
     )
     run = rf"(?:{joiner})*{words}(?:(?:{joiner})+{words})*(?:{joiner})*"
     complex_script = unit(r"\p{LB=SA}")
-    picture = rf"[\p{{Extended_Pictographic}}{_SKIN_TONES}{_characters(_LUCENE_UNICODE['picture'])}]"
+    picture = (
+        rf"[\p{{Extended_Pictographic}}{_SKIN_TONES}{_characters(_LUCENE_UNICODE['picture'])}]"
+    )
     emoji = (
         rf"\p{{Regional_Indicator}}{{2}}{marks}"
         r"|[#*]\ufe0f?\u20e3"
@@ -79,12 +90,17 @@ def tokens(text: str) -> list[str]:
         text = _NO_WORD.sub(" ", text)
     for match in _TOKEN.finditer(text):
         word = match.group()
-        found += [word] if len(word) <= MAX_LENGTH else [word[i : i + MAX_LENGTH] for i in range(0, len(word), MAX_LENGTH)]
+        found += (
+            [word]
+            if len(word) <= MAX_LENGTH
+            else [word[i : i + MAX_LENGTH] for i in range(0, len(word), MAX_LENGTH)]
+        )
     return found
 
 
 def _lower(word: str) -> str:
-    """Character by character, as Java does: Python makes two of a Turkish one, and looks at the neighbours of a sigma."""
+    """Character by character, as Java does: Python makes two of a Turkish one, and looks at the
+    neighbours of a sigma."""
     return word.lower() if word.isascii() else "".join(character.lower()[0] for character in word)
 
 

@@ -13,7 +13,11 @@ NO_ATTRIBUTES = ("DUMMY_ATTR",)
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """A product. `options`: name -> values, in the shop's order. `price` decides in the reward, `price_text` is what is shown."""
+    """A product.
+
+    `options`: name -> values, in the shop's order. `price` decides in the reward, `price_text` is
+    what is shown.
+    """
 
     asin: str
     title: str
@@ -33,17 +37,25 @@ class Product:
     """Title, bullets and description in lower case: where the reward looks for an attribute."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "searched", (self.title.lower(), " ".join(self.bullets).lower(), self.description.lower()))
+        object.__setattr__(
+            self,
+            "searched",
+            (self.title.lower(), " ".join(self.bullets).lower(), self.description.lower()),
+        )
 
     def document(self) -> str:
         """The text that is indexed."""
-        options = ", and ".join(f"{name}: {', '.join(values)}" for name, values in self.options.items())
+        options = ", and ".join(
+            f"{name}: {', '.join(values)}" for name, values in self.options.items()
+        )
         first = self.bullets[0] if self.bullets else ""
         return " ".join((self.title, self.description, first, options)).lower()
 
 
 def build_products(files: Files, nouns: dict[str, list[str]]) -> list[Product]:
-    """The products of the files, in their order, but for those with an unusable or repeated asin. ValueError for a price that is none.
+    """The products of the files, in their order, but for those with an unusable or repeated asin.
+
+    ValueError for a price that is none.
 
     `nouns` has those of every title, by asin.
     """
@@ -55,10 +67,16 @@ def build_products(files: Files, nouns: dict[str, list[str]]) -> list[Product]:
             except ValueError as error:
                 raise ValueError(f"{files.product_file}: pricing of {raw.asin}: {error}") from None
             entry = files.attributes.get(raw.asin)
-            attributes = NO_ATTRIBUTES if entry is None or entry.attributes is None else tuple(entry.attributes)
+            attributes = (
+                NO_ATTRIBUTES
+                if entry is None or entry.attributes is None
+                else tuple(entry.attributes)
+            )
             products[raw.asin] = _product(raw, prices, attributes, tuple(nouns[raw.asin]))
     if not products:
-        raise ValueError(f"{files.product_file}: no product has a usable asin (at most 10 characters, not nan)")
+        raise ValueError(
+            f"{files.product_file}: no product has a usable asin (at most 10 characters, not nan)"
+        )
     return list(products.values())
 
 
@@ -67,10 +85,16 @@ def usable(asin: str) -> bool:
     return asin != "nan" and len(asin) <= 10
 
 
-def _product(raw: RawProduct, prices: tuple[float, ...], attributes: tuple[str, ...], nouns: tuple[str, ...]) -> Product:
+def _product(
+    raw: RawProduct, prices: tuple[float, ...], attributes: tuple[str, ...], nouns: tuple[str, ...]
+) -> Product:
     bullets = raw.small_description
     # Of a range the price is drawn, once, and the same in every process.
-    price = prices[0] if len(prices) == 1 else random.Random(f"webshop price {raw.asin}").uniform(*prices)
+    price = (
+        prices[0]
+        if len(prices) == 1
+        else random.Random(f"webshop price {raw.asin}").uniform(*prices)
+    )
     return Product(
         asin=raw.asin,
         title=raw.name,
@@ -92,7 +116,9 @@ def _options(raw: RawProduct) -> dict[str, tuple[str, ...]]:
     if not isinstance(given, dict):
         return {}
     return {
-        name.lower(): tuple(content.value.strip().replace("/", " | ").lower() for content in contents)
+        name.lower(): tuple(
+            content.value.strip().replace("/", " | ").lower() for content in contents
+        )
         for name, contents in given.items()
         if contents is not None
     }

@@ -1,4 +1,5 @@
-"""WebShop as an `Environment`: a generated shop or the user's files, goals of two kinds, a prompt with a memory, and an expert."""
+"""WebShop as an `Environment`: a generated shop or the user's files, goals of two kinds, a prompt
+with a memory, and an expert."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from envs.base import Episode, Observation, ParsedAction, Split, StepResult
 from envs.response import format_think_action, parse_think_action
-from envs.view import View
+from envs.view import AgentView
 from envs.webshop.catalogue import build_products
 from envs.webshop.expert import WebShopExpert
 from envs.webshop.files import read_files
@@ -41,9 +42,11 @@ class World:
 
 @lru_cache(maxsize=2)
 def load_world(data: str) -> World:
-    """The shop of a directory of WebShop's files, or the generated one (""); made once a process, before a fork if it is asked for then."""
+    """The shop of a directory of WebShop's files, or the generated one (""); made once a process,
+    before a fork if it is asked for then."""
     if data:
-        files, held_out = read_files(Path(data)), None
+        files = read_files(Path(data))
+        held_out = None
     else:
         files, held_out = generate()
     products = build_products(files, title_nouns(files))
@@ -54,7 +57,8 @@ def load_world(data: str) -> World:
 class WebShopEpisode:
     """One visit to the shop. See `envs.base.Episode`.
 
-    `scores` has WebShop's raw reward, from 0 to 1, as `score`, and what it is made of; `score` is 0 as long as nothing is bought.
+    `scores` has WebShop's raw reward, from 0 to 1, as `score`, and what it is made of; `score` is 0
+    as long as nothing is bought.
     """
 
     def __init__(self, shop: Shop, goal: Goal, max_turns: int) -> None:
@@ -68,7 +72,10 @@ class WebShopEpisode:
         self.observation = self._observe()
 
     def step(self, action: str) -> StepResult:
-        """Execute an action; after one that is not possible nothing changes, but the turn is used. Only Buy Now can be rewarded."""
+        """Execute an action; after one that is not possible nothing changes, but the turn is used.
+
+        Only Buy Now can be rewarded.
+        """
         if self._done:
             raise RuntimeError("the episode is over: start another one")
         visit = self._visit
@@ -81,10 +88,17 @@ class WebShopEpisode:
         won = self.scores["score"] == 1
         bought = visit.kind == "bought"
         self._done = bought or self._turns_left == 0
-        return StepResult(self.observation, REWARD if won else 0.0, self._done, won, truncated=self._done and not bought)
+        return StepResult(
+            self.observation,
+            REWARD if won else 0.0,
+            self._done,
+            won,
+            truncated=self._done and not bought,
+        )
 
     def anchor(self) -> str:
-        """What is shown now: the page, on which the instruction stands, and the options chosen, which the prompt recalls."""
+        """What is shown now: the page, on which the instruction stands, and the options chosen,
+        which the prompt recalls."""
         return "\n".join((self.observation.text, *self._visit.chosen.values()))
 
     def _observe(self) -> Observation:
@@ -95,26 +109,39 @@ class WebShopEpisode:
 
 
 class WebShop:
-    """Settings: `data`, a directory with WebShop's files ("": that of the environment variable WEBSHOP_DATA, and without it the generated
-    catalogue); `task_types`, human or synthetic goals (none named: both); `max_turns` (0: 15); `history`, past turns in the prompt.
+    """Settings: `data`, a directory with WebShop's files ("": that of the environment variable
+    WEBSHOP_DATA, and without it the generated catalogue); `task_types`, human or synthetic goals
+    (none named: both); `max_turns` (0: 15); `history`, past turns in the prompt.
 
-    A goal of the split `train` never occurs in `held_out`; of the generated catalogue, neither does a product that is meant.
+    A goal of the split `train` never occurs in `held_out`; of the generated catalogue, neither does
+    a product that is meant.
     """
 
     name = "webshop"
 
-    def __init__(self, data: str = "", task_types: Sequence[str] = (), max_turns: int = 0, history: int = 2) -> None:
+    def __init__(
+        self, data: str = "", task_types: Sequence[str] = (), max_turns: int = 0, history: int = 2
+    ) -> None:
         if unknown := set(task_types) - set(GOAL_KINDS):
-            raise ValueError(f"webshop.task_types: unknown {', '.join(sorted(unknown))}; known: {', '.join(GOAL_KINDS)}")
+            raise ValueError(
+                f"webshop.task_types: unknown {', '.join(sorted(unknown))}; known: "
+                f"{', '.join(GOAL_KINDS)}"
+            )
         self.max_turns = max_turns or MAX_TURNS
         self._history = history
         self.data = data or os.environ.get("WEBSHOP_DATA", "")
         world = load_world(self.data)
         self._shop = world.shop
         kinds = [kind for kind in GOAL_KINDS if kind in task_types or not task_types]
-        self._goals = {split: _interleave([world.goals[kind][split] for kind in kinds]) for split in ("train", "held_out")}
+        self._goals = {
+            split: _interleave([world.goals[kind][split] for kind in kinds])
+            for split in ("train", "held_out")
+        }
         if empty := [split for split, goals in self._goals.items() if not goals]:
-            raise ValueError(f"webshop.data: {self.data} has no goals of the kinds {', '.join(kinds)} for the split {empty[0]}")
+            raise ValueError(
+                f"webshop.data: {self.data} has no goals of the kinds {', '.join(kinds)} for the "
+                f"split {empty[0]}"
+            )
 
     def size(self, split: Split) -> int:
         """Number of goals."""
@@ -135,17 +162,25 @@ class WebShop:
         """A fresh view, which remembers what was searched and chosen."""
         return ShopView(episode.task, episode.observation, history=self._history)
 
-    def prompt(self, view: View) -> str:
+    def prompt(self, view: AgentView) -> str:
         """See `envs.webshop.prompt`. TypeError for a view that is not from `view`."""
         if not isinstance(view, ShopView):
-            raise TypeError("the prompt needs what the visit recalls; make the view with environment.view(episode)")
+            raise TypeError(
+                "the prompt needs what the visit recalls; make the view with "
+                "environment.view(episode)"
+            )
         return build_prompt(view)
 
     def parse(self, response: str, admissible: tuple[str, ...]) -> ParsedAction:
-        """See `envs.response`. Valid if the action is search[…] or click[…], be it admissible or not."""
+        """See `envs.response`.
+
+        Valid if the action is search[…] or click[…], be it admissible or not.
+        """
         del admissible
         parsed = parse_think_action(response)
-        return ParsedAction(parsed.action, parsed.valid and _FORM.fullmatch(parsed.action) is not None)
+        return ParsedAction(
+            parsed.action, parsed.valid and _FORM.fullmatch(parsed.action) is not None
+        )
 
     def respond(self, thought: str, action: str) -> str:
         """See `envs.response`."""
@@ -157,6 +192,11 @@ class WebShop:
 
 
 def _interleave(lists: list[list[Goal]]) -> list[Goal]:
-    """All of them, each list in its order, spread evenly: any stretch has each kind in proportion."""
-    places = [((i + 0.5) / len(goals), which, goal) for which, goals in enumerate(lists) for i, goal in enumerate(goals)]
+    """All of them, each list in its order, spread evenly: any stretch has each kind in
+    proportion."""
+    places = [
+        ((i + 0.5) / len(goals), which, goal)
+        for which, goals in enumerate(lists)
+        for i, goal in enumerate(goals)
+    ]
     return [goal for *_, goal in sorted(places, key=lambda place: place[:2])]

@@ -1,8 +1,10 @@
-"""A demonstrator that knows what the prompt shows: it searches by the words of the instruction, opens the result whose title has most of
-them at an affordable price, reads the features where the title leaves a doubt, chooses the options asked for, and buys.
+"""A demonstrator that knows what the prompt shows: it searches by the words of the instruction,
+opens the result whose title has most of them at an affordable price, reads the features where the
+title leaves a doubt, chooses the options asked for, and buys.
 
-It also finishes visits that somebody else began, so it can be asked at any turn. It understands the wordings of the generated catalogue; in
-other instructions it takes every word that is not in a short list for one that counts.
+It also finishes visits that somebody else began, so it can be asked at any turn. It understands the
+wordings of the generated catalogue; in other instructions it takes every word that is not in a
+short list for one that counts.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import random
 import re
 from dataclasses import dataclass
 
-from envs.view import View
+from envs.view import AgentView
 from envs.webshop.memory import Recollection, ShopView
 from envs.webshop.page import Page, click
 from envs.webshop.thoughts import word
@@ -21,7 +23,8 @@ _NAMED = re.compile(r"(?:^|, and )[\w ]+: ([^:]+?)(?=, and [\w ]+: |$)")
 _SAID = re.compile(r" in ([\w-]+)|, (?:size|color|scent|style|flavor|pack) ([\w-]+)")
 _WORD = re.compile(r"[a-z0-9]+(?:['-][a-z0-9]+)*")
 _SMALL_TALK = (
-    "i im i'm a an the am is are need want find me us looking for to buy please get can you order with in of and or that has have would "
+    "i im i'm a an the am is are need want find me us looking for to buy please get can you "
+    "order with in of and or that has have would "
     "like some my which it be under below less than price"
 )
 _NO_KEYWORDS = frozenset(_SMALL_TALK.split())
@@ -32,7 +35,8 @@ _PAGES = 3
 
 @dataclass(frozen=True)
 class Wish:
-    """What an instruction asks for: words that describe the thing, values of options, and the most it may cost."""
+    """What an instruction asks for: words that describe the thing, values of options, and the most
+    it may cost."""
 
     words: tuple[str, ...]
     values: tuple[str, ...]
@@ -44,7 +48,8 @@ class Wish:
         text = task.lower()
         cap = float("inf")
         if found := _CAP.search(text):
-            cap, text = float(found[1]), text[: found.start()]
+            cap = float(found[1])
+            text = text[: found.start()]
         text, _, named = text.partition(" with ") if ": " in text else (text, "", "")
         values = _NAMED.findall(named) or [one or other for one, other in _SAID.findall(text)]
         words = [found for found in _WORD.findall(_SAID.sub("", text)) if found not in _NO_KEYWORDS]
@@ -60,7 +65,8 @@ class Wish:
         return [wanted for wanted in self.words if wanted not in known]
 
     def affords(self, price: str) -> bool:
-        """Whether a price like $10.5 or $10.5 to $15.5 is within the limit: of a range, its middle."""
+        """Whether a price like $10.5 or $10.5 to $15.5 is within the limit: of a range, its
+        middle."""
         amounts = [float(amount) for amount in re.findall(r"\d+(?:\.\d+)?", price.replace(",", ""))]
         return not amounts or sum(amounts) / len(amounts) <= self.cap
 
@@ -72,8 +78,11 @@ class WebShopExpert:
         self._wish = Wish.read(task)
         self._rng = rng
 
-    def act(self, view: View) -> tuple[str, str]:
-        """(thought, action) for the current turn. TypeError for a view that `Environment.view` did not make."""
+    def act(self, view: AgentView) -> tuple[str, str]:
+        """(thought, action) for the current turn.
+
+        TypeError for a view that `Environment.view` did not make.
+        """
         recollection = _recollection(view)
         page = recollection.page
         if page.kind == "index":
@@ -84,15 +93,18 @@ class WebShopExpert:
             return self._judge(recollection, page)
         return self._say("features_done", click("< prev"))
 
-    def dawdle(self, view: View) -> tuple[str, str]:
-        """Read what need not be read, look at more results, search too vaguely: what beginners waste their turns on."""
+    def waste_turn(self, view: AgentView) -> tuple[str, str]:
+        """Read what need not be read, look at more results, search too vaguely: what beginners
+        waste their turns on."""
         page = _recollection(view).page
         if page.kind == "index":
             return self._say("wait_search", f"search[{' '.join(self._wish.words[-1:])}]")
         if page.kind == "results":
             return self._say("wait_turn", click("next >" if page.number == 1 else "< prev"))
         if page.kind == "item":
-            return self._say("wait_read", click(self._rng.choice(("description", "features", "reviews"))))
+            return self._say(
+                "wait_read", click(self._rng.choice(("description", "features", "reviews")))
+            )
         return self._say("wait_back", click("< prev"))
 
     # On a page of results
@@ -110,10 +122,16 @@ class WebShopExpert:
         if number != page.number:
             return self._turn_to(number, page)
         missing = self._wish.missing(row[1])
-        return self._say("open_maybe" if missing else "open", click(row[0].lower()), title=row[1].lower(), price=row[2])
+        return self._say(
+            "open_maybe" if missing else "open",
+            click(row[0].lower()),
+            title=row[1].lower(),
+            price=row[2],
+        )
 
     def _best(self, recollection: Recollection) -> tuple[int, tuple[str, str, str]] | None:
-        """(Page, row) of the most promising affordable result that was not yet looked at; the earliest of several."""
+        """(Page, row) of the most promising affordable result that was not yet looked at; the
+        earliest of several."""
         rows = [
             (*self._promise(title), number, place, (asin, title, price))
             for number, shown in sorted(recollection.rows.items())
@@ -127,8 +145,9 @@ class WebShopExpert:
         return number, row
 
     def _promise(self, title: str) -> tuple[int, int]:
-        """The smaller, the better: 0 has all the words, 1 leaves some out but says nothing else, so that they may stand among the
-        features, 2 says something else, 3 is another kind of thing, as the last word tells; then how many words are missing."""
+        """The smaller, the better: 0 has all the words, 1 leaves some out but says nothing else, so
+        that they may stand among the features, 2 says something else, 3 is another kind of thing,
+        as the last word tells; then how many words are missing."""
         missing = self._wish.missing(title)
         if not missing:
             return 0, 0
@@ -139,13 +158,16 @@ class WebShopExpert:
         return (1 if len(others) <= 1 else 2), len(missing)
 
     def _settle(self, recollection: Recollection, page: Page) -> tuple[str, str]:
-        """Nothing fits: take again what was left first, or the first that is shown, or search with fewer words."""
+        """Nothing fits: take again what was left first, or the first that is shown, or search with
+        fewer words."""
         for number, rows in sorted(recollection.rows.items()):
             for asin, title, price in rows:
                 if asin.lower() in recollection.left[:1] or (not recollection.left and rows):
                     if number != page.number:
                         return self._turn_to(number, page)
-                    return self._say("open_maybe", click(asin.lower()), title=title.lower(), price=price)
+                    return self._say(
+                        "open_maybe", click(asin.lower()), title=title.lower(), price=price
+                    )
         if recollection.left:
             return self._say("search_again", click("back to search"))
         shorter = recollection.query.split()[1:] or list(self._wish.words)
@@ -185,7 +207,9 @@ class WebShopExpert:
         return word(situation, self._rng, **fields), action
 
 
-def _recollection(view: View) -> Recollection:
+def _recollection(view: AgentView) -> Recollection:
     if not isinstance(view, ShopView):
-        raise TypeError("the expert needs what the visit recalls; make the view with environment.view(episode)")
+        raise TypeError(
+            "the expert needs what the visit recalls; make the view with environment.view(episode)"
+        )
     return view.recollection

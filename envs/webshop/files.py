@@ -1,4 +1,7 @@
-"""WebShop's data files, as their users have them. Whatever does not fit is one error that names the file and the field."""
+"""WebShop's data files, as their users have them.
+
+Whatever does not fit is one error that names the file and the field.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +58,10 @@ class RawInstruction(msgspec.Struct):
 
 
 class Files(msgspec.Struct, frozen=True):
-    """What the files hold. `nouns` (asin -> nouns of the title) is None where there is no such table."""
+    """What the files hold.
+
+    `nouns` (asin -> nouns of the title) is None where there is no such table.
+    """
 
     products: list[RawProduct]
     attributes: dict[str, RawAttributes]
@@ -66,7 +72,10 @@ class Files(msgspec.Struct, frozen=True):
 
 
 def read_files(directory: Path) -> Files:
-    """The files of a directory; of those that come in two sizes the small one, if it is there. ValueError if anything is wrong."""
+    """The files of a directory; of those that come in two sizes the small one, if it is there.
+
+    ValueError if anything is wrong.
+    """
     if not directory.is_dir():
         raise ValueError(f"webshop.data (or WEBSHOP_DATA): {directory} is not a directory")
     products = _existing(directory, PRODUCT_FILES)
@@ -84,7 +93,10 @@ def read_files(directory: Path) -> Files:
 
 
 def parse_prices(pricing: str | None) -> tuple[float, ...]:
-    """The one or two prices of "$877.80" or "$10.99 - $25.00"; 100 if there is none. ValueError if it cannot be read."""
+    """The one or two prices of "$877.80" or "$10.99 - $25.00"; 100 if there is none.
+
+    ValueError if it cannot be read.
+    """
     if not pricing:
         return (100.0,)
     amounts = [re.sub(r"[^\d.]", "", part) for part in pricing.split("$")[1:]]
@@ -93,7 +105,9 @@ def parse_prices(pricing: str | None) -> tuple[float, ...]:
             raise ValueError
         return tuple(float(Decimal(amount)) for amount in amounts)[:2]
     except (ArithmeticError, ValueError):
-        raise ValueError(f"{pricing!r} is no price; it should look like $877.80 or $10.99 - $25.00") from None
+        raise ValueError(
+            f"{pricing!r} is no price; it should look like $877.80 or $10.99 - $25.00"
+        ) from None
 
 
 def _existing(directory: Path, names: tuple[str, ...]) -> Path:

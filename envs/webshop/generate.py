@@ -1,4 +1,5 @@
-"""The default catalogue: over a thousand products in WebShop's file formats, with instructions, made from the lists in `words`.
+"""The default catalogue: over a thousand products in WebShop's file formats, with instructions,
+made from the lists in `words`.
 
 It is the same in every process. `python -m envs.webshop.generate DIRECTORY` writes it as files.
 """
@@ -14,7 +15,16 @@ import msgspec
 
 from envs.webshop import files
 from envs.webshop.files import Files
-from envs.webshop.words import BRANDS, BULLETS, DESCRIPTIONS, GROUPS, HUMAN_WORDINGS, PRODUCTS_OF_A_KIND, SYNTHETIC_WORDING, Group
+from envs.webshop.words import (
+    BRANDS,
+    BULLETS,
+    DESCRIPTIONS,
+    GROUPS,
+    HUMAN_WORDINGS,
+    PRODUCTS_OF_A_KIND,
+    SYNTHETIC_WORDING,
+    Group,
+)
 from protocol.files import atomic_write
 
 HELD_OUT_OF_A_KIND = 4
@@ -30,7 +40,9 @@ _HIDDEN = 0.1
 def generate() -> tuple[Files, frozenset[str]]:
     """(The catalogue, asins of the products whose goals are held out)."""
     rng = random.Random("webshop catalogue")
-    numbers = rng.sample(range(1000, 10_000), sum(len(group.kinds) for group in GROUPS) * PRODUCTS_OF_A_KIND)
+    numbers = rng.sample(
+        range(1000, 10_000), sum(len(group.kinds) for group in GROUPS) * PRODUCTS_OF_A_KIND
+    )
     products: list[dict[str, Any]] = []
     attributes: dict[str, Any] = {}
     human: dict[str, Any] = {}
@@ -54,14 +66,24 @@ def generate() -> tuple[Files, frozenset[str]]:
                     "instruction": SYNTHETIC_WORDING.format(what=f"{', '.join(plain)} {kind}"),
                     "instruction_attributes": plain,
                 }
-                human[asin] = [_instruction(plain, kind, product["customization_options"], rng) for _ in range(HUMAN_INSTRUCTIONS)]
+                human[asin] = [
+                    _instruction(plain, kind, product["customization_options"], rng)
+                    for _ in range(HUMAN_INSTRUCTIONS)
+                ]
     rng.shuffle(products)
-    raw = {"products": products, "attributes": attributes, "human": human, "nouns": nouns, "product_file": "the generated catalogue"}
+    raw = {
+        "products": products,
+        "attributes": attributes,
+        "human": human,
+        "nouns": nouns,
+        "product_file": "the generated catalogue",
+    }
     return msgspec.convert(raw, Files), frozenset(held_out)
 
 
 NO_IMAGE = "https://example.invalid/no-image.jpg"
-"""Stands for the picture that WebShop's own loader wants of every product; nothing shows it in text mode."""
+"""Stands for the picture that WebShop's own loader wants of every product; nothing shows it in text
+mode."""
 
 
 def write_files(made: Files, directory: Path) -> None:
@@ -75,13 +97,26 @@ def write_files(made: Files, directory: Path) -> None:
 
 
 def _product(
-    asin: str, brand: str, has: list[str], titled: list[str], kind: str, price: int, group: Group, rng: random.Random
+    asin: str,
+    brand: str,
+    has: list[str],
+    titled: list[str],
+    kind: str,
+    price: int,
+    group: Group,
+    rng: random.Random,
 ) -> dict[str, Any]:
     words = [_plain(attribute) for attribute in has]
-    options = {name: rng.sample(values, rng.choice((2, 3))) for name, values in group.options.items() if rng.random() < 0.85}
+    options = {
+        name: rng.sample(values, rng.choice((2, 3)))
+        for name, values in group.options.items()
+        if rng.random() < 0.85
+    }
     for name, values in options.items():
         values.sort(key=group.options[name].index)
-    bullets = [rng.choice(BULLETS).format(attribute=word, Attribute=word.capitalize()) for word in words]
+    bullets = [
+        rng.choice(BULLETS).format(attribute=word, Attribute=word.capitalize()) for word in words
+    ]
     return {
         "asin": asin,
         "name": " ".join((brand, *(_plain(attribute) for attribute in titled), kind)).title(),
@@ -91,7 +126,10 @@ def _product(
         "full_description": rng.choice(DESCRIPTIONS).format(Brand=brand, kind=kind),
         # The one that a title leaves out comes first: only the first bullet is searched.
         "small_description": bullets[::-1],
-        "customization_options": {name: [{"value": value} for value in values] for name, values in options.items()} or "",
+        "customization_options": {
+            name: [{"value": value} for value in values] for name, values in options.items()
+        }
+        or "",
         "pricing": _pricing(price, rng),
     }
 
@@ -105,13 +143,24 @@ def _pricing(usual: int, rng: random.Random) -> str:
     return f"${price} - ${price + 5}" if drawn < 0.03 else f"${price}"
 
 
-def _instruction(attributes: list[str], kind: str, options: dict[str, list[dict[str, str]]] | str, rng: random.Random) -> dict[str, Any]:
+def _instruction(
+    attributes: list[str],
+    kind: str,
+    options: dict[str, list[dict[str, str]]] | str,
+    rng: random.Random,
+) -> dict[str, Any]:
     """As a person might ask: for one attribute or both, and for some of the options."""
     named = attributes if rng.random() < 0.6 else [rng.choice(attributes)]
     wanted: dict[str, str] = {}
     if isinstance(options, dict):
-        wanted = {name: rng.choice(values)["value"] for name, values in options.items() if rng.random() < 0.8}
-    said = "".join(f" in {value}" if name == "color" else f", {name} {value}" for name, value in wanted.items())
+        wanted = {
+            name: rng.choice(values)["value"]
+            for name, values in options.items()
+            if rng.random() < 0.8
+        }
+    said = "".join(
+        f" in {value}" if name == "color" else f", {name} {value}" for name, value in wanted.items()
+    )
     what = " ".join((*named, kind))
     return {
         "instruction": rng.choice(HUMAN_WORDINGS).format(what=what, options=said),

@@ -1,4 +1,5 @@
-"""What shoppers want: goals from people's instructions and from synthetic ones, and who gets which."""
+"""What shoppers want: goals from people's instructions and from synthetic ones, and who gets
+which."""
 
 from __future__ import annotations
 
@@ -19,13 +20,18 @@ NO_CAP = 1_000_000.0
 SHUFFLE_SEED = 233
 """WebShop's own, so that the goals of its real files have the numbers that they have there."""
 
-TEST, EVAL = 500, 1000
-"""WebShop's first goals are its test set, the next ones its evaluation set, the rest is for training."""
+TEST = 500
+EVAL = 1000
+"""WebShop's first goals are its test set, the next ones its evaluation set, the rest is for
+training."""
 
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`options`: values as people wrote them, or {name: value} of a synthetic goal. `price_cap`: the most it may cost."""
+    """`options`: values as people wrote them, or {name: value} of a synthetic goal.
+
+    `price_cap`: the most it may cost.
+    """
 
     kind: GoalKind
     product: Product
@@ -38,7 +44,12 @@ class Goal:
     def key(self) -> tuple:
         """Equal for goals that ask for the same."""
         options = tuple(self.options.items()) if isinstance(self.options, dict) else self.options
-        return self.product.asin, self.instruction.partition(", and price lower than")[0], self.attributes, options
+        return (
+            self.product.asin,
+            self.instruction.partition(", and price lower than")[0],
+            self.attributes,
+            options,
+        )
 
 
 def human_goals(products: Sequence[Product], files: Files) -> list[Goal]:
@@ -50,12 +61,22 @@ def human_goals(products: Sequence[Product], files: Files) -> list[Goal]:
                 cap, said = _price_cap(product, f"human {number}")
                 options = raw.instruction_options
                 wanted = dict(options) if isinstance(options, dict) else tuple(options)
-                goals.append(Goal("human", product, raw.instruction.strip(".") + said, tuple(raw.instruction_attributes), wanted, cap))
+                goals.append(
+                    Goal(
+                        "human",
+                        product,
+                        raw.instruction.strip(".") + said,
+                        tuple(raw.instruction_attributes),
+                        wanted,
+                        cap,
+                    )
+                )
     return goals
 
 
 def synthetic_goals(products: Sequence[Product], files: Files) -> list[Goal]:
-    """One for each combination of option values of a product with an instruction; they share its price cap.
+    """One for each combination of option values of a product with an instruction; they share its
+    price cap.
 
     A product whose instruction names no attributes is left out.
     """
@@ -70,17 +91,20 @@ def synthetic_goals(products: Sequence[Product], files: Files) -> list[Goal]:
             options = dict(zip(names, values, strict=True))
             listed = ", and ".join(f"{name}: {value}" for name, value in options.items())
             text = entry.instruction + (f" with {listed}" if listed else "") + said
-            goals.append(Goal("synthetic", product, text, tuple(entry.instruction_attributes), options, cap))
+            goals.append(
+                Goal("synthetic", product, text, tuple(entry.instruction_attributes), options, cap)
+            )
     return goals
 
 
 def split_goals(goals: list[Goal], held_out: frozenset[str] | None) -> dict[Split, list[Goal]]:
     """Goals of one kind, shuffled and divided.
 
-    With `held_out`, by product: those whose asin is in it are held out. Else as WebShop divides its goals: the test set is held out,
-    the evaluation set is left to be (so that figures from elsewhere stay comparable), the rest is trained on. Of fewer than 3,000
-    goals, a sixth is the test set and a third the evaluation set, so that half are left. A goal that asks for the same as one held out
-    is not trained on.
+    With `held_out`, by product: those whose asin is in it are held out. Else as WebShop divides its
+    goals: the test set is held out, the evaluation set is left to be (so that figures from
+    elsewhere stay comparable), the rest is trained on. Of fewer than 3,000 goals, a sixth is the
+    test set and a third the evaluation set, so that half are left. A goal that asks for the same as
+    one held out is not trained on.
     """
     goals = list(goals)
     random.Random(SHUFFLE_SEED).shuffle(goals)
@@ -97,7 +121,8 @@ def split_goals(goals: list[Goal], held_out: frozenset[str] | None) -> dict[Spli
 
 
 def _price_cap(product: Product, which: str) -> tuple[float, str]:
-    """(Cap, how the instruction says it): the larger of two of the next four multiples of 10 above the price, below 1,000."""
+    """(Cap, how the instruction says it): the larger of two of the next four multiples of 10 above
+    the price, below 1,000."""
     above = [10.0 * step for step in range(1, 100) if 10.0 * step > product.price][:4]
     if len(above) < 2:
         return NO_CAP, ""

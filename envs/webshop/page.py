@@ -1,4 +1,5 @@
-"""A page of the shop, read back from what the agent is shown: the text, and the actions that are listed with it."""
+"""A page of the shop, read back from what the agent is shown: the text, and the actions that are
+listed with it."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ _PRICE = "Price: "
 
 @dataclass
 class Page:
-    """`rows`: (asin, title, price) of results, as the text has them. `options`: name -> values of an item. `body`: what a sub-page says."""
+    """`rows`: (asin, title, price) of results, as the text has them. `options`: name -> values of
+    an item. `body`: what a sub-page says."""
 
     kind: Literal["index", "results", "item", "sub_page"]
     number: int = 1
@@ -35,9 +37,16 @@ def read_page(observation: Observation) -> Page:
     segments = observation.text.split(SEPARATOR)
     if segments[0] == "WebShop":
         return Page("index")
-    segments = segments[segments.index("Back to Search") + 1 :] if "Back to Search" in segments else []
+    segments = (
+        segments[segments.index("Back to Search") + 1 :] if "Back to Search" in segments else []
+    )
     if segments and (count := _COUNT.fullmatch(segments[0])):
-        return Page("results", number=int(count[1]), total=int(count[2]), rows=_rows(segments[1:], observation.admissible))
+        return Page(
+            "results",
+            number=int(count[1]),
+            total=int(count[2]),
+            rows=_rows(segments[1:], observation.admissible),
+        )
     if click("buy now") in observation.admissible:
         return _item(segments[1:], observation.admissible)
     return Page("sub_page", body=" ".join(segments[1:]).strip())
@@ -50,7 +59,11 @@ def click(name: str) -> str:
 
 def _rows(segments: list[str], admissible: tuple[str, ...]) -> list[tuple[str, str, str]]:
     """Each row begins with an asin, which can be clicked; the buttons before them are no rows."""
-    starts = [i for i, segment in enumerate(segments) if segment not in ("< Prev", "Next >") and click(segment.lower()) in admissible]
+    starts = [
+        i
+        for i, segment in enumerate(segments)
+        if segment not in ("< Prev", "Next >") and click(segment.lower()) in admissible
+    ]
     ends = [*starts[1:], len(segments)]
     return [
         (segments[start], SEPARATOR.join(segments[start + 1 : end - 1]), segments[end - 1])
@@ -59,9 +72,12 @@ def _rows(segments: list[str], admissible: tuple[str, ...]) -> list[tuple[str, s
 
 
 def _item(segments: list[str], admissible: tuple[str, ...]) -> Page:
-    """Option names and their values, of which only the values can be clicked, then the title and the price."""
+    """Option names and their values, of which only the values can be clicked, then the title and
+    the price."""
     page = Page("item")
-    end = next((i for i, segment in enumerate(segments) if segment.startswith(_PRICE)), len(segments))
+    end = next(
+        (i for i, segment in enumerate(segments) if segment.startswith(_PRICE)), len(segments)
+    )
     page.price = "".join(segments[end : end + 1]).removeprefix(_PRICE)
     name = ""
     for segment in segments[:end]:

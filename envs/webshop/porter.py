@@ -1,7 +1,9 @@
-"""Porter's stemmer as Lucene has it: the algorithm of 1980 with its author's two later rules (-bli, -logi).
+"""Porter's stemmer as Lucene has it: the algorithm of 1980 with its author's two later rules (-bli,
+-logi).
 
-Written here because the stemmers that are light enough to depend on leave these rules out, and a stem that differs is a document
-that is not found. `tests/test_webshop_ranking.py` holds it to snowballstemmer wherever the two must agree.
+Written here because the stemmers that are light enough to depend on leave these rules out, and a
+stem that differs is a document that is not found. `tests/test_webshop_ranking.py` holds it to
+snowballstemmer wherever the two must agree.
 """
 
 from __future__ import annotations
@@ -11,17 +13,62 @@ from itertools import pairwise
 
 _VOWELS = frozenset("aeiou")
 
-# Suffix and what replaces it, where the part before it has a measure above 0. The longest suffix that fits is the one tried.
+# Suffix and what replaces it, where the part before it has a measure above 0. The longest suffix
+# that fits is the one tried.
 _STEP_2 = {
-    "ational": "ate", "tional": "tion", "enci": "ence", "anci": "ance", "izer": "ize", "bli": "ble", "alli": "al", "entli": "ent",
-    "eli": "e", "ousli": "ous", "ization": "ize", "ation": "ate", "ator": "ate", "alism": "al", "iveness": "ive", "fulness": "ful",
-    "ousness": "ous", "aliti": "al", "iviti": "ive", "biliti": "ble", "logi": "log",
-}  # fmt: skip
-_STEP_3 = {"icate": "ic", "ative": "", "alize": "al", "iciti": "ic", "ical": "ic", "ful": "", "ness": ""}
+    "ational": "ate",
+    "tional": "tion",
+    "enci": "ence",
+    "anci": "ance",
+    "izer": "ize",
+    "bli": "ble",
+    "alli": "al",
+    "entli": "ent",
+    "eli": "e",
+    "ousli": "ous",
+    "ization": "ize",
+    "ation": "ate",
+    "ator": "ate",
+    "alism": "al",
+    "iveness": "ive",
+    "fulness": "ful",
+    "ousness": "ous",
+    "aliti": "al",
+    "iviti": "ive",
+    "biliti": "ble",
+    "logi": "log",
+}
+_STEP_3 = {
+    "icate": "ic",
+    "ative": "",
+    "alize": "al",
+    "iciti": "ic",
+    "ical": "ic",
+    "ful": "",
+    "ness": "",
+}
 # These go where the part before them has a measure above 1.
 _STEP_4 = (
-    "al", "ance", "ence", "er", "ic", "able", "ible", "ant", "ement", "ment", "ent", "ion", "ou", "ism", "ate", "iti", "ous", "ive", "ize",
-)  # fmt: skip
+    "al",
+    "ance",
+    "ence",
+    "er",
+    "ic",
+    "able",
+    "ible",
+    "ant",
+    "ement",
+    "ment",
+    "ent",
+    "ion",
+    "ou",
+    "ism",
+    "ate",
+    "iti",
+    "ous",
+    "ive",
+    "ize",
+)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -37,7 +84,10 @@ def stem(word: str) -> str:
 
 
 def _consonant(word: str, i: int) -> bool:
-    """Whether letter `i` is one. A y is, at the start and after a vowel; so is everything that is no letter."""
+    """Whether letter `i` is one.
+
+    A y is, at the start and after a vowel; so is everything that is no letter.
+    """
     if word[i] == "y":
         return i == 0 or not _consonant(word, i - 1)
     return word[i] not in _VOWELS
@@ -78,7 +128,9 @@ def _step_1(word: str) -> str:
     if word.endswith("eed"):
         if _measure(word[:-3]) > 0:
             word = word[:-1]
-    elif suffix := next((s for s in ("ed", "ing") if word.endswith(s) and _has_vowel(word[: -len(s)])), ""):
+    elif suffix := next(
+        (s for s in ("ed", "ing") if word.endswith(s) and _has_vowel(word[: -len(s)])), ""
+    ):
         word = _tidy(word[: -len(suffix)])
     if word.endswith("y") and _has_vowel(word[:-1]):
         word = word[:-1] + "i"

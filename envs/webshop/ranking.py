@@ -1,4 +1,5 @@
-"""Ranking as Lucene does it: BM25 with the length of a document kept in one byte, sums of 32-bit scores, ties by document order."""
+"""Ranking as Lucene does it: BM25 with the length of a document kept in one byte, sums of 32-bit
+scores, ties by document order."""
 
 from __future__ import annotations
 
@@ -59,12 +60,19 @@ class Index:
             where = np.array([document for document, _ in found], np.int32)
             frequency = np.array([frequency for _, frequency in found], np.float64)
             idf = np.float32(math.log(1 + (documents - len(found) + 0.5) / (len(found) + 0.5)))
-            self._postings[term] = where, (frequency / (frequency + norms[where])).astype(np.float32), idf
+            self._postings[term] = (
+                where,
+                (frequency / (frequency + norms[where])).astype(np.float32),
+                idf,
+            )
         self.search = lru_cache(maxsize=4096)(self._search)
         """See `_search`; the last few thousand queries are remembered."""
 
     def _search(self, query: str, limit: int) -> tuple[int, ...]:
-        """The `limit` best documents, best first. A term that the query repeats counts as often; without a match, nothing is found."""
+        """The `limit` best documents, best first.
+
+        A term that the query repeats counts as often; without a match, nothing is found.
+        """
         scores = np.zeros(self.size)
         matched = False
         for term, count in Counter(terms(query)).items():

@@ -12,11 +12,16 @@ from envs.webshop.catalogue import Product
 from envs.webshop.goals import Goal
 
 _COLOUR_WORDS = (
-    "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown burgundy camel camo caramel champagne "
-    "charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry cream crystal dark denim eggplant elephant "
-    "espresso fuchsia gold granite grape graphite grass gray green grey heather indigo ivory ivy khaki lavender lemon leopard light "
-    "lilac lime magenta maroon mauve merlot midnight mint mocha multicolor mushroom mustard natural navy nude olive orange peach "
-    "pewter pink plum purple rainbow red rose royal rust sand sapphire seashell silver skull slate steel stone stonewash sunflower "
+    "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze "
+    "brown burgundy camel camo caramel champagne "
+    "charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry cream "
+    "crystal dark denim eggplant elephant "
+    "espresso fuchsia gold granite grape graphite grass gray green grey heather indigo ivory ivy "
+    "khaki lavender lemon leopard light "
+    "lilac lime magenta maroon mauve merlot midnight mint mocha multicolor mushroom mustard "
+    "natural navy nude olive orange peach "
+    "pewter pink plum purple rainbow red rose royal rust sand sapphire seashell silver skull "
+    "slate steel stone stonewash sunflower "
     "tan taupe teal tiger turquoise violet walnut wheat white wine yellow"
 )
 COLOURS = tuple(_COLOUR_WORDS.split())
@@ -57,7 +62,9 @@ def score(product: Product, chosen: Collection[str], goal: Goal) -> Score:
     price = product.price <= goal.price_cap
     wanted = len(goal.attributes) + len(goal.options) + 1
     total = kind * (attributes + options + price) / wanted
-    return Score(total, kind, attributes, len(goal.attributes), options, len(goal.options), price, overlap)
+    return Score(
+        total, kind, attributes, len(goal.attributes), options, len(goal.options), price, overlap
+    )
 
 
 def alike(one: str, other: str) -> bool:
@@ -66,7 +73,8 @@ def alike(one: str, other: str) -> bool:
 
 
 def normal_colour(value: str) -> str:
-    """The first of `COLOURS` that is contained in the value, be it within a word; the value if there is none."""
+    """The first of `COLOURS` that is contained in the value, be it within a word; the value if
+    there is none."""
     return next((colour for colour in COLOURS if colour in value), value)
 
 
@@ -82,19 +90,29 @@ def _type(product: Product, wanted: Product) -> tuple[float, float]:
         return 0.0, overlap
     if overlap < 0.1:
         return 0.1, overlap
-    similar = product.query == wanted.query or len(set(product.path) & set(wanted.path)) >= 2 or overlap > 0.2
+    similar = (
+        product.query == wanted.query
+        or len(set(product.path) & set(wanted.path)) >= 2
+        or overlap > 0.2
+    )
     return (1.0 if similar else 0.5), overlap
 
 
 def _has_attribute(product: Product, wanted: str) -> bool:
-    return any(alike(attribute, wanted) for attribute in product.attributes) or any(wanted in text for text in product.searched)
+    return any(alike(attribute, wanted) for attribute in product.attributes) or any(
+        wanted in text for text in product.searched
+    )
 
 
 def _matched_options(chosen: Collection[str], goal: Goal) -> int:
     have = [normal_colour(value) for value in chosen]
     if isinstance(goal.options, dict):
-        # WebShop compares with the pair of name and value here, as Python prints it: a colour only if it is exactly one.
-        wanted = [next((colour for colour in COLOURS if colour in pair), str(pair)) for pair in goal.options.items()]
+        # WebShop compares with the pair of name and value here, as Python prints it: a colour only
+        # if it is exactly one.
+        wanted = [
+            next((colour for colour in COLOURS if colour in pair), str(pair))
+            for pair in goal.options.items()
+        ]
     else:
         wanted = [normal_colour(value) for value in goal.options]
     return sum(any(alike(value, option) for value in have) for option in wanted)

@@ -1,4 +1,7 @@
-"""The shop as text: its pages, what can be clicked on each, and what a click does. The rules are those of WebShop's text mode."""
+"""The shop as text: its pages, what can be clicked on each, and what a click does.
+
+The rules are those of WebShop's text mode.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,14 @@ from envs.webshop.catalogue import Product
 from envs.webshop.ranking import Index
 
 SEPARATOR = " [SEP] "
-FOUND, PAGE = 50, 10
+FOUND = 50
+PAGE = 10
 """Products that a search finds at most, and that a page shows."""
 
-BACK_TO_SEARCH, PREVIOUS, NEXT, BUY = "Back to Search", "< Prev", "Next >", "Buy Now"
+BACK_TO_SEARCH = "Back to Search"
+PREVIOUS = "< Prev"
+NEXT = "Next >"
+BUY = "Buy Now"
 SUB_PAGES = ("Description", "Features", "Reviews")
 
 PageKind = Literal["index", "results", "item", "sub_page", "bought"]
@@ -23,7 +30,10 @@ _ASCII_SPACE = " \n\t\f\r"
 
 
 def parse_action(action: str) -> tuple[str, str]:
-    """("search" or "click", its argument in lower case), or ("", "") if it is neither. What follows the last ] is ignored."""
+    """("search" or "click", its argument in lower case), or ("", "") if it is neither.
+
+    What follows the last ] is ignored.
+    """
     found = _ACTION.match(action)
     if found is None or found[1] not in ("search", "click"):
         return "", ""
@@ -36,7 +46,9 @@ class Shop:
     def __init__(self, products: list[Product]) -> None:
         self.products = products
         self.index = Index([product.document() for product in products])
-        self.rows = [_visible(product.asin, product.title, product.price_text) for product in products]
+        self.rows = [
+            _visible(product.asin, product.title, product.price_text) for product in products
+        ]
         """Each product's segments on a page of results."""
 
     def search(self, query: str) -> tuple[int, ...]:
@@ -48,7 +60,8 @@ class Shop:
 class Visit:
     """One shopper's visit, from the index page to Buy Now. `instruction` stands on every page.
 
-    `found` and `page` are those of the last search; `product` is the one that is looked at, with the option values chosen so far.
+    `found` and `page` are those of the last search; `product` is the one that is looked at, with
+    the option values chosen so far.
     """
 
     shop: Shop
@@ -78,7 +91,11 @@ class Visit:
         if self.kind == "index":
             return SEPARATOR.join(("WebShop", *self._head(), "Search"))
         if self.kind == "results":
-            segments = [*self._head(), BACK_TO_SEARCH, f"Page {self.page} (Total results: {len(self.found)})"]
+            segments = [
+                *self._head(),
+                BACK_TO_SEARCH,
+                f"Page {self.page} (Total results: {len(self.found)})",
+            ]
             segments += [PREVIOUS, NEXT] if self.page > 1 else [NEXT]
             for number in self._shown():
                 segments += self.shop.rows[number]
@@ -100,7 +117,10 @@ class Visit:
         return SEPARATOR.join(segments)
 
     def clickable(self) -> dict[str, str]:
-        """What can be clicked, in lower case -> the option it is a value of, or "". An option value in two options is one of the last."""
+        """What can be clicked, in lower case -> the option it is a value of, or "".
+
+        An option value in two options is one of the last.
+        """
         if self.kind == "index":
             return {"search": ""}
         if self.kind == "results":
@@ -122,25 +142,37 @@ class Visit:
         if name == BUY.lower():
             self.kind = "bought"
         elif name == BACK_TO_SEARCH.lower():
-            self.kind, self.found, self.page, self.product, self.chosen = "index", (), 1, None, {}
+            self.kind = "index"
+            self.found = ()
+            self.page = 1
+            self.product = None
+            self.chosen = {}
         elif self.kind == "results":
             if name in (NEXT.lower(), PREVIOUS.lower()):
                 self._results(self.found, self.page + (1 if name == NEXT.lower() else -1))
             else:
-                by_name = {self.shop.products[number].asin.lower(): number for number in self._shown()}
-                self.kind, self.product = "item", self.shop.products[by_name[name]]
+                by_name = {
+                    self.shop.products[number].asin.lower(): number for number in self._shown()
+                }
+                self.kind = "item"
+                self.product = self.shop.products[by_name[name]]
         elif name == PREVIOUS.lower():
             if self.kind == "sub_page":
                 self.kind = "item"
             else:
                 self._results(self.found, self.page)
         elif sub_page := next((page for page in SUB_PAGES if page.lower() == name), ""):
-            self.kind, self.sub_page = "sub_page", sub_page
+            self.kind = "sub_page"
+            self.sub_page = sub_page
         else:
             self.chosen[self.clickable()[name]] = name
 
     def _results(self, found: tuple[int, ...], page: int) -> None:
-        self.kind, self.found, self.page, self.product, self.chosen = "results", found, page, None, {}
+        self.kind = "results"
+        self.found = found
+        self.page = page
+        self.product = None
+        self.chosen = {}
 
     def _shown(self) -> tuple[int, ...]:
         return self.found[(self.page - 1) * PAGE : self.page * PAGE]
@@ -150,6 +182,9 @@ class Visit:
 
 
 def _visible(*texts: str) -> list[str]:
-    """What WebShop's reader of HTML leaves of texts: without white space around them; nothing of an empty one or of mere white space
-    with a line break in it; an empty segment of other white space."""
-    return [text.strip() for text in texts if text and (text.strip(_ASCII_SPACE) or "\n" not in text)]
+    """What WebShop's reader of HTML leaves of texts: without white space around them; nothing of an
+    empty one or of mere white space with a line break in it; an empty segment of other white space.
+    """
+    return [
+        text.strip() for text in texts if text and (text.strip(_ASCII_SPACE) or "\n" not in text)
+    ]

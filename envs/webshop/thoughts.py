@@ -1,7 +1,9 @@
-"""What the expert thinks: what it sees and what comes next, in a few words. Several wordings for each situation.
+"""What the expert thinks: what it sees and what comes next, in a few words.
 
-A thought begins with the thing, as the line of the prompt does that ends in its action: the action is then one look away, and the words are
-the same tokens.
+Several wordings for each situation.
+
+A thought begins with the thing, as the line of the prompt does that ends in its action: the action
+is then one look away, and the words are the same tokens.
 
 Fields: {what} a query or a missing word, {title} and {price} of an item, {value} of an option.
 """
@@ -11,7 +13,11 @@ from __future__ import annotations
 import random
 
 _WORDINGS: dict[str, tuple[str, ...]] = {
-    "search": ("I search for what is asked.", "A search comes first.", "I look for it by its words."),
+    "search": (
+        "I search for what is asked.",
+        "A search comes first.",
+        "I look for it by its words.",
+    ),
     "search_less": ("Nothing was found. I search with fewer words.", "I try a shorter query."),
     "search_again": ("This is not my search. I search again.", "I search for the right thing."),
     "open": (
@@ -19,7 +25,10 @@ _WORDINGS: dict[str, tuple[str, ...]] = {
         "{title}, {price} looks right.",
         "{title}, {price} has it all. I look at it.",
     ),
-    "open_maybe": ("{title}, {price} comes close. I open it.", "{title}, {price} may do. I try it."),
+    "open_maybe": (
+        "{title}, {price} comes close. I open it.",
+        "{title}, {price} may do. I try it.",
+    ),
     "next_page": ("Nothing here fits. I look further.", "None of these. I turn the page."),
     "first_page": ("I go back to the first results.", "The first page was better."),
     "features": ("Is it {what}? I read the features.", "I check whether it is {what}."),

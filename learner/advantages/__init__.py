@@ -1,5 +1,5 @@
-"""Advantage estimators, by the name that `learner.algorithm` gives: one file each, (groups of a batch, settings) -> a list per group of
-float64 [K] per episode."""
+"""Advantage estimators, by the name that `learner.algorithm` gives: one file each, (groups of a
+batch, settings) -> a list per group of float64 [K] per episode."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "gae": gae,
 }
 
-VALUED = frozenset({"gae"})
+NEEDS_CRITIC = frozenset({"gae"})
 """Those that need a value head: a further forward pass over the prompts."""
 
-__all__ = ["ESTIMATORS", "VALUED", "EpisodeReturns", "Estimator", "GroupReturns"]
+__all__ = ["ESTIMATORS", "NEEDS_CRITIC", "EpisodeReturns", "Estimator", "GroupReturns"]

@@ -19,15 +19,22 @@ class EpisodeReturns:
 
     rewards: np.ndarray  # float64 [K], as the environment gave them
     valid: np.ndarray  # bool [K]: the turn had a valid action
-    anchors: list[str]  # [K], equal exactly when what the agent was shown is; texts, where similar ones are compared
-    values: np.ndarray | None = None  # float64 [K], by the value head, where there is one: of the state that the turn began in
-    log_ratios: np.ndarray | None = None  # float64 [K], where vtrace asks: sum of log(pi/mu) over the turn's trained tokens
+    anchors: list[
+        str
+    ]  # [K], equal exactly when what the agent was shown is; texts, where similar ones are compared
+    values: np.ndarray | None = (
+        # float64 [K], by the value head, where there is one: of the state that the turn began in
+        None
+    )
+    log_ratios: np.ndarray | None = (
+        None  # float64 [K], where vtrace asks: sum of log(pi/mu) over the turn's trained tokens
+    )
     cut_off: bool = False  # it could have gone on
 
     @property
     def final_value(self) -> float:
-        """What was to be expected after the last turn: nothing where the task ended; where the episode was cut off, what was expected of
-        the last state that the value head saw."""
+        """What was to be expected after the last turn: nothing where the task ended; where the
+        episode was cut off, what was expected of the last state that the value head saw."""
         return float(self.values[-1]) if self.cut_off and len(self.values) else 0.0
 
 
@@ -38,10 +45,12 @@ class GroupReturns:
     episodes: list[EpisodeReturns]
 
 
-def centred(values: np.ndarray, normalise: bool) -> np.ndarray:
-    """values [N] less their mean, divided by their sample standard deviation (n - 1) + EPSILON if `normalise`.
+def standardize(values: np.ndarray, normalise: bool) -> np.ndarray:
+    """values [N] less their mean, divided by their sample standard deviation (n - 1) + EPSILON if
+    `normalise`.
 
-    Exactly 0 where all are equal but for rounding, or where there is one: rounding must not become a gradient.
+    Exactly 0 where all are equal but for rounding, or where there is one: rounding must not become
+    a gradient.
     """
     if len(values) < 2 or equal_returns(values):
         return np.zeros(len(values))
@@ -49,13 +58,15 @@ def centred(values: np.ndarray, normalise: bool) -> np.ndarray:
     return difference / (values.std(ddof=1) + EPSILON) if normalise else difference
 
 
-def compared(returns: np.ndarray, turns: np.ndarray, statistics: str, normalise: bool) -> np.ndarray:
-    """Returns [N], of episodes of so many `turns` [N], centred: with `statistics` "turn", each return counts once a turn in mean and
-    deviation, with "episode" once."""
+def compared(
+    returns: np.ndarray, turns: np.ndarray, statistics: str, normalise: bool
+) -> np.ndarray:
+    """Returns [N], of episodes of so many `turns` [N], centred: with `statistics` "turn", each
+    return counts once a turn in mean and deviation, with "episode" once."""
     if statistics == "turn":
         first = np.cumsum(turns) - turns
-        return centred(np.repeat(returns, turns), normalise)[first]
-    return centred(returns, normalise)
+        return standardize(np.repeat(returns, turns), normalise)[first]
+    return standardize(returns, normalise)
 
 
 def turns_of(group: GroupReturns) -> np.ndarray:
@@ -63,13 +74,17 @@ def turns_of(group: GroupReturns) -> np.ndarray:
     return np.array([len(episode.rewards) for episode in group.episodes])
 
 
-def by_turn(group: GroupReturns, advantages: np.ndarray, penalties: np.ndarray) -> list[np.ndarray]:
-    """An episode's advantage [G] on each of its turns, plus the penalties [sum K] of the group's turns."""
+def broadcast_to_turns(
+    group: GroupReturns, advantages: np.ndarray, penalties: np.ndarray
+) -> list[np.ndarray]:
+    """An episode's advantage [G] on each of its turns, plus the penalties [sum K] of the group's
+    turns."""
     turns = np.array([len(episode.rewards) for episode in group.episodes])
     return np.split(np.repeat(advantages, turns) + penalties, np.cumsum(turns)[:-1])
 
 
 def validity(group: GroupReturns, settings: LearnerSection) -> np.ndarray:
-    """[sum K]: turns without a valid action are `invalid_penalty` below the others, centred over the group's turns."""
+    """[sum K]: turns without a valid action are `invalid_penalty` below the others, centred over
+    the group's turns."""
     valid = np.concatenate([episode.valid for episode in group.episodes]).astype(np.float64)
-    return settings.invalid_penalty * centred(valid, normalise=False)
+    return settings.invalid_penalty * standardize(valid, normalise=False)

@@ -1,9 +1,12 @@
-"""The learner's log of trajectories: appended before they are acknowledged, read again after a crash.
+"""The learner's log of trajectories: appended before they are acknowledged, read again after a
+crash.
 
-A record is a header (a mark, the frame's length, its CRC-32, and the CRC-32 of these three; little-endian, four bytes each) and the frame
-as it came from the actor. Records stand one after another in files of some size, each named after the offset in the whole log at which it
-begins. A process that is killed leaves at most one torn record, at the end; opening the log cuts it off. One whose bytes have changed since
-is passed over, and so costs itself alone: where it is the header, the next whole one is looked for.
+A record is a header (a mark, the frame's length, its CRC-32, and the CRC-32 of these three;
+little-endian, four bytes each) and the frame as it came from the actor. Records stand one after
+another in files of some size, each named after the offset in the whole log at which it begins. A
+process that is killed leaves at most one torn record, at the end; opening the log cuts it off. One
+whose bytes have changed since is passed over, and so costs itself alone: where it is the header,
+the next whole one is looked for.
 """
 
 from __future__ import annotations
@@ -35,8 +38,10 @@ class EpisodeLog:
     """Append-only; `position` is the offset at which the next record will stand."""
 
     def __init__(self, directory: Path, *, keep: float = 0, fsync: bool = False) -> None:
-        """`keep`: bytes, beyond which `forget` removes the oldest files; 0: none are removed. `fsync`: what `append` has written survives
-        the machine, too, and not only this process."""
+        """`keep`: bytes, beyond which `forget` removes the oldest files; 0: none are removed.
+
+        `fsync`: what `append` has written survives the machine, too, and not only this process.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._keep = keep
@@ -44,20 +49,28 @@ class EpisodeLog:
         self._file_bytes = min(FILE_BYTES, keep / 8) if keep else FILE_BYTES
         files = _files(directory)
         self._begin = files[-1][0] if files else 0
-        self.position = max((end for _, end, _ in read_records(directory, self._begin)), default=self._begin) if files else 0
+        self.position = (
+            max((end for _, end, _ in read_records(directory, self._begin)), default=self._begin)
+            if files
+            else 0
+        )
         self._open()
         self._file.truncate(self.position - self._begin)
 
     def append(self, frames: Sequence[bytes]) -> list[int]:
-        """Write a record for each frame (none is empty), and hand them to the operating system; returns where each begins.
+        """Write a record for each frame (none is empty), and hand them to the operating system;
+        returns where each begins.
 
         OSError, with none of the frames in the log's last file, if the disk is full.
         """
-        starts, records, size = [], [], 0
+        starts = []
+        records = []
+        size = 0
         for frame in frames:
             if self.position + size - self._begin >= self._file_bytes:
                 self._write(records)
-                records, size = [], 0
+                records = []
+                size = 0
                 self._next_file()
             starts.append(self.position + size)
             records += [_header(frame), frame]
@@ -70,7 +83,8 @@ class EpisodeLog:
         os.fsync(self._file.fileno())
 
     def forget(self, before: int) -> None:
-        """Records before this offset are in a checkpoint: files of them may go, the oldest first, as long as there is more than is kept."""
+        """Records before this offset are in a checkpoint: files of them may go, the oldest first,
+        as long as there is more than is kept."""
         begins = [begin for begin, _ in _files(self._directory)]
         for begin, end in itertools.pairwise(begins):
             if not self._keep or end > before or self.position - begin <= self._keep:
@@ -117,7 +131,8 @@ def first_offset(directory: Path) -> int:
 
 
 class Records(Sequence[bytes | None]):
-    """The records of a log, found by their headers alone, and read one at a time: None for a damaged one."""
+    """The records of a log, found by their headers alone, and read one at a time: None for a
+    damaged one."""
 
     def __init__(self, directory: Path) -> None:
         self._places: list[tuple[Path, _Place]] = []
@@ -135,10 +150,12 @@ class Records(Sequence[bytes | None]):
 
 
 def read_records(directory: Path, start: int = 0) -> Iterator[tuple[int, int, bytes]]:
-    """(begin, end, frame) of every whole record from offset `start` on that is still there, up to the first torn one.
+    """(begin, end, frame) of every whole record from offset `start` on that is still there, up to
+    the first torn one.
 
-    `start` is where a record began or the log ended. If it is neither any more, the log has lost its end since (with the machine), and what
-    was appended then stands before it: the whole file is read.
+    `start` is where a record began or the log ended. If it is neither any more, the log has lost
+    its end since (with the machine), and what was appended then stands before it: the whole file is
+    read.
     """
     files = _files(directory)
     ends = [begin for begin, _ in files[1:]]
@@ -150,7 +167,9 @@ def read_records(directory: Path, start: int = 0) -> Iterator[tuple[int, int, by
 def _records(path: Path, base: int, start: int) -> Iterator[tuple[int, int, bytes]]:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if start > base and not any(base + place.end == start for place in _places(file.fileno(), 0)):
+        if start > base and not any(
+            base + place.end == start for place in _places(file.fileno(), 0)
+        ):
             start = base
         for place in _places(file.fileno(), start - base):
             if (frame := _frame(file.fileno(), place)) is not None:
@@ -179,10 +198,14 @@ def _places(file: int, at: int) -> Iterator[_Place]:
     while at < size:
         place = _place(file, at)
         if place is None:
-            begin, at = at, _next_mark(file, at + 1)
+            begin = at
+            at = _next_mark(file, at + 1)
             if at is None:
-                return  # torn, or zeros, where the machine went down before the data was on the disk
-            log.warning("a header in the log is damaged: %d bytes at %d are passed over", at - begin, begin)
+                # torn, or zeros, where the machine went down before the data was on the disk
+                return
+            log.warning(
+                "a header in the log is damaged: %d bytes at %d are passed over", at - begin, begin
+            )
             continue
         if place.end > size:
             return

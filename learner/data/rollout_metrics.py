@@ -1,4 +1,7 @@
-"""What trajectories say about the policy that played them. Names and units: telemetry/metrics_schema.py."""
+"""What trajectories say about the policy that played them.
+
+Names and units: telemetry/metrics_schema.py.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,9 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "entropy": mean_entropy(turns),
         "generated_tokens": float(sum(map(tokens_of, trajectories))),
         "wasted_tokens": float(sum(attempt.length for attempt in rejected)),
-        "interventions": float(sum(event.kind == "intervene" for turn in turns for event in turn.kept.events)),
+        "interventions": float(
+            sum(event.kind == "intervene" for turn in turns for event in turn.kept.events)
+        ),
         "resamples": float(len(rejected)),
         "unscored_tokens": float(sum(map(_unscored, turns))),
         "early_stalls": float(sum(attempt.stop is StopReason.EARLY for attempt in rejected)),
@@ -32,7 +37,10 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
 
 def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Of held-out episodes. One that was dropped counts for nothing: it is neither a success nor a failure."""
+    """Of held-out episodes.
+
+    One that was dropped counts for nothing: it is neither a success nor a failure.
+    """
     played = [t for t in trajectories if t.dropped is None]
     turns = [turn for t in played for turn in t.turns]
     by_type = defaultdict(list)
@@ -41,7 +49,9 @@ def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     return {
         **_common(played, turns),
         "evaluation_tokens": float(sum(map(tokens_of, played))),
-        "evaluation_versions": float(len({span.version for turn in turns for span in turn.kept.spans})),
+        "evaluation_versions": float(
+            len({span.version for turn in turns for span in turn.kept.spans})
+        ),
         **{f"success/{name}": _mean(successes) for name, successes in sorted(by_type.items())},
     }
 
@@ -52,13 +62,16 @@ def tokens_of(episode: Trajectory) -> int:
 
 
 def mean_entropy(turns: Sequence[Turn]) -> float:
-    """Mean entropy in nats of the tokens the policy chose, where the engine reported it; NaN without any."""
-    total, count = 0.0, 0
+    """Mean entropy in nats of the tokens the policy chose, where the engine reported it; NaN
+    without any."""
+    total = 0.0
+    count = 0
     for turn in turns:
         entropy = turn.kept.signal_table()[:, 0].astype(np.float64)
         if entropy.size:
             chosen = entropy[(unpack(turn.kept.mask, UINT8) > 0) & np.isfinite(entropy)]
-            total, count = total + float(chosen.sum()), count + chosen.size
+            total = total + float(chosen.sum())
+            count = count + chosen.size
     return total / count if count else float("nan")
 
 
@@ -83,7 +96,10 @@ def _common(trajectories: Sequence[Trajectory], turns: Sequence[Turn]) -> dict[s
 def _scores(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     """Means over the episodes that report them."""
     names = sorted({name for t in trajectories for name in t.scores})
-    return {f"score/{name}": _mean([t.scores[name] for t in trajectories if name in t.scores]) for name in names}
+    return {
+        f"score/{name}": _mean([t.scores[name] for t in trajectories if name in t.scores])
+        for name in names
+    }
 
 
 def _mean(values: Sequence[float]) -> float:

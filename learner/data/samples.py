@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from config import ControlSection, LearnerSection
-from learner.advantages import ESTIMATORS, VALUED, EpisodeReturns, GroupReturns
+from learner.advantages import ESTIMATORS, NEEDS_CRITIC, EpisodeReturns, GroupReturns
 from learner.advantages.gae import judged as judged_turns
 from learner.data.resampling import stall_rate, weight
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
@@ -17,17 +17,29 @@ from protocol.messages import Span, StopReason, Trajectory, Turn
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class TrainingSample:
     """One turn, as trained on."""
 
     prompt: np.ndarray  # int32 [L]
     response: np.ndarray  # int32 [T]
-    mask: np.ndarray  # bool [T]: trained on, that is chosen by the policy and with a finite behaviour log-prob
-    log_mu: np.ndarray  # float32 [T]: behaviour log-prob at the sampling temperature; anything where mask is false
-    age: np.ndarray  # int32 [T]: versions between the weights that sampled the token and the learner's
+    mask: (
+        np.ndarray
+    )  # bool [T]: trained on, that is chosen by the policy and with a finite behaviour log-prob
+    log_mu: (
+        np.ndarray
+    )  # float32 [T]: behaviour log-prob at the sampling temperature; anything where mask is false
+    age: (
+        np.ndarray
+    )  # int32 [T]: versions between the weights that sampled the token and the learner's
     advantage: float = 0.0  # of every token of the turn
-    log_prox: np.ndarray | None = None  # float32 [T]: log-prob by the policy at the start of the update, where a correction asks for it
-    features: np.ndarray | None = None  # float32 [hidden]: what the value head sees of the prompt, where there is one
+    log_prox: np.ndarray | None = (
+        # float32 [T]: log-prob by the policy at the start of the update, where a correction asks
+        # for it
+        None
+    )
+    features: np.ndarray | None = (
+        None  # float32 [hidden]: what the value head sees of the prompt, where there is one
+    )
     value: float = 0.0  # by the value head, of the state that the turn began in
     target: float = 0.0  # what that value should have been
 
@@ -41,22 +53,26 @@ class Sample:
 
     @property
     def log_ratio(self) -> float:
-        """Sum over the trained tokens of log(pi/mu), with pi the policy at the start of the update; 0 where that is not known."""
+        """Sum over the trained tokens of log(pi/mu), with pi the policy at the start of the update;
+        0 where that is not known."""
         if self.log_prox is None:
             return 0.0
         return float((self.log_prox[self.mask].astype(np.float64) - self.log_mu[self.mask]).sum())
 
     @property
     def needs_compute(self) -> bool:
-        """False where the policy gradient is known to be 0. Such a sample still counts in the token mean."""
+        """False where the policy gradient is known to be 0.
+
+        Such a sample still counts in the token mean.
+        """
         return self.advantage != 0.0 and bool(self.mask.any())
 
 
-Judge = Callable[[list[Sample]], list[Sample]]
+Annotator = Callable[[list[TrainingSample]], list[TrainingSample]]
 """Adds to each sample of a batch what models know of it."""
 
 
-def episode_returns(episode: Trajectory, samples: Sequence[Sample]) -> EpisodeReturns:
+def episode_returns(episode: Trajectory, samples: Sequence[TrainingSample]) -> EpisodeReturns:
     """What advantages are computed from: an episode, and the samples of its turns."""
     return replace(
         _rewards_of(episode.turns),
@@ -77,28 +93,40 @@ def _rewards_of(turns: Sequence[Turn]) -> EpisodeReturns:
 UNCONTROLLED = ControlSection(mode="off")
 
 
-def samples_of(
+def build_samples(
     groups: Sequence[Sequence[Trajectory]],
     version: int,
     settings: LearnerSection,
     control: ControlSection = UNCONTROLLED,
-    judge: Judge = list,
-) -> list[Sample]:
-    """Every turn of every played episode, with its advantage. `version`: of the learner's weights before the update.
+    judge: Annotator = list,
+) -> list[TrainingSample]:
+    """Every turn of every played episode, with its advantage.
 
-    In control's mode `void` a turn without a valid action is left out, though its episode counts in the group's statistics; so is one that
-    was cut off, with `truncated` skip. Dropped episodes are left out. Raises ValueError, naming the episode, where a
-    turn's arrays do not fit together.
+    `version`: of the learner's weights before the update.
+
+    In control's mode `void` a turn without a valid action is left out, though its episode counts in
+    the group's statistics; so is one that was cut off, with `truncated` skip. Dropped episodes are
+    left out. Raises ValueError, naming the episode, where a turn's arrays do not fit together.
     """
     played = [[episode for episode in group if episode.dropped is None] for group in groups]
     played = [group for group in played if group]
     if not played:
         return []
     turns = [turn for group in played for episode in group for turn in episode.turns]
-    judged = judge([_sample(episode, number, version) for group in played for episode in group for number in range(len(episode.turns))])
+    judged = judge(
+        [
+            _sample(episode, number, version)
+            for group in played
+            for episode in group
+            for number in range(len(episode.turns))
+        ]
+    )
     samples = iter(judged)
     returns = [
-        GroupReturns([episode_returns(episode, [next(samples) for _ in episode.turns]) for episode in group]) for group in played
+        GroupReturns(
+            [episode_returns(episode, [next(samples) for _ in episode.turns]) for episode in group]
+        )
+        for group in played
     ]
     estimated = ESTIMATORS[settings.algorithm](returns, settings)
     advantages = np.concatenate([of_episode for of_group in estimated for of_episode in of_group])
@@ -106,27 +134,42 @@ def samples_of(
     weights = _weights(turns, settings, control)
     return [
         replace(sample, advantage=float(advantage * weight), target=float(target))
-        for turn, sample, advantage, target, weight in zip(turns, judged, advantages, targets, weights, strict=True)
-        if (turn.valid or control.mode != "void") and not (settings.truncated == "skip" and turn.kept.stop is StopReason.LENGTH)
+        for turn, sample, advantage, target, weight in zip(
+            turns, judged, advantages, targets, weights, strict=True
+        )
+        if (turn.valid or control.mode != "void")
+        and not (settings.truncated == "skip" and turn.kept.stop is StopReason.LENGTH)
     ]
 
 
 def informative(group: Sequence[Trajectory], settings: LearnerSection) -> bool:
-    """Whether a group's played episodes differ in what `learner.algorithm` compares within a group: their returns; for gigpo also those of
-    turns that saw the same. The penalty of invalid turns is none of that."""
-    returns = GroupReturns([_rewards_of(episode.turns) for episode in group if episode.dropped is None])
-    (estimated,) = ESTIMATORS[settings.algorithm]([returns], msgspec.structs.replace(settings, invalid_penalty=0.0))
+    """Whether a group's played episodes differ in what `learner.algorithm` compares within a group:
+    their returns; for gigpo also those of turns that saw the same. The penalty of invalid turns is
+    none of that."""
+    returns = GroupReturns(
+        [_rewards_of(episode.turns) for episode in group if episode.dropped is None]
+    )
+    (estimated,) = ESTIMATORS[settings.algorithm](
+        [returns], msgspec.structs.replace(settings, invalid_penalty=0.0)
+    )
     return any(advantages.any() for advantages in estimated)
 
 
 def _targets(returns: Sequence[GroupReturns], settings: LearnerSection) -> np.ndarray:
     """What the value of each turn's state should have been; 0 without a value head."""
     episodes = [episode for group in returns for episode in group.episodes]
-    known = settings.algorithm in VALUED
-    return np.concatenate([judged_turns(episode, settings)[1] if known else np.zeros(len(episode.rewards)) for episode in episodes])
+    known = settings.algorithm in NEEDS_CRITIC
+    return np.concatenate(
+        [
+            judged_turns(episode, settings)[1] if known else np.zeros(len(episode.rewards))
+            for episode in episodes
+        ]
+    )
 
 
-def _weights(turns: Sequence[Turn], settings: LearnerSection, control: ControlSection) -> list[float]:
+def _weights(
+    turns: Sequence[Turn], settings: LearnerSection, control: ControlSection
+) -> list[float]:
     """Of each turn's advantage: `resampling`."""
     if settings.resampling != "weight":
         return [1.0] * len(turns)
@@ -134,7 +177,7 @@ def _weights(turns: Sequence[Turn], settings: LearnerSection, control: ControlSe
     return [weight(turn, rate, control.max_resamples, settings.tis_cap) for turn in turns]
 
 
-def _sample(episode: Trajectory, number: int, version: int) -> Sample:
+def _sample(episode: Trajectory, number: int, version: int) -> TrainingSample:
     turn = episode.turns[number]
     try:
         return _sample_of(turn, version)
@@ -142,14 +185,16 @@ def _sample(episode: Trajectory, number: int, version: int) -> Sample:
         raise ValueError(f"episode {episode.key.id}, turn {number}: {error}") from None
 
 
-def _sample_of(turn: Turn, version: int) -> Sample:
+def _sample_of(turn: Turn, version: int) -> TrainingSample:
     kept = turn.kept
     response = unpack(kept.tokens, INT32)
     log_mu = unpack(kept.log_probs, FLOAT32)
     mask = unpack(kept.mask, UINT8) > 0
     if not len(response) == len(log_mu) == len(mask):
-        raise ValueError(f"{len(response)} tokens, {len(log_mu)} log-probs, {len(mask)} mask values")
-    return Sample(
+        raise ValueError(
+            f"{len(response)} tokens, {len(log_mu)} log-probs, {len(mask)} mask values"
+        )
+    return TrainingSample(
         prompt=unpack(turn.prompt, INT32),
         response=response,
         mask=mask & np.isfinite(log_mu),

@@ -1,4 +1,5 @@
-"""Off-policy corrections, by the name that `learner.correction` gives: one file each, (tokens, settings) -> Corrected."""
+"""Off-policy corrections, by the name that `learner.correction` gives: one file each, (tokens,
+settings) -> Corrected."""
 
 from __future__ import annotations
 
@@ -11,11 +12,11 @@ from learner.losses.gspo import gspo
 from learner.losses.masked_is import mis
 from learner.losses.ppo import ppo
 from learner.losses.reinforce import none
-from learner.losses.tokens import Corrected, Tokens
+from learner.losses.tokens import TokenLoss, Tokens
 from learner.losses.truncated_is import tis
 from learner.losses.vtrace import vtrace
 
-Correction = Callable[[Tokens, LearnerSection], Corrected]
+Correction = Callable[[Tokens, LearnerSection], TokenLoss]
 
 CORRECTIONS: dict[str, Correction] = {
     "none": none,
@@ -28,7 +29,8 @@ CORRECTIONS: dict[str, Correction] = {
     "vtrace": vtrace,
 }
 
-PROXIMAL = frozenset({"decoupled", "vtrace"})
-"""Those that need the log-probs of the policy at the start of the update: a further forward pass over the batch."""
+NEEDS_OLD_LOG_PROBS = frozenset({"decoupled", "vtrace"})
+"""Those that need the log-probs of the policy at the start of the update: a further forward pass
+over the batch."""
 
-__all__ = ["CORRECTIONS", "PROXIMAL", "Corrected", "Correction", "Tokens"]
+__all__ = ["CORRECTIONS", "NEEDS_OLD_LOG_PROBS", "Correction", "TokenLoss", "Tokens"]

@@ -1,7 +1,9 @@
-"""CISPO: the policy gradient times a clipped importance weight (MiniMax 2025, MiniMax-M1, arXiv 2506.13585, eq. 4-5).
+"""CISPO: the policy gradient times a clipped importance weight (MiniMax 2025, MiniMax-M1, arXiv
+2506.13585, eq. 4-5).
 
-As TIS, with a lower bound, too, and the bounds of PPO: every token keeps its gradient, so that rare ones that start a new thought are not
-silenced. A token that the policy has all but given up still counts with 1 - clip_low.
+As TIS, with a lower bound, too, and the bounds of PPO: every token keeps its gradient, so that rare
+ones that start a new thought are not silenced. A token that the policy has all but given up still
+counts with 1 - clip_low.
 """
 
 from __future__ import annotations
@@ -10,12 +12,12 @@ import torch
 
 from config import LearnerSection
 from learner.losses.ratio import log_ratio
-from learner.losses.tokens import Corrected, Tokens
+from learner.losses.tokens import TokenLoss, Tokens
 
 
-def cispo(tokens: Tokens, settings: LearnerSection) -> Corrected:
+def cispo(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
     """-w A log pi with w = clip(pi/mu, 1 - clip_low, 1 + clip_high), held constant."""
     ratio = torch.exp(log_ratio(tokens.log_pi, tokens.log_mu).detach())
     weight = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     clipped = weight != ratio
-    return Corrected(-weight * tokens.advantage * tokens.log_pi, clipped, torch.ones_like(clipped))
+    return TokenLoss(-weight * tokens.advantage * tokens.log_pi, clipped, torch.ones_like(clipped))

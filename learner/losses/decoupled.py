@@ -1,8 +1,9 @@
-"""Decoupled PPO: the step is bounded around the policy at the start of the update, and the age of the data is corrected apart from that
-(Hilton et al. 2022, "Batch size-invariance for policy optimization", arXiv 2110.00641; for language models: Fu et al. 2025, AReaL,
-arXiv 2505.24298).
+"""Decoupled PPO: the step is bounded around the policy at the start of the update, and the age of
+the data is corrected apart from that (Hilton et al. 2022, "Batch size-invariance for policy
+optimization", arXiv 2110.00641; for language models: Fu et al. 2025, AReaL, arXiv 2505.24298).
 
-Costs a further forward pass over the batch. With one mini-batch an update, nothing is ever clipped, and it is TIS.
+Costs a further forward pass over the batch. With one mini-batch an update, nothing is ever clipped,
+and it is TIS.
 """
 
 from __future__ import annotations
@@ -11,11 +12,20 @@ import torch
 
 from config import LearnerSection
 from learner.losses.ratio import clipped_surrogate, log_ratio
-from learner.losses.tokens import Corrected, Tokens
+from learner.losses.tokens import TokenLoss, Tokens
 
 
-def decoupled(tokens: Tokens, settings: LearnerSection) -> Corrected:
-    """min(pi_prox/mu, tis_cap), held constant, times the surrogate of pi/pi_prox. Clipped: one of the bounds holds."""
+def decoupled(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
+    """min(pi_prox/mu, tis_cap), held constant, times the surrogate of pi/pi_prox.
+
+    Clipped: one of the bounds holds.
+    """
     age = torch.exp(log_ratio(tokens.log_prox, tokens.log_mu))
-    loss, clipped = clipped_surrogate(torch.exp(log_ratio(tokens.log_pi, tokens.log_prox)), tokens.advantage, settings)
-    return Corrected(age.clamp(max=settings.tis_cap) * loss, clipped | (age > settings.tis_cap), torch.ones_like(clipped))
+    loss, clipped = clipped_surrogate(
+        torch.exp(log_ratio(tokens.log_pi, tokens.log_prox)), tokens.advantage, settings
+    )
+    return TokenLoss(
+        age.clamp(max=settings.tis_cap) * loss,
+        clipped | (age > settings.tis_cap),
+        torch.ones_like(clipped),
+    )

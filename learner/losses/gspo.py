@@ -1,7 +1,10 @@
-"""GSPO: the clipped surrogate of one ratio a turn, the geometric mean of its tokens' (Zheng et al. 2025, arXiv 2507.18071, eq. 5-7).
+"""GSPO: the clipped surrogate of one ratio a turn, the geometric mean of its tokens' (Zheng et al.
 
-Bounds are of another size than PPO's (the paper: 3e-4 and 4e-4), since a mean over many tokens hardly moves: with 0.2 nothing is ever
-clipped. In a token mean a turn counts by its length; the paper's mean over sequences is `loss_mean` turn.
+2025, arXiv 2507.18071, eq. 5-7).
+
+Bounds are of another size than PPO's (the paper: 3e-4 and 4e-4), since a mean over many tokens
+hardly moves: with 0.2 nothing is ever clipped. In a token mean a turn counts by its length; the
+paper's mean over sequences is `loss_mean` turn.
 """
 
 from __future__ import annotations
@@ -10,10 +13,15 @@ import torch
 
 from config import LearnerSection
 from learner.losses.ratio import clipped_surrogate, log_ratio
-from learner.losses.tokens import Corrected, Tokens
+from learner.losses.tokens import TokenLoss, Tokens
 
 
-def gspo(tokens: Tokens, settings: LearnerSection) -> Corrected:
-    """The surrogate of s = exp(mean over the turn of log(pi/mu)), the same for all its tokens; its gradient reaches each of them."""
-    loss, clipped = clipped_surrogate(torch.exp(tokens.mean_by_turn(log_ratio(tokens.log_pi, tokens.log_mu))), tokens.advantage, settings)
-    return Corrected(loss, clipped, torch.ones_like(clipped))
+def gspo(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
+    """The surrogate of s = exp(mean over the turn of log(pi/mu)), the same for all its tokens; its
+    gradient reaches each of them."""
+    loss, clipped = clipped_surrogate(
+        torch.exp(tokens.mean_by_turn(log_ratio(tokens.log_pi, tokens.log_mu))),
+        tokens.advantage,
+        settings,
+    )
+    return TokenLoss(loss, clipped, torch.ones_like(clipped))

@@ -15,7 +15,9 @@ class Tokens:
 
     log_pi: Tensor  # float32 [N], of the policy in training; the only one with a gradient
     log_mu: Tensor  # float32 [N], of the behaviour policy, which sampled them
-    log_prox: Tensor  # float32 [N], of the policy at the start of the update ("proximal"); log_pi where nobody asked for it
+    # float32 [N], of the policy at the start of the update ("proximal"); log_pi where nobody asked
+    # for it
+    log_prox: Tensor
     advantage: Tensor  # float32 [N]
     turn: Tensor  # int64 [N], 0 ... turns - 1
     turns: int
@@ -26,10 +28,12 @@ class Tokens:
 
     def sum_by_turn(self, values: Tensor) -> Tensor:
         """For each token the sum of `values` [N] over its turn."""
-        return torch.zeros(self.turns, dtype=values.dtype, device=values.device).index_add(0, self.turn, values)[self.turn]
+        return torch.zeros(self.turns, dtype=values.dtype, device=values.device).index_add(
+            0, self.turn, values
+        )[self.turn]
 
 
-class Corrected(NamedTuple):
+class TokenLoss(NamedTuple):
     """One value a token [N]."""
 
     loss: Tensor

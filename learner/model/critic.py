@@ -1,8 +1,10 @@
-"""The value head: what return is to be expected from the state that a turn begins in (learner.algorithm gae).
+"""The value head: what return is to be expected from the state that a turn begins in
+(learner.algorithm gae).
 
-A linear head on the policy's last hidden state at the end of the prompt, where the policy begins to decide. It has an optimizer of its own,
-and its gradient ends at the head: the policy is never bent towards predicting values, at the price of values that are no better than what
-the policy's features tell.
+A linear head on the policy's last hidden state at the end of the prompt, where the policy begins to
+decide. It has an optimizer of its own, and its gradient ends at the head: the policy is never bent
+towards predicting values, at the price of values that are no better than what the policy's features
+tell.
 """
 
 from __future__ import annotations
@@ -14,42 +16,58 @@ import numpy as np
 import torch
 
 from learner.data.batching import parts_by
-from learner.data.samples import Sample
+from learner.data.samples import TrainingSample
 from learner.model.sharding import Policy
 from learner.ranks import Ranks
 
 STEPS = 16
-"""Optimizer steps an update, each on all its turns: the head is a few hundred weights, so they take milliseconds."""
+"""Optimizer steps an update, each on all its turns: the head is a few hundred weights, so they take
+milliseconds."""
 
 
 class Critic:
     """V(state) = w h + b, zero at the start."""
 
-    def __init__(self, hidden: int, learning_rate: float, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, hidden: int, learning_rate: float, device: torch.device | str = "cpu"
+    ) -> None:
         self.head = torch.nn.Linear(hidden, 1).to(device)
         torch.nn.init.zeros_(self.head.weight)
         torch.nn.init.zeros_(self.head.bias)
-        self.optimizer = torch.optim.AdamW(self.head.parameters(), lr=learning_rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.head.parameters(), lr=learning_rate, weight_decay=0.0
+        )
 
-    def judged(self, policy: Policy, samples: Sequence[Sample], token_budget: int, ranks: Ranks) -> list[Sample]:
-        """The samples with the value of the state they begin in, and the features it was computed from."""
+    def judged(
+        self, policy: Policy, samples: Sequence[TrainingSample], token_budget: int, ranks: Ranks
+    ) -> list[TrainingSample]:
+        """The samples with the value of the state they begin in, and the features it was computed
+        from."""
         parts = list(parts_by(range(len(samples)), lambda i: len(samples[i].prompt), token_budget))
         computed = [
-            (policy.state_features([samples[i].prompt for i in which]).cpu().numpy(), counts) for which, counts in ranks.mine(parts)
+            (policy.state_features([samples[i].prompt for i in which]).cpu().numpy(), counts)
+            for which, counts in ranks.mine(parts)
         ]
         out = list(samples)
-        for which, features in zip(parts, ranks.gather([f for f, counts in computed if counts], len(parts)), strict=True):
+        for which, features in zip(
+            parts, ranks.gather([f for f, counts in computed if counts], len(parts)), strict=True
+        ):
             with torch.no_grad():
-                values = self.head(torch.from_numpy(features).to(self.head.weight.device)).squeeze(-1)
+                values = self.head(torch.from_numpy(features).to(self.head.weight.device)).squeeze(
+                    -1
+                )
             for i, feature, value in zip(which, features, values.tolist(), strict=True):
                 out[i] = replace(samples[i], features=feature, value=value)
         return out
 
-    def fit(self, samples: Sequence[Sample]) -> dict[str, float]:
-        """Towards the samples' targets, by squared error; how far off the values were before (telemetry/metrics_schema.py)."""
+    def fit(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
+        """Towards the samples' targets, by squared error; how far off the values were before
+        (telemetry/metrics_schema.py)."""
         device = self.head.weight.device
         features = torch.from_numpy(np.stack([sample.features for sample in samples])).to(device)
-        targets = torch.tensor([sample.target for sample in samples], dtype=torch.float32, device=device)
+        targets = torch.tensor(
+            [sample.target for sample in samples], dtype=torch.float32, device=device
+        )
         error = targets.cpu().numpy() - np.array([sample.value for sample in samples])
         variance = float(targets.var(correction=0))
         for _ in range(STEPS):
@@ -66,4 +84,9 @@ class Critic:
     def load(self, state: dict) -> None:
         """What `state` returned; the step size stays that of now."""
         self.head.load_state_dict(state["head"])
-        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.optimizer.load_state_dict(
+            {
+                "state": state["optimizer"],
+                "param_groups": self.optimizer.state_dict()["param_groups"],
+            }
+        )

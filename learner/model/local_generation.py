@@ -11,20 +11,28 @@ from learner.model.policy import load_policy, load_tokenizer
 from protocol.prompting import load_prompter, read_turn_end
 
 
-class Sampler:
+class LocalGenerator:
     """The policy in a Hugging Face directory. `temperature` 0 takes the likeliest token."""
 
     def __init__(self, directory: Path, temperature: float, max_tokens: int, seed: int) -> None:
         self._model = load_policy(directory).eval()
         self._prompter = load_prompter(directory)
         end = load_tokenizer(directory).token_to_id(read_turn_end(directory))
-        sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
-        self._generation = GenerationConfig(max_new_tokens=max_tokens, eos_token_id=end, pad_token_id=end, **sampling)
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_k": 0}
+            if temperature
+            else {"do_sample": False}
+        )
+        self._generation = GenerationConfig(
+            max_new_tokens=max_tokens, eos_token_id=end, pad_token_id=end, **sampling
+        )
         torch.manual_seed(seed)
 
     @torch.inference_mode()
     def __call__(self, message: str) -> str:
         """The response to one user message."""
         prompt = torch.tensor([self._prompter.prompt(message)])
-        tokens = self._model.generate(prompt, attention_mask=torch.ones_like(prompt), generation_config=self._generation)
+        tokens = self._model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), generation_config=self._generation
+        )
         return self._prompter.text(tokens[0, prompt.shape[1] :].tolist())

@@ -1,7 +1,9 @@
-"""LoRA: W + (alpha / r) B A, of which only A [r, in] and B [out, r] are trained (Hu et al. 2021, arXiv 2106.09685, eq. 3). Layers by peft.
+"""LoRA: W + (alpha / r) B A, of which only A [r, in] and B [out, r] are trained (Hu et al. 2021,
+arXiv 2106.09685, eq. 3). Layers by peft.
 
-All matrices inside the layers have adapters, neither embeddings nor the language-model head. Whatever leaves the learner, weights for
-engines and checkpoints alike, has them merged into W; a checkpoint keeps A and B beside it, so that training goes on.
+All matrices inside the layers have adapters, neither embeddings nor the language-model head.
+Whatever leaves the learner, weights for engines and checkpoints alike, has them merged into W; a
+checkpoint keeps A and B beside it, so that training goes on.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-A, B = ".lora_A", ".lora_B"
+A = ".lora_A"
+B = ".lora_B"
 _NAME = "default"  # peft's own, for the only one there is
 
 
@@ -26,7 +29,8 @@ class Adapter(NamedTuple):
 
 
 def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
-    """Freeze the model and put an adapter beside each matrix of its layers: A random, B 0, so that nothing changes yet.
+    """Freeze the model and put an adapter beside each matrix of its layers: A random, B 0, so that
+    nothing changes yet.
 
     ValueError if peft is not installed. The caller's random state is left alone.
     """
@@ -36,14 +40,21 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
         raise ValueError("learner.lora_rank: LoRA needs peft; install the extra 'lora'") from None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), model)
+        inject_adapter_in_model(
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), model
+        )
 
 
 def adapters(model: PreTrainedModel) -> Iterator[tuple[str, Adapter]]:
     """Each adapter of the model, with the name of the matrix that it belongs to."""
     for name, module in model.named_modules():
         if hasattr(module, "lora_A"):
-            yield f"{name}.weight", Adapter(module.lora_A[_NAME].weight, module.lora_B[_NAME].weight, module.scaling[_NAME])
+            yield (
+                f"{name}.weight",
+                Adapter(
+                    module.lora_A[_NAME].weight, module.lora_B[_NAME].weight, module.scaling[_NAME]
+                ),
+            )
 
 
 def plain_name(name: str) -> str | None:
@@ -52,20 +63,31 @@ def plain_name(name: str) -> str | None:
 
 
 def load_adapters(model: PreTrainedModel, kept: dict[str, Tensor]) -> None:
-    """Go on from weights with adapters merged into them: these come out of them again (to float error) and become the model's own.
+    """Go on from weights with adapters merged into them: these come out of them again (to float
+    error) and become the model's own.
 
     `kept`: as `adapter_tensors` returned them. ValueError if they are not of this rank.
     """
     with torch.no_grad():
         for name, own in adapters(model):
-            a, b = kept[name + A], kept[name + B]
+            a = kept[name + A]
+            b = kept[name + B]
             if a.shape != own.a.shape:
-                raise ValueError(f"learner.lora_rank: the checkpoint's adapters have rank {a.shape[0]}, not {own.a.shape[0]}")
-            model.get_parameter(name.removesuffix("weight") + "base_layer.weight").sub_(own.scale * (b @ a).to(own.b.device))
+                raise ValueError(
+                    f"learner.lora_rank: the checkpoint's adapters have rank {a.shape[0]}, not "
+                    f"{own.a.shape[0]}"
+                )
+            model.get_parameter(name.removesuffix("weight") + "base_layer.weight").sub_(
+                own.scale * (b @ a).to(own.b.device)
+            )
             own.a.copy_(a)
             own.b.copy_(b)
 
 
 def adapter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """A and B of all adapters by name, as this rank has them; empty without adapters."""
-    return {name + part: tensor.detach() for name, own in adapters(model) for part, tensor in ((A, own.a), (B, own.b))}
+    return {
+        name + part: tensor.detach()
+        for name, own in adapters(model)
+        for part, tensor in ((A, own.a), (B, own.b))
+    }

@@ -1,4 +1,5 @@
-"""The policy as the learner sees it: the log-probabilities of the response tokens that are trained on."""
+"""The policy as the learner sees it: the log-probabilities of the response tokens that are trained
+on."""
 
 from __future__ import annotations
 
@@ -23,24 +24,32 @@ PROBE_TOKENS = 24
 """Tokens that the learner's logits are compared on with the model's own."""
 
 PROBE_WINDOW = 8
-"""Tokens that sliding windows and chunks of attention are narrowed to meanwhile, so that a short text goes beyond them."""
+"""Tokens that sliding windows and chunks of attention are narrowed to meanwhile, so that a short
+text goes beyond them."""
 
 
-def load_policy(directory: Path, device: torch.device | str = "cpu", *, gradient_checkpointing: bool = False) -> PreTrainedModel:
-    """The causal language model in a Hugging Face directory, float32, in training mode and without dropout: the policy that is trained is
-    the one that engines sample from.
+def load_policy(
+    directory: Path, device: torch.device | str = "cpu", *, gradient_checkpointing: bool = False
+) -> PreTrainedModel:
+    """The causal language model in a Hugging Face directory, float32, in training mode and without
+    dropout: the policy that is trained is the one that engines sample from.
 
-    Attention is PyTorch's fused one where that computes the same, else the model's own.
-    With `gradient_checkpointing`, layers keep no activations. ValueError if `log_probs` would not be those of the model.
+    Attention is PyTorch's fused one where that computes the same, else the model's own. With
+    `gradient_checkpointing`, layers keep no activations. ValueError if `log_probs` would not be
+    those of the model.
     """
     disable_progress_bar()
     config = AutoConfig.from_pretrained(directory)
     _without_noise(config)
-    model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=torch.float32).train()
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, config=config, dtype=torch.float32
+    ).train()
     fast = model.config._attn_implementation
     model.set_attn_implementation("eager")
     if model.config._attn_implementation != "eager":  # an old class, which has to be built with it
-        model = AutoModelForCausalLM.from_pretrained(directory, config=config, dtype=torch.float32, attn_implementation="eager").train()
+        model = AutoModelForCausalLM.from_pretrained(
+            directory, config=config, dtype=torch.float32, attn_implementation="eager"
+        ).train()
         fast = "eager"
     _choose_attention(model, fast)
     if gradient_checkpointing:
@@ -63,16 +72,25 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 
 def log_probs(
-    model: PreTrainedModel, batch: MicroBatch, temperature: float, *, entropy_gradient: bool = False, precision: str = "float32"
+    model: PreTrainedModel,
+    batch: MicroBatch,
+    temperature: float,
+    *,
+    entropy_gradient: bool = False,
+    precision: str = "float32",
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each trained token [N], and the entropy in nats of the distribution it was drawn from [N], float32.
+    """Log-probability of each trained token [N], and the entropy in nats of the distribution it was
+    drawn from [N], float32.
 
-    Both at the sampling temperature. Only the N trained positions go through the language-model head: responses are a fraction
-    of the tokens, and logits are the widest tensor of all. Rows are padded on the right, so that causal attention needs no mask.
-    The entropy carries a gradient only if asked to. `precision` is that of the products inside the layers.
+    Both at the sampling temperature. Only the N trained positions go through the language-model
+    head: responses are a fraction of the tokens, and logits are the widest tensor of all. Rows are
+    padded on the right, so that causal attention needs no mask. The entropy carries a gradient only
+    if asked to. `precision` is that of the products inside the layers.
     """
     device = next(model.parameters()).device
-    tokens, rows, columns = batch.tokens.to(device), batch.rows.to(device), batch.columns.to(device)
+    tokens = batch.tokens.to(device)
+    rows = batch.rows.to(device)
+    columns = batch.columns.to(device)
     logits = _logits(model, final_hidden(model, tokens, rows, columns - 1, precision)) / temperature
     log_p = functional.log_softmax(logits, dim=-1)
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
@@ -81,28 +99,46 @@ def log_probs(
     return log_p.gather(-1, targets[:, None]).squeeze(-1), entropy
 
 
-def final_hidden(model: PreTrainedModel, tokens: Tensor, rows: Tensor, columns: Tensor, precision: str = "float32") -> Tensor:
-    """What the language-model head sees [N, hidden] of tokens [B, S], padded on the right, at the positions (rows [N], columns [N]);
-    float32, whatever the products inside the layers were computed in."""
+def final_hidden(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    precision: str = "float32",
+) -> Tensor:
+    """What the language-model head sees [N, hidden] of tokens [B, S], padded on the right, at the
+    positions (rows [N], columns [N]); float32, whatever the products inside the layers were
+    computed in."""
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         if qwen3.applies_to(model):
             return qwen3.hidden_states(model, tokens, rows, columns).float()
-        return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state[rows, columns].float()
+        return (
+            model.base_model(input_ids=tokens, use_cache=False)
+            .last_hidden_state[rows, columns]
+            .float()
+        )
 
 
 def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """float32 [N, V] of final hidden states [N, hidden]: the head's, and what Granite, Cohere and Gemma 2 make of them."""
+    """float32 [N, V] of final hidden states [N, hidden]: the head's, and what Granite, Cohere and
+    Gemma 2 make of them."""
     logits = model.get_output_embeddings()(hidden).float()
-    logits = logits * (getattr(model.config, "logit_scale", None) or 1.0) / (getattr(model.config, "logits_scaling", None) or 1.0)
+    logits = (
+        logits
+        * (getattr(model.config, "logit_scale", None) or 1.0)
+        / (getattr(model.config, "logits_scaling", None) or 1.0)
+    )
     cap = getattr(model.config, "final_logit_softcapping", None)
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
 def _choose_attention(model: PreTrainedModel, fast: str) -> None:
-    """Take the attention `fast` for a model that has its own ("eager") now, if that changes nothing.
+    """Take the attention `fast` for a model that has its own ("eager") now, if that changes
+    nothing.
 
-    Both see the same few tokens beyond the model's sliding window. A cap of attention scores may do nothing on these, so its name in the
-    configuration is enough. ValueError if the learner's logits are not the model's with its own attention either.
+    Both see the same few tokens beyond the model's sliding window. A cap of attention scores may do
+    nothing on these, so its name in the configuration is enough. ValueError if the learner's logits
+    are not the model's with its own attention either.
     """
     tokens = torch.arange(PROBE_TOKENS)[None] % model.config.get_text_config().vocab_size
     with torch.no_grad(), _narrow_windows(model.config):
@@ -116,11 +152,17 @@ def _choose_attention(model: PreTrainedModel, fast: str) -> None:
         ours = _probe_logits(model, tokens)
     if not torch.allclose(ours, own, rtol=1e-3, atol=1e-3):
         raise ValueError(
-            f"model.name: the learner does not compute the logits of a {type(model).__name__} as the model does "
-            f"(they differ by up to {float((ours - own).abs().max()):.2g}): it would train another policy than the one that plays"
+            f"model.name: the learner does not compute the logits of a {type(model).__name__} as "
+            "the model does "
+            f"(they differ by up to {float((ours - own).abs().max()):.2g}): it would train "
+            "another policy than the one that plays"
         )
     if fast != "eager":
-        log.info("%s: its own attention is used, since %s leaves out a part of it", type(model).__name__, fast)
+        log.info(
+            "%s: its own attention is used, since %s leaves out a part of it",
+            type(model).__name__,
+            fast,
+        )
 
 
 def _probe_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
@@ -130,7 +172,8 @@ def _probe_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
 
 
 def _caps_attention(config: PreTrainedConfig) -> bool:
-    """Whether attention scores are soft-capped, as in Gemma 2, which PyTorch's fused attention cannot do."""
+    """Whether attention scores are soft-capped, as in Gemma 2, which PyTorch's fused attention
+    cannot do."""
     values = vars(config.get_text_config()).items()
     return any("softcap" in name and "attn" in name and value for name, value in values)
 

@@ -1,7 +1,9 @@
-"""Qwen3's forward pass for training: the same numbers as transformers', without what no trained token needs.
+"""Qwen3's forward pass for training: the same numbers as transformers', without what no trained
+token needs.
 
-Of the last layer, only the trained positions have a query, an output and an MLP; the other positions are there as keys and
-values alone. For a shallow policy with long prompts that is a third of the work (docs/learning.md has the measurements).
+Of the last layer, only the trained positions have a query, an output and an MLP; the other
+positions are there as keys and values alone. For a shallow policy with long prompts that is a third
+of the work (docs/learning.md has the measurements).
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 
 def applies_to(model: PreTrainedModel) -> bool:
-    """Whether this file computes what `model` does: a Qwen3 without sliding windows, whole (shards are gathered by the layers' own
-    forward passes) and with its activations (which layers forget in theirs)."""
+    """Whether this file computes what `model` does: a Qwen3 without sliding windows, whole (shards
+    are gathered by the layers' own forward passes) and with its activations (which layers forget in
+    theirs)."""
     if not isinstance(model, Qwen3ForCausalLM) or model.is_gradient_checkpointing:
         return False
     whole = not any(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
@@ -23,29 +26,38 @@ def applies_to(model: PreTrainedModel) -> bool:
 
 
 def hidden_states(model: Qwen3ForCausalLM, tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Final hidden states [N, hidden] of tokens [B, S], padded on the right, at the positions (rows [N], columns [N])."""
+    """Final hidden states [N, hidden] of tokens [B, S], padded on the right, at the positions (rows
+    [N], columns [N])."""
     body = model.model
     hidden = body.embed_tokens(tokens)
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    cos, sin = (half[:, :, None, : half.shape[-1] // 2] for half in body.rotary_emb(hidden, positions))
+    cos, sin = (
+        half[:, :, None, : half.shape[-1] // 2] for half in body.rotary_emb(hidden, positions)
+    )
     for layer in body.layers:
         last = layer is body.layers[-1]
         attended = _attention(layer.self_attn, _normalised(layer.input_layernorm, hidden), cos, sin)
         if last:
-            attended, hidden = attended[rows, columns], hidden[rows, columns]
+            attended = attended[rows, columns]
+            hidden = hidden[rows, columns]
         hidden = hidden + layer.self_attn.o_proj(attended)
         hidden = hidden + layer.mlp(_normalised(layer.post_attention_layernorm, hidden))
     return _normalised(body.norm, hidden)
 
 
 def _attention(block: torch.nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Causal attention over x [B, S, hidden], before its output projection: [B, S, heads * head size]."""
+    """Causal attention over x [B, S, hidden], before its output projection: [B, S, heads * head
+    size]."""
     heads = (*x.shape[:-1], -1, block.head_dim)
     query = _rotated(_normalised(block.q_norm, block.q_proj(x).view(heads)), cos, sin)
     key = _rotated(_normalised(block.k_norm, block.k_proj(x).view(heads)), cos, sin)
     value = block.v_proj(x).view(heads)
     attended = functional.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), is_causal=True, enable_gqa=query.shape[2] != key.shape[2]
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        is_causal=True,
+        enable_gqa=query.shape[2] != key.shape[2],
     )
     return attended.transpose(1, 2).flatten(2)
 
@@ -55,6 +67,7 @@ def _normalised(norm: torch.nn.Module, x: Tensor) -> Tensor:
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of x [B, S, heads, head size]; cos and sin [1, S, 1, head size / 2] (Su et al. 2021, §3.2)."""
+    """Rotary position embedding of x [B, S, heads, head size]; cos and sin [1, S, 1, head size / 2]
+    (Su et al. 2021, §3.2)."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

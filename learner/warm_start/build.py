@@ -1,4 +1,5 @@
-"""`python -m learner.warm_start.build JOB`: make the tiny policy of a run, random weights and a tokenizer, so that an engine can load it."""
+"""`python -m learner.warm_start.build JOB`: make the tiny policy of a run, random weights and a
+tokenizer, so that an engine can load it."""
 
 from __future__ import annotations
 
@@ -15,11 +16,14 @@ TOKENIZER_EPISODES = 500
 
 def build_policy(job: Job) -> None:
     """Write the policy to the job's model directory, unless it is there."""
-    directory, config = Path(job.model_dir), job.config
+    directory = Path(job.model_dir)
+    config = job.config
     if directory.exists():
         return
     episodes = demonstrations(config, TOKENIZER_EPISODES)
-    build_tiny(directory, config.model, (turn for turns in episodes for turn in turns), config.run.seed)
+    build_tiny(
+        directory, config.model, (turn for turns in episodes for turn in turns), config.run.seed
+    )
 
 
 if __name__ == "__main__":

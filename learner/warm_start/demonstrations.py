@@ -14,7 +14,7 @@ from config import Config
 from envs.play import ExpertEpisode, expert_episode
 from envs.registry import make_environment
 from envs.user_errors import describe_error, home_of, took_too_long
-from learner.data.samples import Sample
+from learner.data.samples import TrainingSample
 from protocol.prompting import Prompter
 from protocol.validation import MAX_TURNS
 
@@ -31,9 +31,13 @@ Turns = list[tuple[str, str]]
 
 
 def demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
-    """Those episodes that the expert won, of the first `episodes` tasks of a shuffle of the training tasks."""
-    settings, seed = config.warm_start, config.run.seed
-    environment = make_environment(config.env.name, **config.environment_settings() | {"max_turns": settings.max_turns})
+    """Those episodes that the expert won, of the first `episodes` tasks of a shuffle of the
+    training tasks."""
+    settings = config.warm_start
+    seed = config.run.seed
+    environment = make_environment(
+        config.env.name, **config.environment_settings() | {"max_turns": settings.max_turns}
+    )
     home = home_of(environment)
     size = environment.size("train")
     failed = 0
@@ -50,18 +54,24 @@ def demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
             failed += 1
             why = describe_error(error, home)
             if why not in reasons:
-                log.warning("training task %d cannot be demonstrated: %s", index, why, exc_info=not reasons)
+                log.warning(
+                    "training task %d cannot be demonstrated: %s", index, why, exc_info=not reasons
+                )
                 reasons[why] = index
             if failed == number + 1 >= min(FIRST_TASKS, episodes, size):
                 first, task = next(iter(reasons.items()))
-                raise NoDemonstrations(f"env.name: none of the first {failed} tasks can be demonstrated; task {task}: {first}") from None
+                raise NoDemonstrations(
+                    f"env.name: none of the first {failed} tasks can be demonstrated; task "
+                    f"{task}: {first}"
+                ) from None
             continue
         if played.success:
             yield played.turns
 
 
 class _Demonstration(threading.Thread):
-    """An episode that the expert plays in a thread of its own, which is left to itself when a turn takes too long."""
+    """An episode that the expert plays in a thread of its own, which is left to itself when a turn
+    takes too long."""
 
     def __init__(self, play: Callable[..., ExpertEpisode]) -> None:
         """`play` takes `on_turn`, which it calls when a turn begins."""
@@ -81,9 +91,13 @@ class _Demonstration(threading.Thread):
         self._turns += 1
 
     def result(self, turn_seconds: float, home: str) -> ExpertEpisode:
-        """Play it. Raises what the environment raises, and UserCodeFailed when it takes more than `turn_seconds` for a turn, or to start.
+        """Play it.
 
-        Looks are counted, and not seconds, so that time in which this process was stopped is none that a turn took.
+        Raises what the environment raises, and UserCodeFailed when it takes more than
+        `turn_seconds` for a turn, or to start.
+
+        Looks are counted, and not seconds, so that time in which this process was stopped is none
+        that a turn took.
         """
         self.start()
         turns = 0
@@ -110,7 +124,7 @@ class TurnTokenizer:
         self._prompter = prompter
         self._turn_end = turn_end
 
-    def samples(self, turns: Sequence[tuple[str, str]]) -> list[Sample]:
+    def samples(self, turns: Sequence[tuple[str, str]]) -> list[TrainingSample]:
         """One a turn. Every token of the response is learned, the end of the turn included."""
         prompts = self._prompter.prompts([prompt for prompt, _ in turns])
         responses = self._prompter.tokens([response + self._turn_end for _, response in turns])
@@ -120,9 +134,13 @@ class TurnTokenizer:
         ]
 
 
-def _imitated(prompt: np.ndarray, response: np.ndarray) -> Sample:
+def _imitated(prompt: np.ndarray, response: np.ndarray) -> TrainingSample:
     length = len(response)
-    return Sample(
-        prompt=prompt, response=response, mask=np.ones(length, bool), log_mu=np.zeros(length, np.float32),
-        age=np.zeros(length, np.int32), advantage=1.0,
-    )  # fmt: skip
+    return TrainingSample(
+        prompt=prompt,
+        response=response,
+        mask=np.ones(length, bool),
+        log_mu=np.zeros(length, np.float32),
+        age=np.zeros(length, np.int32),
+        advantage=1.0,
+    )

@@ -1,11 +1,13 @@
 """Start a small policy with an induction circuit, which a pretrained language model has already.
 
-An agent's turn is mostly copying: the thing that the task names, the place where it lies, the action that is listed. Transformers do that
-with two attention heads (Olsson et al. 2022, "In-context Learning and Induction Heads"): one notes at each token which token came before
-it, and one in a later layer finds where the current token was followed by something before, and copies that. From random weights this pair
-appears late, and costs most of a warm start. So the weights begin with it, as Trockman & Kolter (2023, "Mimetic Initialization of
-Self-Attention Layers") begin with other patterns that training is known to end in; all other branches begin at 0 and training may change
-everything.
+An agent's turn is mostly copying: the thing that the task names, the place where it lies, the
+action that is listed. Transformers do that with two attention heads (Olsson et al. 2022,
+"In-context Learning and Induction Heads"): one notes at each token which token came before it, and
+one in a later layer finds where the current token was followed by something before, and copies
+that. From random weights this pair appears late, and costs most of a warm start. So the weights
+begin with it, as Trockman & Kolter (2023, "Mimetic Initialization of Self-Attention Layers") begin
+with other patterns that training is known to end in; all other branches begin at 0 and training may
+change everything.
 """
 
 from __future__ import annotations
@@ -17,24 +19,32 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
 ROPE_THETA = 1e6
-"""Qwen3's own base. With it most pairs of a head's channels turn little within a prompt, so that tokens can be matched by content."""
+"""Qwen3's own base.
+
+With it most pairs of a head's channels turn little within a prompt, so that tokens can be matched
+by content.
+"""
 
 _POSITION_PAIRS = 3
-"""Fastest pairs of channels, by which the first head finds its neighbour: more are blunter, fewer confuse neighbours with others."""
+"""Fastest pairs of channels, by which the first head finds its neighbour: more are blunter, fewer
+confuse neighbours with others."""
 _CONTENT_FROM = 6
 """First pair of channels slow enough to compare contents with."""
 _SHARPNESS = 2.0
-"""Weight of the norms of queries and keys: their largest score is sqrt(head size) times its square."""
+"""Weight of the norms of queries and keys: their largest score is sqrt(head size) times its
+square."""
 _COPY_GAIN = 3.0
 """What is copied, against a token's own embedding."""
 
 
 @torch.no_grad()
 def start_with_induction(model: Qwen3ForCausalLM) -> None:
-    """Overwrite weights of a model of two or more layers in place; one of a single layer cannot hold the circuit and is left alone.
+    """Overwrite weights of a model of two or more layers in place; one of a single layer cannot
+    hold the circuit and is left alone.
 
-    The first head of the first layer becomes a previous-token head, that of the second layer matches and copies. What
-    heads and MLPs write into the residual stream is 0 otherwise. Random parts come from torch's generator.
+    The first head of the first layer becomes a previous-token head, that of the second layer
+    matches and copies. What heads and MLPs write into the residual stream is 0 otherwise. Random
+    parts come from torch's generator.
     """
     config = model.config
     if config.num_hidden_layers < 2:
@@ -44,10 +54,12 @@ def start_with_induction(model: Qwen3ForCausalLM) -> None:
         layer.mlp.down_proj.weight.zero_()
         layer.self_attn.q_norm.weight.fill_(_SHARPNESS)
         layer.self_attn.k_norm.weight.fill_(_SHARPNESS)
-    # Channel 0 of the residual stream is the same for all tokens: what the position head's queries and keys are made of.
+    # Channel 0 of the residual stream is the same for all tokens: what the position head's queries
+    # and keys are made of.
     model.model.embed_tokens.weight[:, 0] = 1.0
     now, before, copied = _subspaces(config.hidden_size, config.head_dim)
-    first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    first = model.model.layers[0].self_attn
+    second = model.model.layers[1].self_attn
     query, key = _neighbour(config.head_dim, ROPE_THETA)
     head = slice(0, config.head_dim)
     for projection, direction in ((first.q_proj, query), (first.k_proj, key)):
@@ -62,8 +74,10 @@ def start_with_induction(model: Qwen3ForCausalLM) -> None:
 
 
 def _neighbour(size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """A query and a key [size] whose score, once rotated by position, is largest for the key one position before the query."""
-    query, key = torch.zeros(size), torch.zeros(size)
+    """A query and a key [size] whose score, once rotated by position, is largest for the key one
+    position before the query."""
+    query = torch.zeros(size)
+    key = torch.zeros(size)
     for pair in range(_POSITION_PAIRS):
         angle = theta ** (-2 * pair / size)
         key[pair] = 1.0
@@ -72,8 +86,9 @@ def _neighbour(size: int, theta: float) -> tuple[Tensor, Tensor]:
 
 
 def _subspaces(hidden: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Three maps [size, hidden] onto orthogonal subspaces of the residual stream, none of which has channel 0: the current token as
-    it is matched, the token before it, and the token as it is copied. In a narrow model their last rows are 0."""
+    """Three maps [size, hidden] onto orthogonal subspaces of the residual stream, none of which has
+    channel 0: the current token as it is matched, the token before it, and the token as it is
+    copied. In a narrow model their last rows are 0."""
     rank = min(size, (hidden - 1) // 3)
     basis = torch.zeros(3, size, hidden)
     rotation = _rotation(hidden - 1)
@@ -85,7 +100,11 @@ def _subspaces(hidden: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _rotation(size: int) -> Tensor:
-    """A random orthogonal matrix. On one thread, since the last bits depend on their number, and the cache of warm starts on the bits."""
+    """A random orthogonal matrix.
+
+    On one thread, since the last bits depend on their number, and the cache of warm starts on the
+    bits.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,8 +1,9 @@
 """Muon: momentum whose matrices are made orthogonal before they are applied (Jordan et al., 2024).
 
-torch.optim.Muon orthogonalises in bfloat16, which CPUs without bfloat16 arithmetic emulate several times slower than float32; this one
-works in the parameters' own precision. Used for the warm start alone: from the same number of demonstrations, a small policy
-gets much further with it than with AdamW (docs/learning.md).
+torch.optim.Muon orthogonalises in bfloat16, which CPUs without bfloat16 arithmetic emulate several
+times slower than float32; this one works in the parameters' own precision. Used for the warm start
+alone: from the same number of demonstrations, a small policy gets much further with it than with
+AdamW (docs/learning.md).
 """
 
 from __future__ import annotations
@@ -13,13 +14,17 @@ import torch
 from torch import Tensor
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic Newton-Schulz iteration that maps singular values to about 1 (Jordan et al., 2024)."""
+"""Of the quintic Newton-Schulz iteration that maps singular values to about 1 (Jordan et al.,
+2024)."""
 STEPS = 5
 EPSILON = 1e-7
 
 
 class Muon(torch.optim.Optimizer):
-    """For matrices [m, n] only. `lr` is the size of the change of a square matrix, in units of its spectral norm."""
+    """For matrices [m, n] only.
+
+    `lr` is the size of the change of a square matrix, in units of its spectral norm.
+    """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum})
@@ -32,12 +37,15 @@ class Muon(torch.optim.Optimizer):
                     continue
                 velocity = self.state[p].setdefault("velocity", torch.zeros_like(p))
                 velocity.lerp_(p.grad, 1 - group["momentum"])
-                direction = orthogonal(p.grad.lerp(velocity, group["momentum"]))  # Nesterov's look-ahead
+                direction = orthogonal(
+                    p.grad.lerp(velocity, group["momentum"])
+                )  # Nesterov's look-ahead
                 p.add_(direction, alpha=-group["lr"] * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """A matrix [m, n] with the singular vectors of `matrix` and singular values near 1 (between about 0.7 and 1.2)."""
+    """A matrix [m, n] with the singular vectors of `matrix` and singular values near 1 (between
+    about 0.7 and 1.2)."""
     a, b, c = COEFFICIENTS
     x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     x = x / x.norm().clamp(min=EPSILON)

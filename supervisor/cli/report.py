@@ -34,19 +34,28 @@ SHOWN = 6
 MOST_WEIGHTS = 1 << 30
 """Bytes of a policy that is asked about the shown episodes."""
 LOOKED_AT = 2000
-"""Episodes of a run, evenly over it, that are searched for interventions and for episodes to show."""
+"""Episodes of a run, evenly over it, that are searched for interventions and for episodes to
+show."""
 
 
-def write_report(run_dirs: Sequence[Path], output: Path | None, episodes: Sequence[str], console: Console) -> Path:
-    """The report of the runs, in `output` (default: report.html in the first of them); `episodes` are names such as t3.1, of each run.
+def write_report(
+    run_dirs: Sequence[Path], output: Path | None, episodes: Sequence[str], console: Console
+) -> Path:
+    """The report of the runs, in `output` (default: report.html in the first of them); `episodes`
+    are names such as t3.1, of each run.
 
     ConfigError for a directory that is no run, and for an episode that no run has.
     """
     names = short_names(run_dirs)
-    runs = [read_run(path, name, episodes, console) for path, name in zip(run_dirs, names, strict=True)]
+    runs = [
+        read_run(path, name, episodes, console) for path, name in zip(run_dirs, names, strict=True)
+    ]
     for wanted in episodes:
         if not any(found.id == wanted for run in runs for found in run.episodes):
-            raise ConfigError(f"report: there is no episode {wanted}; `python run.py replay {run_dirs[0]}` lists them")
+            raise ConfigError(
+                f"report: there is no episode {wanted}; `python run.py replay {run_dirs[0]}` "
+                "lists them"
+            )
     output = output or run_dirs[0] / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(output, report(runs), "--output")
@@ -64,22 +73,38 @@ def short_names(run_dirs: Sequence[Path]) -> list[str]:
 
 
 def read_run(run_dir: Path, name: str, wanted: Sequence[str], console: Console) -> RunData:
-    """All that is shown of a run. One that was not finished, or has no episodes, is shown as far as it goes."""
+    """All that is shown of a run.
+
+    One that was not finished, or has no episodes, is shown as far as it goes.
+    """
     if not (run_dir / METRICS_FILE).is_file():
-        raise ConfigError(f"report: {run_dir} is no run directory with measurements (it has no {METRICS_FILE})")
-    config = settings.resolve(run_dir / "config.toml") if (run_dir / "config.toml").is_file() else Config()
+        raise ConfigError(
+            f"report: {run_dir} is no run directory with measurements (it has no {METRICS_FILE})"
+        )
+    config = (
+        settings.resolve(run_dir / "config.toml")
+        if (run_dir / "config.toml").is_file()
+        else Config()
+    )
     values = values_of(config)
     log = run_dir / LOG
     records = Records(log) if log.is_dir() else ()
     with without_collector():
         episodes = dict(sampled(records, log, wanted, name, console))
     cuts = [around for episode in episodes.values() for around in interventions(episode)]
-    return RunData(name, read_metrics(run_dir / METRICS_FILE), values, cuts, list(views(run_dir, records, episodes, wanted)))
+    return RunData(
+        name,
+        read_metrics(run_dir / METRICS_FILE),
+        values,
+        cuts,
+        list(views(run_dir, records, episodes, wanted)),
+    )
 
 
 @contextlib.contextmanager
 def without_collector() -> Iterator[None]:
-    """Python's collector looks through all episodes that are kept, again and again: four fifths of the time to read 1,500."""
+    """Python's collector looks through all episodes that are kept, again and again: four fifths of
+    the time to read 1,500."""
     gc.disable()
     try:
         yield
@@ -90,7 +115,8 @@ def without_collector() -> Iterator[None]:
 def sampled(
     records: Sequence[bytes | None], log: Path, wanted: Sequence[str], name: str, console: Console
 ) -> Iterator[tuple[int, Trajectory]]:
-    """(Number of its record, episode) of at most LOOKED_AT, evenly over the log, and of those that are wanted, for which all are read."""
+    """(Number of its record, episode) of at most LOOKED_AT, evenly over the log, and of those that
+    are wanted, for which all are read."""
     every = max(1, -(-len(records) // LOOKED_AT))
     numbers = range(0, len(records), 1 if wanted else every)
     for number in track(numbers, f"episodes of {name}", console=console, transient=True):
@@ -114,10 +140,13 @@ def interventions(episode: Trajectory) -> Iterator[list[float]]:
 
 
 def views(
-    run_dir: Path, records: Sequence[bytes | None], episodes: Mapping[int, Trajectory], wanted: Sequence[str]
+    run_dir: Path,
+    records: Sequence[bytes | None],
+    episodes: Mapping[int, Trajectory],
+    wanted: Sequence[str],
 ) -> Iterator[EpisodeView]:
-    """The wanted ones of the `episodes` (number of its record -> episode), or a few that show something (`choose`), with what the last
-    checkpoint's policy makes of their tokens."""
+    """The wanted ones of the `episodes` (number of its record -> episode), or a few that show
+    something (`choose`), with what the last checkpoint's policy makes of their tokens."""
     found = list(episodes.values())
     chosen = [e for e in found if e.key.id in wanted] if wanted else choose(found)
     if not chosen:
@@ -125,12 +154,28 @@ def views(
     job = recorded_job(run_dir, "report")
     tokenizer = Tokenizer.from_file(str(Path(job.model_dir) / "tokenizer.json"))
     learner = job.config.learner
-    compared = {episode.key.group for episode in chosen if not episode.key.evaluation} if learner.algorithm in WITHIN_GROUP else set()
-    places = {episode.key.group: number for number, episode in episodes.items() if not episode.key.evaluation}  # one of each group's
-    groups = [group_at(records, places[group], run_dir / LOG, learner.group_size) for group in compared]
-    known = {key: values for group in groups for key, values in turn_advantages(group, learner).items()}
+    compared = (
+        {episode.key.group for episode in chosen if not episode.key.evaluation}
+        if learner.algorithm in WITHIN_GROUP
+        else set()
+    )
+    places = {
+        episode.key.group: number
+        for number, episode in episodes.items()
+        if not episode.key.evaluation
+    }  # one of each group's
+    groups = [
+        group_at(records, places[group], run_dir / LOG, learner.group_size) for group in compared
+    ]
+    known = {
+        key: values for group in groups for key, values in turn_advantages(group, learner).items()
+    }
     policy = last_policy(run_dir)
-    judged = dict(zip([e.key for e in chosen], token_log_probs(policy, job.config, chosen), strict=True)) if policy else {}
+    judged = (
+        dict(zip([e.key for e in chosen], token_log_probs(policy, job.config, chosen), strict=True))
+        if policy
+        else {}
+    )
     for episode in chosen:
         decode_ids = functools.partial(tokenizer.decode, skip_special_tokens=False)
         yield view(episode, decode_ids, known.get(episode.key, ()), judged.get(episode.key, ()))
@@ -141,15 +186,21 @@ def choose(episodes: Sequence[Trajectory]) -> list[Trajectory]:
     rng = random.Random(0)
     played = [e for e in episodes if e.dropped is None and not e.key.evaluation and e.turns]
     rng.shuffle(played)
-    played.sort(key=lambda e: -sum(min(1, len(t.kept.events) + len(t.rejected)) for t in e.turns) / len(e.turns))
+    played.sort(
+        key=lambda e: (
+            -sum(min(1, len(t.kept.events) + len(t.rejected)) for t in e.turns) / len(e.turns)
+        )
+    )
     solved, others = ([e for e in played if e.success is success] for success in (True, False))
     half = list(islice(solved, SHOWN // 2))
     return half + list(islice(others, SHOWN - len(half)))
 
 
-def group_at(records: Sequence[bytes | None], number: int, log: Path, size: int) -> list[Trajectory]:
-    """The group of the episode of that record: `size` members, or as many as are there. They ended at about the same time, so they are
-    looked for from there outwards."""
+def group_at(
+    records: Sequence[bytes | None], number: int, log: Path, size: int
+) -> list[Trajectory]:
+    """The group of the episode of that record: `size` members, or as many as are there. They ended
+    at about the same time, so they are looked for from there outwards."""
     group = _episode(records, number, log).key.group
     members: list[Trajectory] = []
     for other in sorted(range(len(records)), key=lambda other: abs(other - number)):
@@ -162,7 +213,8 @@ def group_at(records: Sequence[bytes | None], number: int, log: Path, size: int)
 
 
 def last_policy(run_dir: Path) -> Path | None:
-    """The last checkpoint; None without one, or for a model so large that it would take long to ask."""
+    """The last checkpoint; None without one, or for a model so large that it would take long to
+    ask."""
     directory = latest(run_dir)
     size = sum(file.stat().st_size for file in directory.glob("*.safetensors")) if directory else 0
     return directory if size <= MOST_WEIGHTS else None

@@ -1,4 +1,5 @@
-"""`python run.py trace RUN`: one update across processes, as a file for Perfetto, and where its time went."""
+"""`python run.py trace RUN`: one update across processes, as a file for Perfetto, and where its
+time went."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from telemetry.probes.trace import of_update, totals, trace_events
 
 
 def write_trace(run_dir: Path, update: int | None, output: Path | None, console: Console) -> Path:
-    """Write the trace of an update (default: the last finished one) to `output` (default: RUN/trace-N.json). ConfigError without one."""
+    """Write the trace of an update (default: the last finished one) to `output` (default:
+    RUN/trace-N.json). ConfigError without one."""
     spans = read_spans(run_dir)
     try:
         number, start, end = of_update(spans, update)
@@ -23,7 +25,14 @@ def write_trace(run_dir: Path, update: int | None, output: Path | None, console:
         raise ConfigError(f"trace: {error} in {run_dir}") from None
     output = output or run_dir / f"trace-{number}.json"
     atomic_write(output, json.dumps(trace_events(spans, start, end)), "--output")
-    table = Table("process", "what", "times", "seconds, all tracks", "under way", title=f"update {number}: {end - start:.2f} s")
+    table = Table(
+        "process",
+        "what",
+        "times",
+        "seconds, all tracks",
+        "under way",
+        title=f"update {number}: {end - start:.2f} s",
+    )
     for process, name, count, seconds, share in totals(spans, start, end):
         table.add_row(process, name, str(count), f"{seconds:.2f}", f"{share:.0%}")
     console.print(table)

@@ -1,4 +1,5 @@
-"""A run on several machines that something else assigns: what is where, and which settings follow from it."""
+"""A run on several machines that something else assigns: what is where, and which settings follow
+from it."""
 
 from __future__ import annotations
 
@@ -10,18 +11,26 @@ from config import ConfigError
 PORT = 5555
 """Of the controller, unless controller.port is given."""
 UNLIMITED = "1e6"
-"""run.minutes, unless it is given: what assigned the machines has limits of its own, and the default is a laptop's."""
+"""run.minutes, unless it is given: what assigned the machines has limits of its own, and the
+default is a laptop's."""
 FOLLOW = (
-    "run.dir", "run.weights_dir", "security.keys", "controller.host", "controller.shards", "controller.hosts", "controller.launch",
-    "learner.launch", "learner.host",
-)  # fmt: skip
+    "run.dir",
+    "run.weights_dir",
+    "security.keys",
+    "controller.host",
+    "controller.shards",
+    "controller.hosts",
+    "controller.launch",
+    "learner.launch",
+    "learner.host",
+)
 """Settings that follow from the machines."""
 
 
 @dataclass(frozen=True)
 class Machines:
-    """The first machine has controller and engines, the next `shards` have further shards with engines of their own, the next one has the
-    learner (if `learner`), the others have actors."""
+    """The first machine has controller and engines, the next `shards` have further shards with
+    engines of their own, the next one has the learner (if `learner`), the others have actors."""
 
     shards: int
     actor_nodes: int
@@ -49,8 +58,16 @@ def run_settings(overrides: dict[str, str], machines: Machines) -> dict[str, str
     given = next((name for name in overrides if name in FOLLOW), None)
     if given is not None:
         raise ConfigError(f"{given}: it follows from the machines that are assigned; leave it out")
-    shards = {"controller.shards": str(1 + machines.shards), "engine.count": str(1 + machines.shards)} if machines.shards else {}
-    return {"controller.port": str(PORT), "actor.count": "0", "run.minutes": UNLIMITED} | shards | overrides
+    shards = (
+        {"controller.shards": str(1 + machines.shards), "engine.count": str(1 + machines.shards)}
+        if machines.shards
+        else {}
+    )
+    return (
+        {"controller.port": str(PORT), "actor.count": "0", "run.minutes": UNLIMITED}
+        | shards
+        | overrides
+    )
 
 
 def keys_of(directory: Path) -> Path:

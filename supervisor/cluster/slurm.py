@@ -1,4 +1,5 @@
-"""A batch script for Slurm: a run on several machines, which goes on from its last checkpoint when the job is started again."""
+"""A batch script for Slurm: a run on several machines, which goes on from its last checkpoint when
+the job is started again."""
 
 from __future__ import annotations
 
@@ -9,37 +10,61 @@ from pathlib import Path
 
 from supervisor.cluster.layout import Machines, keys_of, run_settings, weights_of
 
-_BRIDGES = r"/^(127|169\.254)\.|^(172\.(1[7-9]|2[0-9]|3[01])\.0|10\.88\.0|10\.0\.3|192\.168\.122)\.1$/"
+_BRIDGES = (
+    r"/^(127|169\.254)\.|^(172\.(1[7-9]|2[0-9]|3[01])\.0|10\.88\.0|10\.0\.3|192\.168\.122)\.1$/"
+)
 _PICK = f"{{for (i = NF; i; i--) if ($i !~ /:/) {{any = $i; if ($i !~ {_BRIDGES}) best = $i}}}}"
 _NONE = 'if (!any) {print node " has no IPv4 address" > "/dev/stderr"; exit 1}'
 _ADDRESS = f"""address() {{ on "$1" hostname -I | awk -v node="$1" '{_PICK} END {{{_NONE}; print best ? best : any}}'; }}"""
 
 
-def batch_script(directory: Path, root: Path, machines: Machines, time: str, sbatch: Sequence[str], overrides: dict[str, str]) -> str:
-    """`directory`: of the run; `root`: of the project; both are on a disk that all machines see, as is the Python that runs this.
-    `time`: limit of the job; `sbatch`: its further options; `overrides`: settings of the run."""
+def batch_script(
+    directory: Path,
+    root: Path,
+    machines: Machines,
+    time: str,
+    sbatch: Sequence[str],
+    overrides: dict[str, str],
+) -> str:
+    """`directory`: of the run; `root`: of the project; both are on a disk that all machines see, as
+    is the Python that runs this. `time`: limit of the job; `sbatch`: its further options;
+    `overrides`: settings of the run."""
     settings = run_settings(overrides, machines)
     train = " ".join(shlex.quote(f"--{name}={value}") for name, value in settings.items())
     # --disable-status: else srun answers the first SIGINT itself, with a status, and the learner does not hear of Ctrl-C.
     step = "srun,--disable-status,--overlap,--nodes=1,--ntasks=1"
     node = f"${{nodes[{machines.learner_node}]}}"
     away = f'--learner.launch="{step},--nodelist={node}" --learner.host="$(address "{node}")"'
-    hosts = ",".join(f'$(address "${{nodes[{number}]}}")' for number in range(1, 1 + machines.shards))
+    hosts = ",".join(
+        f'$(address "${{nodes[{number}]}}")' for number in range(1, 1 + machines.shards)
+    )
     shards = f'--controller.launch="{step},--relative={{shard}}" --controller.hosts="{hosts}"'
-    options = [f"--nodes={machines.nodes}", "--ntasks-per-node=1", f"--time={time}", "--signal=B:INT@300", "--job-name=foray", *sbatch]
+    options = [
+        f"--nodes={machines.nodes}",
+        "--ntasks-per-node=1",
+        f"--time={time}",
+        "--signal=B:INT@300",
+        "--job-name=foray",
+        *sbatch,
+    ]
     lines = [
         "#!/bin/bash",
-        *(f"#SBATCH {option}" for option in options),  # INT, to this script alone, five minutes before the end
-        "# Written by `run.py slurm`. sbatch again, and it goes on: a run that has begun is resumed.",
+        *(
+            f"#SBATCH {option}" for option in options
+        ),  # INT, to this script alone, five minutes before the end
+        "# Written by `run.py slurm`. sbatch again, and it goes on: a run that has begun is "
+        "resumed.",
         "set -euo pipefail",
         "set -m  # else what runs beside this script does not hear of INT",
         f"cd {shlex.quote(str(root))}",
         f"run={shlex.quote(str(directory))} python={shlex.quote(sys.executable)}",
-        f"keys={shlex.quote(str(keys_of(directory)))} weights={shlex.quote(str(weights_of(directory)))}",
+        f"keys={shlex.quote(str(keys_of(directory)))} "
+        f"weights={shlex.quote(str(weights_of(directory)))}",
         "",
         'nodes=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))',
         'on() { local node=$1; shift; srun --overlap --nodes=1 --ntasks=1 --nodelist="$node" "$@"; }',
-        "# The first IPv4 address that is no bridge's of Docker, Podman, LXC or libvirt: others reach the machine there.",
+        "# The first IPv4 address that is no bridge's of Docker, Podman, LXC or libvirt: others "
+        "reach the machine there.",
         _ADDRESS,
         'head=$(address "${nodes[0]}")',
         "",

@@ -1,7 +1,9 @@
-"""Early signs that training is about to fail, each named with its numbers; and whether a run collapsed, by definition.
+"""Early signs that training is about to fail, each named with its numbers; and whether a run
+collapsed, by definition.
 
-A run has **collapsed** if the last of its evaluations succeeds in less than `COLLAPSED` of the best of them. Before that, signs show in the
-updates; each compares with the run itself, but for the share that the importance weights leave:
+A run has **collapsed** if the last of its evaluations succeeds in less than `COLLAPSED` of the best
+of them. Before that, signs show in the updates; each compares with the run itself, but for the
+share that the importance weights leave:
 
     reward drop       mean reward of the last `WINDOW` updates below `DROP` of the best mean of as many
     entropy collapse  mean entropy of the last `WINDOW` updates below `ENTROPY` of that of the first
@@ -28,12 +30,14 @@ COLLAPSED = 0.5
 WINDOW = 5
 DROP = 0.5
 ENTROPY = 0.2
-HISTORY, SPIKE = 10, 10.0
+HISTORY = 10
+SPIKE = 10.0
 TAIL = 5.0
 
 
 def collapsed(evaluations: Sequence[Record]) -> bool | None:
-    """Whether the run has collapsed; None with fewer than two evaluations, or if none succeeded in anything."""
+    """Whether the run has collapsed; None with fewer than two evaluations, or if none succeeded in
+    anything."""
     shares = _values(evaluations, "success")
     if len(shares) < 2 or max(shares) == 0:
         return None
@@ -50,7 +54,8 @@ def signs(updates: Sequence[Record], ess_floor: float) -> dict[str, str]:
 
 
 class SignWatch:
-    """Looks for signs update by update, at the same cost for each: it keeps the last few numbers, and the best or first of the others."""
+    """Looks for signs update by update, at the same cost for each: it keeps the last few numbers,
+    and the best or first of the others."""
 
     def __init__(self, ess_floor: float) -> None:
         self._ess_floor = ess_floor
@@ -87,7 +92,10 @@ class SignWatch:
         last = mean(self._rewards)
         if self._best_reward <= 0 or last >= DROP * self._best_reward:
             return ""
-        return f"mean reward of the last {WINDOW} updates {last:.3g}, at best it was {self._best_reward:.3g}"
+        return (
+            f"mean reward of the last {WINDOW} updates {last:.3g}, at best it was "
+            f"{self._best_reward:.3g}"
+        )
 
     def _entropy_collapse(self, entropy: float | None) -> str:
         if entropy is not None:
@@ -97,10 +105,14 @@ class SignWatch:
                 self._first_entropies.append(entropy)
         if self._entropies_seen < 2 * WINDOW:
             return ""
-        first, last = mean(self._first_entropies), mean(self._entropies)
+        first = mean(self._first_entropies)
+        last = mean(self._entropies)
         if last >= ENTROPY * first:
             return ""
-        return f"mean entropy of the last {WINDOW} updates {last:.3g} nats, at first it was {first:.3g}"
+        return (
+            f"mean entropy of the last {WINDOW} updates {last:.3g} nats, at first it was "
+            f"{first:.3g}"
+        )
 
     def _gradient_spike(self, norm: float | None) -> str:
         if norm is not None:
@@ -113,7 +125,8 @@ class SignWatch:
 
 
 def before_signs(update: int, checkpoints: Sequence[int]) -> int | None:
-    """Of the updates that have a checkpoint, the last one that signs after `update` do not speak of; the first of all if there is none."""
+    """Of the updates that have a checkpoint, the last one that signs after `update` do not speak
+    of; the first of all if there is none."""
     older = [number for number in checkpoints if number <= update - WINDOW]
     return max(older, default=min(checkpoints, default=None))
 
@@ -129,8 +142,11 @@ def _ratio_tail(update: Record) -> str:
 
 
 def _no_gradient(update: Record) -> str:
-    skipped, made = update.get("skipped_steps") or 0, update.get("optimizer_steps") or 0
-    return f"gradients of all {skipped:.0f} optimizer steps not finite" if skipped and not made else ""
+    skipped = update.get("skipped_steps") or 0
+    made = update.get("optimizer_steps") or 0
+    return (
+        f"gradients of all {skipped:.0f} optimizer steps not finite" if skipped and not made else ""
+    )
 
 
 def _values(records: Sequence[Record], name: str) -> list[float]:

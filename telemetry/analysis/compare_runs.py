@@ -1,4 +1,7 @@
-"""Runs side by side: a row of measures for each combination of settings, over its seeds. Pure: of what the runs' metrics.jsonl hold."""
+"""Runs side by side: a row of measures for each combination of settings, over its seeds.
+
+Pure: of what the runs' metrics.jsonl hold.
+"""
 
 from __future__ import annotations
 
@@ -31,21 +34,47 @@ class Measure(NamedTuple):
 
 
 MEASURES: dict[str, Measure] = {
-    "success": Measure("held-out", "{:.1%}", "held-out success at the end; interval: Wilson's, 95 %, of all seeds' games"),
-    "area": Measure("over tokens", "{:.1%}", "mean held-out success over the tokens generated for training (area under the curve)"),
-    "successes_per_million": Measure("per 10⁶ tokens", "{:.0f}", "training episodes that reached their goal, for 10⁶ tokens"),
-    "successes_per_hour": Measure("per hour", "{:.0f}", "the same for an hour of training, by the clock"),
-    "pairs_per_thousand": Measure("pairs/1,000", "{:.1f}", "distinct (state, action) pairs of the whole run, for 1,000 generated tokens"),
-    "novel_pairs": Measure("novel", "{:.0%}", "share of a batch's pairs that the run had not seen, mean over updates"),
-    "repeated_pairs": Measure("repeated", "{:.1%}", "turns that did again what their episode had done there"),
+    "success": Measure(
+        "held-out",
+        "{:.1%}",
+        "held-out success at the end; interval: Wilson's, 95 %, of all seeds' games",
+    ),
+    "area": Measure(
+        "over tokens",
+        "{:.1%}",
+        "mean held-out success over the tokens generated for training (area under the curve)",
+    ),
+    "successes_per_million": Measure(
+        "per 10⁶ tokens", "{:.0f}", "training episodes that reached their goal, for 10⁶ tokens"
+    ),
+    "successes_per_hour": Measure(
+        "per hour", "{:.0f}", "the same for an hour of training, by the clock"
+    ),
+    "pairs_per_thousand": Measure(
+        "pairs/1,000",
+        "{:.1f}",
+        "distinct (state, action) pairs of the whole run, for 1,000 generated tokens",
+    ),
+    "novel_pairs": Measure(
+        "novel", "{:.0%}", "share of a batch's pairs that the run had not seen, mean over updates"
+    ),
+    "repeated_pairs": Measure(
+        "repeated", "{:.1%}", "turns that did again what their episode had done there"
+    ),
     "distinct_paths": Measure("paths", "{:.0%}", "distinct sequences of actions in a group"),
     "informative_share": Measure("informative", "{:.0%}", "groups whose returns differ"),
     "gamma_p50": Measure("Γ", "{:.4f}", "median change of a turn's score from the turn before"),
     "flat_thinking": Measure("flat", "{:.0%}", "thinking after the last change of M_t"),
-    "wasted": Measure("wasted", "{:.1%}", "generated tokens that were thrown away: rejected, past a cut, in dropped episodes"),
+    "wasted": Measure(
+        "wasted",
+        "{:.1%}",
+        "generated tokens that were thrown away: rejected, past a cut, in dropped episodes",
+    ),
     "effective_sample_size": Measure("ESS", "{:.3f}", "effective sample size, mean over updates"),
     "token_age_mean": Measure("age", "{:.2f}", "mean age of a trained token, in versions"),
-    "seconds_per_update": Measure("s/update", "{:.1f}", "wall time of an update after the first, evaluation aside"),
+    "seconds_per_update": Measure(
+        "s/update", "{:.1f}", "wall time of an update after the first, evaluation aside"
+    ),
     "idle_share_engine": Measure("engine idle", "{:.0%}", "time without a turn in any engine"),
     "idle_share_learner": Measure("learner idle", "{:.0%}", "time in which the learner waited"),
 }
@@ -69,7 +98,8 @@ class Row:
 
 
 def compare(runs: Sequence[tuple[Mapping[str, str], Sequence[Record]]]) -> list[Row]:
-    """A row for each combination of settings among the runs (settings without the seed, records), in their order."""
+    """A row for each combination of settings among the runs (settings without the seed, records),
+    in their order."""
     groups: dict[tuple[tuple[str, str], ...], list[Sequence[Record]]] = {}
     for settings, records in runs:
         groups.setdefault(tuple(settings.items()), []).append(records)
@@ -82,12 +112,15 @@ def run_measures(records: Sequence[Record]) -> dict[str, float]:
     updates = of_kind(records, "update")
     evaluations = of_kind(records, "evaluation")
     last = updates[-1] if updates else {}
-    tokens, solved = last.get("training_tokens"), sum((m.get("success") or 0) * (m.get("episodes") or 0) for m in updates)
+    tokens = last.get("training_tokens")
+    solved = sum((m.get("success") or 0) * (m.get("episodes") or 0) for m in updates)
     found = {
         "success": evaluations[-1].get("success") if evaluations else None,
         "area": area_by_tokens(updates, evaluations),
         "successes_per_million": 1e6 * solved / tokens if tokens else None,
-        "pairs_per_thousand": 1000 * last["known_pairs"] / tokens if tokens and last.get("known_pairs") is not None else None,
+        "pairs_per_thousand": 1000 * last["known_pairs"] / tokens
+        if tokens and last.get("known_pairs") is not None
+        else None,
         "wasted": _share_of(updates, ("wasted_tokens", "wasted_dropped"), "generated_tokens"),
         "seconds_per_update": seconds_per_update(records),
     }
@@ -101,15 +134,19 @@ def run_measures(records: Sequence[Record]) -> dict[str, float]:
 
 
 def seconds_per_update(records: Sequence[Record]) -> float | None:
-    """Mean wall time between two updates with no evaluation between them; the first one, which waits for everything to warm up, is none
-    of them. None with fewer than two updates."""
-    between = [b["wall_seconds"] - a["wall_seconds"] for a, b in pairwise(records) if a["kind"] == b["kind"] == "update"]
+    """Mean wall time between two updates with no evaluation between them; the first one, which
+    waits for everything to warm up, is none of them. None with fewer than two updates."""
+    between = [
+        b["wall_seconds"] - a["wall_seconds"]
+        for a, b in pairwise(records)
+        if a["kind"] == b["kind"] == "update"
+    ]
     return mean(between) if between else None
 
 
 def ideal_speed_up(records: Sequence[Record]) -> float | None:
-    """(t_gen + t_train) / max(t_gen, t_train), of a synchronous run: the most that overlapping them can give. Of the updates that
-    `seconds_per_update` looks at; None without any."""
+    """(t_gen + t_train) / max(t_gen, t_train), of a synchronous run: the most that overlapping them
+    can give. Of the updates that `seconds_per_update` looks at; None without any."""
     updates = [b for a, b in pairwise(records) if a["kind"] == b["kind"] == "update"]
     if not updates:
         return None
@@ -140,7 +177,14 @@ def _with_speed(row: Row, key: tuple, rows: Mapping, groups: Mapping) -> Row:
     own, other = (r.values.get("seconds_per_update") for r in (row, rows[base]))
     ideals = [ideal for records in groups[base] if (ideal := ideal_speed_up(records)) is not None]
     speed_up = other[0] / own[0] if own and other and own[0] else None
-    return Row(row.settings, row.seeds, row.values, row.collapsed, speed_up, mean(ideals) if ideals else None)
+    return Row(
+        row.settings,
+        row.seeds,
+        row.values,
+        row.collapsed,
+        speed_up,
+        mean(ideals) if ideals else None,
+    )
 
 
 def _share_of(updates: Sequence[Record], parts: Sequence[str], of: str) -> float | None:

@@ -1,8 +1,11 @@
-"""How efficiently agents explore: pure measures of played episodes, as defined in docs/exploration.md.
+"""How efficiently agents explore: pure measures of played episodes, as defined in
+docs/exploration.md.
 
-A `Tally` counts; tallies of parts add up to the tally of the whole. `Exploration` follows a run, batch by batch: in the learner while it
-goes on, or over its log afterwards, with the same result. Turns are told apart by their age: the version that was trained when the learner
-took their batch, less the oldest version that sampled one of their tokens. Groups and episodes have the age of their oldest turn.
+A `ExplorationCounts` counts; tallies of parts add up to the tally of the whole. `Exploration`
+follows a run, batch by batch: in the learner while it goes on, or over its log afterwards, with the
+same result. Turns are told apart by their age: the version that was trained when the learner took
+their batch, less the oldest version that sampled one of their tokens. Groups and episodes have the
+age of their oldest turn.
 """
 
 from __future__ import annotations
@@ -22,13 +25,14 @@ FLAT = 0.05
 LIMIT = 2**18
 """Distinct states, and pairs, that a run remembers: some 25 MB each."""
 EQUAL = 1e-9
-"""Returns that differ by less, as a share of the largest, are equal: sums of equal rewards in another order differ in their last bits."""
+"""Returns that differ by less, as a share of the largest, are equal: sums of equal rewards in
+another order differ in their last bits."""
 GAMMA_BINS = np.concatenate([[0.0], np.logspace(-6, 0, 61)])
 """Edges for Gamma in [0, 1], 10 bins a decade: quantiles are right to a quarter of their value."""
 
 
 @dataclass
-class Tally:
+class ExplorationCounts:
     """Sums over turns, episodes and groups."""
 
     turns: int = 0
@@ -42,7 +46,9 @@ class Tally:
     repeated_pairs: int = 0
     compared: int = 0  # turns that have a Gamma
     stalled: int = 0  # turns of which an attempt was rejected, or would have been
-    gammas: np.ndarray = field(default_factory=lambda: np.zeros(len(GAMMA_BINS) - 1, dtype=np.int64))
+    gammas: np.ndarray = field(
+        default_factory=lambda: np.zeros(len(GAMMA_BINS) - 1, dtype=np.int64)
+    )
     thinking: int = 0  # tokens, of thoughts with a signal
     flat: int = 0  # of these, those after the last change of M_t
     episodes: int = 0
@@ -53,13 +59,20 @@ class Tally:
     paths: int = 0  # distinct sequences of actions, likewise
     informative: int = 0  # groups whose returns differ
 
-    def __add__(self, other: Tally) -> Tally:
-        sums = {name: value + getattr(other, name) for name, value in vars(self).items() if not isinstance(value, set)}
-        return Tally(**sums, states=self.states | other.states, pairs=self.pairs | other.pairs)
+    def __add__(self, other: ExplorationCounts) -> ExplorationCounts:
+        sums = {
+            name: value + getattr(other, name)
+            for name, value in vars(self).items()
+            if not isinstance(value, set)
+        }
+        return ExplorationCounts(
+            **sums, states=self.states | other.states, pairs=self.pairs | other.pairs
+        )
 
 
-def measures(tally: Tally) -> dict[str, float]:
-    """The measures (telemetry/metrics_schema.py has their units); those that nothing was counted for are left out."""
+def measures(tally: ExplorationCounts) -> dict[str, float]:
+    """The measures (telemetry/metrics_schema.py has their units); those that nothing was counted
+    for are left out."""
     t = tally
     found = {
         "coverage_states": _ratio(1000 * len(t.states), t.tokens),
@@ -81,53 +94,64 @@ def measures(tally: Tally) -> dict[str, float]:
     return {name: value for name, value in found.items() if isfinite(value)}
 
 
-def tallies(groups: Iterable[Sequence[Trajectory]], version: int) -> dict[int, Tally]:
+def tallies(groups: Iterable[Sequence[Trajectory]], version: int) -> dict[int, ExplorationCounts]:
     """Age -> tally, of groups that the learner took when it had trained `version`."""
-    found: dict[int, Tally] = {}
+    found: dict[int, ExplorationCounts] = {}
     for group in groups:
         ages = []
         for episode in group:
             ages.append(max([_age(turn, version) for turn in episode.turns], default=0))
             _count_turns(episode, version, found)
-            tally = found.setdefault(ages[-1], Tally())
+            tally = found.setdefault(ages[-1], ExplorationCounts())
             tally.episodes += 1
             tally.successes += episode.success
-        _count_group(group, found.setdefault(max(ages, default=0), Tally()))
+        _count_group(group, found.setdefault(max(ages, default=0), ExplorationCounts()))
     return found
 
 
 def equal_returns(returns: Sequence[float]) -> bool:
     """Whether all returns are equal but for rounding."""
-    lowest, highest = min(returns, default=0.0), max(returns, default=0.0)
+    lowest = min(returns, default=0.0)
+    highest = max(returns, default=0.0)
     return highest - lowest <= EQUAL * max(abs(lowest), abs(highest))
 
 
-def whole(parts: Iterable[Tally]) -> Tally:
+def whole(parts: Iterable[ExplorationCounts]) -> ExplorationCounts:
     """The tally of all of them."""
-    return sum(parts, Tally())
+    return sum(parts, ExplorationCounts())
 
 
 class Exploration:
     """What a run has seen so far: all of it up to LIMIT, then a sample that grows no more.
 
-    The sample is of those whose digest is a multiple of a power of two (Wegman's adaptive sampling; Flajolet 1990), so that the same ones
-    are in it whenever they come: the share of new ones among them is that of all, and their number times the divisor is the number of all,
-    to about 1 / sqrt(LIMIT / 2).
+    The sample is of those whose digest is a multiple of a power of two (Wegman's adaptive sampling;
+    Flajolet 1990), so that the same ones are in it whenever they come: the share of new ones among
+    them is that of all, and their number times the divisor is the number of all, to about 1 /
+    sqrt(LIMIT / 2).
     """
 
-    def __init__(self, states: Iterable[int] = (), pairs: Iterable[int] = (), divisors: Sequence[int] = (1, 1)) -> None:
+    def __init__(
+        self,
+        states: Iterable[int] = (),
+        pairs: Iterable[int] = (),
+        divisors: Sequence[int] = (1, 1),
+    ) -> None:
         self.states = set(states)
         self.pairs = set(pairs)
         self.divisors = dict(zip(("states", "pairs"), divisors, strict=True))
 
     def take(self, groups: Sequence[Sequence[Trajectory]], version: int) -> dict[str, float]:
-        """The measures of the next batch, which the learner took when it had trained `version`: of all of it, of each age in it
-        (NAME/ageN) if there are several, and how much of it is new."""
+        """The measures of the next batch, which the learner took when it had trained `version`: of
+        all of it, of each age in it (NAME/ageN) if there are several, and how much of it is new."""
         parts = tallies(groups, version)
         batch = whole(parts.values())
         found = measures(batch)
         if len(parts) > 1:
-            found |= {f"{name}/age{age}": value for age, part in sorted(parts.items()) for name, value in measures(part).items()}
+            found |= {
+                f"{name}/age{age}": value
+                for age, part in sorted(parts.items())
+                for name, value in measures(part).items()
+            }
         return found | self._take_in("states", batch.states) | self._take_in("pairs", batch.pairs)
 
     def _take_in(self, name: str, batch: set[int]) -> dict[str, float]:
@@ -142,7 +166,8 @@ class Exploration:
 
 
 def flat_tail(uncertainty: Sequence[float], thinking: int) -> tuple[int, int] | None:
-    """(Tokens of the thought, those of them after M_t last changed by FLAT or more); None for a thought without a signal.
+    """(Tokens of the thought, those of them after M_t last changed by FLAT or more); None for a
+    thought without a signal.
 
     The thought is the `thinking` tokens after the first of the response, which is <think>.
     """
@@ -154,8 +179,10 @@ def flat_tail(uncertainty: Sequence[float], thinking: int) -> tuple[int, int] | 
 
 
 def gammas(turns: Sequence[Turn]) -> Iterator[float]:
-    """Gamma of each turn against the one before, NaN for the first and where a score is missing. Every attempt that was made counts in
-    control; here it is the kept one."""
+    """Gamma of each turn against the one before, NaN for the first and where a score is missing.
+
+    Every attempt that was made counts in control; here it is the kept one.
+    """
     before = nan
     for turn in turns:
         yield abs(turn.kept.score - before)
@@ -163,7 +190,8 @@ def gammas(turns: Sequence[Turn]) -> Iterator[float]:
 
 
 def quantile(counts: np.ndarray, share: float) -> float:
-    """Of values that were counted in GAMMA_BINS: the middle of the bin it is in; NaN without values."""
+    """Of values that were counted in GAMMA_BINS: the middle of the bin it is in; NaN without
+    values."""
     total = int(counts.sum())
     if not total:
         return nan
@@ -171,11 +199,11 @@ def quantile(counts: np.ndarray, share: float) -> float:
     return float((GAMMA_BINS[i] + GAMMA_BINS[i + 1]) / 2)
 
 
-def _count_turns(episode: Trajectory, version: int, into: dict[int, Tally]) -> None:
+def _count_turns(episode: Trajectory, version: int, into: dict[int, ExplorationCounts]) -> None:
     states: set[int] = set()
     pairs: set[int] = set()
     for number, (turn, gamma) in enumerate(zip(episode.turns, gammas(episode.turns), strict=True)):
-        tally = into.setdefault(_age(turn, version), Tally())
+        tally = into.setdefault(_age(turn, version), ExplorationCounts())
         state = _digest(episode.task_index, turn.anchor)
         pair = _digest(episode.task_index, turn.anchor, turn.action)
         tally.turns += 1
@@ -189,23 +217,31 @@ def _count_turns(episode: Trajectory, version: int, into: dict[int, Tally]) -> N
         rejected = sum(attempt.length for attempt in turn.rejected)
         tally.tokens += turn.kept.length + rejected
         tally.rejected_tokens += rejected
-        tally.forced_tokens += sum(int(attempt.forced().sum()) for attempt in (turn.kept, *turn.rejected))
+        tally.forced_tokens += sum(
+            int(attempt.forced().sum()) for attempt in (turn.kept, *turn.rejected)
+        )
         if isfinite(gamma):
             tally.compared += 1
-            tally.stalled += bool(turn.rejected) or any(event.kind == "keep" for event in turn.kept.events)
+            tally.stalled += bool(turn.rejected) or any(
+                event.kind == "keep" for event in turn.kept.events
+            )
             tally.gammas[np.searchsorted(GAMMA_BINS[1:-1], gamma)] += 1
-        if (tail := flat_tail(unpack(turn.kept.uncertainty, FLOAT16), turn.kept.thinking)) is not None:
+        if (
+            tail := flat_tail(unpack(turn.kept.uncertainty, FLOAT16), turn.kept.thinking)
+        ) is not None:
             tally.thinking += tail[0]
             tally.flat += tail[1]
 
 
-def _count_group(group: Sequence[Trajectory], tally: Tally) -> None:
+def _count_group(group: Sequence[Trajectory], tally: ExplorationCounts) -> None:
     paths = [tuple(turn.action for turn in episode.turns) for episode in group if episode.turns]
     tally.groups += 1
     tally.members += len(paths)
     tally.first_actions += len({path[0] for path in paths})
     tally.paths += len(set(paths))
-    tally.informative += not equal_returns([sum(turn.reward for turn in episode.turns) for episode in group])
+    tally.informative += not equal_returns(
+        [sum(turn.reward for turn in episode.turns) for episode in group]
+    )
 
 
 def _age(turn: Turn, version: int) -> int:

@@ -14,16 +14,21 @@ def wilson(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
 
 
 def of_median(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
-    """The shortest interval between two of the values, as many from the lowest as from the highest, that holds the median of what they are
-    drawn from with at least `confidence`, whatever its distribution; None for fewer than six values, for which none does at 95 %.
+    """The shortest interval between two of the values, as many from the lowest as from the highest,
+    that holds the median of what they are drawn from with at least `confidence`, whatever its
+    distribution; None for fewer than six values, for which none does at 95 %.
 
-    The median lies below the k-th lowest of n values when fewer than k are below it: a binomial of n and 1/2 (order statistics; David and
-    Nagaraja 2003, 7.1).
+    The median lies below the k-th lowest of n values when fewer than k are below it: a binomial of
+    n and 1/2 (order statistics; David and Nagaraja 2003, 7.1).
     """
-    ordered, count = sorted(values), len(values)
-    outside, found = 0.0, None
+    ordered = sorted(values)
+    count = len(values)
+    outside = 0.0
+    found = None
     for below in range(count // 2):
-        outside += 2 * comb(count, below) / 2**count  # the median is beyond the (below + 1)-th value from either end
+        outside += (
+            2 * comb(count, below) / 2**count
+        )  # the median is beyond the (below + 1)-th value from either end
         if outside > 1 - confidence:
             break
         found = ordered[below], ordered[count - 1 - below]

@@ -1,1 +1,4 @@
-"""What people look at: charts, reports of runs, pages of episodes and of sweeps. Pure: from records to HTML."""
+"""What people look at: charts, reports of runs, pages of episodes and of sweeps.
+
+Pure: from records to HTML.
+"""

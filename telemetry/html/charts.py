@@ -1,4 +1,7 @@
-"""Line charts as SVG, drawn here, so that a report needs no script and no network. Colours come from the page (CSS variables)."""
+"""Line charts as SVG, drawn here, so that a report needs no script and no network.
+
+Colours come from the page (CSS variables).
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,12 @@ from math import floor, isfinite, log10
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT = 420, 220
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 34
+WIDTH = 420
+HEIGHT = 220
+LEFT = 52
+RIGHT = 12
+TOP = 26
+BOTTOM = 34
 MOST_POINTS = 300
 """Of a series; more are averaged in bins."""
 COLOURS = 8
@@ -23,7 +30,8 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) joined by a line; with `dots`, each is marked, too; `faint` stands back behind others. `colour` is a number."""
+    """Points (x, y) joined by a line; with `dots`, each is marked, too; `faint` stands back behind
+    others. `colour` is a number."""
 
     name: str
     points: Points
@@ -41,20 +49,31 @@ def line_chart(
     marks: Sequence[tuple[float, str]] = (),
     describes: str = "",
 ) -> Markup:
-    """The chart. Points whose y is missing or not finite are left out. `share`: y is from 0 to 1, in per cent. `marks`: vertical lines at
-    (x, what it says). `describes`: a sentence for who points at it."""
-    drawn = [replace(s, points=[(x, y) for x, y in s.points if y is not None and isfinite(y)]) for s in series]
+    """The chart.
+
+    Points whose y is missing or not finite are left out. `share`: y is from 0 to 1, in per cent.
+    `marks`: vertical lines at (x, what it says). `describes`: a sentence for who points at it.
+    """
+    drawn = [
+        replace(s, points=[(x, y) for x, y in s.points if y is not None and isfinite(y)])
+        for s in series
+    ]
     xs = [x for s in drawn for x, _ in s.points] + [x for x, _ in marks]
     ys = [y for s in drawn for _, y in s.points]
-    parts = [Markup('<svg class="chart" viewBox="0 0 {} {}" role="img"><title>{}</title>').format(WIDTH, HEIGHT, describes or title)]
+    parts = [
+        Markup('<svg class="chart" viewBox="0 0 {} {}" role="img"><title>{}</title>').format(
+            WIDTH, HEIGHT, describes or title
+        )
+    ]
     parts.append(_text(LEFT, 16, title, "chart-title"))
     if not ys:
-        return Markup("").join([*parts, _text(WIDTH / 2, HEIGHT / 2, "no data", "tick middle"), Markup("</svg>")])
-    x_ticks, y_ticks = (
-        [x for x in ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs)],
-        [0, 0.25, 0.5, 0.75, 1] if share else ticks(min(*ys, 0), max(ys)),
-    )
-    x_range, y_range = (min(xs), max(xs)), (min(y_ticks[0], *ys), max(y_ticks[-1], *ys))
+        return Markup("").join(
+            [*parts, _text(WIDTH / 2, HEIGHT / 2, "no data", "tick middle"), Markup("</svg>")]
+        )
+    x_ticks = [x for x in ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs)]
+    y_ticks = [0, 0.25, 0.5, 0.75, 1] if share else ticks(min(*ys, 0), max(ys))
+    x_range = (min(xs), max(xs))
+    y_range = (min(y_ticks[0], *ys), max(y_ticks[-1], *ys))
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (
@@ -64,7 +83,11 @@ def line_chart(
 
     for y in y_ticks:
         _, py = at(x_range[0], y)
-        parts.append(Markup('<line class="grid" x1="{}" y1="{:.1f}" x2="{}" y2="{:.1f}"/>').format(LEFT, py, WIDTH - RIGHT, py))
+        parts.append(
+            Markup('<line class="grid" x1="{}" y1="{:.1f}" x2="{}" y2="{:.1f}"/>').format(
+                LEFT, py, WIDTH - RIGHT, py
+            )
+        )
         parts.append(_text(LEFT - 6, py + 4, f"{y:.0%}" if share else number(y), "tick end"))
     for x in x_ticks:
         px, _ = at(x, y_range[0])
@@ -85,7 +108,9 @@ def _drawn(series: Series, at, share: bool) -> list[Markup]:
     line = " ".join("{:.1f},{:.1f}".format(*at(x, y)) for x, y in points)
     kind = "line faint" if series.faint else "line"
     parts = [
-        Markup('<polyline class="{}" points="{}" style="stroke:{}"><title>{}</title></polyline>').format(kind, line, colour, series.name)
+        Markup(
+            '<polyline class="{}" points="{}" style="stroke:{}"><title>{}</title></polyline>'
+        ).format(kind, line, colour, series.name)
     ]
     for x, y in points if series.dots or len(points) == 1 else []:
         px, py = at(x, y)
@@ -101,7 +126,9 @@ def thinned(points: Points) -> Points:
         return points
     bounds = [round(i * len(points) / MOST_POINTS) for i in range(MOST_POINTS + 1)]
     parts = [points[start:end] for start, end in pairwise(bounds)]
-    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+    return [
+        (sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts
+    ]
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:

@@ -1,4 +1,5 @@
-"""An episode as a page shows it: each token with its text, its uncertainty, its weights, and what control did there. Pure."""
+"""An episode as a page shows it: each token with its text, its uncertainty, its weights, and what
+control did there. Pure."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from math import exp, isfinite, nan
 from markupsafe import Markup
 
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, unpack
-from protocol.messages import Attempt, ControlEvent, Trajectory
+from protocol.messages import ControlEvent, Response, Trajectory
 from telemetry.html.charts import Series, line_chart
 
 Decode = Callable[[list[int]], str]
@@ -78,16 +79,32 @@ class EpisodeView:
     turns: list[TurnView]
 
 
-def view(episode: Trajectory, decode: Decode, advantages: Sequence[float] = (), log_probs: Sequence[Sequence[float]] = ()) -> EpisodeView:
-    """The episode as it is shown. `advantages`: one a turn, if they are known. `log_probs`: of the kept responses' tokens by another
-    policy, if it was asked."""
-    turns, before = [], nan
+def view(
+    episode: Trajectory,
+    decode: Decode,
+    advantages: Sequence[float] = (),
+    log_probs: Sequence[Sequence[float]] = (),
+) -> EpisodeView:
+    """The episode as it is shown.
+
+    `advantages`: one a turn, if they are known. `log_probs`: of the kept responses' tokens by
+    another policy, if it was asked.
+    """
+    turns = []
+    before = nan
     for number, turn in enumerate(episode.turns):
         other = log_probs[number] if log_probs else ()
-        attempts = [_attempt(attempt, False, decode, ()) for attempt in turn.rejected] + [_attempt(turn.kept, True, decode, other)]
+        attempts = [_attempt(attempt, False, decode, ()) for attempt in turn.rejected] + [
+            _attempt(turn.kept, True, decode, other)
+        ]
         advantage = advantages[number] if advantages else nan
-        prompt, gamma = decode(unpack(turn.prompt, INT32).tolist()), abs(turn.kept.score - before)
-        turns.append(TurnView(number, prompt, turn.action, turn.valid, turn.reward, advantage, gamma, attempts))
+        prompt = decode(unpack(turn.prompt, INT32).tolist())
+        gamma = abs(turn.kept.score - before)
+        turns.append(
+            TurnView(
+                number, prompt, turn.action, turn.valid, turn.reward, advantage, gamma, attempts
+            )
+        )
         before = turn.kept.score
     return EpisodeView(episode.key.id, episode.task, outcome(episode), turns)
 
@@ -99,27 +116,57 @@ def outcome(episode: Trajectory) -> str:
     return "solved" if episode.success else "not solved"
 
 
-def _attempt(attempt: Attempt, kept: bool, decode: Decode, other: Sequence[float]) -> AttemptView:
-    ids, mask = unpack(attempt.tokens, INT32).tolist(), unpack(attempt.mask, UINT8)
-    behaviour, seen = unpack(attempt.log_probs, FLOAT32), unpack(attempt.uncertainty, FLOAT16)
+def _attempt(attempt: Response, kept: bool, decode: Decode, other: Sequence[float]) -> AttemptView:
+    ids = unpack(attempt.tokens, INT32).tolist()
+    mask = unpack(attempt.mask, UINT8)
+    behaviour = unpack(attempt.log_probs, FLOAT32)
+    seen = unpack(attempt.uncertainty, FLOAT16)
     forced = attempt.forced()
-    versions = [next((span.version for span in attempt.spans if span.start <= i < span.stop), -1) for i in range(len(ids))]
+    versions = [
+        next((span.version for span in attempt.spans if span.start <= i < span.stop), -1)
+        for i in range(len(ids))
+    ]
     tokens = []
     for i, token in enumerate(ids):
         uncertainty = float(seen[i]) if i < len(seen) else nan
         ratio = float(_ratio(other[i], behaviour[i])) if i < len(other) and mask[i] else nan
         first = i > 0 and versions[i] != versions[i - 1]
-        tokens.append(TokenView(decode([token]), uncertainty, float(behaviour[i]), ratio, bool(forced[i]), versions[i], first))
-    cuts = [(float(event.position), words(event)) for event in attempt.events if event.kind == "intervene"]
+        tokens.append(
+            TokenView(
+                decode([token]),
+                uncertainty,
+                float(behaviour[i]),
+                ratio,
+                bool(forced[i]),
+                versions[i],
+                first,
+            )
+        )
+    cuts = [
+        (float(event.position), words(event))
+        for event in attempt.events
+        if event.kind == "intervene"
+    ]
     points = [(float(i), token.uncertainty) for i, token in enumerate(tokens)]
-    chart = line_chart("M_t", [Series("M_t", points, 0)], "token", marks=cuts) if len(seen) else None
-    return AttemptView(tokens, kept, [words(event) for event in attempt.events], attempt.score, chart)
+    chart = (
+        line_chart("M_t", [Series("M_t", points, 0)], "token", marks=cuts) if len(seen) else None
+    )
+    return AttemptView(
+        tokens, kept, [words(event) for event in attempt.events], attempt.score, chart
+    )
 
 
 def words(event: ControlEvent) -> str:
     """A decision of control, with the numbers that led to it."""
-    what = {"intervene": "thinking cut", "resample": "sampled again", "keep": "kept, though stalled: the last that was allowed"}
-    return f"{what.get(event.kind, event.kind)} at token {event.position}: {event.reason}, {event.value:.4g} against {event.threshold:.4g}"
+    what = {
+        "intervene": "thinking cut",
+        "resample": "sampled again",
+        "keep": "kept, though stalled: the last that was allowed",
+    }
+    return (
+        f"{what.get(event.kind, event.kind)} at token {event.position}: {event.reason}, "
+        f"{event.value:.4g} against {event.threshold:.4g}"
+    )
 
 
 def _ratio(log_pi: float, log_mu: float) -> float:

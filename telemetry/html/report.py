@@ -1,6 +1,8 @@
-"""One HTML file that shows runs: curves, exploration, staleness, control, speed, differences of their settings, and episodes.
+"""One HTML file that shows runs: curves, exploration, staleness, control, speed, differences of
+their settings, and episodes.
 
-Pure: from what was read (`RunData`) to the page. Everything is drawn here and inside the file; text is escaped by the template.
+Pure: from what was read (`RunData`) to the page. Everything is drawn here and inside the file; text
+is escaped by the template.
 """
 
 from __future__ import annotations
@@ -27,20 +29,66 @@ AROUND = 8
 """Tokens before and after an intervention that are shown."""
 
 EXPLORATION = (
-    "known_pairs", "coverage_pairs", "coverage_states", "novel_pairs", "repeated_pairs", "repeated_states", "first_actions",
-    "distinct_paths", "informative_share", "gamma_p50", "flat_thinking", "successes_per_million",
-)  # fmt: skip
-STALENESS = ("token_age_mean", "token_age_max", "ratio_p99", "effective_sample_size", "kl_old", "clip_fraction")
+    "known_pairs",
+    "coverage_pairs",
+    "coverage_states",
+    "novel_pairs",
+    "repeated_pairs",
+    "repeated_states",
+    "first_actions",
+    "distinct_paths",
+    "informative_share",
+    "gamma_p50",
+    "flat_thinking",
+    "successes_per_million",
+)
+STALENESS = (
+    "token_age_mean",
+    "token_age_max",
+    "ratio_p99",
+    "effective_sample_size",
+    "kl_old",
+    "clip_fraction",
+)
 CONTROL = ("cut_rate", "resample_rate", "epsilon", "eta", "wasted_share", "thinking_tokens")
-LEARNING = ("entropy", "grad_norm", "valid_action_rate", "turns", "response_tokens", "learning_rate")
+LEARNING = (
+    "entropy",
+    "grad_norm",
+    "valid_action_rate",
+    "turns",
+    "response_tokens",
+    "learning_rate",
+)
 SPEED = (
-    "generated_tokens_per_second", "trained_tokens_per_second", "idle_share_engine", "idle_share_learner", "seconds_train", "seconds_pause",
-)  # fmt: skip
-LIVE = ("entropy", "valid_action_rate", "coverage_pairs", "cut_rate", "token_age_mean", "effective_sample_size", "idle_share_learner")
+    "generated_tokens_per_second",
+    "trained_tokens_per_second",
+    "idle_share_engine",
+    "idle_share_learner",
+    "seconds_train",
+    "seconds_pause",
+)
+LIVE = (
+    "entropy",
+    "valid_action_rate",
+    "coverage_pairs",
+    "cut_rate",
+    "token_age_mean",
+    "effective_sample_size",
+    "idle_share_learner",
+)
 DERIVED: dict[str, tuple[str, Callable[[Record], float | None]]] = {
-    "cut_rate": ("Thinking cut, share of turns", lambda m: _over(m.get("interventions"), _turns(m))),
-    "resample_rate": ("Attempts rejected, per turn", lambda m: _over(m.get("resamples"), _turns(m))),
-    "wasted_share": ("Wasted, of the generated tokens", lambda m: _over(m.get("wasted_tokens"), m.get("generated_tokens"))),
+    "cut_rate": (
+        "Thinking cut, share of turns",
+        lambda m: _over(m.get("interventions"), _turns(m)),
+    ),
+    "resample_rate": (
+        "Attempts rejected, per turn",
+        lambda m: _over(m.get("resamples"), _turns(m)),
+    ),
+    "wasted_share": (
+        "Wasted, of the generated tokens",
+        lambda m: _over(m.get("wasted_tokens"), m.get("generated_tokens")),
+    ),
 }
 """Name -> (title, value in an update's record)."""
 
@@ -53,7 +101,8 @@ class RunData:
     records: list[Record]  # of metrics.jsonl
     settings: dict[str, Any]  # full name -> value
     interventions: list[list[float]] = field(default_factory=list)
-    """M_t from AROUND tokens before to AROUND after, of each intervention that was looked at; NaN where there is none."""
+    """M_t from AROUND tokens before to AROUND after, of each intervention that was looked at; NaN
+    where there is none."""
     episodes: list[EpisodeView] = field(default_factory=list)
 
     @property
@@ -75,10 +124,17 @@ def report(runs: Sequence[RunData]) -> str:
         ("Control", "control", [*_by_update(runs, CONTROL), *intervention_chart(runs)]),
         ("Speed", "speed", _by_update(runs, SPEED)),
     ]
-    return templates().get_template("report.html").render(
-        runs=runs, rows=[summary_row(run) for run in runs], sections=sections, differences=differences(runs),
-        episodes=[(run.name, view) for run in runs for view in run.episodes],
-    )  # fmt: skip
+    return (
+        templates()
+        .get_template("report.html")
+        .render(
+            runs=runs,
+            rows=[summary_row(run) for run in runs],
+            sections=sections,
+            differences=differences(runs),
+            episodes=[(run.name, view) for run in runs for view in run.episodes],
+        )
+    )
 
 
 def live_charts(records: Sequence[Record]) -> Markup:
@@ -89,7 +145,12 @@ def live_charts(records: Sequence[Record]) -> Markup:
 
 def templates() -> jinja2.Environment:
     """The pages' templates; whatever is not marked as HTML is escaped."""
-    return jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def success_charts(runs: Sequence[RunData]) -> list[Markup]:
@@ -104,8 +165,15 @@ def success_charts(runs: Sequence[RunData]) -> list[Markup]:
         series = []
         for colour, run in enumerate(runs):
             training = [(value(m), m["success"]) for m in run.updates]
-            at = {m["update"]: value(m) for m in run.updates} | {0: 0.0} if "tokens" in label else None
-            held_out = [(at.get(m["update"]) if at is not None else value(m), m["success"]) for m in run.evaluations]
+            at = (
+                {m["update"]: value(m) for m in run.updates} | {0: 0.0}
+                if "tokens" in label
+                else None
+            )
+            held_out = [
+                (at.get(m["update"]) if at is not None else value(m), m["success"])
+                for m in run.evaluations
+            ]
             series.append(Series(f"{run.name}, training", _known(training), colour, faint=True))
             series.append(Series(f"{run.name}, held-out", _known(held_out), colour, dots=True))
         charts.append(line_chart("Success: held-out (dots), training", series, label, share=True))
@@ -113,7 +181,8 @@ def success_charts(runs: Sequence[RunData]) -> list[Markup]:
 
 
 def age_charts(runs: Sequence[RunData]) -> list[Markup]:
-    """Measures of exploration by the age of turns, each point the mean over a run's updates that have turns of that age."""
+    """Measures of exploration by the age of turns, each point the mean over a run's updates that
+    have turns of that age."""
     charts = []
     for name in ("coverage_pairs", "repeated_pairs", "gamma_p50", "flat_thinking"):
         series = []
@@ -127,7 +196,11 @@ def age_charts(runs: Sequence[RunData]) -> list[Markup]:
             points = [(age, sum(values) / len(values)) for age, values in sorted(by_age.items())]
             series.append(Series(run.name, points, colour, dots=True))
         charts.append(line_chart(_title(name), series, "versions old"))
-    return charts if any("/age" in key for run in runs for record in run.updates[:50] for key in record) else []
+    return (
+        charts
+        if any("/age" in key for run in runs for record in run.updates[:50] for key in record)
+        else []
+    )
 
 
 def intervention_chart(runs: Sequence[RunData]) -> list[Markup]:
@@ -135,16 +208,29 @@ def intervention_chart(runs: Sequence[RunData]) -> list[Markup]:
     series = []
     for colour, run in enumerate(runs):
         columns = zip(*run.interventions, strict=True)
-        means = [(offset - AROUND, _mean([m for m in column if m == m])) for offset, column in enumerate(columns)]
-        series.append(Series(f"{run.name} ({len(run.interventions)} cuts)", _known(means), colour, dots=True))
+        means = [
+            (offset - AROUND, _mean([m for m in column if m == m]))
+            for offset, column in enumerate(columns)
+        ]
+        series.append(
+            Series(f"{run.name} ({len(run.interventions)} cuts)", _known(means), colour, dots=True)
+        )
     if not any(s.points for s in series):
         return []
-    return [line_chart("Mean M_t around a cut", series, "tokens after the decision", marks=[(0.0, "the decision")])]
+    return [
+        line_chart(
+            "Mean M_t around a cut",
+            series,
+            "tokens after the decision",
+            marks=[(0.0, "the decision")],
+        )
+    ]
 
 
 def summary_row(run: RunData) -> dict[str, Any]:
     """What the table says of a run."""
-    updates, evaluations = run.updates, run.evaluations
+    updates = run.updates
+    evaluations = run.evaluations
     last = updates[-1] if updates else {}
     games = evaluations[-1].get("episodes") if evaluations else None
     success = evaluations[-1].get("success") if evaluations else None
@@ -158,15 +244,22 @@ def summary_row(run: RunData) -> dict[str, Any]:
         "last": success,
         "interval": wilson(success, games) if success is not None and games else None,
         "area": area_by_tokens(updates, evaluations),
-        "per_million": _mean([m["successes_per_million"] for m in updates if m.get("successes_per_million") is not None]),
+        "per_million": _mean(
+            [
+                m["successes_per_million"]
+                for m in updates
+                if m.get("successes_per_million") is not None
+            ]
+        ),
         "collapsed": {True: "yes", False: "no", None: "not known"}[collapsed(evaluations)],
         "signs": "; ".join(f"{name}: {numbers}" for name, numbers in found.items()),
     }
 
 
 def area_by_tokens(updates: Sequence[Record], evaluations: Sequence[Record]) -> float | None:
-    """Sample efficiency: mean held-out success over the tokens generated for training, between the first evaluation and the last, with
-    straight lines between evaluations; None with fewer than two."""
+    """Sample efficiency: mean held-out success over the tokens generated for training, between the
+    first evaluation and the last, with straight lines between evaluations; None with fewer than
+    two."""
     tokens = {record["update"]: record.get("training_tokens") for record in updates} | {0: 0}
     points = [(tokens.get(m["update"]), m.get("success")) for m in evaluations]
     known = [(x, y) for x, y in points if x is not None and y is not None]
@@ -179,7 +272,11 @@ def area_by_tokens(updates: Sequence[Record], evaluations: Sequence[Record]) -> 
 def differences(runs: Sequence[RunData]) -> list[tuple[str, list[Any]]]:
     """(Setting, its value in each run), where runs differ; where they write is left out."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
-    rows = [(name, [run.settings.get(name, "") for run in runs]) for name in names if name not in ("run.dir", "run.cache_dir")]
+    rows = [
+        (name, [run.settings.get(name, "") for run in runs])
+        for name in names
+        if name not in ("run.dir", "run.cache_dir")
+    ]
     return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
 
 
@@ -187,10 +284,14 @@ def _by_update(runs: Sequence[RunData], names: Sequence[str]) -> list[Markup]:
     charts = []
     for name in names:
         value = DERIVED[name][1] if name in DERIVED else lambda m, name=name: m.get(name)
-        series = [Series(run.name, _known([(m["update"], value(m)) for m in run.updates]), colour) for colour, run in enumerate(runs)]
+        series = [
+            Series(run.name, _known([(m["update"], value(m)) for m in run.updates]), colour)
+            for colour, run in enumerate(runs)
+        ]
         if any(s.points for s in series):
             known = field_of(name)
-            share, says = known is not None and known.unit == "share", known.description if known is not None else ""
+            share = known is not None and known.unit == "share"
+            says = known.description if known is not None else ""
             charts.append(line_chart(_title(name), series, "updates", share=share, describes=says))
     return charts
 
@@ -204,7 +305,8 @@ def _known(points: Sequence[tuple[float | None, float | None]]) -> list[tuple[fl
 
 
 def _turns(record: Record) -> float | None:
-    turns, episodes = record.get("turns"), record.get("episodes")
+    turns = record.get("turns")
+    episodes = record.get("episodes")
     return turns * episodes if turns and episodes else None
 
 

@@ -17,7 +17,8 @@ class IdleClock:
         now = time.monotonic()
         if not self._busy:
             self._idle += now - self._since
-        self._since, self._busy = now, in_flight > 0
+        self._since = now
+        self._busy = in_flight > 0
 
     def share(self) -> float:
         self.busy(int(self._busy))

@@ -18,8 +18,8 @@ class Lag(NamedTuple):
 class LoopLag:
     """Sleeps again and again and measures by how much it oversleeps.
 
-    Run it as a task (`asyncio.create_task(lag.run())`), or where a process has a loop of its own already, hand it each
-    delay with `record`. `clock` and `sleep` are for tests.
+    Run it as a task (`asyncio.create_task(lag.run())`), or where a process has a loop of its own
+    already, hand it each delay with `record`. `clock` and `sleep` are for tests.
     """
 
     def __init__(

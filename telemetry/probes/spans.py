@@ -1,7 +1,8 @@
 """What a process did when: lines of `<run>/spans/<process>.jsonl`, for `run.py trace`.
 
-A line is {"name", "start", "end" (seconds since the epoch), "track" (what else it belongs to: an episode, say), and numbers}. A file stops
-growing at MOST_BYTES, so that a long run's trace is of its beginning.
+A line is {"name", "start", "end" (seconds since the epoch), "track" (what else it belongs to: an
+episode, say), and numbers}. A file stops growing at MOST_BYTES, so that a long run's trace is of
+its beginning.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class SpanFile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a", buffering=1 << 16)
             self._left -= self._path.stat().st_size
-        self._epoch = epoch_seconds() - time.monotonic()  # once: a clock that is set later changes no duration
+        self._epoch = (
+            epoch_seconds() - time.monotonic()
+        )  # once: a clock that is set later changes no duration
 
     def now(self) -> float:
         """Seconds since the epoch, by the clock as it was when the file was opened."""
@@ -42,7 +45,18 @@ class SpanFile:
 
     def add(self, name: str, start: float, end: float, track: str = "", **numbers: Any) -> None:
         """Something that began and ended at these times (`now`)."""
-        line = json.dumps({"name": name, "start": round(start, 6), "end": round(end, 6), "track": track, **numbers}) + "\n"
+        line = (
+            json.dumps(
+                {
+                    "name": name,
+                    "start": round(start, 6),
+                    "end": round(end, 6),
+                    "track": track,
+                    **numbers,
+                }
+            )
+            + "\n"
+        )
         self._left -= len(line)
         if self._file is not None and self._left > 0:
             with self._stopping_if_full():
@@ -73,7 +87,8 @@ class SpanFile:
         try:
             yield
         except OSError as error:
-            file, self._file = self._file, None
+            file = self._file
+            self._file = None
             if file is not None:
                 with contextlib.suppress(OSError):
                     file.close()

@@ -1,7 +1,9 @@
-"""What a run waits for, since when: told by each process, shown once it has taken a minute. Pure: every call gets the time.
+"""What a run waits for, since when: told by each process, shown once it has taken a minute.
 
-A process tells once a second all that it waits for now, as words and the seconds that it has waited (Stats "waiting"). One that tells
-nothing any more is waited for itself.
+Pure: every call gets the time.
+
+A process tells once a second all that it waits for now, as words and the seconds that it has waited
+(Stats "waiting"). One that tells nothing any more is waited for itself.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class StandingConditions:
         self._since: dict[str, float] = {}
 
     def seconds(self, conditions: Mapping[str, str], now: float) -> dict[str, float]:
-        """How long each of the conditions (name -> words) has held without a break, by its words; those not named hold no more."""
+        """How long each of the conditions (name -> words) has held without a break, by its words;
+        those not named hold no more."""
         self._since = {name: self._since.get(name, now) for name in conditions}
         return {words: now - self._since[name] for name, words in conditions.items()}
 
@@ -67,7 +70,9 @@ class WaitBook:
     """What all processes of a run wait for, as they have told."""
 
     def __init__(self) -> None:
-        self._told: dict[str, tuple[float, Mapping[str, float]]] = {}  # source -> when it told, and what
+        self._told: dict[
+            str, tuple[float, Mapping[str, float]]
+        ] = {}  # source -> when it told, and what
         self._heard: dict[str, float] = {}
 
     def hear(self, source: str, now: float) -> None:
@@ -79,14 +84,18 @@ class WaitBook:
         self._told[source] = (now, waits)
 
     def long_waits(self, now: float) -> list[Wait]:
-        """The waits that people are to be told of: for processes that are silent, which others may wait for in turn; then the longest."""
+        """The waits that people are to be told of: for processes that are silent, which others may
+        wait for in turn; then the longest."""
         waits = [
             Wait(source, what, seconds + now - told)
             for source, (told, what_of_source) in self._told.items()
             if now - told < FORGOTTEN_AFTER_SECONDS
             for what, seconds in what_of_source.items()
         ]
-        silent = [Wait("supervisor", f"a word from the {source}", now - heard) for source, heard in self._heard.items()]
+        silent = [
+            Wait("supervisor", f"a word from the {source}", now - heard)
+            for source, heard in self._heard.items()
+        ]
         return [*_long_ones(silent), *_long_ones(waits)]
 
 

@@ -1,4 +1,5 @@
-"""TensorBoard event files, written with the tensorboard package alone (torch's SummaryWriter would import torch here)."""
+"""TensorBoard event files, written with the tensorboard package alone (torch's SummaryWriter would
+import torch here)."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ _numbers = itertools.count()
 
 
 class EventFile:
-    """One event file in `folder`. A disk that is full ends the file, with a warning, and not the run."""
+    """One event file in `folder`.
+
+    A disk that is full ends the file, with a warning, and not the run.
+    """
 
     def __init__(self, folder: Path) -> None:
         # Imported here: it takes half a second, and only the process that collects needs it.
@@ -42,7 +46,8 @@ class EventFile:
         self._write(Event(wall_time=epoch_seconds(), file_version="brain.Event:2"))
 
     def append(self, record: dict[str, Any]) -> None:
-        """The numbers of an update's or evaluation's record as scalars at step `update`, flushed."""
+        """The numbers of an update's or evaluation's record as scalars at step `update`,
+        flushed."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
@@ -51,7 +56,9 @@ class EventFile:
             for name, value in record.items()
             if isinstance(value, int | float) and name != "update"
         ]
-        self._write(Event(wall_time=epoch_seconds(), step=record["update"], summary=Summary(value=values)))
+        self._write(
+            Event(wall_time=epoch_seconds(), step=record["update"], summary=Summary(value=values))
+        )
 
     def close(self) -> None:
         if self._file is not None:
@@ -71,7 +78,9 @@ class EventFile:
             yield
         except OSError as error:
             self._file = None
-            log.warning("TensorBoard's numbers end here: %s", unwritable(self._path, error, "run.dir"))
+            log.warning(
+                "TensorBoard's numbers end here: %s", unwritable(self._path, error, "run.dir")
+            )
 
 
 def _float32(value: float) -> float:

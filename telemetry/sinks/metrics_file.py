@@ -1,4 +1,5 @@
-"""metrics.jsonl: one JSON object a line, appended as a whole, so that a killed run leaves at most a torn last line."""
+"""metrics.jsonl: one JSON object a line, appended as a whole, so that a killed run leaves at most a
+torn last line."""
 
 from __future__ import annotations
 
@@ -24,13 +25,14 @@ def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
 
 
 def lasted(records: Iterable[Record]) -> float:
-    """Seconds that their run had lasted at the last of them, processes before a resume included; 0 without any."""
+    """Seconds that their run had lasted at the last of them, processes before a resume included; 0
+    without any."""
     return max((record["wall_seconds"] for record in records), default=0.0)
 
 
 def to_line(record: Record) -> str:
-    """The record as one line of strict JSON: NaN and infinities become null, whole numbers integers (they cross the wire as
-    floats), other floats keep six significant digits."""
+    """The record as one line of strict JSON: NaN and infinities become null, whole numbers integers
+    (they cross the wire as floats), other floats keep six significant digits."""
     return json.dumps(_plain(record), allow_nan=False) + "\n"
 
 
@@ -52,7 +54,10 @@ class MetricsFile:
         self._file = GrowingFile(path, "run.dir")
 
     def append(self, record: dict[str, Any]) -> None:
-        """Writes one line, which readers see at once. Unwritable, with nothing of the line left, if the disk is full."""
+        """Writes one line, which readers see at once.
+
+        Unwritable, with nothing of the line left, if the disk is full.
+        """
         self._file.append(to_line(record).encode())
 
     def close(self) -> None:
@@ -62,7 +67,8 @@ class MetricsFile:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of `path` in order, without a torn last line; [] when there is no file.
 
-    Updates that were lost in a crash and done again after a resume appear once: as they were done again.
+    Updates that were lost in a crash and done again after a resume appear once: as they were done
+    again.
     """
     records: list[dict[str, Any]] = []
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
@@ -72,8 +78,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def add_record(records: list[dict[str, Any]], new: dict[str, Any]) -> int:
-    """Append a record in place, without those that it shows to be undone; returns how many these are. Where there are none, as nearly
-    always, it takes as long with many records as with few."""
+    """Append a record in place, without those that it shows to be undone; returns how many these
+    are. Where there are none, as nearly always, it takes as long with many records as with few."""
     left = roll_back(records, new)
     undone = len(records) - len(left)
     if undone:
@@ -83,13 +89,21 @@ def add_record(records: list[dict[str, Any]], new: dict[str, Any]) -> int:
 
 
 def roll_back(records: list[dict[str, Any]], new: dict[str, Any]) -> list[dict[str, Any]]:
-    """`records` without those that `new` shows to be undone: an update n follows a policy of n - 1 updates."""
+    """`records` without those that `new` shows to be undone: an update n follows a policy of n - 1
+    updates."""
     if new["kind"] == "evaluation":
         # An equal one stands after the update that it measured.
-        since = takewhile(lambda old: old["kind"] == "evaluation" or old["update"] > new["update"], reversed(records))
+        since = takewhile(
+            lambda old: old["kind"] == "evaluation" or old["update"] > new["update"],
+            reversed(records),
+        )
         if not any(old["kind"] == "evaluation" and old["update"] == new["update"] for old in since):
             return records
-        return [old for old in records if not (old["kind"] == "evaluation" and old["update"] == new["update"])]
+        return [
+            old
+            for old in records
+            if not (old["kind"] == "evaluation" and old["update"] == new["update"])
+        ]
     last = next((old["update"] for old in reversed(records) if old["kind"] == "update"), -1)
     if last < new["update"]:
         return records

@@ -1,4 +1,5 @@
-"""A run's numbers for Prometheus: names by its conventions, with HELP and TYPE, through its own client library."""
+"""A run's numbers for Prometheus: names by its conventions, with HELP and TYPE, through its own
+client library."""
 
 from __future__ import annotations
 
@@ -11,13 +12,20 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from telemetry.metrics_schema import FIELDS, TOTAL_SUFFIX, field_of
 from telemetry.sinks.metrics_file import Record
 
-UNITS = {"s": "seconds", "bytes": "bytes", "tokens/s": "tokens_per_second", "share": "ratio", "nats": "nats"}
+UNITS = {
+    "s": "seconds",
+    "bytes": "bytes",
+    "tokens/s": "tokens_per_second",
+    "share": "ratio",
+    "nats": "nats",
+}
 """Unit of a field -> what its name ends with."""
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def exposition(gauges: Mapping[str, float | None], update: Record, evaluation: Record) -> bytes:
-    """The page: what the controller knows now, the last update's numbers, and the last evaluation's (names begin with evaluation_)."""
+    """The page: what the controller knows now, the last update's numbers, and the last evaluation's
+    (names begin with evaluation_)."""
     registry = CollectorRegistry()
     registry.register(_Snapshot(gauges, update, evaluation))
     return generate_latest(registry)
@@ -26,17 +34,31 @@ def exposition(gauges: Mapping[str, float | None], update: Record, evaluation: R
 class _Snapshot:
     """Numbers as a collector of the library."""
 
-    def __init__(self, gauges: Mapping[str, float | None], update: Record, evaluation: Record) -> None:
-        self._now, self._update, self._evaluation = gauges, update, evaluation
+    def __init__(
+        self, gauges: Mapping[str, float | None], update: Record, evaluation: Record
+    ) -> None:
+        self._now = gauges
+        self._update = update
+        self._evaluation = evaluation
 
     def collect(self) -> Iterator[Metric]:
         families: dict[str, Metric] = {}
-        for prefix, values, live in (("", self._now, True), ("", self._update, False), ("evaluation_", self._evaluation, False)):
+        for prefix, values, live in (
+            ("", self._now, True),
+            ("", self._update, False),
+            ("evaluation_", self._evaluation, False),
+        ):
             for name, value in values.items():
-                if isinstance(value, int | float) and not isinstance(value, bool) and (found := family_of(prefix, name, live)) is not None:
+                if (
+                    isinstance(value, int | float)
+                    and not isinstance(value, bool)
+                    and (found := family_of(prefix, name, live)) is not None
+                ):
                     family, labels = found
                     known = families.setdefault(family.name, family)
-                    if not any(sample.labels == labels for sample in known.samples):  # what is live counts
+                    if not any(
+                        sample.labels == labels for sample in known.samples
+                    ):  # what is live counts
                         known.add_metric(list(labels.values()), float(value))
         yield from families.values()
 
@@ -45,9 +67,12 @@ class _Snapshot:
 
 
 def family_of(prefix: str, name: str, live: bool) -> tuple[Metric, dict[str, str]] | None:
-    """The metric that a number belongs to, and its labels; None for one that is not documented. `live`: counts are since the process
-    started; in a record those since the run started are NAME_total, and what came since the update before is left out.
-    Counts of an evaluation are its own; what has been counted since the run started is in the update's record, too, and left out."""
+    """The metric that a number belongs to, and its labels; None for one that is not documented.
+
+    `live`: counts are since the process started; in a record those since the run started are
+    NAME_total, and what came since the update before is left out. Counts of an evaluation are its
+    own; what has been counted since the run started is in the update's record, too, and left out.
+    """
     field = field_of(name)
     if field is None or (prefix and (name.startswith(prefix) or name.endswith(TOTAL_SUFFIX))):
         return None
@@ -60,5 +85,9 @@ def family_of(prefix: str, name: str, live: bool) -> tuple[Metric, dict[str, str
     labels = {"age": kind[3:]} if re.fullmatch(r"age\d+", kind) else {"kind": kind} if slash else {}
     full += f"_by_{next(iter(labels))}" if labels else ""
     family = CounterMetricFamily if counts else GaugeMetricFamily
-    of_all = FIELDS[base].description if base in FIELDS else "Mean over the episodes of what the environment reports"
+    of_all = (
+        FIELDS[base].description
+        if base in FIELDS
+        else "Mean over the episodes of what the environment reports"
+    )
     return family(full, of_all if slash else field.description, labels=list(labels)), labels

@@ -1,4 +1,5 @@
-"""What a run does now, in its directory: `status.json`, for the dashboard and for whoever looks from elsewhere."""
+"""What a run does now, in its directory: `status.json`, for the dashboard and for whoever looks
+from elsewhere."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ EVERY_SECONDS = 1.0
 
 
 def status_of(state: RunState, now: float) -> dict[str, Any]:
-    """The phase and how far it is, what has been waited for longer than a minute, and what was dropped, as JSON can hold them."""
+    """The phase and how far it is, what has been waited for longer than a minute, and what was
+    dropped, as JSON can hold them."""
     phase = state.phase
     return {
         "phase": phase.name,
@@ -38,19 +40,27 @@ def status_of(state: RunState, now: float) -> dict[str, Any]:
 
 
 class StatusFile:
-    """Writes the status of a run once a second; removes it when the run ends. One that is killed leaves it behind."""
+    """Writes the status of a run once a second; removes it when the run ends.
+
+    One that is killed leaves it behind.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / STATUS_FILE
         self._written: float | None = None
 
     def write(self, state: RunState, now: float) -> None:
-        """Write what holds `now` (seconds of a monotonic clock), unless something was written a moment ago."""
+        """Write what holds `now` (seconds of a monotonic clock), unless something was written a
+        moment ago."""
         if self._written is not None and now - self._written < EVERY_SECONDS:
             return
         self._written = now
-        with contextlib.suppress(OSError):  # a full disk: the run ends where it needs the disk, not here
-            atomic_write(self._path, msgspec.json.encode({**_written_now(), **status_of(state, now)}))
+        with contextlib.suppress(
+            OSError
+        ):  # a full disk: the run ends where it needs the disk, not here
+            atomic_write(
+                self._path, msgspec.json.encode({**_written_now(), **status_of(state, now)})
+            )
 
     def remove(self) -> None:
         """Remove the file: nothing holds any more."""
@@ -71,7 +81,8 @@ class _Writer(msgspec.Struct):
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
-    """The status of a run as it was written last; empty where there is none, or the process that wrote it is gone.
+    """The status of a run as it was written last; empty where there is none, or the process that
+    wrote it is gone.
 
     Of a process on another machine only `written` tells whether it may still be there.
     """

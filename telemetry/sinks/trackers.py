@@ -1,4 +1,5 @@
-"""Weights & Biases, or Trackio, which has the same interface: each update's and evaluation's numbers go there, too (run.tracker)."""
+"""Weights & Biases, or Trackio, which has the same interface: each update's and evaluation's
+numbers go there, too (run.tracker)."""
 
 from __future__ import annotations
 
@@ -23,22 +24,34 @@ AXIS = "update"
 """What all numbers are drawn over."""
 
 RETRY_RECORDS = 10
-"""Records after which a tracker that could not begin is tried again: each try may take the library's whole timeout."""
+"""Records after which a tracker that could not begin is tried again: each try may take the
+library's whole timeout."""
 
 
 def check_tracker(name: str) -> None:
     """Raises ConfigError for one that is not installed."""
     if name != "none" and find_spec(name) is None:
-        raise ConfigError(f"run.tracker: {name} is not installed; install the extra {name!r}, or set run.tracker to none")
+        raise ConfigError(
+            f"run.tracker: {name} is not installed; install the extra {name!r}, or set "
+            "run.tracker to none"
+        )
 
 
 class Tracker:
-    """A run of a tracker, the same one after a resume. A call that fails there costs that call, and never ends the run here."""
+    """A run of a tracker, the same one after a resume.
+
+    A call that fails there costs that call, and never ends the run here.
+    """
 
     def __init__(self, name: str, run_dir: Path, settings: Mapping[str, Any]) -> None:
         self._library: Any = importlib.import_module(name)
         self._name = name
-        self._begin_arguments = {"project": PROJECT, "name": Path(run_dir).name, "resume": "allow", "config": dict(settings)}
+        self._begin_arguments = {
+            "project": PROJECT,
+            "name": Path(run_dir).name,
+            "resume": "allow",
+            "config": dict(settings),
+        }
         if name == "wandb":
             self._begin_arguments["id"] = _run_id(Path(run_dir))
         self._begun = False
@@ -47,14 +60,21 @@ class Tracker:
         self._begin()
 
     def log(self, record: Record) -> None:
-        """Send the numbers of a line of metrics.jsonl, named as in TensorBoard, over the number of updates."""
+        """Send the numbers of a line of metrics.jsonl, named as in TensorBoard, over the number of
+        updates."""
         if not self._begun and self._records % RETRY_RECORDS == 0:
             self._begin()
         self._records += 1
         if not self._begun:
             return
-        numbers = {tag_of(name, record["kind"]): value for name, value in record.items() if isinstance(value, int | float)}
-        if self._name == "wandb":  # its own step must not go back, as an evaluation that ends late does
+        numbers = {
+            tag_of(name, record["kind"]): value
+            for name, value in record.items()
+            if isinstance(value, int | float)
+        }
+        if (
+            self._name == "wandb"
+        ):  # its own step must not go back, as an evaluation that ends late does
             self._try("log", numbers | {AXIS: record["update"]})
         else:
             self._try("log", numbers, step=record["update"])
@@ -70,12 +90,22 @@ class Tracker:
             self._try("define_metric", "*", step_metric=AXIS)
 
     def _try(self, what: str, *arguments: Any, **named: Any) -> bool:
-        """Call the library; says whether that went well. Failures are said once, until a call goes well again."""
+        """Call the library; says whether that went well.
+
+        Failures are said once, until a call goes well again.
+        """
         try:
             getattr(self._library, what)(*arguments, **named)
-        except Exception as error:  # a network that is gone, a login that was refused: theirs to mend
+        except (
+            Exception
+        ) as error:  # a network that is gone, a login that was refused: theirs to mend
             if not self._failed:
-                log.warning("run.tracker: %s: %s failed, which costs what it was to send: %s", self._name, what, error)
+                log.warning(
+                    "run.tracker: %s: %s failed, which costs what it was to send: %s",
+                    self._name,
+                    what,
+                    error,
+                )
             self._failed = True
             return False
         self._failed = False

@@ -1,7 +1,9 @@
-"""Python runs this first in every process that has its directory on PYTHONPATH: a process that is killed in the middle of something.
+"""Python runs this first in every process that has its directory on PYTHONPATH: a process that is
+killed in the middle of something.
 
-DIES="module:name when count file": the process in which the callable `name` of `module` begins ("before") or has ended ("after") for the
-count-th time kills itself with SIGKILL, once in all: `file` says that it has been done. Killed from outside, it would be by chance.
+DIES="module:name when count file": the process in which the callable `name` of `module` begins
+("before") or has ended ("after") for the count-th time kills itself with SIGKILL, once in all:
+`file` says that it has been done. Killed from outside, it would be by chance.
 """
 
 from __future__ import annotations
@@ -53,7 +55,8 @@ def _dying(function: Any) -> Any:
 
 
 class _Patches(importlib.abc.MetaPathFinder):
-    """Puts `_dying` around the callable once its module has been executed, before anybody has it from there."""
+    """Puts `_dying` around the callable once its module has been executed, before anybody has it
+    from there."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
         if name != MODULE:
