@@ -261,7 +261,7 @@ class EngineSection(Section):
         Literal["file", "nccl"],
         says(
             "How new weights come: as a file, or by vLLM's NCCL transfer between GPUs "
-            "(docs/engine.md)"
+            "(docs/reference/engine.md)"
         ),
     ] = "file"
     extra_args: Annotated[list[str], says("Further arguments for vLLM's server, as they are")] = []
@@ -614,7 +614,7 @@ class LearnerSection(Section):
         bool,
         says(
             "Episodes are on the disk before they are acknowledged: none is lost with the "
-            "machine, either (docs/reliability.md)"
+            "machine, either (docs/guides/operations.md)"
         ),
     ] = False
     log_gb: Annotated[
@@ -695,7 +695,7 @@ class ControllerSection(Section):
         says(
             "Port for the engine's signals, the next shards have the next; 0: any free ones. "
             "Engines at engine.urls must be told it "
-            "(docs/engine.md)",
+            "(docs/reference/engine.md)",
             ge=0,
             le=65535,
         ),
@@ -703,7 +703,9 @@ class ControllerSection(Section):
     shards: Annotated[
         int,
         says(
-            "Processes that share turns, signals and engines between them (docs/cluster.md)", ge=1
+            "Processes that share turns, signals and engines between them "
+            "(docs/guides/several-machines.md)",
+            ge=1,
         ),
     ] = 1
     hosts: Annotated[

@@ -168,7 +168,7 @@ def pooled(outcomes: Sequence[dict]) -> Iterator[dict]:
 
 
 def table(rows: Sequence[dict]) -> Table:
-    """As in docs/control.md."""
+    """As in docs/measurements/control.md."""
     names = (
         "environment",
         "control",

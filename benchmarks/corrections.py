@@ -157,7 +157,7 @@ def pooled(outcomes: Sequence[dict]) -> Iterator[dict]:
 
 
 def table(rows: Sequence[dict]) -> Table:
-    """As in docs/corrections.md."""
+    """As in docs/measurements/corrections.md."""
     out = Table(
         "versions old",
         "correction",

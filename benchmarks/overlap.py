@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def table(rows: Sequence[dict]) -> Table:
-    """As in docs/performance.md; a row's figures are (mean, low, high) of its seeds."""
+    """As in docs/measurements/performance.md; a row has (mean, low, high) of its seeds."""
     out = Table(
         "max_staleness",
         "seconds an update",

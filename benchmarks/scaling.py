@@ -199,7 +199,7 @@ def observed_runs(directory: Path, console: Console) -> dict[Case, Observed]:
 
 
 def costs_table(costs: Costs, measured: Observed) -> Table:
-    """As in docs/scaling.md."""
+    """As in docs/measurements/scaling.md."""
     shown = Table("", "us of a core", title="what the parts take")
     for name, seconds in dataclasses.asdict(costs).items():
         shown.add_row(name.replace("_", ", "), f"{1e6 * seconds:,.1f}")
@@ -234,7 +234,7 @@ def check(runs: dict[Case, Observed], costs: Costs) -> Iterator[dict]:
 
 
 def check_table(rows: list[dict]) -> Table:
-    """As in docs/scaling.md."""
+    """As in docs/measurements/scaling.md."""
     shown = Table(
         "actors",
         "S",

@@ -237,7 +237,8 @@ class TurnService:
                 raise EngineError(
                     f"control.signal tap: no signals come from {', '.join(silent)}; start it "
                     "with our --logits-processors and "
-                    f"FORAY_TAP_ENDPOINT={self.signals.endpoint} (docs/engine.md), or set "
+                    f"FORAY_TAP_ENDPOINT={self.signals.endpoint} "
+                    "(docs/reference/engine.md), or set "
                     "control.signal to auto"
                 )
             log.warning(

@@ -27,7 +27,9 @@ TINY_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 """Environment -> defaults ({full name: value}) that are others there for the tiny policy
-(docs/learning.md says why). A model of one's own plays an environment as others know it."""
+(docs/measurements/learning.md says why).
+
+A model of one's own plays an environment as others know it."""
 
 _LONG_THOUGHTS = {"control.window": 7, "control.min_thinking": 16}
 """Of any model but the tiny policy, which thinks 13 tokens a turn.

@@ -189,7 +189,7 @@ FIELDS: dict[str, Metric] = {
     "kl_age0": Metric("nats", "correction", "value", "The same over tokens of age 0"),
     "kl_old": Metric("nats", "correction", "value", "The same over older tokens"),
     "kl_k1": Metric("nats", "correction", "value", "Mean of -log r (k1), learner against engine"),
-    # --- exploration (docs/exploration.md)
+    # --- exploration (docs/measurements/exploration.md)
     "coverage_states": Metric(
         "1/1,000 tokens",
         "exploration",

@@ -113,7 +113,7 @@ class Progress:
     def _warn(self) -> None:
         """Of each early sign of a collapse, and of each reason why episodes fail, once."""
         signs = {
-            name: f"{words} (docs/corrections.md, Signs of a collapse)"
+            name: f"{words} (docs/guides/reading-a-run.md, Signs of a collapse)"
             for name, words in self._state.signs.items()
         }
         failures = self._state.failures.items()

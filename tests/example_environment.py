@@ -1,12 +1,12 @@
-"""The environment that docs/environments.md walks through, as a package that somebody installed
-beside this project."""
+"""The environment of docs/guides/your-environment.md, as a package that somebody installed beside
+this project."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-DOCUMENT = (Path(__file__).parent.parent / "docs" / "environments.md").read_text()
+DOCUMENT = (Path(__file__).parent.parent / "docs" / "guides" / "your-environment.md").read_text()
 
 
 def install_example(directory: Path) -> str:

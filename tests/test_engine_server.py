@@ -272,7 +272,7 @@ async def test_an_engine_without_our_middleware_is_refused_with_the_flag_to_star
             await wait_ready(url, 5.0)
     finally:
         await runner.cleanup()
-    guide = Path(__file__).parents[1] / "docs" / "engine.md"
+    guide = Path(__file__).parents[1] / "docs" / "reference" / "engine.md"
     assert f"--middleware {GATE}" in guide.read_text()
 
 

@@ -1,4 +1,4 @@
-"""The environment that docs/environments.md walks through works as it stands there."""
+"""The environment that docs/guides/your-environment.md walks through works as it stands there."""
 
 import random
 import sys

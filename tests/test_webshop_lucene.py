@@ -1,4 +1,4 @@
-"""Our search beside Lucene's own answers, recorded from Lucene 8.11.0 (docs/environments_webshop.md
+"""Our search beside Lucene's own answers, recorded from Lucene 8.11.0 (docs/measurements/webshop.md
 says how)."""
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """T2PO's token level: when does further thinking no longer change the policy's uncertainty?
 
-(docs/control.md)
+(docs/guides/control.md)
 
 T2PO (arXiv 2605.02178), section on token-level control. With Delta_t = |M_t - M_(t-1)| the change
 of the score (`rules.scores`), thinking is cut when a statistic of the last N+1 values of Delta

@@ -1,6 +1,6 @@
 """WebShop without Java and spaCy: a shop in text, with its search engine, goals and reward.
 
-The rules are those of WebShop's text mode (docs/environments_webshop.md says what is exact and what
+The rules are those of WebShop's text mode (docs/measurements/webshop.md says what is exact and what
 is not); the default catalogue is ours.
 
     words -> generate -> files -> catalogue -> site (pages; ranking <- analysis <- porter)

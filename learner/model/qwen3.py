@@ -3,7 +3,7 @@ token needs.
 
 Of the last layer, only the trained positions have a query, an output and an MLP; the other
 positions are there as keys and values alone. For a shallow policy with long prompts that is a third
-of the work (docs/learning.md has the measurements).
+of the work (docs/measurements/learning.md has the measurements).
 """
 
 from __future__ import annotations

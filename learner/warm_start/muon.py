@@ -3,7 +3,7 @@
 torch.optim.Muon orthogonalises in bfloat16, which CPUs without bfloat16 arithmetic emulate several
 times slower than float32; this one works in the parameters' own precision. Used for the warm start
 alone: from the same number of demonstrations, a small policy gets much further with it than with
-AdamW (docs/learning.md).
+AdamW (docs/measurements/learning.md).
 """
 
 from __future__ import annotations

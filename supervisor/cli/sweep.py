@@ -274,7 +274,8 @@ def _start(run_dir: Path, arguments: Mapping[str, str], alone: bool) -> ChildPro
     """Begin the run, or resume it if it has begun.
 
     Runs that are not `alone` do not wait for their own threads by spinning, which keeps others from
-    their cores: a warm start beside another one is then 2.5 times as fast (docs/performance.md).
+    their cores: a warm start beside another one is then 2.5 times as fast
+    (docs/measurements/performance.md).
     """
     log = run_dir.with_name(f"{run_dir.name}.log")
     environment = {} if alone else {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
