@@ -41,7 +41,7 @@ from protocol.messages import (
 )
 from protocol.prompting import Prompter
 from protocol.security import Keys, connect
-from telemetry.probes.loop_lag import LoopLag
+from telemetry.probes.clocks import LoopLag
 
 log = logging.getLogger(__name__)
 

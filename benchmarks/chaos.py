@@ -50,7 +50,7 @@ from protocol.codec import decode
 from protocol.lifetime import dying_with_parent
 from protocol.messages import Trajectory
 from supervisor.endpoints import free_port
-from telemetry.sinks.metrics_file import METRICS_FILE, of_kind, read_metrics
+from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
 
 ROOT = Path(__file__).resolve().parent.parent
 GROUPS = 2
@@ -177,7 +177,7 @@ class Run:
         return self.process.poll() is not None
 
     def updates(self) -> list[dict]:
-        return of_kind(read_metrics(self.directory / METRICS_FILE), "update")
+        return select_kind(read_metrics(self.directory / METRICS_FILE), "update")
 
     def processes(self, victim: str) -> list[psutil.Process]:
         """Those of the run that are `victim`."""

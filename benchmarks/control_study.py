@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import studies
-from telemetry.analysis.collapse import collapsed
-from telemetry.analysis.intervals import wilson
+from telemetry.analysis.collapse import has_collapsed
+from telemetry.analysis.intervals import wilson_interval
 
 MODES = ("off", "budget", "void", "t2po-token", "t2po-turn", "t2po")
 TOKENS = {"alfworld": 150_000, "webshop": 250_000, "search": 250_000}
@@ -156,11 +156,11 @@ def pooled(outcomes: Sequence[dict]) -> Iterator[dict]:
             "mode": mode,
             "first": [run["success"][0][1] for run in runs],
             "last": last,
-            "interval": wilson(mean(last), GAMES * len(last)),
+            "interval": wilson_interval(mean(last), GAMES * len(last)),
             "tokens_per_success": sum(run["tokens"] for run in runs)
             / max(1.0, sum(run["solved"] for run in runs)),
             "collapsed": sum(
-                collapsed([{"success": share} for _, share in run["success"]]) or False
+                has_collapsed([{"success": share} for _, share in run["success"]]) or False
                 for run in runs
             ),
             **{name: mean(run[name] for run in runs) for name in MEANS},

@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import studies
-from telemetry.analysis.collapse import collapsed
-from telemetry.analysis.intervals import wilson
+from telemetry.analysis.collapse import has_collapsed
+from telemetry.analysis.intervals import wilson_interval
 
 CORRECTIONS = ("none", "ppo", "decoupled", "tis", "mis", "gspo", "cispo", "vtrace")
 OPTIONS = {
@@ -147,9 +147,10 @@ def pooled(outcomes: Sequence[dict]) -> Iterator[dict]:
             "correction": CORRECTIONS[number],
             "first": [run["success"][0] for run in runs],
             "last": last,
-            "interval": wilson(mean(last), GAMES * len(last)),
+            "interval": wilson_interval(mean(last), GAMES * len(last)),
             "collapsed": sum(
-                bool(collapsed([{"success": share} for share in run["success"]])) for run in runs
+                bool(has_collapsed([{"success": share} for share in run["success"]]))
+                for run in runs
             ),
             "signs": sorted({sign for run in runs for sign in run["signs"]}),
             **{name: mean(run[name] for run in runs) for name in FIGURES},

@@ -34,7 +34,7 @@ from supervisor.cli.replay import LOG, read_episodes
 from supervisor.endpoints import free_port
 from supervisor.process import ROOT
 from telemetry.analysis.compare_runs import seconds_per_update
-from telemetry.sinks.metrics_file import METRICS_FILE, of_kind, read_metrics
+from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
 
 ACTORS = 32
 """On each of two hosts."""
@@ -167,13 +167,13 @@ def befall(
 
 def until(updates: int, metrics: Path, training: subprocess.Popen) -> None:
     """That many are made, or the run has ended."""
-    while training.poll() is None and len(of_kind(read_metrics(metrics), "update")) < updates:
+    while training.poll() is None and len(select_kind(read_metrics(metrics), "update")) < updates:
         time.sleep(0.2)
 
 
 def figures(path: Path) -> dict[str, object]:
     records = read_metrics(path / METRICS_FILE)
-    updates = of_kind(records, "update")
+    updates = select_kind(records, "update")
     summary = json.loads((path / "summary.json").read_text())
     copies = Counter(episode.key for _, episode in read_episodes(path / LOG))
     return {

@@ -33,7 +33,7 @@ from supervisor.cli.report import (
     sampled,
     without_collector,
 )
-from telemetry.html.report import live_charts, report
+from telemetry.html.report import render_live_charts, render_report
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 
 SIZE = Size(turns=18, prompt=89, response=20)
@@ -84,10 +84,10 @@ def measured(run: Path, updates: int, episodes: int) -> dict[str, float]:
         ]
     )
     metrics, reading = timed(lambda: read_metrics(run / METRICS_FILE))
-    _, charts = timed(lambda: live_charts(metrics))
+    _, charts = timed(lambda: render_live_charts(metrics))
     (run / LOG).rename(run / "log")  # whose policy is not there
     whole, _ = timed(lambda: read_run(run, "run", (), quiet))
-    _, page = timed(lambda: report([whole]))
+    _, page = timed(lambda: render_report([whole]))
     (run / "log").rename(run / LOG)
     _, everything = timed(lambda: sum(1 for _ in read_episodes(run / LOG)))
     parts = {

@@ -85,7 +85,7 @@ from protocol.messages import (
 from protocol.peers import is_nameless, shown_name
 from protocol.security import LOST_AFTER, bind, load_keys
 from protocol.validation import validate_shard_state
-from telemetry.probes.loop_lag import LoopLag
+from telemetry.probes.clocks import LoopLag
 from telemetry.sinks.metrics_file import METRICS_FILE
 
 log = logging.getLogger(__name__)

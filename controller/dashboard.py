@@ -22,7 +22,7 @@ import msgspec
 from aiohttp import web
 
 from config import DashboardSection
-from telemetry.html.report import live_charts, templates
+from telemetry.html.report import render_live_charts, templates
 from telemetry.sinks.metrics_file import Record, read_metrics
 from telemetry.sinks.prometheus import CONTENT_TYPE, exposition
 from telemetry.sinks.status_file import read_status
@@ -159,7 +159,7 @@ class Dashboard:
             self._count(-1)
 
     async def _charts(self, request: web.Request) -> web.Response:
-        return web.Response(text=live_charts(self._read()), content_type="text/html")
+        return web.Response(text=render_live_charts(self._read()), content_type="text/html")
 
     async def _metrics(self, request: web.Request) -> web.Response:
         body = exposition(self._gauges(), self._last("update"), self._last("evaluation"))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from engine.pool import Health
 from protocol.messages import ShardAddress, ShardState
-from telemetry.metrics_schema import FIELDS
+from telemetry.metrics_schema import METRICS
 
 
 class Silent(NamedTuple):
@@ -123,15 +123,15 @@ def together(
     counted."""
     found: dict[str, float] = {}
     for name in now[0]:
-        field = FIELDS[name]
+        field = METRICS[name]
         values = [gauges.get(name, 0.0) for gauges in now]
-        if field.fold == "peak":
+        if field.aggregation == "peak":
             found[name] = max(values)
         elif field.unit == "share":
             found[name] = sum(values) / len(values)
         else:
             found[name] = sum(values) + sum(
-                gauges.get(name, 0.0) for gauges in past if field.fold == "total"
+                gauges.get(name, 0.0) for gauges in past if field.aggregation == "total"
             )
     return found
 

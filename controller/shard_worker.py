@@ -54,7 +54,7 @@ from protocol.messages import (
 )
 from protocol.peers import secret_name
 from protocol.security import bind, connect, load_keys
-from telemetry.probes.loop_lag import LoopLag
+from telemetry.probes.clocks import LoopLag
 
 log = logging.getLogger(__name__)
 

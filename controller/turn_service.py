@@ -36,7 +36,7 @@ from protocol.messages import (
 )
 from protocol.security import Keys
 from protocol.validation import Limits, validate_turn_request
-from telemetry.probes.idle_clock import IdleClock
+from telemetry.probes.clocks import IdleClock
 from telemetry.probes.spans import SpanFile
 
 log = logging.getLogger(__name__)

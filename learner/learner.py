@@ -60,7 +60,7 @@ from protocol.messages import (
 from protocol.prompting import read_vocabulary
 from protocol.security import bind, load_keys
 from protocol.validation import AdmissionWindow, Limits, validate_trajectory
-from telemetry.probes.loop_lag import LoopLag
+from telemetry.probes.clocks import LoopLag
 from telemetry.probes.spans import SpanFile
 from telemetry.probes.waits import OwnWaits
 

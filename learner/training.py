@@ -33,7 +33,7 @@ from protocol.files import writing
 from protocol.machine import cores
 from protocol.messages import Trajectory
 from protocol.prompting import load_prompter, read_turn_end
-from telemetry.analysis.collapse import SignWatch, before_signs
+from telemetry.analysis.collapse import SignWatch, last_update_before_signs
 from telemetry.analysis.exploration import Exploration
 from telemetry.sinks.metrics_file import Record
 
@@ -141,9 +141,9 @@ class Training:
         samples = build_samples(
             groups, self.update_number, config.learner, config.control, self._updater.judge
         )
-        metrics = self._exploration.take(groups, self.update_number) | self._updater.update(
-            samples, progress
-        )
+        metrics = self._exploration.observe_batch(
+            groups, self.update_number
+        ) | self._updater.update(samples, progress)
         self.update_number += 1
         self._kept = None
         every = config.learner.reference_every
@@ -174,7 +174,7 @@ class Training:
             # collapse
             found = {}
         checkpoints = checkpoint.by_update(run_dir)
-        good = before_signs(self.update_number, list(checkpoints)) if found else None
+        good = last_update_before_signs(self.update_number, list(checkpoints)) if found else None
         if good is None:
             return None
         log.warning(
@@ -255,7 +255,7 @@ class Training:
         needed = {self.best.update} if self.best is not None else set()
         if learner.rollback:
             numbers = list(checkpoint.by_update(run_dir))
-            oldest = before_signs(self.update_number, numbers)
+            oldest = last_update_before_signs(self.update_number, numbers)
             needed.update(
                 number for number in numbers if number >= oldest
             )  # each will be the one to go back to

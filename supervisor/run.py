@@ -28,12 +28,12 @@ from supervisor.job import clean_up, job_file, keep_settings
 from supervisor.options import values_of
 from supervisor.process import ChildProcess, Restarts, RunFailed, cause_in, start, stop_all
 from telemetry.collector import Collector
-from telemetry.probes.loop_lag import LoopLag
+from telemetry.probes.clocks import LoopLag
 from telemetry.probes.waits import OwnWaits
 from telemetry.progress import Progress
 from telemetry.sinks.trackers import Tracker
 from telemetry.state import OWN_SOURCE
-from telemetry.summary import summarise, summary_text, write_summary
+from telemetry.summary import format_summary, summarize_run, write_summary
 
 TICK = 0.25
 """Seconds between two looks at the children and two drawings of the progress."""
@@ -99,11 +99,11 @@ async def train(job: Job, console: Console) -> dict:
         raise
     finally:
         clean_up(job)
-        summary = summarise(collector.state, time.monotonic(), ended)
+        summary = summarize_run(collector.state, time.monotonic(), ended)
         unwritten = _write_down(collector, run_dir, summary)
     if unwritten is not None:
         raise _cannot_be_written(run_dir, unwritten) from unwritten
-    console.print(summary_text(summary, job.config.run))
+    console.print(format_summary(summary, job.config.run))
     return summary
 
 

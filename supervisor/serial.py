@@ -38,7 +38,7 @@ from supervisor.process import RunFailed
 from supervisor.run import receiving
 from telemetry.collector import Collector
 from telemetry.progress import Progress
-from telemetry.summary import summarise, summary_text, write_summary
+from telemetry.summary import format_summary, summarize_run, write_summary
 
 TOLD_IN_A_SENTENCE = (NoDemonstrations, NothingPlayable, Unwritable, ConfigError)
 """What the user can mend: it needs no traceback."""
@@ -101,11 +101,11 @@ async def _train_serially(
     ended = "interrupted" if interrupted.is_set() else "finished"
     if collector.failure is not None:
         ended = str(collector.failure)
-    summary = summarise(collector.state, time.monotonic(), ended)
+    summary = summarize_run(collector.state, time.monotonic(), ended)
     write_summary(Path(job.run_dir), summary)
     if collector.failure is not None:
         raise collector.failure
-    console.print(summary_text(summary, job.config.run))
+    console.print(format_summary(summary, job.config.run))
     return summary
 
 

@@ -27,11 +27,11 @@ class Metric(NamedTuple):
 
     unit: str
     group: str
-    fold: Aggregation
+    aggregation: Aggregation
     description: str
 
 
-FIELDS: dict[str, Metric] = {
+METRICS: dict[str, Metric] = {
     # --- where we are
     "update": Metric(
         "1", "run", "value", "Updates of the policy so far; 0 is the policy before training"
@@ -379,22 +379,22 @@ FIELDS: dict[str, Metric] = {
 TOTAL_SUFFIX = "_total"
 
 
-def field_of(name: str) -> Metric | None:
+def find_metric(name: str) -> Metric | None:
     """The field called `name`; also of the derived ones: NAME_total, NAME/age<versions>,
     success/<task type>, score/<name>. None when undocumented."""
-    if name in FIELDS:
-        return FIELDS[name]
-    base = FIELDS.get(name.removesuffix(TOTAL_SUFFIX))
-    if base is not None and base.fold == "total":
+    if name in METRICS:
+        return METRICS[name]
+    base = METRICS.get(name.removesuffix(TOTAL_SUFFIX))
+    if base is not None and base.aggregation == "total":
         return base._replace(description=f"{base.description}; since the run started")
     head, slash, kind = name.partition("/")
-    if slash and kind.startswith("age") and head in FIELDS:
-        return FIELDS[head]._replace(
+    if slash and kind.startswith("age") and head in METRICS:
+        return METRICS[head]._replace(
             group="exploration_by_age",
-            description=f"{FIELDS[head].description}; of tokens {kind[3:]} versions old",
+            description=f"{METRICS[head].description}; of tokens {kind[3:]} versions old",
         )
     if slash and head == "success":
-        return FIELDS["success"]._replace(
+        return METRICS["success"]._replace(
             description=f"Episodes of type {kind} that reached their goal"
         )
     if slash and head == "score":
@@ -407,21 +407,21 @@ def field_of(name: str) -> Metric | None:
     return None
 
 
-def fold_of(name: str) -> Aggregation:
+def aggregation_of(name: str) -> Aggregation:
     """How a gauge called `name` gets into an update's line."""
-    field = FIELDS.get(name)
-    return field.fold if field is not None else "latest"
+    field = METRICS.get(name)
+    return field.aggregation if field is not None else "latest"
 
 
-def tag_of(name: str, kind: str = "update") -> str:
+def tensorboard_tag(name: str, kind: str = "update") -> str:
     """The tag, in TensorBoard and trackers, of a field of a record of that kind: `group/name`,
     `evaluation/name`."""
     if kind == "evaluation":
         return f"evaluation/{name}"
-    field = field_of(name)
+    field = find_metric(name)
     return f"{field.group if field is not None else 'other'}/{name}"
 
 
-def undocumented(names: list[str]) -> list[str]:
+def undocumented_names(names: list[str]) -> list[str]:
     """Those of `names` that FIELDS does not explain."""
-    return [name for name in names if field_of(name) is None]
+    return [name for name in names if find_metric(name) is None]

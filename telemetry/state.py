@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from config import LearnerSection
 from protocol.messages import Stats
 from telemetry.analysis.collapse import SignWatch
-from telemetry.metrics_schema import FIELDS, TOTAL_SUFFIX, fold_of
+from telemetry.metrics_schema import METRICS, TOTAL_SUFFIX, aggregation_of
 from telemetry.probes.waits import WaitBook
-from telemetry.sinks.metrics_file import Record, add_record, lasted, roll_back
+from telemetry.sinks.metrics_file import Record, add_record, last_wall_seconds, roll_back
 
 Value = float | str | None
 
@@ -81,7 +81,7 @@ class RunState:
         self.phase_seconds: dict[str, float] = {}
         self.gauges: dict[str, Value] = {}
         self.counters: dict[str, Counter] = {
-            name: Counter() for name, known in FIELDS.items() if known.fold == "total"
+            name: Counter() for name, known in METRICS.items() if known.aggregation == "total"
         }
         self.records: list[Record] = []
         self.updates: list[Record] = []
@@ -105,7 +105,7 @@ class RunState:
         self._generated: deque[tuple[float, float]] = deque(maxlen=1000)
         for record in earlier or []:
             self._keep(record)
-        self._offset = lasted(self.records)
+        self._offset = last_wall_seconds(self.records)
         self._last_update = now
         for record in self.records:
             for name, counter in self.counters.items():
@@ -206,7 +206,7 @@ class RunState:
         self.gauges[name] = value
         if not _is_number(value):
             return
-        match fold_of(name):
+        match aggregation_of(name):
             case "total":
                 self.counters[name].observe(source, value)
                 if name == "generated_tokens":
@@ -235,7 +235,7 @@ class RunState:
         record |= {
             name: value
             for name, value in self.gauges.items()
-            if fold_of(name) in ("latest", "value")
+            if aggregation_of(name) in ("latest", "value")
         }
         record |= {name: sum_ / count for name, (sum_, count) in self._means.items()}
         record |= self._peaks

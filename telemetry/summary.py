@@ -10,7 +10,7 @@ from typing import Any
 
 from config import RunSection
 from protocol.files import atomic_write
-from telemetry.analysis.collapse import collapsed
+from telemetry.analysis.collapse import has_collapsed
 from telemetry.format import count, decimal, duration, percent
 from telemetry.sinks.metrics_file import Record, to_line
 from telemetry.state import RunState
@@ -32,7 +32,9 @@ ENDS = 5
 """Updates at either end of a run whose mean stands for training success."""
 
 
-def summarise(state: RunState, now: float, ended: str = "finished", **more: Any) -> dict[str, Any]:
+def summarize_run(
+    state: RunState, now: float, ended: str = "finished", **more: Any
+) -> dict[str, Any]:
     """The run in numbers.
 
     `ended`: "finished", "interrupted", or the error in one sentence. `more` is added as it is.
@@ -88,7 +90,7 @@ def summarise(state: RunState, now: float, ended: str = "finished", **more: Any)
         "idle_share_learner": _mean(updates, "idle_share_learner"),
         "dropped": state.dropped_by_reason(),
         "failures": dict(state.failures),
-        "collapsed": collapsed(evaluations),
+        "collapsed": has_collapsed(evaluations),
         "signs": dict(state.signs),
         "rollbacks": len(state.rollbacks),
         "versions": {"python": platform.python_version()} | package_versions(),
@@ -113,7 +115,7 @@ def write_summary(run_dir: Path, summary: dict[str, Any]) -> Path:
     return path
 
 
-def summary_text(summary: dict[str, Any], goal: RunSection) -> str:
+def format_summary(summary: dict[str, Any], goal: RunSection) -> str:
     """The closing table, as plain text of two columns. `goal`: the settings that end a run."""
     rows = [
         ("ended", summary["ended"]),

@@ -13,7 +13,7 @@ from config import LearnerSection
 from learner.losses import CORRECTIONS, Tokens
 from learner.losses.diagnostics import divergence, effective_sample_size, token_ages
 from learner.losses.kl import reference_kl
-from telemetry.analysis.collapse import signs
+from telemetry.analysis.collapse import collapse_signs
 
 SETTINGS = LearnerSection(
     clip_low=0.2, clip_high=0.3, tis_cap=2.0, mis_low=0.5, mis_high=2.0, vtrace_rho=1.4
@@ -234,9 +234,9 @@ def test_a_policy_that_is_far_off_is_a_sign_of_a_collapse(sign):
     """Whatever overflows or vanishes on the way: a measure that is no number is no sign."""
     log_r = np.array([0.0] + [-1000.0] * 9, dtype=np.float32) + sign * 2000
     measures = divergence(log_r, np.zeros(10, dtype=np.float32), np.zeros(10, dtype=int))
-    assert measures["effective_sample_size"] == pytest.approx(0.1) and "few samples" in signs(
-        [measures], 0.3
-    )
+    assert measures["effective_sample_size"] == pytest.approx(
+        0.1
+    ) and "few samples" in collapse_signs([measures], 0.3)
 
 
 def test_divergence_keeps_numerics_and_staleness_apart():

@@ -24,7 +24,7 @@ from controller.dashboard import Dashboard
 from supervisor.endpoints import free_port
 from supervisor.serial import train_serially
 from supervisor.settings import resolve
-from telemetry.metrics_schema import FIELDS
+from telemetry.metrics_schema import METRICS
 from telemetry.sinks.grafana import dashboard
 from telemetry.sinks.metrics_file import METRICS_FILE, to_line
 from telemetry.sinks.prometheus import exposition
@@ -132,7 +132,7 @@ async def test_prometheus_gets_documented_numbers_by_its_conventions(tmp_path: P
     assert kinds == {"pick": 0.5, "look": 0.0}
     assert (
         families["foray_evaluation_success_ratio_by_kind"].documentation
-        == FIELDS["success"].description
+        == METRICS["success"].description
     )
     assert families["foray_coverage_pairs_by_age"].samples[0].labels == {"age": "1"}
     assert all(
@@ -159,14 +159,18 @@ def test_an_evaluation_has_its_own_counts_and_leaves_those_of_all_to_the_update(
 
 def test_every_documented_number_has_a_name_that_prometheus_takes() -> None:
     page = exposition(
-        {}, {f"{name}_total" if f.fold == "total" else name: 1.0 for name, f in FIELDS.items()}, {}
+        {},
+        {f"{name}_total" if f.aggregation == "total" else name: 1.0 for name, f in METRICS.items()},
+        {},
     ).decode()
-    assert len(list(text_string_to_metric_families(page))) == len(FIELDS)
+    assert len(list(text_string_to_metric_families(page))) == len(METRICS)
 
 
 def test_grafana_asks_for_numbers_that_prometheus_gets() -> None:
     page = exposition(
-        {}, {f"{name}_total" if f.fold == "total" else name: 1.0 for name, f in FIELDS.items()}, {}
+        {},
+        {f"{name}_total" if f.aggregation == "total" else name: 1.0 for name, f in METRICS.items()},
+        {},
     ).decode()
     known = {
         sample.name for family in text_string_to_metric_families(page) for sample in family.samples
@@ -175,7 +179,7 @@ def test_grafana_asks_for_numbers_that_prometheus_gets() -> None:
     asked = {re.sub(r"rate\((.*)\[5m\]\)", r"\1", panel["targets"][0]["expr"]) for panel in panels}
     assert asked == {name for name in known if not name.endswith("_created")} and len(
         panels
-    ) == len(FIELDS)
+    ) == len(METRICS)
 
 
 def test_the_file_for_grafana_is_that_of_now() -> None:

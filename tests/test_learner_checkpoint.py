@@ -19,7 +19,7 @@ from learner.model.policy import load_policy
 from learner.publish import WeightWriter, sha256_of
 from learner.training import Training
 from learner.warm_start.tiny import build_tiny
-from telemetry.analysis.collapse import before_signs
+from telemetry.analysis.collapse import last_update_before_signs
 
 CONFIG = small_config(warm_start__episodes="0", learner__learning_rate="1e-3")
 VOCABULARY = 300
@@ -381,7 +381,8 @@ def test_with_rollback_the_checkpoint_that_it_goes_back_to_stays(job):
         training.checkpoint()
         kept = checkpoint.by_update(Path(job.run_dir))
         assert (
-            before_signs(training.update_number, range(1, training.update_number + 1)) in kept
+            last_update_before_signs(training.update_number, range(1, training.update_number + 1))
+            in kept
             and len(kept) <= 6
         )
 

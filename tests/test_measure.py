@@ -7,7 +7,7 @@ from learner_fixtures import random_group, random_turn
 from learner.data.rollout_metrics import evaluation_metrics, rollout_metrics
 from protocol.arrays import FLOAT32, INT32, UINT8, pack
 from protocol.messages import ControlEvent
-from telemetry.metrics_schema import undocumented
+from telemetry.metrics_schema import undocumented_names
 
 
 def test_scores_are_means_over_the_episodes_that_report_them():
@@ -20,7 +20,7 @@ def test_scores_are_means_over_the_episodes_that_report_them():
         )
     ]
     for metrics in (rollout_metrics(played), evaluation_metrics(played)):
-        assert metrics["score/price"] == 0.75 and undocumented(list(metrics)) == []
+        assert metrics["score/price"] == 0.75 and undocumented_names(list(metrics)) == []
 
 
 def test_tokens_without_a_log_prob_are_counted_and_those_of_an_intervention_are_not():

@@ -20,8 +20,8 @@ from protocol.messages import DropReason, EpisodeKey, Trajectory
 from supervisor.cli.main import main
 from supervisor.cli.replay import LOG, read_episodes
 from supervisor.cli.report import LOOKED_AT, group_at, sampled
-from telemetry.html.episode_view import outcome, view
-from telemetry.html.report import AROUND, RunData, area_by_tokens, differences, report
+from telemetry.html.episode_view import build_episode_view, describe_outcome
+from telemetry.html.report import AROUND, RunData, area_by_tokens, differing_settings, render_report
 from telemetry.sinks.metrics_file import read_metrics
 
 SCRIPT = "<script>document.title = 'broken'</script><b>bold</b>"
@@ -149,14 +149,20 @@ def test_text_of_an_episode_is_text(recorded: Path, tmp_path: Path) -> None:
     assert SCRIPT not in page and "&lt;script&gt;" in page
     assert not re.search(
         "<script|<b>",
-        report([RunData(SCRIPT, [], {"a": SCRIPT}, [], [view(episode, lambda ids: SCRIPT)])]),
+        render_report(
+            [
+                RunData(
+                    SCRIPT, [], {"a": SCRIPT}, [], [build_episode_view(episode, lambda ids: SCRIPT)]
+                )
+            ]
+        ),
     )
 
 
 def test_an_episode_is_shown_token_by_token_as_recorded(recorded: Path) -> None:
     episode = cut_episode(recorded)
     kept = episode.turns[0].kept
-    shown = view(
+    shown = build_episode_view(
         episode, lambda ids: "".join(f"<{i}>" for i in ids), advantages=[0.5] * len(episode.turns)
     ).turns[0]
     assert [a.kept for a in shown.attempts] == [False] * len(episode.turns[0].rejected) + [True]
@@ -171,7 +177,7 @@ def test_an_episode_is_shown_token_by_token_as_recorded(recorded: Path) -> None:
 
 
 def test_an_episode_that_was_dropped_is_shown_with_the_reason() -> None:
-    shown = lambda **more: outcome(dropped(EpisodeKey(0, 0), DropReason.ENV_ERROR, **more))  # noqa: E731
+    shown = lambda **more: describe_outcome(dropped(EpisodeKey(0, 0), DropReason.ENV_ERROR, **more))  # noqa: E731
     assert (
         shown(detail="no room") == "dropped (env_error: no room)"
         and shown(detail="") == "dropped (env_error)"
@@ -187,7 +193,7 @@ def test_a_boundary_of_weights_is_where_the_version_changes(recorded: Path) -> N
     changed = msgspec.structs.replace(
         episode, turns=[msgspec.structs.replace(episode.turns[0], kept=two)]
     )
-    tokens = view(changed, lambda ids: "x").turns[0].attempts[-1].tokens
+    tokens = build_episode_view(changed, lambda ids: "x").turns[0].attempts[-1].tokens
     assert [token.version for token in tokens[:4]] == [4, 4, 4, 5]
     assert [i for i, token in enumerate(tokens) if token.first_of_version] == [3]
 
@@ -208,7 +214,7 @@ def test_settings_that_say_where_are_no_differences() -> None:
         RunData("a", [], {"run.dir": "a", "run.seed": 0, "x.y": 1}),
         RunData("b", [], {"run.dir": "b", "run.seed": 1, "x.y": 1}),
     ]
-    assert differences(runs) == [("run.seed", [0, 1])]
+    assert differing_settings(runs) == [("run.seed", [0, 1])]
 
 
 @pytest.fixture
@@ -289,5 +295,6 @@ def test_a_thousand_updates_and_their_episodes_are_a_small_page(recorded: Path) 
         for u in range(1, 1001)
     ]
     assert (
-        len(report([RunData("long", records, {}, [[0.5] * (2 * AROUND + 1)] * 2000)])) < 1_000_000
+        len(render_report([RunData("long", records, {}, [[0.5] * (2 * AROUND + 1)] * 2000)]))
+        < 1_000_000
     )

@@ -19,7 +19,7 @@ from learner.checkpoint import latest
 from learner.data.rollout_metrics import rollout_metrics
 from supervisor.cli.main import main
 from supervisor.cli.retrain import retrain
-from telemetry.metrics_schema import field_of
+from telemetry.metrics_schema import find_metric
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def explored(run_dir: Path) -> list[dict[str, float]]:
         {
             name: value
             for name, value in line.items()
-            if (known := field_of(name)) and known.group.startswith("exploration")
+            if (known := find_metric(name)) and known.group.startswith("exploration")
         }
         for line in lines
         if line["kind"] == "update"

@@ -47,7 +47,7 @@ from supervisor.job import prepare
 from supervisor.process import RunFailed
 from supervisor.serial import train_serially
 from telemetry.analysis.collapse import SignWatch
-from telemetry.metrics_schema import undocumented
+from telemetry.metrics_schema import undocumented_names
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 
 pytestmark = pytest.mark.slow
@@ -96,7 +96,10 @@ def test_it_ends_by_itself_with_summary_and_metrics(finished):
 
 def test_every_metric_it_writes_is_documented(finished):
     _, _, metrics = finished
-    assert undocumented(sorted({name for line in metrics for name in line if name != "kind"})) == []
+    assert (
+        undocumented_names(sorted({name for line in metrics for name in line if name != "kind"}))
+        == []
+    )
 
 
 def test_invariant_1_nothing_is_played_before_the_learners_weights_are_in_the_engine(
@@ -300,7 +303,7 @@ def test_other_environments_are_played_through_the_same_loop(
     )
     assert summary["ended"] == "finished" and score in summary["scores"]
     assert trained(trajectories) and all(score in t.scores for t in trained(trajectories))
-    assert undocumented([name for line in metrics for name in line if name != "kind"]) == []
+    assert undocumented_names([name for line in metrics for name in line if name != "kind"]) == []
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ engine/ may know: a module there keeps vLLM in one folder, and the learner from 
 controller. What makes files of an environment writes them as all others do.
 """
 
-TIME_OF_DAY = "telemetry/time_of_day.py"
+TIME_OF_DAY = "telemetry/probes/clocks.py"
 """The module that asks for it, for all others."""
 
 MAY_WRITE = {

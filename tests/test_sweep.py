@@ -25,14 +25,14 @@ from supervisor.cli.sweep import Cell, is_finished, plan, sweep, updates_so_far
 from supervisor.cli.sweep_tables import effects_table, figures
 from supervisor.job import locked
 from telemetry.analysis.compare_runs import (
-    compare,
+    compare_runs,
     ideal_speed_up,
     run_measures,
     seconds_per_update,
 )
-from telemetry.analysis.effects import effects
-from telemetry.analysis.intervals import of_median
-from telemetry.html.sweep_page import numeric, page
+from telemetry.analysis.effects import compute_effects
+from telemetry.analysis.intervals import median_interval
+from telemetry.html.sweep_page import numeric_settings, render_sweep
 
 
 def test_settings_with_several_values_are_varied_and_seeds_are_the_outer_loop() -> None:
@@ -135,7 +135,7 @@ def test_speed_up_is_over_the_synchronous_run_that_differs_in_nothing_else() -> 
         ({"control": "off", "max_staleness": "1"}, records(6.5, 0.5, 6, 0.8)),
         ({"control": "t2po", "max_staleness": "1"}, records(5, 0, 5, 0.8)),
     ]
-    first, second, third = compare(runs)
+    first, second, third = compare_runs(runs)
     assert (first.speed_up, second.speed_up) == pytest.approx(
         (1.0, 10 / 6.5)
     ) and third.speed_up is None
@@ -158,7 +158,7 @@ def test_the_ideal_leaves_out_what_waited_for_an_evaluation() -> None:
 
 
 def test_seeds_are_pooled_with_their_range_and_success_with_its_interval() -> None:
-    (row,) = compare(
+    (row,) = compare_runs(
         [({"a": "1"}, records(10, 4, 6, 0.8, 40)), ({"a": "1"}, records(20, 4, 6, 0.6, 60))]
     )
     assert row.seeds == 2 and row.values["seconds_per_update"] == (15, 10, 20)
@@ -171,15 +171,15 @@ def test_seeds_are_pooled_with_their_range_and_success_with_its_interval() -> No
 
 
 def test_a_page_has_a_row_for_each_and_a_chart_over_each_number() -> None:
-    rows = compare(
+    rows = compare_runs(
         [
             ({"max_staleness": s, "control": c}, records(10, 4, 6, 0.8))
             for s in "01"
             for c in ("off", "<b>t2po</b>")
         ]
     )
-    html = page("<i>name</i>", rows, [])
-    assert numeric(rows) == ["max_staleness"] and html.count("<tr>") == 5
+    html = render_sweep("<i>name</i>", rows, [])
+    assert numeric_settings(rows) == ["max_staleness"] and html.count("<tr>") == 5
     assert (
         "<b>" not in html
         and "<i>name" not in html
@@ -200,7 +200,7 @@ def test_an_effect_is_of_runs_that_differ_in_one_setting_and_have_one_seed() -> 
             records(10, 4, 6, 0.4, pairs=1),
         ),  # with its seed, no run has control alone
     ]
-    older, controlled = effects(runs)
+    older, controlled = compute_effects(runs)
     assert (older.setting, older.base, older.value) == ("max_staleness", "0", "4")
     pairs = older.changes["pairs_per_thousand"]  # relative: 60 / 50 and 110 / 100
     assert pairs.median == pytest.approx(0.15) and (
@@ -220,9 +220,9 @@ def test_an_effect_is_of_runs_that_differ_in_one_setting_and_have_one_seed() -> 
 
 def test_settings_of_which_no_run_has_its_like_have_no_effects() -> None:
     assert (
-        effects([])
+        compute_effects([])
         == []
-        == effects(
+        == compute_effects(
             [({"a": "1"}, 0, records(10, 4, 6, 0.8)), ({"a": "2"}, 1, records(10, 4, 6, 0.8))]
         )
     )
@@ -246,14 +246,14 @@ def test_the_interval_of_a_median_holds_it_as_often_as_said_and_is_the_shortest_
         )
 
     def shorter(values: list[float]) -> tuple[float, float]:
-        low, high = of_median(values)
+        low, high = median_interval(values)
         ordered = sorted(values)
         return ordered[ordered.index(low) + 1], ordered[ordered.index(high) - 1]
 
     if count < 6:
-        assert of_median([float(i) for i in range(count)]) is None
+        assert median_interval([float(i) for i in range(count)]) is None
     else:
-        assert holds(of_median) >= 0.95 > holds(shorter)
+        assert holds(median_interval) >= 0.95 > holds(shorter)
 
 
 def test_what_a_setting_changes_is_in_the_table_the_page_and_the_figures() -> None:
@@ -262,8 +262,8 @@ def test_what_a_setting_changes_is_in_the_table_the_page_and_the_figures() -> No
         for a in ("1", "<2>")
         for seed in range(6)
     ]
-    rows = compare([(settings, of_run) for settings, _, of_run in runs])
-    found = effects(runs)
+    rows = compare_runs([(settings, of_run) for settings, _, of_run in runs])
+    found = compute_effects(runs)
     console = Console(width=170, record=True, file=io.StringIO())
     console.print(effects_table(found))
     said = console.export_text()
@@ -273,7 +273,7 @@ def test_what_a_setting_changes_is_in_the_table_the_page_and_the_figures() -> No
         and "+20.0 to +20.0" in said
         and "6 up, 0 down" in said
     )
-    html = page("name", rows, found)
+    html = render_sweep("name", rows, found)
     assert "a 1 → &lt;2&gt;" in html and "+20.0 %" in html and "6 ↑ 0 ↓" in html
     (written,) = json.loads(json.dumps(figures(rows, found)))["effects"]
     fifth = pytest.approx(0.2)

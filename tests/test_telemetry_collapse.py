@@ -10,10 +10,10 @@ from rich.console import Console
 
 from config import RunSection
 from protocol.messages import Stats
-from telemetry.analysis.collapse import before_signs, collapsed, signs
+from telemetry.analysis.collapse import collapse_signs, has_collapsed, last_update_before_signs
 from telemetry.progress import Progress
 from telemetry.state import RunState
-from telemetry.summary import summarise, summary_text
+from telemetry.summary import format_summary, summarize_run
 
 
 def run(**columns: list[float]) -> list[dict]:
@@ -39,7 +39,7 @@ def spoilt(**last: list[float]) -> list[dict]:
 
 
 def test_a_healthy_run_shows_none():
-    assert all(signs(HEALTHY[:n], 0.3) == {} for n in range(len(HEALTHY) + 1))
+    assert all(collapse_signs(HEALTHY[:n], 0.3) == {} for n in range(len(HEALTHY) + 1))
 
 
 @pytest.mark.parametrize(
@@ -58,27 +58,31 @@ def test_a_healthy_run_shows_none():
     ],
 )
 def test_a_sign_is_named_with_its_numbers(sign: str, last: dict[str, list[float]], said: str):
-    (found,) = signs(spoilt(**last), 0.3).items()
+    (found,) = collapse_signs(spoilt(**last), 0.3).items()
     assert found[0] == sign and said in found[1]
 
 
 def test_an_update_without_an_entropy_does_not_hide_that_it_collapses():
     updates = spoilt(entropy=[0.1, 0.1, 0.1, 0.1, 0.1])
     updates[0]["entropy"] = nan
-    assert list(signs(updates, 0.3)) == ["entropy collapse"]
+    assert list(collapse_signs(updates, 0.3)) == ["entropy collapse"]
 
 
 def test_a_step_that_was_left_out_among_others_is_no_sign():
-    assert signs(spoilt(skipped_steps=[1], optimizer_steps=[3], grad_norm=[nan]), 0.3) == {}
+    assert (
+        collapse_signs(spoilt(skipped_steps=[1], optimizer_steps=[3], grad_norm=[nan]), 0.3) == {}
+    )
 
 
 def test_how_few_samples_are_too_few_is_a_setting():
     update = {"effective_sample_size": 0.5}
-    assert signs([update], 0.5) == {} and list(signs([update], 0.51)) == ["few samples"]
+    assert collapse_signs([update], 0.5) == {} and list(collapse_signs([update], 0.51)) == [
+        "few samples"
+    ]
 
 
 def test_values_that_are_missing_are_no_signs():
-    assert signs([{"reward": None, "entropy": None} for _ in range(20)], 0.3) == {}
+    assert collapse_signs([{"reward": None, "entropy": None} for _ in range(20)], 0.3) == {}
 
 
 @pytest.mark.parametrize(
@@ -94,7 +98,7 @@ def test_values_that_are_missing_are_no_signs():
 def test_a_run_has_collapsed_below_half_of_its_best_evaluation(
     shares: list[float], verdict: bool | None
 ):
-    assert collapsed([{"success": share} for share in shares]) is verdict
+    assert has_collapsed([{"success": share} for share in shares]) is verdict
 
 
 def test_a_sign_is_told_once_and_stays_in_the_summary():
@@ -112,12 +116,12 @@ def test_a_sign_is_told_once_and_stays_in_the_summary():
         )
         progress.tick()
     assert file.getvalue().count("warning: ratio tail: 99th percentile of pi/mu 7.5") == 1
-    summary = summarise(state, 2.0)
+    summary = summarize_run(state, 2.0)
     assert (
         summary["signs"] == {"ratio tail": "99th percentile of pi/mu 7.5"}
         and summary["collapsed"] is None
     )
-    assert "ratio tail" in summary_text(summary, RunSection())
+    assert "ratio tail" in format_summary(summary, RunSection())
 
 
 @pytest.mark.parametrize(
@@ -127,7 +131,7 @@ def test_a_sign_is_told_once_and_stays_in_the_summary():
 def test_what_signs_do_not_speak_of_is_older_than_their_window_or_the_first_there_is(
     update: int, checkpoints: list[int], good: int | None
 ):
-    assert before_signs(update, checkpoints) == good
+    assert last_update_before_signs(update, checkpoints) == good
 
 
 def test_a_rollback_is_told_once_and_counted_in_the_summary():
@@ -147,5 +151,5 @@ def test_a_rollback_is_told_once_and_counted_in_the_summary():
     assert (
         file.getvalue().count("after update 2 training went back to the weights of update 0") == 1
     )
-    summary = summarise(state, 2.0)
-    assert summary["rollbacks"] == 1 and "rollbacks" in summary_text(summary, RunSection())
+    summary = summarize_run(state, 2.0)
+    assert summary["rollbacks"] == 1 and "rollbacks" in format_summary(summary, RunSection())

@@ -20,7 +20,7 @@ from protocol.messages import Stats
 from telemetry.collector import Collector
 from telemetry.sinks.metrics_file import MetricsFile, read_metrics, to_line
 from telemetry.state import RunState
-from telemetry.summary import summarise
+from telemetry.summary import summarize_run
 
 Values = dict[str, float | str | None]
 
@@ -324,7 +324,7 @@ def test_what_a_resumed_run_does_again_adds_to_no_total(tmp_path: Path) -> None:
     assert line["generated_tokens_total"] == 350, (
         "what was generated is generated, whether it was of use or not"
     )
-    assert summarise(second.collector.state, 0.0)["mean_token_age"] == 1.0
+    assert summarize_run(second.collector.state, 0.0)["mean_token_age"] == 1.0
 
 
 def test_an_evaluation_that_arrives_late_rolls_nothing_back(run: Run) -> None:
@@ -358,7 +358,7 @@ def test_tensorboard_reads_what_was_written(run: Run, tmp_path: Path) -> None:
 def test_telemetry_imports_no_torch(tmp_path: Path) -> None:
     program = "\n".join(
         [
-            "import pathlib, sys, telemetry.collector, telemetry.probes.loop_lag, "
+            "import pathlib, sys, telemetry.collector, telemetry.probes.clocks, "
             "telemetry.progress, telemetry.summary",
             "telemetry.collector.Collector(pathlib.Path(sys.argv[1])).close()",
             "print(sorted({'torch', 'vllm', 'tensorflow'} & set(sys.modules)))",

@@ -15,15 +15,15 @@ from telemetry.analysis.exploration import (
     FLAT,
     GAMMA_BINS,
     Exploration,
+    compute_measures,
+    count_by_age,
     equal_returns,
     flat_tail,
-    gammas,
-    measures,
+    merge_counts,
     quantile,
-    tallies,
-    whole,
+    turn_gammas,
 )
-from telemetry.metrics_schema import undocumented
+from telemetry.metrics_schema import undocumented_names
 
 
 def attempt(
@@ -83,7 +83,7 @@ def episode(*turns: Turn, member: int = 0, task: int = 0, success: bool = False)
 
 def of(*episodes: Trajectory, version: int = 0) -> dict[str, float]:
     """Measures of one group."""
-    return measures(whole(tallies([episodes], version).values()))
+    return compute_measures(merge_counts(count_by_age([episodes], version).values()))
 
 
 def test_states_and_pairs_are_counted_once_for_the_tokens_generated() -> None:
@@ -130,7 +130,7 @@ def test_a_group_is_as_diverse_as_its_first_actions_and_its_paths() -> None:
 
 def test_gamma_is_the_change_from_the_kept_turn_before() -> None:
     turns = [turn("a", "x", attempt(score=score)) for score in (0.2, 0.5, nan, 0.4, 0.4)]
-    assert list(gammas(turns)) == pytest.approx([nan, 0.3, nan, nan, 0.0], nan_ok=True)
+    assert list(turn_gammas(turns)) == pytest.approx([nan, 0.3, nan, nan, 0.0], nan_ok=True)
     stalled = ControlEvent(kind="keep", reason="stalled", position=9, value=0.0, threshold=0.1)
     turns[-1] = turn("a", "x", attempt(score=0.4, events=[stalled]))
     found = of(episode(*turns))
@@ -177,7 +177,7 @@ def test_forced_tokens_are_those_of_interventions() -> None:
 def test_turns_are_told_apart_by_the_age_of_their_oldest_token() -> None:
     fresh = attempt(version=4)
     old = attempt(version=2)
-    parts = tallies(
+    parts = count_by_age(
         [
             [
                 episode(turn("a", "x", old), turn("b", "x", fresh), success=True),
@@ -190,19 +190,19 @@ def test_turns_are_told_apart_by_the_age_of_their_oldest_token() -> None:
         0: (2, 1, 0, 0),
         2: (1, 1, 1, 1),
     }
-    found = Exploration().take([[episode(turn("a", "x", old), turn("b", "x", fresh))]], 4)
+    found = Exploration().observe_batch([[episode(turn("a", "x", old), turn("b", "x", fresh))]], 4)
     assert found["coverage_states/age2"] == found["coverage_states/age0"] == 100.0
-    assert undocumented(list(found)) == []
+    assert undocumented_names(list(found)) == []
 
 
 def test_turns_of_weights_that_a_crash_has_lost_are_new() -> None:
-    assert set(tallies([[episode(turn("a", "x", attempt(version=5)))]], 3)) == {0}
+    assert set(count_by_age([[episode(turn("a", "x", attempt(version=5)))]], 3)) == {0}
 
 
 def test_novelty_is_against_all_batches_before() -> None:
     seen = Exploration()
-    first = seen.take([[episode(turn("a", "x"), turn("b", "x"))]], 0)
-    second = seen.take([[episode(turn("a", "x"), turn("c", "x"), turn("b", "y"))]], 1)
+    first = seen.observe_batch([[episode(turn("a", "x"), turn("b", "x"))]], 0)
+    second = seen.observe_batch([[episode(turn("a", "x"), turn("c", "x"), turn("b", "y"))]], 1)
     assert (first["novel_states"], first["novel_pairs"]) == (1.0, 1.0)
     assert (second["novel_states"], second["novel_pairs"]) == pytest.approx((1 / 3, 2 / 3))
     assert (second["known_states"], second["known_pairs"]) == (3, 4)
@@ -257,7 +257,7 @@ SHARES = (
 def test_shares_are_shares_and_a_pair_repeats_only_where_its_state_does(
     groups: list[list[Trajectory]],
 ) -> None:
-    found = Exploration().take(groups, 3)
+    found = Exploration().observe_batch(groups, 3)
     assert all(0 <= value <= 1 for name, value in found.items() if name.partition("/")[0] in SHARES)
     assert found["known_states"] <= found["known_pairs"]
     assert found.get("repeated_pairs", 0) <= found.get("repeated_states", 0)
@@ -267,8 +267,10 @@ def test_shares_are_shares_and_a_pair_repeats_only_where_its_state_does(
 def test_tallies_of_parts_add_up_to_that_of_the_whole(
     groups: list[list[Trajectory]], cut: int
 ) -> None:
-    parts = [whole(tallies(some, 3).values()) for some in (groups[:cut], groups[cut:])]
-    assert measures(whole(parts)) == measures(whole(tallies(groups, 3).values()))
+    parts = [merge_counts(count_by_age(some, 3).values()) for some in (groups[:cut], groups[cut:])]
+    assert compute_measures(merge_counts(parts)) == compute_measures(
+        merge_counts(count_by_age(groups, 3).values())
+    )
 
 
 @given(played(), played())
@@ -276,8 +278,8 @@ def test_what_is_known_only_grows(
     first: list[list[Trajectory]], second: list[list[Trajectory]]
 ) -> None:
     seen = Exploration()
-    before = seen.take(first, 3)
-    after = seen.take(second, 4)
+    before = seen.observe_batch(first, 3)
+    after = seen.observe_batch(second, 4)
     assert (
         after["known_states"] >= before["known_states"]
         and after["known_pairs"] >= before["known_pairs"]

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from config import RunSection
 from protocol.messages import Stats
-from telemetry.probes.loop_lag import Lag, LoopLag
+from telemetry.probes.clocks import Lag, LoopLag
 from telemetry.progress import Progress, panel, status_line, time_left
 from telemetry.state import RunState
 

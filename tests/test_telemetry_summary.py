@@ -12,9 +12,9 @@ import pytest
 from config import RunSection
 from protocol.messages import DropReason, Stats
 from telemetry.format import duration
-from telemetry.metrics_schema import FIELDS, field_of, tag_of, undocumented
+from telemetry.metrics_schema import METRICS, find_metric, tensorboard_tag, undocumented_names
 from telemetry.state import RunState
-from telemetry.summary import summarise, summary_text, write_summary
+from telemetry.summary import format_summary, summarize_run, write_summary
 
 REQUIRED = {
     "updates",
@@ -89,11 +89,11 @@ def trained_state() -> RunState:
 
 
 def test_a_summary_has_every_field_that_was_promised() -> None:
-    assert summarise(trained_state(), 10.0).keys() >= REQUIRED
+    assert summarize_run(trained_state(), 10.0).keys() >= REQUIRED
 
 
 def test_a_summary_of_a_run_that_did_nothing_has_them_too() -> None:
-    summary = summarise(RunState(0.0), 1.0)
+    summary = summarize_run(RunState(0.0), 1.0)
     assert summary.keys() >= REQUIRED
     assert (summary["updates"], summary["success_last"], summary["tokens_per_success"]) == (
         0,
@@ -103,27 +103,27 @@ def test_a_summary_of_a_run_that_did_nothing_has_them_too() -> None:
 
 
 def test_success_is_held_out_first_and_last() -> None:
-    summary = summarise(trained_state(), 10.0)
+    summary = summarize_run(trained_state(), 10.0)
     assert (summary["success_first"], summary["success_last"]) == (0.25, 0.75)
     assert summary["success_by_type"] == {"pick": 1.0}
 
 
 def test_scores_are_those_of_the_last_evaluation() -> None:
-    summary = summarise(trained_state(), 10.0)
-    assert summary["scores"] == {"price": 0.25} and "price" in summary_text(summary, RunSection())
+    summary = summarize_run(trained_state(), 10.0)
+    assert summary["scores"] == {"price": 0.25} and "price" in format_summary(summary, RunSection())
 
 
 def test_a_token_age_counts_as_often_as_its_tokens() -> None:
-    summary = summarise(trained_state(), 10.0)
+    summary = summarize_run(trained_state(), 10.0)
     assert (summary["mean_token_age"], summary["token_age_max"]) == (0.75, 2)
 
 
 def test_tokens_per_success_leaves_evaluation_out() -> None:
-    assert summarise(trained_state(), 10.0)["tokens_per_success"] == (1000 - 400) / 6
+    assert summarize_run(trained_state(), 10.0)["tokens_per_success"] == (1000 - 400) / 6
 
 
 def test_counts_are_totals() -> None:
-    summary = summarise(trained_state(), 10.0)
+    summary = summarize_run(trained_state(), 10.0)
     names = (
         "updates",
         "generated_tokens",
@@ -138,19 +138,19 @@ def test_counts_are_totals() -> None:
 
 
 def test_time_is_split_by_phase() -> None:
-    summary = summarise(trained_state(), 10.0)
+    summary = summarize_run(trained_state(), 10.0)
     assert summary["seconds_by_phase"] == {"starting": 2.0, "training": 8.0}
     assert summary["wall_seconds"] == 10.0
 
 
 def test_versions_are_those_installed() -> None:
-    versions = summarise(RunState(0.0), 1.0)["versions"]
+    versions = summarize_run(RunState(0.0), 1.0)["versions"]
     assert versions["msgspec"] == metadata.version("msgspec")
     assert "python" in versions
 
 
 def test_more_can_be_said() -> None:
-    summary = summarise(RunState(0.0), 1.0, ended="interrupted", seed=3)
+    summary = summarize_run(RunState(0.0), 1.0, ended="interrupted", seed=3)
     assert (summary["ended"], summary["seed"]) == ("interrupted", 3)
 
 
@@ -169,7 +169,7 @@ def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
 
 
 def test_the_closing_table_says_what_matters() -> None:
-    text = summary_text(summarise(trained_state(), 75.0), RunSection())
+    text = format_summary(summarize_run(trained_state(), 75.0), RunSection())
     table = dict(line.split("  ", 1) for line in text.splitlines() if not line.startswith(" "))
     said = {name: " ".join(value.split()) for name, value in table.items()}
     assert said["held-out success"] == "25.0 % -> 75.0 %"
@@ -181,7 +181,9 @@ def test_the_closing_table_says_what_matters() -> None:
 
 
 def test_the_closing_table_of_a_run_that_did_nothing_has_no_numbers_to_show() -> None:
-    assert "held-out success  - -> -" in summary_text(summarise(RunState(0.0), 1.0), RunSection())
+    assert "held-out success  - -> -" in format_summary(
+        summarize_run(RunState(0.0), 1.0), RunSection()
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,7 +194,9 @@ def test_a_run_whose_minutes_were_over_before_its_first_update_says_so(
     ended: str, updates: int, said: bool
 ) -> None:
     state = state_of(("learner", "phase", {"phase": "warm start"}))
-    text = summary_text(summarise(state, 901.0, ended), RunSection(updates=updates, minutes=14.5))
+    text = format_summary(
+        summarize_run(state, 901.0, ended), RunSection(updates=updates, minutes=14.5)
+    )
     assert (
         "run.minutes (14.5) were over before the first; 15:00 min of them: warm start"
         in " ".join(text.split())
@@ -206,7 +210,7 @@ def test_a_run_without_an_update_is_told_to_look_at_its_failures_where_there_are
     state = state_of(("learner", "phase", {"phase": "training"}), ("learner", "failures", failures))
     (line,) = [
         line
-        for line in summary_text(summarise(state, 901.0), RunSection(updates=5)).splitlines()
+        for line in format_summary(summarize_run(state, 901.0), RunSection(updates=5)).splitlines()
         if line.startswith("no update")
     ]
     assert "--minutes" in line and ("why episodes failed" in line) == bool(failures)
@@ -227,9 +231,9 @@ def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize("name", METRICS)
 def test_every_field_is_snake_case_and_explained(name: str) -> None:
-    field = FIELDS[name]
+    field = METRICS[name]
     assert name.isidentifier()
     assert name == name.lower()
     assert field.description[0].isupper() or not field.description[0].isalpha()
@@ -238,19 +242,19 @@ def test_every_field_is_snake_case_and_explained(name: str) -> None:
 
 @pytest.mark.parametrize("reason", DropReason)
 def test_every_reason_to_drop_an_episode_is_documented(reason: DropReason) -> None:
-    assert FIELDS[f"dropped_{reason}"].fold == "total"
+    assert METRICS[f"dropped_{reason}"].aggregation == "total"
 
 
 def test_what_a_run_writes_is_documented() -> None:
     names = {name for record in trained_state().records for name in record} - {"kind"}
-    assert undocumented(sorted(names)) == []
+    assert undocumented_names(sorted(names)) == []
 
 
 def test_a_total_is_explained_by_its_field_and_only_where_there_is_one() -> None:
-    total = field_of("interventions_total")
+    total = find_metric("interventions_total")
     assert total is not None
     assert total.description == "Times thinking was cut; since the run started"
-    assert undocumented(["loss_total", "interventions_total", "success/pick", "novel"]) == [
+    assert undocumented_names(["loss_total", "interventions_total", "success/pick", "novel"]) == [
         "loss_total",
         "novel",
     ]
@@ -265,4 +269,4 @@ def test_a_total_is_explained_by_its_field_and_only_where_there_is_one() -> None
     ],
 )
 def test_tensorboard_groups_fields(name: str, tag: str) -> None:
-    assert tag_of(name) == tag
+    assert tensorboard_tag(name) == tag

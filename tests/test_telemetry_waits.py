@@ -34,7 +34,7 @@ from telemetry.probes.waits import (
     WaitBook,
 )
 from telemetry.progress import Progress, panel, status_line
-from telemetry.sinks.status_file import read_status, status_of
+from telemetry.sinks.status_file import build_status, read_status
 from telemetry.state import RunState
 
 SETTINGS = AdmissionSettings(
@@ -64,7 +64,7 @@ def test_a_wait_is_shown_once_it_has_taken_a_minute_everywhere() -> None:
     ]
     assert "learner waits 1:00 min for weights" in status_line(state, RunSection(), 102.0)
     assert "learner waits 1:00 min for weights" in text_of(state, 102.0)
-    assert status_of(state, 102.0)["waits"] == [
+    assert build_status(state, 102.0)["waits"] == [
         {"process": "learner", "what": "weights", "seconds": 60.0}
     ]
 
@@ -124,7 +124,7 @@ def test_drops_are_in_sight_before_any_update() -> None:
     state.observe(Stats(source="learner", event="drops", values={"env_error": 632}), 1.0)
     assert "dropped 632 env_error" in status_line(state, RunSection(), 1.0)
     assert "632 env_error" in text_of(state, 1.0)
-    assert status_of(state, 1.0)["dropped"] == {"env_error": 632}
+    assert build_status(state, 1.0)["dropped"] == {"env_error": 632}
 
 
 def test_the_status_file_says_what_holds_and_is_gone_when_the_run_has_ended(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from supervisor.cli.main import main
 from supervisor.serial import train_serially
 from telemetry.probes import spans as spans_module
 from telemetry.probes.spans import SpanFile, read_spans
-from telemetry.probes.trace import of_update, totals, trace_events
+from telemetry.probes.trace import find_update, sum_spans, trace_events
 
 
 def span(name: str, start: float, end: float, track: str = "", **numbers: int) -> dict:
@@ -44,11 +44,11 @@ SPANS = {
 
 
 def test_an_update_is_from_waiting_for_it_to_handing_it_over() -> None:
-    assert of_update(SPANS) == (2, 10, 20) and of_update(SPANS, 1) == (1, 0, 10)
+    assert find_update(SPANS) == (2, 10, 20) and find_update(SPANS, 1) == (1, 0, 10)
     with pytest.raises(ValueError, match="no update 3, but 1 to 2"):
-        of_update(SPANS, 3)
+        find_update(SPANS, 3)
     with pytest.raises(ValueError, match="no finished update"):
-        of_update({"controller": []})
+        find_update({"controller": []})
 
 
 def test_what_overlaps_the_update_is_in_its_trace_a_line_for_each_track() -> None:
@@ -73,7 +73,7 @@ def test_what_overlaps_the_update_is_in_its_trace_a_line_for_each_track() -> Non
 def test_where_the_time_went_counts_what_is_inside_and_overlaps_once() -> None:
     rows = {
         (process, name): (count, seconds, share)
-        for process, name, count, seconds, share in totals(SPANS, 10, 20)
+        for process, name, count, seconds, share in sum_spans(SPANS, 10, 20)
     }
     assert rows["controller", "turn"] == (3, 1 + 2 + 4, pytest.approx(0.1 + 0.5))
     assert rows["learner", "train"] == (1, 7, pytest.approx(0.7))
@@ -84,7 +84,7 @@ def test_a_share_is_at_most_the_whole_and_at_least_its_longest(
     pairs: list[tuple[int, int]],
 ) -> None:
     some = {"p": [span("x", start, start + length) for start, length in pairs]}
-    ((_, _, count, seconds, share),) = totals(some, 0, 60)
+    ((_, _, count, seconds, share),) = sum_spans(some, 0, 60)
     assert count == len(pairs) and seconds == sum(length for _, length in pairs)
     assert max(length for _, length in pairs) / 60 - 1e-9 <= share <= min(1.0, seconds / 60) + 1e-9
 

@@ -27,7 +27,7 @@ from supervisor import settings
 from supervisor.defaults import with_preset
 from supervisor.job import configured_environment
 from supervisor.models import find_model
-from telemetry.html.episode_view import outcome
+from telemetry.html.episode_view import describe_outcome
 
 LOG = Path("episodes")
 
@@ -144,7 +144,7 @@ def replay_run(
             f"replay: episode {episode} has turns 0 to {len(found.turns) - 1}, not {turn}"
         )
     console.print(
-        f"[bold]{episode}[/]  {_escaped(outcome(found))}, {len(found.turns)} turns: "
+        f"[bold]{episode}[/]  {_escaped(describe_outcome(found))}, {len(found.turns)} turns: "
         f"{_escaped(found.task)}",
         highlight=False,
     )

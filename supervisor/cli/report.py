@@ -25,8 +25,8 @@ from protocol.messages import Trajectory
 from supervisor import settings
 from supervisor.cli.replay import LOG, episode_in, recorded_job
 from supervisor.options import values_of
-from telemetry.html.episode_view import EpisodeView, view
-from telemetry.html.report import AROUND, RunData, report
+from telemetry.html.episode_view import EpisodeView, build_episode_view
+from telemetry.html.report import AROUND, RunData, render_report
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 
 SHOWN = 6
@@ -58,7 +58,7 @@ def write_report(
             )
     output = output or run_dirs[0] / "report.html"
     output.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(output, report(runs), "--output")
+    atomic_write(output, render_report(runs), "--output")
     return output
 
 
@@ -178,7 +178,9 @@ def views(
     )
     for episode in chosen:
         decode_ids = functools.partial(tokenizer.decode, skip_special_tokens=False)
-        yield view(episode, decode_ids, known.get(episode.key, ()), judged.get(episode.key, ()))
+        yield build_episode_view(
+            episode, decode_ids, known.get(episode.key, ()), judged.get(episode.key, ())
+        )
 
 
 def choose(episodes: Sequence[Trajectory]) -> list[Trajectory]:

@@ -33,10 +33,10 @@ from supervisor.interrupts import on_interrupt
 from supervisor.job import configured_environment, locked
 from supervisor.options import SHORT_NAMES, all_settings, kind_of
 from supervisor.process import ChildProcess, log_tail, start, stop_all
-from telemetry.analysis.compare_runs import compare
-from telemetry.analysis.effects import effects
-from telemetry.html.sweep_page import page
-from telemetry.sinks.metrics_file import METRICS_FILE, of_kind, read_metrics
+from telemetry.analysis.compare_runs import compare_runs
+from telemetry.analysis.effects import compute_effects
+from telemetry.html.sweep_page import render_sweep
+from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
 
 PLAN = "sweep.json"
 FIGURES = "figures.json"
@@ -156,14 +156,14 @@ def _show(directory: Path, finished: Sequence[Cell], console: Console) -> None:
         (dict(cell.values), cell.seed, read_metrics(directory / cell.name / METRICS_FILE))
         for cell in finished
     ]
-    rows = compare([(values, records) for values, _, records in runs])
-    changes = effects(runs)
+    rows = compare_runs([(values, records) for values, _, records in runs])
+    changes = compute_effects(runs)
     wide = Console(width=max(170, console.width))
     wide.print(rows_table(rows))
     if changes:
         wide.print(effects_table(changes))
     atomic_write(directory / FIGURES, json.dumps(figures(rows, changes), indent=1))
-    atomic_write(directory / PAGE, page(directory.resolve().name, rows, changes))
+    atomic_write(directory / PAGE, render_sweep(directory.resolve().name, rows, changes))
 
 
 @contextlib.contextmanager
@@ -309,4 +309,4 @@ def updates_so_far(run_dir: Path) -> int:
 @lru_cache
 def _updates_in(file: Path, size: int) -> int:
     """Read again only when there is more."""
-    return len(of_kind(read_metrics(file), "update"))
+    return len(select_kind(read_metrics(file), "update"))

@@ -12,7 +12,7 @@ from rich.table import Table
 from config import ConfigError
 from protocol.files import atomic_write
 from telemetry.probes.spans import read_spans
-from telemetry.probes.trace import of_update, totals, trace_events
+from telemetry.probes.trace import find_update, sum_spans, trace_events
 
 
 def write_trace(run_dir: Path, update: int | None, output: Path | None, console: Console) -> Path:
@@ -20,7 +20,7 @@ def write_trace(run_dir: Path, update: int | None, output: Path | None, console:
     RUN/trace-N.json). ConfigError without one."""
     spans = read_spans(run_dir)
     try:
-        number, start, end = of_update(spans, update)
+        number, start, end = find_update(spans, update)
     except ValueError as error:
         raise ConfigError(f"trace: {error} in {run_dir}") from None
     output = output or run_dir / f"trace-{number}.json"
@@ -33,7 +33,7 @@ def write_trace(run_dir: Path, update: int | None, output: Path | None, console:
         "under way",
         title=f"update {number}: {end - start:.2f} s",
     )
-    for process, name, count, seconds, share in totals(spans, start, end):
+    for process, name, count, seconds, share in sum_spans(spans, start, end):
         table.add_row(process, name, str(count), f"{seconds:.2f}", f"{share:.0%}")
     console.print(table)
     return output

@@ -35,7 +35,7 @@ SPIKE = 10.0
 TAIL = 5.0
 
 
-def collapsed(evaluations: Sequence[Record]) -> bool | None:
+def has_collapsed(evaluations: Sequence[Record]) -> bool | None:
     """Whether the run has collapsed; None with fewer than two evaluations, or if none succeeded in
     anything."""
     shares = _values(evaluations, "success")
@@ -44,7 +44,7 @@ def collapsed(evaluations: Sequence[Record]) -> bool | None:
     return shares[-1] < COLLAPSED * max(shares)
 
 
-def signs(updates: Sequence[Record], ess_floor: float) -> dict[str, str]:
+def collapse_signs(updates: Sequence[Record], ess_floor: float) -> dict[str, str]:
     """{name of the sign: its numbers, in words} as of the last update."""
     watch = SignWatch(ess_floor)
     found: dict[str, str] = {}
@@ -124,7 +124,7 @@ class SignWatch:
         return f"gradient norm {last:.3g}, usually {usual:.3g}" if last > SPIKE * usual > 0 else ""
 
 
-def before_signs(update: int, checkpoints: Sequence[int]) -> int | None:
+def last_update_before_signs(update: int, checkpoints: Sequence[int]) -> int | None:
     """Of the updates that have a checkpoint, the last one that signs after `update` do not speak
     of; the first of all if there is none."""
     older = [number for number in checkpoints if number <= update - WINDOW]

@@ -11,10 +11,10 @@ from itertools import pairwise
 from statistics import mean
 from typing import NamedTuple
 
-from telemetry.analysis.collapse import collapsed
-from telemetry.analysis.intervals import wilson
+from telemetry.analysis.collapse import has_collapsed
+from telemetry.analysis.intervals import wilson_interval
 from telemetry.html.report import area_by_tokens
-from telemetry.sinks.metrics_file import Record, of_kind
+from telemetry.sinks.metrics_file import Record, select_kind
 
 SYNCHRONOUS = ("max_staleness", "0")
 """The setting, by its short name, that others are compared with."""
@@ -97,7 +97,7 @@ class Row:
         return self.speed_up / self.ideal if self.speed_up is not None and self.ideal else None
 
 
-def compare(runs: Sequence[tuple[Mapping[str, str], Sequence[Record]]]) -> list[Row]:
+def compare_runs(runs: Sequence[tuple[Mapping[str, str], Sequence[Record]]]) -> list[Row]:
     """A row for each combination of settings among the runs (settings without the seed, records),
     in their order."""
     groups: dict[tuple[tuple[str, str], ...], list[Sequence[Record]]] = {}
@@ -109,8 +109,8 @@ def compare(runs: Sequence[tuple[Mapping[str, str], Sequence[Record]]]) -> list[
 
 def run_measures(records: Sequence[Record]) -> dict[str, float]:
     """The measures of one run, those that it has."""
-    updates = of_kind(records, "update")
-    evaluations = of_kind(records, "evaluation")
+    updates = select_kind(records, "update")
+    evaluations = select_kind(records, "evaluation")
     last = updates[-1] if updates else {}
     tokens = last.get("training_tokens")
     solved = sum((m.get("success") or 0) * (m.get("episodes") or 0) for m in updates)
@@ -157,7 +157,7 @@ def ideal_speed_up(records: Sequence[Record]) -> float | None:
 
 def _row(settings: dict[str, str], runs: Sequence[Sequence[Record]]) -> Row:
     each = [run_measures(records) for records in runs]
-    evaluations = [of_kind(records, "evaluation") for records in runs]
+    evaluations = [select_kind(records, "evaluation") for records in runs]
     values = {}
     for name in MEASURES:
         of_seeds = [measured[name] for measured in each if name in measured]
@@ -165,8 +165,10 @@ def _row(settings: dict[str, str], runs: Sequence[Sequence[Record]]) -> Row:
             values[name] = (mean(of_seeds), min(of_seeds), max(of_seeds))
     games = sum(found[-1].get("episodes") or 0 for found in evaluations if found)
     if "success" in values and games:
-        values["success"] = (values["success"][0], *wilson(values["success"][0], games))
-    return Row(settings, len(runs), values, sum(collapsed(found) or False for found in evaluations))
+        values["success"] = (values["success"][0], *wilson_interval(values["success"][0], games))
+    return Row(
+        settings, len(runs), values, sum(has_collapsed(found) or False for found in evaluations)
+    )
 
 
 def _with_speed(row: Row, key: tuple, rows: Mapping, groups: Mapping) -> Row:

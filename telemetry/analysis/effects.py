@@ -9,7 +9,7 @@ from statistics import median
 from typing import NamedTuple
 
 from telemetry.analysis.compare_runs import MEASURES, run_measures
-from telemetry.analysis.intervals import of_median
+from telemetry.analysis.intervals import median_interval
 from telemetry.sinks.metrics_file import Record
 
 Run = tuple[Mapping[str, str], int, Sequence[Record]]
@@ -40,7 +40,7 @@ class Effect:
     changes: dict[str, Change]  # measure -> what became of it
 
 
-def effects(runs: Sequence[Run]) -> list[Effect]:
+def compute_effects(runs: Sequence[Run]) -> list[Effect]:
     """An effect for each value but the first of each setting, in their order; without those of
     which there is no pair of runs."""
     measured = {
@@ -83,7 +83,7 @@ def _changes(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -
         else:
             differences = [after / before - 1 for before, after in both if before > 0]
         if differences:
-            low, high = of_median(differences) or (None, None)
+            low, high = median_interval(differences) or (None, None)
             up = sum(d > 0 for d in differences)
             down = sum(d < 0 for d in differences)
             changes[measure] = Change(median(differences), low, high, up, down, len(differences))

@@ -70,7 +70,7 @@ class ExplorationCounts:
         )
 
 
-def measures(tally: ExplorationCounts) -> dict[str, float]:
+def compute_measures(tally: ExplorationCounts) -> dict[str, float]:
     """The measures (telemetry/metrics_schema.py has their units); those that nothing was counted
     for are left out."""
     t = tally
@@ -94,7 +94,9 @@ def measures(tally: ExplorationCounts) -> dict[str, float]:
     return {name: value for name, value in found.items() if isfinite(value)}
 
 
-def tallies(groups: Iterable[Sequence[Trajectory]], version: int) -> dict[int, ExplorationCounts]:
+def count_by_age(
+    groups: Iterable[Sequence[Trajectory]], version: int
+) -> dict[int, ExplorationCounts]:
     """Age -> tally, of groups that the learner took when it had trained `version`."""
     found: dict[int, ExplorationCounts] = {}
     for group in groups:
@@ -116,7 +118,7 @@ def equal_returns(returns: Sequence[float]) -> bool:
     return highest - lowest <= EQUAL * max(abs(lowest), abs(highest))
 
 
-def whole(parts: Iterable[ExplorationCounts]) -> ExplorationCounts:
+def merge_counts(parts: Iterable[ExplorationCounts]) -> ExplorationCounts:
     """The tally of all of them."""
     return sum(parts, ExplorationCounts())
 
@@ -140,17 +142,19 @@ class Exploration:
         self.pairs = set(pairs)
         self.divisors = dict(zip(("states", "pairs"), divisors, strict=True))
 
-    def take(self, groups: Sequence[Sequence[Trajectory]], version: int) -> dict[str, float]:
+    def observe_batch(
+        self, groups: Sequence[Sequence[Trajectory]], version: int
+    ) -> dict[str, float]:
         """The measures of the next batch, which the learner took when it had trained `version`: of
         all of it, of each age in it (NAME/ageN) if there are several, and how much of it is new."""
-        parts = tallies(groups, version)
-        batch = whole(parts.values())
-        found = measures(batch)
+        parts = count_by_age(groups, version)
+        batch = merge_counts(parts.values())
+        found = compute_measures(batch)
         if len(parts) > 1:
             found |= {
                 f"{name}/age{age}": value
                 for age, part in sorted(parts.items())
-                for name, value in measures(part).items()
+                for name, value in compute_measures(part).items()
             }
         return found | self._take_in("states", batch.states) | self._take_in("pairs", batch.pairs)
 
@@ -178,7 +182,7 @@ def flat_tail(uncertainty: Sequence[float], thinking: int) -> tuple[int, int] | 
     return len(seen), len(seen) - 1 - (changed[-1] if changed else 0)
 
 
-def gammas(turns: Sequence[Turn]) -> Iterator[float]:
+def turn_gammas(turns: Sequence[Turn]) -> Iterator[float]:
     """Gamma of each turn against the one before, NaN for the first and where a score is missing.
 
     Every attempt that was made counts in control; here it is the kept one.
@@ -202,7 +206,9 @@ def quantile(counts: np.ndarray, share: float) -> float:
 def _count_turns(episode: Trajectory, version: int, into: dict[int, ExplorationCounts]) -> None:
     states: set[int] = set()
     pairs: set[int] = set()
-    for number, (turn, gamma) in enumerate(zip(episode.turns, gammas(episode.turns), strict=True)):
+    for number, (turn, gamma) in enumerate(
+        zip(episode.turns, turn_gammas(episode.turns), strict=True)
+    ):
         tally = into.setdefault(_age(turn, version), ExplorationCounts())
         state = _digest(episode.task_index, turn.anchor)
         pair = _digest(episode.task_index, turn.anchor, turn.action)

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from math import comb, sqrt
 
 
-def wilson(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
+def wilson_interval(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
     """95 % interval of a share of `count` trials (Wilson 1927)."""
     centre = share + z * z / (2 * count)
     half = z * sqrt(share * (1 - share) / count + z * z / (4 * count * count))
     return (centre - half) / (1 + z * z / count), (centre + half) / (1 + z * z / count)
 
 
-def of_median(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+def median_interval(
+    values: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float] | None:
     """The shortest interval between two of the values, as many from the lowest as from the highest,
     that holds the median of what they are drawn from with at least `confidence`, whatever its
     distribution; None for fewer than six values, for which none does at 95 %.

@@ -79,7 +79,7 @@ class EpisodeView:
     turns: list[TurnView]
 
 
-def view(
+def build_episode_view(
     episode: Trajectory,
     decode: Decode,
     advantages: Sequence[float] = (),
@@ -106,10 +106,10 @@ def view(
             )
         )
         before = turn.kept.score
-    return EpisodeView(episode.key.id, episode.task, outcome(episode), turns)
+    return EpisodeView(episode.key.id, episode.task, describe_outcome(episode), turns)
 
 
-def outcome(episode: Trajectory) -> str:
+def describe_outcome(episode: Trajectory) -> str:
     """How it ended, in words."""
     if episode.dropped is not None:
         return f"dropped ({episode.dropped}{': ' * bool(episode.detail)}{episode.detail})"
@@ -143,7 +143,7 @@ def _attempt(attempt: Response, kept: bool, decode: Decode, other: Sequence[floa
             )
         )
     cuts = [
-        (float(event.position), words(event))
+        (float(event.position), describe_event(event))
         for event in attempt.events
         if event.kind == "intervene"
     ]
@@ -152,11 +152,11 @@ def _attempt(attempt: Response, kept: bool, decode: Decode, other: Sequence[floa
         line_chart("M_t", [Series("M_t", points, 0)], "token", marks=cuts) if len(seen) else None
     )
     return AttemptView(
-        tokens, kept, [words(event) for event in attempt.events], attempt.score, chart
+        tokens, kept, [describe_event(event) for event in attempt.events], attempt.score, chart
     )
 
 
-def words(event: ControlEvent) -> str:
+def describe_event(event: ControlEvent) -> str:
     """A decision of control, with the numbers that led to it."""
     what = {
         "intervene": "thinking cut",

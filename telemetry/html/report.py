@@ -16,12 +16,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from telemetry.analysis.collapse import collapsed, signs
-from telemetry.analysis.intervals import wilson
+from telemetry.analysis.collapse import collapse_signs, has_collapsed
+from telemetry.analysis.intervals import wilson_interval
 from telemetry.html.charts import Series, line_chart
 from telemetry.html.episode_view import EpisodeView
-from telemetry.metrics_schema import field_of
-from telemetry.sinks.metrics_file import Record, lasted, of_kind
+from telemetry.metrics_schema import find_metric
+from telemetry.sinks.metrics_file import Record, last_wall_seconds, select_kind
 from telemetry.state import ESS_FLOOR
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -107,14 +107,14 @@ class RunData:
 
     @property
     def updates(self) -> list[Record]:
-        return of_kind(self.records, "update")
+        return select_kind(self.records, "update")
 
     @property
     def evaluations(self) -> list[Record]:
-        return of_kind(self.records, "evaluation")
+        return select_kind(self.records, "evaluation")
 
 
-def report(runs: Sequence[RunData]) -> str:
+def render_report(runs: Sequence[RunData]) -> str:
     """The page."""
     sections = [
         ("Learning", "learning", [*success_charts(runs), *_by_update(runs, LEARNING)]),
@@ -131,13 +131,13 @@ def report(runs: Sequence[RunData]) -> str:
             runs=runs,
             rows=[summary_row(run) for run in runs],
             sections=sections,
-            differences=differences(runs),
+            differences=differing_settings(runs),
             episodes=[(run.name, view) for run in runs for view in run.episodes],
         )
     )
 
 
-def live_charts(records: Sequence[Record]) -> Markup:
+def render_live_charts(records: Sequence[Record]) -> Markup:
     """The main curves of a run that goes on, as a fragment."""
     run = [RunData("the run", list(records), {})]
     return Markup("").join([*success_charts(run), *_by_update(run, LIVE)])
@@ -234,15 +234,15 @@ def summary_row(run: RunData) -> dict[str, Any]:
     last = updates[-1] if updates else {}
     games = evaluations[-1].get("episodes") if evaluations else None
     success = evaluations[-1].get("success") if evaluations else None
-    found = signs(updates, run.settings.get("learner.ess_floor", ESS_FLOOR))
+    found = collapse_signs(updates, run.settings.get("learner.ess_floor", ESS_FLOOR))
     return {
         "name": run.name,
         "updates": len(updates),
         "tokens": last.get("training_tokens"),
-        "minutes": lasted(run.records) / 60,
+        "minutes": last_wall_seconds(run.records) / 60,
         "first": evaluations[0].get("success") if evaluations else None,
         "last": success,
-        "interval": wilson(success, games) if success is not None and games else None,
+        "interval": wilson_interval(success, games) if success is not None and games else None,
         "area": area_by_tokens(updates, evaluations),
         "per_million": _mean(
             [
@@ -251,7 +251,7 @@ def summary_row(run: RunData) -> dict[str, Any]:
                 if m.get("successes_per_million") is not None
             ]
         ),
-        "collapsed": {True: "yes", False: "no", None: "not known"}[collapsed(evaluations)],
+        "collapsed": {True: "yes", False: "no", None: "not known"}[has_collapsed(evaluations)],
         "signs": "; ".join(f"{name}: {numbers}" for name, numbers in found.items()),
     }
 
@@ -269,7 +269,7 @@ def area_by_tokens(updates: Sequence[Record], evaluations: Sequence[Record]) -> 
     return sum(parts) / (known[-1][0] - known[0][0])
 
 
-def differences(runs: Sequence[RunData]) -> list[tuple[str, list[Any]]]:
+def differing_settings(runs: Sequence[RunData]) -> list[tuple[str, list[Any]]]:
     """(Setting, its value in each run), where runs differ; where they write is left out."""
     names = dict.fromkeys(name for run in runs for name in run.settings)
     rows = [
@@ -289,7 +289,7 @@ def _by_update(runs: Sequence[RunData], names: Sequence[str]) -> list[Markup]:
             for colour, run in enumerate(runs)
         ]
         if any(s.points for s in series):
-            known = field_of(name)
+            known = find_metric(name)
             share = known is not None and known.unit == "share"
             says = known.description if known is not None else ""
             charts.append(line_chart(_title(name), series, "updates", share=share, describes=says))

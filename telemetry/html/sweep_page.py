@@ -13,10 +13,10 @@ from telemetry.html.charts import Series, line_chart
 from telemetry.html.report import templates
 
 
-def page(name: str, rows: Sequence[Row], effects: Sequence[Effect]) -> str:
+def render_sweep(name: str, rows: Sequence[Row], effects: Sequence[Effect]) -> str:
     """The page of a sweep called `name`."""
     shown = [measure for measure in MEASURES if any(measure in row.values for row in rows)]
-    sections = [(setting, charts_over(setting, rows, shown)) for setting in numeric(rows)]
+    sections = [(setting, charts_over(setting, rows, shown)) for setting in numeric_settings(rows)]
     return (
         templates()
         .get_template("sweep.html")
@@ -34,7 +34,7 @@ def page(name: str, rows: Sequence[Row], effects: Sequence[Effect]) -> str:
     )
 
 
-def numeric(rows: Sequence[Row]) -> list[str]:
+def numeric_settings(rows: Sequence[Row]) -> list[str]:
     """Settings with at least two values, all of which are numbers."""
     values = {name: {row.settings[name] for row in rows} for name in rows[0].settings}
     return [

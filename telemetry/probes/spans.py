@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from protocol.files import unwritable
-from telemetry.time_of_day import epoch_seconds
+from telemetry.probes.clocks import epoch_seconds
 
 log = logging.getLogger(__name__)
 

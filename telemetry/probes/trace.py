@@ -10,7 +10,7 @@ Spans = Mapping[str, Sequence[dict]]
 """Process -> spans, as telemetry.probes.spans reads them."""
 
 
-def of_update(spans: Spans, update: int | None = None) -> tuple[int, float, float]:
+def find_update(spans: Spans, update: int | None = None) -> tuple[int, float, float]:
     """(Update, start, end): from when the learner began to wait for its batch to when it had
     trained on it and handed the weights over; by default the last one. ValueError if it is not
     there."""
@@ -85,7 +85,7 @@ def _begin(span: dict) -> float:
     return span["start"]
 
 
-def totals(spans: Spans, start: float, end: float) -> list[tuple[str, str, int, float, float]]:
+def sum_spans(spans: Spans, start: float, end: float) -> list[tuple[str, str, int, float, float]]:
     """Where the time went: (process, what, how often, seconds of it inside [start, end] over all
     tracks, share of the time in which one at least was under way)."""
     rows = []

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from protocol.files import unwritable
-from telemetry.metrics_schema import tag_of
-from telemetry.time_of_day import epoch_seconds
+from telemetry.metrics_schema import tensorboard_tag
+from telemetry.probes.clocks import epoch_seconds
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -52,7 +52,7 @@ class EventFile:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         values = [
-            Summary.Value(tag=tag_of(name, record["kind"]), simple_value=_float32(value))
+            Summary.Value(tag=tensorboard_tag(name, record["kind"]), simple_value=_float32(value))
             for name, value in record.items()
             if isinstance(value, int | float) and name != "update"
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 
-from telemetry.metrics_schema import FIELDS, TOTAL_SUFFIX
+from telemetry.metrics_schema import METRICS, TOTAL_SUFFIX
 from telemetry.sinks.prometheus import family_of
 
 UNITS = {"s": "s", "bytes": "bytes", "share": "percentunit"}
@@ -23,7 +23,7 @@ def dashboard() -> dict:
     """
     panels: list[dict] = []
     y = 0
-    for group in dict.fromkeys(field.group for field in FIELDS.values()):
+    for group in dict.fromkeys(field.group for field in METRICS.values()):
         panels.append(
             {
                 "type": "row",
@@ -33,7 +33,7 @@ def dashboard() -> dict:
                 "panels": [],
             }
         )
-        names = [name for name, field in FIELDS.items() if field.group == group]
+        names = [name for name, field in METRICS.items() if field.group == group]
         for number, name in enumerate(names):
             place = {
                 "x": WIDE * number % 24,
@@ -56,8 +56,8 @@ def dashboard() -> dict:
 
 
 def _panel(number: int, name: str, place: dict[str, int]) -> dict:
-    field = FIELDS[name]
-    counts = field.fold == "total"
+    field = METRICS[name]
+    counts = field.aggregation == "total"
     family, _ = family_of("", f"{name}{TOTAL_SUFFIX}" if counts else name, live=False)
     expression = f"rate({family.name}_total[5m])" if counts else family.name
     return {

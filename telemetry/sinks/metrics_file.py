@@ -19,12 +19,12 @@ Record = dict[str, Any]
 """A line."""
 
 
-def of_kind(records: Iterable[Record], kind: str) -> list[Record]:
+def select_kind(records: Iterable[Record], kind: str) -> list[Record]:
     """Those of one kind: "update" or "evaluation"."""
     return [record for record in records if record["kind"] == kind]
 
 
-def lasted(records: Iterable[Record]) -> float:
+def last_wall_seconds(records: Iterable[Record]) -> float:
     """Seconds that their run had lasted at the last of them, processes before a resume included; 0
     without any."""
     return max((record["wall_seconds"] for record in records), default=0.0)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from telemetry.metrics_schema import FIELDS, TOTAL_SUFFIX, field_of
+from telemetry.metrics_schema import METRICS, TOTAL_SUFFIX, find_metric
 from telemetry.sinks.metrics_file import Record
 
 UNITS = {
@@ -73,11 +73,11 @@ def family_of(prefix: str, name: str, live: bool) -> tuple[Metric, dict[str, str
     NAME_total, and what came since the update before is left out. Counts of an evaluation are its
     own; what has been counted since the run started is in the update's record, too, and left out.
     """
-    field = field_of(name)
+    field = find_metric(name)
     if field is None or (prefix and (name.startswith(prefix) or name.endswith(TOTAL_SUFFIX))):
         return None
-    counts = name.endswith(TOTAL_SUFFIX) or (live and field.fold == "total")
-    if field.fold == "total" and not counts and not prefix:
+    counts = name.endswith(TOTAL_SUFFIX) or (live and field.aggregation == "total")
+    if field.aggregation == "total" and not counts and not prefix:
         return None
     base, slash, kind = name.removesuffix(TOTAL_SUFFIX).partition("/")
     unit = UNITS.get(field.unit, "")
@@ -86,8 +86,8 @@ def family_of(prefix: str, name: str, live: bool) -> tuple[Metric, dict[str, str
     full += f"_by_{next(iter(labels))}" if labels else ""
     family = CounterMetricFamily if counts else GaugeMetricFamily
     of_all = (
-        FIELDS[base].description
-        if base in FIELDS
+        METRICS[base].description
+        if base in METRICS
         else "Mean over the episodes of what the environment reports"
     )
     return family(full, of_all if slash else field.description, labels=list(labels)), labels

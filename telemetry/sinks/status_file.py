@@ -13,8 +13,8 @@ import msgspec
 
 from protocol.files import atomic_write
 from protocol.lifetime import is_running
+from telemetry.probes.clocks import utc_now
 from telemetry.state import RunState
-from telemetry.time_of_day import utc_now
 
 STATUS_FILE = "status.json"
 
@@ -22,7 +22,7 @@ EVERY_SECONDS = 1.0
 """How long a status holds before it is written anew."""
 
 
-def status_of(state: RunState, now: float) -> dict[str, Any]:
+def build_status(state: RunState, now: float) -> dict[str, Any]:
     """The phase and how far it is, what has been waited for longer than a minute, and what was
     dropped, as JSON can hold them."""
     phase = state.phase
@@ -59,7 +59,7 @@ class StatusFile:
             OSError
         ):  # a full disk: the run ends where it needs the disk, not here
             atomic_write(
-                self._path, msgspec.json.encode({**_written_now(), **status_of(state, now)})
+                self._path, msgspec.json.encode({**_written_now(), **build_status(state, now)})
             )
 
     def remove(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from config import ConfigError
 from protocol.files import atomic_write
-from telemetry.metrics_schema import tag_of
+from telemetry.metrics_schema import tensorboard_tag
 from telemetry.sinks.metrics_file import Record
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Tracker:
         if not self._begun:
             return
         numbers = {
-            tag_of(name, record["kind"]): value
+            tensorboard_tag(name, record["kind"]): value
             for name, value in record.items()
             if isinstance(value, int | float)
         }
