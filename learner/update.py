@@ -15,7 +15,7 @@ from config import LearnerSection
 from learner.advantages import NEEDS_CRITIC
 from learner.data.batching import MicroBatch, collate, microbatches, minibatches, parts_by
 from learner.data.samples import TrainingSample
-from learner.losses import CORRECTIONS, NEEDS_OLD_LOG_PROBS, Tokens
+from learner.losses import LOSSES, NEEDS_OLD_LOG_PROBS, Tokens
 from learner.losses.diagnostics import divergence, token_ages
 from learner.losses.kl import reference_kl
 from learner.model.critic import Critic
@@ -263,7 +263,7 @@ class Updater:
         advantage = batch.advantage.to(to)
         log_prox = log_pi.detach() if batch.log_prox is None else batch.log_prox.to(to)
         tokens = Tokens(log_pi, log_mu, log_prox, advantage, turn, turns=len(batch.tokens))
-        corrected = CORRECTIONS[s.correction](tokens, s)
+        corrected = LOSSES[s.correction](tokens, s)
         regularizer = torch.zeros_like(log_pi)
         kl = torch.zeros_like(log_pi)
         if self._reference_policy is not None:

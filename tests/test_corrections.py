@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config import LearnerSection
-from learner.losses import CORRECTIONS, Tokens
+from learner.losses import LOSSES, Tokens
 from learner.losses.diagnostics import divergence, effective_sample_size, token_ages
 from learner.losses.kl import reference_kl
 from telemetry.analysis.collapse import collapse_signs
@@ -132,12 +132,12 @@ REFERENCES = {
 }
 
 
-@pytest.mark.parametrize("name", CORRECTIONS)
+@pytest.mark.parametrize("name", LOSSES)
 @given(rows=rows)
 def test_correction_and_gradient_equal_the_textbook(name, rows):
     columns = list(zip(*rows, strict=True))
     tokens = tokens_of(columns)
-    loss, clipped, kept = CORRECTIONS[name](tokens, SETTINGS)
+    loss, clipped, kept = LOSSES[name](tokens, SETTINGS)
     (gradient,) = torch.autograd.grad(loss.sum(), tokens.log_pi)
     for i, (log_pi, log_r, log_step, advantage, turn) in enumerate(rows):
         together = [other for other, of in zip(columns[1], columns[4], strict=True) if of == turn]
@@ -155,9 +155,7 @@ def test_the_gradient_of_a_turns_ratio_reaches_each_of_its_tokens(rows):
     log r of their turn)."""
     columns = list(zip(*rows, strict=True))
     tokens = tokens_of(columns)
-    (gradient,) = torch.autograd.grad(
-        CORRECTIONS["gspo"](tokens, SETTINGS).loss.sum(), tokens.log_pi
-    )
+    (gradient,) = torch.autograd.grad(LOSSES["gspo"](tokens, SETTINGS).loss.sum(), tokens.log_pi)
     step = 1e-6
 
     def total(moved: int, by: float) -> float:
@@ -184,31 +182,29 @@ def test_a_turn_is_left_out_as_a_whole_by_its_geometric_mean():
     log_mu = torch.tensor([0.0, 0.0, 0.0, 0.0])
     log_pi = torch.tensor([2.0, -1.9, 1.0, 1.2], requires_grad=True)  # means 0.05 and 1.1
     tokens = Tokens(log_pi, log_mu, log_mu, torch.ones(4), torch.tensor([0, 0, 1, 1]), 2)
-    broadcast_to_turns = CORRECTIONS["mis"](
-        tokens, LearnerSection(correction="mis", mis_level="turn")
-    )
-    assert broadcast_to_turns.kept.tolist() == [True, True, False, False]
-    assert CORRECTIONS["mis"](tokens, LearnerSection(correction="mis")).kept.tolist() == [False] * 4
+    by_turn = LOSSES["mis"](tokens, LearnerSection(correction="mis", mis_level="turn"))
+    assert by_turn.kept.tolist() == [True, True, False, False]
+    assert LOSSES["mis"](tokens, LearnerSection(correction="mis")).kept.tolist() == [False] * 4
 
 
-@pytest.mark.parametrize("name", CORRECTIONS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_on_policy_every_correction_is_the_policy_gradient(name):
     log_pi = torch.tensor([-0.1, -2.0, -5.0], requires_grad=True)
     advantage = (
         torch.tensor([1.0, 1.0, 1.0]) if name == "gspo" else torch.tensor([1.0, -1.0, 0.5])
     )  # a turn has one advantage
-    loss, clipped, kept = CORRECTIONS[name](on_policy(log_pi, advantage), SETTINGS)
+    loss, clipped, kept = LOSSES[name](on_policy(log_pi, advantage), SETTINGS)
     (gradient,) = torch.autograd.grad(loss.sum(), log_pi)
     torch.testing.assert_close(gradient, -advantage)
     assert not clipped.any() and kept.all()
 
 
-@pytest.mark.parametrize("name", CORRECTIONS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_absurd_ratios_stay_finite(name):
     log_pi = torch.tensor([-0.001, -300.0], requires_grad=True)
     log_mu = torch.tensor([-300.0, -0.001])
     tokens = Tokens(log_pi, log_mu, log_mu, torch.tensor([-1.0, 1.0]), torch.tensor([0, 1]), 2)
-    loss = CORRECTIONS[name](tokens, SETTINGS).loss
+    loss = LOSSES[name](tokens, SETTINGS).loss
     (gradient,) = torch.autograd.grad(loss.sum(), log_pi)
     assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
 

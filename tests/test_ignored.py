@@ -13,8 +13,8 @@ from learner_fixtures import small_config
 import learner
 from config import ConfigError, LearnerSection
 from learner.advantages import ESTIMATORS, NEEDS_CRITIC, EpisodeReturns, GroupReturns
-from learner.advantages.gae import judged
-from learner.losses import CORRECTIONS, Tokens
+from learner.advantages.gae import estimate_turns
+from learner.losses import LOSSES, Tokens
 from supervisor.ignored import USES, check_used
 
 OTHERS = {
@@ -39,7 +39,7 @@ OTHERS = {
 COMBINATIONS = [
     (name, other)
     for name in ESTIMATORS
-    for other in CORRECTIONS
+    for other in LOSSES
     if other != "vtrace" or name in NEEDS_CRITIC
 ]
 
@@ -78,14 +78,18 @@ def outcome(settings: LearnerSection) -> list[np.ndarray]:
         for advantages in group
     ]
     if settings.algorithm in NEEDS_CRITIC:
-        found += [judged(episode, settings)[1] for group in groups for episode in group.episodes]
+        found += [
+            estimate_turns(episode, settings).targets
+            for group in groups
+            for episode in group.episodes
+        ]
     log_pi = torch.linspace(-4.0, -0.5, 40, dtype=torch.float64)
     log_r = torch.linspace(-1.5, 1.5, 40, dtype=torch.float64)
     advantage = torch.tensor([1.0, -1.0], dtype=torch.float64).repeat(20)
     tokens = Tokens(
         log_pi, log_pi - log_r, log_pi - log_r.flip(0) / 2, advantage, torch.arange(40) // 4, 10
     )
-    return found + [values.numpy() for values in CORRECTIONS[settings.correction](tokens, settings)]
+    return found + [values.numpy() for values in LOSSES[settings.correction](tokens, settings)]
 
 
 def refused(settings: LearnerSection) -> str:

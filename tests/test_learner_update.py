@@ -10,7 +10,7 @@ from learner_fixtures import TURNS, random_group, small_config
 
 from learner.data.batching import collate
 from learner.data.samples import TrainingSample, build_samples
-from learner.losses import CORRECTIONS
+from learner.losses import LOSSES
 from learner.model import qwen3
 from learner.model.policy import load_policy, log_probs
 from learner.update import Updater, learning_rate_at, training_fraction
@@ -78,7 +78,7 @@ def test_log_probs_are_those_of_the_whole_model(model, temperature):
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"correction": name} for name in CORRECTIONS),
+        *({"correction": name} for name in LOSSES),
         {"loss_mean": "turn"},
         {"loss_mean": "constant"},
         {"kl": 0.5},
@@ -130,7 +130,7 @@ def test_in_bfloat16_only_the_layers_products_are(model, own_forward, monkeypatc
     )
 
 
-@pytest.mark.parametrize("name", CORRECTIONS)
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_order_of_turns_does_not_change_the_gradient(model, name):
     samples = batch()
     first, second = (

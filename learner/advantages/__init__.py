@@ -1,5 +1,7 @@
-"""Advantage estimators, by the name that `learner.algorithm` gives: one file each, (groups of a
-batch, settings) -> a list per group of float64 [K] per episode."""
+"""Advantage estimators, by the name that `learner.algorithm` gives: one file each.
+
+Each is a function (groups of a batch, settings) -> a list per group of float64 [K] per episode.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,18 @@ from learner.advantages.returns import EpisodeReturns, GroupReturns
 from learner.advantages.rloo import rloo
 
 Estimator = Callable[[Sequence[GroupReturns], LearnerSection], list[list[np.ndarray]]]
+GroupEstimator = Callable[[GroupReturns, LearnerSection], list[np.ndarray]]
 
 
-def _by_group(one: Callable[[GroupReturns, LearnerSection], list[np.ndarray]]) -> Estimator:
-    """Of an estimator that compares within a group."""
-    return lambda groups, settings: [one(group, settings) for group in groups]
+def _by_group(estimate_group: GroupEstimator) -> Estimator:
+    """Make an estimator of one that compares within a group."""
+
+    def estimate(
+        groups: Sequence[GroupReturns], settings: LearnerSection
+    ) -> list[list[np.ndarray]]:
+        return [estimate_group(group, settings) for group in groups]
+
+    return estimate
 
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -33,6 +42,6 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 NEEDS_CRITIC = frozenset({"gae"})
-"""Those that need a value head: a further forward pass over the prompts."""
+"""Estimators that need a value head, which costs a further forward pass over the prompts."""
 
 __all__ = ["ESTIMATORS", "NEEDS_CRITIC", "EpisodeReturns", "Estimator", "GroupReturns"]

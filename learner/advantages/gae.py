@@ -1,11 +1,11 @@
-"""GAE: each turn against what a value head expected of the state it began in (Schulman et al.
+"""GAE: each turn against what a value head expected of the state it began in.
 
-2016, arXiv 1506.02438, eq. 16; a turn is one action, as in turn-level PPO). No group is needed: a
-task may be played once.
+Schulman et al. 2016, arXiv 1506.02438, eq. 16; a turn is one action, as in turn-level PPO. No group
+is needed: a task may be played once.
 
-Bad while the value head knows nothing: with lambda 1 the advantage is then the return itself, with
-a small lambda the next reward alone. The end of the task has value 0. An episode that was cut off
-(turns used up, context full) could have gone on: after it comes the value of the state that its
+It is bad while the value head knows nothing: with lambda 1 the advantage is then the return itself,
+with a small lambda the next reward alone. The end of the task has value 0. An episode that was cut
+off (turns used up, context full) could have gone on. After it comes the value of the state that its
 last turn began in, the last one that is known (Pardo et al. 2018, arXiv 1712.00378, section 3.2,
 have the next state's).
 """
@@ -17,31 +17,40 @@ from collections.abc import Sequence
 import numpy as np
 
 from config import LearnerSection
-from learner.advantages.returns import EpisodeReturns, GroupReturns, standardize, validity
+from learner.advantages.returns import (
+    EpisodeReturns,
+    GroupReturns,
+    TurnEstimates,
+    standardize,
+    validity_penalties,
+)
 from learner.advantages.vtrace import vtrace
 
 
 def gae(groups: Sequence[GroupReturns], settings: LearnerSection) -> list[list[np.ndarray]]:
-    """The advantages, centred over the batch's turns if `normalise` and divided by their deviation,
-    with the penalty of invalid turns."""
+    """Return the advantages, with the penalty of invalid turns.
+
+    With `normalise` they are centered over the batch's turns and divided by their deviation.
+    """
     episodes = [episode for group in groups for episode in group.episodes]
-    flat = np.concatenate([judged(episode, settings)[0] for episode in episodes])
-    flat = standardize(flat, normalise=True) if settings.normalise else flat
-    flat = flat + np.concatenate([validity(group, settings) for group in groups])
-    split = iter(np.split(flat, np.cumsum([len(episode.rewards) for episode in episodes])[:-1]))
-    return [[next(split) for _ in group.episodes] for group in groups]
+    flat = np.concatenate([estimate_turns(episode, settings).advantages for episode in episodes])
+    if settings.normalise:
+        flat = standardize(flat, normalise=True)
+    flat = flat + np.concatenate([validity_penalties(group, settings) for group in groups])
+    boundaries = np.cumsum([len(episode.rewards) for episode in episodes])[:-1]
+    by_episode = iter(np.split(flat, boundaries))
+    return [[next(by_episode) for _ in group.episodes] for group in groups]
 
 
-def judged(episode: EpisodeReturns, settings: LearnerSection) -> tuple[np.ndarray, np.ndarray]:
-    """(Advantages [K], what the values should have been [K]): V-trace's where `correction` is
-    vtrace, else GAE's and the lambda-returns."""
+def estimate_turns(episode: EpisodeReturns, settings: LearnerSection) -> TurnEstimates:
+    """Return V-trace's estimates where `correction` is vtrace, else GAE and the lambda-returns."""
     if settings.correction == "vtrace":
         return vtrace(episode, settings)
-    following = np.append(episode.values[1:], episode.final_value)
-    errors = episode.rewards + settings.discount * following - episode.values
+    next_values = np.append(episode.values[1:], episode.final_value)
+    errors = episode.rewards + settings.discount * next_values - episode.values
     advantages = np.zeros(len(errors))
     running = 0.0
     for k in reversed(range(len(errors))):
         running = errors[k] + settings.discount * settings.gae_lambda * running
         advantages[k] = running
-    return advantages, advantages + episode.values
+    return TurnEstimates(advantages, targets=advantages + episode.values)

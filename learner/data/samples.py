@@ -10,7 +10,7 @@ import numpy as np
 
 from config import ControlSection, LearnerSection
 from learner.advantages import ESTIMATORS, NEEDS_CRITIC, EpisodeReturns, GroupReturns
-from learner.advantages.gae import judged as judged_turns
+from learner.advantages.gae import estimate_turns
 from learner.data.resampling import stall_rate, weight
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
 from protocol.messages import Span, StopReason, Trajectory, Turn
@@ -161,7 +161,7 @@ def _targets(returns: Sequence[GroupReturns], settings: LearnerSection) -> np.nd
     known = settings.algorithm in NEEDS_CRITIC
     return np.concatenate(
         [
-            judged_turns(episode, settings)[1] if known else np.zeros(len(episode.rewards))
+            estimate_turns(episode, settings).targets if known else np.zeros(len(episode.rewards))
             for episode in episodes
         ]
     )

@@ -1,5 +1,8 @@
-"""Off-policy corrections, by the name that `learner.correction` gives: one file each, (tokens,
-settings) -> Corrected."""
+"""Policy-gradient losses, by the name that `learner.correction` gives: one file each.
+
+Each is a function (tokens, settings) -> TokenLoss. They differ in how they correct for tokens that
+an older policy sampled.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,30 @@ from config import LearnerSection
 from learner.losses.cispo import cispo
 from learner.losses.decoupled import decoupled
 from learner.losses.gspo import gspo
-from learner.losses.masked_is import mis
+from learner.losses.masked_is import masked_is
 from learner.losses.ppo import ppo
-from learner.losses.reinforce import none
+from learner.losses.reinforce import reinforce
 from learner.losses.tokens import TokenLoss, Tokens
-from learner.losses.truncated_is import tis
+from learner.losses.truncated_is import truncated_is
 from learner.losses.vtrace import vtrace
 
-Correction = Callable[[Tokens, LearnerSection], TokenLoss]
+LossFunction = Callable[[Tokens, LearnerSection], TokenLoss]
 
-CORRECTIONS: dict[str, Correction] = {
-    "none": none,
+LOSSES: dict[str, LossFunction] = {
+    "none": reinforce,
     "ppo": ppo,
     "decoupled": decoupled,
-    "tis": tis,
-    "mis": mis,
+    "tis": truncated_is,
+    "mis": masked_is,
     "gspo": gspo,
     "cispo": cispo,
     "vtrace": vtrace,
 }
 
 NEEDS_OLD_LOG_PROBS = frozenset({"decoupled", "vtrace"})
-"""Those that need the log-probs of the policy at the start of the update: a further forward pass
-over the batch."""
+"""Losses that need the log-probs of the policy at the start of the update.
 
-__all__ = ["CORRECTIONS", "NEEDS_OLD_LOG_PROBS", "Correction", "TokenLoss", "Tokens"]
+They cost a further forward pass over the batch.
+"""
+
+__all__ = ["LOSSES", "NEEDS_OLD_LOG_PROBS", "LossFunction", "TokenLoss", "Tokens"]

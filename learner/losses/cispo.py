@@ -1,9 +1,8 @@
-"""CISPO: the policy gradient times a clipped importance weight (MiniMax 2025, MiniMax-M1, arXiv
-2506.13585, eq. 4-5).
+"""CISPO: the policy gradient times a clipped importance weight.
 
-As TIS, with a lower bound, too, and the bounds of PPO: every token keeps its gradient, so that rare
-ones that start a new thought are not silenced. A token that the policy has all but given up still
-counts with 1 - clip_low.
+MiniMax 2025, MiniMax-M1, arXiv 2506.13585, eq. 4-5. It is TIS with a lower bound as well, and with
+PPO's bounds. Every token keeps its gradient, so rare ones that start a new thought are not silenced.
+A token that the policy has all but given up still counts with 1 - clip_low.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from learner.losses.tokens import TokenLoss, Tokens
 
 
 def cispo(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
-    """-w A log pi with w = clip(pi/mu, 1 - clip_low, 1 + clip_high), held constant."""
+    """Return -w A log pi with w = clip(pi/mu, 1 - clip_low, 1 + clip_high), held constant."""
     ratio = torch.exp(log_ratio(tokens.log_pi, tokens.log_mu).detach())
     weight = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)
     clipped = weight != ratio
-    return TokenLoss(-weight * tokens.advantage * tokens.log_pi, clipped, torch.ones_like(clipped))
+    loss = -weight * tokens.advantage * tokens.log_pi
+    return TokenLoss(loss, clipped, kept=torch.ones_like(clipped))

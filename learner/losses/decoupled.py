@@ -1,9 +1,9 @@
-"""Decoupled PPO: the step is bounded around the policy at the start of the update, and the age of
-the data is corrected apart from that (Hilton et al. 2022, "Batch size-invariance for policy
-optimization", arXiv 2110.00641; for language models: Fu et al. 2025, AReaL, arXiv 2505.24298).
+"""Decoupled PPO: the step is bounded around the policy at the start of the update.
 
-Costs a further forward pass over the batch. With one mini-batch an update, nothing is ever clipped,
-and it is TIS.
+The age of the data is corrected apart from that (Hilton et al. 2022, "Batch size-invariance for
+policy optimization", arXiv 2110.00641; for language models: Fu et al. 2025, AReaL, arXiv
+2505.24298). It costs a further forward pass over the batch. With one mini-batch an update nothing
+is ever clipped, and it is TIS.
 """
 
 from __future__ import annotations
@@ -16,16 +16,13 @@ from learner.losses.tokens import TokenLoss, Tokens
 
 
 def decoupled(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
-    """min(pi_prox/mu, tis_cap), held constant, times the surrogate of pi/pi_prox.
+    """Return min(pi_prox/mu, tis_cap), held constant, times the surrogate of pi/pi_prox.
 
-    Clipped: one of the bounds holds.
+    A token is clipped where one of the two bounds holds.
     """
-    age = torch.exp(log_ratio(tokens.log_prox, tokens.log_mu))
-    loss, clipped = clipped_surrogate(
-        torch.exp(log_ratio(tokens.log_pi, tokens.log_prox)), tokens.advantage, settings
-    )
-    return TokenLoss(
-        age.clamp(max=settings.tis_cap) * loss,
-        clipped | (age > settings.tis_cap),
-        torch.ones_like(clipped),
-    )
+    age_ratio = torch.exp(log_ratio(tokens.log_prox, tokens.log_mu))
+    step_ratio = torch.exp(log_ratio(tokens.log_pi, tokens.log_prox))
+    surrogate, clipped = clipped_surrogate(step_ratio, tokens.advantage, settings)
+    loss = age_ratio.clamp(max=settings.tis_cap) * surrogate
+    clipped = clipped | (age_ratio > settings.tis_cap)
+    return TokenLoss(loss, clipped, kept=torch.ones_like(clipped))

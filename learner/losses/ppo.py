@@ -1,9 +1,7 @@
-"""PPO: the clipped surrogate of pi/mu (Schulman et al.
+"""PPO: the clipped surrogate of pi/mu, with the behaviour policy in the place of the old one.
 
-2017), with the behaviour policy in the place of the old one.
-
-Where the data is old, much of it is outside the bounds at once and teaches nothing: look at
-`clip_fraction`.
+Schulman et al. 2017, arXiv 1707.06347, eq. 7. Where the data is old, much of it is outside the
+bounds at once and teaches nothing: look at `clip_fraction`.
 """
 
 from __future__ import annotations
@@ -16,8 +14,7 @@ from learner.losses.tokens import TokenLoss, Tokens
 
 
 def ppo(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
-    """The surrogate of r = pi/mu."""
-    loss, clipped = clipped_surrogate(
-        torch.exp(log_ratio(tokens.log_pi, tokens.log_mu)), tokens.advantage, settings
-    )
-    return TokenLoss(loss, clipped, torch.ones_like(clipped))
+    """Return the surrogate of r = pi/mu."""
+    ratio = torch.exp(log_ratio(tokens.log_pi, tokens.log_mu))
+    loss, clipped = clipped_surrogate(ratio, tokens.advantage, settings)
+    return TokenLoss(loss, clipped, kept=torch.ones_like(clipped))

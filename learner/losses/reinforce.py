@@ -1,6 +1,8 @@
-"""No correction: the policy gradient as if the policy itself had sampled (Williams 1992,
-REINFORCE). Biased as soon as it has not: with old data it moves towards what an old policy did,
-however unlikely that has become. To compare with."""
+"""REINFORCE: the policy gradient as if the policy itself had sampled, without a correction.
+
+Williams 1992. It is biased as soon as another policy has sampled: with old data it moves towards
+what that policy did, however unlikely it has become. It is here to compare with.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,8 @@ from config import LearnerSection
 from learner.losses.tokens import TokenLoss, Tokens
 
 
-def none(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
-    """-A log pi."""
+def reinforce(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
+    """Return -A log pi."""
     loss = -tokens.advantage * tokens.log_pi
     nowhere = torch.zeros_like(loss, dtype=torch.bool)
-    return TokenLoss(loss, nowhere, ~nowhere)
+    return TokenLoss(loss, clipped=nowhere, kept=~nowhere)

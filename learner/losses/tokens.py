@@ -1,4 +1,4 @@
-"""What a correction is given, and what it returns."""
+"""The tokens that a loss is given, and the losses that it returns for them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,23 @@ class Tokens:
 
     log_pi: Tensor  # float32 [N], of the policy in training; the only one with a gradient
     log_mu: Tensor  # float32 [N], of the behaviour policy, which sampled them
-    # float32 [N], of the policy at the start of the update ("proximal"); log_pi where nobody asked
-    # for it
-    log_prox: Tensor
+    log_prox: Tensor  # float32 [N], of the policy at the start of the update; log_pi if not needed
     advantage: Tensor  # float32 [N]
     turn: Tensor  # int64 [N], 0 ... turns - 1
     turns: int
 
     def mean_by_turn(self, values: Tensor) -> Tensor:
-        """For each token the mean of `values` [N] over its turn."""
+        """Return for each token the mean of `values` [N] over its turn."""
         return self.sum_by_turn(values) / self.sum_by_turn(torch.ones_like(values))
 
     def sum_by_turn(self, values: Tensor) -> Tensor:
-        """For each token the sum of `values` [N] over its turn."""
-        return torch.zeros(self.turns, dtype=values.dtype, device=values.device).index_add(
-            0, self.turn, values
-        )[self.turn]
+        """Return for each token the sum of `values` [N] over its turn."""
+        sums = torch.zeros(self.turns, dtype=values.dtype, device=values.device)
+        return sums.index_add(0, self.turn, values)[self.turn]
 
 
 class TokenLoss(NamedTuple):
-    """One value a token [N]."""
+    """The loss of each token, and what was done to it [N]."""
 
     loss: Tensor
     clipped: Tensor  # bool: its ratio was clipped or truncated
