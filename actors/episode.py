@@ -14,7 +14,7 @@ from actors.crash import RunningCode
 from actors.stage import Stage
 from actors.user_code import EpisodeThread
 from envs.base import Environment
-from envs.user_errors import UserCodeFailed, home_of
+from envs.user_errors import UserCodeError, source_directory
 from protocol.arrays import INT32, pack
 from protocol.codec import MAX_FRAME, encode
 from protocol.messages import (
@@ -93,7 +93,7 @@ class EpisodePlayer:
         self._max_prompt_tokens = max_prompt_tokens
         self._anchor_texts = anchor_texts
         self._running = running or RunningCode()
-        self._home = home_of(environment)
+        self._home = source_directory(environment)
         self._closing: set[asyncio.Future] = set()
 
     async def play(self, lease: Lease) -> Trajectory | None:
@@ -106,7 +106,7 @@ class EpisodePlayer:
         thread = EpisodeThread(self._home, self._step_timeout)
         try:
             await self._play(lease, played, stage, thread)
-        except UserCodeFailed as error:
+        except UserCodeError as error:
             log.warning("episode %s: %s\n%s", lease.key.id, error, error.trace)
             return played.trajectory(dropped=DropReason.ENV_ERROR, detail=str(error))
         except _Ended as ended:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, SupportsFloat
 
 from envs.base import Environment, Episode, Split
 from envs.play import close_episode, start_episode
-from envs.user_errors import UserCodeFailed, describe_value
+from envs.user_errors import UserCodeError, describe_value
 from envs.view import AgentView
 from protocol.arrays import INT32, unpack
 from protocol.prompting import Prompter
@@ -54,7 +54,7 @@ class Stage:
     """One episode of an environment.
 
     Its methods run in the episode's thread, and raise whatever the environment raises, or
-    UserCodeFailed for what it gives that is of no use.
+    UserCodeError for what it gives that is of no use.
     """
 
     def __init__(
@@ -78,14 +78,14 @@ class Stage:
     def move(self, tokens: bytes) -> Moved:
         """Carry out the response, up to the next prompt."""
         response = self._prompter.text(unpack(tokens, INT32).tolist())
-        anchor = text_of("anchor()", self._episode.anchor())
+        anchor = text_of("state_key()", self._episode.state_key())
         parsed = self._environment.parse(response, self._view.observation.admissible)
         action = text_of("action", _attribute("parse()", parsed, "action"))
         valid = flag_of("valid", _attribute("parse()", parsed, "valid"))
         result = self._episode.step(action)
         reward = number_of("reward", _attribute("step()", result, "reward"))
         if abs(reward) > MAX_REWARD:
-            raise UserCodeFailed(
+            raise UserCodeError(
                 f"the environment gave a reward of {reward:g}, and more than {MAX_REWARD:g} "
                 "cannot be trained on"
             )
@@ -120,21 +120,21 @@ class Stage:
 def text_of(name: str, value: object, limit: int | None = MAX_TEXT) -> str:
     """What the environment gave as `name`, a text that can be sent.
 
-    UserCodeFailed if it is none: the learner would refuse the episode, however often it is sent.
+    UserCodeError if it is none: the learner would refuse the episode, however often it is sent.
     """
     if not isinstance(value, str):
-        raise UserCodeFailed(
+        raise UserCodeError(
             f"the environment gave {describe_value(value)} as {name}, where a text belongs"
         )
     text = str.__str__(value)
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserCodeFailed(
+        raise UserCodeError(
             f"the environment gave {describe_value(text)} as {name}, which UTF-8 cannot say"
         ) from None
     if limit is not None and len(text) > limit:
-        raise UserCodeFailed(
+        raise UserCodeError(
             f"the environment gave {len(text):,} characters as {name}, of which {limit:,} can be "
             "sent"
         )
@@ -152,11 +152,11 @@ def _as_float(value: object) -> float | None:
 def number_of(name: str, value: object) -> float:
     """A finite number as a float, whatever number it is (NumPy's, say).
 
-    UserCodeFailed for what is none.
+    UserCodeError for what is none.
     """
     number = _as_float(value)
     if number is None or not isfinite(number):
-        raise UserCodeFailed(
+        raise UserCodeError(
             f"the environment gave {describe_value(value)} as {name}, where a finite number belongs"
         )
     return number
@@ -165,25 +165,25 @@ def number_of(name: str, value: object) -> float:
 def flag_of(name: str, value: object) -> bool:
     """True or False, or a number that is 1 or 0.
 
-    UserCodeFailed for what is neither, such as None or a text.
+    UserCodeError for what is neither, such as None or a text.
     """
     number = _as_float(value)
     if number not in (0.0, 1.0):
-        raise UserCodeFailed(
+        raise UserCodeError(
             f"the environment gave {describe_value(value)} as {name}, where True or False belongs"
         )
     return bool(number)
 
 
 def scores_of(scores: object) -> dict[str, float]:
-    """Scores by name. UserCodeFailed for what is no mapping of names to finite numbers."""
+    """Scores by name. UserCodeError for what is no mapping of names to finite numbers."""
     if not isinstance(scores, Mapping):
-        raise UserCodeFailed(
+        raise UserCodeError(
             f"the environment gave {describe_value(scores)} as scores, which map names to numbers"
         )
     items = list(itertools.islice(scores.items(), MAX_SCORES + 1))
     if len(items) > MAX_SCORES:
-        raise UserCodeFailed(f"the environment gave more than {MAX_SCORES} scores")
+        raise UserCodeError(f"the environment gave more than {MAX_SCORES} scores")
     found = {}
     for name, value in items:
         text = text_of("the name of a score", str(name), MAX_NAME)
@@ -192,13 +192,13 @@ def scores_of(scores: object) -> dict[str, float]:
 
 
 def check_observation(observation: Any) -> Any:
-    """An observation whose parts are what they should be. UserCodeFailed for others."""
+    """An observation whose parts are what they should be. UserCodeError for others."""
     text_of("observation.text", _attribute("observation", observation, "text"), None)
     admissible = _attribute("observation", observation, "admissible")
     if not isinstance(admissible, tuple | list) or not all(
         isinstance(action, str) for action in admissible
     ):
-        raise UserCodeFailed(
+        raise UserCodeError(
             f"the environment gave {describe_value(admissible)} as observation.admissible, where "
             "a tuple of texts belongs"
         )
@@ -210,6 +210,6 @@ def _attribute(name: str, value: object, attribute: str) -> Any:
     try:
         return getattr(value, attribute)
     except AttributeError:
-        raise UserCodeFailed(
+        raise UserCodeError(
             f"the environment gave {describe_value(value)} as {name}, which has no {attribute}"
         ) from None

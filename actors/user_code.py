@@ -10,7 +10,13 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from envs.user_errors import MAX_WORDS, UserCodeFailed, describe_error, printable, took_too_long
+from envs.user_errors import (
+    MAX_MESSAGE_CHARS,
+    UserCodeError,
+    describe_error,
+    timeout_error,
+    to_printable,
+)
 
 TRACEBACK_FRAMES = 12
 """How many of the innermost frames of a traceback the log gets."""
@@ -37,14 +43,14 @@ class EpisodeThread:
     async def call(self, function: Callable[..., Any], *args: object) -> Any:
         """What the function returns.
 
-        UserCodeFailed for whatever it raises, and if it takes too long: then it is left to itself.
+        UserCodeError for whatever it raises, and if it takes too long: then it is left to itself.
         """
         result = self._loop.create_future()
         self._calls.put((function, args, result))
         await asyncio.wait({result}, timeout=self._timeout_seconds)
         if not result.done():
             self.abandoned = True
-            raise took_too_long(self._thread, self._timeout_seconds, self._home)
+            raise timeout_error(self._thread, self._timeout_seconds, self._home)
         failed, value = result.result()
         if failed:
             raise value
@@ -66,7 +72,7 @@ class EpisodeThread:
             function, args, result = call
             try:
                 outcome = (False, function(*args))
-            except UserCodeFailed as error:
+            except UserCodeError as error:
                 outcome = (True, error)
             except BaseException as error:
                 outcome = (True, self._failure(error))
@@ -77,10 +83,10 @@ class EpisodeThread:
             ):  # the loop has ended, and nobody waits; what holds something open is still closed
                 continue
 
-    def _failure(self, error: BaseException) -> UserCodeFailed:
+    def _failure(self, error: BaseException) -> UserCodeError:
         frames = traceback.format_tb(error.__traceback__, limit=-TRACEBACK_FRAMES)
-        return UserCodeFailed(
-            describe_error(error, self._home), printable("".join(frames), 10 * MAX_WORDS)
+        return UserCodeError(
+            describe_error(error, self._home), to_printable("".join(frames), 10 * MAX_MESSAGE_CHARS)
         )
 
 

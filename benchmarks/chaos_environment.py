@@ -52,8 +52,8 @@ class UnluckyEpisode:
             Observation("\ud800", ()), result.reward, result.done, result.success, result.truncated
         )
 
-    def anchor(self) -> str:
-        return "\udfff" if befalls("surrogates") else self._episode.anchor()
+    def state_key(self) -> str:
+        return "\udfff" if befalls("surrogates") else self._episode.state_key()
 
 
 class Unlucky(Waits):

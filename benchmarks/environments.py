@@ -23,7 +23,7 @@ from rich.table import Table
 from envs.alfworld.environment import AlfWorld
 from envs.alfworld.reference import Original, missing_packages, wander
 from envs.base import Environment
-from envs.play import expert_episode, start_episode
+from envs.play import play_expert_episode, start_episode
 from envs.registry import make_environment
 from protocol.lifetime import die_with
 from supervisor.endpoints import free_port
@@ -78,7 +78,7 @@ def _expert_speed(environment: Environment) -> tuple[float, float, float]:
     step_seconds = reset_seconds = 0.0
     steps = episodes = won = 0
     while step_seconds + reset_seconds < SECONDS and episodes < environment.size("held_out"):
-        played = expert_episode(environment, "held_out", episodes, random.Random(episodes))
+        played = play_expert_episode(environment, "held_out", episodes, random.Random(episodes))
         actions = [environment.parse(response, ()).action for _, response in played.turns]
         episode, seconds = _timed(
             partial(start_episode, environment, "held_out", episodes, episodes)
@@ -100,7 +100,7 @@ def _memory_of_a_fork(environment: Environment) -> float:
     def play() -> None:
         die_with(multiprocessing.parent_process().pid)
         for number in range(50):
-            expert_episode(environment, "train", number, random.Random(number))
+            play_expert_episode(environment, "train", number, random.Random(number))
         sender.send(_private_megabytes())
 
     process = context.Process(target=play)
@@ -153,7 +153,7 @@ def _skyrl_speed() -> tuple[float, float]:
     step_seconds = reset_seconds = 0.0
     steps = episodes = 0
     while step_seconds < SECONDS:
-        played = expert_episode(environment, "held_out", episodes, random.Random(episodes))
+        played = play_expert_episode(environment, "held_out", episodes, random.Random(episodes))
         extras = {
             "reward_spec": {
                 "ground_truth": {"target": list(environment.question("held_out", episodes).answers)}

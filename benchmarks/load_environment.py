@@ -43,7 +43,7 @@ class Waiting:
         over = self._left == 0
         return StepResult(self.observation, float(len(action) % 2), over, over)
 
-    def anchor(self) -> str:
+    def state_key(self) -> str:
         return str(self._left)
 
 
@@ -74,7 +74,7 @@ class Waits:
     def parse(self, response: str, admissible: tuple[str, ...]) -> ParsedAction:
         return parse_think_action(response)
 
-    def respond(self, thought: str, action: str) -> str:
+    def format_response(self, thought: str, action: str) -> str:
         return format_think_action(thought, action)
 
     def expert(self, episode: Waiting, rng: random.Random) -> Patience:

@@ -63,6 +63,6 @@ def think_tokens(model_dir: Path, env: Environment, control: ControlSection) -> 
 def answer_after_thought(env: Environment) -> str:
     """What stands between a thought and its action in a well-formed answer: "</think>\\n<action>",
     or for Search "</think>\\n"."""
-    before, _, after = env.respond("THOUGHT", "ACTION").partition("THOUGHT")
+    before, _, after = env.format_response("THOUGHT", "ACTION").partition("THOUGHT")
     end, found, _ = after.partition("ACTION")
     return end if before == "<think>" and found and end.startswith("</think>") else "</think>\n"

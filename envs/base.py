@@ -1,8 +1,7 @@
-"""What an environment is, for the actor that plays it, the expert that demonstrates it, and whoever
-writes a new one.
+"""The protocol of an environment: all that the rest of the project knows of one.
 
 An `Environment` is a set of numbered tasks, the same in every process. `start` opens one of them as
-an `Episode`, which is played once, never reset. Text goes in and out: a `AgentView` (envs/view.py)
+an `Episode`, which is played once, never reset. Text goes in and out: an `AgentView` (envs/view.py)
 keeps what the agent has been shown, `prompt` turns it into the one user message of a turn, `parse`
 turns the response back into an action.
 """
@@ -30,7 +29,10 @@ class EnvironmentFailure(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What the agent is shown now. `admissible` is empty where any text is an action."""
+    """Text and possible actions that the agent is shown at one moment.
+
+    `admissible` is empty where any text is an action.
+    """
 
     text: str
     admissible: tuple[str, ...]
@@ -38,11 +40,11 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`done` is true once the task is solved or the turns are used up; `success` only if it is
-    solved.
+    """Outcome of one step.
 
-    `truncated`: it is done only because something cut it off (a limit of turns, say), and could
-    have gone on. Asked for with `done`.
+    `done` is true once the task is solved or the turns are used up; `success` only if it is solved.
+    `truncated`: the episode is done only because something cut it off (a limit of turns, say), and
+    could have gone on. It counts only with `done`.
     """
 
     observation: Observation
@@ -54,8 +56,10 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class ParsedAction:
-    """`action` is executed in any case; `valid` says whether the response had the required
-    format."""
+    """Action that was read out of a response.
+
+    It is executed in any case; `valid` says whether the response had the required format.
+    """
 
     action: str
     valid: bool
@@ -78,8 +82,10 @@ class Episode(Protocol):
     observation: Observation
     """The current observation: the first one before any step, then that of the last step."""
     scores: Mapping[str, float]
-    """What the benchmark reports beside success, by name (WebShop's score, say); complete once the
-    episode is over."""
+    """Figures that the benchmark reports beside success, by name (WebShop's score, say).
+
+    They are complete once the episode is over.
+    """
 
     def step(self, action: str) -> StepResult:
         """Execute an action.
@@ -88,9 +94,11 @@ class Episode(Protocol):
         """
         ...
 
-    def anchor(self) -> str:
-        """Equal for two moments that show the agent the same: the groups of GiGPO's step-level
-        advantage."""
+    def state_key(self) -> str:
+        """A text that is equal for two moments that show the agent the same.
+
+        GiGPO's step-level advantage groups turns by it (the paper's anchor states).
+        """
         ...
 
 
@@ -102,14 +110,19 @@ class Expert(Protocol):
         ...
 
     def waste_turn(self, view: AgentView) -> tuple[str, str]:
-        """(thought, action) that does no harm and no good: a wasted turn, for demonstrations that
-        can be improved upon."""
+        """(thought, action) that does no harm and no good.
+
+        Demonstrations with such wasted turns can be improved upon.
+        """
         ...
 
 
 class Environment(Protocol):
-    """Stateless but for its settings, so one object serves all episodes of a process, at the same
-    time."""
+    """A set of numbered tasks.
+
+    It is stateless but for its settings, so one object serves all episodes of a process, at the
+    same time.
+    """
 
     name: str
     max_turns: int
@@ -119,8 +132,9 @@ class Environment(Protocol):
         ...
 
     def start(self, split: Split, index: int, seed: int) -> Episode:
-        """Open task `index`, 0 <= index < size(split): the same task in every process, whatever the
-        seed. IndexError outside.
+        """Open task `index`, the same one in every process, whatever the seed.
+
+        IndexError unless 0 <= index < size(split).
 
         `seed` is for what is drawn while the task is played (dice, other players). Each member of a
         group has its own, and an episode that is played again has the one that it had. `start` may
@@ -142,9 +156,11 @@ class Environment(Protocol):
         """The action in a response to a prompt that listed `admissible`."""
         ...
 
-    def respond(self, thought: str, action: str) -> str:
-        """The response that `parse` reads as a valid `action`: how an expert's turn is written
-        down."""
+    def format_response(self, thought: str, action: str) -> str:
+        """The response that `parse` reads as a valid `action`.
+
+        An expert's turn is written down in this form.
+        """
         ...
 
     def expert(self, episode: Episode, rng: random.Random) -> Expert:

@@ -1,20 +1,22 @@
-"""Playing an episode to its end by the environment's own expert: demonstrations to learn from."""
+"""Episodes: how one is started and closed, and how an environment's own expert plays one."""
 
 from __future__ import annotations
 
 import inspect
-import itertools
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from envs.base import Environment, Episode, Split
+from envs.base import Environment, Episode, Expert, Split
+from envs.view import AgentView
 
 
 @dataclass(frozen=True, slots=True)
 class ExpertEpisode:
-    """`turns` are (prompt, response) texts, exactly what an agent would be asked and would
-    answer."""
+    """Demonstration of one task.
+
+    `turns` are (prompt, response) texts, exactly what an agent would be asked and would answer.
+    """
 
     task: str
     task_type: str
@@ -46,81 +48,96 @@ def close_episode(episode: Episode) -> None:
         close()
 
 
-def expert_episode(
+def play_expert_episode(
     environment: Environment,
     split: Split,
     index: int,
     rng: random.Random,
     *,
-    slips: float = 0.0,
-    dawdling: float = 0.0,
-    limit: int | None = None,
+    expert_error_rate: float = 0.0,
+    wasted_turn_rate: float = 0.0,
+    max_turns: int | None = None,
     on_turn: Callable[[], None] = lambda: None,
 ) -> ExpertEpisode:
-    """Play task `index` of `split`. `rng` varies the wording, and little else.
+    """Play task `index` of `split` by the expert. `rng` varies the wording, and little else.
 
-    `slips`: probability that a turn is spoilt by a wrong action, which is played but no turn of the
-    demonstration. A learner will make such mistakes, and must have seen how to go on after them (as
-    in DART, Laskey et al. 2017). `dawdling`: probability that a turn is wasted, and demonstrated
-    like any other. `limit`: turns after which an episode that does not end raises RuntimeError.
-    `on_turn` is called when a turn begins.
+    `expert_error_rate`: probability that a turn is spoilt by a wrong action, which is played but no
+    turn of the demonstration. A learner will make such mistakes, and must have seen how to go on
+    after them (as in DART, Laskey et al. 2017). `wasted_turn_rate`: probability that a turn is
+    wasted, and demonstrated like any other. `max_turns`: turns after which an episode that does not
+    end raises RuntimeError. `on_turn` is called when a turn begins.
     """
+    player = _ExpertPlayer(environment, split, rng, expert_error_rate, wasted_turn_rate)
     episode = start_episode(environment, split, index, index)
     try:
-        return _played_by_expert(environment, episode, split, rng, slips, dawdling, limit, on_turn)
+        return player.play(episode, max_turns, on_turn)
     finally:
         close_episode(episode)
 
 
-def _played_by_expert(
-    environment: Environment,
-    episode: Episode,
-    split: Split,
-    rng: random.Random,
-    slips: float,
-    dawdling: float,
-    limit: int | None,
-    on_turn: Callable[[], None],
-) -> ExpertEpisode:
-    view = environment.view(episode)
-    expert = environment.expert(episode, rng)
-    turns: list[tuple[str, str]] = []
-    for _ in itertools.repeat(None) if limit is None else range(limit):
-        on_turn()
-        if slips and rng.random() < slips:
-            action = _wrong_action(environment, split, view.observation.admissible, rng)
-        else:
-            prompt = environment.prompt(view)
-            thought, action = (
-                expert.waste_turn(view)
-                if dawdling and rng.random() < dawdling
-                else expert.act(view)
-            )
-            turns.append((prompt, environment.respond(thought, action)))
-        result = episode.step(action)
-        if result.done:
-            return ExpertEpisode(episode.task, episode.task_type, result.success, turns)
-        view.record(action, result.observation)
-    raise RuntimeError(
-        f"the episode did not end within {limit:,} turns: step() has to say done=True, after "
-        "env.max_turns at the latest"
-    )
+@dataclass(frozen=True, slots=True)
+class _ExpertPlayer:
+    """The expert of an environment, with the mistakes that it is to make."""
 
+    environment: Environment
+    split: Split
+    rng: random.Random
+    error_rate: float
+    wasted_turn_rate: float
 
-def _wrong_action(
-    environment: Environment, split: Split, admissible: tuple[str, ...], rng: random.Random
-) -> str:
-    """One that is possible here, or, as often, one from another task, which mostly is not.
+    def play(
+        self, episode: Episode, max_turns: int | None, on_turn: Callable[[], None]
+    ) -> ExpertEpisode:
+        """Play an episode that has just been started."""
+        view = self.environment.view(episode)
+        expert = self.environment.expert(episode, self.rng)
+        turns: list[tuple[str, str]] = []
+        turn = 0
+        while max_turns is None or turn < max_turns:
+            turn += 1
+            on_turn()
+            if self._draw(self.error_rate):
+                action = self._wrong_action(view.observation.admissible)
+            else:
+                prompt = self.environment.prompt(view)
+                thought, action = self._demonstrate(expert, view)
+                turns.append((prompt, self.environment.format_response(thought, action)))
+            result = episode.step(action)
+            if result.done:
+                return ExpertEpisode(episode.task, episode.task_type, result.success, turns)
+            view.record(action, result.observation)
+        raise RuntimeError(
+            f"the episode did not end within {max_turns:,} turns: step() has to say done=True, "
+            "after env.max_turns at the latest"
+        )
 
-    Where any text is an action: what the expert would do first in another task.
-    """
-    if admissible and rng.random() < 0.5:
-        return rng.choice(admissible)
-    other = start_episode(environment, split, rng.randrange(environment.size(split)), 0)
-    try:
-        possible = other.observation.admissible or [
-            environment.expert(other, rng).act(environment.view(other))[1]
-        ]
-    finally:
-        close_episode(other)
-    return rng.choice(possible)
+    def _draw(self, probability: float) -> bool:
+        """True with this probability; a probability of 0 draws nothing."""
+        return bool(probability) and self.rng.random() < probability
+
+    def _demonstrate(self, expert: Expert, view: AgentView) -> tuple[str, str]:
+        """(thought, action) of a turn that is demonstrated, be it a wasted one."""
+        if self._draw(self.wasted_turn_rate):
+            return expert.waste_turn(view)
+        return expert.act(view)
+
+    def _wrong_action(self, admissible: tuple[str, ...]) -> str:
+        """One that is possible here, or, as often, one from another task, which mostly is not.
+
+        Where any text is an action, it is what the expert would do first in another task.
+        """
+        if admissible and self.rng.random() < 0.5:
+            return self.rng.choice(admissible)
+        index = self.rng.randrange(self.environment.size(self.split))
+        other = start_episode(self.environment, self.split, index, 0)
+        try:
+            possible = other.observation.admissible or [self._first_action(other)]
+        finally:
+            close_episode(other)
+        return self.rng.choice(possible)
+
+    def _first_action(self, episode: Episode) -> str:
+        """The action that the expert would do first in an episode."""
+        expert = self.environment.expert(episode, self.rng)
+        _, action = expert.act(self.environment.view(episode))
+        return action

@@ -38,10 +38,10 @@ def make_environment(name: str, **settings: object) -> Environment:
         module, _, attribute = _BUILT_IN[name].partition(":")
         factory = getattr(import_module(module), attribute)
     else:
-        found: list[EntryPoint] = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
-        if not found:
+        plugins: list[EntryPoint] = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
+        if not plugins:
             raise ValueError(
                 f"unknown environment {name!r}; known: {', '.join(environment_names())}"
             )
-        factory = found[0].load()
+        factory = plugins[0].load()
     return factory(**settings)

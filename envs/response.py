@@ -1,4 +1,4 @@
-"""Reading an action out of a response of the form `<think>…</think><action>…</action>`."""
+"""Responses of the form `<think>…</think><action>…</action>`: how one is read and written."""
 
 from __future__ import annotations
 
@@ -19,25 +19,30 @@ TAIL = 30
 def parse_think_action(
     response: str, admissible: Collection[str] | None = None, *, keep_case: bool = False
 ) -> ParsedAction:
-    """The action, stripped and (unless `keep_case`) lower-cased, and whether the response keeps to
-    the format.
+    """Read the action of a response, stripped and (unless `keep_case`) lower-cased.
 
     Valid: each tag exactly once, in the order above, only white space around them, no Chinese
     characters, and the action in `admissible` (None: anything goes). If not, the first action block
     is still executed, or else the last `TAIL` characters. Tags and actions are matched in any case.
     """
-    text = response if keep_case else response.lower()
+    text = response
+    if not keep_case:
+        text = response.lower()
     form = _FORM.fullmatch(text)
     if form is not None and all(response.lower().count(tag) == 1 for tag in _TAGS):
         action = form.group(1).strip()
-        admitted = (
-            admissible is None
-            or action in admissible
-            or action in {a.strip().lower() for a in admissible}
-        )
-        return ParsedAction(action, admitted and _CHINESE.search(response) is None)
+        valid = _is_admissible(action, admissible) and _CHINESE.search(response) is None
+        return ParsedAction(action, valid)
     block = _FIRST_ACTION.search(text)
-    return ParsedAction(block.group(1).strip() if block else text[-TAIL:].strip(), False)
+    if block is None:
+        return ParsedAction(text[-TAIL:].strip(), False)
+    return ParsedAction(block.group(1).strip(), False)
+
+
+def _is_admissible(action: str, admissible: Collection[str] | None) -> bool:
+    if admissible is None or action in admissible:
+        return True
+    return action in {possible.strip().lower() for possible in admissible}
 
 
 def format_think_action(thought: str, action: str) -> str:

@@ -1,5 +1,4 @@
-"""What code of an environment raises or gives, in words that can be sent and logged, whatever it
-is."""
+"""Errors and values of an environment's code, in words that can be sent and logged."""
 
 from __future__ import annotations
 
@@ -9,11 +8,12 @@ import sys
 import sysconfig
 import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 
-MAX_WORDS = 500
-"""Characters of what an exception says, or of a value that is shown."""
+MAX_MESSAGE_CHARS = 500
+"""Longest message of an exception, and longest value, that is repeated in full."""
 
 _CALLERS = tuple(
     str(Path(__file__).parent.parent / folder) + os.sep for folder in ("actors", "learner")
@@ -22,47 +22,52 @@ _PACKAGES = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
 _STANDARD_LIBRARY = {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"), "<frozen"}
 
 
-class UserCodeFailed(Exception):
-    """Code of the environment raised, gave what cannot be used, or took too long; the message says
-    which, and where."""
+class UserCodeError(Exception):
+    """Code of the environment raised, gave what cannot be used, or took too long.
+
+    The message says which, and where.
+    """
 
     def __init__(self, detail: str, trace: str = "") -> None:
         super().__init__(detail)
         self.trace = trace
 
 
-def printable(text: str, limit: int = MAX_WORDS) -> str:
+def to_printable(text: str, limit: int = MAX_MESSAGE_CHARS) -> str:
     """The text as UTF-8 can say it, at most `limit` characters and a word on the rest."""
-    cut = text[:limit].encode("utf-8", "backslashreplace").decode()
-    return cut if len(text) <= limit else f"{cut} ... ({len(text):,} characters)"
+    start = text[:limit].encode("utf-8", "backslashreplace").decode()
+    if len(text) <= limit:
+        return start
+    return f"{start} ... ({len(text):,} characters)"
 
 
 def describe_value(value: object) -> str:
     """The `repr` of a value of user code, whatever that does."""
     try:
-        return printable(repr(value))
+        return to_printable(repr(value))
     except BaseException:
         return f"a {type(value).__name__} without a repr"
 
 
 def describe_error(error: BaseException, home: str = "") -> str:
-    """The exception's name, its words, and the innermost place in the user's own files (`home`:
-    their directory)."""
+    """The exception's name, its message, and the innermost place in the user's own files.
+
+    `home` is the directory of these files.
+    """
     try:
-        words = printable(str(error))
+        message = to_printable(str(error))
     except BaseException:
-        words = "(its str() raises)"
-    said = f"{type(error).__name__}: {words}"
+        message = "(its str() raises)"
+    description = f"{type(error).__name__}: {message}"
     if isinstance(error, BaseExceptionGroup):
-        said += f"; the first one is {describe_error(error.exceptions[0], home)}"
-    steps = traceback.walk_tb(error.__traceback__)
-    where = own_frame(
-        ((frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in steps), home
-    )
-    return f"{said} ({where})" if where else said
+        description += f"; the first one is {describe_error(error.exceptions[0], home)}"
+    where = find_user_frame(_locate(traceback.walk_tb(error.__traceback__)), home)
+    if where:
+        return f"{description} ({where})"
+    return description
 
 
-def home_of(environment: object) -> str:
+def source_directory(environment: object) -> str:
     """The directory of the file that defines an environment; "" where there is none."""
     try:
         return str(Path(inspect.getfile(type(environment))).parent)
@@ -70,10 +75,12 @@ def home_of(environment: object) -> str:
         return ""
 
 
-def own_frame(frames: Iterable[tuple[str, int, str]], home: str = "") -> str:
-    """The innermost of (file, line, function) that is the user's own, as file:line in function: one
-    below `home`, else one of no installed package, else any that is not the standard library's.
-    Frames of what calls environments are left out; "" if none remains."""
+def find_user_frame(frames: Iterable[tuple[str, int, str]], home: str = "") -> str:
+    """The innermost of (file, line, function) that is the user's own, as file:line in function.
+
+    It is one below `home`, else one of no installed package, else any that is not the standard
+    library's. Frames of what calls environments are left out; "" if none remains.
+    """
     known = [frame for frame in frames if not frame[0].startswith(_CALLERS)]
     outside = [
         frame
@@ -87,23 +94,29 @@ def own_frame(frames: Iterable[tuple[str, int, str]], home: str = "") -> str:
     for candidates in (at_home, others, outside, known):
         if candidates:
             file, line, function = candidates[-1]
-            return printable(f"{_short(file)}:{line} in {function}")
+            return to_printable(f"{_short(file)}:{line} in {function}")
     return ""
 
 
-def took_too_long(thread: threading.Thread, seconds: float, home: str = "") -> UserCodeFailed:
-    """The error for a thread whose environment does not answer; it names the place in the user's
-    own files where the thread is now."""
+def timeout_error(thread: threading.Thread, seconds: float, home: str = "") -> UserCodeError:
+    """The error for a thread whose environment does not answer.
+
+    It names the place in the user's own files where the thread is now.
+    """
+    message = f"the environment took more than {seconds:g} s (actor.step_timeout)"
     innermost = sys._current_frames().get(thread.ident)
-    steps = list(traceback.walk_stack(innermost)) if innermost is not None else []
-    where = own_frame(
-        ((frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in reversed(steps)),
-        home,
-    )
-    return UserCodeFailed(
-        f"the environment took more than {seconds:g} s "
-        f"(actor.step_timeout){', at ' if where else ''}{where}"
-    )
+    if innermost is not None:
+        steps = list(traceback.walk_stack(innermost))
+        where = find_user_frame(_locate(reversed(steps)), home)
+        if where:
+            message += f", at {where}"
+    return UserCodeError(message)
+
+
+def _locate(steps: Iterable[tuple[FrameType, int]]) -> Iterator[tuple[str, int, str]]:
+    """(file, line, function) of each frame."""
+    for frame, line in steps:
+        yield frame.f_code.co_filename, line, frame.f_code.co_name
 
 
 def _is_below(file: str, directories: set[str]) -> bool:

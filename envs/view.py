@@ -1,5 +1,7 @@
-"""What an agent has been shown so far in one episode: the only source of its prompts, live or
-demonstrated."""
+"""The record of what an agent has been shown so far in one episode.
+
+It is the only source of the agent's prompts, live or demonstrated.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ from envs.base import Observation
 
 
 class Memory(Protocol):
-    """What a reader of the transcript knows, kept up to date turn by turn.
+    """Knowledge of a reader of the transcript, kept up to date turn by turn.
 
-    Sees texts only, never the environment.
+    It is made from texts only, never from the environment.
     """
 
     def note(self, action: str, text: str) -> None:
@@ -21,8 +23,10 @@ class Memory(Protocol):
 
 
 class AgentView:
-    """The task, the current observation, the last `history` (observation, action) pairs, the turn
-    and a memory.
+    """Everything that a prompt may show of an episode.
+
+    It has the task, the current observation, the last `history` (observation, action) pairs, the
+    number of the turn and a memory.
 
     Made by `Environment.view`; whoever plays the episode calls `record` once after every step.
     """

@@ -27,7 +27,7 @@ from engine.constants import ENGINE_KEY
 from envs.base import Environment, EnvironmentFailure, Episode
 from envs.play import close_episode, start_episode
 from envs.registry import make_environment
-from envs.user_errors import describe_error, printable
+from envs.user_errors import describe_error, to_printable
 from protocol.files import atomic_write
 from protocol.messages import SCHEMA_VERSION
 from protocol.prompting import load_prompter, read_vocabulary
@@ -264,9 +264,9 @@ def environment_errors(config: Config) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ConfigError(printable(str(error), MAX_REASON)) from None
+        raise ConfigError(to_printable(str(error), MAX_REASON)) from None
     except EnvironmentFailure as error:
-        raise ConfigError(f"{config.env.name}: {printable(str(error), MAX_REASON)}") from None
+        raise ConfigError(f"{config.env.name}: {to_printable(str(error), MAX_REASON)}") from None
     except (Exception, SystemExit, GeneratorExit, asyncio.CancelledError) as error:
         raise ConfigError(f"env.name: {config.env.name} fails: {describe_error(error)}") from None
 
@@ -348,7 +348,7 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
             f"from {vocabulary}"
         )
     think_tokens(directory, environment, config.control)
-    answer = environment.respond("I look around.", "look around")
+    answer = environment.format_response("I look around.", "look around")
     if prompter.text(prompter.tokens([answer])[0]).strip() != answer.strip():
         raise ValueError(
             f"model.name: the tokenizer of {directory} does not give back an answer as it was "

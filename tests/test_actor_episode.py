@@ -22,7 +22,7 @@ import actors.episode
 from actors.episode import EpisodePlayer, digest, frame_of
 from config import ModelSection
 from envs.base import EnvironmentFailure, Observation, ParsedAction, StepResult
-from envs.play import expert_episode
+from envs.play import play_expert_episode
 from envs.registry import make_environment
 from learner.data.rollout_metrics import evaluation_metrics, rollout_metrics
 from learner.warm_start.tiny import CHAT_TEMPLATE, train_tokenizer
@@ -55,7 +55,7 @@ def tokenizer():
     turns = [
         turn
         for i in range(20)
-        for turn in expert_episode(environment(), "train", i, random.Random(i)).turns
+        for turn in play_expert_episode(environment(), "train", i, random.Random(i)).turns
     ]
     return train_tokenizer(ModelSection(vocabulary=600), turns)
 
@@ -90,7 +90,9 @@ def player(take_turn, env=None, **settings) -> EpisodePlayer:
 
 def expert_turns(lease: Lease):
     """A policy that answers as the expert does, and what it was asked."""
-    script = expert_episode(environment(), lease.split, lease.task_index, random.Random(0)).turns
+    script = play_expert_episode(
+        environment(), lease.split, lease.task_index, random.Random(0)
+    ).turns
     asked = []
 
     async def take_turn(request):
@@ -150,7 +152,7 @@ async def test_a_cancelled_episode_leaves_nothing():
 
 async def test_an_anchor_is_a_digest_or_the_text_where_similar_ones_are_compared():
     take_turn, _, _ = expert_turns(LEASE)
-    seen = environment().start(LEASE.split, LEASE.task_index).anchor()
+    seen = environment().start(LEASE.split, LEASE.task_index).state_key()
     short, whole = [
         (await player(take_turn, anchor_texts=texts).play(LEASE)).turns[0].anchor
         for texts in (False, True)
@@ -183,7 +185,7 @@ class OneStep:
     observation = Observation("text", ("look",))
     scores: ClassVar = {"price": 0.5}
 
-    def anchor(self):
+    def state_key(self):
         return "anchor"
 
     def view(self, episode):
@@ -242,7 +244,7 @@ async def given(**changed: object) -> Trajectory:
         *(("truncated", {"truncated": value}) for value in NO_FLAGS),
         *(("task", {"task": value}) for value in NO_TEXTS),
         *(("task_type", {"task_type": value}) for value in [*NO_TEXTS, "x" * 201]),
-        *(("anchor()", {"anchor": lambda value=value: value}) for value in NO_TEXTS),
+        *(("state_key()", {"state_key": lambda value=value: value}) for value in NO_TEXTS),
         *(("prompt()", {"prompt": lambda view, value=value: value}) for value in NO_TEXTS),
         *(
             ("action", {"parse": lambda *_, value=value: ParsedAction(value, valid=True)})
@@ -292,7 +294,7 @@ def ends() -> StepResult:
     return StepResult(OneStep.observation, 1.0, done=True, success=True)
 
 
-@pytest.mark.parametrize("method", ["view", "prompt", "anchor", "parse"])
+@pytest.mark.parametrize("method", ["view", "prompt", "state_key", "parse"])
 async def test_an_environment_that_fails_in_whatever_it_is_asked_costs_the_episode_and_not_the_actor(
     method: str, monkeypatch: pytest.MonkeyPatch
 ):
@@ -368,7 +370,7 @@ RAISED = [
 ]
 
 
-@pytest.mark.parametrize("method", ["start", "view", "prompt", "anchor", "parse", "step"])
+@pytest.mark.parametrize("method", ["start", "view", "prompt", "state_key", "parse", "step"])
 @pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
 async def test_invariant_3_an_environment_error_is_a_dropped_episode_never_a_reward(
     error: BaseException, method: str
@@ -443,7 +445,7 @@ class Threaded(OneStep):
 
     def __getattribute__(self, name: str):
         found = super().__getattribute__(name)
-        if name in ("start", "view", "prompt", "anchor", "parse", "step", "close"):
+        if name in ("start", "view", "prompt", "state_key", "parse", "step", "close"):
             super().__getattribute__("threads").append(threading.get_ident())
         return found
 
@@ -560,7 +562,7 @@ METHODS = [
     "view",
     "prompt",
     "parse",
-    "anchor",
+    "state_key",
     "step",
     "close",
     "task",

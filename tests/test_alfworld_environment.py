@@ -161,7 +161,7 @@ def test_the_anchor_tells_apart_same_texts_with_different_actions():
         "fly",
     ):
         assert episode.step(action)
-        anchors.add(episode.anchor())
+        anchors.add(episode.state_key())
     assert len(anchors) == 3
 
 

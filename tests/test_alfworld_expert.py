@@ -9,7 +9,7 @@ import pytest
 from envs.alfworld.environment import AlfWorld
 from envs.alfworld.game import TASK_TYPES
 from envs.alfworld.scenes import load_facts
-from envs.play import expert_episode
+from envs.play import play_expert_episode
 from envs.response import parse_think_action
 from envs.view import AgentView
 
@@ -20,7 +20,7 @@ REAL = AlfWorld("real")
 def success(environment: AlfWorld, games: int) -> dict[str, float]:
     won: Counter[str] = Counter()
     for index in range(games):
-        played = expert_episode(environment, "held_out", index, random.Random(index))
+        played = play_expert_episode(environment, "held_out", index, random.Random(index))
         won[played.task_type] += played.success
     return {task: won[task] * len(TASK_TYPES) / games for task in TASK_TYPES}
 
@@ -34,7 +34,7 @@ def test_it_wins_most_games_in_real_rooms():
 
 
 def searched(environment: AlfWorld, index: int) -> list[str]:
-    played = expert_episode(environment, "train", index, random.Random(index))
+    played = play_expert_episode(environment, "train", index, random.Random(index))
     return re.findall(
         r"<action>go to (.*)</action>", " ".join(response for _, response in played.turns)
     )
@@ -89,13 +89,13 @@ def test_its_thoughts_are_short():
     lengths = [
         len(response.partition("</think>")[0].split())
         for index in range(60)
-        for _, response in expert_episode(SMALL, "train", index, random.Random(index)).turns
+        for _, response in play_expert_episode(SMALL, "train", index, random.Random(index)).turns
     ]
     assert max(lengths) <= 16
 
 
 def test_the_same_seed_gives_the_same_demonstration():
-    assert expert_episode(SMALL, "train", 7, random.Random(1)) == expert_episode(
+    assert play_expert_episode(SMALL, "train", 7, random.Random(1)) == play_expert_episode(
         SMALL, "train", 7, random.Random(1)
     )
 
@@ -104,7 +104,7 @@ def test_other_seeds_give_other_words():
     assert (
         len(
             {
-                expert_episode(SMALL, "train", 7, random.Random(seed)).turns[0][1]
+                play_expert_episode(SMALL, "train", 7, random.Random(seed)).turns[0][1]
                 for seed in range(20)
             }
         )
@@ -156,9 +156,10 @@ def test_it_refuses_a_view_without_the_memory():
 
 
 def test_slips_are_played_but_not_demonstrated():
-    plain = expert_episode(SMALL, "train", 3, random.Random(0))
+    plain = play_expert_episode(SMALL, "train", 3, random.Random(0))
     slipped = [
-        expert_episode(SMALL, "train", 3, random.Random(seed), slips=0.3) for seed in range(30)
+        play_expert_episode(SMALL, "train", 3, random.Random(seed), expert_error_rate=0.3)
+        for seed in range(30)
     ]
     assert any(episode.turns[0][0] == plain.turns[0][0] for episode in slipped)
     assert any(
@@ -175,7 +176,7 @@ def test_slips_are_played_but_not_demonstrated():
 def test_most_episodes_are_won_in_spite_of_slips():
     assert (
         sum(
-            expert_episode(SMALL, "train", i, random.Random(i), slips=0.2).success
+            play_expert_episode(SMALL, "train", i, random.Random(i), expert_error_rate=0.2).success
             for i in range(100)
         )
         >= 75
@@ -188,12 +189,12 @@ def number(prompt: str) -> int:
 
 
 def test_dawdling_is_demonstrated_and_wastes_turns():
-    def idle_share(dawdling: float) -> float:
+    def idle_share(rate: float) -> float:
         turns = [
             response
             for i in range(40)
-            for _, response in expert_episode(
-                SMALL, "train", i, random.Random(i), dawdling=dawdling
+            for _, response in play_expert_episode(
+                SMALL, "train", i, random.Random(i), wasted_turn_rate=rate
             ).turns
         ]
         return sum(

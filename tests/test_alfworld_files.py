@@ -16,7 +16,7 @@ from envs.alfworld.files import find_games, parse_problem, read_game
 from envs.alfworld.game import TASK_TYPES, Game, word_task
 from envs.alfworld.pddl import problem
 from envs.base import EnvironmentFailure
-from envs.play import expert_episode
+from envs.play import play_expert_episode
 from supervisor.job import check_tasks, first_task
 from supervisor.settings import resolve
 
@@ -94,7 +94,7 @@ def test_the_environment_plays_the_games_of_its_data(data):
     )
     assert {environment.start("train", index).task_type for index in range(6)} == set(TASK_TYPES)
     assert all(
-        expert_episode(environment, "held_out", index, random.Random(0)).success
+        play_expert_episode(environment, "held_out", index, random.Random(0)).success
         for index in range(6)
     )
 
@@ -213,7 +213,7 @@ def test_a_problem_that_makes_no_sense_is_a_failure_of_the_environment(tmp_path,
 def test_the_expert_wins_the_real_games(real_data):  # noqa: F811
     environment = AlfWorld(data=str(real_data))
     won = [
-        expert_episode(environment, "held_out", index, random.Random(index)).success
+        play_expert_episode(environment, "held_out", index, random.Random(index)).success
         for index in range(environment.size("held_out"))
     ]
     assert len(won) == 200 and sum(won) >= 190

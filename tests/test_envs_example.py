@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from example_environment import install_example
 
-from envs.play import expert_episode
+from envs.play import play_expert_episode
 from envs.registry import make_environment
 from supervisor.settings import resolve
 
@@ -23,7 +23,7 @@ def bisection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_its_expert_wins_within_its_turns(bisection):
-    episodes = [expert_episode(bisection, "held_out", i, random.Random(i)) for i in range(40)]
+    episodes = [play_expert_episode(bisection, "held_out", i, random.Random(i)) for i in range(40)]
     assert all(episode.success and len(episode.turns) <= 4 for episode in episodes)
 
 

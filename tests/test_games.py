@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from textarena.envs.registration import ENV_REGISTRY
 
 from envs.base import Environment, ParsedAction
-from envs.games.ansi import readable
+from envs.games.ansi import ansi_to_text
 from envs.games.gymnasium import Gymnasium
 from envs.games.textarena import TextArena
 from envs.registry import make_environment
@@ -105,7 +105,9 @@ def test_a_free_action_keeps_its_case_and_a_listed_one_is_matched_in_any(environ
     assert not environment.parse(
         "<think>I move.</think><action>jump</action>", ("left", "right")
     ).valid
-    assert environment.parse(environment.respond("I move.", "left"), ("left", "right")).valid
+    assert environment.parse(
+        environment.format_response("I move.", "left"), ("left", "right")
+    ).valid
     assert environment.parse(
         "<think>I move.</think><action>LEFT</action>", ("left", "right")
     ) == ParsedAction("left", True)
@@ -134,7 +136,7 @@ def test_actions_named_by_the_user_are_those_that_are_executed():
     ],
 )
 def test_what_is_shown_by_a_color_is_written(drawn: str, read: str):
-    assert readable(drawn) == read
+    assert ansi_to_text(drawn) == read
 
 
 @given(
@@ -152,7 +154,7 @@ def test_no_color_is_lost_and_no_letter_changed(stretches):
     letters: dict[str, str] = {"": "", "31": "(", "41": "[", "42": "{", "34;1": "<"}
     seen = []
     within = ""
-    for char in readable(drawn, marks):
+    for char in ansi_to_text(drawn, marks):
         if char in "([{<":
             within = char
         elif char in ")]}>":

@@ -219,14 +219,14 @@ def test_expert_that_never_wins_is_an_error(job, monkeypatch):
 def test_tasks_whose_demonstration_fails_are_left_out_unless_all_fail(
     share: float, monkeypatch: pytest.MonkeyPatch
 ):
-    real = learner.warm_start.demonstrations.expert_episode
+    real = learner.warm_start.demonstrations.play_expert_episode
 
     def fails_at_times(environment, split, index, rng, **settings):
         if random.Random(index).random() < share:
             raise SystemExit(2)
         return real(environment, split, index, rng, **settings)
 
-    monkeypatch.setattr(learner.warm_start.demonstrations, "expert_episode", fails_at_times)
+    monkeypatch.setattr(learner.warm_start.demonstrations, "play_expert_episode", fails_at_times)
     if share == 1:
         where = r"task \d+: SystemExit: 2 \(.*test_learner_warm_start.py:\d+ in fails_at_times\)"
         with pytest.raises(RuntimeError, match=f"env.name: none of the first 20 .*; {where}"):
@@ -262,7 +262,7 @@ def test_a_demonstration_that_hangs_is_left_out_and_the_place_is_told(
         ended.set()
     assert time.monotonic() - began < 30
     place = r"test_learner_warm_start\.py:\d+ in hangs_once"
-    said = rf"UserCodeFailed: the environment took more than 0\.5 s \(actor\.step_timeout\), at .*{place}"
+    said = rf"UserCodeError: the environment took more than 0\.5 s \(actor\.step_timeout\), at .*{place}"
     assert [bool(re.search(said, record.message)) for record in caplog.records] == [True]
 
 

@@ -180,7 +180,7 @@ def test_smollm2_is_a_language_model_of_which_agents_tags_are_tokens(smollm2: Pa
     tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
     for tag in ("<think>", "</think>", "<action>", "</action>"):
         assert len(prompter.tokens([tag])[0]) == 1 and tokenizer.token_to_id(tag) < 17
-    answer = make_environment("alfworld").respond("I look around.", "look")
+    answer = make_environment("alfworld").format_response("I look around.", "look")
     assert prompter.text(prompter.tokens([answer])[0]) == answer
     import torch
 

@@ -123,7 +123,7 @@ def anchor(*queries: str) -> str:
     played = episode(max_turns=20)
     for query in queries:
         played.step(f"<search>{query}</search>")
-    return played.anchor()
+    return played.state_key()
 
 
 QUERIES = st.lists(

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from envs.base import Observation
-from envs.play import expert_episode
+from envs.play import play_expert_episode
 from envs.search.actions import read_action
 from envs.search.environment import Search
 from envs.search.expert import SearchExpert
@@ -23,7 +23,7 @@ def action(response: str) -> str:
 
 def test_it_answers_nine_of_ten_held_out_questions_in_four_turns():
     played = [
-        expert_episode(SEARCH, "held_out", index, random.Random(index)) for index in range(200)
+        play_expert_episode(SEARCH, "held_out", index, random.Random(index)) for index in range(200)
     ]
     assert sum(episode.success for episode in played) >= 180
 
@@ -45,7 +45,7 @@ def test_one_search_is_not_enough():
 def test_it_makes_two_searches_or_three():
     steps = {clue.source: len(clue.steps) + 2 for clue in CLUES}
     played = [
-        expert_episode(SEARCH, "held_out", index, random.Random(index)) for index in range(100)
+        play_expert_episode(SEARCH, "held_out", index, random.Random(index)) for index in range(100)
     ]
     assert all(
         len(episode.turns) == steps[episode.task_type] for episode in played if episode.success
@@ -55,7 +55,7 @@ def test_it_makes_two_searches_or_three():
 
 def test_its_answers_stand_in_what_it_was_shown():
     for index in range(60):
-        episode = expert_episode(SEARCH, "train", index, random.Random(index))
+        episode = play_expert_episode(SEARCH, "train", index, random.Random(index))
         prompt, response = episode.turns[-1]
         assert not episode.success or read_action(action(response))[1] in prompt
 
@@ -126,8 +126,8 @@ def test_it_finishes_what_somebody_else_began():
 
 def test_its_responses_are_valid():
     for index in range(60):
-        for _, response in expert_episode(
-            PATIENT, "train", index, random.Random(index), dawdling=0.3
+        for _, response in play_expert_episode(
+            PATIENT, "train", index, random.Random(index), wasted_turn_rate=0.3
         ).turns:
             assert SEARCH.parse(response, ()).valid
 
@@ -136,13 +136,13 @@ def test_its_thoughts_and_queries_are_short():
     lengths = [
         len(response.split())
         for index in range(200)
-        for _, response in expert_episode(SEARCH, "train", index, random.Random(index)).turns
+        for _, response in play_expert_episode(SEARCH, "train", index, random.Random(index)).turns
     ]
     assert max(lengths) <= 30
 
 
 def test_the_same_seed_gives_the_same_demonstration():
-    assert expert_episode(SEARCH, "train", 7, random.Random(1)) == expert_episode(
+    assert play_expert_episode(SEARCH, "train", 7, random.Random(1)) == play_expert_episode(
         SEARCH, "train", 7, random.Random(1)
     )
 
@@ -151,7 +151,7 @@ def test_other_seeds_give_other_words():
     assert (
         len(
             {
-                expert_episode(SEARCH, "train", 7, random.Random(seed)).turns[0][1]
+                play_expert_episode(SEARCH, "train", 7, random.Random(seed)).turns[0][1]
                 for seed in range(20)
             }
         )
@@ -181,8 +181,13 @@ def test_dawdling_is_a_search_that_neither_helps_nor_harms(turns):
 def test_dawdling_and_slips_leave_too_few_turns_in_four_but_not_in_thirty():
     def won(environment: Search) -> int:
         return sum(
-            expert_episode(
-                environment, "train", i, random.Random(i), slips=0.1, dawdling=0.4
+            play_expert_episode(
+                environment,
+                "train",
+                i,
+                random.Random(i),
+                expert_error_rate=0.1,
+                wasted_turn_rate=0.4,
             ).success
             for i in range(60)
         )
@@ -191,9 +196,10 @@ def test_dawdling_and_slips_leave_too_few_turns_in_four_but_not_in_thirty():
 
 
 def test_slips_are_searches_for_other_questions_and_are_not_demonstrated():
-    plain = expert_episode(PATIENT, "train", 3, random.Random(0))
+    plain = play_expert_episode(PATIENT, "train", 3, random.Random(0))
     slipped = [
-        expert_episode(PATIENT, "train", 3, random.Random(seed), slips=0.4) for seed in range(20)
+        play_expert_episode(PATIENT, "train", 3, random.Random(seed), expert_error_rate=0.4)
+        for seed in range(20)
     ]
     assert any(episode.turns[0][0] != plain.turns[0][0] for episode in slipped)
     assert all(episode.success for episode in slipped)
@@ -211,7 +217,7 @@ def test_it_understands_the_questions_of_every_source():
     asked = {SEARCH.question("train", index).source: index for index in range(300)}
     assert asked.keys() == {clue.source for clue in CLUES}
     for index in asked.values():
-        assert expert_episode(SEARCH, "train", index, random.Random(0)).success
+        assert play_expert_episode(SEARCH, "train", index, random.Random(0)).success
 
 
 def test_it_understands_every_wording():

@@ -161,17 +161,20 @@ def test_an_impossible_action_uses_a_turn_and_changes_nothing():
 
 def test_the_anchor_is_the_same_where_the_same_is_shown():
     way = to_goal(SHOP, 0)
-    assert played(*way)[0].anchor() == played(*way, "click[features]", "click[< prev]")[0].anchor()
+    assert (
+        played(*way)[0].state_key()
+        == played(*way, "click[features]", "click[< prev]")[0].state_key()
+    )
 
 
 def test_the_anchor_differs_between_tasks_pages_and_choices():
     way = to_goal(SHOP, 0)
     option = next(values[0] for values in SHOP.goal("train", 0).product.options.values())
     anchors = {
-        played()[0].anchor(),
-        played(index=1)[0].anchor(),
-        played(*way)[0].anchor(),
-        played(*way, f"click[{option}]")[0].anchor(),
+        played()[0].state_key(),
+        played(index=1)[0].state_key(),
+        played(*way)[0].state_key(),
+        played(*way, f"click[{option}]")[0].state_key(),
     }
     assert len(anchors) == 4
 

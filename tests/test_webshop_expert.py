@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from envs.play import expert_episode
+from envs.play import play_expert_episode
 from envs.view import AgentView
 from envs.webshop.environment import WebShop
 from envs.webshop.expert import Wish
@@ -16,7 +16,7 @@ SHOP = WebShop()
 def success(count: int, **how: float) -> float:
     return (
         sum(
-            expert_episode(SHOP, "held_out", i, random.Random(i), **how).success
+            play_expert_episode(SHOP, "held_out", i, random.Random(i), **how).success
             for i in range(count)
         )
         / count
@@ -28,11 +28,11 @@ def test_it_wins_held_out_goals():
 
 
 def test_it_wins_most_goals_in_spite_of_slips():
-    assert success(100, slips=0.1) >= 0.7
+    assert success(100, expert_error_rate=0.1) >= 0.7
 
 
 def test_it_wins_most_goals_in_spite_of_dawdling():
-    assert success(100, dawdling=0.3) >= 0.7
+    assert success(100, wasted_turn_rate=0.3) >= 0.7
 
 
 def test_its_responses_are_valid_and_its_clicks_admissible():
@@ -57,8 +57,8 @@ def test_its_responses_are_valid_and_its_clicks_admissible():
 
 def test_its_queries_are_words_of_the_instruction():
     for index in range(100):
-        for _, response in expert_episode(
-            SHOP, "train", index, random.Random(index), dawdling=0.3
+        for _, response in play_expert_episode(
+            SHOP, "train", index, random.Random(index), wasted_turn_rate=0.3
         ).turns:
             _, found, query = response.partition("<action>search[")
             if found:
@@ -70,13 +70,13 @@ def test_its_thoughts_are_short():
     thoughts = [
         response.partition("</think>")[0]
         for i in range(100)
-        for _, response in expert_episode(SHOP, "train", i, random.Random(i)).turns
+        for _, response in play_expert_episode(SHOP, "train", i, random.Random(i)).turns
     ]
     assert max(len(thought.split()) for thought in thoughts) <= 16
 
 
 def test_the_same_seed_gives_the_same_demonstration():
-    assert expert_episode(SHOP, "train", 7, random.Random(1)) == expert_episode(
+    assert play_expert_episode(SHOP, "train", 7, random.Random(1)) == play_expert_episode(
         SHOP, "train", 7, random.Random(1)
     )
 
@@ -85,7 +85,7 @@ def test_other_seeds_give_other_words():
     assert (
         len(
             {
-                expert_episode(SHOP, "train", 7, random.Random(seed)).turns[0][1]
+                play_expert_episode(SHOP, "train", 7, random.Random(seed)).turns[0][1]
                 for seed in range(20)
             }
         )
@@ -131,17 +131,21 @@ def test_it_finishes_what_somebody_else_began():
 
 
 def test_dawdling_wastes_turns_and_harms_nothing():
-    def turns(dawdling: float) -> float:
+    def turns(rate: float) -> float:
         return (
             sum(
-                len(expert_episode(SHOP, "train", i, random.Random(i), dawdling=dawdling).turns)
+                len(
+                    play_expert_episode(
+                        SHOP, "train", i, random.Random(i), wasted_turn_rate=rate
+                    ).turns
+                )
                 for i in range(60)
             )
             / 60
         )
 
     assert turns(0.3) > turns(0.0) + 1
-    assert success(60, dawdling=0.1) >= 0.9
+    assert success(60, wasted_turn_rate=0.1) >= 0.9
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class AlfWorldEpisode:
             truncated=self._done and not won,
         )
 
-    def anchor(self) -> str:
+    def state_key(self) -> str:
         """What is shown now: text and actions."""
         return "\n".join((self.observation.text, *self.observation.admissible))
 
@@ -165,7 +165,7 @@ class AlfWorld:
         """See `envs.response`."""
         return parse_think_action(response, admissible)
 
-    def respond(self, thought: str, action: str) -> str:
+    def format_response(self, thought: str, action: str) -> str:
         """See `envs.response`."""
         return format_think_action(thought, action)
 

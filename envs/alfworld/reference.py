@@ -20,7 +20,7 @@ from envs.alfworld.environment import AlfWorld
 from envs.alfworld.game import TASK_TYPES, Game
 from envs.alfworld.pddl import to_tw_pddl
 from envs.base import Split
-from envs.play import expert_episode
+from envs.play import play_expert_episode
 from envs.response import parse_think_action
 from protocol.files import atomic_write
 
@@ -95,7 +95,7 @@ def wander(admissible: list[str], rng: random.Random) -> str:
 
 def expert_commands(environment: AlfWorld, split: Split, index: int) -> list[str]:
     """What the expert does in a game."""
-    turns = expert_episode(environment, split, index, random.Random(index)).turns
+    turns = play_expert_episode(environment, split, index, random.Random(index)).turns
     return [parse_think_action(response).action for _, response in turns]
 
 

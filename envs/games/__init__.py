@@ -1,5 +1,6 @@
-"""Text games of other libraries behind our interface (`pip install -e '.[games]'`): one adapter a
-library.
+"""Text games of other libraries behind our interface: one adapter a library.
+
+They need `pip install 'foray[games]'`.
 
 game (what they share: prompt, format, splits by seed) <- textarena, gymnasium
 """

@@ -1,5 +1,7 @@
-"""Text drawn for a terminal as text that can be read: colors become marks, whatever else a terminal
-is told is left out."""
+"""Text drawn for a terminal as text that can be read.
+
+Colors become marks; whatever else a terminal is told is left out.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 Marks = Mapping[str, tuple[str, str]]
-"""What stands before and after a text that is drawn so, by the number of the style ("41": a red
-background)."""
+"""(before, after) a text that is drawn so, by the number of the style ("41": a red background)."""
 
 _ESCAPE = re.compile(
     r"\x1b(?:\[([0-?]*)[ -/]*([@-~])|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]+[0-~]|[@-_])"
@@ -29,7 +30,7 @@ _NAMES = {
 _FOREGROUND = re.compile(r"3[0-8]|9[0-7]")
 _BACKGROUND = re.compile(r"4[0-8]|10[0-7]")
 _WEIGHT = re.compile(r"[12]")
-# What a number takes back, or what one like it replaces.
+# Styles that a number takes back.
 _ENDS = {
     "39": _FOREGROUND,
     "49": _BACKGROUND,
@@ -41,16 +42,19 @@ _ENDS = {
 _PARAMETERS_OF_A_COLOR = {"5": 3, "2": 5}
 
 
-def readable(text: str, marks: Marks | None = None) -> str:
-    """`text` with a mark around every stretch of a style of its own: that of `marks`, else `[on red
-    F]`."""
+def ansi_to_text(text: str, marks: Marks | None = None) -> str:
+    """`text` with a mark around every stretch of a style of its own.
+
+    The mark is that of `marks`, else like `[on red F]`.
+    """
     known = marks or {}
-    return "".join(
-        _marked(run, style, known) if style and run else run for style, run in _runs(text)
-    )
+    return "".join(_mark(run, style, known) for style, run in _runs(text))
 
 
-def _marked(run: str, style: tuple[str, ...], marks: Marks) -> str:
+def _mark(run: str, style: tuple[str, ...], marks: Marks) -> str:
+    """A stretch with its marks; one that is empty, or of no style, as it is."""
+    if not style or not run:
+        return run
     unknown = [_NAMES.get(number, number) for number in style if number not in marks]
     if unknown:
         run = f"[{' '.join(unknown)} {run}]"
@@ -61,8 +65,10 @@ def _marked(run: str, style: tuple[str, ...], marks: Marks) -> str:
 
 
 def _runs(text: str) -> Iterator[tuple[tuple[str, ...], str]]:
-    """(numbers of the style, text) of each stretch, in order; neighbors of the same style are
-    one."""
+    """(numbers of the style, text) of each stretch, in order.
+
+    Neighbors of the same style are one.
+    """
     style: tuple[str, ...] = ()
     run = ""
     position = 0
@@ -71,42 +77,52 @@ def _runs(text: str) -> Iterator[tuple[tuple[str, ...], str]]:
         position = escape.end()
         if escape[2] != "m":
             continue
-        changed = _restyled(style, escape[1])
-        if changed != style:
+        new_style = _apply_escape(style, escape[1])
+        if new_style != style:
             yield style, run
-            style = changed
+            style = new_style
             run = ""
     yield style, run + text[position:]
 
 
-def _restyled(style: tuple[str, ...], parameters: str) -> tuple[str, ...]:
+def _apply_escape(style: tuple[str, ...], parameters: str) -> tuple[str, ...]:
     """The style after the numbers of one more escape."""
-    numbers = [number.lstrip("0") or "0" for number in parameters.split(";")]
-    while numbers:
-        # 38 and 48 begin a color of several numbers: 38;5;N or 38;2;R;G;B.
-        size = (
-            _PARAMETERS_OF_A_COLOR.get(numbers[1], 1)
-            if numbers[0] in ("38", "48") and len(numbers) > 1
-            else 1
-        )
-        number = ";".join(numbers[:size])
-        del numbers[:size]
+    for number in _split_parameters(parameters):
         if number == "0":
             style = ()
-            continue
-        ended = _ENDS.get(number)
-        replaced = ended or _same_kind(number)
-        style = tuple(
-            other
-            for other in style
-            if other != number and not (replaced and replaced.fullmatch(other.partition(";")[0]))
-        )
-        if ended is None:
-            style = (*style, number)
+        elif number in _ENDS:
+            style = _without(style, number, _ENDS[number])
+        else:
+            style = (*_without(style, number, _color_kind(number)), number)
     return style
 
 
-def _same_kind(number: str) -> re.Pattern[str] | None:
-    """Of the colors that cannot be at the same time."""
+def _split_parameters(parameters: str) -> Iterator[str]:
+    """The numbers of an escape; the several of one color (38;5;N or 38;2;R;G;B) are one."""
+    numbers = [number.lstrip("0") or "0" for number in parameters.split(";")]
+    while numbers:
+        size = 1
+        if numbers[0] in ("38", "48") and len(numbers) > 1:
+            size = _PARAMETERS_OF_A_COLOR.get(numbers[1], 1)
+        yield ";".join(numbers[:size])
+        del numbers[:size]
+
+
+def _without(
+    style: tuple[str, ...], number: str, replaced: re.Pattern[str] | None
+) -> tuple[str, ...]:
+    """The style without `number`, and without what `replaced` matches."""
+    return tuple(
+        other
+        for other in style
+        if other != number and not (replaced and replaced.fullmatch(other.partition(";")[0]))
+    )
+
+
+def _color_kind(number: str) -> re.Pattern[str] | None:
+    """The kind of color that a number sets, of which there is one at a time; None for others."""
     first = number.partition(";")[0]
-    return next((kind for kind in (_FOREGROUND, _BACKGROUND) if kind.fullmatch(first)), None)
+    for kind in (_FOREGROUND, _BACKGROUND):
+        if kind.fullmatch(first):
+            return kind
+    return None

@@ -1,6 +1,6 @@
-"""What the adapters share.
+"""The common part of the adapters: prompt, format, and a task for each seed.
 
-A task is a seed; the games have no expert, and no split of their own.
+The games have no expert, and no split of their own.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ _LONGEST_ACTION = 120
 
 
 class GameEnvironment(ABC):
-    """Settings: `max_turns` (0: 30), `history`, past turns in the prompt. An adapter adds its own,
-    and `start_with`."""
+    """A game of another library as an `Environment`.
+
+    Settings: `max_turns` (0: 30); `history`, past turns in the prompt. An adapter adds its own, and
+    `start_with`.
+    """
 
     name: str
 
@@ -44,8 +47,10 @@ class GameEnvironment(ABC):
         return SIZES[split]
 
     def start(self, split: Split, index: int, seed: int = 0) -> Episode:
-        """Open the game of seed `index` of a split; all that it draws is that seed's, and `seed`
-        makes no difference."""
+        """Open the game of seed `index` of a split.
+
+        All that it draws is that seed's, and `seed` makes no difference.
+        """
         del seed
         if not 0 <= index < SIZES[split]:
             raise IndexError(f"{split} has tasks 0 to {SIZES[split] - 1}, not {index}")
@@ -56,29 +61,30 @@ class GameEnvironment(ABC):
         return AgentView(episode.task, episode.observation, history=self._history)
 
     def prompt(self, view: AgentView) -> str:
-        """The rules, the past turns, what is shown now, what can be done if that is known, and the
-        format."""
+        """The rules, the past turns, what is shown now, the actions if known, and the format."""
         lines = [view.task]
         for turn, text, action in view.past:
-            lines += [text] if text else []
+            if text:
+                lines.append(text)
             lines.append(f"Step {turn}: {' '.join(action.split())[:_LONGEST_ACTION]}")
-        lines += [view.observation.text] if view.observation.text else []
-        admissible = view.observation.admissible
-        if admissible:
-            lines.append("Actions: " + "; ".join(admissible))
-        lines.append(
-            f"Step {view.step}: "
-            + _FORMAT.format(what="one of the actions" if admissible else "your action")
-        )
+        if view.observation.text:
+            lines.append(view.observation.text)
+        what = "your action"
+        if view.observation.admissible:
+            lines.append("Actions: " + "; ".join(view.observation.admissible))
+            what = "one of the actions"
+        lines.append(f"Step {view.step}: {_FORMAT.format(what=what)}")
         return "\n".join(lines)
 
     def parse(self, response: str, admissible: tuple[str, ...]) -> ParsedAction:
-        """See `envs.response`; letters keep their case where any text is an action, since it means
-        something in some games."""
+        """See `envs.response`.
+
+        Letters keep their case where any text is an action, since it means something in some games.
+        """
         parsed = parse_think_action(response, admissible or None, keep_case=not admissible)
         return ParsedAction(parsed.action, parsed.valid and parsed.action != "")
 
-    def respond(self, thought: str, action: str) -> str:
+    def format_response(self, thought: str, action: str) -> str:
         """See `envs.response`."""
         return format_think_action(thought, action)
 

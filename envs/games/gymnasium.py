@@ -1,5 +1,6 @@
-"""Gymnasium's text games, and others registered there, as an `Environment`: `--env gymnasium
---gymnasium.id FrozenLake-v1`.
+"""Gymnasium's text games, and others registered there, as an `Environment`.
+
+`--env gymnasium --gymnasium.id FrozenLake-v1`
 
 A game speaks text if its observations are text, or if it draws itself as text
 (`render_mode="ansi"`); of others, the observation is written out. An action is a text, or one of a
@@ -15,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from envs.base import Observation, StepResult
-from envs.games.ansi import Marks, readable
+from envs.games.ansi import Marks, ansi_to_text
 from envs.games.game import HISTORY, GameEnvironment
 
 try:
@@ -31,14 +32,16 @@ ID = "FrozenLake-v1"
 
 
 class _Game(NamedTuple):
-    """What Gymnasium does not say of a game."""
+    """Facts about a game that Gymnasium does not tell."""
 
-    actions: tuple[str, ...] = ()  # by number
-    task: str = ""  # what the agent is told
-    marks: Marks = MappingProxyType({})  # how the colors that it draws in are written
-    # there is no other end but for want of time, so that a reward of less than 0 is a success all
-    # the same
+    actions: tuple[str, ...] = ()
+    """Their names, by number."""
+    task: str = ""
+    """The instruction, as the agent reads it."""
+    marks: Marks = MappingProxyType({})
+    """How the colors that it draws in are written."""
     ends_won: bool = False
+    """It ends only when it is won, or for want of time: any reward at its end is a success."""
 
 
 _KNOWN = {
@@ -56,10 +59,9 @@ _KNOWN = {
     "TaxiEnv": _Game(
         ("down", "up", "right", "left", "pick up", "drop off"),
         "Drive a taxi to the passenger, pick up, drive to the destination, drop off there. The "
-        "stands are R, G, Y and B; walls are | "
-        "and -, and : lets you through. In parentheses is the stand where the passenger waits, "
-        "in <> the destination. "
-        "The taxi is in brackets, in braces with the passenger in it.",
+        "stands are R, G, Y and B; walls are | and -, and : lets you through. In parentheses is "
+        "the stand where the passenger waits, in <> the destination. The taxi is in brackets, in "
+        "braces with the passenger in it.",
         marks={
             "1": ("", ""),
             "34": ("(", ")"),
@@ -74,7 +76,7 @@ _KNOWN = {
         "and whether you have a usable ace.",
     ),
 }
-"""By the name of the class, which all sizes, versions and variants of a game share."""
+"""Known games by the name of the class, which all sizes and versions of a game share."""
 
 
 class GymnasiumEpisode:
@@ -106,12 +108,7 @@ class GymnasiumEpisode:
         terminated = False
         truncated = False
         if not self._actions or action in self._actions:
-            chosen = (
-                int(self._env.action_space.start) + self._actions.index(action)
-                if self._actions
-                else action
-            )
-            observation, reward, terminated, truncated, _ = self._env.step(chosen)
+            observation, reward, terminated, truncated, _ = self._env.step(self._convert(action))
             reward = float(reward)
             self.observation = self._observe(observation)
             won = bool(terminated and (reward > 0 or self._ends_won))
@@ -122,26 +119,33 @@ class GymnasiumEpisode:
             self.observation, reward, self._done, won, truncated=self._done and not terminated
         )
 
-    def anchor(self) -> str:
-        """What is shown now."""
+    def state_key(self) -> str:
+        """The text that is shown now."""
         return self.observation.text
 
     def close(self) -> None:
         """Let go of what the game holds open."""
         self._env.close()
 
+    def _convert(self, action: str) -> str | int:
+        """The action as the game takes it: a number where actions have names."""
+        if not self._actions:
+            return action
+        return int(self._env.action_space.start) + self._actions.index(action)
+
     def _observe(self, observation: Any) -> Observation:
         if not isinstance(observation, str) and self._env.render_mode == "ansi":
-            observation = readable(
-                self._env.render(), self._marks
-            )  # where the player is, for one, is shown by a color
+            # Where the player is, for one, is shown by a color.
+            observation = ansi_to_text(self._env.render(), self._marks)
         return Observation(str(observation).strip(), self._actions)
 
 
 class Gymnasium(GameEnvironment):
-    """Settings: `id`, a registered environment; `arguments`, name=value for its constructor (values
-    as in JSON); `actions`, names of its actions in order; `task`, what the agent is told;
-    `max_turns`; `history`.
+    """A registered game of Gymnasium as an `Environment`.
+
+    Settings: `id`, its name there; `arguments`, name=value for its constructor (values as in JSON);
+    `actions`, names of its actions in order; `task`, what the agent is told; `max_turns`;
+    `history`.
     """
 
     name = "gymnasium"
@@ -157,7 +161,7 @@ class Gymnasium(GameEnvironment):
     ) -> None:
         super().__init__(max_turns, history)
         self._id = id
-        self._arguments = dict(_argument(text) for text in arguments)
+        self._arguments = dict(_parse_argument(text) for text in arguments)
         try:
             env = gymnasium.make(id, **self._arguments)
         except Exception as error:  # unknown, or whatever its constructor raises
@@ -171,8 +175,7 @@ class Gymnasium(GameEnvironment):
         if len({self._first_observation() for _ in range(3)}) > 1:
             raise ValueError(
                 f"gymnasium.arguments: {id} begins differently each time with the same seed, so "
-                "that a group would play different games: "
-                "give what it draws when it is made"
+                "that a group would play different games: give what it draws when it is made"
             )
 
     def start_with(self, seed: int) -> GymnasiumEpisode:
@@ -190,10 +193,10 @@ class Gymnasium(GameEnvironment):
 
 
 def name_actions(id: str, space: spaces.Space, names: tuple[str, ...]) -> tuple[str, ...]:
-    """A name for each action, in lower case as actions are parsed; its number without `names`; none
-    if any text is an action.
+    """A name for each action, in lower case as actions are parsed.
 
-    ValueError for too few or too many names.
+    Without `names` it is the action's number; there are none if any text is an action. ValueError
+    for too few or too many names.
     """
     if isinstance(space, spaces.Text):
         return ()
@@ -209,7 +212,7 @@ def name_actions(id: str, space: spaces.Space, names: tuple[str, ...]) -> tuple[
     return names
 
 
-def _argument(text: str) -> tuple[str, Any]:
+def _parse_argument(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"gymnasium.arguments: {text!r} is not of the form name=value")

@@ -1,6 +1,6 @@
-"""Games for one player of TextArena (Guertler et al.
+"""TextArena's games for one player (Guertler et al., 2025) as an `Environment`.
 
-2025) as an `Environment`: `--env textarena --textarena.game GuessTheNumber-v0`.
+`--env textarena --textarena.game GuessTheNumber-v0`
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from envs.base import Observation, StepResult
-from envs.games.ansi import readable
+from envs.games.ansi import ansi_to_text
 from envs.games.game import HISTORY, GameEnvironment
 
 try:
@@ -27,7 +27,7 @@ except ImportError as error:
 
 GAME = "GuessTheNumber-v0"
 
-_OWN: ContextVar[random.Random | None] = ContextVar("_OWN", default=None)
+_EPISODE_RANDOM: ContextVar[random.Random | None] = ContextVar("_EPISODE_RANDOM", default=None)
 """The generator of the episode that this thread plays now."""
 
 # Errors of reading a move; LookupError itself is NLTK's, for data that are missing.
@@ -49,41 +49,44 @@ class TextArenaEpisode:
         self._done = False
         self._ended = False
         self._random = random.Random(seed)
-        with self._own_randomness():
-            self._env = _make(game)
+        with self._use_random():
+            self._env = _make_game(game)
             self._env.reset(num_players=1, seed=seed)
             _sort_arguments(self._env)
             messages = self._env.get_observation()[1]
         self.task = "\n".join(str(text).strip() for _, text, kind in messages if kind is _RULES)
         self.task_type = game
-        self.observation = Observation(_shown(messages), ())
+        self.observation = Observation(_text_of(messages), ())
         self.scores = {"reward": 0.0}
 
     def step(self, action: str) -> StepResult:
         """Make a move, in the brackets that TextArena wants around one.
 
-        Whether an invalid one costs the game is up to the game; one that the game cannot read is
-        invalid, too.
+        The game decides whether an invalid move costs the game; one that it cannot read is invalid,
+        too.
         """
         if self._done:
             raise RuntimeError("the episode is over: start another one")
-        with self._own_randomness():
-            over = self._move(action if "[" in action else f"[{action}]")
+        if "[" not in action:
+            action = f"[{action}]"
+        with self._use_random():
+            over = self._move(action)
             messages = self._env.get_observation()[1]
         self._turns_left -= 1
         self._done = over or self._turns_left == 0
-        self.observation = Observation(_shown(messages), ())
+        text = _text_of(messages)
         if over:
             rewards, info = self._end()
             self.scores = {"reward": float(rewards[0])}
-            self.observation = Observation(_shown(messages) or str(info[0].get("reason") or ""), ())
+            text = text or str(info[0].get("reason") or "")
+        self.observation = Observation(text, ())
         reward = self.scores["reward"]
         return StepResult(
             self.observation, reward, self._done, reward >= 1, truncated=self._done and not over
         )
 
     def _move(self, action: str) -> bool:
-        """Whether the game is over with this move."""
+        """Make a move; true if the game is over with it."""
         try:
             over, _ = self._env.step(action)
         except _UNREADABLE as error:
@@ -91,8 +94,8 @@ class TextArenaEpisode:
             over, _ = self._env.state.step()
         return bool(over)
 
-    def anchor(self) -> str:
-        """What is shown now."""
+    def state_key(self) -> str:
+        """The text that is shown now."""
         return self.observation.text
 
     def close(self) -> None:
@@ -106,64 +109,72 @@ class TextArenaEpisode:
         return self._env.close()
 
     @contextlib.contextmanager
-    def _own_randomness(self) -> Iterator[None]:
-        """What the game draws is this episode's own, so that what other episodes and the rest of
-        the process draw makes no difference."""
-        token = _OWN.set(self._random)
+    def _use_random(self) -> Iterator[None]:
+        """Have the game draw from this episode's own generator.
+
+        Draws of other episodes and of the rest of the process then make no difference.
+        """
+        token = _EPISODE_RANDOM.set(self._random)
         try:
             yield
         finally:
-            _OWN.reset(token)
+            _EPISODE_RANDOM.reset(token)
 
 
-class _Randomness:
-    """Python's `random` for the modules of games, which draw from its global generator: theirs is
-    that of the episode in `_OWN`.
+class _RandomModule:
+    """Python's `random` for the modules of games, which draw from its global generator.
 
-    No lock, which a move that never returns would keep from all other episodes.
+    Theirs is that of the episode in `_EPISODE_RANDOM`. There is no lock, which a move that never
+    returns would keep from all other episodes.
     """
 
     def __getattr__(self, name: str) -> Any:
-        own = _OWN.get()
-        return getattr(random if own is None or not hasattr(own, name) else own, name)
+        generator = _EPISODE_RANDOM.get()
+        if generator is None or not hasattr(generator, name):
+            return getattr(random, name)
+        return getattr(generator, name)
 
 
-_RANDOMNESS = _Randomness()
+_RANDOM_MODULE = _RandomModule()
 
 
-def _make(game: str) -> textarena.Env:
-    """A game without the wrappers of the library's agents: a message is shown once, and history is
-    left to the prompt."""
+def _make_game(game: str) -> textarena.Env:
+    """A game without the wrappers of the library's agents.
+
+    A message is shown once, and history is left to the prompt.
+    """
     env = textarena.make(f"{game}-raw")
     if _replace_random(type(env).__module__):
-        env = textarena.make(
-            f"{game}-raw"
-        )  # the first one may have drawn from the global generator
+        # The first one may have drawn from the global generator.
+        env = textarena.make(f"{game}-raw")
     return env
 
 
-def _replace_random(module: str) -> bool:
-    """Whether there were modules, of the library or the one named, that drew from the global
-    generator until now."""
+def _replace_random(game_module: str) -> bool:
+    """Give the library's modules, and the one named, the random numbers of episodes.
+
+    True if any of them drew from the global generator until now.
+    """
     replaced = False
-    for name, loaded in list(sys.modules.items()):
-        if (name == module or name.partition(".")[0] == "textarena") and vars(loaded).get(
-            "random"
-        ) is random:
-            loaded.random = _RANDOMNESS
+    for name, module in list(sys.modules.items()):
+        is_game = name == game_module or name.partition(".")[0] == "textarena"
+        if is_game and vars(module).get("random") is random:
+            module.random = _RANDOM_MODULE
             replaced = True
     return replaced
 
 
 def _sort_arguments(env: textarena.Env) -> None:
-    """Let the game call `set_invalid_move` with reason and reward in either order: some games have
-    it the wrong way round."""
+    """Let the game call `set_invalid_move` with reason and reward in either order.
+
+    Some games have it the wrong way round.
+    """
     if not isinstance(env.state, textarena.SinglePlayerState):
         return
     original = env.state.set_invalid_move
 
-    def set_invalid_move(*given: Any, **named: Any) -> None:
-        values = [*given, *named.values()]
+    def set_invalid_move(*args: Any, **kwargs: Any) -> None:
+        values = [*args, *kwargs.values()]
         reason = next((value for value in values if isinstance(value, str)), "")
         reward = next((float(value) for value in values if isinstance(value, int | float)), -1.0)
         original(reason=reason, reward=reward)
@@ -172,7 +183,10 @@ def _sort_arguments(env: textarena.Env) -> None:
 
 
 class TextArena(GameEnvironment):
-    """Settings: `game`, a name in TextArena's registry; `max_turns`; `history`."""
+    """A game of TextArena as an `Environment`.
+
+    Settings: `game`, a name in TextArena's registry; `max_turns`; `history`.
+    """
 
     name = "textarena"
 
@@ -186,10 +200,9 @@ class TextArena(GameEnvironment):
             )
         try:
             self.start("train", 0).close()
-        except (
-            Exception
-        ) as error:  # whatever a game needs: another player, word lists, further packages
-            reason = _first_words(str(error)) or type(error).__name__
+        except Exception as error:
+            # Whatever a game needs: another player, word lists, further packages.
+            reason = _first_line(str(error)) or type(error).__name__
             raise ValueError(f"textarena.game: {game} cannot be played here: {reason}") from None
 
     def start_with(self, seed: int) -> TextArenaEpisode:
@@ -197,13 +210,16 @@ class TextArena(GameEnvironment):
         return TextArenaEpisode(self._game, seed, self.max_turns)
 
 
-def _first_words(text: str) -> str:
-    """The first line of an error that says something: NLTK's begin with colors and a line of
-    asterisks."""
-    lines = (line.strip() for line in readable(text, {"31": ("", ""), "93": ("", "")}).splitlines())
+def _first_line(message: str) -> str:
+    """The first line of an error that says something.
+
+    NLTK's begin with colors and a line of asterisks.
+    """
+    text = ansi_to_text(message, {"31": ("", ""), "93": ("", "")})
+    lines = (line.strip() for line in text.splitlines())
     return next((line for line in lines if any(char.isalnum() for char in line)), "")
 
 
-def _shown(messages: list[tuple[int, str, textarena.ObservationType]]) -> str:
-    """What the game says, without the rules, which are the task, and the player's own move."""
+def _text_of(messages: list[tuple[int, str, textarena.ObservationType]]) -> str:
+    """The game's messages, without the rules, which are the task, and the player's own move."""
     return "\n".join(str(text).strip() for _, text, kind in messages if kind not in (_RULES, _ECHO))

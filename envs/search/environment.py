@@ -64,7 +64,7 @@ class SearchEpisode:
             truncated=self._done and not answered,
         )
 
-    def anchor(self) -> str:
+    def state_key(self) -> str:
         """All passages shown so far, in alphabetical order: by which queries, and in what order,
         makes no difference to what is known."""
         return "\n".join(sorted(self._shown))
@@ -133,7 +133,7 @@ class Search:
         del admissible
         return parse_tags(response)
 
-    def respond(self, thought: str, action: str) -> str:
+    def format_response(self, thought: str, action: str) -> str:
         """See `envs.search.actions`."""
         return format_tags(thought, action)
 

@@ -96,7 +96,7 @@ class WebShopEpisode:
             truncated=self._done and not bought,
         )
 
-    def anchor(self) -> str:
+    def state_key(self) -> str:
         """What is shown now: the page, on which the instruction stands, and the options chosen,
         which the prompt recalls."""
         return "\n".join((self.observation.text, *self._visit.chosen.values()))
@@ -182,7 +182,7 @@ class WebShop:
             parsed.action, parsed.valid and _FORM.fullmatch(parsed.action) is not None
         )
 
-    def respond(self, thought: str, action: str) -> str:
+    def format_response(self, thought: str, action: str) -> str:
         """See `envs.response`."""
         return format_think_action(thought, action)
 

@@ -11,9 +11,9 @@ from functools import partial
 import numpy as np
 
 from config import Config
-from envs.play import ExpertEpisode, expert_episode
+from envs.play import ExpertEpisode, play_expert_episode
 from envs.registry import make_environment
-from envs.user_errors import describe_error, home_of, took_too_long
+from envs.user_errors import describe_error, source_directory, timeout_error
 from learner.data.samples import TrainingSample
 from protocol.prompting import Prompter
 from protocol.validation import MAX_TURNS
@@ -38,14 +38,22 @@ def demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
     environment = make_environment(
         config.env.name, **config.environment_settings() | {"max_turns": settings.max_turns}
     )
-    home = home_of(environment)
+    home = source_directory(environment)
     size = environment.size("train")
     failed = 0
     reasons: dict[str, int] = {}  # why tasks failed -> the first one that did
     for number, index in enumerate(random.Random(seed).sample(range(size), min(episodes, size))):
         rng = random.Random(f"{seed}:{index}")
-        wasted = {"slips": settings.slips, "dawdling": settings.dawdling}
-        play = partial(expert_episode, environment, "train", index, rng, **wasted, limit=MAX_TURNS)
+        play = partial(
+            play_expert_episode,
+            environment,
+            "train",
+            index,
+            rng,
+            expert_error_rate=settings.slips,
+            wasted_turn_rate=settings.dawdling,
+            max_turns=MAX_TURNS,
+        )
         try:
             played = _Demonstration(play).result(config.actor.step_timeout, home)
         except KeyboardInterrupt:
@@ -93,7 +101,7 @@ class _Demonstration(threading.Thread):
     def result(self, turn_seconds: float, home: str) -> ExpertEpisode:
         """Play it.
 
-        Raises what the environment raises, and UserCodeFailed when it takes more than
+        Raises what the environment raises, and UserCodeError when it takes more than
         `turn_seconds` for a turn, or to start.
 
         Looks are counted, and not seconds, so that time in which this process was stopped is none
@@ -107,7 +115,7 @@ class _Demonstration(threading.Thread):
             looks = looks + 1 if self._turns == turns else 0
             turns = self._turns
             if looks > LOOKS_A_TURN and self.is_alive():
-                raise took_too_long(self, turn_seconds, home)
+                raise timeout_error(self, turn_seconds, home)
         if self._failure is not None:
             raise self._failure
         return self._played
