@@ -30,6 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from config import Job
+from config.resolve import resolve
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
 from controller.signals import SignalRouter, Watch
 from controller.think_tokens import ThinkTokens
@@ -43,7 +44,6 @@ from protocol.messages import ForceTokens, SignalFrame
 from protocol.prompting import read_vocabulary
 from supervisor import process as children
 from supervisor.endpoints import choose_endpoints
-from supervisor.settings import resolve
 
 PROMPT = 91
 RESPONSE = 64

@@ -38,6 +38,7 @@ from transformers import PreTrainedModel
 
 from benchmarks import trl_loop
 from config import LearnerSection
+from config.resolve import resolve
 from learner.data.batching import collate, minibatches, parts
 from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy, log_probs
@@ -45,7 +46,6 @@ from learner.update import Updater
 from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
 from learner.warm_start.tiny import TURN_END, build_tiny
 from protocol.prompting import load_prompter
-from supervisor.settings import resolve
 
 EPISODES = 200
 """Of demonstrations, from which the turns are taken."""

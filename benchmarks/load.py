@@ -42,6 +42,7 @@ from benchmarks import load_environment
 from benchmarks.load_processes import INTAKE
 from benchmarks.load_report import Sample, figures, table
 from config import Job
+from config.resolve import resolve
 from engine.launch import wait_ready
 from protocol.codec import FrameReader
 from protocol.delivery import Listener
@@ -50,7 +51,6 @@ from protocol.validation import REPORTED
 from supervisor.endpoints import choose_endpoints
 from supervisor.job import job_file, save_job
 from supervisor.process import ChildProcess, start, stop_all
-from supervisor.settings import resolve
 
 STEP_SECONDS = {"slow": 0.5, "fast": 0.01}
 SLOW_SHARE = 0.25

@@ -26,13 +26,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import load_environment
+from config.resolve import resolve
 from learner.warm_start.build import TOKENIZER_EPISODES
 from learner.warm_start.demonstrations import demonstrations
 from learner.warm_start.tiny import build_tiny
 from protocol.lifetime import dying_with_parent
 from supervisor.cli.sweep import FIGURES
 from supervisor.process import ROOT
-from supervisor.settings import resolve
 
 STALENESS = (0, 1, 2)
 SETTINGS = {

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from config import WarmStartSection
+from config.resolve import resolve
 from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy
 from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
@@ -30,7 +31,6 @@ from learner.warm_start.warm_start import imitation_step, make_optimizers, token
 from protocol.lifetime import dying_with_parent
 from protocol.prompting import load_prompter
 from supervisor.process import ROOT
-from supervisor.settings import resolve
 
 EPISODES = 200
 WARM_UP = 3

@@ -22,6 +22,7 @@ import msgspec
 from tokenizers import Tokenizer
 
 from config import Config, ConfigError, Endpoints, Job
+from config.resolve import to_toml
 from controller.think_tokens import think_tokens
 from engine.constants import ENGINE_KEY
 from envs.base import Environment, EnvironmentFailure, Episode
@@ -35,7 +36,6 @@ from protocol.security import KeysError, is_loopback, load_keys
 from supervisor.endpoints import check_launch, check_shards, choose_endpoints
 from supervisor.machine_checks import check_machine, choose_weights_parent
 from supervisor.resume import leave_damaged_checkpoints
-from supervisor.settings import to_toml
 from telemetry.sinks.trackers import check_tracker
 
 JOB_FILE = "job.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,14 +12,8 @@ from config import Config, ConfigError
 from supervisor.machine_checks import check_cache
 from supervisor.process import our_environment, python_module
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 FILES = ("*.json", "*.safetensors", "*.jinja")
-"""Of a model on the hub."""
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether a name may be OWNER/NAME or OWNER/NAME@REVISION."""
-    return _HUB_ID.fullmatch(name) is not None
+"""Files of a model on the hub that are fetched."""
 
 
 def find_model(config: Config, console: Console) -> Path | None:

@@ -107,7 +107,7 @@ class Restarts:
 
 def python_module(arguments: Sequence[str]) -> list[str]:
     """The command `python -m arguments...` without the working directory on its path (-P), nor on
-    that of processes that it spawns: a config.py or an envs/ there is the user's, and not ours."""
+    that of processes that it spawns: a config/ or an envs/ there is the user's, and not ours."""
     return [sys.executable, "-P", "-m", *arguments]
 
 

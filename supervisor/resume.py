@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 
 from config import ENVIRONMENTS, Config, ConfigError
+from config.defaults import with_preset
+from config.resolve import full_name, resolve
 from learner.checkpoint_damage import newest_whole, set_aside_damaged
 from protocol.messages import SCHEMA_VERSION
-from supervisor import settings
-from supervisor.defaults import with_preset
 
 log = logging.getLogger(__name__)
 
@@ -62,16 +62,16 @@ def resumed_config(run_dir: Path, overrides: dict[str, str]) -> tuple[Config, st
     if not (run_dir / "config.toml").is_file():
         raise ConfigError(f"--resume: {run_dir} is no run directory (it has no config.toml)")
     _check_version(run_dir)
-    asked_dir = {settings.full_name(name): text for name, text in overrides.items()}.get("run.dir")
+    asked_dir = {full_name(name): text for name, text in overrides.items()}.get("run.dir")
     if asked_dir is not None and Path(asked_dir).resolve() != run_dir.resolve():
         raise ConfigError(f"run.dir: --resume goes on in {run_dir}; leave it out")
     try:
-        recorded = settings.resolve(run_dir / "config.toml", {"run.dir": str(run_dir)})
+        recorded = resolve(run_dir / "config.toml", {"run.dir": str(run_dir)})
     except ConfigError as error:
         raise ConfigError(
             f"--resume: another version of this project wrote {run_dir}, or a person did: {error}"
         ) from None
-    config = settings.resolve(
+    config = resolve(
         run_dir / "config.toml", {**with_preset(overrides, recorded), "run.dir": str(run_dir)}
     )
     changes = changed_settings(recorded, config)

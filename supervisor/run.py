@@ -14,6 +14,7 @@ import zmq.asyncio
 from rich.console import Console
 
 from config import Job, LearnerSection
+from config.options import values_of
 from engine.launch import EngineNotReady, engine_command, wait_ready
 from protocol.codec import FrameReader
 from protocol.delivery import Listener
@@ -25,7 +26,6 @@ from supervisor.endpoints import free_port
 from supervisor.engine_health import kill_dead_engines
 from supervisor.interrupts import on_interrupt
 from supervisor.job import clean_up, job_file, keep_settings
-from supervisor.options import values_of
 from supervisor.process import ChildProcess, Restarts, RunFailed, cause_in, start, stop_all
 from telemetry.collector import Collector
 from telemetry.probes.clocks import LoopLag

@@ -26,6 +26,7 @@ import zmq.asyncio
 from aiohttp import web
 
 from config import Endpoints, Job
+from config.resolve import resolve
 from controller.rules.scores import Signal
 from controller.rules.thinking import DelegatedRule
 from engine.client import EngineClient, Sampling
@@ -38,7 +39,6 @@ from protocol.lifetime import dying_with_parent
 from protocol.messages import ForceTokens, SignalFrame
 from supervisor.endpoints import free_port
 from supervisor.process import python_module
-from supervisor.settings import resolve
 
 if TYPE_CHECKING:
     import torch

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from config import Config, Endpoints, Job
+from config.resolve import resolve
 from protocol.arrays import FLOAT32, INT32, UINT8, pack
 from protocol.messages import EpisodeKey, Response, Span, StopReason, Trajectory, Turn
-from supervisor.settings import resolve
 
 TURNS = 10 * [
     (

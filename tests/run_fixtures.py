@@ -21,6 +21,7 @@ import pytest
 from rich.console import Console
 
 from config import Config, ConfigError, Job
+from config.resolve import resolve, to_toml
 from engine.fake.server import FakeEngine
 from learner.warm_start.build import build_policy
 from protocol.codec import decode
@@ -31,7 +32,6 @@ from supervisor.cluster.layout import keys_of
 from supervisor.endpoints import choose_endpoints, free_port
 from supervisor.job import save_job
 from supervisor.serial import train_serially
-from supervisor.settings import resolve, to_toml
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,6 +11,7 @@ import pytest
 from alfworld_fixtures import real_data  # noqa: F401
 
 from config import ConfigError
+from config.resolve import resolve
 from envs.alfworld.environment import AlfWorld
 from envs.alfworld.files import find_games, parse_problem, read_game
 from envs.alfworld.game import TASK_TYPES, Game, word_task
@@ -18,7 +19,6 @@ from envs.alfworld.pddl import problem
 from envs.base import EnvironmentFailure
 from envs.play import play_expert_episode
 from supervisor.job import check_tasks, first_task
-from supervisor.settings import resolve
 
 GENERATED = AlfWorld("real")
 

@@ -16,10 +16,10 @@ from rich.console import Console
 
 import config
 from config import Config, ConfigError
+from config.defaults import OWN_MODEL_DEFAULTS, PRESETS, RATES, TINY_DEFAULTS, with_preset
+from config.options import SHORT_NAMES, all_settings, description, kind_of
+from config.resolve import from_dict, resolve, to_toml
 from supervisor.cli.main import print_help
-from supervisor.defaults import OWN_MODEL_DEFAULTS, PRESETS, RATES, TINY_DEFAULTS, with_preset
-from supervisor.options import SHORT_NAMES, all_settings, description, kind_of
-from supervisor.settings import from_dict, resolve, to_toml
 
 SETTINGS = list(all_settings())
 NUMBERS = [
@@ -418,12 +418,12 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
 
 def test_settings_import_nothing_heavy() -> None:
     heavy = (
-        "import sys, config; print(sorted({'torch', 'vllm', 'numpy', 'transformers', 'zmq'} & "
+        "import sys, config.resolve; print(sorted({'torch', 'vllm', 'numpy', 'transformers', 'zmq'} & "
         "set(sys.modules)))"
     )
     result = subprocess.run(
         [sys.executable, "-c", heavy],
-        cwd=Path(config.__file__).parent,
+        cwd=Path(config.__file__).parent.parent,
         capture_output=True,
         text=True,
         check=True,

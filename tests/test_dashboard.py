@@ -20,10 +20,10 @@ from rich.console import Console
 from run_fixtures import job_in, small_config
 
 from config import ConfigError, DashboardSection, Job
+from config.resolve import resolve
 from controller.dashboard import Dashboard
 from supervisor.endpoints import free_port
 from supervisor.serial import train_serially
-from supervisor.settings import resolve
 from telemetry.metrics_schema import METRICS
 from telemetry.sinks.grafana import dashboard
 from telemetry.sinks.metrics_file import METRICS_FILE, to_line

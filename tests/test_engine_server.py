@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from config import ConfigError, Endpoints, Job
+from config.resolve import resolve
 from engine import launch as server
 from engine.constants import GATE, GATED, PLUGIN
 from engine.launch import (
@@ -25,7 +26,6 @@ from engine.launch import (
 )
 from protocol import machine
 from supervisor.endpoints import free_port
-from supervisor.settings import resolve
 
 
 def job(engines: int = 1, **settings: str) -> Job:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from example_environment import install_example
 
+from config.resolve import resolve
 from envs.play import play_expert_episode
 from envs.registry import make_environment
-from supervisor.settings import resolve
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from learner_fixtures import small_config
 
 import learner
 from config import ConfigError, LearnerSection
+from config.ignored import USES, check_used
 from learner.advantages import ESTIMATORS, NEEDS_CRITIC, EpisodeReturns, GroupReturns
 from learner.advantages.gae import estimate_turns
 from learner.losses import LOSSES, Tokens
-from supervisor.ignored import USES, check_used
 
 OTHERS = {
     "normalise": False,

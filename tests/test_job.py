@@ -15,14 +15,14 @@ from run_fixtures import job_in, small_config
 
 import supervisor.job
 from config import ConfigError
+from config.options import values_of
+from config.resolve import resolve
 from controller.welcome import welcome
 from protocol.lifetime import dying_with_parent
 from protocol.security import make_keys
 from supervisor.cli.main import main
 from supervisor.endpoints import check_hosts, free_port
 from supervisor.job import clean_up, environment_errors, job_file, prepare, weights_dir
-from supervisor.options import values_of
-from supervisor.settings import resolve
 
 
 def test_weights_of_a_killed_supervisor_are_removed_and_those_of_a_living_one_are_not(

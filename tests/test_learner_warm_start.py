@@ -20,6 +20,7 @@ from run_fixtures import job_in
 
 import learner.warm_start.demonstrations
 from config import ConfigError, ModelSection
+from config.resolve import resolve
 from envs.alfworld.environment import AlfWorldEpisode
 from learner import training
 from learner.data.samples import TrainingSample
@@ -29,7 +30,6 @@ from learner.warm_start import warm_start
 from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
 from learner.warm_start.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
 from protocol.prompting import Prompter
-from supervisor.settings import resolve
 
 pytestmark = pytest.mark.slow
 

@@ -19,10 +19,10 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from config import ConfigError
+from config.resolve import resolve
 from envs.registry import make_environment
 from protocol.prompting import load_prompter
 from supervisor.models import find_model
-from supervisor.settings import resolve
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -102,7 +102,7 @@ def found(name: str, address: str, cache: Path) -> subprocess.CompletedProcess[s
     """`find_model` in a process of its own: the library reads its settings when it is imported."""
     program = (
         "from rich.console import Console; from supervisor.models import find_model; from "
-        "supervisor.settings import resolve; "
+        "config.resolve import resolve; "
         f"print(find_model(resolve(None, {{'model': {name!r}}}), Console(stderr=True)))"
     )
     environment = {

@@ -9,6 +9,7 @@ import pytest
 from run_fixtures import running_small
 
 from config import ConfigError
+from config.resolve import resolve, to_toml
 from learner.checkpoint_damage import (
     CONTENTS,
     STATE,
@@ -19,7 +20,6 @@ from learner.checkpoint_damage import (
 from protocol.messages import SCHEMA_VERSION
 from supervisor.cli.main import main
 from supervisor.resume import check_model_of, leave_damaged_checkpoints, resumed_config
-from supervisor.settings import resolve, to_toml
 
 
 def begun(directory: Path, **overrides: str) -> Path:

@@ -75,5 +75,5 @@ def test_a_process_of_a_run_finds_ours_first_then_the_users_and_nothing_in_the_w
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(theirs)]))
     child = start("game", ["their_game"], tmp_path / "log")
     assert child.process.wait(60) == 0, child.log.read_text()
-    assert child.log.read_text().split() == [str(ROOT / "config.py"), "True"]
+    assert child.log.read_text().split() == [str(ROOT / "config/__init__.py"), "True"]
     assert our_environment()["PYTHONPATH"] == os.pathsep.join([str(ROOT), str(theirs)])

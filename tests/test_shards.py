@@ -23,6 +23,7 @@ from run_fixtures import Run, job_in, noted_engines, running_small, small_config
 from test_serial_run import serial_run
 
 from actors.route import shard_of
+from config.resolve import ConfigError, resolve
 from controller.lease_token import is_permitted, permit
 from controller.shard_registry import ShardRegistry, together
 from controller.shard_worker import ShardWorker
@@ -45,7 +46,6 @@ from protocol.messages import (
     TurnResult,
 )
 from supervisor.endpoints import check_shards
-from supervisor.settings import ConfigError, resolve
 
 pytestmark = pytest.mark.slow
 

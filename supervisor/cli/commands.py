@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 from rich.console import Console
 
 from config import ConfigError
+from config.resolve import full_name, parse_overrides, resolve
 from protocol.files import atomic_write
-from supervisor import settings
 from supervisor.cluster.layout import Machines
 
 
@@ -46,7 +46,7 @@ def play(arguments: list[str]) -> int:
     from supervisor.cli.play import play as play_one
 
     play_one(
-        settings.resolve(None, settings.parse_overrides(rest)),
+        resolve(None, parse_overrides(rest)),
         options.split,
         options.task,
         options.watch,
@@ -77,7 +77,7 @@ def replay(arguments: list[str]) -> int:
     )
     names = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
     named = (
-        settings.parse_overrides(arguments[len(names) :])
+        parse_overrides(arguments[len(names) :])
         if not {"-h", "--help"} & set(arguments)
         else {"help": ""}
     )
@@ -118,7 +118,7 @@ def sweep(arguments: list[str]) -> int:
     from supervisor.cli.sweep import sweep as make_runs
 
     return make_runs(
-        options.dir, plan(settings.parse_overrides(rest), options.seeds), options.slots, Console()
+        options.dir, plan(parse_overrides(rest), options.seeds), options.slots, Console()
     )
 
 
@@ -392,12 +392,8 @@ def _placed(
     if options.actor_nodes < 1 or options.actors < 1:
         raise ConfigError("--actor-nodes and --actors must be at least 1")
     options.dir = options.dir.absolute()
-    overrides = {
-        settings.full_name(name): value for name, value in settings.parse_overrides(rest).items()
-    }
-    settings.resolve(
-        None, overrides
-    )  # what is wrong with them is said now, and not when the run begins
+    overrides = {full_name(name): value for name, value in parse_overrides(rest).items()}
+    resolve(None, overrides)  # what is wrong with them is said now, and not when the run begins
     return (
         options,
         Machines(options.shard_nodes, options.actor_nodes, options.actors, options.learner_node),

@@ -17,13 +17,14 @@ import msgspec
 from rich.console import Console
 
 from config import Config, ConfigError, Job
+from config.defaults import other_defaults
+from config.options import SHORT_NAMES, all_settings, default_of, description
+from config.resolve import parse_overrides, to_toml
+from config.resolve import resolve as resolve_settings
 from protocol.files import Unwritable
 from protocol.output import unwritten
-from supervisor import settings
 from supervisor.cli import commands
-from supervisor.defaults import other_defaults
 from supervisor.machine_checks import describe_machine
-from supervisor.options import SHORT_NAMES, all_settings, default_of, description
 from supervisor.resume import check_model_of, resumed_config
 
 
@@ -67,10 +68,10 @@ def _train(arguments: list[str]) -> int:
     if options.help:
         print_help(Console())
         return _all_printed()
-    overrides = settings.parse_overrides(rest)
+    overrides = parse_overrides(rest)
     config, changes = resolve(options.config, options.resume, overrides, options.serial)
     if options.dry_run:
-        print(f"# {describe_machine(config)}\n{settings.to_toml(config)}")
+        print(f"# {describe_machine(config)}\n{to_toml(config)}")
         return _all_printed()
     return _run(config, serial=options.serial, resume=options.resume is not None, changes=changes)
 
@@ -81,7 +82,7 @@ def resolve(
     """(The configuration of a new run, or of one that is resumed: its own, with overrides; what
     these change of it, in a line.)"""
     if resume is None:
-        return settings.resolve(file, overrides, serial), ""
+        return resolve_settings(file, overrides, serial), ""
     if file is not None:
         raise ConfigError(
             "--resume takes the settings of the run it resumes; leave --config out (single "

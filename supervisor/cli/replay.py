@@ -14,6 +14,8 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from config import Config, ConfigError, Job
+from config.defaults import with_preset
+from config.resolve import resolve
 from controller.rules.early_stop import EarlyStopTest
 from controller.rules.replay import Replayed, replay
 from controller.rules.thinking import NEVER, DelegatedRule, ThinkingSettings
@@ -23,8 +25,6 @@ from learner.data.episode_log import read_records
 from protocol.arrays import INT32, unpack
 from protocol.codec import BadFrame, decode
 from protocol.messages import Response, StopReason, Trajectory
-from supervisor import settings
-from supervisor.defaults import with_preset
 from supervisor.job import configured_environment
 from supervisor.models import find_model
 from telemetry.html.episode_view import describe_outcome
@@ -82,9 +82,7 @@ class Recording:
         job = recorded_job(run_dir, "replay")
         self._run_dir = run_dir
         self._given = {name.replace("-", "_") for name in overrides}
-        self.config: Config = settings.resolve(
-            run_dir / "config.toml", with_preset(overrides, job.config)
-        )
+        self.config: Config = resolve(run_dir / "config.toml", with_preset(overrides, job.config))
         model_dir = Path(job.model_dir)
         self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
         environment = configured_environment(self.config)

@@ -16,15 +16,15 @@ from rich.progress import track
 from tokenizers import Tokenizer
 
 from config import Config, ConfigError
+from config.options import values_of
+from config.resolve import resolve
 from learner.checkpoint import latest
 from learner.data.episode_analysis import WITHIN_GROUP, token_log_probs, turn_advantages
 from learner.data.episode_log import Records
 from protocol.arrays import FLOAT16, unpack
 from protocol.files import atomic_write
 from protocol.messages import Trajectory
-from supervisor import settings
 from supervisor.cli.replay import LOG, episode_in, recorded_job
-from supervisor.options import values_of
 from telemetry.html.episode_view import EpisodeView, build_episode_view
 from telemetry.html.report import AROUND, RunData, render_report
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
@@ -81,11 +81,7 @@ def read_run(run_dir: Path, name: str, wanted: Sequence[str], console: Console) 
         raise ConfigError(
             f"report: {run_dir} is no run directory with measurements (it has no {METRICS_FILE})"
         )
-    config = (
-        settings.resolve(run_dir / "config.toml")
-        if (run_dir / "config.toml").is_file()
-        else Config()
-    )
+    config = resolve(run_dir / "config.toml") if (run_dir / "config.toml").is_file() else Config()
     values = values_of(config)
     log = run_dir / LOG
     records = Records(log) if log.is_dir() else ()

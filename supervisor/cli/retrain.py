@@ -22,13 +22,13 @@ import msgspec
 from rich.console import Console
 
 from config import Config, ConfigError, Job
+from config.resolve import full_name, resolve
 from learner.data.batch_order import read_order
 from learner.data.episode_log import first_offset
 from learner.data.groups import GroupBuffer
 from learner.data.rollout_metrics import rollout_metrics
 from learner.training import Training
 from protocol.messages import Stats, Trajectory
-from supervisor import settings
 from supervisor.cli.replay import LOG, read_episodes, recorded_job
 from supervisor.interrupts import interrupting_signals
 from supervisor.job import check_run_dir, default_run_dir, keep_settings, save_job
@@ -110,7 +110,7 @@ def _ctrl_c() -> Iterator[threading.Event]:
 
 def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
     """The recorded job with other settings of the learner, in a run directory of its own."""
-    full = {settings.full_name(name): text for name, text in overrides.items()}
+    full = {full_name(name): text for name, text in overrides.items()}
     for name in {"learner.rollback", "learner.ranks"} & full.keys():
         raise ConfigError(
             f"replay --train: {name} is for runs; here one process makes every update"
@@ -138,7 +138,7 @@ def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
         "learner.rollback": "0",
         "learner.ranks": "1",
     }
-    config = settings.resolve(run_dir / "config.toml", as_many | full | {"run.dir": str(new)})
+    config = resolve(run_dir / "config.toml", as_many | full | {"run.dir": str(new)})
     if config.learner.group_size != recorded.config.learner.group_size:
         raise ConfigError(
             f"learner.group_size: the groups of {run_dir} have "

@@ -25,13 +25,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from config import ConfigError
+from config.options import SHORT_NAMES, all_settings, kind_of
+from config.resolve import full_name, resolve
 from protocol.files import atomic_write
 from protocol.output import waiting_briefly
-from supervisor import settings
 from supervisor.cli.sweep_tables import effects_table, figures, rows_table
 from supervisor.interrupts import on_interrupt
 from supervisor.job import configured_environment, locked
-from supervisor.options import SHORT_NAMES, all_settings, kind_of
 from supervisor.process import ChildProcess, log_tail, start, stop_all
 from telemetry.analysis.compare_runs import compare_runs
 from telemetry.analysis.effects import compute_effects
@@ -87,7 +87,7 @@ class Plan:
         """The settings of a run."""
         return (
             self.fixed
-            | {settings.full_name(name): value for name, value in cell.values}
+            | {full_name(name): value for name, value in cell.values}
             | {"run.seed": str(cell.seed)}
         )
 
@@ -102,7 +102,7 @@ def plan(overrides: Mapping[str, str], seeds: int) -> Plan:
     varied = {}
     fixed = {}
     for name, text in overrides.items():
-        full = settings.full_name(name)
+        full = full_name(name)
         if full in OWN:
             raise ConfigError(
                 f"sweep: {full} is set for each run; "
@@ -120,7 +120,7 @@ def plan(overrides: Mapping[str, str], seeds: int) -> Plan:
     environments = {}
     for cell in found.cells():
         try:
-            config = settings.resolve(None, found.arguments(cell))
+            config = resolve(None, found.arguments(cell))
         except ConfigError as error:
             raise ConfigError(f"sweep: {cell.name}: {error}") from None
         environments[msgspec.json.encode([config.env.name, config.environment_settings()])] = config
@@ -233,7 +233,7 @@ async def _make_all(
                         directory / cell.name, planned.arguments(cell), alone=slots == 1
                     )
                     bars[cell] = progress.add_task(
-                        cell.name, total=settings.resolve(None, planned.arguments(cell)).run.updates
+                        cell.name, total=resolve(None, planned.arguments(cell)).run.updates
                     )
                 for cell, child in list(running.items()):
                     progress.update(bars[cell], completed=updates_so_far(directory / cell.name))

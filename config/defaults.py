@@ -124,8 +124,10 @@ def other_defaults(full: str) -> list[str]:
 
 
 def defaults_for(given: Mapping[str, Any], serial: bool = False) -> dict[str, Any]:
-    """{full name: default} that differ from config.py's, for the settings that are `given` ({full
-    name: value}), in a run of one process (`serial`) or of many."""
+    """{full name: default} of the settings that depend on those `given` ({full name: value}).
+
+    A run of one process (`serial`) has some of its own.
+    """
     model = str(given.get("model.name", ModelSection().name))
     if model == "tiny":
         by_model = TINY_DEFAULTS.get(str(given.get("env.name", EnvSection().name)), {}) | (

@@ -1,0 +1,54 @@
+"""Every setting: its type, its bounds, its default, and what it does.
+
+A setting is named `section.name`, in a TOML file (`[section]`, `name = value`) and on the command
+line (`--section.name VALUE`). The most used have a short name too (config/options.py).
+
+One file holds the settings of one component. config/resolve.py makes a Config of defaults, files
+and the command line. Nothing here imports anything heavy, so that `--help` answers at once.
+"""
+
+from config.configuration import Config
+from config.control import ControlSection
+from config.controller import ActorSection, ControllerSection, DashboardSection, SecuritySection
+from config.engine import EngineSection, SamplingSection
+from config.environment import (
+    ENVIRONMENTS,
+    AlfWorldSection,
+    EnvSection,
+    GymnasiumSection,
+    SearchSection,
+    TextArenaSection,
+    WebShopSection,
+)
+from config.job import Endpoints, Job
+from config.learner import LearnerSection
+from config.model import ModelSection, WarmStartSection
+from config.run import EvalSection, RunSection
+from config.section import ConfigError, Section
+
+__all__ = [
+    "ENVIRONMENTS",
+    "ActorSection",
+    "AlfWorldSection",
+    "Config",
+    "ConfigError",
+    "ControlSection",
+    "ControllerSection",
+    "DashboardSection",
+    "Endpoints",
+    "EngineSection",
+    "EnvSection",
+    "EvalSection",
+    "GymnasiumSection",
+    "Job",
+    "LearnerSection",
+    "ModelSection",
+    "RunSection",
+    "SamplingSection",
+    "SearchSection",
+    "Section",
+    "SecuritySection",
+    "TextArenaSection",
+    "WarmStartSection",
+    "WebShopSection",
+]

@@ -1,0 +1,66 @@
+"""All settings of a run, by section."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from config.control import ControlSection
+from config.controller import ActorSection, ControllerSection, DashboardSection, SecuritySection
+from config.engine import EngineSection, SamplingSection
+from config.environment import (
+    ENVIRONMENTS,
+    AlfWorldSection,
+    EnvSection,
+    GymnasiumSection,
+    SearchSection,
+    TextArenaSection,
+    WebShopSection,
+)
+from config.learner import LearnerSection
+from config.model import ModelSection, WarmStartSection
+from config.run import EvalSection, RunSection
+from config.section import Section
+
+
+class Config(Section):
+    """All settings of a run."""
+
+    run: RunSection = RunSection()
+    env: EnvSection = EnvSection()
+    alfworld: AlfWorldSection = AlfWorldSection()
+    webshop: WebShopSection = WebShopSection()
+    search: SearchSection = SearchSection()
+    textarena: TextArenaSection = TextArenaSection()
+    gymnasium: GymnasiumSection = GymnasiumSection()
+    model: ModelSection = ModelSection()
+    warm_start: WarmStartSection = WarmStartSection()
+    engine: EngineSection = EngineSection()
+    sampling: SamplingSection = SamplingSection()
+    control: ControlSection = ControlSection()
+    learner: LearnerSection = LearnerSection()
+    actor: ActorSection = ActorSection()
+    controller: ControllerSection = ControllerSection()
+    security: SecuritySection = SecuritySection()
+    dashboard: DashboardSection = DashboardSection()
+    eval: EvalSection = EvalSection()
+
+    def cache_dir(self) -> Path:
+        """Where built, converted and warm-started policies are kept."""
+        return Path(self.run.cache_dir or "~/.cache/foray").expanduser()
+
+    def environment_settings(self) -> dict[str, Any]:
+        """Keyword arguments for the factory of `env.name`.
+
+        They are its own section's, and those of [env] that are set.
+        """
+        settings: dict[str, Any] = {}
+        if self.env.name in ENVIRONMENTS:
+            settings = msgspec.structs.asdict(getattr(self, self.env.name))
+        if self.env.max_turns:
+            settings["max_turns"] = self.env.max_turns
+        if self.env.history >= 0:
+            settings["history"] = self.env.history
+        return settings

@@ -1,0 +1,116 @@
+"""Settings that cannot hold together, and values that nothing could work with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from config.configuration import Config
+from config.ignored import check_used
+from config.model import is_hub_id
+from config.section import ConfigError
+
+
+def check_consistency(config: Config) -> None:
+    """Raise ConfigError when two settings cannot hold together, or a number is infinite."""
+    _check_finite(config)
+    _check_engine(config)
+    check_used(config.learner)
+    _check_learner(config)
+    _check_control(config)
+    if config.dashboard.host not in ("127.0.0.1", "localhost") and not config.dashboard.token:
+        raise ConfigError(
+            f"dashboard.token: at {config.dashboard.host} others can ask for the dashboard; set "
+            "a token, or leave dashboard.host"
+        )
+    if not _is_model(config.model.name):
+        raise ConfigError(
+            f"model.name: {config.model.name!r} is neither 'tiny' nor 'smollm2', a directory, or "
+            "a name of the hub; give the path of a Hugging Face model directory"
+        )
+
+
+def _check_finite(config: Config) -> None:
+    for section, settings in msgspec.to_builtins(config).items():
+        for name, value in settings.items():
+            if value == math.inf:
+                raise ConfigError(
+                    f"{section}.{name}: a number must be finite; for no limit, give one that is "
+                    "never reached"
+                )
+
+
+def _check_engine(config: Config) -> None:
+    engine = config.engine
+    if config.sampling.max_tokens >= engine.max_model_len:
+        raise ConfigError(
+            f"sampling.max_tokens ({config.sampling.max_tokens}) must be smaller than "
+            f"engine.max_model_len ({engine.max_model_len})"
+        )
+    for url in engine.urls:
+        if not _is_url(url):
+            raise ConfigError(
+                f"engine.urls: {url!r} is no address of a server; write http://HOST:PORT"
+            )
+    if engine.devices and len(engine.devices) != engine.count:
+        raise ConfigError(
+            f"engine.devices: {len(engine.devices)} devices for {engine.count} engines "
+            "(engine.count)"
+        )
+
+
+def _check_learner(config: Config) -> None:
+    learner = config.learner
+    if learner.devices and len(learner.devices) != learner.ranks:
+        raise ConfigError(
+            f"learner.devices: {len(learner.devices)} devices for {learner.ranks} ranks "
+            "(learner.ranks)"
+        )
+    if learner.correction == "vtrace" and learner.algorithm != "gae":
+        raise ConfigError(
+            f"learner.correction: vtrace corrects values, and learner.algorithm "
+            f"{learner.algorithm} has none; set it to gae"
+        )
+    if learner.publish_lag > learner.max_staleness:
+        raise ConfigError(
+            f"learner.publish_lag: weights that come {learner.publish_lag} updates late make data "
+            f"older than learner.max_staleness ({learner.max_staleness}) allows; raise that, or "
+            "lower this"
+        )
+
+
+def _check_control(config: Config) -> None:
+    control = config.control
+    if control.min_thinking > control.max_thinking:
+        raise ConfigError(
+            f"control.min_thinking ({control.min_thinking}) must not exceed "
+            f"control.max_thinking ({control.max_thinking})"
+        )
+    if control.mode == "budget" and control.max_thinking >= config.sampling.max_tokens:
+        raise ConfigError(
+            "control.max_thinking: control.mode budget would cut thinking at "
+            f"{control.max_thinking} tokens, which a response of "
+            f"{config.sampling.max_tokens} (sampling.max_tokens) never comes to; give fewer, as "
+            "many as most thoughts have"
+        )
+    if control.score == "code" and control.turn_mean == "geometric":
+        raise ConfigError(
+            "control.turn_mean: the score of control.score code is below 0 where the policy is "
+            "uncertain, and has no geometric mean; set it to arithmetic"
+        )
+
+
+def _is_model(name: str) -> bool:
+    return name in ("tiny", "smollm2") or Path(name).is_dir() or is_hub_id(name)
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        port = parts.port  # raises ValueError for one that is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0

