@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 import numpy as np
 
@@ -23,3 +24,10 @@ def unpack(data: bytes, dtype: np.dtype) -> np.ndarray:
     Raises ValueError if the length is no multiple of the element size.
     """
     return np.frombuffer(data, dtype=dtype)
+
+
+def finite_or_none(value: float | None) -> float | None:
+    """The value, or None for what a message has NaN or an infinity for."""
+    if value is None or not isfinite(value):
+        return None
+    return float(value)

@@ -20,8 +20,9 @@ from protocol.messages import DropReason, EpisodeKey, Trajectory
 from supervisor.cli.main import main
 from supervisor.cli.replay import LOG, read_episodes
 from supervisor.cli.report import LOOKED_AT, group_at, sampled
+from telemetry.analysis.compare_runs import area_by_tokens
 from telemetry.html.episode_view import build_episode_view, describe_outcome
-from telemetry.html.report import AROUND, RunData, area_by_tokens, differing_settings, render_report
+from telemetry.html.report import AROUND, RunData, differing_settings, render_report
 from telemetry.sinks.metrics_file import read_metrics
 
 SCRIPT = "<script>document.title = 'broken'</script><b>bold</b>"

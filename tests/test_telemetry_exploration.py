@@ -130,7 +130,7 @@ def test_a_group_is_as_diverse_as_its_first_actions_and_its_paths() -> None:
 
 def test_gamma_is_the_change_from_the_kept_turn_before() -> None:
     turns = [turn("a", "x", attempt(score=score)) for score in (0.2, 0.5, nan, 0.4, 0.4)]
-    assert list(turn_gammas(turns)) == pytest.approx([nan, 0.3, nan, nan, 0.0], nan_ok=True)
+    assert list(turn_gammas(turns)) == pytest.approx([None, 0.3, None, None, 0.0])
     stalled = ControlEvent(kind="keep", reason="stalled", position=9, value=0.0, threshold=0.1)
     turns[-1] = turn("a", "x", attempt(score=0.4, events=[stalled]))
     found = of(episode(*turns))
@@ -303,7 +303,7 @@ def test_what_a_run_remembers_is_bounded_and_its_numbers_stay_right(
     rng = np.random.default_rng(0)
     batches = [set(rng.integers(0, 2**63, 400).tolist()) for _ in range(40)]
     for digests in [*batches[:39], batches[38] | batches[39]]:
-        found = seen._take_in("states", digests)
+        found = seen.remember("states", digests)
         assert len(seen.states) <= 1000
     assert found["known_states"] == pytest.approx(40 * 400, rel=0.15)
     assert found["novel_states"] == pytest.approx(0.5, abs=0.2)

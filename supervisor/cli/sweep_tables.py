@@ -99,5 +99,5 @@ def figures(rows: Sequence[Row], found: Sequence[Effect]) -> dict:
 def _cell(row: Row, name: str) -> str:
     if name not in row.values:
         return ""
-    value, low, high = (MEASURES[name].shape.format(number) for number in row.values[name])
+    value, low, high = map(MEASURES[name].format, row.values[name])
     return value if low == high else f"{value} ({low}-{high})"

@@ -1,16 +1,20 @@
-"""Early signs that training is about to fail, each named with its numbers; and whether a run
+"""Early signs that training is about to fail, each named with its numbers; and whether a run has
 collapsed, by definition.
 
 A run has **collapsed** if the last of its evaluations succeeds in less than `COLLAPSED` of the best
 of them. Before that, signs show in the updates; each compares with the run itself, but for the
 share that the importance weights leave:
 
-    reward drop       mean reward of the last `WINDOW` updates below `DROP` of the best mean of as many
+    reward drop       mean reward of the last `WINDOW` updates below `DROP` of the best mean of as
+                      many
     entropy collapse  mean entropy of the last `WINDOW` updates below `ENTROPY` of that of the first
     gradient spike    gradient norm above `SPIKE` times the median of the `HISTORY` updates before
-    few samples       effective sample size below `ess_floor` (learner.ess_floor): most tokens hardly count
-    ratio tail        99th percentile of pi/mu above `TAIL`: what is trained on was sampled by another policy
-    no gradient       no optimizer step of the update had a finite gradient, so that it changed nothing
+    few samples       effective sample size below `ess_floor` (learner.ess_floor): most tokens
+                      hardly count
+    ratio tail        99th percentile of pi/mu above `TAIL`: what is trained on was sampled by
+                      another policy
+    no gradient       no optimizer step of the update had a finite gradient, so that it changed
+                      nothing
 
 Numbers that are not finite (of an update that computed nothing, say) are passed over.
 
@@ -36,9 +40,12 @@ TAIL = 5.0
 
 
 def has_collapsed(evaluations: Sequence[Record]) -> bool | None:
-    """Whether the run has collapsed; None with fewer than two evaluations, or if none succeeded in
-    anything."""
-    shares = _values(evaluations, "success")
+    """Say whether the run has collapsed; None with too little to tell.
+
+    That is with fewer than two evaluations, or if none of them succeeded in anything.
+    """
+    values = [_finite_number(record, "success") for record in evaluations]
+    shares = [value for value in values if value is not None]
     if len(shares) < 2 or max(shares) == 0:
         return None
     return shares[-1] < COLLAPSED * max(shares)
@@ -47,15 +54,17 @@ def has_collapsed(evaluations: Sequence[Record]) -> bool | None:
 def collapse_signs(updates: Sequence[Record], ess_floor: float) -> dict[str, str]:
     """{name of the sign: its numbers, in words} as of the last update."""
     watch = SignWatch(ess_floor)
-    found: dict[str, str] = {}
+    signs: dict[str, str] = {}
     for update in updates:
-        found = watch.observe(update)
-    return found
+        signs = watch.observe(update)
+    return signs
 
 
 class SignWatch:
-    """Looks for signs update by update, at the same cost for each: it keeps the last few numbers,
-    and the best or first of the others."""
+    """Looks for signs update by update, at the same cost for each.
+
+    It keeps the last few numbers, and the best or first of the others.
+    """
 
     def __init__(self, ess_floor: float) -> None:
         self._ess_floor = ess_floor
@@ -71,15 +80,15 @@ class SignWatch:
     def observe(self, update: Record) -> dict[str, str]:
         """Take the next update; returns the signs as of it."""
         self.updates += 1
-        found = {
-            "reward drop": self._reward_drop(_number(update, "reward")),
-            "entropy collapse": self._entropy_collapse(_number(update, "entropy")),
-            "gradient spike": self._gradient_spike(_number(update, "grad_norm")),
+        signs = {
+            "reward drop": self._reward_drop(_finite_number(update, "reward")),
+            "entropy collapse": self._entropy_collapse(_finite_number(update, "entropy")),
+            "gradient spike": self._gradient_spike(_finite_number(update, "grad_norm")),
             "ratio tail": _ratio_tail(update),
             "no gradient": _no_gradient(update),
             "few samples": _few_samples(update, self._ess_floor),
         }
-        return {name: words for name, words in found.items() if words}
+        return {name: words for name, words in signs.items() if words}
 
     def _reward_drop(self, reward: float | None) -> str:
         if reward is not None:
@@ -121,38 +130,43 @@ class SignWatch:
             return ""
         *before, last = self._norms
         usual = median(before)
-        return f"gradient norm {last:.3g}, usually {usual:.3g}" if last > SPIKE * usual > 0 else ""
+        if usual <= 0 or last <= SPIKE * usual:
+            return ""
+        return f"gradient norm {last:.3g}, usually {usual:.3g}"
 
 
 def last_update_before_signs(update: int, checkpoints: Sequence[int]) -> int | None:
-    """Of the updates that have a checkpoint, the last one that signs after `update` do not speak
-    of; the first of all if there is none."""
+    """The last update with a checkpoint that signs after `update` do not speak of.
+
+    It is the first checkpoint if all are too late, and None if there is none.
+    """
     older = [number for number in checkpoints if number <= update - WINDOW]
     return max(older, default=min(checkpoints, default=None))
 
 
 def _few_samples(update: Record, floor: float) -> str:
     share = update.get("effective_sample_size")
-    return f"effective sample size {share:.2f} of 1" if share is not None and share < floor else ""
+    if share is not None and share < floor:
+        return f"effective sample size {share:.2f} of 1"
+    return ""
 
 
 def _ratio_tail(update: Record) -> str:
     ratio = update.get("ratio_p99")
-    return f"99th percentile of pi/mu {ratio:.3g}" if ratio is not None and ratio > TAIL else ""
+    if ratio is not None and ratio > TAIL:
+        return f"99th percentile of pi/mu {ratio:.3g}"
+    return ""
 
 
 def _no_gradient(update: Record) -> str:
-    skipped = update.get("skipped_steps") or 0
-    made = update.get("optimizer_steps") or 0
-    return (
-        f"gradients of all {skipped:.0f} optimizer steps not finite" if skipped and not made else ""
-    )
+    skipped = update.get("skipped_steps")
+    if not skipped or update.get("optimizer_steps"):
+        return ""
+    return f"gradients of all {skipped:.0f} optimizer steps not finite"
 
 
-def _values(records: Sequence[Record], name: str) -> list[float]:
-    return [value for record in records if (value := _number(record, name)) is not None]
-
-
-def _number(record: Record, name: str) -> float | None:
+def _finite_number(record: Record, name: str) -> float | None:
     value = record.get(name)
-    return value if isinstance(value, int | float) and isfinite(value) else None
+    if isinstance(value, int | float) and isfinite(value):
+        return value
+    return None

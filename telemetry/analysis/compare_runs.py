@@ -5,15 +5,14 @@ Pure: of what the runs' metrics.jsonl hold.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from statistics import mean
 from typing import NamedTuple
 
 from telemetry.analysis.collapse import has_collapsed
 from telemetry.analysis.intervals import wilson_interval
-from telemetry.html.report import area_by_tokens
 from telemetry.sinks.metrics_file import Record, select_kind
 
 SYNCHRONOUS = ("max_staleness", "0")
@@ -21,16 +20,20 @@ SYNCHRONOUS = ("max_staleness", "0")
 
 
 class Measure(NamedTuple):
-    """A column: its title, its format, and what it is."""
+    """A column: its title, the format of its numbers, and what it is."""
 
     title: str
-    shape: str
-    says: str
+    number_format: str
+    description: str
 
     @property
     def is_share(self) -> bool:
-        """Whether it is given in per cent."""
-        return "%" in self.shape
+        """True for one that is given in per cent."""
+        return "%" in self.number_format
+
+    def format(self, value: float) -> str:
+        """The value as the column shows it."""
+        return self.number_format.format(value)
 
 
 MEASURES: dict[str, Measure] = {
@@ -48,7 +51,9 @@ MEASURES: dict[str, Measure] = {
         "per 10⁶ tokens", "{:.0f}", "training episodes that reached their goal, for 10⁶ tokens"
     ),
     "successes_per_hour": Measure(
-        "per hour", "{:.0f}", "the same for an hour of training, by the clock"
+        "per hour",
+        "{:.0f}",
+        "training episodes that reached their goal, for an hour of training by the clock",
     ),
     "pairs_per_thousand": Measure(
         "pairs/1,000",
@@ -94,101 +99,172 @@ class Row:
     @property
     def reached(self) -> float | None:
         """Share of the ideal speed-up."""
-        return self.speed_up / self.ideal if self.speed_up is not None and self.ideal else None
+        if self.speed_up is None or not self.ideal:
+            return None
+        return self.speed_up / self.ideal
+
+
+Settings = tuple[tuple[str, str], ...]
+"""(Short name, value) of each setting, which is what rows are told apart by."""
 
 
 def compare_runs(runs: Sequence[tuple[Mapping[str, str], Sequence[Record]]]) -> list[Row]:
-    """A row for each combination of settings among the runs (settings without the seed, records),
-    in their order."""
-    groups: dict[tuple[tuple[str, str], ...], list[Sequence[Record]]] = {}
+    """A row for each combination of settings, in the runs' order.
+
+    A run is its settings without the seed, and its records.
+    """
+    groups: dict[Settings, list[Sequence[Record]]] = {}
     for settings, records in runs:
         groups.setdefault(tuple(settings.items()), []).append(records)
-    rows = {key: _row(dict(key), found) for key, found in groups.items()}
-    return [_with_speed(row, key, rows, groups) for key, row in rows.items()]
+    rows = {key: _build_row(dict(key), of_seeds) for key, of_seeds in groups.items()}
+    return [_add_speed_up(row, key, rows, groups) for key, row in rows.items()]
 
 
 def run_measures(records: Sequence[Record]) -> dict[str, float]:
     """The measures of one run, those that it has."""
     updates = select_kind(records, "update")
+    measures: dict[str, float | None] = {}
+    for name in MEASURES.keys() - {"success"}:
+        values = [record[name] for record in updates if record.get(name) is not None]
+        measures[name] = mean_or_none(values)
     evaluations = select_kind(records, "evaluation")
-    last = updates[-1] if updates else {}
-    tokens = last.get("training_tokens")
-    solved = sum((m.get("success") or 0) * (m.get("episodes") or 0) for m in updates)
-    found = {
-        "success": evaluations[-1].get("success") if evaluations else None,
-        "area": area_by_tokens(updates, evaluations),
-        "successes_per_million": 1e6 * solved / tokens if tokens else None,
-        "pairs_per_thousand": 1000 * last["known_pairs"] / tokens
-        if tokens and last.get("known_pairs") is not None
-        else None,
-        "wasted": _share_of(updates, ("wasted_tokens", "wasted_dropped"), "generated_tokens"),
-        "seconds_per_update": seconds_per_update(records),
-    }
-    if found["seconds_per_update"]:
-        found["successes_per_hour"] = 3600 * solved / len(updates) / found["seconds_per_update"]
-    for name in MEASURES:
-        values = [m[name] for m in updates if m.get(name) is not None]
-        if name not in found and values:
-            found[name] = mean(values)
-    return {name: value for name, value in found.items() if value is not None}
+    if evaluations:
+        measures["success"] = evaluations[-1].get("success")
+    measures["area"] = area_by_tokens(updates, evaluations)
+    measures["wasted"] = _wasted_share(updates)
+    measures |= _measures_by_cost(updates, seconds_per_update(records))
+    return {name: value for name, value in measures.items() if value is not None}
+
+
+def area_by_tokens(updates: Sequence[Record], evaluations: Sequence[Record]) -> float | None:
+    """Sample efficiency: mean held-out success over the tokens generated for training.
+
+    It is taken between the first evaluation and the last, with straight lines between evaluations;
+    None with fewer than two.
+    """
+    tokens = {record["update"]: record.get("training_tokens") for record in updates} | {0: 0}
+    points = []
+    for record in evaluations:
+        x = tokens.get(record["update"])
+        y = record.get("success")
+        if x is not None and y is not None:
+            points.append((x, y))
+    if len(points) < 2 or points[-1][0] == points[0][0]:
+        return None
+    parts = [(x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(points)]
+    return sum(parts) / (points[-1][0] - points[0][0])
 
 
 def seconds_per_update(records: Sequence[Record]) -> float | None:
-    """Mean wall time between two updates with no evaluation between them; the first one, which
-    waits for everything to warm up, is none of them. None with fewer than two updates."""
-    between = [
-        b["wall_seconds"] - a["wall_seconds"]
-        for a, b in pairwise(records)
-        if a["kind"] == b["kind"] == "update"
+    """Mean wall time between two updates with no evaluation between them.
+
+    The first update, which waits for everything to warm up, is none of them. None with fewer than
+    two updates.
+    """
+    seconds = [
+        after["wall_seconds"] - before["wall_seconds"] for before, after in _steady_pairs(records)
     ]
-    return mean(between) if between else None
+    return mean_or_none(seconds)
 
 
 def ideal_speed_up(records: Sequence[Record]) -> float | None:
-    """(t_gen + t_train) / max(t_gen, t_train), of a synchronous run: the most that overlapping them
-    can give. Of the updates that `seconds_per_update` looks at; None without any."""
-    updates = [b for a, b in pairwise(records) if a["kind"] == b["kind"] == "update"]
+    """The most that overlapping generation and training can give a synchronous run.
+
+    That is (t_gen + t_train) / max(t_gen, t_train), of the updates that `seconds_per_update` looks
+    at; None without any.
+    """
+    updates = [after for _, after in _steady_pairs(records)]
     if not updates:
         return None
-    generate = mean(r["seconds_wait"] for r in updates)
-    train = mean(r["seconds_train"] + r["seconds_publish"] for r in updates)
-    return (generate + train) / max(generate, train) if max(generate, train) else None
+    generate = mean(record["seconds_wait"] for record in updates)
+    train = mean(record["seconds_train"] + record["seconds_publish"] for record in updates)
+    longer = max(generate, train)
+    if not longer:
+        return None
+    return (generate + train) / longer
 
 
-def _row(settings: dict[str, str], runs: Sequence[Sequence[Record]]) -> Row:
-    each = [run_measures(records) for records in runs]
-    evaluations = [select_kind(records, "evaluation") for records in runs]
+def _steady_pairs(records: Sequence[Record]) -> Iterator[tuple[Record, Record]]:
+    """Neighbors among the records that are both updates."""
+    for before, after in pairwise(records):
+        if before["kind"] == after["kind"] == "update":
+            yield before, after
+
+
+def _measures_by_cost(updates: Sequence[Record], seconds: float | None) -> dict[str, float | None]:
+    """Successes and pairs for what they cost; `seconds` is the time of an update."""
+    measures: dict[str, float | None] = {"seconds_per_update": seconds}
+    solved = sum((m.get("success") or 0) * (m.get("episodes") or 0) for m in updates)
+    if seconds:
+        measures["successes_per_hour"] = 3600 * solved / len(updates) / seconds
+    last = updates[-1] if updates else {}
+    tokens = last.get("training_tokens")
+    measures["successes_per_million"] = None  # not the mean of the updates' own
+    known_pairs = last.get("known_pairs")
+    if tokens:
+        measures["successes_per_million"] = 1e6 * solved / tokens
+    if tokens and known_pairs is not None:
+        measures["pairs_per_thousand"] = 1000 * known_pairs / tokens
+    return measures
+
+
+def _wasted_share(updates: Sequence[Record]) -> float | None:
+    generated = _sum_of(updates, "generated_tokens")
+    if not generated:
+        return None
+    return (_sum_of(updates, "wasted_tokens") + _sum_of(updates, "wasted_dropped")) / generated
+
+
+def _sum_of(records: Sequence[Record], name: str) -> float:
+    return sum(record.get(name) or 0 for record in records)
+
+
+def _build_row(settings: dict[str, str], runs: Sequence[Sequence[Record]]) -> Row:
+    measures_of_runs = [run_measures(records) for records in runs]
     values = {}
     for name in MEASURES:
-        of_seeds = [measured[name] for measured in each if name in measured]
+        of_seeds = [measures[name] for measures in measures_of_runs if name in measures]
         if of_seeds:
             values[name] = (mean(of_seeds), min(of_seeds), max(of_seeds))
-    games = sum(found[-1].get("episodes") or 0 for found in evaluations if found)
+    evaluations_of_runs = [select_kind(records, "evaluation") for records in runs]
+    games = sum(
+        evaluations[-1].get("episodes") or 0 for evaluations in evaluations_of_runs if evaluations
+    )
     if "success" in values and games:
-        values["success"] = (values["success"][0], *wilson_interval(values["success"][0], games))
-    return Row(
-        settings, len(runs), values, sum(has_collapsed(found) or False for found in evaluations)
-    )
+        success = values["success"][0]
+        values["success"] = (success, *wilson_interval(success, games))
+    collapsed = sum(bool(has_collapsed(evaluations)) for evaluations in evaluations_of_runs)
+    return Row(settings, len(runs), values, collapsed)
 
 
-def _with_speed(row: Row, key: tuple, rows: Mapping, groups: Mapping) -> Row:
+def _add_speed_up(
+    row: Row,
+    key: Settings,
+    rows: Mapping[Settings, Row],
+    groups: Mapping[Settings, Sequence[Sequence[Record]]],
+) -> Row:
+    """The row with its speed-up over the synchronous run that differs in nothing else."""
     name, zero = SYNCHRONOUS
-    base = tuple((setting, zero if setting == name else value) for setting, value in key)
-    if name not in row.settings or base not in rows:
+    synchronous = replace_setting(key, name, zero)
+    if name not in row.settings or synchronous not in rows:
         return row
-    own, other = (r.values.get("seconds_per_update") for r in (row, rows[base]))
-    ideals = [ideal for records in groups[base] if (ideal := ideal_speed_up(records)) is not None]
-    speed_up = other[0] / own[0] if own and other and own[0] else None
-    return Row(
-        row.settings,
-        row.seeds,
-        row.values,
-        row.collapsed,
-        speed_up,
-        mean(ideals) if ideals else None,
-    )
+    seconds = row.values.get("seconds_per_update")
+    synchronous_seconds = rows[synchronous].values.get("seconds_per_update")
+    speed_up = None
+    if seconds and synchronous_seconds and seconds[0]:
+        speed_up = synchronous_seconds[0] / seconds[0]
+    ideals = [ideal_speed_up(records) for records in groups[synchronous]]
+    ideal = mean_or_none([ideal for ideal in ideals if ideal is not None])
+    return replace(row, speed_up=speed_up, ideal=ideal)
 
 
-def _share_of(updates: Sequence[Record], parts: Sequence[str], of: str) -> float | None:
-    whole = sum(m.get(of) or 0 for m in updates)
-    return sum(m.get(part) or 0 for m in updates for part in parts) / whole if whole else None
+def mean_or_none(values: Sequence[float]) -> float | None:
+    """The mean of the values; None without any."""
+    if not values:
+        return None
+    return mean(values)
+
+
+def replace_setting(settings: Settings, name: str, value: str) -> Settings:
+    """The settings with another value of one of them."""
+    return tuple((key, value if key == name else known) for key, known in settings)

@@ -1,5 +1,7 @@
-"""`python -m telemetry.analysis.curve RUN_DIR [RUN_DIR ...] > curve.svg`: success over updates, in
-training and on held-out tasks."""
+"""Success over updates as a picture, in training and on held-out tasks.
+
+`python -m telemetry.analysis.curve RUN_DIR [RUN_DIR ...] > curve.svg`
+"""
 
 from __future__ import annotations
 
@@ -9,84 +11,83 @@ from html import escape
 from itertools import cycle
 from pathlib import Path
 
-from telemetry.sinks.metrics_file import read_metrics
+from telemetry.sinks.metrics_file import METRICS_FILE, Record, read_metrics, select_kind
 
 WIDTH = 640
 HEIGHT = 300
 MARGIN = 44
-COLOURS = ("#1f6feb", "#bf3989", "#1a7f37", "#9a6700")
+COLORS = ("#1f6feb", "#bf3989", "#1a7f37", "#9a6700")
 SMOOTHING = 5
 """Updates over which training success is averaged."""
 
 Points = list[tuple[float, float]]
 
 
-def curves(metrics: Sequence[dict]) -> tuple[Points, Points]:
+def curves(metrics: Sequence[Record]) -> tuple[Points, Points]:
     """(update, success) of training, averaged over SMOOTHING updates, and of the evaluations."""
-    updates = [
-        (m["update"], m["success"])
-        for m in metrics
-        if m["kind"] == "update" and m["success"] is not None
-    ]
+    updates = _success_points(select_kind(metrics, "update"))
     training = []
-    for i in range(len(updates)):
-        window = updates[max(0, i - SMOOTHING + 1) : i + 1]
-        training.append((updates[i][0], sum(success for _, success in window) / len(window)))
-    held_out = [
-        (m["update"], m["success"])
-        for m in metrics
-        if m["kind"] == "evaluation" and m["success"] is not None
+    for end, (update, _) in enumerate(updates, 1):
+        window = updates[max(0, end - SMOOTHING) : end]
+        training.append((update, sum(success for _, success in window) / len(window)))
+    return training, _success_points(select_kind(metrics, "evaluation"))
+
+
+def _success_points(records: Sequence[Record]) -> Points:
+    return [
+        (record["update"], record["success"]) for record in records if record["success"] is not None
     ]
-    return training, held_out
 
 
 def svg(runs: dict[str, tuple[Points, Points]]) -> str:
-    """The picture: a thin line for training, dots joined by a thick line for held-out tasks, a
-    colour a run."""
-    last = (
-        max(
-            (x for training, held_out in runs.values() for x, _ in [*training, *held_out]),
-            default=1,
-        )
-        or 1
-    )
+    """The picture: a thin line for training, dots on a thick one for held-out tasks."""
+    updates = [x for points in runs.values() for x, _ in [*points[0], *points[1]]]
+    last = max(updates, default=1) or 1
+    parts = _frame(last)
+    for color, (name, (training, held_out)) in zip(cycle(COLORS), runs.items(), strict=False):
+        parts.append(_line(training, last, color, 1))
+        parts.append(_line(held_out, last, color, 2.5))
+        for update, success in held_out:
+            x, y = _place(update, success, last)
+            parts.append(
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}">'
+                f"<title>{escape(name)}: {success:.1%}</title></circle>"
+            )
+    return "\n".join([*parts, "</svg>"])
 
-    def at(point: tuple[float, float]) -> tuple[float, float]:
-        x, y = point
-        return MARGIN + (WIDTH - 2 * MARGIN) * x / last, HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * y
 
+def _frame(last: float) -> list[str]:
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+        'font-family="sans-serif" font-size="12">',
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
     ]
     for share in (0, 0.25, 0.5, 0.75, 1):
-        x, y = at((0, share))
+        x, y = _place(0, share, last)
         parts.append(f'<line x1="{x}" y1="{y}" x2="{WIDTH - MARGIN}" y2="{y}" stroke="#ddd"/>')
         parts.append(f'<text x="{x - 8}" y="{y + 4}" text-anchor="end">{share:.0%}</text>')
     parts.append(
         f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">updates (to {last:g})</text>'
     )
     parts.append(f'<text x="{MARGIN}" y="20">success: held-out (dots), training (thin)</text>')
-    for colour, (name, (training, held_out)) in zip(cycle(COLOURS), runs.items(), strict=False):
-        for points, width in ((training, 1), (held_out, 2.5)):
-            line = " ".join("{:.1f},{:.1f}".format(*at(point)) for point in points)
-            parts.append(
-                f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="{width}"/>'
-            )
-        for point in held_out:
-            x, y = at(point)
-            parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{escape(name)}: {point[1]:.1%}</title></circle>'
-            )
-    return "\n".join([*parts, "</svg>"])
+    return parts
+
+
+def _line(points: Points, last: float, color: str, width: float) -> str:
+    places = [_place(update, success, last) for update, success in points]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="{width}"/>'
+
+
+def _place(update: float, success: float, last: float) -> tuple[float, float]:
+    """Where a point is in the picture, whose axis of updates goes to `last`."""
+    x = MARGIN + (WIDTH - 2 * MARGIN) * update / last
+    y = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * success
+    return x, y
 
 
 if __name__ == "__main__":
+    run_dirs = sys.argv[1:]
     print(
-        svg(
-            {
-                directory: curves(read_metrics(Path(directory) / "metrics.jsonl"))
-                for directory in sys.argv[1:]
-            }
-        )
+        svg({run_dir: curves(read_metrics(Path(run_dir) / METRICS_FILE)) for run_dir in run_dirs})
     )

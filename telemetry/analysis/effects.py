@@ -1,23 +1,28 @@
-"""What a setting changes, all else equal: each run of a sweep against the one that differs from it
-in that setting alone, of one seed."""
+"""Effects of settings, all else equal.
+
+Each run of a sweep is set against the one of its seed that differs from it in that setting alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import NamedTuple
 
-from telemetry.analysis.compare_runs import MEASURES, run_measures
+from telemetry.analysis.compare_runs import MEASURES, Settings, replace_setting, run_measures
 from telemetry.analysis.intervals import median_interval
 from telemetry.sinks.metrics_file import Record
 
 Run = tuple[Mapping[str, str], int, Sequence[Record]]
 """Settings by their short names, seed, what its metrics.jsonl holds."""
 
+Measures = Mapping[str, float]
+"""The measures of a run, by name."""
+
 
 class Change(NamedTuple):
-    """Of one measure, over the pairs of runs that have it.
+    """How one measure changed, over the pairs of runs that have it.
 
     Of a share: the difference (0.02: two points); of all else: relative (-0.1: a tenth less).
     """
@@ -32,59 +37,63 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True)
 class Effect:
-    """What `value` changes against `base`, the setting's first value in the sweep."""
+    """Changes from `base`, the setting's first value in the sweep, to `value`."""
 
     setting: str
     base: str
     value: str
-    changes: dict[str, Change]  # measure -> what became of it
+    changes: dict[str, Change]  # by measure
 
 
 def compute_effects(runs: Sequence[Run]) -> list[Effect]:
-    """An effect for each value but the first of each setting, in their order; without those of
-    which there is no pair of runs."""
+    """An effect for each value but the first of each setting, in their order.
+
+    Those of which there is no pair of runs are left out.
+    """
+    if not runs:
+        return []
     measured = {
         (seed, tuple(settings.items())): run_measures(records) for settings, seed, records in runs
     }
-    values = {
-        name: list(dict.fromkeys(settings[name] for settings, _, _ in runs))
-        for name in (runs[0][0] if runs else ())
-    }
-    found = []
-    for setting, (base, *others) in values.items():
+    effects = []
+    for setting in runs[0][0]:
+        base, *others = dict.fromkeys(settings[setting] for settings, _, _ in runs)
         for value in others:
-            pairs = [
-                (before, after)
-                for (seed, key), after in measured.items()
-                if (setting, value) in key
-                and (before := measured.get((seed, _with(key, setting, base)))) is not None
-            ]
+            pairs = list(_pair_runs(measured, setting, base, value))
             if pairs:
-                found.append(Effect(setting, base, value, _changes(pairs)))
-    return found
+                effects.append(Effect(setting, base, value, _compute_changes(pairs)))
+    return effects
 
 
-def _with(
-    key: tuple[tuple[str, str], ...], setting: str, value: str
-) -> tuple[tuple[str, str], ...]:
-    return tuple((name, value if name == setting else own) for name, own in key)
+def _pair_runs(
+    measured: Mapping[tuple[int, Settings], Measures], setting: str, base: str, value: str
+) -> Iterator[tuple[Measures, Measures]]:
+    """(Measures with `base`, measures with `value`) of runs that differ in nothing else."""
+    for (seed, settings), after in measured.items():
+        before = measured.get((seed, replace_setting(settings, setting, base)))
+        if (setting, value) in settings and before is not None:
+            yield before, after
 
 
-def _changes(pairs: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]) -> dict[str, Change]:
+def _compute_changes(pairs: Sequence[tuple[Measures, Measures]]) -> dict[str, Change]:
     changes = {}
     for measure, about in MEASURES.items():
-        both = [
+        values = [
             (before[measure], after[measure])
             for before, after in pairs
             if measure in before and measure in after
         ]
         if about.is_share:
-            differences = [after - before for before, after in both]
+            differences = [after - before for before, after in values]
         else:
-            differences = [after / before - 1 for before, after in both if before > 0]
+            differences = [after / before - 1 for before, after in values if before > 0]
         if differences:
-            low, high = median_interval(differences) or (None, None)
-            up = sum(d > 0 for d in differences)
-            down = sum(d < 0 for d in differences)
-            changes[measure] = Change(median(differences), low, high, up, down, len(differences))
+            changes[measure] = _summarize_differences(differences)
     return changes
+
+
+def _summarize_differences(differences: Sequence[float]) -> Change:
+    low, high = median_interval(differences) or (None, None)
+    up = sum(difference > 0 for difference in differences)
+    down = sum(difference < 0 for difference in differences)
+    return Change(median(differences), low, high, up, down, len(differences))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import jinja2
 from markupsafe import Markup
 
 from telemetry.analysis.collapse import collapse_signs, has_collapsed
+from telemetry.analysis.compare_runs import area_by_tokens
 from telemetry.analysis.intervals import wilson_interval
 from telemetry.html.charts import Series, line_chart
 from telemetry.html.episode_view import EpisodeView
@@ -254,19 +254,6 @@ def summary_row(run: RunData) -> dict[str, Any]:
         "collapsed": {True: "yes", False: "no", None: "not known"}[has_collapsed(evaluations)],
         "signs": "; ".join(f"{name}: {numbers}" for name, numbers in found.items()),
     }
-
-
-def area_by_tokens(updates: Sequence[Record], evaluations: Sequence[Record]) -> float | None:
-    """Sample efficiency: mean held-out success over the tokens generated for training, between the
-    first evaluation and the last, with straight lines between evaluations; None with fewer than
-    two."""
-    tokens = {record["update"]: record.get("training_tokens") for record in updates} | {0: 0}
-    points = [(tokens.get(m["update"]), m.get("success")) for m in evaluations]
-    known = [(x, y) for x, y in points if x is not None and y is not None]
-    if len(known) < 2 or known[-1][0] == known[0][0]:
-        return None
-    parts = [(x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(known)]
-    return sum(parts) / (known[-1][0] - known[0][0])
 
 
 def differing_settings(runs: Sequence[RunData]) -> list[tuple[str, list[Any]]]:

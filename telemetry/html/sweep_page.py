@@ -57,7 +57,9 @@ def charts_over(setting: str, rows: Sequence[Row], measures: Sequence[str]) -> l
             series.append(Series(others or measure, points, colour, dots=True))
         about = MEASURES[measure]
         charts.append(
-            line_chart(about.title, series, setting, share=about.is_share, describes=about.says)
+            line_chart(
+                about.title, series, setting, share=about.is_share, describes=about.description
+            )
         )
     return charts
 
