@@ -42,8 +42,8 @@ from protocol.codec import encode
 from protocol.lifetime import die_with
 from protocol.messages import ForceTokens, SignalFrame
 from protocol.prompting import read_vocabulary
-from supervisor import process as children
 from supervisor.endpoints import choose_endpoints
+from supervisor.process import spawn, stop_all
 
 PROMPT = 91
 RESPONSE = 64
@@ -287,7 +287,7 @@ async def engine_of(model: str, streams: int, console: Console) -> AsyncIterator
         )
         build_policy(job)
         command = engine_command(job)
-        engine = children.start(
+        engine = spawn(
             "engine", command.arguments, Path(directory) / "engine.log", command.environment
         )
         client = EngineClient(job.endpoints.engines[0])
@@ -308,7 +308,7 @@ async def engine_of(model: str, streams: int, console: Console) -> AsyncIterator
             running.cancel()
             await client.close()
             router.close()
-            children.stop_all([engine])
+            stop_all([engine])
 
 
 async def main_async(options: argparse.Namespace, console: Console) -> dict[str, float]:

@@ -50,7 +50,7 @@ from protocol.messages import Stats
 from protocol.validation import REPORTED
 from supervisor.endpoints import choose_endpoints
 from supervisor.job import job_file, save_job
-from supervisor.process import ChildProcess, start, stop_all
+from supervisor.process import ChildProcess, spawn, stop_all
 
 STEP_SECONDS = {"slow": 0.5, "fast": 0.01}
 SLOW_SHARE = 0.25
@@ -118,7 +118,7 @@ class Load:
     def _start(self, name: str, arguments: list[str], **environment: str) -> ChildProcess:
         log = Path(self.job.run_dir) / "logs" / f"{name}.log"
         path = os.pathsep.join([str(Path(__file__).parent.parent), self.job.run_dir])
-        self._children[name] = start(
+        self._children[name] = spawn(
             name, arguments, log, {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **environment}
         )
         return self._children[name]

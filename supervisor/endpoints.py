@@ -1,4 +1,4 @@
-"""Where the processes of a run find each other, on one machine or on several."""
+"""The addresses at which the processes of a run find each other, on one machine or on several."""
 
 from __future__ import annotations
 
@@ -8,26 +8,29 @@ import random
 import socket
 import sys
 from collections import deque
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from config import Config, ConfigError, Endpoints
 from protocol.security import is_loopback
 
-UNASSIGNED = range(10_000, 32_768)
-"""Ports that systems give to no outgoing connection by default: one chosen here is still free when
-its process gets to listen on it."""
+LOOPBACK = "127.0.0.1"
+ALL_ADDRESSES = "0.0.0.0"
 
-_tried = itertools.count(
-    random.SystemRandom().randrange(len(UNASSIGNED))
-)  # runs that start at once begin at different ones
-_reserved: deque[socket.socket] = deque(
-    maxlen=256
-)  # the oldest ports are listened on by now, or never will be
+UNASSIGNED_PORTS = range(10_000, 32_768)
+"""Ports that systems give to no outgoing connection by default.
+
+One chosen here is still free when its process gets to listen on it.
+"""
+
+# Runs that start at once begin at different ports.
+_candidates = itertools.count(random.SystemRandom().randrange(len(UNASSIGNED_PORTS)))
+
+# The oldest ports are listened on by now, or never will be.
+_reservations: deque[socket.socket] = deque(maxlen=256)
 
 
 def check_launch(config: Config) -> None:
-    """Raises ConfigError when a learner elsewhere would not find us, nor the engines its
-    weights."""
+    """Raise ConfigError when a learner elsewhere would not find us, nor engines its weights."""
     if not config.learner.launch:
         return
     if not (config.learner.host and config.run.weights_dir):
@@ -39,7 +42,7 @@ def check_launch(config: Config) -> None:
         ("controller.host", config.controller.host),
         ("learner.host", config.learner.host),
     ):
-        if host in ("0.0.0.0", "*") or is_loopback(f"tcp://{host}"):
+        if host in (ALL_ADDRESSES, "*") or is_loopback(f"tcp://{host}"):
             raise ConfigError(
                 f"{name}: with learner.launch, give an address at which the other machine finds "
                 f"this one, not {host}"
@@ -47,17 +50,16 @@ def check_launch(config: Config) -> None:
 
 
 def check_shards(config: Config) -> None:
-    """Raises ConfigError when there are more shards than engines, or they would not find each
-    other, or their engines no weights."""
+    """Raise ConfigError when shards lack engines, or cannot find each other, or weights."""
     settings = config.controller
-    engines = len(config.engine.urls) or config.engine.count
-    others = settings.shards - 1
-    if settings.shards > engines:
+    engine_count = len(config.engine.urls) or config.engine.count
+    other_shards = settings.shards - 1
+    if settings.shards > engine_count:
         raise ConfigError(
-            f"controller.shards: {settings.shards} cannot share {engines} engines (engine.count, "
-            "engine.urls): each needs one"
+            f"controller.shards: {settings.shards} cannot share {engine_count} engines "
+            "(engine.count, engine.urls): each needs one"
         )
-    if others and config.engine.weights == "nccl":
+    if other_shards and config.engine.weights == "nccl":
         raise ConfigError(
             "controller.shards: several get weights as files alone; set engine.weights file, or "
             "leave it at 1"
@@ -69,17 +71,17 @@ def check_shards(config: Config) -> None:
         )
     if not settings.hosts:
         return
-    if len(settings.hosts) != others:
+    if len(settings.hosts) != other_shards:
         raise ConfigError(
-            f"controller.hosts: {len(settings.hosts)} addresses for {others} other shards "
-            "(controller.shards)"
+            f"controller.hosts: {len(settings.hosts)} addresses for {other_shards} "
+            "other shards (controller.shards)"
         )
     if config.engine.urls or not config.run.weights_dir:
         raise ConfigError(
             "controller.hosts: needs engines that the run starts, and run.weights_dir on a disk "
             "that all machines see"
         )
-    if settings.host in ("0.0.0.0", "*"):
+    if settings.host in (ALL_ADDRESSES, "*"):
         raise ConfigError(
             "controller.host: with controller.hosts, give an address at which they find this "
             f"machine, not {settings.host}"
@@ -87,15 +89,17 @@ def check_shards(config: Config) -> None:
 
 
 def check_ipv4(setting: str, host: str) -> None:
-    """Raises ConfigError for the address of another machine that is IPv6, or a name that has no
-    other one: our sockets are IPv4's. A name that nobody knows may still get known."""
+    """Raise ConfigError for another machine's address that is IPv6 alone: our sockets are IPv4's.
+
+    A name that nobody knows yet may still become known.
+    """
     if not host:
         return
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return
-    if all(family == socket.AF_INET6 for family, *_ in found):
+    if all(family == socket.AF_INET6 for family, *_ in addresses):
         raise ConfigError(
             f"{setting}: {host} is an IPv6 address, and a run uses IPv4; give an IPv4 address of "
             "that machine"
@@ -103,107 +107,170 @@ def check_ipv4(setting: str, host: str) -> None:
 
 
 def check_hosts(config: Config) -> None:
-    """Raises ConfigError when what listens here would do so at an address that is another
-    machine's, or nobody's."""
+    """Raise ConfigError when a process would listen at an address that this machine lacks."""
     for host in config.controller.hosts:
         check_ipv4("controller.hosts", host)
     hosts = {"controller.host": config.controller.host, "dashboard.host": config.dashboard.host}
     if config.learner.launch:
         check_ipv4("learner.host", config.learner.host)
     else:
-        hosts["learner.host"] = (
-            config.learner.host
-        )  # empty: any address will do here, and controller.host is taken
+        # Where it is empty, any address will do here: controller.host is taken.
+        hosts["learner.host"] = config.learner.host
     for name, host in hosts.items():
         with socket.socket() as probe:
             try:
                 probe.bind((host, 0))
-            except (OSError, UnicodeError):  # UnicodeError: what can be no name
+            except (OSError, UnicodeError):  # UnicodeError: the text cannot be a name
                 raise ConfigError(
                     f"{name}: {host!r} is no IPv4 address of this machine; give one that is, or "
                     "0.0.0.0 for all"
                 ) from None
 
 
-class _Machine(NamedTuple):
-    """Where a shard and its engines are."""
+@dataclass(frozen=True)
+class ShardHost:
+    """The machine of a shard and of its engines."""
 
-    address: str  # for actors
-    near: str = "127.0.0.1"  # where the shard reaches its engines
-    away: bool = False  # not here
+    address: str
+    """Address for actors."""
+
+    engine_address: str = LOOPBACK
+    """Address at which the shard reaches its engines."""
+
+    is_remote: bool = False
 
 
 def choose_endpoints(config: Config) -> Endpoints:
-    """Fixed ports where settings fix them (and are free), free ones elsewhere.
+    """Choose the address of every process: fixed ports where settings fix them, free ones elsewhere.
 
-    Raises ConfigError for one that is not, and for a host that is not this machine.
+    Raises ConfigError for a fixed port that is not free, and for a host that is not this machine.
     """
     check_hosts(config)
-    host = config.controller.host
-    learner_away = bool(config.learner.launch)
-    near = (
-        host if learner_away else "127.0.0.1"
-    )  # where the learner reaches supervisor and controller
-    there = config.learner.host or host
-    shards = config.controller.shards
-    others = config.controller.hosts
-    machines = [
-        _Machine(host),
-        *([_Machine(other, other, True) for other in others] or [_Machine(host)] * (shards - 1)),
-    ]  # of each shard
-    turns = [
-        f"tcp://{at.address}:{_port(at.address, config.controller.port, n, 'controller.port', at.away)}"
-        for n, at in enumerate(machines)
-    ]
-    signals = [
-        _port("127.0.0.1", config.controller.signals_port, n, "controller.signals_port", at.away)
-        for n, at in enumerate(machines)
-    ]
-    dealt = enumerate(
-        machines[number % shards] for number in range(config.engine.count)
-    )  # as Endpoints.shard_of has it
-    engines = [
-        f"http://{at.near}:{_port(at.near, config.engine.port, number, 'engine.port', at.away)}"
-        for number, at in dealt
-    ]
-    joined = host if others else "127.0.0.1"  # where shards reach the controller
+    hosts = _shard_hosts(config)
+    local_host = _local_host(config)
+    learner_host = config.learner.host or config.controller.host
+    is_learner_remote = bool(config.learner.launch)
+    trajectory_port = _choose_port(
+        learner_host, config.learner.port, "learner.port", is_learner_remote
+    )
+    weights_port = _choose_port(learner_host, 0, "learner.host", is_learner_remote)
+    turn_addresses = _turn_addresses(config, hosts)
     return Endpoints(
-        actors=turns[0],
-        learner=f"tcp://{near}:{free_port(near, 0, 'controller.host')}",
-        signals=[f"tcp://127.0.0.1:{port}" for port in signals],
-        trajectories=f"tcp://{there}:{_port(there, config.learner.port, 0, 'learner.port', learner_away)}",
-        stats=f"tcp://{near}:{free_port(near, 0, 'controller.host')}",
-        dashboard=f"http://{config.dashboard.host}:{free_port(config.dashboard.host, config.dashboard.port, 'dashboard.port')}",
-        weights=f"tcp://{there}:{_port(there, 0, 0, 'learner.host', learner_away)}",
-        engines=[url.rstrip("/") for url in config.engine.urls] or engines,
-        shards=f"tcp://{joined}:{free_port(joined, 0, 'controller.host')}" if shards > 1 else "",
-        turns=turns[1:],
+        actors=turn_addresses[0],
+        learner=_free_address(local_host),
+        signals=_signal_addresses(config, hosts),
+        trajectories=f"tcp://{learner_host}:{trajectory_port}",
+        stats=_free_address(local_host),
+        dashboard=_dashboard_url(config),
+        weights=f"tcp://{learner_host}:{weights_port}",
+        engines=_engine_urls(config, hosts),
+        shards=_shards_address(config),
+        turns=turn_addresses[1:],
     )
 
 
-def _port(host: str, first: int, number: int, setting: str, away: bool) -> int:
-    """The `number`-th port from `first` on, or any free one for 0.
+def _shard_hosts(config: Config) -> list[ShardHost]:
+    """The machine of each shard; the first one is here."""
+    local = ShardHost(config.controller.host)
+    if not config.controller.hosts:
+        return [local] * config.controller.shards
+    remote = [ShardHost(host, host, is_remote=True) for host in config.controller.hosts]
+    return [local, *remote]
 
-    `away`: on another machine, where whether it is free cannot be found out from here.
+
+def _local_host(config: Config) -> str:
+    """The address at which the learner reaches the supervisor and the controller."""
+    if config.learner.launch:
+        return config.controller.host
+    return LOOPBACK
+
+
+def _turn_addresses(config: Config, hosts: list[ShardHost]) -> list[str]:
+    """The address of each shard for the turns of actors."""
+    setting = "controller.port"
+    addresses = []
+    for number, host in enumerate(hosts):
+        fixed_port = _nth_port(config.controller.port, number)
+        port = _choose_port(host.address, fixed_port, setting, host.is_remote)
+        addresses.append(f"tcp://{host.address}:{port}")
+    return addresses
+
+
+def _signal_addresses(config: Config, hosts: list[ShardHost]) -> list[str]:
+    """The address of each shard for the signals of its engines, which are on its machine."""
+    setting = "controller.signals_port"
+    addresses = []
+    for number, host in enumerate(hosts):
+        fixed_port = _nth_port(config.controller.signals_port, number)
+        port = _choose_port(LOOPBACK, fixed_port, setting, host.is_remote)
+        addresses.append(f"tcp://{LOOPBACK}:{port}")
+    return addresses
+
+
+def _engine_urls(config: Config, hosts: list[ShardHost]) -> list[str]:
+    """The address of each engine; they are dealt out to shards as `Endpoints.shard_of` has it."""
+    if config.engine.urls:
+        return [url.rstrip("/") for url in config.engine.urls]
+    urls = []
+    for number in range(config.engine.count):
+        host = hosts[number % len(hosts)]
+        fixed_port = _nth_port(config.engine.port, number)
+        port = _choose_port(host.engine_address, fixed_port, "engine.port", host.is_remote)
+        urls.append(f"http://{host.engine_address}:{port}")
+    return urls
+
+
+def _dashboard_url(config: Config) -> str:
+    port = free_port(config.dashboard.host, config.dashboard.port, "dashboard.port")
+    return f"http://{config.dashboard.host}:{port}"
+
+
+def _shards_address(config: Config) -> str:
+    """The address at which other shards reach the controller; "" without any."""
+    if config.controller.shards == 1:
+        return ""
+    if config.controller.hosts:
+        return _free_address(config.controller.host)
+    return _free_address(LOOPBACK)
+
+
+def _free_address(host: str) -> str:
+    return f"tcp://{host}:{free_port(host, 0, 'controller.host')}"
+
+
+def _nth_port(first: int, number: int) -> int:
+    """The port of a process by its number, where the first one's is fixed; else 0, for any."""
+    if first == 0:
+        return 0
+    return first + number
+
+
+def _choose_port(host: str, fixed_port: int, setting: str, is_remote: bool) -> int:
+    """The fixed port, or a free one where that is 0.
+
+    Of another machine, nobody can find out from here which ports are free.
     """
-    if away:
-        return first + number if first else UNASSIGNED[next(_tried) % len(UNASSIGNED)]
-    return free_port(host, first + number if first else 0, setting)
+    if not is_remote:
+        return free_port(host, fixed_port, setting)
+    return fixed_port or _next_candidate()
 
 
-def free_port(host: str = "127.0.0.1", port: int = 0, setting: str = "") -> int:
-    """`port` if it is free at `host`, or any free one for 0.
+def _next_candidate() -> int:
+    return UNASSIGNED_PORTS[next(_candidates) % len(UNASSIGNED_PORTS)]
 
-    Raises ConfigError naming `setting` when it is not free.
+
+def free_port(host: str = LOOPBACK, port: int = 0, setting: str = "") -> int:
+    """Return `port` if it is free at `host`; for 0, any port that is free.
+
+    Raises ConfigError naming `setting` when `port` is not free.
     """
     while True:
-        candidate = port or UNASSIGNED[next(_tried) % len(UNASSIGNED)]
+        candidate = port or _next_candidate()
         if not port and not reserve_port(candidate):
             continue
         with socket.socket() as probe:
-            probe.setsockopt(
-                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
-            )  # as ZeroMQ does: a port of a run that has just ended is free
+            # As ZeroMQ does: a port of a run that has just ended is free.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, candidate))
                 return candidate
@@ -221,9 +288,7 @@ def free_port(host: str = "127.0.0.1", port: int = 0, setting: str = "") -> int:
 def reserve_port(port: int) -> bool:
     """Keep other runs of this machine from choosing `port` before its process listens on it.
 
-    False when another run has reserved it.
-
-    The reservation is a name in Linux's abstract socket namespace, which is a network namespace's
+    False when another run has reserved it. The reservation is a name in Linux's abstract socket namespace, which is a network namespace's
     own, as ports are, and ends with this process. Elsewhere nothing is reserved.
     """
     if sys.platform != "linux":
@@ -234,5 +299,5 @@ def reserve_port(port: int) -> bool:
     except OSError:
         reservation.close()
         return False
-    _reserved.append(reservation)
+    _reservations.append(reservation)
     return True

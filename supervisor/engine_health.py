@@ -1,5 +1,7 @@
-"""Engines that live and can do nothing: vLLM's server may outlive its core, and then it neither
-works nor ends."""
+"""Find engines that live and can do nothing.
+
+vLLM's server may outlive its core, and then it neither works nor ends.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +13,40 @@ import aiohttp
 
 from supervisor.process import ChildProcess
 
-INTERVAL = 2.0
-"""Seconds between two looks."""
-ANSWERS_WITHIN = 5.0
-LOOKS = 3
-"""In a row at which it could do nothing, until it is ended."""
+CHECK_EVERY_S = 2.0
+ANSWER_TIMEOUT_S = 5.0
+
+FAILED_CHECKS = 3
+"""Failed checks in a row after which an engine is killed."""
 
 
 class EngineHealth:
-    """Of one engine, look by look."""
+    """The recent health checks of one engine."""
 
     def __init__(self) -> None:
-        self._was_able = False
-        self._in_a_row = 0
+        self._was_healthy = False
+        self._failed_in_a_row = 0
 
-    def saw(self, able: bool | None) -> bool:
-        """Whether it is to be ended. `able`: None where that could not be found out."""
-        self._was_able |= bool(able)
-        self._in_a_row = self._in_a_row + 1 if able is False and self._was_able else 0
-        return self._in_a_row >= LOOKS
+    def record(self, healthy: bool | None) -> None:
+        """Take the outcome of a check; None where the engine did not say."""
+        if healthy:
+            self._was_healthy = True
+        if healthy is False and self._was_healthy:
+            self._failed_in_a_row += 1
+        else:
+            self._failed_in_a_row = 0
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the engine has worked once, and failed its last checks."""
+        return self._failed_in_a_row >= FAILED_CHECKS
 
 
-async def look(session: aiohttp.ClientSession, url: str) -> bool | None:
-    """Whether the engine at `url` can work.
+async def check_health(session: aiohttp.ClientSession, url: str) -> bool | None:
+    """Ask the engine at `url` whether it can work.
 
-    Not, if its server says that the core is dead, or takes no connection; None if it is silent,
-    since it may be busy, or stopped.
+    It cannot if its server says that the core is dead, or takes no connection. None if it is
+    silent, since it may be busy, or stopped.
     """
     try:
         async with session.get(f"{url}/health") as response:
@@ -48,18 +58,19 @@ async def look(session: aiohttp.ClientSession, url: str) -> bool | None:
 
 
 async def kill_dead_engines(engines: Mapping[int, ChildProcess], urls: Sequence[str]) -> None:
-    """Forever: kill those that can do nothing any more.
+    """Kill engines that can do nothing any more, forever.
 
-    `engines` may change; a new process begins anew.
+    `engines` may change; a new process begins with a clean record.
     """
-    known: dict[int, tuple[ChildProcess, EngineHealth]] = {}
-    async with aiohttp.ClientSession(
-        timeout=aiohttp.ClientTimeout(total=ANSWERS_WITHIN)
-    ) as session:
+    watched: dict[int, tuple[ChildProcess, EngineHealth]] = {}
+    timeout = aiohttp.ClientTimeout(total=ANSWER_TIMEOUT_S)
+    async with aiohttp.ClientSession(timeout=timeout) as session:
         while True:
             for number, child in list(engines.items()):
-                if number not in known or known[number][0] is not child:
-                    known[number] = child, EngineHealth()
-                if known[number][1].saw(await look(session, urls[number])):
+                if number not in watched or watched[number][0] is not child:
+                    watched[number] = (child, EngineHealth())
+                health = watched[number][1]
+                health.record(await check_health(session, urls[number]))
+                if health.is_dead:
                     child.signal(signal.SIGKILL)
-            await asyncio.sleep(INTERVAL)
+            await asyncio.sleep(CHECK_EVERY_S)

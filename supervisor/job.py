@@ -1,5 +1,7 @@
-"""From a configuration to a job: check what can be checked before anything starts, then lay out the
-run directory."""
+"""Make a job of a configuration.
+
+What can be checked before anything starts is checked; then the run directory is laid out.
+"""
 
 from __future__ import annotations
 
@@ -35,29 +37,28 @@ from protocol.prompting import load_prompter, read_vocabulary
 from protocol.security import KeysError, is_loopback, load_keys
 from supervisor.endpoints import check_launch, check_shards, choose_endpoints
 from supervisor.machine_checks import check_machine, choose_weights_parent
-from supervisor.resume import leave_damaged_checkpoints
+from supervisor.resume import set_damaged_checkpoints_aside
 from telemetry.sinks.trackers import check_tracker
-
-JOB_FILE = "job.json"
-MAX_REASON = 2000
-"""Characters of what an environment says."""
-
-WEIGHTS_PREFIX = "foray-weights-"
-
 
 log = logging.getLogger(__name__)
 
-NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
-"""What file systems answer that have no flock (Lustre without -o flock, some FUSE and 9p
-mounts)."""
+JOB_FILE = "job.json"
 
-LOCK = ".lock"
-"""A file that is locked as long as a process uses the directory.
+MAX_REASON_CHARACTERS = 2000
+"""How much of an environment's error message is shown."""
 
-Files, since NFS tells other machines of locks on these alone.
+WEIGHTS_PREFIX = "foray-weights-"
+
+NO_LOCK_ERRORS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
+"""Errors of file systems without flock: Lustre without -o flock, some FUSE and 9p mounts."""
+
+LOCK_FILE = ".lock"
+"""Name of a file that is locked as long as a process uses the directory.
+
+It is a file, since NFS tells other machines of locks on these alone.
 """
 
-_held: dict[str, int] = {}
+_locks: dict[str, int] = {}
 """Directories of jobs, each with the descriptor of its lock."""
 
 
@@ -65,17 +66,16 @@ def default_run_dir() -> Path:
     return Path("runs") / time.strftime("%Y%m%d-%H%M%S")
 
 
-def prepare(config: Config, resume: bool, model: Path | None) -> Job:
-    """A job in its run directory, which is created here.
+def prepare_job(config: Config, resume: bool, model: Path | None) -> Job:
+    """Make a job, and its run directory.
 
-    `model`: the policy's directory, unless it is made on the spot.
-
-    Raises ConfigError when it cannot be run as configured.
+    `model` is the policy's directory, unless that is made on the spot. Raises ConfigError when the
+    job cannot be run as configured.
     """
     if config.run.dir and not resume:
         check_run_dir(Path(config.run.dir))
     check_tracker(config.run.tracker)
-    environment = configured_environment(config)
+    environment = build_environment(config)
     check_tasks(config, environment)
     check_model(config, environment, model)
     check_launch(config)
@@ -86,51 +86,57 @@ def prepare(config: Config, resume: bool, model: Path | None) -> Job:
     weights_parent = choose_weights_parent(
         config.run.weights_dir, needed_bytes, Path(config.run.dir or default_run_dir())
     )
-    run_dir = _claimed(config.run.dir)
+    run_dir = _claim_run_dir(config.run.dir)
     if resume:
-        leave_damaged_checkpoints(run_dir)
+        set_damaged_checkpoints_aside(run_dir)
     (run_dir / "logs").mkdir(exist_ok=True)
     job = Job(
         config=config,
         endpoints=endpoints,
         run_dir=str(run_dir),
         model_dir=str(model or run_dir / "policy"),
-        weights_dir=weights_dir(weights_parent),
-        engine_key=os.environ.get(ENGINE_KEY, "")
-        or ("" if config.engine.urls else secrets.token_urlsafe(32)),
+        weights_dir=make_weights_dir(weights_parent),
+        engine_key=_engine_key(config),
         permit_key=secrets.token_urlsafe(32),
-        run_id=_run_id(run_dir),
+        run_id=_recorded_run_id(run_dir) or secrets.token_hex(8),
         resume=resume,
         schema=SCHEMA_VERSION,
     )
     if not resume:
-        keep_settings(job)
+        write_settings(job)
     save_job(job)
     return job
 
 
-def keep_settings(job: Job) -> None:
+def _engine_key(config: Config) -> str:
+    """The key of the engines: the one given, or a new one for engines that the run starts."""
+    given = os.environ.get(ENGINE_KEY, "")
+    if given or config.engine.urls:
+        return given
+    return secrets.token_urlsafe(32)
+
+
+def write_settings(job: Job) -> None:
     """Write the settings that a run is resumed with.
 
-    A run that is resumed does so once it is under way: with those that it could not begin with, it
-    would not begin any more.
+    A resumed run does so only once it is under way. Settings that it cannot begin with would keep
+    it from ever beginning again.
     """
     atomic_write(Path(job.run_dir) / "config.toml", to_toml(job.config), "run.dir")
 
 
-def _claimed(name: str) -> Path:
-    """The run's directory, made if there is none, and this process's alone until it ends (or
-    `clean_up`). Without a name, a new one.
+def _claim_run_dir(name: str) -> Path:
+    """Make the run's directory, if need be, and lock it until this process ends, or `clean_up`.
 
-    Raises ConfigError when another run has it.
+    Without a name it is a new one. Raises ConfigError when another run has it.
     """
-    run_dir = Path(name) if name else default_run_dir()
+    run_dir = Path(name or default_run_dir())
     try:
         if name:
             run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         else:
-            run_dir = _new(run_dir)
-        _hold(run_dir, run_dir)
+            run_dir = _make_new_directory(run_dir)
+        _keep_lock(run_dir, run_dir)
     except BlockingIOError:
         raise ConfigError(
             f"run.dir: the run in {run_dir} is still under way; wait until it has ended, or give "
@@ -141,8 +147,8 @@ def _claimed(name: str) -> Path:
     return run_dir
 
 
-def _new(directory: Path) -> Path:
-    """Runs that begin in the same second have directories of their own."""
+def _make_new_directory(directory: Path) -> Path:
+    """Make a directory of that name; with a number, if another run began in the same second."""
     for number in itertools.count(2):
         try:
             directory.mkdir(mode=0o700, parents=True)
@@ -163,48 +169,49 @@ def save_job(job: Job) -> None:
     )
 
 
-def _run_id(run_dir: Path) -> str:
-    """That of the run that is there already, which is resumed, or a new one: for a copy of another
-    run, too."""
+def _recorded_run_id(run_dir: Path) -> str:
+    """The id of the run in `run_dir`, which is resumed; "" for none, or a copy of another run."""
     with contextlib.suppress(ConfigError, OSError):
-        earlier = Job.load(run_dir / JOB_FILE)
-        if earlier.run_id and Path(earlier.run_dir).resolve() == run_dir.resolve():
-            return earlier.run_id
-    return secrets.token_hex(8)
+        recorded = Job.load(run_dir / JOB_FILE)
+        if Path(recorded.run_dir).resolve() == run_dir.resolve():
+            return recorded.run_id
+    return ""
 
 
-def weights_dir(parent: Path) -> str:
-    """A new directory for published weights, locked until this process ends.
+def make_weights_dir(parent: Path) -> str:
+    """Make a directory for published weights, locked until this process ends.
 
-    Unlocked ones, of supervisors that were killed, are removed.
-
-    A lock and not a process number: containers may share memory (`--ipc=host`) without seeing each
-    other's processes.
+    Unlocked ones, of supervisors that were killed, are removed. It is a lock and not a process
+    number: containers may share memory (`--ipc=host`) without seeing each other's processes.
     """
-    for left in parent.glob(f"{WEIGHTS_PREFIX}*"):
-        with contextlib.suppress(OSError):  # in use, not ours, or gone
-            descriptor = locked(left)
-            try:
-                shutil.rmtree(left)
-            finally:
-                os.close(descriptor)
+    _remove_abandoned(parent)
     directory = Path(tempfile.mkdtemp(prefix=f".{WEIGHTS_PREFIX}", dir=parent))
     final = parent / directory.name[1:]
-    _hold(directory, final)
-    directory.rename(final)  # only now may others try it
+    _keep_lock(directory, final)
+    directory.rename(final)  # only now may others try to remove it
     return str(final)
 
 
-def _hold(directory: Path, final: Path) -> None:
+def _remove_abandoned(parent: Path) -> None:
+    """Remove the directories of weights in `parent` that no process has locked."""
+    for abandoned in parent.glob(f"{WEIGHTS_PREFIX}*"):
+        with contextlib.suppress(OSError):  # in use, not ours, or gone
+            descriptor = lock_directory(abandoned)
+            try:
+                shutil.rmtree(abandoned)
+            finally:
+                os.close(descriptor)
+
+
+def _keep_lock(directory: Path, final: Path) -> None:
     """Lock a directory, which will be called `final`, until `clean_up`.
 
-    Where the disk has no locks, it goes without: nothing but a second run in the same place is
-    noticed by them.
+    A disk without locks does not fail the run: they only tell of a second run in the same place.
     """
     try:
-        _held[str(final)] = locked(directory)
+        _locks[str(final)] = lock_directory(directory)
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in NO_LOCK_ERRORS:
             raise
         log.warning(
             "the disk of %s has no locks (%s): a second run in it would not be refused",
@@ -213,12 +220,12 @@ def _hold(directory: Path, final: Path) -> None:
         )
 
 
-def locked(directory: Path) -> int:
-    """The descriptor of its lock, which holds until that is closed or the process ends.
+def lock_directory(directory: Path) -> int:
+    """Lock a directory; returns a descriptor, which keeps the lock until it is closed.
 
-    BlockingIOError if somebody else has it.
+    Raises BlockingIOError if somebody else has the lock.
     """
-    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -231,12 +238,12 @@ def clean_up(job: Job) -> None:
     """Remove what only the running processes needed; the run's directory is anybody's again."""
     shutil.rmtree(job.weights_dir, ignore_errors=True)
     for directory in (job.weights_dir, job.run_dir):
-        if directory in _held:
-            os.close(_held.pop(directory))
+        if directory in _locks:
+            os.close(_locks.pop(directory))
 
 
 def check_run_dir(run_dir: Path) -> None:
-    """Raises ConfigError for a place where no new run can be."""
+    """Raise ConfigError for a place where no new run can be."""
     if run_dir.is_file():
         raise ConfigError(f"run.dir: {run_dir} is a file; give a directory")
     if run_dir.is_dir() and any(run_dir.iterdir()):
@@ -246,8 +253,8 @@ def check_run_dir(run_dir: Path) -> None:
         )
 
 
-def configured_environment(config: Config) -> Environment:
-    """The environment of a run, which reads its files.
+def build_environment(config: Config) -> Environment:
+    """Build the environment of a run, which reads its files.
 
     Raises ConfigError for an unknown one, or settings that it refuses.
     """
@@ -264,18 +271,24 @@ def environment_errors(config: Config) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ConfigError(to_printable(str(error), MAX_REASON)) from None
+        raise ConfigError(to_printable(str(error), MAX_REASON_CHARACTERS)) from None
     except EnvironmentFailure as error:
-        raise ConfigError(f"{config.env.name}: {to_printable(str(error), MAX_REASON)}") from None
+        reason = to_printable(str(error), MAX_REASON_CHARACTERS)
+        raise ConfigError(f"{config.env.name}: {reason}") from None
     except (Exception, SystemExit, GeneratorExit, asyncio.CancelledError) as error:
         raise ConfigError(f"env.name: {config.env.name} fails: {describe_error(error)}") from None
 
 
 @contextlib.contextmanager
 def first_task(environment: Environment) -> Iterator[Episode]:
-    """The first training task, or the first held-out one where there are none, started to be looked
-    at, and closed afterwards."""
-    episode = start_episode(environment, "train" if environment.size("train") else "held_out", 0, 0)
+    """Start the first task to look at it, and close it afterwards.
+
+    It is a training task, or a held-out one where there are none.
+    """
+    split = "held_out"
+    if environment.size("train"):
+        split = "train"
+    episode = start_episode(environment, split, 0, 0)
     try:
         yield episode
     finally:
@@ -283,14 +296,14 @@ def first_task(environment: Environment) -> Iterator[Episode]:
 
 
 def check_tasks(config: Config, environment: Environment) -> None:
-    """Raises ConfigError where there is nothing to train on, and training is asked for."""
+    """Raise ConfigError where there is nothing to train on, and training is asked for."""
     if environment.size("train"):
         return
-    for setting, wanted in (
+    for setting, count in (
         ("run.updates", config.run.updates),
         ("warm_start.episodes", config.warm_start.episodes),
     ):
-        if wanted:
+        if count:
             raise ConfigError(
                 f"{setting}: {config.env.name} has no tasks to train on; set it to 0 to evaluate "
                 "only"
@@ -298,9 +311,10 @@ def check_tasks(config: Config, environment: Environment) -> None:
 
 
 def check_model(config: Config, environment: Environment, directory: Path | None) -> None:
-    """Raises ConfigError for a directory without a model, or a policy that is to learn from
-    demonstrations where there are none (or nobody can start the first task, which a demonstration
-    needs)."""
+    """Raise ConfigError for a directory without a model, or demonstrations that cannot be had.
+
+    A demonstration needs an expert, and a first task that can be started.
+    """
     if directory is None or config.warm_start.episodes:
         with environment_errors(config), first_task(environment) as episode:
             _check_expert(config, environment, episode, directory)
@@ -324,28 +338,26 @@ def _check_expert(
     try:
         environment.expert(episode, random.Random(0))
     except ValueError as error:
+        if directory is None:
+            raise ConfigError(
+                f"{error}; the tiny policy learns from an expert: give model.name the directory "
+                "of a model that needs none"
+            ) from None
         raise ConfigError(
-            f"{error}; the tiny policy learns from an expert: give model.name the directory of a "
-            "model that needs none"
-            if directory is None
-            else (
-                f"{error}, and warm_start.episodes asks for {config.warm_start.episodes} of its "
-                "episodes; set it to 0"
-            )
+            f"{error}, and warm_start.episodes asks for {config.warm_start.episodes} of its "
+            "episodes; set it to 0"
         ) from None
 
 
 def _check_fits(config: Config, directory: Path, environment: Environment) -> None:
-    """Raises ValueError for a model that cannot be talked to here: for its template, its tokens, or
-    the length of its context."""
+    """Raise ValueError for a model whose template, tokens or context do not fit the environment."""
     prompter = load_prompter(directory)
-    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    token_count = Tokenizer.from_file(str(directory / "tokenizer.json")).get_vocab_size()
     vocabulary = read_vocabulary(directory)
-    if tokenizer.get_vocab_size() > vocabulary:
-        more = tokenizer.get_vocab_size()
+    if token_count > vocabulary:
         raise ValueError(
-            f"model.name: the tokenizer of {directory} has {more} tokens, but the model chooses "
-            f"from {vocabulary}"
+            f"model.name: the tokenizer of {directory} has {token_count} tokens, but the model "
+            f"chooses from {vocabulary}"
         )
     think_tokens(directory, environment, config.control)
     answer = environment.format_response("I look around.", "look around")
@@ -355,18 +367,17 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
             f"written: {answer!r}"
         )
     with first_task(environment) as episode:
-        prompt = len(prompter.prompt(environment.prompt(environment.view(episode))))
-    if prompt + config.sampling.max_tokens > config.engine.max_model_len:
+        prompt_tokens = len(prompter.prompt(environment.prompt(environment.view(episode))))
+    if prompt_tokens + config.sampling.max_tokens > config.engine.max_model_len:
         raise ValueError(
             f"engine.max_model_len: {config.engine.max_model_len} tokens do not hold a first "
-            f"prompt of {prompt} and a response of "
+            f"prompt of {prompt_tokens} and a response of "
             f"{config.sampling.max_tokens} (sampling.max_tokens); raise it"
         )
 
 
 def check_keys(config: Config, endpoints: Endpoints) -> None:
-    """Raises ConfigError when others could connect without a key, or there is something wrong with
-    the keys."""
+    """Raise ConfigError when others could connect without a key, or when the keys are wrong."""
     try:
         keys = load_keys(config.security.keys)
     except KeysError as error:
@@ -376,7 +387,7 @@ def check_keys(config: Config, endpoints: Endpoints) -> None:
             f"security.keys: {config.security.keys} has the keys of a machine that joins a run; "
             "give the directory above it"
         )
-    listens = [
+    bound_addresses = [
         endpoints.actors,
         endpoints.trajectories,
         endpoints.learner,
@@ -384,10 +395,10 @@ def check_keys(config: Config, endpoints: Endpoints) -> None:
         *endpoints.signals,
         *endpoints.turns,
     ]
-    listens += [endpoints.shards] * bool(endpoints.shards)
-    if keys is None and not all(map(is_loopback, listens)):
+    if endpoints.shards:
+        bound_addresses.append(endpoints.shards)
+    if keys is None and not all(map(is_loopback, bound_addresses)):
         raise ConfigError(
             f"controller.host: at {config.controller.host} other machines can connect; make keys "
-            "by `run.py keys DIR`, and give that "
-            "directory as security.keys"
+            "by `run.py keys DIR`, and give that directory as security.keys"
         )

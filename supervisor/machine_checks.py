@@ -1,8 +1,7 @@
-"""What a run will need of this machine, looked at before anything starts: room for weights and
-checkpoints, open files, the cache.
+"""Check, before anything starts, that this machine has what a run will need.
 
-Decisions take numbers; only `describe_machine` and the functions that name a place look at the
-machine.
+That is room for weights and checkpoints, open files, and the cache. Decisions take numbers; only
+`describe_machine` and the functions that name a place look at the machine.
 """
 
 from __future__ import annotations
@@ -19,26 +18,29 @@ from config import Config, ConfigError, LearnerSection, ModelSection
 from protocol.machine import available_bytes, cores
 
 VERSIONS_ON_DISK = 4
-"""Of the weights: those that are kept, the one that engines still run, and the one that is being
-written."""
+"""Versions of the weights that take room at once.
 
-CHECKPOINTS_AT_LEAST = 2
-"""Of a run that keeps one: it is removed only after the next one is written."""
+They are those that are kept, the one that engines still run, and the one that is being written.
+"""
+
+MIN_CHECKPOINTS = 2
+"""Checkpoints of a run that keeps one, which is removed only after the next one is written."""
 
 MOMENTS = 2
 """Numbers that the optimizer keeps of each weight that it trains."""
 
-FILES_BESIDE_TURNS = 256
-"""Files of a process that are no connections of turns or actors: logs, libraries, sockets of its
-own."""
+OTHER_OPEN_FILES = 256
+"""Open files of a process that are no connections of turns or actors.
 
-WIDTH_BYTES = {"bfloat16": 2, "float32": 4, "auto": 4}
+They are logs, libraries, and sockets of its own.
+"""
+
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4, "auto": 4}
 HEAD_SIZE = 32
 
 
 def policy_parameters(model: ModelSection, directory: Path | None) -> int:
-    """How many weights the policy has: counted from its safetensors files, or for the tiny one from
-    its settings."""
+    """Count the policy's weights in its safetensors files; for the tiny one, by its settings."""
     if directory is not None:
         return sum(_tensor_elements(file) for file in directory.glob("*.safetensors"))
     hidden = model.hidden_size
@@ -48,64 +50,65 @@ def policy_parameters(model: ModelSection, directory: Path | None) -> int:
 
 
 def _tensor_elements(file: Path) -> int:
-    """Elements of all tensors in a safetensors file, by its header; 0 where that cannot be read,
-    which is said elsewhere."""
+    """Count the elements of all tensors in a safetensors file, by its header.
+
+    It is 0 where the header cannot be read, which another check reports.
+    """
     try:
         with file.open("rb") as opened:
             header = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
     except (OSError, ValueError, MemoryError, OverflowError):
         return 0
-    total = 0
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            elements = 1
-            for size in tensor["shape"]:
-                elements *= size
-            total += elements
-    return total
+    return sum(
+        math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"
+    )
 
 
 def weights_bytes(config: Config, parameters: int) -> int:
-    """Room that published weights take at once; none if they are sent over NCCL."""
+    """Bytes that published weights take at once; none if they are sent over NCCL."""
     if config.engine.weights == "nccl":
         return 0
-    return VERSIONS_ON_DISK * parameters * WIDTH_BYTES[config.engine.dtype]
+    return VERSIONS_ON_DISK * parameters * DTYPE_BYTES[config.engine.dtype]
 
 
 def free_bytes(directory: Path) -> float:
-    """What may be written in a directory that exists, or will exist in the nearest one above it
-    that does; infinite if its disk does not say."""
+    """Bytes that may be written in a directory, or in the nearest one above it that exists.
+
+    They are infinite if its disk does not say.
+    """
     place = next(place for place in (directory, *directory.absolute().parents) if place.exists())
     usage = shutil.disk_usage(place)
-    return usage.free if usage.total else math.inf
+    if usage.total == 0:
+        return math.inf
+    return usage.free
 
 
 def choose_weights_parent(configured: str, needed_bytes: int, run_dir: Path) -> Path:
-    """Where published weights will be: the configured directory, or the first that has room of
-    memory, temporary files and the run's own.
+    """Choose the directory for published weights.
 
+    It is the configured one, or the first with room of memory, temporary files and the run's own.
     Raises ConfigError naming run.weights_dir.
     """
-    candidates = [Path("/dev/shm"), *_temporary(), run_dir.absolute().parent]
+    candidates = [Path("/dev/shm"), *_temporary_directories(), run_dir.absolute().parent]
     if configured:
-        candidates = [_made(Path(configured).absolute())]
-    looked_at = []
+        candidates = [_make_weights_parent(Path(configured).absolute())]
+    too_small = []
     for place in candidates:
         if configured or os.access(place, os.W_OK):
             free = free_bytes(place)
             if free >= needed_bytes:
                 return place
-            looked_at.append(f"{place} has {_megabytes(free)}")
-    if not looked_at:  # none of them is there yet, or may be written to
-        return _made(run_dir.absolute().parent)
+            too_small.append(f"{place} has {_megabytes(free)}")
+    if not too_small:  # none of them is there yet, or may be written to
+        return _make_weights_parent(run_dir.absolute().parent)
     raise ConfigError(
         f"run.weights_dir: {VERSIONS_ON_DISK} versions of the weights need "
-        f"{_megabytes(needed_bytes)}, and {', '.join(looked_at)}; "
+        f"{_megabytes(needed_bytes)}, and {', '.join(too_small)}; "
         "give a directory with more room"
     )
 
 
-def _made(parent: Path) -> Path:
+def _make_weights_parent(parent: Path) -> Path:
     try:
         parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -115,7 +118,7 @@ def _made(parent: Path) -> Path:
     return parent
 
 
-def _temporary() -> list[Path]:
+def _temporary_directories() -> list[Path]:
     try:
         return [Path(tempfile.gettempdir())]
     except FileNotFoundError:  # none that can be written to
@@ -123,8 +126,10 @@ def _temporary() -> list[Path]:
 
 
 def copies_in_checkpoint(learner: LearnerSection) -> int:
-    """How large a checkpoint is, in copies of the weights in float32: the policy, the reference,
-    and what the optimizer keeps (of adapters that is little)."""
+    """Size of a checkpoint, in copies of the weights in float32.
+
+    They are the policy, the reference, and what the optimizer keeps (of adapters, little).
+    """
     copies = 1
     if not learner.lora_rank:
         copies += MOMENTS
@@ -134,8 +139,10 @@ def copies_in_checkpoint(learner: LearnerSection) -> int:
 
 
 def checkpoints_on_disk(config: Config) -> int:
-    """How many there are at once, at most; where nothing bounds them, how many it takes to get
-    anywhere."""
+    """How many checkpoints there are at once, at most.
+
+    Where nothing bounds them, it is how many a run needs to get anywhere.
+    """
     learner = config.learner
     updates = config.run.updates
     bounds = []
@@ -143,39 +150,40 @@ def checkpoints_on_disk(config: Config) -> int:
         bounds.append(updates // learner.checkpoint_every + 2)
     if learner.keep_checkpoints and not learner.keep_every:
         bounds.append(learner.keep_checkpoints + 1)
-    return max(CHECKPOINTS_AT_LEAST, min(bounds, default=0))
+    return max(MIN_CHECKPOINTS, min(bounds, default=0))
 
 
-def check_checkpoints(config: Config, run_dir: Path, parameters: int, there: int = 0) -> None:
-    """Raises ConfigError naming run.dir where its disk does not hold the checkpoints that are there
-    at once, `there` of them already."""
-    count = max(1, checkpoints_on_disk(config) - there)
+def check_checkpoints(config: Config, run_dir: Path, parameters: int, written: int = 0) -> None:
+    """Raise ConfigError naming run.dir where its disk does not hold the run's checkpoints.
+
+    `written` of them are there already.
+    """
+    count = max(1, checkpoints_on_disk(config) - written)
     needed = count * copies_in_checkpoint(config.learner) * 4 * parameters
     free = free_bytes(run_dir)
     if free < needed:
         raise ConfigError(
             f"run.dir: {count} checkpoints need about {_megabytes(needed)}, and {run_dir} has "
-            f"{_megabytes(free)} left; "
-            "give a directory with more room, or keep fewer (learner.keep_checkpoints)"
+            f"{_megabytes(free)} left; give a directory with more room, or keep fewer "
+            "(learner.keep_checkpoints)"
         )
 
 
-def check_open_files(config: Config, most: int | None = None) -> None:
-    """Raises ConfigError naming actor.count where a process may not have as many open files as
-    turns that are under way at once."""
-    if most is None:
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = config.actor.count * (1 + config.actor.episodes) + FILES_BESIDE_TURNS
-    if most != resource.RLIM_INFINITY and needed > most:
+def check_open_files(config: Config, limit: int | None = None) -> None:
+    """Raise ConfigError naming actor.count where turns need more open files than are allowed."""
+    if limit is None:
+        _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = config.actor.count * (1 + config.actor.episodes) + OTHER_OPEN_FILES
+    if limit != resource.RLIM_INFINITY and needed > limit:
         raise ConfigError(
             f"actor.count: {config.actor.count} actors of {config.actor.episodes} episodes need "
             f"{needed:,} open files, and the system "
-            f"allows {most:,} (ulimit -Hn); raise that, or have fewer actors"
+            f"allows {limit:,} (ulimit -Hn); raise that, or have fewer actors"
         )
 
 
 def check_cache(config: Config) -> None:
-    """Raises ConfigError naming run.cache_dir where what this run makes once cannot be kept."""
+    """Raise ConfigError naming run.cache_dir where what this run makes once cannot be kept."""
     try:
         directory = config.cache_dir()
     except RuntimeError:  # no HOME, and nobody in /etc/passwd
@@ -190,37 +198,40 @@ def check_cache(config: Config) -> None:
         ) from None
     if os.access(directory, os.W_OK | os.X_OK):
         return
-    if not any(
-        directory.glob("policy-*")
-    ):  # else the learner sees whether this run's is among them, once there is a policy to tell by
+    # With policies there, the learner sees later whether this run's is among them.
+    if not any(directory.glob("policy-*")):
         raise ConfigError(
             f"run.cache_dir: {directory} cannot be written to; give another directory"
         )
 
 
 def check_machine(config: Config, model: Path | None, run_dir: Path, resume: bool) -> int:
-    """Raises ConfigError for what this machine does not have; returns the bytes that weights need
-    in their directory."""
+    """Raise ConfigError for what this machine does not have.
+
+    Returns the bytes that weights need in their directory.
+    """
     check_open_files(config)
     if config.warm_start.episodes and not resume:
         check_cache(config)
     parameters = policy_parameters(config.model, model)
     if not config.learner.launch:
-        there = len(list(run_dir.glob("checkpoints/*"))) if resume else 0
-        check_checkpoints(config, run_dir, parameters, there)
+        written = 0
+        if resume:
+            written = len(list(run_dir.glob("checkpoints/*")))
+        check_checkpoints(config, run_dir, parameters, written)
     return weights_bytes(config, parameters)
 
 
 def describe_machine(config: Config) -> str:
-    """What this machine gives a run, in a sentence."""
+    """Describe in a sentence what this machine gives a run."""
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     run_dir = Path(config.run.dir or "runs")
-    memory = Path(config.run.weights_dir or "/dev/shm")
+    weights_parent = Path(config.run.weights_dir or "/dev/shm")
     return (
         f"This machine: {cores()} cores, {_megabytes(available_bytes())} of memory, {files:,} "
         "open files; free: "
-        f"{_megabytes(free_bytes(run_dir))} in {run_dir}, {_megabytes(free_bytes(memory))} in "
-        f"{memory}."
+        f"{_megabytes(free_bytes(run_dir))} in {run_dir}, "
+        f"{_megabytes(free_bytes(weights_parent))} in {weights_parent}."
     )
 
 

@@ -1,5 +1,7 @@
-"""Child processes that end together: each in a session of its own, each killed by the kernel if the
-supervisor dies."""
+"""Child processes that end together.
+
+Each is in a session of its own, and the kernel kills it if the supervisor dies.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,7 @@ from protocol.lifetime import describe_end, dying_with_parent
 
 ROOT = Path(__file__).resolve().parent.parent
 
-
-MEMORY = {
+MEMORY_SETTINGS = {
     "learner": "learner.microbatch_tokens, or set learner.gradient_checkpointing",
     "engine": "engine.kv_cache_gb or engine.max_sequences",
     "actors": "actor.count",
@@ -27,13 +28,15 @@ MEMORY = {
 """Process -> the settings to lower where it has not enough memory."""
 
 TRACEBACK = "Traceback (most recent call last)"
+
 LITTLE_ROOM_BYTES = 1 << 20
+"""Disk space below which a process may not have been able to log its failure."""
 
-SENTENCE = "error: "
-"""How the last line of a process of ours begins that ends with a sentence, not with a traceback."""
+ERROR_PREFIX = "error: "
+"""Beginning of the last line of a process that ends with a sentence and not with a traceback."""
 
-SAID_BEFORE = "See root cause above"
-"""Of an error of vLLM's server, which says no more."""
+REFERS_TO_EARLIER_ERROR = "See root cause above"
+"""Text of an exception of vLLM's server that repeats an earlier one, and says no more."""
 
 
 class RunFailed(RuntimeError):
@@ -64,61 +67,74 @@ class ChildProcess:
             os.killpg(self.process.pid, number)
 
     def check(self) -> None:
-        """Raises ChildFailed, with the cause and the place of its log, if the process has ended
-        with an error."""
+        """Raise ChildFailed, with the cause and the log's path, if the process ended in an error."""
         if self.ended and self.process.returncode != 0:
             raise ChildFailed(f"{self.failure()}\nits log: {self.log}")
 
     def failure(self) -> str:
-        """Why it has ended, in one line."""
+        """Say in one line why the process has ended."""
         end = describe_end(self.process.returncode)
         if end.startswith("was killed (SIGKILL"):
-            memory = MEMORY.get(self.name.partition("-")[0])
-            return f"the {self.name} {end}" + (f"; if it did, lower {memory}" if memory else "")
+            return f"the {self.name} {end}{self._memory_advice()}"
         cause = cause_in(self.log, self.log_begin)
         if end.startswith("ended with") and cause:
             return f"the {self.name} failed: {cause}"
-        free = shutil.disk_usage(self.log.parent).free
-        if free < LITTLE_ROOM_BYTES:  # for its last words
+        free_bytes = shutil.disk_usage(self.log.parent).free
+        if free_bytes < LITTLE_ROOM_BYTES:
             return (
                 f"the {self.name} {end}, and could not say why: {self.log.parent} has "
-                f"{free / 2**20:,.1f} MB left (run.dir)"
+                f"{free_bytes / 2**20:,.1f} MB left (run.dir)"
             )
         return f"the {self.name} {end}"
 
+    def _memory_advice(self) -> str:
+        settings = MEMORY_SETTINGS.get(self.name.partition("-")[0])
+        if settings is None:
+            return ""
+        return f"; if it did, lower {settings}"
 
-class Restarts:
-    """How often a process may be started again: `limit` times in `seconds`. One that always fails
-    at once is not to be started for ever."""
 
-    def __init__(self, limit: int, seconds: float) -> None:
+class RestartLimit:
+    """A limit on restarts: `limit` of them in `window_s` seconds.
+
+    A process that always fails at once is not to be started for ever.
+    """
+
+    def __init__(self, limit: int, window_s: float) -> None:
         self._limit = limit
-        self._seconds = seconds
-        self._times: list[float] = []
+        self._window_s = window_s
+        self._restarts_s: list[float] = []
 
-    def allowed(self, now: float) -> bool:
-        """Whether it may be started again at `now` (seconds of any clock), which then counts."""
-        self._times = [time for time in self._times if time > now - self._seconds]
-        if len(self._times) >= self._limit:
+    def allow(self, now_s: float) -> bool:
+        """Count a restart at `now_s` (seconds of any clock) if the limit allows one more."""
+        self._restarts_s = [
+            time_s for time_s in self._restarts_s if time_s > now_s - self._window_s
+        ]
+        if len(self._restarts_s) >= self._limit:
             return False
-        self._times.append(now)
+        self._restarts_s.append(now_s)
         return True
 
 
 def python_module(arguments: Sequence[str]) -> list[str]:
-    """The command `python -m arguments...` without the working directory on its path (-P), nor on
-    that of processes that it spawns: a config/ or an envs/ there is the user's, and not ours."""
+    """The command `python -P -m arguments...`.
+
+    With -P the working directory is not on its path, nor on that of processes that it spawns: a
+    config/ or an envs/ there is the user's, and not ours.
+    """
     return [sys.executable, "-P", "-m", *arguments]
 
 
 def our_environment() -> dict[str, str]:
-    """This process's environment, in which Python finds our modules first, and then the user's on
-    PYTHONPATH. An empty entry there would be the working directory, and is left out."""
-    given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *given])}
+    """This process's environment, in which Python finds our modules before the user's PYTHONPATH.
+
+    An empty entry there would be the working directory, and is left out.
+    """
+    user_path = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *user_path])}
 
 
-def start(
+def spawn(
     name: str,
     arguments: Sequence[str],
     log: Path,
@@ -144,15 +160,12 @@ def start(
     return ChildProcess(name, process, log, log_begin)
 
 
-def stop_all(children: Sequence[ChildProcess], patience: float = 5.0) -> None:
-    """End all children: politely, then, after `patience` seconds, by force.
-
-    Nothing of theirs is left.
-    """
+def stop_all(children: Sequence[ChildProcess], patience_s: float = 5.0) -> None:
+    """End all children and what they started: politely, and by force after `patience_s`."""
     for child in children:
         if not child.ended:
             child.signal(signal.SIGTERM)
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + patience_s
     for child in children:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.process.wait(max(0.0, deadline - time.monotonic()))
@@ -162,40 +175,56 @@ def stop_all(children: Sequence[ChildProcess], patience: float = 5.0) -> None:
 
 
 def cause_in(log: Path, begin: int = 0) -> str:
-    """What went wrong, in one line, by what a log has from a byte on: a sentence that the process
-    ended with ("error: ..."), the exception at the end of its last traceback (of an exception
-    group, its last one), or else its last line."""
-    lines = log.read_bytes()[begin:].decode(errors="replace").splitlines() if log.exists() else []
-    starts = [
-        i for i, line in enumerate(lines) if TRACEBACK in line and f"Group {TRACEBACK}" not in line
+    """Name what went wrong in one line, by what a log has from byte `begin` on.
+
+    It is the sentence that the process ended with ("error: ..."), the exception at the end of the
+    last traceback (in an exception group, of its last member), or else the last line.
+    """
+    lines = _read_text(log, begin).splitlines()
+    tracebacks = [
+        number
+        for number, line in enumerate(lines)
+        if TRACEBACK in line and f"Group {TRACEBACK}" not in line
     ]
-    for line in reversed(
-        lines[starts[-1] if starts else 0 :]
-    ):  # tracebacks that were logged before are of what the process outlived
-        if line.startswith(SENTENCE):
-            return line.removeprefix(SENTENCE).strip()
-    for start in reversed(starts):
-        exception = _exception_after(lines, start)
-        if exception and SAID_BEFORE not in exception:
+    # The process outlived what it logged before its last traceback.
+    last_traceback = max(tracebacks, default=0)
+    for line in reversed(lines[last_traceback:]):
+        if line.startswith(ERROR_PREFIX):
+            return line.removeprefix(ERROR_PREFIX).strip()
+    for traceback in reversed(tracebacks):
+        exception = _exception_after(lines, traceback)
+        if exception and REFERS_TO_EARLIER_ERROR not in exception:
             return exception
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
-def _exception_after(lines: Sequence[str], start: int) -> str:
-    """The exception of the traceback that begins in a line, behind whatever a logger or an
-    exception group puts before its lines."""
-    prefix = lines[start].partition(TRACEBACK)[0]
-    for line in lines[start + 1 :]:
+def _exception_after(lines: Sequence[str], traceback: int) -> str:
+    """The exception of the traceback that begins in line number `traceback`.
+
+    A logger or an exception group may have put a prefix before its lines.
+    """
+    prefix = lines[traceback].partition(TRACEBACK)[0]
+    for line in lines[traceback + 1 :]:
         text = line.removeprefix(prefix)
         if text.strip(" |") and not text.startswith(" "):
             return text.strip()
     return ""
 
 
-def log_tail(log: Path, lines: int = 25) -> str:
+def log_tail(log: Path, max_lines: int = 25) -> str:
     """The last traceback or error in a log, or else its last lines."""
-    text = log.read_text(errors="replace").splitlines() if log.exists() else []
-    beginnings = ("Traceback", "Exception Group Traceback", "error: ")
-    starts = [i for i, line in enumerate(text) if line.lstrip(" |+-").startswith(beginnings)]
-    tail = text[starts[-1] :] if starts else text
-    return "\n".join(f"  {line}" for line in tail[-lines:]) or f"  (nothing in {log})"
+    lines = _read_text(log).splitlines()
+    beginnings = ("Traceback", "Exception Group Traceback", ERROR_PREFIX)
+    errors = [
+        number for number, line in enumerate(lines) if line.lstrip(" |+-").startswith(beginnings)
+    ]
+    last_error = max(errors, default=0)
+    tail = lines[last_error:][-max_lines:]
+    return "\n".join(f"  {line}" for line in tail) or f"  (nothing in {log})"
+
+
+def _read_text(log: Path, begin: int = 0) -> str:
+    """A log's text from a byte on; "" if there is no log."""
+    if not log.exists():
+        return ""
+    return log.read_bytes()[begin:].decode(errors="replace")

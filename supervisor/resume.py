@@ -1,4 +1,4 @@
-"""Going on with a run: which of its settings may be others, and what is said of those that are.
+"""Resume a run, and decide which of its settings may change.
 
 What a run has written (weights, optimizer, log, curve) belongs to one model, one set of tasks and
 one way to group episodes. A setting that would make something else of it is refused by name, before
@@ -22,7 +22,7 @@ from protocol.messages import SCHEMA_VERSION
 
 log = logging.getLogger(__name__)
 
-FIXED = {
+FIXED_REASONS = {
     "run.seed": "chooses the tasks of the groups that are under way",
     "env.name": "is what its curve is of",
     "model.name": "is what its weights are of",
@@ -33,14 +33,16 @@ FIXED = {
 }
 """Setting -> why a run goes on with its own."""
 
-OF_TINY = ("hidden_size", "layers", "heads", "vocabulary", "tokens")
+TINY_MODEL_SETTINGS = ("hidden_size", "layers", "heads", "vocabulary", "tokens")
 """Settings of [model] that say what the tiny policy is."""
 
-PLACES = ("model.name", "alfworld.data", "webshop.data", "search.questions", "search.corpus")
-"""Files and directories, which may have been moved: where the recorded one is no more, another one
-is taken."""
+PATH_SETTINGS = ("model.name", "alfworld.data", "webshop.data", "search.questions", "search.corpus")
+"""Settings that name files and directories, which may have been moved.
 
-ARCHITECTURE = (
+Where the recorded one is no more, another one is taken.
+"""
+
+ARCHITECTURE_KEYS = (
     "model_type",
     "vocab_size",
     "hidden_size",
@@ -49,12 +51,13 @@ ARCHITECTURE = (
     "num_attention_heads",
     "head_dim",
 )
-"""What two config.json of one model have in common."""
+"""Keys of config.json in which two directories of one model agree."""
 
 
 def resumed_config(run_dir: Path, overrides: dict[str, str]) -> tuple[Config, str]:
-    """(The settings of the run in `run_dir`, with overrides; what these change, in a line, empty if
-    nothing.)
+    """The settings of the run in `run_dir` with overrides, and a line that lists what these change.
+
+    The line is empty where nothing changes.
 
     Raises ConfigError for what is no run of this version, and for an override that the run cannot
     go on with.
@@ -62,8 +65,9 @@ def resumed_config(run_dir: Path, overrides: dict[str, str]) -> tuple[Config, st
     if not (run_dir / "config.toml").is_file():
         raise ConfigError(f"--resume: {run_dir} is no run directory (it has no config.toml)")
     _check_version(run_dir)
-    asked_dir = {full_name(name): text for name, text in overrides.items()}.get("run.dir")
-    if asked_dir is not None and Path(asked_dir).resolve() != run_dir.resolve():
+    full_names = {full_name(name): text for name, text in overrides.items()}
+    new_dir = full_names.get("run.dir")
+    if new_dir is not None and Path(new_dir).resolve() != run_dir.resolve():
         raise ConfigError(f"run.dir: --resume goes on in {run_dir}; leave it out")
     try:
         recorded = resolve(run_dir / "config.toml", {"run.dir": str(run_dir)})
@@ -84,42 +88,42 @@ def resumed_config(run_dir: Path, overrides: dict[str, str]) -> tuple[Config, st
 
 def changed_settings(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """The settings that differ: name -> (value before, value after)."""
-    old = msgspec.to_builtins(before)
-    new = msgspec.to_builtins(after)
-    return {
-        f"{section}.{name}": (value, new[section][name])
-        for section, values in old.items()
-        for name, value in values.items()
-        if value != new[section][name]
-    }
+    values_after = msgspec.to_builtins(after)
+    changes = {}
+    for section, values in msgspec.to_builtins(before).items():
+        for name, value in values.items():
+            value_after = values_after[section][name]
+            if value != value_after:
+                changes[f"{section}.{name}"] = (value, value_after)
+    return changes
 
 
 def check_change(run_dir: Path, name: str, before: Any, after: Any, recorded: Config) -> None:
-    """Raises ConfigError naming a setting that the run in `run_dir` cannot go on with another value
-    of."""
+    """Raise ConfigError for a change of a setting with which the run cannot go on."""
     section, _, key = name.partition(".")
-    reason = FIXED.get(name, "")
+    reason = FIXED_REASONS.get(name, "")
     if name == "learner.lora_alpha" and not recorded.learner.lora_rank:
         reason = ""
-    if section == "model" and recorded.model.name == "tiny" and key in OF_TINY:
-        reason = FIXED["model.name"]
+    if section == "model" and recorded.model.name == "tiny" and key in TINY_MODEL_SETTINGS:
+        reason = FIXED_REASONS["model.name"]
     if section in ENVIRONMENTS and section == recorded.env.name and name != "search.url":
         reason = "belongs to the tasks that its curve is of"
     if name == "learner.kl" and before == 0:
         reason = "left it without a reference policy to hold to"
-    if name in PLACES and _is_the_same_place(before, after):
+    if name in PATH_SETTINGS and _is_the_same_place(before, after):
         reason = ""
     if reason:
         raise ConfigError(
             f"{name}: the run in {run_dir} has {_text(before)}, which {reason}; leave it, or "
-            "begin a new run from its weights: "
-            f"--model {_weights(run_dir)}"
+            f"begin a new run from its weights: --model {_newest_weights(run_dir)}"
         )
 
 
 def check_model_of(run_dir: Path, model: Path | None) -> None:
-    """Raises ConfigError, naming model.name, when `model` has other tokens or another architecture
-    than the weights of the run."""
+    """Raise ConfigError, naming model.name, when `model` does not fit the weights of the run.
+
+    They must have the same tokens and the same architecture.
+    """
     checkpoint = newest_whole(run_dir)
     model = model or run_dir / "policy"
     if checkpoint is None or not model.is_dir():
@@ -129,21 +133,25 @@ def check_model_of(run_dir: Path, model: Path | None) -> None:
             f"model.name: {model} has another vocabulary than {checkpoint}; --resume needs the "
             "model that the run began with"
         )
-    kept, own = (
-        json.loads(_read(directory / "config.json") or b"{}") for directory in (checkpoint, model)
-    )
-    other = next((name for name in ARCHITECTURE if kept.get(name) != own.get(name)), None)
-    if other is not None:
-        raise ConfigError(
-            f"model.name: {model} has {other} {own.get(other)}, and {checkpoint} has "
-            f"{kept.get(other)}; --resume needs the model that the "
-            "run began with"
-        )
+    recorded_config = _read_config(checkpoint)
+    model_config = _read_config(model)
+    for key in ARCHITECTURE_KEYS:
+        if recorded_config.get(key) != model_config.get(key):
+            raise ConfigError(
+                f"model.name: {model} has {key} {model_config.get(key)}, and {checkpoint} has "
+                f"{recorded_config.get(key)}; --resume needs the model that the run began with"
+            )
 
 
-def leave_damaged_checkpoints(run_dir: Path) -> None:
-    """Set checkpoints that cannot be loaded aside, and say which; ConfigError if a run has no other
-    ones."""
+def _read_config(model: Path) -> dict[str, Any]:
+    return json.loads(_read(model / "config.json") or b"{}")
+
+
+def set_damaged_checkpoints_aside(run_dir: Path) -> None:
+    """Set checkpoints aside that cannot be loaded, and log which.
+
+    Raises ConfigError if a run has no other ones.
+    """
     try:
         damaged = set_aside_damaged(run_dir)
     except ValueError as error:
@@ -153,7 +161,7 @@ def leave_damaged_checkpoints(run_dir: Path) -> None:
 
 
 def _check_version(run_dir: Path) -> None:
-    """Raises ConfigError for a run whose records are in another form than ours."""
+    """Raise ConfigError for a run whose records are in another form than ours."""
     try:
         schema = json.loads((run_dir / "job.json").read_bytes()).get("schema", 0)
     except (OSError, ValueError, AttributeError):
@@ -161,17 +169,17 @@ def _check_version(run_dir: Path) -> None:
     if schema != SCHEMA_VERSION:
         raise ConfigError(
             f"--resume: another version of this project wrote {run_dir} (schema {schema}, and "
-            f"this one has {SCHEMA_VERSION}); go on with "
-            f"that one, or begin a new run from its weights: --model {_weights(run_dir)}"
+            f"this one has {SCHEMA_VERSION}); go on with that one, or begin a new run from its "
+            f"weights: --model {_newest_weights(run_dir)}"
         )
 
 
-def _weights(run_dir: Path) -> Path:
+def _newest_weights(run_dir: Path) -> Path:
     return newest_whole(run_dir) or run_dir / "policy"
 
 
 def _is_the_same_place(before: str, after: str) -> bool:
-    """Whether two settings name one place, or the first one names a place that is no more."""
+    """Tell whether two settings name one place, or the first one names a place that is gone."""
     if not before or not after or before in ("tiny", "smollm2") or after in ("tiny", "smollm2"):
         return False
     return not Path(before).exists() or Path(before).resolve() == Path(after).resolve()
@@ -180,8 +188,10 @@ def _is_the_same_place(before: str, after: str) -> bool:
 def _text(value: Any) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value)) or "(empty)"
-    return str(value) if value != "" else "(empty)"
+    return str(value) or "(empty)"
 
 
 def _read(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+    if not path.is_file():
+        return None
+    return path.read_bytes()

@@ -25,8 +25,8 @@ from protocol.validation import REPORTED, validate_stats
 from supervisor.endpoints import free_port
 from supervisor.engine_health import kill_dead_engines
 from supervisor.interrupts import on_interrupt
-from supervisor.job import clean_up, job_file, keep_settings
-from supervisor.process import ChildProcess, Restarts, RunFailed, cause_in, start, stop_all
+from supervisor.job import clean_up, job_file, write_settings
+from supervisor.process import ChildProcess, RestartLimit, RunFailed, cause_in, spawn, stop_all
 from telemetry.collector import Collector
 from telemetry.probes.clocks import LoopLag
 from telemetry.probes.waits import OwnWaits
@@ -35,82 +35,83 @@ from telemetry.sinks.trackers import Tracker
 from telemetry.state import OWN_SOURCE
 from telemetry.summary import format_summary, summarize_run, write_summary
 
-TICK = 0.25
-"""Seconds between two looks at the children and two drawings of the progress."""
+TICK_S = 0.25
+"""Seconds between two checks of the children, and two drawings of the progress."""
 
-RESTARTS = 5
-RESTARTS_SECONDS = 600.0
-"""So often in so many seconds, engines and shards that end are started again; the run ends with the
-next one."""
+MAX_RESTARTS = 5
+RESTART_WINDOW_S = 600.0
+"""The run ends with the process that would be restarted once more within this time."""
 
 BUILDING = "policy"
 
-LEAVES = {
+INTERRUPT_PROMISES = {
     "evaluating": "this evaluation is given up, and a checkpoint is written",
     "training": "this update is finished, and a checkpoint is written",
 }
-"""Phase -> what the learner does yet when the run is interrupted in it.
+"""Phase -> how the learner ends when the run is interrupted in it.
 
 In all others there is nothing to keep.
 """
 
-LAST_WORDS = 0.3
+DRAIN_S = 0.3
 """Seconds in which what the processes sent just before they ended arrives."""
 
 
 async def train(job: Job, console: Console) -> dict:
     """Run the job to its end; returns its summary.
 
-    Raises RunFailed or EngineNotReady when a process, or the disk, failed.
-
-    A run that got as far as one measurement leaves a summary, however it ends.
+    Raises RunFailed or EngineNotReady when a process, or the disk, failed. A run that got as far as
+    one measurement leaves a summary, however it ends.
     """
     run_dir = Path(job.run_dir)
-    settings = values_of(job.config)
-    tracker = (
-        Tracker(job.config.run.tracker, run_dir, settings)
-        if job.config.run.tracker != "none"
-        else None
-    )
-    collector = Collector(
-        run_dir, resume=job.resume, ess_floor=job.config.learner.ess_floor, tracker=tracker
-    )
+    collector = _build_collector(job)
     ended = "finished"
     try:
         with Progress(collector.state, job.config.run, console) as progress:
-            async with receiving(job, collector) as received:
-                run = Run(job, collector, progress, received)
+            async with receiving(job, collector) as receiver:
+                run = Run(job, collector, progress, receiver)
                 with on_interrupt(run.interrupt):
                     try:
                         await run.until_learner_ends()
                     finally:
                         stop_all(list(reversed(run.children)))
-                ended = "interrupted" if run.interrupted else "finished"
+                if run.interrupted:
+                    ended = "interrupted"
     except OSError as error:
-        failure = _cannot_be_written(run_dir, error)
+        failure = _disk_failure(run_dir, error)
         ended = str(failure)
         raise failure from error
+    except asyncio.CancelledError:
+        ended = "interrupted"
+        raise
     except BaseException as error:
-        ended = (
-            "interrupted"
-            if isinstance(error, asyncio.CancelledError)
-            else f"{type(error).__name__}: {error}".splitlines()[0]
-        )
+        ended = f"{type(error).__name__}: {error}".splitlines()[0]
         raise
     finally:
         clean_up(job)
         summary = summarize_run(collector.state, time.monotonic(), ended)
-        unwritten = _write_down(collector, run_dir, summary)
-    if unwritten is not None:
-        raise _cannot_be_written(run_dir, unwritten) from unwritten
+        write_error = _write_results(collector, run_dir, summary)
+    if write_error is not None:
+        raise _disk_failure(run_dir, write_error) from write_error
     console.print(format_summary(summary, job.config.run))
     return summary
 
 
-def _write_down(collector: Collector, run_dir: Path, summary: dict) -> OSError | None:
+def _build_collector(job: Job) -> Collector:
+    """The run's collector of measurements, which sends them to a tracker if one is set."""
+    run_dir = Path(job.run_dir)
+    tracker = None
+    if job.config.run.tracker != "none":
+        tracker = Tracker(job.config.run.tracker, run_dir, values_of(job.config))
+    return Collector(
+        run_dir, resume=job.resume, ess_floor=job.config.learner.ess_floor, tracker=tracker
+    )
+
+
+def _write_results(collector: Collector, run_dir: Path, summary: dict) -> OSError | None:
     """Close the run's files and leave a summary, if anything was measured.
 
-    Why that cannot be: where the run has failed already, that is what is told, and not this.
+    Returns the error of a disk that takes none, so that it hides no earlier failure of the run.
     """
     collector.close()
     try:
@@ -121,80 +122,83 @@ def _write_down(collector: Collector, run_dir: Path, summary: dict) -> OSError |
     return None
 
 
-def _cannot_be_written(run_dir: Path, error: OSError) -> RunFailed:
-    where = error.filename or run_dir
-    return RunFailed(
-        f"{where}: {error.strerror} (run.dir)" if error.strerror else str(error) or repr(error)
-    )
+def _disk_failure(run_dir: Path, error: OSError) -> RunFailed:
+    if error.strerror:
+        return RunFailed(f"{error.filename or run_dir}: {error.strerror} (run.dir)")
+    return RunFailed(str(error) or repr(error))
 
 
 class Run:
     """The processes of one run."""
 
     def __init__(
-        self, job: Job, collector: Collector, progress: Progress, received: asyncio.Task
+        self, job: Job, collector: Collector, progress: Progress, receiver: asyncio.Task
     ) -> None:
         self.children: list[ChildProcess] = []
-        self._engines: dict[
-            int, ChildProcess
-        ] = {}  # those started here that are to be started again
-        self._shards: dict[int, ChildProcess] = {}  # of the controller, but for the first
-        self._restarts = Restarts(RESTARTS, RESTARTS_SECONDS)
-        self._needed = [received]  # tasks that never end by themselves
-        self._task: asyncio.Task | None = None  # of until_learner_ends
         self.interrupted = False
-        self._with_engines = False  # they have answered, and the controller is started
-        self._ending = False  # since figures cannot be written
+        # Engines started here that are restarted when they end.
+        self._engines: dict[int, ChildProcess] = {}
+        # Shards of the controller, but for the first.
+        self._shards: dict[int, ChildProcess] = {}
+        self._restart_limit = RestartLimit(MAX_RESTARTS, RESTART_WINDOW_S)
+        # Tasks that never end by themselves.
+        self._endless_tasks = [receiver]
+        # The task of until_learner_ends.
+        self._task: asyncio.Task | None = None
+        # Whether the engines have answered, and the controller is started.
+        self._engines_answered = False
+        # Whether the run ends since its figures cannot be written.
+        self._ending_without_figures = False
         self._job = job
         self._collector = collector
         self._progress = progress
         self._waits = OwnWaits(time.monotonic)
 
     async def until_learner_ends(self) -> None:
-        """The order matters: the engine needs a policy to load, the controller an engine, the
-        actors a controller."""
+        """Start all processes, and wait for the learner's end.
+
+        The order matters: the engine needs a policy to load, the controller an engine, the actors a
+        controller.
+        """
         self._task = asyncio.current_task()
         await self._build_policy()
         learner = self._start_learner()
-        if not await self._engines_ready(learner):
+        if not await self._start_engines(learner):
             return  # somebody else has stopped it in its warm start: there is nothing to play for
-        self._with_engines = True
-        watching = asyncio.create_task(
+        self._engines_answered = True
+        health_task = asyncio.create_task(
             kill_dead_engines(self._engines, self._job.endpoints.engines)
         )
-        self._needed.append(watching)
+        self._endless_tasks.append(health_task)
         try:
-            self._start("controller")
-            self._shards = {
-                number: self._start_shard(number)
-                for number in range(1, self._job.config.controller.shards)
-            }
+            self._start_module("controller")
+            for number in range(1, self._job.config.controller.shards):
+                self._shards[number] = self._start_shard(number)
             if self._job.config.actor.count:
-                self._start("actors")
-            await self._while_all_live(lambda: learner.ended or self._under_way())
-            keep_settings(self._job)
-            await self._while_all_live(lambda: learner.ended)
+                self._start_module("actors")
+            await self._supervise_until(lambda: learner.ended or self._is_under_way())
+            write_settings(self._job)
+            await self._supervise_until(lambda: learner.ended)
         finally:
-            watching.cancel()
+            health_task.cancel()
 
-    def _under_way(self) -> bool:
-        """Whether the learner has got its weights out to the engines."""
-        return self._collector.state.phase.name in LEAVES
+    def _is_under_way(self) -> bool:
+        """The learner has sent its first weights to the engines."""
+        return self._collector.state.phase.name in INTERRUPT_PROMISES
 
-    def _start(self, name: str) -> ChildProcess:
-        return self._add(start(name, [name, str(job_file(self._job))], self._log(name)))
+    def _start_module(self, name: str) -> ChildProcess:
+        return self._add(spawn(name, [name, str(job_file(self._job))], self._log(name)))
 
     def _start_learner(self) -> ChildProcess:
-        """All ranks of the learner; returns rank 0, which ends when the run does."""
-        environments = learner_environments(self._job.config.learner)
-        names = ["learner", *(f"learner-{rank}" for rank in range(1, len(environments)))]
-        lasted_seconds = self._collector.state.wall_seconds(time.monotonic())
-        arguments = ["learner", str(job_file(self._job)), f"{lasted_seconds:.3f}"]
+        """Start all ranks of the learner; returns rank 0, which ends when the run does."""
+        elapsed_s = self._collector.state.wall_seconds(time.monotonic())
+        arguments = ["learner", str(job_file(self._job)), f"{elapsed_s:.3f}"]
         launch = self._job.config.learner.launch
-        ranks = [
-            self._add(start(name, arguments, self._log(name), env, launch))
-            for name, env in zip(names, environments, strict=True)
-        ]
+        ranks = []
+        for rank, environment in enumerate(learner_environments(self._job.config.learner)):
+            name = _numbered_name("learner", rank)
+            child = spawn(name, arguments, self._log(name), environment, launch)
+            ranks.append(self._add(child))
         return ranks[0]
 
     def _add(self, child: ChildProcess) -> ChildProcess:
@@ -206,130 +210,124 @@ class Run:
     async def _build_policy(self) -> None:
         if self._job.config.model.name == "tiny" and not Path(self._job.model_dir).exists():
             self._phase(BUILDING)
-            builder = self._add(
-                start(
-                    "policy builder",
-                    ["learner.warm_start.build", str(job_file(self._job))],
-                    self._log("learner"),
-                )
-            )
+            arguments = ["learner.warm_start.build", str(job_file(self._job))]
+            builder = self._add(spawn("policy builder", arguments, self._log("learner")))
             with self._waits.on(
                 "the policy builder, which plays demonstrations (logs/learner.log)"
             ):
-                await self._while_all_live(lambda: builder.ended)
+                await self._supervise_until(lambda: builder.ended)
             self.children.remove(builder)
 
-    async def _engines_ready(self, learner: ChildProcess) -> bool:
-        """Whether they are, or else the learner has ended before.
+    async def _start_engines(self, learner: ChildProcess) -> bool:
+        """Start the engines, unless others are given, and wait until all answer.
 
-        Raises EngineNotReady when one cannot be had.
+        False when the learner has ended before. Raises EngineNotReady for one that does not answer.
         """
         config = self._job.config
         urls = self._job.endpoints.engines
-        own = (
-            [self._start_engine(number) for number in range(len(urls))]
-            if not config.engine.urls
-            else []
-        )
-        told = (config.engine.start_seconds, self._job.engine_key, self._job.run_id)
-        waiting = [asyncio.create_task(wait_ready(url, *told)) for url in urls]
+        children = []
+        if not config.engine.urls:
+            children = [self._start_engine(number) for number in range(len(urls))]
+        credentials = (config.engine.start_seconds, self._job.engine_key, self._job.run_id)
+        answers = [asyncio.create_task(wait_ready(url, *credentials)) for url in urls]
         try:
-            with self._waits.on(lambda: f"an answer of {_not_ready(urls, waiting)}"):
-                await self._while_all_live(
-                    lambda: learner.ended or all(task.done() for task in waiting)
+            with self._waits.on(lambda: f"an answer of {_list_silent_engines(urls, answers)}"):
+                await self._supervise_until(
+                    lambda: learner.ended or all(task.done() for task in answers)
                 )
         finally:
-            for task in waiting:
+            for task in answers:
                 task.cancel()
-            await asyncio.wait(waiting)
+            await asyncio.wait(answers)
         if learner.ended:
             return False
-        for number, task in enumerate(waiting):
+        for number, task in enumerate(answers):
             try:
                 await task
             except EngineNotReady as error:
-                raise EngineNotReady(_with_log(error, own[number]) if own else str(error)) from None
-        if (
-            config.engine.weights == "file"
-        ):  # over NCCL, one that is started again has no way to get the weights
-            self._engines = dict(enumerate(own))
+                if not children:
+                    raise
+                raise EngineNotReady(_with_cause(error, children[number])) from None
+        # Over NCCL, an engine that is started again has no way to get the weights.
+        if config.engine.weights == "file":
+            self._engines = dict(enumerate(children))
         return True
 
     def _start_engine(self, number: int) -> ChildProcess:
         command = engine_command(self._job, number)
-        name = f"engine-{number}" if number else "engine"
-        launch = self._launch(self._job.endpoints.shard_of(number))
+        name = _numbered_name("engine", number)
+        launch = self._launch_command(self._job.endpoints.shard_of(number))
         return self._add(
-            start(name, command.arguments, self._log(name), command.environment, launch)
+            spawn(name, command.arguments, self._log(name), command.environment, launch)
         )
 
     def _start_shard(self, number: int) -> ChildProcess:
-        name = f"controller-{number}"
-        return self._add(
-            start(
-                name,
-                ["controller", str(job_file(self._job)), str(number)],
-                self._log(name),
-                launch=self._launch(number),
-            )
-        )
+        name = _numbered_name("controller", number)
+        arguments = ["controller", str(job_file(self._job)), str(number)]
+        launch = self._launch_command(number)
+        return self._add(spawn(name, arguments, self._log(name), launch=launch))
 
-    def _launch(self, shard: int) -> list[str]:
-        """What starts something on the machine of a shard; nothing if that is this one."""
-        return (
-            [word.replace("{shard}", str(shard)) for word in self._job.config.controller.launch]
-            if shard
-            else []
-        )
+    def _launch_command(self, shard: int) -> list[str]:
+        """The command that runs another one on the machine of a shard; empty if that is here."""
+        if shard == 0:
+            return []
+        return [word.replace("{shard}", str(shard)) for word in self._job.config.controller.launch]
 
-    def _restart(self) -> None:
-        """Engines and shards that have ended are started again; the controller gives them the
-        newest weights."""
-        for children, begin in (
-            (self._engines, self._start_engine),
-            (self._shards, self._start_shard),
-        ):
-            for number, child in children.items():
-                if child.ended and self._restarts.allowed(time.monotonic()):
-                    self._progress.print(
-                        f"The {child.name} {describe_end(child.process.returncode)}: started again."
-                    )
-                    child.signal(signal.SIGKILL)  # what is left of it
-                    self.children.remove(child)
-                    children[number] = begin(number)
+    def _restart_ended(self) -> None:
+        """Start engines and shards again that have ended.
 
-    async def _while_all_live(self, over: Callable[[], bool]) -> None:
-        """Until `over()`; raises ChildFailed when a process has failed, or ended while it is still
-        needed."""
-        while not over():
-            self._restart()
+        The controller gives them the newest weights.
+        """
+        self._restart_all(self._engines, self._start_engine)
+        self._restart_all(self._shards, self._start_shard)
+
+    def _restart_all(
+        self, children: dict[int, ChildProcess], start_child: Callable[[int], ChildProcess]
+    ) -> None:
+        for number, child in children.items():
+            if child.ended and self._restart_limit.allow(time.monotonic()):
+                end = describe_end(child.process.returncode)
+                self._progress.print(f"The {child.name} {end}: started again.")
+                child.signal(signal.SIGKILL)  # what is left of it
+                self.children.remove(child)
+                children[number] = start_child(number)
+
+    async def _supervise_until(self, is_over: Callable[[], bool]) -> None:
+        """Watch all processes until `is_over()`.
+
+        Raises ChildFailed when a process has failed, or ended while it is still needed.
+        """
+        while not is_over():
+            self._restart_ended()
             for child in self.children:
                 child.check()
-            for task in self._needed:
+            for task in self._endless_tasks:
                 if task.done():
                     task.result()  # what broke in the collector ends the run
             self._end_without_figures()
             self._collector.state.waits.take(OWN_SOURCE, self._waits.seconds(), time.monotonic())
             self._collector.note_status()
             self._progress.tick()
-            await asyncio.sleep(TICK)
+            await asyncio.sleep(TICK_S)
         for child in self.children:
             child.check()
         if self._collector.failure is not None:
             raise self._collector.failure
 
     def _end_without_figures(self) -> None:
-        """End a run whose figures cannot be written (a full disk): in good order where there is
-        something to keep, or at once."""
+        """End a run whose figures cannot be written, as on a full disk.
+
+        It ends in good order where there is something to keep, or else at once.
+        """
         failure = self._collector.failure
-        if failure is None or self._ending:
+        if failure is None or self._ending_without_figures:
             return
         phase = self._collector.state.phase.name
         learners = self._live_learners()
-        if not learners or phase not in LEAVES:
+        if not learners or phase not in INTERRUPT_PROMISES:
             raise failure
-        self._ending = True
-        self._progress.print(f"{failure}: {LEAVES[phase]}.")
+        self._ending_without_figures = True
+        self._progress.print(f"{failure}: {INTERRUPT_PROMISES[phase]}.")
         for child in learners:
             child.signal(signal.SIGINT)
 
@@ -337,25 +335,25 @@ class Run:
         return [child for child in self.children if child.name == "learner" and not child.ended]
 
     def interrupt(self) -> None:
-        """Ctrl-C.
+        """Handle Ctrl-C.
 
         The first one lets the learner finish its update and write a checkpoint; a second one stops
         at once, as does the first one where there is nothing to keep.
         """
         learners = self._live_learners()
         phase = self._collector.state.phase.name
-        first = not self.interrupted
+        is_first = not self.interrupted
         self.interrupted = True
-        if first and learners and self._with_engines and phase in LEAVES:
-            self._progress.print(f"Interrupted: {LEAVES[phase]}. Ctrl-C again stops at once.")
+        if is_first and learners and self._engines_answered and phase in INTERRUPT_PROMISES:
+            promise = INTERRUPT_PROMISES[phase]
+            self._progress.print(f"Interrupted: {promise}. Ctrl-C again stops at once.")
             for child in learners:
                 child.signal(signal.SIGINT)
             return
-        self._progress.print(
-            "Interrupted: stopping at once."
-            if not first
-            else f"Interrupted ({phase}): nothing to keep yet, stopping."
-        )
+        if is_first:
+            self._progress.print(f"Interrupted ({phase}): nothing to keep yet, stopping.")
+        else:
+            self._progress.print("Interrupted: stopping at once.")
         if self._task is not None:
             self._task.cancel()
 
@@ -366,31 +364,43 @@ class Run:
         return Path(self._job.run_dir) / "logs" / f"{name}.log"
 
 
-def _not_ready(urls: Sequence[str], waiting: Sequence[asyncio.Task]) -> str:
+def _numbered_name(kind: str, number: int) -> str:
+    """The name of the process of a kind with that number: learner, learner-1, learner-2, ..."""
+    if number == 0:
+        return kind
+    return f"{kind}-{number}"
+
+
+def _list_silent_engines(urls: Sequence[str], answers: Sequence[asyncio.Task]) -> str:
     """The addresses of engines that do not answer yet."""
     return ", ".join(
-        f"the engine at {url}" for url, task in zip(urls, waiting, strict=True) if not task.done()
+        f"the engine at {url}" for url, task in zip(urls, answers, strict=True) if not task.done()
     )
 
 
-def _with_log(error: EngineNotReady, engine: ChildProcess) -> str:
-    cause = cause_in(engine.log, engine.log_begin)
-    return f"{error}{': ' if cause else ''}{cause}\nits log: {engine.log}"
+def _with_cause(error: EngineNotReady, engine: ChildProcess) -> str:
+    """The error's text, the cause that the engine's log gives, and the log's path."""
+    causes = [str(error), cause_in(engine.log, engine.log_begin)]
+    return f"{': '.join(filter(None, causes))}\nits log: {engine.log}"
 
 
 def learner_environments(settings: LearnerSection) -> list[dict[str, str]]:
-    """What each rank of the learner is told, in the variables of torchrun, which may start them
-    elsewhere; nothing if there is one."""
-    devices = {"CUDA_VISIBLE_DEVICES": ",".join(settings.devices)} if settings.devices else {}
+    """Environment variables of each rank of the learner.
+
+    They are those of torchrun, which may start ranks elsewhere. A single rank needs none.
+    """
+    devices = {}
+    if settings.devices:
+        devices = {"CUDA_VISIBLE_DEVICES": ",".join(settings.devices)}
     if settings.ranks == 1:
         return [devices]
-    together = {
+    group = {
         "WORLD_SIZE": str(settings.ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
     return [
-        {**devices, **together, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        {**devices, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         for rank in range(settings.ranks)
     ]
 
@@ -399,12 +409,12 @@ def learner_environments(settings: LearnerSection) -> list[dict[str, str]]:
 async def receiving(
     job: Job, collector: Collector, context: zmq.asyncio.Context | None = None
 ) -> AsyncIterator[asyncio.Task]:
-    """While inside, what processes report goes to the collector; yields the task that does it."""
-    own = context or zmq.asyncio.Context()
+    """Pass what processes report to the collector while inside; yields the task that does it."""
+    run_context = context or zmq.asyncio.Context()
     keys = load_keys(job.config.security.keys)
     reader = FrameReader()
     listener = Listener(
-        own,
+        run_context,
         job.endpoints.stats,
         [name.encode() for name in REPORTED],
         keys,
@@ -417,16 +427,16 @@ async def receiving(
         asyncio.create_task(lag.run()),
     ]
     try:
-        async with gatekeeper(own, keys):
+        async with gatekeeper(run_context, keys):
             yield tasks[0]
-            await asyncio.wait(tasks, timeout=LAST_WORDS)
+            await asyncio.wait(tasks, timeout=DRAIN_S)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
         listener.close(0.0)
         if context is None:
-            own.term()
+            run_context.term()
 
 
 async def _receive(
@@ -434,11 +444,10 @@ async def _receive(
 ) -> None:
     while True:
         peer, message, _ = await listener.hear()
-        flaw = (
-            validate_stats(message)
-            if isinstance(message, Stats)
-            else f"{type(message).__name__} that the supervisor does not read"
-        )
+        if not isinstance(message, Stats):
+            reader.refuse(peer, f"{type(message).__name__} that the supervisor does not read")
+            continue
+        flaw = validate_stats(message)
         if flaw:
             reader.refuse(peer, flaw)
             continue

@@ -1,8 +1,7 @@
-"""The whole run in one process and one event loop, against the engine of engine/fake/server.py: for
-a debugger and for tests.
+"""Run everything in one process and one event loop, for a debugger and for tests.
 
-The same controller, learner and actors speak the same protocols over the same sockets; only who
-runs them differs.
+The engine is that of engine/fake/server.py. The same controller, learner and actors speak the same
+protocols over the same sockets; only who runs them differs.
 """
 
 from __future__ import annotations
@@ -33,15 +32,18 @@ from protocol.messages import Hello, Welcome
 from protocol.prompting import Prompter
 from protocol.security import connect, load_keys
 from supervisor.interrupts import on_interrupt
-from supervisor.job import clean_up, keep_settings
+from supervisor.job import clean_up, write_settings
 from supervisor.process import RunFailed
 from supervisor.run import receiving
 from telemetry.collector import Collector
 from telemetry.progress import Progress
 from telemetry.summary import format_summary, summarize_run, write_summary
 
-TOLD_IN_A_SENTENCE = (NoDemonstrations, NothingPlayable, Unwritable, ConfigError)
-"""What the user can mend: it needs no traceback."""
+USER_ERRORS = (NoDemonstrations, NothingPlayable, Unwritable, ConfigError)
+"""Errors that the user can mend: their sentence is enough, without a traceback."""
+
+TICK_S = 0.25
+"""Seconds between two drawings of the progress."""
 
 
 async def train_serially(job: Job, console: Console) -> dict:
@@ -51,19 +53,13 @@ async def train_serially(job: Job, console: Console) -> dict:
     """
     try:
         return await _train(job, console)
-    except TOLD_IN_A_SENTENCE as error:
+    except USER_ERRORS as error:
         raise RunFailed(str(error)) from error
-    except BaseExceptionGroup as errors:
-        told = errors.subgroup(TOLD_IN_A_SENTENCE)
-        if told is None:
+    except BaseExceptionGroup as group:
+        user_errors = group.subgroup(USER_ERRORS)
+        if user_errors is None:
             raise
-        raise RunFailed(str(_first_of(told))) from errors
-
-
-def _first_of(error: BaseException) -> BaseException:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+        raise RunFailed(str(_first_error(user_errors))) from group
 
 
 async def _train(job: Job, console: Console) -> dict:
@@ -72,19 +68,19 @@ async def _train(job: Job, console: Console) -> dict:
         Path(job.run_dir), resume=job.resume, ess_floor=job.config.learner.ess_floor
     )
     try:
-        return await _train_serially(job, context, collector, console)
-    except* Unwritable as errors:
-        raise RunFailed(str(_first(errors))) from None
+        return await _train_and_summarize(job, context, collector, console)
+    except* Unwritable as group:
+        raise RunFailed(str(_first_error(group))) from None
     finally:
         collector.close()
         context.destroy(linger=0)
 
 
-async def _train_serially(
+async def _train_and_summarize(
     job: Job, context: zmq.asyncio.Context, collector: Collector, console: Console
 ) -> dict:
     build_policy(job)
-    engines = [_engine(job, number) for number in range(len(job.endpoints.engines))]
+    engines = [_build_engine(job, number) for number in range(len(job.endpoints.engines))]
     interrupted = asyncio.Event()
     with Progress(collector.state, job.config.run, console) as progress:
         async with receiving(job, collector, context):
@@ -93,12 +89,14 @@ async def _train_serially(
                 learner = Learner(
                     job, context, lasted_seconds=collector.state.wall_seconds(time.monotonic())
                 )
-                with on_interrupt(_stopping(learner, interrupted, progress)):
-                    await _play(job, context, progress, learner, collector)
+                with on_interrupt(_build_interrupt_handler(learner, interrupted, progress)):
+                    await _run_processes(job, context, progress, learner, collector)
             finally:
                 await asyncio.gather(*(engine.stop() for engine in engines))
                 clean_up(job)
-    ended = "interrupted" if interrupted.is_set() else "finished"
+    ended = "finished"
+    if interrupted.is_set():
+        ended = "interrupted"
     if collector.failure is not None:
         ended = str(collector.failure)
     summary = summarize_run(collector.state, time.monotonic(), ended)
@@ -109,19 +107,19 @@ async def _train_serially(
     return summary
 
 
-def _first(error: BaseException) -> BaseException:
+def _first_error(error: BaseException) -> BaseException:
     """The first exception of a group, however deep."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
-def _engine(job: Job, number: int) -> FakeEngine:
+def _build_engine(job: Job, number: int) -> FakeEngine:
     endpoints = job.endpoints
     config = job.config
-    signals = (
-        None if config.control.signal == "stream" else endpoints.signals[endpoints.shard_of(number)]
-    )
+    signals = None
+    if config.control.signal != "stream":
+        signals = endpoints.signals[endpoints.shard_of(number)]
     port = urlsplit(endpoints.engines[number]).port
     return FakeEngine(
         job.model_dir,
@@ -134,11 +132,10 @@ def _engine(job: Job, number: int) -> FakeEngine:
     )
 
 
-def _stopping(
+def _build_interrupt_handler(
     learner: Learner, interrupted: asyncio.Event, progress: Progress
 ) -> Callable[[], None]:
-    """What Ctrl-C does: the first one stops the learner in good order, a second one stops at
-    once."""
+    """The handler of Ctrl-C: the first one stops the learner in good order, a second one at once."""
     task = asyncio.current_task()
 
     def interrupt() -> None:
@@ -155,37 +152,38 @@ def _stopping(
     return interrupt
 
 
-async def _play(
+async def _run_processes(
     job: Job,
     context: zmq.asyncio.Context,
     progress: Progress,
-    learns: Learner,
+    learner: Learner,
     collector: Collector,
 ) -> None:
-    """Until the learner has reached its goal, or the figures cannot be written; a process that
-    fails here fails the run."""
-    learner = asyncio.create_task(learns.run())
-    controllers = [
-        Controller(job, context),
-        *(ShardWorker(job, context, number) for number in range(1, job.config.controller.shards)),
+    """Run all until the learner reaches its goal, or figures cannot be written.
+
+    A process that fails here fails the run.
+    """
+    shard_numbers = range(1, job.config.controller.shards)
+    processes = [
+        learner.run(),
+        Controller(job, context).run(),
+        *(ShardWorker(job, context, number).run() for number in shard_numbers),
+        _run_actors(job, context),
+        _tick(progress, learner, collector),
     ]
-    serving = [asyncio.create_task(controller.run()) for controller in controllers]
-    actors = asyncio.create_task(_act(job, context))
-    ticks = asyncio.create_task(_tick(progress, learns, collector))
-    keep_settings(job)
+    tasks = [asyncio.create_task(process) for process in processes]
+    write_settings(job)
     try:
-        done, _ = await asyncio.wait(
-            {learner, *serving, actors, ticks}, return_when=asyncio.FIRST_COMPLETED
-        )
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        for task in (learner, *serving, actors, ticks):
+        for task in tasks:
             task.cancel()
-        await asyncio.wait({learner, *serving, actors, ticks})
+        await asyncio.wait(tasks)
 
 
-async def _act(job: Job, context: zmq.asyncio.Context) -> None:
+async def _run_actors(job: Job, context: zmq.asyncio.Context) -> None:
     connection = context.socket(zmq.DEALER)
     keys = load_keys(job.config.security.keys)
     connect(connection, job.endpoints.actors, keys)
@@ -202,9 +200,9 @@ async def _act(job: Job, context: zmq.asyncio.Context) -> None:
     await asyncio.Event().wait()  # the actors may end before the learner does
 
 
-async def _tick(progress: Progress, learns: Learner, collector: Collector) -> None:
+async def _tick(progress: Progress, learner: Learner, collector: Collector) -> None:
     while True:
         progress.tick()
         if collector.failure is not None:
-            learns.stop()
-        await asyncio.sleep(0.25)
+            learner.stop()
+        await asyncio.sleep(TICK_S)

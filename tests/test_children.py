@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.process import ChildFailed, Restarts, cause_in, start
+from supervisor.process import ChildFailed, RestartLimit, cause_in, spawn
 
 
 def test_so_many_restarts_are_allowed_in_a_while_and_more_once_that_is_over():
-    restarts = Restarts(limit=2, seconds=10.0)
-    assert [restarts.allowed(now) for now in (0.0, 1.0, 2.0, 9.9)] == [True, True, False, False]
-    assert restarts.allowed(10.5), "the first one is long ago"
-    assert not restarts.allowed(10.6)
+    restarts = RestartLimit(limit=2, window_s=10.0)
+    assert [restarts.allow(now) for now in (0.0, 1.0, 2.0, 9.9)] == [True, True, False, False]
+    assert restarts.allow(10.5), "the first one is long ago"
+    assert not restarts.allow(10.6)
 
 
 PLAIN = """INFO begun
@@ -102,7 +102,7 @@ def test_a_process_that_failed_is_told_of_with_its_cause_first_and_then_its_log(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     log = tmp_path / "log"
     log.write_text(PLAIN if name != "controller" else "")
-    child = start(name, ["their_program"], log)
+    child = spawn(name, ["their_program"], log)
     child.process.wait(60)
     with pytest.raises(ChildFailed) as failed:
         child.check()

@@ -17,7 +17,7 @@ from aiohttp import web
 import supervisor.engine_health
 from protocol.lifetime import dying_with_parent
 from supervisor.endpoints import free_port
-from supervisor.engine_health import LOOKS, EngineHealth, kill_dead_engines, look
+from supervisor.engine_health import FAILED_CHECKS, EngineHealth, check_health, kill_dead_engines
 from supervisor.process import ChildProcess
 
 
@@ -34,10 +34,14 @@ from supervisor.process import ChildProcess
 def test_an_engine_is_lame_when_it_could_work_and_cannot_several_times_in_a_row(
     looks: list[bool | None], ended_at: int | None
 ):
-    lameness = EngineHealth()
-    assert (
-        next((number for number, able in enumerate(looks) if lameness.saw(able)), None) == ended_at
-    )
+    health = EngineHealth()
+    dead_at = None
+    for number, healthy in enumerate(looks):
+        health.record(healthy)
+        if health.is_dead:
+            dead_at = number
+            break
+    assert dead_at == ended_at
 
 
 @contextlib.asynccontextmanager
@@ -67,12 +71,12 @@ async def answering(status: dict[str, int], answered: list[int] | None = None):
 @pytest.mark.parametrize(("health", "able"), [(200, True), (503, False), (500, None)])
 async def test_what_the_server_says_of_its_core_counts(health: int, able: bool | None):
     async with aiohttp.ClientSession() as session, answering({"health": health}) as url:
-        assert await look(session, url) is able
+        assert await check_health(session, url) is able
 
 
 async def test_a_server_that_takes_no_connections_can_do_nothing():
     async with aiohttp.ClientSession() as session:
-        assert await look(session, f"http://127.0.0.1:{free_port()}") is False
+        assert await check_health(session, f"http://127.0.0.1:{free_port()}") is False
 
 
 async def test_a_server_that_is_silent_may_be_busy():
@@ -82,13 +86,13 @@ async def test_a_server_that_is_silent_may_be_busy():
         listening,
         aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=0.1)) as session,
     ):
-        assert await look(session, f"http://127.0.0.1:{port}") is None
+        assert await check_health(session, f"http://127.0.0.1:{port}") is None
 
 
 async def test_a_lame_engine_is_ended_and_the_one_after_it_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(supervisor.engine_health, "INTERVAL", 0.01)
+    monkeypatch.setattr(supervisor.engine_health, "CHECK_EVERY_S", 0.01)
 
     def sleeper() -> ChildProcess:
         command = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -112,7 +116,7 @@ async def test_a_lame_engine_is_ended_and_the_one_after_it_is_not(
         assert engines[0].process.returncode == -signal.SIGKILL
         engines[0] = following = sleeper()
         answered.clear()
-        await until(lambda: len(answered) > 3 * LOOKS)
+        await until(lambda: len(answered) > 3 * FAILED_CHECKS)
         assert following.process.poll() is None, "it has not been able to do anything yet"
         watching.cancel()
         following.signal(signal.SIGKILL)

@@ -20,7 +20,7 @@ from learner.data.batch_order import BATCHES_FILE, read_order, record_batch
 from protocol.files import GrowingFile, Unwritable, atomic_write
 from protocol.messages import Stats
 from protocol.security import make_keys
-from supervisor.job import keep_settings, save_job
+from supervisor.job import save_job, write_settings
 from telemetry.collector import TENSORBOARD_FOLDER, Collector
 from telemetry.probes.spans import SpanFile, read_spans
 from telemetry.sinks.event_files import EventFile
@@ -91,7 +91,7 @@ def test_secrets_are_their_owners_whatever_the_umask_and_other_files_follow_it(
     job = job_in(tmp_path, small_config())
     with umask(mask):
         save_job(job)
-        keep_settings(job)
+        write_settings(job)
         made = make_keys(tmp_path / "keys", "laptop")
     assert mode_of(tmp_path / "job.json") == 0o600
     assert mode_of(tmp_path / "config.toml") == 0o666 & ~mask

@@ -22,15 +22,15 @@ from protocol.lifetime import dying_with_parent
 from protocol.security import make_keys
 from supervisor.cli.main import main
 from supervisor.endpoints import check_hosts, free_port
-from supervisor.job import clean_up, environment_errors, job_file, prepare, weights_dir
+from supervisor.job import clean_up, environment_errors, job_file, make_weights_dir, prepare_job
 
 
 def test_weights_of_a_killed_supervisor_are_removed_and_those_of_a_living_one_are_not(
     tmp_path: Path,
 ):
     code = (
-        "from pathlib import Path; from supervisor.job import weights_dir; "
-        f"print(weights_dir(Path({str(tmp_path)!r})))"
+        "from pathlib import Path; from supervisor.job import make_weights_dir; "
+        f"print(make_weights_dir(Path({str(tmp_path)!r})))"
     )
     ended = Path(
         subprocess.run(
@@ -38,8 +38,8 @@ def test_weights_of_a_killed_supervisor_are_removed_and_those_of_a_living_one_ar
         ).stdout.strip()
     )
     assert ended.is_dir()
-    first = Path(weights_dir(tmp_path))
-    second = Path(weights_dir(tmp_path))
+    first = Path(make_weights_dir(tmp_path))
+    second = Path(make_weights_dir(tmp_path))
     assert not ended.exists() and first.is_dir() and second.is_dir() and first != second
 
 
@@ -51,14 +51,14 @@ def test_a_directory_belongs_to_one_run_at_a_time(tmp_path: Path, small_policy: 
             "run.weights_dir": str(tmp_path / "weights"),
         }
     )
-    job = prepare(config, resume=False, model=small_policy)
+    job = prepare_job(config, resume=False, model=small_policy)
     log = tmp_path / "run" / "job.json"
     before = log.read_bytes()
     with pytest.raises(ConfigError, match=r"run\.dir: the run in .* is still under way"):
-        prepare(config, resume=True, model=small_policy)
+        prepare_job(config, resume=True, model=small_policy)
     assert log.read_bytes() == before
     clean_up(job)
-    resumed = prepare(config, resume=True, model=small_policy)
+    resumed = prepare_job(config, resume=True, model=small_policy)
     assert resumed.run_id == job.run_id  # engines know it again
     clean_up(resumed)
     assert list((tmp_path / "weights").iterdir()) == []
@@ -66,13 +66,13 @@ def test_a_directory_belongs_to_one_run_at_a_time(tmp_path: Path, small_policy: 
 
 def test_a_copy_of_a_run_is_another_one_to_its_engines(tmp_path: Path, small_policy: Path):
     settings = {"model": str(small_policy), "run.weights_dir": str(tmp_path / "weights")}
-    job = prepare(
+    job = prepare_job(
         resolve(overrides=settings | {"run.dir": str(tmp_path / "run")}),
         resume=False,
         model=small_policy,
     )
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
-    copied = prepare(
+    copied = prepare_job(
         resolve(overrides=settings | {"run.dir": str(tmp_path / "copy")}),
         resume=True,
         model=small_policy,
@@ -87,7 +87,7 @@ def test_runs_that_begin_in_the_same_second_have_directories_of_their_own(
 ):
     monkeypatch.setattr(supervisor.job, "default_run_dir", lambda: tmp_path / "20260101-120000")
     config = resolve(overrides={"model": str(small_policy)})
-    jobs = [prepare(config, resume=False, model=small_policy) for _ in range(3)]
+    jobs = [prepare_job(config, resume=False, model=small_policy) for _ in range(3)]
     assert [Path(job.run_dir).name for job in jobs] == [
         "20260101-120000",
         "20260101-120000.2",
@@ -99,7 +99,7 @@ def test_runs_that_begin_in_the_same_second_have_directories_of_their_own(
 
 def test_a_place_where_nothing_can_be_written_is_refused(small_policy: Path):
     with pytest.raises(ConfigError, match=r"run\.dir: /proc/run cannot be written to"):
-        prepare(
+        prepare_job(
             resolve(overrides={"model": str(small_policy), "run.dir": "/proc/run"}),
             resume=False,
             model=small_policy,
@@ -115,7 +115,7 @@ def test_a_place_where_no_weights_can_be_put_is_refused_and_leaves_no_run(
         "run.weights_dir": "/proc/weights",
     }
     with pytest.raises(ConfigError, match=r"run\.weights_dir: /proc/weights cannot be made"):
-        prepare(resolve(overrides=overrides), resume=False, model=small_policy)
+        prepare_job(resolve(overrides=overrides), resume=False, model=small_policy)
     assert not (tmp_path / "run").exists()
 
 
@@ -132,7 +132,7 @@ def test_actors_are_told_no_address_of_the_learner_that_is_none(
 
 def test_what_is_not_ours_is_left_alone(tmp_path: Path):
     (tmp_path / "foray-notes").mkdir()
-    weights_dir(tmp_path)
+    make_weights_dir(tmp_path)
     assert (tmp_path / "foray-notes").is_dir()
 
 
@@ -147,7 +147,7 @@ def test_an_environment_that_cannot_be_made_is_refused_before_anything_is_writte
     tmp_path: Path, settings: dict[str, str], message: str
 ):
     with pytest.raises(ConfigError, match=message):
-        prepare(
+        prepare_job(
             resolve(overrides=settings | {"run.dir": str(tmp_path / "run")}),
             resume=False,
             model=None,
@@ -168,7 +168,7 @@ def test_the_tiny_policy_cannot_start_on_questions_that_no_expert_knows(tmp_path
         "run.dir": str(tmp_path / "run"),
     }
     with pytest.raises(ConfigError, match=r"search\.questions; the tiny policy.*model\.name"):
-        prepare(resolve(overrides=settings), resume=False, model=None)
+        prepare_job(resolve(overrides=settings), resume=False, model=None)
 
 
 def test_a_game_that_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Path):
@@ -181,7 +181,7 @@ def test_a_game_that_makes_no_sense_is_refused_before_anything_is_written(tmp_pa
         ConfigError,
         match=r"alfworld\.data: .*train/pick_and_place_simple-1/trial/game\.tw-pddl: pddl_problem",
     ):
-        prepare(resolve(overrides=settings), resume=False, model=None)
+        prepare_job(resolve(overrides=settings), resume=False, model=None)
     assert not (tmp_path / "run").exists()
 
 
@@ -190,7 +190,7 @@ def test_the_tiny_policy_cannot_start_where_there_is_no_expert(tmp_path: Path, e
     with pytest.raises(
         ConfigError, match=rf"{environment} has no expert; the tiny policy.*model\.name"
     ):
-        prepare(
+        prepare_job(
             resolve(overrides={"env": environment, "run.dir": str(tmp_path / "run")}),
             resume=False,
             model=None,
@@ -257,7 +257,7 @@ def test_a_model_that_does_not_fit_the_environment_is_refused_before_anything_is
 ):
     model = spoilt(small_policy, tmp_path / "model", file, change)
     with pytest.raises(ConfigError, match=message):
-        prepare(
+        prepare_job(
             resolve(overrides={"model": str(model), "run.dir": str(tmp_path / "run")} | settings),
             resume=False,
             model=model,
@@ -276,7 +276,7 @@ def test_a_model_without_a_chat_template_is_refused_before_anything_is_written(
     )
     (model / "chat_template.jinja").unlink(missing_ok=True)
     with pytest.raises(ConfigError, match="has no chat template"):
-        prepare(
+        prepare_job(
             resolve(overrides={"model": str(model), "run.dir": str(tmp_path / "run")}),
             resume=False,
             model=model,
@@ -295,7 +295,7 @@ def test_demonstrations_without_an_expert_are_refused(tmp_path: Path, small_poli
         ConfigError,
         match=r"gymnasium has no expert, and warm_start\.episodes asks for 5 of its episodes; set it to 0",
     ):
-        prepare(resolve(overrides=settings), resume=False, model=small_policy)
+        prepare_job(resolve(overrides=settings), resume=False, model=small_policy)
 
 
 def test_a_model_whose_turns_end_with_no_token_is_refused(tmp_path: Path, small_policy: Path):
@@ -306,7 +306,7 @@ def test_a_model_whose_turns_end_with_no_token_is_refused(tmp_path: Path, small_
         lambda settings: settings.update(eos_token="<|nothing|>"),
     )
     with pytest.raises(ConfigError, match=r"model\.name: .* has no token <\|nothing\|>"):
-        prepare(
+        prepare_job(
             resolve(overrides={"model": str(model), "run.dir": str(tmp_path / "run")}),
             resume=False,
             model=model,
@@ -316,7 +316,7 @@ def test_a_model_whose_turns_end_with_no_token_is_refused(tmp_path: Path, small_
 def test_without_control_a_model_needs_no_token_for_its_tags(tmp_path: Path, small_policy: Path):
     model = spoilt(small_policy, tmp_path / "model", "tokenizer.json", without_tag)
     settings = {"model": str(model), "run.dir": str(tmp_path / "run"), "control": "off"}
-    job = prepare(resolve(overrides=settings), resume=False, model=model)
+    job = prepare_job(resolve(overrides=settings), resume=False, model=model)
     assert job.model_dir == str(model)
 
 
@@ -364,7 +364,7 @@ def test_a_host_that_is_not_this_machine_is_refused_by_the_name_of_its_setting(
         ConfigError,
         match=rf"^{re.escape(name)}: '{host}' is no IPv4 address of this machine; give one that is, or 0\.0\.0\.0",
     ):
-        prepare(resolve(overrides=settings), resume=False, model=None)
+        prepare_job(resolve(overrides=settings), resume=False, model=None)
     assert not (tmp_path / "run").exists()
 
 
@@ -386,14 +386,14 @@ def test_another_machine_at_an_ipv6_address_is_refused(capsys: pytest.CaptureFix
 def test_listening_to_other_machines_without_keys_is_refused_naming_the_command(tmp_path: Path):
     settings = {"controller.host": "0.0.0.0", "run.dir": str(tmp_path / "run")}
     with pytest.raises(ConfigError, match=r"controller\.host.*run\.py keys DIR.*security\.keys"):
-        prepare(resolve(overrides=settings), resume=False, model=None)
+        prepare_job(resolve(overrides=settings), resume=False, model=None)
     assert not (tmp_path / "run").exists()
 
 
 def test_the_keys_of_a_machine_that_joins_are_not_those_of_a_run(tmp_path: Path):
     make_keys(tmp_path / "keys", "host")
     with pytest.raises(ConfigError, match=r"security\.keys: .*the directory above it"):
-        prepare(
+        prepare_job(
             resolve(
                 overrides={
                     "security.keys": str(tmp_path / "keys" / "host"),
@@ -406,7 +406,7 @@ def test_the_keys_of_a_machine_that_joins_are_not_those_of_a_run(tmp_path: Path)
 
 
 def test_nobody_else_may_read_a_run(tmp_path: Path):
-    job = prepare(
+    job = prepare_job(
         resolve(overrides={"run.dir": str(tmp_path / "runs" / "run")}), resume=False, model=None
     )
     shutil.rmtree(job.weights_dir)
@@ -441,7 +441,7 @@ def test_a_learner_elsewhere_needs_addresses_and_a_disk_of_both_machines(
     }
     settings |= {"run.weights_dir": str(tmp_path / "weights"), "run.dir": str(tmp_path / "run")}
     with pytest.raises(ConfigError, match=message):
-        prepare(resolve(overrides=settings | changed), resume=False, model=None)
+        prepare_job(resolve(overrides=settings | changed), resume=False, model=None)
     assert not (tmp_path / "run").exists()
 
 

@@ -106,7 +106,7 @@ def free_in(monkeypatch: pytest.MonkeyPatch, megabytes: dict[str, int]) -> None:
 
 
 def test_weights_go_where_there_is_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(machine_checks, "_temporary", lambda: [tmp_path])
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     free_in(monkeypatch, {"/dev/shm": 64})
     assert machine_checks.choose_weights_parent("", 60 * MIB, tmp_path / "run") == Path("/dev/shm")
     assert machine_checks.choose_weights_parent("", 120 * MIB, tmp_path / "run") == tmp_path
@@ -143,7 +143,7 @@ def test_too_little_room_for_checkpoints_names_the_setting(
     machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB // 2)
     with pytest.raises(ConfigError, match=r"run\.dir: 2 checkpoints need about 32 MB"):
         machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB)
-    machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB, there=1)
+    machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB, written=1)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_disk_without_locks_is_used_and_nothing_of_others_removed(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(job.fcntl, "flock", flock)
-    first = Path(job.weights_dir(tmp_path))
-    second = Path(job.weights_dir(tmp_path))
+    first = Path(job.make_weights_dir(tmp_path))
+    second = Path(job.make_weights_dir(tmp_path))
     assert first.is_dir() and second.is_dir() and first != second
     assert "has no locks" in caplog.text

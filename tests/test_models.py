@@ -194,12 +194,12 @@ def test_smollm2_is_a_language_model_of_which_agents_tags_are_tokens(smollm2: Pa
 
 @pytest.mark.slow
 def test_smollm2_fits_the_environments(smollm2: Path, tmp_path: Path) -> None:
-    from supervisor.job import prepare
+    from supervisor.job import prepare_job
 
     for environment in ("alfworld", "webshop", "search"):
         config = resolve(
             None, {"model": "smollm2", "env": environment, "run.dir": str(tmp_path / environment)}
         )
-        job = prepare(config, resume=False, model=smollm2)
+        job = prepare_job(config, resume=False, model=smollm2)
         shutil.rmtree(job.weights_dir)
         assert job.model_dir == str(smollm2)

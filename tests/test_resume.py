@@ -19,7 +19,7 @@ from learner.checkpoint_damage import (
 )
 from protocol.messages import SCHEMA_VERSION
 from supervisor.cli.main import main
-from supervisor.resume import check_model_of, leave_damaged_checkpoints, resumed_config
+from supervisor.resume import check_model_of, resumed_config, set_damaged_checkpoints_aside
 
 
 def begun(directory: Path, **overrides: str) -> Path:
@@ -194,14 +194,14 @@ def test_a_resume_leaves_a_checkpoint_aside_of_which_a_file_is_damaged(
     assert set_aside_damaged(tmp_path) == {} and newest_whole(tmp_path) == newer
     spoil(newer / name, how)
     assert newest_whole(tmp_path) == older
-    leave_damaged_checkpoints(tmp_path)
+    set_damaged_checkpoints_aside(tmp_path)
     assert f"000040 of {tmp_path} is left aside: " in caplog.text and Path(name).name in caplog.text
     assert sorted(path.name for path in older.parent.iterdir()) == ["000020", "000040-damaged"]
     spoil(older / name, how)
     with pytest.raises(
         ConfigError, match=r"--resume: no checkpoint of the run is whole: in .*000020"
     ):
-        leave_damaged_checkpoints(tmp_path)
+        set_damaged_checkpoints_aside(tmp_path)
     assert older.is_dir()
 
 

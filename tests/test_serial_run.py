@@ -43,7 +43,7 @@ from protocol.arrays import FLOAT16, FLOAT32, UINT8, unpack
 from protocol.messages import DropReason, EpisodeKey, Lease, Trajectory
 from protocol.prompting import load_prompter
 from supervisor.cli.main import resolve
-from supervisor.job import prepare
+from supervisor.job import prepare_job
 from supervisor.process import RunFailed
 from supervisor.serial import train_serially
 from telemetry.analysis.collapse import SignWatch
@@ -349,7 +349,7 @@ def test_the_minutes_before_a_resume_count(tmp_path: Path):
             None, directory, {"run.updates": "2", "run.minutes": str(minutes)}, serial=True
         )
         return asyncio.run(
-            train_serially(prepare(config, resume=True, model=None), Console(quiet=True))
+            train_serially(prepare_job(config, resume=True, model=None), Console(quiet=True))
         )
 
     assert resumed(lasted / 60)["updates"] == 1
@@ -372,7 +372,7 @@ def test_a_resumed_run_keeps_when_its_training_began(tmp_path: Path):
         directory, small_config(run__dir=str(directory), run__updates="1", env__max_turns="1")
     )
     config, _ = resolve(None, directory, {"run.updates": "2"}, serial=True)
-    asyncio.run(train_serially(prepare(config, resume=True, model=None), Console(quiet=True)))
+    asyncio.run(train_serially(prepare_job(config, resume=True, model=None), Console(quiet=True)))
     first, second = (
         json.loads(file.read_text())["began"]
         for file in sorted(directory.glob("checkpoints/*/training_state/state.json"))

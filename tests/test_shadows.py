@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from run_fixtures import ROOT, SMALL, options, running, with_shadows
 
-from supervisor.process import our_environment, start
+from supervisor.process import our_environment, spawn
 
 FOREIGN = ("random", "torch", "zmq")
 """Names of others' modules, which are found in the working directory by `python -m` alone."""
@@ -73,7 +73,7 @@ def test_a_process_of_a_run_finds_ours_first_then_the_users_and_nothing_in_the_w
         "import config, random, sys\nprint(config.__file__, sys.flags.safe_path)\n"
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(["", str(theirs)]))
-    child = start("game", ["their_game"], tmp_path / "log")
+    child = spawn("game", ["their_game"], tmp_path / "log")
     assert child.process.wait(60) == 0, child.log.read_text()
     assert child.log.read_text().split() == [str(ROOT / "config/__init__.py"), "True"]
     assert our_environment()["PYTHONPATH"] == os.pathsep.join([str(ROOT), str(theirs)])

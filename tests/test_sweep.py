@@ -23,7 +23,7 @@ from protocol.lifetime import dying_with_parent
 from supervisor.cli.main import main
 from supervisor.cli.sweep import Cell, is_finished, plan, sweep, updates_so_far
 from supervisor.cli.sweep_tables import effects_table, figures
-from supervisor.job import locked
+from supervisor.job import lock_directory
 from telemetry.analysis.compare_runs import (
     compare_runs,
     ideal_speed_up,
@@ -390,7 +390,7 @@ def test_two_do_not_make_the_runs_of_one_directory(
     (tmp_path / "sweep.json").write_text(
         json.dumps({"varied": {"control.mode": ["off", "t2po"]}, "fixed": {}, "seeds": 1})
     )
-    lock = locked(tmp_path)
+    lock = lock_directory(tmp_path)
     try:
         assert main(["sweep", str(tmp_path), "--control", "off,t2po"]) == 2
     finally:

@@ -103,7 +103,7 @@ def _all_printed() -> int:
 
 def _run(config: Config, serial: bool, resume: bool, changes: str) -> int:
     from engine.launch import check_engine
-    from supervisor.job import prepare
+    from supervisor.job import prepare_job
     from supervisor.models import find_model
 
     console = Console()
@@ -118,7 +118,7 @@ def _run(config: Config, serial: bool, resume: bool, changes: str) -> int:
         check_model_of(Path(config.run.dir), model)
     if not serial:
         check_engine(config, model)
-    job = prepare(config, resume, model)
+    job = prepare_job(config, resume, model)
     console.print(
         f"run directory: {job.run_dir}\ndashboard: {job.endpoints.dashboard}", highlight=False
     )

@@ -15,7 +15,7 @@ from config import Config, ConfigError
 from envs.base import Environment, Episode, Split
 from envs.play import close_episode, start_episode
 from envs.view import AgentView
-from supervisor.job import configured_environment, environment_errors
+from supervisor.job import build_environment, environment_errors
 
 COLUMNS = 2
 """Of the list of actions."""
@@ -43,7 +43,7 @@ def play(config: Config, split: Split, task: int, watch: str, console: Console) 
     `watch`: "" for a person at the terminal, "expert", or the directory of a checkpoint.
     ConfigError for a task, a directory or an environment that does not exist.
     """
-    environment = configured_environment(config)
+    environment = build_environment(config)
     if not 0 <= task < environment.size(split):
         raise ConfigError(
             f"--task: {split} has tasks 0 to {environment.size(split) - 1}, not {task}"

@@ -25,7 +25,7 @@ from learner.data.episode_log import read_records
 from protocol.arrays import INT32, unpack
 from protocol.codec import BadFrame, decode
 from protocol.messages import Response, StopReason, Trajectory
-from supervisor.job import configured_environment
+from supervisor.job import build_environment
 from supervisor.models import find_model
 from telemetry.html.episode_view import describe_outcome
 
@@ -85,7 +85,7 @@ class Recording:
         self.config: Config = resolve(run_dir / "config.toml", with_preset(overrides, job.config))
         model_dir = Path(job.model_dir)
         self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
-        environment = configured_environment(self.config)
+        environment = build_environment(self.config)
         self.tokens: ThinkTokens = think_tokens(model_dir, environment, self.config.control)
 
     def episodes(self) -> Iterator[Trajectory]:

@@ -31,7 +31,7 @@ from learner.training import Training
 from protocol.messages import Stats, Trajectory
 from supervisor.cli.replay import LOG, read_episodes, recorded_job
 from supervisor.interrupts import interrupting_signals
-from supervisor.job import check_run_dir, default_run_dir, keep_settings, save_job
+from supervisor.job import check_run_dir, default_run_dir, save_job, write_settings
 from telemetry.collector import Collector
 from telemetry.progress import Progress
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
@@ -53,7 +53,7 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
     run = job.config.run
     console.print(f"run directory: {new}", highlight=False)
     new.mkdir(parents=True, exist_ok=True)
-    keep_settings(job)
+    write_settings(job)
     save_job(job)
     collector = Collector(new, ess_floor=job.config.learner.ess_floor)
 

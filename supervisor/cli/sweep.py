@@ -31,8 +31,8 @@ from protocol.files import atomic_write
 from protocol.output import waiting_briefly
 from supervisor.cli.sweep_tables import effects_table, figures, rows_table
 from supervisor.interrupts import on_interrupt
-from supervisor.job import configured_environment, locked
-from supervisor.process import ChildProcess, log_tail, start, stop_all
+from supervisor.job import build_environment, lock_directory
+from supervisor.process import ChildProcess, log_tail, spawn, stop_all
 from telemetry.analysis.compare_runs import compare_runs
 from telemetry.analysis.effects import compute_effects
 from telemetry.html.sweep_page import render_sweep
@@ -125,7 +125,7 @@ def plan(overrides: Mapping[str, str], seeds: int) -> Plan:
             raise ConfigError(f"sweep: {cell.name}: {error}") from None
         environments[msgspec.json.encode([config.env.name, config.environment_settings()])] = config
     for config in environments.values():
-        configured_environment(config)
+        build_environment(config)
     return found
 
 
@@ -184,7 +184,7 @@ def _claimed(directory: Path, planned: Plan) -> Iterator[None]:
         )
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        lock = locked(directory)
+        lock = lock_directory(directory)
     except BlockingIOError:
         raise ConfigError(
             f"sweep: the runs in {directory} are being made; wait until that has ended, or give "
@@ -245,7 +245,7 @@ async def _make_all(
                             failed[cell] = log_tail(child.log)
                 await asyncio.sleep(TICK)
     finally:
-        stop_all(list(running.values()), patience=CHECKPOINT_SECONDS)
+        stop_all(list(running.values()), patience_s=CHECKPOINT_SECONDS)
     return failed, stop.asked
 
 
@@ -280,9 +280,9 @@ def _start(run_dir: Path, arguments: Mapping[str, str], alone: bool) -> ChildPro
     log = run_dir.with_name(f"{run_dir.name}.log")
     environment = {} if alone else {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
     if (run_dir / "config.toml").exists():
-        return start(run_dir.name, ["run", "--resume", str(run_dir)], log, environment)
+        return spawn(run_dir.name, ["run", "--resume", str(run_dir)], log, environment)
     shutil.rmtree(run_dir, ignore_errors=True)
-    return start(
+    return spawn(
         run_dir.name,
         [
             "run",

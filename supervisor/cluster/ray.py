@@ -24,7 +24,7 @@ from protocol.lifetime import dying_with_parent
 from protocol.security import make_keys
 from supervisor.cluster.layout import Machines, keys_of, run_settings, weights_of
 from supervisor.interrupts import interrupting_signals
-from supervisor.process import ROOT, SENTENCE
+from supervisor.process import ERROR_PREFIX, ROOT
 
 NAMESPACE = "foray"
 GPUS = "CUDA_VISIBLE_DEVICES"
@@ -146,7 +146,7 @@ def run_on_ray(
         status = _to_the_end(hosts[0], train)
     except HostLost:
         print(
-            f"{SENTENCE}the machine of the controller is lost; the same command goes on with the "
+            f"{ERROR_PREFIX}the machine of the controller is lost; the same command goes on with the "
             "run",
             file=sys.stderr,
         )
@@ -206,7 +206,7 @@ def _at(name: str, command: list[str]) -> int:
         return _to_the_end(ray.get_actor(name), command)
     except (HostLost, ValueError):  # ValueError: Ray knows no such actor any more
         said = (
-            f"{SENTENCE}Ray has lost the machine where this ran ({name}); the same command goes "
+            f"{ERROR_PREFIX}Ray has lost the machine where this ran ({name}); the same command goes "
             "on with the run"
         )
         print(said, file=sys.stderr, flush=True)
