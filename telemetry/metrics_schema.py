@@ -1,7 +1,6 @@
-"""Every number in metrics.jsonl: what it means, its unit, its group in TensorBoard, and how it is
-folded into an update's line.
+"""Every number in metrics.jsonl: its meaning, unit, group in TensorBoard, and aggregation.
 
-One table. A field that is not in it is kept all the same (group "other", fold "latest"), but
+One table. A number that is not in it is kept all the same (group "other", aggregation "latest"), but
 everything this project's own processes send is documented here, and a test holds that.
 """
 
@@ -10,20 +9,21 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 Aggregation = Literal["value", "latest", "mean", "peak", "total"]
-"""How a field gets into the line of an update:
+"""How a number gets into the line of an update:
 
 value   the update or evaluation message carries it
 latest  the last gauge before the update
 mean    the mean of the gauges since the update before
 peak    the largest gauge since the update before
-total   counted: a gauge with the count since its process started, or an update message with the update's own share.
-        The line has the share of the update as NAME and the count since the run started as NAME_total. Where both are
-        sent, the gauge holds: it counts everything, a batch only what was trained on.
+total   counted: a gauge with the count since its process started, or an update message with the
+        update's own share. The line has the share of the update as NAME and the count since the
+        run started as NAME_total. Where both are sent, the gauge holds: it counts everything, a
+        batch only what was trained on.
 """
 
 
 class Metric(NamedTuple):
-    """One number."""
+    """One number of metrics.jsonl."""
 
     unit: str
     group: str
@@ -380,48 +380,50 @@ TOTAL_SUFFIX = "_total"
 
 
 def find_metric(name: str) -> Metric | None:
-    """The field called `name`; also of the derived ones: NAME_total, NAME/age<versions>,
-    success/<task type>, score/<name>. None when undocumented."""
+    """The metric called `name`; None when undocumented.
+
+    Derived ones are NAME_total, NAME/age<versions>, success/<task type>, score/<name>.
+    """
     if name in METRICS:
         return METRICS[name]
-    base = METRICS.get(name.removesuffix(TOTAL_SUFFIX))
-    if base is not None and base.aggregation == "total":
-        return base._replace(description=f"{base.description}; since the run started")
-    head, slash, kind = name.partition("/")
-    if slash and kind.startswith("age") and head in METRICS:
-        return METRICS[head]._replace(
-            group="exploration_by_age",
-            description=f"{METRICS[head].description}; of tokens {kind[3:]} versions old",
-        )
-    if slash and head == "success":
-        return METRICS["success"]._replace(
-            description=f"Episodes of type {kind} that reached their goal"
-        )
-    if slash and head == "score":
-        return Metric(
-            "1",
-            "policy",
-            "value",
-            f"Mean over the episodes of {kind}, which the environment reports",
-        )
+    counted = METRICS.get(name.removesuffix(TOTAL_SUFFIX))
+    if counted is not None and counted.aggregation == "total":
+        return counted._replace(description=f"{counted.description}; since the run started")
+    head, _, kind = name.partition("/")
+    if not kind:
+        return None
+    if kind.startswith("age") and head in METRICS:
+        description = f"{METRICS[head].description}; of tokens {kind[3:]} versions old"
+        return METRICS[head]._replace(group="exploration_by_age", description=description)
+    if head == "success":
+        description = f"Episodes of type {kind} that reached their goal"
+        return METRICS["success"]._replace(description=description)
+    if head == "score":
+        description = f"Mean over the episodes of {kind}, which the environment reports"
+        return Metric("1", "policy", "value", description)
     return None
 
 
 def aggregation_of(name: str) -> Aggregation:
     """How a gauge called `name` gets into an update's line."""
-    field = METRICS.get(name)
-    return field.aggregation if field is not None else "latest"
+    if name not in METRICS:
+        return "latest"
+    return METRICS[name].aggregation
 
 
 def tensorboard_tag(name: str, kind: str = "update") -> str:
-    """The tag, in TensorBoard and trackers, of a field of a record of that kind: `group/name`,
-    `evaluation/name`."""
+    """The tag of a number in TensorBoard and trackers: `group/name`, `evaluation/name`.
+
+    `kind` is that of the record that has the number.
+    """
     if kind == "evaluation":
         return f"evaluation/{name}"
-    field = find_metric(name)
-    return f"{field.group if field is not None else 'other'}/{name}"
+    metric = find_metric(name)
+    if metric is None:
+        return f"other/{name}"
+    return f"{metric.group}/{name}"
 
 
 def undocumented_names(names: list[str]) -> list[str]:
-    """Those of `names` that FIELDS does not explain."""
+    """Those of `names` that METRICS does not explain."""
     return [name for name in names if find_metric(name) is None]

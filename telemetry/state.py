@@ -1,5 +1,4 @@
-"""The state of a run as its messages tell it: folded from Stats, read by the metrics file, the
-progress display, the summary.
+"""The state of a run as its messages tell it: folded from Stats, read by all who show it.
 
 Pure: no files, no clock of its own. Every call that needs the time gets it.
 """
@@ -9,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from config import LearnerSection
 from protocol.messages import Stats
@@ -19,19 +19,22 @@ from telemetry.sinks.metrics_file import Record, add_record, last_wall_seconds, 
 
 Value = float | str | None
 
+DROPPED_PREFIX = "dropped_"
+"""Begin of the names of counts of episodes that were not trained on."""
+
 OWN_SOURCE = "supervisor"
 """Source of what the process itself reports that folds the messages."""
 
 RATE_WINDOW = 30.0
 """Seconds over which the live tokens/s is taken."""
 
-
 ESS_FLOOR = LearnerSection().ess_floor
+"""Effective sample size below which it is a sign of a collapse, unless a run says otherwise."""
 
 
 @dataclass
 class Phase:
-    """What the run is doing. `of` is None where the end is unknown."""
+    """A phase of the run, and how far it is. `of` is None where the end is unknown."""
 
     name: str
     started: float
@@ -51,17 +54,19 @@ class Counter:
     def observe(self, source: str, value: float) -> None:
         """`source` has counted up to `value`; less than before means that it was restarted."""
         last = self._last.get(source, 0.0)
-        self.total += value - last if value >= last else value
+        if value < last:
+            last = 0.0
+        self.total += value - last
         self._last[source] = value
         self.gauged = True
 
     def add(self, share: float) -> None:
-        """An update's own share; counts only where nobody sends the count itself."""
+        """Count an update's own share, if nobody sends the count itself."""
         if not self.gauged:
             self.total += share
 
     def take(self) -> float:
-        """What came since the last call."""
+        """The count since the last call."""
         share = self.total - self._mark
         self._mark = self.total
         return share
@@ -93,13 +98,12 @@ class RunState:
         self.signs: dict[str, str] = {}
         """Early signs of a collapse, each as it was when it first showed: name -> numbers."""
         self.failures: dict[str, str] = {}
-        """Reasons why episodes failed since this process started, each with what the first one
-        says."""
+        """Reasons why episodes failed since this process started, each with the first one's
+        words."""
         self.waits = WaitBook()
-        """What the processes wait for."""
-        self._drops: dict[
-            str, int
-        ] = {}  # since this process started, by reason, as the learner counts them
+        """Waits of all processes."""
+        # Since this process started, by reason, as the learner counts them.
+        self._drops: dict[str, int] = {}
         self._means: dict[str, tuple[float, int]] = {}
         self._peaks: dict[str, float] = {}
         self._generated: deque[tuple[float, float]] = deque(maxlen=1000)
@@ -116,73 +120,77 @@ class RunState:
         self._dropped_before = self.dropped_by_reason()
 
     def observe(self, stats: Stats, now: float) -> Record | None:
-        """Takes one message; returns the finished record when it was an update or an evaluation."""
+        """Take one message; returns the finished record when it was an update or an evaluation."""
         if stats.source != OWN_SOURCE:
             self.waits.hear(stats.source, now)
+        values = stats.values
         match stats.event:
             case "waiting":
-                self.waits.take(
-                    stats.source,
-                    {what: float(seconds) for what, seconds in stats.values.items()},
-                    now,
-                )
+                waits = {what: float(seconds) for what, seconds in values.items()}
+                self.waits.take(stats.source, waits, now)
             case "drops":
-                self._drops = {reason: int(count) for reason, count in stats.values.items()}
+                self._drops = {reason: int(count) for reason, count in values.items()}
             case "phase":
-                self._enter(stats.values, now)
+                self._enter_phase(values, now)
             case "gauge":
-                for name, value in stats.values.items():
-                    self._gauge(stats.source, name, value, now)
+                for name, value in values.items():
+                    self._observe_gauge(stats.source, name, value, now)
             case "dropped":
-                self._add(stats.values)
+                self._add_shares(values)
             case "failures":
-                self.failures = {
-                    name: str(words) for name, words in stats.values.items()
-                } | self.failures
+                for reason, words in values.items():
+                    self.failures.setdefault(reason, str(words))
             case "update":
-                self._take_back(stats.values)
-                record = self._record(self._update(stats.values, now))
+                self._undo_lost_counts(values)
+                record = self._keep_finite(self._build_update(values, now))
                 self.signs = self._signs | self.signs
                 return record
             case "evaluation":
-                return self._record(self._evaluation(stats.values, now))
+                return self._keep_finite(self._build_evaluation(values, now))
         return None
 
     # --- what readers ask
 
     def wall_seconds(self, now: float) -> float:
-        """Since the run started, the time before a resume included."""
+        """Seconds since the run started, the time before a resume included."""
         return self._offset + now - self.started
 
     def total(self, name: str) -> float:
         """The count called `name` since the run started."""
-        return self.counters[name].total if name in self.counters else 0.0
+        if name not in self.counters:
+            return 0.0
+        return self.counters[name].total
 
     def dropped_by_reason(self) -> dict[str, int]:
         """Episodes that were not trained on, for each reason that occurred."""
-        counts = {
-            name.removeprefix("dropped_"): int(c.total)
-            for name, c in self.counters.items()
-            if name.startswith("dropped_")
-        }
-        return {reason: count for reason, count in counts.items() if count}
+        counts = {}
+        for name, counter in self.counters.items():
+            if name.startswith(DROPPED_PREFIX) and int(counter.total):
+                counts[name.removeprefix(DROPPED_PREFIX)] = int(counter.total)
+        return counts
 
     def drops_so_far(self) -> dict[str, int]:
-        """Episodes dropped up to now, by reason: those that an update has told of, or the learner
-        has counted since, whichever is more."""
-        told = self.dropped_by_reason()
-        live = {
-            reason: self._dropped_before.get(reason, 0) + count
-            for reason, count in self._drops.items()
-        }
-        return {reason: max(told.get(reason, 0), live.get(reason, 0)) for reason in told | live}
+        """Episodes dropped up to now, by reason.
+
+        They are those of the updates so far, or those that the learner has counted since, whichever
+        is more.
+        """
+        counts = self.dropped_by_reason()
+        for reason, count in self._drops.items():
+            live = self._dropped_before.get(reason, 0) + count
+            counts[reason] = max(counts.get(reason, 0), live)
+        return counts
 
     def generated_per_second(self, now: float) -> float:
         """Tokens/s of generation over the last RATE_WINDOW seconds."""
         recent = [(then, total) for then, total in self._generated if now - then <= RATE_WINDOW]
-        if len(recent) < 2 or now <= recent[0][0]:
+        if len(recent) < 2:
             return 0.0
-        return (recent[-1][1] - recent[0][1]) / (now - recent[0][0])
+        began, total_then = recent[0]
+        _, total_now = recent[-1]
+        if now <= began:
+            return 0.0
+        return (total_now - total_then) / (now - began)
 
     def seconds_by_phase(self, now: float) -> dict[str, float]:
         """How long each phase took, the running one up to now."""
@@ -192,7 +200,7 @@ class RunState:
 
     # --- how messages are folded
 
-    def _enter(self, values: dict[str, Value], now: float) -> None:
+    def _enter_phase(self, values: dict[str, Value], now: float) -> None:
         name = str(values.get("phase"))
         if name != self.phase.name:
             self.phase_seconds = self.seconds_by_phase(now)
@@ -200,7 +208,7 @@ class RunState:
         self.phase.done = values.get("done", self.phase.done)
         self.phase.of = values.get("of", self.phase.of)
 
-    def _gauge(self, source: str, name: str, value: Value, now: float) -> None:
+    def _observe_gauge(self, source: str, name: str, value: Value, now: float) -> None:
         if name == "loop_lag":
             name = f"loop_lag_{_role(source)}"
         self.gauges[name] = value
@@ -212,38 +220,38 @@ class RunState:
                 if name == "generated_tokens":
                     self._generated.append((now, self.counters[name].total))
             case "mean":
-                sum_, count = self._means.get(name, (0.0, 0))
-                self._means[name] = (sum_ + value, count + 1)
+                total, count = self._means.get(name, (0.0, 0))
+                self._means[name] = (total + value, count + 1)
             case "peak":
                 self._peaks[name] = max(self._peaks.get(name, 0.0), value)
 
-    def _take_back(self, values: dict[str, Value]) -> None:
-        """What a crash has lost counts no more, where counts are sums over updates: it is done
-        again."""
-        left = roll_back(self.records, {"kind": "update", "update": int(values.get("update") or 0)})
-        if len(left) == len(self.records):
+    def _undo_lost_counts(self, values: dict[str, Value]) -> None:
+        """Take back from sums over updates what a crash has lost: it is done again."""
+        update = int(values.get("update") or 0)
+        remaining = roll_back(self.records, {"kind": "update", "update": update})
+        if len(remaining) == len(self.records):
             return
         for name, counter in self.counters.items():
-            if not counter.gauged and counter.total:
-                counter.total = max(
-                    (record.get(name + TOTAL_SUFFIX) or 0.0 for record in left), default=0.0
-                )
-                counter.take()
+            if counter.gauged or not counter.total:
+                continue
+            totals = [record.get(name + TOTAL_SUFFIX) or 0.0 for record in remaining]
+            counter.total = max(totals, default=0.0)
+            counter.take()
 
-    def _update(self, values: dict[str, Value], now: float) -> Record:
+    def _build_update(self, values: dict[str, Value], now: float) -> Record:
         record: Record = {"kind": "update", "update": 0, "wall_seconds": self.wall_seconds(now)}
-        record |= {
-            name: value
-            for name, value in self.gauges.items()
-            if aggregation_of(name) in ("latest", "value")
-        }
-        record |= {name: sum_ / count for name, (sum_, count) in self._means.items()}
+        for name, value in self.gauges.items():
+            if aggregation_of(name) in ("latest", "value"):
+                record[name] = value
+        for name, (total, count) in self._means.items():
+            record[name] = total / count
         record |= self._peaks
         record |= values
-        self._add(values)
+        self._add_shares(values)
         for name, counter in self.counters.items():
             if counter.gauged or name in values:
-                record[name], record[name + TOTAL_SUFFIX] = counter.take(), counter.total
+                record[name] = counter.take()
+                record[name + TOTAL_SUFFIX] = counter.total
         seconds = now - self._last_update
         for name in ("generated_tokens", "trained_tokens"):
             if name in record and seconds > 0:
@@ -253,61 +261,61 @@ class RunState:
         self._peaks.clear()
         return record
 
-    def _add(self, shares: dict[str, Value]) -> None:
+    def _add_shares(self, shares: dict[str, Value]) -> None:
         for name, counter in self.counters.items():
-            if _is_number(shares.get(name)):
-                counter.add(shares[name])
+            share = shares.get(name)
+            if _is_number(share):
+                counter.add(share)
 
-    def _evaluation(self, values: dict[str, Value], now: float) -> Record:
-        record = {
-            "kind": "evaluation",
-            "update": 0,
-            "wall_seconds": self.wall_seconds(now),
-        } | values
-        if _is_number(tokens := values.get("evaluation_tokens")):
+    def _build_evaluation(self, values: dict[str, Value], now: float) -> Record:
+        record: Record = {"kind": "evaluation", "update": 0, "wall_seconds": self.wall_seconds(now)}
+        record |= values
+        tokens = values.get("evaluation_tokens")
+        if _is_number(tokens):
             counter = self.counters["evaluation_tokens"]
             counter.add(tokens)
-            record["evaluation_tokens_total"] = counter.total
-            if (
-                generated := self.counters["generated_tokens"]
-            ).gauged:  # after the last update, nothing else would tell a resumed run
-                record["generated_tokens_total"] = generated.total
+            record["evaluation_tokens" + TOTAL_SUFFIX] = counter.total
+            generated = self.counters["generated_tokens"]
+            if generated.gauged:
+                # After the last update, nothing else would say it to a resumed run.
+                record["generated_tokens" + TOTAL_SUFFIX] = generated.total
         return record
 
-    def _record(self, record: Record) -> Record:
-        record = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in record.items()
-        }
+    def _keep_finite(self, record: Record) -> Record:
+        """Keep a record, with None for numbers that are not finite; returns it."""
+        for name, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                record[name] = None
         record["update"] = int(record["update"] or 0)
         self._keep(record)
         return record
 
     def _keep(self, record: Record) -> None:
         """Add a record to what readers ask for: anew if it undoes others, which is rare."""
-        new = [record]
+        new_records = [record]
         if add_record(self.records, record):
-            new = self.records
+            new_records = self.records
             self.updates = []
             self.evaluations = []
             self.rollbacks = []
             self._watch = SignWatch(self._ess_floor)
-        for one in new:
-            if one["kind"] == "evaluation":
-                self.evaluations.append(one)
+        for new in new_records:
+            if new["kind"] == "evaluation":
+                self.evaluations.append(new)
                 continue
-            self.updates.append(one)
-            self._signs = self._watch.observe(one)
-            if one.get("rolled_back_to") is not None:
-                self.rollbacks.append(one)
+            self.updates.append(new)
+            self._signs = self._watch.observe(new)
+            if new.get("rolled_back_to") is not None:
+                self.rollbacks.append(new)
 
 
 def _role(source: str) -> str:
-    """The kind of process that `source` is: "actor-12" is one of the actors, "learner-1" a
-    learner."""
+    """The kind of process that `source` is: "learner-1" a learner, "actor-12" one of the actors."""
     role = source.partition("-")[0]
-    return "actors" if role == "actor" else role
+    if role == "actor":
+        return "actors"
+    return role
 
 
-def _is_number(value: Value) -> bool:
+def _is_number(value: Value) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)

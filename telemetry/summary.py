@@ -11,7 +11,8 @@ from typing import Any
 from config import RunSection
 from protocol.files import atomic_write
 from telemetry.analysis.collapse import has_collapsed
-from telemetry.format import count, decimal, duration, percent
+from telemetry.analysis.compare_runs import mean_or_none
+from telemetry.format import format_count, format_decimal, format_duration, format_percent
 from telemetry.sinks.metrics_file import Record, to_line
 from telemetry.state import RunState
 
@@ -29,7 +30,7 @@ PACKAGES = (
     "aiohttp",
 )
 ENDS = 5
-"""Updates at either end of a run whose mean stands for training success."""
+"""How many updates at either end of a run stand for its training success, by their mean."""
 
 
 def summarize_run(
@@ -45,56 +46,65 @@ def summarize_run(
     tokens generated outside evaluations, divided by the training episodes that reached their goal.
     """
     updates = state.updates
-    evaluations = state.evaluations
-    generated = state.total("generated_tokens")
-    trained = state.total("trained_tokens")
-    explored = generated - state.total("evaluation_tokens")
-    successes = sum(_get(u, "success") * _get(u, "episodes") for u in updates)
-    age = sum(_get(u, "token_age_mean") * _get(u, "trained_tokens") for u in updates)
-    first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
+    seconds_by_phase = state.seconds_by_phase(now)
     return {
         "ended": ended,
-        "updates": max((u["update"] for u in updates), default=0),
+        "updates": max((update["update"] for update in updates), default=0),
         "wall_seconds": round(state.wall_seconds(now), 1),
-        "seconds_by_phase": {
-            name: round(seconds, 1) for name, seconds in state.seconds_by_phase(now).items()
-        },
-        "success_first": first.get("success"),
-        "success_last": last.get("success"),
-        "success_by_type": {
-            name.removeprefix("success/"): value
-            for name, value in last.items()
-            if name.startswith("success/")
-        },
-        "scores": {
-            name.removeprefix("score/"): value
-            for name, value in last.items()
-            if name.startswith("score/")
-        },
+        "seconds_by_phase": {phase: round(s, 1) for phase, s in seconds_by_phase.items()},
+        **_summarize_evaluations(state.evaluations),
         "train_success_first": _mean(updates[:ENDS], "success"),
         "train_success_last": _mean(updates[-ENDS:], "success"),
         "reward_last": _mean(updates[-ENDS:], "reward"),
         "valid_action_rate_last": _mean(updates[-ENDS:], "valid_action_rate"),
         "entropy_last": _mean(updates[-ENDS:], "entropy"),
-        "episodes": int(state.total("episodes")),
-        "generated_tokens": int(generated),
-        "trained_tokens": int(trained),
-        "wasted_tokens": int(state.total("wasted_tokens") + state.total("wasted_dropped")),
-        "evaluation_tokens": int(state.total("evaluation_tokens")),
-        "tokens_per_success": explored / successes if successes else None,
+        **_summarize_tokens(state),
         "interventions": int(state.total("interventions")),
         "resamples": int(state.total("resamples")),
-        "mean_token_age": age / trained if trained else None,
-        "token_age_max": max((_get(u, "token_age_max") for u in updates), default=None),
+        "token_age_max": max((_get(update, "token_age_max") for update in updates), default=None),
         "idle_share_engine": _mean(updates, "idle_share_engine"),
         "idle_share_learner": _mean(updates, "idle_share_learner"),
         "dropped": state.dropped_by_reason(),
         "failures": dict(state.failures),
-        "collapsed": has_collapsed(evaluations),
+        "collapsed": has_collapsed(state.evaluations),
         "signs": dict(state.signs),
         "rollbacks": len(state.rollbacks),
         "versions": {"python": platform.python_version()} | package_versions(),
     } | more
+
+
+def _summarize_evaluations(evaluations: list[Record]) -> dict[str, Any]:
+    first = {}
+    last = {}
+    if evaluations:
+        first = evaluations[0]
+        last = evaluations[-1]
+    return {
+        "success_first": first.get("success"),
+        "success_last": last.get("success"),
+        "success_by_type": _values_below(last, "success/"),
+        "scores": _values_below(last, "score/"),
+    }
+
+
+def _summarize_tokens(state: RunState) -> dict[str, Any]:
+    generated = state.total("generated_tokens")
+    trained = state.total("trained_tokens")
+    evaluation = state.total("evaluation_tokens")
+    successes = 0.0
+    age = 0.0
+    for update in state.updates:
+        successes += _get(update, "success") * _get(update, "episodes")
+        age += _get(update, "token_age_mean") * _get(update, "trained_tokens")
+    return {
+        "episodes": int(state.total("episodes")),
+        "generated_tokens": int(generated),
+        "trained_tokens": int(trained),
+        "wasted_tokens": int(state.total("wasted_tokens") + state.total("wasted_dropped")),
+        "evaluation_tokens": int(evaluation),
+        "tokens_per_success": _ratio(generated - evaluation, successes),
+        "mean_token_age": _ratio(age, trained),
+    }
 
 
 def package_versions() -> dict[str, str]:
@@ -109,7 +119,7 @@ def package_versions() -> dict[str, str]:
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> Path:
-    """Writes `summary` as run_dir/summary.json, whole or not at all; returns the path."""
+    """Write `summary` as run_dir/summary.json, whole or not at all; returns the path."""
     path = run_dir / "summary.json"
     atomic_write(path, json.dumps(json.loads(to_line(summary)), indent=2) + "\n", "run.dir")
     return path
@@ -119,63 +129,88 @@ def format_summary(summary: dict[str, Any], goal: RunSection) -> str:
     """The closing table, as plain text of two columns. `goal`: the settings that end a run."""
     rows = [
         ("ended", summary["ended"]),
-        ("updates", f"{summary['updates']:,} in {duration(summary['wall_seconds'])}"),
-        (
-            "held-out success",
-            f"{percent(summary['success_first'])} -> {percent(summary['success_last'])}",
-        ),
-        (
-            "training success",
-            f"{percent(summary['train_success_first'])} -> "
-            f"{percent(summary['train_success_last'])}",
-        ),
+        ("updates", f"{summary['updates']:,} in {format_duration(summary['wall_seconds'])}"),
+    ]
+    if summary["ended"] == "finished" and goal.updates and not summary["updates"]:
+        rows.append(("no update", _explain_no_update(summary, goal)))
+    rows += _figure_rows(summary)
+    rows += [(f"first {reason}", words) for reason, words in summary["failures"].items()]
+    rows += _trouble_rows(summary)
+    for kind, value in sorted(summary["success_by_type"].items()):
+        rows.append((f"  {kind}", format_percent(value)))
+    for name, value in sorted(summary["scores"].items()):
+        rows.append((f"  {name}", format_decimal(value)))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+
+
+def _figure_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    held_out_first = format_percent(summary["success_first"])
+    held_out_last = format_percent(summary["success_last"])
+    training_first = format_percent(summary["train_success_first"])
+    training_last = format_percent(summary["train_success_last"])
+    mean_age = format_decimal(summary["mean_token_age"])
+    oldest = format_count(summary["token_age_max"])
+    dropped = [f"{count:,} {reason}" for reason, count in summary["dropped"].items()]
+    return [
+        ("held-out success", f"{held_out_first} -> {held_out_last}"),
+        ("training success", f"{training_first} -> {training_last}"),
         (
             "tokens generated",
             f"{summary['generated_tokens']:,} ({summary['wasted_tokens']:,} wasted)",
         ),
         ("tokens trained", f"{summary['trained_tokens']:,}"),
-        ("tokens a success", count(summary["tokens_per_success"])),
-        (
-            "token age",
-            f"{decimal(summary['mean_token_age'])} versions on average, "
-            f"{count(summary['token_age_max'])} at most",
-        ),
+        ("tokens a success", format_count(summary["tokens_per_success"])),
+        ("token age", f"{mean_age} versions on average, {oldest} at most"),
         ("interventions", f"{summary['interventions']:,}"),
         ("resamples", f"{summary['resamples']:,}"),
-        (
-            "dropped episodes",
-            ", ".join(f"{n:,} {reason}" for reason, n in summary["dropped"].items()) or "none",
-        ),
+        ("dropped episodes", ", ".join(dropped) or "none"),
     ]
-    rows += [(f"first {reason}", words) for reason, words in summary["failures"].items()]
-    if summary["ended"] == "finished" and goal.updates and not summary["updates"]:
-        phase, seconds = max(summary["seconds_by_phase"].items(), key=lambda item: item[1])
-        words = (
-            f"run.minutes ({goal.minutes:g}) were over before the first; {duration(seconds)} of "
-            f"them: {phase}. Give it more (--minutes)"
-        )
-        rows.insert(
-            2,
-            ("no update", words + ", or see below why episodes failed" * bool(summary["failures"])),
-        )
-    rows += [("collapsed", "yes: the last evaluation is below half of the best")] * bool(
-        summary["collapsed"]
+
+
+def _explain_no_update(summary: dict[str, Any], goal: RunSection) -> str:
+    phase, seconds = max(summary["seconds_by_phase"].items(), key=lambda item: item[1])
+    words = (
+        f"run.minutes ({goal.minutes:g}) were over before the first; {format_duration(seconds)} of "
+        f"them: {phase}. Give it more (--minutes)"
     )
-    rows += [(name, words) for name, words in summary["signs"].items()]
-    rows += [("rollbacks", f"{summary['rollbacks']:,}")] * bool(summary["rollbacks"])
-    rows += [
-        (f"  {kind}", percent(value)) for kind, value in sorted(summary["success_by_type"].items())
-    ]
-    rows += [(f"  {name}", decimal(value)) for name, value in sorted(summary["scores"].items())]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    if summary["failures"]:
+        words += ", or see below why episodes failed"
+    return words
+
+
+def _trouble_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if summary["collapsed"]:
+        rows.append(("collapsed", "yes: the last evaluation is below half of the best"))
+    rows += summary["signs"].items()
+    if summary["rollbacks"]:
+        rows.append(("rollbacks", f"{summary['rollbacks']:,}"))
+    return rows
+
+
+def _values_below(record: Record, prefix: str) -> dict[str, Any]:
+    """{what follows `prefix`: value} of a record's numbers whose names begin with it."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in record.items()
+        if name.startswith(prefix)
+    }
 
 
 def _get(record: Record, name: str) -> float:
     value = record.get(name)
-    return value if isinstance(value, int | float) else 0.0
+    if isinstance(value, int | float):
+        return value
+    return 0.0
+
+
+def _ratio(part: float, total: float) -> float | None:
+    if not total:
+        return None
+    return part / total
 
 
 def _mean(records: list[Record], name: str) -> float | None:
-    values = [record[name] for record in records if isinstance(record.get(name), int | float)]
-    return sum(values) / len(values) if values else None
+    values = [record.get(name) for record in records]
+    return mean_or_none([value for value in values if isinstance(value, int | float)])

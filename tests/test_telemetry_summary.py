@@ -11,7 +11,7 @@ import pytest
 
 from config import RunSection
 from protocol.messages import DropReason, Stats
-from telemetry.format import duration
+from telemetry.format import format_duration
 from telemetry.metrics_schema import METRICS, find_metric, tensorboard_tag, undocumented_names
 from telemetry.state import RunState
 from telemetry.summary import format_summary, summarize_run, write_summary
@@ -228,7 +228,7 @@ def test_a_run_without_an_update_is_told_to_look_at_its_failures_where_there_are
     ],
 )
 def test_durations_read_like_a_clock(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 @pytest.mark.parametrize("name", METRICS)
