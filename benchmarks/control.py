@@ -31,8 +31,8 @@ from rich.table import Table
 
 from config import Job
 from config.resolve import resolve
-from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
-from controller.signals import SignalRouter, Watch
+from controller.rules.thinking import RuleSpec, ThinkingRule, ThinkingSettings
+from controller.signals import InterventionMode, SignalRouter, WatchedTurn
 from controller.think_tokens import ThinkTokens
 from engine.client import GENERATE, EngineClient, Sampling
 from engine.launch import engine_command, wait_ready
@@ -52,7 +52,7 @@ CUT_EVERY = 20
 """One turn in so many is cut: 5 %."""
 CUT_AFTER = 8
 """Tokens of thinking."""
-TOKENS = ThinkTokens(open=-1, close=-2, queue=[5, 6, 7], end=[], vocabulary=0)
+TOKENS = ThinkTokens(open=-1, close=-2, closing_tokens=[5, 6, 7], end=[], vocabulary=0)
 
 
 @dataclass
@@ -78,13 +78,13 @@ class Bench:
             self.number,
         )
 
-    def rule(self, cut: bool) -> DelegatedRule:
+    def rule(self, cut: bool) -> RuleSpec:
         """Thinking from the first token on (no token comes before it), cut at a budget, or
         never."""
         settings = ThinkingSettings(
-            "paper", 0.4, self.vocabulary, "mean", 7, NEVER, 0, CUT_AFTER if cut else 10**6
+            "paper", 0.4, self.vocabulary, "mean", 7, None, 0, CUT_AFTER if cut else 10**6
         )
-        return DelegatedRule(settings, TOKENS.open, TOKENS.close, TOKENS.queue)
+        return RuleSpec(settings, TOKENS.open, TOKENS.close, TOKENS.closing_tokens)
 
 
 Condition = Callable[[Bench], Awaitable[int]]
@@ -107,15 +107,15 @@ async def plain(bench: Bench) -> int:
 def tapped(
     acts: str | None, rate: bool, prompt_tokens: int = PROMPT, response: int = RESPONSE
 ) -> Condition:
-    """`acts`: None for a turn that nobody watches, else as in `SignalRouter.watch`; `rate`: some of
+    """`acts`: None for a turn that nobody watches, else an InterventionMode; `rate`: some of
     the turns are cut."""
 
     async def condition(bench: Bench) -> int:
         name, prompt, number = bench.turn(prompt_tokens)
         delegated = bench.rule(rate and number % CUT_EVERY == 0)
-        rule = delegated.begin()
+        rule = delegated.build()
         if acts:
-            bench.router.watch(name, Watch(rule, acts))
+            bench.router.watch(name, WatchedTurn(rule, InterventionMode(acts)))
         sampling = Sampling(max_tokens=response, cache_salt=name)
         rule_there = delegated if acts == "engine" else None
         generation = await bench.client.generate(
@@ -152,7 +152,7 @@ def streamed(top_k: int) -> Condition:
 CONDITIONS: dict[str, tuple[Condition, str]] = {
     "plain": (plain, "plain"),
     "log-prob of the sampled token": (tapped(None, False), "plain"),
-    "tap, watching": (tapped("no", False), "log-prob of the sampled token"),
+    "tap, watching": (tapped("observe", False), "log-prob of the sampled token"),
     "tap, 5 % cut by the controller": (tapped("steer", True), "log-prob of the sampled token"),
     "tap, 5 % cut in the engine": (tapped("engine", True), "log-prob of the sampled token"),
     "stream, top 1": (streamed(1), "plain"),
@@ -200,7 +200,7 @@ def router_microseconds(rows: int = 64, steps: int = 500) -> float:
     )
     settings = ThinkingSettings("paper", 0.4, 1024, "mean", 3, 1e-9, 4, 450)
     for row in range(rows):
-        router.watch(str(row), Watch(ThinkingRule(settings, -1, -2), "steer"))
+        router.watch(str(row), WatchedTurn(ThinkingRule(settings, -1, -2), InterventionMode.STEER))
     rng = np.random.default_rng(0)
     frames = [_frame(step, rows, rng) for step in range(steps)]
     started = time.process_time()
@@ -234,7 +234,7 @@ async def frame_microseconds(rows: int, engines: int = 30, count: int = 3000) ->
     )
     settings = ThinkingSettings("paper", 0.4, 1024, "mean", 3, 1e-9, 4, 450)
     for row in range(rows):
-        router.watch(str(row), Watch(ThinkingRule(settings, -1, -2), "steer"))
+        router.watch(str(row), WatchedTurn(ThinkingRule(settings, -1, -2), InterventionMode.STEER))
     marks: list[float] = []
     observe = router.observe
 

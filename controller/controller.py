@@ -51,8 +51,8 @@ from controller.announced import Announced
 from controller.credits import CreditQueue
 from controller.dashboard import Dashboard
 from controller.dashboard_state import shown
-from controller.endings import dropped
 from controller.lease_token import permit
+from controller.responses import dropped_episode
 from controller.shard_registry import ShardRegistry, place_of
 from controller.turn_service import TurnService
 from controller.waits import ControllerWaits, Situation
@@ -177,7 +177,7 @@ class Controller:
                 **shown(*parts),
             },
             lambda: self._last_gauges,
-            self._desk.signals.looked_at,
+            self._desk.signals.set_viewers,
         )
 
     @property
@@ -334,7 +334,7 @@ class Controller:
                 f"within {actor.episode_seconds:g} s"
             )
             detail += " (actor.episode_seconds)"
-            await self._to_learner(dropped(key, DropReason.ACTOR_LOST, detail))
+            await self._to_learner(dropped_episode(key, DropReason.ACTOR_LOST, detail))
         await self._grant_leases()
 
     # --- learner
@@ -385,7 +385,7 @@ class Controller:
     async def _finish_training(self) -> None:
         for key in self.admission.finish():
             await self._to_learner(
-                dropped(key, DropReason.CANCELLED, "the run ended before the episode did")
+                dropped_episode(key, DropReason.CANCELLED, "the run ended before the episode did")
             )
         await self._broadcast_revocations()
 

@@ -37,7 +37,7 @@ def shown(
                 "tokens": [decode([token]) for token in tokens],
                 "uncertainty": list(map(finite, scores)),
             }
-            for turn, tokens, scores in signals.under_way(TURNS)
+            for turn, tokens, scores in signals.view_turns(TURNS)
         ],
         "decisions": [
             {

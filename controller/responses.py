@@ -1,79 +1,33 @@
 """The record of one response: what of it may be trained on, and what the controller saw and
-decided."""
+decided; and the notices of turns and episodes that came to nothing."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import nan
 from typing import Literal
 
 import msgspec
 import numpy as np
 
-from controller.rules.thinking import NEVER, ThinkingRule
+from controller.rules.thinking import ThinkingRule
 from controller.rules.turn import Mean, Stall, turn_score
 from engine.responses import Generation
-from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
-from protocol.messages import ControlEvent, Response, StopReason
+from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, none_to_nan, pack
+from protocol.messages import (
+    ControlEvent,
+    DropReason,
+    EpisodeKey,
+    Response,
+    StopReason,
+    Trajectory,
+    TurnFailed,
+    TurnRequest,
+)
 
 _STOPS = {"length": StopReason.LENGTH, "repetition": StopReason.REPETITION}
 
-
-def build_response(
-    generation: Generation,
-    rule: ThinkingRule | None,
-    steered: bool,
-    mean: Mean,
-    skip: int,
-    eta: float = nan,
-    early: bool = False,
-) -> Response:
-    """`rule` has seen the response's signals; None: it was not watched.
-
-    `steered`: the rule's intervention was carried out. `early`: it was ended, since it was all but
-    certain to be stalled.
-
-    `mean` and `skip` say how the scores of tokens become the turn's. Forced tokens and tokens
-    without a finite log-prob have mask 0.
-    """
-    length = len(generation.tokens)
-    log_probs = np.asarray(generation.log_probs, dtype=np.float32)
-    mask = np.isfinite(log_probs)
-    events = []
-    uncertainty = signals = b""
-    if rule is not None:
-        forced = np.zeros(length, dtype=bool)
-        forced[: min(length, len(rule.forced))] = rule.forced[:length]
-        scores = _padded(np.asarray(rule.scores, np.float32), length)
-        # Log-prob 0 is what vLLM says of a forced token, and one whose signal was lost is not known
-        # to be one.
-        unknown = np.isnan(scores) & (log_probs == 0) & steered
-        mask &= ~(forced | unknown)
-        uncertainty = pack(scores, FLOAT16)
-        signals = pack(
-            _padded(np.asarray(rule.signals, np.float32).reshape(-1, 3), length).ravel(), FLOAT32
-        )
-        if rule.intervention is not None and steered:
-            i = rule.intervention
-            events.append(ControlEvent("intervene", i.reason, i.position, i.value, i.threshold))
-    return Response(
-        tokens=pack(generation.tokens, INT32),
-        log_probs=pack(log_probs, FLOAT32),
-        mask=pack(mask, UINT8),
-        spans=list(generation.spans),
-        uncertainty=uncertainty,
-        signals=signals,
-        events=events,
-        stop=StopReason.EARLY if early else _STOPS.get(generation.finish_reason, StopReason.END),
-        score=turn_score(rule.scores[:length], mean, skip) if rule is not None else nan,
-        thinking=rule.thinking if rule is not None else 0,
-        epsilon=rule.settings.epsilon
-        if rule is not None and steered and rule.settings.epsilon != NEVER
-        else nan,
-        eta=eta if eta != NEVER else nan,
-    )
-
-
-NOTHING = Response(
+EMPTY_RESPONSE = Response(
     tokens=b"",
     log_probs=b"",
     mask=b"",
@@ -85,14 +39,125 @@ NOTHING = Response(
     score=nan,
     thinking=0,
 )
-"""Of a turn that the engine did not finish."""
+"""The record of a response that the engine did not finish."""
 
 
-def noted(attempt: Response, kind: Literal["resample", "keep"], stall: Stall) -> Response:
-    """The attempt with the event that says why it is sampled again; or that it is kept all the
-    same, the last one allowed."""
-    event = ControlEvent(kind, stall.reason, attempt.length, stall.change, stall.threshold)
-    return msgspec.structs.replace(attempt, events=[*attempt.events, event])
+@dataclass(frozen=True)
+class ControlRecord:
+    """How control watched a response, and what it did to it."""
+
+    rule: ThinkingRule | None  # has seen the response's signals; None: it was not watched
+    steered: bool  # the rule's intervention was carried out
+    mean: Mean  # how the scores of tokens become the turn's
+    skip: int  # tokens that do not count in it
+    eta: float | None = None  # in force when it was sampled
+    ended_early: bool = False  # since it was all but certain to be stalled
+
+
+def build_response(generation: Generation, control: ControlRecord) -> Response:
+    """Make the record of a response.
+
+    Forced tokens and tokens without a finite log-prob have mask 0.
+    """
+    rule = control.rule
+    log_probs = np.asarray(generation.log_probs, dtype=np.float32)
+    response = msgspec.structs.replace(
+        EMPTY_RESPONSE,
+        tokens=pack(generation.tokens, INT32),
+        log_probs=pack(log_probs, FLOAT32),
+        mask=pack(np.isfinite(log_probs), UINT8),
+        spans=list(generation.spans),
+        stop=_stop_reason(generation, control),
+        eta=none_to_nan(control.eta),
+    )
+    if rule is None:
+        return response
+    length = len(generation.tokens)
+    scores = _padded(np.asarray(rule.scores, np.float32), length)
+    signals = _padded(np.asarray(rule.signals, np.float32).reshape(-1, 3), length)
+    mask = _chosen_by_policy(rule, scores, log_probs, control.steered)
+    return msgspec.structs.replace(
+        response,
+        mask=pack(mask, UINT8),
+        uncertainty=pack(scores, FLOAT16),
+        signals=pack(signals.ravel(), FLOAT32),
+        events=_interventions(rule, control.steered),
+        score=none_to_nan(turn_score(rule.scores[:length], control.mean, control.skip)),
+        thinking=rule.thinking,
+        epsilon=none_to_nan(rule.settings.epsilon if control.steered else None),
+    )
+
+
+def with_event(response: Response, kind: Literal["resample", "keep"], stall: Stall) -> Response:
+    """Add the event that says why the response is sampled again; or that it is kept all the same,
+    the last one allowed."""
+    event = ControlEvent(
+        kind,
+        stall.reason,
+        response.length,
+        none_to_nan(stall.change),
+        none_to_nan(stall.threshold),
+    )
+    return msgspec.structs.replace(response, events=[*response.events, event])
+
+
+def turn_failure(request: TurnRequest, reason: DropReason, detail: str) -> TurnFailed:
+    """Notice for the actor that asked for the turn."""
+    return TurnFailed(
+        key=request.key, attempt=request.attempt, turn=request.turn, reason=reason, detail=detail
+    )
+
+
+def dropped_episode(key: EpisodeKey, reason: DropReason, detail: str) -> Trajectory:
+    """Notice for the learner, in place of the episode."""
+    return Trajectory(
+        key=key,
+        attempt=-1,
+        task_index=-1,
+        task_type="",
+        task="",
+        success=False,
+        turns=[],
+        dropped=reason,
+        detail=detail,
+    )
+
+
+def _stop_reason(generation: Generation, control: ControlRecord) -> StopReason:
+    if control.ended_early:
+        return StopReason.EARLY
+    return _STOPS.get(generation.finish_reason, StopReason.END)
+
+
+def _chosen_by_policy(
+    rule: ThinkingRule, scores: np.ndarray, log_probs: np.ndarray, steered: bool
+) -> np.ndarray:
+    """Mask bool [T] of the tokens that the policy sampled with a finite log-prob.
+
+    Log-prob 0 is what vLLM says of a forced token, and one whose signal was lost is not known to be
+    one: in a steered turn it is taken for one.
+    """
+    length = len(scores)
+    forced = np.zeros(length, dtype=bool)
+    forced[: min(length, len(rule.forced))] = rule.forced[:length]
+    if steered:
+        forced |= np.isnan(scores) & (log_probs == 0)
+    return np.isfinite(log_probs) & ~forced
+
+
+def _interventions(rule: ThinkingRule, steered: bool) -> list[ControlEvent]:
+    intervention = rule.intervention
+    if intervention is None or not steered:
+        return []
+    return [
+        ControlEvent(
+            "intervene",
+            intervention.reason,
+            intervention.position,
+            intervention.value,
+            intervention.threshold,
+        )
+    ]
 
 
 def _padded(values: np.ndarray, length: int) -> np.ndarray:

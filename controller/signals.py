@@ -1,22 +1,22 @@
-"""From signal frames to decisions to steers: one frame per engine step, one rule per turn being
-watched."""
+"""From signal frames to decisions to forced tokens: one frame per engine step, one rule per turn
+being watched; and waiting for an engine that may make no progress."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from secrets import token_hex
-from typing import Literal
+from typing import NamedTuple, TypeVar
 
 import zmq
 import zmq.asyncio
 
-from controller.progress import await_with_progress_timeout
 from controller.rules.early_stop import EarlyStopTest
 from controller.rules.scores import Signal
-from controller.rules.thinking import NEVER, ThinkingRule, ThinkingSettings
+from controller.rules.thinking import ThinkingRule, ThinkingSettings
 from controller.think_tokens import ThinkTokens
 from engine.client import EngineClient, Sampling
 from engine.connection import NoNumbers
@@ -28,40 +28,99 @@ from protocol.messages import ForceTokens, Message, SignalFrame
 from protocol.security import HEARTBEAT_SECONDS, Keys, bind
 from protocol.validation import is_measured, misplaced_rows, validate_signal_frame, without_rows
 
+T = TypeVar("T")
+
 HIGH_WATER = 10_000
-"""Frames.
+"""Frames that may wait to be read.
 
 At 150 steps a second this is a minute of a controller that does not read; then the connection seems
 to be dead.
 """
 
-
-InterventionMode = Literal["no", "steer", "engine"]
-"""What comes of an intervention: nothing, since only the signals are wanted; a steer; or the engine
-acts by itself."""
-
-
 PROBE_PATIENCE = 10.0
 """Seconds to wait for the signal of a token that has come: long, since a busy start must not pass
 for an engine without the tap."""
 
+PROBE_SETTINGS = ThinkingSettings(
+    score="paper",
+    alpha=0.5,
+    vocabulary=2,
+    statistic="mean",
+    window=0,
+    epsilon=None,
+    min_thinking=1,
+    max_thinking=1,
+)
+"""A rule that only counts signals: no token begins a thought for it."""
+
+
+class NoProgressError(Exception):
+    """The engine makes no progress with a turn."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the engine made no progress for {seconds:g} s (control.stall_seconds)")
+
+
+async def await_with_progress_timeout(
+    call: Awaitable[T],
+    last_progress: Callable[[], float],
+    seconds: float,
+    failing: asyncio.Future[NoNumbers] | None = None,
+) -> T:
+    """Wait for the result of `call`, as long as there is progress.
+
+    Raises NoProgressError, with the call cancelled, once `last_progress()`, a time of the monotonic
+    clock, is so many seconds ago; or the result of `failing`, once it has one. (Not
+    asyncio.wait_for, which in Python 3.11 loses a cancellation that meets a result.)
+    """
+    task = asyncio.ensure_future(call)
+    awaited: set[asyncio.Future] = {task}
+    if failing is not None:
+        awaited.add(failing)
+    try:
+        while not task.done():
+            timeout = last_progress() + seconds - time.monotonic()
+            if timeout <= 0:
+                raise NoProgressError(seconds)
+            await asyncio.wait(awaited, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if failing is not None and failing.done():
+                raise failing.result()
+        return task.result()
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+class InterventionMode(StrEnum):
+    """How the interventions of a turn's rule are carried out."""
+
+    OBSERVE = "observe"
+    """Not at all: only the signals are wanted."""
+    STEER = "steer"
+    """By a message that makes the engine force tokens."""
+    ENGINE = "engine"
+    """By the engine itself, which runs the same rule."""
+
 
 @dataclass
-class Watch:
+class WatchedTurn:
     """One turn under observation."""
 
     rule: ThinkingRule
-    acts: InterventionMode
-    early: EarlyStopTest | None = None  # the turn is ended once this finds it stalled
-    expected: int | None = None  # tokens of the finished response, once known
-    tokens: list[int] = field(
-        default_factory=list
-    )  # before each signal, while somebody looks (SignalRouter.keep_tokens)
-    seen: float = field(
-        default_factory=time.monotonic
-    )  # when its last signal came, or watching began
-    failure: NoNumbers | None = None  # what ends it
-    failing: asyncio.Future[NoNumbers] | None = None  # the same, for whoever waits for the response
+    mode: InterventionMode
+    early_test: EarlyStopTest | None = None
+    """The turn is ended once this finds it stalled."""
+    expected_tokens: int | None = None
+    """Length of the finished response, once known."""
+    tokens: list[int] = field(default_factory=list)
+    """Token before each signal, while somebody looks (SignalRouter.keep_tokens)."""
+    last_signal_at: float = field(default_factory=time.monotonic)
+    """When its last signal came, or watching began."""
+    failure: NoNumbers | None = None
+    """The error that ends it."""
+    failing: asyncio.Future[NoNumbers] | None = None
+    """The same, for whoever waits for the response."""
     complete: asyncio.Event = field(default_factory=asyncio.Event)
 
     def fail(self, failure: NoNumbers) -> None:
@@ -71,13 +130,31 @@ class Watch:
             self.failing.set_result(failure)
 
     def check_complete(self) -> None:
-        if self.expected is not None and len(self.rule.scores) >= self.expected:
+        if self.expected_tokens is not None and len(self.rule.scores) >= self.expected_tokens:
             self.complete.set()
+
+    def ended_early(self, tokens: int) -> bool:
+        """True if the last of its `tokens` tokens was forced, to end it as stalled.
+
+        A turn that ends by itself before that takes effect is judged as it is.
+        """
+        if self.early_test is None or self.early_test.position is None:
+            return False
+        forced = self.rule.forced
+        return 0 < tokens <= len(forced) and forced[tokens - 1]
+
+
+class TurnView(NamedTuple):
+    """A turn under way, as it is shown."""
+
+    turn_id: str
+    tokens: list[int]
+    scores: list[float]
 
 
 class SignalRouter:
-    """Reads the engine's frames, feeds each row to its turn's rule, and sends the steers that
-    follow."""
+    """Reads the engine's frames, feeds each row to its turn's rule, and sends the tokens to force
+    that follow."""
 
     def __init__(
         self,
@@ -95,120 +172,122 @@ class SignalRouter:
         self.reader = FrameReader()
         self._tokens = tokens
         self._max_model_len = max_model_len
-        self._watched: dict[str, Watch] = {}
-        self._seen = 0.0  # when the last signal of any turn came
+        self._watched: dict[str, WatchedTurn] = {}
+        self._last_signal_at = 0.0  # of any turn
         self.frames = 0
         self.interventions = 0
         self.keep_tokens = False
-        """Whether somebody looks at the turns that are under way."""
+        """True while somebody looks at the turns under way."""
+
+    def __len__(self) -> int:
+        """Count the turns that are watched."""
+        return len(self._watched)
 
     @property
     def endpoint(self) -> str:
-        """Where the engine is to connect."""
+        """Address for the engine to connect to."""
         return self._socket.get(zmq.LAST_ENDPOINT).decode()
 
-    def looked_at(self, by: int) -> None:
-        """So many look at the turns under way, of which tokens are kept if there is anybody."""
-        self.keep_tokens = by > 0
+    def set_viewers(self, viewers: int) -> None:
+        """Keep the tokens of turns under way while anybody looks at them."""
+        self.keep_tokens = viewers > 0
 
-    def under_way(self, most: int) -> list[tuple[str, list[int], list[float]]]:
-        """(Turn, its tokens so far, their scores) of some turns; of one that began before anybody
-        looked, the part since then."""
-        found = []
-        for turn_id, watch in list(self._watched.items())[:most]:
-            tokens = watch.tokens[
-                1:
-            ]  # of the first signal it is the prompt's last, or one that was missed
-            scores = watch.rule.scores[: len(watch.rule.scores) - 1]
-            found.append((turn_id, tokens, scores[len(scores) - len(tokens) :]))
-        return found
+    def view_turns(self, limit: int) -> list[TurnView]:
+        """Some turns under way; of one that began before anybody looked, the part since then."""
+        views = []
+        for turn_id, watched in list(self._watched.items())[:limit]:
+            # The first signal's token is the prompt's last, or one that was missed.
+            tokens = watched.tokens[1:]
+            scores = watched.rule.scores[: len(watched.rule.scores) - 1]
+            views.append(TurnView(turn_id, tokens, scores[len(scores) - len(tokens) :]))
+        return views
 
-    def watch(self, turn_id: str, watch: Watch) -> None:
-        self._watched[turn_id] = watch
+    def watch(self, turn_id: str, watched: WatchedTurn) -> None:
+        self._watched[turn_id] = watched
 
-    async def answers(self, engine: EngineClient) -> bool:
-        """Whether the engine sends signals: of one token, for which nobody asked.
+    async def probe(self, engine: EngineClient) -> bool:
+        """Find out if the engine sends signals, by a token that nobody asked for.
 
         Raises EngineError. `run` must be running.
         """
-        rule = ThinkingRule(ThinkingSettings("paper", 0.5, 2, "mean", 0, NEVER, 1, 1), -2, -2)
-        watch = Watch(rule, "no")
-        # of this one alone: another engine's, or an earlier one's, is no answer
+        watched = WatchedTurn(ThinkingRule(PROBE_SETTINGS, -2, -2), InterventionMode.OBSERVE)
+        # A name of this probe alone: another engine's signal, or an earlier one's, is no answer.
         name = f"probe-{token_hex(8)}"
-        self.watch(name, watch)
+        self.watch(name, watched)
         try:
             await engine.generate(name, [0], Sampling(max_tokens=1, cache_salt=name), watched=True)
             await self.finish(name, 1, PROBE_PATIENCE)
         finally:
             self.forget(name)
-        return watch.complete.is_set()
+        return watched.complete.is_set()
 
     async def finish(self, turn_id: str, tokens: int, patience: float) -> None:
         """Stop watching, after the signals of all `tokens` tokens have arrived, or `patience`
         seconds."""
-        watch = self._watched[turn_id]
-        watch.expected = tokens
-        watch.check_complete()
+        watched = self._watched[turn_id]
+        watched.expected_tokens = tokens
+        watched.check_complete()
         try:
             async with asyncio.timeout(patience):
-                await watch.complete.wait()
+                await watched.complete.wait()
         except TimeoutError:
             pass  # the record then has NaN for the tokens whose frames were lost
         finally:
             del self._watched[turn_id]
 
-    async def generated(
+    async def await_response(
         self, turn_id: str, call: Awaitable[Generation], seconds: float
     ) -> Generation:
-        """The result of `call`, which generates a watched turn.
+        """Wait for the result of `call`, which generates a watched turn.
 
-        Raises TurnStuck, with the call cancelled, once no signal of the turn (or of any, before its
-        first) has come for so many seconds; and NoNumbers as soon as one says so.
+        Raises NoProgressError, with the call cancelled, once no signal of the turn (or of any,
+        before its first) has come for so many seconds; and NoNumbers as soon as one says so.
         """
-        watch = self._watched[turn_id]
-
-        watch.failing = asyncio.get_running_loop().create_future()
-        if watch.failure is not None:
-            watch.fail(watch.failure)
+        watched = self._watched[turn_id]
+        watched.failing = asyncio.get_running_loop().create_future()
+        if watched.failure is not None:
+            watched.fail(watched.failure)
 
         def last_progress() -> float:
-            """One that has not begun may wait for its place in the engine as long as others go
-            on."""
-            return watch.seen if watch.rule.scores else max(watch.seen, self._seen)
+            if watched.rule.scores:
+                return watched.last_signal_at
+            # One that has not begun may wait for its place in the engine while others go on.
+            return max(watched.last_signal_at, self._last_signal_at)
 
-        return await await_with_progress_timeout(call, last_progress, seconds, watch.failing)
+        return await await_with_progress_timeout(call, last_progress, seconds, watched.failing)
 
     def forget(self, turn_id: str) -> None:
         self._watched.pop(turn_id, None)
 
     async def run(self) -> None:
-        """Forever: frames in, decisions, steers out."""
+        """Serve forever: frames in, decisions, tokens to force out."""
         while True:
             for received in map(self.reader.take, await self._arrivals.receive()):
                 if received is not None:
-                    self._decide(received.peer, received.message)
+                    self._take(received.peer, received.message)
 
-    def _decide(self, peer: bytes, message: Message) -> None:
+    def _take(self, peer: bytes, message: Message) -> None:
         if not isinstance(message, SignalFrame):
-            return self.reader.refuse(peer, f"{type(message).__name__} that no engine sends")
+            self.reader.refuse(peer, f"{type(message).__name__} that no engine sends")
+            return
         flaw = validate_signal_frame(message)
         if flaw:
-            return self.reader.refuse(peer, flaw)
+            self.reader.refuse(peer, flaw)
+            return
         self.frames += 1
         misplaced = misplaced_rows(message, self._max_model_len)
         if misplaced:
-            most = self._max_model_len
             self.reader.refuse(
                 peer,
-                f"a signal at a position that no response of at most {most} tokens has; the "
-                "others are used",
+                f"a signal at a position that no response of at most {self._max_model_len} tokens "
+                "has; the others are used",
             )
             message = without_rows(message, set(misplaced))
-        for steer in self.observe(message):
-            self._arrivals.send([peer, encode(steer)])
+        for forced in self.observe(message):
+            self._arrivals.send([peer, encode(forced)])
 
     def observe(self, frame: SignalFrame) -> list[ForceTokens]:
-        """Feed one frame to the rules of its turns."""
+        """Feed one frame to the rules of its turns; returns what the engine is to force."""
         columns = (
             unpack(frame.position, INT32).tolist(),
             unpack(frame.entropy, FLOAT32).tolist(),
@@ -217,36 +296,40 @@ class SignalRouter:
             unpack(frame.forced, INT32).tolist(),
             unpack(frame.previous, INT32).tolist(),
         )
-        steers = []
-        now = self._seen = time.monotonic()
+        self._last_signal_at = time.monotonic()
+        forced: list[ForceTokens] = []
         for turn_id, signal in zip(frame.turn_ids, map(Signal, *columns), strict=True):
-            watch = self._watched.get(turn_id)
-            if watch is None:
-                continue
-            watch.seen = now
-            if not is_measured(signal):
-                watch.fail(
-                    NoNumbers(
-                        f"the model computed NaN or infinity for token {signal.position} of a "
-                        "response"
-                    )
+            watched = self._watched.get(turn_id)
+            if watched is not None:
+                forced += self._observe_signal(turn_id, watched, signal)
+        return forced
+
+    def _observe_signal(
+        self, turn_id: str, watched: WatchedTurn, signal: Signal
+    ) -> list[ForceTokens]:
+        watched.last_signal_at = self._last_signal_at
+        if not is_measured(signal):
+            watched.fail(
+                NoNumbers(
+                    f"the model computed NaN or infinity for token {signal.position} of a response"
                 )
-                continue
-            if self.keep_tokens:
-                watch.tokens.append(signal.previous)
-            if watch.rule.observe(signal) is not None:
-                self.interventions += watch.acts != "no"
-                if watch.acts == "steer":
-                    steers.append(
-                        ForceTokens(
-                            turn_id=turn_id, tokens=self._tokens.queue, unless=self._tokens.close
-                        )
-                    )
-            if watch.early is not None and watch.early.observe(watch.rule.scores):
-                steers.append(ForceTokens(turn_id=turn_id, tokens=self._tokens.end[:1], unless=-1))
-            if watch.expected is not None:
-                watch.check_complete()
-        return steers
+            )
+            return []
+        if self.keep_tokens:
+            watched.tokens.append(signal.previous)
+        tokens = self._tokens
+        forced = []
+        intervention = watched.rule.observe(signal)
+        if intervention is not None and watched.mode is not InterventionMode.OBSERVE:
+            self.interventions += 1
+        if intervention is not None and watched.mode is InterventionMode.STEER:
+            forced.append(
+                ForceTokens(turn_id=turn_id, tokens=tokens.closing_tokens, unless=tokens.close)
+            )
+        if watched.early_test is not None and watched.early_test.observe(watched.rule.scores):
+            forced.append(ForceTokens(turn_id=turn_id, tokens=tokens.end[:1], unless=-1))
+        watched.check_complete()
+        return forced
 
     def close(self) -> None:
         self._socket.close()

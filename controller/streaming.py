@@ -1,12 +1,13 @@
 """Control without our plugin in the engine: the turn is streamed with its most likely tokens, and
 an intervention is a second request.
 
-    stop the stream  ->  cut what was generated at the decision  ->  go on with prompt + kept tokens
-    + queue
+    stop the stream
+    -> cut what was generated at the decision
+    -> go on with prompt + kept tokens + closing tokens
 
 The rule is the same as with the tap, and acts at the token of its decision, since what was sampled
-there is thrown away. What it sees are estimates (`rules.tail`), and the tokens between the decision
-and the engine's last chunk are wasted.
+there is thrown away. What it sees are estimates (`rules.topk_bounds`), and the tokens between the
+decision and the engine's last chunk are wasted.
 """
 
 from __future__ import annotations
@@ -15,15 +16,14 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from math import nan
 
 import msgspec
 
-from controller.progress import await_with_progress_timeout
 from controller.rules.early_stop import EarlyStopTest
 from controller.rules.scores import Signal
-from controller.rules.thinking import ThinkingRule
-from controller.rules.topk_bounds import estimate
+from controller.rules.thinking import NO_SIGNAL, ThinkingRule
+from controller.rules.topk_bounds import estimate_from_topk
+from controller.signals import await_with_progress_timeout
 from engine.client import EngineClient, Sampling
 from engine.connection import EngineError
 from engine.responses import Chunk, Generation, covering
@@ -33,45 +33,47 @@ TOP_K = 20
 """Log-probs to ask for: vLLM's default limit."""
 
 
-@dataclass(frozen=True)
-class StreamedTurn:
-    generation: Generation
-    wasted: int  # tokens generated past a decision
-    cut: bool
-    early: bool  # ended, since it was all but certain to be stalled
-
-
 @dataclass
-class _Turn:
-    """A turn in the making, and who looks at it."""
+class StreamControl:
+    """Watches a streamed turn, and says where it is cut or ended."""
 
     rule: ThinkingRule
-    steers: bool  # the rule's intervention is carried out
-    early: EarlyStopTest | None
-    parts: StreamedResponse
-    cut_at: int | None = None  # position of the token to replace by the queue
-    over_at: int | None = None  # position of the last token
+    closing_tokens: list[int]  # what the rule's intervention forces
+    steers: bool  # the intervention is carried out
+    early_test: EarlyStopTest | None = None  # the turn is ended once this finds it stalled
+    cut_at: int | None = None  # position of the token to replace by the closing tokens
+    ended_at: int | None = None  # position of the last token, of a turn that was ended early
 
-    def look(self, signal: Signal) -> bool:
-        """Whether the stream is to end here."""
+    def ends_stream(self, signal: Signal) -> bool:
+        """Take the signal of one token; True where the stream is to end at it."""
         if self.rule.observe(signal) is not None and self.steers:
             self.cut_at = signal.position
-        if self.early is not None and self.early.observe(self.rule.scores):
-            self.over_at = signal.position
-        return signal.position in (self.cut_at, self.over_at)
+        if self.early_test is not None and self.early_test.observe(self.rule.scores):
+            self.ended_at = signal.position
+        return signal.position in (self.cut_at, self.ended_at)
+
+
+@dataclass(frozen=True)
+class StreamedTurn:
+    """The response of a streamed turn, and what became of it."""
+
+    generation: Generation
+    wasted_tokens: int  # generated past a decision
+    cut: bool  # by the rule's intervention
+    ended_early: bool  # since it was all but certain to be stalled
 
 
 class StreamingController:
-    """Turns against engines that have no tap.
+    """Generates turns against engines that have no tap.
 
-    Raises TurnStuck when no token of one comes for `stall_seconds`.
+    Raises NoProgressError when no token of one comes for `stall_seconds`.
     """
 
     def __init__(self, vocabulary: int, top_j: int, stall_seconds: float) -> None:
         self._vocabulary = vocabulary
         self._top_j = top_j
         self._stall_seconds = stall_seconds
-        self._seen = 0.0  # when the last chunk of any turn came
+        self._last_chunk_at = 0.0  # when the last chunk of any turn came
 
     async def generate(
         self,
@@ -79,86 +81,97 @@ class StreamingController:
         turn_id: str,
         prompt: list[int],
         sampling: Sampling,
-        rule: ThinkingRule,
-        queue: list[int],
-        *,
-        steers: bool,
-        early: EarlyStopTest | None = None,
+        control: StreamControl,
     ) -> StreamedTurn:
-        """A response; `rule` has observed it then.
+        """Generate a response that `control` watches.
 
-        `steers`: its intervention is carried out, by forcing `queue`. `early`: the turn is ended
-        once that finds it stalled. Raises EngineError and TurnStuck.
+        Raises EngineError and NoProgressError.
         """
-        turn = _Turn(rule, steers, early, whole := StreamedResponse())
-        wasted = 0
-        await self._stream(engine, turn, turn_id, prompt, sampling)
-        if turn.cut_at is not None and turn.over_at is None:
-            queue = queue[: sampling.max_tokens - turn.cut_at]
-            wasted = whole.cut(turn.cut_at)
-            rule.force(queue)
-            whole.force(queue)
-            left = sampling.max_tokens - len(whole.tokens)
-            if left > 0:
-                rest = msgspec.structs.replace(sampling, max_tokens=left)
-                await self._stream(engine, turn, f"{turn_id}.cut", [*prompt, *whole.tokens], rest)
+        response = StreamedResponse()
+        wasted_tokens = 0
+        await self._stream(engine, turn_id, prompt, sampling, control, response)
+        if control.cut_at is not None and control.ended_at is None:
+            closing_tokens = control.closing_tokens[: sampling.max_tokens - control.cut_at]
+            wasted_tokens = response.cut(control.cut_at)
+            control.rule.force(closing_tokens)
+            response.force(closing_tokens)
+            room = sampling.max_tokens - len(response.tokens)
+            if room > 0:
+                rest = msgspec.structs.replace(sampling, max_tokens=room)
+                so_far = [*prompt, *response.tokens]
+                await self._stream(engine, f"{turn_id}.cut", so_far, rest, control, response)
             else:
-                whole.finish_reason = "length"
-        if turn.over_at is not None:
-            wasted += whole.cut(turn.over_at + 1)
+                response.finish_reason = "length"
+        if control.ended_at is not None:
+            wasted_tokens += response.cut(control.ended_at + 1)
         return StreamedTurn(
-            whole.generation(), wasted, turn.cut_at is not None, turn.over_at is not None
+            response.generation(),
+            wasted_tokens,
+            cut=control.cut_at is not None,
+            ended_early=control.ended_at is not None,
         )
 
     async def _stream(
-        self, engine: EngineClient, turn: _Turn, name: str, prompt: list[int], sampling: Sampling
+        self,
+        engine: EngineClient,
+        name: str,
+        prompt: list[int],
+        sampling: Sampling,
+        control: StreamControl,
+        response: StreamedResponse,
     ) -> None:
-        """Append a stream to the turn, and abort it where the turn says so; what comes until the
-        engine has ended it is not looked at. Raises EngineError when the engine aborts it by
-        itself, as one does that is told to end.
+        """Append a stream to the response, and abort it where `control` says so.
+
+        What comes between that and the engine's end of it is not looked at. Raises EngineError when
+        the engine aborts the stream by itself, as one does that is told to end.
         """
-        whole = turn.parts
-        whole.begin_part()
-        ended = False
-        async for chunk in self._going_on(engine.stream(name, prompt, sampling, top_k=TOP_K)):
+        response.begin_part()
+        aborted = False
+        stream = engine.stream(name, prompt, sampling, top_k=TOP_K)
+        async for chunk in self._chunks(stream):
             for token, entry in zip(chunk.tokens, chunk.log_probs, strict=True):
-                previous = whole.tokens[-1] if whole.tokens else -1
-                whole.tokens.append(token)
-                whole.log_probs.append(entry.log_prob)
-                if not ended:
-                    values = (
-                        estimate(entry.top, entry.others, self._vocabulary, self._top_j)
-                        if entry.top
-                        else (nan, nan, nan)
+                previous = response.append(token, entry.log_prob)
+                if aborted:
+                    continue
+                values = NO_SIGNAL
+                if entry.top:
+                    values = estimate_from_topk(
+                        entry.top, entry.others, self._vocabulary, self._top_j
                     )
-                    ended = turn.look(Signal(len(whole.tokens) - 1, *values, -1, previous))
-                    if ended:
-                        await engine.abort(name)
-            whole.end(chunk)
-        if whole.finish_reason == "abort" and not ended:
+                position = len(response.tokens) - 1
+                if control.ends_stream(Signal(position, *values, -1, previous)):
+                    aborted = True
+                    await engine.abort(name)
+            response.end_part(chunk)
+        if response.finish_reason == "abort" and not aborted:
             raise EngineError(
                 f"the engine at {engine.url} ended turn {name}, which nobody asked for"
             )
 
-    async def _going_on(self, stream: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
-        """The chunks.
+    async def _chunks(self, stream: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+        """Pass the chunks of a stream on.
 
-        TurnStuck, with the stream closed, when none comes for too long (or none of any turn, before
-        the first).
+        Raises NoProgressError, with the stream closed, when none comes for too long (or none of any
+        turn, before the first).
         """
         begun = False
-        seen = time.monotonic()
+        last_chunk_at = time.monotonic()
 
         def last_progress() -> float:
-            return seen if begun else max(seen, self._seen)
+            if begun:
+                return last_chunk_at
+            return max(last_chunk_at, self._last_chunk_at)
 
         async with contextlib.aclosing(stream):
-            while chunk := await await_with_progress_timeout(
-                anext(stream, None), last_progress, self._stall_seconds
-            ):
+            while True:
+                chunk = await await_with_progress_timeout(
+                    anext(stream, None), last_progress, self._stall_seconds
+                )
+                if chunk is None:
+                    return
                 begun = True
-                seen = time.monotonic()
-                self._seen = seen
+                last_chunk_at = time.monotonic()
+                self._last_chunk_at = last_chunk_at
                 yield chunk
 
 
@@ -171,36 +184,46 @@ class StreamedResponse:
         self.log_probs: list[float] = []
         self.finish_reason = "stop"
         self._spans: list[Span] = []
-        self._start = 0
+        self._part_start = 0
 
     def begin_part(self) -> None:
-        self._start = len(self.tokens)
+        self._part_start = len(self.tokens)
 
-    def end(self, chunk: Chunk) -> None:
-        """The last chunk of a part says why it ended and which weights produced it."""
-        if chunk.finish_reason is not None:
-            self.finish_reason = chunk.finish_reason
-            spans = covering(chunk.spans, len(self.tokens) - self._start)
-            self._spans += [
-                Span(self._start + s.start, self._start + s.stop, s.version) for s in spans
-            ]
+    def append(self, token: int, log_prob: float) -> int:
+        """Add a token; returns the one before it, or -1."""
+        previous = self.tokens[-1] if self.tokens else -1
+        self.tokens.append(token)
+        self.log_probs.append(log_prob)
+        return previous
+
+    def end_part(self, chunk: Chunk) -> None:
+        """Take why a part ended, and which weights produced it, from its last chunk."""
+        if chunk.finish_reason is None:
+            return
+        self.finish_reason = chunk.finish_reason
+        start = self._part_start
+        spans = covering(chunk.spans, len(self.tokens) - start)
+        self._spans += [Span(start + s.start, start + s.stop, s.version) for s in spans]
 
     def cut(self, length: int) -> int:
         """Keep so many tokens; returns how many there were beyond."""
         beyond = max(0, len(self.tokens) - length)
-        del self.tokens[length:], self.log_probs[length:]
+        del self.tokens[length:]
+        del self.log_probs[length:]
         self._spans = [
             Span(s.start, min(s.stop, length), s.version) for s in self._spans if s.start < length
         ]
         return beyond
 
-    def force(self, queue: list[int]) -> None:
-        """Forced tokens count as of the weights that were there last; they have log-prob 0, as with
-        the tap."""
+    def force(self, tokens: list[int]) -> None:
+        """Append forced tokens, with log-prob 0, as with the tap.
+
+        They count as of the weights that were there last.
+        """
         version = self._spans[-1].version if self._spans else -1
-        self._spans.append(Span(len(self.tokens), len(self.tokens) + len(queue), version))
-        self.tokens += queue
-        self.log_probs += [0.0] * len(queue)
+        self._spans.append(Span(len(self.tokens), len(self.tokens) + len(tokens), version))
+        self.tokens += tokens
+        self.log_probs += [0.0] * len(tokens)
 
     def generation(self) -> Generation:
         return Generation(

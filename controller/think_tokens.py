@@ -20,22 +20,21 @@ NO_TOKEN = -1
 
 @dataclass(frozen=True)
 class ThinkTokens:
-    """What the controller must know of the tokenizer."""
+    """The tokenizer, as far as the controller must know it."""
 
     open: int  # <think>
     close: int  # </think>
-    queue: list[int]  # what is forced to end thinking
+    closing_tokens: list[int]  # what is forced to end thinking
     end: list[int]  # end-of-turn tokens
     vocabulary: int  # tokens that the policy chooses from
 
 
 def think_tokens(model_dir: Path, env: Environment, control: ControlSection) -> ThinkTokens:
-    """The ids of the tags that control looks for and forces, for the policy in a Hugging Face
-    directory. Raises ValueError when it needs one that is not one token, or the policy's end of a
-    turn is none.
+    """Look up the ids of the tags that control looks for and forces.
 
-    With control.forced "queue", what is forced is how the environment's answers go on after a
-    thought, up to the action itself.
+    `model_dir` holds the policy in Hugging Face's format. Raises ValueError when control needs a
+    tag that is not one token, or the policy's end of a turn is none. With control.forced "queue",
+    what is forced is how the environment's answers go on after a thought, up to the action itself.
     """
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
     vocabulary = read_vocabulary(model_dir)
@@ -55,14 +54,18 @@ def think_tokens(model_dir: Path, env: Environment, control: ControlSection) -> 
             f"model.name: the tokenizer has no single token for {', '.join(missing)}; add it, or "
             "set control.mode to off"
         )
-    text = "</think>" if control.forced == "close" else answer_after_thought(env)
-    queue = tokenizer.encode(text, add_special_tokens=False).ids
-    return ThinkTokens(ids["<think>"], ids["</think>"], queue, [end], vocabulary)
+    text = "</think>"
+    if control.forced != "close":
+        text = answer_after_thought(env)
+    closing_tokens = tokenizer.encode(text, add_special_tokens=False).ids
+    return ThinkTokens(ids["<think>"], ids["</think>"], closing_tokens, [end], vocabulary)
 
 
 def answer_after_thought(env: Environment) -> str:
-    """What stands between a thought and its action in a well-formed answer: "</think>\\n<action>",
-    or for Search "</think>\\n"."""
+    """Text between a thought and its action in a well-formed answer: "</think>\\n<action>", or for
+    Search "</think>\\n"."""
     before, _, after = env.format_response("THOUGHT", "ACTION").partition("THOUGHT")
-    end, found, _ = after.partition("ACTION")
-    return end if before == "<think>" and found and end.startswith("</think>") else "</think>\n"
+    text, action, _ = after.partition("ACTION")
+    if before == "<think>" and action and text.startswith("</think>"):
+        return text
+    return "</think>\n"

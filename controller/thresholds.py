@@ -7,7 +7,12 @@ import msgspec
 
 from config import ControlSection
 from controller.rules.calibration import Calibration, RateThreshold
-from controller.rules.thinking import NEVER, ThinkingRule
+from controller.rules.thinking import ThinkingRule
+
+CUT_BY_EPSILON = ("t2po", "t2po-token")
+"""Modes of control that cut thinking below epsilon."""
+RESAMPLED_BY_ETA = ("t2po", "t2po-turn")
+"""Modes of control that sample stalled turns again."""
 
 
 class Thresholds:
@@ -23,44 +28,42 @@ class Thresholds:
         )
 
     @property
-    def epsilon(self) -> float:
-        """Changes of the score below it cut thinking.
+    def epsilon(self) -> float | None:
+        """Threshold below which a change of the score cuts thinking.
 
-        NEVER where nothing is to be cut but at L_max, or not yet.
+        None where nothing is to be cut but at L_max, or not yet.
         """
-        if self._control.mode not in ("t2po", "t2po-token"):
-            return NEVER
-        return self._in_force(self._control.epsilon, self.calibration.epsilon)
+        if self._control.mode not in CUT_BY_EPSILON:
+            return None
+        return _in_force(self._control.epsilon, self.calibration.epsilon)
 
     @property
-    def eta(self) -> float:
-        """Changes of a turn's score below it are stalls.
+    def eta(self) -> float | None:
+        """Threshold below which a change of a turn's score is a stall.
 
-        NEVER where nothing is to be sampled again, or not yet.
+        None where nothing is to be sampled again, or not yet.
         """
-        if self._control.mode not in ("t2po", "t2po-turn"):
-            return NEVER
-        return self._in_force(self._control.eta, self.calibration.eta)
+        if self._control.mode not in RESAMPLED_BY_ETA:
+            return None
+        return _in_force(self._control.eta, self.calibration.eta)
 
     def observe_thinking(self, rule: ThinkingRule) -> None:
-        """A turn that was trained for, steered or not, has ended."""
+        """Take note of a turn of training that has ended, steered or not."""
+        if rule.min_statistic is None:
+            return
         settled = rule.intervention is not None and rule.intervention.reason == "settled"
-        if rule.lowest < float("inf"):
-            _observe(self.calibration.epsilon, rule.lowest, settled, rule.settings.epsilon)
+        _observe(self.calibration.epsilon, rule.min_statistic, settled, rule.settings.epsilon)
 
-    def observe_turn(self, gamma: float, eta: float, stalled: bool) -> None:
-        """The first sample of a turn changed by `gamma` (NaN: there was no turn before), when `eta`
-        was in force."""
-        if gamma == gamma:
-            _observe(self.calibration.eta, gamma, stalled, eta)
+    def observe_turn(self, gamma: float | None, eta: float | None, is_stalled: bool) -> None:
+        """Take note of the first sample of a turn: how much its score changed, and the eta then.
 
-    def _in_force(self, fixed: float, followed: RateThreshold) -> float:
-        if followed.rate == 0:
-            return fixed
-        return NEVER if followed.value is None else followed.value
+        `gamma` is None where there was no turn before.
+        """
+        if gamma is not None:
+            _observe(self.calibration.eta, gamma, is_stalled, eta)
 
     def state(self) -> bytes:
-        """The calibration, for a checkpoint."""
+        """Encode the calibration, for a checkpoint."""
         return msgspec.json.encode(self.calibration)
 
     def restore(self, state: bytes) -> None:
@@ -71,13 +74,24 @@ class Thresholds:
         if not state:
             return
         saved = msgspec.json.decode(state, type=Calibration)
-        for name in ("epsilon", "eta"):
-            if getattr(saved, name).rate == getattr(self.calibration, name).rate:
-                setattr(self.calibration, name, getattr(saved, name))
+        if saved.epsilon.rate == self.calibration.epsilon.rate:
+            self.calibration.epsilon = saved.epsilon
+        if saved.eta.rate == self.calibration.eta.rate:
+            self.calibration.eta = saved.eta
 
 
-def _observe(threshold: RateThreshold, value: float, acted: bool, in_force: float) -> None:
-    """A turn that began in the warm-up, when nothing was acted upon, says nothing once that is
-    over."""
-    if threshold.value is None or in_force != NEVER:
+def _in_force(fixed: float, following: RateThreshold) -> float | None:
+    if following.rate == 0:
+        return fixed
+    return following.value
+
+
+def _observe(
+    threshold: RateThreshold, value: float, acted: bool, threshold_then: float | None
+) -> None:
+    """Feed a value to its threshold.
+
+    A turn that began in the warm-up, when nothing was acted upon, says nothing once that is over.
+    """
+    if threshold.value is None or threshold_then is not None:
         threshold.observe(value, acted)

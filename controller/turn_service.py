@@ -14,8 +14,7 @@ import zmq.asyncio
 
 from config import Config, Job
 from controller.admission import episode_seed
-from controller.endings import failed
-from controller.rules.thinking import NEVER
+from controller.responses import turn_failure
 from controller.signals import SignalRouter
 from controller.streaming import StreamingController
 from controller.think_tokens import think_tokens
@@ -90,12 +89,9 @@ class TurnService:
             job.engine_key,
             job.run_id,
         )
-        self.turns = TurnRunner(
-            self._config, self.engines, self.signals, self._tokens, lambda: self._weights
-        )
+        self.turns = TurnRunner(self._config, self.engines, self.signals, self._tokens)
         self.version = -1
         """Of the weights that the engines run."""
-        self._weights = ""  # their name, for prefixes
         self._verified = 0  # version whose weights were compared last
         self._weights_dir = Path(job.weights_dir)
         self._meeting = job.endpoints.weights
@@ -165,7 +161,7 @@ class TurnService:
     async def _turn(self, actor: bytes, request: TurnRequest) -> None:
         key = request.key
         attempt = request.attempt
-        answer = failed(request, DropReason.CANCELLED, "its lease is no longer in force")
+        answer = turn_failure(request, DropReason.CANCELLED, "its lease is no longer in force")
         try:
             if self._holds(actor, request):
                 answer = await self._answer(request)
@@ -187,7 +183,7 @@ class TurnService:
                 )
         except Exception as error:  # ours to mend; an actor without an answer would wait for ever
             log.exception("a turn failed in the controller")
-            return failed(
+            return turn_failure(
                 request, DropReason.ENGINE_ERROR, f"the controller failed in this turn: {error!r}"
             )
 
@@ -199,7 +195,7 @@ class TurnService:
         deadline = self._config.engine.update_seconds
         verify = self.version < 0 or version - self._verified >= self._config.engine.verify_every
         # while an engine has the new ones and another, or a prefix in it, is of the old
-        self._weights = f"v{self.version}-v{version}"
+        self.turns.weights_name = f"v{self.version}-v{version}"
         with self.spans.span("load weights", "weights", version=version):
             if transfer is None:
                 file = str(weights_file(self._weights_dir, version))
@@ -215,7 +211,7 @@ class TurnService:
         if self.version < 0:
             await self._choose_signal()
         self.version = version
-        self._weights = f"v{version}"
+        self.turns.weights_name = f"v{version}"
         return seconds
 
     async def _choose_signal(self) -> None:
@@ -257,7 +253,7 @@ class TurnService:
             self.engines.suspect_on_failure(engine),
             asyncio.timeout(self._config.engine.update_seconds),
         ):
-            return await self.signals.answers(engine)
+            return await self.signals.probe(engine)
         return True
 
     # --- measurement
@@ -289,5 +285,5 @@ class TurnService:
 
     def thresholds(self) -> dict[str, float | None]:
         """Those in force; None where there is none, or not yet."""
-        found = {"epsilon": self.turns.thresholds.epsilon, "eta": self.turns.thresholds.eta}
-        return {name: None if value == NEVER else value for name, value in found.items()}
+        thresholds = self.turns.thresholds
+        return {"epsilon": thresholds.epsilon, "eta": thresholds.eta}

@@ -5,27 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from secrets import token_hex
 
 from config import Config
-from controller.endings import failed
-from controller.progress import NoProgressError
-from controller.responses import NOTHING, build_response, noted
+from controller.responses import (
+    EMPTY_RESPONSE,
+    ControlRecord,
+    build_response,
+    turn_failure,
+    with_event,
+)
 from controller.rules.early_stop import EarlyStopTest
-from controller.rules.thinking import NEVER, DelegatedRule, ThinkingSettings
-from controller.rules.turn import LOOP, STUCK, Stall, change, stalled
-from controller.signals import InterventionMode, SignalRouter, Watch
-from controller.streaming import StreamingController
-from controller.think_tokens import ThinkTokens
-from controller.thresholds import Thresholds
+from controller.rules.thinking import RuleSpec, ThinkingSettings
+from controller.rules.turn import LOOP, STUCK, Stall, find_stall, score_change
+from controller.signals import InterventionMode, NoProgressError, SignalRouter, WatchedTurn
+from controller.streaming import StreamControl, StreamingController
+from controller.think_tokens import UNCONTROLLED, ThinkTokens
+from controller.thresholds import RESAMPLED_BY_ETA, Thresholds
 from engine.client import EngineClient, Sampling
 from engine.connection import EngineBusy, EngineError, NoNumbers
 from engine.pool import EnginePool
 from engine.responses import Generation
-from protocol.arrays import INT32, unpack
+from protocol.arrays import INT32, finite_or_none, unpack
 from protocol.messages import (
     ControlEvent,
     DropReason,
@@ -39,10 +42,12 @@ from protocol.messages import (
 
 log = logging.getLogger(__name__)
 
-DECISIONS = 20
-"""That are kept to be looked at."""
-MAX_LOST = 2
-"""Times a turn is asked for again after an engine failed with it.
+STEERED = ("budget", "t2po", "t2po-token")
+"""Modes of control that carry out the interventions of the token-level rule."""
+RECENT_DECISIONS = 20
+"""How many recent control decisions the dashboard shows."""
+MAX_RETRIES = 2
+"""How often a turn is asked for again after an engine failed with it.
 
 One that ends every engine it meets is not to end them all.
 """
@@ -56,7 +61,7 @@ class TurnCounters:
     """Totals since the start."""
 
     generated_tokens: int = 0
-    rejected_tokens: int = 0  # in rejected attempts
+    rejected_tokens: int = 0  # in rejected responses
     late_tokens: int = 0  # past the cut of a stream
     resamples: int = 0
     cuts: int = 0  # by the streamer; the tap's are the signal router's
@@ -64,13 +69,46 @@ class TurnCounters:
 
 
 @dataclass
-class _Tries:
-    """What became of the tries of one turn that came to nothing."""
+class _Turn:
+    """A turn in the making."""
 
-    number: int = 0
-    lost: int = 0  # those after which a turn is given up at last
-    waited_seconds: float = 0.0  # for busy engines
-    engine: EngineClient | None = None  # of the last one
+    request: TurnRequest
+    episode_seed: int
+    controlled: bool  # by the modes of control.mode
+    max_resamples: int
+    previous_score: float | None  # of the kept turn before
+    rejected: list[Response] = field(default_factory=list)
+    failures: int = 0  # calls to an engine that came to nothing
+    errors: int = 0  # those of them that count against MAX_RETRIES
+    busy_seconds: float = 0.0  # waited for busy engines
+    last_engine: EngineClient | None = None  # that failed with it
+
+    @property
+    def lease(self) -> tuple[EpisodeKey, int]:
+        return self.request.key, self.request.attempt
+
+    @property
+    def may_resample(self) -> bool:
+        return len(self.rejected) < self.max_resamples
+
+    @property
+    def seed(self) -> int:
+        """Seed of the next response, 31 bits: one of its own for every response of an episode.
+
+        The multipliers are odd constants.
+        """
+        number = self.request.turn * 8_191 + len(self.rejected) * 131
+        return (self.episode_seed * 1_000_003 + number) & 0x7FFFFFFF
+
+    def response_id(self, nonce: str) -> str:
+        """Name the next response, for the engine.
+
+        Each try has a name of its own there: one whose connection was lost may go on, and what it
+        signals is nobody's.
+        """
+        request = self.request
+        numbers = f"{request.attempt}.{request.turn}.{len(self.rejected)}.{self.failures}"
+        return f"{request.key.id}.{numbers}.{nonce}"
 
 
 class TurnRunner:
@@ -80,270 +118,276 @@ class TurnRunner:
     """
 
     def __init__(
-        self,
-        config: Config,
-        engines: EnginePool,
-        signals: SignalRouter,
-        tokens: ThinkTokens,
-        weights: Callable[[], str],
+        self, config: Config, engines: EnginePool, signals: SignalRouter, tokens: ThinkTokens
     ) -> None:
-        """`weights`: a name of those that run; turns of other names share no prefixes."""
         self._config = config
         self._engines = engines
         self._signals = signals
         self._tokens = tokens
-        self._weights = weights
         self._nonce = token_hex(4)
-        """In all names that an engine hears: it may outlive us, and keeps what it knew of turns and
-        prefixes of the same name."""
-        self._scores: dict[tuple[EpisodeKey, int], float] = {}  # of each lease
+        """Part of all names that an engine hears: it may outlive us, and keeps what it knew of
+        turns and prefixes of the same name."""
+        self.scores: dict[tuple[EpisodeKey, int], float] = {}
+        """Score of the last kept turn of each lease (episode, number)."""
+        self.weights_name = ""
+        """Name of the weights that run; turns of other names share no prefixes."""
         self.thresholds = Thresholds(config.control)
         self.streamer: StreamingController | None = None
         """Set where the engine has no tap."""
         self.counters = TurnCounters()
-        self.decisions: deque[tuple[str, ControlEvent]] = deque(maxlen=DECISIONS)
-        """(Turn, what was decided), the latest ones."""
+        self.decisions: deque[tuple[str, ControlEvent]] = deque(maxlen=RECENT_DECISIONS)
+        """The latest decisions: (turn, event)."""
 
     async def run(self, request: TurnRequest, seed: int) -> TurnResult | TurnFailed:
-        """The kept response to the request's prompt.
+        """Answer the request with the response that is kept.
 
-        An engine that fails ends the turn, never the process.
+        `seed`: of the episode. An engine that fails ends the turn, never the process.
         """
-        control = self._config.control
-        controlled = control.mode not in ("off", "void") and (
-            not request.key.evaluation or self._config.eval.control
-        )
-        resamples = (
-            control.max_resamples if controlled and control.mode in ("t2po", "t2po-turn") else 0
-        )
-        lease = (request.key, request.attempt)
-        before = self._scores.get(lease)
-        tries = _Tries()
-        attempts: list[Response] = []
+        turn = self._begin(request, seed)
         try:
-            while True:
-                eta = self.thresholds.eta if resamples else NEVER
-                early = self._early(before, eta) if len(attempts) < resamples else None
-                turn_id = f"{request.key.id}.{request.attempt}.{request.turn}.{len(attempts)}.{tries.number}.{self._nonce}"
-                turn_seed = _turn_seed(seed, request.turn, len(attempts))
-                try:
-                    async with self._engines.acquire(but=tries.engine) as engine:
-                        attempt = await self._sample(
-                            engine, turn_id, request, turn_seed, controlled, eta, early
-                        )
-                except (EngineError, NoProgressError) as error:
-                    await self._prepare_another(tries, engine, error)
-                    log.info("turn %s is sampled again: %s", turn_id, error)
-                    if isinstance(error, NoProgressError):
-                        self.counters.resamples += 1
-                        attempts.append(noted(NOTHING, "resample", STUCK))
-                    continue
-                self.counters.generated_tokens += attempt.length
-                gamma = change(attempt.score, before)
-                stall = self._stall(attempt, gamma, eta) if resamples else None
-                if not attempts and not request.key.evaluation:
-                    self.thresholds.observe_turn(
-                        gamma, eta, stall is not None and (stall is not LOOP or gamma < eta)
-                    )
-                if stall is None:
-                    break
-                if len(attempts) >= resamples:
-                    attempt = noted(attempt, "keep", stall)
-                    break
-                self.counters.resamples += 1
-                self.counters.rejected_tokens += attempt.length
-                attempts.append(noted(attempt, "resample", stall))
+            kept = await self._sample_until_kept(turn)
         except (EngineError, NoProgressError) as error:
             log.warning("turn %d of %s failed: %s", request.turn, request.key.id, error)
-            return failed(request, DropReason.ENGINE_ERROR, str(error))
-        if isfinite(attempt.score):
-            self._scores[lease] = attempt.score
-        self.counters.turns += 1
-        name = f"{request.key.id}, turn {request.turn}"
-        self.decisions.extend(
-            (name, event) for sampled in (*attempts, attempt) for event in sampled.events
-        )
+            return turn_failure(request, DropReason.ENGINE_ERROR, str(error))
+        self._note_end(turn, kept)
         return TurnResult(
             key=request.key,
             attempt=request.attempt,
             turn=request.turn,
-            kept=attempt,
-            rejected=attempts,
+            kept=kept,
+            rejected=turn.rejected,
         )
 
-    async def _prepare_another(
-        self, tries: _Tries, engine: EngineClient, error: EngineError | NoProgressError
-    ) -> None:
-        """Returns when the turn can be tried again, after a try that ended in `error`.
+    def forget(self, key: EpisodeKey, lease_attempt: int) -> None:
+        """Forget the episode, which is over as far as this lease of it goes."""
+        self.scores.pop((key, lease_attempt), None)
 
-        Raises `error` if it is to be given up.
+    # --- the steps of a turn
 
-        Each try has a name of its own in the engine: one whose connection was lost may go on there,
-        and what it signals is nobody's.
+    def _begin(self, request: TurnRequest, episode_seed: int) -> _Turn:
+        control = self._config.control
+        controlled = control.mode not in UNCONTROLLED and (
+            not request.key.evaluation or self._config.eval.control
+        )
+        max_resamples = 0
+        if controlled and control.mode in RESAMPLED_BY_ETA:
+            max_resamples = control.max_resamples
+        previous_score = self.scores.get((request.key, request.attempt))
+        return _Turn(request, episode_seed, controlled, max_resamples, previous_score)
+
+    async def _sample_until_kept(self, turn: _Turn) -> Response:
+        """Sample responses until one is not stalled, or no further one is allowed."""
+        while True:
+            eta = self.thresholds.eta if turn.max_resamples else None
+            response = await self._try_sample(turn, eta)
+            if response is None:
+                continue
+            self.counters.generated_tokens += response.length
+            stall = self._judge(turn, response, eta)
+            if stall is None:
+                return response
+            if not turn.may_resample:
+                return with_event(response, "keep", stall)
+            self.counters.resamples += 1
+            self.counters.rejected_tokens += response.length
+            turn.rejected.append(with_event(response, "resample", stall))
+
+    async def _try_sample(self, turn: _Turn, eta: float | None) -> Response | None:
+        """Sample one response; None when an engine failed with it, and another try is allowed."""
+        response_id = turn.response_id(self._nonce)
+        early_test = self._early_test(turn, eta)
+        try:
+            async with self._engines.acquire(but=turn.last_engine) as engine:
+                return await self._sample(engine, response_id, turn, eta, early_test)
+        except (EngineError, NoProgressError) as error:
+            await self._prepare_retry(turn, engine, error)
+            log.info("turn %s is sampled again: %s", response_id, error)
+            if isinstance(error, NoProgressError):
+                self.counters.resamples += 1
+                turn.rejected.append(with_event(EMPTY_RESPONSE, "resample", STUCK))
+            return None
+
+    def _judge(self, turn: _Turn, response: Response, eta: float | None) -> Stall | None:
+        """Find out why the response is to be sampled again; None: it is not.
+
+        The first one of a turn counts for the thresholds.
         """
-        tries.number += 1
-        tries.engine = engine
-        if (
-            isinstance(error, EngineBusy)
-            and tries.waited_seconds + error.seconds <= self._config.control.stall_seconds
-        ):
-            tries.waited_seconds += error.seconds
-            await asyncio.sleep(error.seconds)
-            return
+        gamma = score_change(finite_or_none(response.score), turn.previous_score)
+        stall = self._stall(response, gamma, eta) if turn.max_resamples else None
+        if not turn.rejected and not turn.request.key.evaluation:
+            is_stalled = stall is not None
+            if stall is LOOP:  # then eta did not decide
+                is_stalled = find_stall(gamma, eta) is not None
+            self.thresholds.observe_turn(gamma, eta, is_stalled)
+        return stall
+
+    def _note_end(self, turn: _Turn, kept: Response) -> None:
+        request = turn.request
+        if isfinite(kept.score):
+            self.scores[turn.lease] = kept.score
+        self.counters.turns += 1
+        name = f"{request.key.id}, turn {request.turn}"
+        for response in (*turn.rejected, kept):
+            self.decisions.extend((name, event) for event in response.events)
+
+    async def _prepare_retry(
+        self, turn: _Turn, engine: EngineClient, error: EngineError | NoProgressError
+    ) -> None:
+        """Return when the turn can be tried again, after a try on `engine` that ended in `error`.
+
+        Raises `error` if the turn is to be given up.
+        """
+        turn.failures += 1
+        turn.last_engine = engine
+        if isinstance(error, EngineBusy):
+            busy_seconds = turn.busy_seconds + error.seconds
+            if busy_seconds <= self._config.control.stall_seconds:
+                turn.busy_seconds = busy_seconds
+                await asyncio.sleep(error.seconds)
+                return
         if isinstance(error, NoNumbers):
             await self._engines.doubt(engine, str(error))
         else:
             self._engines.suspect(engine, str(error))
-        tries.lost += 1
-        if tries.lost > MAX_LOST:
+        turn.errors += 1
+        if turn.errors > MAX_RETRIES:
             raise error
 
-    def forget(self, key: EpisodeKey, attempt: int) -> None:
-        """The episode is over, as far as this lease of it goes."""
-        self._scores.pop((key, attempt), None)
-
-    def _stall(self, attempt: Response, gamma: float, eta: float) -> Stall | None:
-        """Why the attempt is to be sampled again."""
-        if attempt.stop is StopReason.REPETITION:
-            return LOOP
-        if attempt.stop is StopReason.EARLY:
-            return Stall(gamma, eta, "early")
-        return stalled(gamma, eta, zero_counts=self._config.control.score != "code")
-
-    def _early(self, before: float | None, eta: float) -> EarlyStopTest | None:
-        control = self._config.control
-        if not control.early_stall or before is None or eta == NEVER:
-            return None
-        return EarlyStopTest(
-            control.early_stall,
-            before,
-            eta,
-            self._config.sampling.max_tokens,
-            control.turn_mean,
-            control.turn_skip,
-        )
+    # --- one response
 
     async def _sample(
         self,
         engine: EngineClient,
-        turn_id: str,
-        request: TurnRequest,
-        seed: int,
-        controlled: bool,
-        eta: float,
-        early: EarlyStopTest | None,
+        response_id: str,
+        turn: _Turn,
+        eta: float | None,
+        early_test: EarlyStopTest | None,
     ) -> Response:
         control = self._config.control
-        prompt = unpack(request.prompt, INT32).tolist()
-        steered = controlled and control.mode in ("budget", "t2po", "t2po-token")
-        delegated = DelegatedRule(
-            self._settings(), self._tokens.open, self._tokens.close, self._tokens.queue
-        )
-        rule = (
-            delegated.begin()
-        )  # with the rule in the engine, too: it sees the same and decides the same, for the record
-        recorded = (
-            not request.key.evaluation or controlled
-        )  # of others, signals say only that the engine goes on
-        sampling = Sampling(
-            max_tokens=min(
-                self._config.sampling.max_tokens, self._config.engine.max_model_len - len(prompt)
-            ),
-            cache_salt=f"{self._nonce}-{self._weights()}",
-            temperature=self._config.sampling.temperature,
-            seed=seed if self._config.sampling.seeded else None,
-            stop_token_ids=self._tokens.end,
-            repeats=control.repeats if controlled and control.mode in ("t2po", "t2po-turn") else 0,
-        )
-        ended_early = False
+        is_training = not turn.request.key.evaluation
+        steered = turn.controlled and control.mode in STEERED
+        prompt = unpack(turn.request.prompt, INT32).tolist()
+        sampling = self._sampling(turn, len(prompt))
+        spec = self._rule_spec()
+        # Built here with the rule in the engine, too: it sees and decides the same, for the record.
+        rule = spec.build()
         if self.streamer is not None:
-            turn = await self.streamer.generate(
-                engine,
-                turn_id,
-                prompt,
-                sampling,
-                rule,
-                self._tokens.queue,
-                steers=steered,
-                early=early,
-            )
-            generation = turn.generation
-            ended_early = turn.early
-            self.counters.generated_tokens += turn.wasted
-            self.counters.late_tokens += turn.wasted
-            self.counters.cuts += turn.cut
+            stream = StreamControl(rule, spec.closing_tokens, steered, early_test)
+            streamed = await self.streamer.generate(engine, response_id, prompt, sampling, stream)
+            self.counters.generated_tokens += streamed.wasted_tokens
+            self.counters.late_tokens += streamed.wasted_tokens
+            self.counters.cuts += streamed.cut
+            generation = streamed.generation
+            ended_early = streamed.ended_early
         else:
-            acts: InterventionMode = (
-                "no" if not steered else "steer" if control.where == "controller" else "engine"
+            watched = WatchedTurn(rule, self._intervention_mode(steered), early_test)
+            generation = await self._generate_watched(
+                engine, response_id, prompt, sampling, watched, spec
             )
-            call = engine.generate(
-                turn_id,
-                prompt,
-                sampling,
-                watched=True,
-                rule=delegated if acts == "engine" else None,
-            )
-            generation = await self._tapped(turn_id, call, Watch(rule, acts, early))
-            last = (
-                len(generation.tokens) - 1
-            )  # a turn that ends by itself before the steer comes is judged as it is
-            ended_early = (
-                early is not None
-                and early.position is not None
-                and rule.forced[last : last + 1] == [True]
-            )
-            if (
-                generation.finish_reason == "abort"
-            ):  # as an engine ends its turns that is told to end; the streamer, too, raises then
-                raise EngineError(
-                    f"the engine at {engine.url} ended turn {turn_id}, which nobody asked for"
-                )
+            ended_early = watched.ended_early(len(generation.tokens))
         if not all(map(isfinite, generation.log_probs)):
             raise NoNumbers("the model computed NaN or infinity for a token of a response")
         self._engines.check_weights(engine, generation.spans)
-        if not request.key.evaluation:
+        if is_training:
             self.thresholds.observe_thinking(rule)
-        return build_response(
-            generation,
-            rule if recorded else None,
+        # Signals of an evaluation without control say only that the engine goes on.
+        is_recorded = is_training or turn.controlled
+        record = ControlRecord(
+            rule if is_recorded else None,
             steered,
             control.turn_mean,
             control.turn_skip,
             eta,
             ended_early,
         )
+        return build_response(generation, record)
 
-    async def _tapped(self, turn_id: str, call: Awaitable[Generation], watch: Watch) -> Generation:
-        """The response that `call` generates, once its signals, which come from the tap beside it,
-        have arrived."""
-        self._signals.watch(turn_id, watch)
+    async def _generate_watched(
+        self,
+        engine: EngineClient,
+        response_id: str,
+        prompt: list[int],
+        sampling: Sampling,
+        watched: WatchedTurn,
+        spec: RuleSpec,
+    ) -> Generation:
+        """Generate a response whose signals come from the tap; returns when they have arrived."""
+        in_engine = watched.mode is InterventionMode.ENGINE
+        call = engine.generate(
+            response_id, prompt, sampling, watched=True, rule=spec if in_engine else None
+        )
+        stall_seconds = self._config.control.stall_seconds
+        self._signals.watch(response_id, watched)
         try:
-            generation = await self._signals.generated(
-                turn_id, call, self._config.control.stall_seconds
-            )
-            await self._signals.finish(turn_id, len(generation.tokens), SIGNAL_PATIENCE)
-            if watch.failure is not None:
-                raise watch.failure
+            generation = await self._signals.await_response(response_id, call, stall_seconds)
+            await self._signals.finish(response_id, len(generation.tokens), SIGNAL_PATIENCE)
+            if watched.failure is not None:
+                raise watched.failure
         finally:
-            self._signals.forget(turn_id)
+            self._signals.forget(response_id)
+        if generation.finish_reason == "abort":
+            # An engine that is told to end does that to its turns; the streamer raises then, too.
+            raise EngineError(
+                f"the engine at {engine.url} ended turn {response_id}, which nobody asked for"
+            )
         return generation
 
-    def _settings(self) -> ThinkingSettings:
-        """The rule for a turn that begins now."""
-        c = self._config.control
-        return ThinkingSettings(
-            c.score,
-            c.alpha,
-            self._tokens.vocabulary,
-            c.statistic,
-            c.window,
-            self.thresholds.epsilon,
-            c.min_thinking,
-            c.max_thinking,
+    # --- settings of a response that begins now
+
+    def _sampling(self, turn: _Turn, prompt_tokens: int) -> Sampling:
+        config = self._config
+        repeats = 0
+        if turn.controlled and config.control.mode in RESAMPLED_BY_ETA:
+            repeats = config.control.repeats
+        return Sampling(
+            max_tokens=min(config.sampling.max_tokens, config.engine.max_model_len - prompt_tokens),
+            cache_salt=f"{self._nonce}-{self.weights_name}",
+            temperature=config.sampling.temperature,
+            seed=turn.seed if config.sampling.seeded else None,
+            stop_token_ids=self._tokens.end,
+            repeats=repeats,
         )
 
+    def _rule_spec(self) -> RuleSpec:
+        control = self._config.control
+        settings = ThinkingSettings(
+            control.score,
+            control.alpha,
+            self._tokens.vocabulary,
+            control.statistic,
+            control.window,
+            self.thresholds.epsilon,
+            control.min_thinking,
+            control.max_thinking,
+        )
+        tokens = self._tokens
+        return RuleSpec(settings, tokens.open, tokens.close, tokens.closing_tokens)
 
-def _turn_seed(episode_seed: int, turn: int, attempt: int) -> int:
-    """A seed of its own for every response of an episode, 31 bits (the multipliers are odd
-    constants)."""
-    return (episode_seed * 1_000_003 + turn * 8_191 + attempt * 131) & 0x7FFFFFFF
+    def _intervention_mode(self, steered: bool) -> InterventionMode:
+        if not steered:
+            return InterventionMode.OBSERVE
+        if self._config.control.where == "controller":
+            return InterventionMode.STEER
+        return InterventionMode.ENGINE
+
+    def _early_test(self, turn: _Turn, eta: float | None) -> EarlyStopTest | None:
+        control = self._config.control
+        if not control.early_stall or not turn.may_resample:
+            return None
+        if turn.previous_score is None or eta is None:
+            return None
+        return EarlyStopTest(
+            control.early_stall,
+            turn.previous_score,
+            eta,
+            self._config.sampling.max_tokens,
+            control.turn_mean,
+            control.turn_skip,
+        )
+
+    def _stall(self, response: Response, gamma: float | None, eta: float | None) -> Stall | None:
+        if response.stop is StopReason.REPETITION:
+            return LOOP
+        if response.stop is StopReason.EARLY:
+            return Stall(gamma, eta, "early")
+        return find_stall(gamma, eta, zero_counts=self._config.control.score != "code")

@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from controller.rules.thinking import DelegatedRule
+from controller.rules.thinking import RuleSpec
 from engine.connection import (
     MAX_ANSWER_BYTES,
     EngineError,
@@ -115,7 +115,7 @@ class EngineClient:
         sampling: Sampling,
         *,
         watched: bool,
-        rule: DelegatedRule | None = None,
+        rule: RuleSpec | None = None,
     ) -> Generation:
         """A response to `prompt` (token ids).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from math import isfinite, nan
 
 import numpy as np
 
@@ -31,3 +31,10 @@ def finite_or_none(value: float | None) -> float | None:
     if value is None or not isfinite(value):
         return None
     return float(value)
+
+
+def none_to_nan(value: float | None) -> float:
+    """Pack an optional number: messages have NaN where there is none."""
+    if value is None:
+        return nan
+    return value

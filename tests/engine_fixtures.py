@@ -28,7 +28,7 @@ from aiohttp import web
 from config import Endpoints, Job
 from config.resolve import resolve
 from controller.rules.scores import Signal
-from controller.rules.thinking import DelegatedRule
+from controller.rules.thinking import RuleSpec
 from engine.client import EngineClient, Sampling
 from engine.launch import engine_command, wait_ready
 from engine.responses import Generation
@@ -365,7 +365,7 @@ class Engine:
         seed: int | None = None,
         watched: bool = True,
         stop: list[int] | None = None,
-        rule: DelegatedRule | None = None,
+        rule: RuleSpec | None = None,
         repeats: int = 0,
     ) -> tuple[str, list[int], asyncio.Task[Generation]]:
         """Start a turn: its id, its prompt, and the task that ends with its response."""

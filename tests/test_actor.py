@@ -15,7 +15,7 @@ import zmq.asyncio
 
 from actors.actor import SAY_EVERY, Actor, ControllerLost
 from actors.route import shard_of
-from controller.responses import NOTHING
+from controller.responses import EMPTY_RESPONSE
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
@@ -126,7 +126,7 @@ async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(
     assert first == second
     assert (await bench.heard(bench.controller, Heartbeat)).playing == [(KEY, 0)]
     await bench.say(
-        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[])
+        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=EMPTY_RESPONSE, rejected=[])
     )
     delivered = [await bench.heard(bench.learner, Trajectory) for _ in range(2)]
     assert delivered[0].key == delivered[1].key == KEY
@@ -148,7 +148,7 @@ async def test_an_episode_that_nobody_acknowledges_is_said_with_where_it_was_sen
     )
     await bench.heard(bench.controller, TurnRequest)
     await bench.say(
-        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[])
+        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=EMPTY_RESPONSE, rejected=[])
     )
     for _ in range(SAY_EVERY + 1):
         await bench.heard(bench.learner, Trajectory)
@@ -173,7 +173,7 @@ async def test_an_episode_that_the_learner_refuses_is_delivered_as_dropped_with_
     )
     await bench.heard(bench.controller, TurnRequest)
     await bench.say(
-        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[])
+        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=EMPTY_RESPONSE, rejected=[])
     )
     assert (await bench.heard(bench.learner, Trajectory)).dropped is None
     await bench.say(bench.learner, Refused(key=KEY, why="tokens that do not exist"))
@@ -207,7 +207,7 @@ async def test_an_actor_whose_lease_lapses_in_the_middle_of_a_step_asks_for_anot
     )
     await bench.heard(bench.controller, TurnRequest)
     await bench.say(
-        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[])
+        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=EMPTY_RESPONSE, rejected=[])
     )
     await asyncio.to_thread(stepping.wait)
     await bench.say(bench.controller, Revoked(leases=[(KEY, 1), (EpisodeKey(7, 0), 0), (KEY, 0)]))
@@ -236,7 +236,9 @@ async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_
     await bench.named_for([bench.place], bench.place)
     assert await bench.heard(bench.shard, TurnRequest) == request
     shard_peer = bench.peer
-    await bench.say(bench.shard, TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[]))
+    await bench.say(
+        bench.shard, TurnResult(key=KEY, attempt=0, turn=0, kept=EMPTY_RESPONSE, rejected=[])
+    )
     await bench.heard(bench.learner, Trajectory)
     await bench.say(bench.learner, Ack(keys=[KEY]))
     for socket in (bench.controller, bench.shard):
@@ -261,7 +263,7 @@ async def test_an_actor_whose_shard_is_gone_asks_the_controller_and_hears_the_sh
     bench.peer = actor
     await bench.say(bench.controller, HeartbeatAck(session="this", shards=[]))
     assert await bench.heard(bench.controller, TurnRequest) == request
-    late = TurnResult(key=KEY, attempt=0, turn=0, kept=NOTHING, rejected=[NOTHING])
+    late = TurnResult(key=KEY, attempt=0, turn=0, kept=EMPTY_RESPONSE, rejected=[EMPTY_RESPONSE])
     await bench.say(bench.shard, late)
     for _ in range(2):  # the actor's loops have had time to hear it
         await bench.heard(bench.controller, Heartbeat)

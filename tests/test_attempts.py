@@ -7,7 +7,7 @@ from math import nan
 import numpy as np
 import pytest
 
-from controller.responses import build_response
+from controller.responses import ControlRecord, build_response
 from controller.rules.scores import Signal
 from controller.rules.thinking import ThinkingRule, ThinkingSettings
 from engine.responses import Generation
@@ -23,7 +23,8 @@ def mask_of(log_probs: list[float], forced: list[int]) -> list[int]:
         rule.observe(Signal(position, 1.0, 1.0, -0.5, token, -1))
     tokens = list(range(len(log_probs)))
     attempt = build_response(
-        Generation(tokens, log_probs, [Span(0, len(tokens), 0)], "stop"), rule, True, "geometric", 0
+        Generation(tokens, log_probs, [Span(0, len(tokens), 0)], "stop"),
+        ControlRecord(rule, True, "geometric", 0),
     )
     return unpack(attempt.mask, UINT8).tolist()
 
@@ -40,7 +41,8 @@ def test_invariant_6_a_token_whose_signal_was_lost_and_may_have_been_forced_has_
     rule.observe(Signal(3, 1.0, 1.0, -0.5, -1, -1))
     generation = Generation([5, 6, 7, 8], [0.0, 0.0, -0.5, 0.0], [Span(0, 4, 0)], "stop")
     masks = [
-        build_response(generation, rule, steered, "geometric", 0).mask for steered in (True, False)
+        build_response(generation, ControlRecord(rule, steered, "geometric", 0)).mask
+        for steered in (True, False)
     ]
     assert [unpack(mask, UINT8).tolist() for mask in masks] == [[1, 0, 1, 1], [1, 1, 1, 1]]
 
@@ -56,7 +58,8 @@ def test_signals_are_recorded_as_they_came_and_nan_where_none_did():
     rule.observe(Signal(0, 0.25, 1.5, -0.5, -1, -1))
     rule.observe(Signal(2, 0.75, 2.5, -0.125, -1, 9))
     attempt = build_response(
-        Generation([5, 6, 7, 8], [-1.0] * 4, [Span(0, 4, 0)], "stop"), rule, True, "geometric", 0
+        Generation([5, 6, 7, 8], [-1.0] * 4, [Span(0, 4, 0)], "stop"),
+        ControlRecord(rule, True, "geometric", 0),
     )
     np.testing.assert_array_equal(
         attempt.signal_table(), [[0.25, 1.5, -0.5], [nan] * 3, [0.75, 2.5, -0.125], [nan] * 3]
@@ -70,7 +73,8 @@ def test_signals_are_recorded_as_they_came_and_nan_where_none_did():
 def test_the_record_says_why_generation_ended(reason, stop):
     assert (
         build_response(
-            Generation([5], [-1.0], [Span(0, 1, 0)], reason), None, False, "geometric", 0
+            Generation([5], [-1.0], [Span(0, 1, 0)], reason),
+            ControlRecord(None, False, "geometric", 0),
         ).stop
         == stop
     )

@@ -202,7 +202,7 @@ async def test_an_engine_is_asked_whether_it_sends_signals(
     )
     listening = asyncio.create_task(router.run())
     try:
-        assert await router.answers(client) is tap
+        assert await router.probe(client) is tap
         assert router.interventions == 0
     finally:
         listening.cancel()

@@ -86,10 +86,10 @@ async def test_turns_share_no_prefixes_with_others_while_some_engine_may_have_ot
 ) -> None:
     async with two_engines(tmp_path / "run", small_policy) as (desk, _, checksum):
         await desk.load(0, checksum)
-        before = desk.turns._weights()
+        before = desk.turns.weights_name
         with pytest.raises(EngineError, match="cannot be read"):  # there is no such file
             await desk.load(1, checksum)
-        assert desk.turns._weights() != before
+        assert desk.turns.weights_name != before
 
 
 @pytest.mark.parametrize("with_tap", [2, 1])

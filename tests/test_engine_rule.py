@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from controller.rules.thinking import DelegatedRule, ThinkingSettings  # noqa: E402
+from controller.rules.thinking import RuleSpec, ThinkingSettings  # noqa: E402
 from engine.client import EngineClient  # noqa: E402
 from engine.plugin.auth import bearer  # noqa: E402
 from tests.engine_fixtures import (  # noqa: E402
@@ -27,9 +27,9 @@ from tests.engine_fixtures import (  # noqa: E402
 )
 
 
-def rule_for(first: int, queue: list[int], epsilon: float) -> DelegatedRule:
+def rule_for(first: int, queue: list[int], epsilon: float) -> RuleSpec:
     """A rule that takes the token `first` for <think>, and cuts a few tokens after it."""
-    return DelegatedRule(
+    return RuleSpec(
         ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, epsilon, 4, 25),
         first,
         VOCABULARY - 1,
@@ -51,7 +51,7 @@ async def test_a_rule_in_the_engine_decides_as_the_controller_would_on_the_same_
     for (turn_id, _, task), delegated in turns:
         generation = await task
         signals = await engine.watcher.until(turn_id, len(generation.tokens))
-        rule = delegated.begin()
+        rule = delegated.build()
         decision = next((d for row in signals.rows() if (d := rule.observe(row)) is not None), None)
         forced = [position for position, token in enumerate(signals.forced) if token >= 0]
         assert forced == (
@@ -98,7 +98,7 @@ async def test_turns_keep_their_identity_through_preemption(
                 assert [signals.entropy[i] for i in first] == pytest.approx(expected, abs=TOLERANCE)
                 forced = [position for position, i in enumerate(first) if signals.forced[i] >= 0]
                 rows = list(signals.rows())
-                rule = delegated and delegated.begin()
+                rule = delegated and delegated.build()
                 decision = rule and next(
                     (d for i in first if (d := rule.observe(rows[i])) is not None), None
                 )
@@ -106,7 +106,7 @@ async def test_turns_keep_their_identity_through_preemption(
                     [decision.position, decision.position + 1] if decision else []
                 )  # none where it ends its thought itself
                 assert [generation.tokens[position] for position in forced] == (
-                    delegated.queue if decision else []
+                    delegated.closing_tokens if decision else []
                 )
                 cut += bool(decision)
             preempted = await _metric(cramped.url, "vllm:num_preemptions_total")

@@ -10,8 +10,8 @@ from aiohttp import ClientSession, web
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from controller.rules.thinking import DelegatedRule, ThinkingRule, ThinkingSettings  # noqa: E402
-from controller.streaming import StreamedTurn, StreamingController  # noqa: E402
+from controller.rules.thinking import RuleSpec, ThinkingRule, ThinkingSettings  # noqa: E402
+from controller.streaming import StreamControl, StreamedTurn, StreamingController  # noqa: E402
 from engine.client import EngineClient, EngineError, EngineUnreachable, Sampling  # noqa: E402
 from engine.constants import ALIVE  # noqa: E402
 from engine.plugin import auth as gate  # noqa: E402
@@ -22,22 +22,22 @@ def sampling(seed: int, max_tokens: int = 60) -> Sampling:
     return Sampling(max_tokens=max_tokens, cache_salt=f"stream{seed}", seed=seed)
 
 
-def rule_for(first: int, epsilon: float) -> DelegatedRule:
+def rule_for(first: int, epsilon: float) -> RuleSpec:
     """A rule that takes the token `first` for <think>."""
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, epsilon, 4, 25)
-    return DelegatedRule(settings, first, VOCABULARY - 1, [VOCABULARY - 1, 22])
+    return RuleSpec(settings, first, VOCABULARY - 1, [VOCABULARY - 1, 22])
 
 
 async def streamed(
     engine: Engine,
     name: str,
     seed: int,
-    delegated: DelegatedRule,
+    delegated: RuleSpec,
     *,
     max_tokens: int = 60,
     steers: bool = True,
 ) -> tuple[StreamedTurn, ThinkingRule]:
-    rule = delegated.begin()
+    rule = delegated.build()
     streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=30.0)
     prompt = some_prompt(f"stream {seed}")
     turn = await streamer.generate(
@@ -45,9 +45,7 @@ async def streamed(
         name,
         prompt,
         sampling(seed, max_tokens),
-        rule,
-        delegated.queue,
-        steers=steers,
+        StreamControl(rule, delegated.closing_tokens, steers),
     )
     return turn, rule
 
@@ -67,7 +65,7 @@ async def test_a_stream_is_the_same_response_with_its_weights_and_log_probs(engi
         assert turn.generation.tokens == plain.tokens and turn.generation.spans == plain.spans
         assert turn.generation.log_probs == pytest.approx(plain.log_probs, abs=1e-4)
         assert turn.generation.finish_reason == plain.finish_reason == "length"
-        assert (turn.wasted, turn.cut, len(rule.scores)) == (0, False, 60)
+        assert (turn.wasted_tokens, turn.cut, len(rule.scores)) == (0, False, 60)
 
 
 async def test_estimated_signals_are_near_the_exact_ones(engine: Engine) -> None:
@@ -96,14 +94,14 @@ async def test_thinking_is_cut_at_the_token_of_the_decision_and_goes_on_after_th
         at = rule.intervention.position
         generation = turn.generation
         assert generation.tokens[:at] == whole.generation.tokens[:at]
-        assert generation.tokens[at : at + 2] == delegated.queue
+        assert generation.tokens[at : at + 2] == delegated.closing_tokens
         assert len(generation.tokens) == 60 and generation.finish_reason == "length"
         assert rule.forced == [at <= position < at + 2 for position in range(60)]
         assert generation.spans[0].start == 0 and generation.spans[-1].stop == 60
         assert all(
             a.stop == b.start for a, b in zip(generation.spans, generation.spans[1:], strict=False)
         )
-        assert 1 <= turn.wasted <= 60 - at
+        assert 1 <= turn.wasted_tokens <= 60 - at
     assert cut
 
 
@@ -116,7 +114,7 @@ async def test_a_decision_in_the_last_tokens_leaves_room_for_the_queue_alone(
     )  # cuts as soon as it may: after four tokens of thinking
     turn, rule = await streamed(engine, "short", seed, delegated, max_tokens=6)
     at = rule.intervention.position
-    assert turn.generation.tokens[at:] == delegated.queue[: 6 - at]
+    assert turn.generation.tokens[at:] == delegated.closing_tokens[: 6 - at]
     assert (len(turn.generation.tokens), turn.generation.finish_reason) == (6, "length")
 
 

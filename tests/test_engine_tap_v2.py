@@ -21,7 +21,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (  # noqa: E402
     LogitsProcRequestState,
 )
 
-from controller.rules.thinking import DelegatedRule, ThinkingSettings  # noqa: E402
+from controller.rules.thinking import RuleSpec, ThinkingSettings  # noqa: E402
 from engine.constants import RULE, TAP_ENDPOINT, TAP_TOP_J, TURN  # noqa: E402
 from engine.plugin.signal_tap_v2 import SignalTapV2  # noqa: E402
 from protocol.arrays import FLOAT32, INT32, unpack  # noqa: E402
@@ -68,7 +68,7 @@ class Bench:
         slot: int,
         prompt: int = 5,
         temperature: float = 1.0,
-        rule: DelegatedRule | None = None,
+        rule: RuleSpec | None = None,
     ) -> Request:
         self.prompt_len[slot] = prompt
         extra = (
@@ -259,9 +259,7 @@ def test_forced_tokens_and_positions_survive_preemption(bench: Bench, slot: int)
 
 
 def test_a_rule_is_carried_out_at_once(bench: Bench) -> None:
-    rule = DelegatedRule(
-        ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 0, 0.5, 1, 20), 1, 2, [2, 9]
-    )
+    rule = RuleSpec(ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 0, 0.5, 1, 20), 1, 2, [2, 9])
     a = bench.add("a", 0, rule=rule)
     bench.step(a)  # nothing thought yet
     a.response.append(1)  # <think>

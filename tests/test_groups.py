@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from learner_fixtures import random_turn
 
 from config import LearnerSection
-from controller.responses import NOTHING
+from controller.responses import EMPTY_RESPONSE
 from learner.data.groups import FIRST_EPISODES, GroupBuffer, NothingPlayable
 from protocol.messages import DropReason, EpisodeKey, Trajectory, Turn
 
@@ -97,7 +97,9 @@ def test_groups_leave_in_order_of_admission_whatever_the_order_of_arrival():
 def test_kept_tokens_of_what_is_dropped_are_counted_once():
     """Of an episode that failed after a turn, of the only one left of its group, and of what waits
     when the run ends; rejected tokens are counted elsewhere."""
-    seven, two = (msgspec.structs.replace(NOTHING, tokens=bytes(4 * count)) for count in (7, 2))
+    seven, two = (
+        msgspec.structs.replace(EMPTY_RESPONSE, tokens=bytes(4 * count)) for count in (7, 2)
+    )
     turn = Turn(
         prompt=b"", kept=seven, rejected=[two], reward=0.0, valid=True, anchor="", action=""
     )
@@ -151,7 +153,7 @@ def test_groups_whose_returns_are_equal_are_left_out_where_that_is_asked_for():
         for member, reward in enumerate(rewards):
             turn = Turn(
                 prompt=b"",
-                kept=NOTHING,
+                kept=EMPTY_RESPONSE,
                 rejected=[],
                 reward=reward,
                 valid=True,

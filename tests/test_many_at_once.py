@@ -185,7 +185,7 @@ async def test_turns_that_an_actor_has_no_lease_for_are_refused_and_leave_nothin
 
 async def test_a_turn_whose_lease_lapses_while_it_is_played_leaves_nothing_behind(bench: Bench):
     lease = bench.lease()
-    scores = bench.controller._desk.turns._scores
+    scores = bench.controller._desk.turns.scores
 
     async def answer(request: TurnRequest) -> TurnFailed:
         bench.controller.admission.actor_lost(b"an actor")

@@ -17,10 +17,10 @@ from rich.console import Console
 from run_fixtures import job_in, played_serially, small_config
 
 from config import ConfigError, Job
-from controller.endings import dropped
+from controller.responses import dropped_episode
 from controller.rules.replay import replay
 from controller.rules.scores import Signal
-from controller.rules.thinking import DelegatedRule, ThinkingSettings
+from controller.rules.thinking import RuleSpec, ThinkingSettings
 from learner.data.episode_log import EpisodeLog
 from protocol.arrays import FLOAT16, INT32, unpack
 from protocol.codec import encode
@@ -42,11 +42,11 @@ WORD = 9
     )
 )
 def test_a_recorded_turn_replays_to_the_decision_that_was_made(values):
-    delegated = DelegatedRule(
+    delegated = RuleSpec(
         ThinkingSettings("paper", 0.4, 100, "mean", 1, 0.3, 2, 20), OPEN, CLOSE, [CLOSE]
     )
     tokens = [OPEN] + [WORD] * (len(values) - 1)
-    rule = delegated.begin()
+    rule = delegated.build()
     for i, (h, c, lost) in enumerate(values):
         if not lost:
             rule.observe(Signal(i, h, c, -h, -1, tokens[i - 1] if i else -1))
@@ -60,7 +60,7 @@ def test_a_recorded_turn_replays_to_the_decision_that_was_made(values):
 
 
 def test_what_was_compared_is_shown_at_each_token_until_the_decision():
-    delegated = DelegatedRule(
+    delegated = RuleSpec(
         ThinkingSettings("paper", 1.0, 100, "mean", 0, 0.1, 2, 20), OPEN, CLOSE, [CLOSE]
     )
     table = np.array(
@@ -68,7 +68,7 @@ def test_what_was_compared_is_shown_at_each_token_until_the_decision():
     )
     replayed = replay(np.array([OPEN, *[WORD] * 4]), table, delegated)
     assert replayed.scores == [0.0, 1.0, 0.5, 0.5, 0.0]
-    np.testing.assert_array_equal(replayed.compared, [nan, nan, 0.5, 0.0, nan])
+    assert replayed.statistics == [None, None, 0.5, 0.0, None]
     assert replayed.intervention.position == 3
 
 
@@ -177,7 +177,9 @@ def test_an_episode_that_failed_is_listed_as_dropped_and_shown_with_why(
     job = msgspec.structs.replace(
         recorded, run_dir=str(shutil.copytree(recorded.run_dir, tmp_path / "run"))
     )
-    failed = dropped(EpisodeKey(9, 0), DropReason.ACTOR_LOST, "not brought to an end by [3] actors")
+    failed = dropped_episode(
+        EpisodeKey(9, 0), DropReason.ACTOR_LOST, "not brought to an end by [3] actors"
+    )
     log = EpisodeLog(tmp_path / "run" / LOG)
     log.append([encode(failed)])
     log.close()

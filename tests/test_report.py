@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from run_fixtures import played_serially, small_config
 
-from controller.endings import dropped
+from controller.responses import dropped_episode
 from learner.data.episode_log import EpisodeLog
 from protocol.arrays import UINT8, unpack
 from protocol.codec import encode
@@ -178,7 +178,9 @@ def test_an_episode_is_shown_token_by_token_as_recorded(recorded: Path) -> None:
 
 
 def test_an_episode_that_was_dropped_is_shown_with_the_reason() -> None:
-    shown = lambda **more: describe_outcome(dropped(EpisodeKey(0, 0), DropReason.ENV_ERROR, **more))  # noqa: E731
+    def shown(detail: str) -> str:
+        return describe_outcome(dropped_episode(EpisodeKey(0, 0), DropReason.ENV_ERROR, detail))
+
     assert (
         shown(detail="no room") == "dropped (env_error: no room)"
         and shown(detail="") == "dropped (env_error)"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from math import nan
 
 import msgspec
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from config import ControlSection
 from controller.rules.calibration import LARGEST, SMALLEST, WARM_UP, Calibration, RateThreshold
 from controller.rules.scores import Signal
-from controller.rules.thinking import NEVER, ThinkingRule, ThinkingSettings
+from controller.rules.thinking import ThinkingRule, ThinkingSettings
 from controller.thresholds import Thresholds
 
 
@@ -60,7 +59,7 @@ def test_a_threshold_stays_within_bounds(turns, rate):
     for value, acted in turns:
         threshold.observe(value, acted)
     assert threshold.value is None or SMALLEST <= threshold.value <= LARGEST
-    assert len(threshold.first) < WARM_UP
+    assert len(threshold.warm_up_values) < WARM_UP
 
 
 def thinking(settings: ThinkingSettings, entropies: list[float]) -> ThinkingRule:
@@ -70,7 +69,7 @@ def thinking(settings: ThinkingSettings, entropies: list[float]) -> ThinkingRule
     return rule
 
 
-def settings(epsilon: float) -> ThinkingSettings:
+def settings(epsilon: float | None) -> ThinkingSettings:
     return ThinkingSettings(
         "paper", 0.4, 100, "mean", window=1, epsilon=epsilon, min_thinking=2, max_thinking=50
     )
@@ -78,24 +77,24 @@ def settings(epsilon: float) -> ThinkingSettings:
 
 def test_a_turn_that_thought_too_briefly_does_not_count():
     thresholds = Thresholds(ControlSection())
-    thresholds.observe_thinking(thinking(settings(NEVER), [0.5, 0.6]))
+    thresholds.observe_thinking(thinking(settings(None), [0.5, 0.6]))
     assert thresholds.calibration.epsilon.turns == 0
-    thresholds.observe_thinking(thinking(settings(NEVER), [0.5, 0.6, 0.7, 0.5]))
+    thresholds.observe_thinking(thinking(settings(None), [0.5, 0.6, 0.7, 0.5]))
     assert thresholds.calibration.epsilon.turns == 1
 
 
 def test_a_first_turn_does_not_count():
     thresholds = Thresholds(ControlSection())
-    thresholds.observe_turn(nan, NEVER, False)
+    thresholds.observe_turn(None, None, False)
     assert thresholds.calibration.eta.turns == 0
 
 
 def test_a_turn_that_began_in_the_warm_up_does_not_count_once_it_is_over():
     thresholds = Thresholds(ControlSection(resample_rate=0.5))
     for i in range(WARM_UP):
-        thresholds.observe_turn(float(i), NEVER, False)
+        thresholds.observe_turn(float(i), None, False)
     eta = thresholds.eta
-    thresholds.observe_turn(0.0, NEVER, False)
+    thresholds.observe_turn(0.0, None, False)
     assert thresholds.eta == eta
     thresholds.observe_turn(0.0, eta, True)
     assert thresholds.eta < eta
@@ -123,7 +122,7 @@ def test_without_a_rate_a_threshold_is_fixed():
 )
 def test_a_mode_has_only_its_own_thresholds(mode: str, cuts: bool, resamples: bool):
     thresholds = Thresholds(ControlSection(mode=mode, intervention_rate=0, resample_rate=0))
-    assert (thresholds.epsilon != NEVER, thresholds.eta != NEVER) == (cuts, resamples)
+    assert (thresholds.epsilon is not None, thresholds.eta is not None) == (cuts, resamples)
 
 
 def test_a_resumed_run_goes_on_with_its_thresholds():
@@ -132,13 +131,15 @@ def test_a_resumed_run_goes_on_with_its_thresholds():
         thresholds.observe_turn(float(i), thresholds.eta, False)
     resumed = Thresholds(ControlSection())
     resumed.restore(thresholds.state())
-    assert resumed.calibration == thresholds.calibration and resumed.eta == thresholds.eta != NEVER
+    assert (
+        resumed.calibration == thresholds.calibration and resumed.eta == thresholds.eta is not None
+    )
 
 
 def test_a_rate_that_was_changed_begins_anew():
     thresholds = Thresholds(ControlSection())
     for i in range(WARM_UP):
-        thresholds.observe_turn(float(i), NEVER, False)
+        thresholds.observe_turn(float(i), None, False)
     resumed = Thresholds(ControlSection(resample_rate=0.2))
     resumed.restore(thresholds.state())
     assert resumed.calibration.eta == RateThreshold(0.2)
@@ -147,7 +148,7 @@ def test_a_rate_that_was_changed_begins_anew():
 def test_a_run_without_a_calibration_begins_with_none():
     thresholds = Thresholds(ControlSection())
     thresholds.restore(b"")
-    assert thresholds.eta == NEVER
+    assert thresholds.eta is None
 
 
 def test_a_calibration_survives_json():

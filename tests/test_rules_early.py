@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.rules.early_stop import FIRST, EarlyStopTest, student_quantile
+from controller.rules.early_stop import FIRST_LOOK, EarlyStopTest, student_quantile
 from controller.rules.turn import turn_score
 
 MOST = 400
@@ -46,13 +46,13 @@ def test_a_larger_delta_ends_turns_sooner() -> None:
 
 def test_nothing_is_ended_before_the_first_look() -> None:
     rule = EarlyStopTest(0.05, 0.5, 10.0, MOST)
-    assert not rule.observe([0.5] * (FIRST - 1))
-    assert rule.observe([0.5] * FIRST) and rule.position == FIRST - 1
+    assert not rule.observe([0.5] * (FIRST_LOOK - 1))
+    assert rule.observe([0.5] * FIRST_LOOK) and rule.position == FIRST_LOOK - 1
 
 
 def test_it_says_so_once() -> None:
     rule = EarlyStopTest(0.05, 0.5, 10.0, MOST)
-    assert rule.observe([0.5] * FIRST) and not rule.observe([0.5] * 4 * FIRST)
+    assert rule.observe([0.5] * FIRST_LOOK) and not rule.observe([0.5] * 4 * FIRST_LOOK)
 
 
 def test_a_turn_far_from_the_one_before_goes_on() -> None:
@@ -76,7 +76,7 @@ def test_it_does_not_matter_in_how_many_parts_the_scores_come(
     )
     assert parts.position == whole.position
     assert whole.position is None or (
-        scores[whole.position] == scores[whole.position] and whole.position >= skip + FIRST - 1
+        scores[whole.position] == scores[whole.position] and whole.position >= skip + FIRST_LOOK - 1
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.rules.topk_bounds import entropy_bounds, estimate
+from controller.rules.topk_bounds import entropy_bounds, estimate_from_topk
 
 logits = st.lists(st.floats(-30, 30), min_size=3, max_size=60)
 
@@ -48,7 +48,7 @@ def test_a_sampled_token_that_is_unlikely_narrows_the_bounds(values, k, which):
 @given(logits)
 def test_with_all_tokens_known_the_estimate_is_exact(values):
     log_probs = distribution(values)
-    h, confidence, top = estimate(log_probs.tolist(), [], len(values), top_j=3)
+    h, confidence, top = estimate_from_topk(log_probs.tolist(), [], len(values), top_j=3)
     assert (h, confidence, top) == pytest.approx(
         (entropy(log_probs), -log_probs[:3].mean(), log_probs[0]), abs=1e-9
     )
@@ -61,11 +61,11 @@ def test_a_uniform_rest_meets_the_upper_bound_and_one_as_likely_as_the_last_know
 
 
 def test_impossible_tokens_count_for_nothing():
-    assert estimate([0.0, float("-inf")], [], 100, 2) == (0.0, 0.0, 0.0)
+    assert estimate_from_topk([0.0, float("-inf")], [], 100, 2) == (0.0, 0.0, 0.0)
 
 
 def test_the_confidence_is_of_those_tokens_that_are_known():
-    assert estimate([log(0.5), log(0.25)], [], 100, top_j=20)[1] == pytest.approx(
+    assert estimate_from_topk([log(0.5), log(0.25)], [], 100, top_j=20)[1] == pytest.approx(
         -(log(0.5) + log(0.25)) / 2
     )
-    assert exp(estimate([log(0.25), log(0.5)], [], 100, 20)[2]) == pytest.approx(0.5)
+    assert exp(estimate_from_topk([log(0.25), log(0.5)], [], 100, 20)[2]) == pytest.approx(0.5)

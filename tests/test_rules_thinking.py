@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.rules.scores import Signal
-from controller.rules.thinking import NEVER, DelegatedRule, ThinkingRule, ThinkingSettings
+from controller.rules.thinking import RuleSpec, ThinkingRule, ThinkingSettings
 
 OPEN = 1
 CLOSE = 2
@@ -94,7 +94,7 @@ def test_thinking_is_cut_at_its_budget_even_if_it_changes():
 
 def test_without_an_epsilon_thinking_is_cut_at_its_budget_and_never_before():
     """Even where nothing changes at all."""
-    _, decisions = run(msgspec.structs.replace(PAPER, epsilon=NEVER, max_thinking=30), [1.0] * 60)
+    _, decisions = run(msgspec.structs.replace(PAPER, epsilon=None, max_thinking=30), [1.0] * 60)
     at = next(i for i, d in enumerate(decisions) if d)
     assert (at, decisions[at].reason) == (30, "budget")
 
@@ -162,6 +162,8 @@ def reference_decision(settings: ThinkingSettings, signals: list[Signal]) -> tup
             return t, "budget"
         if thinking < settings.min_thinking or len(last) < settings.window + 1:
             continue
+        if settings.epsilon is None:
+            continue
         if settings.statistic == "mean" and float(np.mean(last)) < settings.epsilon:
             return t, "settled"
         if settings.statistic == "max" and all(change <= settings.epsilon for change in last):
@@ -199,7 +201,7 @@ turns = st.lists(
     st.sampled_from(["paper", "code"]),
     st.sampled_from(["mean", "max"]),
     st.integers(0, 5),
-    st.sampled_from([NEVER, 1e-4, 0.07, 0.31]),
+    st.sampled_from([None, 1e-4, 0.07, 0.31]),
     st.integers(0, 8),
     st.integers(8, 40),
 )
@@ -229,5 +231,5 @@ def test_preset_code_waits_for_twenty_small_changes_in_a_row():
 
 
 def test_a_rule_reaches_the_engine_as_it_was():
-    delegated = DelegatedRule(PAPER, OPEN, CLOSE, [CLOSE, 5])
-    assert msgspec.json.decode(msgspec.json.encode(delegated), type=DelegatedRule) == delegated
+    delegated = RuleSpec(PAPER, OPEN, CLOSE, [CLOSE, 5])
+    assert msgspec.json.decode(msgspec.json.encode(delegated), type=RuleSpec) == delegated

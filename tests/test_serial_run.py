@@ -477,10 +477,9 @@ class LockStep:
             training = Training.begin(self.job, lambda *_: None)
             publisher = WeightWriter(Path(self.job.weights_dir))
             await self._load(engines, publisher, training)
-            turns = TurnRunner(
-                config, engines, signals, tokens, lambda: str(training.update_number)
-            )
+            turns = TurnRunner(config, engines, signals, tokens)
             for update in range(config.run.updates):
+                turns.weights_name = str(training.update_number)
                 groups = [
                     await self._group(update * config.learner.groups + i, turns)
                     for i in range(config.learner.groups)

@@ -22,13 +22,12 @@ pytest.importorskip("transformers")
 
 import engine.pool as pool_module
 from config import Config, ControlSection, EngineSection, SamplingSection
-from controller.progress import NoProgressError
-from controller.rules.early_stop import FIRST
-from controller.rules.thinking import DelegatedRule, ThinkingSettings
-from controller.signals import SignalRouter, Watch
-from controller.streaming import StreamingController
+from controller.rules.early_stop import FIRST_LOOK
+from controller.rules.thinking import RuleSpec, ThinkingSettings
+from controller.signals import InterventionMode, NoProgressError, SignalRouter, WatchedTurn
+from controller.streaming import StreamControl, StreamingController
 from controller.think_tokens import ThinkTokens
-from controller.turns import MAX_LOST, TurnRunner
+from controller.turns import MAX_RETRIES, TurnRunner
 from engine import connection
 from engine.client import GENERATE, EngineClient, Sampling
 from engine.connection import EngineError
@@ -51,7 +50,9 @@ from protocol.messages import (
 from supervisor.endpoints import free_port
 from tests.engine_fixtures import KEY, TOP_J, VOCABULARY, Link, distributions, some_prompt
 
-TOKENS = ThinkTokens(open=1, close=2, queue=[2, 3], end=[VOCABULARY - 1], vocabulary=VOCABULARY)
+TOKENS = ThinkTokens(
+    open=1, close=2, closing_tokens=[2, 3], end=[VOCABULARY - 1], vocabulary=VOCABULARY
+)
 
 
 HEADERS = {"Authorization": bearer(KEY)}
@@ -79,7 +80,7 @@ class Bench:
             sampling=SamplingSection(max_tokens=tokens, seeded=True),
             engine=EngineSection(max_model_len=1024),
         )
-        return TurnRunner(config, engines or self.engines, self.router, TOKENS, lambda: "v0")
+        return TurnRunner(config, engines or self.engines, self.router, TOKENS)
 
     async def running(self) -> int:
         """Requests in the engine."""
@@ -416,7 +417,7 @@ async def test_a_busy_engine_is_asked_again_when_it_says_and_is_not_suspect(poli
 
         async def busy(raw: web.Request) -> web.StreamResponse:
             asked.append((await raw.json())["request_id"])
-            if len(asked) <= MAX_LOST + 2:
+            if len(asked) <= MAX_RETRIES + 2:
                 return web.Response(status=429, headers={"Retry-After": "0"})
             assert bench.engines.healthy()
             return await answers(raw)
@@ -425,7 +426,7 @@ async def test_a_busy_engine_is_asked_again_when_it_says_and_is_not_suspect(poli
         assert isinstance(
             await bench.runner(stall_seconds=20.0).run(asking(14), seed=14), TurnResult
         )
-        assert len(set(asked)) == len(asked) == MAX_LOST + 3  # a name of its own for each try
+        assert len(set(asked)) == len(asked) == MAX_RETRIES + 3  # a name of its own for each try
         asked.clear()
         given_up = await bench.runner(stall_seconds=0.05).run(asking(15), seed=15)
         assert isinstance(given_up, TurnFailed) and ": 429" in given_up.detail
@@ -491,7 +492,7 @@ async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled
     )  # nothing follows the last sample
     (rejected,) = second.rejected
     assert [event.reason for event in rejected.events] == ["early"]
-    assert rejected.stop is StopReason.EARLY and FIRST <= rejected.length < 250
+    assert rejected.stop is StopReason.EARLY and FIRST_LOOK <= rejected.length < 250
     assert runner.counters.rejected_tokens >= rejected.length
     async with asyncio.timeout(10):
         while await bench.running():
@@ -523,8 +524,10 @@ async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(
     other."""
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
     for turn in ("goes on", "waits"):
-        bench.router.watch(turn, Watch(DelegatedRule(settings, 1, 2, []).begin(), "no"))
-    waiting = asyncio.create_task(bench.router.generated("waits", asyncio.Event().wait(), 0.4))
+        bench.router.watch(
+            turn, WatchedTurn(RuleSpec(settings, 1, 2, []).build(), InterventionMode.OBSERVE)
+        )
+    waiting = asyncio.create_task(bench.router.await_response("waits", asyncio.Event().wait(), 0.4))
     for position in range(10):
         await asyncio.sleep(0.1)
         bench.router.observe(frame("goes on", position))
@@ -539,9 +542,9 @@ async def test_a_signal_at_a_position_that_no_response_has_is_refused_and_change
     """A rule keeps something for each position before it: for all below 2**31 the controller would
     need minutes and its memory."""
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
-    rule = DelegatedRule(settings, 1, 2, []).begin()
+    rule = RuleSpec(settings, 1, 2, []).build()
     engine = zmq.asyncio.Context.instance().socket(zmq.DEALER)
-    bench.router.watch("under way", Watch(rule, "no"))
+    bench.router.watch("under way", WatchedTurn(rule, InterventionMode.OBSERVE))
     engine.connect(bench.router.endpoint)
     for position in (5000, 0):
         await engine.send(encode(frame("under way", position)))
@@ -567,12 +570,16 @@ def frame(turn_id: str, position: int) -> SignalFrame:
 
 async def test_a_cancelled_stream_ends_its_turn_in_the_engine(bench: Bench) -> None:
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, -1.0, 4, 25)
-    delegated = DelegatedRule(settings, TOKENS.open, TOKENS.close, TOKENS.queue)
-    rule = delegated.begin()
+    delegated = RuleSpec(settings, TOKENS.open, TOKENS.close, TOKENS.closing_tokens)
+    rule = delegated.build()
     streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=30.0)
     sampling = Sampling(max_tokens=900, cache_salt="gone", seed=1)
     call = streamer.generate(
-        bench.client, "gone", some_prompt("gone"), sampling, rule, delegated.queue, steers=True
+        bench.client,
+        "gone",
+        some_prompt("gone"),
+        sampling,
+        StreamControl(rule, delegated.closing_tokens, steers=True),
     )
     task = asyncio.create_task(call)
     async with asyncio.timeout(30):
@@ -608,7 +615,7 @@ async def test_a_thousand_turns_cancelled_at_random_moments_leave_nothing_behind
     await asyncio.gather(*under_way, return_exceptions=True)
     for number in range(1000):
         runner.forget(asking(number).key, 0)
-    assert not bench.router._watched and not runner._scores
+    assert not len(bench.router) and not runner.scores
     async with asyncio.timeout(20):
         while await bench.running():
             await asyncio.sleep(0.05)

@@ -5,9 +5,10 @@ The published thresholds fit the scale of one model. A threshold that a share r 
 below is their r-quantile; it is estimated in two stages:
 
 1. warm-up: nothing is acted upon; the first values give the empirical quantile;
-2. afterwards stochastic approximation (Robbins & Monro 1951) on its logarithm, so that the scale does not matter:
-   log q += STEP * (r - acted). Where the share acted upon is r, it stands still on average. All it needs to know of a turn is whether
-   it was acted upon: what would have become of its value without the action stays unknown, and is not needed.
+2. afterwards stochastic approximation (Robbins & Monro 1951) on its logarithm, so that the scale
+   does not matter: log q += STEP * (r - acted). Where the share acted upon is r, it stands still on
+   average. All it needs to know of a turn is whether it was acted upon: what would have become of
+   its value without the action stays unknown, and is not needed.
 
 Turns without a value, which thought too briefly or are the first of their episode, do not count.
 Pure: all state is in the object.
@@ -20,10 +21,12 @@ from math import exp
 import msgspec
 
 WARM_UP = 256
-"""Values before the first threshold: at a rate of 5 %, a dozen lie below it."""
+"""Number of values before the first threshold: at a rate of 5 %, a dozen lie below it."""
 STEP = 0.05
-"""At a rate of 5 %, an idle threshold doubles in 280 turns, and one that always acts halves in
-15."""
+"""Step on the logarithm for each turn.
+
+At a rate of 5 %, an idle threshold doubles in 280 turns, and one that always acts halves in 15.
+"""
 SMALLEST = 1e-9
 LARGEST = 1e3
 
@@ -38,23 +41,26 @@ class RateThreshold(msgspec.Struct):
     value: float | None = None
     turns: int = 0  # observed so far
     acted: int = 0  # of these, acted upon
-    first: list[float] = []  # values of the warm-up
+    warm_up_values: list[float] = []
 
     def observe(self, value: float, acted: bool) -> None:
-        """One turn that could have been acted upon (or any, during the warm-up): its lowest value,
-        and whether it was."""
+        """Take a turn's lowest value, and whether it was acted upon.
+
+        A turn counts that could have been acted upon; during the warm-up, any does.
+        """
         self.turns += 1
         self.acted += acted
         if self.value is not None:
-            self.value = _bounded(self.value * exp(STEP * (self.rate - acted)))
+            self.value = _clamp(self.value * exp(STEP * (self.rate - acted)))
             return
-        self.first.append(value)
-        if len(self.first) >= WARM_UP:
-            self.value = _bounded(sorted(self.first)[int(self.rate * len(self.first))])
-            self.first = []
+        self.warm_up_values.append(value)
+        if len(self.warm_up_values) >= WARM_UP:
+            rank = int(self.rate * len(self.warm_up_values))
+            self.value = _clamp(sorted(self.warm_up_values)[rank])
+            self.warm_up_values = []
 
 
-def _bounded(value: float) -> float:
+def _clamp(value: float) -> float:
     return min(max(value, SMALLEST), LARGEST)
 
 

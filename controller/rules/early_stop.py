@@ -7,11 +7,13 @@ beginning, the final mean has the mean m and the variance
 
     s^2 (1/n - 1/T)
 
-It is looked at when n is `FIRST`, twice, four times, ... as many. Look k (from 1) may err with
+The test looks when n is `FIRST_LOOK`, twice, four times, ... as many. Look k (from 1) may err with
 probability delta / (k (k + 1)), which adds up to at most delta over all looks (Bonferroni); its
 bound is Student's quantile with n - 1 degrees of freedom, for the unknown s:
 
-    final Phi in  f(m +- q s sqrt(1/n - 1/T)),   f: exp for the geometric mean, of logarithms; the identity for the arithmetic one.
+    final Phi in  f(m +- q s sqrt(1/n - 1/T))
+
+    f: exp for the geometric mean, of logarithms; the identity for the arithmetic one.
 
 If that lies within (Phi_before - eta, Phi_before + eta), the turn will be stalled. The assumption
 is what it is: a turn's thought and its action differ, and tokens depend on each other. `run.py
@@ -27,24 +29,22 @@ from statistics import NormalDist
 
 from controller.rules.turn import FLOOR, Mean
 
-FIRST = 16
+FIRST_LOOK = 16
 """Tokens before the first look."""
 
 
 @dataclass
 class EarlyStopTest:
-    """One turn of at most `most` tokens; `before` is the score of the kept turn before it.
+    """Tests one turn while it is generated."""
 
-    `delta` in (0, 1).
-    """
-
-    delta: float
-    before: float
+    delta: float  # probability of an error, in (0, 1)
+    previous_score: float  # Phi of the kept turn before
     eta: float
-    most: int
+    max_tokens: int  # of the turn
     mean: Mean = "geometric"
     skip: int = 0
-    position: int | None = None  # of the token at which the turn was found to be stalled
+    position: int | None = None
+    """Position of the token at which the turn was found to be stalled."""
     _seen: int = field(default=0, init=False)
     _counted: int = field(default=0, init=False)
     _sum: float = field(default=0.0, init=False)
@@ -52,46 +52,55 @@ class EarlyStopTest:
     _looks: int = field(default=0, init=False)
 
     def observe(self, scores: Sequence[float]) -> bool:
-        """The scores of the turn's tokens so far (NaN: a signal was lost); True once, when the turn
-        is found to be stalled."""
-        new = scores[self._seen :]
-        self._seen += len(new)
-        return any(self._take(score, self._seen - len(new) + i) for i, score in enumerate(new))
+        """Take the scores of the turn's tokens so far (NaN: a signal was lost).
+
+        True once, when the turn is found to be stalled.
+        """
+        first_new = self._seen
+        self._seen = max(self._seen, len(scores))
+        return any(
+            self._take(score, position)
+            for position, score in enumerate(scores[first_new:], first_new)
+        )
 
     def _take(self, score: float, position: int) -> bool:
         if position < self.skip or not isfinite(score) or self.position is not None:
             return False
-        value = log(max(score, FLOOR)) if self.mean == "geometric" else score
+        value = score
+        if self.mean == "geometric":
+            value = log(max(score, FLOOR))
         self._counted += 1
         self._sum += value
         self._squares += value * value
-        if self._counted < FIRST << self._looks:
+        if self._counted < FIRST_LOOK << self._looks:
             return False
         self._looks += 1
         low, high = self._bounds()
-        if not self.before - self.eta < low <= high < self.before + self.eta:
+        if not self.previous_score - self.eta < low <= high < self.previous_score + self.eta:
             return False
         self.position = position
         return True
 
     def _bounds(self) -> tuple[float, float]:
-        """Of the final Phi, at this look."""
+        """Bound the final Phi, at this look."""
         n = self._counted
         k = self._looks
-        centre = self._sum / n
-        deviation = sqrt(max(0.0, (self._squares - n * centre * centre) / (n - 1)))
-        left = max(0.0, 1 / n - 1 / max(n, self.most - self.skip))
-        half = student_quantile(1 - self.delta / (2 * k * (k + 1)), n - 1) * deviation * sqrt(left)
-        return (
-            (exp(centre - half), exp(centre + half))
-            if self.mean == "geometric"
-            else (centre - half, centre + half)
-        )
+        center = self._sum / n
+        deviation = sqrt(max(0.0, (self._squares - n * center * center) / (n - 1)))
+        to_come = max(0.0, 1 / n - 1 / max(n, self.max_tokens - self.skip))
+        quantile = student_quantile(1 - self.delta / (2 * k * (k + 1)), n - 1)
+        half = quantile * deviation * sqrt(to_come)
+        if self.mean == "geometric":
+            return exp(center - half), exp(center + half)
+        return center - half, center + half
 
 
 def student_quantile(share: float, freedom: int) -> float:
-    """The quantile of Student's t distribution, from the normal one's by its expansion for many degrees of freedom (Abramowitz & Stegun
-    26.7.5): from 15 on right to 1e-3 of itself for shares up to 1 - 1e-4."""
+    """Quantile of Student's t distribution with `freedom` degrees of freedom.
+
+    By the normal one's expansion for many degrees of freedom (Abramowitz & Stegun 26.7.5): from 15
+    on right to 1e-3 of itself for shares up to 1 - 1e-4.
+    """
     z = NormalDist().inv_cdf(share)
     first = (z**3 + z) / 4
     second = (5 * z**5 + 16 * z**3 + 3 * z) / 96

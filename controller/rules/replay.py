@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import nan
+from math import isnan, nan
 
 import numpy as np
 
 from controller.rules.scores import Signal
-from controller.rules.thinking import DelegatedRule, Intervention
+from controller.rules.thinking import Intervention, RuleSpec
 
 
 @dataclass(frozen=True)
-class Replayed:
-    """`scores` and `compared` have a value a token: the score, and what was compared with epsilon
-    there (NaN: nothing was)."""
+class ReplayedTurn:
+    """A rule's view of a recorded response: a value a token, and its intervention.
+
+    `scores`: NaN where the signal was lost; `statistics`: what was compared with epsilon, None
+    where nothing was.
+    """
 
     scores: list[float]
-    compared: list[float]
+    statistics: list[float | None]
     intervention: Intervention | None
 
 
-def replay(tokens: np.ndarray, signals: np.ndarray, delegated: DelegatedRule) -> Replayed:
+def replay(tokens: np.ndarray, signals: np.ndarray, spec: RuleSpec) -> ReplayedTurn:
     """Feed a response's `tokens` int [T] and `signals` float32 [T, 3] (entropy, confidence, top-1
     log-prob) to a fresh rule.
 
@@ -29,20 +32,15 @@ def replay(tokens: np.ndarray, signals: np.ndarray, delegated: DelegatedRule) ->
     which thinking was cut when this was recorded, tokens and signals are those of the cut turn:
     what a rule that acts later would have seen there is not known.
     """
-    rule = delegated.begin()
-    compared = []
-    for position, (entropy, confidence, top) in enumerate(signals.tolist()):
-        if entropy == entropy:
-            rule.observe(
-                Signal(
-                    position,
-                    entropy,
-                    confidence,
-                    top,
-                    -1,
-                    int(tokens[position - 1]) if position else -1,
-                )
-            )
-        compared.append(rule.compared if entropy == entropy else nan)
-    scores = rule.scores + [nan] * (len(signals) - len(rule.scores))
-    return Replayed(scores, compared, rule.intervention)
+    rule = spec.build()
+    statistics: list[float | None] = []
+    previous = -1
+    for position, (entropy, confidence, top_log_prob) in enumerate(signals.tolist()):
+        if isnan(entropy):
+            statistics.append(None)
+        else:
+            rule.observe(Signal(position, entropy, confidence, top_log_prob, -1, previous))
+            statistics.append(rule.last_statistic)
+        previous = int(tokens[position])
+    missing = len(signals) - len(rule.scores)
+    return ReplayedTurn(rule.scores + [nan] * missing, statistics, rule.intervention)

@@ -5,22 +5,24 @@ T2PO (arXiv 2605.02178), token level. With p the next-token distribution after t
 vocabulary, H = -sum p log p in nats and C = -(1/j) sum of the log-probs of the j most likely
 tokens:
 
-    paper   M_t = alpha * H~_t + (1 - alpha) * (1 - C~_t),  ~ min-max normalised over the turn so far; high = uncertain
-    code    S_t = (1 - alpha) * log p(most likely) + alpha * (1 - H_t / log V),  not normalised; high = certain
+    paper   M_t = alpha * H~_t + (1 - alpha) * (1 - C~_t)
+            ~: min-max normalized over the turn so far; high = uncertain
+    code    S_t = (1 - alpha) * log p(most likely) + alpha * (1 - H_t / log V)
+            not normalized; high = certain
 """
 
 from __future__ import annotations
 
-from math import log
+from math import isnan, log
 from typing import Literal, NamedTuple, Protocol
 
 ScoreName = Literal["paper", "code"]
 
 
 class Signal(NamedTuple):
-    """What the engine saw when it was about to sample the token at `position` of the response."""
+    """Measurements of the engine when it was about to sample the token at `position`."""
 
-    position: int
+    position: int  # in the response
     entropy: float  # nats
     confidence: float  # -mean log-prob of the top j tokens
     top_log_prob: float
@@ -29,10 +31,10 @@ class Signal(NamedTuple):
 
 
 class Score(Protocol):
-    """One turn's tokens, in order."""
+    """Scores one turn's tokens, in order."""
 
     def observe(self, signal: Signal) -> float:
-        """The number of this token; NaN where the engine measured NaN."""
+        """Score this token; NaN where the engine measured NaN."""
         ...
 
 
@@ -42,28 +44,30 @@ class PaperScore:
 
     def __init__(self, alpha: float) -> None:
         self._alpha = alpha
-        self._entropy = _Running()
-        self._confidence = _Running()
+        self._entropy = _RunningRange()
+        self._confidence = _RunningRange()
 
     def observe(self, signal: Signal) -> float:
-        """M_t after this token; a quantity that has not varied yet counts as 0 (normalised)."""
-        h = self._entropy.normalise(signal.entropy)
-        c = self._confidence.normalise(signal.confidence)
-        return self._alpha * h + (1 - self._alpha) * (1 - c)
+        """M_t after this token; a quantity that has not varied yet counts as 0 (normalized)."""
+        entropy = self._entropy.normalize(signal.entropy)
+        confidence = self._confidence.normalize(signal.confidence)
+        return self._alpha * entropy + (1 - self._alpha) * (1 - confidence)
 
 
-class _Running:
+class _RunningRange:
     def __init__(self) -> None:
         self._low = float("inf")
         self._high = float("-inf")
 
-    def normalise(self, value: float) -> float:
-        if value != value:
+    def normalize(self, value: float) -> float:
+        if isnan(value):
             return value
         self._low = min(self._low, value)
         self._high = max(self._high, value)
         width = self._high - self._low
-        return (value - self._low) / width if width > 0 else 0.0
+        if width > 0:
+            return (value - self._low) / width
+        return 0.0
 
 
 class CodeScore:
@@ -74,15 +78,16 @@ class CodeScore:
 
     def __init__(self, alpha: float, vocabulary: int) -> None:
         self._alpha = alpha
-        self._largest = log(vocabulary)
+        self._max_entropy = log(vocabulary)
 
     def observe(self, signal: Signal) -> float:
         """S_t of this token."""
-        return (1 - self._alpha) * signal.top_log_prob + self._alpha * (
-            1 - signal.entropy / self._largest
-        )
+        certainty = 1 - signal.entropy / self._max_entropy
+        return (1 - self._alpha) * signal.top_log_prob + self._alpha * certainty
 
 
 def make_score(name: ScoreName, alpha: float, vocabulary: int) -> Score:
-    """A fresh score for one turn."""
-    return PaperScore(alpha) if name == "paper" else CodeScore(alpha, vocabulary)
+    """Make a fresh score for one turn."""
+    if name == "paper":
+        return PaperScore(alpha)
+    return CodeScore(alpha, vocabulary)

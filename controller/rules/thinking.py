@@ -14,15 +14,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf, nan
+from math import isnan, nan
 from typing import Literal
 
 import msgspec
 
 from controller.rules.scores import ScoreName, Signal, make_score
 
-NEVER = -1.0
-"""An epsilon that no change falls below."""
+SignalValues = tuple[float, float, float]
+"""Entropy, confidence and top-1 log-prob of one token."""
+
+NO_SIGNAL: SignalValues = (nan, nan, nan)
+"""Values of a token whose signal was lost."""
 
 
 class ThinkingSettings(msgspec.Struct, frozen=True, array_like=True):
@@ -36,21 +39,21 @@ class ThinkingSettings(msgspec.Struct, frozen=True, array_like=True):
     vocabulary: int  # V, tokens
     statistic: Literal["mean", "max"]
     window: int  # N
-    epsilon: float
+    epsilon: float | None  # None: thinking is cut at L_max alone
     min_thinking: int  # L_min, tokens
     max_thinking: int  # L_max, tokens
 
 
-class DelegatedRule(msgspec.Struct, frozen=True, array_like=True):
+class RuleSpec(msgspec.Struct, frozen=True, array_like=True):
     """The rule of a turn, with all that the engine needs to carry it out by itself."""
 
     settings: ThinkingSettings
     think_open: int
     think_close: int
-    queue: list[int]  # tokens to force
+    closing_tokens: list[int]  # what an intervention forces
 
-    def begin(self) -> ThinkingRule:
-        """For a response of which nothing has been generated."""
+    def build(self) -> ThinkingRule:
+        """Make a fresh rule, for a response of which nothing has been generated."""
         return ThinkingRule(self.settings, self.think_open, self.think_close)
 
 
@@ -66,66 +69,71 @@ class Intervention:
 
 @dataclass
 class ThinkingRule:
-    """Watches one turn: `observe(signal)` once per token, in order; an Intervention at most
-    once."""
+    """Watches one turn and decides at most once to cut its thinking.
+
+    `observe(signal)` is called once a token, in order.
+    """
 
     settings: ThinkingSettings
     think_open: int  # token id of <think>
     think_close: int  # token id of </think>
-    scores: list[float] = field(
-        default_factory=list
-    )  # M_t per position; NaN where a frame was lost
-    signals: list[tuple[float, float, float]] = field(
-        default_factory=list
-    )  # (entropy, confidence, top log-prob); NaN likewise
-    forced: list[bool] = field(default_factory=list)  # per position
-    thinking: int = 0  # tokens inside the thinking span so far
-    compared: float = nan  # what was compared with epsilon at the last token; NaN: nothing was
-    lowest: float = inf  # smallest value that was compared with epsilon so far; inf: nothing was
+    scores: list[float] = field(default_factory=list)
+    """M_t of each position; NaN where a frame was lost."""
+    signals: list[SignalValues] = field(default_factory=list)
+    """Measurements at each position; NaN where a frame was lost."""
+    forced: list[bool] = field(default_factory=list)
+    """True for each position whose token was forced."""
+    thinking: int = 0
+    """Tokens inside the thinking span so far."""
+    last_statistic: float | None = None
+    """Value that was compared with epsilon at the last token; None if none was."""
+    min_statistic: float | None = None
+    """Smallest value that was compared with epsilon so far; None before the first."""
     intervention: Intervention | None = None
 
     def __post_init__(self) -> None:
-        s = self.settings
-        self._score = make_score(s.score, s.alpha, s.vocabulary)
-        self._deltas: deque[float] = deque(maxlen=s.window + 1)
+        settings = self.settings
+        self._score = make_score(settings.score, settings.alpha, settings.vocabulary)
+        self._deltas: deque[float] = deque(maxlen=settings.window + 1)
         self._inside = False
         self._closed = False
 
     def observe(self, signal: Signal) -> Intervention | None:
-        """The decision before the token at the signal's position is sampled.
+        """Decide before the token at the signal's position is sampled.
 
         A repeated or old position changes nothing.
         """
         if signal.position < len(self.scores):
             return None
         while len(self.scores) < signal.position:  # frames may be dropped under overload
-            self._append(nan, (nan, nan, nan), False)
-        last = self.scores[-1] if self.scores else nan
-        now = self._score.observe(signal)
-        self._append(
-            now, (signal.entropy, signal.confidence, signal.top_log_prob), signal.forced >= 0
-        )
+            self._append(nan, NO_SIGNAL, forced=False)
+        previous_score = self.scores[-1] if self.scores else nan
+        score = self._score.observe(signal)
+        values = (signal.entropy, signal.confidence, signal.top_log_prob)
+        self._append(score, values, forced=signal.forced >= 0)
         self._follow_span(signal.previous)
-        self.compared = nan
+        self.last_statistic = None
         if not self._inside:
             return None
         self.thinking += 1
-        if last == last:
-            self._deltas.append(abs(now - last))
-        if self.intervention is None:
-            self.intervention = self._decide(signal.position)
-            return self.intervention
-        return None
+        if not isnan(previous_score):
+            self._deltas.append(abs(score - previous_score))
+        if self.intervention is not None:
+            return None
+        self.intervention = self._decide(signal.position)
+        return self.intervention
 
     def force(self, tokens: Sequence[int]) -> None:
-        """`tokens` (at least one) are forced from the position of the last signal on, and nothing
-        is measured at the others."""
-        self.forced[-1] = True
-        for before in tokens[:-1]:
-            self._append(nan, (nan, nan, nan), True)
-            self._follow_span(before)
+        """Take note that `tokens` (at least one) are forced from the last signal's position on.
 
-    def _append(self, score: float, signal: tuple[float, float, float], forced: bool) -> None:
+        Nothing is measured at the positions after it.
+        """
+        self.forced[-1] = True
+        for previous in tokens[:-1]:
+            self._append(nan, NO_SIGNAL, forced=True)
+            self._follow_span(previous)
+
+    def _append(self, score: float, signal: SignalValues, *, forced: bool) -> None:
         self.scores.append(score)
         self.signals.append(signal)
         self.forced.append(forced)
@@ -138,14 +146,28 @@ class ThinkingRule:
             self._closed = True
 
     def _decide(self, position: int) -> Intervention | None:
-        s = self.settings
-        if self.thinking >= s.max_thinking:
-            return Intervention("budget", position, float(self.thinking), float(s.max_thinking))
-        if self.thinking >= s.min_thinking and len(self._deltas) == s.window + 1:
-            value = self.compared = (
-                max(self._deltas) if s.statistic == "max" else sum(self._deltas) / len(self._deltas)
-            )
-            self.lowest = min(self.lowest, value)
-            if value <= s.epsilon if s.statistic == "max" else value < s.epsilon:
-                return Intervention("settled", position, value, s.epsilon)
-        return None
+        settings = self.settings
+        if self.thinking >= settings.max_thinking:
+            limit = float(settings.max_thinking)
+            return Intervention("budget", position, float(self.thinking), limit)
+        if self.thinking < settings.min_thinking or len(self._deltas) <= settings.window:
+            return None
+        statistic = self._statistic()
+        self.last_statistic = statistic
+        if self.min_statistic is None:
+            self.min_statistic = statistic
+        self.min_statistic = min(self.min_statistic, statistic)
+        if settings.epsilon is None or not self._is_settled(statistic, settings.epsilon):
+            return None
+        return Intervention("settled", position, statistic, settings.epsilon)
+
+    def _statistic(self) -> float:
+        if self.settings.statistic == "max":
+            return max(self._deltas)
+        return sum(self._deltas) / len(self._deltas)
+
+    def _is_settled(self, statistic: float, epsilon: float) -> bool:
+        """Compare as the paper does (mean < epsilon), or as the authors' code (max <= epsilon)."""
+        if self.settings.statistic == "max":
+            return statistic <= epsilon
+        return statistic < epsilon

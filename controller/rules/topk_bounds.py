@@ -19,7 +19,7 @@ from math import exp, log
 def entropy_bounds(
     top: Sequence[float], others: Sequence[float], vocabulary: int
 ) -> tuple[float, float]:
-    """(Least, largest) entropy in nats.
+    """Bound the entropy: (least, largest) in nats.
 
     `top`: log-probs of the most likely tokens; `others`: of less likely ones that are known, too.
     """
@@ -34,12 +34,12 @@ def entropy_bounds(
     return measured + least, measured + max(least, -rest * log(rest / unknown))
 
 
-def estimate(
+def estimate_from_topk(
     top: Sequence[float], others: Sequence[float], vocabulary: int, top_j: int
 ) -> tuple[float, float, float]:
-    """(Entropy, confidence, top-1 log-prob) of one token.
+    """Estimate (entropy, confidence, top-1 log-prob) of one token.
 
-    Of fewer than `top_j` known tokens, the confidence is of these.
+    With fewer than `top_j` known tokens, the confidence is the mean over these.
     """
     ordered = sorted(top, reverse=True)
     least, largest = entropy_bounds(ordered, others, vocabulary)

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import web
 
-from controller.rules.thinking import DelegatedRule
+from controller.rules.thinking import RuleSpec
 from engine.constants import CLAIM, GATED, RULE, RUN, TURN, engine_request_id
 from engine.fake.generation import Generator, Request
 from engine.plugin.auth import (
@@ -135,7 +135,7 @@ class FakeEngine:
             )
         stop = frozenset(sampling.get("stop_token_ids") or ())
         extra = sampling.get("extra_args") or {}
-        delegated = msgspec.json.decode(extra[RULE], type=DelegatedRule) if RULE in extra else None
+        delegated = msgspec.json.decode(extra[RULE], type=RuleSpec) if RULE in extra else None
         repetition = sampling.get("repetition_detection") or {}
         request = Request(
             id=engine_request_id(body.get("request_id", "")),
@@ -145,8 +145,8 @@ class FakeEngine:
             stop=stop if sampling.get("ignore_eos") else stop | self._generator.end_tokens,
             turn_id=extra.get(TURN),
             seed=sampling.get("seed"),
-            rule=delegated and delegated.begin(),
-            queue=delegated.queue if delegated else [],
+            rule=delegated and delegated.build(),
+            queue=delegated.closing_tokens if delegated else [],
             pattern=repetition.get("max_pattern_size", 0),
             min_count=repetition.get("min_count", 0),
         )

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import torch
 
-from controller.rules.thinking import DelegatedRule, ThinkingRule
+from controller.rules.thinking import RuleSpec, ThinkingRule
 from engine.constants import KEYS, RULE, TAP_ENDPOINT, TAP_TOP_J, TURN
 from engine.plugin.signal_socket import ForcedQueue, SignalRows, SignalSocket, takes_effect
 from engine.plugin.uncertainty import divide_by_temperature, uncertainty
@@ -108,9 +108,9 @@ class Tap:
             turn.rule = before.rule
             turn.queue = before.queue
         elif rule := params.extra_args.get(RULE):
-            delegated = msgspec.json.decode(rule, type=DelegatedRule)
-            turn.rule = delegated.begin()
-            turn.queue = delegated.queue
+            delegated = msgspec.json.decode(rule, type=RuleSpec)
+            turn.rule = delegated.build()
+            turn.queue = delegated.closing_tokens
         self._turns[turn.turn_id] = turn
         if turn.rule is not None:
             self._ruled[turn.turn_id] = turn

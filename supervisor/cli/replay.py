@@ -17,12 +17,12 @@ from config import Config, ConfigError, Job
 from config.defaults import with_preset
 from config.resolve import resolve
 from controller.rules.early_stop import EarlyStopTest
-from controller.rules.replay import Replayed, replay
-from controller.rules.thinking import NEVER, DelegatedRule, ThinkingSettings
-from controller.rules.turn import change, stalled, turn_score
+from controller.rules.replay import ReplayedTurn, replay
+from controller.rules.thinking import RuleSpec, ThinkingSettings
+from controller.rules.turn import find_stall, score_change, turn_score
 from controller.think_tokens import ThinkTokens, think_tokens
 from learner.data.episode_log import read_records
-from protocol.arrays import INT32, unpack
+from protocol.arrays import INT32, finite_or_none, none_to_nan, unpack
 from protocol.codec import BadFrame, decode
 from protocol.messages import Response, StopReason, Trajectory
 from supervisor.job import build_environment
@@ -92,7 +92,7 @@ class Recording:
         """In the order in which they ended."""
         return (episode for _, episode in read_episodes(self._run_dir / LOG))
 
-    def rule(self, attempt: Response) -> DelegatedRule:
+    def rule(self, attempt: Response) -> RuleSpec:
         """The rule as it is configured now, with the epsilon that was in force then, unless another
         one is asked for."""
         c = self.config.control
@@ -107,16 +107,16 @@ class Recording:
             c.min_thinking,
             c.max_thinking,
         )
-        return DelegatedRule(rule, self.tokens.open, self.tokens.close, self.tokens.queue)
+        return RuleSpec(rule, self.tokens.open, self.tokens.close, self.tokens.closing_tokens)
 
-    def eta(self, attempt: Response) -> float:
-        """Likewise."""
+    def eta(self, attempt: Response) -> float | None:
+        """The eta that was in force then, unless another one is asked for."""
         return self._threshold("eta", attempt.eta)
 
-    def _threshold(self, name: str, then: float) -> float:
+    def _threshold(self, name: str, then: float) -> float | None:
         if {f"control.{name}", "control.preset"} & self._given:
             return getattr(self.config.control, name)
-        return then if then == then else NEVER
+        return finite_or_none(then)
 
 
 def replay_run(
@@ -175,13 +175,13 @@ def early_line(recording: Recording) -> str:
                 replayed = _replay(recording, attempt)
                 if (
                     before is None
-                    or eta == NEVER
+                    or eta is None
                     or replayed is None
                     or attempt.stop is StopReason.EARLY
                 ):
                     continue
-                gamma = change(turn_score(replayed.scores, c.turn_mean, c.turn_skip), before)
-                stall = stalled(gamma, eta, zero_counts=c.score != "code") is not None
+                gamma = score_change(turn_score(replayed.scores, c.turn_mean, c.turn_skip), before)
+                stall = find_stall(gamma, eta, zero_counts=c.score != "code") is not None
                 rule = EarlyStopTest(c.early_stall, before, eta, most, c.turn_mean, c.turn_skip)
                 found = rule.observe(replayed.scores)
                 compared = compared + 1
@@ -190,7 +190,8 @@ def early_line(recording: Recording) -> str:
                 wrong = wrong + (found and not stall)
                 saved += attempt.length - 1 - rule.position if found else 0
             score = _score(recording, turn.kept)
-            before = score if score == score else before
+            if score is not None:
+                before = score
     return (
         f"ended early at {c.early_stall:g} (control.early_stall): {ended} of {compared:,} turns, "
         f"{wrong} of them wrongly, "
@@ -217,11 +218,12 @@ def _print_episode(
                 if only is not None and replayed is not None:
                     console.print(token_table(attempt, replayed, recording.tokenizer))
         score = _score(recording, turn.kept)
-        before = score if score == score else before
+        if score is not None:
+            before = score
 
 
 def explain(
-    attempt: Response, replayed: Replayed | None, before: float | None, recording: Recording
+    attempt: Response, replayed: ReplayedTurn | None, before: float | None, recording: Recording
 ) -> list[str]:
     """What control did then and would do now, a line each.
 
@@ -246,16 +248,21 @@ def explain(
                 else ""
             )
             lines.append(f"then: sampled again ({event.reason}{numbers})")
-    gamma = change(_score(recording, attempt), before)
-    if gamma == gamma:
-        c = recording.config.control
-        eta = recording.eta(attempt)
-        verdict = "stalled" if stalled(gamma, eta, zero_counts=c.score != "code") else "not stalled"
-        against = "no eta in force" if eta == NEVER else f"{verdict} at eta {eta:.3g}"
-        lines.append(
-            f"turn: score {_score(recording, attempt):.4f}, changed by {gamma:.3g}: {against}"
-        )
+    score = _score(recording, attempt)
+    gamma = score_change(score, before)
+    if score is not None and gamma is not None:
+        against = _verdict(recording, gamma, recording.eta(attempt))
+        lines.append(f"turn: score {score:.4f}, changed by {gamma:.3g}: {against}")
     return lines
+
+
+def _verdict(recording: Recording, gamma: float, eta: float | None) -> str:
+    if eta is None:
+        return "no eta in force"
+    zero_counts = recording.config.control.score != "code"
+    if find_stall(gamma, eta, zero_counts=zero_counts) is None:
+        return f"not stalled at eta {eta:.3g}"
+    return f"stalled at eta {eta:.3g}"
 
 
 def _cut(decision: object) -> str:
@@ -270,7 +277,7 @@ def _cut(decision: object) -> str:
     )
 
 
-def token_table(attempt: Response, replayed: Replayed, tokenizer: Tokenizer) -> Table:
+def token_table(attempt: Response, replayed: ReplayedTurn, tokenizer: Tokenizer) -> Table:
     """A line a token: what was measured before it was sampled, and what the rule made of that."""
     table = Table(
         "",
@@ -298,23 +305,25 @@ def token_table(attempt: Response, replayed: Replayed, tokenizer: Tokenizer) -> 
             *(_number(x) for x in signal),
             _number(score),
             _number(abs(score - last)),
-            _number(replayed.compared[i]),
+            _number(none_to_nan(replayed.statistics[i])),
             " ".join(marks),
         )
         last = score
     return table
 
 
-def _replay(recording: Recording, attempt: Response) -> Replayed | None:
+def _replay(recording: Recording, attempt: Response) -> ReplayedTurn | None:
     if not attempt.signals:
         return None
     return replay(unpack(attempt.tokens, INT32), attempt.signal_table(), recording.rule(attempt))
 
 
-def _score(recording: Recording, attempt: Response) -> float:
+def _score(recording: Recording, attempt: Response) -> float | None:
     replayed = _replay(recording, attempt)
+    if replayed is None:
+        return None
     c = recording.config.control
-    return nan if replayed is None else turn_score(replayed.scores, c.turn_mean, c.turn_skip)
+    return turn_score(replayed.scores, c.turn_mean, c.turn_skip)
 
 
 def _ids(attempt: Response) -> list[int]:
