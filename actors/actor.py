@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import zmq
 import zmq.asyncio
 
-from actors.crash import ActorPlace
+from actors.crash import ActorSlot
 from actors.episode import EpisodePlayer, frame_of, without_turns
 from actors.route import shard_of
 from envs.base import Environment
@@ -40,7 +40,7 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.prompting import Prompter
-from protocol.security import Keys, connect
+from protocol.security import CurveKeys, connect
 from telemetry.probes.clocks import LoopLag
 
 log = logging.getLogger(__name__)
@@ -80,13 +80,13 @@ class Actor:
         welcome: Welcome,
         environment: Environment,
         prompter: Prompter,
-        keys: Keys | None = None,
+        keys: CurveKeys | None = None,
         ask_again_seconds: float | None = None,
-        place: ActorPlace | None = None,
+        place: ActorSlot | None = None,
     ) -> None:
         """`ask_again_seconds`: until what is not answered is sent again, ASK_AGAIN_AFTER heartbeats
         if it is not given."""
-        self._fleet_place = place or ActorPlace()
+        self._fleet_place = place or ActorSlot()
         self.name = self._fleet_place.name
         self._context, self._keys, self._host = context, keys, urlsplit(endpoint).hostname
         self._welcome = welcome
@@ -120,7 +120,7 @@ class Actor:
         ] = {}  # what the learner says to each episode
         self._over = asyncio.Event()
         self._asking = 0
-        self._playing = [(report.key, report.attempt) for report in self._fleet_place.reports]
+        self._playing = [(report.key, report.lease_attempt) for report in self._fleet_place.reports]
         # heartbeats; not seconds, of which one that was stopped for a while has slept through any
         # number
         self._unanswered = 0
@@ -169,23 +169,23 @@ class Actor:
             self._asking -= 1
             trajectory = await self._play(lease)
             if trajectory is not None:  # else cancelled: somebody else plays it, or nobody has to
-                await self._deliver(trajectory, lease.attempt)
-            self._playing.remove((lease.key, lease.attempt))
+                await self._deliver(trajectory, lease.lease_attempt)
+            self._playing.remove((lease.key, lease.lease_attempt))
 
     async def _play(self, lease: Lease) -> Trajectory | None:
         """The episode; None if it was cancelled, also in the middle of a step of its
         environment."""
         episode = self._group.create_task(self._player.play(lease))
-        self._episodes[lease.key, lease.attempt] = episode
+        self._episodes[lease.key, lease.lease_attempt] = episode
         try:
             await asyncio.wait({episode})
         finally:
-            del self._episodes[lease.key, lease.attempt]
+            del self._episodes[lease.key, lease.lease_attempt]
         return None if episode.cancelled() else episode.result()
 
     async def _report(self, crashed: Trajectory) -> None:
-        await self._deliver(crashed, crashed.attempt)
-        self._playing.remove((crashed.key, crashed.attempt))
+        await self._deliver(crashed, crashed.lease_attempt)
+        self._playing.remove((crashed.key, crashed.lease_attempt))
 
     async def _deliver(self, trajectory: Trajectory, attempt: int) -> None:
         """Until the learner has it; then nobody else needs to play it.
@@ -201,7 +201,7 @@ class Actor:
         if why:
             log.warning("nor does it take word of that: %s", why)
         for connection in {self._controller, self._shard}:
-            await connection.send(encode(EpisodeEnded(key=trajectory.key, attempt=attempt)))
+            await connection.send(encode(EpisodeEnded(key=trajectory.key, lease_attempt=attempt)))
 
     async def _answer_to(self, trajectory: Trajectory) -> str:
         """Why the learner refuses the episode; "" once it has it."""
@@ -219,11 +219,11 @@ class Actor:
         return why
 
     async def _take_turn(self, request: TurnRequest) -> TurnResult | TurnFailed:
-        turn = (request.key, request.attempt, request.turn)
+        turn = (request.key, request.lease_attempt, request.turn_index)
         future = asyncio.get_running_loop().create_future()
         self._turns[turn] = request, future
         try:
-            name = f"turn {request.turn} of {request.key.id} from the controller"
+            name = f"turn {request.turn_index} of {request.key.id} from the controller"
             return await self._until(name, future, functools.partial(self._ask, request))
         finally:
             del self._turns[turn]
@@ -260,7 +260,7 @@ class Actor:
                 case HeartbeatAck(shards=shards):
                     await self._move(shard_of(self.name, shards))
                 case Lease() as lease:
-                    self._playing.append((lease.key, lease.attempt))
+                    self._playing.append((lease.key, lease.lease_attempt))
                     self._leases.put_nowait(lease)
                 case TurnResult() | TurnFailed() as answer:
                     self._answered(answer)
@@ -278,7 +278,9 @@ class Actor:
                     self._answered(answer)
 
     def _answered(self, answer: TurnResult | TurnFailed) -> None:
-        _, future = self._turns.get((answer.key, answer.attempt, answer.turn), (None, None))
+        _, future = self._turns.get(
+            (answer.key, answer.lease_attempt, answer.turn_index), (None, None)
+        )
         if future is not None and not future.done():
             future.set_result(answer)
 

@@ -14,13 +14,13 @@ import msgspec
 
 from actors.pulse import Pulse
 from protocol.messages import DropReason, Lease, Trajectory
-from protocol.peers import secret_name
+from protocol.peers import make_secret_name
 
 _BYTES = 1 << 16
 _LENGTH_BYTES = 4
 
 
-class RunningCode:
+class RunningLeases:
     """Leases whose environment's code runs now, in memory that a process shares with those it
     forks."""
 
@@ -65,7 +65,7 @@ class RunningCode:
         self._memory[:_LENGTH_BYTES] = len(data).to_bytes(_LENGTH_BYTES, "little")
 
 
-class ActorPlace:
+class ActorSlot:
     """One place in a fleet, which actors fill one after another.
 
     `reports` are episodes whose environment ended the process of the actor before. Whoever follows
@@ -74,7 +74,7 @@ class ActorPlace:
 
     def __init__(self) -> None:
         self.name = new_name()
-        self.running = RunningCode()
+        self.running = RunningLeases()
         self.pulse = Pulse()
         self.reports: list[Trajectory] = []
 
@@ -92,7 +92,7 @@ class ActorPlace:
 
 def new_name() -> bytes:
     """A name for an actor that no other one has."""
-    return secret_name(f"actor-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
+    return make_secret_name(f"actor-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
 
 
 def crashed_episode(lease: Lease, how: str) -> Trajectory:
@@ -100,12 +100,12 @@ def crashed_episode(lease: Lease, how: str) -> Trajectory:
     detail = f"the environment's code ran when its process {how}; actors.log may say where"
     return Trajectory(
         key=lease.key,
-        attempt=lease.attempt,
+        lease_attempt=lease.lease_attempt,
         task_index=lease.task_index,
         task_type="",
         task="",
         success=False,
         turns=[],
-        dropped=DropReason.ENV_ERROR,
+        drop_reason=DropReason.ENV_ERROR,
         detail=detail,
     )

@@ -10,7 +10,7 @@ from hashlib import blake2b
 
 import msgspec
 
-from actors.crash import RunningCode
+from actors.crash import RunningLeases
 from actors.stage import Stage
 from actors.user_code import EpisodeThread
 from envs.base import Environment
@@ -59,7 +59,7 @@ def frame_of(trajectory: Trajectory) -> bytes:
 def without_turns(trajectory: Trajectory, reason: DropReason, detail: str) -> Trajectory:
     """The notice that an episode was dropped, in its place."""
     return msgspec.structs.replace(
-        trajectory, turns=[], success=False, scores={}, dropped=reason, detail=detail
+        trajectory, turns=[], success=False, scores={}, drop_reason=reason, detail=detail
     )
 
 
@@ -83,7 +83,7 @@ class EpisodePlayer:
         step_timeout: float,
         max_prompt_tokens: int,
         anchor_texts: bool,
-        running: RunningCode | None = None,
+        running: RunningLeases | None = None,
     ) -> None:
         """`running` is told of episodes while code of their environment runs."""
         self._environment = environment
@@ -92,7 +92,7 @@ class EpisodePlayer:
         self._step_timeout = step_timeout
         self._max_prompt_tokens = max_prompt_tokens
         self._anchor_texts = anchor_texts
-        self._running = running or RunningCode()
+        self._running = running or RunningLeases()
         self._home = source_directory(environment)
         self._closing: set[asyncio.Future] = set()
 
@@ -108,11 +108,11 @@ class EpisodePlayer:
             await self._play(lease, played, stage, thread)
         except UserCodeError as error:
             log.warning("episode %s: %s\n%s", lease.key.id, error, error.trace)
-            return played.trajectory(dropped=DropReason.ENV_ERROR, detail=str(error))
+            return played.trajectory(drop_reason=DropReason.ENV_ERROR, detail=str(error))
         except _Ended as ended:
             if ended.reason is DropReason.CANCELLED:
                 return None
-            return played.trajectory(dropped=ended.reason, detail=str(ended))
+            return played.trajectory(drop_reason=ended.reason, detail=str(ended))
         except asyncio.CancelledError:
             thread.abandoned = True
             raise
@@ -143,8 +143,8 @@ class EpisodePlayer:
         while True:
             request = TurnRequest(
                 key=lease.key,
-                attempt=lease.attempt,
-                turn=len(played.turns),
+                lease_attempt=lease.lease_attempt,
+                turn_index=len(played.turns),
                 prompt=pack(prompt, INT32),
                 permit=lease.permit,
             )
@@ -209,17 +209,17 @@ class _Played:
         self.truncated = False
         self.scores: dict[str, float] = {}
 
-    def trajectory(self, dropped: DropReason | None = None, detail: str = "") -> Trajectory:
+    def trajectory(self, drop_reason: DropReason | None = None, detail: str = "") -> Trajectory:
         return Trajectory(
             key=self._lease.key,
-            attempt=self._lease.attempt,
+            lease_attempt=self._lease.lease_attempt,
             task_index=self._lease.task_index,
             task_type=self.task_type,
             task=self.task,
             success=self.success,
             turns=self.turns,
             scores=self.scores,
-            dropped=dropped,
+            drop_reason=drop_reason,
             detail=detail,
             overflowed=self.overflowed,
             truncated=self.truncated,

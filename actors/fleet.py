@@ -24,7 +24,7 @@ import zmq
 import zmq.asyncio
 
 from actors.actor import Actor, ControllerLost
-from actors.crash import ActorPlace
+from actors.crash import ActorSlot
 from actors.pulse import LOOK_SECONDS, Watch
 from envs.base import Environment
 from envs.play import close_episode, start_episode
@@ -34,7 +34,7 @@ from protocol.codec import BadFrame, decode, encode
 from protocol.lifetime import describe_end, dying_with_parent
 from protocol.messages import Hello, Welcome
 from protocol.prompting import Prompter
-from protocol.security import Keys, connect
+from protocol.security import CurveKeys, connect
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class FleetError(RuntimeError):
 
 
 def run_fleet(
-    endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: Keys | None = None
+    endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: CurveKeys | None = None
 ) -> None:
     """Fork `actors` actors of the job at `endpoint` and keep that many alive until the job is over.
 
@@ -83,7 +83,7 @@ def run_fleet(
 
 
 def _play(
-    endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: Keys | None
+    endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: CurveKeys | None
 ) -> bool:
     """Until the job is over, or its controller lost, which is returned."""
     welcome = fetch_welcome(endpoint, connect_seconds, keys)
@@ -92,7 +92,7 @@ def _play(
     gc.collect()
     gc.freeze()  # the shared pages are not touched by the children's collector
 
-    def body(place: ActorPlace) -> None:
+    def body(place: ActorSlot) -> None:
         reseed()
         asyncio.run(_act(endpoint, episodes, welcome, environment, prompter, keys, place))
 
@@ -143,7 +143,7 @@ def reseed() -> None:
         torch.default_generator.seed()
 
 
-def fetch_welcome(endpoint: str, seconds: float, keys: Keys | None = None) -> Welcome:
+def fetch_welcome(endpoint: str, seconds: float, keys: CurveKeys | None = None) -> Welcome:
     """Ask the controller at `endpoint` how to play.
 
     Raises FleetError if it does not answer in time.
@@ -171,7 +171,7 @@ def fetch_welcome(endpoint: str, seconds: float, keys: Keys | None = None) -> We
 
 
 def supervise(
-    body: Callable[[ActorPlace], None],
+    body: Callable[[ActorSlot], None],
     actors: int,
     is_there: Callable[[], bool],
     longest_seconds: float = inf,
@@ -184,7 +184,7 @@ def supervise(
     Raises FleetError when they crash so often that replacing them is pointless. Those that an
     environment's code has ended do not count: their episodes are over.
     """
-    children = {fork(body, place): place for place in [ActorPlace() for _ in range(actors)]}
+    children = {fork(body, place): place for place in [ActorSlot() for _ in range(actors)]}
     crashes: list[float] = []
     watch = Watch(longest_seconds)
     try:
@@ -227,7 +227,7 @@ def supervise(
             os.waitpid(pid, 0)
 
 
-def fork(body: Callable[[ActorPlace], None], place: ActorPlace) -> int:
+def fork(body: Callable[[ActorSlot], None], place: ActorSlot) -> int:
     """Run `body` in a child that dies with this process; returns its pid."""
     die_with_parent = dying_with_parent()
     pid = os.fork()
@@ -263,8 +263,8 @@ async def _act(
     welcome: Welcome,
     environment: Environment,
     prompter: Prompter,
-    keys: Keys | None,
-    place: ActorPlace,
+    keys: CurveKeys | None,
+    place: ActorSlot,
 ) -> None:
     context = zmq.asyncio.Context()
     beating = asyncio.create_task(place.pulse.beat())

@@ -25,7 +25,7 @@ MAX_TEXT = 1 << 20
 """Characters of a task, an action or an anchor, which travel with the episode."""
 
 
-class Opening(NamedTuple):
+class EpisodeOpening(NamedTuple):
     """How an episode begins. `prompt` is None if it does not fit the context."""
 
     task: str
@@ -33,7 +33,7 @@ class Opening(NamedTuple):
     prompt: list[int] | None
 
 
-class Moved(NamedTuple):
+class StepOutcome(NamedTuple):
     """What came of a response.
 
     `prompt` is the next one: None after the last turn, and if it does not fit the context.
@@ -67,36 +67,40 @@ class Stage:
         self._episode: Episode | None = None
         self._view: AgentView | None = None
 
-    def begin(self, split: Split, index: int, seed: int) -> Opening:
+    def begin(self, split: Split, index: int, seed: int) -> EpisodeOpening:
         """Start the task, up to the first prompt."""
         self._episode = start_episode(self._environment, split, index, seed)
-        task = text_of("task", self._episode.task)
-        task_type = text_of("task_type", self._episode.task_type, MAX_NAME)
+        task = require_text("task", self._episode.task)
+        task_type = require_text("task_type", self._episode.task_type, MAX_NAME)
         self._view = self._environment.view(self._episode)
-        return Opening(task, task_type, self._prompt())
+        return EpisodeOpening(task, task_type, self._prompt())
 
-    def move(self, tokens: bytes) -> Moved:
+    def move(self, tokens: bytes) -> StepOutcome:
         """Carry out the response, up to the next prompt."""
         response = self._prompter.text(unpack(tokens, INT32).tolist())
-        anchor = text_of("state_key()", self._episode.state_key())
+        anchor = require_text("state_key()", self._episode.state_key())
         parsed = self._environment.parse(response, self._view.observation.admissible)
-        action = text_of("action", _attribute("parse()", parsed, "action"))
-        valid = flag_of("valid", _attribute("parse()", parsed, "valid"))
+        action = require_text("action", _attribute("parse()", parsed, "action"))
+        valid = require_flag("valid", _attribute("parse()", parsed, "valid"))
         result = self._episode.step(action)
-        reward = number_of("reward", _attribute("step()", result, "reward"))
+        reward = require_number("reward", _attribute("step()", result, "reward"))
         if abs(reward) > MAX_REWARD:
             raise UserCodeError(
                 f"the environment gave a reward of {reward:g}, and more than {MAX_REWARD:g} "
                 "cannot be trained on"
             )
-        done = flag_of("done", _attribute("step()", result, "done"))
-        scores = scores_of(self._episode.scores)
+        done = require_flag("done", _attribute("step()", result, "done"))
+        scores = require_scores(self._episode.scores)
         if done:
-            success = flag_of("success", _attribute("step()", result, "success"))
-            truncated = flag_of("truncated", getattr(result, "truncated", False))
-            return Moved(anchor, action, valid, reward, True, success, truncated, scores, None)
+            success = require_flag("success", _attribute("step()", result, "success"))
+            truncated = require_flag("truncated", getattr(result, "truncated", False))
+            return StepOutcome(
+                anchor, action, valid, reward, True, success, truncated, scores, None
+            )
         self._view.record(action, check_observation(_attribute("step()", result, "observation")))
-        return Moved(anchor, action, valid, reward, False, False, False, scores, self._prompt())
+        return StepOutcome(
+            anchor, action, valid, reward, False, False, False, scores, self._prompt()
+        )
 
     def close(self) -> None:
         """Let go of what the episode holds open. Nothing to do for one that did not start."""
@@ -110,14 +114,14 @@ class Stage:
 
         One that is far too long is not made into tokens.
         """
-        text = text_of("prompt()", self._environment.prompt(self._view), None)
+        text = require_text("prompt()", self._environment.prompt(self._view), None)
         if len(text) > self._max_prompt_characters:
             return None
         tokens = self._prompter.prompt(text)
         return tokens if len(tokens) <= self._max_prompt_tokens else None
 
 
-def text_of(name: str, value: object, limit: int | None = MAX_TEXT) -> str:
+def require_text(name: str, value: object, limit: int | None = MAX_TEXT) -> str:
     """What the environment gave as `name`, a text that can be sent.
 
     UserCodeError if it is none: the learner would refuse the episode, however often it is sent.
@@ -149,7 +153,7 @@ def _as_float(value: object) -> float | None:
         return None
 
 
-def number_of(name: str, value: object) -> float:
+def require_number(name: str, value: object) -> float:
     """A finite number as a float, whatever number it is (NumPy's, say).
 
     UserCodeError for what is none.
@@ -162,7 +166,7 @@ def number_of(name: str, value: object) -> float:
     return number
 
 
-def flag_of(name: str, value: object) -> bool:
+def require_flag(name: str, value: object) -> bool:
     """True or False, or a number that is 1 or 0.
 
     UserCodeError for what is neither, such as None or a text.
@@ -175,7 +179,7 @@ def flag_of(name: str, value: object) -> bool:
     return bool(number)
 
 
-def scores_of(scores: object) -> dict[str, float]:
+def require_scores(scores: object) -> dict[str, float]:
     """Scores by name. UserCodeError for what is no mapping of names to finite numbers."""
     if not isinstance(scores, Mapping):
         raise UserCodeError(
@@ -186,14 +190,14 @@ def scores_of(scores: object) -> dict[str, float]:
         raise UserCodeError(f"the environment gave more than {MAX_SCORES} scores")
     found = {}
     for name, value in items:
-        text = text_of("the name of a score", str(name), MAX_NAME)
-        found[text] = number_of(f"score {text}", value)
+        text = require_text("the name of a score", str(name), MAX_NAME)
+        found[text] = require_number(f"score {text}", value)
     return found
 
 
 def check_observation(observation: Any) -> Any:
     """An observation whose parts are what they should be. UserCodeError for others."""
-    text_of("observation.text", _attribute("observation", observation, "text"), None)
+    require_text("observation.text", _attribute("observation", observation, "text"), None)
     admissible = _attribute("observation", observation, "admissible")
     if not isinstance(admissible, tuple | list) or not all(
         isinstance(action, str) for action in admissible

@@ -54,7 +54,7 @@ def main() -> None:
                 checks.validate_turn_request(message, bounds)
             case messages.SignalFrame():
                 if not checks.validate_signal_frame(message):
-                    checks.misplaced_rows(message, most_tokens=512)
+                    checks.find_misplaced_rows(message, most_tokens=512)
             case messages.Stats():
                 checks.validate_stats(message)
             case messages.ShardState():
@@ -117,7 +117,7 @@ def samples() -> list:
     return [
         Trajectory(
             key=key,
-            attempt=0,
+            lease_attempt=0,
             task_index=3,
             task_type="a",
             task="b",
@@ -125,7 +125,7 @@ def samples() -> list:
             turns=[turn, turn],
             scores={"raw": 1.0},
         ),
-        TurnRequest(key=key, attempt=0, turn=1, prompt=prompt),
+        TurnRequest(key=key, lease_attempt=0, turn_index=1, prompt=prompt),
         SignalFrame(
             step=1,
             turn_ids=["a", "b"],
@@ -145,7 +145,7 @@ def samples() -> list:
         ),
         Stats(source="learner", event="update", values={"update": 1.0, "loss": None}),
         Credit(episodes=3),
-        EpisodeEnded(key=key, attempt=0),
+        EpisodeEnded(key=key, lease_attempt=0),
         Heartbeat(loop_lag=0.1, asking=2),
     ]
 

@@ -45,7 +45,7 @@ from config import Job
 from config.resolve import resolve
 from engine.launch import wait_ready
 from protocol.codec import FrameReader
-from protocol.delivery import Listener
+from protocol.delivery import DeliveryServer
 from protocol.messages import Stats
 from protocol.validation import REPORTED
 from supervisor.endpoints import choose_endpoints
@@ -211,7 +211,7 @@ class Load:
         """While inside, what processes report is kept."""
         context = zmq.asyncio.Context()
         names = [name.encode() for name in REPORTED]
-        listener = Listener(
+        listener = DeliveryServer(
             context,
             self.job.endpoints.stats,
             names,
@@ -226,7 +226,7 @@ class Load:
             task.cancel()
             context.destroy(linger=0)
 
-    async def _receive(self, listener: Listener) -> None:
+    async def _receive(self, listener: DeliveryServer) -> None:
         while True:
             _, message, _ = await listener.hear()
             assert isinstance(message, Stats)

@@ -103,7 +103,7 @@ class Counting(FrameReader):
         if (
             isinstance(message, Trajectory)
             and not message.key.evaluation
-            and message.dropped is None
+            and message.drop_reason is None
         ):
             self.episodes[peer.decode()] += 1
             self.turns[int(time.time())] += len(message.turns)

@@ -174,7 +174,7 @@ def arrive(
     buffer.add(
         Trajectory(
             key=EpisodeKey(group, member),
-            attempt=0,
+            lease_attempt=0,
             task_index=0,
             task_type="",
             task="",

@@ -199,7 +199,7 @@ def _played(directory: Path) -> tuple[list[int], list[int]]:
     responses = []
     for _, _, frame in read_records(directory / "episodes"):
         episode = decode(frame)
-        if not episode.key.evaluation and episode.dropped is None:
+        if not episode.key.evaluation and episode.drop_reason is None:
             turns.append(len(episode.turns))
             responses += [
                 sum(

@@ -79,7 +79,7 @@ def trajectory(size: Size, seed: int) -> Trajectory:
     ]
     return Trajectory(
         key=EpisodeKey(0, 0),
-        attempt=0,
+        lease_attempt=0,
         task_index=seed,
         task_type="pick",
         task="put a clean mug on the desk",
@@ -184,7 +184,7 @@ def our_learner(work: Work, parent: Connection) -> None:
 
 
 BOUNDS = Limits(vocabulary=1 << 30, context=1 << 30, group_size=GROUP_SIZE)
-ANY = AdmissionWindow(
+AnyMessage = AdmissionWindow(
     first_group=0, end_group=1 << 60, evaluations=0, evaluation_episodes=0, version=1 << 30
 )
 """All that is delivered here is in order, which costs as much to find out."""
@@ -212,7 +212,7 @@ async def _our_learner(work: Work, parent: Connection) -> None:
         log,
         buffer,
         FrameReader(),
-        lambda message: validate_trajectory(message, BOUNDS, ANY),
+        lambda message: validate_trajectory(message, BOUNDS, AnyMessage),
         arrived,
     )
     receiving = asyncio.create_task(intake.run())

@@ -14,7 +14,7 @@ from controller.controller import Controller
 from controller.shard_worker import ShardWorker
 from protocol.files import allow_many_files
 from protocol.output import outlive_readers
-from protocol.security import gatekeeper, load_keys
+from protocol.security import admit_key_holders, load_keys
 
 
 async def control(job: Job, shard: int) -> int:
@@ -24,7 +24,7 @@ async def control(job: Job, shard: int) -> int:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     context = zmq.asyncio.Context()
     try:
-        async with gatekeeper(context, load_keys(job.config.security.keys)):
+        async with admit_key_holders(context, load_keys(job.config.security.keys)):
             await (ShardWorker(job, context, shard) if shard else Controller(job, context)).run()
     except asyncio.CancelledError:
         pass

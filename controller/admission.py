@@ -203,7 +203,7 @@ class Admission:
         task = key.member if key.evaluation else task_of_group(s.seed, key.group, s.train_size)
         return Lease(
             key=key,
-            attempt=attempt,
+            lease_attempt=attempt,
             split="held_out" if key.evaluation else "train",
             task_index=task % s.held_out_size if key.evaluation else task,
             seed=episode_seed(s.seed, key),

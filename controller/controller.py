@@ -59,7 +59,7 @@ from controller.waits import ControllerWaits, Situation
 from controller.welcome import welcome
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
-from protocol.delivery import Caller, Listener
+from protocol.delivery import DeliveryClient, DeliveryServer
 from protocol.messages import (
     Credit,
     DropReason,
@@ -82,7 +82,7 @@ from protocol.messages import (
     WeightsApplied,
     WeightsPublished,
 )
-from protocol.peers import is_nameless, shown_name
+from protocol.peers import display_name, is_nameless
 from protocol.security import LOST_AFTER, bind, load_keys
 from protocol.validation import validate_shard_state
 from telemetry.probes.clocks import LoopLag
@@ -124,10 +124,10 @@ class Controller:
         beat = self.config.actor.heartbeat_seconds
         bind(self._actors, job.endpoints.actors, keys, "actors", beat)
         self._reader = FrameReader()
-        self._learner = Listener(
+        self._learner = DeliveryServer(
             context, job.endpoints.learner, [LEARNER], keys, beat, self._reader
         )
-        self._stats = Caller(
+        self._stats = DeliveryClient(
             context, job.endpoints.stats, b"controller", b"supervisor", keys, beat, self._reader
         )
         self._desk = TurnService(job, context, keys, 0, env, self._holds, self._to_actor)
@@ -201,7 +201,7 @@ class Controller:
                     self._lag.run,
                     self._dashboard.run,
                     self._learner.repeat,
-                    self._stats.only_tell,
+                    self._stats.run_send_only,
                 ):
                     loops.create_task(loop())
         finally:
@@ -211,7 +211,7 @@ class Controller:
         """Tell the actors that it is over, and let go of sockets and the engine."""
         await self._desk.cancel()
         last = [
-            received.message for received in await self._learner.hear_waiting()
+            received.message for received in await self._learner.receive_waiting()
         ]  # what may have come just now
         self._finished = self._finished or any(isinstance(message, Shutdown) for message in last)
         if (
@@ -250,7 +250,7 @@ class Controller:
                     await self._grant_leases()
                 case TurnRequest():
                     flaw = await self._desk.take(actor, message)
-                case EpisodeEnded(key=key, attempt=attempt):
+                case EpisodeEnded(key=key, lease_attempt=attempt):
                     if self.admission.ended(key, actor, attempt, time.monotonic()):
                         self._desk.forget(key, attempt)
                         await self._broadcast_revocations()
@@ -281,11 +281,12 @@ class Controller:
                 return
             self._credits.served()
             await self._to_actor(
-                actor, replace(lease, permit=permit(self._secret, actor, lease.key, lease.attempt))
+                actor,
+                replace(lease, permit=permit(self._secret, actor, lease.key, lease.lease_attempt)),
             )
 
     def _holds(self, actor: bytes, request: TurnRequest) -> bool:
-        return self.admission.holds(request.key, request.attempt, actor)
+        return self.admission.holds(request.key, request.lease_attempt, actor)
 
     async def _watch(self) -> None:
         """Who is silent is lost.
@@ -318,7 +319,7 @@ class Controller:
     async def _lose(self, actor: bytes) -> None:
         silent = LOST_AFTER * self.config.actor.heartbeat_seconds
         log.warning(
-            "actor %s was silent for %g s: its episodes go to others", shown_name(actor), silent
+            "actor %s was silent for %g s: its episodes go to others", display_name(actor), silent
         )
         for book in (self._last_seen, self._gauges, self._words):
             book.pop(actor, None)
@@ -344,9 +345,12 @@ class Controller:
             peer, message, _ = await self._learner.hear()
             match message:
                 case LearnerReady() as state:
-                    self._desk.turns.thresholds.restore(state.control)
+                    self._desk.turns.thresholds.restore(state.control_state)
                     self.admission.start(
-                        state.next_group, state.received, state.updates_left, state.left
+                        state.next_group,
+                        state.received,
+                        state.updates_remaining,
+                        state.consumed_groups,
                     )
                 case WeightsPublished() as published:
                     self.admission.trained(published.version, published.trained)
@@ -378,7 +382,7 @@ class Controller:
                 await self._finish_training()
             control = self._desk.turns.thresholds.state()
             await self._to_learner(
-                WeightsApplied(version=published.version, seconds=seconds, control=control)
+                WeightsApplied(version=published.version, seconds=seconds, control_state=control)
             )
             await self._grant_leases()
 
@@ -461,7 +465,7 @@ class Controller:
         start."""
         beats = [self._gauges.pop(actor) for actor in list(self._gauges)]
         own = self._desk.gauges() | {"loop_lag_controller": self._lag.read().worst}
-        own["bad_frames"] += self._reader.dropped
+        own["bad_frames"] += self._reader.dropped_frames
         return {
             **self._shards.gauges(own),
             **self._desk.thresholds(),

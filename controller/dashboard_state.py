@@ -10,7 +10,7 @@ from math import isfinite
 from controller.admission import Admission
 from controller.signals import SignalRouter
 from controller.turns import TurnRunner
-from protocol.peers import shown_name
+from protocol.peers import display_name
 
 TURNS = 8
 """Under way, that are shown."""
@@ -53,7 +53,11 @@ def shown(
             {"url": url, "health": health, "turns": turns} for url, health, turns in engines()
         ],
         "actors": [
-            {"name": shown_name(actor), "episodes": playing[actor], "silent": round(now - seen, 1)}
+            {
+                "name": display_name(actor),
+                "episodes": playing[actor],
+                "silent": round(now - seen, 1),
+            }
             for actor, seen in list(last_seen.items())[:ACTORS]
         ],
     }

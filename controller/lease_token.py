@@ -18,4 +18,6 @@ def permit(secret: str, actor: bytes, key: EpisodeKey, attempt: int) -> bytes:
 
 def is_permitted(secret: str, actor: bytes, request: TurnRequest) -> bool:
     """Whether the actor was given the lease that it asks a turn of, some time ago."""
-    return hmac.compare_digest(permit(secret, actor, request.key, request.attempt), request.permit)
+    return hmac.compare_digest(
+        permit(secret, actor, request.key, request.lease_attempt), request.permit
+    )

@@ -104,7 +104,11 @@ def with_event(response: Response, kind: Literal["resample", "keep"], stall: Sta
 def turn_failure(request: TurnRequest, reason: DropReason, detail: str) -> TurnFailed:
     """Notice for the actor that asked for the turn."""
     return TurnFailed(
-        key=request.key, attempt=request.attempt, turn=request.turn, reason=reason, detail=detail
+        key=request.key,
+        lease_attempt=request.lease_attempt,
+        turn_index=request.turn_index,
+        reason=reason,
+        detail=detail,
     )
 
 
@@ -112,13 +116,13 @@ def dropped_episode(key: EpisodeKey, reason: DropReason, detail: str) -> Traject
     """Notice for the learner, in place of the episode."""
     return Trajectory(
         key=key,
-        attempt=-1,
+        lease_attempt=-1,
         task_index=-1,
         task_type="",
         task="",
         success=False,
         turns=[],
-        dropped=reason,
+        drop_reason=reason,
         detail=detail,
     )
 

@@ -52,7 +52,7 @@ from protocol.messages import (
     ShardState,
     TurnRequest,
 )
-from protocol.peers import secret_name
+from protocol.peers import make_secret_name
 from protocol.security import bind, connect, load_keys
 from telemetry.probes.clocks import LoopLag
 
@@ -70,7 +70,7 @@ class ShardWorker:
         beat = self._config.actor.heartbeat_seconds
         bind(self._actors, job.endpoints.turns[shard - 1], keys, "actors", beat)
         self._controller.set(
-            zmq.IDENTITY, secret_name(f"shard-{shard}-{socket.gethostname()}-{os.getpid()}")
+            zmq.IDENTITY, make_secret_name(f"shard-{shard}-{socket.gethostname()}-{os.getpid()}")
         )
         connect(self._controller, job.endpoints.shards, keys, beat)
         environment = make_environment(self._config.env.name, **self._config.environment_settings())
@@ -119,7 +119,7 @@ class ShardWorker:
             match message:
                 case TurnRequest():
                     flaw = await self._desk.take(actor, message)
-                case EpisodeEnded(key=key, attempt=attempt):
+                case EpisodeEnded(key=key, lease_attempt=attempt):
                     self._desk.ended(actor, key, attempt)
                 case _:
                     flaw = f"{type(message).__name__} that no actor sends to a shard"
@@ -176,7 +176,7 @@ class ShardWorker:
 
     async def _tell(self, last: bool = False) -> None:
         gauges = self._desk.gauges() | {"loop_lag_controller": self._lag.read().worst}
-        gauges["bad_frames"] += self._reader.dropped
+        gauges["bad_frames"] += self._reader.dropped_frames
         state = ShardState(
             shard=self._number,
             version=self._desk.version,
@@ -188,7 +188,7 @@ class ShardWorker:
         await self._controller.send(encode(state))
 
     def _holds(self, actor: bytes, request: TurnRequest) -> bool:
-        return (request.key, request.attempt) not in self._revoked and is_permitted(
+        return (request.key, request.lease_attempt) not in self._revoked and is_permitted(
             self._secret, actor, request
         )
 

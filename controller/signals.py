@@ -19,14 +19,19 @@ from controller.rules.scores import Signal
 from controller.rules.thinking import ThinkingRule, ThinkingSettings
 from controller.think_tokens import ThinkTokens
 from engine.client import EngineClient, Sampling
-from engine.connection import NoNumbers
+from engine.connection import NonFiniteError
 from engine.responses import Generation
 from protocol.arrays import FLOAT32, INT32, unpack
 from protocol.batched_router import BatchedRouter
 from protocol.codec import FrameReader, encode
 from protocol.messages import ForceTokens, Message, SignalFrame
-from protocol.security import HEARTBEAT_SECONDS, Keys, bind
-from protocol.validation import is_measured, misplaced_rows, validate_signal_frame, without_rows
+from protocol.security import HEARTBEAT_SECONDS, CurveKeys, bind
+from protocol.validation import (
+    drop_rows,
+    find_misplaced_rows,
+    is_finite_signal,
+    validate_signal_frame,
+)
 
 T = TypeVar("T")
 
@@ -65,7 +70,7 @@ async def await_with_progress_timeout(
     call: Awaitable[T],
     last_progress: Callable[[], float],
     seconds: float,
-    failing: asyncio.Future[NoNumbers] | None = None,
+    failing: asyncio.Future[NonFiniteError] | None = None,
 ) -> T:
     """Wait for the result of `call`, as long as there is progress.
 
@@ -117,13 +122,13 @@ class WatchedTurn:
     """Token before each signal, while somebody looks (SignalRouter.keep_tokens)."""
     last_signal_at: float = field(default_factory=time.monotonic)
     """When its last signal came, or watching began."""
-    failure: NoNumbers | None = None
+    failure: NonFiniteError | None = None
     """The error that ends it."""
-    failing: asyncio.Future[NoNumbers] | None = None
+    failing: asyncio.Future[NonFiniteError] | None = None
     """The same, for whoever waits for the response."""
     complete: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def fail(self, failure: NoNumbers) -> None:
+    def fail(self, failure: NonFiniteError) -> None:
         self.failure = failure
         self.complete.set()
         if self.failing is not None and not self.failing.done():
@@ -162,7 +167,7 @@ class SignalRouter:
         endpoint: str,
         tokens: ThinkTokens,
         max_model_len: int,
-        keys: Keys | None = None,
+        keys: CurveKeys | None = None,
         heartbeat_seconds: float = HEARTBEAT_SECONDS,
     ) -> None:
         self._socket = context.socket(zmq.ROUTER)
@@ -275,14 +280,14 @@ class SignalRouter:
             self.reader.refuse(peer, flaw)
             return
         self.frames += 1
-        misplaced = misplaced_rows(message, self._max_model_len)
+        misplaced = find_misplaced_rows(message, self._max_model_len)
         if misplaced:
             self.reader.refuse(
                 peer,
                 f"a signal at a position that no response of at most {self._max_model_len} tokens "
                 "has; the others are used",
             )
-            message = without_rows(message, set(misplaced))
+            message = drop_rows(message, set(misplaced))
         for forced in self.observe(message):
             self._arrivals.send([peer, encode(forced)])
 
@@ -308,9 +313,9 @@ class SignalRouter:
         self, turn_id: str, watched: WatchedTurn, signal: Signal
     ) -> list[ForceTokens]:
         watched.last_signal_at = self._last_signal_at
-        if not is_measured(signal):
+        if not is_finite_signal(signal):
             watched.fail(
-                NoNumbers(
+                NonFiniteError(
                     f"the model computed NaN or infinity for token {signal.position} of a response"
                 )
             )

@@ -26,7 +26,7 @@ from controller.rules.topk_bounds import estimate_from_topk
 from controller.signals import await_with_progress_timeout
 from engine.client import EngineClient, Sampling
 from engine.connection import EngineError
-from engine.responses import Chunk, Generation, covering
+from engine.responses import Chunk, Generation, cover_tokens
 from protocol.messages import Span
 
 TOP_K = 20
@@ -202,7 +202,7 @@ class StreamedResponse:
             return
         self.finish_reason = chunk.finish_reason
         start = self._part_start
-        spans = covering(chunk.spans, len(self.tokens) - start)
+        spans = cover_tokens(chunk.spans, len(self.tokens) - start)
         self._spans += [Span(start + s.start, start + s.stop, s.version) for s in spans]
 
     def cut(self, length: int) -> int:

@@ -33,7 +33,7 @@ from protocol.messages import (
     TurnResult,
     weights_file,
 )
-from protocol.security import Keys
+from protocol.security import CurveKeys
 from protocol.validation import Limits, validate_turn_request
 from telemetry.probes.clocks import IdleClock
 from telemetry.probes.spans import SpanFile
@@ -58,7 +58,7 @@ class TurnService:
         self,
         job: Job,
         context: zmq.asyncio.Context,
-        keys: Keys | None,
+        keys: CurveKeys | None,
         shard: int,
         environment: Environment,
         holds: Callable[[bytes, TurnRequest], bool],
@@ -118,13 +118,17 @@ class TurnService:
 
     async def take(self, actor: bytes, request: TurnRequest) -> str:
         """Begin with a turn. What is wrong with the request, if anything is."""
-        lease = (actor, request.key, request.attempt)
+        lease = (actor, request.key, request.lease_attempt)
         if flaw := validate_turn_request(request, self._bounds):
             return flaw
         if lease in self._asked:
             return ""  # asked again: an answer that takes long is still to come
         last = self._answers.get(lease[1:])
-        if last is not None and last.actor == actor and last.message.turn == request.turn:
+        if (
+            last is not None
+            and last.actor == actor
+            and last.message.turn_index == request.turn_index
+        ):
             await self._send(actor, last.message)  # asked again, since it was lost
             return ""
         self._asked.add(lease)
@@ -160,7 +164,7 @@ class TurnService:
 
     async def _turn(self, actor: bytes, request: TurnRequest) -> None:
         key = request.key
-        attempt = request.attempt
+        attempt = request.lease_attempt
         answer = turn_failure(request, DropReason.CANCELLED, "its lease is no longer in force")
         try:
             if self._holds(actor, request):
@@ -177,7 +181,7 @@ class TurnService:
 
     async def _answer(self, request: TurnRequest) -> TurnResult | TurnFailed:
         try:
-            with self.spans.span("turn", request.key.id, turn=request.turn):
+            with self.spans.span("turn", request.key.id, turn=request.turn_index):
                 return await self.turns.run(
                     request, episode_seed(self._config.run.seed, request.key)
                 )
@@ -279,7 +283,7 @@ class TurnService:
                 health is Health.HEALTHY for health, _ in self.engines.standing().values()
             ),
             "signal_frames": self.signals.frames,
-            "bad_frames": self.signals.reader.dropped,
+            "bad_frames": self.signals.reader.dropped_frames,
             "idle_share_engine": self._idle.share(),
         }
 

@@ -25,7 +25,7 @@ from controller.streaming import StreamControl, StreamingController
 from controller.think_tokens import UNCONTROLLED, ThinkTokens
 from controller.thresholds import RESAMPLED_BY_ETA, Thresholds
 from engine.client import EngineClient, Sampling
-from engine.connection import EngineBusy, EngineError, NoNumbers
+from engine.connection import EngineBusy, EngineError, NonFiniteError
 from engine.pool import EnginePool
 from engine.responses import Generation
 from protocol.arrays import INT32, finite_or_none, unpack
@@ -85,7 +85,7 @@ class _Turn:
 
     @property
     def lease(self) -> tuple[EpisodeKey, int]:
-        return self.request.key, self.request.attempt
+        return self.request.key, self.request.lease_attempt
 
     @property
     def may_resample(self) -> bool:
@@ -107,7 +107,9 @@ class _Turn:
         signals is nobody's.
         """
         request = self.request
-        numbers = f"{request.attempt}.{request.turn}.{len(self.rejected)}.{self.failures}"
+        numbers = (
+            f"{request.lease_attempt}.{request.turn_index}.{len(self.rejected)}.{self.failures}"
+        )
         return f"{request.key.id}.{numbers}.{nonce}"
 
 
@@ -147,13 +149,13 @@ class TurnRunner:
         try:
             kept = await self._sample_until_kept(turn)
         except (EngineError, NoProgressError) as error:
-            log.warning("turn %d of %s failed: %s", request.turn, request.key.id, error)
+            log.warning("turn %d of %s failed: %s", request.turn_index, request.key.id, error)
             return turn_failure(request, DropReason.ENGINE_ERROR, str(error))
         self._note_end(turn, kept)
         return TurnResult(
             key=request.key,
-            attempt=request.attempt,
-            turn=request.turn,
+            lease_attempt=request.lease_attempt,
+            turn_index=request.turn_index,
             kept=kept,
             rejected=turn.rejected,
         )
@@ -172,7 +174,7 @@ class TurnRunner:
         max_resamples = 0
         if controlled and control.mode in RESAMPLED_BY_ETA:
             max_resamples = control.max_resamples
-        previous_score = self.scores.get((request.key, request.attempt))
+        previous_score = self.scores.get((request.key, request.lease_attempt))
         return _Turn(request, episode_seed, controlled, max_resamples, previous_score)
 
     async def _sample_until_kept(self, turn: _Turn) -> Response:
@@ -226,7 +228,7 @@ class TurnRunner:
         if isfinite(kept.score):
             self.scores[turn.lease] = kept.score
         self.counters.turns += 1
-        name = f"{request.key.id}, turn {request.turn}"
+        name = f"{request.key.id}, turn {request.turn_index}"
         for response in (*turn.rejected, kept):
             self.decisions.extend((name, event) for event in response.events)
 
@@ -245,7 +247,7 @@ class TurnRunner:
                 turn.busy_seconds = busy_seconds
                 await asyncio.sleep(error.seconds)
                 return
-        if isinstance(error, NoNumbers):
+        if isinstance(error, NonFiniteError):
             await self._engines.doubt(engine, str(error))
         else:
             self._engines.suspect(engine, str(error))
@@ -286,7 +288,7 @@ class TurnRunner:
             )
             ended_early = watched.ended_early(len(generation.tokens))
         if not all(map(isfinite, generation.log_probs)):
-            raise NoNumbers("the model computed NaN or infinity for a token of a response")
+            raise NonFiniteError("the model computed NaN or infinity for a token of a response")
         self._engines.check_weights(engine, generation.spans)
         if is_training:
             self.thresholds.observe_thinking(rule)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from controller.admission import Admission
 from engine.pool import Health
-from protocol.peers import shown_name
+from protocol.peers import display_name
 from telemetry.probes.waits import StandingConditions
 
 EPISODES_TOLD = 2
@@ -62,7 +62,7 @@ def episode_waits(admission: Admission, now: float) -> dict[str, float]:
     """How long the episodes that have been out longest have been with their actors."""
     waits = {}
     for episode in admission.oldest(now, EPISODES_TOLD):
-        actor = shown_name(episode.actor)
+        actor = display_name(episode.actor)
         lease = f"lease {episode.attempt + 1} of {admission.settings.max_leases}"
         waits[f"episode {episode.key.id} at {actor} ({lease})"] = episode.seconds
     return waits

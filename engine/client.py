@@ -30,12 +30,12 @@ from engine.connection import (
     reason_of,
 )
 from engine.constants import (
-    CLAIM,
-    PACKED,
-    PATTERN,
-    RULE,
-    RUN,
-    TURN,
+    CLAIM_ROUTE,
+    MAX_PATTERN_TOKENS,
+    NCCL_PACKING,
+    RULE_KEY,
+    RUN_HEADER,
+    TURN_ID_KEY,
     UNKNOWN_VERSION,
     engine_request_id,
 )
@@ -78,7 +78,7 @@ class EngineClient:
         """
         self.url = url.rstrip("/")
         self._headers = ({"Authorization": bearer(key)} if key else {}) | (
-            {RUN: run} if run else {}
+            {RUN_HEADER: run} if run else {}
         )
         self.taken: EngineTaken | None = None
         """What it said when it was another run's."""
@@ -99,10 +99,10 @@ class EngineClient:
             await asyncio.wait({self._aborting}, timeout=1.0)
             self._aborting.cancel()
             await asyncio.wait({self._aborting})
-        if RUN in self._headers:
+        if RUN_HEADER in self._headers:
             with contextlib.suppress(EngineError, TimeoutError):
                 async with asyncio.timeout(RELEASE_SECONDS):
-                    await self._call("admin", "DELETE", CLAIM)
+                    await self._call("admin", "DELETE", CLAIM_ROUTE)
         for session in self._sessions.values():
             await session.close()
 
@@ -125,8 +125,8 @@ class EngineClient:
         """
         body = _body(turn_id, prompt, sampling, top_k=0)  # of the sampled token alone
         if watched:
-            body["sampling_params"]["extra_args"] = {TURN: turn_id} | (
-                {} if rule is None else {RULE: msgspec.json.encode(rule).decode()}
+            body["sampling_params"]["extra_args"] = {TURN_ID_KEY: turn_id} | (
+                {} if rule is None else {RULE_KEY: msgspec.json.encode(rule).decode()}
             )
         with self._aborted_if_left(turn_id):
             raw = await self._call("turns", "POST", GENERATE, body)
@@ -257,7 +257,7 @@ class EngineClient:
             "master_port": port,
             "rank_offset": rank,
             "world_size": size,
-            **PACKED,
+            **NCCL_PACKING,
         }
         await self._call("admin", "POST", "/init_weight_transfer_engine", {"init_info": info})
 
@@ -385,7 +385,7 @@ def _body(turn_id: str, prompt: list[int], sampling: Sampling, top_k: int) -> di
         params["seed"] = sampling.seed
     if sampling.repeats > 1:
         params["repetition_detection"] = {
-            "max_pattern_size": PATTERN,
+            "max_pattern_size": MAX_PATTERN_TOKENS,
             "min_count": sampling.repeats,
         }
     return {

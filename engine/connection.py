@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 import aiohttp
 import msgspec
 
-from engine.constants import ALIVE
+from engine.constants import ALIVE_HEADER
 from engine.plugin.auth import TAKEN_STATUS
 
 KEEP_ALIVE = 3.0
@@ -64,7 +64,7 @@ class EngineTaken(EngineError):
     """Another run uses the engine."""
 
 
-class NoNumbers(EngineError):
+class NonFiniteError(EngineError):
     """The model computed NaN or infinity, so that what was sampled is no sample of it."""
 
 
@@ -136,7 +136,7 @@ async def events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     Raises EngineUnreachable when one that is never silent is.
     """
     reader = EventReader()
-    part_seconds = SILENT_SECONDS / SILENT_PARTS if ALIVE in response.headers else None
+    part_seconds = SILENT_SECONDS / SILENT_PARTS if ALIVE_HEADER in response.headers else None
     while piece := await _next_piece(response, part_seconds):
         for data in reader.feed(piece):
             yield data

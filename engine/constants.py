@@ -1,56 +1,56 @@
 """Names on which the controller's side and the engine's side agree. Imports nothing."""
 
-BACKEND = "foray_safetensors"
+TRANSFER_BACKEND = "foray_safetensors"
 """Our weight transfer backend, in vLLM's registry."""
 
 PLUGIN = "foray"
 """Our entry point in the group `vllm.general_plugins` (pyproject.toml)."""
 
-PROCESSOR = "engine.plugin.signal_tap:SignalTap"
+SIGNAL_TAP = "engine.plugin.signal_tap:SignalTap"
 """Our logits processor, as vLLM's --logits-processors wants it."""
 
-TURN = "foray_turn"
+TURN_ID_KEY = "foray_turn"
 """Key of the turn id in a request's `extra_args`: its presence makes the turn watched."""
 
-RULE = "foray_rule"
+RULE_KEY = "foray_rule"
 """Key of the rule (JSON of a DelegatedRule) in a request's `extra_args`, where the engine is to
 carry it out by itself."""
 
-PATTERN = 16
+MAX_PATTERN_TOKENS = 16
 """Tokens of the longest pattern whose repetition is looked for."""
 
-TAP_ENDPOINT = "FORAY_TAP_ENDPOINT"
+TAP_ENDPOINT_VARIABLE = "FORAY_TAP_ENDPOINT"
 """Environment variable: where the controller's ROUTER socket is bound.
 
 Absent: the processor does nothing.
 """
 
-TAP_TOP_J = "FORAY_TAP_TOP_J"
+TAP_TOP_J_VARIABLE = "FORAY_TAP_TOP_J"
 """Environment variable: tokens whose mean log-prob is the confidence."""
 
-GATE = "engine.plugin.auth.BearerAuthMiddleware"
+MIDDLEWARE = "engine.plugin.auth.BearerAuthMiddleware"
 """Our middleware, as vLLM's --middleware wants it."""
 
-ENGINE_KEY = "FORAY_ENGINE_KEY"
+ENGINE_KEY_VARIABLE = "FORAY_ENGINE_KEY"
 """Environment variable: what whoever asks the engine must know."""
 
-RUN = "X-Foray-Run"
+RUN_HEADER = "X-Foray-Run"
 """Header of each request: the run that makes it, whose the engine is then."""
 
-CLAIM = "/foray/claim"
+CLAIM_ROUTE = "/foray/claim"
 """Route of our middleware: DELETE ends the claim of the run that RUN names."""
 
-GATED = "X-Foray-Gate"
+GATED_HEADER = "X-Foray-Gate"
 """Header of each answer that went through our middleware."""
 
-ALIVE = "X-Foray-Alive"
+ALIVE_HEADER = "X-Foray-Alive"
 """Header of a streamed answer that never stays silent: the seconds between two signs of life."""
 
-KEYS = "FORAY_KEYS"
+KEYS_VARIABLE = "FORAY_KEYS"
 """Environment variable: directory of the run's keys (protocol/security.py), for the connection to
 the controller. Absent: it is open."""
 
-PACKED = {"packed": True, "packed_buffer_size_bytes": 1 << 28, "packed_num_buffers": 2}
+NCCL_PACKING = {"packed": True, "packed_buffer_size_bytes": 1 << 28, "packed_num_buffers": 2}
 """How vLLM's NCCL transfer joins tensors into buffers (of so many bytes).
 
 Learner and workers must cut alike, so both are told.

@@ -32,19 +32,19 @@ import aiohttp
 
 from config import Config, ConfigError, Job
 from engine.constants import (
-    BACKEND,
-    ENGINE_KEY,
-    GATE,
-    GATED,
-    KEYS,
+    ENGINE_KEY_VARIABLE,
+    GATED_HEADER,
+    KEYS_VARIABLE,
+    MIDDLEWARE,
     PLUGIN,
-    PROCESSOR,
-    RUN,
-    TAP_ENDPOINT,
-    TAP_TOP_J,
+    RUN_HEADER,
+    SIGNAL_TAP,
+    TAP_ENDPOINT_VARIABLE,
+    TAP_TOP_J_VARIABLE,
+    TRANSFER_BACKEND,
 )
 from engine.plugin.auth import LAPSES_SECONDS, TAKEN_STATUS, bearer
-from protocol.machine import available_bytes, cores
+from protocol.machine import available_bytes, available_cores
 
 GIB = 2**30
 
@@ -108,9 +108,11 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
         *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
         *(
             "--weight-transfer-config",
-            json.dumps({"backend": BACKEND if engine.weights == "file" else engine.weights}),
+            json.dumps(
+                {"backend": TRANSFER_BACKEND if engine.weights == "file" else engine.weights}
+            ),
         ),
-        *("--middleware", GATE),
+        *("--middleware", MIDDLEWARE),
         *(
             "--enable-prefix-caching",
             "--enable-scale-out",
@@ -128,14 +130,14 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
         # vLLM looks at a model in `python -m`, which would find the user's controller/ before
         # our plugin
         "PYTHONSAFEPATH": "1",
-        ENGINE_KEY: job.engine_key,
+        ENGINE_KEY_VARIABLE: job.engine_key,
     } | _user_environment()
     if job.config.control.signal != "stream":
-        arguments += ["--logits-processors", PROCESSOR]
+        arguments += ["--logits-processors", SIGNAL_TAP]
         environment |= {
-            TAP_ENDPOINT: job.endpoints.signals[job.endpoints.shard_of(number)],
-            TAP_TOP_J: str(job.config.control.top_j),
-            KEYS: job.config.security.keys,
+            TAP_ENDPOINT_VARIABLE: job.endpoints.signals[job.endpoints.shard_of(number)],
+            TAP_TOP_J_VARIABLE: str(job.config.control.top_j),
+            KEYS_VARIABLE: job.config.security.keys,
         }
     if on_cpu():
         arguments += [
@@ -152,10 +154,10 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
         # seconds of the first request.
         environment |= SINGLE | {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         threads = engine.threads
-        if not threads and cores() < len(
+        if not threads and available_cores() < len(
             os.sched_getaffinity(0)
         ):  # vLLM heeds the affinity, and no quota
-            threads = cores()
+            threads = available_cores()
         if threads:
             environment["OMP_NUM_THREADS"] = str(threads)
     else:
@@ -282,7 +284,9 @@ async def wait_ready(endpoint: str, seconds: float, key: str = "", run: str = ""
     it is not ours to use.
     """
     try:
-        headers = ({"Authorization": bearer(key)} if key else {}) | ({RUN: run} if run else {})
+        headers = ({"Authorization": bearer(key)} if key else {}) | (
+            {RUN_HEADER: run} if run else {}
+        )
         async with asyncio.timeout(seconds), aiohttp.ClientSession(headers=headers) as session:
             while not await _healthy(session, endpoint):
                 await asyncio.sleep(0.1)
@@ -324,10 +328,10 @@ async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
     first turn."""
     async with session.get(f"{endpoint}/weight_info") as response:
         _check_key(response, endpoint)
-        if GATED not in response.headers:
+        if GATED_HEADER not in response.headers:
             raise EngineNotReady(
                 f"engine.urls: {endpoint} lacks our middleware; start vLLM's server with "
-                f"--middleware {GATE}"
+                f"--middleware {MIDDLEWARE}"
             )
         if response.status != 200:
             raise EngineNotReady(
@@ -360,7 +364,7 @@ def _check_key(response: aiohttp.ClientResponse, endpoint: str) -> None:
     if response.status == 401:
         raise EngineNotReady(
             f"engine.urls: {endpoint} wants a key; put it into the environment variable "
-            f"{ENGINE_KEY}"
+            f"{ENGINE_KEY_VARIABLE}"
         )
 
 

@@ -21,7 +21,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from engine.constants import PACKED
+from engine.constants import NCCL_PACKING
 
 
 class WeightSender:
@@ -34,7 +34,7 @@ class WeightSender:
     def __init__(self, endpoint: str, engines: int) -> None:
         place = urlsplit(endpoint)
         self._info = NCCLTrainerInitInfo(
-            place.hostname, place.port, world_size=1 + engines, rank=0, **PACKED
+            place.hostname, place.port, world_size=1 + engines, rank=0, **NCCL_PACKING
         )
         self._weights = _Weights()
         self._trainer: TrainerWeightTransferEngine | None = None

@@ -120,11 +120,11 @@ def read_generation(raw: bytes) -> Generation:
     choice, tokens, entries = _read(raw)
     log_probs = [nan if entry.logprob <= NO_LOG_PROB else entry.logprob for entry in entries]
     return Generation(
-        tokens, log_probs, covering(_spans(choice), len(tokens)), choice.finish_reason or "stop"
+        tokens, log_probs, cover_tokens(_spans(choice), len(tokens)), choice.finish_reason or "stop"
     )
 
 
-def covering(spans: list[Span], tokens: int) -> list[Span]:
+def cover_tokens(spans: list[Span], tokens: int) -> list[Span]:
     """The spans, or one of unknown weights over all `tokens` where the engine has none."""
     return spans or ([Span(0, tokens, UNKNOWN_VERSION)] if tokens else [])
 

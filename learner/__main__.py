@@ -19,16 +19,16 @@ from learner.learner import Learner
 from learner.rank_rpc import dismiss, follow
 from learner.ranks import Ranks
 from learner.warm_start.demonstrations import NoDemonstrations
-from protocol.files import Unwritable, allow_many_files
+from protocol.files import WriteError, allow_many_files
 from protocol.output import outlive_readers
-from protocol.security import gatekeeper, load_keys
+from protocol.security import admit_key_holders, load_keys
 
 
 async def learn(job: Job, ranks: Ranks, lasted_seconds: float) -> None:
     """To the end of the run. SIGINT: to the end of the update under way."""
     context = zmq.asyncio.Context()
     try:
-        async with gatekeeper(context, load_keys(job.config.security.keys)):
+        async with admit_key_holders(context, load_keys(job.config.security.keys)):
             learner = Learner(job, context, ranks, lasted_seconds)
             asyncio.get_running_loop().add_signal_handler(signal.SIGINT, learner.stop)
             await learner.run()
@@ -46,7 +46,7 @@ def main(job: Job, lasted_seconds: float = 0.0) -> None:
         except* (
             NothingPlayable,
             NoDemonstrations,
-            Unwritable,
+            WriteError,
             ConfigError,
         ) as errors:  # one line, which the supervisor tells
             sys.exit(f"error: {_first(errors)}")

@@ -29,7 +29,7 @@ from learner.model.critic import Critic
 from learner.model.lora import adapter_tensors
 from learner.model.sharding import full_state_dict, load_moments, whole, whole_moments
 from learner.ranks import Ranks
-from protocol.files import writing
+from protocol.files import atomic_replace
 from telemetry.analysis.exploration import Exploration
 
 Name = TypeVar("Name", bound=Hashable)
@@ -122,7 +122,7 @@ def save(
     for left in final.parent.glob(".*-*"):  # by a process that was killed in the middle of one
         shutil.rmtree(left, ignore_errors=True)
     unfinished = final.parent / f".{final.name}-{os.getpid()}"
-    with writing(final, unfinished, "run.dir"):
+    with atomic_replace(final, unfinished, "run.dir"):
         (unfinished / STATE).mkdir(parents=True)
         save_policy(unfinished, model, tokenizer_from, weights)
         torch.save(moments, unfinished / STATE / "optimizer.pt")
@@ -165,7 +165,7 @@ def rewrite_state(directory: Path, state: TrainingState, fsync: bool = False) ->
     """
     final = directory / STATE / "state.json"
     unfinished = final.with_name(f".{final.name}")
-    with writing(final, unfinished, "run.dir"):
+    with atomic_replace(final, unfinished, "run.dir"):
         unfinished.write_bytes(msgspec.json.encode(state))
         if fsync:
             _to_disk(unfinished)

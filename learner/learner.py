@@ -45,7 +45,7 @@ from learner.training import Stopped, Training
 from learner.update import training_fraction
 from learner.waits import batch_words
 from protocol.codec import FrameReader, decode
-from protocol.delivery import Caller
+from protocol.delivery import DeliveryClient
 from protocol.messages import (
     DropReason,
     Evaluate,
@@ -96,10 +96,10 @@ class Learner:
         beat = self._config.actor.heartbeat_seconds
         bind(self._trajectories, job.endpoints.trajectories, keys, "actors", beat)
         self._reader = FrameReader()
-        self._controller = Caller(
+        self._controller = DeliveryClient(
             context, job.endpoints.learner, b"learner", b"controller", keys, beat, self._reader
         )
-        self._stats = Caller(
+        self._stats = DeliveryClient(
             context, job.endpoints.stats, b"learner", b"supervisor", keys, beat, self._reader
         )
         self._arrived = asyncio.Event()  # set by the intake, cleared by whoever waits
@@ -150,7 +150,7 @@ class Learner:
                     self._intake.run(),
                     self._listen(),
                     self._controller.repeat(),
-                    self._stats.only_tell(),
+                    self._stats.run_send_only(),
                     self._report(),
                     self._lag.run(),
                 )
@@ -189,9 +189,9 @@ class Learner:
             LearnerReady(
                 next_group=self._buffer.next_group,
                 received=self._buffer.received(),
-                left=self._buffer.left_ahead(),
-                updates_left=self._updates_left(),
-                control=self.training.control.encode(),
+                consumed_groups=self._buffer.left_ahead(),
+                updates_remaining=self._updates_left(),
+                control_state=self.training.control.encode(),
             )
         )
         await self._publish([], last=False)
@@ -459,10 +459,10 @@ class Learner:
                 case WeightsApplied() as applied:
                     self._pause_seconds = applied.seconds
                     self._publisher.applied = applied.version
-                    self.training.control = applied.control.decode()
+                    self.training.control = applied.control_state.decode()
                     if not self._applied[applied.version].done():
                         self._applied[applied.version].set_result(applied)
-                case Trajectory(dropped=DropReason.CANCELLED) as cancelled:
+                case Trajectory(drop_reason=DropReason.CANCELLED) as cancelled:
                     self._buffer.add(
                         cancelled
                     )  # counted, and not in the log: a run that is resumed plays it
@@ -482,7 +482,7 @@ class Learner:
                 {
                     "loop_lag": self._lag.read().worst,
                     "queue_trajectories": self._buffer.waiting(),
-                    "bad_frames": self._reader.dropped,
+                    "bad_frames": self._reader.dropped_frames,
                 },
             )
             await self._send("waiting", self._waits.seconds())

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from learner.model.sharding import full_state_dict
-from protocol.files import writing
+from protocol.files import atomic_replace
 from protocol.messages import Transfer, weights_file
 
 KEPT = 2
@@ -68,7 +68,7 @@ class WeightWriter:
         started = time.monotonic()
         path = weights_file(self._directory, snapshot.version)
         unfinished = self._directory / f".v{snapshot.version}-{os.getpid()}"
-        with writing(path, unfinished, "run.weights_dir"):
+        with atomic_replace(path, unfinished, "run.weights_dir"):
             save_file(snapshot.tensors, unfinished)
             checksum = sha256_of(unfinished)
             os.replace(unfinished, path)

@@ -29,8 +29,8 @@ from learner.ranks import Ranks
 from learner.update import Updater
 from learner.warm_start.demonstrations import TurnTokenizer
 from learner.warm_start.warm_start import warm_start
-from protocol.files import writing
-from protocol.machine import cores
+from protocol.files import atomic_replace
+from protocol.machine import available_cores
 from protocol.messages import Trajectory
 from protocol.prompting import load_prompter, read_turn_end
 from telemetry.analysis.collapse import SignWatch, last_update_before_signs
@@ -292,7 +292,7 @@ def _updater(
     reference: PreTrainedModel | None = None,
     adapters: dict[str, Tensor] | None = None,
 ) -> Updater:
-    torch.set_num_threads(config.learner.threads or min(torch.get_num_threads(), cores()))
+    torch.set_num_threads(config.learner.threads or min(torch.get_num_threads(), available_cores()))
     return Updater(
         model,
         config.learner,
@@ -398,7 +398,7 @@ def _warm_start_into(kept: Path, model: PreTrainedModel, job: Job, progress: Pro
     ):  # by a process that was ended while it wrote one
         shutil.rmtree(left, ignore_errors=True)
     unfinished = kept.with_name(f".{kept.name}-{os.getpid()}")
-    with writing(kept, unfinished, "run.cache_dir"):
+    with atomic_replace(kept, unfinished, "run.cache_dir"):
         checkpoint.save_policy(unfinished, model, model_dir)
         if not kept.exists():  # by one that had no lock either
             os.replace(unfinished, kept)

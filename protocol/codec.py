@@ -11,9 +11,9 @@ from typing import NamedTuple
 import msgspec
 import zmq.asyncio
 
-from protocol.frames import ANY
+from protocol.frames import AnyMessage
 from protocol.messages import SCHEMA_VERSION, Message
-from protocol.peers import shown_name
+from protocol.peers import display_name
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ not to fill it."""
 
 _PREFIX = b"F" + SCHEMA_VERSION.to_bytes(2, "little")
 _encoder = msgspec.msgpack.Encoder()
-_decoder = msgspec.msgpack.Decoder(ANY)
+_decoder = msgspec.msgpack.Decoder(AnyMessage)
 
 
 class BadFrame(ValueError):
@@ -70,7 +70,7 @@ class FrameReader:
     """Decodes frames of many peers; counts what it could not read and logs it once per peer."""
 
     def __init__(self) -> None:
-        self.dropped = 0
+        self.dropped_frames = 0
         self._warned: set[bytes] = set()
 
     async def receive(self, router: zmq.asyncio.Socket) -> Received:
@@ -90,11 +90,13 @@ class FrameReader:
 
     def refuse(self, peer: bytes, why: str) -> None:
         """Count a frame that is dropped, and log it if it is the first one from this peer."""
-        self.dropped += 1
+        self.dropped_frames += 1
         if peer not in self._warned and len(self._warned) < MAX_WARNED:
             self._warned.add(peer)
             log.warning(
-                "dropped a frame from %r: %s (further ones are only counted)", shown_name(peer), why
+                "dropped a frame from %r: %s (further ones are only counted)",
+                display_name(peer),
+                why,
             )
 
     def read(self, peer: bytes, frame: bytes) -> Message | None:

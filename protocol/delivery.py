@@ -23,7 +23,7 @@ import zmq.asyncio
 from protocol.codec import FrameReader, Received, encode
 from protocol.frames import Confirmed, Numbered
 from protocol.messages import Message
-from protocol.security import Keys, bind, connect
+from protocol.security import CurveKeys, bind, connect
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Delivery:
         return numbered.frame if new else None
 
 
-class Caller:
+class DeliveryClient:
     """The end of a delivery that connects: under `name`, to a process called `peer`."""
 
     def __init__(
@@ -126,7 +126,7 @@ class Caller:
         endpoint: str,
         name: bytes,
         peer: bytes,
-        keys: Keys | None,
+        keys: CurveKeys | None,
         heartbeat_seconds: float,
         reader: FrameReader,
     ) -> None:
@@ -158,7 +158,7 @@ class Caller:
             await asyncio.sleep(self._heartbeat_seconds)
             await self._delivery.repeat()
 
-    async def only_tell(self) -> None:
+    async def run_send_only(self) -> None:
         """Forever: the loops of an end that is told nothing."""
         await asyncio.gather(self._hear_nothing(), self.repeat())
 
@@ -186,7 +186,7 @@ class Caller:
             await self._socket.send(frame, zmq.NOBLOCK)
 
 
-class Listener:
+class DeliveryServer:
     """The end of a delivery that is connected to: by processes called `names`, which are the run's
     own."""
 
@@ -195,7 +195,7 @@ class Listener:
         context: zmq.asyncio.Context,
         endpoint: str,
         names: Sequence[bytes],
-        keys: Keys | None,
+        keys: CurveKeys | None,
         heartbeat_seconds: float,
         reader: FrameReader,
     ) -> None:
@@ -218,7 +218,7 @@ class Listener:
             if (received := await self._take()) is not None:
                 return received
 
-    async def hear_waiting(self) -> list[Received]:
+    async def receive_waiting(self) -> list[Received]:
         """The messages that are here already."""
         found = []
         while await self._socket.poll(0):

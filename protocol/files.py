@@ -25,12 +25,12 @@ def allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-class Unwritable(OSError):
+class WriteError(OSError):
     """A file that cannot be written, in one sentence: which, why, the setting that chose its place,
     and how much room there was."""
 
 
-def unwritable(path: Path, error: Exception, setting: str) -> Unwritable:
+def write_error(path: Path, error: Exception, setting: str) -> WriteError:
     """The sentence about `path`.
 
     `error`: what was raised, by the system or a library (torch and safetensors have errors of their
@@ -40,21 +40,21 @@ def unwritable(path: Path, error: Exception, setting: str) -> Unwritable:
     free = shutil.disk_usage(disk).free / 2**20
     reason = getattr(error, "strerror", None) or error
     chosen = f"{setting}; " if setting else ""
-    return Unwritable(
+    return WriteError(
         f"{path} cannot be written: {reason} ({chosen}{disk} had {free:,.1f} MB left)"
     )
 
 
 @contextlib.contextmanager
-def writing(final: Path, unfinished: Path, setting: str) -> Iterator[None]:
+def atomic_replace(final: Path, unfinished: Path, setting: str) -> Iterator[None]:
     """While `unfinished` (a file or a directory) is made, which becomes `final`.
 
-    If that fails, it is removed, and whatever was raised becomes Unwritable.
+    If that fails, it is removed, and whatever was raised becomes WriteError.
     """
     try:
         yield
     except BaseException as error:
-        failure = unwritable(final, error, setting) if isinstance(error, Exception) else None
+        failure = write_error(final, error, setting) if isinstance(error, Exception) else None
         if unfinished.is_dir():
             shutil.rmtree(unfinished, ignore_errors=True)
         else:
@@ -66,7 +66,7 @@ def writing(final: Path, unfinished: Path, setting: str) -> Iterator[None]:
 
 
 def atomic_write(path: Path, data: bytes | str, setting: str = "", mode: int = 0o666) -> None:
-    """Write a file that is there in full or, if that fails, as it was before: Unwritable then. It
+    """Write a file that is there in full or, if that fails, as it was before: WriteError then. It
     survives this process, not the machine.
 
     `setting`: what chose its place. `mode`: of which the umask takes away. A pipe or a device is
@@ -75,7 +75,7 @@ def atomic_write(path: Path, data: bytes | str, setting: str = "", mode: int = 0
     content = data if isinstance(data, bytes) else data.encode()
     path = Path(os.path.realpath(path))
     unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-    with writing(path, unfinished, setting):
+    with atomic_replace(path, unfinished, setting):
         if path.exists() and not path.is_file():
             path.write_bytes(content)
             return
@@ -85,13 +85,13 @@ def atomic_write(path: Path, data: bytes | str, setting: str = "", mode: int = 0
         os.replace(unfinished, path)
 
 
-class GrowingFile:
+class AppendOnlyFile:
     """A file that whole lines are added to. One process at a time writes it."""
 
     def __init__(self, path: Path, setting: str) -> None:
         """Opens `path` to append; a torn last line of an earlier process is cut off.
 
-        Unwritable if that fails.
+        WriteError if that fails.
         """
         self._path = path
         self._setting = setting
@@ -101,12 +101,12 @@ class GrowingFile:
             if end < self._file.seek(0, os.SEEK_END):
                 self._file.truncate(end)
         except OSError as error:
-            raise unwritable(path, error, setting) from error
+            raise write_error(path, error, setting) from error
 
     def append(self, line: bytes) -> None:
         """Add a line, which readers see at once.
 
-        Unwritable if that fails; nothing of the line is there then.
+        WriteError if that fails; nothing of the line is there then.
         """
         end = self._file.seek(0, os.SEEK_END)
         rest = memoryview(line)
@@ -116,7 +116,7 @@ class GrowingFile:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(end)
-            raise unwritable(self._path, error, self._setting) from error
+            raise write_error(self._path, error, self._setting) from error
 
     def close(self) -> None:
         self._file.close()

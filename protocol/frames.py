@@ -48,7 +48,7 @@ class Confirmed(Message):
     below: int
 
 
-ANY = (
+AnyMessage = (
     Hello
     | Welcome
     | HeartbeatAck

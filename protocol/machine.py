@@ -13,7 +13,7 @@ MEMBERSHIP = Path("/proc/self/cgroup")
 MEMORY = Path("/proc/meminfo")
 
 
-def cores() -> int:
+def available_cores() -> int:
     """How many cores this process may keep busy: those of its affinity, or the quota of its control
     group if that is less."""
     allowed = os.cpu_count() or 1

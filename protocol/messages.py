@@ -83,7 +83,7 @@ class Lease(Message):
     """Permission to play one episode; it lapses when its actor is silent for too long."""
 
     key: EpisodeKey
-    attempt: int
+    lease_attempt: int
     split: str
     task_index: int
     seed: int  # of everything random in the episode; the same for every attempt
@@ -224,8 +224,8 @@ class TurnRequest(Message):
     """The actor asks for the next turn of an episode."""
 
     key: EpisodeKey
-    attempt: int
-    turn: int
+    lease_attempt: int
+    turn_index: int
     prompt: bytes  # int32 [L]
     permit: bytes = b""  # of the lease
 
@@ -234,8 +234,8 @@ class TurnResult(Message):
     """The kept response, and what was sampled and rejected before it."""
 
     key: EpisodeKey
-    attempt: int
-    turn: int
+    lease_attempt: int
+    turn_index: int
     kept: Response
     rejected: list[Response]
 
@@ -244,8 +244,8 @@ class TurnFailed(Message):
     """The turn cannot be had: the episode is over, for this reason."""
 
     key: EpisodeKey
-    attempt: int
-    turn: int
+    lease_attempt: int
+    turn_index: int
     reason: DropReason
     detail: str
 
@@ -265,11 +265,11 @@ class Turn(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Trajectory(Message):
-    """A finished episode, or the notice that it was dropped (then `dropped` is set and `turns` may
+    """A finished episode, or the notice that it was dropped (then `drop_reason` is set and `turns` may
     be cut short)."""
 
     key: EpisodeKey
-    attempt: int
+    lease_attempt: int
     task_index: int
     task_type: str
     task: str
@@ -277,7 +277,7 @@ class Trajectory(Message):
     turns: list[Turn]
     scores: dict[str, float] = {}
     """What the benchmark reports beside success."""
-    dropped: DropReason | None = None
+    drop_reason: DropReason | None = None
     detail: str = ""
     overflowed: bool = (
         False  # it ended because its next prompt would not have fitted into the context
@@ -304,7 +304,7 @@ class EpisodeEnded(Message):
     """The learner has acknowledged the episode: its lease is over."""
 
     key: EpisodeKey
-    attempt: int
+    lease_attempt: int
 
 
 # --- learner and controller -------------------------------------------------------------------------------------------
@@ -312,13 +312,15 @@ class EpisodeEnded(Message):
 
 class LearnerReady(Message):
     """Where admission starts, once the learner is ready: at `next_group`, without the groups that
-    `left`."""
+    were consumed."""
 
     next_group: int
     received: list[EpisodeKey]  # members that are not played again
-    updates_left: int  # training groups for so many updates are admitted, dropped ones replaced
-    left: list[int] = []  # groups from `next_group` on that were trained on, or dropped
-    control: bytes = b""  # the controller's own state, from the checkpoint; empty: a new run
+    updates_remaining: (
+        int  # training groups for so many updates are admitted, dropped ones replaced
+    )
+    consumed_groups: list[int] = []  # groups from `next_group` on that were trained on, or dropped
+    control_state: bytes = b""  # the controller's own state, from the checkpoint; empty: a new run
 
 
 class Transfer(msgspec.Struct, array_like=True, frozen=True):
@@ -366,8 +368,8 @@ class WeightsApplied(Message):
 
     version: int
     seconds: float  # for which generation stood still
-    left: list[int] = []  # groups from `next_group` on that were trained on, or dropped
-    control: bytes = b""  # the controller's own state, for the learner's checkpoint
+    consumed_groups: list[int] = []  # groups from `next_group` on that were trained on, or dropped
+    control_state: bytes = b""  # the controller's own state, for the learner's checkpoint
 
 
 # --- controller and shards --------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def outlive_readers() -> None:
 
 
 @contextlib.contextmanager
-def waiting_briefly() -> Iterator[None]:
+def drop_unread_output() -> Iterator[None]:
     """While inside, output that nobody reads is dropped soon: this process has other work than to
     wait for it."""
     files = [file for file in map(_lasting_file, (sys.stdout, sys.stderr)) if file is not None]
@@ -70,7 +70,7 @@ def waiting_briefly() -> Iterator[None]:
             file.longest_wait_seconds = None
 
 
-def unwritten() -> OSError | None:
+def output_failure() -> OSError | None:
     """Why some of the standard output could not be written; None if all of it was, or its reader
     wanted no more."""
     file = _lasting_file(sys.stdout)

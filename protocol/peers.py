@@ -13,12 +13,12 @@ SECRET_BYTES = 16
 _BEFORE_SECRET = b"/"
 
 
-def secret_name(shown: str) -> bytes:
+def make_secret_name(shown: str) -> bytes:
     """A name that begins with `shown` and that nobody else can guess."""
     return shown.encode() + _BEFORE_SECRET + secrets.token_hex(SECRET_BYTES).encode()
 
 
-def shown_name(peer: bytes) -> str:
+def display_name(peer: bytes) -> str:
     """The part of a peer's name that logs and pages may show."""
     if is_nameless(peer):
         return f"nameless {peer.hex()}"

@@ -57,7 +57,7 @@ class KeysError(ValueError):
     """Keys are missing, or not as they must be; the message says which, and what makes them."""
 
 
-class Keys(NamedTuple):
+class CurveKeys(NamedTuple):
     """What a process identifies itself with, and knows others by. All in Z85, 40 bytes."""
 
     public: bytes
@@ -103,7 +103,7 @@ def _pair(directory: Path, name: str) -> list[Path]:
     return made
 
 
-def load_keys(directory: str) -> Keys | None:
+def load_keys(directory: str) -> CurveKeys | None:
     """The keys in a directory that `make_keys` made, the run's or a machine's; None for "".
 
     Raises KeysError.
@@ -127,7 +127,7 @@ def load_keys(directory: str) -> Keys | None:
         raise KeysError(f"{place}: {error}") from None
     if private is None:
         raise KeysError(f"{secret} holds no secret key")
-    return Keys(public, private, run, place / ALLOWED)
+    return CurveKeys(public, private, run, place / ALLOWED)
 
 
 def is_loopback(endpoint: str) -> bool:
@@ -142,7 +142,7 @@ def is_loopback(endpoint: str) -> bool:
 def bind(
     socket: zmq.Socket,
     endpoint: str,
-    keys: Keys | None,
+    keys: CurveKeys | None,
     domain: Domain,
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
     most_waiting: int = 0,
@@ -167,7 +167,7 @@ def bind(
 def connect(
     socket: zmq.Socket,
     endpoint: str,
-    keys: Keys | None,
+    keys: CurveKeys | None,
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
 ) -> None:
     """Connect to a socket that the run has bound, again and again if need be."""
@@ -202,7 +202,9 @@ def _milliseconds(seconds: float) -> int:
 
 
 @contextlib.asynccontextmanager
-async def gatekeeper(context: zmq.asyncio.Context, keys: Keys | None) -> AsyncIterator[None]:
+async def admit_key_holders(
+    context: zmq.asyncio.Context, keys: CurveKeys | None
+) -> AsyncIterator[None]:
     """While inside, the sockets that the context binds admit whom they should."""
     if keys is None:
         yield
@@ -227,7 +229,7 @@ class _Admits:
     Never raises: that would end pyzmq's task, and nobody would be answered any more.
     """
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: CurveKeys) -> None:
         self._keys = keys
         self._warned: set[Path] = set()  # each is logged once
 

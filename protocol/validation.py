@@ -73,7 +73,7 @@ def validate_trajectory(trajectory: Trajectory, bounds: Limits, open: AdmissionW
     One of a group that has left is in order: its actor waits for the acknowledgement.
     """
     turns = trajectory.turns
-    if len(turns) > MAX_TURNS or (not turns and trajectory.dropped is None):
+    if len(turns) > MAX_TURNS or (not turns and trajectory.drop_reason is None):
         return f"{len(turns)} turns"
     if flaw := _validate_key(trajectory.key, bounds, open):
         return flaw
@@ -88,7 +88,7 @@ def validate_trajectory(trajectory: Trajectory, bounds: Limits, open: AdmissionW
 
 def validate_turn_request(request: TurnRequest, bounds: Limits) -> str:
     """Whether the engine can be asked for it."""
-    if request.turn < 0:
+    if request.turn_index < 0:
         return "a negative turn"
     return _of_length("prompt", request.prompt, bounds, least=1) or (
         "" if _below(request.prompt, bounds.vocabulary) else NO_TOKENS
@@ -98,7 +98,7 @@ def validate_turn_request(request: TurnRequest, bounds: Limits) -> str:
 def validate_signal_frame(frame: SignalFrame) -> str:
     """Whether each of its turns has each of its signals.
 
-    What they say may still be absurd: see `misplaced_rows` and `is_measured`.
+    What they say may still be absurd: see `find_misplaced_rows` and `is_finite_signal`.
     """
     rows = len(frame.turn_ids)
     columns = [getattr(frame, name) for name in SIGNAL_COLUMNS]
@@ -107,7 +107,7 @@ def validate_signal_frame(frame: SignalFrame) -> str:
     return ""
 
 
-def misplaced_rows(frame: SignalFrame, most_tokens: int) -> list[int]:
+def find_misplaced_rows(frame: SignalFrame, most_tokens: int) -> list[int]:
     """Rows of a frame of the right form at positions that no response of at most `most_tokens`
     tokens has: whoever follows a turn keeps something for each position before the signal's."""
     if _below(frame.position, most_tokens):
@@ -115,7 +115,7 @@ def misplaced_rows(frame: SignalFrame, most_tokens: int) -> list[int]:
     return np.flatnonzero(unpack(frame.position, INT32).view("<u4") >= most_tokens).tolist()
 
 
-def without_rows(frame: SignalFrame, rows: Collection[int]) -> SignalFrame:
+def drop_rows(frame: SignalFrame, rows: Collection[int]) -> SignalFrame:
     """The frame's other rows."""
     kept = [row for row in range(len(frame.turn_ids)) if row not in rows]
     columns = {
@@ -124,7 +124,7 @@ def without_rows(frame: SignalFrame, rows: Collection[int]) -> SignalFrame:
     return replace(frame, turn_ids=[frame.turn_ids[row] for row in kept], **columns)
 
 
-def is_measured(signal: tuple) -> bool:
+def is_finite_signal(signal: tuple) -> bool:
     """Whether the signal (position, entropy, confidence, top log-prob, ...) is of a distribution:
     of NaN none of this holds."""
     _, entropy, confidence, top_log_prob, *_ = signal

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from config import Config, ConfigError, Endpoints, Job
 from config.resolve import to_toml
 from controller.think_tokens import think_tokens
-from engine.constants import ENGINE_KEY
+from engine.constants import ENGINE_KEY_VARIABLE
 from envs.base import Environment, EnvironmentFailure, Episode
 from envs.play import close_episode, start_episode
 from envs.registry import make_environment
@@ -110,7 +110,7 @@ def prepare_job(config: Config, resume: bool, model: Path | None) -> Job:
 
 def _engine_key(config: Config) -> str:
     """The key of the engines: the one given, or a new one for engines that the run starts."""
-    given = os.environ.get(ENGINE_KEY, "")
+    given = os.environ.get(ENGINE_KEY_VARIABLE, "")
     if given or config.engine.urls:
         return given
     return secrets.token_urlsafe(32)

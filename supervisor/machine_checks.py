@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from config import Config, ConfigError, LearnerSection, ModelSection
-from protocol.machine import available_bytes, cores
+from protocol.machine import available_bytes, available_cores
 
 VERSIONS_ON_DISK = 4
 """Versions of the weights that take room at once.
@@ -228,7 +228,7 @@ def describe_machine(config: Config) -> str:
     run_dir = Path(config.run.dir or "runs")
     weights_parent = Path(config.run.weights_dir or "/dev/shm")
     return (
-        f"This machine: {cores()} cores, {_megabytes(available_bytes())} of memory, {files:,} "
+        f"This machine: {available_cores()} cores, {_megabytes(available_bytes())} of memory, {files:,} "
         "open files; free: "
         f"{_megabytes(free_bytes(run_dir))} in {run_dir}, "
         f"{_megabytes(free_bytes(weights_parent))} in {weights_parent}."

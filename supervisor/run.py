@@ -17,10 +17,10 @@ from config import Job, LearnerSection
 from config.options import values_of
 from engine.launch import EngineNotReady, engine_command, wait_ready
 from protocol.codec import FrameReader
-from protocol.delivery import Listener
+from protocol.delivery import DeliveryServer
 from protocol.lifetime import describe_end
 from protocol.messages import Stats
-from protocol.security import gatekeeper, load_keys
+from protocol.security import admit_key_holders, load_keys
 from protocol.validation import REPORTED, validate_stats
 from supervisor.endpoints import free_port
 from supervisor.engine_health import kill_dead_engines
@@ -413,7 +413,7 @@ async def receiving(
     run_context = context or zmq.asyncio.Context()
     keys = load_keys(job.config.security.keys)
     reader = FrameReader()
-    listener = Listener(
+    listener = DeliveryServer(
         run_context,
         job.endpoints.stats,
         [name.encode() for name in REPORTED],
@@ -427,7 +427,7 @@ async def receiving(
         asyncio.create_task(lag.run()),
     ]
     try:
-        async with gatekeeper(run_context, keys):
+        async with admit_key_holders(run_context, keys):
             yield tasks[0]
             await asyncio.wait(tasks, timeout=DRAIN_S)
     finally:
@@ -440,7 +440,7 @@ async def receiving(
 
 
 async def _receive(
-    listener: Listener, reader: FrameReader, collector: Collector, lag: LoopLag
+    listener: DeliveryServer, reader: FrameReader, collector: Collector, lag: LoopLag
 ) -> None:
     while True:
         peer, message, _ = await listener.hear()

@@ -27,7 +27,7 @@ from learner.learner import Learner
 from learner.warm_start.build import build_policy
 from learner.warm_start.demonstrations import NoDemonstrations
 from protocol.codec import decode, encode
-from protocol.files import Unwritable
+from protocol.files import WriteError
 from protocol.messages import Hello, Welcome
 from protocol.prompting import Prompter
 from protocol.security import connect, load_keys
@@ -39,7 +39,7 @@ from telemetry.collector import Collector
 from telemetry.progress import Progress
 from telemetry.summary import format_summary, summarize_run, write_summary
 
-USER_ERRORS = (NoDemonstrations, NothingPlayable, Unwritable, ConfigError)
+USER_ERRORS = (NoDemonstrations, NothingPlayable, WriteError, ConfigError)
 """Errors that the user can mend: their sentence is enough, without a traceback."""
 
 TICK_S = 0.25
@@ -69,7 +69,7 @@ async def _train(job: Job, console: Console) -> dict:
     )
     try:
         return await _train_and_summarize(job, context, collector, console)
-    except* Unwritable as group:
+    except* WriteError as group:
         raise RunFailed(str(_first_error(group))) from None
     finally:
         collector.close()

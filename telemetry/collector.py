@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from protocol.files import Unwritable
+from protocol.files import WriteError
 from protocol.messages import Stats
 from telemetry.sinks.event_files import EventFile
 from telemetry.sinks.metrics_file import METRICS_FILE, MetricsFile, Record, read_metrics
@@ -36,7 +36,7 @@ class Collector:
         `resume`: counts and wall time go on where the last run stopped.
         """
         self._clock = clock
-        self.failure: Unwritable | None = None
+        self.failure: WriteError | None = None
         """Why the figures cannot be written any more: the run is to end, and what it tells until
         then is still taken."""
         path = run_dir / METRICS_FILE
@@ -64,7 +64,7 @@ class Collector:
             return
         try:
             self._metrics.append(record)
-        except Unwritable as error:
+        except WriteError as error:
             self.failure = error
 
     def note_status(self) -> None:

@@ -19,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from config import RunSection
-from protocol.output import waiting_briefly
+from protocol.output import drop_unread_output
 from telemetry.format import NO_VALUE, format_count, format_decimal, format_duration, format_percent
 from telemetry.probes.waits import SHOWN_AFTER_SECONDS, Wait
 from telemetry.sinks.metrics_file import Record
@@ -71,7 +71,7 @@ class Progress:
         self._printed_evaluations = list(state.evaluations)
         self._warned: set[str] = set()
         self._next_wait_warning_s = SHOWN_AFTER_SECONDS  # how long the longest wait is at the next
-        self._briefly = waiting_briefly()
+        self._briefly = drop_unread_output()
 
     def __enter__(self) -> Self:
         self._briefly.__enter__()

@@ -92,7 +92,7 @@ def random_group(
     return [
         Trajectory(
             key=EpisodeKey(number, member),
-            attempt=0,
+            lease_attempt=0,
             task_index=number,
             task_type="t",
             task="t",

@@ -120,13 +120,14 @@ async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
     await bench.say(
-        bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1)
+        bench.controller, Lease(key=KEY, lease_attempt=0, split="train", task_index=0, seed=1)
     )
     first, second = [await bench.heard(bench.controller, TurnRequest) for _ in range(2)]
     assert first == second
     assert (await bench.heard(bench.controller, Heartbeat)).playing == [(KEY, 0)]
     await bench.say(
-        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=EMPTY_RESPONSE, rejected=[])
+        bench.controller,
+        TurnResult(key=KEY, lease_attempt=0, turn_index=0, kept=EMPTY_RESPONSE, rejected=[]),
     )
     delivered = [await bench.heard(bench.learner, Trajectory) for _ in range(2)]
     assert delivered[0].key == delivered[1].key == KEY
@@ -144,11 +145,12 @@ async def test_an_episode_that_nobody_acknowledges_is_said_with_where_it_was_sen
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
     await bench.say(
-        bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1)
+        bench.controller, Lease(key=KEY, lease_attempt=0, split="train", task_index=0, seed=1)
     )
     await bench.heard(bench.controller, TurnRequest)
     await bench.say(
-        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=EMPTY_RESPONSE, rejected=[])
+        bench.controller,
+        TurnResult(key=KEY, lease_attempt=0, turn_index=0, kept=EMPTY_RESPONSE, rejected=[]),
     )
     for _ in range(SAY_EVERY + 1):
         await bench.heard(bench.learner, Trajectory)
@@ -169,16 +171,17 @@ async def test_an_episode_that_the_learner_refuses_is_delivered_as_dropped_with_
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
     await bench.say(
-        bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1)
+        bench.controller, Lease(key=KEY, lease_attempt=0, split="train", task_index=0, seed=1)
     )
     await bench.heard(bench.controller, TurnRequest)
     await bench.say(
-        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=EMPTY_RESPONSE, rejected=[])
+        bench.controller,
+        TurnResult(key=KEY, lease_attempt=0, turn_index=0, kept=EMPTY_RESPONSE, rejected=[]),
     )
-    assert (await bench.heard(bench.learner, Trajectory)).dropped is None
+    assert (await bench.heard(bench.learner, Trajectory)).drop_reason is None
     await bench.say(bench.learner, Refused(key=KEY, why="tokens that do not exist"))
     notice = await bench.heard(bench.learner, Trajectory)
-    assert (notice.key, notice.dropped, notice.turns) == (KEY, DropReason.ENGINE_ERROR, [])
+    assert (notice.key, notice.drop_reason, notice.turns) == (KEY, DropReason.ENGINE_ERROR, [])
     assert notice.detail == "the learner refuses it: tokens that do not exist"
     await bench.say(bench.learner, Ack(keys=[KEY]))
     assert (await bench.heard(bench.controller, EpisodeEnded)).key == KEY
@@ -203,11 +206,12 @@ async def test_an_actor_whose_lease_lapses_in_the_middle_of_a_step_asks_for_anot
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
     await bench.say(
-        bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1)
+        bench.controller, Lease(key=KEY, lease_attempt=0, split="train", task_index=0, seed=1)
     )
     await bench.heard(bench.controller, TurnRequest)
     await bench.say(
-        bench.controller, TurnResult(key=KEY, attempt=0, turn=0, kept=EMPTY_RESPONSE, rejected=[])
+        bench.controller,
+        TurnResult(key=KEY, lease_attempt=0, turn_index=0, kept=EMPTY_RESPONSE, rejected=[]),
     )
     await asyncio.to_thread(stepping.wait)
     await bench.say(bench.controller, Revoked(leases=[(KEY, 1), (EpisodeKey(7, 0), 0), (KEY, 0)]))
@@ -215,7 +219,7 @@ async def test_an_actor_whose_lease_lapses_in_the_middle_of_a_step_asks_for_anot
     assert (await bench.heard(bench.controller, Heartbeat)).playing == []
     await bench.say(
         bench.controller,
-        Lease(key=EpisodeKey(1, 0), attempt=0, split="train", task_index=0, seed=1),
+        Lease(key=EpisodeKey(1, 0), lease_attempt=0, split="train", task_index=0, seed=1),
     )
     assert (await bench.heard(bench.controller, TurnRequest)).key == EpisodeKey(1, 0)
     over.set()
@@ -229,7 +233,7 @@ async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
     await bench.say(
-        bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1)
+        bench.controller, Lease(key=KEY, lease_attempt=0, split="train", task_index=0, seed=1)
     )
     request = await bench.heard(bench.controller, TurnRequest)
     actor = bench.peer
@@ -237,7 +241,8 @@ async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_
     assert await bench.heard(bench.shard, TurnRequest) == request
     shard_peer = bench.peer
     await bench.say(
-        bench.shard, TurnResult(key=KEY, attempt=0, turn=0, kept=EMPTY_RESPONSE, rejected=[])
+        bench.shard,
+        TurnResult(key=KEY, lease_attempt=0, turn_index=0, kept=EMPTY_RESPONSE, rejected=[]),
     )
     await bench.heard(bench.learner, Trajectory)
     await bench.say(bench.learner, Ack(keys=[KEY]))
@@ -257,13 +262,15 @@ async def test_an_actor_whose_shard_is_gone_asks_the_controller_and_hears_the_sh
     actor = bench.peer
     await bench.named_for([bench.place], bench.place)
     await bench.say(
-        bench.controller, Lease(key=KEY, attempt=0, split="train", task_index=0, seed=1)
+        bench.controller, Lease(key=KEY, lease_attempt=0, split="train", task_index=0, seed=1)
     )
     request = await bench.heard(bench.shard, TurnRequest)
     bench.peer = actor
     await bench.say(bench.controller, HeartbeatAck(session="this", shards=[]))
     assert await bench.heard(bench.controller, TurnRequest) == request
-    late = TurnResult(key=KEY, attempt=0, turn=0, kept=EMPTY_RESPONSE, rejected=[EMPTY_RESPONSE])
+    late = TurnResult(
+        key=KEY, lease_attempt=0, turn_index=0, kept=EMPTY_RESPONSE, rejected=[EMPTY_RESPONSE]
+    )
     await bench.say(bench.shard, late)
     for _ in range(2):  # the actor's loops have had time to hear it
         await bench.heard(bench.controller, Heartbeat)

@@ -42,7 +42,7 @@ from protocol.messages import (
 from protocol.prompting import Prompter
 from protocol.validation import AdmissionWindow, Limits, validate_trajectory
 
-LEASE = Lease(key=EpisodeKey(3, 1), attempt=0, split="held_out", task_index=5, seed=7)
+LEASE = Lease(key=EpisodeKey(3, 1), lease_attempt=0, split="held_out", task_index=5, seed=7)
 
 
 @cache
@@ -79,7 +79,11 @@ def result_of(request, text: str) -> TurnResult:
         thinking=0,
     )
     return TurnResult(
-        key=request.key, attempt=request.attempt, turn=request.turn, kept=kept, rejected=[]
+        key=request.key,
+        lease_attempt=request.lease_attempt,
+        turn_index=request.turn_index,
+        kept=kept,
+        rejected=[],
     )
 
 
@@ -97,7 +101,7 @@ def expert_turns(lease: Lease):
 
     async def take_turn(request):
         asked.append(prompter().text(unpack(request.prompt, INT32).tolist()))
-        return result_of(request, script[request.turn][1])
+        return result_of(request, script[request.turn_index][1])
 
     return take_turn, asked, script
 
@@ -105,7 +109,7 @@ def expert_turns(lease: Lease):
 async def test_the_expert_wins_and_every_turn_is_recorded():
     take_turn, _asked, script = expert_turns(LEASE)
     trajectory = await player(take_turn).play(LEASE)
-    assert trajectory.success and trajectory.dropped is None
+    assert trajectory.success and trajectory.drop_reason is None
     assert len(trajectory.turns) == len(script) and all(turn.valid for turn in trajectory.turns)
     assert [turn.reward for turn in trajectory.turns] == [0.0] * (len(script) - 1) + [10.0]
 
@@ -120,7 +124,9 @@ async def test_a_live_actor_reads_the_same_prompts_as_the_expert_of_the_warm_sta
 
 async def test_an_invalid_action_is_executed_and_marked():
     async def take_turn(request):
-        return result_of(request, "<action>look</action>" if request.turn else "no tags at all")
+        return result_of(
+            request, "<action>look</action>" if request.turn_index else "no tags at all"
+        )
 
     trajectory = await player(take_turn).play(LEASE)
     assert not any(turn.valid for turn in trajectory.turns)
@@ -131,20 +137,24 @@ async def test_an_engine_error_drops_the_episode():
     async def take_turn(request):
         return TurnFailed(
             key=request.key,
-            attempt=0,
-            turn=request.turn,
+            lease_attempt=0,
+            turn_index=request.turn_index,
             reason=DropReason.ENGINE_ERROR,
             detail="down",
         )
 
     trajectory = await player(take_turn).play(LEASE)
-    assert (trajectory.dropped, trajectory.detail) == (DropReason.ENGINE_ERROR, "down")
+    assert (trajectory.drop_reason, trajectory.detail) == (DropReason.ENGINE_ERROR, "down")
 
 
 async def test_a_cancelled_episode_leaves_nothing():
     async def take_turn(request):
         return TurnFailed(
-            key=request.key, attempt=0, turn=request.turn, reason=DropReason.CANCELLED, detail=""
+            key=request.key,
+            lease_attempt=0,
+            turn_index=request.turn_index,
+            reason=DropReason.CANCELLED,
+            detail="",
         )
 
     assert await player(take_turn).play(LEASE) is None
@@ -164,7 +174,8 @@ async def test_a_prompt_that_is_too_long_drops_the_episode_and_names_the_setting
     take_turn, _, _ = expert_turns(LEASE)
     trajectory = await player(take_turn, max_prompt_tokens=10).play(LEASE)
     assert (
-        trajectory.dropped is DropReason.ENV_ERROR and "engine.max_model_len" in trajectory.detail
+        trajectory.drop_reason is DropReason.ENV_ERROR
+        and "engine.max_model_len" in trajectory.detail
     )
 
 
@@ -271,7 +282,7 @@ async def test_what_is_no_number_no_text_or_no_flag_where_one_belongs_drops_the_
 ):
     trajectory = await given(**changed)
     assert (
-        trajectory.dropped is DropReason.ENV_ERROR
+        trajectory.drop_reason is DropReason.ENV_ERROR
         and name in trajectory.detail
         and len(trajectory.detail) < 700
     )
@@ -304,7 +315,7 @@ async def test_an_environment_that_fails_in_whatever_it_is_asked_costs_the_episo
     monkeypatch.setattr(OneStep, method, fails)
     trajectory = await player(answer, OneStep(ends)).play(LEASE)
     place = f"tests/test_actor_episode.py:{fails.__code__.co_firstlineno + 1} in fails"
-    assert (trajectory.dropped, trajectory.detail) == (
+    assert (trajectory.drop_reason, trajectory.detail) == (
         DropReason.ENV_ERROR,
         f"KeyError: 'x' ({place})",
     )
@@ -321,7 +332,7 @@ async def test_an_episode_that_is_larger_than_any_message_is_sent_as_dropped_and
     assert frame_of(trajectory) == encode(trajectory)
     monkeypatch.setattr(actors.episode, limit, size - 1)
     sent = decode(frame_of(trajectory))
-    assert (sent.key, sent.turns, sent.success, sent.dropped) == (
+    assert (sent.key, sent.turns, sent.success, sent.drop_reason) == (
         LEASE.key,
         [],
         False,
@@ -334,10 +345,10 @@ async def test_steps_that_never_return_do_not_keep_later_episodes_from_their_own
     never = threading.Event()
     for _ in range(40):  # more than a pool of threads has
         hung = await player(answer, OneStep(never.wait), step_timeout=0.02).play(LEASE)
-        assert hung.dropped is DropReason.ENV_ERROR
+        assert hung.drop_reason is DropReason.ENV_ERROR
     played = await player(answer, OneStep(ends)).play(LEASE)
     never.set()
-    assert played.dropped is None and played.success
+    assert played.drop_reason is None and played.success
 
 
 async def test_what_the_environment_reports_beside_success_travels_with_the_episode():
@@ -383,7 +394,7 @@ async def test_invariant_3_an_environment_error_is_a_dropped_episode_never_a_rew
     async with asyncio.timeout(4):  # less than the step's timeout: it is said at once
         trajectory = await player(answer, environment).play(LEASE)
     sent = decode(frame_of(trajectory))
-    assert sent.dropped is DropReason.ENV_ERROR and sent.turns == [] and len(sent.detail) < 800
+    assert sent.drop_reason is DropReason.ENV_ERROR and sent.turns == [] and len(sent.detail) < 800
     assert sent.detail.startswith(f"{type(error).__name__}: ")
     assert (
         f"(tests/test_actor_episode.py:{fails.__code__.co_firstlineno + 1} in fails)" in sent.detail
@@ -408,7 +419,7 @@ async def test_a_prompt_that_outgrows_the_context_ends_the_episode_unsolved_and_
     trajectory = decode(
         frame_of(await player(answer, environment, max_prompt_tokens=100).play(LEASE))
     )
-    assert trajectory.dropped is None and trajectory.overflowed and not trajectory.success
+    assert trajectory.drop_reason is None and trajectory.overflowed and not trajectory.success
     assert [turn.reward for turn in trajectory.turns] == [0.25, 0.25] and trajectory.scores == {
         "price": 0.5
     }
@@ -433,7 +444,7 @@ async def test_an_episode_without_end_is_dropped_when_no_message_could_hold_it(
     monkeypatch.setattr(actors.episode, "MAX_TURNS", 5)
     environment = OneStep(lambda: StepResult(OneStep.observation, 0.0, done=False, success=False))
     trajectory = await player(answer, environment).play(LEASE)
-    assert trajectory.dropped is DropReason.ENV_ERROR and "env.max_turns" in trajectory.detail
+    assert trajectory.drop_reason is DropReason.ENV_ERROR and "env.max_turns" in trajectory.detail
 
 
 class Threaded(OneStep):
@@ -466,13 +477,21 @@ def fails_to_step() -> StepResult:
 
 async def no_engine(request):
     return TurnFailed(
-        key=request.key, attempt=0, turn=request.turn, reason=DropReason.ENGINE_ERROR, detail="down"
+        key=request.key,
+        lease_attempt=0,
+        turn_index=request.turn_index,
+        reason=DropReason.ENGINE_ERROR,
+        detail="down",
     )
 
 
 async def cancelled(request):
     return TurnFailed(
-        key=request.key, attempt=0, turn=request.turn, reason=DropReason.CANCELLED, detail=""
+        key=request.key,
+        lease_attempt=0,
+        turn_index=request.turn_index,
+        reason=DropReason.CANCELLED,
+        detail="",
     )
 
 
@@ -628,4 +647,6 @@ async def test_a_step_that_hangs_is_an_environment_error_that_names_the_timeout(
     release = threading.Event()
     trajectory = await player(answer, OneStep(release.wait), step_timeout=0.05).play(LEASE)
     release.set()
-    assert trajectory.dropped is DropReason.ENV_ERROR and "actor.step_timeout" in trajectory.detail
+    assert (
+        trajectory.drop_reason is DropReason.ENV_ERROR and "actor.step_timeout" in trajectory.detail
+    )

@@ -80,7 +80,7 @@ def test_a_lost_actors_episode_is_leased_again_as_another_attempt_with_the_same_
     first = admission.lease(b"a")
     admission.actor_lost(b"a")
     again = admission.lease(b"b")
-    assert (again.key, again.attempt, again.seed, again.task_index) == (
+    assert (again.key, again.lease_attempt, again.seed, again.task_index) == (
         first.key,
         1,
         first.seed,
@@ -124,7 +124,7 @@ def played(episodes: int, seconds: float, episode_seconds: float = 1800.0) -> Ad
     admission = make(groups=50, max_leases=5, episode_seconds=episode_seconds)
     for _ in range(episodes):
         lease = admission.lease(b"a", now=0.0)
-        assert admission.ended(lease.key, b"a", lease.attempt, now=seconds)
+        assert admission.ended(lease.key, b"a", lease.lease_attempt, now=seconds)
     return admission
 
 

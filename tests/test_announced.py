@@ -38,7 +38,7 @@ async def test_new_weights_wait_for_the_last_episode_of_an_evaluation() -> None:
     admission, announced, waiting, leases = await evaluating()
     for lease in leases:
         assert lease.key.evaluation and not waiting.done()
-        assert admission.ended(lease.key, b"a", lease.attempt)
+        assert admission.ended(lease.key, b"a", lease.lease_attempt)
         announced.look()
     assert (await waiting).version == 2
 
@@ -47,7 +47,7 @@ async def test_an_evaluation_that_is_given_up_holds_nothing_and_its_leases_lapse
     admission, announced, waiting, leases = await evaluating()
     await announced.put(Evaluate(evaluation=7, episodes=0))
     assert (await waiting).version == 2
-    assert admission.revoked == [(lease.key, lease.attempt, b"a") for lease in leases]
+    assert admission.revoked == [(lease.key, lease.lease_attempt, b"a") for lease in leases]
     for message in (
         Evaluate(evaluation=8, episodes=2),
         Evaluate(evaluation=8, episodes=0),

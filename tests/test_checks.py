@@ -29,14 +29,14 @@ from protocol.validation import (
     MAX_TURNS,
     AdmissionWindow,
     Limits,
-    is_measured,
-    misplaced_rows,
+    drop_rows,
+    find_misplaced_rows,
+    is_finite_signal,
     validate_shard_state,
     validate_signal_frame,
     validate_stats,
     validate_trajectory,
     validate_turn_request,
-    without_rows,
 )
 
 BOUNDS = Limits(vocabulary=100, context=64, group_size=4)
@@ -76,7 +76,7 @@ def turn(**changed: object) -> Turn:
 def trajectory(**changed: object) -> Trajectory:
     sound = Trajectory(
         key=EpisodeKey(3, 1),
-        attempt=0,
+        lease_attempt=0,
         task_index=0,
         task_type="",
         task="",
@@ -96,7 +96,7 @@ def flaw(changed: Trajectory) -> str:
         trajectory(),
         trajectory(key=EpisodeKey(0, 0)),
         trajectory(key=EpisodeKey(1, 7, True)),
-        trajectory(turns=[], dropped=DropReason.ENV_ERROR),
+        trajectory(turns=[], drop_reason=DropReason.ENV_ERROR),
         trajectory(turns=[turn(kept=attempt(uncertainty=b"", signals=b""))]),
     ],
     ids=["of training", "of a group that has left", "of an evaluation", "dropped", "not watched"],
@@ -231,7 +231,7 @@ def test_a_damaged_trajectory_is_a_bad_frame_or_is_judged(data: st.DataObject) -
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"turn": -1}, "a negative turn"),
+        ({"turn_index": -1}, "a negative turn"),
         ({"prompt": b""}, "a prompt of 0 bytes"),
         ({"prompt": pack([-5], INT32)}, "do not exist"),
         ({"prompt": pack([1] * 65, INT32)}, "a prompt of 260 bytes"),
@@ -239,7 +239,9 @@ def test_a_damaged_trajectory_is_a_bad_frame_or_is_judged(data: st.DataObject) -
     ],
 )
 def test_a_turn_that_no_engine_could_generate_is_refused(changed: dict, said: str) -> None:
-    sound = TurnRequest(key=EpisodeKey(0, 0), attempt=0, turn=0, prompt=pack([1, 2], INT32))
+    sound = TurnRequest(
+        key=EpisodeKey(0, 0), lease_attempt=0, turn_index=0, prompt=pack([1, 2], INT32)
+    )
     found = validate_turn_request(replace(sound, **changed), BOUNDS)
     assert said in found and bool(found) is bool(said)
 
@@ -287,9 +289,9 @@ def test_the_other_rows_of_a_frame_stay_as_they_are_without_those_that_no_respon
         forced=whole,
         previous=whole,
     )
-    misplaced = misplaced_rows(frame, most_tokens=64)
+    misplaced = find_misplaced_rows(frame, most_tokens=64)
     assert misplaced == [row for row in rows if not 0 <= positions[row] < 64]
-    left = without_rows(frame, misplaced)
+    left = drop_rows(frame, misplaced)
     kept = [row for row in rows if row not in misplaced]
     assert left.turn_ids == [str(row) for row in kept] and validate_signal_frame(left) == ""
     assert unpack(left.position, INT32).tolist() == [positions[row] for row in kept]
@@ -315,7 +317,7 @@ def test_the_other_rows_of_a_frame_stay_as_they_are_without_those_that_no_respon
 def test_a_signal_is_of_a_distribution(
     entropy: float, confidence: float, top_log_prob: float, sound: bool
 ) -> None:
-    assert is_measured((3, entropy, confidence, top_log_prob, -1, 5)) is sound
+    assert is_finite_signal((3, entropy, confidence, top_log_prob, -1, 5)) is sound
 
 
 @pytest.mark.parametrize(

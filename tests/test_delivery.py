@@ -80,7 +80,7 @@ def test_all_that_is_told_is_heard_once_and_in_its_order_whatever_is_lost(
                 assert heard == told[: len(heard)], "in order, and none twice"
         await link.settle()
         assert link.heard == (link.told[1], link.told[0])
-        assert [end.unconfirmed for end in link.ends] == [0, 0] and link.reader.dropped == 0
+        assert [end.unconfirmed for end in link.ends] == [0, 0] and link.reader.dropped_frames == 0
 
     asyncio.run(play())
 
@@ -114,4 +114,4 @@ async def test_a_process_in_the_place_of_another_one_is_heard_from_its_beginning
 @pytest.mark.parametrize("message", [Credit(episodes=1)])
 async def test_what_has_no_number_is_refused(message: Message) -> None:
     link = Link()
-    assert await link.ends[0].take(message) is None and link.reader.dropped == 1
+    assert await link.ends[0].take(message) is None and link.reader.dropped_frames == 1

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from engine import connection, pool
 from engine.client import EngineClient, Sampling
 from engine.connection import EngineBusy, EngineError, EngineUnreachable, EventReader
-from engine.constants import ALIVE, CLAIM, RUN
+from engine.constants import ALIVE_HEADER, CLAIM_ROUTE, RUN_HEADER
 from engine.pool import EnginePool, Health
 
 SAMPLING = Sampling(max_tokens=4, cache_salt="")
@@ -176,7 +176,7 @@ async def test_a_stream_that_is_never_silent_and_falls_silent_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connection, "SILENT_SECONDS", 0.3)
-    async with answering(streaming_slowly(20.0, **{ALIVE: "10"})) as client:
+    async with answering(streaming_slowly(20.0, **{ALIVE_HEADER: "10"})) as client:
         with pytest.raises(EngineUnreachable, match=r"/generate was silent for 0\.3 s"):
             await asyncio.wait_for(streamed(client), 10)
 
@@ -191,7 +191,7 @@ async def test_a_stream_is_not_lost_because_this_process_stood_still(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connection, "SILENT_SECONDS", 1.5)
-    async with answering(streaming_slowly(0.2, **{ALIVE: "10"})) as client:
+    async with answering(streaming_slowly(0.2, **{ALIVE_HEADER: "10"})) as client:
         turn = asyncio.create_task(streamed(client))
         await asyncio.sleep(0.1)
         time.sleep(2.0)  # server and client alike
@@ -215,8 +215,8 @@ async def test_a_run_that_ends_does_not_wait_for_engines_that_say_nothing(
     await asyncio.wait_for(engines.close(), 5)
     assert time.monotonic() - began < 2
     assert len(asked) == 2
-    assert all(raw.startswith(f"DELETE {CLAIM} ".encode()) for raw in asked)
-    assert all(f"{RUN}: first".encode() in raw for raw in asked)
+    assert all(raw.startswith(f"DELETE {CLAIM_ROUTE} ".encode()) for raw in asked)
+    assert all(f"{RUN_HEADER}: first".encode() in raw for raw in asked)
     server.close()
 
 

@@ -7,7 +7,13 @@ import asyncio
 
 import pytest
 
-from engine.constants import ALIVE, CLAIM, ENGINE_KEY, GATED, RUN
+from engine.constants import (
+    ALIVE_HEADER,
+    CLAIM_ROUTE,
+    ENGINE_KEY_VARIABLE,
+    GATED_HEADER,
+    RUN_HEADER,
+)
 from engine.plugin import auth as gate
 from engine.plugin.auth import COMMENT, App, BearerAuthMiddleware, Message, Receive, Send
 
@@ -72,7 +78,7 @@ async def test_a_stream_between_two_events_says_that_it_is_alive(steps: tuple) -
     assert [piece for piece in pieces if piece != COMMENT] == [*filter(None, steps), b""]
     silence = steps.index(None)
     assert pieces[silence] == COMMENT
-    assert headers_of(sent)[ALIVE.lower()] == "0.02"
+    assert headers_of(sent)[ALIVE_HEADER.lower()] == "0.02"
 
 
 async def test_a_stream_that_has_something_to_say_says_nothing_else() -> None:
@@ -98,7 +104,7 @@ async def test_nothing_comes_after_the_end_of_a_stream() -> None:
 async def test_other_answers_are_left_as_they_are(header: tuple[bytes, bytes]) -> None:
     sent = await ask(BearerAuthMiddleware(app_that_sends(EVENT, None, header=header)))
     assert pieces_of(sent) == [EVENT, b""]
-    assert ALIVE.lower() not in headers_of(sent) and GATED.lower() in headers_of(sent)
+    assert ALIVE_HEADER.lower() not in headers_of(sent) and GATED_HEADER.lower() in headers_of(sent)
 
 
 async def test_an_app_that_fails_leaves_nobody_who_says_that_it_is_alive() -> None:
@@ -117,25 +123,25 @@ async def test_a_run_that_releases_the_engine_leaves_it_to_the_next() -> None:
     guarded = BearerAuthMiddleware(app_that_sends())
 
     async def status(run: str, method: str = "GET", path: str = "/weight_info") -> int:
-        sent = await ask(guarded, method, path, **{RUN: run})
-        assert headers_of(sent)[GATED.lower()]
+        sent = await ask(guarded, method, path, **{RUN_HEADER: run})
+        assert headers_of(sent)[GATED_HEADER.lower()]
         return sent[0]["status"]
 
     assert await status("first") == 200
     assert await status("second") == gate.TAKEN_STATUS
-    assert await status("second", "DELETE", CLAIM) == gate.TAKEN_STATUS
+    assert await status("second", "DELETE", CLAIM_ROUTE) == gate.TAKEN_STATUS
     assert await status("second") == gate.TAKEN_STATUS, "it was not the second one's to release"
-    assert await status("first", "DELETE", CLAIM) == 200
+    assert await status("first", "DELETE", CLAIM_ROUTE) == 200
     assert await status("second") == 200
     assert await status("first") == gate.TAKEN_STATUS
 
 
 async def test_nobody_releases_an_engine_without_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(ENGINE_KEY, "secret")
+    monkeypatch.setenv(ENGINE_KEY_VARIABLE, "secret")
     guarded = BearerAuthMiddleware(app_that_sends())
     bearer = gate.bearer("secret")
-    await ask(guarded, **{RUN: "first", "Authorization": bearer})
-    (start, _) = await ask(guarded, "DELETE", CLAIM, **{RUN: "first"})
+    await ask(guarded, **{RUN_HEADER: "first", "Authorization": bearer})
+    (start, _) = await ask(guarded, "DELETE", CLAIM_ROUTE, **{RUN_HEADER: "first"})
     assert start["status"] == 401
-    sent = await ask(guarded, **{RUN: "second", "Authorization": bearer})
+    sent = await ask(guarded, **{RUN_HEADER: "second", "Authorization": bearer})
     assert sent[0]["status"] == gate.TAKEN_STATUS

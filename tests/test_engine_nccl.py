@@ -41,7 +41,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader 
 import supervisor.serial  # noqa: E402
 from config import ConfigError  # noqa: E402
 from engine.client import EngineError  # noqa: E402
-from engine.constants import PACKED  # noqa: E402
+from engine.constants import NCCL_PACKING  # noqa: E402
 from engine.fake.server import FakeEngine  # noqa: E402
 from engine.nccl_sender import WeightSender  # noqa: E402
 from engine.pool import EnginePool  # noqa: E402
@@ -87,7 +87,7 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
     create = functools.partial(StatelessProcessGroup.create, store_timeout=60)
     monkeypatch.setattr(StatelessProcessGroup, "create", staticmethod(create))
-    monkeypatch.setitem(PACKED, "packed_buffer_size_bytes", 5000)
+    monkeypatch.setitem(NCCL_PACKING, "packed_buffer_size_bytes", 5000)
 
 
 def load_weights(model: torch.nn.Module, weights: Iterable[tuple[str, torch.Tensor]]) -> None:

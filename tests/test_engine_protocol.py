@@ -16,7 +16,7 @@ pytest.importorskip("transformers")
 from engine import launch as server  # noqa: E402
 from engine.client import EngineClient, EngineError, Sampling  # noqa: E402
 from engine.connection import EngineTaken  # noqa: E402
-from engine.constants import PATTERN  # noqa: E402
+from engine.constants import MAX_PATTERN_TOKENS  # noqa: E402
 from engine.fake.server import FakeEngine  # noqa: E402
 from engine.launch import EngineNotReady, wait_ready  # noqa: E402
 from engine.plugin import auth as gate  # noqa: E402
@@ -231,8 +231,8 @@ async def test_a_turn_that_repeats_itself_is_ended(engine: Engine) -> None:
     )  # of random weights, greedy decoding runs in circles
     generation = await task
     assert generation.finish_reason == "repetition"
-    end = generation.tokens[-3 * PATTERN :]
-    assert any(end[-3 * n :] == end[-n:] * 3 for n in range(1, PATTERN + 1))
+    end = generation.tokens[-3 * MAX_PATTERN_TOKENS :]
+    assert any(end[-3 * n :] == end[-n:] * 3 for n in range(1, MAX_PATTERN_TOKENS + 1))
 
 
 async def test_a_turn_may_repeat_itself_unless_asked_not_to(engine: Engine) -> None:

@@ -14,7 +14,7 @@ from aiohttp import web
 from config import ConfigError, Endpoints, Job
 from config.resolve import resolve
 from engine import launch as server
-from engine.constants import GATE, GATED, PLUGIN
+from engine.constants import GATED_HEADER, MIDDLEWARE, PLUGIN
 from engine.launch import (
     EngineNotReady,
     check_engine,
@@ -233,7 +233,7 @@ async def serve(*, gated: bool = True, **answers: int) -> tuple[str, web.AppRunn
         }[name]
 
         async def answer(request: web.Request, status: int = status) -> web.Response:
-            headers = {GATED: "1"} if gated else {}
+            headers = {GATED_HEADER: "1"} if gated else {}
             body = {"error": {"message": "disabled"}}
             return web.json_response(body, status=status, headers=headers)
 
@@ -268,12 +268,14 @@ async def test_a_server_that_is_not_for_us_is_told_apart_from_one_that_is_not_re
 async def test_an_engine_without_our_middleware_is_refused_with_the_flag_to_start_it_with() -> None:
     url, runner = await serve(gated=False, health=200, weights=200, generate=200)
     try:
-        with pytest.raises(EngineNotReady, match=rf"engine\.urls: {url} .*--middleware {GATE}"):
+        with pytest.raises(
+            EngineNotReady, match=rf"engine\.urls: {url} .*--middleware {MIDDLEWARE}"
+        ):
             await wait_ready(url, 5.0)
     finally:
         await runner.cleanup()
     guide = Path(__file__).parents[1] / "docs" / "reference" / "engine.md"
-    assert f"--middleware {GATE}" in guide.read_text()
+    assert f"--middleware {MIDDLEWARE}" in guide.read_text()
 
 
 async def test_a_ready_engine_is_waited_for_until_it_generates() -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 from controller.rules.thinking import RuleSpec, ThinkingRule, ThinkingSettings  # noqa: E402
 from controller.streaming import StreamControl, StreamedTurn, StreamingController  # noqa: E402
 from engine.client import EngineClient, EngineError, EngineUnreachable, Sampling  # noqa: E402
-from engine.constants import ALIVE  # noqa: E402
+from engine.constants import ALIVE_HEADER  # noqa: E402
 from engine.plugin import auth as gate  # noqa: E402
 from tests.engine_fixtures import KEY, TOP_J, VOCABULARY, Engine, some_prompt  # noqa: E402
 
@@ -152,7 +152,7 @@ async def test_a_stream_that_waits_says_that_it_is_alive(
             ClientSession(headers=headers) as session,
             session.post(f"{engine.url}/inference/v1/generate", json=body) as response,
         ):
-            assert float(response.headers[ALIVE]) == gate.ALIVE_SECONDS
+            assert float(response.headers[ALIVE_HEADER]) == gate.ALIVE_SECONDS
             first = await response.content.readexactly(len(gate.COMMENT))
             assert first == gate.COMMENT
             await engine.client.resume()

@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality  # noqa: E402
 
-from engine.constants import TAP_ENDPOINT, TAP_TOP_J, TURN  # noqa: E402
+from engine.constants import TAP_ENDPOINT_VARIABLE, TAP_TOP_J_VARIABLE, TURN_ID_KEY  # noqa: E402
 from engine.plugin.signal_tap import SignalTap  # noqa: E402
 from protocol.arrays import INT32, unpack  # noqa: E402
 from protocol.codec import decode, encode  # noqa: E402
@@ -37,8 +37,8 @@ class Bench:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, chunked: bool) -> None:
         self.router = zmq.Context.instance().socket(zmq.ROUTER)
         port = self.router.bind_to_random_port("tcp://127.0.0.1")
-        monkeypatch.setenv(TAP_ENDPOINT, f"tcp://127.0.0.1:{port}")
-        monkeypatch.setenv(TAP_TOP_J, "3")
+        monkeypatch.setenv(TAP_ENDPOINT_VARIABLE, f"tcp://127.0.0.1:{port}")
+        monkeypatch.setenv(TAP_TOP_J_VARIABLE, "3")
         self.tap = SignalTap(settings(chunked), CPU, False)
         self.peer = b""
         self.size = 0
@@ -50,7 +50,9 @@ class Bench:
         new = [
             (
                 row,
-                SimpleNamespace(extra_args=None if turn is None else {TURN: turn}, temperature=1.0),
+                SimpleNamespace(
+                    extra_args=None if turn is None else {TURN_ID_KEY: turn}, temperature=1.0
+                ),
                 [1, 2],
                 output,
             )
@@ -116,14 +118,14 @@ def test_the_tap_changes_what_is_most_likely(bench: Bench) -> None:
 
 
 def test_without_an_endpoint_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(TAP_ENDPOINT, raising=False)
+    monkeypatch.delenv(TAP_ENDPOINT_VARIABLE, raising=False)
     tap = SignalTap(settings(), CPU, False)
     logits = torch.randn(2, VOCABULARY)
     assert tap.apply(logits) is logits
 
 
 def test_more_than_one_worker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(TAP_ENDPOINT, "tcp://127.0.0.1:1")
+    monkeypatch.setenv(TAP_ENDPOINT_VARIABLE, "tcp://127.0.0.1:1")
     with pytest.raises(ValueError, match="one worker"):
         SignalTap(settings(workers=2), CPU, False)
 
@@ -260,4 +262,4 @@ def test_a_controller_that_does_not_read_never_blocks_the_engine(bench: Bench) -
     for _ in range(3000):
         bench.step()
     assert time.monotonic() - start < 10
-    assert bench.tap.tap.socket.dropped > 0
+    assert bench.tap.tap.socket.dropped_frames > 0

@@ -22,7 +22,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (  # noqa: E402
 )
 
 from controller.rules.thinking import RuleSpec, ThinkingSettings  # noqa: E402
-from engine.constants import RULE, TAP_ENDPOINT, TAP_TOP_J, TURN  # noqa: E402
+from engine.constants import RULE_KEY, TAP_ENDPOINT_VARIABLE, TAP_TOP_J_VARIABLE, TURN_ID_KEY  # noqa: E402
 from engine.plugin.signal_tap_v2 import SignalTapV2  # noqa: E402
 from protocol.arrays import FLOAT32, INT32, unpack  # noqa: E402
 from protocol.codec import decode, encode  # noqa: E402
@@ -47,8 +47,8 @@ class Bench:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.router = zmq.Context.instance().socket(zmq.ROUTER)
         port = self.router.bind_to_random_port("tcp://127.0.0.1")
-        monkeypatch.setenv(TAP_ENDPOINT, f"tcp://127.0.0.1:{port}")
-        monkeypatch.setenv(TAP_TOP_J, "3")
+        monkeypatch.setenv(TAP_ENDPOINT_VARIABLE, f"tcp://127.0.0.1:{port}")
+        monkeypatch.setenv(TAP_TOP_J_VARIABLE, "3")
         self.prompt_len = np.zeros(SLOTS, np.int32)
         states = LogitsProcRequestState(
             device=torch.device("cpu"),
@@ -74,7 +74,8 @@ class Bench:
         extra = (
             None
             if turn is None
-            else {TURN: turn} | ({} if rule is None else {RULE: msgspec.json.encode(rule).decode()})
+            else {TURN_ID_KEY: turn}
+            | ({} if rule is None else {RULE_KEY: msgspec.json.encode(rule).decode()})
         )
         self.tap.add_request(slot, SimpleNamespace(extra_args=extra, temperature=temperature))
         return Request(slot, prompt)
@@ -152,10 +153,12 @@ def test_it_is_what_the_runner_takes() -> None:
 
 
 def test_without_an_endpoint_it_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(TAP_ENDPOINT, raising=False)
+    monkeypatch.delenv(TAP_ENDPOINT_VARIABLE, raising=False)
     tap = SignalTapV2(vllm_config(), None)
     logits = torch.randn(2, VOCABULARY)
-    assert tap.add_request(0, SimpleNamespace(extra_args={TURN: "a"}, temperature=1.0)) is False
+    assert (
+        tap.add_request(0, SimpleNamespace(extra_args={TURN_ID_KEY: "a"}, temperature=1.0)) is False
+    )
     assert tap.apply(logits, None) is logits
 
 
@@ -166,7 +169,7 @@ def test_without_an_endpoint_it_does_nothing(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_it_cannot_watch_is_refused(
     config: dict, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(TAP_ENDPOINT, "tcp://127.0.0.1:1")
+    monkeypatch.setenv(TAP_ENDPOINT_VARIABLE, "tcp://127.0.0.1:1")
     with pytest.raises(ValueError, match=said):
         SignalTapV2(vllm_config(**config), None)
 

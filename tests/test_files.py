@@ -17,7 +17,7 @@ from learner_fixtures import job_in
 from run_fixtures import small_config
 
 from learner.data.batch_order import BATCHES_FILE, read_order, record_batch
-from protocol.files import GrowingFile, Unwritable, atomic_write
+from protocol.files import AppendOnlyFile, WriteError, atomic_write
 from protocol.messages import Stats
 from protocol.security import make_keys
 from supervisor.job import save_job, write_settings
@@ -62,14 +62,14 @@ def update(number: int) -> Stats:
 def test_a_write_that_fails_leaves_the_old_file_whole_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "page.html"
     atomic_write(file, "old", "--output")
-    with no_file_beyond(100), pytest.raises(Unwritable, match=SENTENCE.format(file, "--output")):
+    with no_file_beyond(100), pytest.raises(WriteError, match=SENTENCE.format(file, "--output")):
         atomic_write(file, "new" * 100, "--output")
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["page.html"]
 
 
 def test_a_first_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
-    with no_file_beyond(100), pytest.raises(Unwritable):
+    with no_file_beyond(100), pytest.raises(WriteError):
         write_summary(tmp_path, {"ended": "finished" * 100})
     assert os.listdir(tmp_path) == []
 
@@ -80,7 +80,7 @@ def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink() and (tmp_path / "file").read_bytes() == b"through"
     atomic_write(Path(os.devnull), b"gone")
     assert Path(os.devnull).is_char_device()
-    with pytest.raises(Unwritable, match="/dev/full cannot be written: No space left on device"):
+    with pytest.raises(WriteError, match="/dev/full cannot be written: No space left on device"):
         atomic_write(Path("/dev/full"), b"more")
 
 
@@ -106,12 +106,12 @@ def test_lines_of_a_file_that_grows_are_whole_whatever_fails(
     file = tmp_path_factory.mktemp("growing") / "lines"
     file.write_bytes(b"first\ntorn")
     lines = [content.replace(b"\n", b" ") + b"\n" for content in contents]
-    growing = GrowingFile(file, "run.dir")
+    growing = AppendOnlyFile(file, "run.dir")
     written = [b"first\n"]
     with no_file_beyond(room):
         for line in lines:
             fits = sum(map(len, written)) + len(line) <= room
-            with contextlib.nullcontext() if fits else pytest.raises(Unwritable):
+            with contextlib.nullcontext() if fits else pytest.raises(WriteError):
                 growing.append(line)
             written += [line] * fits
     growing.close()

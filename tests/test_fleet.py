@@ -17,24 +17,24 @@ import pytest
 from run_fixtures import running_small
 
 import actors.fleet
-from actors.crash import ActorPlace
+from actors.crash import ActorSlot
 from actors.fleet import FleetError, load_environment, reseed, supervise
 from actors.pulse import BEAT_SECONDS
 from envs.registry import make_environment
 from protocol.messages import DropReason, EpisodeKey, Lease, Welcome
 
-LEASE = Lease(key=EpisodeKey(3, 1), attempt=2, split="train", task_index=5, seed=7)
+LEASE = Lease(key=EpisodeKey(3, 1), lease_attempt=2, split="train", task_index=5, seed=7)
 
 
-def dies_once(die: Callable[[], object], log: Path) -> Callable[[ActorPlace], None]:
+def dies_once(die: Callable[[], object], log: Path) -> Callable[[ActorSlot], None]:
     """An actor that dies in code of LEASE's environment, and whose successor ends well.
 
     Each notes its name and what it is to report.
     """
 
-    def body(place: ActorPlace) -> None:
+    def body(place: ActorSlot) -> None:
         reports = [
-            (report.key.id, report.attempt, str(report.dropped), report.detail)
+            (report.key.id, report.lease_attempt, str(report.drop_reason), report.detail)
             for report in place.reports
         ]
         with log.open("a") as file:
@@ -88,7 +88,7 @@ def test_code_that_keeps_the_event_loop_from_running_ends_the_process_and_is_rep
 
 
 def test_an_actor_that_was_stopped_for_long_goes_on_and_blames_no_episode(tmp_path: Path):
-    def body(place: ActorPlace) -> None:
+    def body(place: ActorSlot) -> None:
         async def act() -> None:
             beating = asyncio.create_task(place.pulse.beat())
             if os.fork() == 0:  # somebody who stops the actor, and lets it go on
@@ -118,7 +118,7 @@ def test_an_actor_that_is_killed_from_outside_blames_no_episode(tmp_path: Path):
 def test_standard_output_closed_by_an_environment_does_not_let_a_child_go_on_as_its_parent(
     tmp_path: Path,
 ):
-    def body(place: ActorPlace) -> None:
+    def body(place: ActorSlot) -> None:
         os.close(1)
         os.close(2)
         (tmp_path / "ran").touch()
@@ -247,10 +247,12 @@ async def test_a_run_whose_environment_has_segmentation_faults_trains_on_the_oth
         actor__heartbeat_seconds="1",
     ) as run:
         assert await run.ended(150) == 0, run.output
-        details = [t.detail for t in run.trajectories() if t.dropped is DropReason.ENV_ERROR]
+        details = [t.detail for t in run.trajectories() if t.drop_reason is DropReason.ENV_ERROR]
         assert any("SIGSEGV" in detail for detail in details) and any(
             "SystemExit: 3 (" in detail for detail in details
         )
         assert set(run.summary()["dropped"]) <= {"env_error", "cancelled"}
-        trained = [t.key for t in run.trajectories() if not t.key.evaluation and t.dropped is None]
+        trained = [
+            t.key for t in run.trajectories() if not t.key.evaluation and t.drop_reason is None
+        ]
         assert len(trained) == len(set(trained)) >= 3 * 2 * 2

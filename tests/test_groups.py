@@ -27,13 +27,13 @@ def trajectory(
 ) -> Trajectory:
     return Trajectory(
         key=EpisodeKey(group, member, evaluation),
-        attempt=attempt,
+        lease_attempt=attempt,
         task_index=0,
         task_type="t",
         task="",
         success=True,
         turns=[],
-        dropped=dropped,
+        drop_reason=dropped,
     )
 
 

@@ -13,7 +13,7 @@ from run_fixtures import dies_at, job_in, running, running_small, small_config
 
 from controller.controller import Controller
 from protocol.codec import FrameReader, decode, encode
-from protocol.delivery import Caller
+from protocol.delivery import DeliveryClient
 from protocol.messages import Evaluate, Heartbeat, HeartbeatAck, LearnerReady, Message, Shutdown
 from supervisor.endpoints import free_port
 
@@ -31,7 +31,7 @@ async def test_actors_are_told_that_the_run_is_over_when_the_learner_has_said_so
     context = zmq.asyncio.Context()
     controller = Controller(job, context)
     actor = context.socket(zmq.DEALER)
-    learner = Caller(
+    learner = DeliveryClient(
         context, job.endpoints.learner, b"learner", b"controller", None, 0.2, FrameReader()
     )
     actor.set(zmq.IDENTITY, b"an actor")
@@ -46,7 +46,7 @@ async def test_actors_are_told_that_the_run_is_over_when_the_learner_has_said_so
             await actor.send(encode(Heartbeat()))
             assert isinstance(decode(await actor.recv()), HeartbeatAck)
             for word in (
-                LearnerReady(next_group=0, received=[], updates_left=0),
+                LearnerReady(next_group=0, received=[], updates_remaining=0),
                 *said,
                 Evaluate(evaluation=0, episodes=1),
             ):

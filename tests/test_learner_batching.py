@@ -117,7 +117,7 @@ def test_tokens_of_weights_that_a_crash_has_lost_count_as_new():
 
 def test_dropped_episodes_leave_no_sample():
     group = random_group(np.random.default_rng(0), VOCABULARY)
-    dropped = msgspec.structs.replace(group[0], dropped=DropReason.ENV_ERROR)
+    dropped = msgspec.structs.replace(group[0], drop_reason=DropReason.ENV_ERROR)
     assert len(build_samples([[dropped, *group[1:]]], 0, LearnerSection())) == sum(
         len(e.turns) for e in group[1:]
     )

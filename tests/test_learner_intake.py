@@ -104,9 +104,10 @@ async def test_an_episode_that_comes_alone_is_acknowledged_at_once(running: Benc
 async def test_an_episode_that_is_known_is_acknowledged_and_not_logged_again(running: Bench):
     await running.deliver(trajectory(0, 0), trajectory(0, 0, attempt=1), trajectory(0, 1))
     assert await running.acknowledged(3) == [(0, 0), (0, 0), (0, 1)]
-    assert [decode(frame).attempt for _, _, frame in read_records(running.path)] == [0, 0] and len(
-        running.intake.offsets
-    ) == 2
+    assert [decode(frame).lease_attempt for _, _, frame in read_records(running.path)] == [
+        0,
+        0,
+    ] and len(running.intake.offsets) == 2
 
 
 async def test_a_frame_that_cannot_be_read_costs_itself_alone(running: Bench):
@@ -118,7 +119,7 @@ async def test_what_is_refused_is_neither_logged_nor_acknowledged_and_who_sent_a
     running: Bench,
 ):
     await running.deliver(
-        trajectory(1000, 0), encode(EpisodeEnded(key=trajectory(0, 0).key, attempt=0))
+        trajectory(1000, 0), encode(EpisodeEnded(key=trajectory(0, 0).key, lease_attempt=0))
     )
     await running.actor.send_multipart([encode(trajectory(0, 1)), b"more"])
     refusal = decode(await asyncio.wait_for(running.actor.recv(), 5))
@@ -127,7 +128,7 @@ async def test_what_is_refused_is_neither_logged_nor_acknowledged_and_who_sent_a
     )
     await running.deliver(trajectory(0, 0))
     assert await running.acknowledged(1) == [(0, 0)]
-    assert running.intake._reader.dropped == 3 and running.writes == [1]
+    assert running.intake._reader.dropped_frames == 3 and running.writes == [1]
 
 
 async def test_other_loops_get_their_turn_while_there_is_always_something_waiting(

@@ -11,7 +11,7 @@ def played(group: int, member: int) -> Trajectory:
     """An episode without a turn."""
     key = EpisodeKey(group, member)
     return Trajectory(
-        key=key, attempt=0, task_index=0, task_type="", task="", success=False, turns=[]
+        key=key, lease_attempt=0, task_index=0, task_type="", task="", success=False, turns=[]
     )
 
 

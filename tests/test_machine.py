@@ -15,7 +15,7 @@ from run_fixtures import small_config
 from config import ConfigError
 from learner.publish import KEPT
 from learner.training import check_room
-from protocol.machine import available_bytes, cores, quota_cores
+from protocol.machine import available_bytes, available_cores, quota_cores
 from supervisor import job, machine_checks
 
 MIB = 2**20
@@ -63,10 +63,10 @@ def test_without_a_limit_there_is_no_quota(tmp_path: Path) -> None:
 
 def test_cores_are_those_of_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5})
-    assert cores() == 1
+    assert available_cores() == 1
     monkeypatch.delattr(os, "sched_getaffinity")  # as on other systems than Linux
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    assert cores() == 1
+    assert available_cores() == 1
 
 
 @pytest.mark.parametrize(

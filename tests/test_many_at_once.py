@@ -16,7 +16,7 @@ from run_fixtures import job_in, small_config
 from controller.controller import Controller
 from protocol.arrays import INT32, pack
 from protocol.codec import FrameReader, decode, encode
-from protocol.delivery import Caller
+from protocol.delivery import DeliveryClient
 from protocol.files import allow_many_files
 from protocol.messages import (
     DropReason,
@@ -42,7 +42,7 @@ class Bench:
         )
         self.controller = Controller(self.job, self.context)
         self.actor = self.context.socket(zmq.DEALER)
-        self.learner = Caller(
+        self.learner = DeliveryClient(
             self.context,
             self.job.endpoints.learner,
             b"learner",
@@ -79,14 +79,16 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 def request_of(lease: Lease, turn: int = 0) -> TurnRequest:
-    return TurnRequest(key=lease.key, attempt=lease.attempt, turn=turn, prompt=pack([1], INT32))
+    return TurnRequest(
+        key=lease.key, lease_attempt=lease.lease_attempt, turn_index=turn, prompt=pack([1], INT32)
+    )
 
 
 def failed(request: TurnRequest) -> TurnFailed:
     return TurnFailed(
         key=request.key,
-        attempt=request.attempt,
-        turn=request.turn,
+        lease_attempt=request.lease_attempt,
+        turn_index=request.turn_index,
         reason=DropReason.ENGINE_ERROR,
         detail="none",
     )
@@ -100,7 +102,7 @@ async def test_what_the_controller_says_reaches_a_learner_that_is_busy_however_m
     async with asyncio.timeout(180):
         for version in range(20_000):
             await bench.controller._to_learner(
-                WeightsApplied(version=version, seconds=0.0, control=bytes(1000))
+                WeightsApplied(version=version, seconds=0.0, control_state=bytes(1000))
             )
         received = [(await bench.learner.hear()).message.version for _ in range(20_000)]
     assert received == list(range(20_000))
@@ -124,11 +126,11 @@ async def test_a_turn_that_is_asked_for_again_is_answered_again_and_not_generate
     lease = bench.lease()
 
     async def answer(request: TurnRequest) -> TurnFailed:
-        asked.append(request.turn)
+        asked.append(request.turn_index)
         return failed(request)
 
     bench.controller._desk._answer = answer
-    answers = [(await bench.asked(request_of(lease, turn))).turn for turn in (0, 0, 1, 1)]
+    answers = [(await bench.asked(request_of(lease, turn))).turn_index for turn in (0, 0, 1, 1)]
     assert (answers, asked) == ([0, 0, 1, 1], [0, 1])
 
 
@@ -147,7 +149,7 @@ async def test_an_actor_that_was_heard_of_while_the_controller_stood_still_is_no
     )  # the loop that is blocked is the controller's
     assert isinstance(decode(await asyncio.wait_for(bench.actor.recv(), 20)), HeartbeatAck)
     watching.cancel()
-    assert controller.admission.holds(lease.key, lease.attempt, b"an actor") and list(
+    assert controller.admission.holds(lease.key, lease.lease_attempt, b"an actor") and list(
         controller._last_seen
     ) == [b"an actor"]
 
@@ -160,7 +162,7 @@ async def test_a_lease_that_its_actor_does_not_speak_of_is_taken_back(bench: Ben
     lease = bench.lease()
     beat = controller.config.actor.heartbeat_seconds
     controller._credits.add(b"an actor", 1)
-    spoken_of = [(lease.key, lease.attempt)] if knows else []
+    spoken_of = [(lease.key, lease.lease_attempt)] if knows else []
     watching = asyncio.create_task(controller._watch())
     until = time.monotonic() + (LOST_AFTER + 4) * beat
     while time.monotonic() < until:
@@ -168,7 +170,7 @@ async def test_a_lease_that_its_actor_does_not_speak_of_is_taken_back(bench: Ben
         await asyncio.wait_for(bench.actor.recv(), 20)
         await asyncio.sleep(beat)
     watching.cancel()
-    assert controller.admission.holds(lease.key, lease.attempt, b"an actor") == knows
+    assert controller.admission.holds(lease.key, lease.lease_attempt, b"an actor") == knows
     assert controller._credits.of(b"an actor") == 0
 
 
@@ -177,9 +179,11 @@ async def test_turns_that_an_actor_has_no_lease_for_are_refused_and_leave_nothin
 ):
     for attempt in range(20):
         answer = await bench.asked(
-            TurnRequest(key=EpisodeKey(0, 0), attempt=attempt, turn=0, prompt=pack([1], INT32))
+            TurnRequest(
+                key=EpisodeKey(0, 0), lease_attempt=attempt, turn_index=0, prompt=pack([1], INT32)
+            )
         )
-        assert (answer.attempt, answer.reason) == (attempt, DropReason.CANCELLED)
+        assert (answer.lease_attempt, answer.reason) == (attempt, DropReason.CANCELLED)
     assert not bench.controller._desk._answers and not bench.controller._desk._asked
 
 
@@ -189,7 +193,7 @@ async def test_a_turn_whose_lease_lapses_while_it_is_played_leaves_nothing_behin
 
     async def answer(request: TurnRequest) -> TurnFailed:
         bench.controller.admission.actor_lost(b"an actor")
-        scores[request.key, request.attempt] = 0.5
+        scores[request.key, request.lease_attempt] = 0.5
         return failed(request)
 
     bench.controller._desk._answer = answer

@@ -73,9 +73,9 @@ def test_a_file_opened_by_a_command_does_not_take_the_place_of_its_closed_output
 PROGRAM = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from protocol.output import outlive_readers, waiting_briefly
+from protocol.output import outlive_readers, drop_unread_output
 outlive_readers()
-with waiting_briefly():
+with drop_unread_output():
     for _ in range(20):
         print("x" * 40_000, flush=True)
 print("went on", file=sys.stderr)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import zmq
 
-from protocol.peers import is_nameless, secret_name, shown_name
+from protocol.peers import display_name, is_nameless, make_secret_name
 from protocol.security import bind, connect
 
 
 def test_a_name_is_shown_without_its_secret_which_is_another_one_each_time() -> None:
-    first = secret_name("actor-host.domain-7")
-    second = secret_name("actor-host.domain-7")
-    assert first != second and shown_name(first) == shown_name(second) == "actor-host.domain-7"
+    first = make_secret_name("actor-host.domain-7")
+    second = make_secret_name("actor-host.domain-7")
+    assert first != second and display_name(first) == display_name(second) == "actor-host.domain-7"
     assert len(first) < 256, "as long as ZeroMQ allows"
 
 

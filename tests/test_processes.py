@@ -282,7 +282,7 @@ async def test_a_run_that_is_resumed_after_its_end_plays_each_group_to_its_end_a
         assert await run.ended() == 0, run.output
         assert run.summary()["updates"] == done + 3
         played = [t for t in run.trajectories() if not t.key.evaluation]
-        assert {t.dropped for t in played} == {None}, "the end of a run is none of its groups'"
+        assert {t.drop_reason for t in played} == {None}, "the end of a run is none of its groups'"
         members = Counter(t.key.group for t in played)
         assert len({t.key for t in played}) == len(played) and [
             members[group] for group in range(2 * (done + 3))

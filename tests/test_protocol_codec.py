@@ -14,9 +14,9 @@ from msgspec import inspect
 
 from protocol import codec, messages
 from protocol.codec import BadFrame, FrameReader, decode, encode
-from protocol.frames import ANY
+from protocol.frames import AnyMessage
 
-TYPES = typing.get_args(ANY)
+TYPES = typing.get_args(AnyMessage)
 PREFIX = encode(messages.Credit(episodes=1))[:3]
 
 anything = st.recursive(
@@ -181,7 +181,7 @@ def test_a_reader_hands_on_good_frames() -> None:
     reader = FrameReader()
     message = messages.Credit(episodes=3)
     assert reader.read(b"actor-1", encode(message)) == message
-    assert reader.dropped == 0
+    assert reader.dropped_frames == 0
 
 
 def test_a_reader_counts_every_bad_frame_and_warns_once_per_peer(
@@ -193,7 +193,7 @@ def test_a_reader_counts_every_bad_frame_and_warns_once_per_peer(
             reader.read(peer, b"nonsense") for peer in (b"one", b"two", b"one", b"one", b"two")
         ]
     assert results == [None] * 5
-    assert reader.dropped == 5
+    assert reader.dropped_frames == 5
     assert ["'one'" in record.getMessage() for record in caplog.records] == [True, False]
 
 

@@ -125,7 +125,7 @@ def test_episodes_without_turns_are_left_out(recorded: Path, tmp_path: Path) -> 
     played = cut_episode(recorded)
     other = msgspec.structs.replace(played.key, member=1 - played.key.member)
     dropped = msgspec.structs.replace(
-        played, key=other, turns=[], dropped=DropReason.ENV_ERROR, detail="no such game"
+        played, key=other, turns=[], drop_reason=DropReason.ENV_ERROR, detail="no such game"
     )
     log.append([encode(dropped), encode(played)])
     log.close()

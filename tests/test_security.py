@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from protocol.codec import MAX_FRAME
 from protocol.security import (
-    Keys,
+    CurveKeys,
     KeysError,
+    admit_key_holders,
     bind,
     connect,
-    gatekeeper,
     is_loopback,
     load_keys,
     make_keys,
@@ -34,10 +34,10 @@ def made(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def listening(
-    keys: Keys | None, domain: str
+    keys: CurveKeys | None, domain: str
 ) -> AsyncIterator[tuple[zmq.asyncio.Socket, str]]:
     context = zmq.asyncio.Context()
-    async with gatekeeper(context, keys):
+    async with admit_key_holders(context, keys):
         with context.socket(zmq.ROUTER) as router:
             bind(router, "tcp://127.0.0.1:*", keys, domain)
             yield router, router.get(zmq.LAST_ENDPOINT).decode()
@@ -45,7 +45,7 @@ async def listening(
 
 
 async def arrives(
-    router: zmq.asyncio.Socket, endpoint: str, keys: Keys | None, frame: bytes = b"word"
+    router: zmq.asyncio.Socket, endpoint: str, keys: CurveKeys | None, frame: bytes = b"word"
 ) -> bool:
     """Whether a word from a new connection comes through.
 

@@ -79,7 +79,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[Traje
 
 
 def trained(trajectories: list[Trajectory]) -> list[Trajectory]:
-    return [t for t in trajectories if not t.key.evaluation and t.dropped is None]
+    return [t for t in trajectories if not t.key.evaluation and t.drop_reason is None]
 
 
 def test_it_ends_by_itself_with_summary_and_metrics(finished):
@@ -288,7 +288,7 @@ def test_a_turn_that_fails_inside_the_controller_costs_its_episode_not_the_run(
     monkeypatch.setattr(TurnRunner, "run", failing_once)
     summary, trajectories, _ = serial_run(tmp_path / "run")
     assert summary["ended"] == "finished" and summary["dropped"]["engine_error"] == 1
-    failed = next(t for t in trajectories if t.dropped is DropReason.ENGINE_ERROR)
+    failed = next(t for t in trajectories if t.drop_reason is DropReason.ENGINE_ERROR)
     assert "ZeroDivisionError" in failed.detail and summary["failures"] == {
         "engine_error": f"{failed.key.id}: {failed.detail}"
     }
@@ -519,7 +519,7 @@ class LockStep:
             )
             played.append(
                 await player.play(
-                    Lease(key=key, attempt=0, split="train", task_index=task, seed=seed)
+                    Lease(key=key, lease_attempt=0, split="train", task_index=task, seed=seed)
                 )
             )
         return played

@@ -84,14 +84,18 @@ def test_a_permit_is_of_one_actor_and_one_lease(
     key = EpisodeKey(0, member)
     secret = "a secret"
     request = TurnRequest(
-        key=key, attempt=attempt, turn=0, prompt=b"", permit=permit(secret, actor, key, attempt)
+        key=key,
+        lease_attempt=attempt,
+        turn_index=0,
+        prompt=b"",
+        permit=permit(secret, actor, key, attempt),
     )
     assert is_permitted(secret, actor, request)
     assert not is_permitted("another", actor, request) and is_permitted(secret, other, request) == (
         other == actor
     )
     for changed in (
-        {"attempt": attempt + 1},
+        {"lease_attempt": attempt + 1},
         {"key": EpisodeKey(0, member, True)},
         {"permit": b""},
         {"permit": other},
@@ -282,24 +286,28 @@ async def test_a_shard_takes_turns_of_leases_that_were_given_and_have_not_lapsed
     key = EpisodeKey(0, 0)
     request = TurnRequest(
         key=key,
-        attempt=0,
-        turn=0,
+        lease_attempt=0,
+        turn_index=0,
         prompt=pack([1, 2], INT32),
         permit=permit(bench.job.permit_key, b"an actor", key, 0),
     )
     answer = await bench.asked(request)
     assert isinstance(answer, TurnResult) and {span.version for span in answer.kept.spans} == {0}
     for stolen in (permit(bench.job.permit_key, b"another", key, 1), b""):
-        refused = await bench.asked(msgspec.structs.replace(request, attempt=1, permit=stolen))
+        refused = await bench.asked(
+            msgspec.structs.replace(request, lease_attempt=1, permit=stolen)
+        )
         assert isinstance(refused, TurnFailed) and refused.reason is DropReason.CANCELLED
     await bench.say(Revoked(leases=[(key, 0)]))
     async with asyncio.timeout(60):
         while isinstance(
-            late := await bench.asked(msgspec.structs.replace(request, turn=request.turn + 1)),
+            late := await bench.asked(
+                msgspec.structs.replace(request, turn_index=request.turn_index + 1)
+            ),
             TurnResult,
         ):
             request = msgspec.structs.replace(
-                request, turn=request.turn + 1
+                request, turn_index=request.turn_index + 1
             )  # the word was still on its way
     assert late.reason is DropReason.CANCELLED
     running.cancel()
@@ -314,8 +322,8 @@ async def test_a_turn_that_is_asked_for_before_a_shards_first_weights_is_sampled
     key = EpisodeKey(0, 0)
     request = TurnRequest(
         key=key,
-        attempt=0,
-        turn=0,
+        lease_attempt=0,
+        turn_index=0,
         prompt=pack([1, 2], INT32),
         permit=permit(bench.job.permit_key, b"an actor", key, 0),
     )

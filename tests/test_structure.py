@@ -59,10 +59,10 @@ MAY_WRITE = {
     "learner/checkpoint_damage.py": "into a directory that gets its name once it is complete",
     "learner/checkpoint.py": (
         "into a directory that gets its name once it is complete, and a state that replaces "
-        "another (`writing`)"
+        "another (`atomic_replace`)"
     ),
     "learner/data/episode_log.py": "records with checksums, of which a torn one is passed over",
-    "learner/publish.py": "a file that gets its name once it is complete (`writing`)",
+    "learner/publish.py": "a file that gets its name once it is complete (`atomic_replace`)",
     "protocol/files.py": "all others write by it",
     "supervisor/process.py": "logs of processes",
     "telemetry/sinks/event_files.py": "records with checksums",

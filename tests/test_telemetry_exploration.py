@@ -72,7 +72,7 @@ def turn(
 def episode(*turns: Turn, member: int = 0, task: int = 0, success: bool = False) -> Trajectory:
     return Trajectory(
         key=EpisodeKey(0, member),
-        attempt=0,
+        lease_attempt=0,
         task_index=task,
         task_type="t",
         task="t",

@@ -148,7 +148,10 @@ async def _bound(url: str, signals: str, fake: FakeEngine | None) -> Bench:
 def asking(number: int, turn: int = 0, *, evaluation: bool = False) -> TurnRequest:
     key = EpisodeKey(number, 0, evaluation)
     return TurnRequest(
-        key=key, attempt=0, turn=turn, prompt=pack(some_prompt(str(number), tokens=20), INT32)
+        key=key,
+        lease_attempt=0,
+        turn_index=turn,
+        prompt=pack(some_prompt(str(number), tokens=20), INT32),
     )
 
 
@@ -303,7 +306,9 @@ async def test_what_is_recorded_of_a_turn_is_of_the_response_that_is_kept_howeve
             engines, tokens=tokens, mode="budget", max_thinking=6, min_thinking=1, stall_seconds=2.0
         )
         prompt = [*some_prompt("cut", tokens=20), TOKENS.open]
-        request = TurnRequest(key=EpisodeKey(9, 0), attempt=0, turn=0, prompt=pack(prompt, INT32))
+        request = TurnRequest(
+            key=EpisodeKey(9, 0), lease_attempt=0, turn_index=0, prompt=pack(prompt, INT32)
+        )
         turn = asyncio.create_task(runner.run(request, seed=9))
         async with asyncio.timeout(60):
             while rows.total() < 8:
@@ -359,7 +364,7 @@ async def test_a_turn_whose_row_is_not_a_number_is_sampled_again_and_the_others_
         recorded = [np.isfinite(result.kept.signal_table()).all() for result in results]
         assert poisoned and all(recorded) and not any(result.rejected for result in results)
         assert [health for health, _ in bench.engines.standing().values()] == [Health.HEALTHY]
-        assert bench.router.reader.dropped == 0
+        assert bench.router.reader.dropped_frames == 0
 
 
 async def test_a_turn_that_is_never_a_number_costs_its_episode_and_says_so(
@@ -470,7 +475,9 @@ async def test_a_turn_that_fails_in_every_engine_costs_its_episode_and_no_engine
     bench: Bench,
 ) -> None:
     request = asking(6)
-    refused = TurnRequest(key=request.key, attempt=0, turn=0, prompt=pack([VOCABULARY + 5], INT32))
+    refused = TurnRequest(
+        key=request.key, lease_attempt=0, turn_index=0, prompt=pack([VOCABULARY + 5], INT32)
+    )
     result = await bench.runner(mode="off").run(refused, seed=6)
     assert isinstance(result, TurnFailed)
     assert isinstance(await bench.runner(mode="off").run(request, seed=6), TurnResult)
@@ -550,7 +557,7 @@ async def test_a_signal_at_a_position_that_no_response_has_is_refused_and_change
         await engine.send(encode(frame("under way", position)))
     await bench.router.finish("under way", tokens=1, patience=20.0)
     engine.close(linger=0)
-    assert len(rule.scores) == 1 and bench.router.reader.dropped == 1
+    assert len(rule.scores) == 1 and bench.router.reader.dropped_frames == 1
 
 
 def frame(turn_id: str, position: int) -> SignalFrame:

@@ -19,7 +19,7 @@ def assert_each_once(run: Run, updates: int) -> None:
     is not trained on again."""
     assert [line["update"] for line in run.updates()] == list(range(1, updates + 1))
     copies = Counter(
-        t.key for t in run.trajectories() if not t.key.evaluation and t.dropped is None
+        t.key for t in run.trajectories() if not t.key.evaluation and t.drop_reason is None
     )
     trained = read_order(run.directory)
     assert len(trained) == len(set(trained)) == 2 * updates

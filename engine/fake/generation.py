@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from controller.rules.scores import Signal
 from controller.rules.thinking import ThinkingRule
-from engine.plugin.signal_socket import ForcedQueue, SignalSocket, rows_of, takes_effect
+from engine.plugin.signal_socket import ForcedQueue, SignalSocket, build_rows, takes_effect
 from engine.plugin.uncertainty import divide_by_temperature, uncertainty
 from engine.plugin.weight_file import check_file, check_tensors, tensor_shapes, tensors
 from engine.responses import NO_LOG_PROB
@@ -223,7 +223,7 @@ class Generator:
         ]
         watched = [(turn_id, signal) for turn_id, signal in seen if turn_id is not None]
         self._socket.send(
-            rows_of([turn_id for turn_id, _ in watched], [signal for _, signal in watched])
+            build_rows([turn_id for turn_id, _ in watched], [signal for _, signal in watched])
         )
         return [signal.forced for _, signal in seen]
 

@@ -16,7 +16,14 @@ import msgspec
 from aiohttp import web
 
 from controller.rules.thinking import RuleSpec
-from engine.constants import CLAIM, GATED, RULE, RUN, TURN, engine_request_id
+from engine.constants import (
+    CLAIM_ROUTE,
+    GATED_HEADER,
+    RULE_KEY,
+    RUN_HEADER,
+    TURN_ID_KEY,
+    engine_request_id,
+)
 from engine.fake.generation import Generator, Request
 from engine.plugin.auth import (
     EVENTS,
@@ -85,7 +92,7 @@ class FakeEngine:
     def _routes(self) -> list[web.RouteDef]:
         return [
             web.get("/health", self._health),
-            web.delete(CLAIM, self._release),
+            web.delete(CLAIM_ROUTE, self._release),
             web.post("/inference/v1/generate", self._generate),
             web.post("/abort_requests", self._abort),
             web.post("/pause", self._pause),
@@ -109,7 +116,7 @@ class FakeEngine:
     @web.middleware
     async def _gate(self, raw: web.Request, handler: Handler) -> web.Response:
         known = knows_key(raw.headers.get("Authorization", ""), self._key)
-        refused = known and self._claim.is_refused(raw.headers.get(RUN, ""))
+        refused = known and self._claim.is_refused(raw.headers.get(RUN_HEADER, ""))
         if raw.path not in OPEN and not known:
             raise web.HTTPUnauthorized(text="the key of this engine is needed")
         if raw.path not in OPEN and refused:
@@ -120,7 +127,7 @@ class FakeEngine:
         return await handler(raw)
 
     async def _release(self, raw: web.Request) -> web.Response:
-        self._claim.release(raw.headers.get(RUN, ""))
+        self._claim.release(raw.headers.get(RUN_HEADER, ""))
         return _json({})
 
     # --- turns
@@ -135,7 +142,9 @@ class FakeEngine:
             )
         stop = frozenset(sampling.get("stop_token_ids") or ())
         extra = sampling.get("extra_args") or {}
-        delegated = msgspec.json.decode(extra[RULE], type=RuleSpec) if RULE in extra else None
+        delegated = (
+            msgspec.json.decode(extra[RULE_KEY], type=RuleSpec) if RULE_KEY in extra else None
+        )
         repetition = sampling.get("repetition_detection") or {}
         request = Request(
             id=engine_request_id(body.get("request_id", "")),
@@ -143,7 +152,7 @@ class FakeEngine:
             max_tokens=sampling.get("max_tokens", 16),
             temperature=sampling.get("temperature", 1.0),
             stop=stop if sampling.get("ignore_eos") else stop | self._generator.end_tokens,
-            turn_id=extra.get(TURN),
+            turn_id=extra.get(TURN_ID_KEY),
             seed=sampling.get("seed"),
             rule=delegated and delegated.build(),
             queue=delegated.closing_tokens if delegated else [],
@@ -266,7 +275,7 @@ class FakeEngine:
 
 
 async def _mark(raw: web.Request, response: web.StreamResponse) -> None:
-    response.headers[GATED] = "1"
+    response.headers[GATED_HEADER] = "1"
 
 
 def _answer(request: Request) -> dict:

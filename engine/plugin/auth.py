@@ -16,7 +16,13 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from engine.constants import ALIVE, CLAIM, ENGINE_KEY, GATED, RUN
+from engine.constants import (
+    ALIVE_HEADER,
+    CLAIM_ROUTE,
+    ENGINE_KEY_VARIABLE,
+    GATED_HEADER,
+    RUN_HEADER,
+)
 
 OPEN = ("/health",)
 """Asked by whatever watches over processes; says nothing but that the engine lives."""
@@ -132,7 +138,7 @@ class _Answer:
     async def send(self, message: Message) -> None:
         """Pass an ASGI message on."""
         if message["type"] == "http.response.start":
-            headers = [*message.get("headers", ()), (GATED.lower().encode(), b"1")]
+            headers = [*message.get("headers", ()), (GATED_HEADER.lower().encode(), b"1")]
             streams = streams_events(dict(headers))
             if streams:
                 headers += [
@@ -157,7 +163,7 @@ class _Answer:
 
 def lively_headers() -> dict[str, str]:
     """Headers of a LivelyStream. A proxy that collected its comments would make it seem silent."""
-    return {ALIVE: f"{ALIVE_SECONDS:g}", "X-Accel-Buffering": "no"}
+    return {ALIVE_HEADER: f"{ALIVE_SECONDS:g}", "X-Accel-Buffering": "no"}
 
 
 def streams_events(headers: dict[bytes, bytes]) -> bool:
@@ -173,7 +179,7 @@ class BearerAuthMiddleware:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._key = os.environ.get(ENGINE_KEY, "")
+        self._key = os.environ.get(ENGINE_KEY_VARIABLE, "")
         self._claim = Claim()
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -191,9 +197,13 @@ class BearerAuthMiddleware:
     async def _enter(self, scope: Message, receive: Receive, send: Send) -> None:
         headers = dict(scope["headers"])
         known = knows_key(headers.get(b"authorization", b"").decode("latin-1"), self._key)
-        run = headers.get(RUN.lower().encode(), b"").decode("latin-1")
+        run = headers.get(RUN_HEADER.lower().encode(), b"").decode("latin-1")
         refused = known and self._claim.is_refused(run)
-        if known and not refused and (scope["path"], scope.get("method")) == (CLAIM, "DELETE"):
+        if (
+            known
+            and not refused
+            and (scope["path"], scope.get("method")) == (CLAIM_ROUTE, "DELETE")
+        ):
             self._claim.release(run)
             return await _answer(send, 200, b"{}")
         if scope["path"] in OPEN or (known and not refused):

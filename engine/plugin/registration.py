@@ -9,7 +9,7 @@ import multiprocessing
 import signal
 import sys
 
-from engine.constants import BACKEND
+from engine.constants import TRANSFER_BACKEND
 
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
@@ -30,7 +30,7 @@ def register() -> None:
 
     try:
         WeightTransferEngineFactory.register_engine(
-            BACKEND, "engine.plugin.weight_transfer", "SafetensorsTransfer"
+            TRANSFER_BACKEND, "engine.plugin.weight_transfer", "SafetensorsTransfer"
         )
     except ValueError:
         return  # vLLM may load plugins twice in a process

@@ -47,7 +47,7 @@ class SignalRows(NamedTuple):
         )
 
 
-def rows_of(turn_ids: Sequence[str], signals: Sequence[Signal]) -> SignalRows:
+def build_rows(turn_ids: Sequence[str], signals: Sequence[Signal]) -> SignalRows:
     """The signals of so many turns as columns."""
     columns = zip(*signals, strict=True) if signals else [()] * len(Signal._fields)
     return SignalRows(
@@ -56,7 +56,7 @@ def rows_of(turn_ids: Sequence[str], signals: Sequence[Signal]) -> SignalRows:
     )
 
 
-def joined(parts: Sequence[SignalRows]) -> SignalRows:
+def concat_rows(parts: Sequence[SignalRows]) -> SignalRows:
     """All rows of the parts (at least one), in their order."""
     if len(parts) == 1:
         return parts[0]
@@ -87,7 +87,7 @@ class SignalSocket:
         connect(self._socket, endpoint, load_keys(keys), heartbeat_seconds)
         self._reader = FrameReader()
         self._step = 0
-        self.dropped = 0
+        self.dropped_frames = 0
 
     def send(self, rows: SignalRows) -> None:
         """One frame for this engine step; dropped, and counted, when the controller is far behind.
@@ -105,10 +105,11 @@ class SignalSocket:
         try:
             self._socket.send(encode(frame), zmq.NOBLOCK)
         except zmq.Again:
-            self.dropped += 1
-            if self.dropped & (self.dropped - 1) == 0:  # 1, 2, 4, 8, ...
+            self.dropped_frames += 1
+            if self.dropped_frames & (self.dropped_frames - 1) == 0:  # 1, 2, 4, 8, ...
                 log.warning(
-                    "%d signal frames dropped: the controller does not read them", self.dropped
+                    "%d signal frames dropped: the controller does not read them",
+                    self.dropped_frames,
                 )
 
     def steers(self) -> Iterator[ForceTokens]:

@@ -24,8 +24,8 @@ from vllm.v1.sample.logits_processor.interface import (
     MoveDirectionality,
 )
 
-from engine.plugin.signal_socket import SignalRows, joined
-from engine.plugin.tap import Turn, batch_of, force, open_tap, turn_id_of
+from engine.plugin.signal_socket import SignalRows, concat_rows
+from engine.plugin.tap import Turn, build_batch, force, open_tap, turn_id_of
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ class SignalTap(LogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._turns: dict[int, BatchTurn] = {}  # batch row -> turn
-        self._batch = batch_of(self._turns)
+        self._batch = build_batch(self._turns)
         self._late: list[SignalRows] = []  # rows of turns that have left since the last frame
         self._chunks = bool(vllm_config.scheduler_config.enable_chunked_prefill)
         self.tap = open_tap(vllm_config)
@@ -86,7 +86,7 @@ class SignalTap(LogitsProcessor):
                 self._turns[target] = moving
             if standing is not None and direction == MoveDirectionality.SWAP:
                 self._turns[source] = standing
-        self._batch = batch_of(self._turns)
+        self._batch = build_batch(self._turns)
 
     def _enter(self, row: int, params: SamplingParams, output: list[int]) -> None:
         turn_id = turn_id_of(params)
@@ -135,4 +135,4 @@ class SignalTap(LogitsProcessor):
                     continue
                 earlier.append(held)
             sent.append(i)
-        return joined([*earlier, signals.pick(sent)])
+        return concat_rows([*earlier, signals.pick(sent)])

@@ -25,7 +25,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
     LogitsProcRequestState,
 )
 
-from engine.plugin.tap import Turn, batch_of, force, open_tap, turn_id_of
+from engine.plugin.tap import Turn, build_batch, force, open_tap, turn_id_of
 
 if TYPE_CHECKING:
     import torch
@@ -68,7 +68,7 @@ class SignalTapV2(LogitsProcessor):
         if self.tap is None:
             return logits
         self._grow(ctx)
-        batch = batch_of(self._rows(ctx))
+        batch = build_batch(self._rows(ctx))
         if not batch.turns:
             self.tap.take_steers(logits.shape[-1])
             return logits

@@ -18,7 +18,13 @@ import numpy as np
 import torch
 
 from controller.rules.thinking import RuleSpec, ThinkingRule
-from engine.constants import KEYS, RULE, TAP_ENDPOINT, TAP_TOP_J, TURN
+from engine.constants import (
+    KEYS_VARIABLE,
+    RULE_KEY,
+    TAP_ENDPOINT_VARIABLE,
+    TAP_TOP_J_VARIABLE,
+    TURN_ID_KEY,
+)
 from engine.plugin.signal_socket import ForcedQueue, SignalRows, SignalSocket, takes_effect
 from engine.plugin.uncertainty import divide_by_temperature, uncertainty
 from protocol.arrays import FLOAT32, INT32
@@ -56,7 +62,7 @@ class Batch(NamedTuple):
     turns: list[Turn]
 
 
-def batch_of(turns: Mapping[int, Turn]) -> Batch:
+def build_batch(turns: Mapping[int, Turn]) -> Batch:
     """The turns, by row."""
     rows = sorted(turns)
     return Batch(rows, [turns[row] for row in rows])
@@ -64,7 +70,7 @@ def batch_of(turns: Mapping[int, Turn]) -> Batch:
 
 def turn_id_of(params: SamplingParams) -> str | None:
     """The turn that a request belongs to; None: it is not watched."""
-    return (params.extra_args or {}).get(TURN)
+    return (params.extra_args or {}).get(TURN_ID_KEY)
 
 
 def open_tap(vllm_config: VllmConfig) -> Tap | None:
@@ -72,7 +78,7 @@ def open_tap(vllm_config: VllmConfig) -> Tap | None:
 
     ValueError where it cannot work.
     """
-    endpoint = os.environ.get(TAP_ENDPOINT)
+    endpoint = os.environ.get(TAP_ENDPOINT_VARIABLE)
     if not endpoint:
         return None
     if vllm_config.parallel_config.world_size > 1:
@@ -83,7 +89,8 @@ def open_tap(vllm_config: VllmConfig) -> Tap | None:
             "parallelism"
         )
     return Tap(
-        SignalSocket(endpoint, keys=os.environ.get(KEYS, "")), int(os.environ.get(TAP_TOP_J, "20"))
+        SignalSocket(endpoint, keys=os.environ.get(KEYS_VARIABLE, "")),
+        int(os.environ.get(TAP_TOP_J_VARIABLE, "20")),
     )
 
 
@@ -107,7 +114,7 @@ class Tap:
             turn.forced = before.forced
             turn.rule = before.rule
             turn.queue = before.queue
-        elif rule := params.extra_args.get(RULE):
+        elif rule := params.extra_args.get(RULE_KEY):
             delegated = msgspec.json.decode(rule, type=RuleSpec)
             turn.rule = delegated.build()
             turn.queue = delegated.closing_tokens

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from protocol.files import GrowingFile
+from protocol.files import AppendOnlyFile
 
 BATCHES_FILE = "batches.jsonl"
 
@@ -19,7 +19,7 @@ def record_batch(run_dir: Path, update: int, groups: Sequence[int]) -> None:
     After a crash it may be there already: the last line of an update counts.
     """
     line = json.dumps({"update": update, "groups": list(groups)}) + "\n"
-    with contextlib.closing(GrowingFile(run_dir / BATCHES_FILE, "run.dir")) as file:
+    with contextlib.closing(AppendOnlyFile(run_dir / BATCHES_FILE, "run.dir")) as file:
         file.append(line.encode())
 
 

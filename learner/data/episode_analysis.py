@@ -28,7 +28,7 @@ def turn_advantages(
     beyond the group."""
     if settings.algorithm not in WITHIN_GROUP:
         return {}
-    played = [episode for episode in group if episode.dropped is None]
+    played = [episode for episode in group if episode.drop_reason is None]
     values = iter([sample.advantage for sample in build_samples([played], 0, settings)])
     return {episode.key: [next(values) for _ in episode.turns] for episode in played}
 
@@ -42,7 +42,7 @@ def token_log_probs(
     for episode in episodes:
         rows = []
         samples = (
-            build_samples([[msgspec.structs.replace(episode, dropped=None)]], 0, config.learner)
+            build_samples([[msgspec.structs.replace(episode, drop_reason=None)]], 0, config.learner)
             if episode.turns
             else []
         )

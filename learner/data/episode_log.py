@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from protocol.files import unwritable
+from protocol.files import write_error
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ class EpisodeLog:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._file.truncate(self.position - self._begin)
-            raise unwritable(path, error, "run.dir; learner.log_gb bounds the log") from error
+            raise write_error(path, error, "run.dir; learner.log_gb bounds the log") from error
         self.position += size
 
     def _next_file(self) -> None:

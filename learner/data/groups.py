@@ -114,8 +114,8 @@ class GroupBuffer:
             known = self._open.get(key.group, {}).get(key.member)
             replaces = (
                 known is not None
-                and known.dropped is DropReason.CANCELLED
-                and trajectory.dropped is None
+                and known.drop_reason is DropReason.CANCELLED
+                and trajectory.drop_reason is None
             )
             if (
                 self.has_left(key.group)
@@ -126,12 +126,12 @@ class GroupBuffer:
             if replaces:
                 self._drop(key.group, DropReason.CANCELLED, [known], -1)
             self._open.setdefault(key.group, {})[key.member] = trajectory
-        if trajectory.dropped is not None:
-            self._drop(key.group, trajectory.dropped, [trajectory])
-            if trajectory.dropped in FAILURES:
+        if trajectory.drop_reason is not None:
+            self._drop(key.group, trajectory.drop_reason, [trajectory])
+            if trajectory.drop_reason in FAILURES:
                 self._note_failure(trajectory)
                 self.failures.setdefault(
-                    trajectory.dropped,
+                    trajectory.drop_reason,
                     f"{key.id}: {' '.join(trajectory.detail.split())[:MAX_DETAIL]}",
                 )
         return True
@@ -164,7 +164,7 @@ class GroupBuffer:
                 key.group - self._first_group
             ) * self.group_size + key.member < FIRST_EPISODES
         if is_first:
-            self._first_failures[key.evaluation][trajectory.dropped] += 1
+            self._first_failures[key.evaluation][trajectory.drop_reason] += 1
 
     def advance(self) -> list[int]:
         """Set groups that have become complete aside for batches; returns those that are dropped
@@ -174,7 +174,7 @@ class GroupBuffer:
             group for group, members in self._open.items() if len(members) == self.group_size
         ):
             members = self._open.pop(group)
-            played = [members[m] for m in sorted(members) if members[m].dropped is None]
+            played = [members[m] for m in sorted(members) if members[m].drop_reason is None]
             uninformative = self.filter_groups and not informative(played, self.settings)
             if len(played) >= 2 and not uninformative:
                 self._complete[group] = played
@@ -292,7 +292,7 @@ class GroupBuffer:
         """
         played = [t for group in self._complete.values() for t in group]
         played += [
-            t for members in self._open.values() for t in members.values() if t.dropped is None
+            t for members in self._open.values() for t in members.values() if t.drop_reason is None
         ]
         self._drop(self.next_group, DropReason.CANCELLED, played)
         self._complete.clear()

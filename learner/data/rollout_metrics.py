@@ -41,7 +41,7 @@ def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
 
     One that was dropped counts for nothing: it is neither a success nor a failure.
     """
-    played = [t for t in trajectories if t.dropped is None]
+    played = [t for t in trajectories if t.drop_reason is None]
     turns = [turn for t in played for turn in t.turns]
     by_type = defaultdict(list)
     for t in played:

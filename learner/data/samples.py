@@ -108,7 +108,7 @@ def build_samples(
     the group's statistics; so is one that was cut off, with `truncated` skip. Dropped episodes are
     left out. Raises ValueError, naming the episode, where a turn's arrays do not fit together.
     """
-    played = [[episode for episode in group if episode.dropped is None] for group in groups]
+    played = [[episode for episode in group if episode.drop_reason is None] for group in groups]
     played = [group for group in played if group]
     if not played:
         return []
@@ -147,7 +147,7 @@ def informative(group: Sequence[Trajectory], settings: LearnerSection) -> bool:
     their returns; for gigpo also those of turns that saw the same. The penalty of invalid turns is
     none of that."""
     returns = GroupReturns(
-        [_rewards_of(episode.turns) for episode in group if episode.dropped is None]
+        [_rewards_of(episode.turns) for episode in group if episode.drop_reason is None]
     )
     (estimated,) = ESTIMATORS[settings.algorithm](
         [returns], msgspec.structs.replace(settings, invalid_penalty=0.0)

@@ -17,7 +17,7 @@ from learner.data.samples import TrainingSample
 from learner.model.policy import log_probs
 from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
 from learner.warm_start.muon import Muon
-from protocol.machine import cores
+from protocol.machine import available_cores
 
 Progress = Callable[[str, float, float], None]
 """(phase, done, of)"""
@@ -50,7 +50,7 @@ def warm_start(
     batches = list(token_batches(samples, settings.batch_tokens, settings.epochs, rng))
     optimizers = make_optimizers(model, settings)
     losses = []
-    torch.set_num_threads(settings.threads or cores())
+    torch.set_num_threads(settings.threads or available_cores())
     for step, batch in enumerate(batches):
         for optimizer, peak in optimizers:
             for group in optimizer.param_groups:

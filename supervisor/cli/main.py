@@ -21,8 +21,8 @@ from config.defaults import other_defaults
 from config.options import SHORT_NAMES, all_settings, default_of, description
 from config.resolve import parse_overrides, to_toml
 from config.resolve import resolve as resolve_settings
-from protocol.files import Unwritable
-from protocol.output import unwritten
+from protocol.files import WriteError
+from protocol.output import output_failure
 from supervisor.cli import commands
 from supervisor.machine_checks import describe_machine
 from supervisor.resume import check_model_of, resumed_config
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except Unwritable as error:
+    except WriteError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -94,7 +94,7 @@ def resolve(
 def _all_printed() -> int:
     """The exit status of a command that prints what was asked for: 0, unless that could not be
     written."""
-    failure = unwritten()
+    failure = output_failure()
     if failure is None:
         return 0
     print(f"error: the output cannot be written: {failure.strerror}", file=sys.stderr)
@@ -145,7 +145,7 @@ def _train_to_the_end(job: Job, serial: bool, console: Console) -> int:
     go_on = f"to go on: python run.py {'--serial ' if serial else ''}--resume {run_dir}"
     try:
         summary = asyncio.run(train(job, console))
-    except (RunFailed, EngineNotReady, Unwritable) as error:
+    except (RunFailed, EngineNotReady, WriteError) as error:
         print(f"error: {error}\n{go_on}", file=sys.stderr)
         return 1
     except (asyncio.CancelledError, KeyboardInterrupt):

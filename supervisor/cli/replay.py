@@ -154,7 +154,7 @@ def _list(recording: Recording, console: Console) -> None:
     for episode in recording.episodes():
         cut = sum(event.kind == "intervene" for t in episode.turns for event in t.kept.events)
         again = sum(len(t.rejected) for t in episode.turns)
-        solved = str(episode.dropped or ("yes" if episode.success else "no"))
+        solved = str(episode.drop_reason or ("yes" if episode.success else "no"))
         table.add_row(episode.key.id, str(len(episode.turns)), solved, str(cut), str(again))
     console.print(table)
     if recording.config.control.early_stall:

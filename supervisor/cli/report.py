@@ -182,7 +182,7 @@ def views(
 def choose(episodes: Sequence[Trajectory]) -> list[Trajectory]:
     """SHOWN of them: those in which control did most, half of them solved if there are so many."""
     rng = random.Random(0)
-    played = [e for e in episodes if e.dropped is None and not e.key.evaluation and e.turns]
+    played = [e for e in episodes if e.drop_reason is None and not e.key.evaluation and e.turns]
     rng.shuffle(played)
     played.sort(
         key=lambda e: (

@@ -28,7 +28,7 @@ from config import ConfigError
 from config.options import SHORT_NAMES, all_settings, kind_of
 from config.resolve import full_name, resolve
 from protocol.files import atomic_write
-from protocol.output import waiting_briefly
+from protocol.output import drop_unread_output
 from supervisor.cli.sweep_tables import effects_table, figures, rows_table
 from supervisor.interrupts import on_interrupt
 from supervisor.job import build_environment, lock_directory
@@ -221,7 +221,7 @@ async def _make_all(
     )
     try:
         bar = Progress(*columns, console=console, transient=True)
-        with on_interrupt(stop), waiting_briefly(), bar as progress:
+        with on_interrupt(stop), drop_unread_output(), bar as progress:
             everything = progress.add_task(
                 "runs", total=len(cells), completed=len(cells) - len(waiting)
             )

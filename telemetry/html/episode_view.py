@@ -111,8 +111,8 @@ def build_episode_view(
 
 def describe_outcome(episode: Trajectory) -> str:
     """How it ended, in words."""
-    if episode.dropped is not None:
-        return f"dropped ({episode.dropped}{': ' * bool(episode.detail)}{episode.detail})"
+    if episode.drop_reason is not None:
+        return f"dropped ({episode.drop_reason}{': ' * bool(episode.detail)}{episode.detail})"
     return "solved" if episode.success else "not solved"
 
 

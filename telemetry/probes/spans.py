@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from protocol.files import unwritable
+from protocol.files import write_error
 from telemetry.probes.clocks import epoch_seconds
 
 log = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class SpanFile:
             if file is not None:
                 with contextlib.suppress(OSError):
                     file.close()
-            log.warning("the trace ends here: %s", unwritable(self._path, error, "run.dir"))
+            log.warning("the trace ends here: %s", write_error(self._path, error, "run.dir"))
 
 
 def read_spans(run_dir: Path) -> dict[str, list[dict]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from protocol.files import unwritable
+from protocol.files import write_error
 from telemetry.metrics_schema import tensorboard_tag
 from telemetry.probes.clocks import epoch_seconds
 
@@ -79,7 +79,7 @@ class EventFile:
         except OSError as error:
             self._file = None
             log.warning(
-                "TensorBoard's numbers end here: %s", unwritable(self._path, error, "run.dir")
+                "TensorBoard's numbers end here: %s", write_error(self._path, error, "run.dir")
             )
 
 

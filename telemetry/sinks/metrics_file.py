@@ -10,7 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from protocol.files import GrowingFile
+from protocol.files import AppendOnlyFile
 
 METRICS_FILE = "metrics.jsonl"
 """Its name in the run directory."""
@@ -51,12 +51,12 @@ class MetricsFile:
 
     def __init__(self, path: Path) -> None:
         """Opens `path` to append; a torn last line of an earlier process is cut off."""
-        self._file = GrowingFile(path, "run.dir")
+        self._file = AppendOnlyFile(path, "run.dir")
 
     def append(self, record: dict[str, Any]) -> None:
         """Writes one line, which readers see at once.
 
-        Unwritable, with nothing of the line left, if the disk is full.
+        WriteError, with nothing of the line left, if the disk is full.
         """
         self._file.append(to_line(record).encode())
 
