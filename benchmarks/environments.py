@@ -134,16 +134,20 @@ def _skyrl_speed() -> tuple[float, float]:
     from aiohttp import web
     from skyrl_gym.envs.search.env import SearchEnv, SearchEnvConfig
 
-    from envs.search.facts import passages
-    from envs.search.index import Index
-    from envs.search.server import make_app
+    from envs.search.facts import load_passages
+    from envs.search.index import BM25Index
+    from envs.search.server import build_app
 
     port = free_port()
 
     def serve() -> None:
         die_with(multiprocessing.parent_process().pid)
         web.run_app(
-            make_app(Index(passages())), host="127.0.0.1", port=port, print=None, access_log=None
+            build_app(BM25Index(load_passages())),
+            host="127.0.0.1",
+            port=port,
+            print=None,
+            access_log=None,
         )
 
     server = multiprocessing.get_context("fork").Process(target=serve, daemon=True)

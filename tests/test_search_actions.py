@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.base import ParsedAction
-from envs.search.actions import act, format_tags, parse_tags, read_action
+from envs.search.actions import format_action, format_tags, parse_tags, read_action
 
 PIECES = st.sampled_from(
     [
@@ -105,6 +105,6 @@ def test_a_valid_response_has_one_tag_of_one_kind(response):
     st.text(alphabet="ab .\n"),
 )
 def test_what_is_formatted_is_read_back(kind, text, thought):
-    action = act(kind, text)
+    action = format_action(kind, text)
     assert parse_tags(format_tags(thought, action)) == ParsedAction(action, True)
     assert read_action(action) == (kind, " ".join(text.split()))

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from envs.base import EnvironmentFailure, Observation
 from envs.registry import make_environment
 from envs.search.environment import Search, SearchEpisode
-from envs.search.index import Index
+from envs.search.index import BM25Index
 from envs.search.prompt import NO_ACTION, NOTHING_FOUND
 from envs.search.questions import Question
 from envs.view import AgentView
@@ -21,7 +21,7 @@ TEXTS = (
     "The capital of Maldives is Malé.",
     "The capital of Peru is Lima.",
 )
-INDEX = Index(TEXTS)
+INDEX = BM25Index(TEXTS)
 
 
 def episode(max_turns: int = 4) -> SearchEpisode:
@@ -44,7 +44,7 @@ def test_a_search_shows_the_best_passages_line_by_line():
 
 def test_passages_of_several_lines_are_shown_in_one():
     shown = (
-        SearchEpisode(QUESTION, Index(['"Maldives"\nIslands.']), 3, 4)
+        SearchEpisode(QUESTION, BM25Index(['"Maldives"\nIslands.']), 3, 4)
         .step("<search>Maldives</search>")
         .observation.text
     )
@@ -141,7 +141,7 @@ def test_moments_are_the_same_when_the_same_passages_were_shown(queries):
 @given(QUERIES, QUERIES)
 def test_moments_differ_when_other_passages_were_shown(first, second):
     shown = [
-        {text for query in queries for text in INDEX.passages(query, 2)}
+        {text for query in queries for text in INDEX.retrieve(query, 2)}
         for queries in (first, second)
     ]
     assert (anchor(*first) == anchor(*second)) == (shown[0] == shown[1])
@@ -185,7 +185,7 @@ def test_an_index_outside_the_split_is_an_error(index):
 
 def test_a_failing_retriever_is_no_wrong_answer():
     class Broken:
-        def passages(self, query: str, topk: int) -> list[str]:
+        def retrieve(self, query: str, topk: int) -> list[str]:
             raise EnvironmentFailure("down")
 
     played = SearchEpisode(QUESTION, Broken(), 3, 1)

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from envs.search.extract import value_of
-from envs.search.facts import load_facts, passages
-from envs.search.questions import generated_questions
+from envs.search.extract import shorten_value
+from envs.search.facts import load_facts, load_passages
+from envs.search.questions import generate_questions
 from envs.search.relations import ASKED, CLUES
-from envs.search.scoring import mentions, normalize
+from envs.search.scoring import contains_phrase, normalize
 
-TRAIN = generated_questions()["train"]
-HELD_OUT = generated_questions()["held_out"]
+TRAIN = generate_questions()["train"]
+HELD_OUT = generate_questions()["held_out"]
 
 
 def fingerprint() -> str:
-    lines = [f"{question}" for question in TRAIN + HELD_OUT] + list(passages())
+    lines = [f"{question}" for question in TRAIN + HELD_OUT] + list(load_passages())
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -63,8 +63,8 @@ def test_held_out_questions_share_nothing_with_those_of_training(part):
 def test_no_question_says_its_answer():
     """Closed-book: nor does it name the country that it is about."""
     for question in TRAIN + HELD_OUT:
-        assert not any(mentions(question.text, answer) for answer in question.answers)
-        assert not mentions(question.text, question.entities[-1])
+        assert not any(contains_phrase(question.text, answer) for answer in question.answers)
+        assert not contains_phrase(question.text, question.entities[-1])
 
 
 def test_guessing_the_most_frequent_answer_is_hopeless():
@@ -78,7 +78,7 @@ def test_every_source_is_in_both_splits():
 
 
 def test_every_answer_stands_in_a_passage_about_its_country():
-    said = set(passages())
+    said = set(load_passages())
     for question in TRAIN + HELD_OUT:
         country = question.entities[-1]
         assert any(relation.state(country, question.answers[0]) in said for relation in ASKED)
@@ -114,4 +114,4 @@ def test_a_relation_reads_back_what_it_states():
     ],
 )
 def test_facts_are_the_short_forms_of_the_factbook_s_texts(name, text, value):
-    assert value_of(name, text) == value
+    assert shorten_value(name, text) == value

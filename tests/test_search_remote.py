@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 
 from envs.base import EnvironmentFailure
 from envs.search.environment import Search
-from envs.search.facts import passages
-from envs.search.index import Index
-from envs.search.remote import Remote
-from envs.search.server import main, make_app
+from envs.search.facts import load_passages
+from envs.search.index import BM25Index
+from envs.search.remote import RemoteRetriever, parse_answer
+from envs.search.server import build_app, main
 from protocol.lifetime import dying_with_parent
 from supervisor.endpoints import free_port
 
 TEXTS = ["The capital of Bhutan is Thimphu.", "The capital of Peru is Lima.", "Paro is in Bhutan."]
-INDEX = Index(TEXTS)
+INDEX = BM25Index(TEXTS)
 HIT = {"document": {"contents": "Paro is in Bhutan."}, "score": 1.0}
 
 
@@ -58,8 +58,8 @@ async def answering(answer):
 async def ask(
     url: str, query: str = "capital of Bhutan", topk: int = 2, **limits: float
 ) -> list[str]:
-    remote = Remote(url, **limits)
-    return await asyncio.to_thread(remote.passages, query, topk)
+    remote = RemoteRetriever(url, **limits)
+    return await asyncio.to_thread(remote.retrieve, query, topk)
 
 
 async def post(url: str, body: object) -> tuple[int, dict]:
@@ -74,7 +74,7 @@ async def post(url: str, body: object) -> tuple[int, dict]:
 
 
 async def test_several_queries_are_answered_each_with_a_list():
-    async with serving(make_app(INDEX)) as url:
+    async with serving(build_app(INDEX)) as url:
         status, answer = await post(
             url, {"queries": ["Paro", "Peru", "nothing"], "topk": 1, "return_scores": True}
         )
@@ -88,32 +88,32 @@ async def test_several_queries_are_answered_each_with_a_list():
 
 
 async def test_one_query_is_answered_with_one_list():
-    async with serving(make_app(INDEX)) as url:
+    async with serving(build_app(INDEX)) as url:
         assert await post(url, {"query": "Paro", "topk": 1, "return_scores": True}) == await post(
             url, {"queries": ["Paro"], "topk": 1, "return_scores": True}
         )
 
 
 async def test_without_scores_documents_are_answered_bare():
-    async with serving(make_app(INDEX)) as url:
+    async with serving(build_app(INDEX)) as url:
         _, answer = await post(url, {"queries": ["Paro"]})
     assert answer == {"result": [[{"id": "2", "contents": TEXTS[2]}]]}
 
 
 async def test_three_passages_are_answered_if_nothing_is_said():
-    async with serving(make_app(Index(["Paro"] * 5))) as url:
+    async with serving(build_app(BM25Index(["Paro"] * 5))) as url:
         _, answer = await post(url, {"queries": ["Paro"], "topk": None})
     assert len(answer["result"][0]) == 3
 
 
 async def test_documents_are_answered_by_their_own_ids():
-    async with serving(make_app(INDEX, ["x", 7, "wiki/2"])) as url:
+    async with serving(build_app(INDEX, ["x", 7, "wiki/2"])) as url:
         _, answer = await post(url, {"queries": ["Paro", "Peru"], "topk": 1})
     assert [hits[0]["id"] for hits in answer["result"]] == ["wiki/2", 7]
 
 
 async def test_a_light_request_is_answered_while_a_heavy_one_is_under_way():
-    async with serving(make_app(Index(passages()))) as url:
+    async with serving(build_app(BM25Index(load_passages()))) as url:
         heavy = asyncio.ensure_future(
             post(url, {"queries": ["the capital city"] * 4096, "topk": 10})
         )
@@ -126,7 +126,7 @@ async def test_a_light_request_is_answered_while_a_heavy_one_is_under_way():
 
 
 async def test_an_answer_is_bounded_and_the_error_says_by_what():
-    async with serving(make_app(Index([f"Paro {'x' * (1 << 20)}"] * 10))) as url:
+    async with serving(build_app(BM25Index([f"Paro {'x' * (1 << 20)}"] * 10))) as url:
         status, answer = await post(url, {"queries": ["Paro"] * 9, "topk": 10})
     assert status == 413
     assert "larger than 64 MiB" in answer["error"] and "topk" in answer["error"]
@@ -151,7 +151,7 @@ async def test_an_answer_is_bounded_and_the_error_says_by_what():
     ],
 )
 async def test_a_malformed_request_is_answered_with_400_and_the_reason(body, message):
-    async with serving(make_app(INDEX)) as url:
+    async with serving(build_app(INDEX)) as url:
         status, answer = await post(url, body)
     assert status == 400
     assert message in answer["error"]
@@ -175,7 +175,9 @@ def test_the_server_serves_a_file_until_it_is_interrupted(tmp_path):
                 server.stdout.readline()
                 == f"1 passages at http://127.0.0.1:{port}/retrieve; Ctrl-C ends it\n"
             )
-            assert Remote(f"http://127.0.0.1:{port}").passages("Paro", 3) == ["Paro is in Bhutan."]
+            assert RemoteRetriever(f"http://127.0.0.1:{port}").retrieve("Paro", 3) == [
+                "Paro is in Bhutan."
+            ]
             server.send_signal(signal.SIGINT)
             assert server.communicate(timeout=10) == ("", "")
             assert server.returncode == 0
@@ -194,7 +196,7 @@ def test_any_free_port_is_said_as_the_one_that_is_listened_on(host: str):
             address = re.search(rf"http://{host}:[1-9]\d*(?=/retrieve;)", server.stdout.readline())[
                 0
             ]
-            assert len(Remote(address).passages("Bhutan", 3)) == 3
+            assert len(RemoteRetriever(address).retrieve("Bhutan", 3)) == 3
         finally:
             server.kill()
 
@@ -216,9 +218,9 @@ def test_a_missing_corpus_is_an_error_that_names_it(capsys):
 
 
 async def test_the_client_gets_from_our_server_what_the_index_finds():
-    async with serving(make_app(INDEX)) as url:
+    async with serving(build_app(INDEX)) as url:
         for query in ("capital of Bhutan", "Paro", "nothing"):
-            assert await ask(url, query) == INDEX.passages(query, 2)
+            assert await ask(url, query) == INDEX.retrieve(query, 2)
 
 
 async def test_the_client_asks_in_the_form_of_search_r1():
@@ -236,9 +238,9 @@ async def test_a_server_that_takes_one_query_is_asked_like_that_from_then_on():
         )
 
     async with answering(one_only) as (url, bodies):
-        remote = Remote(url)
+        remote = RemoteRetriever(url)
         for _ in range(2):
-            assert await asyncio.to_thread(remote.passages, "Paro", 3) == ["Paro is in Bhutan."]
+            assert await asyncio.to_thread(remote.retrieve, "Paro", 3) == ["Paro is in Bhutan."]
     assert [sorted(body) for body in bodies] == [
         ["queries", "return_scores", "topk"],
         ["query", "return_scores", "topk"],
@@ -299,7 +301,7 @@ async def test_an_answer_that_does_not_come_is_tried_again():
         return await json_answer([[HIT]])
 
     async with answering(at_the_second) as (url, _):
-        assert await ask(url, attempt_seconds=0.3) == ["Paro is in Bhutan."]
+        assert await ask(url, attempt_timeout_s=0.3) == ["Paro is in Bhutan."]
 
 
 async def test_an_answer_that_is_cut_off_is_tried_again():
@@ -336,7 +338,7 @@ async def test_an_answer_that_drips_is_given_up():
     app.router.add_post("/retrieve", drip)
     async with serving(app) as url:
         with pytest.raises(EnvironmentFailure, match="took too long"):
-            await ask(url, attempt_seconds=0.2, deadline_seconds=0.3)
+            await ask(url, attempt_timeout_s=0.2, deadline_s=0.3)
 
 
 async def test_a_server_that_fails_until_the_deadline_is_a_failure_that_says_how():
@@ -345,7 +347,7 @@ async def test_a_server_that_fails_until_the_deadline_is_a_failure_that_says_how
             EnvironmentFailure,
             match=r"retrieve did not answer within 0\.5 s: 503 Service Unavailable",
         ):
-            await ask(url, deadline_seconds=0.5)
+            await ask(url, deadline_s=0.5)
 
 
 async def test_an_attempt_that_the_deadline_cut_short_does_not_hide_why_the_one_before_it_failed():
@@ -358,7 +360,7 @@ async def test_an_attempt_that_the_deadline_cut_short_does_not_hide_why_the_one_
 
     async with answering(first_busy_then_silent) as (url, _):
         with pytest.raises(EnvironmentFailure, match="503 Service Unavailable"):
-            await ask(url, deadline_seconds=1.0)
+            await ask(url, deadline_s=1.0)
         never.set()
 
 
@@ -397,8 +399,8 @@ async def test_garbage_is_a_failure_that_shows_it(text):
     | st.text(alphabet='{}[]":,result0 documentcs', max_size=40).map(str.encode)
 )
 def test_no_answer_raises_anything_else(answer):
-    with suppress(EnvironmentFailure):
-        assert isinstance(Remote("http://localhost")._texts(answer), list)
+    with suppress(ValueError):
+        assert isinstance(parse_answer(answer), list)
 
 
 async def test_a_server_that_is_not_there_is_a_failure():
@@ -406,7 +408,7 @@ async def test_a_server_that_is_not_there_is_a_failure():
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(EnvironmentFailure, match="refused"):
-            await ask(url, deadline_seconds=0.3)
+            await ask(url, deadline_s=0.3)
 
 
 async def test_a_failed_search_takes_no_turn_and_earns_no_reward():
@@ -434,7 +436,7 @@ async def test_a_server_on_this_machine_is_asked_directly_whatever_proxy_is_set(
     monkeypatch: pytest.MonkeyPatch,
 ):
     through(monkeypatch, "http://127.0.0.1:9")
-    async with serving(make_app(INDEX)) as url:
+    async with serving(build_app(INDEX)) as url:
         for host in ("127.0.0.1", "localhost"):
             assert await ask(url.replace("127.0.0.1", host), "Paro", 1) == [TEXTS[2]]
 
@@ -447,7 +449,7 @@ async def test_an_error_names_the_proxy_that_was_asked_without_its_password(
         EnvironmentFailure,
         match=r"refused.* \(asked through http_proxy 127\.0\.0\.1:9; no_proxy=retriever\.test",
     ):
-        await ask("http://retriever.test:8000", deadline_seconds=0.3)
+        await ask("http://retriever.test:8000", deadline_s=0.3)
 
 
 @pytest.mark.parametrize(
@@ -455,7 +457,7 @@ async def test_an_error_names_the_proxy_that_was_asked_without_its_password(
 )
 def test_what_is_no_address_is_an_error(url):
     with pytest.raises(ValueError, match=r"search\.url"):
-        Remote(url)
+        RemoteRetriever(url)
 
 
 async def json_answer(result: object, status: int = 200) -> web.Response:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envs.search.scoring import is_right, mentions, normalize
+from envs.search.scoring import contains_phrase, exact_match, normalize
 
 TEXTS = st.text(alphabet=string.ascii_letters[:6] + "the .,-'é\n\t", max_size=24) | st.text(
     max_size=24
@@ -27,7 +27,7 @@ TEXTS = st.text(alphabet=string.ascii_letters[:6] + "the .,-'é\n\t", max_size=2
     ],
 )
 def test_spelling_articles_and_punctuation_make_no_difference(answer, target):
-    assert is_right(answer, [target])
+    assert exact_match(answer, [target])
 
 
 @pytest.mark.parametrize(
@@ -46,15 +46,15 @@ def test_spelling_articles_and_punctuation_make_no_difference(answer, target):
     ],
 )
 def test_anything_else_makes_one(answer, target):
-    assert not is_right(answer, [target])
+    assert not exact_match(answer, [target])
 
 
 def test_any_of_the_targets_will_do():
-    assert is_right("Male", ["Malé", "Male"])
+    assert exact_match("Male", ["Malé", "Male"])
 
 
 def test_without_targets_nothing_is_right():
-    assert not is_right("Male", [])
+    assert not exact_match("Male", [])
 
 
 @given(TEXTS)
@@ -72,4 +72,4 @@ def test_normalising_twice_changes_nothing_more(text):
     ],
 )
 def test_a_phrase_is_mentioned_word_by_word(text, phrase, expected):
-    assert mentions(text, phrase) is expected
+    assert contains_phrase(text, phrase) is expected

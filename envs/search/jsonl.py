@@ -1,6 +1,6 @@
 """Questions and passages of the user's own, one JSON object a line.
 
-Whatever is wrong with a file is one ValueError that says where.
+Anything wrong with a file is one ValueError that says where.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ HELD_OUT_SHARE = 0.1
 
 
 ANSWER_FIELDS = ("answers", "golden_answers", "answer")
-"""Names of the field with the answers, as data sets call it: `golden_answers` in Search-R1 and
-FlashRAG, `answer` in HotpotQA."""
+"""Names that data sets give the field with the answers.
+
+It is `golden_answers` in Search-R1 and FlashRAG, `answer` in HotpotQA.
+"""
 
 _ID_FIELDS = ("id", "_id")
 
@@ -33,22 +35,26 @@ class Corpus(NamedTuple):
 
 
 def read_corpus(path: str) -> Corpus:
-    """Passages, from `{"contents": …}` as Search-R1 has them, or from `{"title": …, "text": …}`.
+    """Read passages from `{"contents": …}`, as in Search-R1, or `{"title": …, "text": …}`.
 
     `title` and `id` (or `_id`) are optional.
     """
     corpus = Corpus([], [])
     for where, row in _rows(path, "search.corpus"):
         corpus.ids.append(_passage_id(row, len(corpus.ids), where))
-        if "contents" in row:
-            corpus.texts.append(_text(row, "contents", where))
-        elif "text" in row:
-            title = _text(row, "title", where) if row.get("title") else ""
-            text = _text(row, "text", where)
-            corpus.texts.append(f'"{title}"\n{text}' if title else text)
-        else:
-            raise ValueError(f"{where}: there is neither contents nor text")
+        corpus.texts.append(_passage_text(row, where))
     return corpus
+
+
+def _passage_text(row: dict[str, Any], where: str) -> str:
+    if "contents" in row:
+        return _text(row, "contents", where)
+    if "text" not in row:
+        raise ValueError(f"{where}: there is neither contents nor text")
+    if not row.get("title"):
+        return _text(row, "text", where)
+    title = _text(row, "title", where)
+    return f'"{title}"\n{_text(row, "text", where)}'
 
 
 def _passage_id(row: dict[str, Any], number: int, where: str) -> str | int:
@@ -57,39 +63,31 @@ def _passage_id(row: dict[str, Any], number: int, where: str) -> str | int:
         return str(number)
     value = row[field]
     if isinstance(value, str):
-        return encodable(value)
+        return replace_surrogates(value)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"{where}: {field} is {_shown(row, field)}, not a text or a whole number")
+        raise ValueError(
+            f"{where}: {field} is {_describe_field(row, field)}, not a text or a whole number"
+        )
     return value
 
 
 def read_questions(path: str) -> dict[Split, tuple[Question, ...]]:
-    """Questions from `{"question": …, "answers": […], "source": …}`; `answers` may be one text and
-    go by another name of `ANSWER_FIELDS`, `source` is optional. Of a question that is there several
-    times, all answers are right.
+    """Read questions from `{"question": …, "answers": […], "source": …}`, and split them.
 
-    One question in ten is held out, at least one: which ones depends on their texts alone, not on
-    their order.
+    `answers` may be one text and go by another name of `ANSWER_FIELDS`; `source` is optional. Of a
+    question that is there several times, all answers are right. One question in ten is held out, at
+    least one: which ones depends on their texts alone, not on their order.
     """
     questions: dict[str, Question] = {}
     for where, row in _rows(path, "search.questions"):
         text = _text(row, "question", where)
-        field = next((field for field in ANSWER_FIELDS if field in row), ANSWER_FIELDS[0])
-        answers = row.get(field)
-        answers = [answers] if isinstance(answers, str) else answers
-        if (
-            not isinstance(answers, list)
-            or not answers
-            or not all(isinstance(answer, str) and answer.strip() for answer in answers)
-        ):
-            raise ValueError(
-                f"{where}: {field} is {_shown(row, field)}, not a text or a list of texts"
-            )
-        source = _text(row, "source", where) if "source" in row else Path(path).stem
+        answers = _answers(row, where)
+        source = Path(path).stem
+        if "source" in row:
+            source = _text(row, "source", where)
         known = questions.get(text, Question(text, (), source))
-        questions[text] = replace(
-            known, answers=tuple(dict.fromkeys([*known.answers, *map(encodable, answers)]))
-        )
+        all_answers = dict.fromkeys([*known.answers, *answers])
+        questions[text] = replace(known, answers=tuple(all_answers))
     if len(questions) < 2:
         raise ValueError(
             f"search.questions: {path} has only one question; one is needed to train on, and one "
@@ -103,19 +101,35 @@ def read_questions(path: str) -> dict[Split, tuple[Question, ...]]:
     }
 
 
+def _answers(row: dict[str, Any], where: str) -> list[str]:
+    field = next((field for field in ANSWER_FIELDS if field in row), ANSWER_FIELDS[0])
+    answers = row.get(field)
+    if isinstance(answers, str):
+        answers = [answers]
+    if (
+        not isinstance(answers, list)
+        or not answers
+        or not all(isinstance(answer, str) and answer.strip() for answer in answers)
+    ):
+        raise ValueError(
+            f"{where}: {field} is {_describe_field(row, field)}, not a text or a list of texts"
+        )
+    return [replace_surrogates(answer) for answer in answers]
+
+
 def _rows(path: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(where it stands, for messages; the object) of every line that is not empty.
 
     ValueError if there is none.
     """
-    found = False
+    is_empty = True
     try:
         with open(path, "rb") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
                 where = f"{setting}: {path}, line {number}"
-                found = True
+                is_empty = False
                 try:
                     row = json.loads(line)
                 except (ValueError, RecursionError) as error:
@@ -125,24 +139,30 @@ def _rows(path: str, setting: str) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield where, row
     except OSError as error:
         raise ValueError(f"{setting}: {path} cannot be read: {error.strerror}") from None
-    if not found:
+    if is_empty:
         raise ValueError(f"{setting}: {path} is empty")
 
 
 def _text(row: dict[str, Any], field: str, where: str) -> str:
     value = row.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{where}: {field} is {_shown(row, field)}, not a text")
-    return encodable(value)
+        raise ValueError(f"{where}: {field} is {_describe_field(row, field)}, not a text")
+    return replace_surrogates(value)
 
 
-def encodable(text: str) -> str:
-    """Without the halves of characters that JSON may hold: no prompt can be made of them."""
+def replace_surrogates(text: str) -> str:
+    """The text without halves of characters (lone surrogates).
+
+    JSON may hold them, and no prompt can be made of them.
+    """
     return text.encode(errors="replace").decode()
 
 
-def _shown(row: dict[str, Any], field: str) -> str:
+def _describe_field(row: dict[str, Any], field: str) -> str:
+    """The value of a field for a message, cut if it is long."""
     if field not in row:
         return "missing"
     text = json.dumps(row[field])
-    return text if len(text) <= 60 else text[:60] + "…"
+    if len(text) > 60:
+        return text[:60] + "…"
+    return text

@@ -1,4 +1,4 @@
-"""The message of one turn: the question, what was searched and found, and what to do now."""
+"""The message of one turn: the question, past searches with their results, and the format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOTHING_FOUND = "<information>\nNothing was found.\n</information>"
 NO_ACTION = "That was neither a search nor an answer."
 
 
-def show_passages(passages: Sequence[str]) -> str:
+def format_passages(passages: Sequence[str]) -> str:
     """The observation after a search: a line for each passage."""
     if not passages:
         return NOTHING_FOUND
@@ -30,11 +30,13 @@ def show_passages(passages: Sequence[str]) -> str:
 
 
 def build_prompt(view: AgentView) -> str:
-    """Question, past turns, what was found last, and the format."""
+    """The question, the past turns, the last results, and the format."""
     lines = [f"Question: {view.task}"]
     for turn, text, action in view.past:
-        lines += [text] if text else []
+        if text:
+            lines.append(text)
         lines.append(f"Step {turn}: {action[:_LONGEST_ACTION]}")
-    lines += [view.observation.text] if view.observation.text else []
+    if view.observation.text:
+        lines.append(view.observation.text)
     lines.append(f"Step {view.step}: {_FORMAT}")
     return "\n".join(lines)

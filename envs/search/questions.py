@@ -1,9 +1,8 @@
-"""The questions that come with the project: chains of two or three facts, each of which is a
-passage of its own.
+"""The questions that come with the project: chains of two or three facts.
 
-Every question speaks of one country without naming it. Countries of `held_out` occur in no question
-of `train`, and neither do their airports, or the elements that were discovered there: what was
-memorised in training answers nothing.
+Each fact is a passage of its own. Every question speaks of one country without naming it. Countries
+of `held_out` occur in no question of `train`, and neither do their airports, or the elements that
+were discovered there: nothing memorized in training answers a held-out question.
 """
 
 from __future__ import annotations
@@ -18,18 +17,22 @@ from functools import cache
 from envs.base import Split
 from envs.search.facts import Facts, load_facts
 from envs.search.relations import ASKED, CLUES, OF_COUNTRY, WORDINGS, Clue, Relation
-from envs.search.scoring import mentions, normalize
+from envs.search.scoring import contains_phrase, normalize
 
 HELD_OUT_SHARE = 0.2
 AIRPORTS_PER_COUNTRY = 2
-"""In questions; or else countries with many would fill them."""
+"""Airports of a country that occur in questions.
+
+Without this limit, countries with many airports would fill the questions.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`source`: the family or the data set it belongs to.
+    """A question with all its right answers.
 
-    `entities`: countries, airports and elements that it takes to answer it.
+    `source`: the family or the data set it belongs to. `entities`: countries, airports and elements
+    that it takes to answer it.
     """
 
     text: str
@@ -39,8 +42,8 @@ class Question:
 
 
 @cache
-def generated_questions() -> dict[Split, tuple[Question, ...]]:
-    """All of them, in an order that mixes the sources and is the same everywhere."""
+def generate_questions() -> dict[Split, tuple[Question, ...]]:
+    """The questions of each split, in an order that mixes the sources and is the same everywhere."""
     facts = load_facts()
     rng = random.Random("search questions")
     names = sorted(facts.countries)
@@ -50,63 +53,80 @@ def generated_questions() -> dict[Split, tuple[Question, ...]]:
     for clue in CLUES:
         for known, entities in _starts(clue, facts):
             country = entities[-1]
+            split = questions["train"]
+            if country in held_out:
+                split = questions["held_out"]
             for relation in ASKED:
                 value = facts.countries[country].get(relation_name[relation], "")
                 place = clue.text.format(x=known)
                 text = rng.choice(WORDINGS).format(label=relation.label, place=place)
-                if value and not mentions(text, value) and not mentions(text, country):
-                    question = Question(text, _aliases(relation, value), clue.source, entities)
-                    questions["held_out" if country in held_out else "train"].append(question)
+                if not value or contains_phrase(text, value) or contains_phrase(text, country):
+                    continue
+                split.append(Question(text, _aliases(relation, value), clue.source, entities))
     # Two countries may share a value (a demonym, say): such an answer could be remembered.
-    trained = {answer for question in questions["train"] for answer in question.answers}
+    trained_answers = {answer for question in questions["train"] for answer in question.answers}
     questions["held_out"] = [
-        question for question in questions["held_out"] if trained.isdisjoint(question.answers)
+        question
+        for question in questions["held_out"]
+        if trained_answers.isdisjoint(question.answers)
     ]
     for split in questions.values():
         rng.shuffle(split)
-    return {split: tuple(asked) for split, asked in questions.items()}
+    return {name: tuple(split) for name, split in questions.items()}
 
 
 def _starts(clue: Clue, facts: Facts) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """(what the question names, the entities on the way from it, the country last), for what leads
-    to one country only."""
+    """(name in the question, entities on the way from it) of all that leads to one country only.
+
+    The country is the last of the entities.
+    """
     match clue.source:
         case "airport" | "airport_code":
-            seen: Counter[str] = Counter()
-            for airport in facts.airports:
-                seen[airport.country] += 1
-                if seen[airport.country] <= AIRPORTS_PER_COUNTRY:
-                    yield (
-                        airport.name if clue.source == "airport" else airport.code,
-                        (airport.name, airport.country),
-                    )
+            return _airport_starts(clue.source, facts)
         case "element" | "atomic_number" | "element_symbol":
-            for element in facts.elements:
-                if element.country:
-                    known = {
-                        "element": element.name,
-                        "atomic_number": element.number,
-                        "element_symbol": element.symbol,
-                    }
-                    yield known[clue.source], (element.name, element.country)
+            return _element_starts(clue.source, facts)
         case _:
-            countries = defaultdict(list)
-            values = {}
-            relation = clue.steps[0].relation
-            name = next(name for name, other in OF_COUNTRY.items() if other is relation)
-            for country, facts_of in facts.countries.items():
-                if name in facts_of:
-                    countries[normalize(facts_of[name])].append(country)
-                    values[country] = facts_of[name]
-            for same in countries.values():
-                if len(same) == 1:
-                    yield values[same[0]], (same[0],)
+            return _country_starts(clue.steps[0].relation, facts)
+
+
+def _airport_starts(source: str, facts: Facts) -> Iterator[tuple[str, tuple[str, ...]]]:
+    counts: Counter[str] = Counter()
+    for airport in facts.airports:
+        counts[airport.country] += 1
+        if counts[airport.country] <= AIRPORTS_PER_COUNTRY:
+            known = {"airport": airport.name, "airport_code": airport.code}
+            yield known[source], (airport.name, airport.country)
+
+
+def _element_starts(source: str, facts: Facts) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for element in facts.elements:
+        if element.country:
+            known = {
+                "element": element.name,
+                "atomic_number": element.number,
+                "element_symbol": element.symbol,
+            }
+            yield known[source], (element.name, element.country)
+
+
+def _country_starts(relation: Relation, facts: Facts) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Values that one country alone has."""
+    name = next(name for name, other in OF_COUNTRY.items() if other is relation)
+    countries_by_value = defaultdict(list)
+    for country, values in facts.countries.items():
+        if name in values:
+            countries_by_value[normalize(values[name])].append(country)
+    for countries in countries_by_value.values():
+        if len(countries) == 1:
+            country = countries[0]
+            yield facts.countries[country][name], (country,)
 
 
 def _aliases(relation: Relation, value: str) -> tuple[str, ...]:
     """The value as passages have it, without accents, and, for an area, without its unit."""
-    plain = "".join(
-        char for char in unicodedata.normalize("NFKD", value) if not unicodedata.combining(char)
-    )
-    bare = value.removesuffix(" sq km") if relation is OF_COUNTRY["area"] else value
-    return tuple(dict.fromkeys((value, plain, bare)))
+    decomposed = unicodedata.normalize("NFKD", value)
+    without_accents = "".join(char for char in decomposed if not unicodedata.combining(char))
+    aliases = [value, without_accents]
+    if relation is OF_COUNTRY["area"]:
+        aliases.append(value.removesuffix(" sq km"))
+    return tuple(dict.fromkeys(aliases))

@@ -1,5 +1,4 @@
-"""The kinds of facts: how a passage states one, how one asks for it, and how a reader gets it back
-out of a passage.
+"""The kinds of facts: how a passage states one, how one asks for it, and how it is read back.
 
 A relation holds between a subject and a value, and can be followed both ways: `forward` from a
 country to its capital, backward from a capital to its country. A question is a chain of such steps;
@@ -15,29 +14,34 @@ from functools import cached_property
 
 @dataclass(frozen=True)
 class Relation:
-    """`sentence` has {subject} and {value}. `label` names the value in questions and queries."""
+    """A kind of fact.
+
+    `sentence` has {subject} and {value}. `label` names the value in questions and queries.
+    """
 
     label: str
     sentence: str
 
     def state(self, subject: str, value: str) -> str:
-        """The passage that says it."""
+        """The passage that states one fact."""
         return self.sentence.format(subject=subject, value=value)
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        parts = re.split(r"(\{\w+\})", self.sentence)
-        return re.compile(
-            "".join(
-                f"(?P<{part[1:-1]}>.+)" if part.startswith("{") else re.escape(part)
-                for part in parts
-            )
-        )
+        pattern = ""
+        for part in re.split(r"(\{\w+\})", self.sentence):
+            if part.startswith("{"):
+                pattern += f"(?P<{part[1:-1]}>.+)"
+            else:
+                pattern += re.escape(part)
+        return re.compile(pattern)
 
     def read(self, passage: str) -> tuple[str, str] | None:
         """(subject, value) if the passage states this relation."""
-        found = self._pattern.fullmatch(passage)
-        return (found["subject"], found["value"]) if found else None
+        match = self._pattern.fullmatch(passage)
+        if match is None:
+            return None
+        return match["subject"], match["value"]
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,21 @@ class Step:
     finds: str
 
     def read(self, passage: str, known: str) -> str | None:
-        """What the passage says about `known`, if it does."""
+        """The other end of a fact about `known`; None if the passage states no such fact."""
         fact = self.relation.read(passage)
-        if fact is None or fact[0 if self.forward else 1] != known:
+        if fact is None:
             return None
-        return fact[1 if self.forward else 0]
+        start, end = fact
+        if not self.forward:
+            end, start = fact
+        if start != known:
+            return None
+        return end
 
 
 @dataclass(frozen=True)
 class Clue:
-    """A way to speak of a country without its name.
+    """A way to speak of a country without its name, as `the country whose capital is {x}`.
 
     `source` names the family of questions that start from it.
     """
@@ -92,7 +101,10 @@ OF_COUNTRY = {
         "population": "population",
     }.items()
 }
-"""By the fact's name in facts.json. Its other facts about countries are passages only."""
+"""Relations of countries, by the fact's name in facts.json.
+
+Its other facts about countries are passages only.
+"""
 
 AIRPORT_CODE = Relation("airport code", "The airport code of {subject} is {value}.")
 AIRPORT_COUNTRY = Relation("country", "{subject} is an airport in {value}.")
@@ -112,13 +124,13 @@ ASKED = tuple(
         "population",
     )
 )
-"""What questions ask for in the end."""
+"""Relations whose values are the answers of questions."""
 
 WORDINGS = ("What is the {label} of {place}?", "Tell me the {label} of {place}.")
 
 
 def last_step(relation: Relation) -> Step:
-    """From a country to what the question asks for."""
+    """The step from a country to the answer."""
     return Step(relation, True, f"{relation.label} of {{x}}", relation.label)
 
 
