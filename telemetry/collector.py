@@ -1,4 +1,4 @@
-"""Takes the Stats of all processes; writes metrics.jsonl and TensorBoard's event files.
+"""The collector takes the Stats of all processes and writes the files of metrics.
 
 The collector has no socket and no task: whoever receives the messages calls `handle`.
 """
@@ -31,16 +31,17 @@ class Collector:
         ess_floor: float = ESS_FLOOR,
         tracker: Tracker | None = None,
     ) -> None:
-        """Opens the files in `run_dir`, which exists.
+        """Open the files in `run_dir`, which exists.
 
         `resume`: counts and wall time go on where the last run stopped.
         """
         self._clock = clock
         self.failure: WriteError | None = None
-        """Why the figures cannot be written any more: the run is to end, and what it tells until
-        then is still taken."""
+        """The error that ended the writing: the run is to end, and is still listened to until
+        then."""
         path = run_dir / METRICS_FILE
-        self.state = RunState(clock(), read_metrics(path) if resume else None, ess_floor)
+        earlier = read_metrics(path) if resume else None
+        self.state = RunState(clock(), earlier, ess_floor)
         self._metrics = MetricsFile(path)
         self._events = EventFile(run_dir / TENSORBOARD_FOLDER)
         self._status = StatusFile(run_dir)
@@ -48,7 +49,7 @@ class Collector:
         self._status.remove()  # it may be of a run that was killed, and goes on now
 
     def handle(self, stats: Stats) -> None:
-        """Takes one message; writes a line when it is an update or an evaluation."""
+        """Take one message; write a line when it is an update or an evaluation."""
         record = self.state.observe(stats, self._clock())
         if record is not None:
             self._write_down(record)
@@ -58,7 +59,7 @@ class Collector:
         self.note_status()
 
     def _write_down(self, record: Record) -> None:
-        """Once a line is missing, none is added: a curve that ends is not taken for one with a
+        """Write a line, unless one is missing: a curve that ends is not taken for one with a
         hole."""
         if self.failure is not None:
             return
@@ -68,13 +69,17 @@ class Collector:
             self.failure = error
 
     def note_status(self) -> None:
-        """Write what the run does now, once a second; to be called now and then when no message
-        comes, too."""
+        """Write what the run does now, once a second.
+
+        It is to be called now and then when no message comes, too.
+        """
         self._status.write(self.state, self._clock())
 
     def close(self) -> None:
-        """Closes the files; every line is complete at any time, so a process that is killed needs
-        no close."""
+        """Close the files.
+
+        Every line is complete at any time, so that a process that is killed needs no close.
+        """
         self._metrics.close()
         self._events.close()
         self._status.remove()

@@ -25,7 +25,7 @@ from controller.dashboard import Dashboard
 from supervisor.endpoints import free_port
 from supervisor.serial import train_serially
 from telemetry.metrics_schema import METRICS
-from telemetry.sinks.grafana import dashboard
+from telemetry.sinks.grafana import build_dashboard
 from telemetry.sinks.metrics_file import METRICS_FILE, to_line
 from telemetry.sinks.prometheus import exposition
 from telemetry.sinks.status_file import STATUS_FILE
@@ -175,7 +175,7 @@ def test_grafana_asks_for_numbers_that_prometheus_gets() -> None:
     known = {
         sample.name for family in text_string_to_metric_families(page) for sample in family.samples
     }
-    panels = [panel for panel in dashboard()["panels"] if panel["type"] != "row"]
+    panels = [panel for panel in build_dashboard()["panels"] if panel["type"] != "row"]
     asked = {re.sub(r"rate\((.*)\[5m\]\)", r"\1", panel["targets"][0]["expr"]) for panel in panels}
     assert asked == {name for name in known if not name.endswith("_created")} and len(
         panels
@@ -184,7 +184,7 @@ def test_grafana_asks_for_numbers_that_prometheus_gets() -> None:
 
 def test_the_file_for_grafana_is_that_of_now() -> None:
     file = Path(__file__).parent.parent / "docs" / "grafana.json"
-    assert json.loads(file.read_text()) == dashboard(), (
+    assert json.loads(file.read_text()) == build_dashboard(), (
         "python -m telemetry.sinks.grafana > docs/grafana.json"
     )
 

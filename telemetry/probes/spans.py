@@ -1,4 +1,4 @@
-"""What a process did when: lines of `<run>/spans/<process>.jsonl`, for `run.py trace`.
+"""Spans, which say what a process did when: `<run>/spans/<process>.jsonl`, for `run.py trace`.
 
 A line is {"name", "start", "end" (seconds since the epoch), "track" (what else it belongs to: an
 episode, say), and numbers}. A file stops growing at MOST_BYTES, so that a long run's trace is of
@@ -30,41 +30,30 @@ class SpanFile:
     def __init__(self, run_dir: Path, process: str) -> None:
         self._path = Path(run_dir) / FOLDER / f"{process}.jsonl"
         self._file: TextIO | None = None
-        self._left = MOST_BYTES
+        self._room_bytes = MOST_BYTES
         with self._stopping_if_full():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("a", buffering=1 << 16)
-            self._left -= self._path.stat().st_size
-        self._epoch = (
-            epoch_seconds() - time.monotonic()
-        )  # once: a clock that is set later changes no duration
+            self._room_bytes -= self._path.stat().st_size
+        # Taken once: a clock that is set later changes no duration.
+        self._epoch = epoch_seconds() - time.monotonic()
 
     def now(self) -> float:
         """Seconds since the epoch, by the clock as it was when the file was opened."""
         return self._epoch + time.monotonic()
 
     def add(self, name: str, start: float, end: float, track: str = "", **numbers: Any) -> None:
-        """Something that began and ended at these times (`now`)."""
-        line = (
-            json.dumps(
-                {
-                    "name": name,
-                    "start": round(start, 6),
-                    "end": round(end, 6),
-                    "track": track,
-                    **numbers,
-                }
-            )
-            + "\n"
-        )
-        self._left -= len(line)
-        if self._file is not None and self._left > 0:
+        """Write down something that began and ended at these times (`now`)."""
+        times = {"start": round(start, 6), "end": round(end, 6)}
+        line = json.dumps({"name": name, **times, "track": track, **numbers}) + "\n"
+        self._room_bytes -= len(line)
+        if self._file is not None and self._room_bytes > 0:
             with self._stopping_if_full():
                 self._file.write(line)
 
     @contextlib.contextmanager
     def span(self, name: str, track: str = "", **numbers: Any) -> Iterator[None]:
-        """What happens inside."""
+        """Write down how long it takes what happens inside."""
         start = self.now()
         try:
             yield
@@ -97,10 +86,10 @@ class SpanFile:
 
 def read_spans(run_dir: Path) -> dict[str, list[dict]]:
     """Process -> its spans, without those that were torn by a crash or a full disk."""
-    found = {}
+    spans_by_process = {}
     for path in sorted((Path(run_dir) / FOLDER).glob("*.jsonl")):
-        spans = found.setdefault(path.stem, [])
+        spans = spans_by_process.setdefault(path.stem, [])
         for line in path.read_text(errors="replace").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
                 spans.append(json.loads(line))
-    return found
+    return spans_by_process

@@ -1,4 +1,4 @@
-"""What a run waits for, since when: told by each process, shown once it has taken a minute.
+"""Waits of a run, since when: told by each process, shown once they have taken a minute.
 
 Pure: every call gets the time.
 
@@ -16,7 +16,7 @@ SHOWN_AFTER_SECONDS = 60.0
 """How long a wait lasts before people are told of it."""
 
 FORGOTTEN_AFTER_SECONDS = 10.0
-"""How long what a process has told holds: it tells it again every second."""
+"""How long the word of a process holds: it comes again every second."""
 
 
 class Wait(NamedTuple):
@@ -28,11 +28,12 @@ class Wait(NamedTuple):
 
 
 class OwnWaits:
-    """What one process waits for. `clock`: seconds of any clock that does not jump."""
+    """Waits of one process. `clock`: seconds of any clock that does not jump."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._open: dict[int, tuple[Callable[[], str], float]] = {}  # words of now, and since when
+        # Words of now, and since when, by a number.
+        self._open: dict[int, tuple[Callable[[], str] | str, float]] = {}
         self._number = 0
 
     @contextmanager
@@ -40,8 +41,7 @@ class OwnWaits:
         """Wait, while inside, for what `describe` says whenever somebody asks."""
         self._number += 1
         number = self._number
-        words = describe if callable(describe) else lambda: describe
-        self._open[number] = (words, self._clock())
+        self._open[number] = (describe, self._clock())
         try:
             yield
         finally:
@@ -50,29 +50,34 @@ class OwnWaits:
     def seconds(self) -> dict[str, float]:
         """How long each thing has been waited for, by its words."""
         now = self._clock()
-        return {describe(): now - since for describe, since in self._open.values()}
+        seconds = {}
+        for describe, since in self._open.values():
+            words = describe() if callable(describe) else describe
+            seconds[words] = now - since
+        return seconds
 
 
 class StandingConditions:
-    """Since when conditions have held that somebody looks at now and then."""
+    """Conditions that somebody looks at now and then, and since when they have held."""
 
     def __init__(self) -> None:
         self._since: dict[str, float] = {}
 
     def seconds(self, conditions: Mapping[str, str], now: float) -> dict[str, float]:
-        """How long each of the conditions (name -> words) has held without a break, by its words;
-        those not named hold no more."""
+        """How long each of the conditions (name -> words) has held without a break, by its words.
+
+        Those not named hold no more.
+        """
         self._since = {name: self._since.get(name, now) for name in conditions}
         return {words: now - self._since[name] for name, words in conditions.items()}
 
 
 class WaitBook:
-    """What all processes of a run wait for, as they have told."""
+    """Waits of all processes of a run, as they have told."""
 
     def __init__(self) -> None:
-        self._told: dict[
-            str, tuple[float, Mapping[str, float]]
-        ] = {}  # source -> when it told, and what
+        # Source -> when it told, and what it waits for.
+        self._told: dict[str, tuple[float, Mapping[str, float]]] = {}
         self._heard: dict[str, float] = {}
 
     def hear(self, source: str, now: float) -> None:
@@ -84,21 +89,22 @@ class WaitBook:
         self._told[source] = (now, waits)
 
     def long_waits(self, now: float) -> list[Wait]:
-        """The waits that people are to be told of: for processes that are silent, which others may
-        wait for in turn; then the longest."""
-        waits = [
-            Wait(source, what, seconds + now - told)
-            for source, (told, what_of_source) in self._told.items()
-            if now - told < FORGOTTEN_AFTER_SECONDS
-            for what, seconds in what_of_source.items()
-        ]
+        """The waits that people are to be told of, the longest first.
+
+        Those for processes that are silent, which others may wait for in turn, come before all.
+        """
         silent = [
             Wait("supervisor", f"a word from the {source}", now - heard)
             for source, heard in self._heard.items()
         ]
-        return [*_long_ones(silent), *_long_ones(waits)]
+        waits = []
+        for source, (told_at, seconds_by_words) in self._told.items():
+            if now - told_at < FORGOTTEN_AFTER_SECONDS:
+                for words, seconds in seconds_by_words.items():
+                    waits.append(Wait(source, words, seconds + now - told_at))
+        return [*_select_long(silent), *_select_long(waits)]
 
 
-def _long_ones(waits: list[Wait]) -> list[Wait]:
-    shown = [wait for wait in waits if wait.seconds >= SHOWN_AFTER_SECONDS]
-    return sorted(shown, key=lambda wait: -wait.seconds)
+def _select_long(waits: list[Wait]) -> list[Wait]:
+    long = [wait for wait in waits if wait.seconds >= SHOWN_AFTER_SECONDS]
+    return sorted(long, key=lambda wait: -wait.seconds)

@@ -1,5 +1,7 @@
-"""TensorBoard event files, written with the tensorboard package alone (torch's SummaryWriter would
-import torch here)."""
+"""TensorBoard event files, written with the tensorboard package alone.
+
+Torch's SummaryWriter would import torch here.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,8 @@ class EventFile:
         # Imported here: it takes half a second, and only the process that collects needs it.
         from tensorboard.compat.proto.event_pb2 import Event
 
-        name = f"events.out.tfevents.{epoch_seconds():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
-        self._path = folder / name
+        writer = f"{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        self._path = folder / f"events.out.tfevents.{epoch_seconds():010.0f}.{writer}"
         self._file: FileIO | None = None
         with self._stopping_if_full():
             folder.mkdir(parents=True, exist_ok=True)
@@ -46,19 +48,16 @@ class EventFile:
         self._write(Event(wall_time=epoch_seconds(), file_version="brain.Event:2"))
 
     def append(self, record: dict[str, Any]) -> None:
-        """The numbers of an update's or evaluation's record as scalars at step `update`,
-        flushed."""
+        """Write the numbers of a record as scalars at step `update`, flushed."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        values = [
-            Summary.Value(tag=tensorboard_tag(name, record["kind"]), simple_value=_float32(value))
-            for name, value in record.items()
-            if isinstance(value, int | float) and name != "update"
-        ]
-        self._write(
-            Event(wall_time=epoch_seconds(), step=record["update"], summary=Summary(value=values))
-        )
+        summary = Summary()
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "update":
+                tag = tensorboard_tag(name, record["kind"])
+                summary.value.add(tag=tag, simple_value=_float32(value))
+        self._write(Event(wall_time=epoch_seconds(), step=record["update"], summary=summary))
 
     def close(self) -> None:
         if self._file is not None:
@@ -84,6 +83,6 @@ class EventFile:
 
 
 def _float32(value: float) -> float:
-    """What the files hold; what is too large for it is infinite, for which protobuf raises."""
+    """The value as the files hold it; one too large is infinite, where protobuf would raise."""
     with np.errstate(over="ignore"):
         return float(np.float32(value))

@@ -1,5 +1,7 @@
-"""`python -m telemetry.sinks.grafana > docs/grafana.json`: a Grafana dashboard of all that /metrics
-says, a row a group, a panel a number."""
+"""A Grafana dashboard of all that /metrics says: a row a group, a panel a number.
+
+`python -m telemetry.sinks.grafana > docs/grafana.json`
+"""
 
 from __future__ import annotations
 
@@ -9,40 +11,31 @@ from telemetry.metrics_schema import METRICS, TOTAL_SUFFIX
 from telemetry.sinks.prometheus import family_of
 
 UNITS = {"s": "s", "bytes": "bytes", "share": "percentunit"}
-"""Unit of a field -> Grafana's; others are shown as they are."""
-WIDE = 6
-HIGH = 7
-"""Of a panel, in Grafana's grid, which has 24 columns."""
+"""Unit of a metric -> Grafana's; others are shown as they are."""
+GRID_COLUMNS = 24
+PANEL_WIDTH = 6
+PANEL_HEIGHT = 7
+PANELS_A_LINE = GRID_COLUMNS // PANEL_WIDTH
 SOURCE = {"type": "prometheus", "uid": "${source}"}
 
 
-def dashboard() -> dict:
+def build_dashboard() -> dict:
     """The file, as `Dashboards > New > Import` takes it.
 
     Counts are shown as what came in a second.
     """
     panels: list[dict] = []
     y = 0
-    for group in dict.fromkeys(field.group for field in METRICS.values()):
-        panels.append(
-            {
-                "type": "row",
-                "title": group,
-                "id": len(panels) + 1,
-                "gridPos": {"x": 0, "y": y, "w": 24, "h": 1},
-                "panels": [],
-            }
-        )
-        names = [name for name, field in METRICS.items() if field.group == group]
+    for group in dict.fromkeys(metric.group for metric in METRICS.values()):
+        panels.append(_build_row(len(panels) + 1, group, y))
+        y += 1
+        names = [name for name, metric in METRICS.items() if metric.group == group]
         for number, name in enumerate(names):
-            place = {
-                "x": WIDE * number % 24,
-                "y": y + 1 + HIGH * (WIDE * number // 24),
-                "w": WIDE,
-                "h": HIGH,
-            }
-            panels.append(_panel(len(panels) + 1, name, place))
-        y += 1 + HIGH * -(-WIDE * len(names) // 24)
+            line, column = divmod(number, PANELS_A_LINE)
+            position = {"x": PANEL_WIDTH * column, "y": y + PANEL_HEIGHT * line}
+            panels.append(_build_panel(len(panels) + 1, name, position))
+        lines = -(-len(names) // PANELS_A_LINE)
+        y += PANEL_HEIGHT * lines
     source = {"name": "source", "type": "datasource", "query": "prometheus", "label": "Prometheus"}
     return {
         "title": "foray",
@@ -55,19 +48,34 @@ def dashboard() -> dict:
     }
 
 
-def _panel(number: int, name: str, place: dict[str, int]) -> dict:
-    field = METRICS[name]
-    counts = field.aggregation == "total"
-    family, _ = family_of("", f"{name}{TOTAL_SUFFIX}" if counts else name, live=False)
-    expression = f"rate({family.name}_total[5m])" if counts else family.name
+def _build_row(number: int, title: str, y: int) -> dict:
+    return {
+        "type": "row",
+        "title": title,
+        "id": number,
+        "gridPos": {"x": 0, "y": y, "w": GRID_COLUMNS, "h": 1},
+        "panels": [],
+    }
+
+
+def _build_panel(number: int, name: str, position: dict[str, int]) -> dict:
+    metric = METRICS[name]
+    title = name.replace("_", " ")
+    if metric.aggregation == "total":
+        title += " a second"
+        family, _ = family_of("", name + TOTAL_SUFFIX, live=False)
+        expression = f"rate({family.name}_total[5m])"
+    else:
+        family, _ = family_of("", name, live=False)
+        expression = family.name
     return {
         "type": "timeseries",
         "id": number,
-        "title": name.replace("_", " ") + " a second" * counts,
-        "description": field.description,
+        "title": title,
+        "description": metric.description,
         "datasource": SOURCE,
-        "gridPos": place,
-        "fieldConfig": {"defaults": {"unit": UNITS.get(field.unit, "short")}, "overrides": []},
+        "gridPos": {**position, "w": PANEL_WIDTH, "h": PANEL_HEIGHT},
+        "fieldConfig": {"defaults": {"unit": UNITS.get(metric.unit, "short")}, "overrides": []},
         "targets": [
             {"expr": expression, "legendFormat": "{{instance}}", "refId": "A", "datasource": SOURCE}
         ],
@@ -75,4 +83,4 @@ def _panel(number: int, name: str, place: dict[str, int]) -> dict:
 
 
 if __name__ == "__main__":
-    print(json.dumps(dashboard(), indent=1))
+    print(json.dumps(build_dashboard(), indent=1))

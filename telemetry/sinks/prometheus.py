@@ -1,5 +1,7 @@
-"""A run's numbers for Prometheus: names by its conventions, with HELP and TYPE, through its own
-client library."""
+"""A run's numbers for Prometheus, through its own client library.
+
+Names are by its conventions, with HELP and TYPE.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,16 @@ UNITS = {
     "share": "ratio",
     "nats": "nats",
 }
-"""Unit of a field -> what its name ends with."""
+"""Unit of a metric -> what its name ends with."""
+EVALUATION_PREFIX = "evaluation_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def exposition(gauges: Mapping[str, float | None], update: Record, evaluation: Record) -> bytes:
-    """The page: what the controller knows now, the last update's numbers, and the last evaluation's
-    (names begin with evaluation_)."""
+    """The page: what the controller knows now, and the last update's and evaluation's numbers.
+
+    Names of an evaluation's begin with evaluation_.
+    """
     registry = CollectorRegistry()
     registry.register(_Snapshot(gauges, update, evaluation))
     return generate_latest(registry)
@@ -37,33 +42,38 @@ class _Snapshot:
     def __init__(
         self, gauges: Mapping[str, float | None], update: Record, evaluation: Record
     ) -> None:
-        self._now = gauges
+        self._gauges = gauges
         self._update = update
         self._evaluation = evaluation
 
     def collect(self) -> Iterator[Metric]:
         families: dict[str, Metric] = {}
-        for prefix, values, live in (
-            ("", self._now, True),
-            ("", self._update, False),
-            ("evaluation_", self._evaluation, False),
-        ):
-            for name, value in values.items():
-                if (
-                    isinstance(value, int | float)
-                    and not isinstance(value, bool)
-                    and (found := family_of(prefix, name, live)) is not None
-                ):
-                    family, labels = found
-                    known = families.setdefault(family.name, family)
-                    if not any(
-                        sample.labels == labels for sample in known.samples
-                    ):  # what is live counts
-                        known.add_metric(list(labels.values()), float(value))
+        _add_numbers(families, self._gauges, live=True)
+        _add_numbers(families, self._update)
+        _add_numbers(families, self._evaluation, prefix=EVALUATION_PREFIX)
         yield from families.values()
 
     def describe(self) -> Iterator[Metric]:
         return iter(())  # names are those of the moment
+
+
+def _add_numbers(
+    families: dict[str, Metric],
+    values: Mapping[str, object],
+    prefix: str = "",
+    live: bool = False,
+) -> None:
+    """Add the documented numbers to their families, but those that have one: what is live counts."""
+    for name, value in values.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        found = family_of(prefix, name, live)
+        if found is None:
+            continue
+        family, labels = found
+        family = families.setdefault(family.name, family)
+        if not any(sample.labels == labels for sample in family.samples):
+            family.add_metric(list(labels.values()), float(value))
 
 
 def family_of(prefix: str, name: str, live: bool) -> tuple[Metric, dict[str, str]] | None:
@@ -73,21 +83,34 @@ def family_of(prefix: str, name: str, live: bool) -> tuple[Metric, dict[str, str
     NAME_total, and what came since the update before is left out. Counts of an evaluation are its
     own; what has been counted since the run started is in the update's record, too, and left out.
     """
-    field = find_metric(name)
-    if field is None or (prefix and (name.startswith(prefix) or name.endswith(TOTAL_SUFFIX))):
+    metric = find_metric(name)
+    is_total = name.endswith(TOTAL_SUFFIX)
+    if metric is None or (prefix and (name.startswith(prefix) or is_total)):
         return None
-    counts = name.endswith(TOTAL_SUFFIX) or (live and field.aggregation == "total")
-    if field.aggregation == "total" and not counts and not prefix:
+    is_count = is_total or (live and metric.aggregation == "total")
+    if metric.aggregation == "total" and not is_count and not prefix:
         return None
-    base, slash, kind = name.removesuffix(TOTAL_SUFFIX).partition("/")
-    unit = UNITS.get(field.unit, "")
-    full = f"foray_{prefix}{base}" + (f"_{unit}" if unit and unit not in base else "")
-    labels = {"age": kind[3:]} if re.fullmatch(r"age\d+", kind) else {"kind": kind} if slash else {}
-    full += f"_by_{next(iter(labels))}" if labels else ""
-    family = CounterMetricFamily if counts else GaugeMetricFamily
-    of_all = (
-        METRICS[base].description
-        if base in METRICS
-        else "Mean over the episodes of what the environment reports"
-    )
-    return family(full, of_all if slash else field.description, labels=list(labels)), labels
+    base, _, kind = name.removesuffix(TOTAL_SUFFIX).partition("/")
+    labels = _labels_of(kind)
+    full_name = f"foray_{prefix}{base}"
+    unit = UNITS.get(metric.unit, "")
+    if unit and unit not in base:
+        full_name += f"_{unit}"
+    for label in labels:
+        full_name += f"_by_{label}"
+    description = metric.description
+    if kind and base in METRICS:
+        description = METRICS[base].description
+    elif kind:
+        description = "Mean over the episodes of what the environment reports"
+    family = CounterMetricFamily if is_count else GaugeMetricFamily
+    return family(full_name, description, labels=list(labels)), labels
+
+
+def _labels_of(kind: str) -> dict[str, str]:
+    """The labels of a number whose name has `kind` after its slash."""
+    if not kind:
+        return {}
+    if re.fullmatch(r"age\d+", kind):
+        return {"age": kind.removeprefix("age")}
+    return {"kind": kind}

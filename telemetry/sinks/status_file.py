@@ -1,5 +1,5 @@
-"""What a run does now, in its directory: `status.json`, for the dashboard and for whoever looks
-from elsewhere."""
+"""The state of a run in its directory: `status.json`, for the dashboard and for who looks from
+elsewhere."""
 
 from __future__ import annotations
 
@@ -23,8 +23,7 @@ EVERY_SECONDS = 1.0
 
 
 def build_status(state: RunState, now: float) -> dict[str, Any]:
-    """The phase and how far it is, what has been waited for longer than a minute, and what was
-    dropped, as JSON can hold them."""
+    """The phase and how far it is, the long waits, and what was dropped, as JSON can hold them."""
     phase = state.phase
     return {
         "phase": phase.name,
@@ -50,17 +49,14 @@ class StatusFile:
         self._written: float | None = None
 
     def write(self, state: RunState, now: float) -> None:
-        """Write what holds `now` (seconds of a monotonic clock), unless something was written a
-        moment ago."""
+        """Write the status at `now`, seconds of a monotonic clock, if none was written just now."""
         if self._written is not None and now - self._written < EVERY_SECONDS:
             return
         self._written = now
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk: the run ends where it needs the disk, not here
-            atomic_write(
-                self._path, msgspec.json.encode({**_written_now(), **build_status(state, now)})
-            )
+        status = {**_writer(), **build_status(state, now)}
+        with contextlib.suppress(OSError):
+            # With a full disk, the run ends where it needs the disk, not here.
+            atomic_write(self._path, msgspec.json.encode(status))
 
     def remove(self) -> None:
         """Remove the file: nothing holds any more."""
@@ -68,8 +64,8 @@ class StatusFile:
             self._path.unlink(missing_ok=True)
 
 
-def _written_now() -> dict[str, Any]:
-    """When a status is written, and by whom."""
+def _writer() -> dict[str, Any]:
+    """The time at which a status is written, and this process, which writes it."""
     return {"written": utc_now(), "host": socket.gethostname(), "pid": os.getpid()}
 
 
@@ -81,8 +77,7 @@ class _Writer(msgspec.Struct):
 
 
 def read_status(run_dir: Path) -> dict[str, Any]:
-    """The status of a run as it was written last; empty where there is none, or the process that
-    wrote it is gone.
+    """The status of a run as it was written last; empty if there is none, or its writer is gone.
 
     Of a process on another machine only `written` tells whether it may still be there.
     """

@@ -1,5 +1,7 @@
-"""Weights & Biases, or Trackio, which has the same interface: each update's and evaluation's
-numbers go there, too (run.tracker)."""
+"""Weights & Biases, or Trackio, which has the same interface (run.tracker).
+
+Each update's and evaluation's numbers go there, too.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 PROJECT = "foray"
 
 AXIS = "update"
-"""What all numbers are drawn over."""
+"""Name of the number that all others are drawn over."""
 
 RETRY_RECORDS = 10
 """Records after which a tracker that could not begin is tried again: each try may take the
@@ -29,7 +31,7 @@ library's whole timeout."""
 
 
 def check_tracker(name: str) -> None:
-    """Raises ConfigError for one that is not installed."""
+    """Raise ConfigError for a tracker that is not installed."""
     if name != "none" and find_spec(name) is None:
         raise ConfigError(
             f"run.tracker: {name} is not installed; install the extra {name!r}, or set "
@@ -72,9 +74,8 @@ class Tracker:
             for name, value in record.items()
             if isinstance(value, int | float)
         }
-        if (
-            self._name == "wandb"
-        ):  # its own step must not go back, as an evaluation that ends late does
+        if self._name == "wandb":
+            # Its own step must not go back, as that of an evaluation that ends late does.
             self._try("log", numbers | {AXIS: record["update"]})
         else:
             self._try("log", numbers, step=record["update"])
@@ -96,9 +97,8 @@ class Tracker:
         """
         try:
             getattr(self._library, what)(*arguments, **named)
-        except (
-            Exception
-        ) as error:  # a network that is gone, a login that was refused: theirs to mend
+        except Exception as error:
+            # A network that is gone, a login that was refused: theirs to mend.
             if not self._failed:
                 log.warning(
                     "run.tracker: %s: %s failed, which costs what it was to send: %s",
