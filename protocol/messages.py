@@ -5,17 +5,18 @@ what it is. Arrays are raw little-endian bytes, with the element type in the fie
 (`protocol.arrays` packs and unpacks them). Who sends what:
 
     actor       -> controller   Hello, Credit, TurnRequest, EpisodeEnded, Heartbeat
-    controller  -> actor        Welcome, Alive, Lease, TurnResult, TurnFailed, Shutdown, Revoked
+    controller  -> actor        Welcome, HeartbeatAck, Lease, TurnResult, TurnFailed, Revoked
+    controller  -> actor        Shutdown
     actor       -> shard        TurnRequest, EpisodeEnded
     shard       -> actor        TurnResult, TurnFailed
     actor       -> learner      Trajectory
     learner     -> actor        Ack, Refused
-    learner     -> controller   LearnerState, Published, Evaluate, GroupsDropped, Shutdown
-    controller  -> learner      Applied, Trajectory (an episode that no actor could finish)
+    learner     -> controller   LearnerReady, WeightsPublished, Evaluate, GroupsDropped, Shutdown
+    controller  -> learner      WeightsApplied, Trajectory (an episode that no actor could finish)
     shard       -> controller   ShardState
-    controller  -> shard        Load, Revoked
+    controller  -> shard        LoadWeights, Revoked
     engine      -> its controller or shard   SignalFrame
-    controller or shard -> engine            Steer
+    controller or shard -> engine            ForceTokens
     learner, controller      -> supervisor   Stats
 
 Between learner, controller and supervisor each is sent inside a Numbered (protocol/frames.py),

@@ -1,0 +1,162 @@
+"""The documents hold what they promise: width, links, options, code, generated pages."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from config.options import SHORT_NAMES, all_settings
+from protocol import messages
+from supervisor.cli.reference import PAGES
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+WIDTH = 100
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
+OPTION = re.compile(r"(?<![\w-])--([a-z][\w-]*(?:\.\w+)*)")
+OTHERS_OPTIONS = {"extra-index-url", "from-file", "logdir", "middleware", "partition"}
+"""Options of pip, kubectl, TensorBoard, vLLM and Slurm that guides name."""
+
+LAUNCHERS = re.compile(r"--\w+\.launch \S+")
+"""Commands of other programs, as values of our settings."""
+
+
+def pages() -> list[Path]:
+    """Return every document of the project, as tracked by git."""
+    listed = subprocess.run(
+        ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return [ROOT / name for name in listed.stdout.split()]
+
+
+def guides() -> list[Path]:
+    """Return the pages that readers follow, typing."""
+    return [ROOT / "README.md", *sorted((DOCS / "guides").glob("*.md"))]
+
+
+def known_options() -> set[str]:
+    """Return every option of every command, without its dashes."""
+    settings = {name.replace("_", "-") for name in (*all_settings(), *SHORT_NAMES)}
+    options = set()
+    for source in (ROOT / "supervisor").rglob("*.py"):
+        options |= set(re.findall(r'"--([a-z][\w-]*)"', source.read_text()))
+    return settings | options
+
+
+def options_in(text: str) -> set[str]:
+    """Return the options that a page names, spelled with dashes."""
+    text = LAUNCHERS.sub("", text)
+    return {name.replace("_", "-") for name in OPTION.findall(text)} - OTHERS_OPTIONS
+
+
+def identify(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+every_page = pytest.mark.parametrize("page", pages(), ids=identify)
+every_guide = pytest.mark.parametrize("page", guides(), ids=identify)
+
+
+@every_page
+def test_documents_prose_fits_the_width(page: Path) -> None:
+    """Tables and images are excepted; code is not."""
+    lines = page.read_text().splitlines()
+    wide = [line for line in lines if len(line) > WIDTH]
+    assert [line for line in wide if not line.lstrip().startswith(("|", "!["))] == []
+
+
+@every_page
+def test_documents_relative_links_resolve(page: Path) -> None:
+    links = [link.partition("#")[0] for link in LINK.findall(page.read_text())]
+    relative = [link for link in links if link and not link.startswith(("http://", "https://"))]
+    assert [link for link in relative if not (page.parent / link).exists()] == []
+
+
+@every_page
+def test_documents_named_in_text_exist(page: Path) -> None:
+    """A path from the root, as docs/guides/control.md, names a file that is there."""
+    named = re.findall(r"(?<![\w/])docs/[\w/.-]*\w", page.read_text())
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@every_guide
+def test_documents_options_of_guides_exist(page: Path) -> None:
+    assert options_in(page.read_text()) - known_options() == set()
+
+
+@every_guide
+def test_documents_settings_of_guides_exist(page: Path) -> None:
+    """A name in backticks whose first part is a section is a setting."""
+    sections = {name.partition(".")[0] for name in all_settings()}
+    named = re.findall(r"`([a-z_]+\.[a-z_.]+)`", page.read_text())
+    settings = {name for name in named if name.partition(".")[0] in sections} - {"run.py"}
+    assert settings - set(all_settings()) == set()
+
+
+@every_guide
+def test_documents_python_of_guides_compiles(page: Path) -> None:
+    for language, code in FENCE.findall(page.read_text()):
+        if language == "python":
+            compile(code, str(page), "exec")
+
+
+@every_guide
+def test_documents_imports_of_guides_resolve(page: Path) -> None:
+    """What a guide imports from this project is there."""
+    for language, code in FENCE.findall(page.read_text()):
+        if language != "python":
+            continue
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (ROOT / node.module.split(".")[0]).exists():
+                module = importlib.import_module(node.module)
+                assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+
+
+@pytest.mark.parametrize("page", [*guides(), *(DOCS / "reference").glob("*.md")], ids=identify)
+def test_documents_files_of_guides_exist(page: Path) -> None:
+    """A path in backticks that begins with a folder of ours is there."""
+    folders = "actors|config|controller|engine|envs|learner|protocol|supervisor|telemetry|tests"
+    named = re.findall(rf"`((?:{folders})/[\w/]*(?:\.\w+)?)`", page.read_text())
+    new = {"learner/advantages/best_of_group.py", "learner/losses/square_root_is.py"}
+    assert [path for path in named if path not in new and not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_documents_made_from_code_are_current(name: str) -> None:
+    assert (DOCS / "reference" / name).read_text() == PAGES[name](), (
+        "python -m supervisor.cli.reference"
+    )
+
+
+def test_documents_directions_name_every_message_once_or_more() -> None:
+    directions = re.findall(r"-> .*", messages.__doc__)
+    named = set(re.findall(r"\b[A-Z]\w+", " ".join(directions)))
+    defined = {struct.__name__ for struct in messages.Message.__subclasses__()}
+    assert named == defined
+
+
+def test_documents_invariants_cited_by_tests_are_numbered() -> None:
+    page = (DOCS / "reference" / "invariants.md").read_text()
+    numbered = re.findall(r"^## (\d+)\.", page, re.MULTILINE)
+    assert numbered == [str(number) for number in range(1, len(numbered) + 1)]
+    cited = set()
+    for file in (ROOT / "tests").rglob("*.py"):
+        for words in re.findall(r"(?i)invariants?[_ ](\d+(?:_and_\d+)*)", file.read_text()):
+            cited |= set(words.split("_and_"))
+    assert cited == set(numbered)
+
+
+def test_documents_dates_stand_in_measurements_alone() -> None:
+    pages_elsewhere = [page for page in pages() if "measurements" not in page.parts]
+    dated = [page for page in pages_elsewhere if re.search(r"\b20\d\d-\d\d", page.read_text())]
+    assert dated == []
+
+
+def test_documents_readme_fits_a_screen() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 45
