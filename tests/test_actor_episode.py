@@ -622,7 +622,7 @@ class Arbitrary(OneStep):
     )
 )
 @hypothesis.settings(max_examples=150, deadline=None)
-def test_whatever_user_code_raises_or_gives_ends_in_one_episode_that_the_learner_takes(
+def test_invariant_10_whatever_user_code_raises_or_gives_ends_in_one_episode_that_the_learner_takes(
     behavior: dict[str, tuple[bool, object]],
 ):
     async def play() -> Trajectory:

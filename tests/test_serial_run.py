@@ -230,7 +230,7 @@ def test_invariant_6_evaluation_has_no_control_and_rejected_attempts_say_why(fin
         assert not (unpack(turn.kept.mask, UINT8)[~finite]).any()
 
 
-def test_invariant_9_credits_bound_every_queue_and_each_depth_is_a_metric(finished):
+def test_invariant_12_credits_bound_every_queue_and_each_depth_is_a_metric(finished):
     """(S+1) P groups of G episodes are admitted at most, and an actor has one turn in flight for
     each episode it plays."""
     _, _, metrics = finished

@@ -55,7 +55,7 @@ def text_of(state: RunState, now: float) -> str:
     return console.file.getvalue()
 
 
-def test_a_wait_is_shown_once_it_has_taken_a_minute_everywhere() -> None:
+def test_invariant_11_a_wait_is_shown_everywhere_after_a_minute() -> None:
     state = RunState(0.0)
     tell(state, 100.0, weights=SHOWN_AFTER_SECONDS - 2)
     assert state.waits.long_waits(101.0) == []
