@@ -153,8 +153,8 @@ def simulate(settings: LearnerSection, actors: int, updates: int, draw: Draw) ->
             while playing and playing[0][0] <= ready_at:  # actors play on meanwhile
                 now, free = arrive(playing, admission, buffer, free, rng, draw)
             now = ready_at
-            admission.trained(version, batch[0])
-            admission.applied(version)
+            admission.hold_until_applied(version, batch[0])
+            admission.free_slots(version)
             continue
         now, free = arrive(playing, admission, buffer, free, rng, draw)
     return Outcome(now / updates, waited / now, sum(ages) / len(ages), max(ages))

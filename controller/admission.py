@@ -1,6 +1,5 @@
-"""Who may play what, and when: slots bound staleness, leases bound the damage of a lost actor.
-
-No IO, no clock.
+"""Admission decides who may play what, and when: slots bound staleness, leases bound the damage of
+a lost actor. No IO, no clock.
 
 A slot is taken when a group is admitted and given back when the group has been trained on *and* the
 engines run the resulting weights, or when it was dropped. There are (S+1)*P slots. The learner
@@ -26,14 +25,26 @@ their leases are used up.
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
 
-from controller.pace import Pace
-from protocol.messages import EpisodeKey, Lease
+from protocol.messages import EpisodeKey, Lease, TurnRequest
+
+CLAIMS_BELIEVED = 5
+"""Heartbeats in which an actor says that it could take more than we know of, until it is
+believed."""
+
+PACE_FACTOR = 4.0
+"""An episode is slow if it takes so many times as long as 95 % of those that came to an end."""
+PACE_EPISODES = 20
+"""Episodes that must have ended before their pace is known."""
+PACE_WINDOW = 256
+"""Number of the latest episodes whose pace counts."""
+MIN_LIMIT_SECONDS = 60.0
+"""The shortest limit: engines that stand still for a moment make all episodes longer."""
 
 
 @dataclass(frozen=True)
@@ -63,25 +74,53 @@ def episode_seed(seed: int, key: EpisodeKey) -> int:
 
 
 @dataclass
+class Pace:
+    """How long an episode may take before another actor is given it: the environment's own pace
+    decides.
+
+    Each further lease of the episode has twice the time of the one before: what needs it gets it,
+    and an episode that never ends is given up after five leases of 31 limits together, instead of
+    five times `actor.episode_seconds`. What was taken back counts, too, for as long as it had
+    lasted: if everything becomes slow, the limit follows.
+    """
+
+    longest_seconds: float
+    """The limit while nothing is known, and the highest one (`actor.episode_seconds`)."""
+    _seconds: deque[float] = field(default_factory=lambda: deque(maxlen=PACE_WINDOW))
+
+    def add(self, seconds: float) -> None:
+        """Take note of an episode that ended after so long, or was taken back then."""
+        self._seconds.append(seconds)
+
+    def limit_seconds(self, lease_attempt: int) -> float:
+        """How long the lease number `lease_attempt` of an episode may last."""
+        if len(self._seconds) < PACE_EPISODES:
+            return self.longest_seconds
+        usual = sorted(self._seconds)[int(0.95 * len(self._seconds))]
+        limit = max(MIN_LIMIT_SECONDS, PACE_FACTOR * usual) * 2**lease_attempt
+        return min(self.longest_seconds, limit)
+
+
+@dataclass
 class _Holder:
     actor: bytes
-    attempt: int
+    lease_attempt: int
     since: float = 0.0  # of any clock
 
 
-class Lapsed(NamedTuple):
+class LapsedLease(NamedTuple):
     """A lease that is no longer in force."""
 
     key: EpisodeKey
-    attempt: int
+    lease_attempt: int
     actor: bytes
 
 
-class Word(NamedTuple):
-    """What an actor has said last."""
+class ActorReport(NamedTuple):
+    """The leases that an actor has said last that it plays."""
 
     heard: float  # by the clock of leases
-    playing: Collection[tuple[EpisodeKey, int]]  # its leases (episode, attempt)
+    playing: Collection[tuple[EpisodeKey, int]]  # (episode, number of the lease)
 
 
 class InFlight(NamedTuple):
@@ -89,32 +128,33 @@ class InFlight(NamedTuple):
 
     key: EpisodeKey
     actor: bytes
-    attempt: int  # the lease's number
+    lease_attempt: int
     seconds: float  # since it was leased
 
 
 @dataclass
 class Admission:
+    """The state of all groups and episodes that are admitted and have not ended."""
+
     settings: AdmissionSettings
     next_group: int = 0
-    holding: set[int] = field(default_factory=set)  # groups that hold a slot
-    pending: deque[EpisodeKey] = field(default_factory=deque)  # training episodes to lease
+    holding: set[int] = field(default_factory=set)
+    """Groups that hold a slot."""
+    pending: deque[EpisodeKey] = field(default_factory=deque)
+    """Training episodes to lease."""
     pending_evaluation: deque[EpisodeKey] = field(default_factory=deque)
     leased: dict[EpisodeKey, _Holder] = field(default_factory=dict)
-    _awaiting: dict[int, list[int]] = field(
-        default_factory=dict
-    )  # version -> groups freed once it is applied
+    revoked: list[LapsedLease] = field(default_factory=list)
+    """Leases that lapsed, for those who must know."""
+    _awaiting: dict[int, list[int]] = field(default_factory=dict)
+    """Groups that are freed once a version is applied."""
     _to_admit: int = 0
-    _received: set[EpisodeKey] = field(
-        default_factory=set
-    )  # need not be played, of groups that are still to be admitted
-    _left_early: set[int] = field(
-        default_factory=set
-    )  # groups that were trained on, or dropped, before they were admitted
-    revoked: list[Lapsed] = field(default_factory=list)  # for those who must know
-    _leased_to: dict[EpisodeKey, list[bytes]] = field(
-        default_factory=dict
-    )  # the actor of each attempt
+    _received: set[EpisodeKey] = field(default_factory=set)
+    """Episodes that need not be played, of groups that are still to be admitted."""
+    _consumed_early: set[int] = field(default_factory=set)
+    """Groups that were trained on, or dropped, before they were admitted."""
+    _leased_to: dict[EpisodeKey, list[bytes]] = field(default_factory=dict)
+    """The actor of each lease of an episode, by the lease's number."""
     _pace: Pace = field(init=False)
 
     def __post_init__(self) -> None:
@@ -126,50 +166,53 @@ class Admission:
         self,
         next_group: int,
         received: list[EpisodeKey],
-        updates_left: int,
-        left: Collection[int] = (),
+        updates_remaining: int,
+        consumed_groups: Collection[int] = (),
     ) -> None:
-        """The learner is ready: admission begins at `next_group`, without the groups that have
-        `left`; members in `received` need not be played again. After a crash these may be of many
-        more groups than there are slots: the learner has them all, and may be done with some before
-        they are admitted here."""
+        """Begin to admit at `next_group`: the learner is ready.
+
+        `consumed_groups` are not admitted, and members in `received` need not be played
+        again. After a crash these may be of many more groups than there are slots: the learner has
+        them all, and may be done with some before they are admitted here.
+        """
         self.next_group = next_group
-        self._to_admit = updates_left * self.settings.groups + len(left)
-        self._left_early = set(left)
+        self._to_admit = updates_remaining * self.settings.groups + len(consumed_groups)
+        self._consumed_early = set(consumed_groups)
         self._received = set(received)
         self._admit()
 
-    def trained(self, version: int, groups: list[int]) -> None:
-        """These groups went into weights `version`, which no engine runs yet: their slots stay
-        taken."""
+    def hold_until_applied(self, version: int, groups: list[int]) -> None:
+        """Take note that these groups went into weights `version`, which no engine runs yet.
+
+        Their slots stay taken.
+        """
         self._awaiting.setdefault(version, []).extend(groups)
 
-    def applied(self, version: int) -> None:
-        """Every engine runs `version`: what was trained into it, or into earlier versions, frees
-        its slots."""
-        for v in [v for v in self._awaiting if v <= version]:
-            self._leave(self._awaiting.pop(v))
+    def free_slots(self, version: int) -> None:
+        """Free the slots of what was trained into `version` or earlier ones: all engines run it."""
+        for applied in [v for v in self._awaiting if v <= version]:
+            self._leave(self._awaiting.pop(applied))
         self._admit()
 
-    def dropped(self, groups: list[int]) -> None:
-        """These groups will not be trained on; others take their place."""
+    def replace_dropped(self, groups: list[int]) -> None:
+        """Admit others in place of these groups, which will not be trained on."""
         self._leave(groups)
         self._to_admit += len(groups)
         self._admit()
 
     def evaluate(self, evaluation: int, episodes: int) -> None:
-        """Held-out tasks 0 ... episodes-1, one episode each, before any further training
+        """Admit held-out tasks 0 ... episodes-1, one episode each, before any further training
         episode."""
         self.pending_evaluation.extend(
             EpisodeKey(evaluation, task, True) for task in range(episodes)
         )
 
-    def evaluating(self) -> bool:
-        """Whether an episode of an evaluation has not ended."""
+    def is_evaluating(self) -> bool:
+        """True while an episode of an evaluation has not ended."""
         return bool(self.pending_evaluation) or any(key.evaluation for key in self.leased)
 
     def end_evaluation(self, evaluation: int) -> None:
-        """Nobody waits for this evaluation any more: its leases lapse."""
+        """Let the leases of an evaluation lapse: nobody waits for it any more."""
         self.pending_evaluation = deque(
             key for key in self.pending_evaluation if key.group != evaluation
         )
@@ -177,7 +220,7 @@ class Admission:
             self._revoke(key)
 
     def finish(self) -> list[EpisodeKey]:
-        """No training follows: the training episodes that have not ended, cancelled."""
+        """Cancel the training episodes that have not ended, and return them: no training follows."""
         cancelled = [*self.pending, *(key for key in self.leased if not key.evaluation)]
         self._to_admit = 0
         self.pending.clear()
@@ -188,43 +231,57 @@ class Admission:
     # --- what actors do
 
     def lease(self, actor: bytes, now: float = 0.0) -> Lease | None:
-        """The next episode for this actor, or None if there is nothing to play now.
+        """Lease the next episode to this actor; None if there is nothing to play now.
 
-        `now`: for `overdue`, seconds of any clock.
+        `now`: for `take_back_overdue`, seconds of any clock.
         """
         queue = self.pending_evaluation or self.pending
         if not queue:
             return None
         key = queue.popleft()
-        attempt = len(self._leased_to.setdefault(key, []))
-        self._leased_to[key].append(actor)
-        self.leased[key] = _Holder(actor, attempt, now)
-        s = self.settings
-        task = key.member if key.evaluation else task_of_group(s.seed, key.group, s.train_size)
+        actors = self._leased_to.setdefault(key, [])
+        lease_attempt = len(actors)
+        actors.append(actor)
+        self.leased[key] = _Holder(actor, lease_attempt, now)
+        settings = self.settings
+        if key.evaluation:
+            split = "held_out"
+            task = key.member % settings.held_out_size
+        else:
+            split = "train"
+            task = task_of_group(settings.seed, key.group, settings.train_size)
         return Lease(
             key=key,
-            lease_attempt=attempt,
-            split="held_out" if key.evaluation else "train",
-            task_index=task % s.held_out_size if key.evaluation else task,
-            seed=episode_seed(s.seed, key),
+            lease_attempt=lease_attempt,
+            split=split,
+            task_index=task,
+            seed=episode_seed(settings.seed, key),
         )
 
-    def holds(self, key: EpisodeKey, attempt: int, actor: bytes) -> bool:
-        """Whether this lease of the actor's is still in force."""
+    def has_lease(self, key: EpisodeKey, lease_attempt: int, actor: bytes) -> bool:
+        """True while this lease of the actor's is in force."""
         holder = self.leased.get(key)
-        return holder is not None and (holder.actor, holder.attempt) == (actor, attempt)
+        if holder is None:
+            return False
+        return holder.actor == actor and holder.lease_attempt == lease_attempt
 
-    def ended(self, key: EpisodeKey, actor: bytes, attempt: int, now: float = 0.0) -> bool:
-        """The learner has the episode, from whichever lease: nobody needs to play it any more.
+    def allows(self, actor: bytes, request: TurnRequest) -> bool:
+        """True while the actor has a lease in force for the turn that it asks for."""
+        return self.has_lease(request.key, request.lease_attempt, actor)
+
+    def end_episode(
+        self, key: EpisodeKey, actor: bytes, lease_attempt: int, now: float = 0.0
+    ) -> bool:
+        """Take an episode out of play: the learner has it, from whichever lease.
 
         False, and nothing happens, if the actor never had that lease. `now` by the clock of
         `lease`.
         """
-        had = self._leased_to.get(key, [])
-        if not 0 <= attempt < len(had) or had[attempt] != actor:
+        actors = self._leased_to.get(key, [])
+        if not 0 <= lease_attempt < len(actors) or actors[lease_attempt] != actor:
             return False
         del self._leased_to[key]
-        if self.holds(key, attempt, actor):
+        if self.has_lease(key, lease_attempt, actor):
             self._pace.add(now - self.leased.pop(key).since)
         else:
             self._revoke(key)
@@ -233,68 +290,80 @@ class Admission:
                 queue.remove(key)
         return True
 
-    def actor_lost(self, actor: bytes) -> list[EpisodeKey]:
-        """Its episodes go back to the front of the queue; returned are those whose leases are used
-        up."""
+    def take_back_from(self, actor: bytes) -> list[EpisodeKey]:
+        """Put the episodes of a lost actor back to the front of the queue.
+
+        Returns those whose leases are used up.
+        """
         return self._take_back(
             [key for key, holder in self.leased.items() if holder.actor == actor]
         )
 
-    def overdue(self, now: float) -> list[EpisodeKey]:
-        """Episodes that take too long (controller/pace.py) go back likewise: whoever has them
-        lives, and does not bring them to an end."""
-        late = [
+    def take_back_overdue(self, now: float) -> list[EpisodeKey]:
+        """Put episodes that take too long (`Pace`) back to the front of the queue.
+
+        Whoever has them lives, and does not bring them to an end. Returns those whose leases are
+        used up.
+        """
+        overdue = [
             (key, holder)
             for key, holder in self.leased.items()
-            if now - holder.since > self._pace.limit_seconds(holder.attempt)
+            if now - holder.since > self._pace.limit_seconds(holder.lease_attempt)
         ]
-        for _, holder in late:
-            if (
-                holder.attempt == 0
-            ):  # once an episode: one that never ends is not to make its own limit longer
+        for _, holder in overdue:
+            # Once an episode: one that never ends is not to make its own limit longer.
+            if holder.lease_attempt == 0:
                 self._pace.add(now - holder.since)
-        return self._take_back([key for key, _ in late])
+        return self._take_back([key for key, _ in overdue])
 
-    def oldest(self, now: float, most: int) -> list[InFlight]:
-        """The episodes that have been played for longest, at most so many: whom everybody may be
-        waiting for."""
-        playing = [
-            InFlight(key, holder.actor, holder.attempt, now - holder.since)
-            for key, holder in self.leased.items()
-        ]
-        return sorted(playing, key=lambda episode: -episode.seconds)[:most]
+    def take_back_unknown(
+        self, reports: Mapping[bytes, ActorReport], seconds: float
+    ) -> list[EpisodeKey]:
+        """Put episodes that an actor does not speak of back to the front of the queue.
 
-    def unknown(self, words: Mapping[bytes, Word], seconds: float) -> list[EpisodeKey]:
-        """Episodes that an actor does not speak of, though it was leased them more than `seconds`
-        before its last word, go back likewise: the lease was lost on its way, or with the process
-        that had the actor's name before."""
+        It was leased them more than `seconds` before its last report: the lease was lost on its
+        way, or with the process that had the actor's name before. Returns those whose leases are
+        used up.
+        """
         lost = []
         for key, holder in self.leased.items():
-            word = words.get(holder.actor)
-            if word is None or holder.since >= word.heard - seconds:
+            report = reports.get(holder.actor)
+            if report is None or holder.since >= report.heard - seconds:
                 continue
-            if (key, holder.attempt) not in word.playing:
+            if (key, holder.lease_attempt) not in report.playing:
                 lost.append(key)
         return self._take_back(lost)
 
+    def longest_in_flight(self, now: float, limit: int) -> list[InFlight]:
+        """The episodes that have been played for longest, at most `limit`: whom everybody may be
+        waiting for."""
+        in_flight = [
+            InFlight(key, holder.actor, holder.lease_attempt, now - holder.since)
+            for key, holder in self.leased.items()
+        ]
+        return sorted(in_flight, key=lambda episode: -episode.seconds)[:limit]
+
     def _take_back(self, keys: list[EpisodeKey]) -> list[EpisodeKey]:
-        given_up = []
+        exhausted = []
         for key in keys:
             self._revoke(key)
             if len(self._leased_to[key]) >= self.settings.max_leases:
                 del self._leased_to[key]
-                given_up.append(key)
+                exhausted.append(key)
+            elif key.evaluation:
+                self.pending_evaluation.appendleft(key)
             else:
-                (self.pending_evaluation if key.evaluation else self.pending).appendleft(key)
-        return given_up
+                self.pending.appendleft(key)
+        return exhausted
 
     def _revoke(self, key: EpisodeKey) -> None:
-        if (holder := self.leased.pop(key, None)) is not None:
-            self.revoked.append(Lapsed(key, holder.attempt, holder.actor))
+        holder = self.leased.pop(key, None)
+        if holder is not None:
+            self.revoked.append(LapsedLease(key, holder.lease_attempt, holder.actor))
 
     def _leave(self, groups: list[int]) -> None:
         self.holding.difference_update(groups)
-        self._left_early.update(group for group in groups if group >= self.next_group)
+        self._consumed_early.update(group for group in groups if group >= self.next_group)
 
     def _admit(self) -> None:
         while self._to_admit > 0 and len(self.holding) < self.settings.slots:
@@ -302,9 +371,82 @@ class Admission:
             self.next_group += 1
             self._to_admit -= 1
             keys = [EpisodeKey(group, member) for member in range(self.settings.group_size)]
-            if group in self._left_early:
-                self._left_early.remove(group)
+            if group in self._consumed_early:
+                self._consumed_early.remove(group)
             else:
                 self.holding.add(group)
                 self.pending.extend(key for key in keys if key not in self._received)
             self._received.difference_update(keys)
+
+
+class CreditQueue:
+    """What actors can take, first come, first served, episode by episode: an actor that has asked
+    for many waits for its second as long as others do.
+
+    Were they served actor by actor, one that asks again before its last request is met would keep
+    its place, and when there is little to play, nobody behind it would ever get anything.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[bytes] = deque()  # an actor for each episode
+        self._episodes: Counter[bytes] = Counter()
+        self._claims: Counter[bytes] = Counter()  # on end, of more than we know of
+
+    def __len__(self) -> int:
+        """Count the episodes that could be taken."""
+        return len(self._waiting)
+
+    def add(self, actor: bytes, episodes: int) -> None:
+        """Take note that the actor can take so many more."""
+        self._waiting.extend([actor] * episodes)
+        self._episodes[actor] += episodes
+
+    def count(self, actor: bytes) -> int:
+        """Count the episodes that this actor could take."""
+        return self._episodes[actor]
+
+    def hear_claim(self, actor: bytes, episodes: int) -> None:
+        """Compare what an actor says that it could take, as with every heartbeat, with the queue.
+
+        When that is more than we know of, and stays so, it is believed: leases were lost with a
+        connection; at first they may be on their way. When it is less, a process before it has
+        asked for the rest under its name.
+        """
+        missing = episodes - self._episodes[actor]
+        if missing <= 0:
+            self._claims[actor] = 0
+            self._forget_latest(actor, -missing)
+            return
+        self._claims[actor] += 1
+        if self._claims[actor] >= CLAIMS_BELIEVED:
+            self._claims[actor] = 0
+            self.add(actor, missing)
+
+    def first(self) -> bytes:
+        """The actor whose turn it is. IndexError if nobody waits."""
+        return self._waiting[0]
+
+    def pop(self) -> bytes:
+        """Take the first one, which is given an episode, out of the queue."""
+        actor = self._waiting.popleft()
+        self._episodes[actor] -= 1
+        return actor
+
+    def forget(self, actor: bytes) -> None:
+        """Forget an actor that takes nothing any more."""
+        self._waiting = deque(waiting for waiting in self._waiting if waiting != actor)
+        del self._episodes[actor]
+        del self._claims[actor]
+
+    def _forget_latest(self, actor: bytes, episodes: int) -> None:
+        """Forget so many of an actor's requests: the latest."""
+        if not episodes:
+            return
+        kept: deque[bytes] = deque()
+        for waiting in reversed(self._waiting):
+            if waiting == actor and episodes:
+                episodes -= 1
+                self._episodes[actor] -= 1
+            else:
+                kept.appendleft(waiting)
+        self._waiting = kept

@@ -75,7 +75,7 @@ class Announced:
     def look(self) -> None:
         """Notice the end of the last evaluation's last episode; to be called after any may have
         ended."""
-        if not self._evaluated.is_set() and not self._admission.evaluating():
+        if not self._evaluated.is_set() and not self._admission.is_evaluating():
             self._evaluated.set()
 
     async def _evaluations_over(self) -> None:

@@ -46,9 +46,8 @@ from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from config import Config, Job
-from controller.admission import Admission, AdmissionSettings, Word
+from controller.admission import ActorReport, Admission, AdmissionSettings, CreditQueue
 from controller.announced import Announced
-from controller.credits import CreditQueue
 from controller.dashboard import Dashboard
 from controller.dashboard_state import shown
 from controller.lease_token import permit
@@ -144,7 +143,7 @@ class Controller:
         self._credits = CreditQueue()
         self._last_seen: dict[bytes, float] = {}
         self._gauges: dict[bytes, Heartbeat] = {}
-        self._words: dict[bytes, Word] = {}  # what each actor has said last that it plays
+        self._words: dict[bytes, ActorReport] = {}  # what each actor has said last that it plays
         self._announced = Announced(
             self.admission,
             learner.max_staleness,
@@ -245,19 +244,19 @@ class Controller:
                 continue
             flaw = ""
             match message:
-                case Credit(episodes=n) if 0 < n <= MAX_CREDIT - self._credits.of(actor):
+                case Credit(episodes=n) if 0 < n <= MAX_CREDIT - self._credits.count(actor):
                     self._credits.add(actor, n)
                     await self._grant_leases()
                 case TurnRequest():
                     flaw = await self._desk.take(actor, message)
                 case EpisodeEnded(key=key, lease_attempt=attempt):
-                    if self.admission.ended(key, actor, attempt, time.monotonic()):
+                    if self.admission.end_episode(key, actor, attempt, time.monotonic()):
                         self._desk.forget(key, attempt)
                         await self._broadcast_revocations()
                 case Heartbeat(asking=n, playing=playing) if 0 <= n <= MAX_CREDIT:
                     self._gauges[actor] = message
-                    self._words[actor] = Word(time.monotonic(), set(playing))
-                    self._credits.claimed(actor, n)
+                    self._words[actor] = ActorReport(time.monotonic(), set(playing))
+                    self._credits.hear_claim(actor, n)
                     await self._grant_leases()
                     await self._to_actor(actor, self._alive())
                 case _:
@@ -279,14 +278,14 @@ class Controller:
             lease = self.admission.lease(actor, time.monotonic())
             if lease is None:
                 return
-            self._credits.served()
+            self._credits.pop()
             await self._to_actor(
                 actor,
                 replace(lease, permit=permit(self._secret, actor, lease.key, lease.lease_attempt)),
             )
 
     def _holds(self, actor: bytes, request: TurnRequest) -> bool:
-        return self.admission.holds(request.key, request.lease_attempt, actor)
+        return self.admission.has_lease(request.key, request.lease_attempt, actor)
 
     async def _watch(self) -> None:
         """Who is silent is lost.
@@ -313,7 +312,8 @@ class Controller:
             ]:
                 await self._lose(actor)
             await self._give_up(
-                self.admission.overdue(now) + self.admission.unknown(self._words, LOST_AFTER * beat)
+                self.admission.take_back_overdue(now)
+                + self.admission.take_back_unknown(self._words, LOST_AFTER * beat)
             )
 
     async def _lose(self, actor: bytes) -> None:
@@ -323,8 +323,8 @@ class Controller:
         )
         for book in (self._last_seen, self._gauges, self._words):
             book.pop(actor, None)
-        self._credits.lost(actor)
-        await self._give_up(self.admission.actor_lost(actor))
+        self._credits.forget(actor)
+        await self._give_up(self.admission.take_back_from(actor))
 
     async def _give_up(self, episodes: list[EpisodeKey]) -> None:
         await self._broadcast_revocations()
@@ -353,10 +353,10 @@ class Controller:
                         state.consumed_groups,
                     )
                 case WeightsPublished() as published:
-                    self.admission.trained(published.version, published.trained)
+                    self.admission.hold_until_applied(published.version, published.trained)
                     await self._announced.put(published)
                 case GroupsDropped(groups=groups):
-                    self.admission.dropped(groups)
+                    self.admission.replace_dropped(groups)
                 case Evaluate() as request:
                     await self._announced.put(request)
                 case Shutdown():
@@ -377,7 +377,7 @@ class Controller:
             seconds = max(await asyncio.gather(own, self._shards.run(published.version)))
             self._shards.version = published.version
             await self._announce()  # before anything is admitted: see controller/shard_registry.py
-            self.admission.applied(published.version)
+            self.admission.free_slots(published.version)
             if published.last:
                 await self._finish_training()
             control = self._desk.turns.thresholds.state()

@@ -61,8 +61,8 @@ def conditions_of(situation: Situation) -> dict[str, str]:
 def episode_waits(admission: Admission, now: float) -> dict[str, float]:
     """How long the episodes that have been out longest have been with their actors."""
     waits = {}
-    for episode in admission.oldest(now, EPISODES_TOLD):
+    for episode in admission.longest_in_flight(now, EPISODES_TOLD):
         actor = display_name(episode.actor)
-        lease = f"lease {episode.attempt + 1} of {admission.settings.max_leases}"
+        lease = f"lease {episode.lease_attempt + 1} of {admission.settings.max_leases}"
         waits[f"episode {episode.key.id} at {actor} ({lease})"] = episode.seconds
     return waits

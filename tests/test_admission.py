@@ -8,8 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.admission import Admission, AdmissionSettings, Word, episode_seed, task_of_group
-from controller.pace import ENOUGH, LEAST_SECONDS, Pace
+from controller.admission import (
+    MIN_LIMIT_SECONDS,
+    PACE_EPISODES,
+    ActorReport,
+    Admission,
+    AdmissionSettings,
+    Pace,
+    episode_seed,
+    task_of_group,
+)
 from protocol.messages import EpisodeKey
 
 
@@ -28,7 +36,7 @@ def make(
             episode_seconds=episode_seconds,
         )
     )
-    admission.start(next_group=0, received=[], updates_left=updates)
+    admission.start(next_group=0, received=[], updates_remaining=updates)
     return admission
 
 
@@ -47,16 +55,16 @@ def test_no_more_groups_are_admitted_than_there_are_slots():
 def test_a_slot_comes_back_only_when_the_weights_are_applied():
     admission = make()
     lease_all(admission)
-    admission.trained(version=1, groups=[0, 1])
+    admission.hold_until_applied(version=1, groups=[0, 1])
     assert lease_all(admission) == []
-    admission.applied(1)
+    admission.free_slots(1)
     assert {lease.key.group for lease in lease_all(admission)} == {4, 5}
 
 
 def test_a_dropped_group_is_replaced_so_that_all_updates_can_happen():
     admission = make(updates=1, max_staleness=0)
     lease_all(admission)
-    admission.dropped([1])
+    admission.replace_dropped([1])
     assert {lease.key.group for lease in lease_all(admission)} == {2}
 
 
@@ -78,7 +86,7 @@ def test_evaluation_episodes_go_out_before_training_episodes():
 def test_a_lost_actors_episode_is_leased_again_as_another_attempt_with_the_same_seed():
     admission = make()
     first = admission.lease(b"a")
-    admission.actor_lost(b"a")
+    admission.take_back_from(b"a")
     again = admission.lease(b"b")
     assert (again.key, again.lease_attempt, again.seed, again.task_index) == (
         first.key,
@@ -86,28 +94,28 @@ def test_a_lost_actors_episode_is_leased_again_as_another_attempt_with_the_same_
         first.seed,
         first.task_index,
     )
-    assert admission.holds(first.key, 1, b"b")
-    assert not admission.holds(first.key, 0, b"a") and not admission.holds(first.key, 1, b"a"), (
-        "it is another actor's now"
-    )
+    assert admission.has_lease(first.key, 1, b"b")
+    assert not admission.has_lease(first.key, 0, b"a") and not admission.has_lease(
+        first.key, 1, b"a"
+    ), "it is another actor's now"
 
 
 def test_an_episode_is_given_up_when_its_leases_are_used_up():
     admission = make(max_leases=2)
     key = admission.lease(b"a").key
-    assert admission.actor_lost(b"a") == []
+    assert admission.take_back_from(b"a") == []
     assert admission.lease(b"b").key == key
-    assert admission.actor_lost(b"b") == [key]
+    assert admission.take_back_from(b"b") == [key]
 
 
 def test_an_episode_that_takes_too_long_is_leased_to_another_actor_while_its_own_lives():
     admission = make(max_leases=2, episode_seconds=10.0)
     slow = admission.lease(b"a", now=10.0)
     quick = admission.lease(b"a", now=20.0)
-    assert admission.overdue(now=25.0) == []
-    assert not admission.holds(slow.key, 0, b"a") and admission.holds(quick.key, 0, b"a")
+    assert admission.take_back_overdue(now=25.0) == []
+    assert not admission.has_lease(slow.key, 0, b"a") and admission.has_lease(quick.key, 0, b"a")
     assert admission.lease(b"b", now=30.0).key == slow.key
-    assert admission.overdue(now=50.0) == [slow.key], "its leases are used up"
+    assert admission.take_back_overdue(now=50.0) == [slow.key], "its leases are used up"
 
 
 def test_who_plays_longest_is_listed_first():
@@ -116,7 +124,10 @@ def test_who_plays_longest_is_listed_first():
         admission.lease(actor, now=seconds).key
         for actor, seconds in ((b"a", 5.0), (b"b", 1.0), (b"c", 3.0))
     ]
-    assert admission.oldest(now=7.0, most=2) == [(keys[1], b"b", 0, 6.0), (keys[2], b"c", 0, 4.0)]
+    assert admission.longest_in_flight(now=7.0, limit=2) == [
+        (keys[1], b"b", 0, 6.0),
+        (keys[2], b"c", 0, 4.0),
+    ]
 
 
 def played(episodes: int, seconds: float, episode_seconds: float = 1800.0) -> Admission:
@@ -124,18 +135,18 @@ def played(episodes: int, seconds: float, episode_seconds: float = 1800.0) -> Ad
     admission = make(groups=50, max_leases=5, episode_seconds=episode_seconds)
     for _ in range(episodes):
         lease = admission.lease(b"a", now=0.0)
-        assert admission.ended(lease.key, b"a", lease.lease_attempt, now=seconds)
+        assert admission.end_episode(lease.key, b"a", lease.lease_attempt, now=seconds)
     return admission
 
 
 def test_an_episode_that_never_ends_is_given_up_at_the_pace_of_the_others():
-    admission = played(ENOUGH, seconds=25.0)
+    admission = played(PACE_EPISODES, seconds=25.0)
     began = 1000.0
     leases = []
     stuck = admission.lease(b"a", now=began).key
     now = began
     for _ in range(5):
-        while not (given_up := admission.overdue(now)) and stuck in admission.leased:
+        while not (given_up := admission.take_back_overdue(now)) and stuck in admission.leased:
             now += 1.0
         leases.append(now - began - sum(leases))
         if not given_up:
@@ -146,25 +157,25 @@ def test_an_episode_that_never_ends_is_given_up_at_the_pace_of_the_others():
 @pytest.mark.parametrize(
     ("episodes", "seconds", "limit"),
     [
-        (ENOUGH - 1, 25.0, 1800.0),
-        (ENOUGH, 1.0, LEAST_SECONDS),
-        (ENOUGH, 100.0, 400.0),
-        (ENOUGH, 1000.0, 1800.0),
+        (PACE_EPISODES - 1, 25.0, 1800.0),
+        (PACE_EPISODES, 1.0, MIN_LIMIT_SECONDS),
+        (PACE_EPISODES, 100.0, 400.0),
+        (PACE_EPISODES, 1000.0, 1800.0),
     ],
     ids=["too few have ended", "quick ones", "4 times the usual", "never longer than the setting"],
 )
 def test_how_long_an_episode_may_take_follows_how_long_others_took(episodes, seconds, limit):
     admission = played(episodes, seconds)
     key = admission.lease(b"a", now=0.0).key
-    admission.overdue(now=limit)
+    admission.take_back_overdue(now=limit)
     assert key in admission.leased
-    admission.overdue(now=limit + 1)
+    admission.take_back_overdue(now=limit + 1)
     assert key not in admission.leased
 
 
 def test_where_all_episodes_become_slow_the_limit_follows_though_none_came_to_its_end():
     pace = Pace(1800.0)
-    for seconds in (1.0,) * ENOUGH + (70.0,) * ENOUGH:
+    for seconds in (1.0,) * PACE_EPISODES + (70.0,) * PACE_EPISODES:
         pace.add(seconds)
     assert pace.limit_seconds(0) == 280.0
 
@@ -173,19 +184,23 @@ def test_an_episode_whose_actor_does_not_know_of_it_is_leased_again():
     admission = make()
     known, lost, on_its_way = (admission.lease(b"a", now=float(second)) for second in range(3))
     others = admission.lease(b"b", now=0.0)
-    assert admission.unknown({b"a": Word(12.0, {(known.key, 0)})}, seconds=10.0) == []
+    assert (
+        admission.take_back_unknown({b"a": ActorReport(12.0, {(known.key, 0)})}, seconds=10.0) == []
+    )
     assert (admission.lease(b"c").key, admission.revoked) == (lost.key, [(lost.key, 0, b"a")])
     assert (
-        admission.holds(known.key, 0, b"a")
-        and admission.holds(on_its_way.key, 0, b"a")
-        and admission.holds(others.key, 0, b"b")
+        admission.has_lease(known.key, 0, b"a")
+        and admission.has_lease(on_its_way.key, 0, b"a")
+        and admission.has_lease(others.key, 0, b"b")
     )
 
 
 def test_a_resumed_run_plays_only_the_members_that_are_missing():
     admission = make()
     admission.__init__(admission.settings)
-    admission.start(next_group=7, received=[EpisodeKey(7, 0), EpisodeKey(7, 2)], updates_left=5)
+    admission.start(
+        next_group=7, received=[EpisodeKey(7, 0), EpisodeKey(7, 2)], updates_remaining=5
+    )
     assert [lease.key for lease in lease_all(admission) if lease.key.group == 7] == [
         EpisodeKey(7, 1)
     ]
@@ -201,7 +216,7 @@ def resumed(
     )
     received = [EpisodeKey(7 + group, member) for group in range(complete) for member in range(2)]
     admission.start(
-        next_group=7, received=[*received, EpisodeKey(7 + complete, 0)], updates_left=updates
+        next_group=7, received=[*received, EpisodeKey(7 + complete, 0)], updates_remaining=updates
     )
     return admission
 
@@ -210,17 +225,17 @@ def test_a_resumed_run_plays_nothing_again_of_groups_beyond_its_slots():
     admission = resumed()
     played = lease_all(admission)
     for update, group in enumerate((7, 8, 9), 1):
-        admission.trained(update, [group])
-        admission.applied(update)
+        admission.hold_until_applied(update, [group])
+        admission.free_slots(update)
         played += lease_all(admission)
     assert [lease.key for lease in played] == [EpisodeKey(10, 1)]
 
 
 def test_groups_that_were_dropped_before_they_were_admitted_take_no_slot():
     admission = resumed(updates=2)
-    admission.dropped([8, 9])
-    admission.trained(1, [7])
-    admission.applied(1)
+    admission.replace_dropped([8, 9])
+    admission.hold_until_applied(1, [7])
+    admission.free_slots(1)
     assert admission.holding == {10} and [lease.key for lease in lease_all(admission)] == [
         EpisodeKey(10, 1)
     ]
@@ -229,8 +244,8 @@ def test_groups_that_were_dropped_before_they_were_admitted_take_no_slot():
 def test_groups_that_were_trained_on_before_they_were_admitted_take_no_slot():
     admission = resumed()
     for update, group in enumerate((7, 8, 9), 1):
-        admission.trained(update, [group])
-    admission.applied(3)
+        admission.hold_until_applied(update, [group])
+    admission.free_slots(3)
     assert admission.holding == {10}
 
 
@@ -260,24 +275,24 @@ def test_a_resumed_run_comes_to_its_end_whatever_is_in_its_log_and_plays_none_of
     applied = 0
     cursor = 0
     admission.start(
-        next_group=0, received=sorted(log, key=lambda key: key.id), updates_left=updates
+        next_group=0, received=sorted(log, key=lambda key: key.id), updates_remaining=updates
     )
     for _ in range(400):
         while trained < updates and {EpisodeKey(cursor, 0), EpisodeKey(cursor, 1)} <= have:
             if cursor in useless:
-                admission.dropped([cursor])
+                admission.replace_dropped([cursor])
             else:
                 batch.append(cursor)
             cursor += 1
             if len(batch) == groups:
                 trained += 1
-                admission.trained(trained, batch)
+                admission.hold_until_applied(trained, batch)
                 batch = []
                 if not eager:
                     break
         if applied < trained:
             applied += 1
-            admission.applied(applied)
+            admission.free_slots(applied)
         for lease in lease_all(admission):
             assert lease.key not in have
             have.add(lease.key)
@@ -291,21 +306,23 @@ def test_finishing_cancels_training_episodes_and_leaves_evaluations():
     evaluation = admission.lease(b"a")
     training = admission.lease(b"a")
     assert set(admission.finish()) == {training.key, EpisodeKey(0, 1)}
-    assert admission.holds(evaluation.key, 0, b"a")
-    assert not admission.holds(training.key, 0, b"a")
+    assert admission.has_lease(evaluation.key, 0, b"a")
+    assert not admission.has_lease(training.key, 0, b"a")
 
 
 def test_an_episode_is_ended_by_whoever_had_a_lease_of_it_and_nobody_else():
     admission = make()
     first = admission.lease(b"a")
     assert (
-        not admission.ended(first.key, b"b", 0)
-        and not admission.ended(first.key, b"a", 1)
-        and not admission.ended(first.key, b"a", -1)
+        not admission.end_episode(first.key, b"b", 0)
+        and not admission.end_episode(first.key, b"a", 1)
+        and not admission.end_episode(first.key, b"a", -1)
     )
-    assert admission.holds(first.key, 0, b"a")
-    admission.actor_lost(b"a")
-    assert admission.ended(first.key, b"a", 0), "its trajectory had arrived before it was lost"
+    assert admission.has_lease(first.key, 0, b"a")
+    admission.take_back_from(b"a")
+    assert admission.end_episode(first.key, b"a", 0), (
+        "its trajectory had arrived before it was lost"
+    )
     assert first.key not in [lease.key for lease in lease_all(admission, b"b")]
 
 
@@ -346,7 +363,7 @@ def test_invariant_1_no_trained_token_is_older_than_max_staleness(
         elif event == "drop" and open_groups:
             group = data.draw(st.sampled_from(open_groups))
             dropped.add(group)
-            admission.dropped([group])
+            admission.replace_dropped([group])
         elif event == "train":
             batch = []
             cursor = consumed
@@ -360,9 +377,9 @@ def test_invariant_1_no_trained_token_is_older_than_max_staleness(
                 consumed = cursor
                 learner_version += 1
                 awaiting.append(learner_version)
-                admission.trained(learner_version, batch)
+                admission.hold_until_applied(learner_version, batch)
         elif event == "apply" and awaiting:
             engine_version = awaiting.pop(0)
-            admission.applied(engine_version)
+            admission.free_slots(engine_version)
         note_admissions()
         assert len(admission.holding) <= (staleness + 1) * groups

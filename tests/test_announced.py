@@ -27,7 +27,7 @@ async def evaluating(longest_seconds: float = 60.0):
     announced = Announced(admission, 1, longest_seconds, nothing)
     for message in (weights(1), Evaluate(evaluation=7, episodes=2), weights(2)):
         await announced.put(message)
-    assert (await announced.next_weights()).version == 1 and not admission.evaluating()
+    assert (await announced.next_weights()).version == 1 and not admission.is_evaluating()
     waiting = asyncio.create_task(announced.next_weights())
     while announced.waiting():
         await asyncio.sleep(0)
@@ -38,7 +38,7 @@ async def test_new_weights_wait_for_the_last_episode_of_an_evaluation() -> None:
     admission, announced, waiting, leases = await evaluating()
     for lease in leases:
         assert lease.key.evaluation and not waiting.done()
-        assert admission.ended(lease.key, b"a", lease.lease_attempt)
+        assert admission.end_episode(lease.key, b"a", lease.lease_attempt)
         announced.look()
     assert (await waiting).version == 2
 
@@ -54,7 +54,7 @@ async def test_an_evaluation_that_is_given_up_holds_nothing_and_its_leases_lapse
         weights(3),
     ):
         await announced.put(message)
-    assert (await announced.next_weights()).version == 3 and not admission.evaluating()
+    assert (await announced.next_weights()).version == 3 and not admission.is_evaluating()
 
 
 async def test_an_evaluation_that_does_not_end_holds_new_weights_no_longer_than_an_episode_may_take(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
-from controller.credits import CLAIMS, CreditQueue
+from controller.admission import CLAIMS_BELIEVED, CreditQueue
 
 
 def served(credits: CreditQueue) -> bytes:
-    actor = credits.first()
-    credits.served()
-    return actor
+    return credits.pop()
 
 
 def test_nobody_starves_behind_an_actor_that_asks_again_before_all_it_asked_for_has_come():
@@ -47,32 +45,35 @@ def test_a_lost_actor_is_not_served_and_takes_nobodys_place():
     credits = CreditQueue()
     for name, episodes in ((b"a", 2), (b"b", 1), (b"a", 1)):
         credits.add(name, episodes)
-    credits.lost(b"a")
+    credits.forget(b"a")
     assert [served(credits) for _ in range(len(credits))] == [b"b"]
 
 
 def test_what_an_actor_keeps_claiming_is_believed_since_its_leases_were_lost():
     credits = CreditQueue()
     credits.add(b"a", 1)
-    for _ in range(CLAIMS - 1):
-        credits.claimed(b"a", 3)
-    assert credits.of(b"a") == 1
-    credits.claimed(b"a", 3)
-    assert credits.of(b"a") == 3
+    for _ in range(CLAIMS_BELIEVED - 1):
+        credits.hear_claim(b"a", 3)
+    assert credits.count(b"a") == 1
+    credits.hear_claim(b"a", 3)
+    assert credits.count(b"a") == 3
 
 
 def test_a_claim_that_is_met_in_between_counts_anew():
     """A lease was on its way."""
     credits = CreditQueue()
-    for _ in range(3 * CLAIMS):
-        credits.claimed(b"a", 1)
-        credits.claimed(b"a", 0)
-    assert credits.of(b"a") == 0
+    for _ in range(3 * CLAIMS_BELIEVED):
+        credits.hear_claim(b"a", 1)
+        credits.hear_claim(b"a", 0)
+    assert credits.count(b"a") == 0
 
 
 def test_what_a_process_before_it_has_asked_for_under_its_name_is_forgotten():
     credits = CreditQueue()
     for name, episodes in ((b"a", 2), (b"b", 1), (b"a", 2)):
         credits.add(name, episodes)
-    credits.claimed(b"a", 1)
-    assert credits.of(b"a") == 1 and [served(credits) for _ in range(len(credits))] == [b"a", b"b"]
+    credits.hear_claim(b"a", 1)
+    assert credits.count(b"a") == 1 and [served(credits) for _ in range(len(credits))] == [
+        b"a",
+        b"b",
+    ]

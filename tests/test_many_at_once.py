@@ -56,7 +56,7 @@ class Bench:
 
     def lease(self) -> Lease:
         """What the actor may play."""
-        self.controller.admission.start(next_group=0, received=[], updates_left=1)
+        self.controller.admission.start(next_group=0, received=[], updates_remaining=1)
         return self.controller.admission.lease(b"an actor", time.monotonic())
 
     async def asked(self, request: TurnRequest) -> TurnResult | TurnFailed:
@@ -149,7 +149,7 @@ async def test_an_actor_that_was_heard_of_while_the_controller_stood_still_is_no
     )  # the loop that is blocked is the controller's
     assert isinstance(decode(await asyncio.wait_for(bench.actor.recv(), 20)), HeartbeatAck)
     watching.cancel()
-    assert controller.admission.holds(lease.key, lease.lease_attempt, b"an actor") and list(
+    assert controller.admission.has_lease(lease.key, lease.lease_attempt, b"an actor") and list(
         controller._last_seen
     ) == [b"an actor"]
 
@@ -170,8 +170,8 @@ async def test_a_lease_that_its_actor_does_not_speak_of_is_taken_back(bench: Ben
         await asyncio.wait_for(bench.actor.recv(), 20)
         await asyncio.sleep(beat)
     watching.cancel()
-    assert controller.admission.holds(lease.key, lease.lease_attempt, b"an actor") == knows
-    assert controller._credits.of(b"an actor") == 0
+    assert controller.admission.has_lease(lease.key, lease.lease_attempt, b"an actor") == knows
+    assert controller._credits.count(b"an actor") == 0
 
 
 async def test_turns_that_an_actor_has_no_lease_for_are_refused_and_leave_nothing_behind(
@@ -192,7 +192,7 @@ async def test_a_turn_whose_lease_lapses_while_it_is_played_leaves_nothing_behin
     scores = bench.controller._desk.turns.scores
 
     async def answer(request: TurnRequest) -> TurnFailed:
-        bench.controller.admission.actor_lost(b"an actor")
+        bench.controller.admission.take_back_from(b"an actor")
         scores[request.key, request.lease_attempt] = 0.5
         return failed(request)
 

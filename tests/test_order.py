@@ -112,13 +112,13 @@ class World:
         episode = trajectory(key.group, key.member, reason)
         self.intake.take([(episode, episode)])
         self.intake.take([(episode, episode)])
-        assert self.admission.ended(key, b"actor", 0)
+        assert self.admission.end_episode(key, b"actor", 0)
         self.leased.remove(key)
 
     def train(self) -> None:
         unusable = self.buffer.advance()
         if unusable:
-            self.admission.dropped(unusable)
+            self.admission.replace_dropped(unusable)
         batch = self.buffer.take(self.learner.groups) if self.update < self.updates else None
         if batch is None:
             return
@@ -130,13 +130,13 @@ class World:
         self.trained += [episode.key for group in batch[1] for episode in group]
         self.told += self.buffer.take_dropped()
         self.update += 1
-        self.admission.trained(self.update, batch[0])
+        self.admission.hold_until_applied(self.update, batch[0])
         self.awaiting.append(self.update)
 
     def apply(self) -> None:
         if self.awaiting:
             self.engines = self.awaiting.pop(0)
-            self.admission.applied(self.engines)
+            self.admission.free_slots(self.engines)
 
 
 EVENTS = ["arrive", "arrive", "arrive", "fail", "train", "train", "apply", "save", "crash"]
