@@ -97,7 +97,7 @@ class _Turn:
 
         The multipliers are odd constants.
         """
-        number = self.request.turn * 8_191 + len(self.rejected) * 131
+        number = self.request.turn_index * 8_191 + len(self.rejected) * 131
         return (self.episode_seed * 1_000_003 + number) & 0x7FFFFFFF
 
     def response_id(self, nonce: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from config.options import SHORT_NAMES, all_settings
+from config.resolve import parse_overrides, resolve
 from protocol import messages
 from supervisor.cli.reference import PAGES
 
@@ -97,6 +99,25 @@ def test_documents_settings_of_guides_exist(page: Path) -> None:
     named = re.findall(r"`([a-z_]+\.[a-z_.]+)`", page.read_text())
     settings = {name for name in named if name.partition(".")[0] in sections} - {"run.py"}
     assert settings - set(all_settings()) == set()
+
+
+def train_commands(text: str) -> list[list[str]]:
+    """Return the settings of each `python run.py` in a page that starts a new run."""
+    commands = []
+    for _language, code in FENCE.findall(text):
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:2] == ["python", "run.py"] and "--resume" not in words:
+                settings = [word for word in words[2:] if word not in ("--serial", "--dry-run")]
+                # a checkpoint of the reader's: some directory
+                commands.append([re.sub(r"^RUN/.*", str(DOCS), word) for word in settings])
+    return [words for words in commands if not words or words[0].startswith("--")]
+
+
+@every_guide
+def test_documents_train_commands_of_guides_are_accepted(page: Path) -> None:
+    for settings in train_commands(page.read_text()):
+        resolve(overrides=parse_overrides(settings))
 
 
 @every_guide
