@@ -22,7 +22,7 @@ if __name__ == "__main__":
         run_fleet(
             endpoint,
             job.config.actor.count,
-            job.config.actor.episodes_per_actor,
+            job.config.actor.episodes,
             CONNECT_SECONDS,
             load_keys(job.config.security.keys),
         )

@@ -77,7 +77,7 @@ class Stage:
 
     def move(self, tokens: bytes) -> StepOutcome:
         """Carry out the response, up to the next prompt."""
-        response = self._prompter.text(unpack(tokens, INT32).tolist())
+        response = self._prompter.decode(unpack(tokens, INT32).tolist())
         anchor = require_text("state_key()", self._episode.state_key())
         parsed = self._environment.parse(response, self._view.observation.admissible)
         action = require_text("action", _attribute("parse()", parsed, "action"))
@@ -117,7 +117,7 @@ class Stage:
         text = require_text("prompt()", self._environment.prompt(self._view), None)
         if len(text) > self._max_prompt_characters:
             return None
-        tokens = self._prompter.prompt(text)
+        tokens = self._prompter.encode_prompt(text)
         return tokens if len(tokens) <= self._max_prompt_tokens else None
 
 

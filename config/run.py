@@ -11,12 +11,12 @@ class RunSection(Section):
     """How long a run goes on, and where it writes."""
 
     seed: Annotated[int, says("Seed of everything random", ge=0)] = 0
-    max_updates: Annotated[int, says("Stop after this many updates of the policy", ge=0)] = 100
-    max_tokens: Annotated[
+    updates: Annotated[int, says("Stop after this many updates of the policy", ge=0)] = 100
+    tokens: Annotated[
         int,
         says("Stop once so many tokens were generated for training batches; 0: no limit", ge=0),
     ] = 0
-    max_minutes: Annotated[
+    minutes: Annotated[
         float,
         says(
             "Stop training after this many minutes; set-up counts, and so does the time before "

@@ -107,7 +107,7 @@ class Controller:
         learner = self.config.learner
         self.admission = Admission(
             AdmissionSettings(
-                groups=learner.groups_per_update,
+                groups=learner.groups,
                 group_size=learner.group_size,
                 max_staleness=learner.max_staleness,
                 max_leases=self.config.actor.max_leases,
@@ -171,7 +171,7 @@ class Controller:
             Path(job.run_dir) / METRICS_FILE,
             lambda: {
                 "version": self.version,
-                "updates": self.config.run.max_updates,
+                "updates": self.config.run.updates,
                 "gauges": self._last_gauges,
                 **shown(*parts),
             },
@@ -199,7 +199,7 @@ class Controller:
                     self._report,
                     self._lag.run,
                     self._dashboard.run,
-                    self._learner.repeat,
+                    self._learner.resend_loop,
                     self._stats.run_send_only,
                 ):
                     loops.create_task(loop())
@@ -342,7 +342,7 @@ class Controller:
 
     async def _serve_learner(self) -> None:
         while True:
-            peer, message, _ = await self._learner.hear()
+            peer, message, _ = await self._learner.receive()
             match message:
                 case LearnerReady() as state:
                     self._desk.turns.thresholds.restore(state.control_state)
@@ -442,13 +442,13 @@ class Controller:
             self._desk.engines.check()
             self._desk.spans.flush()
             await self._send_gauges()
-            await self._stats.tell(
+            await self._stats.send(
                 Stats(source="controller", event="waiting", values=self._waiting())
             )
 
     async def _send_gauges(self) -> None:
         self._last_gauges = self.gauges()
-        await self._stats.tell(Stats(source="controller", event="gauge", values=self._last_gauges))
+        await self._stats.send(Stats(source="controller", event="gauge", values=self._last_gauges))
 
     def _waiting(self) -> dict[str, float]:
         """What the controller waits for, in words: for how many seconds."""
@@ -485,7 +485,7 @@ class Controller:
         )  # a ROUTER drops what is for a peer that is gone
 
     async def _to_learner(self, message: Message) -> None:
-        await self._learner.tell(LEARNER, message)
+        await self._learner.send(LEARNER, message)
 
     async def _to_shard(self, shard: bytes, message: Message) -> None:
         await self._shard_socket.send_multipart([shard, encode(message)])

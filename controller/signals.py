@@ -50,7 +50,7 @@ PROBE_SETTINGS = ThinkingSettings(
     score="paper",
     alpha=0.5,
     vocabulary=2,
-    delta_statistic="mean",
+    statistic="mean",
     window=0,
     epsilon=None,
     min_thinking=1,
@@ -63,9 +63,7 @@ class NoProgressError(Exception):
     """The engine makes no progress with a turn."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(
-            f"the engine made no progress for {seconds:g} s (engine.progress_timeout_s)"
-        )
+        super().__init__(f"the engine made no progress for {seconds:g} s (control.stall_seconds)")
 
 
 async def await_with_progress_timeout(

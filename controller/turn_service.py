@@ -208,7 +208,7 @@ class TurnService:
                 )
             else:
                 if self.version < 0:
-                    await self.engines.join(self._meeting, deadline=deadline)
+                    await self.engines.init_nccl_group(self._meeting, deadline=deadline)
                 seconds = await self.engines.receive_weights(transfer, version, deadline=deadline)
         if verify:
             self._verified = version
@@ -245,10 +245,10 @@ class TurnService:
                 "an engine sends no signals: uncertainty is estimated from streams of log-probs "
                 "(control.signal)"
             )
-        if control.decide_in == "engine" and control.mode not in ("off", "void"):
-            log.warning("control.decide_in engine needs the tap: the controller decides")
+        if control.where == "engine" and control.mode not in ("off", "void"):
+            log.warning("control.where engine needs the tap: the controller decides")
         self.turns.streamer = StreamingController(
-            self._tokens.vocabulary, control.top_j, self._config.engine.progress_timeout_s
+            self._tokens.vocabulary, control.top_j, control.stall_seconds
         )
 
     async def _signals_from(self, engine: EngineClient) -> bool:
@@ -264,9 +264,7 @@ class TurnService:
 
     def standing(self) -> list[tuple[str, str, int]]:
         """Address, health and turns of each engine."""
-        return [
-            (url, str(health), turns) for url, (health, turns) in self.engines.standing().items()
-        ]
+        return [(url, str(health), turns) for url, (health, turns) in self.engines.status().items()]
 
     def gauges(self) -> dict[str, float]:
         """What is known now: counters are totals since the start."""
@@ -280,7 +278,7 @@ class TurnService:
             "interventions": self.signals.interventions + counters.cuts,
             "turns_in_flight": len(self._tasks),
             "engines": sum(
-                health is Health.HEALTHY for health, _ in self.engines.standing().values()
+                health is Health.HEALTHY for health, _ in self.engines.status().values()
             ),
             "signal_frames": self.signals.frames,
             "bad_frames": self.signals.reader.dropped_frames,

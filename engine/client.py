@@ -207,7 +207,7 @@ class EngineClient:
         number = version_number(version)
         return None if number == UNKNOWN_VERSION else number
 
-    async def computes(self) -> bool:
+    async def computes_finite(self) -> bool:
         """Whether its model computes numbers: the log-prob of one token is none where it computes
         NaN or infinity. Raises EngineError."""
         name = f"probe-{token_hex(8)}"
@@ -216,7 +216,7 @@ class EngineClient:
         )
         return all(map(isfinite, generation.log_probs))
 
-    async def forget_version(self) -> None:
+    async def reset_version(self) -> None:
         """Whatever weights an earlier run has left, they are none of this one's versions."""
         await self._call(
             "admin", "POST", "/update_weight_version", {"new_version": str(UNKNOWN_VERSION)}
@@ -237,12 +237,12 @@ class EngineClient:
         info = {"path": path, "version": version, "checksum": checksum, "verify": verify}
         await self._call("admin", "POST", "/update_weights", {"update_info": info})
 
-    async def workers(self) -> int:
+    async def count_workers(self) -> int:
         """Processes that hold the engine's model: as many ranks where weights are sent over
         NCCL."""
         return int((await self._ask("/get_world_size"))["world_size"])
 
-    async def join(self, host: str, port: int, rank: int, size: int) -> None:
+    async def init_nccl_group(self, host: str, port: int, rank: int, size: int) -> None:
         """Have the engine's one worker meet the learner, which is rank 0, at `host`:`port`, as
         `rank` of `size`.
 
@@ -251,7 +251,7 @@ class EngineClient:
         received. Raises EngineError.
         """
         await self._call("admin", "POST", "/shutdown_weight_transfer_engine")
-        await self.forget_version()
+        await self.reset_version()
         info = {
             "master_address": host,
             "master_port": port,
@@ -263,7 +263,7 @@ class EngineClient:
 
     async def receive_weights(self, transfer: Transfer) -> None:
         """Load what the learner sends meanwhile; between `start_update` and `finish_update`, after
-        `join`. Returns when it has arrived.
+        `init_nccl_group`. Returns when it has arrived.
 
         Raises EngineError, and what weights the engine then has is not known.
         """

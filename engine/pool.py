@@ -103,7 +103,7 @@ class EnginePool:
         """Those that get turns."""
         return [entry.client for entry in self._well()]
 
-    def standing(self) -> dict[str, tuple[Health, int]]:
+    def status(self) -> dict[str, tuple[Health, int]]:
         """Address of each engine -> what is thought of it, and the turns it has."""
         return {
             entry.client.url: (entry.health, len(entry.turns)) for entry in self._entries.values()
@@ -147,7 +147,7 @@ class EnginePool:
         finally:
             entry.turns.discard(turn)
 
-    def suspect(self, engine: EngineClient, why: str) -> None:
+    def mark_suspect(self, engine: EngineClient, why: str) -> None:
         """It failed a call: no turns for it until it has answered, and has the newest weights."""
         entry = self._entries[engine]
         if entry.health is not Health.HEALTHY:
@@ -162,12 +162,12 @@ class EnginePool:
         self._recovering.add(task)
         task.add_done_callback(self._recovering.discard)
 
-    async def doubt(self, engine: EngineClient, why: str) -> None:
+    async def check_finite(self, engine: EngineClient, why: str) -> None:
         """Its model computed NaN or infinity in a turn: it becomes suspect if it does so whatever
         it is asked."""
         if await _computes(engine) is False:
             self._entries[engine].doubted = True
-            self.suspect(
+            self.mark_suspect(
                 engine,
                 f"{why}, as of anything else: its weights hold such, or overflow in engine.dtype",
             )
@@ -181,7 +181,7 @@ class EnginePool:
                 healthy, await asyncio.gather(*map(_answers, healthy)), strict=True
             ):
                 if not answers:
-                    self.suspect(engine, "it does not answer")
+                    self.mark_suspect(engine, "it does not answer")
 
     def check_weights(self, engine: EngineClient, spans: Iterable[Span]) -> None:
         """Of a response.
@@ -206,7 +206,7 @@ class EnginePool:
         except (EngineError, TimeoutError) as error:
             if type(error) is EngineError and await _answers(engine):
                 raise
-            self.suspect(engine, str(error) or "no answer in time")
+            self.mark_suspect(engine, str(error) or "no answer in time")
 
     async def apply_weights(
         self, path: str, version: int, checksum: str, *, deadline: float, verify: bool = False
@@ -219,7 +219,7 @@ class EnginePool:
         await self._healthy.wait()
         return max(seconds, default=0.0)
 
-    async def join(self, endpoint: str, *, deadline: float) -> None:
+    async def init_nccl_group(self, endpoint: str, *, deadline: float) -> None:
         """All engines meet the learner at `endpoint` (tcp://host:port), for `receive_weights`.
 
         Raises EngineError after `deadline` seconds, or when an engine refuses or has several
@@ -230,7 +230,7 @@ class EnginePool:
         try:
             async with asyncio.timeout(deadline):
                 for engine, workers in zip(
-                    self, await _all(engine.workers() for engine in self), strict=True
+                    self, await _all(engine.count_workers() for engine in self), strict=True
                 ):
                     if workers != 1:  # the learner counts on as many ranks as it knows of engines
                         raise EngineError(
@@ -238,7 +238,7 @@ class EnginePool:
                             f"{engine.url} has {workers}"
                         )
                 await _all(
-                    engine.join(place.hostname, place.port, rank, size)
+                    engine.init_nccl_group(place.hostname, place.port, rank, size)
                     for rank, engine in enumerate(self, 1)
                 )
         except TimeoutError:
@@ -274,7 +274,7 @@ class EnginePool:
         """
         if not entry.forgotten:
             async with asyncio.timeout(PROBE_SECONDS):
-                await entry.client.forget_version()
+                await entry.client.reset_version()
             entry.forgotten = True
 
     async def _update(self, entry: _Entry, weights: Weights, verify: bool) -> float:
@@ -322,7 +322,7 @@ class EnginePool:
         entry.doubted = await _computes(entry.client) is not True
         if entry.doubted and self._weights is not None:
             with contextlib.suppress(EngineError):
-                await entry.client.forget_version()
+                await entry.client.reset_version()
         return not entry.doubted
 
     async def _brought_up_to_date(self, entry: _Entry) -> bool:
@@ -386,6 +386,6 @@ async def _computes(engine: EngineClient) -> bool | None:
     """Whether its model computes numbers; None where it did not say in time."""
     try:
         async with asyncio.timeout(PROBE_SECONDS):
-            return await engine.computes()
+            return await engine.computes_finite()
     except (EngineError, TimeoutError):
         return None

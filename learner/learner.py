@@ -149,7 +149,7 @@ class Learner:
                 loops = (
                     self._intake.run(),
                     self._listen(),
-                    self._controller.repeat(),
+                    self._controller.resend_loop(),
                     self._stats.run_send_only(),
                     self._report(),
                     self._lag.run(),
@@ -198,7 +198,7 @@ class Learner:
         await self._outgoing.announced()
         await self._phase("evaluating")
         await self._evaluate(wait=True)
-        await self._phase("training", self.training.update_number, self._config.run.max_updates)
+        await self._phase("training", self.training.update_number, self._config.run.updates)
         self.training.began = self.training.began or self._seconds()
         if self._config.learner.rollback and latest(self._run_dir) is None:
             await self._checkpoint()
@@ -244,7 +244,7 @@ class Learner:
                     "queue_trajectories": self._buffer.waiting(),
                 },
             )
-            await self._phase("training", self.training.update_number, self._config.run.max_updates)
+            await self._phase("training", self.training.update_number, self._config.run.updates)
             every = self._config.eval.every
             if every and self.training.update_number % every == 0 and self._updates_left() > 0:
                 evaluations.add(asyncio.create_task(self._evaluate(wait=False)))
@@ -278,7 +278,7 @@ class Learner:
         """The next batch, oldest groups first; None when time or tokens are used up, or the user
         wants to stop."""
         update = self.training.update_number + 1
-        groups = self._config.learner.groups_per_update
+        groups = self._config.learner.groups
         with self._waits.on(lambda: batch_words(self._buffer, update, groups)):
             while not (
                 self._stop.is_set() or self._seconds_left() <= 0 or self._tokens_left() <= 0
@@ -335,25 +335,21 @@ class Learner:
             pass
 
     def _updates_left(self) -> int:
-        return max(0, self._config.run.max_updates - self.training.update_number)
+        return max(0, self._config.run.updates - self.training.update_number)
 
     def _tokens_left(self) -> float:
-        return (
-            self._config.run.max_tokens - self.training.tokens
-            if self._config.run.max_tokens
-            else inf
-        )
+        return self._config.run.tokens - self.training.tokens if self._config.run.tokens else inf
 
     def _share_over(self) -> float:
         """Share of the training that is over."""
         run = self._config.run
         began = self.training.began
         limits = [
-            (self.training.update_number, run.max_updates),
-            (self._seconds() - began, 60 * run.max_minutes - began),
+            (self.training.update_number, run.updates),
+            (self._seconds() - began, 60 * run.minutes - began),
         ]
         return training_fraction(
-            *limits, *([(self.training.tokens, run.max_tokens)] if run.max_tokens else [])
+            *limits, *([(self.training.tokens, run.tokens)] if run.tokens else [])
         )
 
     def _seconds(self) -> float:
@@ -361,7 +357,7 @@ class Learner:
         return time.monotonic() - self._started
 
     def _seconds_left(self) -> float:
-        return 60 * self._config.run.max_minutes - self._seconds()
+        return 60 * self._config.run.minutes - self._seconds()
 
     # --- weights and checkpoints
 
@@ -458,7 +454,7 @@ class Learner:
 
     async def _listen(self) -> None:
         while True:
-            _, message, frame = await self._controller.hear()
+            _, message, frame = await self._controller.receive()
             match message:
                 case WeightsApplied() as applied:
                     self._pause_seconds = applied.seconds
@@ -502,10 +498,10 @@ class Learner:
         await self._send("phase", {"phase": phase} | ({"done": done, "of": of} if of else {}))
 
     async def _send(self, event: str, values: dict) -> None:
-        await self._stats.tell(Stats(source="learner", event=event, values=values))
+        await self._stats.send(Stats(source="learner", event=event, values=values))
 
     async def _tell(self, message: Message) -> None:
-        await self._controller.tell(message)
+        await self._controller.send(message)
 
 
 def _sender(job: Job) -> Callable[[dict[str, Tensor]], None] | None:

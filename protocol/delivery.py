@@ -54,7 +54,7 @@ class Delivery:
         """Messages that the peer may not have."""
         return len(self._unconfirmed)
 
-    async def tell(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:
         """Send a message, and keep it until it is confirmed."""
         numbered = Numbered(session=self._session, number=self._next, frame=encode(message))
         self._next += 1
@@ -77,7 +77,7 @@ class Delivery:
                 self._reader.refuse(self._peer, f"{type(other).__name__} without a number")
         return None
 
-    async def repeat(self) -> None:
+    async def resend(self) -> None:
         """Send the oldest message again, if it is the same one as when this was last called: all of
         them might fill the queue to a peer that is gone."""
         oldest = self._unconfirmed[0].number if self._unconfirmed else -1
@@ -138,11 +138,11 @@ class DeliveryClient:
         self._heartbeat_seconds = heartbeat_seconds
         self._delivery = Delivery(peer, self._hand_over, reader)
 
-    async def tell(self, message: Message) -> None:
+    async def send(self, message: Message) -> None:
         """Never waits for the other end."""
-        await self._delivery.tell(message)
+        await self._delivery.send(message)
 
-    async def hear(self) -> Received:
+    async def receive(self) -> Received:
         """The next message of the other end.
 
         Confirmations are read here, too: somebody has to wait here.
@@ -152,18 +152,18 @@ class DeliveryClient:
             if outer is not None and (received := await self._delivery.take(outer)) is not None:
                 return received
 
-    async def repeat(self) -> None:
+    async def resend_loop(self) -> None:
         """Forever: send again what is not confirmed."""
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
-            await self._delivery.repeat()
+            await self._delivery.resend()
 
     async def run_send_only(self) -> None:
         """Forever: the loops of an end that is told nothing."""
-        await asyncio.gather(self._hear_nothing(), self.repeat())
+        await asyncio.gather(self._hear_nothing(), self.resend_loop())
 
     async def close(self, seconds: float) -> None:
-        """Once all is confirmed, or after so many seconds; nobody may wait in `hear` any more."""
+        """Once all is confirmed, or after so many seconds; nobody may wait in `receive` any more."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._delivery.unconfirmed:
@@ -174,7 +174,7 @@ class DeliveryClient:
 
     async def _hear_nothing(self) -> None:
         while True:
-            received = await self.hear()
+            received = await self.receive()
             self._reader.refuse(
                 self._peer, f"{type(received.message).__name__} from one that only hears"
             )
@@ -208,11 +208,11 @@ class DeliveryServer:
         self._heartbeat_seconds = heartbeat_seconds
         self._deliveries = {name: Delivery(name, self._sender(name), reader) for name in names}
 
-    async def tell(self, name: bytes, message: Message) -> None:
+    async def send(self, name: bytes, message: Message) -> None:
         """Never waits for the other end."""
-        await self._deliveries[name].tell(message)
+        await self._deliveries[name].send(message)
 
-    async def hear(self) -> Received:
+    async def receive(self) -> Received:
         """The next message of any of them."""
         while True:
             if (received := await self._take()) is not None:
@@ -227,12 +227,12 @@ class DeliveryServer:
                 found.append(received)
         return found
 
-    async def repeat(self) -> None:
+    async def resend_loop(self) -> None:
         """Forever: send again what is not confirmed."""
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
             for delivery in self._deliveries.values():
-                await delivery.repeat()
+                await delivery.resend()
 
     def close(self, linger_seconds: float) -> None:
         self._socket.close(linger=round(1000 * linger_seconds))

@@ -22,28 +22,28 @@ class Prompter:
         environment.globals["raise_exception"] = _refuse
         self._template = environment.from_string(chat_template)
 
-    def prompt(self, message: str) -> list[int]:
+    def encode_prompt(self, message: str) -> list[int]:
         """Token ids of one user message, up to where the assistant's answer begins."""
-        return self.prompts([message])[0]
+        return self.encode_prompts([message])[0]
 
-    def prompts(self, messages: Sequence[str]) -> list[list[int]]:
-        """`prompt` of each message, faster for many."""
+    def encode_prompts(self, messages: Sequence[str]) -> list[list[int]]:
+        """`encode_prompt` of each message, faster for many."""
         texts = [
             self._template.render(
                 messages=[{"role": "user", "content": m}], add_generation_prompt=True
             )
             for m in messages
         ]
-        return self.tokens(texts)
+        return self.encode(texts)
 
-    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts as they stand."""
         return [
             encoding.ids
             for encoding in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         ]
 
-    def text(self, tokens: list[int]) -> str:
+    def decode(self, tokens: list[int]) -> str:
         """The response's text, without special tokens such as the end of the turn."""
         return self._tokenizer.decode(tokens, skip_special_tokens=True)
 

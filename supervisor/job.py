@@ -300,7 +300,7 @@ def check_tasks(config: Config, environment: Environment) -> None:
     if environment.size("train"):
         return
     for setting, count in (
-        ("run.max_updates", config.run.max_updates),
+        ("run.updates", config.run.updates),
         ("warm_start.episodes", config.warm_start.episodes),
     ):
         if count:
@@ -361,13 +361,13 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
         )
     think_tokens(directory, environment, config.control)
     answer = environment.format_response("I look around.", "look around")
-    if prompter.text(prompter.tokens([answer])[0]).strip() != answer.strip():
+    if prompter.decode(prompter.encode([answer])[0]).strip() != answer.strip():
         raise ValueError(
             f"model.name: the tokenizer of {directory} does not give back an answer as it was "
             f"written: {answer!r}"
         )
     with first_task(environment) as episode:
-        prompt_tokens = len(prompter.prompt(environment.prompt(environment.view(episode))))
+        prompt_tokens = len(prompter.encode_prompt(environment.prompt(environment.view(episode))))
     if prompt_tokens + config.sampling.max_tokens > config.engine.max_model_len:
         raise ValueError(
             f"engine.max_model_len: {config.engine.max_model_len} tokens do not hold a first "

@@ -104,10 +104,7 @@ def _build_collector(job: Job) -> Collector:
     if job.config.run.tracker != "none":
         tracker = Tracker(job.config.run.tracker, run_dir, values_of(job.config))
     return Collector(
-        run_dir,
-        resume=job.resume,
-        min_effective_sample_size=job.config.learner.min_effective_sample_size,
-        tracker=tracker,
+        run_dir, resume=job.resume, ess_floor=job.config.learner.ess_floor, tracker=tracker
     )
 
 
@@ -446,7 +443,7 @@ async def _receive(
     listener: DeliveryServer, reader: FrameReader, collector: Collector, lag: LoopLag
 ) -> None:
     while True:
-        peer, message, _ = await listener.hear()
+        peer, message, _ = await listener.receive()
         if not isinstance(message, Stats):
             reader.refuse(peer, f"{type(message).__name__} that the supervisor does not read")
             continue

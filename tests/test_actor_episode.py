@@ -100,7 +100,7 @@ def expert_turns(lease: Lease):
     asked = []
 
     async def take_turn(request):
-        asked.append(prompter().text(unpack(request.prompt, INT32).tolist()))
+        asked.append(prompter().decode(unpack(request.prompt, INT32).tolist()))
         return result_of(request, script[request.turn_index][1])
 
     return take_turn, asked, script

@@ -29,11 +29,11 @@ class Link:
         match what:
             case "tell":
                 self.told[end].append(len(self.told[end]) + 1)
-                await self.ends[end].tell(Credit(episodes=self.told[end][-1]))
+                await self.ends[end].send(Credit(episodes=self.told[end][-1]))
             case "arrive":
                 await self.arrive(end)
             case "repeat":
-                await self.ends[end].repeat()
+                await self.ends[end].resend()
             case "break":  # what is on its way is lost
                 self.on_its_way[end].clear()
 
@@ -49,7 +49,7 @@ class Link:
         """Nothing is lost from now on."""
         for _ in range(10):
             for end in (0, 1):
-                await self.ends[end].repeat()
+                await self.ends[end].resend()
                 while self.on_its_way[0] or self.on_its_way[1]:
                     await self.arrive(0)
                     await self.arrive(1)
@@ -93,7 +93,7 @@ async def test_to_a_peer_that_is_gone_one_message_is_sent_each_time_and_once_it_
         await link.do(("tell", 0))
     link.on_its_way[0].clear()
     for _ in range(20):
-        await link.ends[0].repeat()
+        await link.ends[0].resend()
     assert len(link.on_its_way[0]) == 19
     while link.on_its_way[0] or link.on_its_way[1]:
         await link.arrive(0)

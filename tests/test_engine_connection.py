@@ -361,7 +361,7 @@ async def test_an_engine_that_is_gone_is_found_out_though_it_has_no_turns(
     engines = EnginePool([f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"])
     watching = asyncio.create_task(engines.watch())
     async with asyncio.timeout(20):
-        while [health for health, _ in engines.standing().values()] != [Health.DEAD]:
+        while [health for health, _ in engines.status().values()] != [Health.DEAD]:
             await asyncio.sleep(0.01)
     watching.cancel()
     await engines.close()

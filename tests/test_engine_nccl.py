@@ -207,7 +207,7 @@ class Run:
         sending = asyncio.create_task(asyncio.to_thread(self._sender.send, tensors))
         try:
             if not self._joined:
-                await self._pool.join(self._endpoint, deadline=60.0)
+                await self._pool.init_nccl_group(self._endpoint, deadline=60.0)
                 self._joined = True
             return await self._pool.receive_weights(
                 description(Snapshot(version, tensors)), version, deadline=60.0
@@ -381,11 +381,7 @@ def test_a_whole_run_sends_each_version_once_to_all_engines_and_writes_no_file(
         "engine__dtype": "bfloat16",
         "learner__max_staleness": "0",
     }
-    learning = {
-        "learner__entropy_coef": "1",
-        "learner__learning_rate": "1e-2",
-        "env__max_turns": "3",
-    }
+    learning = {"learner__entropy": "1", "learner__learning_rate": "1e-2", "env__max_turns": "3"}
     job = job_in(tmp_path / "run", small_config(**settings, **learning))
     summary = asyncio.run(train_serially(job, Console(quiet=True)))
     assert (summary["ended"], summary["updates"]) == ("finished", 2)

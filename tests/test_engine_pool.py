@@ -55,7 +55,7 @@ async def put(pool: EnginePool, policies: Policies, version: int) -> float:
 
 
 def healths(pool: EnginePool) -> list[Health]:
-    return [health for health, _ in pool.standing().values()]
+    return [health for health, _ in pool.status().values()]
 
 
 async def test_an_engine_that_failed_gets_no_turns_until_it_answers(policies: Policies) -> None:
@@ -63,7 +63,7 @@ async def test_an_engine_that_failed_gets_no_turns_until_it_answers(policies: Po
     async with engines(policies, [port, free_port()]) as (pool, made):
         first, second = pool
         await made[0].stop()
-        pool.suspect(first, "a test says so")
+        pool.mark_suspect(first, "a test says so")
         for _ in range(3):
             async with pool.acquire() as engine:
                 assert engine is second
@@ -82,7 +82,7 @@ async def test_an_engine_that_is_back_has_the_newest_weights_before_any_turn(
         await put(pool, policies, 7)
         (client,) = pool
         await made[0].stop()
-        pool.suspect(client, "a test says so")
+        pool.mark_suspect(client, "a test says so")
         waiting = asyncio.create_task(taken(pool))
         made[0] = FakeEngine(policies.first.directory, port=port)
         await made[0].start()
@@ -110,7 +110,7 @@ async def test_the_turns_of_a_dead_engine_end_so_that_others_can_have_them(
         turn = asyncio.create_task(stuck())
         await until(lambda: bool(made[0]._generator.requests))
         silence(made[0])
-        pool.suspect(first, "a test says so")
+        pool.mark_suspect(first, "a test says so")
         with pytest.raises(EngineUnreachable, match=f"{first.url} has not answered"):
             await asyncio.wait_for(turn, 20)
         assert healths(pool) == [Health.DEAD, Health.HEALTHY]
@@ -203,7 +203,7 @@ async def test_no_engine_for_too_long_is_an_error_that_names_them(policies: Poli
         pool.check()
         (client,) = pool
         await made[0].stop()
-        pool.suspect(client, "a test says so")
+        pool.mark_suspect(client, "a test says so")
         await until(lambda: raises(pool, client.url))
 
 

@@ -480,7 +480,7 @@ async def test_an_engine_is_one_runs_at_a_time(engine: Engine) -> None:
         for call in (
             second.pause(),
             second.weight_version(),
-            second.forget_version(),
+            second.reset_version(),
             second.abort("turn"),
             second.generate("turn", [1], Sampling(max_tokens=1, cache_salt=""), watched=False),
         ):

@@ -170,7 +170,7 @@ async def test_engines_that_do_not_meet_the_learner_in_time_name_the_place_and_t
     async with stub as client:
         pool = EnginePool([client.url])
         with pytest.raises(EngineError, match=r"tcp://127\.0\.0\.1:9 .*engine\.update_seconds"):
-            await pool.join("tcp://127.0.0.1:9", deadline=0.5)
+            await pool.init_nccl_group("tcp://127.0.0.1:9", deadline=0.5)
         await pool.close()
 
 
@@ -181,7 +181,7 @@ async def test_an_engine_of_several_workers_is_refused_before_any_waits_for_the_
     async with single as one, double as other:
         pool = EnginePool([one.url, other.url])
         with pytest.raises(EngineError, match=rf"engine\.weights: .*{other.url} has 2"):
-            await pool.join("tcp://127.0.0.1:9", deadline=5.0)
+            await pool.init_nccl_group("tcp://127.0.0.1:9", deadline=5.0)
         await pool.close()
     assert "init_weight_transfer_engine" not in single.calls + double.calls
 

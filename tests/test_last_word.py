@@ -50,14 +50,14 @@ async def test_actors_are_told_that_the_run_is_over_when_the_learner_has_said_so
                 *said,
                 Evaluate(evaluation=0, episodes=1),
             ):
-                await learner.tell(word)
+                await learner.send(word)
             while not controller._announced.waiting():  # all of it has been read then
                 await asyncio.sleep(0.01)
             for task in serving:
                 task.cancel()
             await asyncio.gather(*serving, return_exceptions=True)
             for word in late:
-                await learner.tell(word)
+                await learner.send(word)
                 await controller._learner._socket.poll()
             await controller.close()
             await left.recv_multipart()
@@ -89,7 +89,7 @@ async def test_invariant_4_actors_from_elsewhere_wait_for_a_run_whose_learner_wa
             tmp_path / "run",
             small_policy,
             resume=str(tmp_path / "run"),
-            run__max_updates="3",
+            run__updates="3",
             **settings,
         ) as run:
             assert await run.ended() == 0, run.output

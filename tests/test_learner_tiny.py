@@ -101,7 +101,7 @@ def test_actors_and_transformers_agree_on_the_prompt(directory):
     expected = tokenizer.apply_chat_template(
         [{"role": "user", "content": TURNS[0][0]}], add_generation_prompt=True, return_dict=False
     )
-    assert prompter.prompt(TURNS[0][0]) == list(expected)
+    assert prompter.encode_prompt(TURNS[0][0]) == list(expected)
     # <|im_start|> user\n … <|im_end|> \n <|im_start|> assistant\n
     assert len(expected) == len(load_tokenizer(directory).encode(TURNS[0][0]).ids) + 6
 

@@ -104,7 +104,7 @@ async def test_what_the_controller_says_reaches_a_learner_that_is_busy_however_m
             await bench.controller._to_learner(
                 WeightsApplied(version=version, seconds=0.0, control_state=bytes(1000))
             )
-        received = [(await bench.learner.hear()).message.version for _ in range(20_000)]
+        received = [(await bench.learner.receive()).message.version for _ in range(20_000)]
     assert received == list(range(20_000))
 
 

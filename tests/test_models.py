@@ -179,17 +179,17 @@ def test_smollm2_is_a_language_model_of_which_agents_tags_are_tokens(smollm2: Pa
     prompter = load_prompter(smollm2)
     tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
     for tag in ("<think>", "</think>", "<action>", "</action>"):
-        assert len(prompter.tokens([tag])[0]) == 1 and tokenizer.token_to_id(tag) < 17
+        assert len(prompter.encode([tag])[0]) == 1 and tokenizer.token_to_id(tag) < 17
     answer = make_environment("alfworld").format_response("I look around.", "look")
-    assert prompter.text(prompter.tokens([answer])[0]) == answer
+    assert prompter.decode(prompter.encode([answer])[0]) == answer
     import torch
 
     model = AutoModelForCausalLM.from_pretrained(smollm2)
-    prompt = torch.tensor([prompter.prompt("What is the capital of France?")])
+    prompt = torch.tensor([prompter.encode_prompt("What is the capital of France?")])
     said = model.generate(
         prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=12, do_sample=False
     )
-    assert "Paris" in prompter.text(said[0, prompt.shape[1] :].tolist())
+    assert "Paris" in prompter.decode(said[0, prompt.shape[1] :].tolist())
 
 
 @pytest.mark.slow

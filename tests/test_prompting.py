@@ -62,7 +62,7 @@ def test_a_prompt_has_the_tokens_that_transformers_gives_it(
         tokenize=True,
         return_dict=False,
     )
-    assert load_prompter(directory).prompt(message) == reference
+    assert load_prompter(directory).encode_prompt(message) == reference
 
 
 def test_of_several_templates_the_default_one_is_taken(small_policy: Path, tmp_path: Path) -> None:
@@ -77,8 +77,8 @@ def test_a_special_token_may_stand_there_with_its_properties(
     directory = with_template(small_policy, tmp_path / "model", "{{ eos_token }}", eos_token=end)
     assert (
         read_turn_end(directory) == "<|im_end|>"
-        and load_prompter(directory).prompt("x")
-        == load_prompter(small_policy).tokens(["<|im_end|>"])[0]
+        and load_prompter(directory).encode_prompt("x")
+        == load_prompter(small_policy).encode(["<|im_end|>"])[0]
     )
 
 
@@ -92,4 +92,4 @@ def test_a_template_that_refuses_the_user_is_an_error_that_says_so(
         ValueError,
         match=r"model\.name: the chat template refuses a single message of the user: system first",
     ):
-        load_prompter(directory).prompt("x")
+        load_prompter(directory).encode_prompt("x")

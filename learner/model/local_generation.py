@@ -31,8 +31,8 @@ class LocalGenerator:
     @torch.inference_mode()
     def __call__(self, message: str) -> str:
         """The response to one user message."""
-        prompt = torch.tensor([self._prompter.prompt(message)])
+        prompt = torch.tensor([self._prompter.encode_prompt(message)])
         tokens = self._model.generate(
             prompt, attention_mask=torch.ones_like(prompt), generation_config=self._generation
         )
-        return self._prompter.text(tokens[0, prompt.shape[1] :].tolist())
+        return self._prompter.decode(tokens[0, prompt.shape[1] :].tolist())

@@ -50,8 +50,8 @@ def demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
             "train",
             index,
             rng,
-            expert_error_rate=settings.expert_error_rate,
-            wasted_turn_rate=settings.wasted_turn_rate,
+            expert_error_rate=settings.slips,
+            wasted_turn_rate=settings.dawdling,
             max_turns=MAX_TURNS,
         )
         try:
@@ -134,8 +134,8 @@ class TurnTokenizer:
 
     def samples(self, turns: Sequence[tuple[str, str]]) -> list[TrainingSample]:
         """One a turn. Every token of the response is learned, the end of the turn included."""
-        prompts = self._prompter.prompts([prompt for prompt, _ in turns])
-        responses = self._prompter.tokens([response + self._turn_end for _, response in turns])
+        prompts = self._prompter.encode_prompts([prompt for prompt, _ in turns])
+        responses = self._prompter.encode([response + self._turn_end for _, response in turns])
         return [
             _imitated(np.array(prompt, dtype=np.int32), np.array(response, dtype=np.int32))
             for prompt, response in zip(prompts, responses, strict=True)
