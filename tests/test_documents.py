@@ -22,8 +22,19 @@ WIDTH = 100
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--([a-z][\w-]*(?:\.\w+)*)")
-OTHERS_OPTIONS = {"extra-index-url", "from-file", "logdir", "middleware", "partition"}
-"""Options of pip, kubectl, TensorBoard, vLLM and Slurm that guides name."""
+OTHERS_OPTIONS = {
+    "enable-scale-out",
+    "extra-index-url",
+    "from-file",
+    "logdir",
+    "logits-processors",
+    "logprobs-mode",
+    "middleware",
+    "no-enable-chunked-prefill",
+    "partition",
+    "weight-transfer-config",
+}
+"""Options of pip, kubectl, TensorBoard, vLLM and Slurm that pages name."""
 
 LAUNCHERS = re.compile(r"--\w+\.launch \S+")
 """Commands of other programs, as values of our settings."""
@@ -38,15 +49,16 @@ def pages() -> list[Path]:
 
 
 def guides() -> list[Path]:
-    """Return the pages that readers follow, typing."""
-    return [ROOT / "README.md", *sorted((DOCS / "guides").glob("*.md"))]
+    """Return the pages that readers follow, typing, and those where they look things up."""
+    written = [*(DOCS / "guides").glob("*.md"), *(DOCS / "reference").glob("*.md")]
+    return [ROOT / "README.md", *sorted(page for page in written if page.name not in PAGES)]
 
 
 def known_options() -> set[str]:
     """Return every option of every command, without its dashes."""
     settings = {name.replace("_", "-") for name in (*all_settings(), *SHORT_NAMES)}
     options = set()
-    for source in (ROOT / "supervisor").rglob("*.py"):
+    for source in (*(ROOT / "supervisor").rglob("*.py"), ROOT / "envs" / "search" / "server.py"):
         options |= set(re.findall(r'"--([a-z][\w-]*)"', source.read_text()))
     return settings | options
 
@@ -139,7 +151,7 @@ def test_documents_imports_of_guides_resolve(page: Path) -> None:
                 assert [name.name for name in node.names if not hasattr(module, name.name)] == []
 
 
-@pytest.mark.parametrize("page", [*guides(), *(DOCS / "reference").glob("*.md")], ids=identify)
+@every_guide
 def test_documents_files_of_guides_exist(page: Path) -> None:
     """A path in backticks that begins with a folder of ours is there."""
     folders = "actors|config|controller|engine|envs|learner|protocol|supervisor|telemetry|tests"
