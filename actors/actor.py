@@ -7,7 +7,8 @@ import asyncio
 import functools
 import itertools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from hashlib import blake2b
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -16,7 +17,6 @@ import zmq.asyncio
 
 from actors.crash import ActorSlot
 from actors.episode import EpisodePlayer, frame_of, without_turns
-from actors.route import shard_of
 from envs.base import Environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
@@ -258,7 +258,7 @@ class Actor:
                 case HeartbeatAck(session=session) if session != self._welcome.session:
                     raise ControllerLost("another controller answers: the run was started again")
                 case HeartbeatAck(shards=shards):
-                    await self._move(shard_of(self.name, shards))
+                    await self._move(choose_shard(self.name, shards))
                 case Lease() as lease:
                     self._playing.append((lease.key, lease.lease_attempt))
                     self._leases.put_nowait(lease)
@@ -348,3 +348,19 @@ class Actor:
 
 class _RunIsOver(Exception):
     """Ends the actor's loops."""
+
+
+def choose_shard(actor: bytes, shards: Sequence[ShardAddress]) -> ShardAddress | None:
+    """Choose the shard that takes the turns of `actor`; None is the controller.
+
+    The controller takes its share of the actors, too. This is rendezvous hashing, a consistent
+    hash without a table (Thaler and Ravishankar 1998, "Using name-based mappings to increase hit
+    rates"). Everybody who knows the same shards comes to the same choice. When one goes, only its
+    actors move, and when it is back, they return.
+    """
+    return max([None, *shards], key=lambda address: _rank_shard(actor, address))
+
+
+def _rank_shard(actor: bytes, address: ShardAddress | None) -> bytes:
+    name = b"" if address is None else f"{address.host}:{address.port}".encode()
+    return blake2b(actor + b"\0" + name, digest_size=8).digest()

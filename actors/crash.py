@@ -14,7 +14,7 @@ import msgspec
 
 from actors.pulse import Pulse
 from protocol.messages import DropReason, Lease, Trajectory
-from protocol.peers import make_secret_name
+from protocol.router import make_secret_name
 
 _BYTES = 1 << 16
 _LENGTH_BYTES = 4

@@ -81,7 +81,7 @@ from protocol.messages import (
     WeightsApplied,
     WeightsPublished,
 )
-from protocol.peers import display_name, is_nameless
+from protocol.router import display_name, is_nameless
 from protocol.security import LOST_AFTER, bind, load_keys
 from protocol.validation import validate_shard_state
 from telemetry.probes.clocks import LoopLag

@@ -10,7 +10,7 @@ from math import isfinite
 from controller.admission import Admission
 from controller.signals import SignalRouter
 from controller.turns import TurnRunner
-from protocol.peers import display_name
+from protocol.router import display_name
 
 TURNS = 8
 """Under way, that are shown."""

@@ -52,7 +52,7 @@ from protocol.messages import (
     ShardState,
     TurnRequest,
 )
-from protocol.peers import make_secret_name
+from protocol.router import make_secret_name
 from protocol.security import bind, connect, load_keys
 from telemetry.probes.clocks import LoopLag
 

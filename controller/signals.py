@@ -22,9 +22,9 @@ from engine.client import EngineClient, Sampling
 from engine.connection import NonFiniteError
 from engine.responses import Generation
 from protocol.arrays import FLOAT32, INT32, unpack
-from protocol.batched_router import BatchedRouter
 from protocol.codec import FrameReader, encode
 from protocol.messages import ForceTokens, Message, SignalFrame
+from protocol.router import BatchedRouter
 from protocol.security import HEARTBEAT_SECONDS, CurveKeys, bind
 from protocol.validation import (
     drop_rows,

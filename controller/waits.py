@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from controller.admission import Admission
 from engine.pool import Health
-from protocol.peers import display_name
+from protocol.router import display_name
 from telemetry.probes.waits import StandingConditions
 
 EPISODES_TOLD = 2

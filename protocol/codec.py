@@ -13,7 +13,7 @@ import zmq.asyncio
 
 from protocol.frames import AnyMessage
 from protocol.messages import SCHEMA_VERSION, Message
-from protocol.peers import display_name
+from protocol.router import display_name
 
 log = logging.getLogger(__name__)
 

@@ -151,7 +151,7 @@ def bind(
 
     Frames that are too large for any message end their connection before memory is taken for them;
     a peer that connects again under its name takes the place of its old connection
-    (protocol/peers.py). `most_waiting`: messages of a peer that wait to be read, 0: any number.
+    (protocol/router.py). `most_waiting`: messages of a peer that wait to be read, 0: any number.
     """
     _watch_over(socket, heartbeat_seconds, most_waiting)
     if socket.type == zmq.ROUTER:

@@ -13,8 +13,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from actors.actor import SAY_EVERY, Actor, ControllerLost
-from actors.route import shard_of
+from actors.actor import SAY_EVERY, Actor, ControllerLost, choose_shard
 from controller.responses import EMPTY_RESPONSE
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
@@ -99,7 +98,7 @@ class Bench:
     async def named_for(self, places: list[ShardAddress], there: ShardAddress | None) -> None:
         """Alive, from a controller with the shards `places`, to an actor that asks `there` for its
         turns."""
-        while shard_of(self.actor.name, places) != there:
+        while choose_shard(self.actor.name, places) != there:
             self.actor.name += b"x"  # it is asked by the name alone
         await self.say(self.controller, HeartbeatAck(session="this", shards=places))
 

@@ -9,8 +9,8 @@ import pytest
 import zmq
 import zmq.asyncio
 
-import protocol.batched_router
-from protocol.batched_router import BatchedRouter
+import protocol.router
+from protocol.router import BatchedRouter
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ async def test_no_more_is_received_at_once_than_other_loops_can_wait_for(
     sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     router, peer = sockets
-    monkeypatch.setattr(protocol.batched_router, "MOST_AT_ONCE", 30)
+    monkeypatch.setattr(protocol.router, "MAX_BATCH_BYTES", 30)
     for _ in range(20):
         await peer.send(bytes(5))
     received = [len(await BatchedRouter(router).receive()) for _ in range(2)]
@@ -53,7 +53,7 @@ async def test_other_loops_have_their_turn_though_there_is_always_something(
     sockets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     router, peer = sockets
-    monkeypatch.setattr(protocol.batched_router, "MOST_AT_ONCE", 1)
+    monkeypatch.setattr(protocol.router, "MAX_BATCH_BYTES", 1)
     for _ in range(100):
         await peer.send(b"x")
     arrivals = BatchedRouter(router)

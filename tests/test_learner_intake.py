@@ -12,7 +12,7 @@ import zmq
 import zmq.asyncio
 from test_groups import trajectory
 
-import protocol.batched_router
+import protocol.router
 from learner.data.episode_log import EpisodeLog, read_records
 from learner.data.groups import GroupBuffer
 from learner.data.intake import Intake
@@ -134,7 +134,7 @@ async def test_what_is_refused_is_neither_logged_nor_acknowledged_and_who_sent_a
 async def test_other_loops_get_their_turn_while_there_is_always_something_waiting(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(protocol.batched_router, "MOST_AT_ONCE", 1)
+    monkeypatch.setattr(protocol.router, "MAX_BATCH_BYTES", 1)
     await bench.deliver(*(trajectory(group, member) for group in range(50) for member in range(2)))
     turns = 0
 

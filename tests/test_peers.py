@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import zmq
 
-from protocol.peers import display_name, is_nameless, make_secret_name
+from protocol.router import display_name, is_nameless, make_secret_name
 from protocol.security import bind, connect
 
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from run_fixtures import Run, job_in, noted_engines, running_small, small_config
 from test_serial_run import serial_run
 
-from actors.route import shard_of
+from actors.actor import choose_shard
 from config.resolve import ConfigError, resolve
 from controller.lease_token import is_permitted, permit
 from controller.shard_registry import ShardRegistry, together
@@ -61,17 +61,17 @@ ACTORS = [f"actor-{number}".encode() for number in range(40)]
 def test_when_a_shard_goes_only_its_actors_move_and_when_it_is_back_they_return(
     places: list[ShardAddress], data: st.DataObject
 ):
-    before = {actor: shard_of(actor, data.draw(st.permutations(places))) for actor in ACTORS}
+    before = {actor: choose_shard(actor, data.draw(st.permutations(places))) for actor in ACTORS}
     gone = data.draw(st.sampled_from(places)) if places else None
     after = {
-        actor: shard_of(actor, [place for place in places if place != gone]) for actor in ACTORS
+        actor: choose_shard(actor, [place for place in places if place != gone]) for actor in ACTORS
     }
     assert all(after[actor] == before[actor] or before[actor] == gone for actor in ACTORS)
 
 
 def test_controller_and_shards_have_about_as_many_actors_each():
     places = [ShardAddress(host="", port=5000 + number) for number in range(3)]
-    shares = Counter(shard_of(f"actor-{number}".encode(), places) for number in range(4000))
+    shares = Counter(choose_shard(f"actor-{number}".encode(), places) for number in range(4000))
     assert set(shares) == {None, *places} and all(
         850 < share < 1150 for share in shares.values()
     )  # 1,000 +- 5 standard deviations

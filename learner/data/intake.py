@@ -12,9 +12,9 @@ import zmq.asyncio
 
 from learner.data.episode_log import EpisodeLog
 from learner.data.groups import GroupBuffer
-from protocol.batched_router import BatchedRouter
 from protocol.codec import FrameReader, Received, encode
 from protocol.messages import Ack, EpisodeKey, Message, Refused, Trajectory
+from protocol.router import BatchedRouter
 
 NOT_YET = "the learner has asked for no episode yet"
 """What is wrong with an episode that may be sent again."""
