@@ -39,7 +39,7 @@ from transformers import PreTrainedModel
 from benchmarks import trl_loop
 from config import LearnerSection
 from config.resolve import resolve
-from learner.data.batching import collate, minibatches, parts
+from learner.data.batching import collate, minibatches, pack_samples
 from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy, log_probs
 from learner.update import Updater
@@ -97,7 +97,7 @@ def bare(
 
     def run() -> None:
         for part in minibatches(turns, settings.minibatches, np.random.default_rng(0)):
-            for some in parts(part, settings.microbatch_tokens):
+            for some in pack_samples(part, settings.microbatch_tokens):
                 step(model, some).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

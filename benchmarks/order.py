@@ -144,7 +144,7 @@ def simulate(settings: LearnerSection, actors: int, updates: int, draw: Draw) ->
         while free and (lease := admission.lease(b"")) is not None:
             free -= 1
             heappush(playing, (now + draw(rng), lease.key.group, lease.key.member))
-        batch = buffer.take(settings.groups)
+        batch = buffer.pop_batch(settings.groups)
         if batch is not None:
             ages += [version - admitted_at[group] for group in batch[0]]
             waited += now - ready_at
@@ -182,7 +182,7 @@ def arrive(
             turns=[],
         )
     )
-    buffer.advance()
+    buffer.collect_complete()
     lease = admission.lease(b"")
     if lease is None:
         return now, free + 1

@@ -125,7 +125,7 @@ def lines(updates: int) -> list[dict]:
 
 def write(log: Path, episodes: int) -> None:
     made = [trajectory(SIZE, seed) for seed in range(16)]
-    file = EpisodeLog(log)
+    file = EpisodeLog.open(log)
     for number in range(episodes):
         file.append([encode(keyed(made, number))])
     file.close()

@@ -79,7 +79,7 @@ def stages(size: Size, seconds: float = 0.3) -> dict[str, float]:
     episode = paths.trajectory(size, 0)
     frame = encode(episode)
     with tempfile.TemporaryDirectory() as directory:
-        log = EpisodeLog(Path(directory) / "episodes")
+        log = EpisodeLog.open(Path(directory) / "episodes")
         found = {
             "encode": _each(lambda: encode(episode), seconds),
             "decode": _each(lambda: decode(frame), seconds),

@@ -25,8 +25,9 @@ import zmq.asyncio
 
 from learner.data.episode_log import EpisodeLog
 from learner.data.groups import GroupBuffer
-from learner.data.intake import Intake
+from learner.data.intake import Arrivals, EpisodeStore, Intake
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
+from protocol.batched_router import BatchedRouter
 from protocol.codec import FrameReader, encode
 from protocol.lifetime import die_with
 from protocol.messages import Ack, EpisodeKey, Response, Span, StopReason, Trajectory, Turn
@@ -195,25 +196,27 @@ async def _our_learner(work: Work, parent: Connection) -> None:
     context = zmq.asyncio.Context()
     socket = context.socket(zmq.ROUTER)
     parent.send(socket.bind_to_random_port("tcp://127.0.0.1"))
-    log = EpisodeLog(work.directory / "episodes")
+    log = EpisodeLog.open(work.directory / "episodes")
     buffer = GroupBuffer(GROUP_SIZE)
     over = asyncio.Event()
 
-    def arrived() -> None:
-        buffer.advance()
-        while buffer.take(1) is not None:
-            pass
-        intake.forget_left()
-        if buffer.next_group * GROUP_SIZE == work.episodes:
-            over.set()
+    class Consumer(Arrivals):
+        def notify(self) -> None:
+            buffer.collect_complete()
+            while buffer.pop_batch(1) is not None:
+                pass
+            store.forget_closed()
+            if buffer.closed.next_group * GROUP_SIZE == work.episodes:
+                over.set()
 
+    store = EpisodeStore(log, buffer)
     intake = Intake(
-        socket,
-        log,
+        BatchedRouter(socket),
+        store,
         buffer,
+        Consumer(),
         FrameReader(),
         lambda message: validate_trajectory(message, BOUNDS, AnyMessage),
-        arrived,
     )
     receiving = asyncio.create_task(intake.run())
     await over.wait()

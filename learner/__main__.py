@@ -14,7 +14,7 @@ from pathlib import Path
 import zmq.asyncio
 
 from config import ConfigError, Job
-from learner.data.groups import NothingPlayable
+from learner.data.drop_ledger import NothingPlayable
 from learner.learner import Learner
 from learner.rank_rpc import dismiss, follow
 from learner.ranks import Ranks

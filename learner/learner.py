@@ -32,10 +32,9 @@ from torch import Tensor
 
 from config import Job
 from learner.checkpoint import IntakeState, latest
-from learner.data.batch_order import record_batch
-from learner.data.episode_log import EpisodeLog, read_records
-from learner.data.groups import GroupBuffer
-from learner.data.intake import NOT_YET, Intake
+from learner.data.episode_log import EpisodeLog, read_records, record_batch
+from learner.data.groups import ClosedGroups, GroupBuffer
+from learner.data.intake import NOT_YET, Arrivals, EpisodeStore, Intake
 from learner.data.rollout_metrics import evaluation_metrics, rollout_metrics
 from learner.outgoing import WeightPublisher
 from learner.publish import Snapshot, WeightWriter
@@ -43,7 +42,7 @@ from learner.rank_rpc import lead, lead_start
 from learner.ranks import Ranks
 from learner.training import Stopped, Training
 from learner.update import training_fraction
-from learner.waits import batch_words
+from protocol.batched_router import BatchedRouter
 from protocol.codec import FrameReader, decode
 from protocol.delivery import DeliveryClient
 from protocol.messages import (
@@ -102,8 +101,7 @@ class Learner:
         self._stats = DeliveryClient(
             context, job.endpoints.stats, b"learner", b"supervisor", keys, beat, self._reader
         )
-        self._arrived = asyncio.Event()  # set by the intake, cleared by whoever waits
-        self._waiters: set[asyncio.Event] = {self._arrived}
+        self._arrivals = Arrivals()
         self._applied: dict[int, asyncio.Future[WeightsApplied]] = {}
         self._stop = asyncio.Event()
         self._lag = LoopLag()
@@ -111,8 +109,8 @@ class Learner:
         self._spans = SpanFile(self._run_dir, "learner")
         self._next_evaluation = 0
         settings = self._config.learner
-        self._log = EpisodeLog(
-            self._run_dir / "episodes", keep=settings.log_gb * 2**30, fsync=settings.fsync
+        self._log = EpisodeLog.open(
+            self._run_dir / "episodes", kept_bytes=settings.log_gb * 2**30, fsync=settings.fsync
         )
         self._buffer = GroupBuffer(
             settings.group_size, settings.filter_groups, settings, settings.window()
@@ -121,8 +119,14 @@ class Learner:
         self._bounds = Limits(
             vocabulary, self._config.engine.max_model_len, self._config.learner.group_size
         )
+        self._store = EpisodeStore(self._log, self._buffer)
         self._intake = Intake(
-            self._trajectories, self._log, self._buffer, self._reader, self._flaw, self._wake
+            BatchedRouter(self._trajectories),
+            self._store,
+            self._buffer,
+            self._arrivals,
+            self._reader,
+            self._flaw,
         )
         self._pause_seconds = 0.0
         self.training: Training | None = None
@@ -187,9 +191,9 @@ class Learner:
         # before the weights: with these in the engines, the controller answers with its own state
         await self._tell(
             LearnerReady(
-                next_group=self._buffer.next_group,
-                received=self._buffer.received(),
-                consumed_groups=self._buffer.left_ahead(),
+                next_group=self._buffer.closed.next_group,
+                received=self._buffer.unconsumed_keys(),
+                consumed_groups=self._buffer.closed.ahead(),
                 updates_remaining=self._updates_left(),
                 control_state=self.training.control.encode(),
             )
@@ -216,7 +220,7 @@ class Learner:
                 metrics = await self._do("update", trajectories, progress)
             metrics = {
                 **rollout_metrics([t for group in trajectories for t in group]),
-                **self._buffer.take_dropped(),
+                **self._buffer.pop_closed_drops(),
                 **metrics,
             }
             went_back = await self._do("watch", metrics)
@@ -241,7 +245,7 @@ class Learner:
                     "seconds_write": self._outgoing.written.seconds,
                     "published_bytes": float(self._outgoing.written.size),
                     "idle_share_learner": seconds_wait / (seconds_wait + busy),
-                    "queue_trajectories": self._buffer.waiting(),
+                    "queue_trajectories": self._buffer.unconsumed_count(),
                 },
             )
             await self._phase("training", self.training.update_number, self._config.run.updates)
@@ -279,18 +283,21 @@ class Learner:
         wants to stop."""
         update = self.training.update_number + 1
         groups = self._config.learner.groups
-        with self._waits.on(lambda: batch_words(self._buffer, update, groups)):
+        with (
+            self._waits.on(lambda: self._buffer.describe_wait(update, groups)),
+            self._arrivals.subscribe() as arrived,
+        ):
             while not (
                 self._stop.is_set() or self._seconds_left() <= 0 or self._tokens_left() <= 0
             ):
-                self._arrived.clear()
-                dropped = self._buffer.advance()
+                arrived.clear()
+                dropped = self._buffer.collect_complete()
                 if dropped:
                     await self._tell(GroupsDropped(groups=dropped))
-                if (batch := self._buffer.take(groups)) is not None:
-                    self._intake.forget_left()
+                if (batch := self._buffer.pop_batch(groups)) is not None:
+                    self._store.forget_closed()
                     return batch
-                await self._until_arrival(self._arrived, min(max(0.0, self._seconds_left()), 1.0))
+                await self._until_arrival(arrived, min(max(0.0, self._seconds_left()), 1.0))
         return None
 
     async def _until_applied(self, version: int) -> None:
@@ -306,23 +313,25 @@ class Learner:
         update = self.training.update_number
         await self._outgoing.announced()  # whoever plays is to know of the weights
         await self._tell(Evaluate(evaluation=evaluation, episodes=episodes))
-        arrived = asyncio.Event()
-        self._waiters.add(arrived)
-        with self._waits.on(
-            lambda: (
-                f"evaluation {evaluation}: {self._buffer.evaluated(evaluation)} of {episodes} "
-                "episodes are here"
-            )
+        with (
+            self._waits.on(
+                lambda: (
+                    f"evaluation {evaluation}: {self._buffer.evaluation_arrivals(evaluation)} of "
+                    f"{episodes} episodes are here"
+                )
+            ),
+            self._arrivals.subscribe() as arrived,
         ):
-            while (played := self._buffer.take_evaluation(evaluation, episodes)) is None:
+            while (played := self._buffer.pop_evaluation(evaluation, episodes)) is None:
                 if wait:
-                    await self._phase("evaluating", self._buffer.evaluated(evaluation), episodes)
+                    await self._phase(
+                        "evaluating", self._buffer.evaluation_arrivals(evaluation), episodes
+                    )
                 if self._stop.is_set():
                     await self._tell(Evaluate(evaluation=evaluation, episodes=0))
                     return
                 await self._until_arrival(arrived, 1.0)
                 arrived.clear()
-        self._waiters.discard(arrived)
         metrics = evaluation_metrics(played)
         self.training.note_evaluation(update, metrics["success"])
         await self._send("evaluation", {"update": update, **metrics})
@@ -368,15 +377,12 @@ class Learner:
             self._training_thread, start
         )
         state = self.training.intake_state
-        self._buffer.resume(
-            state.next_group, state.dropped, state.trained_ahead, state.dropped_ahead
-        )
+        closed = ClosedGroups(state.next_group, set(state.trained_ahead), set(state.dropped_ahead))
+        self._buffer.resume(closed, state.dropped)
         self._next_evaluation = state.next_evaluation
         if self._job.resume:
             for begin, _, frame in read_records(self._run_dir / "episodes", state.log_position):
-                trajectory = decode(frame)
-                if not trajectory.key.evaluation and self._buffer.add(trajectory):
-                    self._intake.offsets[trajectory.key] = begin
+                self._store.restore(decode(frame), begin)
 
     def _progress_from_thread(self):
         """A function for other threads: report a phase and how far it is."""
@@ -411,15 +417,15 @@ class Learner:
         return self.training.update_number % self._config.learner.checkpoint_every == 0
 
     async def _checkpoint(self) -> None:
-        position = self._intake.resume_from()
+        position = self._store.resume_offset()
         buffer = self._buffer
         intake = IntakeState(
             log_position=position,
-            next_group=buffer.next_group,
-            trained_ahead=sorted(buffer.trained_ahead),
-            dropped_ahead=sorted(buffer.dropped_ahead),
+            next_group=buffer.closed.next_group,
+            trained_ahead=sorted(buffer.closed.trained_ahead),
+            dropped_ahead=sorted(buffer.closed.dropped_ahead),
             next_evaluation=self._next_evaluation,
-            dropped=buffer.dropped(),
+            dropped=buffer.closed_drops(),
         )
         await asyncio.to_thread(self._log.sync)
         await self._do("checkpoint", intake)
@@ -433,8 +439,8 @@ class Learner:
         if self.training is None:
             return NOT_YET
         learner = self._config.learner
-        first = self._buffer.next_group
-        end = first + len(self._buffer.left_ahead()) + learner.slots()  # there are no more
+        first = self._buffer.closed.next_group
+        end = first + len(self._buffer.closed.ahead()) + learner.slots()  # there are no more
         return validate_trajectory(
             message,
             self._bounds,
@@ -446,11 +452,6 @@ class Learner:
                 self.training.update_number,
             ),
         )
-
-    def _wake(self) -> None:
-        self._buffer.check_playable()
-        for waiter in self._waiters:
-            waiter.set()
 
     async def _listen(self) -> None:
         while True:
@@ -481,7 +482,7 @@ class Learner:
                 "gauge",
                 {
                     "loop_lag": self._lag.read().worst,
-                    "queue_trajectories": self._buffer.waiting(),
+                    "queue_trajectories": self._buffer.unconsumed_count(),
                     "bad_frames": self._reader.dropped_frames,
                 },
             )
@@ -489,10 +490,11 @@ class Learner:
             await self._tell_failures()
 
     async def _tell_failures(self) -> None:
-        if self._buffer.drops:
-            await self._send("drops", +self._buffer.drops)
-        if self._buffer.failures:
-            await self._send("failures", self._buffer.failures)
+        ledger = self._buffer.ledger
+        if ledger.totals:
+            await self._send("drops", +ledger.totals)
+        if ledger.failures:
+            await self._send("failures", ledger.failures)
 
     async def _phase(self, phase: str, done: float | None = None, of: float | None = None) -> None:
         await self._send("phase", {"phase": phase} | ({"done": done, "of": of} if of else {}))

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from config import Config, ConfigError, Job
 from learner import checkpoint
 from learner.checkpoint import Evaluated, IntakeState, TrainingState
-from learner.data.rollout_metrics import tokens_of
+from learner.data.rollout_metrics import count_generated_tokens
 from learner.data.samples import build_samples
 from learner.model.policy import load_policy
 from learner.publish import Snapshot, sha256_of, snapshot
@@ -139,7 +139,7 @@ class Training:
         config = self._job.config
         started = time.monotonic()
         samples = build_samples(
-            groups, self.update_number, config.learner, config.control, self._updater.judge
+            groups, self.update_number, config.learner, config.control, self._updater.annotate
         )
         metrics = self._exploration.observe_batch(
             groups, self.update_number
@@ -149,7 +149,7 @@ class Training:
         every = config.learner.reference_every
         if every and self.update_number % every == 0:
             self._updater.refresh_reference()
-        self.tokens += sum(tokens_of(episode) for group in groups for episode in group)
+        self.tokens += sum(count_generated_tokens(episode) for group in groups for episode in group)
         return {
             "groups": float(len(groups)),
             "training_tokens": float(self.tokens),

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from config import LearnerSection
 from learner.advantages import NEEDS_CRITIC
-from learner.data.batching import MicroBatch, collate, microbatches, minibatches, parts_by
+from learner.data.batching import MicroBatch, collate, microbatches, minibatches, pack_by_length
 from learner.data.samples import TrainingSample
 from learner.losses import LOSSES, NEEDS_OLD_LOG_PROBS, Tokens
 from learner.losses.diagnostics import divergence, token_ages
@@ -114,13 +114,13 @@ class Updater:
         if self.reference is not None:
             set_weights(self.reference, dict(full_state_dict(self.model)))
 
-    def judge(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
+    def annotate(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
         """The samples with what the policy as it is now, and the value head, know of them, as far
         as the settings ask for it."""
         if self._settings.correction in NEEDS_OLD_LOG_PROBS:
             samples = self._with_proximal(samples)
         if self.critic is not None:
-            samples = self.critic.judged(
+            samples = self.critic.annotate(
                 self._policy, samples, self._settings.microbatch_tokens, self.ranks
             )
         return list(samples)
@@ -182,7 +182,7 @@ class Updater:
     def _with_proximal(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
         """The samples with the log-probs of the policy as it is before the update."""
         parts = list(
-            parts_by(
+            pack_by_length(
                 range(len(samples)), lambda i: samples[i].length, self._settings.microbatch_tokens
             )
         )

@@ -22,7 +22,7 @@ from controller.controller import Controller
 from controller.shard_worker import ShardWorker
 from engine.fake.server import FakeEngine
 from envs.registry import make_environment
-from learner.data.groups import NothingPlayable
+from learner.data.drop_ledger import NothingPlayable
 from learner.learner import Learner
 from learner.warm_start.build import build_policy
 from learner.warm_start.demonstrations import NoDemonstrations

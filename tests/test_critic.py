@@ -41,7 +41,7 @@ def test_a_value_is_of_the_state_at_the_end_of_the_prompt(model, groups):
     torch.nn.init.normal_(critic.head.weight)
     samples = build_samples(groups, 1, CONFIG.learner)
     for sample, judged in zip(
-        samples, critic.judged(Policy(model, Ranks()), samples, 64, Ranks()), strict=True
+        samples, critic.annotate(Policy(model, Ranks()), samples, 64, Ranks()), strict=True
     ):
         assert (
             judged.prompt is sample.prompt
@@ -56,7 +56,7 @@ def test_a_value_is_of_the_state_at_the_end_of_the_prompt(model, groups):
 def test_what_is_judged_is_the_policy_before_the_update(model, groups):
     """The ratio of a turn is that of all its trained tokens, which a slow reference computes one
     turn at a time."""
-    for sample in updater(model, VTRACE).judge(build_samples(groups, 1, VTRACE.learner)):
+    for sample in updater(model, VTRACE).annotate(build_samples(groups, 1, VTRACE.learner)):
         ids = torch.from_numpy(np.concatenate([sample.prompt, sample.response]).astype(np.int64))
         log_p = torch.log_softmax(model(ids[None]).logits[0].double(), -1)
         at = len(sample.prompt) + np.flatnonzero(sample.mask)
@@ -71,7 +71,7 @@ def test_values_come_to_explain_the_returns(model, groups):
     u = updater(model)
     found = []
     for _ in range(60):
-        samples = build_samples(groups, 1, CONFIG.learner, judge=u.judge)
+        samples = build_samples(groups, 1, CONFIG.learner, annotate=u.annotate)
         found.append(u.critic.fit(samples))
     assert found[0]["value_loss"] > 4 * found[-1]["value_loss"]
     assert found[-1]["explained_variance"] > 0.8
@@ -86,7 +86,7 @@ def test_an_episode_that_was_cut_off_is_judged_by_what_was_to_come(model, groups
         [msgspec.structs.replace(episode, truncated=True) for episode in group] for group in groups
     ]
     ended, cut_off = (
-        build_samples(batch, 1, CONFIG.learner, judge=u.judge) for batch in (groups, cut)
+        build_samples(batch, 1, CONFIG.learner, annotate=u.annotate) for batch in (groups, cut)
     )
     last = np.cumsum([len(episode.turns) for group in groups for episode in group]) - 1
     for i in last:
@@ -97,7 +97,7 @@ def test_an_episode_that_was_cut_off_is_judged_by_what_was_to_come(model, groups
 
 def test_learning_values_leaves_the_policy_alone(model, groups):
     u = updater(model)
-    u.critic.fit(build_samples(groups, 1, CONFIG.learner, judge=u.judge))
+    u.critic.fit(build_samples(groups, 1, CONFIG.learner, annotate=u.annotate))
     assert all(
         torch.equal(a, b) for a, b in zip(model.parameters(), u.model.parameters(), strict=True)
     )
@@ -105,7 +105,7 @@ def test_learning_values_leaves_the_policy_alone(model, groups):
 
 def test_the_update_says_how_well_values_were_known(model, groups):
     u = updater(model)
-    metrics = u.update(build_samples(groups, 1, CONFIG.learner, judge=u.judge))
+    metrics = u.update(build_samples(groups, 1, CONFIG.learner, annotate=u.annotate))
     assert metrics["value_loss"] > 0 and metrics["explained_variance"] == pytest.approx(
         0, abs=1e-6
     )  # they were all 0

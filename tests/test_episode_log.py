@@ -4,6 +4,7 @@ byte of it."""
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ def frames_in(directory: Path, start: int = 0) -> list[bytes]:
 
 
 def appended(directory: Path, *frames: bytes, **settings: float) -> list[int]:
-    log = EpisodeLog(directory, **settings)
+    log = EpisodeLog.open(directory, **settings)
     begins = [begin for frame in frames for begin in log.append([frame])]
     log.close()
     return begins
@@ -30,7 +31,7 @@ def files(directory: Path) -> list[Path]:
 
 
 def test_the_log_gives_back_what_was_appended(tmp_path: Path):
-    log = EpisodeLog(tmp_path)
+    log = EpisodeLog.open(tmp_path)
     begins = [*log.append([b"one"]), *log.append([b"two", b"three"])]
     log.close()
     assert [(begin, frame) for begin, _, frame in read_records(tmp_path)] == list(
@@ -111,7 +112,7 @@ def test_records_that_are_read_one_at_a_time_are_those_that_are_whole(tmp_path: 
 def test_what_is_in_no_checkpoint_is_never_removed_and_what_is_goes_once_there_is_too_much(
     tmp_path: Path,
 ):
-    log = EpisodeLog(tmp_path, keep=800)
+    log = EpisodeLog.open(tmp_path, kept_bytes=800)
     begins = [
         begin for _ in range(40) for begin in log.append([bytes(34)])
     ]  # of 50 bytes, two a file
@@ -123,7 +124,7 @@ def test_what_is_in_no_checkpoint_is_never_removed_and_what_is_goes_once_there_i
     kept = frames_in(tmp_path)
     assert 800 <= 50 * len(kept) <= 900
     log.close()
-    assert appended(tmp_path, b"more", keep=800) == [2000]
+    assert appended(tmp_path, b"more", kept_bytes=800) == [2000]
 
 
 @given(
@@ -159,30 +160,21 @@ def test_what_is_appended_after_the_machine_took_the_logs_end_is_found_from_a_ch
     assert frames_in(tmp_path, position)[-2:] == [b"acknowledged", b"this too"]
 
 
-@pytest.mark.parametrize("after", [0, 5])
+@pytest.mark.parametrize("room_bytes", [0, 5])
 def test_a_full_disk_is_an_error_that_says_where_and_leaves_the_log_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    tmp_path: Path, room_bytes: int
 ):
-    log = EpisodeLog(tmp_path)
+    """A limit on the size of files stands for the disk: what fits is written before the error."""
+    log = EpisodeLog.open(tmp_path)
     log.append([b"first"])
-    write = log._file.write
     before = log.position
-
-    class Full:
-        def __getattr__(self, name):
-            return getattr(log_file, name)
-
-        def write(self, data):
-            if len(data) <= 30:
-                raise OSError(28, "No space left on device")
-            return write(data[:after] if after else data[:1])
-
-    log_file = log._file
-    log._file = Full()
-    with pytest.raises(
-        OSError, match=r"\.log cannot be written: .*No space left.*run\.dir; .* MB left"
-    ):
-        log.append([b"second, and longer than the others"])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (before + room_bytes, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"\.log cannot be written: .*File too large.*run\.dir;"):
+            log.append([b"second, and longer than the others"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     log.close()
     assert log.position == before == files(tmp_path)[0].stat().st_size
     appended(tmp_path, b"third")
@@ -191,7 +183,7 @@ def test_a_full_disk_is_an_error_that_says_where_and_leaves_the_log_whole(
 
 def test_without_a_limit_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(learner.data.episode_log, "FILE_BYTES", 10)
-    log = EpisodeLog(tmp_path)
+    log = EpisodeLog.open(tmp_path)
     log.append([b"one", b"two"])
     log.forget(before=log.position)
     log.close()
@@ -204,7 +196,7 @@ def test_records_are_on_the_disk_when_append_returns_exactly_if_that_is_asked_fo
 ):
     synced = []
     monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
-    log = EpisodeLog(tmp_path, fsync=fsync)
+    log = EpisodeLog.open(tmp_path, fsync=fsync)
     synced.clear()
     log.append([b"one", b"two"])
     log.close()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from learner_fixtures import job_in
 from run_fixtures import small_config
 
-from learner.data.batch_order import BATCHES_FILE, read_order, record_batch
+from learner.data.episode_log import BATCHES_FILE, read_group_order, record_batch
 from protocol.files import AppendOnlyFile, WriteError, atomic_write
 from protocol.messages import Stats
 from protocol.security import make_keys
@@ -122,9 +122,9 @@ def test_a_batch_that_was_torn_by_a_crash_does_not_cost_the_next(tmp_path: Path)
     record_batch(tmp_path, 1, [3, 4])
     with (tmp_path / BATCHES_FILE).open("a") as file:
         file.write('{"update": 2, "gro')
-    assert read_order(tmp_path) == [3, 4]
+    assert read_group_order(tmp_path) == [3, 4]
     record_batch(tmp_path, 2, [5])
-    assert read_order(tmp_path) == [3, 4, 5]
+    assert read_group_order(tmp_path) == [3, 4, 5]
 
 
 def test_figures_that_cannot_be_written_are_told_once_and_the_collector_goes_on(

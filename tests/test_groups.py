@@ -14,7 +14,8 @@ from learner_fixtures import random_turn
 
 from config import LearnerSection
 from controller.responses import EMPTY_RESPONSE
-from learner.data.groups import FIRST_EPISODES, GroupBuffer, NothingPlayable
+from learner.data.drop_ledger import FIRST_EPISODES, NothingPlayable
+from learner.data.groups import GroupBuffer
 from protocol.messages import DropReason, EpisodeKey, Trajectory, Turn
 
 
@@ -43,9 +44,9 @@ def play(buffer: GroupBuffer, arrivals: list[Trajectory], groups_per_batch: int)
     told = Counter()
     for arrival in arrivals:
         buffer.add(arrival)
-        buffer.advance()
-        while buffer.take(groups_per_batch) is not None:
-            told += buffer.take_dropped()
+        buffer.collect_complete()
+        while buffer.pop_batch(groups_per_batch) is not None:
+            told += buffer.pop_closed_drops()
     return told
 
 
@@ -90,8 +91,8 @@ def test_groups_leave_in_order_of_admission_whatever_the_order_of_arrival():
     buffer = GroupBuffer(group_size=2)
     for group in (2, 1, 0):
         fill(buffer, group)
-    buffer.advance()
-    assert buffer.take(2)[0] == [0, 1]
+    buffer.collect_complete()
+    assert buffer.pop_batch(2)[0] == [0, 1]
 
 
 def test_kept_tokens_of_what_is_dropped_are_counted_once():
@@ -112,17 +113,17 @@ def test_kept_tokens_of_what_is_dropped_are_counted_once():
         (2, 0, None),
     ):
         buffer.add(msgspec.structs.replace(trajectory(group, member, dropped), turns=[turn]))
-    buffer.advance()
-    assert buffer.take_dropped()["wasted_dropped"] == 14
-    buffer.take(1)
+    buffer.collect_complete()
+    assert buffer.pop_closed_drops()["wasted_dropped"] == 14
+    buffer.pop_batch(1)
     assert buffer.cancel_remaining()["wasted_dropped"] == 7
 
 
 def test_a_batch_waits_for_its_first_group_even_if_later_ones_are_complete():
     buffer = GroupBuffer(group_size=2)
     fill(buffer, 1)
-    buffer.advance()
-    assert buffer.take(1) is None
+    buffer.collect_complete()
+    assert buffer.pop_batch(1) is None
 
 
 def test_an_episode_that_arrives_twice_counts_once():
@@ -130,8 +131,8 @@ def test_an_episode_that_arrives_twice_counts_once():
     assert buffer.add(trajectory(0, 0))
     assert not buffer.add(trajectory(0, 0, attempt=1))
     fill(buffer, 0)
-    buffer.advance()
-    buffer.take(1)
+    buffer.collect_complete()
+    buffer.pop_batch(1)
     assert not buffer.add(trajectory(0, 1)), "known although its group has left"
 
 
@@ -142,8 +143,8 @@ def test_an_episode_that_was_played_to_its_end_takes_the_place_of_the_word_that_
         trajectory(0, 0, DropReason.CANCELLED)
     )
     fill(buffer, 0)
-    buffer.advance()
-    assert [len(group) for group in buffer.take(1)[1]] == [2] and not buffer.take_dropped()
+    buffer.collect_complete()
+    assert [len(group) for group in buffer.pop_batch(1)[1]] == [2] and not buffer.pop_closed_drops()
 
 
 def test_groups_whose_returns_are_equal_are_left_out_where_that_is_asked_for():
@@ -161,25 +162,27 @@ def test_groups_whose_returns_are_equal_are_left_out_where_that_is_asked_for():
                 action="",
             )
             played = msgspec.structs.replace(trajectory(group, member), turns=[turn])
-            buffer.add(played), unfiltered.add(played)
-    assert buffer.advance() == [0, 2] and buffer.take(1)[0] == [1]
-    assert buffer.take_dropped() == {"dropped_uninformative": 4}
-    assert unfiltered.advance() == [] and unfiltered.take(3)[0] == [0, 1, 2]
+            buffer.add(played)
+            unfiltered.add(played)
+    assert buffer.collect_complete() == [0, 2] and buffer.pop_batch(1)[0] == [1]
+    assert buffer.pop_closed_drops() == {"dropped_uninformative": 4}
+    assert unfiltered.collect_complete() == []
+    assert unfiltered.pop_batch(3).groups == [0, 1, 2]
 
 
 def test_a_group_with_dropped_members_is_trained_on_while_two_are_left():
     buffer = GroupBuffer(group_size=3)
     fill(buffer, 0, dropped=1)
-    assert buffer.advance() == []
-    numbers, groups = buffer.take(1)
+    assert buffer.collect_complete() == []
+    numbers, groups = buffer.pop_batch(1)
     assert numbers == [0] and len(groups[0]) == 2
 
 
 def test_a_group_with_fewer_than_two_members_is_dropped_at_once():
     buffer = GroupBuffer(group_size=3)
     fill(buffer, 0, dropped=2)
-    assert buffer.advance() == [0]
-    assert buffer.take_dropped() == {"dropped_env_error": 2, "dropped_cancelled": 1}
+    assert buffer.collect_complete() == [0]
+    assert buffer.pop_closed_drops() == {"dropped_env_error": 2, "dropped_cancelled": 1}
 
 
 def test_of_each_reason_to_fail_what_the_first_episode_says_is_kept_on_a_line():
@@ -194,19 +197,18 @@ def test_of_each_reason_to_fail_what_the_first_episode_says_is_kept_on_a_line():
         buffer.add(
             msgspec.structs.replace(trajectory(0, member, DropReason(reason)), detail=detail)
         )
-    assert (
-        buffer.failures.keys() == {"env_error", "actor_lost"}
-        and buffer.failures["env_error"] == f"{EpisodeKey(0, 1).id}: no room"
-    )
-    assert len(buffer.failures["actor_lost"]) < 400
+    failures = buffer.ledger.failures
+    assert failures.keys() == {"env_error", "actor_lost"}
+    assert failures["env_error"] == f"{EpisodeKey(0, 1).id}: no room"
+    assert len(failures["actor_lost"]) < 400
 
 
 def test_an_evaluation_is_complete_when_all_its_episodes_are_there():
     buffer = GroupBuffer(group_size=2)
     buffer.add(trajectory(0, 1, evaluation=True))
-    assert buffer.take_evaluation(0, 2) is None
+    assert buffer.pop_evaluation(0, 2) is None
     buffer.add(trajectory(0, 0, evaluation=True))
-    assert [t.key.member for t in buffer.take_evaluation(0, 2)] == [0, 1]
+    assert [t.key.member for t in buffer.pop_evaluation(0, 2)] == [0, 1]
 
 
 @given(st.integers(1, 4), st.integers(2, 4), st.integers(0, 6), st.randoms(), st.data())
@@ -223,10 +225,10 @@ def test_invariant_3_every_episode_leaves_exactly_once(
     dropped = Counter()
     for t in arrivals:
         buffer.add(t)
-        buffer.advance()
-        while (batch := buffer.take(groups_per_batch)) is not None:
+        buffer.collect_complete()
+        while (batch := buffer.pop_batch(groups_per_batch)) is not None:
             trained += [t.key for group in batch[1] for t in group]
-            dropped += buffer.take_dropped()
+            dropped += buffer.pop_closed_drops()
     dropped += buffer.cancel_remaining()
     assert len(trained) == len(set(trained))
     assert len(trained) + dropped.total() == len(sent)
@@ -243,10 +245,11 @@ def test_what_is_dropped_is_counted_once_whenever_a_run_is_resumed(
     buffer = GroupBuffer(group_size)
     dropped = play(buffer, sent[:stop], groups_per_batch)
     resumed = GroupBuffer(group_size)
-    resumed.resume(buffer.next_group, buffer.dropped(), buffer.trained_ahead, buffer.dropped_ahead)
+    resumed.resume(buffer.closed, buffer.closed_drops())
     dropped += play(resumed, sent, groups_per_batch) + resumed.cancel_remaining()
+    uninterrupted = GroupBuffer(group_size)
     assert dropped == (
-        play(whole := GroupBuffer(group_size), sent, groups_per_batch) + whole.cancel_remaining()
+        play(uninterrupted, sent, groups_per_batch) + uninterrupted.cancel_remaining()
     )
 
 
@@ -279,4 +282,4 @@ def test_groups_are_filtered_by_what_the_algorithm_compares(
             for k, reward in enumerate(own)
         ]
         buffer.add(Trajectory(EpisodeKey(0, member), 0, 0, "t", "t", True, turns))
-    assert buffer.advance() == ([0] if dropped else [])
+    assert buffer.collect_complete() == ([0] if dropped else [])

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from learner_fixtures import random_group, random_turn
 
 from config import ControlSection, LearnerSection
-from learner.data.batching import PART, collate, microbatches, minibatches, parts_by
+from learner.data.batching import (
+    MICROBATCH_OVERHEAD_TOKENS,
+    collate,
+    microbatches,
+    minibatches,
+    pack_by_length,
+)
 from learner.data.samples import TrainingSample, build_samples
 from protocol.arrays import FLOAT32, INT32, UINT8, pack, unpack
 from protocol.messages import DropReason, Span, StopReason
@@ -63,7 +69,7 @@ def test_microbatches_hold_every_trained_token_once(batch, budget):
 
 @given(st.lists(st.integers(1, 300), max_size=7), st.integers(8, 600))
 def test_no_other_parts_of_the_items_in_order_have_less_padding(lengths, budget):
-    found = list(parts_by(lengths, lambda length: length, budget))
+    found = list(pack_by_length(lengths, lambda length: length, budget))
     assert [length for part in found for length in part] == sorted(lengths)
     ordered = sorted(lengths)
     others = []
@@ -71,8 +77,8 @@ def test_no_other_parts_of_the_items_in_order_have_less_padding(lengths, budget)
         bounds = [0, *(i + 1 for i, cut in enumerate(cuts) if cut), len(lengths)]
         parts = [ordered[a:b] for a, b in itertools.pairwise(bounds) if a < b]
         if all(len(part) * part[-1] <= budget or len(part) == 1 for part in parts):
-            others.append(sum(len(part) * part[-1] + PART for part in parts))
-    assert sum(len(part) * part[-1] + PART for part in found) == min(others)
+            others.append(sum(len(part) * part[-1] + MICROBATCH_OVERHEAD_TOKENS for part in parts))
+    assert sum(len(part) * part[-1] + MICROBATCH_OVERHEAD_TOKENS for part in found) == min(others)
 
 
 @given(st.lists(samples(), min_size=1, max_size=6))

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from learner import checkpoint, publish
 from learner.checkpoint_damage import describe_damage
-from learner.data.rollout_metrics import tokens_of
+from learner.data.rollout_metrics import count_generated_tokens
 from learner.model.policy import load_policy
 from learner.publish import WeightWriter, sha256_of
 from learner.training import Training
@@ -82,7 +82,7 @@ def test_restored_training_makes_the_very_same_updates(job):
     assert (
         restored.tokens
         == training.tokens
-        == sum(tokens_of(episode) for group in groups(0) for episode in group)
+        == sum(count_generated_tokens(episode) for group in groups(0) for episode in group)
         > 0
     )
     assert restored.control == '{"eta": 1}'

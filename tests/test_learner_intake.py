@@ -15,12 +15,13 @@ from test_groups import trajectory
 import protocol.router
 from learner.data.episode_log import EpisodeLog, read_records
 from learner.data.groups import GroupBuffer
-from learner.data.intake import Intake
+from learner.data.intake import Arrivals, EpisodeStore, Intake
+from protocol.batched_router import BatchedRouter
 from protocol.codec import FrameReader, decode, encode
 from protocol.messages import DropReason, EpisodeEnded, EpisodeKey, Message, Refused, Trajectory
 
 
-def flaw(message: Message) -> str:
+def find_flaw(message: Message) -> str:
     return (
         ""
         if isinstance(message, Trajectory) and message.key.group < 1000
@@ -28,26 +29,42 @@ def flaw(message: Message) -> str:
     )
 
 
+class CountedArrivals(Arrivals):
+    """Counts how often it wakes."""
+
+    def __init__(self, bench: Bench) -> None:
+        super().__init__()
+        self._bench = bench
+
+    def notify(self) -> None:
+        self._bench.wakes += 1
+        super().notify()
+
+
 class Bench:
     """An intake, and an actor that is connected to it. `inproc`: what is sent has arrived."""
 
     def __init__(self, directory: Path, context: zmq.asyncio.Context) -> None:
         self.path = directory / "log"
-        self.log, self.buffer, self.writes, self.wakes = (
-            EpisodeLog(self.path),
-            GroupBuffer(group_size=2),
-            [],
-            0,
-        )
+        self.log = EpisodeLog.open(self.path)
+        self.buffer = GroupBuffer(group_size=2)
+        self.writes: list[int] = []
+        self.wakes = 0
         append = self.log.append
         self.log.append = lambda frames: self.writes.append(len(frames)) or append(frames)
         self.router, self.actor = context.socket(zmq.ROUTER), context.socket(zmq.DEALER)
         self.router.bind("inproc://intake")
         self.actor.connect("inproc://intake")
-        self.intake = Intake(self.router, self.log, self.buffer, FrameReader(), flaw, self._arrived)
-
-    def _arrived(self) -> None:
-        self.wakes += 1
+        self.store = EpisodeStore(self.log, self.buffer)
+        self.reader = FrameReader()
+        self.intake = Intake(
+            BatchedRouter(self.router),
+            self.store,
+            self.buffer,
+            CountedArrivals(self),
+            self.reader,
+            find_flaw,
+        )
 
     async def deliver(self, *frames: Trajectory | bytes) -> None:
         for frame in frames:
@@ -89,8 +106,8 @@ async def test_episodes_that_wait_share_a_write_and_a_waking_and_each_is_acknowl
     task = asyncio.create_task(bench.intake.run())
     assert await bench.acknowledged(3) == [(0, 0), (0, 1), (1, 0)]
     assert bench.writes == [3] and bench.wakes == 1
-    bench.buffer.advance()
-    assert bench.buffer.take(1)[0] == [0]
+    bench.buffer.collect_complete()
+    assert bench.buffer.pop_batch(1)[0] == [0]
     task.cancel()
 
 
@@ -104,10 +121,8 @@ async def test_an_episode_that_comes_alone_is_acknowledged_at_once(running: Benc
 async def test_an_episode_that_is_known_is_acknowledged_and_not_logged_again(running: Bench):
     await running.deliver(trajectory(0, 0), trajectory(0, 0, attempt=1), trajectory(0, 1))
     assert await running.acknowledged(3) == [(0, 0), (0, 0), (0, 1)]
-    assert [decode(frame).lease_attempt for _, _, frame in read_records(running.path)] == [
-        0,
-        0,
-    ] and len(running.intake.offsets) == 2
+    assert [decode(frame).lease_attempt for _, _, frame in read_records(running.path)] == [0, 0]
+    assert len(running.store.offsets) == 2
 
 
 async def test_a_frame_that_cannot_be_read_costs_itself_alone(running: Bench):
@@ -128,7 +143,7 @@ async def test_what_is_refused_is_neither_logged_nor_acknowledged_and_who_sent_a
     )
     await running.deliver(trajectory(0, 0))
     assert await running.acknowledged(1) == [(0, 0)]
-    assert running.intake._reader.dropped_frames == 3 and running.writes == [1]
+    assert running.reader.dropped_frames == 3 and running.writes == [1]
 
 
 async def test_other_loops_get_their_turn_while_there_is_always_something_waiting(
@@ -168,17 +183,17 @@ async def test_a_resumed_run_reads_the_log_from_the_first_episode_whose_group_ha
     await running.deliver(*sent)
     await running.acknowledged(len(sent))
     begins = [begin for begin, _, _ in read_records(running.path)]
-    running.intake.forget_left()
-    assert running.intake.resume_from() == begins[1]
-    running.buffer.advance()
-    running.buffer.take(1)
-    running.intake.forget_left()
-    assert (running.intake.resume_from(), running.intake.offsets) == (running.log.position, {})
+    running.store.forget_closed()
+    assert running.store.resume_offset() == begins[1]
+    running.buffer.collect_complete()
+    running.buffer.pop_batch(1)
+    running.store.forget_closed()
+    assert (running.store.resume_offset(), running.store.offsets) == (running.log.position, {})
 
 
 async def test_a_dropped_episode_is_found_again_while_its_group_is_here(running: Bench):
     """Else it would be played again, and leave twice."""
     await running.deliver(trajectory(0, 0, DropReason.ENV_ERROR), trajectory(0, 1))
     await running.acknowledged(2)
-    running.intake.forget_left()
-    assert running.intake.resume_from() == 0
+    running.store.forget_closed()
+    assert running.store.resume_offset() == 0

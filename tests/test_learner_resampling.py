@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from learner_fixtures import random_group, random_turn
 
 from config import ControlSection, LearnerSection
-from learner.data.resampling import stall_rate, weight
+from learner.data.resampling import resampling_weight, stall_rate
 from learner.data.samples import build_samples
 from protocol.messages import ControlEvent, Turn
 
@@ -41,7 +41,7 @@ def test_weights_are_one_on_average_over_what_is_kept(rate: float, resamples: in
     accepted = (1 - rate) * (1 - rate ** (resamples + 1)) / (1 - rate)
     kept = rate ** (resamples + 1)
     cap = float("inf")
-    mean = accepted * weight(turn(""), rate, resamples, cap) + kept * weight(
+    mean = accepted * resampling_weight(turn(""), rate, resamples, cap) + kept * resampling_weight(
         turn("keep"), rate, resamples, cap
     )
     assert accepted + kept == pytest.approx(1) and mean == pytest.approx(1)
@@ -59,7 +59,7 @@ def test_weighted_means_are_those_of_the_policy_without_control():
             stalled = rng.random() < rate
             if not stalled:
                 break
-        total += (10.0 if stalled else 1.0) * weight(
+        total += (10.0 if stalled else 1.0) * resampling_weight(
             turn("keep" if stalled else ""), rate, resamples, 1e9
         )
     assert total / 40_000 == pytest.approx(rate * 10 + (1 - rate) * 1, rel=0.05)
@@ -85,7 +85,7 @@ def test_samples_that_were_ended_early_have_stalled():
     [(turn(""), (1 - 0.5) / (1 - 0.5**3)), (turn("keep"), 3.0), (turn("", eta=nan), 1.0)],
 )
 def test_a_weight_is_truncated_and_leaves_alone_what_could_not_stall(kept: Turn, expected: float):
-    assert weight(kept, 0.5, 2, cap=3.0) == pytest.approx(expected)
+    assert resampling_weight(kept, 0.5, 2, cap=3.0) == pytest.approx(expected)
 
 
 def test_the_weight_multiplies_the_advantage_only_when_asked():
@@ -112,7 +112,8 @@ def test_the_weight_multiplies_the_advantage_only_when_asked():
     rate = stall_rate([t for e in group for t in e.turns])
     turns = [t for e in group for t in e.turns]
     expected = [
-        a * weight(t, rate, 2, LearnerSection().tis_cap) for a, t in zip(plain, turns, strict=True)
+        a * resampling_weight(t, rate, 2, LearnerSection().tis_cap)
+        for a, t in zip(plain, turns, strict=True)
     ]
     weighted = [
         s.advantage

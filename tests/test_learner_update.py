@@ -246,10 +246,10 @@ def test_the_proximal_policy_is_that_of_the_start_of_the_update(model):
         for name in ("decoupled", "tis")
     ]
     for u in ends:
-        u.update(u.judge(batch()))
+        u.update(u.annotate(batch()))
     assert change(ends[0].model, ends[1].model) < 2e-5
     moved = ends[0]
-    for sample in moved.judge(batch()):
+    for sample in moved.annotate(batch()):
         log_pi, _ = log_probs(moved.model, collate([sample]), 1.0)
         np.testing.assert_allclose(
             sample.log_prox[sample.mask], log_pi.detach().numpy(), rtol=1e-4, atol=1e-5

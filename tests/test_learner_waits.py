@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from learner.data.groups import GroupBuffer
-from learner.waits import batch_words
 from protocol.messages import EpisodeKey, Trajectory
 
 
@@ -19,14 +18,16 @@ def test_a_batch_that_does_not_come_names_the_group_and_the_episodes_that_are_mi
     buffer = GroupBuffer(4)
     for key in ((0, 0), (0, 1), (0, 2), (0, 3), (1, 2)):
         buffer.add(played(*key))
-    buffer.advance()
-    assert batch_words(buffer, 7, 2) == (
+    buffer.collect_complete()
+    assert buffer.describe_wait(update=7, size=2) == (
         "2 groups for update 7, of which 1 are complete: group 1 lacks 3 of its 4 episodes (0, "
         "1, 3)"
     )
 
 
 def test_many_missing_episodes_are_counted() -> None:
-    assert batch_words(GroupBuffer(64), 1, 1).endswith(
-        "group 0 lacks 64 of its 64 episodes (0, 1, 2, 3, 4 and 59 more)"
+    assert (
+        GroupBuffer(64)
+        .describe_wait(update=1, size=1)
+        .endswith("group 0 lacks 64 of its 64 episodes (0, 1, 2, 3, 4 and 59 more)")
     )

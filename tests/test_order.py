@@ -13,9 +13,9 @@ from test_groups import fill, trajectory
 
 from config import LearnerSection
 from controller.admission import Admission, AdmissionSettings
-from learner.data.batch_order import BATCHES_FILE, read_order, record_batch
-from learner.data.groups import GroupBuffer
-from learner.data.intake import Intake
+from learner.data.episode_log import BATCHES_FILE, read_group_order, record_batch
+from learner.data.groups import ClosedGroups, GroupBuffer
+from learner.data.intake import EpisodeStore
 from protocol.messages import DropReason, EpisodeKey
 
 MEMBERS = 2
@@ -45,23 +45,18 @@ class World:
         self.updates = updates
         self.log = LoggedEpisodes()
         self.admitted_at: dict[int, int] = {}
-        self.saved = (0, [], Counter(), {"next_group": 0, "dropped": {}}, 0)
+        self.saved = (0, [], Counter(), ClosedGroups(), {}, 0)
         self.restore()
 
     def restore(self) -> None:
         """All processes begin again, from the last checkpoint and the log."""
-        self.update, self.trained, self.told, left, position = copy.deepcopy(self.saved)
+        self.update, self.trained, self.told, closed, drops, position = copy.deepcopy(self.saved)
         self.engines = self.update
         self.buffer = GroupBuffer(MEMBERS, window=self.learner.window())
-        self.buffer.resume(**left)
-        self.intake = Intake.__new__(Intake)
-        self.intake._buffer = self.buffer
-        self.intake._log = self.log
-        self.intake.offsets = {}
-        self.intake._arrived = lambda: None
+        self.buffer.resume(closed, drops)
+        self.store = EpisodeStore(self.log, self.buffer)
         for offset, episode in list(enumerate(self.log.frames))[position:]:
-            if self.buffer.add(episode):
-                self.intake.offsets[episode.key] = offset
+            self.store.restore(episode, offset)
         self.admission = Admission(
             AdmissionSettings(
                 self.learner.groups,
@@ -74,10 +69,10 @@ class World:
             )
         )
         start = (
-            left["next_group"],
-            self.buffer.received(),
+            self.buffer.closed.next_group,
+            self.buffer.unconsumed_keys(),
             self.updates - self.update,
-            self.buffer.left_ahead(),
+            self.buffer.closed.ahead(),
         )
         self.admission.start(*start)
         self.awaiting: list[int] = []
@@ -89,46 +84,45 @@ class World:
         for group in range(self.admission.next_group):
             self.admitted_at.setdefault(group, self.engines)
         while (lease := self.admission.lease(b"actor")) is not None:
-            assert lease.key not in self.buffer.received() and not self.buffer.has_left(
-                lease.key.group
-            )
+            assert lease.key not in self.buffer.unconsumed_keys()
+            assert lease.key.group not in self.buffer.closed
             self.leased.append(lease.key)
         assert len(self.admission.holding) <= self.learner.slots()
 
     def save(self) -> None:
-        buffer = self.buffer
-        left = {
-            "next_group": buffer.next_group,
-            "dropped": buffer.dropped(),
-            "trained_ahead": buffer.trained_ahead,
-            "dropped_ahead": buffer.dropped_ahead,
-        }
         self.saved = copy.deepcopy(
-            (self.update, self.trained, self.told, left, self.intake.resume_from())
+            (
+                self.update,
+                self.trained,
+                self.told,
+                self.buffer.closed,
+                self.buffer.closed_drops(),
+                self.store.resume_offset(),
+            )
         )
 
     def arrive(self, key: EpisodeKey, reason: DropReason | None) -> None:
         """Of an actor that delivers, and whose delivery is seen a second time."""
         episode = trajectory(key.group, key.member, reason)
-        self.intake.take([(episode, episode)])
-        self.intake.take([(episode, episode)])
+        self.store.add([(episode, episode)])
+        self.store.add([(episode, episode)])
         assert self.admission.end_episode(key, b"actor", 0)
         self.leased.remove(key)
 
     def train(self) -> None:
-        unusable = self.buffer.advance()
+        unusable = self.buffer.collect_complete()
         if unusable:
             self.admission.replace_dropped(unusable)
-        batch = self.buffer.take(self.learner.groups) if self.update < self.updates else None
+        batch = self.buffer.pop_batch(self.learner.groups) if self.update < self.updates else None
         if batch is None:
             return
         ages = [self.update - self.admitted_at[group] for group in batch[0]]
         assert max(ages) <= self.learner.largest_age()
         if self.learner.max_staleness == 0:
             assert self.admission.holding == set(batch[0]) and self.engines == self.update
-        self.intake.forget_left()
+        self.store.forget_closed()
         self.trained += [episode.key for group in batch[1] for episode in group]
-        self.told += self.buffer.take_dropped()
+        self.told += self.buffer.pop_closed_drops()
         self.update += 1
         self.admission.hold_until_applied(self.update, batch[0])
         self.awaiting.append(self.update)
@@ -182,10 +176,10 @@ def test_invariant_1_and_4_whatever_happens_when(
         world.look()
     assert world.update == updates, "it came to its end"
     assert len(world.trained) == len(set(world.trained))
-    left = [group for group in range(world.admission.next_group) if world.buffer.has_left(group)]
-    dropped = (world.told + world.buffer.dropped()).total() - (world.told + world.buffer.dropped())[
-        "wasted_dropped"
-    ]
+    left = [group for group in range(world.admission.next_group) if group in world.buffer.closed]
+    dropped = (world.told + world.buffer.closed_drops()).total() - (
+        world.told + world.buffer.closed_drops()
+    )["wasted_dropped"]
     assert len(world.trained) + dropped == MEMBERS * len(left)
 
 
@@ -203,7 +197,7 @@ def test_a_group_that_never_comes_to_its_end_is_passed_by_as_many_as_the_window_
         world.train()
         world.apply()
         world.look()
-    assert world.update == updates and world.buffer.awaited() == (0, [0, 1])
+    assert world.update == updates and world.buffer.oldest_incomplete() == (0, [0, 1])
 
 
 @pytest.mark.parametrize(
@@ -225,18 +219,20 @@ def test_groups_pass_only_if_the_batch_cannot_be_made_without_them():
     buffer = GroupBuffer(group_size=2, window=1)
     for group in (3, 2, 0, 1):
         fill(buffer, group)
-    buffer.advance()
-    assert buffer.take(2)[0] == [0, 1]
-    assert buffer.take(2)[0] == [2, 3]
+    buffer.collect_complete()
+    assert buffer.pop_batch(2)[0] == [0, 1]
+    assert buffer.pop_batch(2)[0] == [2, 3]
 
 
 def test_a_window_that_became_smaller_does_not_hold_a_resumed_run():
     buffer = GroupBuffer(group_size=2, window=0)
-    buffer.resume(0, {}, trained_ahead=[4, 5])
+    buffer.resume(ClosedGroups(trained_ahead={4, 5}), {})
     for group in (0, 1, 2, 3):
         fill(buffer, group)
-    buffer.advance()
-    assert buffer.take(2)[0] == [0, 1] and buffer.take(2)[0] == [2, 3] and buffer.next_group == 6
+    buffer.collect_complete()
+    assert buffer.pop_batch(2).groups == [0, 1]
+    assert buffer.pop_batch(2).groups == [2, 3]
+    assert buffer.closed.next_group == 6
 
 
 def test_who_is_waited_for_is_the_lowest_group_that_is_not_complete_and_its_missing_members():
@@ -244,8 +240,8 @@ def test_who_is_waited_for_is_the_lowest_group_that_is_not_complete_and_its_miss
     fill(buffer, 0)
     buffer.add(trajectory(1, 1))
     fill(buffer, 2)
-    buffer.advance()
-    assert buffer.awaited() == (1, [0, 2])
+    buffer.collect_complete()
+    assert buffer.oldest_incomplete() == (1, [0, 2])
 
 
 def test_the_order_of_groups_is_that_of_the_updates_which_counted(tmp_path):
@@ -253,4 +249,5 @@ def test_the_order_of_groups_is_that_of_the_updates_which_counted(tmp_path):
         record_batch(tmp_path, update, groups)
     with (tmp_path / BATCHES_FILE).open("a") as file:
         file.write('{"update": 3, "gro')
-    assert read_order(tmp_path) == [0, 2, 1, 3] and read_order(tmp_path / "none") == []
+    assert read_group_order(tmp_path) == [0, 2, 1, 3]
+    assert read_group_order(tmp_path / "none") == []

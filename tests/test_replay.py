@@ -180,7 +180,7 @@ def test_an_episode_that_failed_is_listed_as_dropped_and_shown_with_why(
     failed = dropped_episode(
         EpisodeKey(9, 0), DropReason.ACTOR_LOST, "not brought to an end by [3] actors"
     )
-    log = EpisodeLog(tmp_path / "run" / LOG)
+    log = EpisodeLog.open(tmp_path / "run" / LOG)
     log.append([encode(failed)])
     log.close()
     (line,) = [

@@ -96,7 +96,7 @@ def test_episodes_of_another_version_are_named(
 ) -> None:
     shutil.copytree(recorded, tmp_path / "old")
     shutil.rmtree(tmp_path / "old" / LOG)
-    log = EpisodeLog(tmp_path / "old" / LOG)
+    log = EpisodeLog.open(tmp_path / "old" / LOG)
     log.append([b"something else"])
     log.close()
     assert main(["report", str(tmp_path / "old")]) == 2
@@ -121,7 +121,7 @@ def test_what_cannot_be_shown_is_named(
 def test_episodes_without_turns_are_left_out(recorded: Path, tmp_path: Path) -> None:
     shutil.copytree(recorded, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / LOG)
-    log = EpisodeLog(tmp_path / "run" / LOG)
+    log = EpisodeLog.open(tmp_path / "run" / LOG)
     played = cut_episode(recorded)
     other = msgspec.structs.replace(played.key, member=1 - played.key.member)
     dropped = msgspec.structs.replace(
@@ -140,7 +140,7 @@ def test_text_of_an_episode_is_text(recorded: Path, tmp_path: Path) -> None:
     episode = cut_episode(recorded)
     turn = msgspec.structs.replace(episode.turns[0], action=SCRIPT, anchor=SCRIPT)
     shutil.rmtree(hostile / LOG)
-    log = EpisodeLog(hostile / LOG)
+    log = EpisodeLog.open(hostile / LOG)
     log.append(
         [encode(msgspec.structs.replace(episode, task=SCRIPT, turns=[turn, *episode.turns[1:]]))]
     )

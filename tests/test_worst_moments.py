@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from run_fixtures import Run, dies_at, running_small
 
-from learner.data.batch_order import read_order
+from learner.data.episode_log import read_group_order
 
 pytestmark = pytest.mark.slow
 
@@ -21,7 +21,7 @@ def assert_each_once(run: Run, updates: int) -> None:
     copies = Counter(
         t.key for t in run.trajectories() if not t.key.evaluation and t.drop_reason is None
     )
-    trained = read_order(run.directory)
+    trained = read_group_order(run.directory)
     assert len(trained) == len(set(trained)) == 2 * updates
     assert set(copies.values()) == {1} and {key.group for key in copies} >= set(trained)
     assert run.summary()["dropped"] == {} and run.left_over() == []

@@ -1,1 +1,1 @@
-"""From trajectories to batches: what arrives, is grouped, valued, and packed."""
+"""From trajectories to batches: intake, groups, samples and micro-batches."""

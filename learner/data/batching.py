@@ -1,8 +1,8 @@
-"""From samples to what goes through the model at once: random mini-batches, padded
-micro-batches."""
+"""From samples to random mini-batches, and to padded micro-batches for the model."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -15,14 +15,13 @@ from learner.data.samples import TrainingSample
 
 Item = TypeVar("Item")
 
-PART = 160
-"""Tokens: about what a micro-batch costs whatever is in it."""
+MICROBATCH_OVERHEAD_TOKENS = 160
+"""Tokens that cost about as much as a micro-batch does whatever is in it."""
 
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """What goes through the model at once: B rows of S columns, padded on the right, and the N
-    tokens of them to train on."""
+    """B rows of S columns for the model, padded on the right, and their N tokens to train on."""
 
     tokens: Tensor  # int64 [B, S]
     rows: Tensor  # int64 [N]
@@ -37,57 +36,60 @@ class MicroBatch:
 def minibatches(
     samples: Sequence[TrainingSample], count: int, rng: np.random.Generator
 ) -> list[list[TrainingSample]]:
-    """The samples, shuffled, in `count` parts of nearly equal size; fewer parts if there are fewer
-    samples."""
+    """Shuffle samples into `count` mini-batches of nearly equal size.
+
+    There are fewer if there are fewer samples.
+    """
     if not samples:
         return []
     order = rng.permutation(len(samples))
-    return [[samples[i] for i in part] for part in np.array_split(order, min(count, len(samples)))]
+    by_batch = np.array_split(order, min(count, len(samples)))
+    return [[samples[i] for i in indices] for indices in by_batch]
 
 
 def microbatches(
     samples: Sequence[TrainingSample], token_budget: int, *, everything: bool = False
 ) -> Iterator[MicroBatch]:
-    """The samples that need compute, or all, as `parts` puts them together."""
-    for part in parts(
-        [sample for sample in samples if everything or sample.needs_compute], token_budget
-    ):
-        yield collate(part)
+    """Make micro-batches of the samples that need compute, or of all."""
+    chosen = [sample for sample in samples if everything or sample.needs_compute]
+    for packed in pack_samples(chosen, token_budget):
+        yield collate(packed)
 
 
-def parts(samples: Sequence[TrainingSample], token_budget: int) -> Iterator[list[TrainingSample]]:
-    """The samples, as `parts_by` puts them together by their length."""
-    return parts_by(samples, lambda sample: sample.length, token_budget)
+def pack_samples(
+    samples: Sequence[TrainingSample], token_budget: int
+) -> Iterator[list[TrainingSample]]:
+    """Pack samples by their length, as `pack_by_length` does."""
+    return pack_by_length(samples, lambda sample: sample.length, token_budget)
 
 
-def parts_by(
+def pack_by_length(
     items: Iterable[Item], length: Callable[[Item], int], token_budget: int
 ) -> Iterator[list[Item]]:
-    """The items sorted by `length`, in parts of at most `token_budget` tokens, padding included, so
-    that padding is least.
+    """Sort items by `length` into packs of at most `token_budget` tokens, padding included.
 
-    One longer than the budget goes alone. By dynamic programming over where a part may begin, each
-    part as dear as PART tokens.
+    Padding is least: dynamic programming over where a pack may begin, each pack as dear as
+    MICROBATCH_OVERHEAD_TOKENS. An item longer than the budget goes alone.
     """
     ordered = sorted(items, key=length)
-    # of the best parts of the first i items, and where the last of these parts begins
-    cost = [0]
-    begin = [0]
+    costs = [0]  # of the best packs of the first i items
+    starts = [0]  # where the last of these packs begins
     for i, item in enumerate(ordered, 1):
         longest = length(item)
-        first = max(0, i - max(1, token_budget // longest))
-        j = min(range(first, i), key=lambda j: cost[j] + (i - j) * longest)
-        cost.append(cost[j] + (i - j) * longest + PART)
-        begin.append(j)
-    bounds = [len(ordered)]
-    while bounds[-1]:
-        bounds.append(begin[bounds[-1]])
-    for end, start in zip(reversed(bounds[:-1]), reversed(bounds[1:]), strict=True):
+        lowest = max(0, i - max(1, token_budget // longest))
+        padded = [costs[j] + (i - j) * longest for j in range(lowest, i)]
+        cheapest = min(padded)
+        costs.append(cheapest + MICROBATCH_OVERHEAD_TOKENS)
+        starts.append(lowest + padded.index(cheapest))
+    ends = [len(ordered)]
+    while ends[-1]:
+        ends.append(starts[ends[-1]])
+    for start, end in itertools.pairwise(reversed(ends)):
         yield ordered[start:end]
 
 
 def collate(samples: Sequence[TrainingSample]) -> MicroBatch:
-    """One micro-batch of all the samples. Padding is token 0; nothing attends to it."""
+    """Make one micro-batch of all the samples. Padding is token 0; nothing attends to it."""
     width = max(sample.length for sample in samples)
     tokens = np.zeros((len(samples), width), dtype=np.int64)
     rows = []
@@ -100,26 +102,23 @@ def collate(samples: Sequence[TrainingSample]) -> MicroBatch:
         rows.append(np.full(len(trained), row, dtype=np.int64))
         columns.append(start + trained)
     counts = [sample.trained_tokens for sample in samples]
+    log_mu = np.concatenate([sample.log_mu[sample.mask] for sample in samples])
+    advantage = np.repeat([sample.advantage for sample in samples], counts)
+    age = np.concatenate([sample.age[sample.mask] for sample in samples])
     return MicroBatch(
         tokens=torch.from_numpy(tokens),
         rows=torch.from_numpy(np.concatenate(rows)),
         columns=torch.from_numpy(np.concatenate(columns)),
-        log_mu=torch.from_numpy(
-            np.concatenate([s.log_mu[s.mask] for s in samples]).astype(np.float32)
-        ),
-        log_prox=_log_prox(samples),
-        advantage=torch.from_numpy(
-            np.repeat([s.advantage for s in samples], counts).astype(np.float32)
-        ),
-        age=torch.from_numpy(np.concatenate([s.age[s.mask] for s in samples]).astype(np.int64)),
+        log_mu=torch.from_numpy(log_mu.astype(np.float32)),
+        log_prox=_collate_log_prox(samples),
+        advantage=torch.from_numpy(advantage.astype(np.float32)),
+        age=torch.from_numpy(age.astype(np.int64)),
         padding=tokens.size - sum(sample.length for sample in samples),
     )
 
 
-def _log_prox(samples: Sequence[TrainingSample]) -> Tensor | None:
+def _collate_log_prox(samples: Sequence[TrainingSample]) -> Tensor | None:
     known = [sample.log_prox[sample.mask] for sample in samples if sample.log_prox is not None]
-    return (
-        torch.from_numpy(np.concatenate(known).astype(np.float32))
-        if len(known) == len(samples)
-        else None
-    )
+    if len(known) < len(samples):
+        return None
+    return torch.from_numpy(np.concatenate(known).astype(np.float32))

@@ -1,5 +1,4 @@
-"""What the learner makes of recorded episodes, for whoever shows them: advantages, and log-probs by
-a policy of a checkpoint."""
+"""Advantages and log-probs of recorded episodes, for whoever shows them."""
 
 from __future__ import annotations
 
@@ -10,10 +9,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from config import Config, LearnerSection
 from learner.data.batching import collate
-from learner.data.samples import build_samples
+from learner.data.samples import TrainingSample, build_samples
 from learner.model.policy import load_policy, log_probs
 from protocol.messages import EpisodeKey, Trajectory
 
@@ -24,34 +24,40 @@ WITHIN_GROUP = ("gigpo", "grpo", "rloo")
 def turn_advantages(
     group: Sequence[Trajectory], settings: LearnerSection
 ) -> dict[EpisodeKey, list[float]]:
-    """The advantage of each turn of a whole group's episodes; empty for an estimator that looks
-    beyond the group."""
+    """Return the advantage of each turn of a complete group's episodes.
+
+    It is empty for an estimator that looks beyond the group.
+    """
     if settings.algorithm not in WITHIN_GROUP:
         return {}
     played = [episode for episode in group if episode.drop_reason is None]
-    values = iter([sample.advantage for sample in build_samples([played], 0, settings)])
-    return {episode.key: [next(values) for _ in episode.turns] for episode in played}
+    advantages = iter([sample.advantage for sample in build_samples([played], 0, settings)])
+    return {episode.key: [next(advantages) for _ in episode.turns] for episode in played}
 
 
 def token_log_probs(
     directory: Path, config: Config, episodes: Sequence[Trajectory]
 ) -> Iterator[list[np.ndarray]]:
-    """For each episode, those of each turn's kept response [T] by the policy in a checkpoint's
-    directory, at the sampling temperature; NaN for tokens that no policy chose."""
+    """Compute log-probs of the kept responses by the policy in a checkpoint's directory.
+
+    For each episode, an array [T] a turn, at the sampling temperature; NaN for tokens that no
+    policy chose.
+    """
     policy = load_policy(directory)
     for episode in episodes:
-        rows = []
-        samples = (
-            build_samples([[msgspec.structs.replace(episode, drop_reason=None)]], 0, config.learner)
-            if episode.turns
-            else []
-        )
-        for sample in samples:
-            values = np.full(len(sample.mask), nan)
-            if sample.mask.any():
-                with torch.no_grad():
-                    values[sample.mask] = log_probs(
-                        policy, collate([sample]), config.sampling.temperature
-                    )[0].numpy()
-            rows.append(values)
-        yield rows
+        played = msgspec.structs.replace(episode, drop_reason=None)
+        samples = []
+        if episode.turns:
+            samples = build_samples([[played]], 0, config.learner)
+        yield [_score_response(policy, sample, config.sampling.temperature) for sample in samples]
+
+
+def _score_response(
+    policy: PreTrainedModel, sample: TrainingSample, temperature: float
+) -> np.ndarray:
+    values = np.full(len(sample.mask), nan)
+    if sample.mask.any():
+        with torch.no_grad():
+            log_pi, _ = log_probs(policy, collate([sample]), temperature)
+        values[sample.mask] = log_pi.numpy()
+    return values

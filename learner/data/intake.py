@@ -6,9 +6,9 @@ episode that comes with others shares with them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
-import zmq.asyncio
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from learner.data.episode_log import EpisodeLog
 from learner.data.groups import GroupBuffer
@@ -20,80 +20,126 @@ NOT_YET = "the learner has asked for no episode yet"
 """What is wrong with an episode that may be sent again."""
 
 
-class Intake:
-    """`arrived` is called after new episodes have been taken in."""
+class EpisodeStore:
+    """Episodes in their groups and in the log, and where a resumed run finds them again."""
 
-    def __init__(
-        self,
-        socket: zmq.asyncio.Socket,
-        log: EpisodeLog,
-        buffer: GroupBuffer,
-        reader: FrameReader,
-        flaw: Callable[[Message], str],
-        arrived: Callable[[], None],
-    ) -> None:
-        """`socket`: the ROUTER to which actors are connected; nobody else uses it while `run` does.
-
-        `flaw`: why a message is to be refused; "" for an episode. Whoever sends one that is refused
-        is told.
-        """
-        self._arrivals = BatchedRouter(socket)
+    def __init__(self, log: EpisodeLog, buffer: GroupBuffer) -> None:
         self._log = log
         self._buffer = buffer
-        self._arrived = arrived
-        self._reader = reader
-        self._flaw = flaw
         self.offsets: dict[EpisodeKey, int] = {}
-        """In the log, of training episodes whose group has not left: what a resumed run must find
-        again."""
+        """Offset in the log of each training episode whose group is not closed."""
 
-    async def run(self) -> None:
-        """Until cancelled."""
-        while True:
-            taken = await self._arrivals.receive()
-            episodes = [
-                received
-                for parts in taken
-                if (received := self._reader.take(parts)) is not None and self._sound(received)
-            ]
-            self.take([(episode, frame) for _, episode, frame in episodes])
-            acknowledged: dict[bytes, list[EpisodeKey]] = {}
-            for peer, episode, _ in episodes:
-                acknowledged.setdefault(peer, []).append(episode.key)
-            for peer, keys in acknowledged.items():
-                self._arrivals.send([peer, encode(Ack(keys=keys))])
+    def add(self, episodes: Sequence[tuple[Trajectory, bytes]]) -> bool:
+        """Take in episodes with the frames they came in; False if none of them is new.
 
-    def _sound(self, received: Received) -> bool:
-        flaw = self._flaw(received.message)
-        if flaw:
-            self._reader.refuse(received.peer, flaw)
-        if flaw not in ("", NOT_YET) and isinstance(received.message, Trajectory):
-            self._arrivals.send(
-                [received.peer, encode(Refused(key=received.message.key, why=flaw))]
-            )
-        return not flaw
-
-    def take(self, episodes: Sequence[tuple[Trajectory, bytes]]) -> None:
-        """Take in episodes with the frames they came in; those that are known already, by whatever
-        attempt, are left out."""
+        Those that are known already, by whatever lease, are left out.
+        """
         new = [(episode.key, frame) for episode, frame in episodes if self._buffer.add(episode)]
-        if new:
-            offsets = self._log.append([frame for _, frame in new])
-            self.offsets.update(
-                (key, offset)
-                for (key, _), offset in zip(new, offsets, strict=True)
-                if not key.evaluation
-            )
-            self._arrived()
+        if not new:
+            return False
+        offsets = self._log.append([frame for _, frame in new])
+        for (key, _), offset in zip(new, offsets, strict=True):
+            if not key.evaluation:
+                self.offsets[key] = offset
+        return True
 
-    def forget_left(self) -> None:
-        """A resumed run need not find episodes of groups that have been handed out, or dropped."""
+    def restore(self, episode: Trajectory, offset: int) -> None:
+        """Take in an episode that the log has; evaluations are played again."""
+        if not episode.key.evaluation and self._buffer.add(episode):
+            self.offsets[episode.key] = offset
+
+    def forget_closed(self) -> None:
+        """Forget where episodes of closed groups are: a resumed run need not find them."""
         self.offsets = {
             key: offset
             for key, offset in self.offsets.items()
-            if not self._buffer.has_left(key.group)
+            if key.group not in self._buffer.closed
         }
 
-    def resume_from(self) -> int:
-        """Offset in the log of the first episode that a resumed run must find again."""
+    def resume_offset(self) -> int:
+        """Return the offset in the log of the first episode that a resumed run must find again."""
         return min(self.offsets.values(), default=self._log.position)
+
+
+class Arrivals:
+    """Wakes whoever waits for episodes, when new ones have been taken in."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Event] = set()
+
+    def notify(self) -> None:
+        """Set the event of everybody that waits."""
+        for event in self._waiting:
+            event.set()
+
+    @contextmanager
+    def subscribe(self) -> Iterator[asyncio.Event]:
+        """Give an event that is set at each arrival; whoever waits for it clears it."""
+        event = asyncio.Event()
+        self._waiting.add(event)
+        try:
+            yield event
+        finally:
+            self._waiting.discard(event)
+
+
+class Intake:
+    """Takes in what actors deliver, and acknowledges it once it stands in the log."""
+
+    def __init__(
+        self,
+        router: BatchedRouter,
+        store: EpisodeStore,
+        buffer: GroupBuffer,
+        arrivals: Arrivals,
+        reader: FrameReader,
+        find_flaw: Callable[[Message], str],
+    ) -> None:
+        """`router`: the socket to which actors are connected; nobody else uses it meanwhile.
+
+        `find_flaw` says why a message is to be refused; "" for a sound episode. Whoever sends one
+        that is refused is told.
+        """
+        self._router = router
+        self._store = store
+        self._buffer = buffer
+        self._arrivals = arrivals
+        self._reader = reader
+        self._find_flaw = find_flaw
+
+    async def run(self) -> None:
+        """Take in episodes until cancelled."""
+        while True:
+            episodes = self._read(await self._router.receive())
+            self.take([(episode, frame) for _, episode, frame in episodes])
+            keys_by_peer: dict[bytes, list[EpisodeKey]] = {}
+            for peer, episode, _ in episodes:
+                keys_by_peer.setdefault(peer, []).append(episode.key)
+            for peer, keys in keys_by_peer.items():
+                self._router.send([peer, encode(Ack(keys=keys))])
+
+    def take(self, episodes: Sequence[tuple[Trajectory, bytes]]) -> None:
+        """Take in episodes with the frames they came in, and wake those that wait for them."""
+        if self._store.add(episodes):
+            self._buffer.check_playable()
+            self._arrivals.notify()
+
+    def _read(self, messages: Sequence[list[bytes]]) -> list[Received]:
+        """Return the sound episodes among messages; refuse the others."""
+        episodes = []
+        for parts in messages:
+            received = self._reader.take(parts)
+            if received is not None and self._accept(received):
+                episodes.append(received)
+        return episodes
+
+    def _accept(self, received: Received) -> bool:
+        """Refuse what is no sound episode; the sender of one is told, unless it may come again."""
+        flaw = self._find_flaw(received.message)
+        if not flaw:
+            return True
+        self._reader.refuse(received.peer, flaw)
+        if flaw != NOT_YET and isinstance(received.message, Trajectory):
+            refusal = Refused(key=received.message.key, why=flaw)
+            self._router.send([received.peer, encode(refusal)])
+        return False

@@ -1,106 +1,126 @@
-"""What trajectories say about the policy that played them.
+"""Figures of the policy that played trajectories.
 
-Names and units: telemetry/metrics_schema.py.
+Names and units: telemetry/metrics_schema.py. A mean over nothing is NaN, as all figures are
+numbers.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
 from protocol.arrays import FLOAT32, UINT8, unpack
-from protocol.messages import StopReason, Trajectory, Turn
+from protocol.messages import Response, StopReason, Trajectory, Turn
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Of the episodes of one training batch, none of them dropped."""
-    turns = [turn for t in trajectories for turn in t.turns]
-    rejected = [attempt for turn in turns for attempt in turn.rejected]
+    """Measure the episodes of one training batch, none of them dropped."""
+    turns = [turn for episode in trajectories for turn in episode.turns]
+    rejected = [response for turn in turns for response in turn.rejected]
+    events = [event for turn in turns for event in turn.kept.events]
     return {
-        **_common(trajectories, turns),
+        **_common_metrics(trajectories, turns),
         "response_tokens": _mean([turn.kept.length for turn in turns]),
         "thinking_tokens": _mean([turn.kept.thinking for turn in turns]),
         "truncated_share": _mean([turn.kept.stop is StopReason.LENGTH for turn in turns]),
         "entropy": mean_entropy(turns),
-        "generated_tokens": float(sum(map(tokens_of, trajectories))),
-        "wasted_tokens": float(sum(attempt.length for attempt in rejected)),
-        "interventions": float(
-            sum(event.kind == "intervene" for turn in turns for event in turn.kept.events)
-        ),
+        "generated_tokens": float(sum(map(count_generated_tokens, trajectories))),
+        "wasted_tokens": float(sum(response.length for response in rejected)),
+        "interventions": float(sum(event.kind == "intervene" for event in events)),
         "resamples": float(len(rejected)),
-        "unscored_tokens": float(sum(map(_unscored, turns))),
-        "early_stalls": float(sum(attempt.stop is StopReason.EARLY for attempt in rejected)),
-        "repetitions": float(sum(attempt.stop is StopReason.REPETITION for attempt in rejected)),
+        "unscored_tokens": float(sum(map(_count_unscored_tokens, turns))),
+        "early_stalls": _count_stops(rejected, StopReason.EARLY),
+        "repetitions": _count_stops(rejected, StopReason.REPETITION),
     }
 
 
 def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Of held-out episodes.
+    """Measure held-out episodes.
 
     One that was dropped counts for nothing: it is neither a success nor a failure.
     """
-    played = [t for t in trajectories if t.drop_reason is None]
-    turns = [turn for t in played for turn in t.turns]
-    by_type = defaultdict(list)
-    for t in played:
-        by_type[t.task_type].append(t.success)
+    played = [episode for episode in trajectories if episode.drop_reason is None]
+    turns = [turn for episode in played for turn in episode.turns]
+    versions = {span.version for turn in turns for span in turn.kept.spans}
+    successes_by_type = defaultdict(list)
+    for episode in played:
+        successes_by_type[episode.task_type].append(episode.success)
     return {
-        **_common(played, turns),
-        "evaluation_tokens": float(sum(map(tokens_of, played))),
-        "evaluation_versions": float(
-            len({span.version for turn in turns for span in turn.kept.spans})
-        ),
-        **{f"success/{name}": _mean(successes) for name, successes in sorted(by_type.items())},
+        **_common_metrics(played, turns),
+        "evaluation_tokens": float(sum(map(count_generated_tokens, played))),
+        "evaluation_versions": float(len(versions)),
+        **{
+            f"success/{name}": _mean(successes)
+            for name, successes in sorted(successes_by_type.items())
+        },
     }
 
 
-def tokens_of(episode: Trajectory) -> int:
-    """Tokens generated for an episode, those of rejected attempts included."""
-    return sum(attempt.length for turn in episode.turns for attempt in (turn.kept, *turn.rejected))
+def count_generated_tokens(episode: Trajectory) -> int:
+    """Count the tokens generated for an episode, those of rejected responses included."""
+    return sum(
+        response.length for turn in episode.turns for response in (turn.kept, *turn.rejected)
+    )
 
 
 def mean_entropy(turns: Sequence[Turn]) -> float:
-    """Mean entropy in nats of the tokens the policy chose, where the engine reported it; NaN
-    without any."""
+    """Return the mean entropy in nats of the tokens that the policy chose.
+
+    Tokens count where the engine reported it; NaN without any.
+    """
     total = 0.0
     count = 0
     for turn in turns:
         entropy = turn.kept.signal_table()[:, 0].astype(np.float64)
         if entropy.size:
             chosen = entropy[(unpack(turn.kept.mask, UINT8) > 0) & np.isfinite(entropy)]
-            total = total + float(chosen.sum())
-            count = count + chosen.size
-    return total / count if count else float("nan")
+            total += float(chosen.sum())
+            count += chosen.size
+    if not count:
+        return math.nan
+    return total / count
 
 
-def _unscored(turn: Turn) -> int:
-    """Tokens of the kept response that the policy chose, and that have no log-prob."""
-    return int((~np.isfinite(unpack(turn.kept.log_probs, FLOAT32)) & ~turn.kept.forced()).sum())
+def _count_unscored_tokens(turn: Turn) -> int:
+    """Count tokens of the kept response that the policy chose, and that have no log-prob."""
+    log_probs = unpack(turn.kept.log_probs, FLOAT32)
+    return int((~np.isfinite(log_probs) & ~turn.kept.forced()).sum())
 
 
-def _common(trajectories: Sequence[Trajectory], turns: Sequence[Turn]) -> dict[str, float]:
+def _count_stops(responses: Sequence[Response], reason: StopReason) -> float:
+    return float(sum(response.stop is reason for response in responses))
+
+
+def _common_metrics(trajectories: Sequence[Trajectory], turns: Sequence[Turn]) -> dict[str, float]:
     return {
         "episodes": float(len(trajectories)),
-        "success": _mean([t.success for t in trajectories]),
-        "reward": _mean([sum(turn.reward for turn in t.turns) for t in trajectories]),
-        "turns": _mean([len(t.turns) for t in trajectories]),
-        "overflowed_share": _mean([t.overflowed for t in trajectories]),
-        "cut_off_share": _mean([t.overflowed or t.truncated for t in trajectories]),
+        "success": _mean([episode.success for episode in trajectories]),
+        "reward": _mean([sum(turn.reward for turn in episode.turns) for episode in trajectories]),
+        "turns": _mean([len(episode.turns) for episode in trajectories]),
+        "overflowed_share": _mean([episode.overflowed for episode in trajectories]),
+        "cut_off_share": _mean(
+            [episode.overflowed or episode.truncated for episode in trajectories]
+        ),
         "valid_action_rate": _mean([turn.valid for turn in turns]),
-        **_scores(trajectories),
+        **_mean_scores(trajectories),
     }
 
 
-def _scores(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Means over the episodes that report them."""
-    names = sorted({name for t in trajectories for name in t.scores})
+def _mean_scores(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Average each score over the episodes that report it."""
+    names = sorted({name for episode in trajectories for name in episode.scores})
     return {
-        f"score/{name}": _mean([t.scores[name] for t in trajectories if name in t.scores])
+        f"score/{name}": _mean(
+            [episode.scores[name] for episode in trajectories if name in episode.scores]
+        )
         for name in names
     }
 
 
 def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")
+    if not len(values):
+        return math.nan
+    return float(np.mean(values))

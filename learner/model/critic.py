@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from learner.data.batching import parts_by
+from learner.data.batching import pack_by_length
 from learner.data.samples import TrainingSample
 from learner.model.sharding import Policy
 from learner.ranks import Ranks
@@ -38,12 +38,14 @@ class Critic:
             self.head.parameters(), lr=learning_rate, weight_decay=0.0
         )
 
-    def judged(
+    def annotate(
         self, policy: Policy, samples: Sequence[TrainingSample], token_budget: int, ranks: Ranks
     ) -> list[TrainingSample]:
         """The samples with the value of the state they begin in, and the features it was computed
         from."""
-        parts = list(parts_by(range(len(samples)), lambda i: len(samples[i].prompt), token_budget))
+        parts = list(
+            pack_by_length(range(len(samples)), lambda i: len(samples[i].prompt), token_budget)
+        )
         computed = [
             (policy.state_features([samples[i].prompt for i in which]).cpu().numpy(), counts)
             for which, counts in ranks.mine(parts)

@@ -23,8 +23,7 @@ from rich.console import Console
 
 from config import Config, ConfigError, Job
 from config.resolve import full_name, resolve
-from learner.data.batch_order import read_order
-from learner.data.episode_log import first_offset
+from learner.data.episode_log import first_offset, read_group_order
 from learner.data.groups import GroupBuffer
 from learner.data.rollout_metrics import rollout_metrics
 from learner.training import Training
@@ -157,18 +156,18 @@ def batches(log: Path, config: Config) -> Iterator[tuple[int, list[list[Trajecto
     """(Where in the log it was complete, the groups), as the learner took them; those that it did
     not come to, in order of admission."""
     buffer = GroupBuffer(config.learner.group_size, config.learner.filter_groups, config.learner)
-    order = itertools.chain(read_order(log.parent), itertools.count())
+    order = itertools.chain(read_group_order(log.parent), itertools.count())
     following = next(order)
     batch = []
     for end, episode in read_episodes(log):
         if episode.key.evaluation or not buffer.add(episode):
             continue
-        buffer.advance()
+        buffer.collect_complete()
         while True:
-            group = buffer.take_group(following)
+            group = buffer.pop_group(following)
             if group is not None:
                 batch.append(group)
-            elif not buffer.has_left(following):
+            elif following not in buffer.closed:
                 break
             following = next(order)
             if len(batch) == config.learner.groups:
