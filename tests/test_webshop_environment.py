@@ -11,8 +11,8 @@ from envs.base import Observation
 from envs.registry import make_environment
 from envs.view import AgentView
 from envs.webshop.environment import WebShop
-from envs.webshop.memory import Recollection
-from envs.webshop.page import SEARCH_FORM, read_page
+from envs.webshop.memory import VisitMemory
+from envs.webshop.page import SEARCH_FORM, parse_page
 
 SHOP = WebShop()
 
@@ -230,16 +230,16 @@ def test_every_action_of_the_form_is_valid_and_read_in_lower_case(argument, verb
 
 def test_a_page_of_results_is_read_back(tmp_path):
     environment = shirt_shop(tmp_path)
-    page = read_page(
+    page = parse_page(
         played("search[acme shirt]", "click[next >]", environment=environment)[0].observation
     )
-    assert (page.kind, page.number, page.total, len(page.rows)) == ("results", 2, 12, 2)
-    assert page.rows[0][1].startswith("Acme Shirt") and page.rows[0][2] == "$19.99"
+    assert (page.kind, page.number, page.total, len(page.results)) == ("results", 2, 12, 2)
+    assert page.results[0].title.startswith("Acme Shirt") and page.results[0].price == "$19.99"
 
 
 def test_an_item_is_read_back():
     product = SHOP.goal("train", 0).product
-    page = read_page(played(*to_goal(SHOP, 0))[0].observation)
+    page = parse_page(played(*to_goal(SHOP, 0))[0].observation)
     assert (page.kind, page.title, page.price) == ("item", product.title, product.price_text)
     assert {name: tuple(values) for name, values in page.options.items()} == product.options
 
@@ -247,21 +247,21 @@ def test_an_item_is_read_back():
 def test_it_is_remembered_what_is_chosen():
     option = next(values[1] for values in SHOP.goal("train", 0).product.options.values())
     _, view, _ = played(*to_goal(SHOP, 0), f"click[{option}]", "click[features]", "click[< prev]")
-    assert list(view.recollection.chosen.values()) == [option]
+    assert list(view.visit_memory.chosen.values()) == [option]
     assert f"Chosen: {option}" in SHOP.prompt(view).splitlines()
 
 
 def test_a_click_on_what_is_no_value_is_not_remembered_as_chosen():
     name = next(iter(SHOP.goal("train", 0).product.options))
     _, view, _ = played(*to_goal(SHOP, 0), f"click[{name}]")
-    assert view.recollection.chosen == {}
+    assert view.visit_memory.chosen == {}
 
 
 def test_the_choice_is_forgotten_with_the_item():
     option = next(values[1] for values in SHOP.goal("train", 0).product.options.values())
     _, view, _ = played(*to_goal(SHOP, 0), f"click[{option}]", "click[< prev]")
-    assert view.recollection.chosen == {}
-    assert view.recollection.left == [SHOP.goal("train", 0).product.asin.lower()]
+    assert view.visit_memory.chosen == {}
+    assert view.visit_memory.rejected == [SHOP.goal("train", 0).product.asin.lower()]
 
 
 def test_what_is_remembered_as_chosen_is_what_the_shop_has_chosen():
@@ -282,14 +282,14 @@ def test_what_is_remembered_as_chosen_is_what_the_shop_has_chosen():
             done = (result := episode.step(action)).done
             view.record(action, result.observation)
             if not done:
-                assert view.recollection.chosen == episode._visit.chosen
+                assert view.visit_memory.chosen == episode.visit.chosen
 
 
 def test_an_item_opened_by_an_action_with_words_after_it_is_remembered_as_seen():
     *before, opened = to_goal(SHOP, 0)
     assert opened.startswith("click[")
     _, view, _ = played(*before, opened + ", please", "click[< prev]")
-    assert view.recollection.left == [opened.removeprefix("click[").removesuffix("]")]
+    assert view.visit_memory.rejected == [opened.removeprefix("click[").removesuffix("]")]
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_an_item_opened_by_an_action_with_words_after_it_is_remembered_as_seen()
 )
 def test_the_query_that_is_remembered_is_the_one_that_the_shop_searched_for(action, searched):
     _, view, _ = played("search[shirt]", action)
-    assert view.recollection.query == searched
+    assert view.visit_memory.query == searched
 
 
 def test_the_prompt_has_the_task_the_page_and_every_action():
@@ -357,7 +357,7 @@ def test_an_action_of_many_lines_does_not_break_the_prompt():
 )
 def test_any_text_is_read_as_some_page(segments):
     observation = Observation(" [SEP] ".join(segments), ("click[x]", "click[buy now]"))
-    assert Recollection(observation).page.kind in ("index", "results", "item", "sub_page")
+    assert VisitMemory(observation).page.kind in ("index", "results", "item", "sub_page")
 
 
 def test_a_view_of_another_kind_is_refused():

@@ -7,11 +7,11 @@ import sys
 import pytest
 from webshop_fixtures import raw_product, write_shop
 
-from envs.webshop.catalogue import NO_ATTRIBUTES, Product, build_products
 from envs.webshop.environment import WebShop, load_world
 from envs.webshop.files import parse_prices, read_files
 from envs.webshop.generate import generate, write_files
-from envs.webshop.nouns import likely_nouns, title_nouns
+from envs.webshop.nouns import find_title_nouns, guess_nouns
+from envs.webshop.products import NO_ATTRIBUTES, Product, build_products
 
 PRODUCTS = "items_shuffle_1000.json"
 ATTRIBUTES = "items_ins_v2_1000.json"
@@ -20,7 +20,7 @@ HUMAN = "items_human_ins.json"
 
 def products_of(directory) -> list[Product]:
     files = read_files(directory)
-    return build_products(files, title_nouns(files))
+    return build_products(files, find_title_nouns(files))
 
 
 def one(tmp_path, **fields) -> Product:
@@ -100,20 +100,20 @@ def test_nouns_come_from_the_table_and_are_guessed_without_it(tmp_path):
     )
     (tmp_path / "title_nouns.json").write_text(json.dumps({"B1": ["shirt"]}))
     assert [read.nouns for read in products_of(tmp_path)] == [("shirt",), ("wool", "socks")]
-    assert likely_nouns("") == []
+    assert guess_nouns("") == []
 
 
 def test_that_nouns_are_guessed_is_said_and_how_to_have_exact_ones(tmp_path, caplog):
     write_shop(tmp_path)
     read = read_files(tmp_path)
-    title_nouns(read)
+    find_title_nouns(read)
     titles = len({raw.asin for raw in read.products})
     assert (
         f"the nouns of {titles} titles are guessed" in caplog.text
         and f"python -m envs.webshop.nouns {tmp_path}" in caplog.text
     )
     caplog.clear()
-    title_nouns(generate()[0])
+    find_title_nouns(generate()[0])
     assert not caplog.text
 
 

@@ -12,25 +12,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from webshop_fixtures import goal, product, raw_product, write_shop
 
-from envs.webshop.catalogue import build_products
 from envs.webshop.environment import load_world
 from envs.webshop.files import read_files
 from envs.webshop.generate import generate
-from envs.webshop.goals import human_goals, split_goals, synthetic_goals
-from envs.webshop.nouns import title_nouns
-from envs.webshop.reward import alike, normal_colour, score
-from envs.webshop.words import GROUPS
+from envs.webshop.goals import build_human_goals, build_synthetic_goals, split_goals
+from envs.webshop.nouns import find_title_nouns
+from envs.webshop.products import build_products
+from envs.webshop.reward import is_match, normalize_color, score_purchase
+from envs.webshop.words import load_words
 
 WORLD = load_world("")
 
 
 def made(tmp_path, maker, **parts):
     files = read_files(write_shop(tmp_path, **parts))
-    return maker(build_products(files, title_nouns(files)), files)
+    return maker(build_products(files, find_title_nouns(files)), files)
 
 
 def test_a_human_goal_is_an_instruction_with_a_price_limit(tmp_path):
-    found = made(tmp_path, human_goals, products=[raw_product()])[0]
+    found = made(tmp_path, build_human_goals, products=[raw_product()])[0]
     assert (
         found.instruction
         == f"i need B000000001, and price lower than {found.price_cap:.2f} dollars"
@@ -44,12 +44,14 @@ def test_an_instruction_that_names_no_attribute_is_no_goal(tmp_path):
             {"instruction": "x", "instruction_attributes": [], "instruction_options": []}
         ]
     }
-    assert made(tmp_path, human_goals, products=[raw_product()], human=human) == []
+    assert made(tmp_path, build_human_goals, products=[raw_product()], human=human) == []
 
 
 def test_a_synthetic_goal_is_made_of_each_combination_of_options(tmp_path):
     options = {"Size": [{"value": "S"}, {"value": "L"}], "Color": [{"value": "red"}]}
-    found = made(tmp_path, synthetic_goals, products=[raw_product(customization_options=options)])
+    found = made(
+        tmp_path, build_synthetic_goals, products=[raw_product(customization_options=options)]
+    )
     assert [g.instruction.partition(", and price")[0] for g in found] == [
         "Buy B000000001 with color: red, and size: s",
         "Buy B000000001 with color: red, and size: l",
@@ -58,7 +60,7 @@ def test_a_synthetic_goal_is_made_of_each_combination_of_options(tmp_path):
 
 
 def test_a_product_without_options_has_one_synthetic_goal(tmp_path):
-    found = made(tmp_path, synthetic_goals, products=[raw_product(customization_options="")])
+    found = made(tmp_path, build_synthetic_goals, products=[raw_product(customization_options="")])
     assert [g.instruction.partition(", and")[0] for g in found] == ["Buy B000000001"]
 
 
@@ -68,7 +70,12 @@ def test_a_product_without_options_has_one_synthetic_goal(tmp_path):
 )
 def test_a_product_without_instruction_or_attributes_has_no_synthetic_goal(tmp_path, entry):
     assert (
-        made(tmp_path, synthetic_goals, products=[raw_product()], attributes={"B000000001": entry})
+        made(
+            tmp_path,
+            build_synthetic_goals,
+            products=[raw_product()],
+            attributes={"B000000001": entry},
+        )
         == []
     )
 
@@ -80,7 +87,9 @@ def test_the_price_limit_is_one_of_the_next_four_tens_but_the_first(cents):
 
     with tempfile.TemporaryDirectory() as directory:
         price = cents / 100
-        found = made(Path(directory), human_goals, products=[raw_product(pricing=f"${price}")])[0]
+        found = made(
+            Path(directory), build_human_goals, products=[raw_product(pricing=f"${price}")]
+        )[0]
     above = [10.0 * i for i in range(1, 100) if 10.0 * i > price][1:4]
     assert (
         found.price_cap in above
@@ -133,24 +142,26 @@ def test_every_goal_of_the_default_shop_is_met_by_what_was_meant():
     for splits in WORLD.goals.values():
         for found in (*splits["train"], *splits["held_out"]):
             options = found.options.values() if isinstance(found.options, dict) else found.options
-            assert score(found.product, options, found).total == 1.0, found
+            assert score_purchase(found.product, options, found).total == 1.0, found
 
 
 def test_values_of_an_option_can_be_told_apart():
     """But for a size that contains another one, as x-large does large."""
-    for group in GROUPS:
-        for values in group.options.values():
+    words = load_words()
+    for group in words.groups:
+        for option in group.options:
+            values = words.values_of(group, option)
             pairs = [
                 (a, b)
                 for a in values
                 for b in values
-                if a < b and alike(normal_colour(a), normal_colour(b))
+                if a < b and is_match(normalize_color(a), normalize_color(b))
             ]
             assert pairs in ([], [("large", "x-large")])
 
 
 def test_the_kinds_of_the_default_shop_are_different_things():
-    kinds = [kind for group in GROUPS for kind in group.kinds]
+    kinds = [kind for group in load_words().groups for kind in group.kinds]
     assert max(Counter(kinds).values()) == 1
 
 

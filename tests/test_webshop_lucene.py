@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from envs.webshop.analysis import terms
-from envs.webshop.ranking import Index
+from envs.webshop.analysis import search_terms
+from envs.webshop.ranking import LuceneIndex
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "lucene.json").read_text())
 
@@ -18,11 +18,11 @@ RECORDED = json.loads((Path(__file__).parent / "data" / "lucene.json").read_text
 def test_a_text_has_the_terms_that_lucene_finds(number: int) -> None:
     """Words of ten scripts with punctuation, numbers, symbols and emoji between and inside them, in
     random order."""
-    assert " ".join(terms(RECORDED["texts"][number])) == RECORDED["terms"][number]
+    assert " ".join(search_terms(RECORDED["texts"][number])) == RECORDED["terms"][number]
 
 
 def test_documents_come_in_lucenes_order() -> None:
-    index = Index(RECORDED["texts"])
+    index = LuceneIndex(RECORDED["texts"])
     assert [list(index.search(query, 50)) for query in RECORDED["queries"]] == RECORDED["found"]
 
 
@@ -40,4 +40,4 @@ def test_documents_come_in_lucenes_order() -> None:
     ],
 )
 def test_symbols_are_terms_where_they_are_in_lucene(text: str, expected: list[str]) -> None:
-    assert terms(text) == expected
+    assert search_terms(text) == expected

@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 from thefuzz import fuzz
 from webshop_fixtures import goal, product
 
-from envs.webshop.reward import COLOURS, alike, normal_colour, score
+from envs.webshop.reward import COLOR_WORDS, is_match, normalize_color, score_purchase
 
 
 def test_the_thing_that_was_meant_with_its_options_is_worth_one():
     wanted = goal(options=("navy", "large"), attributes=("cotton",))
-    assert score(wanted.product, ["navy", "large"], wanted).total == 1.0
+    assert score_purchase(wanted.product, ["navy", "large"], wanted).total == 1.0
 
 
 def test_each_attribute_option_and_the_price_count_the_same():
@@ -19,13 +19,13 @@ def test_each_attribute_option_and_the_price_count_the_same():
     wanted = goal(
         attributes=("cotton", "machine washable"), options=("navy", "large"), price_cap=10.0
     )
-    result = score(product(), ["navy", "small"], wanted)
+    result = score_purchase(product(), ["navy", "small"], wanted)
     assert result.total == pytest.approx(2 / 5)
     assert result.components() == {"type": 1.0, "attributes": 0.5, "options": 0.5, "price": 0.0}
 
 
 def test_without_wanted_options_there_is_no_component_of_options():
-    assert score(product(), ["navy"], goal()).components() == {
+    assert score_purchase(product(), ["navy"], goal()).components() == {
         "type": 1.0,
         "attributes": 1.0,
         "price": 1.0,
@@ -53,7 +53,7 @@ def test_without_wanted_options_there_is_no_component_of_options():
     ],
 )
 def test_the_type_factor(fields, kind):
-    assert score(product(**fields), [], goal()).type == kind
+    assert score_purchase(product(**fields), [], goal()).type == kind
 
 
 @pytest.mark.parametrize(("shared", "kind"), [(1, 0.1), (2, 0.5), (4, 0.5), (5, 1.0)])
@@ -61,25 +61,25 @@ def test_the_type_factor_of_something_else_depends_on_the_shared_nouns(shared, k
     """Of twenty nouns: under a tenth, up to a fifth, more."""
     nouns = tuple(f"n{i}" for i in range(20))
     other = product(query="mug", path=("Home",), nouns=nouns[:shared])
-    assert score(other, [], goal(product(nouns=nouns))).type == kind
+    assert score_purchase(other, [], goal(product(nouns=nouns))).type == kind
 
 
 def test_a_noun_that_the_wanted_title_repeats_counts_twice_among_its_nouns():
-    assert score(
+    assert score_purchase(
         product(nouns=("shirt",)), [], goal(product(nouns=("shirt", "shirt", "acme")))
     ).title_overlap == pytest.approx(1 / 3)
 
 
 def test_a_wanted_title_without_nouns_overlaps_by_a_fifth():
     wanted = goal(product(nouns=()))
-    assert score(product(), [], wanted).title_overlap == 0.2
-    assert score(product(query="mug", path=("Home",)), [], wanted).type == 0.5
+    assert score_purchase(product(), [], wanted).title_overlap == 0.2
+    assert score_purchase(product(query="mug", path=("Home",)), [], wanted).type == 0.5
 
 
 def test_the_type_factor_multiplies_the_rest():
     nouns = tuple(f"n{i}" for i in range(20))
     wanted = goal(product(nouns=nouns), attributes=("cotton", "blue"))
-    assert score(
+    assert score_purchase(
         product(query="mug", path=("Home",), nouns=nouns[:2]), [], wanted
     ).total == pytest.approx(0.5 * 2 / 3)
 
@@ -96,7 +96,10 @@ def test_the_type_factor_multiplies_the_rest():
     ],
 )
 def test_an_attribute_is_met_by_one_like_it_or_by_the_texts(fields, matched):
-    assert score(product(**fields), [], goal(attributes=("essential oils",))).attributes == matched
+    assert (
+        score_purchase(product(**fields), [], goal(attributes=("essential oils",))).attributes
+        == matched
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_an_attribute_is_met_by_one_like_it_or_by_the_texts(fields, matched):
     ],
 )
 def test_options_match_by_colour_or_by_words(chosen, wanted, matched):
-    assert score(product(), [chosen], goal(options=(wanted,))).options == matched
+    assert score_purchase(product(), [chosen], goal(options=(wanted,))).options == matched
 
 
 @pytest.mark.parametrize(
@@ -131,12 +134,12 @@ def test_options_match_by_colour_or_by_words(chosen, wanted, matched):
     ],
 )
 def test_the_options_of_a_synthetic_goal_are_compared_as_pairs(chosen, pair, matched):
-    assert score(product(), [chosen], goal(options=dict([pair]))).options == matched
+    assert score_purchase(product(), [chosen], goal(options=dict([pair]))).options == matched
 
 
 @pytest.mark.parametrize(("price", "met"), [(30.0, True), (30.01, False)])
 def test_the_price_may_be_the_limit(price, met):
-    assert score(product(price=price), [], goal(price_cap=30.0)).price is met
+    assert score_purchase(product(price=price), [], goal(price_cap=30.0)).price is met
 
 
 @pytest.mark.parametrize(
@@ -150,11 +153,11 @@ def test_the_price_may_be_the_limit(price, met):
     ],
 )
 def test_the_first_colour_of_the_list_stands_for_a_value(value, colour):
-    assert normal_colour(value) == colour
+    assert normalize_color(value) == colour
 
 
 def test_the_colours_are_in_webshop_s_order():
-    assert list(COLOURS) == sorted(COLOURS)
+    assert list(COLOR_WORDS) == sorted(COLOR_WORDS)
 
 
 VOCABULARY = "a oil oils x-large large dark-red é ñ 12 _ ! size"
@@ -166,4 +169,4 @@ WORDS = st.one_of(
 @settings(deadline=None)
 @given(WORDS, WORDS)
 def test_two_texts_are_alike_if_thefuzz_says_so(one, other):
-    assert alike(one, other) == (fuzz.token_set_ratio(one, other) > 85)
+    assert is_match(one, other) == (fuzz.token_set_ratio(one, other) > 85)

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from envs.webshop.catalogue import Product
 from envs.webshop.goals import Goal
+from envs.webshop.products import Product
 
 
 def product(asin: str = "B1", title: str = "Acme Cotton Shirt", **fields: Any) -> Product:

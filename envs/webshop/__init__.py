@@ -3,7 +3,7 @@
 The rules are those of WebShop's text mode (docs/measurements/webshop.md says what is exact and what
 is not); the default catalogue is ours.
 
-    words -> generate -> files -> catalogue -> site (pages; ranking <- analysis <- porter)
-                                      catalogue -> goals -> reward
+    words -> generate -> files -> products -> site (pages; ranking <- analysis <- porter)
+                                  products -> goals -> reward
     all of it -> environment <- page, memory, prompt, expert <- thoughts
 """

@@ -1,5 +1,6 @@
-"""Text to search terms, as Lucene's English analysis does it: words by Unicode's rules (UAX #29),
-no possessive 's, lower case, no stop words, Porter's stems.
+"""Text to search terms, as Lucene's English analysis makes them.
+
+Words by Unicode's rules (UAX #29), no possessive 's, lower case, no stop words, Porter's stems.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import regex
 
 from envs.webshop.porter import stem
 
-_LUCENE_STOPS = (
-    "a an and are as at be but by for if in into is it no not of on or such that the their then "
-    "there these they this to was will with"
-)
+_LUCENE_STOPS = """
+    a an and are as at be but by for if in into is it no not of on or such that the their then
+    there these they this to was will with
+"""
 STOP_WORDS = frozenset(_LUCENE_STOPS.split())
 """Lucene's list for English."""
 
@@ -23,10 +24,11 @@ MAX_LENGTH = 255
 
 _POSSESSIVE = ("'s", "’s", "＇s", "'S", "’S", "＇S")
 
-
 _LUCENE_UNICODE = json.loads(Path(__file__).with_name("lucene_unicode.json").read_text())
-"""Where Lucene 8, whose Unicode is older, finds otherwise than ours: characters that belong to no
-word, and that are pictures. Read off Lucene itself, character by character; ranges in hexadecimal.
+"""Characters that Lucene 8, whose Unicode is older, sees otherwise than our `regex` does.
+
+Those of `no_word` belong to no word, those of `picture` are pictures. They were read off Lucene
+itself, character by character; ranges are in hexadecimal.
 """
 
 _SKIN_TONES = r"\U0001f3fb-\U0001f3ff"
@@ -83,32 +85,34 @@ _TOKEN = regex.compile(_word_pattern(), regex.VERSION1)
 _NO_WORD = regex.compile(f"[{_characters(_LUCENE_UNICODE['no_word'])}]", regex.VERSION1)
 
 
-def tokens(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words of a text, in order and as they stand."""
-    found = []
+    words = []
     if not text.isascii():
         text = _NO_WORD.sub(" ", text)
     for match in _TOKEN.finditer(text):
         word = match.group()
-        found += (
-            [word]
-            if len(word) <= MAX_LENGTH
-            else [word[i : i + MAX_LENGTH] for i in range(0, len(word), MAX_LENGTH)]
-        )
-    return found
+        words += [word[i : i + MAX_LENGTH] for i in range(0, len(word), MAX_LENGTH)]
+    return words
 
 
 def _lower(word: str) -> str:
-    """Character by character, as Java does: Python makes two of a Turkish one, and looks at the
-    neighbours of a sigma."""
-    return word.lower() if word.isascii() else "".join(character.lower()[0] for character in word)
+    """The word in lower case, character by character, as Java does it.
+
+    Python makes two characters of a Turkish one, and looks at the neighbors of a sigma.
+    """
+    if word.isascii():
+        return word.lower()
+    return "".join(character.lower()[0] for character in word)
 
 
-def terms(text: str) -> list[str]:
+def search_terms(text: str) -> list[str]:
     """The search terms of a text, in order, repeated ones included."""
-    found = []
-    for token in tokens(text):
-        word = _lower(token[:-2] if token.endswith(_POSSESSIVE) else token)
+    terms = []
+    for word in split_words(text):
+        if word.endswith(_POSSESSIVE):
+            word = word[:-2]
+        word = _lower(word)
         if word not in STOP_WORDS:
-            found.append(stem(word))
-    return found
+            terms.append(stem(word))
+    return terms

@@ -1,5 +1,4 @@
-"""WebShop as an `Environment`: a generated shop or the user's files, goals of two kinds, a prompt
-with a memory, and an expert."""
+"""WebShop as an `Environment`: a generated shop or one read from WebShop's files."""
 
 from __future__ import annotations
 
@@ -14,16 +13,23 @@ from pathlib import Path
 from envs.base import Episode, Observation, ParsedAction, Split, StepResult
 from envs.response import format_think_action, parse_think_action
 from envs.view import AgentView
-from envs.webshop.catalogue import build_products
 from envs.webshop.expert import WebShopExpert
 from envs.webshop.files import read_files
 from envs.webshop.generate import generate
-from envs.webshop.goals import GOAL_KINDS, Goal, GoalKind, human_goals, split_goals, synthetic_goals
+from envs.webshop.goals import (
+    GOAL_KINDS,
+    Goal,
+    GoalKind,
+    build_human_goals,
+    build_synthetic_goals,
+    split_goals,
+)
 from envs.webshop.memory import ShopView
-from envs.webshop.nouns import title_nouns
-from envs.webshop.page import SEARCH_FORM, click
+from envs.webshop.nouns import find_title_nouns
+from envs.webshop.page import SEARCH_FORM, click_action
+from envs.webshop.products import build_products
 from envs.webshop.prompt import build_prompt
-from envs.webshop.reward import score
+from envs.webshop.reward import score_purchase
 from envs.webshop.site import Shop, Visit
 
 REWARD = 10.0
@@ -34,7 +40,7 @@ _FORM = re.compile(r"(?:search|click)\[.+\]")
 
 @dataclass(frozen=True)
 class World:
-    """A shop and what people want from it. Read-only."""
+    """A shop and the goals of its shoppers. Read-only."""
 
     shop: Shop
     goals: dict[GoalKind, dict[Split, list[Goal]]]
@@ -42,27 +48,32 @@ class World:
 
 @lru_cache(maxsize=2)
 def load_world(data: str) -> World:
-    """The shop of a directory of WebShop's files, or the generated one (""); made once a process,
-    before a fork if it is asked for then."""
+    """The shop of a directory of WebShop's files, or the generated one ("").
+
+    It is made once a process, before a fork if it is asked for then.
+    """
     if data:
         files = read_files(Path(data))
         held_out = None
     else:
         files, held_out = generate()
-    products = build_products(files, title_nouns(files))
-    made = {"human": human_goals(products, files), "synthetic": synthetic_goals(products, files)}
-    return World(Shop(products), {kind: split_goals(made[kind], held_out) for kind in GOAL_KINDS})
+    products = build_products(files, find_title_nouns(files))
+    goals: dict[GoalKind, list[Goal]] = {
+        "human": build_human_goals(products, files),
+        "synthetic": build_synthetic_goals(products, files),
+    }
+    return World(Shop(products), {kind: split_goals(goals[kind], held_out) for kind in GOAL_KINDS})
 
 
 class WebShopEpisode:
     """One visit to the shop. See `envs.base.Episode`.
 
-    `scores` has WebShop's raw reward, from 0 to 1, as `score`, and what it is made of; `score` is 0
-    as long as nothing is bought.
+    `scores` has WebShop's raw reward, from 0 to 1, as `score`, and its components; `score` is 0 as
+    long as nothing is bought. `visit` is the state of the shop.
     """
 
     def __init__(self, shop: Shop, goal: Goal, max_turns: int) -> None:
-        self._visit = Visit.begin(shop, goal.instruction)
+        self.visit = Visit.begin(shop, goal.instruction)
         self._goal = goal
         self._turns_left = max_turns
         self._done = False
@@ -78,38 +89,42 @@ class WebShopEpisode:
         """
         if self._done:
             raise RuntimeError("the episode is over: start another one")
-        visit = self._visit
+        visit = self.visit
         visit.act(action)
         self.observation = self._observe()
         self._turns_left -= 1
         if visit.kind == "bought" and visit.product is not None:
-            result = score(visit.product, visit.chosen.values(), self._goal)
-            self.scores = {"score": result.total, **result.components()}
+            score = score_purchase(visit.product, visit.chosen.values(), self._goal)
+            self.scores = {"score": score.total, **score.components()}
         won = self.scores["score"] == 1
         bought = visit.kind == "bought"
         self._done = bought or self._turns_left == 0
         return StepResult(
             self.observation,
-            REWARD if won else 0.0,
+            REWARD * won,
             self._done,
             won,
             truncated=self._done and not bought,
         )
 
     def state_key(self) -> str:
-        """What is shown now: the page, on which the instruction stands, and the options chosen,
-        which the prompt recalls."""
-        return "\n".join((self.observation.text, *self._visit.chosen.values()))
+        """The page, on which the instruction stands, and the chosen options.
+
+        The prompt shows both.
+        """
+        return "\n".join((self.observation.text, *self.visit.chosen.values()))
 
     def _observe(self) -> Observation:
-        clickable = self._visit.clickable()
-        if self._visit.kind == "index":
-            return Observation(self._visit.text(), (SEARCH_FORM,))
-        return Observation(self._visit.text(), tuple(click(name) for name in clickable))
+        clickable = self.visit.clickable()
+        if self.visit.kind == "index":
+            return Observation(self.visit.text(), (SEARCH_FORM,))
+        return Observation(self.visit.text(), tuple(click_action(name) for name in clickable))
 
 
 class WebShop:
-    """Settings: `data`, a directory with WebShop's files ("": that of the environment variable
+    """WebShop as an `Environment`.
+
+    Settings: `data`, a directory with WebShop's files ("": that of the environment variable
     WEBSHOP_DATA, and without it the generated catalogue); `task_types`, human or synthetic goals
     (none named: both); `max_turns` (0: 15); `history`, past turns in the prompt.
 
@@ -122,7 +137,8 @@ class WebShop:
     def __init__(
         self, data: str = "", task_types: Sequence[str] = (), max_turns: int = 0, history: int = 2
     ) -> None:
-        if unknown := set(task_types) - set(GOAL_KINDS):
+        unknown = set(task_types) - set(GOAL_KINDS)
+        if unknown:
             raise ValueError(
                 f"webshop.task_types: unknown {', '.join(sorted(unknown))}; known: "
                 f"{', '.join(GOAL_KINDS)}"
@@ -137,11 +153,12 @@ class WebShop:
             split: _interleave([world.goals[kind][split] for kind in kinds])
             for split in ("train", "held_out")
         }
-        if empty := [split for split, goals in self._goals.items() if not goals]:
-            raise ValueError(
-                f"webshop.data: {self.data} has no goals of the kinds {', '.join(kinds)} for the "
-                f"split {empty[0]}"
-            )
+        for split, goals in self._goals.items():
+            if not goals:
+                raise ValueError(
+                    f"webshop.data: {self.data} has no goals of the kinds {', '.join(kinds)} for "
+                    f"the split {split}"
+                )
 
     def size(self, split: Split) -> int:
         """Number of goals."""
@@ -192,11 +209,13 @@ class WebShop:
 
 
 def _interleave(lists: list[list[Goal]]) -> list[Goal]:
-    """All of them, each list in its order, spread evenly: any stretch has each kind in
-    proportion."""
-    places = [
+    """The goals of all lists, each list in its order, spread evenly.
+
+    Any stretch has goals of each list in proportion.
+    """
+    positions = [
         ((i + 0.5) / len(goals), which, goal)
         for which, goals in enumerate(lists)
         for i, goal in enumerate(goals)
     ]
-    return [goal for *_, goal in sorted(places, key=lambda place: place[:2])]
+    return [goal for *_, goal in sorted(positions, key=lambda position: position[:2])]

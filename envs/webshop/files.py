@@ -1,6 +1,6 @@
 """WebShop's data files, as their users have them.
 
-Whatever does not fit is one error that names the file and the field.
+Anything that does not fit is one error that names the file and the field.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class RawInstruction(msgspec.Struct):
 
 
 class Files(msgspec.Struct, frozen=True):
-    """What the files hold.
+    """The contents of all files.
 
     `nouns` (asin -> nouns of the title) is None where there is no such table.
     """
@@ -78,17 +78,21 @@ def read_files(directory: Path) -> Files:
     """
     if not directory.is_dir():
         raise ValueError(f"webshop.data (or WEBSHOP_DATA): {directory} is not a directory")
-    products = _existing(directory, PRODUCT_FILES)
-    read = _decode(products, list[RawProduct])
-    if not read:
-        raise ValueError(f"{products}: the list of products is empty")
-    nouns = directory / NOUN_FILE
+    product_file = _find_file(directory, PRODUCT_FILES)
+    products = _decode(product_file, list[RawProduct])
+    if not products:
+        raise ValueError(f"{product_file}: the list of products is empty")
+    attribute_file = _find_file(directory, ATTRIBUTE_FILES)
+    human_file = _find_file(directory, (HUMAN_FILE,))
+    nouns = None
+    if (directory / NOUN_FILE).exists():
+        nouns = _decode(directory / NOUN_FILE, dict[str, list[str]])
     return Files(
-        products=read,
-        attributes=_decode(_existing(directory, ATTRIBUTE_FILES), dict[str, RawAttributes]),
-        human=_decode(_existing(directory, (HUMAN_FILE,)), dict[str, list[RawInstruction]]),
-        nouns=_decode(nouns, dict[str, list[str]]) if nouns.exists() else None,
-        product_file=str(products),
+        products=products,
+        attributes=_decode(attribute_file, dict[str, RawAttributes]),
+        human=_decode(human_file, dict[str, list[RawInstruction]]),
+        nouns=nouns,
+        product_file=str(product_file),
     )
 
 
@@ -110,7 +114,8 @@ def parse_prices(pricing: str | None) -> tuple[float, ...]:
         ) from None
 
 
-def _existing(directory: Path, names: tuple[str, ...]) -> Path:
+def _find_file(directory: Path, names: tuple[str, ...]) -> Path:
+    """The first of these files that the directory has. ValueError if it has none."""
     for name in names:
         if (directory / name).is_file():
             return directory / name

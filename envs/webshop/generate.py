@@ -1,13 +1,14 @@
-"""The default catalogue: over a thousand products in WebShop's file formats, with instructions,
-made from the lists in `words`.
+"""The default catalogue: over a thousand products in WebShop's file formats, with instructions.
 
-It is the same in every process. `python -m envs.webshop.generate DIRECTORY` writes it as files.
+It is made from the lists in `words`, and is the same in every process.
+`python -m envs.webshop.generate DIRECTORY` writes it as files.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,59 +16,56 @@ import msgspec
 
 from envs.webshop import files
 from envs.webshop.files import Files
-from envs.webshop.words import (
-    BRANDS,
-    BULLETS,
-    DESCRIPTIONS,
-    GROUPS,
-    HUMAN_WORDINGS,
-    PRODUCTS_OF_A_KIND,
-    SYNTHETIC_WORDING,
-    Group,
-)
+from envs.webshop.words import Group, Words, load_words
 from protocol.files import atomic_write
 
+PRODUCTS_OF_A_KIND = 18
+"""Products of each kind of thing."""
 HELD_OUT_OF_A_KIND = 4
 """Products of each kind whose goals are held out."""
-
 HUMAN_INSTRUCTIONS = 3
-"""Of each product."""
+"""Instructions by people for each product."""
+
+NO_IMAGE = "https://example.invalid/no-image.jpg"
+"""Stands for the picture that WebShop's own loader wants of every product.
+
+Nothing shows it in text mode.
+"""
 
 _HIDDEN = 0.1
 """Share of products whose title leaves out an attribute: it stands among the features."""
 
 
 def generate() -> tuple[Files, frozenset[str]]:
-    """(The catalogue, asins of the products whose goals are held out)."""
+    """(the catalogue, asins of the products whose goals are held out)."""
+    words = load_words()
     rng = random.Random("webshop catalogue")
-    numbers = rng.sample(
-        range(1000, 10_000), sum(len(group.kinds) for group in GROUPS) * PRODUCTS_OF_A_KIND
-    )
+    kinds = sum(len(group.kinds) for group in words.groups)
+    numbers = rng.sample(range(1000, 10_000), kinds * PRODUCTS_OF_A_KIND)
     products: list[dict[str, Any]] = []
     attributes: dict[str, Any] = {}
     human: dict[str, Any] = {}
     nouns: dict[str, list[str]] = {}
     held_out: set[str] = set()
-    for group in GROUPS:
-        for kind, price in group.kinds.items():
+    for group in words.groups:
+        for kind in group.kinds:
             asins = [f"B{numbers.pop()}" for _ in range(PRODUCTS_OF_A_KIND)]
             held_out |= set(asins[:HELD_OUT_OF_A_KIND])
-            brands = rng.sample(BRANDS, PRODUCTS_OF_A_KIND)
+            brands = rng.sample(words.brands, PRODUCTS_OF_A_KIND)
             for asin, brand in zip(asins, brands, strict=True):
-                has = rng.sample(group.attributes, 2)
-                hidden = rng.random() < _HIDDEN
-                titled = has[:1] if hidden else has
-                nouns[asin] = _nouns(brand, titled, kind)
-                product = _product(asin, brand, has, titled, kind, price, group, rng)
+                draft = _Draft.draw(asin, brand, kind, group, rng)
+                product = _draw_product(draft, words, rng)
                 products.append(product)
-                plain = [_plain(attribute) for attribute in has]
+                nouns[asin] = draft.nouns()
+                plain = [_plain(attribute) for attribute in draft.attributes]
+                what = f"{', '.join(plain)} {kind}"
                 attributes[asin] = {
                     "attributes": plain,
-                    "instruction": SYNTHETIC_WORDING.format(what=f"{', '.join(plain)} {kind}"),
+                    "instruction": words.synthetic_wording.format(what=what),
                     "instruction_attributes": plain,
                 }
                 human[asin] = [
-                    _instruction(plain, kind, product["customization_options"], rng)
+                    _draw_instruction(plain, kind, product["customization_options"], words, rng)
                     for _ in range(HUMAN_INSTRUCTIONS)
                 ]
     rng.shuffle(products)
@@ -81,102 +79,139 @@ def generate() -> tuple[Files, frozenset[str]]:
     return msgspec.convert(raw, Files), frozenset(held_out)
 
 
-NO_IMAGE = "https://example.invalid/no-image.jpg"
-"""Stands for the picture that WebShop's own loader wants of every product; nothing shows it in text
-mode."""
-
-
-def write_files(made: Files, directory: Path) -> None:
+def write_files(catalogue: Files, directory: Path) -> None:
     """Write a catalogue as `files.read_files` reads it, and WebShop's own loader."""
     directory.mkdir(parents=True, exist_ok=True)
-    products = [msgspec.to_builtins(product) | {"images": [NO_IMAGE]} for product in made.products]
-    parts = (products, made.attributes, made.human, made.nouns)
-    names = (files.PRODUCT_FILES[0], files.ATTRIBUTE_FILES[0], files.HUMAN_FILE, files.NOUN_FILE)
-    for name, part in zip(names, parts, strict=True):
-        atomic_write(directory / name, msgspec.json.encode(part))
-
-
-def _product(
-    asin: str,
-    brand: str,
-    has: list[str],
-    titled: list[str],
-    kind: str,
-    price: int,
-    group: Group,
-    rng: random.Random,
-) -> dict[str, Any]:
-    words = [_plain(attribute) for attribute in has]
-    options = {
-        name: rng.sample(values, rng.choice((2, 3)))
-        for name, values in group.options.items()
-        if rng.random() < 0.85
-    }
-    for name, values in options.items():
-        values.sort(key=group.options[name].index)
-    bullets = [
-        rng.choice(BULLETS).format(attribute=word, Attribute=word.capitalize()) for word in words
+    products = [
+        msgspec.to_builtins(product) | {"images": [NO_IMAGE]} for product in catalogue.products
     ]
+    contents = {
+        files.PRODUCT_FILES[0]: products,
+        files.ATTRIBUTE_FILES[0]: catalogue.attributes,
+        files.HUMAN_FILE: catalogue.human,
+        files.NOUN_FILE: catalogue.nouns,
+    }
+    for name, content in contents.items():
+        atomic_write(directory / name, msgspec.json.encode(content))
+
+
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A product in the making.
+
+    `attributes` are as in `words.json`, `titled` those of them that the title names.
+    """
+
+    asin: str
+    brand: str
+    kind: str
+    group: Group
+    attributes: list[str]
+    titled: list[str]
+
+    @staticmethod
+    def draw(asin: str, brand: str, kind: str, group: Group, rng: random.Random) -> _Draft:
+        """A product with two attributes, both of which the title mostly names."""
+        attributes = rng.sample(group.attributes, 2)
+        titled = attributes
+        if rng.random() < _HIDDEN:
+            titled = attributes[:1]
+        return _Draft(asin, brand, kind, group, attributes, titled)
+
+    def title(self) -> str:
+        """Brand, attributes and kind, capitalized."""
+        attributes = [_plain(attribute) for attribute in self.titled]
+        return " ".join((self.brand, *attributes, self.kind)).title()
+
+    def nouns(self) -> list[str]:
+        """The nouns of the title as a tagger would find them; known here, since words mark them."""
+        title_words = [part for attribute in self.titled for part in attribute.split()]
+        marked = [part[:-1] for part in title_words if part.endswith("*")]
+        return [self.brand.lower(), *marked, *self.kind.split()]
+
+
+def _draw_product(draft: _Draft, words: Words, rng: random.Random) -> dict[str, Any]:
+    """A product as the file has it."""
+    options = _draw_options(draft.group, words, rng)
+    bullets = [
+        rng.choice(words.bullets).format(attribute=attribute, Attribute=attribute.capitalize())
+        for attribute in map(_plain, draft.attributes)
+    ]
+    description = rng.choice(words.descriptions).format(Brand=draft.brand, kind=draft.kind)
     return {
-        "asin": asin,
-        "name": " ".join((brand, *(_plain(attribute) for attribute in titled), kind)).title(),
-        "category": group.category,
-        "query": kind,
-        "product_category": " › ".join((*group.path, kind.title())),
-        "full_description": rng.choice(DESCRIPTIONS).format(Brand=brand, kind=kind),
+        "asin": draft.asin,
+        "name": draft.title(),
+        "category": draft.group.category,
+        "query": draft.kind,
+        "product_category": " › ".join((*draft.group.path, draft.kind.title())),
+        "full_description": description,
         # The one that a title leaves out comes first: only the first bullet is searched.
         "small_description": bullets[::-1],
-        "customization_options": {
-            name: [{"value": value} for value in values] for name, values in options.items()
-        }
-        or "",
-        "pricing": _pricing(price, rng),
+        "customization_options": options or "",
+        "pricing": _draw_pricing(draft.group.kinds[draft.kind], rng),
     }
 
 
-def _pricing(usual: int, rng: random.Random) -> str:
+def _draw_options(
+    group: Group, words: Words, rng: random.Random
+) -> dict[str, list[dict[str, str]]]:
+    """Most of the options of a group, each with two or three values, as the file has them."""
+    options = {}
+    for name in group.options:
+        if rng.random() < 0.85:
+            possible = words.values_of(group, name)
+            values = rng.sample(possible, rng.choice((2, 3)))
+            values.sort(key=possible.index)
+            options[name] = [{"value": value} for value in values]
+    return options
+
+
+def _draw_pricing(usual: int, rng: random.Random) -> str:
     """Mostly one price; now and then a range, or none, as in WebShop's files."""
     price = int(usual * rng.uniform(0.5, 2.0)) + rng.choice((0.25, 0.5, 0.99))
-    drawn = rng.random()
-    if drawn < 0.01:
+    draw = rng.random()
+    if draw < 0.01:
         return ""
-    return f"${price} - ${price + 5}" if drawn < 0.03 else f"${price}"
+    if draw < 0.03:
+        return f"${price} - ${price + 5}"
+    return f"${price}"
 
 
-def _instruction(
+def _draw_instruction(
     attributes: list[str],
     kind: str,
     options: dict[str, list[dict[str, str]]] | str,
+    words: Words,
     rng: random.Random,
 ) -> dict[str, Any]:
-    """As a person might ask: for one attribute or both, and for some of the options."""
-    named = attributes if rng.random() < 0.6 else [rng.choice(attributes)]
+    """An instruction as a person might give it: one attribute or both, and some of the options."""
+    named = attributes
+    if rng.random() >= 0.6:
+        named = [rng.choice(attributes)]
     wanted: dict[str, str] = {}
+    phrases = ""
     if isinstance(options, dict):
-        wanted = {
-            name: rng.choice(values)["value"]
-            for name, values in options.items()
-            if rng.random() < 0.8
-        }
-    said = "".join(
-        f" in {value}" if name == "color" else f", {name} {value}" for name, value in wanted.items()
-    )
+        for name, values in options.items():
+            if rng.random() < 0.8:
+                wanted[name] = rng.choice(values)["value"]
+                phrases += _option_phrase(name, wanted[name])
     what = " ".join((*named, kind))
     return {
-        "instruction": rng.choice(HUMAN_WORDINGS).format(what=what, options=said),
+        "instruction": rng.choice(words.human_wordings).format(what=what, options=phrases),
         "instruction_attributes": named,
         "instruction_options": list(wanted.values()),
     }
 
 
+def _option_phrase(name: str, value: str) -> str:
+    if name == "color":
+        return f" in {value}"
+    return f", {name} {value}"
+
+
 def _plain(attribute: str) -> str:
+    """An attribute without the stars that mark nouns."""
     return attribute.replace("*", "")
-
-
-def _nouns(brand: str, titled: list[str], kind: str) -> list[str]:
-    """What a tagger would find in the title; known here, since the lists mark nouns."""
-    marked = [word[:-1] for attribute in titled for word in attribute.split() if word.endswith("*")]
-    return [brand.lower(), *marked, *kind.split()]
 
 
 def main() -> None:

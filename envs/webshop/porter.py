@@ -48,27 +48,10 @@ _STEP_3 = {
     "ness": "",
 }
 # These go where the part before them has a measure above 1.
-_STEP_4 = (
-    "al",
-    "ance",
-    "ence",
-    "er",
-    "ic",
-    "able",
-    "ible",
-    "ant",
-    "ement",
-    "ment",
-    "ent",
-    "ion",
-    "ou",
-    "ism",
-    "ate",
-    "iti",
-    "ous",
-    "ive",
-    "ize",
-)
+_REMOVED_BY_STEP_4 = """
+    al ance ence er ic able ible ant ement ment ent ion ou ism ate iti ous ive ize
+"""
+_STEP_4 = tuple(_REMOVED_BY_STEP_4.split())
 
 
 @lru_cache(maxsize=1 << 16)
@@ -77,50 +60,50 @@ def stem(word: str) -> str:
     if len(word) <= 2:
         return word
     word = _step_1(word)
-    word = _replace(word, _STEP_2)
-    word = _replace(word, _STEP_3)
+    word = _replace_suffix(word, _STEP_2)
+    word = _replace_suffix(word, _STEP_3)
     word = _step_4(word)
     return _step_5(word)
 
 
-def _consonant(word: str, i: int) -> bool:
-    """Whether letter `i` is one.
+def _is_consonant(word: str, i: int) -> bool:
+    """True if letter `i` is a consonant.
 
-    A y is, at the start and after a vowel; so is everything that is no letter.
+    A y is one at the start and after a vowel; so is everything that is no letter.
     """
     if word[i] == "y":
-        return i == 0 or not _consonant(word, i - 1)
+        return i == 0 or not _is_consonant(word, i - 1)
     return word[i] not in _VOWELS
 
 
 def _measure(word: str) -> int:
     """Number of vowel-consonant sequences: [C](VC)^m[V]."""
-    kinds = [_consonant(word, i) for i in range(len(word))]
+    kinds = [_is_consonant(word, i) for i in range(len(word))]
     return sum(after and not before for before, after in pairwise(kinds))
 
 
 def _has_vowel(word: str) -> bool:
-    return not all(_consonant(word, i) for i in range(len(word)))
+    return not all(_is_consonant(word, i) for i in range(len(word)))
 
 
-def _double_consonant(word: str) -> bool:
-    return len(word) >= 2 and word[-1] == word[-2] and _consonant(word, len(word) - 1)
+def _ends_with_double_consonant(word: str) -> bool:
+    return len(word) >= 2 and word[-1] == word[-2] and _is_consonant(word, len(word) - 1)
 
 
-def _short(word: str) -> bool:
-    """Whether it ends in consonant, vowel, consonant, the last one none of w, x, y."""
+def _ends_short(word: str) -> bool:
+    """True if the word ends in consonant, vowel, consonant, the last one none of w, x, y."""
     end = len(word) - 1
     return (
         end >= 2
-        and _consonant(word, end)
-        and not _consonant(word, end - 1)
-        and _consonant(word, end - 2)
+        and _is_consonant(word, end)
+        and not _is_consonant(word, end - 1)
+        and _is_consonant(word, end - 2)
         and word[-1] not in ("w", "x", "y")
     )
 
 
 def _step_1(word: str) -> str:
-    """Plurals, -ed, -ing, and -y after a vowel somewhere."""
+    """Remove plurals, -ed and -ing, and turn -y after a vowel somewhere into -i."""
     if word.endswith(("sses", "ies")):
         word = word[:-2]
     elif word.endswith("s") and not word.endswith("ss"):
@@ -128,25 +111,29 @@ def _step_1(word: str) -> str:
     if word.endswith("eed"):
         if _measure(word[:-3]) > 0:
             word = word[:-1]
-    elif suffix := next(
-        (s for s in ("ed", "ing") if word.endswith(s) and _has_vowel(word[: -len(s)])), ""
-    ):
-        word = _tidy(word[: -len(suffix)])
+    elif word.endswith("ed") and _has_vowel(word[:-2]):
+        word = _restore_ending(word[:-2])
+    elif word.endswith("ing") and _has_vowel(word[:-3]):
+        word = _restore_ending(word[:-3])
     if word.endswith("y") and _has_vowel(word[:-1]):
         word = word[:-1] + "i"
     return word
 
 
-def _tidy(word: str) -> str:
-    """What -ed or -ing was taken from, as a word again."""
+def _restore_ending(word: str) -> str:
+    """Make a word again of what is left without -ed or -ing."""
     if word.endswith(("at", "bl", "iz")):
         return word + "e"
-    if _double_consonant(word):
-        return word if word[-1] in ("l", "s", "z") else word[:-1]
-    return word + "e" if _measure(word) == 1 and _short(word) else word
+    if _ends_with_double_consonant(word):
+        if word[-1] in ("l", "s", "z"):
+            return word
+        return word[:-1]
+    if _measure(word) == 1 and _ends_short(word):
+        return word + "e"
+    return word
 
 
-def _replace(word: str, rules: dict[str, str]) -> str:
+def _replace_suffix(word: str, rules: dict[str, str]) -> str:
     suffix = max((s for s in rules if word.endswith(s)), key=len, default="")
     if suffix and _measure(word[: -len(suffix)]) > 0:
         return word[: -len(suffix)] + rules[suffix]
@@ -154,21 +141,24 @@ def _replace(word: str, rules: dict[str, str]) -> str:
 
 
 def _step_4(word: str) -> str:
+    """Remove the longest suffix of `_STEP_4`."""
     suffix = max((s for s in _STEP_4 if word.endswith(s)), key=len, default="")
     if not suffix:
         return word
     rest = word[: -len(suffix)]
     if suffix == "ion" and not rest.endswith(("s", "t")):
         return word
-    return rest if _measure(rest) > 1 else word
+    if _measure(rest) > 1:
+        return rest
+    return word
 
 
 def _step_5(word: str) -> str:
-    """A final e, and one of two final l."""
+    """Remove a final e, and one of two final l."""
     if word.endswith("e"):
         rest = word[:-1]
         measure = _measure(rest)
-        if measure > 1 or (measure == 1 and not _short(rest)):
+        if measure > 1 or (measure == 1 and not _ends_short(rest)):
             word = rest
     if word.endswith("ll") and _measure(word) > 1:
         word = word[:-1]

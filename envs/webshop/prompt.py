@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from envs.base import Observation
 from envs.webshop.memory import ShopView
-from envs.webshop.page import Page, click, read_page
+from envs.webshop.page import Page, click_action, parse_page
+from envs.webshop.site import BUY
 
 _FORMAT = "Answer with <think>your reasoning</think><action>one of the actions</action>"
 
@@ -22,35 +23,33 @@ _LONGEST_BODY = 600
 
 
 def build_prompt(view: ShopView) -> str:
-    """Task, what was searched and chosen, the last pages and actions, the page now, and what can be
-    done."""
-    recollection = view.recollection
+    """Task, search, last pages and actions, the page now, chosen options, and possible actions."""
+    memory = view.visit_memory
     lines = [f"Your task is to buy what is asked for: {view.task}"]
-    if recollection.query:
-        lines.append(f"Searched: {_one_line(recollection.query)}")
-    if recollection.left:
-        lines.append("Seen: " + ", ".join(recollection.left))
+    if memory.query:
+        lines.append(f"Searched: {_one_line(memory.query)}")
+    if memory.rejected:
+        lines.append("Seen: " + ", ".join(memory.rejected))
     if view.past:
-        lines.append(
-            "Before: "
-            + "; ".join(f"{name_page(text)} > {_one_line(action)}" for _, text, action in view.past)
-        )
-    shown, listed = _layout(recollection.page, view.observation)
-    lines.append(f"Step {view.step}: {shown[0]}")
-    lines += shown[1:]
-    if recollection.chosen:
-        lines.append("Chosen: " + "; ".join(recollection.chosen.values()))
-    lines.append(
-        "Actions: "
-        + "; ".join(action for action in view.observation.admissible if action not in listed)
-    )
+        turns = [f"{summarize_page(text)} > {_one_line(action)}" for _, text, action in view.past]
+        lines.append("Before: " + "; ".join(turns))
+    page_lines, listed = _lay_out(memory.page, view.observation)
+    lines.append(f"Step {view.step}: {page_lines[0]}")
+    lines += page_lines[1:]
+    if memory.chosen:
+        lines.append("Chosen: " + "; ".join(memory.chosen.values()))
+    others = [action for action in view.observation.admissible if action not in listed]
+    lines.append("Actions: " + "; ".join(others))
     lines.append(_FORMAT)
     return "\n".join(lines)
 
 
-def name_page(text: str) -> str:
-    """A past page in a word or two: what it said is not needed any more."""
-    page = read_page(Observation(text, (click("buy now"),) if text.endswith("Buy Now") else ()))
+def summarize_page(text: str) -> str:
+    """A past page in a word or two; the rest of it is not needed any more."""
+    admissible: tuple[str, ...] = ()
+    if text.endswith(BUY):
+        admissible = (click_action("buy now"),)
+    page = parse_page(Observation(text, admissible))
     return {
         "index": "search page",
         "results": f"results {page.number}",
@@ -59,28 +58,27 @@ def name_page(text: str) -> str:
     }[page.kind]
 
 
-def _layout(page: Page, observation: Observation) -> tuple[list[str], set[str]]:
-    """(Lines of the page, actions that stand in them)."""
+def _lay_out(page: Page, observation: Observation) -> tuple[list[str], set[str]]:
+    """(lines of the page, actions that stand in them)."""
+    listed: set[str] = set()
     if page.kind == "index":
-        return ["the search page"], set()
+        return ["the search page"], listed
     if page.kind == "results":
-        rows = [
-            (f"{title.lower()}, {price}", click(asin.lower())) for asin, title, price in page.rows
-        ]
-        lines = [f"{shown}: {action}" for shown, action in rows]
-        return [f"results, page {page.number}, {page.total} found", *lines], {
-            action for _, action in rows
-        }
+        lines = [f"results, page {page.number}, {page.total} found"]
+        for result in page.results:
+            action = click_action(result.asin.lower())
+            lines.append(f"{result.title.lower()}, {result.price}: {action}")
+            listed.add(action)
+        return lines, listed
     if page.kind == "item":
-        options = {
-            name: [action for value in values if (action := click(value)) in observation.admissible]
-            for name, values in page.options.items()
-        }
-        lines = [f"{name}: {'; '.join(actions)}" for name, actions in options.items()]
-        return [f"{page.title.lower()}, {page.price}", *lines], {
-            action for actions in options.values() for action in actions
-        }
-    return [page.body[:_LONGEST_BODY] or "nothing is said here"], set()
+        lines = [f"{page.title.lower()}, {page.price}"]
+        for name, values in page.options.items():
+            clicks = [click_action(value) for value in values]
+            possible = [action for action in clicks if action in observation.admissible]
+            lines.append(f"{name}: {'; '.join(possible)}")
+            listed.update(possible)
+        return lines, listed
+    return [page.body[:_LONGEST_BODY] or "nothing is said here"], listed
 
 
 def _one_line(action: str) -> str:

@@ -1,4 +1,4 @@
-"""What a purchase is worth: WebShop's reward, 0 to 1, and what it is made of."""
+"""The reward of a purchase: WebShop's, from 0 to 1, and its components."""
 
 from __future__ import annotations
 
@@ -8,24 +8,21 @@ from dataclasses import dataclass
 from rapidfuzz.fuzz import token_set_ratio
 from rapidfuzz.utils import default_process
 
-from envs.webshop.catalogue import Product
 from envs.webshop.goals import Goal
+from envs.webshop.products import Product
 
-_COLOUR_WORDS = (
-    "alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze "
-    "brown burgundy camel camo caramel champagne "
-    "charcoal cheetah chestnut chocolate christmas coffee cognac copper coral cranberry cream "
-    "crystal dark denim eggplant elephant "
-    "espresso fuchsia gold granite grape graphite grass gray green grey heather indigo ivory ivy "
-    "khaki lavender lemon leopard light "
-    "lilac lime magenta maroon mauve merlot midnight mint mocha multicolor mushroom mustard "
-    "natural navy nude olive orange peach "
-    "pewter pink plum purple rainbow red rose royal rust sand sapphire seashell silver skull "
-    "slate steel stone stonewash sunflower "
-    "tan taupe teal tiger turquoise violet walnut wheat white wine yellow"
-)
-COLOURS = tuple(_COLOUR_WORDS.split())
-"""WebShop's colour words, in its order: the first one that a value contains stands for it."""
+_COLORS = """
+    alabaster apricot aqua ash asphalt azure banana beige black blue blush bordeaux bronze brown
+    burgundy camel camo caramel champagne charcoal cheetah chestnut chocolate christmas coffee
+    cognac copper coral cranberry cream crystal dark denim eggplant elephant espresso fuchsia gold
+    granite grape graphite grass gray green grey heather indigo ivory ivy khaki lavender lemon
+    leopard light lilac lime magenta maroon mauve merlot midnight mint mocha multicolor mushroom
+    mustard natural navy nude olive orange peach pewter pink plum purple rainbow red rose royal rust
+    sand sapphire seashell silver skull slate steel stone stonewash sunflower tan taupe teal tiger
+    turquoise violet walnut wheat white wine yellow
+"""
+COLOR_WORDS = tuple(_COLORS.split())
+"""WebShop's color words, in its order: the first one that a value contains stands for it."""
 
 MATCH = 85
 """Two texts are the same if thefuzz rates them above this."""
@@ -35,7 +32,10 @@ _NOT_ASCII = dict.fromkeys(range(128, 256))
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """`total` is the raw reward. Attributes and options: how many of those wanted were met."""
+    """The reward of one purchase.
+
+    `total` is the raw reward; `attributes` and `options` count those wanted that were met.
+    """
 
     total: float
     type: float
@@ -54,38 +54,45 @@ class Score:
         return shares | {"price": float(self.price)}
 
 
-def score(product: Product, chosen: Collection[str], goal: Goal) -> Score:
+def score_purchase(product: Product, chosen: Collection[str], goal: Goal) -> Score:
     """The reward of buying `product` with the option values `chosen`, for `goal`."""
-    kind, overlap = _type(product, goal.product)
+    type_factor, overlap = _type_factor(product, goal.product)
     attributes = sum(_has_attribute(product, wanted) for wanted in goal.attributes)
     options = _matched_options(chosen, goal)
     price = product.price <= goal.price_cap
     wanted = len(goal.attributes) + len(goal.options) + 1
-    total = kind * (attributes + options + price) / wanted
     return Score(
-        total, kind, attributes, len(goal.attributes), options, len(goal.options), price, overlap
+        total=type_factor * (attributes + options + price) / wanted,
+        type=type_factor,
+        attributes=attributes,
+        attributes_wanted=len(goal.attributes),
+        options=options,
+        options_wanted=len(goal.options),
+        price=price,
+        title_overlap=overlap,
     )
 
 
-def alike(one: str, other: str) -> bool:
-    """Whether thefuzz's token_set_ratio, which is a whole number, is above `MATCH`."""
-    return round(token_set_ratio(_processed(one), _processed(other))) > MATCH
+def is_match(one: str, other: str) -> bool:
+    """True if thefuzz's token_set_ratio, which is a whole number, is above `MATCH`."""
+    return round(token_set_ratio(_preprocess(one), _preprocess(other))) > MATCH
 
 
-def normal_colour(value: str) -> str:
-    """The first of `COLOURS` that is contained in the value, be it within a word; the value if
-    there is none."""
-    return next((colour for colour in COLOURS if colour in value), value)
+def normalize_color(value: str) -> str:
+    """The first of `COLOR_WORDS` that the value contains, be it within a word; else the value."""
+    return next((color for color in COLOR_WORDS if color in value), value)
 
 
-def _processed(text: str) -> str:
+def _preprocess(text: str) -> str:
     return default_process(text.translate(_NOT_ASCII))
 
 
-def _type(product: Product, wanted: Product) -> tuple[float, float]:
-    """(Type factor, share of the wanted title's nouns that the product's title has)."""
-    shared = set(product.nouns) & set(wanted.nouns)
-    overlap = len(shared) / len(wanted.nouns) if wanted.nouns else 0.2
+def _type_factor(product: Product, wanted: Product) -> tuple[float, float]:
+    """(type factor, share of the wanted title's nouns that the product's title has)."""
+    overlap = 0.2
+    if wanted.nouns:
+        shared = set(product.nouns) & set(wanted.nouns)
+        overlap = len(shared) / len(wanted.nouns)
     if overlap == 0:
         return 0.0, overlap
     if overlap < 0.1:
@@ -95,24 +102,26 @@ def _type(product: Product, wanted: Product) -> tuple[float, float]:
         or len(set(product.path) & set(wanted.path)) >= 2
         or overlap > 0.2
     )
-    return (1.0 if similar else 0.5), overlap
+    if similar:
+        return 1.0, overlap
+    return 0.5, overlap
 
 
 def _has_attribute(product: Product, wanted: str) -> bool:
-    return any(alike(attribute, wanted) for attribute in product.attributes) or any(
-        wanted in text for text in product.searched
-    )
+    if any(is_match(attribute, wanted) for attribute in product.attributes):
+        return True
+    return any(wanted in text for text in product.searched)
 
 
 def _matched_options(chosen: Collection[str], goal: Goal) -> int:
-    have = [normal_colour(value) for value in chosen]
+    chosen_values = [normalize_color(value) for value in chosen]
     if isinstance(goal.options, dict):
-        # WebShop compares with the pair of name and value here, as Python prints it: a colour only
+        # WebShop compares with the pair of name and value here, as Python prints it: a color only
         # if it is exactly one.
         wanted = [
-            next((colour for colour in COLOURS if colour in pair), str(pair))
+            next((color for color in COLOR_WORDS if color in pair), str(pair))
             for pair in goal.options.items()
         ]
     else:
-        wanted = [normal_colour(value) for value in goal.options]
-    return sum(any(alike(value, option) for value in have) for option in wanted)
+        wanted = [normalize_color(value) for value in goal.options]
+    return sum(any(is_match(value, option) for value in chosen_values) for option in wanted)

@@ -1,4 +1,4 @@
-"""The shop as text: its pages, what can be clicked on each, and what a click does.
+"""The shop as text: its pages, the buttons on each, and what a click does.
 
 The rules are those of WebShop's text mode.
 """
@@ -9,19 +9,21 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from envs.webshop.catalogue import Product
-from envs.webshop.ranking import Index
+from envs.webshop.products import Product
+from envs.webshop.ranking import LuceneIndex
 
 SEPARATOR = " [SEP] "
-FOUND = 50
-PAGE = 10
-"""Products that a search finds at most, and that a page shows."""
+MAX_RESULTS = 50
+"""Products that a search finds at most."""
+PAGE_SIZE = 10
+"""Results that a page shows."""
 
 BACK_TO_SEARCH = "Back to Search"
 PREVIOUS = "< Prev"
 NEXT = "Next >"
 BUY = "Buy Now"
 SUB_PAGES = ("Description", "Features", "Reviews")
+_SUB_PAGES_BY_NAME = {page.lower(): page for page in SUB_PAGES}
 
 PageKind = Literal["index", "results", "item", "sub_page", "bought"]
 
@@ -34,10 +36,10 @@ def parse_action(action: str) -> tuple[str, str]:
 
     What follows the last ] is ignored.
     """
-    found = _ACTION.match(action)
-    if found is None or found[1] not in ("search", "click"):
+    match = _ACTION.match(action)
+    if match is None or match[1] not in ("search", "click"):
         return "", ""
-    return found[1], found[2].lower()
+    return match[1], match[2].lower()
 
 
 class Shop:
@@ -45,7 +47,7 @@ class Shop:
 
     def __init__(self, products: list[Product]) -> None:
         self.products = products
-        self.index = Index([product.document() for product in products])
+        self.index = LuceneIndex([product.document() for product in products])
         self.rows = [
             _visible(product.asin, product.title, product.price_text) for product in products
         ]
@@ -53,21 +55,21 @@ class Shop:
 
     def search(self, query: str) -> tuple[int, ...]:
         """Numbers of the products found, best first."""
-        return self.index.search(query, FOUND)
+        return self.index.search(query, MAX_RESULTS)
 
 
 @dataclass(slots=True)
 class Visit:
     """One shopper's visit, from the index page to Buy Now. `instruction` stands on every page.
 
-    `found` and `page` are those of the last search; `product` is the one that is looked at, with
-    the option values chosen so far.
+    `results` (numbers of products) and `page` are those of the last search; `product` is the one
+    that is looked at, with the option values `chosen` so far.
     """
 
     shop: Shop
     instruction: str
     kind: PageKind
-    found: tuple[int, ...]
+    results: tuple[int, ...]
     page: int
     product: Product | None
     sub_page: str
@@ -82,7 +84,7 @@ class Visit:
         """Do what the action says; nothing if it is not possible here."""
         verb, argument = parse_action(action)
         if verb == "search":
-            self._results(self.shop.search(argument), 1)
+            self._show_results(self.shop.search(argument), 1)
         elif verb == "click" and argument in self.clickable() and argument != "search":
             self._click(argument)
 
@@ -94,22 +96,22 @@ class Visit:
             segments = [
                 *self._head(),
                 BACK_TO_SEARCH,
-                f"Page {self.page} (Total results: {len(self.found)})",
+                f"Page {self.page} (Total results: {len(self.results)})",
+                *self._page_buttons(),
             ]
-            segments += [PREVIOUS, NEXT] if self.page > 1 else [NEXT]
-            for number in self._shown():
+            for number in self._page_results():
                 segments += self.shop.rows[number]
             return SEPARATOR.join(segments)
         product = self.product
         assert product is not None
+        if self.kind == "bought":
+            return SEPARATOR.join((*self._head(), f"You bought {product.asin}"))
         segments = [*self._head(), BACK_TO_SEARCH, PREVIOUS]
         if self.kind == "item":
             for name, values in product.options.items():
                 segments += _visible(name, *values)
             segments += _visible(product.title)
             segments += [f"Price: {product.price_text}", "Rating: N.A.", *SUB_PAGES, BUY]
-        elif self.kind == "bought":
-            segments = [*self._head(), f"You bought {product.asin}"]
         elif self.sub_page == "Description":
             segments += _visible(product.description)
         elif self.sub_page == "Features":
@@ -117,25 +119,25 @@ class Visit:
         return SEPARATOR.join(segments)
 
     def clickable(self) -> dict[str, str]:
-        """What can be clicked, in lower case -> the option it is a value of, or "".
+        """Buttons and option values, in lower case -> the option that it is a value of, or "".
 
         An option value in two options is one of the last.
         """
         if self.kind == "index":
             return {"search": ""}
         if self.kind == "results":
-            buttons = [BACK_TO_SEARCH, PREVIOUS, NEXT] if self.page > 1 else [BACK_TO_SEARCH, NEXT]
-            buttons += [self.shop.products[number].asin for number in self._shown()]
+            asins = [self.shop.products[number].asin for number in self._page_results()]
+            buttons = [BACK_TO_SEARCH, *self._page_buttons(), *asins]
             return {button.lower(): "" for button in buttons}
         if self.kind == "sub_page":
             return {BACK_TO_SEARCH.lower(): "", PREVIOUS.lower(): ""}
         if self.kind == "bought":
             return {}
         assert self.product is not None
-        found = {button.lower(): "" for button in (BACK_TO_SEARCH, PREVIOUS, *SUB_PAGES, BUY)}
+        clickable = {button.lower(): "" for button in (BACK_TO_SEARCH, PREVIOUS, *SUB_PAGES, BUY)}
         for name, values in self.product.options.items():
-            found |= dict.fromkeys(values, name)
-        return found
+            clickable |= dict.fromkeys(values, name)
+        return clickable
 
     def _click(self, name: str) -> None:
         """Follow a button by its name, which comes before an option value of the same name."""
@@ -143,47 +145,57 @@ class Visit:
             self.kind = "bought"
         elif name == BACK_TO_SEARCH.lower():
             self.kind = "index"
-            self.found = ()
+            self.results = ()
             self.page = 1
             self.product = None
             self.chosen = {}
         elif self.kind == "results":
-            if name in (NEXT.lower(), PREVIOUS.lower()):
-                self._results(self.found, self.page + (1 if name == NEXT.lower() else -1))
-            else:
-                by_name = {
-                    self.shop.products[number].asin.lower(): number for number in self._shown()
-                }
-                self.kind = "item"
-                self.product = self.shop.products[by_name[name]]
+            self._click_on_results(name)
+        elif name == PREVIOUS.lower() and self.kind == "sub_page":
+            self.kind = "item"
         elif name == PREVIOUS.lower():
-            if self.kind == "sub_page":
-                self.kind = "item"
-            else:
-                self._results(self.found, self.page)
-        elif sub_page := next((page for page in SUB_PAGES if page.lower() == name), ""):
+            self._show_results(self.results, self.page)
+        elif name in _SUB_PAGES_BY_NAME:
             self.kind = "sub_page"
-            self.sub_page = sub_page
+            self.sub_page = _SUB_PAGES_BY_NAME[name]
         else:
             self.chosen[self.clickable()[name]] = name
 
-    def _results(self, found: tuple[int, ...], page: int) -> None:
+    def _click_on_results(self, name: str) -> None:
+        if name == NEXT.lower():
+            self._show_results(self.results, self.page + 1)
+        elif name == PREVIOUS.lower():
+            self._show_results(self.results, self.page - 1)
+        else:
+            products = (self.shop.products[number] for number in self._page_results())
+            by_name = {product.asin.lower(): product for product in products}
+            self.kind = "item"
+            self.product = by_name[name]
+
+    def _show_results(self, results: tuple[int, ...], page: int) -> None:
         self.kind = "results"
-        self.found = found
+        self.results = results
         self.page = page
         self.product = None
         self.chosen = {}
 
-    def _shown(self) -> tuple[int, ...]:
-        return self.found[(self.page - 1) * PAGE : self.page * PAGE]
+    def _page_results(self) -> tuple[int, ...]:
+        return self.results[(self.page - 1) * PAGE_SIZE : self.page * PAGE_SIZE]
+
+    def _page_buttons(self) -> list[str]:
+        if self.page > 1:
+            return [PREVIOUS, NEXT]
+        return [NEXT]
 
     def _head(self) -> list[str]:
         return ["Instruction:", *_visible(self.instruction)]
 
 
 def _visible(*texts: str) -> list[str]:
-    """What WebShop's reader of HTML leaves of texts: without white space around them; nothing of an
-    empty one or of mere white space with a line break in it; an empty segment of other white space.
+    """The segments that WebShop's reader of HTML makes of texts.
+
+    They are without white space around them. An empty text, or mere white space with a line break
+    in it, leaves none; other white space leaves an empty one.
     """
     return [
         text.strip() for text in texts if text and (text.strip(_ASCII_SPACE) or "\n" not in text)

@@ -1,6 +1,4 @@
-"""What the expert thinks: what it sees and what comes next, in a few words.
-
-Several wordings for each situation.
+"""The expert's thoughts: what it sees and what comes next, in several wordings.
 
 A thought begins with the thing, as the line of the prompt does that ends in its action: the action
 is then one look away, and the words are the same tokens.
@@ -46,6 +44,6 @@ _WORDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def word(situation: str, rng: random.Random, **fields: str) -> str:
+def word_thought(situation: str, rng: random.Random, **fields: str) -> str:
     """One wording of a situation."""
     return rng.choice(_WORDINGS[situation]).format(**fields)
