@@ -22,7 +22,7 @@ if __name__ == "__main__":
         run_fleet(
             endpoint,
             job.config.actor.count,
-            job.config.actor.episodes,
+            job.config.actor.episodes_per_actor,
             CONNECT_SECONDS,
             load_keys(job.config.security.keys),
         )

@@ -100,7 +100,7 @@ def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -
     """Make the run; its figures. All of a seed begin with one warm-started policy."""
     if options.quick:
         start = ["--env", cell.env, "--seed", str(cell.seed), "--warm_start.episodes", "0"]
-        length = ["--updates", "2", "--learner.groups", "2", "--learner.group_size", "4"]
+        length = ["--updates", "2", "--learner.groups_per_update", "2", "--learner.group_size", "4"]
     else:
         start = studies.warm_start(options.dir, cell.env, cell.seed, label, console)
         length = [

@@ -28,13 +28,15 @@ from telemetry.analysis.collapse import has_collapsed
 from telemetry.analysis.intervals import wilson_interval
 
 CORRECTIONS = ("none", "ppo", "decoupled", "tis", "mis", "gspo", "cispo", "vtrace")
+LOSSES = {"none": "reinforce"}
+"""Correction of the study -> its `learner.loss`, where they differ in name."""
 OPTIONS = {
     "gspo": [
         "--learner.clip_low",
         "3e-4",
         "--learner.clip_high",
         "4e-4",
-        "--learner.loss_mean",
+        "--learner.loss_reduction",
         "turn",
     ],
     "vtrace": ["--algorithm", "gae"],
@@ -90,7 +92,14 @@ def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -
     """Make the run; its figures."""
     if options.quick:
         start = ["--env", "alfworld", "--seed", str(cell.seed), "--warm_start.episodes", "0"]
-        start += ["--learner.groups", "2", "--learner.group_size", "4", "--eval.episodes", "4"]
+        start += [
+            "--learner.groups_per_update",
+            "2",
+            "--learner.group_size",
+            "4",
+            "--eval.episodes",
+            "4",
+        ]
     else:
         start = [
             *studies.warm_start(options.dir, "alfworld", cell.seed, label, console),
@@ -112,7 +121,11 @@ def run(cell: Cell, options: argparse.Namespace, label: str, console: Console) -
         "--control",
         "off",
     ]
-    correction = ["--learner.correction", cell.correction, *OPTIONS.get(cell.correction, [])]
+    correction = [
+        "--learner.loss",
+        LOSSES.get(cell.correction, cell.correction),
+        *OPTIONS.get(cell.correction, []),
+    ]
     return outcome(studies.run(options.dir / "running", [*start, *age, *length, *correction]))
 
 

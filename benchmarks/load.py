@@ -69,7 +69,7 @@ SETTINGS = {
     "warm_start.episodes": "0",
     "eval.episodes": "1",
     "eval.every": "0",
-    "run.minutes": "600",
+    "run.max_minutes": "600",
     "learner.group_size": str(GROUP_SIZE),
     "learner.max_staleness": str(STALENESS),
     "learner.checkpoint_every": "1000000",
@@ -84,8 +84,8 @@ def make_job(directory: Path, options: argparse.Namespace) -> Job:
     groups = ceil(SLACK * in_flight / ((STALENESS + 1) * GROUP_SIZE))
     updates = ceil(options.turns / (groups * GROUP_SIZE * load_environment.MEAN_TURNS))
     sizes = {
-        "learner.groups": str(groups),
-        "run.updates": str(updates),
+        "learner.groups_per_update": str(groups),
+        "run.max_updates": str(updates),
         "actor.count": str(options.actors),
     }
     sizes["sampling.max_tokens"] = str(options.tokens)

@@ -67,7 +67,7 @@ class Training:
 
     def update(self, groups: Sequence[Sequence[Trajectory]], progress: float) -> dict[str, float]:
         seconds = 0.0
-        if self.update_number == self._job.config.run.updates // 2:
+        if self.update_number == self._job.config.run.max_updates // 2:
             seconds = self._stall
             started = time.time()
             time.sleep(seconds)

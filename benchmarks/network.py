@@ -93,15 +93,15 @@ def main() -> None:
 
 def settings_of(options: argparse.Namespace) -> dict[str, str]:
     found = {
-        "run.updates": str(2 if options.quick else options.updates),
-        "run.minutes": "60",
+        "run.max_updates": str(2 if options.quick else options.updates),
+        "run.max_minutes": "60",
         "eval.every": "0",
         "eval.episodes": "16",
     }
     if options.quick:
         found |= {
             "warm_start.episodes": "0",
-            "learner.groups": "2",
+            "learner.groups_per_update": "2",
             "learner.group_size": "4",
             "eval.episodes": "4",
         }

@@ -69,9 +69,9 @@ def _check_learner(config: Config) -> None:
             f"learner.devices: {len(learner.devices)} devices for {learner.ranks} ranks "
             "(learner.ranks)"
         )
-    if learner.correction == "vtrace" and learner.algorithm != "gae":
+    if learner.loss == "vtrace" and learner.algorithm != "gae":
         raise ConfigError(
-            f"learner.correction: vtrace corrects values, and learner.algorithm "
+            f"learner.loss: vtrace corrects values, and learner.algorithm "
             f"{learner.algorithm} has none; set it to gae"
         )
     if learner.publish_lag > learner.max_staleness:

@@ -32,7 +32,7 @@ class ControlSection(Section):
             "log-probs; or auto: the first where it is there"
         ),
     ] = "auto"
-    where: Annotated[
+    decide_in: Annotated[
         Literal["controller", "engine"],
         says("Process that decides to cut: the controller, a step later, or the engine, at once"),
     ] = "controller"
@@ -47,7 +47,7 @@ class ControlSection(Section):
         float, says("Weight of entropy against confidence in the score", ge=0, le=1)
     ] = 0.4
     top_j: Annotated[int, says("Tokens whose mean log-prob is the confidence", ge=1)] = 20
-    statistic: Annotated[
+    delta_statistic: Annotated[
         Literal["mean", "max"],
         says("Statistic of the score's last changes that is compared with epsilon"),
     ] = "mean"
@@ -68,7 +68,7 @@ class ControlSection(Section):
     max_thinking: Annotated[
         int, says("L_max: thinking tokens at which it is cut in any case", ge=1)
     ] = 450
-    forced: Annotated[
+    on_cut: Annotated[
         Literal["queue", "close"],
         says(
             "Tokens that end a thought: </think> and how the environment's answers go on, up to "
@@ -97,7 +97,7 @@ class ControlSection(Section):
             "A turn whose score differs less than this from the turn before is sampled again", ge=0
         ),
     ] = 1e-3
-    repeats: Annotated[
+    repetition_limit: Annotated[
         int,
         says(
             "Turns in a row with the same text from which on a turn is stalled; 0: no limit", ge=0
@@ -112,12 +112,4 @@ class ControlSection(Section):
             lt=1,
         ),
     ] = 0.0
-    stall_seconds: Annotated[
-        float,
-        says(
-            "A turn without progress for so long, weight updates included, is sampled again, by "
-            "another engine if there is one",
-            gt=0,
-        ),
-    ] = 120.0
     max_resamples: Annotated[int, says("B_max: times a turn may be sampled again", ge=0)] = 2

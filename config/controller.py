@@ -57,7 +57,7 @@ class ActorSection(Section):
     """How many actors there are, and how long they may take."""
 
     count: Annotated[int, says("Actor processes", ge=0)] = 64
-    episodes: Annotated[int, says("Episodes that an actor plays at once", ge=1)] = 1
+    episodes_per_actor: Annotated[int, says("Episodes that an actor plays at once", ge=1)] = 1
     step_timeout: Annotated[float, says("Seconds an environment's step may take", gt=0)] = 30.0
     episode_seconds: Annotated[
         float,

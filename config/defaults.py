@@ -10,20 +10,20 @@ from config import Config, ControlSection, EnvSection, ModelSection
 
 TINY_DEFAULTS: dict[str, dict[str, Any]] = {
     "search": {
-        "run.minutes": 19.0,
+        "run.max_minutes": 19.0,
         "model.tokens": "words",
         "warm_start.episodes": 10_000,
         "warm_start.max_turns": 6,
-        "warm_start.dawdling": 0.35,
+        "warm_start.wasted_turn_rate": 0.35,
     },
     "webshop": {
-        "run.minutes": 19.0,
+        "run.max_minutes": 19.0,
         "env.max_turns": 10,
         "model.tokens": "words",
         "model.vocabulary": 2048,
         "warm_start.episodes": 4_600,
         "warm_start.max_turns": 20,
-        "warm_start.dawdling": 0.25,
+        "warm_start.wasted_turn_rate": 0.25,
     },
 }
 """Environment -> defaults ({full name: value}) that are others there for the tiny policy
@@ -42,7 +42,7 @@ OWN_MODEL_DEFAULTS: dict[str, Any] = {
     "warm_start.episodes": 0,
     "warm_start.learning_rate": 1e-4,
     "warm_start.muon_learning_rate": 0.0,
-    "warm_start.dawdling": 0.0,
+    "warm_start.wasted_turn_rate": 0.0,
     "learner.learning_rate": 1e-6,
 }
 """Of any model but the tiny policy, which begins with random weights."""
@@ -51,11 +51,11 @@ _AS_PUBLISHED = {"control.intervention_rate": 0.0, "control.resample_rate": 0.0}
 
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "smollm2": {
-        "run.minutes": 120.0,
+        "run.max_minutes": 120.0,
         "warm_start.episodes": 100,
         "warm_start.learning_rate": 3e-4,
         "learner.learning_rate": 5e-6,
-        "learner.groups": 4,
+        "learner.groups_per_update": 4,
         "learner.group_size": 4,
         "learner.checkpoint_every": 2,  # an update takes minutes
         "actor.count": 16,
@@ -65,19 +65,19 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Pretrained model -> defaults that are others for it."""
 
-ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {"rloo": {"learner.normalise": False}}
+ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {"rloo": {"learner.normalize_advantages": False}}
 """learner.algorithm -> defaults that are others for it."""
 
 SERIAL_DEFAULTS: dict[str, Any] = {
     "actor.count": 4,
-    "run.updates": 2,
-    "learner.groups": 2,
+    "run.max_updates": 2,
+    "learner.groups_per_update": 2,
     "learner.group_size": 2,
-    "learner.decay": 0.0,  # which would depend on the clock
+    "learner.lr_decay_fraction": 0.0,  # which would depend on the clock
     "eval.episodes": 1,
     "eval.every": 0,
     "warm_start.threads": 1,
-    "sampling.seeded": True,
+    "sampling.per_request_seeds": True,
     "sampling.max_tokens": 12,
 }
 """Of a serial run: it is there to be looked at, and ends in seconds."""
@@ -96,10 +96,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         **_AS_PUBLISHED,
         "control.score": "code",
         "control.top_j": 1,
-        "control.statistic": "max",
+        "control.delta_statistic": "max",
         "control.window": 19,
         "control.min_thinking": 0,
-        "control.forced": "close",
+        "control.on_cut": "close",
         "control.turn_mean": "arithmetic",
         "control.turn_skip": 32,
         "control.eta": 0.3,

@@ -48,6 +48,14 @@ class EngineSection(Section):
     update_seconds: Annotated[
         float, says("Deadline of one weight update, retries included", gt=0)
     ] = 60.0
+    progress_timeout_s: Annotated[
+        float,
+        says(
+            "Longest wait for progress of a turn, weight updates included; then it is sampled "
+            "again, by another engine if there is one",
+            gt=0,
+        ),
+    ] = 120.0
     verify_every: Annotated[
         int,
         says("Updates between checks of the engine's weight checksums; the first is checked", ge=1),
@@ -67,7 +75,7 @@ class SamplingSection(Section):
 
     temperature: Annotated[float, says("Temperature of the policy while it explores", gt=0)] = 1.0
     max_tokens: Annotated[int, says("Response budget of a turn", ge=1)] = 64
-    seeded: Annotated[
+    per_request_seeds: Annotated[
         bool,
         says(
             "Give every response a seed of its own; repeatable where the engine computes each "

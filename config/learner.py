@@ -14,14 +14,14 @@ class LearnerSection(Section):
         Literal["gigpo", "grpo", "rloo", "reinforce++", "reinforce++-baseline", "gae"],
         says("Advantage estimator (learner/advantages/); gae: with a value head, as PPO has it"),
     ] = "gigpo"
-    correction: Annotated[
-        Literal["none", "ppo", "decoupled", "tis", "mis", "gspo", "cispo", "vtrace"],
+    loss: Annotated[
+        Literal["reinforce", "ppo", "decoupled", "tis", "mis", "gspo", "cispo", "vtrace"],
         says(
-            "Off-policy correction of the loss (learner/losses/); vtrace: of the values, too, "
-            "and for gae alone"
+            "Loss of a token, with its off-policy correction (learner/losses/); vtrace corrects "
+            "the values, too, and is for gae alone"
         ),
     ] = "tis"
-    groups: Annotated[int, says("P: groups an update", ge=1)] = 8
+    groups_per_update: Annotated[int, says("P: groups an update", ge=1)] = 8
     group_size: Annotated[int, says("G: episodes of one task", ge=2)] = 8
     filter_groups: Annotated[
         bool,
@@ -54,11 +54,11 @@ class LearnerSection(Section):
             ge=0,
         ),
     ] = 0
-    normalise: Annotated[
+    normalize_advantages: Annotated[
         bool,
         says("Divide advantages by their standard deviation; rloo never does, reinforce++ always"),
     ] = True
-    statistics: Annotated[
+    baseline_weighting: Annotated[
         Literal["turn", "episode"],
         says(
             "Weighting of returns in their mean and deviation, but for gae: each counts once a "
@@ -93,7 +93,7 @@ class LearnerSection(Section):
         float, says("Penalty on the advantage of a turn without a valid action", ge=0)
     ] = 1.0
     learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 8e-5
-    decay: Annotated[
+    lr_decay_fraction: Annotated[
         float,
         says(
             "Share of the training, at its end, over which the step size falls linearly to 0",
@@ -112,7 +112,7 @@ class LearnerSection(Section):
             lt=1,
         ),
     ] = 0.0
-    ess_floor: Annotated[
+    min_effective_sample_size: Annotated[
         float,
         says(
             "A batch whose effective sample size, as a share, is smaller is a sign of a "
@@ -148,14 +148,14 @@ class LearnerSection(Section):
     mis_level: Annotated[
         Literal["token", "turn"], says("mis: whose ratio counts; a turn's is the geometric mean")
     ] = "token"
-    loss_mean: Annotated[
+    loss_reduction: Annotated[
         Literal["token", "turn", "constant"],
         says(
             "Reduction of the loss: mean over the tokens of a mini-batch; mean of its turns' "
             "means; or the sum over turns times sampling.max_tokens"
         ),
     ] = "token"
-    kl: Annotated[
+    kl_coef: Annotated[
         float,
         says(
             "Weight of KL(policy || reference); the reference is the first policy, or see "
@@ -171,7 +171,7 @@ class LearnerSection(Section):
             ge=0,
         ),
     ] = 0
-    entropy: Annotated[float, says("Weight of the entropy bonus", ge=0)] = 0.0
+    entropy_coef: Annotated[float, says("Weight of the entropy bonus", ge=0)] = 0.0
     lora_rank: Annotated[
         int,
         says(
@@ -272,8 +272,8 @@ class LearnerSection(Section):
 
     def window(self) -> int:
         """Groups that may be trained on before one that was admitted earlier."""
-        return (self.largest_age() - self.max_staleness) * self.groups
+        return (self.largest_age() - self.max_staleness) * self.groups_per_update
 
     def slots(self) -> int:
         """Groups that may be admitted before the engines run weights that were trained on them."""
-        return (self.max_staleness + 1) * self.groups
+        return (self.max_staleness + 1) * self.groups_per_update

@@ -52,7 +52,7 @@ class WarmStartSection(Section):
             ge=1,
         ),
     ] = 60
-    slips: Annotated[
+    expert_error_rate: Annotated[
         float,
         says(
             "Share of the expert's turns with a wrong action, from which to learn how to go on "
@@ -61,7 +61,7 @@ class WarmStartSection(Section):
             lt=1,
         ),
     ] = 0.1
-    dawdling: Annotated[
+    wasted_turn_rate: Annotated[
         float,
         says(
             "Share of the expert's turns that are wasted on looking around, which is left "

@@ -16,9 +16,9 @@ SHORT_NAMES = {
     "control": "control.mode",
     "algorithm": "learner.algorithm",
     "max_staleness": "learner.max_staleness",
-    "updates": "run.updates",
-    "minutes": "run.minutes",
-    "tokens": "run.tokens",
+    "updates": "run.max_updates",
+    "minutes": "run.max_minutes",
+    "tokens": "run.max_tokens",
     "seed": "run.seed",
     "run_dir": "run.dir",
 }

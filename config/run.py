@@ -11,12 +11,12 @@ class RunSection(Section):
     """How long a run goes on, and where it writes."""
 
     seed: Annotated[int, says("Seed of everything random", ge=0)] = 0
-    updates: Annotated[int, says("Stop after this many updates of the policy", ge=0)] = 100
-    tokens: Annotated[
+    max_updates: Annotated[int, says("Stop after this many updates of the policy", ge=0)] = 100
+    max_tokens: Annotated[
         int,
         says("Stop once so many tokens were generated for training batches; 0: no limit", ge=0),
     ] = 0
-    minutes: Annotated[
+    max_minutes: Annotated[
         float,
         says(
             "Stop training after this many minutes; set-up counts, and so does the time before "

@@ -107,7 +107,7 @@ class Controller:
         learner = self.config.learner
         self.admission = Admission(
             AdmissionSettings(
-                groups=learner.groups,
+                groups=learner.groups_per_update,
                 group_size=learner.group_size,
                 max_staleness=learner.max_staleness,
                 max_leases=self.config.actor.max_leases,
@@ -171,7 +171,7 @@ class Controller:
             Path(job.run_dir) / METRICS_FILE,
             lambda: {
                 "version": self.version,
-                "updates": self.config.run.updates,
+                "updates": self.config.run.max_updates,
                 "gauges": self._last_gauges,
                 **shown(*parts),
             },

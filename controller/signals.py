@@ -50,7 +50,7 @@ PROBE_SETTINGS = ThinkingSettings(
     score="paper",
     alpha=0.5,
     vocabulary=2,
-    statistic="mean",
+    delta_statistic="mean",
     window=0,
     epsilon=None,
     min_thinking=1,
@@ -63,7 +63,9 @@ class NoProgressError(Exception):
     """The engine makes no progress with a turn."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"the engine made no progress for {seconds:g} s (control.stall_seconds)")
+        super().__init__(
+            f"the engine made no progress for {seconds:g} s (engine.progress_timeout_s)"
+        )
 
 
 async def await_with_progress_timeout(

@@ -66,13 +66,13 @@ class StreamedTurn:
 class StreamingController:
     """Generates turns against engines that have no tap.
 
-    Raises NoProgressError when no token of one comes for `stall_seconds`.
+    Raises NoProgressError when no token of one comes for `progress_timeout_s`.
     """
 
-    def __init__(self, vocabulary: int, top_j: int, stall_seconds: float) -> None:
+    def __init__(self, vocabulary: int, top_j: int, progress_timeout_s: float) -> None:
         self._vocabulary = vocabulary
         self._top_j = top_j
-        self._stall_seconds = stall_seconds
+        self._progress_timeout_s = progress_timeout_s
         self._last_chunk_at = 0.0  # when the last chunk of any turn came
 
     async def generate(
@@ -165,7 +165,7 @@ class StreamingController:
         async with contextlib.aclosing(stream):
             while True:
                 chunk = await await_with_progress_timeout(
-                    anext(stream, None), last_progress, self._stall_seconds
+                    anext(stream, None), last_progress, self._progress_timeout_s
                 )
                 if chunk is None:
                     return

@@ -33,7 +33,7 @@ def think_tokens(model_dir: Path, env: Environment, control: ControlSection) -> 
     """Look up the ids of the tags that control looks for and forces.
 
     `model_dir` holds the policy in Hugging Face's format. Raises ValueError when control needs a
-    tag that is not one token, or the policy's end of a turn is none. With control.forced "queue",
+    tag that is not one token, or the policy's end of a turn is none. With control.on_cut "queue",
     what is forced is how the environment's answers go on after a thought, up to the action itself.
     """
     tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
@@ -55,7 +55,7 @@ def think_tokens(model_dir: Path, env: Environment, control: ControlSection) -> 
             "set control.mode to off"
         )
     text = "</think>"
-    if control.forced != "close":
+    if control.on_cut != "close":
         text = answer_after_thought(env)
     closing_tokens = tokenizer.encode(text, add_special_tokens=False).ids
     return ThinkTokens(ids["<think>"], ids["</think>"], closing_tokens, [end], vocabulary)

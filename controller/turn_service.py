@@ -245,10 +245,10 @@ class TurnService:
                 "an engine sends no signals: uncertainty is estimated from streams of log-probs "
                 "(control.signal)"
             )
-        if control.where == "engine" and control.mode not in ("off", "void"):
-            log.warning("control.where engine needs the tap: the controller decides")
+        if control.decide_in == "engine" and control.mode not in ("off", "void"):
+            log.warning("control.decide_in engine needs the tap: the controller decides")
         self.turns.streamer = StreamingController(
-            self._tokens.vocabulary, control.top_j, control.stall_seconds
+            self._tokens.vocabulary, control.top_j, self._config.engine.progress_timeout_s
         )
 
     async def _signals_from(self, engine: EngineClient) -> bool:

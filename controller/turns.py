@@ -243,7 +243,7 @@ class TurnRunner:
         turn.last_engine = engine
         if isinstance(error, EngineBusy):
             busy_seconds = turn.busy_seconds + error.seconds
-            if busy_seconds <= self._config.control.stall_seconds:
+            if busy_seconds <= self._config.engine.progress_timeout_s:
                 turn.busy_seconds = busy_seconds
                 await asyncio.sleep(error.seconds)
                 return
@@ -318,10 +318,10 @@ class TurnRunner:
         call = engine.generate(
             response_id, prompt, sampling, watched=True, rule=spec if in_engine else None
         )
-        stall_seconds = self._config.control.stall_seconds
+        progress_timeout_s = self._config.engine.progress_timeout_s
         self._signals.watch(response_id, watched)
         try:
-            generation = await self._signals.await_response(response_id, call, stall_seconds)
+            generation = await self._signals.await_response(response_id, call, progress_timeout_s)
             await self._signals.finish(response_id, len(generation.tokens), SIGNAL_PATIENCE)
             if watched.failure is not None:
                 raise watched.failure
@@ -340,12 +340,12 @@ class TurnRunner:
         config = self._config
         repeats = 0
         if turn.controlled and config.control.mode in RESAMPLED_BY_ETA:
-            repeats = config.control.repeats
+            repeats = config.control.repetition_limit
         return Sampling(
             max_tokens=min(config.sampling.max_tokens, config.engine.max_model_len - prompt_tokens),
             cache_salt=f"{self._nonce}-{self.weights_name}",
             temperature=config.sampling.temperature,
-            seed=turn.seed if config.sampling.seeded else None,
+            seed=turn.seed if config.sampling.per_request_seeds else None,
             stop_token_ids=self._tokens.end,
             repeats=repeats,
         )
@@ -356,7 +356,7 @@ class TurnRunner:
             control.score,
             control.alpha,
             self._tokens.vocabulary,
-            control.statistic,
+            control.delta_statistic,
             control.window,
             self.thresholds.epsilon,
             control.min_thinking,
@@ -368,7 +368,7 @@ class TurnRunner:
     def _intervention_mode(self, steered: bool) -> InterventionMode:
         if not steered:
             return InterventionMode.OBSERVE
-        if self._config.control.where == "controller":
+        if self._config.control.decide_in == "controller":
             return InterventionMode.STEER
         return InterventionMode.ENGINE
 

@@ -68,7 +68,7 @@ class TrainingState(msgspec.Struct, frozen=True, kw_only=True):
 
     update: int = 0  # updates so far; also the version of the weights
     intake: IntakeState = IntakeState()
-    tokens: int = 0  # generated for the batches so far (run.tokens)
+    tokens: int = 0  # generated for the batches so far (run.max_tokens)
     began: float = 0.0  # seconds of the run before its first batch
     rng: dict = {}  # state of numpy's bit generator
     best: Evaluated | None = None

@@ -202,7 +202,7 @@ class Learner:
         await self._outgoing.announced()
         await self._phase("evaluating")
         await self._evaluate(wait=True)
-        await self._phase("training", self.training.update_number, self._config.run.updates)
+        await self._phase("training", self.training.update_number, self._config.run.max_updates)
         self.training.began = self.training.began or self._seconds()
         if self._config.learner.rollback and latest(self._run_dir) is None:
             await self._checkpoint()
@@ -248,7 +248,7 @@ class Learner:
                     "queue_trajectories": self._buffer.unconsumed_count(),
                 },
             )
-            await self._phase("training", self.training.update_number, self._config.run.updates)
+            await self._phase("training", self.training.update_number, self._config.run.max_updates)
             every = self._config.eval.every
             if every and self.training.update_number % every == 0 and self._updates_left() > 0:
                 evaluations.add(asyncio.create_task(self._evaluate(wait=False)))
@@ -282,7 +282,7 @@ class Learner:
         """The next batch, oldest groups first; None when time or tokens are used up, or the user
         wants to stop."""
         update = self.training.update_number + 1
-        groups = self._config.learner.groups
+        groups = self._config.learner.groups_per_update
         with (
             self._waits.on(lambda: self._buffer.describe_wait(update, groups)),
             self._arrivals.subscribe() as arrived,
@@ -344,21 +344,25 @@ class Learner:
             pass
 
     def _updates_left(self) -> int:
-        return max(0, self._config.run.updates - self.training.update_number)
+        return max(0, self._config.run.max_updates - self.training.update_number)
 
     def _tokens_left(self) -> float:
-        return self._config.run.tokens - self.training.tokens if self._config.run.tokens else inf
+        return (
+            self._config.run.max_tokens - self.training.tokens
+            if self._config.run.max_tokens
+            else inf
+        )
 
     def _share_over(self) -> float:
         """Share of the training that is over."""
         run = self._config.run
         began = self.training.began
         limits = [
-            (self.training.update_number, run.updates),
-            (self._seconds() - began, 60 * run.minutes - began),
+            (self.training.update_number, run.max_updates),
+            (self._seconds() - began, 60 * run.max_minutes - began),
         ]
         return training_fraction(
-            *limits, *([(self.training.tokens, run.tokens)] if run.tokens else [])
+            *limits, *([(self.training.tokens, run.max_tokens)] if run.max_tokens else [])
         )
 
     def _seconds(self) -> float:
@@ -366,7 +370,7 @@ class Learner:
         return time.monotonic() - self._started
 
     def _seconds_left(self) -> float:
-        return 60 * self._config.run.minutes - self._seconds()
+        return 60 * self._config.run.max_minutes - self._seconds()
 
     # --- weights and checkpoints
 

@@ -90,7 +90,7 @@ class Training:
             None  # the checkpoint of the policy as it is now, once there is one
         )
         self._watch = SignWatch(
-            job.config.learner.ess_floor
+            job.config.learner.min_effective_sample_size
         )  # of the updates since the last rollback
         self._exploration = exploration or Exploration()
         self._scale_steps()
@@ -184,7 +184,7 @@ class Training:
         self._updater, _ = _restored(checkpoints[good], self._job.config, self._ranks)
         self._updater.rng = rng
         self._rollbacks += 1
-        self._watch = SignWatch(self._job.config.learner.ess_floor)
+        self._watch = SignWatch(self._job.config.learner.min_effective_sample_size)
         self._scale_steps()
         self._back_to = good
         self._kept = None

@@ -74,7 +74,7 @@ class Updater:
     ) -> None:
         self.model = model
         self.reference = (
-            (reference or copy.deepcopy(model)).requires_grad_(False) if settings.kl else None
+            (reference or copy.deepcopy(model)).requires_grad_(False) if settings.kl_coef else None
         )
         self.ranks = ranks or Ranks()
         if settings.lora_rank:
@@ -117,7 +117,7 @@ class Updater:
     def annotate(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
         """The samples with what the policy as it is now, and the value head, know of them, as far
         as the settings ask for it."""
-        if self._settings.correction in NEEDS_OLD_LOG_PROBS:
+        if self._settings.loss in NEEDS_OLD_LOG_PROBS:
             samples = self._with_proximal(samples)
         if self.critic is not None:
             samples = self.critic.annotate(
@@ -205,7 +205,7 @@ class Updater:
 
         Its loss is one sum over one denominator, whatever the micro-batches are.
         """
-        everything = self._settings.kl > 0 or self._settings.entropy > 0
+        everything = self._settings.kl_coef > 0 or self._settings.entropy_coef > 0
         batches = list(
             microbatches(samples, self._settings.microbatch_tokens, everything=everything)
         )
@@ -256,28 +256,30 @@ class Updater:
         they are about all states.
         """
         s = self._settings
-        log_pi, entropy = self._policy(batch, self._temperature, entropy_gradient=s.entropy > 0)
+        log_pi, entropy = self._policy(
+            batch, self._temperature, entropy_gradient=s.entropy_coef > 0
+        )
         to = log_pi.device
         turn = batch.rows.to(to)
         log_mu = batch.log_mu.to(to)
         advantage = batch.advantage.to(to)
         log_prox = log_pi.detach() if batch.log_prox is None else batch.log_prox.to(to)
         tokens = Tokens(log_pi, log_mu, log_prox, advantage, turn, turns=len(batch.tokens))
-        corrected = LOSSES[s.correction](tokens, s)
+        corrected = LOSSES[s.loss](tokens, s)
         regularizer = torch.zeros_like(log_pi)
         kl = torch.zeros_like(log_pi)
         if self._reference_policy is not None:
             with torch.no_grad():
                 log_reference, _ = self._reference_policy(batch, self._temperature)
             kl = reference_kl(log_pi, log_mu, log_reference)
-            regularizer = s.kl * kl
-        if s.entropy:
-            regularizer = regularizer - s.entropy * entropy
+            regularizer = s.kl_coef * kl
+        if s.entropy_coef:
+            regularizer = regularizer - s.entropy_coef * entropy
         kept_of_turn = torch.bincount(
             turn, weights=corrected.kept.to(log_pi.dtype), minlength=tokens.turns
         )
         loss = torch.where(corrected.kept, corrected.loss, 0.0)
-        if s.loss_mean == "turn":
+        if s.loss_reduction == "turn":
             loss = loss / kept_of_turn.clamp(min=1)[turn]
             regularizer = regularizer / tokens.sum_by_turn(torch.ones_like(log_pi))
         return {
@@ -300,7 +302,7 @@ class Updater:
         Tokens, and whole turns, that a correction has left out do not count, those whose gradient
         is 0 do.
         """
-        match self._settings.loss_mean:
+        match self._settings.loss_reduction:
             case "token":
                 return max(1, sum(sample.trained_tokens for sample in samples) - masked)
             case "turn":
@@ -319,4 +321,6 @@ def learning_rate_at(settings: LearnerSection, progress: float) -> float:
     """AdamW's step size when the share `progress` of the training is over: constant, then linearly
     to 0 over the last `decay` of it."""
     left = max(0.0, 1.0 - progress)
-    return settings.learning_rate * (min(1.0, left / settings.decay) if settings.decay else 1.0)
+    return settings.learning_rate * (
+        min(1.0, left / settings.lr_decay_fraction) if settings.lr_decay_fraction else 1.0
+    )

@@ -300,7 +300,7 @@ def check_tasks(config: Config, environment: Environment) -> None:
     if environment.size("train"):
         return
     for setting, count in (
-        ("run.updates", config.run.updates),
+        ("run.max_updates", config.run.max_updates),
         ("warm_start.episodes", config.warm_start.episodes),
     ):
         if count:

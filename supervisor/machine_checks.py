@@ -133,7 +133,7 @@ def copies_in_checkpoint(learner: LearnerSection) -> int:
     copies = 1
     if not learner.lora_rank:
         copies += MOMENTS
-    if learner.kl:
+    if learner.kl_coef:
         copies += 1
     return copies
 
@@ -144,7 +144,7 @@ def checkpoints_on_disk(config: Config) -> int:
     Where nothing bounds them, it is how many a run needs to get anywhere.
     """
     learner = config.learner
-    updates = config.run.updates
+    updates = config.run.max_updates
     bounds = []
     if updates:  # the first one, with learner.rollback, and the last one
         bounds.append(updates // learner.checkpoint_every + 2)
@@ -173,12 +173,12 @@ def check_open_files(config: Config, limit: int | None = None) -> None:
     """Raise ConfigError naming actor.count where turns need more open files than are allowed."""
     if limit is None:
         _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = config.actor.count * (1 + config.actor.episodes) + OTHER_OPEN_FILES
+    needed = config.actor.count * (1 + config.actor.episodes_per_actor) + OTHER_OPEN_FILES
     if limit != resource.RLIM_INFINITY and needed > limit:
         raise ConfigError(
-            f"actor.count: {config.actor.count} actors of {config.actor.episodes} episodes need "
-            f"{needed:,} open files, and the system "
-            f"allows {limit:,} (ulimit -Hn); raise that, or have fewer actors"
+            f"actor.count: {config.actor.count} actors of {config.actor.episodes_per_actor} "
+            f"episodes need {needed:,} open files, and the system allows {limit:,} "
+            "(ulimit -Hn); raise that, or have fewer actors"
         )
 
 

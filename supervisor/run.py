@@ -104,7 +104,10 @@ def _build_collector(job: Job) -> Collector:
     if job.config.run.tracker != "none":
         tracker = Tracker(job.config.run.tracker, run_dir, values_of(job.config))
     return Collector(
-        run_dir, resume=job.resume, ess_floor=job.config.learner.ess_floor, tracker=tracker
+        run_dir,
+        resume=job.resume,
+        min_effective_sample_size=job.config.learner.min_effective_sample_size,
+        tracker=tracker,
     )
 
 

@@ -65,7 +65,9 @@ async def train_serially(job: Job, console: Console) -> dict:
 async def _train(job: Job, console: Console) -> dict:
     context = zmq.asyncio.Context()
     collector = Collector(
-        Path(job.run_dir), resume=job.resume, ess_floor=job.config.learner.ess_floor
+        Path(job.run_dir),
+        resume=job.resume,
+        min_effective_sample_size=job.config.learner.min_effective_sample_size,
     )
     try:
         return await _train_and_summarize(job, context, collector, console)
@@ -196,7 +198,7 @@ async def _run_actors(job: Job, context: zmq.asyncio.Context) -> None:
     async with asyncio.TaskGroup() as group:
         for _ in range(job.config.actor.count):
             actor = Actor(context, job.endpoints.actors, welcome, environment, prompter, keys)
-            group.create_task(actor.run(job.config.actor.episodes))
+            group.create_task(actor.run(job.config.actor.episodes_per_actor))
     await asyncio.Event().wait()  # the actors may end before the learner does
 
 

@@ -15,7 +15,7 @@ from telemetry.sinks.event_files import EventFile
 from telemetry.sinks.metrics_file import METRICS_FILE, MetricsFile, Record, read_metrics
 from telemetry.sinks.status_file import StatusFile
 from telemetry.sinks.trackers import Tracker
-from telemetry.state import ESS_FLOOR, RunState
+from telemetry.state import MIN_EFFECTIVE_SAMPLE_SIZE, RunState
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -28,7 +28,7 @@ class Collector:
         run_dir: Path,
         resume: bool = False,
         clock: Callable[[], float] = time.monotonic,
-        ess_floor: float = ESS_FLOOR,
+        min_effective_sample_size: float = MIN_EFFECTIVE_SAMPLE_SIZE,
         tracker: Tracker | None = None,
     ) -> None:
         """Open the files in `run_dir`, which exists.
@@ -41,7 +41,7 @@ class Collector:
         then."""
         path = run_dir / METRICS_FILE
         earlier = read_metrics(path) if resume else None
-        self.state = RunState(clock(), earlier, ess_floor)
+        self.state = RunState(clock(), earlier, min_effective_sample_size)
         self._metrics = MetricsFile(path)
         self._events = EventFile(run_dir / TENSORBOARD_FOLDER)
         self._status = StatusFile(run_dir)

@@ -93,7 +93,7 @@ METRICS: dict[str, Metric] = {
         "tokens",
         "tokens",
         "value",
-        "Generated for the batches so far, rejected attempts included (run.tokens)",
+        "Generated for the batches so far, rejected attempts included (run.max_tokens)",
     ),
     "trained_tokens": Metric("tokens", "tokens", "total", "With mask 1, in the update's batch"),
     "wasted_tokens": Metric(

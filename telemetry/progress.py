@@ -173,12 +173,12 @@ def time_left(state: RunState, goal: RunSection, now: float) -> float | None:
     since_update_s = state.wall_seconds(now) - last["wall_seconds"]
     seconds_per_update = elapsed_s / (last["update"] - first["update"])
     limits_s = [
-        (goal.updates - last["update"]) * seconds_per_update - since_update_s,
-        goal.minutes * 60 - state.wall_seconds(now),
+        (goal.max_updates - last["update"]) * seconds_per_update - since_update_s,
+        goal.max_minutes * 60 - state.wall_seconds(now),
     ]
-    if goal.tokens:
+    if goal.max_tokens:
         seconds_per_token = elapsed_s / (last["training_tokens"] - first["training_tokens"])
-        missing_tokens = goal.tokens - last["training_tokens"]
+        missing_tokens = goal.max_tokens - last["training_tokens"]
         limits_s.append(missing_tokens * seconds_per_token - since_update_s)
     return max(0.0, min(limits_s))
 
@@ -191,7 +191,7 @@ def status_line(state: RunState, goal: RunSection, now: float) -> str:
         return f"{phase.name} {_steps(state)}{in_phase}{_trouble(state, now)}"
     last = state.updates[-1]
     parts = [
-        f"update {last['update']}/{goal.updates}",
+        f"update {last['update']}/{goal.max_updates}",
         f"success {format_percent(last.get('success'))}",
         f"reward {format_decimal(last.get('reward'))}",
         f"valid {format_percent(last.get('valid_action_rate'))}",
@@ -262,12 +262,12 @@ def _last_update(state: RunState) -> Record:
 
 def _add_update_rows(grid: Table, state: RunState, goal: RunSection, now: float) -> None:
     done = _last_update(state).get("update", 0)
-    words = f"{done}/{goal.updates}"
+    words = f"{done}/{goal.max_updates}"
     left_s = time_left(state, goal, now)
     if left_s is not None:
         words += f"  {format_duration(left_s)} left"
     grid.add_row("update", words)
-    grid.add_row("", ProgressBar(total=max(goal.updates, 1), completed=done, width=40))
+    grid.add_row("", ProgressBar(total=max(goal.max_updates, 1), completed=done, width=40))
 
 
 def _add_result_rows(grid: Table, state: RunState) -> None:

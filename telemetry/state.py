@@ -28,7 +28,7 @@ OWN_SOURCE = "supervisor"
 RATE_WINDOW = 30.0
 """Seconds over which the live tokens/s is taken."""
 
-ESS_FLOOR = LearnerSection().ess_floor
+MIN_EFFECTIVE_SAMPLE_SIZE = LearnerSection().min_effective_sample_size
 """Effective sample size below which it is a sign of a collapse, unless a run says otherwise."""
 
 
@@ -76,11 +76,16 @@ class RunState:
     """Folds messages into records. `now` is any clock in seconds, the same for all calls."""
 
     def __init__(
-        self, now: float, earlier: list[Record] | None = None, ess_floor: float = ESS_FLOOR
+        self,
+        now: float,
+        earlier: list[Record] | None = None,
+        min_effective_sample_size: float = MIN_EFFECTIVE_SAMPLE_SIZE,
     ) -> None:
-        """`earlier` are the records of the run that this one resumes; `ess_floor` is the setting of
-        the learner."""
-        self._ess_floor = ess_floor
+        """Begin with the records of an `earlier` run, which this one resumes.
+
+        `min_effective_sample_size` is the learner's setting.
+        """
+        self._min_effective_sample_size = min_effective_sample_size
         self.started = now
         self.phase = Phase("starting", now)
         self.phase_seconds: dict[str, float] = {}
@@ -93,7 +98,7 @@ class RunState:
         self.evaluations: list[Record] = []
         self.rollbacks: list[Record] = []
         """The updates after which training went back to an earlier checkpoint."""
-        self._watch = SignWatch(ess_floor)
+        self._watch = SignWatch(min_effective_sample_size)
         self._signs: dict[str, str] = {}
         self.signs: dict[str, str] = {}
         """Early signs of a collapse, each as it was when it first showed: name -> numbers."""
@@ -298,7 +303,7 @@ class RunState:
             self.updates = []
             self.evaluations = []
             self.rollbacks = []
-            self._watch = SignWatch(self._ess_floor)
+            self._watch = SignWatch(self._min_effective_sample_size)
         for new in new_records:
             if new["kind"] == "evaluation":
                 self.evaluations.append(new)

@@ -131,7 +131,7 @@ def format_summary(summary: dict[str, Any], goal: RunSection) -> str:
         ("ended", summary["ended"]),
         ("updates", f"{summary['updates']:,} in {format_duration(summary['wall_seconds'])}"),
     ]
-    if summary["ended"] == "finished" and goal.updates and not summary["updates"]:
+    if summary["ended"] == "finished" and goal.max_updates and not summary["updates"]:
         rows.append(("no update", _explain_no_update(summary, goal)))
     rows += _figure_rows(summary)
     rows += [(f"first {reason}", words) for reason, words in summary["failures"].items()]
@@ -171,8 +171,8 @@ def _figure_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
 def _explain_no_update(summary: dict[str, Any], goal: RunSection) -> str:
     phase, seconds = max(summary["seconds_by_phase"].items(), key=lambda item: item[1])
     words = (
-        f"run.minutes ({goal.minutes:g}) were over before the first; {format_duration(seconds)} of "
-        f"them: {phase}. Give it more (--minutes)"
+        f"run.max_minutes ({goal.max_minutes:g}) were over before the first; "
+        f"{format_duration(seconds)} of them: {phase}. Give it more (--minutes)"
     )
     if summary["failures"]:
         words += ", or see below why episodes failed"

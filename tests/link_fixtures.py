@@ -104,8 +104,8 @@ class LinkedRun:
 
     def __init__(self, directory: Path) -> None:
         config = small_config(
-            run__updates="100000",
-            run__minutes="30",
+            run__max_updates="100000",
+            run__max_minutes="30",
             learner__checkpoint_every="100000",
             env__max_turns="1",
             sampling__max_tokens="4",

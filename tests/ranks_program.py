@@ -36,11 +36,11 @@ def groups(seed: int):
 
 CASES = {
     "reference": {
-        "learner__kl": "0.3",
+        "learner__kl_coef": "0.3",
         "learner__reference_every": "1",
-        "learner__correction": "decoupled",
+        "learner__loss": "decoupled",
     },
-    "value head": {"learner__algorithm": "gae", "learner__correction": "vtrace"},
+    "value head": {"learner__algorithm": "gae", "learner__loss": "vtrace"},
     "adapters": {"learner__lora_rank": "4", "learner__gradient_checkpointing": "true"},
 }
 """Settings of the learner, named section__name."""

@@ -42,15 +42,15 @@ SMALL = {
     "model.heads": "2",
     "warm_start.episodes": "0",
     "sampling.max_tokens": "16",
-    "sampling.seeded": "true",
-    "learner.groups": "2",
+    "sampling.per_request_seeds": "true",
+    "learner.groups_per_update": "2",
     "learner.group_size": "2",
     "eval.episodes": "2",
     "eval.every": "0",
     "actor.count": "4",
-    "run.updates": "2",
+    "run.max_updates": "2",
     "learner.checkpoint_every": "1",
-    "learner.decay": "0",
+    "learner.lr_decay_fraction": "0",
 }
 """A run of a policy that knows nothing, in seconds."""
 

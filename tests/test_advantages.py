@@ -40,13 +40,13 @@ def episodes(draw) -> EpisodeReturns:
 groups = st.lists(episodes(), min_size=1, max_size=6).map(GroupReturns)
 settings = st.builds(
     LearnerSection,
-    normalise=st.booleans(),
-    statistics=st.sampled_from(["turn", "episode"]),
+    normalize_advantages=st.booleans(),
+    baseline_weighting=st.sampled_from(["turn", "episode"]),
     discount=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
     step_weight=st.sampled_from([0.0, 1.0, 2.5]),
     invalid_penalty=st.sampled_from([0.0, 0.1, 1.0]),
     gae_lambda=st.sampled_from([0.0, 0.9, 1.0]),
-    correction=st.sampled_from(["tis", "vtrace"]),
+    loss=st.sampled_from(["tis", "vtrace"]),
     vtrace_rho=st.sampled_from([0.5, 1.0, 2.0]),
     vtrace_c=st.sampled_from([0.5, 1.0]),
 )
@@ -67,13 +67,13 @@ def grpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
     returns = [math.fsum(e.rewards) for e in group.episodes]
     compared = (
         returns
-        if s.statistics == "episode"
+        if s.baseline_weighting == "episode"
         else [r for r, e in zip(returns, group.episodes, strict=True) for _ in e.rewards]
     )
     validity = [float(v) for e in group.episodes for v in e.valid]
     return [
         [
-            standing(returns[i], compared, s.normalise)
+            standing(returns[i], compared, s.normalize_advantages)
             + s.invalid_penalty * standing(float(valid), validity, False)
             for valid in e.valid
         ]
@@ -84,7 +84,7 @@ def grpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
 def rloo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
     returns = [math.fsum(e.rewards) for e in group.episodes]
     validity = [float(v) for e in group.episodes for v in e.valid]
-    times = [len(e.rewards) if s.statistics == "turn" else 1 for e in group.episodes]
+    times = [len(e.rewards) if s.baseline_weighting == "turn" else 1 for e in group.episodes]
     others = [
         [r for j, r in enumerate(returns) for _ in range(times[j]) if j != i]
         for i in range(len(returns))
@@ -108,11 +108,12 @@ def reinforce_pp_reference(
         counted = [
             r
             for r, e in zip(returns, group.episodes, strict=True)
-            for _ in range(len(e.rewards) if s.statistics == "turn" else 1)
+            for _ in range(len(e.rewards) if s.baseline_weighting == "turn" else 1)
         ]
         values.append([standing(r, counted, False) for r in returns] if baseline else returns)
     times = [
-        [len(e.rewards) if s.statistics == "turn" else 1 for e in group.episodes] for group in batch
+        [len(e.rewards) if s.baseline_weighting == "turn" else 1 for e in group.episodes]
+        for group in batch
     ]
     compared = [
         v
@@ -149,7 +150,7 @@ def gigpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]
             for (n, m), v in to_go.items()
             if group.episodes[n].anchors[m] == group.episodes[i].anchors[k]
         ]
-        advantages[i][k] += s.step_weight * standing(value, same, s.normalise)
+        advantages[i][k] += s.step_weight * standing(value, same, s.normalize_advantages)
     return advantages
 
 
@@ -184,7 +185,7 @@ def vtrace_reference(e: EpisodeReturns, s: LearnerSection) -> list[float]:
 def valued_reference(batch: list[GroupReturns], s: LearnerSection) -> list[list[list[float]]]:
     by_episode = []
     for e in (e for group in batch for e in group.episodes):
-        if s.correction == "vtrace":
+        if s.loss == "vtrace":
             targets = [*vtrace_reference(e, s), e.values[-1] if e.cut_off else 0.0]
             by_episode.append(
                 [r + s.discount * targets[k + 1] - e.values[k] for k, r in enumerate(e.rewards)]
@@ -199,7 +200,7 @@ def valued_reference(batch: list[GroupReturns], s: LearnerSection) -> list[list[
         out.append(
             [
                 [
-                    (standing(value, compared, True) if s.normalise else value)
+                    (standing(value, compared, True) if s.normalize_advantages else value)
                     + s.invalid_penalty * standing(float(valid), validity, False)
                     for value, valid in zip(next(found), e.valid, strict=True)
                 ]
@@ -260,7 +261,7 @@ def test_failures_that_differ_in_validity_alone_stay_small():
     group = GroupReturns([episode([0, 0], valid=[True, False]), episode([0, 0]), episode([0])])
     for name in ESTIMATORS:
         first, second, third = estimated(
-            name, group, LearnerSection(normalise=True, invalid_penalty=0.1)
+            name, group, LearnerSection(normalize_advantages=True, invalid_penalty=0.1)
         )
         np.testing.assert_allclose(
             np.concatenate([first, second, third]), [0.02, -0.08, 0.02, 0.02, 0.02], atol=1e-12
@@ -276,7 +277,7 @@ def test_anchor_seen_by_one_turn_gives_no_step_advantage():
 
 def test_step_advantage_prefers_the_turn_nearer_to_the_reward():
     group = GroupReturns([episode([0, 0, 10], anchors=["a", "a", "b"])])
-    (advantages,) = step_advantages(group, LearnerSection(normalise=False, discount=0.5))
+    (advantages,) = step_advantages(group, LearnerSection(normalize_advantages=False, discount=0.5))
     np.testing.assert_allclose(advantages, [-1.25, 1.25, 0.0])
 
 
@@ -295,7 +296,9 @@ def test_turns_that_saw_nearly_the_same_are_compared_where_that_is_asked_for():
         ]
     )
     near, far = (
-        step_advantages(group, LearnerSection(normalise=False, discount=1.0, anchor_similarity=s))
+        step_advantages(
+            group, LearnerSection(normalize_advantages=False, discount=1.0, anchor_similarity=s)
+        )
         for s in (0.9, 0.91)
     )
     np.testing.assert_allclose(near, [[5, 0], [-5, 0]])

@@ -81,8 +81,10 @@ def test_training_without_games_to_train_on_is_refused(data):
     (data / "json_2.1.1" / "train").rename(data / "elsewhere")
     environment = AlfWorld(data=str(data))
     with pytest.raises(ConfigError, match=r"run\.updates: alfworld has no tasks to train on"):
-        check_tasks(resolve(overrides={"run.updates": "1"}), environment)
-    check_tasks(resolve(overrides={"run.updates": "0", "warm_start.episodes": "0"}), environment)
+        check_tasks(resolve(overrides={"run.max_updates": "1"}), environment)
+    check_tasks(
+        resolve(overrides={"run.max_updates": "0", "warm_start.episodes": "0"}), environment
+    )
 
 
 def test_the_environment_plays_the_games_of_its_data(data):

@@ -77,8 +77,8 @@ def test_the_cause_of_a_failure_is_one_line_of_its_log(tmp_path: Path, text: str
     [
         (
             "learner",
-            "raise ValueError('learner.groups: too many')",
-            "the learner failed: ValueError: learner.groups: too many",
+            "raise ValueError('learner.groups_per_update: too many')",
+            "the learner failed: ValueError: learner.groups_per_update: too many",
         ),
         (
             "engine-1",

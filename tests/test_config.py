@@ -64,10 +64,10 @@ def test_help_gives_no_default_where_it_is_nothing(capsys: pytest.CaptureFixture
 
 def test_a_number_that_is_infinite_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
-    file.write_text("[run]\nminutes = inf\n")
-    assert refused(run__minutes="inf").startswith(
-        "run.minutes: a number must be finite"
-    ) and refused(file) == refused(run__minutes="inf")
+    file.write_text("[run]\nmax_minutes = inf\n")
+    assert refused(run__max_minutes="inf").startswith(
+        "run.max_minutes: a number must be finite"
+    ) and refused(file) == refused(run__max_minutes="inf")
 
 
 def test_a_budget_of_thinking_that_no_response_reaches_is_refused() -> None:
@@ -197,7 +197,7 @@ def test_defaults_survive_toml(tmp_path: Path) -> None:
     st.lists(st.text(st.characters(codec="utf-8"), max_size=5), max_size=3),
 )
 def test_any_value_survives_toml(text: str, number: float, texts: list[str]) -> None:
-    run = config.RunSection(dir=text, minutes=number)
+    run = config.RunSection(dir=text, max_minutes=number)
     settings = Config(run=run, alfworld=config.AlfWorldSection(task_types=texts))
     assert from_dict(tomllib.loads(to_toml(settings))) == settings
 
@@ -209,9 +209,9 @@ def test_toml_describes_every_setting() -> None:
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
-    file = written(tmp_path, "[run]\nseed = 1\nupdates = 5\n")
+    file = written(tmp_path, "[run]\nseed = 1\nmax_updates = 5\n")
     settings = resolve(file, {"seed": "2"})
-    assert (settings.run.seed, settings.run.updates) == (2, 5)
+    assert (settings.run.seed, settings.run.max_updates) == (2, 5)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_a_setting_can_be_written_with_dashes_and_short(name: str) -> None:
     ("wrong", "right"),
     [
         ("learner.group_sise", "learner.group_size"),
-        ("lerner.groups", "learner.groups"),
+        ("lerner.groups_per_update", "learner.groups_per_update"),
         ("actor", "actors"),
         ("sead", "seed"),
         ("group_size", "learner.group_size"),
@@ -262,7 +262,7 @@ def test_a_setting_outside_any_section_is_refused(tmp_path: Path) -> None:
     [
         ("run.seed", "two", "'two' is not a whole number"),
         ("run.seed", "1.5", "'1.5' is not a whole number"),
-        ("run.minutes", "long", "'long' is not a number"),
+        ("run.max_minutes", "long", "'long' is not a number"),
         ("eval.control", "maybe", "'maybe' is not true or false"),
         ("control.mode", "t3po", "one of budget, off, t2po"),
     ],
@@ -305,7 +305,7 @@ def test_an_ill_typed_item_of_a_list_names_the_setting(tmp_path: Path) -> None:
         ("engine.port", "65536"),
         ("learner.group_size", "1"),
         ("learner.discount", "1.01"),
-        ("run.minutes", "0"),
+        ("run.max_minutes", "0"),
         ("run.seed", "-1"),
     ],
 )
@@ -314,7 +314,7 @@ def test_a_value_out_of_bounds_is_refused(name: str, text: str) -> None:
 
 
 def test_a_whole_number_will_do_for_a_fraction(tmp_path: Path) -> None:
-    assert resolve(written(tmp_path, "[run]\nminutes = 5\n")).run.minutes == 5.0
+    assert resolve(written(tmp_path, "[run]\nmax_minutes = 5\n")).run.max_minutes == 5.0
 
 
 def test_a_list_is_written_with_commas() -> None:
@@ -350,18 +350,26 @@ def test_settings_that_cannot_hold_together_are_both_named() -> None:
 @pytest.mark.parametrize(
     ("together", "named", "instead"),
     [
-        ({"algorithm": "reinforce++", "learner__normalise": "false"}, "learner.normalise", "true"),
-        ({"algorithm": "gigpo", "learner__correction": "vtrace"}, "learner.correction", "gae"),
+        (
+            {"algorithm": "reinforce++", "learner__normalize_advantages": "false"},
+            "learner.normalize_advantages",
+            "true",
+        ),
+        ({"algorithm": "gigpo", "learner__loss": "vtrace"}, "learner.loss", "gae"),
         ({"learner__publish_lag": "2"}, "learner.publish_lag", "learner.max_staleness"),
         ({"learner__devices": "0,1"}, "learner.devices", "learner.ranks"),
-        ({"learner__reference_every": "5"}, "learner.reference_every", "learner.kl"),
-        ({"algorithm": "rloo", "learner__normalise": "true"}, "learner.normalise", "false"),
+        ({"learner__reference_every": "5"}, "learner.reference_every", "learner.kl_coef"),
+        (
+            {"algorithm": "rloo", "learner__normalize_advantages": "true"},
+            "learner.normalize_advantages",
+            "false",
+        ),
         (
             {"algorithm": "gae", "learner__filter_groups": "true"},
             "learner.filter_groups",
             "learner.algorithm gae",
         ),
-        ({"learner__mis_low": "0.1"}, "learner.mis_low", "learner.correction tis"),
+        ({"learner__mis_low": "0.1"}, "learner.mis_low", "learner.loss tis"),
     ],
     ids=["reinforce++", "vtrace", "lag", "devices", "reference", "rloo", "filter", "correction"],
 )

@@ -31,7 +31,7 @@ CUTTING = {
     "control__epsilon": "10",
     "control__min_thinking": "3",
     "control__window": "0",
-    "run__updates": "1",
+    "run__max_updates": "1",
     "env__max_turns": "4",
 }
 """Every turn that thinks is cut."""
@@ -71,7 +71,7 @@ def cut(attempts: list[Response]) -> list[tuple[int, list[int]]]:
 
 @pytest.mark.parametrize(
     ("where", "at_once"),
-    [({}, False), ({"control__where": "engine"}, True), ({"control__signal": "stream"}, True)],
+    [({}, False), ({"control__decide_in": "engine"}, True), ({"control__signal": "stream"}, True)],
     ids=["tap", "engine", "stream"],
 )
 def test_thinking_is_cut_at_the_decision_or_after_it_and_in_one_piece(
@@ -114,7 +114,11 @@ def test_control_without_thresholds_yet_records_and_does_nothing(
 ) -> None:
     """The default: 256 turns without any action."""
     summary, attempts, _ = run(
-        tmp_path / "run", **imitating, run__updates="1", env__max_turns="4", control__repeats="0"
+        tmp_path / "run",
+        **imitating,
+        run__max_updates="1",
+        env__max_turns="4",
+        control__repetition_limit="0",
     )
     assert summary["interventions"] == summary["resamples"] == 0
     assert all(
@@ -126,11 +130,11 @@ def test_control_without_thresholds_yet_records_and_does_nothing(
 def test_a_resumed_run_goes_on_with_the_thresholds_of_its_checkpoint(
     tmp_path: Path, imitating: dict[str, str]
 ) -> None:
-    run(tmp_path / "run", **imitating, run__updates="1", env__max_turns="4")
+    run(tmp_path / "run", **imitating, run__max_updates="1", env__max_turns="4")
     before = calibration(tmp_path / "run")
     assert before.eta.turns > 0
     job = job_in(
-        tmp_path / "again", small_config(**imitating, run__updates="1", env__max_turns="4")
+        tmp_path / "again", small_config(**imitating, run__max_updates="1", env__max_turns="4")
     )
     job = msgspec.structs.replace(job, run_dir=str(tmp_path / "run"), resume=True)
     asyncio.run(
@@ -154,9 +158,9 @@ def test_a_turn_that_repeats_itself_is_sampled_again(tmp_path: Path) -> None:
         sampling__temperature="0.05",
         sampling__max_tokens="120",
         control__mode="t2po-turn",
-        control__repeats="3",
+        control__repetition_limit="3",
         control__max_resamples="1",
-        run__updates="1",
+        run__max_updates="1",
         env__max_turns="2",
     )
     again = [

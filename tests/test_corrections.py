@@ -121,7 +121,7 @@ def vtrace_reference(log_r, log_step, advantage, log_pi, turn):
 
 
 REFERENCES = {
-    "none": none_reference,
+    "reinforce": none_reference,
     "ppo": ppo_reference,
     "decoupled": decoupled_reference,
     "tis": tis_reference,
@@ -182,9 +182,9 @@ def test_a_turn_is_left_out_as_a_whole_by_its_geometric_mean():
     log_mu = torch.tensor([0.0, 0.0, 0.0, 0.0])
     log_pi = torch.tensor([2.0, -1.9, 1.0, 1.2], requires_grad=True)  # means 0.05 and 1.1
     tokens = Tokens(log_pi, log_mu, log_mu, torch.ones(4), torch.tensor([0, 0, 1, 1]), 2)
-    by_turn = LOSSES["mis"](tokens, LearnerSection(correction="mis", mis_level="turn"))
+    by_turn = LOSSES["mis"](tokens, LearnerSection(loss="mis", mis_level="turn"))
     assert by_turn.kept.tolist() == [True, True, False, False]
-    assert LOSSES["mis"](tokens, LearnerSection(correction="mis")).kept.tolist() == [False] * 4
+    assert LOSSES["mis"](tokens, LearnerSection(loss="mis")).kept.tolist() == [False] * 4
 
 
 @pytest.mark.parametrize("name", LOSSES)

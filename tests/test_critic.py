@@ -16,7 +16,7 @@ from learner.update import Updater
 from learner.warm_start.tiny import random_model, train_tokenizer
 
 CONFIG = small_config(learner__algorithm="gae")
-VTRACE = small_config(learner__algorithm="gae", learner__correction="vtrace")
+VTRACE = small_config(learner__algorithm="gae", learner__loss="vtrace")
 VOCABULARY = 300
 
 

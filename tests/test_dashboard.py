@@ -305,7 +305,8 @@ async def test_a_run_is_seen_while_it_goes_on(tmp_path: Path, imitating: dict[st
         "control__resample_rate": "0.3",
     }
     job: Job = job_in(
-        tmp_path / "job", small_config(**imitating | acting, run__updates="6", env__max_turns="4")
+        tmp_path / "job",
+        small_config(**imitating | acting, run__max_updates="6", env__max_turns="4"),
     )
     run = asyncio.create_task(train_serially(job, Console(quiet=True)))
     async with browsing() as page:

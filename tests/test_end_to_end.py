@@ -37,7 +37,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run for several tests, because engines take half a minute to start."""
     directory = tmp_path_factory.mktemp("played")
     settings = {
-        "run__updates": "3",
+        "run__max_updates": "3",
         "run__cache_dir": str(directory / "cache"),
         "run__weights_dir": str(directory / "weights"),
         "warm_start__episodes": "300",
@@ -121,7 +121,7 @@ async def test_an_engine_that_dies_while_it_loads_weights_is_started_again_and_t
     make_keys(tmp_path / "keys", "host")
     settings = SMALL | {
         "run.dir": str(tmp_path / "run"),
-        "run.updates": "6",
+        "run.max_updates": "6",
         "run.cache_dir": str(tmp_path / "cache"),
     }
     settings |= {
@@ -165,14 +165,14 @@ async def test_reward_rises_in_the_example_environment(
     run = await run_to_the_end(
         tmp_path / "run",
         env=environment,
-        run__updates="8",
+        run__max_updates="8",
         run__cache_dir=str(tmp_path / "cache"),
         warm_start__episodes="1500",
-        warm_start__dawdling="0.6",
-        warm_start__slips="0",
+        warm_start__wasted_turn_rate="0.6",
+        warm_start__expert_error_rate="0",
         sampling__max_tokens="32",
         actor__count="16",
-        learner__groups="8",
+        learner__groups_per_update="8",
         learner__group_size="8",
         learner__learning_rate="1e-4",
         eval__episodes="128",

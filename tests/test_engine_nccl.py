@@ -381,7 +381,11 @@ def test_a_whole_run_sends_each_version_once_to_all_engines_and_writes_no_file(
         "engine__dtype": "bfloat16",
         "learner__max_staleness": "0",
     }
-    learning = {"learner__entropy": "1", "learner__learning_rate": "1e-2", "env__max_turns": "3"}
+    learning = {
+        "learner__entropy_coef": "1",
+        "learner__learning_rate": "1e-2",
+        "env__max_turns": "3",
+    }
     job = job_in(tmp_path / "run", small_config(**settings, **learning))
     summary = asyncio.run(train_serially(job, Console(quiet=True)))
     assert (summary["ended"], summary["updates"]) == ("finished", 2)

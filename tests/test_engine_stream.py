@@ -38,7 +38,7 @@ async def streamed(
     steers: bool = True,
 ) -> tuple[StreamedTurn, ThinkingRule]:
     rule = delegated.build()
-    streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=30.0)
+    streamer = StreamingController(VOCABULARY, TOP_J, progress_timeout_s=30.0)
     prompt = some_prompt(f"stream {seed}")
     turn = await streamer.generate(
         engine.client,

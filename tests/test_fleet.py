@@ -243,7 +243,7 @@ async def test_a_run_whose_environment_has_segmentation_faults_trains_on_the_oth
         tmp_path / "run",
         small_policy,
         env__name="hostile",
-        run__updates="3",
+        run__max_updates="3",
         actor__heartbeat_seconds="1",
     ) as run:
         assert await run.ended(150) == 0, run.output

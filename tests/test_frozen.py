@@ -32,7 +32,7 @@ async def test_a_process_that_was_frozen_loses_nothing_and_doubles_nothing(
 ) -> None:
     settings = {
         "actor__heartbeat_seconds": str(HEARTBEAT),
-        "run__updates": "100000",
+        "run__max_updates": "100000",
         "learner__checkpoint_every": "100000",
     }
     async with running_small(

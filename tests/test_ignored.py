@@ -18,8 +18,8 @@ from learner.advantages.gae import estimate_turns
 from learner.losses import LOSSES, Tokens
 
 OTHERS = {
-    "normalise": False,
-    "statistics": "episode",
+    "normalize_advantages": False,
+    "baseline_weighting": "episode",
     "discount": 0.5,
     "anchor_similarity": 0.5,
     "step_weight": 0.5,
@@ -89,7 +89,7 @@ def outcome(settings: LearnerSection) -> list[np.ndarray]:
     tokens = Tokens(
         log_pi, log_pi - log_r, log_pi - log_r.flip(0) / 2, advantage, torch.arange(40) // 4, 10
     )
-    return found + [values.numpy() for values in LOSSES[settings.correction](tokens, settings)]
+    return found + [values.numpy() for values in LOSSES[settings.loss](tokens, settings)]
 
 
 def refused(settings: LearnerSection) -> str:
@@ -104,10 +104,10 @@ def refused(settings: LearnerSection) -> str:
 def test_each_setting_of_the_loss_changes_what_is_computed_or_is_refused(
     algorithm: str, correction: str
 ):
-    usual = small_config(learner__algorithm=algorithm, learner__correction=correction).learner
+    usual = small_config(learner__algorithm=algorithm, learner__loss=correction).learner
     before = outcome(usual)
     for name, value in OTHERS.items():
-        value = not usual.normalise if name == "normalise" else value
+        value = not usual.normalize_advantages if name == "normalize_advantages" else value
         settings = msgspec.structs.replace(usual, **{name: value})
         changed = any(
             not np.array_equal(a, b) for a, b in zip(before, outcome(settings), strict=True)
@@ -124,7 +124,7 @@ def test_each_setting_that_advantages_and_corrections_read_is_in_this_test():
         for path in (Path(learner.__file__).parent / part).glob("*.py")
     ]
     read = {name for path in sources for name in re.findall(r"\bsettings\.(\w+)", path.read_text())}
-    assert read - {"correction"} == set(OTHERS)
+    assert read - {"loss"} == set(OTHERS)
     assert set(USES) - set(OTHERS) == {
         "filter_groups",
         "value_learning_rate",
@@ -140,10 +140,15 @@ def test_groups_are_filtered_only_where_a_group_of_equal_returns_teaches_nothing
 ):
     rng = np.random.default_rng(0)
     equal = GroupReturns([episode([7.0], ["x"], rng), episode([7.0], ["y"], rng)])
-    settings = LearnerSection(algorithm=algorithm, statistics=statistics, invalid_penalty=0.0)
+    settings = LearnerSection(
+        algorithm=algorithm, baseline_weighting=statistics, invalid_penalty=0.0
+    )
     advantages = np.concatenate(ESTIMATORS[algorithm]([*batch(), equal], settings)[-1])
     filtered = msgspec.structs.replace(
-        settings, filter_groups=True, statistics="turn", normalise=algorithm != "rloo"
+        settings,
+        filter_groups=True,
+        baseline_weighting="turn",
+        normalize_advantages=algorithm != "rloo",
     )
     assert np.allclose(advantages, 0.0, atol=1e-12) == (refused(filtered) == "")
 
@@ -161,11 +166,11 @@ def test_the_value_heads_step_size_is_taken_where_there_is_a_value_head(algorith
     [
         ("tis_cap", 3.0, {"resampling": "weight"}),
         ("lora_alpha", 8.0, {"lora_rank": 2}),
-        ("reference_every", 3, {"kl": 0.1}),
+        ("reference_every", 3, {"kl_coef": 0.1}),
     ],
 )
 def test_a_setting_is_taken_with_the_one_that_it_is_for(name: str, value: float, switch: dict):
-    alone = LearnerSection(correction="ppo", **{name: value})
+    alone = LearnerSection(loss="ppo", **{name: value})
     assert f"learner.{name}" in refused(alone) and f"learner.{next(iter(switch))}" in refused(alone)
     assert refused(msgspec.structs.replace(alone, **switch)) == ""
 

@@ -89,7 +89,7 @@ async def test_invariant_4_actors_from_elsewhere_wait_for_a_run_whose_learner_wa
             tmp_path / "run",
             small_policy,
             resume=str(tmp_path / "run"),
-            run__updates="3",
+            run__max_updates="3",
             **settings,
         ) as run:
             assert await run.ended() == 0, run.output

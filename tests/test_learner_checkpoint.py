@@ -95,7 +95,7 @@ def test_restored_training_makes_the_very_same_updates(job):
 
 def test_the_reference_policy_survives_a_resume(job):
     """It is not the one that training has come to since."""
-    settings = msgspec.structs.replace(job.config.learner, kl=0.5, reference_every=2)
+    settings = msgspec.structs.replace(job.config.learner, kl_coef=0.5, reference_every=2)
     job = msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=settings))
     training = Training.begin(job, no_progress)
     training.update(groups(0))

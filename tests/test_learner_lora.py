@@ -136,7 +136,7 @@ def test_a_checkpoint_of_another_rank_is_refused(job: Job, rank: int, message: s
 def test_the_reference_is_the_policy_that_training_has_come_to(job: Job) -> None:
     """With reference_every, adapters merged."""
     learner = msgspec.structs.replace(
-        job.config.learner, kl=0.5, reference_every=1, learning_rate=0.0
+        job.config.learner, kl_coef=0.5, reference_every=1, learning_rate=0.0
     )
     job = msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=learner))
     training = begun(job)

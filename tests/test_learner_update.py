@@ -78,11 +78,11 @@ def test_log_probs_are_those_of_the_whole_model(model, temperature):
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"correction": name} for name in LOSSES),
-        {"loss_mean": "turn"},
-        {"loss_mean": "constant"},
-        {"kl": 0.5},
-        {"entropy": 0.1},
+        *({"loss": name} for name in LOSSES),
+        {"loss_reduction": "turn"},
+        {"loss_reduction": "constant"},
+        {"kl_coef": 0.5},
+        {"entropy_coef": 0.1},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
@@ -134,7 +134,7 @@ def test_in_bfloat16_only_the_layers_products_are(model, own_forward, monkeypatc
 def test_the_order_of_turns_does_not_change_the_gradient(model, name):
     samples = batch()
     first, second = (
-        gradients_of(updater(model, minibatches=1, correction=name), order)
+        gradients_of(updater(model, minibatches=1, loss=name), order)
         for order in (samples, samples[::-1])
     )
     for parameter, gradient in first.items():
@@ -159,14 +159,14 @@ OTHER = 1.5
     "settings",
     [
         {},
-        {"loss_mean": "turn"},
-        {"loss_mean": "constant"},
-        {"correction": "mis", "mis_low": 0.9, "mis_high": 1.1},
-        {"entropy": 0.3},
-        {"kl": 0.3},
-        {"correction": "mis", "mis_low": 0.9, "mis_high": 1.1, "loss_mean": "turn"},
-        {"correction": "mis", "mis_low": 0.9, "mis_high": 1.1, "kl": 0.3, "entropy": 0.3},
-        {"kl": 0.3, "loss_mean": "turn"},
+        {"loss_reduction": "turn"},
+        {"loss_reduction": "constant"},
+        {"loss": "mis", "mis_low": 0.9, "mis_high": 1.1},
+        {"entropy_coef": 0.3},
+        {"kl_coef": 0.3},
+        {"loss": "mis", "mis_low": 0.9, "mis_high": 1.1, "loss_reduction": "turn"},
+        {"loss": "mis", "mis_low": 0.9, "mis_high": 1.1, "kl_coef": 0.3, "entropy_coef": 0.3},
+        {"kl_coef": 0.3, "loss_reduction": "turn"},
     ],
     ids=lambda settings: "-".join(settings) or "token",
 )
@@ -193,32 +193,32 @@ def test_gradient_is_that_of_the_formula(model, settings):
             at = len(sample.prompt) + t
             log_pi = log_p[at - 1, ids[at]]
             ratio = float((log_pi.detach() - float(sample.log_mu[t])).exp())
-            regularizers = regularizers + s.entropy * (log_p[at - 1].exp() * log_p[at - 1]).sum()
+            regularizers = (
+                regularizers + s.entropy_coef * (log_p[at - 1].exp() * log_p[at - 1]).sum()
+            )
             if reference is not None:
                 with torch.no_grad():
                     log_reference = torch.log_softmax(reference(ids[None]).logits[0], -1)[
                         at - 1, ids[at]
                     ]
                 regularizers = (
-                    regularizers + s.kl * ratio * (log_pi.detach() - log_reference) * log_pi
+                    regularizers + s.kl_coef * ratio * (log_pi.detach() - log_reference) * log_pi
                 )
-            if s.correction == "mis" and not s.mis_low <= ratio <= s.mis_high:
+            if s.loss == "mis" and not s.mis_low <= ratio <= s.mis_high:
                 continue
             of_turn.append(
-                -(ratio if s.correction == "mis" else min(ratio, s.tis_cap))
-                * sample.advantage
-                * log_pi
+                -(ratio if s.loss == "mis" else min(ratio, s.tis_cap)) * sample.advantage * log_pi
             )
         kept += len(of_turn)
-        total = total + sum(of_turn) / (max(1, len(of_turn)) if s.loss_mean == "turn" else 1)
-        total = total + regularizers / (sample.trained_tokens if s.loss_mean == "turn" else 1)
+        total = total + sum(of_turn) / (max(1, len(of_turn)) if s.loss_reduction == "turn" else 1)
+        total = total + regularizers / (sample.trained_tokens if s.loss_reduction == "turn" else 1)
         regularizers = 0.0
         masked_turns += sample.needs_compute and not of_turn
-    assert 0 < kept < sum(sample.trained_tokens for sample in samples) or s.correction != "mis"
+    assert 0 < kept < sum(sample.trained_tokens for sample in samples) or s.loss != "mis"
     turns = sum(sample.trained_tokens > 0 for sample in samples) - (
-        masked_turns if s.loss_mean == "turn" else 0
+        masked_turns if s.loss_reduction == "turn" else 0
     )
-    (total / {"token": kept, "turn": turns, "constant": 64 * turns}[s.loss_mean]).backward()
+    (total / {"token": kept, "turn": turns, "constant": 64 * turns}[s.loss_reduction]).backward()
     for name, parameter in twin.named_parameters():
         rounding = 1e-6 + 1e-4 * float(parameter.grad.abs().max())
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=rounding)
@@ -227,7 +227,7 @@ def test_gradient_is_that_of_the_formula(model, settings):
 def test_a_policy_that_is_its_own_reference_is_not_held_back(model):
     samples = batch()
     free = updater(model, minibatches=1, learning_rate=1e-3)
-    held = updater(model, minibatches=1, learning_rate=1e-3, kl=1.0)
+    held = updater(model, minibatches=1, learning_rate=1e-3, kl_coef=1.0)
     free.update(samples)
     assert held.update(samples)["kl_reference"] == pytest.approx(0, abs=1e-6)
     assert change(free.model, held.model) < 2e-5
@@ -242,7 +242,7 @@ def test_the_proximal_policy_is_that_of_the_start_of_the_update(model):
     With one alone, the decoupled correction is TIS.
     """
     ends = [
-        updater(model, minibatches=1, learning_rate=1e-3, correction=name)
+        updater(model, minibatches=1, learning_rate=1e-3, loss=name)
         for name in ("decoupled", "tis")
     ]
     for u in ends:
@@ -350,7 +350,7 @@ def margin(model, good, bad) -> float:
 
 
 def test_step_size_falls_linearly_over_the_last_part_of_the_run():
-    settings = msgspec.structs.replace(CONFIG.learner, learning_rate=8.0, decay=0.25)
+    settings = msgspec.structs.replace(CONFIG.learner, learning_rate=8.0, lr_decay_fraction=0.25)
     assert [learning_rate_at(settings, progress) for progress in (0, 0.5, 0.75, 0.875, 1)] == [
         8,
         8,
@@ -361,7 +361,7 @@ def test_step_size_falls_linearly_over_the_last_part_of_the_run():
 
 
 def test_step_size_without_decay_is_constant():
-    settings = msgspec.structs.replace(CONFIG.learner, learning_rate=8.0, decay=0.0)
+    settings = msgspec.structs.replace(CONFIG.learner, learning_rate=8.0, lr_decay_fraction=0.0)
     assert [learning_rate_at(settings, progress) for progress in (0, 0.5, 1)] == [8, 8, 8]
 
 

@@ -85,7 +85,7 @@ def test_demonstrations_follow_the_seed():
 
 
 def test_demonstrations_may_take_more_turns_than_an_episode():
-    shown = list(demonstrations(small_config(warm_start__dawdling="0.5"), episodes=20))
+    shown = list(demonstrations(small_config(warm_start__wasted_turn_rate="0.5"), episodes=20))
     assert len(shown) == 20 and max(map(len, shown)) > 20
 
 

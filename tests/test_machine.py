@@ -139,7 +139,9 @@ def test_too_little_room_for_checkpoints_names_the_setting(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     free_in(monkeypatch, {str(tmp_path): 31})
-    keep_one = small_config(learner__keep_checkpoints="1", run__updates="1000", learner__kl="0.1")
+    keep_one = small_config(
+        learner__keep_checkpoints="1", run__max_updates="1000", learner__kl_coef="0.1"
+    )
     machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB // 2)
     with pytest.raises(ConfigError, match=r"run\.dir: 2 checkpoints need about 32 MB"):
         machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB)
@@ -163,7 +165,7 @@ def test_checkpoints_take_the_room_of_those_that_are_kept(
     config = small_config(
         learner__keep_checkpoints=keep,
         learner__keep_every=every,
-        run__updates=updates,
+        run__max_updates=updates,
         learner__checkpoint_every="20",
     )
     assert machine_checks.checkpoints_on_disk(config) == expected
@@ -173,9 +175,9 @@ def test_checkpoints_take_the_room_of_those_that_are_kept(
     ("settings", "copies"),
     [
         ({}, 3),
-        ({"learner__kl": "0.1"}, 4),
+        ({"learner__kl_coef": "0.1"}, 4),
         ({"learner__lora_rank": "8"}, 1),
-        ({"learner__lora_rank": "8", "learner__kl": "0.1"}, 2),
+        ({"learner__lora_rank": "8", "learner__kl_coef": "0.1"}, 2),
     ],
 )
 def test_a_checkpoint_of_adapters_holds_no_moments_of_the_whole_policy(
@@ -185,7 +187,7 @@ def test_a_checkpoint_of_adapters_holds_no_moments_of_the_whole_policy(
 
 
 def test_too_few_open_files_name_the_setting() -> None:
-    config = small_config(actor__count="1000", actor__episodes="3")
+    config = small_config(actor__count="1000", actor__episodes_per_actor="3")
     machine_checks.check_open_files(config, 4256)
     with pytest.raises(
         ConfigError, match=r"actor\.count: 1000 actors of 3 episodes need 4,256 open files"

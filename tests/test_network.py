@@ -54,7 +54,7 @@ async def test_a_run_goes_on_when_a_host_is_cut_off_for_a_while_and_when_one_van
         tmp_path,
         learning,
         actor__heartbeat_seconds="0.4",
-        run__updates="100000",
+        run__max_updates="100000",
         learner__checkpoint_every="1000",
     )
     with ExitStack() as stack:
@@ -90,7 +90,7 @@ async def test_hosts_that_are_far_away_play_and_train_as_others_do(
     tmp_path: Path, small_policy: Path, three
 ) -> None:
     first, second, learning = three
-    settings = settings_with(tmp_path, learning, run__updates="3", env__max_turns="8")
+    settings = settings_with(tmp_path, learning, run__max_updates="3", env__max_turns="8")
     with ExitStack() as stack:
         for host in (first, second):
             joining(host, settings, stack)

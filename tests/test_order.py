@@ -59,7 +59,7 @@ class World:
             self.store.restore(episode, offset)
         self.admission = Admission(
             AdmissionSettings(
-                self.learner.groups,
+                self.learner.groups_per_update,
                 MEMBERS,
                 self.learner.max_staleness,
                 100,
@@ -113,7 +113,11 @@ class World:
         unusable = self.buffer.collect_complete()
         if unusable:
             self.admission.replace_dropped(unusable)
-        batch = self.buffer.pop_batch(self.learner.groups) if self.update < self.updates else None
+        batch = (
+            self.buffer.pop_batch(self.learner.groups_per_update)
+            if self.update < self.updates
+            else None
+        )
         if batch is None:
             return
         ages = [self.update - self.admitted_at[group] for group in batch[0]]
@@ -153,7 +157,10 @@ def test_invariant_1_and_4_whatever_happens_when(
     the newest weights. `straggler`: a group that comes when all wait for it."""
     world = World(
         LearnerSection(
-            groups=groups, group_size=MEMBERS, max_staleness=staleness, order_window=window
+            groups_per_update=groups,
+            group_size=MEMBERS,
+            max_staleness=staleness,
+            order_window=window,
         ),
         updates,
     )
@@ -188,7 +195,9 @@ def test_a_group_that_never_comes_to_its_end_is_passed_by_as_many_as_the_window_
     window, updates
 ):
     world = World(
-        LearnerSection(groups=2, group_size=MEMBERS, max_staleness=3, order_window=window),
+        LearnerSection(
+            groups_per_update=2, group_size=MEMBERS, max_staleness=3, order_window=window
+        ),
         updates=9,
     )
     for _ in range(20):
@@ -211,7 +220,7 @@ def test_a_group_that_never_comes_to_its_end_is_passed_by_as_many_as_the_window_
     ids=["lock-step", "strict", "two versions more", "ages that are asked for"],
 )
 def test_how_many_groups_may_pass_and_how_old_that_makes_what_is_trained_on(settings, window, age):
-    learner = LearnerSection(groups=8, **settings)
+    learner = LearnerSection(groups_per_update=8, **settings)
     assert (learner.window(), learner.largest_age()) == (window, age)
 
 

@@ -56,7 +56,7 @@ async def test_a_run_with_a_learner_of_two_ranks_ends_by_itself_and_leaves_what_
 
 async def test_a_killed_actor_is_replaced_and_no_episode_is_lost(tmp_path: Path, small_policy):
     async with running_small(
-        tmp_path / "run", small_policy, actor__heartbeat_seconds="0.2", run__updates="3"
+        tmp_path / "run", small_policy, actor__heartbeat_seconds="0.2", run__max_updates="3"
     ) as run:
         actors = await run.until(lambda: leases_in_play(run))
         os.kill(actors[0], signal.SIGKILL)
@@ -71,7 +71,7 @@ async def test_an_actor_that_was_stopped_for_a_while_plays_on_and_no_episode_is_
     tmp_path: Path, small_policy
 ):
     """It is the only one: whatever comes afterwards, it has played."""
-    settings = {"actor__heartbeat_seconds": "0.2", "run__updates": "1000", "actor__count": "1"}
+    settings = {"actor__heartbeat_seconds": "0.2", "run__max_updates": "1000", "actor__count": "1"}
     async with running_small(tmp_path / "run", small_policy, **settings) as run:
         (stopped,) = await run.until(lambda: leases_in_play(run))
         os.kill(stopped, signal.SIGSTOP)
@@ -95,7 +95,7 @@ async def test_an_actor_that_was_stopped_for_a_while_plays_on_and_no_episode_is_
 
 async def test_a_run_ends_when_a_rank_of_its_learner_does(tmp_path: Path, small_policy):
     async with running_small(
-        tmp_path / "run", small_policy, learner__ranks="2", run__updates="1000"
+        tmp_path / "run", small_policy, learner__ranks="2", run__max_updates="1000"
     ) as run:
         await run.until(run.updates)
         ranks = [
@@ -152,13 +152,13 @@ async def test_invariant_4_after_killing_the_learner_before_its_first_checkpoint
     tmp_path: Path, small_policy
 ):
     async with running_small(
-        tmp_path / "run", small_policy, run__updates="50", learner__checkpoint_every="1000"
+        tmp_path / "run", small_policy, run__max_updates="50", learner__checkpoint_every="1000"
     ) as run:
         await run.until(lambda: len(run.updates()) >= 2)
         os.kill(run.pid_of("learner"), signal.SIGKILL)
         done = await dead(run, "learner")
     async with running_small(
-        tmp_path / "run", small_policy, resume=str(tmp_path / "run"), run__updates=str(done + 2)
+        tmp_path / "run", small_policy, resume=str(tmp_path / "run"), run__max_updates=str(done + 2)
     ) as run:
         await each_trained_on_once(run, done + 2)
 
@@ -191,7 +191,11 @@ async def each_trained_on_once(run: Run, updates: int) -> None:
 async def test_ctrl_c_finishes_the_update_of_both_ranks_writes_a_checkpoint_and_a_summary(
     tmp_path: Path, small_policy
 ):
-    settings = {"run__updates": "1000", "learner__checkpoint_every": "1000", "learner__ranks": "2"}
+    settings = {
+        "run__max_updates": "1000",
+        "learner__checkpoint_every": "1000",
+        "learner__ranks": "2",
+    }
     async with running_small(tmp_path / "run", small_policy, **settings) as run:
         await run.until(lambda: run.updates())
         run.process.send_signal(signal.SIGINT)
@@ -226,7 +230,7 @@ async def test_ctrl_c_in_an_evaluation_gives_it_up_and_writes_a_checkpoint(
 async def test_a_terminal_that_goes_away_ends_a_run_as_ctrl_c_does(tmp_path: Path, small_policy):
     """First nobody reads its output any more, then it is told so. Nothing else comes of either."""
     async with running_small(
-        tmp_path / "run", small_policy, run__updates="1000", learner__checkpoint_every="1000"
+        tmp_path / "run", small_policy, run__max_updates="1000", learner__checkpoint_every="1000"
     ) as run:
         await run.until(run.updates)
         run.process._transport.get_pipe_transport(1).close()
@@ -247,7 +251,7 @@ async def test_a_run_whose_directory_takes_no_more_says_so_in_two_lines(
 ):
     """Neither its metrics nor its summary; the processes that write the rest of it are not in its
     way."""
-    async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
+    async with running_small(tmp_path / "run", small_policy, run__max_updates="1000") as run:
         await run.until(run.updates)
         _, most = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)
         resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE, (0, most))
@@ -267,15 +271,15 @@ async def test_a_run_whose_directory_takes_no_more_says_so_in_two_lines(
 async def test_a_run_that_is_resumed_after_its_end_plays_each_group_to_its_end_and_trains_on_all_of_them(
     tmp_path: Path, small_policy
 ):
-    """The end of run.tokens: an evaluation follows, in which the learner hears of each episode that
-    is cancelled."""
+    """The end of run.max_tokens: an evaluation follows, in which the learner hears of each
+    episode that is cancelled."""
     async with running_small(
-        tmp_path / "run", small_policy, run__updates="1000", run__tokens="1"
+        tmp_path / "run", small_policy, run__max_updates="1000", run__max_tokens="1"
     ) as run:
         assert await run.ended() == 0, run.output
         done = run.summary()["updates"]
         assert run.summary()["dropped"]["cancelled"] > 0
-    more = {"run__updates": str(done + 3), "run__tokens": "0"}
+    more = {"run__max_updates": str(done + 3), "run__max_tokens": "0"}
     async with running_small(
         tmp_path / "run", small_policy, resume=str(tmp_path / "run"), **more
     ) as run:
@@ -290,7 +294,7 @@ async def test_a_run_that_is_resumed_after_its_end_plays_each_group_to_its_end_a
 
 
 async def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, small_policy):
-    async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
+    async with running_small(tmp_path / "run", small_policy, run__max_updates="1000") as run:
         await run.until(lambda: run.updates())
         os.kill(run.pid_of("learner"), signal.SIGSTOP)  # a learner that would never finish
         run.process.send_signal(signal.SIGINT)
@@ -307,7 +311,7 @@ async def test_a_second_ctrl_c_stops_at_once(tmp_path: Path, small_policy):
 async def test_a_controller_that_is_told_to_end_ends_the_run_with_its_name(
     tmp_path: Path, small_policy
 ):
-    async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
+    async with running_small(tmp_path / "run", small_policy, run__max_updates="1000") as run:
         await run.until(lambda: run.updates())
         os.kill(run.pid_of("controller"), signal.SIGTERM)
         assert await run.ended() == 1
@@ -315,7 +319,7 @@ async def test_a_controller_that_is_told_to_end_ends_the_run_with_its_name(
 
 
 async def test_killing_the_supervisor_leaves_no_process_behind(tmp_path: Path, small_policy):
-    async with running_small(tmp_path / "run", small_policy, run__updates="1000") as run:
+    async with running_small(tmp_path / "run", small_policy, run__max_updates="1000") as run:
         await run.until(lambda: run.updates())
         run.process.kill()
         await run.process.wait()
@@ -340,7 +344,7 @@ async def test_actors_from_elsewhere_join_and_do_the_work(tmp_path: Path, small_
             actor__count="0",
             controller__port=str(port),
             security__keys=str(keys),
-            run__updates="3",
+            run__max_updates="3",
         ) as run,
         running(tmp_path, *joining, "--wait", "60", "--keys", str(keys / "host")) as actors,
     ):
@@ -361,12 +365,12 @@ async def test_invariant_4_actors_from_elsewhere_go_on_with_a_run_that_is_resume
         tmp_path, "actor", "--connect", f"tcp://127.0.0.1:{port}", "--actors", "2", "--wait", "90"
     ) as actors:
         async with running_small(
-            tmp_path / "run", small_policy, run__updates="1000", **settings
+            tmp_path / "run", small_policy, run__max_updates="1000", **settings
         ) as run:
             await run.until(lambda: len(run.updates()) >= 2)
             os.kill(run.pid_of(killed), signal.SIGKILL)
             done = await dead(run, killed)
-        settings |= {"resume": str(tmp_path / "run"), "run__updates": str(done + 2)}
+        settings |= {"resume": str(tmp_path / "run"), "run__max_updates": str(done + 2)}
         async with running_small(tmp_path / "run", small_policy, **settings) as run:
             await each_trained_on_once(run, done + 2)
         assert await actors.ended(30) == 0 and "is lost: looking for it" in actors.output

@@ -97,7 +97,7 @@ def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         "control__eta": "10",
     }
     config = small_config(
-        **imitating | acting, control__max_resamples="1", run__updates="1", env__max_turns="4"
+        **imitating | acting, control__max_resamples="1", run__max_updates="1", env__max_turns="4"
     )
     return played_serially(tmp_path_factory.mktemp("replay") / "job", config)
 

@@ -38,7 +38,7 @@ def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory
         "control__eta": "10",
     }
     config = small_config(
-        **imitating | acting, control__max_resamples="1", run__updates="2", env__max_turns="4"
+        **imitating | acting, control__max_resamples="1", run__max_updates="2", env__max_turns="4"
     )
     return Path(played_serially(tmp_path_factory.mktemp("report") / "job", config).run_dir)
 
@@ -79,7 +79,7 @@ def test_each_run_has_a_row_and_a_colour_and_settings_that_differ_are_listed(
     assert page.count('--series-0)"></i>job') == 1 and page.count('--series-1)"></i>other') == 1
     assert (
         "<td>learner.learning_rate</td><td>8e-05</td><td>0.001</td>" in page
-        and "learner.groups" not in page
+        and "learner.groups_per_update" not in page
     )
 
 

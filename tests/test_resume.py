@@ -55,7 +55,7 @@ def finish_checkpoint(directory: Path) -> None:
         ({}, "learner.lora_rank", "8"),
         ({"learner.lora_rank": "8"}, "learner.lora_rank", "0"),
         ({"learner.lora_rank": "8"}, "learner.lora_alpha", "16"),
-        ({}, "learner.kl", "0.1"),
+        ({}, "learner.kl_coef", "0.1"),
     ],
 )
 def test_what_would_make_two_runs_of_one_is_refused_by_name_and_changes_nothing(
@@ -209,7 +209,7 @@ def test_a_resume_leaves_a_checkpoint_aside_of_which_a_file_is_damaged(
 async def test_settings_that_a_run_could_not_begin_with_are_not_kept(
     tmp_path: Path, small_policy: Path
 ) -> None:
-    async with running_small(tmp_path / "run", small_policy, run__updates="1") as run:
+    async with running_small(tmp_path / "run", small_policy, run__max_updates="1") as run:
         assert await run.ended() == 0, run.output
     before = (run.directory / "config.toml").read_text()
     nobody = {"engine__urls": "http://127.0.0.1:9", "engine__start_seconds": "1"}
@@ -219,8 +219,8 @@ async def test_settings_that_a_run_could_not_begin_with_are_not_kept(
         assert await run.ended() == 1 and "settings changed: " in run.output
     assert (run.directory / "config.toml").read_text() == before
     async with running_small(
-        tmp_path / "run", small_policy, resume=str(run.directory), run__updates="2"
+        tmp_path / "run", small_policy, resume=str(run.directory), run__max_updates="2"
     ) as run:
         assert await run.ended() == 0, run.output
-        assert "run.updates 1 -> 2" in run.output and run.summary()["updates"] == 2
-    assert "updates = 2" in (run.directory / "config.toml").read_text()
+        assert "run.max_updates 1 -> 2" in run.output and run.summary()["updates"] == 2
+    assert "max_updates = 2" in (run.directory / "config.toml").read_text()

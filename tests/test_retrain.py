@@ -25,13 +25,13 @@ from telemetry.metrics_schema import find_metric
 @pytest.fixture(scope="module")
 def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
     config = small_config(
-        **imitating, run__updates="2", learner__learning_rate="1e-3", env__max_turns="4"
+        **imitating, run__max_updates="2", learner__learning_rate="1e-3", env__max_turns="4"
     )
     return played_serially(tmp_path_factory.mktemp("retrain") / "job", config)
 
 
 def again(job: Job, directory: Path, **overrides: str) -> Path:
-    settings = {"run.dir": str(directory), "learner.decay": "0"} | {
+    settings = {"run.dir": str(directory), "learner.lr_decay_fraction": "0"} | {
         name.replace("__", "."): text for name, text in overrides.items()
     }
     return retrain(Path(job.run_dir), settings, Console(file=io.StringIO()))
@@ -82,15 +82,13 @@ def explored(run_dir: Path) -> list[dict[str, float]]:
 
 def test_another_correction_is_compared_on_equal_data(recorded: Job, tmp_path: Path) -> None:
     first, second = (
-        again(recorded, tmp_path / name, learner__correction=name) for name in ("none", "ppo")
+        again(recorded, tmp_path / name, learner__loss=name) for name in ("reinforce", "ppo")
     )
     assert weights(first) != weights(second) and len(losses(first)) == len(losses(second)) == 2
 
 
 def test_a_value_head_learns_from_recorded_episodes(recorded: Job, tmp_path: Path) -> None:
-    run_dir = again(
-        recorded, tmp_path / "valued", learner__algorithm="gae", learner__correction="vtrace"
-    )
+    run_dir = again(recorded, tmp_path / "valued", learner__algorithm="gae", learner__loss="vtrace")
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["value_loss"] >= 0 for line in lines if line["kind"] == "update"] == [True, True]
 
@@ -128,7 +126,7 @@ def test_ctrl_c_keeps_what_has_been_trained(
 
 
 def test_training_again_ends_with_its_minutes(recorded: Job, tmp_path: Path) -> None:
-    assert latest(again(recorded, tmp_path / "new", run__minutes="1e-9")).name == "000000"
+    assert latest(again(recorded, tmp_path / "new", run__max_minutes="1e-9")).name == "000000"
 
 
 @pytest.mark.parametrize(

@@ -164,9 +164,9 @@ def reference_decision(settings: ThinkingSettings, signals: list[Signal]) -> tup
             continue
         if settings.epsilon is None:
             continue
-        if settings.statistic == "mean" and float(np.mean(last)) < settings.epsilon:
+        if settings.delta_statistic == "mean" and float(np.mean(last)) < settings.epsilon:
             return t, "settled"
-        if settings.statistic == "max" and all(change <= settings.epsilon for change in last):
+        if settings.delta_statistic == "max" and all(change <= settings.epsilon for change in last):
             return t, "settled"
     return None
 

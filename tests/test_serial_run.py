@@ -68,7 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[Traje
     be is sampled again."""
     return serial_run(
         tmp_path_factory.mktemp("serial") / "run",
-        run__updates="3",
+        run__max_updates="3",
         env__max_turns="8",
         control__max_thinking="3",
         control__min_thinking="1",
@@ -113,7 +113,7 @@ def test_invariant_1_nothing_is_played_before_the_learners_weights_are_in_the_en
         return await real(engine, path, version, *rest, **named)
 
     monkeypatch.setattr(engine.pool, "apply_weights", slow_at_first)
-    _, trajectories, _ = serial_run(tmp_path / "run", run__updates="1")
+    _, trajectories, _ = serial_run(tmp_path / "run", run__max_updates="1")
     assert (
         min(span.version for t in trajectories for turn in t.turns for span in turn.kept.spans) == 0
     )
@@ -129,7 +129,7 @@ def test_a_run_that_shows_signs_of_a_collapse_goes_on_from_the_weights_before_th
         lambda self, update: observe(self, update) | {"always": "each update is one"},
     )
     settings = imitating | {
-        "run__updates": "3",
+        "run__max_updates": "3",
         "learner__rollback": "0.5",
         "learner__learning_rate": "1e-3",
         "env__max_turns": "4",
@@ -160,7 +160,7 @@ def test_weights_that_go_out_late_make_every_token_as_old_as_that(
     settings = imitating | {
         "learner__max_staleness": "2",
         "learner__publish_lag": "2",
-        "run__updates": "5",
+        "run__max_updates": "5",
         "env__max_turns": "4",
     }
     _, trajectories, metrics = serial_run(tmp_path / "run", **settings)
@@ -235,14 +235,14 @@ def test_invariant_12_credits_bound_every_queue_and_each_depth_is_a_metric(finis
     each episode it plays."""
     _, _, metrics = finished
     settings = small_config()
-    groups = (1 + 1) * settings.learner.groups
+    groups = (1 + 1) * settings.learner.groups_per_update
     bounds = {
         "slots_taken": groups,
         "queue_leases": groups * settings.learner.group_size + settings.eval.episodes,
         "queue_trajectories": groups * settings.learner.group_size,
         "queue_weights": 1 + 1,
-        "episodes_in_flight": settings.actor.count * settings.actor.episodes,
-        "turns_in_flight": settings.actor.count * settings.actor.episodes,
+        "episodes_in_flight": settings.actor.count * settings.actor.episodes_per_actor,
+        "turns_in_flight": settings.actor.count * settings.actor.episodes_per_actor,
     }
     for name, bound in bounds.items():
         depths = [m[name] for m in metrics if name in m]
@@ -265,7 +265,7 @@ def test_mode_budget_cuts_thinking_and_resamples_nothing(tmp_path: Path, imitati
         control__min_thinking="1",
         control__max_thinking="3",
         control__eta="1e9",
-        run__updates="1",
+        run__max_updates="1",
         env__max_turns="4",
     )
     turns = [turn for t in trajectories if not t.key.evaluation for turn in t.turns]
@@ -299,7 +299,7 @@ def test_other_environments_are_played_through_the_same_loop(
     tmp_path: Path, environment: str, score: str
 ):
     summary, trajectories, metrics = serial_run(
-        tmp_path / "run", env__name=environment, run__updates="1", engine__max_model_len="2048"
+        tmp_path / "run", env__name=environment, run__max_updates="1", engine__max_model_len="2048"
     )
     assert summary["ended"] == "finished" and score in summary["scores"]
     assert trained(trajectories) and all(score in t.scores for t in trained(trajectories))
@@ -316,7 +316,7 @@ def test_games_without_an_expert_are_played_by_a_model_of_ones_own(
         "env__name": environment,
         "env__max_turns": "4",
         "model__name": str(small_policy),
-        "run__updates": "1",
+        "run__max_updates": "1",
     }
     summary, trajectories, _ = serial_run(tmp_path / "run", **settings)
     assert summary["ended"] == "finished" and score in summary["scores"]
@@ -325,10 +325,10 @@ def test_games_without_an_expert_are_played_by_a_model_of_ones_own(
 
 def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):
     settings = {
-        "learner__decay": "1",
+        "learner__lr_decay_fraction": "1",
         "learner__learning_rate": "1e-3",
-        "run__updates": "4",
-        "run__minutes": "1000000",
+        "run__max_updates": "4",
+        "run__max_minutes": "1000000",
         "env__max_turns": "1",
     }
     _, _, metrics = serial_run(tmp_path / "run", **settings)
@@ -340,13 +340,13 @@ def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):
 def test_the_minutes_before_a_resume_count(tmp_path: Path):
     directory = tmp_path / "run"
     played_serially(
-        directory, small_config(run__dir=str(directory), run__updates="1", env__max_turns="1")
+        directory, small_config(run__dir=str(directory), run__max_updates="1", env__max_turns="1")
     )
     lasted = read_metrics(directory / METRICS_FILE)[-1]["wall_seconds"]
 
     def resumed(minutes: float) -> dict:
         config, _ = resolve(
-            None, directory, {"run.updates": "2", "run.minutes": str(minutes)}, serial=True
+            None, directory, {"run.max_updates": "2", "run.max_minutes": str(minutes)}, serial=True
         )
         return asyncio.run(
             train_serially(prepare_job(config, resume=True, model=None), Console(quiet=True))
@@ -360,7 +360,7 @@ def test_a_clock_that_is_set_forward_ends_no_run(tmp_path: Path, monkeypatch: py
     hours = itertools.count()
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + 3600 * next(hours))  # an hour at each look
-    summary, _, metrics = serial_run(tmp_path / "run", run__minutes="10", env__max_turns="1")
+    summary, _, metrics = serial_run(tmp_path / "run", run__max_minutes="10", env__max_turns="1")
     assert summary["ended"] == "finished" and summary["updates"] == 2
     assert max(line["wall_seconds"] for line in metrics) < 600
 
@@ -369,9 +369,9 @@ def test_a_resumed_run_keeps_when_its_training_began(tmp_path: Path):
     """From there the step size falls by time."""
     directory = tmp_path / "run"
     played_serially(
-        directory, small_config(run__dir=str(directory), run__updates="1", env__max_turns="1")
+        directory, small_config(run__dir=str(directory), run__max_updates="1", env__max_turns="1")
     )
-    config, _ = resolve(None, directory, {"run.updates": "2"}, serial=True)
+    config, _ = resolve(None, directory, {"run.max_updates": "2"}, serial=True)
     asyncio.run(train_serially(prepare_job(config, resume=True, model=None), Console(quiet=True)))
     first, second = (
         json.loads(file.read_text())["began"]
@@ -383,7 +383,7 @@ def test_a_resumed_run_keeps_when_its_training_began(tmp_path: Path):
 def test_engines_share_the_turns_and_all_run_the_newest_weights(tmp_path: Path, monkeypatch):
     made = noted_engines(monkeypatch)
     summary, _, _ = serial_run(
-        tmp_path / "run", engine__count="2", run__updates="1", env__max_turns="2"
+        tmp_path / "run", engine__count="2", run__max_updates="1", env__max_turns="2"
     )
     assert summary["ended"] == "finished" and summary["updates"] == 1
     assert len(made) == 2 and {engine._generator.version for engine in made} == {"1"}
@@ -402,8 +402,8 @@ def test_training_ends_when_its_tokens_are_generated_though_other_batches_wait(
     monkeypatch.setattr(Training, "update", slow)
     _, _, metrics = serial_run(
         tmp_path / "run",
-        run__updates="50",
-        run__tokens="1",
+        run__max_updates="50",
+        run__max_tokens="1",
         env__max_turns="1",
         learner__max_staleness="5",
     )
@@ -423,8 +423,8 @@ def test_the_end_waits_for_what_is_cancelled_however_late_the_controller_says_so
     monkeypatch.setattr(Learner, "_evaluate", no_evaluation)
     summary, _, _ = serial_run(
         tmp_path / "run",
-        run__updates="50",
-        run__tokens="1",
+        run__max_updates="50",
+        run__max_tokens="1",
         env__max_turns="1",
         learner__max_staleness="1",
     )
@@ -440,7 +440,7 @@ def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path, imitating
         tmp_path / "run",
         **imitating,
         learner__learning_rate="0",
-        run__updates="3",
+        run__max_updates="3",
         env__max_turns="4",
     )
     updates = [m for m in metrics if m["kind"] == "update"]
@@ -478,11 +478,11 @@ class LockStep:
             publisher = WeightWriter(Path(self.job.weights_dir))
             await self._load(engines, publisher, training)
             turns = TurnRunner(config, engines, signals, tokens)
-            for update in range(config.run.updates):
+            for update in range(config.run.max_updates):
                 turns.weights_name = str(training.update_number)
                 groups = [
-                    await self._group(update * config.learner.groups + i, turns)
-                    for i in range(config.learner.groups)
+                    await self._group(update * config.learner.groups_per_update + i, turns)
+                    for i in range(config.learner.groups_per_update)
                 ]
                 self.batches.append([t for group in groups for t in group])
                 training.update(groups)
@@ -532,7 +532,7 @@ def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(
         "learner__max_staleness": "0",
         "control__mode": "off",
         "env__max_turns": "4",
-        "run__updates": "2",
+        "run__max_updates": "2",
         "learner__learning_rate": "0.01",
     }
     _, trajectories, metrics = serial_run(tmp_path / "run", **settings)
@@ -569,7 +569,7 @@ def test_published_weights_are_a_safetensors_file_of_the_checkpoints_names(tmp_p
 def test_figures_that_cannot_be_written_end_the_run_with_a_checkpoint_and_one_sentence(
     tmp_path: Path,
 ):
-    job = job_in(tmp_path / "run", small_config(run__updates="50"))
+    job = job_in(tmp_path / "run", small_config(run__max_updates="50"))
     (tmp_path / "run" / METRICS_FILE).symlink_to("/dev/full")
     sentence = (
         r"^\S*metrics\.jsonl cannot be written: No space left on device \(run\.dir; .* MB left\)$"

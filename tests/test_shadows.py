@@ -22,7 +22,7 @@ async def test_a_run_of_one_process_is_made_and_interrupted_in_a_directory_full_
     settings = SMALL | {
         "run.dir": str(tmp_path / "run"),
         "env.max_turns": "2",
-        "run.updates": "1000",
+        "run.max_updates": "1000",
         "learner.checkpoint_every": "1000",
     }
     async with running(

@@ -443,7 +443,9 @@ async def ends_well(run: Run) -> None:
 async def test_a_killed_shard_is_started_again_and_takes_turns_with_the_newest_weights(
     tmp_path: Path, small_policy
 ):
-    async with running_small(tmp_path / "run", small_policy, run__updates="1000", **SHARDED) as run:
+    async with running_small(
+        tmp_path / "run", small_policy, run__max_updates="1000", **SHARDED
+    ) as run:
         await run.until(lambda: run.updates() and spans(run, "controller-1"))
         killed = run.pid_of("controller", "1")
         os.kill(killed, signal.SIGKILL)
@@ -460,7 +462,9 @@ async def test_a_killed_shard_is_started_again_and_takes_turns_with_the_newest_w
 async def test_the_turns_of_a_stopped_shard_go_to_others_and_it_comes_back(
     tmp_path: Path, small_policy
 ):
-    async with running_small(tmp_path / "run", small_policy, run__updates="1000", **SHARDED) as run:
+    async with running_small(
+        tmp_path / "run", small_policy, run__max_updates="1000", **SHARDED
+    ) as run:
         await run.until(lambda: run.updates() and spans(run, "controller-1"))
         stopped = run.pid_of("controller", "1")
         os.kill(stopped, signal.SIGSTOP)

@@ -98,7 +98,7 @@ def test_each_machine_gets_its_part(tmp_path: Path, slurm: Path, monkeypatch: py
         f"--run.weights_dir={run}-weights "
         "--learner.launch=srun,--disable-status,--overlap,--nodes=1,--ntasks=1,--nodelist=node2 "
         "--learner.host=10.0.0.2 "
-        "--controller.port=5555 --actor.count=0 --run.minutes=1e6 --env.name=webshop"
+        "--controller.port=5555 --actor.count=0 --run.max_minutes=1e6 --env.name=webshop"
     )
     plays = (
         f"run.py actor --connect tcp://10.0.0.1:5555 --keys {run}-keys/actors --actors 32 --wait "
@@ -174,7 +174,10 @@ def test_wrong_settings_are_refused_when_the_script_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     assert main(["slurm", str(tmp_path / "run"), "--learner.grops", "4"]) == 2
-    assert "learner.groups" in capsys.readouterr().err and not (tmp_path / "run.sbatch").exists()
+    assert (
+        "learner.groups_per_update" in capsys.readouterr().err
+        and not (tmp_path / "run.sbatch").exists()
+    )
 
 
 async def test_a_job_of_two_machines_runs_to_its_end(
@@ -194,7 +197,7 @@ async def test_a_job_near_its_limit_ends_its_run_with_a_checkpoint(
 ):
     """Slurm signals the script alone."""
     async with small_elsewhere(tmp_path / "run", small_policy) as arguments:
-        arguments.append("--run.updates=1000")
+        arguments.append("--run.max_updates=1000")
         async with job(tmp_path, arguments, monkeypatch) as run:
             await run.until(run.updates)
             run.process.send_signal(signal.SIGINT)
@@ -218,7 +221,7 @@ async def test_a_job_of_four_machines_goes_on_without_one_of_actors_and_when_it_
             "--actor-nodes",
             "2",
             "--actor.heartbeat_seconds=0.4",
-            "--run.updates=1000",
+            "--run.max_updates=1000",
         ]
         async with job(tmp_path, arguments, monkeypatch, "node1,node2,node3,node4") as run:
             await run.until(lambda: run.updates() and len(fleets(run)) == 2, 120)
@@ -234,7 +237,7 @@ async def test_a_job_of_four_machines_goes_on_without_one_of_actors_and_when_it_
                 run.summary()["ended"] == "interrupted"
                 and latest(tmp_path / "run").name == f"{done:06d}"
             )
-        arguments[-1] = f"--run.updates={done + 1}"
+        arguments[-1] = f"--run.max_updates={done + 1}"
         async with job(tmp_path, arguments, monkeypatch, "node1,node2,node3,node4") as run:
             assert await run.ended() == 0, run.output
             assert run.summary()["updates"] == done + 1 and run.left_over() == []

@@ -36,8 +36,10 @@ from telemetry.html.sweep_page import numeric_settings, render_sweep
 
 
 def test_settings_with_several_values_are_varied_and_seeds_are_the_outer_loop() -> None:
-    planned = plan({"max-staleness": "0,2", "control": "off,t2po", "learner.groups": "4"}, seeds=2)
-    assert planned.fixed == {"learner.groups": "4"}
+    planned = plan(
+        {"max-staleness": "0,2", "control": "off,t2po", "learner.groups_per_update": "4"}, seeds=2
+    )
+    assert planned.fixed == {"learner.groups_per_update": "4"}
     names = [cell.name for cell in planned.cells()]
     assert len(set(names)) == len(names) == 8
     assert (
@@ -46,7 +48,7 @@ def test_settings_with_several_values_are_varied_and_seeds_are_the_outer_loop() 
     )
     arguments = planned.arguments(planned.cells()[-1])
     assert arguments == {
-        "learner.groups": "4",
+        "learner.groups_per_update": "4",
         "learner.max_staleness": "2",
         "control.mode": "t2po",
         "run.seed": "1",
@@ -294,7 +296,7 @@ async def test_a_sweep_that_was_killed_goes_on_where_it_stopped(
     directory = tmp_path / "sweep"
     first, second = (directory / Cell((("max_staleness", value),), 0).name for value in "01")
     async with small_engine(small_policy) as settings:
-        settings |= {"run.updates": "3", "max_staleness": "0,1"}
+        settings |= {"run.max_updates": "3", "max_staleness": "0,1"}
         process = await begun(directory, settings)
         async with asyncio.timeout(120):
             while updates_so_far(second) < 1:
@@ -405,7 +407,10 @@ def test_a_directory_of_another_sweep_is_refused(
     (tmp_path / "sweep.json").write_text(
         json.dumps({"varied": {"control.mode": ["off", "t2po"]}, "fixed": {}, "seeds": 1})
     )
-    assert main(["sweep", str(tmp_path), "--control", "off,t2po", "--learner.groups", "4"]) == 2
+    assert (
+        main(["sweep", str(tmp_path), "--control", "off,t2po", "--learner.groups_per_update", "4"])
+        == 2
+    )
     assert "has runs of another sweep" in capsys.readouterr().err
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes").touch()

@@ -31,7 +31,10 @@ class Show:
         self.state = RunState(0.0)
         console = console or Console(file=self.file)
         self.progress = Progress(
-            self.state, RunSection(updates=100, minutes=minutes), console, clock=lambda: self.now
+            self.state,
+            RunSection(max_updates=100, max_minutes=minutes),
+            console,
+            clock=lambda: self.now,
         )
 
     def send(self, event: str, **values: float | str) -> None:
@@ -164,7 +167,7 @@ def test_a_terminal_gets_a_panel_that_vanishes_and_lines_that_stay() -> None:
 
 def drawn(show: Show, at: float) -> str:
     console = Console(file=io.StringIO(), width=100)
-    console.print(panel(show.state, RunSection(updates=100, minutes=60.0), at))
+    console.print(panel(show.state, RunSection(max_updates=100, max_minutes=60.0), at))
     return console.file.getvalue()
 
 
@@ -209,7 +212,7 @@ def test_the_status_shows_how_long_a_phase_without_an_end_has_lasted() -> None:
     show = Show()
     show.send("phase", phase="engine starting")
     assert (
-        status_line(show.state, RunSection(updates=100, minutes=13.0), 25.0)
+        status_line(show.state, RunSection(max_updates=100, max_minutes=13.0), 25.0)
         == "engine starting 25 s"
     )
 
@@ -217,7 +220,9 @@ def test_the_status_shows_how_long_a_phase_without_an_end_has_lasted() -> None:
 def test_time_left_follows_the_pace_of_the_updates() -> None:
     assert (
         time_left(
-            training(updates=4, seconds=5.0).state, RunSection(updates=100, minutes=60.0), 20.0
+            training(updates=4, seconds=5.0).state,
+            RunSection(max_updates=100, max_minutes=60.0),
+            20.0,
         )
         == 96 * 5.0
     )
@@ -226,7 +231,9 @@ def test_time_left_follows_the_pace_of_the_updates() -> None:
 def test_time_left_counts_down_between_updates() -> None:
     assert (
         time_left(
-            training(updates=4, seconds=5.0).state, RunSection(updates=100, minutes=60.0), 23.0
+            training(updates=4, seconds=5.0).state,
+            RunSection(max_updates=100, max_minutes=60.0),
+            23.0,
         )
         == 96 * 5.0 - 3.0
     )
@@ -235,7 +242,9 @@ def test_time_left_counts_down_between_updates() -> None:
 def test_time_left_ends_with_the_minutes() -> None:
     assert (
         time_left(
-            training(updates=4, seconds=5.0).state, RunSection(updates=100, minutes=2.0), 20.0
+            training(updates=4, seconds=5.0).state,
+            RunSection(max_updates=100, max_minutes=2.0),
+            20.0,
         )
         == 100.0
     )
@@ -245,23 +254,34 @@ def test_time_left_ends_with_the_minutes_of_the_whole_run() -> None:
     state = training(updates=4, seconds=5.0).state
     resumed = RunState(0.0, state.records)
     resumed.observe(Stats(source="learner", event="phase", values={"phase": "training"}), 5.0)
-    assert time_left(resumed, RunSection(updates=100, minutes=2.0), 10.0) == 120.0 - 20.0 - 10.0
+    assert (
+        time_left(resumed, RunSection(max_updates=100, max_minutes=2.0), 10.0)
+        == 120.0 - 20.0 - 10.0
+    )
 
 
 def test_time_left_ends_with_the_tokens() -> None:
     state = training(updates=4, seconds=5.0).state  # 100 tokens each
-    assert time_left(state, RunSection(updates=100, minutes=60.0, tokens=1000), 20.0) == 6 * 5.0
+    assert (
+        time_left(state, RunSection(max_updates=100, max_minutes=60.0, tokens=1000), 20.0)
+        == 6 * 5.0
+    )
 
 
 def test_time_left_is_never_negative() -> None:
     assert (
-        time_left(training(updates=4, seconds=5.0).state, RunSection(updates=4, minutes=2.0), 50.0)
+        time_left(
+            training(updates=4, seconds=5.0).state, RunSection(max_updates=4, max_minutes=2.0), 50.0
+        )
         == 0.0
     )
 
 
 def test_time_left_is_unknown_before_there_is_a_pace() -> None:
-    assert time_left(training(updates=1).state, RunSection(updates=100, minutes=60.0), 5.0) is None
+    assert (
+        time_left(training(updates=1).state, RunSection(max_updates=100, max_minutes=60.0), 5.0)
+        is None
+    )
 
 
 def test_live_tokens_a_second_are_over_the_last_half_minute() -> None:

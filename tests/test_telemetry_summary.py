@@ -195,10 +195,10 @@ def test_a_run_whose_minutes_were_over_before_its_first_update_says_so(
 ) -> None:
     state = state_of(("learner", "phase", {"phase": "warm start"}))
     text = format_summary(
-        summarize_run(state, 901.0, ended), RunSection(updates=updates, minutes=14.5)
+        summarize_run(state, 901.0, ended), RunSection(max_updates=updates, max_minutes=14.5)
     )
     assert (
-        "run.minutes (14.5) were over before the first; 15:00 min of them: warm start"
+        "run.max_minutes (14.5) were over before the first; 15:00 min of them: warm start"
         in " ".join(text.split())
     ) == said
 
@@ -210,7 +210,9 @@ def test_a_run_without_an_update_is_told_to_look_at_its_failures_where_there_are
     state = state_of(("learner", "phase", {"phase": "training"}), ("learner", "failures", failures))
     (line,) = [
         line
-        for line in format_summary(summarize_run(state, 901.0), RunSection(updates=5)).splitlines()
+        for line in format_summary(
+            summarize_run(state, 901.0), RunSection(max_updates=5)
+        ).splitlines()
         if line.startswith("no update")
     ]
     assert "--minutes" in line and ("why episodes failed" in line) == bool(failures)

@@ -69,7 +69,11 @@ class Bench:
         self.router = SignalRouter(zmq.asyncio.Context(), signals, TOKENS, max_model_len=1024)
 
     def runner(
-        self, engines: EnginePool | None = None, tokens: int = 40, **control: object
+        self,
+        engines: EnginePool | None = None,
+        tokens: int = 40,
+        progress_timeout_s: float = 120.0,
+        **control: object,
     ) -> TurnRunner:
         """`tokens`: of a response, at most."""
         config = Config(
@@ -77,8 +81,8 @@ class Bench:
                 **{"mode": "t2po", "intervention_rate": 0.0, "resample_rate": 0.0, "eta": 0.0}
                 | control
             ),
-            sampling=SamplingSection(max_tokens=tokens, seeded=True),
-            engine=EngineSection(max_model_len=1024),
+            sampling=SamplingSection(max_tokens=tokens, per_request_seeds=True),
+            engine=EngineSection(max_model_len=1024, progress_timeout_s=progress_timeout_s),
         )
         return TurnRunner(config, engines or self.engines, self.router, TOKENS)
 
@@ -159,7 +163,7 @@ def asking(number: int, turn: int = 0, *, evaluation: bool = False) -> TurnReque
 async def test_a_turn_that_makes_no_progress_is_sampled_again(
     bench: Bench, evaluation: bool
 ) -> None:
-    runner = bench.runner(stall_seconds=2.0)
+    runner = bench.runner(progress_timeout_s=2.0)
     await bench.client.pause()
     turn = asyncio.create_task(runner.run(asking(1, evaluation=evaluation), seed=1))
     try:
@@ -181,7 +185,7 @@ async def test_a_turn_that_is_stuck_in_one_engine_is_sampled_by_another(
         policies.first.directory, signals=bench.router.endpoint, top_j=TOP_J, key=KEY
     )
     engines = EnginePool([bench.url, await other.start()], key=KEY)
-    runner = bench.runner(engines, stall_seconds=2.0)
+    runner = bench.runner(engines, progress_timeout_s=2.0)
     await bench.client.pause()
     try:
         result = await runner.run(asking(3), seed=3)
@@ -204,7 +208,7 @@ async def test_a_turn_whose_engine_ends_is_sampled_by_another(
     first, _ = engines
     runner = bench.runner(engines, mode="off")
     if streams:
-        runner.streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=30.0)
+        runner.streamer = StreamingController(VOCABULARY, TOP_J, progress_timeout_s=30.0)
     await first.pause()
     turn = asyncio.create_task(runner.run(asking(5), seed=5))
     async with asyncio.timeout(10):
@@ -232,7 +236,7 @@ async def test_a_turn_is_sampled_with_the_newest_weights_though_nobody_saw_its_e
     await fake.start()
     runner = made.runner(mode="off")
     if streams:
-        runner.streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=30.0)
+        runner.streamer = StreamingController(VOCABULARY, TOP_J, progress_timeout_s=30.0)
     result = await runner.run(asking(7), seed=7)
     listening.cancel()
     await made.engines.close()
@@ -248,7 +252,7 @@ async def test_a_turn_is_sampled_with_the_newest_weights_though_nobody_saw_its_e
 async def test_a_stream_over_a_proxy_that_falls_silent_goes_to_another_engine_soon(
     policies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The proxy acknowledges all: TCP has nothing to find out, and stall_seconds are far away."""
+    """The proxy acknowledges all: TCP finds nothing out, and progress_timeout_s is far away."""
     monkeypatch.setattr(gate, "ALIVE_SECONDS", 0.1)
     monkeypatch.setattr(connection, "SILENT_SECONDS", 1.0)
     other = FakeEngine(policies.first.directory, key=KEY)
@@ -258,7 +262,7 @@ async def test_a_stream_over_a_proxy_that_falls_silent_goes_to_another_engine_so
         engines = EnginePool([f"http://127.0.0.1:{proxy.port}", await other.start()], key=KEY)
         first, _ = engines
         runner = bench.runner(engines, mode="off")
-        runner.streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=120.0)
+        runner.streamer = StreamingController(VOCABULARY, TOP_J, progress_timeout_s=120.0)
         await bench.client.pause()
         turn = asyncio.create_task(runner.run(asking(9), seed=9))
         try:
@@ -303,7 +307,12 @@ async def test_what_is_recorded_of_a_turn_is_of_the_response_that_is_kept_howeve
     async with Link(bench.url) as link:
         engines = EnginePool([link.url], key=KEY)
         runner = bench.runner(
-            engines, tokens=tokens, mode="budget", max_thinking=6, min_thinking=1, stall_seconds=2.0
+            engines,
+            tokens=tokens,
+            mode="budget",
+            max_thinking=6,
+            min_thinking=1,
+            progress_timeout_s=2.0,
         )
         prompt = [*some_prompt("cut", tokens=20), TOKENS.open]
         request = TurnRequest(
@@ -354,9 +363,9 @@ async def test_a_turn_whose_row_is_not_a_number_is_sampled_again_and_the_others_
         poisoned = poison(
             monkeypatch, lambda request: "t11.0.0.0.0.0." in request.id
         )  # the first try
-        runner = bench.runner(stall_seconds=20.0, early_stall=0.0)
+        runner = bench.runner(progress_timeout_s=20.0, early_stall=0.0)
         if streams:
-            runner.streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=20.0)
+            runner.streamer = StreamingController(VOCABULARY, TOP_J, progress_timeout_s=20.0)
         results = await asyncio.gather(
             *(runner.run(asking(number), seed=number) for number in (10, 11, 12))
         )
@@ -372,7 +381,7 @@ async def test_a_turn_that_is_never_a_number_costs_its_episode_and_says_so(
 ) -> None:
     async with fake_bench(policies) as bench:
         poison(monkeypatch, lambda request: request.id.startswith("generate-tokens-t11."))
-        runner = bench.runner(stall_seconds=20.0)
+        runner = bench.runner(progress_timeout_s=20.0)
         bad, good = await asyncio.gather(
             *(runner.run(asking(number), seed=number) for number in (11, 12))
         )
@@ -394,7 +403,7 @@ async def test_an_engine_that_computes_no_numbers_gets_no_turns_until_it_has_loa
         monkeypatch.setattr(
             generator, "load", lambda *_: None
         )  # nor do those of the file, for a while
-        turn = asyncio.create_task(bench.runner(stall_seconds=20.0).run(asking(13), seed=13))
+        turn = asyncio.create_task(bench.runner(progress_timeout_s=20.0).run(asking(13), seed=13))
         async with asyncio.timeout(20):
             while bench.engines.healthy():
                 await asyncio.sleep(0.01)
@@ -429,11 +438,11 @@ async def test_a_busy_engine_is_asked_again_when_it_says_and_is_not_suspect(poli
 
         route._handler = busy
         assert isinstance(
-            await bench.runner(stall_seconds=20.0).run(asking(14), seed=14), TurnResult
+            await bench.runner(progress_timeout_s=20.0).run(asking(14), seed=14), TurnResult
         )
         assert len(set(asked)) == len(asked) == MAX_RETRIES + 3  # a name of its own for each try
         asked.clear()
-        given_up = await bench.runner(stall_seconds=0.05).run(asking(15), seed=15)
+        given_up = await bench.runner(progress_timeout_s=0.05).run(asking(15), seed=15)
         assert isinstance(given_up, TurnFailed) and ": 429" in given_up.detail
 
 
@@ -491,7 +500,7 @@ async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled
     long that the engine is not done with one when this process, which may be busy, looks at it."""
     runner = bench.runner(tokens=700, eta=1e3, early_stall=0.05, max_resamples=1)
     if streams:
-        runner.streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=30.0)
+        runner.streamer = StreamingController(VOCABULARY, TOP_J, progress_timeout_s=30.0)
     first, second = [await runner.run(asking(4, turn=turn), seed=4) for turn in (0, 1)]
     assert isinstance(first, TurnResult) and not first.rejected
     assert (
@@ -510,15 +519,15 @@ async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled
 async def test_an_engine_that_stays_stuck_costs_the_episode_and_says_which_setting(
     bench: Bench, streams: bool
 ) -> None:
-    runner = bench.runner(stall_seconds=0.3, max_resamples=1)
+    runner = bench.runner(progress_timeout_s=0.3, max_resamples=1)
     if streams:
-        runner.streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=0.3)
+        runner.streamer = StreamingController(VOCABULARY, TOP_J, progress_timeout_s=0.3)
     await bench.client.pause()
     try:
         result = await asyncio.wait_for(runner.run(asking(2), seed=2), 60)
     finally:
         await bench.client.resume()
-    assert isinstance(result, TurnFailed) and "control.stall_seconds" in result.detail
+    assert isinstance(result, TurnFailed) and "engine.progress_timeout_s" in result.detail
     async with asyncio.timeout(10):
         while await bench.running():
             await asyncio.sleep(0.05)
@@ -579,7 +588,7 @@ async def test_a_cancelled_stream_ends_its_turn_in_the_engine(bench: Bench) -> N
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, -1.0, 4, 25)
     delegated = RuleSpec(settings, TOKENS.open, TOKENS.close, TOKENS.closing_tokens)
     rule = delegated.build()
-    streamer = StreamingController(VOCABULARY, TOP_J, stall_seconds=30.0)
+    streamer = StreamingController(VOCABULARY, TOP_J, progress_timeout_s=30.0)
     sampling = Sampling(max_tokens=900, cache_salt="gone", seed=1)
     call = streamer.generate(
         bench.client,

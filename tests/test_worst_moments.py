@@ -58,13 +58,13 @@ async def test_a_run_goes_on_after_a_process_died_in_its_worst_moment(
     tmp_path: Path, small_policy, monkeypatch, name: str, moment: str
 ):
     died = dies_at(moment, tmp_path / "died", monkeypatch)
-    async with running_small(tmp_path / "run", small_policy, run__updates="50") as run:
+    async with running_small(tmp_path / "run", small_policy, run__max_updates="50") as run:
         assert await run.ended() == 1
         assert f"the {name} was killed (SIGKILL" in run.output and died.exists()
         assert run.left_over() == []
         done = run.updates()[-1]["update"]
     async with running_small(
-        tmp_path / "run", small_policy, resume=str(tmp_path / "run"), run__updates=str(done + 2)
+        tmp_path / "run", small_policy, resume=str(tmp_path / "run"), run__max_updates=str(done + 2)
     ) as run:
         assert await run.ended() == 0, run.output
         assert_each_once(run, done + 2)
@@ -85,7 +85,7 @@ async def test_an_actor_that_dies_in_its_worst_moment_costs_no_episode(
 ):
     died = dies_at(moment, tmp_path / "died", monkeypatch)
     async with running_small(
-        tmp_path / "run", small_policy, actor__heartbeat_seconds="0.2", run__updates="4"
+        tmp_path / "run", small_policy, actor__heartbeat_seconds="0.2", run__max_updates="4"
     ) as run:
         assert await run.ended() == 0, run.output
         assert died.exists() and "replaced" in (run.directory / "logs" / "actors.log").read_text()

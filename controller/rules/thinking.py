@@ -37,7 +37,7 @@ class ThinkingSettings(msgspec.Struct, frozen=True, array_like=True):
     score: ScoreName
     alpha: float
     vocabulary: int  # V, tokens
-    statistic: Literal["mean", "max"]
+    delta_statistic: Literal["mean", "max"]
     window: int  # N
     epsilon: float | None  # None: thinking is cut at L_max alone
     min_thinking: int  # L_min, tokens
@@ -162,12 +162,12 @@ class ThinkingRule:
         return Intervention("settled", position, statistic, settings.epsilon)
 
     def _statistic(self) -> float:
-        if self.settings.statistic == "max":
+        if self.settings.delta_statistic == "max":
             return max(self._deltas)
         return sum(self._deltas) / len(self._deltas)
 
     def _is_settled(self, statistic: float, epsilon: float) -> bool:
         """Compare as the paper does (mean < epsilon), or as the authors' code (max <= epsilon)."""
-        if self.settings.statistic == "max":
+        if self.settings.delta_statistic == "max":
             return statistic <= epsilon
         return statistic < epsilon

@@ -34,7 +34,7 @@ def gae(groups: Sequence[GroupReturns], settings: LearnerSection) -> list[list[n
     """
     episodes = [episode for group in groups for episode in group.episodes]
     flat = np.concatenate([estimate_turns(episode, settings).advantages for episode in episodes])
-    if settings.normalise:
+    if settings.normalize_advantages:
         flat = standardize(flat, normalise=True)
     flat = flat + np.concatenate([validity_penalties(group, settings) for group in groups])
     boundaries = np.cumsum([len(episode.rewards) for episode in episodes])[:-1]
@@ -44,7 +44,7 @@ def gae(groups: Sequence[GroupReturns], settings: LearnerSection) -> list[list[n
 
 def estimate_turns(episode: EpisodeReturns, settings: LearnerSection) -> TurnEstimates:
     """Return V-trace's estimates where `correction` is vtrace, else GAE and the lambda-returns."""
-    if settings.correction == "vtrace":
+    if settings.loss == "vtrace":
         return vtrace(episode, settings)
     next_values = np.append(episode.values[1:], episode.final_value)
     errors = episode.rewards + settings.discount * next_values - episode.values

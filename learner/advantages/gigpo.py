@@ -42,7 +42,7 @@ def step_advantages(group: GroupReturns, settings: LearnerSection) -> list[np.nd
     advantages = [np.zeros(len(episode_returns)) for episode_returns in returns]
     for members in clusters.values():
         values = np.array([returns[i][k] for i, k in members])
-        standardized = standardize(values, settings.normalise)
+        standardized = standardize(values, settings.normalize_advantages)
         for (i, k), value in zip(members, standardized, strict=True):
             advantages[i][k] = value
     return advantages

@@ -29,6 +29,6 @@ def grpo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
     returns differ by penalties alone, would be divided by next to nothing.
     """
     advantages = standardize_returns(
-        group.returns, group.turn_counts, settings.statistics, settings.normalise
+        group.returns, group.turn_counts, settings.baseline_weighting, settings.normalize_advantages
     )
     return broadcast_to_turns(group, advantages, validity_penalties(group, settings))

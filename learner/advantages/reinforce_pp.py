@@ -36,7 +36,9 @@ def reinforce_pp_baseline(
     A return counts as often in the group's mean as in the batch's.
     """
     centered = [
-        standardize_returns(group.returns, group.turn_counts, settings.statistics, normalise=False)
+        standardize_returns(
+            group.returns, group.turn_counts, settings.baseline_weighting, normalise=False
+        )
         for group in groups
     ]
     return _standardize_over_batch(groups, centered, settings)
@@ -51,7 +53,7 @@ def _standardize_over_batch(
     """
     turn_counts = np.concatenate([group.turn_counts for group in groups])
     flat = standardize_returns(
-        np.concatenate(values), turn_counts, settings.statistics, normalise=True
+        np.concatenate(values), turn_counts, settings.baseline_weighting, normalise=True
     )
     boundaries = np.cumsum([len(group.episodes) for group in groups])[:-1]
     return [

@@ -25,10 +25,12 @@ def rloo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
     """
     turn_counts = group.turn_counts
     counts = np.ones_like(turn_counts)
-    if settings.statistics == "turn":
+    if settings.baseline_weighting == "turn":
         counts = turn_counts
     total = counts.sum()
     others = np.maximum(1, total - counts)
     # from the mean that includes the episode itself
-    centered = standardize_returns(group.returns, turn_counts, settings.statistics, normalise=False)
+    centered = standardize_returns(
+        group.returns, turn_counts, settings.baseline_weighting, normalise=False
+    )
     return broadcast_to_turns(group, centered * total / others, validity_penalties(group, settings))

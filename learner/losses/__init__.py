@@ -1,4 +1,4 @@
-"""Policy-gradient losses, by the name that `learner.correction` gives: one file each.
+"""Policy-gradient losses, by the name that `learner.loss` gives: one file each.
 
 Each is a function (tokens, settings) -> TokenLoss. They differ in how they correct for tokens that
 an older policy sampled.
@@ -22,7 +22,7 @@ from learner.losses.vtrace import vtrace
 LossFunction = Callable[[Tokens, LearnerSection], TokenLoss]
 
 LOSSES: dict[str, LossFunction] = {
-    "none": reinforce,
+    "reinforce": reinforce,
     "ppo": ppo,
     "decoupled": decoupled,
     "tis": truncated_is,

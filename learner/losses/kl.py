@@ -1,4 +1,4 @@
-"""The divergence from a reference policy that `learner.kl` weighs: KL(pi || ref).
+"""The divergence from a reference policy that `learner.kl_coef` weighs: KL(pi || ref).
 
 The tokens were sampled by an older policy mu. With the importance weight w = pi/mu and
 d = log(pi/ref), a token's estimate is w k3 with k3 = exp(-d) - 1 + d. It is never negative, and

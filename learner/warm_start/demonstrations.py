@@ -50,8 +50,8 @@ def demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
             "train",
             index,
             rng,
-            expert_error_rate=settings.slips,
-            wasted_turn_rate=settings.dawdling,
+            expert_error_rate=settings.expert_error_rate,
+            wasted_turn_rate=settings.wasted_turn_rate,
             max_turns=MAX_TURNS,
         )
         try:

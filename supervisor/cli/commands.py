@@ -409,7 +409,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "replay": (
         replay,
         "where control acted in recorded episodes and why, and where other settings would: run.py replay RUN [EPISODE] [--turn N]; "
-        "or train again on them, with other settings of the learner: run.py replay --train RUN [--learner.correction NAME]",
+        "or train again on them, with other settings of the learner: "
+        "run.py replay --train RUN [--learner.loss NAME]",
     ),
     "sweep": (
         sweep,

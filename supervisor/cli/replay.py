@@ -101,7 +101,7 @@ class Recording:
             c.score,
             c.alpha,
             self.tokens.vocabulary,
-            c.statistic,
+            c.delta_statistic,
             c.window,
             epsilon,
             c.min_thinking,

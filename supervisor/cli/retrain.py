@@ -1,11 +1,11 @@
 """`python run.py replay --train RUN`: the recorded episodes of a run train its policy again,
 without engine or actors.
 
-As many updates (unless `run.updates` says otherwise) on the same batches in the same order, from
-the same warm-started policy, with the learner's settings as recorded or as given: the way to debug
-the learner, and to compare corrections on equal data. On one machine the result is the same to the
-bit each time. What the policy would have played with the other weights is not known: the data stays
-that of the recorded run.
+As many updates (unless `run.max_updates` says otherwise) on the same batches in the same order,
+from the same warm-started policy, with the learner's settings as recorded or as given: the way to
+debug the learner, and to compare corrections on equal data. On one machine the result is the same
+to the bit each time. What the policy would have played with the other weights is not known: the
+data stays that of the recorded run.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
     new.mkdir(parents=True, exist_ok=True)
     write_settings(job)
     save_job(job)
-    collector = Collector(new, ess_floor=job.config.learner.ess_floor)
+    collector = Collector(
+        new, min_effective_sample_size=job.config.learner.min_effective_sample_size
+    )
 
     def report(event: str, **values: float | str) -> None:
         collector.handle(Stats(source="learner", event=event, values=values))
@@ -69,8 +71,15 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
         size = sum(file.stat().st_size for file in (run_dir / LOG).iterdir())
         with _ctrl_c() as interrupted:
             for end, batch in batches(run_dir / LOG, job.config):
-                over = training.update_number == run.updates or 0 < run.tokens <= training.tokens
-                if over or interrupted.is_set() or time.monotonic() - started > 60 * run.minutes:
+                over = (
+                    training.update_number == run.max_updates
+                    or 0 < run.max_tokens <= training.tokens
+                )
+                if (
+                    over
+                    or interrupted.is_set()
+                    or time.monotonic() - started > 60 * run.max_minutes
+                ):
                     break
                 metrics = training.update(batch, end / size)
                 metrics = (
@@ -131,9 +140,9 @@ def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
         default=0,
     )
     as_many = {
-        "run.updates": str(updates),
-        "run.tokens": "0",
-        "run.minutes": "1000000",
+        "run.max_updates": str(updates),
+        "run.max_tokens": "0",
+        "run.max_minutes": "1000000",
         "learner.rollback": "0",
         "learner.ranks": "1",
     }
@@ -170,6 +179,6 @@ def batches(log: Path, config: Config) -> Iterator[tuple[int, list[list[Trajecto
             elif following not in buffer.closed:
                 break
             following = next(order)
-            if len(batch) == config.learner.groups:
+            if len(batch) == config.learner.groups_per_update:
                 yield end, batch
                 batch = []

@@ -233,7 +233,7 @@ async def _make_all(
                         directory / cell.name, planned.arguments(cell), alone=slots == 1
                     )
                     bars[cell] = progress.add_task(
-                        cell.name, total=resolve(None, planned.arguments(cell)).run.updates
+                        cell.name, total=resolve(None, planned.arguments(cell)).run.max_updates
                     )
                 for cell, child in list(running.items()):
                     progress.update(bars[cell], completed=updates_so_far(directory / cell.name))

@@ -11,7 +11,7 @@ from config import ConfigError
 PORT = 5555
 """Of the controller, unless controller.port is given."""
 UNLIMITED = "1e6"
-"""run.minutes, unless it is given: what assigned the machines has limits of its own, and the
+"""run.max_minutes, unless it is given: what assigned the machines has limits of its own, and the
 default is a laptop's."""
 FOLLOW = (
     "run.dir",
@@ -64,7 +64,7 @@ def run_settings(overrides: dict[str, str], machines: Machines) -> dict[str, str
         else {}
     )
     return (
-        {"controller.port": str(PORT), "actor.count": "0", "run.minutes": UNLIMITED}
+        {"controller.port": str(PORT), "actor.count": "0", "run.max_minutes": UNLIMITED}
         | shards
         | overrides
     )

@@ -9,7 +9,7 @@ share that the importance weights leave:
                       many
     entropy collapse  mean entropy of the last `WINDOW` updates below `ENTROPY` of that of the first
     gradient spike    gradient norm above `SPIKE` times the median of the `HISTORY` updates before
-    few samples       effective sample size below `ess_floor` (learner.ess_floor): most tokens
+    few samples       effective sample size below learner.min_effective_sample_size: most tokens
                       hardly count
     ratio tail        99th percentile of pi/mu above `TAIL`: what is trained on was sampled by
                       another policy
@@ -51,9 +51,9 @@ def has_collapsed(evaluations: Sequence[Record]) -> bool | None:
     return shares[-1] < COLLAPSED * max(shares)
 
 
-def collapse_signs(updates: Sequence[Record], ess_floor: float) -> dict[str, str]:
+def collapse_signs(updates: Sequence[Record], min_effective_sample_size: float) -> dict[str, str]:
     """{name of the sign: its numbers, in words} as of the last update."""
-    watch = SignWatch(ess_floor)
+    watch = SignWatch(min_effective_sample_size)
     signs: dict[str, str] = {}
     for update in updates:
         signs = watch.observe(update)
@@ -66,8 +66,8 @@ class SignWatch:
     It keeps the last few numbers, and the best or first of the others.
     """
 
-    def __init__(self, ess_floor: float) -> None:
-        self._ess_floor = ess_floor
+    def __init__(self, min_effective_sample_size: float) -> None:
+        self._min_effective_sample_size = min_effective_sample_size
         self.updates = 0
         self._rewards: deque[float] = deque(maxlen=WINDOW)
         self._rewards_seen = 0
@@ -86,7 +86,7 @@ class SignWatch:
             "gradient spike": self._gradient_spike(_finite_number(update, "grad_norm")),
             "ratio tail": _ratio_tail(update),
             "no gradient": _no_gradient(update),
-            "few samples": _few_samples(update, self._ess_floor),
+            "few samples": _few_samples(update, self._min_effective_sample_size),
         }
         return {name: words for name, words in signs.items() if words}
 

@@ -22,7 +22,7 @@ from telemetry.html.charts import Series, line_chart
 from telemetry.html.episode_view import EpisodeView
 from telemetry.metrics_schema import find_metric
 from telemetry.sinks.metrics_file import Record, last_wall_seconds, select_kind
-from telemetry.state import ESS_FLOOR
+from telemetry.state import MIN_EFFECTIVE_SAMPLE_SIZE
 
 TEMPLATES = Path(__file__).with_name("templates")
 AROUND = 8
@@ -234,7 +234,9 @@ def summary_row(run: RunData) -> dict[str, Any]:
     last = updates[-1] if updates else {}
     games = evaluations[-1].get("episodes") if evaluations else None
     success = evaluations[-1].get("success") if evaluations else None
-    found = collapse_signs(updates, run.settings.get("learner.ess_floor", ESS_FLOOR))
+    found = collapse_signs(
+        updates, run.settings.get("learner.min_effective_sample_size", MIN_EFFECTIVE_SAMPLE_SIZE)
+    )
     return {
         "name": run.name,
         "updates": len(updates),
