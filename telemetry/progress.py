@@ -126,7 +126,7 @@ class Progress:
         """Warn of each early sign of a collapse and of each reason of failures once, and of
         waits."""
         for name, words in self._state.signs.items():
-            self._warn_once(name, f"{words} (docs/corrections.md, Signs of a collapse)")
+            self._warn_once(name, f"{words} (docs/guides/reading-a-run.md, Signs of a collapse)")
         for name, words in self._state.failures.items():
             self._warn_once(
                 name, f"episode {words} (dropped, as others will be: they are only counted)"

@@ -99,6 +99,20 @@ def test_documents_named_in_text_exist(page: Path) -> None:
     assert [path for path in named if not (ROOT / path).exists()] == []
 
 
+def test_documents_named_in_code_exist() -> None:
+    command = [
+        "git",
+        "grep",
+        "-hoE",
+        r"\bdocs/[[:alnum:]_./-]*[[:alnum:]]",
+        "--",
+        "*.py",
+        "Makefile",
+    ]
+    named = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [path for path in set(named.split()) if not (ROOT / path).exists()] == []
+
+
 @every_guide
 def test_documents_options_of_guides_exist(page: Path) -> None:
     assert options_in(page.read_text()) - known_options() == set()

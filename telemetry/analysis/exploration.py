@@ -1,5 +1,5 @@
 """How efficiently agents explore: pure measures of played episodes, as defined in
-docs/exploration.md.
+docs/measurements/exploration.md.
 
 An `ExplorationCounts` counts; the counts of parts add up to those of all. `Exploration` follows a
 run, batch by batch: in the learner while it goes on, or over its log afterwards, with the same
