@@ -263,7 +263,7 @@ def test_time_left_ends_with_the_minutes_of_the_whole_run() -> None:
 def test_time_left_ends_with_the_tokens() -> None:
     state = training(updates=4, seconds=5.0).state  # 100 tokens each
     assert (
-        time_left(state, RunSection(max_updates=100, max_minutes=60.0, tokens=1000), 20.0)
+        time_left(state, RunSection(max_updates=100, max_minutes=60.0, max_tokens=1000), 20.0)
         == 6 * 5.0
     )
 
