@@ -27,10 +27,10 @@ from learner.data.episode_log import EpisodeLog
 from learner.data.groups import GroupBuffer
 from learner.data.intake import Arrivals, EpisodeStore, Intake
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
-from protocol.batched_router import BatchedRouter
 from protocol.codec import FrameReader, encode
 from protocol.lifetime import die_with
 from protocol.messages import Ack, EpisodeKey, Response, Span, StopReason, Trajectory, Turn
+from protocol.router import BatchedRouter
 from protocol.validation import AdmissionWindow, Limits, validate_trajectory
 
 IN_FLIGHT = 16

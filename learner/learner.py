@@ -42,7 +42,6 @@ from learner.rank_rpc import lead, lead_start
 from learner.ranks import Ranks
 from learner.training import Stopped, Training
 from learner.update import training_fraction
-from protocol.batched_router import BatchedRouter
 from protocol.codec import FrameReader, decode
 from protocol.delivery import DeliveryClient
 from protocol.messages import (
@@ -57,6 +56,7 @@ from protocol.messages import (
     WeightsApplied,
 )
 from protocol.prompting import read_vocabulary
+from protocol.router import BatchedRouter
 from protocol.security import bind, load_keys
 from protocol.validation import AdmissionWindow, Limits, validate_trajectory
 from telemetry.probes.clocks import LoopLag

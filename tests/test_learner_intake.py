@@ -16,9 +16,9 @@ import protocol.router
 from learner.data.episode_log import EpisodeLog, read_records
 from learner.data.groups import GroupBuffer
 from learner.data.intake import Arrivals, EpisodeStore, Intake
-from protocol.batched_router import BatchedRouter
 from protocol.codec import FrameReader, decode, encode
 from protocol.messages import DropReason, EpisodeEnded, EpisodeKey, Message, Refused, Trajectory
+from protocol.router import BatchedRouter
 
 
 def find_flaw(message: Message) -> str:
