@@ -1,4 +1,7 @@
-"""Arrays inside messages: raw little-endian bytes, one element type a field."""
+"""Arrays inside messages: raw little-endian bytes, one element type a field.
+
+This is also where `None` in memory and NaN in a message meet.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +17,12 @@ UINT8 = np.dtype("u1")
 
 
 def pack(values: Sequence | np.ndarray, dtype: np.dtype) -> bytes:
-    """The values as bytes of `dtype`."""
+    """Pack the values as bytes of `dtype`."""
     return np.asarray(values, dtype=dtype).tobytes()
 
 
 def unpack(data: bytes, dtype: np.dtype) -> np.ndarray:
-    """A read-only array [N] over `data`.
+    """View `data` as a read-only array [N].
 
     Raises ValueError if the length is no multiple of the element size.
     """
@@ -27,14 +30,14 @@ def unpack(data: bytes, dtype: np.dtype) -> np.ndarray:
 
 
 def finite_or_none(value: float | None) -> float | None:
-    """The value, or None for what a message has NaN or an infinity for."""
+    """Return the value, or None where a message has NaN or an infinity."""
     if value is None or not isfinite(value):
         return None
     return float(value)
 
 
 def none_to_nan(value: float | None) -> float:
-    """Pack an optional number: messages have NaN where there is none."""
+    """Return the value, or NaN, which messages have where there is none."""
     if value is None:
         return nan
     return value

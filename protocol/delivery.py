@@ -1,11 +1,11 @@
-"""Messages that arrive once and in their order, whatever becomes of the connection between two
-processes.
+"""Messages that arrive once and in their order, whatever a connection loses.
 
 ZeroMQ connects again by itself, and what was on its way over the old connection is lost without a
-word. Here each message has a number, the other end confirms up to where it has all, and what is not
-confirmed is sent again. It is for what is said once and has to be heard. Nothing of it is needed
-where a state is told anew all the time, or an answer confirms the question (an actor's turns and
-episodes).
+word. Here each message has a number. The other end confirms up to where it has all messages, and
+what is not confirmed is sent again.
+
+This is for messages that are sent once and have to arrive. It is not needed for a state that is
+sent anew all the time. Nor is it for questions that an answer confirms, as an actor's are.
 """
 
 from __future__ import annotations
@@ -27,27 +27,30 @@ from protocol.security import CurveKeys, bind, connect
 
 log = logging.getLogger(__name__)
 
-SAY_EVERY = 30
-"""Times that a message is sent again until it is said once more that nobody confirms it."""
+WARN_EVERY_REPEATS = 30
+"""Repeats of a message after which the log says again that nobody confirms it."""
 
 
 class Delivery:
-    """What is said to one peer, and what it says: no sockets, no clock."""
+    """Both directions of the messages with one peer: no sockets, no clock."""
 
     def __init__(
-        self, peer: bytes, send: Callable[[bytes], Awaitable[None]], reader: FrameReader
+        self, peer: bytes, transmit: Callable[[bytes], Awaitable[None]], reader: FrameReader
     ) -> None:
-        """`send`: a frame on its way to the peer, or not; `reader`: counts what is no message."""
+        """`transmit` puts a frame on its way to the peer, where it may or may not arrive.
+
+        `reader` counts frames that are no messages.
+        """
         self._peer = peer
-        self._send = send
+        self._transmit = transmit
         self._reader = reader
         self._session = secrets.token_bytes(8)
-        self._next = 0
+        self._next_number = 0
         self._unconfirmed: deque[Numbered] = deque()
-        self._oldest = -1  # of the unconfirmed ones, when it was last looked
+        self._last_oldest: int | None = None  # number of the oldest one when `resend` last looked
         self._repeats = 0  # of that one
-        self._their_session = b""
-        self._expected = 0
+        self._peer_session = b""
+        self._expected_number = 0
 
     @property
     def unconfirmed(self) -> int:
@@ -56,65 +59,76 @@ class Delivery:
 
     async def send(self, message: Message) -> None:
         """Send a message, and keep it until it is confirmed."""
-        numbered = Numbered(session=self._session, number=self._next, frame=encode(message))
-        self._next += 1
+        numbered = Numbered(session=self._session, number=self._next_number, frame=encode(message))
+        self._next_number += 1
         self._unconfirmed.append(numbered)
-        await self._send(encode(numbered))
+        await self._transmit(encode(numbered))
 
     async def take(self, outer: Message) -> Received | None:
-        """What the peer says, if that is a message which has not come before, and in its order."""
+        """Return the message in `outer` if it is new and the next in order."""
         match outer:
             case Confirmed(session=self._session, below=below):
-                await self._confirmed(below)
+                await self._drop_confirmed(below)
             case Confirmed():
                 pass
-            case Numbered() if (frame := await self._new(outer)) is not None:
-                message = self._reader.read(self._peer, frame)
-                return None if message is None else Received(self._peer, message, frame)
             case Numbered():
-                pass
+                return await self._read_numbered(outer)
             case other:
                 self._reader.refuse(self._peer, f"{type(other).__name__} without a number")
         return None
 
     async def resend(self) -> None:
-        """Send the oldest message again, if it is the same one as when this was last called: all of
-        them might fill the queue to a peer that is gone."""
-        oldest = self._unconfirmed[0].number if self._unconfirmed else -1
-        self._repeats = self._repeats + 1 if oldest == self._oldest else 0
-        self._oldest = oldest
-        if oldest >= 0 and self._repeats:
-            if self._repeats % SAY_EVERY == 0:
-                log.warning(
-                    "%s has not confirmed a message that was sent %d times",
-                    self._peer.decode(),
-                    self._repeats,
-                )
-            await self._send(encode(self._unconfirmed[0]))
+        """Send the oldest message again, if it was the oldest one at the last call, too.
 
-    async def _confirmed(self, below: int) -> None:
+        Only that one: all of them might fill the queue to a peer that is gone.
+        """
+        if not self._unconfirmed:
+            self._last_oldest = None
+            self._repeats = 0
+            return
+        oldest = self._unconfirmed[0]
+        if oldest.number != self._last_oldest:
+            self._last_oldest = oldest.number
+            self._repeats = 0
+            return
+        self._repeats += 1
+        if self._repeats % WARN_EVERY_REPEATS == 0:
+            log.warning(
+                "%s has not confirmed a message that was sent %d times",
+                self._peer.decode(),
+                self._repeats,
+            )
+        await self._transmit(encode(oldest))
+
+    async def _drop_confirmed(self, below: int) -> None:
         before = len(self._unconfirmed)
         while self._unconfirmed and self._unconfirmed[0].number < below:
             self._unconfirmed.popleft()
-        if (
-            self._repeats and len(self._unconfirmed) < before
-        ):  # it is there again: what came after may be lost, too
+        # The peer is there again: what came after may be lost, too.
+        if self._repeats and len(self._unconfirmed) < before:
             self._repeats = 0
             for numbered in list(self._unconfirmed):
-                await self._send(encode(numbered))
+                await self._transmit(encode(numbered))
 
-    async def _new(self, numbered: Numbered) -> bytes | None:
-        if (
-            numbered.session != self._their_session and numbered.number == 0
-        ):  # a process in the place of another one
-            self._their_session = numbered.session
-            self._expected = 0
-        if numbered.session != self._their_session:
+    async def _read_numbered(self, numbered: Numbered) -> Received | None:
+        # A new session that starts at 0 is a process in the place of another one.
+        if numbered.session != self._peer_session and numbered.number == 0:
+            self._peer_session = numbered.session
+            self._expected_number = 0
+        if numbered.session != self._peer_session:
             return None
-        new = numbered.number == self._expected
-        self._expected += new
-        await self._send(encode(Confirmed(session=numbered.session, below=self._expected)))
-        return numbered.frame if new else None
+        is_next = numbered.number == self._expected_number
+        if is_next:
+            self._expected_number += 1
+        await self._transmit(
+            encode(Confirmed(session=numbered.session, below=self._expected_number))
+        )
+        if not is_next:
+            return None
+        message = self._reader.read(self._peer, numbered.frame)
+        if message is None:
+            return None
+        return Received(self._peer, message, numbered.frame)
 
 
 class DeliveryClient:
@@ -136,59 +150,64 @@ class DeliveryClient:
         self._peer = peer
         self._reader = reader
         self._heartbeat_seconds = heartbeat_seconds
-        self._delivery = Delivery(peer, self._hand_over, reader)
+        self._delivery = Delivery(peer, self._transmit, reader)
 
     async def send(self, message: Message) -> None:
-        """Never waits for the other end."""
+        """Send a message, without waiting for the other end."""
         await self._delivery.send(message)
 
     async def receive(self) -> Received:
-        """The next message of the other end.
+        """Receive the next message of the other end.
 
-        Confirmations are read here, too: somebody has to wait here.
+        Somebody has to wait here at all times, since confirmations are read here, too.
         """
         while True:
-            outer = self._reader.read(self._peer, await self._socket.recv())
-            if outer is not None and (received := await self._delivery.take(outer)) is not None:
+            received = await self._take_next()
+            if received is not None:
                 return received
 
     async def resend_loop(self) -> None:
-        """Forever: send again what is not confirmed."""
+        """Send again what is not confirmed, forever."""
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
             await self._delivery.resend()
 
     async def run_send_only(self) -> None:
-        """Forever: the loops of an end that is told nothing."""
-        await asyncio.gather(self._hear_nothing(), self.resend_loop())
+        """Run the loops of an end that nobody sends messages to, forever."""
+        await asyncio.gather(self._refuse_messages(), self.resend_loop())
 
     async def close(self, seconds: float) -> None:
-        """Once all is confirmed, or after so many seconds; nobody may wait in `receive` any more."""
+        """Close the connection once all is confirmed, or after so many seconds.
+
+        Nobody may wait in `receive` any more.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 while self._delivery.unconfirmed:
-                    outer = self._reader.read(self._peer, await self._socket.recv())
-                    if outer is not None:
-                        await self._delivery.take(outer)
+                    await self._take_next()
         self._socket.close(linger=round(1000 * seconds))
 
-    async def _hear_nothing(self) -> None:
+    async def _take_next(self) -> Received | None:
+        outer = self._reader.read(self._peer, await self._socket.recv())
+        if outer is None:
+            return None
+        return await self._delivery.take(outer)
+
+    async def _refuse_messages(self) -> None:
         while True:
             received = await self.receive()
             self._reader.refuse(
                 self._peer, f"{type(received.message).__name__} from one that only hears"
             )
 
-    async def _hand_over(self, frame: bytes) -> None:
-        with contextlib.suppress(
-            zmq.Again
-        ):  # the queue to a peer that is gone is full: it is sent again
+    async def _transmit(self, frame: bytes) -> None:
+        # If the queue is full, the peer is gone: the frame is sent again.
+        with contextlib.suppress(zmq.Again):
             await self._socket.send(frame, zmq.NOBLOCK)
 
 
 class DeliveryServer:
-    """The end of a delivery that is connected to: by processes called `names`, which are the run's
-    own."""
+    """The end of a delivery that the run's own processes, called `names`, connect to."""
 
     def __init__(
         self,
@@ -200,44 +219,45 @@ class DeliveryServer:
         reader: FrameReader,
     ) -> None:
         self._socket = context.socket(zmq.ROUTER)
-        self._socket.set(
-            zmq.SNDHWM, 0
-        )  # else it drops what does not fit, and that would be sent twice
+        # Else it drops what does not fit, and that would be sent twice.
+        self._socket.set(zmq.SNDHWM, 0)
         bind(self._socket, endpoint, keys, "run", heartbeat_seconds)
         self._reader = reader
         self._heartbeat_seconds = heartbeat_seconds
-        self._deliveries = {name: Delivery(name, self._sender(name), reader) for name in names}
+        self._deliveries = {name: Delivery(name, self._sender_to(name), reader) for name in names}
 
     async def send(self, name: bytes, message: Message) -> None:
-        """Never waits for the other end."""
+        """Send a message to the process `name`, without waiting for it."""
         await self._deliveries[name].send(message)
 
     async def receive(self) -> Received:
-        """The next message of any of them."""
+        """Receive the next message of any of the processes."""
         while True:
-            if (received := await self._take()) is not None:
+            received = await self._take_next()
+            if received is not None:
                 return received
 
     async def receive_waiting(self) -> list[Received]:
-        """The messages that are here already."""
-        found = []
+        """Receive the messages that are here already."""
+        messages = []
         while await self._socket.poll(0):
-            received = await self._take()
+            received = await self._take_next()
             if received is not None:
-                found.append(received)
-        return found
+                messages.append(received)
+        return messages
 
     async def resend_loop(self) -> None:
-        """Forever: send again what is not confirmed."""
+        """Send again what is not confirmed, forever."""
         while True:
             await asyncio.sleep(self._heartbeat_seconds)
             for delivery in self._deliveries.values():
                 await delivery.resend()
 
     def close(self, linger_seconds: float) -> None:
+        """Close the socket; what is on its way has so many seconds to leave."""
         self._socket.close(linger=round(1000 * linger_seconds))
 
-    async def _take(self) -> Received | None:
+    async def _take_next(self) -> Received | None:
         received = self._reader.take(await self._socket.recv_multipart())
         if received is None:
             return None
@@ -250,8 +270,8 @@ class DeliveryServer:
             return None
         return await delivery.take(received.message)
 
-    def _sender(self, name: bytes) -> Callable[[bytes], Awaitable[None]]:
-        async def send(frame: bytes) -> None:
+    def _sender_to(self, name: bytes) -> Callable[[bytes], Awaitable[None]]:
+        async def transmit(frame: bytes) -> None:
             await self._socket.send_multipart([name, frame])
 
-        return send
+        return transmit

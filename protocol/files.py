@@ -1,5 +1,4 @@
-"""Files: how many a process may have open, how they come to be complete or absent, and what is said
-of one that cannot be written."""
+"""Files that are complete or absent, errors of writing, and how many files may be open."""
 
 from __future__ import annotations
 
@@ -12,67 +11,74 @@ from io import FileIO
 from pathlib import Path
 
 _BLOCK_BYTES = 1 << 16
-"""How much is read at once to find the end of the last line."""
+"""Bytes read at once to find the end of the last line."""
 
 
 def allow_many_files() -> None:
-    """As many files and sockets as the system lets this process ask for.
+    """Let this process open as many files and sockets as the system allows.
 
     The usual 1,024 are fewer than what thousands of turns at once (a connection to an engine each)
     and hundreds of actors take; a turn without a connection would be an episode lost.
     """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
 class WriteError(OSError):
-    """A file that cannot be written, in one sentence: which, why, the setting that chose its place,
-    and how much room there was."""
+    """A file cannot be written; the message is one sentence.
+
+    It says which file, why, which setting chose its place, and how much room there was.
+    """
 
 
 def write_error(path: Path, error: Exception, setting: str) -> WriteError:
-    """The sentence about `path`.
+    """Make the WriteError about `path`.
 
-    `error`: what was raised, by the system or a library (torch and safetensors have errors of their
-    own for a full disk).
+    `error` was raised by the system or a library (torch and safetensors have errors of their own
+    for a full disk).
     """
-    disk = next(place for place in path.absolute().parents if place.exists())
-    free = shutil.disk_usage(disk).free / 2**20
+    disk = next(folder for folder in path.absolute().parents if folder.exists())
+    free_mb = shutil.disk_usage(disk).free / 2**20
     reason = getattr(error, "strerror", None) or error
-    chosen = f"{setting}; " if setting else ""
+    source = f"{setting}; " if setting else ""
     return WriteError(
-        f"{path} cannot be written: {reason} ({chosen}{disk} had {free:,.1f} MB left)"
+        f"{path} cannot be written: {reason} ({source}{disk} had {free_mb:,.1f} MB left)"
     )
 
 
 @contextlib.contextmanager
 def atomic_replace(final: Path, unfinished: Path, setting: str) -> Iterator[None]:
-    """While `unfinished` (a file or a directory) is made, which becomes `final`.
+    """Guard the making of `unfinished` (a file or a directory), which is to become `final`.
 
-    If that fails, it is removed, and whatever was raised becomes WriteError.
+    If that fails, `unfinished` is removed, and whatever was raised becomes WriteError.
     """
     try:
         yield
-    except BaseException as error:
-        failure = write_error(final, error, setting) if isinstance(error, Exception) else None
-        if unfinished.is_dir():
-            shutil.rmtree(unfinished, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-        if failure is None:
-            raise
+    except Exception as error:
+        failure = write_error(final, error, setting)  # before what took the room is removed
+        _remove(unfinished)
         raise failure from error
+    except BaseException:
+        _remove(unfinished)
+        raise
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a directory, as far as that works."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def atomic_write(path: Path, data: bytes | str, setting: str = "", mode: int = 0o666) -> None:
-    """Write a file that is there in full or, if that fails, as it was before: WriteError then. It
-    survives this process, not the machine.
+    """Write a file that is there in full or, if that fails, as it was before.
 
-    `setting`: what chose its place. `mode`: of which the umask takes away. A pipe or a device is
-    written to as it is.
+    It survives this process, not the machine. `setting` is what chose its place. The umask takes
+    away from `mode`. A pipe or a device is written to as it is. Raises WriteError.
     """
-    content = data if isinstance(data, bytes) else data.encode()
+    content = data.encode() if isinstance(data, str) else data
     path = Path(os.path.realpath(path))
     unfinished = path.with_name(f".{path.name}-{os.getpid()}")
     with atomic_replace(path, unfinished, setting):
@@ -86,12 +92,12 @@ def atomic_write(path: Path, data: bytes | str, setting: str = "", mode: int = 0
 
 
 class AppendOnlyFile:
-    """A file that whole lines are added to. One process at a time writes it."""
+    """A file that whole lines are added to, by one process at a time."""
 
     def __init__(self, path: Path, setting: str) -> None:
-        """Opens `path` to append; a torn last line of an earlier process is cut off.
+        """Open `path` to append; a torn last line of an earlier process is cut off.
 
-        WriteError if that fails.
+        Raises WriteError if that fails.
         """
         self._path = path
         self._setting = setting
@@ -106,7 +112,7 @@ class AppendOnlyFile:
     def append(self, line: bytes) -> None:
         """Add a line, which readers see at once.
 
-        WriteError if that fails; nothing of the line is there then.
+        Raises WriteError if that fails; nothing of the line is there then.
         """
         end = self._file.seek(0, os.SEEK_END)
         rest = memoryview(line)
@@ -119,11 +125,12 @@ class AppendOnlyFile:
             raise write_error(self._path, error, self._setting) from error
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
 def _end_of_lines(file: FileIO) -> int:
-    """Where the last whole line of a file ends."""
+    """Find where the last whole line of a file ends."""
     end = file.seek(0, os.SEEK_END)
     while end:
         begin = max(0, end - _BLOCK_BYTES)

@@ -1,5 +1,7 @@
-"""What a frame may hold: any message, and those that see to it that others arrive
-(protocol/delivery.py)."""
+"""Contents of a frame: any message, and those that see to it that others arrive.
+
+protocol/delivery.py uses the latter.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,7 @@ class Numbered(Message):
 
 
 class Confirmed(Message):
-    """The messages of a session that have arrived: those below a number."""
+    """Says which messages of a session have arrived: those below a number."""
 
     session: bytes
     below: int

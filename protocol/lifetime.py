@@ -1,5 +1,4 @@
-"""Processes that do not outlive the one that started them, however it ends, and what is said of one
-that has ended."""
+"""Processes that end with the one that started them, and words for how a process ended."""
 
 from __future__ import annotations
 
@@ -20,23 +19,33 @@ _REASONS = {
 
 
 def describe_end(status: int) -> str:
-    """The exit status of a process in words: "ended with status 1", "was killed (SIGKILL, ...)".
-    Above 128 it is a signal's, as shells and programs that run a command elsewhere have it."""
-    number = -status if status < 0 else status - 128
-    if number not in {known.value for known in signal.Signals}:
-        return f"ended with status {status}" if status >= 0 else f"was killed (signal {number})"
-    verb = (
-        "was told to end"
-        if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-        else "was killed"
-    )
-    return f"{verb} ({signal.Signals(number).name}{_REASONS.get(number, '')})"
+    """Say how a process with an exit status ended: "ended with status 1".
+
+    Below 0 it was a signal, as Python has it: "was killed (SIGKILL, ...)". Above 128, too, as
+    shells and programs that run a command elsewhere have it.
+    """
+    number = status - 128
+    if status < 0:
+        number = -status
+    known_signals = {known.value for known in signal.Signals}
+    if number in known_signals:
+        return _describe_signal(signal.Signals(number))
+    if status < 0:
+        return f"was killed (signal {number})"
+    return f"ended with status {status}"
+
+
+def _describe_signal(number: signal.Signals) -> str:
+    verb = "was killed"
+    if number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        verb = "was told to end"
+    return f"{verb} ({number.name}{_REASONS.get(number, '')})"
 
 
 def is_running(pid: int) -> bool:
     """Whether this machine has a process with this id.
 
-    One that has ended, and that nobody has waited for, does not count.
+    A process that has ended, and that nobody has waited for, does not count.
     """
     try:
         os.kill(pid, 0)
@@ -52,24 +61,26 @@ def is_running(pid: int) -> bool:
 
 
 def dying_with_parent() -> Callable[[], None]:
-    """A function for the child to call first (Popen's `preexec_fn`, or after a fork): the kernel
-    then kills it when this process ends. On systems other than Linux it does nothing.
+    """Make a function for a child to call first: the kernel kills it when this process ends.
+
+    It is for Popen's `preexec_fn`, or for calling after a fork. On systems other than Linux it
+    does nothing.
     """
     parent = os.getpid()
     libc = _load_libc()  # before the fork: the child must not import
 
     def call_in_child() -> None:
-        _tie(libc, parent)
+        _die_with(libc, parent)
 
     return call_in_child
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel kill this process when the one with the id `parent`, which started it, ends.
+    """Have the kernel kill this process when `parent`, the process that started it, ends.
 
     On systems other than Linux it does nothing.
     """
-    _tie(_load_libc(), parent)
+    _die_with(_load_libc(), parent)
 
 
 def _load_libc() -> ctypes.CDLL | None:
@@ -78,7 +89,7 @@ def _load_libc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None)
 
 
-def _tie(libc: ctypes.CDLL | None, parent: int) -> None:
+def _die_with(libc: ctypes.CDLL | None, parent: int) -> None:
     if libc is None:
         return
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,5 +1,7 @@
-"""Standard streams that do not fail: what reads them may go (a pipe, a terminal), stop reading, or
-be a disk without room."""
+"""Standard streams that do not fail.
+
+Their reader (a pipe, a terminal) may go or stop reading, and a disk may have no room.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,13 @@ from collections.abc import Iterator
 from typing import TextIO
 
 CHUNK_BYTES = select.PIPE_BUF
-"""A stream that can be written to takes so many bytes without waiting."""
+"""Bytes that a stream which can be written to takes without waiting."""
 
 LONGEST_WAIT_SECONDS = 0.1
-"""So long a process that has other work waits for its reader (a terminal after Ctrl-S, a pager),
-before what it shows is dropped."""
+"""Wait of a process with other work for its reader, before what it shows is dropped.
+
+The reader may be a terminal after Ctrl-S, or a pager.
+"""
 
 
 class LastingFile(io.FileIO):
@@ -30,37 +34,43 @@ class LastingFile(io.FileIO):
         super().__init__(descriptor, "w", closefd=False)
         self.failure: OSError | None = None
         self.longest_wait_seconds: float | None = None
-        """For a reader that does not read; None: for ever."""
+        """Longest wait for a reader that does not read; None: for ever."""
 
     def write(self, data: bytes | memoryview) -> int:
-        """The number of bytes that were written or dropped, which is never 0."""
+        """Write or drop some bytes, and return how many, which is never 0."""
         try:
             while select.select([], [self], [], self.longest_wait_seconds)[1]:
                 written = super().write(data[:CHUNK_BYTES])
-                if written is not None:  # else somebody has made it non-blocking, and it is full
+                if written is not None:
                     return written
+                # Somebody has made it non-blocking, and it is full.
         except OSError as error:
             self.failure = self.failure or error
         return len(data)
 
 
 def outlive_readers() -> None:
-    """Make this process's output a LastingFile, and its standard descriptors open: a file opened
-    later would take the place of one that is closed (`>&-`), and get what is meant for it."""
+    """Make this process's output a LastingFile, and its standard descriptors open.
+
+    A file opened later would take the place of one that is closed (`>&-`), and get what is meant
+    for it.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             _open_nowhere(descriptor)
-    sys.stdout = _lasting(sys.stdout, 1)
-    sys.stderr = _lasting(sys.stderr, 2)
+    sys.stdout = _make_lasting(sys.stdout, 1)
+    sys.stderr = _make_lasting(sys.stderr, 2)
 
 
 @contextlib.contextmanager
 def drop_unread_output() -> Iterator[None]:
-    """While inside, output that nobody reads is dropped soon: this process has other work than to
-    wait for it."""
-    files = [file for file in map(_lasting_file, (sys.stdout, sys.stderr)) if file is not None]
+    """Drop output that nobody reads soon, while inside.
+
+    This process then has other work than to wait for its reader.
+    """
+    files = [file for file in map(_find_lasting_file, (sys.stdout, sys.stderr)) if file is not None]
     for file in files:
         file.longest_wait_seconds = LONGEST_WAIT_SECONDS
     try:
@@ -71,9 +81,11 @@ def drop_unread_output() -> Iterator[None]:
 
 
 def output_failure() -> OSError | None:
-    """Why some of the standard output could not be written; None if all of it was, or its reader
-    wanted no more."""
-    file = _lasting_file(sys.stdout)
+    """Return why some of the standard output could not be written.
+
+    None if all of it was, or its reader wanted no more.
+    """
+    file = _find_lasting_file(sys.stdout)
     if file is None:
         return None
     sys.stdout.flush()
@@ -90,14 +102,19 @@ def _open_nowhere(descriptor: int) -> None:
     os.set_inheritable(descriptor, True)
 
 
-def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
-    """A text stream in the place of Python's own, which is None where the descriptor was closed."""
-    encoding = stream.encoding if stream is not None else "utf-8"
+def _make_lasting(stream: TextIO | None, descriptor: int) -> TextIO:
+    """Make a text stream in the place of Python's own.
+
+    That one is None where the descriptor was closed.
+    """
+    encoding = getattr(stream, "encoding", "utf-8")
     by_line = descriptor == 2 or (stream is not None and stream.line_buffering)
     buffer = io.BufferedWriter(LastingFile(descriptor))
     return io.TextIOWrapper(buffer, encoding=encoding, errors="replace", line_buffering=by_line)
 
 
-def _lasting_file(stream: TextIO | None) -> LastingFile | None:
+def _find_lasting_file(stream: TextIO | None) -> LastingFile | None:
     file = getattr(getattr(stream, "buffer", None), "raw", None)
-    return file if isinstance(file, LastingFile) else None
+    if isinstance(file, LastingFile):
+        return file
+    return None

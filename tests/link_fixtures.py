@@ -221,14 +221,14 @@ def linked_run(directory: Path) -> Iterator[LinkedRun]:
             else endpoint,
         )
 
-    def shard_of(actor: bytes, shards: list) -> object:
+    def choose_shard(actor: bytes, shards: list) -> object:
         number = of_actor.setdefault(actor, next(numbers))
         return shards[0] if shards and number % 2 else None
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("supervisor.serial.Controller", NotedController)
         patch.setattr("supervisor.serial.Learner", NotedLearner)
-        patch.setattr("actors.actor.shard_of", shard_of)
+        patch.setattr("actors.actor.choose_shard", choose_shard)
         patch.setattr(zmq.Socket, "connect", connect_through)
         run.start()
         yield run
