@@ -30,9 +30,9 @@ from rich.table import Table
 from benchmarks.hosts import FAR, HERE, Host, NotPermitted, away, hosts, kill
 from protocol.lifetime import dying_with_parent
 from protocol.security import make_keys
-from supervisor.cli.replay import LOG, read_episodes
 from supervisor.endpoints import free_port
 from supervisor.process import ROOT
+from supervisor.recording import EPISODES_DIR, read_episodes
 from telemetry.analysis.compare_runs import seconds_per_update
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
 
@@ -175,7 +175,7 @@ def figures(path: Path) -> dict[str, object]:
     records = read_metrics(path / METRICS_FILE)
     updates = select_kind(records, "update")
     summary = json.loads((path / "summary.json").read_text())
-    copies = Counter(episode.key for _, episode in read_episodes(path / LOG))
+    copies = Counter(episode.key for _, episode in read_episodes(path / EPISODES_DIR))
     return {
         "updates": len(updates),
         "s/update": seconds_per_update(records),

@@ -31,7 +31,7 @@ from learner.warm_start.build import TOKENIZER_EPISODES
 from learner.warm_start.demonstrations import demonstrations
 from learner.warm_start.tiny import build_tiny
 from protocol.lifetime import dying_with_parent
-from supervisor.cli.sweep import FIGURES
+from supervisor.cli.sweep import FIGURES_FILE
 from supervisor.process import ROOT
 
 STALENESS = (0, 1, 2)
@@ -96,9 +96,9 @@ def main() -> None:
         )
     if made.returncode:
         sys.exit(made.returncode)
-    Console(width=110).print(table(json.loads((options.dir / FIGURES).read_text())["rows"]))
+    Console(width=110).print(table(json.loads((options.dir / FIGURES_FILE).read_text())["rows"]))
     if options.json:
-        shutil.copy(options.dir / FIGURES, options.json)
+        shutil.copy(options.dir / FIGURES_FILE, options.json)
 
 
 def table(rows: Sequence[dict]) -> Table:

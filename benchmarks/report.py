@@ -24,15 +24,15 @@ from rich.table import Table
 from benchmarks.transport_paths import GROUP_SIZE, Size, keyed, trajectory
 from learner.data.episode_log import EpisodeLog, Records
 from protocol.codec import encode
-from supervisor.cli.replay import LOG, read_episodes
 from supervisor.cli.report import (
-    choose,
+    choose_episodes,
     group_at,
-    interventions,
+    intervention_windows,
+    pause_garbage_collection,
     read_run,
-    sampled,
-    without_collector,
+    sample_episodes,
 )
+from supervisor.recording import EPISODES_DIR, read_episodes
 from telemetry.html.report import render_live_charts, render_report
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 
@@ -69,27 +69,27 @@ def measured(run: Path, updates: int, episodes: int) -> dict[str, float]:
     """Seconds of each part; the run is made in the directory."""
     quiet = Console(quiet=True)
     (run / METRICS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines(updates)))
-    write(run / LOG, episodes)
-    records, index = timed(lambda: Records(run / LOG))
-    with without_collector():
-        found, look = timed(lambda: dict(sampled(records, run / LOG, (), "run", quiet)))
+    write(run / EPISODES_DIR, episodes)
+    records, index = timed(lambda: Records(run / EPISODES_DIR))
+    with pause_garbage_collection():
+        found, look = timed(lambda: dict(sample_episodes(records, run / EPISODES_DIR, (), "run", quiet)))
     _, cuts = timed(
-        lambda: [around for episode in found.values() for around in interventions(episode)]
+        lambda: [around for episode in found.values() for around in intervention_windows(episode)]
     )
     number = {episode.key: number for number, episode in found.items()}
     _, groups = timed(
         lambda: [
-            group_at(records, number[e.key], run / LOG, GROUP_SIZE)
-            for e in choose(list(found.values()))
+            group_at(records, number[e.key], run / EPISODES_DIR, GROUP_SIZE)
+            for e in choose_episodes(list(found.values()))
         ]
     )
     metrics, reading = timed(lambda: read_metrics(run / METRICS_FILE))
     _, charts = timed(lambda: render_live_charts(metrics))
-    (run / LOG).rename(run / "log")  # whose policy is not there
+    (run / EPISODES_DIR).rename(run / "log")  # whose policy is not there
     whole, _ = timed(lambda: read_run(run, "run", (), quiet))
     _, page = timed(lambda: render_report([whole]))
-    (run / "log").rename(run / LOG)
-    _, everything = timed(lambda: sum(1 for _ in read_episodes(run / LOG)))
+    (run / "log").rename(run / EPISODES_DIR)
+    _, everything = timed(lambda: sum(1 for _ in read_episodes(run / EPISODES_DIR)))
     parts = {
         "where episodes stand": index,
         "the episodes that are looked at": look,

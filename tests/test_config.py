@@ -19,7 +19,7 @@ from config import Config, ConfigError
 from config.defaults import OWN_MODEL_DEFAULTS, PRESETS, RATES, TINY_DEFAULTS, with_preset
 from config.options import SHORT_NAMES, all_settings, description, kind_of
 from config.resolve import from_dict, resolve, to_toml
-from supervisor.cli.main import print_help
+from supervisor.cli.help import print_help
 
 SETTINGS = list(all_settings())
 NUMBERS = [
@@ -49,7 +49,7 @@ def test_every_setting_says_what_it_does(name: str) -> None:
 def test_help_says_which_defaults_are_others_in_an_environment(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    print_help(Console(width=300))
+    print_help("all", Console(width=300))
     assert (
         "for RL to improve [default 0.47, search 0.35, webshop 0.25, other models 0.0]"
         in capsys.readouterr().out
@@ -57,7 +57,7 @@ def test_help_says_which_defaults_are_others_in_an_environment(
 
 
 def test_help_gives_no_default_where_it_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    print_help(Console(width=300))
+    print_help("all", Console(width=300))
     said = capsys.readouterr().out
     assert "NODEFAULT" not in said and "[default ]" not in said and "[default []]" not in said
 

@@ -122,7 +122,7 @@ def test_a_task_that_does_not_exist_is_refused():
 
 
 def test_an_expert_where_there_is_none_is_refused():
-    with pytest.raises(ConfigError, match=r"^textarena: "):
+    with pytest.raises(ConfigError, match=r"^env\.name: textarena has no expert"):
         watched(small_config(env__name="textarena"), task=0, watch="expert")
 
 

@@ -26,8 +26,9 @@ from protocol.arrays import FLOAT16, INT32, unpack
 from protocol.codec import encode
 from protocol.messages import DropReason, EpisodeKey, Trajectory
 from supervisor.cli.main import main
-from supervisor.cli.replay import LOG, Recording, recorded_job, replay_run
+from supervisor.cli.replay import Recording, replay_run
 from supervisor.job import save_job
+from supervisor.recording import EPISODES_DIR, recorded_job
 
 OPEN = 1
 CLOSE = 2
@@ -180,7 +181,7 @@ def test_an_episode_that_failed_is_listed_as_dropped_and_shown_with_why(
     failed = dropped_episode(
         EpisodeKey(9, 0), DropReason.ACTOR_LOST, "not brought to an end by [3] actors"
     )
-    log = EpisodeLog.open(tmp_path / "run" / LOG)
+    log = EpisodeLog.open(tmp_path / "run" / EPISODES_DIR)
     log.append([encode(failed)])
     log.close()
     (line,) = [

@@ -18,8 +18,8 @@ from protocol.arrays import UINT8, unpack
 from protocol.codec import encode
 from protocol.messages import DropReason, EpisodeKey, Trajectory
 from supervisor.cli.main import main
-from supervisor.cli.replay import LOG, read_episodes
-from supervisor.cli.report import LOOKED_AT, group_at, sampled
+from supervisor.cli.report import EPISODES_SEARCHED, group_at, sample_episodes
+from supervisor.recording import EPISODES_DIR, read_episodes
 from telemetry.analysis.compare_runs import area_by_tokens
 from telemetry.html.episode_view import build_episode_view, describe_outcome
 from telemetry.html.report import AROUND, RunData, differing_settings, render_report
@@ -51,7 +51,7 @@ def cut_episode(run_dir: Path) -> Trajectory:
     """One that was trained on, in whose first turn thinking was cut before its end."""
     return next(
         e
-        for _, e in read_episodes(run_dir / LOG)
+        for _, e in read_episodes(run_dir / EPISODES_DIR)
         if not e.key.evaluation
         and e.turns
         and (unpack(e.turns[0].kept.mask, UINT8) == 0).any()
@@ -95,8 +95,8 @@ def test_episodes_of_another_version_are_named(
     recorded: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(recorded, tmp_path / "old")
-    shutil.rmtree(tmp_path / "old" / LOG)
-    log = EpisodeLog.open(tmp_path / "old" / LOG)
+    shutil.rmtree(tmp_path / "old" / EPISODES_DIR)
+    log = EpisodeLog.open(tmp_path / "old" / EPISODES_DIR)
     log.append([b"something else"])
     log.close()
     assert main(["report", str(tmp_path / "old")]) == 2
@@ -120,8 +120,8 @@ def test_what_cannot_be_shown_is_named(
 
 def test_episodes_without_turns_are_left_out(recorded: Path, tmp_path: Path) -> None:
     shutil.copytree(recorded, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / LOG)
-    log = EpisodeLog.open(tmp_path / "run" / LOG)
+    shutil.rmtree(tmp_path / "run" / EPISODES_DIR)
+    log = EpisodeLog.open(tmp_path / "run" / EPISODES_DIR)
     played = cut_episode(recorded)
     other = msgspec.structs.replace(played.key, member=1 - played.key.member)
     dropped = msgspec.structs.replace(
@@ -139,8 +139,8 @@ def test_text_of_an_episode_is_text(recorded: Path, tmp_path: Path) -> None:
     shutil.copytree(recorded, hostile)
     episode = cut_episode(recorded)
     turn = msgspec.structs.replace(episode.turns[0], action=SCRIPT, anchor=SCRIPT)
-    shutil.rmtree(hostile / LOG)
-    log = EpisodeLog.open(hostile / LOG)
+    shutil.rmtree(hostile / EPISODES_DIR)
+    log = EpisodeLog.open(hostile / EPISODES_DIR)
     log.append(
         [encode(msgspec.structs.replace(episode, task=SCRIPT, turns=[turn, *episode.turns[1:]]))]
     )
@@ -264,22 +264,22 @@ def test_a_browser_shows_every_point_and_the_intervention_where_the_record_says(
 
 def test_of_a_long_log_no_more_episodes_are_read_than_are_looked_at(recorded: Path) -> None:
     """What is not looked at cannot be read here, and would end the command."""
-    _, episode = next(read_episodes(recorded / LOG))
+    _, episode = next(read_episodes(recorded / EPISODES_DIR))
     every = 3
     records = [
         encode(episode) if number % every == 0 else b"no episode"
-        for number in range(every * LOOKED_AT - 1)
+        for number in range(every * EPISODES_SEARCHED - 1)
     ]
-    found = list(sampled(records, recorded, (), "long", Console(quiet=True)))
+    found = list(sample_episodes(records, recorded, (), "long", Console(quiet=True)))
     assert [number for number, _ in found] == list(range(0, len(records), every)) and len(
         found
-    ) == LOOKED_AT
+    ) == EPISODES_SEARCHED
 
 
 def test_a_group_is_found_around_one_of_its_episodes_and_nothing_beyond_it_is_read(
     recorded: Path,
 ) -> None:
-    _, episode = next(read_episodes(recorded / LOG))
+    _, episode = next(read_episodes(recorded / EPISODES_DIR))
     groups = [7, 4, 4, 7, 4, 7]
     keys = [EpisodeKey(group, number) for number, group in enumerate(groups)]
     records = [

@@ -97,8 +97,7 @@ def test_the_command_line_names_the_run_and_its_settings(
     recorded: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
-        "replay",
-        "--train",
+        "retrain",
         recorded.run_dir,
         "--run-dir",
         str(tmp_path / "new"),

@@ -60,8 +60,8 @@ def told(script: Path, slurm: Path, nodes: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SLURM_JOB_NODELIST", nodes)
     lines = script.read_text().splitlines()
     changed = [
-        f"{line.split(' python=')[0]} python={slurm / 'python-that-tells'}"
-        if line.startswith("run=")
+        f"python={slurm / 'python-that-tells'}"
+        if line.startswith("python=")
         else line
         for line in lines
     ]

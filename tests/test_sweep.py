@@ -21,8 +21,8 @@ from config import ConfigError
 from learner.checkpoint import by_update
 from protocol.lifetime import dying_with_parent
 from supervisor.cli.main import main
-from supervisor.cli.sweep import Cell, is_finished, plan, sweep, updates_so_far
-from supervisor.cli.sweep_tables import effects_table, figures
+from supervisor.cli.sweep import Cell, build_plan, count_updates, is_finished, sweep
+from supervisor.cli.sweep_tables import build_figures, effects_table
 from supervisor.job import lock_directory
 from telemetry.analysis.compare_runs import (
     compare_runs,
@@ -36,7 +36,7 @@ from telemetry.html.sweep_page import numeric_settings, render_sweep
 
 
 def test_settings_with_several_values_are_varied_and_seeds_are_the_outer_loop() -> None:
-    planned = plan(
+    planned = build_plan(
         {"max-staleness": "0,2", "control": "off,t2po", "learner.groups_per_update": "4"}, seeds=2
     )
     assert planned.fixed == {"learner.groups_per_update": "4"}
@@ -56,7 +56,9 @@ def test_settings_with_several_values_are_varied_and_seeds_are_the_outer_loop() 
 
 
 def test_a_list_is_one_value() -> None:
-    planned = plan({"alfworld.task_types": "pick_and_place_simple,look_at_obj_in_light"}, seeds=1)
+    planned = build_plan(
+        {"alfworld.task_types": "pick_and_place_simple,look_at_obj_in_light"}, seeds=1
+    )
     assert planned.varied == {} and len(planned.cells()) == 1
 
 
@@ -76,7 +78,7 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(
     overrides: dict[str, str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        plan(overrides, seeds=1)
+        build_plan(overrides, seeds=1)
 
 
 def records(
@@ -277,7 +279,7 @@ def test_what_a_setting_changes_is_in_the_table_the_page_and_the_figures() -> No
     )
     html = render_sweep("name", rows, found)
     assert "a 1 → &lt;2&gt;" in html and "+20.0 %" in html and "6 ↑ 0 ↓" in html
-    (written,) = json.loads(json.dumps(figures(rows, found)))["effects"]
+    (written,) = json.loads(json.dumps(build_figures(rows, found)))["effects"]
     fifth = pytest.approx(0.2)
     assert written["pairs_per_thousand"] == {
         "median": fifth,
@@ -299,7 +301,7 @@ async def test_a_sweep_that_was_killed_goes_on_where_it_stopped(
         settings |= {"run.max_updates": "3", "max_staleness": "0,1"}
         process = await begun(directory, settings)
         async with asyncio.timeout(120):
-            while updates_so_far(second) < 1:
+            while count_updates(second) < 1:
                 assert process.returncode is None, (await process.stdout.read()).decode()
                 await asyncio.sleep(0.05)
         os.kill(process.pid, signal.SIGKILL)
@@ -316,7 +318,7 @@ async def test_a_sweep_that_was_killed_goes_on_where_it_stopped(
             out, _ = await process.communicate()
     assert process.returncode == 0, out.decode()
     assert "2 of 2 runs" in out.decode() and (first / "metrics.jsonl").stat().st_mtime_ns == before
-    assert updates_so_far(second) == 3
+    assert count_updates(second) == 3
     assert len(by_update(second)) == 3  # those of the process that was killed, too
     written = json.loads((directory / "figures.json").read_text())
     assert [row["settings"] for row in written["rows"]] == [
@@ -353,12 +355,15 @@ def test_runs_beside_each_other_do_not_spin(
     started = []
     monkeypatch.setattr(
         supervisor.cli.sweep,
-        "start",
+        "spawn",
         lambda *arguments: started.append(arguments[3].get("OMP_WAIT_POLICY")) or Gone(),
     )
     assert (
         sweep(
-            tmp_path / "sweep", plan({"control": "off,t2po"}, seeds=1), slots, Console(quiet=True)
+            tmp_path / "sweep",
+            build_plan({"control": "off,t2po"}, seeds=1),
+            slots,
+            Console(quiet=True),
         )
         == 1
     )

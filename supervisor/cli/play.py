@@ -1,8 +1,11 @@
-"""`python run.py play`: one episode at the terminal, played by a person, by the environment's
-expert, or by a checkpoint."""
+"""`python run.py play`: one episode at the terminal.
+
+A person plays it, the environment's expert, or a checkpoint.
+"""
 
 from __future__ import annotations
 
+import argparse
 import random
 import re
 from collections.abc import Callable
@@ -12,33 +15,65 @@ from pathlib import Path
 from rich.console import Console
 
 from config import Config, ConfigError
+from config.resolve import parse_overrides, resolve
 from envs.base import Environment, Episode, Split
 from envs.play import close_episode, start_episode
 from envs.view import AgentView
 from supervisor.job import build_environment, environment_errors
 
-COLUMNS = 2
-"""Of the list of actions."""
+ACTION_COLUMNS = 2
 
 _TAG = re.compile(r"</?[a-z_]+>", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Move:
-    """What a player does in a turn: the action, what was said around it, and whether it had the
-    right form."""
+    """The move of a player in a turn."""
 
     action: str
-    said: str = ""
+    speech: str = ""
+    """Text around the action."""
     valid: bool = True
+    """Whether the action had the right form."""
 
 
 Player = Callable[[AgentView], Move | None]
-"""None: the player has had enough."""
+"""A function that chooses the move; None where the player has had enough."""
+
+
+def main(arguments: list[str]) -> int:
+    """Play or watch one episode."""
+    parser = argparse.ArgumentParser(
+        prog="run.py play",
+        description=(
+            "One episode at the terminal. Any setting of a run may follow (--env NAME, "
+            "--section.setting VALUE)."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--task", type=int, default=0, metavar="N", help="number of the task (default 0)"
+    )
+    parser.add_argument(
+        "--split",
+        choices=("train", "held_out"),
+        default="held_out",
+        help="where the task is from (default held_out)",
+    )
+    parser.add_argument(
+        "--watch",
+        default="",
+        metavar="WHO",
+        help="expert, or the directory of a checkpoint; without it you play",
+    )
+    options, rest = parser.parse_known_args(arguments)
+    config = resolve(None, parse_overrides(rest))
+    play(config, options.split, options.task, options.watch, Console())
+    return 0
 
 
 def play(config: Config, split: Split, task: int, watch: str, console: Console) -> bool:
-    """Play one episode to its end, or to that of the player's patience; whether it was solved.
+    """Play one episode, until it ends or the player has had enough; returns whether it was solved.
 
     `watch`: "" for a person at the terminal, "expert", or the directory of a checkpoint.
     ConfigError for a task, a directory or an environment that does not exist.
@@ -65,53 +100,57 @@ def _play(
     console: Console,
 ) -> bool:
     with environment_errors(config):
-        player = _player(config, environment, episode, watch, console)
+        player = _build_player(config, environment, episode, watch, console)
         view = environment.view(episode)
     console.print(
-        f"[bold]{_escaped(episode.task)}[/]  [dim]{_escaped(episode.task_type)}, {name}[/]",
+        f"[bold]{_escape(episode.task)}[/]  [dim]{_escape(episode.task_type)}, {name}[/]",
         highlight=False,
     )
     while True:
-        console.print(f"\n[bold]{view.step}[/] {_escaped(view.observation.text)}", highlight=False)
+        console.print(f"\n[bold]{view.step}[/] {_escape(view.observation.text)}", highlight=False)
         move = player(view)
         if move is None:
             return False
-        if move.said:
-            console.print(f"[dim]{_escaped(move.said)}[/]", highlight=False)
-        console.print(
-            f"[cyan]> {_escaped(move.action)}[/]" + ("" if move.valid else "  [red]invalid[/]"),
-            highlight=False,
-        )
+        if move.speech:
+            console.print(f"[dim]{_escape(move.speech)}[/]", highlight=False)
+        mark = "  [red]invalid[/]" * (not move.valid)
+        console.print(f"[cyan]> {_escape(move.action)}[/]{mark}", highlight=False)
         with environment_errors(config):
             result = episode.step(move.action)
         if result.done:
             break
         view.record(move.action, result.observation)
-    console.print(f"\n{_escaped(result.observation.text)}", highlight=False)
+    console.print(f"\n{_escape(result.observation.text)}", highlight=False)
     scores = "".join(f", {name} {value:g}" for name, value in episode.scores.items())
-    console.print(
-        f"[bold]{'solved' if result.success else 'not solved'}[/]: reward {result.reward:g} "
-        f"after {view.step} turns{scores}"
-    )
+    outcome = "solved" if result.success else "not solved"
+    console.print(f"[bold]{outcome}[/]: reward {result.reward:g} after {view.step} turns{scores}")
     return result.success
 
 
-def _player(
+def _build_player(
     config: Config, environment: Environment, episode: Episode, watch: str, console: Console
 ) -> Player:
     if not watch:
         return lambda view: _ask(environment, view, console)
     if watch == "expert":
-        try:
-            expert = environment.expert(episode, random.Random(config.run.seed))
-        except ValueError as error:
-            raise ConfigError(f"{config.env.name}: {error}") from None
+        return _build_expert_player(config, environment, episode)
+    return _build_model_player(config, environment, watch)
 
-        def demonstrated(view: AgentView) -> Move:
-            thought, action = expert.act(view)
-            return Move(action, thought)
 
-        return demonstrated
+def _build_expert_player(config: Config, environment: Environment, episode: Episode) -> Player:
+    try:
+        expert = environment.expert(episode, random.Random(config.run.seed))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+    def choose(view: AgentView) -> Move:
+        thought, action = expert.act(view)
+        return Move(action, thought)
+
+    return choose
+
+
+def _build_model_player(config: Config, environment: Environment, watch: str) -> Player:
     directory = Path(watch)
     if not (directory / "config.json").is_file():
         raise ConfigError(
@@ -120,36 +159,38 @@ def _player(
         )
     from learner.model.local_generation import LocalGenerator  # torch takes seconds to load
 
-    sampler = LocalGenerator(
+    generate = LocalGenerator(
         directory, config.sampling.temperature, config.sampling.max_tokens, config.run.seed
     )
 
-    def sampled(view: AgentView) -> Move:
-        response = sampler(environment.prompt(view))
+    def choose(view: AgentView) -> Move:
+        response = generate(environment.prompt(view))
         parsed = environment.parse(response, view.observation.admissible)
         return Move(parsed.action, response, parsed.valid)
 
-    return sampled
+    return choose
 
 
 def _ask(environment: Environment, view: AgentView, console: Console) -> Move | None:
-    """Read an action from the terminal: its number in the list, its text, or a response as an agent
-    gives it.
+    """Read an action from the terminal; None where the player has had enough.
 
-    An empty line asks again; the end of the input, or q, is the end.
+    It is given by its number in the list, its text, or a response as an agent gives it. An empty
+    line asks again; the end of the input, or q, is the end.
     """
     admissible = view.observation.admissible
     if not admissible:
         console.print(
-            f"[dim]{_escaped(environment.prompt(view).splitlines()[-1])}[/]", highlight=False
+            f"[dim]{_escape(environment.prompt(view).splitlines()[-1])}[/]", highlight=False
         )
     # Where names are numbers, a number of the list would be taken for another one's name.
     numbered = not any(action.isdecimal() for action in admissible)
     _list_actions(admissible, numbered, console)
-    ways = "number or text" if numbered and admissible else "text"
+    prompt = "action (text, q to stop): "
+    if numbered and admissible:
+        prompt = "action (number or text, q to stop): "
     while True:
         try:
-            answer = input(f"action ({ways}, q to stop): ").strip()
+            answer = input(prompt).strip()
         except EOFError:
             return None
         if answer in admissible:
@@ -162,29 +203,27 @@ def _ask(environment: Environment, view: AgentView, console: Console) -> Move | 
             if numbered and 1 <= int(answer) <= len(admissible):
                 return Move(admissible[int(answer) - 1])
             continue
-        return _read(environment, answer, admissible)
+        return _parse_answer(environment, answer, admissible)
 
 
 def _list_actions(admissible: tuple[str, ...], numbered: bool, console: Console) -> None:
-    width = max((len(action) for action in admissible), default=0) + 6
-    for start in range(0, len(admissible), COLUMNS):
-        numbers = range(start, min(start + COLUMNS, len(admissible)))
-        row = [
-            f"{i + 1:>3} {admissible[i]}" if numbered else f"    {admissible[i]}" for i in numbers
-        ]
-        console.print(
-            "".join(f"{cell:<{width}}" for cell in row).rstrip(), highlight=False, markup=False
-        )
+    cells = [f"    {action}" for action in admissible]
+    if numbered:
+        cells = [f"{number:>3} {action}" for number, action in enumerate(admissible, 1)]
+    width = max(map(len, cells), default=0) + 2
+    for start in range(0, len(cells), ACTION_COLUMNS):
+        row = cells[start : start + ACTION_COLUMNS]
+        line = "".join(f"{cell:<{width}}" for cell in row).rstrip()
+        console.print(line, highlight=False, markup=False)
 
 
-def _read(environment: Environment, answer: str, admissible: tuple[str, ...]) -> Move:
-    """The move of an answer that has tags, as the environment reads an agent's; the text itself
-    without them."""
+def _parse_answer(environment: Environment, answer: str, admissible: tuple[str, ...]) -> Move:
+    """The move of an answer: with tags, as the environment reads an agent's; else its text."""
     parsed = environment.parse(answer, admissible)
     if parsed.valid or _TAG.search(answer):
         return Move(parsed.action, valid=parsed.valid)
     return Move(answer)
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("[", r"\[")

@@ -1,87 +1,76 @@
-"""`python run.py replay`: recorded episodes through a rule again, to see where control acted and
-why, and where it would have."""
+"""`python run.py replay`: recorded episodes through the rules of control again.
+
+They show where control acted and why, and where it would have acted with other settings.
+"""
 
 from __future__ import annotations
 
+import argparse
+import itertools
 from collections.abc import Iterator
-from math import nan
+from dataclasses import dataclass
+from math import isnan, nan
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
 
-from config import Config, ConfigError, Job
+from config import Config, ConfigError
 from config.defaults import with_preset
-from config.resolve import resolve
+from config.resolve import parse_overrides, resolve
 from controller.rules.early_stop import EarlyStopTest
 from controller.rules.replay import ReplayedTurn, replay
-from controller.rules.thinking import RuleSpec, ThinkingSettings
+from controller.rules.thinking import Intervention, RuleSpec, ThinkingSettings
 from controller.rules.turn import find_stall, score_change, turn_score
 from controller.think_tokens import ThinkTokens, think_tokens
-from learner.data.episode_log import read_records
 from protocol.arrays import INT32, finite_or_none, none_to_nan, unpack
-from protocol.codec import BadFrame, decode
-from protocol.messages import Response, StopReason, Trajectory
+from protocol.messages import ControlEvent, Response, StopReason, Trajectory
 from supervisor.job import build_environment
-from supervisor.models import find_model
+from supervisor.recording import EPISODES_DIR, read_episodes, recorded_job
 from telemetry.html.episode_view import describe_outcome
 
-LOG = Path("episodes")
 
-
-def recorded_job(run_dir: Path, command: str) -> Job:
-    """The job of a run directory with episodes, which may have been moved, or come from another
-    machine. ConfigError if it is none, or if its model is not to be had here."""
-    for needed in ("job.json", "config.toml", str(LOG)):
-        if not (run_dir / needed).exists():
-            raise ConfigError(
-                f"{command}: {run_dir} is no run directory with episodes (it has no {needed})"
-            )
-    job = Job.load(run_dir / "job.json")
-    if Path(job.model_dir).exists():
-        return job
-    return msgspec.structs.replace(
-        job, model_dir=str(find_model(job.config, Console(stderr=True)) or run_dir / "policy")
+def main(arguments: list[str]) -> int:
+    """List recorded episodes, or print one as control saw it then and would see it now."""
+    parser = argparse.ArgumentParser(
+        prog="run.py replay",
+        description=(
+            "Recorded episodes through the rules of control again: where they acted and why, and "
+            "where they would with other settings, which may follow (--control.epsilon 0.01). "
+            "Without EPISODE: the episodes of the run."
+        ),
     )
-
-
-def read_episodes(log: Path) -> Iterator[tuple[int, Trajectory]]:
-    """(Where its record ends, the episode), in the order in which they ended.
-
-    ConfigError for a log that we cannot read.
-    """
-    for _, end, frame in read_records(log):
-        if (episode := episode_in(frame, log)) is not None:
-            yield end, episode
-
-
-def episode_in(frame: bytes, log: Path) -> Trajectory | None:
-    """The episode of a record of `log`; None for one of something else.
-
-    ConfigError if we cannot read it.
-    """
-    try:
-        message = decode(frame)
-    except BadFrame as error:
-        raise ConfigError(
-            f"{log} was written by another version of this project: {error}"
-        ) from None
-    return message if isinstance(message, Trajectory) else None
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument(
+        "episode",
+        nargs="?",
+        default="",
+        metavar="EPISODE",
+        help="its name in that list, such as t3.1",
+    )
+    parser.add_argument("--turn", type=int, metavar="N", help="one turn (from 0), token by token")
+    names = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    rest = arguments[len(names) :]
+    if {"-h", "--help"} & set(rest):
+        parser.parse_args(["--help"])
+    overrides = parse_overrides(rest)
+    if "turn" in overrides:
+        names.append(f"--turn={overrides.pop('turn')}")
+    options = parser.parse_args(names)
+    replay_run(options.run, options.episode, options.turn, overrides, Console())
+    return 0
 
 
 class Recording:
-    """The episodes of a run directory, and what is needed to read them.
-
-    ConfigError if it is none.
-    """
+    """The episodes of a run directory, and what is needed to read them."""
 
     def __init__(self, run_dir: Path, overrides: dict[str, str]) -> None:
+        """Raises ConfigError if `run_dir` has no episodes."""
         job = recorded_job(run_dir, "replay")
         self._run_dir = run_dir
-        self._given = {name.replace("-", "_") for name in overrides}
+        self._overridden = {name.replace("-", "_") for name in overrides}
         self.config: Config = resolve(run_dir / "config.toml", with_preset(overrides, job.config))
         model_dir = Path(job.model_dir)
         self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
@@ -89,196 +78,253 @@ class Recording:
         self.tokens: ThinkTokens = think_tokens(model_dir, environment, self.config.control)
 
     def episodes(self) -> Iterator[Trajectory]:
-        """In the order in which they ended."""
-        return (episode for _, episode in read_episodes(self._run_dir / LOG))
+        """The episodes in the order in which they ended."""
+        return (episode for _, episode in read_episodes(self._run_dir / EPISODES_DIR))
 
-    def rule(self, attempt: Response) -> RuleSpec:
-        """The rule as it is configured now, with the epsilon that was in force then, unless another
-        one is asked for."""
-        c = self.config.control
-        epsilon = self._threshold("epsilon", attempt.epsilon)
+    def rule(self, response: Response) -> RuleSpec:
+        """The rule as it is configured now, with the epsilon that was in force then.
+
+        A configured epsilon is taken if it, or a preset, was asked for.
+        """
+        control = self.config.control
         rule = ThinkingSettings(
-            c.score,
-            c.alpha,
+            control.score,
+            control.alpha,
             self.tokens.vocabulary,
-            c.delta_statistic,
-            c.window,
-            epsilon,
-            c.min_thinking,
-            c.max_thinking,
+            control.delta_statistic,
+            control.window,
+            self._threshold("epsilon", response.epsilon),
+            control.min_thinking,
+            control.max_thinking,
         )
         return RuleSpec(rule, self.tokens.open, self.tokens.close, self.tokens.closing_tokens)
 
-    def eta(self, attempt: Response) -> float | None:
-        """The eta that was in force then, unless another one is asked for."""
-        return self._threshold("eta", attempt.eta)
+    def eta(self, response: Response) -> float | None:
+        """The eta that was in force then, if any was, unless another one is asked for."""
+        return self._threshold("eta", response.eta)
 
-    def _threshold(self, name: str, then: float) -> float | None:
-        if {f"control.{name}", "control.preset"} & self._given:
+    def _threshold(self, name: str, recorded: float) -> float | None:
+        if {f"control.{name}", "control.preset"} & self._overridden:
             return getattr(self.config.control, name)
-        return finite_or_none(then)
+        return finite_or_none(recorded)
+
+    def replay(self, response: Response) -> ReplayedTurn | None:
+        """Feed a response to the rule as configured now; None for one that was not watched."""
+        if not response.signals:
+            return None
+        tokens = unpack(response.tokens, INT32)
+        return replay(tokens, response.signal_table(), self.rule(response))
+
+    def turn_score(self, response: Response) -> float | None:
+        """The score of a turn as configured now; None where nothing was measured."""
+        replayed = self.replay(response)
+        if replayed is None:
+            return None
+        control = self.config.control
+        return turn_score(replayed.scores, control.turn_mean, control.turn_skip)
+
+    def is_stalled(self, gamma: float, eta: float) -> bool:
+        """Tell whether a turn whose score changed by `gamma` is stalled, as configured now."""
+        zero_counts = self.config.control.score != "code"
+        return find_stall(gamma, eta, zero_counts=zero_counts) is not None
 
 
 def replay_run(
-    run_dir: Path, episode: str, turn: int | None, overrides: dict[str, str], console: Console
+    run_dir: Path, name: str, turn: int | None, overrides: dict[str, str], console: Console
 ) -> None:
-    """List the episodes of a run (`episode` ""), or print one turn by turn, or one turn (`turn`,
-    from 0) token by token.
+    """List the episodes of a run (`name` is ""), or print one of them.
 
+    An episode is printed turn by turn, or one turn of it (`turn`, from 0) token by token. Raises
     ConfigError for a run, an episode or a turn that does not exist.
     """
     recording = Recording(run_dir, overrides)
-    if not episode:
-        _list(recording, console)
+    if not name:
+        _list_episodes(recording, console)
         return
-    found = next((e for e in recording.episodes() if e.key.id == episode), None)
-    if found is None:
+    episode = next((e for e in recording.episodes() if e.key.id == name), None)
+    if episode is None:
         raise ConfigError(
-            f"replay: {run_dir} has no episode {episode}; `python run.py replay {run_dir}` lists "
-            "them"
+            f"replay: {run_dir} has no episode {name}; `python run.py replay {run_dir}` lists them"
         )
-    if turn is not None and not 0 <= turn < len(found.turns):
+    if turn is not None and not 0 <= turn < len(episode.turns):
         raise ConfigError(
-            f"replay: episode {episode} has turns 0 to {len(found.turns) - 1}, not {turn}"
+            f"replay: episode {name} has turns 0 to {len(episode.turns) - 1}, not {turn}"
         )
     console.print(
-        f"[bold]{episode}[/]  {_escaped(describe_outcome(found))}, {len(found.turns)} turns: "
-        f"{_escaped(found.task)}",
+        f"[bold]{name}[/]  {_escape(describe_outcome(episode))}, {len(episode.turns)} turns: "
+        f"{_escape(episode.task)}",
         highlight=False,
     )
-    _print_episode(recording, found, turn, console)
+    _print_episode(recording, episode, turn, console)
 
 
-def _list(recording: Recording, console: Console) -> None:
+def _list_episodes(recording: Recording, console: Console) -> None:
     table = Table("episode", "turns", "solved", "cut", "sampled again", box=None)
     for episode in recording.episodes():
-        cut = sum(event.kind == "intervene" for t in episode.turns for event in t.kept.events)
-        again = sum(len(t.rejected) for t in episode.turns)
-        solved = str(episode.drop_reason or ("yes" if episode.success else "no"))
-        table.add_row(episode.key.id, str(len(episode.turns)), solved, str(cut), str(again))
+        cut = sum(_count_cuts(turn.kept) for turn in episode.turns)
+        resampled = sum(len(turn.rejected) for turn in episode.turns)
+        outcome = "yes" if episode.success else "no"
+        table.add_row(
+            episode.key.id,
+            str(len(episode.turns)),
+            str(episode.drop_reason or outcome),
+            str(cut),
+            str(resampled),
+        )
     console.print(table)
     if recording.config.control.early_stall:
-        console.print(early_line(recording), highlight=False)
+        console.print(describe_early_stops(recording), highlight=False)
 
 
-def early_line(recording: Recording) -> str:
-    """What ending turns early, with the settings of now, would have saved and cost on the turns of
-    the run that were complete."""
-    c = recording.config.control
-    most = recording.config.sampling.max_tokens
-    compared = stalls = ended = wrong = saved = 0
+def _count_cuts(response: Response) -> int:
+    return sum(event.kind == "intervene" for event in response.events)
+
+
+@dataclass
+class EarlyStops:
+    """Counts of what ending turns early would have done."""
+
+    compared: int = 0
+    stalled: int = 0
+    ended: int = 0
+    wrongly_ended: int = 0
+    saved_tokens: int = 0
+
+
+def describe_early_stops(recording: Recording) -> str:
+    """Say what ending turns early, as configured now, would have saved and cost.
+
+    It is counted over the turns of the run that were complete.
+    """
+    counts = EarlyStops()
     for episode in recording.episodes():
-        before: float | None = None
+        score_before: float | None = None
         for turn in episode.turns:
-            for attempt in (*turn.rejected, turn.kept):
-                eta = recording.eta(attempt)
-                replayed = _replay(recording, attempt)
-                if (
-                    before is None
-                    or eta is None
-                    or replayed is None
-                    or attempt.stop is StopReason.EARLY
-                ):
-                    continue
-                gamma = score_change(turn_score(replayed.scores, c.turn_mean, c.turn_skip), before)
-                stall = find_stall(gamma, eta, zero_counts=c.score != "code") is not None
-                rule = EarlyStopTest(c.early_stall, before, eta, most, c.turn_mean, c.turn_skip)
-                found = rule.observe(replayed.scores)
-                compared = compared + 1
-                stalls = stalls + stall
-                ended = ended + found
-                wrong = wrong + (found and not stall)
-                saved += attempt.length - 1 - rule.position if found else 0
-            score = _score(recording, turn.kept)
+            for response in (*turn.rejected, turn.kept):
+                _count_early_stop(recording, response, score_before, counts)
+            score = recording.turn_score(turn.kept)
             if score is not None:
-                before = score
+                score_before = score
     return (
-        f"ended early at {c.early_stall:g} (control.early_stall): {ended} of {compared:,} turns, "
-        f"{wrong} of them wrongly, "
-        f"{saved:,} tokens saved; {stalls} were stalled in the end"
+        f"ended early at {recording.config.control.early_stall:g} (control.early_stall): "
+        f"{counts.ended} of {counts.compared:,} turns, {counts.wrongly_ended} of them wrongly, "
+        f"{counts.saved_tokens:,} tokens saved; {counts.stalled} were stalled in the end"
     )
+
+
+def _count_early_stop(
+    recording: Recording, response: Response, score_before: float | None, counts: EarlyStops
+) -> None:
+    """Add to `counts` what the test for early stops makes of a response that was complete."""
+    control = recording.config.control
+    eta = recording.eta(response)
+    replayed = recording.replay(response)
+    is_complete = response.stop is not StopReason.EARLY
+    if score_before is None or eta is None or replayed is None or not is_complete:
+        return
+    score = turn_score(replayed.scores, control.turn_mean, control.turn_skip)
+    is_stalled = recording.is_stalled(score_change(score, score_before), eta)
+    test = EarlyStopTest(
+        control.early_stall,
+        score_before,
+        eta,
+        recording.config.sampling.max_tokens,
+        control.turn_mean,
+        control.turn_skip,
+    )
+    counts.compared += 1
+    counts.stalled += is_stalled
+    if test.observe(replayed.scores):
+        counts.ended += 1
+        counts.wrongly_ended += not is_stalled
+        counts.saved_tokens += response.length - 1 - test.position
 
 
 def _print_episode(
-    recording: Recording, episode: Trajectory, only: int | None, console: Console
+    recording: Recording, episode: Trajectory, only_turn: int | None, console: Console
 ) -> None:
-    before: float | None = None
+    score_before: float | None = None
     for number, turn in enumerate(episode.turns):
-        for attempt in (*turn.rejected, turn.kept):
-            if only is None or only == number:
-                replayed = _replay(recording, attempt)
-                kept = "" if attempt is turn.kept else "  [dim]rejected[/]"
-                console.print(
-                    f"\n[bold]turn {number}[/]{kept}  "
-                    f"{_escaped(recording.tokenizer.decode(_ids(attempt)))}",
-                    highlight=False,
-                )
-                for line in explain(attempt, replayed, before, recording):
+        if only_turn is None or only_turn == number:
+            for response in (*turn.rejected, turn.kept):
+                mark = "  [dim]rejected[/]" * (response is not turn.kept)
+                text = _escape(recording.tokenizer.decode(_token_ids(response)))
+                console.print(f"\n[bold]turn {number}[/]{mark}  {text}", highlight=False)
+                replayed = recording.replay(response)
+                for line in explain_response(response, replayed, score_before, recording):
                     console.print(f"  {line}", highlight=False)
-                if only is not None and replayed is not None:
-                    console.print(token_table(attempt, replayed, recording.tokenizer))
-        score = _score(recording, turn.kept)
+                if only_turn is not None and replayed is not None:
+                    console.print(token_table(response, replayed, recording.tokenizer))
+        score = recording.turn_score(turn.kept)
         if score is not None:
-            before = score
+            score_before = score
 
 
-def explain(
-    attempt: Response, replayed: ReplayedTurn | None, before: float | None, recording: Recording
+def explain_response(
+    response: Response,
+    replayed: ReplayedTurn | None,
+    score_before: float | None,
+    recording: Recording,
 ) -> list[str]:
-    """What control did then and would do now, a line each.
+    """Say in lines what control did then and would do now.
 
-    `before`: the score of the kept turn before.
+    `score_before` is that of the kept turn before.
     """
     if replayed is None:
         return ["not watched: evaluations are not"]
-    then = next((event for event in attempt.events if event.kind == "intervene"), None)
-    lines = [f"then: {_cut(then)}", f"now:  {_cut(replayed.intervention)}"]
-    if then is not None and (
-        replayed.intervention is None or replayed.intervention.position > then.position
+    recorded = next((event for event in response.events if event.kind == "intervene"), None)
+    lines = [f"then: {_describe_cut(recorded)}", f"now:  {_describe_cut(replayed.intervention)}"]
+    if recorded is not None and (
+        replayed.intervention is None or replayed.intervention.position > recorded.position
     ):
         lines.append(
-            f"      (what follows token {then.position} was forced: what this rule would have "
+            f"      (what follows token {recorded.position} was forced: what this rule would have "
             "met there is not known)"
         )
-    for event in attempt.events:
-        if event.kind == "resample":
-            numbers = (
-                f", {event.value:.3g} against {event.threshold:.3g}"
-                if event.value == event.value
-                else ""
-            )
-            lines.append(f"then: sampled again ({event.reason}{numbers})")
-    score = _score(recording, attempt)
-    gamma = score_change(score, before)
-    if score is not None and gamma is not None:
-        against = _verdict(recording, gamma, recording.eta(attempt))
-        lines.append(f"turn: score {score:.4f}, changed by {gamma:.3g}: {against}")
+    lines += [
+        f"then: sampled again ({_describe_resample(event)})"
+        for event in response.events
+        if event.kind == "resample"
+    ]
+    score = recording.turn_score(response)
+    if score is not None and score_before is not None:
+        lines.append(_describe_change(score, score_before, response, recording))
     return lines
 
 
-def _verdict(recording: Recording, gamma: float, eta: float | None) -> str:
-    if eta is None:
-        return "no eta in force"
-    zero_counts = recording.config.control.score != "code"
-    if find_stall(gamma, eta, zero_counts=zero_counts) is None:
-        return f"not stalled at eta {eta:.3g}"
-    return f"stalled at eta {eta:.3g}"
-
-
-def _cut(decision: object) -> str:
-    if decision is None:
+def _describe_cut(cut: ControlEvent | Intervention | None) -> str:
+    if cut is None:
         return "not cut"
-    said = (
-        msgspec.structs.asdict(decision) if isinstance(decision, msgspec.Struct) else vars(decision)
-    )
     return (
-        f"cut at token {said['position']} ({said['reason']}: {said['value']:.3g} against "
-        f"{said['threshold']:.3g})"
+        f"cut at token {cut.position} ({cut.reason}: {cut.value:.3g} against {cut.threshold:.3g})"
     )
 
 
-def token_table(attempt: Response, replayed: ReplayedTurn, tokenizer: Tokenizer) -> Table:
-    """A line a token: what was measured before it was sampled, and what the rule made of that."""
+def _describe_resample(event: ControlEvent) -> str:
+    if isnan(event.value):
+        return event.reason
+    return f"{event.reason}, {event.value:.3g} against {event.threshold:.3g}"
+
+
+def _describe_change(
+    score: float, score_before: float, response: Response, recording: Recording
+) -> str:
+    gamma = score_change(score, score_before)
+    eta = recording.eta(response)
+    if eta is None:
+        verdict = "no eta in force"
+    elif recording.is_stalled(gamma, eta):
+        verdict = f"stalled at eta {eta:.3g}"
+    else:
+        verdict = f"not stalled at eta {eta:.3g}"
+    return f"turn: score {score:.4f}, changed by {gamma:.3g}: {verdict}"
+
+
+def token_table(response: Response, replayed: ReplayedTurn, tokenizer: Tokenizer) -> Table:
+    """A line a token: what was measured before it was sampled, and what the rule made of that.
+
+    Entropy and confidence are in nats.
+    """
     table = Table(
         "",
         "token",
@@ -291,48 +337,37 @@ def token_table(attempt: Response, replayed: ReplayedTurn, tokenizer: Tokenizer)
         "",
         box=None,
     )
-    mask = list(attempt.mask)
-    last = nan
-    decided = replayed.intervention.position if replayed.intervention else -1
-    for i, (token, signal) in enumerate(
-        zip(_ids(attempt), attempt.signal_table().tolist(), strict=True)
-    ):
-        score = replayed.scores[i]
-        marks = ["forced"] * (not mask[i]) + ["<- cut"] * (i == decided)
+    is_forced = [chosen == 0 for chosen in response.mask]
+    cut_at = -1
+    if replayed.intervention is not None:
+        cut_at = replayed.intervention.position
+    score_before = nan
+    signals = response.signal_table().tolist()
+    for position, (token, signal) in enumerate(zip(_token_ids(response), signals, strict=True)):
+        score = replayed.scores[position]
+        marks = ["forced"] * is_forced[position] + ["<- cut"] * (position == cut_at)
         table.add_row(
-            str(i),
+            str(position),
             Text(repr(tokenizer.decode([token], skip_special_tokens=False))),
-            *(_number(x) for x in signal),
-            _number(score),
-            _number(abs(score - last)),
-            _number(none_to_nan(replayed.statistics[i])),
+            *(_format_number(value) for value in signal),
+            _format_number(score),
+            _format_number(abs(score - score_before)),
+            _format_number(none_to_nan(replayed.statistics[position])),
             " ".join(marks),
         )
-        last = score
+        score_before = score
     return table
 
 
-def _replay(recording: Recording, attempt: Response) -> ReplayedTurn | None:
-    if not attempt.signals:
-        return None
-    return replay(unpack(attempt.tokens, INT32), attempt.signal_table(), recording.rule(attempt))
+def _token_ids(response: Response) -> list[int]:
+    return unpack(response.tokens, INT32).tolist()
 
 
-def _score(recording: Recording, attempt: Response) -> float | None:
-    replayed = _replay(recording, attempt)
-    if replayed is None:
-        return None
-    c = recording.config.control
-    return turn_score(replayed.scores, c.turn_mean, c.turn_skip)
+def _format_number(value: float) -> str:
+    if isnan(value):
+        return ""
+    return f"{value:.4f}"
 
 
-def _ids(attempt: Response) -> list[int]:
-    return unpack(attempt.tokens, INT32).tolist()
-
-
-def _number(value: float) -> str:
-    return "" if value != value else f"{value:.4f}"
-
-
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return text.replace("[", "\\[")

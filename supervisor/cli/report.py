@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import gc
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from math import nan
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from tokenizers import Tokenizer
 
-from config import Config, ConfigError
+from config import Config, ConfigError, Job
 from config.options import values_of
 from config.resolve import resolve
 from learner.checkpoint import latest
@@ -23,37 +25,65 @@ from learner.data.episode_analysis import WITHIN_GROUP, token_log_probs, turn_ad
 from learner.data.episode_log import Records
 from protocol.arrays import FLOAT16, unpack
 from protocol.files import atomic_write
-from protocol.messages import Trajectory
-from supervisor.cli.replay import LOG, episode_in, recorded_job
+from protocol.messages import EpisodeKey, Trajectory
+from supervisor.recording import EPISODES_DIR, decode_episode, recorded_job
 from telemetry.html.episode_view import EpisodeView, build_episode_view
 from telemetry.html.report import AROUND, RunData, render_report
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 
-SHOWN = 6
-"""Episodes of a run, if none is named."""
-MOST_WEIGHTS = 1 << 30
-"""Bytes of a policy that is asked about the shown episodes."""
-LOOKED_AT = 2000
-"""Episodes of a run, evenly over it, that are searched for interventions and for episodes to
-show."""
+EPISODES_SHOWN = 6
+"""Episodes of a run that are shown, if none is named."""
+
+MAX_POLICY_BYTES = 1 << 30
+"""Size of the largest policy that is asked about the shown episodes."""
+
+EPISODES_SEARCHED = 2000
+"""Episodes of a run, evenly over it, that are searched for interventions and for some to show."""
+
+
+def main(arguments: list[str]) -> int:
+    """Write a report of runs."""
+    parser = argparse.ArgumentParser(
+        prog="run.py report", description="What runs did, as one HTML file that needs no network."
+    )
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="run directories, finished or not"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: report.html in the first of them"
+    )
+    parser.add_argument(
+        "--episodes",
+        default="",
+        metavar="NAMES",
+        help="episodes to show, such as t3.1,t4.0 (default: a few)",
+    )
+    options = parser.parse_args(arguments)
+    console = Console()
+    names = [name.strip() for name in options.episodes.split(",") if name.strip()]
+    output = write_report(options.runs, options.output, names, console)
+    console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def write_report(
-    run_dirs: Sequence[Path], output: Path | None, episodes: Sequence[str], console: Console
+    run_dirs: Sequence[Path], output: Path | None, episode_names: Sequence[str], console: Console
 ) -> Path:
-    """The report of the runs, in `output` (default: report.html in the first of them); `episodes`
-    are names such as t3.1, of each run.
+    """Write the report of runs, by default as report.html in the first of them; returns its path.
 
-    ConfigError for a directory that is no run, and for an episode that no run has.
+    `episode_names`, such as t3.1, are of each run. Raises ConfigError for a directory that is no
+    run, and for an episode that no run has.
     """
     names = short_names(run_dirs)
     runs = [
-        read_run(path, name, episodes, console) for path, name in zip(run_dirs, names, strict=True)
+        read_run(path, name, episode_names, console)
+        for path, name in zip(run_dirs, names, strict=True)
     ]
-    for wanted in episodes:
-        if not any(found.id == wanted for run in runs for found in run.episodes):
+    shown = {view.id for run in runs for view in run.episodes}
+    for name in episode_names:
+        if name not in shown:
             raise ConfigError(
-                f"report: there is no episode {wanted}; `python run.py replay {run_dirs[0]}` "
+                f"report: there is no episode {name}; `python run.py replay {run_dirs[0]}` "
                 "lists them"
             )
     output = output or run_dirs[0] / "report.html"
@@ -63,7 +93,7 @@ def write_report(
 
 
 def short_names(run_dirs: Sequence[Path]) -> list[str]:
-    """What the runs are called: the last parts of their paths, as many as tell them apart."""
+    """Name the runs by the last parts of their paths, as many as tell them apart."""
     paths = [path.resolve().parts[1:] for path in run_dirs]
     for count in range(1, max(map(len, paths), default=1) + 1):
         names = ["/".join(parts[-count:]) for parts in paths]
@@ -72,8 +102,8 @@ def short_names(run_dirs: Sequence[Path]) -> list[str]:
     raise ConfigError("report: a run is named twice")
 
 
-def read_run(run_dir: Path, name: str, wanted: Sequence[str], console: Console) -> RunData:
-    """All that is shown of a run.
+def read_run(run_dir: Path, name: str, episode_names: Sequence[str], console: Console) -> RunData:
+    """Read all that is shown of a run.
 
     One that was not finished, or has no episodes, is shown as far as it goes.
     """
@@ -81,26 +111,32 @@ def read_run(run_dir: Path, name: str, wanted: Sequence[str], console: Console) 
         raise ConfigError(
             f"report: {run_dir} is no run directory with measurements (it has no {METRICS_FILE})"
         )
-    config = resolve(run_dir / "config.toml") if (run_dir / "config.toml").is_file() else Config()
-    values = values_of(config)
-    log = run_dir / LOG
-    records = Records(log) if log.is_dir() else ()
-    with without_collector():
-        episodes = dict(sampled(records, log, wanted, name, console))
-    cuts = [around for episode in episodes.values() for around in interventions(episode)]
+    config = Config()
+    if (run_dir / "config.toml").is_file():
+        config = resolve(run_dir / "config.toml")
+    log = run_dir / EPISODES_DIR
+    records = ()
+    if log.is_dir():
+        records = Records(log)
+    with pause_garbage_collection():
+        episodes = dict(sample_episodes(records, log, episode_names, name, console))
+    cuts = [window for episode in episodes.values() for window in intervention_windows(episode)]
     return RunData(
         name,
         read_metrics(run_dir / METRICS_FILE),
-        values,
+        values_of(config),
         cuts,
-        list(views(run_dir, records, episodes, wanted)),
+        list(build_views(run_dir, records, episodes, episode_names)),
     )
 
 
 @contextlib.contextmanager
-def without_collector() -> Iterator[None]:
-    """Python's collector looks through all episodes that are kept, again and again: four fifths of
-    the time to read 1,500."""
+def pause_garbage_collection() -> Iterator[None]:
+    """Keep Python's garbage collector from running while inside.
+
+    It looks through all episodes that are kept, again and again: four fifths of the time to read
+    1,500.
+    """
     gc.disable()
     try:
         yield
@@ -108,101 +144,148 @@ def without_collector() -> Iterator[None]:
         gc.enable()
 
 
-def sampled(
-    records: Sequence[bytes | None], log: Path, wanted: Sequence[str], name: str, console: Console
+def sample_episodes(
+    records: Sequence[bytes | None],
+    log: Path,
+    episode_names: Sequence[str],
+    run_name: str,
+    console: Console,
 ) -> Iterator[tuple[int, Trajectory]]:
-    """(Number of its record, episode) of at most LOOKED_AT, evenly over the log, and of those that
-    are wanted, for which all are read."""
-    every = max(1, -(-len(records) // LOOKED_AT))
-    numbers = range(0, len(records), 1 if wanted else every)
-    for number in track(numbers, f"episodes of {name}", console=console, transient=True):
-        episode = _episode(records, number, log)
-        if episode is not None and (number % every == 0 or episode.key.id in wanted):
+    """Sample EPISODES_SEARCHED episodes evenly over a log, each with the number of its record.
+
+    Named episodes come too; for these all records are read.
+    """
+    stride = max(1, math.ceil(len(records) / EPISODES_SEARCHED))
+    numbers = range(0, len(records), stride)
+    if episode_names:
+        numbers = range(len(records))
+    for number in track(numbers, f"episodes of {run_name}", console=console, transient=True):
+        episode = _read_episode(records, number, log)
+        if episode is not None and (number % stride == 0 or episode.key.id in episode_names):
             yield number, episode
 
 
-def _episode(records: Sequence[bytes | None], number: int, log: Path) -> Trajectory | None:
-    return None if (frame := records[number]) is None else episode_in(frame, log)
+def _read_episode(records: Sequence[bytes | None], number: int, log: Path) -> Trajectory | None:
+    frame = records[number]
+    if frame is None:
+        return None
+    return decode_episode(frame, log)
 
 
-def interventions(episode: Trajectory) -> Iterator[list[float]]:
+def intervention_windows(episode: Trajectory) -> Iterator[list[float]]:
     """M_t around each cut of an episode; NaN where there is no token, or no signal."""
     for turn in episode.turns:
-        seen = unpack(turn.kept.uncertainty, FLOAT16).astype(float)
+        uncertainty = unpack(turn.kept.uncertainty, FLOAT16).astype(float)
         for event in turn.kept.events:
             if event.kind == "intervene":
-                at = [event.position + offset for offset in range(-AROUND, AROUND + 1)]
-                yield [float(seen[i]) if 0 <= i < len(seen) else nan for i in at]
+                positions = range(event.position - AROUND, event.position + AROUND + 1)
+                yield [_value_at(uncertainty, position) for position in positions]
 
 
-def views(
+def _value_at(values: np.ndarray, position: int) -> float:
+    """A value of float [T]; NaN outside."""
+    if not 0 <= position < len(values):
+        return nan
+    return float(values[position])
+
+
+def build_views(
     run_dir: Path,
     records: Sequence[bytes | None],
     episodes: Mapping[int, Trajectory],
-    wanted: Sequence[str],
+    episode_names: Sequence[str],
 ) -> Iterator[EpisodeView]:
-    """The wanted ones of the `episodes` (number of its record -> episode), or a few that show
-    something (`choose`), with what the last checkpoint's policy makes of their tokens."""
-    found = list(episodes.values())
-    chosen = [e for e in found if e.key.id in wanted] if wanted else choose(found)
+    """Build the views of named episodes, or of a few that `choose_episodes` finds worth showing.
+
+    `episodes` are by the numbers of their records. A view has what the last checkpoint's policy
+    makes of the tokens.
+    """
+    if episode_names:
+        chosen = [episode for episode in episodes.values() if episode.key.id in episode_names]
+    else:
+        chosen = choose_episodes(list(episodes.values()))
     if not chosen:
         return
     job = recorded_job(run_dir, "report")
     tokenizer = Tokenizer.from_file(str(Path(job.model_dir) / "tokenizer.json"))
+    decode_ids = functools.partial(tokenizer.decode, skip_special_tokens=False)
+    advantages = _compute_advantages(run_dir, job, records, episodes, chosen)
+    log_probs = _compute_log_probs(run_dir, job, chosen)
+    for episode in chosen:
+        yield build_episode_view(
+            episode,
+            decode_ids,
+            advantages.get(episode.key, ()),
+            log_probs.get(episode.key, ()),
+        )
+
+
+def _compute_advantages(
+    run_dir: Path,
+    job: Job,
+    records: Sequence[bytes | None],
+    episodes: Mapping[int, Trajectory],
+    chosen: Sequence[Trajectory],
+) -> dict[EpisodeKey, Sequence[float]]:
+    """Advantages of the turns of chosen episodes, where they follow from an episode's group."""
     learner = job.config.learner
-    compared = (
-        {episode.key.group for episode in chosen if not episode.key.evaluation}
-        if learner.algorithm in WITHIN_GROUP
-        else set()
-    )
-    places = {
+    if learner.algorithm not in WITHIN_GROUP:
+        return {}
+    record_of_group = {
         episode.key.group: number
         for number, episode in episodes.items()
         if not episode.key.evaluation
-    }  # one of each group's
-    groups = [
-        group_at(records, places[group], run_dir / LOG, learner.group_size) for group in compared
-    ]
-    known = {
-        key: values for group in groups for key, values in turn_advantages(group, learner).items()
     }
+    advantages = {}
+    for group in {episode.key.group for episode in chosen if not episode.key.evaluation}:
+        members = group_at(
+            records, record_of_group[group], run_dir / EPISODES_DIR, learner.group_size
+        )
+        advantages |= turn_advantages(members, learner)
+    return advantages
+
+
+def _compute_log_probs(
+    run_dir: Path, job: Job, chosen: Sequence[Trajectory]
+) -> dict[EpisodeKey, Sequence]:
+    """Log-probs of the tokens of chosen episodes by the last checkpoint's policy, if there is one."""
     policy = last_policy(run_dir)
-    judged = (
-        dict(zip([e.key for e in chosen], token_log_probs(policy, job.config, chosen), strict=True))
-        if policy
-        else {}
-    )
-    for episode in chosen:
-        decode_ids = functools.partial(tokenizer.decode, skip_special_tokens=False)
-        yield build_episode_view(
-            episode, decode_ids, known.get(episode.key, ()), judged.get(episode.key, ())
-        )
+    if policy is None:
+        return {}
+    keys = [episode.key for episode in chosen]
+    return dict(zip(keys, token_log_probs(policy, job.config, chosen), strict=True))
 
 
-def choose(episodes: Sequence[Trajectory]) -> list[Trajectory]:
-    """SHOWN of them: those in which control did most, half of them solved if there are so many."""
-    rng = random.Random(0)
-    played = [e for e in episodes if e.drop_reason is None and not e.key.evaluation and e.turns]
-    rng.shuffle(played)
-    played.sort(
-        key=lambda e: (
-            -sum(min(1, len(t.kept.events) + len(t.rejected)) for t in e.turns) / len(e.turns)
-        )
-    )
-    solved, others = ([e for e in played if e.success is success] for success in (True, False))
-    half = list(islice(solved, SHOWN // 2))
-    return half + list(islice(others, SHOWN - len(half)))
+def choose_episodes(episodes: Sequence[Trajectory]) -> list[Trajectory]:
+    """Choose EPISODES_SHOWN of the episodes in which control did most.
+
+    Half of them are solved, if there are so many.
+    """
+    candidates = [e for e in episodes if e.drop_reason is None and not e.key.evaluation and e.turns]
+    random.Random(0).shuffle(candidates)
+    candidates.sort(key=_controlled_share, reverse=True)
+    solved = [episode for episode in candidates if episode.success]
+    unsolved = [episode for episode in candidates if not episode.success]
+    chosen = solved[: EPISODES_SHOWN // 2]
+    return chosen + unsolved[: EPISODES_SHOWN - len(chosen)]
+
+
+def _controlled_share(episode: Trajectory) -> float:
+    """Share of an episode's turns in which control acted."""
+    return sum(bool(t.kept.events or t.rejected) for t in episode.turns) / len(episode.turns)
 
 
 def group_at(
     records: Sequence[bytes | None], number: int, log: Path, size: int
 ) -> list[Trajectory]:
-    """The group of the episode of that record: `size` members, or as many as are there. They ended
-    at about the same time, so they are looked for from there outwards."""
-    group = _episode(records, number, log).key.group
+    """The group of the episode of record `number`: `size` members, or as many as are there.
+
+    They ended at about the same time, so they are looked for from there outwards.
+    """
+    group = _read_episode(records, number, log).key.group
     members: list[Trajectory] = []
     for other in sorted(range(len(records)), key=lambda other: abs(other - number)):
-        episode = _episode(records, other, log)
+        episode = _read_episode(records, other, log)
         if episode is not None and not episode.key.evaluation and episode.key.group == group:
             members.append(episode)
         if len(members) == size:
@@ -211,8 +294,11 @@ def group_at(
 
 
 def last_policy(run_dir: Path) -> Path | None:
-    """The last checkpoint; None without one, or for a model so large that it would take long to
-    ask."""
-    directory = latest(run_dir)
-    size = sum(file.stat().st_size for file in directory.glob("*.safetensors")) if directory else 0
-    return directory if size <= MOST_WEIGHTS else None
+    """The last checkpoint; None without one, or for a model so large that it would take long."""
+    checkpoint = latest(run_dir)
+    if checkpoint is None:
+        return None
+    size_bytes = sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+    if size_bytes > MAX_POLICY_BYTES:
+        return None
+    return checkpoint

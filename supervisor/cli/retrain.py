@@ -1,169 +1,203 @@
-"""`python run.py replay --train RUN`: the recorded episodes of a run train its policy again,
-without engine or actors.
+"""`python run.py retrain RUN`: train again on recorded episodes, without engine or actors.
 
-As many updates (unless `run.max_updates` says otherwise) on the same batches in the same order,
-from the same warm-started policy, with the learner's settings as recorded or as given: the way to
-debug the learner, and to compare corrections on equal data. On one machine the result is the same
-to the bit each time. What the policy would have played with the other weights is not known: the
-data stays that of the recorded run.
+The same warm-started policy is trained on the same batches in the same order, with the learner's
+settings as recorded or as given. That is the way to debug the learner, and to compare losses on
+equal data. On one machine the result is the same to the bit each time. The data stays that of the
+recorded run: what a policy of other weights would have played is not known.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import functools
 import itertools
+import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
 from rich.console import Console
 
 from config import Config, ConfigError, Job
-from config.resolve import full_name, resolve
+from config.resolve import full_name, parse_overrides, resolve
 from learner.data.episode_log import first_offset, read_group_order
 from learner.data.groups import GroupBuffer
 from learner.data.rollout_metrics import rollout_metrics
 from learner.training import Training
 from protocol.messages import Stats, Trajectory
-from supervisor.cli.replay import LOG, read_episodes, recorded_job
 from supervisor.interrupts import interrupting_signals
 from supervisor.job import check_run_dir, default_run_dir, save_job, write_settings
+from supervisor.recording import EPISODES_DIR, read_episodes, recorded_job
 from telemetry.collector import Collector
 from telemetry.progress import Progress
-from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
+from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
 
 CHANGEABLE = ("learner.", "run.")
+"""Prefixes of the settings that may differ from those of the recorded run."""
+
+NOT_FOR_RETRAINING = ("learner.rollback", "learner.ranks")
+
+NO_LIMIT_MINUTES = "1000000"
+
+
+def main(arguments: list[str]) -> int:
+    """Train again on the episodes of a run."""
+    parser = argparse.ArgumentParser(
+        prog="run.py retrain",
+        usage="python run.py retrain RUN [--learner.SETTING VALUE ...] [--run.SETTING VALUE ...]",
+        description=(
+            "Train the policy of a run again on the episodes that it recorded, without engine or "
+            "actors. Settings of learner and run may follow. The new run directory is run.dir."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory with episodes")
+    options, rest = parser.parse_known_args(arguments)
+    retrain(options.run, parse_overrides(rest), Console())
+    return 0
 
 
 def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
-    """Train again on what `run_dir` recorded; returns the new run directory (`run.dir`), with
-    metrics and the last checkpoint. After Ctrl-C these are there, too, and KeyboardInterrupt is
-    raised.
+    """Train again on what `run_dir` recorded; returns the new run directory (`run.dir`).
 
-    ConfigError for a directory without episodes, or without its first ones, and for settings that
-    would change nothing here.
+    It has metrics and the last checkpoint, after Ctrl-C, too, when KeyboardInterrupt is raised.
+    Raises ConfigError for a directory without its first episodes, and for settings that would
+    change nothing here.
     """
-    started = time.monotonic()
-    job = new_job(run_dir, overrides)
-    new = Path(job.run_dir)
-    run = job.config.run
-    console.print(f"run directory: {new}", highlight=False)
-    new.mkdir(parents=True, exist_ok=True)
+    started_s = time.monotonic()
+    log = run_dir / EPISODES_DIR
+    job = build_job(run_dir, overrides)
+    new_dir = Path(job.run_dir)
+    console.print(f"run directory: {new_dir}", highlight=False)
+    new_dir.mkdir(parents=True, exist_ok=True)
     write_settings(job)
     save_job(job)
     collector = Collector(
-        new, min_effective_sample_size=job.config.learner.min_effective_sample_size
+        new_dir, min_effective_sample_size=job.config.learner.min_effective_sample_size
     )
-
-    def report(event: str, **values: float | str) -> None:
-        collector.handle(Stats(source="learner", event=event, values=values))
-        progress.tick()
-
-    with Progress(collector.state, run, console) as progress:
+    with Progress(collector.state, job.config.run, console) as progress:
+        report = functools.partial(_report, collector, progress)
         report("phase", phase="starting")
         training = Training.begin(
             job, lambda phase, done, of: report("phase", phase=phase, done=done, of=of)
         )
         report("phase", phase="training")
-        size = sum(file.stat().st_size for file in (run_dir / LOG).iterdir())
-        with _ctrl_c() as interrupted:
-            for end, batch in batches(run_dir / LOG, job.config):
-                over = (
-                    training.update_number == run.max_updates
-                    or 0 < run.max_tokens <= training.tokens
-                )
-                if (
-                    over
-                    or interrupted.is_set()
-                    or time.monotonic() - started > 60 * run.max_minutes
-                ):
-                    break
-                metrics = training.update(batch, end / size)
-                metrics = (
-                    rollout_metrics([episode for group in batch for episode in group]) | metrics
-                )
-                number = training.update_number
-                report("update", **metrics | {"update": number, "version": number})
+        with _first_ctrl_c() as interrupted:
+            _train_on_recorded(log, job.config, training, report, interrupted, started_s)
             training.checkpoint()
     collector.close()
-    console.print(f"{training.update_number} updates from {run_dir}", highlight=False)
+    console.print(
+        f"{training.update_number} updates from {run_dir}; the new run is in {new_dir}; as a page: "
+        f"python run.py report {shlex.quote(str(run_dir))} {shlex.quote(str(new_dir))}",
+        highlight=False,
+        soft_wrap=True,
+    )
     if interrupted.is_set():
         raise KeyboardInterrupt
-    return new
+    return new_dir
+
+
+def _report(collector: Collector, progress: Progress, event: str, **values: float | str) -> None:
+    collector.handle(Stats(source="learner", event=event, values=values))
+    progress.tick()
+
+
+def _train_on_recorded(
+    log: Path,
+    config: Config,
+    training: Training,
+    report: Callable[..., None],
+    interrupted: threading.Event,
+    started_s: float,
+) -> None:
+    """Make updates until the log is used up, a limit is reached, or the user interrupts."""
+    run = config.run
+    size_bytes = sum(file.stat().st_size for file in log.iterdir())
+    for end, batch in read_batches(log, config):
+        is_over = training.update_number == run.max_updates or 0 < run.max_tokens <= training.tokens
+        if is_over or interrupted.is_set() or time.monotonic() - started_s > 60 * run.max_minutes:
+            break
+        metrics = training.update(batch, end / size_bytes)
+        episodes = [episode for group in batch for episode in group]
+        number = training.update_number
+        metrics = rollout_metrics(episodes) | metrics | {"update": number, "version": number}
+        report("update", **metrics)
 
 
 @contextlib.contextmanager
-def _ctrl_c() -> Iterator[threading.Event]:
-    """The first Ctrl-C sets the event, so that an update is finished and what was trained is kept;
-    a second one stops at once."""
+def _first_ctrl_c() -> Iterator[threading.Event]:
+    """Have the first Ctrl-C set an event, so that the update is finished; a second one stops."""
     interrupted = threading.Event()
 
-    def first(*_: object) -> None:
+    def handle_first(*_: object) -> None:
         interrupted.set()
         restore()
 
     def restore() -> None:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
-    before = {number: signal.signal(number, first) for number in interrupting_signals()}
+    previous = {number: signal.signal(number, handle_first) for number in interrupting_signals()}
     try:
         yield interrupted
     finally:
         restore()
 
 
-def new_job(run_dir: Path, overrides: dict[str, str]) -> Job:
+def build_job(run_dir: Path, overrides: dict[str, str]) -> Job:
     """The recorded job with other settings of the learner, in a run directory of its own."""
-    full = {full_name(name): text for name, text in overrides.items()}
-    for name in {"learner.rollback", "learner.ranks"} & full.keys():
-        raise ConfigError(
-            f"replay --train: {name} is for runs; here one process makes every update"
-        )
-    for name in full:
-        if not name.startswith(CHANGEABLE):
-            raise ConfigError(
-                f"replay --train: {name} changes nothing about recorded episodes; settings of "
-                "learner and run do"
-            )
-    recorded = recorded_job(run_dir, "replay --train")
-    new = Path(full.get("run.dir", "") or default_run_dir())
-    updates = max(
-        (
-            line["update"]
-            for line in read_metrics(run_dir / METRICS_FILE)
-            if line["kind"] == "update"
-        ),
-        default=0,
-    )
-    as_many = {
-        "run.max_updates": str(updates),
+    overrides = {full_name(name): text for name, text in overrides.items()}
+    _check_changeable(overrides)
+    recorded = recorded_job(run_dir, "retrain")
+    new_dir = Path(overrides.get("run.dir", "") or default_run_dir())
+    defaults = {
+        "run.max_updates": str(_count_updates(run_dir)),
         "run.max_tokens": "0",
-        "run.max_minutes": "1000000",
+        "run.max_minutes": NO_LIMIT_MINUTES,
         "learner.rollback": "0",
         "learner.ranks": "1",
     }
-    config = resolve(run_dir / "config.toml", as_many | full | {"run.dir": str(new)})
+    config = resolve(run_dir / "config.toml", defaults | overrides | {"run.dir": str(new_dir)})
     if config.learner.group_size != recorded.config.learner.group_size:
         raise ConfigError(
             f"learner.group_size: the groups of {run_dir} have "
             f"{recorded.config.learner.group_size} episodes"
         )
-    if first_offset(run_dir / LOG):
+    if first_offset(run_dir / EPISODES_DIR):
         raise ConfigError(
-            f"replay --train: the first episodes of {run_dir} are gone (learner.log_gb); nothing "
-            "can be trained from its start"
+            f"retrain: the first episodes of {run_dir} are gone (learner.log_gb); nothing can be "
+            "trained from its start"
         )
-    check_run_dir(new)
-    return msgspec.structs.replace(recorded, config=config, run_dir=str(new), resume=False)
+    check_run_dir(new_dir)
+    return msgspec.structs.replace(recorded, config=config, run_dir=str(new_dir), resume=False)
 
 
-def batches(log: Path, config: Config) -> Iterator[tuple[int, list[list[Trajectory]]]]:
-    """(Where in the log it was complete, the groups), as the learner took them; those that it did
-    not come to, in order of admission."""
+def _check_changeable(overrides: dict[str, str]) -> None:
+    """Raise ConfigError for a setting that would change nothing."""
+    for name in overrides:
+        if name in NOT_FOR_RETRAINING:
+            raise ConfigError(f"retrain: {name} is for runs; here one process makes every update")
+        if not name.startswith(CHANGEABLE):
+            raise ConfigError(
+                f"retrain: {name} changes nothing about recorded episodes; settings of learner "
+                "and run do"
+            )
+
+
+def _count_updates(run_dir: Path) -> int:
+    updates = select_kind(read_metrics(run_dir / METRICS_FILE), "update")
+    return max((record["update"] for record in updates), default=0)
+
+
+def read_batches(log: Path, config: Config) -> Iterator[tuple[int, list[list[Trajectory]]]]:
+    """The batches of a log as the learner took them, each with the place where it was complete.
+
+    Groups that the learner did not come to follow in order of admission.
+    """
     buffer = GroupBuffer(config.learner.group_size, config.learner.filter_groups, config.learner)
     order = itertools.chain(read_group_order(log.parent), itertools.count())
     following = next(order)

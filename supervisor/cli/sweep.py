@@ -1,13 +1,13 @@
-"""`python run.py sweep DIR`: a run for each combination of settings and each seed, one after the
-other or a few at a time, and a table.
+"""`python run.py sweep DIR`: a run for each combination of settings and each seed, and a table.
 
-A setting with several values, separated by commas, is varied; all others hold for every run. What
-is finished is not made again, and what was begun is resumed, so the same command goes on after an
-interruption.
+A setting with several values, separated by commas, is varied; all others hold for every run. Runs
+are made one after the other, or a few at a time. What is finished is not made again, and what was
+begun is resumed, so the same command goes on after an interruption.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import itertools
@@ -22,31 +22,34 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from config import ConfigError
+from config import Config, ConfigError
 from config.options import SHORT_NAMES, all_settings, kind_of
-from config.resolve import full_name, resolve
+from config.resolve import full_name, parse_overrides, resolve
 from protocol.files import atomic_write
 from protocol.output import drop_unread_output
-from supervisor.cli.sweep_tables import effects_table, figures, rows_table
+from supervisor.cli.sweep_tables import build_figures, print_tables
 from supervisor.interrupts import on_interrupt
 from supervisor.job import build_environment, lock_directory
 from supervisor.process import ChildProcess, log_tail, spawn, stop_all
 from telemetry.analysis.compare_runs import compare_runs
 from telemetry.analysis.effects import compute_effects
+from telemetry.format import format_duration
 from telemetry.html.sweep_page import render_sweep
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
 
-PLAN = "sweep.json"
-FIGURES = "figures.json"
-PAGE = "sweep.html"
-TICK = 0.5
-CHECKPOINT_SECONDS = 60.0
-"""So long a run may take to finish its update and write a checkpoint, where the sweep has
-failed."""
-OWN = ("run.dir", "run.seed")
-"""Settings that a sweep gives to its runs."""
+PLAN_FILE = "sweep.json"
+FIGURES_FILE = "figures.json"
+PAGE_FILE = "sweep.html"
+
+TICK_S = 0.5
+
+CHECKPOINT_PATIENCE_S = 60.0
+"""Time for a run to finish its update and write a checkpoint, where the sweep has failed."""
+
+SET_FOR_EACH_RUN = {"run.dir": "DIR is where they are", "run.seed": "use --seeds N"}
+"""Settings that a sweep gives to its runs -> what to give instead."""
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,13 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return ",".join(
-            f"{name}={value.replace('/', '-')}"
-            for name, value in (*self.values, ("seed", str(self.seed)))
-        )
+        pairs = (*self.values, ("seed", str(self.seed)))
+        return ",".join(f"{name}={value.replace('/', '-')}" for name, value in pairs)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run: settings that are varied and those that are not, both full name -> text."""
+    """The settings of a sweep that are varied and those that are not, both full name -> text."""
 
     varied: dict[str, list[str]]
     fixed: dict[str, str]
@@ -85,95 +86,164 @@ class Plan:
 
     def arguments(self, cell: Cell) -> dict[str, str]:
         """The settings of a run."""
-        return (
-            self.fixed
-            | {full_name(name): value for name, value in cell.values}
-            | {"run.seed": str(cell.seed)}
-        )
+        varied = {full_name(name): value for name, value in cell.values}
+        return self.fixed | varied | {"run.seed": str(cell.seed)}
+
+    def config(self, cell: Cell) -> Config:
+        return resolve(None, self.arguments(cell))
 
 
-def plan(overrides: Mapping[str, str], seeds: int) -> Plan:
-    """What the command line asks for.
+def main(arguments: list[str]) -> int:
+    """Make the runs of a sweep, or go on with them, and compare them."""
+    parser = argparse.ArgumentParser(
+        prog="run.py sweep",
+        usage=(
+            "python run.py sweep DIR --SETTING VALUE,VALUE,... [--SETTING VALUE ...] [--seeds N] "
+            "[--slots N] [--dry-run]"
+        ),
+        description=(
+            "A run for each combination of settings and each seed, in DIR, and a table of their "
+            "measures. Any setting of a run may follow; one with several values, separated by "
+            "commas, is varied. The same command goes on after an interruption."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "dir", type=Path, metavar="DIR", help="where the runs, sweep.html and figures.json are"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="seeds 0 ... N-1 (default 1)"
+    )
+    parser.add_argument(
+        "--slots", type=int, default=1, metavar="N", help="runs at once (default 1)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the runs and their time, and start none"
+    )
+    options, rest = parser.parse_known_args(arguments)
+    if options.seeds < 1 or options.slots < 1:
+        raise ConfigError("--seeds and --slots must be at least 1")
+    plan = build_plan(parse_overrides(rest), options.seeds)
+    console = Console()
+    if options.dry_run:
+        print_plan(options.dir, plan, options.slots, console)
+        return 0
+    return sweep(options.dir, plan, options.slots, console)
 
-    ConfigError for a setting that does not exist, or that a sweep sets itself, or a combination
-    that cannot be run.
+
+def build_plan(overrides: Mapping[str, str], seeds: int) -> Plan:
+    """Plan what the command line asks for.
+
+    Raises ConfigError for a setting that does not exist, or that a sweep sets itself, or a
+    combination that cannot be run.
     """
-    known = all_settings()
     varied = {}
     fixed = {}
     for name, text in overrides.items():
         full = full_name(name)
-        if full in OWN:
-            raise ConfigError(
-                f"sweep: {full} is set for each run; "
-                f"{'use --seeds N' if full == 'run.seed' else 'DIR is where they are'}"
-            )
+        if full in SET_FOR_EACH_RUN:
+            raise ConfigError(f"sweep: {full} is set for each run; {SET_FOR_EACH_RUN[full]}")
         values = [value.strip() for value in text.split(",")]
-        is_list = full in known and isinstance(kind_of(known[full]), msgspec.inspect.ListType)
-        if len(values) > 1 and not is_list:
-            if len(set(values)) < len(values):
-                raise ConfigError(f"sweep: {full} has a value twice: {text}")
-            varied[full] = values
-        else:
+        if len(values) == 1 or _is_list(full):
             fixed[full] = text
-    found = Plan(varied, fixed, seeds)
+            continue
+        if len(set(values)) < len(values):
+            raise ConfigError(f"sweep: {full} has a value twice: {text}")
+        varied[full] = values
+    plan = Plan(varied, fixed, seeds)
+    _check_cells(plan)
+    return plan
+
+
+def _is_list(full: str) -> bool:
+    """Tell whether a setting is a list, whose commas do not separate values of the sweep."""
+    settings = all_settings()
+    return full in settings and isinstance(kind_of(settings[full]), msgspec.inspect.ListType)
+
+
+def _check_cells(plan: Plan) -> None:
+    """Raise ConfigError for a run that cannot be made, of its settings or its environment."""
     environments = {}
-    for cell in found.cells():
+    for cell in plan.cells():
         try:
-            config = resolve(None, found.arguments(cell))
+            config = plan.config(cell)
         except ConfigError as error:
             raise ConfigError(f"sweep: {cell.name}: {error}") from None
         environments[msgspec.json.encode([config.env.name, config.environment_settings()])] = config
     for config in environments.values():
         build_environment(config)
-    return found
 
 
-def sweep(directory: Path, planned: Plan, slots: int, console: Console) -> int:
-    """Make the runs and show the table; 0 if all are finished, 1 if one failed, 130 after Ctrl-C.
+def print_plan(directory: Path, plan: Plan, slots: int, console: Console) -> None:
+    """Print the runs that are to be made, and the most time that they take."""
+    for cell in plan.cells():
+        note = "  (finished)" * is_finished(directory / cell.name)
+        console.print(f"{cell.name}{note}", highlight=False, markup=False, soft_wrap=True)
+    console.print(describe_time(directory, plan, slots), highlight=False, soft_wrap=True)
 
-    ConfigError for a directory with another sweep, or one whose runs another process makes.
+
+def describe_time(directory: Path, plan: Plan, slots: int) -> str:
+    """Say how many runs are to be made, and the most time that they take by run.max_minutes."""
+    unfinished = [cell for cell in plan.cells() if not is_finished(directory / cell.name)]
+    minutes = [plan.config(cell).run.max_minutes for cell in unfinished]
+    longest_s = 60 * max(sum(minutes) / slots, max(minutes, default=0.0))
+    return (
+        f"{len(unfinished)} of {len(plan.cells())} runs to make, {slots} at once: "
+        f"{format_duration(longest_s)} at most (run.max_minutes)"
+    )
+
+
+def sweep(directory: Path, plan: Plan, slots: int, console: Console) -> int:
+    """Make the runs and show the table; returns the exit status.
+
+    It is 0 if all are finished, 1 if one failed, 130 after Ctrl-C. Raises ConfigError for a
+    directory with another sweep, or one whose runs another process makes.
     """
-    cells = planned.cells()
-    with _claimed(directory, planned):
-        failed, interrupted = asyncio.run(_make_all(directory, planned, cells, slots, console))
-    for cell, words in failed.items():
-        console.print(f"{cell.name} failed\n{words}", highlight=False, markup=False, soft_wrap=True)
+    cells = plan.cells()
+    with _claim_directory(directory, plan):
+        console.print(describe_time(directory, plan, slots), highlight=False, soft_wrap=True)
+        failures, interrupted = asyncio.run(_make_runs(directory, plan, slots, console))
+    for cell, log_lines in failures.items():
+        console.print(
+            f"{cell.name} failed\n{log_lines}", highlight=False, markup=False, soft_wrap=True
+        )
     finished = [cell for cell in cells if is_finished(directory / cell.name)]
     if finished:
-        _show(directory, finished, console)
+        _show_results(directory, finished, console)
         console.print(
-            f"{len(finished)} of {len(cells)} runs; {directory / PAGE}",
+            f"{len(finished)} of {len(cells)} runs; {directory / PAGE_FILE}",
             highlight=False,
             soft_wrap=True,
         )
-    return 130 if interrupted else int(bool(failed))
+    if interrupted:
+        return 130
+    return int(bool(failures))
 
 
-def _show(directory: Path, finished: Sequence[Cell], console: Console) -> None:
-    """What the runs came to: in the terminal, as a page, and as figures."""
+def _show_results(directory: Path, finished: Sequence[Cell], console: Console) -> None:
+    """Show the results of the runs in the terminal, as a page, and as figures."""
     runs = [
         (dict(cell.values), cell.seed, read_metrics(directory / cell.name / METRICS_FILE))
         for cell in finished
     ]
     rows = compare_runs([(values, records) for values, _, records in runs])
-    changes = compute_effects(runs)
-    wide = Console(width=max(170, console.width))
-    wide.print(rows_table(rows))
-    if changes:
-        wide.print(effects_table(changes))
-    atomic_write(directory / FIGURES, json.dumps(figures(rows, changes), indent=1))
-    atomic_write(directory / PAGE, render_sweep(directory.resolve().name, rows, changes))
+    effects = compute_effects(runs)
+    print_tables(rows, effects, console)
+    atomic_write(directory / FIGURES_FILE, json.dumps(build_figures(rows, effects), indent=1))
+    atomic_write(directory / PAGE_FILE, render_sweep(directory.resolve().name, rows, effects))
 
 
 @contextlib.contextmanager
-def _claimed(directory: Path, planned: Plan) -> Iterator[None]:
-    """The directory is this sweep's: it may have more values or seeds than before, but what is not
-    varied must hold for all runs. While inside, it is this process's alone."""
-    file = directory / PLAN
+def _claim_directory(directory: Path, plan: Plan) -> Iterator[None]:
+    """Keep a directory for this sweep, and for this process, while inside.
+
+    A sweep may have more values or seeds than before, but what is not varied must hold for all
+    runs.
+    """
+    file = directory / PLAN_FILE
     if file.exists():
-        before = json.loads(file.read_text())
-        if before["fixed"] != planned.fixed or list(before["varied"]) != list(planned.varied):
+        recorded = json.loads(file.read_text())
+        if recorded["fixed"] != plan.fixed or list(recorded["varied"]) != list(plan.varied):
             raise ConfigError(
                 f"sweep: {directory} has runs of another sweep ({file} says of which); give "
                 "another directory"
@@ -190,123 +260,139 @@ def _claimed(directory: Path, planned: Plan) -> Iterator[None]:
             f"sweep: the runs in {directory} are being made; wait until that has ended, or give "
             "another directory"
         ) from None
+    record = {"varied": plan.varied, "fixed": plan.fixed, "seeds": plan.seeds}
     try:
-        atomic_write(
-            file,
-            json.dumps(
-                {"varied": planned.varied, "fixed": planned.fixed, "seeds": planned.seeds}, indent=1
-            ),
-        )
+        atomic_write(file, json.dumps(record, indent=1))
         yield
     finally:
         os.close(lock)
 
 
-async def _make_all(
-    directory: Path, planned: Plan, cells: Sequence[Cell], slots: int, console: Console
+async def _make_runs(
+    directory: Path, plan: Plan, slots: int, console: Console
 ) -> tuple[dict[Cell, str], bool]:
     """Start runs as there is room, until all have ended.
 
-    (What failed, with its last words; whether the user interrupted.)
+    Returns the failed ones, each with the end of its log, and whether the user interrupted.
     """
+    cells = plan.cells()
     waiting = [cell for cell in cells if not is_finished(directory / cell.name)]
-    running: dict[Cell, ChildProcess] = {}
-    failed: dict[Cell, str] = {}
-    stop = _Stop(running, console)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.0f} of {task.total:.0f}"),
         TimeElapsedColumn(),
     )
-    try:
-        bar = Progress(*columns, console=console, transient=True)
-        with on_interrupt(stop), drop_unread_output(), bar as progress:
-            everything = progress.add_task(
-                "runs", total=len(cells), completed=len(cells) - len(waiting)
-            )
-            bars = {}
-            while running or (waiting and not stop.asked):
-                while waiting and len(running) < slots and not stop.asked:
-                    cell = waiting.pop(0)
-                    running[cell] = _start(
-                        directory / cell.name, planned.arguments(cell), alone=slots == 1
-                    )
-                    bars[cell] = progress.add_task(
-                        cell.name, total=resolve(None, planned.arguments(cell)).run.max_updates
-                    )
-                for cell, child in list(running.items()):
-                    progress.update(bars[cell], completed=updates_so_far(directory / cell.name))
-                    if child.ended:
-                        del running[cell]
-                        progress.remove_task(bars.pop(cell))
-                        progress.advance(everything)
-                        if not is_finished(directory / cell.name) and not stop.asked:
-                            failed[cell] = log_tail(child.log)
-                await asyncio.sleep(TICK)
-    finally:
-        stop_all(list(running.values()), patience_s=CHECKPOINT_SECONDS)
-    return failed, stop.asked
+    with drop_unread_output(), Progress(*columns, console=console, transient=True) as progress:
+        runs = _Runs(directory, plan, slots, progress)
+        total = progress.add_task("runs", total=len(cells), completed=len(cells) - len(waiting))
+        interrupt = _Interrupt(runs.children, console)
+        try:
+            with on_interrupt(interrupt):
+                while runs.children or (waiting and not interrupt.received):
+                    while waiting and len(runs.children) < slots and not interrupt.received:
+                        runs.start(waiting.pop(0))
+                    for cell in runs.collect_ended():
+                        progress.advance(total)
+                        if not is_finished(directory / cell.name) and not interrupt.received:
+                            runs.failures[cell] = log_tail(_log_of(directory / cell.name))
+                    await asyncio.sleep(TICK_S)
+        finally:
+            stop_all(list(runs.children.values()), patience_s=CHECKPOINT_PATIENCE_S)
+    return runs.failures, interrupt.received
 
 
-class _Stop:
-    """The first Ctrl-C lets the runs finish their updates and write checkpoints; a second one stops
-    at once."""
+class _Runs:
+    """The runs that are being made, each with a bar of its updates."""
 
-    def __init__(self, running: Mapping[Cell, ChildProcess], console: Console) -> None:
-        self.asked = False
-        self._running = running
+    def __init__(self, directory: Path, plan: Plan, slots: int, progress: Progress) -> None:
+        self.children: dict[Cell, ChildProcess] = {}
+        self.failures: dict[Cell, str] = {}
+        self._bars: dict[Cell, TaskID] = {}
+        self._directory = directory
+        self._plan = plan
+        self._slots = slots
+        self._progress = progress
+
+    def start(self, cell: Cell) -> None:
+        self.children[cell] = _start_run(
+            self._directory / cell.name, self._plan.arguments(cell), alone=self._slots == 1
+        )
+        updates = self._plan.config(cell).run.max_updates
+        self._bars[cell] = self._progress.add_task(cell.name, total=updates)
+
+    def collect_ended(self) -> list[Cell]:
+        """Move the bars on, and remove the runs that have ended; returns these."""
+        for cell, bar in self._bars.items():
+            self._progress.update(bar, completed=count_updates(self._directory / cell.name))
+        ended = [cell for cell, child in self.children.items() if child.ended]
+        for cell in ended:
+            del self.children[cell]
+            self._progress.remove_task(self._bars.pop(cell))
+        return ended
+
+
+class _Interrupt:
+    """The handler of Ctrl-C.
+
+    The first one lets the runs finish their updates and write checkpoints; a second one stops at
+    once.
+    """
+
+    def __init__(self, children: Mapping[Cell, ChildProcess], console: Console) -> None:
+        self.received = False
+        self._children = children
         self._console = console
 
     def __call__(self) -> None:
-        if not self.asked:
+        if not self.received:
             self._console.print(
                 "Interrupted: the runs finish their updates and write checkpoints. Ctrl-C again "
-                "stops at once. "
-                "The same command goes on with them."
+                "stops at once. The same command goes on with them."
             )
-        self.asked = True
-        for child in self._running.values():
+        self.received = True
+        for child in self._children.values():
             child.signal(signal.SIGINT)
 
 
-def _start(run_dir: Path, arguments: Mapping[str, str], alone: bool) -> ChildProcess:
+def _start_run(run_dir: Path, arguments: Mapping[str, str], alone: bool) -> ChildProcess:
     """Begin the run, or resume it if it has begun.
 
     Runs that are not `alone` do not wait for their own threads by spinning, which keeps others from
     their cores: a warm start beside another one is then 2.5 times as fast
     (docs/measurements/performance.md).
     """
-    log = run_dir.with_name(f"{run_dir.name}.log")
-    environment = {} if alone else {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
+    environment = {}
+    if not alone:
+        environment = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE")}
     if (run_dir / "config.toml").exists():
-        return spawn(run_dir.name, ["run", "--resume", str(run_dir)], log, environment)
-    shutil.rmtree(run_dir, ignore_errors=True)
-    return spawn(
-        run_dir.name,
-        [
-            "run",
-            *(f"--{name}={value}" for name, value in arguments.items()),
-            f"--run.dir={run_dir}",
-        ],
-        log,
-        environment,
-    )
+        command = ["run", "--resume", str(run_dir)]
+    else:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        options = [f"--{name}={value}" for name, value in arguments.items()]
+        command = ["run", *options, f"--run.dir={run_dir}"]
+    return spawn(run_dir.name, command, _log_of(run_dir), environment)
+
+
+def _log_of(run_dir: Path) -> Path:
+    return run_dir.with_name(f"{run_dir.name}.log")
 
 
 def is_finished(run_dir: Path) -> bool:
-    """Whether a run has ended by itself."""
+    """Tell whether a run has ended by itself."""
     summary = run_dir / "summary.json"
     return summary.exists() and json.loads(summary.read_text())["ended"] == "finished"
 
 
-def updates_so_far(run_dir: Path) -> int:
-    """Of a run that may not have begun."""
+def count_updates(run_dir: Path) -> int:
+    """Count the updates of a run, which may not have begun."""
     file = run_dir / METRICS_FILE
-    return _updates_in(file, file.stat().st_size) if file.exists() else 0
+    if not file.exists():
+        return 0
+    return _count_updates_in(file, file.stat().st_size)
 
 
 @lru_cache
-def _updates_in(file: Path, size: int) -> int:
-    """Read again only when there is more."""
+def _count_updates_in(file: Path, size_bytes: int) -> int:
+    """Count updates; the file is read again only when it has grown."""
     return len(select_kind(read_metrics(file), "update"))

@@ -1,15 +1,17 @@
-"""What a sweep shows in the terminal and writes to figures.json."""
+"""The tables of a sweep in the terminal, and its figures.json."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from telemetry.analysis.compare_runs import MEASURES, Row
 from telemetry.analysis.effects import Change, Effect
 
-SHOWN = (
+TERMINAL_MEASURES = (
     "success",
     "area",
     "successes_per_million",
@@ -19,57 +21,77 @@ SHOWN = (
     "token_age_mean",
     "seconds_per_update",
 )
-"""Measures in the terminal."""
+"""Measures in the terminal, the most important first."""
 
 
-def rows_table(rows: Sequence[Row]) -> Table:
-    """The main columns; all of them are in the page and in figures.json."""
-    out = Table(
+def print_tables(rows: Sequence[Row], effects: Sequence[Effect], console: Console) -> None:
+    """Print as many measures as fit the terminal; all are in the page and in figures.json."""
+    console.print(_widest_that_fits(rows_table, rows, console))
+    if effects:
+        console.print(_widest_that_fits(effects_table, effects, console))
+
+
+def _widest_that_fits(build_table: Any, content: Sequence[Any], console: Console) -> Table:
+    for count in range(len(TERMINAL_MEASURES), 1, -1):
+        table = build_table(content, TERMINAL_MEASURES[:count])
+        if console.measure(table).maximum <= console.width:
+            return table
+    return build_table(content, TERMINAL_MEASURES[:1])
+
+
+def rows_table(rows: Sequence[Row], measures: Sequence[str] = TERMINAL_MEASURES) -> Table:
+    """A line for each combination of settings."""
+    table = Table(
         *rows[0].settings,
         "seeds",
-        *(MEASURES[name].title for name in SHOWN),
+        *(MEASURES[name].title for name in measures),
         "speed-up",
         "of ideal",
         "collapsed",
     )
     for row in rows:
-        cells = [_cell(row, name) for name in SHOWN]
-        speed = [
-            f"{row.speed_up:.2f}" if row.speed_up else "",
-            f"{row.reached:.0%} of {row.ideal:.2f}" if row.reached else "",
-        ]
-        out.add_row(*row.settings.values(), str(row.seeds), *cells, *speed, str(row.collapsed))
-    return out
+        cells = [_format_measure(row, name) for name in measures]
+        table.add_row(
+            *row.settings.values(),
+            str(row.seeds),
+            *cells,
+            _format_speed_up(row),
+            _format_share_of_ideal(row),
+            str(row.collapsed),
+        )
+    return table
 
 
-def effects_table(found: Sequence[Effect]) -> Table:
+def effects_table(effects: Sequence[Effect], measures: Sequence[str] = TERMINAL_MEASURES) -> Table:
     """A line for each value of a setting, against its first one."""
-    shown = [name for name in SHOWN if any(name in effect.changes for effect in found)]
-    out = Table("all else equal", "pairs", *(MEASURES[name].title for name in shown))
-    for effect in found:
-        cells = [
-            change_text(name, effect.changes[name]) if name in effect.changes else ""
-            for name in shown
-        ]
+    measured = [name for name in measures if any(name in effect.changes for effect in effects)]
+    table = Table("all else equal", "pairs", *(MEASURES[name].title for name in measured))
+    for effect in effects:
+        cells = [_format_effect(effect, name) for name in measured]
         pairs = max((change.pairs for change in effect.changes.values()), default=0)
-        out.add_row(f"{effect.setting} {effect.base} → {effect.value}", str(pairs), *cells)
-    return out
+        table.add_row(f"{effect.setting} {effect.base} → {effect.value}", str(pairs), *cells)
+    return table
 
 
-def change_text(measure: str, change: Change) -> str:
-    """Its median (of shares in points of per cent: pp), the interval, and in how many pairs it rose
-    and fell."""
-    lines = [f"{100 * change.median:+.1f}{' pp' if MEASURES[measure].is_share else '%'}"]
+def format_change(measure: str, change: Change) -> str:
+    """The change's median, its interval, and in how many pairs the measure rose and fell.
+
+    Changes of shares are in points of per cent (pp).
+    """
+    unit = "%"
+    if MEASURES[measure].is_share:
+        unit = " pp"
+    lines = [f"{100 * change.median:+.1f}{unit}"]
     if change.low is not None and change.high is not None:
         lines.append(f"{100 * change.low:+.1f} to {100 * change.high:+.1f}")
     return "\n".join([*lines, f"{change.up} up, {change.down} down"])
 
 
-def figures(rows: Sequence[Row], found: Sequence[Effect]) -> dict:
-    """For figures.json.
+def build_figures(rows: Sequence[Row], effects: Sequence[Effect]) -> dict[str, Any]:
+    """The contents of figures.json.
 
-    Rows: {measure: [mean, low, high]}, and the settings; effects: {measure: its Change}, and of
-    what.
+    A row has its settings and {measure: [mean, low, high]}; an effect its setting and
+    {measure: its Change}.
     """
     return {
         "rows": [
@@ -86,18 +108,38 @@ def figures(rows: Sequence[Row], found: Sequence[Effect]) -> dict:
         ],
         "effects": [
             {
-                "setting": e.setting,
-                "base": e.base,
-                "value": e.value,
-                **{name: change._asdict() for name, change in e.changes.items()},
+                "setting": effect.setting,
+                "base": effect.base,
+                "value": effect.value,
+                **{name: change._asdict() for name, change in effect.changes.items()},
             }
-            for e in found
+            for effect in effects
         ],
     }
 
 
-def _cell(row: Row, name: str) -> str:
+def _format_measure(row: Row, name: str) -> str:
     if name not in row.values:
         return ""
     value, low, high = map(MEASURES[name].format, row.values[name])
-    return value if low == high else f"{value} ({low}-{high})"
+    if low == high:
+        return value
+    return f"{value} ({low}-{high})"
+
+
+def _format_speed_up(row: Row) -> str:
+    if not row.speed_up:
+        return ""
+    return f"{row.speed_up:.2f}"
+
+
+def _format_share_of_ideal(row: Row) -> str:
+    if not row.reached:
+        return ""
+    return f"{row.reached:.0%} of {row.ideal:.2f}"
+
+
+def _format_effect(effect: Effect, name: str) -> str:
+    if name not in effect.changes:
+        return ""
+    return format_change(name, effect.changes[name])

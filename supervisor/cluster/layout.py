@@ -1,5 +1,4 @@
-"""A run on several machines that something else assigns: what is where, and which settings follow
-from it."""
+"""The layout of a run on several machines that something else assigns, and its settings."""
 
 from __future__ import annotations
 
@@ -8,12 +7,13 @@ from pathlib import Path
 
 from config import ConfigError
 
-PORT = 5555
-"""Of the controller, unless controller.port is given."""
-UNLIMITED = "1e6"
-"""run.max_minutes, unless it is given: what assigned the machines has limits of its own, and the
-default is a laptop's."""
-FOLLOW = (
+CONTROLLER_PORT = 5555
+"""The port of the controller, unless controller.port is given."""
+
+NO_LIMIT_MINUTES = "1e6"
+"""run.max_minutes, unless it is given: what assigned the machines has limits of its own."""
+
+ASSIGNED_SETTINGS = (
     "run.dir",
     "run.weights_dir",
     "security.keys",
@@ -29,13 +29,16 @@ FOLLOW = (
 
 @dataclass(frozen=True)
 class Machines:
-    """The first machine has controller and engines, the next `shards` have further shards with
-    engines of their own, the next one has the learner (if `learner`), the others have actors."""
+    """The machines of a run, in their order.
+
+    The first one has controller and engines, the next `shards` have further shards with engines of
+    their own, the next one has the learner (if `learner`), and the others have actors.
+    """
 
     shards: int
     actor_nodes: int
     actors: int
-    """On each machine with actors."""
+    """Actors on each machine that has some."""
     learner: bool
 
     @property
@@ -44,8 +47,10 @@ class Machines:
 
     @property
     def learner_node(self) -> int:
-        """Its place among the machines."""
-        return 1 + self.shards if self.learner else 0
+        """The place of the learner's machine."""
+        if not self.learner:
+            return 0
+        return 1 + self.shards
 
     @property
     def first_actors(self) -> int:
@@ -54,27 +59,31 @@ class Machines:
 
 
 def run_settings(overrides: dict[str, str], machines: Machines) -> dict[str, str]:
-    """Settings of the run beside those in FOLLOW, which raise ConfigError."""
-    given = next((name for name in overrides if name in FOLLOW), None)
-    if given is not None:
-        raise ConfigError(f"{given}: it follows from the machines that are assigned; leave it out")
-    shards = (
-        {"controller.shards": str(1 + machines.shards), "engine.count": str(1 + machines.shards)}
-        if machines.shards
-        else {}
-    )
-    return (
-        {"controller.port": str(PORT), "actor.count": "0", "run.max_minutes": UNLIMITED}
-        | shards
-        | overrides
-    )
+    """Settings of the run, but for those that follow from the machines.
+
+    Raises ConfigError when one of these is given.
+    """
+    for name in overrides:
+        if name in ASSIGNED_SETTINGS:
+            raise ConfigError(
+                f"{name}: it follows from the machines that are assigned; leave it out"
+            )
+    settings = {
+        "controller.port": str(CONTROLLER_PORT),
+        "actor.count": "0",
+        "run.max_minutes": NO_LIMIT_MINUTES,
+    }
+    if machines.shards:
+        shards = str(1 + machines.shards)
+        settings |= {"controller.shards": shards, "engine.count": shards}
+    return settings | overrides
 
 
 def keys_of(directory: Path) -> Path:
-    """Where the keys of the run in `directory` are."""
+    """The directory of the keys of the run in `directory`."""
     return directory.with_name(f"{directory.name}-keys")
 
 
 def weights_of(directory: Path) -> Path:
-    """Where its engines find new weights."""
+    """The directory in which the engines of the run in `directory` find new weights."""
     return directory.with_name(f"{directory.name}-weights")

@@ -1,5 +1,6 @@
-"""A run on the machines of a Ray cluster that is there already: Ray places, starts and restarts,
-and knows nothing of what runs.
+"""Run on the machines of a Ray cluster that is there already.
+
+Ray places, starts and restarts, and knows nothing of what runs.
 
 `python -m supervisor.cluster.ray NAME COMMAND ...` runs a command where the host called NAME is:
 what learner.launch and controller.launch are told here.
@@ -45,33 +46,31 @@ class Host:
         return ray.util.get_node_ip_address()
 
     def run(self, command: list[str], environment: dict[str, str]) -> int:
-        """To its end, in the project's directory; its exit status.
+        """Run a command to its end, in the project's directory; returns its exit status.
 
         Ray says which GPUs there are, unless `environment` does.
         """
-        own = {
-            **environment,
-            **({GPUS: os.environ[GPUS]} if GPUS in os.environ and GPUS not in environment else {}),
-        }
-        tie = dying_with_parent()
+        variables = dict(environment)
+        if GPUS in os.environ:
+            variables.setdefault(GPUS, os.environ[GPUS])
+        die_with_parent = dying_with_parent()
 
-        def begin() -> None:
-            tie()
-            signal.pthread_sigmask(
-                signal.SIG_SETMASK, ()
-            )  # threads of Ray's workers block signals, which children inherit
+        def prepare_child() -> None:
+            die_with_parent()
+            # Threads of Ray's workers block signals, which children inherit.
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
         process = subprocess.Popen(
-            command, cwd=ROOT, env=own, start_new_session=True, preexec_fn=begin
+            command, cwd=ROOT, env=variables, start_new_session=True, preexec_fn=prepare_child
         )
         self._running.append(process)
         status = process.wait()
-        return (
-            status if status >= 0 else 128 - status
-        )  # as a shell has it: no process can end with a negative one
+        if status < 0:
+            return 128 - status  # as a shell has it: no process can end with a negative one
+        return status
 
     def signal(self, number: int) -> None:
-        """To all that runs here."""
+        """Send a signal to all that runs here."""
         for process in self._running:
             if process.poll() is None:
                 os.killpg(process.pid, number)
@@ -82,134 +81,158 @@ def run_on_ray(
     machines: Machines,
     gpus: int,
     learner_gpus: int,
-    wait: float,
+    wait_s: float,
     overrides: dict[str, str],
 ) -> int:
-    """The run's exit status; it goes on if it has begun.
+    """Run on a Ray cluster, or go on with a run that has begun; returns the run's exit status.
 
     `directory`, the project and its Python are on a disk that all machines see. Ctrl-C: as in any
-    run. Raises ConfigError when there is no cluster, or after `wait` seconds no room in it.
+    run. Raises ConfigError when there is no cluster, or after `wait_s` seconds no room in it.
     """
     settings = run_settings(overrides, machines)
-    keys = keys_of(directory)
-    os.chdir(
-        ROOT
-    )  # Ray's workers look for modules in the working directory first: a config.py of the user's would take ours' place
+    # Ray's workers look for modules in the working directory first, where a config/ of the user's
+    # would take the place of ours.
+    os.chdir(ROOT)
     _connect(log_to_driver=True)
     name = uuid.uuid4().hex[:8]
-    wanted = [
+    gpus_by_host = [
         *[gpus] * (1 + machines.shards),
         *[learner_gpus] * machines.learner,
         *[0] * machines.actor_nodes,
     ]
-    hosts = _hosts(name, wanted, machines.first_actors, wait)
+    hosts = _place_hosts(name, gpus_by_host, machines.first_actors, wait_s)
+    keys = keys_of(directory)
     if not (keys / "actors").exists():
         make_keys(keys, "actors")
     addresses = ray.get([host.address.remote() for host in hosts])
-    begin = (
-        ["--resume", str(directory)]
-        if (directory / "config.toml").exists()
-        else ["--run.dir", str(directory)]
-    )
-    given = {
-        "security.keys": str(keys),
-        "controller.host": addresses[0],
-        "run.weights_dir": str(weights_of(directory)),
-    } | settings
-    there = f"{sys.executable},-m,supervisor.cluster.ray,{name}"
-    if machines.shards:
-        given |= {
-            "controller.launch": f"{there}-{{shard}}",
-            "controller.hosts": ",".join(addresses[1 : 1 + machines.shards]),
-        }
-    if machines.learner:
-        given |= {
-            "learner.launch": f"{there}-{machines.learner_node}",
-            "learner.host": addresses[machines.learner_node],
-        }
-    train = [
-        sys.executable,
-        "run.py",
-        *begin,
-        *(f"--{name}={value}" for name, value in given.items()),
-    ]
-    play = [
-        sys.executable,
-        "run.py",
-        "actor",
-        "--connect",
-        f"tcp://{addresses[0]}:{settings['controller.port']}",
-    ]
-    play += ["--keys", str(keys / "actors"), "--actors", str(machines.actors), "--wait", "3600"]
-    playing = [host.run.remote(play, dict(os.environ)) for host in hosts[machines.first_actors :]]
+    train = _train_command(directory, machines, addresses, name, settings)
+    play = _play_command(machines, addresses[0], keys / "actors", settings)
+    actors = [host.run.remote(play, dict(os.environ)) for host in hosts[machines.first_actors :]]
     try:
-        status = _to_the_end(hosts[0], train)
+        status = _run_to_end(hosts[0], train)
     except HostLost:
         print(
-            f"{ERROR_PREFIX}the machine of the controller is lost; the same command goes on with the "
-            "run",
+            f"{ERROR_PREFIX}the machine of the controller is lost; the same command goes on with "
+            "the run",
             file=sys.stderr,
         )
         status = 1
-    ray.wait(playing, num_returns=len(playing), timeout=10.0)
+    ray.wait(actors, num_returns=len(actors), timeout=10.0)
     ray.shutdown()
     return status
 
 
-def _hosts(name: str, gpus: Sequence[int], fixed: int, wait: float) -> list:
-    """Hosts called NAME-0, NAME-1, ..., on as many machines as there are.
+def _train_command(
+    directory: Path,
+    machines: Machines,
+    addresses: Sequence[str],
+    name: str,
+    settings: dict[str, str],
+) -> list[str]:
+    """The command of the run, for the first machine; `addresses` are those of all machines."""
+    beginning = ["--run.dir", str(directory)]
+    if (directory / "config.toml").exists():
+        beginning = ["--resume", str(directory)]
+    placed_settings = {
+        "security.keys": str(keys_of(directory)),
+        "controller.host": addresses[0],
+        "run.weights_dir": str(weights_of(directory)),
+    }
+    placed_settings |= settings
+    launch = f"{sys.executable},-m,supervisor.cluster.ray,{name}"
+    if machines.shards:
+        placed_settings |= {
+            "controller.launch": f"{launch}-{{shard}}",
+            "controller.hosts": ",".join(addresses[1 : 1 + machines.shards]),
+        }
+    if machines.learner:
+        placed_settings |= {
+            "learner.launch": f"{launch}-{machines.learner_node}",
+            "learner.host": addresses[machines.learner_node],
+        }
+    options = [f"--{setting}={value}" for setting, value in placed_settings.items()]
+    return [sys.executable, "run.py", *beginning, *options]
 
-    After the first `fixed`, they are started again if their machine goes.
+
+def _play_command(
+    machines: Machines, address: str, keys: Path, settings: dict[str, str]
+) -> list[str]:
+    """The command of a machine with actors; `address` is the controller's."""
+    return [
+        sys.executable,
+        "run.py",
+        "actor",
+        "--connect",
+        f"tcp://{address}:{settings['controller.port']}",
+        "--keys",
+        str(keys),
+        "--actors",
+        str(machines.actors),
+        "--wait",
+        "3600",
+    ]
+
+
+def _place_hosts(
+    name: str, gpus_by_host: Sequence[int], first_restarted: int, wait_s: float
+) -> list:
+    """Place hosts called NAME-0, NAME-1, ..., on as many machines as there are.
+
+    From number `first_restarted` on, they are started again if their machine goes.
     """
-    bundles = [{"CPU": 1} | ({"GPU": count} if count else {}) for count in gpus]
+    bundles = [{"CPU": 1, "GPU": gpus} for gpus in gpus_by_host]
+    for bundle in bundles:
+        if bundle["GPU"] == 0:
+            del bundle["GPU"]
     group = placement_group(bundles, strategy="SPREAD")
-    if not group.wait(wait):
+    if not group.wait(wait_s):
         raise ConfigError(
             f"Ray has no room for {bundles} (in all {ray.cluster_resources()}); ask for less, "
             "add machines, or wait longer (--wait)"
         )
     hosts = []
-    for number, count in enumerate(gpus):
-        where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
+    for number, gpus in enumerate(gpus_by_host):
+        strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number)
         options = {
             "name": f"{name}-{number}",
-            "num_gpus": count,
+            "num_gpus": gpus,
             "max_concurrency": 8,
-            "scheduling_strategy": where,
+            "scheduling_strategy": strategy,
         }
-        again = {"max_restarts": -1, "max_task_retries": -1} if number >= fixed else {}
-        hosts.append(Host.options(**options, **again).remote())
+        if number >= first_restarted:
+            options |= {"max_restarts": -1, "max_task_retries": -1}
+        hosts.append(Host.options(**options).remote())
     return hosts
 
 
-def _to_the_end(host, command: list[str]) -> int:
-    """Run a command there, and pass on to it the signals that come here; its exit status.
+def _run_to_end(host, command: list[str]) -> int:
+    """Run a command at a host, and pass on the signals that come here; returns its exit status.
 
     Raises HostLost when its machine goes.
     """
     status = host.run.remote(command, dict(os.environ))
-    came: list[int] = []
+    received: list[int] = []
     for number in interrupting_signals():
-        signal.signal(number, lambda number, _: came.append(number))
+        signal.signal(number, lambda number, _: received.append(number))
     while not ray.wait([status], timeout=0.5)[0]:
-        while came:
-            host.signal.remote(came.pop(0))
+        while received:
+            host.signal.remote(received.pop(0))
     try:
         return ray.get(status)
     except ray.exceptions.RayActorError:
         raise HostLost from None
 
 
-def _at(name: str, command: list[str]) -> int:
-    """Run a command at the host of that name; its exit status."""
+def _run_at(name: str, command: list[str]) -> int:
+    """Run a command at the host of that name; returns its exit status."""
     try:
-        return _to_the_end(ray.get_actor(name), command)
+        return _run_to_end(ray.get_actor(name), command)
     except (HostLost, ValueError):  # ValueError: Ray knows no such actor any more
-        said = (
+        message = (
             f"{ERROR_PREFIX}Ray has lost the machine where this ran ({name}); the same command goes "
             "on with the run"
         )
-        print(said, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
         os._exit(1)  # without ray.shutdown(), which may wait for what is lost
 
 
@@ -226,4 +249,4 @@ def _connect(log_to_driver: bool) -> None:
 
 if __name__ == "__main__":
     _connect(log_to_driver=False)
-    sys.exit(_at(sys.argv[1], sys.argv[2:]))
+    sys.exit(_run_at(sys.argv[1], sys.argv[2:]))

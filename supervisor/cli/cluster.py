@@ -1,0 +1,147 @@
+"""`python run.py slurm` and `python run.py ray`: a run on several machines."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from config import ConfigError
+from config.resolve import full_name, parse_overrides, resolve
+from protocol.files import atomic_write
+from supervisor.cluster.layout import Machines
+
+
+def write_slurm_script(arguments: list[str]) -> int:
+    """Write a batch script that runs on the machines which Slurm assigns."""
+    parser = _build_parser(
+        "slurm", "Write DIR.sbatch, a batch script for Slurm.", "[--time T] [--sbatch OPTION]"
+    )
+    parser.add_argument(
+        "--time",
+        default="12:00:00",
+        metavar="T",
+        help="limit of the job (default 12:00:00); it ends in good order before",
+    )
+    parser.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="such as --sbatch=--partition=gpu; more than one",
+    )
+    options, overrides = _parse(parser, arguments)
+    from supervisor.cluster.slurm import batch_script
+    from supervisor.process import ROOT
+
+    script = options.dir.with_name(f"{options.dir.name}.sbatch")
+    script.parent.mkdir(parents=True, exist_ok=True)
+    text = batch_script(
+        options.dir, ROOT, _machines(options), options.time, options.sbatch, overrides
+    )
+    atomic_write(script, text)
+    print(f"wrote {script}; start it: sbatch {shlex.quote(str(script))}")
+    return 0
+
+
+def train_on_ray(arguments: list[str]) -> int:
+    """Train on the machines of a Ray cluster that is there already."""
+    parser = _build_parser(
+        "ray",
+        "Run on the Ray cluster that RAY_ADDRESS names, or that this machine belongs to.",
+        "[--gpus N] [--learner-gpus N] [--wait S]",
+    )
+    parser.add_argument(
+        "--gpus", type=int, default=0, metavar="N", help="GPUs of the first machine (default 0)"
+    )
+    parser.add_argument(
+        "--learner-gpus",
+        type=int,
+        default=0,
+        metavar="N",
+        help="GPUs of the learner's machine (default 0)",
+    )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds until Ray has the machines (default 60)",
+    )
+    options, overrides = _parse(parser, arguments)
+    try:
+        from supervisor.cluster.ray import run_on_ray
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"run.py ray: {error}; pip install -e '.[ray]'") from None
+    return run_on_ray(
+        options.dir,
+        _machines(options),
+        options.gpus,
+        options.learner_gpus,
+        options.wait,
+        overrides,
+    )
+
+
+def _build_parser(command: str, description: str, further: str) -> argparse.ArgumentParser:
+    """The parser of a command that puts a run on several machines; `further` is its own usage."""
+    parser = argparse.ArgumentParser(
+        prog=f"run.py {command}",
+        usage=(
+            f"python run.py {command} DIR [--actor-nodes N] [--actors N] [--shard-nodes N] "
+            f"[--learner-node] {further} [--SETTING VALUE ...]"
+        ),
+        description=(
+            f"{description} A run in DIR, with controller and engines on the first machine. Any "
+            "setting of a run may follow. DIR, this project and its Python are on a disk that all "
+            "machines see. A run that has begun goes on."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "dir",
+        type=Path,
+        metavar="DIR",
+        help="the run's directory; beside it, keys and weights get one of their own",
+    )
+    parser.add_argument(
+        "--actor-nodes", type=int, default=1, metavar="N", help="machines that play (default 1)"
+    )
+    parser.add_argument(
+        "--actors",
+        type=int,
+        default=64,
+        metavar="N",
+        help="actor processes on each of them (default 64)",
+    )
+    parser.add_argument(
+        "--shard-nodes",
+        type=int,
+        default=0,
+        metavar="N",
+        help="machines with engines beside the first; engine.count is of all (default 0)",
+    )
+    parser.add_argument(
+        "--learner-node", action="store_true", help="a machine of its own for the learner"
+    )
+    return parser
+
+
+def _parse(
+    parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The command's options, and settings of the run by their full names.
+
+    Raises ConfigError for what is wrong with the settings, before the run begins.
+    """
+    options, rest = parser.parse_known_args(arguments)
+    if options.actor_nodes < 1 or options.actors < 1:
+        raise ConfigError("--actor-nodes and --actors must be at least 1")
+    options.dir = options.dir.absolute()
+    overrides = {full_name(name): value for name, value in parse_overrides(rest).items()}
+    resolve(None, overrides)
+    return options, overrides
+
+
+def _machines(options: argparse.Namespace) -> Machines:
+    return Machines(options.shard_nodes, options.actor_nodes, options.actors, options.learner_node)

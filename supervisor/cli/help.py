@@ -1,0 +1,177 @@
+"""The help of the command line: an overview, one section of settings, or all of them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable
+
+import msgspec
+from rich.console import Console
+
+from config import ConfigError
+from config.defaults import other_defaults
+from config.options import SHORT_NAMES, all_settings, default_of, description, kind_of
+from supervisor.cli.commands import COMMANDS
+
+ALL = "all"
+
+RUN_OPTIONS = {
+    "--config FILE.toml": "read settings from a file",
+    "--dry-run": "check and print the settings, and start nothing",
+    "--resume RUN": "go on with a run from its last checkpoint",
+    "--serial": "run in one process with a small engine, for a debugger",
+    "--version": "print the version",
+}
+"""Options of training that are no settings."""
+
+HEADLINES = {
+    "actors": ("N", "actor processes"),
+    "engines": ("N", "engines to start here"),
+    "env": ("NAME", "environment: alfworld, webshop, search, ..."),
+    "model": ("NAME", "policy: tiny, smollm2, a directory, a name of the hub"),
+    "control": ("NAME", "control of exploration"),
+    "algorithm": ("NAME", "advantage estimator"),
+    "max_staleness": ("N", "versions that a trained token may lag; 0: none"),
+    "updates": ("N", "updates of the policy after which training ends"),
+    "minutes": ("N", "minutes after which training ends"),
+    "tokens": ("N", "tokens after which training ends; 0: no limit"),
+    "seed": ("N", "seed of everything random"),
+    "run_dir": ("DIR", "directory that the run writes to"),
+}
+"""Short name -> what its value is, and what the setting does in a few words."""
+
+MARGIN = 2
+NAME_COLUMNS = 22
+LONG_NAME_COLUMNS = 32
+
+
+def print_help(topic: str, console: Console) -> None:
+    """Print the help on a topic: "" for an overview, a section of settings, or "all".
+
+    Raises ConfigError for another topic.
+    """
+    if not topic:
+        _print_lines(_overview(console.width), console)
+        return
+    sections = _sections()
+    if topic == ALL:
+        lines = [line for name in sections for line in [*_section_lines(name, console.width), ""]]
+        _print_lines([*_overview(console.width), "", *lines], console)
+        return
+    if topic not in sections:
+        raise ConfigError(
+            f"--help: there is no section {topic!r}; there are: {', '.join(sections)}, and {ALL}"
+        )
+    _print_lines(_section_lines(topic, console.width), console)
+
+
+def _sections() -> list[str]:
+    return list(dict.fromkeys(name.partition(".")[0] for name in all_settings()))
+
+
+def _overview(width: int) -> list[str]:
+    """The commands, the most used options, and where to read on."""
+    sections = ", ".join(_sections())
+    return [
+        "python run.py [COMMAND] [OPTIONS] [--section.setting VALUE ...]",
+        "",
+        "Commands (run.py COMMAND --help says more)",
+        *_rows(_summaries().items(), NAME_COLUMNS, width),
+        "",
+        "Options of a run",
+        *_rows(RUN_OPTIONS.items(), NAME_COLUMNS, width),
+        *_rows(_short_options().items(), NAME_COLUMNS, width),
+        "",
+        "--help SECTION lists the settings of a section, --help all every one. Sections:",
+        *textwrap.wrap(sections, width - MARGIN, initial_indent="  ", subsequent_indent="  "),
+        "Guides: docs/guides/. Settings and metrics: docs/reference/.",
+    ]
+
+
+def _summaries() -> dict[str, str]:
+    """Commands with their summaries; those that share one are named together."""
+    names_by_summary: dict[str, list[str]] = {}
+    for name, command in COMMANDS.items():
+        names_by_summary.setdefault(command.summary, []).append(name)
+    return {", ".join(names): summary for summary, names in names_by_summary.items()}
+
+
+def _short_options() -> dict[str, str]:
+    """The most used options: what they do, their choices and their defaults."""
+    rows = {}
+    settings = all_settings()
+    for short, full in SHORT_NAMES.items():
+        metavar, text = HEADLINES[short]
+        choices = choices_of(settings[full])
+        if choices:
+            text += f": {', '.join(choices)}"
+        default = default_of(settings[full])
+        if default != "":
+            text += f" [{_format_value(default)}]"
+        rows[f"{_option(short)} {metavar}"] = text
+    return rows
+
+
+def _section_lines(section: str, width: int) -> list[str]:
+    """Every setting of a section: what it does, its choices, and its default."""
+    rows = {}
+    for name, field in all_settings().items():
+        if name.partition(".")[0] == section:
+            rows[_option(name)] = describe_setting(name, field)
+    return [f"Settings: {section}", *_rows(rows.items(), LONG_NAME_COLUMNS, width)]
+
+
+def describe_setting(name: str, field: msgspec.inspect.Field) -> str:
+    """Say what a setting does, its choices and its default.
+
+    Defaults that depend on other settings are named, too.
+    """
+    notes = []
+    choices = choices_of(field)
+    if choices:
+        notes.append(f"one of {', '.join(choices)}")
+    default = default_of(field)
+    if default not in ("", []):
+        notes.append(f"default {', '.join([_format_value(default), *other_defaults(name)])}")
+    if not notes:
+        return description(field)
+    return f"{description(field)} [{'; '.join(notes)}]"
+
+
+def choices_of(field: msgspec.inspect.Field) -> list[str]:
+    """The values that an enumerated setting may have; none for other settings."""
+    kind = kind_of(field)
+    if not isinstance(kind, msgspec.inspect.LiteralType):
+        return []
+    return [str(value) for value in kind.values]
+
+
+def _option(name: str) -> str:
+    """A setting as an option of the command line, whose words are separated by dashes."""
+    return f"--{name.replace('_', '-')}"
+
+
+def _format_value(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
+
+
+def _rows(rows: Iterable[tuple[str, str]], name_columns: int, width: int) -> list[str]:
+    """Lines of names with texts beside them; a name that is too long has a line of its own."""
+    lines = []
+    for name, text in rows:
+        indent = " " * (MARGIN + name_columns)
+        wrapped = textwrap.wrap(text, max(40, width - len(indent)), break_on_hyphens=False)
+        if len(name) < name_columns:
+            first = f"{' ' * MARGIN}{name:<{name_columns}}{wrapped[0]}"
+            lines += [first, *(indent + line for line in wrapped[1:])]
+        else:
+            lines += [f"{' ' * MARGIN}{name}", *(indent + line for line in wrapped)]
+    return lines
+
+
+def _print_lines(lines: Iterable[str], console: Console) -> None:
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
