@@ -72,7 +72,9 @@ def measured(run: Path, updates: int, episodes: int) -> dict[str, float]:
     write(run / EPISODES_DIR, episodes)
     records, index = timed(lambda: Records(run / EPISODES_DIR))
     with pause_garbage_collection():
-        found, look = timed(lambda: dict(sample_episodes(records, run / EPISODES_DIR, (), "run", quiet)))
+        found, look = timed(
+            lambda: dict(sample_episodes(records, run / EPISODES_DIR, (), "run", quiet))
+        )
     _, cuts = timed(
         lambda: [around for episode in found.values() for around in intervention_windows(episode)]
     )

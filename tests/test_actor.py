@@ -164,9 +164,10 @@ async def test_an_episode_that_nobody_acknowledges_is_said_with_where_it_was_sen
     assert KEY.id in said and "tcp://127.0.0.1:" in said and "learner.port" in said
 
 
-async def test_an_episode_that_the_learner_refuses_is_delivered_as_dropped_with_its_reason_and_the_actor_plays_on(
+async def test_actor_reports_an_episode_that_the_learner_refuses_and_plays_on(
     bench: Bench,
 ) -> None:
+    """An episode that the learner refuses is delivered as dropped with its reason and the actor plays on."""
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
     await bench.say(
@@ -189,7 +190,7 @@ async def test_an_episode_that_the_learner_refuses_is_delivered_as_dropped_with_
     await asyncio.wait_for(playing, 10)
 
 
-async def test_an_actor_whose_lease_lapses_in_the_middle_of_a_step_asks_for_another_at_once(
+async def test_actor_whose_lease_lapses_in_a_step_asks_for_another_at_once(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step may take minutes, and the end of the run, or its last evaluation, waits for actors."""
@@ -253,9 +254,10 @@ async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_
     await asyncio.wait_for(playing, 10)
 
 
-async def test_an_actor_whose_shard_is_gone_asks_the_controller_and_hears_the_shard_no_more(
+async def test_actor_whose_shard_is_gone_asks_the_controller(
     bench: Bench,
 ) -> None:
+    """An actor whose shard is gone asks the controller and hears the shard no more."""
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
     actor = bench.peer

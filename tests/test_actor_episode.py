@@ -277,9 +277,10 @@ async def given(**changed: object) -> Trajectory:
         ("observation", {"done": False, "observation": "text"}),
     ],
 )
-async def test_what_is_no_number_no_text_or_no_flag_where_one_belongs_drops_the_episode_and_is_named(
+async def test_episode_with_a_value_of_a_wrong_type_is_dropped_and_the_value_named(
     name: str, changed: dict
 ):
+    """What is no number no text or no flag where one belongs drops the episode and is named."""
     trajectory = await given(**changed)
     assert (
         trajectory.drop_reason is DropReason.ENV_ERROR
@@ -306,9 +307,11 @@ def ends() -> StepResult:
 
 
 @pytest.mark.parametrize("method", ["view", "prompt", "state_key", "parse"])
-async def test_an_environment_that_fails_in_whatever_it_is_asked_costs_the_episode_and_not_the_actor(
+async def test_environment_that_fails_in_any_method_costs_the_episode_not_the_actor(
     method: str, monkeypatch: pytest.MonkeyPatch
 ):
+    """An environment that fails in whatever it is asked costs the episode and not the actor."""
+
     def fails(*_: object):
         raise KeyError("x")
 
@@ -322,9 +325,10 @@ async def test_an_environment_that_fails_in_whatever_it_is_asked_costs_the_episo
 
 
 @pytest.mark.parametrize("limit", ["MAX_FRAME", "MAX_TURNS"])
-async def test_an_episode_that_is_larger_than_any_message_is_sent_as_dropped_and_says_what_to_lower(
+async def test_episode_larger_than_any_message_is_dropped_and_says_what_to_lower(
     limit: str, monkeypatch: pytest.MonkeyPatch
 ):
+    """An episode that is larger than any message is sent as dropped and says what to lower."""
     take_turn, _, script = expert_turns(LEASE)
     trajectory = await player(take_turn).play(LEASE)
     size = {"MAX_FRAME": len(encode(trajectory)), "MAX_TURNS": len(script)}[limit]
@@ -412,7 +416,8 @@ async def test_an_error_inside_a_library_is_told_by_the_last_line_of_the_users_o
     )
 
 
-async def test_a_prompt_that_outgrows_the_context_ends_the_episode_unsolved_and_keeps_its_turns():
+async def test_prompt_that_outgrows_the_context_ends_the_episode_and_keeps_its_turns():
+    """A prompt that outgrows the context ends the episode unsolved and keeps its turns."""
     environment = OneStep(lambda: StepResult(OneStep.observation, 0.25, done=False, success=False))
     lengths = iter([10, 20, 10**6])
     environment.prompt = lambda view: "x " * next(lengths)
@@ -507,7 +512,8 @@ async def test_an_episode_is_closed_once_however_it_ends(policy, step):
     assert closed == [1]
 
 
-async def test_an_episode_whose_step_hangs_is_closed_when_the_step_returns_and_one_that_is_broken_off_too():
+async def test_episode_whose_step_hangs_is_closed_when_the_step_returns():
+    """An episode whose step hangs is closed when the step returns and one that is broken off too."""
     for broken_off in (False, True):
         entered = threading.Event()
         release = threading.Event()
@@ -622,9 +628,11 @@ class Arbitrary(OneStep):
     )
 )
 @hypothesis.settings(max_examples=150, deadline=None)
-def test_invariant_10_whatever_user_code_raises_or_gives_ends_in_one_episode_that_the_learner_takes(
+def test_invariant_10_user_code_that_raises_ends_in_one_episode_the_learner_takes(
     behavior: dict[str, tuple[bool, object]],
 ):
+    """Invariant 10: whatever user code raises or gives ends in one episode that the learner takes."""
+
     async def play() -> Trajectory:
         return await player(answer, Arbitrary(behavior)).play(LEASE)
 

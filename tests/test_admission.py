@@ -108,7 +108,8 @@ def test_an_episode_is_given_up_when_its_leases_are_used_up():
     assert admission.take_back_from(b"b") == [key]
 
 
-def test_an_episode_that_takes_too_long_is_leased_to_another_actor_while_its_own_lives():
+def test_admission_leases_a_slow_episode_to_another_actor_while_its_own_lives():
+    """An episode that takes too long is leased to another actor while its own lives."""
     admission = make(max_leases=2, episode_seconds=10.0)
     slow = admission.lease(b"a", now=10.0)
     quick = admission.lease(b"a", now=20.0)
@@ -173,7 +174,8 @@ def test_how_long_an_episode_may_take_follows_how_long_others_took(episodes, sec
     assert key not in admission.leased
 
 
-def test_where_all_episodes_become_slow_the_limit_follows_though_none_came_to_its_end():
+def test_admission_limit_follows_episodes_that_become_slow_though_none_ended():
+    """Where all episodes become slow the limit follows though none came to its end."""
     pace = Pace(1800.0)
     for seconds in (1.0,) * PACE_EPISODES + (70.0,) * PACE_EPISODES:
         pace.add(seconds)

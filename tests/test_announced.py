@@ -57,9 +57,10 @@ async def test_an_evaluation_that_is_given_up_holds_nothing_and_its_leases_lapse
     assert (await announced.next_weights()).version == 3 and not admission.is_evaluating()
 
 
-async def test_an_evaluation_that_does_not_end_holds_new_weights_no_longer_than_an_episode_may_take(
+async def test_evaluation_that_does_not_end_holds_weights_for_one_episode_at_most(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """An evaluation that does not end holds new weights no longer than an episode may take."""
     longest = 0.5
     clock = asyncio.get_running_loop().time
     with caplog.at_level(logging.WARNING):

@@ -33,7 +33,8 @@ def test_invariant_6_forced_tokens_have_mask_0():
     assert mask_of([-0.5, -0.1, -0.2, -0.3], forced=[-1, 7, 8, -1]) == [1, 0, 0, 1]
 
 
-def test_invariant_6_a_token_whose_signal_was_lost_and_may_have_been_forced_has_mask_0():
+def test_invariant_6_token_that_may_have_been_forced_unseen_has_mask_0():
+    """Invariant 6: a token whose signal was lost and may have been forced has mask 0."""
     rule = ThinkingRule(
         ThinkingSettings("paper", 0.4, 100, "mean", 7, 1e-4, 16, 450), think_open=1, think_close=2
     )

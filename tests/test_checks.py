@@ -272,7 +272,7 @@ def test_a_signal_frame_whose_columns_differ_is_refused(changed: dict, said: str
 
 
 @given(st.lists(st.integers(-3, 70), max_size=6))
-def test_the_other_rows_of_a_frame_stay_as_they_are_without_those_that_no_response_can_have(
+def test_frame_without_its_impossible_rows_keeps_the_others(
     positions: list[int],
 ) -> None:
     """Of rows for the tokens at `positions` of responses of at most 64."""

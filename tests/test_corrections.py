@@ -275,9 +275,8 @@ logits = st.lists(st.floats(-3, 3), min_size=4, max_size=4)
 
 
 @given(logits, logits, logits)
-def test_the_mean_of_the_reference_term_over_tokens_of_any_policy_is_the_divergence_and_its_gradient(
-    theta, reference, behaviour
-):
+def test_reference_term_averages_to_the_divergence_and_its_gradient(theta, reference, behaviour):
+    """The mean of the reference term over tokens of any policy is the divergence and its gradient."""
     theta, reference, behaviour = (
         torch.tensor(values, dtype=torch.float64) for values in (theta, reference, behaviour)
     )

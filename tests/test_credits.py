@@ -11,7 +11,7 @@ def served(credits: CreditQueue) -> bytes:
     return credits.pop()
 
 
-def test_nobody_starves_behind_an_actor_that_asks_again_before_all_it_asked_for_has_come():
+def test_credits_starve_nobody_behind_an_actor_that_asks_again_early():
     """One episode at a time becomes free, and whoever has two on their way ends one, and asks for
     another."""
     credits = CreditQueue()

@@ -81,9 +81,10 @@ async def test_an_engine_that_is_well_and_refuses_its_first_token_is_an_error_of
             await desk.load(0, checksum)
 
 
-async def test_turns_share_no_prefixes_with_others_while_some_engine_may_have_other_weights(
+async def test_turns_share_no_prefixes_while_some_engine_may_have_other_weights(
     tmp_path: Path, small_policy: Path
 ) -> None:
+    """Turns share no prefixes with others while some engine may have other weights."""
     async with two_engines(tmp_path / "run", small_policy) as (desk, _, checksum):
         await desk.load(0, checksum)
         before = desk.turns.weights_name
@@ -93,9 +94,10 @@ async def test_turns_share_no_prefixes_with_others_while_some_engine_may_have_ot
 
 
 @pytest.mark.parametrize("with_tap", [2, 1])
-async def test_a_tap_that_is_asked_for_is_in_all_engines_or_an_error_that_names_the_one_without(
+async def test_tap_that_an_engine_lacks_is_an_error_that_names_the_engine(
     tmp_path: Path, small_policy: Path, with_tap: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A tap that is asked for is in all engines or an error that names the one without."""
     monkeypatch.setattr("controller.signals.PROBE_PATIENCE", 10.0 if with_tap == 2 else 1.0)
     async with two_engines(tmp_path / "run", small_policy, with_tap, control__signal="tap") as (
         desk,

@@ -61,9 +61,10 @@ def training_turns(run: Run) -> list[Turn]:
     return [turn for t in run.trajectories() if not t.key.evaluation for turn in t.turns]
 
 
-def test_a_run_on_real_vllm_makes_its_updates_from_fresh_tokens_and_leaves_nothing_behind(
+def test_run_on_real_vllm_updates_from_fresh_tokens_and_leaves_nothing_behind(
     played: Run,
 ):
+    """A run on real vllm makes its updates from fresh tokens and leaves nothing behind."""
     updates = played.updates()
     assert [m["update"] for m in updates] == [1, 2, 3] and played.summary()["dropped"] == {}
     assert updates[0]["token_age_max"] == 0 and all(m["token_age_max"] <= 1 for m in updates)
@@ -109,7 +110,7 @@ def test_each_shard_takes_turns_and_hears_its_own_engine(played: Run):
     assert "127.0.0.2" in endpoints["engines"][1] and "127.0.0.2" in endpoints["turns"][0]
 
 
-async def test_an_engine_that_dies_while_it_loads_weights_is_started_again_and_the_run_goes_on(
+async def test_engine_that_dies_while_it_loads_weights_is_restarted_and_the_run_goes_on(
     tmp_path: Path, monkeypatch
 ):
     """Its core dies, and leaves a server that can do nothing.

@@ -312,9 +312,10 @@ def test_a_connection_whose_other_end_is_gone_breaks_within_half_a_minute() -> N
         assert 0 < made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 30_000
 
 
-async def test_turns_that_were_left_are_aborted_together_also_when_the_first_word_of_it_is_lost(
+async def test_abandoned_turns_are_aborted_together_even_if_the_first_request_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Turns that were left are aborted together also when the first word of it is lost."""
     monkeypatch.setattr("engine.client.ABORT_EVERY", 0.05)
     begun = asyncio.Semaphore(0)
     told = asyncio.Queue()

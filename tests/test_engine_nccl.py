@@ -290,9 +290,10 @@ class Outbox:
         )
 
 
-async def test_weights_are_announced_before_they_are_sent_and_sent_once_though_the_last_ones_are_announced_again(
+async def test_weights_are_announced_before_they_are_sent_and_sent_once(
     tmp_path: Path,
 ) -> None:
+    """Weights are announced before they are sent and sent once though the last ones are announced again."""
     box = Outbox()
     async with asyncio.TaskGroup() as tasks:
         outgoing = box.outgoing(tmp_path, tasks)

@@ -152,9 +152,10 @@ async def test_the_first_weights_do_not_wait_for_an_engine_that_hangs(
         assert healths(pool)[1] is Health.HEALTHY and healths(pool)[0] is not Health.HEALTHY
 
 
-async def test_the_weights_of_an_earlier_run_are_no_version_of_an_engine_that_hung_at_the_first_ones(
+async def test_engine_that_hung_at_the_first_weights_reports_no_version_of_an_earlier_run(
     policies: Policies,
 ) -> None:
+    """The weights of an earlier run are no version of an engine that hung at the first ones."""
     async with engines(policies, [free_port(), free_port()]) as (pool, made):
         first, second = pool
         made[0]._generator.version = "3"  # an earlier run has left that

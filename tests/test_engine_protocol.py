@@ -298,9 +298,10 @@ async def test_turns_after_an_update_come_from_the_new_weights_alone(engine: Eng
     assert [span.version for span in generation.spans] == [version]
 
 
-async def test_invariant_8_the_engine_serves_the_version_it_reports_and_compares_it_with_the_file(
+async def test_invariant_8_engine_serves_the_version_it_reports_and_compares_the_file(
     engine: Engine,
 ) -> None:
+    """Invariant 8: the engine serves the version it reports and compares it with the file."""
     version = await engine.run(engine.policies.second, verify=True)
     assert await engine.client.weight_version() == version
     _, prompt, task = engine.start()
@@ -510,9 +511,10 @@ async def test_a_run_that_has_ended_leaves_its_engine_to_the_next_at_once(engine
         await second.close()
 
 
-async def test_a_run_that_comes_while_another_has_the_engine_is_refused_until_that_is_silent(
+async def test_run_is_refused_an_engine_that_another_has_until_that_is_silent(
     policies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A run that comes while another has the engine is refused until that is silent."""
     monkeypatch.setattr(server, "CLAIM_SECONDS", 0.2)
     monkeypatch.setattr(server, "CLAIM_EVERY", 0.02)
     fake = FakeEngine(policies.first.directory)

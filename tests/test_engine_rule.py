@@ -37,9 +37,10 @@ def rule_for(first: int, queue: list[int], epsilon: float) -> RuleSpec:
     )
 
 
-async def test_a_rule_in_the_engine_decides_as_the_controller_would_on_the_same_signals_and_at_once(
+async def test_rule_in_the_engine_decides_as_the_controller_would_at_once(
     engine: Engine,
 ) -> None:
+    """A rule in the engine decides as the controller would on the same signals and at once."""
     queue = [VOCABULARY - 1, 22]
     turns = []
     for i in range(9):

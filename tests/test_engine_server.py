@@ -83,9 +83,10 @@ def test_our_plugin_is_told_to_vllm(on_cpu: bool) -> None:
     ("given", "plugins"),
     [("", "foray"), ("other", "other,foray"), ("foray,other", "other,foray"), (None, None)],
 )
-def test_what_the_user_has_set_for_other_servers_does_not_keep_our_plugin_or_our_key_out(
+def test_engine_gets_our_plugin_and_key_whatever_the_environment_sets(
     on_cpu: bool, monkeypatch: pytest.MonkeyPatch, given: str | None, plugins: str | None
 ) -> None:
+    """What the user has set for other servers does not keep our plugin or our key out."""
     monkeypatch.setenv("VLLM_API_KEY", "of another server")
     if given is None:
         monkeypatch.delenv("VLLM_PLUGINS", raising=False)
@@ -149,9 +150,10 @@ def test_the_tap_is_left_out_where_signals_come_from_streams(on_cpu: bool) -> No
     )
 
 
-def test_engines_draw_their_own_random_numbers_in_each_run_and_the_same_ones_in_a_run_of_the_same_seed(
+def test_engines_draw_the_same_random_numbers_in_runs_of_the_same_seed_alone(
     on_cpu: bool,
 ) -> None:
+    """Engines draw their own random numbers in each run and the same ones in a run of the same seed."""
     runs = [job(engines=2, run__seed=seed) for seed in ("0", "1", "0")]
     first, second, again = (
         [value(engine_command(run, number).arguments, "--seed") for number in (0, 1)]

@@ -123,9 +123,8 @@ async def test_an_update_that_takes_too_long_names_the_setting_and_resumes() -> 
 SENT = Transfer(["w"], ["float32"], [[2, 3]])
 
 
-async def test_weights_that_are_sent_once_are_not_asked_for_again_when_their_answer_is_lost() -> (
-    None
-):
+async def test_weights_sent_once_are_not_asked_for_again_when_the_answer_is_lost() -> None:
+    """Weights that are sent once are not asked for again when their answer is lost."""
     stub = Stub()
     stub.lose = {"update_weights"}
     async with stub as client:
@@ -147,9 +146,8 @@ async def test_what_stands_around_sent_weights_is_tried_again_after_a_lost_conne
     assert (stub.version, stub.paused, stub.calls.count("update_weights")) == ("3", False, 1)
 
 
-async def test_when_one_engine_fails_while_weights_are_sent_the_update_fails_at_once_and_none_generates_with_half_of_them() -> (
-    None
-):
+async def test_update_fails_at_once_when_one_engine_fails_while_weights_are_sent() -> None:
+    """When one engine fails while weights are sent the update fails at once and none generates with half of them."""
     failing = Stub()
     waiting = Stub()
     failing.refuse = {"update_weights"}

@@ -109,9 +109,10 @@ def test_records_that_are_read_one_at_a_time_are_those_that_are_whole(tmp_path: 
     assert list(Records(tmp_path)) == [b"first", None, b"third"]
 
 
-def test_what_is_in_no_checkpoint_is_never_removed_and_what_is_goes_once_there_is_too_much(
+def test_episode_log_removes_only_what_a_checkpoint_has_once_there_is_too_much(
     tmp_path: Path,
 ):
+    """What is in no checkpoint is never removed and what is goes once there is too much."""
     log = EpisodeLog.open(tmp_path, kept_bytes=800)
     begins = [
         begin for _ in range(40) for begin in log.append([bytes(34)])
@@ -131,9 +132,10 @@ def test_what_is_in_no_checkpoint_is_never_removed_and_what_is_goes_once_there_i
     frames=st.lists(st.binary(min_size=1, max_size=40), min_size=1, max_size=8, unique=True),
     data=st.data(),
 )
-def test_a_damaged_byte_wherever_it_is_costs_one_record_at_most_and_none_that_follows(
+def test_episode_log_loses_one_record_at_most_to_a_damaged_byte(
     tmp_path_factory, frames: list[bytes], data
 ):
+    """A damaged byte wherever it is costs one record at most and none that follows."""
     directory = tmp_path_factory.mktemp("log")
     appended(directory, *frames)
     (file,) = files(directory)
@@ -149,9 +151,10 @@ def test_a_damaged_byte_wherever_it_is_costs_one_record_at_most_and_none_that_fo
     )
 
 
-def test_what_is_appended_after_the_machine_took_the_logs_end_is_found_from_a_checkpoints_position(
+def test_episode_log_whose_end_was_lost_is_read_from_a_checkpoints_position(
     tmp_path: Path,
 ):
+    """What is appended after the machine took the logs end is found from a checkpoints position."""
     begins = appended(tmp_path, b"first", b"second", b"third", b"fourth")
     (file,) = files(tmp_path)
     position = file.stat().st_size

@@ -59,9 +59,10 @@ def send(number: int) -> None:
         (lambda: os._exit(7), "ended with status 7"),
     ],
 )
-def test_an_episode_whose_environment_ends_the_process_is_reported_by_the_actor_that_follows_under_the_same_name(
+def test_episode_that_ends_its_process_is_reported_by_the_actor_that_follows(
     die: Callable[[], object], how: str, tmp_path: Path
 ):
+    """An episode whose environment ends the process is reported by the actor that follows under the same name."""
     assert not supervise(dies_once(die, tmp_path / "log"), 1, lambda: True)
     (first, none), (second, reports) = (
         line.split(" ", 1) for line in (tmp_path / "log").read_text().splitlines()
@@ -72,9 +73,10 @@ def test_an_episode_whose_environment_ends_the_process_is_reported_by_the_actor_
     )
 
 
-def test_code_that_keeps_the_event_loop_from_running_ends_the_process_and_is_reported(
+def test_code_that_blocks_the_event_loop_ends_the_process_and_is_reported(
     tmp_path: Path,
 ):
+    """Code that keeps the event loop from running ends the process and is reported."""
     assert not supervise(
         dies_once(lambda: re.match(r"(a+)+$", "a" * 40 + "b"), tmp_path / "log"),
         1,
@@ -115,9 +117,11 @@ def test_an_actor_that_is_killed_from_outside_blames_no_episode(tmp_path: Path):
     assert first != second and reports == "[]"
 
 
-def test_standard_output_closed_by_an_environment_does_not_let_a_child_go_on_as_its_parent(
+def test_child_whose_standard_output_was_closed_does_not_go_on_as_its_parent(
     tmp_path: Path,
 ):
+    """Standard output closed by an environment does not let a child go on as its parent."""
+
     def body(place: ActorSlot) -> None:
         os.close(1)
         os.close(2)
@@ -161,9 +165,11 @@ def welcome() -> Welcome:
     "error", [SystemExit(2), ImportError("no module named game"), KeyError("x")]
 )
 @pytest.mark.parametrize("where", ["import", "start"])
-def test_an_environment_that_cannot_be_made_or_started_here_is_said_in_one_sentence_with_the_place(
+def test_environment_that_cannot_be_made_is_told_in_one_sentence_with_the_place(
     where: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ):
+    """An environment that cannot be made or started here is said in one sentence with the place."""
+
     def fails(*_: object, **__: object):
         raise error
 
@@ -230,9 +236,10 @@ class Hostile:
 
 
 @pytest.mark.slow
-async def test_a_run_whose_environment_has_segmentation_faults_trains_on_the_other_episodes(
+async def test_run_whose_environment_segfaults_trains_on_the_other_episodes(
     tmp_path: Path, small_policy, monkeypatch: pytest.MonkeyPatch
 ):
+    """A run whose environment has segmentation faults trains on the other episodes."""
     info = tmp_path / "packages" / "hostile-1.0.dist-info"
     info.mkdir(parents=True)
     (tmp_path / "packages" / "hostile_env.py").write_text(PACKAGE)

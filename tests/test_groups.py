@@ -65,9 +65,10 @@ def failed(number: int, evaluation: bool) -> Trajectory:
 
 
 @pytest.mark.parametrize("evaluation", [False, True])
-def test_an_environment_none_of_whose_first_episodes_can_be_played_ends_the_run_with_that_reason(
+def test_environment_whose_first_episodes_all_fail_ends_the_run_with_that_reason(
     evaluation: bool,
 ):
+    """An environment none of whose first episodes can be played ends the run with that reason."""
     buffer = GroupBuffer(group_size=4)
     for number in range(FIRST_EPISODES):
         buffer.check_playable()
@@ -77,9 +78,8 @@ def test_an_environment_none_of_whose_first_episodes_can_be_played_ends_the_run_
 
 
 @given(st.integers(0, FIRST_EPISODES - 1), st.booleans())
-def test_one_of_the_first_episodes_that_is_played_lets_the_run_go_on_however_many_fail_before_it_comes(
-    played: int, evaluation: bool
-):
+def test_one_played_episode_among_the_first_lets_the_run_go_on(played: int, evaluation: bool):
+    """One of the first episodes that is played lets the run go on however many fail before it comes."""
     buffer = GroupBuffer(group_size=4)
     for number in range(3 * FIRST_EPISODES):
         if number != played:
@@ -136,7 +136,8 @@ def test_an_episode_that_arrives_twice_counts_once():
     assert not buffer.add(trajectory(0, 1)), "known although its group has left"
 
 
-def test_an_episode_that_was_played_to_its_end_takes_the_place_of_the_word_that_it_was_cancelled():
+def test_played_episode_takes_the_place_of_its_cancellation():
+    """An episode that was played to its end takes the place of the word that it was cancelled."""
     buffer = GroupBuffer(group_size=2)
     assert buffer.add(trajectory(0, 0, DropReason.CANCELLED)) and buffer.add(trajectory(0, 0))
     assert not buffer.add(trajectory(0, 0)) and not buffer.add(

@@ -25,9 +25,10 @@ from supervisor.endpoints import check_hosts, free_port
 from supervisor.job import clean_up, environment_errors, job_file, make_weights_dir, prepare_job
 
 
-def test_weights_of_a_killed_supervisor_are_removed_and_those_of_a_living_one_are_not(
+def test_weights_of_a_killed_supervisor_are_removed_those_of_a_living_one_kept(
     tmp_path: Path,
 ):
+    """Weights of a killed supervisor are removed and those of a living one are not."""
     code = (
         "from pathlib import Path; from supervisor.job import make_weights_dir; "
         f"print(make_weights_dir(Path({str(tmp_path)!r})))"
@@ -247,7 +248,7 @@ def special_tag(tokenizer: dict) -> None:
     ],
     ids=["vocabulary", "tag", "special", "context"],
 )
-def test_a_model_that_does_not_fit_the_environment_is_refused_before_anything_is_written(
+def test_model_that_does_not_fit_the_environment_is_refused_before_any_write(
     tmp_path: Path,
     small_policy: Path,
     file: str,
@@ -255,6 +256,7 @@ def test_a_model_that_does_not_fit_the_environment_is_refused_before_anything_is
     settings: dict[str, str],
     message: str,
 ):
+    """A model that does not fit the environment is refused before anything is written."""
     model = spoilt(small_policy, tmp_path / "model", file, change)
     with pytest.raises(ConfigError, match=message):
         prepare_job(

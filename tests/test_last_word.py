@@ -68,7 +68,7 @@ async def test_actors_are_told_that_the_run_is_over_when_the_learner_has_said_so
 
 
 @pytest.mark.slow
-async def test_invariant_4_actors_from_elsewhere_wait_for_a_run_whose_learner_was_killed_before_its_last_checkpoint(
+async def test_invariant_4_actors_from_elsewhere_wait_for_a_run_whose_learner_was_killed(
     tmp_path: Path, small_policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After its last weights: nothing is played any more, and the run is not over."""

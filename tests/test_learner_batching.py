@@ -169,7 +169,8 @@ def test_turns_without_a_valid_action_are_left_out_in_mode_void():
     ]
 
 
-def test_turns_that_the_budget_cut_off_are_left_out_if_that_is_asked_for_and_change_no_other_advantage():
+def test_turns_cut_off_by_the_budget_are_left_out_and_change_no_other_advantage():
+    """Turns that the budget cut off are left out if that is asked for and change no other advantage."""
     rng = np.random.default_rng(0)
     group = random_group(rng, 300)
     cut = msgspec.structs.replace(

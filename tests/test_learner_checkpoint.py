@@ -49,9 +49,8 @@ def same(a, b) -> bool:
 
 
 @pytest.mark.parametrize("fsync", [False, True])
-def test_a_checkpoint_is_on_the_disk_before_it_has_its_name_exactly_if_that_is_asked_for(
-    job, monkeypatch, fsync
-):
+def test_checkpoint_is_synced_before_it_has_its_name_exactly_if_asked_for(job, monkeypatch, fsync):
+    """A checkpoint is on the disk before it has its name exactly if that is asked for."""
     config = msgspec.structs.replace(
         job.config, learner=msgspec.structs.replace(job.config.learner, fsync=fsync)
     )
@@ -135,9 +134,8 @@ def test_the_value_head_survives_a_resume(job):
     assert same(weights(training), weights(restored))
 
 
-def test_a_sign_of_a_collapse_takes_training_back_to_the_checkpoint_before_it_with_smaller_steps(
-    job, tmp_path
-):
+def test_collapse_takes_training_back_to_the_checkpoint_before_with_smaller_steps(job, tmp_path):
+    """A sign of a collapse takes training back to the checkpoint before it with smaller steps."""
     settings = msgspec.structs.replace(job.config.learner, rollback=0.5)
     job = msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=settings))
     training = Training.begin(job, no_progress)
@@ -310,7 +308,7 @@ def test_publishing_does_not_touch_the_model(job, tmp_path):
     assert same(before, model.state_dict())
 
 
-def test_weights_that_no_engine_has_loaded_stay_on_disk_however_far_the_learner_is_ahead(
+def test_weights_that_no_engine_has_loaded_stay_on_disk(
     tmp_path: Path,
 ):
     """With max_staleness 2 or more, it may make several updates while engines load one version; the

@@ -130,9 +130,10 @@ async def test_a_frame_that_cannot_be_read_costs_itself_alone(running: Bench):
     assert await running.acknowledged(1) == [(0, 0)]
 
 
-async def test_what_is_refused_is_neither_logged_nor_acknowledged_and_who_sent_an_episode_is_told(
+async def test_refused_episode_is_neither_logged_nor_acknowledged_and_its_sender_told(
     running: Bench,
 ):
+    """What is refused is neither logged nor acknowledged and who sent an episode is told."""
     await running.deliver(
         trajectory(1000, 0), encode(EpisodeEnded(key=trajectory(0, 0).key, lease_attempt=0))
     )

@@ -14,7 +14,8 @@ def played(group: int, member: int) -> Trajectory:
     )
 
 
-def test_a_batch_that_does_not_come_names_the_group_and_the_episodes_that_are_missing() -> None:
+def test_batch_that_does_not_come_names_the_group_and_the_missing_episodes() -> None:
+    """A batch that does not come names the group and the episodes that are missing."""
     buffer = GroupBuffer(4)
     for key in ((0, 0), (0, 1), (0, 2), (0, 3), (1, 2)):
         buffer.add(played(*key))

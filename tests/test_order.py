@@ -244,7 +244,8 @@ def test_a_window_that_became_smaller_does_not_hold_a_resumed_run():
     assert buffer.closed.next_group == 6
 
 
-def test_who_is_waited_for_is_the_lowest_group_that_is_not_complete_and_its_missing_members():
+def test_wait_names_the_lowest_incomplete_group_and_its_missing_members():
+    """Who is waited for is the lowest group that is not complete and its missing members."""
     buffer = GroupBuffer(group_size=3)
     fill(buffer, 0)
     buffer.add(trajectory(1, 1))

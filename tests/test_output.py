@@ -52,9 +52,10 @@ def printed(*arguments: str, stdout: str) -> tuple[int, str]:
     [(CLOSED_READER, 0), ("/dev/full", 1), ("", 0)],
     ids=["gone", "full", "closed"],
 )
-def test_a_command_whose_output_cannot_be_written_says_so_in_a_sentence_unless_nobody_wants_it(
+def test_command_whose_output_cannot_be_written_says_so_unless_the_pipe_closed(
     arguments: list[str], stdout: str, status: int
 ) -> None:
+    """A command whose output cannot be written says so in a sentence unless nobody wants it."""
     said = "error: the output cannot be written: No space left on device\n" if status else ""
     assert printed(*arguments, stdout=stdout) == (status, said)
 
@@ -118,7 +119,8 @@ def test_the_end_of_a_process_is_said_in_words(status: int, words: str) -> None:
     assert describe_end(status) == words
 
 
-def test_a_terminal_that_goes_away_ends_a_server_as_ctrl_c_does_in_the_middle_of_requests() -> None:
+def test_terminal_that_goes_away_ends_a_server_as_ctrl_c_does() -> None:
+    """A terminal that goes away ends a server as Ctrl-C does in the middle of requests."""
     port = free_port()
     command = [sys.executable, str(ROOT / "run.py"), "retriever", "--port", str(port)]
     server = subprocess.Popen(

@@ -31,7 +31,8 @@ def test_a_peer_that_gives_no_name_is_known_as_such(name: bytes, nameless: bool)
         assert is_nameless(router.recv_multipart()[0]) is nameless
 
 
-def test_a_peer_that_connects_again_under_its_name_takes_the_place_of_its_old_connection() -> None:
+def test_peer_that_connects_again_takes_the_place_of_its_old_connection() -> None:
+    """A peer that connects again under its name takes the place of its old connection."""
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         bind(router, "tcp://127.0.0.1:*", None, "actors")
         for word in (b"first", b"again"):

@@ -38,9 +38,10 @@ def leases_in_play(run: Run) -> list[int]:
     )
 
 
-async def test_a_run_with_a_learner_of_two_ranks_ends_by_itself_and_leaves_what_the_documents_promise(
+async def test_run_with_two_ranks_ends_by_itself_and_leaves_what_is_promised(
     tmp_path: Path, small_policy
 ):
+    """A run with a learner of two ranks ends by itself and leaves what the documents promise."""
     async with running_small(tmp_path / "run", small_policy, learner__ranks="2") as run:
         assert await run.ended() == 0, run.output
         summary = run.summary()
@@ -67,7 +68,7 @@ async def test_a_killed_actor_is_replaced_and_no_episode_is_lost(tmp_path: Path,
         assert "replaced" in (run.directory / "logs" / "actors.log").read_text()
 
 
-async def test_an_actor_that_was_stopped_for_a_while_plays_on_and_no_episode_is_trained_on_twice(
+async def test_actor_that_was_stopped_plays_on_and_no_episode_is_trained_on_twice(
     tmp_path: Path, small_policy
 ):
     """It is the only one: whatever comes afterwards, it has played."""
@@ -148,9 +149,10 @@ async def test_ctrl_c_before_there_is_an_engine_ends_the_run_as_interrupted(
         assert run.left_over() == [] and not (run.directory / "logs" / "controller.log").exists()
 
 
-async def test_invariant_4_after_killing_the_learner_before_its_first_checkpoint_each_episode_is_trained_on_once(
+async def test_invariant_4_learner_killed_before_a_checkpoint_trains_each_episode_once(
     tmp_path: Path, small_policy
 ):
+    """Invariant 4: after killing the learner before its first checkpoint each episode is trained on once."""
     async with running_small(
         tmp_path / "run", small_policy, run__max_updates="50", learner__checkpoint_every="1000"
     ) as run:
@@ -268,7 +270,7 @@ async def test_a_run_whose_directory_takes_no_more_says_so_in_two_lines(
         assert run.left_over() == []
 
 
-async def test_a_run_that_is_resumed_after_its_end_plays_each_group_to_its_end_and_trains_on_all_of_them(
+async def test_run_resumed_after_its_end_plays_and_trains_on_each_group(
     tmp_path: Path, small_policy
 ):
     """The end of run.max_tokens: an evaluation follows, in which the learner hears of each
@@ -356,9 +358,10 @@ async def test_actors_from_elsewhere_join_and_do_the_work(tmp_path: Path, small_
 
 
 @pytest.mark.parametrize("killed", ["controller", "learner"])
-async def test_invariant_4_actors_from_elsewhere_go_on_with_a_run_that_is_resumed_from_a_checkpoint(
+async def test_invariant_4_actors_from_elsewhere_go_on_with_a_resumed_run(
     tmp_path: Path, small_policy, killed: str
 ):
+    """Invariant 4: actors from elsewhere go on with a run that is resumed from a checkpoint."""
     port = str(free_port())
     settings = {"actor__count": "0", "controller__port": port, "actor__heartbeat_seconds": "0.2"}
     async with running(

@@ -90,7 +90,7 @@ async def test_too_small_a_cluster_is_said_so(machines: Machines, tmp_path: Path
         assert "Ray has no room for" in run.output and "GPU" in run.output
 
 
-async def test_a_run_goes_on_without_a_machine_of_actors_and_from_its_checkpoint_without_learners_or_controllers(
+async def test_ray_run_goes_on_without_a_machine_and_resumes_without_its_learner(
     machines: Machines, tmp_path: Path, small_policy: Path
 ):
     """And once more after it was interrupted: always by the same command."""

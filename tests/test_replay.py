@@ -74,9 +74,10 @@ def test_what_was_compared_is_shown_at_each_token_until_the_decision():
 
 
 @pytest.mark.parametrize("tiny", [True, False])
-def test_a_run_of_another_machine_is_read_with_its_own_policy_or_the_model_as_it_is_found_here(
+def test_run_of_another_machine_is_read_with_its_own_policy_or_the_model_here(
     tmp_path: Path, small_policy: Path, tiny: bool
 ):
+    """A run of another machine is read with its own policy or the model as it is found here."""
     run = tmp_path / "run"
     named = small_config(model__name=str(small_policy))
     job = msgspec.structs.replace(

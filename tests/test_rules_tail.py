@@ -54,7 +54,8 @@ def test_with_all_tokens_known_the_estimate_is_exact(values):
     )
 
 
-def test_a_uniform_rest_meets_the_upper_bound_and_one_as_likely_as_the_last_known_the_lower():
+def test_topk_bounds_are_met_by_a_uniform_rest_and_by_one_as_likely_as_the_last():
+    """A uniform rest meets the upper bound and one as likely as the last known the lower."""
     half = [log(0.5)]
     assert entropy_bounds([log(0.5)], [], 11)[1] == pytest.approx(0.5 * log(2) + 0.5 * log(20))
     assert entropy_bounds(half, [], 2) == (pytest.approx(log(2)), pytest.approx(log(2)))

@@ -566,9 +566,10 @@ def test_published_weights_are_a_safetensors_file_of_the_checkpoints_names(tmp_p
     assert set(load_file(weights.path)) == set(load_file(Path(job.model_dir) / "model.safetensors"))
 
 
-def test_figures_that_cannot_be_written_end_the_run_with_a_checkpoint_and_one_sentence(
+def test_metrics_that_cannot_be_written_end_the_run_with_a_checkpoint(
     tmp_path: Path,
 ):
+    """Figures that cannot be written end the run with a checkpoint and one sentence."""
     job = job_in(tmp_path / "run", small_config(run__max_updates="50"))
     (tmp_path / "run" / METRICS_FILE).symlink_to("/dev/full")
     sentence = (

@@ -16,9 +16,10 @@ FOREIGN = ("random", "torch", "zmq")
 """Names of others' modules, which are found in the working directory by `python -m` alone."""
 
 
-async def test_a_run_of_one_process_is_made_and_interrupted_in_a_directory_full_of_modules_with_the_names_of_ours(
+async def test_serial_run_in_a_directory_of_shadows_runs_and_is_interrupted(
     tmp_path: Path,
 ) -> None:
+    """A run of one process is made and interrupted in a directory full of modules with the names of ours."""
     settings = SMALL | {
         "run.dir": str(tmp_path / "run"),
         "env.max_turns": "2",
@@ -64,9 +65,10 @@ async def test_run_py_finds_ours_where_python_leaves_out_its_directory(tmp_path:
         assert await run.ended() == 0 and "[learner]" in run.output, run.output
 
 
-def test_a_process_of_a_run_finds_ours_first_then_the_users_and_nothing_in_the_working_directory(
+def test_process_of_a_run_finds_our_modules_first_then_the_users(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A process of a run finds ours first then the users and nothing in the working directory."""
     monkeypatch.chdir(with_shadows(tmp_path / "mine", "random"))
     theirs = with_shadows(tmp_path / "theirs")
     (theirs / "their_game.py").write_text(

@@ -191,7 +191,8 @@ async def test_new_weights_do_not_wait_for_a_shard_that_joins():
     assert await asyncio.wait_for(running, 5) == 0.0
 
 
-def test_what_a_shard_counted_stays_counted_when_another_process_takes_its_place_and_not_twice_when_it_comes_back():
+def test_shard_counts_stay_and_are_not_doubled_when_its_process_is_replaced():
+    """What a shard counted stays counted when another process takes its place and not twice when it comes back."""
     shards = ledger()
     own = {"generated_tokens": 1.0, "engines": 1.0}
     shards.heard(b"p", state(3, tokens=10.0), now=0.0)
@@ -335,9 +336,10 @@ async def test_a_turn_that_is_asked_for_before_a_shards_first_weights_is_sampled
     await asyncio.wait({running})
 
 
-async def test_a_shard_whose_engine_refuses_the_newest_weights_ends_and_keeps_no_update_waiting(
+async def test_shard_whose_engine_refuses_weights_ends_and_keeps_no_update_waiting(
     bench: Bench,
 ) -> None:
+    """A shard whose engine refuses the newest weights ends and keeps no update waiting."""
     running = asyncio.create_task(bench.shard.run())
     await bench.state(-1)
     await bench.say(msgspec.structs.replace(bench.weights, checksum="of something else"))

@@ -60,9 +60,7 @@ def told(script: Path, slurm: Path, nodes: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SLURM_JOB_NODELIST", nodes)
     lines = script.read_text().splitlines()
     changed = [
-        f"python={slurm / 'python-that-tells'}"
-        if line.startswith("python=")
-        else line
+        f"python={slurm / 'python-that-tells'}" if line.startswith("python=") else line
         for line in lines
     ]
     changed[-1:] = ["wait", changed[-1]]  # for those that would be ended with the run
@@ -208,7 +206,7 @@ async def test_a_job_near_its_limit_ends_its_run_with_a_checkpoint(
             )
 
 
-async def test_a_job_of_four_machines_goes_on_without_one_of_actors_and_when_it_is_started_again(
+async def test_slurm_job_goes_on_without_a_machine_of_actors_and_when_started_again(
     tmp_path: Path, slurm: Path, small_policy: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Four machines: controller, learner, and two with actors.

@@ -233,7 +233,7 @@ def test_settings_of_which_no_run_has_its_like_have_no_effects() -> None:
 
 
 @pytest.mark.parametrize("count", range(1, 30))
-def test_the_interval_of_a_median_holds_it_as_often_as_said_and_is_the_shortest_that_does(
+def test_median_interval_has_its_coverage_and_is_the_shortest_that_does(
     count: int,
 ) -> None:
     """Of values with the median 0, each is below it with probability 1/2: all numbers of those

@@ -76,7 +76,8 @@ def test_a_wait_that_is_over_is_shown_no_more() -> None:
     assert state.waits.long_waits(101.0) == []
 
 
-def test_a_process_that_says_nothing_is_waited_for_and_what_it_told_before_is_forgotten() -> None:
+def test_silent_process_is_waited_for_and_its_earlier_waits_are_forgotten() -> None:
+    """A process that says nothing is waited for and what it told before is forgotten."""
     state = RunState(0.0)
     tell(state, 100.0, weights=90.0)
     now = 100.0 + SHOWN_AFTER_SECONDS
@@ -158,9 +159,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_the_status_of_a_run_that_was_killed_holds_no_more_and_is_replaced_when_it_goes_on(
+def test_status_of_a_killed_run_is_void_and_replaced_when_it_goes_on(
     tmp_path: Path,
 ) -> None:
+    """The status of a run that was killed holds no more and is replaced when it goes on."""
     killed = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, preexec_fn=dying_with_parent()
     )

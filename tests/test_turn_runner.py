@@ -221,9 +221,10 @@ async def test_a_turn_whose_engine_ends_is_sampled_by_another(
 
 
 @pytest.mark.parametrize("streams", [False, True], ids=["tap", "stream"])
-async def test_a_turn_is_sampled_with_the_newest_weights_though_nobody_saw_its_engine_start_again(
+async def test_turn_gets_the_newest_weights_though_its_engine_restarted_unseen(
     policies, streams: bool
 ) -> None:
+    """A turn is sampled with the newest weights though nobody saw its engine start again."""
     signals = f"tcp://127.0.0.1:{free_port()}"
     port = free_port()
     fake = FakeEngine(policies.first.directory, port=port, signals=signals, top_j=TOP_J, key=KEY)
@@ -288,7 +289,7 @@ async def settled(count: Callable[[], int]) -> None:
 @pytest.mark.parametrize(
     "way", ["both ends", "the controller's end", "the engine's end", "silence", "delay"]
 )
-async def test_what_is_recorded_of_a_turn_is_of_the_response_that_is_kept_however_the_link_is_cut(
+async def test_turn_records_the_kept_response_however_the_link_is_cut(
     bench: Bench, policies, way: str
 ) -> None:
     """The link is cut once the engine has generated some tokens.
@@ -390,9 +391,10 @@ async def test_a_turn_that_is_never_a_number_costs_its_episode_and_says_so(
         assert [health for health, _ in bench.engines.status().values()] == [Health.HEALTHY]
 
 
-async def test_an_engine_that_computes_no_numbers_gets_no_turns_until_it_has_loaded_its_weights_again(
+async def test_engine_that_computes_nan_gets_no_turns_until_it_has_reloaded_its_weights(
     policies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """An engine that computes no numbers gets no turns until it has loaded its weights again."""
     monkeypatch.setattr(pool_module, "PROBE_EVERY", 0.05)
     async with fake_bench(policies) as bench:
         weights = policies.second
@@ -462,7 +464,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, chosen: Callable[[Request], bool]) -
     return poisoned
 
 
-async def test_an_engine_hears_other_names_for_the_same_turn_and_weights_from_another_process(
+async def test_engine_hears_other_names_for_the_same_turn_from_another_process(
     bench: Bench, monkeypatch
 ) -> None:
     """It may keep forced tokens and rules by the one, and prefixes by the other, of a run that is
