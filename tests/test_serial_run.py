@@ -25,6 +25,7 @@ import engine.pool
 import learner.publish
 from actors.episode import EpisodePlayer
 from config import Job
+from config.resolve import resolve
 from controller.admission import episode_seed, task_of_group
 from controller.controller import Controller
 from controller.signals import SignalRouter
@@ -42,7 +43,6 @@ from learner.warm_start.build import build_policy
 from protocol.arrays import FLOAT16, FLOAT32, UINT8, unpack
 from protocol.messages import DropReason, EpisodeKey, Lease, Trajectory
 from protocol.prompting import load_prompter
-from supervisor.cli.main import resolve
 from supervisor.job import prepare_job
 from supervisor.process import RunFailed
 from supervisor.serial import train_serially
