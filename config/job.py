@@ -62,7 +62,7 @@ class Job(Section):
     engine_key: str = ""
     """Key that the engines ask for; empty: none."""
     permit_key: str = ""
-    """Key that controller and shards share (controller/lease_token.py)."""
+    """Key that controller and shards share (controller/leases.py)."""
     run_id: str = ""
     """Name that engines tell runs apart by; a resume keeps it (engine/plugin/auth.py)."""
 

@@ -1,5 +1,4 @@
-"""`python -m controller JOB [SHARD]`: the controller of a run, or one of its other shards (1, 2,
-...)."""
+"""`python -m controller JOB [SHARD]` runs a run's controller, or one of its other shards (1, 2, ...)."""
 
 import asyncio
 import logging
@@ -10,37 +9,47 @@ from pathlib import Path
 import zmq.asyncio
 
 from config import Job
-from controller.controller import Controller
-from controller.shard_worker import ShardWorker
+from controller.controller import build_controller
+from controller.shard_worker import build_shard_worker
 from protocol.files import allow_many_files
 from protocol.output import outlive_readers
 from protocol.security import admit_key_holders, load_keys
 
 
 async def control(job: Job, shard: int) -> int:
-    """Until SIGTERM, which says that the run is over, or until something in it fails; its exit
-    status, which is one of an error, since the supervisor looks at it while the run is not over."""
+    """Serve until SIGTERM, which says that the run is over, or until something in it fails.
+
+    Returns the exit status, which is one of an error, since the supervisor looks at it while the
+    run is not over.
+    """
     running = asyncio.current_task()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     context = zmq.asyncio.Context()
     try:
         async with admit_key_holders(context, load_keys(job.config.security.keys)):
-            await (ShardWorker(job, context, shard) if shard else Controller(job, context)).run()
+            if shard:
+                await build_shard_worker(job, context, shard).run()
+            else:
+                await build_controller(job, context).run()
     except asyncio.CancelledError:
         pass
     finally:
-        context.destroy(
-            linger=0
-        )  # and not term, which would wait for the sockets of one that could not begin
+        # And not term, which would wait for the sockets of one that could not begin.
+        context.destroy(linger=0)
     return 128 + signal.SIGTERM
+
+
+def main(arguments: list[str]) -> int:
+    """Run the process that the arguments, a job's file and perhaps a shard's number, ask for."""
+    job = Job.load(Path(arguments[0]))
+    shard = 0
+    if len(arguments) > 1:
+        shard = int(arguments[1])
+    return asyncio.run(control(job, shard))
 
 
 if __name__ == "__main__":
     outlive_readers()  # the log, on a disk that may be full
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     allow_many_files()
-    sys.exit(
-        asyncio.run(
-            control(Job.load(Path(sys.argv[1])), shard=int(sys.argv[2]) if len(sys.argv) > 2 else 0)
-        )
-    )
+    sys.exit(main(sys.argv[1:]))

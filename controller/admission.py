@@ -220,7 +220,7 @@ class Admission:
             self._revoke(key)
 
     def finish(self) -> list[EpisodeKey]:
-        """Cancel the training episodes that have not ended, and return them: no training follows."""
+        """Cancel and return the training episodes that have not ended: no training follows."""
         cancelled = [*self.pending, *(key for key in self.leased if not key.evaluation)]
         self._to_admit = 0
         self.pending.clear()
@@ -380,8 +380,8 @@ class Admission:
 
 
 class CreditQueue:
-    """What actors can take, first come, first served, episode by episode: an actor that has asked
-    for many waits for its second as long as others do.
+    """Actors that could take episodes, served in the order of asking, episode by episode: one that
+    has asked for many waits for its second as long as others do.
 
     Were they served actor by actor, one that asks again before its last request is met would keep
     its place, and when there is little to play, nobody behind it would ever get anything.

@@ -1,29 +1,30 @@
 """The controller: admits episodes, forwards turns, watches signals, owns the engines' weight
 version.
 
-                 Lease                              TurnRequest
-  ┌──────────┐ ─────────────────────▶ ┌───────┐ ───────────────────▶ ┌──────────┐  HTTP   ┌────────┐
-  │controller│                        │ actor │                      │controller│ ──────▶ │ engine │
-  └──────────┘ ◀───────────────────── └───────┘ ◀─────────────────── └──────────┘ ◀────── └────────┘
-     ▲    │      Credit, EpisodeEnded     │          TurnResult          ▲    │   SignalFrame │ ▲
-     │    │ Applied                       │ Trajectory                   │    └── Steer ──────┘ │
-     │    ▼                               ▼ ▲ Ack                        └─────────────────────-┘
-  ┌──────────┐   Published, Evaluate  ┌─────────┐      weights: a file or NCCL, pause · update · resume
-  │controller│ ◀───────────────────── │ learner │
-  └──────────┘                        └─────────┘
+              TurnRequest, Credit, EpisodeEnded                HTTP, ForceTokens
+  ┌───────┐ ───────────────────────────────────▶ ┌────────────┐ ──────────────────▶ ┌────────┐
+  │ actor │                                      │ controller │                     │ engine │
+  └───────┘ ◀─────────────────────────────────── └────────────┘ ◀────────────────── └────────┘
+    │   ▲     Lease, TurnResult, Revoked           ▲        │      responses, SignalFrame
+    │   │             WeightsPublished, Evaluate   │        │ WeightsApplied
+    │   │                                          │        ▼
+    │   │ Ack                                    ┌────────────┐  weights: a file or NCCL
+    │   └─────────────────────────────────────── │  learner   │ ─────────────────────────▶ engines
+    └──────────────────────────────────────────▶ └────────────┘
+        Trajectory
 
   loop            waits for                                    woken by
-  ─────────────────────────────────────────────────────────────────────────────────────────────────────
-  _serve_actors   a frame from any actor                       actors
-  _serve_learner  a frame from the learner                     learner
-  _serve_shards   a frame from any shard                       shards (controller/shard_worker.py), if there are any
-  signals.run     a signal frame                               the engine, every step with a watched row
-  one task a turn the engine's answer, the turn's last signal  engine (HTTP), signals.run
+  ─────────────────────────────────────────────────────────────────────────────────────────────────
+  serve_actors    a frame from any actor                       actors
+  serve_learner   a frame from the learner                     learner
+  serve_shards    a frame from any shard                       shards (controller/shard_worker.py)
+  signals.run     a signal frame                               the engine, steps with watched rows
+  a task a turn   the engine's answer, the turn's last signal  engine (HTTP), signals.run
   engines.watch   the clock (ten seconds), each engine         clock, engines (HTTP)
-  _apply_weights  newly published weights                      _serve_learner
-  _watch          the clock (a heartbeat)                      clock
-  _report         the clock (a second)                         clock
-  _dashboard      whoever looks                                a browser
+  apply_weights   newly published weights                      serve_learner
+  liveness_loop   the clock (a heartbeat)                      clock
+  report_loop     the clock (a second)                         clock
+  dashboard.run   whoever looks                                a browser
 
 No loop waits for another one's queue to have room: leases go out only against credits, an actor has
 one turn in flight per episode, and published weights are bounded by the slots (the learner trains
@@ -38,27 +39,25 @@ import contextlib
 import functools
 import logging
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import zmq
 import zmq.asyncio
-from msgspec.structs import replace
 from tokenizers import Tokenizer
 
 from config import Config, Job
-from controller.admission import ActorReport, Admission, AdmissionSettings, CreditQueue
-from controller.announced import Announced
+from controller.admission import Admission, AdmissionSettings
+from controller.announcements import Announcements
 from controller.dashboard import Dashboard
-from controller.dashboard_state import shown
-from controller.lease_token import permit
+from controller.leases import LeaseGranter
+from controller.reporting import ControllerState
 from controller.responses import dropped_episode
-from controller.shard_registry import ShardRegistry, place_of
-from controller.turn_service import TurnService
-from controller.waits import ControllerWaits, Situation
-from controller.welcome import welcome
+from controller.roster import ActorRoster
+from controller.shard_registry import ShardRegistry, build_shard_registry
+from controller.transport import Transport, build_welcome, open_transport
+from controller.turn_service import TurnService, build_turn_service
+from envs.base import Environment
 from envs.registry import make_environment
-from protocol.codec import FrameReader, encode
-from protocol.delivery import DeliveryClient, DeliveryServer
 from protocol.messages import (
     Credit,
     DropReason,
@@ -80,11 +79,11 @@ from protocol.messages import (
     TurnRequest,
     WeightsApplied,
     WeightsPublished,
+    Welcome,
 )
 from protocol.router import display_name, is_nameless
-from protocol.security import LOST_AFTER, bind, load_keys
+from protocol.security import LOST_AFTER
 from protocol.validation import validate_shard_state
-from telemetry.probes.clocks import LoopLag
 from telemetry.sinks.metrics_file import METRICS_FILE
 
 log = logging.getLogger(__name__)
@@ -92,400 +91,344 @@ log = logging.getLogger(__name__)
 MAX_CREDIT = 10_000
 """Episodes an actor may play at once."""
 
-LEARNER = b"learner"
-"""The name under which it connects."""
-
-LAST_WORDS = 1.0
-"""Seconds in which shards that end say what they have counted."""
+LAST_WORDS_SECONDS = 1.0
+"""Time in which shards that end say what they have counted."""
 
 
+@dataclass(eq=False, kw_only=True)
 class Controller:
-    def __init__(self, job: Job, context: zmq.asyncio.Context) -> None:
-        self.config: Config = job.config
-        tokenizer_file = f"{job.model_dir}/tokenizer.json"
-        env = make_environment(self.config.env.name, **self.config.environment_settings())
-        learner = self.config.learner
-        self.admission = Admission(
-            AdmissionSettings(
-                groups=learner.groups_per_update,
-                group_size=learner.group_size,
-                max_staleness=learner.max_staleness,
-                max_leases=self.config.actor.max_leases,
-                seed=self.config.run.seed,
-                train_size=env.size("train"),
-                held_out_size=env.size("held_out"),
-                episode_seconds=self.config.actor.episode_seconds,
-            )
-        )
-        self._welcome = welcome(job)
-        keys = load_keys(self.config.security.keys)
-        self._actors = context.socket(zmq.ROUTER)
-        beat = self.config.actor.heartbeat_seconds
-        bind(self._actors, job.endpoints.actors, keys, "actors", beat)
-        self._reader = FrameReader()
-        self._learner = DeliveryServer(
-            context, job.endpoints.learner, [LEARNER], keys, beat, self._reader
-        )
-        self._stats = DeliveryClient(
-            context, job.endpoints.stats, b"controller", b"supervisor", keys, beat, self._reader
-        )
-        self._desk = TurnService(job, context, keys, 0, env, self._holds, self._to_actor)
-        places = [
-            place_of(endpoint, self.config.controller.hosts) for endpoint in job.endpoints.turns
-        ]
-        self._shards = ShardRegistry(places, LOST_AFTER * beat)
-        self._shard_socket = context.socket(zmq.ROUTER)
-        if job.endpoints.shards:
-            bind(self._shard_socket, job.endpoints.shards, keys, "run", beat)
-        self._told: list[ShardAddress] = []  # what actors know of the shards in force
-        self._newest: LoadWeights | None = None
-        self._secret = job.permit_key
-        self._credits = CreditQueue()
-        self._last_seen: dict[bytes, float] = {}
-        self._gauges: dict[bytes, Heartbeat] = {}
-        self._words: dict[bytes, ActorReport] = {}  # what each actor has said last that it plays
-        self._announced = Announced(
-            self.admission,
-            learner.max_staleness,
-            self.config.actor.episode_seconds,
-            self._grant_leases,
-        )
-        self._finished = False  # the learner has written its last checkpoint
-        self._lag = LoopLag()
-        self._waits = ControllerWaits()
-        self._last_gauges: dict[str, float | None] = {}
-        decode = functools.partial(
-            Tokenizer.from_file(tokenizer_file).decode, skip_special_tokens=False
-        )
-        parts = (
-            self._desk.turns,
-            self._desk.signals,
-            self._engines,
-            self.admission,
-            self._last_seen,
-            decode,
-        )
-        self._dashboard = Dashboard(
-            job.endpoints.dashboard,
-            self.config.dashboard,
-            Path(job.run_dir) / METRICS_FILE,
-            lambda: {
-                "version": self.version,
-                "updates": self.config.run.max_updates,
-                "gauges": self._last_gauges,
-                **shown(*parts),
-            },
-            lambda: self._last_gauges,
-            self._desk.signals.set_viewers,
-        )
+    """The loops between actors, learner, shards and engines; `build_controller` makes one."""
+
+    config: Config
+    welcome: Welcome
+    transport: Transport
+    admission: Admission
+    roster: ActorRoster
+    leases: LeaseGranter
+    turn_service: TurnService
+    shards: ShardRegistry
+    announcements: Announcements
+    state: ControllerState
+    dashboard: Dashboard
+    _announced_shards: list[ShardAddress] = field(default_factory=list)
+    """Shards in force, as actors were told last."""
+    _is_finished: bool = False
+    """The learner has written its last checkpoint."""
 
     @property
     def version(self) -> int:
-        """Of the weights that count: all engines in force run them. -1 before the first."""
-        return self._shards.version
+        """Weight version that every engine in force runs; -1 before the first."""
+        return self.shards.version
 
     async def run(self) -> None:
-        """Until cancelled, or until any of the loops fails."""
+        """Serve until cancelled, or until any of the loops fails."""
         try:
             async with asyncio.TaskGroup() as loops:
-                for loop in (
-                    self._serve_actors,
-                    self._serve_learner,
-                    self._serve_shards,
-                    self._desk.signals.run,
-                    self._desk.engines.watch,
-                    self._apply_weights,
-                    self._watch,
-                    self._report,
-                    self._lag.run,
-                    self._dashboard.run,
-                    self._learner.resend_loop,
-                    self._stats.run_send_only,
-                ):
-                    loops.create_task(loop())
+                loops.create_task(self.serve_actors())
+                loops.create_task(self.serve_learner())
+                loops.create_task(self.serve_shards())
+                loops.create_task(self.turn_service.signals.run())
+                loops.create_task(self.turn_service.engines.watch())
+                loops.create_task(self.apply_weights())
+                loops.create_task(self.liveness_loop())
+                loops.create_task(self.report_loop())
+                loops.create_task(self.state.lag.run())
+                loops.create_task(self.dashboard.run())
+                loops.create_task(self.transport.learner.resend_loop())
+                loops.create_task(self.transport.stats.run_send_only())
         finally:
             await self.close()
 
     async def close(self) -> None:
         """Tell the actors that it is over, and let go of sockets and the engine."""
-        await self._desk.cancel()
-        last = [
-            received.message for received in await self._learner.receive_waiting()
-        ]  # what may have come just now
-        self._finished = self._finished or any(isinstance(message, Shutdown) for message in last)
-        if (
-            self._finished
-        ):  # else it may be resumed, and those who come from elsewhere wait for that
-            for actor in list(self._last_seen):
-                await self._to_actor(actor, Shutdown(reason="the run is over"))
+        await self.turn_service.cancel_turns()
+        for received in await self.transport.learner.receive_waiting():  # what has come just now
+            if isinstance(received.message, Shutdown):
+                self._is_finished = True
+        # Else it may be resumed, and those who come from elsewhere wait for that.
+        if self._is_finished:
+            await self._broadcast(Shutdown(reason="the run is over"))
         with contextlib.suppress(TimeoutError):  # of a shard that was killed, or is stopped
-            async with asyncio.timeout(LAST_WORDS):
-                while self._shards.peers():  # those that are left end now, too
+            async with asyncio.timeout(LAST_WORDS_SECONDS):
+                while self.shards.peers():  # those that remain end now, too
                     await self._hear_shard()
         await self._send_gauges()  # what has come since the last time, for the summary
-        await self._desk.close()
-        self._shard_socket.close(linger=0)
-        self._actors.close(linger=1000)
-        self._learner.close(1.0)
-        await self._stats.close(0.2)
+        await self.turn_service.close()
+        await self.transport.close()
 
     # --- actors
 
-    async def _serve_actors(self) -> None:
+    async def serve_actors(self) -> None:
+        actors = self.transport.actors
         while True:
-            actor, message, _ = await self._reader.receive(self._actors)
-            if isinstance(
-                message, Hello
-            ):  # from a fork server that asks for its children, and plays nothing itself
-                await self._to_actor(actor, self._welcome)
+            actor, message, _ = await actors.receive()
+            if isinstance(message, Hello):
+                # From a fork server that asks for its children, and plays nothing itself.
+                await actors.send(actor, self.welcome)
                 continue
             if is_nameless(actor):
-                self._reader.refuse(actor, f"{type(message).__name__} of an actor without a name")
+                actors.refuse(actor, f"{type(message).__name__} of an actor without a name")
                 continue
-            flaw = ""
-            match message:
-                case Credit(episodes=n) if 0 < n <= MAX_CREDIT - self._credits.count(actor):
-                    self._credits.add(actor, n)
-                    await self._grant_leases()
-                case TurnRequest():
-                    flaw = await self._desk.take(actor, message)
-                case EpisodeEnded(key=key, lease_attempt=attempt):
-                    if self.admission.end_episode(key, actor, attempt, time.monotonic()):
-                        self._desk.forget(key, attempt)
-                        await self._broadcast_revocations()
-                case Heartbeat(asking=n, playing=playing) if 0 <= n <= MAX_CREDIT:
-                    self._gauges[actor] = message
-                    self._words[actor] = ActorReport(time.monotonic(), set(playing))
-                    self._credits.hear_claim(actor, n)
-                    await self._grant_leases()
-                    await self._to_actor(actor, self._alive())
-                case _:
-                    flaw = f"{type(message).__name__} that no actor sends"
+            flaw = await self._take_from_actor(actor, message)
             if flaw:
-                self._reader.refuse(actor, flaw)
+                actors.refuse(actor, flaw)
                 continue
-            if actor not in self._last_seen and self._told:
-                await self._to_actor(actor, self._alive())
-            self._last_seen[actor] = time.monotonic()
+            if actor not in self.roster and self._announced_shards:
+                await actors.send(actor, self._heartbeat_ack())
+            self.roster.see(actor, time.monotonic())
 
-    async def _grant_leases(self) -> None:
-        """Leases against credits, first come first served, as long as there are both, and the
-        learner's weights in the engine."""
-        if self.version < 0:
-            return
-        while self._credits:
-            actor = self._credits.first()
-            lease = self.admission.lease(actor, time.monotonic())
-            if lease is None:
-                return
-            self._credits.pop()
-            await self._to_actor(
-                actor,
-                replace(lease, permit=permit(self._secret, actor, lease.key, lease.lease_attempt)),
-            )
+    async def _take_from_actor(self, actor: bytes, message: Message) -> str | None:
+        """Act on a message; returns what is wrong with it, if anything is."""
+        credits = self.leases.credits
+        match message:
+            case Credit(episodes=n) if 0 < n <= MAX_CREDIT - credits.count(actor):
+                credits.add(actor, n)
+                await self.leases.grant()
+            case TurnRequest():
+                return await self.turn_service.accept(actor, message)
+            case EpisodeEnded(key=key, lease_attempt=lease_attempt):
+                if self.admission.end_episode(key, actor, lease_attempt, time.monotonic()):
+                    self.turn_service.forget(key, lease_attempt)
+                    await self._broadcast_revocations()
+            case Heartbeat(asking=n) if 0 <= n <= MAX_CREDIT:
+                self.roster.hear(actor, message, time.monotonic())
+                credits.hear_claim(actor, n)
+                await self.leases.grant()
+                await self.transport.actors.send(actor, self._heartbeat_ack())
+            case _:
+                return f"{type(message).__name__} that no actor sends"
+        return None
 
-    def _holds(self, actor: bytes, request: TurnRequest) -> bool:
-        return self.admission.has_lease(request.key, request.lease_attempt, actor)
-
-    async def _watch(self) -> None:
-        """Who is silent is lost.
+    async def liveness_loop(self) -> None:
+        """Take those who are silent for lost.
 
         When this process itself stood still (stopped, or frozen), what came meanwhile is read
         first.
         """
-        beat = self.config.actor.heartbeat_seconds
-        longest = self.config.actor.episode_seconds
+        heartbeat_seconds = self.config.actor.heartbeat_seconds
         while True:
-            due = time.monotonic() + beat
-            await asyncio.sleep(beat)
+            due = time.monotonic() + heartbeat_seconds
+            await asyncio.sleep(heartbeat_seconds)
             now = time.monotonic()
-            if now - due > beat:
-                continue
-            for number, seconds in self._shards.silent(now):
-                log.warning(
-                    "shard %d was silent for %.0f s: its turns go to others", number, seconds
-                )
-            await self._announce()
-            self._desk.forget_before(now - longest)
-            for actor in [
-                a for a, seen in self._last_seen.items() if seen < now - LOST_AFTER * beat
-            ]:
-                await self._lose(actor)
-            await self._give_up(
-                self.admission.take_back_overdue(now)
-                + self.admission.take_back_unknown(self._words, LOST_AFTER * beat)
-            )
+            if now - due <= heartbeat_seconds:
+                await self._check_liveness(now)
 
-    async def _lose(self, actor: bytes) -> None:
-        silent = LOST_AFTER * self.config.actor.heartbeat_seconds
+    async def _check_liveness(self, now: float) -> None:
+        patience_seconds = LOST_AFTER * self.config.actor.heartbeat_seconds
+        for number, seconds in self.shards.drop_silent(now):
+            log.warning("shard %d was silent for %.0f s: its turns go to others", number, seconds)
+        await self._broadcast_shards()
+        self.turn_service.forget_idle(now - self.config.actor.episode_seconds)
+        for actor in self.roster.silent_since(now - patience_seconds):
+            await self._handle_actor_lost(actor)
+        exhausted = self.admission.take_back_overdue(now)
+        exhausted += self.admission.take_back_unknown(self.roster.reports, patience_seconds)
+        await self._drop_exhausted(exhausted)
+
+    async def _handle_actor_lost(self, actor: bytes) -> None:
         log.warning(
-            "actor %s was silent for %g s: its episodes go to others", display_name(actor), silent
+            "actor %s was silent for %g s: its episodes go to others",
+            display_name(actor),
+            LOST_AFTER * self.config.actor.heartbeat_seconds,
         )
-        for book in (self._last_seen, self._gauges, self._words):
-            book.pop(actor, None)
-        self._credits.forget(actor)
-        await self._give_up(self.admission.take_back_from(actor))
+        self.roster.forget(actor)
+        self.leases.credits.forget(actor)
+        await self._drop_exhausted(self.admission.take_back_from(actor))
 
-    async def _give_up(self, episodes: list[EpisodeKey]) -> None:
+    async def _drop_exhausted(self, episodes: list[EpisodeKey]) -> None:
+        """Drop episodes whose leases are used up, after others were taken back from their
+        actors."""
         await self._broadcast_revocations()
+        settings = self.config.actor
+        detail = (
+            f"not brought to an end by {settings.max_leases} actors (actor.max_leases), each "
+            f"within {settings.episode_seconds:g} s (actor.episode_seconds)"
+        )
         for key in episodes:
-            actor = self.config.actor
-            detail = (
-                f"not brought to an end by {actor.max_leases} actors (actor.max_leases), each "
-                f"within {actor.episode_seconds:g} s"
-            )
-            detail += " (actor.episode_seconds)"
-            await self._to_learner(dropped_episode(key, DropReason.ACTOR_LOST, detail))
-        await self._grant_leases()
+            notice = dropped_episode(key, DropReason.ACTOR_LOST, detail)
+            await self.transport.tell_learner(notice)
+        await self.leases.grant()
 
     # --- learner
 
-    async def _serve_learner(self) -> None:
+    async def serve_learner(self) -> None:
         while True:
-            peer, message, _ = await self._learner.receive()
+            peer, message, _ = await self.transport.learner.receive()
             match message:
-                case LearnerReady() as state:
-                    self._desk.turns.thresholds.restore(state.control_state)
+                case LearnerReady() as ready:
+                    self.turn_service.turns.thresholds.restore(ready.control_state)
                     self.admission.start(
-                        state.next_group,
-                        state.received,
-                        state.updates_remaining,
-                        state.consumed_groups,
+                        ready.next_group,
+                        ready.received,
+                        ready.updates_remaining,
+                        ready.consumed_groups,
                     )
                 case WeightsPublished() as published:
                     self.admission.hold_until_applied(published.version, published.trained)
-                    await self._announced.put(published)
+                    await self.announcements.put(published)
                 case GroupsDropped(groups=groups):
                     self.admission.replace_dropped(groups)
                 case Evaluate() as request:
-                    await self._announced.put(request)
+                    await self.announcements.put(request)
                 case Shutdown():
-                    self._finished = True
+                    self._is_finished = True
                 case _:
-                    self._reader.refuse(peer, f"{type(message).__name__} that no learner sends")
-            await self._grant_leases()
+                    reason = f"{type(message).__name__} that no learner sends"
+                    self.transport.reader.refuse(peer, reason)
+            await self.leases.grant()
 
-    async def _apply_weights(self) -> None:
-        """New weights into all engines while they generate, and no evaluation is under way; then
-        the slots they free."""
+    async def apply_weights(self) -> None:
+        """Load new weights into all engines while they generate, and no evaluation is under way;
+        then free their slots."""
         while True:
-            published = await self._announced.next_weights()
-            self._newest = LoadWeights(version=published.version, checksum=published.checksum)
-            for shard in self._shards.peers():
-                await self._to_shard(shard, self._newest)
-            own = self._desk.load(published.version, published.checksum, published.transfer)
-            seconds = max(await asyncio.gather(own, self._shards.run(published.version)))
-            self._shards.version = published.version
-            await self._announce()  # before anything is admitted: see controller/shard_registry.py
-            self.admission.free_slots(published.version)
+            published = await self.announcements.next_weights()
+            version = published.version
+            newest = LoadWeights(version=version, checksum=published.checksum)
+            self.shards.newest_weights = newest
+            await self._send_to_shards(newest)
+            load = self.turn_service.load_weights(version, newest.checksum, published.transfer)
+            seconds = max(await asyncio.gather(load, self.shards.await_version(version)))
+            self.shards.version = version
+            # Before anything is admitted: see controller/shard_registry.py.
+            await self._broadcast_shards()
+            self.admission.free_slots(version)
             if published.last:
-                await self._finish_training()
-            control = self._desk.turns.thresholds.state()
-            await self._to_learner(
-                WeightsApplied(version=published.version, seconds=seconds, control_state=control)
+                await self.finish_training()
+            control_state = self.turn_service.turns.thresholds.state()
+            await self.transport.tell_learner(
+                WeightsApplied(version=version, seconds=seconds, control_state=control_state)
             )
-            await self._grant_leases()
+            await self.leases.grant()
 
-    async def _finish_training(self) -> None:
+    async def finish_training(self) -> None:
+        """Cancel the training episodes that have not ended."""
+        detail = "the run ended before the episode did"
         for key in self.admission.finish():
-            await self._to_learner(
-                dropped_episode(key, DropReason.CANCELLED, "the run ended before the episode did")
-            )
+            notice = dropped_episode(key, DropReason.CANCELLED, detail)
+            await self.transport.tell_learner(notice)
         await self._broadcast_revocations()
 
     # --- shards
 
-    async def _serve_shards(self) -> None:
+    async def serve_shards(self) -> None:
         while True:
             await self._hear_shard()
-            await self._announce()
+            await self._broadcast_shards()
 
     async def _hear_shard(self) -> None:
-        peer, message, _ = await self._reader.receive(self._shard_socket)
+        shards = self.transport.shards
+        peer, message, _ = await shards.receive()
         if not isinstance(message, ShardState) or is_nameless(peer):
-            return self._reader.refuse(peer, f"{type(message).__name__} that no shard sends")
-        if flaw := validate_shard_state(message, self.config.controller.shards):
-            return self._reader.refuse(peer, flaw)
-        self._shards.heard(peer, message, time.monotonic())
-        if self._newest is not None and message.version < self._newest.version:
-            await self._to_shard(peer, self._newest)
+            shards.refuse(peer, f"{type(message).__name__} that no shard sends")
+            return
+        flaw = validate_shard_state(message, self.config.controller.shards)
+        if flaw:
+            shards.refuse(peer, flaw)
+            return
+        self.shards.update(peer, message, time.monotonic())
+        newest = self.shards.newest_weights
+        if newest is not None and message.version < newest.version:
+            await shards.send(peer, newest)
 
-    async def _announce(self) -> None:
+    async def _send_to_shards(self, message: Message) -> None:
+        for shard in self.shards.peers():
+            await self.transport.shards.send(shard, message)
+
+    # --- what actors are told
+
+    async def _broadcast(self, message: Message) -> None:
+        for actor in self.roster:
+            await self.transport.actors.send(actor, message)
+
+    async def _broadcast_shards(self) -> None:
         """Tell the actors which shards are in force, when that has changed."""
-        if self._told != (now := self._shards.in_force()):
-            self._told = now
-            for actor in self._last_seen:
-                await self._to_actor(actor, self._alive())
+        in_force = self.shards.addresses_in_force()
+        if in_force != self._announced_shards:
+            self._announced_shards = in_force
+            await self._broadcast(self._heartbeat_ack())
 
     async def _broadcast_revocations(self) -> None:
-        """Whoever answers turns is to know which leases lapsed; and who plays one, since he may be
-        in a step that takes minutes."""
-        self._announced.look()
+        """Tell whoever answers turns which leases lapsed; and who plays one, since it may be in a
+        step that takes minutes."""
+        self.announcements.check_evaluations()
         lapsed = self.admission.revoked
         self.admission.revoked = []
-        for key, attempt, actor in lapsed:
-            self._desk.forget(key, attempt)
-            revoked = Revoked(leases=[(key, attempt)])
+        for key, lease_attempt, actor in lapsed:
+            self.turn_service.forget(key, lease_attempt)
+            revoked = Revoked(leases=[(key, lease_attempt)])
             await asyncio.gather(
-                self._to_actor(actor, revoked),
-                *(self._to_shard(shard, revoked) for shard in self._shards.peers()),
+                self.transport.actors.send(actor, revoked), self._send_to_shards(revoked)
             )
 
-    def _alive(self) -> HeartbeatAck:
-        return HeartbeatAck(session=self._welcome.session, shards=self._told)
+    def _heartbeat_ack(self) -> HeartbeatAck:
+        return HeartbeatAck(session=self.welcome.session, shards=self._announced_shards)
 
     # --- measurement
 
-    async def _report(self) -> None:
+    async def report_loop(self) -> None:
         while True:
             await asyncio.sleep(1.0)
-            self._desk.engines.check()
-            self._desk.spans.flush()
+            self.turn_service.engines.check()
+            self.turn_service.spans.flush()
             await self._send_gauges()
-            await self._stats.send(
-                Stats(source="controller", event="waiting", values=self._waiting())
-            )
+            await self._tell_supervisor("waiting", self.state.waits())
 
     async def _send_gauges(self) -> None:
-        self._last_gauges = self.gauges()
-        await self._stats.send(Stats(source="controller", event="gauge", values=self._last_gauges))
+        await self._tell_supervisor("gauge", self.state.read_gauges())
 
-    def _waiting(self) -> dict[str, float]:
-        """What the controller waits for, in words: for how many seconds."""
-        published = -1 if self._newest is None else self._newest.version
-        situation = Situation(self.version, published, len(self._last_seen), self._engines())
-        return self._waits.seconds(situation, self.admission, time.monotonic())
+    async def _tell_supervisor(self, event: str, values: dict) -> None:
+        await self.transport.stats.send(Stats(source="controller", event=event, values=values))
 
-    def _engines(self) -> list[tuple[str, str, int]]:
-        """Address, health and turns of each engine, of all shards."""
-        return [*self._desk.standing(), *self._shards.standing()]
 
-    def gauges(self) -> dict[str, float]:
-        """What the controller knows now, of all shards together: counters are totals since its
-        start."""
-        beats = [self._gauges.pop(actor) for actor in list(self._gauges)]
-        own = self._desk.gauges() | {"loop_lag_controller": self._lag.read().worst}
-        own["bad_frames"] += self._reader.dropped_frames
-        return {
-            **self._shards.gauges(own),
-            **self._desk.thresholds(),
-            "queue_leases": len(self.admission.pending) + len(self.admission.pending_evaluation),
-            "episodes_in_flight": len(self.admission.leased),
-            "queue_weights": self._announced.waiting(),
-            "slots_taken": len(self.admission.holding),
-            "actors": len(self._last_seen),
-            **({"loop_lag_actors": max(beat.loop_lag for beat in beats)} if beats else {}),
-        }
+def build_controller(job: Job, context: zmq.asyncio.Context) -> Controller:
+    """Make the controller of a job: loads its environment and tokenizer, opens its sockets."""
+    config = job.config
+    environment = make_environment(config.env.name, **config.environment_settings())
+    welcome = build_welcome(job)
+    transport = open_transport(job, context)
+    admission = Admission(_admission_settings(config, environment))
+    turn_service = build_turn_service(job, context, 0, environment, admission, transport.actors)
+    shards = build_shard_registry(job)
+    roster = ActorRoster()
+    leases = LeaseGranter(admission, shards, transport.actors, job.permit_key)
+    announcements = Announcements(
+        admission, config.learner.max_staleness, config.actor.episode_seconds, leases.grant
+    )
+    tokenizer = Tokenizer.from_file(f"{job.model_dir}/tokenizer.json")
+    state = ControllerState(
+        config,
+        admission,
+        turn_service,
+        shards,
+        roster,
+        announcements,
+        transport.reader,
+        functools.partial(tokenizer.decode, skip_special_tokens=False),
+    )
+    metrics_file = Path(job.run_dir) / METRICS_FILE
+    return Controller(
+        config=config,
+        welcome=welcome,
+        transport=transport,
+        admission=admission,
+        roster=roster,
+        leases=leases,
+        turn_service=turn_service,
+        shards=shards,
+        announcements=announcements,
+        state=state,
+        dashboard=Dashboard(job.endpoints.dashboard, config.dashboard, metrics_file, state),
+    )
 
-    # --- sending
 
-    async def _to_actor(self, actor: bytes, message: Message) -> None:
-        await self._actors.send_multipart(
-            [actor, encode(message)]
-        )  # a ROUTER drops what is for a peer that is gone
-
-    async def _to_learner(self, message: Message) -> None:
-        await self._learner.send(LEARNER, message)
-
-    async def _to_shard(self, shard: bytes, message: Message) -> None:
-        await self._shard_socket.send_multipart([shard, encode(message)])
+def _admission_settings(config: Config, environment: Environment) -> AdmissionSettings:
+    return AdmissionSettings(
+        groups=config.learner.groups_per_update,
+        group_size=config.learner.group_size,
+        max_staleness=config.learner.max_staleness,
+        max_leases=config.actor.max_leases,
+        seed=config.run.seed,
+        train_size=environment.size("train"),
+        held_out_size=environment.size("held_out"),
+        episode_seconds=config.actor.episode_seconds,
+    )

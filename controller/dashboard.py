@@ -14,22 +14,35 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
 
 from config import DashboardSection
+from controller.admission import Admission
+from controller.shard_registry import EngineStatus
+from controller.signals import SignalRouter
+from controller.turns import TurnRunner
+from protocol.arrays import finite_or_none
+from protocol.router import display_name
 from telemetry.html.report import render_live_charts, templates
 from telemetry.sinks.metrics_file import Record, read_metrics
 from telemetry.sinks.prometheus import CONTENT_TYPE, exposition
 from telemetry.sinks.status_file import read_status
 
-EVERY = 1.0
+EVENT_SECONDS = 1.0
 """Seconds between two events."""
-OWN_NAMES = ("127.0.0.1", "localhost", "::1")
+MAX_TURNS = 8
+"""How many turns under way are shown."""
+MAX_ACTORS = 200
+"""How many actors are shown."""
+LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 COOKIE = "foray_token"
 HEADERS = {
     "Content-Security-Policy": (
@@ -43,33 +56,42 @@ HEADERS = {
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class Dashboard:
-    """Serves at `address` (http://host:port) until cancelled.
+class DashboardSource(Protocol):
+    """Knows what the dashboard shows."""
 
-    `state`: what is shown, by calling it; `gauges`: the numbers of now; `looked_at`: told how many
-    look, when that changes.
-    """
+    def dashboard_state(self) -> dict:
+        """The state of now, as JSON can hold it."""
+        ...
+
+    def last_gauges(self) -> Mapping[str, float | None]:
+        """The latest numbers."""
+        ...
+
+    def set_viewers(self, viewers: int) -> None:
+        """Take note of how many look, when that changes."""
+        ...
+
+
+class Dashboard:
+    """Serves at `address` (http://host:port) until cancelled."""
 
     def __init__(
         self,
         address: str,
         settings: DashboardSection,
         metrics_file: Path,
-        state: Callable[[], dict],
-        gauges: Callable[[], dict[str, float | None]],
-        looked_at: Callable[[int], None],
+        source: DashboardSource,
     ) -> None:
         self._address = address
         self._token = settings.token
         self._metrics_file = metrics_file
-        self._state = state
-        self._gauges = gauges
-        self._looked_at = looked_at
-        self._looking = 0
-        self._records: tuple[int, list[Record]] = (-1, [])  # of a file of so many bytes
+        self._source = source
+        self._viewers = 0
+        self._records: list[Record] = []
+        self._records_bytes = -1  # of the file that they were read from
 
     async def run(self) -> None:
-        app = web.Application(middlewares=[self._guarded])
+        app = web.Application(middlewares=[self._middleware()])
         for path, handler in {
             "/": self._page,
             "/events": self._events,
@@ -79,22 +101,21 @@ class Dashboard:
             app.router.add_get(path, handler)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
         await runner.setup()
-        where = urlsplit(self._address)
+        address = urlsplit(self._address)
         try:
-            await web.TCPSite(runner, where.hostname, where.port).start()
+            await web.TCPSite(runner, address.hostname, address.port).start()
             await asyncio.Event().wait()
         finally:
             await runner.cleanup()
 
     # --- who may ask
 
-    @property
-    def _guarded(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    def _middleware(self) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
         @web.middleware
-        async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
-            refused = self._refusal(request)
-            if refused is not None:
-                return refused
+        async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+            refusal = self._refusal(request)
+            if refusal is not None:
+                return refusal
             response = await handler(request)
             if not response.prepared:
                 response.headers.update(HEADERS)
@@ -104,30 +125,24 @@ class Dashboard:
                     )
             return response
 
-        return guarded
+        return guard
 
     def _refusal(self, request: web.Request) -> web.Response | None:
         if not self._token:
-            asked_as = urlsplit(f"//{request.host}").hostname
-            return (
-                None
-                if asked_as in OWN_NAMES
-                else web.Response(
-                    status=403, text="set dashboard.token to be asked by another name\n"
-                )
+            if urlsplit(f"//{request.host}").hostname in LOCAL_NAMES:
+                return None
+            return web.Response(
+                status=403, text="set dashboard.token to be asked by another name\n"
             )
-        given = (
+        token = (
             request.headers.get("Authorization", "").removeprefix("Bearer ")
             or request.query.get("token")
             or request.cookies.get(COOKIE, "")
         )
-        right = hmac.compare_digest(given.encode(), self._token.encode())
-        return (
-            None
-            if right
-            else web.Response(
-                status=401, text="the token of dashboard.token is needed: /?token=...\n"
-            )
+        if hmac.compare_digest(token.encode(), self._token.encode()):
+            return None
+        return web.Response(
+            status=401, text="the token of dashboard.token is needed: /?token=...\n"
         )
 
     # --- what they get
@@ -142,39 +157,93 @@ class Dashboard:
             headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
         )
         await response.prepare(request)
-        self._count(+1)
+        self._count_viewer(+1)
         try:
             while True:
                 event = {
-                    **self._state(),
+                    **self._source.dashboard_state(),
                     "status": read_status(self._metrics_file.parent),
                     "last": self._last("update"),
                     "evaluation": self._last("evaluation"),
                 }
                 await response.write(b"data: " + msgspec.json.encode(event) + b"\n\n")
-                await asyncio.sleep(EVERY)
+                await asyncio.sleep(EVENT_SECONDS)
         except (ConnectionResetError, asyncio.CancelledError):
             return response
         finally:
-            self._count(-1)
+            self._count_viewer(-1)
 
     async def _charts(self, request: web.Request) -> web.Response:
         return web.Response(text=render_live_charts(self._read()), content_type="text/html")
 
     async def _metrics(self, request: web.Request) -> web.Response:
-        body = exposition(self._gauges(), self._last("update"), self._last("evaluation"))
+        body = exposition(
+            self._source.last_gauges(), self._last("update"), self._last("evaluation")
+        )
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
-    def _count(self, change: int) -> None:
-        self._looking += change
-        self._looked_at(self._looking)
+    def _count_viewer(self, change: int) -> None:
+        self._viewers += change
+        self._source.set_viewers(self._viewers)
 
     def _last(self, kind: str) -> Record:
         return next((record for record in reversed(self._read()) if record["kind"] == kind), {})
 
     def _read(self) -> list[Record]:
         """The run's records, read again when there are more."""
-        size = self._metrics_file.stat().st_size if self._metrics_file.exists() else 0
-        if size != self._records[0]:
-            self._records = (size, read_metrics(self._metrics_file))
-        return self._records[1]
+        size_bytes = 0
+        if self._metrics_file.exists():
+            size_bytes = self._metrics_file.stat().st_size
+        if size_bytes != self._records_bytes:
+            self._records = read_metrics(self._metrics_file)
+            self._records_bytes = size_bytes
+        return self._records
+
+
+def dashboard_state(
+    turns: TurnRunner,
+    signals: SignalRouter,
+    engines: list[EngineStatus],
+    admission: Admission,
+    last_seen: Mapping[bytes, float],
+    decode: Callable[[list[int]], str],
+) -> dict:
+    """Turns under way with their tokens, the latest decisions, engines and actors, as JSON can hold
+    them.
+
+    Turns and decisions are those of the controller's own engines.
+    """
+    now = time.monotonic()
+    playing = Counter(holder.actor for holder in admission.leased.values())
+    return {
+        "turns": [
+            {
+                "id": turn.turn_id,
+                "tokens": [decode([token]) for token in turn.tokens],
+                "uncertainty": list(map(finite_or_none, turn.scores)),
+            }
+            for turn in signals.view_turns(MAX_TURNS)
+        ],
+        "decisions": [
+            {
+                "turn": turn,
+                "what": event.kind,
+                "why": event.reason,
+                "value": finite_or_none(event.value),
+                "threshold": finite_or_none(event.threshold),
+            }
+            for turn, event in reversed(turns.decisions)
+        ],
+        "engines": [
+            {"url": url, "health": health, "turns": turn_count}
+            for url, health, turn_count in engines
+        ],
+        "actors": [
+            {
+                "name": display_name(actor),
+                "episodes": playing[actor],
+                "silent": round(now - seen, 1),
+            }
+            for actor, seen in list(last_seen.items())[:MAX_ACTORS]
+        ],
+    }

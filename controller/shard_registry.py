@@ -10,20 +10,25 @@ newer weights count, by the same connection over which leases of newer groups co
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from config import Job
 from engine.pool import Health
-from protocol.messages import ShardAddress, ShardState
+from protocol.messages import LoadWeights, ShardAddress, ShardState
+from protocol.security import LOST_AFTER
 from telemetry.metrics_schema import METRICS
 
+EngineStatus = tuple[str, str, int]
+"""Address, health and number of turns of an engine."""
 
-class Silent(NamedTuple):
+
+class SilentShard(NamedTuple):
     """A shard that is not heard of any more."""
 
     number: int
-    seconds: float
+    seconds: float  # since its last word
 
 
 @dataclass
@@ -35,53 +40,58 @@ class _Entry:
 
 @dataclass
 class ShardRegistry:
-    """`places`: of shard 1, 2, ...; `patience`: seconds without a word after which one is lost."""
+    """Keeps what the controller knows of its shards."""
 
-    places: Sequence[ShardAddress]
+    addresses: Sequence[ShardAddress]
+    """Addresses at which actors find shard 1, 2, ..."""
     patience: float
-    version: int = -1  # that the controller counts on
+    """Seconds without a word after which a shard is lost."""
+    version: int = -1
+    """Weight version that every engine in force runs; -1 before the first."""
+    newest_weights: LoadWeights | None = None
+    """The newest weights that the engines are to run, or are loading."""
     _known: dict[int, _Entry] = field(default_factory=dict)
-    _past: dict[bytes, Mapping[str, float]] = field(
-        default_factory=dict
-    )  # the last gauges of those that are not heard of
+    _past_gauges: dict[bytes, Mapping[str, float]] = field(default_factory=dict)
+    """Last gauges of each process that is not heard of any more."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def heard(self, peer: bytes, state: ShardState, now: float) -> None:
-        """A shard says how it stands. From another process than before, it has begun anew."""
-        if state.shard in self._known and self._known[state.shard].peer != peer:
-            self._lose(state.shard)
-        self._past.pop(peer, None)
+    def update(self, peer: bytes, state: ShardState, now: float) -> None:
+        """Take what a shard says of itself. From another process than before, it has begun anew."""
+        known = self._known.get(state.shard)
+        if known is not None and known.peer != peer:
+            self._drop(state.shard)
+        self._past_gauges.pop(peer, None)
         self._known[state.shard] = _Entry(peer, state, now)
         if state.last:
-            self._lose(state.shard)
+            self._drop(state.shard)
         self._changed.set()
 
-    def silent(self, now: float) -> list[Silent]:
-        """Those that are lost from now on."""
-        lost = [
-            Silent(number, now - entry.heard)
+    def drop_silent(self, now: float) -> list[SilentShard]:
+        """Drop the shards that were silent for too long, and return them."""
+        silent = [
+            SilentShard(number, now - entry.heard)
             for number, entry in self._known.items()
             if now - entry.heard > self.patience
         ]
-        for number, _ in lost:
-            self._lose(number)
-        return lost
+        for number, _ in silent:
+            self._drop(number)
+        return silent
 
-    def in_force(self) -> list[ShardAddress]:
-        """Where turns are taken, beside the controller itself."""
-        return [self.places[number - 1] for number in self._in_force()]
+    def addresses_in_force(self) -> list[ShardAddress]:
+        """Addresses at which turns are taken, beside the controller's own."""
+        return [self.addresses[number - 1] for number in self._in_force()]
 
     def peers(self) -> list[bytes]:
-        """Of all that are heard of."""
+        """Peers of all shards that are heard of."""
         return [entry.peer for entry in self._known.values()]
 
-    async def run(self, version: int) -> float:
-        """Until all that are in force now, and stay so, run these weights; the longest time for
-        which engines of one stood still."""
+    async def await_version(self, version: int) -> float:
+        """Wait until all shards that are in force now, and stay so, run these weights.
+
+        Returns the longest time, in seconds, for which engines of one stood still.
+        """
         awaited = self._in_force()
-        while any(
-            self._known[number].state.version < version for number in awaited & self._in_force()
-        ):
+        while self._any_behind(awaited, version):
             self._changed.clear()
             await self._changed.wait()
         return max(
@@ -89,17 +99,19 @@ class ShardRegistry:
             default=0.0,
         )
 
-    def standing(self) -> list[tuple[str, str, int]]:
-        """Address, health and turns of each engine."""
+    def engine_status(self) -> list[EngineStatus]:
+        """Status of each engine of all shards that are heard of."""
         return [
             engine for _, entry in sorted(self._known.items()) for engine in entry.state.engines
         ]
 
-    def gauges(self, own: Mapping[str, float]) -> dict[str, float]:
-        """Of controller (`own`) and shards together; what those that are gone have counted, too."""
-        return together(
-            [own, *(entry.state.gauges for entry in self._known.values())], self._past.values()
-        )
+    def merge_with(self, gauges: Mapping[str, float]) -> dict[str, float]:
+        """Merge the controller's own gauges with those of all shards.
+
+        What those that are gone have counted stays counted.
+        """
+        current = [gauges, *(entry.state.gauges for entry in self._known.values())]
+        return merge_gauges(current, self._past_gauges.values())
 
     def _in_force(self) -> set[int]:
         return {
@@ -109,36 +121,54 @@ class ShardRegistry:
             and any(health == Health.HEALTHY for _, health, _ in entry.state.engines)
         }
 
-    def _lose(self, number: int) -> None:
+    def _any_behind(self, awaited: set[int], version: int) -> bool:
+        return any(
+            self._known[number].state.version < version for number in awaited & self._in_force()
+        )
+
+    def _drop(self, number: int) -> None:
         entry = self._known.pop(number)
-        self._past[entry.peer] = entry.state.gauges
+        self._past_gauges[entry.peer] = entry.state.gauges
         self._changed.set()
 
 
-def together(
-    now: Sequence[Mapping[str, float]], past: Iterable[Mapping[str, float]]
+def build_shard_registry(job: Job) -> ShardRegistry:
+    """Make the registry of a job's shards, none of which has been heard of."""
+    hosts = job.config.controller.hosts
+    addresses = [shard_address(endpoint, hosts) for endpoint in job.endpoints.turns]
+    return ShardRegistry(addresses, LOST_AFTER * job.config.actor.heartbeat_seconds)
+
+
+def merge_gauges(
+    current: Sequence[Mapping[str, float]], past: Collection[Mapping[str, float]]
 ) -> dict[str, float]:
-    """Gauges of several processes as those of one, by what telemetry/metrics_schema.py says of
-    them: the mean of shares, the worst of peaks, the sum of others; of `past` ones, only what was
-    counted."""
-    found: dict[str, float] = {}
-    for name in now[0]:
-        field = METRICS[name]
-        values = [gauges.get(name, 0.0) for gauges in now]
-        if field.aggregation == "peak":
-            found[name] = max(values)
-        elif field.unit == "share":
-            found[name] = sum(values) / len(values)
+    """Merge the gauges of several processes, by what telemetry/metrics_schema.py says of them.
+
+    The mean of shares, the worst of peaks, the sum of others; of `past` processes, only what was
+    counted.
+    """
+    merged: dict[str, float] = {}
+    for name in current[0]:
+        metric = METRICS[name]
+        values = [gauges.get(name, 0.0) for gauges in current]
+        if metric.aggregation == "peak":
+            merged[name] = max(values)
+        elif metric.unit == "share":
+            merged[name] = sum(values) / len(values)
         else:
-            found[name] = sum(values) + sum(
-                gauges.get(name, 0.0) for gauges in past if field.aggregation == "total"
-            )
-    return found
+            merged[name] = sum(values)
+            if metric.aggregation == "total":
+                merged[name] += sum(gauges.get(name, 0.0) for gauges in past)
+    return merged
 
 
-def place_of(endpoint: str, elsewhere: Sequence[str]) -> ShardAddress:
-    """Where actors find the shard that listens at `endpoint` (tcp://host:port): on one of the
-    machines `elsewhere`, or on the controller's, which they know already, perhaps by another name.
+def shard_address(endpoint: str, hosts: Sequence[str]) -> ShardAddress:
+    """Address at which actors find the shard that listens at `endpoint` (tcp://host:port).
+
+    On one of the machines `hosts`, or on the controller's, which they know already, perhaps by
+    another name.
     """
     host, port = endpoint.removeprefix("tcp://").rsplit(":", 1)
-    return ShardAddress(host=host if host in elsewhere else "", port=int(port))
+    if host not in hosts:
+        host = ""
+    return ShardAddress(host=host, port=int(port))

@@ -88,7 +88,7 @@ class Lease(Message):
     split: str
     task_index: int
     seed: int  # of everything random in the episode; the same for every attempt
-    permit: bytes = b""  # by which shards know that it was given (controller/lease_token.py)
+    permit: bytes = b""  # by which shards know that it was given (controller/leases.py)
 
 
 class Hello(Message):

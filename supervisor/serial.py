@@ -18,8 +18,8 @@ from rich.console import Console
 
 from actors.actor import Actor
 from config import ConfigError, Job
-from controller.controller import Controller
-from controller.shard_worker import ShardWorker
+from controller.controller import build_controller
+from controller.shard_worker import build_shard_worker
 from engine.fake.server import FakeEngine
 from envs.registry import make_environment
 from learner.data.drop_ledger import NothingPlayable
@@ -168,8 +168,8 @@ async def _run_processes(
     shard_numbers = range(1, job.config.controller.shards)
     processes = [
         learner.run(),
-        Controller(job, context).run(),
-        *(ShardWorker(job, context, number).run() for number in shard_numbers),
+        build_controller(job, context).run(),
+        *(build_shard_worker(job, context, number).run() for number in shard_numbers),
         _run_actors(job, context),
         _tick(progress, learner, collector),
     ]

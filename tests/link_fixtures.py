@@ -18,7 +18,7 @@ import zmq
 from rich.console import Console
 from run_fixtures import job_in, small_config
 
-from controller.controller import Controller
+from controller.controller import Controller, build_controller
 from learner.learner import Learner
 from supervisor.endpoints import free_port
 from supervisor.serial import train_serially
@@ -200,10 +200,9 @@ def linked_run(directory: Path) -> Iterator[LinkedRun]:
     numbers = itertools.count()
     of_actor = {}
 
-    class NotedController(Controller):
-        def __init__(self, *arguments) -> None:
-            super().__init__(*arguments)
-            run.controller = self
+    def build_noted_controller(*arguments) -> Controller:
+        run.controller = build_controller(*arguments)
+        return run.controller
 
     class NotedLearner(Learner):
         def __init__(self, *arguments, **named) -> None:
@@ -226,7 +225,7 @@ def linked_run(directory: Path) -> Iterator[LinkedRun]:
         return shards[0] if shards and number % 2 else None
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("supervisor.serial.Controller", NotedController)
+        patch.setattr("supervisor.serial.build_controller", build_noted_controller)
         patch.setattr("supervisor.serial.Learner", NotedLearner)
         patch.setattr("actors.actor.choose_shard", choose_shard)
         patch.setattr(zmq.Socket, "connect", connect_through)

@@ -8,7 +8,7 @@ import logging
 import pytest
 from test_admission import make
 
-from controller.announced import Announced
+from controller.announcements import Announcements
 from protocol.messages import Evaluate, WeightsPublished
 
 
@@ -24,12 +24,12 @@ async def evaluating(longest_seconds: float = 60.0):
     """An evaluation of version 1 of two episodes, both leased, and somebody who waits for version
     2."""
     admission = make()
-    announced = Announced(admission, 1, longest_seconds, nothing)
+    announced = Announcements(admission, 1, longest_seconds, nothing)
     for message in (weights(1), Evaluate(evaluation=7, episodes=2), weights(2)):
         await announced.put(message)
     assert (await announced.next_weights()).version == 1 and not admission.is_evaluating()
     waiting = asyncio.create_task(announced.next_weights())
-    while announced.waiting():
+    while len(announced):
         await asyncio.sleep(0)
     return admission, announced, waiting, [admission.lease(b"a") for _ in range(2)]
 
@@ -39,7 +39,7 @@ async def test_new_weights_wait_for_the_last_episode_of_an_evaluation() -> None:
     for lease in leases:
         assert lease.key.evaluation and not waiting.done()
         assert admission.end_episode(lease.key, b"a", lease.lease_attempt)
-        announced.look()
+        announced.check_evaluations()
     assert (await waiting).version == 2
 
 

@@ -11,6 +11,7 @@ import shutil
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import aiohttp
@@ -62,6 +63,24 @@ EVALUATION = {
 }
 
 
+@dataclass
+class Source:
+    """The state and the numbers that a dashboard shows; notes how many look."""
+
+    state: dict
+    gauges: dict
+    viewers: list[int]
+
+    def dashboard_state(self) -> dict:
+        return self.state
+
+    def last_gauges(self) -> dict:
+        return self.gauges
+
+    def set_viewers(self, viewers: int) -> None:
+        self.viewers.append(viewers)
+
+
 @asynccontextmanager
 async def serving(
     directory: Path, token: str = "", state: dict = STATE
@@ -75,9 +94,7 @@ async def serving(
         address,
         DashboardSection(token=token),
         directory / METRICS_FILE,
-        lambda: state,
-        lambda: gauges,
-        looked.append,
+        Source(state, gauges, looked),
     )
     task = asyncio.create_task(dashboard.run())
     try:

@@ -16,13 +16,16 @@ pytest.importorskip("transformers")
 
 from run_fixtures import job_in, small_config
 
-from controller.turn_service import TurnService
+from controller.leases import SignedLeases
+from controller.transport import RouterSocket
+from controller.turn_service import TurnService, build_turn_service
 from engine.client import EngineError
 from engine.fake.server import FakeEngine
 from engine.pool import Health
 from envs.registry import make_environment
 from learner.model.policy import load_policy
 from learner.publish import WeightWriter, snapshot
+from protocol.codec import FrameReader
 from tests.engine_fixtures import lose_core
 
 
@@ -45,9 +48,8 @@ async def two_engines(
     for engine in engines:
         await engine.start()
     environment = make_environment(config.env.name, **config.environment_settings())
-    desk = TurnService(
-        job, context, None, 0, environment, lambda *_: True, lambda *_: asyncio.sleep(0)
-    )
+    actors = RouterSocket(context.socket(zmq.ROUTER), FrameReader())
+    desk = build_turn_service(job, context, 0, environment, SignedLeases(""), actors)
     listening = asyncio.create_task(desk.signals.run())
     try:
         yield desk, engines, written.checksum
@@ -64,8 +66,8 @@ async def test_an_engine_whose_core_dies_before_its_first_signal_is_taken_to_sen
 ) -> None:
     async with two_engines(tmp_path / "run", small_policy) as (desk, engines, checksum):
         lose_core(engines[1], "/inference/v1/generate", "/health")
-        await desk.load(0, checksum)
-        assert [health for _, health, _ in desk.standing()] == [
+        await desk.load_weights(0, checksum)
+        assert [health for _, health, _ in desk.engine_status()] == [
             str(Health.HEALTHY),
             str(Health.SUSPECT),
         ]
@@ -78,7 +80,7 @@ async def test_an_engine_that_is_well_and_refuses_its_first_token_is_an_error_of
     async with two_engines(tmp_path / "run", small_policy) as (desk, engines, checksum):
         lose_core(engines[1], "/inference/v1/generate")
         with pytest.raises(EngineError, match="EngineCore"):
-            await desk.load(0, checksum)
+            await desk.load_weights(0, checksum)
 
 
 async def test_turns_share_no_prefixes_while_some_engine_may_have_other_weights(
@@ -86,10 +88,10 @@ async def test_turns_share_no_prefixes_while_some_engine_may_have_other_weights(
 ) -> None:
     """Turns share no prefixes with others while some engine may have other weights."""
     async with two_engines(tmp_path / "run", small_policy) as (desk, _, checksum):
-        await desk.load(0, checksum)
+        await desk.load_weights(0, checksum)
         before = desk.turns.weights_name
         with pytest.raises(EngineError, match="cannot be read"):  # there is no such file
-            await desk.load(1, checksum)
+            await desk.load_weights(1, checksum)
         assert desk.turns.weights_name != before
 
 
@@ -105,10 +107,10 @@ async def test_tap_that_an_engine_lacks_is_an_error_that_names_the_engine(
         checksum,
     ):
         if with_tap == 2:
-            await desk.load(0, checksum)
+            await desk.load_weights(0, checksum)
             assert desk.turns.streamer is None and desk.signals.frames == 2, "both were asked"
         else:
-            urls = [url for url, _, _ in desk.standing()]
+            urls = [url for url, _, _ in desk.engine_status()]
             missing = rf"control\.signal tap: no signals come from {urls[1]};.*FORAY_TAP_ENDPOINT={desk.signals.endpoint} "
             with pytest.raises(EngineError, match=missing):
-                await desk.load(0, checksum)
+                await desk.load_weights(0, checksum)

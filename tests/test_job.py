@@ -17,7 +17,7 @@ import supervisor.job
 from config import ConfigError
 from config.options import values_of
 from config.resolve import resolve
-from controller.welcome import welcome
+from controller.transport import build_welcome
 from protocol.lifetime import dying_with_parent
 from protocol.security import make_keys
 from supervisor.cli.main import main
@@ -128,7 +128,7 @@ def test_actors_are_told_no_address_of_the_learner_that_is_none(
     config = msgspec.structs.replace(
         config, learner=msgspec.structs.replace(config.learner, host=host)
     )
-    assert welcome(job_in(tmp_path / "run", config)).learner_host == told
+    assert build_welcome(job_in(tmp_path / "run", config)).learner_host == told
 
 
 def test_what_is_not_ours_is_left_alone(tmp_path: Path):

@@ -11,7 +11,7 @@ import zmq
 import zmq.asyncio
 from run_fixtures import dies_at, job_in, running, running_small, small_config
 
-from controller.controller import Controller
+from controller.controller import build_controller
 from protocol.codec import FrameReader, decode, encode
 from protocol.delivery import DeliveryClient
 from protocol.messages import Evaluate, Heartbeat, HeartbeatAck, LearnerReady, Message, Shutdown
@@ -29,7 +29,7 @@ async def test_actors_are_told_that_the_run_is_over_when_the_learner_has_said_so
     """`late`: so shortly before the controller is ended that it has not been read yet."""
     job = job_in(tmp_path / "run", small_config())
     context = zmq.asyncio.Context()
-    controller = Controller(job, context)
+    controller = build_controller(job, context)
     actor = context.socket(zmq.DEALER)
     learner = DeliveryClient(
         context, job.endpoints.learner, b"learner", b"controller", None, 0.2, FrameReader()
@@ -38,8 +38,7 @@ async def test_actors_are_told_that_the_run_is_over_when_the_learner_has_said_so
     left = actor.get_monitor_socket(zmq.EVENT_DISCONNECTED)
     actor.connect(job.endpoints.actors)
     serving = [
-        asyncio.create_task(loop())
-        for loop in (controller._serve_actors, controller._serve_learner)
+        asyncio.create_task(loop()) for loop in (controller.serve_actors, controller.serve_learner)
     ]
     try:
         async with asyncio.timeout(20):
@@ -51,14 +50,14 @@ async def test_actors_are_told_that_the_run_is_over_when_the_learner_has_said_so
                 Evaluate(evaluation=0, episodes=1),
             ):
                 await learner.send(word)
-            while not controller._announced.waiting():  # all of it has been read then
+            while not len(controller.announcements):  # all of it has been read then
                 await asyncio.sleep(0.01)
             for task in serving:
                 task.cancel()
             await asyncio.gather(*serving, return_exceptions=True)
             for word in late:
                 await learner.send(word)
-                await controller._learner._socket.poll()
+                await controller.transport.learner._socket.poll()
             await controller.close()
             await left.recv_multipart()
             assert [decode(await actor.recv()) for _ in range(await actor.poll(0))] == told

@@ -39,11 +39,11 @@ def goes_on(run: LinkedRun) -> None:
     """More updates are made and recorded, signals come from the engine, and the shard is heard
     of."""
     updates = run.updates()
-    frames = run.controller._desk.signals.frames
+    frames = run.controller.turn_service.signals.frames
     cut = time.monotonic()
     shards = run.controller._shards._known
     run.until(lambda: run.updates() >= updates + MORE_UPDATES)
-    run.until(lambda: run.controller._desk.signals.frames > frames)
+    run.until(lambda: run.controller.turn_service.signals.frames > frames)
     run.until(lambda: 1 in shards and shards[1].heard > cut)
     numbers = run.recorded()
     assert numbers == list(range(1, len(numbers) + 1)), "each update is recorded once"

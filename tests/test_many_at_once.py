@@ -13,7 +13,7 @@ import zmq
 import zmq.asyncio
 from run_fixtures import job_in, small_config
 
-from controller.controller import Controller
+from controller.controller import build_controller
 from protocol.arrays import INT32, pack
 from protocol.codec import FrameReader, decode, encode
 from protocol.delivery import DeliveryClient
@@ -40,7 +40,7 @@ class Bench:
             job_in(directory, small_config(actor__heartbeat_seconds="0.2")),
             zmq.asyncio.Context(),
         )
-        self.controller = Controller(self.job, self.context)
+        self.controller = build_controller(self.job, self.context)
         self.actor = self.context.socket(zmq.DEALER)
         self.learner = DeliveryClient(
             self.context,
@@ -69,7 +69,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     made = Bench(tmp_path / "run")
     serving = [
         asyncio.create_task(loop())
-        for loop in (made.controller._serve_actors, made.controller._serve_learner)
+        for loop in (made.controller.serve_actors, made.controller.serve_learner)
     ]
     yield made
     for task in serving:
@@ -101,7 +101,7 @@ async def test_what_the_controller_says_reaches_a_learner_that_is_busy_however_m
     waits for. A ROUTER drops what does not fit its queue, without a word."""
     async with asyncio.timeout(180):
         for version in range(20_000):
-            await bench.controller._to_learner(
+            await bench.controller.transport.tell_learner(
                 WeightsApplied(version=version, seconds=0.0, control_state=bytes(1000))
             )
         received = [(await bench.learner.receive()).message.version for _ in range(20_000)]
@@ -125,11 +125,11 @@ async def test_a_turn_that_is_asked_for_again_is_answered_again_and_not_generate
     asked = []
     lease = bench.lease()
 
-    async def answer(request: TurnRequest) -> TurnFailed:
+    async def answer(request: TurnRequest, seed: int) -> TurnFailed:
         asked.append(request.turn_index)
         return failed(request)
 
-    bench.controller._desk._answer = answer
+    bench.controller.turn_service.turns.run = answer
     answers = [(await bench.asked(request_of(lease, turn))).turn_index for turn in (0, 0, 1, 1)]
     assert (answers, asked) == ([0, 0, 1, 1], [0, 1])
 
@@ -141,7 +141,7 @@ async def test_an_actor_that_was_heard_of_while_the_controller_stood_still_is_no
     controller = bench.controller
     await bench.actor.send(encode(Heartbeat()))
     await bench.actor.recv()
-    watching = asyncio.create_task(controller._watch())
+    watching = asyncio.create_task(controller.liveness_loop())
     await asyncio.sleep(0)
     await bench.actor.send(encode(Heartbeat()))
     time.sleep(
@@ -150,7 +150,7 @@ async def test_an_actor_that_was_heard_of_while_the_controller_stood_still_is_no
     assert isinstance(decode(await asyncio.wait_for(bench.actor.recv(), 20)), HeartbeatAck)
     watching.cancel()
     assert controller.admission.has_lease(lease.key, lease.lease_attempt, b"an actor") and list(
-        controller._last_seen
+        controller.roster.last_seen
     ) == [b"an actor"]
 
 
@@ -161,9 +161,9 @@ async def test_a_lease_that_its_actor_does_not_speak_of_is_taken_back(bench: Ben
     controller = bench.controller
     lease = bench.lease()
     beat = controller.config.actor.heartbeat_seconds
-    controller._credits.add(b"an actor", 1)
+    controller.leases.credits.add(b"an actor", 1)
     spoken_of = [(lease.key, lease.lease_attempt)] if knows else []
-    watching = asyncio.create_task(controller._watch())
+    watching = asyncio.create_task(controller.liveness_loop())
     until = time.monotonic() + (LOST_AFTER + 4) * beat
     while time.monotonic() < until:
         await bench.actor.send(encode(Heartbeat(asking=0, playing=spoken_of)))
@@ -171,7 +171,7 @@ async def test_a_lease_that_its_actor_does_not_speak_of_is_taken_back(bench: Ben
         await asyncio.sleep(beat)
     watching.cancel()
     assert controller.admission.has_lease(lease.key, lease.lease_attempt, b"an actor") == knows
-    assert controller._credits.count(b"an actor") == 0
+    assert controller.leases.credits.count(b"an actor") == 0
 
 
 async def test_turns_that_an_actor_has_no_lease_for_are_refused_and_leave_nothing_behind(
@@ -184,18 +184,18 @@ async def test_turns_that_an_actor_has_no_lease_for_are_refused_and_leave_nothin
             )
         )
         assert (answer.lease_attempt, answer.reason) == (attempt, DropReason.CANCELLED)
-    assert not bench.controller._desk._answers and not bench.controller._desk._asked
+    assert not bench.controller.turn_service.known_leases()
 
 
 async def test_a_turn_whose_lease_lapses_while_it_is_played_leaves_nothing_behind(bench: Bench):
     lease = bench.lease()
-    scores = bench.controller._desk.turns.scores
+    scores = bench.controller.turn_service.turns.scores
 
-    async def answer(request: TurnRequest) -> TurnFailed:
+    async def answer(request: TurnRequest, seed: int) -> TurnFailed:
         bench.controller.admission.take_back_from(b"an actor")
         scores[request.key, request.lease_attempt] = 0.5
         return failed(request)
 
-    bench.controller._desk._answer = answer
+    bench.controller.turn_service.turns.run = answer
     await bench.asked(request_of(lease))
-    assert not scores and not bench.controller._desk._answers
+    assert not bench.controller.turn_service.known_leases()

@@ -413,13 +413,13 @@ def test_training_ends_when_its_tokens_are_generated_though_other_batches_wait(
 def test_the_end_waits_for_what_is_cancelled_however_late_the_controller_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    real = Controller._finish_training
+    real = Controller.finish_training
 
     async def late(self):
         await asyncio.sleep(3.0)  # the learner has nothing else to do meanwhile
         await real(self)
 
-    monkeypatch.setattr(Controller, "_finish_training", late)
+    monkeypatch.setattr(Controller, "finish_training", late)
     monkeypatch.setattr(Learner, "_evaluate", no_evaluation)
     summary, _, _ = serial_run(
         tmp_path / "run",

@@ -24,9 +24,9 @@ from test_serial_run import serial_run
 
 from actors.actor import choose_shard
 from config.resolve import ConfigError, resolve
-from controller.lease_token import is_permitted, permit
-from controller.shard_registry import ShardRegistry, together
-from controller.shard_worker import ShardWorker
+from controller.leases import sign_lease, verify_lease
+from controller.shard_registry import ShardRegistry, merge_gauges
+from controller.shard_worker import build_shard_worker
 from engine.client import EngineError
 from engine.fake.server import FakeEngine
 from learner.model.policy import load_policy
@@ -88,10 +88,10 @@ def test_a_permit_is_of_one_actor_and_one_lease(
         lease_attempt=attempt,
         turn_index=0,
         prompt=b"",
-        permit=permit(secret, actor, key, attempt),
+        permit=sign_lease(secret, actor, key, attempt),
     )
-    assert is_permitted(secret, actor, request)
-    assert not is_permitted("another", actor, request) and is_permitted(secret, other, request) == (
+    assert verify_lease(secret, actor, request)
+    assert not verify_lease("another", actor, request) and verify_lease(secret, other, request) == (
         other == actor
     )
     for changed in (
@@ -100,7 +100,7 @@ def test_a_permit_is_of_one_actor_and_one_lease(
         {"permit": b""},
         {"permit": other},
     ):
-        assert not is_permitted(secret, actor, msgspec.structs.replace(request, **changed))
+        assert not verify_lease(secret, actor, msgspec.structs.replace(request, **changed))
 
 
 # --- the ledger
@@ -131,63 +131,65 @@ def test_a_shard_takes_turns_while_a_healthy_engine_of_it_runs_weights_that_coun
     version: int, healthy: bool, in_force: bool
 ):
     shards = ledger()
-    shards.heard(b"p", state(version, healthy), now=0.0)
-    assert shards.in_force() == [PLACE] * in_force
+    shards.update(b"p", state(version, healthy), now=0.0)
+    assert shards.addresses_in_force() == [PLACE] * in_force
 
 
 def test_before_any_weights_count_no_shard_takes_turns_without():
     shards = ledger(version=-1)
-    shards.heard(b"p", state(-1), now=0.0)
-    assert shards.in_force() == []
+    shards.update(b"p", state(-1), now=0.0)
+    assert shards.addresses_in_force() == []
 
 
 def test_a_silent_shard_is_lost_once_and_is_back_when_it_is_heard_of():
     shards = ledger()
-    shards.heard(b"p", state(3), now=0.0)
-    assert shards.silent(now=9.0) == [] and [number for number, _ in shards.silent(now=11.0)] == [1]
-    assert shards.in_force() == [] and shards.silent(now=12.0) == []
-    shards.heard(b"p", state(3), now=13.0)
-    assert shards.in_force() == [PLACE]
+    shards.update(b"p", state(3), now=0.0)
+    assert shards.drop_silent(now=9.0) == [] and [
+        number for number, _ in shards.drop_silent(now=11.0)
+    ] == [1]
+    assert shards.addresses_in_force() == [] and shards.drop_silent(now=12.0) == []
+    shards.update(b"p", state(3), now=13.0)
+    assert shards.addresses_in_force() == [PLACE]
 
 
 def test_a_shard_that_says_that_it_ends_takes_no_more_turns():
     shards = ledger()
-    shards.heard(b"p", state(3), now=0.0)
-    shards.heard(b"p", msgspec.structs.replace(state(3, tokens=2.0), last=True), now=1.0)
+    shards.update(b"p", state(3), now=0.0)
+    shards.update(b"p", msgspec.structs.replace(state(3, tokens=2.0), last=True), now=1.0)
     assert (
-        shards.in_force() == []
+        shards.addresses_in_force() == []
         and shards.peers() == []
-        and shards.gauges({"generated_tokens": 1.0}) == {"generated_tokens": 3.0}
+        and shards.merge_with({"generated_tokens": 1.0}) == {"generated_tokens": 3.0}
     )
 
 
 async def test_new_weights_wait_for_a_shard_in_force_until_it_runs_them():
     shards = ledger()
-    shards.heard(b"p", state(3), now=0.0)
-    running = asyncio.create_task(shards.run(4))
+    shards.update(b"p", state(3), now=0.0)
+    running = asyncio.create_task(shards.await_version(4))
     await asyncio.sleep(0)
     assert not running.done()
-    shards.heard(b"p", state(4), now=1.0)
+    shards.update(b"p", state(4), now=1.0)
     assert await asyncio.wait_for(running, 5) == 0.1
 
 
 @pytest.mark.parametrize("ends", ["silent", "without an engine"])
 async def test_new_weights_do_not_wait_for_a_shard_that_is_no_longer_in_force(ends: str):
     shards = ledger()
-    shards.heard(b"p", state(3), now=0.0)
-    running = asyncio.create_task(shards.run(4))
+    shards.update(b"p", state(3), now=0.0)
+    running = asyncio.create_task(shards.await_version(4))
     await asyncio.sleep(0)
     if ends == "silent":
-        shards.silent(now=100.0)
+        shards.drop_silent(now=100.0)
     else:
-        shards.heard(b"p", state(3, healthy=False), now=1.0)
+        shards.update(b"p", state(3, healthy=False), now=1.0)
     assert await asyncio.wait_for(running, 5) == 0.0
 
 
 async def test_new_weights_do_not_wait_for_a_shard_that_joins():
     shards = ledger()
-    running = asyncio.create_task(shards.run(4))
-    shards.heard(b"p", state(-1), now=0.0)
+    running = asyncio.create_task(shards.await_version(4))
+    shards.update(b"p", state(-1), now=0.0)
     assert await asyncio.wait_for(running, 5) == 0.0
 
 
@@ -195,13 +197,13 @@ def test_shard_counts_stay_and_are_not_doubled_when_its_process_is_replaced():
     """What a shard counted stays counted when another process takes its place and not twice when it comes back."""
     shards = ledger()
     own = {"generated_tokens": 1.0, "engines": 1.0}
-    shards.heard(b"p", state(3, tokens=10.0), now=0.0)
-    shards.heard(b"q", state(3, tokens=5.0), now=1.0)
-    assert shards.gauges(own) == {"generated_tokens": 16.0, "engines": 2.0}
-    shards.silent(now=100.0)
-    assert shards.gauges(own) == {"generated_tokens": 16.0, "engines": 1.0}
-    shards.heard(b"q", state(3, tokens=7.0), now=101.0)
-    assert shards.gauges(own) == {"generated_tokens": 18.0, "engines": 2.0}
+    shards.update(b"p", state(3, tokens=10.0), now=0.0)
+    shards.update(b"q", state(3, tokens=5.0), now=1.0)
+    assert shards.merge_with(own) == {"generated_tokens": 16.0, "engines": 2.0}
+    shards.drop_silent(now=100.0)
+    assert shards.merge_with(own) == {"generated_tokens": 16.0, "engines": 1.0}
+    shards.update(b"q", state(3, tokens=7.0), now=101.0)
+    assert shards.merge_with(own) == {"generated_tokens": 18.0, "engines": 2.0}
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=5), st.lists(st.floats(0, 1e6), max_size=5))
@@ -214,7 +216,7 @@ def test_gauges_of_several_processes_are_as_those_of_one(now: list[float], past:
             "loop_lag_controller": value,
         }
 
-    found = together([gauges(value) for value in now], [gauges(value) for value in past])
+    found = merge_gauges([gauges(value) for value in now], [gauges(value) for value in past])
     assert found["generated_tokens"] == pytest.approx(sum(now) + sum(past)) and found[
         "engines"
     ] == pytest.approx(sum(now))
@@ -242,7 +244,7 @@ class Bench:
         self.controller.bind(self.job.endpoints.shards)
         self.actor.set(zmq.IDENTITY, b"an actor")
         self.actor.connect(self.job.endpoints.turns[0])
-        self.shard = ShardWorker(self.job, self.context, 1)
+        self.shard = build_shard_worker(self.job, self.context, 1)
         weights = snapshot(load_policy(Path(self.job.model_dir)), 0, "float32")
         self.weights = LoadWeights(
             version=0, checksum=WeightWriter(Path(self.job.weights_dir)).write(weights).checksum
@@ -290,11 +292,11 @@ async def test_a_shard_takes_turns_of_leases_that_were_given_and_have_not_lapsed
         lease_attempt=0,
         turn_index=0,
         prompt=pack([1, 2], INT32),
-        permit=permit(bench.job.permit_key, b"an actor", key, 0),
+        permit=sign_lease(bench.job.permit_key, b"an actor", key, 0),
     )
     answer = await bench.asked(request)
     assert isinstance(answer, TurnResult) and {span.version for span in answer.kept.spans} == {0}
-    for stolen in (permit(bench.job.permit_key, b"another", key, 1), b""):
+    for stolen in (sign_lease(bench.job.permit_key, b"another", key, 1), b""):
         refused = await bench.asked(
             msgspec.structs.replace(request, lease_attempt=1, permit=stolen)
         )
@@ -326,7 +328,7 @@ async def test_a_turn_that_is_asked_for_before_a_shards_first_weights_is_sampled
         lease_attempt=0,
         turn_index=0,
         prompt=pack([1, 2], INT32),
-        permit=permit(bench.job.permit_key, b"an actor", key, 0),
+        permit=sign_lease(bench.job.permit_key, b"an actor", key, 0),
     )
     answer = asyncio.create_task(bench.asked(request))
     await bench.state(-1)  # which it says from time to time

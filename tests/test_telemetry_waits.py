@@ -20,7 +20,7 @@ from run_fixtures import ROOT
 
 from config import RunSection
 from controller.admission import Admission, AdmissionSettings
-from controller.waits import ControllerWaits, Situation
+from controller.reporting import ControllerWaits, Situation
 from engine.pool import Health
 from protocol.lifetime import dying_with_parent
 from protocol.messages import Stats
