@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from envs.alfworld.environment import AlfWorld
-from envs.alfworld.reference import Original, missing_packages, wander
+from envs.alfworld.reference import TextWorldGame, draw_command, missing_packages
 from envs.base import Environment
 from envs.play import play_expert_episode, start_episode
 from envs.registry import make_environment
@@ -119,11 +119,11 @@ def _stock_speed(environment: AlfWorld) -> tuple[float, float]:
     """(steps a second, resets a second) of TextWorld's engine on the same games."""
     reset_seconds = step_seconds = 0.0
     for number in range(STOCK_GAMES):
-        original, seconds = _timed(lambda: Original(environment.game("held_out", number)))  # noqa: B023
+        original, seconds = _timed(lambda: TextWorldGame(environment.game("held_out", number)))  # noqa: B023
         reset_seconds += seconds
         rng = random.Random(number)
         for _ in range(STOCK_STEPS):
-            command = wander(original.admissible, rng)
+            command = draw_command(original.admissible, rng)
             step_seconds += _timed(lambda: original.step(command))[1]  # noqa: B023
     return STOCK_GAMES * STOCK_STEPS / step_seconds, STOCK_GAMES / reset_seconds
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envs.alfworld.engine import NOTHING_HAPPENS, Engine, listing
+from envs.alfworld.engine import NOTHING_HAPPENS, Engine, join_phrases
 from envs.alfworld.environment import AlfWorld
-from envs.alfworld.game import Game, Goal, Item, Receptacle, names, pddl_token
-from envs.alfworld.memory import Transcript
+from envs.alfworld.game import Game, Goal, Item, Receptacle, name_entities, pddl_token
+from envs.alfworld.memory import TranscriptMemory
 from envs.alfworld.scenes import load_facts
 
 FACTS = load_facts()
@@ -65,7 +65,7 @@ def run(played: Engine, *commands: str) -> str:
 
 
 def test_things_are_numbered_backwards_in_the_order_of_their_ids():
-    assert names(["mug_bar_2", "pot_bar_1", "mug_bar_1"]) == {
+    assert name_entities(["mug_bar_2", "pot_bar_1", "mug_bar_1"]) == {
         "mug_bar_1": "mug 2",
         "mug_bar_2": "mug 1",
         "pot_bar_1": "pot 1",
@@ -73,7 +73,9 @@ def test_things_are_numbered_backwards_in_the_order_of_their_ids():
 
 
 def test_the_basin_of_a_sink_is_called_a_sinkbasin():
-    assert names(["sink_bar_1_bar_sinkbasin"]) == {"sink_bar_1_bar_sinkbasin": "sinkbasin 1"}
+    assert name_entities(["sink_bar_1_bar_sinkbasin"]) == {
+        "sink_bar_1_bar_sinkbasin": "sinkbasin 1"
+    }
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_the_basin_of_a_sink_is_called_a_sinkbasin():
     [([], "nothing"), (["a"], "a"), (["a", "b"], "a, and b"), (["a", "b", "c"], "a, b, and c")],
 )
 def test_lists_end_in_comma_and(phrases, text):
-    assert listing(phrases) == text
+    assert join_phrases(phrases) == text
 
 
 def test_looking_around_in_the_middle_of_the_room_shows_nothing():
@@ -270,12 +272,10 @@ def test_looking_at_a_thing_in_light_needs_it_in_hand_beside_the_lamp():
 )
 def test_every_admissible_command_does_something_and_no_thing_is_lost(size, index, rng):
     played = Engine(AlfWorld(size).game("train", index))
-    things = {thing.id for thing in played.items}
+    things = set(played.item_names)
     for _ in range(25):
         assert played.step(rng.choice(played.admissible())) != NOTHING_HAPPENS
-    assert {thing for _, thing in lying(played)} | carried(played) == {
-        called(played, thing) for thing in things
-    }
+    assert {thing for _, thing in lying(played)} | carried(played) == things
 
 
 @settings(max_examples=60)
@@ -283,7 +283,7 @@ def test_every_admissible_command_does_something_and_no_thing_is_lost(size, inde
 def test_the_memory_of_a_transcript_is_true(index, seed):
     rng = random.Random(seed)
     played = Engine(AlfWorld().game("train", index))
-    memory = Transcript()
+    memory = TranscriptMemory()
     for _ in range(25):
         command = rng.choice(played.admissible())
         memory.note(command, played.step(command))
@@ -293,18 +293,14 @@ def test_the_memory_of_a_transcript_is_true(index, seed):
     assert {memory.carrying} - {""} == carried(played)
 
 
-def called(played: Engine, identity: str) -> str:
-    return names([r.id for r in played.receptacles] + [i.id for i in played.items])[identity]
-
-
 def lying(played: Engine) -> set[tuple[str, str]]:
-    """(place, thing), read out of the engine's hidden state."""
+    """(place, thing) of all things that lie somewhere, seen by the agent or not."""
     return {
-        (called(played, played.receptacles[r].id), called(played, played.items[i].id))
-        for r, contents in enumerate(played._contents)
+        (played.receptacle_names[r], played.item_names[i])
+        for r, contents in enumerate(played.contents)
         for i in contents
     }
 
 
 def carried(played: Engine) -> set[str]:
-    return set() if played._held is None else {called(played, played.items[played._held].id)}
+    return set() if played.carried is None else {played.item_names[played.carried]}

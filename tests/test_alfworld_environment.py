@@ -12,7 +12,7 @@ import pytest
 from envs.alfworld.engine import NOTHING_HAPPENS, Engine
 from envs.alfworld.environment import AlfWorld
 from envs.alfworld.game import TASK_TYPES
-from envs.alfworld.memory import Transcript
+from envs.alfworld.memory import TranscriptMemory
 from envs.alfworld.scenes import load_facts
 from envs.base import Observation
 from envs.view import AgentView
@@ -165,8 +165,8 @@ def test_the_anchor_tells_apart_same_texts_with_different_actions():
     assert len(anchors) == 3
 
 
-def remembering(*texts: str) -> Transcript:
-    transcript = Transcript()
+def remembering(*texts: str) -> TranscriptMemory:
+    transcript = TranscriptMemory()
     for text in texts:
         transcript.note("", text)
     return transcript
@@ -212,7 +212,7 @@ def some_view() -> AgentView:
         "1, and a desk 1.",
         ("help", "look"),
     )
-    view = AgentView("put a mug in desk", room, history=2, memory=Transcript())
+    view = AgentView("put a mug in desk", room, history=2, memory=TranscriptMemory())
     view.record(
         "go to shelf 1",
         Observation("You arrive at shelf 1. On the shelf 1, you see a mug 1.", ("help", "look")),

@@ -15,7 +15,7 @@ from config.resolve import resolve
 from envs.alfworld.environment import AlfWorld
 from envs.alfworld.files import find_games, parse_problem, read_game
 from envs.alfworld.game import TASK_TYPES, Game, word_task
-from envs.alfworld.pddl import problem
+from envs.alfworld.pddl import format_problem
 from envs.base import EnvironmentFailure
 from envs.play import play_expert_episode
 from supervisor.job import check_tasks, first_task
@@ -28,7 +28,7 @@ def write_game(folder: Path, name: str, game: Game, **changes: object) -> Path:
     missing."""
     file = folder / name / "trial_1" / "game.tw-pddl"
     file.parent.mkdir(parents=True)
-    content = {"pddl_problem": problem(game), "solvable": True} | changes
+    content = {"pddl_problem": format_problem(game), "solvable": True} | changes
     file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
     return file
 
@@ -51,7 +51,7 @@ def data(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("index", range(2 * len(TASK_TYPES)))
 def test_a_game_that_was_written_is_read_as_it_was(index):
     game = GENERATED.game("train", index)
-    read = parse_problem(problem(game), game.goal.task_type, random.Random(0))
+    read = parse_problem(format_problem(game), game.goal.task_type, random.Random(0))
 
     def comparable(game: Game) -> Game:
         places = {r.kind for r in game.receptacles}

@@ -88,13 +88,15 @@ def assert_alike(
 
     `problem`: of a game that was read from a file.
     """
-    original = reference.Original(game, problem)
+    original = reference.TextWorldGame(game, problem)
     ours = Engine(game)
     assert ours.opening() == original.text
     for number in range(steps):
         assert ours.admissible() == original.admissible
         command = (
-            commands[number] if number < len(commands) else reference.wander(ours.admissible(), rng)
+            commands[number]
+            if number < len(commands)
+            else reference.draw_command(ours.admissible(), rng)
         )
         said = original.step(command)
         assert (command, ours.step(command)) == (command, said)
@@ -147,7 +149,7 @@ def test_wandering_in_an_odd_game_is_the_same(seed):
 def test_the_shipped_layouts_are_what_alfworld_has():
     installed = Path(find_spec("alfworld").origin).parent.parent
     assert json.loads(extract.OUTPUT.read_text()) == json.loads(
-        json.dumps(extract.facts(extract.reader(installed)))
+        json.dumps(extract.extract_facts(extract.open_source(installed)))
     )
 
 

@@ -1,5 +1,4 @@
-"""ALFWorld in pure Python: household tasks in text, as TextWorld's engine plays them, without its
-weight.
+"""ALFWorld in pure Python: household tasks in text, as TextWorld's engine plays them.
 
 The texts and rules are those of alfworld 0.4.2 (MIT) on textworld 1.7.0 (MIT);
 `tests/test_alfworld_parity.py` holds this engine to them. The room layouts in `layouts.json` are

@@ -1,21 +1,29 @@
-"""The rules and texts of ALFWorld's text games: what TextWorld 1.7.0 answers on the domain and
-grammar of alfworld 0.4.2.
+"""The rules and texts of ALFWorld's text games.
 
-Odd answers are TextWorld's own, and kept: agents trained there have learned them. Those worth knowing:
-- Commands must match exactly, case included; anything else is answered by "Nothing happens." and costs a turn.
-- Only a thing in hand can be examined. (The domain means to allow it for things in sight too, but a comma in it prevents that.)
-- One cannot go to where one is, nor to another receptacle at the same location, but can act on it at once.
-- `look` at the start of a game, away from all receptacles, sees "nothing"; only the opening text lists them.
-- `look` at a receptacle lists a thing only if it was taken out of that receptacle and now lies in another one beside it.
-- `use` always turns on, never off, and works on lamps in closed receptacles too; so does `slice` on what lies there.
+They are the answers of TextWorld 1.7.0 on the domain and grammar of alfworld 0.4.2. Odd answers are
+TextWorld's own, and kept: agents trained there have learned them. Those worth knowing:
+
+- Commands must match exactly, case included; anything else is answered by "Nothing happens." and
+  costs a turn.
+- Only a thing in hand can be examined. (The domain means to allow it for things in sight too, but a
+  comma in it prevents that.)
+- One cannot go to where one is, nor to another receptacle at the same location, but can act on it
+  at once.
+- `look` at the start of a game, away from all receptacles, sees "nothing"; only the opening text
+  lists them.
+- `look` at a receptacle lists a thing only if it was taken out of that receptacle and now lies in
+  another one beside it.
+- `use` always turns on, never off, and works on lamps in closed receptacles too; so does `slice` on
+  things that lie there.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
-from envs.alfworld.game import Game, names
+from envs.alfworld.game import Game, name_entities
 
 NOTHING_HAPPENS = "Nothing happens."
 
@@ -35,15 +43,25 @@ _HELP = """Available commands:
   slice (object) with (object):     slice an object using a sharp object
 """
 
-# verb, what the receptacle must be, what the thing must be, what it becomes and what it no longer
-# is.
+
+class _Treatment(NamedTuple):
+    """A way to change the state of a thing at a receptacle."""
+
+    verb: str
+    receptacle_kind: str
+    affordance: str
+    """The affordance that the thing must have."""
+    gained_state: str
+    lost_state: str
+
+
 _TREATMENTS = (
-    ("clean", "SinkBasin", "cleanable", "isClean", None),
-    ("heat", "Microwave", "heatable", "isHot", "isCool"),
-    ("cool", "Fridge", "coolable", "isCool", "isHot"),
+    _Treatment("clean", "SinkBasin", "cleanable", "isClean", ""),
+    _Treatment("heat", "Microwave", "heatable", "isHot", "isCool"),
+    _Treatment("cool", "Fridge", "coolable", "isCool", "isHot"),
 )
 _KNIVES = ("Knife", "ButterKnife")
-# What a task asks of its target: affordance and state.
+# Affordance and state that a task asks of its target.
 _REQUIRED = {
     "pick_clean_then_place_in_recep": ("cleanable", "isClean"),
     "pick_heat_then_place_in_recep": ("heatable", "isHot"),
@@ -51,10 +69,12 @@ _REQUIRED = {
 }
 
 
-def listing(phrases: list[str]) -> str:
-    """`nothing`, `a`, `a, and b`, `a, b, and c`."""
-    if len(phrases) < 2:
-        return phrases[0] if phrases else "nothing"
+def join_phrases(phrases: list[str]) -> str:
+    """The phrases as TextWorld lists them: `nothing`, `a`, `a, and b`, `a, b, and c`."""
+    if not phrases:
+        return "nothing"
+    if len(phrases) == 1:
+        return phrases[0]
     return ", ".join(phrases[:-1]) + ", and " + phrases[-1]
 
 
@@ -62,51 +82,53 @@ class Engine:
     """One game being played.
 
     Receptacles and items are numbered in the order of their ids, in which TextWorld lists them.
+    `contents` are the items in each receptacle; `carried` is the item in hand, None for none.
     """
 
     def __init__(self, game: Game) -> None:
         self.game = game
         self.receptacles = sorted(game.receptacles, key=lambda receptacle: receptacle.id)
         self.items = sorted(game.items, key=lambda item: item.id)
-        named = names([r.id for r in self.receptacles] + [i.id for i in self.items])
-        self._receptacle_names = [named[r.id] for r in self.receptacles]
-        self._item_names = [named[i.id] for i in self.items]
+        receptacle_ids = [receptacle.id for receptacle in self.receptacles]
+        item_ids = [item.id for item in self.items]
+        names = name_entities(receptacle_ids + item_ids)
+        self.receptacle_names = [names[id] for id in receptacle_ids]
+        self.item_names = [names[id] for id in item_ids]
 
-        number = {r.id: n for n, r in enumerate(self.receptacles)}
-        item_number = {i.id: n for n, i in enumerate(self.items)}
-        self._at: dict[str, list[int]] = {}
+        receptacle_numbers = {id: r for r, id in enumerate(receptacle_ids)}
+        item_numbers = {id: i for i, id in enumerate(item_ids)}
+        self._receptacles_at: dict[str, list[int]] = {}
         for r, receptacle in enumerate(self.receptacles):
             if receptacle.location is not None:
-                self._at.setdefault(receptacle.location, []).append(r)
-        self._inside = [sorted(item_number[i] for i in item.inside) for item in self.items]
+                self._receptacles_at.setdefault(receptacle.location, []).append(r)
+        self._inside = [sorted(item_numbers[id] for id in item.inside) for item in self.items]
 
         self._location = game.start
         self._opened = {r for r, receptacle in enumerate(self.receptacles) if receptacle.opened}
-        self._contents: list[set[int]] = [set() for _ in self.receptacles]
+        self.contents: list[set[int]] = [set() for _ in self.receptacles]
         for i, item in enumerate(self.items):
-            for place in item.receptacles:
-                self._contents[number[place]].add(i)
+            for receptacle_id in item.receptacles:
+                self.contents[receptacle_numbers[receptacle_id]].add(i)
         self._locations = [set(item.locations) for item in self.items]
         self._state = [set(item.state) for item in self.items]
-        self._held: int | None = None
-        # (item, receptacle) taken out and not put back: what PDDL's negated fact stands for in
-        # `look`.
+        self.carried: int | None = None
+        # (item, receptacle) taken out and not put back: PDDL's negated fact in `look`.
         self._taken: set[tuple[int, int]] = set()
         self._commands: dict[str, Callable[[], str]] | None = None
 
     def opening(self) -> str:
         """The first text of the game."""
-        if self._location in self._at:
+        if self._location in self._receptacles_at:
             room = self._look()
         else:
             around = [
-                f"a {self._receptacle_names[r]}"
+                f"a {self.receptacle_names[r]}"
                 for r, receptacle in enumerate(self.receptacles)
                 if receptacle.location
             ]
             room = (
                 "You are in the middle of a room. Looking quickly around you, you see "
-                f"{listing(around)}."
+                f"{join_phrases(around)}."
             )
         return (
             f"-= Welcome to TextWorld, ALFRED! =-\n\n{room}\n\nYour task is to: {self.game.task}."
@@ -125,17 +147,11 @@ class Engine:
         return act()
 
     def won(self) -> bool:
-        """Whether the goal holds now."""
+        """True if the goal holds now."""
         goal = self.game.goal
         targets = {i for i, item in enumerate(self.items) if item.kind == goal.target}
         if goal.task_type == "look_at_obj_in_light":
-            return self._held in targets and any(
-                self.items[i].kind == goal.lamp
-                and "toggleable" in self.items[i].affordances
-                and "isToggled" in self._state[i]
-                for r in self._at.get(self._location, ())
-                for i in self._contents[r]
-            )
+            return self.carried in targets and self._is_lit()
         if goal.task_type in _REQUIRED:
             affordance, state = _REQUIRED[goal.task_type]
             targets = {
@@ -143,13 +159,29 @@ class Engine:
                 for i in targets
                 if affordance in self.items[i].affordances and state in self._state[i]
             }
-        wanted = 2 if goal.task_type == "pick_two_obj_and_place" else 1
+        wanted = 1
+        if goal.task_type == "pick_two_obj_and_place":
+            wanted = 2
         return any(
-            receptacle.kind == goal.receptacle and len(targets & self._contents[r]) >= wanted
+            receptacle.kind == goal.receptacle and len(targets & self.contents[r]) >= wanted
             for r, receptacle in enumerate(self.receptacles)
         )
 
-    # What can be done now
+    def _is_lit(self) -> bool:
+        """True if the goal's lamp has been turned on and is here."""
+        return any(
+            self.items[i].kind == self.game.goal.lamp
+            and "toggleable" in self.items[i].affordances
+            and "isToggled" in self._state[i]
+            for r in self._here()
+            for i in self.contents[r]
+        )
+
+    def _here(self) -> list[int]:
+        """The receptacles at the agent's location."""
+        return self._receptacles_at.get(self._location, [])
+
+    # Possible commands
 
     def _available(self) -> dict[str, Callable[[], str]]:
         """Every admissible command with what it does."""
@@ -165,144 +197,153 @@ class Engine:
         }
         for r, receptacle in enumerate(self.receptacles):
             if receptacle.location not in (None, self._location):
-                commands[f"go to {self._receptacle_names[r]}"] = partial(self._go, r)
-        here = self._at.get(self._location, ())
-        for r in here:
-            place = self._receptacle_names[r]
-            commands[f"examine {place}"] = partial(self._describe, r)
-            if self.receptacles[r].openable:
-                if r in self._opened:
-                    commands[f"close {place}"] = partial(self._close, r)
-                else:
-                    commands[f"open {place}"] = partial(self._open, r)
-            takes = self._held is None and self._accessible(r)
-            for i in self._contents[r]:
-                affordances = self.items[i].affordances
-                if "toggleable" in affordances:
-                    commands[f"use {self._item_names[i]}"] = partial(self._use, i)
-                if takes and "pickupable" in affordances:
-                    commands[f"take {self._item_names[i]} from {place}"] = partial(self._take, i, r)
-        if self._held is not None:
-            self._add_uses_of(self._held, here, commands)
+                commands[f"go to {self.receptacle_names[r]}"] = partial(self._go, r)
+        for r in self._here():
+            self._add_uses_of_receptacle(r, commands)
+        if self.carried is not None:
+            self._add_uses_of_item(self.carried, commands)
         return commands
 
-    def _add_uses_of(
-        self, held: int, here: list[int] | tuple[()], commands: dict[str, Callable[[], str]]
-    ) -> None:
-        name = self._item_names[held]
-        item = self.items[held]
-        commands[f"examine {name}"] = partial(self._examine, held)
-        for r in here:
-            place = self._receptacle_names[r]
-            receptacle = self.receptacles[r]
-            if self._accessible(r) and item.kind in self.game.contains.get(receptacle.kind, ()):
-                commands[f"move {name} to {place}"] = partial(self._put, held, r)
-            for verb, kind, affordance, becomes, no_longer in _TREATMENTS:
-                if receptacle.kind == kind and affordance in item.affordances:
-                    commands[f"{verb} {name} with {place}"] = partial(
-                        self._treat, held, r, verb, becomes, no_longer
-                    )
-        if item.kind in _KNIVES:
-            for i, other in enumerate(self.items):
-                if "sliceable" in other.affordances and self._location in self._locations[i]:
-                    commands[f"slice {self._item_names[i]} with {name}"] = partial(
-                        self._slice, i, held
-                    )
+    def _add_uses_of_receptacle(self, r: int, commands: dict[str, Callable[[], str]]) -> None:
+        place = self.receptacle_names[r]
+        commands[f"examine {place}"] = partial(self._describe, r)
+        if r in self._opened and self.receptacles[r].openable:
+            commands[f"close {place}"] = partial(self._close, r)
+        elif self.receptacles[r].openable:
+            commands[f"open {place}"] = partial(self._open, r)
+        can_take = self.carried is None and self._is_accessible(r)
+        for i in self.contents[r]:
+            name = self.item_names[i]
+            affordances = self.items[i].affordances
+            if "toggleable" in affordances:
+                commands[f"use {name}"] = partial(self._use, i)
+            if can_take and "pickupable" in affordances:
+                commands[f"take {name} from {place}"] = partial(self._take, i, r)
 
-    def _accessible(self, r: int) -> bool:
+    def _add_uses_of_item(self, i: int, commands: dict[str, Callable[[], str]]) -> None:
+        """Add the commands for an item in hand."""
+        name = self.item_names[i]
+        item = self.items[i]
+        commands[f"examine {name}"] = partial(self._examine, i)
+        for r in self._here():
+            place = self.receptacle_names[r]
+            kind = self.receptacles[r].kind
+            if self._is_accessible(r) and item.kind in self.game.contains.get(kind, ()):
+                commands[f"move {name} to {place}"] = partial(self._put, i, r)
+            for treatment in _TREATMENTS:
+                if kind == treatment.receptacle_kind and treatment.affordance in item.affordances:
+                    command = f"{treatment.verb} {name} with {place}"
+                    commands[command] = partial(self._treat, i, r, treatment)
+        if item.kind in _KNIVES:
+            for other, target in enumerate(self.items):
+                if "sliceable" in target.affordances and self._location in self._locations[other]:
+                    command = f"slice {self.item_names[other]} with {name}"
+                    commands[command] = partial(self._slice, other, i)
+
+    def _is_accessible(self, r: int) -> bool:
         return not self.receptacles[r].openable or r in self._opened
 
-    # What it does, and says
+    # Commands: each changes the state, and returns the answer
 
-    def _things(self, numbers: set[int] | list[int]) -> str:
-        return listing([f"a {self._item_names[i]}" for i in sorted(numbers)])
+    def _list_items(self, numbers: set[int] | list[int]) -> str:
+        return join_phrases([f"a {self.item_names[i]}" for i in sorted(numbers)])
 
     def _look(self) -> str:
-        here = self._at.get(self._location)
-        if here is None:
+        here = self._here()
+        if not here:
             return "You are in the middle of a room. Looking quickly around you, you see nothing."
         beside = [
-            f"a {self._item_names[i]}"
+            f"a {self.item_names[i]}"
             for i, locations in enumerate(self._locations)
             if self._location in locations
             for r in here
             if (i, r) in self._taken
         ]
-        places = listing([self._receptacle_names[r] for r in here])
-        return f"You are facing the {places}. Next to it, you see {listing(beside)}."
+        places = join_phrases([self.receptacle_names[r] for r in here])
+        return f"You are facing the {places}. Next to it, you see {join_phrases(beside)}."
 
     def _inventory(self) -> str:
-        if self._held is None:
+        if self.carried is None:
             return "You are not carrying anything."
-        return f"You are carrying: a {self._item_names[self._held]}."
+        return f"You are carrying: a {self.item_names[self.carried]}."
 
     def _describe(self, r: int) -> str:
-        name = self._receptacle_names[r]
-        if not self._accessible(r):
+        name = self.receptacle_names[r]
+        if not self._is_accessible(r):
             return f"The {name} is closed."
-        seen = self._things(self._contents[r])
-        return (
-            f"The {name} is open. In it, you see {seen}."
-            if self.receptacles[r].openable
-            else f"On the {name}, you see {seen}."
-        )
+        items = self._list_items(self.contents[r])
+        if self.receptacles[r].openable:
+            return f"The {name} is open. In it, you see {items}."
+        return f"On the {name}, you see {items}."
 
     def _go(self, r: int) -> str:
         self._location = self.receptacles[r].location or self._location
-        return f"You arrive at {self._receptacle_names[r]}. {self._describe(r)}"
+        return f"You arrive at {self.receptacle_names[r]}. {self._describe(r)}"
 
     def _open(self, r: int) -> str:
         self._opened.add(r)
-        return f"You open the {self._receptacle_names[r]}. {self._describe(r)}"
+        return f"You open the {self.receptacle_names[r]}. {self._describe(r)}"
 
     def _close(self, r: int) -> str:
         self._opened.discard(r)
-        return f"You close the {self._receptacle_names[r]}."
+        return f"You close the {self.receptacle_names[r]}."
 
     def _take(self, i: int, r: int) -> str:
-        self._contents[r].discard(i)
+        self.contents[r].discard(i)
         self._taken.add((i, r))
         self._locations[i].discard(self._location)
-        self._held = i
-        return f"You pick up the {self._item_names[i]} from the {self._receptacle_names[r]}."
+        self.carried = i
+        return f"You pick up the {self.item_names[i]} from the {self.receptacle_names[r]}."
 
     def _put(self, i: int, r: int) -> str:
-        self._contents[r].add(i)
+        self.contents[r].add(i)
         self._taken.discard((i, r))
         self._locations[i].add(self._location)
-        self._held = None
-        return f"You move the {self._item_names[i]} to the {self._receptacle_names[r]}."
+        self.carried = None
+        return f"You move the {self.item_names[i]} to the {self.receptacle_names[r]}."
 
-    def _treat(self, i: int, r: int, verb: str, becomes: str, no_longer: str | None) -> str:
-        self._state[i].add(becomes)
-        if no_longer is not None:
-            self._state[i].discard(no_longer)
-        return f"You {verb} the {self._item_names[i]} using the {self._receptacle_names[r]}."
+    def _treat(self, i: int, r: int, treatment: _Treatment) -> str:
+        self._state[i].add(treatment.gained_state)
+        self._state[i].discard(treatment.lost_state)
+        item = self.item_names[i]
+        return f"You {treatment.verb} the {item} using the {self.receptacle_names[r]}."
 
     def _use(self, i: int) -> str:
         self._state[i].add("isToggled")
-        return f"You turn on the {self._item_names[i]}."
+        return f"You turn on the {self.item_names[i]}."
 
     def _slice(self, i: int, knife: int) -> str:
         self._state[i].add("isSliced")
-        return f"You sliced the {self._item_names[i]} with the {self._item_names[knife]}."
+        return f"You sliced the {self.item_names[i]} with the {self.item_names[knife]}."
 
     def _examine(self, i: int) -> str:
-        name = self._item_names[i]
+        name = self.item_names[i]
         item = self.items[i]
         state = self._state[i]
         if "isReceptacleObject" in item.affordances:
-            return f"This is a normal {name}. In it, you see {self._things(self._inside[i])}."
-        clean = "isClean" in state
-        sliced = "isSliced" in state
-        temperature = "hot" if "isHot" in state else "cool" if "isCool" in state else ""
-        if clean or temperature:
-            if temperature == "cool" and not clean and not sliced:
-                temperature = "cold"
-            adjectives = " and ".join(filter(None, (temperature, "clean" if clean else "")))
-            return f"This is a {adjectives} {'sliced ' if sliced else ''}{name}."
+            return f"This is a normal {name}. In it, you see {self._list_items(self._inside[i])}."
+        sliced_name = name
+        if "isSliced" in state:
+            sliced_name = f"sliced {name}"
+        adjectives = _treatment_adjectives(state)
+        if adjectives:
+            return f"This is a {' and '.join(adjectives)} {sliced_name}."
         if "toggleable" in item.affordances and "isToggled" in state:
             return f"This {name} is on."
-        if "sliceable" in item.affordances and sliced:
-            return f"This is a sliced {name}."
+        if "sliceable" in item.affordances and "isSliced" in state:
+            return f"This is a {sliced_name}."
         return f"There's nothing special about {name}."
+
+
+def _treatment_adjectives(state: set[str]) -> list[str]:
+    """The words for what was done to an item: at most a temperature, and `clean`."""
+    adjectives = []
+    if "isHot" in state:
+        adjectives.append("hot")
+    elif "isCool" in state and state.isdisjoint(("isClean", "isSliced")):
+        adjectives.append("cold")
+    elif "isCool" in state:
+        adjectives.append("cool")
+    if "isClean" in state:
+        adjectives.append("clean")
+    return adjectives

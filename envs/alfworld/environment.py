@@ -1,5 +1,4 @@
-"""ALFWorld as an `Environment`: generated games or ALFWorld's own, TextWorld's answers, a prompt
-with a memory, and an expert."""
+"""ALFWorld as an `Environment`: generated games or ALFWorld's own, with TextWorld's answers."""
 
 from __future__ import annotations
 
@@ -12,8 +11,8 @@ from envs.alfworld.engine import Engine
 from envs.alfworld.expert import AlfWorldExpert
 from envs.alfworld.files import find_games, read_game
 from envs.alfworld.game import TASK_TYPES, Game, TaskType
-from envs.alfworld.generate import SceneSize, generate
-from envs.alfworld.memory import Transcript
+from envs.alfworld.generate import SceneSize, generate_game
+from envs.alfworld.memory import TranscriptMemory
 from envs.alfworld.prompt import MemoryMode, build_prompt
 from envs.alfworld.scenes import load_facts
 from envs.base import Episode, Observation, ParsedAction, Split, StepResult
@@ -42,8 +41,10 @@ class AlfWorldEpisode:
         self.observation = self._observe(self._engine.opening().split("\n\n")[1])
 
     def step(self, action: str) -> StepResult:
-        """Execute an action; after one that is not admissible nothing changes, but the turn is
-        used."""
+        """Execute an action.
+
+        One that is not admissible uses the turn, and changes nothing.
+        """
         if self._done:
             raise RuntimeError("the episode is over: start another one")
         self.observation = self._observe(self._engine.step(action))
@@ -52,14 +53,14 @@ class AlfWorldEpisode:
         self._done = won or self._turns_left == 0
         return StepResult(
             self.observation,
-            REWARD if won else 0.0,
+            REWARD * won,
             self._done,
             won,
             truncated=self._done and not won,
         )
 
     def state_key(self) -> str:
-        """What is shown now: text and actions."""
+        """The text and the actions that are shown now."""
         return "\n".join((self.observation.text, *self.observation.admissible))
 
     def _observe(self, text: str) -> Observation:
@@ -67,12 +68,15 @@ class AlfWorldEpisode:
 
 
 class AlfWorld:
-    """Settings: `data`, a directory with ALFWorld's own games (`json_2.1.1`, or what ALFWORLD_DATA
-    points at), of which `held_out`, valid_unseen or valid_seen, is held out; without it, games are
-    generated, with `scene_size` small (6 receptacles, 20 turns) or real (whole rooms; 50 turns, as
-    in ALFWorld's own); `max_turns` other than these; `task_types` to play (none named: all six, in
-    equal parts if they are generated); `history`, past turns in the prompt; `memory`, what the
-    prompt recalls beyond them: nothing, or what was seen where, and where nobody looked yet.
+    """ALFWorld as an `Environment`.
+
+    Settings: `data`, a directory with ALFWorld's own games (`json_2.1.1`, or the one that
+    ALFWORLD_DATA points at), of which `held_out`, valid_unseen or valid_seen, is held out; without
+    it, games are generated, with `scene_size` small (6 receptacles, 20 turns) or real (whole rooms;
+    50 turns, as in ALFWorld's own); `max_turns` other than these; `task_types` to play (none named:
+    all six, in equal parts if they are generated); `history`, past turns in the prompt; `memory`,
+    what the prompt recalls beyond them: nothing, or what was seen where, and where nobody looked
+    yet.
 
     Rooms of the split `train` never occur in `held_out` (but for valid_seen): the split is
     ALFWorld's own.
@@ -96,7 +100,8 @@ class AlfWorld:
             )
         if memory not in ("none", "contents"):
             raise ValueError(f"alfworld.memory: {memory!r} is neither none nor contents")
-        if unknown := set(task_types) - set(TASK_TYPES):
+        unknown = set(task_types) - set(TASK_TYPES)
+        if unknown:
             raise ValueError(
                 f"alfworld.task_types: unknown {', '.join(sorted(unknown))}; known: "
                 f"{', '.join(TASK_TYPES)}"
@@ -116,21 +121,17 @@ class AlfWorld:
         self._memory: MemoryMode = memory
         self._files: dict[Split, list[Path]] = {}
         if data:
-            games = (
-                Path(data) / "json_2.1.1" if (Path(data) / "json_2.1.1").is_dir() else Path(data)
-            )
-            self._files["held_out"] = find_games(games / held_out, self._task_types)
-            # Who only evaluates needs no games to train on.
-            has_train = (games / "train").is_dir()
-            self._files["train"] = (
-                find_games(games / "train", self._task_types) if has_train else []
-            )
+            self._files = _find_splits(Path(data), held_out, self._task_types)
         load_facts()  # Before a fork, so that processes share it.
 
     def size(self, split: Split) -> int:
-        """Number of games, which are made, or read, when started; 0 to train on where the data have
-        no `train`."""
-        return len(self._files[split]) if self._files else SIZES[split]
+        """Number of games, which are made, or read, when they are started.
+
+        There are none to train on where the data have no `train`.
+        """
+        if self._files:
+            return len(self._files[split])
+        return SIZES[split]
 
     def game(self, split: Split, index: int) -> Game:
         """The game that `start` plays."""
@@ -141,9 +142,8 @@ class AlfWorld:
         # Seeding by a string is the same everywhere; seeding by a tuple would depend on Python's
         # hash seed.
         rng = random.Random(f"alfworld {split} {self._scene_size} {index}")
-        return generate(
-            split, self._task_types[index % len(self._task_types)], self._scene_size, rng
-        )
+        task_type = self._task_types[index % len(self._task_types)]
+        return generate_game(split, task_type, self._scene_size, rng)
 
     def start(self, split: Split, index: int, seed: int = 0) -> AlfWorldEpisode:
         """Open game `index` of `split`, in which nothing is drawn: `seed` makes no difference."""
@@ -151,10 +151,12 @@ class AlfWorld:
         return AlfWorldEpisode(self.game(split, index), self.max_turns)
 
     def view(self, episode: Episode) -> AgentView:
-        """A fresh view; it always remembers everything, the setting decides what the prompt shows
-        of it."""
+        """A fresh view.
+
+        It always remembers everything; the setting decides how much of it the prompt shows.
+        """
         return AgentView(
-            episode.task, episode.observation, history=self._history, memory=Transcript()
+            episode.task, episode.observation, history=self._history, memory=TranscriptMemory()
         )
 
     def prompt(self, view: AgentView) -> str:
@@ -172,3 +174,17 @@ class AlfWorld:
     def expert(self, episode: Episode, rng: random.Random) -> AlfWorldExpert:
         """See `envs.alfworld.expert`."""
         return AlfWorldExpert(episode.task, rng, informed=self._scene_size == "real")
+
+
+def _find_splits(
+    data: Path, held_out: HeldOut, task_types: Sequence[TaskType]
+) -> dict[Split, list[Path]]:
+    """The files of ALFWorld's own games, by split."""
+    if (data / "json_2.1.1").is_dir():
+        data = data / "json_2.1.1"
+    splits: dict[Split, list[Path]] = {"held_out": find_games(data / held_out, task_types)}
+    # Evaluation alone needs no games to train on.
+    splits["train"] = []
+    if (data / "train").is_dir():
+        splits["train"] = find_games(data / "train", task_types)
+    return splits

@@ -1,9 +1,8 @@
-"""Write `layouts.json`, the facts about rooms and things that games are generated from, out of an
-alfworld wheel.
+"""Write `layouts.json`, the facts that games are generated from, out of an alfworld wheel.
 
     python -m envs.alfworld.extract WHEEL_OR_DIRECTORY
 
-The source is alfworld 0.4.2 (https://github.com/alfworld/alfworld, MIT licence): its AI2-THOR
+The source is alfworld 0.4.2 (https://github.com/alfworld/alfworld, MIT license): its AI2-THOR
 layouts, its containment and affordance tables and its split of the rooms. Nothing else is taken
 over. Run it again only for a new alfworld version.
 """
@@ -20,28 +19,28 @@ from typing import Any
 from protocol.files import atomic_write
 
 OUTPUT = Path(__file__).with_name("layouts.json")
+LICENSE = "alfworld-0.4.2.dist-info/LICENSE"
 
 
-LICENCE = "alfworld-0.4.2.dist-info/LICENSE"
+def open_source(source: Path) -> Callable[[str], str]:
+    """A function from a path in the wheel to its text.
 
-
-def reader(source: Path) -> Callable[[str], str]:
-    """A function from a path in the wheel to its text, for a wheel or for a directory into which
-    one was unpacked."""
+    `source` is a wheel, or a directory into which one was unpacked.
+    """
     if source.is_dir():
         return lambda name: (source / name).read_text()
     archive = zipfile.ZipFile(source)
     return lambda name: archive.read(name).decode()
 
 
-def facts(read: Callable[[str], str]) -> dict[str, Any]:
-    """All that a game needs to know about the rooms, as plain JSON."""
+def extract_facts(read: Callable[[str], str]) -> dict[str, Any]:
+    """All facts about the rooms that a game needs, as plain JSON."""
     constants: dict[str, Any] = {}
     # The module is a list of constants that imports only the standard library.
     exec(compile(read("alfworld/gen/constants.py"), "alfworld/gen/constants.py", "exec"), constants)
 
-    def whole(kinds: Any) -> list[str]:
-        """Without the slices: those exist in AI2-THOR only, not in the text games."""
+    def without_slices(kinds: Any) -> list[str]:
+        """The kinds without the slices, which exist in AI2-THOR only, not in the text games."""
         return sorted(kind for kind in kinds if not kind.endswith("Sliced"))
 
     movable = set(constants["MOVABLE_RECEPTACLES_SET"])
@@ -61,20 +60,20 @@ def facts(read: Callable[[str], str]) -> dict[str, Any]:
         }
     affordances = constants["VAL_ACTION_OBJECTS"]
     contains = {
-        kind: whole(things)
+        kind: without_slices(things)
         for kind, things in sorted(constants["VAL_RECEPTACLE_OBJECTS"].items())
         if kind not in movable
     }
     receptacle_kinds = sorted(set(constants["RECEPTACLES"]) - movable)
     return {
         "source": "Facts from alfworld 0.4.2, written by envs/alfworld/extract.py. Its licence:",
-        "licence": read(LICENCE),
+        "licence": read(LICENSE),
         "receptacle_kinds": receptacle_kinds,
         "object_kinds": sorted(set(constants["OBJECTS_SET"]) - set(receptacle_kinds)),
         "movable_receptacles": sorted(movable),
         "openable": sorted(set(constants["OPENABLE_CLASS_SET"]) - movable),
         "contains": contains,
-        **{name.lower(): whole(affordances[name]) for name in sorted(affordances)},
+        **{name.lower(): without_slices(affordances[name]) for name in sorted(affordances)},
         "rooms_of_task": {
             task: sorted(rooms) for task, rooms in sorted(constants["GOALS_VALID"].items())
         },
@@ -85,11 +84,11 @@ def facts(read: Callable[[str], str]) -> dict[str, Any]:
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    text = json.dumps(facts(reader(Path(sys.argv[1]))), separators=(",", ":"))
-    atomic_write(
-        OUTPUT,
-        text.replace('"receptacles":', '\n"receptacles":').replace('"kinds":', '\n"kinds":') + "\n",
-    )
+    facts = extract_facts(open_source(Path(sys.argv[1])))
+    text = json.dumps(facts, separators=(",", ":"))
+    for key in ('"receptacles":', '"kinds":'):
+        text = text.replace(key, "\n" + key)
+    atomic_write(OUTPUT, text + "\n")
     print(f"{OUTPUT}: {len(text) / 1000:.0f} kB")
 
 

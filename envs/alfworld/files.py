@@ -1,10 +1,11 @@
-"""ALFWorld's own games, `json_2.1.1` as `alfworld-download` leaves it:
-SPLIT/TASK/TRIAL/game.tw-pddl, TASK named like its type.
+"""ALFWorld's own games, `json_2.1.1` as `alfworld-download` leaves it.
 
-The files' own rules are older than those of alfworld 0.4.2, which plays them by its own, and so do
-we: of a game file only the problem counts, and the task's sentence, which stands in its grammar.
-(`traj_data.json` beside it is not read: it is large, and has nothing else that is needed.) Left out
-is what alfworld leaves out: unsolvable games, things to be sliced or moved in other things.
+They are files SPLIT/TASK/TRIAL/game.tw-pddl, with TASK named like its type. The files' own rules
+are older than those of alfworld 0.4.2, which plays them by its own, and so do we: of a game file
+only the problem counts, and the task's sentence, which stands in its grammar. (`traj_data.json`
+beside it is not read: it is large, and has nothing else that is needed.) Games that alfworld leaves
+out are left out here, too: unsolvable ones, and those with things to be sliced or moved in other
+things.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Collection, Iterator
-from dataclasses import replace
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from envs.base import EnvironmentFailure
 GAME_FILE = "game.tw-pddl"
 
 _NO_TASK = "UNKNOWN GOAL"
-"""What stands in the place of the task in a grammar that no game was written for."""
+"""The placeholder of the task in a grammar that no game was written for."""
 
 _AFFORDANCES = {
     "pickupable",
@@ -40,35 +41,34 @@ _FACT = re.compile(r"\(\s*(\w+)((?:\s+[^\s()]+)+)\s*\)")
 
 
 def find_games(folder: Path, task_types: Collection[TaskType] = TASK_TYPES) -> list[Path]:
-    """The files of the playable games below `folder`, in a random order that is the same
-    everywhere.
+    """The files of the playable games below `folder`, in a random order, the same everywhere.
 
-    Raises ValueError for a folder that is not there or has none, and naming file and field for a
+    ValueError for a folder that is not there or has none, and, naming file and field, for a
     malformed file.
     """
     if not folder.is_dir():
         raise ValueError(f"alfworld.data (or ALFWORLD_DATA): there is no directory {folder}")
-    found = [
+    files = [
         file
         for file in sorted(folder.glob(f"*/*/{GAME_FILE}"))
-        if task_type_of(file) in task_types and _solvable(file)
+        if task_type_of(file) in task_types and _is_solvable(file)
     ]
-    if not found:
+    if not files:
         raise ValueError(
             f"alfworld.data (or ALFWORLD_DATA): {folder} has no games of the types "
             f"{', '.join(task_types)}"
         )
-    random.Random("alfworld files").shuffle(found)
-    return found
+    random.Random("alfworld files").shuffle(files)
+    return files
 
 
 def task_type_of(file: Path) -> TaskType | None:
-    """That of a game, by the name of its directory; None for those that are not played."""
+    """The type of a game's task, by the name of its directory; None if it is not played."""
     task = file.parent.parent.name
-    return next(
-        (known for known in TASK_TYPES if task.startswith(f"{known}-") and "Sliced" not in task),
-        None,
-    )
+    for task_type in TASK_TYPES:
+        if task.startswith(f"{task_type}-") and "Sliced" not in task:
+            return task_type
+    return None
 
 
 def read_problem(file: Path) -> str:
@@ -79,123 +79,137 @@ def read_problem(file: Path) -> str:
 def read_game(file: Path) -> Game:
     """The game in a file, in the file's own words for the task.
 
-    EnvironmentFailure if it makes no sense.
-
-    A file without these words gets one of several wordings, always the same.
+    A file without these words gets one of several wordings, always the same. EnvironmentFailure if
+    the file makes no sense.
     """
     try:
         data = _read(file)
         problem = _field(data, "pddl_problem", str, file)
     except ValueError as error:
         raise EnvironmentFailure(str(error)) from None
+    rng = random.Random("/".join(file.parent.parts[-2:]))
     try:
-        game = parse_problem(
-            problem, task_type_of(file), random.Random("/".join(file.parent.parts[-2:]))
-        )
+        game = parse_problem(problem, task_type_of(file), rng)
     except (ValueError, LookupError, TypeError, StopIteration):
         raise EnvironmentFailure(
             f"alfworld.data: {file}: pddl_problem is no problem of ALFWorld's"
         ) from None
     task = _read_task(data.get("grammar"))
-    return replace(game, task=task) if task else game
+    if task:
+        return replace(game, task=task)
+    return game
 
 
 def _read_task(grammar: object) -> str:
     """The task's sentence without its full stop; "" for a grammar that has none."""
-    found = _TASK.search(grammar) if isinstance(grammar, str) else None
-    if found is None or found[1] == _NO_TASK:
+    if not isinstance(grammar, str):
         return ""
-    return found[1]
+    match = _TASK.search(grammar)
+    if match is None or match[1] == _NO_TASK:
+        return ""
+    return match[1]
 
 
 def parse_problem(problem: str, task_type: TaskType, rng: random.Random) -> Game:
     """A game from the text of its PDDL problem; `rng` draws the wording of the task.
 
-    Some error for anything else.
+    Anything else raises some error.
     """
     initial, goal_text = problem.split("(:init", 1)[1].split("(:goal", 1)
-    facts = list(_facts(initial))
-    kinds = {
-        name: dict(args for predicate, args in facts if predicate == name)
-        for name in ("receptacleType", "objectType")
-    }
-    receptacles = {
-        id.lower(): kind.removesuffix("Type") for id, kind in kinds["receptacleType"].items()
-    }
-    things = {id.lower(): kind.removesuffix("Type") for id, kind in kinds["objectType"].items()}
-
-    single: dict[str, set[str]] = {}  # predicate -> what it holds for
-    pairs: dict[str, list[tuple[str, str]]] = {}
-    contains: dict[str, set[str]] = {}
-    for predicate, args in facts:
-        if predicate == "canContain":
-            contains.setdefault(args[0].removesuffix("Type"), set()).add(
-                args[1].removesuffix("Type")
-            )
-        elif len(args) == 1:
-            single.setdefault(predicate, set()).add(args[0].lower())
-        elif len(args) == 2:
-            pairs.setdefault(predicate, []).append((args[0].lower(), args[1].lower()))
-
-    def holds(predicate: str, id: str) -> bool:
-        return id in single.get(predicate, ())
-
-    def of(predicate: str, id: str) -> tuple[str, ...]:
-        return tuple(second for first, second in pairs.get(predicate, ()) if first == id)
-
-    goal = _goal(goal_text, task_type)
+    facts = _InitialFacts.parse(initial)
+    goal = _parse_goal(goal_text, task_type)
     return Game(
         task=word_task(goal, rng),
         goal=goal,
         receptacles=tuple(
-            Receptacle(
-                id,
-                kind,
-                next(iter(of("receptacleAtLocation", id)), None),
-                holds("openable", id),
-                holds("opened", id),
-            )
-            for id, kind in receptacles.items()
+            facts.build_receptacle(id, kind) for id, kind in facts.receptacles.items()
         ),
-        items=tuple(
-            Item(
-                id,
-                kind,
-                of("inReceptacle", id),
-                of("objectAtLocation", id),
-                frozenset(name for name in _AFFORDANCES if holds(name, id)),
-                frozenset(name for name in _STATES if holds(name, id)),
-                tuple(inner for inner, outer in pairs.get("inReceptacleObject", ()) if outer == id),
-            )
-            for id, kind in things.items()
-        ),
-        start=pairs["atLocation"][0][1],
-        contains=contains,
+        items=tuple(facts.build_item(id, kind) for id, kind in facts.items.items()),
+        start=facts.pairs["atLocation"][0][1],
+        contains=facts.contains,
     )
 
 
-def _goal(text: str, task_type: TaskType) -> Goal:
-    """What the PDDL goal asks for: the kinds of its variables."""
+@dataclass(frozen=True, slots=True)
+class _InitialFacts:
+    """The facts that hold at the start of a game.
+
+    `receptacles` and `items`: id -> kind. `unary`: predicate -> ids for which it holds. `pairs`:
+    predicate -> pairs of ids. `contains`: kind of receptacle -> kinds of items.
+    """
+
+    receptacles: dict[str, str] = field(default_factory=dict)
+    items: dict[str, str] = field(default_factory=dict)
+    unary: dict[str, set[str]] = field(default_factory=dict)
+    pairs: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    contains: dict[str, set[str]] = field(default_factory=dict)
+
+    @staticmethod
+    def parse(text: str) -> _InitialFacts:
+        """The facts in the `:init` part of a problem."""
+        facts = _InitialFacts()
+        for predicate, arguments in _FACT.findall(text):
+            facts.add(predicate, arguments.split())
+        return facts
+
+    def add(self, predicate: str, arguments: list[str]) -> None:
+        """Add one fact; those of more than two arguments are not needed."""
+        if predicate == "canContain":
+            receptacle_kind, item_kind = (kind.removesuffix("Type") for kind in arguments)
+            self.contains.setdefault(receptacle_kind, set()).add(item_kind)
+        elif predicate == "receptacleType":
+            id, kind = arguments
+            self.receptacles[id.lower()] = kind.removesuffix("Type")
+        elif predicate == "objectType":
+            id, kind = arguments
+            self.items[id.lower()] = kind.removesuffix("Type")
+        elif len(arguments) == 1:
+            self.unary.setdefault(predicate, set()).add(arguments[0].lower())
+        elif len(arguments) == 2:
+            first, second = arguments
+            self.pairs.setdefault(predicate, []).append((first.lower(), second.lower()))
+
+    def build_receptacle(self, id: str, kind: str) -> Receptacle:
+        """The receptacle of this id, at the first location that there is for it."""
+        location = next(iter(self._related("receptacleAtLocation", id)), None)
+        return Receptacle(
+            id, kind, location, self._holds("openable", id), self._holds("opened", id)
+        )
+
+    def build_item(self, id: str, kind: str) -> Item:
+        """The item of this id."""
+        containers = self.pairs.get("inReceptacleObject", ())
+        return Item(
+            id,
+            kind,
+            receptacles=self._related("inReceptacle", id),
+            locations=self._related("objectAtLocation", id),
+            affordances=frozenset(name for name in _AFFORDANCES if self._holds(name, id)),
+            state=frozenset(name for name in _STATES if self._holds(name, id)),
+            inside=tuple(inner for inner, outer in containers if outer == id),
+        )
+
+    def _holds(self, predicate: str, id: str) -> bool:
+        return id in self.unary.get(predicate, ())
+
+    def _related(self, predicate: str, id: str) -> tuple[str, ...]:
+        return tuple(second for first, second in self.pairs.get(predicate, ()) if first == id)
+
+
+def _parse_goal(text: str, task_type: TaskType) -> Goal:
+    """The goal of a PDDL text, by the kinds of its variables."""
     kinds = dict(re.findall(r"objectType (\?\w+) (\w+)Type", text))
     if task_type == "look_at_obj_in_light":
         lamp = re.search(r"isToggled (\?\w+)", text)[1]
-        return Goal(
-            task_type,
-            next(kind for variable, kind in kinds.items() if variable != lamp),
-            lamp=kinds[lamp],
-        )
-    return Goal(
-        task_type, next(iter(kinds.values())), re.search(r"receptacleType \?\w+ (\w+)Type", text)[1]
-    )
+        target_kind = next(kind for variable, kind in kinds.items() if variable != lamp)
+        return Goal(task_type, target_kind, lamp=kinds[lamp])
+    target_kind = next(iter(kinds.values()))
+    receptacle_kind = re.search(r"receptacleType \?\w+ (\w+)Type", text)[1]
+    return Goal(task_type, target_kind, receptacle_kind)
 
 
-def _facts(text: str) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for predicate, args in _FACT.findall(text):
-        yield predicate, tuple(args.split())
-
-
-def _solvable(file: Path) -> bool:
-    """A game that was never tried out does not say so, and alfworld does not play it."""
+def _is_solvable(file: Path) -> bool:
+    """True for a game that was tried out with success; alfworld plays no others."""
     game = _read(file)
     _field(game, "pddl_problem", str, file)
     return game.get("solvable") is True

@@ -27,9 +27,11 @@ _TOKEN = {"-": "_minus_", "|": "_bar_", "+": "_plus_", ".": "_dot_", ",": "_comm
 
 
 def pddl_token(thor_id: str) -> str:
-    """The PDDL name of an AI2-THOR id or of a position, lower-cased as PDDL readers do:
-    `Mug|+00.10` -> `mug_bar__plus_00_dot_10`."""
-    return re.sub(r"[-|+.,]", lambda found: _TOKEN[found[0]], thor_id).lower()
+    """The PDDL name of an AI2-THOR id or of a position, lower-cased as PDDL readers do.
+
+    `Mug|+00.10` -> `mug_bar__plus_00_dot_10`.
+    """
+    return re.sub(r"[-|+.,]", lambda match: _TOKEN[match[0]], thor_id).lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +50,9 @@ class Item:
     """A thing.
 
     `affordances`: names of the static predicates that hold for it (pickupable, cleanable, heatable,
-    coolable, sliceable, toggleable, isReceptacleObject); `state`: of those that hold at the start
-    (isClean, isHot, isCool, isSliced, isToggled). `inside`: ids of the things that lie in it for
-    ever (a knife in a mug): the domain has no action that changes this.
+    coolable, sliceable, toggleable, isReceptacleObject); `state`: those of the others that hold at
+    the start (isClean, isHot, isCool, isSliced, isToggled). `inside`: ids of the things that lie in
+    it for ever (a knife in a mug): the domain has no action that changes this.
     """
 
     id: str
@@ -64,8 +66,11 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """`target` is to end up in a `receptacle`, or, to be looked at, in hand where a `lamp` is that
-    was used. Kinds, not ids."""
+    """The end of a game, in kinds of things, not ids.
+
+    `target` is to end up in a `receptacle`, or, to be looked at, in hand where a `lamp` is that was
+    used.
+    """
 
     task_type: TaskType
     target: str
@@ -75,8 +80,11 @@ class Goal:
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """`task`: the instruction; `start`: the agent's first location; `contains`: what kinds a kind
-    of receptacle takes."""
+    """A game before its first turn.
+
+    `task`: the instruction; `start`: the agent's first location; `contains`: the kinds of things
+    that a kind of receptacle takes.
+    """
 
     task: str
     goal: Goal
@@ -123,16 +131,22 @@ def word_task(goal: Goal, rng: random.Random) -> str:
     )
 
 
-def names(ids: Iterable[str]) -> dict[str, str]:
-    """What each id is called in the game: its kind and a number, in alfworld's order (the last id
-    in order gets 1)."""
-    ordered = sorted(ids)
-    kinds = [
-        token.split("_bar_", 1)[0] + ("basin" if "basin" in token else "") for token in ordered
-    ]
-    left = Counter(kinds)
-    named = {}
-    for token, kind in zip(ordered, kinds, strict=True):
-        named[token] = f"{kind} {left[kind]}"
-        left[kind] -= 1
-    return named
+def name_entities(ids: Iterable[str]) -> dict[str, str]:
+    """The name of each id in the game: its kind and a number, as `mug 1`.
+
+    Numbers are in alfworld's order: the last id in order gets 1.
+    """
+    kinds = {id: _kind_name(id) for id in sorted(ids)}
+    next_number = Counter(kinds.values())
+    names = {}
+    for id, kind in kinds.items():
+        names[id] = f"{kind} {next_number[kind]}"
+        next_number[kind] -= 1
+    return names
+
+
+def _kind_name(id: str) -> str:
+    kind = id.split("_bar_", 1)[0]
+    if "basin" in id:
+        return kind + "basin"
+    return kind

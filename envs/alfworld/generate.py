@@ -1,9 +1,8 @@
-"""Making games: a room, a goal that it allows, and things put where they may be, all drawn from one
-random generator.
+"""Random games: a room, a goal that it allows, and things put where they may be.
 
-Every game can be won: the targets start in receptacles that allow them, never in one of the goal's
-kind, and the room has what the task needs. `small` rooms are real rooms with most receptacles and
-things left out.
+All is drawn from one random generator. Every game can be won: the targets start in receptacles
+that allow them, never in one of the goal's kind, and the room has everything that the task needs.
+`small` rooms are real rooms with most receptacles and things left out.
 """
 
 from __future__ import annotations
@@ -13,32 +12,30 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from envs.alfworld.game import Game, Goal, Item, Receptacle, TaskType, pddl_token, word_task
-from envs.alfworld.scenes import Facts, Place, Scene, load_facts, station_of, token
+from envs.alfworld.scenes import (
+    Facts,
+    Place,
+    Scene,
+    format_coordinate,
+    load_facts,
+    station_kind,
+)
 from envs.base import Split
 
 SceneSize = Literal["small", "real"]
 
 SMALL_PLACES = 6
 
-_LAMP_STANDS = (
-    "Desk",
-    "SideTable",
-    "Dresser",
-    "Shelf",
-    "CoffeeTable",
-    "DiningTable",
-    "Bed",
-    "Sofa",
-    "ArmChair",
-)
+_STANDS = "Desk SideTable Dresser Shelf CoffeeTable DiningTable Bed Sofa ArmChair"
+_LAMP_STANDS = tuple(_STANDS.split())
 
 
-def generate(split: Split, task_type: TaskType, size: SceneSize, rng: random.Random) -> Game:
+def generate_game(split: Split, task_type: TaskType, size: SceneSize, rng: random.Random) -> Game:
     """A game in a random room of the split."""
     facts = load_facts()
-    scene = rng.choice(facts.having(split, task_type))
-    # First the kind of thing, then where to: or else things that fit everywhere would fill the
-    # tasks.
+    scene = rng.choice(facts.scenes_for(split, task_type))
+    # First the kind of thing, then its destination: or else things that fit everywhere would fill
+    # the tasks.
     goals = scene.goals[task_type]
     target = rng.choice(sorted({goal.target for goal in goals}))
     goal = rng.choice([goal for goal in goals if goal.target == target])
@@ -47,7 +44,7 @@ def generate(split: Split, task_type: TaskType, size: SceneSize, rng: random.Ran
         builder.furnish_small()
     else:
         builder.furnish_real()
-    return builder.game()
+    return builder.build()
 
 
 @dataclass
@@ -67,38 +64,18 @@ class _Builder:
         goal = self.goal
         if goal.receptacle:
             self._keep(self._of_kind(goal.receptacle))
-        station = station_of(goal.task_type)
+        station = station_kind(goal.task_type)
         if station and station != goal.receptacle:
             self._keep(self._of_kind(station))
-        homes = []
-        for _ in range(self._targets()):
-            # A home that is kept already only if no other is left, so that there is something to
-            # search.
-            candidates = self._homes(goal.target, self.scene.places)
-            fresh = [place for place in candidates if self._free(place)]
-            homes.append(
-                rng.choice(fresh or [place for place in candidates if place in self.places])
-            )
-            self._keep([homes[-1]])
-        stand = (
-            self._lamp_stand(
-                self.places + [place for place in self.scene.places if self._free(place)]
-            )
-            if goal.lamp
-            else None
-        )
-        if stand is not None:
-            self._keep([stand])
-        while len(self.places) < SMALL_PLACES:
-            free = [place for place in self.scene.places if self._free(place)]
-            if not free:
-                break
-            # Half the time one of a random kind, or else cabinets and drawers would fill the rooms.
-            kind = rng.choice(sorted({place.kind for place in free})) if rng.random() < 0.5 else ""
-            self._keep([place for place in free if place.kind == kind] or free)
+        homes = [self._keep_home() for _ in range(self._target_count())]
+        stands = []
+        if goal.lamp:
+            stands.append(self._draw_lamp_stand([*self.places, *self._free_places()]))
+            self._keep(stands)
+        self._fill_up()
         for home in homes:
             self._put(goal.target, home)
-        if stand is not None:
+        for stand in stands:
             self._put(goal.lamp, stand)
         for place in self.places:
             fitting = [
@@ -106,15 +83,42 @@ class _Builder:
                 for thing in self.scene.things
                 if thing != goal.target and thing in self.facts.contains[place.kind]
             ]
-            for _ in range(rng.choice((0, 1, 1, 2)) if fitting else 0):
-                self._put(rng.choice(fitting), place)
+            if fitting:
+                for _ in range(rng.choice((0, 1, 1, 2))):
+                    self._put(rng.choice(fitting), place)
+
+    def _keep_home(self) -> Place:
+        """Keep a place where a target may start.
+
+        It is one that is kept already only if there is no other, so that there is something to
+        search.
+        """
+        candidates = self._homes(self.goal.target, self.scene.places)
+        fresh = [place for place in candidates if self._is_free(place)]
+        kept = [place for place in candidates if place in self.places]
+        home = self.rng.choice(fresh or kept)
+        self._keep([home])
+        return home
+
+    def _fill_up(self) -> None:
+        """Keep further places, up to `SMALL_PLACES`."""
+        while len(self.places) < SMALL_PLACES:
+            free = self._free_places()
+            if not free:
+                return
+            candidates = free
+            # Half the time one of a random kind, or else cabinets and drawers would fill the rooms.
+            if self.rng.random() < 0.5:
+                kind = self.rng.choice(sorted({place.kind for place in free}))
+                candidates = [place for place in free if place.kind == kind]
+            self._keep(candidates)
 
     def furnish_real(self) -> None:
         """The whole room, with one to three of each kind of thing that is found in it."""
         rng = self.rng
         goal = self.goal
         self.places = list(self.scene.places)
-        for _ in range(self._targets() + rng.randrange(3)):
+        for _ in range(self._target_count() + rng.randrange(3)):
             self._put(goal.target, rng.choice(self._homes(goal.target, self.places)))
         for thing in self.scene.things:
             homes = [
@@ -125,10 +129,10 @@ class _Builder:
             for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
                 self._put(thing, rng.choice(homes))
         if goal.lamp:
-            self._put(goal.lamp, self._lamp_stand(self.places))
+            self._put(goal.lamp, self._draw_lamp_stand(self.places))
 
-    def game(self) -> Game:
-        """What has been furnished, with an instruction and a start away from all receptacles."""
+    def build(self) -> Game:
+        """The game in the furnished room, which starts away from all receptacles."""
         goal = self.goal
         task = word_task(goal, self.rng)
         receptacles = tuple(
@@ -138,18 +142,23 @@ class _Builder:
             task,
             goal,
             receptacles,
-            tuple(self.items.values()),
-            pddl_token("loc|-40|-40|0|30"),
-            self.facts.contains,
+            items=tuple(self.items.values()),
+            start=pddl_token("loc|-40|-40|0|30"),
+            contains=self.facts.contains,
         )
 
-    def _targets(self) -> int:
-        return 2 if self.goal.task_type == "pick_two_obj_and_place" else 1
+    def _target_count(self) -> int:
+        if self.goal.task_type == "pick_two_obj_and_place":
+            return 2
+        return 1
 
-    def _free(self, place: Place) -> bool:
-        """Whether a small room may still get this place.
+    def _free_places(self) -> list[Place]:
+        return [place for place in self.scene.places if self._is_free(place)]
 
-        No more of the goal's kind: there one need not look.
+    def _is_free(self, place: Place) -> bool:
+        """True if a small room may still get this place.
+
+        It gets no more of the goal's kind: there one need not look.
         """
         return (
             place.kind in self.facts.contains
@@ -166,24 +175,27 @@ class _Builder:
             self.places.append(place)
 
     def _homes(self, thing: str, places: list[Place] | tuple[Place, ...]) -> list[Place]:
-        """Where a target may start."""
+        """The places where a target may start."""
         return [
-            p
-            for p in places
-            if p.kind != self.goal.receptacle and thing in self.facts.contains.get(p.kind, ())
+            place
+            for place in places
+            if place.kind != self.goal.receptacle
+            and thing in self.facts.contains.get(place.kind, ())
         ]
 
-    def _lamp_stand(self, places: list[Place]) -> Place:
+    def _draw_lamp_stand(self, places: list[Place]) -> Place:
         return self.rng.choice([place for place in places if place.kind in _LAMP_STANDS] or places)
 
     def _put(self, kind: str, place: Place) -> None:
-        """Add a thing near the middle of its receptacle; positions matter only in that ids differ
-        and give an order."""
+        """Add a thing near the middle of its receptacle.
+
+        Positions matter only in that ids differ and give an order.
+        """
         while True:
-            position = "|".join(token(axis + self.rng.uniform(-0.4, 0.4)) for axis in place.xyz)
-            identity = pddl_token(f"{kind}|{position}")
-            if identity not in self.items:
+            coordinates = [axis + self.rng.uniform(-0.4, 0.4) for axis in place.xyz]
+            position = "|".join(map(format_coordinate, coordinates))
+            id = pddl_token(f"{kind}|{position}")
+            if id not in self.items:
                 break
-        self.items[identity] = Item(
-            identity, kind, (place.id,), (place.location,), self.facts.affordances[kind]
-        )
+        affordances = self.facts.affordances[kind]
+        self.items[id] = Item(id, kind, (place.id,), (place.location,), affordances)

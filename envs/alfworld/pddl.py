@@ -15,13 +15,13 @@ def to_tw_pddl(game: Game, domain: str, grammar: str) -> dict[str, object]:
     return {
         "pddl_domain": domain,
         "grammar": grammar.replace("UNKNOWN GOAL", game.task),
-        "pddl_problem": problem(game),
+        "pddl_problem": format_problem(game),
         "solvable": True,
         "walkthrough": None,
     }
 
 
-def problem(game: Game) -> str:
+def format_problem(game: Game) -> str:
     """The PDDL problem: objects, initial facts, goal.
 
     Names of kinds keep their case; PDDL ignores it.
@@ -66,25 +66,28 @@ def problem(game: Game) -> str:
     def block(name: str, lines: list[str]) -> str:
         return "\n".join((f"  (:{name}", *(f"    {line}" for line in lines), "  )"))
 
-    parts = [block("objects", objects), block("init", initial), f"  (:goal {_goal(game.goal)})"]
+    goal = f"  (:goal {_format_goal(game.goal)})"
+    parts = [block("objects", objects), block("init", initial), goal]
     return "\n".join(("(define (problem generated)", "  (:domain alfred)", *parts, ")"))
 
 
-def _goal(goal: Goal) -> str:
-    target, receptacle, lamp = (f"{kind}Type" for kind in (goal.target, goal.receptacle, goal.lamp))
+def _format_goal(goal: Goal) -> str:
+    target = f"{goal.target}Type"
     if goal.task_type == "look_at_obj_in_light":
         return (
             "(and (exists (?o - object ?a - agent) "
             f"(and (objectType ?o {target}) (holds ?a ?o))) "
             "(exists (?t - object ?r - receptacle ?a - agent ?l - location) "
-            f"(and (objectType ?t {lamp}) (toggleable ?t) (isToggled ?t) "
+            f"(and (objectType ?t {goal.lamp}Type) (toggleable ?t) (isToggled ?t) "
             "(receptacleAtLocation ?r ?l) (atLocation ?a ?l) (inReceptacle ?t ?r))))"
         )
-    inside = f"(objectType ?o {target}) (receptacleType ?r {receptacle}) (inReceptacle ?o ?r)"
+    inside = (
+        f"(objectType ?o {target}) (receptacleType ?r {goal.receptacle}Type) (inReceptacle ?o ?r)"
+    )
     if goal.task_type == "pick_two_obj_and_place":
         inside += (
-            f" (exists (?p - object) (and (not (= ?o ?p)) (objectType ?p {target}) (inReceptacle "
-            "?p ?r)))"
+            " (exists (?p - object) (and (not (= ?o ?p)) "
+            f"(objectType ?p {target}) (inReceptacle ?p ?r)))"
         )
     inside += {
         "pick_clean_then_place_in_recep": " (cleanable ?o) (isClean ?o)",

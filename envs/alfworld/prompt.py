@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from envs.alfworld.memory import Transcript
+from envs.alfworld.memory import TranscriptMemory
 from envs.view import AgentView
 
 MemoryMode = Literal["none", "contents"]
@@ -22,51 +22,48 @@ _LONGEST_ACTION = 60
 
 
 def build_prompt(view: AgentView, memory: MemoryMode) -> str:
-    """Task, what is remembered, the last observations and actions, what is seen now, and what can
-    be done."""
+    """Task, memory, last observations and actions, the observation now, and possible actions."""
     lines = [f"Your task is to: {view.task}"]
-    if memory != "none" and isinstance(view.memory, Transcript):
-        lines += _remembered(view.memory)
+    if memory != "none" and isinstance(view.memory, TranscriptMemory):
+        lines += _memory_lines(view.memory)
     if view.past:
-        lines.append(
-            "Before: "
-            + "\n".join(
-                f"{_shortened(text, memory)} > {_one_line(action)}" for _, text, action in view.past
-            )
-        )
+        turns = [f"{_shorten(text, memory)} > {_one_line(action)}" for _, text, action in view.past]
+        lines.append("Before: " + "\n".join(turns))
     lines.append(f"Step {view.step}: {view.observation.text}")
     # `help` teaches nothing that this message does not say.
-    lines.append(
-        "Actions: "
-        + "; ".join(action for action in view.observation.admissible if action != "help")
-    )
+    actions = [action for action in view.observation.admissible if action != "help"]
+    lines.append("Actions: " + "; ".join(actions))
     lines.append(_FORMAT)
     return "\n".join(lines)
 
 
-def _remembered(transcript: Transcript) -> list[str]:
-    """Where things were seen, and where to look: a place that was empty is in neither."""
+def _memory_lines(memory: TranscriptMemory) -> list[str]:
+    """The places of things that were seen, and the places to look: an empty one is in neither."""
     lines = []
-    if seen := [
-        f"{place}: {', '.join(things)}" for place, things in transcript.contents.items() if things
-    ]:
+    seen = [f"{place}: {', '.join(things)}" for place, things in memory.contents.items() if things]
+    if seen:
         lines.append("Seen: " + "; ".join(seen))
-    if unsearched := transcript.unsearched:
-        lines.append("Unsearched: " + "; ".join(unsearched))
-    if transcript.carrying:
-        states = transcript.treated.get(transcript.carrying)
-        lines.append(
-            f"Carrying: {transcript.carrying}" + (f" ({', '.join(states)})" if states else "")
-        )
+    if memory.unsearched:
+        lines.append("Unsearched: " + "; ".join(memory.unsearched))
+    if memory.carrying:
+        line = f"Carrying: {memory.carrying}"
+        states = memory.treated.get(memory.carrying)
+        if states:
+            line += f" ({', '.join(states)})"
+        lines.append(line)
     return lines
 
 
-def _shortened(text: str, memory: MemoryMode) -> str:
-    """A past observation, without what the prompt says elsewhere: the room's places (the actions
-    list them) and, where contents are remembered, what was seen at a place."""
-    if text.startswith(_ROOM) or (
-        memory == "contents" and text.startswith(("You arrive", "You open"))
-    ):
+def _shorten(text: str, memory: MemoryMode) -> str:
+    """A past observation, without parts that the prompt says elsewhere.
+
+    These are the room's places (the actions list them) and, where contents are remembered, the
+    things that were seen at a place.
+    """
+    is_redundant = text.startswith(_ROOM)
+    if memory == "contents":
+        is_redundant = is_redundant or text.startswith(("You arrive", "You open"))
+    if is_redundant:
         return text.partition(".")[0] + "."
     return " ".join(text.split())
 

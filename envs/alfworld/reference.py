@@ -1,9 +1,9 @@
-"""TextWorld's own engine on our games: what ours is held to.
+"""TextWorld's own engine on our games, to which ours is held.
 
-Needs textworld 1.7.0, fast-downward-textworld and alfworld 0.4.2; nothing at run time imports this
-module.
+It needs textworld 1.7.0, fast-downward-textworld and alfworld 0.4.2; nothing at run time imports
+this module. To record transcripts for the tests that run without TextWorld:
 
-    python -m envs.alfworld.reference FILE       record transcripts for the tests that run without TextWorld
+    python -m envs.alfworld.reference FILE
 """
 
 from __future__ import annotations
@@ -30,38 +30,36 @@ RECORDED_STEPS = 30
 
 
 def missing_packages() -> list[str]:
-    """What has to be installed before `Original` works; empty if it does."""
+    """The packages without which `TextWorldGame` does not work; empty if there are all."""
     return [name for name in ("textworld", "fast_downward", "alfworld") if find_spec(name) is None]
 
 
-class Original:
+class TextWorldGame:
     """A game played by TextWorld, with alfworld's names for things."""
 
     def __init__(self, game: Game, problem: str = "") -> None:
-        """`problem`: the PDDL text of a game that was read, instead of the one that we would
-        write."""
+        """`problem`: the PDDL text of a game that was read, instead of the one we would write."""
         import alfworld
         import textworld
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
         from textworld.envs import PddlEnv
 
         data = Path(alfworld.__file__).parent / "data"
-        wrapped = AlfredDemangler(
-            PddlEnv(textworld.EnvInfos(won=True, admissible_commands=True, score=True)),
-            shuffle=False,
-        )
-        content = to_tw_pddl(
-            game, (data / "alfred.pddl").read_text(), (data / "alfred.twl2").read_text()
-        )
-        wrapped.load(content | {"pddl_problem": problem} if problem else content)
-        self._environment = wrapped
-        self._state = wrapped.reset()
+        domain = (data / "alfred.pddl").read_text()
+        grammar = (data / "alfred.twl2").read_text()
+        content = to_tw_pddl(game, domain, grammar)
+        if problem:
+            content["pddl_problem"] = problem
+        infos = textworld.EnvInfos(won=True, admissible_commands=True, score=True)
+        self._environment = AlfredDemangler(PddlEnv(infos), shuffle=False)
+        self._environment.load(content)
+        self._state = self._environment.reset()
         self.score = 0
         self.done = False
 
     @property
     def text(self) -> str:
-        """The last thing said."""
+        """The last answer."""
         return str(self._state.feedback)
 
     @property
@@ -73,80 +71,80 @@ class Original:
         return bool(self._state["won"])
 
     def step(self, command: str) -> str:
-        """Execute a command and return what is said."""
+        """Execute a command and return the answer."""
         self._state, self.score, self.done = self._environment.step(command)
         return self.text
 
 
-def wander(admissible: list[str], rng: random.Random) -> str:
-    """A command that explores the rules: every verb about as often, and now and then something that
-    is no command."""
+def draw_command(admissible: list[str], rng: random.Random) -> str:
+    """A command that explores the rules: every verb about as often, and now and then no command."""
     if rng.random() < 0.08:
         return rng.choice(
             (*_NOT_COMMANDS, admissible[0].upper(), f" {admissible[-1]} ", admissible[0][:-1])
         )
-    idle = {"help", "inventory", "look"}
-    verbs = sorted(
-        {command.split()[0] for command in admissible} - (idle if rng.random() < 0.8 else set())
-    )
-    verb = rng.choice(verbs)
+    verbs = {command.split()[0] for command in admissible}
+    if rng.random() < 0.8:
+        verbs -= {"help", "inventory", "look"}
+    verb = rng.choice(sorted(verbs))
     return rng.choice([command for command in admissible if command.split()[0] == verb])
 
 
 def expert_commands(environment: AlfWorld, split: Split, index: int) -> list[str]:
-    """What the expert does in a game."""
+    """The commands by which the expert plays a game."""
     turns = play_expert_episode(environment, split, index, random.Random(index)).turns
     return [parse_think_action(response).action for _, response in turns]
 
 
-def record(game: Game, commands: list[str], rng: random.Random) -> dict[str, Any]:
-    """A transcript: the game and, step by step, what TextWorld says and which commands come and go.
+def record_transcript(game: Game, commands: list[str], rng: random.Random) -> dict[str, Any]:
+    """The game and, step by step, TextWorld's answers and the commands that come and go.
 
-    First `commands`, then wandering up to `RECORDED_STEPS`.
+    First come `commands`, then random ones up to `RECORDED_STEPS`.
     """
-    original = Original(game)
-    before: list[str] = []
+    original = TextWorldGame(game)
+    admissible_before: set[str] = set()
     steps = []
     command = ""
     for number in range(max(RECORDED_STEPS, len(commands)) + 1):
-        now = original.admissible
-        come = sorted(set(now) - set(before))
-        gone = sorted(set(before) - set(now))
+        admissible = set(original.admissible)
         steps.append(
             {
                 "command": command,
                 "text": original.text,
-                "come": come,
-                "gone": gone,
+                "come": sorted(admissible - admissible_before),
+                "gone": sorted(admissible_before - admissible),
                 "won": original.won,
             }
         )
-        before = now
-        command = commands[number] if number < len(commands) else wander(now, rng)
+        admissible_before = admissible
+        if number < len(commands):
+            command = commands[number]
+        else:
+            command = draw_command(original.admissible, rng)
         original.step(command)
     fitting = {
         kind: sorted(game.contains[kind])
         for kind in sorted({r.kind for r in game.receptacles} & game.contains.keys())
     }
-    return {
-        "game": _plain(dataclasses.asdict(dataclasses.replace(game, contains=fitting))),
-        "steps": steps,
-    }
+    fields = dataclasses.asdict(dataclasses.replace(game, contains=fitting))
+    return {"game": _to_json(fields), "steps": steps}
 
 
-def _plain(value: Any) -> Any:
-    """For JSON: sets become sorted lists."""
+def _to_json(value: Any) -> Any:
+    """A value for JSON: sets become sorted lists."""
     if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: _to_json(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return sorted(value) if isinstance(value, set | frozenset) else value
+        return [_to_json(inner) for inner in value]
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return value
 
 
 def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    if missing := missing_packages():
+    missing = missing_packages()
+    if missing:
         sys.exit(f"install first: {', '.join(missing)}")
     output = Path(sys.argv[1])  # Read now: fast_downward writes its own arguments into sys.argv.
     small = AlfWorld()
@@ -154,20 +152,18 @@ def main() -> None:
     transcripts = []
     for index in range(len(TASK_TYPES)):
         # Of each type one game that the expert wins first, and one in a real room, not a large one,
-        # for wandering only.
+        # of random commands only.
         commands = expert_commands(small, "held_out", index)
-        transcripts.append(record(small.game("held_out", index), commands, random.Random(index)))
-        games = [
+        small_game = small.game("held_out", index)
+        transcripts.append(record_transcript(small_game, commands, random.Random(index)))
+        real_games = [
             real.game("held_out", other)
             for other in range(index, 20 * len(TASK_TYPES), len(TASK_TYPES))
         ]
-        transcripts.append(
-            record(min(games, key=lambda game: len(game.receptacles)), [], random.Random(index))
-        )
-    atomic_write(
-        output,
-        "[\n" + ",\n".join(json.dumps(t, separators=(",", ":")) for t in transcripts) + "\n]\n",
-    )
+        smallest = min(real_games, key=lambda game: len(game.receptacles))
+        transcripts.append(record_transcript(smallest, [], random.Random(index)))
+    lines = [json.dumps(transcript, separators=(",", ":")) for transcript in transcripts]
+    atomic_write(output, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 if __name__ == "__main__":

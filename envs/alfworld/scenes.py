@@ -1,4 +1,4 @@
-"""The rooms of ALFWorld, and what fits where: `layouts.json`, read once per process."""
+"""The rooms of ALFWorld, and the places of things in them: `layouts.json`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from envs.base import Split
 
 AFFORDANCES = ("cleanable", "heatable", "coolable", "sliceable", "toggleable")
 
-# Where a task's station must be, and what its target must allow.
+# Affordance that a task's target must have, and kind of the receptacle that treats it.
 _STATION = {
     "pick_clean_then_place_in_recep": ("cleanable", "SinkBasin"),
     "pick_heat_then_place_in_recep": ("heatable", "Microwave"),
@@ -26,7 +26,7 @@ _STATION = {
 class Place:
     """A receptacle of a room.
 
-    `xyz` in metres; `location`: where an agent stands to use it, as a PDDL token.
+    `xyz` is in meters; `location` is the place to stand when using it, as a PDDL token.
     """
 
     id: str
@@ -37,8 +37,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A room: its receptacles, the kinds of things found in it, and the goals it allows, by task
-    type."""
+    """A room: its receptacles, the kinds of things in it, and its possible goals by task type."""
 
     number: int
     room: str
@@ -50,7 +49,7 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """Rooms and tables.
+    """All rooms, and tables of what goes with what.
 
     `contains`: kinds of things by kind of receptacle; `affordances`: predicates by kind of thing.
     """
@@ -62,26 +61,26 @@ class Facts:
     affordances: Mapping[str, frozenset[str]]
     scenes: tuple[Scene, ...]
 
-    def having(self, split: Split, task_type: TaskType) -> tuple[Scene, ...]:
+    def scenes_for(self, split: Split, task_type: TaskType) -> tuple[Scene, ...]:
         """The rooms of a split in which a task of this type is possible."""
         return tuple(
             scene for scene in self.scenes if scene.split == split and scene.goals.get(task_type)
         )
 
 
-def station_of(task_type: TaskType) -> str:
+def station_kind(task_type: TaskType) -> str:
     """The kind of receptacle that cleans, heats or cools the target; "" if the task needs none."""
     return _STATION.get(task_type, ("", ""))[1]
 
 
-def token(number: float) -> str:
+def format_coordinate(number: float) -> str:
     """A coordinate as AI2-THOR writes it in ids."""
     return f"{number:+06.2f}"
 
 
 @cache
 def load_facts() -> Facts:
-    """Read `layouts.json`."""
+    """The facts in `layouts.json`, read once per process."""
     raw = json.loads(files(__package__).joinpath("layouts.json").read_text())
     contains = {kind: frozenset(things) for kind, things in raw["contains"].items()}
     kinds = (
@@ -105,12 +104,12 @@ def load_facts() -> Facts:
 
 
 def _affordances(kind: str, raw: Mapping[str, Any]) -> list[str]:
-    found = [name for name in AFFORDANCES if kind in raw[name]]
+    affordances = [name for name in AFFORDANCES if kind in raw[name]]
     if kind in raw["movable_receptacles"]:
-        found.append("isReceptacleObject")
+        affordances.append("isReceptacleObject")
     if kind not in raw["toggleable"]:  # Lamps stay where they are.
-        found.append("pickupable")
-    return found
+        affordances.append("pickupable")
+    return affordances
 
 
 def _scene(
@@ -120,59 +119,54 @@ def _scene(
     contains: Mapping[str, frozenset[str]],
     affordances: Mapping[str, frozenset[str]],
 ) -> Scene:
-    places = []
-    for thor_id, (x, z, rotation, horizon) in entry["receptacles"].items():
-        parts = thor_id.split("|")
-        # Sink|x|y|z|SinkBasin; but one room has a Bathtub|x|y|z|SinkBasin, which the game calls a
-        # bathtubbasin.
-        kind = f"{parts[0]}Basin" if len(parts) == 5 else parts[0]
-        stand = f"loc|{round(x / 0.25)}|{round(z / 0.25)}|{round(rotation / 90)}|{horizon}"
-        places.append(
-            Place(
-                pddl_token(thor_id),
-                kind,
-                (float(parts[1]), float(parts[2]), float(parts[3])),
-                pddl_token(stand),
-            )
-        )
-    places += _without_layout(
-        set(entry["kinds"]) & set(raw["receptacle_kinds"]) - {place.kind for place in places}
-    )
-    things = tuple(sorted({t for kind in contains for t in contains[kind]} & set(entry["kinds"])))
-    lamps = sorted(set(raw["toggleable"]) & set(entry["kinds"]))
+    kinds = set(entry["kinds"])
+    places = [_read_place(thor_id, pose) for thor_id, pose in entry["receptacles"].items()]
+    placed_kinds = {place.kind for place in places}
+    places += _invent_places((kinds & set(raw["receptacle_kinds"])) - placed_kinds)
+    things = tuple(sorted({t for kind in contains for t in contains[kind]} & kinds))
+    lamps = sorted(set(raw["toggleable"]) & kinds)
+    receptacle_kinds = {place.kind for place in places}
     goals = {
-        task: tuple(
-            _goals(task, {place.kind for place in places}, things, lamps, contains, affordances)
-        )
+        task: tuple(_goals(task, receptacle_kinds, things, lamps, contains, affordances))
         for task in TASK_TYPES
         if entry["room"] in raw["rooms_of_task"][task]
     }
     return Scene(number, entry["room"], entry["split"], tuple(places), things, goals)
 
 
-def _without_layout(kinds: set[str]) -> list[Place]:
-    """Receptacles that the room has, but alfworld lists no position for (stove burners, toasters,
-    …).
+def _read_place(thor_id: str, pose: tuple[float, float, float, int]) -> Place:
+    """The receptacle of an AI2-THOR id, and the pose (x, z, rotation, horizon) to use it from."""
+    name, *position = thor_id.split("|")
+    kind = name
+    # Sink|x|y|z|SinkBasin; but one room has a Bathtub|x|y|z|SinkBasin, which the game calls a
+    # bathtubbasin.
+    if len(position) == 4:
+        kind = f"{name}Basin"
+    xyz = (float(position[0]), float(position[1]), float(position[2]))
+    x, z, rotation, horizon = pose
+    location = f"loc|{round(x / 0.25)}|{round(z / 0.25)}|{round(rotation / 90)}|{horizon}"
+    return Place(pddl_token(thor_id), kind, xyz, pddl_token(location))
+
+
+def _invent_places(kinds: set[str]) -> list[Place]:
+    """Receptacles of a room for which alfworld lists no position (stove burners, toasters, …).
 
     They get made-up positions, on a line outside the room, each with a location of its own.
     """
     places: list[Place] = []
     for kind in sorted(kinds):
-        for _ in range(4 if kind == "StoveBurner" else 1):
-            x = 9.0 + 0.25 * len(places)
-            thor_id = "|".join((kind.removesuffix("Basin"), token(x), token(0.9), token(9.0)))
-            if kind.endswith(
-                "Basin"
-            ):  # Sink|x|y|z|SinkBasin: alfworld's names for things depend on it.
+        count = 1
+        if kind == "StoveBurner":
+            count = 4
+        for _ in range(count):
+            xyz = (9.0 + 0.25 * len(places), 0.9, 9.0)
+            position = "|".join(map(format_coordinate, xyz))
+            thor_id = f"{kind.removesuffix('Basin')}|{position}"
+            # Sink|x|y|z|SinkBasin: alfworld's names for things depend on it.
+            if kind.endswith("Basin"):
                 thor_id += "|" + kind
-            places.append(
-                Place(
-                    pddl_token(thor_id),
-                    kind,
-                    (x, 0.9, 9.0),
-                    pddl_token(f"loc|{round(x / 0.25)}|36|0|30"),
-                )
-            )
+            location = f"loc|{round(xyz[0] / 0.25)}|36|0|30"
+            places.append(Place(pddl_token(thor_id), kind, xyz, pddl_token(location)))
     return places
 
 
@@ -184,8 +178,10 @@ def _goals(
     contains: Mapping[str, frozenset[str]],
     affordances: Mapping[str, frozenset[str]],
 ) -> list[Goal]:
-    """All goals of a task type that can be reached from a start in which no target is in a
-    receptacle of the goal's kind."""
+    """All possible goals of a task type.
+
+    They can be reached from a start in which no target is in a receptacle of the goal's kind.
+    """
     affordance, station = _STATION.get(task, ("", ""))
     if station and station not in kinds:
         return []

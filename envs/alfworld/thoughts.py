@@ -1,9 +1,7 @@
-"""What the expert thinks: the sub-goal and what comes next, in a few words.
+"""The expert's thoughts: the sub-goal and the next step, in several wordings.
 
-Several wordings for each situation.
-
-A thought names the thing first, and says what is the case with it afterwards: a model that thinks
-like that has the thing in its own words when it must decide, one look away from where it is listed.
+A thought names the thing first, and says the rest afterwards: a model that thinks like that has the
+thing in its own words when it must decide, one look away from where it is listed.
 
 Fields: {thing} a thing or its kind, {place} where it goes next or is, {here} where it is, {other} a
 further place or thing.
@@ -120,7 +118,7 @@ _WORDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def word(situation: str, rng: random.Random, **fields: str) -> str:
-    """One wording of a situation, with its first letter capitalised."""
+def word_thought(situation: str, rng: random.Random, **fields: str) -> str:
+    """One wording of a situation, with its first letter capitalized."""
     text = rng.choice(_WORDINGS[situation]).format(**fields)
     return text[0].upper() + text[1:]
