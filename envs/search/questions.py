@@ -43,7 +43,7 @@ class Question:
 
 @cache
 def generate_questions() -> dict[Split, tuple[Question, ...]]:
-    """The questions of each split, in an order that mixes the sources and is the same everywhere."""
+    """The questions of each split, in an order that mixes the sources, the same everywhere."""
     facts = load_facts()
     rng = random.Random("search questions")
     names = sorted(facts.countries)
