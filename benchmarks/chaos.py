@@ -61,9 +61,9 @@ SHARDS = 2
 SETTINGS = {
     "env.name": chaos_environment.NAME,
     "actor.step_timeout": str(chaos_environment.STEP_TIMEOUT_SECONDS),
-    "model.hidden_size": "64",
-    "model.layers": "2",
-    "model.heads": "2",
+    "model.tiny.hidden_size": "64",
+    "model.tiny.layers": "2",
+    "model.tiny.heads": "2",
     "warm_start.episodes": "0",
     "sampling.max_tokens": "16",
     "learner.groups_per_update": str(GROUPS),
@@ -79,7 +79,7 @@ SETTINGS = {
     "run.max_updates": "1000000",
     "run.max_minutes": "100000",
     "engine.kv_cache_gb": "0.25",
-    "controller.shards": str(SHARDS),
+    "cluster.shards": str(SHARDS),
     "engine.count": "2",
 }
 ELSEWHERE = "127.0.0.2"

@@ -148,7 +148,7 @@ def away(learning: Host, port: int, keys: Path, weights: Path) -> dict[str, str]
         "security.keys": str(keys),
         "actor.count": "0",
         "learner.host": learning.address,
-        "learner.launch": f"ip,netns,exec,{learning.name}",
+        "cluster.learner_launch": f"ip,netns,exec,{learning.name}",
         "run.weights_dir": str(weights),
     }
 

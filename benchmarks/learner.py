@@ -211,7 +211,7 @@ def main() -> None:
         if not options.model:
             build_tiny(
                 directory,
-                config.model,
+                config.model.tiny,
                 (turn for turns in demonstrations(config, EPISODES) for turn in turns),
                 seed=0,
             )

@@ -62,10 +62,10 @@ SLACK = 2
 batch for its slowest group."""
 SETTINGS = {
     "env.name": load_environment.NAME,
-    "model.hidden_size": "32",
-    "model.layers": "1",
-    "model.heads": "1",
-    "model.vocabulary": "512",
+    "model.tiny.hidden_size": "32",
+    "model.tiny.layers": "1",
+    "model.tiny.heads": "1",
+    "model.tiny.vocabulary": "512",
     "warm_start.episodes": "0",
     "eval.episodes": "1",
     "eval.every": "0",

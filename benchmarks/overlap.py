@@ -69,10 +69,10 @@ def main() -> None:
             f"{options.dir.name}-policy"
         ).absolute()  # made here, where steps take no time
         if not policy.exists():
-            config = resolve(None, SETTINGS | {"model.hidden_size": str(HIDDEN_SIZE)})
+            config = resolve(None, SETTINGS | {"model.tiny.hidden_size": str(HIDDEN_SIZE)})
             build_tiny(
                 policy,
-                config.model,
+                config.model.tiny,
                 [turn for turns in demonstrations(config, TOKENIZER_EPISODES) for turn in turns],
                 seed=0,
             )

@@ -8,8 +8,14 @@ and the command line. Nothing here imports anything heavy, so that `--help` answ
 """
 
 from config.configuration import Config
-from config.control import ControlSection
-from config.controller import ActorSection, ControllerSection, DashboardSection, SecuritySection
+from config.control import ControlSection, T2poSection
+from config.controller import (
+    ActorSection,
+    ClusterSection,
+    ControllerSection,
+    DashboardSection,
+    SecuritySection,
+)
 from config.engine import EngineSection, SamplingSection
 from config.environment import (
     ENVIRONMENTS,
@@ -22,7 +28,7 @@ from config.environment import (
 )
 from config.job import Endpoints, Job
 from config.learner import LearnerSection
-from config.model import ModelSection, WarmStartSection
+from config.model import ModelSection, TinySection, WarmStartSection
 from config.run import EvalSection, RunSection
 from config.section import ConfigError, Section
 
@@ -30,6 +36,7 @@ __all__ = [
     "ENVIRONMENTS",
     "ActorSection",
     "AlfWorldSection",
+    "ClusterSection",
     "Config",
     "ConfigError",
     "ControlSection",
@@ -48,7 +55,9 @@ __all__ = [
     "SearchSection",
     "Section",
     "SecuritySection",
+    "T2poSection",
     "TextArenaSection",
+    "TinySection",
     "WarmStartSection",
     "WebShopSection",
 ]

@@ -8,7 +8,13 @@ from typing import Any
 import msgspec
 
 from config.control import ControlSection
-from config.controller import ActorSection, ControllerSection, DashboardSection, SecuritySection
+from config.controller import (
+    ActorSection,
+    ClusterSection,
+    ControllerSection,
+    DashboardSection,
+    SecuritySection,
+)
 from config.engine import EngineSection, SamplingSection
 from config.environment import (
     ENVIRONMENTS,
@@ -43,6 +49,7 @@ class Config(Section):
     learner: LearnerSection = LearnerSection()
     actor: ActorSection = ActorSection()
     controller: ControllerSection = ControllerSection()
+    cluster: ClusterSection = ClusterSection()
     security: SecuritySection = SecuritySection()
     dashboard: DashboardSection = DashboardSection()
     eval: EvalSection = EvalSection()

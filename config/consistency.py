@@ -11,6 +11,7 @@ import msgspec
 from config.configuration import Config
 from config.ignored import check_used
 from config.model import is_hub_id
+from config.options import flatten
 from config.section import ConfigError
 
 
@@ -34,13 +35,11 @@ def check_consistency(config: Config) -> None:
 
 
 def _check_finite(config: Config) -> None:
-    for section, settings in msgspec.to_builtins(config).items():
-        for name, value in settings.items():
-            if value == math.inf:
-                raise ConfigError(
-                    f"{section}.{name}: a number must be finite; for no limit, give one that is "
-                    "never reached"
-                )
+    for name, value in flatten(msgspec.to_builtins(config)).items():
+        if value == math.inf:
+            raise ConfigError(
+                f"{name}: a number must be finite; for no limit, give one that is never reached"
+            )
 
 
 def _check_engine(config: Config) -> None:
@@ -84,9 +83,9 @@ def _check_learner(config: Config) -> None:
 
 def _check_control(config: Config) -> None:
     control = config.control
-    if control.min_thinking > control.max_thinking:
+    if control.t2po.min_thinking > control.max_thinking:
         raise ConfigError(
-            f"control.min_thinking ({control.min_thinking}) must not exceed "
+            f"control.t2po.min_thinking ({control.t2po.min_thinking}) must not exceed "
             f"control.max_thinking ({control.max_thinking})"
         )
     if control.mode == "budget" and control.max_thinking >= config.sampling.max_tokens:
@@ -96,10 +95,10 @@ def _check_control(config: Config) -> None:
             f"{config.sampling.max_tokens} (sampling.max_tokens) never comes to; give fewer, as "
             "many as most thoughts have"
         )
-    if control.score == "code" and control.turn_mean == "geometric":
+    if control.t2po.score == "code" and control.t2po.turn_mean == "geometric":
         raise ConfigError(
-            "control.turn_mean: the score of control.score code is below 0 where the policy is "
-            "uncertain, and has no geometric mean; set it to arithmetic"
+            "control.t2po.turn_mean: the score of control.t2po.score code is below 0 where the "
+            "policy is uncertain, and has no geometric mean; set it to arithmetic"
         )
 
 

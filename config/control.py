@@ -7,35 +7,9 @@ from typing import Annotated, Literal
 from config.section import Section, says
 
 
-class ControlSection(Section):
-    """When thinking is cut, and when a turn is sampled again."""
+class T2poSection(Section):
+    """T2PO: when thinking has settled, and when a turn repeats the state of the one before."""
 
-    mode: Annotated[
-        Literal["off", "budget", "void", "t2po", "t2po-token", "t2po-turn"],
-        says(
-            "Exploration control. t2po: T2PO's two levels; t2po-token, t2po-turn: one of them; "
-            "budget: thinking is cut at max_thinking alone; void: none, and turns without a "
-            "valid action are not trained on; off: none"
-        ),
-    ] = "t2po"
-    preset: Annotated[
-        Literal["auto", "paper", "code"],
-        says(
-            "Source of the values that are not set below: T2PO's paper, its authors' code, or "
-            "auto: the paper, but thresholds follow a rate"
-        ),
-    ] = "auto"
-    signal: Annotated[
-        Literal["auto", "tap", "stream"],
-        says(
-            "Source of uncertainty: exact values by our plugin in the engine; a stream of "
-            "log-probs; or auto: the first where it is there"
-        ),
-    ] = "auto"
-    decide_in: Annotated[
-        Literal["controller", "engine"],
-        says("Process that decides to cut: the controller, a step later, or the engine, at once"),
-    ] = "controller"
     score: Annotated[
         Literal["paper", "code"],
         says(
@@ -65,16 +39,6 @@ class ControlSection(Section):
         float, says("Thinking is cut when the score changes less than this", ge=0)
     ] = 1e-4
     min_thinking: Annotated[int, says("L_min: thinking tokens before it may be cut", ge=0)] = 4
-    max_thinking: Annotated[
-        int, says("L_max: thinking tokens at which it is cut in any case", ge=1)
-    ] = 450
-    on_cut: Annotated[
-        Literal["queue", "close"],
-        says(
-            "Tokens that end a thought: </think> and how the environment's answers go on, up to "
-            "the action itself; or </think> alone"
-        ),
-    ] = "queue"
     turn_mean: Annotated[
         Literal["geometric", "arithmetic"],
         says("Mean of its tokens' scores that is the score of a turn"),
@@ -113,3 +77,45 @@ class ControlSection(Section):
         ),
     ] = 0.0
     max_resamples: Annotated[int, says("B_max: times a turn may be sampled again", ge=0)] = 2
+
+
+class ControlSection(Section):
+    """Whether exploration is controlled, how it is seen, and what it costs at most."""
+
+    mode: Annotated[
+        Literal["off", "budget", "void", "t2po", "t2po-token", "t2po-turn"],
+        says(
+            "Exploration control. t2po: T2PO's two levels; t2po-token, t2po-turn: one of them; "
+            "budget: thinking is cut at max_thinking alone; void: none, and turns without a "
+            "valid action are not trained on; off: none"
+        ),
+    ] = "t2po"
+    preset: Annotated[
+        Literal["auto", "paper", "code"],
+        says(
+            "Source of the values that are not set below: T2PO's paper, its authors' code, or "
+            "auto: the paper, but thresholds follow a rate"
+        ),
+    ] = "auto"
+    signal: Annotated[
+        Literal["auto", "tap", "stream"],
+        says(
+            "Source of uncertainty: exact values by our plugin in the engine; a stream of "
+            "log-probs; or auto: the first where it is there"
+        ),
+    ] = "auto"
+    decide_in: Annotated[
+        Literal["controller", "engine"],
+        says("Process that decides to cut: the controller, a step later, or the engine, at once"),
+    ] = "controller"
+    max_thinking: Annotated[
+        int, says("L_max: thinking tokens at which it is cut in any case", ge=1)
+    ] = 450
+    on_cut: Annotated[
+        Literal["queue", "close"],
+        says(
+            "Tokens that end a thought: </think> and how the environment's answers go on, up to "
+            "the action itself; or </think> alone"
+        ),
+    ] = "queue"
+    t2po: T2poSection = T2poSection()

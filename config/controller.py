@@ -8,7 +8,7 @@ from config.section import Section, says
 
 
 class ControllerSection(Section):
-    """Where the controller and its shards run and listen."""
+    """Where the controller and its shards listen."""
 
     host: Annotated[
         str,
@@ -27,6 +27,11 @@ class ControllerSection(Section):
             le=65535,
         ),
     ] = 0
+
+
+class ClusterSection(Section):
+    """Which processes run on other machines, and what starts them there."""
+
     shards: Annotated[
         int,
         says(
@@ -35,20 +40,30 @@ class ControllerSection(Section):
             ge=1,
         ),
     ] = 1
-    hosts: Annotated[
+    shard_hosts: Annotated[
         list[str],
         says(
             "Addresses of the machines of the shards after the first, which is here, and of "
             "their engines; empty: all are here"
         ),
     ] = []
-    launch: Annotated[
+    shard_launch: Annotated[
         list[str],
         says(
-            "Command that starts a shard on its machine of controller.hosts: it runs the command "
-            "after it there for shard {shard} (1, 2, ...), in this directory and with these "
-            "variables (srun,--nodes=1,--ntasks=1,--relative={shard}). It needs run.weights_dir "
-            "and security.keys"
+            "Command that starts a shard on its machine of cluster.shard_hosts: it runs the "
+            "command after it there for shard {shard} (1, 2, ...), in this directory and with "
+            "these variables (srun,--nodes=1,--ntasks=1,--relative={shard}). It needs "
+            "run.weights_dir and security.keys"
+        ),
+    ] = []
+
+    learner_launch: Annotated[
+        list[str],
+        says(
+            "Command that starts the learner on another machine: it runs the command after it "
+            "there, in this directory and with these variables "
+            "(srun,--disable-status,--nodes=1,--ntasks=1,-w,NODE or ip,netns,exec,NAME). "
+            "It then needs learner.host, run.weights_dir and security.keys"
         ),
     ] = []
 

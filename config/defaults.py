@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from config import Config, ControlSection, EnvSection, ModelSection
+from config.options import all_settings, default_of
 
 TINY_DEFAULTS: dict[str, dict[str, Any]] = {
     "search": {
         "run.max_minutes": 19.0,
-        "model.tokens": "words",
+        "model.tiny.tokens": "words",
         "warm_start.episodes": 10_000,
         "warm_start.max_turns": 6,
         "warm_start.wasted_turn_rate": 0.35,
@@ -19,8 +20,8 @@ TINY_DEFAULTS: dict[str, dict[str, Any]] = {
     "webshop": {
         "run.max_minutes": 19.0,
         "env.max_turns": 10,
-        "model.tokens": "words",
-        "model.vocabulary": 2048,
+        "model.tiny.tokens": "words",
+        "model.tiny.vocabulary": 2048,
         "warm_start.episodes": 4_600,
         "warm_start.max_turns": 20,
         "warm_start.wasted_turn_rate": 0.25,
@@ -31,7 +32,7 @@ TINY_DEFAULTS: dict[str, dict[str, Any]] = {
 
 A model of one's own plays an environment as others know it."""
 
-_LONG_THOUGHTS = {"control.window": 7, "control.min_thinking": 16}
+_LONG_THOUGHTS = {"control.t2po.window": 7, "control.t2po.min_thinking": 16}
 """Of any model but the tiny policy, which thinks 13 tokens a turn.
 
 The paper does not publish N, L_min and j.
@@ -47,7 +48,7 @@ OWN_MODEL_DEFAULTS: dict[str, Any] = {
 }
 """Of any model but the tiny policy, which begins with random weights."""
 
-_AS_PUBLISHED = {"control.intervention_rate": 0.0, "control.resample_rate": 0.0}
+_AS_PUBLISHED = {"control.t2po.intervention_rate": 0.0, "control.t2po.resample_rate": 0.0}
 
 MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
     "smollm2": {
@@ -84,9 +85,9 @@ SERIAL_DEFAULTS: dict[str, Any] = {
 
 SERIAL_TINY_DEFAULTS: dict[str, Any] = {
     "warm_start.episodes": 30,
-    "model.hidden_size": 64,
-    "model.layers": 2,
-    "model.heads": 2,
+    "model.tiny.hidden_size": 64,
+    "model.tiny.layers": 2,
+    "model.tiny.heads": 2,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -94,20 +95,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {**_AS_PUBLISHED, **_LONG_THOUGHTS},
     "code": {
         **_AS_PUBLISHED,
-        "control.score": "code",
-        "control.top_j": 1,
-        "control.delta_statistic": "max",
-        "control.window": 19,
-        "control.min_thinking": 0,
+        "control.t2po.score": "code",
+        "control.t2po.top_j": 1,
+        "control.t2po.delta_statistic": "max",
+        "control.t2po.window": 19,
+        "control.t2po.min_thinking": 0,
         "control.on_cut": "close",
-        "control.turn_mean": "arithmetic",
-        "control.turn_skip": 32,
-        "control.eta": 0.3,
+        "control.t2po.turn_mean": "arithmetic",
+        "control.t2po.turn_skip": 32,
+        "control.t2po.eta": 0.3,
     },
 }
 """control.preset -> defaults that are others there."""
 
-RATES = {"control.epsilon": "control.intervention_rate", "control.eta": "control.resample_rate"}
+RATES = {
+    "control.t2po.epsilon": "control.t2po.intervention_rate",
+    "control.t2po.eta": "control.t2po.resample_rate",
+}
 """Threshold -> the rate that it follows."""
 
 
@@ -154,11 +158,11 @@ def with_preset(overrides: Mapping[str, str], recorded: Config) -> dict[str, str
         "control.preset": overrides["control.preset"],
     }
     found = defaults_for(given)
+    settings = all_settings()
     names = {full for preset in PRESETS.values() for full in preset}
-    return {
-        full: str(found.get(full, getattr(ControlSection(), full.partition(".")[2])))
-        for full in names
-    } | dict(overrides)
+    return {full: str(found.get(full, default_of(settings[full]))) for full in names} | dict(
+        overrides
+    )
 
 
 def fixed_thresholds(given: Iterable[str]) -> dict[str, Any]:

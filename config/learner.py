@@ -213,15 +213,6 @@ class LearnerSection(Section):
     port: Annotated[
         int, says("Port for episodes, which actors must reach; 0: any free one", ge=0, le=65535)
     ] = 0
-    launch: Annotated[
-        list[str],
-        says(
-            "Command that starts the learner on another machine: it runs the command after it "
-            "there, in this directory and with these variables "
-            "(srun,--disable-status,--nodes=1,--ntasks=1,-w,NODE or ip,netns,exec,NAME). "
-            "It then needs learner.host, run.weights_dir and security.keys"
-        ),
-    ] = []
     ranks: Annotated[
         int,
         says(

@@ -15,8 +15,24 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
+class TinySection(Section):
+    """How large the tiny policy is, which is made on the spot."""
+
+    hidden_size: Annotated[int, says("Width", ge=32, multiple_of=16)] = 128
+    layers: Annotated[int, says("Layers", ge=1)] = 2
+    heads: Annotated[int, says("Attention heads, each of 32", ge=1)] = 4
+    vocabulary: Annotated[int, says("Vocabulary of its tokenizer", ge=300)] = 1024
+    tokens: Annotated[
+        Literal["phrases", "words"],
+        says(
+            "Tokens: they may join words of a prompt, but for names and "
+            "numbers; or they end with each word"
+        ),
+    ] = "phrases"
+
+
 class ModelSection(Section):
-    """Which policy is trained, and how large the tiny one is."""
+    """Which policy is trained."""
 
     name: Annotated[
         str,
@@ -26,17 +42,7 @@ class ModelSection(Section):
             "(OWNER/NAME or OWNER/NAME@REVISION)"
         ),
     ] = "tiny"
-    hidden_size: Annotated[int, says("Width of the tiny policy", ge=32, multiple_of=16)] = 128
-    layers: Annotated[int, says("Layers of the tiny policy", ge=1)] = 2
-    heads: Annotated[int, says("Attention heads of the tiny policy, each of 32", ge=1)] = 4
-    vocabulary: Annotated[int, says("Vocabulary of the tiny policy's tokenizer", ge=300)] = 1024
-    tokens: Annotated[
-        Literal["phrases", "words"],
-        says(
-            "Tokens of the tiny policy: they may join words of a prompt, but for names and "
-            "numbers; or they end with each word"
-        ),
-    ] = "phrases"
+    tiny: TinySection = TinySection()
 
 
 class WarmStartSection(Section):

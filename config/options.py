@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -28,27 +30,55 @@ SHORT_NAMES = {
 SECRETS = ("dashboard.token",)
 
 
+@functools.cache
 def all_settings() -> dict[str, msgspec.inspect.Field]:
-    """Every setting by its full name, in the order of this file."""
-    fields = {}
+    """Every setting by its full name, in the order of the sections."""
+    fields: dict[str, msgspec.inspect.Field] = {}
     for section in msgspec.inspect.type_info(Config).fields:
-        for field in section.type.fields:
-            fields[f"{section.name}.{field.name}"] = field
+        fields |= _settings_in(section)
     return fields
+
+
+def _settings_in(section: msgspec.inspect.Field) -> dict[str, msgspec.inspect.Field]:
+    """The settings of a section and of those inside it; its own come first."""
+    own: dict[str, msgspec.inspect.Field] = {}
+    inner: dict[str, msgspec.inspect.Field] = {}
+    for field in section.type.fields:
+        if isinstance(field.type, msgspec.inspect.StructType):
+            inner |= _settings_in(field)
+        else:
+            own[field.name] = field
+    return {f"{section.name}.{name}": field for name, field in {**own, **inner}.items()}
 
 
 def values_of(config: Config) -> dict[str, Any]:
     """{full name: value} of all settings, to be shown: of secrets only whether they are set."""
-    values = _values(config)
+    values = flatten(msgspec.to_builtins(config))
     return values | {name: "(set)" for name in SECRETS if values[name]}
 
 
-def _values(config: Config) -> dict[str, Any]:
-    return {
-        f"{section}.{name}": value
-        for section, values in msgspec.to_builtins(config).items()
-        for name, value in values.items()
-    }
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{full name: value} of nested dictionaries."""
+    values: dict[str, Any] = {}
+    for name, value in tree.items():
+        full = f"{prefix}{name}"
+        if isinstance(value, Mapping) and value:
+            values |= flatten(value, f"{full}.")
+        else:
+            values[full] = value
+    return values
+
+
+def nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries of {full name: value}."""
+    tree: dict[str, Any] = {}
+    for full, value in values.items():
+        *sections, name = full.split(".")
+        inner = tree
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[name] = value
+    return tree
 
 
 def describe(name: str) -> str:

@@ -15,7 +15,15 @@ import msgspec
 from config import Config, ConfigError, EnvSection
 from config.consistency import check_consistency
 from config.defaults import defaults_for, fixed_thresholds
-from config.options import SHORT_NAMES, all_settings, describe, description, kind_of
+from config.options import (
+    SHORT_NAMES,
+    all_settings,
+    describe,
+    description,
+    flatten,
+    kind_of,
+    nest,
+)
 
 DATA_VARIABLES = {"alfworld.data": "ALFWORLD_DATA", "webshop.data": "WEBSHOP_DATA"}
 """Setting of an environment's data -> the environment variable that stands in for it."""
@@ -41,11 +49,7 @@ def resolve(
         _check_known(full, known, "on the command line")
         options[full] = _parse_value(full, known[full], text)
     given |= options | fixed_thresholds(options)
-    tree: dict[str, dict[str, Any]] = {}
-    for full, value in {**defaults_for(given, serial), **_data_directory(given), **given}.items():
-        section, key = full.split(".")
-        tree.setdefault(section, {})[key] = value
-    config = from_dict(tree)
+    config = from_dict(nest({**defaults_for(given, serial), **_data_directory(given), **given}))
     check_consistency(config)
     return config
 
@@ -53,19 +57,19 @@ def resolve(
 def _read_settings(file: Path, known: dict[str, msgspec.inspect.Field]) -> dict[str, Any]:
     """{full name: value} of the settings in a TOML file, which are all known."""
     tree = _read_toml(file)
-    for section, values in tree.items():
+    for section in tree:
         if section not in Config.__struct_fields__:
             raise ConfigError(
                 f"there is no section [{section}] (in {file}); there are "
                 f"{', '.join(Config.__struct_fields__)}"
             )
-        for name in values:
-            _check_known(f"{section}.{name}", known, f"in {file}")
-    return {
-        f"{section}.{name}": value
-        for section, values in tree.items()
-        for name, value in values.items()
-    }
+    values = flatten(tree)
+    for name, value in flatten(tree).items():
+        if value == {} and any(full.startswith(f"{name}.") for full in known):
+            del values[name]  # a section without settings
+        else:
+            _check_known(name, known, f"in {file}")
+    return values
 
 
 def _data_directory(given: Mapping[str, Any]) -> dict[str, str]:
@@ -98,14 +102,17 @@ def from_dict(tree: dict) -> Config:
 
 def to_toml(config: Config) -> str:
     """The configuration as TOML, every setting with its description above it."""
-    lines = []
-    for section in msgspec.inspect.type_info(Config).fields:
-        lines.append(f"[{section.name}]")
-        for field in section.type.fields:
-            value = getattr(getattr(config, section.name), field.name)
-            lines += [f"# {description(field)}", f"{field.name} = {_toml(value)}"]
-        lines.append("")
-    return "\n".join(lines)
+    lines: list[str] = []
+    values = flatten(msgspec.to_builtins(config))
+    section = ""
+    for full, field in all_settings().items():
+        if full not in values:
+            continue
+        if full.rpartition(".")[0] != section:
+            section = full.rpartition(".")[0]
+            lines += ["", f"[{section}]"]
+        lines += [f"# {description(field)}", f"{field.name} = {_toml(values[full])}"]
+    return "\n".join(lines[1:]) + "\n"
 
 
 def _toml(value: Any) -> str:
@@ -134,9 +141,9 @@ def _read_toml(file: Path) -> dict:
 def _check_known(name: str, known: dict, where: str) -> None:
     if name in known:
         return
-    near = difflib.get_close_matches(name, [*known, *SHORT_NAMES], n=1, cutoff=0.5)
+    near = [full for full in known if full.split(".")[-1] == name.split(".")[-1]][:1]
     if not near:
-        near = [full for full in known if full.split(".")[1] == name.split(".")[-1]][:1]
+        near = difflib.get_close_matches(name, [*known, *SHORT_NAMES], n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]}?" if near else "; `python run.py --help` lists all settings"
     raise ConfigError(f"there is no setting {name} ({where}){hint}")
 

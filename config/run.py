@@ -33,7 +33,7 @@ class RunSection(Section):
         str,
         says(
             "Directory where the engines find new weights; empty: memory (/dev/shm). With "
-            "learner.launch it is on a disk that both machines see"
+            "cluster.learner_launch it is on a disk that both machines see"
         ),
     ] = ""
     cache_dir: Annotated[

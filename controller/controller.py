@@ -321,7 +321,7 @@ class Controller:
         if not isinstance(message, ShardState) or is_nameless(peer):
             shards.refuse(peer, f"{type(message).__name__} that no shard sends")
             return
-        flaw = validate_shard_state(message, self.config.controller.shards)
+        flaw = validate_shard_state(message, self.config.cluster.shards)
         if flaw:
             shards.refuse(peer, flaw)
             return

@@ -134,7 +134,7 @@ class ShardRegistry:
 
 def build_shard_registry(job: Job) -> ShardRegistry:
     """Make the registry of a job's shards, none of which has been heard of."""
-    hosts = job.config.controller.hosts
+    hosts = job.config.cluster.shard_hosts
     addresses = [shard_address(endpoint, hosts) for endpoint in job.endpoints.turns]
     return ShardRegistry(addresses, LOST_AFTER * job.config.actor.heartbeat_seconds)
 

@@ -24,7 +24,7 @@ class Thresholds:
     def __init__(self, control: ControlSection) -> None:
         self._control = control
         self.calibration = Calibration(
-            RateThreshold(control.intervention_rate), RateThreshold(control.resample_rate)
+            RateThreshold(control.t2po.intervention_rate), RateThreshold(control.t2po.resample_rate)
         )
 
     @property
@@ -35,7 +35,7 @@ class Thresholds:
         """
         if self._control.mode not in CUT_BY_EPSILON:
             return None
-        return _in_force(self._control.epsilon, self.calibration.epsilon)
+        return _in_force(self._control.t2po.epsilon, self.calibration.epsilon)
 
     @property
     def eta(self) -> float | None:
@@ -45,7 +45,7 @@ class Thresholds:
         """
         if self._control.mode not in RESAMPLED_BY_ETA:
             return None
-        return _in_force(self._control.eta, self.calibration.eta)
+        return _in_force(self._control.t2po.eta, self.calibration.eta)
 
     def observe_thinking(self, rule: ThinkingRule) -> None:
         """Take note of a turn of training that has ended, steered or not."""

@@ -246,7 +246,7 @@ class TurnService:
         if control.decide_in == "engine" and control.mode not in UNCONTROLLED:
             log.warning("control.decide_in engine needs the tap: the controller decides")
         self.turns.streamer = StreamingController(
-            self._tokens.vocabulary, control.top_j, self._config.engine.progress_timeout_s
+            self._tokens.vocabulary, control.t2po.top_j, self._config.engine.progress_timeout_s
         )
 
     async def _engines_without_tap(self) -> list[str]:

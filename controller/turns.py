@@ -173,7 +173,7 @@ class TurnRunner:
         )
         max_resamples = 0
         if controlled and control.mode in RESAMPLED_BY_ETA:
-            max_resamples = control.max_resamples
+            max_resamples = control.t2po.max_resamples
         previous_score = self.scores.get((request.key, request.lease_attempt))
         return _Turn(request, episode_seed, controlled, max_resamples, previous_score)
 
@@ -297,8 +297,8 @@ class TurnRunner:
         record = ControlRecord(
             rule if is_recorded else None,
             steered,
-            control.turn_mean,
-            control.turn_skip,
+            control.t2po.turn_mean,
+            control.t2po.turn_skip,
             eta,
             ended_early,
         )
@@ -340,7 +340,7 @@ class TurnRunner:
         config = self._config
         repeats = 0
         if turn.controlled and config.control.mode in RESAMPLED_BY_ETA:
-            repeats = config.control.repetition_limit
+            repeats = config.control.t2po.repetition_limit
         return Sampling(
             max_tokens=min(config.sampling.max_tokens, config.engine.max_model_len - prompt_tokens),
             cache_salt=f"{self._nonce}-{self.weights_name}",
@@ -353,13 +353,13 @@ class TurnRunner:
     def _rule_spec(self) -> RuleSpec:
         control = self._config.control
         settings = ThinkingSettings(
-            control.score,
-            control.alpha,
+            control.t2po.score,
+            control.t2po.alpha,
             self._tokens.vocabulary,
-            control.delta_statistic,
-            control.window,
+            control.t2po.delta_statistic,
+            control.t2po.window,
             self.thresholds.epsilon,
-            control.min_thinking,
+            control.t2po.min_thinking,
             control.max_thinking,
         )
         tokens = self._tokens
@@ -374,17 +374,17 @@ class TurnRunner:
 
     def _early_test(self, turn: _Turn, eta: float | None) -> EarlyStopTest | None:
         control = self._config.control
-        if not control.early_stall or not turn.may_resample:
+        if not control.t2po.early_stall or not turn.may_resample:
             return None
         if turn.previous_score is None or eta is None:
             return None
         return EarlyStopTest(
-            control.early_stall,
+            control.t2po.early_stall,
             turn.previous_score,
             eta,
             self._config.sampling.max_tokens,
-            control.turn_mean,
-            control.turn_skip,
+            control.t2po.turn_mean,
+            control.t2po.turn_skip,
         )
 
     def _stall(self, response: Response, gamma: float | None, eta: float | None) -> Stall | None:
@@ -392,4 +392,4 @@ class TurnRunner:
             return LOOP
         if response.stop is StopReason.EARLY:
             return Stall(gamma, eta, "early")
-        return find_stall(gamma, eta, zero_counts=self._config.control.score != "code")
+        return find_stall(gamma, eta, zero_counts=self._config.control.t2po.score != "code")

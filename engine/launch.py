@@ -136,7 +136,7 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
         arguments += ["--logits-processors", SIGNAL_TAP]
         environment |= {
             TAP_ENDPOINT_VARIABLE: job.endpoints.signals[job.endpoints.shard_of(number)],
-            TAP_TOP_J_VARIABLE: str(job.config.control.top_j),
+            TAP_TOP_J_VARIABLE: str(job.config.control.t2po.top_j),
             KEYS_VARIABLE: job.config.security.keys,
         }
     if on_cpu():
@@ -226,8 +226,8 @@ def engines_here(config: Config) -> int:
     """How many of the engines that are started are on this machine: all, or those of the first
     shard."""
     return (
-        len(range(0, config.engine.count, config.controller.shards))
-        if config.controller.hosts
+        len(range(0, config.engine.count, config.cluster.shards))
+        if config.cluster.shard_hosts
         else config.engine.count
     )
 

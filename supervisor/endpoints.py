@@ -31,12 +31,12 @@ _reservations: deque[socket.socket] = deque(maxlen=256)
 
 def check_launch(config: Config) -> None:
     """Raise ConfigError when a learner elsewhere would not find us, nor engines its weights."""
-    if not config.learner.launch:
+    if not config.cluster.learner_launch:
         return
     if not (config.learner.host and config.run.weights_dir):
         raise ConfigError(
-            "learner.launch: a learner elsewhere needs learner.host, and run.weights_dir on a "
-            "disk that both machines see"
+            "cluster.learner_launch: a learner elsewhere needs learner.host, and "
+            "run.weights_dir on a disk that both machines see"
         )
     for name, host in (
         ("controller.host", config.controller.host),
@@ -44,47 +44,47 @@ def check_launch(config: Config) -> None:
     ):
         if host in (ALL_ADDRESSES, "*") or is_loopback(f"tcp://{host}"):
             raise ConfigError(
-                f"{name}: with learner.launch, give an address at which the other machine finds "
-                f"this one, not {host}"
+                f"{name}: with cluster.learner_launch, give an address at which the other "
+                f"machine finds this one, not {host}"
             )
 
 
 def check_shards(config: Config) -> None:
     """Raise ConfigError when shards lack engines, or cannot find each other, or weights."""
-    settings = config.controller
+    cluster = config.cluster
     engine_count = len(config.engine.urls) or config.engine.count
-    other_shards = settings.shards - 1
-    if settings.shards > engine_count:
+    other_shards = cluster.shards - 1
+    if cluster.shards > engine_count:
         raise ConfigError(
-            f"controller.shards: {settings.shards} cannot share {engine_count} engines "
+            f"cluster.shards: {cluster.shards} cannot share {engine_count} engines "
             "(engine.count, engine.urls): each needs one"
         )
     if other_shards and config.engine.weights == "nccl":
         raise ConfigError(
-            "controller.shards: several get weights as files alone; set engine.weights file, or "
+            "cluster.shards: several get weights as files alone; set engine.weights file, or "
             "leave it at 1"
         )
-    if bool(settings.hosts) != bool(settings.launch):
+    if bool(cluster.shard_hosts) != bool(cluster.shard_launch):
         raise ConfigError(
-            "controller.hosts: where other shards are, and controller.launch, what starts them "
-            "there, go together"
+            "cluster.shard_hosts: where other shards are, and cluster.shard_launch, what starts "
+            "them there, go together"
         )
-    if not settings.hosts:
+    if not cluster.shard_hosts:
         return
-    if len(settings.hosts) != other_shards:
+    if len(cluster.shard_hosts) != other_shards:
         raise ConfigError(
-            f"controller.hosts: {len(settings.hosts)} addresses for {other_shards} "
-            "other shards (controller.shards)"
+            f"cluster.shard_hosts: {len(cluster.shard_hosts)} addresses for {other_shards} "
+            "other shards (cluster.shards)"
         )
     if config.engine.urls or not config.run.weights_dir:
         raise ConfigError(
-            "controller.hosts: needs engines that the run starts, and run.weights_dir on a disk "
+            "cluster.shard_hosts: needs engines that the run starts, and run.weights_dir on a disk "
             "that all machines see"
         )
-    if settings.host in (ALL_ADDRESSES, "*"):
+    if config.controller.host in (ALL_ADDRESSES, "*"):
         raise ConfigError(
-            "controller.host: with controller.hosts, give an address at which they find this "
-            f"machine, not {settings.host}"
+            "controller.host: with cluster.shard_hosts, give an address at which they find this "
+            f"machine, not {config.controller.host}"
         )
 
 
@@ -108,10 +108,10 @@ def check_ipv4(setting: str, host: str) -> None:
 
 def check_hosts(config: Config) -> None:
     """Raise ConfigError when a process would listen at an address that this machine lacks."""
-    for host in config.controller.hosts:
-        check_ipv4("controller.hosts", host)
+    for host in config.cluster.shard_hosts:
+        check_ipv4("cluster.shard_hosts", host)
     hosts = {"controller.host": config.controller.host, "dashboard.host": config.dashboard.host}
-    if config.learner.launch:
+    if config.cluster.learner_launch:
         check_ipv4("learner.host", config.learner.host)
     else:
         # Where it is empty, any address will do here: controller.host is taken.
@@ -149,7 +149,7 @@ def choose_endpoints(config: Config) -> Endpoints:
     hosts = _shard_hosts(config)
     local_host = _local_host(config)
     learner_host = config.learner.host or config.controller.host
-    is_learner_remote = bool(config.learner.launch)
+    is_learner_remote = bool(config.cluster.learner_launch)
     trajectory_port = _choose_port(
         learner_host, config.learner.port, "learner.port", is_learner_remote
     )
@@ -172,15 +172,15 @@ def choose_endpoints(config: Config) -> Endpoints:
 def _shard_hosts(config: Config) -> list[ShardHost]:
     """The machine of each shard; the first one is here."""
     local = ShardHost(config.controller.host)
-    if not config.controller.hosts:
-        return [local] * config.controller.shards
-    remote = [ShardHost(host, host, is_remote=True) for host in config.controller.hosts]
+    if not config.cluster.shard_hosts:
+        return [local] * config.cluster.shards
+    remote = [ShardHost(host, host, is_remote=True) for host in config.cluster.shard_hosts]
     return [local, *remote]
 
 
 def _local_host(config: Config) -> str:
     """The address at which the learner reaches the supervisor and the controller."""
-    if config.learner.launch:
+    if config.cluster.learner_launch:
         return config.controller.host
     return LOOPBACK
 
@@ -227,9 +227,9 @@ def _dashboard_url(config: Config) -> str:
 
 def _shards_address(config: Config) -> str:
     """The address at which other shards reach the controller; "" without any."""
-    if config.controller.shards == 1:
+    if config.cluster.shards == 1:
         return ""
-    if config.controller.hosts:
+    if config.cluster.shard_hosts:
         return _free_address(config.controller.host)
     return _free_address(LOOPBACK)
 

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from config import Config, ConfigError, LearnerSection, ModelSection
+from config import Config, ConfigError, LearnerSection, TinySection
 from protocol.machine import available_bytes, available_cores
 
 VERSIONS_ON_DISK = 4
@@ -39,14 +39,14 @@ DTYPE_BYTES = {"bfloat16": 2, "float32": 4, "auto": 4}
 HEAD_SIZE = 32
 
 
-def policy_parameters(model: ModelSection, directory: Path | None) -> int:
+def policy_parameters(tiny: TinySection, directory: Path | None) -> int:
     """Count the policy's weights in its safetensors files; for the tiny one, by its settings."""
     if directory is not None:
         return sum(_tensor_elements(file) for file in directory.glob("*.safetensors"))
-    hidden = model.hidden_size
-    attention = model.heads * HEAD_SIZE
+    hidden = tiny.hidden_size
+    attention = tiny.heads * HEAD_SIZE
     layer = 4 * hidden * attention + 3 * hidden * 3 * hidden + 2 * hidden + 2 * HEAD_SIZE
-    return model.vocabulary * hidden + model.layers * layer + hidden
+    return tiny.vocabulary * hidden + tiny.layers * layer + hidden
 
 
 def _tensor_elements(file: Path) -> int:
@@ -213,8 +213,8 @@ def check_machine(config: Config, model: Path | None, run_dir: Path, resume: boo
     check_open_files(config)
     if config.warm_start.episodes and not resume:
         check_cache(config)
-    parameters = policy_parameters(config.model, model)
-    if not config.learner.launch:
+    parameters = policy_parameters(config.model.tiny, model)
+    if not config.cluster.learner_launch:
         written = 0
         if resume:
             written = len(list(run_dir.glob("checkpoints/*")))

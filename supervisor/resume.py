@@ -16,6 +16,7 @@ import msgspec
 
 from config import ENVIRONMENTS, Config, ConfigError
 from config.defaults import with_preset
+from config.options import flatten
 from config.resolve import full_name, resolve
 from learner.checkpoint_damage import newest_whole, set_aside_damaged
 from protocol.messages import SCHEMA_VERSION
@@ -32,9 +33,6 @@ FIXED_REASONS = {
     "learner.lora_alpha": "is what its adapters are scaled by",
 }
 """Setting -> why a run goes on with its own."""
-
-TINY_MODEL_SETTINGS = ("hidden_size", "layers", "heads", "vocabulary", "tokens")
-"""Settings of [model] that say what the tiny policy is."""
 
 PATH_SETTINGS = ("model.name", "alfworld.data", "webshop.data", "search.questions", "search.corpus")
 """Settings that name files and directories, which may have been moved.
@@ -88,23 +86,22 @@ def resumed_config(run_dir: Path, overrides: dict[str, str]) -> tuple[Config, st
 
 def changed_settings(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
     """The settings that differ: name -> (value before, value after)."""
-    values_after = msgspec.to_builtins(after)
-    changes = {}
-    for section, values in msgspec.to_builtins(before).items():
-        for name, value in values.items():
-            value_after = values_after[section][name]
-            if value != value_after:
-                changes[f"{section}.{name}"] = (value, value_after)
-    return changes
+    values_before = flatten(msgspec.to_builtins(before))
+    values_after = flatten(msgspec.to_builtins(after))
+    return {
+        name: (value, values_after.get(name))
+        for name, value in values_before.items()
+        if value != values_after.get(name)
+    }
 
 
 def check_change(run_dir: Path, name: str, before: Any, after: Any, recorded: Config) -> None:
     """Raise ConfigError for a change of a setting with which the run cannot go on."""
-    section, _, key = name.partition(".")
+    section = name.partition(".")[0]
     reason = FIXED_REASONS.get(name, "")
     if name == "learner.lora_alpha" and not recorded.learner.lora_rank:
         reason = ""
-    if section == "model" and recorded.model.name == "tiny" and key in TINY_MODEL_SETTINGS:
+    if name.startswith("model.tiny.") and recorded.model.name == "tiny":
         reason = FIXED_REASONS["model.name"]
     if section in ENVIRONMENTS and section == recorded.env.name and name != "search.url":
         reason = "belongs to the tasks that its curve is of"

@@ -175,7 +175,7 @@ class Run:
         self._endless_tasks.append(health_task)
         try:
             self._start_module("controller")
-            for number in range(1, self._job.config.controller.shards):
+            for number in range(1, self._job.config.cluster.shards):
                 self._shards[number] = self._start_shard(number)
             if self._job.config.actor.count:
                 self._start_module("actors")
@@ -196,7 +196,7 @@ class Run:
         """Start all ranks of the learner; returns rank 0, which ends when the run does."""
         elapsed_s = self._collector.state.wall_seconds(time.monotonic())
         arguments = ["learner", str(job_file(self._job)), f"{elapsed_s:.3f}"]
-        launch = self._job.config.learner.launch
+        launch = self._job.config.cluster.learner_launch
         ranks = []
         for rank, environment in enumerate(learner_environments(self._job.config.learner)):
             name = _numbered_name("learner", rank)
@@ -274,7 +274,9 @@ class Run:
         """The command that runs another one on the machine of a shard; empty if that is here."""
         if shard == 0:
             return []
-        return [word.replace("{shard}", str(shard)) for word in self._job.config.controller.launch]
+        return [
+            word.replace("{shard}", str(shard)) for word in self._job.config.cluster.shard_launch
+        ]
 
     def _restart_ended(self) -> None:
         """Start engines and shards again that have ended.

@@ -127,7 +127,7 @@ def _build_engine(job: Job, number: int) -> FakeEngine:
         job.model_dir,
         port=port,
         signals=signals,
-        top_j=config.control.top_j,
+        top_j=config.control.t2po.top_j,
         key=job.engine_key,
         keys=config.security.keys,
         heartbeat_seconds=config.actor.heartbeat_seconds,
@@ -165,7 +165,7 @@ async def _run_processes(
 
     A process that fails here fails the run.
     """
-    shard_numbers = range(1, job.config.controller.shards)
+    shard_numbers = range(1, job.config.cluster.shards)
     processes = [
         learner.run(),
         build_controller(job, context).run(),

@@ -150,7 +150,11 @@ def vllm_server(policies: Policies, directory: Path, **settings: str) -> Iterato
         "our plugin is not installed where vLLM looks for it: pip install -e '.[cpu,test]'"
     )
     nowhere = "tcp://127.0.0.1:1"
-    base = {"engine.dtype": "float32", "engine.kv_cache_gb": "0.25", "control.top_j": str(TOP_J)}
+    base = {
+        "engine.dtype": "float32",
+        "engine.kv_cache_gb": "0.25",
+        "control.t2po.top_j": str(TOP_J),
+    }
     signals = f"tcp://127.0.0.1:{free_port()}"
     url = f"http://127.0.0.1:{free_port()}"
     job = Job(

@@ -25,10 +25,10 @@ TURNS = 10 * [
 """(prompt, response) texts."""
 
 SMALL = {
-    "model.hidden_size": "32",
-    "model.layers": "2",
-    "model.heads": "2",
-    "model.vocabulary": "400",
+    "model.tiny.hidden_size": "32",
+    "model.tiny.layers": "2",
+    "model.tiny.heads": "2",
+    "model.tiny.vocabulary": "400",
 }
 
 

@@ -112,7 +112,7 @@ class LinkedRun:
             actor__count="4",
             actor__max_leases="100",
             actor__heartbeat_seconds=str(HEARTBEAT),
-            controller__shards="2",
+            cluster__shards="2",
             engine__count="2",
         )
         self.job = job_in(directory / "run", config)

@@ -37,9 +37,9 @@ from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 ROOT = Path(__file__).resolve().parent.parent
 
 SMALL = {
-    "model.hidden_size": "64",
-    "model.layers": "2",
-    "model.heads": "2",
+    "model.tiny.hidden_size": "64",
+    "model.tiny.layers": "2",
+    "model.tiny.heads": "2",
     "warm_start.episodes": "0",
     "sampling.max_tokens": "16",
     "sampling.per_request_seeds": "true",
@@ -296,7 +296,7 @@ def options(settings: dict[str, str]) -> list[str]:
 @contextlib.asynccontextmanager
 async def running_small(directory: Path, policy: Path, **overrides: str) -> AsyncIterator[Run]:
     """A run of real processes as SMALL describes it, against the small engine."""
-    shards = int(overrides.get("controller__shards", "1"))
+    shards = int(overrides.get("cluster__shards", "1"))
     async with small_engine(policy, overrides.get("security__keys", ""), shards) as settings:
         settings |= {"run.dir": str(directory)} | {
             name.replace("__", "."): value for name, value in overrides.items()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import actors.episode
 from actors.episode import EpisodePlayer, digest, frame_of
-from config import ModelSection
+from config import TinySection
 from envs.base import EnvironmentFailure, Observation, ParsedAction, StepResult
 from envs.play import play_expert_episode
 from envs.registry import make_environment
@@ -57,7 +57,7 @@ def tokenizer():
         for i in range(20)
         for turn in play_expert_episode(environment(), "train", i, random.Random(i)).turns
     ]
-    return train_tokenizer(ModelSection(vocabulary=600), turns)
+    return train_tokenizer(TinySection(vocabulary=600), turns)
 
 
 def prompter() -> Prompter:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tomllib
+from operator import attrgetter
 from pathlib import Path
 
 import msgspec
@@ -101,8 +102,7 @@ def test_an_environments_defaults_hold_until_the_setting_is_set(
     environment: str, full: str, tmp_path: Path
 ) -> None:
     def value(config: Config) -> object:
-        section, name = full.split(".")
-        return getattr(getattr(config, section), name)
+        return value_of(config, full)
 
     other = TINY_DEFAULTS[environment][full]
     set_here = {"env": environment, full: str(value(Config()))}
@@ -131,8 +131,7 @@ def test_a_model_of_ones_own_plays_an_environment_as_others_know_it(
 
 
 def value_of(settings: Config, full: str) -> object:
-    section, name = full.split(".")
-    return getattr(getattr(settings, section), name)
+    return attrgetter(full)(settings)
 
 
 @pytest.mark.parametrize(
@@ -166,25 +165,28 @@ def test_a_preset_given_to_a_recorded_run_is_that_of_a_new_one(
 
 def _allowing(full: str, preset: str) -> dict[str, str]:
     """What else must be set for a setting of the preset to be set back."""
-    return {"control.score": "paper"} if (preset, full) == ("code", "control.turn_mean") else {}
+    return (
+        {"control.t2po.score": "paper"}
+        if (preset, full) == ("code", "control.t2po.turn_mean")
+        else {}
+    )
 
 
 def test_a_model_that_thinks_longer_is_judged_by_more_of_its_thoughts(tmp_path: Path) -> None:
     control = resolve(None, {"model": str(tmp_path)}).control
-    assert (control.window, control.min_thinking) == (7, 16)
+    assert (control.t2po.window, control.t2po.min_thinking) == (7, 16)
 
 
 @pytest.mark.parametrize(("threshold", "rate"), RATES.items())
 def test_a_threshold_that_is_given_is_fixed(threshold: str, rate: str, tmp_path: Path) -> None:
     assert value_of(resolve(None, {threshold: "0.5"}), rate) == 0
-    section, name = threshold.split(".")
-    run = written(tmp_path, f"{section}.{name} = 0.5\n{rate} = 0.25")
+    run = written(tmp_path, f"{threshold} = 0.5\n{rate} = 0.25")
     assert value_of(resolve(run), rate) == 0.25
     assert value_of(resolve(run, {threshold: "0.7"}), rate) == 0
 
 
 def test_the_authors_score_has_no_geometric_mean() -> None:
-    assert "control.turn_mean" in refused(control__score="code")
+    assert "control.t2po.turn_mean" in refused(control__t2po__score="code")
 
 
 def test_defaults_survive_toml(tmp_path: Path) -> None:

@@ -28,9 +28,9 @@ from supervisor.serial import train_serially
 pytestmark = pytest.mark.slow
 
 CUTTING = {
-    "control__epsilon": "10",
-    "control__min_thinking": "3",
-    "control__window": "0",
+    "control__t2po__epsilon": "10",
+    "control__t2po__min_thinking": "3",
+    "control__t2po__window": "0",
     "run__max_updates": "1",
     "env__max_turns": "4",
 }
@@ -118,7 +118,7 @@ def test_control_without_thresholds_yet_records_and_does_nothing(
         **imitating,
         run__max_updates="1",
         env__max_turns="4",
-        control__repetition_limit="0",
+        control__t2po__repetition_limit="0",
     )
     assert summary["interventions"] == summary["resamples"] == 0
     assert all(
@@ -158,8 +158,8 @@ def test_a_turn_that_repeats_itself_is_sampled_again(tmp_path: Path) -> None:
         sampling__temperature="0.05",
         sampling__max_tokens="120",
         control__mode="t2po-turn",
-        control__repetition_limit="3",
-        control__max_resamples="1",
+        control__t2po__repetition_limit="3",
+        control__t2po__max_resamples="1",
         run__max_updates="1",
         env__max_turns="2",
     )

@@ -316,10 +316,10 @@ async def test_a_run_is_seen_while_it_goes_on(tmp_path: Path, imitating: dict[st
     """Live tokens with their uncertainty, decisions, the engine and the actors; and the run ends
     with somebody looking."""
     acting = {
-        "control__epsilon": "10",
-        "control__min_thinking": "2",
-        "control__window": "0",
-        "control__resample_rate": "0.3",
+        "control__t2po__epsilon": "10",
+        "control__t2po__min_thinking": "2",
+        "control__t2po__window": "0",
+        "control__t2po__resample_rate": "0.3",
     }
     job: Job = job_in(
         tmp_path / "job",

@@ -45,14 +45,14 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> Run:
         "env__max_turns": "6",
         "actor__count": "8",
         "learner__max_staleness": "1",
-        "control__min_thinking": "1",
+        "control__t2po__min_thinking": "1",
         "control__max_thinking": "4",
         "engine__dtype": "float32",
         "engine__count": "2",
         "engine__kv_cache_gb": "0.25",
-        "controller__shards": "2",
-        "controller__hosts": "127.0.0.2",
-        "controller__launch": "env,SHARD={shard}",
+        "cluster__shards": "2",
+        "cluster__shard_hosts": "127.0.0.2",
+        "cluster__shard_launch": "env,SHARD={shard}",
     }
     return asyncio.run(run_to_the_end(directory / "run", **settings))
 

@@ -69,7 +69,7 @@ def test_log_probs_are_asked_for_after_temperature(on_cpu: bool) -> None:
 
 
 def test_our_plugin_is_told_to_vllm(on_cpu: bool) -> None:
-    command = engine_command(job(control__top_j="13"))
+    command = engine_command(job(control__t2po__top_j="13"))
     assert json.loads(value(command.arguments, "--weight-transfer-config")) == {
         "backend": "foray_safetensors"
     }

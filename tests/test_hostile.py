@@ -179,7 +179,7 @@ async def test_a_run_goes_on_whatever_is_sent_to_its_sockets(
 ) -> None:
     over = Event()
     async with running_small(
-        tmp_path / "run", small_policy, run__max_updates="4", controller__shards="2"
+        tmp_path / "run", small_policy, run__max_updates="4", cluster__shards="2"
     ) as run:
         await run.until((run.directory / "job.json").exists)
         endpoints = json.loads((run.directory / "job.json").read_text())["endpoints"]

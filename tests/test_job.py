@@ -372,9 +372,9 @@ def test_a_host_that_is_not_this_machine_is_refused_by_the_name_of_its_setting(
 
 def test_another_machine_at_an_ipv6_address_is_refused(capsys: pytest.CaptureFixture):
     for refuse in (
-        lambda: check_hosts(resolve(overrides={"controller.hosts": "10.0.0.2,fd00::17"})),
+        lambda: check_hosts(resolve(overrides={"cluster.shard_hosts": "10.0.0.2,fd00::17"})),
         lambda: check_hosts(
-            resolve(overrides={"learner.launch": "srun", "learner.host": "fd00::17"})
+            resolve(overrides={"cluster.learner_launch": "srun", "learner.host": "fd00::17"})
         ),
     ):
         with pytest.raises(
@@ -437,7 +437,7 @@ def test_a_learner_elsewhere_needs_addresses_and_a_disk_of_both_machines(
     tmp_path: Path, changed: dict[str, str], message: str
 ):
     settings = {
-        "learner.launch": "srun,-w,node7",
+        "cluster.learner_launch": "srun,-w,node7",
         "learner.host": "10.9.8.7",
         "controller.host": "10.9.8.6",
     }

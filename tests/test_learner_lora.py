@@ -84,7 +84,7 @@ def test_what_is_published_is_the_textbook_sum(job: Job) -> None:
     published = training.snapshot().tensors
     kept = adapter_tensors(training.model)
     names = [name for name, _ in adapters(training.model)]
-    assert len(names) == 7 * CONFIG.model.layers
+    assert len(names) == 7 * CONFIG.model.tiny.layers
     for name in names:
         expected = before[name].double() + ALPHA / RANK * (
             kept[f"{name}.lora_B"].double() @ kept[f"{name}.lora_A"].double()

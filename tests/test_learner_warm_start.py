@@ -19,7 +19,7 @@ from learner_fixtures import TURNS, small_config
 from run_fixtures import job_in
 
 import learner.warm_start.demonstrations
-from config import ConfigError, ModelSection
+from config import ConfigError, TinySection
 from config.resolve import resolve
 from envs.alfworld.environment import AlfWorldEpisode
 from learner import training
@@ -64,7 +64,7 @@ def test_batches_cover_the_epochs_asked_for(epochs, turns):
 
 
 def test_a_sample_is_the_chat_with_one_answer():
-    tokenizer = train_tokenizer(ModelSection(vocabulary=400), TURNS)
+    tokenizer = train_tokenizer(TinySection(vocabulary=400), TURNS)
     prompt, response = TURNS[0]
     (sample,) = TurnTokenizer(
         Prompter(tokenizer.to_str().encode(), CHAT_TEMPLATE), TURN_END
@@ -109,7 +109,7 @@ def test_warm_start_learns_and_the_same_one_is_not_done_twice(job, monkeypatch):
     monkeypatch.setattr(training, "warm_start", lambda *a: losses.append(real(*a)["loss"]) or {})
     first = Training.begin(job, no_progress)
     second = Training.begin(job, no_progress)
-    assert len(losses) == 1 and losses[0] < 0.9 * np.log(job.config.model.vocabulary)
+    assert len(losses) == 1 and losses[0] < 0.9 * np.log(job.config.model.tiny.vocabulary)
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, second.model.state_dict()[name])
 

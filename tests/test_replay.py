@@ -93,13 +93,16 @@ def test_run_of_another_machine_is_read_with_its_own_policy_or_the_model_here(
 def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
     """A run whose turns are cut as soon as they think, and all sampled again."""
     acting = {
-        "control__epsilon": "10",
-        "control__min_thinking": "2",
-        "control__window": "0",
-        "control__eta": "10",
+        "control__t2po__epsilon": "10",
+        "control__t2po__min_thinking": "2",
+        "control__t2po__window": "0",
+        "control__t2po__eta": "10",
     }
     config = small_config(
-        **imitating | acting, control__max_resamples="1", run__max_updates="1", env__max_turns="4"
+        **imitating | acting,
+        control__t2po__max_resamples="1",
+        run__max_updates="1",
+        env__max_turns="4",
     )
     return played_serially(tmp_path_factory.mktemp("replay") / "job", config)
 
@@ -159,7 +162,7 @@ def test_it_says_where_control_acted_and_on_which_numbers(recorded: Job) -> None
 
 
 def test_another_epsilon_shows_what_would_change(recorded: Job) -> None:
-    text = printed(recorded, cut_episode(recorded).key.id, control__epsilon="0")
+    text = printed(recorded, cut_episode(recorded).key.id, control__t2po__epsilon="0")
     assert "now:  not cut" in text and "what this rule would have met there is not known" in text
 
 
@@ -195,7 +198,7 @@ def test_an_episode_that_failed_is_listed_as_dropped_and_shown_with_why(
 
 def test_it_is_counted_what_ending_turns_early_would_have_saved(recorded: Job) -> None:
     """Every turn was stalled, so that none would have been ended wrongly."""
-    line = printed(recorded, "", control__early_stall="0.1").splitlines()[-1]
+    line = printed(recorded, "", control__t2po__early_stall="0.1").splitlines()[-1]
     found = re.match(
         r"ended early at 0\.1 .*: (\d+) of ([\d,]+) turns, 0 of them wrongly, ([\d,]+) tokens saved; (\d+) were stalled",
         line,
@@ -214,7 +217,7 @@ def test_an_evaluation_has_nothing_to_replay(recorded: Job) -> None:
 def test_the_command_line_takes_settings_without_an_episode(
     recorded: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["replay", recorded.run_dir, "--control.epsilon", "0.01"]) == 0
+    assert main(["replay", recorded.run_dir, "--control.t2po.epsilon", "0.01"]) == 0
     assert "sampled again" in capsys.readouterr().out
 
 

@@ -32,13 +32,16 @@ SCRIPT = "<script>document.title = 'broken'</script><b>bold</b>"
 def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run whose turns are cut as soon as they think, and all sampled again."""
     acting = {
-        "control__epsilon": "10",
-        "control__min_thinking": "2",
-        "control__window": "0",
-        "control__eta": "10",
+        "control__t2po__epsilon": "10",
+        "control__t2po__min_thinking": "2",
+        "control__t2po__window": "0",
+        "control__t2po__eta": "10",
     }
     config = small_config(
-        **imitating | acting, control__max_resamples="1", run__max_updates="2", env__max_turns="4"
+        **imitating | acting,
+        control__t2po__max_resamples="1",
+        run__max_updates="2",
+        env__max_turns="4",
     )
     return Path(played_serially(tmp_path_factory.mktemp("report") / "job", config).run_dir)
 

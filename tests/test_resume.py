@@ -44,8 +44,8 @@ def finish_checkpoint(directory: Path) -> None:
     ("recorded", "setting", "value"),
     [
         ({}, "model", "smollm2"),
-        ({}, "model.hidden_size", "256"),
-        ({}, "model.tokens", "words"),
+        ({}, "model.tiny.hidden_size", "256"),
+        ({}, "model.tiny.tokens", "words"),
         ({}, "env", "webshop"),
         ({}, "alfworld.scene_size", "real"),
         ({"env": "search"}, "search.questions", "mine.jsonl"),

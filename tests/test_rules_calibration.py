@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from config import ControlSection
+from config import ControlSection, T2poSection
 from controller.rules.calibration import LARGEST, SMALLEST, WARM_UP, Calibration, RateThreshold
 from controller.rules.scores import Signal
 from controller.rules.thinking import ThinkingRule, ThinkingSettings
@@ -90,7 +90,7 @@ def test_a_first_turn_does_not_count():
 
 
 def test_a_turn_that_began_in_the_warm_up_does_not_count_once_it_is_over():
-    thresholds = Thresholds(ControlSection(resample_rate=0.5))
+    thresholds = Thresholds(ControlSection(t2po=T2poSection(resample_rate=0.5)))
     for i in range(WARM_UP):
         thresholds.observe_turn(float(i), None, False)
     eta = thresholds.eta
@@ -102,7 +102,9 @@ def test_a_turn_that_began_in_the_warm_up_does_not_count_once_it_is_over():
 
 def test_without_a_rate_a_threshold_is_fixed():
     thresholds = Thresholds(
-        ControlSection(intervention_rate=0, epsilon=0.25, resample_rate=0, eta=0.125)
+        ControlSection(
+            t2po=T2poSection(intervention_rate=0, epsilon=0.25, resample_rate=0, eta=0.125)
+        )
     )
     for _ in range(2 * WARM_UP):
         thresholds.observe_turn(0.5, 0.125, False)
@@ -121,7 +123,9 @@ def test_without_a_rate_a_threshold_is_fixed():
     ],
 )
 def test_a_mode_has_only_its_own_thresholds(mode: str, cuts: bool, resamples: bool):
-    thresholds = Thresholds(ControlSection(mode=mode, intervention_rate=0, resample_rate=0))
+    thresholds = Thresholds(
+        ControlSection(mode=mode, t2po=T2poSection(intervention_rate=0, resample_rate=0))
+    )
     assert (thresholds.epsilon is not None, thresholds.eta is not None) == (cuts, resamples)
 
 
@@ -140,7 +144,7 @@ def test_a_rate_that_was_changed_begins_anew():
     thresholds = Thresholds(ControlSection())
     for i in range(WARM_UP):
         thresholds.observe_turn(float(i), None, False)
-    resumed = Thresholds(ControlSection(resample_rate=0.2))
+    resumed = Thresholds(ControlSection(t2po=T2poSection(resample_rate=0.2)))
     resumed.restore(thresholds.state())
     assert resumed.calibration.eta == RateThreshold(0.2)
 

@@ -71,9 +71,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[Traje
         run__max_updates="3",
         env__max_turns="8",
         control__max_thinking="3",
-        control__min_thinking="1",
-        control__eta="1e9",
-        control__max_resamples="1",
+        control__t2po__min_thinking="1",
+        control__t2po__eta="1e9",
+        control__t2po__max_resamples="1",
         learner__max_staleness="1",
     )
 
@@ -262,9 +262,9 @@ def test_mode_budget_cuts_thinking_and_resamples_nothing(tmp_path: Path, imitati
         tmp_path / "run",
         **imitating,
         control__mode="budget",
-        control__min_thinking="1",
+        control__t2po__min_thinking="1",
         control__max_thinking="3",
-        control__eta="1e9",
+        control__t2po__eta="1e9",
         run__max_updates="1",
         env__max_turns="4",
     )
@@ -469,7 +469,9 @@ class LockStep:
             context, self.job.endpoints.signals[0], tokens, config.engine.max_model_len
         )
         engine = FakeEngine(
-            self.job.model_dir, signals=self.job.endpoints.signals[0], top_j=config.control.top_j
+            self.job.model_dir,
+            signals=self.job.endpoints.signals[0],
+            top_j=config.control.t2po.top_j,
         )
         engines = EnginePool([await engine.start()])
         listening = asyncio.create_task(signals.run())

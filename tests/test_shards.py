@@ -234,7 +234,7 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.job = job_in(
             directory,
-            small_config(controller__shards="2", engine__count="2", actor__heartbeat_seconds="0.1"),
+            small_config(cluster__shards="2", engine__count="2", actor__heartbeat_seconds="0.1"),
         )
         self.context, self.reader = zmq.asyncio.Context(), FrameReader()
         self.controller, self.actor = (
@@ -357,10 +357,10 @@ async def test_shard_whose_engine_refuses_weights_ends_and_keeps_no_update_waiti
 
 
 ELSEWHERE = {
-    "controller.shards": "2",
+    "cluster.shards": "2",
     "engine.count": "2",
-    "controller.hosts": "10.0.0.2",
-    "controller.launch": "srun,--relative={shard}",
+    "cluster.shard_hosts": "10.0.0.2",
+    "cluster.shard_launch": "srun,--relative={shard}",
     "controller.host": "10.0.0.1",
     "run.weights_dir": "/shared/weights",
 }
@@ -369,14 +369,14 @@ ELSEWHERE = {
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
-        ({"controller.shards": "3", "engine.count": "2"}, "engine.count"),
-        ({"controller.shards": "2"}, "engine.count"),
+        ({"cluster.shards": "3", "engine.count": "2"}, "engine.count"),
+        ({"cluster.shards": "2"}, "engine.count"),
         (
-            {"controller.shards": "2", "engine.count": "2", "engine.weights": "nccl"},
+            {"cluster.shards": "2", "engine.count": "2", "engine.weights": "nccl"},
             "engine.weights",
         ),
-        (ELSEWHERE | {"controller.launch": ""}, "controller.launch"),
-        (ELSEWHERE | {"controller.hosts": "10.0.0.2,10.0.0.3"}, "2 addresses for 1"),
+        (ELSEWHERE | {"cluster.shard_launch": ""}, "cluster.shard_launch"),
+        (ELSEWHERE | {"cluster.shard_hosts": "10.0.0.2,10.0.0.3"}, "2 addresses for 1"),
         (ELSEWHERE | {"run.weights_dir": ""}, "run.weights_dir"),
         (ELSEWHERE | {"controller.host": "0.0.0.0"}, "give an address"),
     ],
@@ -392,7 +392,7 @@ def test_two_shards_play_a_run_to_its_end_with_an_engine_each(
     made = noted_engines(monkeypatch)
     settings = {
         "engine__count": "2",
-        "controller__shards": "2",
+        "cluster__shards": "2",
         "actor__count": "8",
         "learner__max_staleness": "1",
         "env__max_turns": "4",
@@ -422,7 +422,7 @@ def test_two_shards_play_a_run_to_its_end_with_an_engine_each(
 
 
 SHARDED = {
-    "controller__shards": "2",
+    "cluster__shards": "2",
     "actor__count": "8",
     "actor__heartbeat_seconds": "0.2",
     "learner__max_staleness": "1",

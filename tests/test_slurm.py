@@ -94,7 +94,8 @@ def test_each_machine_gets_its_part(tmp_path: Path, slurm: Path, monkeypatch: py
     assert head == (
         f"node1: run.py --run.dir {run} --security.keys={run}-keys --controller.host=10.0.0.1 "
         f"--run.weights_dir={run}-weights "
-        "--learner.launch=srun,--disable-status,--overlap,--nodes=1,--ntasks=1,--nodelist=node2 "
+        "--cluster.learner_launch=srun,--disable-status,--overlap,--nodes=1,--ntasks=1,"
+        "--nodelist=node2 "
         "--learner.host=10.0.0.2 "
         "--controller.port=5555 --actor.count=0 --run.max_minutes=1e6 --env.name=webshop"
     )
@@ -146,11 +147,11 @@ def test_shards_get_machines_of_their_own_with_their_engines(
     )
     step = "srun,--disable-status,--overlap,--nodes=1,--ntasks=1"
     assert (
-        f"--controller.launch={step},--relative={{shard}} --controller.hosts=10.0.0.2,10.0.0.3 "
-        in head
+        f"--cluster.shard_launch={step},--relative={{shard}} "
+        "--cluster.shard_hosts=10.0.0.2,10.0.0.3 " in head
     )
-    assert f"--learner.launch={step},--nodelist=node4 --learner.host=10.0.0.4 " in head
-    assert "--controller.shards=3 --engine.count=6" in head and actors.startswith("node5: ")
+    assert f"--cluster.learner_launch={step},--nodelist=node4 --learner.host=10.0.0.4 " in head
+    assert "--cluster.shards=3 --engine.count=6" in head and actors.startswith("node5: ")
 
 
 def test_a_run_that_has_begun_is_resumed(
@@ -171,7 +172,7 @@ def test_settings_that_follow_from_the_machines_are_refused():
 def test_wrong_settings_are_refused_when_the_script_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ):
-    assert main(["slurm", str(tmp_path / "run"), "--learner.grops", "4"]) == 2
+    assert main(["slurm", str(tmp_path / "run"), "--learner.groups_per_updat", "4"]) == 2
     assert (
         "learner.groups_per_update" in capsys.readouterr().err
         and not (tmp_path / "run.sbatch").exists()

@@ -21,7 +21,7 @@ pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import engine.pool as pool_module
-from config import Config, ControlSection, EngineSection, SamplingSection
+from config import Config, ControlSection, EngineSection, SamplingSection, T2poSection
 from controller.rules.early_stop import FIRST_LOOK
 from controller.rules.thinking import RuleSpec, ThinkingSettings
 from controller.signals import InterventionMode, NoProgressError, SignalRouter, WatchedTurn
@@ -73,13 +73,15 @@ class Bench:
         engines: EnginePool | None = None,
         tokens: int = 40,
         progress_timeout_s: float = 120.0,
-        **control: object,
+        mode: str = "t2po",
+        max_thinking: int = 450,
+        **t2po: object,
     ) -> TurnRunner:
         """`tokens`: of a response, at most."""
+        fixed = {"intervention_rate": 0.0, "resample_rate": 0.0, "eta": 0.0}
         config = Config(
             control=ControlSection(
-                **{"mode": "t2po", "intervention_rate": 0.0, "resample_rate": 0.0, "eta": 0.0}
-                | control
+                mode=mode, max_thinking=max_thinking, t2po=T2poSection(**fixed | t2po)
             ),
             sampling=SamplingSection(max_tokens=tokens, per_request_seeds=True),
             engine=EngineSection(max_model_len=1024, progress_timeout_s=progress_timeout_s),

@@ -185,7 +185,8 @@ def _resampling_weights(
         return [1.0] * len(turns)
     rate = stall_rate(turns)
     return [
-        resampling_weight(turn, rate, control.max_resamples, settings.tis_cap) for turn in turns
+        resampling_weight(turn, rate, control.t2po.max_resamples, settings.tis_cap)
+        for turn in turns
     ]
 
 

@@ -22,7 +22,10 @@ def build_policy(job: Job) -> None:
         return
     episodes = demonstrations(config, TOKENIZER_EPISODES)
     build_tiny(
-        directory, config.model, (turn for turns in episodes for turn in turns), config.run.seed
+        directory,
+        config.model.tiny,
+        (turn for turns in episodes for turn in turns),
+        config.run.seed,
     )
 
 

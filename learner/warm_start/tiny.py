@@ -5,7 +5,7 @@ The tokenizer is a byte-level BPE, so that every text has tokens and every token
 text. Its splits are chosen for what a small policy costs and has to learn:
 
 - what a turn copies from its prompt has the same tokens in both, so that pointing at it is copying tokens. With
-  `model.tokens = "phrases"` that holds for names, which are the words that are ever followed by a number ("cabinet 1"), and for
+  `model.tiny.tokens = "phrases"` that holds for names, which are the words that are ever followed by a number ("cabinet 1"), and for
   numbers; what stands between them in a prompt may merge across words ("; go to", "You arrive at"), since prompts are most of
   the tokens that are trained on. With "words" it holds for every word, where agents write words that no demonstration has; and for
   the first one of an action like search[red lamp], which is read as search[ red lamp] and written without the space. Numbers are tokens
@@ -36,7 +36,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from config import ModelSection
+from config import TinySection
 from learner.warm_start.induction import ROPE_THETA, start_with_induction
 
 END_OF_TEXT = "<|endoftext|>"
@@ -61,7 +61,7 @@ _WORD = re.compile(r" ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]+|\s")
 
 
 def build_tiny(
-    directory: Path, settings: ModelSection, turns: Iterable[tuple[str, str]], seed: int
+    directory: Path, settings: TinySection, turns: Iterable[tuple[str, str]], seed: int
 ) -> None:
     """Write a policy to `directory` as Hugging Face has it (float32).
 
@@ -87,8 +87,8 @@ def build_tiny(
         raise
 
 
-def train_tokenizer(settings: ModelSection, turns: list[tuple[str, str]]) -> Tokenizer:
-    """A tokenizer of at most `model.vocabulary` tokens.
+def train_tokenizer(settings: TinySection, turns: list[tuple[str, str]]) -> Tokenizer:
+    """A tokenizer of at most `model.tiny.vocabulary` tokens.
 
     ValueError if that is too few for the bytes, the tags and the special tokens.
     """
@@ -97,7 +97,8 @@ def train_tokenizer(settings: ModelSection, turns: list[tuple[str, str]]) -> Tok
     smallest = len(alphabet) + len(SPECIAL_TOKENS) + len(tags)
     if settings.vocabulary < smallest:
         raise ValueError(
-            f"model.vocabulary ({settings.vocabulary}) must be at least {smallest}: all bytes, "
+            f"model.tiny.vocabulary ({settings.vocabulary}) must be at least {smallest}: all "
+            "bytes, "
             "tags and special tokens"
         )
     tokenizer = Tokenizer(models.BPE())
@@ -159,7 +160,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     wrapped.save_pretrained(directory, save_jinja_files=False)
 
 
-def random_model(settings: ModelSection, tokenizer: Tokenizer, seed: int) -> Qwen3ForCausalLM:
+def random_model(settings: TinySection, tokenizer: Tokenizer, seed: int) -> Qwen3ForCausalLM:
     """Random weights around an induction circuit, float32; the same ones for the same seed.
 
     The caller's random state is left alone.

@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
         prog="run.py replay",
         description=(
             "Recorded episodes through the rules of control again: where they acted and why, and "
-            "where they would with other settings, which may follow (--control.epsilon 0.01). "
+            "where they would with other settings, which may follow (--control.t2po.epsilon 0.01). "
             "Without EPISODE: the episodes of the run."
         ),
     )
@@ -88,13 +88,13 @@ class Recording:
         """
         control = self.config.control
         rule = ThinkingSettings(
-            control.score,
-            control.alpha,
+            control.t2po.score,
+            control.t2po.alpha,
             self.tokens.vocabulary,
-            control.delta_statistic,
-            control.window,
+            control.t2po.delta_statistic,
+            control.t2po.window,
             self._threshold("epsilon", response.epsilon),
-            control.min_thinking,
+            control.t2po.min_thinking,
             control.max_thinking,
         )
         return RuleSpec(rule, self.tokens.open, self.tokens.close, self.tokens.closing_tokens)
@@ -104,8 +104,8 @@ class Recording:
         return self._threshold("eta", response.eta)
 
     def _threshold(self, name: str, recorded: float) -> float | None:
-        if {f"control.{name}", "control.preset"} & self._overridden:
-            return getattr(self.config.control, name)
+        if {f"control.t2po.{name}", "control.preset"} & self._overridden:
+            return getattr(self.config.control.t2po, name)
         return finite_or_none(recorded)
 
     def replay(self, response: Response) -> ReplayedTurn | None:
@@ -121,11 +121,11 @@ class Recording:
         if replayed is None:
             return None
         control = self.config.control
-        return turn_score(replayed.scores, control.turn_mean, control.turn_skip)
+        return turn_score(replayed.scores, control.t2po.turn_mean, control.t2po.turn_skip)
 
     def is_stalled(self, gamma: float, eta: float) -> bool:
         """Tell whether a turn whose score changed by `gamma` is stalled, as configured now."""
-        zero_counts = self.config.control.score != "code"
+        zero_counts = self.config.control.t2po.score != "code"
         return find_stall(gamma, eta, zero_counts=zero_counts) is not None
 
 
@@ -172,7 +172,7 @@ def _list_episodes(recording: Recording, console: Console) -> None:
             str(resampled),
         )
     console.print(table)
-    if recording.config.control.early_stall:
+    if recording.config.control.t2po.early_stall:
         console.print(describe_early_stops(recording), highlight=False)
 
 
@@ -206,7 +206,7 @@ def describe_early_stops(recording: Recording) -> str:
             if score is not None:
                 score_before = score
     return (
-        f"ended early at {recording.config.control.early_stall:g} (control.early_stall): "
+        f"ended early at {recording.config.control.t2po.early_stall:g} (control.t2po.early_stall): "
         f"{counts.ended} of {counts.compared:,} turns, {counts.wrongly_ended} of them wrongly, "
         f"{counts.saved_tokens:,} tokens saved; {counts.stalled} were stalled in the end"
     )
@@ -222,15 +222,15 @@ def _count_early_stop(
     is_complete = response.stop is not StopReason.EARLY
     if score_before is None or eta is None or replayed is None or not is_complete:
         return
-    score = turn_score(replayed.scores, control.turn_mean, control.turn_skip)
+    score = turn_score(replayed.scores, control.t2po.turn_mean, control.t2po.turn_skip)
     is_stalled = recording.is_stalled(score_change(score, score_before), eta)
     test = EarlyStopTest(
-        control.early_stall,
+        control.t2po.early_stall,
         score_before,
         eta,
         recording.config.sampling.max_tokens,
-        control.turn_mean,
-        control.turn_skip,
+        control.t2po.turn_mean,
+        control.t2po.turn_skip,
     )
     counts.compared += 1
     counts.stalled += is_stalled

@@ -18,10 +18,10 @@ ASSIGNED_SETTINGS = (
     "run.weights_dir",
     "security.keys",
     "controller.host",
-    "controller.shards",
-    "controller.hosts",
-    "controller.launch",
-    "learner.launch",
+    "cluster.shards",
+    "cluster.shard_hosts",
+    "cluster.shard_launch",
+    "cluster.learner_launch",
     "learner.host",
 )
 """Settings that follow from the machines."""
@@ -75,7 +75,7 @@ def run_settings(overrides: dict[str, str], machines: Machines) -> dict[str, str
     }
     if machines.shards:
         shards = str(1 + machines.shards)
-        settings |= {"controller.shards": shards, "engine.count": shards}
+        settings |= {"cluster.shards": shards, "engine.count": shards}
     return settings | overrides
 
 

@@ -3,7 +3,7 @@
 Ray places, starts and restarts, and knows nothing of what runs.
 
 `python -m supervisor.cluster.ray NAME COMMAND ...` runs a command where the host called NAME is:
-what learner.launch and controller.launch are told here.
+what cluster.learner_launch and cluster.shard_launch are told here.
 """
 
 from __future__ import annotations
@@ -142,12 +142,12 @@ def _train_command(
     launch = f"{sys.executable},-m,supervisor.cluster.ray,{name}"
     if machines.shards:
         placed_settings |= {
-            "controller.launch": f"{launch}-{{shard}}",
-            "controller.hosts": ",".join(addresses[1 : 1 + machines.shards]),
+            "cluster.shard_launch": f"{launch}-{{shard}}",
+            "cluster.shard_hosts": ",".join(addresses[1 : 1 + machines.shards]),
         }
     if machines.learner:
         placed_settings |= {
-            "learner.launch": f"{launch}-{machines.learner_node}",
+            "cluster.learner_launch": f"{launch}-{machines.learner_node}",
             "learner.host": addresses[machines.learner_node],
         }
     options = [f"--{setting}={value}" for setting, value in placed_settings.items()]

@@ -153,11 +153,11 @@ def _placement(machines: Machines) -> list[str]:
     options = []
     if machines.shards:
         hosts = ",".join(_address_of(number) for number in range(1, 1 + machines.shards))
-        options.append(f'--controller.launch="{step},--relative={{shard}}"')
-        options.append(f'--controller.hosts="{hosts}"')
+        options.append(f'--cluster.shard_launch="{step},--relative={{shard}}"')
+        options.append(f'--cluster.shard_hosts="{hosts}"')
     if machines.learner:
         node = f"${{nodes[{machines.learner_node}]}}"
-        options.append(f'--learner.launch="{step},--nodelist={node}"')
+        options.append(f'--cluster.learner_launch="{step},--nodelist={node}"')
         options.append(f'--learner.host="{_address_of(machines.learner_node)}"')
     return options
 
