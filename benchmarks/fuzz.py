@@ -54,7 +54,7 @@ def main() -> None:
                 checks.validate_turn_request(message, bounds)
             case messages.SignalFrame():
                 if not checks.validate_signal_frame(message):
-                    checks.find_misplaced_rows(message, most_tokens=512)
+                    checks.find_misplaced_rows(message, max_tokens=512)
             case messages.Stats():
                 checks.validate_stats(message)
             case messages.ShardState():

@@ -185,7 +185,7 @@ def our_learner(work: Work, parent: Connection) -> None:
 
 
 BOUNDS = Limits(vocabulary=1 << 30, context=1 << 30, group_size=GROUP_SIZE)
-AnyMessage = AdmissionWindow(
+ANY_EPISODE = AdmissionWindow(
     first_group=0, end_group=1 << 60, evaluations=0, evaluation_episodes=0, version=1 << 30
 )
 """All that is delivered here is in order, which costs as much to find out."""
@@ -216,7 +216,7 @@ async def _our_learner(work: Work, parent: Connection) -> None:
         buffer,
         Consumer(),
         FrameReader(),
-        lambda message: validate_trajectory(message, BOUNDS, AnyMessage),
+        lambda message: validate_trajectory(message, BOUNDS, ANY_EPISODE),
     )
     receiving = asyncio.create_task(intake.run())
     await over.wait()

@@ -174,7 +174,7 @@ class SignalRouter:
     ) -> None:
         self._socket = context.socket(zmq.ROUTER)
         self._socket.set(zmq.LINGER, 0)
-        bind(self._socket, endpoint, keys, "run", heartbeat_seconds, most_waiting=HIGH_WATER)
+        bind(self._socket, endpoint, keys, "run", heartbeat_seconds, max_waiting=HIGH_WATER)
         self._arrivals = BatchedRouter(self._socket)
         self.reader = FrameReader()
         self._tokens = tokens

@@ -437,7 +437,7 @@ class Learner:
 
     # --- messages
 
-    def _flaw(self, message: Message) -> str:
+    def _flaw(self, message: Message) -> str | None:
         if not isinstance(message, Trajectory):
             return f"{type(message).__name__} is not for the learner"
         if self.training is None:

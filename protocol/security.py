@@ -1,11 +1,15 @@
-"""Who may talk to a run, over connections that nobody else can read: ZeroMQ's CURVE, with keys in
-files.
+"""Keys that say who may talk to a run, over connections that nobody else can read.
+
+Connections are ZeroMQ's with CURVE; keys are files.
 
 `run.py keys DIR` makes a directory of them:
 
     run.key, run.key_secret          of the run's own processes
-    allowed/NAME.key                 of those that may play for it: one whose file is removed is refused from its next connection on
-    NAME/run.key, NAME.key_secret    to be copied to a machine of that name, for `run.py actor --keys NAME`
+    allowed/NAME.key                 of those that may play for it
+    NAME/run.key, NAME.key_secret    to be copied to a machine of that name, for
+                                     `run.py actor --keys NAME`
+
+A machine whose file in allowed/ is removed is refused from its next connection on.
 
 A socket of domain "run" admits the run's own processes alone, one of domain "actors" those that may
 play, too. Without keys sockets are open, and must not be reachable from other machines
@@ -41,11 +45,13 @@ SECRET = ".key_secret"
 KEY_LENGTH = 40  # in Z85
 
 HEARTBEAT_SECONDS = 2.0
-"""Of those who do not know the run's (actor.heartbeat_seconds)."""
+"""Heartbeat of processes that do not know the run's (actor.heartbeat_seconds)."""
 
 SILENT_AFTER = 3
-"""Heartbeats in which nothing comes over a connection, after which it is made anew: before an
-actor, or a shard, is missed."""
+"""Heartbeats without a word over a connection, after which it is made anew.
+
+They are fewer than those after which an actor, or a shard, is missed.
+"""
 
 LOST_AFTER = 5
 """Heartbeats an actor, or a shard, may miss."""
@@ -58,7 +64,7 @@ class KeysError(ValueError):
 
 
 class CurveKeys(NamedTuple):
-    """What a process identifies itself with, and knows others by. All in Z85, 40 bytes."""
+    """Keys that a process identifies itself with, and knows others by, each 40 bytes in Z85."""
 
     public: bytes
     secret: bytes
@@ -67,10 +73,9 @@ class CurveKeys(NamedTuple):
 
 
 def make_keys(directory: Path, name: str) -> list[Path]:
-    """New keys for a machine called `name`, and for the run if there are none yet; returns the
-    directories and files that were made.
+    """Make keys for a machine called `name`, and for the run if there are none yet.
 
-    Raises KeysError for a name that is taken, or no name of a file.
+    Returns the directories and files that were made. Raises KeysError for a name that is taken, or no name of a file.
     """
     if name in (RUN, ALLOWED, ".", "..") or name != Path(name).name:
         raise KeysError(f"{name!r} cannot be the name of a machine's keys; use letters and numbers")
@@ -83,9 +88,9 @@ def make_keys(directory: Path, name: str) -> list[Path]:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     (directory / ALLOWED).mkdir(mode=0o700, exist_ok=True)
     if not (directory / f"{RUN}{SECRET}").exists():
-        made += _pair(directory, RUN)
+        made += _make_pair(directory, RUN)
     (directory / name).mkdir(mode=0o700)
-    _pair(directory / name, name)
+    _make_pair(directory / name, name)
     (directory / name / f"{name}.key").rename(directory / ALLOWED / f"{name}.key")
     atomic_write(
         directory / name / f"{RUN}.key", (directory / f"{RUN}.key").read_bytes(), mode=0o600
@@ -93,10 +98,11 @@ def make_keys(directory: Path, name: str) -> list[Path]:
     return [*made, directory / ALLOWED / f"{name}.key", directory / name]
 
 
-def _pair(directory: Path, name: str) -> list[Path]:
-    """A pair of keys, which nobody else could read at any time, whatever the umask."""
+def _make_pair(directory: Path, name: str) -> list[Path]:
+    """Make a pair of keys, which nobody else could read at any time, whatever the umask."""
     made = []
-    with tempfile.TemporaryDirectory(prefix=".keys-", dir=directory) as private:  # its mode is 0700
+    # The mode of a temporary directory is 0700.
+    with tempfile.TemporaryDirectory(prefix=".keys-", dir=directory) as private:
         for file in map(Path, zmq.auth.create_certificates(private, name)):
             file.chmod(0o600)
             made.append(file.rename(directory / file.name))
@@ -104,17 +110,17 @@ def _pair(directory: Path, name: str) -> list[Path]:
 
 
 def load_keys(directory: str) -> CurveKeys | None:
-    """The keys in a directory that `make_keys` made, the run's or a machine's; None for "".
+    """Load the keys in a directory that `make_keys` made, the run's or a machine's; None for "".
 
     Raises KeysError.
     """
     if not directory:
         return None
-    place = Path(directory)
-    secrets = sorted(place.glob(f"*{SECRET}"))
-    if len(secrets) != 1 or not (place / f"{RUN}.key").is_file():
+    keys_dir = Path(directory)
+    secrets = sorted(keys_dir.glob(f"*{SECRET}"))
+    if len(secrets) != 1 or not (keys_dir / f"{RUN}.key").is_file():
         raise KeysError(
-            f"{place} holds no keys; `run.py keys {place}` makes them, and of a machine's "
+            f"{keys_dir} holds no keys; `run.py keys {keys_dir}` makes them, and of a machine's "
             "directory there all is needed"
         )
     (secret,) = secrets
@@ -122,12 +128,12 @@ def load_keys(directory: str) -> CurveKeys | None:
         raise KeysError(f"{secret} can be read by others; chmod 600 {secret}")
     try:
         public, private = zmq.auth.load_certificate(secret)
-        run, _ = zmq.auth.load_certificate(place / f"{RUN}.key")
+        run, _ = zmq.auth.load_certificate(keys_dir / f"{RUN}.key")
     except ValueError as error:
-        raise KeysError(f"{place}: {error}") from None
+        raise KeysError(f"{keys_dir}: {error}") from None
     if private is None:
         raise KeysError(f"{secret} holds no secret key")
-    return CurveKeys(public, private, run, place / ALLOWED)
+    return CurveKeys(public, private, run, keys_dir / ALLOWED)
 
 
 def is_loopback(endpoint: str) -> bool:
@@ -145,22 +151,22 @@ def bind(
     keys: CurveKeys | None,
     domain: Domain,
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
-    most_waiting: int = 0,
+    max_waiting: int = 0,
 ) -> None:
-    """Listen.
+    """Bind a socket to an endpoint.
 
-    Frames that are too large for any message end their connection before memory is taken for them;
-    a peer that connects again under its name takes the place of its old connection
-    (protocol/router.py). `most_waiting`: messages of a peer that wait to be read, 0: any number.
+    Frames that are too large for any message end their connection before memory is taken for them.
+    A peer that connects again under its name takes the place of its old connection
+    (protocol/router.py). `max_waiting` messages of a peer may wait to be read, 0: any number.
     """
-    _watch_over(socket, heartbeat_seconds, most_waiting)
+    _set_limits(socket, heartbeat_seconds, max_waiting)
     if socket.type == zmq.ROUTER:
         socket.set(zmq.ROUTER_HANDOVER, 1)
     if keys is not None:
         socket.set(zmq.CURVE_SERVER, 1)
         socket.set(zmq.CURVE_SECRETKEY, keys.secret)
         socket.set(zmq.ZAP_DOMAIN, domain.encode())
-        socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without a gatekeeper nobody comes in
+        socket.set(zmq.ZAP_ENFORCE_DOMAIN, 1)  # without `admit_key_holders` nobody comes in
     socket.bind(endpoint)
 
 
@@ -171,10 +177,9 @@ def connect(
     heartbeat_seconds: float = HEARTBEAT_SECONDS,
 ) -> None:
     """Connect to a socket that the run has bound, again and again if need be."""
-    _watch_over(socket, heartbeat_seconds, 0)
-    socket.set(
-        zmq.CONNECT_TIMEOUT, _milliseconds(LOST_AFTER * heartbeat_seconds)
-    )  # else the system's: two minutes
+    _set_limits(socket, heartbeat_seconds, 0)
+    # The system's own is two minutes.
+    socket.set(zmq.CONNECT_TIMEOUT, _milliseconds(LOST_AFTER * heartbeat_seconds))
     if keys is not None:
         socket.set(zmq.CURVE_SERVERKEY, keys.run)
         socket.set(zmq.CURVE_PUBLICKEY, keys.public)
@@ -182,10 +187,11 @@ def connect(
     socket.connect(endpoint)
 
 
-def _watch_over(socket: zmq.Socket, heartbeat_seconds: float, most_waiting: int) -> None:
-    """Have both ends ask whether the other one is there, and give a connection up over which
-    nothing comes: one end may have lost it without the other one hearing of it (NAT that forgets, a
-    machine that was suspended, another address).
+def _set_limits(socket: zmq.Socket, heartbeat_seconds: float, max_waiting: int) -> None:
+    """Have both ends ask whether the other one is there, and give up a silent connection.
+
+    One end may have lost it without the other one hearing of it (NAT that forgets, a machine that
+    was suspended, another address).
 
     ZeroMQ's own threads ask and answer, however busy the process is, but only while they read, and
     a queue that is full makes them stop: so ZeroMQ's bound of 1,000 messages goes. What waits is
@@ -194,7 +200,7 @@ def _watch_over(socket: zmq.Socket, heartbeat_seconds: float, most_waiting: int)
     socket.set(zmq.MAXMSGSIZE, MAX_FRAME)
     socket.set(zmq.HEARTBEAT_IVL, _milliseconds(heartbeat_seconds))
     socket.set(zmq.HEARTBEAT_TIMEOUT, _milliseconds(SILENT_AFTER * heartbeat_seconds))
-    socket.set(zmq.RCVHWM, most_waiting)
+    socket.set(zmq.RCVHWM, max_waiting)
 
 
 def _milliseconds(seconds: float) -> int:
@@ -205,28 +211,27 @@ def _milliseconds(seconds: float) -> int:
 async def admit_key_holders(
     context: zmq.asyncio.Context, keys: CurveKeys | None
 ) -> AsyncIterator[None]:
-    """While inside, the sockets that the context binds admit whom they should."""
+    """Have the sockets that the context binds admit whom they should, while inside."""
     if keys is None:
         yield
         return
-    keeper = AsyncioAuthenticator(context)
-    keeper.start()
-    admits = _Admits(keys)
+    authenticator = AsyncioAuthenticator(context)
+    authenticator.start()
+    verifier = _KeyVerifier(keys)
     for domain in ("run", "actors"):
-        keeper.configure_curve_callback(domain, admits)
+        authenticator.configure_curve_callback(domain, verifier)
     try:
         yield
     finally:
-        keeper.stop()
-        await asyncio.sleep(
-            0
-        )  # its task lets go of the descriptor before another socket may get that
+        authenticator.stop()
+        # Its task lets go of the descriptor before another socket may get that.
+        await asyncio.sleep(0)
 
 
-class _Admits:
-    """Asked by pyzmq at every handshake.
+class _KeyVerifier:
+    """Callback of pyzmq at every handshake.
 
-    Never raises: that would end pyzmq's task, and nobody would be answered any more.
+    It never raises: that would end pyzmq's task, and nobody would be answered any more.
     """
 
     def __init__(self, keys: CurveKeys) -> None:
@@ -236,29 +241,28 @@ class _Admits:
     def callback(self, domain: str, key: bytes) -> bool:
         if key == self._keys.run:
             return True
-        return domain == "actors" and any(key == known for known in self._allowed())
+        return domain == "actors" and key in self._allowed_keys()
 
-    def _allowed(self) -> Iterator[bytes]:
-        """The keys in the directory of now, but for what is none: half copied, not ours to read,
-        removed just now."""
+    def _allowed_keys(self) -> Iterator[bytes]:
+        """Read the keys in the directory as it is now.
+
+        Files that are no keys are left out: half copied, not ours to read, removed just now.
+        """
         try:
             for file in self._keys.allowed.iterdir():
                 if file.suffix == ".key":
-                    yield from self._public(file)
+                    yield from self._read_public(file)
         except OSError as error:
             self._warn(self._keys.allowed, error)
 
-    def _public(self, file: Path) -> Iterator[bytes]:
+    def _read_public(self, file: Path) -> Iterator[bytes]:
         try:
             public, _ = zmq.auth.load_certificate(file)
             if len(public) != KEY_LENGTH:
                 raise ValueError(f"a key has {KEY_LENGTH} characters, this one {len(public)}")
             yield public
-        except (
-            OSError,
-            ValueError,
-            IndexError,
-        ) as error:  # IndexError: a line that ends before its "="
+        except (OSError, ValueError, IndexError) as error:
+            # pyzmq raises IndexError for a line that ends before its "=".
             self._warn(file, error)
 
     def _warn(self, path: Path, error: Exception) -> None:

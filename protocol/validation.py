@@ -1,8 +1,8 @@
-"""What a message may say: one that decodes may still be absurd.
+"""Validation of messages: one that decodes may still be absurd.
 
-Pure functions; each returns what is wrong, or "".
+All functions are pure. Each says what is wrong, or None for a sound message.
 
-What passes can be computed with as it is: arrays have the lengths and the element types that they
+What passes can be computed with as it is. Arrays have the lengths and the element types that they
 should, tokens are in the vocabulary, and numbers that are added up are finite.
 """
 
@@ -29,7 +29,9 @@ from protocol.messages import (
 
 NO_TOKENS = "tokens that do not exist"
 MAX_TURNS = 10_000
+"""Turns of the longest episode."""
 MAX_REWARD = 1e9
+"""Largest magnitude of a turn's reward."""
 REPORTED = {
     "learner": (
         "phase",
@@ -44,13 +46,17 @@ REPORTED = {
     "controller": ("gauge", "waiting"),
 }
 """Process -> events of its Stats."""
+
 SIGNAL_COLUMNS = ("position", "entropy", "confidence", "top_log_prob", "forced", "previous")
+"""Fields of a SignalFrame with a value for each row."""
 LOG_PROB_ROUNDING = 1e-3
-"""By which a log-prob may be above 0."""
+"""How far rounding may put a log-prob above 0."""
+WORD_BYTES = 4
+"""Bytes of a signal in each column of a frame."""
 
 
 class Limits(NamedTuple):
-    """What holds for all episodes of a run."""
+    """Bounds of all episodes of a run."""
 
     vocabulary: int
     context: int  # tokens of prompt or response, at most
@@ -58,7 +64,7 @@ class Limits(NamedTuple):
 
 
 class AdmissionWindow(NamedTuple):
-    """Which episodes may come now."""
+    """Episodes that may come now."""
 
     first_group: int  # training groups in [first_group, end_group)
     end_group: int
@@ -67,84 +73,93 @@ class AdmissionWindow(NamedTuple):
     version: int  # newest weights
 
 
-def validate_trajectory(trajectory: Trajectory, bounds: Limits, open: AdmissionWindow) -> str:
-    """Whether it is one of the episodes that are being played, and can be trained on.
+def validate_trajectory(
+    trajectory: Trajectory, limits: Limits, window: AdmissionWindow
+) -> str | None:
+    """Say why the learner cannot train on a trajectory, or does not wait for it.
 
-    One of a group that has left is in order: its actor waits for the acknowledgement.
+    An episode of a group that was consumed is in order: its actor waits for the acknowledgement.
     """
     turns = trajectory.turns
     if len(turns) > MAX_TURNS or (not turns and trajectory.drop_reason is None):
         return f"{len(turns)} turns"
-    if flaw := _validate_key(trajectory.key, bounds, open):
-        return flaw
+    if not _is_admitted(trajectory.key, limits, window):
+        return f"episode {trajectory.key.id} is none that is being played"
     for i, turn in enumerate(turns):
-        if flaw := _validate_turn(turn, bounds, open.version):
+        flaw = _validate_turn(turn, limits, window.version)
+        if flaw is not None:
             return f"turn {i}: {flaw}"
     for name, value in trajectory.scores.items():
         if not isfinite(value):
             return f"score {name} is {value}"
-    return _of_values(turns, bounds.vocabulary)
+    return _validate_arrays(turns, limits.vocabulary)
 
 
-def validate_turn_request(request: TurnRequest, bounds: Limits) -> str:
-    """Whether the engine can be asked for it."""
+def validate_turn_request(request: TurnRequest, limits: Limits) -> str | None:
+    """Say why the engine cannot be asked for a turn."""
     if request.turn_index < 0:
         return "a negative turn"
-    return _of_length("prompt", request.prompt, bounds, least=1) or (
-        "" if _below(request.prompt, bounds.vocabulary) else NO_TOKENS
-    )
+    flaw = _validate_length("prompt", request.prompt, limits, min_tokens=1)
+    if flaw is None and not _all_below(request.prompt, limits.vocabulary):
+        return NO_TOKENS
+    return flaw
 
 
-def validate_signal_frame(frame: SignalFrame) -> str:
-    """Whether each of its turns has each of its signals.
+def validate_signal_frame(frame: SignalFrame) -> str | None:
+    """Say which columns of a frame have not one signal for each of its turns.
 
-    What they say may still be absurd: see `find_misplaced_rows` and `is_finite_signal`.
+    Their values may still be absurd: see `find_misplaced_rows` and `is_finite_signal`.
     """
     rows = len(frame.turn_ids)
-    columns = [getattr(frame, name) for name in SIGNAL_COLUMNS]
-    if any(len(column) != 4 * rows for column in columns):
-        return f"{rows} turns with columns of {[len(column) for column in columns]} bytes"
-    return ""
+    sizes = [len(getattr(frame, name)) for name in SIGNAL_COLUMNS]
+    if any(size != WORD_BYTES * rows for size in sizes):
+        return f"{rows} turns with columns of {sizes} bytes"
+    return None
 
 
-def find_misplaced_rows(frame: SignalFrame, most_tokens: int) -> list[int]:
-    """Rows of a frame of the right form at positions that no response of at most `most_tokens`
-    tokens has: whoever follows a turn keeps something for each position before the signal's."""
-    if _below(frame.position, most_tokens):
+def find_misplaced_rows(frame: SignalFrame, max_tokens: int) -> list[int]:
+    """List the rows at positions that no response of at most `max_tokens` tokens has.
+
+    Whoever follows a turn keeps something for each position before the signal's. The frame is one
+    that `validate_signal_frame` has passed.
+    """
+    if _all_below(frame.position, max_tokens):
         return []
-    return np.flatnonzero(unpack(frame.position, INT32).view("<u4") >= most_tokens).tolist()
+    positions = unpack(frame.position, INT32).view("<u4")
+    return np.flatnonzero(positions >= max_tokens).tolist()
 
 
 def drop_rows(frame: SignalFrame, rows: Collection[int]) -> SignalFrame:
-    """The frame's other rows."""
-    kept = [row for row in range(len(frame.turn_ids)) if row not in rows]
-    columns = {
-        name: unpack(getattr(frame, name), INT32)[kept].tobytes() for name in SIGNAL_COLUMNS
-    }  # words of 4 bytes, whatever they hold
-    return replace(frame, turn_ids=[frame.turn_ids[row] for row in kept], **columns)
+    """Return the frame without some of its rows."""
+    kept_rows = [row for row in range(len(frame.turn_ids)) if row not in rows]
+    columns = {}
+    for name in SIGNAL_COLUMNS:
+        words = unpack(getattr(frame, name), INT32)  # words of 4 bytes, whatever they hold
+        columns[name] = words[kept_rows].tobytes()
+    return replace(frame, turn_ids=[frame.turn_ids[row] for row in kept_rows], **columns)
 
 
 def is_finite_signal(signal: tuple) -> bool:
-    """Whether the signal (position, entropy, confidence, top log-prob, ...) is of a distribution:
-    of NaN none of this holds."""
+    """Whether a signal (position, entropy, confidence, top log-prob, ...) is of a distribution.
+
+    None of the comparisons holds of NaN.
+    """
     _, entropy, confidence, top_log_prob, *_ = signal
-    least = -LOG_PROB_ROUNDING
-    return least <= entropy < inf and least <= confidence < inf and least <= -top_log_prob < inf
+    low = -LOG_PROB_ROUNDING
+    return low <= entropy < inf and low <= confidence < inf and low <= -top_log_prob < inf
 
 
-def validate_shard_state(state: ShardState, shards: int) -> str:
-    """Whether it is of one of the `shards` shards of the run, beside the controller."""
+def validate_shard_state(state: ShardState, shards: int) -> str | None:
+    """Say why a state is of none of the run's `shards` shards, the controller being number 0."""
     if not 0 < state.shard < shards or state.version < -1:
         return f"shard {state.shard} of {shards} with weights {state.version}"
-    return (
-        ""
-        if all(map(isfinite, (state.seconds, *state.gauges.values())))
-        else "a gauge that is no finite number"
-    )
+    if not all(map(isfinite, (state.seconds, *state.gauges.values()))):
+        return "a gauge that is no finite number"
+    return None
 
 
-def validate_stats(stats: Stats) -> str:
-    """Whether a process of the run reports it."""
+def validate_stats(stats: Stats) -> str | None:
+    """Say why no process of the run reports these numbers."""
     if stats.event not in REPORTED.get(stats.source, ()):
         return f"event {stats.event[:20]!r} from {stats.source[:20]!r}"
     if stats.event in ("update", "evaluation"):
@@ -152,99 +167,116 @@ def validate_stats(stats: Stats) -> str:
         if not isinstance(number, int | float) or not 0 <= number < 2**31 or number != int(number):
             return f"update number {number!r}"
     if stats.event in ("waiting", "drops"):
-        wrong = [value for value in stats.values.values() if not _is_amount(value)]
-        return f"{wrong[0]!r} as an amount" if wrong else ""
-    return ""
+        for value in stats.values.values():
+            if not _is_amount(value):
+                return f"{value!r} as an amount"
+    return None
 
 
 def _is_amount(value: float | str | None) -> bool:
     return isinstance(value, int | float) and 0 <= value < inf
 
 
-def _validate_key(key: EpisodeKey, bounds: Limits, open: AdmissionWindow) -> str:
+def _is_admitted(key: EpisodeKey, limits: Limits, window: AdmissionWindow) -> bool:
+    groups = window.end_group
+    members = limits.group_size
     if key.evaluation:
-        known = 0 <= key.group < open.evaluations and 0 <= key.member < open.evaluation_episodes
-    else:
-        known = 0 <= key.group < open.end_group and 0 <= key.member < bounds.group_size
-    return "" if known else f"episode {key.id} is none that is being played"
+        groups = window.evaluations
+        members = window.evaluation_episodes
+    return 0 <= key.group < groups and 0 <= key.member < members
 
 
-def _validate_turn(turn: Turn, bounds: Limits, version: int) -> str:
-    """What can be said without looking into its arrays."""
-    if flaw := _of_length("prompt", turn.prompt, bounds, least=1):
+def _validate_turn(turn: Turn, limits: Limits, version: int) -> str | None:
+    """Say what is wrong with a turn, without looking into its arrays."""
+    flaw = _validate_length("prompt", turn.prompt, limits, min_tokens=1)
+    if flaw is not None:
         return flaw
     if not -MAX_REWARD <= turn.reward <= MAX_REWARD:  # nor is NaN
         return f"a reward of {turn.reward}"
-    if flaw := _validate_response(turn.kept, bounds, version) or _of_coverage(turn.kept):
+    flaw = _validate_response(turn.kept, limits, version) or _validate_coverage(turn.kept)
+    if flaw is not None:
         return flaw
-    for attempt in turn.rejected:
-        if flaw := _validate_response(attempt, bounds, version):
+    for response in turn.rejected:
+        flaw = _validate_response(response, limits, version)
+        if flaw is not None:
             return f"rejected: {flaw}"
-    return ""
+    return None
 
 
-def _validate_response(attempt: Response, bounds: Limits, version: int) -> str:
-    if flaw := _of_length("response", attempt.tokens, bounds):
+def _validate_response(response: Response, limits: Limits, version: int) -> str | None:
+    flaw = _validate_length("response", response.tokens, limits)
+    if flaw is not None:
         return flaw
-    length = attempt.length
-    if len(attempt.log_probs) != 4 * length:
-        return f"log_probs of {len(attempt.log_probs)} bytes for {length} tokens"
-    if len(attempt.mask) != length:
-        return f"mask of {len(attempt.mask)} bytes for {length} tokens"
-    if attempt.uncertainty and len(attempt.uncertainty) != 2 * length:
-        return f"uncertainty of {len(attempt.uncertainty)} bytes for {length} tokens"
-    if attempt.signals and len(attempt.signals) != 12 * length:
-        return f"signals of {len(attempt.signals)} bytes for {length} tokens"
-    if not 0 <= attempt.thinking <= bounds.context:
-        return f"{attempt.thinking} thinking tokens"
-    end = 0
-    newest = max((span.version for span in attempt.spans), default=-1)
+    length = response.length
+    if len(response.log_probs) != 4 * length:
+        return f"log_probs of {len(response.log_probs)} bytes for {length} tokens"
+    if len(response.mask) != length:
+        return f"mask of {len(response.mask)} bytes for {length} tokens"
+    if response.uncertainty and len(response.uncertainty) != 2 * length:
+        return f"uncertainty of {len(response.uncertainty)} bytes for {length} tokens"
+    if response.signals and len(response.signals) != 12 * length:
+        return f"signals of {len(response.signals)} bytes for {length} tokens"
+    if not 0 <= response.thinking <= limits.context:
+        return f"{response.thinking} thinking tokens"
+    return _validate_spans(response, version)
+
+
+def _validate_spans(response: Response, version: int) -> str | None:
+    newest = max((span.version for span in response.spans), default=-1)
     if newest > version:
         return (
             f"tokens from weights {newest}, and this run has made none after {version}: does "
             "another run use its engine?"
         )
-    for span in attempt.spans:
-        if not (end <= span.start < span.stop <= length and -1 <= span.version <= version):
+    end = 0
+    for span in response.spans:
+        if not (end <= span.start < span.stop <= response.length and -1 <= span.version <= version):
             return (
-                f"tokens {span.start} to {span.stop} of {length} from weights {span.version} of "
-                f"{version}"
+                f"tokens {span.start} to {span.stop} of {response.length} from weights "
+                f"{span.version} of {version}"
             )
         end = span.stop
-    return ""
+    return None
 
 
-def _of_values(turns: Sequence[Turn], vocabulary: int) -> str:
-    """Of all arrays of an episode at once: NumPy's calls cost more than what they do here."""
-    attempts = [attempt for turn in turns for attempt in (turn.kept, *turn.rejected)]
-    if not _below(
-        b"".join([*(turn.prompt for turn in turns), *(attempt.tokens for attempt in attempts)]),
-        vocabulary,
-    ):
+def _validate_coverage(response: Response) -> str | None:
+    """Say of sound spans whether some token has no age to be trained on by."""
+    covered = sum(span.stop - span.start for span in response.spans)
+    if covered != response.length:
+        return f"weights for {covered} of {response.length} tokens"
+    return None
+
+
+def _validate_arrays(turns: Sequence[Turn], vocabulary: int) -> str | None:
+    """Say what is wrong with the values in the arrays of an episode.
+
+    All are looked at together, since NumPy's calls cost more than what they do here.
+    """
+    responses = [response for turn in turns for response in (turn.kept, *turn.rejected)]
+    prompts = [turn.prompt for turn in turns]
+    tokens = b"".join(prompts + [response.tokens for response in responses])
+    if not _all_below(tokens, vocabulary):
         return NO_TOKENS
-    mask = unpack(b"".join(attempt.mask for attempt in attempts), UINT8)
+    mask = unpack(b"".join(response.mask for response in responses), UINT8)
     if mask.max(initial=0) > 1:
         return "a mask that is neither 0 nor 1"
-    chosen = unpack(b"".join(attempt.log_probs for attempt in attempts), FLOAT32)[mask.view(bool)]
-    if not ((chosen <= LOG_PROB_ROUNDING) & (chosen > -inf)).all():  # neither holds of NaN
+    log_probs = unpack(b"".join(response.log_probs for response in responses), FLOAT32)
+    trained = log_probs[mask.view(bool)]
+    if not ((trained <= LOG_PROB_ROUNDING) & (trained > -inf)).all():  # neither holds of NaN
         return "a token to be trained on whose log-prob is none"
-    return ""
+    return None
 
 
-def _of_coverage(attempt: Response) -> str:
-    """Of sound spans: each token is to be trained on by its age."""
-    covered = sum(span.stop - span.start for span in attempt.spans)
-    return "" if covered == attempt.length else f"weights for {covered} of {attempt.length} tokens"
+def _validate_length(name: str, data: bytes, limits: Limits, min_tokens: int = 0) -> str | None:
+    tokens, rest = divmod(len(data), INT32.itemsize)
+    if rest or not min_tokens <= tokens <= limits.context:
+        return f"a {name} of {len(data)} bytes"
+    return None
 
 
-def _of_length(name: str, data: bytes, bounds: Limits, least: int = 0) -> str:
-    sound = (
-        len(data) % INT32.itemsize == 0 and least <= len(data) // INT32.itemsize <= bounds.context
-    )
-    return "" if sound else f"a {name} of {len(data)} bytes"
+def _all_below(numbers: bytes, bound: int) -> bool:
+    """Whether all are in [0, bound), as tokens that exist are.
 
-
-def _below(numbers: bytes, bound: int) -> bool:
-    """Whether they are all in [0, bound), as tokens that exist are: negative ones are large without
-    their sign."""
+    Negative ones are large without their sign.
+    """
     return int(unpack(numbers, INT32).view("<u4").max(initial=0)) < bound

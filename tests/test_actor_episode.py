@@ -647,7 +647,7 @@ def test_invariant_10_user_code_that_raises_ends_in_one_episode_the_learner_take
                 first_group=3, end_group=4, evaluations=0, evaluation_episodes=0, version=0
             ),
         )
-        == ""
+        is None
     )
 
 

@@ -87,7 +87,7 @@ def trajectory(**changed: object) -> Trajectory:
 
 
 def flaw(changed: Trajectory) -> str:
-    return validate_trajectory(changed, BOUNDS, OPEN)
+    return validate_trajectory(changed, BOUNDS, OPEN) or ""
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_a_turn_that_no_engine_could_generate_is_refused(changed: dict, said: st
     sound = TurnRequest(
         key=EpisodeKey(0, 0), lease_attempt=0, turn_index=0, prompt=pack([1, 2], INT32)
     )
-    found = validate_turn_request(replace(sound, **changed), BOUNDS)
+    found = validate_turn_request(replace(sound, **changed), BOUNDS) or ""
     assert said in found and bool(found) is bool(said)
 
 
@@ -267,7 +267,7 @@ def test_a_signal_frame_whose_columns_differ_is_refused(changed: dict, said: str
         forced=whole,
         previous=whole,
     )
-    found = validate_signal_frame(replace(sound, **changed))
+    found = validate_signal_frame(replace(sound, **changed)) or ""
     assert said in found and bool(found) is bool(said)
 
 
@@ -289,11 +289,11 @@ def test_frame_without_its_impossible_rows_keeps_the_others(
         forced=whole,
         previous=whole,
     )
-    misplaced = find_misplaced_rows(frame, most_tokens=64)
+    misplaced = find_misplaced_rows(frame, max_tokens=64)
     assert misplaced == [row for row in rows if not 0 <= positions[row] < 64]
     left = drop_rows(frame, misplaced)
     kept = [row for row in rows if row not in misplaced]
-    assert left.turn_ids == [str(row) for row in kept] and validate_signal_frame(left) == ""
+    assert left.turn_ids == [str(row) for row in kept] and validate_signal_frame(left) is None
     assert unpack(left.position, INT32).tolist() == [positions[row] for row in kept]
     assert unpack(left.entropy, FLOAT32).tolist() == [row / 2 for row in kept]
     assert unpack(left.previous, INT32).tolist() == kept
@@ -339,7 +339,7 @@ def test_a_signal_is_of_a_distribution(
     ],
 )
 def test_what_no_process_of_the_run_reports_is_refused(stats: Stats, said: str) -> None:
-    found = validate_stats(stats)
+    found = validate_stats(stats) or ""
     assert said in found and bool(found) is bool(said)
 
 
@@ -358,5 +358,5 @@ def test_a_shard_that_reports_is_one_of_the_run_and_its_numbers_can_be_added_up(
     changed: dict, flaw: str
 ):
     sound = ShardState(shard=2, version=-1, seconds=0.0, engines=[], gauges={"tokens": 1.0})
-    found = validate_shard_state(replace(sound, **changed), shards=3)
+    found = validate_shard_state(replace(sound, **changed), shards=3) or ""
     assert flaw in found and bool(found) == bool(flaw)

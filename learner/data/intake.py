@@ -93,11 +93,11 @@ class Intake:
         buffer: GroupBuffer,
         arrivals: Arrivals,
         reader: FrameReader,
-        find_flaw: Callable[[Message], str],
+        find_flaw: Callable[[Message], str | None],
     ) -> None:
         """`router`: the socket to which actors are connected; nobody else uses it meanwhile.
 
-        `find_flaw` says why a message is to be refused; "" for a sound episode. Whoever sends one
+        `find_flaw` says why a message is to be refused; None for a sound episode. Whoever sends one
         that is refused is told.
         """
         self._router = router
