@@ -31,7 +31,8 @@ from controller.signals import SignalRouter
 from controller.turns import TurnRunner
 from protocol.arrays import finite_or_none
 from protocol.router import display_name
-from telemetry.html.report import render_live_charts, templates
+from telemetry.html.headline import live_headline
+from telemetry.html.report import build_templates, render_live_charts
 from telemetry.sinks.metrics_file import Record, read_metrics
 from telemetry.sinks.prometheus import CONTENT_TYPE, exposition
 from telemetry.sinks.status_file import read_status
@@ -148,9 +149,8 @@ class Dashboard:
     # --- what they get
 
     async def _page(self, request: web.Request) -> web.Response:
-        return web.Response(
-            text=templates().get_template("dashboard.html").render(), content_type="text/html"
-        )
+        page = build_templates().get_template("dashboard.html").render()
+        return web.Response(text=page, content_type="text/html")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(
@@ -160,13 +160,8 @@ class Dashboard:
         self._count_viewer(+1)
         try:
             while True:
-                event = {
-                    **self._source.dashboard_state(),
-                    "status": read_status(self._metrics_file.parent),
-                    "last": self._last("update"),
-                    "evaluation": self._last("evaluation"),
-                }
-                await response.write(b"data: " + msgspec.json.encode(event) + b"\n\n")
+                event = msgspec.json.encode(self._build_event())
+                await response.write(b"data: " + event + b"\n\n")
                 await asyncio.sleep(EVENT_SECONDS)
         except (ConnectionResetError, asyncio.CancelledError):
             return response
@@ -181,6 +176,21 @@ class Dashboard:
             self._source.last_gauges(), self._last("update"), self._last("evaluation")
         )
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+    def _build_event(self) -> dict:
+        """The state of now, as templates/dashboard.js shows it."""
+        run_dir = self._metrics_file.parent
+        state = self._source.dashboard_state()
+        status = read_status(run_dir)
+        headline = live_headline(status, self._read(), state["goal"])
+        return {
+            **state,
+            "run": run_dir.name,
+            "headline": headline._asdict(),
+            "status": status,
+            "last": self._last("update"),
+            "evaluation": self._last("evaluation"),
+        }
 
     def _count_viewer(self, change: int) -> None:
         self._viewers += change

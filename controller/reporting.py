@@ -139,7 +139,11 @@ class ControllerState:
         """The state that the dashboard shows, as JSON can hold it."""
         return {
             "version": self.shards.version,
-            "updates": self.config.run.max_updates,
+            "goal": {
+                "updates": self.config.run.max_updates,
+                "minutes": self.config.run.max_minutes,
+                "evaluate_every": self.config.eval.every,
+            },
             "gauges": self._last_gauges,
             **dashboard_state(
                 self.turn_service.turns,

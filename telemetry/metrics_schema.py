@@ -66,7 +66,9 @@ METRICS: dict[str, Metric] = {
         "share", "policy", "value", "Turns whose action had the right form and was possible"
     ),
     "response_tokens": Metric("tokens", "policy", "value", "Mean length of a response"),
-    "thinking_tokens": Metric("tokens", "policy", "value", "Mean length of the thinking in it"),
+    "thinking_tokens": Metric(
+        "tokens", "policy", "value", "Mean length of the thinking in a response"
+    ),
     "truncated_share": Metric(
         "share", "policy", "value", "Turns that ended because the response budget ran out"
     ),
@@ -81,7 +83,7 @@ METRICS: dict[str, Metric] = {
         "Sampled by the engines, evaluation and rejected attempts included",
     ),
     "evaluation_tokens": Metric(
-        "tokens", "tokens", "total", "The part of them that was sampled for evaluation"
+        "tokens", "tokens", "total", "Sampled by the engines for evaluation"
     ),
     "evaluation_versions": Metric(
         "1",
@@ -139,7 +141,7 @@ METRICS: dict[str, Metric] = {
         "1",
         "control",
         "latest",
-        "Change from turn to turn below which a turn is sampled again; none likewise",
+        "Change from turn to turn below which a turn is sampled again; none while calibrating",
     ),
     "signal_frames": Metric("1", "control", "total", "Frames of per-token signals that arrived"),
     # --- how old the data is, how far the policy has moved from it
@@ -186,8 +188,10 @@ METRICS: dict[str, Metric] = {
     "kl": Metric(
         "nats", "correction", "value", "Mean of r - 1 - log r (k3), learner against engine"
     ),
-    "kl_age0": Metric("nats", "correction", "value", "The same over tokens of age 0"),
-    "kl_old": Metric("nats", "correction", "value", "The same over older tokens"),
+    "kl_age0": Metric(
+        "nats", "correction", "value", "Mean of r - 1 - log r (k3) over tokens of age 0"
+    ),
+    "kl_old": Metric("nats", "correction", "value", "Mean of r - 1 - log r (k3) over older tokens"),
     "kl_k1": Metric("nats", "correction", "value", "Mean of -log r (k1), learner against engine"),
     # --- exploration (docs/measurements/exploration.md)
     "coverage_states": Metric(
@@ -197,7 +201,10 @@ METRICS: dict[str, Metric] = {
         "Distinct states of the batch for 1,000 generated tokens",
     ),
     "coverage_pairs": Metric(
-        "1/1,000 tokens", "exploration", "value", "Distinct (state, action) pairs, likewise"
+        "1/1,000 tokens",
+        "exploration",
+        "value",
+        "Distinct (state, action) pairs of the batch for 1,000 generated tokens",
     ),
     "known_states": Metric("1", "exploration", "value", "Distinct states since the run started"),
     "known_pairs": Metric(
@@ -210,7 +217,10 @@ METRICS: dict[str, Metric] = {
         "Of the batch's distinct states, never seen before in the run",
     ),
     "novel_pairs": Metric(
-        "share", "exploration", "value", "Of the batch's distinct (state, action) pairs, likewise"
+        "share",
+        "exploration",
+        "value",
+        "Of the batch's distinct (state, action) pairs, never seen before in the run",
     ),
     "repeated_states": Metric(
         "share",
@@ -321,7 +331,7 @@ METRICS: dict[str, Metric] = {
         "value",
         "Writing the weights of an earlier update to a file, beside the training",
     ),
-    "published_bytes": Metric("bytes", "time", "value", "Size of that file"),
+    "published_bytes": Metric("bytes", "time", "value", "Size of the last file of weights"),
     "seconds_pause": Metric("s", "time", "total", "Engines stood still for a weight update"),
     "idle_share_engine": Metric("share", "time", "mean", "Of the time, with no turn in any engine"),
     "idle_share_learner": Metric(

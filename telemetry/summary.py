@@ -16,6 +16,8 @@ from telemetry.format import format_count, format_decimal, format_duration, form
 from telemetry.sinks.metrics_file import Record, to_line
 from telemetry.state import RunState
 
+SUMMARY_FILE = "summary.json"
+
 PACKAGES = (
     "foray",
     "vllm",
@@ -120,9 +122,18 @@ def package_versions() -> dict[str, str]:
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> Path:
     """Write `summary` as run_dir/summary.json, whole or not at all; returns the path."""
-    path = run_dir / "summary.json"
+    path = run_dir / SUMMARY_FILE
     atomic_write(path, json.dumps(json.loads(to_line(summary)), indent=2) + "\n", "run.dir")
     return path
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """The summary of a run; empty without one, or with one that cannot be read."""
+    try:
+        summary = json.loads((run_dir / SUMMARY_FILE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
 
 
 def format_summary(summary: dict[str, Any], goal: RunSection) -> str:

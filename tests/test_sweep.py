@@ -185,7 +185,7 @@ def test_a_page_has_a_row_for_each_and_a_chart_over_each_number() -> None:
     html = render_sweep("<i>name</i>", rows, [])
     assert numeric_settings(rows) == ["max_staleness"] and html.count("<tr>") == 5
     assert (
-        "<b>" not in html
+        "<b>t2po" not in html
         and "<i>name" not in html
         and html.count('class="chart"') == len(rows[0].values)
     )

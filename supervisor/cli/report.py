@@ -9,7 +9,6 @@ import gc
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +22,15 @@ from config.resolve import resolve
 from learner.checkpoint import latest
 from learner.data.episode_analysis import WITHIN_GROUP, token_log_probs, turn_advantages
 from learner.data.episode_log import Records
-from protocol.arrays import FLOAT16, unpack
+from protocol.arrays import FLOAT16, finite_or_none, unpack
 from protocol.files import atomic_write
 from protocol.messages import EpisodeKey, Trajectory
 from supervisor.recording import EPISODES_DIR, decode_episode, recorded_job
 from telemetry.html.episode_view import EpisodeView, build_episode_view
 from telemetry.html.report import AROUND, RunData, render_report
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
+from telemetry.sinks.status_file import read_status
+from telemetry.summary import read_summary
 
 EPISODES_SHOWN = 6
 """Episodes of a run that are shown, if none is named."""
@@ -127,6 +128,8 @@ def read_run(run_dir: Path, name: str, episode_names: Sequence[str], console: Co
         values_of(config),
         cuts,
         list(build_views(run_dir, records, episodes, episode_names)),
+        read_summary(run_dir),
+        read_status(run_dir),
     )
 
 
@@ -172,8 +175,8 @@ def _read_episode(records: Sequence[bytes | None], number: int, log: Path) -> Tr
     return decode_episode(frame, log)
 
 
-def intervention_windows(episode: Trajectory) -> Iterator[list[float]]:
-    """M_t around each cut of an episode; NaN where there is no token, or no signal."""
+def intervention_windows(episode: Trajectory) -> Iterator[list[float | None]]:
+    """M_t around each cut of an episode; None where there is no token, or no signal."""
     for turn in episode.turns:
         uncertainty = unpack(turn.kept.uncertainty, FLOAT16).astype(float)
         for event in turn.kept.events:
@@ -182,11 +185,11 @@ def intervention_windows(episode: Trajectory) -> Iterator[list[float]]:
                 yield [_value_at(uncertainty, position) for position in positions]
 
 
-def _value_at(values: np.ndarray, position: int) -> float:
-    """A value of float [T]; NaN outside."""
+def _value_at(values: np.ndarray, position: int) -> float | None:
+    """A value of float [T]; None outside, and where it is not finite."""
     if not 0 <= position < len(values):
-        return nan
-    return float(values[position])
+        return None
+    return finite_or_none(values[position])
 
 
 def build_views(

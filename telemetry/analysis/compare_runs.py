@@ -25,6 +25,7 @@ class Measure(NamedTuple):
     title: str
     number_format: str
     description: str
+    unit: str = "no unit"
 
     @property
     def is_share(self) -> bool:
@@ -48,17 +49,22 @@ MEASURES: dict[str, Measure] = {
         "mean held-out success over the tokens generated for training (area under the curve)",
     ),
     "successes_per_million": Measure(
-        "per 10⁶ tokens", "{:.0f}", "training episodes that reached their goal, for 10⁶ tokens"
+        "per 10⁶ tokens",
+        "{:.0f}",
+        "training episodes that reached their goal, for 10⁶ tokens",
+        "episodes / 10⁶ tokens",
     ),
     "successes_per_hour": Measure(
         "per hour",
         "{:.0f}",
         "training episodes that reached their goal, for an hour of training by the clock",
+        "episodes / h",
     ),
     "pairs_per_thousand": Measure(
         "pairs/1,000",
         "{:.1f}",
         "distinct (state, action) pairs of the whole run, for 1,000 generated tokens",
+        "pairs / 1,000 tokens",
     ),
     "novel_pairs": Measure(
         "novel", "{:.0%}", "share of a batch's pairs that the run had not seen, mean over updates"
@@ -76,9 +82,11 @@ MEASURES: dict[str, Measure] = {
         "generated tokens that were thrown away: rejected, past a cut, in dropped episodes",
     ),
     "effective_sample_size": Measure("ESS", "{:.3f}", "effective sample size, mean over updates"),
-    "token_age_mean": Measure("age", "{:.2f}", "mean age of a trained token, in versions"),
+    "token_age_mean": Measure(
+        "age", "{:.2f}", "mean age of a trained token, in versions", "versions"
+    ),
     "seconds_per_update": Measure(
-        "s/update", "{:.1f}", "wall time of an update after the first, evaluation aside"
+        "s/update", "{:.1f}", "wall time of an update after the first, evaluation aside", "s"
     ),
     "idle_share_engine": Measure("engine idle", "{:.0%}", "time without a turn in any engine"),
     "idle_share_learner": Measure("learner idle", "{:.0%}", "time in which the learner waited"),

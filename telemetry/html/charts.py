@@ -1,143 +1,151 @@
-"""Line charts as SVG, drawn here, so that a report needs no script and no network.
+"""Line charts, drawn here as HTML and SVG, so that a page needs no library and no network.
 
-Colours come from the page (CSS variables).
+Lines are drawn in a square of SIZE x SIZE that the page stretches to any width and height; text
+stands beside it and keeps its size. Colors come from the page (templates/style.css). A chart may
+have several x-axes, of which the page shows the one that is chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import floor, isfinite, log10
 
 from markupsafe import Markup
 
-WIDTH = 420
-HEIGHT = 220
-LEFT = 52
-RIGHT = 12
-TOP = 26
-BOTTOM = 34
+SIZE = 100
+"""Width and height of the area of lines, in its own units."""
 MOST_POINTS = 300
-"""Of a series; more are averaged in bins."""
-COLOURS = 8
-"""In the page: --series-0 to --series-7; more series begin again."""
+"""Points of a series that are drawn; more are averaged in bins."""
+COLORS = 8
+"""Colors of series in the page, from --series-0 on; more series begin again."""
 SMALLEST = 1e-300
 """Range of a scale; below it, its steps would be no numbers."""
+NO_UNIT = "no unit"
+"""What stands at the axis of a number without a dimension."""
 
-Points = Sequence[tuple[float, float]]
+Points = Sequence[tuple[float, float | None]]
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points (x, y) joined by a line; with `dots`, each is marked, too; `faint` stands back behind
-    others. `colour` is a number."""
+    """Points (x, y) joined by a line, without those whose y is missing or not finite.
+
+    With `dots`, each is marked, too; `faint` stands back behind others. `color` is a number.
+    """
 
     name: str
     points: Points
-    colour: int
+    color: int = 0
     dots: bool = False
     faint: bool = False
 
+    @property
+    def style(self) -> str:
+        """The class of its color."""
+        return f"s{self.color % COLORS}"
 
-def line_chart(
-    title: str,
-    series: Sequence[Series],
-    x_label: str,
-    *,
-    share: bool = False,
-    marks: Sequence[tuple[float, str]] = (),
-    describes: str = "",
-) -> Markup:
-    """The chart.
 
-    Points whose y is missing or not finite are left out. `share`: y is from 0 to 1, in per cent.
-    `marks`: vertical lines at (x, what it says). `describes`: a sentence for who points at it.
+@dataclass(frozen=True)
+class Axis:
+    """An x-axis with its unit as a label, and what is drawn over it.
+
+    `marks`: vertical lines at (x, words). `key`: the choice of the page that shows it; empty for
+    one that is always shown.
     """
-    drawn = [
-        replace(s, points=[(x, y) for x, y in s.points if y is not None and isfinite(y)])
-        for s in series
-    ]
-    xs = [x for s in drawn for x, _ in s.points] + [x for x, _ in marks]
-    ys = [y for s in drawn for _, y in s.points]
+
+    label: str
+    series: Sequence[Series]
+    marks: Sequence[tuple[float, str]] = ()
+    key: str = ""
+
+    @property
+    def style(self) -> str:
+        """The class that shows and hides it."""
+        return f"x-{self.key}" if self.key else "x-always"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure. With `share`, y is shown in per cent; `large`, for the main one, shows all 100."""
+
+    title: str
+    axes: Sequence[Axis]
+    unit: str = NO_UNIT
+    help: str = ""
+    share: bool = False
+    large: bool = False
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A range of values, and the round numbers in it that are labeled."""
+
+    low: float
+    high: float
+    ticks: Sequence[float]
+
+    def place(self, value: float) -> float:
+        """Where a value is, from 0 to SIZE."""
+        if self.high <= self.low:
+            return SIZE / 2
+        return SIZE * (value - self.low) / (self.high - self.low)
+
+
+def draw_chart(chart: Chart) -> Markup:
+    """The chart as a figure of HTML."""
+    drawn = [axis for axis in chart.axes if list(_values(axis))]
+    caption = Markup('<figcaption><b>{}</b><span class="help">{}</span></figcaption>')
     parts = [
-        Markup('<svg class="chart" viewBox="0 0 {} {}" role="img"><title>{}</title>').format(
-            WIDTH, HEIGHT, describes or title
-        )
+        Markup('<figure class="chart{}">').format(" large" if chart.large else ""),
+        caption.format(chart.title, chart.help),
     ]
-    parts.append(_text(LEFT, 16, title, "chart-title"))
-    if not ys:
-        return Markup("").join(
-            [*parts, _text(WIDTH / 2, HEIGHT / 2, "no data", "tick middle"), Markup("</svg>")]
-        )
-    x_ticks = [x for x in ticks(min(xs), max(xs)) if min(xs) <= x <= max(xs)]
-    y_ticks = [0, 0.25, 0.5, 0.75, 1] if share else ticks(min(*ys, 0), max(ys))
-    x_range = (min(xs), max(xs))
-    y_range = (min(y_ticks[0], *ys), max(y_ticks[-1], *ys))
-
-    def at(x: float, y: float) -> tuple[float, float]:
-        return (
-            LEFT + (WIDTH - LEFT - RIGHT) * _along(x, *x_range),
-            HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * _along(y, *y_range),
-        )
-
-    for y in y_ticks:
-        _, py = at(x_range[0], y)
-        parts.append(
-            Markup('<line class="grid" x1="{}" y1="{:.1f}" x2="{}" y2="{:.1f}"/>').format(
-                LEFT, py, WIDTH - RIGHT, py
-            )
-        )
-        parts.append(_text(LEFT - 6, py + 4, f"{y:.0%}" if share else number(y), "tick end"))
-    for x in x_ticks:
-        px, _ = at(x, y_range[0])
-        parts.append(_text(px, HEIGHT - BOTTOM + 14, number(x), "tick middle"))
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_label, "tick middle"))
-    for x, says in marks:
-        px, _ = at(x, y_range[0])
-        line = '<line class="mark" x1="{0:.1f}" y1="{1}" x2="{0:.1f}" y2="{2}"><title>{3}</title></line>'
-        parts.append(Markup(line).format(px, TOP, HEIGHT - BOTTOM, says))
-    for s in drawn:
-        parts += _drawn(s, at, share)
-    return Markup("\n").join([*parts, Markup("</svg>")])
+    if not drawn:
+        return Markup("").join([*parts, Markup('<p class="empty">no data</p></figure>')])
+    y_scale = _scale_y(chart, [y for axis in drawn for y in _values(axis)])
+    unit = "%" if chart.share else chart.unit
+    parts.append(Markup('<div class="plot"><div class="unit">{}</div>').format(unit))
+    parts.append(_draw_y_ticks(y_scale, chart.share))
+    svg = (
+        '<div class="area"><svg viewBox="0 0 {0} {0}" preserveAspectRatio="none" role="img" '
+        'aria-label="{1}" data-low="{2!r}" data-high="{3!r}" data-share="{4}">'
+    )
+    words = f"{chart.title}, {unit}"
+    parts.append(Markup(svg).format(SIZE, words, y_scale.low, y_scale.high, int(chart.share)))
+    for y in y_scale.ticks:
+        line = Markup('<line class="grid" x1="0" x2="{0}" y1="{1:.2f}" y2="{1:.2f}"/>')
+        parts.append(line.format(SIZE, SIZE - y_scale.place(y)))
+    scales = [_scale_x(axis) for axis in drawn]
+    for axis, x_scale in zip(drawn, scales, strict=True):
+        parts.append(_draw_lines(axis, x_scale, y_scale, chart.share))
+    parts.append(Markup("</svg></div>"))
+    for axis, x_scale in zip(drawn, scales, strict=True):
+        parts.append(_draw_x_ticks(axis, x_scale))
+    parts.append(Markup('</div><p class="readout" aria-live="off"></p></figure>'))
+    return Markup("\n").join(parts)
 
 
-def _drawn(series: Series, at, share: bool) -> list[Markup]:
-    points = thinned(series.points)
-    colour = f"var(--series-{series.colour % COLOURS})"
-    line = " ".join("{:.1f},{:.1f}".format(*at(x, y)) for x, y in points)
-    kind = "line faint" if series.faint else "line"
-    parts = [
-        Markup(
-            '<polyline class="{}" points="{}" style="stroke:{}"><title>{}</title></polyline>'
-        ).format(kind, line, colour, series.name)
-    ]
-    for x, y in points if series.dots or len(points) == 1 else []:
-        px, py = at(x, y)
-        says = f"{series.name}: {f'{y:.1%}' if share else number(y)} at {number(x)}"
-        dot = '<circle class="dot" cx="{:.1f}" cy="{:.1f}" r="3.5" style="fill:{}"><title>{}</title></circle>'
-        parts.append(Markup(dot).format(px, py, colour, says))
-    return parts
-
-
-def thinned(points: Points) -> Points:
-    """At most MOST_POINTS: means of equally many neighbours."""
+def thin_points(points: Points) -> Points:
+    """At most MOST_POINTS: means of equally many neighbors."""
     if len(points) <= MOST_POINTS:
         return points
     bounds = [round(i * len(points) / MOST_POINTS) for i in range(MOST_POINTS + 1)]
-    parts = [points[start:end] for start, end in pairwise(bounds)]
-    return [
-        (sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts
-    ]
+    means = []
+    for start, end in pairwise(bounds):
+        xs, ys = zip(*points[start:end], strict=True)
+        means.append((sum(xs) / len(xs), sum(ys) / len(ys)))
+    return means
 
 
-def ticks(low: float, high: float, about: int = 4) -> list[float]:
+def round_steps(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers from at most `low` to at least `high`, about so many."""
     if high - low < SMALLEST:
         high = low + (abs(low) if abs(low) >= SMALLEST else 1.0)
-    raw = (high - low) / about
-    power = 10.0 ** floor(log10(raw))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
+    least_step = (high - low) / about
+    power = 10.0 ** floor(log10(least_step))
+    steps = (power * factor for factor in (1, 2, 2.5, 5, 10))
+    step = next(step for step in steps if step >= least_step * 0.999)
     first = floor(low / step + 1e-9)
     count = 1
     while (first + count) * step < high - step * 1e-9:
@@ -145,17 +153,87 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [(first + i) * step for i in range(count + 1)]
 
 
-def number(value: float) -> str:
-    """Short: 1.2M, 34k, 0.05."""
-    for limit, letter in ((1e6, "M"), (1e3, "k")):
+def format_number(value: float) -> str:
+    """A number in short: 1.2M, 34k, 0.05."""
+    for limit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= limit:
             return f"{value / limit:.3g}{letter}"
     return f"{value:.3g}"
 
 
-def _along(value: float, low: float, high: float) -> float:
-    return (value - low) / (high - low) if high > low else 0.5
+def _format_y(value: float, share: bool) -> str:
+    if share:
+        return f"{100 * value:.3g}"
+    return format_number(value)
 
 
-def _text(x: float, y: float, words: str, kind: str) -> Markup:
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(kind, x, y, words)
+def _known_points(series: Series) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in series.points if y is not None and isfinite(y)]
+
+
+def _values(axis: Axis) -> Iterator[float]:
+    for series in axis.series:
+        for _, y in _known_points(series):
+            yield y
+
+
+def _scale_y(chart: Chart, values: Sequence[float]) -> Scale:
+    ticks = round_steps(min(*values, 0.0), max(values))
+    if chart.share and chart.large:
+        ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
+    return Scale(min(ticks[0], *values), max(ticks[-1], *values), ticks)
+
+
+def _scale_x(axis: Axis) -> Scale:
+    xs = [x for x, _ in axis.marks]
+    for series in axis.series:
+        xs += [x for x, _ in _known_points(series)]
+    low = min(xs)
+    high = max(xs)
+    return Scale(low, high, [x for x in round_steps(low, high) if low <= x <= high])
+
+
+def _draw_y_ticks(scale: Scale, share: bool) -> Markup:
+    tick = Markup('<span style="bottom:{:.2f}%">{}</span>')
+    labels = [tick.format(scale.place(y), _format_y(y, share)) for y in scale.ticks]
+    return Markup('<div class="y-ticks">{}</div>').format(Markup("").join(labels))
+
+
+def _draw_x_ticks(axis: Axis, scale: Scale) -> Markup:
+    tick = Markup('<span style="left:{:.2f}%">{}</span>')
+    labels = [tick.format(scale.place(x), format_number(x)) for x in scale.ticks]
+    return Markup('<div class="x-ticks {0}">{1}</div><div class="x-label {0}">{2}</div>').format(
+        axis.style, Markup("").join(labels), axis.label
+    )
+
+
+def _draw_lines(axis: Axis, x_scale: Scale, y_scale: Scale, share: bool) -> Markup:
+    group = Markup('<g class="{}" data-low="{!r}" data-high="{!r}" data-label="{}">')
+    parts = [group.format(axis.style, x_scale.low, x_scale.high, axis.label)]
+    for x, words in axis.marks:
+        mark = Markup(
+            '<line class="mark" x1="{0:.2f}" x2="{0:.2f}" y1="0" y2="{1}"><title>{2}</title></line>'
+        )
+        parts.append(mark.format(x_scale.place(x), SIZE, words))
+    for series in axis.series:
+        parts += _draw_series(series, x_scale, y_scale, share)
+    return Markup("").join([*parts, Markup("</g>")])
+
+
+def _draw_series(series: Series, x_scale: Scale, y_scale: Scale, share: bool) -> list[Markup]:
+    points = thin_points(_known_points(series))
+    if not points:
+        return []
+    places = [(x_scale.place(x), SIZE - y_scale.place(y)) for x, y in points]
+    style = f"line {series.style}"
+    if series.faint:
+        style += " faint"
+    line = Markup('<polyline class="{}" points="{}" data-name="{}"/>')
+    drawn = [line.format(style, " ".join(f"{x:.2f},{y:.2f}" for x, y in places), series.name)]
+    if series.dots or len(points) == 1:
+        dot = Markup('<path class="dot {}" d="M{:.2f} {:.2f}h0"><title>{}</title></path>')
+        unit = " %" if share else ""
+        for (x, y), place in zip(points, places, strict=True):
+            words = f"{series.name}: {_format_y(y, share)}{unit} at {format_number(x)}"
+            drawn.append(dot.format(series.style, *place, words))
+    return drawn

@@ -1,5 +1,4 @@
-"""One HTML file that shows runs: curves, exploration, staleness, control, speed, differences of
-their settings, and episodes.
+"""One HTML file that shows runs: curves, differences of their settings, and episodes.
 
 Pure: from what was read (`RunData`) to the page. Everything is drawn here and inside the file; text
 is escaped by the template.
@@ -7,7 +6,8 @@ is escaped by the template.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ import jinja2
 from markupsafe import Markup
 
 from telemetry.analysis.collapse import collapse_signs, has_collapsed
-from telemetry.analysis.compare_runs import area_by_tokens
+from telemetry.analysis.compare_runs import area_by_tokens, mean_or_none
 from telemetry.analysis.intervals import wilson_interval
-from telemetry.html.charts import Series, line_chart
+from telemetry.html.charts import NO_UNIT, Axis, Chart, Series, draw_chart
 from telemetry.html.episode_view import EpisodeView
+from telemetry.html.headline import Headline, report_headline
 from telemetry.metrics_schema import find_metric
 from telemetry.sinks.metrics_file import Record, last_wall_seconds, select_kind
 from telemetry.state import MIN_EFFECTIVE_SAMPLE_SIZE
@@ -28,6 +29,16 @@ TEMPLATES = Path(__file__).with_name("templates")
 AROUND = 8
 """Tokens before and after an intervention that are shown."""
 
+LEARNING = (
+    "reward",
+    "entropy",
+    "valid_action_rate",
+    "turns",
+    "response_tokens",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+)
 EXPLORATION = (
     "known_pairs",
     "coverage_pairs",
@@ -42,6 +53,7 @@ EXPLORATION = (
     "flat_thinking",
     "successes_per_million",
 )
+BY_AGE = ("coverage_pairs", "repeated_pairs", "gamma_p50", "flat_thinking")
 STALENESS = (
     "token_age_mean",
     "token_age_max",
@@ -49,15 +61,17 @@ STALENESS = (
     "effective_sample_size",
     "kl_old",
     "clip_fraction",
+    "mismatch_age0",
+    "masked_share",
 )
-CONTROL = ("cut_rate", "resample_rate", "epsilon", "eta", "wasted_share", "thinking_tokens")
-LEARNING = (
-    "entropy",
-    "grad_norm",
-    "valid_action_rate",
-    "turns",
-    "response_tokens",
-    "learning_rate",
+CONTROL = (
+    "cut_rate",
+    "resample_rate",
+    "epsilon",
+    "eta",
+    "wasted_share",
+    "thinking_tokens",
+    "stalled_share",
 )
 SPEED = (
     "generated_tokens_per_second",
@@ -66,8 +80,11 @@ SPEED = (
     "idle_share_learner",
     "seconds_train",
     "seconds_pause",
+    "seconds_wait",
+    "queue_trajectories",
 )
 LIVE = (
+    "reward",
     "entropy",
     "valid_action_rate",
     "coverage_pairs",
@@ -76,34 +93,71 @@ LIVE = (
     "effective_sample_size",
     "idle_share_learner",
 )
-DERIVED: dict[str, tuple[str, Callable[[Record], float | None]]] = {
-    "cut_rate": (
-        "Thinking cut, share of turns",
-        lambda m: _over(m.get("interventions"), _turns(m)),
+"""Curves of the dashboard, beside success."""
+
+UNIT_WORDS = {"1": NO_UNIT, "share": "%"}
+"""Unit of a metric -> what stands at its axis; others stand as they are."""
+
+SUCCESS_HELP = (
+    "Share of episodes that reached their goal: dots are evaluations on held-out tasks, the faint "
+    "line is training."
+)
+
+XAxis = Callable[[Record], float | None]
+
+
+class DerivedMetric:
+    """A number that a chart computes from a record: a part, for each of what it is a part of."""
+
+    def __init__(self, title: str, unit: str, description: str, part: str, whole: str = "") -> None:
+        self.title = title
+        self.unit = unit
+        self.description = description
+        self._part = part
+        self._whole = whole
+
+    def value(self, record: Record) -> float | None:
+        """The value in an update's record; None where it is not known."""
+        part = record.get(self._part)
+        total = record.get(self._whole) if self._whole else _turns(record)
+        if part is None or not total:
+            return None
+        return part / total
+
+
+DERIVED = {
+    "cut_rate": DerivedMetric(
+        "thinking cut", "share", "Turns in which control ended the thinking", "interventions"
     ),
-    "resample_rate": (
-        "Attempts rejected, per turn",
-        lambda m: _over(m.get("resamples"), _turns(m)),
+    "resample_rate": DerivedMetric(
+        "attempts rejected",
+        "attempts a turn",
+        "Responses that were thrown away and sampled again",
+        "resamples",
     ),
-    "wasted_share": (
-        "Wasted, of the generated tokens",
-        lambda m: _over(m.get("wasted_tokens"), m.get("generated_tokens")),
+    "wasted_share": DerivedMetric(
+        "tokens wasted",
+        "share",
+        "Generated tokens that were thrown away",
+        "wasted_tokens",
+        "generated_tokens",
     ),
 }
-"""Name -> (title, value in an update's record)."""
 
 
 @dataclass(frozen=True)
 class RunData:
-    """What is known of a run."""
+    """All that is known of a run."""
 
     name: str
     records: list[Record]  # of metrics.jsonl
     settings: dict[str, Any]  # full name -> value
-    interventions: list[list[float]] = field(default_factory=list)
-    """M_t from AROUND tokens before to AROUND after, of each intervention that was looked at; NaN
-    where there is none."""
+    interventions: list[list[float | None]] = field(default_factory=list)
+    """M_t from AROUND tokens before to AROUND after, of each intervention that was looked at; None
+    where there is no token or no signal."""
     episodes: list[EpisodeView] = field(default_factory=list)
+    summary: dict[str, Any] = field(default_factory=dict)  # of summary.json; empty without one
+    status: dict[str, Any] = field(default_factory=dict)  # of status.json, while it goes on
 
     @property
     def updates(self) -> list[Record]:
@@ -113,37 +167,45 @@ class RunData:
     def evaluations(self) -> list[Record]:
         return select_kind(self.records, "evaluation")
 
+    @property
+    def headline(self) -> Headline:
+        return report_headline(self.name, self.summary, self.status, self.records)
+
 
 def render_report(runs: Sequence[RunData]) -> str:
     """The page."""
+    learning = [draw_success(runs), *_draw_metrics(runs, LEARNING)]
+    control = [*_draw_metrics(runs, CONTROL), *draw_interventions(runs)]
     sections = [
-        ("Learning", "learning", [*success_charts(runs), *_by_update(runs, LEARNING)]),
-        ("Exploration", "exploration", _by_update(runs, EXPLORATION)),
-        ("By the age of tokens", "ages", age_charts(runs)),
-        ("Staleness and correction", "staleness", _by_update(runs, STALENESS)),
-        ("Control", "control", [*_by_update(runs, CONTROL), *intervention_chart(runs)]),
-        ("Speed", "speed", _by_update(runs, SPEED)),
+        ("Learning", "learning", learning),
+        ("Exploration", "exploration", _draw_metrics(runs, EXPLORATION)),
+        ("Exploration by the age of tokens", "ages", draw_ages(runs)),
+        ("Staleness and correction", "staleness", _draw_metrics(runs, STALENESS)),
+        ("Control", "control", control),
+        ("Speed", "speed", _draw_metrics(runs, SPEED)),
     ]
-    return (
-        templates()
-        .get_template("report.html")
-        .render(
-            runs=runs,
-            rows=[summary_row(run) for run in runs],
-            sections=sections,
-            differences=differing_settings(runs),
-            episodes=[(run.name, view) for run in runs for view in run.episodes],
-        )
+    template = build_templates().get_template("report.html")
+    rows = [summary_row(run) for run in runs]
+    states = Counter(row["state"] for row in rows)
+    return template.render(
+        runs=runs,
+        rows=rows,
+        states=", ".join(f"{count} {state}" for state, count in states.items()),
+        sections=[section for section in sections if section[2]],
+        differences=differing_settings(runs),
+        episodes=[(run.name, episode) for run in runs for episode in run.episodes],
     )
 
 
 def render_live_charts(records: Sequence[Record]) -> Markup:
-    """The main curves of a run that goes on, as a fragment."""
+    """The main curves of a run that goes on, as a fragment; empty before the first point."""
+    if not records:
+        return Markup("")
     run = [RunData("the run", list(records), {})]
-    return Markup("").join([*success_charts(run), *_by_update(run, LIVE)])
+    return Markup("").join([draw_success(run), *_draw_metrics(run, LIVE)])
 
 
-def templates() -> jinja2.Environment:
+def build_templates() -> jinja2.Environment:
     """The pages' templates; whatever is not marked as HTML is escaped."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -153,155 +215,168 @@ def templates() -> jinja2.Environment:
     )
 
 
-def success_charts(runs: Sequence[RunData]) -> list[Markup]:
-    """Held-out success (dots) and that of training, by updates, tokens and minutes."""
-    axes: list[tuple[str, Callable[[Record], float | None]]] = [
-        ("updates", lambda m: m["update"]),
-        ("tokens generated for training", lambda m: m.get("training_tokens")),
-        ("minutes", lambda m: m["wall_seconds"] / 60),
-    ]
-    charts = []
-    for label, value in axes:
+def draw_success(runs: Sequence[RunData]) -> Markup:
+    """Held-out success (dots) and that of training."""
+    axes = []
+    for key, label in X_AXES.items():
         series = []
-        for colour, run in enumerate(runs):
-            training = [(value(m), m["success"]) for m in run.updates]
-            at = (
-                {m["update"]: value(m) for m in run.updates} | {0: 0.0}
-                if "tokens" in label
-                else None
-            )
-            held_out = [
-                (at.get(m["update"]) if at is not None else value(m), m["success"])
-                for m in run.evaluations
-            ]
-            series.append(Series(f"{run.name}, training", _known(training), colour, faint=True))
-            series.append(Series(f"{run.name}, held-out", _known(held_out), colour, dots=True))
-        charts.append(line_chart("Success: held-out (dots), training", series, label, share=True))
+        for color, run in enumerate(runs):
+            x_of = _x_axis(run, key)
+            training = _points(run.updates, x_of, _value_of("success"))
+            held_out = _points(run.evaluations, x_of, _value_of("success"))
+            series.append(Series(f"{run.name}, training", training, color, faint=True))
+            series.append(Series(f"{run.name}, held-out", held_out, color, dots=True))
+        axes.append(Axis(label, series, key=key))
+    return draw_chart(Chart("Success", axes, "%", SUCCESS_HELP, share=True, large=True))
+
+
+def draw_ages(runs: Sequence[RunData]) -> list[Markup]:
+    """Measures of exploration by the age of turns, where there are several ages.
+
+    Each point is the mean over a run's updates that have turns of that age.
+    """
+    charts = []
+    for name in BY_AGE:
+        series = [
+            Series(run.name, _means_by_age(run.updates, name), color, dots=True)
+            for color, run in enumerate(runs)
+        ]
+        if any(one.points for one in series):
+            charts.append(draw_chart(_metric_chart(name, [Axis("versions old", series)])))
     return charts
 
 
-def age_charts(runs: Sequence[RunData]) -> list[Markup]:
-    """Measures of exploration by the age of turns, each point the mean over a run's updates that
-    have turns of that age."""
-    charts = []
-    for name in ("coverage_pairs", "repeated_pairs", "gamma_p50", "flat_thinking"):
-        series = []
-        for colour, run in enumerate(runs):
-            by_age: dict[int, list[float]] = {}
-            for record in run.updates:
-                for key, value in record.items():
-                    head, _, age = key.partition("/age")
-                    if head == name and age.isdecimal() and value is not None:
-                        by_age.setdefault(int(age), []).append(value)
-            points = [(age, sum(values) / len(values)) for age, values in sorted(by_age.items())]
-            series.append(Series(run.name, points, colour, dots=True))
-        charts.append(line_chart(_title(name), series, "versions old"))
-    return (
-        charts
-        if any("/age" in key for run in runs for record in run.updates[:50] for key in record)
-        else []
-    )
-
-
-def intervention_chart(runs: Sequence[RunData]) -> list[Markup]:
-    """Mean M_t around interventions."""
+def draw_interventions(runs: Sequence[RunData]) -> list[Markup]:
+    """Mean M_t around interventions, where there are any."""
     series = []
-    for colour, run in enumerate(runs):
-        columns = zip(*run.interventions, strict=True)
-        means = [
-            (offset - AROUND, _mean([m for m in column if m == m]))
-            for offset, column in enumerate(columns)
-        ]
-        series.append(
-            Series(f"{run.name} ({len(run.interventions)} cuts)", _known(means), colour, dots=True)
-        )
-    if not any(s.points for s in series):
+    for color, run in enumerate(runs):
+        points = []
+        for offset, column in enumerate(zip(*run.interventions, strict=True), -AROUND):
+            mean = mean_or_none([value for value in column if value is not None])
+            if mean is not None:
+                points.append((offset, mean))
+        name = f"{run.name} ({len(run.interventions)} cuts)"
+        series.append(Series(name, points, color, dots=True))
+    if not any(one.points for one in series):
         return []
-    return [
-        line_chart(
-            "Mean M_t around a cut",
-            series,
-            "tokens after the decision",
-            marks=[(0.0, "the decision")],
-        )
-    ]
+    axis = Axis("tokens after the decision", series, [(0.0, "the decision")])
+    help_text = "How uncertain the policy was around the places where its thinking was cut."
+    return [draw_chart(Chart("Mean M_t around a cut", [axis], NO_UNIT, help_text))]
 
 
 def summary_row(run: RunData) -> dict[str, Any]:
-    """What the table says of a run."""
+    """A run's row in the table."""
     updates = run.updates
     evaluations = run.evaluations
-    last = updates[-1] if updates else {}
-    games = evaluations[-1].get("episodes") if evaluations else None
-    success = evaluations[-1].get("success") if evaluations else None
-    found = collapse_signs(
+    first = evaluations[0] if evaluations else {}
+    last = evaluations[-1] if evaluations else {}
+    success = last.get("success")
+    games = last.get("episodes")
+    interval = None
+    if success is not None and games:
+        interval = wilson_interval(success, games)
+    per_million = [update.get("successes_per_million") for update in updates]
+    signs = collapse_signs(
         updates, run.settings.get("learner.min_effective_sample_size", MIN_EFFECTIVE_SAMPLE_SIZE)
     )
     return {
         "name": run.name,
+        "state": run.headline.state,
         "updates": len(updates),
-        "tokens": last.get("training_tokens"),
+        "tokens": updates[-1].get("training_tokens") if updates else None,
         "minutes": last_wall_seconds(run.records) / 60,
-        "first": evaluations[0].get("success") if evaluations else None,
+        "first": first.get("success"),
         "last": success,
-        "interval": wilson_interval(success, games) if success is not None and games else None,
+        "interval": interval,
         "area": area_by_tokens(updates, evaluations),
-        "per_million": _mean(
-            [
-                m["successes_per_million"]
-                for m in updates
-                if m.get("successes_per_million") is not None
-            ]
-        ),
+        "per_million": mean_or_none([value for value in per_million if value is not None]),
         "collapsed": {True: "yes", False: "no", None: "not known"}[has_collapsed(evaluations)],
-        "signs": "; ".join(f"{name}: {numbers}" for name, numbers in found.items()),
+        "signs": "; ".join(f"{name}: {numbers}" for name, numbers in signs.items()),
     }
 
 
 def differing_settings(runs: Sequence[RunData]) -> list[tuple[str, list[Any]]]:
     """(Setting, its value in each run), where runs differ; where they write is left out."""
-    names = dict.fromkeys(name for run in runs for name in run.settings)
-    rows = [
-        (name, [run.settings.get(name, "") for run in runs])
-        for name in names
-        if name not in ("run.dir", "run.cache_dir")
-    ]
-    return [(name, values) for name, values in rows if any(value != values[0] for value in values)]
+    differing = []
+    for name in dict.fromkeys(name for run in runs for name in run.settings):
+        values = [run.settings.get(name, "") for run in runs]
+        if name not in PLACES and any(value != values[0] for value in values):
+            differing.append((name, values))
+    return differing
 
 
-def _by_update(runs: Sequence[RunData], names: Sequence[str]) -> list[Markup]:
+X_AXES = {
+    "updates": "updates",
+    "tokens": "tokens generated for training",
+    "minutes": "minutes since the start",
+}
+"""Choice of the page -> label of the x-axis."""
+
+PLACES = ("run.dir", "run.cache_dir")
+"""Settings that only say where a run writes."""
+
+
+def _draw_metrics(runs: Sequence[RunData], names: Sequence[str]) -> list[Markup]:
+    """A chart of each metric that a run has, over all x-axes."""
     charts = []
     for name in names:
-        value = DERIVED[name][1] if name in DERIVED else lambda m, name=name: m.get(name)
-        series = [
-            Series(run.name, _known([(m["update"], value(m)) for m in run.updates]), colour)
-            for colour, run in enumerate(runs)
-        ]
-        if any(s.points for s in series):
-            known = find_metric(name)
-            share = known is not None and known.unit == "share"
-            says = known.description if known is not None else ""
-            charts.append(line_chart(_title(name), series, "updates", share=share, describes=says))
+        value_of = DERIVED[name].value if name in DERIVED else _value_of(name)
+        axes = []
+        for key, label in X_AXES.items():
+            series = [
+                Series(run.name, _points(run.updates, _x_axis(run, key), value_of), color)
+                for color, run in enumerate(runs)
+            ]
+            axes.append(Axis(label, series, key=key))
+        if any(one.points for one in axes[0].series):
+            charts.append(draw_chart(_metric_chart(name, axes)))
     return charts
 
 
-def _title(name: str) -> str:
-    return DERIVED[name][0] if name in DERIVED else name.replace("_", " ")
+def _metric_chart(name: str, axes: Sequence[Axis]) -> Chart:
+    metric = DERIVED.get(name) or find_metric(name)
+    title = name.replace("_", " ")
+    if name in DERIVED:
+        title = DERIVED[name].title
+    if metric is None:
+        return Chart(title, axes)
+    unit = UNIT_WORDS.get(metric.unit, metric.unit)
+    return Chart(title, axes, unit, metric.description, share=metric.unit == "share")
 
 
-def _known(points: Sequence[tuple[float | None, float | None]]) -> list[tuple[float, float]]:
+def _x_axis(run: RunData, key: str) -> XAxis:
+    """Where a record is on an x-axis; evaluations have their tokens from the update before."""
+    if key == "updates":
+        return lambda record: record["update"]
+    if key == "minutes":
+        return lambda record: record["wall_seconds"] / 60
+    tokens = {update["update"]: update.get("training_tokens") for update in run.updates} | {0: 0}
+    return lambda record: tokens.get(record["update"])
+
+
+def _value_of(name: str) -> XAxis:
+    return lambda record: record.get(name)
+
+
+def _points(records: Sequence[Record], x_of: XAxis, y_of: XAxis) -> list[tuple[float, float]]:
+    points = [(x_of(record), y_of(record)) for record in records]
     return [(x, y) for x, y in points if x is not None and y is not None]
 
 
-def _turns(record: Record) -> float | None:
+def _means_by_age(updates: Sequence[Record], name: str) -> list[tuple[float, float]]:
+    values_by_age: dict[int, list[float]] = {}
+    for update in updates:
+        for key, value in update.items():
+            head, _, age = key.partition("/age")
+            if head == name and age.isdecimal() and value is not None:
+                values_by_age.setdefault(int(age), []).append(value)
+    return [(age, sum(values) / len(values)) for age, values in sorted(values_by_age.items())]
+
+
+def _turns(record: Mapping[str, Any]) -> float | None:
+    """Turns of the update's batch."""
     turns = record.get("turns")
     episodes = record.get("episodes")
-    return turns * episodes if turns and episodes else None
-
-
-def _over(part: float | None, of: float | None) -> float | None:
-    return part / of if part is not None and of else None
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return sum(values) / len(values) if values else None
+    if not turns or not episodes:
+        return None
+    return turns * episodes

@@ -1,5 +1,8 @@
-"""A sweep as one HTML file: the table of all measures, what each setting changes, and each measure
-over each setting that has numbers for values."""
+"""A sweep as one HTML file.
+
+It has a chart of each measure over each setting that has numbers for values, the table of all
+measures, and the effects of each setting.
+"""
 
 from __future__ import annotations
 
@@ -9,63 +12,63 @@ from markupsafe import Markup
 
 from telemetry.analysis.compare_runs import MEASURES, Row
 from telemetry.analysis.effects import Effect
-from telemetry.html.charts import Series, line_chart
-from telemetry.html.report import templates
+from telemetry.html.charts import Axis, Chart, Series, draw_chart
+from telemetry.html.report import build_templates
 
 
 def render_sweep(name: str, rows: Sequence[Row], effects: Sequence[Effect]) -> str:
     """The page of a sweep called `name`."""
-    shown = [measure for measure in MEASURES if any(measure in row.values for row in rows)]
-    sections = [(setting, charts_over(setting, rows, shown)) for setting in numeric_settings(rows)]
-    return (
-        templates()
-        .get_template("sweep.html")
-        .render(
-            name=name,
-            rows=rows,
-            measures={measure: MEASURES[measure] for measure in shown},
-            sections=sections,
-            legends={setting: legend(rows, setting) for setting, _ in sections},
-            effects=effects,
-            changed=[
-                measure for measure in shown if any(measure in effect.changes for effect in effects)
-            ],
-        )
+    measures = {
+        measure: about
+        for measure, about in MEASURES.items()
+        if any(measure in row.values for row in rows)
+    }
+    settings = numeric_settings(rows)
+    template = build_templates().get_template("sweep.html")
+    return template.render(
+        name=name,
+        rows=rows,
+        measures=measures,
+        sections=[(setting, draw_over(setting, rows, list(measures))) for setting in settings],
+        legends={setting: combinations_of_others(rows, setting) for setting in settings},
+        effects=effects,
+        changed=[
+            measure for measure in measures if any(measure in effect.changes for effect in effects)
+        ],
     )
 
 
 def numeric_settings(rows: Sequence[Row]) -> list[str]:
     """Settings with at least two values, all of which are numbers."""
-    values = {name: {row.settings[name] for row in rows} for name in rows[0].settings}
-    return [
-        name for name, found in values.items() if len(found) > 1 and all(map(_is_number, found))
-    ]
+    numeric = []
+    for name in rows[0].settings:
+        values = {row.settings[name] for row in rows}
+        if len(values) > 1 and all(map(_is_number, values)):
+            numeric.append(name)
+    return numeric
 
 
-def charts_over(setting: str, rows: Sequence[Row], measures: Sequence[str]) -> list[Markup]:
+def draw_over(setting: str, rows: Sequence[Row], measures: Sequence[str]) -> list[Markup]:
     """A chart of each measure: a line for each combination of the other settings."""
     charts = []
     for measure in measures:
         series = []
-        for colour, others in enumerate(legend(rows, setting)):
-            of_line = [
-                row for row in rows if measure in row.values and _others(row, setting) == others
-            ]
+        for color, others in enumerate(combinations_of_others(rows, setting)):
             points = sorted(
-                (float(row.settings[setting]), row.values[measure][0]) for row in of_line
+                (float(row.settings[setting]), row.values[measure][0])
+                for row in rows
+                if measure in row.values and _others(row, setting) == others
             )
-            series.append(Series(others or measure, points, colour, dots=True))
+            series.append(Series(others or measure, points, color, dots=True))
         about = MEASURES[measure]
-        charts.append(
-            line_chart(
-                about.title, series, setting, share=about.is_share, describes=about.description
-            )
-        )
+        axes = [Axis(setting, series)]
+        chart = Chart(about.title, axes, about.unit, help=about.description, share=about.is_share)
+        charts.append(draw_chart(chart))
     return charts
 
 
-def legend(rows: Sequence[Row], setting: str) -> list[str]:
-    """The combinations of the other settings, in their order."""
+def combinations_of_others(rows: Sequence[Row], setting: str) -> list[str]:
+    """The combinations of the other settings in words, in their order."""
     return list(dict.fromkeys(_others(row, setting) for row in rows))
 
 
@@ -76,6 +79,6 @@ def _others(row: Row, setting: str) -> str:
 def _is_number(text: str) -> bool:
     try:
         float(text)
-        return True
     except ValueError:
         return False
+    return True
