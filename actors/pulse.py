@@ -89,7 +89,7 @@ class Watch:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether somebody has stopped the process, as SIGSTOP does."""
+    """Say whether somebody has stopped the process, as SIGSTOP does."""
     with contextlib.suppress(OSError, IndexError):
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         return state in ("T", "t")

@@ -37,7 +37,7 @@ class EpisodeThread:
         self._thread = threading.Thread(target=self._run, daemon=True, name="environment")
         self._thread.start()
         self.abandoned = False
-        """Whether nobody waits for it any more: a call took longer than the timeout, or the episode
+        """Say whether nobody waits for it any more: a call took longer than the timeout, or the episode
         was broken off."""
 
     async def call(self, function: Callable[..., Any], *args: object) -> Any:

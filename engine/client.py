@@ -180,7 +180,7 @@ class EngineClient:
     # --- administration
 
     async def health(self) -> bool:
-        """Whether the engine answers and says that it is well."""
+        """Say whether the engine answers and says that it is well."""
         try:
             await self._call("admin", "GET", "/health")
         except EngineError:
@@ -208,7 +208,7 @@ class EngineClient:
         return None if number == UNKNOWN_VERSION else number
 
     async def computes_finite(self) -> bool:
-        """Whether its model computes numbers: the log-prob of one token is none where it computes
+        """Say whether its model computes numbers: the log-prob of one token is none where it computes
         NaN or infinity. Raises EngineError."""
         name = f"probe-{token_hex(8)}"
         generation = await self.generate(

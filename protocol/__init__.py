@@ -1,1 +1,1 @@
-"""What travels between processes: messages, their encoding, and the sockets that carry them."""
+"""Messages between processes: what they say, their encoding, and the sockets that carry them."""

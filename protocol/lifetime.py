@@ -43,7 +43,7 @@ def _describe_signal(number: signal.Signals) -> str:
 
 
 def is_running(pid: int) -> bool:
-    """Whether this machine has a process with this id.
+    """Say whether this machine has a process with this id.
 
     A process that has ended, and that nobody has waited for, does not count.
     """

@@ -60,12 +60,11 @@ class StopReason(StrEnum):
     EARLY = "early"  # it was all but certain to be stalled
 
 
-# --- episodes ---------------------------------------------------------------------------------------------------------
+# --- episodes
 
 
 class EpisodeKey(msgspec.Struct, array_like=True, frozen=True):
-    """Identity of an episode: member `member` of group `group`, on its `attempt`-th lease (0 = the
-    first).
+    """Identity of an episode: member `member` of group `group`.
 
     Evaluation episodes have groups of their own, numbered apart: (`evaluation`, group) is unique in
     a run.
@@ -77,17 +76,19 @@ class EpisodeKey(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def id(self) -> str:
-        return f"{'e' if self.evaluation else 't'}{self.group}.{self.member}"
+        """Short name of the episode: "t3.1", or "e3.1" in an evaluation."""
+        kind = "e" if self.evaluation else "t"
+        return f"{kind}{self.group}.{self.member}"
 
 
 class Lease(Message):
     """Permission to play one episode; it lapses when its actor is silent for too long."""
 
     key: EpisodeKey
-    lease_attempt: int
+    lease_attempt: int  # which lease of the episode it is; 0: the first
     split: str
     task_index: int
-    seed: int  # of everything random in the episode; the same for every attempt
+    seed: int  # of everything random in the episode; the same for every lease
     permit: bytes = b""  # by which shards know that it was given (controller/leases.py)
 
 
@@ -100,8 +101,7 @@ class Hello(Message):
 
 
 class Welcome(Message):
-    """What an actor needs to know to play: the environment, the tokenizer, and where trajectories
-    go."""
+    """Tells an actor how to play: the environment, the tokenizer, where trajectories go."""
 
     environment: str
     environment_settings: dict
@@ -117,45 +117,47 @@ class Welcome(Message):
 
 
 class Credit(Message):
-    """The actor can take `episodes` more episodes."""
+    """Tells that the actor can take `episodes` more episodes."""
 
     episodes: int
 
 
 class Heartbeat(Message):
-    """The actor lives."""
+    """Tells that the actor lives."""
 
     loop_lag: float = 0.0  # seconds, worst since the last heartbeat
     asking: int = 0  # episodes that it could take now
-    playing: list[tuple[EpisodeKey, int]] = []  # leases (episode, attempt) that it has
+    playing: list[tuple[EpisodeKey, int]] = []  # leases (episode, lease_attempt) that it has
 
 
 class ShardAddress(msgspec.Struct, array_like=True, frozen=True):
-    """Where a shard takes turns."""
+    """Address at which a shard takes turns."""
 
     host: str  # empty: the one that the controller was reached at
     port: int
 
 
 class HeartbeatAck(Message):
-    """The controller lives: the answer to a heartbeat, and what actors are told when shards come or
-    go."""
+    """Tells that the controller lives, and which shards there are.
+
+    It is the answer to a heartbeat, and sent to all actors when shards come or go.
+    """
 
     session: str  # as in its welcome; another one is another run's, or this one's after a resume
     shards: list[ShardAddress] = []  # that take turns beside the controller
 
 
 class Shutdown(Message):
-    """No more work will come: finish nothing, leave.
+    """Tells that no more work will come: finish nothing, leave.
 
-    The learner's last word to the controller, once the last checkpoint is written.
+    It is the learner's last word to the controller, once the last checkpoint is written.
     """
 
     reason: str
 
 
 class Span(msgspec.Struct, array_like=True, frozen=True):
-    """Tokens [start, stop) of a response came from weights `version`."""
+    """Tokens [start, stop) of a response, which came from weights `version`."""
 
     start: int
     stop: int
@@ -167,15 +169,13 @@ class ControlEvent(msgspec.Struct, array_like=True, frozen=True):
 
     kind: str  # "intervene", "resample", or "keep": stalled, but the last sample that is allowed
     reason: str  # the name of the condition that held
-    position: (
-        int  # token of the response at which it was decided (for "resample": the response's length)
-    )
+    position: int  # token of the response at which it was decided; its length for "resample"
     value: float  # the measured quantity
     threshold: float  # what it was compared with
 
 
 class Response(msgspec.Struct, array_like=True, frozen=True):
-    """One sampled response: the kept one, or one that was rejected and sampled again."""
+    """One sampled response of a turn: the kept one, or one that was rejected."""
 
     tokens: bytes  # int32 [T]
     # float32 [T], behaviour policy, at the sampling temperature; NaN where the engine reported none
@@ -183,12 +183,10 @@ class Response(msgspec.Struct, array_like=True, frozen=True):
     # uint8 [T]: 1 = chosen by the policy, 0 = forced by the controller or without a finite log-prob
     mask: bytes
     spans: list[Span]
-    uncertainty: (
-        bytes  # float16 [T] M_t, NaN where no signal arrived; empty when the turn was not watched
-    )
-    signals: (
-        bytes  # float32 [T, 3]: entropy in nats, confidence, top-1 log-prob; NaN and empty likewise
-    )
+    # float16 [T] M_t, NaN where no signal arrived; empty when the turn was not watched
+    uncertainty: bytes
+    # float32 [T, 3]: entropy in nats, confidence, top-1 log-prob; NaN and empty likewise
+    signals: bytes
     events: list[ControlEvent]
     stop: StopReason
     score: float  # turn-level uncertainty (Phi); NaN if it could not be computed
@@ -198,31 +196,28 @@ class Response(msgspec.Struct, array_like=True, frozen=True):
 
     @property
     def length(self) -> int:
-        """T: tokens of the response."""
+        """Tokens of the response: T."""
         return len(self.tokens) // 4
 
     def signal_table(self) -> np.ndarray:
-        """`signals` as a read-only float32 [T, 3]; [0, 3] when the turn was not watched."""
+        """Return `signals` as a read-only float32 [T, 3]; [0, 3] when the turn was not watched."""
         return np.frombuffer(self.signals, dtype="<f4").reshape(-1, 3)
 
     def forced(self) -> np.ndarray:
-        """bool [T]: tokens that the controller chose.
+        """Return bool [T]: which tokens the controller chose.
 
-        Those with mask 0 from an intervention on; one that merely has no log-prob after it cannot
-        be told from them.
+        They are those with mask 0 from an intervention on. A token after it that merely has no
+        log-prob cannot be told from them.
         """
+        interventions = [event.position for event in self.events if event.kind == "intervene"]
+        first = min(interventions, default=self.length)
         forced = np.frombuffer(self.mask, dtype=np.uint8) == 0
-        forced[
-            : min(
-                (event.position for event in self.events if event.kind == "intervene"),
-                default=self.length,
-            )
-        ] = False
+        forced[:first] = False
         return forced
 
 
 class TurnRequest(Message):
-    """The actor asks for the next turn of an episode."""
+    """Asks for the next turn of an episode."""
 
     key: EpisodeKey
     lease_attempt: int
@@ -232,7 +227,7 @@ class TurnRequest(Message):
 
 
 class TurnResult(Message):
-    """The kept response, and what was sampled and rejected before it."""
+    """Answers with the kept response, and those that were sampled and rejected before it."""
 
     key: EpisodeKey
     lease_attempt: int
@@ -242,7 +237,7 @@ class TurnResult(Message):
 
 
 class TurnFailed(Message):
-    """The turn cannot be had: the episode is over, for this reason."""
+    """Answers that the turn cannot be had, and the episode is over, for this reason."""
 
     key: EpisodeKey
     lease_attempt: int
@@ -266,8 +261,10 @@ class Turn(msgspec.Struct, array_like=True, frozen=True):
 
 
 class Trajectory(Message):
-    """A finished episode, or the notice that it was dropped (then `drop_reason` is set and `turns` may
-    be cut short)."""
+    """A finished episode, or the notice that it was dropped.
+
+    A dropped one has a `drop_reason`, and its `turns` may be cut short.
+    """
 
     key: EpisodeKey
     lease_attempt: int
@@ -277,43 +274,41 @@ class Trajectory(Message):
     success: bool
     turns: list[Turn]
     scores: dict[str, float] = {}
-    """What the benchmark reports beside success."""
+    """Scores that the benchmark reports beside success."""
     drop_reason: DropReason | None = None
     detail: str = ""
-    overflowed: bool = (
-        False  # it ended because its next prompt would not have fitted into the context
-    )
-    truncated: bool = (
-        False  # it ended because the environment cut it off: its turns were used up, say
-    )
+    overflowed: bool = False  # it ended since its next prompt would not have fitted the context
+    truncated: bool = False  # it ended since the environment cut it off: no turns left, say
 
 
 class Ack(Message):
-    """The learner has these episodes in its log: the actor may forget them."""
+    """Tells that the learner has these episodes in its log: the actor may forget them."""
 
     keys: list[EpisodeKey]
 
 
 class Refused(Message):
-    """The learner cannot take this episode, however often it is sent."""
+    """Tells that the learner cannot take this episode, however often it is sent."""
 
     key: EpisodeKey
     why: str
 
 
 class EpisodeEnded(Message):
-    """The learner has acknowledged the episode: its lease is over."""
+    """Tells that the learner has acknowledged the episode: its lease is over."""
 
     key: EpisodeKey
     lease_attempt: int
 
 
-# --- learner and controller -------------------------------------------------------------------------------------------
+# --- learner and controller
 
 
 class LearnerReady(Message):
-    """Where admission starts, once the learner is ready: at `next_group`, without the groups that
-    were consumed."""
+    """Tells that the learner is ready, and where admission starts.
+
+    It starts at `next_group`, without the groups above that were consumed.
+    """
 
     next_group: int
     received: list[EpisodeKey]  # members that are not played again
@@ -333,39 +328,45 @@ class Transfer(msgspec.Struct, array_like=True, frozen=True):
 
 
 class WeightsPublished(Message):
-    """New weights. `groups` were consumed since the last one: trained on, or dropped."""
+    """Announces new weights, and the groups that they were trained on."""
 
     version: int
     checksum: str  # of the file's contents; empty with `transfer`
     trained: list[int]  # groups
     last: bool = False  # no training follows: admit no more training groups
-    transfer: Transfer | None = (
-        None  # engine.weights nccl: what the learner sends from now on, once for each version
-    )
+    # engine.weights nccl: what the learner sends from now on, once for each version
+    transfer: Transfer | None = None
 
 
 def weights_file(directory: Path, version: int) -> Path:
-    """The safetensors file of published weights: no message says where it is, so that none can say
-    it wrongly."""
+    """Return the safetensors file of published weights.
+
+    No message says where it is, so that none can say it wrongly.
+    """
     return directory / f"v{version}.safetensors"
 
 
 class GroupsDropped(Message):
-    """These groups will never be trained on (too few members left): their slots are free now."""
+    """Tells that groups will never be trained on, as too few members are left.
+
+    Their slots are free now.
+    """
 
     groups: list[int]
 
 
 class Evaluate(Message):
-    """Play `episodes` held-out tasks once each, before new training groups, with the weights
-    published last; 0: play no more of them."""
+    """Asks to play `episodes` held-out tasks once each; 0: play no more of them.
+
+    They come before new training groups, with the weights published last.
+    """
 
     evaluation: int  # group number; members are the tasks 0 ... episodes-1
     episodes: int
 
 
 class WeightsApplied(Message):
-    """Every engine runs `version` now."""
+    """Tells that every engine runs `version` now."""
 
     version: int
     seconds: float  # for which generation stood still
@@ -373,12 +374,14 @@ class WeightsApplied(Message):
     control_state: bytes = b""  # the controller's own state, for the learner's checkpoint
 
 
-# --- controller and shards --------------------------------------------------------------------------------------------
+# --- controller and shards
 
 
 class ShardState(Message):
-    """A shard lives, and this is how it stands; after each heartbeat, and when its engines have new
-    weights."""
+    """Tells that a shard lives, and its state.
+
+    It is sent after each heartbeat, and when the shard's engines have new weights.
+    """
 
     shard: int
     version: int  # of the weights that its healthy engines run; -1: none of this run's yet
@@ -389,24 +392,26 @@ class ShardState(Message):
 
 
 class LoadWeights(Message):
-    """The newest weights: a shard's engines are to run them."""
+    """Asks a shard to have its engines run the newest weights."""
 
     version: int
     checksum: str
 
 
 class Revoked(Message):
-    """These leases (episode, attempt) are no longer in force: no further turns for them, and who
-    plays one breaks off."""
+    """Tells that leases are no longer in force.
 
-    leases: list[tuple[EpisodeKey, int]]
+    There are no further turns for them, and an actor that plays one breaks off.
+    """
+
+    leases: list[tuple[EpisodeKey, int]]  # (episode, lease_attempt)
 
 
-# --- engine and controller --------------------------------------------------------------------------------------------
+# --- engine and controller
 
 
 class SignalFrame(Message):
-    """The signals of all controlled rows at one engine step. Row i belongs to turn_ids[i]."""
+    """Signals of all watched turns at one engine step; row i belongs to turn_ids[i]."""
 
     step: int
     turn_ids: list[str]
@@ -419,7 +424,7 @@ class SignalFrame(Message):
 
 
 class ForceTokens(Message):
-    """Force `tokens`, one after another, from the engine's next step on.
+    """Asks the engine to force `tokens`, one after another, from its next step on.
 
     Nothing happens when the turn has finished, or when its response already ends the thinking span
     by itself: when it contains the token `unless` (-1: no such condition).
@@ -430,7 +435,7 @@ class ForceTokens(Message):
     unless: int = -1
 
 
-# --- measurement ------------------------------------------------------------------------------------------------------
+# --- measurement
 
 
 class Stats(Message):

@@ -34,7 +34,7 @@ def display_name(peer: bytes) -> str:
 
 
 def is_nameless(peer: bytes) -> bool:
-    """Whether ZeroMQ has made up the name.
+    """Say whether ZeroMQ has made up the name.
 
     It does so for peers that give none, and for a connection whose place was taken.
     """

@@ -75,7 +75,8 @@ class CurveKeys(NamedTuple):
 def make_keys(directory: Path, name: str) -> list[Path]:
     """Make keys for a machine called `name`, and for the run if there are none yet.
 
-    Returns the directories and files that were made. Raises KeysError for a name that is taken, or no name of a file.
+    Returns the directories and files that were made. Raises KeysError for a name that is taken, or
+    that is no name of a file.
     """
     if name in (RUN, ALLOWED, ".", "..") or name != Path(name).name:
         raise KeysError(f"{name!r} cannot be the name of a machine's keys; use letters and numbers")
@@ -137,7 +138,7 @@ def load_keys(directory: str) -> CurveKeys | None:
 
 
 def is_loopback(endpoint: str) -> bool:
-    """Whether an address, a URL or ZeroMQ's, is of this machine alone."""
+    """Say whether an address, a URL or ZeroMQ's, is of this machine alone."""
     host = urlsplit(endpoint).hostname or ""
     try:
         return ipaddress.ip_address(host).is_loopback

@@ -140,7 +140,7 @@ def drop_rows(frame: SignalFrame, rows: Collection[int]) -> SignalFrame:
 
 
 def is_finite_signal(signal: tuple) -> bool:
-    """Whether a signal (position, entropy, confidence, top log-prob, ...) is of a distribution.
+    """Say whether a signal (position, entropy, confidence, top log-prob, ...) is of a distribution.
 
     None of the comparisons holds of NaN.
     """
@@ -275,7 +275,7 @@ def _validate_length(name: str, data: bytes, limits: Limits, min_tokens: int = 0
 
 
 def _all_below(numbers: bytes, bound: int) -> bool:
-    """Whether all are in [0, bound), as tokens that exist are.
+    """Say whether all are in [0, bound), as tokens that exist are.
 
     Negative ones are large without their sign.
     """

@@ -71,7 +71,7 @@ class Request:
         return signal
 
     def repeats(self) -> bool:
-        """Whether a pattern of at most `pattern` tokens stands at the end `min_count` times on
+        """Say whether a pattern of at most `pattern` tokens stands at the end `min_count` times on
         end."""
         for size in range(1, self.pattern + 1):
             tail = self.tokens[-size * self.min_count :]

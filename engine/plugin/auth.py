@@ -45,7 +45,7 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 def knows_key(authorization: str, key: str) -> bool:
-    """Whether the header `Authorization` has the key (with an empty one, anybody does), in a time
+    """Say whether the header `Authorization` has the key (with an empty one, anybody does), in a time
     that says nothing of it."""
     return not key or hmac.compare_digest(authorization.encode(), bearer(key).encode())
 
@@ -64,7 +64,7 @@ class Claim:
         self._until = 0.0  # by the monotonic clock
 
     def is_refused(self, run: str) -> bool:
-        """Whether the engine is another run's than `run`, which has it from now on if not.
+        """Say whether the engine is another run's than `run`, which has it from now on if not.
 
         Whoever names no run ("") changes nothing.
         """

@@ -151,7 +151,7 @@ class ForcedQueue:
 
 
 def takes_effect(steer: ForceTokens, response: Sequence[int], vocabulary: int) -> bool:
-    """Whether to carry out `steer`: not when the response already contains `unless`, nor with
+    """Say whether to carry out `steer`: not when the response already contains `unless`, nor with
     tokens that do not exist."""
     if any(not 0 <= token < vocabulary for token in steer.tokens):
         log.warning(

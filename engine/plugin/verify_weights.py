@@ -1,4 +1,4 @@
-"""Whether a vLLM model computes with the weights of a file: for the checks at the first update and
+"""Say whether a vLLM model computes with the weights of a file: for the checks at the first update and
 every so many."""
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def compare_with_file(model: nn.Module, path: Path) -> int:
 
 
 def holds(module: nn.Module, held: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether `module`, whose parameter is `held`, has the weight `expected` (the file's), and
+    """Say whether `module`, whose parameter is `held`, has the weight `expected` (the file's), and
     computes with it."""
     if held.numel():
         if (
@@ -66,7 +66,7 @@ def holds(module: nn.Module, held: torch.Tensor, expected: torch.Tensor) -> bool
 
 
 def computes(module: nn.Module, held: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether the packed weights of a layer on a CPU map random inputs as `expected` does."""
+    """Say whether the packed weights of a layer on a CPU map random inputs as `expected` does."""
     inputs = torch.randn(PROBES, expected.shape[1], generator=torch.Generator().manual_seed(0)).to(
         held.dtype
     )
