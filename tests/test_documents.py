@@ -14,6 +14,7 @@ import pytest
 from config.options import SHORT_NAMES, all_settings
 from config.resolve import parse_overrides, resolve
 from protocol import messages
+from supervisor.cli.commands import COMMANDS
 from supervisor.cli.reference import PAGES
 
 ROOT = Path(__file__).parent.parent
@@ -129,15 +130,31 @@ def test_documents_settings_of_guides_exist(page: Path) -> None:
 
 def train_commands(text: str) -> list[list[str]]:
     """Return the settings of each `python run.py` in a page that starts a new run."""
+    commands = [words for words in run_commands(text) if not words or words[0].startswith("--")]
+    return [
+        [word for word in words if word not in ("--serial", "--dry-run")]
+        for words in commands
+        if not {"--resume", "--help"} & set(words)
+    ]
+
+
+def run_commands(text: str) -> list[list[str]]:
+    """Return the arguments of each `python run.py` in a page."""
     commands = []
     for _language, code in FENCE.findall(text):
         for line in code.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
-            if words[:2] == ["python", "run.py"] and "--resume" not in words:
-                settings = [word for word in words[2:] if word not in ("--serial", "--dry-run")]
+            if words[:2] == ["python", "run.py"]:
                 # a checkpoint of the reader's: some directory
-                commands.append([re.sub(r"^RUN/.*", str(DOCS), word) for word in settings])
-    return [words for words in commands if not words or words[0].startswith("--")]
+                commands.append([re.sub(r"^RUN/.*", str(DOCS), word) for word in words[2:]])
+    return commands
+
+
+@every_guide
+def test_documents_commands_of_guides_exist(page: Path) -> None:
+    first_words = {words[0] for words in run_commands(page.read_text()) if words}
+    named = {word for word in first_words if not word.startswith("--")}
+    assert named - set(COMMANDS) == set()
 
 
 @every_guide
