@@ -37,7 +37,7 @@ OTHERS_OPTIONS = {
 }
 """Options of pip, kubectl, TensorBoard, vLLM and Slurm that pages name."""
 
-LAUNCHERS = re.compile(r"--\w+\.launch \S+")
+LAUNCHERS = re.compile(r"--\w+\.\w*launch \S+")
 """Commands of other programs, as values of our settings."""
 
 
