@@ -32,9 +32,9 @@ LOSSES = {"none": "reinforce"}
 """Correction of the study -> its `learner.loss`, where they differ in name."""
 OPTIONS = {
     "gspo": [
-        "--learner.clip_low",
+        "--learner.loss.clip_low",
         "3e-4",
-        "--learner.clip_high",
+        "--learner.loss.clip_high",
         "4e-4",
         "--learner.loss_reduction",
         "turn",

@@ -7,6 +7,16 @@ One file holds the settings of one component. config/resolve.py makes a Config o
 and the command line. Nothing here imports anything heavy, so that `--help` answers at once.
 """
 
+from config.algorithm import (
+    Algorithm,
+    AnyAlgorithm,
+    GaeAlgorithm,
+    GigpoAlgorithm,
+    GrpoAlgorithm,
+    ReinforcePlusPlusAlgorithm,
+    ReinforcePlusPlusBaselineAlgorithm,
+    RlooAlgorithm,
+)
 from config.configuration import Config
 from config.control import ControlSection, T2poSection
 from config.controller import (
@@ -28,6 +38,19 @@ from config.environment import (
 )
 from config.job import Endpoints, Job
 from config.learner import LearnerSection
+from config.loss import (
+    AnyLoss,
+    CispoLoss,
+    ClippedLoss,
+    DecoupledLoss,
+    GspoLoss,
+    Loss,
+    MisLoss,
+    PpoLoss,
+    ReinforceLoss,
+    TisLoss,
+    VtraceLoss,
+)
 from config.model import ModelSection, TinySection, WarmStartSection
 from config.run import EvalSection, RunSection
 from config.section import ConfigError, Section
@@ -36,20 +59,37 @@ __all__ = [
     "ENVIRONMENTS",
     "ActorSection",
     "AlfWorldSection",
+    "Algorithm",
+    "AnyAlgorithm",
+    "AnyLoss",
+    "CispoLoss",
+    "ClippedLoss",
     "ClusterSection",
     "Config",
     "ConfigError",
     "ControlSection",
     "ControllerSection",
     "DashboardSection",
+    "DecoupledLoss",
     "Endpoints",
     "EngineSection",
     "EnvSection",
     "EvalSection",
+    "GaeAlgorithm",
+    "GigpoAlgorithm",
+    "GrpoAlgorithm",
+    "GspoLoss",
     "GymnasiumSection",
     "Job",
     "LearnerSection",
+    "Loss",
+    "MisLoss",
     "ModelSection",
+    "PpoLoss",
+    "ReinforceLoss",
+    "ReinforcePlusPlusAlgorithm",
+    "ReinforcePlusPlusBaselineAlgorithm",
+    "RlooAlgorithm",
     "RunSection",
     "SamplingSection",
     "SearchSection",
@@ -58,6 +98,8 @@ __all__ = [
     "T2poSection",
     "TextArenaSection",
     "TinySection",
+    "TisLoss",
+    "VtraceLoss",
     "WarmStartSection",
     "WebShopSection",
 ]

@@ -68,11 +68,6 @@ def _check_learner(config: Config) -> None:
             f"learner.devices: {len(learner.devices)} devices for {learner.ranks} ranks "
             "(learner.ranks)"
         )
-    if learner.loss == "vtrace" and learner.algorithm != "gae":
-        raise ConfigError(
-            f"learner.loss: vtrace corrects values, and learner.algorithm "
-            f"{learner.algorithm} has none; set it to gae"
-        )
     if learner.publish_lag > learner.max_staleness:
         raise ConfigError(
             f"learner.publish_lag: weights that come {learner.publish_lag} updates late make data "

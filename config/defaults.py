@@ -66,9 +66,6 @@ MODEL_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Pretrained model -> defaults that are others for it."""
 
-ALGORITHM_DEFAULTS: dict[str, dict[str, Any]] = {"rloo": {"learner.normalize_advantages": False}}
-"""learner.algorithm -> defaults that are others for it."""
-
 SERIAL_DEFAULTS: dict[str, Any] = {
     "actor.count": 4,
     "run.max_updates": 2,
@@ -121,7 +118,6 @@ def other_defaults(full: str) -> list[str]:
         **TINY_DEFAULTS,
         "other models": OWN_MODEL_DEFAULTS,
         **MODEL_DEFAULTS,
-        **ALGORITHM_DEFAULTS,
         **{f"preset {name}": found for name, found in PRESETS.items()},
     }
     return [f"{name} {found[full]}" for name, found in by.items() if full in found]
@@ -139,7 +135,6 @@ def defaults_for(given: Mapping[str, Any], serial: bool = False) -> dict[str, An
         )
     else:
         by_model = OWN_MODEL_DEFAULTS | MODEL_DEFAULTS.get(model, {})
-    by_model = by_model | ALGORITHM_DEFAULTS.get(str(given.get("learner.algorithm", "")), {})
     return (
         by_model
         | (SERIAL_DEFAULTS if serial else {})

@@ -1,14 +1,22 @@
-"""Settings of the learner that only some algorithms or corrections use.
+"""Settings of the learner that only some others give a use.
 
-Another one would ignore them without a word: a value of one's own is refused there.
+Without them it would be ignored without a word: a value of one's own is refused there. What belongs
+to one algorithm or one loss alone is a setting of that type (config/algorithm.py, config/loss.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import NamedTuple
 
-from config import ConfigError, LearnerSection
+from config.algorithm import GaeAlgorithm, GigpoAlgorithm
+from config.learner import LearnerSection
+from config.loss import VtraceLoss
+from config.section import ConfigError
+
+COMPARES_WITHIN_GROUP = ("gigpo", "grpo", "rloo", "reinforce++-baseline")
+"""Algorithms to which a group of equal returns teaches nothing."""
 
 
 class Use(NamedTuple):
@@ -18,47 +26,27 @@ class Use(NamedTuple):
     holds: Callable[[LearnerSection], bool]
 
 
-def _one_of(setting: str, *values: str) -> Use:
-    return Use(
-        f"learner.{setting} {' or '.join(values)}",
-        lambda learner: getattr(learner, setting) in values,
-    )
+def _has_steps(learner: LearnerSection) -> bool:
+    algorithm = learner.algorithm
+    return not isinstance(algorithm, GigpoAlgorithm) or algorithm.step_weight > 0
 
 
-_CLIPPING = _one_of("loss", "ppo", "decoupled", "gspo", "cispo")
-_MASKING = _one_of("loss", "mis")
-_TRUNCATING = _one_of("loss", "vtrace")
-_STEPS = Use(
-    "learner.algorithm gigpo with a learner.step_weight",
-    lambda learner: learner.algorithm == "gigpo" and learner.step_weight > 0,
-)
+_STEPS = Use("a learner.algorithm.step_weight above 0", _has_steps)
 
 USES: dict[str, Use] = {
-    "filter_groups": _one_of("algorithm", "gigpo", "grpo", "rloo", "reinforce++-baseline"),
-    "baseline_weighting": _one_of(
-        "algorithm", "gigpo", "grpo", "rloo", "reinforce++", "reinforce++-baseline"
+    "filter_groups": Use(
+        f"learner.algorithm {' or '.join(COMPARES_WITHIN_GROUP)}",
+        lambda learner: learner.algorithm.type in COMPARES_WITHIN_GROUP,
     ),
-    "step_weight": _one_of("algorithm", "gigpo"),
-    "anchor_similarity": _STEPS,
-    "discount": Use(
-        f"{_STEPS.by}, or gae", lambda learner: learner.algorithm == "gae" or _STEPS.holds(learner)
+    "algorithm.anchor_similarity": _STEPS,
+    "algorithm.discount": _STEPS,
+    "algorithm.gae_lambda": Use(
+        "another learner.loss than vtrace",
+        lambda learner: not isinstance(learner.loss, VtraceLoss),
     ),
-    "gae_lambda": Use(
-        "learner.algorithm gae without learner.loss vtrace",
-        lambda learner: learner.algorithm == "gae" and learner.loss != "vtrace",
+    "resampling_cap": Use(
+        "learner.resampling weight", lambda learner: learner.resampling == "weight"
     ),
-    "value_learning_rate": _one_of("algorithm", "gae"),
-    "clip_low": _CLIPPING,
-    "clip_high": _CLIPPING,
-    "tis_cap": Use(
-        "learner.loss tis or decoupled, or learner.resampling weight",
-        lambda learner: learner.loss in ("tis", "decoupled") or learner.resampling == "weight",
-    ),
-    "mis_low": _MASKING,
-    "mis_high": _MASKING,
-    "mis_level": _MASKING,
-    "vtrace_rho": _TRUNCATING,
-    "vtrace_c": _TRUNCATING,
     "reference_every": Use("learner.kl_coef above 0", lambda learner: learner.kl_coef > 0),
     "lora_alpha": Use("learner.lora_rank above 0", lambda learner: learner.lora_rank > 0),
 }
@@ -66,26 +54,23 @@ USES: dict[str, Use] = {
 
 
 def check_used(learner: LearnerSection) -> None:
-    """Raises ConfigError for a setting that is not at its default, and that the algorithm and the
-    correction chosen ignore."""
-    default = LearnerSection()
+    """Raise ConfigError for a setting of one's own that the others leave without a use."""
+    defaults = LearnerSection(algorithm=type(learner.algorithm)(), loss=type(learner.loss)())
     for name, use in USES.items():
-        usual = getattr(default, name)
-        if getattr(learner, name) == usual or use.holds(learner):
+        get_value = attrgetter(name)
+        try:
+            default = get_value(defaults)
+        except AttributeError:  # another algorithm's
+            continue
+        if get_value(learner) == default or use.holds(learner):
             continue
         raise ConfigError(
             f"learner.{name}: it is used with {use.by} alone, and would be ignored with "
-            f"learner.algorithm {learner.algorithm} and "
-            f"learner.loss {learner.loss}; choose such, or leave it at "
-            f"{str(usual).lower()}"
+            f"learner.algorithm {learner.algorithm.type} and learner.loss {learner.loss.type}; "
+            f"choose such, or leave it at {str(default).lower()}"
         )
-    if learner.algorithm.startswith("reinforce++") and not learner.normalize_advantages:
+    if isinstance(learner.loss, VtraceLoss) and not isinstance(learner.algorithm, GaeAlgorithm):
         raise ConfigError(
-            f"learner.normalize_advantages: learner.algorithm {learner.algorithm} is the "
-            "division by the batch's deviation; set it to true, or take grpo"
-        )
-    if learner.algorithm == "rloo" and learner.normalize_advantages:
-        raise ConfigError(
-            "learner.normalize_advantages: learner.algorithm rloo never divides by a "
-            "deviation; set it to false, or take grpo"
+            "learner.loss: vtrace corrects values, and learner.algorithm "
+            f"{learner.algorithm.type} has none; set it to gae"
         )

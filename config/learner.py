@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
+from config.algorithm import AnyAlgorithm, GigpoAlgorithm
+from config.loss import AnyLoss, TisLoss
 from config.section import Section, says
 
 
 class LearnerSection(Section):
     """How advantages and losses are computed, and where the learner runs."""
 
-    algorithm: Annotated[
-        Literal["gigpo", "grpo", "rloo", "reinforce++", "reinforce++-baseline", "gae"],
-        says("Advantage estimator (learner/advantages/); gae: with a value head, as PPO has it"),
-    ] = "gigpo"
+    algorithm: Annotated[AnyAlgorithm, says("Advantage estimator (learner/advantages/)")] = (
+        GigpoAlgorithm()
+    )
     loss: Annotated[
-        Literal["reinforce", "ppo", "decoupled", "tis", "mis", "gspo", "cispo", "vtrace"],
-        says(
-            "Loss of a token, with its off-policy correction (learner/losses/); vtrace corrects "
-            "the values, too, and is for gae alone"
-        ),
-    ] = "tis"
+        AnyLoss, says("Loss of a token, with its off-policy correction (learner/losses/)")
+    ] = TisLoss()
     groups_per_update: Annotated[int, says("P: groups an update", ge=1)] = 8
     group_size: Annotated[int, says("G: episodes of one task", ge=2)] = 8
     filter_groups: Annotated[
@@ -54,44 +51,6 @@ class LearnerSection(Section):
             ge=0,
         ),
     ] = 0
-    normalize_advantages: Annotated[
-        bool,
-        says("Divide advantages by their standard deviation; rloo never does, reinforce++ always"),
-    ] = True
-    baseline_weighting: Annotated[
-        Literal["turn", "episode"],
-        says(
-            "Weighting of returns in their mean and deviation, but for gae: each counts once a "
-            "turn, or once an episode"
-        ),
-    ] = "turn"
-    discount: Annotated[
-        float, says("Discount of step returns (gigpo) or rewards (gae)", ge=0, le=1)
-    ] = 0.95
-    anchor_similarity: Annotated[
-        float,
-        says(
-            "gigpo: share of equal words from which on two turns are in the same state; 1: all "
-            "(0.9 is usual in Search)",
-            gt=0,
-            le=1,
-        ),
-    ] = 1.0
-    step_weight: Annotated[float, says("gigpo: omega, weight of the step advantage", ge=0)] = 1.0
-    gae_lambda: Annotated[
-        float,
-        says("gae: lambda; 1 trusts the rewards, 0 the value head; vtrace has none", ge=0, le=1),
-    ] = 0.95
-    value_learning_rate: Annotated[
-        float, says("gae: AdamW's step size for the value head", gt=0)
-    ] = 3e-3
-    vtrace_rho: Annotated[float, says("vtrace: largest importance weight of a turn", gt=0)] = 1.0
-    vtrace_c: Annotated[
-        float, says("vtrace: largest weight by which later turns reach back over a turn", gt=0)
-    ] = 1.0
-    invalid_penalty: Annotated[
-        float, says("Penalty on the advantage of a turn without a valid action", ge=0)
-    ] = 1.0
     learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 8e-5
     lr_decay_fraction: Annotated[
         float,
@@ -122,19 +81,16 @@ class LearnerSection(Section):
         ),
     ] = 0.3
     minibatches: Annotated[int, says("Optimizer steps an update", ge=1)] = 4
-    clip_low: Annotated[
-        float, says("The ratio is clipped at 1 - this (gspo: 3e-4 is usual)", gt=0, lt=1)
-    ] = 0.2
-    clip_high: Annotated[
-        float, says("The ratio is clipped at 1 + this (gspo: 4e-4 is usual)", gt=0)
-    ] = 0.2
     resampling: Annotated[
         Literal["ignore", "weight"],
         says(
             "Correction for stalled turns that were sampled again: none, or importance weights, at "
-            "most tis_cap, that undo it"
+            "most resampling_cap, that undo it"
         ),
     ] = "ignore"
+    resampling_cap: Annotated[float, says("Largest weight of learner.resampling weight", gt=0)] = (
+        2.0
+    )
     truncated: Annotated[
         Literal["train", "skip"],
         says(
@@ -142,12 +98,6 @@ class LearnerSection(Section):
             "though their episodes count"
         ),
     ] = "train"
-    tis_cap: Annotated[float, says("tis, decoupled: largest importance weight", gt=0)] = 2.0
-    mis_low: Annotated[float, says("mis: tokens of a smaller ratio are left out", ge=0, lt=1)] = 0.5
-    mis_high: Annotated[float, says("mis: tokens of a larger ratio are left out", gt=1)] = 2.0
-    mis_level: Annotated[
-        Literal["token", "turn"], says("mis: whose ratio counts; a turn's is the geometric mean")
-    ] = "token"
     loss_reduction: Annotated[
         Literal["token", "turn", "constant"],
         says(

@@ -16,7 +16,7 @@ SHORT_NAMES = {
     "env": "env.name",
     "model": "model.name",
     "control": "control.mode",
-    "algorithm": "learner.algorithm",
+    "algorithm": "learner.algorithm.type",
     "max_staleness": "learner.max_staleness",
     "updates": "run.max_updates",
     "minutes": "run.max_minutes",
@@ -40,15 +40,62 @@ def all_settings() -> dict[str, msgspec.inspect.Field]:
 
 
 def _settings_in(section: msgspec.inspect.Field) -> dict[str, msgspec.inspect.Field]:
-    """The settings of a section and of those inside it; its own come first."""
-    own: dict[str, msgspec.inspect.Field] = {}
+    """The settings of a section and of those inside it; its own come first.
+
+    A tagged section has its type, and the settings of all types.
+    """
+    kind = kind_of(section)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        own = {"type": _type_setting(section, kind)}
+        fields = [field for variant in kind.types for field in variant.fields]
+    else:
+        own = {}
+        fields = list(kind.fields)
     inner: dict[str, msgspec.inspect.Field] = {}
-    for field in section.type.fields:
-        if isinstance(field.type, msgspec.inspect.StructType):
+    for field in fields:
+        if is_section(kind_of(field)):
             inner |= _settings_in(field)
         else:
-            own[field.name] = field
+            own.setdefault(field.name, field)
     return {f"{section.name}.{name}": field for name, field in {**own, **inner}.items()}
+
+
+def is_section(kind: msgspec.inspect.Type) -> bool:
+    """Tell if a type is that of a section, and not of a setting."""
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return all(isinstance(one, msgspec.inspect.StructType) for one in kind.types)
+    return isinstance(kind, msgspec.inspect.StructType)
+
+
+def _type_setting(
+    section: msgspec.inspect.Field, kind: msgspec.inspect.UnionType
+) -> msgspec.inspect.Field:
+    """The setting that chooses among the types of a tagged section."""
+    choices = msgspec.inspect.LiteralType(tuple(variant.tag for variant in kind.types))
+    return msgspec.inspect.Field(
+        name="type",
+        encode_name="type",
+        type=msgspec.inspect.Metadata(
+            choices, extra_json_schema={"description": description(section)}
+        ),
+        required=False,
+        default=section.default.type,
+    )
+
+
+@functools.cache
+def tagged_sections() -> dict[str, dict[str, frozenset[str]]]:
+    """Tagged section -> its types -> the names of a type's settings."""
+    sections: dict[str, dict[str, frozenset[str]]] = {}
+    for section in msgspec.inspect.type_info(Config).fields:
+        for field in kind_of(section).fields:
+            kind = kind_of(field)
+            if isinstance(kind, msgspec.inspect.UnionType) and is_section(kind):
+                sections[f"{section.name}.{field.name}"] = {
+                    str(variant.tag): frozenset(one.name for one in variant.fields)
+                    for variant in kind.types
+                }
+    return sections
 
 
 def values_of(config: Config) -> dict[str, Any]:

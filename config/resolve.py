@@ -18,11 +18,13 @@ from config.defaults import defaults_for, fixed_thresholds
 from config.options import (
     SHORT_NAMES,
     all_settings,
+    default_of,
     describe,
     description,
     flatten,
     kind_of,
     nest,
+    tagged_sections,
 )
 
 DATA_VARIABLES = {"alfworld.data": "ALFWORLD_DATA", "webshop.data": "WEBSHOP_DATA"}
@@ -42,16 +44,51 @@ def resolve(
     """
     known = all_settings()
     in_file = _read_settings(file, known) if file else {}
-    given = in_file | fixed_thresholds(in_file)
     options = {}
     for name, text in (overrides or {}).items():
         full = full_name(name)
         _check_known(full, known, "on the command line")
         options[full] = _parse_value(full, known[full], text)
+    in_file = _without_other_types(in_file, options)
+    given = in_file | fixed_thresholds(in_file)
     given |= options | fixed_thresholds(options)
+    given = _with_types(given)
     config = from_dict(nest({**defaults_for(given, serial), **_data_directory(given), **given}))
     check_consistency(config)
     return config
+
+
+def _without_other_types(in_file: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A file's settings, but for those of a type that the command line replaces by another."""
+    kept = dict(in_file)
+    for section, types in tagged_sections().items():
+        chosen = options.get(f"{section}.type")
+        for full in in_file:
+            parent, _, name = full.rpartition(".")
+            if parent == section and chosen in types and name not in types[chosen]:
+                kept.pop(full, None)
+    return kept
+
+
+def _with_types(given: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the type of each tagged section.
+
+    Raises ConfigError for a setting that another type has.
+    """
+    typed = dict(given)
+    for section, types in tagged_sections().items():
+        chosen = given.get(f"{section}.type", default_of(all_settings()[f"{section}.type"]))
+        typed[f"{section}.type"] = chosen
+        for full in given:
+            parent, _, name = full.rpartition(".")
+            if parent != section or name == "type" or name in types.get(chosen, (name,)):
+                continue
+            owners = " or ".join(kind for kind, names in types.items() if name in names)
+            raise ConfigError(
+                f"{full}: it is a setting of {section} {owners}, and {section} is {chosen}; choose "
+                "such, or leave it out"
+            )
+    return typed
 
 
 def _read_settings(file: Path, known: dict[str, msgspec.inspect.Field]) -> dict[str, Any]:
@@ -63,8 +100,8 @@ def _read_settings(file: Path, known: dict[str, msgspec.inspect.Field]) -> dict[
                 f"there is no section [{section}] (in {file}); there are "
                 f"{', '.join(Config.__struct_fields__)}"
             )
-    values = flatten(tree)
-    for name, value in flatten(tree).items():
+    values = {full_name(name): value for name, value in flatten(tree).items()}
+    for name, value in list(values.items()):
         if value == {} and any(full.startswith(f"{name}.") for full in known):
             del values[name]  # a section without settings
         else:
@@ -84,7 +121,10 @@ def _data_directory(given: Mapping[str, Any]) -> dict[str, str]:
 def full_name(name: str) -> str:
     """The setting that an option of the command line names, in full or by its short name."""
     name = name.replace("-", "_")
-    return SHORT_NAMES.get(name, name)
+    name = SHORT_NAMES.get(name, name)
+    if name in tagged_sections():
+        return f"{name}.type"
+    return name
 
 
 def from_dict(tree: dict) -> Config:

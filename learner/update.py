@@ -97,11 +97,11 @@ class Updater:
             fused=True,
         )
         device = next(model.parameters()).device
-        valued = settings.algorithm in NEEDS_CRITIC
+        valued = settings.algorithm.type in NEEDS_CRITIC
         self.step_scale = 1.0
         """Times the step size that the settings ask for."""
         self.critic = (
-            Critic(model.config.hidden_size, settings.value_learning_rate, device)
+            Critic(model.config.hidden_size, settings.algorithm.value_learning_rate, device)
             if valued
             else None
         )
@@ -117,7 +117,7 @@ class Updater:
     def annotate(self, samples: Sequence[TrainingSample]) -> list[TrainingSample]:
         """The samples with what the policy as it is now, and the value head, know of them, as far
         as the settings ask for it."""
-        if self._settings.loss in NEEDS_OLD_LOG_PROBS:
+        if self._settings.loss.type in NEEDS_OLD_LOG_PROBS:
             samples = self._with_proximal(samples)
         if self.critic is not None:
             samples = self.critic.annotate(
@@ -265,7 +265,7 @@ class Updater:
         advantage = batch.advantage.to(to)
         log_prox = log_pi.detach() if batch.log_prox is None else batch.log_prox.to(to)
         tokens = Tokens(log_pi, log_mu, log_prox, advantage, turn, turns=len(batch.tokens))
-        corrected = LOSSES[s.loss](tokens, s)
+        corrected = LOSSES[s.loss.type](tokens, s.loss)
         regularizer = torch.zeros_like(log_pi)
         kl = torch.zeros_like(log_pi)
         if self._reference_policy is not None:

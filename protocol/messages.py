@@ -255,7 +255,7 @@ class Turn(msgspec.Struct, array_like=True, frozen=True):
     reward: float
     valid: bool
     # of what the agent was shown: a digest, equal exactly when that is; the text itself with
-    # learner.anchor_similarity
+    # learner.algorithm.anchor_similarity
     anchor: str
     action: str
 

@@ -89,9 +89,9 @@ def changed_settings(before: Config, after: Config) -> dict[str, tuple[Any, Any]
     values_before = flatten(msgspec.to_builtins(before))
     values_after = flatten(msgspec.to_builtins(after))
     return {
-        name: (value, values_after.get(name))
+        name: (value, values_after[name])
         for name, value in values_before.items()
-        if value != values_after.get(name)
+        if name in values_after and value != values_after[name]
     }
 
 

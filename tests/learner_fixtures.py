@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 
-from config import Config, Endpoints, Job
+from config import AnyAlgorithm, AnyLoss, Config, Endpoints, Job
 from config.resolve import resolve
 from protocol.arrays import FLOAT32, INT32, UINT8, pack
 from protocol.messages import EpisodeKey, Response, Span, StopReason, Trajectory, Turn
@@ -37,6 +38,25 @@ def small_config(**settings: str) -> Config:
     return resolve(
         None, SMALL | {name.replace("__", "."): value for name, value in settings.items()}
     )
+
+
+ALGORITHMS = {kind.__struct_config__.tag: kind for kind in get_args(AnyAlgorithm)}
+LOSS_SETTINGS = {kind.__struct_config__.tag: kind for kind in get_args(AnyLoss)}
+
+
+def make_algorithm(name: str, **settings: object) -> AnyAlgorithm:
+    """Settings of an algorithm by its name, with those of `settings` that it has."""
+    return _with_own(ALGORITHMS[name], settings)
+
+
+def make_loss(name: str, **settings: object) -> AnyLoss:
+    """Settings of a loss by its name, with those of `settings` that it has."""
+    return _with_own(LOSS_SETTINGS[name], settings)
+
+
+def _with_own(kind: type, settings: dict[str, object]) -> Any:
+    own = kind.__struct_fields__
+    return kind(**{name: value for name, value in settings.items() if name in own})
 
 
 def job_in(directory: Path, config: Config) -> Job:

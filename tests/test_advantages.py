@@ -2,14 +2,22 @@
 
 import math
 from difflib import SequenceMatcher
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from learner_fixtures import make_algorithm, make_loss
 
-from config import LearnerSection
-from learner.advantages import ESTIMATORS, NEEDS_CRITIC, EpisodeReturns, GroupReturns
+from config import GigpoAlgorithm, LearnerSection
+from learner.advantages import (
+    ESTIMATORS,
+    NEEDS_CRITIC,
+    EpisodeReturns,
+    GroupReturns,
+    estimate_advantages,
+)
 from learner.advantages.gigpo import cluster_anchors, step_advantages
 
 ANCHORS = ["a", "b", "c"]
@@ -39,7 +47,7 @@ def episodes(draw) -> EpisodeReturns:
 
 groups = st.lists(episodes(), min_size=1, max_size=6).map(GroupReturns)
 settings = st.builds(
-    LearnerSection,
+    SimpleNamespace,
     normalize_advantages=st.booleans(),
     baseline_weighting=st.sampled_from(["turn", "episode"]),
     discount=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
@@ -63,7 +71,7 @@ def standing(value: float, values: list[float], normalise: bool) -> float:
     return (value - mean) / (math.sqrt(variance) + 1e-6)
 
 
-def grpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
+def grpo_reference(group: GroupReturns, s: SimpleNamespace) -> list[list[float]]:
     returns = [math.fsum(e.rewards) for e in group.episodes]
     compared = (
         returns
@@ -81,7 +89,7 @@ def grpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
     ]
 
 
-def rloo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
+def rloo_reference(group: GroupReturns, s: SimpleNamespace) -> list[list[float]]:
     returns = [math.fsum(e.rewards) for e in group.episodes]
     validity = [float(v) for e in group.episodes for v in e.valid]
     times = [len(e.rewards) if s.baseline_weighting == "turn" else 1 for e in group.episodes]
@@ -100,7 +108,7 @@ def rloo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
 
 
 def reinforce_pp_reference(
-    batch: list[GroupReturns], s: LearnerSection, baseline: bool
+    batch: list[GroupReturns], s: SimpleNamespace, baseline: bool
 ) -> list[list[list[float]]]:
     values = []
     for group in batch:
@@ -137,7 +145,7 @@ def reinforce_pp_reference(
     return out
 
 
-def gigpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]:
+def gigpo_reference(group: GroupReturns, s: SimpleNamespace) -> list[list[float]]:
     to_go = {
         (i, k): math.fsum(s.discount ** (j - k) * e.rewards[j] for j in range(k, len(e.rewards)))
         for i, e in enumerate(group.episodes)
@@ -154,7 +162,7 @@ def gigpo_reference(group: GroupReturns, s: LearnerSection) -> list[list[float]]
     return advantages
 
 
-def gae_reference(e: EpisodeReturns, s: LearnerSection) -> list[float]:
+def gae_reference(e: EpisodeReturns, s: SimpleNamespace) -> list[float]:
     """The sum of (discount lambda)^i times the errors of the values to come."""
     values = [*e.values, e.values[-1] if e.cut_off else 0.0]
     errors = [r + s.discount * values[k + 1] - values[k] for k, r in enumerate(e.rewards)]
@@ -164,7 +172,7 @@ def gae_reference(e: EpisodeReturns, s: LearnerSection) -> list[float]:
     ]
 
 
-def vtrace_reference(e: EpisodeReturns, s: LearnerSection) -> list[float]:
+def vtrace_reference(e: EpisodeReturns, s: SimpleNamespace) -> list[float]:
     """V_k + sum of discount^(j - k) c_k ... c_(j - 1) rho_j times the errors to come (eq. 1)."""
     values = [*e.values, e.values[-1] if e.cut_off else 0.0]
     rho, c = (
@@ -182,7 +190,7 @@ def vtrace_reference(e: EpisodeReturns, s: LearnerSection) -> list[float]:
     ]
 
 
-def valued_reference(batch: list[GroupReturns], s: LearnerSection) -> list[list[list[float]]]:
+def valued_reference(batch: list[GroupReturns], s: SimpleNamespace) -> list[list[list[float]]]:
     by_episode = []
     for e in (e for group in batch for e in group.episodes):
         if s.loss == "vtrace":
@@ -213,7 +221,7 @@ def valued_reference(batch: list[GroupReturns], s: LearnerSection) -> list[list[
 BY_GROUP = {"grpo": grpo_reference, "gigpo": gigpo_reference, "rloo": rloo_reference}
 
 
-def reference(name: str, batch: list[GroupReturns], s: LearnerSection) -> list[list[list[float]]]:
+def reference(name: str, batch: list[GroupReturns], s: SimpleNamespace) -> list[list[list[float]]]:
     if name in BY_GROUP:
         return [BY_GROUP[name](group, s) for group in batch]
     if name == "gae":
@@ -224,7 +232,11 @@ def reference(name: str, batch: list[GroupReturns], s: LearnerSection) -> list[l
 @pytest.mark.parametrize("name", ESTIMATORS)
 @given(batch=st.lists(groups, min_size=1, max_size=3), settings=settings)
 def test_estimator_equals_slow_reference(name, batch, settings):
-    computed = ESTIMATORS[name](batch, settings)
+    loss = settings.loss if name in NEEDS_CRITIC else "tis"
+    learner = LearnerSection(
+        algorithm=make_algorithm(name, **vars(settings)), loss=make_loss(loss, **vars(settings))
+    )
+    computed = estimate_advantages(batch, learner)
     expected = reference(name, batch, settings)
     for group, by_group in zip(computed, expected, strict=True):
         for episode, by_episode in zip(group, by_group, strict=True):
@@ -232,9 +244,9 @@ def test_estimator_equals_slow_reference(name, batch, settings):
             np.testing.assert_allclose(episode, by_episode, rtol=1e-5, atol=1e-6)
 
 
-def estimated(name: str, group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
+def estimated(name: str, group: GroupReturns, **settings: object) -> list[np.ndarray]:
     """Of a batch of one group."""
-    (advantages,) = ESTIMATORS[name]([group], settings)
+    (advantages,) = ESTIMATORS[name]([group], make_algorithm(name, **settings))
     return advantages
 
 
@@ -254,14 +266,14 @@ def test_equal_returns_give_exactly_zero():
     # gradient.
     group = GroupReturns([episode([0, 0, 0, 10]) for _ in range(3)])
     for name in set(ESTIMATORS) - NEEDS_CRITIC:
-        assert all((a == 0).all() for a in estimated(name, group, LearnerSection()))
+        assert all((a == 0).all() for a in estimated(name, group))
 
 
 def test_failures_that_differ_in_validity_alone_stay_small():
     group = GroupReturns([episode([0, 0], valid=[True, False]), episode([0, 0]), episode([0])])
     for name in ESTIMATORS:
         first, second, third = estimated(
-            name, group, LearnerSection(normalize_advantages=True, invalid_penalty=0.1)
+            name, group, normalize_advantages=True, invalid_penalty=0.1
         )
         np.testing.assert_allclose(
             np.concatenate([first, second, third]), [0.02, -0.08, 0.02, 0.02, 0.02], atol=1e-12
@@ -272,12 +284,12 @@ def test_anchor_seen_by_one_turn_gives_no_step_advantage():
     group = GroupReturns(
         [episode([0, 10], anchors=["a", "b"]), episode([0, 0], anchors=["c", "d"])]
     )
-    assert all(not a.any() for a in step_advantages(group, LearnerSection()))
+    assert all(not a.any() for a in step_advantages(group, GigpoAlgorithm()))
 
 
 def test_step_advantage_prefers_the_turn_nearer_to_the_reward():
     group = GroupReturns([episode([0, 0, 10], anchors=["a", "a", "b"])])
-    (advantages,) = step_advantages(group, LearnerSection(normalize_advantages=False, discount=0.5))
+    (advantages,) = step_advantages(group, GigpoAlgorithm(normalize_advantages=False, discount=0.5))
     np.testing.assert_allclose(advantages, [-1.25, 1.25, 0.0])
 
 
@@ -297,7 +309,7 @@ def test_turns_that_saw_nearly_the_same_are_compared_where_that_is_asked_for():
     )
     near, far = (
         step_advantages(
-            group, LearnerSection(normalize_advantages=False, discount=1.0, anchor_similarity=s)
+            group, GigpoAlgorithm(normalize_advantages=False, discount=1.0, anchor_similarity=s)
         )
         for s in (0.9, 0.91)
     )
@@ -335,6 +347,8 @@ def test_a_constant_added_to_every_return_changes_nothing(name, group, settings,
         ]
     )
     for before, after in zip(
-        estimated(name, group, settings), estimated(name, moved, settings), strict=True
+        estimated(name, group, **vars(settings)),
+        estimated(name, moved, **vars(settings)),
+        strict=True,
     ):
         np.testing.assert_allclose(before, after, atol=1e-6)

@@ -16,9 +16,16 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import config
-from config import Config, ConfigError
+from config import Config, ConfigError, MisLoss, TisLoss
 from config.defaults import OWN_MODEL_DEFAULTS, PRESETS, RATES, TINY_DEFAULTS, with_preset
-from config.options import SHORT_NAMES, all_settings, description, kind_of
+from config.options import (
+    SHORT_NAMES,
+    all_settings,
+    description,
+    kind_of,
+    tagged_sections,
+    values_of,
+)
 from config.resolve import from_dict, resolve, to_toml
 from supervisor.cli.help import print_help
 
@@ -81,7 +88,14 @@ def test_a_budget_of_thinking_that_no_response_reaches_is_refused() -> None:
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_every_number_has_bounds_and_so_refuses_nan(name: str) -> None:
-    assert name in refused(**{name: "nan"})
+    assert name in refused(**{name: "nan", **of_type(name)})
+
+
+def of_type(name: str) -> dict[str, str]:
+    """The type of a tagged section that has this setting."""
+    section, _, own = name.rpartition(".")
+    types = tagged_sections().get(section, {})
+    return {f"{section}.type": kind for kind, names in types.items() if own in names}
 
 
 @pytest.mark.parametrize(("short", "full"), SHORT_NAMES.items())
@@ -123,9 +137,9 @@ def test_a_model_of_ones_own_plays_an_environment_as_others_know_it(
         written(tmp_path, f'[env]\nname = "{environment}"\n[model]\nname = "{tmp_path}"')
     )
     values = {
-        full: value_of(config, full)
-        for full in all_settings()
-        if value_of(config, full) != value_of(Config(), full)
+        full: value
+        for full, value in values_of(config).items()
+        if value != value_of(Config(), full)
     }
     assert values == OWN_MODEL_DEFAULTS | {"env.name": environment, "model.name": str(tmp_path)}
 
@@ -206,8 +220,8 @@ def test_any_value_survives_toml(text: str, number: float, texts: list[str]) -> 
 
 def test_toml_describes_every_setting() -> None:
     lines = to_toml(Config()).splitlines()
-    for field in all_settings().values():
-        assert f"# {description(field)}" in lines
+    for name in values_of(Config()):
+        assert f"# {description(all_settings()[name])}" in lines
 
 
 def test_the_command_line_wins_over_the_file(tmp_path: Path) -> None:
@@ -306,7 +320,7 @@ def test_an_ill_typed_item_of_a_list_names_the_setting(tmp_path: Path) -> None:
     [
         ("engine.port", "65536"),
         ("learner.group_size", "1"),
-        ("learner.discount", "1.01"),
+        ("learner.algorithm.discount", "1.01"),
         ("run.max_minutes", "0"),
         ("run.seed", "-1"),
     ],
@@ -353,25 +367,25 @@ def test_settings_that_cannot_hold_together_are_both_named() -> None:
     ("together", "named", "instead"),
     [
         (
-            {"algorithm": "reinforce++", "learner__normalize_advantages": "false"},
-            "learner.normalize_advantages",
-            "true",
+            {"algorithm": "reinforce++", "learner__algorithm__normalize_advantages": "false"},
+            "learner.algorithm.normalize_advantages",
+            "gigpo or grpo or gae",
         ),
         ({"algorithm": "gigpo", "learner__loss": "vtrace"}, "learner.loss", "gae"),
         ({"learner__publish_lag": "2"}, "learner.publish_lag", "learner.max_staleness"),
         ({"learner__devices": "0,1"}, "learner.devices", "learner.ranks"),
         ({"learner__reference_every": "5"}, "learner.reference_every", "learner.kl_coef"),
         (
-            {"algorithm": "rloo", "learner__normalize_advantages": "true"},
-            "learner.normalize_advantages",
-            "false",
+            {"algorithm": "rloo", "learner__algorithm__normalize_advantages": "true"},
+            "learner.algorithm.normalize_advantages",
+            "gigpo or grpo or gae",
         ),
         (
             {"algorithm": "gae", "learner__filter_groups": "true"},
             "learner.filter_groups",
             "learner.algorithm gae",
         ),
-        ({"learner__mis_low": "0.1"}, "learner.mis_low", "learner.loss tis"),
+        ({"learner__loss__mis_low": "0.1"}, "learner.loss.mis_low", "learner.loss is tis"),
     ],
     ids=["reinforce++", "vtrace", "lag", "devices", "reference", "rloo", "filter", "correction"],
 )
@@ -407,6 +421,36 @@ def test_a_model_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     message = refused(model=str(tmp_path / "no-model"))
     assert message.startswith("model.name: ")
     assert "directory" in message
+
+
+@pytest.mark.parametrize(
+    "toml",
+    [
+        '[learner]\nloss = "mis"\n',
+        '[learner.loss]\ntype = "mis"\n',
+        '[learner.loss]\ntype = "mis"\nmis_low = 0.5\n',
+    ],
+)
+def test_a_tagged_section_is_chosen_by_its_type(tmp_path: Path, toml: str) -> None:
+    assert resolve(written(tmp_path, toml)).learner.loss == MisLoss()
+
+
+def test_a_type_on_the_command_line_replaces_a_files_and_its_settings(tmp_path: Path) -> None:
+    file = written(tmp_path, '[learner.loss]\ntype = "decoupled"\nclip_low = 0.1\ntis_cap = 3.0\n')
+    loss = resolve(file, {"learner.loss": "tis"}).learner.loss
+    assert loss == TisLoss(tis_cap=3.0)
+    assert "learner.loss.clip_low" in refused(
+        file, learner__loss="tis", learner__loss__clip_low="1"
+    )
+
+
+def test_a_section_inside_another_is_checked_as_all_are(tmp_path: Path) -> None:
+    assert "there is no setting control.t2po.alpa" in refused(
+        written(tmp_path, "[control.t2po]\nalpa = 1\n")
+    )
+    assert refused(written(tmp_path, "[control.t2po]\nalpha = 2\n")).startswith(
+        "control.t2po.alpha: expected "
+    )
 
 
 def test_a_file_that_does_not_exist_is_named(tmp_path: Path) -> None:

@@ -8,16 +8,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from learner_fixtures import make_loss
 
-from config import LearnerSection
+from config import MisLoss
 from learner.losses import LOSSES, Tokens
 from learner.losses.diagnostics import divergence, effective_sample_size, token_ages
 from learner.losses.kl import reference_kl
 from telemetry.analysis.collapse import collapse_signs
 
-SETTINGS = LearnerSection(
-    clip_low=0.2, clip_high=0.3, tis_cap=2.0, mis_low=0.5, mis_high=2.0, vtrace_rho=1.4
-)
+BOUNDS = {
+    "clip_low": 0.2,
+    "clip_high": 0.3,
+    "tis_cap": 2.0,
+    "mis_low": 0.5,
+    "mis_high": 2.0,
+    "vtrace_rho": 1.4,
+}
+SETTINGS = {name: make_loss(name, **BOUNDS) for name in LOSSES}
 
 LOG_RATIOS = [-3.0, -1.5, -0.5, -0.25, -0.05, 0.0, 0.1, 0.5, 1.0, 1.7]
 """On both sides of every bound, never on one, where a gradient is not defined."""
@@ -111,11 +118,11 @@ def cispo_reference(log_r, log_step, advantage, log_pi, turn):
 
 
 def vtrace_reference(log_r, log_step, advantage, log_pi, turn):
-    weight = min(math.exp(math.fsum(turn)), SETTINGS.vtrace_rho)
+    weight = min(math.exp(math.fsum(turn)), BOUNDS["vtrace_rho"])
     return (
         -weight * advantage * log_pi,
         -weight * advantage,
-        math.exp(math.fsum(turn)) > SETTINGS.vtrace_rho,
+        math.exp(math.fsum(turn)) > BOUNDS["vtrace_rho"],
         True,
     )
 
@@ -137,7 +144,7 @@ REFERENCES = {
 def test_correction_and_gradient_equal_the_textbook(name, rows):
     columns = list(zip(*rows, strict=True))
     tokens = tokens_of(columns)
-    loss, clipped, kept = LOSSES[name](tokens, SETTINGS)
+    loss, clipped, kept = LOSSES[name](tokens, SETTINGS[name])
     (gradient,) = torch.autograd.grad(loss.sum(), tokens.log_pi)
     for i, (log_pi, log_r, log_step, advantage, turn) in enumerate(rows):
         together = [other for other, of in zip(columns[1], columns[4], strict=True) if of == turn]
@@ -155,7 +162,9 @@ def test_the_gradient_of_a_turns_ratio_reaches_each_of_its_tokens(rows):
     log r of their turn)."""
     columns = list(zip(*rows, strict=True))
     tokens = tokens_of(columns)
-    (gradient,) = torch.autograd.grad(LOSSES["gspo"](tokens, SETTINGS).loss.sum(), tokens.log_pi)
+    (gradient,) = torch.autograd.grad(
+        LOSSES["gspo"](tokens, SETTINGS["gspo"]).loss.sum(), tokens.log_pi
+    )
     step = 1e-6
 
     def total(moved: int, by: float) -> float:
@@ -182,9 +191,9 @@ def test_a_turn_is_left_out_as_a_whole_by_its_geometric_mean():
     log_mu = torch.tensor([0.0, 0.0, 0.0, 0.0])
     log_pi = torch.tensor([2.0, -1.9, 1.0, 1.2], requires_grad=True)  # means 0.05 and 1.1
     tokens = Tokens(log_pi, log_mu, log_mu, torch.ones(4), torch.tensor([0, 0, 1, 1]), 2)
-    by_turn = LOSSES["mis"](tokens, LearnerSection(loss="mis", mis_level="turn"))
+    by_turn = LOSSES["mis"](tokens, MisLoss(mis_level="turn"))
     assert by_turn.kept.tolist() == [True, True, False, False]
-    assert LOSSES["mis"](tokens, LearnerSection(loss="mis")).kept.tolist() == [False] * 4
+    assert LOSSES["mis"](tokens, MisLoss()).kept.tolist() == [False] * 4
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -193,7 +202,7 @@ def test_on_policy_every_correction_is_the_policy_gradient(name):
     advantage = (
         torch.tensor([1.0, 1.0, 1.0]) if name == "gspo" else torch.tensor([1.0, -1.0, 0.5])
     )  # a turn has one advantage
-    loss, clipped, kept = LOSSES[name](on_policy(log_pi, advantage), SETTINGS)
+    loss, clipped, kept = LOSSES[name](on_policy(log_pi, advantage), SETTINGS[name])
     (gradient,) = torch.autograd.grad(loss.sum(), log_pi)
     torch.testing.assert_close(gradient, -advantage)
     assert not clipped.any() and kept.all()
@@ -204,7 +213,7 @@ def test_absurd_ratios_stay_finite(name):
     log_pi = torch.tensor([-0.001, -300.0], requires_grad=True)
     log_mu = torch.tensor([-300.0, -0.001])
     tokens = Tokens(log_pi, log_mu, log_mu, torch.tensor([-1.0, 1.0]), torch.tensor([0, 1]), 2)
-    loss = LOSSES[name](tokens, SETTINGS).loss
+    loss = LOSSES[name](tokens, SETTINGS[name]).loss
     (gradient,) = torch.autograd.grad(loss.sum(), log_pi)
     assert torch.isfinite(loss).all() and torch.isfinite(gradient).all()
 

@@ -23,7 +23,7 @@ VOCABULARY = 300
 @pytest.fixture(scope="module")
 def model():
     torch.set_num_threads(1)
-    return random_model(CONFIG.model, train_tokenizer(CONFIG.model, TURNS), seed=0)
+    return random_model(CONFIG.model.tiny, train_tokenizer(CONFIG.model.tiny, TURNS), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_an_episode_that_was_cut_off_is_judged_by_what_was_to_come(model, groups
     last = np.cumsum([len(episode.turns) for group in groups for episode in group]) - 1
     for i in last:
         assert cut_off[i].target - ended[i].target == pytest.approx(
-            CONFIG.learner.discount * ended[i].value
+            CONFIG.learner.algorithm.discount * ended[i].value
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from learner_fixtures import random_turn
+from learner_fixtures import make_algorithm, random_turn
 
 from config import LearnerSection
 from controller.responses import EMPTY_RESPONSE
@@ -271,7 +271,7 @@ def test_what_is_dropped_is_counted_once_whenever_a_run_is_resumed(
 def test_groups_are_filtered_by_what_the_algorithm_compares(
     algorithm: str, rewards: tuple[list[float], ...], dropped: bool
 ):
-    buffer = GroupBuffer(2, True, LearnerSection(algorithm=algorithm))
+    buffer = GroupBuffer(2, True, LearnerSection(algorithm=make_algorithm(algorithm)))
     for member, own in enumerate(rewards):
         turns = [
             msgspec.structs.replace(

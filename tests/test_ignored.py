@@ -1,20 +1,22 @@
-"""No setting of the loss is ignored without a word: for each algorithm and correction it changes
+"""No setting of the loss is ignored without a word: for each algorithm and loss it changes
 something, or is refused."""
-
-import re
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from learner_fixtures import small_config
+from learner_fixtures import make_algorithm, make_loss
 
-import learner
-from config import ConfigError, LearnerSection
-from config.ignored import USES, check_used
-from learner.advantages import ESTIMATORS, NEEDS_CRITIC, EpisodeReturns, GroupReturns
-from learner.advantages.gae import estimate_turns
+from config import Algorithm, ConfigError, GigpoAlgorithm, LearnerSection, Loss, PpoLoss
+from config.ignored import COMPARES_WITHIN_GROUP, check_used
+from learner.advantages import (
+    ESTIMATORS,
+    NEEDS_CRITIC,
+    EpisodeReturns,
+    GroupReturns,
+    estimate_advantages,
+    estimate_values,
+)
 from learner.losses import LOSSES, Tokens
 
 OTHERS = {
@@ -34,7 +36,7 @@ OTHERS = {
     "mis_level": "turn",
     "invalid_penalty": 0.5,
 }
-"""Setting of advantages or corrections -> a value that is not its default."""
+"""Setting of an algorithm or a loss -> a value that is not its default."""
 
 COMBINATIONS = [
     (name, other)
@@ -69,19 +71,15 @@ def batch() -> list[GroupReturns]:
     return [GroupReturns(first), GroupReturns(second)]
 
 
-def outcome(settings: LearnerSection) -> list[np.ndarray]:
+def outcome(learner: LearnerSection) -> list[np.ndarray]:
     """All that is computed with settings of the loss, of data that reach every bound."""
     groups = batch()
-    found = [
-        advantages
-        for group in ESTIMATORS[settings.algorithm](groups, settings)
-        for advantages in group
+    computed = [
+        advantages for group in estimate_advantages(groups, learner) for advantages in group
     ]
-    if settings.algorithm in NEEDS_CRITIC:
-        found += [
-            estimate_turns(episode, settings).targets
-            for group in groups
-            for episode in group.episodes
+    if learner.algorithm.type in NEEDS_CRITIC:
+        computed += [
+            estimate_values(episode, learner) for group in groups for episode in group.episodes
         ]
     log_pi = torch.linspace(-4.0, -0.5, 40, dtype=torch.float64)
     log_r = torch.linspace(-1.5, 1.5, 40, dtype=torch.float64)
@@ -89,26 +87,35 @@ def outcome(settings: LearnerSection) -> list[np.ndarray]:
     tokens = Tokens(
         log_pi, log_pi - log_r, log_pi - log_r.flip(0) / 2, advantage, torch.arange(40) // 4, 10
     )
-    return found + [values.numpy() for values in LOSSES[settings.loss](tokens, settings)]
+    losses = LOSSES[learner.loss.type](tokens, learner.loss)
+    return computed + [values.numpy() for values in losses]
 
 
-def refused(settings: LearnerSection) -> str:
+def refused(learner: LearnerSection) -> str:
     try:
-        check_used(settings)
+        check_used(learner)
     except ConfigError as error:
         return str(error)
     return ""
 
 
-@pytest.mark.parametrize(("algorithm", "correction"), COMBINATIONS)
-def test_each_setting_of_the_loss_changes_what_is_computed_or_is_refused(
-    algorithm: str, correction: str
-):
-    usual = small_config(learner__algorithm=algorithm, learner__loss=correction).learner
-    before = outcome(usual)
-    for name, value in OTHERS.items():
-        value = not usual.normalize_advantages if name == "normalize_advantages" else value
-        settings = msgspec.structs.replace(usual, **{name: value})
+def varied(learner: LearnerSection) -> dict[str, LearnerSection]:
+    """Setting of the algorithm or the loss -> the settings with another value of it."""
+    settings = {}
+    for part, own in (("algorithm", learner.algorithm), ("loss", learner.loss)):
+        for name in own.__struct_fields__:
+            if name == "value_learning_rate":
+                continue  # the value head's optimizer has it
+            other = msgspec.structs.replace(own, **{name: OTHERS[name]})
+            settings[f"{part}.{name}"] = msgspec.structs.replace(learner, **{part: other})
+    return settings
+
+
+@pytest.mark.parametrize(("algorithm", "loss"), COMBINATIONS)
+def test_each_setting_of_the_loss_changes_what_is_computed_or_is_refused(algorithm: str, loss: str):
+    learner = LearnerSection(algorithm=make_algorithm(algorithm), loss=make_loss(loss))
+    before = outcome(learner)
+    for name, settings in varied(learner).items():
         changed = any(
             not np.array_equal(a, b) for a, b in zip(before, outcome(settings), strict=True)
         )
@@ -117,20 +124,12 @@ def test_each_setting_of_the_loss_changes_what_is_computed_or_is_refused(
         assert not message or (f"learner.{name}" in message and algorithm in message)
 
 
-def test_each_setting_that_advantages_and_corrections_read_is_in_this_test():
-    sources = [
-        path
-        for part in ("advantages", "losses")
-        for path in (Path(learner.__file__).parent / part).glob("*.py")
-    ]
-    read = {name for path in sources for name in re.findall(r"\bsettings\.(\w+)", path.read_text())}
-    assert read - {"loss"} == set(OTHERS)
-    assert set(USES) - set(OTHERS) == {
-        "filter_groups",
-        "value_learning_rate",
-        "reference_every",
-        "lora_alpha",
-    }
+@pytest.mark.parametrize("names", [ESTIMATORS, LOSSES])
+def test_each_type_has_a_struct_of_settings(names: dict):
+    make = make_algorithm if names is ESTIMATORS else make_loss
+    base = Algorithm if names is ESTIMATORS else Loss
+    for name in names:
+        assert make(name).type == name and isinstance(make(name), base)
 
 
 @pytest.mark.parametrize("statistics", ["turn", "episode"])
@@ -140,41 +139,29 @@ def test_groups_are_filtered_only_where_a_group_of_equal_returns_teaches_nothing
 ):
     rng = np.random.default_rng(0)
     equal = GroupReturns([episode([7.0], ["x"], rng), episode([7.0], ["y"], rng)])
-    settings = LearnerSection(
-        algorithm=algorithm, baseline_weighting=statistics, invalid_penalty=0.0
-    )
+    settings = make_algorithm(algorithm, baseline_weighting=statistics, invalid_penalty=0.0)
     advantages = np.concatenate(ESTIMATORS[algorithm]([*batch(), equal], settings)[-1])
-    filtered = msgspec.structs.replace(
-        settings,
-        filter_groups=True,
-        baseline_weighting="turn",
-        normalize_advantages=algorithm != "rloo",
-    )
-    assert np.allclose(advantages, 0.0, atol=1e-12) == (refused(filtered) == "")
-
-
-@pytest.mark.parametrize("algorithm", ESTIMATORS)
-def test_the_value_heads_step_size_is_taken_where_there_is_a_value_head(algorithm: str):
-    usual = small_config(learner__algorithm=algorithm).learner
-    assert (refused(msgspec.structs.replace(usual, value_learning_rate=0.1)) == "") == (
-        algorithm in NEEDS_CRITIC
-    )
+    is_compared = algorithm in COMPARES_WITHIN_GROUP
+    assert np.allclose(advantages, 0.0, atol=1e-12) == is_compared
+    filtered = LearnerSection(algorithm=settings, filter_groups=True)
+    assert (refused(filtered) == "") == is_compared
 
 
 @pytest.mark.parametrize(
     ("name", "value", "switch"),
     [
-        ("tis_cap", 3.0, {"resampling": "weight"}),
+        ("resampling_cap", 3.0, {"resampling": "weight"}),
         ("lora_alpha", 8.0, {"lora_rank": 2}),
         ("reference_every", 3, {"kl_coef": 0.1}),
     ],
 )
 def test_a_setting_is_taken_with_the_one_that_it_is_for(name: str, value: float, switch: dict):
-    alone = LearnerSection(loss="ppo", **{name: value})
+    alone = LearnerSection(loss=PpoLoss(), **{name: value})
     assert f"learner.{name}" in refused(alone) and f"learner.{next(iter(switch))}" in refused(alone)
     assert refused(msgspec.structs.replace(alone, **switch)) == ""
 
 
 @pytest.mark.parametrize("name", ["discount", "anchor_similarity"])
 def test_settings_of_the_step_advantage_are_refused_where_it_weighs_nothing(name: str):
-    assert "learner.step_weight" in refused(LearnerSection(step_weight=0.0, **{name: 0.5}))
+    algorithm = GigpoAlgorithm(step_weight=0.0, **{name: 0.5})
+    assert "learner.algorithm.step_weight" in refused(LearnerSection(algorithm=algorithm))

@@ -12,6 +12,7 @@ from learner_fixtures import TURNS, job_in, random_group, small_config
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from config import GaeAlgorithm
 from learner import checkpoint, publish
 from learner.checkpoint_damage import describe_damage
 from learner.data.rollout_metrics import count_generated_tokens
@@ -27,7 +28,7 @@ VOCABULARY = 300
 
 @pytest.fixture
 def job(tmp_path):
-    build_tiny(tmp_path / "policy", CONFIG.model, TURNS, seed=0)
+    build_tiny(tmp_path / "policy", CONFIG.model.tiny, TURNS, seed=0)
     return job_in(tmp_path, CONFIG)
 
 
@@ -121,7 +122,7 @@ def test_what_was_explored_survives_a_resume(job):
 
 
 def test_the_value_head_survives_a_resume(job):
-    settings = msgspec.structs.replace(job.config.learner, algorithm="gae")
+    settings = msgspec.structs.replace(job.config.learner, algorithm=GaeAlgorithm())
     job = msgspec.structs.replace(job, config=msgspec.structs.replace(job.config, learner=settings))
     training = Training.begin(job, no_progress)
     training.update(groups(0))

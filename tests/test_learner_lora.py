@@ -35,7 +35,7 @@ CONFIG = small_config(
 
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
-    build_tiny(tmp_path / "policy", CONFIG.model, TURNS, seed=0)
+    build_tiny(tmp_path / "policy", CONFIG.model.tiny, TURNS, seed=0)
     return job_in(tmp_path, CONFIG)
 
 

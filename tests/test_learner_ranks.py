@@ -49,7 +49,7 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """CASE/one.pt and CASE/two.pt, and the checkpoints of two ranks."""
     directory = tmp_path_factory.mktemp("ranks")
     for case in CASES:
-        build_tiny(directory / case / "policy", config_of({}).model, TURNS, seed=0)
+        build_tiny(directory / case / "policy", config_of({}).model.tiny, TURNS, seed=0)
     run(directory, "one", 1)
     for case in CASES:
         shutil.rmtree(directory / case / "checkpoints")

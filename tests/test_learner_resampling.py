@@ -112,7 +112,7 @@ def test_the_weight_multiplies_the_advantage_only_when_asked():
     rate = stall_rate([t for e in group for t in e.turns])
     turns = [t for e in group for t in e.turns]
     expected = [
-        a * resampling_weight(t, rate, 2, LearnerSection().tis_cap)
+        a * resampling_weight(t, rate, 2, LearnerSection().resampling_cap)
         for a, t in zip(plain, turns, strict=True)
     ]
     weighted = [

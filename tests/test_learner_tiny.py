@@ -12,7 +12,7 @@ from learner.model.policy import load_policy, load_tokenizer
 from learner.warm_start.tiny import build_tiny, random_model, tags_in, train_tokenizer
 from protocol.prompting import Prompter
 
-MODEL = small_config().model
+MODEL = small_config().model.tiny
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_words_that_no_demonstration_has_are_the_same_tokens_wherever_they_stand
 
 
 def test_vocabulary_too_small_for_all_bytes_is_refused():
-    with pytest.raises(ValueError, match=r"model\.vocabulary"):
+    with pytest.raises(ValueError, match=r"model\.tiny\.vocabulary"):
         train_tokenizer(msgspec.structs.replace(MODEL, vocabulary=200), TURNS)
 
 
@@ -131,7 +131,7 @@ def test_weights_do_not_depend_on_the_number_of_threads(tokenizer, hidden):
 
 
 def test_failed_build_leaves_nothing(tmp_path):
-    with pytest.raises(ValueError, match=r"model\.vocabulary"):
+    with pytest.raises(ValueError, match=r"model\.tiny\.vocabulary"):
         build_tiny(
             tmp_path / "policy", msgspec.structs.replace(MODEL, vocabulary=200), TURNS, seed=0
         )

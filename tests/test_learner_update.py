@@ -6,8 +6,9 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from learner_fixtures import TURNS, random_group, small_config
+from learner_fixtures import TURNS, make_loss, random_group, small_config
 
+from config import MisLoss
 from learner.data.batching import collate
 from learner.data.samples import TrainingSample, build_samples
 from learner.losses import LOSSES
@@ -23,7 +24,7 @@ VOCABULARY = 300
 @pytest.fixture(scope="module")
 def model():
     torch.set_num_threads(1)
-    return random_model(CONFIG.model, train_tokenizer(CONFIG.model, TURNS), seed=0)
+    return random_model(CONFIG.model.tiny, train_tokenizer(CONFIG.model.tiny, TURNS), seed=0)
 
 
 def updater(model, temperature=1.0, seed=0, **settings) -> Updater:
@@ -78,7 +79,7 @@ def test_log_probs_are_those_of_the_whole_model(model, temperature):
 @pytest.mark.parametrize(
     "settings",
     [
-        *({"loss": name} for name in LOSSES),
+        *({"loss": make_loss(name)} for name in LOSSES),
         {"loss_reduction": "turn"},
         {"loss_reduction": "constant"},
         {"kl_coef": 0.5},
@@ -99,7 +100,7 @@ def test_micro_batch_size_does_not_change_the_gradient(model, settings):
 
 
 def test_layers_without_kept_activations_have_the_same_gradient(tmp_path):
-    build_tiny(tmp_path / "policy", CONFIG.model, TURNS, seed=0)
+    build_tiny(tmp_path / "policy", CONFIG.model.tiny, TURNS, seed=0)
     models = [load_policy(tmp_path / "policy", gradient_checkpointing=on) for on in (False, True)]
     assert [qwen3.applies_to(m) for m in models] == [True, False]
     first, second = (gradients_of(updater(m, minibatches=1), batch()) for m in models)
@@ -134,7 +135,7 @@ def test_in_bfloat16_only_the_layers_products_are(model, own_forward, monkeypatc
 def test_the_order_of_turns_does_not_change_the_gradient(model, name):
     samples = batch()
     first, second = (
-        gradients_of(updater(model, minibatches=1, loss=name), order)
+        gradients_of(updater(model, minibatches=1, loss=make_loss(name)), order)
         for order in (samples, samples[::-1])
     )
     for parameter, gradient in first.items():
@@ -161,11 +162,11 @@ OTHER = 1.5
         {},
         {"loss_reduction": "turn"},
         {"loss_reduction": "constant"},
-        {"loss": "mis", "mis_low": 0.9, "mis_high": 1.1},
+        {"loss": MisLoss(mis_low=0.9, mis_high=1.1)},
         {"entropy_coef": 0.3},
         {"kl_coef": 0.3},
-        {"loss": "mis", "mis_low": 0.9, "mis_high": 1.1, "loss_reduction": "turn"},
-        {"loss": "mis", "mis_low": 0.9, "mis_high": 1.1, "kl_coef": 0.3, "entropy_coef": 0.3},
+        {"loss": MisLoss(mis_low=0.9, mis_high=1.1), "loss_reduction": "turn"},
+        {"loss": MisLoss(mis_low=0.9, mis_high=1.1), "kl_coef": 0.3, "entropy_coef": 0.3},
         {"kl_coef": 0.3, "loss_reduction": "turn"},
     ],
     ids=lambda settings: "-".join(settings) or "token",
@@ -204,17 +205,19 @@ def test_gradient_is_that_of_the_formula(model, settings):
                 regularizers = (
                     regularizers + s.kl_coef * ratio * (log_pi.detach() - log_reference) * log_pi
                 )
-            if s.loss == "mis" and not s.mis_low <= ratio <= s.mis_high:
+            if s.loss.type == "mis" and not s.loss.mis_low <= ratio <= s.loss.mis_high:
                 continue
             of_turn.append(
-                -(ratio if s.loss == "mis" else min(ratio, s.tis_cap)) * sample.advantage * log_pi
+                -(ratio if s.loss.type == "mis" else min(ratio, s.loss.tis_cap))
+                * sample.advantage
+                * log_pi
             )
         kept += len(of_turn)
         total = total + sum(of_turn) / (max(1, len(of_turn)) if s.loss_reduction == "turn" else 1)
         total = total + regularizers / (sample.trained_tokens if s.loss_reduction == "turn" else 1)
         regularizers = 0.0
         masked_turns += sample.needs_compute and not of_turn
-    assert 0 < kept < sum(sample.trained_tokens for sample in samples) or s.loss != "mis"
+    assert 0 < kept < sum(sample.trained_tokens for sample in samples) or s.loss.type != "mis"
     turns = sum(sample.trained_tokens > 0 for sample in samples) - (
         masked_turns if s.loss_reduction == "turn" else 0
     )
@@ -242,7 +245,7 @@ def test_the_proximal_policy_is_that_of_the_start_of_the_update(model):
     With one alone, the decoupled correction is TIS.
     """
     ends = [
-        updater(model, minibatches=1, learning_rate=1e-3, loss=name)
+        updater(model, minibatches=1, learning_rate=1e-3, loss=make_loss(name))
         for name in ("decoupled", "tis")
     ]
     for u in ends:

@@ -1,32 +1,32 @@
-"""Advantage estimators, by the name that `learner.algorithm` gives: one file each.
+"""Advantage estimators, by the name that `learner.algorithm.type` gives: one file each.
 
-Each is a function (groups of a batch, settings) -> a list per group of float64 [K] per episode.
+Each is a function (groups of a batch, its own settings) -> a list per group of float64 [K] per
+episode.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from config import LearnerSection
-from learner.advantages.gae import gae
+from config import AnyAlgorithm, LearnerSection, VtraceLoss
+from learner.advantages.gae import estimate_turns, gae
 from learner.advantages.gigpo import gigpo
 from learner.advantages.grpo import grpo
 from learner.advantages.reinforce_pp import reinforce_pp, reinforce_pp_baseline
 from learner.advantages.returns import EpisodeReturns, GroupReturns
 from learner.advantages.rloo import rloo
 
-Estimator = Callable[[Sequence[GroupReturns], LearnerSection], list[list[np.ndarray]]]
-GroupEstimator = Callable[[GroupReturns, LearnerSection], list[np.ndarray]]
+Estimator = Callable[[Sequence[GroupReturns], Any], list[list[np.ndarray]]]
+GroupEstimator = Callable[[GroupReturns, Any], list[np.ndarray]]
 
 
 def _by_group(estimate_group: GroupEstimator) -> Estimator:
     """Make an estimator of one that compares within a group."""
 
-    def estimate(
-        groups: Sequence[GroupReturns], settings: LearnerSection
-    ) -> list[list[np.ndarray]]:
+    def estimate(groups: Sequence[GroupReturns], settings: AnyAlgorithm) -> list[list[np.ndarray]]:
         return [estimate_group(group, settings) for group in groups]
 
     return estimate
@@ -44,4 +44,28 @@ ESTIMATORS: dict[str, Estimator] = {
 NEEDS_CRITIC = frozenset({"gae"})
 """Estimators that need a value head, which costs a further forward pass over the prompts."""
 
-__all__ = ["ESTIMATORS", "NEEDS_CRITIC", "EpisodeReturns", "Estimator", "GroupReturns"]
+
+def estimate_advantages(
+    groups: Sequence[GroupReturns], learner: LearnerSection
+) -> list[list[np.ndarray]]:
+    """Return the advantages of a batch by the learner's algorithm, which V-trace may correct."""
+    if isinstance(learner.loss, VtraceLoss):
+        return gae(groups, learner.algorithm, learner.loss)
+    return ESTIMATORS[learner.algorithm.type](groups, learner.algorithm)
+
+
+def estimate_values(episode: EpisodeReturns, learner: LearnerSection) -> np.ndarray:
+    """Return what the value head's values of an episode's turns should have been."""
+    correction = learner.loss if isinstance(learner.loss, VtraceLoss) else None
+    return estimate_turns(episode, learner.algorithm, correction).targets
+
+
+__all__ = [
+    "ESTIMATORS",
+    "NEEDS_CRITIC",
+    "EpisodeReturns",
+    "Estimator",
+    "GroupReturns",
+    "estimate_advantages",
+    "estimate_values",
+]

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from config import LearnerSection
+from config import GaeAlgorithm, VtraceLoss
 from learner.advantages.returns import (
     EpisodeReturns,
     GroupReturns,
@@ -27,13 +27,17 @@ from learner.advantages.returns import (
 from learner.advantages.vtrace import vtrace
 
 
-def gae(groups: Sequence[GroupReturns], settings: LearnerSection) -> list[list[np.ndarray]]:
+def gae(
+    groups: Sequence[GroupReturns], settings: GaeAlgorithm, correction: VtraceLoss | None = None
+) -> list[list[np.ndarray]]:
     """Return the advantages, with the penalty of invalid turns.
 
     With `normalise` they are centered over the batch's turns and divided by their deviation.
     """
     episodes = [episode for group in groups for episode in group.episodes]
-    flat = np.concatenate([estimate_turns(episode, settings).advantages for episode in episodes])
+    flat = np.concatenate(
+        [estimate_turns(episode, settings, correction).advantages for episode in episodes]
+    )
     if settings.normalize_advantages:
         flat = standardize(flat, normalise=True)
     flat = flat + np.concatenate([validity_penalties(group, settings) for group in groups])
@@ -42,10 +46,12 @@ def gae(groups: Sequence[GroupReturns], settings: LearnerSection) -> list[list[n
     return [[next(by_episode) for _ in group.episodes] for group in groups]
 
 
-def estimate_turns(episode: EpisodeReturns, settings: LearnerSection) -> TurnEstimates:
-    """Return V-trace's estimates where `correction` is vtrace, else GAE and the lambda-returns."""
-    if settings.loss == "vtrace":
-        return vtrace(episode, settings)
+def estimate_turns(
+    episode: EpisodeReturns, settings: GaeAlgorithm, correction: VtraceLoss | None = None
+) -> TurnEstimates:
+    """Return V-trace's estimates with a `correction`, else GAE and the lambda-returns."""
+    if correction is not None:
+        return vtrace(episode, settings, correction)
     next_values = np.append(episode.values[1:], episode.final_value)
     errors = episode.rewards + settings.discount * next_values - episode.values
     advantages = np.zeros(len(errors))

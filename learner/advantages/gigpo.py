@@ -11,12 +11,12 @@ from difflib import SequenceMatcher
 
 import numpy as np
 
-from config import LearnerSection
+from config import GigpoAlgorithm
 from learner.advantages.grpo import grpo
 from learner.advantages.returns import GroupReturns, standardize
 
 
-def gigpo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
+def gigpo(group: GroupReturns, settings: GigpoAlgorithm) -> list[np.ndarray]:
     """Return A = A_episode + omega A_step, where omega is `step_weight`."""
     by_episode = grpo(group, settings)
     by_step = step_advantages(group, settings)
@@ -26,7 +26,7 @@ def gigpo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
     ]
 
 
-def step_advantages(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
+def step_advantages(group: GroupReturns, settings: GigpoAlgorithm) -> list[np.ndarray]:
     """Compare each turn's discounted return with those of all turns with a similar anchor.
 
     A turn alone has 0. An episode may be in a cluster more than once: it came back to what it had

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from config import LearnerSection
+from config import GigpoAlgorithm, GrpoAlgorithm
 from learner.advantages.returns import (
     GroupReturns,
     broadcast_to_turns,
@@ -16,7 +16,7 @@ from learner.advantages.returns import (
 )
 
 
-def grpo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
+def grpo(group: GroupReturns, settings: GrpoAlgorithm | GigpoAlgorithm) -> list[np.ndarray]:
     """Return the episode's advantage for each of its turns, less the penalty of invalid turns.
 
     With `statistics` "episode", mean and standard deviation are over the episodes' returns, one

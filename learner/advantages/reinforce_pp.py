@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from config import LearnerSection
+from config import ReinforcePlusPlusAlgorithm, ReinforcePlusPlusBaselineAlgorithm
 from learner.advantages.returns import (
     GroupReturns,
     broadcast_to_turns,
@@ -22,14 +22,14 @@ from learner.advantages.returns import (
 
 
 def reinforce_pp(
-    groups: Sequence[GroupReturns], settings: LearnerSection
+    groups: Sequence[GroupReturns], settings: ReinforcePlusPlusAlgorithm
 ) -> list[list[np.ndarray]]:
     """Return each episode's return less the batch's mean, over the batch's deviation."""
     return _standardize_over_batch(groups, [group.returns for group in groups], settings)
 
 
 def reinforce_pp_baseline(
-    groups: Sequence[GroupReturns], settings: LearnerSection
+    groups: Sequence[GroupReturns], settings: ReinforcePlusPlusBaselineAlgorithm
 ) -> list[list[np.ndarray]]:
     """Return the same, of returns less their group's mean.
 
@@ -45,7 +45,9 @@ def reinforce_pp_baseline(
 
 
 def _standardize_over_batch(
-    groups: Sequence[GroupReturns], values: Sequence[np.ndarray], settings: LearnerSection
+    groups: Sequence[GroupReturns],
+    values: Sequence[np.ndarray],
+    settings: ReinforcePlusPlusAlgorithm | ReinforcePlusPlusBaselineAlgorithm,
 ) -> list[list[np.ndarray]]:
     """Standardize over the batch, each value once an episode or once a turn (`statistics`).
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from config import LearnerSection
+from config import Algorithm
 from telemetry.analysis.exploration import equal_returns
 
 EPSILON = 1e-6
@@ -101,7 +101,7 @@ def broadcast_to_turns(
     return np.split(flat, np.cumsum(turn_counts)[:-1])
 
 
-def validity_penalties(group: GroupReturns, settings: LearnerSection) -> np.ndarray:
+def validity_penalties(group: GroupReturns, settings: Algorithm) -> np.ndarray:
     """Put turns without a valid action `invalid_penalty` below the others, float64 [sum K].
 
     The penalties are centered over the group's turns.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from config import LearnerSection
+from config import RlooAlgorithm
 from learner.advantages.returns import (
     GroupReturns,
     broadcast_to_turns,
@@ -16,7 +16,7 @@ from learner.advantages.returns import (
 )
 
 
-def rloo(group: GroupReturns, settings: LearnerSection) -> list[np.ndarray]:
+def rloo(group: GroupReturns, settings: RlooAlgorithm) -> list[np.ndarray]:
     """Return R_i - mean of R_j, j != i, for each turn of the episode. An episode alone has 0.
 
     It is unbiased, and never divided by a deviation. With `statistics` "turn", the others' mean

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from config import LearnerSection
+from config import GaeAlgorithm, VtraceLoss
 from learner.advantages.returns import EpisodeReturns, TurnEstimates
 from learner.losses.ratio import MAX_LOG_RATIO
 
 
-def vtrace(episode: EpisodeReturns, settings: LearnerSection) -> TurnEstimates:
+def vtrace(
+    episode: EpisodeReturns, settings: GaeAlgorithm, correction: VtraceLoss
+) -> TurnEstimates:
     """Return advantages r_k + discount v_(k+1) - V_k and targets v_k.
 
     v_k = V_k + rho_k d_k + discount c_k (v_(k+1) - V_(k+1)), d_k = r_k + discount V_(k+1) - V_k,
@@ -21,13 +23,13 @@ def vtrace(episode: EpisodeReturns, settings: LearnerSection) -> TurnEstimates:
     does that.
     """
     ratio = np.exp(np.clip(episode.log_ratios, -MAX_LOG_RATIO, MAX_LOG_RATIO))
-    rho = np.minimum(ratio, settings.vtrace_rho)
-    c = np.minimum(ratio, settings.vtrace_c)
+    rho = np.minimum(ratio, correction.vtrace_rho)
+    c = np.minimum(ratio, correction.vtrace_c)
     values = np.append(episode.values, episode.final_value)
     targets = values.copy()
     for k in reversed(range(len(episode.rewards))):
         error = episode.rewards[k] + settings.discount * values[k + 1] - values[k]
-        correction = settings.discount * c[k] * (targets[k + 1] - values[k + 1])
-        targets[k] = values[k] + rho[k] * error + correction
+        later = settings.discount * c[k] * (targets[k + 1] - values[k + 1])
+        targets[k] = values[k] + rho[k] * error + later
     advantages = episode.rewards + settings.discount * targets[1:] - values[:-1]
     return TurnEstimates(advantages, targets=targets[:-1])

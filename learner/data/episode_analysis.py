@@ -28,7 +28,7 @@ def turn_advantages(
 
     It is empty for an estimator that looks beyond the group.
     """
-    if settings.algorithm not in WITHIN_GROUP:
+    if settings.algorithm.type not in WITHIN_GROUP:
         return {}
     played = [episode for episode in group if episode.drop_reason is None]
     advantages = iter([sample.advantage for sample in build_samples([played], 0, settings)])

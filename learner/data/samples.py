@@ -9,8 +9,14 @@ import msgspec
 import numpy as np
 
 from config import ControlSection, LearnerSection
-from learner.advantages import ESTIMATORS, NEEDS_CRITIC, EpisodeReturns, GroupReturns
-from learner.advantages.gae import estimate_turns
+from learner.advantages import (
+    ESTIMATORS,
+    NEEDS_CRITIC,
+    EpisodeReturns,
+    GroupReturns,
+    estimate_advantages,
+    estimate_values,
+)
 from learner.data.resampling import resampling_weight, stall_rate
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
 from protocol.messages import Span, StopReason, Trajectory, Turn
@@ -112,8 +118,8 @@ def is_informative(group: Sequence[Trajectory], settings: LearnerSection) -> boo
     """
     played = [episode for episode in group if episode.drop_reason is None]
     returns = GroupReturns([_rewards_of(episode.turns) for episode in played])
-    without_penalty = msgspec.structs.replace(settings, invalid_penalty=0.0)
-    (by_episode,) = ESTIMATORS[settings.algorithm]([returns], without_penalty)
+    without_penalty = msgspec.structs.replace(settings.algorithm, invalid_penalty=0.0)
+    (by_episode,) = ESTIMATORS[without_penalty.type]([returns], without_penalty)
     return any(advantages.any() for advantages in by_episode)
 
 
@@ -165,16 +171,16 @@ def _rewards_of(turns: Sequence[Turn]) -> EpisodeReturns:
 
 def _estimate_advantages(returns: Sequence[GroupReturns], settings: LearnerSection) -> np.ndarray:
     """Return the advantage of each turn of the batch."""
-    by_group = ESTIMATORS[settings.algorithm](returns, settings)
+    by_group = estimate_advantages(returns, settings)
     return np.concatenate([advantages for group in by_group for advantages in group])
 
 
 def _value_targets(returns: Sequence[GroupReturns], settings: LearnerSection) -> np.ndarray:
     """Return what the value of each turn's state should have been; 0 without a value head."""
     episodes = [episode for group in returns for episode in group.episodes]
-    if settings.algorithm not in NEEDS_CRITIC:
+    if settings.algorithm.type not in NEEDS_CRITIC:
         return np.zeros(sum(len(episode.rewards) for episode in episodes))
-    return np.concatenate([estimate_turns(episode, settings).targets for episode in episodes])
+    return np.concatenate([estimate_values(episode, settings) for episode in episodes])
 
 
 def _resampling_weights(
@@ -185,7 +191,7 @@ def _resampling_weights(
         return [1.0] * len(turns)
     rate = stall_rate(turns)
     return [
-        resampling_weight(turn, rate, control.t2po.max_resamples, settings.tis_cap)
+        resampling_weight(turn, rate, control.t2po.max_resamples, settings.resampling_cap)
         for turn in turns
     ]
 

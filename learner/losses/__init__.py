@@ -1,14 +1,14 @@
-"""Policy-gradient losses, by the name that `learner.loss` gives: one file each.
+"""Policy-gradient losses, by the name that `learner.loss.type` gives: one file each.
 
-Each is a function (tokens, settings) -> TokenLoss. They differ in how they correct for tokens that
-an older policy sampled.
+Each is a function (tokens, its own settings) -> TokenLoss. They differ in how they correct for
+tokens that an older policy sampled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from config import LearnerSection
 from learner.losses.cispo import cispo
 from learner.losses.decoupled import decoupled
 from learner.losses.gspo import gspo
@@ -19,7 +19,7 @@ from learner.losses.tokens import TokenLoss, Tokens
 from learner.losses.truncated_is import truncated_is
 from learner.losses.vtrace import vtrace
 
-LossFunction = Callable[[Tokens, LearnerSection], TokenLoss]
+LossFunction = Callable[[Tokens, Any], TokenLoss]
 
 LOSSES: dict[str, LossFunction] = {
     "reinforce": reinforce,

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import torch
 
-from config import LearnerSection
+from config import CispoLoss
 from learner.losses.ratio import log_ratio
 from learner.losses.tokens import TokenLoss, Tokens
 
 
-def cispo(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
+def cispo(tokens: Tokens, settings: CispoLoss) -> TokenLoss:
     """Return -w A log pi with w = clip(pi/mu, 1 - clip_low, 1 + clip_high), held constant."""
     ratio = torch.exp(log_ratio(tokens.log_pi, tokens.log_mu).detach())
     weight = ratio.clamp(1 - settings.clip_low, 1 + settings.clip_high)

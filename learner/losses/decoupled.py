@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import torch
 
-from config import LearnerSection
+from config import DecoupledLoss
 from learner.losses.ratio import clipped_surrogate, log_ratio
 from learner.losses.tokens import TokenLoss, Tokens
 
 
-def decoupled(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
+def decoupled(tokens: Tokens, settings: DecoupledLoss) -> TokenLoss:
     """Return min(pi_prox/mu, tis_cap), held constant, times the surrogate of pi/pi_prox.
 
     A token is clipped where one of the two bounds holds.

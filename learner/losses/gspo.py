@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import torch
 
-from config import LearnerSection
+from config import GspoLoss
 from learner.losses.ratio import clipped_surrogate, log_ratio
 from learner.losses.tokens import TokenLoss, Tokens
 
 
-def gspo(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
+def gspo(tokens: Tokens, settings: GspoLoss) -> TokenLoss:
     """Return the surrogate of s = exp(mean over the turn of log(pi/mu)).
 
     All tokens of a turn share s, and its gradient reaches each of them.

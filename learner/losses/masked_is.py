@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import torch
 
-from config import LearnerSection
+from config import MisLoss
 from learner.losses.ratio import log_ratio
 from learner.losses.tokens import TokenLoss, Tokens
 
 
-def masked_is(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
+def masked_is(tokens: Tokens, settings: MisLoss) -> TokenLoss:
     """Return -w A log pi with w = pi/mu, held constant, where mis_low <= ratio <= mis_high.
 
     The ratio is the token's, or by `mis_level` that of its turn.

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import torch
 
-from config import LearnerSection
+from config import PpoLoss
 from learner.losses.ratio import clipped_surrogate, log_ratio
 from learner.losses.tokens import TokenLoss, Tokens
 
 
-def ppo(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
+def ppo(tokens: Tokens, settings: PpoLoss) -> TokenLoss:
     """Return the surrogate of r = pi/mu."""
     ratio = torch.exp(log_ratio(tokens.log_pi, tokens.log_mu))
     loss, clipped = clipped_surrogate(ratio, tokens.advantage, settings)

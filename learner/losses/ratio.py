@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from config import LearnerSection
+from config import ClippedLoss
 
 MAX_LOG_RATIO = 20.0
 """Bound on the log ratio: exp() of more overflows once it is squared and summed in float32.
@@ -23,7 +23,7 @@ def log_ratio(log_pi: Tensor, log_mu: Tensor) -> Tensor:
 
 
 def clipped_surrogate(
-    ratio: Tensor, advantage: Tensor, settings: LearnerSection
+    ratio: Tensor, advantage: Tensor, settings: ClippedLoss
 ) -> tuple[Tensor, Tensor]:
     """Return -min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) [N], and where a bound holds [N].
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import torch
 
-from config import LearnerSection
+from config import ReinforceLoss
 from learner.losses.tokens import TokenLoss, Tokens
 
 
-def reinforce(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
+def reinforce(tokens: Tokens, settings: ReinforceLoss) -> TokenLoss:
     """Return -A log pi."""
     loss = -tokens.advantage * tokens.log_pi
     nowhere = torch.zeros_like(loss, dtype=torch.bool)

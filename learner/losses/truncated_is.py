@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import torch
 
-from config import LearnerSection
+from config import TisLoss
 from learner.losses.ratio import log_ratio
 from learner.losses.tokens import TokenLoss, Tokens
 
 
-def truncated_is(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
+def truncated_is(tokens: Tokens, settings: TisLoss) -> TokenLoss:
     """Return -w A log pi, with w = min(pi/mu, tis_cap) held constant.
 
     Tokens whose weight was truncated are clipped. None loses its gradient; an old one only counts

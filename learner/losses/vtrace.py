@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import torch
 
-from config import LearnerSection
+from config import VtraceLoss
 from learner.losses.ratio import MAX_LOG_RATIO, log_ratio
 from learner.losses.tokens import TokenLoss, Tokens
 
 
-def vtrace(tokens: Tokens, settings: LearnerSection) -> TokenLoss:
+def vtrace(tokens: Tokens, settings: VtraceLoss) -> TokenLoss:
     """Return -rho A log pi, with rho = min(product over the turn of pi/mu, vtrace_rho).
 
     rho is held constant. Tokens of a turn whose ratio was truncated are clipped.

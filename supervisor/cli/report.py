@@ -232,7 +232,7 @@ def _compute_advantages(
 ) -> dict[EpisodeKey, Sequence[float]]:
     """Advantages of the turns of chosen episodes, where they follow from an episode's group."""
     learner = job.config.learner
-    if learner.algorithm not in WITHIN_GROUP:
+    if learner.algorithm.type not in WITHIN_GROUP:
         return {}
     record_of_group = {
         episode.key.group: number
