@@ -49,7 +49,7 @@ METRICS: dict[str, Metric] = {
     "reward": Metric(
         "1", "policy", "value", "Mean return of an episode, as the environment gives it"
     ),
-    "turns": Metric("1", "policy", "value", "Mean turns of an episode"),
+    "turns": Metric("turns", "policy", "value", "Mean turns of an episode"),
     "overflowed_share": Metric(
         "share",
         "policy",
@@ -206,9 +206,11 @@ METRICS: dict[str, Metric] = {
         "value",
         "Distinct (state, action) pairs of the batch for 1,000 generated tokens",
     ),
-    "known_states": Metric("1", "exploration", "value", "Distinct states since the run started"),
+    "known_states": Metric(
+        "states", "exploration", "value", "Distinct states since the run started"
+    ),
     "known_pairs": Metric(
-        "1", "exploration", "value", "Distinct (state, action) pairs since the run started"
+        "pairs", "exploration", "value", "Distinct (state, action) pairs since the run started"
     ),
     "novel_states": Metric(
         "share",
@@ -345,7 +347,7 @@ METRICS: dict[str, Metric] = {
     ),
     # --- queues and loops
     "queue_trajectories": Metric(
-        "1", "queues", "latest", "Finished episodes in the learner, not yet trained on"
+        "episodes", "queues", "latest", "Finished episodes in the learner, not yet trained on"
     ),
     "queue_leases": Metric("1", "queues", "latest", "Admitted episodes that no actor has yet"),
     "episodes_in_flight": Metric(

@@ -321,6 +321,34 @@ async def test_text_from_a_run_stays_text_in_a_browser(tmp_path: Path) -> None:
         )
 
 
+async def test_the_first_line_says_the_state_and_the_next_step(tmp_path: Path) -> None:
+    async with serving(tmp_path) as (address, _), browsing() as page:
+        await page.goto(address)
+        line = await until(
+            page,
+            "document.querySelector('#next').textContent && "
+            "document.querySelector('.headline').textContent",
+        )
+    words = " ".join(line.split())
+    assert words.startswith(f"{tmp_path.name} starting starting Next: ")
+
+
+async def test_a_table_of_the_dashboard_stays_sorted_when_it_is_filled_anew(
+    tmp_path: Path,
+) -> None:
+    actors = [{"name": f"actor-{n}", "episodes": n, "silent": 0.5} for n in (2, 10, 1)]
+    state = STATE | {"actors": actors}
+    read = "[...document.querySelectorAll('#actors tbody tr')].map(r => r.cells[1].textContent)"
+    async with serving(tmp_path, state=state) as (address, _), browsing() as page:
+        await page.goto(address)
+        await until(page, f"{read}.length === 3")
+        await page.click("#actors th button:text-is('episodes')")
+        assert await page.evaluate(read) == ["1", "2", "10"]
+        actors.append({"name": "actor-5", "episodes": 5, "silent": 0.5})
+        await until(page, f"{read}.length === 4")
+        assert await page.evaluate(read) == ["1", "2", "5", "10"]
+
+
 @pytest.mark.slow
 async def test_a_run_is_seen_while_it_goes_on(tmp_path: Path, imitating: dict[str, str]) -> None:
     """Live tokens with their uncertainty, decisions, the engine and the actors; and the run ends

@@ -21,7 +21,13 @@ from supervisor.cli.main import main
 from supervisor.cli.report import EPISODES_SEARCHED, group_at, sample_episodes
 from supervisor.recording import EPISODES_DIR, read_episodes
 from telemetry.analysis.compare_runs import area_by_tokens
-from telemetry.html.episode_view import build_episode_view, describe_outcome
+from telemetry.html.episode_view import (
+    AttemptView,
+    EpisodeView,
+    TurnView,
+    build_episode_view,
+    describe_outcome,
+)
 from telemetry.html.report import AROUND, RunData, differing_settings, render_report
 from telemetry.sinks.metrics_file import read_metrics
 
@@ -266,6 +272,109 @@ def test_a_browser_shows_every_point_and_the_intervention_where_the_record_says(
     mark = page.query_selector(".turn >> nth=0 >> .attempt:not(.rejected) .chart .mark title")
     cut = next(event for event in episode.turns[0].kept.events if event.kind == "intervene")
     assert f"at token {cut.position}" in mark.text_content()
+
+
+def open_page(page, path: Path, runs: list[RunData]) -> None:
+    """Opens a report of the runs in the browser."""
+    path.write_text(render_report(runs))
+    page.goto(path.as_uri())
+
+
+def visible_labels(page) -> list[str]:
+    return page.eval_on_selector_all(
+        ".x-label", "labels => labels.filter(l => l.checkVisibility()).map(l => l.textContent)"
+    )
+
+
+def test_every_chart_is_drawn_once_over_the_x_axis_that_is_chosen(tmp_path: Path, page) -> None:
+    records = [
+        {"kind": "update", "update": u, "wall_seconds": 60.0 * u, "training_tokens": 100 * u}
+        | {"success": 0.5, "reward": 1.0}
+        for u in (1, 2, 3)
+    ]
+    open_page(page, tmp_path / "page.html", [RunData("run", records, {})])
+    assert visible_labels(page) == ["updates"] * 2
+    for key, label in (("tokens", "tokens generated for training"), ("updates", "updates")):
+        page.click(f"label:has(#x-{key})")
+        assert visible_labels(page) == [label] * 2
+
+
+def test_a_chart_says_the_values_where_one_points(tmp_path: Path, page) -> None:
+    records = [
+        {"kind": "update", "update": u, "wall_seconds": 1.0, "success": 0.25 * u} for u in (0, 1, 2)
+    ]
+    open_page(page, tmp_path / "page.html", [RunData("run", records, {})])
+    page.hover("#learning .area")
+    assert page.text_content("#learning .readout") == "updates 1: 25 %"
+
+
+def test_a_table_is_sorted_by_the_column_that_is_clicked(tmp_path: Path, page) -> None:
+    runs = [
+        RunData(name, [{"kind": "update", "update": n, "wall_seconds": 60.0 * n}], {})
+        for name, n in (("b", 10), ("a", 9), ("c", 100))
+    ]
+    open_page(page, tmp_path / "page.html", runs)
+
+    def names() -> list[str]:
+        return page.eval_on_selector_all(
+            "#summary tbody tr", "rows => rows.map(row => row.cells[0].textContent)"
+        )
+
+    assert names() == ["b", "a", "c"]
+    for column, order in (
+        ("minutes", ["a", "b", "c"]),  # as numbers
+        ("minutes", ["c", "b", "a"]),
+        ("run", ["a", "b", "c"]),
+    ):
+        page.click(f"#summary th button:text-is('{column}')")
+        assert names() == order
+    assert page.get_attribute("#summary th[aria-sort]", "aria-sort") == "ascending"
+
+
+def test_episodes_are_filtered_by_words_outcome_and_decisions(tmp_path: Path, page) -> None:
+    kept = AttemptView([], True, ["thinking cut at token 3"], None, None)
+    plain = AttemptView([], True, [], None, None)
+    episodes = [
+        EpisodeView("t0.0", "find a mug", "solved", [turn_with(kept)]),
+        EpisodeView("t0.1", "find a plate", "solved", [turn_with(plain)]),
+        EpisodeView("t1.0", "cool a mug", "not solved", [turn_with(plain)]),
+    ]
+    open_page(page, tmp_path / "page.html", [RunData("run", [], {}, [], episodes)])
+
+    def found() -> list[str]:
+        ids = page.eval_on_selector_all(
+            ".episode", "all => all.filter(e => e.checkVisibility()).map(e => e.id)"
+        )
+        assert page.text_content("#shown") == f"{len(ids)} of 3"
+        return [name.removeprefix("run-") for name in ids]
+
+    assert found() == ["t0.0", "t0.1", "t1.0"]
+    page.fill("[name=words]", "MUG")
+    assert found() == ["t0.0", "t1.0"]
+    page.select_option("[name=outcome]", "not solved")
+    assert found() == ["t1.0"]
+    page.select_option("[name=outcome]", "")
+    page.check("[name=decided]")
+    assert found() == ["t0.0"]
+
+
+def turn_with(attempt: AttemptView) -> TurnView:
+    return TurnView(0, "what is seen", "look", True, 0.0, None, None, [attempt])
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_nothing_of_a_report_is_beyond_the_edge(
+    recorded: Path, tmp_path: Path, page, width: int
+) -> None:
+    written(recorded, "--output", tmp_path / "report.html")
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto((tmp_path / "report.html").as_uri())
+    beyond = page.eval_on_selector_all(
+        "body *",
+        "all => all.filter(e => e.getBoundingClientRect().right > window.innerWidth + 1)"
+        ".map(e => e.outerHTML.slice(0, 80))",
+    )
+    assert beyond == []
 
 
 def test_of_a_long_log_no_more_episodes_are_read_than_are_looked_at(recorded: Path) -> None:
