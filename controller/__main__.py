@@ -1,4 +1,4 @@
-"""`python -m controller JOB [SHARD]` runs a run's controller, or one of its other shards (1, 2, ...)."""
+"""`python -m controller JOB [SHARD]` runs the controller of a run, or its shard number SHARD."""
 
 import asyncio
 import logging
@@ -23,6 +23,7 @@ async def control(job: Job, shard: int) -> int:
     run is not over.
     """
     running = asyncio.current_task()
+    assert running is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
     context = zmq.asyncio.Context()
     try:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import NamedTuple
 
 from config import Job
@@ -65,6 +66,13 @@ class ShardRegistry:
         if state.last:
             self._drop(state.shard)
         self._changed.set()
+
+    def last_heard(self, number: int) -> float:
+        """When the shard was heard of last; -inf if it is not known."""
+        entry = self._known.get(number)
+        if entry is None:
+            return -inf
+        return entry.heard
 
     def drop_silent(self, now: float) -> list[SilentShard]:
         """Drop the shards that were silent for too long, and return them."""

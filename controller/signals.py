@@ -193,7 +193,7 @@ class SignalRouter:
     @property
     def endpoint(self) -> str:
         """Address for the engine to connect to."""
-        return self._socket.get(zmq.LAST_ENDPOINT).decode()
+        return self._socket.get_string(zmq.LAST_ENDPOINT)
 
     def set_viewers(self, viewers: int) -> None:
         """Keep the tokens of turns under way while anybody looks at them."""

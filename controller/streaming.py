@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 import msgspec
@@ -148,7 +148,7 @@ class StreamingController:
                 f"the engine at {engine.url} ended turn {name}, which nobody asked for"
             )
 
-    async def _chunks(self, stream: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+    async def _chunks(self, stream: AsyncGenerator[Chunk, None]) -> AsyncIterator[Chunk]:
         """Pass the chunks of a stream on.
 
         Raises NoProgressError, with the stream closed, when none comes for too long (or none of any

@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from config import ControlSection
+from controller.rules.thinking import RuleSpec, ThinkingSettings
 from envs.base import Environment
 from protocol.prompting import read_turn_end, read_vocabulary
 
@@ -45,11 +46,13 @@ def think_tokens(model_dir: Path, env: Environment, control: ControlSection) -> 
             f"model.name: the tokenizer of {model_dir} has no token {turn_end}, which its "
             "tokenizer_config.json names eos_token"
         )
-    ids = {tag: tokenizer.token_to_id(tag) for tag in ("<think>", "</think>")}
-    missing = [tag for tag, token in ids.items() if token is None]
-    if missing and control.mode in UNCONTROLLED:
-        return ThinkTokens(NO_TOKEN, NO_TOKEN, [], [end], vocabulary)
-    if missing:
+    think_open = tokenizer.token_to_id("<think>")
+    think_close = tokenizer.token_to_id("</think>")
+    if think_open is None or think_close is None:
+        if control.mode in UNCONTROLLED:
+            return ThinkTokens(NO_TOKEN, NO_TOKEN, [], [end], vocabulary)
+        ids = {"<think>": think_open, "</think>": think_close}
+        missing = [tag for tag, token in ids.items() if token is None]
         raise ValueError(
             f"model.name: the tokenizer has no single token for {', '.join(missing)}; add it, or "
             "set control.mode to off"
@@ -58,7 +61,25 @@ def think_tokens(model_dir: Path, env: Environment, control: ControlSection) -> 
     if control.on_cut != "close":
         text = answer_after_thought(env)
     closing_tokens = tokenizer.encode(text, add_special_tokens=False).ids
-    return ThinkTokens(ids["<think>"], ids["</think>"], closing_tokens, [end], vocabulary)
+    return ThinkTokens(think_open, think_close, closing_tokens, [end], vocabulary)
+
+
+def build_rule_spec(
+    control: ControlSection, tokens: ThinkTokens, epsilon: float | None
+) -> RuleSpec:
+    """Make the token-level rule of `control`, with the threshold in force."""
+    t2po = control.t2po
+    settings = ThinkingSettings(
+        score=t2po.score,
+        alpha=t2po.alpha,
+        vocabulary=tokens.vocabulary,
+        delta_statistic=t2po.delta_statistic,
+        window=t2po.window,
+        epsilon=epsilon,
+        min_thinking=t2po.min_thinking,
+        max_thinking=control.max_thinking,
+    )
+    return RuleSpec(settings, tokens.open, tokens.close, tokens.closing_tokens)
 
 
 def answer_after_thought(env: Environment) -> str:

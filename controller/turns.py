@@ -18,11 +18,11 @@ from controller.responses import (
     with_event,
 )
 from controller.rules.early_stop import EarlyStopTest
-from controller.rules.thinking import RuleSpec, ThinkingSettings
+from controller.rules.thinking import RuleSpec, ThinkingRule
 from controller.rules.turn import LOOP, STUCK, Stall, find_stall, score_change
 from controller.signals import InterventionMode, NoProgressError, SignalRouter, WatchedTurn
 from controller.streaming import StreamControl, StreamingController
-from controller.think_tokens import UNCONTROLLED, ThinkTokens
+from controller.think_tokens import UNCONTROLLED, ThinkTokens, build_rule_spec
 from controller.thresholds import RESAMPLED_BY_ETA, Thresholds
 from engine.client import EngineClient, Sampling
 from engine.connection import EngineBusy, EngineError, NonFiniteError
@@ -111,6 +111,20 @@ class _Turn:
             f"{request.lease_attempt}.{request.turn_index}.{len(self.rejected)}.{self.failures}"
         )
         return f"{request.key.id}.{numbers}.{nonce}"
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A response that is asked of an engine, and how control treats it."""
+
+    response_id: str
+    prompt: list[int]
+    sampling: Sampling
+    spec: RuleSpec
+    # With the rule in the engine, too: this one sees and decides the same, for the record.
+    rule: ThinkingRule
+    steered: bool  # interventions of the rule are carried out
+    early_test: EarlyStopTest | None
 
 
 class TurnRunner:
@@ -265,76 +279,92 @@ class TurnRunner:
         eta: float | None,
         early_test: EarlyStopTest | None,
     ) -> Response:
-        control = self._config.control
+        t2po = self._config.control.t2po
         is_training = not turn.request.key.evaluation
-        steered = turn.controlled and control.mode in STEERED
-        prompt = unpack(turn.request.prompt, INT32).tolist()
-        sampling = self._sampling(turn, len(prompt))
-        spec = self._rule_spec()
-        # Built here with the rule in the engine, too: it sees and decides the same, for the record.
-        rule = spec.build()
-        if self.streamer is not None:
-            stream = StreamControl(rule, spec.closing_tokens, steered, early_test)
-            streamed = await self.streamer.generate(engine, response_id, prompt, sampling, stream)
-            self.counters.generated_tokens += streamed.wasted_tokens
-            self.counters.late_tokens += streamed.wasted_tokens
-            self.counters.cuts += streamed.cut
-            generation = streamed.generation
-            ended_early = streamed.ended_early
+        call = self._prepare_call(response_id, turn, early_test)
+        if self.streamer is None:
+            generation, ended_early = await self._generate_watched(engine, call)
         else:
-            watched = WatchedTurn(rule, self._intervention_mode(steered), early_test)
-            generation = await self._generate_watched(
-                engine, response_id, prompt, sampling, watched, spec
-            )
-            ended_early = watched.ended_early(len(generation.tokens))
+            generation, ended_early = await self._generate_streamed(engine, call, self.streamer)
         if not all(map(isfinite, generation.log_probs)):
             raise NonFiniteError("the model computed NaN or infinity for a token of a response")
         self._engines.check_weights(engine, generation.spans)
         if is_training:
-            self.thresholds.observe_thinking(rule)
+            self.thresholds.observe_thinking(call.rule)
         # Signals of an evaluation without control say only that the engine goes on.
         is_recorded = is_training or turn.controlled
         record = ControlRecord(
-            rule if is_recorded else None,
-            steered,
-            control.t2po.turn_mean,
-            control.t2po.turn_skip,
+            call.rule if is_recorded else None,
+            call.steered,
+            t2po.turn_mean,
+            t2po.turn_skip,
             eta,
             ended_early,
         )
         return build_response(generation, record)
 
-    async def _generate_watched(
-        self,
-        engine: EngineClient,
-        response_id: str,
-        prompt: list[int],
-        sampling: Sampling,
-        watched: WatchedTurn,
-        spec: RuleSpec,
-    ) -> Generation:
-        """Generate a response whose signals come from the tap; returns when they have arrived."""
-        in_engine = watched.mode is InterventionMode.ENGINE
-        call = engine.generate(
-            response_id, prompt, sampling, watched=True, rule=spec if in_engine else None
+    async def _generate_streamed(
+        self, engine: EngineClient, call: _Call, streamer: StreamingController
+    ) -> tuple[Generation, bool]:
+        """Generate a response whose signals are estimates; also, if it was ended early."""
+        control = StreamControl(call.rule, call.spec.closing_tokens, call.steered, call.early_test)
+        turn = await streamer.generate(
+            engine, call.response_id, call.prompt, call.sampling, control
         )
-        progress_timeout_s = self._config.engine.progress_timeout_s
-        self._signals.watch(response_id, watched)
+        self.counters.generated_tokens += turn.wasted_tokens
+        self.counters.late_tokens += turn.wasted_tokens
+        self.counters.cuts += turn.cut
+        return turn.generation, turn.ended_early
+
+    async def _generate_watched(self, engine: EngineClient, call: _Call) -> tuple[Generation, bool]:
+        """Generate a response whose signals come from the tap; also, if it was ended early.
+
+        Returns when the signals have arrived.
+        """
+        name = call.response_id
+        mode = self._intervention_mode(call.steered)
+        in_engine = mode is InterventionMode.ENGINE
+        watched = WatchedTurn(call.rule, mode, call.early_test)
+        self._signals.watch(name, watched)
         try:
-            generation = await self._signals.await_response(response_id, call, progress_timeout_s)
-            await self._signals.finish(response_id, len(generation.tokens), SIGNAL_PATIENCE)
+            generating = engine.generate(
+                name,
+                call.prompt,
+                call.sampling,
+                watched=True,
+                rule=call.spec if in_engine else None,
+            )
+            generation = await self._signals.await_response(
+                name, generating, self._config.engine.progress_timeout_s
+            )
+            await self._signals.finish(name, len(generation.tokens), SIGNAL_PATIENCE)
             if watched.failure is not None:
                 raise watched.failure
         finally:
-            self._signals.forget(response_id)
+            self._signals.forget(name)
         if generation.finish_reason == "abort":
             # An engine that is told to end does that to its turns; the streamer raises then, too.
             raise EngineError(
-                f"the engine at {engine.url} ended turn {response_id}, which nobody asked for"
+                f"the engine at {engine.url} ended turn {name}, which nobody asked for"
             )
-        return generation
+        return generation, watched.ended_early(len(generation.tokens))
 
     # --- settings of a response that begins now
+
+    def _prepare_call(
+        self, response_id: str, turn: _Turn, early_test: EarlyStopTest | None
+    ) -> _Call:
+        prompt = unpack(turn.request.prompt, INT32).tolist()
+        spec = build_rule_spec(self._config.control, self._tokens, self.thresholds.epsilon)
+        return _Call(
+            response_id=response_id,
+            prompt=prompt,
+            sampling=self._sampling(turn, len(prompt)),
+            spec=spec,
+            rule=spec.build(),
+            steered=turn.controlled and self._config.control.mode in STEERED,
+            early_test=early_test,
+        )
 
     def _sampling(self, turn: _Turn, prompt_tokens: int) -> Sampling:
         config = self._config
@@ -350,21 +380,6 @@ class TurnRunner:
             repeats=repeats,
         )
 
-    def _rule_spec(self) -> RuleSpec:
-        control = self._config.control
-        settings = ThinkingSettings(
-            control.t2po.score,
-            control.t2po.alpha,
-            self._tokens.vocabulary,
-            control.t2po.delta_statistic,
-            control.t2po.window,
-            self.thresholds.epsilon,
-            control.t2po.min_thinking,
-            control.max_thinking,
-        )
-        tokens = self._tokens
-        return RuleSpec(settings, tokens.open, tokens.close, tokens.closing_tokens)
-
     def _intervention_mode(self, steered: bool) -> InterventionMode:
         if not steered:
             return InterventionMode.OBSERVE
@@ -373,18 +388,18 @@ class TurnRunner:
         return InterventionMode.ENGINE
 
     def _early_test(self, turn: _Turn, eta: float | None) -> EarlyStopTest | None:
-        control = self._config.control
-        if not control.t2po.early_stall or not turn.may_resample:
+        t2po = self._config.control.t2po
+        if not t2po.early_stall or not turn.may_resample:
             return None
         if turn.previous_score is None or eta is None:
             return None
         return EarlyStopTest(
-            control.t2po.early_stall,
+            t2po.early_stall,
             turn.previous_score,
             eta,
             self._config.sampling.max_tokens,
-            control.t2po.turn_mean,
-            control.t2po.turn_skip,
+            t2po.turn_mean,
+            t2po.turn_skip,
         )
 
     def _stall(self, response: Response, gamma: float | None, eta: float | None) -> Stall | None:

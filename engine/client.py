@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from math import isfinite
 from secrets import token_hex
 from typing import Any
@@ -139,7 +139,7 @@ class EngineClient:
 
     async def stream(
         self, turn_id: str, prompt: list[int], sampling: Sampling, *, top_k: int
-    ) -> AsyncIterator[Chunk]:
+    ) -> AsyncGenerator[Chunk, None]:
         """A response as it is generated, each token with the log-probs of the `top_k` most likely
         ones (or of one fewer, where the sampled token is none of them); otherwise as `generate`.
         Needs no plugin in the engine. Raises EngineError, also when the stream ends without a last

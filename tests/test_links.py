@@ -41,10 +41,9 @@ def goes_on(run: LinkedRun) -> None:
     updates = run.updates()
     frames = run.controller.turn_service.signals.frames
     cut = time.monotonic()
-    shards = run.controller._shards._known
     run.until(lambda: run.updates() >= updates + MORE_UPDATES)
     run.until(lambda: run.controller.turn_service.signals.frames > frames)
-    run.until(lambda: 1 in shards and shards[1].heard > cut)
+    run.until(lambda: run.controller.shards.last_heard(1) > cut)
     numbers = run.recorded()
     assert numbers == list(range(1, len(numbers) + 1)), "each update is recorded once"
 

@@ -22,9 +22,9 @@ from config.defaults import with_preset
 from config.resolve import parse_overrides, resolve
 from controller.rules.early_stop import EarlyStopTest
 from controller.rules.replay import ReplayedTurn, replay
-from controller.rules.thinking import Intervention, RuleSpec, ThinkingSettings
+from controller.rules.thinking import Intervention, RuleSpec
 from controller.rules.turn import find_stall, score_change, turn_score
-from controller.think_tokens import ThinkTokens, think_tokens
+from controller.think_tokens import ThinkTokens, build_rule_spec, think_tokens
 from protocol.arrays import INT32, finite_or_none, none_to_nan, unpack
 from protocol.messages import ControlEvent, Response, StopReason, Trajectory
 from supervisor.job import build_environment
@@ -86,18 +86,8 @@ class Recording:
 
         A configured epsilon is taken if it, or a preset, was asked for.
         """
-        control = self.config.control
-        rule = ThinkingSettings(
-            control.t2po.score,
-            control.t2po.alpha,
-            self.tokens.vocabulary,
-            control.t2po.delta_statistic,
-            control.t2po.window,
-            self._threshold("epsilon", response.epsilon),
-            control.t2po.min_thinking,
-            control.max_thinking,
-        )
-        return RuleSpec(rule, self.tokens.open, self.tokens.close, self.tokens.closing_tokens)
+        epsilon = self._threshold("epsilon", response.epsilon)
+        return build_rule_spec(self.config.control, self.tokens, epsilon)
 
     def eta(self, response: Response) -> float | None:
         """The eta that was in force then, if any was, unless another one is asked for."""
