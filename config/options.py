@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,14 @@ SHORT_NAMES = {
 
 
 SECRETS = ("dashboard.token",)
+
+COMMAND_VARIABLE = "FORAY_COMMAND"
+"""Environment variable by which processes of a run know the command that it was begun with."""
+
+
+def this_command() -> str:
+    """The command to name where a message says what to do: `foray` if that was typed."""
+    return os.environ.get(COMMAND_VARIABLE, "python run.py")
 
 
 @functools.cache

@@ -25,6 +25,7 @@ from config.options import (
     kind_of,
     nest,
     tagged_sections,
+    this_command,
 )
 
 DATA_VARIABLES = {"alfworld.data": "ALFWORLD_DATA", "webshop.data": "WEBSHOP_DATA"}
@@ -184,7 +185,9 @@ def _check_known(name: str, known: dict, where: str) -> None:
     near = [full for full in known if full.split(".")[-1] == name.split(".")[-1]][:1]
     if not near:
         near = difflib.get_close_matches(name, [*known, *SHORT_NAMES], n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]}?" if near else "; `python run.py --help` lists all settings"
+    hint = f"; `{this_command()} --help all` lists all settings"
+    if near:
+        hint = f"; did you mean {near[0]}?"
     raise ConfigError(f"there is no setting {name} ({where}){hint}")
 
 

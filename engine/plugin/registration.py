@@ -1,5 +1,7 @@
-"""What vLLM loads of ours in each of its processes: the entry point `foray` of the group
-`vllm.general_plugins`."""
+"""Our plugin of vLLM, which loads it in each of its processes.
+
+It is the entry point `foray` of the group `vllm.general_plugins`.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,6 @@ import logging
 import multiprocessing
 import signal
 import sys
-
-from engine.constants import TRANSFER_BACKEND
 
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
@@ -20,12 +20,18 @@ NOISE = {
     # The learner publishes float32, whatever the engine computes in.
     "vllm.model_executor.models.utils": "Attempted to load weight",
 }
-"""Warnings that say nothing at each update of weights: logger, beginning of the message."""
+"""Warnings at each update of weights that mean nothing: logger, beginning of the message."""
 
 
 def register() -> None:
-    """Make our weight transfer known to vLLM, silence its noise, and let its processes end with the
-    server that started them."""
+    """Make our weight transfer known to vLLM, and let its processes end with their server.
+
+    Nothing is done in a vLLM that no run of ours started: it does not find our modules.
+    """
+    try:
+        from engine.constants import TRANSFER_BACKEND
+    except ImportError:
+        return
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
     try:
@@ -42,7 +48,9 @@ def register() -> None:
 
 
 def _die_with_parent() -> None:
-    """vLLM's workers outlive a server that is killed by SIGKILL, with all their memory, unless the
-    kernel ends them."""
+    """Have the kernel end a worker of vLLM when its server ends.
+
+    It would outlive a server that is killed by SIGKILL, with all its memory.
+    """
     if sys.platform == "linux" and multiprocessing.parent_process() is not None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

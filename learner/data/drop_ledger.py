@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 
+from config.options import this_command
 from protocol.messages import DropReason, EpisodeKey, Trajectory
 
 FAILURES = (DropReason.ENV_ERROR, DropReason.ENGINE_ERROR, DropReason.ACTOR_LOST)
@@ -131,7 +132,7 @@ def _describe_failures(counts: Counter[DropReason], failures: Mapping[str, str])
     )
     return (
         f"none of the first {FIRST_EPISODES} episodes could be played ({numbers}), so that nothing "
-        f"would ever be learned; {reports}. Mend that and start again; `python run.py play` plays "
+        f"would ever be learned; {reports}. Mend that and start again; `{this_command()} play` plays "
         "one episode at the terminal"
     )
 

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from config import ConfigError
+from config.options import this_command
 from config.resolve import full_name, parse_overrides, resolve
 from protocol.files import atomic_write
 from supervisor.cluster.layout import Machines
@@ -88,7 +89,7 @@ def _build_parser(command: str, description: str, further: str) -> argparse.Argu
     parser = argparse.ArgumentParser(
         prog=f"run.py {command}",
         usage=(
-            f"python run.py {command} DIR [--actor-nodes N] [--actors N] [--shard-nodes N] "
+            f"{this_command()} {command} DIR [--actor-nodes N] [--actors N] [--shard-nodes N] "
             f"[--learner-node] {further} [--SETTING VALUE ...]"
         ),
         description=(

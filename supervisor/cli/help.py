@@ -10,7 +10,7 @@ from rich.console import Console
 
 from config import ConfigError
 from config.defaults import other_defaults
-from config.options import SHORT_NAMES, all_settings, default_of, description, kind_of
+from config.options import SHORT_NAMES, all_settings, default_of, description, kind_of, this_command
 from supervisor.cli.commands import COMMANDS
 
 ALL = "all"
@@ -73,7 +73,7 @@ def _overview(width: int) -> list[str]:
     """The commands, the most used options, and where to read on."""
     sections = ", ".join(_sections())
     return [
-        "python run.py [COMMAND] [OPTIONS] [--section.setting VALUE ...]",
+        f"{this_command()} [COMMAND] [OPTIONS] [--section.setting VALUE ...]",
         "",
         "Commands (run.py COMMAND --help says more)",
         *_rows(_summaries().items(), NAME_COLUMNS, width),

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from config import Config, ConfigError
 from config.defaults import with_preset
+from config.options import this_command
 from config.resolve import parse_overrides, resolve
 from controller.rules.early_stop import EarlyStopTest
 from controller.rules.replay import ReplayedTurn, replay
@@ -134,7 +135,8 @@ def replay_run(
     episode = next((e for e in recording.episodes() if e.key.id == name), None)
     if episode is None:
         raise ConfigError(
-            f"replay: {run_dir} has no episode {name}; `python run.py replay {run_dir}` lists them"
+            f"replay: {run_dir} has no episode {name}; `{this_command()} replay {run_dir}` "
+            "lists them"
         )
     if turn is not None and not 0 <= turn < len(episode.turns):
         raise ConfigError(

@@ -17,7 +17,7 @@ from rich.progress import track
 from tokenizers import Tokenizer
 
 from config import Config, ConfigError, Job
-from config.options import values_of
+from config.options import this_command, values_of
 from config.resolve import resolve
 from learner.checkpoint import latest
 from learner.data.episode_analysis import WITHIN_GROUP, token_log_probs, turn_advantages
@@ -84,7 +84,7 @@ def write_report(
     for name in episode_names:
         if name not in shown:
             raise ConfigError(
-                f"report: there is no episode {name}; `python run.py replay {run_dirs[0]}` "
+                f"report: there is no episode {name}; `{this_command()} replay {run_dirs[0]}` "
                 "lists them"
             )
     output = output or run_dirs[0] / "report.html"

@@ -23,6 +23,7 @@ import msgspec
 from rich.console import Console
 
 from config import Config, ConfigError, Job
+from config.options import this_command
 from config.resolve import full_name, parse_overrides, resolve
 from learner.data.episode_log import first_offset, read_group_order
 from learner.data.groups import GroupBuffer
@@ -48,7 +49,9 @@ def main(arguments: list[str]) -> int:
     """Train again on the episodes of a run."""
     parser = argparse.ArgumentParser(
         prog="run.py retrain",
-        usage="python run.py retrain RUN [--learner.SETTING VALUE ...] [--run.SETTING VALUE ...]",
+        usage=(
+            f"{this_command()} retrain RUN [--learner.SETTING VALUE ...] [--run.SETTING VALUE ...]"
+        ),
         description=(
             "Train the policy of a run again on the episodes that it recorded, without engine or "
             "actors. Settings of learner and run may follow. The new run directory is run.dir."
@@ -92,7 +95,7 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
     collector.close()
     console.print(
         f"{training.update_number} updates from {run_dir}; the new run is in {new_dir}; as a page: "
-        f"python run.py report {shlex.quote(str(run_dir))} {shlex.quote(str(new_dir))}",
+        f"{this_command()} report {shlex.quote(str(run_dir))} {shlex.quote(str(new_dir))}",
         highlight=False,
         soft_wrap=True,
     )

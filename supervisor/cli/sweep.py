@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from config import Config, ConfigError
-from config.options import SHORT_NAMES, all_settings, kind_of
+from config.options import SHORT_NAMES, all_settings, kind_of, this_command
 from config.resolve import full_name, parse_overrides, resolve
 from protocol.files import atomic_write
 from protocol.output import drop_unread_output
@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="run.py sweep",
         usage=(
-            "python run.py sweep DIR --SETTING VALUE,VALUE,... [--SETTING VALUE ...] [--seeds N] "
+            f"{this_command()} sweep DIR --SETTING VALUE,VALUE,... [--SETTING VALUE ...] [--seeds N] "
             "[--slots N] [--dry-run]"
         ),
         description=(

@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from config import Config, ConfigError, Job
+from config.options import this_command
 from config.resolve import parse_overrides, resolve, to_toml
 from protocol.files import WriteError
 from supervisor.cli.commands import output_status
@@ -99,7 +100,7 @@ def _run_to_end(job: Job, serial: bool, console: Console) -> int:
 
     run_dir = shlex.quote(job.run_dir)
     flags = "--serial " * serial
-    how_to_resume = f"to go on: python run.py {flags}--resume {run_dir}"
+    how_to_resume = f"to go on: {this_command()} {flags}--resume {run_dir}"
     try:
         summary = asyncio.run(train(job, console))
     except (RunFailed, EngineNotReady, WriteError) as error:
@@ -113,5 +114,5 @@ def _run_to_end(job: Job, serial: bool, console: Console) -> int:
     if summary["ended"] == "interrupted":
         print(how_to_resume, flush=True)
         return 130
-    print(f"the run is in {run_dir}; as a page: python run.py report {run_dir}", flush=True)
+    print(f"the run is in {run_dir}; as a page: {this_command()} report {run_dir}", flush=True)
     return 0
