@@ -1,5 +1,7 @@
-"""One actor process: takes leases, plays them, delivers trajectories, forgets them when they are
-acknowledged."""
+"""An actor: takes leases, plays them and delivers their trajectories.
+
+It forgets a trajectory once the learner has acknowledged it.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,14 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from hashlib import blake2b
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import zmq
 import zmq.asyncio
 
 from actors.crash import ActorSlot
-from actors.episode import EpisodePlayer, frame_of, without_turns
+from actors.episode import EpisodePlayer, drop_turns, encode_trajectory
 from envs.base import Environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
@@ -47,31 +49,41 @@ log = logging.getLogger(__name__)
 
 
 CONTROLLER_LOST_AFTER = 10
-"""Heartbeats without an answer: more than an actor may miss, whom the controller only takes its
-episodes from."""
+"""Heartbeats without an answer after which an actor leaves its controller.
+
+They are more than an actor may miss, whom the controller only takes its episodes from.
+"""
 
 ASK_AGAIN_AFTER = 10
-"""Heartbeats without an answer, or an acknowledgement, after which the same is sent again.
+"""Heartbeats without an answer, or an acknowledgement, after which a message is sent again.
 
-Who has it already does nothing twice.
+Receivers that have it already do nothing twice.
 """
 
 CLOSE_SECONDS = 5.0
-"""What episodes that are broken off at the end of a run have for closing what they hold open."""
+"""Time for episodes that are broken off at the end of a run to close what they hold open."""
 
-SAY_EVERY = 3
-"""Times that something is sent until it is said again that nobody answers."""
+WARN_EVERY_TRIES = 3
+"""Tries of sending a message after which the log says again that nobody answers."""
 
 T = TypeVar("T")
 
+LeaseId = tuple[EpisodeKey, int]
+"""Episode, and which lease of it."""
+
+TurnId = tuple[EpisodeKey, int, int]
+"""Episode, which lease of it, and which turn."""
+
 
 class ControllerLost(Exception):
-    """There is nobody to play for, or somebody else."""
+    """The controller is silent, or another one answers in its place."""
 
 
 class Actor:
-    """Connected to the controller, to the shard that takes its turns (if that is another one), and
-    to the learner; `run` returns when the controller says that the run is over."""
+    """An actor with its connections to controller, shard and learner.
+
+    The shard takes its turns, and may be the controller itself.
+    """
 
     def __init__(
         self,
@@ -82,21 +94,26 @@ class Actor:
         prompter: Prompter,
         keys: CurveKeys | None = None,
         ask_again_seconds: float | None = None,
-        place: ActorSlot | None = None,
+        slot: ActorSlot | None = None,
     ) -> None:
-        """`ask_again_seconds`: until what is not answered is sent again, ASK_AGAIN_AFTER heartbeats
-        if it is not given."""
-        self._fleet_place = place or ActorSlot()
-        self.name = self._fleet_place.name
-        self._context, self._keys, self._host = context, keys, urlsplit(endpoint).hostname
+        """Connect to the controller and the learner.
+
+        A message without an answer is sent again after `ask_again_seconds`, by default
+        ASK_AGAIN_AFTER heartbeats.
+        """
+        self._slot = slot or ActorSlot()
+        self.name = self._slot.name
+        self._context = context
+        self._keys = keys
+        self._host = urlsplit(endpoint).hostname
         self._welcome = welcome
         self._ask_again_seconds = ask_again_seconds or ASK_AGAIN_AFTER * welcome.heartbeat_seconds
         self._controller = self._connect(endpoint)
         self._learner_address = f"tcp://{welcome.learner_host or self._host}:{welcome.learner_port}"
         self._learner = self._connect(self._learner_address)
-        self._place: ShardAddress | None = None
-        self._shard = self._controller  # who takes the turns
-        self._listening: asyncio.Task | None = None  # to the shard
+        self._shard_address: ShardAddress | None = None  # None: the controller takes the turns
+        self._shard = self._controller
+        self._shard_listener: asyncio.Task | None = None
         self._group: asyncio.TaskGroup | None = None
         self._player = EpisodePlayer(
             environment,
@@ -105,41 +122,36 @@ class Actor:
             step_timeout=welcome.step_timeout,
             max_prompt_tokens=welcome.max_prompt_tokens,
             anchor_texts=welcome.anchor_texts,
-            running=self._fleet_place.running,
+            running=self._slot.running,
         )
         self._reader = FrameReader()
         self._leases: asyncio.Queue[Lease] = asyncio.Queue()
-        self._episodes: dict[
-            tuple[EpisodeKey, int], asyncio.Task[Trajectory | None]
-        ] = {}  # that are being played, by their leases
-        self._turns: dict[
-            tuple[EpisodeKey, int, int], tuple[TurnRequest, asyncio.Future[TurnResult | TurnFailed]]
-        ] = {}
-        self._deliveries: dict[
-            EpisodeKey, asyncio.Future[str]
-        ] = {}  # what the learner says to each episode
+        self._episodes: dict[LeaseId, asyncio.Task[Trajectory | None]] = {}  # being played
+        self._pending_turns: dict[TurnId, _PendingTurn] = {}
+        # Why the learner refuses each episode that it was sent; "" once it has it.
+        self._deliveries: dict[EpisodeKey, asyncio.Future[str]] = {}
         self._over = asyncio.Event()
         self._asking = 0
-        self._playing = [(report.key, report.lease_attempt) for report in self._fleet_place.reports]
-        # heartbeats; not seconds, of which one that was stopped for a while has slept through any
-        # number
-        self._unanswered = 0
+        self._playing = [(report.key, report.lease_attempt) for report in self._slot.reports]
+        # They count heartbeats, since a process that was stopped sleeps through any number of
+        # seconds.
+        self._unanswered_heartbeats = 0
         self._lag = LoopLag()
 
     async def run(self, episodes: int) -> None:
-        """Play `episodes` at a time until the controller says that it is over.
+        """Play `episodes` at a time until the controller says that the run is over.
 
-        Raises ControllerLost if it is silent, or another one.
+        Raises ControllerLost if the controller is silent, or another one answers.
         """
         loops = [self._play_leases() for _ in range(episodes)]
         loops += [
             self._listen_to_controller(),
             self._listen_to_learner(),
-            self._beat(),
+            self._heartbeat_loop(),
             self._lag.run(),
-            self._until_over(),
+            self._wait_until_over(),
         ]
-        loops += [self._report(report) for report in self._fleet_place.reports]
+        loops += [self._deliver_report(report) for report in self._slot.reports]
         lost: ControllerLost | None = None
         try:
             async with asyncio.TaskGroup() as self._group:
@@ -147,23 +159,22 @@ class Actor:
                     self._group.create_task(loop)
         except* _RunIsOver:
             pass
-        except* ControllerLost as found:
-            lost = found.exceptions[0]
+        except* ControllerLost as group:
+            lost = group.exceptions[0]
         finally:
             for connection in {self._controller, self._shard, self._learner}:
                 connection.close(linger=200)
-            await self._player.let_go(CLOSE_SECONDS)
-        if (
-            lost is not None
-        ):  # only now: before Python 3.11.4, what is raised inside except* comes out in a group
+            await self._player.wait_closed(CLOSE_SECONDS)
+        # Only now: before Python 3.11.4, what is raised inside except* comes out in a group.
+        if lost is not None:
             raise lost
 
     async def _play_leases(self) -> None:
-        """One slot: ask for an episode, play it, deliver it, again."""
+        """Ask for an episode, play it, deliver it, and again, forever."""
         while True:
-            self._asking += (
-                1  # first: a heartbeat that says less than the controller knows of takes that back
-            )
+            # Counted first: a heartbeat that names less than the controller knows of takes that
+            # back.
+            self._asking += 1
             await self._tell_controller(Credit(episodes=1))
             lease = await self._leases.get()
             self._asking -= 1
@@ -173,70 +184,78 @@ class Actor:
             self._playing.remove((lease.key, lease.lease_attempt))
 
     async def _play(self, lease: Lease) -> Trajectory | None:
-        """The episode; None if it was cancelled, also in the middle of a step of its
-        environment."""
+        """Play an episode; None if it was cancelled, maybe in the middle of a step."""
         episode = self._group.create_task(self._player.play(lease))
         self._episodes[lease.key, lease.lease_attempt] = episode
         try:
             await asyncio.wait({episode})
         finally:
             del self._episodes[lease.key, lease.lease_attempt]
-        return None if episode.cancelled() else episode.result()
+        if episode.cancelled():
+            return None
+        return episode.result()
 
-    async def _report(self, crashed: Trajectory) -> None:
+    async def _deliver_report(self, crashed: Trajectory) -> None:
         await self._deliver(crashed, crashed.lease_attempt)
         self._playing.remove((crashed.key, crashed.lease_attempt))
 
-    async def _deliver(self, trajectory: Trajectory, attempt: int) -> None:
-        """Until the learner has it; then nobody else needs to play it.
+    async def _deliver(self, trajectory: Trajectory, lease_attempt: int) -> None:
+        """Deliver a trajectory, and end its lease: nobody else needs to play it.
 
-        In place of one that it refuses it gets word of that.
+        If the learner refuses it, a notice of that is delivered in its place.
         """
-        why = await self._answer_to(trajectory)
-        if why:
-            log.warning("the learner refuses episode %s: %s", trajectory.key.id, why)
-            why = await self._answer_to(
-                without_turns(trajectory, DropReason.ENGINE_ERROR, f"the learner refuses it: {why}")
+        refusal = await self._send_to_learner(trajectory)
+        if refusal:
+            log.warning("the learner refuses episode %s: %s", trajectory.key.id, refusal)
+            notice = f"the learner refuses it: {refusal}"
+            refusal = await self._send_to_learner(
+                drop_turns(trajectory, DropReason.ENGINE_ERROR, notice)
             )
-        if why:
-            log.warning("nor does it take word of that: %s", why)
+        if refusal:
+            log.warning("nor does it take word of that: %s", refusal)
         for connection in {self._controller, self._shard}:
-            await connection.send(encode(EpisodeEnded(key=trajectory.key, lease_attempt=attempt)))
+            await connection.send(
+                encode(EpisodeEnded(key=trajectory.key, lease_attempt=lease_attempt))
+            )
 
-    async def _answer_to(self, trajectory: Trajectory) -> str:
-        """Why the learner refuses the episode; "" once it has it."""
+    async def _send_to_learner(self, trajectory: Trajectory) -> str:
+        """Return why the learner refuses the episode; "" once it has it."""
         key = trajectory.key
-        # Of all attempts that are delivered from here.
+        # The same one for all leases of the episode that are delivered from here.
         answer = self._deliveries.setdefault(key, asyncio.get_running_loop().create_future())
         delivery = (
             f"episode {key.id} from the learner at {self._learner_address} (learner.host, "
             "learner.port)"
         )
-        why = await self._until(
-            delivery, answer, functools.partial(self._learner.send, frame_of(trajectory))
+        refusal = await self._send_until_answered(
+            delivery, answer, functools.partial(self._learner.send, encode_trajectory(trajectory))
         )
         self._deliveries.pop(key, None)
-        return why
+        return refusal
 
     async def _take_turn(self, request: TurnRequest) -> TurnResult | TurnFailed:
-        turn = (request.key, request.lease_attempt, request.turn_index)
-        future = asyncio.get_running_loop().create_future()
-        self._turns[turn] = request, future
+        turn_id = _turn_id(request)
+        answer = asyncio.get_running_loop().create_future()
+        self._pending_turns[turn_id] = _PendingTurn(request, answer)
         try:
             name = f"turn {request.turn_index} of {request.key.id} from the controller"
-            return await self._until(name, future, functools.partial(self._ask, request))
+            return await self._send_until_answered(
+                name, answer, functools.partial(self._send_request, request)
+            )
         finally:
-            del self._turns[turn]
+            del self._pending_turns[turn_id]
 
-    async def _until(
+    async def _send_until_answered(
         self, what: str, answer: Awaitable[T], send: Callable[[], Awaitable[None]]
     ) -> T:
-        """What answers to what `send` sends (`what`, in words): again and again, since it is lost
-        with the connection that it was on its way over."""
+        """Send a message, which the log calls `what`, again and again, until there is an answer.
+
+        A message is lost with the connection that it was on its way over.
+        """
         waiting = asyncio.ensure_future(answer)
         try:
             for number in itertools.count():
-                if number and number % SAY_EVERY == 0:
+                if number and number % WARN_EVERY_TRIES == 0:
                     log.warning(
                         "no answer to %s for %.0f s; it is sent again",
                         what,
@@ -253,17 +272,17 @@ class Actor:
     async def _listen_to_controller(self) -> None:
         while True:
             message = self._reader.read(b"controller", await self._controller.recv())
-            self._unanswered = 0
+            self._unanswered_heartbeats = 0
             match message:
                 case HeartbeatAck(session=session) if session != self._welcome.session:
                     raise ControllerLost("another controller answers: the run was started again")
                 case HeartbeatAck(shards=shards):
-                    await self._move(choose_shard(self.name, shards))
+                    await self._use_shard(choose_shard(self.name, shards))
                 case Lease() as lease:
                     self._playing.append((lease.key, lease.lease_attempt))
                     self._leases.put_nowait(lease)
                 case TurnResult() | TurnFailed() as answer:
-                    self._answered(answer)
+                    self._resolve_turn(answer)
                 case Revoked(leases=leases):
                     for lease in leases:
                         if lease in self._episodes:
@@ -275,33 +294,33 @@ class Actor:
         while True:
             match self._reader.read(b"shard", await shard.recv()):
                 case TurnResult() | TurnFailed() as answer:
-                    self._answered(answer)
+                    self._resolve_turn(answer)
 
-    def _answered(self, answer: TurnResult | TurnFailed) -> None:
-        _, future = self._turns.get(
-            (answer.key, answer.lease_attempt, answer.turn_index), (None, None)
-        )
-        if future is not None and not future.done():
-            future.set_result(answer)
+    def _resolve_turn(self, answer: TurnResult | TurnFailed) -> None:
+        turn = self._pending_turns.get(_turn_id(answer))
+        if turn is not None and not turn.answer.done():
+            turn.answer.set_result(answer)
 
-    async def _move(self, place: ShardAddress | None) -> None:
-        """Ask the shard there for turns from now on (None: the controller), first for those that
-        are waited for. What the shard before it still says is not heard."""
-        if place == self._place:
+    async def _use_shard(self, address: ShardAddress | None) -> None:
+        """Ask the shard at `address` for turns from now on; None: the controller.
+
+        Pending turns are asked for first. Answers of the shard before it are no longer read.
+        """
+        if address == self._shard_address:
             return
-        if self._listening is not None:
-            self._listening.cancel()
-            self._listening = None
+        if self._shard_listener is not None:
+            self._shard_listener.cancel()
+            self._shard_listener = None
             self._shard.close(linger=0)
-        self._place = place
+        self._shard_address = address
         self._shard = self._controller
-        if place is not None:
-            self._shard = self._connect(f"tcp://{place.host or self._host}:{place.port}")
-            self._listening = self._group.create_task(self._listen_to_shard(self._shard))
-        for request, _ in list(self._turns.values()):
-            await self._ask(request)
+        if address is not None:
+            self._shard = self._connect(f"tcp://{address.host or self._host}:{address.port}")
+            self._shard_listener = self._group.create_task(self._listen_to_shard(self._shard))
+        for turn in list(self._pending_turns.values()):
+            await self._send_request(turn.request)
 
-    async def _ask(self, request: TurnRequest) -> None:
+    async def _send_request(self, request: TurnRequest) -> None:
         await self._shard.send(encode(request))
 
     async def _listen_to_learner(self) -> None:
@@ -309,16 +328,16 @@ class Actor:
             match self._reader.read(b"learner", await self._learner.recv()):
                 case Ack(keys=keys):
                     for key in keys:
-                        self._delivered(key, "")
-                case Refused(key=key, why=why):
-                    self._delivered(key, why)
+                        self._resolve_delivery(key, "")
+                case Refused(key=key, why=refusal):
+                    self._resolve_delivery(key, refusal)
 
-    def _delivered(self, key: EpisodeKey, why: str) -> None:
+    def _resolve_delivery(self, key: EpisodeKey, refusal: str) -> None:
         answer = self._deliveries.get(key)
         if answer is not None and not answer.done():
-            answer.set_result(why)
+            answer.set_result(refusal)
 
-    async def _beat(self) -> None:
+    async def _heartbeat_loop(self) -> None:
         while True:
             await asyncio.sleep(self._welcome.heartbeat_seconds)
             await self._tell_controller(
@@ -326,13 +345,13 @@ class Actor:
                     loop_lag=self._lag.read().worst, asking=self._asking, playing=self._playing
                 )
             )
-            self._unanswered += 1
-            if self._unanswered > CONTROLLER_LOST_AFTER:
+            self._unanswered_heartbeats += 1
+            if self._unanswered_heartbeats > CONTROLLER_LOST_AFTER:
                 raise ControllerLost(
                     f"the controller has not answered {CONTROLLER_LOST_AFTER} heartbeats"
                 )
 
-    async def _until_over(self) -> None:
+    async def _wait_until_over(self) -> None:
         await self._over.wait()
         raise _RunIsOver
 
@@ -346,8 +365,19 @@ class Actor:
         return connection
 
 
+class _PendingTurn(NamedTuple):
+    """A turn that was asked for, and its answer to be."""
+
+    request: TurnRequest
+    answer: asyncio.Future[TurnResult | TurnFailed]
+
+
+def _turn_id(message: TurnRequest | TurnResult | TurnFailed) -> TurnId:
+    return message.key, message.lease_attempt, message.turn_index
+
+
 class _RunIsOver(Exception):
-    """Ends the actor's loops."""
+    """The run is over, which ends the actor's loops."""
 
 
 def choose_shard(actor: bytes, shards: Sequence[ShardAddress]) -> ShardAddress | None:

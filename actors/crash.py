@@ -1,5 +1,7 @@
-"""What of an actor's death the fork server can know: whose code ran, when code of an environment
-ends the process (a segmentation fault, `os._exit`)."""
+"""Episodes that a fork server knows to have ended with their actor's process.
+
+Code of an environment may end it, by a segmentation fault or `os._exit`.
+"""
 
 from __future__ import annotations
 
@@ -21,16 +23,18 @@ _LENGTH_BYTES = 4
 
 
 class RunningLeases:
-    """Leases whose environment's code runs now, in memory that a process shares with those it
-    forks."""
+    """Leases whose environment's code runs now.
+
+    They are in memory that a process shares with those it forks.
+    """
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _BYTES)
         self._leases: list[Lease] = []
 
     @contextlib.contextmanager
-    def of(self, lease: Lease) -> Iterator[None]:
-        """While inside, the lease is one of them."""
+    def track(self, lease: Lease) -> Iterator[None]:
+        """Have the lease among them, while inside."""
         self._leases.append(lease)
         self._write()
         try:
@@ -40,15 +44,12 @@ class RunningLeases:
             self._write()
 
     def read(self) -> list[Lease]:
-        """Those of the process that died."""
+        """Read the leases of the process that died."""
         length = int.from_bytes(self._memory[:_LENGTH_BYTES], "little")
-        return (
-            msgspec.msgpack.decode(
-                self._memory[_LENGTH_BYTES : _LENGTH_BYTES + length], type=list[Lease]
-            )
-            if length
-            else []
-        )
+        if not length:
+            return []
+        data = self._memory[_LENGTH_BYTES : _LENGTH_BYTES + length]
+        return msgspec.msgpack.decode(data, type=list[Lease])
 
     def clear(self) -> None:
         """Forget them, before another process has the memory."""
@@ -56,7 +57,7 @@ class RunningLeases:
         self._write()
 
     def _write(self) -> None:
-        """The length goes last, and is 0 meanwhile, so that what is half written is not read."""
+        """Write the leases; their length goes last, and is 0 while they are half written."""
         data = msgspec.msgpack.encode(self._leases)
         if len(data) > _BYTES - _LENGTH_BYTES:
             return
@@ -66,37 +67,39 @@ class RunningLeases:
 
 
 class ActorSlot:
-    """One place in a fleet, which actors fill one after another.
+    """A place in a fleet, which actors fill one after another.
 
-    `reports` are episodes whose environment ended the process of the actor before. Whoever follows
-    that one has its name, under which the controller believes that they are over.
+    `reports` are notices of episodes whose environment ended the process of the actor before. The
+    next actor then has its name, under which the controller believes that they are over.
     """
 
     def __init__(self) -> None:
-        self.name = new_name()
+        self.name = make_name()
         self.running = RunningLeases()
         self.pulse = Pulse()
         self.reports: list[Trajectory] = []
 
     def vacate(self, how: str = "") -> None:
-        """Take the actor's process as ended.
+        """Note that the actor's process has ended.
 
         `how` (the verb and what follows) is given if code of an environment may have done that.
         """
-        leases = self.running.read() if how else []
+        leases = []
+        if how:
+            leases = self.running.read()
         self.running.clear()
-        self.reports = [crashed_episode(lease, how) for lease in leases]
+        self.reports = [report_crash(lease, how) for lease in leases]
         if not leases:
-            self.name = new_name()
+            self.name = make_name()
 
 
-def new_name() -> bytes:
-    """A name for an actor that no other one has."""
+def make_name() -> bytes:
+    """Make a name for an actor that no other one has."""
     return make_secret_name(f"actor-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}")
 
 
-def crashed_episode(lease: Lease, how: str) -> Trajectory:
-    """The notice that an episode's environment ended its process."""
+def report_crash(lease: Lease, how: str) -> Trajectory:
+    """Make the notice that an episode's environment ended its process."""
     detail = f"the environment's code ran when its process {how}; actors.log may say where"
     return Trajectory(
         key=lease.key,

@@ -1,5 +1,7 @@
-"""One episode, from its lease to its trajectory: prompt, response, action, step, until the
-environment is done."""
+"""One episode, from its lease to its trajectory.
+
+It is a sequence of prompt, response, action and step, until the environment is done.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from hashlib import blake2b
 import msgspec
 
 from actors.crash import RunningLeases
-from actors.stage import Stage
+from actors.stage import Stage, StepOutcome
 from actors.user_code import EpisodeThread
 from envs.base import Environment
 from envs.user_errors import UserCodeError, source_directory
@@ -35,15 +37,15 @@ TakeTurn = Callable[[TurnRequest], Awaitable[TurnResult | TurnFailed]]
 
 
 def digest(text: str) -> str:
-    """16 letters in place of a text that is only compared."""
+    """Return 16 letters in place of a text that is only compared."""
     return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def frame_of(trajectory: Trajectory) -> bytes:
-    """The episode as it is sent.
+def encode_trajectory(trajectory: Trajectory) -> bytes:
+    """Encode an episode as the frame in which it is sent.
 
-    One that the learner would refuse for its size, however often it is sent, is dropped, and says
-    so.
+    The learner would refuse one that is too large, however often it is sent. In its place goes the
+    notice that it was dropped.
     """
     frame = encode(trajectory)
     if len(frame) <= MAX_FRAME and len(trajectory.turns) <= MAX_TURNS:
@@ -53,18 +55,18 @@ def frame_of(trajectory: Trajectory) -> bytes:
         f"be sent ({MAX_TURNS} turns, "
         f"{MAX_FRAME >> 20} MB): lower env.max_turns, or sampling.max_tokens"
     )
-    return encode(without_turns(trajectory, DropReason.ENV_ERROR, detail))
+    return encode(drop_turns(trajectory, DropReason.ENV_ERROR, detail))
 
 
-def without_turns(trajectory: Trajectory, reason: DropReason, detail: str) -> Trajectory:
-    """The notice that an episode was dropped, in its place."""
+def drop_turns(trajectory: Trajectory, reason: DropReason, detail: str) -> Trajectory:
+    """Make the notice that an episode was dropped, which takes its place."""
     return msgspec.structs.replace(
         trajectory, turns=[], success=False, scores={}, drop_reason=reason, detail=detail
     )
 
 
 class _Ended(Exception):
-    """The episode cannot go on."""
+    """The episode cannot go on, for a reason that is not its environment's code."""
 
     def __init__(self, reason: DropReason, detail: str) -> None:
         super().__init__(detail)
@@ -72,7 +74,7 @@ class _Ended(Exception):
 
 
 class EpisodePlayer:
-    """Plays leases in one environment. `take_turn` asks the controller for a response."""
+    """Plays leases in one environment; `take_turn` asks the controller for a response."""
 
     def __init__(
         self,
@@ -85,7 +87,7 @@ class EpisodePlayer:
         anchor_texts: bool,
         running: RunningLeases | None = None,
     ) -> None:
-        """`running` is told of episodes while code of their environment runs."""
+        """`running` has the leases of episodes while code of their environment runs."""
         self._environment = environment
         self._prompter = prompter
         self._take_turn = take_turn
@@ -97,9 +99,9 @@ class EpisodePlayer:
         self._closing: set[asyncio.Future] = set()
 
     async def play(self, lease: Lease) -> Trajectory | None:
-        """The trajectory; dropped, with a reason, when the environment or the engine failed.
+        """Play an episode, and return its trajectory; None if it was cancelled.
 
-        None if it was cancelled.
+        It is dropped, with a reason, when the environment or the engine failed.
         """
         played = _Played(lease)
         stage = Stage(self._environment, self._prompter, self._max_prompt_tokens)
@@ -108,38 +110,40 @@ class EpisodePlayer:
             await self._play(lease, played, stage, thread)
         except UserCodeError as error:
             log.warning("episode %s: %s\n%s", lease.key.id, error, error.trace)
-            return played.trajectory(drop_reason=DropReason.ENV_ERROR, detail=str(error))
+            return played.build_trajectory(drop_reason=DropReason.ENV_ERROR, detail=str(error))
         except _Ended as ended:
             if ended.reason is DropReason.CANCELLED:
                 return None
-            return played.trajectory(drop_reason=ended.reason, detail=str(ended))
+            return played.build_trajectory(drop_reason=ended.reason, detail=str(ended))
         except asyncio.CancelledError:
             thread.abandoned = True
             raise
         finally:
             await self._close(lease, stage, thread)
-        return played.trajectory()
+        return played.build_trajectory()
 
-    async def let_go(self, seconds: float) -> None:
-        """Wait until what episodes that were broken off hold open is closed, for so long at
-        most."""
+    async def wait_closed(self, seconds: float) -> None:
+        """Wait until episodes that were broken off have closed what they hold open.
+
+        The wait ends after so many seconds.
+        """
         if self._closing:
             await asyncio.wait(self._closing, timeout=seconds)
 
     async def _play(
         self, lease: Lease, played: _Played, stage: Stage, thread: EpisodeThread
     ) -> None:
-        with self._running.of(lease):
-            opening = await thread.call(stage.begin, lease.split, lease.task_index, lease.seed)
+        with self._running.track(lease):
+            opening = await thread.call(stage.start, lease.split, lease.task_index, lease.seed)
         played.task = opening.task
         played.task_type = opening.task_type
         prompt = opening.prompt
         if prompt is None:
-            text = (
+            detail = (
                 f"the first prompt has more than {self._max_prompt_tokens} tokens: raise "
                 "engine.max_model_len, or lower env.history"
             )
-            raise _Ended(DropReason.ENV_ERROR, text)
+            raise _Ended(DropReason.ENV_ERROR, detail)
         while True:
             request = TurnRequest(
                 key=lease.key,
@@ -151,25 +155,15 @@ class EpisodePlayer:
             answer = await self._take_turn(request)
             if isinstance(answer, TurnFailed):
                 raise _Ended(answer.reason, answer.detail)
-            with self._running.of(lease):
-                moved = await thread.call(stage.move, answer.kept.tokens)
-            played.turns.append(
-                Turn(
-                    prompt=request.prompt,
-                    kept=answer.kept,
-                    rejected=answer.rejected,
-                    reward=moved.reward,
-                    valid=moved.valid,
-                    anchor=moved.anchor if self._anchor_texts else digest(moved.anchor),
-                    action=moved.action,
-                )
-            )
-            prompt = moved.prompt
-            if moved.done or prompt is None:
-                played.success = moved.success
-                played.scores = moved.scores
-                played.overflowed = not moved.done
-                played.truncated = moved.truncated
+            with self._running.track(lease):
+                outcome = await thread.call(stage.step, answer.kept.tokens)
+            played.turns.append(self._build_turn(request, answer, outcome))
+            prompt = outcome.prompt
+            if outcome.done or prompt is None:
+                played.success = outcome.success
+                played.scores = outcome.scores
+                played.overflowed = not outcome.done
+                played.truncated = outcome.truncated
                 return
             if len(played.turns) == MAX_TURNS:
                 raise _Ended(
@@ -177,15 +171,31 @@ class EpisodePlayer:
                     f"the episode has no end after {MAX_TURNS:,} turns: lower env.max_turns",
                 )
 
+    def _build_turn(self, request: TurnRequest, answer: TurnResult, outcome: StepOutcome) -> Turn:
+        anchor = outcome.anchor
+        if not self._anchor_texts:
+            anchor = digest(anchor)
+        return Turn(
+            prompt=request.prompt,
+            kept=answer.kept,
+            rejected=answer.rejected,
+            reward=outcome.reward,
+            valid=outcome.valid,
+            anchor=anchor,
+            action=outcome.action,
+        )
+
     async def _close(self, lease: Lease, stage: Stage, thread: EpisodeThread) -> None:
-        """Have what the episode holds open closed: now, or as soon as the call that hangs
-        returns."""
+        """Have what the episode holds open closed.
+
+        That is now, or as soon as the call that hangs returns.
+        """
         ended = thread.end(stage.close)
         self._closing.add(ended)
         ended.add_done_callback(self._closing.discard)
         if thread.abandoned:
             return
-        with self._running.of(lease):
+        with self._running.track(lease):
             await asyncio.wait({ended}, timeout=self._step_timeout)
         if not ended.done():
             log.warning(
@@ -198,18 +208,21 @@ class EpisodePlayer:
 
 
 class _Played:
-    """What has been played of a lease so far."""
+    """The part of a lease's episode that has been played so far."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
-        self.task = self.task_type = ""
+        self.task = ""
+        self.task_type = ""
         self.turns: list[Turn] = []
         self.success = False
         self.overflowed = False
         self.truncated = False
         self.scores: dict[str, float] = {}
 
-    def trajectory(self, drop_reason: DropReason | None = None, detail: str = "") -> Trajectory:
+    def build_trajectory(
+        self, drop_reason: DropReason | None = None, detail: str = ""
+    ) -> Trajectory:
         return Trajectory(
             key=self._lease.key,
             lease_attempt=self._lease.lease_attempt,

@@ -1,5 +1,6 @@
-"""A fork server: loads environment and tokenizer once, forks N actors that share them, replaces
-those that crash.
+"""A fork server, which loads environment and tokenizer once, and forks actors that share them.
+
+Actors that crash are replaced.
 
 The parent never opens a ZeroMQ context while children may be forked from it (its threads would not
 survive the fork), so it asks the controller for the welcome in a context that is gone before the
@@ -17,7 +18,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import inf
 
 import zmq
@@ -25,7 +26,7 @@ import zmq.asyncio
 
 from actors.actor import Actor, ControllerLost
 from actors.crash import ActorSlot
-from actors.pulse import LOOK_SECONDS, Watch
+from actors.pulse import LOOK_SECONDS, PulseMonitor
 from envs.base import Environment
 from envs.play import close_episode, start_episode
 from envs.registry import make_environment
@@ -50,8 +51,11 @@ OTHERS_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT, 
 """Signals that come from outside, the kernel's want of memory included."""
 
 STANDS_STILL_SECONDS = 60.0
-"""How long an actor's event loop may not run, beyond actor.step_timeout: then code that keeps all
-threads of the process from running (a regular expression, an extension) is taken to have no end."""
+"""How long an actor's event loop may stand still, beyond actor.step_timeout.
+
+Then code that keeps all threads of the process from running (a regular expression, an extension)
+is taken to have no end.
+"""
 
 FIRST_TASKS = 3
 """Tasks of which one must start, for an environment to be played on this machine."""
@@ -60,7 +64,7 @@ ANSWERS_WITHIN = 5.0
 """Seconds in which a controller answers that one actor takes for lost."""
 
 CRASHES_PER_MINUTE = 3
-"""Times the fleet's size that actors may crash within a minute before the fleet gives up."""
+"""Crashes within a minute, per actor, after which the fleet gives up."""
 
 
 class FleetError(RuntimeError):
@@ -85,16 +89,16 @@ def run_fleet(
 def _play(
     endpoint: str, actors: int, episodes: int, connect_seconds: float, keys: CurveKeys | None
 ) -> bool:
-    """Until the job is over, or its controller lost, which is returned."""
+    """Play until the job is over, or its controller is lost; return whether it is lost."""
     welcome = fetch_welcome(endpoint, connect_seconds, keys)
     environment = load_environment(welcome)
     prompter = Prompter(welcome.tokenizer_json, welcome.chat_template)
     gc.collect()
     gc.freeze()  # the shared pages are not touched by the children's collector
 
-    def body(place: ActorSlot) -> None:
+    def body(slot: ActorSlot) -> None:
         reseed()
-        asyncio.run(_act(endpoint, episodes, welcome, environment, prompter, keys, place))
+        asyncio.run(_act(endpoint, episodes, welcome, environment, prompter, keys, slot))
 
     def is_there() -> bool:
         try:
@@ -106,10 +110,10 @@ def _play(
 
 
 def load_environment(welcome: Welcome) -> Environment:
-    """The environment, which has loaded what it loads lazily, before the forks.
+    """Make the environment, and have it load what it loads lazily, before the forks.
 
-    FleetError if it cannot be made, or none of its first tasks started; one that cannot costs its
-    episodes alone.
+    Raises FleetError if it cannot be made, or none of its first tasks started. A task that cannot
+    start costs its own episodes alone.
     """
     reasons: list[BaseException] = []
     try:
@@ -132,9 +136,11 @@ def load_environment(welcome: Welcome) -> Environment:
 
 
 def reseed() -> None:
-    """Give this process global random generators of its own, in place of copies of those that it
-    was forked with. Python's own does so by itself; others are reseeded where somebody has imported
-    them."""
+    """Give this process global random generators of its own, in place of copies.
+
+    It was forked with copies of its parent's. Python's own generator does so by itself; others are
+    reseeded where somebody has imported them.
+    """
     numpy = sys.modules.get("numpy")
     torch = sys.modules.get("torch")
     if numpy is not None:
@@ -176,59 +182,84 @@ def supervise(
     is_there: Callable[[], bool],
     longest_seconds: float = inf,
 ) -> bool:
-    """Run the body in forked children, one for each actor; replace a child that crashed, or has
-    lost the controller while that `is_there`; return when all have ended by themselves, or the
-    controller is lost, which is returned: the others are ended then. An actor whose pulse stands
-    still for `longest_seconds` is ended, too.
+    """Run the body in forked children, one for each actor, and replace those that fail.
+
+    A child is replaced that crashed, or that has lost the controller while that `is_there`. An
+    actor whose pulse stands still for `longest_seconds` is ended, too. Returns False when all have
+    ended by themselves, and True when the controller is lost: the others are ended then.
 
     Raises FleetError when they crash so often that replacing them is pointless. Those that an
     environment's code has ended do not count: their episodes are over.
     """
-    children = {fork(body, place): place for place in [ActorSlot() for _ in range(actors)]}
-    crashes: list[float] = []
-    watch = Watch(longest_seconds)
+    children = {}
+    for _ in range(actors):
+        slot = ActorSlot()
+        children[fork(body, slot)] = slot
+    crash_times: list[float] = []
+    monitor = PulseMonitor(longest_seconds)
     try:
         while children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
-                watch.look({pid: place.pulse for pid, place in children.items()})
+                monitor.look({pid: slot.pulse for pid, slot in children.items()})
                 time.sleep(LOOK_SECONDS)
                 continue
-            stood_still = watch.words_of(pid)
-            place = children.pop(pid, None)
+            monitor_words = monitor.describe_end(pid)
+            slot = children.pop(pid, None)
             code = os.waitstatus_to_exitcode(status)
-            if place is None or code == ENDED:
+            if slot is None or code == ENDED:
                 continue
             if code == LOST:
                 if not is_there():
                     return True
                 log.warning("actor %d alone had lost the controller: replaced", pid)
-                place.vacate()
+                slot.vacate()
             else:
-                blameless = code == FAILED or -code in OTHERS_SIGNALS
-                end = describe_end(code)
-                place.vacate(stood_still or ("" if blameless else end))
-                log.warning("actor %d %s: replaced", pid, end)
-                now = time.monotonic()
-                crashes = [t for t in crashes if t > now - 60] + [now] * (not place.reports)
-                if len(crashes) > CRASHES_PER_MINUTE * actors:
-                    raise FleetError(
-                        f"{len(crashes)} actors crashed within a minute, and the last one {end}: "
-                        "see actors.log"
-                    )
-            children[fork(body, place)] = place
+                _vacate_crashed(slot, pid, code, monitor_words)
+                if not slot.reports:
+                    crash_times.append(time.monotonic())
+                _check_crashes(crash_times, CRASHES_PER_MINUTE * actors, describe_end(code))
+            children[fork(body, slot)] = slot
         return False
     finally:
-        for pid in children:
-            os.kill(
-                pid, signal.SIGKILL
-            )  # one that is stopped, too; they have nothing to put in order
-        for pid in children:
-            os.waitpid(pid, 0)
+        _kill_all(children)
 
 
-def fork(body: Callable[[ActorSlot], None], place: ActorSlot) -> int:
-    """Run `body` in a child that dies with this process; returns its pid."""
+def _vacate_crashed(slot: ActorSlot, pid: int, code: int, monitor_words: str) -> None:
+    """Vacate the place of an actor that ended with exit status `code`.
+
+    `monitor_words` say how the pulse monitor has ended it; "" if it has not.
+    """
+    end = describe_end(code)
+    words = monitor_words
+    environment_may_have = code != FAILED and -code not in OTHERS_SIGNALS
+    if not words and environment_may_have:
+        words = end
+    slot.vacate(words)
+    log.warning("actor %d %s: replaced", pid, end)
+
+
+def _check_crashes(times: list[float], most: int, last_end: str) -> None:
+    """Forget crashes of more than a minute ago; raise FleetError at more than `most` others."""
+    now = time.monotonic()
+    times[:] = [crash for crash in times if crash > now - 60]
+    if len(times) > most:
+        raise FleetError(
+            f"{len(times)} actors crashed within a minute, and the last one {last_end}: "
+            "see actors.log"
+        )
+
+
+def _kill_all(pids: Iterable[int]) -> None:
+    """Kill children, stopped ones, too; they have nothing to put in order."""
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    for pid in pids:
+        os.waitpid(pid, 0)
+
+
+def fork(body: Callable[[ActorSlot], None], slot: ActorSlot) -> int:
+    """Run `body` in a child that dies with this process; return its pid."""
     die_with_parent = dying_with_parent()
     pid = os.fork()
     if pid:
@@ -237,13 +268,11 @@ def fork(body: Callable[[ActorSlot], None], place: ActorSlot) -> int:
     try:
         die_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for number in (
-            signal.SIGINT,
-            signal.SIGHUP,
-        ):  # Ctrl-C, or a terminal that goes: the parent's to handle
+        # Ctrl-C, or a terminal that goes, is the parent's to handle.
+        for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         faulthandler.enable()
-        body(place)
+        body(slot)
         status = ENDED
     except ControllerLost as lost:
         log.warning("actor %d: %s", os.getpid(), lost)
@@ -264,16 +293,14 @@ async def _act(
     environment: Environment,
     prompter: Prompter,
     keys: CurveKeys | None,
-    place: ActorSlot,
+    slot: ActorSlot,
 ) -> None:
     context = zmq.asyncio.Context()
-    beating = asyncio.create_task(place.pulse.beat())
+    beating = asyncio.create_task(slot.pulse.beat())
     try:
-        await Actor(context, endpoint, welcome, environment, prompter, keys, place=place).run(
-            episodes
-        )
+        actor = Actor(context, endpoint, welcome, environment, prompter, keys, slot=slot)
+        await actor.run(episodes)
     finally:
         beating.cancel()
-        context.destroy(
-            linger=0
-        )  # and not term, which would wait for the sockets of one that could not begin
+        # And not term, which would wait for the sockets of an actor that could not begin.
+        context.destroy(linger=0)

@@ -1,5 +1,7 @@
-"""What an episode asks of its environment, and what of the answers can be used: nothing else leaves
-the episode's thread."""
+"""Calls of an episode to its environment, and checks of what the environment gives.
+
+Nothing else leaves the episode's thread.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ MAX_TEXT = 1 << 20
 
 
 class EpisodeOpening(NamedTuple):
-    """How an episode begins. `prompt` is None if it does not fit the context."""
+    """The beginning of an episode; `prompt` is None if it does not fit the context."""
 
     task: str
     task_type: str
@@ -34,7 +36,7 @@ class EpisodeOpening(NamedTuple):
 
 
 class StepOutcome(NamedTuple):
-    """What came of a response.
+    """The outcome of a response's step.
 
     `prompt` is the next one: None after the last turn, and if it does not fit the context.
     """
@@ -67,15 +69,15 @@ class Stage:
         self._episode: Episode | None = None
         self._view: AgentView | None = None
 
-    def begin(self, split: Split, index: int, seed: int) -> EpisodeOpening:
+    def start(self, split: Split, index: int, seed: int) -> EpisodeOpening:
         """Start the task, up to the first prompt."""
         self._episode = start_episode(self._environment, split, index, seed)
         task = require_text("task", self._episode.task)
         task_type = require_text("task_type", self._episode.task_type, MAX_NAME)
         self._view = self._environment.view(self._episode)
-        return EpisodeOpening(task, task_type, self._prompt())
+        return EpisodeOpening(task, task_type, self._encode_prompt())
 
-    def move(self, tokens: bytes) -> StepOutcome:
+    def step(self, tokens: bytes) -> StepOutcome:
         """Carry out the response, up to the next prompt."""
         response = self._prompter.decode(unpack(tokens, INT32).tolist())
         anchor = require_text("state_key()", self._episode.state_key())
@@ -83,34 +85,40 @@ class Stage:
         action = require_text("action", _attribute("parse()", parsed, "action"))
         valid = require_flag("valid", _attribute("parse()", parsed, "valid"))
         result = self._episode.step(action)
-        reward = require_number("reward", _attribute("step()", result, "reward"))
-        if abs(reward) > MAX_REWARD:
-            raise UserCodeError(
-                f"the environment gave a reward of {reward:g}, and more than {MAX_REWARD:g} "
-                "cannot be trained on"
-            )
+        reward = require_reward(_attribute("step()", result, "reward"))
         done = require_flag("done", _attribute("step()", result, "done"))
         scores = require_scores(self._episode.scores)
+        success = False
+        truncated = False
+        prompt = None
         if done:
             success = require_flag("success", _attribute("step()", result, "success"))
             truncated = require_flag("truncated", getattr(result, "truncated", False))
-            return StepOutcome(
-                anchor, action, valid, reward, True, success, truncated, scores, None
-            )
-        self._view.record(action, check_observation(_attribute("step()", result, "observation")))
+        else:
+            observation = check_observation(_attribute("step()", result, "observation"))
+            self._view.record(action, observation)
+            prompt = self._encode_prompt()
         return StepOutcome(
-            anchor, action, valid, reward, False, False, False, scores, self._prompt()
+            anchor=anchor,
+            action=action,
+            valid=valid,
+            reward=reward,
+            done=done,
+            success=success,
+            truncated=truncated,
+            scores=scores,
+            prompt=prompt,
         )
 
     def close(self) -> None:
-        """Let go of what the episode holds open. Nothing to do for one that did not start."""
+        """Have the episode close what it holds open, if it has started."""
         episode = self._episode
         self._episode = None
         if episode is not None:
             close_episode(episode)
 
-    def _prompt(self) -> list[int] | None:
-        """The prompt of the current turn; None if it has too many tokens.
+    def _encode_prompt(self) -> list[int] | None:
+        """Encode the prompt of the current turn; None if it has too many tokens.
 
         One that is far too long is not made into tokens.
         """
@@ -118,13 +126,16 @@ class Stage:
         if len(text) > self._max_prompt_characters:
             return None
         tokens = self._prompter.encode_prompt(text)
-        return tokens if len(tokens) <= self._max_prompt_tokens else None
+        if len(tokens) > self._max_prompt_tokens:
+            return None
+        return tokens
 
 
 def require_text(name: str, value: object, limit: int | None = MAX_TEXT) -> str:
-    """What the environment gave as `name`, a text that can be sent.
+    """Return what the environment gave as `name`, if it is a text that can be sent.
 
-    UserCodeError if it is none: the learner would refuse the episode, however often it is sent.
+    Raises UserCodeError if it is none: the learner would refuse the episode, however often it is
+    sent.
     """
     if not isinstance(value, str):
         raise UserCodeError(
@@ -146,17 +157,19 @@ def require_text(name: str, value: object, limit: int | None = MAX_TEXT) -> str:
 
 
 def _as_float(value: object) -> float | None:
-    """The value as a float; None for what is no number, or none that a float can hold."""
+    """Convert a number to float; None for what is no number, or none that a float can hold."""
+    if not isinstance(value, SupportsFloat):
+        return None
     try:
-        return float(value) if isinstance(value, SupportsFloat) else None
+        return float(value)
     except (TypeError, ValueError, OverflowError):
         return None
 
 
 def require_number(name: str, value: object) -> float:
-    """A finite number as a float, whatever number it is (NumPy's, say).
+    """Return a finite number as a float, whatever number it is (NumPy's, say).
 
-    UserCodeError for what is none.
+    Raises UserCodeError for what is none.
     """
     number = _as_float(value)
     if number is None or not isfinite(number):
@@ -166,10 +179,21 @@ def require_number(name: str, value: object) -> float:
     return number
 
 
-def require_flag(name: str, value: object) -> bool:
-    """True or False, or a number that is 1 or 0.
+def require_reward(value: object) -> float:
+    """Return a reward that can be trained on; UserCodeError for another one."""
+    reward = require_number("reward", value)
+    if abs(reward) > MAX_REWARD:
+        raise UserCodeError(
+            f"the environment gave a reward of {reward:g}, and more than {MAX_REWARD:g} "
+            "cannot be trained on"
+        )
+    return reward
 
-    UserCodeError for what is neither, such as None or a text.
+
+def require_flag(name: str, value: object) -> bool:
+    """Return True or False, from those or from a number that is 1 or 0.
+
+    Raises UserCodeError for what is neither, such as None or a text.
     """
     number = _as_float(value)
     if number not in (0.0, 1.0):
@@ -180,7 +204,7 @@ def require_flag(name: str, value: object) -> bool:
 
 
 def require_scores(scores: object) -> dict[str, float]:
-    """Scores by name. UserCodeError for what is no mapping of names to finite numbers."""
+    """Return scores by name; UserCodeError for what does not map names to finite numbers."""
     if not isinstance(scores, Mapping):
         raise UserCodeError(
             f"the environment gave {describe_value(scores)} as scores, which map names to numbers"
@@ -188,15 +212,15 @@ def require_scores(scores: object) -> dict[str, float]:
     items = list(itertools.islice(scores.items(), MAX_SCORES + 1))
     if len(items) > MAX_SCORES:
         raise UserCodeError(f"the environment gave more than {MAX_SCORES} scores")
-    found = {}
+    checked = {}
     for name, value in items:
         text = require_text("the name of a score", str(name), MAX_NAME)
-        found[text] = require_number(f"score {text}", value)
-    return found
+        checked[text] = require_number(f"score {text}", value)
+    return checked
 
 
 def check_observation(observation: Any) -> Any:
-    """An observation whose parts are what they should be. UserCodeError for others."""
+    """Return an observation whose parts are what they should be; UserCodeError for others."""
     require_text("observation.text", _attribute("observation", observation, "text"), None)
     admissible = _attribute("observation", observation, "admissible")
     if not isinstance(admissible, tuple | list) or not all(
@@ -210,7 +234,7 @@ def check_observation(observation: Any) -> Any:
 
 
 def _attribute(name: str, value: object, attribute: str) -> Any:
-    """One part of what a method gave."""
+    """Return one part of what a method gave."""
     try:
         return getattr(value, attribute)
     except AttributeError:

@@ -1,5 +1,7 @@
-"""Running code of others: in a thread of the episode's own, whatever it raises put into words
-(envs/user_errors.py)."""
+"""Running code of others, in a thread of the episode's own.
+
+Whatever it raises is put into words (envs/user_errors.py).
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,15 @@ from envs.user_errors import (
 )
 
 TRACEBACK_FRAMES = 12
-"""How many of the innermost frames of a traceback the log gets."""
+"""Innermost frames of a traceback that the log gets."""
 
 
 class EpisodeThread:
-    """The thread in which everything of one episode's environment runs, one call after another,
-    since much is bound to the thread that made it (SQLite's connections, event loops). One that
-    hangs holds up neither others, as it would in a pool, nor the end of the process."""
+    """The thread in which everything of one episode's environment runs, one call after another.
+
+    Much is bound to the thread that made it (SQLite's connections, event loops). A thread that
+    hangs holds up neither others, as it would in a pool, nor the end of the process.
+    """
 
     def __init__(self, home: str, timeout_seconds: float) -> None:
         self._home = home
@@ -37,13 +41,16 @@ class EpisodeThread:
         self._thread = threading.Thread(target=self._run, daemon=True, name="environment")
         self._thread.start()
         self.abandoned = False
-        """Say whether nobody waits for it any more: a call took longer than the timeout, or the episode
-        was broken off."""
+        """Nobody waits for it any more.
+
+        A call took longer than the timeout, or the episode was broken off.
+        """
 
     async def call(self, function: Callable[..., Any], *args: object) -> Any:
-        """What the function returns.
+        """Run a function in the thread, and return what it returns.
 
-        UserCodeError for whatever it raises, and if it takes too long: then it is left to itself.
+        Raises UserCodeError for whatever it raises, and if it takes too long. Then it is left to
+        itself.
         """
         result = self._loop.create_future()
         self._calls.put((function, args, result))
@@ -57,8 +64,10 @@ class EpisodeThread:
         return value
 
     def end(self, last: Callable[[], None]) -> asyncio.Future[tuple[bool, Any]]:
-        """Call `last` and end the thread, as soon as the call under way returns: (whether `last`
-        failed, how)."""
+        """Call `last` and end the thread, as soon as the call under way returns.
+
+        The result is whether `last` failed, and how.
+        """
         ended = self._loop.create_future()
         self._calls.put((last, (), ended))
         self._calls.put(None)
@@ -78,9 +87,8 @@ class EpisodeThread:
                 outcome = (True, self._failure(error))
             try:
                 self._loop.call_soon_threadsafe(_set, result, outcome)
-            except (
-                RuntimeError
-            ):  # the loop has ended, and nobody waits; what holds something open is still closed
+            except RuntimeError:
+                # The loop has ended, and nobody waits; what is held open is still closed.
                 continue
 
     def _failure(self, error: BaseException) -> UserCodeError:

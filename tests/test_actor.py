@@ -13,7 +13,7 @@ import pytest
 import zmq
 import zmq.asyncio
 
-from actors.actor import SAY_EVERY, Actor, ControllerLost, choose_shard
+from actors.actor import WARN_EVERY_TRIES, Actor, ControllerLost, choose_shard
 from controller.responses import EMPTY_RESPONSE
 from envs.registry import make_environment
 from protocol.codec import FrameReader, encode
@@ -151,7 +151,7 @@ async def test_an_episode_that_nobody_acknowledges_is_said_with_where_it_was_sen
         bench.controller,
         TurnResult(key=KEY, lease_attempt=0, turn_index=0, kept=EMPTY_RESPONSE, rejected=[]),
     )
-    for _ in range(SAY_EVERY + 1):
+    for _ in range(WARN_EVERY_TRIES + 1):
         await bench.heard(bench.learner, Trajectory)
     await bench.say(bench.learner, Ack(keys=[KEY]))
     await bench.say(bench.controller, Shutdown(reason="over"))

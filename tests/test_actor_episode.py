@@ -19,7 +19,7 @@ from hypothesis import given as given_values
 from hypothesis import strategies as st
 
 import actors.episode
-from actors.episode import EpisodePlayer, digest, frame_of
+from actors.episode import EpisodePlayer, digest, encode_trajectory
 from config import TinySection
 from envs.base import EnvironmentFailure, Observation, ParsedAction, StepResult
 from envs.play import play_expert_episode
@@ -236,7 +236,7 @@ async def given(**changed: object) -> Trajectory:
     )
     vars(environment).update(changed)
     trajectory = await player(answer, environment).play(LEASE)
-    assert decode(frame_of(trajectory)).key == LEASE.key
+    assert decode(encode_trajectory(trajectory)).key == LEASE.key
     return trajectory
 
 
@@ -294,7 +294,7 @@ async def test_numbers_of_numpy_are_numbers():
         lambda: StepResult(OneStep.observation, np.float32(0.5), done=np.True_, success=np.True_)
     )
     environment.scores = {"price": np.int64(2), 7: 1}
-    trajectory = decode(frame_of(await player(answer, environment).play(LEASE)))
+    trajectory = decode(encode_trajectory(await player(answer, environment).play(LEASE)))
     assert (trajectory.turns[0].reward, trajectory.success, trajectory.scores) == (
         0.5,
         True,
@@ -333,9 +333,9 @@ async def test_episode_larger_than_any_message_is_dropped_and_says_what_to_lower
     trajectory = await player(take_turn).play(LEASE)
     size = {"MAX_FRAME": len(encode(trajectory)), "MAX_TURNS": len(script)}[limit]
     monkeypatch.setattr(actors.episode, limit, size)
-    assert frame_of(trajectory) == encode(trajectory)
+    assert encode_trajectory(trajectory) == encode(trajectory)
     monkeypatch.setattr(actors.episode, limit, size - 1)
-    sent = decode(frame_of(trajectory))
+    sent = decode(encode_trajectory(trajectory))
     assert (sent.key, sent.turns, sent.success, sent.drop_reason) == (
         LEASE.key,
         [],
@@ -397,7 +397,7 @@ async def test_invariant_3_an_environment_error_is_a_dropped_episode_never_a_rew
     setattr(environment, method, fails)
     async with asyncio.timeout(4):  # less than the step's timeout: it is said at once
         trajectory = await player(answer, environment).play(LEASE)
-    sent = decode(frame_of(trajectory))
+    sent = decode(encode_trajectory(trajectory))
     assert sent.drop_reason is DropReason.ENV_ERROR and sent.turns == [] and len(sent.detail) < 800
     assert sent.detail.startswith(f"{type(error).__name__}: ")
     assert (
@@ -422,7 +422,7 @@ async def test_prompt_that_outgrows_the_context_ends_the_episode_and_keeps_its_t
     lengths = iter([10, 20, 10**6])
     environment.prompt = lambda view: "x " * next(lengths)
     trajectory = decode(
-        frame_of(await player(answer, environment, max_prompt_tokens=100).play(LEASE))
+        encode_trajectory(await player(answer, environment, max_prompt_tokens=100).play(LEASE))
     )
     assert trajectory.drop_reason is None and trajectory.overflowed and not trajectory.success
     assert [turn.reward for turn in trajectory.turns] == [0.25, 0.25] and trajectory.scores == {
@@ -438,7 +438,7 @@ async def test_prompt_that_outgrows_the_context_ends_the_episode_and_keeps_its_t
 
 @pytest.mark.parametrize("truncated", [True, False])
 async def test_an_episode_that_the_environment_cut_off_says_so(truncated: bool):
-    trajectory = decode(frame_of(await given(success=False, truncated=truncated)))
+    trajectory = decode(encode_trajectory(await given(success=False, truncated=truncated)))
     assert trajectory.truncated is truncated and not trajectory.overflowed
     assert rollout_metrics([trajectory])["cut_off_share"] == truncated
 
@@ -531,7 +531,7 @@ async def test_episode_whose_step_hangs_is_closed_when_the_step_returns():
             assert "actor.step_timeout), at tests/test_actor_episode.py:" in (await playing).detail
         assert not closed.is_set()
         release.set()
-        await plays.let_go(5)
+        await plays.wait_closed(5)
         assert closed.is_set()
 
 
@@ -636,7 +636,7 @@ def test_invariant_10_user_code_that_raises_ends_in_one_episode_the_learner_take
     async def play() -> Trajectory:
         return await player(answer, Arbitrary(behavior)).play(LEASE)
 
-    trajectory = decode(frame_of(asyncio.run(play())))
+    trajectory = decode(encode_trajectory(asyncio.run(play())))
     assert trajectory.key == LEASE.key
     bounds = Limits(vocabulary=600, context=4000, group_size=2)
     assert (

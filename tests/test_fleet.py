@@ -40,7 +40,7 @@ def dies_once(die: Callable[[], object], log: Path) -> Callable[[ActorSlot], Non
         with log.open("a") as file:
             file.write(f"{place.name.hex()} {reports}\n")
         if len(log.read_text().splitlines()) == 1:
-            with place.running.of(LEASE):
+            with place.running.track(LEASE):
                 die()
 
     return body
@@ -102,7 +102,7 @@ def test_an_actor_that_was_stopped_for_long_goes_on_and_blames_no_episode(tmp_pa
             beating.cancel()
 
         (tmp_path / "log").open("a").write("begun\n")
-        with place.running.of(LEASE):
+        with place.running.track(LEASE):
             asyncio.run(act())
 
     assert not supervise(body, 1, lambda: True, longest_seconds=2 * BEAT_SECONDS)
