@@ -24,9 +24,12 @@ from engine.fake import server
 from engine.fake.generation import Generator, Request
 from engine.fake.server import FakeEngine
 from learner.checkpoint import IntakeState
-from learner.learner import Learner
+from learner.learner import build_learner
 from learner.model.policy import load_policy
-from learner.publish import Snapshot, snapshot
+from learner.publish import Snapshot, copy_weights
+from learner.ranks import Ranks
+from learner.training_host import TrainingHost, open_instruments
+from learner.warm_start.warm_start import ReportProgress
 from protocol.codec import FrameReader
 from protocol.files import allow_many_files
 from protocol.messages import Message, Trajectory
@@ -58,8 +61,13 @@ class Training:
     """
 
     def __init__(self, job: Job, stall: float) -> None:
-        self._job, self._stall, self._model = job, stall, load_policy(Path(job.model_dir))
-        self.update_number, self.tokens, self.control, self.intake_state = 0, 0, "", IntakeState()
+        self._job = job
+        self._stall = stall
+        self._model = load_policy(Path(job.model_dir))
+        self.update_number = 0
+        self.tokens = 0
+        self.control = ""
+        self.intake_state = IntakeState()
         self.began = 0.0
         self.spare: Snapshot | None = None
         self.stalled: list[float] = []
@@ -81,7 +89,7 @@ class Training:
     def snapshot(self) -> Snapshot:
         into = self.spare
         self.spare = None
-        return snapshot(self._model, self.update_number, "float32", into)
+        return copy_weights(self._model, self.update_number, "float32", into)
 
     def checkpoint(self, intake: IntakeState) -> None:
         return None
@@ -110,30 +118,31 @@ class Counting(FrameReader):
         return message
 
 
-class WaitingLearner(Learner):
-    """The learner with all its loops, but for Training."""
+class WaitingHost(TrainingHost):
+    """Starts the stand-in."""
 
-    def __init__(self, job: Job, context: zmq.asyncio.Context, stall: float) -> None:
-        super().__init__(job, context)
-        self._stall, self.counts = stall, Counting()
-        self._reader = self._intake._reader = self.counts
+    def __init__(self, job: Job, stall: float) -> None:
+        super().__init__(job, Ranks(), open_instruments(job))
+        self._stand_in = Training(job, stall)
 
-    async def _restore(self) -> None:
-        self.training = Training(self._job, self._stall)
+    async def start(self, report: ReportProgress) -> None:
+        self.training = self._stand_in
 
 
 async def learn(job: Job, stall: float) -> None:
+    """Run the learner with all its loops, but for Training."""
     context = zmq.asyncio.Context()
-    learner = WaitingLearner(job, context, stall)
+    counts = Counting()
+    host = WaitingHost(job, stall)
     try:
-        await learner.run()
+        await build_learner(job, context, host, reader=counts).run()
     finally:
-        found = {
-            "episodes": learner.counts.episodes,
-            "turns": learner.counts.turns,
-            "stall": learner.training.stalled,
+        figures = {
+            "episodes": counts.episodes,
+            "turns": counts.turns,
+            "stall": host.training.stalled,
         }
-        (Path(job.run_dir) / INTAKE).write_text(json.dumps(found))
+        (Path(job.run_dir) / INTAKE).write_text(json.dumps(figures))
         context.term()
 
 

@@ -117,7 +117,7 @@ def save(
         _on_host(full_state_dict(beside.reference), ranks) if beside.reference is not None else None
     )
     if ranks.rank:
-        ranks.wait()
+        ranks.barrier()
         return final
     for left in final.parent.glob(".*-*"):  # by a process that was killed in the middle of one
         shutil.rmtree(left, ignore_errors=True)
@@ -154,7 +154,7 @@ def save(
         os.replace(unfinished, final)
         if fsync:
             _to_disk(final.parent)
-    ranks.wait()
+    ranks.barrier()
     return final
 
 
@@ -235,7 +235,7 @@ def save_policy(
 def load(directory: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
     """Restore an optimizer, built with the settings of now, and return the rest.
 
-    The weights: `load_policy(directory)`, from which `kept_adapters(directory)` come out again.
+    The weights: `load_policy(directory)`, from which `read_adapters(directory)` come out again.
     """
     load_moments(
         optimizer,
@@ -257,7 +257,7 @@ def load_critic(directory: Path, critic: Critic) -> None:
         critic.load(torch.load(path, map_location="cpu", weights_only=True))
 
 
-def kept_adapters(directory: Path) -> dict[str, Tensor]:
+def read_adapters(directory: Path) -> dict[str, Tensor]:
     """The checkpoint's adapters (`learner.model.lora.adapter_tensors`); empty if it has none."""
     path = directory / STATE / ADAPTERS
     return load_file(path) if path.exists() else {}
@@ -274,7 +274,7 @@ def load_exploration(directory: Path) -> Exploration:
         )
 
 
-def reference(directory: Path) -> Path | None:
+def reference_dir(directory: Path) -> Path | None:
     """Where the checkpoint's reference policy is, if it has one."""
     path = directory / STATE / REFERENCE
     return path if path.exists() else None

@@ -187,7 +187,7 @@ class Updater:
             )
         )
         computed = []
-        for which, counts in self.ranks.mine(parts):
+        for which, counts in self.ranks.shard(parts):
             with torch.no_grad():
                 log_pi, _ = self._policy(collate([samples[i] for i in which]), self._temperature)
             computed += [log_pi.cpu().numpy()] * counts
@@ -211,7 +211,7 @@ class Updater:
         )
         computed = []
         self.optimizer.zero_grad(set_to_none=True)
-        for batch, counts in self.ranks.mine(batches):
+        for batch, counts in self.ranks.shard(batches):
             values = self._losses(batch)
             (values["loss"].sum() * counts).backward()
             computed += [

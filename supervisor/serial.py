@@ -23,7 +23,7 @@ from controller.shard_worker import build_shard_worker
 from engine.fake.server import FakeEngine
 from envs.registry import make_environment
 from learner.data.drop_ledger import NothingPlayable
-from learner.learner import Learner
+from learner.learner import Learner, build_learner
 from learner.warm_start.build import build_policy
 from learner.warm_start.demonstrations import NoDemonstrations
 from protocol.codec import decode, encode
@@ -88,8 +88,8 @@ async def _train_and_summarize(
         async with receiving(job, collector, context):
             await asyncio.gather(*(engine.start() for engine in engines))
             try:
-                learner = Learner(
-                    job, context, lasted_seconds=collector.state.wall_seconds(time.monotonic())
+                learner = build_learner(
+                    job, context, elapsed_s=collector.state.wall_seconds(time.monotonic())
                 )
                 with on_interrupt(_build_interrupt_handler(learner, interrupted, progress)):
                     await _run_processes(job, context, progress, learner, collector)

@@ -19,7 +19,7 @@ from rich.console import Console
 from run_fixtures import job_in, small_config
 
 from controller.controller import Controller, build_controller
-from learner.learner import Learner
+from learner.learner import Learner, build_learner
 from supervisor.endpoints import free_port
 from supervisor.serial import train_serially
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
@@ -204,10 +204,9 @@ def linked_run(directory: Path) -> Iterator[LinkedRun]:
         run.controller = build_controller(*arguments)
         return run.controller
 
-    class NotedLearner(Learner):
-        def __init__(self, *arguments, **named) -> None:
-            super().__init__(*arguments, **named)
-            run.learner = self
+    def build_noted_learner(*arguments, **named) -> Learner:
+        run.learner = build_learner(*arguments, **named)
+        return run.learner
 
     connect = zmq.Socket.connect
 
@@ -226,7 +225,7 @@ def linked_run(directory: Path) -> Iterator[LinkedRun]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("supervisor.serial.build_controller", build_noted_controller)
-        patch.setattr("supervisor.serial.Learner", NotedLearner)
+        patch.setattr("supervisor.serial.build_learner", build_noted_learner)
         patch.setattr("actors.actor.choose_shard", choose_shard)
         patch.setattr(zmq.Socket, "connect", connect_through)
         run.start()

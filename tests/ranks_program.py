@@ -54,7 +54,7 @@ def main(directory: Path, name: str) -> None:
         found = trained(job_in(directory / case, config_of(settings)), ranks)
         if not ranks.rank:
             torch.save(found, directory / case / f"{name}.pt")
-    ranks.leave()
+    ranks.close()
 
 
 def trained(job: Job, ranks: Ranks) -> dict:
@@ -72,7 +72,7 @@ def trained(job: Job, ranks: Ranks) -> dict:
                 }
             )
 
-    training._updater.optimizer.register_step_pre_hook(keep)
+    training.optimizer.register_step_pre_hook(keep)
     metrics = [training.update(groups(seed)) for seed in (0, 1)]
     training.checkpoint(IntakeState(log_position=1, next_group=2, next_evaluation=3))
     training = Training.restore(job, lambda *_: None, ranks)

@@ -24,7 +24,7 @@ from engine.fake.server import FakeEngine
 from engine.pool import Health
 from envs.registry import make_environment
 from learner.model.policy import load_policy
-from learner.publish import WeightWriter, snapshot
+from learner.publish import WeightWriter, copy_weights
 from protocol.codec import FrameReader
 from tests.engine_fixtures import lose_core
 
@@ -37,7 +37,9 @@ async def two_engines(
     weights that are there as version 0."""
     config = small_config(model__name=str(policy), engine__count="2", **settings)
     job = job_in(directory, config)
-    written = WeightWriter(Path(job.weights_dir)).write(snapshot(load_policy(policy), 0, "float32"))
+    written = WeightWriter(Path(job.weights_dir)).write(
+        copy_weights(load_policy(policy), 0, "float32")
+    )
     context = zmq.asyncio.Context()
     signals = [job.endpoints.signals[0] if number < with_tap else None for number in range(2)]
     ports = [urlsplit(url).port for url in job.endpoints.engines]

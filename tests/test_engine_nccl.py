@@ -45,8 +45,13 @@ from engine.constants import NCCL_PACKING  # noqa: E402
 from engine.fake.server import FakeEngine  # noqa: E402
 from engine.nccl_sender import WeightSender  # noqa: E402
 from engine.pool import EnginePool  # noqa: E402
-from learner.outgoing import WeightPublisher  # noqa: E402
-from learner.publish import Snapshot, WeightWriter, description  # noqa: E402
+from learner.publish import (  # noqa: E402
+    Snapshot,
+    WeightPublisher,
+    Weights,
+    WeightWriter,
+    describe_transfer,
+)
 from protocol.messages import Transfer, WeightsPublished  # noqa: E402
 from supervisor.cli import main as cli  # noqa: E402
 from supervisor.endpoints import free_port  # noqa: E402
@@ -210,7 +215,7 @@ class Run:
                 await self._pool.init_nccl_group(self._endpoint, deadline=60.0)
                 self._joined = True
             return await self._pool.receive_weights(
-                description(Snapshot(version, tensors)), version, deadline=60.0
+                describe_transfer(Snapshot(version, tensors)), version, deadline=60.0
             )
         finally:
             await sending
@@ -257,14 +262,40 @@ async def test_tensors_that_an_engine_does_not_expect_are_an_error_that_says_why
     assert worker.calls == ["pause keep", "start", "update"]
 
 
+class OutboxController:
+    """The controller's end, which remembers what it is told."""
+
+    def __init__(self, events: list[object]) -> None:
+        self._events = events
+
+    async def send(self, message: WeightsPublished) -> None:
+        self._events.append(message)
+
+
+class OutboxSender:
+    """The sending end of NCCL, which fails if that is asked for."""
+
+    def __init__(self, events: list[object], fails: bool) -> None:
+        self._events = events
+        self._fails = fails
+
+    def send(self, tensors: dict[str, torch.Tensor]) -> None:
+        self._events.append(list(tensors))
+        if self._fails:
+            raise RuntimeError("NCCL is gone")
+
+
 class Outbox:
-    """What the learner's part that publishes did, in order; sending fails if it is told so."""
+    """Source, sender and controller of a publisher: all that it did, in order.
+
+    Sending fails if that is asked for.
+    """
 
     def __init__(self, fails: bool = False) -> None:
         self.events: list[object] = []
         self._fails = fails
 
-    async def copy(self) -> Snapshot:
+    async def take_snapshot(self) -> Snapshot:
         return Snapshot(
             7,
             {
@@ -273,20 +304,16 @@ class Outbox:
             },
         )
 
-    async def tell(self, message: WeightsPublished) -> None:
-        self.events.append(message)
-
-    def send(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.events.append(list(tensors))
-        if self._fails:
-            raise RuntimeError("NCCL is gone")
-
-    def used(self, snapshot: Snapshot) -> None:
+    def recycle(self, snapshot: Snapshot, weights: Weights) -> None:
         self.events.append("used")
 
-    def outgoing(self, directory: Path, tasks: asyncio.TaskGroup) -> WeightPublisher:
+    def publisher(self, directory: Path, tasks: asyncio.TaskGroup) -> WeightPublisher:
         return WeightPublisher(
-            WeightWriter(directory), tasks, self.copy, self.tell, self.used, send=self.send
+            self,
+            WeightWriter(directory),
+            OutboxController(self.events),
+            tasks,
+            sender=OutboxSender(self.events, self._fails),
         )
 
 
@@ -296,9 +323,9 @@ async def test_weights_are_announced_before_they_are_sent_and_sent_once(
     """Weights are announced before they are sent and sent once though the last ones are announced again."""
     box = Outbox()
     async with asyncio.TaskGroup() as tasks:
-        outgoing = box.outgoing(tmp_path, tasks)
-        await outgoing.publish(7, [1, 2])
-        await outgoing.publish(7, [], last=True)
+        publisher = box.publisher(tmp_path, tasks)
+        await publisher.publish(7, [1, 2])
+        await publisher.publish(7, [], last=True)
     sent = Transfer(["b", "a"], ["bfloat16", "bfloat16"], [[2, 3], [4]])
     first = WeightsPublished(version=7, checksum="", trained=[1, 2], transfer=sent)
     assert box.events == [
@@ -307,14 +334,14 @@ async def test_weights_are_announced_before_they_are_sent_and_sent_once(
         "used",
         msgspec.structs.replace(first, trained=[], last=True),
     ]
-    assert (outgoing.written.version, outgoing.written.size) == (7, 20)
+    assert (publisher.newest.version, publisher.newest.size) == (7, 20)
 
 
 async def test_a_sending_that_fails_fails_the_learner(tmp_path: Path) -> None:
     box = Outbox(fails=True)
     with pytest.RaisesGroup(pytest.RaisesExc(RuntimeError, match="NCCL is gone")):
         async with asyncio.TaskGroup() as tasks:
-            await box.outgoing(tmp_path, tasks).publish(7, [1])
+            await box.publisher(tmp_path, tasks).publish(7, [1])
     assert "used" not in box.events, "its memory may still be read"
 
 

@@ -262,13 +262,13 @@ def test_published_weights_are_those_of_the_model(job, tmp_path, dtype, stored):
 
 
 def written(directory, model, version: int, dtype: str = "bfloat16"):
-    return WeightWriter(directory).write(publish.snapshot(model, version, dtype))
+    return WeightWriter(directory).write(publish.copy_weights(model, version, dtype))
 
 
 def test_a_snapshot_is_of_the_weights_as_they_were(job, tmp_path):
     model = load_policy(tmp_path / "policy")
     before = copy.deepcopy(model.state_dict())
-    snapshot = publish.snapshot(model, 1, "float32")
+    snapshot = publish.copy_weights(model, 1, "float32")
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
@@ -320,10 +320,10 @@ def test_weights_that_no_engine_has_loaded_stay_on_disk(
     for version in range(7, 12):
         publisher.write(publish.Snapshot(version, weights))
     assert kept() == [7, 8, 9, 10, 11]
-    publisher.applied = 10
+    publisher.applied_version = 10
     publisher.write(publish.Snapshot(12, weights))
     assert kept() == [10, 11, 12]
-    publisher.applied = 12
+    publisher.applied_version = 12
     publisher.write(publish.Snapshot(13, weights))
     assert kept() == [12, 13]
 

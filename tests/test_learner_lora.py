@@ -145,4 +145,4 @@ def test_the_reference_is_the_policy_that_training_has_come_to(job: Job) -> None
             adapter.b.add_(0.1)
     assert training.update(groups(0))["kl_reference"] > 1e-3  # of the first policy
     assert training.update(groups(1))["kl_reference"] == pytest.approx(0.0, abs=1e-6)
-    assert checkpoint.reference(checkpointed(training)) is not None
+    assert checkpoint.reference_dir(checkpointed(training)) is not None

@@ -102,7 +102,7 @@ def test_each_rank_is_told_its_number_as_torchrun_would_and_all_see_the_devices(
 def test_every_item_counts_on_one_rank_and_all_ranks_take_equally_many(
     size: int, items: int
 ) -> None:
-    shares = [list(Ranks(rank, size).mine(list(range(items)))) for rank in range(size)]
+    shares = [list(Ranks(rank, size).shard(list(range(items)))) for rank in range(size)]
     assert sorted(item for share in shares for item, counts in share if counts) == list(
         range(items)
     )

@@ -22,11 +22,10 @@ import learner.warm_start.demonstrations
 from config import ConfigError, TinySection
 from config.resolve import resolve
 from envs.alfworld.environment import AlfWorldEpisode
-from learner import training
 from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy
 from learner.training import Training
-from learner.warm_start import warm_start
+from learner.warm_start import policy_cache, warm_start
 from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
 from learner.warm_start.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
 from protocol.prompting import Prompter
@@ -92,7 +91,7 @@ def test_demonstrations_may_take_more_turns_than_an_episode():
 @pytest.fixture
 def job(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        warm_start, "cores", lambda: 1
+        warm_start, "available_cores", lambda: 1
     )  # more threads than this small model has use for
     config = small_config(
         warm_start__episodes="40",
@@ -105,8 +104,10 @@ def job(tmp_path, monkeypatch):
 
 def test_warm_start_learns_and_the_same_one_is_not_done_twice(job, monkeypatch):
     losses = []
-    real = training.warm_start
-    monkeypatch.setattr(training, "warm_start", lambda *a: losses.append(real(*a)["loss"]) or {})
+    real = policy_cache.warm_start
+    monkeypatch.setattr(
+        policy_cache, "warm_start", lambda *a: losses.append(real(*a)["loss"]) or {}
+    )
     first = Training.begin(job, no_progress)
     second = Training.begin(job, no_progress)
     assert len(losses) == 1 and losses[0] < 0.9 * np.log(job.config.model.tiny.vocabulary)
@@ -115,7 +116,7 @@ def test_warm_start_learns_and_the_same_one_is_not_done_twice(job, monkeypatch):
 
 
 def test_a_warm_start_in_another_precision_is_another_one(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "warm_start", lambda *_: {})
+    monkeypatch.setattr(policy_cache, "warm_start", lambda *_: {})
     Training.begin(job, no_progress)
     config = msgspec.structs.replace(
         job.config, learner=msgspec.structs.replace(job.config.learner, precision="bfloat16")
@@ -128,7 +129,7 @@ def test_two_runs_that_want_the_same_warm_start_at_once_make_it_once(job, monkey
     made = []
     waiting = threading.Event()
     begun = threading.Event()
-    real = training.warm_start
+    real = policy_cache.warm_start
 
     def slowly(*arguments):
         made.append(threading.current_thread())
@@ -136,7 +137,7 @@ def test_two_runs_that_want_the_same_warm_start_at_once_make_it_once(job, monkey
         assert waiting.wait(60)
         return real(*arguments)
 
-    monkeypatch.setattr(training, "warm_start", slowly)
+    monkeypatch.setattr(policy_cache, "warm_start", slowly)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(Training.begin, job, no_progress)
         assert begun.wait(60)
@@ -154,7 +155,7 @@ def test_two_runs_that_want_the_same_warm_start_at_once_make_it_once(job, monkey
 def test_a_warm_start_that_cannot_be_locked_is_made_without(
     job, why: str, monkeypatch: pytest.MonkeyPatch, caplog
 ):
-    monkeypatch.setattr(training, "_digest", lambda *_: "0123")
+    monkeypatch.setattr(policy_cache, "policy_digest", lambda *_: "0123")
     cache = Path(job.config.run.cache_dir)
     cache.mkdir(exist_ok=True)
     if why == "no locks":
@@ -178,7 +179,7 @@ def test_a_kept_policy_that_cannot_be_read_names_the_setting(job, monkeypatch: p
     shutil.copytree(job.model_dir, kept)
     weights = kept / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    monkeypatch.setattr(training, "_digest", lambda *_: "0123")
+    monkeypatch.setattr(policy_cache, "policy_digest", lambda *_: "0123")
     with pytest.raises(
         ConfigError,
         match=r"run\.cache_dir: .*policy-0123 cannot be read \(.*\); remove it, or give another directory",

@@ -14,7 +14,7 @@ from run_fixtures import small_config
 
 from config import ConfigError
 from learner.publish import KEPT
-from learner.training import check_room
+from learner.warm_start.policy_cache import check_cache_dir
 from protocol.machine import available_bytes, available_cores, quota_cores
 from supervisor import job, machine_checks
 
@@ -236,7 +236,7 @@ def test_a_cache_that_cannot_be_written_to_is_used_if_there_is_something_in_it(
         with pytest.raises(
             ConfigError, match=r"run\.cache_dir: .* does not hold this warm start \(policy-4567\)"
         ):
-            check_room(tmp_path / "policy-4567")
+            check_cache_dir(tmp_path / "policy-4567")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])

@@ -37,7 +37,7 @@ from envs.registry import make_environment
 from learner.checkpoint import latest
 from learner.learner import Learner
 from learner.model.policy import load_policy
-from learner.publish import WeightWriter, snapshot
+from learner.publish import WeightWriter, copy_weights
 from learner.training import Training
 from learner.warm_start.build import build_policy
 from protocol.arrays import FLOAT16, FLOAT32, UINT8, unpack
@@ -420,7 +420,7 @@ def test_the_end_waits_for_what_is_cancelled_however_late_the_controller_says_so
         await real(self)
 
     monkeypatch.setattr(Controller, "finish_training", late)
-    monkeypatch.setattr(Learner, "_evaluate", no_evaluation)
+    monkeypatch.setattr(Learner, "evaluate", no_evaluation)
     summary, _, _ = serial_run(
         tmp_path / "run",
         run__max_updates="50",
@@ -564,7 +564,9 @@ def said(trajectory: Trajectory) -> list[tuple[bytes, bytes, str]]:
 def test_published_weights_are_a_safetensors_file_of_the_checkpoints_names(tmp_path: Path):
     job = job_in(tmp_path / "run", small_config())
     build_policy(job)
-    weights = WeightWriter(tmp_path).write(snapshot(load_policy(Path(job.model_dir)), 3, "float32"))
+    weights = WeightWriter(tmp_path).write(
+        copy_weights(load_policy(Path(job.model_dir)), 3, "float32")
+    )
     assert set(load_file(weights.path)) == set(load_file(Path(job.model_dir) / "model.safetensors"))
 
 

@@ -30,7 +30,7 @@ from controller.shard_worker import build_shard_worker
 from engine.client import EngineError
 from engine.fake.server import FakeEngine
 from learner.model.policy import load_policy
-from learner.publish import WeightWriter, snapshot
+from learner.publish import WeightWriter, copy_weights
 from protocol.arrays import INT32, pack
 from protocol.codec import FrameReader, decode, encode
 from protocol.messages import (
@@ -245,7 +245,7 @@ class Bench:
         self.actor.set(zmq.IDENTITY, b"an actor")
         self.actor.connect(self.job.endpoints.turns[0])
         self.shard = build_shard_worker(self.job, self.context, 1)
-        weights = snapshot(load_policy(Path(self.job.model_dir)), 0, "float32")
+        weights = copy_weights(load_policy(Path(self.job.model_dir)), 0, "float32")
         self.weights = LoadWeights(
             version=0, checksum=WeightWriter(Path(self.job.weights_dir)).write(weights).checksum
         )

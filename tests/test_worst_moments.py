@@ -40,7 +40,7 @@ def assert_each_once(run: Run, updates: int) -> None:
         ),  # an episode is in the log, and not acknowledged
         (
             "learner",
-            "learner.outgoing:Outgoing._announce after 3",
+            "learner.publish:WeightPublisher.announce after 3",
         ),  # weights are announced, and no engine has them
         (
             "controller",

@@ -48,7 +48,7 @@ class Critic:
         )
         computed = [
             (policy.state_features([samples[i].prompt for i in which]).cpu().numpy(), counts)
-            for which, counts in ranks.mine(parts)
+            for which, counts in ranks.shard(parts)
         ]
         out = list(samples)
         for which, features in zip(

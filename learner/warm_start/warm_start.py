@@ -19,8 +19,8 @@ from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
 from learner.warm_start.muon import Muon
 from protocol.machine import available_cores
 
-Progress = Callable[[str, float, float], None]
-"""(phase, done, of)"""
+ReportProgress = Callable[[str, float | None, float | None], None]
+"""Tells what is under way, how far it is and of how much (None: unknown); may raise Stopped."""
 
 WARM_UP = 0.05
 """Share of the steps over which the step size rises."""
@@ -32,7 +32,7 @@ GRADIENT_CLIP = 1.0
 
 
 def warm_start(
-    model: PreTrainedModel, turn_tokenizer: TurnTokenizer, config: Config, progress: Progress
+    model: PreTrainedModel, turn_tokenizer: TurnTokenizer, config: Config, report: ReportProgress
 ) -> dict[str, float]:
     """Train `model` in place; returns what it took and came to: the loss (nats a token) is a mean
     over the last tenth."""
@@ -41,7 +41,7 @@ def warm_start(
     samples: list[TrainingSample] = []
     for number, turns in enumerate(demonstrations(config, settings.episodes)):
         samples += turn_tokenizer.samples(turns)
-        progress("demonstrations", number, settings.episodes)
+        report("demonstrations", number, settings.episodes)
     if not samples:
         raise ValueError(
             "the expert won no episode to learn from: check env.* and warm_start.episodes"
@@ -60,7 +60,7 @@ def warm_start(
                 model, [optimizer for optimizer, _ in optimizers], batch, config.learner.precision
             )
         )
-        progress("warm start", step + 1, len(batches))
+        report("warm start", step + 1, len(batches))
     return {
         "episodes": float(settings.episodes),
         "turns": float(len(samples)),
