@@ -26,6 +26,11 @@ class Algorithm(Section, tag_field="type"):
         """The estimator's name, as `learner.algorithm.type` has it."""
         return str(self.__struct_config__.tag)
 
+    @property
+    def needs_anchor_texts(self) -> bool:
+        """True if states are compared by their texts, and not by digests of them."""
+        return False
+
 
 class GrpoAlgorithm(Algorithm, tag="grpo"):
     """GRPO: an episode against the others of its group."""
@@ -50,6 +55,11 @@ class GigpoAlgorithm(Algorithm, tag="gigpo"):
         ),
     ] = 1.0
     step_weight: Annotated[float, says("omega: weight of the step advantage", ge=0)] = 1.0
+
+    @property
+    def needs_anchor_texts(self) -> bool:
+        """True if states are compared by their texts, and not by digests of them."""
+        return self.anchor_similarity < 1
 
 
 class RlooAlgorithm(Algorithm, tag="rloo"):

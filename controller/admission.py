@@ -117,7 +117,7 @@ class LapsedLease(NamedTuple):
 
 
 class ActorReport(NamedTuple):
-    """The leases that an actor has said last that it plays."""
+    """The leases that an actor plays, by its last word."""
 
     heard: float  # by the clock of leases
     playing: Collection[tuple[EpisodeKey, int]]  # (episode, number of the lease)

@@ -159,6 +159,7 @@ class Controller:
     # --- actors
 
     async def serve_actors(self) -> None:
+        """Serve forever what actors send."""
         actors = self.transport.actors
         while True:
             actor, message, _ = await actors.receive()
@@ -252,6 +253,7 @@ class Controller:
     # --- learner
 
     async def serve_learner(self) -> None:
+        """Serve forever what the learner sends."""
         while True:
             peer, message, _ = await self.transport.learner.receive()
             match message:
@@ -311,6 +313,7 @@ class Controller:
     # --- shards
 
     async def serve_shards(self) -> None:
+        """Serve forever what shards say of themselves."""
         while True:
             await self._hear_shard()
             await self._broadcast_shards()
@@ -366,6 +369,7 @@ class Controller:
     # --- measurement
 
     async def report_loop(self) -> None:
+        """Tell the supervisor once a second what the controller knows."""
         while True:
             await asyncio.sleep(1.0)
             self.turn_service.engines.check()

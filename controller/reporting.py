@@ -99,12 +99,12 @@ class ControllerState:
 
     def read_gauges(self) -> dict[str, float | None]:
         """Read the numbers of now, of all shards together; counters are totals since the start."""
-        own = self.turn_service.gauges()
-        own["loop_lag_controller"] = self.lag.read().worst
-        own["bad_frames"] += self.reader.dropped_frames
+        own_gauges = self.turn_service.gauges()
+        own_gauges["loop_lag_controller"] = self.lag.read().worst
+        own_gauges["bad_frames"] += self.reader.dropped_frames
         admission = self.admission
         gauges: dict[str, float | None] = {
-            **self.shards.merge_with(own),
+            **self.shards.merge_with(own_gauges),
             **self.turn_service.thresholds(),
             "queue_leases": len(admission.pending) + len(admission.pending_evaluation),
             "episodes_in_flight": len(admission.leased),

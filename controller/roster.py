@@ -25,7 +25,7 @@ class ActorRoster:
         return len(self.last_seen)
 
     def __iter__(self) -> Iterator[bytes]:
-        """Their names."""
+        """Iterate over the names of those that live, even while some are forgotten."""
         return iter(list(self.last_seen))
 
     def __contains__(self, actor: object) -> bool:
@@ -36,12 +36,12 @@ class ActorRoster:
         self.last_seen[actor] = now
 
     def hear(self, actor: bytes, heartbeat: Heartbeat, now: float) -> None:
-        """Take a heartbeat."""
+        """Take note of an actor's heartbeat."""
         self.reports[actor] = ActorReport(now, set(heartbeat.playing))
         self._loop_lags[actor] = heartbeat.loop_lag
 
     def silent_since(self, horizon: float) -> list[bytes]:
-        """Actors that were not heard of since then."""
+        """Actors that were heard of last before `horizon`."""
         return [actor for actor, seen in self.last_seen.items() if seen < horizon]
 
     def forget(self, actor: bytes) -> None:

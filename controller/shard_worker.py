@@ -123,7 +123,7 @@ class ShardWorker:
                 case None:
                     pass
                 case LoadWeights():
-                    self._announce_weights(message)
+                    self._note_weights(message)
                 case Revoked(leases=leases):
                     for key, lease_attempt in leases:
                         self._leases.revoke(key, lease_attempt)
@@ -131,8 +131,8 @@ class ShardWorker:
                 case _:
                     self._reader.refuse(CONTROLLER, f"{type(message).__name__} is not for a shard")
 
-    def _announce_weights(self, weights: LoadWeights) -> None:
-        """Have weights loaded, unless they are named again while they are loaded."""
+    def _note_weights(self, weights: LoadWeights) -> None:
+        """Have newer weights loaded; the same ones are named again while they are loaded."""
         newest = self._newest_weights
         if newest is None or weights.version > newest.version:
             self._newest_weights = weights

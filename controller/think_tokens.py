@@ -21,7 +21,7 @@ NO_TOKEN = -1
 
 @dataclass(frozen=True)
 class ThinkTokens:
-    """The tokenizer, as far as the controller must know it."""
+    """Tokens that control looks for and forces, and how many there are."""
 
     open: int  # <think>
     close: int  # </think>
@@ -30,7 +30,7 @@ class ThinkTokens:
     vocabulary: int  # tokens that the policy chooses from
 
 
-def think_tokens(model_dir: Path, env: Environment, control: ControlSection) -> ThinkTokens:
+def load_think_tokens(model_dir: Path, env: Environment, control: ControlSection) -> ThinkTokens:
     """Look up the ids of the tags that control looks for and forces.
 
     `model_dir` holds the policy in Hugging Face's format. Raises ValueError when control needs a
@@ -85,8 +85,8 @@ def build_rule_spec(
 def answer_after_thought(env: Environment) -> str:
     """Text between a thought and its action in a well-formed answer: "</think>\\n<action>", or for
     Search "</think>\\n"."""
-    before, _, after = env.format_response("THOUGHT", "ACTION").partition("THOUGHT")
-    text, action, _ = after.partition("ACTION")
-    if before == "<think>" and action and text.startswith("</think>"):
-        return text
+    opening, _, rest = env.format_response("THOUGHT", "ACTION").partition("THOUGHT")
+    between, action, _ = rest.partition("ACTION")
+    if opening == "<think>" and action and between.startswith("</think>"):
+        return between
     return "</think>\n"

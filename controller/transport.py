@@ -104,5 +104,5 @@ def build_welcome(job: Job) -> Welcome:
         heartbeat_seconds=config.actor.heartbeat_seconds,
         step_timeout=config.actor.step_timeout,
         session=secrets.token_hex(8),
-        anchor_texts=config.learner.algorithm.anchor_similarity < 1,
+        anchor_texts=config.learner.algorithm.needs_anchor_texts,
     )

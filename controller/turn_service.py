@@ -18,7 +18,7 @@ from controller.responses import turn_failure
 from controller.shard_registry import EngineStatus
 from controller.signals import SignalRouter
 from controller.streaming import StreamingController
-from controller.think_tokens import UNCONTROLLED, ThinkTokens, think_tokens
+from controller.think_tokens import UNCONTROLLED, ThinkTokens, load_think_tokens
 from controller.transport import RouterSocket
 from controller.turns import TurnRunner
 from engine.client import EngineClient
@@ -303,7 +303,7 @@ def build_turn_service(
 ) -> TurnService:
     """Make the turn service of a shard (0: the controller), with its engines, signals and spans."""
     config = job.config
-    tokens = think_tokens(Path(job.model_dir), environment, config.control)
+    tokens = load_think_tokens(Path(job.model_dir), environment, config.control)
     signals = SignalRouter(
         context,
         job.endpoints.signals[shard],

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 from config import Config, ConfigError, Endpoints, Job
 from config.resolve import to_toml
-from controller.think_tokens import think_tokens
+from controller.think_tokens import load_think_tokens
 from engine.constants import ENGINE_KEY_VARIABLE
 from envs.base import Environment, EnvironmentFailure, Episode
 from envs.play import close_episode, start_episode
@@ -359,7 +359,7 @@ def _check_fits(config: Config, directory: Path, environment: Environment) -> No
             f"model.name: the tokenizer of {directory} has {token_count} tokens, but the model "
             f"chooses from {vocabulary}"
         )
-    think_tokens(directory, environment, config.control)
+    load_think_tokens(directory, environment, config.control)
     answer = environment.format_response("I look around.", "look around")
     if prompter.decode(prompter.encode([answer])[0]).strip() != answer.strip():
         raise ValueError(

@@ -131,6 +131,27 @@ def test_actors_are_told_no_address_of_the_learner_that_is_none(
     assert build_welcome(job_in(tmp_path / "run", config)).learner_host == told
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "anchor_texts"),
+    [
+        ({"learner__algorithm": "grpo"}, False),
+        ({"learner__algorithm": "gigpo"}, False),
+        (
+            {
+                "learner__algorithm": "gigpo",
+                "learner__algorithm__anchor_similarity": "0.9",
+            },
+            True,
+        ),
+    ],
+)
+def test_actors_send_anchors_as_texts_where_the_algorithm_compares_texts(
+    tmp_path: Path, small_policy: Path, algorithm: dict[str, str], anchor_texts: bool
+):
+    config = small_config(model__name=str(small_policy), **algorithm)
+    assert build_welcome(job_in(tmp_path / "run", config)).anchor_texts == anchor_texts
+
+
 def test_what_is_not_ours_is_left_alone(tmp_path: Path):
     (tmp_path / "foray-notes").mkdir()
     make_weights_dir(tmp_path)

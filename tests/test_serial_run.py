@@ -29,7 +29,7 @@ from config.resolve import resolve
 from controller.admission import episode_seed, task_of_group
 from controller.controller import Controller
 from controller.signals import SignalRouter
-from controller.think_tokens import think_tokens
+from controller.think_tokens import load_think_tokens
 from controller.turns import TurnRunner
 from engine.fake.server import FakeEngine
 from engine.pool import EnginePool
@@ -464,7 +464,7 @@ class LockStep:
         build_policy(self.job)
         model_dir = Path(self.job.model_dir)
         environment = make_environment(config.env.name, **config.environment_settings())
-        tokens = think_tokens(model_dir, environment, config.control)
+        tokens = load_think_tokens(model_dir, environment, config.control)
         signals = SignalRouter(
             context, self.job.endpoints.signals[0], tokens, config.engine.max_model_len
         )

@@ -25,7 +25,7 @@ from controller.rules.early_stop import EarlyStopTest
 from controller.rules.replay import ReplayedTurn, replay
 from controller.rules.thinking import Intervention, RuleSpec
 from controller.rules.turn import find_stall, score_change, turn_score
-from controller.think_tokens import ThinkTokens, build_rule_spec, think_tokens
+from controller.think_tokens import ThinkTokens, build_rule_spec, load_think_tokens
 from protocol.arrays import INT32, finite_or_none, none_to_nan, unpack
 from protocol.messages import ControlEvent, Response, StopReason, Trajectory
 from supervisor.job import build_environment
@@ -76,7 +76,7 @@ class Recording:
         model_dir = Path(job.model_dir)
         self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
         environment = build_environment(self.config)
-        self.tokens: ThinkTokens = think_tokens(model_dir, environment, self.config.control)
+        self.tokens: ThinkTokens = load_think_tokens(model_dir, environment, self.config.control)
 
     def episodes(self) -> Iterator[Trajectory]:
         """The episodes in the order in which they ended."""
