@@ -25,7 +25,6 @@ import engine.pool
 import learner.publish
 from actors.episode import EpisodePlayer
 from config import Job
-from config.resolve import resolve
 from controller.admission import episode_seed, task_of_group
 from controller.controller import Controller
 from controller.signals import SignalRouter
@@ -43,6 +42,7 @@ from learner.warm_start.build import build_policy
 from protocol.arrays import FLOAT16, FLOAT32, UINT8, unpack
 from protocol.messages import DropReason, EpisodeKey, Lease, Trajectory
 from protocol.prompting import load_prompter
+from supervisor.cli.train import resolve_run
 from supervisor.job import prepare_job
 from supervisor.process import RunFailed
 from supervisor.serial import train_serially
@@ -345,7 +345,7 @@ def test_the_minutes_before_a_resume_count(tmp_path: Path):
     lasted = read_metrics(directory / METRICS_FILE)[-1]["wall_seconds"]
 
     def resumed(minutes: float) -> dict:
-        config, _ = resolve(
+        config, _ = resolve_run(
             None, directory, {"run.max_updates": "2", "run.max_minutes": str(minutes)}, serial=True
         )
         return asyncio.run(
@@ -371,7 +371,7 @@ def test_a_resumed_run_keeps_when_its_training_began(tmp_path: Path):
     played_serially(
         directory, small_config(run__dir=str(directory), run__max_updates="1", env__max_turns="1")
     )
-    config, _ = resolve(None, directory, {"run.max_updates": "2"}, serial=True)
+    config, _ = resolve_run(None, directory, {"run.max_updates": "2"}, serial=True)
     asyncio.run(train_serially(prepare_job(config, resume=True, model=None), Console(quiet=True)))
     first, second = (
         json.loads(file.read_text())["began"]
