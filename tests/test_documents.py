@@ -165,6 +165,14 @@ def test_documents_train_commands_of_guides_are_accepted(page: Path) -> None:
         resolve(overrides=parse_overrides(settings))
 
 
+def test_documents_algorithms_of_papers_are_accepted() -> None:
+    page = (DOCS / "reference" / "algorithms.md").read_text()
+    commands = re.findall(r"^\| [^`|]+ \| `(--[^`]+)` \|$", page, re.MULTILINE)
+    assert len(commands) >= 10
+    for command in commands:
+        resolve(overrides=parse_overrides(shlex.split(command)))
+
+
 @every_guide
 def test_documents_python_of_guides_compiles(page: Path) -> None:
     for language, code in FENCE.findall(page.read_text()):

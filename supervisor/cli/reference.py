@@ -17,7 +17,6 @@ from msgspec.inspect import (
     IntType,
     ListType,
     LiteralType,
-    Metadata,
     StrType,
     StructType,
     Type,
@@ -25,7 +24,14 @@ from msgspec.inspect import (
 )
 
 from config import Config
-from config.options import SHORT_NAMES
+from config.options import (
+    SHORT_NAMES,
+    all_settings,
+    default_of,
+    description,
+    is_section,
+    kind_of,
+)
 from protocol import messages
 from protocol.files import atomic_write
 from telemetry.metrics_schema import METRICS
@@ -87,7 +93,7 @@ def settings_page() -> str:
     """Return docs/reference/settings.md."""
     parts = [SETTINGS_HEAD]
     for field in msgspec.inspect.type_info(Config).fields:
-        parts += _section(field.name, field.type)
+        parts += _section(field.name, kind_of(field))
     return "\n".join(parts)
 
 
@@ -157,7 +163,6 @@ def _message_table(structs: Sequence[type[msgspec.Struct]]) -> Iterator[str]:
 
 def _section(name: str, kind: Type) -> Iterator[str]:
     """Yield the lines of a section: its heading, its table, then the sections inside it."""
-    kind = _without_metadata(kind)
     if isinstance(kind, UnionType):
         for variant in kind.types:
             if isinstance(variant, StructType):
@@ -171,15 +176,19 @@ def _struct(name: str, kind: StructType) -> Iterator[str]:
     yield ""
     yield _first_sentence(kind.cls)
     yield ""
-    plain = [field for field in kind.fields if not _is_section(field.type)]
-    if plain:
+    rows = [_setting_row(name, field) for field in kind.fields if not is_section(kind_of(field))]
+    for field in kind.fields:
+        chosen = all_settings().get(f"{name}.{field.name}.type")
+        if chosen is not None:
+            rows.append(_setting_row(f"{name}.{field.name}", chosen))
+    if rows:
         yield "| setting | values | default | what it does |"
         yield "|---|---|---|---|"
-        yield from (_setting_row(name, field) for field in plain)
+        yield from rows
         yield ""
     for field in kind.fields:
-        if _is_section(field.type):
-            yield from _section(f"{name}.{field.name}", field.type)
+        if is_section(kind_of(field)):
+            yield from _section(f"{name}.{field.name}", kind_of(field))
 
 
 def _tag(kind: StructType) -> str:
@@ -194,26 +203,18 @@ def _first_sentence(cls: type) -> str:
     return " ".join(documentation.partition("\n\n")[0].split())
 
 
-def _is_section(kind: Type) -> bool:
-    kind = _without_metadata(kind)
-    if isinstance(kind, UnionType):
-        return any(isinstance(variant, StructType) for variant in kind.types)
-    return isinstance(kind, StructType)
-
-
 def _setting_row(section: str, field: msgspec.inspect.Field) -> str:
     full = f"{section}.{field.name}"
     names = [f"`{full}`"]
     names += [
         f"`--{short.replace('_', '-')}`" for short, name in SHORT_NAMES.items() if name == full
     ]
-    cells = (", ".join(names), _values(field.type), _default(field), _description(field.type))
+    cells = (", ".join(names), _values(kind_of(field)), _default(field), description(field))
     return _row(cells)
 
 
 def _values(kind: Type) -> str:
     """Return what a setting may be: its choices, or its type and bounds."""
-    kind = _without_metadata(kind)
     if isinstance(kind, LiteralType):
         return ", ".join(f"`{value}`" for value in kind.values)
     if isinstance(kind, ListType):
@@ -230,23 +231,10 @@ def _bounds(kind: Type) -> str:
 
 
 def _default(field: msgspec.inspect.Field) -> str:
-    if field.default_factory is not msgspec.NODEFAULT:
-        value = field.default_factory()
-    else:
-        value = field.default
+    value = default_of(field)
     if value in ("", [], {}, None, msgspec.NODEFAULT):
         return "–"
     return f"`{json.dumps(value, default=str)}`"
-
-
-def _description(kind: Type) -> str:
-    if not isinstance(kind, Metadata):
-        return ""
-    return (kind.extra_json_schema or {}).get("description", "")
-
-
-def _without_metadata(kind: Type) -> Type:
-    return kind.type if isinstance(kind, Metadata) else kind
 
 
 def _row(cells: tuple[str, ...]) -> str:
