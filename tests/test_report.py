@@ -269,7 +269,7 @@ def test_a_browser_shows_every_point_and_the_intervention_where_the_record_says(
     ]
     assert forced == [i for i, m in enumerate(unpack(episode.turns[0].kept.mask, UINT8)) if not m]
     assert "ratio" in tokens[0].get_attribute("title")  # of the last checkpoint's policy
-    mark = page.query_selector(".turn >> nth=0 >> .attempt:not(.rejected) .chart .mark title")
+    mark = page.query_selector(".turn >> nth=0 >> .chart .mark title")
     cut = next(event for event in episode.turns[0].kept.events if event.kind == "intervene")
     assert f"at token {cut.position}" in mark.text_content()
 
