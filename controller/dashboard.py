@@ -33,7 +33,7 @@ from controller.turns import TurnRunner
 from protocol.arrays import finite_or_none
 from protocol.router import display_name
 from telemetry.html.headline import live_headline
-from telemetry.html.report import build_templates, render_live_charts
+from telemetry.html.report import render_dashboard, render_live_charts
 from telemetry.sinks.metrics_file import Record, read_metrics
 from telemetry.sinks.prometheus import CONTENT_TYPE, exposition
 from telemetry.sinks.status_file import read_status
@@ -148,8 +148,7 @@ class Dashboard:
     # --- what they get
 
     async def _page(self, request: web.Request) -> web.Response:
-        page = build_templates().get_template("dashboard.html").render()
-        return web.Response(text=page, content_type="text/html")
+        return web.Response(text=render_dashboard(), content_type="text/html")
 
     async def _events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(

@@ -258,7 +258,7 @@ def test_a_browser_shows_every_point_and_the_intervention_where_the_record_says(
     written(recorded, "--episodes", episode.key.id, "--output", tmp_path / "report.html")
     page.goto((tmp_path / "report.html").as_uri())
     lines = page.eval_on_selector_all(
-        "#learning .chart:first-child .x-updates .line",
+        "#learning .chart:first-child .x-0 .line",
         "lines => lines.map(line => line.points.length)",
     )
     records = read_metrics(recorded / "metrics.jsonl")
@@ -294,8 +294,8 @@ def test_every_chart_is_drawn_once_over_the_x_axis_that_is_chosen(tmp_path: Path
     ]
     open_page(page, tmp_path / "page.html", [RunData("run", records, {})])
     assert visible_labels(page) == ["updates"] * 2
-    for key, label in (("tokens", "tokens generated for training"), ("updates", "updates")):
-        page.click(f"label:has(#x-{key})")
+    for name, label in (("tokens", "tokens generated for training"), ("updates", "updates")):
+        page.click(f".choice :text-is('{name}')")
         assert visible_labels(page) == [label] * 2
 
 

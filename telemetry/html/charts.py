@@ -20,6 +20,8 @@ MOST_POINTS = 300
 """Points of a series that are drawn; more are averaged in bins."""
 COLORS = 8
 """Colors of series in the page, from --series-0 on; more series begin again."""
+MOST_AXES = 6
+"""X-axes among which a page may let choose."""
 SMALLEST = 1e-300
 """Range of a scale; below it, its steps would be no numbers."""
 NO_UNIT = "no unit"
@@ -51,19 +53,21 @@ class Series:
 class Axis:
     """An x-axis with its unit as a label, and what is drawn over it.
 
-    `marks`: vertical lines at (x, words). `key`: the choice of the page that shows it; empty for
-    one that is always shown.
+    `marks`: vertical lines at (x, words). `choice`: number of the page's choice that shows it, below
+    MOST_AXES; None for one that is always shown.
     """
 
     label: str
     series: Sequence[Series]
     marks: Sequence[tuple[float, str]] = ()
-    key: str = ""
+    choice: int | None = None
 
     @property
     def style(self) -> str:
         """The class that shows and hides it."""
-        return f"x-{self.key}" if self.key else "x-always"
+        if self.choice is None:
+            return "x-always"
+        return f"x-{self.choice}"
 
 
 @dataclass(frozen=True)

@@ -190,11 +190,17 @@ def render_report(runs: Sequence[RunData]) -> str:
     return template.render(
         runs=runs,
         rows=rows,
+        x_axes=list(X_AXES),
         states=", ".join(f"{count} {state}" for state, count in states.items()),
         sections=[section for section in sections if section[2]],
         differences=differing_settings(runs),
         episodes=[(run.name, episode) for run in runs for episode in run.episodes],
     )
+
+
+def render_dashboard() -> str:
+    """The page that shows a run that goes on; its numbers come from the controller."""
+    return build_templates().get_template("dashboard.html").render(x_axes=list(X_AXES))
 
 
 def render_live_charts(records: Sequence[Record]) -> Markup:
@@ -218,7 +224,7 @@ def build_templates() -> jinja2.Environment:
 def draw_success(runs: Sequence[RunData]) -> Markup:
     """Held-out success (dots) and that of training."""
     axes = []
-    for key, label in X_AXES.items():
+    for choice, (key, label) in enumerate(X_AXES.items()):
         series = []
         for color, run in enumerate(runs):
             x_of = _x_axis(run, key)
@@ -226,7 +232,7 @@ def draw_success(runs: Sequence[RunData]) -> Markup:
             held_out = _points(run.evaluations, x_of, _value_of("success"))
             series.append(Series(f"{run.name}, training", training, color, faint=True))
             series.append(Series(f"{run.name}, held-out", held_out, color, dots=True))
-        axes.append(Axis(label, series, key=key))
+        axes.append(Axis(label, series, choice=choice))
     return draw_chart(Chart("Success", axes, "%", SUCCESS_HELP, share=True, large=True))
 
 
@@ -322,12 +328,12 @@ def _draw_metrics(runs: Sequence[RunData], names: Sequence[str]) -> list[Markup]
     for name in names:
         value_of = DERIVED[name].value if name in DERIVED else _value_of(name)
         axes = []
-        for key, label in X_AXES.items():
+        for choice, (key, label) in enumerate(X_AXES.items()):
             series = [
                 Series(run.name, _points(run.updates, _x_axis(run, key), value_of), color)
                 for color, run in enumerate(runs)
             ]
-            axes.append(Axis(label, series, key=key))
+            axes.append(Axis(label, series, choice=choice))
         if any(one.points for one in axes[0].series):
             charts.append(draw_chart(_metric_chart(name, axes)))
     return charts

@@ -1,6 +1,6 @@
 """A sweep as one HTML file.
 
-It has a chart of each measure over each setting that has numbers for values, the table of all
+It has a chart of each measure, over a setting that has numbers for values, the table of all
 measures, and the effects of each setting.
 """
 
@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from telemetry.analysis.compare_runs import MEASURES, Row
 from telemetry.analysis.effects import Effect
-from telemetry.html.charts import Axis, Chart, Series, draw_chart
+from telemetry.html.charts import MOST_AXES, Axis, Chart, Series, draw_chart
 from telemetry.html.report import build_templates
 
 
@@ -23,14 +23,15 @@ def render_sweep(name: str, rows: Sequence[Row], effects: Sequence[Effect]) -> s
         for measure, about in MEASURES.items()
         if any(measure in row.values for row in rows)
     }
-    settings = numeric_settings(rows)
+    settings = numeric_settings(rows)[:MOST_AXES]
     template = build_templates().get_template("sweep.html")
     return template.render(
         name=name,
         rows=rows,
         measures=measures,
-        sections=[(setting, draw_over(setting, rows, list(measures))) for setting in settings],
-        legends={setting: combinations_of_others(rows, setting) for setting in settings},
+        x_axes=settings,
+        charts=[draw_measure(measure, rows, settings) for measure in measures if settings],
+        legends=[combinations_of_others(rows, setting) for setting in settings],
         effects=effects,
         changed=[
             measure for measure in measures if any(measure in effect.changes for effect in effects)
@@ -48,10 +49,11 @@ def numeric_settings(rows: Sequence[Row]) -> list[str]:
     return numeric
 
 
-def draw_over(setting: str, rows: Sequence[Row], measures: Sequence[str]) -> list[Markup]:
-    """A chart of each measure: a line for each combination of the other settings."""
-    charts = []
-    for measure in measures:
+def draw_measure(measure: str, rows: Sequence[Row], settings: Sequence[str]) -> Markup:
+    """A chart of a measure over each setting: a line for each combination of the others."""
+    about = MEASURES[measure]
+    axes = []
+    for choice, setting in enumerate(settings):
         series = []
         for color, others in enumerate(combinations_of_others(rows, setting)):
             points = sorted(
@@ -60,11 +62,10 @@ def draw_over(setting: str, rows: Sequence[Row], measures: Sequence[str]) -> lis
                 if measure in row.values and _others(row, setting) == others
             )
             series.append(Series(others or measure, points, color, dots=True))
-        about = MEASURES[measure]
-        axes = [Axis(setting, series)]
-        chart = Chart(about.title, axes, about.unit, help=about.description, share=about.is_share)
-        charts.append(draw_chart(chart))
-    return charts
+        axes.append(Axis(setting, series, choice=choice))
+    return draw_chart(
+        Chart(about.title, axes, about.unit, help=about.description, share=about.is_share)
+    )
 
 
 def combinations_of_others(rows: Sequence[Row], setting: str) -> list[str]:
