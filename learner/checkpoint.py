@@ -27,7 +27,12 @@ from transformers import PreTrainedModel
 from learner.checkpoint_damage import DAMAGED, STATE, numbered_checkpoints, write_contents
 from learner.model.critic import Critic
 from learner.model.lora import adapter_tensors
-from learner.model.sharding import full_state_dict, load_moments, whole, whole_moments
+from learner.model.sharding import (
+    full_optimizer_state,
+    full_state_dict,
+    full_tensor,
+    load_optimizer_state,
+)
 from learner.ranks import Ranks
 from protocol.files import atomic_replace
 from telemetry.analysis.exploration import Exploration
@@ -109,9 +114,9 @@ def save(
     ranks = ranks or Ranks()
     final = checkpoints_dir(run_dir) / f"{state.update:06d}"
     weights = _on_host(full_state_dict(model), ranks)
-    moments = _on_host(whole_moments(optimizer), ranks)
+    moments = _on_host(full_optimizer_state(optimizer), ranks)
     adapters = _on_host(
-        ((name, whole(tensor)) for name, tensor in adapter_tensors(model).items()), ranks
+        ((name, full_tensor(tensor)) for name, tensor in adapter_tensors(model).items()), ranks
     )
     held_to = (
         _on_host(full_state_dict(beside.reference), ranks) if beside.reference is not None else None
@@ -237,7 +242,7 @@ def load(directory: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
 
     The weights: `load_policy(directory)`, from which `read_adapters(directory)` come out again.
     """
-    load_moments(
+    load_optimizer_state(
         optimizer,
         torch.load(directory / STATE / "optimizer.pt", map_location="cpu", weights_only=True),
     )

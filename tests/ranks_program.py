@@ -17,7 +17,7 @@ from learner_fixtures import job_in, random_group, small_config
 
 from config import Config, Job
 from learner.checkpoint import IntakeState
-from learner.model.sharding import full_state_dict, whole
+from learner.model.sharding import full_state_dict, full_tensor
 from learner.ranks import Ranks
 from learner.training import Training
 from protocol.lifetime import die_with
@@ -66,7 +66,7 @@ def trained(job: Job, ranks: Ranks) -> dict:
         if not gradients:
             gradients.update(
                 {
-                    n: whole(p.grad).clone()
+                    n: full_tensor(p.grad).clone()
                     for n, p in training.model.named_parameters()
                     if p.grad is not None
                 }

@@ -1,7 +1,6 @@
-"""The policy as one module, whose weights may be sharded between ranks (FSDP2:
-torch.distributed.fsdp.fully_shard).
+"""The policy as one module, whose weights may be sharded between ranks.
 
-Each rank holds a slice of every weight, of its gradient and of the optimizer's moments; a layer's
+Sharding is FSDP2 (torch.distributed.fsdp.fully_shard). Each rank holds a slice of every weight, of its gradient and of the optimizer's moments; a layer's
 weights are gathered for the time of its computation. Gradients are summed over the ranks when they
 are sliced.
 """
@@ -34,12 +33,7 @@ class Policy(nn.Module):
         self.model = model
         self._precision = precision
         if ranks.size > 1:
-            if not isinstance(layers := getattr(model.base_model, "layers", None), nn.ModuleList):
-                raise ValueError(
-                    f"learner.ranks: the layers of a {type(model).__name__} are not where they "
-                    "are looked for; give 1"
-                )
-            for layer in layers:
+            for layer in _layers_of(model):
                 fully_shard(layer)
             fully_shard(self)
             register_fsdp_forward_method(self, "state_features")
@@ -47,7 +41,7 @@ class Policy(nn.Module):
     def forward(
         self, batch: MicroBatch, temperature: float, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """As `learner.model.policy.log_probs`."""
+        """Compute log-probs and entropies, as `learner.model.policy.log_probs` does."""
         return log_probs(
             self.model,
             batch,
@@ -57,7 +51,10 @@ class Policy(nn.Module):
         )
 
     def state_features(self, prompts: Sequence[np.ndarray]) -> Tensor:
-        """The last hidden state [B, hidden] at the last token of each prompt, without gradient."""
+        """Return the last hidden state [B, hidden] at the last token of each prompt.
+
+        It has no gradient.
+        """
         tokens = np.zeros((len(prompts), max(map(len, prompts))), dtype=np.int64)
         for row, prompt in zip(tokens, prompts, strict=True):
             row[: len(prompt)] = prompt
@@ -70,59 +67,84 @@ class Policy(nn.Module):
             )
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor in full, from all ranks' slices of it. All ranks must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+def _layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    layers = getattr(model.base_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise ValueError(
+            f"learner.ranks: the layers of a {type(model).__name__} are not where they are looked "
+            "for; give 1"
+        )
+    return layers
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return a tensor in full, from all ranks' slices of it. All ranks must ask."""
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    return tensor
 
 
 def full_state_dict(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """The weights in full, one after another, by their names in a checkpoint; those that are
-    another's (a tied language-model head) once. Adapters are merged into what they belong to."""
-    tied = "lm_head.weight" if model.config.tie_word_embeddings else None
-    added = dict(adapters(model))
+    """Give the weights in full, one after another, by their names in a checkpoint.
+
+    Those that are another's (a tied language-model head) come once. Adapters are merged into what
+    they belong to.
+    """
+    tied = None
+    if model.config.tie_word_embeddings:
+        tied = "lm_head.weight"
+    adapter_of = dict(adapters(model))
     for stored, tensor in model.state_dict().items():
         name = plain_name(stored)
         if name in (tied, None):
             continue
-        weight = whole(tensor.detach())
-        if adapter := added.get(name):
-            weight = weight + adapter.scale * (
-                whole(adapter.b.detach()) @ whole(adapter.a.detach())
-            )
+        weight = full_tensor(tensor.detach())
+        adapter = adapter_of.get(name)
+        if adapter is not None:
+            product = full_tensor(adapter.b.detach()) @ full_tensor(adapter.a.detach())
+            weight = weight + adapter.scale * product
         yield name, weight
 
 
 def set_weights(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    """Take over the `full_state_dict` of another model of the same shape, perhaps sharded
-    otherwise."""
-    own = model.state_dict()
-    model.load_state_dict(
-        {name: _like(weight, own[name]) for name, weight in weights.items()}, strict=False
-    )  # a tied head is not there
+    """Take over the `full_state_dict` of another model of the same shape.
+
+    It may be sharded otherwise.
+    """
+    parameters = model.state_dict()
+    slices = {name: _slice_like(weight, parameters[name]) for name, weight in weights.items()}
+    model.load_state_dict(slices, strict=False)  # a tied head is not there
 
 
-def whole_moments(optimizer: torch.optim.Optimizer) -> Iterator[tuple[tuple[int, str], Tensor]]:
-    """The optimizer's state in full, one tensor after another, by the number of the parameter and
-    the name of the moment."""
+def full_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+) -> Iterator[tuple[tuple[int, str], Tensor]]:
+    """Give the optimizer's state in full, one tensor after another.
+
+    Each comes with the number of its parameter and the name of the moment.
+    """
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
-            yield (number, name), whole(value)
+            yield (number, name), full_tensor(value)
 
 
-def load_moments(optimizer: torch.optim.Optimizer, moments: dict[tuple[int, str], Tensor]) -> None:
-    """The `whole_moments` of an optimizer of the same parameters, perhaps on another number of
-    ranks; the settings stay those of now."""
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, moments: dict[tuple[int, str], Tensor]
+) -> None:
+    """Take over the `full_optimizer_state` of an optimizer of the same parameters.
+
+    It may be of another number of ranks; the settings stay those of now.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    sliced: dict[int, dict[str, Tensor]] = {number: {} for number, _ in moments}
+    slices: dict[int, dict[str, Tensor]] = {number: {} for number, _ in moments}
     for (number, name), value in moments.items():
-        sliced[number][name] = _like(value, parameters[number])
-    optimizer.load_state_dict(
-        {"state": sliced, "param_groups": optimizer.state_dict()["param_groups"]}
-    )
+        slices[number][name] = _slice_like(value, parameters[number])
+    param_groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": slices, "param_groups": param_groups})
 
 
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """This rank's slice of what belongs to `parameter`; a count of steps is no slice."""
+def _slice_like(value: Tensor, parameter: Tensor) -> Tensor:
+    """Return this rank's slice of what belongs to `parameter`; a count of steps is no slice."""
     if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(
