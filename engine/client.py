@@ -1,5 +1,6 @@
-"""The engine as the controller sees it: turns over one HTTP session, administration over another,
-so that neither waits for the other.
+"""Client of an engine, for turns and for administration.
+
+Each has an HTTP session of its own, so that neither waits for the other.
 
 Speaks vLLM's token-in, token-out interface (/inference/v1/generate): measured as fast as
 /v1/completions, and it returns which weights produced which token. Imports neither vllm nor torch.
@@ -24,10 +25,11 @@ from engine.connection import (
     EngineTaken,
     EngineUnreachable,
     check_status,
-    events,
+    identity_headers,
     new_session,
     read_at_most,
-    reason_of,
+    read_events,
+    read_reason,
 )
 from engine.constants import (
     CLAIM_ROUTE,
@@ -39,22 +41,21 @@ from engine.constants import (
     UNKNOWN_VERSION,
     engine_request_id,
 )
-from engine.plugin.auth import bearer
-from engine.responses import Chunk, Generation, read_chunk, read_generation, version_number
+from engine.responses import Chunk, Generation, parse_version, read_chunk, read_generation
 from protocol.messages import Transfer
 
 GENERATE = "/inference/v1/generate"
 
 ABORT_SECONDS = 5.0
-"""For one try to tell the engine of turns that were left."""
+"""Time for one try to tell the engine of turns that were abandoned."""
 ABORT_EVERY = 1.0
 ABORT_TRIES = 10
 RELEASE_SECONDS = 1.0
-"""For telling an engine that the run is over: its claim lapses anyway."""
+"""Time for telling an engine that the run is over; its claim lapses anyway."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How a response is sampled.
+    """Parameters by which a response is sampled.
 
     `cache_salt` keeps prefixes computed by other weights apart. `repeats` > 1: the turn ends, with
     finish reason "repetition", once it says the same so many times on end.
@@ -69,29 +70,22 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EngineClient:
-    """One engine. Safe to use from any number of tasks of one event loop."""
+    """Client of one engine, safe to use from any number of tasks of one event loop."""
 
     def __init__(self, url: str, key: str = "", run: str = "") -> None:
-        """`key`: what the engine wants to be told, if anything.
-
-        `run`: whose the engine is to be.
-        """
+        """`key` is what the engine wants to be told, if anything; `run` claims the engine."""
         self.url = url.rstrip("/")
-        self._headers = ({"Authorization": bearer(key)} if key else {}) | (
-            {RUN_HEADER: run} if run else {}
-        )
+        self._headers = identity_headers(key, run)
         self.taken: EngineTaken | None = None
-        """What it said when it was another run's."""
+        """The engine's refusal when it was another run's."""
         self._sessions: dict[str, aiohttp.ClientSession] = {}
-        self._left: set[str] = (
-            set()
-        )  # turns whose answer nobody waits for, which the engine may not know
+        # Turns whose answer nobody waits for, which the engine may not know.
+        self._abandoned: set[str] = set()
         self._aborting: asyncio.Task[None] | None = None
         self._closing = False
 
     async def close(self) -> None:
-        """Tell the engine of the turns that were left, once more, and that it is free for another
-        run."""
+        """Abort the turns that were abandoned, once more, and end the run's claim."""
         if self._closing:
             return
         self._closing = True
@@ -117,18 +111,19 @@ class EngineClient:
         watched: bool,
         rule: RuleSpec | None = None,
     ) -> Generation:
-        """A response to `prompt` (token ids).
+        """Generate a response to `prompt` (token ids).
 
         `turn_id` is of this call alone, since one that is lost may go on in the engine; `watched`
         turns appear in signal frames under it; the engine carries out `rule` on them. However the
         call ends, the turn ends in the engine. Raises EngineError.
         """
-        body = _body(turn_id, prompt, sampling, top_k=0)  # of the sampled token alone
+        body = _build_body(turn_id, prompt, sampling, top_k=0)  # of the sampled token alone
         if watched:
-            body["sampling_params"]["extra_args"] = {TURN_ID_KEY: turn_id} | (
-                {} if rule is None else {RULE_KEY: msgspec.json.encode(rule).decode()}
-            )
-        with self._aborted_if_left(turn_id):
+            extra_args = {TURN_ID_KEY: turn_id}
+            if rule is not None:
+                extra_args[RULE_KEY] = msgspec.json.encode(rule).decode()
+            body["sampling_params"]["extra_args"] = extra_args
+        with self._abort_if_abandoned(turn_id):
             raw = await self._call("turns", "POST", GENERATE, body)
         try:
             return read_generation(raw)
@@ -140,18 +135,19 @@ class EngineClient:
     async def stream(
         self, turn_id: str, prompt: list[int], sampling: Sampling, *, top_k: int
     ) -> AsyncGenerator[Chunk, None]:
-        """A response as it is generated, each token with the log-probs of the `top_k` most likely
-        ones (or of one fewer, where the sampled token is none of them); otherwise as `generate`.
-        Needs no plugin in the engine. Raises EngineError, also when the stream ends without a last
-        chunk.
+        """Generate a response as `generate` does, and yield it as it comes.
+
+        Each token has the log-probs of the `top_k` most likely ones, or of one fewer, where the
+        sampled token is none of them. This needs no plugin in the engine. Raises EngineError, also
+        when the stream ends without a last chunk.
         """
-        body = _body(turn_id, prompt, sampling, top_k) | {"stream": True}
+        body = _build_body(turn_id, prompt, sampling, top_k) | {"stream": True}
         try:
-            with self._aborted_if_left(turn_id):
+            with self._abort_if_abandoned(turn_id):
                 async with self._open("turns", "POST", GENERATE, body) as response:
-                    async for data in events(response):
+                    async for data in read_events(response):
                         if data.startswith(b'{"error"'):
-                            raise EngineError(f"POST {self.url}{GENERATE}: {reason_of(data)}")
+                            raise EngineError(f"POST {self.url}{GENERATE}: {read_reason(data)}")
                         chunk = read_chunk(data)
                         yield chunk
                         if chunk.finish_reason is not None:
@@ -165,8 +161,10 @@ class EngineClient:
             ) from None
 
     async def abort(self, turn_id: str) -> None:
-        """End the turn: its `generate` returns what there is, with finish reason "abort", and its
-        `stream` ends. Nothing happens if it has finished."""
+        """End a turn; nothing happens if it has finished.
+
+        Its `generate` returns what there is, with finish reason "abort", and its `stream` ends.
+        """
         await self._abort([turn_id])
 
     async def _abort(self, turn_ids: list[str]) -> None:
@@ -195,21 +193,25 @@ class EngineClient:
         await self._call("admin", "POST", "/pause?mode=keep&clear_cache=false")
 
     async def resume(self) -> None:
-        """Let frozen turns go on. Nothing happens if the engine is not paused."""
+        """Let frozen turns go on; nothing happens if the engine is not paused."""
         await self._call("admin", "POST", "/resume")
 
     async def is_paused(self) -> bool:
+        """Say whether generation is frozen."""
         return bool((await self._ask("/is_paused"))["is_paused"])
 
     async def weight_version(self) -> int | None:
-        """The version of the last finished update; None before the first."""
-        version = (await self._ask("/weight_info"))["weight_version"]
-        number = version_number(version)
-        return None if number == UNKNOWN_VERSION else number
+        """Ask for the version of the last finished update; None before the first."""
+        number = parse_version((await self._ask("/weight_info"))["weight_version"])
+        if number == UNKNOWN_VERSION:
+            return None
+        return number
 
     async def computes_finite(self) -> bool:
-        """Say whether its model computes numbers: the log-prob of one token is none where it computes
-        NaN or infinity. Raises EngineError."""
+        """Say whether the model computes numbers, and neither NaN nor infinity.
+
+        The log-prob of one token tells. Raises EngineError.
+        """
         name = f"probe-{token_hex(8)}"
         generation = await self.generate(
             name, [0], Sampling(max_tokens=1, cache_salt=name), watched=False
@@ -217,38 +219,37 @@ class EngineClient:
         return all(map(isfinite, generation.log_probs))
 
     async def reset_version(self) -> None:
-        """Whatever weights an earlier run has left, they are none of this one's versions."""
+        """Have the engine forget the version of weights that an earlier run has left."""
         await self._call(
             "admin", "POST", "/update_weight_version", {"new_version": str(UNKNOWN_VERSION)}
         )
 
     async def start_update(self) -> None:
+        """Begin an update of the weights."""
         await self._call("admin", "POST", "/start_weight_update", {})
 
     async def update_weights(
         self, path: str, version: int, checksum: str, verify: bool = False
     ) -> None:
-        """Load the safetensors file at `path`, whose SHA-256 must be `checksum`; between
-        `start_update` and `finish_update`.
+        """Load the safetensors file at `path`, whose SHA-256 must be `checksum`.
 
-        `verify` also compares the loaded weights with the file afterwards. Raises EngineError, with
+        It is called between `start_update` and `finish_update`. `verify` also compares the loaded
+        weights with the file afterwards. Raises EngineError, with
         the old weights still in place, when file and checksum disagree.
         """
         info = {"path": path, "version": version, "checksum": checksum, "verify": verify}
         await self._call("admin", "POST", "/update_weights", {"update_info": info})
 
     async def count_workers(self) -> int:
-        """Processes that hold the engine's model: as many ranks where weights are sent over
-        NCCL."""
+        """Count the processes that hold the engine's model, each a rank in NCCL's group."""
         return int((await self._ask("/get_world_size"))["world_size"])
 
     async def init_nccl_group(self, host: str, port: int, rank: int, size: int) -> None:
-        """Have the engine's one worker meet the learner, which is rank 0, at `host`:`port`, as
-        `rank` of `size`.
+        """Have the engine's one worker join the learner's group, as `rank` of `size`.
 
-        Returns when all ranks are there. The engine lets go of what an earlier run has left: its
-        group, and the version of its weights, or weights of the same version would be taken for
-        received. Raises EngineError.
+        The learner is rank 0, at `host`:`port`. Returns when all ranks are there. The engine lets
+        go of the group that an earlier run has left. It also forgets the version of its weights,
+        or weights of the same version would be taken for received. Raises EngineError.
         """
         await self._call("admin", "POST", "/shutdown_weight_transfer_engine")
         await self.reset_version()
@@ -262,10 +263,10 @@ class EngineClient:
         await self._call("admin", "POST", "/init_weight_transfer_engine", {"init_info": info})
 
     async def receive_weights(self, transfer: Transfer) -> None:
-        """Load what the learner sends meanwhile; between `start_update` and `finish_update`, after
-        `init_nccl_group`. Returns when it has arrived.
+        """Load the weights that the learner sends meanwhile, and return when they have arrived.
 
-        Raises EngineError, and what weights the engine then has is not known.
+        It is called between `start_update` and `finish_update`, after `init_nccl_group`. Raises
+        EngineError, and which weights the engine then has is not known.
         """
         info = {"names": transfer.names, "dtype_names": transfer.dtypes, "shapes": transfer.shapes}
         await self._call("admin", "POST", "/update_weights", {"update_info": info})
@@ -275,13 +276,12 @@ class EngineClient:
         await self._call("admin", "POST", "/finish_weight_update", {"weight_version": str(version)})
 
     async def checksums(self) -> dict[str, str]:
-        """SHA-256 of each weight as the engine's workers hold it.
+        """Return the SHA-256 of each weight as the engine's workers hold it.
 
         On a CPU, those of linear layers are of empty tensors: vLLM keeps packed copies only.
         """
-        return msgspec.json.decode(
-            await self._call("admin", "POST", "/weight_checker", {"action": "checksum"})
-        )["checksums"]
+        raw = await self._call("admin", "POST", "/weight_checker", {"action": "checksum"})
+        return msgspec.json.decode(raw)["checksums"]
 
     # --- HTTP
 
@@ -289,9 +289,10 @@ class EngineClient:
         return msgspec.json.decode(await self._call("admin", "GET", path))
 
     def _session(self, name: str) -> aiohttp.ClientSession:
-        """Administration opens a connection for each call: after an error of its own, vLLM closes
-        the one that it came through, and whoever uses that again loses a call of which nobody knows
-        whether it was carried out.
+        """Return the session of this name; administration's opens a connection for each call.
+
+        After an error of its own, vLLM closes the connection that the call came through. Whoever
+        uses that again loses a call of which nobody knows whether it was carried out.
         """
         if name not in self._sessions:
             self._sessions[name] = new_session(self._headers, reuses=name != "admin")
@@ -301,13 +302,16 @@ class EngineClient:
     async def _open(
         self, session: str, method: str, path: str, body: dict | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """The answer, whose body has not been read.
+        """Open an answer, whose body has not been read.
 
         Raises EngineError, for what goes wrong inside, too.
         """
         what = f"{method} {self.url}{path}"
-        data = None if body is None else msgspec.json.encode(body)
-        headers = {} if body is None else {"Content-Type": "application/json"}
+        data = None
+        headers = {}
+        if body is not None:
+            data = msgspec.json.encode(body)
+            headers["Content-Type"] = "application/json"
         opened = self._session(session).request(
             method, self.url + path, data=data, headers=headers, allow_redirects=False
         )
@@ -322,9 +326,9 @@ class EngineClient:
             raise EngineUnreachable(f"{what}: {error or type(error).__name__}") from None
 
     async def _call(self, session: str, method: str, path: str, body: dict | None = None) -> bytes:
-        """The body of the answer.
+        """Ask once, and return the body of the answer.
 
-        It is asked once: whoever asks again knows whether that may be done twice.
+        Whoever asks again knows whether that may be done twice.
         """
         async with self._open(session, method, path, body) as response:
             raw = await read_at_most(response, MAX_ANSWER_BYTES + 1)
@@ -334,12 +338,14 @@ class EngineClient:
             )
         return raw
 
-    # --- turns that were left
+    # --- turns that were abandoned
 
     @contextlib.contextmanager
-    def _aborted_if_left(self, turn_id: str) -> Iterator[None]:
-        """A turn that ends inside without its answer (the connection was lost, nobody waits any
-        more) is aborted, soon: its connection's end may not reach the engine, nor be noticed there.
+    def _abort_if_abandoned(self, turn_id: str) -> Iterator[None]:
+        """Abort a turn soon that ends inside without its answer.
+
+        The connection was lost, or nobody waits any more. Its connection's end may not reach the
+        engine, nor be noticed there.
         """
         answered = False
         try:
@@ -347,33 +353,33 @@ class EngineClient:
             answered = True
         finally:
             if not answered and not self._closing:
-                self._left.add(turn_id)
+                self._abandoned.add(turn_id)
                 if self._aborting is None or self._aborting.done():
-                    self._aborting = asyncio.create_task(self._abort_left())
+                    self._aborting = asyncio.create_task(self._abort_abandoned())
 
-    async def _abort_left(self) -> None:
-        """All that were left, together.
+    async def _abort_abandoned(self) -> None:
+        """Abort all turns that were abandoned, together.
 
         An engine that cannot be told for a minute has ended them, or will.
         """
         tries = 0
-        while self._left and tries < ABORT_TRIES:
-            names = sorted(self._left)
+        while self._abandoned and tries < ABORT_TRIES:
+            names = sorted(self._abandoned)
             try:
                 async with asyncio.timeout(ABORT_SECONDS):
                     await self._abort(names)
-                self._left.difference_update(names)
+                self._abandoned.difference_update(names)
                 tries = 0
             except (EngineError, TimeoutError):
                 tries += 1
                 if self._closing:
                     return
                 await asyncio.sleep(ABORT_EVERY)
-        self._left.clear()
+        self._abandoned.clear()
 
 
-def _body(turn_id: str, prompt: list[int], sampling: Sampling, top_k: int) -> dict[str, Any]:
-    """The request, as vLLM's /inference/v1/generate takes it."""
+def _build_body(turn_id: str, prompt: list[int], sampling: Sampling, top_k: int) -> dict[str, Any]:
+    """Build the request, as vLLM's /inference/v1/generate takes it."""
     params: dict[str, Any] = {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,

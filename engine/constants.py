@@ -61,7 +61,7 @@ UNKNOWN_VERSION = -1
 
 
 def engine_request_id(turn_id: str) -> str:
-    """What vLLM calls a request of /inference/v1/generate that we call `turn_id`.
+    """Return vLLM's name for the request of /inference/v1/generate that we call `turn_id`.
 
     Aborting the bare id is a silent 200.
     """

@@ -1,16 +1,18 @@
-"""vLLM's OpenAI server as a child process: its command, its environment, and what to check before
-and after its start.
+"""vLLM's OpenAI server as a child process: its command, its environment and its checks.
 
 Measured on 2 cores without AVX-512, with a policy of 0.9 M parameters, 64 streams, prompts of 170
 tokens (64 of them shared), responses of 25, log-probs on. "CPU" is what all processes of the engine
 use for a thousand response tokens:
 
-    choice                                                     why
-    one process for scheduler and worker (below: SINGLE)       CPU 0.92 -> 0.68 s, starts in 20 instead of 28 s, 0.4 GB less
-    float32 where the CPU has no bfloat16 arithmetic           400 -> 1,300 tokens/s: bfloat16 is emulated there
-    blocks of 32 instead of 128 tokens                         shared prefixes are found: CPU 0.68 -> 0.57 s
-    whole prefills (no chunks)                                 fuller steps: CPU 0.60 -> 0.56 s; and see SEEDS
-    eager                                                      compiling costs 50 s of start and saves nothing at this size
+    choice                                why
+    one process for scheduler and worker  CPU 0.92 -> 0.68 s, starts in 20 instead of 28 s,
+      (SINGLE_PROCESS)                    0.4 GB less
+    float32 where the CPU has no          400 -> 1,300 tokens/s: bfloat16 is emulated there
+      bfloat16 arithmetic
+    blocks of 32 instead of 128 tokens    shared prefixes are found: CPU 0.68 -> 0.57 s
+    whole prefills (no chunks)            fuller steps: CPU 0.60 -> 0.56 s; and see SEEDS
+    eager                                 compiling costs 50 s of start and saves nothing at this
+                                          size
 
 SEEDS. On a CPU, a request with a seed whose prefill is chunked ends vLLM 0.32 ("CPU Generator does
 not use offset").
@@ -30,51 +32,55 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from config import Config, ConfigError, Job
+from config import Config, ConfigError, EngineSection, Job
+from engine.connection import identity_headers
 from engine.constants import (
     ENGINE_KEY_VARIABLE,
     GATED_HEADER,
     KEYS_VARIABLE,
     MIDDLEWARE,
     PLUGIN,
-    RUN_HEADER,
     SIGNAL_TAP,
     TAP_ENDPOINT_VARIABLE,
     TAP_TOP_J_VARIABLE,
     TRANSFER_BACKEND,
 )
-from engine.plugin.auth import LAPSES_SECONDS, TAKEN_STATUS, bearer
+from engine.plugin.auth import LAPSES_SECONDS, TAKEN_STATUS
 from protocol.machine import available_bytes, available_cores
 
 GIB = 2**30
 
-BLOCK = 32
-"""Tokens a KV block: the smallest that vLLM's CPU attention takes."""
+BLOCK_TOKENS = 32
+"""Tokens of a KV block: the smallest that vLLM's CPU attention takes."""
 
 BATCHED_TOKENS = 2048
-"""Tokens a step, at most: below that, prefills wait; above, running turns wait for prefills."""
+"""Most tokens of a step: below that, prefills wait; above, running turns wait for prefills."""
 
 RESIDENT_GIB = 2.0
-"""What the engine's processes hold without KV cache and weights, with a margin (measured: 1.4)."""
+"""Memory of the engine's processes beside KV cache and weights, with a margin (measured: 1.4)."""
 
 CLAIM_SECONDS = LAPSES_SECONDS + 5.0
-"""For an engine that is another run's: if that has ended, or was killed, it is free by then."""
+"""Wait for an engine that is another run's.
+
+If that run has ended, or was killed, the engine is free by then.
+"""
 CLAIM_EVERY = 1.0
 
-SINGLE = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-"""On a CPU, vLLM puts its worker in a process of its own unless this says that there is to be one
-process. The server of the HTTP interface stays another one. The worker then takes its number of
-threads from OMP_NUM_THREADS."""
+SINGLE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+"""Environment that keeps vLLM's worker in the scheduler's process on a CPU.
+
+The server of the HTTP interface stays another process. The worker then takes its number of threads
+from OMP_NUM_THREADS.
+"""
 
 
 class EngineNotReady(RuntimeError):
-    """The engine did not start, or is no engine that we can use; the message names the setting to
-    change."""
+    """The engine did not start, or is none that we can use; the message names the setting."""
 
 
 @dataclass(frozen=True)
 class EngineCommand:
-    """`python -m *arguments`, with `environment` on top of this process's."""
+    """A command `python -m *arguments`, with `environment` on top of this process's."""
 
     arguments: list[str]
     environment: dict[str, str]
@@ -91,37 +97,57 @@ def on_cpu() -> bool:
 
 
 def engine_command(job: Job, number: int = 0) -> EngineCommand:
-    """How to start an engine of this job, with its plugin, at `job.endpoints.engines[number]`."""
+    """Build the command of an engine of this job, at `job.endpoints.engines[number]`."""
+    engine = job.config.engine
+    arguments = ["vllm.entrypoints.openai.api_server", *_common_options(job, number)]
+    environment = _common_environment(job)
+    if job.config.control.signal != "stream":
+        arguments += ["--logits-processors", SIGNAL_TAP]
+        environment |= {
+            TAP_ENDPOINT_VARIABLE: job.endpoints.signals[job.endpoints.shard_of(number)],
+            TAP_TOP_J_VARIABLE: str(job.config.control.t2po.top_j),
+            KEYS_VARIABLE: job.config.security.keys,
+        }
+    if on_cpu():
+        arguments += _cpu_options(engine)
+        environment |= _cpu_environment(engine)
+    else:
+        arguments += ["--dtype", engine.dtype]
+        arguments += ["--gpu-memory-utilization", str(engine.gpu_memory_fraction)]
+        # The tap is written for the V1 runner's processors; the V2 runner, the default on GPUs, has
+        # another interface.
+        environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
+        if engine.devices:
+            environment["CUDA_VISIBLE_DEVICES"] = engine.devices[number]
+    return EngineCommand(arguments + list(engine.extra_args), environment)
+
+
+def _common_options(job: Job, number: int) -> list[str]:
     engine = job.config.engine
     address = urlsplit(job.endpoints.engines[number])
-    arguments = [
-        "vllm.entrypoints.openai.api_server",
-        *("--model", job.model_dir, "--served-model-name", "policy"),
-        *("--host", address.hostname or "127.0.0.1", "--port", str(address.port)),
-        *(
-            "--max-model-len",
-            str(engine.max_model_len),
-            "--max-num-seqs",
-            str(engine.max_sequences),
-        ),
-        *("--seed", str(engine_seed(job.config.run.seed, number))),
-        *("--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"),
-        *(
-            "--weight-transfer-config",
-            json.dumps(
-                {"backend": TRANSFER_BACKEND if engine.weights == "file" else engine.weights}
-            ),
-        ),
-        *("--middleware", MIDDLEWARE),
-        *(
-            "--enable-prefix-caching",
-            "--enable-scale-out",
-            "--disable-uvicorn-access-log",
-            "--uvicorn-log-level",
-            "warning",
-        ),
-    ]
-    environment = {
+    backend = engine.weights
+    if backend == "file":
+        backend = TRANSFER_BACKEND
+    options = {
+        "--model": job.model_dir,
+        "--served-model-name": "policy",
+        "--host": address.hostname or "127.0.0.1",
+        "--port": str(address.port),
+        "--max-model-len": str(engine.max_model_len),
+        "--max-num-seqs": str(engine.max_sequences),
+        "--seed": str(engine_seed(job.config.run.seed, number)),
+        "--logprobs-mode": "processed_logprobs",
+        "--generation-config": "vllm",
+        "--weight-transfer-config": json.dumps({"backend": backend}),
+        "--middleware": MIDDLEWARE,
+        "--uvicorn-log-level": "warning",
+    }
+    flags = ["--enable-prefix-caching", "--enable-scale-out", "--disable-uvicorn-access-log"]
+    return [word for option in options.items() for word in option] + flags
+
+
+def _common_environment(job: Job) -> dict[str, str]:
+    return {
         # opens pause, resume, abort and the routes of weight updates
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -131,53 +157,41 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
         # our plugin
         "PYTHONSAFEPATH": "1",
         ENGINE_KEY_VARIABLE: job.engine_key,
-    } | _user_environment()
-    if job.config.control.signal != "stream":
-        arguments += ["--logits-processors", SIGNAL_TAP]
-        environment |= {
-            TAP_ENDPOINT_VARIABLE: job.endpoints.signals[job.endpoints.shard_of(number)],
-            TAP_TOP_J_VARIABLE: str(job.config.control.t2po.top_j),
-            KEYS_VARIABLE: job.config.security.keys,
-        }
-    if on_cpu():
-        arguments += [
-            "--enforce-eager",
-            "--block-size",
-            str(BLOCK),
-            "--no-enable-chunked-prefill",
-            "--dtype",
-            cpu_dtype(engine.dtype),
-        ]
-        arguments += ["--max-num-batched-tokens", str(max(BATCHED_TOKENS, engine.max_model_len))]
-        arguments += ["--kv-cache-memory-bytes", str(int(engine.kv_cache_gb * GIB))]
+        **_user_environment(),
+    }
+
+
+def _cpu_options(engine: EngineSection) -> list[str]:
+    options = ["--enforce-eager", "--no-enable-chunked-prefill"]
+    options += ["--block-size", str(BLOCK_TOKENS)]
+    options += ["--dtype", cpu_dtype(engine.dtype)]
+    options += ["--max-num-batched-tokens", str(max(BATCHED_TOKENS, engine.max_model_len))]
+    options += ["--kv-cache-memory-bytes", str(int(engine.kv_cache_gb * GIB))]
+    return options
+
+
+def _cpu_environment(engine: EngineSection) -> dict[str, str]:
+    environment = {
+        **SINGLE_PROCESS,
         # Compiling vLLM's one small compiled function of the sampler takes a C++ compiler and
         # seconds of the first request.
-        environment |= SINGLE | {"TORCHDYNAMO_DISABLE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-        threads = engine.threads
-        if not threads and available_cores() < len(
-            os.sched_getaffinity(0)
-        ):  # vLLM heeds the affinity, and no quota
-            threads = available_cores()
-        if threads:
-            environment["OMP_NUM_THREADS"] = str(threads)
-    else:
-        # The tap is written for the V1 runner's processors; the V2 runner, the default on GPUs, has
-        # another interface.
-        environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
-        if engine.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = engine.devices[number]
-        arguments += [
-            "--dtype",
-            engine.dtype,
-            "--gpu-memory-utilization",
-            str(engine.gpu_memory_fraction),
-        ]
-    return EngineCommand(arguments + list(engine.extra_args), environment)
+        "TORCHDYNAMO_DISABLE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    threads = engine.threads
+    # vLLM heeds the affinity, and no quota.
+    if not threads and available_cores() < len(os.sched_getaffinity(0)):
+        threads = available_cores()
+    if threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    return environment
 
 
 def _user_environment() -> dict[str, str]:
-    """What the user has set for vLLM servers of their own, changed as far as it would keep our
-    engine from working: a key that we do not send, and a list of plugins without ours."""
+    """Change what the user has set for vLLM servers of their own, where our engine needs it.
+
+    That is a key that we do not send, and a list of plugins without ours.
+    """
     changed = {}
     if os.environ.get("VLLM_API_KEY"):
         changed["VLLM_API_KEY"] = ""  # ENGINE_KEY guards all routes
@@ -190,23 +204,33 @@ def _user_environment() -> dict[str, str]:
 
 
 def engine_seed(seed: int, number: int) -> int:
-    """Seed of what requests without one are sampled with, 31 bits (vLLM's is 0 otherwise: all
-    engines of all runs would draw the same)."""
+    """Return the seed, 31 bits, of requests without one of their own.
+
+    Otherwise vLLM's is 0, and all engines of all runs would draw the same.
+    """
     return random.Random(f"engine/{seed}/{number}").getrandbits(31)
 
 
 def cpu_dtype(configured: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The precision for this CPU: "auto" is bfloat16 where the CPU computes with it, else
-    float32."""
+    """Return the precision for this CPU.
+
+    "auto" is bfloat16 where the CPU computes with it, else float32.
+    """
     if configured != "auto":
         return configured
-    flags = cpuinfo.read_text() if cpuinfo.exists() else ""
-    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
+    flags = ""
+    if cpuinfo.exists():
+        flags = cpuinfo.read_text()
+    if "avx512_bf16" in flags or "amx_bf16" in flags:
+        return "bfloat16"
+    return "float32"
 
 
 def check_engine(config: Config, model: Path | None) -> None:
-    """Raises ConfigError when an engine started here could not hold its memory, vLLM is not
-    installed, or weights could not be sent."""
+    """Raise ConfigError when an engine could not work here.
+
+    It could not hold its memory, vLLM is not installed, or weights could not be sent.
+    """
     if config.engine.weights == "nccl":
         check_nccl(config)
     if config.engine.urls:
@@ -223,18 +247,14 @@ def check_engine(config: Config, model: Path | None) -> None:
 
 
 def engines_here(config: Config) -> int:
-    """How many of the engines that are started are on this machine: all, or those of the first
-    shard."""
-    return (
-        len(range(0, config.engine.count, config.cluster.shards))
-        if config.cluster.shard_hosts
-        else config.engine.count
-    )
+    """Count the engines that are started on this machine: all, or those of the first shard."""
+    if config.cluster.shard_hosts:
+        return len(range(0, config.engine.count, config.cluster.shards))
+    return config.engine.count
 
 
 def check_nccl(config: Config) -> None:
-    """Raises ConfigError naming engine.weights where the learner could not send weights to engines
-    over NCCL."""
+    """Raise ConfigError where the learner could not send weights to engines over NCCL."""
     import torch  # it takes seconds, and nobody else here needs it
 
     if on_cpu() or not torch.cuda.is_available():
@@ -254,8 +274,10 @@ def check_nccl(config: Config) -> None:
 
 
 def check_memory(kv_cache_gib: float, weights: float, available: float) -> None:
-    """Raises ConfigError naming engine.kv_cache_gb when `available` GiB cannot hold KV cache,
-    weights and processes of one engine."""
+    """Raise ConfigError when `available` GiB cannot hold one engine.
+
+    It holds KV cache, weights and its processes.
+    """
     needed = kv_cache_gib + weights + RESIDENT_GIB
     if needed > available:
         raise ConfigError(
@@ -267,26 +289,25 @@ def check_memory(kv_cache_gib: float, weights: float, available: float) -> None:
 
 
 def weights_gib(model: Path | None) -> float:
-    """GiB of a model directory's safetensors files; 0 for a model that is made on the spot."""
-    return sum(file.stat().st_size for file in model.glob("*.safetensors")) / GIB if model else 0.0
+    """Sum up a model directory's safetensors files; 0 for a model that is made on the spot."""
+    if model is None:
+        return 0.0
+    return sum(file.stat().st_size for file in model.glob("*.safetensors")) / GIB
 
 
 def available_gib() -> float:
-    """Memory that can be had without swapping, within the limits of a container."""
+    """Return the memory that can be had without swapping, within the limits of a container."""
     return available_bytes() / GIB
 
 
 async def wait_ready(endpoint: str, seconds: float, key: str = "", run: str = "") -> None:
-    """Until the engine at `endpoint` (http://host:port), which wants to be told `key`, has
-    generated a token for us. It is the run's then.
+    """Wait until the engine at `endpoint` (http://host:port) has generated a token for us.
 
-    Raises EngineNotReady after `seconds`, or as soon as the server answers in a way that shows that
-    it is not ours to use.
+    It wants to be told `key`, and is the run's then. Raises EngineNotReady after `seconds`, or as
+    soon as the server answers in a way that shows that it is not ours to use.
     """
+    headers = identity_headers(key, run)
     try:
-        headers = ({"Authorization": bearer(key)} if key else {}) | (
-            {RUN_HEADER: run} if run else {}
-        )
         async with asyncio.timeout(seconds), aiohttp.ClientSession(headers=headers) as session:
             while not await _healthy(session, endpoint):
                 await asyncio.sleep(0.1)
@@ -309,13 +330,13 @@ async def _healthy(session: aiohttp.ClientSession, endpoint: str) -> bool:
 
 
 async def _claim(session: aiohttp.ClientSession, endpoint: str, seconds: float) -> None:
-    """Until the engine is not another run's; one that was killed has it a while longer."""
-    given_up = time.monotonic() + seconds
+    """Wait until the engine is not another run's; one that was killed has it a while longer."""
+    deadline = time.monotonic() + seconds
     while True:
         async with session.get(f"{endpoint}/weight_info") as response:
             if response.status != TAKEN_STATUS:
                 return
-        if time.monotonic() > given_up:
+        if time.monotonic() > deadline:
             raise EngineNotReady(
                 f"engine.urls: another run uses the engine at {endpoint}; wait until it has "
                 "ended, or give other engines"
@@ -324,8 +345,10 @@ async def _claim(session: aiohttp.ClientSession, endpoint: str, seconds: float) 
 
 
 async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
-    """One token, as every turn asks for it: also takes what the first request costs out of the
-    first turn."""
+    """Ask for one token, as every turn does.
+
+    That also takes the cost of the first request out of the first turn.
+    """
     async with session.get(f"{endpoint}/weight_info") as response:
         _check_key(response, endpoint)
         if GATED_HEADER not in response.headers:
@@ -338,9 +361,9 @@ async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
                 f"engine.urls: {endpoint} takes no weight updates; start vLLM's server with "
                 "VLLM_SERVER_DEV_MODE=1"
             )
+    # A run that was killed while its weights were loading has left the engine paused. Else nothing
+    # happens.
     async with session.post(f"{endpoint}/resume"):
-        # a run that was killed while its weights were loading has left the engine paused; else
-        # nothing happens
         pass
     body = {
         "token_ids": [1],
@@ -349,11 +372,9 @@ async def _probe(session: aiohttp.ClientSession, endpoint: str) -> None:
     async with session.post(f"{endpoint}/inference/v1/generate", json=body) as response:
         _check_key(response, endpoint)
         if response.status != 200:
-            hint = (
-                "; start vLLM's server with --enable-scale-out"
-                if response.status in (403, 404)
-                else ""
-            )
+            hint = ""
+            if response.status in (403, 404):
+                hint = "; start vLLM's server with --enable-scale-out"
             raise EngineNotReady(
                 f"engine.urls: {endpoint} does not generate from token ids "
                 f"({await response.text()}){hint}"

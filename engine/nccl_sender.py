@@ -1,5 +1,6 @@
-"""The learner's end of vLLM's NCCL weight transfer (engine.weights nccl): weights go from its GPU
-straight to the engines' GPUs.
+"""The learner's end of vLLM's NCCL weight transfer (engine.weights nccl).
+
+Weights go from the learner's GPU straight to the engines' GPUs.
 
 Interface: TrainerWeightTransferEngine in vllm/distributed/weight_transfer/base.py. vLLM's trainer
 would tell the engines by itself what to do; here the controller does, at the same time, since it
@@ -36,27 +37,28 @@ class WeightSender:
         self._info = NCCLTrainerInitInfo(
             place.hostname, place.port, world_size=1 + engines, rank=0, **NCCL_PACKING
         )
-        self._weights = _Weights()
+        self._source = _TensorSource()
         self._trainer: TrainerWeightTransferEngine | None = None
 
     def send(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Send tensors of this process's first GPU, in their order, which the engines must have
-        been told. May be called in any thread.
+        """Send tensors of this process's first GPU, in their order; any thread may call it.
+
+        The engines must have been told the order.
 
         Returns when all engines have received them, and does not while one of them does not take
         part: whoever sees that it fails has to end this process. Raises what torch raises when the
         group cannot be formed (after five minutes, vLLM's own limit).
         """
-        self._weights.tensors = tensors
+        self._source.tensors = tensors
         if self._trainer is None:
             self._trainer = WeightTransferTrainerFactory.trainer_init(
-                self._info, client=_Told(), source=self._weights
+                self._info, client=_PassiveEngines(), source=self._source
             )
         self._trainer.send_weights()
 
 
-class _Weights(WeightSource):
-    """What is sent next."""
+class _TensorSource(WeightSource):
+    """The tensors that are sent next."""
 
     tensors: dict[str, torch.Tensor]
 
@@ -70,9 +72,8 @@ class _Weights(WeightSource):
         return iter(self.tensors.items())
 
 
-class _Told:
-    """Engines as vLLM's trainer wants them, for which there is nothing to do: the controller tells
-    them."""
+class _PassiveEngines:
+    """Engines as vLLM's trainer wants them: nothing to do, since the controller tells them."""
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         pass

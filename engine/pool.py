@@ -1,5 +1,4 @@
-"""The engines of a controller: a turn goes to the one with the fewest turns, new weights to all of
-them.
+"""The engines of a controller: each turn goes to the least busy one, new weights to all.
 
                  a call fails                      no answer for DEAD_AFTER seconds
     healthy ─────────────────────▶ suspect ────────────────────────────────────────▶ dead
@@ -35,23 +34,25 @@ log = logging.getLogger(__name__)
 
 PROBE_EVERY = 1.0
 PROBE_SECONDS = 5.0
-"""In which an engine is to say that it is well."""
+"""Time in which an engine is to say that it is well."""
 DEAD_AFTER = 15.0
 WATCH_EVERY = 10.0
-"""Seconds between two questions to an engine that is healthy: one that is gone is found out though
-no call is there to fail."""
+"""Seconds between two questions to a healthy engine.
+
+So one that is gone is found out though no call is there to fail.
+"""
 
 
 class Health(StrEnum):
-    """What is thought of an engine."""
+    """State of an engine, as its calls show it."""
 
     HEALTHY = "healthy"
     SUSPECT = "suspect"
     DEAD = "dead"
 
 
-class Weights(NamedTuple):
-    """What engines are to run."""
+class WeightUpdate(NamedTuple):
+    """Weights that the engines are to run."""
 
     path: str
     version: int
@@ -65,7 +66,7 @@ class _Entry:
 
     client: EngineClient
     health: Health = Health.HEALTHY
-    turns: set[asyncio.Timeout] = field(default_factory=set)  # each ends when it is due
+    turn_timeouts: set[asyncio.Timeout] = field(default_factory=set)  # each ends a turn when due
     updating: asyncio.Lock = field(default_factory=asyncio.Lock)
     forgotten: bool = False  # the version that an earlier run has left
     why: str = ""  # it is not healthy
@@ -73,9 +74,9 @@ class _Entry:
 
 
 class EnginePool:
-    """All healthy engines run the same weights.
+    """The engines of a run; all healthy ones run the same weights.
 
-    Safe to use from any number of tasks of one event loop.
+    It is safe to use from any number of tasks of one event loop.
     """
 
     def __init__(
@@ -83,16 +84,15 @@ class EnginePool:
     ) -> None:
         """`patience`: seconds without any healthy engine after which `check` gives up.
 
-        `key`: of all engines. `run`: who uses them.
+        `key` is that of all engines, and `run` claims them.
         """
-        self._entries = {
-            client: _Entry(client) for client in (EngineClient(url, key, run) for url in urls)
-        }
+        clients = [EngineClient(url, key, run) for url in urls]
+        self._entries = {client: _Entry(client) for client in clients}
         self._patience = patience
-        self._healthy = asyncio.Event()  # there is one
-        self._healthy.set()
+        self._any_healthy = asyncio.Event()
+        self._any_healthy.set()
         self._last_healthy = time.monotonic()
-        self._weights: Weights | None = None
+        self._weights: WeightUpdate | None = None
         self._received: int | None = None  # version that came over NCCL
         self._recovering: set[asyncio.Task[None]] = set()
 
@@ -100,23 +100,29 @@ class EnginePool:
         return iter(self._entries)
 
     def healthy(self) -> list[EngineClient]:
-        """Those that get turns."""
-        return [entry.client for entry in self._well()]
+        """List the engines that get turns."""
+        return [entry.client for entry in self._healthy()]
 
     def status(self) -> dict[str, tuple[Health, int]]:
-        """Address of each engine -> what is thought of it, and the turns it has."""
+        """Return address of each engine -> its health, and how many turns it has."""
         return {
-            entry.client.url: (entry.health, len(entry.turns)) for entry in self._entries.values()
+            entry.client.url: (entry.health, len(entry.turn_timeouts))
+            for entry in self._entries.values()
         }
 
     def check(self) -> None:
-        """Raises EngineError when no engine has been healthy for `patience` seconds, or one was
-        given to another run: this one was silent for too long (stopped, or frozen), and what it
-        goes on with would be the other's."""
+        """Raise EngineError when the run cannot go on with its engines.
+
+        No engine has been healthy for `patience` seconds. Or one was given to another run, since
+        this one was silent for too long (stopped, or frozen). What it goes on with would be the
+        other's.
+        """
         for engine in self:
             if engine.taken is not None:
                 raise engine.taken
-        silent = 0.0 if self._healthy.is_set() else time.monotonic() - self._last_healthy
+        if self._any_healthy.is_set():
+            return
+        silent = time.monotonic() - self._last_healthy
         if silent > self._patience:
             each = "; ".join(f"{entry.client.url}: {entry.why}" for entry in self._entries.values())
             raise EngineError(
@@ -126,45 +132,53 @@ class EnginePool:
 
     @contextlib.asynccontextmanager
     async def acquire(self, but: EngineClient | None = None) -> AsyncIterator[EngineClient]:
-        """A healthy engine, the one with the fewest turns, for one turn, once there is one; not
-        `but`, if there is another. Raises EngineUnreachable in the middle of the turn if the engine
-        is found to be dead."""
-        while not (healthy := self._well()):
-            await self._healthy.wait()
+        """Wait for a healthy engine, and have the one with the fewest turns for one turn.
+
+        It is not `but`, if there is another. Raises EngineUnreachable in the middle of the turn if
+        the engine is found to be dead.
+        """
+        while not self._healthy():
+            await self._any_healthy.wait()
+        healthy = self._healthy()
         others = [entry for entry in healthy if entry.client is not but]
-        entry = min(others or healthy, key=lambda entry: len(entry.turns))
-        turn = asyncio.timeout(None)
+        entry = min(others or healthy, key=lambda entry: len(entry.turn_timeouts))
+        turn_timeout = asyncio.timeout(None)
         try:
-            async with turn:
-                entry.turns.add(turn)
+            async with turn_timeout:
+                entry.turn_timeouts.add(turn_timeout)
                 yield entry.client
         except TimeoutError:
-            if not turn.expired():
+            if not turn_timeout.expired():
                 raise
             raise EngineUnreachable(
                 f"the engine at {entry.client.url} has not answered for {DEAD_AFTER:g} s"
             ) from None
         finally:
-            entry.turns.discard(turn)
+            entry.turn_timeouts.discard(turn_timeout)
 
     def mark_suspect(self, engine: EngineClient, why: str) -> None:
-        """It failed a call: no turns for it until it has answered, and has the newest weights."""
+        """Note that an engine failed a call.
+
+        It gets no turns until it has answered, and has the newest weights.
+        """
         entry = self._entries[engine]
         if entry.health is not Health.HEALTHY:
             return
         log.warning("the engine at %s is suspect: %s", engine.url, why)
         entry.why = why
         entry.health = Health.SUSPECT
-        if not self._well():
-            self._healthy.clear()
+        if not self._healthy():
+            self._any_healthy.clear()
             self._last_healthy = time.monotonic()
         task = asyncio.get_running_loop().create_task(self._recover(entry))
         self._recovering.add(task)
         task.add_done_callback(self._recovering.discard)
 
     async def check_finite(self, engine: EngineClient, why: str) -> None:
-        """Its model computed NaN or infinity in a turn: it becomes suspect if it does so whatever
-        it is asked."""
+        """Suspect an engine if its model computes NaN or infinity whatever it is asked.
+
+        It did so in a turn, for the reason `why`.
+        """
         if await _computes(engine) is False:
             self._entries[engine].doubted = True
             self.mark_suspect(
@@ -173,7 +187,7 @@ class EnginePool:
             )
 
     async def watch(self) -> None:
-        """Forever: find out which engines are gone."""
+        """Find out which engines are gone, forever."""
         while True:
             await asyncio.sleep(WATCH_EVERY)
             healthy = self.healthy()
@@ -184,10 +198,9 @@ class EnginePool:
                     self.mark_suspect(engine, "it does not answer")
 
     def check_weights(self, engine: EngineClient, spans: Iterable[Span]) -> None:
-        """Of a response.
+        """Raise EngineError if a response came from weights that the engine was started with.
 
-        Raises EngineError if any of it came from what the engine was started with, though it has
-        been given weights.
+        It has been given others, so that it must have lost them.
         """
         given = self._weights is not None or self._received is not None
         if given and any(span.version == UNKNOWN_VERSION for span in spans):
@@ -198,9 +211,11 @@ class EnginePool:
 
     @contextlib.asynccontextmanager
     async def suspect_on_failure(self, engine: EngineClient) -> AsyncIterator[None]:
-        """An engine that gives no answer inside, or that refuses and is not well (vLLM's server may
-        outlive its core), becomes suspect, and that is all; the refusal of one that is well is
-        raised."""
+        """Suspect an engine that fails inside, and go on.
+
+        It gives no answer, or it refuses and is not well: vLLM's server may outlive its core. The
+        refusal of an engine that is well is raised.
+        """
         try:
             yield
         except (EngineError, TimeoutError) as error:
@@ -211,16 +226,23 @@ class EnginePool:
     async def apply_weights(
         self, path: str, version: int, checksum: str, *, deadline: float, verify: bool = False
     ) -> float:
-        """As `weights.apply_weights`, for all healthy engines at once, until there is one that runs
-        them; the longest time that one of them stood still. An engine that does not answer becomes
-        suspect; raises EngineError when one that is well refuses."""
-        self._weights = Weights(path, version, checksum, deadline)
-        seconds = await _all(self._update(entry, self._weights, verify) for entry in self._well())
-        await self._healthy.wait()
+        """Make all healthy engines run new weights, as `weight_update.apply_weights` does.
+
+        Waits until there is one that runs them. Returns the longest time in seconds that one of
+        them stood still. An engine that does not answer becomes suspect. Raises EngineError when
+        one that is well refuses.
+        """
+        self._weights = WeightUpdate(path, version, checksum, deadline)
+        seconds = await _gather(
+            self._update(entry, self._weights, verify) for entry in self._healthy()
+        )
+        await self._any_healthy.wait()
         return max(seconds, default=0.0)
 
     async def init_nccl_group(self, endpoint: str, *, deadline: float) -> None:
-        """All engines meet the learner at `endpoint` (tcp://host:port), for `receive_weights`.
+        """Have all engines meet the learner at `endpoint` (tcp://host:port).
+
+        `receive_weights` needs that.
 
         Raises EngineError after `deadline` seconds, or when an engine refuses or has several
         workers.
@@ -230,14 +252,14 @@ class EnginePool:
         try:
             async with asyncio.timeout(deadline):
                 for engine, workers in zip(
-                    self, await _all(engine.count_workers() for engine in self), strict=True
+                    self, await _gather(engine.count_workers() for engine in self), strict=True
                 ):
                     if workers != 1:  # the learner counts on as many ranks as it knows of engines
                         raise EngineError(
                             "engine.weights: nccl is for engines of one worker, and "
                             f"{engine.url} has {workers}"
                         )
-                await _all(
+                await _gather(
                     engine.init_nccl_group(place.hostname, place.port, rank, size)
                     for rank, engine in enumerate(self, 1)
                 )
@@ -248,10 +270,13 @@ class EnginePool:
             ) from None
 
     async def receive_weights(self, transfer: Transfer, version: int, *, deadline: float) -> float:
-        """As `weights.receive_weights`, for all engines at once; the longest time that one of them
-        stood still. Raises EngineError when one fails: what is sent once, all must receive."""
+        """Make all engines run the weights that the learner sends over NCCL.
+
+        Returns the longest time in seconds that one of them stood still. Raises EngineError when
+        one fails: what is sent once, all must receive.
+        """
         seconds = max(
-            await _all(
+            await _gather(
                 receive_weights(engine, transfer, version, deadline=deadline) for engine in self
             )
         )
@@ -259,25 +284,26 @@ class EnginePool:
         return seconds
 
     async def close(self) -> None:
+        """Close the clients, and wait for no engine any more."""
         for task in list(self._recovering):
             task.cancel()
         await asyncio.gather(*self._recovering, return_exceptions=True)
         await asyncio.gather(*(engine.close() for engine in self))
 
-    def _well(self) -> list[_Entry]:
+    def _healthy(self) -> list[_Entry]:
         return [entry for entry in self._entries.values() if entry.health is Health.HEALTHY]
 
     async def _forget(self, entry: _Entry) -> None:
-        """Once, before the first weights: those of an earlier run may have the same number.
+        """Have an engine forget its version once, before the first weights.
 
-        Raises EngineError or TimeoutError.
+        Those of an earlier run may have the same number. Raises EngineError or TimeoutError.
         """
         if not entry.forgotten:
             async with asyncio.timeout(PROBE_SECONDS):
                 await entry.client.reset_version()
             entry.forgotten = True
 
-    async def _update(self, entry: _Entry, weights: Weights, verify: bool) -> float:
+    async def _update(self, entry: _Entry, weights: WeightUpdate, verify: bool) -> float:
         async with entry.updating, self.suspect_on_failure(entry.client):
             await self._forget(entry)
             return await apply_weights(
@@ -290,32 +316,32 @@ class EnginePool:
         return 0.0
 
     async def _recover(self, entry: _Entry) -> None:
-        """Until the engine is healthy again."""
+        """Wait until the engine is healthy again, and note when it is dead."""
         since = time.monotonic()
         while not (
             await _answers(entry.client)
-            and await self._brought_up_to_date(entry)
-            and await self._sound(entry)
+            and await self._bring_up_to_date(entry)
+            and await self._recovers_numbers(entry)
         ):
             if entry.health is Health.SUSPECT and time.monotonic() - since > DEAD_AFTER:
                 log.warning(
                     "the engine at %s is dead: its %d turns go to others",
                     entry.client.url,
-                    len(entry.turns),
+                    len(entry.turn_timeouts),
                 )
                 entry.health = Health.DEAD
-                for turn in entry.turns:
-                    turn.reschedule(asyncio.get_running_loop().time())
+                for turn_timeout in entry.turn_timeouts:
+                    turn_timeout.reschedule(asyncio.get_running_loop().time())
             await asyncio.sleep(PROBE_EVERY)
         if entry.health is Health.DEAD:
             log.warning("the engine at %s is back", entry.client.url)
         entry.health = Health.HEALTHY
-        self._healthy.set()
+        self._any_healthy.set()
 
-    async def _sound(self, entry: _Entry) -> bool:
-        """Say whether its model computes numbers, of which one was in doubt.
+    async def _recovers_numbers(self, entry: _Entry) -> bool:
+        """Say whether a model that was in doubt computes numbers.
 
-        If not, it is to load its weights again.
+        If not, the engine is to load its weights again.
         """
         if not entry.doubted:
             return True
@@ -325,9 +351,10 @@ class EnginePool:
                 await entry.client.reset_version()
         return not entry.doubted
 
-    async def _brought_up_to_date(self, entry: _Entry) -> bool:
-        """Say whether it runs the newest weights now."""
-        if self._received is not None:  # one that has lost what was sent cannot get it again
+    async def _bring_up_to_date(self, entry: _Entry) -> bool:
+        """Have an engine load the newest weights, and say whether it runs them now."""
+        if self._received is not None:
+            # An engine that has lost weights that were sent once cannot get them again.
             return await _version(entry.client) == self._received
         weights = self._weights
         if weights is None:
@@ -338,10 +365,8 @@ class EnginePool:
                 await apply_weights(
                     entry.client, *weights[:3], deadline=weights.deadline, patience=0.0, verify=True
                 )
-            except (
-                EngineError,
-                TimeoutError,
-            ) as error:  # newer ones may have replaced the file: then those are next
+            except (EngineError, TimeoutError) as error:
+                # Newer weights may have replaced the file: then those are next.
                 log.warning(
                     "weights of version %d for an engine that is back: %s",
                     weights.version,
@@ -358,8 +383,8 @@ async def _version(engine: EngineClient) -> int | None:
         return None
 
 
-async def _all(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """What they return.
+async def _gather(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """Run the calls together, and return their results.
 
     When one fails, the others are cancelled, and have ended before its error is raised: each
     resumes its engine.
@@ -383,7 +408,7 @@ async def _answers(engine: EngineClient) -> bool:
 
 
 async def _computes(engine: EngineClient) -> bool | None:
-    """Say whether its model computes numbers; None where it did not say in time."""
+    """Say whether an engine's model computes numbers; None where it did not say in time."""
     try:
         async with asyncio.timeout(PROBE_SECONDS):
             return await engine.computes_finite()

@@ -1,5 +1,7 @@
-"""What an engine answers to a turn, whole or streamed: vLLM's JSON of /inference/v1/generate, as
-far as we read it."""
+"""Answers of an engine to a turn, whole or streamed.
+
+They are vLLM's JSON of /inference/v1/generate, as far as we read it.
+"""
 
 from __future__ import annotations
 
@@ -12,23 +14,24 @@ from engine.constants import UNKNOWN_VERSION
 from protocol.messages import Span
 
 NO_LOG_PROB = -9999.0
-"""What vLLM writes for a log-prob that is NaN or -inf."""
+"""Number that vLLM writes for a log-prob that is NaN or -inf."""
 
 
 class Generation(msgspec.Struct, frozen=True):
     """One response."""
 
     tokens: list[int]
-    log_probs: list[
-        float
-    ]  # of the sampled tokens, at the sampling temperature; NaN where the engine has none
+    # of the sampled tokens, at the sampling temperature; NaN where the engine has none
+    log_probs: list[float]
     spans: list[Span]  # which weights produced which tokens; covers all tokens, in order
     finish_reason: str  # "stop", "length", "abort" or "repetition"
 
 
 class TokenLogProbs(NamedTuple):
-    """Of one sampled token: its own, those of the most likely tokens, and its own again where it is
-    none of them."""
+    """Log-probs at one position: of the sampled token, and of the most likely ones.
+
+    `others` has the sampled token's again where it is none of the most likely.
+    """
 
     log_prob: float  # NaN where the engine has none
     top: list[float]
@@ -83,61 +86,74 @@ _answers = msgspec.json.Decoder(_Answer)
 
 
 def _read(raw: bytes) -> tuple[_Choice, list[int], list[_LogProb]]:
-    """(Choice, its tokens, a log-prob for each)."""
+    """Decode an answer as (choice, its tokens, a log-prob for each)."""
     choice = _answers.decode(raw).choices[0]
     tokens = choice.token_ids or []
-    entries = (choice.logprobs.content if choice.logprobs is not None else None) or []
+    entries = []
+    if choice.logprobs is not None:
+        entries = choice.logprobs.content or []
     if len(entries) != len(tokens):
         raise ValueError(f"{len(tokens)} tokens with {len(entries)} log-probs")
     return choice, tokens, entries
 
 
 def read_chunk(raw: bytes) -> Chunk:
-    """An event of a stream (JSON) as a Chunk. Raises MsgspecError or ValueError when it is none."""
+    """Read an event of a stream (JSON); MsgspecError or ValueError when it is none."""
     choice, tokens, entries = _read(raw)
-    return Chunk(
-        tokens, [_log_probs(entry) for entry in entries], choice.finish_reason, _spans(choice)
-    )
+    log_probs = [_read_log_probs(entry) for entry in entries]
+    return Chunk(tokens, log_probs, choice.finish_reason, _read_spans(choice))
 
 
-def _log_probs(entry: _LogProb) -> TokenLogProbs:
-    """The engine lists the sampled token first, wherever it ranks, and cuts the list at what was
-    asked for."""
-    known = [other for other in entry.top_logprobs if other.logprob > NO_LOG_PROB]
-    outside = [known[0].logprob] if known and (known[0].rank or 0) > len(known) else []
-    return TokenLogProbs(
-        nan if entry.logprob <= NO_LOG_PROB else entry.logprob,
-        [o.logprob for o in known[len(outside) :]],
-        outside,
-    )
+def _read_log_probs(entry: _LogProb) -> TokenLogProbs:
+    """Read the log-probs at one position.
+
+    The engine lists the sampled token first, wherever it ranks, and cuts the list at the number
+    that was asked for.
+    """
+    listed = [other for other in entry.top_logprobs if other.logprob > NO_LOG_PROB]
+    others = []
+    if listed and (listed[0].rank or 0) > len(listed):
+        others.append(listed.pop(0).logprob)
+    return TokenLogProbs(_log_prob_or_nan(entry), [other.logprob for other in listed], others)
+
+
+def _log_prob_or_nan(entry: _LogProb) -> float:
+    if entry.logprob <= NO_LOG_PROB:
+        return nan
+    return entry.logprob
 
 
 def read_generation(raw: bytes) -> Generation:
-    """The engine's answer (JSON) as a Generation.
+    """Read the engine's answer (JSON) as a Generation.
 
     Raises MsgspecError or ValueError when it is no such answer.
     """
     choice, tokens, entries = _read(raw)
-    log_probs = [nan if entry.logprob <= NO_LOG_PROB else entry.logprob for entry in entries]
-    return Generation(
-        tokens, log_probs, cover_tokens(_spans(choice), len(tokens)), choice.finish_reason or "stop"
-    )
+    log_probs = [_log_prob_or_nan(entry) for entry in entries]
+    spans = cover_tokens(_read_spans(choice), len(tokens))
+    return Generation(tokens, log_probs, spans, choice.finish_reason or "stop")
 
 
 def cover_tokens(spans: list[Span], tokens: int) -> list[Span]:
-    """The spans, or one of unknown weights over all `tokens` where the engine has none."""
-    return spans or ([Span(0, tokens, UNKNOWN_VERSION)] if tokens else [])
+    """Return the spans, or one of unknown weights over all `tokens` where there are none."""
+    if spans or not tokens:
+        return spans
+    return [Span(0, tokens, UNKNOWN_VERSION)]
 
 
-def _spans(choice: _Choice) -> list[Span]:
+def _read_spans(choice: _Choice) -> list[Span]:
     return [
-        Span(v.start, v.end, version_number(v.version))
-        for v in choice.weight_versions or []
-        if v.end > v.start
+        Span(part.start, part.end, parse_version(part.version))
+        for part in choice.weight_versions or []
+        if part.end > part.start
     ]
 
 
-def version_number(version: str) -> int:
-    """The number of a weight version; UNKNOWN_VERSION for vLLM's own label of the weights it
-    started with."""
-    return int(version) if version.lstrip("-").isdigit() else UNKNOWN_VERSION
+def parse_version(version: str) -> int:
+    """Parse the number of a weight version.
+
+    vLLM's own label of the weights that it started with is UNKNOWN_VERSION.
+    """
+    if version.lstrip("-").isdigit():
+        return int(version)
+    return UNKNOWN_VERSION

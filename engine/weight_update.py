@@ -16,10 +16,10 @@ from protocol.messages import Transfer
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 0.2
-"""Between two tries when the engine does not answer."""
+"""Wait between two tries when the engine does not answer."""
 
 RESUME_SECONDS = 10.0
-"""For the resume that must follow whatever happened, beyond the deadline."""
+"""Time for the resume that must follow whatever happened, beyond the deadline."""
 
 
 async def apply_weights(
@@ -32,8 +32,9 @@ async def apply_weights(
     patience: float = inf,
     verify: bool = False,
 ) -> float:
-    """Make the engine run the weights of the safetensors file `path` as `version`; turns in flight
-    freeze, and go on with them.
+    """Make the engine run the weights of the safetensors file `path` as `version`.
+
+    Turns in flight freeze, and go on with them.
 
     Returns the seconds for which generation stood still: 0 when the engine runs `version` already.
     A try that got no answer may have succeeded, so each asks for the version first. `deadline`:
@@ -48,10 +49,11 @@ async def apply_weights(
 async def receive_weights(
     engine: EngineClient, transfer: Transfer, version: int, *, deadline: float
 ) -> float:
-    """As `apply_weights`, for what the learner sends over NCCL, once: a try whose loading got no
-    answer is the last one.
+    """Make the engine run the weights that the learner sends over NCCL.
 
-    After a failed loading the engine stays paused, for half of its weights may be new.
+    It does as `apply_weights`. But weights are sent once, so that a try whose loading got no
+    answer is the last one. After a failed loading the engine stays paused, for half of its weights
+    may be new.
     """
     received = False
 
@@ -78,7 +80,10 @@ async def _apply(
     *,
     keeps_old: bool,
 ) -> float:
-    """`keeps_old`: the engine may go on with its old weights when `load` has failed."""
+    """Update the weights by `load`, in as many tries as it takes.
+
+    `keeps_old`: the engine may go on with its old weights when `load` has failed.
+    """
     start = time.monotonic()
     try:
         async with asyncio.timeout(deadline):
@@ -108,19 +113,20 @@ async def _try(
             await engine.resume()
         return 0.0
     start = time.monotonic()
-    sound = True
+    may_resume = True
     try:
         await engine.pause()
         await _start(engine)
-        sound = keeps_old
+        may_resume = keeps_old
         await load()
         await engine.finish_update(version)
-        sound = True
+        may_resume = True
     finally:
-        if sound:
+        if may_resume:
             await _resume(engine)
     seconds = time.monotonic() - start
-    if (reported := await engine.weight_version()) != version:
+    reported = await engine.weight_version()
+    if reported != version:
         raise EngineError(
             f"after the update to version {version}, the engine reports version {reported}"
         )
@@ -133,15 +139,16 @@ async def _start(engine: EngineClient) -> None:
     except EngineUnreachable:
         raise
     except EngineError as error:
-        if "already active" not in str(
-            error
-        ):  # left open by a try that got no answer: its file is loaded again
+        # One that is left open by a try that got no answer: its file is loaded again.
+        if "already active" not in str(error):
             raise
 
 
 async def _resume(engine: EngineClient) -> None:
-    """Even when the update was cancelled half-way; what went wrong before is more interesting than
-    a resume that fails, too."""
+    """Resume the engine, even when the update was cancelled half-way.
+
+    An error before is more interesting than a resume that fails, too.
+    """
     try:
         await asyncio.shield(asyncio.ensure_future(_resume_patiently(engine)))
     except (EngineError, TimeoutError) as error:

@@ -130,7 +130,7 @@ def test_events_are_the_same_in_whatever_pieces_they_come(
 
 
 def test_an_event_without_end_is_refused_before_it_takes_all_memory() -> None:
-    reader = EventReader(most_bytes=1000)
+    reader = EventReader(max_event_bytes=1000)
     with pytest.raises(ValueError, match="more than 1000 bytes"):
         for _ in range(100):
             list(reader.feed(b"data: " + b"x" * 90 + b"\n"))
@@ -283,7 +283,7 @@ async def test_what_a_proxy_answers_is_one_short_sentence(
     ],
 )
 def test_the_wait_that_is_asked_for_is_bounded(asked: str | None, seconds: float) -> None:
-    assert connection._seconds_of(asked) == seconds
+    assert connection.parse_retry_seconds(asked) == seconds
 
 
 async def test_engines_are_asked_directly_whatever_the_environment_says(
