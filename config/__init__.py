@@ -27,15 +27,7 @@ from config.controller import (
     SecuritySection,
 )
 from config.engine import EngineSection, SamplingSection
-from config.environment import (
-    ENVIRONMENTS,
-    AlfWorldSection,
-    EnvSection,
-    GymnasiumSection,
-    SearchSection,
-    TextArenaSection,
-    WebShopSection,
-)
+from config.environment import EnvSection
 from config.job import Endpoints, Job
 from config.learner import LearnerSection
 from config.loss import (
@@ -56,9 +48,7 @@ from config.run import EvalSection, RunSection
 from config.section import ConfigError, Section
 
 __all__ = [
-    "ENVIRONMENTS",
     "ActorSection",
-    "AlfWorldSection",
     "Algorithm",
     "AnyAlgorithm",
     "AnyLoss",
@@ -79,7 +69,6 @@ __all__ = [
     "GigpoAlgorithm",
     "GrpoAlgorithm",
     "GspoLoss",
-    "GymnasiumSection",
     "Job",
     "LearnerSection",
     "Loss",
@@ -92,14 +81,11 @@ __all__ = [
     "RlooAlgorithm",
     "RunSection",
     "SamplingSection",
-    "SearchSection",
     "Section",
     "SecuritySection",
     "T2poSection",
-    "TextArenaSection",
     "TinySection",
     "TisLoss",
     "VtraceLoss",
     "WarmStartSection",
-    "WebShopSection",
 ]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from config.control import ControlSection
 from config.controller import (
     ActorSection,
@@ -16,15 +14,7 @@ from config.controller import (
     SecuritySection,
 )
 from config.engine import EngineSection, SamplingSection
-from config.environment import (
-    ENVIRONMENTS,
-    AlfWorldSection,
-    EnvSection,
-    GymnasiumSection,
-    SearchSection,
-    TextArenaSection,
-    WebShopSection,
-)
+from config.environment import EnvSection
 from config.learner import LearnerSection
 from config.model import ModelSection, WarmStartSection
 from config.run import EvalSection, RunSection
@@ -36,11 +26,6 @@ class Config(Section):
 
     run: RunSection = RunSection()
     env: EnvSection = EnvSection()
-    alfworld: AlfWorldSection = AlfWorldSection()
-    webshop: WebShopSection = WebShopSection()
-    search: SearchSection = SearchSection()
-    textarena: TextArenaSection = TextArenaSection()
-    gymnasium: GymnasiumSection = GymnasiumSection()
     model: ModelSection = ModelSection()
     warm_start: WarmStartSection = WarmStartSection()
     engine: EngineSection = EngineSection()
@@ -59,13 +44,8 @@ class Config(Section):
         return Path(self.run.cache_dir or "~/.cache/foray").expanduser()
 
     def environment_settings(self) -> dict[str, Any]:
-        """Keyword arguments for the factory of `env.name`.
-
-        They are its own section's, and those of [env] that are set.
-        """
-        settings: dict[str, Any] = {}
-        if self.env.name in ENVIRONMENTS:
-            settings = msgspec.structs.asdict(getattr(self, self.env.name))
+        """Keyword arguments for the factory of `env.name`."""
+        settings = dict(self.env.settings)
         if self.env.max_turns:
             settings["max_turns"] = self.env.max_turns
         if self.env.history >= 0:

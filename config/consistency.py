@@ -6,12 +6,10 @@ import math
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import msgspec
-
 from config.configuration import Config
 from config.ignored import check_used
 from config.model import is_hub_id
-from config.options import flatten
+from config.options import flatten_config
 from config.section import ConfigError
 
 
@@ -35,7 +33,7 @@ def check_consistency(config: Config) -> None:
 
 
 def _check_finite(config: Config) -> None:
-    for name, value in flatten(msgspec.to_builtins(config)).items():
+    for name, value in flatten_config(config).items():
         if value == math.inf:
             raise ConfigError(
                 f"{name}: a number must be finite; for no limit, give one that is never reached"

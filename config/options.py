@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from config import Config
+from envs.registry import settings_of_environment
 
 SHORT_NAMES = {
     "actors": "actor.count",
@@ -28,6 +29,9 @@ SHORT_NAMES = {
 """What the most used settings are called on the command line, without their section."""
 
 
+ENVIRONMENT_SETTINGS = "env.settings"
+"""The section whose settings the environment declares."""
+
 SECRETS = ("dashboard.token",)
 
 COMMAND_VARIABLE = "FORAY_COMMAND"
@@ -41,7 +45,10 @@ def this_command() -> str:
 
 @functools.cache
 def all_settings() -> dict[str, msgspec.inspect.Field]:
-    """Every setting by its full name, in the order of the sections."""
+    """Every setting by its full name, in the order of the sections.
+
+    Those of the environment are not among them (`environment_fields`).
+    """
     fields: dict[str, msgspec.inspect.Field] = {}
     for section in msgspec.inspect.type_info(Config).fields:
         fields |= _settings_in(section)
@@ -62,11 +69,22 @@ def _settings_in(section: msgspec.inspect.Field) -> dict[str, msgspec.inspect.Fi
         fields = list(kind.fields)
     inner: dict[str, msgspec.inspect.Field] = {}
     for field in fields:
+        if isinstance(kind_of(field), msgspec.inspect.DictType):
+            continue  # the environment's
         if is_section(kind_of(field)):
             inner |= _settings_in(field)
         else:
             own.setdefault(field.name, field)
     return {f"{section.name}.{name}": field for name, field in {**own, **inner}.items()}
+
+
+def environment_fields(name: str) -> dict[str, msgspec.inspect.Field]:
+    """The settings that the environment of that name declares, by their full names."""
+    declared = settings_of_environment(name)
+    if declared is None:
+        return {}
+    kind = msgspec.inspect.type_info(declared)
+    return {f"{ENVIRONMENT_SETTINGS}.{field.name}": field for field in kind.fields}
 
 
 def is_section(kind: msgspec.inspect.Type) -> bool:
@@ -109,7 +127,7 @@ def tagged_sections() -> dict[str, dict[str, frozenset[str]]]:
 
 def values_of(config: Config) -> dict[str, Any]:
     """{full name: value} of all settings, to be shown: of secrets only whether they are set."""
-    values = flatten(msgspec.to_builtins(config))
+    values = flatten_config(config)
     return values | {name: "(set)" for name in SECRETS if values[name]}
 
 
@@ -125,6 +143,12 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return values
 
 
+def flatten_config(config: Config) -> dict[str, Any]:
+    """{full name: value} of all settings."""
+    values = flatten(msgspec.to_builtins(config))
+    return {name: value for name, value in values.items() if value != {}}
+
+
 def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested dictionaries of {full name: value}."""
     tree: dict[str, Any] = {}
@@ -137,9 +161,8 @@ def nest(values: Mapping[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def describe(name: str) -> str:
+def describe(name: str, field: msgspec.inspect.Field) -> str:
     """One sentence on the setting `name`, its choices and its default."""
-    field = all_settings()[name]
     default = default_of(field)
     kind = kind_of(field)
     choices = (

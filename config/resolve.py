@@ -16,20 +16,24 @@ from config import Config, ConfigError, EnvSection
 from config.consistency import check_consistency
 from config.defaults import defaults_for, fixed_thresholds
 from config.options import (
+    ENVIRONMENT_SETTINGS,
     SHORT_NAMES,
     all_settings,
     default_of,
     describe,
     description,
+    environment_fields,
     flatten,
+    flatten_config,
     kind_of,
     nest,
     tagged_sections,
     this_command,
 )
+from envs.registry import settings_of_environment
 
-DATA_VARIABLES = {"alfworld.data": "ALFWORLD_DATA", "webshop.data": "WEBSHOP_DATA"}
-"""Setting of an environment's data -> the environment variable that stands in for it."""
+DATA_VARIABLES = {"alfworld": "ALFWORLD_DATA", "webshop": "WEBSHOP_DATA"}
+"""Environment -> the variable that stands in for its setting `data`."""
 
 
 def resolve(
@@ -43,20 +47,69 @@ def resolve(
 
     Raises ConfigError for anything unknown, ill-typed, out of bounds or inconsistent.
     """
-    known = all_settings()
-    in_file = _read_settings(file, known) if file else {}
+    tree = _read_toml(file) if file else {}
+    texts = {full_name(name): text for name, text in (overrides or {}).items()}
+    environment = texts.get("env.name") or _environment_of(tree)
+    known = all_settings() | environment_fields(environment)
     options = {}
-    for name, text in (overrides or {}).items():
-        full = full_name(name)
-        _check_known(full, known, "on the command line")
-        options[full] = _parse_value(full, known[full], text)
-    in_file = _without_other_types(in_file, options)
+    for name, text in texts.items():
+        _check_known(name, known, "on the command line")
+        options[name] = _parse_value(name, known[name], text)
+    in_file = _settings_of_file(tree, options)
+    for name in in_file:
+        _check_known(name, known, f"in {file}")
     given = in_file | fixed_thresholds(in_file)
     given |= options | fixed_thresholds(options)
     given = _with_types(given)
-    config = from_dict(nest({**defaults_for(given, serial), **_data_directory(given), **given}))
+    values = {**defaults_for(given, serial), **_data_directory(environment), **given}
+    config = from_dict(nest(_with_environment(values, environment)))
     check_consistency(config)
     return config
+
+
+def _environment_of(tree: Mapping[str, Any]) -> str:
+    """The environment that a file names, or the default one."""
+    name = tree.get("env", {}).get("name")
+    if isinstance(name, str):
+        return name
+    return EnvSection().name
+
+
+def _settings_of_file(tree: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """{full name: value} of a file's settings that the command line leaves in force."""
+    values = {full_name(name): value for name, value in flatten(tree).items()}
+    sections = {name.rpartition(".")[0] for name in all_settings()} | {ENVIRONMENT_SETTINGS}
+    values = {name: value for name, value in values.items() if value != {} or name not in sections}
+    environment = options.get("env.name")
+    if environment is not None and environment != _environment_of(tree):
+        declared = environment_fields(environment)
+        values = {
+            name: value
+            for name, value in values.items()
+            if not name.startswith(f"{ENVIRONMENT_SETTINGS}.") or name in declared
+        }
+    return _without_other_types(values, options)
+
+
+def _with_environment(values: Mapping[str, Any], environment: str) -> dict[str, Any]:
+    """Settings with all that the environment declares, checked by it.
+
+    Raises ConfigError naming the setting that does not fit.
+    """
+    prefix = f"{ENVIRONMENT_SETTINGS}."
+    declared = settings_of_environment(environment)
+    if declared is None:
+        return dict(values)
+    own = {
+        name.removeprefix(prefix): value
+        for name, value in values.items()
+        if name.startswith(prefix)
+    }
+    try:
+        settings = msgspec.to_builtins(msgspec.convert(own, declared))
+    except msgspec.ValidationError as error:
+        raise _refusal(error, prefix, environment_fields(environment)) from None
+    return {**values, **{f"{prefix}{name}": value for name, value in settings.items()}}
 
 
 def _without_other_types(in_file: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,31 +145,13 @@ def _with_types(given: dict[str, Any]) -> dict[str, Any]:
     return typed
 
 
-def _read_settings(file: Path, known: dict[str, msgspec.inspect.Field]) -> dict[str, Any]:
-    """{full name: value} of the settings in a TOML file, which are all known."""
-    tree = _read_toml(file)
-    for section in tree:
-        if section not in Config.__struct_fields__:
-            raise ConfigError(
-                f"there is no section [{section}] (in {file}); there are "
-                f"{', '.join(Config.__struct_fields__)}"
-            )
-    values = {full_name(name): value for name, value in flatten(tree).items()}
-    for name, value in list(values.items()):
-        if value == {} and any(full.startswith(f"{name}.") for full in known):
-            del values[name]  # a section without settings
-        else:
-            _check_known(name, known, f"in {file}")
-    return values
+def _data_directory(environment: str) -> dict[str, str]:
+    """The setting of the environment's data, from the variable that its benchmark documents.
 
-
-def _data_directory(given: Mapping[str, Any]) -> dict[str, str]:
-    """The setting of the environment's data, from the variable that its benchmark documents; a
-    run's record then says what it played."""
-    setting = f"{given.get('env.name', EnvSection().name)}.data"
-    variable = DATA_VARIABLES.get(setting, "")
-    directory = os.environ.get(variable, "")
-    return {setting: directory} if directory else {}
+    A run's record then says what it played.
+    """
+    directory = os.environ.get(DATA_VARIABLES.get(environment, ""), "")
+    return {f"{ENVIRONMENT_SETTINGS}.data": directory} if directory else {}
 
 
 def full_name(name: str) -> str:
@@ -136,17 +171,25 @@ def from_dict(tree: dict) -> Config:
     try:
         return msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at `$.")
-        name = path.rstrip("`").partition("[")[0]
-        raise ConfigError(f"{name}: {message[:1].lower()}{message[1:]}. {describe(name)}") from None
+        raise _refusal(error, "", all_settings()) from None
+
+
+def _refusal(
+    error: msgspec.ValidationError, prefix: str, known: Mapping[str, msgspec.inspect.Field]
+) -> ConfigError:
+    """What is wrong, by the full name of the setting, and what it is."""
+    message, _, path = str(error).partition(" - at `$.")
+    name = prefix + path.rstrip("`").partition("[")[0]
+    meaning = describe(name, known[name]) if name in known else ""
+    return ConfigError(f"{name}: {message[:1].lower()}{message[1:]}. {meaning}".rstrip())
 
 
 def to_toml(config: Config) -> str:
     """The configuration as TOML, every setting with its description above it."""
     lines: list[str] = []
-    values = flatten(msgspec.to_builtins(config))
+    values = flatten_config(config)
     section = ""
-    for full, field in all_settings().items():
+    for full, field in (all_settings() | environment_fields(config.env.name)).items():
         if full not in values:
             continue
         if full.rpartition(".")[0] != section:
@@ -171,6 +214,11 @@ def _read_toml(file: Path) -> dict:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config: {file} is not valid TOML: {error}") from None
     for section, values in tree.items():
+        if section not in Config.__struct_fields__ and isinstance(values, dict):
+            raise ConfigError(
+                f"there is no section [{section}] (in {file}); there are "
+                f"{', '.join(Config.__struct_fields__)}"
+            )
         if not isinstance(values, dict):
             raise ConfigError(
                 f"{section!r} in {file} stands outside any section; write it as [section] and "
@@ -210,7 +258,7 @@ def _parse_value(name: str, field: msgspec.inspect.Field, text: str) -> Any:
             return float(text)
     except (ValueError, KeyError):
         expected = _EXPECTED[type(kind).__name__]
-        raise ConfigError(f"{name}: {text!r} is not {expected}. {describe(name)}") from None
+        raise ConfigError(f"{name}: {text!r} is not {expected}. {describe(name, field)}") from None
     return text
 
 

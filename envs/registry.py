@@ -10,7 +10,16 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 
+import msgspec
+
 from envs.base import Environment
+from envs.settings import (
+    AlfWorldSettings,
+    GymnasiumSettings,
+    SearchSettings,
+    TextArenaSettings,
+    WebShopSettings,
+)
 
 ENTRY_POINT_GROUP = "foray.environments"
 
@@ -24,11 +33,32 @@ _BUILT_IN = {
 }
 
 
+BUILT_IN_SETTINGS: dict[str, type[msgspec.Struct]] = {
+    "alfworld": AlfWorldSettings,
+    "gymnasium": GymnasiumSettings,
+    "search": SearchSettings,
+    "textarena": TextArenaSettings,
+    "webshop": WebShopSettings,
+}
+
+
 def environment_names() -> list[str]:
     """Names that `make_environment` accepts in this installation."""
     return sorted(
         _BUILT_IN.keys() | {point.name for point in entry_points(group=ENTRY_POINT_GROUP)}
     )
+
+
+def settings_of_environment(name: str) -> type[msgspec.Struct] | None:
+    """The struct of settings that an environment declares; None without one, or without any such.
+
+    One of one's own has it as the attribute `Settings` of its factory.
+    """
+    if name in BUILT_IN_SETTINGS:
+        return BUILT_IN_SETTINGS[name]
+    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        return getattr(point.load(), "Settings", None)
+    return None
 
 
 def make_environment(name: str, **settings: object) -> Environment:

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from config import ENVIRONMENTS, Config, ConfigError
+from config import Config, ConfigError
 from config.defaults import with_preset
 from config.options import flatten
 from config.resolve import full_name, resolve
@@ -34,7 +34,12 @@ FIXED_REASONS = {
 }
 """Setting -> why a run goes on with its own."""
 
-PATH_SETTINGS = ("model.name", "alfworld.data", "webshop.data", "search.questions", "search.corpus")
+PATH_SETTINGS = (
+    "model.name",
+    "env.settings.data",
+    "env.settings.questions",
+    "env.settings.corpus",
+)
 """Settings that name files and directories, which may have been moved.
 
 Where the recorded one is no more, another one is taken.
@@ -97,13 +102,12 @@ def changed_settings(before: Config, after: Config) -> dict[str, tuple[Any, Any]
 
 def check_change(run_dir: Path, name: str, before: Any, after: Any, recorded: Config) -> None:
     """Raise ConfigError for a change of a setting with which the run cannot go on."""
-    section = name.partition(".")[0]
     reason = FIXED_REASONS.get(name, "")
     if name == "learner.lora_alpha" and not recorded.learner.lora_rank:
         reason = ""
     if name.startswith("model.tiny.") and recorded.model.name == "tiny":
         reason = FIXED_REASONS["model.name"]
-    if section in ENVIRONMENTS and section == recorded.env.name and name != "search.url":
+    if name.startswith("env.settings.") and name != "env.settings.url":
         reason = "belongs to the tasks that its curve is of"
     if name == "learner.kl_coef" and before == 0:
         reason = "left it without a reference policy to hold to"

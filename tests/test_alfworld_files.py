@@ -72,15 +72,15 @@ def test_a_game_that_was_written_is_read_as_it_was(index):
 
 def test_the_variable_that_alfworld_documents_stands_in_for_the_setting(data, monkeypatch):
     monkeypatch.setenv("ALFWORLD_DATA", str(data))
-    assert resolve().alfworld.data == str(data)
-    assert resolve(overrides={"alfworld.data": ""}).alfworld.data == ""
-    assert resolve(overrides={"env.name": "search"}).alfworld.data == ""
+    assert resolve().env.settings["data"] == str(data)
+    assert resolve(overrides={"env.settings.data": ""}).env.settings["data"] == ""
+    assert "data" not in resolve(overrides={"env.name": "search"}).env.settings
 
 
 def test_training_without_games_to_train_on_is_refused(data):
     (data / "json_2.1.1" / "train").rename(data / "elsewhere")
     environment = AlfWorld(data=str(data))
-    with pytest.raises(ConfigError, match=r"run\.updates: alfworld has no tasks to train on"):
+    with pytest.raises(ConfigError, match=r"run\.max_updates: alfworld has no tasks to train on"):
         check_tasks(resolve(overrides={"run.max_updates": "1"}), environment)
     check_tasks(
         resolve(overrides={"run.max_updates": "0", "warm_start.episodes": "0"}), environment
@@ -143,7 +143,7 @@ def test_what_alfworld_leaves_out_is_left_out(tmp_path):
 def test_a_directory_without_games_is_refused(data):
     with pytest.raises(
         ValueError,
-        match=r"alfworld\.data \(or ALFWORLD_DATA\): there is no directory .*nowhere.valid_unseen",
+        match=r"env\.settings\.data \(or ALFWORLD_DATA\): there is no directory .*nowhere.valid_unseen",
     ):
         AlfWorld(data=str(data / "nowhere"))
     (data / "empty" / "valid_unseen").mkdir(parents=True)
@@ -194,7 +194,9 @@ def test_a_file_without_words_for_the_task_gets_those_of_a_template(tmp_path, gr
 )
 def test_a_malformed_file_is_refused_by_file_and_field(data, text: str, message: str):
     next((data / "json_2.1.1" / "train").glob("*/*/game.tw-pddl")).write_text(text)
-    with pytest.raises(ValueError, match=rf"alfworld\.data: .*train.*game\.tw-pddl:? {message}"):
+    with pytest.raises(
+        ValueError, match=rf"env\.settings\.data: .*train.*game\.tw-pddl:? {message}"
+    ):
         AlfWorld(data=str(data))
 
 

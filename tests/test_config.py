@@ -8,6 +8,7 @@ import sys
 import tomllib
 from operator import attrgetter
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import pytest
@@ -27,6 +28,8 @@ from config.options import (
     values_of,
 )
 from config.resolve import from_dict, resolve, to_toml
+from envs.registry import BUILT_IN_SETTINGS
+from envs.settings import AlfWorldSettings
 from supervisor.cli.help import print_help
 
 SETTINGS = list(all_settings())
@@ -105,7 +108,9 @@ def test_every_short_name_is_a_setting_and_not_its_own(short: str, full: str) ->
 
 
 def test_defaults_are_consistent() -> None:
-    assert resolve() == Config()
+    config = resolve()
+    assert config == msgspec.structs.replace(Config(), env=config.env)
+    assert config.env.settings == msgspec.to_builtins(AlfWorldSettings())
 
 
 @pytest.mark.parametrize(
@@ -139,7 +144,7 @@ def test_a_model_of_ones_own_plays_an_environment_as_others_know_it(
     values = {
         full: value
         for full, value in values_of(config).items()
-        if value != value_of(Config(), full)
+        if not full.startswith("env.settings.") and value != value_of(Config(), full)
     }
     assert values == OWN_MODEL_DEFAULTS | {"env.name": environment, "model.name": str(tmp_path)}
 
@@ -204,7 +209,7 @@ def test_the_authors_score_has_no_geometric_mean() -> None:
 
 
 def test_defaults_survive_toml(tmp_path: Path) -> None:
-    assert resolve(written(tmp_path, to_toml(Config()))) == Config()
+    assert resolve(written(tmp_path, to_toml(resolve()))) == resolve()
 
 
 @given(
@@ -214,7 +219,8 @@ def test_defaults_survive_toml(tmp_path: Path) -> None:
 )
 def test_any_value_survives_toml(text: str, number: float, texts: list[str]) -> None:
     run = config.RunSection(dir=text, max_minutes=number)
-    settings = Config(run=run, alfworld=config.AlfWorldSection(task_types=texts))
+    env = config.EnvSection(settings={"task_types": texts})
+    settings = Config(run=run, env=env)
     assert from_dict(tomllib.loads(to_toml(settings))) == settings
 
 
@@ -310,8 +316,8 @@ def test_an_ill_typed_value_in_a_file_names_the_setting_and_its_meaning(
 
 
 def test_an_ill_typed_item_of_a_list_names_the_setting(tmp_path: Path) -> None:
-    assert refused(written(tmp_path, "[alfworld]\ntask_types = [1]\n")).startswith(
-        "alfworld.task_types: expected `str`, got `int`"
+    assert refused(written(tmp_path, "[env.settings]\ntask_types = [1]\n")).startswith(
+        "env.settings.task_types: expected `str`, got `int`"
     )
 
 
@@ -334,7 +340,9 @@ def test_a_whole_number_will_do_for_a_fraction(tmp_path: Path) -> None:
 
 
 def test_a_list_is_written_with_commas() -> None:
-    assert resolve(overrides={"alfworld.task_types": "pick, heat,,cool"}).alfworld.task_types == [
+    assert resolve(overrides={"env.settings.task_types": "pick, heat,,cool"}).env.settings[
+        "task_types"
+    ] == [
         "pick",
         "heat",
         "cool",
@@ -483,3 +491,29 @@ def test_settings_import_nothing_heavy() -> None:
         check=True,
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_a_setting_of_another_environment_is_refused(tmp_path: Path) -> None:
+    assert "there is no setting env.settings.topk" in refused(env__settings__topk="3")
+    file = written(tmp_path, '[env]\nname = "search"\n[env.settings]\ntopk = 0\n')
+    assert refused(file).startswith("env.settings.topk: expected ")
+
+
+def test_the_settings_of_an_environment_end_with_it(tmp_path: Path) -> None:
+    file = written(tmp_path, '[env]\nname = "search"\n[env.settings]\ntopk = 5\n')
+    assert resolve(file).env.settings["topk"] == 5
+    assert "topk" not in resolve(file, {"env": "webshop"}).env.settings
+
+
+class Level(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Settings of somebody's environment."""
+
+    level: Annotated[int, msgspec.Meta(description="Level to begin at", ge=1)] = 1
+
+
+def test_an_environment_of_ones_own_validates_its_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUILT_IN_SETTINGS, "mygame", Level)
+    assert resolve(None, {"env": "mygame"}).env.settings == {"level": 1}
+    assert resolve(None, {"env": "mygame", "env.settings.level": "3"}).env.settings == {"level": 3}
+    message = refused(env="mygame", env__settings__level="0")
+    assert message.startswith("env.settings.level: expected ") and "Level to begin at" in message

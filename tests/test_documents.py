@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from config.options import SHORT_NAMES, all_settings, tagged_sections
+from config.options import SHORT_NAMES, all_settings, environment_fields, tagged_sections
 from config.resolve import parse_overrides, resolve
+from envs.registry import BUILT_IN_SETTINGS
 from protocol import messages
 from supervisor.cli.commands import COMMANDS
 from supervisor.cli.reference import PAGES
@@ -55,11 +56,15 @@ def guides() -> list[Path]:
     return [ROOT / "README.md", *sorted(page for page in written if page.name not in PAGES)]
 
 
+def setting_names() -> set[str]:
+    """Return the full names of all settings, those of environments too, and of tagged sections."""
+    own = {name for environment in BUILT_IN_SETTINGS for name in environment_fields(environment)}
+    return own | {"env.settings", *all_settings(), *tagged_sections()}
+
+
 def known_options() -> set[str]:
     """Return every option of every command, without its dashes."""
-    settings = {
-        name.replace("_", "-") for name in (*all_settings(), *tagged_sections(), *SHORT_NAMES)
-    }
+    settings = {name.replace("_", "-") for name in (*setting_names(), *SHORT_NAMES)}
     options = set()
     for source in (*(ROOT / "supervisor").rglob("*.py"), ROOT / "envs" / "search" / "server.py"):
         options |= set(re.findall(r'"--([a-z][\w-]*)"', source.read_text()))
@@ -127,7 +132,7 @@ def test_documents_settings_of_guides_exist(page: Path) -> None:
     sections = {name.partition(".")[0] for name in all_settings()}
     named = re.findall(r"`([a-z_]+\.[a-z_.]+)`", page.read_text())
     settings = {name for name in named if name.partition(".")[0] in sections} - {"run.py"}
-    assert settings - set(all_settings()) - set(tagged_sections()) == set()
+    assert settings - setting_names() == set()
 
 
 def train_commands(text: str) -> list[list[str]]:

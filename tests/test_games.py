@@ -303,7 +303,7 @@ def test_the_random_state_of_the_process_is_left_alone():
     [("Goh-v0", "has no game 'Goh-v0'"), ("Chess-v0", "Chess-v0 cannot be played here")],
 )
 def test_a_game_that_cannot_be_played_alone_is_refused(game: str, message: str):
-    with pytest.raises(ValueError, match=rf"textarena\.game: .*{message}"):
+    with pytest.raises(ValueError, match=rf"env\.settings\.game: .*{message}"):
         TextArena(game)
 
 
@@ -393,15 +393,18 @@ def test_games_that_read_and_write_text_are_played_as_they_are():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"id": "NoSuchGame-v0"}, r"gymnasium\.id: NoSuchGame-v0 cannot be made"),
-        ({"id": "Pendulum-v1"}, r"gymnasium\.id: an action of Pendulum-v1 is neither"),
-        ({"arguments": ["slippery"]}, r"gymnasium\.arguments: 'slippery' is not of the form"),
-        ({"arguments": ["colour=red"]}, r"gymnasium\.id: FrozenLake-v1 cannot be made.*colour"),
+        ({"id": "NoSuchGame-v0"}, r"env\.settings\.id: NoSuchGame-v0 cannot be made"),
+        ({"id": "Pendulum-v1"}, r"env\.settings\.id: an action of Pendulum-v1 is neither"),
+        ({"arguments": ["slippery"]}, r"env\.settings\.arguments: 'slippery' is not of the form"),
+        ({"arguments": ["colour=red"]}, r"env\.settings\.id: FrozenLake-v1 cannot be made.*colour"),
         (
             {"arguments": ["map_name=null"]},
-            r"gymnasium\.arguments: FrozenLake-v1 begins differently each time with the same seed",
+            r"env\.settings\.arguments: FrozenLake-v1 begins differently each time with the same seed",
         ),
-        ({"actions": ["left", "right"]}, r"gymnasium\.actions: FrozenLake-v1 has 4 actions, and 2"),
+        (
+            {"actions": ["left", "right"]},
+            r"env\.settings\.actions: FrozenLake-v1 has 4 actions, and 2",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_by_name(settings: dict, message: str):

@@ -162,7 +162,7 @@ def test_what_is_not_ours_is_left_alone(tmp_path: Path):
     ("settings", "message"),
     [
         ({"env": "chess"}, "unknown environment 'chess'"),
-        ({"env": "search", "search.corpus": "/nowhere"}, "search.corpus: /nowhere"),
+        ({"env": "search", "env.settings.corpus": "/nowhere"}, "env.settings.corpus: /nowhere"),
     ],
 )
 def test_an_environment_that_cannot_be_made_is_refused_before_anything_is_written(
@@ -186,10 +186,12 @@ def test_the_tiny_policy_cannot_start_on_questions_that_no_expert_knows(tmp_path
     )
     settings = {
         "env": "search",
-        "search.questions": str(questions),
+        "env.settings.questions": str(questions),
         "run.dir": str(tmp_path / "run"),
     }
-    with pytest.raises(ConfigError, match=r"search\.questions; the tiny policy.*model\.name"):
+    with pytest.raises(
+        ConfigError, match=r"env\.settings\.questions; the tiny policy.*model\.name"
+    ):
         prepare_job(resolve(overrides=settings), resume=False, model=None)
 
 
@@ -198,10 +200,10 @@ def test_a_game_that_makes_no_sense_is_refused_before_anything_is_written(tmp_pa
         trial = tmp_path / "games" / split / "pick_and_place_simple-1" / "trial"
         trial.mkdir(parents=True)
         (trial / "game.tw-pddl").write_text('{"pddl_problem": "(define)", "solvable": true}')
-    settings = {"alfworld.data": str(tmp_path / "games"), "run.dir": str(tmp_path / "run")}
+    settings = {"env.settings.data": str(tmp_path / "games"), "run.dir": str(tmp_path / "run")}
     with pytest.raises(
         ConfigError,
-        match=r"alfworld\.data: .*train/pick_and_place_simple-1/trial/game\.tw-pddl: pddl_problem",
+        match=r"env\.settings\.data: .*train/pick_and_place_simple-1/trial/game\.tw-pddl: pddl_problem",
     ):
         prepare_job(resolve(overrides=settings), resume=False, model=None)
     assert not (tmp_path / "run").exists()
@@ -447,8 +449,8 @@ def test_a_secret_is_shown_as_set_and_no_more():
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"run.weights_dir": ""}, r"learner\.launch: .* run\.weights_dir"),
-        ({"learner.host": ""}, r"learner\.launch: .* learner\.host"),
+        ({"run.weights_dir": ""}, r"cluster\.learner_launch: .* run\.weights_dir"),
+        ({"learner.host": ""}, r"cluster\.learner_launch: .* learner\.host"),
         ({"controller.host": "0.0.0.0"}, r"controller\.host: .* not 0\.0\.0\.0"),
         ({"controller.host": "127.0.0.1"}, r"controller\.host: .* not 127\.0\.0\.1"),
         ({"learner.host": "0.0.0.0"}, r"learner\.host: .* not 0\.0\.0\.0"),

@@ -66,7 +66,9 @@ def test_a_response_in_the_form_that_an_agent_is_asked_for_is_read_as_one(
 
 def test_an_action_whose_name_is_a_number_is_that_of_its_name(monkeypatch: pytest.MonkeyPatch):
     typing(monkeypatch, "1", "7", "q")
-    _, output = watched(small_config(env__name="gymnasium", gymnasium__id="CartPole-v1"), task=0)
+    _, output = watched(
+        small_config(env__name="gymnasium", env__settings__id="CartPole-v1"), task=0
+    )
     assert output.count("\n> ") == 1 and "\n> 1\n" in output
 
 
@@ -93,7 +95,9 @@ def test_brackets_in_a_question_are_shown_as_they_are(
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     typing(monkeypatch, "q")
     _, output = watched(
-        small_config(env__name="search", search__questions=str(tmp_path / "questions.jsonl")),
+        small_config(
+            env__name="search", env__settings__questions=str(tmp_path / "questions.jsonl")
+        ),
         task=0,
     )
     assert "Who is [/i] number" in output and "[a], held_out task 0" in output

@@ -47,8 +47,8 @@ def finish_checkpoint(directory: Path) -> None:
         ({}, "model.tiny.hidden_size", "256"),
         ({}, "model.tiny.tokens", "words"),
         ({}, "env", "webshop"),
-        ({}, "alfworld.scene_size", "real"),
-        ({"env": "search"}, "search.questions", "mine.jsonl"),
+        ({}, "env.settings.scene_size", "real"),
+        ({"env": "search"}, "env.settings.questions", "mine.jsonl"),
         ({}, "run.seed", "1"),
         ({}, "sampling.temperature", "0.7"),
         ({}, "learner.group_size", "4"),
@@ -87,12 +87,10 @@ def test_what_is_changed_is_said_in_a_line(tmp_path: Path) -> None:
 
 
 def test_settings_that_mean_nothing_to_a_run_may_change(tmp_path: Path) -> None:
-    """Those of other environments, and where a server is."""
+    """Such as where a server is."""
     run = begun(tmp_path / "run", env="search")
-    _, changes = resumed_config(
-        run, {"alfworld.scene_size": "real", "search.url": "http://b:1/retrieve"}
-    )
-    assert changes.count("->") == 2
+    _, changes = resumed_config(run, {"env.settings.url": "http://b:1/retrieve"})
+    assert changes.count("->") == 1
 
 
 def test_data_that_was_moved_is_found_where_it_is_now(tmp_path: Path) -> None:
@@ -100,12 +98,14 @@ def test_data_that_was_moved_is_found_where_it_is_now(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     for directory in (there, elsewhere):
         directory.mkdir()
-    run = begun(tmp_path / "run", alfworld__data=str(there))
-    with pytest.raises(ConfigError, match=r"alfworld\.data: "):
-        resumed_config(run, {"alfworld.data": str(elsewhere)})
-    assert resumed_config(run, {"alfworld.data": f"{there}/../there"})[0].alfworld.data
+    run = begun(tmp_path / "run", env__settings__data=str(there))
+    with pytest.raises(ConfigError, match=r"env\.settings\.data: "):
+        resumed_config(run, {"env.settings.data": str(elsewhere)})
+    assert resumed_config(run, {"env.settings.data": f"{there}/../there"})[0].env.settings["data"]
     there.rmdir()
-    assert resumed_config(run, {"alfworld.data": str(elsewhere)})[0].alfworld.data == str(elsewhere)
+    assert resumed_config(run, {"env.settings.data": str(elsewhere)})[0].env.settings[
+        "data"
+    ] == str(elsewhere)
 
 
 @pytest.mark.parametrize(

@@ -153,11 +153,11 @@ def test_moments_differ_when_other_passages_were_shown(first, second):
 @pytest.mark.parametrize(
     ("chosen", "named"),
     [
-        ({"topk": 0}, r"search\.topk"),
-        ({"url": "nowhere"}, r"search\.url"),
-        ({"url": "http://host", "corpus": "file"}, r"search\.url and search\.corpus"),
-        ({"corpus": "nowhere.jsonl"}, r"search\.corpus"),
-        ({"questions": "nowhere.jsonl"}, r"search\.questions"),
+        ({"topk": 0}, r"env\.settings\.topk"),
+        ({"url": "nowhere"}, r"env\.settings\.url"),
+        ({"url": "http://host", "corpus": "file"}, r"env\.settings\.url and env\.settings\.corpus"),
+        ({"corpus": "nowhere.jsonl"}, r"env\.settings\.corpus"),
+        ({"questions": "nowhere.jsonl"}, r"env\.settings\.questions"),
     ],
 )
 def test_a_wrong_setting_is_an_error_that_names_it(chosen, named):

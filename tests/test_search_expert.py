@@ -209,7 +209,7 @@ def test_slips_are_searches_for_other_questions_and_are_not_demonstrated():
 
 
 def test_it_refuses_a_question_that_is_not_the_project_s():
-    with pytest.raises(ValueError, match=r"does not understand.*search\.questions"):
+    with pytest.raises(ValueError, match=r"does not understand.*env\.settings\.questions"):
         SearchExpert("Who wrote Faust?", random.Random(0))
 
 

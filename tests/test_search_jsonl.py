@@ -117,7 +117,7 @@ def test_a_repeated_question_is_in_one_split(written):
     ],
 )
 def test_a_malformed_line_of_questions_is_named(written, line, message):
-    with pytest.raises(ValueError, match=rf"search\.questions: .*mine\.jsonl, {message}"):
+    with pytest.raises(ValueError, match=rf"env\.settings\.questions: .*mine\.jsonl, {message}"):
         read_questions(written(GOOD, line))
 
 
@@ -132,18 +132,18 @@ def test_a_malformed_line_of_questions_is_named(written, line, message):
     ],
 )
 def test_a_malformed_line_of_a_corpus_is_named(written, line, message):
-    with pytest.raises(ValueError, match=rf"search\.corpus: .*mine\.jsonl, {message}"):
+    with pytest.raises(ValueError, match=rf"env\.settings\.corpus: .*mine\.jsonl, {message}"):
         read_corpus(written({"contents": "x"}, line))
 
 
 def test_an_empty_file_is_an_error(written):
-    with pytest.raises(ValueError, match=r"search\.corpus: .* is empty"):
+    with pytest.raises(ValueError, match=r"env\.settings\.corpus: .* is empty"):
         read_corpus(written(b"", b" "))
 
 
 def test_a_missing_file_is_an_error():
     with pytest.raises(
-        ValueError, match=r"search\.questions: nowhere\.jsonl cannot be read: No such file"
+        ValueError, match=r"env\.settings\.questions: nowhere\.jsonl cannot be read: No such file"
     ):
         read_questions("nowhere.jsonl")
 

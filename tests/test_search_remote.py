@@ -457,7 +457,7 @@ async def test_an_error_names_the_proxy_that_was_asked_without_its_password(
     "url", ["localhost:8000", "ftp://host/retrieve", "http://", "http://host:port", "http://[half"]
 )
 def test_what_is_no_address_is_an_error(url):
-    with pytest.raises(ValueError, match=r"search\.url"):
+    with pytest.raises(ValueError, match=r"env\.settings\.url"):
         RemoteRetriever(url)
 
 

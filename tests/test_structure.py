@@ -40,6 +40,7 @@ Those that are not here start the others, and may import them all but run.
 """
 
 MAY_IMPORT_TOO = {
+    "config": {"envs.registry"},
     "learner": {"engine.nccl_sender"},
     "envs": {"protocol.files"},
     "engine": {"controller.rules.scores", "controller.rules.thinking"},
@@ -48,7 +49,8 @@ MAY_IMPORT_TOO = {
 
 The sending end of vLLM's NCCL transfer is vLLM's code, which the learner has to call and only
 engine/ may know: a module there keeps vLLM in one folder, and the learner from the rest of the
-controller. What makes files of an environment writes them as all others do.
+controller. What makes files of an environment writes them as all others do. An environment declares
+its settings, and its registry knows where.
 """
 
 TIME_OF_DAY = "telemetry/probes/clocks.py"

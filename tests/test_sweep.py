@@ -57,7 +57,7 @@ def test_settings_with_several_values_are_varied_and_seeds_are_the_outer_loop() 
 
 def test_a_list_is_one_value() -> None:
     planned = build_plan(
-        {"alfworld.task_types": "pick_and_place_simple,look_at_obj_in_light"}, seeds=1
+        {"env.settings.task_types": "pick_and_place_simple,look_at_obj_in_light"}, seeds=1
     )
     assert planned.varied == {} and len(planned.cells()) == 1
 

@@ -96,19 +96,19 @@ class AlfWorld:
     ) -> None:
         if scene_size not in MAX_TURNS:
             raise ValueError(
-                f"alfworld.scene_size: {scene_size!r} is not one of {', '.join(MAX_TURNS)}"
+                f"env.settings.scene_size: {scene_size!r} is not one of {', '.join(MAX_TURNS)}"
             )
         if memory not in ("none", "contents"):
-            raise ValueError(f"alfworld.memory: {memory!r} is neither none nor contents")
+            raise ValueError(f"env.settings.memory: {memory!r} is neither none nor contents")
         unknown = set(task_types) - set(TASK_TYPES)
         if unknown:
             raise ValueError(
-                f"alfworld.task_types: unknown {', '.join(sorted(unknown))}; known: "
+                f"env.settings.task_types: unknown {', '.join(sorted(unknown))}; known: "
                 f"{', '.join(TASK_TYPES)}"
             )
         if held_out not in get_args(HeldOut):
             raise ValueError(
-                f"alfworld.held_out: {held_out!r} is not one of {', '.join(get_args(HeldOut))}"
+                f"env.settings.held_out: {held_out!r} is not one of {', '.join(get_args(HeldOut))}"
             )
         if data:
             scene_size = "real"

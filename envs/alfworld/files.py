@@ -47,7 +47,7 @@ def find_games(folder: Path, task_types: Collection[TaskType] = TASK_TYPES) -> l
     malformed file.
     """
     if not folder.is_dir():
-        raise ValueError(f"alfworld.data (or ALFWORLD_DATA): there is no directory {folder}")
+        raise ValueError(f"env.settings.data (or ALFWORLD_DATA): there is no directory {folder}")
     files = [
         file
         for file in sorted(folder.glob(f"*/*/{GAME_FILE}"))
@@ -55,7 +55,7 @@ def find_games(folder: Path, task_types: Collection[TaskType] = TASK_TYPES) -> l
     ]
     if not files:
         raise ValueError(
-            f"alfworld.data (or ALFWORLD_DATA): {folder} has no games of the types "
+            f"env.settings.data (or ALFWORLD_DATA): {folder} has no games of the types "
             f"{', '.join(task_types)}"
         )
     random.Random("alfworld files").shuffle(files)
@@ -92,7 +92,7 @@ def read_game(file: Path) -> Game:
         game = parse_problem(problem, task_type_of(file), rng)
     except (ValueError, LookupError, TypeError, StopIteration):
         raise EnvironmentFailure(
-            f"alfworld.data: {file}: pddl_problem is no problem of ALFWorld's"
+            f"env.settings.data: {file}: pddl_problem is no problem of ALFWorld's"
         ) from None
     task = _read_task(data.get("grammar"))
     if task:
@@ -219,15 +219,15 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise ValueError(f"alfworld.data: {file} cannot be read: {error}") from None
+        raise ValueError(f"env.settings.data: {file} cannot be read: {error}") from None
     if not isinstance(data, dict):
-        raise ValueError(f"alfworld.data: {file} holds no JSON object")
+        raise ValueError(f"env.settings.data: {file} holds no JSON object")
     return data
 
 
 def _field(data: dict[str, Any], name: str, kind: type, file: Path) -> Any:
     if not isinstance(data.get(name), kind):
         raise ValueError(
-            f"alfworld.data: {file}: the field {name!r} is missing or no {kind.__name__}"
+            f"env.settings.data: {file}: the field {name!r} is missing or no {kind.__name__}"
         )
     return data[name]

@@ -1,6 +1,6 @@
 """Gymnasium's text games, and others registered there, as an `Environment`.
 
-`--env gymnasium --gymnasium.id FrozenLake-v1`
+`--env gymnasium --env.settings.id FrozenLake-v1`
 
 A game speaks text if its observations are text, or if it draws itself as text
 (`render_mode="ansi"`); of others, the observation is written out. An action is a text, or one of a
@@ -165,7 +165,7 @@ class Gymnasium(GameEnvironment):
         try:
             env = gymnasium.make(id, **self._arguments)
         except Exception as error:  # unknown, or whatever its constructor raises
-            raise ValueError(f"gymnasium.id: {id} cannot be made: {error}") from None
+            raise ValueError(f"env.settings.id: {id} cannot be made: {error}") from None
         if "ansi" in env.metadata.get("render_modes", []):
             self._arguments["render_mode"] = "ansi"
         env.close()
@@ -174,7 +174,7 @@ class Gymnasium(GameEnvironment):
         self._game = known._replace(actions=named, task=task or known.task or f"Play {id}.")
         if len({self._first_observation() for _ in range(3)}) > 1:
             raise ValueError(
-                f"gymnasium.arguments: {id} begins differently each time with the same seed, so "
+                f"env.settings.arguments: {id} begins differently each time with the same seed, so "
                 "that a group would play different games: give what it draws when it is made"
             )
 
@@ -202,12 +202,12 @@ def name_actions(id: str, space: spaces.Space, names: tuple[str, ...]) -> tuple[
         return ()
     if not isinstance(space, spaces.Discrete):
         raise ValueError(
-            f"gymnasium.id: an action of {id} is neither a text nor one of a few, but {space}"
+            f"env.settings.id: an action of {id} is neither a text nor one of a few, but {space}"
         )
     names = tuple(name.lower() for name in names) or tuple(str(number) for number in range(space.n))
     if len(names) != space.n:
         raise ValueError(
-            f"gymnasium.actions: {id} has {space.n} actions, and {len(names)} are named"
+            f"env.settings.actions: {id} has {space.n} actions, and {len(names)} are named"
         )
     return names
 
@@ -215,7 +215,7 @@ def name_actions(id: str, space: spaces.Space, names: tuple[str, ...]) -> tuple[
 def _parse_argument(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise ValueError(f"gymnasium.arguments: {text!r} is not of the form name=value")
+        raise ValueError(f"env.settings.arguments: {text!r} is not of the form name=value")
     try:
         return name.strip(), json.loads(value)
     except json.JSONDecodeError:

@@ -1,6 +1,6 @@
 """TextArena's games for one player (Guertler et al., 2025) as an `Environment`.
 
-`--env textarena --textarena.game GuessTheNumber-v0`
+`--env textarena --env.settings.game GuessTheNumber-v0`
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ class TextArena(GameEnvironment):
         self._game = game
         if f"{game}-raw" not in ENV_REGISTRY:
             raise ValueError(
-                f"textarena.game: TextArena has no game {game!r}; see "
+                f"env.settings.game: TextArena has no game {game!r}; see "
                 "textarena.pprint_registry_detailed()"
             )
         try:
@@ -203,7 +203,7 @@ class TextArena(GameEnvironment):
         except Exception as error:
             # Whatever a game needs: another player, word lists, further packages.
             reason = _first_line(str(error)) or type(error).__name__
-            raise ValueError(f"textarena.game: {game} cannot be played here: {reason}") from None
+            raise ValueError(f"env.settings.game: {game} cannot be played here: {reason}") from None
 
     def start_with(self, seed: int) -> TextArenaEpisode:
         """See `GameEnvironment`."""

@@ -92,10 +92,11 @@ class Search:
     ) -> None:
         if url and corpus:
             raise ValueError(
-                "search.url and search.corpus exclude each other: a server has its own passages"
+                "env.settings.url and env.settings.corpus exclude each other: a server has its own "
+                "passages"
             )
         if topk < 1:
-            raise ValueError(f"search.topk: {topk} is less than 1")
+            raise ValueError(f"env.settings.topk: {topk} is less than 1")
         self.max_turns = max_turns or MAX_TURNS
         self._topk = topk
         self._history = history

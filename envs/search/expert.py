@@ -69,7 +69,7 @@ def _read_question(text: str) -> tuple[str, tuple[Step, ...]]:
             return match[1], steps
     raise ValueError(
         f"the expert does not understand the question {text!r}: it knows those that come with the "
-        "project, not search.questions"
+        "project, not env.settings.questions"
     )
 
 

@@ -40,7 +40,7 @@ def read_corpus(path: str) -> Corpus:
     `title` and `id` (or `_id`) are optional.
     """
     corpus = Corpus([], [])
-    for where, row in _rows(path, "search.corpus"):
+    for where, row in _rows(path, "env.settings.corpus"):
         corpus.ids.append(_passage_id(row, len(corpus.ids), where))
         corpus.texts.append(_passage_text(row, where))
     return corpus
@@ -79,7 +79,7 @@ def read_questions(path: str) -> dict[Split, tuple[Question, ...]]:
     least one: which ones depends on their texts alone, not on their order.
     """
     questions: dict[str, Question] = {}
-    for where, row in _rows(path, "search.questions"):
+    for where, row in _rows(path, "env.settings.questions"):
         text = _text(row, "question", where)
         answers = _answers(row, where)
         source = Path(path).stem
@@ -90,7 +90,8 @@ def read_questions(path: str) -> dict[Split, tuple[Question, ...]]:
         questions[text] = replace(known, answers=tuple(all_answers))
     if len(questions) < 2:
         raise ValueError(
-            f"search.questions: {path} has only one question; one is needed to train on, and one "
+            f"env.settings.questions: {path} has only one question; one is needed to train on, and "
+            "one "
             "to evaluate"
         )
     ranked = sorted(questions, key=lambda text: blake2b(text.encode()).digest())

@@ -113,7 +113,7 @@ class RemoteRetriever:
             is_valid = False
         if not is_valid:
             raise ValueError(
-                f"search.url: {url!r} is not an address like http://host:8000/retrieve"
+                f"env.settings.url: {url!r} is not an address like http://host:8000/retrieve"
             )
         self._url = url
         if not parts.path.strip("/"):

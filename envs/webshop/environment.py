@@ -140,7 +140,7 @@ class WebShop:
         unknown = set(task_types) - set(GOAL_KINDS)
         if unknown:
             raise ValueError(
-                f"webshop.task_types: unknown {', '.join(sorted(unknown))}; known: "
+                f"env.settings.task_types: unknown {', '.join(sorted(unknown))}; known: "
                 f"{', '.join(GOAL_KINDS)}"
             )
         self.max_turns = max_turns or MAX_TURNS
@@ -156,7 +156,8 @@ class WebShop:
         for split, goals in self._goals.items():
             if not goals:
                 raise ValueError(
-                    f"webshop.data: {self.data} has no goals of the kinds {', '.join(kinds)} for "
+                    f"env.settings.data: {self.data} has no goals of the kinds "
+                    f"{', '.join(kinds)} for "
                     f"the split {split}"
                 )
 

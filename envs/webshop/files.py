@@ -77,7 +77,7 @@ def read_files(directory: Path) -> Files:
     ValueError if anything is wrong.
     """
     if not directory.is_dir():
-        raise ValueError(f"webshop.data (or WEBSHOP_DATA): {directory} is not a directory")
+        raise ValueError(f"env.settings.data (or WEBSHOP_DATA): {directory} is not a directory")
     product_file = _find_file(directory, PRODUCT_FILES)
     products = _decode(product_file, list[RawProduct])
     if not products:
@@ -119,7 +119,9 @@ def _find_file(directory: Path, names: tuple[str, ...]) -> Path:
     for name in names:
         if (directory / name).is_file():
             return directory / name
-    raise ValueError(f"webshop.data (or WEBSHOP_DATA): {directory} has no {' or '.join(names)}")
+    raise ValueError(
+        f"env.settings.data (or WEBSHOP_DATA): {directory} has no {' or '.join(names)}"
+    )
 
 
 def _decode(file: Path, kind: type[_T]) -> _T:

@@ -10,7 +10,16 @@ from rich.console import Console
 
 from config import ConfigError
 from config.defaults import other_defaults
-from config.options import SHORT_NAMES, all_settings, default_of, description, kind_of, this_command
+from config.options import (
+    SHORT_NAMES,
+    all_settings,
+    default_of,
+    description,
+    environment_fields,
+    kind_of,
+    this_command,
+)
+from envs.registry import environment_names
 from supervisor.cli.commands import COMMANDS
 
 ALL = "all"
@@ -118,7 +127,22 @@ def _section_lines(section: str, width: int) -> list[str]:
     for name, field in all_settings().items():
         if name.partition(".")[0] == section:
             rows[_option(name)] = describe_setting(name, field)
-    return [f"Settings: {section}", *_rows(rows.items(), LONG_NAME_COLUMNS, width)]
+    lines = [f"Settings: {section}", *_rows(rows.items(), LONG_NAME_COLUMNS, width)]
+    if section == "env":
+        lines += _environment_lines(width)
+    return lines
+
+
+def _environment_lines(width: int) -> list[str]:
+    """Every setting of each environment that declares any."""
+    lines: list[str] = []
+    for environment in environment_names():
+        fields = environment_fields(environment)
+        rows = {_option(name): describe_setting(name, field) for name, field in fields.items()}
+        if rows:
+            lines += ["", f"Settings of environment {environment}"]
+            lines += _rows(rows.items(), LONG_NAME_COLUMNS, width)
+    return lines
 
 
 def describe_setting(name: str, field: msgspec.inspect.Field) -> str:

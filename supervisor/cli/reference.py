@@ -25,13 +25,16 @@ from msgspec.inspect import (
 
 from config import Config
 from config.options import (
+    ENVIRONMENT_SETTINGS,
     SHORT_NAMES,
     all_settings,
     default_of,
     description,
+    environment_fields,
     is_section,
     kind_of,
 )
+from envs.registry import BUILT_IN_SETTINGS
 from protocol import messages
 from protocol.files import atomic_write
 from telemetry.metrics_schema import METRICS
@@ -94,7 +97,21 @@ def settings_page() -> str:
     parts = [SETTINGS_HEAD]
     for field in msgspec.inspect.type_info(Config).fields:
         parts += _section(field.name, kind_of(field))
+        if field.name == "env":
+            parts += _environments()
     return "\n".join(parts)
+
+
+def _environments() -> Iterator[str]:
+    """Yield the settings of each environment that comes with the project."""
+    for name in BUILT_IN_SETTINGS:
+        yield f"## [env.settings] of {name}"
+        yield ""
+        yield "| setting | values | default | what it does |"
+        yield "|---|---|---|---|"
+        for field in environment_fields(name).values():
+            yield _setting_row("env.settings", field)
+        yield ""
 
 
 def metrics_page() -> str:
@@ -176,7 +193,11 @@ def _struct(name: str, kind: StructType) -> Iterator[str]:
     yield ""
     yield _first_sentence(kind.cls)
     yield ""
-    rows = [_setting_row(name, field) for field in kind.fields if not is_section(kind_of(field))]
+    rows = [
+        _setting_row(name, field)
+        for field in kind.fields
+        if not is_section(kind_of(field)) and f"{name}.{field.name}" != ENVIRONMENT_SETTINGS
+    ]
     for field in kind.fields:
         chosen = all_settings().get(f"{name}.{field.name}.type")
         if chosen is not None:

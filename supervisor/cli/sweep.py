@@ -24,8 +24,8 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from config import Config, ConfigError
-from config.options import SHORT_NAMES, all_settings, kind_of, this_command
+from config import Config, ConfigError, EnvSection
+from config.options import SHORT_NAMES, all_settings, environment_fields, kind_of, this_command
 from config.resolve import full_name, parse_overrides, resolve
 from protocol.files import atomic_write
 from protocol.output import drop_unread_output
@@ -139,12 +139,13 @@ def build_plan(overrides: Mapping[str, str], seeds: int) -> Plan:
     """
     varied = {}
     fixed = {}
-    for name, text in overrides.items():
-        full = full_name(name)
+    texts = {full_name(name): text for name, text in overrides.items()}
+    environments = texts.get("env.name", EnvSection().name).split(",")
+    for full, text in texts.items():
         if full in SET_FOR_EACH_RUN:
             raise ConfigError(f"sweep: {full} is set for each run; {SET_FOR_EACH_RUN[full]}")
         values = [value.strip() for value in text.split(",")]
-        if len(values) == 1 or _is_list(full):
+        if len(values) == 1 or _is_list(full, environments):
             fixed[full] = text
             continue
         if len(set(values)) < len(values):
@@ -155,9 +156,11 @@ def build_plan(overrides: Mapping[str, str], seeds: int) -> Plan:
     return plan
 
 
-def _is_list(full: str) -> bool:
+def _is_list(full: str, environments: Sequence[str]) -> bool:
     """Tell whether a setting is a list, whose commas do not separate values of the sweep."""
-    settings = all_settings()
+    settings = dict(all_settings())
+    for environment in environments:
+        settings |= environment_fields(environment.strip())
     return full in settings and isinstance(kind_of(settings[full]), msgspec.inspect.ListType)
 
 

@@ -1,0 +1,105 @@
+"""The settings of the environments that come with the project: `env.settings` validates them.
+
+An environment of one's own declares such a struct as the attribute `Settings` of its factory. The
+factory gets them as keyword arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+
+class EnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of an environment's settings: their types, bounds, defaults and help texts."""
+
+
+class AlfWorldSettings(EnvironmentSettings):
+    """Household tasks."""
+
+    data: Annotated[
+        str,
+        Meta(
+            description="Directory of ALFWorld's own games; not given: that of ALFWORLD_DATA; "
+            "empty: generated games"
+        ),
+    ] = ""
+    held_out: Annotated[
+        Literal["valid_unseen", "valid_seen"],
+        Meta(description="Split of ALFWorld's own games that is held out"),
+    ] = "valid_unseen"
+    scene_size: Annotated[
+        Literal["small", "real"],
+        Meta(description="Size of generated games: about six places, or the whole real room"),
+    ] = "small"
+    task_types: Annotated[list[str], Meta(description="Task types to play; empty: all six")] = []
+    memory: Annotated[
+        Literal["none", "contents"],
+        Meta(
+            description="Memory of the episode in the prompt: none, or what was seen where and "
+            "which places are unsearched"
+        ),
+    ] = "contents"
+
+
+class WebShopSettings(EnvironmentSettings):
+    """Shopping tasks."""
+
+    data: Annotated[
+        str,
+        Meta(
+            description="Directory of WebShop's files; empty: that of WEBSHOP_DATA, or else "
+            "generated products"
+        ),
+    ] = ""
+    task_types: Annotated[list[str], Meta(description="Goals: human, synthetic; empty: both")] = []
+
+
+class SearchSettings(EnvironmentSettings):
+    """Questions that are answered by searching passages."""
+
+    questions: Annotated[
+        str, Meta(description="JSONL file of questions; empty: those that come with the project")
+    ] = ""
+    corpus: Annotated[
+        str,
+        Meta(
+            description="JSONL file of passages to search; empty: those that come with the project"
+        ),
+    ] = ""
+    url: Annotated[
+        str,
+        Meta(
+            description="Address of a Search-R1 retrieval server, http://HOST:PORT/retrieve; "
+            "empty: each actor searches by itself"
+        ),
+    ] = ""
+    topk: Annotated[int, Meta(description="Passages a search returns", ge=1)] = 3
+
+
+class TextArenaSettings(EnvironmentSettings):
+    """Games of TextArena."""
+
+    game: Annotated[str, Meta(description="Name of a game for one player in TextArena")] = (
+        "GuessTheNumber-v0"
+    )
+
+
+class GymnasiumSettings(EnvironmentSettings):
+    """Environments of Gymnasium."""
+
+    id: Annotated[str, Meta(description="Name of a registered environment")] = "FrozenLake-v1"
+    arguments: Annotated[
+        list[str], Meta(description="Arguments of its constructor as name=value, values as in JSON")
+    ] = []
+    actions: Annotated[
+        list[str],
+        Meta(
+            description="Names of its actions, in order; empty: those of games we know, or numbers"
+        ),
+    ] = []
+    task: Annotated[
+        str, Meta(description="Task as the agent is told it; empty: that of a game we know")
+    ] = ""
