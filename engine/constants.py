@@ -13,7 +13,7 @@ TURN_ID_KEY = "foray_turn"
 """Key of the turn id in a request's `extra_args`: its presence makes the turn watched."""
 
 RULE_KEY = "foray_rule"
-"""Key of the rule (JSON of a DelegatedRule) in a request's `extra_args`, where the engine is to
+"""Key of the rule (JSON of a RuleSpec) in a request's `extra_args`, where the engine is to
 carry it out by itself."""
 
 MAX_PATTERN_TOKENS = 16
