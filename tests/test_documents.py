@@ -32,11 +32,16 @@ OTHERS_OPTIONS = {
     "logits-processors",
     "logprobs-mode",
     "middleware",
+    "no-deps",
     "no-enable-chunked-prefill",
     "partition",
+    "rm",
+    "shm-size",
+    "target",
     "weight-transfer-config",
+    "wheel-dir",
 }
-"""Options of pip, kubectl, TensorBoard, vLLM and Slurm that pages name."""
+"""Options of pip, Docker, kubectl, TensorBoard, vLLM and Slurm that pages name."""
 
 LAUNCHERS = re.compile(r"--\w+\.\w*launch \S+")
 """Commands of other programs, as values of our settings."""
