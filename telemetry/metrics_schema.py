@@ -1,7 +1,7 @@
 """Every number in metrics.jsonl: its meaning, unit, group in TensorBoard, and aggregation.
 
-One table. A number that is not in it is kept all the same (group "other", aggregation "latest"), but
-everything this project's own processes send is documented here, and a test holds that.
+One table. A number that is not in it is kept all the same (group "other", aggregation "latest"),
+but everything this project's own processes send is documented here, and a test holds that.
 """
 
 from __future__ import annotations

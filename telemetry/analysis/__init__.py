@@ -1,1 +1,1 @@
-"""What metrics and episodes say, computed: exploration, collapse, comparisons, intervals. Pure."""
+"""Analysis of metrics and episodes: exploration, collapse, comparisons, intervals. Pure."""

@@ -80,7 +80,7 @@ def _line(points: Points, last: float, color: str, width: float) -> str:
 
 
 def _place(update: float, success: float, last: float) -> tuple[float, float]:
-    """Where a point is in the picture, whose axis of updates goes to `last`."""
+    """The place of a point in the picture, whose axis of updates goes to `last`."""
     x = MARGIN + (WIDTH - 2 * MARGIN) * update / last
     y = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * success
     return x, y

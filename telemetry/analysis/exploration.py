@@ -132,7 +132,7 @@ def merge_counts(parts: Iterable[ExplorationCounts]) -> ExplorationCounts:
 
 
 class Exploration:
-    """States and pairs that a run has seen: all of it up to LIMIT, then a sample that grows no more.
+    """States and pairs that a run has seen: all up to LIMIT, then a sample that grows no more.
 
     The sample is of those whose digest is a multiple of a power of two (Wegman's adaptive sampling;
     Flajolet 1990), so that the same ones are in it whenever they come: the share of new ones among

@@ -1,4 +1,4 @@
-"""What people look at: charts, reports of runs, pages of episodes and of sweeps.
+"""Pages for people: charts, reports of runs, pages of episodes and of sweeps.
 
 Pure: from records to HTML.
 """

@@ -25,7 +25,7 @@ MOST_AXES = 6
 SMALLEST = 1e-300
 """Range of a scale; below it, its steps would be no numbers."""
 NO_UNIT = "no unit"
-"""What stands at the axis of a number without a dimension."""
+"""Words at the axis of a number without a dimension."""
 
 Points = Sequence[tuple[float, float | None]]
 
@@ -53,8 +53,8 @@ class Series:
 class Axis:
     """An x-axis with its unit as a label, and what is drawn over it.
 
-    `marks`: vertical lines at (x, words). `choice`: number of the page's choice that shows it, below
-    MOST_AXES; None for one that is always shown.
+    `marks`: vertical lines at (x, words). `choice`: number, below MOST_AXES, of the page's choice
+    that shows it; None for one that is always shown.
     """
 
     label: str
@@ -91,7 +91,7 @@ class Scale:
     ticks: Sequence[float]
 
     def place(self, value: float) -> float:
-        """Where a value is, from 0 to SIZE."""
+        """The place of a value, from 0 to SIZE."""
         if self.high <= self.low:
             return SIZE / 2
         return SIZE * (value - self.low) / (self.high - self.low)

@@ -351,7 +351,7 @@ def _metric_chart(name: str, axes: Sequence[Axis]) -> Chart:
 
 
 def _x_axis(run: RunData, key: str) -> XAxis:
-    """Where a record is on an x-axis; evaluations have their tokens from the update before."""
+    """The place of a record on an x-axis; an evaluation has the tokens of the update before."""
     if key == "updates":
         return lambda record: record["update"]
     if key == "minutes":

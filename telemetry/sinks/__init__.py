@@ -1,1 +1,1 @@
-"""Where metrics go: files, Prometheus, Grafana, trackers."""
+"""Sinks of metrics: files, Prometheus, Grafana, trackers."""

@@ -63,7 +63,7 @@ def _add_numbers(
     prefix: str = "",
     live: bool = False,
 ) -> None:
-    """Add the documented numbers to their families, but those that have one: what is live counts."""
+    """Add the documented numbers to their families; those that are there already count."""
     for name, value in values.items():
         if not isinstance(value, int | float) or isinstance(value, bool):
             continue
