@@ -27,7 +27,7 @@ from supervisor.engine_health import kill_dead_engines
 from supervisor.interrupts import on_interrupt
 from supervisor.job import clean_up, job_file, write_settings
 from supervisor.process import ChildProcess, RestartLimit, RunFailed, cause_in, spawn, stop_all
-from telemetry.collector import Collector
+from telemetry.collector import Collector, open_collector
 from telemetry.probes.clocks import LoopLag
 from telemetry.probes.waits import OwnWaits
 from telemetry.progress import Progress
@@ -103,7 +103,7 @@ def _build_collector(job: Job) -> Collector:
     tracker = None
     if job.config.run.tracker != "none":
         tracker = Tracker(job.config.run.tracker, run_dir, values_of(job.config))
-    return Collector(
+    return open_collector(
         run_dir,
         resume=job.resume,
         min_effective_sample_size=job.config.learner.min_effective_sample_size,

@@ -35,7 +35,7 @@ from supervisor.interrupts import on_interrupt
 from supervisor.job import clean_up, write_settings
 from supervisor.process import RunFailed
 from supervisor.run import receiving
-from telemetry.collector import Collector
+from telemetry.collector import Collector, open_collector
 from telemetry.progress import Progress
 from telemetry.summary import format_summary, summarize_run, write_summary
 
@@ -64,7 +64,7 @@ async def train_serially(job: Job, console: Console) -> dict:
 
 async def _train(job: Job, console: Console) -> dict:
     context = zmq.asyncio.Context()
-    collector = Collector(
+    collector = open_collector(
         Path(job.run_dir),
         resume=job.resume,
         min_effective_sample_size=job.config.learner.min_effective_sample_size,

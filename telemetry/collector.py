@@ -21,32 +21,29 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 
 class Collector:
-    """One for each run, in the supervisor. `state` is what progress and summary read."""
+    """One for each run, in the supervisor; `open_collector` makes it.
+
+    `state` is what progress and summary read.
+    """
 
     def __init__(
         self,
-        run_dir: Path,
-        resume: bool = False,
-        clock: Callable[[], float] = time.monotonic,
-        min_effective_sample_size: float = MIN_EFFECTIVE_SAMPLE_SIZE,
-        tracker: Tracker | None = None,
+        state: RunState,
+        metrics: MetricsFile,
+        events: EventFile,
+        status: StatusFile,
+        tracker: Tracker | None,
+        clock: Callable[[], float],
     ) -> None:
-        """Open the files in `run_dir`, which exists.
-
-        `resume`: counts and wall time go on where the last run stopped.
-        """
-        self._clock = clock
+        self.state = state
         self.failure: WriteError | None = None
         """The error that ended the writing: the run is to end, and is still listened to until
         then."""
-        path = run_dir / METRICS_FILE
-        earlier = read_metrics(path) if resume else None
-        self.state = RunState(clock(), earlier, min_effective_sample_size)
-        self._metrics = MetricsFile(path)
-        self._events = EventFile(run_dir / TENSORBOARD_FOLDER)
-        self._status = StatusFile(run_dir)
+        self._metrics = metrics
+        self._events = events
+        self._status = status
         self._tracker = tracker
-        self._status.remove()  # it may be of a run that was killed, and goes on now
+        self._clock = clock
 
     def handle(self, stats: Stats) -> None:
         """Take one message; write a line when it is an update or an evaluation."""
@@ -85,3 +82,23 @@ class Collector:
         self._status.remove()
         if self._tracker is not None:
             self._tracker.close()
+
+
+def open_collector(
+    run_dir: Path,
+    resume: bool = False,
+    clock: Callable[[], float] = time.monotonic,
+    min_effective_sample_size: float = MIN_EFFECTIVE_SAMPLE_SIZE,
+    tracker: Tracker | None = None,
+) -> Collector:
+    """Open the files in `run_dir`, which exists.
+
+    `resume`: counts and wall time go on where the last run stopped.
+    """
+    path = run_dir / METRICS_FILE
+    earlier = read_metrics(path) if resume else None
+    state = RunState(clock(), earlier, min_effective_sample_size)
+    status = StatusFile(run_dir)
+    status.remove()  # it may be of a run that was killed, and goes on now
+    events = EventFile(run_dir / TENSORBOARD_FOLDER)
+    return Collector(state, MetricsFile(path), events, status, tracker, clock)

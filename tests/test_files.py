@@ -21,7 +21,7 @@ from protocol.files import AppendOnlyFile, WriteError, atomic_write
 from protocol.messages import Stats
 from protocol.security import make_keys
 from supervisor.job import save_job, write_settings
-from telemetry.collector import TENSORBOARD_FOLDER, Collector
+from telemetry.collector import TENSORBOARD_FOLDER, open_collector
 from telemetry.probes.spans import SpanFile, read_spans
 from telemetry.sinks.event_files import EventFile
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
@@ -130,7 +130,7 @@ def test_a_batch_that_was_torn_by_a_crash_does_not_cost_the_next(tmp_path: Path)
 def test_figures_that_cannot_be_written_are_told_once_and_the_collector_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    collector = Collector(tmp_path)
+    collector = open_collector(tmp_path)
     collector.handle(update(1))
     size = (tmp_path / METRICS_FILE).stat().st_size
     with no_file_beyond(size + 10):

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import telemetry
 from protocol.codec import decode, encode
 from protocol.messages import Stats
-from telemetry.collector import Collector
+from telemetry.collector import open_collector
 from telemetry.sinks.metrics_file import MetricsFile, read_metrics, to_line
 from telemetry.state import RunState
 from telemetry.summary import summarize_run
@@ -41,7 +41,7 @@ class Run:
     def __init__(self, run_dir: Path, resume: bool = False) -> None:
         self.clock = Clock()
         self.path = run_dir / "metrics.jsonl"
-        self.collector = Collector(run_dir, resume, self.clock)
+        self.collector = open_collector(run_dir, resume, self.clock)
 
     def send(self, source: str, event: str, values: Values, after: float = 0.0) -> None:
         self.clock.now += after
@@ -360,7 +360,7 @@ def test_telemetry_imports_no_torch(tmp_path: Path) -> None:
         [
             "import pathlib, sys, telemetry.collector, telemetry.probes.clocks, "
             "telemetry.progress, telemetry.summary",
-            "telemetry.collector.Collector(pathlib.Path(sys.argv[1])).close()",
+            "telemetry.collector.open_collector(pathlib.Path(sys.argv[1])).close()",
             "print(sorted({'torch', 'vllm', 'tensorflow'} & set(sys.modules)))",
         ]
     )

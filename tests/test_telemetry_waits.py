@@ -25,7 +25,7 @@ from engine.pool import Health
 from protocol.lifetime import dying_with_parent
 from protocol.messages import Stats
 from protocol.validation import validate_stats
-from telemetry.collector import Collector
+from telemetry.collector import open_collector
 from telemetry.probes.waits import (
     FORGOTTEN_AFTER_SECONDS,
     SHOWN_AFTER_SECONDS,
@@ -130,7 +130,7 @@ def test_drops_are_in_sight_before_any_update() -> None:
 
 def test_the_status_file_says_what_holds_and_is_gone_when_the_run_has_ended(tmp_path: Path) -> None:
     now = 100.0
-    collector = Collector(tmp_path, clock=lambda: now)
+    collector = open_collector(tmp_path, clock=lambda: now)
     collector.handle(Stats(source="learner", event="waiting", values={"weights": 90.0}))
     assert json.loads((tmp_path / "status.json").read_text())["waits"][0]["what"] == "weights"
     assert read_status(tmp_path)["phase"] == "starting"
@@ -142,7 +142,7 @@ def test_a_status_says_when_and_by_which_process_it_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: 86_400.5)
-    with contextlib.closing(Collector(tmp_path)) as collector:
+    with contextlib.closing(open_collector(tmp_path)) as collector:
         collector.note_status()
         status = read_status(tmp_path)
     assert status["written"] == "1970-01-02T00:00:00Z"
@@ -152,8 +152,8 @@ def test_a_status_says_when_and_by_which_process_it_was_written(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from telemetry.collector import Collector
-collector = Collector(Path(sys.argv[1]))
+from telemetry.collector import open_collector
+collector = open_collector(Path(sys.argv[1]))
 collector.note_status()
 os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -171,7 +171,7 @@ def test_status_of_a_killed_run_is_void_and_replaced_when_it_goes_on(
     assert written["pid"] == killed.pid and read_status(tmp_path) == {}
     killed.wait()
     assert read_status(tmp_path) == {}
-    with contextlib.closing(Collector(tmp_path, resume=True)) as collector:
+    with contextlib.closing(open_collector(tmp_path, resume=True)) as collector:
         assert not (tmp_path / "status.json").exists()
         collector.note_status()
         assert read_status(tmp_path)["pid"] == os.getpid()

@@ -33,7 +33,7 @@ from protocol.messages import Stats, Trajectory
 from supervisor.interrupts import interrupting_signals
 from supervisor.job import check_run_dir, default_run_dir, save_job, write_settings
 from supervisor.recording import EPISODES_DIR, read_episodes, recorded_job
-from telemetry.collector import Collector
+from telemetry.collector import Collector, open_collector
 from telemetry.progress import Progress
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
 
@@ -79,7 +79,7 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
     new_dir.mkdir(parents=True, exist_ok=True)
     write_settings(job)
     save_job(job)
-    collector = Collector(
+    collector = open_collector(
         new_dir, min_effective_sample_size=job.config.learner.min_effective_sample_size
     )
     with Progress(collector.state, job.config.run, console) as progress:

@@ -95,6 +95,16 @@ LIVE = (
 )
 """Curves of the dashboard, beside success."""
 
+X_AXES = {
+    "updates": "updates",
+    "tokens": "tokens generated for training",
+    "minutes": "minutes since the start",
+}
+"""Choice of the page -> label of the x-axis."""
+
+PLACES = ("run.dir", "run.cache_dir")
+"""Settings that only say where a run writes."""
+
 UNIT_WORDS = {"1": NO_UNIT, "share": "%"}
 """Unit of a metric -> what stands at its axis; others stand as they are."""
 
@@ -309,17 +319,6 @@ def differing_settings(runs: Sequence[RunData]) -> list[tuple[str, list[Any]]]:
         if name not in PLACES and any(value != values[0] for value in values):
             differing.append((name, values))
     return differing
-
-
-X_AXES = {
-    "updates": "updates",
-    "tokens": "tokens generated for training",
-    "minutes": "minutes since the start",
-}
-"""Choice of the page -> label of the x-axis."""
-
-PLACES = ("run.dir", "run.cache_dir")
-"""Settings that only say where a run writes."""
 
 
 def _draw_metrics(runs: Sequence[RunData], names: Sequence[str]) -> list[Markup]:
