@@ -201,7 +201,10 @@ class Learner:
         await self._finish(evaluations)
 
     async def _start(self) -> None:
-        """Begin or restore; play the first evaluation."""
+        """Begin or restore; play the first evaluation.
+
+        Where no update follows, the evaluation at the end is the only one.
+        """
         await self._restore()
         # before the weights: with these in the engines, the controller answers with its own state
         await self._controller.send(
@@ -215,8 +218,9 @@ class Learner:
         )
         await self._publish([], last=False)
         await self._publisher.wait_announced()
-        await self._reporter.send_phase("evaluating")
-        await self.evaluate(wait=True)
+        if self._limits.updates_left(self.training) > 0:
+            await self._reporter.send_phase("evaluating")
+            await self.evaluate(wait=True)
         await self._report_training()
         self.training.began = self.training.began or self._limits.elapsed_s()
         if self._config.learner.rollback and latest(self._run_dir) is None:

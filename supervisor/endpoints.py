@@ -141,7 +141,9 @@ class ShardHost:
 
 
 def choose_endpoints(config: Config) -> Endpoints:
-    """Choose the address of every process: fixed ports where settings fix them, free ones elsewhere.
+    """Choose the address of every process.
+
+    Ports are fixed where settings fix them, and free ones elsewhere.
 
     Raises ConfigError for a fixed port that is not free, and for a host that is not this machine.
     """
@@ -288,8 +290,9 @@ def free_port(host: str = LOOPBACK, port: int = 0, setting: str = "") -> int:
 def reserve_port(port: int) -> bool:
     """Keep other runs of this machine from choosing `port` before its process listens on it.
 
-    False when another run has reserved it. The reservation is a name in Linux's abstract socket namespace, which is a network namespace's
-    own, as ports are, and ends with this process. Elsewhere nothing is reserved.
+    False when another run has reserved it. The reservation is a name in Linux's abstract socket
+    namespace, which is a network namespace's own, as ports are, and ends with this process.
+    Elsewhere nothing is reserved.
     """
     if sys.platform != "linux":
         return True

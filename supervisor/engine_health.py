@@ -38,7 +38,7 @@ class EngineHealth:
 
     @property
     def is_dead(self) -> bool:
-        """Whether the engine has worked once, and failed its last checks."""
+        """The engine has worked once, and failed its last checks."""
         return self._failed_in_a_row >= FAILED_CHECKS
 
 

@@ -74,12 +74,8 @@ def prepare_job(config: Config, resume: bool, model: Path | None) -> Job:
     """
     if config.run.dir and not resume:
         check_run_dir(Path(config.run.dir))
-    check_tracker(config.run.tracker)
-    environment = build_environment(config)
-    check_tasks(config, environment)
+    environment = check_job(config)
     check_model(config, environment, model)
-    check_launch(config)
-    check_shards(config)
     endpoints = choose_endpoints(config)
     check_keys(config, endpoints)
     needed_bytes = check_machine(config, model, Path(config.run.dir or "runs"), resume)
@@ -106,6 +102,19 @@ def prepare_job(config: Config, resume: bool, model: Path | None) -> Job:
         write_settings(job)
     save_job(job)
     return job
+
+
+def check_job(config: Config) -> Environment:
+    """Raise ConfigError for a job that cannot be run as configured, whatever the model.
+
+    Returns the environment. Nothing is written.
+    """
+    check_tracker(config.run.tracker)
+    environment = build_environment(config)
+    check_tasks(config, environment)
+    check_launch(config)
+    check_shards(config)
+    return environment
 
 
 def _engine_key(config: Config) -> str:

@@ -228,8 +228,8 @@ def describe_machine(config: Config) -> str:
     run_dir = Path(config.run.dir or "runs")
     weights_parent = Path(config.run.weights_dir or "/dev/shm")
     return (
-        f"This machine: {available_cores()} cores, {_megabytes(available_bytes())} of memory, {files:,} "
-        "open files; free: "
+        f"This machine: {available_cores()} cores, {_megabytes(available_bytes())} of memory, "
+        f"{files:,} open files; free: "
         f"{_megabytes(free_bytes(run_dir))} in {run_dir}, "
         f"{_megabytes(free_bytes(weights_parent))} in {weights_parent}."
     )

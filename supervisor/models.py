@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Container, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 
 from config import Config, ConfigError
+from config.resolve import full_name
+from learner.checkpoint_damage import newest_whole, numbered_checkpoints
 from supervisor.machine_checks import check_cache
 from supervisor.process import our_environment, python_module
+from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
+
+CHECKPOINT_SEPARATOR = "@"
+BEST = "best"
 
 HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
 """The files of a model on the hub that are fetched."""
@@ -30,6 +38,71 @@ def find_model(config: Config, console: Console) -> Path | None:
     if Path(name).is_dir():
         return Path(name)
     return _fetch(name, console)
+
+
+def pin_checkpoint(overrides: Mapping[str, str]) -> dict[str, str]:
+    """Replace a run that is named as the model by the directory of its checkpoint.
+
+    `overrides` are settings as on the command line. The run's settings then say for ever which
+    weights it began with.
+    """
+    pinned = dict(overrides)
+    for name, text in overrides.items():
+        checkpoint = None
+        if full_name(name) == "model.name":
+            checkpoint = find_checkpoint(text)
+        if checkpoint is not None:
+            pinned[name] = str(checkpoint.directory)
+    return pinned
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint of a run."""
+
+    directory: Path
+    run_dir: Path
+    update: int
+
+
+def find_checkpoint(name: str) -> Checkpoint | None:
+    """The checkpoint that RUN, RUN@UPDATE, RUN@best or its own directory names; None for no run's.
+
+    RUN is the newest one, and RUN@best the one that was evaluated best. Raises ConfigError where
+    the run has no such checkpoint.
+    """
+    place, _, which = name.partition(CHECKPOINT_SEPARATOR)
+    directory = Path(place)
+    if not which and directory.parent.name == "checkpoints" and directory.name.isdecimal():
+        return Checkpoint(directory, directory.parent.parent, int(directory.name))
+    if not (directory / "job.json").is_file():
+        return None
+    checkpoints = numbered_checkpoints(directory)
+    update = _choose_update(directory, which, checkpoints)
+    if update not in checkpoints:
+        updates = ", ".join(map(str, sorted(checkpoints))) or "none"
+        raise ConfigError(f"{name}: {directory} has no such checkpoint; it has {updates}")
+    return Checkpoint(checkpoints[update], directory, update)
+
+
+def _choose_update(run_dir: Path, which: str, checkpoints: Container[int]) -> int | None:
+    """The update of the checkpoint that is meant by "" (the newest), "best" or a number."""
+    if which == BEST:
+        return _best_update(run_dir, checkpoints)
+    if which:
+        return int(which) if which.isdecimal() else None
+    newest = newest_whole(run_dir)
+    return None if newest is None else int(newest.name)
+
+
+def _best_update(run_dir: Path, checkpoints: Container[int]) -> int | None:
+    """The update of the best evaluation that has a checkpoint; None without one."""
+    evaluations = select_kind(read_metrics(run_dir / METRICS_FILE), "evaluation")
+    successes = {
+        int(record["update"]): record["success"]
+        for record in evaluations
+        if record["success"] is not None and int(record["update"]) in checkpoints
+    }
+    return max(successes, key=successes.__getitem__, default=None)
 
 
 def _convert_smollm2(config: Config, console: Console) -> Path:

@@ -67,7 +67,7 @@ class ChildProcess:
             os.killpg(self.process.pid, number)
 
     def check(self) -> None:
-        """Raise ChildFailed, with the cause and the log's path, if the process ended in an error."""
+        """Raise ChildFailed, with cause and log, if the process ended in an error."""
         if self.ended and self.process.returncode != 0:
             raise ChildFailed(f"{self.failure()}\nits log: {self.log}")
 

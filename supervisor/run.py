@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import zmq
 import zmq.asyncio
@@ -33,7 +34,7 @@ from telemetry.probes.waits import OwnWaits
 from telemetry.progress import Progress
 from telemetry.sinks.trackers import Tracker
 from telemetry.state import OWN_SOURCE
-from telemetry.summary import format_summary, summarize_run, write_summary
+from telemetry.summary import summarize_run, write_summary
 
 TICK_S = 0.25
 """Seconds between two checks of the children, and two drawings of the progress."""
@@ -57,7 +58,7 @@ DRAIN_S = 0.3
 """Seconds in which what the processes sent just before they ended arrives."""
 
 
-async def train(job: Job, console: Console) -> dict:
+async def train(job: Job, console: Console) -> dict[str, Any]:
     """Run the job to its end; returns its summary.
 
     Raises RunFailed or EngineNotReady when a process, or the disk, failed. A run that got as far as
@@ -77,6 +78,7 @@ async def train(job: Job, console: Console) -> dict:
                         stop_all(list(reversed(run.children)))
                 if run.interrupted:
                     ended = "interrupted"
+            progress.tick()  # with what arrived last
     except OSError as error:
         failure = _disk_failure(run_dir, error)
         ended = str(failure)
@@ -93,7 +95,6 @@ async def train(job: Job, console: Console) -> dict:
         write_error = _write_results(collector, run_dir, summary)
     if write_error is not None:
         raise _disk_failure(run_dir, write_error) from write_error
-    console.print(format_summary(summary, job.config.run))
     return summary
 
 

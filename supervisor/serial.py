@@ -10,6 +10,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import zmq
@@ -37,7 +38,7 @@ from supervisor.process import RunFailed
 from supervisor.run import receiving
 from telemetry.collector import Collector, open_collector
 from telemetry.progress import Progress
-from telemetry.summary import format_summary, summarize_run, write_summary
+from telemetry.summary import summarize_run, write_summary
 
 USER_ERRORS = (NoDemonstrations, NothingPlayable, WriteError, ConfigError)
 """Errors that the user can mend: their sentence is enough, without a traceback."""
@@ -46,7 +47,7 @@ TICK_S = 0.25
 """Seconds between two drawings of the progress."""
 
 
-async def train_serially(job: Job, console: Console) -> dict:
+async def train_serially(job: Job, console: Console) -> dict[str, Any]:
     """Run the job in this process; returns its summary.
 
     Raises RunFailed for what the user can mend.
@@ -62,7 +63,7 @@ async def train_serially(job: Job, console: Console) -> dict:
         raise RunFailed(str(_first_error(user_errors))) from group
 
 
-async def _train(job: Job, console: Console) -> dict:
+async def _train(job: Job, console: Console) -> dict[str, Any]:
     context = zmq.asyncio.Context()
     collector = open_collector(
         Path(job.run_dir),
@@ -80,7 +81,7 @@ async def _train(job: Job, console: Console) -> dict:
 
 async def _train_and_summarize(
     job: Job, context: zmq.asyncio.Context, collector: Collector, console: Console
-) -> dict:
+) -> dict[str, Any]:
     build_policy(job)
     engines = [_build_engine(job, number) for number in range(len(job.endpoints.engines))]
     interrupted = asyncio.Event()
@@ -96,6 +97,7 @@ async def _train_and_summarize(
             finally:
                 await asyncio.gather(*(engine.stop() for engine in engines))
                 clean_up(job)
+        progress.tick()  # with what arrived last
     ended = "finished"
     if interrupted.is_set():
         ended = "interrupted"
@@ -105,7 +107,6 @@ async def _train_and_summarize(
     write_summary(Path(job.run_dir), summary)
     if collector.failure is not None:
         raise collector.failure
-    console.print(format_summary(summary, job.config.run))
     return summary
 
 
@@ -137,7 +138,10 @@ def _build_engine(job: Job, number: int) -> FakeEngine:
 def _build_interrupt_handler(
     learner: Learner, interrupted: asyncio.Event, progress: Progress
 ) -> Callable[[], None]:
-    """The handler of Ctrl-C: the first one stops the learner in good order, a second one at once."""
+    """Return what handles Ctrl-C.
+
+    The first one stops the learner in good order, a second one stops at once.
+    """
     task = asyncio.current_task()
 
     def interrupt() -> None:

@@ -421,3 +421,14 @@ def test_a_directory_of_another_sweep_is_refused(
     (tmp_path / "other" / "notes").touch()
     assert main(["sweep", str(tmp_path / "other"), "--control", "off,t2po"]) == 2
     assert "is not empty" in capsys.readouterr().err
+
+
+def test_sweep_dry_run_names_the_runs_and_their_time_and_makes_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--control", "off,t2po", "--seeds", "2", "--minutes", "10", "--slots", "2"]
+    assert main(["sweep", str(tmp_path / "sweep"), *settings, "--dry-run"]) == 0
+    printed = capsys.readouterr().out
+    assert "control=t2po,seed=1" in printed
+    assert "4 of 4 runs to make, 2 at once: 20:00 min at most" in printed
+    assert not (tmp_path / "sweep").exists()

@@ -35,6 +35,10 @@ COMMANDS = {
         "supervisor.cli.train:main", "train agents (the default command)", prints_answer=False
     ),
     "play": Command("supervisor.cli.play:main", "play one episode at the terminal, or watch one"),
+    "eval": Command("supervisor.cli.eval:main", "play held-out tasks with a model or checkpoint"),
+    "export": Command(
+        "supervisor.cli.export:main", "write a checkpoint as a Hugging Face directory"
+    ),
     "report": Command("supervisor.cli.report:main", "show what runs did, as one HTML file"),
     "replay": Command("supervisor.cli.replay:main", "see where control acted in recorded episodes"),
     "retrain": Command(

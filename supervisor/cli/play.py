@@ -20,6 +20,7 @@ from envs.base import Environment, Episode, Split
 from envs.play import close_episode, start_episode
 from envs.view import AgentView
 from supervisor.job import build_environment, environment_errors
+from supervisor.models import find_checkpoint
 
 ACTION_COLUMNS = 2
 
@@ -34,7 +35,7 @@ class Move:
     speech: str = ""
     """Text around the action."""
     valid: bool = True
-    """Whether the action had the right form."""
+    """The action had the right form."""
 
 
 Player = Callable[[AgentView], Move | None]
@@ -64,7 +65,7 @@ def main(arguments: list[str]) -> int:
         "--watch",
         default="",
         metavar="WHO",
-        help="expert, or the directory of a checkpoint; without it you play",
+        help="expert, a run, or the directory of a checkpoint; without it you play",
     )
     options, rest = parser.parse_known_args(arguments)
     config = resolve(None, parse_overrides(rest))
@@ -151,11 +152,14 @@ def _build_expert_player(config: Config, environment: Environment, episode: Epis
 
 
 def _build_model_player(config: Config, environment: Environment, watch: str) -> Player:
+    checkpoint = find_checkpoint(watch)
     directory = Path(watch)
+    if checkpoint is not None:
+        directory = checkpoint.directory
     if not (directory / "config.json").is_file():
         raise ConfigError(
-            f"--watch: {watch} is neither 'expert' nor the directory of a checkpoint (it has no "
-            "config.json)"
+            f"--watch: {watch} is neither 'expert', nor a run, nor the directory of a checkpoint "
+            "(it has no config.json)"
         )
     from learner.model.local_generation import LocalGenerator  # torch takes seconds to load
 

@@ -251,7 +251,7 @@ def _compute_advantages(
 def _compute_log_probs(
     run_dir: Path, job: Job, chosen: Sequence[Trajectory]
 ) -> dict[EpisodeKey, Sequence]:
-    """Log-probs of the tokens of chosen episodes by the last checkpoint's policy, if there is one."""
+    """Log-probs of chosen episodes' tokens by the last checkpoint's policy, if there is one."""
     policy = last_policy(run_dir)
     if policy is None:
         return {}

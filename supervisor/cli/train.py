@@ -7,6 +7,7 @@ import asyncio
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -16,7 +17,10 @@ from config.resolve import parse_overrides, resolve, to_toml
 from protocol.files import WriteError
 from supervisor.cli.commands import output_status
 from supervisor.machine_checks import describe_machine
-from supervisor.resume import check_model_of, resumed_config
+from supervisor.resume import changed_settings, check_model_of, resumed_config
+
+FAILED = 1
+INTERRUPTED = 130
 
 
 def main(arguments: list[str]) -> int:
@@ -27,12 +31,28 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--serial", action="store_true")
     parser.add_argument("--resume", type=Path)
     options, rest = parser.parse_known_args(arguments)
-    overrides = parse_overrides(rest)
+    from supervisor.models import pin_checkpoint
+
+    overrides = pin_checkpoint(parse_overrides(rest))
     config, changes = resolve_run(options.config, options.resume, overrides, options.serial)
+    is_resumed = options.resume is not None
     if options.dry_run:
-        print(f"# {describe_machine(config)}\n{to_toml(config)}")
+        print_settings(config)
+        check_settings(config, options.serial)
         return output_status()
-    return _start_run(config, options.serial, options.resume is not None, changes)
+    job = prepare_run(config, options.serial, is_resumed)
+    console = Console()
+    print_places(job, console)
+    if changes:
+        console.print(f"settings changed: {changes}", highlight=False, markup=False, soft_wrap=True)
+    status, summary = run_to_end(job, options.serial, console)
+    if summary is not None:
+        _print_summary(job, summary, console)
+    if status == 0:
+        _print_next_steps(job)
+    else:
+        _print_how_to_resume(job, options.serial, status)
+    return status
 
 
 def resolve_run(
@@ -52,26 +72,53 @@ def resolve_run(
     return resumed_config(run_dir, overrides)
 
 
-def _start_run(config: Config, serial: bool, resume: bool, changes: str) -> int:
+def check_settings(config: Config, serial: bool) -> None:
+    """Raise ConfigError for what is wrong with settings, as a run would; nothing is written."""
+    from engine.launch import check_engine
+    from supervisor.endpoints import check_hosts
+    from supervisor.job import check_job, check_model
+
+    if serial:
+        _check_serial(config)
+    model = None
+    if Path(config.model.name).is_dir():
+        model = Path(config.model.name)
+    if not serial:
+        check_engine(config, model)
+    environment = check_job(config)
+    is_to_be_fetched = model is None and config.model.name != "tiny"
+    if not is_to_be_fetched:
+        check_model(config, environment, model)
+    check_hosts(config)
+
+
+def print_settings(config: Config) -> None:
+    """Print settings as TOML, after what the machine has, and what differs from the defaults."""
+    changes = changed_settings(Config(), config)
+    print(f"# {describe_machine(config)}")
+    print(f"# {len(changes)} settings differ from the plain defaults:")
+    for name, (default, value) in changes.items():
+        print(f"#   {name}: {default!r} -> {value!r}")
+    print(to_toml(config))
+
+
+def prepare_run(config: Config, serial: bool, resume: bool) -> Job:
+    """Find the model, check everything, and make the run directory.
+
+    Raises ConfigError when the job cannot be run as configured.
+    """
     from engine.launch import check_engine
     from supervisor.job import prepare_job
     from supervisor.models import find_model
 
-    console = Console()
     if serial:
         _check_serial(config)
-    model = find_model(config, console)
+    model = find_model(config, Console())
     if resume:
         check_model_of(Path(config.run.dir), model)
     if not serial:
         check_engine(config, model)
-    job = prepare_job(config, resume, model)
-    console.print(
-        f"run directory: {job.run_dir}\ndashboard: {job.endpoints.dashboard}", highlight=False
-    )
-    if changes:
-        console.print(f"settings changed: {changes}", highlight=False, markup=False, soft_wrap=True)
-    return _run_to_end(job, serial, console)
+    return prepare_job(config, resume, model)
 
 
 def _check_serial(config: Config) -> None:
@@ -84,10 +131,19 @@ def _check_serial(config: Config) -> None:
         )
 
 
-def _run_to_end(job: Job, serial: bool, console: Console) -> int:
-    """Run the job; returns the exit status.
+def print_places(job: Job, console: Console) -> None:
+    """Say where the run writes, and where its dashboard is."""
+    console.print(
+        f"run directory: {job.run_dir}\ndashboard: {job.endpoints.dashboard}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
-    Whatever the end, the last line says where the run is and what to do next.
+
+def run_to_end(job: Job, serial: bool, console: Console) -> tuple[int, dict[str, Any] | None]:
+    """Run the job; returns the exit status, and the summary if there is one.
+
+    If it fails, the error is printed.
     """
     from engine.launch import EngineNotReady
     from supervisor.job import clean_up
@@ -98,21 +154,48 @@ def _run_to_end(job: Job, serial: bool, console: Console) -> int:
     else:
         from supervisor.run import train
 
-    run_dir = shlex.quote(job.run_dir)
-    flags = "--serial " * serial
-    how_to_resume = f"to go on: {this_command()} {flags}--resume {run_dir}"
     try:
         summary = asyncio.run(train(job, console))
     except (RunFailed, EngineNotReady, WriteError) as error:
-        print(f"error: {error}\n{how_to_resume}", file=sys.stderr)
-        return 1
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED, None
     except (asyncio.CancelledError, KeyboardInterrupt):
-        print(how_to_resume, flush=True)
-        return 130
+        return INTERRUPTED, None
     finally:
         clean_up(job)
     if summary["ended"] == "interrupted":
-        print(how_to_resume, flush=True)
-        return 130
-    print(f"the run is in {run_dir}; as a page: {this_command()} report {run_dir}", flush=True)
-    return 0
+        return INTERRUPTED, summary
+    return 0, summary
+
+
+def _print_summary(job: Job, summary: dict[str, Any], console: Console) -> None:
+    from telemetry.summary import format_summary
+
+    console.print(format_summary(summary, job.config.run), highlight=False)
+
+
+def _print_how_to_resume(job: Job, serial: bool, status: int) -> None:
+    """Say how to go on with a run that did not finish; after an error, beside that."""
+    flags = "--serial " * serial
+    stream = sys.stdout
+    if status == FAILED:
+        stream = sys.stderr
+    print(
+        f"to go on: {this_command()} {flags}--resume {shlex.quote(job.run_dir)}",
+        file=stream,
+        flush=True,
+    )
+
+
+def _print_next_steps(job: Job) -> None:
+    """Say where the run and its last checkpoint are, and what to do with them."""
+    from learner.checkpoint_damage import newest_whole
+
+    run_dir = shlex.quote(job.run_dir)
+    print(f"the run is in {run_dir}", flush=True)
+    checkpoint = newest_whole(Path(job.run_dir))
+    if checkpoint is not None:
+        print(f"  checkpoint: {shlex.quote(str(checkpoint))}")
+        print(f"  play:       {this_command()} play --watch {run_dir}")
+        print(f"  evaluate:   {this_command()} eval {run_dir}")
+    print(f"  as a page:  {this_command()} report {run_dir}", flush=True)

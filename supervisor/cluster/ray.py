@@ -229,8 +229,8 @@ def _run_at(name: str, command: list[str]) -> int:
         return _run_to_end(ray.get_actor(name), command)
     except (HostLost, ValueError):  # ValueError: Ray knows no such actor any more
         message = (
-            f"{ERROR_PREFIX}Ray has lost the machine where this ran ({name}); the same command goes "
-            "on with the run"
+            f"{ERROR_PREFIX}Ray has lost the machine where this ran ({name}); the same command "
+            "goes on with the run"
         )
         print(message, file=sys.stderr, flush=True)
         os._exit(1)  # without ray.shutdown(), which may wait for what is lost

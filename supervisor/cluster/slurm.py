@@ -148,7 +148,7 @@ def _training(machines: Machines, settings: dict[str, str]) -> str:
 
 
 def _placement(machines: Machines) -> list[str]:
-    """Options that say how shards and learner are started on their machines, and where these are."""
+    """Options that say where shards and learner are, and how they are started there."""
     step = ",".join(_STEP)
     options = []
     if machines.shards:

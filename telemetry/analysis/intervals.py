@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import comb, sqrt
+from statistics import fmean, stdev
 
 
 def wilson_interval(share: float, count: float, z: float = 1.96) -> tuple[float, float]:
@@ -38,3 +39,12 @@ def median_interval(
             break
         interval = (ordered[below], ordered[count - 1 - below])
     return interval
+
+
+def mean_interval(values: Sequence[float], z: float = 1.96) -> tuple[float, float, float]:
+    """Mean and 95 % interval of values, by the normal distribution; of one value, that value."""
+    average = fmean(values)
+    if len(values) == 1:
+        return average, average, average
+    half_width = z * stdev(values) / sqrt(len(values))
+    return average, average - half_width, average + half_width

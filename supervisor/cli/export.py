@@ -1,0 +1,278 @@
+"""`python run.py export RUN DIR`: a checkpoint as a Hugging Face directory with a model card."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+
+from config import Config, ConfigError
+from config.model import is_hub_id
+from config.resolve import resolve
+from learner.checkpoint_damage import STATE, describe_damage
+from protocol.files import atomic_write
+from supervisor.job import build_environment, environment_errors, first_task
+from supervisor.models import Checkpoint, find_checkpoint
+from supervisor.resume import changed_settings
+from telemetry.analysis.intervals import wilson_interval
+from telemetry.sinks.metrics_file import METRICS_FILE, Record, read_metrics, select_kind
+
+CARD_FILE = "README.md"
+
+BASE_MODELS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""model.name -> its name on the hub, of a model that comes in a package."""
+
+MAX_PROMPT_CHARACTERS = 2000
+"""How much of an example prompt a model card shows."""
+
+
+def main(arguments: list[str]) -> int:
+    """Export a checkpoint of a run."""
+    parser = argparse.ArgumentParser(
+        prog="run.py export",
+        description=(
+            "Write a checkpoint as a Hugging Face directory, with a model card of the run's "
+            "figures. It loads in transformers and vLLM, and what training needs is left out. RUN "
+            "is a run directory (its newest checkpoint), RUN@UPDATE, RUN@best, or the directory of "
+            "a checkpoint."
+        ),
+    )
+    parser.add_argument("run", metavar="RUN", help="see above")
+    parser.add_argument("dir", type=Path, metavar="DIR", help="where the model goes; a new place")
+    parser.add_argument(
+        "--evaluation", type=Path, metavar="FILE", help="an eval.json of the checkpoint to cite"
+    )
+    options = parser.parse_args(arguments)
+    checkpoint = find_checkpoint(options.run)
+    if checkpoint is None:
+        raise ConfigError(f"export: {options.run} is no run, and no checkpoint of one")
+    export(checkpoint, options.dir, options.evaluation)
+    directory = shlex.quote(str(options.dir))
+    Console().print(
+        f"wrote {options.dir}: update {checkpoint.update} of {checkpoint.run_dir}\n"
+        f"  serve:   vllm serve {directory}\n"
+        f"  publish: hf upload OWNER/NAME {directory}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return 0
+
+
+def export(checkpoint: Checkpoint, directory: Path, evaluation: Path | None = None) -> None:
+    """Write the model of a checkpoint, and its card, into a new directory.
+
+    `evaluation` is an eval.json that the card cites. Raises ConfigError for a damaged checkpoint,
+    and a place that is not empty.
+    """
+    damage = describe_damage(checkpoint.directory)
+    if damage:
+        raise ConfigError(f"export: {checkpoint.directory} is damaged: {damage}")
+    if directory.exists() and (directory.is_file() or any(directory.iterdir())):
+        raise ConfigError(f"export: {directory} is there already; give another directory")
+    card = model_card(read_training_record(checkpoint), _read_evaluation(evaluation))
+    try:
+        shutil.copytree(
+            checkpoint.directory,
+            directory,
+            ignore=shutil.ignore_patterns(STATE),
+            dirs_exist_ok=True,
+        )
+    except (OSError, shutil.Error) as error:
+        raise ConfigError(f"export: {directory} cannot be written to: {error}") from None
+    atomic_write(directory / CARD_FILE, card, "DIR")
+
+
+class TrainingRecord(NamedTuple):
+    """What a model card says of a run, up to the checkpoint."""
+
+    config: Config
+    update: int
+    updates: Sequence[Record]
+    evaluations: Sequence[Record]
+    versions: Mapping[str, str]
+    example_prompt: str
+
+
+def read_training_record(checkpoint: Checkpoint) -> TrainingRecord:
+    """Read the settings and figures of the run that wrote a checkpoint."""
+    run_dir = checkpoint.run_dir
+    config = resolve(run_dir / "config.toml")
+    records = read_metrics(run_dir / METRICS_FILE)
+    versions = {}
+    if (run_dir / "summary.json").is_file():
+        versions = json.loads((run_dir / "summary.json").read_text())["versions"]
+    return TrainingRecord(
+        config=config,
+        update=checkpoint.update,
+        updates=_up_to(select_kind(records, "update"), checkpoint.update),
+        evaluations=_up_to(select_kind(records, "evaluation"), checkpoint.update),
+        versions=versions,
+        example_prompt=_example_prompt(config),
+    )
+
+
+def _up_to(records: Sequence[Record], update: int) -> list[Record]:
+    return [record for record in records if record["update"] <= update]
+
+
+def _example_prompt(config: Config) -> str:
+    """The first prompt of a task; "" where the environment is not to be had here."""
+    try:
+        environment = build_environment(config)
+        with environment_errors(config), first_task(environment) as episode:
+            prompt = environment.prompt(environment.view(episode))
+    except ConfigError:
+        return ""
+    if len(prompt) > MAX_PROMPT_CHARACTERS:
+        return prompt[:MAX_PROMPT_CHARACTERS] + " …"
+    return prompt
+
+
+def _read_evaluation(file: Path | None) -> dict[str, Any] | None:
+    if file is None:
+        return None
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--evaluation: {file} cannot be read: {error}") from None
+
+
+def model_card(record: TrainingRecord, evaluation: Mapping[str, Any] | None) -> str:
+    """The model card, as Markdown with the hub's metadata."""
+    environment = record.config.env.name
+    lines = [
+        *_metadata(record.config),
+        f"# {environment} agent, after {record.update} updates",
+        "",
+        f"A policy for the environment `{environment}`, trained by reinforcement learning with "
+        "foray. It plays multi-turn episodes: each turn it gets one user message, and answers "
+        "with a thought and an action.",
+        "",
+        *_results(record, evaluation),
+        *_training(record),
+        *_usage(record),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _metadata(config: Config) -> Iterator[str]:
+    yield "---"
+    yield "library_name: transformers"
+    yield "pipeline_tag: text-generation"
+    base_model = _base_model(config.model.name)
+    if base_model:
+        yield f"base_model: {base_model}"
+    yield "tags:"
+    for tag in ("reinforcement-learning", "agent", "foray", config.env.name):
+        yield f"- {tag}"
+    yield "---"
+
+
+def _base_model(name: str) -> str:
+    """The name on the hub of the model that training began with; "" if it has none."""
+    if is_hub_id(name) and not Path(name).exists():
+        return name.partition("@")[0]
+    return BASE_MODELS.get(name, "")
+
+
+def _results(record: TrainingRecord, evaluation: Mapping[str, Any] | None) -> Iterator[str]:
+    yield "## Results"
+    yield ""
+    if evaluation is not None:
+        yield from _cited_evaluation(evaluation)
+    if not record.evaluations:
+        yield "The run made no evaluation up to this checkpoint."
+        yield ""
+        return
+    yield "Success on held-out tasks during training, with 95 % intervals (Wilson):"
+    yield ""
+    yield "| update | tasks | success | interval |"
+    yield "|---|---|---|---|"
+    for measured in record.evaluations:
+        yield _evaluation_row(measured)
+    yield ""
+
+
+def _evaluation_row(measured: Record) -> str:
+    count = measured["episodes"]
+    success = measured["success"]
+    if success is None or not count:
+        return f"| {measured['update']:.0f} | 0 | – | – |"
+    low, high = wilson_interval(success, count)
+    return f"| {measured['update']:.0f} | {count:.0f} | {success:.1%} | {low:.1%} – {high:.1%} |"
+
+
+def _cited_evaluation(evaluation: Mapping[str, Any]) -> Iterator[str]:
+    yield f"Evaluated on {evaluation['episodes']} held-out tasks of {evaluation['environment']}:"
+    yield ""
+    yield "| tasks | played | success | interval |"
+    yield "|---|---|---|---|"
+    rows = {"all": evaluation["success"], **evaluation["success_by_type"]}
+    for name, share in rows.items():
+        if share["mean"] is not None:
+            yield (
+                f"| {name} | {share['count']} | {share['mean']:.1%} | "
+                f"{share['low']:.1%} – {share['high']:.1%} |"
+            )
+    yield ""
+
+
+def _training(record: TrainingRecord) -> Iterator[str]:
+    config = record.config
+    tokens = sum(update.get("trained_tokens") or 0 for update in record.updates)
+    minutes = max((update["wall_seconds"] for update in record.updates), default=0.0) / 60
+    yield "## Training"
+    yield ""
+    yield f"- start: `{config.model.name}`"
+    yield f"- advantages: `{config.learner.algorithm}`; loss: `{config.learner.loss}`"
+    yield f"- control of exploration: `{config.control.mode}`"
+    yield f"- staleness: at most {config.learner.max_staleness} versions"
+    yield f"- {len(record.updates):,} updates on {tokens:,.0f} tokens, in {minutes:.0f} minutes"
+    if record.versions:
+        yield f"- {', '.join(f'{name} {version}' for name, version in record.versions.items())}"
+    yield ""
+    yield "<details><summary>Settings that differ from the defaults</summary>"
+    yield ""
+    for name, (_, value) in changed_settings(Config(), config).items():
+        if not name.startswith(("run.", "dashboard.", "security.")):
+            yield f"- `{name} = {json.dumps(value)}`"
+    yield ""
+    yield "</details>"
+    yield ""
+
+
+def _usage(record: TrainingRecord) -> Iterator[str]:
+    sampling = record.config.sampling
+    yield "## Use"
+    yield ""
+    yield "```python"
+    yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
+    yield ""
+    yield 'directory = "."  # or the name on the hub'
+    yield "tokenizer = AutoTokenizer.from_pretrained(directory)"
+    yield "model = AutoModelForCausalLM.from_pretrained(directory)"
+    yield 'messages = [{"role": "user", "content": prompt}]  # as below'
+    yield "inputs = tokenizer.apply_chat_template("
+    yield '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True'
+    yield ")"
+    yield (
+        "output = model.generate(**inputs, do_sample=True, "
+        f"temperature={sampling.temperature:g}, max_new_tokens={sampling.max_tokens})"
+    )
+    yield "```"
+    yield ""
+    yield "Or serve it by `vllm serve .`, and ask `/v1/chat/completions`."
+    yield ""
+    if record.example_prompt:
+        yield "A prompt, as the policy was trained on them:"
+        yield ""
+        yield "~~~"
+        yield record.example_prompt
+        yield "~~~"
+        yield ""

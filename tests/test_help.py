@@ -1,0 +1,84 @@
+"""What `run.py --help` says, and how it is asked."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from rich.console import Console
+
+from config import ConfigError
+from config.options import SHORT_NAMES, all_settings
+from supervisor.cli.commands import COMMANDS
+from supervisor.cli.help import HEADLINES, choices_of, print_help
+from supervisor.cli.main import main
+
+SETTINGS = list(all_settings())
+
+
+def overview(width: int, capsys: pytest.CaptureFixture[str]) -> str:
+    print_help("", Console(width=width))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_help_fits_a_screen_and_names_commands_and_sections(
+    width: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = overview(width, capsys)
+    assert len(text.splitlines()) <= 45
+    assert max(map(len, text.splitlines())) <= width
+    assert all(re.search(rf"^  .*\b{name}\b", text, re.MULTILINE) for name in COMMANDS)
+    sections = {name.partition(".")[0] for name in SETTINGS}
+    assert all(re.search(rf"\b{section}\b", text) for section in sections)
+
+
+def test_help_headlines_are_of_the_short_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert set(HEADLINES) == set(SHORT_NAMES)
+    text = overview(200, capsys)
+    assert all(f"--{short.replace('_', '-')} " in text for short in SHORT_NAMES)
+
+
+def test_help_on_a_section_has_its_settings_and_no_others(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_help("control", Console(width=300))
+    options = re.findall(r"^  --(\S+)", capsys.readouterr().out, re.MULTILINE)
+    assert options == [n.replace("_", "-") for n in SETTINGS if n.startswith("control.")]
+
+
+def test_help_shows_the_choices_of_every_enumerated_setting(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_help("all", Console(width=1000))
+    lines = capsys.readouterr().out.splitlines()
+    enumerated = {name: choices_of(field) for name, field in all_settings().items()}
+    enumerated = {name: choices for name, choices in enumerated.items() if choices}
+    assert len(enumerated) >= 15
+    for name, choices in enumerated.items():
+        (line,) = [line for line in lines if line.startswith(f"  --{name.replace('_', '-')} ")]
+        assert f"one of {', '.join(choices)}" in line
+
+
+def test_help_on_nothing_known_names_what_there_is() -> None:
+    with pytest.raises(ConfigError, match=r"no section 'lerner'; there are: run, env, .* and all"):
+        print_help("lerner", Console())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "beginning"),
+    [
+        (["--help"], "python run.py [COMMAND]"),
+        (["train", "--help"], "python run.py [COMMAND]"),
+        (["--help", "run"], "Settings: run"),
+        (["help", "sampling"], "Settings: sampling"),
+        (["help", "play"], "usage: run.py play"),
+        (["play", "--help"], "usage: run.py play"),
+        (["--version"], "foray "),
+    ],
+)
+def test_main_answers_every_way_of_asking_for_help(
+    arguments: list[str], beginning: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith(beginning)
