@@ -51,13 +51,22 @@ def test_help_shows_the_choices_of_every_enumerated_setting(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     print_help("all", Console(width=1000))
-    lines = capsys.readouterr().out.splitlines()
+    text = " ".join(capsys.readouterr().out.split())
     enumerated = {name: choices_of(field) for name, field in all_settings().items()}
     enumerated = {name: choices for name, choices in enumerated.items() if choices}
     assert len(enumerated) >= 15
     for name, choices in enumerated.items():
-        (line,) = [line for line in lines if line.startswith(f"  --{name.replace('_', '-')} ")]
-        assert f"one of {', '.join(choices)}" in line
+        row = text.partition(f" --{name.replace('_', '-')} ")[2].partition("]")[0]
+        assert f"one of {', '.join(choices)}" in row
+
+
+def test_help_on_a_section_inside_another_says_which_types_have_a_setting(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_help("learner.algorithm", Console(width=300))
+    text = capsys.readouterr().out
+    assert re.search(r"--learner.algorithm.gae-lambda .*\[for gae; default 0.95\]", text)
+    assert "--learner.learning-rate" not in text
 
 
 def test_help_on_nothing_known_names_what_there_is() -> None:

@@ -1,4 +1,4 @@
-"""`python run.py eval MODEL`: play held-out tasks, without training.
+"""`{this_command()} eval MODEL`: play held-out tasks, without training.
 
 The model is played through engines and actors, as in an evaluation of a run.
 """
@@ -21,7 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from config import Config, ConfigError
-from config.options import values_of
+from config.options import this_command, values_of
 from config.resolve import full_name, parse_overrides, resolve
 from envs.base import Environment
 from envs.play import close_episode, start_episode
@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="run.py eval",
         usage=(
-            "python run.py eval MODEL [--env NAME] [--episodes N] [--output FILE] [--serial] "
+            f"{this_command()} eval MODEL [--env NAME] [--episodes N] [--output FILE] [--serial] "
             "[--SETTING VALUE ...]"
         ),
         description=(
@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
         "--serial", action="store_true", help="in one process, with a small engine of our own"
     )
     if arguments and arguments[0].startswith("--") and arguments[0] != "--help":
-        raise ConfigError("eval: name the model first: python run.py eval MODEL [OPTIONS]")
+        raise ConfigError(f"eval: name the model first: {this_command()} eval MODEL [OPTIONS]")
     options, rest = parser.parse_known_args(arguments)
     overrides = {full_name(name): text for name, text in parse_overrides(rest).items()}
     if options.episodes:
@@ -114,7 +114,7 @@ def _evaluate_model(
     results = build_results(config, model, episodes, dropped=len(recorded) - len(episodes))
     _show(results, console)
     _write(results, output or run_dir / RESULTS_FILE, console)
-    print(f"its episodes: python run.py replay {shlex.quote(job.run_dir)}")
+    print(f"its episodes: {this_command()} replay {shlex.quote(job.run_dir)}")
     return 0
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from config import Config, ConfigError
 from config.model import is_hub_id
+from config.options import values_of
 from config.resolve import resolve
 from learner.checkpoint_damage import STATE, describe_damage
 from protocol.files import atomic_write
@@ -225,12 +226,14 @@ def _cited_evaluation(evaluation: Mapping[str, Any]) -> Iterator[str]:
 
 def _training(record: TrainingRecord) -> Iterator[str]:
     config = record.config
+    values = values_of(config)
     tokens = sum(update.get("trained_tokens") or 0 for update in record.updates)
     minutes = max((update["wall_seconds"] for update in record.updates), default=0.0) / 60
     yield "## Training"
     yield ""
     yield f"- start: `{config.model.name}`"
-    yield f"- advantages: `{config.learner.algorithm}`; loss: `{config.learner.loss}`"
+    yield f"- advantages: `{values['learner.algorithm.type']}`"
+    yield f"- loss: `{values['learner.loss.type']}`"
     yield f"- control of exploration: `{config.control.mode}`"
     yield f"- staleness: at most {config.learner.max_staleness} versions"
     yield f"- {len(record.updates):,} updates on {tokens:,.0f} tokens, in {minutes:.0f} minutes"

@@ -17,6 +17,7 @@ from config.options import (
     description,
     environment_fields,
     kind_of,
+    tagged_sections,
     this_command,
 )
 from envs.registry import environment_names
@@ -67,11 +68,12 @@ def print_help(topic: str, console: Console) -> None:
         lines = [line for name in sections for line in [*_section_lines(name, console.width), ""]]
         _print_lines([*_overview(console.width), "", *lines], console)
         return
-    if topic not in sections:
+    section = topic.replace("-", "_")
+    if not any(name.startswith(f"{section}.") for name in all_settings()):
         raise ConfigError(
             f"--help: there is no section {topic!r}; there are: {', '.join(sections)}, and {ALL}"
         )
-    _print_lines(_section_lines(topic, console.width), console)
+    _print_lines(_section_lines(section, console.width), console)
 
 
 def _sections() -> list[str]:
@@ -122,11 +124,12 @@ def _short_options() -> dict[str, str]:
 
 
 def _section_lines(section: str, width: int) -> list[str]:
-    """Every setting of a section: what it does, its choices, and its default."""
-    rows = {}
-    for name, field in all_settings().items():
-        if name.partition(".")[0] == section:
-            rows[_option(name)] = describe_setting(name, field)
+    """Every setting of a section and of those inside it: its use, choices, and default."""
+    rows = {
+        _option(name): describe_setting(name, field)
+        for name, field in all_settings().items()
+        if name.startswith(f"{section}.")
+    }
     lines = [f"Settings: {section}", *_rows(rows.items(), LONG_NAME_COLUMNS, width)]
     if section == "env":
         lines += _environment_lines(width)
@@ -151,6 +154,9 @@ def describe_setting(name: str, field: msgspec.inspect.Field) -> str:
     Defaults that depend on other settings are named, too.
     """
     notes = []
+    types = types_with(name)
+    if types:
+        notes.append(f"for {', '.join(types)}")
     choices = choices_of(field)
     if choices:
         notes.append(f"one of {', '.join(choices)}")
@@ -160,6 +166,16 @@ def describe_setting(name: str, field: msgspec.inspect.Field) -> str:
     if not notes:
         return description(field)
     return f"{description(field)} [{'; '.join(notes)}]"
+
+
+def types_with(name: str) -> list[str]:
+    """The types of a tagged section that have a setting; none if all have, or it is elsewhere."""
+    section, _, key = name.rpartition(".")
+    types = tagged_sections().get(section, {})
+    having = [kind for kind, settings in types.items() if key in settings]
+    if len(having) == len(types):
+        return []
+    return having
 
 
 def choices_of(field: msgspec.inspect.Field) -> list[str]:

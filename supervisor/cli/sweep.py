@@ -98,8 +98,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="run.py sweep",
         usage=(
-            f"{this_command()} sweep DIR --SETTING VALUE,VALUE,... [--SETTING VALUE ...] [--seeds N] "
-            "[--slots N] [--dry-run]"
+            f"{this_command()} sweep DIR --SETTING VALUE,VALUE,... [--SETTING VALUE ...] "
+            "[--seeds N] [--slots N] [--dry-run]"
         ),
         description=(
             "A run for each combination of settings and each seed, in DIR, and a table of their "
