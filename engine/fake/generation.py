@@ -1,10 +1,9 @@
-"""Generation for the fake engine: a transformers model, one request at a time, token by token, all
-requests in turns.
+"""Generation for the fake engine: a transformers model, token by token, requests in turns.
 
 A step advances every running request by one token. Each request has its own KV cache and its own
 random generator, and its logits are computed alone, so a response depends on its prompt, its seed
 and the weights, and on nothing that runs beside it. Between two forward passes the event loop runs:
-pauses, aborts and steers take effect there.
+pauses, aborts and commands take effect there.
 """
 
 from __future__ import annotations
@@ -59,8 +58,10 @@ class Request:
             self.random.manual_seed(self.seed)
 
     def observe(self, values: list[float]) -> Signal:
-        """The signal of the next token, of entropy, confidence and top-1 log-prob; the request's
-        own rule may force it."""
+        """Build the signal of the next token from entropy, confidence and top-1 log-prob.
+
+        The request's own rule may force the token.
+        """
         position = len(self.tokens)
         signal = Signal(
             position, *values, self.forced.at(position), self.tokens[-1] if self.tokens else -1
@@ -71,8 +72,10 @@ class Request:
         return signal
 
     def repeats(self) -> bool:
-        """Say whether a pattern of at most `pattern` tokens stands at the end `min_count` times on
-        end."""
+        """Say whether the end is one pattern, `min_count` times on end.
+
+        A pattern has at most `pattern` tokens.
+        """
         for size in range(1, self.pattern + 1):
             tail = self.tokens[-size * self.min_count :]
             if len(tail) == size * self.min_count and tail == tail[-size:] * self.min_count:
@@ -101,11 +104,9 @@ class Generator:
         self._model_dir = model_dir
         self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
         self._top_j = top_j
-        self._socket = (
-            SignalSocket(signals, keys=keys, heartbeat_seconds=heartbeat_seconds)
-            if signals
-            else None
-        )
+        self._socket: SignalSocket | None = None
+        if signals:
+            self._socket = SignalSocket(signals, keys=keys, heartbeat_seconds=heartbeat_seconds)
         self.requests: list[Request] = []
         self.version = "default"
         self.paused = False
@@ -118,17 +119,22 @@ class Generator:
 
     @property
     def end_tokens(self) -> frozenset[int]:
+        """Tokens that end a response."""
         end = self._model.config.eos_token_id
-        return frozenset() if end is None else frozenset(end if isinstance(end, list) else [end])
+        if end is None:
+            return frozenset()
+        if isinstance(end, list):
+            return frozenset(end)
+        return frozenset([end])
 
     def add(self, request: Request) -> None:
-        """Start on a response; `request.finished` is set when it is complete."""
+        """Start a response; `request.finished` is set when it is complete."""
         request.cache = DynamicCache(config=self._model.config)
         self.requests.append(request)
         self._wake.set()
 
     async def pause(self) -> None:
-        """Returns when no step is under way, and none will be until `resume`."""
+        """Wait until no step is under way; none will be until `resume`."""
         self.paused = True
         self._wake.set()
         await self._between_steps.wait()
@@ -138,7 +144,7 @@ class Generator:
         self._wake.set()
 
     def load(self, path: Path, checksum: str) -> None:
-        """New weights, KV caches kept.
+        """Load new weights, and keep the KV caches.
 
         Raises ValueError, with the old ones in place, when the file is not the announced one.
         """
@@ -150,7 +156,7 @@ class Generator:
         return self._model.state_dict()
 
     async def run(self) -> None:
-        """Forever: steps, while there is something to do."""
+        """Run steps forever, while there is something to do."""
         try:
             while True:
                 self.requests = [
@@ -170,9 +176,9 @@ class Generator:
                 self._socket.close()
 
     async def _step(self, running: list[Request]) -> None:
-        """One token for each request.
+        """Generate one token for each request.
 
-        As in vLLM, what arrives during a step acts at its end: steers before it samples.
+        As in vLLM, what arrives during a step acts at its end: commands before it samples.
         """
         logits = []
         for request in running:
@@ -194,7 +200,7 @@ class Generator:
 
     @torch.inference_mode()
     def _next_logits(self, request: Request) -> torch.Tensor:
-        """float32 [V], after the last token so far. The first call reads the prompt."""
+        """Compute float32 [V] after the last token so far; the first call reads the prompt."""
         new = request.tokens[-1:] or request.prompt
         start = len(request.prompt) + len(request.tokens) - len(new)
         output = self._model(
@@ -207,15 +213,17 @@ class Generator:
         return output.logits[0, -1].float()
 
     def _watch(self, running: list[Request], scaled: torch.Tensor) -> list[int]:
-        """Send this step's signals, from `scaled` [R, V]; returns the token to force for each
-        request, or -1."""
+        """Send this step's signals, from `scaled` [R, V].
+
+        Returns the token to force for each request, or -1.
+        """
         if self._socket is None:
             return [-1] * len(running)
         turns = {request.turn_id: request for request in running if request.turn_id is not None}
-        for steer in self._socket.steers():
-            request = turns.get(steer.turn_id)
-            if request is not None and takes_effect(steer, request.tokens, self.vocabulary):
-                request.forced.add(len(request.tokens), steer.tokens)
+        for command in self._socket.receive_commands():
+            request = turns.get(command.turn_id)
+            if request is not None and takes_effect(command, request.tokens, self.vocabulary):
+                request.forced.add(len(request.tokens), command.tokens)
         columns = torch.stack(uncertainty(scaled, self._top_j)).T.tolist()
         seen = [
             (request.turn_id, request.observe(values))
@@ -228,8 +236,10 @@ class Generator:
         return [signal.forced for _, signal in seen]
 
     def _append(self, request: Request, logits: torch.Tensor, forced: int) -> None:
-        """Sample from `logits` [V] (after temperature), or take the forced token, whose log-prob is
-        0 as in vLLM."""
+        """Sample from `logits` [V] (after temperature), or take the forced token.
+
+        The log-prob of that is 0, as in vLLM.
+        """
         log_probs = torch.log_softmax(logits, -1)
         if forced >= 0:
             token = forced
@@ -238,17 +248,17 @@ class Generator:
             token = 0
             log_prob = NO_LOG_PROB
         else:
-            greedy = request.temperature == 0
-            token = int(
-                logits.argmax()
-                if greedy
-                else torch.multinomial(log_probs.exp(), 1, generator=request.random)
-            )
+            choice = logits.argmax()
+            if request.temperature > 0:
+                choice = torch.multinomial(log_probs.exp(), 1, generator=request.random)
+            token = int(choice)
             log_prob = log_probs[token].item()
         request.tokens.append(token)
         request.log_probs.append(log_prob)
-        listed = request.top_k if log_prob > NO_LOG_PROB else 0
-        request.top.append(_candidates(log_probs, token, listed) if listed else [])
+        candidates = []
+        if request.top_k and log_prob > NO_LOG_PROB:
+            candidates = _list_candidates(log_probs, token, request.top_k)
+        request.top.append(candidates)
         request.grown.set()
         request.versions.append(self.version)
         if token in request.stop:
@@ -259,9 +269,11 @@ class Generator:
             request.finish("length")
 
 
-def _candidates(log_probs: torch.Tensor, token: int, count: int) -> list[dict]:
-    """As vLLM lists them: the sampled token, then the most likely others by rank, cut at
-    `count`."""
+def _list_candidates(log_probs: torch.Tensor, token: int, count: int) -> list[dict]:
+    """List candidates as vLLM does: the sampled token, then the most likely others by rank.
+
+    The list is cut at `count`.
+    """
     values, tokens = log_probs.topk(min(count, len(log_probs)))
     rank = int((log_probs > log_probs[token]).sum()) + 1
     ranked = [

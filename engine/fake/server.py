@@ -1,8 +1,9 @@
-"""A small engine for tests and for `--serial`: vLLM's HTTP, abort and weight protocols as far as we
-use them, and our own signals.
+"""A small engine for tests and for `--serial`.
+
+It has vLLM's HTTP, abort and weight protocols as far as we use them, and our own signals.
 
 It runs inside an event loop that is already running, beside everything else of a run. What it
-generates comes from `fake_generation.py`; the same protocol tests run against it and against vLLM.
+generates comes from `generation.py`; the same protocol tests run against it and against vLLM.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class FakeEngine:
         """Serve the Hugging Face model in `model_dir` at 127.0.0.1:`port` (0: any free one).
 
         `signals`: ZeroMQ address at which the controller's ROUTER is bound, for whom `keys` is a
-        directory of (protocol/security.py); None: no signals and no steers. `top_j`: see
+        directory of (protocol/security.py); None: no signals and no commands. `top_j`: see
         uncertainty.py. `key`: what whoever asks must know. `heartbeat_seconds`: of the connection
         for signals.
         """
@@ -74,7 +75,7 @@ class FakeEngine:
         self._loaded = False
 
     async def start(self) -> str:
-        """The URL at which the engine answers from now on."""
+        """Start to answer, and return the URL at which the engine does."""
         self._generator = Generator(*self._settings)
         self._loop = asyncio.create_task(self._generator.run())
         app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_as_vllm, self._gate])
@@ -172,7 +173,7 @@ class FakeEngine:
         return _json(_answer(request))
 
     async def _stream(self, raw: web.Request, request: Request) -> web.StreamResponse:
-        """An event a token; the last one has no token of its own if the request was aborted."""
+        """Send an event a token; the last one has none of its own if the request was aborted."""
         response = web.StreamResponse(headers={"Content-Type": EVENTS, **lively_headers()})
         await response.prepare(raw)
         stream = LivelyStream(lambda piece, more: response.write(piece))
@@ -208,7 +209,7 @@ class FakeEngine:
         return web.Response()
 
     def _check_alive(self) -> None:
-        """Raises what ended the generation."""
+        """Raise what ended the generation."""
         if self._loop.done() and not self._loop.cancelled():
             self._loop.result()
 
@@ -279,13 +280,15 @@ async def _mark(raw: web.Request, response: web.StreamResponse) -> None:
 
 
 def _answer(request: Request) -> dict:
-    """A finished request as /inference/v1/generate answers it."""
+    """Build the answer of /inference/v1/generate to a finished request."""
     return _event(request, slice(None), last=True)
 
 
 def _event(request: Request, part: slice, last: bool) -> dict:
-    """A part of its tokens; the `last` one says how it ended, and which weights produced all of
-    them."""
+    """Build the event of a part of a request's tokens.
+
+    The `last` one says how it ended, and which weights produced all of them.
+    """
     entries = [
         {"token_id": token, "logprob": log_prob, "top_logprobs": top}
         for token, log_prob, top in zip(

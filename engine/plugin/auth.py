@@ -25,11 +25,13 @@ from engine.constants import (
 )
 
 OPEN = ("/health",)
-"""Asked by whatever watches over processes; says nothing but that the engine lives."""
+"""Routes that need no key: they say nothing but that the engine lives."""
 
 LAPSES_SECONDS = 30.0
-"""After its last request, an engine is a run's no more: three of the questions by which a run finds
-out that its engines are there."""
+"""Time after its last request after which an engine is a run's no more.
+
+It is that of three of the questions by which a run finds out that its engines are there.
+"""
 TAKEN = "another run uses this engine; it is free when that ends, or {:g} s after it was killed"
 TAKEN_STATUS = 423
 
@@ -45,19 +47,23 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 
 def knows_key(authorization: str, key: str) -> bool:
-    """Say whether the header `Authorization` has the key (with an empty one, anybody does), in a time
-    that says nothing of it."""
+    """Say whether the header `Authorization` has the key, in a time that says nothing of it.
+
+    With an empty key, anybody has it.
+    """
     return not key or hmac.compare_digest(authorization.encode(), bearer(key).encode())
 
 
 def bearer(key: str) -> str:
-    """The header that `knows_key` accepts."""
+    """Make the header that `knows_key` accepts."""
     return f"Bearer {key}"
 
 
 class Claim:
-    """The run whose the engine is: two that put their weights into it would train on each other's
-    tokens."""
+    """The claim of a run on the engine.
+
+    Two runs that put their weights into it would train on each other's tokens.
+    """
 
     def __init__(self) -> None:
         self._run = ""
@@ -128,8 +134,10 @@ class LivelyStream:
 
 
 class _Answer:
-    """An answer on its way through the gate to `send`, which marks it, and keeps it alive if it is
-    a stream of events."""
+    """An answer on its way through the middleware, which marks it.
+
+    If it is a stream of events, it is kept alive.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -162,7 +170,7 @@ class _Answer:
 
 
 def lively_headers() -> dict[str, str]:
-    """Headers of a LivelyStream. A proxy that collected its comments would make it seem silent."""
+    """Make the headers of a LivelyStream, whose comments no proxy is to collect."""
     return {ALIVE_HEADER: f"{ALIVE_SECONDS:g}", "X-Accel-Buffering": "no"}
 
 
@@ -173,9 +181,11 @@ def streams_events(headers: dict[bytes, bytes]) -> bool:
 
 
 class BearerAuthMiddleware:
-    """ASGI middleware (vLLM's --middleware): 401 for whoever does not know the key in the
-    environment variable ENGINE_KEY, 423 for a run while the engine is another's. Answers have the
-    header GATED."""
+    """ASGI middleware (vLLM's --middleware) that asks for the engine's key.
+
+    It answers 401 without the key in the environment variable ENGINE_KEY_VARIABLE, and 423 to a
+    run while the engine is another's. Answers have the header GATED_HEADER.
+    """
 
     def __init__(self, app: App) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""The engine's end of the signal connection: frames out, steers in. Never blocks generation."""
+"""The engine's end of the signal connection: frames out, commands in. Never blocks generation."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from protocol.security import HEARTBEAT_SECONDS, connect, load_keys
 log = logging.getLogger(__name__)
 
 DTYPES = (INT32, FLOAT32, FLOAT32, FLOAT32, INT32, INT32)
-"""Of a frame's columns, after the turns."""
+"""Element types of a frame's columns, after the turns."""
 
 HIGH_WATER = 1000
 """Frames that wait for a controller that does not read, before further ones are dropped."""
 
 
 class SignalRows(NamedTuple):
-    """What the policy thought before one token of each of some turns: the columns of a SignalFrame,
-    in the order of Signal's fields."""
+    """Signals of one token of each of some turns.
+
+    They are the columns of a SignalFrame, in the order of Signal's fields.
+    """
 
     turn_ids: list[str]
     position: np.ndarray  # int32 [N], of the token about to be sampled
@@ -37,19 +39,19 @@ class SignalRows(NamedTuple):
     previous: np.ndarray  # int32 [N], the token at position - 1, or -1
 
     def signals(self) -> Iterator[Signal]:
-        """The same, as rules take it."""
+        """Yield the rows as signals, which rules take."""
         return map(Signal, *(column.tolist() for column in self[1:]))
 
-    def pick(self, which: list[int]) -> SignalRows:
-        """Those rows alone."""
-        return SignalRows(
-            [self.turn_ids[i] for i in which], *(column[which] for column in self[1:])
-        )
+    def pick(self, rows: list[int]) -> SignalRows:
+        """Return some of the rows alone."""
+        return SignalRows([self.turn_ids[i] for i in rows], *(column[rows] for column in self[1:]))
 
 
 def build_rows(turn_ids: Sequence[str], signals: Sequence[Signal]) -> SignalRows:
-    """The signals of so many turns as columns."""
-    columns = zip(*signals, strict=True) if signals else [()] * len(Signal._fields)
+    """Build the rows of the signals of so many turns."""
+    columns = [()] * len(Signal._fields)
+    if signals:
+        columns = zip(*signals, strict=True)
     return SignalRows(
         list(turn_ids),
         *(np.array(column, dtype) for column, dtype in zip(columns, DTYPES, strict=True)),
@@ -57,7 +59,7 @@ def build_rows(turn_ids: Sequence[str], signals: Sequence[Signal]) -> SignalRows
 
 
 def concat_rows(parts: Sequence[SignalRows]) -> SignalRows:
-    """All rows of the parts (at least one), in their order."""
+    """Concatenate the rows of the parts (at least one), in their order."""
     if len(parts) == 1:
         return parts[0]
     columns = zip(*(part[1:] for part in parts), strict=True)
@@ -90,9 +92,9 @@ class SignalSocket:
         self.dropped_frames = 0
 
     def send(self, rows: SignalRows) -> None:
-        """One frame for this engine step; dropped, and counted, when the controller is far behind.
+        """Send one frame for this engine step; nothing is sent of no rows.
 
-        Nothing is sent of no rows.
+        It is dropped, and counted, when the controller is far behind.
         """
         if not rows.turn_ids:
             return
@@ -112,8 +114,8 @@ class SignalSocket:
                     self.dropped_frames,
                 )
 
-    def steers(self) -> Iterator[ForceTokens]:
-        """The steers that have arrived."""
+    def receive_commands(self) -> Iterator[ForceTokens]:
+        """Receive the commands to force tokens that have arrived."""
         while True:
             try:
                 frame = self._socket.recv(zmq.NOBLOCK)
@@ -124,6 +126,7 @@ class SignalSocket:
                 yield message
 
     def close(self) -> None:
+        """Close the socket."""
         self._socket.close()
 
 
@@ -145,19 +148,24 @@ class ForcedQueue:
         self._tokens.extend(tokens)
 
     def at(self, position: int) -> int:
-        """The token to force at `position`, or -1."""
+        """Return the token to force at `position`, or -1."""
         i = position - self._start
-        return self._tokens[i] if 0 <= i < len(self._tokens) else -1
+        if 0 <= i < len(self._tokens):
+            return self._tokens[i]
+        return -1
 
 
-def takes_effect(steer: ForceTokens, response: Sequence[int], vocabulary: int) -> bool:
-    """Say whether to carry out `steer`: not when the response already contains `unless`, nor with
-    tokens that do not exist."""
-    if any(not 0 <= token < vocabulary for token in steer.tokens):
+def takes_effect(command: ForceTokens, response: Sequence[int], vocabulary: int) -> bool:
+    """Say whether to carry out a command.
+
+    It is not carried out when the response already contains `unless`, nor with tokens that do not
+    exist.
+    """
+    if any(not 0 <= token < vocabulary for token in command.tokens):
         log.warning(
             "ignored a steer of turn %s: it forces tokens outside the vocabulary of %d",
-            steer.turn_id,
+            command.turn_id,
             vocabulary,
         )
         return False
-    return steer.unless not in response
+    return command.unless not in response

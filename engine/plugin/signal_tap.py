@@ -1,16 +1,21 @@
-"""The signal tap for vLLM's V1 model runner: a logits processor that sends one frame of signals a
-step, and can force tokens.
+"""The signal tap for vLLM's V1 model runner.
+
+It is a logits processor that sends one frame of signals a step, and can force tokens.
 
 Interface: `LogitsProcessor` (vllm/v1/sample/logits_processor/interface.py), which calls
 `update_state` and then `apply` once a step. What the adapter relies on, and where it comes from:
 
-- Row i of the logits is request i of the persistent batch; `update_state` says which requests came, left and moved.
-- `output` below is the runner's own list of a request's response tokens: its length is the position about to be sampled. With
-  asynchronous scheduling it holds -1 for tokens in flight, which vLLM replaces before `apply` when custom processors exist.
+- Row i of the logits is request i of the persistent batch; `update_state` says which requests
+  came, left and moved.
+- `output` below is the runner's own list of a request's response tokens: its length is the position
+  about to be sampled. With asynchronous scheduling it holds -1 for tokens in flight, which vLLM
+  replaces before `apply` when custom processors exist.
 - Custom processors run before temperature, so each row is divided by its own here.
-- A chunk of a prefill that is not the last has a row, too, whose token is thrown away. Nothing in the interface tells; so with chunked
-  prefill the first signal of a row is held back for a step, and sent once the response has grown. (`uncertainty` is computed anyway.)
-- A preempted request leaves and comes back with a new list, so its forced tokens and its rule are kept by turn id.
+- A chunk of a prefill that is not the last has a row, too, whose token is thrown away. Nothing in
+  the interface tells. So with chunked prefill the first signal of a row is held back for a step,
+  and sent once the response has grown. (`uncertainty` is computed anyway.)
+- A preempted request leaves and comes back with a new list, so its forced tokens and its rule are
+  kept by turn id.
 """
 
 from __future__ import annotations
@@ -37,24 +42,25 @@ if TYPE_CHECKING:
 class BatchTurn(Turn):
     """A turn whose `output` is the runner's list, not a copy."""
 
-    unproven: bool = (
-        False  # it has not sampled since it came: its next row may be of a prefill's chunk
-    )
-    held: SignalRows | None = None
+    unproven: bool = False
+    """It has not sampled since it came: its next row may be of a prefill's chunk."""
+    withheld_row: SignalRows | None = None
 
-    def proven(self) -> SignalRows | None:
-        """The row that was held back, if its token was sampled after all."""
-        held = self.held
-        self.held = None
-        if held is None or self.position <= held.position[0]:
+    def take_proven_row(self) -> SignalRows | None:
+        """Take the row that was withheld, if its token was sampled after all."""
+        row = self.withheld_row
+        self.withheld_row = None
+        if row is None or self.position <= row.position[0]:
             return None
         self.unproven = False
-        return held
+        return row
 
 
 class SignalTap(LogitsProcessor):
-    """Sends one SignalFrame a step for the requests that carry our turn id, and forces what steers
-    and rules ask for."""
+    """Sends one SignalFrame a step for the requests that carry our turn id, and forces tokens.
+
+    Commands and rules ask for these.
+    """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._turns: dict[int, BatchTurn] = {}  # batch row -> turn
@@ -75,17 +81,16 @@ class SignalTap(LogitsProcessor):
         for row in batch_update.removed:
             self._leave(row)
         for row, params, _prompt, output in batch_update.added:
-            self._leave(
-                row
-            )  # a new request may take the row of one that is not reported as removed
+            # A new request may take the row of one that is not reported as removed.
+            self._leave(row)
             self._enter(row, params, output)
         for source, target, direction in batch_update.moved:
             moving = self._turns.pop(source, None)
-            standing = self._turns.pop(target, None)
+            target_turn = self._turns.pop(target, None)
             if moving is not None:
                 self._turns[target] = moving
-            if standing is not None and direction == MoveDirectionality.SWAP:
-                self._turns[source] = standing
+            if target_turn is not None and direction == MoveDirectionality.SWAP:
+                self._turns[source] = target_turn
         self._batch = build_batch(self._turns)
 
     def _enter(self, row: int, params: SamplingParams, output: list[int]) -> None:
@@ -98,8 +103,9 @@ class SignalTap(LogitsProcessor):
         turn = self._turns.pop(row, None)
         if turn is None:
             return
-        if (late := turn.proven()) is not None:
-            self._late.append(late)
+        late_row = turn.take_proven_row()
+        if late_row is not None:
+            self._late.append(late_row)
         self.tap.leave(turn)
 
     # --- one step
@@ -107,7 +113,7 @@ class SignalTap(LogitsProcessor):
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         if self.tap is None:
             return logits
-        self.tap.take_steers(logits.shape[-1])
+        self.tap.take_commands(logits.shape[-1])
         batch = self._batch
         if batch.turns or self._late:
             measured = self.tap.measure(logits, batch)
@@ -121,8 +127,11 @@ class SignalTap(LogitsProcessor):
         return logits
 
     def _release(self, signals: SignalRows) -> SignalRows:
-        """The rows to send now: without those that may be of a prefill's chunk, with earlier ones
-        that proved not to be."""
+        """Return the rows to send now.
+
+        Those that may be of a prefill's chunk are left out, and earlier ones that proved not to be
+        are added.
+        """
         if not self._late and not any(turn.unproven for turn in self._batch.turns):
             return signals
         earlier = self._late
@@ -130,9 +139,10 @@ class SignalTap(LogitsProcessor):
         sent = []
         for i, turn in enumerate(self._batch.turns):
             if turn.unproven:
-                if (held := turn.proven()) is None:
-                    turn.held = signals.pick([i])
+                row = turn.take_proven_row()
+                if row is None:
+                    turn.withheld_row = signals.pick([i])
                     continue
-                earlier.append(held)
+                earlier.append(row)
             sent.append(i)
         return concat_rows([*earlier, signals.pick(sent)])

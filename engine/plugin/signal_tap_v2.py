@@ -6,11 +6,13 @@ Interface: `LogitsProcessor` (vllm/v1/worker/gpu/sample/logits_processor/interfa
 `add_request` when a request gets a slot, and `apply(logits, ctx)` once a step. What the adapter
 relies on:
 
-- Row i of the logits is the request in slot `ctx.idx_mapping_np[i]`; with speculative decoding a request would have several rows, so
-  that is refused.
-- `ctx.seq_lens_upper_bound_np[i]` less the length of the prompt is the position about to be sampled; of a chunk of a prefill that is not
-  the last it is negative, and of one that is computed again after a preemption it is a position that was sampled before (or, since the
-  tap learns of a token a step later, the last one once more: whoever reads the signals ignores a position that he has seen).
+- Row i of the logits is the request in slot `ctx.idx_mapping_np[i]`. With speculative decoding a
+  request would have several rows, so that is refused.
+- `ctx.seq_lens_upper_bound_np[i]` less the length of the prompt is the position about to be
+  sampled. Of a chunk of a prefill that is not the last it is negative. Of one that is computed
+  again after a preemption it is a position that was sampled before. (Or it is the last one once
+  more, since the tap learns of a token a step later. Whoever reads the signals ignores a position
+  that he has seen.)
 - `ctx.input_ids[i]` is the token before it.
 - Nothing tells when a request has left; its slot is taken by another one some time.
 """
@@ -37,7 +39,7 @@ UNKNOWN = -1
 
 
 class SignalTapV2(LogitsProcessor):
-    """As `SignalTap`."""
+    """Does as `SignalTap`, for the V2 model runner."""
 
     def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
         self._states = req_states
@@ -50,8 +52,9 @@ class SignalTapV2(LogitsProcessor):
             )
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
-        if (gone := self._slots.pop(req_idx, None)) is not None:
-            self.tap.leave(gone)
+        former = self._slots.pop(req_idx, None)
+        if former is not None:
+            self.tap.leave(former)
         turn_id = turn_id_of(sampling_params)
         if self.tap is None or turn_id is None:
             return False
@@ -60,7 +63,8 @@ class SignalTapV2(LogitsProcessor):
                 self.tap.leave(self._slots.pop(slot))
         turn = Turn(turn_id, sampling_params.temperature, [])
         before = self.tap.enter(turn, sampling_params)
-        turn.output = before.output if before is not None else []
+        if before is not None:
+            turn.output = before.output
         self._slots[req_idx] = turn
         return True
 
@@ -70,7 +74,7 @@ class SignalTapV2(LogitsProcessor):
         self._grow(ctx)
         batch = build_batch(self._rows(ctx))
         if not batch.turns:
-            self.tap.take_steers(logits.shape[-1])
+            self.tap.take_commands(logits.shape[-1])
             return logits
         measured = self.tap.measure(logits, batch, ctx.input_ids)
         previous = [
@@ -80,9 +84,8 @@ class SignalTapV2(LogitsProcessor):
         for turn, token in zip(batch.turns, previous, strict=True):
             if turn.output:
                 turn.output[-1] = token
-        self.tap.take_steers(
-            logits.shape[-1]
-        )  # now that it is known whether a response holds what a steer is not to follow
+        # Now it is known whether a response holds the token that a command is not to follow.
+        self.tap.take_commands(logits.shape[-1])
         signals = self.tap.signals(batch, measured, previous)
         self.tap.decide(signals)
         self.tap.socket.send(signals)
@@ -90,15 +93,17 @@ class SignalTapV2(LogitsProcessor):
         return logits
 
     def _grow(self, ctx: LogitsContext) -> None:
-        """Each response has as many tokens as its position says; the last one becomes known with
-        this step's transfer."""
+        """Have each response as many tokens as its position says.
+
+        The last one becomes known with this step's transfer.
+        """
         for row, slot in enumerate(ctx.idx_mapping_np.tolist()):
             turn = self._slots.get(slot)
             if turn is not None:
                 turn.output += [UNKNOWN] * (self._position(ctx, row, slot) - len(turn.output))
 
     def _rows(self, ctx: LogitsContext) -> dict[int, Turn]:
-        """The rows in which a turn is about to sample a token it has not sampled before."""
+        """Return the rows in which a turn is about to sample a token for the first time."""
         slots = enumerate(ctx.idx_mapping_np.tolist())
         turns = [
             (row, self._slots[slot], self._position(ctx, row, slot))

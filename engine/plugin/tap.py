@@ -1,5 +1,6 @@
-"""What the signal tap does at each engine step, whatever interface vLLM calls it by: measure,
-decide, send one frame, force tokens.
+"""The signal tap, whatever interface vLLM calls it by.
+
+At each engine step it measures, decides, sends one frame and forces tokens.
 
 The adapters, `signal_tap.py` and `signal_tap_v2.py`, know which request is in which row of the
 logits; here are the turns.
@@ -34,8 +35,10 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 REMEMBERED = 4096
-"""Turns that left the batch and are kept, with their forced tokens, in case they come back: more
-than can be preempted at once."""
+"""Turns that left the batch and are kept, with their forced tokens, in case they come back.
+
+They are more than can be preempted at once.
+"""
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Turn:
 
     @property
     def position(self) -> int:
-        """Of the token about to be sampled."""
+        """Position of the token about to be sampled."""
         return len(self.output)
 
 
@@ -63,20 +66,20 @@ class Batch(NamedTuple):
 
 
 def build_batch(turns: Mapping[int, Turn]) -> Batch:
-    """The turns, by row."""
+    """Build the batch of turns by row."""
     rows = sorted(turns)
     return Batch(rows, [turns[row] for row in rows])
 
 
 def turn_id_of(params: SamplingParams) -> str | None:
-    """The turn that a request belongs to; None: it is not watched."""
+    """Return the id of the turn that a request is of; None: it is not watched."""
     return (params.extra_args or {}).get(TURN_ID_KEY)
 
 
 def open_tap(vllm_config: VllmConfig) -> Tap | None:
-    """The tap of this worker, as the environment has it; None without a controller.
+    """Open this worker's tap, as the environment has it; None without a controller.
 
-    ValueError where it cannot work.
+    Raises ValueError where it cannot work.
     """
     endpoint = os.environ.get(TAP_ENDPOINT_VARIABLE)
     if not endpoint:
@@ -102,20 +105,21 @@ class Tap:
         self._top_j = top_j
         self._turns: dict[str, Turn] = {}
         self._ruled: dict[str, Turn] = {}  # those with a rule to carry out here
-        self._left: OrderedDict[str, Turn] = (
-            OrderedDict()
-        )  # finished, or preempted: then it comes back
+        # Turns that finished, or were preempted: then they come back.
+        self._former: OrderedDict[str, Turn] = OrderedDict()
 
     def enter(self, turn: Turn, params: SamplingParams) -> Turn | None:
-        """The request of `turn` joins the batch, perhaps again; returns what is known of it from
-        before."""
-        before = self._left.pop(turn.turn_id, None)
+        """Take the request of `turn` into the batch.
+
+        If it was there before, that turn is returned.
+        """
+        before = self._former.pop(turn.turn_id, None)
         if before is not None:
             turn.forced = before.forced
             turn.rule = before.rule
             turn.queue = before.queue
-        elif rule := params.extra_args.get(RULE_KEY):
-            delegated = msgspec.json.decode(rule, type=RuleSpec)
+        elif params.extra_args.get(RULE_KEY):
+            delegated = msgspec.json.decode(params.extra_args[RULE_KEY], type=RuleSpec)
             turn.rule = delegated.build()
             turn.queue = delegated.closing_tokens
         self._turns[turn.turn_id] = turn
@@ -124,41 +128,48 @@ class Tap:
         return before
 
     def leave(self, turn: Turn) -> None:
-        """The request leaves the batch, for good or for a while."""
+        """Take the request out of the batch, for good or for a while."""
         if self._turns.get(turn.turn_id) is turn:
             del self._turns[turn.turn_id]
             self._ruled.pop(turn.turn_id, None)
-        self._left[turn.turn_id] = turn
-        while len(self._left) > REMEMBERED:
-            self._left.popitem(last=False)
+        self._former[turn.turn_id] = turn
+        while len(self._former) > REMEMBERED:
+            self._former.popitem(last=False)
 
-    def take_steers(self, vocabulary: int) -> None:
-        """Queue what steers that have arrived ask for."""
-        for steer in self.socket.steers():
-            turn = self._turns.get(steer.turn_id) or self._left.get(steer.turn_id)
-            if turn is not None and takes_effect(steer, turn.output, vocabulary):
-                turn.forced.add(turn.position, steer.tokens)
+    def take_commands(self, vocabulary: int) -> None:
+        """Queue the tokens that commands ask for which have arrived."""
+        for command in self.socket.receive_commands():
+            turn = self._turns.get(command.turn_id) or self._former.get(command.turn_id)
+            if turn is not None and takes_effect(command, turn.output, vocabulary):
+                turn.forced.add(turn.position, command.tokens)
 
     def measure(self, logits: torch.Tensor, batch: Batch, *more: torch.Tensor) -> np.ndarray:
-        """float32 [3 + len(more), N]: entropy, confidence and top log-prob of the batch's rows of
-        `logits` [B, V], before anything is forced; and the values there of `more` tensors [B] (of
-        at most 24 bits), which come by the same transfer from the device."""
+        """Measure the batch's rows of `logits` [B, V], before anything is forced.
+
+        Returns float32 [3 + len(more), N]: entropy, confidence and top log-prob, and the values of
+        `more` tensors [B] (of at most 24 bits), which come by the same transfer from the device.
+        """
         if not batch.rows:
             return np.empty((3 + len(more), 0), FLOAT32)
-        whole = len(batch.rows) == logits.shape[0]
-        index = None if whole else torch.tensor(batch.rows, device=logits.device)
-        chosen = logits if whole else logits[index]
+        chosen = logits
+        extra = list(more)
+        if len(batch.rows) != logits.shape[0]:
+            index = torch.tensor(batch.rows, device=logits.device)
+            chosen = logits[index]
+            extra = [tensor[index] for tensor in more]
         temperatures = [turn.temperature for turn in batch.turns]
         if any(temperature != 1.0 for temperature in temperatures):
             chosen = divide_by_temperature(chosen, torch.tensor(temperatures, device=logits.device))
-        extra = [(tensor if whole else tensor[index]).float() for tensor in more]
+        extra = [tensor.float() for tensor in extra]
         return torch.stack([*uncertainty(chosen, self._top_j), *extra]).cpu().numpy()
 
     def signals(
         self, batch: Batch, measured: np.ndarray, previous: Sequence[int] | np.ndarray
     ) -> SignalRows:
-        """What is reported of the tokens that are about to be sampled; `previous` are the ones
-        before them, or -1."""
+        """Build the rows of the tokens that are about to be sampled.
+
+        `previous` are the tokens before them, or -1.
+        """
         positions = [turn.position for turn in batch.turns]
         forced = [
             turn.forced.at(position) for turn, position in zip(batch.turns, positions, strict=True)
@@ -184,7 +195,8 @@ class Tap:
 def force(logits: torch.Tensor, batch: Batch) -> None:
     """Leave each row whose turn has a token to force one possible token, with log-prob 0."""
     pairs = zip(batch.rows, batch.turns, strict=True)
-    forced = [(row, token) for row, turn in pairs if (token := turn.forced.at(turn.position)) >= 0]
+    tokens_by_row = [(row, turn.forced.at(turn.position)) for row, turn in pairs]
+    forced = [(row, token) for row, token in tokens_by_row if token >= 0]
     if forced:
         index, tokens = (
             torch.tensor(column, device=logits.device) for column in zip(*forced, strict=True)

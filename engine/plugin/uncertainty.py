@@ -30,42 +30,44 @@ class Uncertainty(NamedTuple):
 
 
 CHUNK = 1 << 23
-"""Logits taken at once: two float32 copies of so many, 64 MB, are all the memory it needs, whatever
-the batch."""
+"""Logits taken at once.
+
+Two float32 copies of so many, 64 MB, are all the memory it needs, whatever the batch.
+"""
 
 GROUP = 16
 """Values among which the largest one is looked for first."""
 
 
 def uncertainty(logits: torch.Tensor, top_j: int) -> Uncertainty:
-    """Entropy, confidence and top-1 log-prob of each row of `logits` [R, V], already divided by the
-    temperature.
+    """Measure entropy, confidence and top-1 log-prob of each row of `logits` [R, V].
 
-    `logits` may have any floating dtype and is not changed; sums are float32. `top_j` above V means
+    They are divided by the temperature already. `logits` may have any floating dtype and is not changed; sums are float32. `top_j` above V means
     V. Raises ValueError when `top_j` is not positive.
     """
     if top_j < 1:
         raise ValueError(f"top_j must be at least 1, not {top_j}")
     rows = max(1, CHUNK // logits.shape[-1])
-    parts = [_of_rows(part, top_j) for part in logits.split(rows)]
-    return parts[0] if len(parts) == 1 else Uncertainty(*map(torch.cat, zip(*parts, strict=True)))
+    parts = [_measure_rows(part, top_j) for part in logits.split(rows)]
+    if len(parts) == 1:
+        return parts[0]
+    return Uncertainty(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _of_rows(logits: torch.Tensor, top_j: int) -> Uncertainty:
+def _measure_rows(logits: torch.Tensor, top_j: int) -> Uncertainty:
     log_probs = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
     top = _largest(log_probs, min(top_j, log_probs.shape[-1]))
     possible = top > float("-inf")
     confidence = -torch.where(possible, top, 0.0).sum(-1) / possible.sum(-1)
     top_log_prob = log_probs.amax(-1)
-    log_probs.clamp_(
-        min=torch.finfo(torch.float32).min
-    )  # makes p log p an exact 0 where p is 0, instead of 0 * -inf
+    # Makes p log p an exact 0 where p is 0, instead of 0 * -inf.
+    log_probs.clamp_(min=torch.finfo(torch.float32).min)
     entropy = -log_probs.exp().mul_(log_probs).sum(-1)
     return Uncertainty(entropy, confidence, top_log_prob)
 
 
 def _largest(values: torch.Tensor, count: int) -> torch.Tensor:
-    """The `count` largest of each row, in any order.
+    """Return the `count` largest of each row, in any order.
 
     On a CPU from candidates alone: they lie in those `count` groups whose largest are largest.
     Groups of every n-th value, since the maxima of such are those of whole vectors. A fifth of what
@@ -86,6 +88,8 @@ def _largest(values: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def divide_by_temperature(logits: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-    """A new tensor: each row of `logits` [R, V] over its `temperature` [R]; 0 (greedy decoding)
-    divides by 1, as in vLLM."""
+    """Divide each row of `logits` [R, V] by its `temperature` [R], into a new tensor.
+
+    0 (greedy decoding) divides by 1, as in vLLM.
+    """
     return logits / torch.where(temperature > 0, temperature, 1.0).unsqueeze(1)

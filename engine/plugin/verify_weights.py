@@ -1,5 +1,4 @@
-"""Say whether a vLLM model computes with the weights of a file: for the checks at the first update and
-every so many."""
+"""Comparison of a vLLM model's weights with a file, at the first update and every so many."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from safetensors import safe_open
 from torch import nn
 
 PROBES = 4
-"""Random inputs a packed layer is tried with."""
+"""Random inputs that a packed layer is tried with."""
 
 
 def compare_with_file(model: nn.Module, path: Path) -> int:
@@ -31,10 +30,10 @@ def compare_with_file(model: nn.Module, path: Path) -> int:
             parts = [f"{head}.{part}.weight" for part in stacked.get(tail, [tail])]
             if tail == "lm_head" and not names.issuperset(parts):
                 parts = ["model.embed_tokens.weight"]  # tied
-            held = getattr(module, "weight", None)
-            if isinstance(held, torch.Tensor) and names.issuperset(parts):
+            weight = getattr(module, "weight", None)
+            if isinstance(weight, torch.Tensor) and names.issuperset(parts):
                 expected = torch.cat([file.get_tensor(part) for part in parts])
-                if not holds(module, held, expected):
+                if not equal_weights(module, weight, expected):
                     raise ValueError(
                         f"after loading {path}, {module_name} does not hold the weights of the file"
                     )
@@ -46,33 +45,37 @@ def compare_with_file(model: nn.Module, path: Path) -> int:
     return compared
 
 
-def holds(module: nn.Module, held: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Say whether `module`, whose parameter is `held`, has the weight `expected` (the file's), and
-    computes with it."""
-    if held.numel():
+def equal_weights(module: nn.Module, weight: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Say whether `module`, whose parameter is `weight`, has the file's and computes with it.
+
+    The file's weight is `expected`.
+    """
+    if weight.numel():
         if (
-            held.ndim != expected.ndim
-            or held.shape[1:] != expected.shape[1:]
-            or held.shape[0] < expected.shape[0]
+            weight.ndim != expected.ndim
+            or weight.shape[1:] != expected.shape[1:]
+            or weight.shape[0] < expected.shape[0]
         ):
             raise ValueError(
-                f"a weight of shape {tuple(held.shape)} cannot be compared with one of "
+                f"a weight of shape {tuple(weight.shape)} cannot be compared with one of "
                 f"{tuple(expected.shape)}"
             )
         # A vocabulary is padded to a multiple of 64.
-        if not torch.equal(held[: expected.shape[0]].detach().cpu(), expected.to(held.dtype)):
+        if not torch.equal(weight[: expected.shape[0]].detach().cpu(), expected.to(weight.dtype)):
             return False
-    return computes(module, held, expected) if hasattr(module, "cpu_linear") else bool(held.numel())
+    if hasattr(module, "cpu_linear"):
+        return equal_outputs(module, weight, expected)
+    return bool(weight.numel())
 
 
-def computes(module: nn.Module, held: torch.Tensor, expected: torch.Tensor) -> bool:
+def equal_outputs(module: nn.Module, weight: torch.Tensor, expected: torch.Tensor) -> bool:
     """Say whether the packed weights of a layer on a CPU map random inputs as `expected` does."""
     inputs = torch.randn(PROBES, expected.shape[1], generator=torch.Generator().manual_seed(0)).to(
-        held.dtype
+        weight.dtype
     )
-    outputs = module.cpu_linear(inputs, held, None).float()[:, : expected.shape[0]]
-    reference = inputs.float() @ expected.to(held.dtype).float().T
-    tolerance = 4 * torch.finfo(held.dtype).eps * reference.abs().max().item() + 1e-6
+    outputs = module.cpu_linear(inputs, weight, None).float()[:, : expected.shape[0]]
+    reference = inputs.float() @ expected.to(weight.dtype).float().T
+    tolerance = 4 * torch.finfo(weight.dtype).eps * reference.abs().max().item() + 1e-6
     return bool(
         (outputs - reference).abs().max() <= max(tolerance, 1e-4 * reference.abs().max().item())
     )

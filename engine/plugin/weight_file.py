@@ -1,4 +1,4 @@
-"""A file of weights (safetensors), and whether it is the announced one and of the same model."""
+"""A file of weights (safetensors), and checks that it is the announced one of the same model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ import torch
 from safetensors import safe_open
 
 TIED_HEAD = "lm_head.weight"
-CHUNK = 1 << 20
-"""Bytes hashed at once."""
 
 
 def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    """The file's tensors by name, one after another, on the host."""
+    """Read the file's tensors by name, one after another, on the host."""
     with safe_open(path, framework="pt") as file:
         names = file.keys()
         for name in names:
@@ -24,13 +22,10 @@ def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def check_file(path: Path, checksum: str) -> None:
-    """Raises ValueError when the SHA-256 of the file's bytes is not `checksum` (hexadecimal), or
-    there is no such file."""
-    digest = hashlib.sha256()
+    """Raise ValueError when the file is missing, or its SHA-256 is not `checksum` (hexadecimal)."""
     try:
         with path.open("rb") as file:
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
+            digest = hashlib.file_digest(file, "sha256")
     except OSError as error:
         raise ValueError(f"weights cannot be read: {error}") from None
     if digest.hexdigest() != checksum:
@@ -40,27 +35,33 @@ def check_file(path: Path, checksum: str) -> None:
 
 
 def check_tensors(path: Path, expected: dict[str, list[int]]) -> None:
-    """Raises ValueError when the file's tensors differ in name or shape from `expected`; an empty
-    `expected` allows all."""
-    found = dict(_shapes(path))
+    """Raise ValueError when the file's tensors differ in name or shape from `expected`.
+
+    An empty `expected` allows all.
+    """
+    shapes = dict(_read_shapes(path))
     wrong = sorted(
-        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
+        name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name)
     )
     if expected and wrong:
         name = wrong[0]
         raise ValueError(
-            f"weights {path} are of another model: {name} is {found.get(name, 'missing')} there "
+            f"weights {path} are of another model: {name} is {shapes.get(name, 'missing')} there "
             "and "
             f"{expected.get(name, 'missing')} in the engine ({len(wrong)} tensors differ)"
         )
 
 
 def tensor_shapes(model: Path) -> dict[str, list[int]]:
-    """Shapes of the tensors in a model directory's safetensors files, from their headers; empty if
-    there are none. A language-model head that is tied to the embeddings is left out: some models
-    have it in their files, too, and it is never published."""
+    """Read the shapes of the tensors in a model directory's safetensors files.
+
+    They are empty if there are no files. A language-model head that is tied to the embeddings is
+    left out: some models have it in their files, too, and it is never published.
+    """
     shapes = {
-        name: shape for path in sorted(model.glob("*.safetensors")) for name, shape in _shapes(path)
+        name: shape
+        for path in sorted(model.glob("*.safetensors"))
+        for name, shape in _read_shapes(path)
     }
     config = model / "config.json"
     if config.exists() and json.loads(config.read_text()).get("tie_word_embeddings"):
@@ -68,7 +69,7 @@ def tensor_shapes(model: Path) -> dict[str, list[int]]:
     return shapes
 
 
-def _shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
+def _read_shapes(path: Path) -> Iterator[tuple[str, list[int]]]:
     with safe_open(path, framework="pt") as file:
         names = file.keys()
         for name in names:

@@ -1,5 +1,6 @@
-"""A weight transfer backend for vLLM: weights come as one safetensors file, on memory (/dev/shm) or
-on a shared disk.
+"""A weight transfer backend for vLLM: weights come as one safetensors file.
+
+It is in memory (/dev/shm) or on a shared disk.
 
 Interface: vllm/distributed/weight_transfer/base.py. An update is start, update, finish; the client
 pauses generation around it.
@@ -59,8 +60,7 @@ class InitInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """One update: a file, the version of its weights, the SHA-256 of its bytes, and whether to
-    compare after loading."""
+    """An update: a file, its version and SHA-256, and whether to compare after loading."""
 
     path: str
     version: int
@@ -69,7 +69,7 @@ class UpdateInfo(WeightTransferUpdateInfo):
 
 
 class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Registered as `foray_safetensors` (plugin.py)."""
+    """The backend that is registered as `foray_safetensors` (registration.py)."""
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
@@ -98,7 +98,9 @@ class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
         finally:
             finalize_layerwise_reload(self.model, self.model_config)
             pack_tied_head(self.model)
-        self._verify = path if update_info.verify else None
+        self._verify = None
+        if update_info.verify:
+            self._verify = path
 
     def finish_weight_update(self) -> None:
         """The weights are in use already; raises ValueError when they are not those of the file."""
