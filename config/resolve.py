@@ -30,6 +30,7 @@ from config.options import (
     tagged_sections,
     this_command,
 )
+from config.recipes import RECIPE_OPTION, read_recipes
 from envs.registry import settings_of_environment
 
 DATA_VARIABLES = {"alfworld": "ALFWORLD_DATA", "webshop": "WEBSHOP_DATA"}
@@ -39,16 +40,16 @@ DATA_VARIABLES = {"alfworld": "ALFWORLD_DATA", "webshop": "WEBSHOP_DATA"}
 def resolve(
     file: Path | None = None, overrides: dict[str, str] | None = None, serial: bool = False
 ) -> Config:
-    """The defaults, then the TOML file, then the overrides ({full or short name: text of the
-    value}).
+    """Resolve the defaults, then recipes, then the TOML file, then the overrides.
 
-    The defaults are those that depend on other settings, or on whether the run is `serial`
-    (config/defaults.py), then those of the sections.
+    Overrides are {full or short name: text of the value}; `recipe` names recipes. The defaults are
+    those that depend on other settings, or on whether the run is `serial` (config/defaults.py),
+    then those of the sections.
 
     Raises ConfigError for anything unknown, ill-typed, out of bounds or inconsistent.
     """
-    tree = _read_toml(file) if file else {}
     texts = {full_name(name): text for name, text in (overrides or {}).items()}
+    tree = _read_trees(texts.pop(RECIPE_OPTION, ""), file)
     environment = texts.get("env.name") or _environment_of(tree)
     known = all_settings() | environment_fields(environment)
     options = {}
@@ -57,7 +58,7 @@ def resolve(
         options[name] = _parse_value(name, known[name], text)
     in_file = _settings_of_file(tree, options)
     for name in in_file:
-        _check_known(name, known, f"in {file}")
+        _check_known(name, known, f"in {file or 'a recipe'}")
     given = in_file | fixed_thresholds(in_file)
     given |= options | fixed_thresholds(options)
     given = _with_types(given)
@@ -65,6 +66,14 @@ def resolve(
     config = from_dict(nest(_with_environment(values, environment)))
     check_consistency(config)
     return config
+
+
+def _read_trees(recipes: str, file: Path | None) -> dict[str, Any]:
+    """The settings of recipes and of a file, which wins, as nested dictionaries."""
+    tree = _read_toml(file) if file else {}
+    if not recipes:
+        return tree
+    return nest({**flatten(read_recipes(recipes)), **flatten(tree)})
 
 
 def _environment_of(tree: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ import msgspec
 from config import Config, ConfigError
 from config.defaults import with_preset
 from config.options import flatten
+from config.recipes import RECIPE_OPTION
 from config.resolve import full_name, resolve
 from learner.checkpoint_damage import newest_whole, set_aside_damaged
 from protocol.messages import SCHEMA_VERSION
@@ -68,6 +69,8 @@ def resumed_config(run_dir: Path, overrides: dict[str, str]) -> tuple[Config, st
     if not (run_dir / "config.toml").is_file():
         raise ConfigError(f"--resume: {run_dir} is no run directory (it has no config.toml)")
     _check_version(run_dir)
+    # A recipe says how a run begins, and its record has the settings: the same command goes on.
+    overrides = {name: text for name, text in overrides.items() if name != RECIPE_OPTION}
     full_names = {full_name(name): text for name, text in overrides.items()}
     new_dir = full_names.get("run.dir")
     if new_dir is not None and Path(new_dir).resolve() != run_dir.resolve():

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from config.options import SHORT_NAMES, all_settings, environment_fields, tagged_sections
+from config.recipes import RECIPE_OPTION
 from config.resolve import parse_overrides, resolve
 from envs.registry import BUILT_IN_SETTINGS
 from protocol import messages
@@ -73,7 +74,7 @@ def known_options() -> set[str]:
     options = set()
     for source in (*(ROOT / "supervisor").rglob("*.py"), ROOT / "envs" / "search" / "server.py"):
         options |= set(re.findall(r'"--([a-z][\w-]*)"', source.read_text()))
-    return settings | options
+    return settings | options | {RECIPE_OPTION}
 
 
 def options_in(text: str) -> set[str]:

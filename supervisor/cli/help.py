@@ -20,6 +20,7 @@ from config.options import (
     tagged_sections,
     this_command,
 )
+from config.recipes import recipe_names
 from envs.registry import environment_names
 from supervisor.cli.commands import COMMANDS
 
@@ -27,6 +28,7 @@ ALL = "all"
 
 RUN_OPTIONS = {
     "--config FILE.toml": "read settings from a file",
+    "--recipe NAME,NAME": f"begin with the settings of {', '.join(recipe_names())}",
     "--dry-run": "check and print the settings, and start nothing",
     "--resume RUN": "go on with a run from its last checkpoint",
     "--serial": "run in one process with a small engine, for a debugger",
