@@ -5,7 +5,7 @@
 # make install  set up only; does nothing when it is done
 # make lint     ruff
 #
-# EXTRA=cuda installs for NVIDIA GPUs; PYTHON=... is the interpreter to build on (3.11 or 3.12).
+# EXTRA=cuda installs for NVIDIA GPUs; PYTHON=... is the interpreter to build on (3.11 to 3.13).
 
 EXTRA ?= cpu
 PYTHON ?= python3
@@ -50,8 +50,8 @@ lint: install
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
-	    || { echo "make install: $(PYTHON) is not Python 3.11 or 3.12; say PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
+	    || { echo "make install: $(PYTHON) is not Python 3.11, 3.12 or 3.13; say PYTHON=/path/to/python3.11"; exit 1; }
 	@echo "Installing into $(VENV), once; a few minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@: > $(LOG)
