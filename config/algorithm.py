@@ -14,7 +14,7 @@ Weighting = Annotated[
 Normalization = Annotated[bool, says("Divide advantages by their standard deviation")]
 
 
-class Algorithm(Section, tag_field="type"):
+class Algorithm(Section, frozen=True, tag_field="type"):
     """What every advantage estimator has."""
 
     invalid_penalty: Annotated[

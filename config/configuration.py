@@ -21,7 +21,7 @@ from config.run import EvalSection, RunSection
 from config.section import Section
 
 
-class Config(Section):
+class Config(Section, frozen=True):
     """All settings of a run."""
 
     run: RunSection = RunSection()

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from config.section import Section, says
 
 
-class T2poSection(Section):
+class T2poSection(Section, frozen=True):
     """T2PO: when thinking has settled, and when a turn repeats the state of the one before."""
 
     score: Annotated[
@@ -79,7 +79,7 @@ class T2poSection(Section):
     max_resamples: Annotated[int, says("B_max: times a turn may be sampled again", ge=0)] = 2
 
 
-class ControlSection(Section):
+class ControlSection(Section, frozen=True):
     """Whether exploration is controlled, how it is seen, and what it costs at most."""
 
     mode: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated
 from config.section import Section, says
 
 
-class ControllerSection(Section):
+class ControllerSection(Section, frozen=True):
     """Where the controller and its shards listen."""
 
     host: Annotated[
@@ -29,7 +29,7 @@ class ControllerSection(Section):
     ] = 0
 
 
-class ClusterSection(Section):
+class ClusterSection(Section, frozen=True):
     """Which processes run on other machines, and what starts them there."""
 
     shards: Annotated[
@@ -68,7 +68,7 @@ class ClusterSection(Section):
     ] = []
 
 
-class ActorSection(Section):
+class ActorSection(Section, frozen=True):
     """How many actors there are, and how long they may take."""
 
     count: Annotated[int, says("Actor processes", ge=0)] = 64
@@ -95,7 +95,7 @@ class ActorSection(Section):
     ] = 5
 
 
-class SecuritySection(Section):
+class SecuritySection(Section, frozen=True):
     """Who may connect."""
 
     keys: Annotated[
@@ -107,7 +107,7 @@ class SecuritySection(Section):
     ] = ""
 
 
-class DashboardSection(Section):
+class DashboardSection(Section, frozen=True):
     """Where the live dashboard is, and who sees it."""
 
     host: Annotated[

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from config.section import Section, says
 
 
-class EngineSection(Section):
+class EngineSection(Section, frozen=True):
     """How many engines there are, on which hardware, and how they get weights."""
 
     count: Annotated[
@@ -70,7 +70,7 @@ class EngineSection(Section):
     extra_args: Annotated[list[str], says("Further arguments for vLLM's server, as they are")] = []
 
 
-class SamplingSection(Section):
+class SamplingSection(Section, frozen=True):
     """How the policy is sampled while it explores."""
 
     temperature: Annotated[float, says("Temperature of the policy while it explores", gt=0)] = 1.0

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from config.section import Section, says
 
 
-class EnvSection(Section):
+class EnvSection(Section, frozen=True):
     """Which environment is played, and what all environments have."""
 
     name: Annotated[

@@ -10,7 +10,7 @@ from config.configuration import Config
 from config.section import ConfigError, Section
 
 
-class Endpoints(Section):
+class Endpoints(Section, frozen=True):
     """Where the processes of one job find each other.
 
     All are ZeroMQ addresses, but for `engines`, `dashboard` and `weights`.
@@ -46,7 +46,7 @@ class Endpoints(Section):
         return [url for number, url in enumerate(self.engines) if self.shard_of(number) == shard]
 
 
-class Job(Section):
+class Job(Section, frozen=True):
     """All that a process of a run needs to know."""
 
     config: Config

@@ -9,7 +9,7 @@ from config.loss import AnyLoss, TisLoss
 from config.section import Section, says
 
 
-class LearnerSection(Section):
+class LearnerSection(Section, frozen=True):
     """How advantages and losses are computed, and where the learner runs."""
 
     algorithm: Annotated[AnyAlgorithm, says("Advantage estimator (learner/advantages/)")] = (

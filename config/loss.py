@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from config.section import Section, says
 
 
-class Loss(Section, tag_field="type"):
+class Loss(Section, frozen=True, tag_field="type"):
     """What every loss has."""
 
     @property

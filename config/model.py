@@ -15,7 +15,7 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-class TinySection(Section):
+class TinySection(Section, frozen=True):
     """How large the tiny policy is, which is made on the spot."""
 
     hidden_size: Annotated[int, says("Width", ge=32, multiple_of=16)] = 128
@@ -31,7 +31,7 @@ class TinySection(Section):
     ] = "phrases"
 
 
-class ModelSection(Section):
+class ModelSection(Section, frozen=True):
     """Which policy is trained."""
 
     name: Annotated[
@@ -45,7 +45,7 @@ class ModelSection(Section):
     tiny: TinySection = TinySection()
 
 
-class WarmStartSection(Section):
+class WarmStartSection(Section, frozen=True):
     """How a policy learns from an expert before it is trained."""
 
     episodes: Annotated[int, says("Expert episodes to learn from; 0: no warm start", ge=0)] = 2300

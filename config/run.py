@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from config.section import Section, says
 
 
-class RunSection(Section):
+class RunSection(Section, frozen=True):
     """How long a run goes on, and where it writes."""
 
     seed: Annotated[int, says("Seed of everything random", ge=0)] = 0
@@ -41,7 +41,7 @@ class RunSection(Section):
     ] = ""
 
 
-class EvalSection(Section):
+class EvalSection(Section, frozen=True):
     """How a policy is evaluated on held-out games."""
 
     episodes: Annotated[int, says("Held-out games of an evaluation", ge=1)] = 128

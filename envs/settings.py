@@ -16,7 +16,7 @@ class EnvironmentSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     """Base of an environment's settings: their types, bounds, defaults and help texts."""
 
 
-class AlfWorldSettings(EnvironmentSettings):
+class AlfWorldSettings(EnvironmentSettings, frozen=True):
     """Household tasks."""
 
     data: Annotated[
@@ -44,7 +44,7 @@ class AlfWorldSettings(EnvironmentSettings):
     ] = "contents"
 
 
-class WebShopSettings(EnvironmentSettings):
+class WebShopSettings(EnvironmentSettings, frozen=True):
     """Shopping tasks."""
 
     data: Annotated[
@@ -57,7 +57,7 @@ class WebShopSettings(EnvironmentSettings):
     task_types: Annotated[list[str], Meta(description="Goals: human, synthetic; empty: both")] = []
 
 
-class SearchSettings(EnvironmentSettings):
+class SearchSettings(EnvironmentSettings, frozen=True):
     """Questions that are answered by searching passages."""
 
     questions: Annotated[
@@ -79,7 +79,7 @@ class SearchSettings(EnvironmentSettings):
     topk: Annotated[int, Meta(description="Passages a search returns", ge=1)] = 3
 
 
-class TextArenaSettings(EnvironmentSettings):
+class TextArenaSettings(EnvironmentSettings, frozen=True):
     """Games of TextArena."""
 
     game: Annotated[str, Meta(description="Name of a game for one player in TextArena")] = (
@@ -87,7 +87,7 @@ class TextArenaSettings(EnvironmentSettings):
     )
 
 
-class GymnasiumSettings(EnvironmentSettings):
+class GymnasiumSettings(EnvironmentSettings, frozen=True):
     """Environments of Gymnasium."""
 
     id: Annotated[str, Meta(description="Name of a registered environment")] = "FrozenLake-v1"

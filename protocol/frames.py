@@ -35,7 +35,7 @@ from protocol.messages import (
 )
 
 
-class Numbered(Message):
+class Numbered(Message, frozen=True):
     """A message that is sent again until it is confirmed."""
 
     session: bytes  # of the process that sends it
@@ -43,7 +43,7 @@ class Numbered(Message):
     frame: bytes  # the message, encoded
 
 
-class Confirmed(Message):
+class Confirmed(Message, frozen=True):
     """Says which messages of a session have arrived: those below a number."""
 
     session: bytes

@@ -81,7 +81,7 @@ class EpisodeKey(msgspec.Struct, array_like=True, frozen=True):
         return f"{kind}{self.group}.{self.member}"
 
 
-class Lease(Message):
+class Lease(Message, frozen=True):
     """Permission to play one episode; it lapses when its actor is silent for too long."""
 
     key: EpisodeKey
@@ -92,7 +92,7 @@ class Lease(Message):
     permit: bytes = b""  # by which shards know that it was given (controller/leases.py)
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """An actor introduces itself. Its ZeroMQ routing id is its name."""
 
     host: str
@@ -100,7 +100,7 @@ class Hello(Message):
     schema: int = SCHEMA_VERSION
 
 
-class Welcome(Message):
+class Welcome(Message, frozen=True):
     """Tells an actor how to play: the environment, the tokenizer, where trajectories go."""
 
     environment: str
@@ -116,13 +116,13 @@ class Welcome(Message):
     anchor_texts: bool  # anchors are texts, since similar ones are compared; else digests
 
 
-class Credit(Message):
+class Credit(Message, frozen=True):
     """Tells that the actor can take `episodes` more episodes."""
 
     episodes: int
 
 
-class Heartbeat(Message):
+class Heartbeat(Message, frozen=True):
     """Tells that the actor lives."""
 
     loop_lag: float = 0.0  # seconds, worst since the last heartbeat
@@ -137,7 +137,7 @@ class ShardAddress(msgspec.Struct, array_like=True, frozen=True):
     port: int
 
 
-class HeartbeatAck(Message):
+class HeartbeatAck(Message, frozen=True):
     """Tells that the controller lives, and which shards there are.
 
     It is the answer to a heartbeat, and sent to all actors when shards come or go.
@@ -147,7 +147,7 @@ class HeartbeatAck(Message):
     shards: list[ShardAddress] = []  # that take turns beside the controller
 
 
-class Shutdown(Message):
+class Shutdown(Message, frozen=True):
     """Tells that no more work will come: finish nothing, leave.
 
     It is the learner's last word to the controller, once the last checkpoint is written.
@@ -216,7 +216,7 @@ class Response(msgspec.Struct, array_like=True, frozen=True):
         return forced
 
 
-class TurnRequest(Message):
+class TurnRequest(Message, frozen=True):
     """Asks for the next turn of an episode."""
 
     key: EpisodeKey
@@ -226,7 +226,7 @@ class TurnRequest(Message):
     permit: bytes = b""  # of the lease
 
 
-class TurnResult(Message):
+class TurnResult(Message, frozen=True):
     """Answers with the kept response, and those that were sampled and rejected before it."""
 
     key: EpisodeKey
@@ -236,7 +236,7 @@ class TurnResult(Message):
     rejected: list[Response]
 
 
-class TurnFailed(Message):
+class TurnFailed(Message, frozen=True):
     """Answers that the turn cannot be had, and the episode is over, for this reason."""
 
     key: EpisodeKey
@@ -260,7 +260,7 @@ class Turn(msgspec.Struct, array_like=True, frozen=True):
     action: str
 
 
-class Trajectory(Message):
+class Trajectory(Message, frozen=True):
     """A finished episode, or the notice that it was dropped.
 
     A dropped one has a `drop_reason`, and its `turns` may be cut short.
@@ -281,20 +281,20 @@ class Trajectory(Message):
     truncated: bool = False  # it ended since the environment cut it off: no turns left, say
 
 
-class Ack(Message):
+class Ack(Message, frozen=True):
     """Tells that the learner has these episodes in its log: the actor may forget them."""
 
     keys: list[EpisodeKey]
 
 
-class Refused(Message):
+class Refused(Message, frozen=True):
     """Tells that the learner cannot take this episode, however often it is sent."""
 
     key: EpisodeKey
     why: str
 
 
-class EpisodeEnded(Message):
+class EpisodeEnded(Message, frozen=True):
     """Tells that the learner has acknowledged the episode: its lease is over."""
 
     key: EpisodeKey
@@ -304,7 +304,7 @@ class EpisodeEnded(Message):
 # --- learner and controller
 
 
-class LearnerReady(Message):
+class LearnerReady(Message, frozen=True):
     """Tells that the learner is ready, and where admission starts.
 
     It starts at `next_group`, without the groups above that were consumed.
@@ -327,7 +327,7 @@ class Transfer(msgspec.Struct, array_like=True, frozen=True):
     shapes: list[list[int]]
 
 
-class WeightsPublished(Message):
+class WeightsPublished(Message, frozen=True):
     """Announces new weights, and the groups that they were trained on."""
 
     version: int
@@ -346,7 +346,7 @@ def weights_file(directory: Path, version: int) -> Path:
     return directory / f"v{version}.safetensors"
 
 
-class GroupsDropped(Message):
+class GroupsDropped(Message, frozen=True):
     """Tells that groups will never be trained on, as too few members are left.
 
     Their slots are free now.
@@ -355,7 +355,7 @@ class GroupsDropped(Message):
     groups: list[int]
 
 
-class Evaluate(Message):
+class Evaluate(Message, frozen=True):
     """Asks to play `episodes` held-out tasks once each; 0: play no more of them.
 
     They come before new training groups, with the weights published last.
@@ -365,7 +365,7 @@ class Evaluate(Message):
     episodes: int
 
 
-class WeightsApplied(Message):
+class WeightsApplied(Message, frozen=True):
     """Tells that every engine runs `version` now."""
 
     version: int
@@ -377,7 +377,7 @@ class WeightsApplied(Message):
 # --- controller and shards
 
 
-class ShardState(Message):
+class ShardState(Message, frozen=True):
     """Tells that a shard lives, and its state.
 
     It is sent after each heartbeat, and when the shard's engines have new weights.
@@ -391,14 +391,14 @@ class ShardState(Message):
     last: bool = False  # it ends
 
 
-class LoadWeights(Message):
+class LoadWeights(Message, frozen=True):
     """Asks a shard to have its engines run the newest weights."""
 
     version: int
     checksum: str
 
 
-class Revoked(Message):
+class Revoked(Message, frozen=True):
     """Tells that leases are no longer in force.
 
     There are no further turns for them, and an actor that plays one breaks off.
@@ -410,7 +410,7 @@ class Revoked(Message):
 # --- engine and controller
 
 
-class SignalFrame(Message):
+class SignalFrame(Message, frozen=True):
     """Signals of all watched turns at one engine step; row i belongs to turn_ids[i]."""
 
     step: int
@@ -423,7 +423,7 @@ class SignalFrame(Message):
     previous: bytes  # int32 [R]: the token at position - 1 of the response; -1 at position 0
 
 
-class ForceTokens(Message):
+class ForceTokens(Message, frozen=True):
     """Asks the engine to force `tokens`, one after another, from its next step on.
 
     Nothing happens when the turn has finished, or when its response already ends the thinking span
@@ -438,7 +438,7 @@ class ForceTokens(Message):
 # --- measurement
 
 
-class Stats(Message):
+class Stats(Message, frozen=True):
     """Numbers from one process.
 
     `event` is "update", "evaluation", "phase", "gauge", "dropped" (at the end: what no update told
