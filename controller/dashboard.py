@@ -184,6 +184,7 @@ class Dashboard:
         return {
             **state,
             "run": run_dir.name,
+            "directory": str(run_dir),
             "headline": headline._asdict(),
             "status": status,
             "last": self._last("update"),

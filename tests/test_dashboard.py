@@ -120,6 +120,7 @@ async def test_an_event_is_the_state_with_the_last_update_and_evaluation(tmp_pat
             assert looked == [1]
         assert event == STATE | {
             "run": tmp_path.name,
+            "directory": str(tmp_path),
             "headline": {
                 "state": "running",
                 "words": "update 4 of 9",

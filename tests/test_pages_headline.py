@@ -62,7 +62,7 @@ def test_a_long_wait_comes_before_all_else() -> None:
 @pytest.mark.parametrize(
     ("summary", "status", "state", "next_step"),
     [
-        ({"ended": "finished"}, {}, "finished", "export run"),
+        ({"ended": "finished"}, {}, "finished", "export"),
         ({"ended": "finished", "collapsed": True}, {}, "finished", "collapsed"),
         ({"ended": "interrupted"}, {}, "interrupted", "--resume run"),
         ({"ended": "the learner failed"}, {}, "failed", "--resume run"),

@@ -130,6 +130,7 @@ def read_run(run_dir: Path, name: str, episode_names: Sequence[str], console: Co
         list(build_views(run_dir, records, episodes, episode_names)),
         read_summary(run_dir),
         read_status(run_dir),
+        str(run_dir),
     )
 
 

@@ -59,17 +59,20 @@ def live_headline(
 
 
 def report_headline(
-    name: str, summary: Mapping[str, Any], status: Mapping[str, Any], records: Sequence[Record]
+    directory: str, summary: Mapping[str, Any], status: Mapping[str, Any], records: Sequence[Record]
 ) -> Headline:
-    """The headline of a run's report, from its summary.json and status.json, or {} without one."""
+    """The headline of a run's report, from its summary.json and status.json, or {} without one.
+
+    `directory`: the run's, as commands take it.
+    """
     updates = select_kind(records, "update")
     done = updates[-1]["update"] if updates else 0
     progress = f"{done:,} updates in {format_duration(last_wall_seconds(records))}"
     progress += _describe_success(select_kind(records, "evaluation"))
-    go_on = f"python run.py --resume {name}"
+    go_on = f"python run.py --resume {directory}"
     if status:
         words = f"{_describe_phase(status, status.get('phase') or 'starting')}; {progress}"
-        return Headline("running", words, f"python run.py report {name} draws it anew")
+        return Headline("running", words, f"python run.py report {directory} draws it anew")
     ended = summary.get("ended")
     if ended is None:
         return Headline("stopped", f"{progress}; it has left no summary", go_on)
@@ -80,7 +83,8 @@ def report_headline(
     if summary.get("collapsed"):
         next_step = "it has collapsed: docs/guides/reading-a-run.md has causes"
         return Headline("finished", progress, next_step)
-    return Headline("finished", progress, f"python run.py export {name} DIR")
+    next_step = "evaluate or export it: docs/guides/evaluate-and-export.md"
+    return Headline("finished", progress, next_step)
 
 
 def _state_in(phase: str) -> str:

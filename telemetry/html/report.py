@@ -168,6 +168,7 @@ class RunData:
     episodes: list[EpisodeView] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)  # of summary.json; empty without one
     status: dict[str, Any] = field(default_factory=dict)  # of status.json, while it goes on
+    directory: str = ""  # as commands take it; empty: that of its name
 
     @property
     def updates(self) -> list[Record]:
@@ -179,7 +180,7 @@ class RunData:
 
     @property
     def headline(self) -> Headline:
-        return report_headline(self.name, self.summary, self.status, self.records)
+        return report_headline(self.directory or self.name, self.summary, self.status, self.records)
 
 
 def render_report(runs: Sequence[RunData]) -> str:

@@ -53,7 +53,7 @@ function showNumbers(state) {
 function showHeadline(state) {
   const headline = state.headline;
   at("run").textContent = state.run;
-  at("directory").textContent = state.run;
+  at("directory").textContent = state.directory;
   at("state").textContent = headline.state;
   at("state").className = "state " + headline.state;
   at("words").textContent = headline.words;
