@@ -42,8 +42,9 @@ GROUP = 16
 def uncertainty(logits: torch.Tensor, top_j: int) -> Uncertainty:
     """Measure entropy, confidence and top-1 log-prob of each row of `logits` [R, V].
 
-    They are divided by the temperature already. `logits` may have any floating dtype and is not changed; sums are float32. `top_j` above V means
-    V. Raises ValueError when `top_j` is not positive.
+    They are divided by the temperature already. `logits` may have any floating dtype and is not
+    changed; sums are float32. `top_j` above V means V. Raises ValueError when `top_j` is not
+    positive.
     """
     if top_j < 1:
         raise ValueError(f"top_j must be at least 1, not {top_j}")
