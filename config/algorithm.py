@@ -15,7 +15,7 @@ Normalization = Annotated[bool, says("Divide advantages by their standard deviat
 
 
 class Algorithm(Section, frozen=True, tag_field="type"):
-    """What every advantage estimator has."""
+    """Settings that every advantage estimator has."""
 
     invalid_penalty: Annotated[
         float, says("Penalty on the advantage of a turn without a valid action", ge=0)

@@ -40,7 +40,7 @@ class Config(Section, frozen=True):
     eval: EvalSection = EvalSection()
 
     def cache_dir(self) -> Path:
-        """Where built, converted and warm-started policies are kept."""
+        """Directory of built, converted and warm-started policies."""
         return Path(self.run.cache_dir or "~/.cache/foray").expanduser()
 
     def environment_settings(self) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class T2poSection(Section, frozen=True):
 
 
 class ControlSection(Section, frozen=True):
-    """Whether exploration is controlled, how it is seen, and what it costs at most."""
+    """Control of exploration: its mode, its source of signals, and what it costs at most."""
 
     mode: Annotated[
         Literal["off", "budget", "void", "t2po", "t2po-token", "t2po-turn"],

@@ -8,7 +8,7 @@ from config.section import Section, says
 
 
 class ControllerSection(Section, frozen=True):
-    """Where the controller and its shards listen."""
+    """Addresses at which the controller and its shards listen."""
 
     host: Annotated[
         str,
@@ -30,7 +30,7 @@ class ControllerSection(Section, frozen=True):
 
 
 class ClusterSection(Section, frozen=True):
-    """Which processes run on other machines, and what starts them there."""
+    """Processes on other machines, and what starts them there."""
 
     shards: Annotated[
         int,
@@ -96,7 +96,7 @@ class ActorSection(Section, frozen=True):
 
 
 class SecuritySection(Section, frozen=True):
-    """Who may connect."""
+    """Keys of those who may connect."""
 
     keys: Annotated[
         str,
@@ -108,7 +108,7 @@ class SecuritySection(Section, frozen=True):
 
 
 class DashboardSection(Section, frozen=True):
-    """Where the live dashboard is, and who sees it."""
+    """Address of the live dashboard, and the secret of those who see it."""
 
     host: Annotated[
         str, says("Address it listens on; another one than this machine's own needs a token")

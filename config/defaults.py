@@ -33,7 +33,7 @@ TINY_DEFAULTS: dict[str, dict[str, Any]] = {
 A model of one's own plays an environment as others know it."""
 
 _LONG_THOUGHTS = {"control.t2po.window": 7, "control.t2po.min_thinking": 16}
-"""Of any model but the tiny policy, which thinks 13 tokens a turn.
+"""Defaults of any model but the tiny policy, which thinks 13 tokens a turn.
 
 The paper does not publish N, L_min and j.
 """
@@ -46,7 +46,7 @@ OWN_MODEL_DEFAULTS: dict[str, Any] = {
     "warm_start.wasted_turn_rate": 0.0,
     "learner.learning_rate": 1e-6,
 }
-"""Of any model but the tiny policy, which begins with random weights."""
+"""Defaults of any model but the tiny policy, which begins with random weights."""
 
 _AS_PUBLISHED = {"control.t2po.intervention_rate": 0.0, "control.t2po.resample_rate": 0.0}
 
@@ -78,7 +78,7 @@ SERIAL_DEFAULTS: dict[str, Any] = {
     "sampling.per_request_seeds": True,
     "sampling.max_tokens": 12,
 }
-"""Of a serial run: it is there to be looked at, and ends in seconds."""
+"""Defaults of a serial run: it is there to be looked at, and ends in seconds."""
 
 SERIAL_TINY_DEFAULTS: dict[str, Any] = {
     "warm_start.episodes": 30,

@@ -8,7 +8,7 @@ from config.section import Section, says
 
 
 class EnvSection(Section, frozen=True):
-    """Which environment is played, and what all environments have."""
+    """The environment that is played, and what all environments have."""
 
     name: Annotated[
         str,
@@ -35,4 +35,4 @@ class EnvSection(Section, frozen=True):
         ),
     ] = -1
     settings: dict[str, Any] = {}
-    """What the environment itself declares, by name (envs/settings.py)."""
+    """Settings that the environment itself declares, by name (envs/settings.py)."""

@@ -20,7 +20,7 @@ COMPARES_WITHIN_GROUP = ("gigpo", "grpo", "rloo", "reinforce++-baseline")
 
 
 class Use(NamedTuple):
-    """Who uses a setting: in words, and whether these settings do."""
+    """The user of a setting: in words, and as a test of the settings."""
 
     by: str
     holds: Callable[[LearnerSection], bool]

@@ -1,4 +1,4 @@
-"""What a process of a run is told: the settings, and where the others are."""
+"""The job that a process of a run is given: the settings, and where the others are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from config.section import ConfigError, Section
 
 
 class Endpoints(Section, frozen=True):
-    """Where the processes of one job find each other.
+    """Addresses at which the processes of one job find each other.
 
     All are ZeroMQ addresses, but for `engines`, `dashboard` and `weights`.
     """

@@ -8,7 +8,7 @@ from config.section import Section, says
 
 
 class Loss(Section, frozen=True, tag_field="type"):
-    """What every loss has."""
+    """Settings that every loss has."""
 
     @property
     def type(self) -> str:

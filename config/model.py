@@ -32,7 +32,7 @@ class TinySection(Section, frozen=True):
 
 
 class ModelSection(Section, frozen=True):
-    """Which policy is trained."""
+    """The policy that is trained."""
 
     name: Annotated[
         str,

@@ -26,7 +26,7 @@ SHORT_NAMES = {
     "seed": "run.seed",
     "run_dir": "run.dir",
 }
-"""What the most used settings are called on the command line, without their section."""
+"""Short names of the most used settings on the command line, without their section."""
 
 
 ENVIRONMENT_SETTINGS = "env.settings"
@@ -175,7 +175,9 @@ def describe(name: str, field: msgspec.inspect.Field) -> str:
 
 def default_of(field: msgspec.inspect.Field) -> Any:
     """The value of a setting that is not given."""
-    return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+    if field.default_factory is msgspec.NODEFAULT:
+        return field.default
+    return field.default_factory()
 
 
 def description(field: msgspec.inspect.Field) -> str:
@@ -189,4 +191,6 @@ def description(field: msgspec.inspect.Field) -> str:
 
 def kind_of(field: msgspec.inspect.Field) -> msgspec.inspect.Type:
     """The type of a setting, without its bounds."""
-    return field.type.type if isinstance(field.type, msgspec.inspect.Metadata) else field.type
+    if isinstance(field.type, msgspec.inspect.Metadata):
+        return field.type.type
+    return field.type

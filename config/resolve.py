@@ -186,7 +186,7 @@ def from_dict(tree: dict) -> Config:
 def _refusal(
     error: msgspec.ValidationError, prefix: str, known: Mapping[str, msgspec.inspect.Field]
 ) -> ConfigError:
-    """What is wrong, by the full name of the setting, and what it is."""
+    """The error that names a setting in full, with what it is for."""
     message, _, path = str(error).partition(" - at `$.")
     name = prefix + path.rstrip("`").partition("[")[0]
     meaning = describe(name, known[name]) if name in known else ""

@@ -1,4 +1,4 @@
-"""What every section of settings is made of: its base class, its help texts and its error."""
+"""The parts of every section of settings: its base class, its help texts and its error."""
 
 from __future__ import annotations
 
