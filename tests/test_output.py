@@ -148,7 +148,8 @@ def test_terminal_that_goes_away_ends_a_server_as_ctrl_c_does() -> None:
 
 def test_files_are_read_as_utf_8_whatever_the_encoding_of_the_locale(tmp_path: Path) -> None:
     settings = tmp_path / "settings é.toml"
-    settings.write_text('[gymnasium]\ntask = "über"\n', encoding="utf-8")
+    text = '[env]\nname = "gymnasium"\n\n[env.settings]\ntask = "über"\n'
+    settings.write_text(text, encoding="utf-8")
     asked = [
         sys.executable,
         str(ROOT / "run.py"),
