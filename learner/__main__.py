@@ -1,6 +1,7 @@
 """`python -m learner JOB [SECONDS]`: the learner of a run, or one of its ranks.
 
-It is a rank with torchrun's variables in the environment. SECONDS: what the run had lasted before. The limit run.minutes counts them.
+It is a rank with torchrun's variables in the environment. SECONDS: what the run had lasted before.
+The limit `run.max_minutes` counts them.
 """
 
 import asyncio

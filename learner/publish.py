@@ -51,7 +51,7 @@ class Weights(NamedTuple):
 
 
 class SnapshotSource(Protocol):
-    """Whoever has the weights."""
+    """The training, which has the weights."""
 
     async def take_snapshot(self) -> Snapshot:
         """Copy the weights of now."""
@@ -219,7 +219,7 @@ class WeightPublisher:
 
 
 class AppliedWeights:
-    """Which versions all engines run, as the controller tells."""
+    """The versions that all engines run, as the controller tells."""
 
     def __init__(self) -> None:
         self._by_version: dict[int, asyncio.Future[WeightsApplied]] = {}

@@ -30,7 +30,7 @@ class Ranks:
     """This process among those that share a model; `Ranks()` is a process by itself."""
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
-        """`local_rank`: its number on its machine, which is that of its device among all it sees."""
+        """`local_rank`: its number on its machine, which is that of its device."""
         self.rank = rank
         self.size = size
         self.device = torch.device("cpu")

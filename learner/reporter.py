@@ -1,4 +1,4 @@
-"""What the learner tells the supervisor: phases, figures of updates, gauges, failures."""
+"""The learner's reports to the supervisor: phases, figures of updates, gauges, failures."""
 
 from __future__ import annotations
 

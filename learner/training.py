@@ -57,7 +57,7 @@ class Training:
         self.tokens = state.tokens
         """Tokens generated for the batches so far, those of rejected responses included."""
         self.began = state.began
-        """Seconds of the run before its first batch, in which nothing could be trained; 0: none yet.
+        """Seconds of the run before its first batch, in which nothing was trained; 0: none yet.
 
         They are those of set-up and the first evaluation.
         """

@@ -35,7 +35,7 @@ TOKEN_STATS = ("log_pi", "log_mu", "age", "entropy", "clipped", "kept", "kl_refe
 
 @dataclass
 class _Step:
-    """What was seen during one optimizer step: arrays over the trained tokens computed [N]."""
+    """Observations of one optimizer step: arrays over the trained tokens computed [N]."""
 
     log_pi: np.ndarray
     log_mu: np.ndarray

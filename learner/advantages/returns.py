@@ -58,7 +58,7 @@ class GroupReturns:
 
 
 class TurnEstimates(NamedTuple):
-    """What a value head makes of an episode of K turns."""
+    """Advantages and value targets of an episode of K turns, by a value head."""
 
     advantages: np.ndarray  # float64 [K]
     targets: np.ndarray  # float64 [K]: what the values should have been

@@ -19,7 +19,7 @@ MAX_DETAIL = 300
 
 
 class NothingPlayable(RuntimeError):
-    """None of the first episodes could be played: the run would go on for ever without an update."""
+    """None of the first episodes could be played: the run would never make an update."""
 
 
 class DropLedger:

@@ -227,7 +227,7 @@ def read_group_order(run_dir: Path) -> list[int]:
 
 
 class _Place(NamedTuple):
-    """Where a record stands in its file."""
+    """The place of a record in its file."""
 
     begin: int  # of the header
     length: int  # of the frame

@@ -17,7 +17,7 @@ from protocol.messages import Ack, EpisodeKey, Message, Refused, Trajectory
 from protocol.router import BatchedRouter
 
 NOT_YET = "the learner has asked for no episode yet"
-"""What is wrong with an episode that may be sent again."""
+"""The flaw of an episode that may be sent again."""
 
 
 class EpisodeStore:

@@ -1,8 +1,8 @@
 """CISPO: the policy gradient times a clipped importance weight.
 
 MiniMax 2025, MiniMax-M1, arXiv 2506.13585, eq. 4-5. It is TIS with a lower bound as well, and with
-PPO's bounds. Every token keeps its gradient, so rare ones that start a new thought are not silenced.
-A token that the policy has all but given up still counts with 1 - clip_low.
+PPO's bounds. Every token keeps its gradient, so rare ones that start a new thought are not
+silenced. A token that the policy has all but given up still counts with 1 - clip_low.
 """
 
 from __future__ import annotations

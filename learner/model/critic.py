@@ -1,7 +1,6 @@
-"""The value head: what return is to be expected from the state that a turn begins in
-(learner.algorithm gae).
+"""The value head: the return to be expected from the state that a turn begins in.
 
-A linear head on the policy's last hidden state at the end of the prompt, where the policy begins to
+It is for learner.algorithm gae. A linear head on the policy's last hidden state at the end of the prompt, where the policy begins to
 decide. It has an optimizer of its own, and its gradient ends at the head: the policy is never bent
 towards predicting values, at the price of values that are no better than what the policy's features
 tell.
@@ -21,8 +20,10 @@ from learner.model.sharding import Policy
 from learner.ranks import Ranks
 
 STEPS = 16
-"""Optimizer steps an update, each on all its turns: the head is a few hundred weights, so they take
-milliseconds."""
+"""Optimizer steps an update, each on all its turns.
+
+The head is a few hundred weights, so they take milliseconds.
+"""
 
 
 class Critic:
@@ -41,30 +42,31 @@ class Critic:
     def annotate(
         self, policy: Policy, samples: Sequence[TrainingSample], token_budget: int, ranks: Ranks
     ) -> list[TrainingSample]:
-        """The samples with the value of the state they begin in, and the features it was computed
-        from."""
-        parts = list(
+        """Add to samples the value of the state they begin in, and the features it comes from."""
+        packs = list(
             pack_by_length(range(len(samples)), lambda i: len(samples[i].prompt), token_budget)
         )
-        computed = [
-            (policy.state_features([samples[i].prompt for i in which]).cpu().numpy(), counts)
-            for which, counts in ranks.shard(parts)
-        ]
-        out = list(samples)
-        for which, features in zip(
-            parts, ranks.gather([f for f, counts in computed if counts], len(parts)), strict=True
-        ):
-            with torch.no_grad():
-                values = self.head(torch.from_numpy(features).to(self.head.weight.device)).squeeze(
-                    -1
-                )
-            for i, feature, value in zip(which, features, values.tolist(), strict=True):
-                out[i] = replace(samples[i], features=feature, value=value)
-        return out
+        computed = []
+        for indices, counts in ranks.shard(packs):
+            features = policy.state_features([samples[i].prompt for i in indices]).cpu().numpy()
+            if counts:
+                computed.append(features)
+        annotated = list(samples)
+        for indices, features in zip(packs, ranks.gather(computed, len(packs)), strict=True):
+            for i, feature, value in zip(indices, features, self._values(features), strict=True):
+                annotated[i] = replace(samples[i], features=feature, value=value)
+        return annotated
+
+    def _values(self, features: np.ndarray) -> list[float]:
+        with torch.no_grad():
+            values = self.head(torch.from_numpy(features).to(self.head.weight.device))
+        return values.squeeze(-1).tolist()
 
     def fit(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
-        """Towards the samples' targets, by squared error; how far off the values were before
-        (telemetry/metrics_schema.py)."""
+        """Fit the samples' targets by squared error; return how far off the values were before.
+
+        Names of the figures: telemetry/metrics_schema.py.
+        """
         device = self.head.weight.device
         features = torch.from_numpy(np.stack([sample.features for sample in samples])).to(device)
         targets = torch.tensor(
@@ -76,15 +78,17 @@ class Critic:
             self.optimizer.zero_grad(set_to_none=True)
             torch.nn.functional.mse_loss(self.head(features).squeeze(-1), targets).backward()
             self.optimizer.step()
-        explained = {"explained_variance": 1 - float(error.var()) / variance} if variance else {}
-        return {"value_loss": float(np.square(error).mean()), **explained}
+        metrics = {"value_loss": float(np.square(error).mean())}
+        if variance:
+            metrics["explained_variance"] = 1 - float(error.var()) / variance
+        return metrics
 
     def state(self) -> dict:
-        """For a checkpoint."""
+        """Return what a checkpoint keeps of the head."""
         return {"head": self.head.state_dict(), "optimizer": self.optimizer.state_dict()["state"]}
 
     def load(self, state: dict) -> None:
-        """What `state` returned; the step size stays that of now."""
+        """Take over what `state` returned; the step size stays that of now."""
         self.head.load_state_dict(state["head"])
         self.optimizer.load_state_dict(
             {

@@ -18,11 +18,9 @@ class LocalGenerator:
         self._model = load_policy(directory).eval()
         self._prompter = load_prompter(directory)
         end = load_tokenizer(directory).token_to_id(read_turn_end(directory))
-        sampling = (
-            {"do_sample": True, "temperature": temperature, "top_k": 0}
-            if temperature
-            else {"do_sample": False}
-        )
+        sampling: dict[str, object] = {"do_sample": False}
+        if temperature:
+            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
         self._generation = GenerationConfig(
             max_new_tokens=max_tokens, eos_token_id=end, pad_token_id=end, **sampling
         )
@@ -30,7 +28,7 @@ class LocalGenerator:
 
     @torch.inference_mode()
     def __call__(self, message: str) -> str:
-        """The response to one user message."""
+        """Return the response to one user message."""
         prompt = torch.tensor([self._prompter.encode_prompt(message)])
         tokens = self._model.generate(
             prompt, attention_mask=torch.ones_like(prompt), generation_config=self._generation

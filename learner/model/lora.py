@@ -1,5 +1,6 @@
-"""LoRA: W + (alpha / r) B A, of which only A [r, in] and B [out, r] are trained (Hu et al. 2021,
-arXiv 2106.09685, eq. 3). Layers by peft.
+"""LoRA: W + (alpha / r) B A, of which only A [r, in] and B [out, r] are trained.
+
+Hu et al. 2021, arXiv 2106.09685, eq. 3. Layers by peft.
 
 All matrices inside the layers have adapters, neither embeddings nor the language-model head.
 Whatever leaves the learner, weights for engines and checkpoints alike, has them merged into W; a
@@ -21,7 +22,7 @@ _NAME = "default"  # peft's own, for the only one there is
 
 
 class Adapter(NamedTuple):
-    """What is added to a matrix W [out, in]: scale * b @ a."""
+    """A low-rank addition to a matrix W [out, in]: scale * b @ a."""
 
     a: Tensor  # [r, in]
     b: Tensor  # [out, r]
@@ -29,9 +30,9 @@ class Adapter(NamedTuple):
 
 
 def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> None:
-    """Freeze the model and put an adapter beside each matrix of its layers: A random, B 0, so that
-    nothing changes yet.
+    """Freeze the model and put an adapter beside each matrix of its layers.
 
+    A is random and B 0, so that nothing changes yet.
     ValueError if peft is not installed. The caller's random state is left alone.
     """
     try:
@@ -46,7 +47,7 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
 
 
 def adapters(model: PreTrainedModel) -> Iterator[tuple[str, Adapter]]:
-    """Each adapter of the model, with the name of the matrix that it belongs to."""
+    """Give each adapter of the model, with the name of the matrix that it belongs to."""
     for name, module in model.named_modules():
         if hasattr(module, "lora_A"):
             yield (
@@ -58,36 +59,37 @@ def adapters(model: PreTrainedModel) -> Iterator[tuple[str, Adapter]]:
 
 
 def plain_name(name: str) -> str | None:
-    """A weight's name as it is without adapters; None for the adapters' own."""
-    return None if A in name or B in name else name.replace(".base_layer", "")
+    """Return a weight's name as it is without adapters; None for the adapters' own."""
+    if A in name or B in name:
+        return None
+    return name.replace(".base_layer", "")
 
 
 def load_adapters(model: PreTrainedModel, kept: dict[str, Tensor]) -> None:
-    """Go on from weights with adapters merged into them: these come out of them again (to float
-    error) and become the model's own.
+    """Go on from weights with adapters merged into them.
 
-    `kept`: as `adapter_tensors` returned them. ValueError if they are not of this rank.
+    These come out of them again (to float error) and become the model's own. `kept`: as `adapter_tensors` returned them. ValueError if they are not of this rank.
     """
     with torch.no_grad():
-        for name, own in adapters(model):
+        for name, adapter in adapters(model):
             a = kept[name + A]
             b = kept[name + B]
-            if a.shape != own.a.shape:
+            if a.shape != adapter.a.shape:
                 raise ValueError(
                     f"learner.lora_rank: the checkpoint's adapters have rank {a.shape[0]}, not "
-                    f"{own.a.shape[0]}"
+                    f"{adapter.a.shape[0]}"
                 )
             model.get_parameter(name.removesuffix("weight") + "base_layer.weight").sub_(
-                own.scale * (b @ a).to(own.b.device)
+                adapter.scale * (b @ a).to(adapter.b.device)
             )
-            own.a.copy_(a)
-            own.b.copy_(b)
+            adapter.a.copy_(a)
+            adapter.b.copy_(b)
 
 
 def adapter_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """A and B of all adapters by name, as this rank has them; empty without adapters."""
+    """Return A and B of all adapters by name, as this rank has them; empty without adapters."""
     return {
         name + part: tensor.detach()
-        for name, own in adapters(model)
-        for part, tensor in ((A, own.a), (B, own.b))
+        for name, adapter in adapters(model)
+        for part, tensor in ((A, adapter.a), (B, adapter.b))
     }

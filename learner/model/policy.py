@@ -1,5 +1,4 @@
-"""The policy as the learner sees it: the log-probabilities of the response tokens that are trained
-on."""
+"""The policy as the learner sees it: log-probabilities of the response tokens trained on."""
 
 from __future__ import annotations
 
@@ -31,9 +30,9 @@ text goes beyond them."""
 def load_policy(
     directory: Path, device: torch.device | str = "cpu", *, gradient_checkpointing: bool = False
 ) -> PreTrainedModel:
-    """The causal language model in a Hugging Face directory, float32, in training mode and without
-    dropout: the policy that is trained is the one that engines sample from.
+    """Load the causal language model in a Hugging Face directory, float32, in training mode.
 
+    It has no dropout: the policy that is trained is the one that engines sample from.
     Attention is PyTorch's fused one where that computes the same, else the model's own. With
     `gradient_checkpointing`, layers keep no activations. ValueError if `log_probs` would not be
     those of the model.
@@ -67,7 +66,7 @@ def _without_noise(config: PreTrainedConfig) -> None:
 
 
 def load_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizer of the same directory."""
+    """Load the tokenizer of the same directory."""
     return Tokenizer.from_file(str(directory / "tokenizer.json"))
 
 
@@ -79,10 +78,9 @@ def log_probs(
     entropy_gradient: bool = False,
     precision: str = "float32",
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each trained token [N], and the entropy in nats of the distribution it was
-    drawn from [N], float32.
+    """Compute the log-probability of each trained token [N], and its distribution's entropy [N].
 
-    Both at the sampling temperature. Only the N trained positions go through the language-model
+    The entropy is in nats, both are float32. Both at the sampling temperature. Only the N trained positions go through the language-model
     head: responses are a fraction of the tokens, and logits are the widest tensor of all. Rows are
     padded on the right, so that causal attention needs no mask. The entropy carries a gradient only
     if asked to. `precision` is that of the products inside the layers.
@@ -106,9 +104,11 @@ def final_hidden(
     columns: Tensor,
     precision: str = "float32",
 ) -> Tensor:
-    """What the language-model head sees [N, hidden] of tokens [B, S], padded on the right, at the
-    positions (rows [N], columns [N]); float32, whatever the products inside the layers were
-    computed in."""
+    """Return what the language-model head sees [N, hidden] of tokens [B, S], padded on the right.
+
+    It is for the positions (rows [N], columns [N]); float32, whatever the products inside the
+    layers were computed in.
+    """
     with torch.autocast(tokens.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
         if qwen3.applies_to(model):
             return qwen3.hidden_states(model, tokens, rows, columns).float()
@@ -120,8 +120,10 @@ def final_hidden(
 
 
 def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """float32 [N, V] of final hidden states [N, hidden]: the head's, and what Granite, Cohere and
-    Gemma 2 make of them."""
+    """Return logits float32 [N, V] of final hidden states [N, hidden].
+
+    They are the head's, and what Granite, Cohere and Gemma 2 make of them.
+    """
     logits = model.get_output_embeddings()(hidden).float()
     logits = (
         logits
@@ -129,7 +131,9 @@ def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
         / (getattr(model.config, "logits_scaling", None) or 1.0)
     )
     cap = getattr(model.config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap else logits
+    if not cap:
+        return logits
+    return cap * torch.tanh(logits / cap)
 
 
 def _choose_attention(model: PreTrainedModel, fast: str) -> None:
@@ -166,14 +170,16 @@ def _choose_attention(model: PreTrainedModel, fast: str) -> None:
 
 
 def _probe_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
-    """float32 [S, V] of tokens [1, S], as the learner computes them."""
+    """Return logits float32 [S, V] of tokens [1, S], as the learner computes them."""
     columns = torch.arange(tokens.shape[1])
     return _logits(model, final_hidden(model, tokens, torch.zeros_like(columns), columns))
 
 
 def _caps_attention(config: PreTrainedConfig) -> bool:
-    """Whether attention scores are soft-capped, as in Gemma 2, which PyTorch's fused attention
-    cannot do."""
+    """Tell whether attention scores are soft-capped, as in Gemma 2.
+
+    PyTorch's fused attention cannot do that.
+    """
     values = vars(config.get_text_config()).items()
     return any("softcap" in name and "attn" in name and value for name, value in values)
 

@@ -16,13 +16,17 @@ from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 
 def applies_to(model: PreTrainedModel) -> bool:
-    """Whether this file computes what `model` does: a Qwen3 without sliding windows, whole (shards
-    are gathered by the layers' own forward passes) and with its activations (which layers forget in
-    theirs)."""
+    """Tell whether this file computes what `model` does.
+
+    It does for a Qwen3 without sliding windows, unsharded (shards are gathered by the layers' own
+    forward passes) and with its activations (which layers forget in theirs).
+    """
     if not isinstance(model, Qwen3ForCausalLM) or model.is_gradient_checkpointing:
         return False
-    whole = not any(isinstance(parameter, DTensor) for parameter in model.model.layers.parameters())
-    return set(model.config.layer_types) == {"full_attention"} and whole
+    is_sharded = any(
+        isinstance(parameter, DTensor) for parameter in model.model.layers.parameters()
+    )
+    return set(model.config.layer_types) == {"full_attention"} and not is_sharded
 
 
 def hidden_states(model: Qwen3ForCausalLM, tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -36,21 +40,21 @@ def hidden_states(model: Qwen3ForCausalLM, tokens: Tensor, rows: Tensor, columns
     )
     for layer in body.layers:
         last = layer is body.layers[-1]
-        attended = _attention(layer.self_attn, _normalised(layer.input_layernorm, hidden), cos, sin)
+        attended = _attention(layer.self_attn, _normalize(layer.input_layernorm, hidden), cos, sin)
         if last:
             attended = attended[rows, columns]
             hidden = hidden[rows, columns]
         hidden = hidden + layer.self_attn.o_proj(attended)
-        hidden = hidden + layer.mlp(_normalised(layer.post_attention_layernorm, hidden))
-    return _normalised(body.norm, hidden)
+        hidden = hidden + layer.mlp(_normalize(layer.post_attention_layernorm, hidden))
+    return _normalize(body.norm, hidden)
 
 
 def _attention(block: torch.nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Causal attention over x [B, S, hidden], before its output projection: [B, S, heads * head
     size]."""
     heads = (*x.shape[:-1], -1, block.head_dim)
-    query = _rotated(_normalised(block.q_norm, block.q_proj(x).view(heads)), cos, sin)
-    key = _rotated(_normalised(block.k_norm, block.k_proj(x).view(heads)), cos, sin)
+    query = _rotate(_normalize(block.q_norm, block.q_proj(x).view(heads)), cos, sin)
+    key = _rotate(_normalize(block.k_norm, block.k_proj(x).view(heads)), cos, sin)
     value = block.v_proj(x).view(heads)
     attended = functional.scaled_dot_product_attention(
         query.transpose(1, 2),
@@ -62,11 +66,11 @@ def _attention(block: torch.nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> T
     return attended.transpose(1, 2).flatten(2)
 
 
-def _normalised(norm: torch.nn.Module, x: Tensor) -> Tensor:
+def _normalize(norm: torch.nn.Module, x: Tensor) -> Tensor:
     return functional.rms_norm(x.float(), norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of x [B, S, heads, head size]; cos and sin [1, S, 1, head size / 2]
     (Su et al. 2021, §3.2)."""
     first, second = x.chunk(2, dim=-1)

@@ -1,8 +1,8 @@
 """The policy as one module, whose weights may be sharded between ranks.
 
-Sharding is FSDP2 (torch.distributed.fsdp.fully_shard). Each rank holds a slice of every weight, of its gradient and of the optimizer's moments; a layer's
-weights are gathered for the time of its computation. Gradients are summed over the ranks when they
-are sliced.
+Sharding is FSDP2 (torch.distributed.fsdp.fully_shard). Each rank holds a slice of every weight, of
+its gradient and of the optimizer's moments. A layer's weights are gathered for the time of its
+computation. Gradients are summed over the ranks when they are sliced.
 """
 
 from __future__ import annotations
