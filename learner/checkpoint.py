@@ -1,11 +1,11 @@
-"""Checkpoints: a Hugging Face directory that anything can load, and beside the weights what
-training needs to go on.
+"""Checkpoints: Hugging Face directories that anything can load, with what training needs to go on.
 
     <run>/checkpoints/000020/  config.json  model.safetensors  tokenizer.json  …
-                               training_state/  state.json  contents.json  optimizer.pt  explored.npz
-                                                (adapters.safetensors)  (critic.pt)  (reference/)
+                               training_state/  state.json  contents.json  optimizer.pt
+                                                explored.npz  (adapters.safetensors)  (critic.pt)
+                                                (reference/)
 
-One is written under another name and renamed when it is whole, so whatever bears a number can be
+One is written under another name and renamed when it is complete, so whatever bears a number can be
 loaded; unless the machine has lost power, or a copy was broken off: learner/checkpoint_damage.py.
 """
 
@@ -43,17 +43,18 @@ REFERENCE = "reference"
 CRITIC = "critic.pt"
 ADAPTERS = "adapters.safetensors"
 EXPLORED = "explored.npz"
-SET_ASIDE = "-collapsed"
+COLLAPSED = "-collapsed"
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json")
 
 
 class IntakeState(msgspec.Struct, frozen=True, kw_only=True):
-    """What the learner had taken in: all groups below `next_group`, and some above it, are in the
-    weights, or dropped."""
+    """The trajectories that the learner had taken in.
 
-    log_position: int = (
-        0  # offset in the episode log of the first record that may not be in the weights
-    )
+    All groups below `next_group`, and some above it, are in the weights, or dropped.
+    """
+
+    # offset in the episode log of the first record that may not be in the weights
+    log_position: int = 0
     next_group: int = 0
     trained_ahead: list[int] = []  # groups above that are in the weights
     dropped_ahead: list[int] = []  # groups above that were dropped
@@ -69,7 +70,7 @@ class Evaluated(msgspec.Struct, frozen=True):
 
 
 class TrainingState(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is not a tensor."""
+    """The state of training, but for tensors."""
 
     update: int = 0  # updates so far; also the version of the weights
     intake: IntakeState = IntakeState()
@@ -78,13 +79,12 @@ class TrainingState(msgspec.Struct, frozen=True, kw_only=True):
     rng: dict = {}  # state of numpy's bit generator
     best: Evaluated | None = None
     rollbacks: int = 0  # times training has gone back to an earlier checkpoint
-    # the controller's state (JSON) when the engines began to run the last weights that it has told
-    # us of
+    # the controller's state (JSON) when engines began to run the last weights it has told us of
     control: str = ""
 
 
 class ExtraState(NamedTuple):
-    """What a checkpoint holds beside the policy and its optimizer, as far as there is any."""
+    """State beside the policy and its optimizer, as far as there is any."""
 
     reference: PreTrainedModel | None = None  # the policy that the model is held to
     critic: Critic | None = None
@@ -95,58 +95,45 @@ def checkpoints_dir(run_dir: Path) -> Path:
     return Path(run_dir) / "checkpoints"
 
 
+class _Tensors(NamedTuple):
+    """All tensors of a checkpoint, in full, in the memory of rank 0's machine."""
+
+    weights: dict[str, Tensor]
+    moments: dict[tuple[int, str], Tensor]
+    adapters: dict[str, Tensor]
+    reference: dict[str, Tensor]
+
+
 def save(
     run_dir: Path,
     model: PreTrainedModel,
     optimizer: torch.optim.Optimizer,
     state: TrainingState,
     tokenizer_from: Path,
-    beside: ExtraState,
+    extra: ExtraState,
     ranks: Ranks | None = None,
     fsync: bool = False,
 ) -> Path:
-    """Write a checkpoint, replacing one of the same update; with several ranks, all must ask, and
-    rank 0 writes.
+    """Write a checkpoint, replacing one of the same update.
 
-    `tokenizer_from`: the directory the policy was loaded from. `fsync`: it survives the machine,
-    too, once this returns. OSError, with nothing left of it, if the disk is full.
+    With several ranks, all must ask, and rank 0 writes. `tokenizer_from`: the directory the policy
+    was loaded from. `fsync`: it survives the machine, too, once this returns. OSError, with nothing
+    left of it, if the disk is full.
     """
     ranks = ranks or Ranks()
     final = checkpoints_dir(run_dir) / f"{state.update:06d}"
-    weights = _on_host(full_state_dict(model), ranks)
-    moments = _on_host(full_optimizer_state(optimizer), ranks)
-    adapters = _on_host(
-        ((name, full_tensor(tensor)) for name, tensor in adapter_tensors(model).items()), ranks
-    )
-    held_to = (
-        _on_host(full_state_dict(beside.reference), ranks) if beside.reference is not None else None
-    )
+    tensors = _collect_tensors(model, optimizer, extra, ranks)
     if ranks.rank:
         ranks.barrier()
         return final
-    for left in final.parent.glob(".*-*"):  # by a process that was killed in the middle of one
-        shutil.rmtree(left, ignore_errors=True)
+    for abandoned in final.parent.glob(".*-*"):
+        # by a process that was killed in the middle of one
+        shutil.rmtree(abandoned, ignore_errors=True)
     unfinished = final.parent / f".{final.name}-{os.getpid()}"
     with atomic_replace(final, unfinished, "run.dir"):
         (unfinished / STATE).mkdir(parents=True)
-        save_policy(unfinished, model, tokenizer_from, weights)
-        torch.save(moments, unfinished / STATE / "optimizer.pt")
-        if adapters:
-            save_file(adapters, unfinished / STATE / ADAPTERS)
-        if beside.reference is not None:
-            beside.reference.save_pretrained(unfinished / STATE / REFERENCE, state_dict=held_to)
-        if beside.critic is not None:
-            torch.save(beside.critic.state(), unfinished / STATE / CRITIC)
-        if beside.exploration is not None:
-            seen = {
-                name: np.fromiter(getattr(beside.exploration, name), np.uint64)
-                for name in ("states", "pairs")
-            }
-            np.savez(
-                unfinished / STATE / EXPLORED,
-                **seen,
-                divisors=list(beside.exploration.divisors.values()),
-            )
+        save_policy(unfinished, model, tokenizer_from, tensors.weights)
+        _write_training_state(unfinished / STATE, tensors, extra)
         write_contents(unfinished)
         (unfinished / STATE / "state.json").write_bytes(msgspec.json.encode(state))
         if fsync:
@@ -163,8 +150,43 @@ def save(
     return final
 
 
+def _collect_tensors(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer, extra: ExtraState, ranks: Ranks
+) -> _Tensors:
+    adapters = ((name, full_tensor(tensor)) for name, tensor in adapter_tensors(model).items())
+    reference: dict[str, Tensor] = {}
+    weights = _on_host(full_state_dict(model), ranks)
+    moments = _on_host(full_optimizer_state(optimizer), ranks)
+    adapters_on_host = _on_host(adapters, ranks)
+    if extra.reference is not None:
+        reference = _on_host(full_state_dict(extra.reference), ranks)
+    return _Tensors(weights, moments, adapters_on_host, reference)
+
+
+def _write_training_state(directory: Path, tensors: _Tensors, extra: ExtraState) -> None:
+    """Write what training needs to go on, but for state.json."""
+    torch.save(tensors.moments, directory / "optimizer.pt")
+    if tensors.adapters:
+        save_file(tensors.adapters, directory / ADAPTERS)
+    if extra.reference is not None:
+        extra.reference.save_pretrained(directory / REFERENCE, state_dict=tensors.reference)
+    if extra.critic is not None:
+        torch.save(extra.critic.state(), directory / CRITIC)
+    if extra.exploration is not None:
+        _save_exploration(directory / EXPLORED, extra.exploration)
+
+
+def _save_exploration(file: Path, exploration: Exploration) -> None:
+    np.savez(
+        file,
+        states=np.fromiter(exploration.states, np.uint64),
+        pairs=np.fromiter(exploration.pairs, np.uint64),
+        divisors=list(exploration.divisors.values()),
+    )
+
+
 def rewrite_state(directory: Path, state: TrainingState, fsync: bool = False) -> None:
-    """Say something else of a checkpoint whose tensors are as they were.
+    """Replace the state of a checkpoint whose tensors are as they were.
 
     OSError if the disk is full; the old state stays then.
     """
@@ -178,43 +200,42 @@ def rewrite_state(directory: Path, state: TrainingState, fsync: bool = False) ->
 
 
 def prune(run_dir: Path, newest: int, every: int, needed: Container[int]) -> None:
-    """Remove a run's checkpoints but for the `newest`, those of updates that are multiples of
-    `every` (0: none are), and those that are `needed`; of those that were set aside, all but the
-    newest. Nothing if `newest` is 0.
+    """Remove a run's checkpoints but for the `newest` and those that are `needed`.
 
-    What is removed loses its number first: whatever bears one can be loaded.
+    Those of updates that are multiples of `every` stay, too (0: none do); of archived ones, only
+    the newest. Nothing is removed if `newest` is 0. What is removed loses its number first:
+    whatever bears one can be loaded.
     """
     if not newest:
         return
-    found = by_update(run_dir)
-    old = sorted(found)[:-newest]
-    gone = [
-        found[number]
-        for number in old
+    checkpoints = by_update(run_dir)
+    removable = [
+        checkpoints[number]
+        for number in sorted(checkpoints)[:-newest]
         if number not in needed and not (every and number % every == 0)
     ]
-    for suffix in (SET_ASIDE, DAMAGED):
-        gone += sorted(checkpoints_dir(run_dir).glob(f"*{suffix}"))[:-newest]
-    for path in gone:
-        removed = path.with_name(f".{path.name}-{os.getpid()}")
-        os.replace(path, removed)
-        shutil.rmtree(removed, ignore_errors=True)
+    for suffix in (COLLAPSED, DAMAGED):
+        removable += sorted(checkpoints_dir(run_dir).glob(f"*{suffix}"))[:-newest]
+    for path in removable:
+        unnumbered = path.with_name(f".{path.name}-{os.getpid()}")
+        os.replace(path, unnumbered)
+        shutil.rmtree(unnumbered, ignore_errors=True)
 
 
 def _on_host(tensors: Iterable[tuple[Name, Tensor]], ranks: Ranks) -> dict[Name, Tensor]:
-    """All of them, in the memory of rank 0's machine; nothing on other ranks.
+    """Copy tensors to the memory of rank 0's machine; nothing on other ranks.
 
     One by one: what is sharded may not fit on a device.
     """
-    kept = {}
+    on_host = {}
     for name, tensor in tensors:
         if not ranks.rank:
-            kept[name] = tensor.cpu()
-    return kept
+            on_host[name] = tensor.cpu()
+    return on_host
 
 
 def _to_disk(path: Path) -> None:
-    """A file's bytes, a directory's names."""
+    """Have a file's bytes, or a directory's names, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -228,8 +249,10 @@ def save_policy(
     tokenizer_from: Path,
     weights: dict[str, Tensor] | None = None,
 ) -> None:
-    """The weights (float32; the model's, or these in its place) and the configuration, with the
-    tokenizer's and whatever other small files it came with."""
+    """Write weights and configuration, with the tokenizer and other small files it came with.
+
+    The weights are float32: the model's, or these in its place.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     for file in Path(tokenizer_from).iterdir():
         if file.is_file() and not file.name.endswith(_WEIGHTS):
@@ -250,26 +273,27 @@ def load(directory: Path, optimizer: torch.optim.Optimizer) -> TrainingState:
 
 
 def read_state(directory: Path) -> TrainingState:
-    """What a checkpoint says of itself."""
+    """Read the state that a checkpoint was written in."""
     return msgspec.json.decode((directory / STATE / "state.json").read_bytes(), type=TrainingState)
 
 
 def load_critic(directory: Path, critic: Critic) -> None:
-    """Restore a value head; it stays as it is if the checkpoint has none, since its run had
-    none."""
+    """Restore a value head; it stays as it is if the checkpoint has none, as its run had none."""
     path = directory / STATE / CRITIC
     if path.exists():
         critic.load(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def read_adapters(directory: Path) -> dict[str, Tensor]:
-    """The checkpoint's adapters (`learner.model.lora.adapter_tensors`); empty if it has none."""
+    """Read a checkpoint's adapters, as `adapter_tensors` returned them; empty if it has none."""
     path = directory / STATE / ADAPTERS
-    return load_file(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    return load_file(path)
 
 
 def load_exploration(directory: Path) -> Exploration:
-    """What the run had seen when the checkpoint was written."""
+    """Read what the run had seen when the checkpoint was written."""
     path = directory / STATE / EXPLORED
     if not path.exists():
         return Exploration()
@@ -280,30 +304,36 @@ def load_exploration(directory: Path) -> Exploration:
 
 
 def reference_dir(directory: Path) -> Path | None:
-    """Where the checkpoint's reference policy is, if it has one."""
+    """Return the directory of the checkpoint's reference policy; None if it has none."""
     path = directory / STATE / REFERENCE
-    return path if path.exists() else None
+    if not path.exists():
+        return None
+    return path
 
 
 def latest(run_dir: Path) -> Path | None:
-    """The newest checkpoint of a run, or None."""
-    found = by_update(run_dir)
-    return found[max(found)] if found else None
+    """Return the newest checkpoint of a run; None without one."""
+    checkpoints = by_update(run_dir)
+    if not checkpoints:
+        return None
+    return checkpoints[max(checkpoints)]
 
 
 def by_update(run_dir: Path) -> dict[int, Path]:
-    """The checkpoints of a run.
+    """Return the checkpoints of a run by their updates.
 
-    One that was never finished, or has been set aside, has no number for a name.
+    One that was never finished, or is archived, has no number for a name.
     """
     return numbered_checkpoints(Path(run_dir))
 
 
 def archive_between(run_dir: Path, good: int, now: int) -> None:
-    """Rename the checkpoints after `good` and before `now` to *-collapsed, so that nothing goes on
-    from them."""
+    """Rename the checkpoints after `good` and before `now` to *-collapsed.
+
+    So nothing goes on from them.
+    """
     for number, path in by_update(run_dir).items():
         if good < number < now:
-            target = path.with_name(f"{path.name}{SET_ASIDE}")
+            target = path.with_name(f"{path.name}{COLLAPSED}")
             shutil.rmtree(target, ignore_errors=True)
             os.replace(path, target)

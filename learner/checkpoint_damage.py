@@ -1,8 +1,7 @@
-"""Checkpoints that cannot be loaded: a machine lost power before their bytes were on the disk, or
-they were copied in part.
+"""Checkpoints that cannot be loaded: a machine lost power, or they were copied in part.
 
-Each has a list of its files with their sizes, so that damage is found without reading the weights,
-and without torch.
+Each has a list of its files with their sizes, so that damage is found without reading the weights.
+The supervisor does that, which does not load torch: so this is a module of its own.
 """
 
 from __future__ import annotations
@@ -44,9 +43,9 @@ def describe_damage(directory: Path) -> str:
 
 
 def numbered_checkpoints(run_dir: Path) -> dict[int, Path]:
-    """The checkpoints of a run by their updates.
+    """Return the checkpoints of a run by their updates.
 
-    One that was never finished, or has been set aside, has no number for a name.
+    One that was never finished, or is archived, has no number for a name.
     """
     return {
         int(path.name): path
@@ -55,33 +54,29 @@ def numbered_checkpoints(run_dir: Path) -> dict[int, Path]:
     }
 
 
-def newest_whole(run_dir: Path) -> Path | None:
-    """The newest checkpoint of a run that is as it was written; None without one."""
-    numbered = numbered_checkpoints(run_dir)
-    return next(
-        (
-            numbered[update]
-            for update in sorted(numbered, reverse=True)
-            if not describe_damage(numbered[update])
-        ),
-        None,
-    )
+def newest_undamaged(run_dir: Path) -> Path | None:
+    """Return the newest checkpoint of a run that is as it was written; None without one."""
+    checkpoints = numbered_checkpoints(run_dir)
+    for update in sorted(checkpoints, reverse=True):
+        if not describe_damage(checkpoints[update]):
+            return checkpoints[update]
+    return None
 
 
-def set_aside_damaged(run_dir: Path) -> dict[str, str]:
-    """Rename damaged checkpoints to *-damaged, so that nothing goes on from them, nor counts them;
-    returns what is wrong with each.
+def archive_damaged(run_dir: Path) -> dict[str, str]:
+    """Rename damaged checkpoints to *-damaged, and return what is wrong with each.
 
-    ValueError, and nothing is renamed, if there is no other one.
+    So nothing goes on from them, nor counts them. ValueError, and nothing is renamed, if there is
+    no other one.
     """
     checkpoints = numbered_checkpoints(run_dir).values()
-    looked_at = {path: describe_damage(path) for path in sorted(checkpoints)}
-    damaged = {path: words for path, words in looked_at.items() if words}
+    damage_of = {path: describe_damage(path) for path in sorted(checkpoints)}
+    damaged = {path: damage for path, damage in damage_of.items() if damage}
     if damaged and len(damaged) == len(checkpoints):
-        path, words = list(damaged.items())[-1]
-        raise ValueError(f"no checkpoint of the run is whole: in {path}, {words}")
+        path, damage = list(damaged.items())[-1]
+        raise ValueError(f"no checkpoint of the run is whole: in {path}, {damage}")
     for path in damaged:
         target = path.with_name(f"{path.name}{DAMAGED}")
         shutil.rmtree(target, ignore_errors=True)
         os.replace(path, target)
-    return {path.name: words for path, words in damaged.items()}
+    return {path.name: damage for path, damage in damaged.items()}

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from config import Config, ConfigError
 from config.resolve import full_name
-from learner.checkpoint_damage import newest_whole, numbered_checkpoints
+from learner.checkpoint_damage import newest_undamaged, numbered_checkpoints
 from supervisor.machine_checks import check_cache
 from supervisor.process import our_environment, python_module
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
@@ -90,7 +90,7 @@ def _choose_update(run_dir: Path, which: str, checkpoints: Container[int]) -> in
         return _best_update(run_dir, checkpoints)
     if which:
         return int(which) if which.isdecimal() else None
-    newest = newest_whole(run_dir)
+    newest = newest_undamaged(run_dir)
     return None if newest is None else int(newest.name)
 
 

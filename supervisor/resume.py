@@ -19,7 +19,7 @@ from config.defaults import with_preset
 from config.options import flatten
 from config.recipes import RECIPE_OPTION
 from config.resolve import full_name, resolve
-from learner.checkpoint_damage import newest_whole, set_aside_damaged
+from learner.checkpoint_damage import archive_damaged, newest_undamaged
 from protocol.messages import SCHEMA_VERSION
 
 log = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def check_model_of(run_dir: Path, model: Path | None) -> None:
 
     They must have the same tokens and the same architecture.
     """
-    checkpoint = newest_whole(run_dir)
+    checkpoint = newest_undamaged(run_dir)
     model = model or run_dir / "policy"
     if checkpoint is None or not model.is_dir():
         return
@@ -157,7 +157,7 @@ def set_damaged_checkpoints_aside(run_dir: Path) -> None:
     Raises ConfigError if a run has no other ones.
     """
     try:
-        damaged = set_aside_damaged(run_dir)
+        damaged = archive_damaged(run_dir)
     except ValueError as error:
         raise ConfigError(f"--resume: {error}; put that back, or begin a new run") from None
     for name, words in damaged.items():
@@ -179,7 +179,7 @@ def _check_version(run_dir: Path) -> None:
 
 
 def _newest_weights(run_dir: Path) -> Path:
-    return newest_whole(run_dir) or run_dir / "policy"
+    return newest_undamaged(run_dir) or run_dir / "policy"
 
 
 def _is_the_same_place(before: str, after: str) -> bool:

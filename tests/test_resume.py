@@ -13,8 +13,8 @@ from config.resolve import resolve, to_toml
 from learner.checkpoint_damage import (
     CONTENTS,
     STATE,
-    newest_whole,
-    set_aside_damaged,
+    archive_damaged,
+    newest_undamaged,
     write_contents,
 )
 from protocol.messages import SCHEMA_VERSION
@@ -191,9 +191,9 @@ def test_a_resume_leaves_a_checkpoint_aside_of_which_a_file_is_damaged(
         finish_checkpoint(directory)
         checkpoints.append(directory)
     older, newer = checkpoints
-    assert set_aside_damaged(tmp_path) == {} and newest_whole(tmp_path) == newer
+    assert archive_damaged(tmp_path) == {} and newest_undamaged(tmp_path) == newer
     spoil(newer / name, how)
-    assert newest_whole(tmp_path) == older
+    assert newest_undamaged(tmp_path) == older
     set_damaged_checkpoints_aside(tmp_path)
     assert f"000040 of {tmp_path} is left aside: " in caplog.text and Path(name).name in caplog.text
     assert sorted(path.name for path in older.parent.iterdir()) == ["000020", "000040-damaged"]

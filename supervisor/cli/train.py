@@ -189,11 +189,11 @@ def _print_how_to_resume(job: Job, serial: bool, status: int) -> None:
 
 def _print_next_steps(job: Job) -> None:
     """Say where the run and its last checkpoint are, and what to do with them."""
-    from learner.checkpoint_damage import newest_whole
+    from learner.checkpoint_damage import newest_undamaged
 
     run_dir = shlex.quote(job.run_dir)
     print(f"the run is in {run_dir}", flush=True)
-    checkpoint = newest_whole(Path(job.run_dir))
+    checkpoint = newest_undamaged(Path(job.run_dir))
     if checkpoint is not None:
         print(f"  checkpoint: {shlex.quote(str(checkpoint))}")
         print(f"  play:       {this_command()} play --watch {run_dir}")
