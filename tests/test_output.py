@@ -148,8 +148,7 @@ def test_terminal_that_goes_away_ends_a_server_as_ctrl_c_does() -> None:
 
 def test_files_are_read_as_utf_8_whatever_the_encoding_of_the_locale(tmp_path: Path) -> None:
     settings = tmp_path / "settings é.toml"
-    text = '[env]\nname = "gymnasium"\n\n[env.settings]\ntask = "über"\n'
-    settings.write_text(text, encoding="utf-8")
+    settings.write_text('[run]\ncache_dir = "über"\n', encoding="utf-8")
     asked = [
         sys.executable,
         str(ROOT / "run.py"),
@@ -167,4 +166,4 @@ def test_files_are_read_as_utf_8_whatever_the_encoding_of_the_locale(tmp_path: P
         preexec_fn=dying_with_parent(),
     )
     assert done.returncode == 0, done.stderr
-    assert 'task = "über"' in done.stdout.decode() and 'dir = "läufe"' in done.stdout.decode()
+    assert 'cache_dir = "über"' in done.stdout.decode() and 'dir = "läufe"' in done.stdout.decode()
