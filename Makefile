@@ -38,7 +38,7 @@ test: install
 parity: install
 	@printf "TextWorld "
 	@$(PIP_INSTALL) -e '.[parity]' 2>&1 | tee -a $(LOG) | $(DOTS) || $(FAILED)
-	$(BIN)/python -m pytest tests/test_alfworld_parity.py $(ARGS)
+	$(BIN)/python -m pytest tests/unit/envs/alfworld/test_alfworld_parity.py $(ARGS)
 
 smollm2: install
 	@printf "SmolLM2-135M "

@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-from tests.engine_fixtures import engine, policies, real_engine  # noqa: F401  fixtures: one engine for all
+from tests.fixtures.engines import engine, policies, real_engine  # noqa: F401  fixtures: one engine for all
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
@@ -39,7 +39,7 @@ settings.load_profile("foray")
 @pytest.fixture(scope="session")
 def small_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a policy as run_fixtures.SMALL describes it, random weights."""
-    from run_fixtures import job_in, small_config  # torch, which not every test needs
+    from tests.fixtures.runs import job_in, small_config  # torch, which not every test needs
 
     return Path(job_in(tmp_path_factory.mktemp("small") / "job", small_config()).model_dir)
 

@@ -2,7 +2,7 @@
 -logi).
 
 Written here because the stemmers that are light enough to depend on leave these rules out, and a
-stem that differs is a document that is not found. `tests/test_webshop_ranking.py` holds it to
+stem that differs is a document that is not found. `tests/unit/envs/webshop/test_webshop_ranking.py` holds it to
 snowballstemmer wherever the two must agree.
 """
 

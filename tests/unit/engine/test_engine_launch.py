@@ -1,0 +1,288 @@
+"""How an engine is started, and what is said when it cannot be."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from config import ConfigError, Endpoints, Job
+from config.resolve import resolve
+from engine import launch as server
+from engine.constants import GATED_HEADER, MIDDLEWARE, PLUGIN
+from engine.launch import (
+    EngineNotReady,
+    check_engine,
+    check_memory,
+    cpu_dtype,
+    engine_command,
+    wait_ready,
+    weights_gib,
+)
+from protocol import machine
+from supervisor.endpoints import free_port
+
+
+def job(engines: int = 1, **settings: str) -> Job:
+    nowhere = "tcp://127.0.0.1:1"
+    return Job(
+        config=resolve(None, {name.replace("__", "."): value for name, value in settings.items()}),
+        endpoints=Endpoints(
+            actors=nowhere,
+            dashboard=nowhere,
+            learner=nowhere,
+            signals=["tcp://127.0.0.1:7001"],
+            trajectories=nowhere,
+            stats=nowhere,
+            engines=[f"http://127.0.0.1:{7000 + 2 * number}" for number in range(engines)],
+        ),
+        run_dir="",
+        model_dir="policy",
+        weights_dir="",
+    )
+
+
+def value(arguments: list[str], option: str) -> str:
+    return arguments[arguments.index(option) + 1]
+
+
+@pytest.fixture(params=[True, False], ids=["cpu", "gpu"])
+def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(server, "on_cpu", lambda: request.param)
+    return request.param
+
+
+def test_the_engine_serves_the_policy_of_the_job_on_this_machine_only(on_cpu: bool) -> None:
+    arguments = engine_command(job()).arguments
+    assert arguments[0].startswith("vllm.")
+    assert value(arguments, "--model") == "policy"
+    assert (value(arguments, "--host"), value(arguments, "--port")) == ("127.0.0.1", "7000")
+
+
+def test_log_probs_are_asked_for_after_temperature(on_cpu: bool) -> None:
+    assert value(engine_command(job()).arguments, "--logprobs-mode") == "processed_logprobs"
+
+
+def test_our_plugin_is_told_to_vllm(on_cpu: bool) -> None:
+    command = engine_command(job(control__t2po__top_j="13"))
+    assert json.loads(value(command.arguments, "--weight-transfer-config")) == {
+        "backend": "foray_safetensors"
+    }
+    assert value(command.arguments, "--logits-processors") == "engine.plugin.signal_tap:SignalTap"
+    assert command.environment["FORAY_TAP_ENDPOINT"] == "tcp://127.0.0.1:7001"
+    assert command.environment["FORAY_TAP_TOP_J"] == "13"
+    assert command.environment["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("given", "plugins"),
+    [("", "foray"), ("other", "other,foray"), ("foray,other", "other,foray"), (None, None)],
+)
+def test_engine_gets_our_plugin_and_key_whatever_the_environment_sets(
+    on_cpu: bool, monkeypatch: pytest.MonkeyPatch, given: str | None, plugins: str | None
+) -> None:
+    """What the user has set for other servers does not keep our plugin or our key out."""
+    monkeypatch.setenv("VLLM_API_KEY", "of another server")
+    if given is None:
+        monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    else:
+        monkeypatch.setenv("VLLM_PLUGINS", given)
+    environment = engine_command(job()).environment
+    assert environment["VLLM_API_KEY"] == "" and environment.get("VLLM_PLUGINS") == plugins
+    assert PLUGIN in {entry.name for entry in entry_points(group="vllm.general_plugins")}
+
+
+def test_weights_over_nccl_are_vllms_own_transfer(on_cpu: bool) -> None:
+    command = engine_command(job(engine__weights="nccl"))
+    assert json.loads(value(command.arguments, "--weight-transfer-config")) == {"backend": "nccl"}
+
+
+@pytest.mark.parametrize(
+    ("cpu_vllm", "cuda"), [(True, True), (False, False)], ids=["vLLM for CPUs", "no GPU"]
+)
+def test_weights_over_nccl_are_refused_without_gpus(
+    monkeypatch: pytest.MonkeyPatch, cpu_vllm: bool, cuda: bool
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(server, "on_cpu", lambda: cpu_vllm)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    for settings in (
+        {"engine.urls": "http://127.0.0.1:1"},
+        {"engine.devices": "1", "learner.devices": "0"},
+    ):
+        with pytest.raises(
+            ConfigError, match=r"engine\.weights: nccl needs NVIDIA GPUs.*leave it at file"
+        ):
+            check_engine(resolve(None, settings | {"engine.weights": "nccl"}), None)
+
+
+def test_weights_over_nccl_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL refuses two ranks on one device, and by default all processes take the first one."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(server, "on_cpu", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    two = {"engine.weights": "nccl", "engine.count": "2"}
+    for devices in (
+        {},
+        {"engine.devices": "1,2"},
+        {"engine.devices": "0,1", "learner.devices": "0"},
+    ):
+        with pytest.raises(
+            ConfigError, match=r"engine\.weights.*learner\.devices and engine\.devices"
+        ):
+            server.check_nccl(resolve(None, two | devices))
+    server.check_nccl(resolve(None, two | {"engine.devices": "1,2", "learner.devices": "0"}))
+    server.check_nccl(
+        resolve(None, {"engine.weights": "nccl", "engine.urls": "http://127.0.0.1:1"})
+    )
+
+
+def test_the_tap_is_left_out_where_signals_come_from_streams(on_cpu: bool) -> None:
+    command = engine_command(job(control__signal="stream"))
+    assert (
+        "--logits-processors" not in command.arguments
+        and "FORAY_TAP_ENDPOINT" not in command.environment
+    )
+
+
+def test_engines_draw_the_same_random_numbers_in_runs_of_the_same_seed_alone(
+    on_cpu: bool,
+) -> None:
+    """Engines draw their own random numbers in each run and the same ones in a run of the same seed."""
+    runs = [job(engines=2, run__seed=seed) for seed in ("0", "1", "0")]
+    first, second, again = (
+        [value(engine_command(run, number).arguments, "--seed") for number in (0, 1)]
+        for run in runs
+    )
+    assert len({*first, *second}) == 4 and again == first
+
+
+def test_further_arguments_of_the_user_come_last(on_cpu: bool) -> None:
+    assert engine_command(job(engine__extra_args="--seed,7")).arguments[-2:] == ["--seed", "7"]
+
+
+def test_a_step_holds_the_longest_prompt_where_prefills_are_not_chunked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "on_cpu", lambda: True)
+    for length in (1024, 9000):
+        arguments = engine_command(job(engine__max_model_len=str(length))).arguments
+        assert int(value(arguments, "--max-num-batched-tokens")) >= length
+
+
+@pytest.mark.parametrize(("threads", "expected"), [("2", "2"), ("0", None)])
+def test_the_worker_computes_on_as_many_cores_as_configured(
+    monkeypatch: pytest.MonkeyPatch, threads: str, expected: str | None
+) -> None:
+    monkeypatch.setattr(server, "on_cpu", lambda: True)
+    assert (
+        engine_command(job(engine__threads=threads)).environment.get("OMP_NUM_THREADS") == expected
+    )
+
+
+def test_a_quota_of_cores_bounds_what_vllm_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "on_cpu", lambda: True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(machine, "quota_cores", lambda: 2.5)
+    assert engine_command(job(engine__threads="0")).environment["OMP_NUM_THREADS"] == "3"
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [("avx2 avx512_bf16", "bfloat16"), ("amx_bf16", "bfloat16"), ("avx2 fma", "float32")],
+)
+def test_auto_is_the_precision_that_the_cpu_computes_with(
+    tmp_path: Path, flags: str, expected: str
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor : 0\nflags : {flags}\n")
+    assert cpu_dtype("auto", cpuinfo) == expected
+    assert cpu_dtype("bfloat16", cpuinfo) == "bfloat16"
+
+
+def test_too_little_memory_names_the_setting() -> None:
+    with pytest.raises(ConfigError, match=r"engine\.kv_cache_gb.*4\.5 GiB.*3\.0 GiB are available"):
+        check_memory(kv_cache_gib=2.0, weights=0.5, available=3.0)
+    check_memory(kv_cache_gib=2.0, weights=0.5, available=4.6)
+
+
+def test_weights_are_the_safetensors_files(tmp_path: Path) -> None:
+    (tmp_path / "a.safetensors").write_bytes(bytes(2**20))
+    (tmp_path / "b.bin").write_bytes(bytes(2**20))
+    assert weights_gib(tmp_path) == pytest.approx(1 / 1024)
+    assert weights_gib(None) == 0.0
+
+
+async def test_an_engine_that_never_answers_names_the_setting() -> None:
+    with pytest.raises(EngineNotReady, match=r"engine\.start_seconds"):
+        await wait_ready(f"http://127.0.0.1:{free_port()}", 0.5)
+
+
+async def serve(*, gated: bool = True, **answers: int) -> tuple[str, web.AppRunner]:
+    """A server that answers each route with the given status, as behind our middleware if
+    `gated`."""
+    app = web.Application()
+    for name, status in answers.items():
+        method, path = {
+            "health": ("GET", "/health"),
+            "weights": ("GET", "/weight_info"),
+            "generate": ("POST", "/inference/v1/generate"),
+        }[name]
+
+        async def answer(request: web.Request, status: int = status) -> web.Response:
+            headers = {GATED_HEADER: "1"} if gated else {}
+            body = {"error": {"message": "disabled"}}
+            return web.json_response(body, status=status, headers=headers)
+
+        app.router.add_route(method, path, answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    return f"http://127.0.0.1:{runner.addresses[0][1]}", runner
+
+
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ({"health": 200, "weights": 404}, "VLLM_SERVER_DEV_MODE"),
+        ({"health": 200, "weights": 200, "generate": 403}, "--enable-scale-out"),
+        ({"health": 200, "weights": 401}, "FORAY_ENGINE_KEY"),
+        ({"health": 200, "weights": 200, "generate": 401}, "FORAY_ENGINE_KEY"),
+    ],
+)
+async def test_a_server_that_is_not_for_us_is_told_apart_from_one_that_is_not_ready(
+    answers: dict[str, int], said: str
+) -> None:
+    url, runner = await serve(**answers)
+    try:
+        with pytest.raises(EngineNotReady, match=said):
+            await wait_ready(url, 5.0)
+    finally:
+        await runner.cleanup()
+
+
+async def test_an_engine_without_our_middleware_is_refused_with_the_flag_to_start_it_with() -> None:
+    url, runner = await serve(gated=False, health=200, weights=200, generate=200)
+    try:
+        with pytest.raises(
+            EngineNotReady, match=rf"engine\.urls: {url} .*--middleware {MIDDLEWARE}"
+        ):
+            await wait_ready(url, 5.0)
+    finally:
+        await runner.cleanup()
+    guide = Path(__file__).parent.parent.parents[1] / "docs" / "reference" / "engine.md"
+    assert f"--middleware {MIDDLEWARE}" in guide.read_text()
+
+
+async def test_a_ready_engine_is_waited_for_until_it_generates() -> None:
+    url, runner = await serve(health=200, weights=200, generate=200)
+    try:
+        await asyncio.wait_for(wait_ready(url, 5.0), 5.0)
+    finally:
+        await runner.cleanup()

@@ -1,0 +1,217 @@
+"""The ledger of engines: what fails gets nothing more, what is dead gives its turns back, what is
+back has the newest weights first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import engine.pool as pool_module
+from engine.client import EngineError, EngineUnreachable, Sampling
+from engine.fake.server import FakeEngine
+from engine.pool import EnginePool, Health
+from supervisor.endpoints import free_port
+from tests.fixtures.engines import Policies, lose_core, some_prompt
+
+SAMPLING = Sampling(max_tokens=4, cache_salt="v0")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "PROBE_EVERY", 0.05)
+    monkeypatch.setattr(pool_module, "PROBE_SECONDS", 0.3)
+    monkeypatch.setattr(pool_module, "DEAD_AFTER", 0.5)
+
+
+@asynccontextmanager
+async def engines(
+    policies: Policies, ports: list[int], **settings: float
+) -> AsyncIterator[tuple[EnginePool, list[FakeEngine]]]:
+    made = [FakeEngine(policies.first.directory, port=port) for port in ports]
+    pool = EnginePool([await engine.start() for engine in made], **settings)
+    try:
+        yield pool, made
+    finally:
+        await pool.close()
+        for engine in made:
+            await engine.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def put(pool: EnginePool, policies: Policies, version: int) -> float:
+    weights = policies.second
+    return await pool.apply_weights(weights.file, version, weights.checksum, deadline=20.0)
+
+
+def healths(pool: EnginePool) -> list[Health]:
+    return [health for health, _ in pool.status().values()]
+
+
+async def test_an_engine_that_failed_gets_no_turns_until_it_answers(policies: Policies) -> None:
+    port = free_port()
+    async with engines(policies, [port, free_port()]) as (pool, made):
+        first, second = pool
+        await made[0].stop()
+        pool.mark_suspect(first, "a test says so")
+        for _ in range(3):
+            async with pool.acquire() as engine:
+                assert engine is second
+        made[0] = FakeEngine(policies.first.directory, port=port)
+        await made[0].start()
+        await until(lambda: healths(pool) == [Health.HEALTHY, Health.HEALTHY])
+        async with pool.acquire(but=second) as engine:
+            assert engine is first
+
+
+async def test_an_engine_that_is_back_has_the_newest_weights_before_any_turn(
+    policies: Policies,
+) -> None:
+    port = free_port()
+    async with engines(policies, [port], patience=20.0) as (pool, made):
+        await put(pool, policies, 7)
+        (client,) = pool
+        await made[0].stop()
+        pool.mark_suspect(client, "a test says so")
+        waiting = asyncio.create_task(taken(pool))
+        made[0] = FakeEngine(policies.first.directory, port=port)
+        await made[0].start()
+        generation = await asyncio.wait_for(waiting, 20)
+        assert {span.version for span in generation.spans} == {7}
+
+
+async def taken(pool: EnginePool):
+    async with pool.acquire() as engine:
+        return await engine.generate("turn", some_prompt("turn"), SAMPLING, watched=False)
+
+
+async def test_the_turns_of_a_dead_engine_end_so_that_others_can_have_them(
+    policies: Policies,
+) -> None:
+    async with engines(policies, [free_port(), free_port()]) as (pool, made):
+        first, _ = pool
+        await first.pause()
+
+        async def stuck() -> None:
+            async with pool.acquire() as engine:
+                assert engine is first
+                await engine.generate("stuck", some_prompt("stuck"), SAMPLING, watched=False)
+
+        turn = asyncio.create_task(stuck())
+        await until(lambda: bool(made[0]._generator.requests))
+        silence(made[0])
+        pool.mark_suspect(first, "a test says so")
+        with pytest.raises(EngineUnreachable, match=f"{first.url} has not answered"):
+            await asyncio.wait_for(turn, 20)
+        assert healths(pool) == [Health.DEAD, Health.HEALTHY]
+
+
+def silence(engine: FakeEngine) -> Callable[[], None]:
+    """It accepts connections and never answers, as a stopped process does; until what is returned
+    is called."""
+    handlers = {route: route._handler for route in engine._runner.app.router.routes()}
+
+    async def never(request: object) -> None:
+        await asyncio.Event().wait()
+
+    def answer_again() -> None:
+        for route, handler in handlers.items():
+            route._handler = handler
+
+    for route in handlers:
+        route._handler = never
+    return answer_again
+
+
+async def test_new_weights_do_not_wait_for_an_engine_that_is_gone(policies: Policies) -> None:
+    async with engines(policies, [free_port(), free_port()]) as (pool, made):
+        await made[0].stop()
+        assert await put(pool, policies, 3) > 0
+        assert healths(pool)[1] is Health.HEALTHY and healths(pool)[0] is not Health.HEALTHY
+        assert made[1]._generator.version == "3"
+
+
+async def test_the_first_weights_do_not_wait_for_an_engine_that_hangs(
+    policies: Policies, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "PROBE_SECONDS", 2.0)
+    async with engines(policies, [free_port(), free_port()]) as (pool, made):
+        silence(made[0])
+        async with asyncio.timeout(30):
+            assert await put(pool, policies, 3) > 0
+        assert healths(pool)[1] is Health.HEALTHY and healths(pool)[0] is not Health.HEALTHY
+
+
+async def test_engine_that_hung_at_the_first_weights_reports_no_version_of_an_earlier_run(
+    policies: Policies,
+) -> None:
+    """The weights of an earlier run are no version of an engine that hung at the first ones."""
+    async with engines(policies, [free_port(), free_port()]) as (pool, made):
+        first, second = pool
+        made[0]._generator.version = "3"  # an earlier run has left that
+        answer_again = silence(made[0])
+        await put(pool, policies, 3)
+        assert healths(pool)[0] is not Health.HEALTHY
+        answer_again()
+        await until(lambda: healths(pool) == [Health.HEALTHY, Health.HEALTHY])
+        assert await first.checksums() == await second.checksums()
+
+
+async def test_weights_count_as_applied_only_once_an_engine_runs_them(policies: Policies) -> None:
+    port = free_port()
+    async with engines(policies, [port]) as (pool, made):
+        (client,) = pool
+        await made[0].stop()
+        applying = asyncio.create_task(put(pool, policies, 3))
+        await until(lambda: healths(pool) != [Health.HEALTHY])
+        assert not applying.done()
+        made[0] = FakeEngine(policies.first.directory, port=port)
+        await made[0].start()
+        await asyncio.wait_for(applying, 20)
+        assert await client.weight_version() == 3
+
+
+async def test_a_refused_update_is_an_error_of_the_run(policies: Policies) -> None:
+    async with engines(policies, [free_port()]) as (pool, _):
+        with pytest.raises(EngineError, match="checksum"):
+            await pool.apply_weights(policies.second.file, 1, "0" * 64, deadline=20.0)
+
+
+@pytest.mark.parametrize("before", [None, 1])
+async def test_new_weights_do_not_wait_for_an_engine_whose_core_is_dead(
+    policies: Policies, before: int | None
+) -> None:
+    async with engines(policies, [free_port(), free_port()]) as (pool, made):
+        if before:
+            await put(pool, policies, before)
+        lose_core(made[0])
+        assert await put(pool, policies, 3) > 0
+        assert healths(pool)[1] is Health.HEALTHY and healths(pool)[0] is not Health.HEALTHY
+
+
+async def test_no_engine_for_too_long_is_an_error_that_names_them(policies: Policies) -> None:
+    async with engines(policies, [free_port()], patience=0.2) as (pool, made):
+        pool.check()
+        (client,) = pool
+        await made[0].stop()
+        pool.mark_suspect(client, "a test says so")
+        await until(lambda: raises(pool, client.url))
+
+
+def raises(pool: EnginePool, url: str) -> bool:
+    try:
+        pool.check()
+    except EngineError as error:
+        assert url in str(error) and "engine.start_seconds" in str(error)
+        return True
+    return False

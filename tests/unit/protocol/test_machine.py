@@ -1,0 +1,253 @@
+"""What the machine gives a process, and what a run is refused for before anything starts."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from config import ConfigError
+from learner.publish import KEPT
+from learner.warm_start.policy_cache import check_cache_dir
+from protocol.machine import available_bytes, available_cores, quota_cores
+from supervisor import job, machine_checks
+from tests.fixtures.runs import small_config
+
+MIB = 2**20
+
+
+def kernel_files(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("membership", "files"),
+    [
+        ("0::/pod/c\n", {"pod/c/cpu.max": "max 100000\n", "pod/cpu.max": "150000 100000\n"}),
+        (
+            "4:cpu,cpuacct:/c\n",
+            {"cpu/c/cpu.cfs_quota_us": "150000\n", "cpu/c/cpu.cfs_period_us": "100000\n"},
+        ),
+        (
+            "4:cpu,cpuacct:/gone\n",
+            {"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+        ),
+    ],
+    ids=["version 2, the parent's limit", "version 1", "version 1, seen from inside"],
+)
+def test_a_quota_of_a_control_group_is_found(
+    tmp_path: Path, membership: str, files: dict[str, str]
+) -> None:
+    kernel_files(tmp_path, files | {"self": membership})
+    assert quota_cores(tmp_path, tmp_path / "self") == 1.5
+
+
+def test_without_a_limit_there_is_no_quota(tmp_path: Path) -> None:
+    kernel_files(
+        tmp_path,
+        {"self": "0::/c\n4:cpu:/c\n", "c/cpu.max": "max 100000", "cpu/c/cpu.cfs_quota_us": "-1"},
+    )
+    assert (
+        quota_cores(tmp_path, tmp_path / "self")
+        == math.inf
+        == quota_cores(tmp_path, tmp_path / "absent")
+    )
+
+
+def test_cores_are_those_of_the_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {5})
+    assert available_cores() == 1
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on other systems than Linux
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    assert available_cores() == 1
+
+
+@pytest.mark.parametrize(
+    ("membership", "files", "megabytes"),
+    [
+        ("0::/c\n", {"c/memory.max": str(200 * MIB), "c/memory.current": str(150 * MIB)}, 50),
+        ("0::/c\n", {"c/memory.max": "max\n", "c/memory.current": str(150 * MIB)}, 1024),
+        (
+            "9:memory:/c\n",
+            {
+                "memory/c/memory.limit_in_bytes": str(200 * MIB),
+                "memory/c/memory.usage_in_bytes": str(150 * MIB),
+                "memory/c/memory.stat": f"cache 1\ntotal_inactive_file {20 * MIB}\n",
+            },
+            70,
+        ),
+        ("", {}, 1024),
+    ],
+    ids=["version 2", "no limit", "version 1, with what can be reclaimed", "no control groups"],
+)
+def test_memory_is_what_the_system_and_the_container_leave(
+    tmp_path: Path, membership: str, files: dict[str, str], megabytes: int
+) -> None:
+    kernel_files(
+        tmp_path,
+        files
+        | {"self": membership, "meminfo": "MemTotal: 8000000 kB\nMemAvailable:   1048576 kB\n"},
+    )
+    assert available_bytes(tmp_path / "meminfo", tmp_path, tmp_path / "self") == megabytes * MIB
+    assert available_bytes(tmp_path / "absent", tmp_path, tmp_path / "nobody") == math.inf
+
+
+def free_in(monkeypatch: pytest.MonkeyPatch, megabytes: dict[str, int]) -> None:
+    monkeypatch.setattr(
+        machine_checks, "free_bytes", lambda place: megabytes.get(str(place), 1000) * MIB
+    )
+
+
+def test_weights_go_where_there_is_room(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    free_in(monkeypatch, {"/dev/shm": 64})
+    assert machine_checks.choose_weights_parent("", 60 * MIB, tmp_path / "run") == Path("/dev/shm")
+    assert machine_checks.choose_weights_parent("", 120 * MIB, tmp_path / "run") == tmp_path
+
+
+def test_too_little_room_for_weights_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    free_in(monkeypatch, {str(tmp_path): 100})
+    with pytest.raises(
+        ConfigError,
+        match=r"run\.weights_dir: 4 versions of the weights need 120 MB, and .* has 100 MB",
+    ):
+        machine_checks.choose_weights_parent(str(tmp_path), 120 * MIB, tmp_path / "run")
+    with pytest.raises(
+        ConfigError, match=r"run\.weights_dir: .* need 5,000 MB, and /dev/shm has 1,000 MB"
+    ):
+        machine_checks.choose_weights_parent("", 5000 * MIB, tmp_path / "run")
+
+
+def test_the_room_for_weights_is_of_all_versions_that_are_there_at_once(small_policy: Path) -> None:
+    size = (small_policy / "model.safetensors").stat().st_size
+    parameters = machine_checks.policy_parameters(small_config().model, small_policy)
+    for dtype, share in (("float32", 1.0), ("bfloat16", 0.5)):
+        needed = machine_checks.weights_bytes(small_config(engine__dtype=dtype), parameters)
+        assert needed == pytest.approx((KEPT + 2) * size * share, rel=0.02)
+
+
+def test_too_little_room_for_checkpoints_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    free_in(monkeypatch, {str(tmp_path): 31})
+    keep_one = small_config(
+        learner__keep_checkpoints="1", run__max_updates="1000", learner__kl_coef="0.1"
+    )
+    machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB // 2)
+    with pytest.raises(ConfigError, match=r"run\.dir: 2 checkpoints need about 32 MB"):
+        machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB)
+    machine_checks.check_checkpoints(keep_one, tmp_path, parameters=MIB, written=1)
+
+
+@pytest.mark.parametrize(
+    ("keep", "every", "updates", "expected"),
+    [
+        ("5", "0", "1000", 6),
+        ("5", "0", "20", 3),
+        ("0", "0", "100", 7),
+        ("0", "0", "0", 2),
+        ("5", "20", "0", 2),
+    ],
+    ids=["kept", "made in all", "all are kept", "unbounded", "unbounded, with every so many"],
+)
+def test_checkpoints_take_the_room_of_those_that_are_kept(
+    keep: str, every: str, updates: str, expected: int
+) -> None:
+    config = small_config(
+        learner__keep_checkpoints=keep,
+        learner__keep_every=every,
+        run__max_updates=updates,
+        learner__checkpoint_every="20",
+    )
+    assert machine_checks.checkpoints_on_disk(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "copies"),
+    [
+        ({}, 3),
+        ({"learner__kl_coef": "0.1"}, 4),
+        ({"learner__lora_rank": "8"}, 1),
+        ({"learner__lora_rank": "8", "learner__kl_coef": "0.1"}, 2),
+    ],
+)
+def test_a_checkpoint_of_adapters_holds_no_moments_of_the_whole_policy(
+    settings: dict[str, str], copies: int
+) -> None:
+    assert machine_checks.copies_in_checkpoint(small_config(**settings).learner) == copies
+
+
+def test_too_few_open_files_name_the_setting() -> None:
+    config = small_config(actor__count="1000", actor__episodes_per_actor="3")
+    machine_checks.check_open_files(config, 4256)
+    with pytest.raises(
+        ConfigError, match=r"actor\.count: 1000 actors of 3 episodes need 4,256 open files"
+    ):
+        machine_checks.check_open_files(config, 4255)
+
+
+def test_a_cache_that_cannot_be_made_names_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"run\.cache_dir: /proc/cache cannot be made"):
+        machine_checks.check_cache(small_config(run__cache_dir="/proc/cache"))
+    monkeypatch.setattr(
+        Path, "expanduser", lambda self: (_ for _ in ()).throw(RuntimeError("no home"))
+    )
+    with pytest.raises(ConfigError, match=r"run\.cache_dir: there is no home directory \(HOME\)"):
+        machine_checks.check_cache(small_config())
+
+
+@contextlib.contextmanager
+def without_privileges() -> Iterator[None]:
+    """While inside, this process may not write where its owner may not (root always may)."""
+    root = os.getuid() == 0
+    if root:
+        os.setreuid(12345, -1)
+    try:
+        yield
+    finally:
+        if root:
+            os.setreuid(0, -1)
+
+
+def test_a_cache_that_cannot_be_written_to_is_used_if_there_is_something_in_it(
+    tmp_path: Path,
+) -> None:
+    tmp_path.chmod(0o555)
+    config = small_config(run__cache_dir=str(tmp_path))
+    with (
+        without_privileges(),
+        pytest.raises(ConfigError, match=r"run\.cache_dir: .* cannot be written to"),
+    ):
+        machine_checks.check_cache(config)
+    tmp_path.chmod(0o755)
+    (tmp_path / "policy-0123").mkdir()
+    tmp_path.chmod(0o555)
+    with without_privileges():
+        machine_checks.check_cache(config)
+        with pytest.raises(
+            ConfigError, match=r"run\.cache_dir: .* does not hold this warm start \(policy-4567\)"
+        ):
+            check_cache_dir(tmp_path / "policy-4567")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_disk_without_locks_is_used_and_nothing_of_others_removed(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(job.fcntl, "flock", flock)
+    first = Path(job.make_weights_dir(tmp_path))
+    second = Path(job.make_weights_dir(tmp_path))
+    assert first.is_dir() and second.is_dir() and first != second
+    assert "has no locks" in caplog.text
