@@ -114,7 +114,7 @@ class Actor:
         self._shard_address: ShardAddress | None = None  # None: the controller takes the turns
         self._shard = self._controller
         self._shard_listener: asyncio.Task | None = None
-        self._group: asyncio.TaskGroup | None = None
+        self._group = asyncio.TaskGroup()  # entered by `run`
         self._player = EpisodePlayer(
             environment,
             prompter,
@@ -152,9 +152,9 @@ class Actor:
             self._wait_until_over(),
         ]
         loops += [self._deliver_report(report) for report in self._slot.reports]
-        lost: ControllerLost | None = None
+        lost: ControllerLost | ExceptionGroup[ControllerLost] | None = None
         try:
-            async with asyncio.TaskGroup() as self._group:
+            async with self._group:
                 for loop in loops:
                     self._group.create_task(loop)
         except* _RunIsOver:
@@ -246,7 +246,7 @@ class Actor:
             del self._pending_turns[turn_id]
 
     async def _send_until_answered(
-        self, what: str, answer: Awaitable[T], send: Callable[[], Awaitable[None]]
+        self, what: str, answer: Awaitable[T], send: Callable[[], Awaitable[object]]
     ) -> T:
         """Send a message, which the log calls `what`, again and again, until there is an answer.
 

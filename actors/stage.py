@@ -75,19 +75,23 @@ class Stage:
         task = require_text("task", self._episode.task)
         task_type = require_text("task_type", self._episode.task_type, MAX_NAME)
         self._view = self._environment.view(self._episode)
-        return EpisodeOpening(task, task_type, self._encode_prompt())
+        return EpisodeOpening(task, task_type, self._encode_prompt(self._view))
 
     def step(self, tokens: bytes) -> StepOutcome:
         """Carry out the response, up to the next prompt."""
+        episode = self._episode
+        view = self._view
+        if episode is None or view is None:
+            raise RuntimeError("a step of an episode that has not started, or is closed")
         response = self._prompter.decode(unpack(tokens, INT32).tolist())
-        anchor = require_text("state_key()", self._episode.state_key())
-        parsed = self._environment.parse(response, self._view.observation.admissible)
+        anchor = require_text("state_key()", episode.state_key())
+        parsed = self._environment.parse(response, view.observation.admissible)
         action = require_text("action", _attribute("parse()", parsed, "action"))
         valid = require_flag("valid", _attribute("parse()", parsed, "valid"))
-        result = self._episode.step(action)
+        result = episode.step(action)
         reward = require_reward(_attribute("step()", result, "reward"))
         done = require_flag("done", _attribute("step()", result, "done"))
-        scores = require_scores(self._episode.scores)
+        scores = require_scores(episode.scores)
         success = False
         truncated = False
         prompt = None
@@ -96,8 +100,8 @@ class Stage:
             truncated = require_flag("truncated", getattr(result, "truncated", False))
         else:
             observation = check_observation(_attribute("step()", result, "observation"))
-            self._view.record(action, observation)
-            prompt = self._encode_prompt()
+            view.record(action, observation)
+            prompt = self._encode_prompt(view)
         return StepOutcome(
             anchor=anchor,
             action=action,
@@ -117,12 +121,12 @@ class Stage:
         if episode is not None:
             close_episode(episode)
 
-    def _encode_prompt(self) -> list[int] | None:
+    def _encode_prompt(self, view: AgentView) -> list[int] | None:
         """Encode the prompt of the current turn; None if it has too many tokens.
 
         One that is far too long is not made into tokens.
         """
-        text = require_text("prompt()", self._environment.prompt(self._view), None)
+        text = require_text("prompt()", self._environment.prompt(view), None)
         if len(text) > self._max_prompt_characters:
             return None
         tokens = self._prompter.encode_prompt(text)

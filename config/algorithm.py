@@ -32,14 +32,14 @@ class Algorithm(Section, frozen=True, tag_field="type"):
         return False
 
 
-class GrpoAlgorithm(Algorithm, tag="grpo"):
+class GrpoAlgorithm(Algorithm, frozen=True, tag="grpo"):
     """GRPO: an episode against the others of its group."""
 
     normalize_advantages: Normalization = True
     baseline_weighting: Weighting = "turn"
 
 
-class GigpoAlgorithm(Algorithm, tag="gigpo"):
+class GigpoAlgorithm(Algorithm, frozen=True, tag="gigpo"):
     """GiGPO: GRPO, and below it a comparison of turns that were in the same state."""
 
     normalize_advantages: Normalization = True
@@ -62,25 +62,25 @@ class GigpoAlgorithm(Algorithm, tag="gigpo"):
         return self.anchor_similarity < 1
 
 
-class RlooAlgorithm(Algorithm, tag="rloo"):
+class RlooAlgorithm(Algorithm, frozen=True, tag="rloo"):
     """RLOO: an episode's return less the mean of the others'; never divided by a deviation."""
 
     baseline_weighting: Weighting = "turn"
 
 
-class ReinforcePlusPlusAlgorithm(Algorithm, tag="reinforce++"):
+class ReinforcePlusPlusAlgorithm(Algorithm, frozen=True, tag="reinforce++"):
     """REINFORCE++: returns compared over the batch, and divided by its deviation."""
 
     baseline_weighting: Weighting = "turn"
 
 
-class ReinforcePlusPlusBaselineAlgorithm(Algorithm, tag="reinforce++-baseline"):
+class ReinforcePlusPlusBaselineAlgorithm(Algorithm, frozen=True, tag="reinforce++-baseline"):
     """REINFORCE++ of returns less their group's mean."""
 
     baseline_weighting: Weighting = "turn"
 
 
-class GaeAlgorithm(Algorithm, tag="gae"):
+class GaeAlgorithm(Algorithm, frozen=True, tag="gae"):
     """GAE: a turn against what a value head expected, as PPO has it."""
 
     normalize_advantages: Normalization = True

@@ -16,7 +16,7 @@ class Loss(Section, frozen=True, tag_field="type"):
         return str(self.__struct_config__.tag)
 
 
-class ClippedLoss(Loss):
+class ClippedLoss(Loss, frozen=True):
     """A loss with bounds on a ratio."""
 
     clip_low: Annotated[
@@ -30,27 +30,27 @@ class ClippedLoss(Loss):
 TisCap = Annotated[float, says("Largest importance weight", gt=0)]
 
 
-class ReinforceLoss(Loss, tag="reinforce"):
+class ReinforceLoss(Loss, frozen=True, tag="reinforce"):
     """The policy gradient without a correction."""
 
 
-class PpoLoss(ClippedLoss, tag="ppo"):
+class PpoLoss(ClippedLoss, frozen=True, tag="ppo"):
     """PPO's clipped surrogate."""
 
 
-class DecoupledLoss(ClippedLoss, tag="decoupled"):
+class DecoupledLoss(ClippedLoss, frozen=True, tag="decoupled"):
     """Decoupled PPO: the age of the data is corrected apart from the step."""
 
     tis_cap: TisCap = 2.0
 
 
-class TisLoss(Loss, tag="tis"):
+class TisLoss(Loss, frozen=True, tag="tis"):
     """Truncated importance sampling."""
 
     tis_cap: TisCap = 2.0
 
 
-class MisLoss(Loss, tag="mis"):
+class MisLoss(Loss, frozen=True, tag="mis"):
     """Masked importance sampling."""
 
     mis_low: Annotated[float, says("Tokens of a smaller ratio are left out", ge=0, lt=1)] = 0.5
@@ -60,15 +60,15 @@ class MisLoss(Loss, tag="mis"):
     ] = "token"
 
 
-class GspoLoss(ClippedLoss, tag="gspo"):
+class GspoLoss(ClippedLoss, frozen=True, tag="gspo"):
     """GSPO: one clipped ratio a turn."""
 
 
-class CispoLoss(ClippedLoss, tag="cispo"):
+class CispoLoss(ClippedLoss, frozen=True, tag="cispo"):
     """CISPO: a clipped importance weight."""
 
 
-class VtraceLoss(Loss, tag="vtrace"):
+class VtraceLoss(Loss, frozen=True, tag="vtrace"):
     """V-trace, which corrects the values, too, and is for gae alone."""
 
     vtrace_rho: Annotated[float, says("Largest importance weight of a turn", gt=0)] = 1.0

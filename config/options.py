@@ -50,7 +50,7 @@ def all_settings() -> dict[str, msgspec.inspect.Field]:
     Those of the environment are not among them (`environment_fields`).
     """
     fields: dict[str, msgspec.inspect.Field] = {}
-    for section in msgspec.inspect.type_info(Config).fields:
+    for section in as_struct_type(msgspec.inspect.type_info(Config)).fields:
         fields |= _settings_in(section)
     return fields
 
@@ -63,10 +63,10 @@ def _settings_in(section: msgspec.inspect.Field) -> dict[str, msgspec.inspect.Fi
     kind = kind_of(section)
     if isinstance(kind, msgspec.inspect.UnionType):
         own = {"type": _type_setting(section, kind)}
-        fields = [field for variant in kind.types for field in variant.fields]
+        fields = [field for variant in kind.types for field in as_struct_type(variant).fields]
     else:
         own = {}
-        fields = list(kind.fields)
+        fields = list(as_struct_type(kind).fields)
     inner: dict[str, msgspec.inspect.Field] = {}
     for field in fields:
         if isinstance(kind_of(field), msgspec.inspect.DictType):
@@ -83,8 +83,15 @@ def environment_fields(name: str) -> dict[str, msgspec.inspect.Field]:
     declared = settings_of_environment(name)
     if declared is None:
         return {}
-    kind = msgspec.inspect.type_info(declared)
+    kind = as_struct_type(msgspec.inspect.type_info(declared))
     return {f"{ENVIRONMENT_SETTINGS}.{field.name}": field for field in kind.fields}
+
+
+def as_struct_type(kind: msgspec.inspect.Type) -> msgspec.inspect.StructType:
+    """Return a type that is a section's as what it is; TypeError for another one."""
+    if not isinstance(kind, msgspec.inspect.StructType):
+        raise TypeError(f"{kind} is not the type of a section")
+    return kind
 
 
 def is_section(kind: msgspec.inspect.Type) -> bool:
@@ -94,11 +101,17 @@ def is_section(kind: msgspec.inspect.Type) -> bool:
     return isinstance(kind, msgspec.inspect.StructType)
 
 
+def _tags(kind: msgspec.inspect.UnionType) -> tuple[str | int, ...]:
+    """The names of the types of a tagged section."""
+    tags = (as_struct_type(variant).tag for variant in kind.types)
+    return tuple(tag for tag in tags if tag is not None)
+
+
 def _type_setting(
     section: msgspec.inspect.Field, kind: msgspec.inspect.UnionType
 ) -> msgspec.inspect.Field:
     """The setting that chooses among the types of a tagged section."""
-    choices = msgspec.inspect.LiteralType(tuple(variant.tag for variant in kind.types))
+    choices = msgspec.inspect.LiteralType(_tags(kind))
     return msgspec.inspect.Field(
         name="type",
         encode_name="type",
@@ -114,13 +127,14 @@ def _type_setting(
 def tagged_sections() -> dict[str, dict[str, frozenset[str]]]:
     """Tagged section -> its types -> the names of a type's settings."""
     sections: dict[str, dict[str, frozenset[str]]] = {}
-    for section in msgspec.inspect.type_info(Config).fields:
-        for field in kind_of(section).fields:
+    for section in as_struct_type(msgspec.inspect.type_info(Config)).fields:
+        for field in as_struct_type(kind_of(section)).fields:
             kind = kind_of(field)
             if isinstance(kind, msgspec.inspect.UnionType) and is_section(kind):
+                variants = [as_struct_type(variant) for variant in kind.types]
                 sections[f"{section.name}.{field.name}"] = {
                     str(variant.tag): frozenset(one.name for one in variant.fields)
-                    for variant in kind.types
+                    for variant in variants
                 }
     return sections
 
@@ -182,11 +196,10 @@ def default_of(field: msgspec.inspect.Field) -> Any:
 
 def description(field: msgspec.inspect.Field) -> str:
     """The sentence that says what a setting does."""
-    return (
-        field.type.extra_json_schema["description"]
-        if isinstance(field.type, msgspec.inspect.Metadata)
-        else ""
-    )
+    if not isinstance(field.type, msgspec.inspect.Metadata):
+        return ""
+    schema = field.type.extra_json_schema or {}
+    return schema["description"]
 
 
 def kind_of(field: msgspec.inspect.Field) -> msgspec.inspect.Type:

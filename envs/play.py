@@ -6,6 +6,7 @@ import inspect
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 from envs.base import Environment, Episode, Expert, Split
 from envs.view import AgentView
@@ -28,7 +29,8 @@ def start_episode(environment: Environment, split: Split, index: int, seed: int)
     """Start a task, with the seed if the environment's `start` takes one."""
     if _takes_seed(environment):
         return environment.start(split, index, seed)
-    return environment.start(split, index)
+    start_without_seed = cast(Callable[[Split, int], Episode], environment.start)
+    return start_without_seed(split, index)
 
 
 def _takes_seed(environment: Environment) -> bool:

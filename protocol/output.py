@@ -12,7 +12,10 @@ import os
 import select
 import sys
 from collections.abc import Iterator
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 CHUNK_BYTES = select.PIPE_BUF
 """Bytes that a stream which can be written to takes without waiting."""
@@ -36,17 +39,18 @@ class LastingFile(io.FileIO):
         self.longest_wait_seconds: float | None = None
         """Longest wait for a reader that does not read; None: for ever."""
 
-    def write(self, data: bytes | memoryview) -> int:
+    def write(self, data: ReadableBuffer, /) -> int:
         """Write or drop some bytes, and return how many, which is never 0."""
+        view = memoryview(data)
         try:
             while select.select([], [self], [], self.longest_wait_seconds)[1]:
-                written = super().write(data[:CHUNK_BYTES])
+                written = super().write(view[:CHUNK_BYTES])
                 if written is not None:
                     return written
                 # Somebody has made it non-blocking, and it is full.
         except OSError as error:
             self.failure = self.failure or error
-        return len(data)
+        return len(view)
 
 
 def outlive_readers() -> None:
@@ -108,7 +112,7 @@ def _make_lasting(stream: TextIO | None, descriptor: int) -> TextIO:
     That one is None where the descriptor was closed.
     """
     encoding = getattr(stream, "encoding", "utf-8")
-    by_line = descriptor == 2 or (stream is not None and stream.line_buffering)
+    by_line = descriptor == 2 or (stream is not None and bool(stream.line_buffering))
     buffer = io.BufferedWriter(LastingFile(descriptor))
     return io.TextIOWrapper(buffer, encoding=encoding, errors="replace", line_buffering=by_line)
 

@@ -131,10 +131,12 @@ class RunState:
         values = stats.values
         match stats.event:
             case "waiting":
-                waits = {what: float(seconds) for what, seconds in values.items()}
+                waits = {what: float(s) for what, s in values.items() if s is not None}
                 self.waits.take(stats.source, waits, now)
             case "drops":
-                self._drops = {reason: int(count) for reason, count in values.items()}
+                self._drops = {
+                    reason: int(count) for reason, count in values.items() if count is not None
+                }
             case "phase":
                 self._enter_phase(values, now)
             case "gauge":
@@ -210,8 +212,10 @@ class RunState:
         if name != self.phase.name:
             self.phase_seconds = self.seconds_by_phase(now)
             self.phase = Phase(name, now)
-        self.phase.done = values.get("done", self.phase.done)
-        self.phase.of = values.get("of", self.phase.of)
+        if "done" in values:
+            self.phase.done = _as_number(values["done"])
+        if "of" in values:
+            self.phase.of = _as_number(values["of"])
 
     def _observe_gauge(self, source: str, name: str, value: Value, now: float) -> None:
         if name == "loop_lag":
@@ -320,6 +324,13 @@ def _role(source: str) -> str:
     if role == "actor":
         return "actors"
     return role
+
+
+def _as_number(value: Value) -> float | None:
+    """Return a number as it is, and None for a text."""
+    if isinstance(value, str):
+        return None
+    return value
 
 
 def _is_number(value: Value) -> TypeGuard[float]:

@@ -113,7 +113,7 @@ class AlfWorld:
         if data:
             scene_size = "real"
         self.max_turns = max_turns or MAX_TURNS[scene_size]
-        self._scene_size = scene_size
+        self._scene_size: SceneSize = scene_size
         self._task_types: tuple[TaskType, ...] = tuple(
             t for t in TASK_TYPES if t in task_types or not task_types
         )

@@ -88,8 +88,13 @@ def read_game(file: Path) -> Game:
     except ValueError as error:
         raise EnvironmentFailure(str(error)) from None
     rng = random.Random("/".join(file.parent.parts[-2:]))
+    task_type = task_type_of(file)
+    if task_type is None:
+        raise EnvironmentFailure(
+            f"env.settings.data: {file}: its directory is named after no task that is played"
+        )
     try:
-        game = parse_problem(problem, task_type_of(file), rng)
+        game = parse_problem(problem, task_type, rng)
     except (ValueError, LookupError, TypeError, StopIteration):
         raise EnvironmentFailure(
             f"env.settings.data: {file}: pddl_problem is no problem of ALFWorld's"
@@ -196,15 +201,23 @@ class _InitialFacts:
         return tuple(second for first, second in self.pairs.get(predicate, ()) if first == id)
 
 
+def _search(pattern: str, text: str) -> str:
+    """The first group of a pattern where it first occurs; ValueError if it does not."""
+    match = re.search(pattern, text)
+    if match is None:
+        raise ValueError(f"there is no {pattern}")
+    return match[1]
+
+
 def _parse_goal(text: str, task_type: TaskType) -> Goal:
     """The goal of a PDDL text, by the kinds of its variables."""
     kinds = dict(re.findall(r"objectType (\?\w+) (\w+)Type", text))
     if task_type == "look_at_obj_in_light":
-        lamp = re.search(r"isToggled (\?\w+)", text)[1]
+        lamp = _search(r"isToggled (\?\w+)", text)
         target_kind = next(kind for variable, kind in kinds.items() if variable != lamp)
         return Goal(task_type, target_kind, lamp=kinds[lamp])
     target_kind = next(iter(kinds.values()))
-    receptacle_kind = re.search(r"receptacleType \?\w+ (\w+)Type", text)[1]
+    receptacle_kind = _search(r"receptacleType \?\w+ (\w+)Type", text)
     return Goal(task_type, target_kind, receptacle_kind)
 
 

@@ -12,14 +12,15 @@ import dataclasses
 import json
 import random
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from envs.alfworld.environment import AlfWorld
 from envs.alfworld.game import TASK_TYPES, Game
 from envs.alfworld.pddl import to_tw_pddl
-from envs.base import Split
+from envs.base import Environment, Split
 from envs.play import play_expert_episode
 from envs.response import parse_think_action
 from protocol.files import atomic_write
@@ -39,19 +40,20 @@ class TextWorldGame:
 
     def __init__(self, game: Game, problem: str = "") -> None:
         """`problem`: the PDDL text of a game that was read, instead of the one we would write."""
-        import alfworld
-        import textworld
-        from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
-        from textworld.envs import PddlEnv
+        # Looked up by name: only the extra "parity" brings these packages.
+        alfworld = import_module("alfworld")
+        textworld = import_module("textworld")
+        demangler = import_module("alfworld.agents.environment.alfred_tw_env").AlfredDemangler
+        pddl_env = import_module("textworld.envs").PddlEnv
 
-        data = Path(alfworld.__file__).parent / "data"
+        data = Path(str(alfworld.__file__)).parent / "data"
         domain = (data / "alfred.pddl").read_text()
         grammar = (data / "alfred.twl2").read_text()
         content = to_tw_pddl(game, domain, grammar)
         if problem:
             content["pddl_problem"] = problem
         infos = textworld.EnvInfos(won=True, admissible_commands=True, score=True)
-        self._environment = AlfredDemangler(PddlEnv(infos), shuffle=False)
+        self._environment = demangler(pddl_env(infos), shuffle=False)
         self._environment.load(content)
         self._state = self._environment.reset()
         self.score = 0
@@ -91,7 +93,9 @@ def draw_command(admissible: list[str], rng: random.Random) -> str:
 
 def expert_commands(environment: AlfWorld, split: Split, index: int) -> list[str]:
     """The commands by which the expert plays a game."""
-    turns = play_expert_episode(environment, split, index, random.Random(index)).turns
+    # The protocol's views are of any episode, AlfWorld's are of its own.
+    any_environment = cast("Environment", environment)
+    turns = play_expert_episode(any_environment, split, index, random.Random(index)).turns
     return [parse_think_action(response).action for _, response in turns]
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 from envs.alfworld.game import TASK_TYPES, Goal, TaskType, pddl_token
@@ -81,7 +81,7 @@ def format_coordinate(number: float) -> str:
 @cache
 def load_facts() -> Facts:
     """The facts in `layouts.json`, read once per process."""
-    raw = json.loads(files(__package__).joinpath("layouts.json").read_text())
+    raw = json.loads(Path(__file__).with_name("layouts.json").read_text())
     contains = {kind: frozenset(things) for kind, things in raw["contains"].items()}
     kinds = (
         set(raw["object_kinds"])
@@ -126,7 +126,7 @@ def _scene(
     things = tuple(sorted({t for kind in contains for t in contains[kind]} & kinds))
     lamps = sorted(set(raw["toggleable"]) & kinds)
     receptacle_kinds = {place.kind for place in places}
-    goals = {
+    goals: dict[TaskType, tuple[Goal, ...]] = {
         task: tuple(_goals(task, receptacle_kinds, things, lamps, contains, affordances))
         for task in TASK_TYPES
         if entry["room"] in raw["rooms_of_task"][task]

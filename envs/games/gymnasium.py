@@ -13,7 +13,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from envs.base import Observation, StepResult
 from envs.games.ansi import Marks, ansi_to_text
@@ -94,6 +94,8 @@ class GymnasiumEpisode:
         self._turns_left = max_turns
         self._done = False
         self.task = game.task
+        if env.spec is None:
+            raise ValueError(f"{env} was not made by gymnasium.make")
         self.task_type = env.spec.id
         observation, _ = env.reset(seed=seed)
         self.observation = self._observe(observation)
@@ -131,12 +133,14 @@ class GymnasiumEpisode:
         """The action as the game takes it: a number where actions have names."""
         if not self._actions:
             return action
-        return int(self._env.action_space.start) + self._actions.index(action)
+        space = self._env.action_space
+        assert isinstance(space, spaces.Discrete)  # `name_actions` names those of no other one
+        return int(space.start) + self._actions.index(action)
 
     def _observe(self, observation: Any) -> Observation:
         if not isinstance(observation, str) and self._env.render_mode == "ansi":
             # Where the player is, for one, is shown by a color.
-            observation = ansi_to_text(self._env.render(), self._marks)
+            observation = ansi_to_text(cast(str, self._env.render()), self._marks)
         return Observation(str(observation).strip(), self._actions)
 
 

@@ -50,7 +50,7 @@ class TextArenaEpisode:
         self._ended = False
         self._random = random.Random(seed)
         with self._use_random():
-            self._env = _make_game(game)
+            self._env: Any = _make_game(game)  # `textarena.Env` does not declare its `state`
             self._env.reset(num_players=1, seed=seed)
             _sort_arguments(self._env)
             messages = self._env.get_observation()[1]
@@ -159,12 +159,12 @@ def _replace_random(game_module: str) -> bool:
     for name, module in list(sys.modules.items()):
         is_game = name == game_module or name.partition(".")[0] == "textarena"
         if is_game and vars(module).get("random") is random:
-            module.random = _RANDOM_MODULE
+            vars(module)["random"] = _RANDOM_MODULE
             replaced = True
     return replaced
 
 
-def _sort_arguments(env: textarena.Env) -> None:
+def _sort_arguments(env: Any) -> None:
     """Let the game call `set_invalid_move` with reason and reward in either order.
 
     Some games have it the wrong way round.
@@ -199,7 +199,7 @@ class TextArena(GameEnvironment):
                 "textarena.pprint_registry_detailed()"
             )
         try:
-            self.start("train", 0).close()
+            self.start_with(0).close()
         except Exception as error:
             # Whatever a game needs: another player, word lists, further packages.
             reason = _first_line(str(error)) or type(error).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 from envs.search.relations import (
     AIRPORT_CODE,
@@ -53,7 +53,7 @@ class Facts:
 @cache
 def load_facts() -> Facts:
     """The facts, read once per process. See `extract`."""
-    raw = json.loads((files(__package__) / "facts.json").read_text())
+    raw = json.loads(Path(__file__).with_name("facts.json").read_text())
     return Facts(
         raw["countries"],
         [Airport(*row) for row in raw["airports"]],

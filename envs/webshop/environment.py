@@ -148,7 +148,9 @@ class WebShop:
         self.data = data or os.environ.get("WEBSHOP_DATA", "")
         world = load_world(self.data)
         self._shop = world.shop
-        kinds = [kind for kind in GOAL_KINDS if kind in task_types or not task_types]
+        kinds: list[GoalKind] = [
+            kind for kind in GOAL_KINDS if kind in task_types or not task_types
+        ]
         self._goals = {
             split: _interleave([world.goals[kind][split] for kind in kinds])
             for split in ("train", "held_out")

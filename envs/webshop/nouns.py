@@ -77,7 +77,7 @@ def tag_nouns(titles: Iterable[str]) -> Iterable[list[str]]:
     ImportError, saying what to install, without it.
     """
     try:
-        import spacy
+        import spacy  # pyright: ignore[reportMissingImports]  # of the extra "webshop"
 
         # The same model: as spaCy's own releases call it, and as PyPI has it.
         model = "en_core_web_sm"

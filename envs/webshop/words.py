@@ -9,7 +9,7 @@ must differ for the reward's fuzzy comparison.
 from __future__ import annotations
 
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 import msgspec
 
@@ -54,4 +54,4 @@ class Words(msgspec.Struct, frozen=True):
 @cache
 def load_words() -> Words:
     """The words, read once per process."""
-    return msgspec.json.decode((files(__package__) / "words.json").read_bytes(), type=Words)
+    return msgspec.json.decode(Path(__file__).with_name("words.json").read_bytes(), type=Words)

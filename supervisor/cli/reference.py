@@ -28,6 +28,7 @@ from config.options import (
     ENVIRONMENT_SETTINGS,
     SHORT_NAMES,
     all_settings,
+    as_struct_type,
     default_of,
     description,
     environment_fields,
@@ -95,7 +96,7 @@ TYPE_NAMES: dict[type[Type], str] = {
 def settings_page() -> str:
     """Return docs/reference/settings.md."""
     parts = [SETTINGS_HEAD]
-    for field in msgspec.inspect.type_info(Config).fields:
+    for field in as_struct_type(msgspec.inspect.type_info(Config)).fields:
         parts += _section(field.name, kind_of(field))
         if field.name == "env":
             parts += _environments()

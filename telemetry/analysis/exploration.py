@@ -148,7 +148,7 @@ class Exploration:
     ) -> None:
         self.states = set(states)
         self.pairs = set(pairs)
-        self.divisors = dict(zip(("states", "pairs"), divisors, strict=True))
+        self.divisors: dict[str, int] = dict(zip(("states", "pairs"), divisors, strict=True))
 
     def observe_batch(
         self, groups: Sequence[Sequence[Trajectory]], version: int
@@ -191,7 +191,7 @@ class FlatTail(NamedTuple):
     flat: int
 
 
-def flat_tail(uncertainty: Sequence[float], thinking: int) -> FlatTail | None:
+def flat_tail(uncertainty: Sequence[float] | np.ndarray, thinking: int) -> FlatTail | None:
     """How much of a thought came after its uncertainty had settled; None without a signal.
 
     The thought is the `thinking` tokens after the first of the response, which is <think>.

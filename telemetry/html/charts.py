@@ -28,6 +28,7 @@ NO_UNIT = "no unit"
 """Words at the axis of a number without a dimension."""
 
 Points = Sequence[tuple[float, float | None]]
+KnownPoints = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ def draw_chart(chart: Chart) -> Markup:
     return Markup("\n").join(parts)
 
 
-def thin_points(points: Points) -> Points:
+def thin_points(points: KnownPoints) -> KnownPoints:
     """At most MOST_POINTS: means of equally many neighbors."""
     if len(points) <= MOST_POINTS:
         return points

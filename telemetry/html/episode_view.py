@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp
 
+import numpy as np
 from markupsafe import Markup
 
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, finite_or_none, unpack
@@ -194,7 +195,7 @@ def _build_tokens(
     return tokens
 
 
-def _value_at(values: Sequence[float], position: int) -> float | None:
+def _value_at(values: Sequence[float] | np.ndarray, position: int) -> float | None:
     """The value of a token; None where there is none, or no finite one."""
     if position >= len(values):
         return None

@@ -11,18 +11,16 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
+from importlib import import_module
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from protocol.files import write_error
 from telemetry.metrics_schema import tensorboard_tag
 from telemetry.probes.clocks import epoch_seconds
-
-if TYPE_CHECKING:
-    from tensorboard.compat.proto.event_pb2 import Event
 
 log = logging.getLogger(__name__)
 
@@ -37,33 +35,33 @@ class EventFile:
 
     def __init__(self, folder: Path) -> None:
         # Imported here: it takes half a second, and only the process that collects needs it.
-        from tensorboard.compat.proto.event_pb2 import Event
-
+        # The types of its messages are made at run time: a checker finds none of them.
+        event_pb2: Any = import_module("tensorboard.compat.proto.event_pb2")
+        summary_pb2: Any = import_module("tensorboard.compat.proto.summary_pb2")
+        self._event = event_pb2.Event
+        self._summary = summary_pb2.Summary
         writer = f"{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
         self._path = folder / f"events.out.tfevents.{epoch_seconds():010.0f}.{writer}"
         self._file: FileIO | None = None
         with self._stopping_if_full():
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("ab", buffering=0)
-        self._write(Event(wall_time=epoch_seconds(), file_version="brain.Event:2"))
+        self._write(self._event(wall_time=epoch_seconds(), file_version="brain.Event:2"))
 
     def append(self, record: dict[str, Any]) -> None:
         """Write the numbers of a record as scalars at step `update`, flushed."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        summary = Summary()
+        summary = self._summary()
         for name, value in record.items():
             if isinstance(value, int | float) and name != "update":
                 tag = tensorboard_tag(name, record["kind"])
                 summary.value.add(tag=tag, simple_value=_float32(value))
-        self._write(Event(wall_time=epoch_seconds(), step=record["update"], summary=summary))
+        self._write(self._event(wall_time=epoch_seconds(), step=record["update"], summary=summary))
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: Any) -> None:
         # Tensorboard's own writer of events has a thread, which would end with a traceback.
         from tensorboard.summary.writer.record_writer import RecordWriter
 

@@ -58,16 +58,23 @@ def _build_row(number: int, title: str, y: int) -> dict:
     }
 
 
+def _family_name(name: str) -> str:
+    """The name at Prometheus of a number of a record."""
+    found = family_of("", name, live=False)
+    if found is None:
+        raise KeyError(f"{name} is no metric")
+    family, _ = found
+    return family.name
+
+
 def _build_panel(number: int, name: str, position: dict[str, int]) -> dict:
     metric = METRICS[name]
     title = name.replace("_", " ")
     if metric.aggregation == "total":
         title += " a second"
-        family, _ = family_of("", name + TOTAL_SUFFIX, live=False)
-        expression = f"rate({family.name}_total[5m])"
+        expression = f"rate({_family_name(name + TOTAL_SUFFIX)}_total[5m])"
     else:
-        family, _ = family_of("", name, live=False)
-        expression = family.name
+        expression = _family_name(name)
     return {
         "type": "timeseries",
         "id": number,

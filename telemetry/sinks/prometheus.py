@@ -14,6 +14,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from telemetry.metrics_schema import METRICS, TOTAL_SUFFIX, find_metric
 from telemetry.sinks.metrics_file import Record
 
+Family = CounterMetricFamily | GaugeMetricFamily
+
 UNITS = {
     "s": "seconds",
     "bytes": "bytes",
@@ -47,7 +49,7 @@ class _Snapshot:
         self._evaluation = evaluation
 
     def collect(self) -> Iterator[Metric]:
-        families: dict[str, Metric] = {}
+        families: dict[str, Family] = {}
         _add_numbers(families, self._gauges, live=True)
         _add_numbers(families, self._update)
         _add_numbers(families, self._evaluation, prefix=EVALUATION_PREFIX)
@@ -58,7 +60,7 @@ class _Snapshot:
 
 
 def _add_numbers(
-    families: dict[str, Metric],
+    families: dict[str, Family],
     values: Mapping[str, object],
     prefix: str = "",
     live: bool = False,
@@ -76,7 +78,7 @@ def _add_numbers(
             family.add_metric(list(labels.values()), float(value))
 
 
-def family_of(prefix: str, name: str, live: bool) -> tuple[Metric, dict[str, str]] | None:
+def family_of(prefix: str, name: str, live: bool) -> tuple[Family, dict[str, str]] | None:
     """The metric that a number belongs to, and its labels; None for one that is not documented.
 
     `live`: counts are since the process started; in a record those since the run started are
