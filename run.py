@@ -22,15 +22,28 @@ def main() -> int:
         os.environ["FORAY_COMMAND"] = "foray"  # for messages: config.options.this_command
 
     try:
-        from protocol.output import outlive_readers
-        from supervisor.cli.main import main as run_command
-        from supervisor.interrupts import take_signals_as_ctrl_c
+        try:
+            from protocol.output import outlive_readers
+            from supervisor.cli.main import main as run_command
+            from supervisor.interrupts import take_signals_as_ctrl_c
+        except ModuleNotFoundError as error:
+            return _explain_missing(error)
 
         outlive_readers()
         take_signals_as_ctrl_c()
         return run_command()
     except KeyboardInterrupt:  # before there is anything to put in order
         return 130
+
+
+def _explain_missing(error: ModuleNotFoundError) -> int:
+    """Say what to do about a library that this Python does not have; returns the exit status."""
+    print(
+        f"error: {error.name} is not installed for {sys.executable}; activate the environment that "
+        "has it (source .venv/bin/activate), or install this project there (make install)",
+        file=sys.stderr,
+    )
+    return 1
 
 
 def _use_utf8() -> None:

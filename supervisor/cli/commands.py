@@ -40,6 +40,7 @@ COMMANDS = {
         "supervisor.cli.export:main", "write a checkpoint as a Hugging Face directory"
     ),
     "report": Command("supervisor.cli.report:main", "show what runs did, as one HTML file"),
+    "curve": Command("supervisor.cli.curve:main", "draw success over updates, as SVG"),
     "replay": Command("supervisor.cli.replay:main", "see where control acted in recorded episodes"),
     "retrain": Command(
         "supervisor.cli.retrain:main", "train again on the recorded episodes of a run"

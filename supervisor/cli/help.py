@@ -40,7 +40,7 @@ HEADLINES = {
     "actors": ("N", "actor processes"),
     "engines": ("N", "engines to start here"),
     "env": ("NAME", "environment: alfworld, webshop, search, ..."),
-    "model": ("NAME", "policy: tiny, smollm2, a directory, a name of the hub"),
+    "model": ("NAME", "policy: tiny, smollm2, a directory, OWNER/NAME"),
     "control": ("NAME", "control of exploration"),
     "algorithm": ("NAME", "advantage estimator"),
     "max_staleness": ("N", "versions that a trained token may lag; 0: none"),

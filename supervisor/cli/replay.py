@@ -32,6 +32,12 @@ from supervisor.job import build_environment
 from supervisor.recording import EPISODES_DIR, read_episodes, recorded_job
 from telemetry.html.episode_view import describe_outcome
 
+FILTERS = ("--unsolved", "--cut")
+"""Flags of the list of episodes."""
+
+MIN_TASK_CHARACTERS = 12
+OTHER_COLUMNS_WIDTH = 62
+
 
 def main(arguments: list[str]) -> int:
     """List recorded episodes, or print one as control saw it then and would see it now."""
@@ -40,7 +46,8 @@ def main(arguments: list[str]) -> int:
         description=(
             "Recorded episodes through the rules of control again: where they acted and why, and "
             "where they would with other settings, which may follow (--control.t2po.epsilon 0.01). "
-            "Without EPISODE: the episodes of the run."
+            "Without EPISODE: the episodes of the run, t3.1 being member 1 of training group 3, and "
+            "e0.5 task 5 of evaluation 0."
         ),
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
@@ -52,15 +59,22 @@ def main(arguments: list[str]) -> int:
         help="its name in that list, such as t3.1",
     )
     parser.add_argument("--turn", type=int, metavar="N", help="one turn (from 0), token by token")
+    parser.add_argument("--unsolved", action="store_true", help="list only episodes not solved")
+    parser.add_argument("--cut", action="store_true", help="list only those with a thought cut")
     names = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
     rest = arguments[len(names) :]
     if {"-h", "--help"} & set(rest):
         parser.parse_args(["--help"])
-    overrides = parse_overrides(rest)
+    flags = [argument for argument in rest if argument in FILTERS]
+    overrides = parse_overrides([argument for argument in rest if argument not in FILTERS])
     if "turn" in overrides:
         names.append(f"--turn={overrides.pop('turn')}")
-    options = parser.parse_args(names)
-    replay_run(options.run, options.episode, options.turn, overrides, Console())
+    options = parser.parse_args([*names, *flags])
+    console = Console()
+    if options.episode:
+        replay_episode(options.run, options.episode, options.turn, overrides, console)
+    else:
+        list_episodes(options.run, overrides, console, options.unsolved, options.cut)
     return 0
 
 
@@ -120,18 +134,14 @@ class Recording:
         return find_stall(gamma, eta, zero_counts=zero_counts) is not None
 
 
-def replay_run(
+def replay_episode(
     run_dir: Path, name: str, turn: int | None, overrides: dict[str, str], console: Console
 ) -> None:
-    """List the episodes of a run (`name` is ""), or print one of them.
+    """Print an episode turn by turn, or one turn of it (`turn`, from 0) token by token.
 
-    An episode is printed turn by turn, or one turn of it (`turn`, from 0) token by token. Raises
-    ConfigError for a run, an episode or a turn that does not exist.
+    Raises ConfigError for a run, an episode or a turn that does not exist.
     """
     recording = Recording(run_dir, overrides)
-    if not name:
-        _list_episodes(recording, console)
-        return
     episode = next((e for e in recording.episodes() if e.key.id == name), None)
     if episode is None:
         raise ConfigError(
@@ -150,18 +160,35 @@ def replay_run(
     _print_episode(recording, episode, turn, console)
 
 
-def _list_episodes(recording: Recording, console: Console) -> None:
-    table = Table("episode", "turns", "solved", "cut", "sampled again", box=None)
+def list_episodes(
+    run_dir: Path,
+    overrides: dict[str, str],
+    console: Console,
+    only_unsolved: bool = False,
+    only_cut: bool = False,
+) -> None:
+    """List the episodes of a run.
+
+    Raises ConfigError for a directory that has none.
+    """
+    recording = Recording(run_dir, overrides)
+    table = Table("episode", "turns", "solved", "reward", "cut", "sampled again", box=None)
+    table.add_column("task")
+    task_characters = max(MIN_TASK_CHARACTERS, console.width - OTHER_COLUMNS_WIDTH)
     for episode in recording.episodes():
-        cut = sum(_count_cuts(turn.kept) for turn in episode.turns)
+        cuts = sum(_count_cuts(turn.kept) for turn in episode.turns)
+        if (only_unsolved and episode.success) or (only_cut and not cuts):
+            continue
         resampled = sum(len(turn.rejected) for turn in episode.turns)
         outcome = "yes" if episode.success else "no"
         table.add_row(
             episode.key.id,
             str(len(episode.turns)),
             str(episode.drop_reason or outcome),
-            str(cut),
+            f"{sum(turn.reward for turn in episode.turns):g}",
+            str(cuts),
             str(resampled),
+            _escape(" ".join(episode.task.split())[:task_characters]),
         )
     console.print(table)
     if recording.config.control.t2po.early_stall:

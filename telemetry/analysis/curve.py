@@ -1,17 +1,15 @@
 """Success over updates as a picture, in training and on held-out tasks.
 
-`python -m telemetry.analysis.curve RUN_DIR [RUN_DIR ...] > curve.svg`
+`python run.py curve RUN` writes it to a file.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from html import escape
 from itertools import cycle
-from pathlib import Path
 
-from telemetry.sinks.metrics_file import METRICS_FILE, Record, read_metrics, select_kind
+from telemetry.sinks.metrics_file import Record, select_kind
 
 WIDTH = 640
 HEIGHT = 300
@@ -84,10 +82,3 @@ def _place(update: float, success: float, last: float) -> tuple[float, float]:
     x = MARGIN + (WIDTH - 2 * MARGIN) * update / last
     y = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * success
     return x, y
-
-
-if __name__ == "__main__":
-    run_dirs = sys.argv[1:]
-    print(
-        svg({run_dir: curves(read_metrics(Path(run_dir) / METRICS_FILE)) for run_dir in run_dirs})
-    )

@@ -26,7 +26,7 @@ from protocol.arrays import FLOAT16, INT32, unpack
 from protocol.codec import encode
 from protocol.messages import DropReason, EpisodeKey, Trajectory
 from supervisor.cli.main import main
-from supervisor.cli.replay import Recording, replay_run
+from supervisor.cli.replay import Recording, list_episodes, replay_episode
 from supervisor.job import save_job
 from supervisor.recording import EPISODES_DIR, recorded_job
 
@@ -109,13 +109,11 @@ def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 
 def printed(job: Job, episode: str, turn: int | None = None, **overrides: str) -> str:
     console = Console(record=True, width=200, file=io.StringIO())
-    replay_run(
-        Path(job.run_dir),
-        episode,
-        turn,
-        {name.replace("__", "."): text for name, text in overrides.items()},
-        console,
-    )
+    settings = {name.replace("__", "."): text for name, text in overrides.items()}
+    if episode:
+        replay_episode(Path(job.run_dir), episode, turn, settings, console)
+    else:
+        list_episodes(Path(job.run_dir), settings, console)
     return console.export_text()
 
 
@@ -219,6 +217,20 @@ def test_the_command_line_takes_settings_without_an_episode(
 ) -> None:
     assert main(["replay", recorded.run_dir, "--control.t2po.epsilon", "0.01"]) == 0
     assert "sampled again" in capsys.readouterr().out
+
+
+def test_replay_lists_only_the_episodes_that_are_asked_for(
+    recorded: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    episodes = list(Recording(Path(recorded.run_dir), {}).episodes())
+    assert main(["replay", recorded.run_dir, "--cut"]) == 0
+    listed = capsys.readouterr().out
+    assert cut_episode(recorded).key.id in listed
+    evaluation = next(e for e in episodes if e.key.evaluation)
+    assert f" {evaluation.key.id} " not in listed, "evaluations are not cut"
+    assert main(["replay", recorded.run_dir, "--unsolved"]) == 0
+    count = len(capsys.readouterr().out.strip().splitlines()) - 1
+    assert count == sum(not episode.success for episode in episodes)
 
 
 @pytest.mark.parametrize(

@@ -167,3 +167,10 @@ def test_files_are_read_as_utf_8_whatever_the_encoding_of_the_locale(tmp_path: P
     )
     assert done.returncode == 0, done.stderr
     assert 'cache_dir = "über"' in done.stdout.decode() and 'dir = "läufe"' in done.stdout.decode()
+
+
+def test_a_python_without_our_libraries_is_told_what_to_do(tmp_path: Path) -> None:
+    bare = [sys.executable, "-S", str(ROOT / "run.py"), "--help"]
+    done = subprocess.run(bare, capture_output=True, text=True, preexec_fn=dying_with_parent())
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "is not installed for" in done.stderr and ".venv/bin/activate" in done.stderr

@@ -1,7 +1,12 @@
 """The picture of a run."""
 
+import json
+from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
+from supervisor.cli.main import main
 from telemetry.analysis.curve import SMOOTHING, curves, svg
 
 METRICS = [
@@ -32,3 +37,15 @@ def test_each_run_is_in_the_picture_whatever_it_is_called():
 
 def test_a_run_without_updates_is_a_picture_too():
     assert svg({"run": ([], [])}).endswith("</svg>")
+
+
+def test_curve_command_writes_a_picture_of_each_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = {"kind": "evaluation", "update": 0, "success": 0.5, "wall_seconds": 1.0}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    output = tmp_path / "picture" / "curve.svg"
+    assert main(["curve", str(tmp_path), "-o", str(output)]) == 0
+    assert output.read_text().startswith("<svg") and "wrote" in capsys.readouterr().out
+    assert main(["curve", str(tmp_path / "absent")]) == 2
+    assert "is no run directory" in capsys.readouterr().err
