@@ -8,7 +8,8 @@ through a proxy: when a fault ends the run, it is resumed. Every few seconds som
 code or an engine goes wrong from inside, the clock jumps, the disk is full, the terminal goes away.
 At the end the run is interrupted as by Ctrl-C, and what it left is compared with what is promised:
 
-    lost            episodes of groups that the last checkpoint has in its weights, or as dropped, which are not in the log
+    lost            episodes of groups that the last checkpoint has in its weights, or as dropped,
+                    which are not in the log
     trained twice   episodes that are in the log twice: played again although one was acknowledged
     too old         updates with a token that is older than max_staleness and order_window allow
     left over       processes, or weights on shared memory, after a run had ended

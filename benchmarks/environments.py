@@ -115,11 +115,15 @@ def _private_megabytes() -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024
 
 
+def _stock_game(environment: AlfWorld, number: int) -> TextWorldGame:
+    return TextWorldGame(environment.game("held_out", number))
+
+
 def _stock_speed(environment: AlfWorld) -> tuple[float, float]:
     """(steps a second, resets a second) of TextWorld's engine on the same games."""
     reset_seconds = step_seconds = 0.0
     for number in range(STOCK_GAMES):
-        original, seconds = _timed(lambda: TextWorldGame(environment.game("held_out", number)))  # noqa: B023
+        original, seconds = _timed(partial(_stock_game, environment, number))
         reset_seconds += seconds
         rng = random.Random(number)
         for _ in range(STOCK_STEPS):

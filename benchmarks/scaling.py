@@ -6,10 +6,13 @@ A model of a run, fed with what its parts take here, checked against runs, and a
 
 Three parts; what is in DIR is not measured again:
 
-costs    the engine alone, with turns of many sizes; the controller's token (as benchmarks.control); all else in two runs of the default job
-check    seconds an update of these and other runs (fewer actors, other staleness) beside the model's
-clusters the model's answer for more engines, each full: of the tiny policy as measured here, and of a large one on a GPU, as ASSUMED. How
-         much of it do one controller and one learner reach, how many controllers does it take, what goes over the network?
+costs    the engine alone, with turns of many sizes; the controller's token (as
+         benchmarks.control); all else in two runs of the default job
+check    seconds an update of these and other runs (fewer actors, other staleness) beside the
+         model's
+clusters the model's answer for more engines, each full: of the tiny policy as measured here, and
+         of a large one on a GPU, as ASSUMED. How much of it do one controller and one learner
+         reach, how many controllers does it take, what goes over the network?
 """
 
 from __future__ import annotations

@@ -9,11 +9,14 @@ episode is forgotten when its acknowledgement comes. All ways take turns; speeds
 medians of those within a round. CPU time, of all threads of a process, says more on a machine that
 does other work, too. The rows:
 
-    this project        protocol.codec, zmq.asyncio, and the learner's own intake: decoded, into its group, into the log, acknowledged
-    raw, asyncio        the same bytes over zmq.asyncio, acknowledged by eight bytes: nothing is encoded, decoded or kept
+    this project        protocol.codec, zmq.asyncio, and the learner's own intake: decoded, into
+                        its group, into the log, acknowledged
+    raw, asyncio        the same bytes over zmq.asyncio, acknowledged by eight bytes: nothing is
+                        encoded, decoded or kept
     raw, blocking       the same without asyncio
     pickle, asyncio     the same objects pickled and unpickled, over zmq.asyncio; no log
-    Ray's object store  ray.put in one Ray actor, ray.get in another, no log (pip install -e '.[ray]'); CPU without Ray's own processes
+    Ray's object store  ray.put in one Ray actor, ray.get in another, no log (pip install -e
+                        '.[ray]'); CPU without Ray's own processes
 
 `raw_ratio` is the project's speed over that of raw, asyncio, for episodes of 8 turns.
 """

@@ -52,7 +52,7 @@ class TrainingHost:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="training")
 
     async def start(self, report: ReportProgress) -> None:
-        """Begin or restore the training; `report` is called in its thread, and may raise Stopped."""
+        """Begin or restore the training; `report` is called in its thread and may raise Stopped."""
         start = functools.partial(start_all_ranks, self._ranks, self._job, report)
         self.training = await asyncio.get_running_loop().run_in_executor(self._thread, start)
 

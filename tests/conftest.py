@@ -13,7 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 from hypothesis import settings
 
-from tests.fixtures.engines import engine, policies, real_engine  # noqa: F401  fixtures: one engine for all
+# Fixtures, here so that all tests share one engine.
+from tests.fixtures.engines import engine, policies, real_engine  # noqa: F401
 
 if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling

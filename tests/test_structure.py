@@ -73,7 +73,16 @@ MAY_WRITE = {
 """Who may write a file in another way than by protocol/files.py, and why: a file that is torn is
 there, and is no file."""
 
-WRITES = r"""\.write_(?:text|bytes)\(|\bopen\([^)\n]*["'][wax]b?\+?["']|\.open\(["']\w*[wax+]|json\.dump\(|np\.savez?\(|\bsave_file\("""
+WRITES = "|".join(
+    [
+        r"\.write_(?:text|bytes)\(",
+        r"""\bopen\([^)\n]*["'][wax]b?\+?["']""",
+        r"""\.open\(["']\w*[wax+]""",
+        r"json\.dump\(",
+        r"np\.savez?\(",
+        r"\bsave_file\(",
+    ]
+)
 
 MAX_LINES = 550
 NO_NAMES = {"utils", "util", "helpers", "misc", "common"}

@@ -1,9 +1,9 @@
-"""Porter's stemmer as Lucene has it: the algorithm of 1980 with its author's two later rules (-bli,
--logi).
+"""Porter's stemmer as Lucene has it: that of 1980, with its author's later rules -bli and -logi.
 
 Written here because the stemmers that are light enough to depend on leave these rules out, and a
-stem that differs is a document that is not found. `tests/unit/envs/webshop/test_webshop_ranking.py` holds it to
-snowballstemmer wherever the two must agree.
+stem that differs is a document that is not found.
+`tests/unit/envs/webshop/test_webshop_ranking.py` holds it to snowballstemmer wherever the two must
+agree.
 """
 
 from __future__ import annotations

@@ -132,8 +132,8 @@ def _describe_failures(counts: Counter[DropReason], failures: Mapping[str, str])
     )
     return (
         f"none of the first {FIRST_EPISODES} episodes could be played ({numbers}), so that nothing "
-        f"would ever be learned; {reports}. Mend that and start again; `{this_command()} play` plays "
-        "one episode at the terminal"
+        f"would ever be learned; {reports}. Mend that and start again; "
+        f"`{this_command()} play` plays one episode at the terminal"
     )
 
 

@@ -1,9 +1,9 @@
 """The value head: the return to be expected from the state that a turn begins in.
 
-It is for learner.algorithm gae. A linear head on the policy's last hidden state at the end of the prompt, where the policy begins to
-decide. It has an optimizer of its own, and its gradient ends at the head: the policy is never bent
-towards predicting values, at the price of values that are no better than what the policy's features
-tell.
+It is for learner.algorithm gae: a linear head on the policy's last hidden state at the end of the
+prompt, where the policy begins to decide. It has an optimizer of its own, and its gradient ends at
+the head. So the policy is never bent towards predicting values, at the price of values that are no
+better than what the policy's features tell.
 """
 
 from __future__ import annotations

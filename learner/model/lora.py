@@ -68,7 +68,8 @@ def plain_name(name: str) -> str | None:
 def load_adapters(model: PreTrainedModel, kept: dict[str, Tensor]) -> None:
     """Go on from weights with adapters merged into them.
 
-    These come out of them again (to float error) and become the model's own. `kept`: as `adapter_tensors` returned them. ValueError if they are not of this rank.
+    The adapters `kept`, as `adapter_tensors` returned them, come out of the weights again (to float
+    error) and become the model's own. ValueError if they are not of this rank.
     """
     with torch.no_grad():
         for name, adapter in adapters(model):

@@ -80,10 +80,10 @@ def log_probs(
 ) -> tuple[Tensor, Tensor]:
     """Compute the log-probability of each trained token [N], and its distribution's entropy [N].
 
-    The entropy is in nats, both are float32. Both at the sampling temperature. Only the N trained positions go through the language-model
-    head: responses are a fraction of the tokens, and logits are the widest tensor of all. Rows are
-    padded on the right, so that causal attention needs no mask. The entropy carries a gradient only
-    if asked to. `precision` is that of the products inside the layers.
+    Both are float32 and at the sampling temperature; the entropy is in nats, and carries a gradient
+    only if asked to. Only the N trained positions go through the language-model head: responses are
+    a fraction of the tokens, and logits are the widest tensor of all. Rows are padded on the right,
+    so that causal attention needs no mask. `precision` is that of the products inside the layers.
     """
     device = next(model.parameters()).device
     tokens = batch.tokens.to(device)

@@ -1,17 +1,20 @@
-"""A small policy made on the spot: a tokenizer trained on demonstrations, and a Qwen3 of random
-weights.
+"""Make a small policy: a tokenizer trained on demonstrations, and a Qwen3 of random weights.
 
 The tokenizer is a byte-level BPE, so that every text has tokens and every token sequence has a
 text. Its splits are chosen for what a small policy costs and has to learn:
 
-- what a turn copies from its prompt has the same tokens in both, so that pointing at it is copying tokens. With
-  `model.tiny.tokens = "phrases"` that holds for names, which are the words that are ever followed by a number ("cabinet 1"), and for
-  numbers; what stands between them in a prompt may merge across words ("; go to", "You arrive at"), since prompts are most of
-  the tokens that are trained on. With "words" it holds for every word, where agents write words that no demonstration has; and for
-  the first one of an action like search[red lamp], which is read as search[ red lamp] and written without the space. Numbers are tokens
-  of two digits there: whole ones would be many, and each seen too rarely to be copied;
-- a *response* teaches the tokenizer its words only, one by one: thoughts keep enough tokens for control to act on;
-- tags are single tokens, but not special ones: they stay in decoded text.
+- What a turn copies from its prompt has the same tokens in both, so that pointing at it is copying
+  tokens.
+  - With `model.tiny.tokens = "phrases"` that holds for numbers, and for names: the words that are
+    ever followed by a number ("cabinet 1"). What stands between them in a prompt may merge across
+    words ("; go to", "You arrive at"), since prompts are most of the tokens that are trained on.
+  - With "words" it holds for every word, where agents write words that no demonstration has. It
+    holds for the first one of an action like search[red lamp], too, which is read as
+    search[ red lamp] and written without the space. Numbers are tokens of two digits there: whole
+    ones would be many, and each seen too rarely to be copied.
+- A *response* teaches the tokenizer its words only, one by one: thoughts keep enough tokens for
+  control to act on.
+- Tags are single tokens, but not special ones: they stay in decoded text.
 """
 
 from __future__ import annotations
@@ -176,7 +179,8 @@ def random_model(settings: TinySection, tokenizer: Tokenizer, seed: int) -> Qwen
         max_position_embeddings=MAX_POSITIONS,
         tie_word_embeddings=True,
         rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
-        # 0.02 is for wide models; with 1/sqrt(width) a narrow one learns to copy from its prompt several times sooner.
+        # 0.02 is for wide models; with 1/sqrt(width) a narrow one learns to copy from its prompt
+        # several times sooner.
         initializer_range=settings.hidden_size**-0.5,
         bos_token_id=None,
         eos_token_id=tokenizer.token_to_id(TURN_END),

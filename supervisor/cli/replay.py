@@ -46,8 +46,8 @@ def main(arguments: list[str]) -> int:
         description=(
             "Recorded episodes through the rules of control again: where they acted and why, and "
             "where they would with other settings, which may follow (--control.t2po.epsilon 0.01). "
-            "Without EPISODE: the episodes of the run, t3.1 being member 1 of training group 3, and "
-            "e0.5 task 5 of evaluation 0."
+            "Without EPISODE: the episodes of the run, t3.1 being member 1 of training group 3, "
+            "and e0.5 task 5 of evaluation 0."
         ),
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")

@@ -1,5 +1,7 @@
-"""Processes that are killed in the worst moment of each (tests/fixtures/worst_moment says how): nothing is
-lost, and nothing trained on twice."""
+"""Nothing is lost or trained on twice where processes are killed in the worst moment of each.
+
+tests/fixtures/worst_moment says how.
+"""
 
 from __future__ import annotations
 

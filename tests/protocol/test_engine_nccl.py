@@ -320,7 +320,10 @@ class Outbox:
 async def test_weights_are_announced_before_they_are_sent_and_sent_once(
     tmp_path: Path,
 ) -> None:
-    """Weights are announced before they are sent and sent once though the last ones are announced again."""
+    """Weights are announced before they are sent, and sent once.
+
+    The last ones are announced again all the same.
+    """
     box = Outbox()
     async with asyncio.TaskGroup() as tasks:
         publisher = box.publisher(tmp_path, tasks)

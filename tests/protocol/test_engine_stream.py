@@ -173,7 +173,8 @@ async def test_a_stream_that_breaks_off_is_an_unreachable_engine() -> None:
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(
-            b'data: {"choices": [{"token_ids": [5], "logprobs": {"content": [{"logprob": -1.0}]}}]}\n\n'
+            b'data: {"choices": [{"token_ids": [5], '
+            b'"logprobs": {"content": [{"logprob": -1.0}]}}]}\n\n'
         )
         return response
 

@@ -147,7 +147,7 @@ async def test_what_stands_around_sent_weights_is_tried_again_after_a_lost_conne
 
 
 async def test_update_fails_at_once_when_one_engine_fails_while_weights_are_sent() -> None:
-    """When one engine fails while weights are sent the update fails at once and none generates with half of them."""
+    """An update fails at once when one engine does; none generates with half of the weights."""
     failing = Stub()
     waiting = Stub()
     failing.refuse = {"update_weights"}

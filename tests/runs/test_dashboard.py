@@ -18,7 +18,6 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
-from tests.fixtures.runs import job_in, small_config
 
 from config import ConfigError, DashboardSection, Job
 from config.resolve import resolve
@@ -30,6 +29,7 @@ from telemetry.sinks.grafana import build_dashboard
 from telemetry.sinks.metrics_file import METRICS_FILE, to_line
 from telemetry.sinks.prometheus import exposition
 from telemetry.sinks.status_file import STATUS_FILE
+from tests.fixtures.runs import job_in, small_config
 
 STATE = {
     "version": 3,

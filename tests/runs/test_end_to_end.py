@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.fixtures.example_environment import install_example
-from tests.fixtures.runs import SMALL, Run, dies_at, running, with_shadows
 
 from protocol.arrays import FLOAT32, INT32, UINT8, unpack
 from protocol.messages import Turn
 from protocol.prompting import load_prompter
 from protocol.security import make_keys
+from tests.fixtures.example_environment import install_example
+from tests.fixtures.runs import SMALL, Run, dies_at, running, with_shadows
 
 pytestmark = pytest.mark.real_engine
 
@@ -90,9 +90,8 @@ def test_where_thinking_is_cut_the_closing_tag_is_forced_and_masked(played: Run)
         tokens = unpack(attempt.tokens, INT32)
         mask = unpack(attempt.mask, UINT8)
         forced = np.flatnonzero(mask == 0)
-        if len(
-            forced
-        ):  # an intervention that the response forestalled, or that came after its end, forces nothing
+        # An intervention that the response forestalled, or that came after its end, forces nothing.
+        if len(forced):
             assert tokens[forced].tolist() == queue[: len(forced)]
     assert any((unpack(attempt.mask, UINT8) == 0).any() for attempt in cut)
 

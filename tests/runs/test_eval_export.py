@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.fixtures.runs import played_serially, small_config
 
 from config import ConfigError, Job
 from config.options import all_settings
@@ -22,6 +21,7 @@ from supervisor.cli.main import main
 from supervisor.models import find_checkpoint, pin_checkpoint
 from telemetry.analysis.intervals import mean_interval
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
+from tests.fixtures.runs import played_serially, small_config
 
 
 @pytest.fixture(scope="module")

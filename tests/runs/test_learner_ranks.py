@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.fixtures.learner import TURNS, job_in
-from tests.fixtures.ranks_program import CASES, config_of, groups
 
 from config import LearnerSection
 from learner.ranks import Ranks
 from learner.training import Training
 from learner.warm_start.tiny import build_tiny
 from supervisor.run import learner_environments
+from tests.fixtures.learner import TURNS, job_in
+from tests.fixtures.ranks_program import CASES, config_of, groups
 
 TESTS = Path(__file__).parent.parent
 
@@ -34,7 +34,13 @@ def run(directory: Path, name: str, ranks: int) -> None:
         if ranks > 1
         else []
     )
-    command = [sys.executable, *launch, str(TESTS / "fixtures" / "ranks_program.py"), str(directory), name]
+    command = [
+        sys.executable,
+        *launch,
+        str(TESTS / "fixtures" / "ranks_program.py"),
+        str(directory),
+        name,
+    ]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),

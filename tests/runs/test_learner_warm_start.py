@@ -15,8 +15,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from tests.fixtures.learner import TURNS, small_config
-from tests.fixtures.runs import job_in
 
 import learner.warm_start.demonstrations
 from config import ConfigError, TinySection
@@ -29,6 +27,8 @@ from learner.warm_start import policy_cache, warm_start
 from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
 from learner.warm_start.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
 from protocol.prompting import Prompter
+from tests.fixtures.learner import TURNS, small_config
+from tests.fixtures.runs import job_in
 
 pytestmark = pytest.mark.slow
 
@@ -182,7 +182,10 @@ def test_a_kept_policy_that_cannot_be_read_names_the_setting(job, monkeypatch: p
     monkeypatch.setattr(policy_cache, "policy_digest", lambda *_: "0123")
     with pytest.raises(
         ConfigError,
-        match=r"run\.cache_dir: .*policy-0123 cannot be read \(.*\); remove it, or give another directory",
+        match=(
+            r"run\.cache_dir: .*policy-0123 cannot be read \(.*\); "
+            r"remove it, or give another directory"
+        ),
     ):
         Training.begin(job, no_progress)
 
@@ -263,8 +266,11 @@ def test_a_demonstration_that_hangs_is_left_out_and_the_place_is_told(
         ended.set()
     assert time.monotonic() - began < 30
     place = r"test_learner_warm_start\.py:\d+ in hangs_once"
-    said = rf"UserCodeError: the environment took more than 0\.5 s \(actor\.step_timeout\), at .*{place}"
-    assert [bool(re.search(said, record.message)) for record in caplog.records] == [True]
+    message = (
+        r"UserCodeError: the environment took more than 0\.5 s \(actor\.step_timeout\), "
+        rf"at .*{place}"
+    )
+    assert [bool(re.search(message, record.message)) for record in caplog.records] == [True]
 
 
 def test_a_demonstration_of_many_turns_may_take_longer_than_one_turn(

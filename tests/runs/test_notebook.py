@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.fixtures.runs import ROOT, SMALL, options
 
 nbformat = pytest.importorskip("nbformat")

@@ -18,11 +18,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.fixtures.runs import ROOT, Run, job_in, processes, running, running_small, small_config
 
 from protocol.lifetime import dying_with_parent
 from supervisor.endpoints import free_port
 from supervisor.job import job_file, save_job
+from tests.fixtures.runs import ROOT, Run, job_in, processes, running, running_small, small_config
 
 PROMPTLY_S = 20.0
 """How long Ctrl-C may take: 5 s, on a machine that does much else."""
@@ -153,7 +153,7 @@ async def test_ctrl_c_before_there_is_an_engine_ends_the_run_as_interrupted(
 async def test_invariant_4_learner_killed_before_a_checkpoint_trains_each_episode_once(
     tmp_path: Path, small_policy
 ):
-    """Invariant 4: after killing the learner before its first checkpoint each episode is trained on once."""
+    """Invariant 4: a learner killed before its first checkpoint trains on each episode once."""
     async with running_small(
         tmp_path / "run", small_policy, run__max_updates="50", learner__checkpoint_every="1000"
     ) as run:

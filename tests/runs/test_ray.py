@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from tests.fixtures.runs import Run, processes, running, small_elsewhere
 
 from benchmarks.hosts import NotPermitted, addresses
 from protocol.lifetime import dying_with_parent
+from tests.fixtures.runs import Run, processes, running, small_elsewhere
 
 pytest.importorskip("ray", reason="pip install -e '.[ray]'")
 
@@ -68,7 +68,8 @@ def machines() -> Iterator[Machines]:
             at = stack.enter_context(addresses(5))
         except NotPermitted:
             at = [""] * 5
-        command = [sys.executable, str((Path(__file__).parent.parent / "fixtures" / "ray_program.py")), *at]
+        program = Path(__file__).parent.parent / "fixtures" / "ray_program.py"
+        command = [sys.executable, str(program), *at]
         how = {
             "stdin": subprocess.PIPE,
             "stdout": subprocess.PIPE,

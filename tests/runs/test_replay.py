@@ -14,7 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from tests.fixtures.runs import job_in, played_serially, small_config
 
 from config import ConfigError, Job
 from controller.responses import dropped_episode
@@ -29,6 +28,7 @@ from supervisor.cli.main import main
 from supervisor.cli.replay import Recording, list_episodes, replay_episode
 from supervisor.job import save_job
 from supervisor.recording import EPISODES_DIR, recorded_job
+from tests.fixtures.runs import job_in, played_serially, small_config
 
 OPEN = 1
 CLOSE = 2
@@ -198,7 +198,8 @@ def test_it_is_counted_what_ending_turns_early_would_have_saved(recorded: Job) -
     """Every turn was stalled, so that none would have been ended wrongly."""
     line = printed(recorded, "", control__t2po__early_stall="0.1").splitlines()[-1]
     found = re.match(
-        r"ended early at 0\.1 .*: (\d+) of ([\d,]+) turns, 0 of them wrongly, ([\d,]+) tokens saved; (\d+) were stalled",
+        r"ended early at 0\.1 .*: (\d+) of ([\d,]+) turns, 0 of them wrongly, "
+        r"([\d,]+) tokens saved; (\d+) were stalled",
         line,
     )
     assert found is not None

@@ -10,7 +10,6 @@ from pathlib import Path
 import msgspec
 import pytest
 from rich.console import Console
-from tests.fixtures.runs import played_serially, small_config
 
 from controller.responses import dropped_episode
 from learner.data.episode_log import EpisodeLog
@@ -30,6 +29,7 @@ from telemetry.html.episode_view import (
 )
 from telemetry.html.report import AROUND, RunData, differing_settings, render_report
 from telemetry.sinks.metrics_file import read_metrics
+from tests.fixtures.runs import played_serially, small_config
 
 SCRIPT = "<script>document.title = 'broken'</script><b>bold</b>"
 

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.fixtures.runs import running_small
 
 from config import ConfigError
 from config.resolve import resolve, to_toml
@@ -20,6 +19,7 @@ from learner.checkpoint_damage import (
 from protocol.messages import SCHEMA_VERSION
 from supervisor.cli.main import main
 from supervisor.resume import check_model_of, resumed_config, set_damaged_checkpoints_aside
+from tests.fixtures.runs import running_small
 
 
 def begun(directory: Path, **overrides: str) -> Path:

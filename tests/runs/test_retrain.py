@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from tests.fixtures.runs import played_serially, small_config
 from safetensors.torch import load_file
 
 from config import ConfigError, Job
@@ -20,6 +19,7 @@ from learner.data.rollout_metrics import rollout_metrics
 from supervisor.cli.main import main
 from supervisor.cli.retrain import retrain
 from telemetry.metrics_schema import find_metric
+from tests.fixtures.runs import played_serially, small_config
 
 
 @pytest.fixture(scope="module")

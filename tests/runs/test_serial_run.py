@@ -15,11 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.fixtures.runs import serial_run
 import torch
 import zmq.asyncio
 from rich.console import Console
-from tests.fixtures.runs import job_in, noted_engines, played_serially, small_config, trajectories_of
 from safetensors.torch import load_file
 
 import engine.pool
@@ -50,10 +48,15 @@ from supervisor.serial import train_serially
 from telemetry.analysis.collapse import SignWatch
 from telemetry.metrics_schema import undocumented_names
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
+from tests.fixtures.runs import (
+    job_in,
+    noted_engines,
+    played_serially,
+    serial_run,
+    small_config,
+)
 
 pytestmark = pytest.mark.slow
-
-
 
 
 @pytest.fixture(scope="module")
@@ -190,7 +193,8 @@ def test_weights_that_cannot_be_written_end_the_run(
     with pytest.raises((ExceptionGroup, RuntimeError, OSError)) as error:
         serial_run(tmp_path / "run", learner__max_staleness="0")
     assert re.search(
-        r"v1\.safetensors cannot be written: no space left on device \(run\.weights_dir; .* MB left\)",
+        r"v1\.safetensors cannot be written: no space left on device "
+        r"\(run\.weights_dir; .* MB left\)",
         repr(error.value),
     )
 
@@ -590,6 +594,9 @@ def test_an_environment_of_which_nothing_can_be_played_ends_the_run_in_a_sentenc
     monkeypatch.setattr(type(make_environment("alfworld")), "start", start)
     with pytest.raises(
         RunFailed,
-        match=r"^none of the first 64 episodes .*KeyError: 'no such room' \(.*test_serial_run.py:\d+ in start\)",
+        match=(
+            r"^none of the first 64 episodes "
+            r".*KeyError: 'no such room' \(.*test_serial_run.py:\d+ in start\)"
+        ),
     ):
         asyncio.run(train_serially(job, Console(quiet=True)))

@@ -8,9 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from tests.fixtures.runs import ROOT, SMALL, options, running, with_shadows
 
 from supervisor.process import our_environment, spawn
+from tests.fixtures.runs import ROOT, SMALL, options, running, with_shadows
 
 FOREIGN = ("random", "torch", "zmq")
 """Names of others' modules, which are found in the working directory by `python -m` alone."""
@@ -19,7 +19,7 @@ FOREIGN = ("random", "torch", "zmq")
 async def test_serial_run_in_a_directory_of_shadows_runs_and_is_interrupted(
     tmp_path: Path,
 ) -> None:
-    """A run of one process is made and interrupted in a directory full of modules with the names of ours."""
+    """A run of one process goes on in a directory full of modules with the names of ours."""
     settings = SMALL | {
         "run.dir": str(tmp_path / "run"),
         "env.max_turns": "2",

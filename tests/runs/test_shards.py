@@ -19,8 +19,6 @@ import zmq
 import zmq.asyncio
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.fixtures.runs import Run, job_in, noted_engines, running_small, small_config
-from tests.fixtures.runs import serial_run
 
 from actors.actor import choose_shard
 from config.resolve import ConfigError, resolve
@@ -46,6 +44,7 @@ from protocol.messages import (
     TurnResult,
 )
 from supervisor.endpoints import check_shards
+from tests.fixtures.runs import Run, job_in, noted_engines, running_small, serial_run, small_config
 
 pytestmark = pytest.mark.slow
 
@@ -194,7 +193,7 @@ async def test_new_weights_do_not_wait_for_a_shard_that_joins():
 
 
 def test_shard_counts_stay_and_are_not_doubled_when_its_process_is_replaced():
-    """What a shard counted stays counted when another process takes its place and not twice when it comes back."""
+    """A shard's counts stay when another process takes its place, once when it comes back."""
     shards = ledger()
     own = {"generated_tokens": 1.0, "engines": 1.0}
     shards.update(b"p", state(3, tokens=10.0), now=0.0)

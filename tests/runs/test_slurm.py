@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from tests.fixtures.runs import Run, processes, small_elsewhere
 
 from benchmarks.hosts import NotPermitted, addresses
 from config import ConfigError
@@ -21,6 +20,7 @@ from learner.checkpoint import latest
 from protocol.lifetime import dying_with_parent
 from supervisor.cli.main import main
 from supervisor.cluster.layout import Machines, run_settings
+from tests.fixtures.runs import Run, processes, small_elsewhere
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +35,12 @@ PROGRAMS = {
     )
     + TIE
     + '\nexec "$@"',
-    "hostname": 'case $NODE in node*) echo "10.0.0.${NODE#node} fe80::1";; *) echo 127.0.0.1;; esac',
-    "python-that-tells": 'flock "$TOLD" echo "$NODE: $*" >> "$TOLD"; [[ " $* " != *" keys "* ]] || mkdir -p "$3/$4"',
+    "hostname": (
+        'case $NODE in node*) echo "10.0.0.${NODE#node} fe80::1";; *) echo 127.0.0.1;; esac'
+    ),
+    "python-that-tells": (
+        'flock "$TOLD" echo "$NODE: $*" >> "$TOLD"; [[ " $* " != *" keys "* ]] || mkdir -p "$3/$4"'
+    ),
 }
 
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from tests.fixtures.runs import job_in, small_config
 
 from supervisor.cli.main import main
 from supervisor.serial import train_serially
 from telemetry.probes import spans as spans_module
 from telemetry.probes.spans import SpanFile, read_spans
 from telemetry.probes.trace import find_update, sum_spans, trace_events
+from tests.fixtures.runs import job_in, small_config
 
 
 def span(name: str, start: float, end: float, track: str = "", **numbers: int) -> dict:

@@ -13,9 +13,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from tests.fixtures.runs import ROOT, SMALL, options, with_shadows
 
 from protocol.lifetime import dying_with_parent
+from tests.fixtures.runs import ROOT, SMALL, options, with_shadows
 
 pytestmark = pytest.mark.slow
 

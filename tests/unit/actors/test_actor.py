@@ -167,7 +167,7 @@ async def test_an_episode_that_nobody_acknowledges_is_said_with_where_it_was_sen
 async def test_actor_reports_an_episode_that_the_learner_refuses_and_plays_on(
     bench: Bench,
 ) -> None:
-    """An episode that the learner refuses is delivered as dropped with its reason and the actor plays on."""
+    """A refused episode is delivered as dropped, with its reason, and the actor plays on."""
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
     await bench.say(

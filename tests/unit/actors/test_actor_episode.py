@@ -514,7 +514,7 @@ async def test_an_episode_is_closed_once_however_it_ends(policy, step):
 
 
 async def test_episode_whose_step_hangs_is_closed_when_the_step_returns():
-    """An episode whose step hangs is closed when the step returns and one that is broken off too."""
+    """An episode whose step hangs is closed when the step returns; one broken off is, too."""
     for broken_off in (False, True):
         entered = threading.Event()
         release = threading.Event()
@@ -635,7 +635,7 @@ class Arbitrary(OneStep):
 def test_invariant_10_user_code_that_raises_ends_in_one_episode_the_learner_takes(
     behavior: dict[str, tuple[bool, object]],
 ):
-    """Invariant 10: whatever user code raises or gives ends in one episode that the learner takes."""
+    """Invariant 10: what user code raises or gives ends in one episode that the learner takes."""
 
     async def play() -> Trajectory:
         return await player(answer, Arbitrary(behavior)).play(LEASE)

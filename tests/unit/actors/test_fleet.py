@@ -62,7 +62,10 @@ def send(number: int) -> None:
 def test_episode_that_ends_its_process_is_reported_by_the_actor_that_follows(
     die: Callable[[], object], how: str, tmp_path: Path
 ):
-    """An episode whose environment ends the process is reported by the actor that follows under the same name."""
+    """An episode whose environment ends the process is reported by the actor that follows.
+
+    It has the same name.
+    """
     assert not supervise(dies_once(die, tmp_path / "log"), 1, lambda: True)
     (first, none), (second, reports) = (
         line.split(" ", 1) for line in (tmp_path / "log").read_text().splitlines()
@@ -180,8 +183,9 @@ def test_environment_that_cannot_be_made_is_told_in_one_sentence_with_the_place(
         "make_environment",
         fails if where == "import" else lambda *_, **__: environment,
     )
-    said = rf"alfworld cannot be played on this machine: {type(error).__name__}: .*test_fleet.py:\d+ in fails"
-    with pytest.raises(FleetError, match=said):
+    kind = type(error).__name__
+    message = rf"alfworld cannot be played on this machine: {kind}: .*test_fleet.py:\d+ in fails"
+    with pytest.raises(FleetError, match=message):
         load_environment(welcome())
 
 
@@ -230,7 +234,12 @@ class Hostile:
         episode = self._env.start(split, index)
         if split == "train":
             threading.Thread(target=sys.exit).start()
-            episode.step = [episode.step, lambda action: ctypes.string_at(0), episode.step, lambda action: sys.exit(3)][index % 4]
+            episode.step = [
+                episode.step,
+                lambda action: ctypes.string_at(0),
+                episode.step,
+                lambda action: sys.exit(3),
+            ][index % 4]
         return episode
 """
 

@@ -480,8 +480,8 @@ def test_a_broken_file_is_named(tmp_path: Path, content: bytes) -> None:
 
 def test_settings_import_nothing_heavy() -> None:
     heavy = (
-        "import sys, config.resolve; print(sorted({'torch', 'vllm', 'numpy', 'transformers', 'zmq'} & "
-        "set(sys.modules)))"
+        "import sys, config.resolve; "
+        "print(sorted({'torch', 'vllm', 'numpy', 'transformers', 'zmq'} & set(sys.modules)))"
     )
     result = subprocess.run(
         [sys.executable, "-c", heavy],

@@ -112,6 +112,9 @@ async def test_tap_that_an_engine_lacks_is_an_error_that_names_the_engine(
             assert desk.turns.streamer is None and desk.signals.frames == 2, "both were asked"
         else:
             urls = [url for url, _, _ in desk.engine_status()]
-            missing = rf"control\.signal tap: no signals come from {urls[1]};.*FORAY_TAP_ENDPOINT={desk.signals.endpoint} "
+            missing = (
+                rf"control\.signal tap: no signals come from {urls[1]};"
+                rf".*FORAY_TAP_ENDPOINT={desk.signals.endpoint} "
+            )
             with pytest.raises(EngineError, match=missing):
                 await desk.load_weights(0, checksum)

@@ -153,7 +153,7 @@ def test_the_tap_is_left_out_where_signals_come_from_streams(on_cpu: bool) -> No
 def test_engines_draw_the_same_random_numbers_in_runs_of_the_same_seed_alone(
     on_cpu: bool,
 ) -> None:
-    """Engines draw their own random numbers in each run and the same ones in a run of the same seed."""
+    """Engines draw their own random numbers, and the same ones in a run of the same seed."""
     runs = [job(engines=2, run__seed=seed) for seed in ("0", "1", "0")]
     first, second, again = (
         [value(engine_command(run, number).arguments, "--seed") for number in (0, 1)]

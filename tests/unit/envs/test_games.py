@@ -399,7 +399,8 @@ def test_games_that_read_and_write_text_are_played_as_they_are():
         ({"arguments": ["colour=red"]}, r"env\.settings\.id: FrozenLake-v1 cannot be made.*colour"),
         (
             {"arguments": ["map_name=null"]},
-            r"env\.settings\.arguments: FrozenLake-v1 begins differently each time with the same seed",
+            r"env\.settings\.arguments: FrozenLake-v1 begins differently each time with the same "
+            r"seed",
         ),
         (
             {"actions": ["left", "right"]},

@@ -86,7 +86,7 @@ def test_all_that_is_told_is_heard_once_and_in_its_order_whatever_is_lost(
 
 
 async def test_delivery_to_a_peer_that_is_gone_sends_one_message_then_all_that_are_left() -> None:
-    """To a peer that is gone one message is sent each time and once it is back all that are left."""
+    """A peer that is gone is sent one message each time, and once it is back all that are left."""
     link = Link()
     for _ in range(100):
         await link.do(("tell", 0))

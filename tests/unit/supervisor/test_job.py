@@ -203,7 +203,10 @@ def test_a_game_that_makes_no_sense_is_refused_before_anything_is_written(tmp_pa
     settings = {"env.settings.data": str(tmp_path / "games"), "run.dir": str(tmp_path / "run")}
     with pytest.raises(
         ConfigError,
-        match=r"env\.settings\.data: .*train/pick_and_place_simple-1/trial/game\.tw-pddl: pddl_problem",
+        match=(
+            r"env\.settings\.data: "
+            r".*train/pick_and_place_simple-1/trial/game\.tw-pddl: pddl_problem"
+        ),
     ):
         prepare_job(resolve(overrides=settings), resume=False, model=None)
     assert not (tmp_path / "run").exists()
@@ -318,7 +321,10 @@ def test_demonstrations_without_an_expert_are_refused(tmp_path: Path, small_poli
     }
     with pytest.raises(
         ConfigError,
-        match=r"gymnasium has no expert, and warm_start\.episodes asks for 5 of its episodes; set it to 0",
+        match=(
+            r"gymnasium has no expert, and warm_start\.episodes asks for 5 of its episodes; "
+            r"set it to 0"
+        ),
     ):
         prepare_job(resolve(overrides=settings), resume=False, model=small_policy)
 
@@ -387,7 +393,10 @@ def test_a_host_that_is_not_this_machine_is_refused_by_the_name_of_its_setting(
     }
     with pytest.raises(
         ConfigError,
-        match=rf"^{re.escape(name)}: '{host}' is no IPv4 address of this machine; give one that is, or 0\.0\.0\.0",
+        match=(
+            rf"^{re.escape(name)}: '{host}' is no IPv4 address of this machine; "
+            r"give one that is, or 0\.0\.0\.0"
+        ),
     ):
         prepare_job(resolve(overrides=settings), resume=False, model=None)
     assert not (tmp_path / "run").exists()

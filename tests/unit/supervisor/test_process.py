@@ -43,12 +43,14 @@ GROUP = """  + Exception Group Traceback (most recent call last):
     +------------------------------------
 """
 
-VLLM = """(EngineCore pid=7) ERROR 11-30 06:00:00 [core.py:842] Traceback (most recent call last):
+VLLM = """\
+(EngineCore pid=7) ERROR 11-30 06:00:00 [core.py:842] Traceback (most recent call last):
 (EngineCore pid=7) ERROR 11-30 06:00:00 [core.py:842]   File "core.py", line 1, in run
 (EngineCore pid=7) ERROR 11-30 06:00:00 [core.py:842] ValueError: no room for KV cache
 (APIServer pid=6) Traceback (most recent call last):
 (APIServer pid=6)   File "api_server.py", line 1, in <module>
-(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}
+(APIServer pid=6) RuntimeError: Engine core initialization failed. See root cause above. \
+Failed core proc(s): {}
 """
 
 

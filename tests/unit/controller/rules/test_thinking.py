@@ -142,7 +142,8 @@ def test_forced_positions_are_remembered():
     assert rule.forced == [False, True]
 
 
-# --- every decision, against the rule written the slow obvious way: all of the turn again at every token
+# --- every decision, against the rule written the slow obvious way: all of the turn again at every
+# token
 
 
 def reference_decision(settings: ThinkingSettings, signals: list[Signal]) -> tuple[int, str] | None:

@@ -22,7 +22,12 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (  # noqa: E402
 )
 
 from controller.rules.thinking import RuleSpec, ThinkingSettings  # noqa: E402
-from engine.constants import RULE_KEY, TAP_ENDPOINT_VARIABLE, TAP_TOP_J_VARIABLE, TURN_ID_KEY  # noqa: E402
+from engine.constants import (  # noqa: E402
+    RULE_KEY,
+    TAP_ENDPOINT_VARIABLE,
+    TAP_TOP_J_VARIABLE,
+    TURN_ID_KEY,
+)
 from engine.plugin.signal_tap_v2 import SignalTapV2  # noqa: E402
 from protocol.arrays import FLOAT32, INT32, unpack  # noqa: E402
 from protocol.codec import decode, encode  # noqa: E402

@@ -143,7 +143,10 @@ def test_what_alfworld_leaves_out_is_left_out(tmp_path):
 def test_a_directory_without_games_is_refused(data):
     with pytest.raises(
         ValueError,
-        match=r"env\.settings\.data \(or ALFWORLD_DATA\): there is no directory .*nowhere.valid_unseen",
+        match=(
+            r"env\.settings\.data \(or ALFWORLD_DATA\): "
+            r"there is no directory .*nowhere.valid_unseen"
+        ),
     ):
         AlfWorld(data=str(data / "nowhere"))
     (data / "empty" / "valid_unseen").mkdir(parents=True)

@@ -122,14 +122,22 @@ def test_wandering_in_a_real_room_is_the_same(index):
 
 # Every adjective that `examine` knows, and every receptacle at once.
 EXAMINATIONS = """
-take butterknife 1 from sinkbasin 1; slice apple 1 with butterknife 1; slice apple 2 with butterknife 1; move butterknife 1 to sinkbasin 1
-take apple 2 from microwave 1; examine apple 2; go to fridge 1; cool apple 2 with fridge 1; examine apple 2; move apple 2 to countertop 1
-look; take apple 1 from countertop 1; examine apple 1; cool apple 1 with fridge 1; examine apple 1; go to microwave 1
-heat apple 1 with microwave 1; examine apple 1; clean apple 1 with sinkbasin 1; examine apple 1; move apple 1 to microwave 1
-go to cabinet 1; open cabinet 1; take egg 1 from cabinet 1; examine egg 1; cool egg 1 with fridge 1; examine egg 1; go to desk 1
-clean egg 1 with sinkbasin 1; examine egg 1; heat egg 1 with microwave 1; examine egg 1; move egg 1 to sinkbasin 1; look; go to fridge 1
-take mug 3 from fridge 1; examine mug 3; move mug 3 to countertop 1; look; open cabinet 2; take mug 2 from cabinet 2; examine mug 2
-use desklamp 1; use desklamp 1; go to microwave 1; cool mug 2 with fridge 1; move mug 2 to microwave 1; go to countertop 1
+take butterknife 1 from sinkbasin 1; slice apple 1 with butterknife 1
+slice apple 2 with butterknife 1; move butterknife 1 to sinkbasin 1
+take apple 2 from microwave 1; examine apple 2; go to fridge 1; cool apple 2 with fridge 1
+examine apple 2; move apple 2 to countertop 1
+look; take apple 1 from countertop 1; examine apple 1; cool apple 1 with fridge 1; examine apple 1
+go to microwave 1
+heat apple 1 with microwave 1; examine apple 1; clean apple 1 with sinkbasin 1; examine apple 1
+move apple 1 to microwave 1
+go to cabinet 1; open cabinet 1; take egg 1 from cabinet 1; examine egg 1; cool egg 1 with fridge 1
+examine egg 1; go to desk 1
+clean egg 1 with sinkbasin 1; examine egg 1; heat egg 1 with microwave 1; examine egg 1
+move egg 1 to sinkbasin 1; look; go to fridge 1
+take mug 3 from fridge 1; examine mug 3; move mug 3 to countertop 1; look; open cabinet 2
+take mug 2 from cabinet 2; examine mug 2
+use desklamp 1; use desklamp 1; go to microwave 1; cool mug 2 with fridge 1
+move mug 2 to microwave 1; go to countertop 1
 take mug 3 from countertop 1; go to microwave 1; move mug 3 to microwave 1
 """
 

@@ -55,7 +55,7 @@ def test_environment_whose_first_episodes_all_fail_ends_the_run_with_that_reason
 
 @given(st.integers(0, FIRST_EPISODES - 1), st.booleans())
 def test_one_played_episode_among_the_first_lets_the_run_go_on(played: int, evaluation: bool):
-    """One of the first episodes that is played lets the run go on however many fail before it comes."""
+    """One of the first episodes that is played lets the run go on, however many fail before."""
     buffer = GroupBuffer(group_size=4)
     for number in range(3 * FIRST_EPISODES):
         if number != played:

@@ -170,7 +170,7 @@ def test_turns_without_a_valid_action_are_left_out_in_mode_void():
 
 
 def test_turns_cut_off_by_the_budget_are_left_out_and_change_no_other_advantage():
-    """Turns that the budget cut off are left out if that is asked for and change no other advantage."""
+    """Turns that the budget cut off are left out if asked for, and change no other advantage."""
     rng = np.random.default_rng(0)
     group = random_group(rng, 300)
     cut = msgspec.structs.replace(

@@ -285,7 +285,7 @@ logits = st.lists(st.floats(-3, 3), min_size=4, max_size=4)
 
 @given(logits, logits, logits)
 def test_reference_term_averages_to_the_divergence_and_its_gradient(theta, reference, behaviour):
-    """The mean of the reference term over tokens of any policy is the divergence and its gradient."""
+    """The reference term's mean over tokens of any policy is the divergence, and its gradient."""
     theta, reference, behaviour = (
         torch.tensor(values, dtype=torch.float64) for values in (theta, reference, behaviour)
     )
