@@ -34,6 +34,8 @@ class WeightSender:
 
     def __init__(self, endpoint: str, engines: int) -> None:
         place = urlsplit(endpoint)
+        if place.hostname is None or place.port is None:
+            raise ValueError(f"{endpoint} is not of the form tcp://host:port")
         self._info = NCCLTrainerInitInfo(
             place.hostname, place.port, world_size=1 + engines, rank=0, **NCCL_PACKING
         )

@@ -248,6 +248,10 @@ class EnginePool:
         workers.
         """
         place = urlsplit(endpoint)
+        if place.hostname is None or place.port is None:
+            raise ValueError(f"{endpoint} is not of the form tcp://host:port")
+        host = place.hostname
+        port = place.port
         size = 1 + len(self._entries)
         try:
             async with asyncio.timeout(deadline):
@@ -260,7 +264,7 @@ class EnginePool:
                             f"{engine.url} has {workers}"
                         )
                 await _gather(
-                    engine.init_nccl_group(place.hostname, place.port, rank, size)
+                    engine.init_nccl_group(host, port, rank, size)
                     for rank, engine in enumerate(self, 1)
                 )
         except TimeoutError:

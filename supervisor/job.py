@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import errno
 import fcntl
-import itertools
 import logging
 import os
 import random
@@ -158,11 +157,13 @@ def _claim_run_dir(name: str) -> Path:
 
 def _make_new_directory(directory: Path) -> Path:
     """Make a directory of that name; with a number, if another run began in the same second."""
-    for number in itertools.count(2):
+    number = 2
+    while True:
         try:
             directory.mkdir(mode=0o700, parents=True)
         except FileExistsError:
             directory = directory.with_name(f"{directory.name.partition('.')[0]}.{number}")
+            number += 1
         else:
             return directory
 

@@ -112,7 +112,7 @@ def check_change(run_dir: Path, name: str, before: Any, after: Any, recorded: Co
         reason = FIXED_REASONS["model.name"]
     if name.startswith("env.settings.") and name != "env.settings.url":
         reason = "belongs to the tasks that its curve is of"
-    if name == "learner.kl_coef" and before == 0:
+    if name == "learner.kl_coef" and not before:
         reason = "left it without a reference policy to hold to"
     if name in PATH_SETTINGS and _is_the_same_place(before, after):
         reason = ""

@@ -124,6 +124,8 @@ def _build_engine(job: Job, number: int) -> FakeEngine:
     if config.control.signal != "stream":
         signals = endpoints.signals[endpoints.shard_of(number)]
     port = urlsplit(endpoints.engines[number]).port
+    if port is None:
+        raise ValueError(f"engine {number} has no port: {endpoints.engines[number]}")
     return FakeEngine(
         job.model_dir,
         port=port,
@@ -143,6 +145,7 @@ def _build_interrupt_handler(
     The first one stops the learner in good order, a second one stops at once.
     """
     task = asyncio.current_task()
+    assert task is not None  # only coroutines call this
 
     def interrupt() -> None:
         if interrupted.is_set():

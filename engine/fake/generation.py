@@ -63,8 +63,14 @@ class Request:
         The request's own rule may force the token.
         """
         position = len(self.tokens)
+        entropy, confidence, top_log_prob = values
         signal = Signal(
-            position, *values, self.forced.at(position), self.tokens[-1] if self.tokens else -1
+            position,
+            entropy,
+            confidence,
+            top_log_prob,
+            self.forced.at(position),
+            self.tokens[-1] if self.tokens else -1,
         )
         if self.rule is not None and self.rule.observe(signal) is not None:
             self.forced.add(position, self.queue)

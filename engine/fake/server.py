@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from controller.rules.thinking import RuleSpec
 from engine.constants import (
@@ -41,8 +41,6 @@ from protocol.security import HEARTBEAT_SECONDS
 
 MAX_BODY = 16 << 20
 """Bytes. A prompt of a million tokens."""
-
-Handler = Callable[[web.Request], Awaitable[web.Response]]
 
 
 class FakeEngine:
@@ -112,20 +110,21 @@ class FakeEngine:
             request.finish("abort")
         self._loop.cancel()
         await asyncio.wait([self._loop])
-        await self._runner.cleanup()
+        if self._runner is not None:
+            await self._runner.cleanup()
 
     @web.middleware
-    async def _gate(self, raw: web.Request, handler: Handler) -> web.Response:
-        known = knows_key(raw.headers.get("Authorization", ""), self._key)
-        refused = known and self._claim.is_refused(raw.headers.get(RUN_HEADER, ""))
-        if raw.path not in OPEN and not known:
+    async def _gate(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        known = knows_key(request.headers.get("Authorization", ""), self._key)
+        refused = known and self._claim.is_refused(request.headers.get(RUN_HEADER, ""))
+        if request.path not in OPEN and not known:
             raise web.HTTPUnauthorized(text="the key of this engine is needed")
-        if raw.path not in OPEN and refused:
+        if request.path not in OPEN and refused:
             return _json(
                 {"error": {"message": TAKEN.format(LAPSES_SECONDS), "code": TAKEN_STATUS}},
                 TAKEN_STATUS,
             )
-        return await handler(raw)
+        return await handler(request)
 
     async def _release(self, raw: web.Request) -> web.Response:
         self._claim.release(raw.headers.get(RUN_HEADER, ""))
@@ -316,9 +315,9 @@ def _event(request: Request, part: slice, last: bool) -> dict:
 
 
 @web.middleware
-async def _errors_as_vllm(raw: web.Request, handler: Handler) -> web.Response:
+async def _errors_as_vllm(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        return await handler(raw)
+        return await handler(request)
     except web.HTTPException as error:
         return _json({"error": {"message": error.text, "code": error.status}}, error.status)
     except (ValueError, KeyError) as error:

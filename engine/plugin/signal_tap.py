@@ -30,7 +30,7 @@ from vllm.v1.sample.logits_processor.interface import (
 )
 
 from engine.plugin.signal_socket import SignalRows, concat_rows
-from engine.plugin.tap import Turn, build_batch, force, open_tap, turn_id_of
+from engine.plugin.tap import Tap, Turn, build_batch, force, open_tap, turn_id_of
 
 if TYPE_CHECKING:
     import torch
@@ -76,14 +76,15 @@ class SignalTap(LogitsProcessor):
     # --- who is in which row
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
-        if batch_update is None or self.tap is None:
+        tap = self.tap
+        if batch_update is None or tap is None:
             return
         for row in batch_update.removed:
-            self._leave(row)
+            self._leave(tap, row)
         for row, params, _prompt, output in batch_update.added:
             # A new request may take the row of one that is not reported as removed.
-            self._leave(row)
-            self._enter(row, params, output)
+            self._leave(tap, row)
+            self._enter(tap, row, params, output)
         for source, target, direction in batch_update.moved:
             moving = self._turns.pop(source, None)
             target_turn = self._turns.pop(target, None)
@@ -93,20 +94,20 @@ class SignalTap(LogitsProcessor):
                 self._turns[source] = target_turn
         self._batch = build_batch(self._turns)
 
-    def _enter(self, row: int, params: SamplingParams, output: list[int]) -> None:
+    def _enter(self, tap: Tap, row: int, params: SamplingParams, output: list[int]) -> None:
         turn_id = turn_id_of(params)
         if turn_id is not None:
             self._turns[row] = BatchTurn(turn_id, params.temperature, output, unproven=self._chunks)
-            self.tap.enter(self._turns[row], params)
+            tap.enter(self._turns[row], params)
 
-    def _leave(self, row: int) -> None:
+    def _leave(self, tap: Tap, row: int) -> None:
         turn = self._turns.pop(row, None)
         if turn is None:
             return
         late_row = turn.take_proven_row()
         if late_row is not None:
             self._late.append(late_row)
-        self.tap.leave(turn)
+        tap.leave(turn)
 
     # --- one step
 

@@ -53,7 +53,7 @@ class SignalTapV2(LogitsProcessor):
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         former = self._slots.pop(req_idx, None)
-        if former is not None:
+        if former is not None and self.tap is not None:
             self.tap.leave(former)
         turn_id = turn_id_of(sampling_params)
         if self.tap is None or turn_id is None:

@@ -12,7 +12,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -58,14 +58,17 @@ class Turn:
         return len(self.output)
 
 
-class Batch(NamedTuple):
+AnyTurn = TypeVar("AnyTurn", bound=Turn)
+
+
+class Batch(NamedTuple, Generic[AnyTurn]):
     """The turns of one step, and the rows of the logits they are in, ascending."""
 
     rows: list[int]
-    turns: list[Turn]
+    turns: list[AnyTurn]
 
 
-def build_batch(turns: Mapping[int, Turn]) -> Batch:
+def build_batch(turns: Mapping[int, AnyTurn]) -> Batch[AnyTurn]:
     """Build the batch of turns by row."""
     rows = sorted(turns)
     return Batch(rows, [turns[row] for row in rows])
@@ -113,13 +116,14 @@ class Tap:
 
         If it was there before, that turn is returned.
         """
+        arguments = params.extra_args or {}
         before = self._former.pop(turn.turn_id, None)
         if before is not None:
             turn.forced = before.forced
             turn.rule = before.rule
             turn.queue = before.queue
-        elif params.extra_args.get(RULE_KEY):
-            delegated = msgspec.json.decode(params.extra_args[RULE_KEY], type=RuleSpec)
+        elif arguments.get(RULE_KEY):
+            delegated = msgspec.json.decode(arguments[RULE_KEY], type=RuleSpec)
             turn.rule = delegated.build()
             turn.queue = delegated.closing_tokens
         self._turns[turn.turn_id] = turn
@@ -177,8 +181,15 @@ class Tap:
         position, force, before = (
             np.array(column, INT32) for column in (positions, forced, previous)
         )
+        entropy, confidence, top_log_prob = measured[:3]
         return SignalRows(
-            [turn.turn_id for turn in batch.turns], position, *measured[:3], force, before
+            [turn.turn_id for turn in batch.turns],
+            position,
+            entropy,
+            confidence,
+            top_log_prob,
+            force,
+            before,
         )
 
     def decide(self, rows: SignalRows) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from vllm.distributed.weight_transfer.base import (
@@ -94,7 +95,8 @@ class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
         check_tensors(path, tensor_shapes(Path(self.model_config.model)))
         initialize_layerwise_reload(self.model)
         try:
-            self.model.load_weights(tensors(path))
+            model: Any = self.model  # `nn.Module` does not declare what vLLM's models have
+            model.load_weights(tensors(path))
         finally:
             finalize_layerwise_reload(self.model, self.model_config)
             pack_tied_head(self.model)

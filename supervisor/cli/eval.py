@@ -130,7 +130,7 @@ def evaluation_config(model: str, overrides: Mapping[str, str], serial: bool) ->
     checkpoint = find_checkpoint(model)
     run_dir = Path("runs") / time.strftime("eval-%Y%m%d-%H%M%S")
     settings = {"run.dir": str(run_dir), "model.name": model}
-    settings |= overrides | FIXED_SETTINGS
+    settings |= {**overrides, **FIXED_SETTINGS}
     if checkpoint is None:
         return resolve(None, settings, serial)
     settings["model.name"] = str(checkpoint.directory)

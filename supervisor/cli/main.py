@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from typing import cast
 
 from rich.console import Console
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except SystemExit as end:  # argparse has printed help, or what is wrong with the arguments
-        return end.code or output_status()
+        return cast(int, end.code or output_status())
 
 
 def _run(arguments: list[str]) -> int:

@@ -128,7 +128,7 @@ class Recording:
         control = self.config.control
         return turn_score(replayed.scores, control.t2po.turn_mean, control.t2po.turn_skip)
 
-    def is_stalled(self, gamma: float, eta: float) -> bool:
+    def is_stalled(self, gamma: float | None, eta: float) -> bool:
         """Tell whether a turn whose score changed by `gamma` is stalled, as configured now."""
         zero_counts = self.config.control.t2po.score != "code"
         return find_stall(gamma, eta, zero_counts=zero_counts) is not None
@@ -253,7 +253,7 @@ def _count_early_stop(
     )
     counts.compared += 1
     counts.stalled += is_stalled
-    if test.observe(replayed.scores):
+    if test.observe(replayed.scores) and test.position is not None:
         counts.ended += 1
         counts.wrongly_ended += not is_stalled
         counts.saved_tokens += response.length - 1 - test.position

@@ -286,7 +286,10 @@ def group_at(
 
     They ended at about the same time, so they are looked for from there outwards.
     """
-    group = _read_episode(records, number, log).key.group
+    asked = _read_episode(records, number, log)
+    if asked is None:
+        raise ValueError(f"record {number} of {log} cannot be read")
+    group = asked.key.group
     members: list[Trajectory] = []
     for other in sorted(range(len(records)), key=lambda other: abs(other - number)):
         episode = _read_episode(records, other, log)

@@ -104,7 +104,9 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
     return new_dir
 
 
-def _report(collector: Collector, progress: Progress, event: str, **values: float | str) -> None:
+def _report(
+    collector: Collector, progress: Progress, event: str, **values: float | str | None
+) -> None:
     collector.handle(Stats(source="learner", event=event, values=values))
     progress.tick()
 

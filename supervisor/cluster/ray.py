@@ -15,8 +15,10 @@ import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -180,7 +182,7 @@ def _place_hosts(
 
     From number `first_restarted` on, they are started again if their machine goes.
     """
-    bundles = [{"CPU": 1, "GPU": gpus} for gpus in gpus_by_host]
+    bundles: list[dict[str, float]] = [{"CPU": 1, "GPU": gpus} for gpus in gpus_by_host]
     for bundle in bundles:
         if bundle["GPU"] == 0:
             del bundle["GPU"]
@@ -219,7 +221,7 @@ def _run_to_end(host, command: list[str]) -> int:
             host.signal.remote(received.pop(0))
     try:
         return ray.get(status)
-    except ray.exceptions.RayActorError:
+    except RayActorError:
         raise HostLost from None
 
 
@@ -237,9 +239,10 @@ def _run_at(name: str, command: list[str]) -> int:
 
 
 def _connect(log_to_driver: bool) -> None:
+    level = cast(int, "ERROR")  # Ray takes a name, too, which its own default is
     try:
         ray.init(
-            address="auto", namespace=NAMESPACE, log_to_driver=log_to_driver, logging_level="ERROR"
+            address="auto", namespace=NAMESPACE, log_to_driver=log_to_driver, logging_level=level
         )
     except ConnectionError:
         raise ConfigError(
