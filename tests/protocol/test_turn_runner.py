@@ -131,10 +131,15 @@ async def fake_bench(policies) -> AsyncIterator[Bench]:
 
 @contextlib.asynccontextmanager
 async def serving(made: Bench) -> AsyncIterator[Bench]:
-    """While signals are listened to."""
+    """While signals are listened to, and the engine has connected to where they are.
+
+    An engine that outlives a test connects to the next one's router 0.1 s to 0.2 s later, and
+    meanwhile keeps its signals back: a turn could end before its first one came.
+    """
     await made.client.resume()  # a test that failed may have left the shared one paused
     listening = asyncio.create_task(made.router.run())
     try:
+        assert await made.router.probe(made.client), "the engine sends no signals"
         yield made
     finally:
         listening.cancel()
