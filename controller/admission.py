@@ -3,9 +3,9 @@ a lost actor. No IO, no clock.
 
 A slot is taken when a group is admitted and given back when the group has been trained on *and* the
 engines run the resulting weights, or when it was dropped. There are (S+1)*P slots. The learner
-trains on the oldest complete groups, P an update, but leaves no group behind that more than W = U*P
-later ones have passed (learner/data/groups.py; U is `learner.order_window`). Then no trained token
-is older than S + U versions:
+trains on the oldest complete groups, P an update, but leaves no group behind that more than U*P
+later ones have passed (learner/data/groups.py). S is `learner.max_staleness`, and U is
+`learner.order_window`. Then no trained token is older than S + U versions:
 
     Let g be admitted while the engines run version v, and be trained on in update u+1, so that its
     oldest token is u - v versions old. Updates v+1 ... u took (u-v)*P groups. Each of these was

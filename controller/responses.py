@@ -10,8 +10,8 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from controller.rules.stall import Mean, Stall, turn_score
 from controller.rules.thinking import ThinkingRule
-from controller.rules.turn import Mean, Stall, turn_score
 from engine.responses import Generation
 from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, none_to_nan, pack
 from protocol.messages import (

@@ -18,8 +18,8 @@ from controller.responses import (
     with_event,
 )
 from controller.rules.early_stop import EarlyStopTest
+from controller.rules.stall import LOOP, STUCK, Stall, find_stall, score_change
 from controller.rules.thinking import RuleSpec, ThinkingRule
-from controller.rules.turn import LOOP, STUCK, Stall, find_stall, score_change
 from controller.signals import InterventionMode, NoProgressError, SignalRouter, WatchedTurn
 from controller.streaming import StreamControl, StreamingController
 from controller.think_tokens import UNCONTROLLED, ThinkTokens, build_rule_spec

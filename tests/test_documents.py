@@ -26,6 +26,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"```(\w*)\n(.*?)```", re.DOTALL)
 OPTION = re.compile(r"(?<![\w-])--([a-z][\w-]*(?:\.\w+)*)")
 OTHERS_OPTIONS = {
+    "env.settings.largest",
     "enable-scale-out",
     "extra-index-url",
     "from-file",
@@ -42,7 +43,7 @@ OTHERS_OPTIONS = {
     "weight-transfer-config",
     "wheel-dir",
 }
-"""Options of pip, Docker, kubectl, TensorBoard, vLLM and Slurm that pages name."""
+"""Options of pip, Docker, kubectl, TensorBoard, vLLM, Slurm and an example that pages name."""
 
 LAUNCHERS = re.compile(r"--\w+\.\w*launch \S+")
 """Commands of other programs, as values of our settings."""

@@ -1,7 +1,7 @@
 """Ending a turn before it is complete, since it is all but certain to be stalled: a sequential test
 on the mean of its scores.
 
-Phi is a mean over the turn's tokens (rules/turn.py). After n of at most T tokens, with m and s the
+Phi is a mean over the turn's tokens (rules/stall.py). After n of at most T tokens, with m and s the
 mean and standard deviation of what has been averaged so far, and the rest of the turn like its
 beginning, the final mean has the mean m and the variance
 
@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from math import exp, isfinite, log, sqrt
 from statistics import NormalDist
 
-from controller.rules.turn import FLOOR, Mean
+from controller.rules.stall import FLOOR, Mean
 
 FIRST_LOOK = 16
 """Tokens before the first look."""

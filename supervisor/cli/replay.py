@@ -23,8 +23,8 @@ from config.options import this_command
 from config.resolve import parse_overrides, resolve
 from controller.rules.early_stop import EarlyStopTest
 from controller.rules.replay import ReplayedTurn, replay
+from controller.rules.stall import find_stall, score_change, turn_score
 from controller.rules.thinking import Intervention, RuleSpec
-from controller.rules.turn import find_stall, score_change, turn_score
 from controller.think_tokens import ThinkTokens, build_rule_spec, load_think_tokens
 from protocol.arrays import INT32, finite_or_none, none_to_nan, unpack
 from protocol.messages import ControlEvent, Response, StopReason, Trajectory

@@ -1,6 +1,6 @@
-"""Nothing is lost or trained on twice where processes are killed in the worst moment of each.
+"""Invariant 4: nothing is lost or trained on twice, in whatever moment a process is killed.
 
-tests/fixtures/worst_moment says how.
+Each process is killed in its worst moment; tests/fixtures/worst_moment says how.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def assert_each_once(run: Run, updates: int) -> None:
         "before reporting weights",
     ],
 )
-async def test_a_run_goes_on_after_a_process_died_in_its_worst_moment(
+async def test_invariant_4_a_run_goes_on_after_a_process_died_in_its_worst_moment(
     tmp_path: Path, small_policy, monkeypatch, name: str, moment: str
 ):
     died = dies_at(moment, tmp_path / "died", monkeypatch)
@@ -82,7 +82,7 @@ async def test_a_run_goes_on_after_a_process_died_in_its_worst_moment(
     ],
     ids=["before delivering", "after delivering"],
 )
-async def test_an_actor_that_dies_in_its_worst_moment_costs_no_episode(
+async def test_invariant_4_an_actor_that_dies_in_its_worst_moment_costs_no_episode(
     tmp_path: Path, small_policy, monkeypatch, moment: str
 ):
     died = dies_at(moment, tmp_path / "died", monkeypatch)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.rules.early_stop import FIRST_LOOK, EarlyStopTest, student_quantile
-from controller.rules.turn import turn_score
+from controller.rules.stall import turn_score
 
 MOST = 400
 """Tokens of a turn."""

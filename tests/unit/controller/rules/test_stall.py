@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.rules.turn import Stall, find_stall, score_change, turn_score
+from controller.rules.stall import Stall, find_stall, score_change, turn_score
 
 
 @given(st.lists(st.floats(1e-3, 1), min_size=1, max_size=50))
