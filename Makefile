@@ -3,6 +3,7 @@
 # make parity   set up, TextWorld too, then our ALFWorld engine against its own, step by step (some minutes)
 # make smollm2  set up, and SmolLM2-135M for --model smollm2 (93 MB)
 # make install  set up only; does nothing when it is done
+# make check    lint, types and the quick tests of units: what to run before each commit
 # make lint     ruff
 #
 # EXTRA=cuda installs for NVIDIA GPUs; PYTHON=... is the interpreter to build on (3.11 to 3.13).
@@ -21,7 +22,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: run test parity smollm2 install lint
+.PHONY: run check test parity smollm2 install lint
 
 # A dot for every package; all of pip's words are in the log.
 DOTS := awk '/^Collecting|^Installing collected/ { printf "."; fflush() } END { print "" }'
@@ -34,6 +35,9 @@ run: install
 # Files in the order of tests/conftest.py: otherwise those with many tests come first, and the slowest, which have few, last, on one worker.
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+check: lint
+	$(BIN)/python -m pytest -n 2 --hypothesis-profile quick -m "not slow and not real_engine" tests/unit $(ARGS)
 
 parity: install
 	@printf "TextWorld "

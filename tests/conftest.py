@@ -31,9 +31,9 @@ ON_ONE_ENGINE = {
 for _variable in ("ALFWORLD_DATA", "WEBSHOP_DATA"):
     os.environ.pop(_variable, None)
 
-settings.register_profile(
-    "foray", deadline=None
-)  # how long an example takes says what else the machine does
+# No deadline: how long an example takes says what else the machine does.
+settings.register_profile("foray", deadline=None)
+settings.register_profile("quick", deadline=None, max_examples=10)
 settings.load_profile("foray")
 
 
