@@ -20,6 +20,7 @@ import asyncio
 import logging
 import time
 from pathlib import Path
+from typing import cast
 
 import zmq
 import zmq.asyncio
@@ -146,8 +147,10 @@ class Learner:
         )
 
     @property
-    def training(self) -> Training | None:
-        """The training on this rank; None before it has been begun or restored."""
+    def training(self) -> Training:
+        """The training on this rank; RuntimeError before it has been begun or restored."""
+        if self._host.training is None:
+            raise RuntimeError("the training has not begun")
         return self._host.training
 
     def stop(self) -> None:
@@ -238,7 +241,7 @@ class Learner:
         self._next_evaluation = state.next_evaluation
         if self._job.resume:
             for begin, _, frame in read_records(self._run_dir / "episodes", state.log_position):
-                self._store.restore(decode(frame), begin)
+                self._store.restore(cast(Trajectory, decode(frame)), begin)
 
     async def _next_batch(self) -> Batch | None:
         """Wait for the next batch, oldest groups first.
@@ -432,7 +435,7 @@ class Learner:
         """Say why a message is no episode that may come now; None for one that may."""
         if not isinstance(message, Trajectory):
             return f"{type(message).__name__} is not for the learner"
-        if self.training is None:
+        if self._host.training is None:
             return NOT_YET
         closed = self._buffer.closed
         # there are no more

@@ -55,6 +55,7 @@ class SnapshotSource(Protocol):
 
     async def take_snapshot(self) -> Snapshot:
         """Copy the weights of now."""
+        ...
 
     def recycle(self, snapshot: Snapshot, weights: Weights) -> None:
         """Take a snapshot back that has been written, or sent, as `weights`."""

@@ -49,14 +49,14 @@ class Reporter:
             await self.send("waiting", self._instruments.waits.seconds())
             await self.send_failures()
 
-    async def send(self, event: str, values: Mapping[str, object]) -> None:
+    async def send(self, event: str, values: Mapping[str, float | str | None]) -> None:
         await self._stats.send(Stats(source="learner", event=event, values=dict(values)))
 
     async def send_phase(
         self, phase: str, done: float | None = None, total: float | None = None
     ) -> None:
         """Tell what is under way, and how far it is, if that can be said."""
-        values: dict[str, object] = {"phase": phase}
+        values: dict[str, float | str | None] = {"phase": phase}
         if total:
             values |= {"done": done, "of": total}
         await self.send("phase", values)
@@ -65,7 +65,9 @@ class Reporter:
         """Tell how many episodes were dropped, and what those that failed say."""
         ledger = self._buffer.ledger
         if ledger.totals:
-            await self.send("drops", +ledger.totals)
+            await self.send(
+                "drops", {str(reason): count for reason, count in (+ledger.totals).items()}
+            )
         if ledger.failures:
             await self.send("failures", ledger.failures)
 

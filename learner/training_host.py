@@ -56,9 +56,15 @@ class TrainingHost:
         start = functools.partial(start_all_ranks, self._ranks, self._job, report)
         self.training = await asyncio.get_running_loop().run_in_executor(self._thread, start)
 
+    def _begun(self) -> Training:
+        """The training; RuntimeError before `start`."""
+        if self.training is None:
+            raise RuntimeError("the training has not begun")
+        return self.training
+
     async def call(self, call: RankCall[Result]) -> Result:
         """Make a call on all ranks, and return what it returned on this one."""
-        run = functools.partial(call_all_ranks, self._ranks, self.training, call)
+        run = functools.partial(call_all_ranks, self._ranks, self._begun(), call)
         with self.instruments.waits.on(f"its own {call.name}, which is computed"):
             return await asyncio.get_running_loop().run_in_executor(self._thread, run)
 
@@ -68,7 +74,7 @@ class TrainingHost:
 
     def recycle(self, snapshot: Snapshot, weights: Weights) -> None:
         """Take a snapshot back that has been written, or sent, as `weights`."""
-        self.training.spare = snapshot
+        self._begun().spare = snapshot
         spans = self.instruments.spans
         end = spans.now()
         spans.add("write weights", end - weights.seconds, end, "weights", version=snapshot.version)

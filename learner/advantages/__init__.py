@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from config import AnyAlgorithm, LearnerSection, VtraceLoss
+from config import AnyAlgorithm, GaeAlgorithm, LearnerSection, VtraceLoss
 from learner.advantages.gae import estimate_turns, gae
 from learner.advantages.gigpo import gigpo
 from learner.advantages.grpo import grpo
@@ -50,14 +50,21 @@ def estimate_advantages(
 ) -> list[list[np.ndarray]]:
     """Return the advantages of a batch by the learner's algorithm, which V-trace may correct."""
     if isinstance(learner.loss, VtraceLoss):
-        return gae(groups, learner.algorithm, learner.loss)
+        return gae(groups, _with_value_head(learner.algorithm), learner.loss)
     return ESTIMATORS[learner.algorithm.type](groups, learner.algorithm)
+
+
+def _with_value_head(algorithm: AnyAlgorithm) -> GaeAlgorithm:
+    """Return the algorithm as the one that has a value head; ValueError for another one."""
+    if not isinstance(algorithm, GaeAlgorithm):
+        raise ValueError(f"learner.algorithm.type: {algorithm.type} has no value head")
+    return algorithm
 
 
 def estimate_values(episode: EpisodeReturns, learner: LearnerSection) -> np.ndarray:
     """Return what the value head's values of an episode's turns should have been."""
     correction = learner.loss if isinstance(learner.loss, VtraceLoss) else None
-    return estimate_turns(episode, learner.algorithm, correction).targets
+    return estimate_turns(episode, _with_value_head(learner.algorithm), correction).targets
 
 
 __all__ = [

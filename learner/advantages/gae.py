@@ -52,11 +52,11 @@ def estimate_turns(
     """Return V-trace's estimates with a `correction`, else GAE and the lambda-returns."""
     if correction is not None:
         return vtrace(episode, settings, correction)
-    next_values = np.append(episode.values[1:], episode.final_value)
-    errors = episode.rewards + settings.discount * next_values - episode.values
+    next_values = np.append(episode.known_values[1:], episode.final_value)
+    errors = episode.rewards + settings.discount * next_values - episode.known_values
     advantages = np.zeros(len(errors))
     running = 0.0
     for k in reversed(range(len(errors))):
         running = errors[k] + settings.discount * settings.gae_lambda * running
         advantages[k] = running
-    return TurnEstimates(advantages, targets=advantages + episode.values)
+    return TurnEstimates(advantages, targets=advantages + episode.known_values)

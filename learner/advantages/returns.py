@@ -29,14 +29,21 @@ class EpisodeReturns:
     cut_off: bool = False  # it could have gone on
 
     @property
+    def known_values(self) -> np.ndarray:
+        """The value head's values; ValueError where there is no value head."""
+        if self.values is None:
+            raise ValueError("an episode without values: the algorithm needs a value head")
+        return self.values
+
+    @property
     def final_value(self) -> float:
         """Value expected after the last turn.
 
         It is 0 where the task ended. Where the episode was cut off, it is that of the last state
         that the value head saw.
         """
-        if self.cut_off and len(self.values):
-            return float(self.values[-1])
+        if self.cut_off and len(self.known_values):
+            return float(self.known_values[-1])
         return 0.0
 
 

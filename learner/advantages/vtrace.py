@@ -22,10 +22,12 @@ def vtrace(
     with rho and c the turn's pi/mu, truncated. The advantage is not yet weighted by rho: the loss
     does that.
     """
+    if episode.log_ratios is None:
+        raise ValueError("an episode without ratios: V-trace needs those of its turns")
     ratio = np.exp(np.clip(episode.log_ratios, -MAX_LOG_RATIO, MAX_LOG_RATIO))
     rho = np.minimum(ratio, correction.vtrace_rho)
     c = np.minimum(ratio, correction.vtrace_c)
-    values = np.append(episode.values, episode.final_value)
+    values = np.append(episode.known_values, episode.final_value)
     targets = values.copy()
     for k in reversed(range(len(episode.rewards))):
         error = episode.rewards[k] + settings.discount * values[k + 1] - values[k]

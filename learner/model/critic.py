@@ -62,13 +62,21 @@ class Critic:
             values = self.head(torch.from_numpy(features).to(self.head.weight.device))
         return values.squeeze(-1).tolist()
 
+    @staticmethod
+    def _features_of(samples: Sequence[TrainingSample]) -> list[np.ndarray]:
+        """The features of all samples; ValueError for one that was not annotated."""
+        features = [sample.features for sample in samples if sample.features is not None]
+        if len(features) != len(samples):
+            raise ValueError("a sample without features: annotate it first")
+        return features
+
     def fit(self, samples: Sequence[TrainingSample]) -> dict[str, float]:
         """Fit the samples' targets by squared error; return how far off the values were before.
 
         Names of the figures: telemetry/metrics_schema.py.
         """
         device = self.head.weight.device
-        features = torch.from_numpy(np.stack([sample.features for sample in samples])).to(device)
+        features = torch.from_numpy(np.stack(self._features_of(samples))).to(device)
         targets = torch.tensor(
             [sample.target for sample in samples], dtype=torch.float32, device=device
         )

@@ -10,7 +10,7 @@ checkpoint keeps A and B beside it, so that training goes on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -39,10 +39,11 @@ def add_adapters(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> 
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError:
         raise ValueError("learner.lora_rank: LoRA needs peft; install the extra 'lora'") from None
+    fraction = cast(int, alpha)  # which peft takes, but does not declare
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules="all-linear"), model
+            LoraConfig(r=rank, lora_alpha=fraction, target_modules="all-linear"), model
         )
 
 
@@ -50,10 +51,11 @@ def adapters(model: PreTrainedModel) -> Iterator[tuple[str, Adapter]]:
     """Give each adapter of the model, with the name of the matrix that it belongs to."""
     for name, module in model.named_modules():
         if hasattr(module, "lora_A"):
+            layer: Any = module  # peft's, whose types say less than this
             yield (
                 f"{name}.weight",
                 Adapter(
-                    module.lora_A[_NAME].weight, module.lora_B[_NAME].weight, module.scaling[_NAME]
+                    layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight, layer.scaling[_NAME]
                 ),
             )
 

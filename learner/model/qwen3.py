@@ -8,11 +8,18 @@ of the work (docs/measurements/learning.md has the measurements).
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from transformers import PreTrainedModel, Qwen3ForCausalLM
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3Attention,
+    Qwen3DecoderLayer,
+    Qwen3RMSNorm,
+)
 
 
 def applies_to(model: PreTrainedModel) -> bool:
@@ -26,7 +33,7 @@ def applies_to(model: PreTrainedModel) -> bool:
     is_sharded = any(
         isinstance(parameter, DTensor) for parameter in model.model.layers.parameters()
     )
-    return set(model.config.layer_types) == {"full_attention"} and not is_sharded
+    return set(model.config.layer_types or ()) == {"full_attention"} and not is_sharded
 
 
 def hidden_states(model: Qwen3ForCausalLM, tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -38,7 +45,7 @@ def hidden_states(model: Qwen3ForCausalLM, tokens: Tensor, rows: Tensor, columns
     cos, sin = (
         half[:, :, None, : half.shape[-1] // 2] for half in body.rotary_emb(hidden, positions)
     )
-    for layer in body.layers:
+    for layer in decoder_layers(model):
         last = layer is body.layers[-1]
         attended = _attention(layer.self_attn, _normalize(layer.input_layernorm, hidden), cos, sin)
         if last:
@@ -49,7 +56,12 @@ def hidden_states(model: Qwen3ForCausalLM, tokens: Tensor, rows: Tensor, columns
     return _normalize(body.norm, hidden)
 
 
-def _attention(block: torch.nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def decoder_layers(model: Qwen3ForCausalLM) -> list[Qwen3DecoderLayer]:
+    """The layers as what they are, which their `ModuleList` does not declare."""
+    return cast(list[Qwen3DecoderLayer], list(model.model.layers))
+
+
+def _attention(block: Qwen3Attention, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Causal attention over x [B, S, hidden], before its output projection: [B, S, heads * head
     size]."""
     heads = (*x.shape[:-1], -1, block.head_dim)
@@ -66,7 +78,7 @@ def _attention(block: torch.nn.Module, x: Tensor, cos: Tensor, sin: Tensor) -> T
     return attended.transpose(1, 2).flatten(2)
 
 
-def _normalize(norm: torch.nn.Module, x: Tensor) -> Tensor:
+def _normalize(norm: Qwen3RMSNorm, x: Tensor) -> Tensor:
     return functional.rms_norm(x.float(), norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen3ForCausalLM
 
+from learner.model.qwen3 import decoder_layers
+
 ROPE_THETA = 1e6
 """Qwen3's own base.
 
@@ -49,7 +51,8 @@ def start_with_induction(model: Qwen3ForCausalLM) -> None:
     config = model.config
     if config.num_hidden_layers < 2:
         return
-    for layer in model.model.layers:
+    layers = decoder_layers(model)
+    for layer in layers:
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
         layer.self_attn.q_norm.weight.fill_(_SHARPNESS)
@@ -58,8 +61,8 @@ def start_with_induction(model: Qwen3ForCausalLM) -> None:
     # and keys are made of.
     model.model.embed_tokens.weight[:, 0] = 1.0
     now, before, copied = _subspaces(config.hidden_size, config.head_dim)
-    first = model.model.layers[0].self_attn
-    second = model.model.layers[1].self_attn
+    first = layers[0].self_attn
+    second = layers[1].self_attn
     query, key = _neighbour(config.head_dim, ROPE_THETA)
     head = slice(0, config.head_dim)
     for projection, direction in ((first.q_proj, query), (first.k_proj, key)):

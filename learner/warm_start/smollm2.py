@@ -69,7 +69,7 @@ def gguf_file() -> Path:
     found = find_spec(PACKAGE)
     files = [
         file
-        for place in (found.submodule_search_locations if found else [])
+        for place in ((found and found.submodule_search_locations) or [])
         for file in Path(place).glob("*.gguf")
     ]
     if not files:

@@ -119,7 +119,7 @@ def count_by_age(
     return counts
 
 
-def equal_returns(returns: Sequence[float]) -> bool:
+def equal_returns(returns: Sequence[float] | np.ndarray) -> bool:
     """Say whether all returns are equal but for rounding."""
     lowest = min(returns, default=0.0)
     highest = max(returns, default=0.0)
