@@ -43,7 +43,8 @@ def run(directory: Path, name: str, ranks: int) -> None:
     ]
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
+        "PYTHONPATH": str(TESTS.parent),
+        "PYTHONSAFEPATH": "1",  # beside the program are modules with the names of ours
         "OMP_NUM_THREADS": "1",
     }
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)

@@ -69,7 +69,7 @@ def machines() -> Iterator[Machines]:
         except NotPermitted:
             at = [""] * 5
         program = Path(__file__).parent.parent / "fixtures" / "ray_program.py"
-        command = [sys.executable, str(program), *at]
+        command = [sys.executable, "-P", str(program), *at]
         how = {
             "stdin": subprocess.PIPE,
             "stdout": subprocess.PIPE,
