@@ -115,15 +115,7 @@ class Actor:
         self._shard = self._controller
         self._shard_listener: asyncio.Task | None = None
         self._group = asyncio.TaskGroup()  # entered by `run`
-        self._player = EpisodePlayer(
-            environment,
-            prompter,
-            self._take_turn,
-            step_timeout=welcome.step_timeout,
-            max_prompt_tokens=welcome.max_prompt_tokens,
-            anchor_texts=welcome.anchor_texts,
-            running=self._slot.running,
-        )
+        self._player = self._build_player(environment, prompter)
         self._reader = FrameReader()
         self._leases: asyncio.Queue[Lease] = asyncio.Queue()
         self._episodes: dict[LeaseId, asyncio.Task[Trajectory | None]] = {}  # being played
@@ -137,6 +129,18 @@ class Actor:
         # seconds.
         self._unanswered_heartbeats = 0
         self._lag = LoopLag()
+
+    def _build_player(self, environment: Environment, prompter: Prompter) -> EpisodePlayer:
+        welcome = self._welcome
+        return EpisodePlayer(
+            environment,
+            prompter,
+            self._take_turn,
+            step_timeout=welcome.step_timeout,
+            max_prompt_tokens=welcome.max_prompt_tokens,
+            anchor_texts=welcome.anchor_texts,
+            running=self._slot.running,
+        )
 
     async def run(self, episodes: int) -> None:
         """Play `episodes` at a time until the controller says that the run is over.

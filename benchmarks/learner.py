@@ -43,7 +43,7 @@ from learner.data.batching import collate, minibatches, pack_samples
 from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy, log_probs
 from learner.update import Updater
-from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
+from learner.warm_start.demonstrations import TurnTokenizer, play_demonstrations
 from learner.warm_start.tiny import TURN_END, build_tiny
 from protocol.prompting import load_prompter
 
@@ -139,8 +139,8 @@ def turns_of(directory: Path, tokens: int) -> list[TrainingSample]:
     rng = np.random.default_rng(0)
     tokenizer = TurnTokenizer(load_prompter(directory), TURN_END)
     found: list[TrainingSample] = []
-    for episode in demonstrations(resolve(), EPISODES):
-        for turn in tokenizer.samples(episode):
+    for episode in play_demonstrations(resolve(), EPISODES):
+        for turn in tokenizer.tokenize_turns(episode):
             if sum(other.length for other in found) >= tokens:
                 return found
             log_mu = -rng.exponential(0.2, len(turn.response)).astype(np.float32)
@@ -212,7 +212,7 @@ def main() -> None:
             build_tiny(
                 directory,
                 config.model.tiny,
-                (turn for turns in demonstrations(config, EPISODES) for turn in turns),
+                (turn for turns in play_demonstrations(config, EPISODES) for turn in turns),
                 seed=0,
             )
         turns = turns_of(directory, options.tokens)

@@ -28,7 +28,7 @@ from rich.table import Table
 from benchmarks import load_environment
 from config.resolve import resolve
 from learner.warm_start.build import TOKENIZER_EPISODES
-from learner.warm_start.demonstrations import demonstrations
+from learner.warm_start.demonstrations import play_demonstrations
 from learner.warm_start.tiny import build_tiny
 from protocol.lifetime import dying_with_parent
 from supervisor.cli.sweep import FIGURES_FILE
@@ -73,7 +73,11 @@ def main() -> None:
             build_tiny(
                 policy,
                 config.model.tiny,
-                [turn for turns in demonstrations(config, TOKENIZER_EPISODES) for turn in turns],
+                [
+                    turn
+                    for turns in play_demonstrations(config, TOKENIZER_EPISODES)
+                    for turn in turns
+                ],
                 seed=0,
             )
         arguments = [

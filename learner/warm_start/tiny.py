@@ -56,7 +56,9 @@ CHAT_TEMPLATE = (
 )
 
 HEAD_SIZE = 32
+"""Channels of an attention head."""
 MAX_POSITIONS = 2048
+"""Tokens of the longest prompt and response together."""
 _ROLE = rf"(?:{'|'.join(ROLES)})\n"
 _WORDS = "|".join([_ROLE, r" ?\p{L}+", r" ?\p{N}{1,2}", r" ?[^\s\p{L}\p{N}]+", r"\s"])
 _TAG = re.compile(r"</?[a-z]+>")
@@ -66,11 +68,10 @@ _WORD = re.compile(r" ?[A-Za-z]+| ?\d+| ?[^\sA-Za-z\d]+|\s")
 def build_tiny(
     directory: Path, settings: TinySection, turns: Iterable[tuple[str, str]], seed: int
 ) -> None:
-    """Write a policy to `directory` as Hugging Face has it (float32).
+    """Write a policy (float32) to a directory, in Hugging Face's format.
 
-    `turns` are (prompt, response) texts to learn tokens from.
-
-    The directory appears complete or not at all; one that exists is replaced.
+    `turns` are (prompt, response) texts to learn tokens from. The directory appears complete or not
+    at all; one that exists is replaced.
     """
     disable_progress_bar()
     directory = Path(directory)
@@ -80,7 +81,7 @@ def build_tiny(
     try:
         tokenizer = train_tokenizer(settings, list(turns))
         save_tokenizer(tokenizer, unfinished)
-        model = random_model(settings, tokenizer, seed)
+        model = build_random_model(settings, tokenizer, seed)
         model.save_pretrained(unfinished)
         if directory.exists():
             shutil.rmtree(directory)
@@ -91,58 +92,61 @@ def build_tiny(
 
 
 def train_tokenizer(settings: TinySection, turns: list[tuple[str, str]]) -> Tokenizer:
-    """A tokenizer of at most `model.tiny.vocabulary` tokens.
+    """Train a tokenizer of at most `model.tiny.vocabulary` tokens.
 
     ValueError if that is too few for the bytes, the tags and the special tokens.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tags = tags_in(turns)
+    tags = find_tags(turns)
     smallest = len(alphabet) + len(SPECIAL_TOKENS) + len(tags)
     if settings.vocabulary < smallest:
         raise ValueError(
             f"model.tiny.vocabulary ({settings.vocabulary}) must be at least {smallest}: all "
-            "bytes, "
-            "tags and special tokens"
+            "bytes, tags and special tokens"
         )
     tokenizer = Tokenizer(models.BPE())
+    if settings.tokens == "words":
+        isolated = _WORDS
+        tokenizer.normalizer = normalizers.Replace(Regex(r"\[(?! )"), "[ ")
+        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("[ ", "[")])
+    else:
+        isolated = _build_phrase_pattern(turns)
+        tokenizer.decoder = decoders.ByteLevel()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(
-                Regex(_WORDS if settings.tokens == "words" else _names_and_numbers(turns)),
-                "isolated",
-            ),
+            pre_tokenizers.Split(Regex(isolated), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    if settings.tokens == "words":
-        tokenizer.normalizer = normalizers.Replace(Regex(r"\[(?! )"), "[ ")
-        tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Replace("[ ", "[")])
     trainer = trainers.BpeTrainer(
         vocab_size=settings.vocabulary - len(tags),
         special_tokens=SPECIAL_TOKENS,
         initial_alphabet=sorted(alphabet),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_training_pieces(turns), trainer)
+    tokenizer.train_from_iterator(_iterate_pieces(turns), trainer)
     tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
     return tokenizer
 
 
-def tags_in(turns: list[tuple[str, str]]) -> list[str]:
-    """Every tag once, those of the responses first."""
+def find_tags(turns: list[tuple[str, str]]) -> list[str]:
+    """Find every tag once, those of the responses first."""
     texts = [response for _, response in turns] + [prompt for prompt, _ in turns]
     return list(dict.fromkeys(tag for text in texts for tag in _TAG.findall(text)))
 
 
-def _names_and_numbers(turns: list[tuple[str, str]]) -> str:
+def _build_phrase_pattern(turns: list[tuple[str, str]]) -> str:
+    """Write the pattern of what is a word of its own with `model.tiny.tokens = "phrases"`."""
     names = {name for prompt, _ in turns for name in re.findall(r"([A-Za-z]+) \d", prompt)}
     longest_first = sorted(names, key=lambda name: (-len(name), name))
-    named = [rf" ?(?:{'|'.join(longest_first)})(?![A-Za-z])"] if names else []
-    return "|".join([_ROLE, *named, r" ?\d+", r"\n"])
+    patterns = [_ROLE, r" ?\d+", r"\n"]
+    if names:
+        patterns.insert(1, rf" ?(?:{'|'.join(longest_first)})(?![A-Za-z])")
+    return "|".join(patterns)
 
 
-def _training_pieces(turns: list[tuple[str, str]]) -> Iterator[str]:
+def _iterate_pieces(turns: list[tuple[str, str]]) -> Iterator[str]:
+    """Yield the texts that tokens are learned from: prompts between tags, responses by words."""
     for prompt, response in turns:
         yield from (f"{role}\n" for role in ROLES)
         yield from _TAG.split(prompt)
@@ -151,7 +155,7 @@ def _training_pieces(turns: list[tuple[str, str]]) -> Iterator[str]:
 
 
 def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """tokenizer.json and tokenizer_config.json, with the chat template inside the latter."""
+    """Write tokenizer.json and tokenizer_config.json, with the chat template inside the latter."""
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=TURN_END,
@@ -163,10 +167,10 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     wrapped.save_pretrained(directory, save_jinja_files=False)
 
 
-def random_model(settings: TinySection, tokenizer: Tokenizer, seed: int) -> Qwen3ForCausalLM:
-    """Random weights around an induction circuit, float32; the same ones for the same seed.
+def build_random_model(settings: TinySection, tokenizer: Tokenizer, seed: int) -> Qwen3ForCausalLM:
+    """Build a model (float32) of random weights around an induction circuit.
 
-    The caller's random state is left alone.
+    The same seed makes the same weights; the caller's random state is left alone.
     """
     config = Qwen3Config(
         vocab_size=tokenizer.get_vocab_size(),

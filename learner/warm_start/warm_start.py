@@ -1,5 +1,7 @@
-"""Warm start: imitate the environment's expert (rejection-sampling fine-tuning on the episodes it
-won), before RL."""
+"""Warm start: imitate the environment's expert before RL.
+
+It is rejection-sampling fine-tuning on the episodes that the expert won.
+"""
 
 from __future__ import annotations
 
@@ -9,57 +11,59 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from config import Config, WarmStartSection
 from learner.data.batching import microbatches
 from learner.data.samples import TrainingSample
 from learner.model.policy import log_probs
-from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
+from learner.warm_start.demonstrations import TurnTokenizer, play_demonstrations
 from learner.warm_start.muon import Muon
 from protocol.machine import available_cores
 
 ReportProgress = Callable[[str, float | None, float | None], None]
-"""Tells what is under way, how far it is and of how much (None: unknown); may raise Stopped."""
+"""Reports the phase, how far it is and of how much (None: unknown); may raise Stopped."""
 
-WARM_UP = 0.05
-"""Share of the steps over which the step size rises."""
-FINAL = 0.02
-"""Share of the step size that is left at the end."""
+WARM_UP_FRACTION = 0.05
+"""Share of the steps over which the learning rate rises."""
+FINAL_FRACTION = 0.02
+"""Share of the learning rate that is left at the end."""
 MICROBATCH_TOKENS = 2048
-"""Small enough for the activations of a small model to stay in the processor's cache."""
+"""Tokens of a micro-batch: few, so that a small model's activations stay in the CPU's cache."""
 GRADIENT_CLIP = 1.0
+"""Norm that gradients are clipped to."""
 
 
 def warm_start(
     model: PreTrainedModel, turn_tokenizer: TurnTokenizer, config: Config, report: ReportProgress
 ) -> dict[str, float]:
-    """Train `model` in place; returns what it took and came to: the loss (nats a token) is a mean
-    over the last tenth."""
+    """Train `model` in place; return what it took and what it came to.
+
+    The loss, in nats a token, is a mean over the last tenth of the steps.
+    """
     settings = config.warm_start
     started = time.monotonic()
     samples: list[TrainingSample] = []
-    for number, turns in enumerate(demonstrations(config, settings.episodes)):
-        samples += turn_tokenizer.samples(turns)
+    for number, turns in enumerate(play_demonstrations(config, settings.episodes)):
+        samples += turn_tokenizer.tokenize_turns(turns)
         report("demonstrations", number, settings.episodes)
     if not samples:
         raise ValueError(
             "the expert won no episode to learn from: check env.* and warm_start.episodes"
         )
     rng = np.random.default_rng(config.run.seed)
-    batches = list(token_batches(samples, settings.batch_tokens, settings.epochs, rng))
+    batches = list(draw_batches(samples, settings.batch_tokens, settings.epochs, rng))
     optimizers = make_optimizers(model, settings)
+    peaks = [optimizer.defaults["lr"] for optimizer in optimizers]
     losses = []
     torch.set_num_threads(settings.threads or available_cores())
     for step, batch in enumerate(batches):
-        for optimizer, peak in optimizers:
+        fraction = learning_rate_fraction(step, len(batches))
+        for optimizer, peak in zip(optimizers, peaks, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = peak * schedule(step, len(batches))
-        losses.append(
-            imitation_step(
-                model, [optimizer for optimizer, _ in optimizers], batch, config.learner.precision
-            )
-        )
+                group["lr"] = peak * fraction
+        losses.append(imitate_batch(model, optimizers, batch, config.learner.precision))
         report("warm start", step + 1, len(batches))
     return {
         "episodes": float(settings.episodes),
@@ -73,70 +77,76 @@ def warm_start(
 
 def make_optimizers(
     model: PreTrainedModel, settings: WarmStartSection
-) -> list[tuple[torch.optim.Optimizer, float]]:
-    """AdamW; for the matrices inside the layers Muon, if it has a step size.
+) -> list[torch.optim.Optimizer]:
+    """Make AdamW, and Muon for the matrices inside the layers, if it has a learning rate.
 
-    Each with its peak step size.
+    Their learning rates are those at the peak.
     """
-    inner = (
-        [p for name, p in model.named_parameters() if p.ndim == 2 and ".layers." in name]
-        if settings.muon_learning_rate
-        else []
-    )
-    chosen = {id(p) for p in inner}
-    outer = [p for p in model.parameters() if id(p) not in chosen]
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for name, parameter in model.named_parameters():
+        if settings.muon_learning_rate and parameter.ndim == 2 and ".layers." in name:
+            matrices.append(parameter)
+        else:
+            others.append(parameter)
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(Muon(matrices, lr=settings.muon_learning_rate))
     adam = torch.optim.AdamW(
-        outer, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        others, lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
-    muon = (
-        [(Muon(inner, lr=settings.muon_learning_rate), settings.muon_learning_rate)]
-        if inner
-        else []
-    )
-    return [*muon, (adam, settings.learning_rate)]
+    optimizers.append(adam)
+    return optimizers
 
 
-def schedule(step: int, steps: int) -> float:
-    """Share of the peak step size at `step` of `steps`: linear warm-up, then a cosine down to
-    FINAL."""
-    rising = max(1, round(WARM_UP * steps))
-    if step < rising:
-        return (step + 1) / rising
-    through = (step - rising) / max(1, steps - rising)
-    return FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * through))
+def learning_rate_fraction(step: int, steps: int) -> float:
+    """Return the share of the peak learning rate at `step` of `steps`.
+
+    It rises linearly, then falls by a cosine to FINAL_FRACTION.
+    """
+    rising_steps = max(1, round(WARM_UP_FRACTION * steps))
+    if step < rising_steps:
+        return (step + 1) / rising_steps
+    progress = (step - rising_steps) / max(1, steps - rising_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return FINAL_FRACTION + (1 - FINAL_FRACTION) * cosine
 
 
-def token_batches(
+def draw_batches(
     samples: Sequence[TrainingSample], batch_tokens: int, epochs: float, rng: np.random.Generator
 ) -> Iterator[list[TrainingSample]]:
-    """Random batches of about `batch_tokens` prompt and response tokens; every epoch has a new
-    order, the last may be cut short."""
-    left = epochs * sum(sample.length for sample in samples)
+    """Draw random batches of about `batch_tokens` prompt and response tokens.
+
+    Every epoch has a new order; the last may be cut short.
+    """
+    remaining_tokens = epochs * sum(sample.length for sample in samples)
     batch: list[TrainingSample] = []
-    size = 0
-    while left > 0:
+    tokens = 0
+    while remaining_tokens > 0:
         for index in rng.permutation(len(samples)):
             batch.append(samples[index])
-            size += samples[index].length
-            left -= samples[index].length
-            if size >= batch_tokens:
+            tokens += samples[index].length
+            remaining_tokens -= samples[index].length
+            if tokens >= batch_tokens:
                 yield batch
                 batch = []
-                size = 0
-            if left <= 0:
+                tokens = 0
+            if remaining_tokens <= 0:
                 break
     if batch:
         yield batch
 
 
-def imitation_step(
+def imitate_batch(
     model: PreTrainedModel,
     optimizers: Sequence[torch.optim.Optimizer],
     samples: Sequence[TrainingSample],
     precision: str = "float32",
 ) -> float:
-    """One step on the mean cross-entropy of the response tokens, in nats, which is returned as it
-    was before the step."""
+    """Take one step on the mean cross-entropy of the response tokens.
+
+    Returns it, in nats, as it was before the step.
+    """
     denominator = sum(sample.trained_tokens for sample in samples)
     total = 0.0
     for batch in microbatches(samples, MICROBATCH_TOKENS):

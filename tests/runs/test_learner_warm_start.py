@@ -24,7 +24,7 @@ from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy
 from learner.training import Training
 from learner.warm_start import policy_cache, warm_start
-from learner.warm_start.demonstrations import TurnTokenizer, demonstrations
+from learner.warm_start.demonstrations import TurnTokenizer, play_demonstrations
 from learner.warm_start.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
 from protocol.prompting import Prompter
 from tests.fixtures.learner import TURNS, small_config
@@ -38,7 +38,7 @@ def no_progress(phase, done, of):
 
 
 def test_schedule_rises_then_falls():
-    shares = [warm_start.schedule(step, 100) for step in range(100)]
+    shares = [warm_start.learning_rate_fraction(step, 100) for step in range(100)]
     peak = shares.index(max(shares))
     assert max(shares) == pytest.approx(1.0) and peak <= 5
     assert shares[:peak] == sorted(shares[:peak]) and shares[peak:] == sorted(
@@ -55,7 +55,7 @@ def test_batches_cover_the_epochs_asked_for(epochs, turns):
         )
         for i in range(50)
     ]
-    batches = list(warm_start.token_batches(samples, 40, epochs, np.random.default_rng(0)))
+    batches = list(warm_start.draw_batches(samples, 40, epochs, np.random.default_rng(0)))
     assert sum(map(len, batches)) == turns and all(len(batch) == 4 for batch in batches[:-1])
     if epochs >= 1:
         assert sorted(int(s.prompt[0]) for batch in batches for s in batch)[:1] == [0]
@@ -67,7 +67,7 @@ def test_a_sample_is_the_chat_with_one_answer():
     prompt, response = TURNS[0]
     (sample,) = TurnTokenizer(
         Prompter(tokenizer.to_str().encode(), CHAT_TEMPLATE), TURN_END
-    ).samples([(prompt, response)])
+    ).tokenize_turns([(prompt, response)])
     assert (
         tokenizer.decode(sample.prompt, skip_special_tokens=False)
         == f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
@@ -78,13 +78,14 @@ def test_a_sample_is_the_chat_with_one_answer():
 
 def test_demonstrations_follow_the_seed():
     first, again, other = (
-        list(demonstrations(small_config(run__seed=seed), episodes=5)) for seed in ("0", "0", "1")
+        list(play_demonstrations(small_config(run__seed=seed), episodes=5))
+        for seed in ("0", "0", "1")
     )
     assert first == again and first != other and all(first)
 
 
 def test_demonstrations_may_take_more_turns_than_an_episode():
-    shown = list(demonstrations(small_config(warm_start__wasted_turn_rate="0.5"), episodes=20))
+    shown = list(play_demonstrations(small_config(warm_start__wasted_turn_rate="0.5"), episodes=20))
     assert len(shown) == 20 and max(map(len, shown)) > 20
 
 
@@ -214,7 +215,7 @@ def test_a_model_of_ones_own_is_warm_started_if_asked_and_every_weight_by_adamw(
 
 
 def test_expert_that_never_wins_is_an_error(job, monkeypatch):
-    monkeypatch.setattr(warm_start, "demonstrations", lambda *_: iter(()))
+    monkeypatch.setattr(warm_start, "play_demonstrations", lambda *_: iter(()))
     with pytest.raises(ValueError, match=r"warm_start\.episodes"):
         Training.begin(job, no_progress)
 
@@ -234,15 +235,15 @@ def test_tasks_whose_demonstration_fails_are_left_out_unless_all_fail(
     if share == 1:
         where = r"task \d+: SystemExit: 2 \(.*test_learner_warm_start.py:\d+ in fails_at_times\)"
         with pytest.raises(RuntimeError, match=f"env.name: none of the first 20 .*; {where}"):
-            list(demonstrations(small_config(), episodes=20))
+            list(play_demonstrations(small_config(), episodes=20))
     else:
-        assert 5 < len(list(demonstrations(small_config(), episodes=20))) < 20
+        assert 5 < len(list(play_demonstrations(small_config(), episodes=20))) < 20
 
 
 def test_tasks_that_never_end_are_no_demonstrations(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(learner.warm_start.demonstrations, "MAX_TURNS", 1)
     with pytest.raises(RuntimeError, match="did not end within 1 turns: step"):
-        list(demonstrations(small_config(), episodes=3))
+        list(play_demonstrations(small_config(), episodes=3))
 
 
 def test_a_demonstration_that_hangs_is_left_out_and_the_place_is_told(
@@ -261,7 +262,9 @@ def test_a_demonstration_that_hangs_is_left_out_and_the_place_is_told(
     monkeypatch.setattr(AlfWorldEpisode, "step", hangs_once)
     began = time.monotonic()
     try:
-        assert len(list(demonstrations(small_config(actor__step_timeout="0.5"), episodes=3))) == 2
+        assert (
+            len(list(play_demonstrations(small_config(actor__step_timeout="0.5"), episodes=3))) == 2
+        )
     finally:
         ended.set()
     assert time.monotonic() - began < 30
@@ -283,5 +286,5 @@ def test_a_demonstration_of_many_turns_may_take_longer_than_one_turn(
         return real(self, action)
 
     monkeypatch.setattr(AlfWorldEpisode, "step", slowly)
-    (turns,) = demonstrations(small_config(actor__step_timeout="0.5"), episodes=1)
+    (turns,) = play_demonstrations(small_config(actor__step_timeout="0.5"), episodes=1)
     assert len(turns) > 5

@@ -14,7 +14,7 @@ from learner.losses import LOSSES
 from learner.model import qwen3
 from learner.model.policy import load_policy, log_probs
 from learner.update import Updater, learning_rate_at, training_fraction
-from learner.warm_start.tiny import build_tiny, random_model, train_tokenizer
+from learner.warm_start.tiny import build_random_model, build_tiny, train_tokenizer
 from tests.fixtures.learner import TURNS, make_loss, random_group, small_config
 
 CONFIG = small_config()
@@ -24,7 +24,7 @@ VOCABULARY = 300
 @pytest.fixture(scope="module")
 def model():
     torch.set_num_threads(1)
-    return random_model(CONFIG.model.tiny, train_tokenizer(CONFIG.model.tiny, TURNS), seed=0)
+    return build_random_model(CONFIG.model.tiny, train_tokenizer(CONFIG.model.tiny, TURNS), seed=0)
 
 
 def updater(model, temperature=1.0, seed=0, **settings) -> Updater:

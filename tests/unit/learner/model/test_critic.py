@@ -12,7 +12,7 @@ from learner.model.critic import Critic
 from learner.model.sharding import Policy
 from learner.ranks import Ranks
 from learner.update import Updater
-from learner.warm_start.tiny import random_model, train_tokenizer
+from learner.warm_start.tiny import build_random_model, train_tokenizer
 from tests.fixtures.learner import TURNS, random_group, small_config
 
 CONFIG = small_config(learner__algorithm="gae")
@@ -23,7 +23,7 @@ VOCABULARY = 300
 @pytest.fixture(scope="module")
 def model():
     torch.set_num_threads(1)
-    return random_model(CONFIG.model.tiny, train_tokenizer(CONFIG.model.tiny, TURNS), seed=0)
+    return build_random_model(CONFIG.model.tiny, train_tokenizer(CONFIG.model.tiny, TURNS), seed=0)
 
 
 @pytest.fixture(scope="module")

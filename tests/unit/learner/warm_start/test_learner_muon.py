@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.warm_start.muon import Muon, orthogonal
+from learner.warm_start.muon import Muon, orthogonalize
 
 
 @settings(deadline=None, max_examples=30)
@@ -15,7 +15,7 @@ def test_orthogonal_keeps_singular_vectors_and_brings_singular_values_near_one(r
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     strong = s > 0.05 * s[0]  # the iteration does not reach 1 for what is nearly 0
-    inside = u.T @ orthogonal(matrix) @ vh.T
+    inside = u.T @ orthogonalize(matrix) @ vh.T
     values = inside.diagonal()[strong]
     assert ((values > 0.5) & (values < 1.3)).all()
     assert (inside - torch.diag(inside.diagonal())).abs().max() < 0.02

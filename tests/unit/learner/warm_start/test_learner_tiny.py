@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from learner.model.policy import load_policy, load_tokenizer
-from learner.warm_start.tiny import build_tiny, random_model, tags_in, train_tokenizer
+from learner.warm_start.tiny import build_random_model, build_tiny, find_tags, train_tokenizer
 from protocol.prompting import Prompter
 from tests.fixtures.learner import TURNS, small_config
 
@@ -52,7 +52,7 @@ def test_names_and_numbers_are_the_same_tokens_wherever_they_stand(tokenizer):
 
 
 def test_tags_are_those_of_the_demonstrations():
-    assert tags_in(
+    assert find_tags(
         [("<information>\nDoc 1: <b>\n</information>", "<think>why</think>\n<search> x </search>")]
     ) == ["<think>", "</think>", "<search>", "</search>", "<information>", "<b>", "</information>"]
 
@@ -110,7 +110,7 @@ def test_weights_follow_the_seed_and_leave_the_callers_random_state(tokenizer):
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
     first, second, other = (
-        random_model(MODEL, tokenizer, seed).model.embed_tokens.weight for seed in (0, 0, 1)
+        build_random_model(MODEL, tokenizer, seed).model.embed_tokens.weight for seed in (0, 0, 1)
     )
     assert torch.equal(first, second) and not torch.equal(first, other)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -125,7 +125,7 @@ def test_weights_do_not_depend_on_the_number_of_threads(tokenizer, hidden):
     models = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        models.append(random_model(settings, tokenizer, seed=0).state_dict())
+        models.append(build_random_model(settings, tokenizer, seed=0).state_dict())
     torch.set_num_threads(before)
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
