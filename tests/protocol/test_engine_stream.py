@@ -127,7 +127,7 @@ async def test_a_stream_that_the_engine_ends_by_itself_is_an_error(
         await first_token(engine, seed), 1.0
     )  # cuts, where it is to, after four tokens of thinking
     task = asyncio.create_task(
-        streamed(engine, "ended", seed, delegated, max_tokens=250, steers=bool(part))
+        streamed(engine, "ended", seed, delegated, max_tokens=700, steers=bool(part))
     )
     while not task.done():
         await engine.client.abort(

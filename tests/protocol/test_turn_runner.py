@@ -506,12 +506,15 @@ async def test_a_turn_that_fails_in_every_engine_costs_its_episode_and_no_engine
 async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled_again(
     bench: Bench, streams: bool
 ) -> None:
-    """An eta so large that every turn but the first is stalled from the first look on; responses so
-    long that the engine is not done with one when this process, which may be busy, looks at it."""
+    """An eta so large that every turn but the first is stalled from the first look on.
+
+    By itself the response that is ended has about 500 tokens, of either engine: it is not done
+    when this process, which may be busy, looks at it.
+    """
     runner = bench.runner(tokens=700, eta=1e3, early_stall=0.05, max_resamples=1)
     if streams:
         runner.streamer = StreamingController(VOCABULARY, TOP_J, progress_timeout_s=30.0)
-    first, second = [await runner.run(asking(4, turn=turn), seed=4) for turn in (0, 1)]
+    first, second = [await runner.run(asking(14, turn=turn), seed=14) for turn in (0, 1)]
     assert isinstance(first, TurnResult) and not first.rejected
     assert (
         isinstance(second, TurnResult) and second.kept.stop is not StopReason.EARLY
