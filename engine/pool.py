@@ -1,6 +1,6 @@
 """The engines of a controller: each turn goes to the least busy one, new weights to all.
 
-                 a call fails                      no answer for DEAD_AFTER seconds
+                 a call fails                        no answer for DEAD_AFTER_S
     healthy ─────────────────────▶ suspect ────────────────────────────────────────▶ dead
        ▲                              │ it answers, and has loaded the newest weights   │
        └──────────────────────────────┴─────────────────────────────────────────────────┘
@@ -27,16 +27,18 @@ from urllib.parse import urlsplit
 from engine.client import EngineClient
 from engine.connection import EngineError, EngineUnreachable
 from engine.constants import UNKNOWN_VERSION
-from engine.weight_update import apply_weights, receive_weights
+from engine.weight_update import update_engine, update_engine_nccl
 from protocol.messages import Span, Transfer
 
 log = logging.getLogger(__name__)
 
-PROBE_EVERY = 1.0
-PROBE_SECONDS = 5.0
-"""Time in which an engine is to say that it is well."""
-DEAD_AFTER = 15.0
-WATCH_EVERY = 10.0
+PROBE_EVERY_S = 1.0
+"""Seconds between two questions to an engine that is not healthy."""
+PROBE_TIMEOUT_S = 5.0
+"""Seconds in which an engine is to say that it is well."""
+DEAD_AFTER_S = 15.0
+"""Seconds without an answer after which a suspect engine is dead."""
+WATCH_EVERY_S = 10.0
 """Seconds between two questions to a healthy engine.
 
 So one that is gone is found out though no call is there to fail.
@@ -68,9 +70,9 @@ class _Entry:
     health: Health = Health.HEALTHY
     turn_timeouts: set[asyncio.Timeout] = field(default_factory=set)  # each ends a turn when due
     updating: asyncio.Lock = field(default_factory=asyncio.Lock)
-    forgotten: bool = False  # the version that an earlier run has left
+    version_reset: bool = False  # it has forgotten the version that an earlier run has left
     why: str = ""  # it is not healthy
-    doubted: bool = False  # its model computed no numbers
+    suspected_nan: bool = False  # its model computed NaN or infinity
 
 
 class EnginePool:
@@ -80,15 +82,15 @@ class EnginePool:
     """
 
     def __init__(
-        self, urls: Sequence[str], patience: float = inf, key: str = "", run: str = ""
+        self, urls: Sequence[str], no_engine_patience_s: float = inf, key: str = "", run: str = ""
     ) -> None:
-        """`patience`: seconds without any healthy engine after which `check` gives up.
+        """`no_engine_patience_s`: seconds without any healthy engine after which `check` gives up.
 
         `key` is that of all engines, and `run` claims them.
         """
         clients = [EngineClient(url, key, run) for url in urls]
         self._entries = {client: _Entry(client) for client in clients}
-        self._patience = patience
+        self._no_engine_patience_s = no_engine_patience_s
         self._any_healthy = asyncio.Event()
         self._any_healthy.set()
         self._last_healthy = time.monotonic()
@@ -113,9 +115,9 @@ class EnginePool:
     def check(self) -> None:
         """Raise EngineError when the run cannot go on with its engines.
 
-        No engine has been healthy for `patience` seconds. Or one was given to another run, since
-        this one was silent for too long (stopped, or frozen). What it goes on with would be the
-        other's.
+        No engine has been healthy for `no_engine_patience_s`. Or one was given to another run,
+        since this one was silent for too long (stopped, or frozen). What it goes on with would be
+        the other's.
         """
         for engine in self:
             if engine.taken is not None:
@@ -123,7 +125,7 @@ class EnginePool:
         if self._any_healthy.is_set():
             return
         silent = time.monotonic() - self._last_healthy
-        if silent > self._patience:
+        if silent > self._no_engine_patience_s:
             each = "; ".join(f"{entry.client.url}: {entry.why}" for entry in self._entries.values())
             raise EngineError(
                 f"no engine has been fit for turns for {silent:.0f} s (engine.start_seconds): "
@@ -151,7 +153,7 @@ class EnginePool:
             if not turn_timeout.expired():
                 raise
             raise EngineUnreachable(
-                f"the engine at {entry.client.url} has not answered for {DEAD_AFTER:g} s"
+                f"the engine at {entry.client.url} has not answered for {DEAD_AFTER_S:g} s"
             ) from None
         finally:
             entry.turn_timeouts.discard(turn_timeout)
@@ -180,7 +182,7 @@ class EnginePool:
         It did so in a turn, for the reason `why`.
         """
         if await _computes(engine) is False:
-            self._entries[engine].doubted = True
+            self._entries[engine].suspected_nan = True
             self.mark_suspect(
                 engine,
                 f"{why}, as of anything else: its weights hold such, or overflow in engine.dtype",
@@ -189,7 +191,7 @@ class EnginePool:
     async def watch(self) -> None:
         """Find out which engines are gone, forever."""
         while True:
-            await asyncio.sleep(WATCH_EVERY)
+            await asyncio.sleep(WATCH_EVERY_S)
             healthy = self.healthy()
             for engine, answers in zip(
                 healthy, await asyncio.gather(*map(_answers, healthy)), strict=True
@@ -226,7 +228,7 @@ class EnginePool:
     async def apply_weights(
         self, path: str, version: int, checksum: str, *, deadline: float, verify: bool = False
     ) -> float:
-        """Make all healthy engines run new weights, as `weight_update.apply_weights` does.
+        """Make all healthy engines run new weights, as `weight_update.update_engine` does.
 
         Waits until there is one that runs them. Returns the longest time in seconds that one of
         them stood still. An engine that does not answer becomes suspect. Raises EngineError when
@@ -281,7 +283,7 @@ class EnginePool:
         """
         seconds = max(
             await _gather(
-                receive_weights(engine, transfer, version, deadline=deadline) for engine in self
+                update_engine_nccl(engine, transfer, version, deadline=deadline) for engine in self
             )
         )
         self._received = version
@@ -297,24 +299,26 @@ class EnginePool:
     def _healthy(self) -> list[_Entry]:
         return [entry for entry in self._entries.values() if entry.health is Health.HEALTHY]
 
-    async def _forget(self, entry: _Entry) -> None:
+    async def _reset_version(self, entry: _Entry) -> None:
         """Have an engine forget its version once, before the first weights.
 
         Those of an earlier run may have the same number. Raises EngineError or TimeoutError.
         """
-        if not entry.forgotten:
-            async with asyncio.timeout(PROBE_SECONDS):
+        if not entry.version_reset:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
                 await entry.client.reset_version()
-            entry.forgotten = True
+            entry.version_reset = True
 
     async def _update(self, entry: _Entry, weights: WeightUpdate, verify: bool) -> float:
         async with entry.updating, self.suspect_on_failure(entry.client):
-            await self._forget(entry)
-            return await apply_weights(
+            await self._reset_version(entry)
+            return await update_engine(
                 entry.client,
-                *weights[:3],
+                weights.path,
+                weights.version,
+                weights.checksum,
                 deadline=weights.deadline,
-                patience=PROBE_SECONDS,
+                answer_patience_s=PROBE_TIMEOUT_S,
                 verify=verify,
             )
         return 0.0
@@ -325,9 +329,9 @@ class EnginePool:
         while not (
             await _answers(entry.client)
             and await self._bring_up_to_date(entry)
-            and await self._recovers_numbers(entry)
+            and await self._recheck_finite(entry)
         ):
-            if entry.health is Health.SUSPECT and time.monotonic() - since > DEAD_AFTER:
+            if entry.health is Health.SUSPECT and time.monotonic() - since > DEAD_AFTER_S:
                 log.warning(
                     "the engine at %s is dead: its %d turns go to others",
                     entry.client.url,
@@ -336,24 +340,24 @@ class EnginePool:
                 entry.health = Health.DEAD
                 for turn_timeout in entry.turn_timeouts:
                     turn_timeout.reschedule(asyncio.get_running_loop().time())
-            await asyncio.sleep(PROBE_EVERY)
+            await asyncio.sleep(PROBE_EVERY_S)
         if entry.health is Health.DEAD:
             log.warning("the engine at %s is back", entry.client.url)
         entry.health = Health.HEALTHY
         self._any_healthy.set()
 
-    async def _recovers_numbers(self, entry: _Entry) -> bool:
-        """Say whether a model that was in doubt computes numbers.
+    async def _recheck_finite(self, entry: _Entry) -> bool:
+        """Say whether a model that is suspected of computing NaN computes numbers.
 
         If not, the engine is to load its weights again.
         """
-        if not entry.doubted:
+        if not entry.suspected_nan:
             return True
-        entry.doubted = await _computes(entry.client) is not True
-        if entry.doubted and self._weights is not None:
+        entry.suspected_nan = await _computes(entry.client) is not True
+        if entry.suspected_nan and self._weights is not None:
             with contextlib.suppress(EngineError):
                 await entry.client.reset_version()
-        return not entry.doubted
+        return not entry.suspected_nan
 
     async def _bring_up_to_date(self, entry: _Entry) -> bool:
         """Have an engine load the newest weights, and say whether it runs them now."""
@@ -365,9 +369,15 @@ class EnginePool:
             return True
         async with entry.updating:
             try:
-                await self._forget(entry)
-                await apply_weights(
-                    entry.client, *weights[:3], deadline=weights.deadline, patience=0.0, verify=True
+                await self._reset_version(entry)
+                await update_engine(
+                    entry.client,
+                    weights.path,
+                    weights.version,
+                    weights.checksum,
+                    deadline=weights.deadline,
+                    answer_patience_s=0.0,
+                    verify=True,
                 )
             except (EngineError, TimeoutError) as error:
                 # Newer weights may have replaced the file: then those are next.
@@ -405,7 +415,7 @@ async def _gather(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
 
 async def _answers(engine: EngineClient) -> bool:
     try:
-        async with asyncio.timeout(PROBE_SECONDS):
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
             return await engine.health()
     except TimeoutError:
         return False
@@ -414,7 +424,7 @@ async def _answers(engine: EngineClient) -> bool:
 async def _computes(engine: EngineClient) -> bool | None:
     """Say whether an engine's model computes numbers; None where it did not say in time."""
     try:
-        async with asyncio.timeout(PROBE_SECONDS):
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
             return await engine.computes_finite()
     except (EngineError, TimeoutError):
         return None

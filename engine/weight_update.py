@@ -22,14 +22,14 @@ RESUME_SECONDS = 10.0
 """Time for the resume that must follow whatever happened, beyond the deadline."""
 
 
-async def apply_weights(
+async def update_engine(
     engine: EngineClient,
     path: str,
     version: int,
     checksum: str,
     *,
     deadline: float,
-    patience: float = inf,
+    answer_patience_s: float = inf,
     verify: bool = False,
 ) -> float:
     """Make the engine run the weights of the safetensors file `path` as `version`.
@@ -40,18 +40,18 @@ async def apply_weights(
     A try that got no answer may have succeeded, so each asks for the version first. `deadline`:
     seconds for all tries. `verify`: also compare what the engine has loaded with the file. The
     engine is resumed in any case. Raises EngineError when it refuses, and EngineUnreachable when
-    the deadline passes, or it has given no answer for `patience` seconds.
+    the deadline passes, or it has given no answer for `answer_patience_s`.
     """
     load = functools.partial(engine.update_weights, path, version, checksum, verify)
-    return await _apply(engine, version, load, deadline, patience, keeps_old=True)
+    return await _apply(engine, version, load, deadline, answer_patience_s, keeps_old=True)
 
 
-async def receive_weights(
+async def update_engine_nccl(
     engine: EngineClient, transfer: Transfer, version: int, *, deadline: float
 ) -> float:
     """Make the engine run the weights that the learner sends over NCCL.
 
-    It does as `apply_weights`. But weights are sent once, so that a try whose loading got no
+    It does as `update_engine`. But weights are sent once, so that a try whose loading got no
     answer is the last one. After a failed loading the engine stays paused, for half of its weights
     may be new.
     """
@@ -76,7 +76,7 @@ async def _apply(
     version: int,
     load: Callable[[], Awaitable[None]],
     deadline: float,
-    patience: float,
+    answer_patience_s: float,
     *,
     keeps_old: bool,
 ) -> float:
@@ -91,7 +91,7 @@ async def _apply(
                 try:
                     return await _try(engine, version, load, keeps_old)
                 except EngineUnreachable as error:
-                    if time.monotonic() - start > patience:
+                    if time.monotonic() - start > answer_patience_s:
                         raise
                     log.warning(
                         "update to version %d: no answer, trying again (%s)", version, error

@@ -45,6 +45,9 @@ RESTART_WINDOW_S = 600.0
 
 BUILDING = "policy"
 
+PHASES_WITH_WEIGHTS = frozenset({"evaluating", "training"})
+"""Phases of the learner in which the engines have got weights from it."""
+
 INTERRUPT_PROMISES = {
     "evaluating": "this evaluation is given up, and a checkpoint is written",
     "training": "this update is finished, and a checkpoint is written",
@@ -168,7 +171,8 @@ class Run:
         await self._build_policy()
         learner = self._start_learner()
         if not await self._start_engines(learner):
-            return  # somebody else has stopped it in its warm start: there is nothing to play for
+            # The learner was stopped in its warm start, by somebody else: nothing is to be played.
+            return
         self._engines_answered = True
         health_task = asyncio.create_task(
             kill_dead_engines(self._engines, self._job.endpoints.engines)
@@ -187,8 +191,8 @@ class Run:
             health_task.cancel()
 
     def _is_under_way(self) -> bool:
-        """The learner has sent its first weights to the engines."""
-        return self._collector.state.phase.name in INTERRUPT_PROMISES
+        """True once the learner has sent its first weights to the engines."""
+        return self._collector.state.phase.name in PHASES_WITH_WEIGHTS
 
     def _start_module(self, name: str) -> ChildProcess:
         return self._add(spawn(name, [name, str(job_file(self._job))], self._log(name)))
@@ -225,15 +229,22 @@ class Run:
     async def _start_engines(self, learner: ChildProcess) -> bool:
         """Start the engines, unless others are given, and wait until all answer.
 
-        False when the learner has ended before. Raises EngineNotReady for one that does not answer.
+        False when the learner has ended before that. Raises EngineNotReady for an engine that does
+        not answer.
         """
         config = self._job.config
         urls = self._job.endpoints.engines
         children = []
         if not config.engine.urls:
             children = [self._start_engine(number) for number in range(len(urls))]
-        credentials = (config.engine.start_seconds, self._job.engine_key, self._job.run_id)
-        answers = [asyncio.create_task(wait_ready(url, *credentials)) for url in urls]
+        answers = [
+            asyncio.create_task(
+                wait_ready(
+                    url, config.engine.start_seconds, key=self._job.engine_key, run=self._job.run_id
+                )
+            )
+            for url in urls
+        ]
         try:
             with self._waits.on(lambda: f"an answer of {_list_silent_engines(urls, answers)}"):
                 await self._supervise_until(
@@ -301,7 +312,8 @@ class Run:
     async def _supervise_until(self, is_over: Callable[[], bool]) -> None:
         """Watch all processes until `is_over()`.
 
-        Raises ChildFailed when a process has failed, or ended while it is still needed.
+        Raises ChildFailed when a process has ended in an error. So does a controller that is told
+        to end: whenever it ends, its exit status is one of an error.
         """
         while not is_over():
             self._restart_ended()
@@ -309,7 +321,8 @@ class Run:
                 child.check()
             for task in self._endless_tasks:
                 if task.done():
-                    task.result()  # what broke in the collector ends the run
+                    # What broke in the collector, or in the watch over engines, ends the run.
+                    task.result()
             self._end_without_figures()
             self._collector.state.waits.take(OWN_SOURCE, self._waits.seconds(), time.monotonic())
             self._collector.note_status()

@@ -23,10 +23,10 @@ class NothingPlayable(RuntimeError):
 
 
 class DropLedger:
-    """Counts what was dropped, group by group, until an update or a checkpoint tells of it.
+    """Counts what was dropped, group by group, until an update or a checkpoint reports it.
 
     The counts of a group are fields of telemetry. A run that is resumed sees the groups that have
-    not left the buffer again, so only those of closed groups are told.
+    not left the buffer again, so only those of closed groups are reported.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class DropLedger:
         self._by_group: dict[int, Counter[str]] = {}
 
     def restore(self, group: int, counts: Mapping[str, int]) -> None:
-        """Take over what a checkpoint had counted and not told, under a closed group's number."""
+        """Take over counts of a checkpoint that are not reported, under a closed group's number."""
         self._by_group[group] = Counter(counts)
 
     def record(self, group: int, reason: DropReason, episodes: Sequence[Trajectory]) -> None:
@@ -63,7 +63,7 @@ class DropLedger:
         return sum(counts, Counter())
 
     def pop_sum_of(self, groups: Container[int]) -> Counter[str]:
-        """Return the same, which is told now, and begin anew."""
+        """Return the same, which is reported now, and begin anew."""
         counts = self.sum_of(groups)
         self._by_group = {
             group: counts for group, counts in self._by_group.items() if group not in groups

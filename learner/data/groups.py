@@ -24,7 +24,7 @@ from learner.data.samples import is_informative
 from protocol.messages import DropReason, EpisodeKey, Trajectory
 
 SHOWN_MEMBERS = 5
-"""How many missing episodes are told by their numbers."""
+"""How many missing episodes are named by their numbers."""
 
 
 class Batch(NamedTuple):
@@ -43,7 +43,10 @@ class IncompleteGroup(NamedTuple):
 
 @dataclass
 class ClosedGroups:
-    """The groups that were handed out in a batch, or dropped: all below `next_group`, and some."""
+    """The groups that were handed out in a batch, or dropped.
+
+    They are all below `next_group`, and those in `trained_ahead` and `dropped_ahead`.
+    """
 
     next_group: int = 0
     trained_ahead: set[int] = field(default_factory=set)
@@ -108,7 +111,7 @@ class GroupBuffer:
     def resume(self, closed: ClosedGroups, drops: Mapping[str, int]) -> None:
         """Go on where a checkpoint was written.
 
-        `drops`: what of the closed groups is still to be told.
+        `drops`: what was dropped of the closed groups and is not yet reported to telemetry.
         """
         self.closed = closed.copy()
         self._first_episodes.first_group = closed.next_group
@@ -119,7 +122,7 @@ class GroupBuffer:
     def add(self, trajectory: Trajectory) -> bool:
         """Take a trajectory in; False if this episode is known already, by whatever lease.
 
-        One that was played all the same takes the place of one that the controller has canceled.
+        A played episode replaces the controller's notice that it was canceled.
         """
         self._first_episodes.note_arrival(trajectory.key)
         if trajectory.key.evaluation:
@@ -209,9 +212,9 @@ class GroupBuffer:
         return played
 
     def _count_passing(self, groups: Collection[int]) -> int:
-        """Count the later groups trained on before the lowest that stays behind, with these.
+        """Count the groups, `groups` included, that have passed the lowest group left behind.
 
-        Other groups were passed by no more of them.
+        That one has been passed most often, so it alone is checked.
         """
         behind = self._lowest_outside(groups)
         if behind > max(groups):
@@ -279,20 +282,20 @@ class GroupBuffer:
     # --- what was dropped
 
     def closed_drops(self) -> Counter[str]:
-        """Return what was dropped of closed groups and not told yet, as fields of telemetry.
+        """Return what was dropped of closed groups and not yet reported, as fields of telemetry.
 
         A run that is resumed sees the other groups again.
         """
         return self.ledger.sum_of(self.closed)
 
     def pop_closed_drops(self) -> Counter[str]:
-        """Return the same, to be told now."""
+        """Return the same, to be reported to telemetry now."""
         return self.ledger.pop_sum_of(self.closed)
 
     def cancel_remaining(self) -> Counter[str]:
         """End the run: what is here and was not trained on counts as canceled.
 
-        Returns all that was dropped and not told yet.
+        Returns all that was dropped and not yet reported to telemetry.
         """
         remaining = [episode for played in self._complete.values() for episode in played]
         remaining += [

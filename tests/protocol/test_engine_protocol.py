@@ -22,7 +22,7 @@ from engine.launch import EngineNotReady, wait_ready  # noqa: E402
 from engine.plugin import auth as gate  # noqa: E402
 from engine.pool import EnginePool  # noqa: E402
 from engine.responses import Generation  # noqa: E402
-from engine.weight_update import apply_weights  # noqa: E402
+from engine.weight_update import update_engine  # noqa: E402
 from tests.fixtures.engines import (  # noqa: E402
     KEY,
     TOLERANCE,
@@ -314,7 +314,7 @@ async def test_a_wrong_checksum_is_refused_and_the_old_weights_are_still_served(
     version = await engine.run(engine.policies.first)
     wrong = "0" * 64
     with pytest.raises(EngineError) as error:
-        await apply_weights(
+        await update_engine(
             engine.client, engine.policies.second.file, version + 10_000, wrong, deadline=10.0
         )
     assert wrong in str(error.value) and engine.policies.second.checksum in str(error.value)
@@ -328,14 +328,14 @@ async def test_weights_of_another_model_are_refused_and_the_old_ones_are_still_s
     other = build_tiny_model(tmp_path, hidden=96) / "model.safetensors"
     checksum = hashlib.sha256(other.read_bytes()).hexdigest()
     with pytest.raises(EngineError, match="another model"):
-        await apply_weights(engine.client, str(other), version + 10_000, checksum, deadline=10.0)
+        await update_engine(engine.client, str(other), version + 10_000, checksum, deadline=10.0)
     await serves_first(engine, version)
 
 
 async def test_a_missing_file_is_refused(engine: Engine) -> None:
     version = await engine.run(engine.policies.first)
     with pytest.raises(EngineError, match="cannot be read"):
-        await apply_weights(
+        await update_engine(
             engine.client, "nowhere.safetensors", version + 10_000, "0" * 64, deadline=10.0
         )
     await serves_first(engine, version)
@@ -345,7 +345,7 @@ async def test_an_update_that_is_applied_already_costs_nothing(engine: Engine) -
     version = await engine.run(engine.policies.first)
     second = engine.policies.second
     assert (
-        await apply_weights(engine.client, second.file, version, second.checksum, deadline=10.0)
+        await update_engine(engine.client, second.file, version, second.checksum, deadline=10.0)
         == 0.0
     )
     await serves_first(engine, version)
@@ -535,7 +535,7 @@ async def test_a_run_keeps_its_engines_while_it_asks_for_no_turns(
     policies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate, "LAPSES_SECONDS", 1.0)
-    monkeypatch.setattr("engine.pool.WATCH_EVERY", 0.05)
+    monkeypatch.setattr("engine.pool.WATCH_EVERY_S", 0.05)
     fake = FakeEngine(policies.first.directory)
     pool = EnginePool([await fake.start()], run="first")
     (client,) = pool

@@ -22,7 +22,7 @@ from engine.plugin.verify_weights import compare_with_file  # noqa: E402
 from engine.plugin.weight_file import check_file, check_tensors, tensor_shapes  # noqa: E402
 from engine.pool import EnginePool  # noqa: E402
 from engine.responses import read_generation  # noqa: E402
-from engine.weight_update import apply_weights, receive_weights  # noqa: E402
+from engine.weight_update import update_engine, update_engine_nccl  # noqa: E402
 from protocol.messages import Span, Transfer  # noqa: E402
 from supervisor.endpoints import free_port  # noqa: E402
 
@@ -77,7 +77,7 @@ class Stub:
 async def test_an_update_is_pause_start_update_finish_resume() -> None:
     stub = Stub()
     async with stub as client:
-        seconds = await apply_weights(client, "file", 3, "sum", deadline=5.0)
+        seconds = await update_engine(client, "file", 3, "sum", deadline=5.0)
     assert seconds > 0
     assert stub.calls == [
         "weight_info",
@@ -94,7 +94,7 @@ async def test_an_update_whose_answer_was_lost_is_not_done_twice() -> None:
     stub = Stub()
     stub.lose = {"finish_weight_update"}
     async with stub as client:
-        assert await apply_weights(client, "file", 3, "sum", deadline=5.0) == 0.0
+        assert await update_engine(client, "file", 3, "sum", deadline=5.0) == 0.0
     assert stub.calls.count("update_weights") == 1
     assert not stub.paused
 
@@ -106,7 +106,7 @@ async def test_an_update_is_tried_again_after_a_lost_connection(lost: str) -> No
     stub = Stub()
     stub.lose = {lost}
     async with stub as client:
-        await apply_weights(client, "file", 3, "sum", deadline=5.0)
+        await update_engine(client, "file", 3, "sum", deadline=5.0)
     assert stub.version == "3"
     assert not stub.paused
 
@@ -116,7 +116,7 @@ async def test_an_update_that_takes_too_long_names_the_setting_and_resumes() -> 
     stub.hang = {"update_weights"}
     async with stub as client:
         with pytest.raises(EngineError, match=r"version 3 .*engine\.update_seconds"):
-            await apply_weights(client, "file", 3, "sum", deadline=0.5)
+            await update_engine(client, "file", 3, "sum", deadline=0.5)
     assert not stub.paused
 
 
@@ -129,7 +129,7 @@ async def test_weights_sent_once_are_not_asked_for_again_when_the_answer_is_lost
     stub.lose = {"update_weights"}
     async with stub as client:
         with pytest.raises(EngineError, match="sent once"):
-            await receive_weights(client, SENT, 3, deadline=5.0)
+            await update_engine_nccl(client, SENT, 3, deadline=5.0)
     assert stub.calls.count("update_weights") == 1
 
 
@@ -142,7 +142,7 @@ async def test_what_stands_around_sent_weights_is_tried_again_after_a_lost_conne
     stub = Stub()
     stub.lose = {lost}
     async with stub as client:
-        await receive_weights(client, SENT, 3, deadline=5.0)
+        await update_engine_nccl(client, SENT, 3, deadline=5.0)
     assert (stub.version, stub.paused, stub.calls.count("update_weights")) == ("3", False, 1)
 
 

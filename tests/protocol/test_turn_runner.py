@@ -403,7 +403,7 @@ async def test_engine_that_computes_nan_gets_no_turns_until_it_has_reloaded_its_
     policies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An engine that computes no numbers gets no turns until it has loaded its weights again."""
-    monkeypatch.setattr(pool_module, "PROBE_EVERY", 0.05)
+    monkeypatch.setattr(pool_module, "PROBE_EVERY_S", 0.05)
     async with fake_bench(policies) as bench:
         weights = policies.second
         generator = bench.fake._generator
@@ -417,7 +417,7 @@ async def test_engine_that_computes_nan_gets_no_turns_until_it_has_reloaded_its_
         async with asyncio.timeout(20):
             while bench.engines.healthy():
                 await asyncio.sleep(0.01)
-        monkeypatch.setattr(bench.engines, "_patience", -1.0)
+        monkeypatch.setattr(bench.engines, "_no_engine_patience_s", -1.0)
         with pytest.raises(
             EngineError, match=r"fit for turns .*computed NaN or infinity .* engine\.dtype"
         ):

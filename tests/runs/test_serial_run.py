@@ -103,13 +103,13 @@ def test_invariant_1_nothing_is_played_before_the_learners_weights_are_in_the_en
     tmp_path: Path, monkeypatch
 ):
     """What an engine starts with has no version, so it would be older than any bound."""
-    real = engine.pool.apply_weights
+    real = engine.pool.update_engine
 
     async def slow_at_first(engine, path, version, *rest, **named):
         await asyncio.sleep(2.0 if version == 0 else 0.0)  # a lease needs milliseconds
         return await real(engine, path, version, *rest, **named)
 
-    monkeypatch.setattr(engine.pool, "apply_weights", slow_at_first)
+    monkeypatch.setattr(engine.pool, "update_engine", slow_at_first)
     _, trajectories, _ = serial_run(tmp_path / "run", run__max_updates="1")
     assert (
         min(span.version for t in trajectories for turn in t.turns for span in turn.kept.spans) == 0

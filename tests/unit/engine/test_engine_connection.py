@@ -348,10 +348,10 @@ async def test_an_engine_that_is_gone_is_found_out_though_it_has_no_turns(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name, seconds in {
-        "WATCH_EVERY": 0.02,
-        "PROBE_SECONDS": 0.1,
-        "PROBE_EVERY": 0.02,
-        "DEAD_AFTER": 0.2,
+        "WATCH_EVERY_S": 0.02,
+        "PROBE_TIMEOUT_S": 0.1,
+        "PROBE_EVERY_S": 0.02,
+        "DEAD_AFTER_S": 0.2,
     }.items():
         monkeypatch.setattr(pool, name, seconds)
     server = await asyncio.start_server(

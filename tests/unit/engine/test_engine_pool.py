@@ -24,9 +24,9 @@ SAMPLING = Sampling(max_tokens=4, cache_salt="v0")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "PROBE_EVERY", 0.05)
-    monkeypatch.setattr(pool_module, "PROBE_SECONDS", 0.3)
-    monkeypatch.setattr(pool_module, "DEAD_AFTER", 0.5)
+    monkeypatch.setattr(pool_module, "PROBE_EVERY_S", 0.05)
+    monkeypatch.setattr(pool_module, "PROBE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(pool_module, "DEAD_AFTER_S", 0.5)
 
 
 @asynccontextmanager
@@ -78,7 +78,7 @@ async def test_an_engine_that_is_back_has_the_newest_weights_before_any_turn(
     policies: Policies,
 ) -> None:
     port = free_port()
-    async with engines(policies, [port], patience=20.0) as (pool, made):
+    async with engines(policies, [port], no_engine_patience_s=20.0) as (pool, made):
         await put(pool, policies, 7)
         (client,) = pool
         await made[0].stop()
@@ -144,7 +144,7 @@ async def test_new_weights_do_not_wait_for_an_engine_that_is_gone(policies: Poli
 async def test_the_first_weights_do_not_wait_for_an_engine_that_hangs(
     policies: Policies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pool_module, "PROBE_SECONDS", 2.0)
+    monkeypatch.setattr(pool_module, "PROBE_TIMEOUT_S", 2.0)
     async with engines(policies, [free_port(), free_port()]) as (pool, made):
         silence(made[0])
         async with asyncio.timeout(30):
@@ -200,7 +200,7 @@ async def test_new_weights_do_not_wait_for_an_engine_whose_core_is_dead(
 
 
 async def test_no_engine_for_too_long_is_an_error_that_names_them(policies: Policies) -> None:
-    async with engines(policies, [free_port()], patience=0.2) as (pool, made):
+    async with engines(policies, [free_port()], no_engine_patience_s=0.2) as (pool, made):
         pool.check()
         (client,) = pool
         await made[0].stop()
