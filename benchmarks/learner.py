@@ -84,7 +84,7 @@ def packed(model: PreTrainedModel, turns: Sequence[TrainingSample]) -> torch.Ten
 
 
 def tokens_of(turn: TrainingSample) -> np.ndarray:
-    """int64 [length]"""
+    """Return prompt and response, int64 [length]."""
     return np.concatenate([turn.prompt, turn.response]).astype(np.int64)
 
 

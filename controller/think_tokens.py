@@ -83,8 +83,10 @@ def build_rule_spec(
 
 
 def answer_after_thought(env: Environment) -> str:
-    """Text between a thought and its action in a well-formed answer: "</think>\\n<action>", or for
-    Search "</think>\\n"."""
+    r"""Return the text between a thought and its action in a well-formed answer.
+
+    It is "</think>\n<action>", or for Search "</think>\n".
+    """
     opening, _, rest = env.format_response("THOUGHT", "ACTION").partition("THOUGHT")
     between, action, _ = rest.partition("ACTION")
     if opening == "<think>" and action and between.startswith("</think>"):

@@ -1,4 +1,6 @@
-"""Environments by name. Third parties add theirs without touching this project, by an entry point:
+"""Environments by name.
+
+Third parties add theirs without touching this project, by an entry point:
 
 [project.entry-points."foray.environments"]
 mygame = "mypackage.mymodule:make"        # make(**settings) -> envs.base.Environment

@@ -27,7 +27,7 @@ If rank 0 dies, their supervisor ends them.
 
 
 class Ranks:
-    """This process among those that share a model; `Ranks()` is a process by itself."""
+    """Place of a process among those that share a model; `Ranks()` is a process by itself."""
 
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0) -> None:
         """`local_rank`: its number on its machine, which is that of its device."""

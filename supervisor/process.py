@@ -126,7 +126,7 @@ def python_module(arguments: Sequence[str]) -> list[str]:
 
 
 def our_environment() -> dict[str, str]:
-    """This process's environment, in which Python finds our modules before the user's PYTHONPATH.
+    """Environment variables by which Python finds our modules before the user's PYTHONPATH.
 
     An empty entry there would be the working directory, and is left out.
     """

@@ -90,7 +90,7 @@ def export(checkpoint: Checkpoint, directory: Path, evaluation: Path | None = No
 
 
 class TrainingRecord(NamedTuple):
-    """What a model card says of a run, up to the checkpoint."""
+    """Contents of a model card: a run up to the checkpoint."""
 
     config: Config
     update: int

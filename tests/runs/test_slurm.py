@@ -57,8 +57,10 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def told(script: Path, slurm: Path, nodes: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """ "node: arguments" of each `python run.py` that the script starts, none of which does
-    anything."""
+    """Return "node: arguments" of each `python run.py` that the script starts.
+
+    None of them does anything.
+    """
     file = script.with_name("told")
     monkeypatch.setenv("TOLD", str(file))
     monkeypatch.setenv("SLURM_JOB_NODELIST", nodes)

@@ -17,7 +17,7 @@ CONFIG = small_config()
 
 
 def watched(config: Config = CONFIG, task: int = 5, watch: str = "") -> tuple[bool, str]:
-    """(solved, what was printed)"""
+    """Play one task; return whether it was solved, and what was printed."""
     output = io.StringIO()
     solved = play(config, "held_out", task, watch, Console(file=output, width=200))
     return solved, output.getvalue()
