@@ -185,7 +185,11 @@ def main(arguments: Sequence[str]) -> int:
             address = f"http://{options.host}:{sockets[0].getsockname()[1]}/retrieve"
             started = f"{len(index.texts)} passages at {address}; Ctrl-C ends it"
             web.run_app(
-                app, sock=sockets, access_log=None, print=lambda *_: print(started, flush=True)
+                app,
+                sock=sockets,
+                access_log=None,
+                shutdown_timeout=1.0,  # a client that goes on asking keeps nobody waiting
+                print=lambda *_: print(started, flush=True),
             )
     except (OSError, OverflowError) as error:
         print(f"error: cannot listen on {options.host}:{options.port}: {error}", file=sys.stderr)

@@ -52,7 +52,7 @@ from learner.publish import (  # noqa: E402
     describe_transfer,
 )
 from protocol.messages import Transfer, WeightsPublished  # noqa: E402
-from supervisor.cli import main as cli  # noqa: E402
+from supervisor.cli import train  # noqa: E402
 from supervisor.endpoints import free_port  # noqa: E402
 from supervisor.serial import train_serially  # noqa: E402
 from tests.fixtures.runs import job_in, small_config, trajectories_of  # noqa: E402
@@ -350,7 +350,7 @@ async def test_a_sending_that_fails_fails_the_learner(tmp_path: Path) -> None:
 
 def test_the_engine_of_serial_has_no_gpu() -> None:
     with pytest.raises(ConfigError, match=r"engine\.weights: --serial"):
-        cli._run(small_config(engine__weights="nccl"), serial=True, resume=False, changes="")
+        train.check_settings(small_config(engine__weights="nccl"), serial=True)
 
 
 class FakeOverNccl(FakeEngine):

@@ -381,7 +381,7 @@ ELSEWHERE = {
     ],
 )
 def test_what_shards_cannot_do_is_refused(settings: dict[str, str], names: str):
-    with pytest.raises(ConfigError, match=rf"controller\..*{names}"):
+    with pytest.raises(ConfigError, match=rf"(cluster|controller)\..*{names}"):
         check_shards(resolve(None, settings))
 
 
