@@ -3,8 +3,8 @@
 #   docker build --target cpu -t foray:cpu .
 #   docker build --target cuda -t foray:cuda .
 #
-#   docker run --rm -it --shm-size=2g -v "$PWD/runs:/work/runs" foray:cpu --actors 32
-#   docker run --rm -it --shm-size=16g --gpus all -v "$PWD/runs:/work/runs" foray:cuda --model DIR
+#   docker run --rm -it --shm-size=2g -v "$PWD/runs:/foray/runs" foray:cpu --actors 32
+#   docker run --rm -it --shm-size=16g --gpus all -v "$PWD/runs:/foray/runs" foray:cuda --model DIR
 #
 # --shm-size: the learner hands new weights to the engines through memory, /dev/shm, and PyTorch's
 # processes share tensors there. A container has 64 MB of it unless told otherwise. Have room for
@@ -35,7 +35,7 @@ RUN pip install --no-cache-dir torch==2.13.0+cpu \
         --extra-index-url https://download.pytorch.org/whl/cpu \
     && pip install --no-cache-dir "$(echo /wheels/foray-*.whl)[cpu]" \
     && { pip uninstall -y torchvision torchaudio torchcodec || true; }
-WORKDIR /work
+WORKDIR /foray
 ENTRYPOINT ["foray"]
 
 FROM ${CUDA_IMAGE} AS cuda
@@ -47,5 +47,5 @@ COPY --from=wheel /wheels /wheels
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir "$(echo /wheels/foray-*.whl)[cuda]"
 ENV PATH=/opt/venv/bin:$PATH
-WORKDIR /work
+WORKDIR /foray
 ENTRYPOINT ["foray"]
