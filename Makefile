@@ -42,7 +42,7 @@ check: lint
 parity: install
 	@printf "TextWorld "
 	@$(PIP_INSTALL) -e '.[parity]' 2>&1 | tee -a $(LOG) | $(DOTS) || $(FAILED)
-	$(BIN)/python -m pytest tests/unit/envs/alfworld/test_alfworld_parity.py $(ARGS)
+	$(BIN)/python -m pytest tests/unit/envs/alfworld/test_engine_parity.py $(ARGS)
 
 smollm2: install
 	@printf "SmolLM2-135M "

@@ -2,7 +2,7 @@
 
 Written here because the stemmers that are light enough to depend on leave these rules out, and a
 stem that differs is a document that is not found.
-`tests/unit/envs/webshop/test_webshop_ranking.py` holds it to snowballstemmer wherever the two must
+`tests/unit/envs/webshop/test_ranking.py` holds it to snowballstemmer wherever the two must
 agree.
 """
 

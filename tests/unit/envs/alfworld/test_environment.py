@@ -41,7 +41,7 @@ def test_a_task_is_the_same_in_every_process(hash_seed):
     command = [
         sys.executable,
         "-c",
-        "from tests.unit.envs.alfworld.test_alfworld_environment import fingerprint; "
+        "from tests.unit.envs.alfworld.test_environment import fingerprint; "
         "print(fingerprint())",
     ]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}

@@ -181,7 +181,7 @@ def fingerprint() -> str:
 def test_the_default_shop_is_the_same_in_every_process(hash_seed):
     root = Path(__file__).parent.parent.parent.parent.parent
     code = (
-        "from tests.unit.envs.webshop.test_webshop_goals import fingerprint; print(fingerprint())"
+        "from tests.unit.envs.webshop.test_goals import fingerprint; print(fingerprint())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}
     other = subprocess.run(

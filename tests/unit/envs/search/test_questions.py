@@ -31,7 +31,7 @@ def test_questions_and_passages_are_the_same_in_every_process(hash_seed):
     command = [
         sys.executable,
         "-c",
-        "from tests.unit.envs.search.test_search_questions import fingerprint; "
+        "from tests.unit.envs.search.test_questions import fingerprint; "
         "print(fingerprint())",
     ]
     environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}

@@ -30,7 +30,7 @@ def tracked(name: str, directory: Path, **environment: str) -> None:
     """A run of two lines, in a process of its own: these libraries keep threads."""
     import os
 
-    root = str(Path(__file__).parent.parent.parent.parent)
+    root = str(Path(__file__).parents[4])
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, name],
         env={**os.environ, "PYTHONPATH": root, **environment},
