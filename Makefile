@@ -4,7 +4,7 @@
 # make smollm2  set up, and SmolLM2-135M for --model smollm2 (93 MB)
 # make install  set up only; does nothing when it is done
 # make check    lint, types and the quick tests of units: what to run before each commit
-# make lint     ruff
+# make lint     ruff, and basedpyright's check of types (half a minute)
 #
 # EXTRA=cuda installs for NVIDIA GPUs; PYTHON=... is the interpreter to build on (3.11 to 3.13).
 
@@ -50,6 +50,7 @@ smollm2: install
 
 lint: install
 	$(BIN)/ruff check .
+	$(BIN)/basedpyright
 
 install: $(STAMP)
 

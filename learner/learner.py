@@ -32,7 +32,7 @@ from learner.data.groups import Batch, ClosedGroups, GroupBuffer
 from learner.data.intake import NOT_YET, Arrivals, EpisodeStore, Intake
 from learner.data.rollout_metrics import evaluation_metrics, rollout_metrics
 from learner.links import LearnerLinks, open_links
-from learner.publish import AppliedWeights, WeightPublisher, WeightWriter
+from learner.publish import AppliedWeights, WeightPublisher, Weights, WeightWriter
 from learner.rank_rpc import CheckpointCall, UpdateCall, WatchCall
 from learner.ranks import Ranks
 from learner.reporter import Reporter
@@ -45,7 +45,6 @@ from protocol.messages import (
     Evaluate,
     GroupsDropped,
     LearnerReady,
-    Message,
     Shutdown,
     Trajectory,
     WeightsApplied,
@@ -298,7 +297,6 @@ class Learner:
         self, metrics: dict[str, float], wait_s: float, publish_s: float
     ) -> None:
         busy_s = metrics["seconds_train"] + publish_s
-        newest = self._publisher.newest
         await self._reporter.send(
             "update",
             {
@@ -308,8 +306,7 @@ class Learner:
                 "seconds_wait": wait_s,
                 "seconds_publish": publish_s,
                 "seconds_pause": self._pause_s,
-                "seconds_write": newest.seconds,
-                "published_bytes": float(newest.size),
+                **_measure_publication(self._publisher.newest),
                 "idle_share_learner": wait_s / (wait_s + busy_s),
                 "queue_trajectories": self._buffer.unconsumed_count(),
             },
@@ -431,10 +428,8 @@ class Learner:
 
     # --- messages
 
-    def _find_flaw(self, message: Message) -> str | None:
-        """Say why a message is no episode that may come now; None for one that may."""
-        if not isinstance(message, Trajectory):
-            return f"{type(message).__name__} is not for the learner"
+    def _find_flaw(self, episode: Trajectory) -> str | None:
+        """Say why an episode may not come now; None for one that may."""
         if self._host.training is None:
             return NOT_YET
         closed = self._buffer.closed
@@ -447,7 +442,7 @@ class Learner:
             self._config.eval.episodes,
             self.training.update_number,
         )
-        return validate_trajectory(message, self._bounds, window)
+        return validate_trajectory(episode, self._bounds, window)
 
     async def _listen(self) -> None:
         while True:
@@ -469,6 +464,13 @@ class Learner:
         self._writer.applied_version = applied.version
         self.training.control = applied.control_state.decode()
         self._applied.note(applied)
+
+
+def _measure_publication(newest: Weights | None) -> dict[str, float]:
+    """Return what the newest weights took to be written or sent; nothing before the first."""
+    if newest is None:
+        return {}
+    return {"seconds_write": newest.seconds, "published_bytes": float(newest.size)}
 
 
 async def _wait_for(event: asyncio.Event, timeout_s: float) -> None:

@@ -156,7 +156,7 @@ class WeightPublisher:
             trained = [group for _, groups_of_one in due for group in groups_of_one]
             delivery = self._deliver(snapshot, trained, last)
             self._delivery = self._tasks.create_task(delivery)
-        elif last:
+        elif last and self.newest is not None:
             await self.announce(self.newest, [], last)
 
     async def wait_announced(self) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import signal
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -118,16 +118,17 @@ def stop_ranks(ranks: Ranks) -> None:
 def serve_rank(job: Job, ranks: Ranks) -> None:
     """Carry out the calls of rank 0, until it says that none follows."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # rank 0 decides what follows from it
-    training = None
-    while True:
-        call: StartCall | RankCall | None = ranks.broadcast_object(None)
-        if call is None:
-            return
-        if isinstance(call, StartCall):
-            with contextlib.suppress(Stopped):  # then nothing follows
-                training = call.run(job, _report_nothing, ranks)
-        else:
-            call.run(training)
+    receive_call = functools.partial(ranks.broadcast_object, None)
+    start: StartCall | None = receive_call()
+    if start is None:
+        return
+    try:
+        training = start.run(job, _report_nothing, ranks)
+    except Stopped:
+        receive_call()  # which says that none follows
+        return
+    for call in iter(receive_call, None):
+        call.run(training)
 
 
 def _report_nothing(phase: str, done: float | None = None, total: float | None = None) -> None:

@@ -240,7 +240,7 @@ class Training:
             intake=intake,
             tokens=self.tokens,
             began=self.began,
-            rng=self._updater.rng.bit_generator.state,
+            rng=dict(self._updater.rng.bit_generator.state),
             rollbacks=self._rollbacks,
             control=self.control,
             best=self.best,
@@ -254,8 +254,9 @@ class Training:
         if learner.rollback:
             numbers = list(checkpoint.by_update(run_dir))
             oldest = last_update_before_signs(self.update_number, numbers)
-            # each of these will be the one to go back to
-            needed.update(number for number in numbers if number >= oldest)
+            if oldest is not None:
+                # each of these will be the one to go back to
+                needed.update(number for number in numbers if number >= oldest)
         checkpoint.prune(run_dir, learner.keep_checkpoints, learner.keep_every, needed)
 
 

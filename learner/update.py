@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from config import LearnerSection
-from learner.advantages import NEEDS_CRITIC
+from config import GaeAlgorithm, LearnerSection
 from learner.data.batching import (
     MicroBatch,
     collate,
@@ -47,7 +46,7 @@ class _Step:
     loss: float
     padding: int
     columns: int  # that went through the model, padding included
-    grad_norm: float = 0.0
+    grad_norm: float = field(default=0.0, init=False)  # 0 before the step
 
     @property
     def is_finite(self) -> bool:
@@ -341,10 +340,11 @@ def _build_optimizer(model: PreTrainedModel, settings: LearnerSection) -> torch.
 
 def _build_critic(model: PreTrainedModel, settings: LearnerSection) -> Critic | None:
     """Build a value head, if the advantage estimator needs one."""
-    if settings.algorithm.type not in NEEDS_CRITIC:
+    algorithm = settings.algorithm
+    if not isinstance(algorithm, GaeAlgorithm):
         return None
     device = next(model.parameters()).device
-    return Critic(model.config.hidden_size, settings.algorithm.value_learning_rate, device)
+    return Critic(model.config.hidden_size, algorithm.value_learning_rate, device)
 
 
 def _tokens_of(batch: MicroBatch, log_pi: Tensor) -> Tokens:

@@ -52,10 +52,10 @@ class DropLedger:
         """Take back that an episode was dropped: it was played after all."""
         self._add(group, reason, -1, -_kept_tokens(episode))
 
-    def record_failure(self, episode: Trajectory) -> None:
-        """Remember what an episode says, if it is the first that failed for its reason."""
+    def record_failure(self, reason: DropReason, episode: Trajectory) -> None:
+        """Remember what an episode says, if it is the first that failed for this reason."""
         words = " ".join(episode.detail.split())[:MAX_DETAIL]
-        self.failures.setdefault(episode.drop_reason, f"{episode.key.id}: {words}")
+        self.failures.setdefault(reason, f"{episode.key.id}: {words}")
 
     def sum_of(self, groups: Container[int]) -> Counter[str]:
         """Return what was dropped of these groups since `pop_sum_of`."""
@@ -99,10 +99,10 @@ class FirstEpisodes:
         if key.evaluation and self._first_evaluation is None:
             self._first_evaluation = key.group
 
-    def note_failure(self, episode: Trajectory) -> None:
+    def note_failure(self, reason: DropReason, key: EpisodeKey) -> None:
         """Count an episode that failed, if it is one of the first."""
-        if self._is_first(episode.key):
-            self._counts_of(episode.key)[episode.drop_reason] += 1
+        if self._is_first(key):
+            self._counts_of(key)[reason] += 1
 
     def check_playable(self, failures: Mapping[str, str]) -> None:
         """Raise NothingPlayable when all of the first episodes have failed.

@@ -43,10 +43,18 @@ BATCHES_FILE = "batches.jsonl"
 class EpisodeLog:
     """Append-only; `position` is the offset at which the next record will stand."""
 
-    def __init__(self, directory: Path, begin: int, position: int, kept_bytes: float, fsync: bool):
+    def __init__(
+        self,
+        directory: Path,
+        file: io.FileIO,
+        begin: int,
+        position: int,
+        kept_bytes: float,
+        fsync: bool,
+    ) -> None:
         """Use `open`, which finds out where the log ends.
 
-        `begin`: offset of the last file.
+        `file` is the last one, open to be appended to, and `begin` its offset.
         """
         self.position = position
         self._directory = directory
@@ -54,7 +62,7 @@ class EpisodeLog:
         self._kept_bytes = kept_bytes
         self._fsync = fsync
         self._file_bytes = min(FILE_BYTES, kept_bytes / 8 or FILE_BYTES)
-        self._file: io.FileIO | None = None
+        self._file = file
 
     @classmethod
     def open(cls, directory: Path, *, kept_bytes: float = 0, fsync: bool = False) -> EpisodeLog:
@@ -70,8 +78,8 @@ class EpisodeLog:
         if files:
             begin = files[-1][0]
             position = max((record.end for record in read_records(directory, begin)), default=begin)
-        episode_log = cls(directory, begin, position, kept_bytes, fsync)
-        episode_log._open_file()
+        file = _open_file(directory, begin, fsync)
+        episode_log = cls(directory, file, begin, position, kept_bytes, fsync)
         episode_log._cut_off()
         return episode_log
 
@@ -140,14 +148,7 @@ class EpisodeLog:
     def _begin_file(self) -> None:
         self._file.close()
         self._begin = self.position
-        self._open_file()
-
-    def _open_file(self) -> None:
-        self._file = _file_of(self._directory, self._begin).open("ab", buffering=0)
-        if self._fsync:
-            descriptor = os.open(self._directory, os.O_RDONLY)
-            os.fsync(descriptor)  # the file's name, too
-            os.close(descriptor)
+        self._file = _open_file(self._directory, self._begin, self._fsync)
 
 
 class LoggedFrame(NamedTuple):
@@ -319,6 +320,16 @@ def _read_frame(file: int, place: _Place) -> bytes | None:
     if zlib.crc32(frame) != place.checksum:
         return None
     return frame
+
+
+def _open_file(directory: Path, begin: int, fsync: bool) -> io.FileIO:
+    """Open the file that begins at this offset, which may be new, to append to it."""
+    file = _file_of(directory, begin).open("ab", buffering=0)
+    if fsync:
+        descriptor = os.open(directory, os.O_RDONLY)
+        os.fsync(descriptor)  # the file's name, too
+        os.close(descriptor)
+    return file
 
 
 def _file_of(directory: Path, begin: int) -> Path:

@@ -130,7 +130,7 @@ class GroupBuffer:
         else:
             is_new = self._add_training(trajectory)
         if is_new and trajectory.drop_reason is not None:
-            self._record_dropped(trajectory)
+            self._record_dropped(trajectory.drop_reason, trajectory)
         return is_new
 
     def check_playable(self) -> None:
@@ -161,11 +161,11 @@ class GroupBuffer:
         members[key.member] = trajectory
         return True
 
-    def _record_dropped(self, trajectory: Trajectory) -> None:
-        self.ledger.record(trajectory.key.group, trajectory.drop_reason, [trajectory])
-        if trajectory.drop_reason in FAILURES:
-            self._first_episodes.note_failure(trajectory)
-            self.ledger.record_failure(trajectory)
+    def _record_dropped(self, reason: DropReason, trajectory: Trajectory) -> None:
+        self.ledger.record(trajectory.key.group, reason, [trajectory])
+        if reason in FAILURES:
+            self._first_episodes.note_failure(reason, trajectory.key)
+            self.ledger.record_failure(reason, trajectory)
 
     # --- groups and batches
 
@@ -202,14 +202,18 @@ class GroupBuffer:
         groups = sorted(self._complete)[:size]
         if len(groups) < size or self._count_passing(groups) > self._window:
             return None
-        return Batch(groups, [self.pop_group(group) for group in groups])
+        return Batch(groups, [self._hand_out(group) for group in groups])
 
     def pop_group(self, group: int) -> list[Trajectory] | None:
         """Hand out a complete group by its number, whatever is before it; None without one."""
-        played = self._complete.pop(group, None)
-        if played is not None:
-            self.closed.add_trained(group)
-        return played
+        if group not in self._complete:
+            return None
+        return self._hand_out(group)
+
+    def _hand_out(self, group: int) -> list[Trajectory]:
+        """Take a complete group out, which is closed then."""
+        self.closed.add_trained(group)
+        return self._complete.pop(group)
 
     def _count_passing(self, groups: Collection[int]) -> int:
         """Count the groups, `groups` included, that have passed the lowest group left behind.

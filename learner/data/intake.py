@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from learner.data.episode_log import EpisodeLog
 from learner.data.groups import GroupBuffer
 from protocol.codec import FrameReader, Received, encode
-from protocol.messages import Ack, EpisodeKey, Message, Refused, Trajectory
+from protocol.messages import Ack, EpisodeKey, Refused, Trajectory
 from protocol.router import BatchedRouter
 
 NOT_YET = "the learner has asked for no episode yet"
@@ -83,6 +84,14 @@ class Arrivals:
             self._waiting.discard(event)
 
 
+class _Delivery(NamedTuple):
+    """An episode, the actor that delivered it, and the frame that it came in."""
+
+    peer: bytes
+    episode: Trajectory
+    frame: bytes
+
+
 class Intake:
     """Takes in what actors deliver, and acknowledges it once it stands in the log."""
 
@@ -93,11 +102,11 @@ class Intake:
         buffer: GroupBuffer,
         arrivals: Arrivals,
         reader: FrameReader,
-        find_flaw: Callable[[Message], str | None],
+        find_flaw: Callable[[Trajectory], str | None],
     ) -> None:
         """`router`: the socket to which actors are connected; nobody else uses it meanwhile.
 
-        `find_flaw` says why a message is to be refused; None for a sound episode. Whoever sends one
+        `find_flaw` says why an episode is to be refused; None for a sound one. Whoever sends one
         that is refused is told.
         """
         self._router = router
@@ -124,22 +133,31 @@ class Intake:
             self._buffer.check_playable()
             self._arrivals.notify()
 
-    def _read(self, messages: Sequence[list[bytes]]) -> list[Received]:
+    def _read(self, messages: Sequence[list[bytes]]) -> list[_Delivery]:
         """Return the sound episodes among messages; refuse the others."""
-        episodes = []
+        deliveries = []
         for parts in messages:
             received = self._reader.take(parts)
-            if received is not None and self._accept(received):
-                episodes.append(received)
-        return episodes
+            if received is None:
+                continue
+            episode = self._accept(received)
+            if episode is not None:
+                deliveries.append(_Delivery(received.peer, episode, received.frame))
+        return deliveries
 
-    def _accept(self, received: Received) -> bool:
-        """Refuse what is no sound episode; the sender of one is told, unless it may come again."""
-        flaw = self._find_flaw(received.message)
+    def _accept(self, received: Received) -> Trajectory | None:
+        """Return a sound episode; refuse anything else.
+
+        The sender of an episode that is refused is told, unless it may come again.
+        """
+        peer, message, _ = received
+        if not isinstance(message, Trajectory):
+            self._reader.refuse(peer, f"{type(message).__name__} is not for the learner")
+            return None
+        flaw = self._find_flaw(message)
         if not flaw:
-            return True
-        self._reader.refuse(received.peer, flaw)
-        if flaw != NOT_YET and isinstance(received.message, Trajectory):
-            refusal = Refused(key=received.message.key, why=flaw)
-            self._router.send([received.peer, encode(refusal)])
-        return False
+            return message
+        self._reader.refuse(peer, flaw)
+        if flaw != NOT_YET:
+            self._router.send([peer, encode(Refused(key=message.key, why=flaw))])
+        return None

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 
 from learner.model.policy import load_policy, load_tokenizer
 from protocol.prompting import load_prompter, read_turn_end
 
 
+@runtime_checkable
+class _Generates(Protocol):
+    """A model with the `generate` of transformers' GenerationMixin, by what is asked of it here."""
+
+    def generate(
+        self, inputs: Tensor, *, attention_mask: Tensor, generation_config: GenerationConfig
+    ) -> Tensor:
+        """Return prompts [B, S] with their responses [B, S + up to max_new_tokens]."""
+        ...
+
+
 class LocalGenerator:
-    """The policy in a Hugging Face directory. `temperature` 0 takes the likeliest token."""
+    """The policy in a Hugging Face directory."""
 
     def __init__(self, directory: Path, temperature: float, max_tokens: int, seed: int) -> None:
-        self._model = load_policy(directory).eval()
+        """`temperature`: 0 takes the likeliest token.
+
+        ValueError for a model that cannot generate.
+        """
+        model = load_policy(directory).eval()
+        if not isinstance(model, _Generates):
+            raise ValueError(f"model.name: a {type(model).__name__} cannot generate")
+        self._model = model
         self._prompter = load_prompter(directory)
         end = load_tokenizer(directory).token_to_id(read_turn_end(directory))
         sampling: dict[str, object] = {"do_sample": False}

@@ -43,7 +43,7 @@ def load_policy(
     model = AutoModelForCausalLM.from_pretrained(
         directory, config=config, dtype=torch.float32
     ).train()
-    fast = model.config._attn_implementation
+    fast = model.config._attn_implementation or "eager"
     model.set_attn_implementation("eager")
     if model.config._attn_implementation != "eager":  # an old class, which has to be built with it
         model = AutoModelForCausalLM.from_pretrained(
@@ -53,7 +53,13 @@ def load_policy(
     _choose_attention(model, fast)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.to(device)
+    _move(model, device)
+    return model
+
+
+def _move(module: torch.nn.Module, device: torch.device | str) -> None:
+    """Move a module in place, whose class may declare `to` with another signature."""
+    module.to(device)
 
 
 def _without_noise(config: PreTrainedConfig) -> None:
@@ -122,9 +128,13 @@ def final_hidden(
 def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """Return logits float32 [N, V] of final hidden states [N, hidden].
 
-    They are the head's, and what Granite, Cohere and Gemma 2 make of them.
+    They are the head's, and what Granite, Cohere and Gemma 2 make of them. ValueError for a model
+    without a head.
     """
-    logits = model.get_output_embeddings()(hidden).float()
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"model.name: a {type(model).__name__} has no language-model head")
+    logits = head(hidden).float()
     logits = (
         logits
         * (getattr(model.config, "logit_scale", None) or 1.0)

@@ -8,7 +8,7 @@ of the work (docs/measurements/learning.md has the measurements).
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from transformers.models.qwen3.modeling_qwen3 import (
 )
 
 
-def applies_to(model: PreTrainedModel) -> bool:
+def applies_to(model: PreTrainedModel) -> TypeGuard[Qwen3ForCausalLM]:
     """Tell whether this file computes what `model` does.
 
     It does for a Qwen3 without sliding windows, unsharded (shards are gathered by the layers' own

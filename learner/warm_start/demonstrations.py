@@ -6,6 +6,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from functools import partial
 
 import numpy as np
@@ -111,14 +112,13 @@ class _Demonstration(threading.Thread):
         super().__init__(daemon=True, name="demonstration")
         self._play = play
         self._turns = 0
-        self._played: ExpertEpisode | None = None
-        self._failure: BaseException | None = None
+        self._episode: Future[ExpertEpisode] = Future()
 
     def run(self) -> None:
         try:
-            self._played = self._play(on_turn=self._count_turn)
+            self._episode.set_result(self._play(on_turn=self._count_turn))
         except BaseException as error:
-            self._failure = error
+            self._episode.set_exception(error)
 
     def _count_turn(self) -> None:
         self._turns += 1
@@ -144,9 +144,7 @@ class _Demonstration(threading.Thread):
             turns = self._turns
             if checks > CHECKS_PER_TIMEOUT and self.is_alive():
                 raise timeout_error(self, turn_timeout_s, home)
-        if self._failure is not None:
-            raise self._failure
-        return self._played
+        return self._episode.result()
 
 
 class NoDemonstrations(RuntimeError):

@@ -60,7 +60,7 @@ def convert(directory: Path) -> None:
         )
         AutoTokenizer.from_pretrained(gguf.parent, **source).save_pretrained(unfinished)
         name_tags(unfinished / "tokenizer.json", model)
-        model.to(torch.bfloat16).save_pretrained(unfinished)
+        model.bfloat16().save_pretrained(unfinished)
         os.replace(unfinished, directory)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -89,7 +89,7 @@ def name_tags(tokenizer_json: Path, model: PreTrainedModel) -> None:
         if tag is not None:
             vocabulary[tag] = vocabulary.pop(token["content"])
             token |= {"content": tag, "special": False}
-    embeddings = model.get_input_embeddings().weight.data
+    embeddings = model.get_input_embeddings().get_parameter("weight").data
     for spare, tag in TAG_OF_SPARE.items():
         written = before.encode(tag, add_special_tokens=False).ids
         embeddings[before.token_to_id(spare)] = embeddings[written].mean(0)

@@ -16,17 +16,15 @@ from learner.data.episode_log import EpisodeLog, read_records
 from learner.data.groups import GroupBuffer
 from learner.data.intake import Arrivals, EpisodeStore, Intake
 from protocol.codec import FrameReader, decode, encode
-from protocol.messages import DropReason, EpisodeEnded, EpisodeKey, Message, Refused, Trajectory
+from protocol.messages import DropReason, EpisodeEnded, EpisodeKey, Refused, Trajectory
 from protocol.router import BatchedRouter
 from tests.fixtures.learner import trajectory
 
 
-def find_flaw(message: Message) -> str:
-    return (
-        ""
-        if isinstance(message, Trajectory) and message.key.group < 1000
-        else "not an episode that is being played"
-    )
+def find_flaw(episode: Trajectory) -> str | None:
+    if episode.key.group < 1000:
+        return None
+    return "not an episode that is being played"
 
 
 class CountedArrivals(Arrivals):
