@@ -7,10 +7,14 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from config.configuration import Config
+from config.engine import EngineSection
 from config.ignored import check_used
 from config.model import is_hub_id
 from config.options import flatten_config
 from config.section import ConfigError
+
+OF_STARTED_ENGINES = ("count", "port", "devices", "extra_args")
+"""Settings that say nothing to engines that run already."""
 
 
 def check_consistency(config: Config) -> None:
@@ -52,11 +56,24 @@ def _check_engine(config: Config) -> None:
             raise ConfigError(
                 f"engine.urls: {url!r} is no address of a server; write http://HOST:PORT"
             )
+    if engine.urls:
+        _check_given_engines(engine)
     if engine.devices and len(engine.devices) != engine.count:
         raise ConfigError(
             f"engine.devices: {len(engine.devices)} devices for {engine.count} engines "
             "(engine.count)"
         )
+
+
+def _check_given_engines(engine: EngineSection) -> None:
+    """Raise ConfigError for a setting of engines that are started here, where none is."""
+    plain = EngineSection()
+    for name in OF_STARTED_ENGINES:
+        if getattr(engine, name) != getattr(plain, name):
+            raise ConfigError(
+                f"engine.{name}: it is for engines that are started here, and engine.urls gives "
+                "others; leave one of the two out"
+            )
 
 
 def _check_learner(config: Config) -> None:
@@ -87,6 +104,11 @@ def _check_control(config: Config) -> None:
             f"{control.max_thinking} tokens, which a response of "
             f"{config.sampling.max_tokens} (sampling.max_tokens) never comes to; give fewer, as "
             "many as most thoughts have"
+        )
+    if control.decide_in == "engine" and control.signal == "stream":
+        raise ConfigError(
+            "control.decide_in: an engine decides by our plugin in it, and control.signal stream "
+            "does without; set decide_in to controller, or signal to auto"
         )
     if control.t2po.score == "code" and control.t2po.turn_mean == "geometric":
         raise ConfigError(

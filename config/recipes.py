@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from config.options import flatten, nest
+from config.refusals import guess
 from config.section import ConfigError
 
 RECIPE_OPTION = "recipe"
@@ -35,7 +36,7 @@ def read_recipes(names: str) -> dict[str, Any]:
         if name.strip() not in recipe_names():
             raise ConfigError(
                 f"--recipe: there is no recipe {name.strip()!r}; there are: "
-                f"{', '.join(recipe_names())}"
+                f"{', '.join(recipe_names())}{guess(name.strip(), recipe_names())}"
             )
         values |= flatten(tomllib.loads(file.read_text()))
     return nest(values)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +27,15 @@ from config.options import (
     kind_of,
     nest,
     tagged_sections,
-    this_command,
 )
 from config.recipes import RECIPE_OPTION, read_recipes
+from config.refusals import (
+    describe_misfit,
+    describe_unknown_setting,
+    find_misfits,
+    guess,
+    value_at,
+)
 from envs.registry import settings_of_environment
 
 DATA_VARIABLES = {"alfworld": "ALFWORLD_DATA", "webshop": "WEBSHOP_DATA"}
@@ -52,13 +57,16 @@ def resolve(
     tree = _read_trees(texts.pop(RECIPE_OPTION, ""), file)
     environment = texts.get("env.name") or _environment_of(tree)
     known = all_settings() | environment_fields(environment)
-    options = {}
-    for name, text in texts.items():
-        _check_known(name, known, "on the command line")
-        options[name] = _parse_value(name, known[name], text)
+    options, problems = _parse_options(texts, known)
     in_file = _settings_of_file(tree, options)
-    for name in in_file:
-        _check_known(name, known, f"in {file or 'a recipe'}")
+    source = f"in {file or 'a recipe'}"
+    problems += [
+        describe_unknown_setting(name, known, source) for name in in_file if name not in known
+    ]
+    values = {name: value for name, value in {**in_file, **options}.items() if name in known}
+    for name, problem in _describe_misfits(values, environment):
+        problems.append(problem if name in options else f"{problem} ({source})")
+    _raise_for(problems)
     given = in_file | fixed_thresholds(in_file)
     given |= options | fixed_thresholds(options)
     given = _with_types(given)
@@ -66,6 +74,51 @@ def resolve(
     config = from_dict(nest(_with_environment(values, environment)))
     check_consistency(config)
     return config
+
+
+def _parse_options(
+    texts: Mapping[str, str], known: Mapping[str, msgspec.inspect.Field]
+) -> tuple[dict[str, Any], list[str]]:
+    """The values of options, and what is wrong with the names and texts of others."""
+    options = {}
+    problems = []
+    for name, text in texts.items():
+        if name not in known:
+            problems.append(describe_unknown_setting(name, known, "on the command line"))
+            continue
+        try:
+            options[name] = _parse_value(name, known[name], text)
+        except ConfigError as error:
+            problems.append(str(error))
+    return options, problems
+
+
+def _describe_misfits(values: Mapping[str, Any], environment: str) -> list[tuple[str, str]]:
+    """(Name, what is wrong with it) of each value that is not as its setting takes it."""
+    problems = []
+    known = all_settings() | environment_fields(environment)
+    tree = nest(_keep_chosen_types(values))
+    misfits = list(find_misfits(tree, Config))
+    declared = settings_of_environment(environment)
+    if declared is not None:
+        own = value_at(tree, ENVIRONMENT_SETTINGS) or {}
+        prefix = f"{ENVIRONMENT_SETTINGS}."
+        misfits += [(f"{prefix}{name}", message) for name, message in find_misfits(own, declared)]
+    for name, message in misfits:
+        if name in known:
+            words = describe_misfit(name, value_at(tree, name), message, known[name])
+        else:
+            words = f"{name.rstrip('.')}: {message}"
+        problems.append((name, words))
+    return problems
+
+
+def _raise_for(problems: Sequence[str]) -> None:
+    """Raise ConfigError that says all that is wrong, if anything is."""
+    if len(problems) == 1:
+        raise ConfigError(problems[0])
+    if problems:
+        raise ConfigError("\n  ".join([f"{len(problems)} settings are wrong:", *problems]))
 
 
 def _read_trees(recipes: str, file: Path | None) -> dict[str, Any]:
@@ -101,10 +154,7 @@ def _settings_of_file(tree: Mapping[str, Any], options: Mapping[str, Any]) -> di
 
 
 def _with_environment(values: Mapping[str, Any], environment: str) -> dict[str, Any]:
-    """Settings with all that the environment declares, checked by it.
-
-    Raises ConfigError naming the setting that does not fit.
-    """
+    """Settings with all that the environment declares."""
     prefix = f"{ENVIRONMENT_SETTINGS}."
     declared = settings_of_environment(environment)
     if declared is None:
@@ -114,10 +164,7 @@ def _with_environment(values: Mapping[str, Any], environment: str) -> dict[str, 
         for name, value in values.items()
         if name.startswith(prefix)
     }
-    try:
-        settings = msgspec.to_builtins(msgspec.convert(own, declared))
-    except msgspec.ValidationError as error:
-        raise _refusal(error, prefix, environment_fields(environment)) from None
+    settings = msgspec.to_builtins(msgspec.convert(own, declared))
     return {**values, **{f"{prefix}{name}": value for name, value in settings.items()}}
 
 
@@ -131,6 +178,19 @@ def _without_other_types(in_file: dict[str, Any], options: Mapping[str, Any]) ->
             if parent == section and chosen in types and name not in types[chosen]:
                 kept.pop(full, None)
     return kept
+
+
+def _keep_chosen_types(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the type of each tagged section, without those that it does not have."""
+    chosen = dict(values)
+    for section, types in tagged_sections().items():
+        field = all_settings()[f"{section}.type"]
+        kind = chosen.setdefault(f"{section}.type", default_of(field))
+        for full in values:
+            parent, _, name = full.rpartition(".")
+            if parent == section and name != "type" and name not in types.get(kind, ()):
+                del chosen[full]
+    return chosen
 
 
 def _with_types(given: dict[str, Any]) -> dict[str, Any]:
@@ -175,22 +235,10 @@ def full_name(name: str) -> str:
 def from_dict(tree: dict) -> Config:
     """Make a Config of nested dictionaries.
 
-    Raises ConfigError naming the setting that does not fit.
+    Raises ConfigError naming each setting that does not fit.
     """
-    try:
-        return msgspec.convert(tree, Config)
-    except msgspec.ValidationError as error:
-        raise _refusal(error, "", all_settings()) from None
-
-
-def _refusal(
-    error: msgspec.ValidationError, prefix: str, known: Mapping[str, msgspec.inspect.Field]
-) -> ConfigError:
-    """The error that names a setting in full, with what it is for."""
-    message, _, path = str(error).partition(" - at `$.")
-    name = prefix + path.rstrip("`").partition("[")[0]
-    meaning = describe(name, known[name]) if name in known else ""
-    return ConfigError(f"{name}: {message[:1].lower()}{message[1:]}. {meaning}".rstrip())
+    _raise_for([problem for _, problem in _describe_misfits(flatten(tree), "")])
+    return msgspec.convert(tree, Config)
 
 
 def to_toml(config: Config) -> str:
@@ -224,28 +272,17 @@ def _read_toml(file: Path) -> dict:
         raise ConfigError(f"--config: {file} is not valid TOML: {error}") from None
     for section, values in tree.items():
         if section not in Config.__struct_fields__ and isinstance(values, dict):
+            sections = Config.__struct_fields__
             raise ConfigError(
                 f"there is no section [{section}] (in {file}); there are "
-                f"{', '.join(Config.__struct_fields__)}"
+                f"{', '.join(sections)}{guess(section, sections)}"
             )
         if not isinstance(values, dict):
+            example = full_name(section) if section in SHORT_NAMES else "section.name"
             raise ConfigError(
-                f"{section!r} in {file} stands outside any section; write it as [section] and "
-                "name = value"
+                f"{section!r} in {file} stands outside any section; write it as {example} = VALUE"
             )
     return tree
-
-
-def _check_known(name: str, known: dict, where: str) -> None:
-    if name in known:
-        return
-    near = [full for full in known if full.split(".")[-1] == name.split(".")[-1]][:1]
-    if not near:
-        near = difflib.get_close_matches(name, [*known, *SHORT_NAMES], n=1, cutoff=0.5)
-    hint = f"; `{this_command()} --help all` lists all settings"
-    if near:
-        hint = f"; did you mean {near[0]}?"
-    raise ConfigError(f"there is no setting {name} ({where}){hint}")
 
 
 _SWITCH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

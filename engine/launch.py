@@ -24,6 +24,7 @@ import asyncio
 import json
 import os
 import random
+import socket
 import time
 from dataclasses import dataclass
 from importlib import metadata
@@ -58,6 +59,9 @@ BATCHED_TOKENS = 2048
 
 RESIDENT_GIB = 2.0
 """Memory of the engine's processes beside KV cache and weights, with a margin (measured: 1.4)."""
+
+CONNECT_SECONDS = 2.0
+"""Longest wait for a connection to an engine that is said to run already."""
 
 CLAIM_SECONDS = LAPSES_SECONDS + 5.0
 """Wait for an engine that is another run's.
@@ -234,6 +238,8 @@ def check_engine(config: Config, model: Path | None) -> None:
     if config.engine.weights == "nccl":
         check_nccl(config)
     if config.engine.urls:
+        for url in config.engine.urls:
+            check_listening(url)
         return
     if not _installed():
         raise ConfigError(
@@ -244,6 +250,24 @@ def check_engine(config: Config, model: Path | None) -> None:
         check_memory(
             config.engine.kv_cache_gb, weights_gib(model), available_gib() / engines_here(config)
         )
+
+
+def check_listening(url: str) -> None:
+    """Raise ConfigError for an address at which no server can be reached.
+
+    One that takes the connection and says nothing is waited for later (engine.start_seconds).
+    """
+    address = urlsplit(url)
+    port = address.port or {"http": 80, "https": 443}[address.scheme]
+    try:
+        socket.create_connection((address.hostname, port), CONNECT_SECONDS).close()
+    except TimeoutError:
+        return
+    except OSError as error:
+        raise ConfigError(
+            f"engine.urls: nothing answers at {url} ({error.strerror}); start the server first "
+            "(docs/reference/engine.md)"
+        ) from None
 
 
 def engines_here(config: Config) -> int:

@@ -10,6 +10,7 @@ import sys
 from typing import NamedTuple
 
 from config import ConfigError
+from config.refusals import guess
 from protocol.output import output_failure
 
 DEFAULT_COMMAND = "train"
@@ -62,7 +63,10 @@ def run_command(name: str, arguments: list[str]) -> int:
     """
     command = COMMANDS.get(name)
     if command is None:
-        raise ConfigError(f"there is no command {name!r}; there are: {', '.join(COMMANDS)}")
+        raise ConfigError(
+            f"there is no command {name!r}; there are: {', '.join(COMMANDS)}"
+            f"{guess(name, COMMANDS)}"
+        )
     module, _, function = command.entry.partition(":")
     status = getattr(importlib.import_module(module), function)(arguments)
     if status == 0 and command.prints_answer:

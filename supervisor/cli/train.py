@@ -96,7 +96,7 @@ def print_settings(config: Config) -> None:
     """Print settings as TOML, after what the machine has, and what differs from the defaults."""
     changes = changed_settings(Config(), config)
     print(f"# {describe_machine(config)}")
-    print(f"# {len(changes)} settings differ from the plain defaults:")
+    print(f"# different from the plain defaults ({len(changes)}):")
     for name, (default, value) in changes.items():
         print(f"#   {name}: {default!r} -> {value!r}")
     print(to_toml(config))
@@ -129,6 +129,16 @@ def _check_serial(config: Config) -> None:
         raise ConfigError(
             "engine.weights: --serial has an engine without a GPU; leave it at file there"
         )
+    elsewhere = {
+        "engine.urls": config.engine.urls,
+        "cluster.learner_launch": config.cluster.learner_launch,
+        "cluster.shard_launch": config.cluster.shard_launch,
+    }
+    for name, value in elsewhere.items():
+        if value:
+            raise ConfigError(
+                f"{name}: --serial is one process, with an engine of its own; leave it empty"
+            )
 
 
 def print_places(job: Job, console: Console) -> None:

@@ -22,7 +22,16 @@ import pytest
 from protocol.lifetime import dying_with_parent
 from supervisor.endpoints import free_port
 from supervisor.job import job_file, save_job
-from tests.fixtures.runs import ROOT, Run, job_in, processes, running, running_small, small_config
+from tests.fixtures.runs import (
+    ROOT,
+    Run,
+    job_in,
+    processes,
+    running,
+    running_small,
+    silent_server,
+    small_config,
+)
 
 PROMPTLY_S = 20.0
 """How long Ctrl-C may take: 5 s, on a machine that does much else."""
@@ -129,25 +138,24 @@ async def test_ctrl_c_before_there_is_an_engine_ends_the_run_as_interrupted(
     """As soon as there is a learner, in its warm start, or after it; nobody waits for the engine,
     which never comes."""
     episodes = 0 if phase == "evaluating" else 4000
-    settings = {
-        "model.name": small_policy,
-        "engine.urls": "http://127.0.0.1:9",
-        "warm_start.episodes": episodes,
-    }
+    settings = {"model.name": small_policy, "warm_start.episodes": episodes}
     settings |= {"run.dir": tmp_path / "run", "run.cache_dir": tmp_path / "cache"}
-    async with running(
-        tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())
-    ) as run:
-        await run.until(lambda: run.pid_of("learner"))
-        async with asyncio.timeout(60):
-            while phase != "starting" and phase.encode() not in await run.process.stdout.readline():
-                pass
-        run.process.send_signal(signal.SIGINT)
-        assert await run.ended(PROMPTLY_S) == 130, run.output
-        assert "error" not in run.output
-        assert f"Interrupted ({phase}): nothing to keep yet, stopping." in run.output
-        assert run.output.endswith(f"to go on: python run.py --resume {run.directory}\n")
-        assert run.left_over() == [] and not (run.directory / "logs" / "controller.log").exists()
+    with silent_server() as url:
+        settings["engine.urls"] = url
+        options = (f"--{name}={value}" for name, value in settings.items())
+        async with running(tmp_path / "run", *options) as run:
+            await run.until(lambda: run.pid_of("learner"))
+            async with asyncio.timeout(60):
+                said = b""
+                while phase != "starting" and phase.encode() not in said:
+                    said = await run.process.stdout.readline()
+            run.process.send_signal(signal.SIGINT)
+            assert await run.ended(PROMPTLY_S) == 130, run.output
+            assert "error" not in run.output
+            assert f"Interrupted ({phase}): nothing to keep yet, stopping." in run.output
+            assert run.output.endswith(f"to go on: python run.py --resume {run.directory}\n")
+            assert run.left_over() == []
+            assert not (run.directory / "logs" / "controller.log").exists()
 
 
 async def test_invariant_4_learner_killed_before_a_checkpoint_trains_each_episode_once(
@@ -454,20 +462,18 @@ async def test_an_engine_that_does_not_answer_ends_the_run_naming_the_setting(
 ):
     settings = {
         "model.name": small_policy,
-        "engine.urls": "http://127.0.0.1:9",
         "engine.start_seconds": 1,
         "run.dir": tmp_path / "run",
     }
-    async with running(
-        tmp_path / "run", *(f"--{name}={value}" for name, value in settings.items())
-    ) as run:
-        assert await run.ended(60) == 1
-        assert "engine.start_seconds" in run.output
-        assert run.left_over() == []
-        assert (
-            not (run.directory / "summary.json").exists()
-            and not (run.directory / "checkpoints").exists()
-        )
+    with silent_server() as url:
+        settings["engine.urls"] = url
+        options = (f"--{name}={value}" for name, value in settings.items())
+        async with running(tmp_path / "run", *options) as run:
+            assert await run.ended(60) == 1
+            assert "engine.start_seconds" in run.output
+            assert run.left_over() == []
+            assert not (run.directory / "summary.json").exists()
+            assert not (run.directory / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from learner.checkpoint_damage import (
 from protocol.messages import SCHEMA_VERSION
 from supervisor.cli.main import main
 from supervisor.resume import check_model_of, resumed_config, set_damaged_checkpoints_aside
-from tests.fixtures.runs import running_small
+from tests.fixtures.runs import running_small, silent_server
 
 
 def begun(directory: Path, **overrides: str) -> Path:
@@ -212,11 +212,12 @@ async def test_settings_that_a_run_could_not_begin_with_are_not_kept(
     async with running_small(tmp_path / "run", small_policy, run__max_updates="1") as run:
         assert await run.ended() == 0, run.output
     before = (run.directory / "config.toml").read_text()
-    nobody = {"engine__urls": "http://127.0.0.1:9", "engine__start_seconds": "1"}
-    async with running_small(
-        tmp_path / "run", small_policy, resume=str(run.directory), **nobody
-    ) as run:
-        assert await run.ended() == 1 and "settings changed: " in run.output
+    with silent_server() as url:
+        nobody = {"engine__urls": url, "engine__start_seconds": "1"}
+        async with running_small(
+            tmp_path / "run", small_policy, resume=str(run.directory), **nobody
+        ) as run:
+            assert await run.ended() == 1 and "settings changed: " in run.output
     assert (run.directory / "config.toml").read_text() == before
     async with running_small(
         tmp_path / "run", small_policy, resume=str(run.directory), run__max_updates="2"

@@ -3,6 +3,7 @@ would be right."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -24,15 +25,18 @@ from config.options import (
     all_settings,
     description,
     kind_of,
+    nest,
     tagged_sections,
     values_of,
 )
+from config.refusals import ALIASES, VALUES_ELSEWHERE, find_misfits
 from config.resolve import from_dict, resolve, to_toml
 from envs.registry import BUILT_IN_SETTINGS
 from envs.settings import AlfWorldSettings
 from supervisor.cli.help import print_help
 
 SETTINGS = list(all_settings())
+UNTAGGED = [name for name in SETTINGS if name.rpartition(".")[0] not in tagged_sections()]
 NUMBERS = [
     name
     for name, field in all_settings().items()
@@ -260,6 +264,78 @@ def test_an_unknown_setting_is_answered_with_the_nearest(wrong: str, right: str)
     )
 
 
+@pytest.mark.parametrize(("elsewhere", "ours"), ALIASES.items())
+def test_name_of_another_system_is_answered_with_ours(elsewhere: str, ours: str) -> None:
+    """Names that verl, TRL and others have are answered with the setting's name here."""
+    assert all(name in [*SETTINGS, *tagged_sections()] for name in re.split(" x | and ", ours))
+    section = ours.partition(".")[0]
+    assert f"; did you mean {ours}?" in refused(**{elsewhere: "1"})
+    assert f"; did you mean {ours}?" in refused(**{f"{section}__{elsewhere}": "1"})
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "answer"),
+    [
+        ("control__mode", "t2p0", "; did you mean t2po?"),
+        ("algorithm", "gpro", "; did you mean grpo?"),
+        ("algorithm", "ppo", "; here it is gae, with learner.loss ppo"),
+        ("learner__loss", "gsppo", "; did you mean gspo?"),
+        ("env__settings__scene_size", "smal", "; did you mean small?"),
+        ("run__tracker", "xyzzy", "wandb"),
+    ],
+)
+def test_enumerated_value_that_is_none_is_answered_with_the_nearest(
+    setting: str, value: str, answer: str
+) -> None:
+    """A value that is not among those of a setting is answered with them, and the nearest."""
+    message = refused(**{setting: value})
+    assert f"{value!r} is not one of " in message and message.endswith(answer)
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize("setting", VALUES_ELSEWHERE)
+def test_value_of_another_system_is_none_of_ours(setting: str) -> None:
+    """A value is only explained where it is no choice, and the explanation names one that is."""
+    choices = [str(choice) for choice in kind_of(all_settings()[setting]).values]
+    for value, ours in VALUES_ELSEWHERE[setting].items():
+        assert value not in choices
+        assert re.split("[,;:]", ours)[0] in choices
+
+
+def test_all_that_is_wrong_with_settings_is_said_at_once(tmp_path: Path) -> None:
+    """Every unknown name, type and bound is told, and those of a file with the file's name."""
+    file = written(
+        tmp_path,
+        '[run]\nseed = "a"\nsede = 1\n[learner]\ngroup_size = 1\n[learner.loss]\ntype = "x"\n'
+        'clip_low = "y"\n[env.settings]\nscene_size = "smal"\n',
+    )
+    first, *lines = refused(file, run__max_minutes="long", xyzzy="1").splitlines()
+    assert first == "7 settings are wrong:"
+    named = [re.match(r"  (?:there is no setting )?([\w.]+)", line)[1] for line in lines]
+    assert set(named) == {
+        "run.max_minutes",
+        "xyzzy",
+        "run.sede",
+        "run.seed",
+        "learner.loss.type",
+        "learner.group_size",
+        "env.settings.scene_size",
+    }
+    assert all(str(file) in line for line in lines[2:])
+    assert not any(str(file) in line for line in lines[:2])
+
+
+@given(st.dictionaries(st.sampled_from(UNTAGGED), st.one_of(st.none(), st.integers(), st.text())))
+def test_find_misfits_finds_what_each_value_alone_is_refused_for(values: dict) -> None:
+    """What is wrong with one setting hides nothing of what is wrong with another."""
+    alone = {
+        misfit
+        for name, value in values.items()
+        for misfit in find_misfits(nest({name: value}), Config)
+    }
+    assert set(find_misfits(nest(values), Config)) == alone
+
+
 def test_an_unknown_setting_without_a_near_one_is_answered_with_help() -> None:
     assert "run.py --help" in refused(xyzzy="1")
 
@@ -394,10 +470,23 @@ def test_settings_that_cannot_hold_together_are_both_named() -> None:
             "learner.algorithm gae",
         ),
         ({"learner__loss__mis_low": "0.1"}, "learner.loss.mis_low", "learner.loss is tis"),
+        (
+            {"control__decide_in": "engine", "control__signal": "stream"},
+            "control.decide_in",
+            "control.signal stream",
+        ),
+        ({"engine__urls": "http://n:1", "engine__count": "2"}, "engine.count", "engine.urls"),
+        ({"engine__urls": "http://n:1", "engine__port": "9"}, "engine.port", "engine.urls"),
+        ({"engine__urls": "http://n:1", "engine__devices": "0"}, "engine.devices", "engine.urls"),
+        (
+            {"engine__urls": "http://n:1", "engine__extra_args": "-x"},
+            "engine.extra_args",
+            "engine.urls",
+        ),
     ],
-    ids=["reinforce++", "vtrace", "lag", "devices", "reference", "rloo", "filter", "correction"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_settings_of_the_loss_that_cannot_hold_together_are_refused(
+def test_settings_that_cannot_hold_together_are_refused(
     together: dict[str, str], named: str, instead: str
 ) -> None:
     message = refused(**together)

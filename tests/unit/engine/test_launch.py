@@ -26,6 +26,7 @@ from engine.launch import (
 )
 from protocol import machine
 from supervisor.endpoints import free_port
+from tests.fixtures.runs import silent_server
 
 
 def job(engines: int = 1, **settings: str) -> Job:
@@ -119,6 +120,19 @@ def test_weights_over_nccl_are_refused_without_gpus(
             ConfigError, match=r"engine\.weights: nccl needs NVIDIA GPUs.*leave it at file"
         ):
             check_engine(resolve(None, settings | {"engine.weights": "nccl"}), None)
+
+
+def test_check_engine_without_a_server_at_its_address_names_engine_urls() -> None:
+    """An address at which nothing listens is told before anything starts, not after 180 s."""
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(ConfigError, match=rf"engine\.urls: nothing answers at {url} .*refused"):
+        check_engine(resolve(None, {"engine.urls": url}), None)
+
+
+def test_check_engine_with_a_listening_server_leaves_the_rest_to_the_start() -> None:
+    """A server that listens is one that may still be loading."""
+    with silent_server() as url:
+        check_engine(resolve(None, {"engine.urls": url}), None)
 
 
 def test_weights_over_nccl_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
