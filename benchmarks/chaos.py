@@ -107,7 +107,8 @@ class Run:
 
     def __init__(self, directory: Path, disk: Path | None) -> None:
         """`directory`: of all that the benchmark writes; `disk`: one that holds the run alone, and
-        may be filled."""
+        may be filled.
+        """
         self.directory = (disk or directory) / "run"
         self.disk = disk
         self.misfortunes = directory / "misfortunes"
@@ -341,7 +342,8 @@ def rage(
 
 def faults(chance: random.Random, quick: bool) -> Iterator[Fault]:
     """The faults of a quick benchmark, or all there are, in one random order after another: each
-    kind comes about as often."""
+    kind comes about as often.
+    """
     if quick:
         yield from QUICK
         return

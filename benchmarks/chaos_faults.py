@@ -1,5 +1,6 @@
 """What happens to a run in `benchmarks.chaos`: faults, each of which strikes once and is over when
-`strike` returns."""
+`strike` returns.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +127,8 @@ class CutLinks:
 @dataclass(frozen=True)
 class Misfortune:
     """User code, or an engine, goes wrong from inside for a while (benchmarks/misfortune,
-    benchmarks/chaos_environment.py)."""
+    benchmarks/chaos_environment.py).
+    """
 
     name: str
 

@@ -1,5 +1,6 @@
 """A TCP proxy whose connections can be cut in every way that a network has, in a thread of its
-own."""
+own.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Pair:
 
 class Proxy:
     """Listens on `here` and carries each connection to the same port of `there`, for a number of
-    ports."""
+    ports.
+    """
 
     def __init__(self, here: str, there: str, ports: Sequence[int]) -> None:
         self._here = here

@@ -80,7 +80,8 @@ class Bench:
 
     def rule(self, cut: bool) -> RuleSpec:
         """Thinking from the first token on (no token comes before it), cut at a budget, or
-        never."""
+        never.
+        """
         settings = ThinkingSettings(
             "paper", 0.4, self.vocabulary, "mean", 7, None, 0, CUT_AFTER if cut else 10**6
         )
@@ -108,7 +109,8 @@ def tapped(
     acts: str | None, rate: bool, prompt_tokens: int = PROMPT, response: int = RESPONSE
 ) -> Condition:
     """`acts`: None for a turn that nobody watches, else an InterventionMode; `rate`: some of
-    the turns are cut."""
+    the turns are cut.
+    """
 
     async def condition(bench: Bench) -> int:
         name, prompt, number = bench.turn(prompt_tokens)
@@ -194,7 +196,8 @@ async def speed(bench: Bench, condition: Condition, streams: int, seconds: float
 
 def router_microseconds(rows: int = 64, steps: int = 500) -> float:
     """What a token's signal costs in the controller, decoding of the frame included, with the rule
-    of the default job."""
+    of the default job.
+    """
     router = SignalRouter(
         zmq.asyncio.Context.instance(), "inproc://alone", TOKENS, max_model_len=1024
     )
@@ -272,7 +275,8 @@ def _send_frames(endpoint: str, engines: int, rows: int, count: int) -> None:
 @contextlib.asynccontextmanager
 async def engine_of(model: str, streams: int, console: Console) -> AsyncIterator[Bench]:
     """An engine that computes so many turns at once, as a run starts it; `model` as `--model` of a
-    run, or empty."""
+    run, or empty.
+    """
     with tempfile.TemporaryDirectory() as directory:
         overrides = {"engine.max_sequences": str(streams), "run.dir": directory} | (
             {"model": model} if model else {}

@@ -74,7 +74,8 @@ def main() -> None:
 
 def _expert_speed(environment: Environment) -> tuple[float, float, float]:
     """(steps a second, resets a second, share of episodes won) of the expert's actions, the
-    expert's own time left out."""
+    expert's own time left out.
+    """
     step_seconds = reset_seconds = 0.0
     steps = episodes = won = 0
     while step_seconds + reset_seconds < SECONDS and episodes < environment.size("held_out"):
@@ -134,7 +135,8 @@ def _stock_speed(environment: AlfWorld) -> tuple[float, float]:
 
 def _skyrl_speed() -> tuple[float, float]:
     """(steps a second, resets a second) of skyrl-gym's environment on our questions, which asks a
-    server that is another process."""
+    server that is another process.
+    """
     from aiohttp import web
     from skyrl_gym.envs.search.env import SearchEnv, SearchEnvConfig
 

@@ -1,5 +1,6 @@
 """Hosts as network namespaces with addresses of their own, joined by a bridge; on Linux, for
-root."""
+root.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class NotPermitted(RuntimeError):
 
 class Host:
     """A namespace `name`, joined to the bridge; by a cable with this delay (seconds) and loss, if
-    they are given."""
+    they are given.
+    """
 
     def __init__(
         self, name: str, number: int, bridge: str, stack: ExitStack, far: tuple[float, float] | None
@@ -69,7 +71,8 @@ class Host:
 
     def join(self, port: int, keys: Path, actors: int, stack: ExitStack) -> subprocess.Popen:
         """Actors of this host, of the run whose controller listens at `port` HERE: a group of
-        processes that ends with the stack."""
+        processes that ends with the stack.
+        """
         command = [
             sys.executable,
             "run.py",
@@ -115,7 +118,8 @@ def hosts(count: int, far: tuple[float, float] | None = None) -> Iterator[list[H
 @contextlib.contextmanager
 def addresses(count: int) -> Iterator[list[str]]:
     """So many of this machine, none of them loopback's, while inside: for processes that pretend to
-    be on several machines. Raises NotPermitted where there can be none."""
+    be on several machines. Raises NotPermitted where there can be none.
+    """
     bridge = f"{PREFIX}{os.getpid()}z"
     found = [f"{SUBNET}.{101 + number}" for number in range(count)]
     with ExitStack() as stack:

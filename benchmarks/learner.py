@@ -70,7 +70,8 @@ def ours_dense(model: PreTrainedModel, turns: Sequence[TrainingSample]) -> torch
 
 def packed(model: PreTrainedModel, turns: Sequence[TrainingSample]) -> torch.Tensor:
     """All turns in one row, each seeing itself alone: a block mask, and positions that begin
-    anew."""
+    anew.
+    """
     ids = torch.from_numpy(np.concatenate([tokens_of(turn) for turn in turns]))[None]
     turn = torch.repeat_interleave(
         torch.arange(len(turns)), torch.tensor([turn.length for turn in turns])
@@ -92,7 +93,8 @@ def bare(
     step: Step, settings: LearnerSection, model: PreTrainedModel, turns: Sequence[TrainingSample]
 ) -> Run:
     """Forward, backward, optimizer step; as many steps as the learner makes, of micro-batches as
-    large as its."""
+    large as its.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
     def run() -> None:

@@ -1,5 +1,6 @@
 """An environment that only takes time: 3 to 7 turns, whatever the agent says, each of `SECONDS`,
-which its process is told."""
+which its process is told.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +93,8 @@ class Patience:
 
 def install(directory: Path, name: str = NAME, factory: str = f"{__name__}:Waits") -> None:
     """Write an entry point by which processes that have `directory` on their path find the
-    environment `name`."""
+    environment `name`.
+    """
     metadata = directory / f"{name.replace('-', '_')}-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")

@@ -155,7 +155,8 @@ def befall(
     joined: list[tuple[Host, subprocess.Popen]], metrics: Path, training: subprocess.Popen
 ) -> None:
     """The first host is cut off for a while after the first update, the second one vanishes after
-    the second."""
+    the second.
+    """
     (first, _), (_, actors) = joined
     until(1, metrics, training)
     first.cut_off(True)

@@ -100,7 +100,8 @@ def with_stragglers(usual: Draw) -> Draw:
 
 def recorded(run: Path) -> Draw:
     """Episodes as long as in a run, from the first turn's beginning to the last one's end, over
-    their mean."""
+    their mean.
+    """
     tracks: dict[str, list[tuple[float, float]]] = {}
     for spans in read_spans(run).values():
         for span in spans:
@@ -169,7 +170,8 @@ def arrive(
     draw: Draw,
 ) -> tuple[float, int]:
     """The next episode comes to its end, and its actor plays another, if there is one; when that
-    is, and how many actors have none."""
+    is, and how many actors have none.
+    """
     now, group, member = heappop(playing)
     buffer.add(
         Trajectory(

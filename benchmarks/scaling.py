@@ -220,7 +220,8 @@ def costs_table(costs: Costs, measured: Observed) -> Table:
 def check(runs: dict[Case, Observed], costs: Costs) -> Iterator[dict]:
     """Each run, and the model of it, whose costs are from two of them and whose play is that of the
     run itself. "ratio": with all costs as much higher as the learner's time for a turn was in that
-    run: a machine that is shared is not equally fast all day."""
+    run: a machine that is shared is not equally fast all day.
+    """
     for case, seen in runs.items():
         setup = Setup(GROUPS, GROUP_SIZE, case.max_staleness, case.actors, cores=CORES)
         model = Run(costs, work_of(seen), setup).outcome(SIMULATED)
@@ -311,7 +312,8 @@ def cluster(engine: Engine, count: int) -> dict:
     """What so many engines bring if nothing else is short; what share of it one controller lets
     through; the fewest that let ENOUGH through; what share of its time the learner's thread of
     messages is busy then (more than 1: it is too slow); bytes a second to and from actors, and of
-    weights, were each engine sent its own."""
+    weights, were each engine sent its own.
+    """
     most = simulate(engine, count, count)
     one = simulate(engine, count, 1) if count > 1 else most
     enough = ENOUGH * most.tokens_per_second

@@ -1,5 +1,6 @@
 """What benchmarks.scaling_model is fed with: an engine measured alone, and the processes of a run
-measured while it goes on."""
+measured while it goes on.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +45,8 @@ SETTLED = 2
 
 async def engine_costs(seconds: float, console: Console) -> dict[str, float]:
     """The costs of ENGINE, by least squares of the relative errors over turns of all sizes;
-    "engine_error": the mean of what is left."""
+    "engine_error": the mean of what is left.
+    """
     rows = []
     measured = []
     async with engine_of("", max(STREAMS), console) as bench:
@@ -114,7 +116,8 @@ def observe(directory: Path, arguments: list[str]) -> Observed:
 
 def _meters(pid: int, directory: Path) -> dict[str, float]:
     """Counters of a run so far: seconds of a core by process, tokens of prompts by the engine's own
-    count."""
+    count.
+    """
     seconds: Counter[str] = Counter()
     try:
         for process in psutil.Process(pid).children(recursive=True):
@@ -141,7 +144,8 @@ def _seconds(process: psutil.Process) -> dict[str, float]:
 
 def _prompt_tokens(directory: Path) -> dict[str, float]:
     """{"prompt": tokens, "cached": those of them that were found in the cache}; nothing while there
-    is no engine."""
+    is no engine.
+    """
     try:
         job = Job.load(directory / "job.json")
         request = urllib.request.Request(

@@ -288,7 +288,8 @@ class Run:
 
     def full(self, seconds: float) -> Outcome:
         """Simulate so many, in which places play one turn after the other, whatever becomes of
-        them: nothing is learned."""
+        them: nothing is learned.
+        """
         for number in range(self._setup.places):
             self._env.process(self._play_on(number % self._setup.controllers))
         at = []

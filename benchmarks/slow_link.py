@@ -25,7 +25,8 @@ MOST = 65536
 
 def device(name: str) -> int:
     """A file whose reads are frames that were sent over the device, and whose writes are frames
-    that it receives."""
+    that it receives.
+    """
     file = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(file, TUNSETIFF, struct.pack("16sH", name.encode(), IFF_TAP | IFF_NO_PI))
     return file

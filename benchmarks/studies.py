@@ -1,5 +1,6 @@
 """What studies of whole runs share: cells that are made once and kept, runs in processes of their
-own, intervals."""
+own, intervals.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +102,8 @@ def run(directory: Path, arguments: Sequence[str]) -> Records:
 
 def warm_start(directory: Path, env: str, seed: int, label: str, console: Console) -> list[str]:
     """Arguments by which runs find the policy that `seed` warm-starts for `env`, which is made now
-    if it has not been made."""
+    if it has not been made.
+    """
     cache = ["--run.cache_dir", str(directory / "cache"), "--env", env, "--seed", str(seed)]
     made = directory / f"warm-{env}-{seed}"
     if not made.exists():

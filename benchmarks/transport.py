@@ -78,7 +78,8 @@ def measure(share: float, repeats: int, console: Console) -> dict[str, dict[str,
 
 def stages(size: Size, seconds: float = 0.3) -> dict[str, float]:
     """CPU seconds that an episode takes in each stage of its own, in a process that does nothing
-    else."""
+    else.
+    """
     episode = paths.trajectory(size, 0)
     frame = encode(episode)
     with tempfile.TemporaryDirectory() as directory:

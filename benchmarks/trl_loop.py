@@ -1,5 +1,6 @@
 """TRL's GRPO trainer on given turns, for benchmarks.learner: everything it does in a step but the
-generation (needs the extra trl)."""
+generation (needs the extra trl).
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def prepare(
 ) -> Callable[[], None]:
     """An update on the turns: as many optimizer steps as ours, micro-batches of about as many
     tokens. Its loss takes the log-probs of the turns as those of the policy that played them, as
-    ours does; no reference, since ours has none."""
+    ours does; no reference, since ours has none.
+    """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 

@@ -1,5 +1,6 @@
 """Defaults that depend on other settings: of the tiny policy in an environment, and of the presets
-of control."""
+of control.
+"""
 
 from __future__ import annotations
 
@@ -144,7 +145,8 @@ def defaults_for(given: Mapping[str, Any], serial: bool = False) -> dict[str, An
 
 def with_preset(overrides: Mapping[str, str], recorded: Config) -> dict[str, str]:
     """Overrides of a run's settings, of which its config.toml has every one: a preset among them
-    stands for all that any preset sets, as a new run of that model would have it."""
+    stands for all that any preset sets, as a new run of that model would have it.
+    """
     if "control.preset" not in overrides:
         return dict(overrides)
     given = {
@@ -162,7 +164,8 @@ def with_preset(overrides: Mapping[str, str], recorded: Config) -> dict[str, str
 
 def fixed_thresholds(given: Iterable[str]) -> dict[str, Any]:
     """A threshold that is given, and its rate is not, is meant to hold: the rates that are 0 for
-    that."""
+    that.
+    """
     return {
         rate: 0.0 for threshold, rate in RATES.items() if threshold in given and rate not in given
     }

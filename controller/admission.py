@@ -202,7 +202,8 @@ class Admission:
 
     def evaluate(self, evaluation: int, episodes: int) -> None:
         """Admit held-out tasks 0 ... episodes-1, one episode each, before any further training
-        episode."""
+        episode.
+        """
         self.pending_evaluation.extend(
             EpisodeKey(evaluation, task, True) for task in range(episodes)
         )
@@ -336,7 +337,8 @@ class Admission:
 
     def longest_in_flight(self, now: float, limit: int) -> list[InFlight]:
         """The episodes that have been played for longest, at most `limit`: whom everybody may be
-        waiting for."""
+        waiting for.
+        """
         in_flight = [
             InFlight(key, holder.actor, holder.lease_attempt, now - holder.since)
             for key, holder in self.leased.items()

@@ -63,7 +63,8 @@ class Announcements:
 
     async def next_weights(self) -> WeightsPublished:
         """Wait for weights that the engines may load now; admits evaluations that were announced
-        before them."""
+        before them.
+        """
         message = await self._queue.get()
         while isinstance(message, Evaluate):
             if message.evaluation not in self._abandoned:
@@ -76,7 +77,8 @@ class Announcements:
 
     def check_evaluations(self) -> None:
         """Notice the end of the last evaluation's last episode; to be called after any may have
-        ended."""
+        ended.
+        """
         if not self._evaluations_ended.is_set() and not self._admission.is_evaluating():
             self._evaluations_ended.set()
 

@@ -238,7 +238,8 @@ class Controller:
 
     async def _drop_exhausted(self, episodes: list[EpisodeKey]) -> None:
         """Drop episodes whose leases are used up, after others were taken back from their
-        actors."""
+        actors.
+        """
         await self._broadcast_revocations()
         settings = self.config.actor
         detail = (
@@ -281,7 +282,8 @@ class Controller:
 
     async def apply_weights(self) -> None:
         """Load new weights into all engines while they generate, and no evaluation is under way;
-        then free their slots."""
+        then free their slots.
+        """
         while True:
             published = await self.announcements.next_weights()
             version = published.version
@@ -352,7 +354,8 @@ class Controller:
 
     async def _broadcast_revocations(self) -> None:
         """Tell whoever answers turns which leases lapsed; and who plays one, since it may be in a
-        step that takes minutes."""
+        step that takes minutes.
+        """
         self.announcements.check_evaluations()
         lapsed = self.admission.revoked
         self.admission.revoked = []

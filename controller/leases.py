@@ -1,5 +1,6 @@
 """Leases on their way: granted against credits, and signed, so that a shard knows one that it did
-not give."""
+not give.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class LeaseGranter:
 
     async def grant(self) -> None:
         """Send leases as long as there are credits and episodes, and the learner's weights in the
-        engines."""
+        engines.
+        """
         if self._shards.version < 0:
             return
         while self.credits:
@@ -70,7 +72,8 @@ class LeaseGranter:
 
 def sign_lease(secret: str, actor: bytes, key: EpisodeKey, lease_attempt: int) -> bytes:
     """Sign a lease: 16 bytes that nobody can make who does not know `secret`, which controller and
-    shards of a run share."""
+    shards of a run share.
+    """
     text = f"{key.id} {lease_attempt} ".encode() + actor
     return blake2b(text, key=secret.encode(), digest_size=16).digest()
 

@@ -1,5 +1,6 @@
 """The record of one response: what of it may be trained on, and what the controller saw and
-decided; and the notices of turns and episodes that came to nothing."""
+decided; and the notices of turns and episodes that came to nothing.
+"""
 
 from __future__ import annotations
 
@@ -90,7 +91,8 @@ def build_response(generation: Generation, control: ControlRecord) -> Response:
 
 def with_event(response: Response, kind: Literal["resample", "keep"], stall: Stall) -> Response:
     """Add the event that says why the response is sampled again; or that it is kept all the same,
-    the last one allowed."""
+    the last one allowed.
+    """
     event = ControlEvent(
         kind,
         stall.reason,

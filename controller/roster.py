@@ -52,7 +52,8 @@ class ActorRoster:
 
     def take_loop_lag(self) -> float | None:
         """The worst lag, in seconds, of the heartbeats since this was last called; None if there
-        were none."""
+        were none.
+        """
         worst = max(self._loop_lags.values(), default=None)
         self._loop_lags.clear()
         return worst

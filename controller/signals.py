@@ -1,5 +1,6 @@
 """From signal frames to decisions to forced tokens: one frame per engine step, one rule per turn
-being watched; and waiting for an engine that may make no progress."""
+being watched; and waiting for an engine that may make no progress.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +162,8 @@ class TurnView(NamedTuple):
 
 class SignalRouter:
     """Reads the engine's frames, feeds each row to its turn's rule, and sends the tokens to force
-    that follow."""
+    that follow.
+    """
 
     def __init__(
         self,
@@ -230,7 +232,8 @@ class SignalRouter:
 
     async def finish(self, turn_id: str, tokens: int, patience: float) -> None:
         """Stop watching, after the signals of all `tokens` tokens have arrived, or `patience`
-        seconds."""
+        seconds.
+        """
         watched = self._watched[turn_id]
         watched.expected_tokens = tokens
         watched.check_complete()

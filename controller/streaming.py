@@ -177,7 +177,8 @@ class StreamingController:
 
 class StreamedResponse:
     """A response that comes in parts: what was streamed, what was forced, what was streamed after
-    that."""
+    that.
+    """
 
     def __init__(self) -> None:
         self.tokens: list[int] = []

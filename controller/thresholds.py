@@ -1,5 +1,6 @@
 """The thresholds in force: fixed ones, or those that follow a rate, which a resumed run goes on
-with."""
+with.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """The controller's sockets: actors, learner, shards and supervisor, each by the messages it
-understands; and what an actor that introduces itself is told."""
+understands; and what an actor that introduces itself is told.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """Turns in, answers out: what the controller and each further shard do for actors, with the engines
-that are theirs."""
+that are theirs.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +116,8 @@ class TurnService:
 
     async def accept(self, actor: bytes, request: TurnRequest) -> str | None:
         """Begin with a turn, or answer it again; returns what is wrong with the request, if
-        anything is."""
+        anything is.
+        """
         flaw = validate_turn_request(request, self._limits)
         if flaw:
             return flaw
@@ -255,7 +257,8 @@ class TurnService:
 
     async def _has_tap(self, engine: EngineClient) -> bool:
         """Find out if the engine sends signals; one that fails now is taken to be as the others
-        are."""
+        are.
+        """
         async with (
             self.engines.suspect_on_failure(engine),
             asyncio.timeout(self._config.engine.update_seconds),

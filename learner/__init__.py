@@ -1,2 +1,3 @@
 """Trajectories in, weights out: advantages, off-policy corrections, updates, checkpoints, published
-weights."""
+weights.
+"""

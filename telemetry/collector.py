@@ -57,7 +57,8 @@ class Collector:
 
     def _write_down(self, record: Record) -> None:
         """Write a line, unless one is missing: a curve that ends is not taken for one with a
-        hole."""
+        hole.
+        """
         if self.failure is not None:
             return
         try:

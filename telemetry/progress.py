@@ -124,7 +124,8 @@ class Progress:
 
     def _print_warnings(self) -> None:
         """Warn of each early sign of a collapse and of each reason of failures once, and of
-        waits."""
+        waits.
+        """
         for name, words in self._state.signs.items():
             self._warn_once(name, f"{words} (docs/guides/reading-a-run.md, Signs of a collapse)")
         for name, words in self._state.failures.items():

@@ -48,7 +48,8 @@ def small_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Settings of a policy that acts validly now and then, so that turns differ in their
-    advantages; warm-started once (for each length of episodes)."""
+    advantages; warm-started once (for each length of episodes).
+    """
     directory = tmp_path_factory.mktemp("imitating")
     return {
         "warm_start__episodes": "200",
@@ -60,7 +61,8 @@ def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first: one that begins late keeps one worker busy when the others have
-    nothing left to do."""
+    nothing left to do.
+    """
     slow = {
         item.path
         for item in items

@@ -1,5 +1,6 @@
 """The rules of the layout, read from the source: who may import whom, and how large a module may
-grow."""
+grow.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +99,8 @@ def sources() -> list[Path]:
 
 def imports(source: Path) -> set[str]:
     """The full names of the modules that `source` imports, wherever in it, under TYPE_CHECKING or
-    not."""
+    not.
+    """
     names = set()
     for node in ast.walk(ast.parse((ROOT / source).read_text())):
         if isinstance(node, ast.Import):
@@ -173,7 +175,8 @@ def test_torch_is_imported_only_by_the_engine_and_the_learner(library: str) -> N
 @modules
 def test_durations_are_taken_from_a_clock_that_nobody_sets(source: Path) -> None:
     """The time of day may be set at any moment, by an hour; `time.monotonic` goes on, and stands
-    still while a laptop sleeps."""
+    still while a laptop sleeps.
+    """
     if source.parts[0] != "benchmarks" and source.as_posix() != TIME_OF_DAY:
         assert not re.search(
             r"\btime\.time(_ns)?\b|from time import|\bdatetime\.(now|utcnow|today)\b",

@@ -55,7 +55,8 @@ def break_logits(module: ModuleType) -> None:
 
 class AfterImport(importlib.abc.MetaPathFinder):
     """Calls `break_logits` once its module has been executed, before anybody has the class from
-    there."""
+    there.
+    """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
         if name != LOGITS:

@@ -66,7 +66,8 @@ def _clamp(value: float) -> float:
 
 class Calibration(msgspec.Struct):
     """The two thresholds of a run: of the change of uncertainty within a turn, and from turn to
-    turn."""
+    turn.
+    """
 
     epsilon: RateThreshold
     eta: RateThreshold

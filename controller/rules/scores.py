@@ -40,7 +40,8 @@ class Score(Protocol):
 
 class PaperScore:
     """M_t in [0, 1], computed online: running minimum and maximum of entropy and confidence over
-    the turn."""
+    the turn.
+    """
 
     def __init__(self, alpha: float) -> None:
         self._alpha = alpha

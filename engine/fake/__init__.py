@@ -1,2 +1,3 @@
 """A server that speaks as vLLM's does, with a policy on PyTorch: for tests and runs without
-vLLM."""
+vLLM.
+"""

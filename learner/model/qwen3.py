@@ -38,7 +38,8 @@ def applies_to(model: PreTrainedModel) -> TypeGuard[Qwen3ForCausalLM]:
 
 def hidden_states(model: Qwen3ForCausalLM, tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Final hidden states [N, hidden] of tokens [B, S], padded on the right, at the positions (rows
-    [N], columns [N])."""
+    [N], columns [N]).
+    """
     body = model.model
     hidden = body.embed_tokens(tokens)
     positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
@@ -63,7 +64,8 @@ def decoder_layers(model: Qwen3ForCausalLM) -> list[Qwen3DecoderLayer]:
 
 def _attention(block: Qwen3Attention, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Causal attention over x [B, S, hidden], before its output projection: [B, S, heads * head
-    size]."""
+    size].
+    """
     heads = (*x.shape[:-1], -1, block.head_dim)
     query = _rotate(_normalize(block.q_norm, block.q_proj(x).view(heads)), cos, sin)
     key = _rotate(_normalize(block.k_norm, block.k_proj(x).view(heads)), cos, sin)
@@ -84,6 +86,7 @@ def _normalize(norm: Qwen3RMSNorm, x: Tensor) -> Tensor:
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary position embedding of x [B, S, heads, head size]; cos and sin [1, S, 1, head size / 2]
-    (Su et al. 2021, §3.2)."""
+    (Su et al. 2021, §3.2).
+    """
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -282,7 +282,8 @@ def _count_group(group: Sequence[Trajectory], counts: ExplorationCounts) -> None
 
 def _age(turn: Turn, version: int) -> int:
     """Age in versions; 0 also of what weights played that a crash has lost since, as in
-    training."""
+    training.
+    """
     return max([0, *(version - span.version for span in turn.kept.spans)])
 
 

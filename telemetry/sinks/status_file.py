@@ -1,5 +1,6 @@
 """The state of a run in its directory: `status.json`, for the dashboard and for who looks from
-elsewhere."""
+elsewhere.
+"""
 
 from __future__ import annotations
 

@@ -63,7 +63,8 @@ class Tracker:
 
     def log(self, record: Record) -> None:
         """Send the numbers of a line of metrics.jsonl, named as in TensorBoard, over the number of
-        updates."""
+        updates.
+        """
         if not self._begun and self._records % RETRY_RECORDS == 0:
             self._begin()
         self._records += 1

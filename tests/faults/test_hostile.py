@@ -1,5 +1,6 @@
 """A run of real processes with somebody at each of its sockets who sends what nobody should: it
-goes on, and says so once."""
+goes on, and says so once.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +109,8 @@ ABSURD = [
 
 def frames(seed: int) -> Iterator[list[bytes]]:
     """Messages of one or more frames, for ever: random, cut short, with bits flipped, of another
-    schema, and absurd."""
+    schema, and absurd.
+    """
     chance = random.Random(seed)
     sound = [encode(message) for message in ABSURD]
     for number in itertools.count():
@@ -133,7 +135,8 @@ def frames(seed: int) -> Iterator[list[bytes]]:
 
 def asks(frame: bytes) -> bool:
     """Whether it has become, by chance, what asks for episodes: who may join may keep them, for
-    `actor.episode_seconds`."""
+    `actor.episode_seconds`.
+    """
     try:
         return isinstance(message := decode(frame), Credit) and 0 < message.episodes <= MAX_CREDIT
     except BadFrame:

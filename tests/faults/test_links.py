@@ -38,7 +38,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkedRun]:
 
 def goes_on(run: LinkedRun) -> None:
     """More updates are made and recorded, signals come from the engine, and the shard is heard
-    of."""
+    of.
+    """
     updates = run.updates()
     frames = run.controller.turn_service.signals.frames
     cut = time.monotonic()

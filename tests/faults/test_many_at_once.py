@@ -98,7 +98,8 @@ async def test_what_the_controller_says_reaches_a_learner_that_is_busy_however_m
     bench: Bench,
 ):
     """At the end of a run it names each episode that was cancelled, and then says what the learner
-    waits for. A ROUTER drops what does not fit its queue, without a word."""
+    waits for. A ROUTER drops what does not fit its queue, without a word.
+    """
     async with asyncio.timeout(180):
         for version in range(20_000):
             await bench.controller.transport.tell_learner(
@@ -157,7 +158,8 @@ async def test_an_actor_that_was_heard_of_while_the_controller_stood_still_is_no
 @pytest.mark.parametrize("knows", [True, False])
 async def test_a_lease_that_its_actor_does_not_speak_of_is_taken_back(bench: Bench, knows: bool):
     """It was lost on its way, or with a process that had the name before, which asked for more that
-    this one does not want."""
+    this one does not want.
+    """
     controller = bench.controller
     lease = bench.lease()
     beat = controller.config.actor.heartbeat_seconds

@@ -1,6 +1,7 @@
 """engine.weights nccl without a GPU: vLLM's own routes, its receiving and its sending end, with
 tensors through a TCP store where NCCL would carry them. What NCCL itself does is not tested
-anywhere."""
+anywhere.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Tensor .* exceeds buffer_size_by
 
 class StoreCommunicator:
     """In the place of PyNcclCommunicator, for the same group: nobody goes on before all ranks have
-    taken part, as with NCCL."""
+    taken part, as with NCCL.
+    """
 
     def __init__(self, group: StatelessProcessGroup, device: object) -> None:
         self._group = group
@@ -81,7 +83,8 @@ class StoreCommunicator:
 @pytest.fixture(autouse=True)
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What vLLM asks of a GPU; small buffers, so that there are several; and a short wait for ranks
-    that never come."""
+    that never come.
+    """
     monkeypatch.setattr(pynccl, "PyNcclCommunicator", StoreCommunicator)
     monkeypatch.setattr(
         packed_tensor,

@@ -1,5 +1,6 @@
 """What the controller relies on in an engine: the same tests against the fake one and against
-vLLM."""
+vLLM.
+"""
 
 from __future__ import annotations
 
@@ -354,7 +355,8 @@ async def test_an_update_that_is_applied_already_costs_nothing(engine: Engine) -
 @pytest.mark.parametrize("loaded", [False, True])
 async def test_an_update_follows_one_that_was_left_half_way(engine: Engine, loaded: bool) -> None:
     """Whoever made it was killed: before it had loaded its file, or before it had finished; and the
-    engine has gone on meanwhile."""
+    engine has gone on meanwhile.
+    """
     await engine.client.pause()
     await engine.client.start_update()
     if loaded:

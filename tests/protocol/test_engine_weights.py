@@ -1,5 +1,6 @@
 """Updates of weights when the engine answers late, twice or not at all; and what `verify` can tell
-apart."""
+apart.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ from supervisor.endpoints import free_port  # noqa: E402
 
 class Stub:
     """An engine of routes only: counts calls, and loses the connection where it is told to, after
-    doing what was asked."""
+    doing what was asked.
+    """
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -266,7 +268,8 @@ def test_a_tied_head_in_the_models_files_is_not_expected_to_be_published(tmp_pat
 
 class Packed(torch.nn.Module):
     """A linear layer as vLLM keeps it on a CPU: an empty parameter, and a function that has the
-    weight."""
+    weight.
+    """
 
     def __init__(self, weight: torch.Tensor) -> None:
         super().__init__()

@@ -1,5 +1,6 @@
 """Turns against an engine that is paused, and turns that are cancelled: nothing of them is left
-behind. Fake engine and vLLM alike."""
+behind. Fake engine and vLLM alike.
+"""
 
 from __future__ import annotations
 
@@ -476,7 +477,8 @@ async def test_engine_hears_other_names_for_the_same_turn_from_another_process(
     bench: Bench, monkeypatch
 ) -> None:
     """It may keep forced tokens and rules by the one, and prefixes by the other, of a run that is
-    over."""
+    over.
+    """
     heard = []
     generate = EngineClient.generate
 
@@ -550,7 +552,8 @@ async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(
     bench: Bench,
 ) -> None:
     """Of two turns the engine never begins one, and says so many times something about the
-    other."""
+    other.
+    """
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
     for turn in ("goes on", "waits"):
         bench.router.watch(
@@ -569,7 +572,8 @@ async def test_a_signal_at_a_position_that_no_response_has_is_refused_and_change
     bench: Bench,
 ) -> None:
     """A rule keeps something for each position before it: for all below 2**31 the controller would
-    need minutes and its memory."""
+    need minutes and its memory.
+    """
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
     rule = RuleSpec(settings, 1, 2, []).build()
     engine = zmq.asyncio.Context.instance().socket(zmq.DEALER)

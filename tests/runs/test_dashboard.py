@@ -1,5 +1,6 @@
 """The live dashboard, as a browser and Prometheus see it: a run in this process, and real
-requests."""
+requests.
+"""
 
 from __future__ import annotations
 
@@ -353,7 +354,8 @@ async def test_a_table_of_the_dashboard_stays_sorted_when_it_is_filled_anew(
 @pytest.mark.slow
 async def test_a_run_is_seen_while_it_goes_on(tmp_path: Path, imitating: dict[str, str]) -> None:
     """Live tokens with their uncertainty, decisions, the engine and the actors; and the run ends
-    with somebody looking."""
+    with somebody looking.
+    """
     acting = {
         "control__t2po__epsilon": "10",
         "control__t2po__min_thinking": "2",

@@ -1,5 +1,6 @@
 """The main job on real vLLM, made small: `python run.py` with real processes from the first to the
-last."""
+last.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ async def run_to_the_end(directory: Path, **settings: str) -> Run:
 def played(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of two shards whose thoughts are cut, each shard with an engine and a machine of its
     own: the other machine is this one by another address, and `env` starts what is to be there. One
-    run for several tests, because engines take half a minute to start."""
+    run for several tests, because engines take half a minute to start.
+    """
     directory = tmp_path_factory.mktemp("played")
     settings = {
         "run__max_updates": "3",
@@ -160,7 +162,8 @@ async def test_reward_rises_in_the_example_environment(
 ):
     """Numbers to guess, by a policy that was shown to waste most of its few turns: nothing but
     reward tells it not to. The engine computes in bfloat16, so that this run shows, too, how far
-    its log-probs are from the learner's."""
+    its log-probs are from the learner's.
+    """
     environment = install_example(tmp_path / "installed")
     monkeypatch.setenv("PYTHONPATH", str(with_shadows(tmp_path / "installed")))
     run = await run_to_the_end(

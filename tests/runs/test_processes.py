@@ -136,7 +136,8 @@ async def test_ctrl_c_before_there_is_an_engine_ends_the_run_as_interrupted(
     tmp_path: Path, small_policy, phase: str
 ):
     """As soon as there is a learner, in its warm start, or after it; nobody waits for the engine,
-    which never comes."""
+    which never comes.
+    """
     episodes = 0 if phase == "evaluating" else 4000
     settings = {"model.name": small_policy, "warm_start.episodes": episodes}
     settings |= {"run.dir": tmp_path / "run", "run.cache_dir": tmp_path / "cache"}
@@ -191,7 +192,8 @@ async def dead(run: Run, killed: str) -> int:
 
 async def each_trained_on_once(run: Run, updates: int) -> None:
     """A resumed run ends with that many updates, and every episode that they needed is in the log,
-    in one copy."""
+    in one copy.
+    """
     assert await run.ended() == 0, run.output
     assert [line["update"] for line in run.updates()] == list(range(1, updates + 1))
     copies = Counter(t.key for t in run.trajectories() if not t.key.evaluation)
@@ -259,7 +261,8 @@ async def test_a_run_whose_directory_takes_no_more_says_so_in_two_lines(
     tmp_path: Path, small_policy
 ):
     """Neither its metrics nor its summary; the processes that write the rest of it are not in its
-    way."""
+    way.
+    """
     async with running_small(tmp_path / "run", small_policy, run__max_updates="1000") as run:
         await run.until(run.updates)
         _, most = resource.prlimit(run.process.pid, resource.RLIMIT_FSIZE)
@@ -281,7 +284,8 @@ async def test_run_resumed_after_its_end_plays_and_trains_on_each_group(
     tmp_path: Path, small_policy
 ):
     """The end of run.max_tokens: an evaluation follows, in which the learner hears of each
-    episode that is cancelled."""
+    episode that is cancelled.
+    """
     async with running_small(
         tmp_path / "run", small_policy, run__max_updates="1000", run__max_tokens="1"
     ) as run:
@@ -388,7 +392,8 @@ async def test_invariant_4_actors_from_elsewhere_go_on_with_a_resumed_run(
 
 async def refused(*arguments: str) -> str:
     """What a command line prints that is refused; fails if it is not, or if it says more than a
-    sentence."""
+    sentence.
+    """
     async with running(Path(), *arguments) as run:
         assert await run.ended(30) in (1, 2)
         assert run.output.startswith("error: ") and len(run.output.strip().splitlines()) == 1, (

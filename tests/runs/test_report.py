@@ -234,7 +234,8 @@ def test_settings_that_say_where_are_no_differences() -> None:
 @pytest.fixture
 def page() -> Iterator:
     """A page of a real browser, Debian's Chromium, without a network; the test fails for what its
-    console says."""
+    console says.
+    """
     sync = pytest.importorskip("playwright.sync_api", reason="no playwright")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
@@ -406,7 +407,8 @@ def test_a_group_is_found_around_one_of_its_episodes_and_nothing_beyond_it_is_re
 
 def test_a_thousand_updates_and_their_episodes_are_a_small_page(recorded: Path) -> None:
     """Points are thinned and episodes sampled: a browser has no more to load after 1,000 updates
-    than after 300."""
+    than after 300.
+    """
     (update,) = [r for r in read_metrics(recorded / "metrics.jsonl") if r["kind"] == "update"][:1]
     records = [
         update | {"update": u, "wall_seconds": float(u), "training_tokens": 100.0 * u}

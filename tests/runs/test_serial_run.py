@@ -62,7 +62,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[Trajectory], list[dict]]:
     """A run with control that acts often: thinking is cut after 3 tokens, and every turn that can
-    be is sampled again."""
+    be is sampled again.
+    """
     return serial_run(
         tmp_path_factory.mktemp("serial") / "run",
         run__max_updates="3",
@@ -230,7 +231,8 @@ def test_invariant_6_evaluation_has_no_control_and_rejected_attempts_say_why(fin
 
 def test_invariant_12_credits_bound_every_queue_and_each_depth_is_a_metric(finished):
     """(S+1) P groups of G episodes are admitted at most, and an actor has one turn in flight for
-    each episode it plays."""
+    each episode it plays.
+    """
     _, _, metrics = finished
     settings = small_config()
     groups = (1 + 1) * settings.learner.groups_per_update
@@ -450,7 +452,8 @@ def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path, imitating
 
 class LockStep:
     """The synchronous algorithm, written as a plain loop: play a batch, train on it, load the
-    weights, again."""
+    weights, again.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job

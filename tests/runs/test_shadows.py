@@ -1,5 +1,6 @@
 """Modules of the user's own with the names of ours, in the working directory or on PYTHONPATH, take
-the place of none of ours."""
+the place of none of ours.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """`run.py slurm`: the script, run by bash where srun and scontrol are small programs that keep to
-what Slurm documents of them."""
+what Slurm documents of them.
+"""
 
 from __future__ import annotations
 
@@ -285,7 +286,8 @@ async def job(
     nodes: str = "here,there",
 ) -> AsyncIterator[Run]:
     """The job of a run in directory/run, begun on these machines; nothing of it is left
-    afterwards."""
+    afterwards.
+    """
     assert main(["slurm", *arguments]) == 0
     monkeypatch.setenv("SLURM_JOB_NODELIST", nodes)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -237,7 +237,8 @@ def test_median_interval_has_its_coverage_and_is_the_shortest_that_does(
     count: int,
 ) -> None:
     """Of values with the median 0, each is below it with probability 1/2: all numbers of those
-    below, each as often as it comes."""
+    below, each as often as it comes.
+    """
 
     def holds(interval: Callable[[list[float]], tuple[float, float] | None]) -> float:
         below = (

@@ -1,5 +1,6 @@
 """An actor, and the two that it talks to, who are this test: what is lost on its way is sent
-again."""
+again.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +98,8 @@ class Bench:
 
     async def named_for(self, places: list[ShardAddress], there: ShardAddress | None) -> None:
         """Alive, from a controller with the shards `places`, to an actor that asks `there` for its
-        turns."""
+        turns.
+        """
         while choose_shard(self.actor.name, places) != there:
             self.actor.name += b"x"  # it is asked by the name alone
         await self.say(self.controller, HeartbeatAck(session="this", shards=places))

@@ -603,7 +603,8 @@ METHODS = [
 
 class Arbitrary(OneStep):
     """Raises, or gives, in some of what it is asked, what it was made with; in the rest it is as it
-    should be."""
+    should be.
+    """
 
     def __init__(self, behavior: dict[str, tuple[bool, object]]) -> None:
         super().__init__(ends)

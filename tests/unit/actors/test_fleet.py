@@ -1,5 +1,6 @@
 """The fork server of a fleet: what it does when code of an environment ends an actor's process, or
-cannot be loaded."""
+cannot be loaded.
+"""
 
 from __future__ import annotations
 

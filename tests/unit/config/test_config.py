@@ -1,5 +1,6 @@
 """Settings: what a user gets wrong is answered by one sentence that names the setting and what
-would be right."""
+would be right.
+"""
 
 from __future__ import annotations
 

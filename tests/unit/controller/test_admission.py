@@ -192,7 +192,8 @@ def resumed(
     groups: int = 1, max_staleness: int = 0, updates: int = 5, complete: int = 3
 ) -> Admission:
     """Of groups 7, 8, ..., each of two members, so many are complete in the log, and of the next
-    one a member is."""
+    one a member is.
+    """
     admission = Admission(
         AdmissionSettings(groups, 2, max_staleness, 3, seed=0, train_size=1000, held_out_size=10)
     )
@@ -324,7 +325,8 @@ def test_invariant_1_no_trained_token_is_older_than_max_staleness(
     groups, staleness, schedule, data
 ):
     """Whatever the order of events: a group's age when it is trained is at most S versions since it
-    was *admitted*."""
+    was *admitted*.
+    """
     admission = make(groups=groups, group_size=1, max_staleness=staleness, updates=10_000)
     engine_version = learner_version = 0
     admitted_at: dict[int, int] = {}

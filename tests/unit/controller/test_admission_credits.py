@@ -13,7 +13,8 @@ def served(credits: CreditQueue) -> bytes:
 
 def test_credits_starve_nobody_behind_an_actor_that_asks_again_early():
     """One episode at a time becomes free, and whoever has two on their way ends one, and asks for
-    another."""
+    another.
+    """
     credits = CreditQueue()
     playing = {name: deque() for name in (b"a", b"b", b"c")}
     got = Counter()

@@ -1,5 +1,6 @@
 """Admission and the learner's groups together: how old what is trained on may be, and that nothing
-is lost, whatever happens when."""
+is lost, whatever happens when.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class LoggedEpisodes:
 
 class World:
     """A controller, a learner and engines that make versions of weights, without anything between
-    them."""
+    them.
+    """
 
     def __init__(self, learner: LearnerSection, updates: int) -> None:
         self.learner = learner
@@ -154,7 +156,8 @@ def test_invariant_1_and_4_whatever_happens_when(
 ):
     """No trained token is older than S + U versions though groups pass each other and processes
     crash; each episode leaves once. With S = 0, nothing but the batch is under way, and it is of
-    the newest weights. `straggler`: a group that comes when all wait for it."""
+    the newest weights. `straggler`: a group that comes when all wait for it.
+    """
     world = World(
         LearnerSection(
             groups_per_update=groups,

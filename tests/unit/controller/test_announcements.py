@@ -22,7 +22,8 @@ async def nothing() -> None:
 
 async def evaluating(longest_seconds: float = 60.0):
     """An evaluation of version 1 of two episodes, both leased, and somebody who waits for version
-    2."""
+    2.
+    """
     admission = make()
     announced = Announcements(admission, 1, longest_seconds, nothing)
     for message in (weights(1), Evaluate(evaluation=7, episodes=2), weights(2)):

@@ -1,5 +1,6 @@
 """HTTP to an engine: answers and events of any size in any pieces, what stands before an engine and
-answers for it, ends that are gone."""
+answers for it, ends that are gone.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +52,8 @@ async def answering(
 
 def answer(tokens: int, finish: str | None = "stop", top: int = 0) -> bytes:
     """JSON of a response, or of an event of a stream, of so many tokens with `top` further
-    log-probs each."""
+    log-probs each.
+    """
     entry = {
         "logprob": -1.0,
         "top_logprobs": [
@@ -108,7 +110,8 @@ def test_events_are_the_same_in_whatever_pieces_they_come(
     sent: list[list[bytes]], end: bytes, data: st.DataObject
 ) -> None:
     """Of some lines of data each, with comments and other fields between them; the last one has not
-    ended, and is none."""
+    ended, and is none.
+    """
     raw = b"".join(
         b": alive"
         + end

@@ -239,7 +239,8 @@ async def test_an_engine_that_never_answers_names_the_setting() -> None:
 
 async def serve(*, gated: bool = True, **answers: int) -> tuple[str, web.AppRunner]:
     """A server that answers each route with the given status, as behind our middleware if
-    `gated`."""
+    `gated`.
+    """
     app = web.Application()
     for name, status in answers.items():
         method, path = {

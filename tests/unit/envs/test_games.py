@@ -1,5 +1,6 @@
 """Games of other libraries behind our interface: TextArena's and Gymnasium's, one of each played to
-its end."""
+its end.
+"""
 
 from __future__ import annotations
 

@@ -313,7 +313,8 @@ def test_weights_that_no_engine_has_loaded_stay_on_disk(
     tmp_path: Path,
 ):
     """With max_staleness 2 or more, it may make several updates while engines load one version; the
-    file was gone when its turn came."""
+    file was gone when its turn came.
+    """
     publisher = WeightWriter(tmp_path)
     weights = {"weight": torch.zeros(1)}
     kept = lambda: sorted(int(path.stem[1:]) for path in tmp_path.iterdir())  # noqa: E731

@@ -89,7 +89,8 @@ def test_log_probs_are_those_of_the_whole_model(model, temperature):
 )
 def test_micro_batch_size_does_not_change_the_gradient(model, settings):
     """The gradient, since Adam divides by its size: rounding in a tiny one may turn a step
-    around."""
+    around.
+    """
     found = []
     for budget in (64, 200, 100_000):
         u = updater(model, microbatch_tokens=budget, minibatches=1, **settings)
@@ -111,7 +112,8 @@ def test_layers_without_kept_activations_have_the_same_gradient(tmp_path):
 @pytest.mark.parametrize("own_forward", [True, False])
 def test_in_bfloat16_only_the_layers_products_are(model, own_forward, monkeypatch):
     """Weights, their gradients and what the head sees stay float32; log-probs move by bfloat16's
-    rounding, and no more."""
+    rounding, and no more.
+    """
     if not own_forward:
         monkeypatch.setattr(qwen3, "applies_to", lambda _: False)
     micro = collate(batch())

@@ -33,7 +33,8 @@ SENTENCE = r"^{} cannot be written: File too large \({}; .* had [\d,.]+ MB left\
 @contextlib.contextmanager
 def no_file_beyond(size_bytes: int) -> Iterator[None]:
     """While inside, the system writes no file beyond that size: an error as a full disk's, without
-    one."""
+    one.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
     try:

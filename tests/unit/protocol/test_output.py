@@ -23,7 +23,8 @@ CLOSED_READER = "closed reader"
 
 def printed(*arguments: str, stdout: str) -> tuple[int, str]:
     """The exit status and the errors of a command whose standard output is a file, is closed (""),
-    or has a reader that has gone."""
+    or has a reader that has gone.
+    """
     command = [sys.executable, str(ROOT / "run.py"), *arguments]
     reading, writing = os.pipe()
     os.close(reading)
@@ -85,7 +86,8 @@ print("went on", file=sys.stderr)
 @pytest.mark.parametrize("blocking", [True, False])
 def test_a_reader_that_does_not_read_holds_nobody_up(blocking: bool) -> None:
     """A pager nobody scrolls in, a terminal after Ctrl-S; and output that another program has made
-    non-blocking."""
+    non-blocking.
+    """
     reading, writing = os.pipe()
     os.set_blocking(writing, blocking)
     try:

@@ -1,5 +1,6 @@
 """Messages that decode and are absurd all the same: what is wrong with them is found, and what
-passes can be trained on."""
+passes can be trained on.
+"""
 
 from __future__ import annotations
 

@@ -353,7 +353,8 @@ def test_without_control_a_model_needs_no_token_for_its_tags(tmp_path: Path, sma
 
 def test_free_ports_differ_and_are_none_that_outgoing_connections_get():
     """So that one is still free when, seconds later, the process that it was chosen for listens on
-    it."""
+    it.
+    """
     ports = [free_port() for _ in range(200)]
     assert len(set(ports)) == 200 and all(10_000 <= port < 32_768 for port in ports)
 

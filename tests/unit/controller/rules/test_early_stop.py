@@ -18,7 +18,8 @@ MOST = 400
 
 def simulated(delta: float, eta: float, turns: int = 3000) -> tuple[int, int, int]:
     """(Ended, of these wrongly, tokens saved) of turns whose tokens' log-scores are normal, each
-    turn with a mean of its own."""
+    turn with a mean of its own.
+    """
     rng = np.random.default_rng(0)
     ended = wrong = saved = 0
     for _ in range(turns):

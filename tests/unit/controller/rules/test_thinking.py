@@ -27,7 +27,8 @@ def run(
     tokens: list[int] | None = None,
 ):
     """The rule after a response `tokens` (default: <think>, then words) with these signals; and all
-    its decisions."""
+    its decisions.
+    """
     rule = ThinkingRule(settings, OPEN, CLOSE)
     confidences = confidences or entropies
     tokens = tokens or [OPEN] + [WORD] * len(entropies)
@@ -220,7 +221,8 @@ def test_the_rule_decides_as_the_slow_reference(
 
 def test_preset_code_waits_for_twenty_small_changes_in_a_row():
     """The authors' processor on one sequence: 0.6 log p + 0.4 (1 - H / log V), 20 consecutive
-    changes of at most 1e-4."""
+    changes of at most 1e-4.
+    """
     code = ThinkingSettings(
         "code", 0.4, 1000, "max", window=19, epsilon=1e-4, min_thinking=0, max_thinking=450
     )

@@ -1,5 +1,6 @@
 """The middleware of the engine by itself: signs of life on streams, and claims that are
-released."""
+released.
+"""
 
 from __future__ import annotations
 

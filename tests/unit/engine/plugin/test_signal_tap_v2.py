@@ -1,5 +1,6 @@
 """The tap behind vLLM's V2 interface, driven with tensors on a CPU in the form of its context. vLLM
-itself runs it on GPUs only."""
+itself runs it on GPUs only.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +114,8 @@ class Bench:
 
     def rows(self) -> list[tuple[str, int, int, int]]:
         """(turn, position, previous, forced) of each row of the next frame; nothing when none
-        arrives."""
+        arrives.
+        """
         if not self.router.poll(200):
             return []
         self.peer, raw = self.router.recv_multipart()

@@ -1,5 +1,6 @@
 """Uncertainty against a slow float64 reference, and at the edges: impossible tokens, NaN, low
-precision."""
+precision.
+"""
 
 import math
 

@@ -29,7 +29,8 @@ REAL = AlfWorld("real")
 
 def odd_game() -> Game:
     """What generated games never have: shared locations, open doors at the start, treated, nested
-    and unreachable things."""
+    and unreachable things.
+    """
     facts = load_facts()
 
     def place(kind: str, number: int, location: str | None, opened: bool = False) -> Receptacle:

@@ -1,5 +1,6 @@
 """ALFWorld's own games, read from its files: ours written and read again, and, where they are at
-hand, the real ones."""
+hand, the real ones.
+"""
 
 import dataclasses
 import itertools
@@ -25,7 +26,8 @@ GENERATED = AlfWorld("real")
 
 def write_game(folder: Path, name: str, game: Game, **changes: object) -> Path:
     """A file as alfworld-download leaves it; `changes` to its fields, None for one that is
-    missing."""
+    missing.
+    """
     file = folder / name / "trial_1" / "game.tw-pddl"
     file.parent.mkdir(parents=True)
     content = {"pddl_problem": format_problem(game), "solvable": True} | changes

@@ -1,5 +1,6 @@
 """Search QA beside skyrl-gym's: when an answer is right, and whole episodes, its environment asking
-our own retriever."""
+our own retriever.
+"""
 
 from __future__ import annotations
 

@@ -162,7 +162,8 @@ def test_other_seeds_give_other_words():
 @pytest.mark.parametrize("turns", [0, 1, 2])
 def test_dawdling_is_a_search_that_neither_helps_nor_harms(turns):
     """The turn after it, the expert does what it would have done without it, and the answer is
-    still right."""
+    still right.
+    """
     for index in range(20):
         episode = PATIENT.start("train", index)
         view = PATIENT.view(episode)

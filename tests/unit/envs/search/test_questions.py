@@ -1,5 +1,6 @@
 """The questions that come with the project: real, answerable by search alone, and nothing to
-memorise."""
+memorise.
+"""
 
 import hashlib
 import os

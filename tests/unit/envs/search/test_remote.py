@@ -1,5 +1,6 @@
 """Retrieval over HTTP: our client and our server speak Search-R1's protocol, to each other and to
-others, and bear each other's faults."""
+others, and bear each other's faults.
+"""
 
 import asyncio
 import json
@@ -42,7 +43,8 @@ async def serving(app: web.Application):
 @asynccontextmanager
 async def answering(answer):
     """The address of a server that answers every request by what `answer(body, number)` says, and
-    the bodies it got."""
+    the bodies it got.
+    """
     bodies = []
 
     async def retrieve(request: web.Request) -> web.StreamResponse:

@@ -1,5 +1,6 @@
 """The log of trajectories: what was appended comes back, whatever happens to the end of it, or to a
-byte of it."""
+byte of it.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +62,8 @@ def test_a_last_record_that_has_its_length_but_not_its_bytes_is_cut_off(tmp_path
 @pytest.mark.parametrize("zeros", [3, 8, 400])
 def test_zeros_at_the_end_are_cut_off(tmp_path: Path, zeros: int):
     """As a file system may leave them that had only the length of the file on the disk when the
-    machine went down."""
+    machine went down.
+    """
     appended(tmp_path, b"whole")
     (file,) = files(tmp_path)
     file.write_bytes(file.read_bytes() + bytes(zeros))

@@ -21,7 +21,8 @@ from tests.fixtures.learner import fill, make_algorithm, random_turn, trajectory
 
 def play(buffer: GroupBuffer, arrivals: list[Trajectory], groups_per_batch: int) -> Counter:
     """All are taken in and trained on as far as that goes; what updates tell of the dropped
-    ones."""
+    ones.
+    """
     told = Counter()
     for arrival in arrivals:
         buffer.add(arrival)
@@ -73,7 +74,8 @@ def test_groups_leave_in_order_of_admission_whatever_the_order_of_arrival():
 
 def test_kept_tokens_of_what_is_dropped_are_counted_once():
     """Of an episode that failed after a turn, of the only one left of its group, and of what waits
-    when the run ends; rejected tokens are counted elsewhere."""
+    when the run ends; rejected tokens are counted elsewhere.
+    """
     seven, two = (
         msgspec.structs.replace(EMPTY_RESPONSE, tokens=bytes(4 * count)) for count in (7, 2)
     )
@@ -216,7 +218,8 @@ def test_what_is_dropped_is_counted_once_whenever_a_run_is_resumed(
     groups_per_batch, group_size, groups, stop, data
 ):
     """The resumed one takes in again all groups that the checkpoint does not have, as from the
-    log."""
+    log.
+    """
     reasons = st.sampled_from([None, *DropReason])
     sent = [trajectory(g, m, data.draw(reasons)) for g in range(groups) for m in range(group_size)]
     buffer = GroupBuffer(group_size)

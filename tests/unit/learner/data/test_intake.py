@@ -1,5 +1,6 @@
 """What actors deliver: in the log before it is acknowledged, and taken in together where several
-wait."""
+wait.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +71,8 @@ class Bench:
 
     async def acknowledged(self, count: int) -> list[tuple[int, int]]:
         """(Group, member) of so many acknowledged episodes, each of which stands in the log when
-        that comes."""
+        that comes.
+        """
         keys: list[EpisodeKey] = []
         async with asyncio.timeout(5):
             while len(keys) < count:
@@ -168,7 +170,8 @@ async def test_a_resumed_run_reads_the_log_from_the_first_episode_whose_group_ha
     running: Bench,
 ):
     """Not from an evaluation's, nor from one that was dropped, however long ago; they would hold it
-    at the beginning for ever."""
+    at the beginning for ever.
+    """
     failed = DropReason.ENV_ERROR
     sent = [
         trajectory(0, 0, evaluation=True),

@@ -1,5 +1,6 @@
 """Corrections and their diagnostics against slow float64 references, and their gradients against
-the textbook formulas."""
+the textbook formulas.
+"""
 
 import math
 
@@ -159,7 +160,8 @@ def test_correction_and_gradient_equal_the_textbook(name, rows):
 @given(rows=rows)
 def test_the_gradient_of_a_turns_ratio_reaches_each_of_its_tokens(rows):
     """Against differences of the loss, written out: sum over tokens of the surrogate of exp(mean
-    log r of their turn)."""
+    log r of their turn).
+    """
     columns = list(zip(*rows, strict=True))
     tokens = tokens_of(columns)
     (gradient,) = torch.autograd.grad(
