@@ -183,12 +183,12 @@ class Actor:
             lease = await self._leases.get()
             self._asking -= 1
             trajectory = await self._play(lease)
-            if trajectory is not None:  # else cancelled: somebody else plays it, or nobody has to
+            if trajectory is not None:  # else canceled: somebody else plays it, or nobody has to
                 await self._deliver(trajectory, lease.lease_attempt)
             self._playing.remove((lease.key, lease.lease_attempt))
 
     async def _play(self, lease: Lease) -> Trajectory | None:
-        """Play an episode; None if it was cancelled, maybe in the middle of a step."""
+        """Play an episode; None if it was canceled, maybe in the middle of a step."""
         episode = self._group.create_task(self._player.play(lease))
         self._episodes[lease.key, lease.lease_attempt] = episode
         try:

@@ -99,7 +99,7 @@ class EpisodePlayer:
         self._closing: set[asyncio.Future] = set()
 
     async def play(self, lease: Lease) -> Trajectory | None:
-        """Play an episode, and return its trajectory; None if it was cancelled.
+        """Play an episode, and return its trajectory; None if it was canceled.
 
         It is dropped, with a reason, when the environment or the engine failed.
         """
@@ -112,7 +112,7 @@ class EpisodePlayer:
             log.warning("episode %s: %s\n%s", lease.key.id, error, error.trace)
             return played.build_trajectory(drop_reason=DropReason.ENV_ERROR, detail=str(error))
         except _Ended as ended:
-            if ended.reason is DropReason.CANCELLED:
+            if ended.reason is DropReason.CANCELED:
                 return None
             return played.build_trajectory(drop_reason=ended.reason, detail=str(ended))
         except asyncio.CancelledError:

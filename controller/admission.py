@@ -222,12 +222,12 @@ class Admission:
 
     def finish(self) -> list[EpisodeKey]:
         """Cancel and return the training episodes that have not ended: no training follows."""
-        cancelled = [*self.pending, *(key for key in self.leased if not key.evaluation)]
+        canceled = [*self.pending, *(key for key in self.leased if not key.evaluation)]
         self._to_admit = 0
         self.pending.clear()
-        for key in cancelled:
+        for key in canceled:
             self._revoke(key)
-        return cancelled
+        return canceled
 
     # --- what actors do
 

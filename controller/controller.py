@@ -121,7 +121,7 @@ class Controller:
         return self.shards.version
 
     async def run(self) -> None:
-        """Serve until cancelled, or until any of the loops fails."""
+        """Serve until canceled, or until any of the loops fails."""
         try:
             async with asyncio.TaskGroup() as loops:
                 loops.create_task(self.serve_actors())
@@ -308,7 +308,7 @@ class Controller:
         """Cancel the training episodes that have not ended."""
         detail = "the run ended before the episode did"
         for key in self.admission.finish():
-            notice = dropped_episode(key, DropReason.CANCELLED, detail)
+            notice = dropped_episode(key, DropReason.CANCELED, detail)
             await self.transport.tell_learner(notice)
         await self._broadcast_revocations()
 

@@ -73,7 +73,7 @@ class DashboardSource(Protocol):
 
 
 class Dashboard:
-    """Serves at `address` (http://host:port) until cancelled."""
+    """Serves at `address` (http://host:port) until canceled."""
 
     def __init__(
         self,

@@ -56,7 +56,7 @@ CONTROLLER = b"controller"
 
 
 class ShardWorker:
-    """Serves shard `number` (1, 2, ...) of a job; `run` returns when cancelled."""
+    """Serves shard `number` (1, 2, ...) of a job; `run` returns when canceled."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class ShardWorker:
         self._lag = LoopLag()
 
     async def run(self) -> None:
-        """Serve until cancelled, or until any of the loops fails."""
+        """Serve until canceled, or until any of the loops fails."""
         service = self._turn_service
         try:
             async with asyncio.TaskGroup() as loops:

@@ -77,7 +77,7 @@ async def await_with_progress_timeout(
 ) -> T:
     """Wait for the result of `call`, as long as there is progress.
 
-    Raises NoProgressError, with the call cancelled, once `last_progress()`, a time of the monotonic
+    Raises NoProgressError, with the call canceled, once `last_progress()`, a time of the monotonic
     clock, is so many seconds ago; or the result of `failing`, once it has one. (Not
     asyncio.wait_for, which in Python 3.11 loses a cancellation that meets a result.)
     """
@@ -250,7 +250,7 @@ class SignalRouter:
     ) -> Generation:
         """Wait for the result of `call`, which generates a watched turn.
 
-        Raises NoProgressError, with the call cancelled, once no signal of the turn (or of any,
+        Raises NoProgressError, with the call canceled, once no signal of the turn (or of any,
         before its first) has come for so many seconds; and NoNumbers as soon as one says so.
         """
         watched = self._watched[turn_id]

@@ -165,7 +165,7 @@ class TurnService:
 
     async def _serve_turn(self, caller: _Caller, request: TurnRequest) -> None:
         actor, key, lease_attempt = caller
-        answer = turn_failure(request, DropReason.CANCELLED, "its lease is no longer in force")
+        answer = turn_failure(request, DropReason.CANCELED, "its lease is no longer in force")
         try:
             if self._leases.allows(actor, request):
                 answer = await self._run_turn(request)

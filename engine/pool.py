@@ -400,7 +400,7 @@ async def _version(engine: EngineClient) -> int | None:
 async def _gather(calls: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
     """Run the calls together, and return their results.
 
-    When one fails, the others are cancelled, and have ended before its error is raised: each
+    When one fails, the others are canceled, and have ended before its error is raised: each
     resumes its engine.
     """
     tasks = [asyncio.ensure_future(call) for call in calls]

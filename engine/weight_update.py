@@ -145,7 +145,7 @@ async def _start(engine: EngineClient) -> None:
 
 
 async def _resume(engine: EngineClient) -> None:
-    """Resume the engine, even when the update was cancelled half-way.
+    """Resume the engine, even when the update was canceled half-way.
 
     An error before is more interesting than a resume that fails, too.
     """

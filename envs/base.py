@@ -72,7 +72,7 @@ class Episode(Protocol):
 
     An episode that holds something open (a browser, a sandbox, a connection) has a method
     `close()`, without arguments. It is called once, however the episode ends: done, failed, too
-    slow, or cancelled in the middle.
+    slow, or canceled in the middle.
     """
 
     task: str

@@ -450,7 +450,7 @@ class Learner:
             match message:
                 case WeightsApplied():
                     self._handle_applied(message)
-                case Trajectory(drop_reason=DropReason.CANCELLED):
+                case Trajectory(drop_reason=DropReason.CANCELED):
                     # counted, and not in the log: a run that is resumed plays it
                     self._buffer.add(message)
                 case Trajectory():

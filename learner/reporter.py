@@ -36,7 +36,7 @@ class Reporter:
         self._stop = stop
 
     async def run(self) -> None:
-        """Tell of queues, waits and failures once a second, until cancelled."""
+        """Tell of queues, waits and failures once a second, until canceled."""
         while True:
             await asyncio.sleep(GAUGE_INTERVAL_S)
             self._instruments.spans.flush()

@@ -45,7 +45,7 @@ class DropReason(StrEnum):
     ENV_ERROR = "env_error"
     ENGINE_ERROR = "engine_error"
     STALE = "stale"
-    CANCELLED = "cancelled"
+    CANCELED = "canceled"
     ACTOR_LOST = "actor_lost"
     # the returns of its group are all equal, and learner.filter_groups leaves such groups out
     UNINFORMATIVE = "uninformative"

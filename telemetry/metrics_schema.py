@@ -382,7 +382,7 @@ METRICS: dict[str, Metric] = {
     "dropped_uninformative": Metric(
         "1", "dropped", "total", "The returns of its group are all equal (learner.filter_groups)"
     ),
-    "dropped_cancelled": Metric(
+    "dropped_canceled": Metric(
         "1", "dropped", "total", "Its group could not be completed, or the run ended"
     ),
     "dropped_actor_lost": Metric("1", "dropped", "total", "Its actors died too often"),

@@ -154,10 +154,10 @@ class GroupBuffer:
         members = self._open.setdefault(key.group, {})
         known = members.get(key.member)
         if known is not None:
-            was_canceled = known.drop_reason is DropReason.CANCELLED
+            was_canceled = known.drop_reason is DropReason.CANCELED
             if not was_canceled or trajectory.drop_reason is not None:
                 return False
-            self.ledger.revoke(key.group, DropReason.CANCELLED, known)
+            self.ledger.revoke(key.group, DropReason.CANCELED, known)
         members[key.member] = trajectory
         return True
 
@@ -189,7 +189,7 @@ class GroupBuffer:
     def _reason_to_drop(self, played: list[Trajectory]) -> DropReason | None:
         """Return why a complete group cannot be trained on; None where it can."""
         if len(played) < 2:
-            return DropReason.CANCELLED  # a single one has nothing to be compared with
+            return DropReason.CANCELED  # a single one has nothing to be compared with
         if self._filter_groups and not is_informative(played, self._settings):
             return DropReason.UNINFORMATIVE
         return None
@@ -308,7 +308,7 @@ class GroupBuffer:
             for episode in members.values()
             if episode.drop_reason is None
         ]
-        self.ledger.record(self.closed.next_group, DropReason.CANCELLED, remaining)
+        self.ledger.record(self.closed.next_group, DropReason.CANCELED, remaining)
         self._complete.clear()
         self._open.clear()
         return self.ledger.sum_of_all()

@@ -117,7 +117,7 @@ class Intake:
         self._find_flaw = find_flaw
 
     async def run(self) -> None:
-        """Take in episodes until cancelled."""
+        """Take in episodes until canceled."""
         while True:
             episodes = self._read(await self._router.receive())
             self.take([(episode, frame) for _, episode, frame in episodes])

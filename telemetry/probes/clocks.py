@@ -80,7 +80,7 @@ class LoopLag:
         self._count = 0
 
     async def run(self) -> None:
-        """Measure until it is cancelled."""
+        """Measure until it is canceled."""
         while True:
             due = self._clock() + self.interval
             await self._sleep(self.interval)

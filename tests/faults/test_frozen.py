@@ -55,4 +55,4 @@ async def test_a_process_that_was_frozen_loses_nothing_and_doubles_nothing(
             numbers
         )
         keys = [t.key for t in run.trajectories() if not t.key.evaluation]
-        assert len(keys) == len(set(keys)) and run.summary()["dropped"].keys() <= {"cancelled"}
+        assert len(keys) == len(set(keys)) and run.summary()["dropped"].keys() <= {"canceled"}

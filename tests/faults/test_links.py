@@ -71,7 +71,7 @@ def test_after_all_that_nothing_was_lost_and_nothing_was_trained_on_twice(run: L
     summary = run.stop()
     numbers = run.recorded()
     assert numbers == list(range(1, len(numbers) + 1)) and summary["updates"] == len(numbers)
-    assert summary["dropped"].keys() <= {"cancelled"}, "what was under way at the end"
+    assert summary["dropped"].keys() <= {"canceled"}, "what was under way at the end"
     keys = [t.key for t in trajectories_of(run.directory) if not t.key.evaluation]
     groups = {key.group for key in keys}
     assert len(keys) == len(set(keys)) and groups >= set(range(2 * len(numbers))), (

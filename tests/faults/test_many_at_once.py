@@ -97,7 +97,7 @@ def failed(request: TurnRequest) -> TurnFailed:
 async def test_what_the_controller_says_reaches_a_learner_that_is_busy_however_much_it_is(
     bench: Bench,
 ):
-    """At the end of a run it names each episode that was cancelled, and then says what the learner
+    """At the end of a run it names each episode that was canceled, and then says what the learner
     waits for. A ROUTER drops what does not fit its queue, without a word.
     """
     async with asyncio.timeout(180):
@@ -185,7 +185,7 @@ async def test_turns_that_an_actor_has_no_lease_for_are_refused_and_leave_nothin
                 key=EpisodeKey(0, 0), lease_attempt=attempt, turn_index=0, prompt=pack([1], INT32)
             )
         )
-        assert (answer.lease_attempt, answer.reason) == (attempt, DropReason.CANCELLED)
+        assert (answer.lease_attempt, answer.reason) == (attempt, DropReason.CANCELED)
     assert not bench.controller.turn_service.known_leases()
 
 

@@ -260,7 +260,7 @@ async def test_aborting_a_turn_that_is_not_there_does_nothing(engine: Engine) ->
     assert (await task).tokens
 
 
-async def test_a_cancelled_call_ends_its_turn_in_the_engine(engine: Engine) -> None:
+async def test_a_canceled_call_ends_its_turn_in_the_engine(engine: Engine) -> None:
     turn_id, _, task = engine.start(max_tokens=900)
     await engine.watcher.until(turn_id, 3)
     task.cancel()

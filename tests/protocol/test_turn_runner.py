@@ -1,4 +1,4 @@
-"""Turns against an engine that is paused, and turns that are cancelled: nothing of them is left
+"""Turns against an engine that is paused, and turns that are canceled: nothing of them is left
 behind. Fake engine and vLLM alike.
 """
 
@@ -601,7 +601,7 @@ def frame(turn_id: str, position: int) -> SignalFrame:
     )
 
 
-async def test_a_cancelled_stream_ends_its_turn_in_the_engine(bench: Bench) -> None:
+async def test_a_canceled_stream_ends_its_turn_in_the_engine(bench: Bench) -> None:
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 2, -1.0, 4, 25)
     delegated = RuleSpec(settings, TOKENS.open, TOKENS.close, TOKENS.closing_tokens)
     rule = delegated.build()
@@ -626,7 +626,7 @@ async def test_a_cancelled_stream_ends_its_turn_in_the_engine(bench: Bench) -> N
             await asyncio.sleep(0.05)
 
 
-async def test_a_thousand_turns_cancelled_at_random_moments_leave_nothing_behind(
+async def test_a_thousand_turns_canceled_at_random_moments_leave_nothing_behind(
     bench: Bench,
 ) -> None:
     runner = bench.runner()

@@ -81,7 +81,7 @@ async def test_a_run_goes_on_when_a_host_is_cut_off_for_a_while_and_when_one_van
             assert await run.ended() == 130, run.output
             assert all(line["token_age_max"] <= 2 for line in run.updates()) and run.summary()[
                 "dropped"
-            ].keys() <= {"cancelled"}
+            ].keys() <= {"canceled"}
             keys_of = [t.key for t in run.trajectories() if not t.key.evaluation]
             assert len(keys_of) == len(set(keys_of)) and run.left_over() == []
 

@@ -215,7 +215,7 @@ async def test_ctrl_c_finishes_the_update_of_both_ranks_writes_a_checkpoint_and_
         assert await run.ended() == 130, run.output
         assert run.summary()["ended"] == "interrupted"
         assert int(max((run.directory / "checkpoints").iterdir()).name) == run.summary()["updates"]
-        assert run.summary()["dropped"] == {"cancelled": 8}, (
+        assert run.summary()["dropped"] == {"canceled": 8}, (
             "all episodes of the four slots: none is forgotten in the hurry"
         )
         assert run.left_over() == []
@@ -284,14 +284,14 @@ async def test_run_resumed_after_its_end_plays_and_trains_on_each_group(
     tmp_path: Path, small_policy
 ):
     """The end of run.max_tokens: an evaluation follows, in which the learner hears of each
-    episode that is cancelled.
+    episode that is canceled.
     """
     async with running_small(
         tmp_path / "run", small_policy, run__max_updates="1000", run__max_tokens="1"
     ) as run:
         assert await run.ended() == 0, run.output
         done = run.summary()["updates"]
-        assert run.summary()["dropped"]["cancelled"] > 0
+        assert run.summary()["dropped"]["canceled"] > 0
     more = {"run__max_updates": str(done + 3), "run__max_tokens": "0"}
     async with running_small(
         tmp_path / "run", small_policy, resume=str(tmp_path / "run"), **more

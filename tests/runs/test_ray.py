@@ -126,7 +126,7 @@ async def test_ray_run_goes_on_without_a_machine_and_resumes_without_its_learner
         async with running(tmp_path / "run", *command, "--updates", str(done + 1)) as run:
             assert await run.ended() == 0, run.output
             assert run.summary()["updates"] == done + 1 and run.left_over() == []
-            assert set(run.summary()["dropped"]) <= {"cancelled"}, (
+            assert set(run.summary()["dropped"]) <= {"canceled"}, (
                 "what was under way when it was interrupted"
             )
             played = [t.key for t in run.trajectories() if not t.key.evaluation]

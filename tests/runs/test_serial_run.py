@@ -213,7 +213,7 @@ def test_invariant_2_age_is_per_token_from_the_engines_spans(finished):
 def test_invariant_3_every_admitted_episode_was_trained_on_or_dropped_once(finished):
     summary, trajectories, _ = finished
     assert set(Counter(t.key for t in trajectories).values()) == {1}
-    assert len(trained(trajectories)) == 3 * 2 * 2 + summary["dropped"].get("cancelled", 0)
+    assert len(trained(trajectories)) == 3 * 2 * 2 + summary["dropped"].get("canceled", 0)
 
 
 def test_invariant_6_evaluation_has_no_control_and_rejected_attempts_say_why(finished):
@@ -410,7 +410,7 @@ def test_training_ends_when_its_tokens_are_generated_though_other_batches_wait(
     assert len([m["training_tokens"] for m in metrics if m["kind"] == "update"]) == 1
 
 
-def test_the_end_waits_for_what_is_cancelled_however_late_the_controller_says_so(
+def test_the_end_waits_for_what_is_canceled_however_late_the_controller_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     real = Controller.finish_training
@@ -428,7 +428,7 @@ def test_the_end_waits_for_what_is_cancelled_however_late_the_controller_says_so
         env__max_turns="1",
         learner__max_staleness="1",
     )
-    assert summary["dropped"] == {"cancelled": 8}, "all episodes of the four slots"
+    assert summary["dropped"] == {"canceled": 8}, "all episodes of the four slots"
 
 
 async def no_evaluation(self, wait: bool) -> None:

@@ -299,7 +299,7 @@ async def test_a_shard_takes_turns_of_leases_that_were_given_and_have_not_lapsed
         refused = await bench.asked(
             msgspec.structs.replace(request, lease_attempt=1, permit=stolen)
         )
-        assert isinstance(refused, TurnFailed) and refused.reason is DropReason.CANCELLED
+        assert isinstance(refused, TurnFailed) and refused.reason is DropReason.CANCELED
     await bench.say(Revoked(leases=[(key, 0)]))
     async with asyncio.timeout(60):
         while isinstance(
@@ -311,7 +311,7 @@ async def test_a_shard_takes_turns_of_leases_that_were_given_and_have_not_lapsed
             request = msgspec.structs.replace(
                 request, turn_index=request.turn_index + 1
             )  # the word was still on its way
-    assert late.reason is DropReason.CANCELLED
+    assert late.reason is DropReason.CANCELED
     running.cancel()
     await asyncio.wait({running})
 
@@ -439,7 +439,7 @@ async def ends_well(run: Run) -> None:
     assert await run.ended() == 130, run.output
     keys = [t.key for t in run.trajectories() if not t.key.evaluation]
     assert len(keys) == len(set(keys)) and run.left_over() == []
-    assert set(run.summary()["dropped"]) <= {"cancelled"}
+    assert set(run.summary()["dropped"]) <= {"canceled"}
     assert max(line["token_age_max"] for line in run.updates()) <= 2
 
 

@@ -249,7 +249,7 @@ async def test_slurm_job_goes_on_without_a_machine_of_actors_and_when_started_ag
             assert run.summary()["updates"] == done + 1 and run.left_over() == []
             played = [t.key for t in run.trajectories() if not t.key.evaluation]
             assert len(played) == len(set(played)) and run.summary()["dropped"].keys() <= {
-                "cancelled"
+                "canceled"
             }
 
 

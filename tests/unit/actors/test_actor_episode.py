@@ -147,13 +147,13 @@ async def test_an_engine_error_drops_the_episode():
     assert (trajectory.drop_reason, trajectory.detail) == (DropReason.ENGINE_ERROR, "down")
 
 
-async def test_a_cancelled_episode_leaves_nothing():
+async def test_a_canceled_episode_leaves_nothing():
     async def take_turn(request):
         return TurnFailed(
             key=request.key,
             lease_attempt=0,
             turn_index=request.turn_index,
-            reason=DropReason.CANCELLED,
+            reason=DropReason.CANCELED,
             detail="",
         )
 
@@ -491,19 +491,19 @@ async def no_engine(request):
     )
 
 
-async def cancelled(request):
+async def canceled(request):
     return TurnFailed(
         key=request.key,
         lease_attempt=0,
         turn_index=request.turn_index,
-        reason=DropReason.CANCELLED,
+        reason=DropReason.CANCELED,
         detail="",
     )
 
 
 @pytest.mark.parametrize(
     ("policy", "step"),
-    [(answer, ends), (answer, fails_to_step), (no_engine, ends), (cancelled, ends)],
+    [(answer, ends), (answer, fails_to_step), (no_engine, ends), (canceled, ends)],
 )
 async def test_an_episode_is_closed_once_however_it_ends(policy, step):
     closed = []

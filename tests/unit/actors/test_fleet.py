@@ -268,7 +268,7 @@ async def test_run_whose_environment_segfaults_trains_on_the_other_episodes(
         assert any("SIGSEGV" in detail for detail in details) and any(
             "SystemExit: 3 (" in detail for detail in details
         )
-        assert set(run.summary()["dropped"]) <= {"env_error", "cancelled"}
+        assert set(run.summary()["dropped"]) <= {"env_error", "canceled"}
         trained = [
             t.key for t in run.trajectories() if not t.key.evaluation and t.drop_reason is None
         ]

@@ -74,7 +74,7 @@ def test_restored_training_makes_the_very_same_updates(job):
     training.update(groups(0))
     training.control = '{"eta": 1}'
     taken_in = checkpoint.IntakeState(
-        log_position=123, next_group=7, next_evaluation=2, dropped={"dropped_cancelled": 4}
+        log_position=123, next_group=7, next_evaluation=2, dropped={"dropped_canceled": 4}
     )
     training.checkpoint(taken_in)
     restored = Training.restore(job, no_progress)

@@ -183,20 +183,20 @@ def test_dropped_episodes_are_counted_by_reason_those_after_the_last_update_too(
     line = run.update(2, dropped_actor_lost=3)
     assert (line["dropped_actor_lost"], line["dropped_actor_lost_total"]) == (3, 4)
     run.send(
-        "learner", "dropped", {"dropped_cancelled": 8, "dropped_env_error": 1, "wasted_dropped": 20}
+        "learner", "dropped", {"dropped_canceled": 8, "dropped_env_error": 1, "wasted_dropped": 20}
     )
     assert run.collector.state.dropped_by_reason() == {
         "env_error": 3,
         "actor_lost": 4,
-        "cancelled": 8,
+        "canceled": 8,
     }
     assert run.collector.state.total("wasted_dropped") == 20
 
 
-def test_a_run_that_goes_on_counts_what_was_cancelled_at_its_end_no_more(run: Run) -> None:
+def test_a_run_that_goes_on_counts_what_was_canceled_at_its_end_no_more(run: Run) -> None:
     """It plays it."""
     run.update(1, dropped_env_error=2)
-    run.send("learner", "dropped", {"dropped_cancelled": 8})
+    run.send("learner", "dropped", {"dropped_canceled": 8})
     resumed = RunState(0.0, run.collector.state.records)
     assert resumed.dropped_by_reason() == {"env_error": 2}
 

@@ -115,11 +115,11 @@ def test_an_episode_that_arrives_twice_counts_once():
 
 
 def test_played_episode_takes_the_place_of_its_cancellation():
-    """An episode that was played to its end takes the place of the word that it was cancelled."""
+    """An episode that was played to its end takes the place of the word that it was canceled."""
     buffer = GroupBuffer(group_size=2)
-    assert buffer.add(trajectory(0, 0, DropReason.CANCELLED)) and buffer.add(trajectory(0, 0))
+    assert buffer.add(trajectory(0, 0, DropReason.CANCELED)) and buffer.add(trajectory(0, 0))
     assert not buffer.add(trajectory(0, 0)) and not buffer.add(
-        trajectory(0, 0, DropReason.CANCELLED)
+        trajectory(0, 0, DropReason.CANCELED)
     )
     fill(buffer, 0)
     buffer.collect_complete()
@@ -161,13 +161,13 @@ def test_a_group_with_fewer_than_two_members_is_dropped_at_once():
     buffer = GroupBuffer(group_size=3)
     fill(buffer, 0, dropped=2)
     assert buffer.collect_complete() == [0]
-    assert buffer.pop_closed_drops() == {"dropped_env_error": 2, "dropped_cancelled": 1}
+    assert buffer.pop_closed_drops() == {"dropped_env_error": 2, "dropped_canceled": 1}
 
 
 def test_of_each_reason_to_fail_what_the_first_episode_says_is_kept_on_a_line():
     buffer = GroupBuffer(group_size=4)
     said = [
-        ("cancelled", "over"),
+        ("canceled", "over"),
         ("env_error", "no\nroom"),
         ("env_error", "others"),
         ("actor_lost", 1000 * "a"),
