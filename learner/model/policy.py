@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
 from learner.data.batching import MicroBatch
 from learner.model import qwen3
+from learner.model.head import compute_logits, read_logit_shape, token_log_probs
 
 log = logging.getLogger(__name__)
 
@@ -87,20 +87,20 @@ def log_probs(
     """Compute the log-probability of each trained token [N], and its distribution's entropy [N].
 
     Both are float32 and at the sampling temperature; the entropy is in nats, and carries a gradient
-    only if asked to. Only the N trained positions go through the language-model head: responses are
-    a fraction of the tokens, and logits are the widest tensor of all. Rows are padded on the right,
-    so that causal attention needs no mask. `precision` is that of the products inside the layers.
+    only if asked to. Only the N trained positions go through the language-model head, some of them
+    at a time (learner/model/head.py): responses are a fraction of the tokens, and logits are the
+    widest tensor of all. Rows are padded on the right, so that causal attention needs no mask.
+    `precision` is that of the products inside the layers.
     """
     device = next(model.parameters()).device
     tokens = batch.tokens.to(device)
     rows = batch.rows.to(device)
     columns = batch.columns.to(device)
-    logits = _logits(model, final_hidden(model, tokens, rows, columns - 1, precision)) / temperature
-    log_p = functional.log_softmax(logits, dim=-1)
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy = -(log_p.exp() * log_p).sum(-1)
-    targets = tokens[rows, columns]
-    return log_p.gather(-1, targets[:, None]).squeeze(-1), entropy
+    hidden = final_hidden(model, tokens, rows, columns - 1, precision)
+    shape = read_logit_shape(model.config, temperature)
+    return token_log_probs(
+        _head_of(model), hidden, tokens[rows, columns], shape, entropy_gradient=entropy_gradient
+    )
 
 
 def final_hidden(
@@ -125,25 +125,14 @@ def final_hidden(
         )
 
 
-def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """Return logits float32 [N, V] of final hidden states [N, hidden].
-
-    They are the head's, and what Granite, Cohere and Gemma 2 make of them. ValueError for a model
-    without a head.
-    """
+def _head_of(model: PreTrainedModel) -> nn.Linear:
+    """Return the language-model head. ValueError for a model whose head is no linear layer."""
     head = model.get_output_embeddings()
-    if head is None:
-        raise ValueError(f"model.name: a {type(model).__name__} has no language-model head")
-    logits = head(hidden).float()
-    logits = (
-        logits
-        * (getattr(model.config, "logit_scale", None) or 1.0)
-        / (getattr(model.config, "logits_scaling", None) or 1.0)
-    )
-    cap = getattr(model.config, "final_logit_softcapping", None)
-    if not cap:
-        return logits
-    return cap * torch.tanh(logits / cap)
+    if not isinstance(head, nn.Linear):
+        raise ValueError(
+            f"model.name: the language-model head of a {type(model).__name__} is no linear layer"
+        )
+    return head
 
 
 def _choose_attention(model: PreTrainedModel, fast: str) -> None:
@@ -182,7 +171,8 @@ def _choose_attention(model: PreTrainedModel, fast: str) -> None:
 def _probe_logits(model: PreTrainedModel, tokens: Tensor) -> Tensor:
     """Return logits float32 [S, V] of tokens [1, S], as the learner computes them."""
     columns = torch.arange(tokens.shape[1])
-    return _logits(model, final_hidden(model, tokens, torch.zeros_like(columns), columns))
+    hidden = final_hidden(model, tokens, torch.zeros_like(columns), columns)
+    return compute_logits(_head_of(model), hidden, read_logit_shape(model.config))
 
 
 def _caps_attention(config: PreTrainedConfig) -> bool:

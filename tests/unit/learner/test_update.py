@@ -12,7 +12,7 @@ from learner.data.batching import collate
 from learner.data.samples import TrainingSample, build_samples
 from learner.losses import LOSSES
 from learner.model import qwen3
-from learner.model.policy import load_policy, log_probs
+from learner.model.policy import final_hidden, load_policy, log_probs
 from learner.update import Updater, learning_rate_at, training_fraction
 from learner.warm_start.tiny import build_random_model, build_tiny, train_tokenizer
 from tests.fixtures.learner import TURNS, make_loss, random_group, small_config
@@ -117,13 +117,12 @@ def test_in_bfloat16_only_the_layers_products_are(model, own_forward, monkeypatc
     if not own_forward:
         monkeypatch.setattr(qwen3, "applies_to", lambda _: False)
     micro = collate(batch())
-    seen = []
     u = updater(model, precision="bfloat16")
-    u.model.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].dtype))
     with torch.no_grad():
+        seen = final_hidden(u.model, micro.tokens, micro.rows, micro.columns - 1, "bfloat16")
         exact, _ = log_probs(model, micro, 1.0)
-        rounded, _ = u._policy(micro, 1.0)
-    assert seen == [torch.float32]
+        rounded, _ = log_probs(u.model, micro, 1.0, precision="bfloat16")
+    assert seen.dtype == rounded.dtype == torch.float32
     assert 0 < float((rounded - exact).abs().max()) < 0.1
     gradients = gradients_of(u, batch())
     assert (
