@@ -18,8 +18,8 @@ from envs.registry import BUILT_IN_SETTINGS
 from protocol import messages
 from supervisor.cli.commands import COMMANDS
 from supervisor.cli.reference import PAGES
+from tests.fixtures import ROOT
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 WIDTH = 100
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from protocol.lifetime import dying_with_parent
-from tests.fixtures.runs import ROOT, SMALL, options, processes
+from tests.fixtures import ROOT
+from tests.fixtures.runs import SMALL, options, processes
 
 BENCHMARK = """
 import sys

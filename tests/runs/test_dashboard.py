@@ -30,6 +30,7 @@ from telemetry.sinks.grafana import build_dashboard
 from telemetry.sinks.metrics_file import METRICS_FILE, to_line
 from telemetry.sinks.prometheus import exposition
 from telemetry.sinks.status_file import STATUS_FILE
+from tests.fixtures import ROOT
 from tests.fixtures.runs import job_in, small_config
 
 STATE = {
@@ -212,7 +213,7 @@ def test_grafana_asks_for_numbers_that_prometheus_gets() -> None:
 
 
 def test_the_file_for_grafana_is_that_of_now() -> None:
-    file = Path(__file__).parent.parent.parent / "docs" / "grafana.json"
+    file = ROOT / "docs" / "grafana.json"
     assert json.loads(file.read_text()) == build_dashboard(), (
         "python -m telemetry.sinks.grafana > docs/grafana.json"
     )

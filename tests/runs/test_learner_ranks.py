@@ -16,10 +16,11 @@ from learner.ranks import Ranks
 from learner.training import Training
 from learner.warm_start.tiny import build_tiny
 from supervisor.run import learner_environments
+from tests.fixtures import ROOT
 from tests.fixtures.learner import TURNS, job_in
 from tests.fixtures.ranks_program import CASES, config_of, groups
 
-TESTS = Path(__file__).parent.parent
+TESTS = ROOT / "tests"
 
 
 def numbers(metrics: dict[str, float]) -> dict[str, float]:

@@ -23,6 +23,7 @@ from config.resolve import resolve
 from envs.registry import make_environment
 from protocol.prompting import load_prompter
 from supervisor.models import find_model
+from tests.fixtures import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -110,7 +111,7 @@ def found(name: str, address: str, cache: Path) -> subprocess.CompletedProcess[s
         **os.environ,
         "HF_ENDPOINT": address,
         "HF_HOME": str(cache),
-        "PYTHONPATH": str(Path(__file__).parent.parent.parent),
+        "PYTHONPATH": str(ROOT),
     }
     return subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fixtures.runs import ROOT, SMALL, options
+from tests.fixtures import ROOT
+from tests.fixtures.runs import SMALL, options
 
 nbformat = pytest.importorskip("nbformat")
 nbclient = pytest.importorskip("nbclient")

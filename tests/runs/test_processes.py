@@ -22,8 +22,8 @@ import pytest
 from protocol.lifetime import dying_with_parent
 from supervisor.endpoints import free_port
 from supervisor.job import job_file, save_job
+from tests.fixtures import ROOT
 from tests.fixtures.runs import (
-    ROOT,
     Run,
     job_in,
     processes,

@@ -20,6 +20,7 @@ import pytest
 
 from benchmarks.hosts import NotPermitted, addresses
 from protocol.lifetime import dying_with_parent
+from tests.fixtures import ROOT
 from tests.fixtures.runs import Run, processes, running, small_elsewhere
 
 pytest.importorskip("ray", reason="pip install -e '.[ray]'")
@@ -68,7 +69,7 @@ def machines() -> Iterator[Machines]:
             at = stack.enter_context(addresses(5))
         except NotPermitted:
             at = [""] * 5
-        program = Path(__file__).parent.parent / "fixtures" / "ray_program.py"
+        program = ROOT / "tests" / "fixtures" / "ray_program.py"
         command = [sys.executable, "-P", str(program), *at]
         how = {
             "stdin": subprocess.PIPE,

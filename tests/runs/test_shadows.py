@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from supervisor.process import our_environment, spawn
-from tests.fixtures.runs import ROOT, SMALL, options, running, with_shadows
+from tests.fixtures import ROOT
+from tests.fixtures.runs import SMALL, options, running, with_shadows
 
 FOREIGN = ("random", "torch", "zmq")
 """Names of others' modules, which are found in the working directory by `python -m` alone."""

@@ -32,7 +32,8 @@ from telemetry.analysis.compare_runs import (
 from telemetry.analysis.effects import compute_effects
 from telemetry.analysis.intervals import median_interval
 from telemetry.html.sweep_page import numeric_settings, render_sweep
-from tests.fixtures.runs import ROOT, options, processes, small_engine, with_shadows
+from tests.fixtures import ROOT
+from tests.fixtures.runs import options, processes, small_engine, with_shadows
 
 
 def test_settings_with_several_values_are_varied_and_seeds_are_the_outer_loop() -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from protocol.lifetime import dying_with_parent
-from tests.fixtures.runs import ROOT, SMALL, options, with_shadows
+from tests.fixtures import ROOT
+from tests.fixtures.runs import SMALL, options, with_shadows
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,6 @@ import threading
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import msgspec
 import pytest
 import zmq
 import zmq.asyncio
@@ -26,7 +25,6 @@ from protocol.messages import (
     EpisodeKey,
     Heartbeat,
     HeartbeatAck,
-    Lease,
     Message,
     Refused,
     Revoked,
@@ -34,54 +32,39 @@ from protocol.messages import (
     Shutdown,
     Trajectory,
     TurnRequest,
-    TurnResult,
-    Welcome,
 )
 from protocol.prompting import load_prompter
+from tests.fixtures.messages import make_lease, make_turn_request, make_turn_result, make_welcome
 
 KEY = EpisodeKey(0, 0)
+RESULT = make_turn_result(make_turn_request(KEY))
 
 
 class Bench:
     """A controller and a learner that say what the test has them say."""
 
-    def __init__(
-        self, policy: Path, heartbeat_seconds: float, ask_again_seconds: float = 0.2
-    ) -> None:
-        self.context, self.reader = zmq.asyncio.Context(), FrameReader()
-        self.controller, self.learner = (
-            self.context.socket(zmq.ROUTER),
-            self.context.socket(zmq.ROUTER),
-        )
-        for socket in (self.controller, self.learner):
+    def __init__(self, policy: Path, heartbeat_seconds: float, ask_again_seconds: float) -> None:
+        self.context = zmq.asyncio.Context()
+        self.reader = FrameReader()
+        self.controller = self.context.socket(zmq.ROUTER)
+        self.learner = self.context.socket(zmq.ROUTER)
+        self.shard = self.context.socket(zmq.ROUTER)
+        for socket in (self.controller, self.learner, self.shard):
             socket.bind("tcp://127.0.0.1:*")
-        endpoint, trajectories = (
-            socket.get(zmq.LAST_ENDPOINT).decode() for socket in (self.controller, self.learner)
-        )
-        environment = make_environment("search", max_turns=1)
-        self.welcome = Welcome(
+        self.place = ShardAddress(host="", port=port_of(self.shard))
+        welcome = make_welcome(
             environment="search",
-            environment_settings={},
-            tokenizer_json=b"",
-            chat_template="",
-            learner_host="",
-            learner_port=urlsplit(trajectories).port,
+            learner_port=port_of(self.learner),
             max_prompt_tokens=100_000,
             heartbeat_seconds=heartbeat_seconds,
             step_timeout=30.0,
             session="this",
-            anchor_texts=False,
-        )
-        self.shard = self.context.socket(zmq.ROUTER)
-        self.shard.bind("tcp://127.0.0.1:*")
-        self.place = ShardAddress(
-            host="", port=urlsplit(self.shard.get(zmq.LAST_ENDPOINT).decode()).port
         )
         self.actor = Actor(
             self.context,
-            endpoint,
-            self.welcome,
-            environment,
+            self.controller.get(zmq.LAST_ENDPOINT).decode(),
+            welcome,
+            make_environment("search", max_turns=1),
             load_prompter(policy),
             ask_again_seconds=ask_again_seconds,
         )
@@ -108,9 +91,17 @@ class Bench:
         await socket.send_multipart([self.peer, encode(message)])
 
 
+def port_of(socket: zmq.asyncio.Socket) -> int:
+    """Return the port at which a socket is bound."""
+    return urlsplit(socket.get(zmq.LAST_ENDPOINT).decode()).port
+
+
 @pytest.fixture
-async def bench(small_policy: Path):
-    made = Bench(small_policy, heartbeat_seconds=0.05)
+async def bench(request: pytest.FixtureRequest, small_policy: Path):
+    """Bench whose actor asks again after so many seconds; a test may be given another number."""
+    made = Bench(
+        small_policy, heartbeat_seconds=0.05, ask_again_seconds=getattr(request, "param", 0.2)
+    )
     yield made
     made.context.destroy(linger=0)
 
@@ -120,16 +111,11 @@ async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(
 ) -> None:
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
-    await bench.say(
-        bench.controller, Lease(key=KEY, lease_attempt=0, split="train", task_index=0, seed=1)
-    )
+    await bench.say(bench.controller, make_lease(KEY))
     first, second = [await bench.heard(bench.controller, TurnRequest) for _ in range(2)]
     assert first == second
     assert (await bench.heard(bench.controller, Heartbeat)).playing == [(KEY, 0)]
-    await bench.say(
-        bench.controller,
-        TurnResult(key=KEY, lease_attempt=0, turn_index=0, kept=EMPTY_RESPONSE, rejected=[]),
-    )
+    await bench.say(bench.controller, RESULT)
     delivered = [await bench.heard(bench.learner, Trajectory) for _ in range(2)]
     assert delivered[0].key == delivered[1].key == KEY
     await bench.say(bench.learner, Ack(keys=[KEY]))
@@ -139,20 +125,16 @@ async def test_a_turn_and_an_episode_that_are_lost_on_their_way_are_sent_again(
     await asyncio.wait_for(playing, 10)
 
 
+# Several times before the controller is missed.
+@pytest.mark.parametrize("bench", [0.05], indirect=True, ids=["often"])
 async def test_an_episode_that_nobody_acknowledges_is_said_with_where_it_was_sent(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bench.actor._ask_again_seconds = 0.05  # several times before the controller is missed
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
-    await bench.say(
-        bench.controller, Lease(key=KEY, lease_attempt=0, split="train", task_index=0, seed=1)
-    )
+    await bench.say(bench.controller, make_lease(KEY))
     await bench.heard(bench.controller, TurnRequest)
-    await bench.say(
-        bench.controller,
-        TurnResult(key=KEY, lease_attempt=0, turn_index=0, kept=EMPTY_RESPONSE, rejected=[]),
-    )
+    await bench.say(bench.controller, RESULT)
     for _ in range(WARN_EVERY_TRIES + 1):
         await bench.heard(bench.learner, Trajectory)
     await bench.say(bench.learner, Ack(keys=[KEY]))
@@ -172,14 +154,9 @@ async def test_actor_reports_an_episode_that_the_learner_refuses_and_plays_on(
     """A refused episode is delivered as dropped, with its reason, and the actor plays on."""
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
-    await bench.say(
-        bench.controller, Lease(key=KEY, lease_attempt=0, split="train", task_index=0, seed=1)
-    )
+    await bench.say(bench.controller, make_lease(KEY))
     await bench.heard(bench.controller, TurnRequest)
-    await bench.say(
-        bench.controller,
-        TurnResult(key=KEY, lease_attempt=0, turn_index=0, kept=EMPTY_RESPONSE, rejected=[]),
-    )
+    await bench.say(bench.controller, RESULT)
     assert (await bench.heard(bench.learner, Trajectory)).drop_reason is None
     await bench.say(bench.learner, Refused(key=KEY, why="tokens that do not exist"))
     notice = await bench.heard(bench.learner, Trajectory)
@@ -207,22 +184,14 @@ async def test_actor_whose_lease_lapses_in_a_step_asks_for_another_at_once(
     monkeypatch.setattr(type(environment), "parse", step)
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
-    await bench.say(
-        bench.controller, Lease(key=KEY, lease_attempt=0, split="train", task_index=0, seed=1)
-    )
+    await bench.say(bench.controller, make_lease(KEY))
     await bench.heard(bench.controller, TurnRequest)
-    await bench.say(
-        bench.controller,
-        TurnResult(key=KEY, lease_attempt=0, turn_index=0, kept=EMPTY_RESPONSE, rejected=[]),
-    )
+    await bench.say(bench.controller, RESULT)
     await asyncio.to_thread(stepping.wait)
     await bench.say(bench.controller, Revoked(leases=[(KEY, 1), (EpisodeKey(7, 0), 0), (KEY, 0)]))
     await bench.heard(bench.controller, Credit)
     assert (await bench.heard(bench.controller, Heartbeat)).playing == []
-    await bench.say(
-        bench.controller,
-        Lease(key=EpisodeKey(1, 0), lease_attempt=0, split="train", task_index=0, seed=1),
-    )
+    await bench.say(bench.controller, make_lease(EpisodeKey(1, 0)))
     assert (await bench.heard(bench.controller, TurnRequest)).key == EpisodeKey(1, 0)
     over.set()
     await bench.say(bench.controller, Shutdown(reason="over"))
@@ -234,18 +203,13 @@ async def test_an_actor_that_is_moved_asks_the_shard_for_the_turn_that_it_waits_
 ) -> None:
     playing = asyncio.create_task(bench.actor.run(1))
     await bench.heard(bench.controller, Credit)
-    await bench.say(
-        bench.controller, Lease(key=KEY, lease_attempt=0, split="train", task_index=0, seed=1)
-    )
+    await bench.say(bench.controller, make_lease(KEY))
     request = await bench.heard(bench.controller, TurnRequest)
     actor = bench.peer
     await bench.named_for([bench.place], bench.place)
     assert await bench.heard(bench.shard, TurnRequest) == request
     shard_peer = bench.peer
-    await bench.say(
-        bench.shard,
-        TurnResult(key=KEY, lease_attempt=0, turn_index=0, kept=EMPTY_RESPONSE, rejected=[]),
-    )
+    await bench.say(bench.shard, RESULT)
     await bench.heard(bench.learner, Trajectory)
     await bench.say(bench.learner, Ack(keys=[KEY]))
     for socket in (bench.controller, bench.shard):
@@ -264,20 +228,16 @@ async def test_actor_whose_shard_is_gone_asks_the_controller(
     await bench.heard(bench.controller, Credit)
     actor = bench.peer
     await bench.named_for([bench.place], bench.place)
-    await bench.say(
-        bench.controller, Lease(key=KEY, lease_attempt=0, split="train", task_index=0, seed=1)
-    )
+    await bench.say(bench.controller, make_lease(KEY))
     request = await bench.heard(bench.shard, TurnRequest)
     bench.peer = actor
     await bench.say(bench.controller, HeartbeatAck(session="this", shards=[]))
     assert await bench.heard(bench.controller, TurnRequest) == request
-    late = TurnResult(
-        key=KEY, lease_attempt=0, turn_index=0, kept=EMPTY_RESPONSE, rejected=[EMPTY_RESPONSE]
-    )
+    late = make_turn_result(make_turn_request(KEY), rejected=[EMPTY_RESPONSE])
     await bench.say(bench.shard, late)
     for _ in range(2):  # the actor's loops have had time to hear it
         await bench.heard(bench.controller, Heartbeat)
-    await bench.say(bench.controller, msgspec.structs.replace(late, rejected=[]))
+    await bench.say(bench.controller, RESULT)
     assert (await bench.heard(bench.learner, Trajectory)).turns[0].rejected == []
     playing.cancel()
     await asyncio.wait({playing})

@@ -21,10 +21,11 @@ from actors.crash import ActorSlot
 from actors.fleet import FleetError, load_environment, reseed, supervise
 from actors.pulse import BEAT_SECONDS
 from envs.registry import make_environment
-from protocol.messages import DropReason, EpisodeKey, Lease, Welcome
+from protocol.messages import DropReason, EpisodeKey
+from tests.fixtures.messages import make_lease, make_welcome
 from tests.fixtures.runs import running_small
 
-LEASE = Lease(key=EpisodeKey(3, 1), lease_attempt=2, split="train", task_index=5, seed=7)
+LEASE = make_lease(EpisodeKey(3, 1), lease_attempt=2)
 
 
 def dies_once(die: Callable[[], object], log: Path) -> Callable[[ActorSlot], None]:
@@ -149,22 +150,6 @@ def test_generators_that_a_process_was_forked_with_are_its_own_afterwards():
     np.random.set_state(state)
 
 
-def welcome() -> Welcome:
-    return Welcome(
-        environment="alfworld",
-        environment_settings={},
-        tokenizer_json=b"",
-        chat_template="",
-        learner_host="",
-        learner_port=1,
-        max_prompt_tokens=1,
-        heartbeat_seconds=1.0,
-        step_timeout=1.0,
-        session="",
-        anchor_texts=False,
-    )
-
-
 @pytest.mark.parametrize(
     "error", [SystemExit(2), ImportError("no module named game"), KeyError("x")]
 )
@@ -187,7 +172,7 @@ def test_environment_that_cannot_be_made_is_told_in_one_sentence_with_the_place(
     kind = type(error).__name__
     message = rf"alfworld cannot be played on this machine: {kind}: .*test_fleet.py:\d+ in fails"
     with pytest.raises(FleetError, match=message):
-        load_environment(welcome())
+        load_environment(make_welcome())
 
 
 @pytest.mark.parametrize("where", ["import", "start"])
@@ -205,7 +190,7 @@ def test_ctrl_c_while_the_environment_is_loaded_ends_the_fleet(
         is_interrupted if where == "import" else lambda *_, **__: environment,
     )
     with pytest.raises(KeyboardInterrupt):
-        load_environment(welcome())
+        load_environment(make_welcome())
 
 
 def test_a_first_task_that_does_not_start_keeps_the_others_from_nothing(
@@ -217,7 +202,7 @@ def test_a_first_task_that_does_not_start_keeps_the_others_from_nothing(
         start(split, index, seed) if index else random.choice([])
     )
     monkeypatch.setattr(actors.fleet, "make_environment", lambda *_, **__: environment)
-    assert load_environment(welcome()) is environment
+    assert load_environment(make_welcome()) is environment
 
 
 PACKAGE = """

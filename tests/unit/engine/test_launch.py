@@ -26,6 +26,7 @@ from engine.launch import (
 )
 from protocol import machine
 from supervisor.endpoints import free_port
+from tests.fixtures import ROOT
 from tests.fixtures.runs import silent_server
 
 
@@ -291,7 +292,7 @@ async def test_an_engine_without_our_middleware_is_refused_with_the_flag_to_star
             await wait_ready(url, 5.0)
     finally:
         await runner.cleanup()
-    guide = Path(__file__).parent.parent.parents[1] / "docs" / "reference" / "engine.md"
+    guide = ROOT / "docs" / "reference" / "engine.md"
     assert f"--middleware {MIDDLEWARE}" in guide.read_text()
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from protocol.lifetime import describe_end, dying_with_parent
 from supervisor.endpoints import free_port
-from tests.fixtures.runs import ROOT
+from tests.fixtures import ROOT
 
 CLOSED_READER = "closed reader"
 

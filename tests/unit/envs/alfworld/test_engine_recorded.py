@@ -5,17 +5,15 @@ not installed.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from envs.alfworld.engine import Engine
 from envs.alfworld.game import Game, Goal, Item, Receptacle
+from tests.fixtures import ROOT
 
-TRANSCRIPTS = json.loads(
-    (Path(__file__).parent.parent.parent.parent / "data" / "alfworld_transcripts.json").read_text()
-)
+TRANSCRIPTS = json.loads((ROOT / "tests" / "data" / "alfworld_transcripts.json").read_text())
 
 
 def read_game(plain: dict[str, Any]) -> Game:

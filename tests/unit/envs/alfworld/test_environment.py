@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -16,6 +15,7 @@ from envs.alfworld.memory import TranscriptMemory
 from envs.alfworld.scenes import load_facts
 from envs.base import Observation
 from envs.view import AgentView
+from tests.fixtures import ROOT
 
 SMALL = AlfWorld()
 REAL = AlfWorld("real")
@@ -37,16 +37,14 @@ def fingerprint() -> str:
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_a_task_is_the_same_in_every_process(hash_seed):
-    root = Path(__file__).parent.parent.parent.parent.parent
     command = [
         sys.executable,
         "-c",
-        "from tests.unit.envs.alfworld.test_environment import fingerprint; "
-        "print(fingerprint())",
+        "from tests.unit.envs.alfworld.test_environment import fingerprint; print(fingerprint())",
     ]
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
     other = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, check=True
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert other.stdout.strip() == fingerprint()
 

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -16,6 +15,7 @@ from envs.search.facts import load_facts, load_passages
 from envs.search.questions import generate_questions
 from envs.search.relations import ASKED, CLUES
 from envs.search.scoring import contains_phrase, normalize
+from tests.fixtures import ROOT
 
 TRAIN = generate_questions()["train"]
 HELD_OUT = generate_questions()["held_out"]
@@ -28,16 +28,14 @@ def fingerprint() -> str:
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_questions_and_passages_are_the_same_in_every_process(hash_seed):
-    root = Path(__file__).parent.parent.parent.parent.parent
     command = [
         sys.executable,
         "-c",
-        "from tests.unit.envs.search.test_questions import fingerprint; "
-        "print(fingerprint())",
+        "from tests.unit.envs.search.test_questions import fingerprint; print(fingerprint())",
     ]
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
     other = subprocess.run(
-        command, cwd=root, env=environment, capture_output=True, text=True, check=True
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
     )
     assert other.stdout.strip() == fingerprint()
 

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 
 import aiohttp
 import pytest
@@ -27,6 +26,7 @@ from envs.search.remote import RemoteRetriever, parse_answer
 from envs.search.server import build_app, main
 from protocol.lifetime import dying_with_parent
 from supervisor.endpoints import free_port
+from tests.fixtures import ROOT
 
 TEXTS = ["The capital of Bhutan is Thimphu.", "The capital of Peru is Lima.", "Paro is in Bhutan."]
 INDEX = BM25Index(TEXTS)
@@ -164,14 +164,13 @@ def test_the_server_serves_a_file_until_it_is_interrupted(tmp_path):
     corpus.write_text('{"id": "0", "contents": "Paro is in Bhutan."}')
     port = free_port()
     command = [sys.executable, "run.py", "retriever", "--port", str(port), "--corpus", str(corpus)]
-    root = Path(__file__).parent.parent.parent.parent.parent
     how = {
         "stdout": subprocess.PIPE,
         "stderr": subprocess.PIPE,
         "text": True,
         "preexec_fn": dying_with_parent(),
     }
-    with subprocess.Popen(command, cwd=root, **how) as server:
+    with subprocess.Popen(command, cwd=ROOT, **how) as server:
         try:
             assert (
                 server.stdout.readline()
@@ -190,9 +189,8 @@ def test_the_server_serves_a_file_until_it_is_interrupted(tmp_path):
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_any_free_port_is_said_as_the_one_that_is_listened_on(host: str):
     command = [sys.executable, "run.py", "retriever", "--host", host, "--port", "0"]
-    root = Path(__file__).parent.parent.parent.parent.parent
     with subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, text=True, preexec_fn=dying_with_parent()
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=dying_with_parent()
     ) as server:
         try:
             address = re.search(rf"http://{host}:[1-9]\d*(?=/retrieve;)", server.stdout.readline())[

@@ -19,6 +19,7 @@ from envs.webshop.nouns import find_title_nouns
 from envs.webshop.products import build_products
 from envs.webshop.reward import is_match, normalize_color, score_purchase
 from envs.webshop.words import load_words
+from tests.fixtures import ROOT
 from tests.fixtures.webshop import goal, product, raw_product, write_shop
 
 WORLD = load_world("")
@@ -179,14 +180,11 @@ def fingerprint() -> str:
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_the_default_shop_is_the_same_in_every_process(hash_seed):
-    root = Path(__file__).parent.parent.parent.parent.parent
-    code = (
-        "from tests.unit.envs.webshop.test_goals import fingerprint; print(fingerprint())"
-    )
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(root)}
+    code = "from tests.unit.envs.webshop.test_goals import fingerprint; print(fingerprint())"
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
     other = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=root,
+        cwd=ROOT,
         env=environment,
         capture_output=True,
         text=True,

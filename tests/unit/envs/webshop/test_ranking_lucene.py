@@ -5,16 +5,14 @@ says how).
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from envs.webshop.analysis import search_terms
 from envs.webshop.ranking import LuceneIndex
+from tests.fixtures import ROOT
 
-RECORDED = json.loads(
-    (Path(__file__).parent.parent.parent.parent / "data" / "lucene.json").read_text()
-)
+RECORDED = json.loads((ROOT / "tests" / "data" / "lucene.json").read_text())
 
 
 @pytest.mark.parametrize("number", range(len(RECORDED["texts"])))

@@ -35,7 +35,7 @@ from telemetry.probes.waits import (
 from telemetry.progress import Progress, panel, status_line
 from telemetry.sinks.status_file import build_status, read_status
 from telemetry.state import RunState
-from tests.fixtures.runs import ROOT
+from tests.fixtures import ROOT
 
 SETTINGS = AdmissionSettings(
     groups=2, group_size=2, max_staleness=1, max_leases=5, seed=0, train_size=3, held_out_size=3

@@ -14,6 +14,7 @@ import pytest
 
 from config import ConfigError
 from telemetry.sinks.trackers import RETRY_RECORDS, Tracker, check_tracker
+from tests.fixtures import ROOT
 
 PROGRAM = """
 import sys
@@ -30,10 +31,9 @@ def tracked(name: str, directory: Path, **environment: str) -> None:
     """A run of two lines, in a process of its own: these libraries keep threads."""
     import os
 
-    root = str(Path(__file__).parents[4])
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, name],
-        env={**os.environ, "PYTHONPATH": root, **environment},
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         cwd=directory,
         capture_output=True,
         text=True,
