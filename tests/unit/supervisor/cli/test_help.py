@@ -91,3 +91,19 @@ def test_main_answers_every_way_of_asking_for_help(
 ) -> None:
     assert main(arguments) == 0
     assert capsys.readouterr().out.startswith(beginning)
+
+
+def test_help_says_which_defaults_are_others_in_an_environment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_help("all", Console(width=300))
+    assert (
+        "for RL to improve [default 0.47, search 0.35, webshop 0.25, other models 0.0]"
+        in capsys.readouterr().out
+    )
+
+
+def test_help_gives_no_default_where_it_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    print_help("all", Console(width=300))
+    said = capsys.readouterr().out
+    assert "NODEFAULT" not in said and "[default ]" not in said and "[default []]" not in said
