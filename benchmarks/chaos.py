@@ -84,16 +84,20 @@ SETTINGS = {
     "engine.count": "2",
 }
 ELSEWHERE = "127.0.0.2"
-"""Where actors from elsewhere find the run: on this machine, behind the proxy."""
+"""Address at which actors from elsewhere find the run: on this machine, behind the proxy."""
 ACTORS_ELSEWHERE = 2
 BAD = ("lost", "trained_twice", "too_old", "missing_updates", "left_over", "stuck")
 """Figures that are to be 0."""
 PATIENCE = 180.0
-"""Seconds until a run that was started, or hit, makes its next update: an engine that is started
-again needs most of them."""
+"""Seconds until a run that was started, or hit, makes its next update.
+
+An engine that is started again needs most of them.
+"""
 TOGETHER = 0.4
-"""Share of the faults that are followed by the next one at once: what two of them do together is
-another fault."""
+"""Share of the faults that are followed by the next one at once.
+
+What two of them do together is another fault.
+"""
 ENDING = 15.0
 """Seconds until nothing is left of a run that was killed."""
 DISK_MB = 512
@@ -106,8 +110,9 @@ class Run:
     """A run that is resumed as often as it ends, and the actors from elsewhere that play for it."""
 
     def __init__(self, directory: Path, disk: Path | None) -> None:
-        """`directory`: of all that the benchmark writes; `disk`: one that holds the run alone, and
-        may be filled.
+        """Name a `directory` for all that the benchmark writes.
+
+        `disk` is one that holds the run alone, and may be filled.
         """
         self.directory = (disk or directory) / "run"
         self.disk = disk
@@ -205,9 +210,11 @@ class Run:
     def left_over(self) -> list[str]:
         """Command lines of processes that outlive the run, after a while."""
         deadline = time.monotonic() + ENDING
-        while (left := [command for _, command in self._all()]) and time.monotonic() < deadline:
+        while True:
+            commands = [command for _, command in self._all()]
+            if not commands or time.monotonic() >= deadline:
+                return commands
             time.sleep(0.1)
-        return left
 
     def shared_memory(self) -> list[Path]:
         """Published weights that are still there, of whichever start."""
@@ -235,7 +242,7 @@ class Run:
 
 @dataclass
 class Report:
-    """What happened."""
+    """Faults that struck, and what became of the run after them."""
 
     faults: Counter = field(default_factory=Counter)
     resumed: int = 0
@@ -341,8 +348,9 @@ def rage(
 
 
 def faults(chance: random.Random, quick: bool) -> Iterator[Fault]:
-    """The faults of a quick benchmark, or all there are, in one random order after another: each
-    kind comes about as often.
+    """Yield the faults of a quick benchmark, or all there are, in one random order after another.
+
+    Each kind comes about as often.
     """
     if quick:
         yield from QUICK
@@ -352,7 +360,7 @@ def faults(chance: random.Random, quick: bool) -> Iterator[Fault]:
 
 
 def await_update(run: Run, report: Report, cause: str) -> None:
-    """Until the run, which may have to be resumed for it, has made another update."""
+    """Wait until the run, which may have to be resumed for it, has made another update."""
     time.sleep(0.5)
     before = len(run.updates())
     deadline = time.monotonic() + PATIENCE

@@ -19,13 +19,13 @@ from envs.view import AgentView
 
 NAME = "benchmark-chaos"
 MISFORTUNES = "MISFORTUNES"
-"""Of the process's environment: the directory of the files."""
+"""Variable of the process's environment that names the directory of the files."""
 STEP_TIMEOUT_SECONDS = 2.0
-"""What the benchmark sets actor.step_timeout to."""
+"""Value that the benchmark gives to actor.step_timeout."""
 
 
 def befalls(misfortune: str) -> bool:
-    """Whether the file of that name is there."""
+    """Tell whether the file of that name is there."""
     return Path(os.environ[MISFORTUNES], misfortune).exists()
 
 

@@ -1,5 +1,6 @@
-"""What happens to a run in `benchmarks.chaos`: faults, each of which strikes once and is over when
-`strike` returns.
+"""Faults that happen to a run in `benchmarks.chaos`.
+
+Each strikes once, and is over when `strike` returns.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ FILLING_BYTES = (1 << 20, 1 << 12, 1)
 
 
 class Stricken(Protocol):
-    """What faults strike: a run, and what it stands on."""
+    """Target of the faults: a run, and what it stands on."""
 
     process: subprocess.Popen
     misfortunes: Path
@@ -126,8 +127,9 @@ class CutLinks:
 
 @dataclass(frozen=True)
 class Misfortune:
-    """User code, or an engine, goes wrong from inside for a while (benchmarks/misfortune,
-    benchmarks/chaos_environment.py).
+    """User code, or an engine, goes wrong from inside for a while.
+
+    See benchmarks/misfortune and benchmarks/chaos_environment.py.
     """
 
     name: str

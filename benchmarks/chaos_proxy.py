@@ -1,6 +1,4 @@
-"""A TCP proxy whose connections can be cut in every way that a network has, in a thread of its
-own.
-"""
+"""A TCP proxy, in a thread of its own, whose connections can be cut in every way a network has."""
 
 from __future__ import annotations
 
@@ -13,8 +11,11 @@ from typing import Any, Literal
 
 Cut = Literal["both ends", "one end", "silence", "delay"]
 CUTS: tuple[Cut, ...] = ("both ends", "one end", "silence", "delay")
-"""Both ends see a reset; the client alone does; nobody does, and nothing arrives; everything
-arrives late."""
+"""Ways to cut a connection, in this order:
+
+both ends see a reset; the client alone does; nobody does, and nothing arrives; everything arrives
+late.
+"""
 
 CHUNK_BYTES = 1 << 16
 
@@ -29,9 +30,7 @@ class Pair:
 
 
 class Proxy:
-    """Listens on `here` and carries each connection to the same port of `there`, for a number of
-    ports.
-    """
+    """Listens on some ports of `here`, and carries each connection to the same port of `there`."""
 
     def __init__(self, here: str, there: str, ports: Sequence[int]) -> None:
         self._here = here
@@ -88,7 +87,10 @@ class Proxy:
         self, pair: Pair, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
         with contextlib.suppress(OSError):
-            while data := await reader.read(CHUNK_BYTES):
+            while True:
+                data = await reader.read(CHUNK_BYTES)
+                if not data:
+                    break
                 if self._delay_seconds:
                     await asyncio.sleep(self._delay_seconds)
                 if pair in self._silent:

@@ -1,5 +1,6 @@
-"""What watching and cutting costs: tokens a second of one engine, with the same requests, seen and
-steered in every way we have.
+"""Measure what watching and cutting costs: tokens a second of one engine.
+
+It gets the same requests, seen and steered in every way we have.
 
 `python -m benchmarks.control [--quick] [--model DIR] [--streams 1,16,64] [--repeats N] [--json
 FILE]` (nine minutes for the tiny policy, on an idle machine)
@@ -79,8 +80,9 @@ class Bench:
         )
 
     def rule(self, cut: bool) -> RuleSpec:
-        """Thinking from the first token on (no token comes before it), cut at a budget, or
-        never.
+        """Build the rule: thinking from the first token on, cut at a budget, or never.
+
+        No token comes before the thinking.
         """
         settings = ThinkingSettings(
             "paper", 0.4, self.vocabulary, "mean", 7, None, 0, CUT_AFTER if cut else 10**6
@@ -108,8 +110,10 @@ async def plain(bench: Bench) -> int:
 def tapped(
     acts: str | None, rate: bool, prompt_tokens: int = PROMPT, response: int = RESPONSE
 ) -> Condition:
-    """`acts`: None for a turn that nobody watches, else an InterventionMode; `rate`: some of
-    the turns are cut.
+    """Make a condition in which turns are watched, and some of them cut.
+
+    `acts`: None for a turn that nobody watches, else an InterventionMode; `rate`: some of the turns
+    are cut.
     """
 
     async def condition(bench: Bench) -> int:
@@ -195,8 +199,9 @@ async def speed(bench: Bench, condition: Condition, streams: int, seconds: float
 
 
 def router_microseconds(rows: int = 64, steps: int = 500) -> float:
-    """What a token's signal costs in the controller, decoding of the frame included, with the rule
-    of the default job.
+    """Measure what a token's signal costs in the controller, in microseconds.
+
+    Decoding of the frame is included; the rule is that of the default job.
     """
     router = SignalRouter(
         zmq.asyncio.Context.instance(), "inproc://alone", TOKENS, max_model_len=1024
@@ -229,8 +234,10 @@ def _frame(step: int, rows: int, rng: np.random.Generator) -> SignalFrame:
 
 
 async def frame_microseconds(rows: int, engines: int = 30, count: int = 3000) -> float:
-    """What a frame with the signals of so many turns costs a controller that always has one
-    waiting, from receiving it to the rules' decisions; `engines` send, from a process of their own.
+    """Measure what a frame with the signals of `rows` turns costs, in microseconds.
+
+    The controller always has one waiting; the time is from receiving it to the rules' decisions.
+    `engines` send, from a process of their own.
     """
     router = SignalRouter(
         zmq.asyncio.Context.instance(), "tcp://127.0.0.1:*", TOKENS, max_model_len=count
@@ -241,11 +248,11 @@ async def frame_microseconds(rows: int, engines: int = 30, count: int = 3000) ->
     marks: list[float] = []
     observe = router.observe
 
-    def noted(frame: SignalFrame) -> list[ForceTokens]:
+    def note_and_observe(frame: SignalFrame) -> list[ForceTokens]:
         marks.append(time.thread_time())
         return observe(frame)
 
-    router.observe = noted
+    router.observe = note_and_observe
     sender = multiprocessing.get_context("spawn").Process(
         target=_send_frames, args=(router.endpoint, engines, rows, count)
     )
@@ -274,8 +281,9 @@ def _send_frames(endpoint: str, engines: int, rows: int, count: int) -> None:
 
 @contextlib.asynccontextmanager
 async def engine_of(model: str, streams: int, console: Console) -> AsyncIterator[Bench]:
-    """An engine that computes so many turns at once, as a run starts it; `model` as `--model` of a
-    run, or empty.
+    """Start an engine that computes so many turns at once, as a run starts it.
+
+    `model`: as `--model` of a run, or empty.
     """
     with tempfile.TemporaryDirectory() as directory:
         overrides = {"engine.max_sequences": str(streams), "run.dir": directory} | (

@@ -32,11 +32,16 @@ from telemetry.analysis.intervals import wilson_interval
 
 MODES = ("off", "budget", "void", "t2po-token", "t2po-turn", "t2po")
 TOKENS = {"alfworld": 150_000, "webshop": 250_000, "search": 250_000}
-"""Environment -> budget of a run: in ALFWorld eight updates, so that no mode has reached the
-ceiling."""
+"""Environment -> budget of a run, in tokens.
+
+In ALFWorld it is eight updates, so that no mode has reached the ceiling.
+"""
 BUDGET = {"alfworld": 19, "webshop": 19, "search": 21}
-"""Thinking tokens of mode `budget`: about the 95th percentile of the thoughts of a warm-started
-policy (seed 0, training tasks), so that as many are cut as by the others."""
+"""Environment -> thinking tokens of mode `budget`.
+
+It is about the 95th percentile of the thoughts of a warm-started policy (seed 0, training tasks),
+so that as many are cut as by the others.
+"""
 GAMES = 128
 MEANS = ("updates", "tokens", "seconds", "wasted", "turns", "thinking", "cut", "again")
 

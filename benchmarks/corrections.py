@@ -1,4 +1,4 @@
-"""Which off-policy correction at which staleness?
+"""Compare off-policy corrections at each staleness.
 
 The default job, with weights that reach the engine a given number of updates late.
 
@@ -41,7 +41,7 @@ OPTIONS = {
     ],
     "vtrace": ["--algorithm", "gae"],
 }
-"""What belongs to a correction as its paper has it; vtrace therefore has other advantages, too."""
+"""Loss -> options that belong to it as its paper has it; vtrace has other advantages, too."""
 UPDATES = 16
 GAMES = 128
 

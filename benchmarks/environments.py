@@ -1,6 +1,7 @@
-"""How fast environments are on one core, and what they cost in memory, beside what others use for
-the same games, where it is installed: TextWorld's own engine, and skyrl-gym's search environment
-with our retriever as its server.
+"""Measure how fast environments are on one core, and what they cost in memory.
+
+Beside them is what others use for the same games, where it is installed: TextWorld's own engine,
+and skyrl-gym's search environment with our retriever as its server.
 
 `python -m benchmarks.environments` (a minute; on an idle machine, `taskset -c 0` before it)
 """
@@ -62,7 +63,8 @@ def main() -> None:
     if importlib.util.find_spec("skyrl_gym"):
         steps, resets = _skyrl_speed()
         table.add_row("search by skyrl-gym", f"{steps:,.0f}", f"{resets:,.0f}", "", "")
-    if missing := missing_packages():
+    missing = missing_packages()
+    if missing:
         table.caption = (
             f"TextWorld's own engine is not measured: {', '.join(missing)} not installed"
         )
@@ -73,8 +75,9 @@ def main() -> None:
 
 
 def _expert_speed(environment: Environment) -> tuple[float, float, float]:
-    """(steps a second, resets a second, share of episodes won) of the expert's actions, the
-    expert's own time left out.
+    """Measure the expert's actions: (steps a second, resets a second, share of episodes won).
+
+    The expert's own time is left out.
     """
     step_seconds = reset_seconds = 0.0
     steps = episodes = won = 0
@@ -134,8 +137,9 @@ def _stock_speed(environment: AlfWorld) -> tuple[float, float]:
 
 
 def _skyrl_speed() -> tuple[float, float]:
-    """(steps a second, resets a second) of skyrl-gym's environment on our questions, which asks a
-    server that is another process.
+    """Measure skyrl-gym's environment on our questions: (steps a second, resets a second).
+
+    It asks a server that is another process.
     """
     from aiohttp import web
     from skyrl_gym.envs.search.env import SearchEnv, SearchEnvConfig

@@ -42,7 +42,7 @@ def main() -> None:
     )
 
     def one(data: bytes) -> None:
-        """What a socket of the run does with a frame."""
+        """Do what a socket of the run does with a frame."""
         try:
             message = codec.decode(data)
         except codec.BadFrame:

@@ -1,5 +1,6 @@
-"""Hosts as network namespaces with addresses of their own, joined by a bridge; on Linux, for
-root.
+"""Hosts as network namespaces with addresses of their own, joined by a bridge.
+
+It works on Linux, for root.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from supervisor.process import ROOT
 
 SUBNET = f"10.213.{os.getpid() % 250 + 1}"  # another one than of a process that was killed
 HERE = f"{SUBNET}.1"
-"""Of this process's own namespace, on the bridge."""
+"""Address of this process's own namespace, on the bridge."""
 PREFIX = "fy"
 """Bridges are called PREFIX and the id of their process, namespaces likewise, with a letter."""
 FAR = (0.02, 0.01)
@@ -32,8 +33,9 @@ class NotPermitted(RuntimeError):
 
 
 class Host:
-    """A namespace `name`, joined to the bridge; by a cable with this delay (seconds) and loss, if
-    they are given.
+    """A namespace `name`, joined to the bridge.
+
+    Its cable has this delay (seconds) and loss, if they are given.
     """
 
     def __init__(
@@ -70,8 +72,9 @@ class Host:
             _ip("-n", name, "link", "set", device, "up")
 
     def join(self, port: int, keys: Path, actors: int, stack: ExitStack) -> subprocess.Popen:
-        """Actors of this host, of the run whose controller listens at `port` HERE: a group of
-        processes that ends with the stack.
+        """Start actors on this host, of the run whose controller listens at `port` HERE.
+
+        They are a group of processes that ends with the stack.
         """
         command = [
             sys.executable,
@@ -117,8 +120,10 @@ def hosts(count: int, far: tuple[float, float] | None = None) -> Iterator[list[H
 
 @contextlib.contextmanager
 def addresses(count: int) -> Iterator[list[str]]:
-    """So many of this machine, none of them loopback's, while inside: for processes that pretend to
-    be on several machines. Raises NotPermitted where there can be none.
+    """Give this machine so many addresses, none of them loopback's, while inside.
+
+    They are for processes that pretend to be on several machines. Raises NotPermitted where there
+    can be none.
     """
     bridge = f"{PREFIX}{os.getpid()}z"
     found = [f"{SUBNET}.{101 + number}" for number in range(count)]
@@ -176,7 +181,7 @@ def _remove_abandoned() -> None:
 
 
 def _is_abandoned(name: str) -> bool:
-    """Whether this is the name of a namespace or a bridge whose process has ended."""
+    """Tell whether this is the name of a namespace or a bridge whose process has ended."""
     owner = re.fullmatch(rf"{PREFIX}(\d+)[a-z]?", name)
     return owner is not None and not Path("/proc", owner[1]).exists()
 

@@ -1,5 +1,6 @@
-"""Tokens a second of the learner's whole update, beside the bare loop that anybody would write,
-packed sequences, and TRL.
+"""Measure tokens a second of the learner's whole update, beside other ways to make it.
+
+These are the bare loop that anybody would write, packed sequences, and TRL.
 
 `python -m benchmarks.learner [--model DIR] [--tokens N] [--repeats N] [--quick] [--json FILE]` (two
 minutes, on an idle machine)
@@ -48,7 +49,7 @@ from learner.warm_start.tiny import TURN_END, build_tiny
 from protocol.prompting import load_prompter
 
 EPISODES = 200
-"""Of demonstrations, from which the turns are taken."""
+"""Number of demonstrations from which the turns are taken."""
 
 Step = Callable[[PreTrainedModel, Sequence[TrainingSample]], torch.Tensor]
 """The loss of a few turns."""
@@ -57,7 +58,7 @@ Run = Callable[[], None]
 
 
 def transformers_dense(model: PreTrainedModel, turns: Sequence[TrainingSample]) -> torch.Tensor:
-    """What a tutorial does: the model's own forward pass, and the loss of every token."""
+    """Do what a tutorial does: the model's own forward pass, and the loss of every token."""
     ids = torch.from_numpy(np.stack([tokens_of(turn) for turn in turns]))
     return functional.cross_entropy(model(ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
@@ -69,8 +70,9 @@ def ours_dense(model: PreTrainedModel, turns: Sequence[TrainingSample]) -> torch
 
 
 def packed(model: PreTrainedModel, turns: Sequence[TrainingSample]) -> torch.Tensor:
-    """All turns in one row, each seeing itself alone: a block mask, and positions that begin
-    anew.
+    """Compute the losses of all turns in one row, each seeing itself alone.
+
+    It takes a block mask, and positions that begin anew.
     """
     ids = torch.from_numpy(np.concatenate([tokens_of(turn) for turn in turns]))[None]
     turn = torch.repeat_interleave(
@@ -92,8 +94,9 @@ def tokens_of(turn: TrainingSample) -> np.ndarray:
 def bare(
     step: Step, settings: LearnerSection, model: PreTrainedModel, turns: Sequence[TrainingSample]
 ) -> Run:
-    """Forward, backward, optimizer step; as many steps as the learner makes, of micro-batches as
-    large as its.
+    """Make the bare loop: forward, backward, optimizer step.
+
+    It makes as many steps as the learner, of micro-batches as large as the learner's.
     """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
 
@@ -151,7 +154,7 @@ def turns_of(directory: Path, tokens: int) -> list[TrainingSample]:
 
 
 class Condition(NamedTuple):
-    """What is timed."""
+    """A way to make an update, and the turns that it takes."""
 
     prepare: Callable[[PreTrainedModel, Sequence[TrainingSample]], Run]
     turns: Sequence[TrainingSample]

@@ -1,5 +1,6 @@
-"""Controller and learner under load: thousands of episodes at once, slow and fast actors, a learner
-that stalls.
+"""Measure controller and learner under load.
+
+There are thousands of episodes at once, slow and fast actors, and a learner that stalls.
 
 `python -m benchmarks.load [--actors N] [--episodes N] [--turns N] [--tokens N] [--stall SECONDS]
 [--quick] [--json FILE]` (some minutes, 3 GB)
@@ -58,8 +59,10 @@ STALENESS = 3
 """S: while P groups are trained on, 3 P are played or wait."""
 GROUP_SIZE = 8
 SLACK = 2
-"""Episodes admitted for each that is in flight, since a group waits for its slowest member, and a
-batch for its slowest group."""
+"""Episodes admitted for each that is in flight.
+
+A group waits for its slowest member, and a batch for its slowest group.
+"""
 SETTINGS = {
     "env.name": load_environment.NAME,
     "model.tiny.hidden_size": "32",
@@ -244,7 +247,7 @@ class Load:
 
 
 def resident_megabytes(pid: int) -> float:
-    """Of memory that a process has; NaN when it is gone."""
+    """Return the megabytes of memory that a process has; NaN when it is gone."""
     try:
         return psutil.Process(pid).memory_info().rss / 1e6
     except psutil.NoSuchProcess:
@@ -252,7 +255,7 @@ def resident_megabytes(pid: int) -> float:
 
 
 def processor_seconds(pid: int) -> float:
-    """Of processor time that a process has used; NaN when it is gone."""
+    """Return the processor time that a process has used, in seconds; NaN when it is gone."""
     try:
         return sum(psutil.Process(pid).cpu_times()[:2])
     except psutil.NoSuchProcess:

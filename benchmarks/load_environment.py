@@ -1,5 +1,6 @@
-"""An environment that only takes time: 3 to 7 turns, whatever the agent says, each of `SECONDS`,
-which its process is told.
+"""An environment that only takes time: 3 to 7 turns, whatever the agent says.
+
+Each takes `SECONDS`, which its process is told.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from envs.view import AgentView
 
 NAME = "benchmark-load"
 SECONDS = "BENCHMARK_STEP_SECONDS"
-"""Of the process's environment."""
+"""Variable of the process's environment that says how many seconds a turn takes."""
 MEAN_TURNS = 5
 SHORTEST = 3
 
@@ -92,8 +93,9 @@ class Patience:
 
 
 def install(directory: Path, name: str = NAME, factory: str = f"{__name__}:Waits") -> None:
-    """Write an entry point by which processes that have `directory` on their path find the
-    environment `name`.
+    """Write an entry point of the environment `name`.
+
+    Processes that have `directory` on their path find it there.
     """
     metadata = directory / f"{name.replace('-', '_')}-1.0.dist-info"
     metadata.mkdir(parents=True)

@@ -1,5 +1,6 @@
-"""Stand-ins for the two processes whose computing is not what is loaded: an engine without a model,
-a learner without gradients.
+"""Stand-ins for the two processes whose computing is not what is loaded.
+
+They are an engine without a model, and a learner without gradients.
 
 `python -m benchmarks.load_processes engine|learner JOB [--stall SECONDS]`
 """
@@ -35,8 +36,10 @@ from protocol.files import allow_many_files
 from protocol.messages import Message, Trajectory
 
 INTAKE = "intake.json"
-"""What the learner leaves in the run's directory: "episodes" (actor -> how many it delivered),
-"turns" (second -> turns delivered in it), "stall" (its beginning and end; seconds since the epoch).
+"""File that the learner leaves in the run's directory.
+
+It has "episodes" (actor -> how many it delivered), "turns" (second -> turns delivered in it),
+"stall" (its beginning and end; seconds since the epoch).
 """
 
 

@@ -86,15 +86,15 @@ def figures(
         "stall_queue_leases_last": during[-1].gauges.get("queue_leases", nan),
     }
     for process in ("controller", "learner", "actors"):
+        name = f"loop_lag_{process}"
         lags = [
-            lag
+            sample.gauges[name]
             for sample in samples
-            if sample.time >= first
-            and (lag := sample.gauges.get(f"loop_lag_{process}")) is not None
+            if sample.time >= first and name in sample.gauges
         ]
         found |= {
-            f"loop_lag_{process}_max": max(lags, default=nan),
-            f"loop_lag_{process}_median": statistics.median(lags or [nan]),
+            f"{name}_max": max(lags, default=nan),
+            f"{name}_median": statistics.median(lags or [nan]),
         }
     return {name: float(value) for name, value in found.items()}
 

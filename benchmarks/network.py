@@ -1,5 +1,6 @@
-"""The default job across hosts: network namespaces with addresses of their own, on real vLLM; for
-root, on Linux.
+"""Run the default job across hosts, on real vLLM; for root, on Linux.
+
+The hosts are network namespaces with addresses of their own.
 
 `python -m benchmarks.network [--updates N] [--cache DIR] [--quick] [--json FILE]` (a quarter of an
 hour)
@@ -154,8 +155,9 @@ def run(
 def befall(
     joined: list[tuple[Host, subprocess.Popen]], metrics: Path, training: subprocess.Popen
 ) -> None:
-    """The first host is cut off for a while after the first update, the second one vanishes after
-    the second.
+    """Cut the first host off for a while after the first update.
+
+    The second one vanishes after the second.
     """
     (first, _), (_, actors) = joined
     until(1, metrics, training)
@@ -167,7 +169,7 @@ def befall(
 
 
 def until(updates: int, metrics: Path, training: subprocess.Popen) -> None:
-    """That many are made, or the run has ended."""
+    """Wait until that many updates are made, or the run has ended."""
     while training.poll() is None and len(select_kind(read_metrics(metrics), "update")) < updates:
         time.sleep(0.2)
 

@@ -1,5 +1,6 @@
-"""How long the learner waits where groups are trained on in order of admission, and where others
-may pass a slow one.
+"""Measure how long the learner waits, by the order in which it trains on groups.
+
+That is the order of admission, or one in which others may pass a slow one.
 
 `python -m benchmarks.order [--updates N] [--run DIR] [--quick] [--json FILE]`
 
@@ -99,8 +100,9 @@ def with_stragglers(usual: Draw) -> Draw:
 
 
 def recorded(run: Path) -> Draw:
-    """Episodes as long as in a run, from the first turn's beginning to the last one's end, over
-    their mean.
+    """Draw episodes as long as in a run, over their mean.
+
+    An episode is from the first turn's beginning to the last one's end.
     """
     tracks: dict[str, list[tuple[float, float]]] = {}
     for spans in read_spans(run).values():
@@ -124,9 +126,10 @@ def simulate(settings: LearnerSection, actors: int, updates: int, draw: Draw) ->
     """A run with so many actors, which play an episode at a time."""
     rng = random.Random(0)
     size = settings.group_size
+    groups = settings.groups_per_update
     admission = Admission(
         AdmissionSettings(
-            settings.groups, size, settings.max_staleness, 1, seed=0, train_size=1, held_out_size=1
+            groups, size, settings.max_staleness, 1, seed=0, train_size=1, held_out_size=1
         )
     )
     buffer = GroupBuffer(size, window=settings.window())
@@ -135,17 +138,20 @@ def simulate(settings: LearnerSection, actors: int, updates: int, draw: Draw) ->
     free = actors
     version = 0
     ready_at = 0.0
-    seconds_update = UPDATE_SHARE * settings.groups * size / min(actors, settings.groups * size)
+    seconds_update = UPDATE_SHARE * groups * size / min(actors, groups * size)
     admitted_at: dict[int, int] = {}
     ages: list[int] = []
     playing: list[Playing] = []
-    while len(ages) < updates * settings.groups:
+    while len(ages) < updates * groups:
         for group in range(len(admitted_at), admission.next_group):
             admitted_at[group] = version
-        while free and (lease := admission.lease(b"")) is not None:
+        while free:
+            lease = admission.lease(b"")
+            if lease is None:
+                break
             free -= 1
             heappush(playing, (now + draw(rng), lease.key.group, lease.key.member))
-        batch = buffer.pop_batch(settings.groups)
+        batch = buffer.pop_batch(groups)
         if batch is not None:
             ages += [version - admitted_at[group] for group in batch[0]]
             waited += now - ready_at
@@ -169,8 +175,9 @@ def arrive(
     rng: random.Random,
     draw: Draw,
 ) -> tuple[float, int]:
-    """The next episode comes to its end, and its actor plays another, if there is one; when that
-    is, and how many actors have none.
+    """End the next episode, whose actor plays another, if there is one.
+
+    Returns when that is, and how many actors have none.
     """
     now, group, member = heappop(playing)
     buffer.add(

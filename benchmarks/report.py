@@ -1,5 +1,6 @@
-"""How long `run.py report` takes for a long run, part by part, and what reading all of its episodes
-would take.
+"""Measure how long `run.py report` takes for a long run, part by part.
+
+Beside it is what reading all of its episodes would take.
 
 `python -m benchmarks.report [--updates N] [--episodes N] [--quick] [--json FILE]`
 

@@ -58,15 +58,17 @@ ENGINES = (1, 8, 64, 1000)
 ROWS = 64
 """Episodes under way for each engine; more wait, so that none is ever short of them."""
 ENOUGH = 0.97
-"""Of what unlimited controllers bring."""
+"""Share of what unlimited controllers bring that is as good as all of it."""
 TOKEN_BYTES = 4 + 4 + 1 + 2 + 12
 PROMPT_BYTES = 4
-"""Of a response's token in a turn's result and in a trajectory (id, log-prob, mask, M_t, signals);
-of a prompt's."""
+"""Bytes of a prompt's token in a turn's result and in a trajectory.
+
+TOKEN_BYTES are those of a response's token (id, log-prob, mask, M_t, signals).
+"""
 
 
 class Engine(NamedTuple):
-    """What there is many times in a cluster."""
+    """An engine, of which a cluster has many, and what is played on it."""
 
     name: str
     costs: Costs
@@ -157,7 +159,7 @@ def engine_figures(directory: Path, console: Console) -> dict[str, float]:
 
 
 def token_microseconds(directory: Path) -> float:
-    """Of the controller, for a token's signals; measured once."""
+    """Return what the controller takes for a token's signals, in microseconds; measured once."""
     file = directory / "token.json"
     if not file.exists():
         file.write_text(json.dumps(router_microseconds()))
@@ -218,9 +220,11 @@ def costs_table(costs: Costs, measured: Observed) -> Table:
 
 
 def check(runs: dict[Case, Observed], costs: Costs) -> Iterator[dict]:
-    """Each run, and the model of it, whose costs are from two of them and whose play is that of the
-    run itself. "ratio": with all costs as much higher as the learner's time for a turn was in that
-    run: a machine that is shared is not equally fast all day.
+    """Yield each run, and the model of it.
+
+    The model's costs are from two of the runs, and its play is that of the run itself. "ratio":
+    with all costs as much higher as the learner's time for a turn was in that run: a machine that
+    is shared is not equally fast all day.
     """
     for case, seen in runs.items():
         setup = Setup(GROUPS, GROUP_SIZE, case.max_staleness, case.actors, cores=CORES)
@@ -309,10 +313,12 @@ def clusters(
 
 
 def cluster(engine: Engine, count: int) -> dict:
-    """What so many engines bring if nothing else is short; what share of it one controller lets
-    through; the fewest that let ENOUGH through; what share of its time the learner's thread of
-    messages is busy then (more than 1: it is too slow); bytes a second to and from actors, and of
-    weights, were each engine sent its own.
+    """Model a cluster of so many engines.
+
+    Returns what they bring if nothing else is short; what share of it one controller lets through;
+    the fewest that let ENOUGH through; what share of its time the learner's thread of messages is
+    busy then (more than 1: it is too slow); bytes a second to and from actors, and of weights, were
+    each engine sent its own.
     """
     most = simulate(engine, count, count)
     one = simulate(engine, count, 1) if count > 1 else most

@@ -1,5 +1,6 @@
-"""What benchmarks.scaling_model is fed with: an engine measured alone, and the processes of a run
-measured while it goes on.
+"""Costs that benchmarks.scaling_model is fed with.
+
+They are those of an engine measured alone, and of the processes of a run measured while it goes on.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ SETTLED = 2
 
 
 async def engine_costs(seconds: float, console: Console) -> dict[str, float]:
-    """The costs of ENGINE, by least squares of the relative errors over turns of all sizes;
+    """Fit the costs of ENGINE by least squares of the relative errors over turns of all sizes.
+
     "engine_error": the mean of what is left.
     """
     rows = []
@@ -71,18 +73,18 @@ class Observed:
 
     seconds_per_update: float
     turns: list[int]
-    """Of each trained episode."""
+    """Number of turns of each trained episode."""
     responses: list[int]
     """Tokens of each turn, rejected attempts included."""
     prompt: float
-    """Tokens of a prompt that the engine computed,"""
+    """Tokens of a prompt that the engine computed."""
     prompt_length: float
-    """of all that it has."""
+    """Tokens of a prompt, computed or found in the cache."""
     processor: dict[str, float]
     """Process -> seconds of a core for a turn. "train" and "intake" are threads of the learner."""
     pause: float
     frames: float
-    """Of signals, for a turn: one for each step of the engine."""
+    """Frames of signals for a turn: one for each step of the engine."""
     waits: float
     """Share of the time that the learner does."""
 
@@ -115,8 +117,9 @@ def observe(directory: Path, arguments: list[str]) -> Observed:
 
 
 def _meters(pid: int, directory: Path) -> dict[str, float]:
-    """Counters of a run so far: seconds of a core by process, tokens of prompts by the engine's own
-    count.
+    """Read the counters of a run so far.
+
+    They are seconds of a core by process, and tokens of prompts by the engine's own count.
     """
     seconds: Counter[str] = Counter()
     try:
@@ -143,8 +146,9 @@ def _seconds(process: psutil.Process) -> dict[str, float]:
 
 
 def _prompt_tokens(directory: Path) -> dict[str, float]:
-    """{"prompt": tokens, "cached": those of them that were found in the cache}; nothing while there
-    is no engine.
+    """Return {"prompt": tokens, "cached": those of them that were found in the cache}.
+
+    It is empty while there is no engine.
     """
     try:
         job = Job.load(directory / "job.json")
@@ -158,7 +162,8 @@ def _prompt_tokens(directory: Path) -> dict[str, float]:
     names = {"vllm:prompt_tokens_total": "prompt", "vllm:prefix_cache_hits_total": "cached"}
     found: Counter[str] = Counter()
     for line in lines:
-        if (name := names.get(line.partition("{")[0])) is not None:
+        name = names.get(line.partition("{")[0])
+        if name is not None:
             found[name] += float(line.rpartition(" ")[2])
     return dict(found)
 
@@ -217,7 +222,7 @@ def _played(directory: Path) -> tuple[list[int], list[int]]:
 def costs_of(
     engine: dict[str, float], many: Observed, few: Observed, token_seconds: float
 ) -> Costs:
-    """Of runs like the one with `many` actors.
+    """Return the costs of runs like the one with `many` actors.
 
     What a step costs beside a turn is from the one with few, which took more steps for a turn.
     `token_seconds`: the controller's for a token's signals, part of what it took for a turn.
@@ -248,5 +253,5 @@ def costs_of(
 
 
 def work_of(observed: Observed) -> Work:
-    """What was played."""
+    """Return what was played."""
     return Work(observed.turns, observed.responses, observed.prompt)

@@ -34,35 +34,35 @@ class Costs:
     """Seconds of one core (of one device, in an engine or a learner that has one)."""
 
     engine_step: float
-    """Of an engine's step, however much is in it."""
+    """An engine's step, however much is in it."""
     engine_row: float
-    """And for each row of it."""
+    """Each row of an engine's step, besides."""
     engine_turn: float
-    """And for each turn that begins,"""
+    """Each turn that begins in an engine, besides its tokens."""
     engine_prompt: float
-    """and for each token of its prompt."""
+    """Each token of the prompt of a turn that begins."""
     server_turn: float
-    """Of the engine's HTTP server, which is a process of its own,"""
+    """A turn in the engine's HTTP server, which is a process of its own."""
     server_step: float
-    """and for each step of the engine."""
+    """A step of the engine in its HTTP server."""
     controller_turn: float
     controller_frame: float
-    """Of a step's signals,"""
+    """A step's signals, besides their tokens."""
     controller_token: float
-    """and for each token in them."""
+    """Each token in a step's signals."""
     actor_turn: float
     """Environment, prompt and messages."""
     intake_turn: float
-    """Of the learner's thread of messages."""
+    """A turn in the learner's thread of messages."""
     train_turn: float
-    """Of the learner's training, all of a turn's tokens."""
+    """A turn, with all of its tokens, in the learner's training."""
     pause: float
-    """That engines stand still for new weights."""
+    """Time that engines stand still for new weights."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is played; each episode and turn draws from these."""
+    """The turns and tokens that are played; each episode and turn draws from these."""
 
     turns: Sequence[int]
     responses: Sequence[int]
@@ -83,7 +83,7 @@ class Setup:
     engines: int = 1
     controllers: int = 1
     cores: float = inf
-    """Of the one machine that everything shares."""
+    """Cores of the one machine that everything shares."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,13 @@ class Outcome:
 
 
 class Meters(NamedTuple):
-    """Of a run so far; seconds."""
+    """Counters of a run so far; times in seconds."""
 
     now: float
     turns: int
     tokens: int
     controllers: float
-    """That they were busy, all together."""
+    """Time that controllers were busy, all together."""
     learner: float
 
 
@@ -287,8 +287,9 @@ class Run:
         return self._between(at[updates // 2], at[-1], len(at) - 1 - updates // 2)
 
     def full(self, seconds: float) -> Outcome:
-        """Simulate so many, in which places play one turn after the other, whatever becomes of
-        them: nothing is learned.
+        """Simulate so many seconds, in which places play one turn after the other.
+
+        Nothing is learned, whatever becomes of them.
         """
         for number in range(self._setup.places):
             self._env.process(self._play_on(number % self._setup.controllers))

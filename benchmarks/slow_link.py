@@ -1,7 +1,8 @@
-"""`python -m benchmarks.slow_link LEFT RIGHT DELAY LOSS [SEED]`: a cable between two network
-devices of these names, which are there as long as this runs. Each Ethernet frame arrives DELAY
-seconds late, or, with probability LOSS, never: what netem does in kernels that have it. Prints
-"ready" when both devices are there.
+"""Join two network devices by a cable that is slow and loses frames.
+
+`python -m benchmarks.slow_link LEFT RIGHT DELAY LOSS [SEED]`: the devices have these names, and are
+there as long as this runs. Each Ethernet frame arrives DELAY seconds late, or, with probability
+LOSS, never: what netem does in kernels that have it. Prints "ready" when both devices are there.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ MOST = 65536
 
 
 def device(name: str) -> int:
-    """A file whose reads are frames that were sent over the device, and whose writes are frames
-    that it receives.
+    """Open a network device as a file.
+
+    Its reads are frames that were sent over the device, and its writes are frames that it receives.
     """
     file = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(file, TUNSETIFF, struct.pack("16sH", name.encode(), IFF_TAP | IFF_NO_PI))

@@ -1,5 +1,6 @@
-"""What studies of whole runs share: cells that are made once and kept, runs in processes of their
-own, intervals.
+"""Tools that studies of whole runs share.
+
+They are cells that are made once and kept, runs in processes of their own, and intervals.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Cell = TypeVar("Cell")
 
 
 class Records(NamedTuple):
-    """What a run left."""
+    """Records that a run left."""
 
     summary: dict
     updates: list[dict]
@@ -62,7 +63,7 @@ def conduct(
 
 
 def results(directory: Path, kind: type[Cell]) -> dict[Cell, dict]:
-    """What the cells have brought so far."""
+    """Read what the cells have brought so far."""
     file = directory / RESULTS
     names = [field.name for field in fields(kind)]
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
@@ -101,8 +102,9 @@ def run(directory: Path, arguments: Sequence[str]) -> Records:
 
 
 def warm_start(directory: Path, env: str, seed: int, label: str, console: Console) -> list[str]:
-    """Arguments by which runs find the policy that `seed` warm-starts for `env`, which is made now
-    if it has not been made.
+    """Return arguments by which runs find the policy that `seed` warm-starts for `env`.
+
+    It is made now if it has not been made.
     """
     cache = ["--run.cache_dir", str(directory / "cache"), "--env", env, "--seed", str(seed)]
     made = directory / f"warm-{env}-{seed}"

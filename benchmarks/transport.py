@@ -1,5 +1,6 @@
-"""How fast trajectories get from an actor process to the learner's, beside bare ZeroMQ, pickled
-objects, and Ray's object store.
+"""Measure how fast trajectories get from an actor process to the learner's.
+
+Beside it are bare ZeroMQ, pickled objects, and Ray's object store.
 
 `python -m benchmarks.transport [--repeats N] [--quick] [--json FILE]` (some minutes, on an idle
 machine)
@@ -77,8 +78,9 @@ def measure(share: float, repeats: int, console: Console) -> dict[str, dict[str,
 
 
 def stages(size: Size, seconds: float = 0.3) -> dict[str, float]:
-    """CPU seconds that an episode takes in each stage of its own, in a process that does nothing
-    else.
+    """Measure the CPU seconds that an episode takes in each stage of its own.
+
+    The process does nothing else.
     """
     episode = paths.trajectory(size, 0)
     frame = encode(episode)

@@ -1,5 +1,6 @@
-"""Ways from an actor process to a learner process: each a pair of functions, of which one runs in
-each.
+"""Ways from an actor process to a learner process.
+
+Each is a pair of functions, of which one runs in each.
 
 All keep `IN_FLIGHT` episodes on their way, and the actor forgets one when it is acknowledged. The
 learner's half tells the parent its port and returns when it has acknowledged all; the actor's half
@@ -13,7 +14,6 @@ import multiprocessing
 import pickle
 import time
 from collections.abc import Callable, Sequence
-from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -41,7 +41,7 @@ GROUP_SIZE = 8
 
 
 class Size(NamedTuple):
-    """Of an episode."""
+    """Size of an episode."""
 
     turns: int
     prompt: int  # tokens
@@ -52,7 +52,7 @@ class Size(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What one measurement sends."""
+    """Episodes that one measurement sends."""
 
     size: Size
     episodes: int
@@ -114,7 +114,7 @@ def keyed(episodes: Sequence[Trajectory], number: int) -> Trajectory:
 
 
 class Speed(NamedTuple):
-    """What one measurement found."""
+    """Figures of one measurement."""
 
     episodes: float  # a second
     actor: float  # CPU seconds an episode, all threads
@@ -236,10 +236,10 @@ async def _our_actor(work: Work, port: int) -> Clock:
     acks = {}
     clock = Clock(work)
     episodes = work.made()
-    numbers = count()
+    numbers = iter(range(work.episodes))
 
     async def slot() -> None:
-        while (number := next(numbers)) < work.episodes:
+        for number in numbers:
             episode = keyed(episodes, number)
             acknowledged = acks[episode.key] = asyncio.Event()
             await socket.send(encode(episode))
@@ -321,10 +321,10 @@ async def _asyncio_actor(
     socket = _dealer(port)
     acks = {}
     clock = Clock(work)
-    numbers = count()
+    numbers = iter(range(work.episodes))
 
     async def slot() -> None:
-        while (number := next(numbers)) < work.episodes:
+        for number in numbers:
             name, frame = frame_of(number)
             acknowledged = acks[name] = asyncio.Event()
             await socket.send(frame)

@@ -1,5 +1,6 @@
-"""The same way by Ray's object store: `ray.put` in the process of an actor, `ray.get` in that of
-the learner.
+"""The same way by Ray's object store.
+
+`ray.put` is in the process of an actor, `ray.get` in that of the learner.
 """
 
 from __future__ import annotations

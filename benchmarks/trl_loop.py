@@ -1,5 +1,6 @@
-"""TRL's GRPO trainer on given turns, for benchmarks.learner: everything it does in a step but the
-generation (needs the extra trl).
+"""TRL's GRPO trainer on given turns, for benchmarks.learner.
+
+It does everything in a step but the generation, and needs the extra trl.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ def prepare(
     model: PreTrainedModel,
     turns: Sequence[TrainingSample],
 ) -> Callable[[], None]:
-    """An update on the turns: as many optimizer steps as ours, micro-batches of about as many
-    tokens. Its loss takes the log-probs of the turns as those of the policy that played them, as
-    ours does; no reference, since ours has none.
+    """Prepare an update on the turns.
+
+    It has as many optimizer steps as ours, and micro-batches of about as many tokens. Its loss
+    takes the log-probs of the turns as those of the policy that played them, as ours does; no
+    reference, since ours has none.
     """
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -79,7 +82,7 @@ def prepare(
 
 
 def tokens(settings: LearnerSection, turns: Sequence[TrainingSample]) -> int:
-    """Of the turns that an update takes: whole micro-batches only."""
+    """Count the tokens of the turns that an update takes: whole micro-batches only."""
     rows = max(2, settings.microbatch_tokens // max(turn.length for turn in turns))
     steps = max(1, len(turns) // settings.minibatches // rows)
     return sum(turn.length for turn in (list(turns) * 2)[: rows * steps * settings.minibatches])

@@ -1,6 +1,7 @@
-"""Tokens a second of the warm start's steps (gradients and optimizers): on one core and on all,
-alone and beside another warm start, as in a sweep with `--slots 2`; threads that wait for the
-others spin, which is OpenMP's default, or sleep.
+"""Measure tokens a second of the warm start's steps (gradients and optimizers).
+
+They run on one core and on all, alone and beside another warm start, as in a sweep with `--slots
+2`. Threads that wait for the others spin, which is OpenMP's default, or sleep.
 
 `python -m benchmarks.warm_start` (three minutes, on an idle machine)
 """
@@ -101,7 +102,7 @@ def _beside(policy_dir: Path, threads: int, sleeping: bool, count: int) -> float
 
 
 def _tokens_per_second(policy_dir: Path, threads: int) -> float:
-    """Of SECONDS, which begin when it is told to."""
+    """Measure tokens a second over SECONDS, which begin when it is told to."""
     torch.set_num_threads(threads)
     model = load_policy(policy_dir)
     optimizers = make_optimizers(model, WarmStartSection())

@@ -1,5 +1,6 @@
-"""Python runs this first in every process that has its directory on PYTHONPATH: what can only go
-wrong inside a process goes wrong.
+"""Make what can only go wrong inside a process go wrong.
+
+Python runs this first in every process that has its directory on PYTHONPATH.
 
 MISFORTUNES names a directory. While there is a file in it called
 
@@ -54,8 +55,9 @@ def break_logits(module: ModuleType) -> None:
 
 
 class AfterImport(importlib.abc.MetaPathFinder):
-    """Calls `break_logits` once its module has been executed, before anybody has the class from
-    there.
+    """Calls `break_logits` once its module has been executed.
+
+    Nobody has the class from there before.
     """
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> Any:
