@@ -1,5 +1,6 @@
-"""Admission decides who may play what, and when: slots bound staleness, leases bound the damage of
-a lost actor. No IO, no clock.
+"""Admission decides who may play what, and when; it has no IO and no clock.
+
+Slots bound staleness, and leases the damage of a lost actor.
 
 A slot is taken when a group is admitted and given back when the group has been trained on *and* the
 engines run the resulting weights, or when it was dropped. There are (S+1)*P slots. The learner
@@ -34,8 +35,7 @@ from typing import NamedTuple
 from protocol.messages import EpisodeKey, Lease, TurnRequest
 
 CLAIMS_BELIEVED = 5
-"""Heartbeats in which an actor says that it could take more than we know of, until it is
-believed."""
+"""Heartbeats in which an actor claims more room than we know of, until it is believed."""
 
 PACE_FACTOR = 4.0
 """An episode is slow if it takes so many times as long as 95 % of those that came to an end."""
@@ -75,8 +75,9 @@ def episode_seed(seed: int, key: EpisodeKey) -> int:
 
 @dataclass
 class Pace:
-    """How long an episode may take before another actor is given it: the environment's own pace
-    decides.
+    """How long an episode may take before another actor is given it.
+
+    The environment's own pace decides.
 
     Each further lease of the episode has twice the time of the one before: what needs it gets it,
     and an episode that never ends is given up after five leases of 31 limits together, instead of
@@ -201,8 +202,9 @@ class Admission:
         self._admit()
 
     def evaluate(self, evaluation: int, episodes: int) -> None:
-        """Admit held-out tasks 0 ... episodes-1, one episode each, before any further training
-        episode.
+        """Admit held-out tasks 0 ... episodes-1, one episode each.
+
+        They come before any further training episode.
         """
         self.pending_evaluation.extend(
             EpisodeKey(evaluation, task, True) for task in range(episodes)
@@ -336,8 +338,9 @@ class Admission:
         return self._take_back(lost)
 
     def longest_in_flight(self, now: float, limit: int) -> list[InFlight]:
-        """The episodes that have been played for longest, at most `limit`: whom everybody may be
-        waiting for.
+        """Return the episodes that have been played for longest, at most `limit`.
+
+        They are those that everybody may be waiting for.
         """
         in_flight = [
             InFlight(key, holder.actor, holder.lease_attempt, now - holder.since)
@@ -382,8 +385,9 @@ class Admission:
 
 
 class CreditQueue:
-    """Actors that could take episodes, served in the order of asking, episode by episode: one that
-    has asked for many waits for its second as long as others do.
+    """Actors that could take episodes, served in the order of asking, episode by episode.
+
+    One that has asked for many waits for its second as long as others do.
 
     Were they served actor by actor, one that asks again before its last request is met would keep
     its place, and when there is little to play, nobody behind it would ever get anything.

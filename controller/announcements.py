@@ -1,5 +1,6 @@
-"""Announcements of the learner, in their order: new weights, and evaluations of the weights before
-them.
+"""Announcements of the learner, in their order.
+
+They are new weights, and evaluations of the weights before them.
 
 An evaluation measures one version: newer weights wait until its episodes have ended, while training
 goes on. The learner is at most as far ahead as it has slots, which are free only once the engines
@@ -62,8 +63,9 @@ class Announcements:
             await self._queue.put(message)
 
     async def next_weights(self) -> WeightsPublished:
-        """Wait for weights that the engines may load now; admits evaluations that were announced
-        before them.
+        """Wait for weights that the engines may load now.
+
+        Admits evaluations that were announced before them.
         """
         message = await self._queue.get()
         while isinstance(message, Evaluate):
@@ -76,8 +78,9 @@ class Announcements:
         return message
 
     def check_evaluations(self) -> None:
-        """Notice the end of the last evaluation's last episode; to be called after any may have
-        ended.
+        """Notice the end of the last evaluation's last episode.
+
+        It is to be called after any may have ended.
         """
         if not self._evaluations_ended.is_set() and not self._admission.is_evaluating():
             self._evaluations_ended.set()

@@ -1,5 +1,6 @@
-"""The controller: admits episodes, forwards turns, watches signals, owns the engines' weight
-version.
+"""The controller: admits episodes, forwards turns and watches signals.
+
+It owns the engines' weight version.
 
               TurnRequest, Credit, EpisodeEnded                HTTP, ForceTokens
   ┌───────┐ ───────────────────────────────────▶ ┌────────────┐ ──────────────────▶ ┌────────┐
@@ -237,8 +238,9 @@ class Controller:
         await self._drop_exhausted(self.admission.take_back_from(actor))
 
     async def _drop_exhausted(self, episodes: list[EpisodeKey]) -> None:
-        """Drop episodes whose leases are used up, after others were taken back from their
-        actors.
+        """Drop episodes whose leases are used up.
+
+        It comes after others were taken back from their actors.
         """
         await self._broadcast_revocations()
         settings = self.config.actor
@@ -281,8 +283,9 @@ class Controller:
             await self.leases.grant()
 
     async def apply_weights(self) -> None:
-        """Load new weights into all engines while they generate, and no evaluation is under way;
-        then free their slots.
+        """Load new weights into all engines while they generate; then free their slots.
+
+        No evaluation is under way meanwhile.
         """
         while True:
             published = await self.announcements.next_weights()
@@ -353,8 +356,9 @@ class Controller:
             await self._broadcast(self._heartbeat_ack())
 
     async def _broadcast_revocations(self) -> None:
-        """Tell whoever answers turns which leases lapsed; and who plays one, since it may be in a
-        step that takes minutes.
+        """Tell whoever answers turns which leases lapsed, and whoever plays one.
+
+        A player may be in a step that takes minutes.
         """
         self.announcements.check_evaluations()
         lapsed = self.admission.revoked

@@ -1,5 +1,6 @@
-"""The live dashboard: what the controller knows, once a second, to whoever looks; and the same
-numbers for Prometheus.
+"""The live dashboard: what the controller knows, once a second, to whoever looks.
+
+Prometheus gets the same numbers.
 
     /          the page
     /events    server-sent events: the state as JSON
@@ -217,10 +218,9 @@ def dashboard_state(
     last_seen: Mapping[bytes, float],
     decode: Callable[[list[int]], str],
 ) -> dict:
-    """Turns under way with their tokens, the latest decisions, engines and actors, as JSON can hold
-    them.
+    """Describe turns under way with their tokens, the latest decisions, engines and actors.
 
-    Turns and decisions are those of the controller's own engines.
+    It is as JSON can hold it. Turns and decisions are those of the controller's own engines.
     """
     now = time.monotonic()
     playing = Counter(holder.actor for holder in admission.leased.values())

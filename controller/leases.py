@@ -1,5 +1,6 @@
-"""Leases on their way: granted against credits, and signed, so that a shard knows one that it did
-not give.
+"""Leases on their way: granted against credits, and signed.
+
+By the signature a shard knows a lease that it did not give.
 """
 
 from __future__ import annotations
@@ -55,8 +56,9 @@ class LeaseGranter:
         self._secret = secret
 
     async def grant(self) -> None:
-        """Send leases as long as there are credits and episodes, and the learner's weights in the
-        engines.
+        """Send leases as long as there are credits and episodes.
+
+        The learner's weights must be in the engines.
         """
         if self._shards.version < 0:
             return
@@ -71,8 +73,9 @@ class LeaseGranter:
 
 
 def sign_lease(secret: str, actor: bytes, key: EpisodeKey, lease_attempt: int) -> bytes:
-    """Sign a lease: 16 bytes that nobody can make who does not know `secret`, which controller and
-    shards of a run share.
+    """Sign a lease: 16 bytes that nobody can make who does not know `secret`.
+
+    Controller and shards of a run share it.
     """
     text = f"{key.id} {lease_attempt} ".encode() + actor
     return blake2b(text, key=secret.encode(), digest_size=16).digest()

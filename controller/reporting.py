@@ -1,5 +1,6 @@
-"""Reports of the controller, for the supervisor and for whoever looks: its gauges, and what it
-waits for, in words, since when.
+"""Reports of the controller, for the supervisor and for whoever looks.
+
+They are its gauges, and what it waits for, in words, since when.
 """
 
 from __future__ import annotations

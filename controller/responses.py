@@ -1,5 +1,6 @@
-"""The record of one response: what of it may be trained on, and what the controller saw and
-decided; and the notices of turns and episodes that came to nothing.
+"""The record of one response, and the notices of turns and episodes that came to nothing.
+
+A record has what may be trained on, and what the controller saw and decided.
 """
 
 from __future__ import annotations
@@ -90,8 +91,9 @@ def build_response(generation: Generation, control: ControlRecord) -> Response:
 
 
 def with_event(response: Response, kind: Literal["resample", "keep"], stall: Stall) -> Response:
-    """Add the event that says why the response is sampled again; or that it is kept all the same,
-    the last one allowed.
+    """Add the event that says why the response is sampled again.
+
+    Or it says that the response, the last one allowed, is kept all the same.
     """
     event = ControlEvent(
         kind,

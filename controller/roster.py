@@ -51,8 +51,9 @@ class ActorRoster:
         self._loop_lags.pop(actor, None)
 
     def take_loop_lag(self) -> float | None:
-        """The worst lag, in seconds, of the heartbeats since this was last called; None if there
-        were none.
+        """Return the worst lag of the heartbeats since the last call, in seconds.
+
+        It is None if there were none.
         """
         worst = max(self._loop_lags.values(), default=None)
         self._loop_lags.clear()

@@ -1,5 +1,7 @@
-"""From signal frames to decisions to forced tokens: one frame per engine step, one rule per turn
-being watched; and waiting for an engine that may make no progress.
+"""From signal frames to decisions to forced tokens.
+
+There is one frame per engine step, and one rule per turn being watched. Here is also the waiting
+for an engine that may make no progress.
 """
 
 from __future__ import annotations
@@ -44,8 +46,10 @@ to be dead.
 """
 
 PROBE_PATIENCE = 10.0
-"""Seconds to wait for the signal of a token that has come: long, since a busy start must not pass
-for an engine without the tap."""
+"""Seconds to wait for the signal of a token that has come.
+
+It is long, since a busy start must not pass for an engine without the tap.
+"""
 
 PROBE_SETTINGS = ThinkingSettings(
     score="paper",
@@ -161,9 +165,7 @@ class TurnView(NamedTuple):
 
 
 class SignalRouter:
-    """Reads the engine's frames, feeds each row to its turn's rule, and sends the tokens to force
-    that follow.
-    """
+    """Reads the engine's frames, feeds each row to its turn's rule, and sends tokens to force."""
 
     def __init__(
         self,
@@ -231,8 +233,9 @@ class SignalRouter:
         return watched.complete.is_set()
 
     async def finish(self, turn_id: str, tokens: int, patience: float) -> None:
-        """Stop watching, after the signals of all `tokens` tokens have arrived, or `patience`
-        seconds.
+        """Stop watching, after the signals of all tokens have arrived.
+
+        The turn has `tokens` of them, which are waited for at most `patience` seconds.
         """
         watched = self._watched[turn_id]
         watched.expected_tokens = tokens

@@ -1,5 +1,6 @@
-"""Control without our plugin in the engine: the turn is streamed with its most likely tokens, and
-an intervention is a second request.
+"""Control without our plugin in the engine, by streaming the turn.
+
+It comes with its most likely tokens, and an intervention is a second request.
 
     stop the stream
     -> cut what was generated at the decision
@@ -176,8 +177,9 @@ class StreamingController:
 
 
 class StreamedResponse:
-    """A response that comes in parts: what was streamed, what was forced, what was streamed after
-    that.
+    """A response that comes in parts.
+
+    They are what was streamed, what was forced, and what was streamed after that.
     """
 
     def __init__(self) -> None:

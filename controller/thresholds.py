@@ -1,5 +1,6 @@
-"""The thresholds in force: fixed ones, or those that follow a rate, which a resumed run goes on
-with.
+"""The thresholds in force: fixed ones, or those that follow a rate.
+
+A resumed run goes on with the latter.
 """
 
 from __future__ import annotations

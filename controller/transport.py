@@ -1,5 +1,7 @@
-"""The controller's sockets: actors, learner, shards and supervisor, each by the messages it
-understands; and what an actor that introduces itself is told.
+"""The controller's sockets: actors, learner, shards and supervisor.
+
+Each is known by the messages it understands. Here is also what an actor that introduces itself is
+told.
 """
 
 from __future__ import annotations

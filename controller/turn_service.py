@@ -1,5 +1,6 @@
-"""Turns in, answers out: what the controller and each further shard do for actors, with the engines
-that are theirs.
+"""Turns in, answers out: what the controller and each further shard do for actors.
+
+They use the engines that are theirs.
 """
 
 from __future__ import annotations
@@ -115,8 +116,9 @@ class TurnService:
     # --- turns
 
     async def accept(self, actor: bytes, request: TurnRequest) -> str | None:
-        """Begin with a turn, or answer it again; returns what is wrong with the request, if
-        anything is.
+        """Begin with a turn, or answer it again.
+
+        Returns what is wrong with the request, if anything is.
         """
         flaw = validate_turn_request(request, self._limits)
         if flaw:
@@ -256,8 +258,9 @@ class TurnService:
         return [engine.url for engine in self.engines.healthy() if not await self._has_tap(engine)]
 
     async def _has_tap(self, engine: EngineClient) -> bool:
-        """Find out if the engine sends signals; one that fails now is taken to be as the others
-        are.
+        """Find out if the engine sends signals.
+
+        One that fails now is taken to be as the others are.
         """
         async with (
             self.engines.suspect_on_failure(engine),

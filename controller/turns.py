@@ -52,8 +52,10 @@ MAX_RETRIES = 2
 One that ends every engine it meets is not to end them all.
 """
 SIGNAL_PATIENCE = 0.25
-"""Seconds a finished turn waits for the signals of its last tokens, which travel beside its
-text."""
+"""Seconds a finished turn waits for the signals of its last tokens.
+
+They travel beside its text.
+"""
 
 
 @dataclass
@@ -141,8 +143,10 @@ class TurnRunner:
         self._signals = signals
         self._tokens = tokens
         self._nonce = token_hex(4)
-        """Part of all names that an engine hears: it may outlive us, and keeps what it knew of
-        turns and prefixes of the same name."""
+        """Part of all names that an engine hears.
+
+        It may outlive us, and keeps what it knew of turns and prefixes of the same name.
+        """
         self.scores: dict[tuple[EpisodeKey, int], float] = {}
         """Score of the last kept turn of each lease (episode, number)."""
         self.weights_name = ""

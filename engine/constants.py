@@ -13,8 +13,10 @@ TURN_ID_KEY = "foray_turn"
 """Key of the turn id in a request's `extra_args`: its presence makes the turn watched."""
 
 RULE_KEY = "foray_rule"
-"""Key of the rule (JSON of a RuleSpec) in a request's `extra_args`, where the engine is to
-carry it out by itself."""
+"""Key of the rule (JSON of a RuleSpec) in a request's `extra_args`.
+
+The engine carries it out by itself.
+"""
 
 MAX_PATTERN_TOKENS = 16
 """Tokens of the longest pattern whose repetition is looked for."""
@@ -47,8 +49,10 @@ ALIVE_HEADER = "X-Foray-Alive"
 """Header of a streamed answer that never stays silent: the seconds between two signs of life."""
 
 KEYS_VARIABLE = "FORAY_KEYS"
-"""Environment variable: directory of the run's keys (protocol/security.py), for the connection to
-the controller. Absent: it is open."""
+"""Environment variable that names the directory of the run's keys (protocol/security.py).
+
+They are for the connection to the controller, which is open without them.
+"""
 
 NCCL_PACKING = {"packed": True, "packed_buffer_size_bytes": 1 << 28, "packed_num_buffers": 2}
 """How vLLM's NCCL transfer joins tensors into buffers (of so many bytes).

@@ -1,3 +1,4 @@
-"""Trajectories in, weights out: advantages, off-policy corrections, updates, checkpoints, published
-weights.
+"""Trajectories in, weights out.
+
+It has advantages, off-policy corrections, updates, checkpoints and published weights.
 """

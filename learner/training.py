@@ -53,7 +53,7 @@ class Training:
         self.update_number = state.update
         """Updates so far, which is also the version of the weights."""
         self.intake_state = state.intake
-        """Where the intake of trajectories starts."""
+        """State from which the intake of trajectories starts."""
         self.tokens = state.tokens
         """Tokens generated for the batches so far, those of rejected responses included."""
         self.began = state.began

@@ -37,8 +37,7 @@ class Collector:
     ) -> None:
         self.state = state
         self.failure: WriteError | None = None
-        """The error that ended the writing: the run is to end, and is still listened to until
-        then."""
+        """Error that ended the writing: the run is to end, and is still listened to until then."""
         self._metrics = metrics
         self._events = events
         self._status = status
@@ -56,8 +55,9 @@ class Collector:
         self.note_status()
 
     def _write_down(self, record: Record) -> None:
-        """Write a line, unless one is missing: a curve that ends is not taken for one with a
-        hole.
+        """Write a line, unless one is missing.
+
+        A curve that ends is not taken for one with a hole.
         """
         if self.failure is not None:
             return

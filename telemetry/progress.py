@@ -123,8 +123,9 @@ class Progress:
         self._printed_evaluations = list(self._state.evaluations)
 
     def _print_warnings(self) -> None:
-        """Warn of each early sign of a collapse and of each reason of failures once, and of
-        waits.
+        """Warn of each early sign of a collapse, of each reason of failures, and of waits.
+
+        Signs and reasons are told of once.
         """
         for name, words in self._state.signs.items():
             self._warn_once(name, f"{words} (docs/guides/reading-a-run.md, Signs of a collapse)")

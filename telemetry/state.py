@@ -103,8 +103,7 @@ class RunState:
         self.signs: dict[str, str] = {}
         """Early signs of a collapse, each as it was when it first showed: name -> numbers."""
         self.failures: dict[str, str] = {}
-        """Reasons why episodes failed since this process started, each with the first one's
-        words."""
+        """Reason why episodes failed since this process started -> the first one's words."""
         self.waits = WaitBook()
         """Waits of all processes."""
         # Since this process started, by reason, as the learner counts them.

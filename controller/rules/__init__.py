@@ -1,3 +1,4 @@
-"""Decisions about a turn while it is generated: pure functions and state machines, without clock
-and IO. The engine runs them, too.
+"""Decisions about a turn while it is generated: pure functions and state machines.
+
+They have no clock and no IO. The engine runs them, too.
 """

@@ -1,5 +1,6 @@
-"""Thresholds that follow a rate: preset `auto` sets epsilon and eta so that the share of turns
-acted upon is what the user asked for.
+"""Thresholds that follow a rate: preset `auto` sets epsilon and eta.
+
+The share of turns acted upon becomes what the user asked for.
 
 The published thresholds fit the scale of one model. A threshold that a share r of the values lies
 below is their r-quantile; it is estimated in two stages:
@@ -65,8 +66,9 @@ def _clamp(value: float) -> float:
 
 
 class Calibration(msgspec.Struct):
-    """The two thresholds of a run: of the change of uncertainty within a turn, and from turn to
-    turn.
+    """The two thresholds of a run.
+
+    They are of the change of uncertainty within a turn, and from turn to turn.
     """
 
     epsilon: RateThreshold

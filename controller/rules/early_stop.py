@@ -1,5 +1,6 @@
-"""Ending a turn before it is complete, since it is all but certain to be stalled: a sequential test
-on the mean of its scores.
+"""Ending a turn before it is complete, where it is all but certain to be stalled.
+
+It is a sequential test on the mean of the turn's scores.
 
 Phi is a mean over the turn's tokens (rules/stall.py). After n of at most T tokens, with m and s the
 mean and standard deviation of what has been averaged so far, and the rest of the turn like its

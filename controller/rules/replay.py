@@ -25,8 +25,10 @@ class ReplayedTurn:
 
 
 def replay(tokens: np.ndarray, signals: np.ndarray, spec: RuleSpec) -> ReplayedTurn:
-    """Feed a response's `tokens` int [T] and `signals` float32 [T, 3] (entropy, confidence, top-1
-    log-prob) to a fresh rule.
+    """Feed a recorded response to a fresh rule.
+
+    The response is `tokens` int [T] and `signals` float32 [T, 3] (entropy, confidence, top-1
+    log-prob).
 
     Positions whose signal is lost (NaN) are left out, as they were then. After the position at
     which thinking was cut when this was recorded, tokens and signals are those of the cut turn:

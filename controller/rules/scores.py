@@ -1,5 +1,6 @@
-"""How uncertain the policy is before a token, from what the engine measured there: one number, by
-the paper or by its authors' code.
+"""How uncertain the policy is before a token, from what the engine measured there.
+
+It is one number, by the paper or by its authors' code.
 
 T2PO (arXiv 2605.02178), token level. With p the next-token distribution after temperature, V the
 vocabulary, H = -sum p log p in nats and C = -(1/j) sum of the log-probs of the j most likely
@@ -39,8 +40,9 @@ class Score(Protocol):
 
 
 class PaperScore:
-    """M_t in [0, 1], computed online: running minimum and maximum of entropy and confidence over
-    the turn.
+    """M_t in [0, 1], computed online.
+
+    It keeps the running minimum and maximum of entropy and confidence over the turn.
     """
 
     def __init__(self, alpha: float) -> None:

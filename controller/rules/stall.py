@@ -1,5 +1,6 @@
-"""T2PO's turn level: a turn as uncertain as the one before explores nothing new, so it is sampled
-again.
+"""T2PO's turn level: a turn as uncertain as the one before is sampled again.
+
+It explores nothing new.
 
 T2PO (arXiv 2605.02178), turn-level dynamic sampling: Phi^k is a mean of the score over turn k (the
 paper: the geometric mean of M_t; the authors' code: the arithmetic mean of its own score after the

@@ -1,5 +1,6 @@
-"""Signals from the most likely tokens alone, where the engine reports no more: the rest of the
-distribution is bounded.
+"""Signals from the most likely tokens alone, where the engine reports no more.
+
+The rest of the distribution is bounded.
 
 With K known log-probs, the least of the most likely ones log p_k, and the rest of the mass r spread
 over the V - K other tokens, each of which has at most p_k:

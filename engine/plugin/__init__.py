@@ -1,3 +1,4 @@
-"""All that runs inside vLLM's processes: the signal tap, weight transfer and the guard of its
-routes.
+"""All that runs inside vLLM's processes.
+
+It is the signal tap, weight transfer and the guard of its routes.
 """

@@ -14,8 +14,9 @@ PROBES = 4
 
 
 def compare_with_file(model: nn.Module, path: Path) -> int:
-    """Compare the model's weights with those of a safetensors file; returns how many modules were
-    compared.
+    """Compare the model's weights with those of a safetensors file.
+
+    Returns how many modules were compared.
 
     Weights that the model holds as they are must be equal, after conversion to the model's dtype.
     Those of linear layers may be packed, and are then tried: the layer must map random inputs as

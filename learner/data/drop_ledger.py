@@ -33,7 +33,7 @@ class DropLedger:
         self.totals: Counter[DropReason] = Counter()
         """How many episodes were dropped so far, by reason."""
         self.failures: dict[str, str] = {}
-        """What the first episode of each reason in FAILURES says."""
+        """Reason in FAILURES -> what its first episode says."""
         self._by_group: dict[int, Counter[str]] = {}
 
     def restore(self, group: int, counts: Mapping[str, int]) -> None:

@@ -22,7 +22,7 @@ CHUNK_LOGITS = 2**26
 
 
 class LogitShape(NamedTuple):
-    """What becomes of the head's products: logits = cap(scale * products) / temperature."""
+    """Shape of the logits: cap(scale * products of the head) / temperature."""
 
     scale: float = 1.0
     cap: float | None = None
@@ -64,7 +64,7 @@ def token_log_probs(
 
 
 class _Form(NamedTuple):
-    """What `_TokenLogProbs` takes beside tensors."""
+    """Arguments that `_TokenLogProbs` takes beside tensors."""
 
     shape: LogitShape
     entropy_gradient: bool

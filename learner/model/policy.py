@@ -23,8 +23,10 @@ PROBE_TOKENS = 24
 """Tokens that the learner's logits are compared on with the model's own."""
 
 PROBE_WINDOW = 8
-"""Tokens that sliding windows and chunks of attention are narrowed to meanwhile, so that a short
-text goes beyond them."""
+"""Tokens that sliding windows and chunks of attention are narrowed to while logits are compared.
+
+A short text goes beyond them.
+"""
 
 
 def load_policy(
@@ -136,8 +138,7 @@ def _head_of(model: PreTrainedModel) -> nn.Linear:
 
 
 def _choose_attention(model: PreTrainedModel, fast: str) -> None:
-    """Take the attention `fast` for a model that has its own ("eager") now, if that changes
-    nothing.
+    """Take the attention `fast` for a model that has its own ("eager") now, if it changes nothing.
 
     Both see the same few tokens beyond the model's sliding window. A cap of attention scores may do
     nothing on these, so its name in the configuration is enough. ValueError if the learner's logits

@@ -1,5 +1,6 @@
-"""Qwen3's forward pass for training: the same numbers as transformers', without what no trained
-token needs.
+"""Qwen3's forward pass for training, without what no trained token needs.
+
+The numbers are the same as transformers'.
 
 Of the last layer, only the trained positions have a query, an output and an MLP; the other
 positions are there as keys and values alone. For a shallow policy with long prompts that is a third
@@ -37,8 +38,9 @@ def applies_to(model: PreTrainedModel) -> TypeGuard[Qwen3ForCausalLM]:
 
 
 def hidden_states(model: Qwen3ForCausalLM, tokens: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Final hidden states [N, hidden] of tokens [B, S], padded on the right, at the positions (rows
-    [N], columns [N]).
+    """Compute final hidden states [N, hidden] of tokens [B, S], padded on the right.
+
+    They are those at the positions (rows [N], columns [N]).
     """
     body = model.model
     hidden = body.embed_tokens(tokens)
@@ -63,8 +65,9 @@ def decoder_layers(model: Qwen3ForCausalLM) -> list[Qwen3DecoderLayer]:
 
 
 def _attention(block: Qwen3Attention, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Causal attention over x [B, S, hidden], before its output projection: [B, S, heads * head
-    size].
+    """Compute causal attention over x [B, S, hidden], before its output projection.
+
+    It is [B, S, heads * head size].
     """
     heads = (*x.shape[:-1], -1, block.head_dim)
     query = _rotate(_normalize(block.q_norm, block.q_proj(x).view(heads)), cos, sin)
@@ -85,8 +88,9 @@ def _normalize(norm: Qwen3RMSNorm, x: Tensor) -> Tensor:
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of x [B, S, heads, head size]; cos and sin [1, S, 1, head size / 2]
-    (Su et al. 2021, §3.2).
+    """Rotate x [B, S, heads, head size] by its positions (Su et al. 2021, §3.2).
+
+    cos and sin are [1, S, 1, head size / 2].
     """
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -1,5 +1,6 @@
-"""Early signs that training is about to fail, each named with its numbers; and whether a run has
-collapsed, by definition.
+"""Early signs that training is about to fail, each named with its numbers.
+
+Here is also, by definition, whether a run has collapsed.
 
 A run has **collapsed** if the last of its evaluations succeeds in less than `COLLAPSED` of the best
 of them. Before that, signs show in the updates; each compares with the run itself, but for the

@@ -1,5 +1,6 @@
-"""How efficiently agents explore: pure measures of played episodes, as defined in
-docs/measurements/exploration.md.
+"""How efficiently agents explore: pure measures of played episodes.
+
+They are defined in docs/measurements/exploration.md.
 
 An `ExplorationCounts` counts; the counts of parts add up to those of all. `Exploration` follows a
 run, batch by batch: in the learner while it goes on, or over its log afterwards, with the same
@@ -281,8 +282,9 @@ def _count_group(group: Sequence[Trajectory], counts: ExplorationCounts) -> None
 
 
 def _age(turn: Turn, version: int) -> int:
-    """Age in versions; 0 also of what weights played that a crash has lost since, as in
-    training.
+    """Return the age in versions.
+
+    It is 0 also of what weights played that a crash has lost since, as in training.
     """
     return max([0, *(version - span.version for span in turn.kept.spans)])
 

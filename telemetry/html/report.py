@@ -163,8 +163,10 @@ class RunData:
     records: list[Record]  # of metrics.jsonl
     settings: dict[str, Any]  # full name -> value
     interventions: list[list[float | None]] = field(default_factory=list)
-    """M_t from AROUND tokens before to AROUND after, of each intervention that was looked at; None
-    where there is no token or no signal."""
+    """M_t from AROUND tokens before to AROUND after, of each intervention that was looked at.
+
+    None stands where there is no token or no signal.
+    """
     episodes: list[EpisodeView] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)  # of summary.json; empty without one
     status: dict[str, Any] = field(default_factory=dict)  # of status.json, while it goes on

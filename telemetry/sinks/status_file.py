@@ -1,5 +1,6 @@
-"""The state of a run in its directory: `status.json`, for the dashboard and for who looks from
-elsewhere.
+"""The state of a run in its directory: `status.json`.
+
+It is for the dashboard and for who looks from elsewhere.
 """
 
 from __future__ import annotations

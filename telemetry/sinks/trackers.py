@@ -26,8 +26,10 @@ AXIS = "update"
 """Name of the number that all others are drawn over."""
 
 RETRY_RECORDS = 10
-"""Records after which a tracker that could not begin is tried again: each try may take the
-library's whole timeout."""
+"""Records after which a tracker that could not begin is tried again.
+
+Each try may take the library's whole timeout.
+"""
 
 
 def check_tracker(name: str) -> None:
@@ -62,8 +64,9 @@ class Tracker:
         self._begin()
 
     def log(self, record: Record) -> None:
-        """Send the numbers of a line of metrics.jsonl, named as in TensorBoard, over the number of
-        updates.
+        """Send the numbers of a line of metrics.jsonl, over the number of updates.
+
+        They are named as in TensorBoard.
         """
         if not self._begun and self._records % RETRY_RECORDS == 0:
             self._begin()
