@@ -8,14 +8,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from math import isfinite
-from typing import Any, NamedTuple, SupportsFloat
+from typing import Any, NamedTuple, Protocol, SupportsFloat
 
 from envs.base import Environment, Episode, Split
 from envs.play import close_episode, start_episode
 from envs.user_errors import UserCodeError, describe_value
 from envs.view import AgentView
 from protocol.arrays import INT32, unpack
-from protocol.prompting import Prompter
 from protocol.validation import MAX_REWARD
 
 MAX_NAME = 200
@@ -52,6 +51,18 @@ class StepOutcome(NamedTuple):
     prompt: list[int] | None
 
 
+class PromptCodec(Protocol):
+    """Makes tokens of prompts, and text of responses (protocol/prompting.py has the run's)."""
+
+    def encode_prompt(self, message: str) -> list[int]:
+        """The tokens of a prompt."""
+        ...
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of a response's tokens."""
+        ...
+
+
 class Stage:
     """One episode of an environment.
 
@@ -60,7 +71,7 @@ class Stage:
     """
 
     def __init__(
-        self, environment: Environment, prompter: Prompter, max_prompt_tokens: int
+        self, environment: Environment, prompter: PromptCodec, max_prompt_tokens: int
     ) -> None:
         self._environment = environment
         self._prompter = prompter
@@ -68,6 +79,20 @@ class Stage:
         self._max_prompt_characters = max_prompt_tokens * LONGEST_TOKEN
         self._episode: Episode | None = None
         self._view: AgentView | None = None
+
+    @property
+    def episode(self) -> Episode:
+        """The episode that is played; RuntimeError before its start and after its end."""
+        if self._episode is None:
+            raise RuntimeError("an episode that has not started, or is closed")
+        return self._episode
+
+    @property
+    def view(self) -> AgentView:
+        """What the agent has been shown; RuntimeError before the start."""
+        if self._view is None:
+            raise RuntimeError("an episode that has not started")
+        return self._view
 
     def start(self, split: Split, index: int, seed: int) -> EpisodeOpening:
         """Start the task, up to the first prompt."""
@@ -79,10 +104,8 @@ class Stage:
 
     def step(self, tokens: bytes) -> StepOutcome:
         """Carry out the response, up to the next prompt."""
-        episode = self._episode
-        view = self._view
-        if episode is None or view is None:
-            raise RuntimeError("a step of an episode that has not started, or is closed")
+        episode = self.episode
+        view = self.view
         response = self._prompter.decode(unpack(tokens, INT32).tolist())
         anchor = require_text("state_key()", episode.state_key())
         parsed = self._environment.parse(response, view.observation.admissible)

@@ -13,8 +13,8 @@ class EnvSection(Section, frozen=True):
     name: Annotated[
         str,
         says(
-            "Environment: alfworld, webshop, search, textarena, gymnasium, or one registered by "
-            "entry point"
+            "Environment: alfworld, webshop, search, textarena, gymnasium, one registered by "
+            "entry point, ./FILE.py, ./FILE.py:NAME or MODULE:NAME"
         ),
     ] = "alfworld"
     max_turns: Annotated[

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from config import Config
+from config import Config, ConfigError
 from envs.registry import settings_of_environment
 
 SHORT_NAMES = {
@@ -79,8 +79,14 @@ def _settings_in(section: msgspec.inspect.Field) -> dict[str, msgspec.inspect.Fi
 
 
 def environment_fields(name: str) -> dict[str, msgspec.inspect.Field]:
-    """The settings that the environment of that name declares, by their full names."""
-    declared = settings_of_environment(name)
+    """The settings that the environment of that name declares, by their full names.
+
+    Raises ConfigError for an environment whose code cannot be loaded.
+    """
+    try:
+        declared = settings_of_environment(name)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if declared is None:
         return {}
     kind = as_struct_type(msgspec.inspect.type_info(declared))

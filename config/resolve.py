@@ -36,7 +36,7 @@ from config.refusals import (
     guess,
     value_at,
 )
-from envs.registry import settings_of_environment
+from envs.registry import absolute_name, settings_of_environment
 
 DATA_VARIABLES = {"alfworld": "ALFWORLD_DATA", "webshop": "WEBSHOP_DATA"}
 """Environment -> the variable that stands in for its setting `data`."""
@@ -55,6 +55,8 @@ def resolve(
     """
     texts = {full_name(name): text for name, text in (overrides or {}).items()}
     tree = _read_trees(texts.pop(RECIPE_OPTION, ""), file)
+    if "env.name" in texts:
+        texts["env.name"] = absolute_name(texts["env.name"])
     environment = texts.get("env.name") or _environment_of(tree)
     known = all_settings() | environment_fields(environment)
     options, problems = _parse_options(texts, known)
@@ -133,13 +135,15 @@ def _environment_of(tree: Mapping[str, Any]) -> str:
     """The environment that a file names, or the default one."""
     name = tree.get("env", {}).get("name")
     if isinstance(name, str):
-        return name
+        return absolute_name(name)
     return EnvSection().name
 
 
 def _settings_of_file(tree: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """{full name: value} of a file's settings that the command line leaves in force."""
     values = {full_name(name): value for name, value in flatten(tree).items()}
+    if isinstance(values.get("env.name"), str):
+        values["env.name"] = absolute_name(values["env.name"])
     sections = {name.rpartition(".")[0] for name in all_settings()} | {ENVIRONMENT_SETTINGS}
     values = {name: value for name, value in values.items() if value != {} or name not in sections}
     environment = options.get("env.name")

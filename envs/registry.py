@@ -1,6 +1,10 @@
-"""Environments by name.
+"""Environments by name, or by the file or module that has them.
 
-Third parties add theirs without touching this project, by an entry point:
+    alfworld                  one of ours, or one registered by an entry point
+    ./mygame.py:MyGame        MyGame in a file; `./mygame.py` if it has one environment
+    mypackage.games:MyGame    MyGame in a module that Python finds
+
+A package registers a name by an entry point:
 
 [project.entry-points."foray.environments"]
 mygame = "mypackage.mymodule:make"        # make(**settings) -> envs.base.Environment
@@ -8,9 +12,17 @@ mygame = "mypackage.mymodule:make"        # make(**settings) -> envs.base.Enviro
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import os
+import sys
 from collections.abc import Callable
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import msgspec
 
@@ -22,8 +34,12 @@ from envs.settings import (
     TextArenaSettings,
     WebShopSettings,
 )
+from envs.user_errors import describe_error
 
 ENTRY_POINT_GROUP = "foray.environments"
+
+METHODS = ("size", "start", "view", "prompt", "parse")
+"""What tells the class of an environment from others in its file."""
 
 # Named, not imported: an actor loads only the environment it plays.
 _BUILT_IN = {
@@ -44,6 +60,10 @@ BUILT_IN_SETTINGS: dict[str, type[msgspec.Struct]] = {
 }
 
 
+class EnvironmentNotFound(ValueError):
+    """No environment has that name here; the message says what to do."""
+
+
 def environment_names() -> list[str]:
     """Names that `make_environment` accepts in this installation."""
     return sorted(
@@ -52,28 +72,158 @@ def environment_names() -> list[str]:
 
 
 def settings_of_environment(name: str) -> type[msgspec.Struct] | None:
-    """The struct of settings that an environment declares; None without one, or without any such.
+    """The struct of settings that an environment declares.
 
-    One of one's own has it as the attribute `Settings` of its factory.
+    None without an environment of that name, or without settings. One of one's own has the struct
+    as the attribute `Settings` of its factory. Raises ValueError for code that cannot be loaded.
     """
     if name in BUILT_IN_SETTINGS:
         return BUILT_IN_SETTINGS[name]
-    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
-        return getattr(point.load(), "Settings", None)
-    return None
+    if name not in environment_names() and not _names_code(name):
+        return None
+    return getattr(find_factory(name), "Settings", None)
 
 
 def make_environment(name: str, **settings: object) -> Environment:
-    """Make an environment; `settings` are those of its factory. ValueError for an unknown name."""
-    factory: Callable[..., Environment]
+    """Make an environment; `settings` are those of its factory. Raises as `find_factory` does."""
+    return find_factory(name)(**settings)
+
+
+def absolute_name(name: str) -> str:
+    """A name under which processes with other working directories find the same environment."""
+    file, colon, attribute = name.partition(":")
+    if not _names_file(name):
+        return name
+    return f"{os.path.abspath(file)}{colon}{attribute}"
+
+
+def short_name(name: str) -> str:
+    """A name to be shown: of code, that of what makes the environment, or of its file."""
+    place, _, attribute = name.partition(":")
+    if not _names_code(name):
+        return name
+    return attribute or Path(place).stem
+
+
+def find_factory(name: str) -> Callable[..., Environment]:
+    """What makes an environment of that name.
+
+    Raises EnvironmentNotFound for an unknown name, and ValueError for code that cannot be loaded.
+    """
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
-        factory = getattr(import_module(module), attribute)
-    else:
-        plugins: list[EntryPoint] = list(entry_points(group=ENTRY_POINT_GROUP, name=name))
-        if not plugins:
-            raise ValueError(
-                f"unknown environment {name!r}; known: {', '.join(environment_names())}"
-            )
-        factory = plugins[0].load()
-    return factory(**settings)
+        return getattr(import_module(module), attribute)
+    if _names_file(name):
+        return _load(name, lambda: _find_in_file(name))
+    if _names_code(name):
+        return _load(name, lambda: _find_in_module(name))
+    for point in entry_points(group=ENTRY_POINT_GROUP, name=name):
+        return _load(name, point.load)
+    names = environment_names()
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise EnvironmentNotFound(
+        f"env.name: unknown environment {name!r}; known: {', '.join(names)}, one of your own as "
+        f"./FILE.py:NAME or MODULE:NAME{hint}"
+    )
+
+
+def source_of_environment(name: str) -> bytes:
+    """The source text of an environment of one's own; empty for ours, and where there is none."""
+    if name in _BUILT_IN:
+        return b""
+    try:
+        return Path(inspect.getfile(find_factory(name))).read_bytes()
+    except (TypeError, OSError):
+        return b""
+
+
+def _names_file(name: str) -> bool:
+    return name.partition(":")[0].endswith(".py")
+
+
+def _names_code(name: str) -> bool:
+    """Tell whether a name is one of a file or of something in a module."""
+    return _names_file(name) or ":" in name
+
+
+def _load(name: str, find: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+    """Run what loads code of others. Raises ValueError that says why it fails, and where."""
+    try:
+        return find()
+    except (KeyboardInterrupt, EnvironmentNotFound):
+        raise
+    except BaseException as error:
+        raise ValueError(f"env.name: {name} cannot be loaded: {describe_error(error)}") from error
+
+
+def _find_in_file(name: str) -> Callable[..., Any]:
+    """What a file has under the name after the colon, or its one environment."""
+    text, _, attribute = name.partition(":")
+    file = Path(text).absolute()
+    if not file.is_file():
+        raise EnvironmentNotFound(
+            f"env.name: there is no file {file} on {os.uname().nodename}; put it there, or install "
+            "its package and write MODULE:NAME"
+        )
+    module = _import_file(file)
+    if attribute:
+        return _attribute_of(module, attribute, text)
+    own = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and value.__module__ == module.__name__ and _is_environment(value)
+    ]
+    if len(own) == 1:
+        return own[0]
+    names = ", ".join(value.__name__ for value in own) or "none"
+    raise EnvironmentNotFound(
+        f"env.name: {text} has not one class with the methods {', '.join(METHODS)}, but {names}; "
+        f"say which: {text}:NAME"
+    )
+
+
+def _import_file(file: Path) -> ModuleType:
+    """Import a file, once; what is beside it can be imported, too, if nothing else has its name."""
+    module_name = f"environment at {file}"
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    spec = spec_from_file_location(module_name, file)
+    assert spec is not None and spec.loader is not None  # the name ends with .py
+    module = module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def _find_in_module(name: str) -> Callable[..., Any]:
+    """What a module has under the name after the colon."""
+    module_name, _, attribute = name.partition(":")
+    try:
+        module = import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # it is there, and lacks something else
+        raise EnvironmentNotFound(
+            f"env.name: there is no module {error.name} for Python on {os.uname().nodename}; "
+            "install its package, put its folder on PYTHONPATH, or name its file: "
+            f"./{module_name.replace('.', '/')}.py:{attribute}"
+        ) from None
+    return _attribute_of(module, attribute, module_name)
+
+
+def _attribute_of(module: ModuleType, attribute: str, place: str) -> Callable[..., Any]:
+    value = getattr(module, attribute, None)
+    if not callable(value):
+        raise EnvironmentNotFound(f"env.name: {place} has no class or function {attribute!r}")
+    return value
+
+
+def _is_environment(value: type) -> bool:
+    return all(callable(getattr(value, method, None)) for method in METHODS)

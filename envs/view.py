@@ -6,6 +6,7 @@ It is the only source of the agent's prompts, live or demonstrated.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Protocol
 
 from envs.base import Observation
@@ -38,15 +39,19 @@ class AgentView:
         self.observation = observation
         self.step = 1
         """Number of the current turn, from 1."""
-        self.past: deque[tuple[int, str, str]] = deque(maxlen=history)
-        """(turn, observation text, action), oldest first."""
+        self._past: deque[tuple[int, str, str]] = deque(maxlen=history)
         self.memory = memory
         if memory is not None:
             memory.note("", observation.text)
 
+    @property
+    def past(self) -> Sequence[tuple[int, str, str]]:
+        """(turn, observation text, action) of the last `history` turns, oldest first."""
+        return tuple(self._past)
+
     def record(self, action: str, observation: Observation) -> None:
         """The agent did `action` and is now shown `observation`."""
-        self.past.append((self.step, self.observation.text, action))
+        self._past.append((self.step, self.observation.text, action))
         self.observation = observation
         self.step += 1
         if self.memory is not None:

@@ -7,6 +7,7 @@ import importlib
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from protocol import messages
 from supervisor.cli.commands import COMMANDS
 from supervisor.cli.reference import PAGES
 from tests.fixtures import ROOT
+from tests.fixtures.example_environment import guide_code
 
 DOCS = ROOT / "docs"
 WIDTH = 100
@@ -175,7 +177,12 @@ def test_documents_commands_of_guides_exist(page: Path) -> None:
 
 
 @every_guide
-def test_documents_train_commands_of_guides_are_accepted(page: Path) -> None:
+def test_documents_train_commands_of_guides_are_accepted(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bisect_game.py").write_text(guide_code())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
     for settings in train_commands(page.read_text()):
         resolve(overrides=parse_overrides(settings))
 

@@ -17,6 +17,7 @@ import msgspec
 from transformers import PreTrainedModel
 
 from config import Config, ConfigError, Job
+from envs.registry import source_of_environment
 from learner import checkpoint
 from learner.model.policy import load_policy
 from learner.publish import sha256_of
@@ -77,8 +78,8 @@ def check_cache_dir(kept: Path) -> None:
 def policy_digest(config: Config, model_dir: Path) -> str:
     """Digest all that a warm-started policy depends on.
 
-    These are the settings, the weights before it, and the tokens, which show a change of the
-    prompts too.
+    These are the settings, the weights before it, the tokens, which show a change of the prompts
+    too, and the source of an environment of one's own, whose expert may have changed.
     """
     settings = [
         config.env.name,
@@ -89,6 +90,7 @@ def policy_digest(config: Config, model_dir: Path) -> str:
         config.run.seed,
     ]
     digest = hashlib.sha256(msgspec.json.encode(settings))
+    digest.update(source_of_environment(config.env.name))
     weights = sorted(model_dir.glob("*.safetensors"))
     for path in (model_dir / "tokenizer.json", model_dir / "config.json", *weights):
         digest.update(sha256_of(path).encode())

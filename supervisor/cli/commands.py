@@ -36,6 +36,9 @@ COMMANDS = {
         "supervisor.cli.train:main", "train agents (the default command)", prints_answer=False
     ),
     "play": Command("supervisor.cli.play:main", "play one episode at the terminal, or watch one"),
+    "check": Command(
+        "supervisor.cli.check:main", "find out what is wrong with an environment of your own"
+    ),
     "eval": Command("supervisor.cli.eval:main", "play held-out tasks with a model or checkpoint"),
     "export": Command(
         "supervisor.cli.export:main", "write a checkpoint as a Hugging Face directory"
@@ -64,8 +67,7 @@ def run_command(name: str, arguments: list[str]) -> int:
     command = COMMANDS.get(name)
     if command is None:
         raise ConfigError(
-            f"there is no command {name!r}; there are: {', '.join(COMMANDS)}"
-            f"{guess(name, COMMANDS)}"
+            f"there is no command {name!r}; there are: {', '.join(COMMANDS)}{guess(name, COMMANDS)}"
         )
     module, _, function = command.entry.partition(":")
     status = getattr(importlib.import_module(module), function)(arguments)

@@ -16,6 +16,7 @@ from config import Config, ConfigError
 from config.model import is_hub_id
 from config.options import values_of
 from config.resolve import resolve
+from envs.registry import short_name
 from learner.checkpoint_damage import STATE, describe_damage
 from protocol.files import atomic_write
 from supervisor.job import build_environment, environment_errors, first_task
@@ -146,7 +147,7 @@ def _read_evaluation(file: Path | None) -> dict[str, Any] | None:
 
 def model_card(record: TrainingRecord, evaluation: Mapping[str, Any] | None) -> str:
     """The model card, as Markdown with the hub's metadata."""
-    environment = record.config.env.name
+    environment = short_name(record.config.env.name)
     lines = [
         *_metadata(record.config),
         f"# {environment} agent, after {record.update} updates",
@@ -170,7 +171,7 @@ def _metadata(config: Config) -> Iterator[str]:
     if base_model:
         yield f"base_model: {base_model}"
     yield "tags:"
-    for tag in ("reinforcement-learning", "agent", "foray", config.env.name):
+    for tag in ("reinforcement-learning", "agent", "foray", short_name(config.env.name)):
         yield f"- {tag}"
     yield "---"
 
@@ -210,7 +211,8 @@ def _evaluation_row(measured: Record) -> str:
 
 
 def _cited_evaluation(evaluation: Mapping[str, Any]) -> Iterator[str]:
-    yield f"Evaluated on {evaluation['episodes']} held-out tasks of {evaluation['environment']}:"
+    environment = short_name(evaluation["environment"])
+    yield f"Evaluated on {evaluation['episodes']} held-out tasks of {environment}:"
     yield ""
     yield "| tasks | played | success | interval |"
     yield "|---|---|---|---|"

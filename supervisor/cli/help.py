@@ -28,7 +28,7 @@ ALL = "all"
 
 RUN_OPTIONS = {
     "--config FILE.toml": "read settings from a file",
-    "--recipe NAME,NAME": f"begin with the settings of {', '.join(recipe_names())}",
+    "--recipe NAME,NAME": f"begin with recipes/NAME.toml ({len(recipe_names())} of them)",
     "--dry-run": "check and print the settings, and start nothing",
     "--resume RUN": "go on with a run from its last checkpoint",
     "--serial": "run in one process with a small engine, for a debugger",
@@ -39,7 +39,7 @@ RUN_OPTIONS = {
 HEADLINES = {
     "actors": ("N", "actor processes"),
     "engines": ("N", "engines to start here"),
-    "env": ("NAME", "environment: alfworld, webshop, search, ..."),
+    "env": ("NAME", "environment: webshop, search, ..., ./FILE.py"),
     "model": ("NAME", "policy: tiny, smollm2, a directory, OWNER/NAME"),
     "control": ("NAME", "control of exploration"),
     "algorithm": ("NAME", "advantage estimator"),
@@ -142,7 +142,11 @@ def _environment_lines(width: int) -> list[str]:
     """Every setting of each environment that declares any."""
     lines: list[str] = []
     for environment in environment_names():
-        fields = environment_fields(environment)
+        try:
+            fields = environment_fields(environment)
+        except ConfigError as error:  # somebody's package, which is nothing to the others
+            lines += ["", str(error)]
+            continue
         rows = {_option(name): describe_setting(name, field) for name, field in fields.items()}
         if rows:
             lines += ["", f"Settings of environment {environment}"]

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import shutil
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 import learner.warm_start.demonstrations
-from config import ConfigError, TinySection
+from config import ConfigError, EnvSection, TinySection
 from config.resolve import resolve
 from envs.alfworld.environment import AlfWorldEpisode
 from learner.data.samples import TrainingSample
@@ -27,6 +28,7 @@ from learner.warm_start import policy_cache, warm_start
 from learner.warm_start.demonstrations import TurnTokenizer, play_demonstrations
 from learner.warm_start.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
 from protocol.prompting import Prompter
+from tests.fixtures.example_environment import guide_code
 from tests.fixtures.learner import TURNS, small_config
 from tests.fixtures.runs import job_in
 
@@ -288,3 +290,17 @@ def test_a_demonstration_of_many_turns_may_take_longer_than_one_turn(
     monkeypatch.setattr(AlfWorldEpisode, "step", slowly)
     (turns,) = play_demonstrations(small_config(actor__step_timeout="0.5"), episodes=1)
     assert len(turns) > 5
+
+
+def test_policy_digest_follows_the_source_of_an_environments_file(
+    job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warm start is not reused once the expert in the environment's file has changed."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = tmp_path / "game.py"
+    digests = set()
+    for comment in ("", "# another expert\n"):
+        file.write_text(guide_code() + comment)
+        config = msgspec.structs.replace(job.config, env=EnvSection(name=str(file)))
+        digests.add(policy_cache.policy_digest(config, Path(job.model_dir)))
+    assert len(digests) == 2

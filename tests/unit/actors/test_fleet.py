@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -173,6 +174,16 @@ def test_environment_that_cannot_be_made_is_told_in_one_sentence_with_the_place(
     message = rf"alfworld cannot be played on this machine: {kind}: .*test_fleet.py:\d+ in fails"
     with pytest.raises(FleetError, match=message):
         load_environment(make_welcome())
+
+
+def test_environment_whose_file_is_not_on_this_machine_is_told_with_file_and_host(tmp_path: Path):
+    """An actor elsewhere says which file its machine lacks, and what to do."""
+    file = tmp_path / "game.py"
+    message = (
+        rf"cannot be played on this machine: .*there is no file {file} on {os.uname().nodename}"
+    )
+    with pytest.raises(FleetError, match=message):
+        load_environment(msgspec.structs.replace(welcome(), environment=f"{file}:Game"))
 
 
 @pytest.mark.parametrize("where", ["import", "start"])

@@ -1,15 +1,113 @@
 """Environments by name."""
 
+import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
+from config import ConfigError
+from config.resolve import resolve, to_toml
 from envs import registry
+from tests.fixtures.example_environment import guide_code
 
 
 def test_an_unknown_name_is_an_error_that_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'alfwrld'.*alfworld"):
         registry.make_environment("alfwrld")
+
+
+def test_find_factory_of_an_unknown_name_asks_for_the_nearest() -> None:
+    """A name that is none is answered with the nearest, and how code of one's own is named."""
+    with pytest.raises(registry.EnvironmentNotFound, match=r"FILE\.py.*did you mean webshop\?"):
+        registry.find_factory("webshp")
+
+
+@pytest.fixture
+def game_file(tmp_path: Path) -> Path:
+    """The environment of the guide, in a file that nobody has installed, beside a module of it."""
+    code = guide_code()
+    file = tmp_path / "my game.py"
+    file.write_text(f"from numbers_beside import LARGEST\n{code}\nBROKEN = 3\n")
+    (tmp_path / "numbers_beside.py").write_text("LARGEST = 15\n")
+    return file
+
+
+@pytest.mark.parametrize("attribute", ["", ":Bisection"])
+def test_environment_of_a_file_is_made_wherever_one_works(
+    game_file: Path, attribute: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`./FILE.py` and `./FILE.py:NAME` name an environment, from any working directory."""
+    monkeypatch.chdir(game_file.parent)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    config = resolve(None, {"env": f"./{game_file.name}{attribute}", "env.history": "2"})
+    assert config.env.name == f"{game_file}{attribute}"
+    monkeypatch.chdir("/")
+    environment = registry.make_environment(config.env.name, **config.environment_settings())
+    assert (environment.name, environment.history) == ("bisection", 2)
+    assert registry.source_of_environment(config.env.name) == game_file.read_bytes()
+    assert resolve(written(game_file.parent, to_toml(config))) == config
+
+
+def written(directory: Path, toml: str) -> Path:
+    """A file of settings."""
+    (directory / "settings.toml").write_text(toml)
+    return directory / "settings.toml"
+
+
+def test_environment_of_a_file_in_settings_is_found_from_the_working_directory(
+    game_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of settings names an environment's file as the command line does."""
+    monkeypatch.chdir(game_file.parent)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = written(game_file.parent, f'[env]\nname = "{game_file.name}"\n')
+    assert resolve(file).env.name == str(game_file)
+
+
+def test_environment_of_a_file_declares_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The struct `Settings` of a class in a file is checked as that of an installed one."""
+    file = tmp_path / "levels.py"
+    file.write_text(
+        "import msgspec\n"
+        "class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):\n"
+        "    level: int = 1\n"
+        "class Levels:\n"
+        "    def __init__(self, level=1): self.level = level\n"
+        "    size = start = view = prompt = parse = __init__\n"
+        "Levels.Settings = Settings\n"
+    )
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    config = resolve(None, {"env": str(file), "env.settings.level": "3"})
+    assert registry.make_environment(config.env.name, **config.environment_settings()).level == 3
+    with pytest.raises(ConfigError, match=r"env\.settings\.level: 'x' is not a whole number"):
+        resolve(None, {"env": str(file), "env.settings.level": "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("DIR/none.py", r"there is no file DIR/none\.py on \S+; put it there"),
+        ("DIR/my game.py:Nothing", r"my game\.py has no class or function 'Nothing'"),
+        ("DIR/my game.py:BROKEN", r"my game\.py has no class or function 'BROKEN'"),
+        ("DIR/numbers_beside.py", r"has not one class with the methods size, .*, but none"),
+        ("DIR/broken.py", r"broken\.py cannot be loaded: KeyError: 'x' \(.*broken\.py:2 in"),
+        ("no_such_module:Game", r"no module no_such_module .*\./no_such_module\.py:Game"),
+        ("json.nothing:Game", r"no module json\.nothing "),
+        ("json:Game", r"json has no class or function 'Game'"),
+    ],
+)
+def test_environment_of_code_that_cannot_be_loaded_says_why(
+    name: str, message: str, game_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What keeps code of one's own from being found is said before anything starts."""
+    directory = game_file.parent
+    (directory / "broken.py").write_text("\n{}['x']\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ConfigError, match=message.replace("DIR", str(directory))):
+        resolve(None, {"env": name.replace("DIR", str(directory))})
 
 
 def test_settings_reach_the_environment():

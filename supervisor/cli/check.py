@@ -1,0 +1,313 @@
+"""`python run.py check --env NAME`: find out what is wrong with an environment of one's own.
+
+Tasks are played as actors play them, by the expert and by an agent that answers nonsense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import random
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+from actors.stage import Stage, StepOutcome
+from config import Config
+from config.resolve import parse_overrides, resolve
+from envs.base import Environment, Split
+from envs.play import close_episode, play_expert_episode, start_episode
+from envs.registry import make_environment, short_name
+from envs.user_errors import describe_error, source_directory
+from protocol.arrays import INT32, pack
+from protocol.validation import MAX_TURNS
+from supervisor.job import build_environment
+from telemetry.analysis.intervals import wilson_interval
+
+SPLITS: tuple[Split, ...] = ("train", "held_out")
+NONSENSE = "What is the meaning of this?"
+MOST_FLAWS = 10
+"""Flaws that are printed; others mostly are these in other tasks."""
+
+MAX_PROMPT_CHARACTERS = 1 << 16
+
+
+class Task(NamedTuple):
+    """A numbered task of a split."""
+
+    split: Split
+    index: int
+
+
+@dataclass
+class Findings:
+    """What was found out about an environment."""
+
+    flaws: dict[str, list[Task]] = field(default_factory=dict)
+    """What is wrong -> the tasks in which it showed."""
+    expert_turns: list[int | None] = field(default_factory=list)
+    """Turns of each episode of the expert; None of one that it did not win."""
+    demonstrations: list[bool] = field(default_factory=list)
+    """Whether the expert won, for each episode with the slips of a warm start."""
+    longest_prompt: int = 0
+    """Characters of the longest prompt."""
+
+    def add_flaw(self, words: str, task: Task) -> None:
+        """Note a flaw that showed in a task."""
+        self.flaws.setdefault(words, []).append(task)
+
+
+class CharacterPrompter:
+    """Stands in for a tokenizer: a character is a token."""
+
+    def encode_prompt(self, message: str) -> list[int]:
+        """Code points of a prompt."""
+        return [ord(character) for character in message]
+
+    def decode(self, tokens: list[int]) -> str:
+        """The text of code points."""
+        return "".join(map(chr, tokens))
+
+
+def main(arguments: list[str]) -> int:
+    """Check an environment; 1 if something is wrong with it."""
+    parser = argparse.ArgumentParser(
+        prog="run.py check",
+        description=(
+            "Play tasks of an environment as a run would, and say what is wrong with it. Any "
+            "setting of a run may follow (--env ./FILE.py, --env.settings.NAME VALUE)."
+        ),
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--tasks", type=int, default=50, metavar="N", help="tasks of each split (default 50)"
+    )
+    options, rest = parser.parse_known_args(arguments)
+    config = resolve(None, parse_overrides(rest))
+    environment = build_environment(config)
+    console = Console()
+    findings = check_environment(config, environment, options.tasks, console)
+    for line in describe_findings(config, environment, findings):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    return int(bool(findings.flaws))
+
+
+def check_environment(
+    config: Config, environment: Environment, tasks_per_split: int, console: Console
+) -> Findings:
+    """Play tasks of both splits, and note what is wrong."""
+    findings = Findings()
+    home = source_directory(environment)
+    tasks = choose_tasks(environment, tasks_per_split)
+    checks: list[Callable[[Config, Environment, Task, Findings], None]] = [
+        _check_start,
+        _check_nonsense,
+    ]
+    if hasattr(environment, "expert"):
+        checks += [_check_expert, _check_demonstration]
+    for task in track(tasks, "tasks", console=console, transient=True):
+        for check in checks:
+            try:
+                check(config, environment, task, findings)
+            except Exception as error:
+                findings.add_flaw(describe_error(error, home), task)
+    if tasks and not findings.flaws:
+        _check_other_process(config, environment, tasks[0], findings)
+    return findings
+
+
+def choose_tasks(environment: Environment, tasks_per_split: int) -> list[Task]:
+    """The first task of each split, and some others."""
+    tasks = []
+    for split in SPLITS:
+        size = environment.size(split)
+        others = random.Random(0).sample(range(size), min(size, tasks_per_split))
+        tasks += [Task(split, index) for index in sorted({0, *others[1:]}) if size]
+    return tasks
+
+
+def opening_of(environment: Environment, task: Task, seed: int) -> tuple[str, str, str]:
+    """The task, the first prompt and the first state of a task, as an agent finds them."""
+    episode = start_episode(environment, task.split, task.index, seed)
+    try:
+        prompt = environment.prompt(environment.view(episode))
+        return str(episode.task), str(prompt), str(episode.state_key())
+    finally:
+        close_episode(episode)
+
+
+def opening_elsewhere(name: str, settings: Mapping[str, Any], task: Task) -> tuple[str, str, str]:
+    """The same, of an environment that a process makes for itself."""
+    return opening_of(make_environment(name, **settings), task, 0)
+
+
+def _check_start(config: Config, environment: Environment, task: Task, findings: Findings) -> None:
+    """A task begins in the same way, whoever opens it and as often as it is."""
+    opening = opening_of(environment, task, 0)
+    if opening_of(environment, task, 0) != opening:
+        findings.add_flaw(
+            "start(split, index, seed) gives something else the second time; make the task of its "
+            "split and index, and what is drawn in it of the seed",
+            task,
+        )
+    elif opening_of(environment, task, 1)[0] != opening[0]:
+        findings.add_flaw(
+            "start(split, index, seed) gives another task for another seed; the members of a "
+            "group differ in their seeds, and are compared in the same task",
+            task,
+        )
+
+
+def _check_other_process(
+    config: Config, environment: Environment, task: Task, findings: Findings
+) -> None:
+    """A task is the same one in another process, in which texts have other hashes."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        elsewhere = processes.submit(
+            opening_elsewhere, config.env.name, config.environment_settings(), task
+        )
+        if elsewhere.result() != opening_of(environment, task, 0):
+            findings.add_flaw(
+                "start(split, index, seed) gives another task in another process; draw it by "
+                "random.Random(f'{split} {index}'), say, and not by hash() or a set's order",
+                task,
+            )
+
+
+def _check_nonsense(
+    config: Config, environment: Environment, task: Task, findings: Findings
+) -> None:
+    """An agent that never answers in the right form comes to an end."""
+    turns = _play(environment, task, lambda stage: lambda: NONSENSE, findings)
+    if any(turn.valid for turn in turns):
+        findings.add_flaw(f"parse() calls {NONSENSE!r} a valid response", task)
+
+
+def _check_expert(config: Config, environment: Environment, task: Task, findings: Findings) -> None:
+    """The expert's turns are valid, written down and read as an agent's are."""
+
+    def begin(stage: Stage) -> Callable[[], str]:
+        expert = environment.expert(stage.episode, random.Random(task.index))
+        return lambda: environment.format_response(*expert.act(stage.view))
+
+    if not has_expert(environment, task):
+        return
+    turns = _play(environment, task, begin, findings)
+    is_won = bool(turns) and turns[-1].success
+    findings.expert_turns.append(len(turns) if is_won else None)
+    for turn in turns:
+        if not turn.valid:
+            findings.add_flaw(
+                "parse() does not call valid what format_response() writes for the expert", task
+            )
+
+
+def _check_demonstration(
+    config: Config, environment: Environment, task: Task, findings: Findings
+) -> None:
+    """A warm start can imitate the expert, who makes mistakes and wastes turns on purpose."""
+    settings = config.warm_start
+    if task.split != "train" or not has_expert(environment, task):
+        return
+    longer = config.environment_settings() | {"max_turns": settings.max_turns}
+    episode = play_expert_episode(
+        make_environment(config.env.name, **longer),
+        task.split,
+        task.index,
+        random.Random(task.index),
+        expert_error_rate=settings.expert_error_rate,
+        wasted_turn_rate=settings.wasted_turn_rate,
+        max_turns=MAX_TURNS,
+    )
+    findings.demonstrations.append(episode.success)
+
+
+def has_expert(environment: Environment, task: Task) -> bool:
+    """Tell whether somebody can demonstrate a task."""
+    episode = start_episode(environment, task.split, task.index, 0)
+    try:
+        environment.expert(episode, random.Random(0))
+    except ValueError:
+        return False
+    finally:
+        close_episode(episode)
+    return True
+
+
+def _play(
+    environment: Environment,
+    task: Task,
+    begin: Callable[[Stage], Callable[[], str]],
+    findings: Findings,
+) -> list[StepOutcome]:
+    """Play a task as an actor does; returns its turns.
+
+    `begin` gets the stage of a task that has started, and returns what answers each prompt.
+    """
+    stage = Stage(environment, CharacterPrompter(), MAX_PROMPT_CHARACTERS)
+    turns: list[StepOutcome] = []
+    try:
+        prompt = stage.start(task.split, task.index, 0).prompt
+        respond = begin(stage)
+        while prompt is not None and len(turns) < environment.max_turns:
+            findings.longest_prompt = max(findings.longest_prompt, len(prompt))
+            response = [ord(character) for character in respond()]
+            turns.append(stage.step(pack(np.array(response), INT32)))
+            prompt = turns[-1].prompt
+    finally:
+        stage.close()
+    if prompt is not None:
+        findings.add_flaw(
+            f"an episode goes on after max_turns ({environment.max_turns}) turns; step() has to "
+            "say done=True then, and truncated=True",
+            task,
+        )
+    elif not turns or not turns[-1].done:
+        findings.add_flaw(f"a prompt has more than {MAX_PROMPT_CHARACTERS:,} characters", task)
+    return turns
+
+
+def describe_findings(
+    config: Config, environment: Environment, findings: Findings
+) -> Iterator[str]:
+    """What was found out, in lines."""
+    sizes = {split: environment.size(split) for split in SPLITS}
+    yield (
+        f"{short_name(config.env.name)}: {sizes['train']:,} tasks to train on, "
+        f"{sizes['held_out']:,} held out; at most {environment.max_turns} turns"
+    )
+    yield f"prompts: {findings.longest_prompt:,} characters at most"
+    yield from _describe_expert(config, findings)
+    if not findings.flaws:
+        yield "nothing is wrong with it"
+    for words, tasks in list(findings.flaws.items())[:MOST_FLAWS]:
+        more = f" and {len(tasks) - 1} more" if len(tasks) > 1 else ""
+        yield f"wrong: {words} (task {tasks[0].index} of {tasks[0].split}{more})"
+
+
+def _describe_expert(config: Config, findings: Findings) -> Iterator[str]:
+    turns = [count for count in findings.expert_turns if count is not None]
+    if not findings.expert_turns:
+        yield "expert: none; without a warm start, begin with a model that follows the prompt"
+        return
+    won = _describe_share(len(turns), len(findings.expert_turns))
+    mean = f", in {fmean(turns):.1f} turns on average" if turns else ""
+    yield f"expert: won {won}{mean}"
+    if findings.demonstrations:
+        settings = config.warm_start
+        won = _describe_share(sum(findings.demonstrations), len(findings.demonstrations))
+        yield (
+            f"demonstrations: won {won}; the others are not imitated (warm_start.expert_error_rate "
+            f"{settings.expert_error_rate:g}, wasted_turn_rate {settings.wasted_turn_rate:g})"
+        )
+
+
+def _describe_share(part: int, count: int) -> str:
+    low, high = wilson_interval(part / count, count)
+    return f"{part} of {count} ({100 * low:.0f} to {100 * high:.0f} %)"

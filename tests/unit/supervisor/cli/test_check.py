@@ -1,0 +1,89 @@
+"""`run.py check`: what is wrong with an environment of one's own is found and said."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from supervisor.cli.check import main
+from tests.fixtures.example_environment import guide_code
+
+
+@pytest.fixture(autouse=True)
+def _search_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+def checked(
+    directory: Path, code: str, capsys: pytest.CaptureFixture[str], tasks: int = 8
+) -> tuple[int, str]:
+    """Exit status and output of a check of the environment in `code`."""
+    file = directory / "game.py"
+    file.write_text(code)
+    status = main(["--env", str(file), "--tasks", str(tasks)])
+    return status, capsys.readouterr().out
+
+
+def test_check_of_the_guides_environment_finds_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The environment of the guide is sound, and its expert's share is said with an interval."""
+    status, output = checked(tmp_path, guide_code(), capsys)
+    assert (status, output.splitlines()[-1]) == (0, "nothing is wrong with it")
+    assert "game: 10,000 tasks to train on, 200 held out; at most 4 turns" in output
+    assert re.search(r"expert: won 16 of 16 \(\d+ to 100 %\), in [\d.]+ turns on average", output)
+    assert re.search(r"demonstrations: won \d of 8 .*wasted_turn_rate 0\.47", output)
+
+
+SOUND_START = 'random.Random(f"{split} {index}").randint(1, 15)'
+FLAWED = {
+    "random": (SOUND_START, "random.randint(1, 10**9)", "something else the second time"),
+    "seed": (
+        f"return Game({SOUND_START}, self.max_turns)",
+        'game = Game(7, self.max_turns)\n        game.task += f" of {seed}"\n        return game',
+        "another task for another seed",
+    ),
+    "hash": (SOUND_START, "hash(split)", "another task in another process"),
+    "endless": ("done = won or self.turns == 0", "done = won", "goes on after max_turns"),
+    "reward": ("10.0 * won", "None", "gave None as reward"),
+    "raises": ("self.turns -= 1", "self.turns -= one", r"NameError: .*game.py:\d+ in step"),
+    "lenient": (
+        "return parse_think_action(response)",
+        "return ParsedAction(response, True)",
+        "parse.. calls .* a valid response",
+    ),
+    "form": (
+        "return format_think_action(thought, action)",
+        "return action",
+        "parse.. does not call valid what format_response",
+    ),
+}
+
+
+@pytest.mark.parametrize("flaw", FLAWED)
+def test_check_of_a_flawed_environment_names_what_is_wrong(
+    flaw: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each mistake that would spoil a run is found by playing a few tasks."""
+    right, wrong, message = FLAWED[flaw]
+    code = guide_code()
+    assert right in code
+    code = code.replace(right, wrong)
+    if flaw in ("random", "hash"):  # their tasks differ in what the agent is told
+        code = code.replace('"Say a number."', 'f"Say a number up to {number}."')
+    status, output = checked(tmp_path, code, capsys, tasks=3)
+    assert status == 1
+    assert re.search(f"^wrong: .*{message}.* [(]task 0 of ", output, re.MULTILINE), output
+
+
+def test_check_of_an_environment_without_an_expert_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An environment needs no expert."""
+    code = guide_code().replace("def expert(", "def nobody(")
+    status, output = checked(tmp_path, code, capsys, tasks=2)
+    assert status == 0
+    assert "expert: none" in output
