@@ -183,7 +183,7 @@ def test_environment_whose_file_is_not_on_this_machine_is_told_with_file_and_hos
         rf"cannot be played on this machine: .*there is no file {file} on {os.uname().nodename}"
     )
     with pytest.raises(FleetError, match=message):
-        load_environment(msgspec.structs.replace(welcome(), environment=f"{file}:Game"))
+        load_environment(msgspec.structs.replace(make_welcome(), environment=f"{file}:Game"))
 
 
 @pytest.mark.parametrize("where", ["import", "start"])
