@@ -47,8 +47,9 @@ def small_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Settings of a policy that acts validly now and then, so that turns differ in their
-    advantages; warm-started once (for each length of episodes).
+    """Return settings of a policy that acts validly now and then.
+
+    Turns differ in their advantages. It is warm-started once for each length of episodes.
     """
     directory = tmp_path_factory.mktemp("imitating")
     return {
@@ -60,8 +61,9 @@ def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first: one that begins late keeps one worker busy when the others have
-    nothing left to do.
+    """Put files with slow tests first.
+
+    One that begins late keeps one worker busy when the others have nothing left to do.
     """
     slow = {
         item.path
@@ -73,7 +75,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileScheduling | None:
-    """Of `--dist loadfile`: with ON_ONE_ENGINE as one file."""
+    """Make the scheduler of `--dist loadfile`, with ON_ONE_ENGINE as one file."""
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling

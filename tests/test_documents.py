@@ -204,7 +204,7 @@ def test_documents_python_of_guides_compiles(page: Path) -> None:
 
 @every_guide
 def test_documents_imports_of_guides_resolve(page: Path) -> None:
-    """What a guide imports from this project is there."""
+    """Each name that a guide imports from this project is there."""
     for language, code in FENCE.findall(page.read_text()):
         if language != "python":
             continue

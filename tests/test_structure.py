@@ -1,5 +1,6 @@
-"""The rules of the layout, read from the source: who may import whom, and how large a module may
-grow.
+"""The rules of the layout, read from the source.
+
+They are who may import whom, and how large a module may grow.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "engine": {"protocol", "config"},
     "learner": {"envs", "protocol", "config", "telemetry"},
 }
-"""What each part may import besides itself.
+"""Part -> packages that it may import besides itself.
 
 Those that are not here start the others, and may import them all but run.
 """
@@ -72,8 +73,10 @@ MAY_WRITE = {
     "telemetry/sinks/event_files.py": "records with checksums",
     "telemetry/probes/spans.py": "lines, of which a torn one is passed over",
 }
-"""Who may write a file in another way than by protocol/files.py, and why: a file that is torn is
-there, and is no file."""
+"""Part or module that may write a file in another way than by protocol/files.py -> why.
+
+A file that is torn is there, and is no file.
+"""
 
 WRITES = "|".join(
     [
@@ -99,8 +102,9 @@ def sources() -> list[Path]:
 
 
 def imports(source: Path) -> set[str]:
-    """The full names of the modules that `source` imports, wherever in it, under TYPE_CHECKING or
-    not.
+    """Return the full names of the modules that `source` imports.
+
+    They count wherever they are in it, under TYPE_CHECKING or not.
     """
     names = set()
     for node in ast.walk(ast.parse((ROOT / source).read_text())):
@@ -175,8 +179,10 @@ def test_torch_is_imported_only_by_the_engine_and_the_learner(library: str) -> N
 
 @modules
 def test_durations_are_taken_from_a_clock_that_nobody_sets(source: Path) -> None:
-    """The time of day may be set at any moment, by an hour; `time.monotonic` goes on, and stands
-    still while a laptop sleeps.
+    """Durations are taken from a clock that nobody sets.
+
+    The time of day may be set at any moment, by an hour; `time.monotonic` goes on, and stands still
+    while a laptop sleeps.
     """
     if source.parts[0] != "benchmarks" and source.as_posix() != TIME_OF_DAY:
         assert not re.search(

@@ -22,7 +22,7 @@ CHUNK_LOGITS = 2**26
 
 
 class LogitShape(NamedTuple):
-    """Shape of the logits: cap(scale * products of the head) / temperature."""
+    """Constants of the logits: cap(scale * products of the head) / temperature."""
 
     scale: float = 1.0
     cap: float | None = None

@@ -1,5 +1,6 @@
-"""A process that is stopped for longer than its connections last, and goes on: nothing of what it
-said or was told is lost or doubled.
+"""A process that is stopped for longer than its connections last, and goes on.
+
+Nothing of what it said or was told is lost or doubled.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""A run of real processes with somebody at each of its sockets who sends what nobody should: it
-goes on, and says so once.
+"""A run of real processes with somebody at each of its sockets who sends what nobody should.
+
+It goes on, and says so once.
 """
 
 from __future__ import annotations
@@ -104,12 +105,13 @@ ABSURD = [
     Stats(source="\x00", event="update", values={"update": float("nan"), "loss": "text"}),
     Stats(source="x" * 1000, event="nothing", values={"a": None}),
 ]
-"""What decodes. Nobody who plays for the run sends any of it."""
+"""Messages that decode, though nobody who plays for the run sends any of them."""
 
 
 def frames(seed: int) -> Iterator[list[bytes]]:
-    """Messages of one or more frames, for ever: random, cut short, with bits flipped, of another
-    schema, and absurd.
+    """Yield messages of one or more frames, for ever.
+
+    They are random, cut short, with bits flipped, of another schema, and absurd.
     """
     chance = random.Random(seed)
     sound = [encode(message) for message in ABSURD]
@@ -134,8 +136,9 @@ def frames(seed: int) -> Iterator[list[bytes]]:
 
 
 def asks(frame: bytes) -> bool:
-    """Whether it has become, by chance, what asks for episodes: who may join may keep them, for
-    `actor.episode_seconds`.
+    """Tell whether a frame has become, by chance, one that asks for episodes.
+
+    Who may join may keep them, for `actor.episode_seconds`.
     """
     try:
         return isinstance(message := decode(frame), Credit) and 0 < message.episodes <= MAX_CREDIT
@@ -144,7 +147,7 @@ def asks(frame: bytes) -> bool:
 
 
 def attack(endpoints: dict[str, str | list[str]], over: Event) -> int:
-    """Until `over`; the number of messages that were sent to each socket."""
+    """Attack until `over`; return the number of messages that were sent to each socket."""
     context = zmq.Context()
     listening = {
         name: endpoints[name] for name in ("actors", "trajectories", "learner", "shards", "stats")

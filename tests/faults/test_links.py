@@ -1,5 +1,6 @@
-"""Each connection of a run is cut in each way that networks have: the run goes on, nothing is lost,
-and nothing comes twice.
+"""Each connection of a run is cut in each way that networks have.
+
+The run goes on, nothing is lost, and nothing comes twice.
 
 One run for all: it trains while its links are cut one after another, and its records are looked at
 each time.
@@ -26,8 +27,10 @@ LINKS = (
     "stats",
 )
 MORE_UPDATES = 4
-"""With max_staleness 1, three at most are made of what was admitted before a cut: so many need
-every link."""
+"""Updates after a cut that need every link.
+
+With max_staleness 1, three at most are made of what was admitted before it.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +40,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LinkedRun]:
 
 
 def goes_on(run: LinkedRun) -> None:
-    """More updates are made and recorded, signals come from the engine, and the shard is heard
-    of.
+    """Assert that more updates are made and recorded.
+
+    Signals come from the engine, and the shard is heard of.
     """
     updates = run.updates()
     frames = run.controller.turn_service.signals.frames

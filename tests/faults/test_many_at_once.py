@@ -1,4 +1,4 @@
-"""What breaks only when there is much of it."""
+"""Faults that show only when there is much of something."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Bench:
         self.actor.connect(self.job.endpoints.actors)
 
     def lease(self) -> Lease:
-        """What the actor may play."""
+        """Lease the episode that the actor may play."""
         self.controller.admission.start(next_group=0, received=[], updates_remaining=1)
         return self.controller.admission.lease(b"an actor", time.monotonic())
 
@@ -97,8 +97,10 @@ def failed(request: TurnRequest) -> TurnFailed:
 async def test_what_the_controller_says_reaches_a_learner_that_is_busy_however_much_it_is(
     bench: Bench,
 ):
-    """At the end of a run it names each episode that was canceled, and then says what the learner
-    waits for. A ROUTER drops what does not fit its queue, without a word.
+    """A learner that is busy misses nothing of what the controller says.
+
+    At the end of a run the controller names each episode that was canceled, and then says what the
+    learner waits for. A ROUTER drops what does not fit its queue, without a word.
     """
     async with asyncio.timeout(180):
         for version in range(20_000):
@@ -157,7 +159,9 @@ async def test_an_actor_that_was_heard_of_while_the_controller_stood_still_is_no
 
 @pytest.mark.parametrize("knows", [True, False])
 async def test_a_lease_that_its_actor_does_not_speak_of_is_taken_back(bench: Bench, knows: bool):
-    """It was lost on its way, or with a process that had the name before, which asked for more that
+    """A lease of which its actor never speaks is taken back.
+
+    It was lost on its way, or with a process that had the name before, which asked for more that
     this one does not want.
     """
     controller = bench.controller

@@ -17,8 +17,9 @@ pytestmark = pytest.mark.slow
 
 
 def assert_each_once(run: Run, updates: int) -> None:
-    """All that `updates` needed is in the log, in one copy each: what is played or delivered again
-    is not trained on again.
+    """Assert that all that `updates` needed is in the log, in one copy each.
+
+    What is played or delivered again is not trained on again.
     """
     assert [line["update"] for line in run.updates()] == list(range(1, updates + 1))
     copies = Counter(

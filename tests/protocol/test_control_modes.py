@@ -144,7 +144,7 @@ def test_a_resumed_run_goes_on_with_the_thresholds_of_its_checkpoint(
 
 
 def calibration(run_dir: Path) -> Calibration:
-    """That of the last checkpoint."""
+    """Return the calibration of the last checkpoint."""
     state = msgspec.json.decode(
         (latest(run_dir) / STATE / "state.json").read_bytes(), type=TrainingState
     )

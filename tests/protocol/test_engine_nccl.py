@@ -1,5 +1,6 @@
-"""engine.weights nccl without a GPU: vLLM's own routes, its receiving and its sending end, with
-tensors through a TCP store where NCCL would carry them. What NCCL itself does is not tested
+"""engine.weights nccl without a GPU: vLLM's own routes, receiving and sending end.
+
+Tensors go through a TCP store where NCCL would carry them. What NCCL itself does is not tested
 anywhere.
 """
 
@@ -62,8 +63,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Tensor .* exceeds buffer_size_by
 
 
 class StoreCommunicator:
-    """In the place of PyNcclCommunicator, for the same group: nobody goes on before all ranks have
-    taken part, as with NCCL.
+    """Stands in the place of PyNcclCommunicator, for the same group.
+
+    Nobody goes on before all ranks have taken part, as with NCCL.
     """
 
     def __init__(self, group: StatelessProcessGroup, device: object) -> None:
@@ -82,8 +84,9 @@ class StoreCommunicator:
 
 @pytest.fixture(autouse=True)
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What vLLM asks of a GPU; small buffers, so that there are several; and a short wait for ranks
-    that never come.
+    """Replace what vLLM asks of a GPU.
+
+    Buffers are small, so that there are several, and the wait for ranks that never come is short.
     """
     monkeypatch.setattr(pynccl, "PyNcclCommunicator", StoreCommunicator)
     monkeypatch.setattr(
@@ -119,7 +122,7 @@ def receiver(model: torch.nn.Module) -> NCCLWeightTransferEngine:
 
 
 class Worker:
-    """What vLLM's routes call in an engine, as far as weights go; remembers the calls."""
+    """Worker as vLLM's routes call it in an engine, as far as weights go; remembers the calls."""
 
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self.model = torch.nn.Module()
@@ -197,7 +200,7 @@ def some_weights(seed: int, dtype: torch.dtype = torch.float32) -> dict[str, tor
 
 
 class Run:
-    """What a run has to send weights to engines: the learner's end, and the controller's."""
+    """Both ends of a run that sends weights to engines: the learner's, and the controller's."""
 
     def __init__(self, urls: list[str]) -> None:
         self._endpoint = f"tcp://127.0.0.1:{free_port()}"

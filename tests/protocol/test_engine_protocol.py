@@ -1,5 +1,6 @@
-"""What the controller relies on in an engine: the same tests against the fake one and against
-vLLM.
+"""Behaviour of an engine that the controller relies on.
+
+The same tests run against the fake one and against vLLM.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def agrees(
     temperature: float = 1.0,
     until: int | None = None,
 ) -> bool:
-    """Whether the log-probs of the first `until` tokens are those of the model in `directory`."""
+    """Tell whether the log-probs of the first `until` tokens are those of `directory`'s model."""
     tokens = generation.tokens[:until]
     expected = distributions(directory, prompt, tokens, temperature)
     return generation.log_probs[:until] == pytest.approx(
@@ -354,8 +355,10 @@ async def test_an_update_that_is_applied_already_costs_nothing(engine: Engine) -
 
 @pytest.mark.parametrize("loaded", [False, True])
 async def test_an_update_follows_one_that_was_left_half_way(engine: Engine, loaded: bool) -> None:
-    """Whoever made it was killed: before it had loaded its file, or before it had finished; and the
-    engine has gone on meanwhile.
+    """An update follows one whose maker was killed half-way.
+
+    That was before it had loaded its file, or before it had finished; and the engine has gone on
+    meanwhile.
     """
     await engine.client.pause()
     await engine.client.start_update()
@@ -407,7 +410,7 @@ async def test_the_engine_is_healthy(engine: Engine) -> None:
 
 
 def covers(generation: Generation) -> bool:
-    """Whether the spans cover all tokens, in order, without gaps."""
+    """Tell whether the spans cover all tokens, in order, without gaps."""
     starts = [span.start for span in generation.spans]
     stops = [span.stop for span in generation.spans]
     return starts == [0, *stops[:-1]] and stops[-1] == len(generation.tokens)
@@ -470,7 +473,7 @@ async def test_weights_of_an_earlier_run_are_not_taken_for_this_ones_of_the_same
 
 
 async def test_an_engine_is_one_runs_at_a_time(engine: Engine) -> None:
-    """Whoever names no run is let in.
+    """An engine lets in whoever names no run, and one run at a time.
 
     Of the other run none of the calls is carried out, and it ends.
     """

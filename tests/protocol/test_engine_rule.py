@@ -1,5 +1,6 @@
-"""The rule of a turn inside the engine, and turns that leave the batch and come back: who is who is
-never lost.
+"""The rule of a turn inside the engine, and turns that leave the batch and come back.
+
+Who is who is never lost.
 """
 
 from __future__ import annotations
@@ -73,8 +74,9 @@ async def test_rule_in_the_engine_decides_as_the_controller_would_at_once(
 async def test_turns_keep_their_identity_through_preemption(
     policies: Policies, tmp_path: Path
 ) -> None:
-    """Twenty-four turns in a KV cache for ten of them: they leave the batch, come back to other
-    rows, and are computed again.
+    """Twenty-four turns keep their identity in a KV cache for ten of them.
+
+    They leave the batch, come back to other rows, and are computed again.
     """
     with vllm_server(
         policies, tmp_path, engine__kv_cache_gb="0.0015", engine__max_model_len="256"

@@ -1,5 +1,6 @@
-"""Updates of weights when the engine answers late, twice or not at all; and what `verify` can tell
-apart.
+"""Updates of weights when the engine answers late, twice or not at all.
+
+Here is also what `verify` can tell apart.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ from supervisor.endpoints import free_port  # noqa: E402
 
 
 class Stub:
-    """An engine of routes only: counts calls, and loses the connection where it is told to, after
-    doing what was asked.
+    """An engine of routes only, which counts calls.
+
+    It loses the connection where it is told to, after doing what was asked.
     """
 
     def __init__(self) -> None:
@@ -267,8 +269,9 @@ def test_a_tied_head_in_the_models_files_is_not_expected_to_be_published(tmp_pat
 
 
 class Packed(torch.nn.Module):
-    """A linear layer as vLLM keeps it on a CPU: an empty parameter, and a function that has the
-    weight.
+    """A linear layer as vLLM keeps it on a CPU.
+
+    It has an empty parameter, and a function that has the weight.
     """
 
     def __init__(self, weight: torch.Tensor) -> None:

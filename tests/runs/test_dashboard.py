@@ -1,5 +1,6 @@
-"""The live dashboard, as a browser and Prometheus see it: a run in this process, and real
-requests.
+"""The live dashboard, as a browser and Prometheus see it.
+
+They see a run in this process, by real requests.
 """
 
 from __future__ import annotations
@@ -272,7 +273,7 @@ def test_an_address_that_others_reach_needs_a_token() -> None:
 
 
 async def until(page, script: str) -> object:
-    """What a script in the page gives once it is something."""
+    """Wait until a script in the page gives something, and return it."""
     async with asyncio.timeout(60):
         while not (value := await page.evaluate(script)):
             await asyncio.sleep(0.05)
@@ -354,8 +355,9 @@ async def test_a_table_of_the_dashboard_stays_sorted_when_it_is_filled_anew(
 
 @pytest.mark.slow
 async def test_a_run_is_seen_while_it_goes_on(tmp_path: Path, imitating: dict[str, str]) -> None:
-    """Live tokens with their uncertainty, decisions, the engine and the actors; and the run ends
-    with somebody looking.
+    """A run that goes on shows live tokens with their uncertainty, decisions, engine and actors.
+
+    It ends with somebody looking.
     """
     acting = {
         "control__t2po__epsilon": "10",

@@ -1,5 +1,6 @@
-"""The main job on real vLLM, made small: `python run.py` with real processes from the first to the
-last.
+"""The main job on real vLLM, made small.
+
+It is `python run.py` with real processes from the first to the last.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ async def run_to_the_end(directory: Path, **settings: str) -> Run:
 
 @pytest.fixture(scope="module")
 def played(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run of two shards whose thoughts are cut, each shard with an engine and a machine of its
-    own: the other machine is this one by another address, and `env` starts what is to be there. One
-    run for several tests, because engines take half a minute to start.
+    """Play a run of two shards whose thoughts are cut.
+
+    Each shard has an engine and a machine of its own: the other machine is this one by another
+    address, and `env` starts what is to be there. There is one run for several tests, because
+    engines take half a minute to start.
     """
     directory = tmp_path_factory.mktemp("played")
     settings = {
@@ -160,9 +163,10 @@ async def test_engine_that_dies_while_it_loads_weights_is_restarted_and_the_run_
 async def test_reward_rises_in_the_example_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """Numbers to guess, by a policy that was shown to waste most of its few turns: nothing but
-    reward tells it not to. The engine computes in bfloat16, so that this run shows, too, how far
-    its log-probs are from the learner's.
+    """Reward rises where a policy was shown to waste most of its few turns.
+
+    There are numbers to guess, and nothing but reward tells it not to. The engine computes in
+    bfloat16, so that this run shows, too, how far its log-probs are from the learner's.
     """
     environment = install_example(tmp_path / "installed")
     monkeypatch.setenv("PYTHONPATH", str(with_shadows(tmp_path / "installed")))

@@ -29,8 +29,9 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub:
-    """The hub's protocol, as far as a download needs it: the list of a revision's files, and each
-    file with its commit and its ETag.
+    """The hub's protocol, as far as a download needs it.
+
+    It has the list of a revision's files, and each file with its commit and its ETag.
     """
 
     def __init__(self, model: Path) -> None:

@@ -1,6 +1,8 @@
-"""Hosts as network namespaces with addresses of their own: one with supervisor, controller and
-engine, one with the learner, two with actors. One of these is cut off for a while, and one
-vanishes; or all are far away, and what is sent to them arrives late, or never.
+"""Hosts as network namespaces with addresses of their own.
+
+One has supervisor, controller and engine, one the learner, and two have actors. One of these is cut
+off for a while, and one vanishes; or all are far away, and what is sent to them arrives late, or
+never.
 """
 
 from __future__ import annotations

@@ -135,8 +135,10 @@ async def test_ctrl_c_ends_a_learner_of_two_ranks_in_its_warm_start(tmp_path: Pa
 async def test_ctrl_c_before_there_is_an_engine_ends_the_run_as_interrupted(
     tmp_path: Path, small_policy, phase: str
 ):
-    """As soon as there is a learner, in its warm start, or after it; nobody waits for the engine,
-    which never comes.
+    """A run that is interrupted before there is an engine ends at once.
+
+    The interrupt comes as soon as there is a learner, in its warm start, or after it; nobody waits
+    for the engine, which never comes.
     """
     episodes = 0 if phase == "evaluating" else 4000
     settings = {"model.name": small_policy, "warm_start.episodes": episodes}
@@ -191,8 +193,9 @@ async def dead(run: Run, killed: str) -> int:
 
 
 async def each_trained_on_once(run: Run, updates: int) -> None:
-    """A resumed run ends with that many updates, and every episode that they needed is in the log,
-    in one copy.
+    """Assert that a resumed run ends with that many updates, each episode trained on once.
+
+    Every episode that they needed is in the log, in one copy.
     """
     assert await run.ended() == 0, run.output
     assert [line["update"] for line in run.updates()] == list(range(1, updates + 1))
@@ -260,8 +263,9 @@ async def test_a_terminal_that_goes_away_ends_a_run_as_ctrl_c_does(tmp_path: Pat
 async def test_a_run_whose_directory_takes_no_more_says_so_in_two_lines(
     tmp_path: Path, small_policy
 ):
-    """Neither its metrics nor its summary; the processes that write the rest of it are not in its
-    way.
+    """A run that can write neither its metrics nor its summary says so in two lines.
+
+    The processes that write the rest of the directory are not in its way.
     """
     async with running_small(tmp_path / "run", small_policy, run__max_updates="1000") as run:
         await run.until(run.updates)
@@ -283,8 +287,9 @@ async def test_a_run_whose_directory_takes_no_more_says_so_in_two_lines(
 async def test_run_resumed_after_its_end_plays_and_trains_on_each_group(
     tmp_path: Path, small_policy
 ):
-    """The end of run.max_tokens: an evaluation follows, in which the learner hears of each
-    episode that is canceled.
+    """A run that ended by run.max_tokens and is resumed plays and trains on each group.
+
+    An evaluation follows its end, in which the learner hears of each episode that is canceled.
     """
     async with running_small(
         tmp_path / "run", small_policy, run__max_updates="1000", run__max_tokens="1"
@@ -391,8 +396,9 @@ async def test_invariant_4_actors_from_elsewhere_go_on_with_a_resumed_run(
 
 
 async def refused(*arguments: str) -> str:
-    """What a command line prints that is refused; fails if it is not, or if it says more than a
-    sentence.
+    """Return what a command line prints that is refused.
+
+    Fails if it is not, or if it says more than a sentence.
     """
     async with running(Path(), *arguments) as run:
         assert await run.ended(30) in (1, 2)

@@ -33,7 +33,7 @@ ENVIRONMENT = {
     "RAY_health_check_period_ms": "500",
     "RAY_health_check_failure_threshold": "3",
 }
-"""Of the cluster: a machine that is lost is missed within seconds."""
+"""Environment of the cluster: a machine that is lost is missed within seconds."""
 
 
 async def test_no_cluster_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

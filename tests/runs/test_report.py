@@ -233,8 +233,9 @@ def test_settings_that_say_where_are_no_differences() -> None:
 
 @pytest.fixture
 def page() -> Iterator:
-    """A page of a real browser, Debian's Chromium, without a network; the test fails for what its
-    console says.
+    """Open a page of a real browser, Debian's Chromium, without a network.
+
+    The test fails for what its console says.
     """
     sync = pytest.importorskip("playwright.sync_api", reason="no playwright")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -379,7 +380,10 @@ def test_nothing_of_a_report_is_beyond_the_edge(
 
 
 def test_of_a_long_log_no_more_episodes_are_read_than_are_looked_at(recorded: Path) -> None:
-    """What is not looked at cannot be read here, and would end the command."""
+    """An episode that is not looked at is not read.
+
+    Here it cannot be, and would end the command.
+    """
     _, episode = next(read_episodes(recorded / EPISODES_DIR))
     every = 3
     records = [
@@ -406,8 +410,9 @@ def test_a_group_is_found_around_one_of_its_episodes_and_nothing_beyond_it_is_re
 
 
 def test_a_thousand_updates_and_their_episodes_are_a_small_page(recorded: Path) -> None:
-    """Points are thinned and episodes sampled: a browser has no more to load after 1,000 updates
-    than after 300.
+    """Points are thinned and episodes sampled.
+
+    A browser has no more to load after 1,000 updates than after 300.
     """
     (update,) = [r for r in read_metrics(recorded / "metrics.jsonl") if r["kind"] == "update"][:1]
     records = [

@@ -1,4 +1,4 @@
-"""What a run goes on with: its own settings, and of other ones those that leave it one run."""
+"""A run goes on with its own settings, and with those of other ones that leave it one run."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_a_model_that_is_not_the_one_of_the_weights_is_refused(
 
 
 def spoil(file: Path, how: str) -> None:
-    """What a loss of power, a killed copy or a person leaves of a file."""
+    """Leave of a file what a loss of power, a killed copy or a person does."""
     if how == "missing":
         file.unlink()
     else:

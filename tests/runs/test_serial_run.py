@@ -61,8 +61,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, list[Trajectory], list[dict]]:
-    """A run with control that acts often: thinking is cut after 3 tokens, and every turn that can
-    be is sampled again.
+    """Play a run with control that acts often.
+
+    Thinking is cut after 3 tokens, and every turn that can be is sampled again.
     """
     return serial_run(
         tmp_path_factory.mktemp("serial") / "run",
@@ -103,7 +104,7 @@ def test_every_metric_it_writes_is_documented(finished):
 def test_invariant_1_nothing_is_played_before_the_learners_weights_are_in_the_engine(
     tmp_path: Path, monkeypatch
 ):
-    """What an engine starts with has no version, so it would be older than any bound."""
+    """Weights that an engine starts with have no version, so would be older than any bound."""
     real = engine.pool.update_engine
 
     async def slow_at_first(engine, path, version, *rest, **named):
@@ -230,8 +231,9 @@ def test_invariant_6_evaluation_has_no_control_and_rejected_attempts_say_why(fin
 
 
 def test_invariant_12_credits_bound_every_queue_and_each_depth_is_a_metric(finished):
-    """(S+1) P groups of G episodes are admitted at most, and an actor has one turn in flight for
-    each episode it plays.
+    """Credits admit (S+1) P groups of G episodes at most.
+
+    An actor has one turn in flight for each episode it plays.
     """
     _, _, metrics = finished
     settings = small_config()
@@ -451,8 +453,9 @@ def test_invariant_7_at_learning_rate_0_nothing_drifts(tmp_path: Path, imitating
 
 
 class LockStep:
-    """The synchronous algorithm, written as a plain loop: play a batch, train on it, load the
-    weights, again.
+    """The synchronous algorithm, written as a plain loop.
+
+    It plays a batch, trains on it, loads the weights, again.
     """
 
     def __init__(self, job: Job) -> None:

@@ -1,5 +1,6 @@
-"""Modules of the user's own with the names of ours, in the working directory or on PYTHONPATH, take
-the place of none of ours.
+"""Modules of the user's own with the names of ours take the place of none of ours.
+
+They are in the working directory or on PYTHONPATH.
 """
 
 from __future__ import annotations

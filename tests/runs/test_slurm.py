@@ -1,5 +1,6 @@
-"""`run.py slurm`: the script, run by bash where srun and scontrol are small programs that keep to
-what Slurm documents of them.
+"""`run.py slurm`: the script, run by bash where srun and scontrol are small programs.
+
+They keep to what Slurm documents of them.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ from tests.fixtures.runs import Run, processes, small_elsewhere
 pytestmark = pytest.mark.slow
 
 TIE = '{ [[ -z ${JOB-} ]] || flock "$JOB" kill -KILL 0; } &> /dev/null &'
-"""Ends the step with its job: when nobody holds the lock of the file JOB any more, as Slurm's
-daemons do on each machine."""
+"""Shell line that ends the step with its job.
+
+The job has ended when nobody holds the lock of the file JOB any more, as Slurm's daemons do on each
+machine.
+"""
 PROGRAMS = {
     "scontrol": 'for node in ${3//,/ }; do echo "$node"; done',  # show hostnames LIST
     "srun": (
@@ -285,8 +289,9 @@ async def job(
     monkeypatch: pytest.MonkeyPatch,
     nodes: str = "here,there",
 ) -> AsyncIterator[Run]:
-    """The job of a run in directory/run, begun on these machines; nothing of it is left
-    afterwards.
+    """Begin the job of a run in directory/run on these machines.
+
+    Nothing of it is left afterwards.
     """
     assert main(["slurm", *arguments]) == 0
     monkeypatch.setenv("SLURM_JOB_NODELIST", nodes)

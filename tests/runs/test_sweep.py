@@ -85,7 +85,7 @@ def test_what_cannot_be_run_is_refused_before_anything_starts(
 def records(
     seconds: float, wait: float, train: float, success: float, pairs: int = 50
 ) -> list[dict]:
-    """Of a run with three updates, the last two of which took `seconds` each."""
+    """Make records of a run with three updates, the last two of which took `seconds` each."""
     updates = [
         {
             "kind": "update",
@@ -237,8 +237,10 @@ def test_settings_of_which_no_run_has_its_like_have_no_effects() -> None:
 def test_median_interval_has_its_coverage_and_is_the_shortest_that_does(
     count: int,
 ) -> None:
-    """Of values with the median 0, each is below it with probability 1/2: all numbers of those
-    below, each as often as it comes.
+    """The median's interval has its coverage, and is the shortest that does.
+
+    Of values with the median 0, each is below it with probability 1/2: all numbers of those below,
+    each as often as it comes.
     """
 
     def holds(interval: Callable[[list[float]], tuple[float, float] | None]) -> float:

@@ -1,5 +1,6 @@
-"""An actor, and the two that it talks to, who are this test: what is lost on its way is sent
-again.
+"""An actor, and the two that it talks to, who are this test.
+
+What is lost on its way is sent again.
 """
 
 from __future__ import annotations
@@ -80,8 +81,9 @@ class Bench:
                     return message
 
     async def named_for(self, places: list[ShardAddress], there: ShardAddress | None) -> None:
-        """Alive, from a controller with the shards `places`, to an actor that asks `there` for its
-        turns.
+        """Tell the actor that its controller has the shards `places`.
+
+        It gets a name for which it asks `there` for its turns.
         """
         while choose_shard(self.actor.name, places) != there:
             self.actor.name += b"x"  # it is asked by the name alone

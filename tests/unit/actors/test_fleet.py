@@ -1,5 +1,6 @@
-"""The fork server of a fleet: what it does when code of an environment ends an actor's process, or
-cannot be loaded.
+"""The fork server of a fleet, when code of an environment does what it should not.
+
+It ends an actor's process, or cannot be loaded.
 """
 
 from __future__ import annotations

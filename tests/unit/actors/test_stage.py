@@ -1,4 +1,4 @@
-"""What an environment gives: a value of a wrong type drops the episode, and is named."""
+"""A value of a wrong type that an environment gives drops the episode, and is named."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ async def play_with(**changed: object) -> Trajectory:
 async def test_episode_with_a_value_of_a_wrong_type_is_dropped_and_the_value_named(
     name: str, changed: dict
 ):
-    """What is no number no text or no flag where one belongs drops the episode and is named."""
+    """A value that is no number, text or flag where one belongs drops the episode, and is named."""
     trajectory = await play_with(**changed)
     assert (
         trajectory.drop_reason is DropReason.ENV_ERROR

@@ -273,8 +273,9 @@ METHODS = [
 
 
 class Arbitrary(OneStep):
-    """Raises, or gives, in some of what it is asked, what it was made with; in the rest it is as it
-    should be.
+    """Raises, or gives, in some of what it is asked, what it was made with.
+
+    In the rest it is as it should be.
     """
 
     def __init__(self, behavior: dict[str, tuple[bool, object]]) -> None:

@@ -94,7 +94,7 @@ def test_a_preset_given_to_a_recorded_run_is_that_of_a_new_one(
 
 
 def _allowing(full: str, preset: str) -> dict[str, str]:
-    """What else must be set for a setting of the preset to be set back."""
+    """Return what else must be set for a setting of the preset to be set back."""
     return (
         {"control.t2po.score": "paper"}
         if (preset, full) == ("code", "control.t2po.turn_mean")

@@ -1,5 +1,6 @@
-"""No setting of the loss is ignored without a word: for each algorithm and loss it changes
-something, or is refused.
+"""No setting of the loss is ignored without a word.
+
+For each algorithm and loss it changes something, or is refused.
 """
 
 import msgspec

@@ -1,4 +1,4 @@
-"""What a user gets wrong is answered by one sentence: the setting, and what would be right."""
+"""A user's mistake is answered by one sentence: the setting, and what would be right."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_all_that_is_wrong_with_settings_is_said_at_once(tmp_path: Path) -> None
 
 @given(st.dictionaries(st.sampled_from(UNTAGGED), st.one_of(st.none(), st.integers(), st.text())))
 def test_find_misfits_finds_what_each_value_alone_is_refused_for(values: dict) -> None:
-    """What is wrong with one setting hides nothing of what is wrong with another."""
+    """A mistake in one setting hides none in another."""
     alone = {
         misfit
         for name, value in values.items()

@@ -155,7 +155,7 @@ def test_how_long_an_episode_may_take_follows_how_long_others_took(episodes, sec
 
 
 def test_admission_limit_follows_episodes_that_become_slow_though_none_ended():
-    """Where all episodes become slow the limit follows though none came to its end."""
+    """The limit follows where all episodes become slow, though none came to its end."""
     pace = Pace(1800.0)
     for seconds in (1.0,) * PACE_EPISODES + (70.0,) * PACE_EPISODES:
         pace.add(seconds)
@@ -191,8 +191,9 @@ def test_a_resumed_run_plays_only_the_members_that_are_missing():
 def resumed(
     groups: int = 1, max_staleness: int = 0, updates: int = 5, complete: int = 3
 ) -> Admission:
-    """Of groups 7, 8, ..., each of two members, so many are complete in the log, and of the next
-    one a member is.
+    """Make the admission of a resumed run, from group 7 on.
+
+    So many groups of two members are `complete` in the log, and of the next one a member is there.
     """
     admission = Admission(
         AdmissionSettings(groups, 2, max_staleness, 3, seed=0, train_size=1000, held_out_size=10)
@@ -324,8 +325,9 @@ def test_tasks_and_seeds_do_not_depend_on_history():
 def test_invariant_1_no_trained_token_is_older_than_max_staleness(
     groups, staleness, schedule, data
 ):
-    """Whatever the order of events: a group's age when it is trained is at most S versions since it
-    was *admitted*.
+    """A group's age when it is trained is at most S versions, whatever the order of events.
+
+    It is counted from when it was *admitted*.
     """
     admission = make(groups=groups, group_size=1, max_staleness=staleness, updates=10_000)
     engine_version = learner_version = 0

@@ -1,4 +1,4 @@
-"""Who is served next when there is less to play than actors could take."""
+"""The order of service when there is less to play than actors could take."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ def served(credits: CreditQueue) -> bytes:
 
 
 def test_credits_starve_nobody_behind_an_actor_that_asks_again_early():
-    """One episode at a time becomes free, and whoever has two on their way ends one, and asks for
+    """An actor that asks again early starves nobody behind it.
+
+    One episode at a time becomes free, and whoever has two on their way ends one, and asks for
     another.
     """
     credits = CreditQueue()

@@ -1,5 +1,6 @@
-"""Admission and the learner's groups together: how old what is trained on may be, and that nothing
-is lost, whatever happens when.
+"""Admission and the learner's groups together.
+
+How old what is trained on may be is bounded, and nothing is lost, whatever happens when.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MEMBERS = 2
 
 
 class LoggedEpisodes:
-    """What an intake writes to, in memory: offsets are numbers of records."""
+    """Log that an intake writes to, in memory: offsets are numbers of records."""
 
     def __init__(self) -> None:
         self.frames: list = []
@@ -38,8 +39,9 @@ class LoggedEpisodes:
 
 
 class World:
-    """A controller, a learner and engines that make versions of weights, without anything between
-    them.
+    """A controller, a learner and engines that make versions of weights.
+
+    There is nothing between them.
     """
 
     def __init__(self, learner: LearnerSection, updates: int) -> None:
@@ -104,7 +106,7 @@ class World:
         )
 
     def arrive(self, key: EpisodeKey, reason: DropReason | None) -> None:
-        """Of an actor that delivers, and whose delivery is seen a second time."""
+        """Let an episode arrive of an actor that delivers, and whose delivery is seen twice."""
         episode = trajectory(key.group, key.member, reason)
         self.store.add([(episode, episode)])
         self.store.add([(episode, episode)])
@@ -154,9 +156,10 @@ EVENTS = ["arrive", "arrive", "arrive", "fail", "train", "train", "apply", "save
 def test_invariant_1_and_4_whatever_happens_when(
     groups, staleness, window, updates, schedule, straggler
 ):
-    """No trained token is older than S + U versions though groups pass each other and processes
-    crash; each episode leaves once. With S = 0, nothing but the batch is under way, and it is of
-    the newest weights. `straggler`: a group that comes when all wait for it.
+    """No trained token is older than S + U versions, and each episode leaves once.
+
+    Groups pass each other, and processes crash. With S = 0, nothing but the batch is under way, and
+    it is of the newest weights. `straggler`: a group that comes when all wait for it.
     """
     world = World(
         LearnerSection(
@@ -248,7 +251,7 @@ def test_a_window_that_became_smaller_does_not_hold_a_resumed_run():
 
 
 def test_wait_names_the_lowest_incomplete_group_and_its_missing_members():
-    """Who is waited for is the lowest group that is not complete and its missing members."""
+    """The lowest group that is not complete is named, and its missing members."""
     buffer = GroupBuffer(group_size=3)
     fill(buffer, 0)
     buffer.add(trajectory(1, 1))

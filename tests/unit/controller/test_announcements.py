@@ -21,8 +21,9 @@ async def nothing() -> None:
 
 
 async def evaluating(longest_seconds: float = 60.0):
-    """An evaluation of version 1 of two episodes, both leased, and somebody who waits for version
-    2.
+    """Begin an evaluation of version 1 of two episodes, both leased.
+
+    Somebody waits for version 2.
     """
     admission = make()
     announced = Announcements(admission, 1, longest_seconds, nothing)

@@ -32,8 +32,9 @@ from tests.fixtures.runs import job_in, small_config
 async def two_engines(
     directory: Path, policy: Path, with_tap: int = 2, **settings: str
 ) -> AsyncIterator[tuple[TurnService, list[FakeEngine], str]]:
-    """A desk, its engines, of which the first `with_tap` send signals, and the checksum of the
-    weights that are there as version 0.
+    """Start a service and its engines, of which the first `with_tap` send signals.
+
+    The third value is the checksum of the weights that are there as version 0.
     """
     config = small_config(model__name=str(policy), engine__count="2", **settings)
     job = job_in(directory, config)

@@ -1,5 +1,6 @@
-"""HTTP to an engine: answers and events of any size in any pieces, what stands before an engine and
-answers for it, ends that are gone.
+"""HTTP to an engine: answers and events of any size in any pieces.
+
+Here is also what stands before an engine and answers for it, and ends that are gone.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ async def answering(
 
 
 def answer(tokens: int, finish: str | None = "stop", top: int = 0) -> bytes:
-    """JSON of a response, or of an event of a stream, of so many tokens with `top` further
-    log-probs each.
+    """Make the JSON of a response, or of an event of a stream, of so many tokens.
+
+    Each has `top` further log-probs.
     """
     entry = {
         "logprob": -1.0,
@@ -109,8 +111,10 @@ LINE = st.binary(max_size=12).map(lambda raw: raw.replace(b"\r", b"").replace(b"
 def test_events_are_the_same_in_whatever_pieces_they_come(
     sent: list[list[bytes]], end: bytes, data: st.DataObject
 ) -> None:
-    """Of some lines of data each, with comments and other fields between them; the last one has not
-    ended, and is none.
+    """Events are the same in whatever pieces they come.
+
+    They are of some lines of data each, with comments and other fields between them; the last one
+    has not ended, and is none.
     """
     raw = b"".join(
         b": alive"
@@ -140,7 +144,7 @@ def test_an_event_without_end_is_refused_before_it_takes_all_memory() -> None:
 
 
 async def test_a_large_event_of_a_stream_is_read() -> None:
-    """Of 640 KB: six hundred merged tokens with twenty log-probs each."""
+    """An event of 640 KB is read: six hundred merged tokens with twenty log-probs each."""
     event = b"data: " + answer(600, finish=None, top=20) + b"\n\n"
     assert len(event) > 640_000
     async with answering(

@@ -88,7 +88,7 @@ def test_our_plugin_is_told_to_vllm(on_cpu: bool) -> None:
 def test_engine_gets_our_plugin_and_key_whatever_the_environment_sets(
     on_cpu: bool, monkeypatch: pytest.MonkeyPatch, given: str | None, plugins: str | None
 ) -> None:
-    """What the user has set for other servers does not keep our plugin or our key out."""
+    """Settings that the user has for other servers do not keep our plugin or our key out."""
     monkeypatch.setenv("VLLM_API_KEY", "of another server")
     if given is None:
         monkeypatch.delenv("VLLM_PLUGINS", raising=False)
@@ -239,8 +239,9 @@ async def test_an_engine_that_never_answers_names_the_setting() -> None:
 
 
 async def serve(*, gated: bool = True, **answers: int) -> tuple[str, web.AppRunner]:
-    """A server that answers each route with the given status, as behind our middleware if
-    `gated`.
+    """Start a server that answers each route with the given status.
+
+    It is as behind our middleware if `gated`.
     """
     app = web.Application()
     for name, status in answers.items():

@@ -1,5 +1,7 @@
-"""The ledger of engines: what fails gets nothing more, what is dead gives its turns back, what is
-back has the newest weights first.
+"""The ledger of engines.
+
+What fails gets nothing more, what is dead gives its turns back, what is back has the newest weights
+first.
 """
 
 from __future__ import annotations
@@ -118,8 +120,9 @@ async def test_the_turns_of_a_dead_engine_end_so_that_others_can_have_them(
 
 
 def silence(engine: FakeEngine) -> Callable[[], None]:
-    """It accepts connections and never answers, as a stopped process does; until what is returned
-    is called.
+    """Let an engine accept connections and never answer, as a stopped process does.
+
+    It does until what is returned is called.
     """
     handlers = {route: route._handler for route in engine._runner.app.router.routes()}
 

@@ -1,5 +1,6 @@
-"""Games of other libraries behind our interface: TextArena's and Gymnasium's, one of each played to
-its end.
+"""Games of other libraries behind our interface: TextArena's and Gymnasium's.
+
+One of each is played to its end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an agent has been shown."""
+"""The history that an agent is shown."""
 
 from envs.base import Observation
 from envs.view import AgentView

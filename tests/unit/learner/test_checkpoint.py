@@ -312,8 +312,10 @@ def test_publishing_does_not_touch_the_model(job, tmp_path):
 def test_weights_that_no_engine_has_loaded_stay_on_disk(
     tmp_path: Path,
 ):
-    """With max_staleness 2 or more, it may make several updates while engines load one version; the
-    file was gone when its turn came.
+    """Weights that no engine has loaded stay on disk.
+
+    With max_staleness 2 or more, the learner may make several updates while engines load one
+    version; the file was gone when its turn came.
     """
     publisher = WeightWriter(tmp_path)
     weights = {"weight": torch.zeros(1)}

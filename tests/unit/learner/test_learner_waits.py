@@ -1,4 +1,4 @@
-"""What the learner says that it waits for."""
+"""Words by which the learner says that it waits."""
 
 from __future__ import annotations
 

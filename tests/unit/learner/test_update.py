@@ -88,7 +88,9 @@ def test_log_probs_are_those_of_the_whole_model(model, temperature):
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
 def test_micro_batch_size_does_not_change_the_gradient(model, settings):
-    """The gradient, since Adam divides by its size: rounding in a tiny one may turn a step
+    """The gradient does not depend on the size of micro-batches.
+
+    It is the gradient, since Adam divides by its size: rounding in a tiny one may turn a step
     around.
     """
     found = []
@@ -111,8 +113,9 @@ def test_layers_without_kept_activations_have_the_same_gradient(tmp_path):
 
 @pytest.mark.parametrize("own_forward", [True, False])
 def test_in_bfloat16_only_the_layers_products_are(model, own_forward, monkeypatch):
-    """Weights, their gradients and what the head sees stay float32; log-probs move by bfloat16's
-    rounding, and no more.
+    """Weights, their gradients and what the head sees stay float32.
+
+    Log-probs move by bfloat16's rounding, and no more.
     """
     if not own_forward:
         monkeypatch.setattr(qwen3, "applies_to", lambda _: False)
@@ -144,7 +147,7 @@ def test_the_order_of_turns_does_not_change_the_gradient(model, name):
 
 
 def gradients_of(u: Updater, samples: list[TrainingSample]) -> dict[str, torch.Tensor]:
-    """Of the last optimizer step, after clipping."""
+    """Return the gradients of the last optimizer step, after clipping."""
     gradients = {}
     u.optimizer.register_step_pre_hook(
         lambda *_: gradients.update({n: p.grad.clone() for n, p in u.model.named_parameters()})

@@ -1,5 +1,6 @@
-"""Frames between processes: what goes in comes out, and nothing that comes in from outside can
-raise anything but BadFrame.
+"""Frames between processes: what goes in comes out.
+
+Nothing that comes in from outside can raise anything but BadFrame.
 """
 
 from __future__ import annotations

@@ -32,8 +32,9 @@ SENTENCE = r"^{} cannot be written: File too large \({}; .* had [\d,.]+ MB left\
 
 @contextlib.contextmanager
 def no_file_beyond(size_bytes: int) -> Iterator[None]:
-    """While inside, the system writes no file beyond that size: an error as a full disk's, without
-    one.
+    """Let the system write no file beyond that size, while inside.
+
+    The error is as a full disk's, without one.
     """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))

@@ -1,4 +1,4 @@
-"""What the machine gives a process, and what a run is refused for before anything starts."""
+"""The machine's limits for a process, and checks that refuse a run before anything starts."""
 
 from __future__ import annotations
 

@@ -22,8 +22,9 @@ CLOSED_READER = "closed reader"
 
 
 def printed(*arguments: str, stdout: str) -> tuple[int, str]:
-    """The exit status and the errors of a command whose standard output is a file, is closed (""),
-    or has a reader that has gone.
+    """Return the exit status and the errors of a command.
+
+    Its standard output is a file, is closed (""), or has a reader that has gone.
     """
     command = [sys.executable, str(ROOT / "run.py"), *arguments]
     reading, writing = os.pipe()
@@ -85,8 +86,10 @@ print("went on", file=sys.stderr)
 
 @pytest.mark.parametrize("blocking", [True, False])
 def test_a_reader_that_does_not_read_holds_nobody_up(blocking: bool) -> None:
-    """A pager nobody scrolls in, a terminal after Ctrl-S; and output that another program has made
-    non-blocking.
+    """A reader that does not read holds nobody up.
+
+    It is a pager nobody scrolls in, or a terminal after Ctrl-S; the output may be one that another
+    program has made non-blocking.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, blocking)

@@ -1,4 +1,4 @@
-"""What waits at a socket is received together, and in its order."""
+"""Messages that wait at a socket are received together, and in their order."""
 
 from __future__ import annotations
 

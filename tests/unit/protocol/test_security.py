@@ -47,7 +47,7 @@ async def listening(
 async def arrives(
     router: zmq.asyncio.Socket, endpoint: str, keys: CurveKeys | None, frame: bytes = b"word"
 ) -> bool:
-    """Whether a word from a new connection comes through.
+    """Tell whether a word from a new connection comes through.
 
     That one does not is known once one from the run's own has.
     """

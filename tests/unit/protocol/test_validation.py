@@ -1,5 +1,6 @@
-"""Messages that decode and are absurd all the same: what is wrong with them is found, and what
-passes can be trained on.
+"""Messages that decode and are absurd all the same.
+
+What is wrong with them is found, and what passes can be trained on.
 """
 
 from __future__ import annotations
@@ -276,7 +277,10 @@ def test_a_signal_frame_whose_columns_differ_is_refused(changed: dict, said: str
 def test_frame_without_its_impossible_rows_keeps_the_others(
     positions: list[int],
 ) -> None:
-    """Of rows for the tokens at `positions` of responses of at most 64."""
+    """A frame with impossible rows keeps the others.
+
+    Its rows are for the tokens at `positions` of responses of at most 64.
+    """
     rows = range(len(positions))
     number = pack([row / 2 for row in rows], FLOAT32)
     whole = pack(list(rows), INT32)

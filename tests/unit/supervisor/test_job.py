@@ -1,4 +1,4 @@
-"""What a job leaves on memory, and who removes it."""
+"""Files that a job leaves in memory, and who removes them."""
 
 import json
 import re
@@ -352,8 +352,9 @@ def test_without_control_a_model_needs_no_token_for_its_tags(tmp_path: Path, sma
 
 
 def test_free_ports_differ_and_are_none_that_outgoing_connections_get():
-    """So that one is still free when, seconds later, the process that it was chosen for listens on
-    it.
+    """Free ports differ, and none is one that outgoing connections get.
+
+    So one is still free when, seconds later, the process that it was chosen for listens on it.
     """
     ports = [free_port() for _ in range(200)]
     assert len(set(ports)) == 200 and all(10_000 <= port < 32_768 for port in ports)

@@ -1,4 +1,4 @@
-"""What a run shows: plain lines where nobody can see a panel, and how late an event loop runs."""
+"""Progress of a run: plain lines where nobody can see a panel, and how late an event loop runs."""
 
 from __future__ import annotations
 

@@ -17,8 +17,9 @@ MOST = 400
 
 
 def simulated(delta: float, eta: float, turns: int = 3000) -> tuple[int, int, int]:
-    """(Ended, of these wrongly, tokens saved) of turns whose tokens' log-scores are normal, each
-    turn with a mean of its own.
+    """Simulate turns: (ended, of these wrongly, tokens saved).
+
+    Their tokens' log-scores are normal, and each turn has a mean of its own.
     """
     rng = np.random.default_rng(0)
     ended = wrong = saved = 0

@@ -26,8 +26,9 @@ def run(
     confidences: list[float] | None = None,
     tokens: list[int] | None = None,
 ):
-    """The rule after a response `tokens` (default: <think>, then words) with these signals; and all
-    its decisions.
+    """Return the rule after a response with these signals, and all its decisions.
+
+    `tokens`: <think>, then words, by default.
     """
     rule = ThinkingRule(settings, OPEN, CLOSE)
     confidences = confidences or entropies
@@ -220,8 +221,9 @@ def test_the_rule_decides_as_the_slow_reference(
 
 
 def test_preset_code_waits_for_twenty_small_changes_in_a_row():
-    """The authors' processor on one sequence: 0.6 log p + 0.4 (1 - H / log V), 20 consecutive
-    changes of at most 1e-4.
+    """Preset code cuts after 20 consecutive changes of at most 1e-4, as the authors' code does.
+
+    Its score on one sequence is 0.6 log p + 0.4 (1 - H / log V).
     """
     code = ThinkingSettings(
         "code", 0.4, 1000, "max", window=19, epsilon=1e-4, min_thinking=0, max_thinking=450

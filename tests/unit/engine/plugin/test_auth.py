@@ -1,5 +1,6 @@
-"""The middleware of the engine by itself: signs of life on streams, and claims that are
-released.
+"""The middleware of the engine by itself.
+
+It gives signs of life on streams, and releases claims.
 """
 
 from __future__ import annotations

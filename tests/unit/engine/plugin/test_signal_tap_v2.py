@@ -1,5 +1,6 @@
-"""The tap behind vLLM's V2 interface, driven with tensors on a CPU in the form of its context. vLLM
-itself runs it on GPUs only.
+"""The tap behind vLLM's V2 interface, driven with tensors on a CPU.
+
+They have the form of its context. vLLM itself runs it on GPUs only.
 """
 
 from __future__ import annotations
@@ -113,8 +114,9 @@ class Bench:
         )
 
     def rows(self) -> list[tuple[str, int, int, int]]:
-        """(turn, position, previous, forced) of each row of the next frame; nothing when none
-        arrives.
+        """Return (turn, position, previous, forced) of each row of the next frame.
+
+        It is empty when none arrives.
         """
         if not self.router.poll(200):
             return []

@@ -1,5 +1,6 @@
-"""Uncertainty against a slow float64 reference, and at the edges: impossible tokens, NaN, low
-precision.
+"""Uncertainty against a slow float64 reference, and at the edges.
+
+They are impossible tokens, NaN and low precision.
 """
 
 import math

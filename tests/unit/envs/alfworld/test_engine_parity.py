@@ -28,8 +28,9 @@ REAL = AlfWorld("real")
 
 
 def odd_game() -> Game:
-    """What generated games never have: shared locations, open doors at the start, treated, nested
-    and unreachable things.
+    """Make a game of what generated ones never have.
+
+    It has shared locations, open doors at the start, treated, nested and unreachable things.
     """
     facts = load_facts()
 

@@ -1,5 +1,6 @@
-"""Our engine against what TextWorld said when it was asked: parity that holds where TextWorld is
-not installed.
+"""Our engine against what TextWorld said when it was asked.
+
+This parity holds where TextWorld is not installed.
 
 `python -m envs.alfworld.reference tests/data/alfworld_transcripts.json` records anew.
 """

@@ -41,7 +41,7 @@ def searched(environment: AlfWorld, index: int) -> list[str]:
 
 
 def test_in_small_rooms_it_searches_in_listed_order():
-    """Where a thing is likely to be is left to be learned."""
+    """The likely place of a thing is left to be learned."""
     in_order = 0
     for index in range(100):
         listed = (
@@ -184,7 +184,7 @@ def test_most_episodes_are_won_in_spite_of_slips():
 
 
 def number(prompt: str) -> int:
-    """Of the turn that a prompt asks for."""
+    """Return the number of the turn that a prompt asks for."""
     return int(re.search(r"Step (\d+):", prompt).group(1))
 
 

@@ -1,5 +1,6 @@
-"""ALFWorld's own games, read from its files: ours written and read again, and, where they are at
-hand, the real ones.
+"""ALFWorld's own games, read from its files.
+
+Ours are written and read again, and, where they are at hand, the real ones.
 """
 
 import dataclasses
@@ -25,8 +26,9 @@ GENERATED = AlfWorld("real")
 
 
 def write_game(folder: Path, name: str, game: Game, **changes: object) -> Path:
-    """A file as alfworld-download leaves it; `changes` to its fields, None for one that is
-    missing.
+    """Write a file as alfworld-download leaves it.
+
+    `changes` to its fields; None for one that is missing.
     """
     file = folder / name / "trial_1" / "game.tw-pddl"
     file.parent.mkdir(parents=True)

@@ -1,5 +1,6 @@
-"""Search QA beside skyrl-gym's: when an answer is right, and whole episodes, its environment asking
-our own retriever.
+"""Search QA beside skyrl-gym's: when an answer is right, and whole episodes.
+
+In these its environment asks our own retriever.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ INDEX = BM25Index(PASSAGES)
 
 
 ANSWERS = TEXTS.filter(normalize)
-"""Of which something is left; skyrl-gym takes any other answer for any target of which nothing is
-left, and we do not."""
+"""Answers of which normalizing leaves something.
+
+skyrl-gym takes any other answer for any target of which nothing is left, and we do not.
+"""
 
 
 @given(answer=ANSWERS, targets=st.lists(TEXTS, max_size=3))

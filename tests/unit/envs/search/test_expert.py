@@ -61,7 +61,7 @@ def test_its_answers_stand_in_what_it_was_shown():
 
 
 def test_it_reads_the_passages_it_is_shown_and_not_its_memory():
-    """Where the passages say something false, so does it."""
+    """The expert says something false where the passages do."""
     view = AgentView(
         "What is the capital of the country whose internet domain is .bt?",
         Observation("", ()),
@@ -161,8 +161,9 @@ def test_other_seeds_give_other_words():
 
 @pytest.mark.parametrize("turns", [0, 1, 2])
 def test_dawdling_is_a_search_that_neither_helps_nor_harms(turns):
-    """The turn after it, the expert does what it would have done without it, and the answer is
-    still right.
+    """The turn after a wasted one, the expert does what it would have done without it.
+
+    The answer is still right.
     """
     for index in range(20):
         episode = PATIENT.start("train", index)

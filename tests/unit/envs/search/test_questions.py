@@ -1,5 +1,6 @@
-"""The questions that come with the project: real, answerable by search alone, and nothing to
-memorise.
+"""The questions that come with the project.
+
+They are real, answerable by search alone, and nothing to memorize.
 """
 
 import hashlib

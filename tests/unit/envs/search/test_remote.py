@@ -1,5 +1,6 @@
-"""Retrieval over HTTP: our client and our server speak Search-R1's protocol, to each other and to
-others, and bear each other's faults.
+"""Retrieval over HTTP: our client and our server speak Search-R1's protocol.
+
+They speak it to each other and to others, and bear each other's faults.
 """
 
 import asyncio
@@ -42,8 +43,9 @@ async def serving(app: web.Application):
 
 @asynccontextmanager
 async def answering(answer):
-    """The address of a server that answers every request by what `answer(body, number)` says, and
-    the bodies it got.
+    """Give the address of a server that answers by `answer(body, number)`.
+
+    With it come the bodies that the server got.
     """
     bodies = []
 

@@ -1,4 +1,4 @@
-"""What is wanted: goals from instructions, their price caps, and the splits."""
+"""Goals from instructions, their price caps, and the splits."""
 
 import hashlib
 import os

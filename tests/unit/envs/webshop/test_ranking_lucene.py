@@ -1,5 +1,6 @@
-"""Our search beside Lucene's own answers, recorded from Lucene 8.11.0 (docs/measurements/webshop.md
-says how).
+"""Our search beside Lucene's own answers.
+
+They were recorded from Lucene 8.11.0 (docs/measurements/webshop.md says how).
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ RECORDED = json.loads((ROOT / "tests" / "data" / "lucene.json").read_text())
 
 @pytest.mark.parametrize("number", range(len(RECORDED["texts"])))
 def test_a_text_has_the_terms_that_lucene_finds(number: int) -> None:
-    """Words of ten scripts with punctuation, numbers, symbols and emoji between and inside them, in
-    random order.
+    """A text has the terms that Lucene finds in it.
+
+    It is of words of ten scripts with punctuation, numbers, symbols and emoji between and inside
+    them, in random order.
     """
     assert " ".join(search_terms(RECORDED["texts"][number])) == RECORDED["terms"][number]
 

@@ -1,4 +1,4 @@
-"""What a purchase is worth, worked out by hand."""
+"""The worth of a purchase, worked out by hand."""
 
 import pytest
 from hypothesis import given, settings
@@ -58,7 +58,7 @@ def test_the_type_factor(fields, kind):
 
 @pytest.mark.parametrize(("shared", "kind"), [(1, 0.1), (2, 0.5), (4, 0.5), (5, 1.0)])
 def test_the_type_factor_of_something_else_depends_on_the_shared_nouns(shared, kind):
-    """Of twenty nouns: under a tenth, up to a fifth, more."""
+    """The share of twenty nouns counts: under a tenth, up to a fifth, more."""
     nouns = tuple(f"n{i}" for i in range(20))
     other = product(query="mug", path=("Home",), nouns=nouns[:shared])
     assert score_purchase(other, [], goal(product(nouns=nouns))).type == kind

@@ -245,7 +245,7 @@ def test_estimator_equals_slow_reference(name, batch, settings):
 
 
 def estimated(name: str, group: GroupReturns, **settings: object) -> list[np.ndarray]:
-    """Of a batch of one group."""
+    """Estimate the advantages of a batch of one group."""
     (advantages,) = ESTIMATORS[name]([group], make_algorithm(name, **settings))
     return advantages
 

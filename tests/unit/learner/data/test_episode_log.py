@@ -1,5 +1,6 @@
-"""The log of trajectories: what was appended comes back, whatever happens to the end of it, or to a
-byte of it.
+"""The log of trajectories: what was appended comes back.
+
+It does whatever happens to the end of the log, or to a byte of it.
 """
 
 from __future__ import annotations
@@ -61,8 +62,9 @@ def test_a_last_record_that_has_its_length_but_not_its_bytes_is_cut_off(tmp_path
 
 @pytest.mark.parametrize("zeros", [3, 8, 400])
 def test_zeros_at_the_end_are_cut_off(tmp_path: Path, zeros: int):
-    """As a file system may leave them that had only the length of the file on the disk when the
-    machine went down.
+    """Zeros at the end, which a file system may leave, are cut off.
+
+    It had only the length of the file on the disk when the machine went down.
     """
     appended(tmp_path, b"whole")
     (file,) = files(tmp_path)
@@ -114,7 +116,7 @@ def test_records_that_are_read_one_at_a_time_are_those_that_are_whole(tmp_path: 
 def test_episode_log_removes_only_what_a_checkpoint_has_once_there_is_too_much(
     tmp_path: Path,
 ):
-    """What is in no checkpoint is never removed and what is goes once there is too much."""
+    """A record that is in no checkpoint is never removed, and others are once there is too much."""
     log = EpisodeLog.open(tmp_path, kept_bytes=800)
     begins = [
         begin for _ in range(40) for begin in log.append([bytes(34)])
@@ -156,7 +158,7 @@ def test_episode_log_loses_one_record_at_most_to_a_damaged_byte(
 def test_episode_log_whose_end_was_lost_is_read_from_a_checkpoints_position(
     tmp_path: Path,
 ):
-    """What is appended after the machine took the logs end is found from a checkpoints position."""
+    """Records appended after the log's end was lost are found from a checkpoint's position."""
     begins = appended(tmp_path, b"first", b"second", b"third", b"fourth")
     (file,) = files(tmp_path)
     position = file.stat().st_size

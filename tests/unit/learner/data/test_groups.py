@@ -20,8 +20,9 @@ from tests.fixtures.learner import fill, make_algorithm, random_turn, trajectory
 
 
 def play(buffer: GroupBuffer, arrivals: list[Trajectory], groups_per_batch: int) -> Counter:
-    """All are taken in and trained on as far as that goes; what updates tell of the dropped
-    ones.
+    """Take in and train on all arrivals as far as that goes.
+
+    Returns what updates tell of the dropped ones.
     """
     told = Counter()
     for arrival in arrivals:
@@ -73,8 +74,10 @@ def test_groups_leave_in_order_of_admission_whatever_the_order_of_arrival():
 
 
 def test_kept_tokens_of_what_is_dropped_are_counted_once():
-    """Of an episode that failed after a turn, of the only one left of its group, and of what waits
-    when the run ends; rejected tokens are counted elsewhere.
+    """Kept tokens of what is dropped are counted once.
+
+    They are those of an episode that failed after a turn, of the only one left of its group, and of
+    what waits when the run ends; rejected tokens are counted elsewhere.
     """
     seven, two = (
         msgspec.structs.replace(EMPTY_RESPONSE, tokens=bytes(4 * count)) for count in (7, 2)
@@ -217,8 +220,9 @@ def test_invariant_3_every_episode_leaves_exactly_once(
 def test_what_is_dropped_is_counted_once_whenever_a_run_is_resumed(
     groups_per_batch, group_size, groups, stop, data
 ):
-    """The resumed one takes in again all groups that the checkpoint does not have, as from the
-    log.
+    """A dropped episode is counted once, whenever a run is resumed.
+
+    The resumed one takes in again all groups that the checkpoint does not have, as from the log.
     """
     reasons = st.sampled_from([None, *DropReason])
     sent = [trajectory(g, m, data.draw(reasons)) for g in range(groups) for m in range(group_size)]

@@ -1,5 +1,6 @@
-"""What actors deliver: in the log before it is acknowledged, and taken in together where several
-wait.
+"""Intake of what actors deliver.
+
+It is in the log before it is acknowledged, and taken in together where several wait.
 """
 
 from __future__ import annotations
@@ -70,8 +71,9 @@ class Bench:
             await self.actor.send(frame if isinstance(frame, bytes) else encode(frame))
 
     async def acknowledged(self, count: int) -> list[tuple[int, int]]:
-        """(Group, member) of so many acknowledged episodes, each of which stands in the log when
-        that comes.
+        """Wait for so many acknowledged episodes, and return (group, member) of each.
+
+        Each stands in the log when that comes.
         """
         keys: list[EpisodeKey] = []
         async with asyncio.timeout(5):
@@ -133,7 +135,7 @@ async def test_a_frame_that_cannot_be_read_costs_itself_alone(running: Bench):
 async def test_refused_episode_is_neither_logged_nor_acknowledged_and_its_sender_told(
     running: Bench,
 ):
-    """What is refused is neither logged nor acknowledged and who sent an episode is told."""
+    """A refused episode is neither logged nor acknowledged, and its sender is told."""
     await running.deliver(
         trajectory(1000, 0), encode(EpisodeEnded(key=trajectory(0, 0).key, lease_attempt=0))
     )
@@ -169,8 +171,10 @@ async def test_other_loops_get_their_turn_while_there_is_always_something_waitin
 async def test_a_resumed_run_reads_the_log_from_the_first_episode_whose_group_has_not_left(
     running: Bench,
 ):
-    """Not from an evaluation's, nor from one that was dropped, however long ago; they would hold it
-    at the beginning for ever.
+    """A resumed run reads the log from the first episode whose group has not left.
+
+    It is not an evaluation's, nor one that was dropped, however long ago; they would hold it at the
+    beginning for ever.
     """
     failed = DropReason.ENV_ERROR
     sent = [

@@ -21,8 +21,9 @@ VOCABULARY = 50
 
 
 def turn(*kinds: str, eta: float = 0.1, reason: str = "stalled") -> Turn:
-    """A turn whose samples ended so: "resample" ones, then one that is kept ("keep": stalled, or
-    "").
+    """Make a turn whose samples ended so.
+
+    "resample" ones come first, then one that is kept ("keep": stalled, or "").
     """
     rng = np.random.default_rng(0)
     made = [
@@ -49,8 +50,10 @@ def test_weights_are_one_on_average_over_what_is_kept(rate: float, resamples: in
 
 
 def test_weighted_means_are_those_of_the_policy_without_control():
-    """Sample as the controller does; a quantity that differs between stalled and other responses
-    keeps its mean under p.
+    """Weighted means are those of the policy without control.
+
+    Responses are sampled as the controller does; a quantity that differs between stalled and other
+    ones keeps its mean under p.
     """
     rng = random.Random(0)
     rate = 0.3

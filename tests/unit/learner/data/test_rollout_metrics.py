@@ -1,4 +1,4 @@
-"""What is measured on trajectories."""
+"""Measures of trajectories."""
 
 import msgspec
 import numpy as np

@@ -1,5 +1,6 @@
-"""Corrections and their diagnostics against slow float64 references, and their gradients against
-the textbook formulas.
+"""Corrections and their diagnostics against slow float64 references.
+
+Their gradients are held to the textbook formulas.
 """
 
 import math
@@ -159,8 +160,9 @@ def test_correction_and_gradient_equal_the_textbook(name, rows):
 
 @given(rows=rows)
 def test_the_gradient_of_a_turns_ratio_reaches_each_of_its_tokens(rows):
-    """Against differences of the loss, written out: sum over tokens of the surrogate of exp(mean
-    log r of their turn).
+    """The gradient of a turn's ratio is that of differences of the loss, written out.
+
+    The loss is the sum over tokens of the surrogate of exp(mean log r of their turn).
     """
     columns = list(zip(*rows, strict=True))
     tokens = tokens_of(columns)

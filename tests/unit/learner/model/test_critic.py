@@ -54,8 +54,9 @@ def test_a_value_is_of_the_state_at_the_end_of_the_prompt(model, groups):
 
 
 def test_what_is_judged_is_the_policy_before_the_update(model, groups):
-    """The ratio of a turn is that of all its trained tokens, which a slow reference computes one
-    turn at a time.
+    """The ratio of a turn is that of all its trained tokens.
+
+    A slow reference computes them one turn at a time.
     """
     for sample in updater(model, VTRACE).annotate(build_samples(groups, 1, VTRACE.learner)):
         ids = torch.from_numpy(np.concatenate([sample.prompt, sample.response]).astype(np.int64))
@@ -68,7 +69,10 @@ def test_what_is_judged_is_the_policy_before_the_update(model, groups):
 
 
 def test_values_come_to_explain_the_returns(model, groups):
-    """Of a batch that is seen again and again by a policy that stays as it is."""
+    """Values come to explain the returns of a batch that is seen again and again.
+
+    The policy stays as it is.
+    """
     u = updater(model)
     found = []
     for _ in range(60):
@@ -79,8 +83,9 @@ def test_values_come_to_explain_the_returns(model, groups):
 
 
 def test_an_episode_that_was_cut_off_is_judged_by_what_was_to_come(model, groups):
-    """From the trajectory to the targets: after a cut comes the value of the last state that the
-    head saw.
+    """An episode that was cut off is judged by the value of the last state that the head saw.
+
+    That is followed from the trajectory to the targets.
     """
     u = updater(model)
     torch.nn.init.normal_(u.critic.head.weight)

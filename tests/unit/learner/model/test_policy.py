@@ -1,4 +1,4 @@
-"""What the learner computes of a model, of whatever family, is what the model itself computes."""
+"""The learner computes of a model, of whatever family, what the model itself computes."""
 
 from pathlib import Path
 

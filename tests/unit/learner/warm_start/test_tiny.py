@@ -118,8 +118,9 @@ def test_weights_follow_the_seed_and_leave_the_callers_random_state(tokenizer):
 
 @pytest.mark.parametrize("hidden", [64, 128, 192])
 def test_weights_do_not_depend_on_the_number_of_threads(tokenizer, hidden):
-    """Or else the same policy would be warm-started again, and again, under another key of the
-    cache.
+    """Weights do not depend on the number of threads.
+
+    Or else the same policy would be warm-started again, and again, under another key of the cache.
     """
     settings = msgspec.structs.replace(MODEL, hidden_size=hidden)
     before = torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""What `run.py --help` says, and how it is asked."""
+"""The help of `run.py`: its text, and how it is asked for."""
 
 from __future__ import annotations
 

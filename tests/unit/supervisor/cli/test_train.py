@@ -1,4 +1,4 @@
-"""What the training command checks before anything starts."""
+"""Checks of the training command before anything starts."""
 
 from __future__ import annotations
 

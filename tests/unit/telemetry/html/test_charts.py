@@ -28,7 +28,7 @@ def line_chart(points: Points, share: bool = False, name: str = "s") -> str:
 
 
 def points_of(html: str) -> list[list[tuple[float, float]]]:
-    """Of each line, as drawn; the picture must be well-formed XML."""
+    """Return the points of each line, as drawn; the picture must be well-formed XML."""
     lines = [
         element.get("points")
         for element in ElementTree.fromstring(html).iter()

@@ -34,7 +34,7 @@ PATTERNS = (range(COLORS // 2), range(COLORS // 2, COLORS))
 
 
 def linear_rgb(color: str) -> np.ndarray:
-    """Of a color #rrggbb."""
+    """Return the linear components of a color #rrggbb."""
     values = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)]) / 255
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 

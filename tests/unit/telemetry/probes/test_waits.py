@@ -1,4 +1,4 @@
-"""What a run waits for: told by its processes, shown after a minute."""
+"""Waits of a run: told by its processes, shown after a minute."""
 
 from __future__ import annotations
 
