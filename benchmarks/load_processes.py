@@ -53,7 +53,7 @@ class Noise(Generator):
         super().__init__(*arguments)
         self._rows = torch.randn(64, self.vocabulary)
 
-    def _next_logits(self, request: Request) -> torch.Tensor:
+    def compute_logits(self, request: Request) -> torch.Tensor:
         return self._rows[(len(request.prompt) + len(request.tokens)) % len(self._rows)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,13 +20,8 @@ from tests.fixtures.engines import engine, policies, real_engine  # noqa: F401
 if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
 
-ON_ONE_ENGINE = {
-    "test_engine_protocol.py",
-    "test_engine_rule.py",
-    "test_engine_stream.py",
-    "test_turn_runner.py",
-}
-"""Files whose tests take `real_engine`: one worker has them all, so that one server is started."""
+ON_SHARED_VLLM = re.compile(r"\[(.*-)?vllm[-\]]")
+"""Found in the names of tests that take `engine` or `bench` with vLLM's server."""
 
 # Tests play the environments' own data, wherever the machine has others.
 for _variable in ("ALFWORLD_DATA", "WEBSHOP_DATA"):
@@ -61,28 +57,30 @@ def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with slow tests first.
+    """Put files with slow tests first, and those with the shared vLLM before all.
 
     One that begins late keeps one worker busy when the others have nothing left to do.
     """
-    slow = {
-        item.path
-        for item in items
-        if item.get_closest_marker("slow") or item.get_closest_marker("real_engine")
-    }
-    items.sort(key=lambda item: item.path not in slow)
+    order = {item.path: 2 for item in items}
+    for item in items:
+        if item.get_closest_marker("slow") or item.get_closest_marker("real_engine"):
+            rank = 0 if ON_SHARED_VLLM.search(item.nodeid) else 1
+            order[item.path] = min(order[item.path], rank)
+    items.sort(key=lambda item: order[item.path])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileScheduling | None:
-    """Make the scheduler of `--dist loadfile`, with ON_ONE_ENGINE as one file."""
+    """Make the scheduler of `--dist loadfile`: all tests of the shared vLLM are as one file.
+
+    One worker has them, so that one server is started.
+    """
     if config.getvalue("dist") != "loadfile":
         return None
     from xdist.scheduler import LoadFileScheduling
 
     class OneEngine(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = super()._split_scope(nodeid)
-            return "on one engine" if Path(file).name in ON_ONE_ENGINE else file
+            return "vLLM" if ON_SHARED_VLLM.search(nodeid) else super()._split_scope(nodeid)
 
     return OneEngine(config, log)

@@ -108,7 +108,7 @@ class Generator:
     ) -> None:
         torch.set_num_threads(1)  # passes as small as these only wait for a second thread
         self._model_dir = model_dir
-        self._model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
         self._top_j = top_j
         self._socket: SignalSocket | None = None
         if signals:
@@ -121,12 +121,12 @@ class Generator:
 
     @property
     def vocabulary(self) -> int:
-        return self._model.config.vocab_size
+        return self.model.config.vocab_size
 
     @property
     def end_tokens(self) -> frozenset[int]:
         """Tokens that end a response."""
-        end = self._model.config.eos_token_id
+        end = self.model.config.eos_token_id
         if end is None:
             return frozenset()
         if isinstance(end, list):
@@ -135,7 +135,7 @@ class Generator:
 
     def add(self, request: Request) -> None:
         """Start a response; `request.finished` is set when it is complete."""
-        request.cache = DynamicCache(config=self._model.config)
+        request.cache = DynamicCache(config=self.model.config)
         self.requests.append(request)
         self._wake.set()
 
@@ -156,10 +156,10 @@ class Generator:
         """
         check_file(path, checksum)
         check_tensors(path, tensor_shapes(self._model_dir))
-        self._model.load_state_dict(dict(tensors(path)), strict=False)  # a tied head is in no file
+        self.model.load_state_dict(dict(tensors(path)), strict=False)  # a tied head is in no file
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return self._model.state_dict()
+        return self.model.state_dict()
 
     async def run(self) -> None:
         """Run steps forever, while there is something to do."""
@@ -188,7 +188,7 @@ class Generator:
         """
         logits = []
         for request in running:
-            logits.append(self._next_logits(request))
+            logits.append(self.compute_logits(request))
             await asyncio.sleep(0)
         alive = [
             (request, row)
@@ -205,11 +205,11 @@ class Generator:
             self._append(request, row, token)
 
     @torch.inference_mode()
-    def _next_logits(self, request: Request) -> torch.Tensor:
+    def compute_logits(self, request: Request) -> torch.Tensor:
         """Compute float32 [V] after the last token so far; the first call reads the prompt."""
         new = request.tokens[-1:] or request.prompt
         start = len(request.prompt) + len(request.tokens) - len(new)
-        output = self._model(
+        output = self.model(
             input_ids=torch.tensor([new]),
             position_ids=torch.arange(start, start + len(new)).unsqueeze(0),
             past_key_values=request.cache,

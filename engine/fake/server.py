@@ -44,7 +44,10 @@ MAX_BODY = 16 << 20
 
 
 class FakeEngine:
-    """`url = await engine.start()`, and `await engine.stop()` when done."""
+    """`url = await engine.start()`, and `await engine.stop()` when done.
+
+    From `start` on, `generator` has the model and the requests.
+    """
 
     def __init__(
         self,
@@ -74,11 +77,11 @@ class FakeEngine:
 
     async def start(self) -> str:
         """Start to answer, and return the URL at which the engine does."""
-        self._generator = Generator(*self._settings)
-        self._loop = asyncio.create_task(self._generator.run())
+        self.generator = Generator(*self._settings)
+        self._loop = asyncio.create_task(self.generator.run())
         app = web.Application(client_max_size=MAX_BODY, middlewares=[_errors_as_vllm, self._gate])
         app.on_response_prepare.append(_mark)
-        app.router.add_routes(self._routes())
+        app.router.add_routes(self.routes())
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=0.1
         )
@@ -88,7 +91,8 @@ class FakeEngine:
         host, port = self._runner.addresses[0][:2]
         return f"http://{host}:{port}"
 
-    def _routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[web.RouteDef]:
+        """List what is answered, and by which method; a subclass may answer more, or otherwise."""
         return [
             web.get("/health", self._health),
             web.delete(CLAIM_ROUTE, self._release),
@@ -106,7 +110,7 @@ class FakeEngine:
         ]
 
     async def stop(self) -> None:
-        for request in self._generator.requests:
+        for request in self.generator.requests:
             request.finish("abort")
         self._loop.cancel()
         await asyncio.wait([self._loop])
@@ -136,7 +140,7 @@ class FakeEngine:
         body = await raw.json()
         sampling = body["sampling_params"]
         prompt = body["token_ids"]
-        if not prompt or not all(0 <= token < self._generator.vocabulary for token in prompt):
+        if not prompt or not all(0 <= token < self.generator.vocabulary for token in prompt):
             raise web.HTTPBadRequest(
                 text="the prompt is empty, or holds tokens outside the vocabulary"
             )
@@ -151,7 +155,7 @@ class FakeEngine:
             prompt=prompt,
             max_tokens=sampling.get("max_tokens", 16),
             temperature=sampling.get("temperature", 1.0),
-            stop=stop if sampling.get("ignore_eos") else stop | self._generator.end_tokens,
+            stop=stop if sampling.get("ignore_eos") else stop | self.generator.end_tokens,
             turn_id=extra.get(TURN_ID_KEY),
             seed=sampling.get("seed"),
             rule=delegated and delegated.build(),
@@ -161,7 +165,7 @@ class FakeEngine:
         )
         self._check_alive()
         request.top_k = sampling.get("logprobs") or 0
-        self._generator.add(request)
+        self.generator.add(request)
         if body.get("stream"):
             return await self._stream(raw, request)
         try:
@@ -196,7 +200,7 @@ class FakeEngine:
 
     async def _abort(self, raw: web.Request) -> web.Response:
         ids = set((await raw.json())["request_ids"])
-        for request in self._generator.requests:
+        for request in self.generator.requests:
             if request.id in ids:
                 request.finish("abort")
         return _json({"status": "aborted", "aborted": len(ids)})
@@ -215,21 +219,21 @@ class FakeEngine:
     async def _pause(self, raw: web.Request) -> web.Response:
         if raw.query.get("mode") != "keep":
             raise web.HTTPBadRequest(text="the fake engine only pauses with mode=keep")
-        await self._generator.pause()
+        await self.generator.pause()
         return _json({"status": "paused"})
 
     async def _resume(self, raw: web.Request) -> web.Response:
-        self._generator.resume()
+        self.generator.resume()
         return _json({"status": "resumed"})
 
     async def _is_paused(self, raw: web.Request) -> web.Response:
-        return _json({"is_paused": self._generator.paused})
+        return _json({"is_paused": self.generator.paused})
 
     async def _weight_info(self, raw: web.Request) -> web.Response:
-        return _json({"weight_version": self._generator.version})
+        return _json({"weight_version": self.generator.version})
 
     async def _relabel(self, raw: web.Request) -> web.Response:
-        self._generator.version = (await raw.json())["new_version"]
+        self.generator.version = (await raw.json())["new_version"]
         return _json({})
 
     async def _start_update(self, raw: web.Request) -> web.Response:
@@ -243,10 +247,10 @@ class FakeEngine:
         info = (await raw.json())["update_info"]
         if not self._updating:
             raise ValueError("start_weight_update must be called before update_weights")
-        if not self._generator.paused:
+        if not self.generator.paused:
             raise ValueError("weights change only while generation is paused")
         try:
-            self._generator.load(Path(info["path"]), info["checksum"])
+            self.generator.load(Path(info["path"]), info["checksum"])
         except ValueError:
             self._updating = False
             raise
@@ -259,11 +263,11 @@ class FakeEngine:
             raise ValueError("finish_weight_update called without a matching start_weight_update")
         self._updating = False
         if self._loaded:
-            self._generator.version = version
+            self.generator.version = version
         return _json({})
 
     async def _checksums(self, raw: web.Request) -> web.Response:
-        weights = self._generator.weights()
+        weights = self.generator.weights()
         return _json(
             {
                 "checksums": {

@@ -367,13 +367,13 @@ class FakeOverNccl(FakeEngine):
     async def start(self) -> str:
         url = await super().start()
         self.updates: list[dict] = []
-        self._receiver = receiver(self._generator._model)
+        self._receiver = receiver(self.generator.model)
         self.started.append(self)
         return url
 
-    def _routes(self) -> list[web.RouteDef]:
+    def routes(self) -> list[web.RouteDef]:
         return [
-            *super()._routes(),
+            *super().routes(),
             web.post("/shutdown_weight_transfer_engine", self._done),
             web.post("/update_weight_version", self._done),
             web.post("/init_weight_transfer_engine", self._join),
@@ -443,6 +443,6 @@ def test_a_whole_run_sends_each_version_once_to_all_engines_and_writes_no_file(
         assert [update["dtype_names"] for update in engine.updates] == [
             ["bfloat16"] * len(final)
         ] * 3
-        held = engine._generator.weights()
+        held = engine.generator.weights()
         assert all(torch.equal(held[name], final[name].bfloat16().float()) for name in final)
     assert not list(tmp_path.rglob("v*.safetensors"))

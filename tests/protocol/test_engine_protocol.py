@@ -223,7 +223,7 @@ async def test_a_steer_of_a_finished_turn_does_nothing(engine: Engine) -> None:
 async def test_frames_that_are_no_messages_are_ignored(engine: Engine) -> None:
     turn_id, _, task = engine.start(max_tokens=40)
     await engine.watcher.until(turn_id, 2)
-    await engine.watcher._socket.send_multipart([engine.watcher._peer, b"nonsense"])
+    await engine.watcher.send(b"nonsense")
     assert (await task).finish_reason == "length"
 
 

@@ -50,8 +50,8 @@ from telemetry.metrics_schema import undocumented_names
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 from tests.fixtures.runs import (
     job_in,
-    noted_engines,
     played_serially,
+    record_engines,
     serial_run,
     small_config,
 )
@@ -383,13 +383,13 @@ def test_a_resumed_run_keeps_when_its_training_began(tmp_path: Path):
 
 
 def test_engines_share_the_turns_and_all_run_the_newest_weights(tmp_path: Path, monkeypatch):
-    made = noted_engines(monkeypatch)
+    made = record_engines(monkeypatch)
     summary, _, _ = serial_run(
         tmp_path / "run", engine__count="2", run__max_updates="1", env__max_turns="2"
     )
     assert summary["ended"] == "finished" and summary["updates"] == 1
-    assert len(made) == 2 and {engine._generator.version for engine in made} == {"1"}
-    assert all(engine.served > 4 for engine in made)
+    assert len(made) == 2 and {engine.generator.version for engine in made} == {"1"}
+    assert all(engine.turns > 4 for engine in made)
 
 
 def test_training_ends_when_its_tokens_are_generated_though_other_batches_wait(

@@ -44,7 +44,7 @@ from protocol.messages import (
     TurnResult,
 )
 from supervisor.endpoints import check_shards
-from tests.fixtures.runs import Run, job_in, noted_engines, running_small, serial_run, small_config
+from tests.fixtures.runs import Run, job_in, record_engines, running_small, serial_run, small_config
 
 pytestmark = pytest.mark.slow
 
@@ -388,7 +388,7 @@ def test_what_shards_cannot_do_is_refused(settings: dict[str, str], names: str):
 def test_two_shards_play_a_run_to_its_end_with_an_engine_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    made = noted_engines(monkeypatch)
+    made = record_engines(monkeypatch)
     settings = {
         "engine__count": "2",
         "cluster__shards": "2",
@@ -398,8 +398,8 @@ def test_two_shards_play_a_run_to_its_end_with_an_engine_each(
     }
     summary, trajectories, _ = serial_run(tmp_path / "run", **settings)
     assert (summary["ended"], summary["updates"], summary["dropped"]) == ("finished", 2, {})
-    assert {engine._generator.version for engine in made} == {"2"} and all(
-        engine.served for engine in made
+    assert {engine.generator.version for engine in made} == {"2"} and all(
+        engine.turns for engine in made
     )
     sampled = [
         attempt for t in trajectories for turn in t.turns for attempt in (turn.kept, *turn.rejected)

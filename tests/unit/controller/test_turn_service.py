@@ -11,27 +11,23 @@ from urllib.parse import urlsplit
 import pytest
 import zmq.asyncio
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
 from controller.leases import SignedLeases
 from controller.transport import RouterSocket
 from controller.turn_service import TurnService, build_turn_service
-from engine.client import EngineError
-from engine.fake.server import FakeEngine
+from engine.client import GENERATE, EngineError
 from engine.pool import Health
 from envs.registry import make_environment
 from learner.model.policy import load_policy
 from learner.publish import WeightWriter, copy_weights
 from protocol.codec import FrameReader
-from tests.fixtures.engines import lose_core
+from tests.fixtures.faulty_engine import FaultyEngine
 from tests.fixtures.runs import job_in, small_config
 
 
 @asynccontextmanager
 async def two_engines(
     directory: Path, policy: Path, with_tap: int = 2, **settings: str
-) -> AsyncIterator[tuple[TurnService, list[FakeEngine], str]]:
+) -> AsyncIterator[tuple[TurnService, list[FaultyEngine], str]]:
     """Start a service and its engines, of which the first `with_tap` send signals.
 
     The third value is the checksum of the weights that are there as version 0.
@@ -45,7 +41,7 @@ async def two_engines(
     signals = [job.endpoints.signals[0] if number < with_tap else None for number in range(2)]
     ports = [urlsplit(url).port for url in job.endpoints.engines]
     engines = [
-        FakeEngine(policy, port=port, signals=endpoint)
+        FaultyEngine(policy, port=port, signals=endpoint)
         for port, endpoint in zip(ports, signals, strict=True)
     ]
     for engine in engines:
@@ -68,7 +64,7 @@ async def test_an_engine_whose_core_dies_before_its_first_signal_is_taken_to_sen
     tmp_path: Path, small_policy: Path
 ) -> None:
     async with two_engines(tmp_path / "run", small_policy) as (desk, engines, checksum):
-        lose_core(engines[1], "/inference/v1/generate", "/health")
+        engines[1].lose_core(GENERATE, "/health")
         await desk.load_weights(0, checksum)
         assert [health for _, health, _ in desk.engine_status()] == [
             str(Health.HEALTHY),
@@ -81,7 +77,7 @@ async def test_an_engine_that_is_well_and_refuses_its_first_token_is_an_error_of
     tmp_path: Path, small_policy: Path
 ) -> None:
     async with two_engines(tmp_path / "run", small_policy) as (desk, engines, checksum):
-        lose_core(engines[1], "/inference/v1/generate")
+        engines[1].lose_core(GENERATE)
         with pytest.raises(EngineError, match="EngineCore"):
             await desk.load_weights(0, checksum)
 

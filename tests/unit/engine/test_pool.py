@@ -12,15 +12,12 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
 import engine.pool as pool_module
 from engine.client import EngineError, EngineUnreachable, Sampling
-from engine.fake.server import FakeEngine
 from engine.pool import EnginePool, Health
 from supervisor.endpoints import free_port
-from tests.fixtures.engines import Policies, lose_core, some_prompt
+from tests.fixtures.engines import Policies, some_prompt
+from tests.fixtures.faulty_engine import FaultyEngine
 
 SAMPLING = Sampling(max_tokens=4, cache_salt="v0")
 
@@ -35,8 +32,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @asynccontextmanager
 async def engines(
     policies: Policies, ports: list[int], **settings: float
-) -> AsyncIterator[tuple[EnginePool, list[FakeEngine]]]:
-    made = [FakeEngine(policies.first.directory, port=port) for port in ports]
+) -> AsyncIterator[tuple[EnginePool, list[FaultyEngine]]]:
+    made = [FaultyEngine(policies.first.directory, port=port) for port in ports]
     pool = EnginePool([await engine.start() for engine in made], **settings)
     try:
         yield pool, made
@@ -70,7 +67,7 @@ async def test_an_engine_that_failed_gets_no_turns_until_it_answers(policies: Po
         for _ in range(3):
             async with pool.acquire() as engine:
                 assert engine is second
-        made[0] = FakeEngine(policies.first.directory, port=port)
+        made[0] = FaultyEngine(policies.first.directory, port=port)
         await made[0].start()
         await until(lambda: healths(pool) == [Health.HEALTHY, Health.HEALTHY])
         async with pool.acquire(but=second) as engine:
@@ -87,7 +84,7 @@ async def test_an_engine_that_is_back_has_the_newest_weights_before_any_turn(
         await made[0].stop()
         pool.mark_suspect(client, "a test says so")
         waiting = asyncio.create_task(taken(pool))
-        made[0] = FakeEngine(policies.first.directory, port=port)
+        made[0] = FaultyEngine(policies.first.directory, port=port)
         await made[0].start()
         generation = await asyncio.wait_for(waiting, 20)
         assert {span.version for span in generation.spans} == {7}
@@ -111,31 +108,12 @@ async def test_the_turns_of_a_dead_engine_end_so_that_others_can_have_them(
                 await engine.generate("stuck", some_prompt("stuck"), SAMPLING, watched=False)
 
         turn = asyncio.create_task(stuck())
-        await until(lambda: bool(made[0]._generator.requests))
-        silence(made[0])
+        await until(lambda: bool(made[0].generator.requests))
+        made[0].hang()
         pool.mark_suspect(first, "a test says so")
         with pytest.raises(EngineUnreachable, match=f"{first.url} has not answered"):
             await asyncio.wait_for(turn, 20)
         assert healths(pool) == [Health.DEAD, Health.HEALTHY]
-
-
-def silence(engine: FakeEngine) -> Callable[[], None]:
-    """Let an engine accept connections and never answer, as a stopped process does.
-
-    It does until what is returned is called.
-    """
-    handlers = {route: route._handler for route in engine._runner.app.router.routes()}
-
-    async def never(request: object) -> None:
-        await asyncio.Event().wait()
-
-    def answer_again() -> None:
-        for route, handler in handlers.items():
-            route._handler = handler
-
-    for route in handlers:
-        route._handler = never
-    return answer_again
 
 
 async def test_new_weights_do_not_wait_for_an_engine_that_is_gone(policies: Policies) -> None:
@@ -143,7 +121,7 @@ async def test_new_weights_do_not_wait_for_an_engine_that_is_gone(policies: Poli
         await made[0].stop()
         assert await put(pool, policies, 3) > 0
         assert healths(pool)[1] is Health.HEALTHY and healths(pool)[0] is not Health.HEALTHY
-        assert made[1]._generator.version == "3"
+        assert made[1].generator.version == "3"
 
 
 async def test_the_first_weights_do_not_wait_for_an_engine_that_hangs(
@@ -151,7 +129,7 @@ async def test_the_first_weights_do_not_wait_for_an_engine_that_hangs(
 ) -> None:
     monkeypatch.setattr(pool_module, "PROBE_TIMEOUT_S", 2.0)
     async with engines(policies, [free_port(), free_port()]) as (pool, made):
-        silence(made[0])
+        made[0].hang()
         async with asyncio.timeout(30):
             assert await put(pool, policies, 3) > 0
         assert healths(pool)[1] is Health.HEALTHY and healths(pool)[0] is not Health.HEALTHY
@@ -163,11 +141,11 @@ async def test_engine_that_hung_at_the_first_weights_reports_no_version_of_an_ea
     """The weights of an earlier run are no version of an engine that hung at the first ones."""
     async with engines(policies, [free_port(), free_port()]) as (pool, made):
         first, second = pool
-        made[0]._generator.version = "3"  # an earlier run has left that
-        answer_again = silence(made[0])
+        made[0].generator.version = "3"  # an earlier run has left that
+        made[0].hang()
         await put(pool, policies, 3)
         assert healths(pool)[0] is not Health.HEALTHY
-        answer_again()
+        made[0].answer_again()
         await until(lambda: healths(pool) == [Health.HEALTHY, Health.HEALTHY])
         assert await first.checksums() == await second.checksums()
 
@@ -180,7 +158,7 @@ async def test_weights_count_as_applied_only_once_an_engine_runs_them(policies: 
         applying = asyncio.create_task(put(pool, policies, 3))
         await until(lambda: healths(pool) != [Health.HEALTHY])
         assert not applying.done()
-        made[0] = FakeEngine(policies.first.directory, port=port)
+        made[0] = FaultyEngine(policies.first.directory, port=port)
         await made[0].start()
         await asyncio.wait_for(applying, 20)
         assert await client.weight_version() == 3
@@ -199,7 +177,7 @@ async def test_new_weights_do_not_wait_for_an_engine_whose_core_is_dead(
     async with engines(policies, [free_port(), free_port()]) as (pool, made):
         if before:
             await put(pool, policies, before)
-        lose_core(made[0])
+        made[0].lose_core()
         assert await put(pool, policies, 3) > 0
         assert healths(pool)[1] is Health.HEALTHY and healths(pool)[0] is not Health.HEALTHY
 
