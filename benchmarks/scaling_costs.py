@@ -37,7 +37,7 @@ PROCESSES = {
     "controller": "controller",
     "learner": "learner",
     "actors": "actors",
-    "server": "vllm.entrypoints.openai.api_server",
+    "server": "vllm.entrypoints",
 }
 """Name -> a word of its command line."""
 SETTLED = 2

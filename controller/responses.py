@@ -83,7 +83,7 @@ def build_response(generation: Generation, control: ControlRecord) -> Response:
         mask=pack(mask, UINT8),
         uncertainty=pack(scores, FLOAT16),
         signals=pack(signals.ravel(), FLOAT32),
-        events=_interventions(rule, control.steered),
+        events=_interventions(rule, length, control.steered),
         score=none_to_nan(turn_score(rule.scores[:length], control.mean, control.skip)),
         thinking=rule.thinking,
         epsilon=none_to_nan(rule.settings.epsilon if control.steered else None),
@@ -153,9 +153,15 @@ def _chosen_by_policy(
     return np.isfinite(log_probs) & ~forced
 
 
-def _interventions(rule: ThinkingRule, steered: bool) -> list[ControlEvent]:
+def _interventions(rule: ThinkingRule, length: int, steered: bool) -> list[ControlEvent]:
+    """List the rule's intervention, if one of the response's `length` tokens was forced by it.
+
+    It may have been decided where the response had ended, or lost on its way to the engine.
+    """
     intervention = rule.intervention
     if intervention is None or not steered:
+        return []
+    if not any(rule.forced[intervention.position : length]):
         return []
     return [
         ControlEvent(

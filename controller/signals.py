@@ -45,6 +45,8 @@ At 150 steps a second this is a minute of a controller that does not read; then 
 to be dead.
 """
 
+PROBE_TOKENS = 2
+
 PROBE_PATIENCE = 10.0
 """Seconds to wait for the signal of a token that has come.
 
@@ -217,16 +219,19 @@ class SignalRouter:
         self._watched[turn_id] = watched
 
     async def probe(self, engine: EngineClient) -> bool:
-        """Find out if the engine sends signals, by a token that nobody asked for.
+        """Find out if the engine sends signals, by tokens that nobody asked for.
 
-        Raises EngineError. `run` must be running.
+        Two: with chunked prefill the signal of the first is sent when the second is sampled, where
+        nothing tells the tap which chunk of a prompt is the last (vLLM's V1 runner). Raises
+        EngineError. `run` must be running.
         """
         watched = WatchedTurn(ThinkingRule(PROBE_SETTINGS, -2, -2), InterventionMode.OBSERVE)
         # A name of this probe alone: another engine's signal, or an earlier one's, is no answer.
         name = f"probe-{token_hex(8)}"
         self.watch(name, watched)
         try:
-            await engine.generate(name, [0], Sampling(max_tokens=1, cache_salt=name), watched=True)
+            sampling = Sampling(max_tokens=PROBE_TOKENS, cache_salt=name, ignore_eos=True)
+            await engine.generate(name, [0], sampling, watched=True)
             await self.finish(name, 1, PROBE_PATIENCE)
         finally:
             self.forget(name)

@@ -58,7 +58,8 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters by which a response is sampled.
 
     `cache_salt` keeps prefixes computed by other weights apart. `repeats` > 1: the turn ends, with
-    finish reason "repetition", once it says the same so many times on end.
+    finish reason "repetition", once it says the same so many times on end. `ignore_eos`: the
+    model's own end token ends nothing.
     """
 
     max_tokens: int
@@ -67,6 +68,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     stop_token_ids: list[int] = []
     repeats: int = 0
+    ignore_eos: bool = False
 
 
 class EngineClient:
@@ -386,6 +388,7 @@ def _build_body(turn_id: str, prompt: list[int], sampling: Sampling, top_k: int)
         "stop_token_ids": sampling.stop_token_ids,
         "logprobs": top_k,
         "detokenize": False,
+        "ignore_eos": sampling.ignore_eos,
     }
     if sampling.seed is not None:
         params["seed"] = sampling.seed

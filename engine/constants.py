@@ -7,7 +7,17 @@ PLUGIN = "foray"
 """Our entry point in the group `vllm.general_plugins` (pyproject.toml)."""
 
 SIGNAL_TAP = "engine.plugin.signal_tap:SignalTap"
-"""Our logits processor, as vLLM's --logits-processors wants it."""
+"""Our logits processor for vLLM's V1 model runner, as --logits-processors wants it."""
+
+SIGNAL_TAP_V2 = "engine.plugin.signal_tap_v2:SignalTapV2"
+"""Our logits processor for vLLM's V2 model runner, the default on GPUs."""
+
+RUNNER_VARIABLE = "VLLM_USE_V2_MODEL_RUNNER"
+"""vLLM's environment variable: "1" asks for the V2 model runner, "0" for V1."""
+
+SHARDED_SAMPLING_VARIABLE = "FORAY_SHARDED_SAMPLING"
+"""Environment variable: set where the engine has several workers, each of which samples a part of
+the requests."""
 
 TURN_ID_KEY = "foray_turn"
 """Key of the turn id in a request's `extra_args`: its presence makes the turn watched."""

@@ -26,8 +26,10 @@ import os
 import random
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -41,7 +43,10 @@ from engine.constants import (
     KEYS_VARIABLE,
     MIDDLEWARE,
     PLUGIN,
+    RUNNER_VARIABLE,
+    SHARDED_SAMPLING_VARIABLE,
     SIGNAL_TAP,
+    SIGNAL_TAP_V2,
     TAP_ENDPOINT_VARIABLE,
     TAP_TOP_J_VARIABLE,
     TRANSFER_BACKEND,
@@ -69,6 +74,15 @@ CLAIM_SECONDS = LAPSES_SECONDS + 5.0
 If that run has ended, or was killed, the engine is free by then.
 """
 CLAIM_EVERY = 1.0
+
+SERVE = ("vllm.entrypoints.cli.main", "serve")
+"""`vllm serve`, vLLM's own command."""
+
+CPU_SERVE = ("vllm.entrypoints.launchers.api_server.entry",)
+"""What `vllm serve` calls. The wheel for CPUs has another name than the command asks for."""
+
+SPECULATIVE = ("--speculative-config", "--spec-method", "-sc")
+"""Options of vLLM that ask for speculative decoding."""
 
 SINGLE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 """Environment that keeps vLLM's worker in the scheduler's process on a CPU.
@@ -103,10 +117,10 @@ def on_cpu() -> bool:
 def engine_command(job: Job, number: int = 0) -> EngineCommand:
     """Build the command of an engine of this job, at `job.endpoints.engines[number]`."""
     engine = job.config.engine
-    arguments = ["vllm.entrypoints.openai.api_server", *_common_options(job, number)]
+    arguments = [*_server(), *_common_options(job, number)]
     environment = _common_environment(job)
     if job.config.control.signal != "stream":
-        arguments += ["--logits-processors", SIGNAL_TAP]
+        arguments += _tap_options(engine, environment[RUNNER_VARIABLE])
         environment |= {
             TAP_ENDPOINT_VARIABLE: job.endpoints.signals[job.endpoints.shard_of(number)],
             TAP_TOP_J_VARIABLE: str(job.config.control.t2po.top_j),
@@ -118,12 +132,48 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
     else:
         arguments += ["--dtype", engine.dtype]
         arguments += ["--gpu-memory-utilization", str(engine.gpu_memory_fraction)]
-        # The tap is written for the V1 runner's processors; the V2 runner, the default on GPUs, has
-        # another interface.
-        environment["VLLM_USE_V2_MODEL_RUNNER"] = "0"
         if engine.devices:
             environment["CUDA_VISIBLE_DEVICES"] = engine.devices[number]
+    if worker_count(engine.extra_args) > 1:
+        environment[SHARDED_SAMPLING_VARIABLE] = "1"
     return EngineCommand(arguments + list(engine.extra_args), environment)
+
+
+def _server() -> tuple[str, ...]:
+    if on_cpu():
+        return CPU_SERVE
+    return SERVE
+
+
+def model_runner() -> str:
+    """Return which of vLLM's model runners engines have, as RUNNER_VARIABLE says it.
+
+    The V2 runner needs Triton, which has no backend for CPUs. Whoever sets the variable decides.
+    """
+    default = "1"
+    if on_cpu():
+        default = "0"
+    return os.environ.get(RUNNER_VARIABLE) or default
+
+
+def _tap_options(engine: EngineSection, runner: str) -> list[str]:
+    tap = SIGNAL_TAP
+    if runner == "1":
+        tap = SIGNAL_TAP_V2
+    options = ["--logits-processors", tap]
+    if worker_count(engine.extra_args) > 1:
+        options.append("--enable-batch-sharded-sampling")
+    return options
+
+
+def worker_count(extra_args: Sequence[str]) -> int:
+    """Return the tensor-parallel size that arguments for vLLM's server ask for; 1 without any."""
+    words = [word for argument in extra_args for word in argument.split("=", 1)]
+    count = 1
+    for option, value in pairwise(words):
+        if option.replace("_", "-") in ("--tensor-parallel-size", "-tp") and value.isdecimal():
+            count = int(value)
+    return count
 
 
 def _common_options(job: Job, number: int) -> list[str]:
@@ -160,6 +210,7 @@ def _common_environment(job: Job) -> dict[str, str]:
         # vLLM looks at a model in `python -m`, which would find the user's controller/ before
         # our plugin
         "PYTHONSAFEPATH": "1",
+        RUNNER_VARIABLE: model_runner(),
         ENGINE_KEY_VARIABLE: job.engine_key,
         **_user_environment(),
     }
@@ -241,6 +292,7 @@ def check_engine(config: Config, model: Path | None) -> None:
         for url in config.engine.urls:
             check_listening(url)
         return
+    check_extra_args(config)
     if not _installed():
         raise ConfigError(
             "engine.urls: vLLM is not installed here, and no engine elsewhere is given; install "
@@ -275,6 +327,25 @@ def engines_here(config: Config) -> int:
     if config.cluster.shard_hosts:
         return len(range(0, config.engine.count, config.cluster.shards))
     return config.engine.count
+
+
+def check_extra_args(config: Config) -> None:
+    """Raise ConfigError where the user's arguments for vLLM leave no place for the signal tap."""
+    if config.control.signal == "stream":
+        return
+    options = [argument.partition("=")[0] for argument in config.engine.extra_args]
+    if any(option.replace("_", "-") in SPECULATIVE for option in options):
+        raise ConfigError(
+            "engine.extra_args: speculative decoding samples several tokens in a step, which a "
+            "draft has proposed, and the signal tap measures and forces one before it is sampled; "
+            "leave it away, or set control.signal to stream"
+        )
+    if worker_count(config.engine.extra_args) > 1 and model_runner() != "1":
+        raise ConfigError(
+            "engine.extra_args: with tensor parallelism the signal tap needs vLLM's V2 model "
+            f"runner, which {RUNNER_VARIABLE}={model_runner()} excludes; start engines of one "
+            "worker, or set control.signal to stream"
+        )
 
 
 def check_nccl(config: Config) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import multiprocessing
+import os
 import signal
 import sys
 
@@ -29,7 +30,7 @@ def register() -> None:
     Nothing is done in a vLLM that no run of ours started: it does not find our modules.
     """
     try:
-        from engine.constants import TRANSFER_BACKEND
+        from engine.constants import SHARDED_SAMPLING_VARIABLE, TRANSFER_BACKEND
     except ImportError:
         return
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
@@ -44,6 +45,10 @@ def register() -> None:
         logging.getLogger(name).addFilter(
             lambda record, beginning=beginning: not record.getMessage().startswith(beginning)
         )
+    if os.environ.get(SHARDED_SAMPLING_VARIABLE):
+        from engine.plugin.sharded_sampling import add_local_logits
+
+        add_local_logits()
     _die_with_parent()
 
 

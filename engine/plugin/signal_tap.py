@@ -14,8 +14,11 @@ Interface: `LogitsProcessor` (vllm/v1/sample/logits_processor/interface.py), whi
 - A chunk of a prefill that is not the last has a row, too, whose token is thrown away. Nothing in
   the interface tells. So with chunked prefill the first signal of a row is held back for a step,
   and sent once the response has grown. (`uncertainty` is computed anyway.)
+- With asynchronous scheduling a request has one more row after its end token, which is left out.
 - A preempted request leaves and comes back with a new list, so its forced tokens and its rule are
   kept by turn id.
+- Each of several workers samples every request by itself, so that a token that one of them is told
+  to force would make their responses differ: there is one.
 """
 
 from __future__ import annotations
@@ -30,7 +33,16 @@ from vllm.v1.sample.logits_processor.interface import (
 )
 
 from engine.plugin.signal_socket import SignalRows, concat_rows
-from engine.plugin.tap import Tap, Turn, build_batch, force, open_tap, turn_id_of
+from engine.plugin.tap import (
+    Batch,
+    Tap,
+    Turn,
+    build_batch,
+    force,
+    open_tap,
+    stop_tokens_of,
+    turn_id_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -68,6 +80,11 @@ class SignalTap(LogitsProcessor):
         self._late: list[SignalRows] = []  # rows of turns that have left since the last frame
         self._chunks = bool(vllm_config.scheduler_config.enable_chunked_prefill)
         self.tap = open_tap(vllm_config)
+        if self.tap is not None and vllm_config.parallel_config.world_size > 1:
+            raise ValueError(
+                "the signal tap of the V1 model runner works with one worker: start the engine "
+                "without tensor or pipeline parallelism, or with VLLM_USE_V2_MODEL_RUNNER=1"
+            )
 
     def is_argmax_invariant(self) -> bool:
         """Forcing changes the most likely token."""
@@ -97,8 +114,11 @@ class SignalTap(LogitsProcessor):
     def _enter(self, tap: Tap, row: int, params: SamplingParams, output: list[int]) -> None:
         turn_id = turn_id_of(params)
         if turn_id is not None:
-            self._turns[row] = BatchTurn(turn_id, params.temperature, output, unproven=self._chunks)
-            tap.enter(self._turns[row], params)
+            turn = BatchTurn(
+                turn_id, params.temperature, output, stop_tokens_of(params), unproven=self._chunks
+            )
+            self._turns[row] = turn
+            tap.enter(turn, params)
 
     def _leave(self, tap: Tap, row: int) -> None:
         turn = self._turns.pop(row, None)
@@ -115,30 +135,28 @@ class SignalTap(LogitsProcessor):
         if self.tap is None:
             return logits
         self.tap.take_commands(logits.shape[-1])
-        batch = self._batch
+        batch = self._batch.pick(self._batch.running())
         if batch.turns or self._late:
             measured = self.tap.measure(logits, batch)
-            signals = self.tap.signals(
-                batch, measured, [turn.output[-1] if turn.output else -1 for turn in batch.turns]
-            )
-            signals = self._release(signals)
+            signals = self.tap.signals(batch, measured)
+            signals = self._release(batch, signals)
             self.tap.decide(signals)
             self.tap.socket.send(signals)
             force(logits, batch)
         return logits
 
-    def _release(self, signals: SignalRows) -> SignalRows:
+    def _release(self, batch: Batch[BatchTurn], signals: SignalRows) -> SignalRows:
         """Return the rows to send now.
 
         Those that may be of a prefill's chunk are left out, and earlier ones that proved not to be
         are added.
         """
-        if not self._late and not any(turn.unproven for turn in self._batch.turns):
+        if not self._late and not any(turn.unproven for turn in batch.turns):
             return signals
         earlier = self._late
         self._late = []
         sent = []
-        for i, turn in enumerate(self._batch.turns):
+        for i, turn in enumerate(batch.turns):
             if turn.unproven:
                 row = turn.take_proven_row()
                 if row is None:

@@ -1,7 +1,5 @@
 """The signal tap for vLLM's V2 model runner, the default on GPUs.
 
-Tested with tensors on a CPU in the form of its interface; never run by vLLM itself.
-
 Interface: `LogitsProcessor` (vllm/v1/worker/gpu/sample/logits_processor/interface.py), which calls
 `add_request` when a request gets a slot, and `apply(logits, ctx)` once a step. What the adapter
 relies on:
@@ -13,8 +11,13 @@ relies on:
   again after a preemption it is a position that was sampled before. (Or it is the last one once
   more, since the tap learns of a token a step later. Whoever reads the signals ignores a position
   that he has seen.)
-- `ctx.input_ids[i]` is the token before it.
+- `ctx.input_ids[i]` is the token before it. If that ends the response, the row is thrown away: with
+  asynchronous scheduling the step had begun before vLLM knew of it.
 - Nothing tells when a request has left; its slot is taken by another one some time.
+- With batch-sharded sampling (vllm/v1/worker/gpu/sample/batch_shard.py) each worker has the rows of
+  its own slots alone, whole. `add_request` is called in all workers. Each has a connection of its
+  own, by which the controller's commands come back to where the turn is sampled. A preempted turn
+  may come back to another worker, whose copy of its rule has not seen it begin, and cuts nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +30,16 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
     LogitsProcRequestState,
 )
 
-from engine.plugin.tap import Turn, build_batch, force, open_tap, turn_id_of
+from engine.plugin.sharded_sampling import check_shards
+from engine.plugin.tap import (
+    Tap,
+    Turn,
+    build_batch,
+    force,
+    open_tap,
+    stop_tokens_of,
+    turn_id_of,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -45,11 +57,8 @@ class SignalTapV2(LogitsProcessor):
         self._states = req_states
         self._slots: dict[int, Turn] = {}
         self.tap = open_tap(vllm_config)
-        if self.tap is not None and vllm_config.speculative_config is not None:
-            raise ValueError(
-                "the signal tap sees one token a step: start the engine without speculative "
-                "decoding"
-            )
+        if self.tap is not None:
+            check_shards(vllm_config)
 
     def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         former = self._slots.pop(req_idx, None)
@@ -61,7 +70,7 @@ class SignalTapV2(LogitsProcessor):
         for slot, turn in list(self._slots.items()):
             if turn.turn_id == turn_id:  # it was preempted, and comes back in another slot
                 self.tap.leave(self._slots.pop(slot))
-        turn = Turn(turn_id, sampling_params.temperature, [])
+        turn = Turn(turn_id, sampling_params.temperature, [], stop_tokens_of(sampling_params))
         before = self.tap.enter(turn, sampling_params)
         if before is not None:
             turn.output = before.output
@@ -72,25 +81,30 @@ class SignalTapV2(LogitsProcessor):
         if self.tap is None:
             return logits
         self._grow(ctx)
-        batch = build_batch(self._rows(ctx))
-        if not batch.turns:
+        rows = self._rows(ctx)
+        if rows:
+            self._watch(self.tap, rows, logits, ctx)
+        else:
             self.tap.take_commands(logits.shape[-1])
-            return logits
-        measured = self.tap.measure(logits, batch, ctx.input_ids)
-        previous = [
-            int(token) if turn.output else -1
-            for turn, token in zip(batch.turns, measured[3].tolist(), strict=True)
-        ]
-        for turn, token in zip(batch.turns, previous, strict=True):
-            if turn.output:
-                turn.output[-1] = token
-        # Now it is known whether a response holds the token that a command is not to follow.
-        self.tap.take_commands(logits.shape[-1])
-        signals = self.tap.signals(batch, measured, previous)
-        self.tap.decide(signals)
-        self.tap.socket.send(signals)
-        force(logits, batch)
         return logits
+
+    def _watch(
+        self, tap: Tap, rows: dict[int, Turn], logits: torch.Tensor, ctx: LogitsContext
+    ) -> None:
+        """Measure, decide, send and force, for the turns by row."""
+        batch = build_batch(rows)
+        measured = tap.measure(logits, batch, ctx.input_ids)
+        for turn, token in zip(batch.turns, measured[3].tolist(), strict=True):
+            if turn.output:
+                turn.output[-1] = int(token)
+        # Now it is known whether a response holds the token that a command is not to follow.
+        tap.take_commands(logits.shape[-1])
+        running = batch.running()
+        batch = batch.pick(running)
+        signals = tap.signals(batch, measured[:, running])
+        tap.decide(signals)
+        tap.socket.send(signals)
+        force(logits, batch)
 
     def _grow(self, ctx: LogitsContext) -> None:
         """Have each response as many tokens as its position says.

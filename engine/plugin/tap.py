@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
@@ -48,6 +48,7 @@ class Turn:
     turn_id: str
     temperature: float
     output: list[int]  # response tokens so far
+    stops: frozenset[int] = frozenset()  # tokens that end the response
     forced: ForcedQueue = field(default_factory=ForcedQueue)
     rule: ThinkingRule | None = None  # to be carried out here
     queue: list[int] = field(default_factory=list)  # what its intervention forces
@@ -56,6 +57,21 @@ class Turn:
     def position(self) -> int:
         """Position of the token about to be sampled."""
         return len(self.output)
+
+    @property
+    def previous(self) -> int:
+        """Token before the one about to be sampled; -1 at the beginning of the response."""
+        if not self.output:
+            return -1
+        return self.output[-1]
+
+    @property
+    def has_ended(self) -> bool:
+        """True if the response is complete, so that what is sampled now is thrown away.
+
+        With asynchronous scheduling the next step has begun before vLLM knows of an end token.
+        """
+        return self.previous in self.stops
 
 
 AnyTurn = TypeVar("AnyTurn", bound=Turn)
@@ -66,6 +82,16 @@ class Batch(NamedTuple, Generic[AnyTurn]):
 
     rows: list[int]
     turns: list[AnyTurn]
+
+    def running(self) -> list[int]:
+        """List the places, in this batch, of turns whose response is not complete."""
+        return [place for place, turn in enumerate(self.turns) if not turn.has_ended]
+
+    def pick(self, places: list[int]) -> Batch[AnyTurn]:
+        """Return the batch of some of the turns, by their places in this one."""
+        if len(places) == len(self.turns):
+            return self
+        return Batch([self.rows[i] for i in places], [self.turns[i] for i in places])
 
 
 def build_batch(turns: Mapping[int, AnyTurn]) -> Batch[AnyTurn]:
@@ -79,20 +105,30 @@ def turn_id_of(params: SamplingParams) -> str | None:
     return (params.extra_args or {}).get(TURN_ID_KEY)
 
 
+def stop_tokens_of(params: SamplingParams) -> frozenset[int]:
+    """Return the tokens that end the response of a request: its own, and the model's end token.
+
+    vLLM leaves the latter out where the request says `ignore_eos`.
+    """
+    stops = set(params.stop_token_ids or ())
+    if params.eos_token_id is not None:
+        stops.add(params.eos_token_id)
+    return frozenset(stops)
+
+
 def open_tap(vllm_config: VllmConfig) -> Tap | None:
     """Open this worker's tap, as the environment has it; None without a controller.
 
-    Raises ValueError where it cannot work.
+    Raises ValueError with speculative decoding.
     """
     endpoint = os.environ.get(TAP_ENDPOINT_VARIABLE)
     if not endpoint:
         return None
-    if vllm_config.parallel_config.world_size > 1:
-        # Every rank samples by itself: a steer that reached one of them would make their responses
-        # differ.
+    if vllm_config.speculative_config is not None:
         raise ValueError(
-            "the signal tap works with one worker: start the engine without tensor or pipeline "
-            "parallelism"
+            "the signal tap measures a token before it is sampled, and may force it; with "
+            "speculative decoding a step samples several that a draft has proposed: start the "
+            "engine without --speculative-config, or set control.signal to stream"
         )
     return Tap(
         SignalSocket(endpoint, keys=os.environ.get(KEYS_VARIABLE, "")),
@@ -167,29 +203,18 @@ class Tap:
         extra = [tensor.float() for tensor in extra]
         return torch.stack([*uncertainty(chosen, self._top_j), *extra]).cpu().numpy()
 
-    def signals(
-        self, batch: Batch, measured: np.ndarray, previous: Sequence[int] | np.ndarray
-    ) -> SignalRows:
-        """Build the rows of the tokens that are about to be sampled.
-
-        `previous` are the tokens before them, or -1.
-        """
-        positions = [turn.position for turn in batch.turns]
-        forced = [
-            turn.forced.at(position) for turn, position in zip(batch.turns, positions, strict=True)
-        ]
-        position, force, before = (
-            np.array(column, INT32) for column in (positions, forced, previous)
-        )
+    def signals(self, batch: Batch, measured: np.ndarray) -> SignalRows:
+        """Build the rows of the tokens that are about to be sampled, of what was measured."""
+        turns = batch.turns
         entropy, confidence, top_log_prob = measured[:3]
         return SignalRows(
-            [turn.turn_id for turn in batch.turns],
-            position,
+            [turn.turn_id for turn in turns],
+            np.array([turn.position for turn in turns], INT32),
             entropy,
             confidence,
             top_log_prob,
-            force,
-            before,
+            np.array([turn.forced.at(turn.position) for turn in turns], INT32),
+            np.array([turn.previous for turn in turns], INT32),
         )
 
     def decide(self, rows: SignalRows) -> None:

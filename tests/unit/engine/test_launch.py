@@ -61,7 +61,7 @@ def on_cpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> b
 
 def test_the_engine_serves_the_policy_of_the_job_on_this_machine_only(on_cpu: bool) -> None:
     arguments = engine_command(job()).arguments
-    assert arguments[0].startswith("vllm.")
+    assert arguments[0].startswith("vllm.entrypoints.")
     assert value(arguments, "--model") == "policy"
     assert (value(arguments, "--host"), value(arguments, "--port")) == ("127.0.0.1", "7000")
 
@@ -75,7 +75,11 @@ def test_our_plugin_is_told_to_vllm(on_cpu: bool) -> None:
     assert json.loads(value(command.arguments, "--weight-transfer-config")) == {
         "backend": "foray_safetensors"
     }
-    assert value(command.arguments, "--logits-processors") == "engine.plugin.signal_tap:SignalTap"
+    tap = "engine.plugin.signal_tap_v2:SignalTapV2"
+    if on_cpu:
+        tap = "engine.plugin.signal_tap:SignalTap"
+    assert value(command.arguments, "--logits-processors") == tap
+    assert command.environment["VLLM_USE_V2_MODEL_RUNNER"] == ("0" if on_cpu else "1")
     assert command.environment["FORAY_TAP_ENDPOINT"] == "tcp://127.0.0.1:7001"
     assert command.environment["FORAY_TAP_TOP_J"] == "13"
     assert command.environment["VLLM_SERVER_DEV_MODE"] == "1"
@@ -97,6 +101,63 @@ def test_engine_gets_our_plugin_and_key_whatever_the_environment_sets(
     environment = engine_command(job()).environment
     assert environment["VLLM_API_KEY"] == "" and environment.get("VLLM_PLUGINS") == plugins
     assert PLUGIN in {entry.name for entry in entry_points(group="vllm.general_plugins")}
+
+
+@pytest.mark.parametrize(("runner", "tap"), [("0", "SignalTap"), ("1", "SignalTapV2")])
+def test_engine_command_has_the_tap_of_the_runner_that_the_user_sets(
+    on_cpu: bool, monkeypatch: pytest.MonkeyPatch, runner: str, tap: str
+) -> None:
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", runner)
+    command = engine_command(job())
+    assert value(command.arguments, "--logits-processors").endswith(f":{tap}")
+    assert command.environment["VLLM_USE_V2_MODEL_RUNNER"] == runner
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "workers"),
+    [
+        ([], 1),
+        (["--tensor-parallel-size", "2"], 2),
+        (["--tensor_parallel_size=4"], 4),
+        (["--max-num-seqs", "8", "-tp", "2"], 2),
+        (["-tp", "2", "-tp=8"], 8),
+        (["--tensor-parallel-size"], 1),
+    ],
+)
+def test_worker_count_is_what_vllm_reads_in_the_arguments(
+    extra_args: list[str], workers: int
+) -> None:
+    assert server.worker_count(extra_args) == workers
+
+
+def test_engine_of_several_workers_samples_each_request_in_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "on_cpu", lambda: False)
+    single = engine_command(job())
+    double = engine_command(job(engine__extra_args="--tensor-parallel-size,2"))
+    assert "--enable-batch-sharded-sampling" in double.arguments
+    assert double.environment["FORAY_SHARDED_SAMPLING"] == "1"
+    assert "--enable-batch-sharded-sampling" not in single.arguments
+    assert "FORAY_SHARDED_SAMPLING" not in single.environment
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "said"),
+    [
+        ("--speculative-config,{}", "engine.extra_args: speculative decoding samples several"),
+        ("--speculative_config={}", "engine.extra_args: speculative decoding samples several"),
+        ("-tp,2", "engine.extra_args: with tensor parallelism the signal tap needs"),
+    ],
+)
+def test_arguments_that_leave_no_place_for_the_tap_are_refused_with_the_reason(
+    on_cpu: bool, monkeypatch: pytest.MonkeyPatch, extra_args: str, said: str
+) -> None:
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "0")
+    settings = {"engine.extra_args": extra_args}
+    with pytest.raises(ConfigError, match=said):
+        server.check_extra_args(resolve(None, settings))
+    server.check_extra_args(resolve(None, settings | {"control.signal": "stream"}))
 
 
 def test_weights_over_nccl_are_vllms_own_transfer(on_cpu: bool) -> None:

@@ -12,6 +12,7 @@ import zmq
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
+from vllm import SamplingParams  # noqa: E402
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality  # noqa: E402
 
 from engine.constants import TAP_ENDPOINT_VARIABLE, TAP_TOP_J_VARIABLE, TURN_ID_KEY  # noqa: E402
@@ -24,10 +25,17 @@ VOCABULARY = 16
 CPU = torch.device("cpu")
 
 
-def settings(chunked: bool = False, workers: int = 1) -> SimpleNamespace:
+END = 15
+"""The token that ends responses."""
+
+
+def settings(
+    chunked: bool = False, workers: int = 1, speculative: object = None
+) -> SimpleNamespace:
     return SimpleNamespace(
         scheduler_config=SimpleNamespace(enable_chunked_prefill=chunked),
         parallel_config=SimpleNamespace(world_size=workers),
+        speculative_config=speculative,
     )
 
 
@@ -50,8 +58,9 @@ class Bench:
         new = [
             (
                 row,
-                SimpleNamespace(
-                    extra_args=None if turn is None else {TURN_ID_KEY: turn}, temperature=1.0
+                SamplingParams(
+                    extra_args=None if turn is None else {TURN_ID_KEY: turn},
+                    stop_token_ids=[END],
                 ),
                 [1, 2],
                 output,
@@ -124,10 +133,16 @@ def test_without_an_endpoint_it_does_nothing(monkeypatch: pytest.MonkeyPatch) ->
     assert tap.apply(logits) is logits
 
 
-def test_more_than_one_worker_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [({"workers": 2}, "one worker"), ({"speculative": object()}, "--speculative-config")],
+)
+def test_tap_that_cannot_watch_refuses_with_the_option(
+    config: dict, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(TAP_ENDPOINT_VARIABLE, "tcp://127.0.0.1:1")
-    with pytest.raises(ValueError, match="one worker"):
-        SignalTap(settings(workers=2), CPU, False)
+    with pytest.raises(ValueError, match=said):
+        SignalTap(settings(**config), CPU, False)
 
 
 def test_only_requests_with_a_turn_id_are_reported(bench: Bench) -> None:
@@ -240,6 +255,27 @@ def test_a_turn_that_leaves_within_its_prefill_is_not_reported(chunked: Bench) -
     chunked.update(removed=(0,), moved=((1, 0, MoveDirectionality.UNIDIRECTIONAL),), size=1)
     chunked.step()
     assert chunked.rows() == []
+
+
+def test_tap_after_an_end_token_reports_no_further_row(bench: Bench) -> None:
+    """With asynchronous scheduling a step may have begun before vLLM knows of an end token."""
+    output: list[int] = []
+    bench.update(added=((0, "a", output), (1, "b", [])), size=2)
+    bench.step()
+    assert bench.rows() == [("a", 0, -1), ("b", 0, -1)]
+    output.append(END)
+    bench.step()
+    assert bench.rows() == [("b", 0, -1)]
+
+
+def test_tap_of_two_chunked_tokens_reports_both_without_a_further_step(chunked: Bench) -> None:
+    """So the start-up probe, which asks for two, finds the tap of an engine that then idles."""
+    output: list[int] = []
+    chunked.update(added=((0, "probe", output),), size=1)
+    chunked.step()
+    output.append(4)
+    chunked.step()
+    assert chunked.rows() == [("probe", 0, -1), ("probe", 1, -1)]
 
 
 def test_a_forced_token_is_not_used_up_by_a_chunk(chunked: Bench) -> None:

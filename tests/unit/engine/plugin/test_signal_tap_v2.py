@@ -1,7 +1,4 @@
-"""The tap behind vLLM's V2 interface, driven with tensors on a CPU.
-
-They have the form of its context. vLLM itself runs it on GPUs only.
-"""
+"""The tap behind vLLM's V2 interface, driven with tensors on a CPU in the form of its context."""
 
 from __future__ import annotations
 
@@ -17,6 +14,7 @@ import zmq
 torch = pytest.importorskip("torch")
 pytest.importorskip("vllm")
 
+from vllm import SamplingParams  # noqa: E402
 from vllm.v1.worker.gpu.sample.logits_processor.interface import (  # noqa: E402
     LogitsContext,
     LogitsProcessor,
@@ -37,6 +35,8 @@ from protocol.messages import ForceTokens  # noqa: E402
 
 VOCABULARY = 16
 SLOTS = 8
+END = 15
+"""The token that ends responses."""
 
 
 class Request:
@@ -84,7 +84,10 @@ class Bench:
             else {TURN_ID_KEY: turn}
             | ({} if rule is None else {RULE_KEY: msgspec.json.encode(rule).decode()})
         )
-        self.tap.add_request(slot, SimpleNamespace(extra_args=extra, temperature=temperature))
+        params = SamplingParams(
+            extra_args=extra, temperature=temperature, stop_token_ids=[END], max_tokens=100
+        )
+        self.tap.add_request(slot, params)
         return Request(slot, prompt)
 
     def step(
@@ -140,9 +143,16 @@ class Bench:
         self.router.close(linger=0)
 
 
-def vllm_config(workers: int = 1, speculative: object = None) -> SimpleNamespace:
+def vllm_config(
+    workers: int = 1, stages: int = 1, sharded: bool = False, speculative: object = None
+) -> SimpleNamespace:
+    parallel = SimpleNamespace(
+        world_size=workers * stages,
+        pipeline_parallel_size=stages,
+        enable_batch_sharded_sampling=sharded,
+    )
     return SimpleNamespace(
-        parallel_config=SimpleNamespace(world_size=workers), speculative_config=speculative
+        parallel_config=parallel, speculative_config=speculative, model_config=None
     )
 
 
@@ -165,20 +175,26 @@ def test_without_an_endpoint_it_does_nothing(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv(TAP_ENDPOINT_VARIABLE, raising=False)
     tap = SignalTapV2(vllm_config(), None)
     logits = torch.randn(2, VOCABULARY)
-    assert (
-        tap.add_request(0, SimpleNamespace(extra_args={TURN_ID_KEY: "a"}, temperature=1.0)) is False
-    )
+    assert tap.add_request(0, SamplingParams(extra_args={TURN_ID_KEY: "a"})) is False
     assert tap.apply(logits, None) is logits
 
 
 @pytest.mark.parametrize(
     ("config", "said"),
-    [({"workers": 2}, "one worker"), ({"speculative": object()}, "without speculative decoding")],
+    [
+        ({"workers": 2}, "--enable-batch-sharded-sampling"),
+        ({"stages": 2, "sharded": True}, "--pipeline-parallel-size"),
+        ({"workers": 2, "sharded": True}, "compute_logits_local, which vLLM's Other lacks"),
+        ({"speculative": object()}, "--speculative-config"),
+    ],
 )
-def test_what_it_cannot_watch_is_refused(
+def test_tap_v2_that_cannot_watch_refuses_with_the_option(
     config: dict, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(TAP_ENDPOINT_VARIABLE, "tcp://127.0.0.1:1")
+    monkeypatch.setattr(
+        "vllm.model_executor.model_loader.utils.get_model_cls", lambda _: type("Other", (), {})
+    )
     with pytest.raises(ValueError, match=said):
         SignalTapV2(vllm_config(**config), None)
 
@@ -235,6 +251,25 @@ def test_chunks_of_a_prefill_are_not_reported(bench: Bench) -> None:
     assert bench.rows() == []
     bench.step(a)
     assert bench.rows() == [("a", 0, -1, -1)]
+
+
+def test_tap_v2_after_an_end_token_reports_no_further_row(bench: Bench) -> None:
+    """With asynchronous scheduling a step may have begun before vLLM knows of an end token."""
+    a = bench.add("a", 0)
+    b = bench.add("b", 1)
+    bench.step(a, b)
+    bench.rows()
+    a.response.append(END), b.response.append(2)
+    bench.step(a, b)
+    assert bench.rows() == [("b", 1, 2, -1)]
+
+
+def test_tap_v2_of_a_turn_owned_elsewhere_reports_nothing_of_it(bench: Bench) -> None:
+    """With batch-sharded sampling each worker hears of all requests, and has rows of its own."""
+    mine = bench.add("mine", 2)
+    bench.add("of another worker", 3)
+    bench.step(mine)
+    assert bench.rows() == [("mine", 0, -1, -1)]
 
 
 def test_a_slot_belongs_to_who_has_it_now(bench: Bench) -> None:
