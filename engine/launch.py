@@ -117,7 +117,7 @@ def on_cpu() -> bool:
 def engine_command(job: Job, number: int = 0) -> EngineCommand:
     """Build the command of an engine of this job, at `job.endpoints.engines[number]`."""
     engine = job.config.engine
-    arguments = [*_server(), *_common_options(job, number)]
+    arguments = [*_server(job.model_dir), *_common_options(job, number)]
     environment = _common_environment(job)
     if job.config.control.signal != "stream":
         arguments += _tap_options(engine, environment[RUNNER_VARIABLE])
@@ -139,10 +139,10 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
     return EngineCommand(arguments + list(engine.extra_args), environment)
 
 
-def _server() -> tuple[str, ...]:
+def _server(model_dir: str) -> list[str]:
     if on_cpu():
-        return CPU_SERVE
-    return SERVE
+        return [*CPU_SERVE, "--model", model_dir]
+    return [*SERVE, model_dir]
 
 
 def model_runner() -> str:
@@ -183,7 +183,6 @@ def _common_options(job: Job, number: int) -> list[str]:
     if backend == "file":
         backend = TRANSFER_BACKEND
     options = {
-        "--model": job.model_dir,
         "--served-model-name": "policy",
         "--host": address.hostname or "127.0.0.1",
         "--port": str(address.port),
