@@ -1,16 +1,29 @@
-"""A file of weights (safetensors), and checks that it is the announced one of the same model."""
+"""A file of weights (safetensors), and checks that it is the announced one of the same model.
+
+Mixtures of experts have two forms in files. A checkpoint has three matrices for each expert; a
+model of transformers, which the learner publishes, has two tensors for all experts of a layer.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 
 TIED_HEAD = "lm_head.weight"
+
+EXPERT = re.compile(r"(?P<layer>.*\.experts)\.(?P<expert>\d+)\.(?P<matrix>\w+)\.weight")
+"""Name of a matrix of one expert."""
+
+EXPERT_MATRICES = ("gate_proj", "up_proj", "down_proj")
+GATE_UP = "gate_up_proj"
+DOWN = "down_proj"
 
 
 def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -37,9 +50,10 @@ def check_file(path: Path, checksum: str) -> None:
 def check_tensors(path: Path, expected: dict[str, list[int]]) -> None:
     """Raise ValueError when the file's tensors differ in name or shape from `expected`.
 
-    An empty `expected` allows all.
+    Experts may be in one form here and in the other one there. An empty `expected` allows all.
     """
-    shapes = dict(_read_shapes(path))
+    shapes = fuse_experts(dict(_read_shapes(path)))
+    expected = fuse_experts(expected)
     wrong = sorted(
         name for name in shapes.keys() | expected.keys() if shapes.get(name) != expected.get(name)
     )
@@ -50,6 +64,61 @@ def check_tensors(path: Path, expected: dict[str, list[int]]) -> None:
             "and "
             f"{expected.get(name, 'missing')} in the engine ({len(wrong)} tensors differ)"
         )
+
+
+def fuse_experts(shapes: Mapping[str, list[int]]) -> dict[str, list[int]]:
+    """Return the shapes as they are where all experts of a layer are in two tensors.
+
+    `L.experts.N.gate_proj.weight` and `up_proj` [I, H] become `L.experts.gate_up_proj`
+    [experts, 2 I, H], and `down_proj` [H, I] becomes `L.experts.down_proj` [experts, H, I]. A layer
+    whose experts are not all there and of one size is left as it is.
+    """
+    matrices: dict[str, dict[tuple[int, str], list[int]]] = {}
+    for name, shape in shapes.items():
+        match = EXPERT.fullmatch(name)
+        if match is not None:
+            layer = matrices.setdefault(match["layer"], {})
+            layer[int(match["expert"]), match["matrix"]] = shape
+    fused = dict(shapes)
+    for layer, found in matrices.items():
+        count = len(found) // len(EXPERT_MATRICES)
+        gate = found.get((0, "gate_proj"), [])
+        alike = {
+            (expert, matrix): gate[::-1] if matrix == DOWN else gate
+            for expert in range(count)
+            for matrix in EXPERT_MATRICES
+        }
+        if found != alike:
+            continue
+        for expert, matrix in found:
+            del fused[f"{layer}.{expert}.{matrix}.weight"]
+        inner, hidden = gate
+        fused[f"{layer}.{GATE_UP}"] = [count, 2 * inner, hidden]
+        fused[f"{layer}.{DOWN}"] = [count, hidden, inner]
+    return fused
+
+
+def read_experts(
+    file: Any, names: set[str], layer: str
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Read the experts of a layer (`...experts`), as [E, 2 I, H] and [E, H, I].
+
+    `names` are those of the tensors in `file`, an open safetensors file. None if it has none of
+    them.
+    """
+    if f"{layer}.{GATE_UP}" in names:
+        return file.get_tensor(f"{layer}.{GATE_UP}"), file.get_tensor(f"{layer}.{DOWN}")
+    gate_up = []
+    down = []
+    while f"{layer}.{len(down)}.{DOWN}.weight" in names:
+        gate, up, last = (
+            file.get_tensor(f"{layer}.{len(down)}.{matrix}.weight") for matrix in EXPERT_MATRICES
+        )
+        gate_up.append(torch.cat([gate, up]))
+        down.append(last)
+    if not down:
+        return None
+    return torch.stack(gate_up), torch.stack(down)
 
 
 def tensor_shapes(model: Path) -> dict[str, list[int]]:

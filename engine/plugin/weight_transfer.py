@@ -54,6 +54,18 @@ def pack_tied_head(model: nn.Module) -> None:
         head.quant_method.process_weights_after_loading(head)
 
 
+def pack_experts(model: nn.Module) -> None:
+    """Pack the experts of a model again, on a CPU.
+
+    vLLM 0.32 packs them when it has loaded the model for the first time. After a reload it copies
+    them as they come to where its kernel expects packed ones.
+    """
+    for module in model.modules():
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        if kernel is not None and module.w13_weight.device.type == "cpu":
+            kernel.fused_experts.process_weights_after_loading(module)
+
+
 @dataclass
 class InitInfo(WeightTransferInitInfo):
     """There is nothing to set up."""
@@ -100,6 +112,7 @@ class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
         finally:
             finalize_layerwise_reload(self.model, self.model_config)
             pack_tied_head(self.model)
+            pack_experts(self.model)
         self._verify = None
         if update_info.verify:
             self._verify = path
