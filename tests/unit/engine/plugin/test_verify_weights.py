@@ -1,5 +1,4 @@
-"""Comparison of weights that a model does not hold as the file has them: quantized ones, and
-slices of them."""
+"""Comparison of weights that a model does not hold as the file has them: quantized, and slices."""
 
 from __future__ import annotations
 
