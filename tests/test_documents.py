@@ -41,6 +41,8 @@ OTHERS_OPTIONS = {
     "partition",
     "rm",
     "shm-size",
+    "tensor-parallel-size",
+    "enable-batch-sharded-sampling",
     "target",
     "weight-transfer-config",
     "wheel-dir",
