@@ -141,9 +141,10 @@ def asks(frame: bytes) -> bool:
     Who may join may keep them, for `actor.episode_seconds`.
     """
     try:
-        return isinstance(message := decode(frame), Credit) and 0 < message.episodes <= MAX_CREDIT
+        message = decode(frame)
     except BadFrame:
         return False
+    return isinstance(message, Credit) and 0 < message.episodes <= MAX_CREDIT
 
 
 def attack(endpoints: dict[str, str | list[str]], over: Event) -> int:

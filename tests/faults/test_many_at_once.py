@@ -59,7 +59,7 @@ class Bench:
         self.controller.admission.start(next_group=0, received=[], updates_remaining=1)
         return self.controller.admission.lease(b"an actor", time.monotonic())
 
-    async def asked(self, request: TurnRequest) -> TurnResult | TurnFailed:
+    async def ask(self, request: TurnRequest) -> TurnResult | TurnFailed:
         await self.actor.send(encode(request))
         return decode(await asyncio.wait_for(self.actor.recv(), 20))
 
@@ -84,7 +84,7 @@ def request_of(lease: Lease, turn: int = 0) -> TurnRequest:
     )
 
 
-def failed(request: TurnRequest) -> TurnFailed:
+def fail_turn(request: TurnRequest) -> TurnFailed:
     return TurnFailed(
         key=request.key,
         lease_attempt=request.lease_attempt,
@@ -130,10 +130,10 @@ async def test_a_turn_that_is_asked_for_again_is_answered_again_and_not_generate
 
     async def answer(request: TurnRequest, seed: int) -> TurnFailed:
         asked.append(request.turn_index)
-        return failed(request)
+        return fail_turn(request)
 
     bench.controller.turn_service.turns.run = answer
-    answers = [(await bench.asked(request_of(lease, turn))).turn_index for turn in (0, 0, 1, 1)]
+    answers = [(await bench.ask(request_of(lease, turn))).turn_index for turn in (0, 0, 1, 1)]
     assert (answers, asked) == ([0, 0, 1, 1], [0, 1])
 
 
@@ -184,7 +184,7 @@ async def test_turns_that_an_actor_has_no_lease_for_are_refused_and_leave_nothin
     bench: Bench,
 ):
     for attempt in range(20):
-        answer = await bench.asked(
+        answer = await bench.ask(
             TurnRequest(
                 key=EpisodeKey(0, 0), lease_attempt=attempt, turn_index=0, prompt=pack([1], INT32)
             )
@@ -200,8 +200,8 @@ async def test_a_turn_whose_lease_lapses_while_it_is_played_leaves_nothing_behin
     async def answer(request: TurnRequest, seed: int) -> TurnFailed:
         bench.controller.admission.take_back_from(b"an actor")
         scores[request.key, request.lease_attempt] = 0.5
-        return failed(request)
+        return fail_turn(request)
 
     bench.controller.turn_service.turns.run = answer
-    await bench.asked(request_of(lease))
+    await bench.ask(request_of(lease))
     assert not bench.controller.turn_service.known_leases()

@@ -55,7 +55,8 @@ async def test_rule_in_the_engine_decides_as_the_controller_would_at_once(
         generation = await task
         signals = await engine.watcher.until(turn_id, len(generation.tokens))
         rule = delegated.build()
-        decision = next((d for row in signals.rows() if (d := rule.observe(row)) is not None), None)
+        decisions = map(rule.observe, signals.rows())
+        decision = next((d for d in decisions if d is not None), None)
         forced = [position for position, token in enumerate(signals.forced) if token >= 0]
         assert forced == (
             []
@@ -104,9 +105,8 @@ async def test_turns_keep_their_identity_through_preemption(
                 forced = [position for position, i in enumerate(first) if signals.forced[i] >= 0]
                 rows = list(signals.rows())
                 rule = delegated and delegated.build()
-                decision = rule and next(
-                    (d for i in first if (d := rule.observe(rows[i])) is not None), None
-                )
+                decisions = map(rule.observe, [rows[i] for i in first]) if rule else []
+                decision = next((d for d in decisions if d is not None), None)
                 assert forced == (
                     [decision.position, decision.position + 1] if decision else []
                 )  # none where it ends its thought itself

@@ -275,8 +275,10 @@ def test_an_address_that_others_reach_needs_a_token() -> None:
 async def until(page, script: str) -> object:
     """Wait until a script in the page gives something, and return it."""
     async with asyncio.timeout(60):
-        while not (value := await page.evaluate(script)):
+        value = await page.evaluate(script)
+        while not value:
             await asyncio.sleep(0.05)
+            value = await page.evaluate(script)
     return value
 
 

@@ -101,7 +101,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
 
-def found(name: str, address: str, cache: Path) -> subprocess.CompletedProcess[str]:
+def run_find_model(name: str, address: str, cache: Path) -> subprocess.CompletedProcess[str]:
     """`find_model` in a process of its own: the library reads its settings when it is imported."""
     program = (
         "from rich.console import Console; from supervisor.models import find_model; from "
@@ -123,20 +123,20 @@ def test_a_model_of_the_hub_is_fetched_once(
     hub: tuple[str, Hub], small_policy: Path, tmp_path: Path
 ) -> None:
     address, served = hub
-    first = found("some/model@v2", address, tmp_path)
+    first = run_find_model("some/model@v2", address, tmp_path)
     assert first.returncode == 0, first.stderr
     directory = Path(first.stdout.strip())
     assert contents(directory) == contents(small_policy)
     assert "v2" in served.asked and "fetching some/model@v2" in first.stderr
     served.asked.clear()
-    again = found("some/model@v2", address, tmp_path)
+    again = run_find_model("some/model@v2", address, tmp_path)
     assert (again.stdout, served.asked) == (first.stdout, [])
 
 
 def test_a_model_that_the_hub_does_not_have_is_an_error_that_names_the_setting(
     hub: tuple[str, Hub], tmp_path: Path
 ) -> None:
-    said = found("no/where", hub[0], tmp_path).stderr
+    said = run_find_model("no/where", hub[0], tmp_path).stderr
     assert (
         "ConfigError: model.name: no/where is no directory here, and the Hugging Face hub does "
         "not give it" in said
@@ -144,7 +144,7 @@ def test_a_model_that_the_hub_does_not_have_is_an_error_that_names_the_setting(
 
 
 def test_a_hub_that_cannot_be_reached_is_an_error_that_names_the_setting(tmp_path: Path) -> None:
-    said = found("some/model", "http://127.0.0.1:9", tmp_path).stderr
+    said = run_find_model("some/model", "http://127.0.0.1:9", tmp_path).stderr
     assert (
         "ConfigError: model.name: some/model is no directory here, and the Hugging Face hub does "
         "not give it" in said

@@ -129,8 +129,10 @@ def test_what_is_sent_to_a_host_that_is_far_away_arrives_late_or_never(three) ->
         echo.bind((HERE, 0))
 
         def answer() -> None:
-            while (received := echo.recvfrom(9))[0] != b"over":
-                echo.sendto(*received)
+            data, sender = echo.recvfrom(9)
+            while data != b"over":
+                echo.sendto(data, sender)
+                data, sender = echo.recvfrom(9)
 
         answering = threading.Thread(target=answer)
         answering.start()

@@ -491,10 +491,8 @@ async def test_an_engine_that_does_not_answer_ends_the_run_naming_the_setting(
     "address", ["127.0.0.1:5555", "tcp://127.0.0.1", "tcp://127.0.0.1:port", "tcp://:5555"]
 )
 async def test_an_actor_that_is_given_no_address_says_how_one_is_written(address: str):
-    assert (
-        "--connect: " in (said := await refused("actor", "--connect", address))
-        and "tcp://HOST:PORT" in said
-    )
+    printed = await refused("actor", "--connect", address)
+    assert "--connect: " in printed and "tcp://HOST:PORT" in printed
 
 
 async def test_an_actor_that_finds_no_controller_says_so(tmp_path: Path):

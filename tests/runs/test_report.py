@@ -189,12 +189,12 @@ def test_an_episode_is_shown_token_by_token_as_recorded(recorded: Path) -> None:
 
 
 def test_an_episode_that_was_dropped_is_shown_with_the_reason() -> None:
-    def shown(detail: str) -> str:
+    def describe(detail: str) -> str:
         return describe_outcome(dropped_episode(EpisodeKey(0, 0), DropReason.ENV_ERROR, detail))
 
     assert (
-        shown(detail="no room") == "dropped (env_error: no room)"
-        and shown(detail="") == "dropped (env_error)"
+        describe(detail="no room") == "dropped (env_error: no room)"
+        and describe(detail="") == "dropped (env_error)"
     )
 
 
@@ -343,21 +343,21 @@ def test_episodes_are_filtered_by_words_outcome_and_decisions(tmp_path: Path, pa
     ]
     open_page(page, tmp_path / "page.html", [RunData("run", [], {}, [], episodes)])
 
-    def found() -> list[str]:
+    def list_visible() -> list[str]:
         ids = page.eval_on_selector_all(
             ".episode", "all => all.filter(e => e.checkVisibility()).map(e => e.id)"
         )
         assert page.text_content("#shown") == f"{len(ids)} of 3"
         return [name.removeprefix("run-") for name in ids]
 
-    assert found() == ["t0.0", "t0.1", "t1.0"]
+    assert list_visible() == ["t0.0", "t0.1", "t1.0"]
     page.fill("[name=words]", "MUG")
-    assert found() == ["t0.0", "t1.0"]
+    assert list_visible() == ["t0.0", "t1.0"]
     page.select_option("[name=outcome]", "not solved")
-    assert found() == ["t1.0"]
+    assert list_visible() == ["t1.0"]
     page.select_option("[name=outcome]", "")
     page.check("[name=decided]")
-    assert found() == ["t0.0"]
+    assert list_visible() == ["t0.0"]
 
 
 def turn_with(attempt: AttemptView) -> TurnView:

@@ -66,15 +66,16 @@ def test_exploration_is_measured_the_same_while_the_run_goes_on_and_afterwards(
     assert first[1]["known_pairs"] > first[0]["known_pairs"] > 0
 
 
+def _is_of_exploration(name: str) -> bool:
+    metric = find_metric(name)
+    return metric is not None and metric.group.startswith("exploration")
+
+
 def explored(run_dir: Path) -> list[dict[str, float]]:
     """The measures of exploration in a run's metrics, by update."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return [
-        {
-            name: value
-            for name, value in line.items()
-            if (known := find_metric(name)) and known.group.startswith("exploration")
-        }
+        {name: value for name, value in line.items() if _is_of_exploration(name)}
         for line in lines
         if line["kind"] == "update"
     ]

@@ -548,8 +548,8 @@ def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(
     asynchronous = sorted(trained(trajectories), key=lambda t: (t.key.group, t.key.member))
     assert len(asynchronous) == 2 * size
     for batch, number in zip(reference.batches, range(2), strict=True):
-        assert [said(t) for t in asynchronous[number * size : (number + 1) * size]] == [
-            said(t) for t in batch
+        assert [texts_of(t) for t in asynchronous[number * size : (number + 1) * size]] == [
+            texts_of(t) for t in batch
         ]
     updates = [m for m in metrics if m["kind"] == "update"]
     assert all(m["token_age_max"] == 0 for m in updates)
@@ -561,7 +561,7 @@ def test_invariant_1_max_staleness_0_equals_a_lock_step_loop_batch_for_batch(
         torch.testing.assert_close(final[name], weight, rtol=0, atol=0)
 
 
-def said(trajectory: Trajectory) -> list[tuple[bytes, bytes, str]]:
+def texts_of(trajectory: Trajectory) -> list[tuple[bytes, bytes, str]]:
     return [(turn.prompt, turn.kept.tokens, turn.action) for turn in trajectory.turns]
 
 

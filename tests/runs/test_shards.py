@@ -260,7 +260,7 @@ class Bench:
     async def say(self, message: Message) -> None:
         await self.controller.send_multipart([self.peer, encode(message)])
 
-    async def asked(self, request: TurnRequest) -> TurnResult | TurnFailed:
+    async def ask(self, request: TurnRequest) -> TurnResult | TurnFailed:
         await self.actor.send(encode(request))
         return decode(await asyncio.wait_for(self.actor.recv(), 60))
 
@@ -293,24 +293,17 @@ async def test_a_shard_takes_turns_of_leases_that_were_given_and_have_not_lapsed
         prompt=pack([1, 2], INT32),
         permit=sign_lease(bench.job.permit_key, b"an actor", key, 0),
     )
-    answer = await bench.asked(request)
+    answer = await bench.ask(request)
     assert isinstance(answer, TurnResult) and {span.version for span in answer.kept.spans} == {0}
     for stolen in (sign_lease(bench.job.permit_key, b"another", key, 1), b""):
-        refused = await bench.asked(
-            msgspec.structs.replace(request, lease_attempt=1, permit=stolen)
-        )
+        refused = await bench.ask(msgspec.structs.replace(request, lease_attempt=1, permit=stolen))
         assert isinstance(refused, TurnFailed) and refused.reason is DropReason.CANCELED
     await bench.say(Revoked(leases=[(key, 0)]))
     async with asyncio.timeout(60):
-        while isinstance(
-            late := await bench.asked(
-                msgspec.structs.replace(request, turn_index=request.turn_index + 1)
-            ),
-            TurnResult,
-        ):
-            request = msgspec.structs.replace(
-                request, turn_index=request.turn_index + 1
-            )  # the word was still on its way
+        late = answer
+        while isinstance(late, TurnResult):  # the word was still on its way
+            request = msgspec.structs.replace(request, turn_index=request.turn_index + 1)
+            late = await bench.ask(request)
     assert late.reason is DropReason.CANCELED
     running.cancel()
     await asyncio.wait({running})
@@ -329,7 +322,7 @@ async def test_a_turn_that_is_asked_for_before_a_shards_first_weights_is_sampled
         prompt=pack([1, 2], INT32),
         permit=sign_lease(bench.job.permit_key, b"an actor", key, 0),
     )
-    answer = asyncio.create_task(bench.asked(request))
+    answer = asyncio.create_task(bench.ask(request))
     await bench.state(-1)  # which it says from time to time
     await bench.say(bench.weights)
     assert {span.version for span in (await answer).kept.spans} == {0}

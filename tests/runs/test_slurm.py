@@ -61,7 +61,9 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return directory
 
 
-def told(script: Path, slurm: Path, nodes: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def list_started(
+    script: Path, slurm: Path, nodes: str, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
     """Return "node: arguments" of each `python run.py` that the script starts.
 
     None of them does anything.
@@ -100,7 +102,7 @@ def test_each_machine_gets_its_part(tmp_path: Path, slurm: Path, monkeypatch: py
         "#SBATCH --nodes=4\n" in script.read_text()
         and "#SBATCH --partition=gpu\n" in script.read_text()
     )
-    keys, head, *actors = told(script, slurm, "node1,node2,node3,node4", monkeypatch)
+    keys, head, *actors = list_started(script, slurm, "node1,node2,node3,node4", monkeypatch)
     assert keys == f": run.py keys {run}-keys actors"
     assert head == (
         f"node1: run.py --run.dir {run} --security.keys={run}-keys --controller.host=10.0.0.1 "
@@ -132,7 +134,7 @@ def test_a_machine_is_known_by_the_address_that_others_reach(
 ):
     (slurm / "hostname").write_text(f"#!/bin/bash\necho '{addresses} '\n")
     assert main(["slurm", str(tmp_path / "run")]) == 0
-    _, head, _ = told(tmp_path / "run.sbatch", slurm, "node1,node2", monkeypatch)
+    _, head, _ = list_started(tmp_path / "run.sbatch", slurm, "node1,node2", monkeypatch)
     assert f"--controller.host={taken} " in head
 
 
@@ -153,7 +155,7 @@ def test_shards_get_machines_of_their_own_with_their_engines(
 ):
     arguments = ["--shard-nodes", "2", "--learner-node", "--engine.count", "6"]
     assert main(["slurm", str(tmp_path / "run"), *arguments]) == 0
-    _, head, actors = told(
+    _, head, actors = list_started(
         tmp_path / "run.sbatch", slurm, "node1,node2,node3,node4,node5", monkeypatch
     )
     step = "srun,--disable-status,--overlap,--nodes=1,--ntasks=1"
@@ -171,7 +173,7 @@ def test_a_run_that_has_begun_is_resumed(
     assert main(["slurm", str(tmp_path / "run")]) == 0
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.toml").touch()
-    started = told(tmp_path / "run.sbatch", slurm, "node1,node2", monkeypatch)
+    started = list_started(tmp_path / "run.sbatch", slurm, "node1,node2", monkeypatch)
     assert [line for line in started if f"node1: run.py --resume {tmp_path / 'run'} " in line]
 
 

@@ -21,10 +21,7 @@ from tests.fixtures.controller import make
 
 
 def lease_all(admission: Admission, actor: bytes = b"a") -> list:
-    leases = []
-    while (lease := admission.lease(actor)) is not None:
-        leases.append(lease)
-    return leases
+    return list(iter(lambda: admission.lease(actor), None))
 
 
 def test_no_more_groups_are_admitted_than_there_are_slots():
@@ -127,8 +124,10 @@ def test_an_episode_that_never_ends_is_given_up_at_the_pace_of_the_others():
     stuck = admission.lease(b"a", now=began).key
     now = began
     for _ in range(5):
-        while not (given_up := admission.take_back_overdue(now)) and stuck in admission.leased:
+        given_up = admission.take_back_overdue(now)
+        while not given_up and stuck in admission.leased:
             now += 1.0
+            given_up = admission.take_back_overdue(now)
         leases.append(now - began - sum(leases))
         if not given_up:
             assert admission.lease(b"b", now=now).key == stuck

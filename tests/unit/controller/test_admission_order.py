@@ -87,7 +87,7 @@ class World:
         """Actors take what there is; what was admitted just now is noted."""
         for group in range(self.admission.next_group):
             self.admitted_at.setdefault(group, self.engines)
-        while (lease := self.admission.lease(b"actor")) is not None:
+        for lease in iter(lambda: self.admission.lease(b"actor"), None):
             assert lease.key not in self.buffer.unconsumed_keys()
             assert lease.key.group not in self.buffer.closed
             self.leased.append(lease.key)

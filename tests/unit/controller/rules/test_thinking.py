@@ -215,7 +215,7 @@ def test_the_rule_decides_as_the_slow_reference(
     previous = [-1, OPEN, *(token for *_, token in turn)]
     signals = [Signal(i, h, c, -c / 3, -1, previous[i]) for i, (h, c, _) in enumerate(turn)]
     rule = ThinkingRule(settings, OPEN, CLOSE)
-    decisions = [(d.position, d.reason) for s in signals if (d := rule.observe(s)) is not None]
+    decisions = [(d.position, d.reason) for d in map(rule.observe, signals) if d is not None]
     expected = reference_decision(settings, signals)
     assert decisions == ([] if expected is None else [expected])
 

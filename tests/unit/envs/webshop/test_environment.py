@@ -279,7 +279,8 @@ def test_what_is_remembered_as_chosen_is_what_the_shop_has_chosen():
                 )
             )
             action = rng.choice((action, action + " please", action.removesuffix("]")))
-            done = (result := episode.step(action)).done
+            result = episode.step(action)
+            done = result.done
             view.record(action, result.observation)
             if not done:
                 assert view.visit_memory.chosen == episode.visit.chosen

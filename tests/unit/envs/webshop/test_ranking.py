@@ -57,7 +57,8 @@ def test_a_word_of_more_than_255_characters_is_cut():
 def test_words_are_pieces_of_the_text_in_order(text):
     position = 0
     for token in split_words(text):
-        assert (position := text.index(token, position) + len(token)) and token
+        assert token
+        position = text.index(token, position) + len(token)
 
 
 def test_terms_have_no_stop_words_no_possessive_and_no_capitals():

@@ -60,7 +60,7 @@ settings = st.builds(
 )
 
 
-def standing(value: float, values: list[float], normalise: bool) -> float:
+def standardize_within(value: float, values: list[float], normalise: bool) -> float:
     """The textbook: value less the mean, over the sample standard deviation + 1e-6."""
     mean = math.fsum(values) / len(values)
     if not normalise:
@@ -81,8 +81,8 @@ def grpo_reference(group: GroupReturns, s: SimpleNamespace) -> list[list[float]]
     validity = [float(v) for e in group.episodes for v in e.valid]
     return [
         [
-            standing(returns[i], compared, s.normalize_advantages)
-            + s.invalid_penalty * standing(float(valid), validity, False)
+            standardize_within(returns[i], compared, s.normalize_advantages)
+            + s.invalid_penalty * standardize_within(float(valid), validity, False)
             for valid in e.valid
         ]
         for i, e in enumerate(group.episodes)
@@ -100,7 +100,7 @@ def rloo_reference(group: GroupReturns, s: SimpleNamespace) -> list[list[float]]
     return [
         [
             (returns[i] - math.fsum(others[i]) / len(others[i]) if others[i] else 0.0)
-            + s.invalid_penalty * standing(float(valid), validity, False)
+            + s.invalid_penalty * standardize_within(float(valid), validity, False)
             for valid in e.valid
         ]
         for i, e in enumerate(group.episodes)
@@ -118,7 +118,9 @@ def reinforce_pp_reference(
             for r, e in zip(returns, group.episodes, strict=True)
             for _ in range(len(e.rewards) if s.baseline_weighting == "turn" else 1)
         ]
-        values.append([standing(r, counted, False) for r in returns] if baseline else returns)
+        values.append(
+            [standardize_within(r, counted, False) for r in returns] if baseline else returns
+        )
     times = [
         [len(e.rewards) if s.baseline_weighting == "turn" else 1 for e in group.episodes]
         for group in batch
@@ -133,12 +135,12 @@ def reinforce_pp_reference(
     for group, of in zip(batch, values, strict=True):
         validity = [float(v) for e in group.episodes for v in e.valid]
         penalties = [
-            [s.invalid_penalty * standing(float(v), validity, False) for v in e.valid]
+            [s.invalid_penalty * standardize_within(float(v), validity, False) for v in e.valid]
             for e in group.episodes
         ]
         out.append(
             [
-                [standing(v, compared, True) + p for p in ps]
+                [standardize_within(v, compared, True) + p for p in ps]
                 for v, ps in zip(of, penalties, strict=True)
             ]
         )
@@ -158,7 +160,7 @@ def gigpo_reference(group: GroupReturns, s: SimpleNamespace) -> list[list[float]
             for (n, m), v in to_go.items()
             if group.episodes[n].anchors[m] == group.episodes[i].anchors[k]
         ]
-        advantages[i][k] += s.step_weight * standing(value, same, s.normalize_advantages)
+        advantages[i][k] += s.step_weight * standardize_within(value, same, s.normalize_advantages)
     return advantages
 
 
@@ -208,8 +210,8 @@ def valued_reference(batch: list[GroupReturns], s: SimpleNamespace) -> list[list
         out.append(
             [
                 [
-                    (standing(value, compared, True) if s.normalize_advantages else value)
-                    + s.invalid_penalty * standing(float(valid), validity, False)
+                    (standardize_within(value, compared, True) if s.normalize_advantages else value)
+                    + s.invalid_penalty * standardize_within(float(valid), validity, False)
                     for value, valid in zip(next(found), e.valid, strict=True)
                 ]
                 for e in group.episodes

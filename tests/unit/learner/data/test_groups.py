@@ -33,7 +33,7 @@ def play(buffer: GroupBuffer, arrivals: list[Trajectory], groups_per_batch: int)
     return told
 
 
-def failed(number: int, evaluation: bool) -> Trajectory:
+def build_failed(number: int, evaluation: bool) -> Trajectory:
     """Episode `number`, in groups of four if it is one of training."""
     key = (0, number) if evaluation else divmod(number, 4)
     return msgspec.structs.replace(
@@ -50,7 +50,7 @@ def test_environment_whose_first_episodes_all_fail_ends_the_run_with_that_reason
     buffer = GroupBuffer(group_size=4)
     for number in range(FIRST_EPISODES):
         buffer.check_playable()
-        buffer.add(failed(number, evaluation))
+        buffer.add(build_failed(number, evaluation))
     with pytest.raises(NothingPlayable, match=r"64 env_error.*KeyError: 'x' \(game.py:7 in step\)"):
         buffer.check_playable()
 
@@ -61,7 +61,7 @@ def test_one_played_episode_among_the_first_lets_the_run_go_on(played: int, eval
     buffer = GroupBuffer(group_size=4)
     for number in range(3 * FIRST_EPISODES):
         if number != played:
-            buffer.add(failed(number, evaluation))
+            buffer.add(build_failed(number, evaluation))
     buffer.check_playable()
 
 
@@ -208,7 +208,7 @@ def test_invariant_3_every_episode_leaves_exactly_once(
     for t in arrivals:
         buffer.add(t)
         buffer.collect_complete()
-        while (batch := buffer.pop_batch(groups_per_batch)) is not None:
+        for batch in iter(lambda: buffer.pop_batch(groups_per_batch), None):
             trained += [t.key for group in batch[1] for t in group]
             dropped += buffer.pop_closed_drops()
     dropped += buffer.cancel_remaining()
