@@ -89,7 +89,7 @@ class Stage:
 
     @property
     def view(self) -> AgentView:
-        """What the agent has been shown; RuntimeError before the start."""
+        """Return the view of what the agent has been shown; RuntimeError before the start."""
         if self._view is None:
             raise RuntimeError("an episode that has not started")
         return self._view

@@ -1,5 +1,6 @@
-"""Defaults that depend on other settings: of the tiny policy in an environment, and of the presets
-of control.
+"""Defaults that depend on other settings.
+
+They are of the tiny policy in an environment, and of the presets of control.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ TINY_DEFAULTS: dict[str, dict[str, Any]] = {
         "warm_start.wasted_turn_rate": 0.25,
     },
 }
-"""Environment -> defaults ({full name: value}) that are others there for the tiny policy
-(docs/measurements/learning.md says why).
+"""Environment -> defaults ({full name: value}) that are others there for the tiny policy.
 
-A model of one's own plays an environment as others know it."""
+docs/measurements/learning.md says why. A model of one's own plays an environment as others know it.
+"""
 
 _LONG_THOUGHTS = {"control.t2po.window": 7, "control.t2po.min_thinking": 16}
 """Defaults of any model but the tiny policy, which thinks 13 tokens a turn.
@@ -144,8 +145,10 @@ def defaults_for(given: Mapping[str, Any], serial: bool = False) -> dict[str, An
 
 
 def with_preset(overrides: Mapping[str, str], recorded: Config) -> dict[str, str]:
-    """Overrides of a run's settings, of which its config.toml has every one: a preset among them
-    stands for all that any preset sets, as a new run of that model would have it.
+    """Return overrides of a run's settings, of which its config.toml has every one.
+
+    A preset among them stands for all that any preset sets, as a new run of that model would have
+    it.
     """
     if "control.preset" not in overrides:
         return dict(overrides)
@@ -163,8 +166,9 @@ def with_preset(overrides: Mapping[str, str], recorded: Config) -> dict[str, str
 
 
 def fixed_thresholds(given: Iterable[str]) -> dict[str, Any]:
-    """A threshold that is given, and its rate is not, is meant to hold: the rates that are 0 for
-    that.
+    """Return the rates that are 0 for a threshold that is given and meant to hold.
+
+    It is meant to where its rate is not given.
     """
     return {
         rate: 0.0 for threshold, rate in RATES.items() if threshold in given and rate not in given

@@ -16,8 +16,10 @@ RUNNER_VARIABLE = "VLLM_USE_V2_MODEL_RUNNER"
 """vLLM's environment variable: "1" asks for the V2 model runner, "0" for V1."""
 
 SHARDED_SAMPLING_VARIABLE = "FORAY_SHARDED_SAMPLING"
-"""Environment variable: set where the engine has several workers, each of which samples a part of
-the requests."""
+"""Environment variable that is set where the engine has several workers.
+
+Each of them samples a part of the requests.
+"""
 
 TURN_ID_KEY = "foray_turn"
 """Key of the turn id in a request's `extra_args`: its presence makes the turn watched."""

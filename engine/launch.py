@@ -79,7 +79,10 @@ SERVE = ("vllm.entrypoints.cli.main", "serve")
 """`vllm serve`, vLLM's own command."""
 
 CPU_SERVE = ("vllm.entrypoints.launchers.api_server.entry",)
-"""What `vllm serve` calls. The wheel for CPUs has another name than the command asks for."""
+"""Module that `vllm serve` calls.
+
+The wheel for CPUs has another name than the command asks for.
+"""
 
 SPECULATIVE = ("--speculative-config", "--spec-method", "-sc")
 """Options of vLLM that ask for speculative decoding."""

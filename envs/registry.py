@@ -39,7 +39,7 @@ from envs.user_errors import describe_error
 ENTRY_POINT_GROUP = "foray.environments"
 
 METHODS = ("size", "start", "view", "prompt", "parse")
-"""What tells the class of an environment from others in its file."""
+"""Methods that tell the class of an environment from others in its file."""
 
 # Named, not imported: an actor loads only the environment it plays.
 _BUILT_IN = {
@@ -106,7 +106,7 @@ def short_name(name: str) -> str:
 
 
 def find_factory(name: str) -> Callable[..., Environment]:
-    """What makes an environment of that name.
+    """Find the callable that makes an environment of that name.
 
     Raises EnvironmentNotFound for an unknown name, and ValueError for code that cannot be loaded.
     """
@@ -158,7 +158,7 @@ def _load(name: str, find: Callable[[], Callable[..., Any]]) -> Callable[..., An
 
 
 def _find_in_file(name: str) -> Callable[..., Any]:
-    """What a file has under the name after the colon, or its one environment."""
+    """Find in a file the name after the colon, or its one environment."""
     text, _, attribute = name.partition(":")
     file = Path(text).absolute()
     if not file.is_file():
@@ -203,7 +203,7 @@ def _import_file(file: Path) -> ModuleType:
 
 
 def _find_in_module(name: str) -> Callable[..., Any]:
-    """What a module has under the name after the colon."""
+    """Find in a module the name after the colon."""
     module_name, _, attribute = name.partition(":")
     try:
         module = import_module(module_name)

@@ -47,14 +47,14 @@ class Task(NamedTuple):
 
 @dataclass
 class Findings:
-    """What was found out about an environment."""
+    """Findings about an environment."""
 
     flaws: dict[str, list[Task]] = field(default_factory=dict)
-    """What is wrong -> the tasks in which it showed."""
+    """Flaw -> the tasks in which it showed."""
     expert_turns: list[int | None] = field(default_factory=list)
     """Turns of each episode of the expert; None of one that it did not win."""
     demonstrations: list[bool] = field(default_factory=list)
-    """Whether the expert won, for each episode with the slips of a warm start."""
+    """Successes of the expert, for each episode with the slips of a warm start."""
     longest_prompt: int = 0
     """Characters of the longest prompt."""
 
@@ -276,7 +276,7 @@ def _play(
 def describe_findings(
     config: Config, environment: Environment, findings: Findings
 ) -> Iterator[str]:
-    """What was found out, in lines."""
+    """Describe, in lines, what was found out."""
     sizes = {split: environment.size(split) for split in SPLITS}
     yield (
         f"{short_name(config.env.name)}: {sizes['train']:,} tasks to train on, "

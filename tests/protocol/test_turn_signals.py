@@ -51,8 +51,9 @@ async def test_a_turn_that_is_all_but_certain_to_be_stalled_is_ended_and_sampled
 async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(
     bench: TurnBench,
 ) -> None:
-    """Of two turns the engine never begins one, and says so many times something about the
-    other.
+    """A turn that waits for its place is not stuck while others go on.
+
+    Of two turns the engine never begins one, and says so many times something about the other.
     """
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
     for turn in ("goes on", "waits"):
@@ -71,7 +72,9 @@ async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(
 async def test_a_signal_at_a_position_that_no_response_has_is_refused_and_changes_nothing(
     bench: TurnBench,
 ) -> None:
-    """A rule keeps something for each position before it: for all below 2**31 the controller would
+    """A signal at a position that no response has is refused, and changes nothing.
+
+    A rule keeps something for each position before it: for all below 2**31 the controller would
     need minutes and its memory.
     """
     settings = ThinkingSettings("paper", 0.4, VOCABULARY, "mean", 7, -1.0, 16, 450)
@@ -104,7 +107,9 @@ def frame(turn_id: str, position: int) -> SignalFrame:
 async def test_engine_hears_other_names_for_the_same_turn_from_another_process(
     bench: TurnBench, monkeypatch
 ) -> None:
-    """It may keep forced tokens and rules by the one, and prefixes by the other, of a run that is
+    """An engine hears other names for the same turn from another process.
+
+    It may keep forced tokens and rules by the one, and prefixes by the other, of a run that is
     over.
     """
     heard = []

@@ -1,4 +1,4 @@
-"""What our code takes for granted in vLLM: names, signatures, fields and routes.
+"""Names, signatures, fields and routes that our code takes for granted in vLLM.
 
 These tests start nothing. They say in seconds what a new version of vLLM has changed.
 """

@@ -102,7 +102,7 @@ def test_environment_of_a_file_declares_its_settings(
 def test_environment_of_code_that_cannot_be_loaded_says_why(
     name: str, message: str, game_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What keeps code of one's own from being found is said before anything starts."""
+    """A reason that keeps code of one's own from being found is said before anything starts."""
     directory = game_file.parent
     (directory / "broken.py").write_text("\n{}['x']\n")
     monkeypatch.setattr(sys, "path", list(sys.path))
