@@ -22,7 +22,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from config import WarmStartSection
 from config.resolve import resolve
 from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy
@@ -105,7 +104,7 @@ def _tokens_per_second(policy_dir: Path, threads: int) -> float:
     """Measure tokens a second over SECONDS, which begin when it is told to."""
     torch.set_num_threads(threads)
     model = load_policy(policy_dir)
-    optimizers = make_optimizers(model, WarmStartSection())
+    optimizers = make_optimizers(model, resolve().warm_start)
     batches = _batches(policy_dir)
     for batch in itertools.islice(batches, WARM_UP):
         imitate_batch(model, optimizers, batch)

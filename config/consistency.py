@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from config.configuration import Config
 from config.engine import EngineSection
 from config.ignored import check_used
-from config.model import is_hub_id
+from config.model import NAMED_MODELS, is_hub_id
 from config.options import flatten_config
 from config.section import ConfigError
 
@@ -118,7 +118,7 @@ def _check_control(config: Config) -> None:
 
 
 def _is_model(name: str) -> bool:
-    return name in ("tiny", "smollm2") or Path(name).is_dir() or is_hub_id(name)
+    return name in NAMED_MODELS or Path(name).is_dir() or is_hub_id(name)
 
 
 def _is_url(text: str) -> bool:

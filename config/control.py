@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from config.section import Section, says
 
+RATES = {
+    "control.t2po.epsilon": "control.t2po.intervention_rate",
+    "control.t2po.eta": "control.t2po.resample_rate",
+}
+"""Threshold -> the rate that it follows."""
+
+
+def rates_of_fixed_thresholds(given: Iterable[str]) -> dict[str, float]:
+    """Return {rate: 0} for each threshold that is given while its rate is not: it is to hold."""
+    return {
+        rate: 0.0 for threshold, rate in RATES.items() if threshold in given and rate not in given
+    }
+
 
 class T2poSection(Section, frozen=True):
-    """T2PO: when thinking has settled, and when a turn repeats the state of the one before."""
+    """T2PO: when thinking has settled, and when a turn repeats the state of the one before.
+
+    Where its paper publishes a number, that is the default. `top_j`, `window`, `min_thinking` and
+    rates that thresholds follow are ours (docs/measurements/control.md).
+    """
 
     score: Annotated[
         Literal["paper", "code"],
@@ -25,7 +43,7 @@ class T2poSection(Section, frozen=True):
         Literal["mean", "max"],
         says("Statistic of the score's last changes that is compared with epsilon"),
     ] = "mean"
-    window: Annotated[int, says("N: the last N+1 changes of the score are compared", ge=0)] = 3
+    window: Annotated[int, says("N: the last N+1 changes of the score are compared", ge=0)] = 7
     intervention_rate: Annotated[
         float,
         says(
@@ -38,7 +56,7 @@ class T2poSection(Section, frozen=True):
     epsilon: Annotated[
         float, says("Thinking is cut when the score changes less than this", ge=0)
     ] = 1e-4
-    min_thinking: Annotated[int, says("L_min: thinking tokens before it may be cut", ge=0)] = 4
+    min_thinking: Annotated[int, says("L_min: thinking tokens before it may be cut", ge=0)] = 16
     turn_mean: Annotated[
         Literal["geometric", "arithmetic"],
         says("Mean of its tokens' scores that is the score of a turn"),
@@ -90,13 +108,6 @@ class ControlSection(Section, frozen=True):
             "valid action are not trained on; off: none"
         ),
     ] = "t2po"
-    preset: Annotated[
-        Literal["auto", "paper", "code"],
-        says(
-            "Source of the values that are not set below: T2PO's paper, its authors' code, or "
-            "auto: the paper, but thresholds follow a rate"
-        ),
-    ] = "auto"
     signal: Annotated[
         Literal["auto", "tap", "stream"],
         says(

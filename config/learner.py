@@ -51,7 +51,7 @@ class LearnerSection(Section, frozen=True):
             ge=0,
         ),
     ] = 0
-    learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 8e-5
+    learning_rate: Annotated[float, says("AdamW's step size", ge=0)] = 1e-6  # T2PO's paper
     lr_decay_fraction: Annotated[
         float,
         says(

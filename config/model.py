@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 from config.section import Section, says
 
+NAMED_MODELS = ("tiny", "smollm2")
+"""Models that have a name of ours; there are recipes of the same name."""
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
@@ -48,7 +51,7 @@ class ModelSection(Section, frozen=True):
 class WarmStartSection(Section, frozen=True):
     """How a policy learns from an expert before it is trained."""
 
-    episodes: Annotated[int, says("Expert episodes to learn from; 0: no warm start", ge=0)] = 2300
+    episodes: Annotated[int, says("Expert episodes to learn from; 0: no warm start", ge=0)] = 0
     epochs: Annotated[float, says("Passes over the expert's episodes", gt=0)] = 1.0
     max_turns: Annotated[
         int,
@@ -75,13 +78,13 @@ class WarmStartSection(Section, frozen=True):
             ge=0,
             lt=1,
         ),
-    ] = 0.47
+    ] = 0.0
     learning_rate: Annotated[
         float, says("Peak step size of AdamW; linear warm-up, cosine decay", gt=0)
-    ] = 6e-3
+    ] = 1e-4
     muon_learning_rate: Annotated[
         float, says("Peak step size of Muon for the layers' matrices; 0: AdamW has them, too", ge=0)
-    ] = 5e-3
+    ] = 0.0
     threads: Annotated[
         int, says("CPU: cores it computes on; 0: all, since nothing else computes yet", ge=0)
     ] = 0

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
-from config import Config, ConfigError, EnvSection
+from config import Config, ConfigError, EnvSection, ModelSection
 from config.consistency import check_consistency
-from config.defaults import defaults_for, fixed_thresholds
+from config.layers import COMMAND_LINE, Layer, find_last, keep_settings, stack_layers
 from config.options import (
     ENVIRONMENT_SETTINGS,
     SHORT_NAMES,
@@ -28,7 +29,7 @@ from config.options import (
     nest,
     tagged_sections,
 )
-from config.recipes import RECIPE_OPTION, read_recipes
+from config.recipes import RECIPE_OPTION, find_recipe, own_recipes, recipe_names, split_names
 from config.refusals import (
     describe_misfit,
     describe_unknown_setting,
@@ -42,40 +43,132 @@ DATA_VARIABLES = {"alfworld": "ALFWORLD_DATA", "webshop": "WEBSHOP_DATA"}
 """Environment -> the variable that stands in for its setting `data`."""
 
 
-def resolve(
-    file: Path | None = None, overrides: dict[str, str] | None = None, serial: bool = False
-) -> Config:
-    """Resolve the defaults, then recipes, then the TOML file, then the overrides.
+class Resolution(NamedTuple):
+    """The settings of a run, and where they are from."""
 
-    Overrides are {full or short name: text of the value}; `recipe` names recipes. The defaults are
-    those that depend on other settings, or on whether the run is `serial` (config/defaults.py),
-    then those of the sections.
+    config: Config
+    recipes: list[str]
+    """Names of the recipes that hold; a later one wins over an earlier one."""
+    sources: dict[str, str]
+    """{full name: where its value is from} of each setting that something gives."""
+
+
+def resolve(
+    file: Path | None = None, overrides: Mapping[str, str] | None = None, serial: bool = False
+) -> Config:
+    """Resolve the settings of a new run; `resolve_new` says how."""
+    return resolve_new(file, overrides or {}, serial).config
+
+
+def resolve_new(file: Path | None, overrides: Mapping[str, str], serial: bool) -> Resolution:
+    """Resolve the recipes that a run takes by itself, those named, the TOML file, the overrides.
+
+    A later one wins. Overrides are {full or short name: text of the value}; `recipe` names recipes.
+    A run takes some by itself for its model and environment, and if it is `serial`
+    (config/recipes.py). What nothing gives is as its section has it.
 
     Raises ConfigError for anything unknown, ill-typed, out of bounds or inconsistent.
     """
-    texts = {full_name(name): text for name, text in (overrides or {}).items()}
-    tree = _read_trees(texts.pop(RECIPE_OPTION, ""), file)
+    texts, recipes = _split_overrides(overrides)
+    layers = [_recipe_layer(name) for name in recipes]
+    if file is not None:
+        layers.append(_file_layer(file))
+    return _resolve_layers(layers, texts, serial)
+
+
+def resolve_recorded(file: Path, overrides: Mapping[str, str]) -> Resolution:
+    """Resolve the settings that a run has recorded, then recipes that are named, then overrides.
+
+    The record has every setting, of the run's recipes too: those named here change it.
+    """
+    texts, recipes = _split_overrides(overrides)
+    layers = [_file_layer(file), *(_recipe_layer(name) for name in recipes)]
+    resolution = _resolve_layers(layers, texts, serial=False)
+    return resolution._replace(recipes=[name for name in resolution.recipes if name in recipes])
+
+
+def _split_overrides(overrides: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """The overrides by their full names, and the recipes that they name."""
+    texts = {full_name(name): text for name, text in overrides.items()}
     if "env.name" in texts:
         texts["env.name"] = absolute_name(texts["env.name"])
-    environment = texts.get("env.name") or _environment_of(tree)
+    return texts, split_names(texts.pop(RECIPE_OPTION, ""))
+
+
+def _resolve_layers(layers: list[Layer], texts: Mapping[str, str], serial: bool) -> Resolution:
+    """Resolve what is given: layers, and over them the texts of options.
+
+    A model's recipe is below all that is given, even if it is among that: else it would win over
+    what it has for the environment.
+    """
+    named = [*layers, Layer(COMMAND_LINE, dict(texts))]
+    environment = find_last(named, "env.name") or EnvSection().name
+    model = find_last(named, "model.name") or ModelSection().name
+    own = [_recipe_layer(name) for name in own_recipes(model, environment, serial)]
     known = all_settings() | environment_fields(environment)
     options, problems = _parse_options(texts, known)
-    in_file = _settings_of_file(tree, options)
-    source = f"in {file or 'a recipe'}"
-    problems += [
-        describe_unknown_setting(name, known, source) for name in in_file if name not in known
-    ]
-    values = {name: value for name, value in {**in_file, **options}.items() if name in known}
+    given = [layer for layer in layers if layer not in own]
+    problems += _describe_unknown_settings(given, known)
+    layers = [*own, _data_layer(environment), *given, Layer(COMMAND_LINE, options)]
+    settings = stack_layers(keep_settings(layer, known) for layer in layers)
+    values = {full: setting.value for full, setting in settings.items()}
+    sources = {full: setting.source for full, setting in settings.items()}
     for name, problem in _describe_misfits(values, environment):
-        problems.append(problem if name in options else f"{problem} ({source})")
+        source = sources.get(name, COMMAND_LINE)
+        problems.append(problem if source == COMMAND_LINE else f"{problem} (in {source})")
     _raise_for(problems)
-    given = in_file | fixed_thresholds(in_file)
-    given |= options | fixed_thresholds(options)
-    given = _with_types(given)
-    values = {**defaults_for(given, serial), **_data_directory(environment), **given}
-    config = from_dict(nest(_with_environment(values, environment)))
+    config = from_dict(nest(_with_environment(_with_types(values), environment)))
     check_consistency(config)
-    return config
+    return Resolution(config, [layer.recipe for layer in layers if layer.recipe], sources)
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """{full name: value} of a recipe's settings.
+
+    Raises ConfigError for one that does not exist, or is no file of settings.
+    """
+    return _settings_of_tree(_read_toml(find_recipe(name), f"--{RECIPE_OPTION}"))
+
+
+@functools.cache
+def all_recipes() -> dict[str, dict[str, Any]]:
+    """{name: settings} of the recipes that come with the project."""
+    return {name: read_recipe(name) for name in recipe_names()}
+
+
+def _recipe_layer(name: str) -> Layer:
+    return Layer(f"recipe {name}", read_recipe(name), recipe=name)
+
+
+def _file_layer(file: Path) -> Layer:
+    """The settings of a file that was given. Raises ConfigError for one that cannot be read."""
+    return Layer(str(file), _settings_of_tree(_read_toml(file, "--config")))
+
+
+def _settings_of_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """{full name: value} of a file's settings."""
+    sections = {name.rpartition(".")[0] for name in all_settings()} | {ENVIRONMENT_SETTINGS}
+    values = {full_name(name): value for name, value in flatten(tree).items()}
+    if isinstance(values.get("env.name"), str):
+        values["env.name"] = absolute_name(values["env.name"])
+    return {name: value for name, value in values.items() if value != {} or name not in sections}
+
+
+def _describe_unknown_settings(
+    layers: Sequence[Layer], known: Mapping[str, msgspec.inspect.Field]
+) -> list[str]:
+    """Say of each setting that neither the run has, nor the environment of its layer."""
+    problems = []
+    environment = EnvSection().name
+    for layer in layers:
+        environment = find_last([layer], "env.name") or environment
+        there = known | environment_fields(environment)
+        problems += [
+            describe_unknown_setting(name, known, f"in {layer.source}")
+            for name in layer.settings
+            if name not in there
+        ]
+    return problems
 
 
 def _parse_options(
@@ -86,7 +179,7 @@ def _parse_options(
     problems = []
     for name, text in texts.items():
         if name not in known:
-            problems.append(describe_unknown_setting(name, known, "on the command line"))
+            problems.append(describe_unknown_setting(name, known, f"on the {COMMAND_LINE}"))
             continue
         try:
             options[name] = _parse_value(name, known[name], text)
@@ -123,40 +216,6 @@ def _raise_for(problems: Sequence[str]) -> None:
         raise ConfigError("\n  ".join([f"{len(problems)} settings are wrong:", *problems]))
 
 
-def _read_trees(recipes: str, file: Path | None) -> dict[str, Any]:
-    """The settings of recipes and of a file, which wins, as nested dictionaries."""
-    tree = _read_toml(file) if file else {}
-    if not recipes:
-        return tree
-    return nest({**flatten(read_recipes(recipes)), **flatten(tree)})
-
-
-def _environment_of(tree: Mapping[str, Any]) -> str:
-    """The environment that a file names, or the default one."""
-    name = tree.get("env", {}).get("name")
-    if isinstance(name, str):
-        return absolute_name(name)
-    return EnvSection().name
-
-
-def _settings_of_file(tree: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """{full name: value} of a file's settings that the command line leaves in force."""
-    values = {full_name(name): value for name, value in flatten(tree).items()}
-    if isinstance(values.get("env.name"), str):
-        values["env.name"] = absolute_name(values["env.name"])
-    sections = {name.rpartition(".")[0] for name in all_settings()} | {ENVIRONMENT_SETTINGS}
-    values = {name: value for name, value in values.items() if value != {} or name not in sections}
-    environment = options.get("env.name")
-    if environment is not None and environment != _environment_of(tree):
-        declared = environment_fields(environment)
-        values = {
-            name: value
-            for name, value in values.items()
-            if not name.startswith(f"{ENVIRONMENT_SETTINGS}.") or name in declared
-        }
-    return _without_other_types(values, options)
-
-
 def _with_environment(values: Mapping[str, Any], environment: str) -> dict[str, Any]:
     """Settings with all that the environment declares."""
     prefix = f"{ENVIRONMENT_SETTINGS}."
@@ -170,18 +229,6 @@ def _with_environment(values: Mapping[str, Any], environment: str) -> dict[str, 
     }
     settings = msgspec.to_builtins(msgspec.convert(own, declared))
     return {**values, **{f"{prefix}{name}": value for name, value in settings.items()}}
-
-
-def _without_other_types(in_file: dict[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """A file's settings, but for those of a type that the command line replaces by another."""
-    kept = dict(in_file)
-    for section, types in tagged_sections().items():
-        chosen = options.get(f"{section}.type")
-        for full in in_file:
-            parent, _, name = full.rpartition(".")
-            if parent == section and chosen in types and name not in types[chosen]:
-                kept.pop(full, None)
-    return kept
 
 
 def _keep_chosen_types(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,13 +265,16 @@ def _with_types(given: dict[str, Any]) -> dict[str, Any]:
     return typed
 
 
-def _data_directory(environment: str) -> dict[str, str]:
+def _data_layer(environment: str) -> Layer:
     """The setting of the environment's data, from the variable that its benchmark documents.
 
     A run's record then says what it played.
     """
-    directory = os.environ.get(DATA_VARIABLES.get(environment, ""), "")
-    return {f"{ENVIRONMENT_SETTINGS}.data": directory} if directory else {}
+    variable = DATA_VARIABLES.get(environment, "")
+    directory = os.environ.get(variable, "")
+    if not directory:
+        return Layer(variable, {})
+    return Layer(variable, {f"{ENVIRONMENT_SETTINGS}.data": directory})
 
 
 def full_name(name: str) -> str:
@@ -245,8 +295,12 @@ def from_dict(tree: dict) -> Config:
     return msgspec.convert(tree, Config)
 
 
-def to_toml(config: Config) -> str:
-    """The configuration as TOML, every setting with its description above it."""
+def to_toml(config: Config, notes: Mapping[str, str] | None = None) -> str:
+    """The configuration as TOML, every setting with its description above it.
+
+    `notes` ({full name: a few words}) stand behind the settings that they are about.
+    """
+    notes = notes or {}
     lines: list[str] = []
     values = flatten_config(config)
     section = ""
@@ -256,8 +310,22 @@ def to_toml(config: Config) -> str:
         if full.rpartition(".")[0] != section:
             section = full.rpartition(".")[0]
             lines += ["", f"[{section}]"]
-        lines += [f"# {description(field)}", f"{field.name} = {_toml(values[full])}"]
+        note = f"  # {notes[full]}" if full in notes else ""
+        lines += [f"# {description(field)}", f"{field.name} = {_toml(values[full])}{note}"]
     return "\n".join(lines[1:]) + "\n"
+
+
+def find_changes(config: Config) -> dict[str, tuple[Any, Any]]:
+    """{full name: (default, value)} of the settings that are not as their sections have them."""
+    values = flatten_config(config)
+    types = {f"{section}.type": values[f"{section}.type"] for section in tagged_sections()}
+    plain = from_dict(nest(_with_environment(types, config.env.name)))
+    defaults = flatten_config(plain) | {full: default_of(all_settings()[full]) for full in types}
+    return {
+        full: (defaults.get(full), value)
+        for full, value in values.items()
+        if value != defaults.get(full)
+    }
 
 
 def _toml(value: Any) -> str:
@@ -265,15 +333,16 @@ def _toml(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _read_toml(file: Path) -> dict:
+def _read_toml(file: Path, option: str) -> dict[str, Any]:
+    """Read a file of settings that an option names. Raises ConfigError if it is none."""
     try:
         tree = tomllib.loads(file.read_text())
     except FileNotFoundError:
-        raise ConfigError(f"--config: there is no file {file}") from None
+        raise ConfigError(f"{option}: there is no file {file}") from None
     except OSError as error:
-        raise ConfigError(f"--config: {file} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{option}: {file} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config: {file} is not valid TOML: {error}") from None
+        raise ConfigError(f"{option}: {file} is not valid TOML: {error}") from None
     for section, values in tree.items():
         if section not in Config.__struct_fields__ and isinstance(values, dict):
             sections = Config.__struct_fields__

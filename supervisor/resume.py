@@ -15,10 +15,9 @@ from typing import Any
 import msgspec
 
 from config import Config, ConfigError
-from config.defaults import with_preset
+from config.model import NAMED_MODELS
 from config.options import flatten
-from config.recipes import RECIPE_OPTION
-from config.resolve import full_name, resolve
+from config.resolve import Resolution, full_name, resolve, resolve_recorded
 from learner.checkpoint_damage import archive_damaged, newest_undamaged
 from protocol.messages import SCHEMA_VERSION
 
@@ -58,10 +57,10 @@ ARCHITECTURE_KEYS = (
 """Keys of config.json in which two directories of one model agree."""
 
 
-def resumed_config(run_dir: Path, overrides: dict[str, str]) -> tuple[Config, str]:
+def resolve_resumed(run_dir: Path, overrides: dict[str, str]) -> tuple[Resolution, str]:
     """The settings of the run in `run_dir` with overrides, and a line that lists what these change.
 
-    The line is empty where nothing changes.
+    The line is empty where nothing changes: the command that began a run goes on with it, too.
 
     Raises ConfigError for what is no run of this version, and for an override that the run cannot
     go on with.
@@ -69,8 +68,6 @@ def resumed_config(run_dir: Path, overrides: dict[str, str]) -> tuple[Config, st
     if not (run_dir / "config.toml").is_file():
         raise ConfigError(f"--resume: {run_dir} is no run directory (it has no config.toml)")
     _check_version(run_dir)
-    # A recipe says how a run begins, and its record has the settings: the same command goes on.
-    overrides = {name: text for name, text in overrides.items() if name != RECIPE_OPTION}
     full_names = {full_name(name): text for name, text in overrides.items()}
     new_dir = full_names.get("run.dir")
     if new_dir is not None and Path(new_dir).resolve() != run_dir.resolve():
@@ -81,13 +78,11 @@ def resumed_config(run_dir: Path, overrides: dict[str, str]) -> tuple[Config, st
         raise ConfigError(
             f"--resume: another version of this project wrote {run_dir}, or a person did: {error}"
         ) from None
-    config = resolve(
-        run_dir / "config.toml", {**with_preset(overrides, recorded), "run.dir": str(run_dir)}
-    )
-    changes = changed_settings(recorded, config)
+    resolution = resolve_recorded(run_dir / "config.toml", overrides | {"run.dir": str(run_dir)})
+    changes = changed_settings(recorded, resolution.config)
     for name, (before, after) in changes.items():
         check_change(run_dir, name, before, after, recorded)
-    return config, ", ".join(
+    return resolution, ", ".join(
         f"{name} {_text(before)} -> {_text(after)}" for name, (before, after) in changes.items()
     )
 
@@ -184,7 +179,7 @@ def _newest_weights(run_dir: Path) -> Path:
 
 def _is_the_same_place(before: str, after: str) -> bool:
     """Tell whether two settings name one place, or the first one names a place that is gone."""
-    if not before or not after or before in ("tiny", "smollm2") or after in ("tiny", "smollm2"):
+    if not before or not after or before in NAMED_MODELS or after in NAMED_MODELS:
         return False
     return not Path(before).exists() or Path(before).resolve() == Path(after).resolve()
 

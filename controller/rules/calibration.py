@@ -1,6 +1,6 @@
-"""Thresholds that follow a rate: preset `auto` sets epsilon and eta.
+"""Thresholds that follow a rate: epsilon and eta of a run that gives none.
 
-The share of turns acted upon becomes what the user asked for.
+They are set so that the share of turns acted upon is what the user asked for.
 
 The published thresholds fit the scale of one model. A threshold that a share r of the values lies
 below is their r-quantile; it is estimated in two stages:

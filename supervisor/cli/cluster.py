@@ -8,6 +8,7 @@ from pathlib import Path
 
 from config import ConfigError
 from config.options import this_command
+from config.recipes import RECIPE_OPTION, with_absolute_paths
 from config.resolve import full_name, parse_overrides, resolve
 from protocol.files import atomic_write
 from supervisor.cluster.layout import Machines
@@ -140,6 +141,8 @@ def _parse(
         raise ConfigError("--actor-nodes and --actors must be at least 1")
     options.dir = options.dir.absolute()
     overrides = {full_name(name): value for name, value in parse_overrides(rest).items()}
+    if RECIPE_OPTION in overrides:
+        overrides[RECIPE_OPTION] = with_absolute_paths(overrides[RECIPE_OPTION])
     resolve(None, overrides)
     return options, overrides
 

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from config import Config, ConfigError
 from config.options import this_command, values_of
-from config.resolve import full_name, parse_overrides, resolve
+from config.resolve import full_name, parse_overrides, resolve, resolve_recorded
 from envs.base import Environment
 from envs.play import close_episode, start_episode
 from protocol.files import atomic_write
@@ -137,7 +137,7 @@ def evaluation_config(model: str, overrides: Mapping[str, str], serial: bool) ->
     file = checkpoint.run_dir / "config.toml"
     if not file.is_file():
         raise ConfigError(f"eval: {checkpoint.run_dir} has no config.toml")
-    return resolve(file, settings, serial)
+    return resolve_recorded(file, settings).config
 
 
 def summarize_episode(episode: Trajectory) -> EvaluatedEpisode:

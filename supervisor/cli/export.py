@@ -15,13 +15,12 @@ from rich.console import Console
 from config import Config, ConfigError
 from config.model import is_hub_id
 from config.options import values_of
-from config.resolve import resolve
+from config.resolve import find_changes, resolve
 from envs.registry import short_name
 from learner.checkpoint_damage import STATE, describe_damage
 from protocol.files import atomic_write
 from supervisor.job import build_environment, environment_errors, first_task
 from supervisor.models import Checkpoint, find_checkpoint
-from supervisor.resume import changed_settings
 from telemetry.analysis.intervals import wilson_interval
 from telemetry.sinks.metrics_file import METRICS_FILE, Record, read_metrics, select_kind
 
@@ -244,7 +243,7 @@ def _training(record: TrainingRecord) -> Iterator[str]:
     yield ""
     yield "<details><summary>Settings that differ from the defaults</summary>"
     yield ""
-    for name, (_, value) in changed_settings(Config(), config).items():
+    for name, (_, value) in find_changes(config).items():
         if not name.startswith(("run.", "dashboard.", "security.")):
             yield f"- `{name} = {json.dumps(value)}`"
     yield ""

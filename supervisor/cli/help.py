@@ -9,7 +9,6 @@ import msgspec
 from rich.console import Console
 
 from config import ConfigError
-from config.defaults import other_defaults
 from config.options import (
     SHORT_NAMES,
     all_settings,
@@ -20,7 +19,8 @@ from config.options import (
     tagged_sections,
     this_command,
 )
-from config.recipes import recipe_names
+from config.recipes import is_own_recipe
+from config.resolve import all_recipes
 from envs.registry import environment_names
 from supervisor.cli.commands import COMMANDS
 
@@ -28,7 +28,7 @@ ALL = "all"
 
 RUN_OPTIONS = {
     "--config FILE.toml": "read settings from a file",
-    "--recipe NAME,NAME": f"begin with recipes/NAME.toml ({len(recipe_names())} of them)",
+    "--recipe NAME,NAME": f"add recipes/NAME.toml ({len(all_recipes())} of them), or a .toml file",
     "--dry-run": "check and print the settings, and start nothing",
     "--resume RUN": "go on with a run from its last checkpoint",
     "--serial": "run in one process with a small engine, for a debugger",
@@ -157,7 +157,7 @@ def _environment_lines(width: int) -> list[str]:
 def describe_setting(name: str, field: msgspec.inspect.Field) -> str:
     """Say what a setting does, its choices and its default.
 
-    Defaults that depend on other settings are named, too.
+    The values of recipes are named, too: those that a run takes by itself are other defaults.
     """
     notes = []
     types = types_with(name)
@@ -168,10 +168,28 @@ def describe_setting(name: str, field: msgspec.inspect.Field) -> str:
         notes.append(f"one of {', '.join(choices)}")
     default = default_of(field)
     if default not in ("", []):
-        notes.append(f"default {', '.join([_format_value(default), *other_defaults(name)])}")
+        others = recipe_values(name, own=True)
+        notes.append(f"default {', '.join([_format_value(default), *others])}")
+    asked = recipe_values(name, own=False)
+    if asked:
+        notes.append(f"recipes: {', '.join(asked)}")
     if not notes:
         return description(field)
     return f"{description(field)} [{'; '.join(notes)}]"
+
+
+def recipe_values(full: str, own: bool) -> list[str]:
+    """Recipes with a setting, each with its value: those of `own` are taken by a run by itself.
+
+    What chooses them, the model and the environment, is not named.
+    """
+    if full in ("model.name", "env.name"):
+        return []
+    return [
+        f"{name} {_format_value(settings[full])}"
+        for name, settings in all_recipes().items()
+        if full in settings and is_own_recipe(name) == own
+    ]
 
 
 def types_with(name: str) -> list[str]:
@@ -202,6 +220,8 @@ def _format_value(value: object) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
+    if isinstance(value, list):
+        return ",".join(value)
     return str(value)
 
 

@@ -38,6 +38,7 @@ from config.options import (
 from envs.registry import BUILT_IN_SETTINGS
 from protocol import messages
 from protocol.files import atomic_write
+from supervisor.cli.help import recipe_values
 from telemetry.metrics_schema import METRICS
 
 DIRECTORY = Path(__file__).parents[2] / "docs" / "reference"
@@ -49,8 +50,10 @@ SETTINGS_HEAD = f"""# Settings
 {MADE}
 
 A setting is `--section.name VALUE` on the command line, and `name = VALUE` under `[section]` in a
-TOML file (`--config FILE`). Lists are separated by commas on the command line. Defaults of some
-environments and models are others: `python run.py --dry-run` prints what a run would use.
+TOML file (`--config FILE`). Lists are separated by commas on the command line.
+
+Behind a default stand the values of [recipes](recipes.md) that a run takes by itself, such as
+`tiny`, that of the default model. `python run.py --dry-run` prints what a run would use.
 """
 
 METRICS_HEAD = f"""# Metrics
@@ -231,7 +234,8 @@ def _setting_row(section: str, field: msgspec.inspect.Field) -> str:
     names += [
         f"`--{short.replace('_', '-')}`" for short, name in SHORT_NAMES.items() if name == full
     ]
-    cells = (", ".join(names), _values(kind_of(field)), _default(field), description(field))
+    default = ", ".join([_default(field), *recipe_values(full, own=True)])
+    cells = (", ".join(names), _values(kind_of(field)), default, description(field))
     return _row(cells)
 
 

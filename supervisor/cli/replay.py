@@ -17,10 +17,9 @@ from rich.table import Table
 from rich.text import Text
 from tokenizers import Tokenizer
 
-from config import Config, ConfigError
-from config.defaults import with_preset
+from config import ConfigError
 from config.options import this_command
-from config.resolve import parse_overrides, resolve
+from config.resolve import parse_overrides, resolve_recorded
 from controller.rules.early_stop import EarlyStopTest
 from controller.rules.replay import ReplayedTurn, replay
 from controller.rules.stall import find_stall, score_change, turn_score
@@ -85,8 +84,10 @@ class Recording:
         """Raises ConfigError if `run_dir` has no episodes."""
         job = recorded_job(run_dir, "replay")
         self._run_dir = run_dir
-        self._overridden = {name.replace("-", "_") for name in overrides}
-        self.config: Config = resolve(run_dir / "config.toml", with_preset(overrides, job.config))
+        self._record = run_dir / "config.toml"
+        resolution = resolve_recorded(self._record, overrides)
+        self.config = resolution.config
+        self._sources = resolution.sources
         model_dir = Path(job.model_dir)
         self.tokenizer = Tokenizer.from_file(str(model_dir / "tokenizer.json"))
         environment = build_environment(self.config)
@@ -99,7 +100,7 @@ class Recording:
     def rule(self, response: Response) -> RuleSpec:
         """The rule as it is configured now, with the epsilon that was in force then.
 
-        A configured epsilon is taken if it, or a preset, was asked for.
+        A configured epsilon is taken if it, or a recipe with one, was asked for.
         """
         epsilon = self._threshold("epsilon", response.epsilon)
         return build_rule_spec(self.config.control, self.tokens, epsilon)
@@ -109,7 +110,7 @@ class Recording:
         return self._threshold("eta", response.eta)
 
     def _threshold(self, name: str, recorded: float) -> float | None:
-        if {f"control.t2po.{name}", "control.preset"} & self._overridden:
+        if self._sources.get(f"control.t2po.{name}") != str(self._record):
             return getattr(self.config.control.t2po, name)
         return finite_or_none(recorded)
 

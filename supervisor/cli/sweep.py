@@ -26,6 +26,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from config import Config, ConfigError, EnvSection
 from config.options import SHORT_NAMES, all_settings, environment_fields, kind_of, this_command
+from config.recipes import RECIPE_OPTION
 from config.resolve import full_name, parse_overrides, resolve
 from protocol.files import atomic_write
 from protocol.output import drop_unread_output
@@ -38,6 +39,9 @@ from telemetry.analysis.effects import compute_effects
 from telemetry.format import format_duration
 from telemetry.html.sweep_page import render_sweep
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
+
+RECIPE_JOINT = "+"
+"""Sign between recipes that go together: commas separate the values of what is varied."""
 
 PLAN_FILE = "sweep.json"
 FIGURES_FILE = "figures.json"
@@ -85,9 +89,12 @@ class Plan:
         ]
 
     def arguments(self, cell: Cell) -> dict[str, str]:
-        """The settings of a run."""
+        """The settings of a run; commas separate its recipes again, and no longer values."""
         varied = {full_name(name): value for name, value in cell.values}
-        return self.fixed | varied | {"run.seed": str(cell.seed)}
+        settings = self.fixed | varied | {"run.seed": str(cell.seed)}
+        if RECIPE_OPTION in settings:
+            settings[RECIPE_OPTION] = settings[RECIPE_OPTION].replace(RECIPE_JOINT, ",")
+        return settings
 
     def config(self, cell: Cell) -> Config:
         return resolve(None, self.arguments(cell))
@@ -104,7 +111,8 @@ def main(arguments: list[str]) -> int:
         description=(
             "A run for each combination of settings and each seed, in DIR, and a table of their "
             "measures. Any setting of a run may follow; one with several values, separated by "
-            "commas, is varied. The same command goes on after an interruption."
+            "commas, is varied; recipes that go together are joined by +. The same command goes "
+            "on after an interruption."
         ),
         allow_abbrev=False,
     )

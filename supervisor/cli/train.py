@@ -13,11 +13,11 @@ from rich.console import Console
 
 from config import Config, ConfigError, Job
 from config.options import this_command
-from config.resolve import parse_overrides, resolve, to_toml
+from config.resolve import Resolution, find_changes, parse_overrides, resolve_new, to_toml
 from protocol.files import WriteError
 from supervisor.cli.commands import output_status
 from supervisor.machine_checks import describe_machine
-from supervisor.resume import changed_settings, check_model_of, resumed_config
+from supervisor.resume import check_model_of, resolve_resumed
 
 FAILED = 1
 INTERRUPTED = 130
@@ -34,14 +34,16 @@ def main(arguments: list[str]) -> int:
     from supervisor.models import pin_checkpoint
 
     overrides = pin_checkpoint(parse_overrides(rest))
-    config, changes = resolve_run(options.config, options.resume, overrides, options.serial)
+    resolution, changes = resolve_run(options.config, options.resume, overrides, options.serial)
+    config = resolution.config
     is_resumed = options.resume is not None
     if options.dry_run:
-        print_settings(config)
+        print_settings(resolution)
         check_settings(config, options.serial)
         return output_status()
     job = prepare_run(config, options.serial, is_resumed)
     console = Console()
+    console.print(describe_recipes(resolution), highlight=False, markup=False, soft_wrap=True)
     print_places(job, console)
     if changes:
         console.print(f"settings changed: {changes}", highlight=False, markup=False, soft_wrap=True)
@@ -57,19 +59,19 @@ def main(arguments: list[str]) -> int:
 
 def resolve_run(
     file: Path | None, run_dir: Path | None, overrides: dict[str, str], serial: bool
-) -> tuple[Config, str]:
-    """The configuration of a new run, or of one that is resumed; and what a resume changes.
+) -> tuple[Resolution, str]:
+    """The settings of a new run, or of one that is resumed; and what a resume changes.
 
     `run_dir` is that of the run to resume, which goes on with its own settings and the overrides.
     """
     if run_dir is None:
-        return resolve(file, overrides, serial), ""
+        return resolve_new(file, overrides, serial), ""
     if file is not None:
         raise ConfigError(
             "--resume takes the settings of the run it resumes; leave --config out (single "
             "settings may be changed)"
         )
-    return resumed_config(run_dir, overrides)
+    return resolve_resumed(run_dir, overrides)
 
 
 def check_settings(config: Config, serial: bool) -> None:
@@ -92,14 +94,27 @@ def check_settings(config: Config, serial: bool) -> None:
     check_hosts(config)
 
 
-def print_settings(config: Config) -> None:
-    """Print settings as TOML, after what the machine has, and what differs from the defaults."""
-    changes = changed_settings(Config(), config)
+def print_settings(resolution: Resolution) -> None:
+    """Print settings as TOML, after what the machine has and which recipes hold.
+
+    What differs from the sections' own defaults is listed, and marked, with where it is from.
+    """
+    config = resolution.config
+    changes = find_changes(config)
     print(f"# {describe_machine(config)}")
+    print(f"# {describe_recipes(resolution)}")
     print(f"# different from the plain defaults ({len(changes)}):")
+    notes = {}
     for name, (default, value) in changes.items():
-        print(f"#   {name}: {default!r} -> {value!r}")
-    print(to_toml(config))
+        source = resolution.sources[name]
+        print(f"#   {name}: {default!r} -> {value!r} ({source})")
+        notes[name] = f"default {default!r}; {source}"
+    print(to_toml(config, notes))
+
+
+def describe_recipes(resolution: Resolution) -> str:
+    """Say which recipes a run has; a later one wins over an earlier one."""
+    return f"recipes: {', '.join(resolution.recipes) or 'none'}"
 
 
 def prepare_run(config: Config, serial: bool, resume: bool) -> Job:

@@ -164,6 +164,14 @@ def test_another_epsilon_shows_what_would_change(recorded: Job) -> None:
     assert "now:  not cut" in text and "what this rule would have met there is not known" in text
 
 
+def test_a_recipe_brings_its_thresholds_and_its_score(recorded: Job) -> None:
+    response = cut_episode(recorded).turns[0].kept
+    recording = Recording(Path(recorded.run_dir), {"recipe": "t2po-code"})
+    assert recording.config.control.t2po.score == "code"
+    assert recording.eta(response) == 0.3
+    assert Recording(Path(recorded.run_dir), {}).eta(response) == 10
+
+
 def test_a_turn_is_shown_token_by_token(recorded: Job) -> None:
     text = printed(recorded, cut_episode(recorded).key.id, turn=0)
     assert "<- cut" in text and "forced" in text and "entropy" in text

@@ -18,7 +18,7 @@ from learner.checkpoint_damage import (
 )
 from protocol.messages import SCHEMA_VERSION
 from supervisor.cli.main import main
-from supervisor.resume import check_model_of, resumed_config, set_damaged_checkpoints_aside
+from supervisor.resume import check_model_of, resolve_resumed, set_damaged_checkpoints_aside
 from tests.fixtures.runs import running_small, silent_server
 
 
@@ -79,17 +79,18 @@ def test_what_would_make_two_runs_of_one_is_refused_by_name_and_changes_nothing(
 
 def test_what_is_changed_is_said_in_a_line(tmp_path: Path) -> None:
     run = begun(tmp_path / "run")
-    config, changes = resumed_config(
+    resolution, changes = resolve_resumed(
         run, {"learner.learning_rate": "1e-5", "model": "tiny", "engine.extra_args": "--a,--b"}
     )
     assert changes == "engine.extra_args (empty) -> --a,--b, learner.learning_rate 8e-05 -> 1e-05"
-    assert config.learner.learning_rate == 1e-5 and resumed_config(run, {})[1] == ""
+    assert resolution.config.learner.learning_rate == 1e-5
+    assert resolve_resumed(run, {})[1] == ""
 
 
 def test_settings_that_mean_nothing_to_a_run_may_change(tmp_path: Path) -> None:
     """Such as where a server is."""
     run = begun(tmp_path / "run", env="search")
-    _, changes = resumed_config(run, {"env.settings.url": "http://b:1/retrieve"})
+    _, changes = resolve_resumed(run, {"env.settings.url": "http://b:1/retrieve"})
     assert changes.count("->") == 1
 
 
@@ -100,12 +101,12 @@ def test_data_that_was_moved_is_found_where_it_is_now(tmp_path: Path) -> None:
         directory.mkdir()
     run = begun(tmp_path / "run", env__settings__data=str(there))
     with pytest.raises(ConfigError, match=r"env\.settings\.data: "):
-        resumed_config(run, {"env.settings.data": str(elsewhere)})
-    assert resumed_config(run, {"env.settings.data": f"{there}/../there"})[0].env.settings["data"]
+        resolve_resumed(run, {"env.settings.data": str(elsewhere)})
+    resolution, _ = resolve_resumed(run, {"env.settings.data": f"{there}/../there"})
+    assert resolution.config.env.settings["data"]
     there.rmdir()
-    assert resumed_config(run, {"env.settings.data": str(elsewhere)})[0].env.settings[
-        "data"
-    ] == str(elsewhere)
+    resolution, _ = resolve_resumed(run, {"env.settings.data": str(elsewhere)})
+    assert resolution.config.env.settings["data"] == str(elsewhere)
 
 
 @pytest.mark.parametrize(
@@ -127,9 +128,9 @@ def test_a_run_of_another_version_is_refused_in_a_sentence(
 
 def test_another_directory_than_that_of_the_run_is_refused(tmp_path: Path) -> None:
     run = begun(tmp_path / "run")
-    assert resumed_config(run, {"run_dir": str(run)})[1] == ""
+    assert resolve_resumed(run, {"run_dir": str(run)})[1] == ""
     with pytest.raises(ConfigError, match=r"run\.dir: "):
-        resumed_config(run, {"run_dir": str(tmp_path / "other")})
+        resolve_resumed(run, {"run_dir": str(tmp_path / "other")})
 
 
 @pytest.mark.parametrize(

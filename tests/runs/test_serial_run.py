@@ -347,11 +347,13 @@ def test_the_minutes_before_a_resume_count(tmp_path: Path):
     lasted = read_metrics(directory / METRICS_FILE)[-1]["wall_seconds"]
 
     def resumed(minutes: float) -> dict:
-        config, _ = resolve_run(
+        resolution, _ = resolve_run(
             None, directory, {"run.max_updates": "2", "run.max_minutes": str(minutes)}, serial=True
         )
         return asyncio.run(
-            train_serially(prepare_job(config, resume=True, model=None), Console(quiet=True))
+            train_serially(
+                prepare_job(resolution.config, resume=True, model=None), Console(quiet=True)
+            )
         )
 
     assert resumed(lasted / 60)["updates"] == 1
@@ -373,8 +375,9 @@ def test_a_resumed_run_keeps_when_its_training_began(tmp_path: Path):
     played_serially(
         directory, small_config(run__dir=str(directory), run__max_updates="1", env__max_turns="1")
     )
-    config, _ = resolve_run(None, directory, {"run.max_updates": "2"}, serial=True)
-    asyncio.run(train_serially(prepare_job(config, resume=True, model=None), Console(quiet=True)))
+    resolution, _ = resolve_run(None, directory, {"run.max_updates": "2"}, serial=True)
+    job = prepare_job(resolution.config, resume=True, model=None)
+    asyncio.run(train_serially(job, Console(quiet=True)))
     first, second = (
         json.loads(file.read_text())["began"]
         for file in sorted(directory.glob("checkpoints/*/training_state/state.json"))

@@ -119,6 +119,15 @@ def test_each_machine_gets_its_part(tmp_path: Path, slurm: Path, monkeypatch: py
     assert actors == [f"node3: {plays}", f"node4: {plays}"]
 
 
+def test_recipe_of_ones_own_is_found_from_where_the_script_runs(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.toml").write_text("[learner]\ngroup_size = 4\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["slurm", "run", "--recipe", "webshop,mine.toml"]) == 0
+    assert f"--recipe=webshop,{tmp_path / 'mine.toml'}" in Path("run.sbatch").read_text()
+
+
 @pytest.mark.parametrize(
     ("addresses", "taken"),
     [

@@ -63,9 +63,19 @@ def test_a_list_is_one_value() -> None:
     assert planned.varied == {} and len(planned.cells()) == 1
 
 
+def test_recipes_that_go_together_are_joined_by_a_plus() -> None:
+    planned = build_plan({"recipe": "webshop+t2po-paper,webshop+t2po-code"}, seeds=1)
+    first, second = planned.cells()
+    assert second.name == "recipe=webshop+t2po-code,seed=0"
+    assert planned.arguments(first)["recipe"] == "webshop,t2po-paper"
+    assert planned.config(second).env.name == "webshop"
+    assert planned.config(second).control.t2po.score == "code"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        ({"recipe": "webshop,webshp"}, "recipe=webshp,seed=0: .* did you mean webshop"),
         ({"max_staleness": "0,-1"}, r"sweep: max_staleness=-1,seed=0: learner\.max_staleness"),
         ({"max_stalenes": "0,1"}, "there is no setting max_stalenes"),
         ({"seed": "0,1"}, r"run\.seed is set for each run; use --seeds N"),

@@ -220,8 +220,8 @@ def test_the_rule_decides_as_the_slow_reference(
     assert decisions == ([] if expected is None else [expected])
 
 
-def test_preset_code_waits_for_twenty_small_changes_in_a_row():
-    """Preset code cuts after 20 consecutive changes of at most 1e-4, as the authors' code does.
+def test_code_of_the_authors_waits_for_twenty_small_changes_in_a_row():
+    """Recipe t2po-code cuts after 20 changes in a row of at most 1e-4, as the authors' code does.
 
     Its score on one sequence is 0.6 log p + 0.4 (1 - H / log V).
     """

@@ -93,14 +93,19 @@ def test_main_answers_every_way_of_asking_for_help(
     assert capsys.readouterr().out.startswith(beginning)
 
 
-def test_help_says_which_defaults_are_others_in_an_environment(
+def test_help_says_which_defaults_are_others_by_recipes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     print_help("all", Console(width=300))
     assert (
-        "for RL to improve [default 0.47, search 0.35, webshop 0.25, other models 0.0]"
+        "for RL to improve [default 0, tiny 0.47, tiny-search 0.35, tiny-webshop 0.25]"
         in capsys.readouterr().out
     )
+
+
+def test_help_says_what_recipes_have_that_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    print_help("learner", Console(width=300))
+    assert "[default 8, serial 2, smollm2 4; recipes: alfworld 16," in capsys.readouterr().out
 
 
 def test_help_gives_no_default_where_it_is_nothing(capsys: pytest.CaptureFixture[str]) -> None:
