@@ -1,17 +1,16 @@
-"""Comparison of weights that a model does not hold as the file has them: quantized, and slices."""
+"""Comparison of what an engine serves with the file it was given: packed, quantized, sliced."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-torch = pytest.importorskip("torch")
-
-from safetensors.torch import save_file  # noqa: E402
-
-from engine.plugin.verify_weights import compare_with_file  # noqa: E402
+from engine.plugin.verify_weights import compare_with_file
 
 WIDTH = 64
 
@@ -135,3 +134,72 @@ def test_compare_with_file_tries_every_expert(tmp_path: Path, changed: str | Non
         getattr(layer, changed)[2, 1, 3] += 1.0
     with pytest.raises(ValueError, match="routed_experts does not hold the weights of the file"):
         compare_with_file(model, tmp_path / "w")
+
+
+class Packed(torch.nn.Module):
+    """A linear layer as vLLM keeps it on a CPU.
+
+    It has an empty parameter, and a function that has the weight.
+    """
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(0))
+        self.cpu_linear = lambda x, _weight, _bias: x @ weight.T
+
+
+class Served(torch.nn.Module):
+    """A model as vLLM holds it: an embedding as it is, q and k stacked into one packed layer."""
+
+    packed_modules_mapping: ClassVar = {"qk_proj": ["q_proj", "k_proj"]}
+
+    def __init__(self, file: dict[str, torch.Tensor]) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding.from_pretrained(file["embed.weight"])
+        self.qk_proj = Packed(torch.cat([file["q_proj.weight"], file["k_proj.weight"]]))
+
+
+@pytest.fixture
+def file() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {
+        "embed.weight": torch.randn(7, 8),
+        "q_proj.weight": torch.randn(8, 8),
+        "k_proj.weight": torch.randn(4, 8),
+    }
+
+
+def rooted(file: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"model.{name}": tensor for name, tensor in file.items()}
+
+
+def served(file: dict[str, torch.Tensor]) -> torch.nn.Module:
+    outer = torch.nn.Module()
+    outer.packed_modules_mapping = Served.packed_modules_mapping
+    outer.model = Served(file)
+    return outer
+
+
+def test_a_model_that_holds_the_file_passes(file: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(rooted(file), tmp_path / "w")
+    assert compare_with_file(served(file), tmp_path / "w") == 2
+
+
+@pytest.mark.parametrize("changed", ["embed.weight", "q_proj.weight", "k_proj.weight"])
+def test_one_changed_weight_is_found(
+    file: dict[str, torch.Tensor], tmp_path: Path, changed: str
+) -> None:
+    save_file(rooted(file), tmp_path / "w")
+    other = dict(file)
+    other[changed] = file[changed].clone()
+    other[changed][1, 2] += 0.05
+    with pytest.raises(ValueError, match="does not hold the weights of the file"):
+        compare_with_file(served(other), tmp_path / "w")
+
+
+def test_a_comparison_that_compares_nothing_is_an_error(
+    file: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    save_file(file, tmp_path / "w")
+    with pytest.raises(ValueError, match="none of the weights"):
+        compare_with_file(torch.nn.Module(), tmp_path / "w")

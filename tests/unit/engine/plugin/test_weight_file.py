@@ -1,19 +1,24 @@
-"""Mixtures of experts in files of weights: two forms of the same experts."""
+"""Files of weights, as an engine checks them, and two forms of experts in them."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 
-torch = pytest.importorskip("torch")
-
-from hypothesis import given  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-from safetensors import safe_open  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-
-from engine.plugin.weight_file import check_tensors, fuse_experts, read_experts  # noqa: E402
+from engine.plugin.weight_file import (
+    check_file,
+    check_tensors,
+    fuse_experts,
+    read_experts,
+    tensor_shapes,
+)
 
 sizes = st.integers(1, 5)
 
@@ -118,3 +123,35 @@ def test_check_tensors_takes_experts_in_either_form_and_no_others(
             check_tensors(tmp_path / "w", {name: list(t.shape) for name, t in other.items()})
         with pytest.raises(ValueError, match="another model"):
             check_tensors(tmp_path / "w", split_shapes("m.experts", 3, 4, 3))
+
+
+def test_a_file_with_another_checksum_is_refused_naming_both(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    file.write_bytes(b"weights")
+    with pytest.raises(
+        ValueError, match=f"{hashlib.sha256(b'weights').hexdigest()}.*announced was 00"
+    ):
+        check_file(file, "00")
+
+
+def test_tensors_must_be_those_of_the_model(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(2, 3)}, tmp_path / "model.safetensors")
+    expected = tensor_shapes(tmp_path)
+    check_tensors(tmp_path / "model.safetensors", expected)
+    for other in (
+        {"a": torch.zeros(3, 2)},
+        {"a": torch.zeros(2, 3), "b": torch.zeros(1)},
+        {"b": torch.zeros(2, 3)},
+    ):
+        save_file(other, tmp_path / "other.bin")
+        with pytest.raises(ValueError, match="another model"):
+            check_tensors(tmp_path / "other.bin", expected)
+
+
+def test_a_tied_head_in_the_models_files_is_not_expected_to_be_published(tmp_path: Path) -> None:
+    save_file(
+        {"lm_head.weight": torch.zeros(2, 3), "a": torch.zeros(1)}, tmp_path / "model.safetensors"
+    )
+    assert set(tensor_shapes(tmp_path)) == {"lm_head.weight", "a"}
+    (tmp_path / "config.json").write_text('{"tie_word_embeddings": true}')
+    assert set(tensor_shapes(tmp_path)) == {"a"}

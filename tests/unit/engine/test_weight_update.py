@@ -1,32 +1,17 @@
-"""Updates of weights when the engine answers late, twice or not at all.
-
-Here is also what `verify` can tell apart.
-"""
+"""Updates of weights when the engine answers late, twice or not at all."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-from math import isnan
-from pathlib import Path
-from typing import ClassVar
 
-import msgspec
 import pytest
 from aiohttp import web
 
-torch = pytest.importorskip("torch")
-
-from safetensors.torch import save_file  # noqa: E402
-
-from engine.client import EngineClient, EngineError, EngineUnreachable  # noqa: E402
-from engine.plugin.verify_weights import compare_with_file  # noqa: E402
-from engine.plugin.weight_file import check_file, check_tensors, tensor_shapes  # noqa: E402
-from engine.pool import EnginePool  # noqa: E402
-from engine.responses import read_generation  # noqa: E402
-from engine.weight_update import update_engine, update_engine_nccl  # noqa: E402
-from protocol.messages import Span, Transfer  # noqa: E402
-from supervisor.endpoints import free_port  # noqa: E402
+from engine.client import EngineClient, EngineError, EngineUnreachable
+from engine.pool import EnginePool
+from engine.weight_update import update_engine, update_engine_nccl
+from protocol.messages import Transfer
+from supervisor.endpoints import free_port
 
 
 class Stub:
@@ -197,141 +182,3 @@ async def test_an_engine_that_is_not_there_is_an_error_with_its_address() -> Non
         assert not await client.health()
     finally:
         await client.close()
-
-
-# --- answers
-
-
-def answer(**choice: object) -> bytes:
-    return msgspec.json.encode(
-        {"choices": [{"token_ids": [4, 5], "finish_reason": "stop", **choice}]}
-    )
-
-
-def test_a_log_prob_that_the_engine_does_not_have_is_nan() -> None:
-    generation = read_generation(
-        answer(logprobs={"content": [{"logprob": -0.5}, {"logprob": -9999.0}]})
-    )
-    assert generation.log_probs[0] == -0.5
-    assert isnan(generation.log_probs[1])
-
-
-def test_spans_are_numbers_and_vllms_first_label_is_minus_one() -> None:
-    logprobs = {"content": [{"logprob": -0.5}, {"logprob": -0.5}]}
-    versions = [
-        {"version": "default", "start": 0, "end": 1},
-        {"version": "7", "start": 1, "end": 2},
-    ]
-    assert read_generation(answer(logprobs=logprobs, weight_versions=versions)).spans == [
-        Span(0, 1, -1),
-        Span(1, 2, 7),
-    ]
-
-
-def test_an_answer_with_missing_log_probs_is_refused() -> None:
-    with pytest.raises(ValueError, match="2 tokens with 1 log-probs"):
-        read_generation(answer(logprobs={"content": [{"logprob": -0.5}]}))
-
-
-# --- files
-
-
-def test_a_file_with_another_checksum_is_refused_naming_both(tmp_path: Path) -> None:
-    file = tmp_path / "w.safetensors"
-    file.write_bytes(b"weights")
-    with pytest.raises(
-        ValueError, match=f"{hashlib.sha256(b'weights').hexdigest()}.*announced was 00"
-    ):
-        check_file(file, "00")
-
-
-def test_tensors_must_be_those_of_the_model(tmp_path: Path) -> None:
-    save_file({"a": torch.zeros(2, 3)}, tmp_path / "model.safetensors")
-    expected = tensor_shapes(tmp_path)
-    check_tensors(tmp_path / "model.safetensors", expected)
-    for other in (
-        {"a": torch.zeros(3, 2)},
-        {"a": torch.zeros(2, 3), "b": torch.zeros(1)},
-        {"b": torch.zeros(2, 3)},
-    ):
-        save_file(other, tmp_path / "other.bin")
-        with pytest.raises(ValueError, match="another model"):
-            check_tensors(tmp_path / "other.bin", expected)
-
-
-def test_a_tied_head_in_the_models_files_is_not_expected_to_be_published(tmp_path: Path) -> None:
-    save_file(
-        {"lm_head.weight": torch.zeros(2, 3), "a": torch.zeros(1)}, tmp_path / "model.safetensors"
-    )
-    assert set(tensor_shapes(tmp_path)) == {"lm_head.weight", "a"}
-    (tmp_path / "config.json").write_text('{"tie_word_embeddings": true}')
-    assert set(tensor_shapes(tmp_path)) == {"a"}
-
-
-class Packed(torch.nn.Module):
-    """A linear layer as vLLM keeps it on a CPU.
-
-    It has an empty parameter, and a function that has the weight.
-    """
-
-    def __init__(self, weight: torch.Tensor) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.empty(0))
-        self.cpu_linear = lambda x, _weight, _bias: x @ weight.T
-
-
-class Served(torch.nn.Module):
-    """A model as vLLM holds it: an embedding as it is, q and k stacked into one packed layer."""
-
-    packed_modules_mapping: ClassVar = {"qk_proj": ["q_proj", "k_proj"]}
-
-    def __init__(self, file: dict[str, torch.Tensor]) -> None:
-        super().__init__()
-        self.embed = torch.nn.Embedding.from_pretrained(file["embed.weight"])
-        self.qk_proj = Packed(torch.cat([file["q_proj.weight"], file["k_proj.weight"]]))
-
-
-@pytest.fixture
-def file() -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    return {
-        "embed.weight": torch.randn(7, 8),
-        "q_proj.weight": torch.randn(8, 8),
-        "k_proj.weight": torch.randn(4, 8),
-    }
-
-
-def rooted(file: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"model.{name}": tensor for name, tensor in file.items()}
-
-
-def served(file: dict[str, torch.Tensor]) -> torch.nn.Module:
-    outer = torch.nn.Module()
-    outer.packed_modules_mapping = Served.packed_modules_mapping
-    outer.model = Served(file)
-    return outer
-
-
-def test_a_model_that_holds_the_file_passes(file: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    save_file(rooted(file), tmp_path / "w")
-    assert compare_with_file(served(file), tmp_path / "w") == 2
-
-
-@pytest.mark.parametrize("changed", ["embed.weight", "q_proj.weight", "k_proj.weight"])
-def test_one_changed_weight_is_found(
-    file: dict[str, torch.Tensor], tmp_path: Path, changed: str
-) -> None:
-    save_file(rooted(file), tmp_path / "w")
-    other = dict(file)
-    other[changed] = file[changed].clone()
-    other[changed][1, 2] += 0.05
-    with pytest.raises(ValueError, match="does not hold the weights of the file"):
-        compare_with_file(served(other), tmp_path / "w")
-
-
-def test_a_comparison_that_compares_nothing_is_an_error(
-    file: dict[str, torch.Tensor], tmp_path: Path
-) -> None:
-    save_file(file, tmp_path / "w")
-    with pytest.raises(ValueError, match="none of the weights"):
-        compare_with_file(torch.nn.Module(), tmp_path / "w")

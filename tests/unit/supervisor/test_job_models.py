@@ -1,0 +1,217 @@
+"""Environments and models that a run cannot use are refused before anything is written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from config import ConfigError
+from config.resolve import resolve
+from supervisor.job import environment_errors, prepare_job
+from tests.fixtures.runs import small_config
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"env": "chess"}, "unknown environment 'chess'"),
+        ({"env": "search", "env.settings.corpus": "/nowhere"}, "env.settings.corpus: /nowhere"),
+    ],
+)
+def test_an_environment_that_cannot_be_made_is_refused_before_anything_is_written(
+    tmp_path: Path, settings: dict[str, str], message: str
+):
+    with pytest.raises(ConfigError, match=message):
+        prepare_job(
+            resolve(overrides=settings | {"run.dir": str(tmp_path / "run")}),
+            resume=False,
+            model=None,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_tiny_policy_cannot_start_on_questions_that_no_expert_knows(tmp_path: Path):
+    questions = tmp_path / "mine.jsonl"
+    questions.write_text(
+        "".join(
+            f'{{"question": "Who is number {i}?", "answers": ["Nobody"]}}\n' for i in range(100)
+        )
+    )
+    settings = {
+        "env": "search",
+        "env.settings.questions": str(questions),
+        "run.dir": str(tmp_path / "run"),
+    }
+    with pytest.raises(
+        ConfigError, match=r"env\.settings\.questions; the tiny policy.*model\.name"
+    ):
+        prepare_job(resolve(overrides=settings), resume=False, model=None)
+
+
+def test_a_game_that_makes_no_sense_is_refused_before_anything_is_written(tmp_path: Path):
+    for split in ("train", "valid_unseen"):
+        trial = tmp_path / "games" / split / "pick_and_place_simple-1" / "trial"
+        trial.mkdir(parents=True)
+        (trial / "game.tw-pddl").write_text('{"pddl_problem": "(define)", "solvable": true}')
+    settings = {"env.settings.data": str(tmp_path / "games"), "run.dir": str(tmp_path / "run")}
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"env\.settings\.data: "
+            r".*train/pick_and_place_simple-1/trial/game\.tw-pddl: pddl_problem"
+        ),
+    ):
+        prepare_job(resolve(overrides=settings), resume=False, model=None)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("environment", ["textarena", "gymnasium"])
+def test_the_tiny_policy_cannot_start_where_there_is_no_expert(tmp_path: Path, environment: str):
+    with pytest.raises(
+        ConfigError, match=rf"{environment} has no expert; the tiny policy.*model\.name"
+    ):
+        prepare_job(
+            resolve(overrides={"env": environment, "run.dir": str(tmp_path / "run")}),
+            resume=False,
+            model=None,
+        )
+
+
+def spoilt(policy: Path, directory: Path, file: str, change: Callable[[dict], object]) -> Path:
+    """A copy of the policy with one of its JSON files changed."""
+    shutil.copytree(policy, directory)
+    content = json.loads((directory / file).read_text())
+    change(content)
+    (directory / file).write_text(json.dumps(content))
+    return directory
+
+
+def without_tag(tokenizer: dict) -> None:
+    tokenizer["added_tokens"] = [
+        token for token in tokenizer["added_tokens"] if token["content"] != "<think>"
+    ]
+
+
+def special_tag(tokenizer: dict) -> None:
+    for token in tokenizer["added_tokens"]:
+        token["special"] = True
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "settings", "message"),
+    [
+        (
+            "config.json",
+            lambda config: config.update(vocab_size=9),
+            {},
+            r"model\.name: .* tokens, but the model chooses from 9",
+        ),
+        (
+            "tokenizer.json",
+            without_tag,
+            {},
+            r"model\.name: the tokenizer has no single token for <think>",
+        ),
+        (
+            "tokenizer.json",
+            special_tag,
+            {},
+            r"model\.name: .*does not give back an answer as it was written",
+        ),
+        (
+            "config.json",
+            lambda config: None,
+            {"engine.max_model_len": "70"},
+            r"engine\.max_model_len: 70 tokens do not hold",
+        ),
+    ],
+    ids=["vocabulary", "tag", "special", "context"],
+)
+def test_model_that_does_not_fit_the_environment_is_refused_before_any_write(
+    tmp_path: Path,
+    small_policy: Path,
+    file: str,
+    change: Callable[[dict], object],
+    settings: dict[str, str],
+    message: str,
+):
+    """A model that does not fit the environment is refused before anything is written."""
+    model = spoilt(small_policy, tmp_path / "model", file, change)
+    with pytest.raises(ConfigError, match=message):
+        prepare_job(
+            resolve(overrides={"model": str(model), "run.dir": str(tmp_path / "run")} | settings),
+            resume=False,
+            model=model,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_chat_template_is_refused_before_anything_is_written(
+    tmp_path: Path, small_policy: Path
+):
+    model = spoilt(
+        small_policy,
+        tmp_path / "model",
+        "tokenizer_config.json",
+        lambda settings: settings.pop("chat_template", None),
+    )
+    (model / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(ConfigError, match="has no chat template"):
+        prepare_job(
+            resolve(overrides={"model": str(model), "run.dir": str(tmp_path / "run")}),
+            resume=False,
+            model=model,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_demonstrations_without_an_expert_are_refused(tmp_path: Path, small_policy: Path):
+    settings = {
+        "model": str(small_policy),
+        "env": "gymnasium",
+        "warm_start.episodes": "5",
+        "run.dir": str(tmp_path / "run"),
+    }
+    with pytest.raises(
+        ConfigError,
+        match=(
+            r"gymnasium has no expert, and warm_start\.episodes asks for 5 of its episodes; "
+            r"set it to 0"
+        ),
+    ):
+        prepare_job(resolve(overrides=settings), resume=False, model=small_policy)
+
+
+def test_a_model_whose_turns_end_with_no_token_is_refused(tmp_path: Path, small_policy: Path):
+    model = spoilt(
+        small_policy,
+        tmp_path / "model",
+        "tokenizer_config.json",
+        lambda settings: settings.update(eos_token="<|nothing|>"),
+    )
+    with pytest.raises(ConfigError, match=r"model\.name: .* has no token <\|nothing\|>"):
+        prepare_job(
+            resolve(overrides={"model": str(model), "run.dir": str(tmp_path / "run")}),
+            resume=False,
+            model=model,
+        )
+
+
+def test_without_control_a_model_needs_no_token_for_its_tags(tmp_path: Path, small_policy: Path):
+    model = spoilt(small_policy, tmp_path / "model", "tokenizer.json", without_tag)
+    settings = {"model": str(model), "run.dir": str(tmp_path / "run"), "control": "off"}
+    job = prepare_job(resolve(overrides=settings), resume=False, model=model)
+    assert job.model_dir == str(model)
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(2), KeyError("x"), ImportError("no module named game")]
+)
+def test_what_code_of_an_environment_raises_is_a_refusal_that_says_where(error: BaseException):
+    said = (
+        rf"^env\.name: alfworld fails: {type(error).__name__}: .*test_job_models\.py:\d+ in test_"
+    )
+    with pytest.raises(ConfigError, match=said), environment_errors(small_config()):
+        raise error
