@@ -144,11 +144,12 @@ class _TokenLogProbs(torch.autograd.Function):
             torch.zeros_like(tensor) if is_wanted else None for tensor, is_wanted in wanted
         )
         for chunk in form.chunks(len(hidden)):
-            logits = kept  # of which only a capped one needs the logits themselves
-            log_all = kept
             if kept is None:
                 logits = _logits(hidden[chunk], weight, bias, form.shape)
                 log_all = functional.log_softmax(logits, dim=-1)
+            else:
+                logits = kept  # of which only a capped one needs the logits themselves
+                log_all = kept
             to_logits = log_all.exp()
             to_target = to_log_p[chunk, None]
             if form.entropy_gradient:

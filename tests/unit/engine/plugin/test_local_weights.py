@@ -1,4 +1,4 @@
-"""What a worker has of a module's weights: our slices beside those of vLLM's own loaders."""
+"""A worker's part of a module's weights: our slices beside those of vLLM's own loaders."""
 
 from __future__ import annotations
 

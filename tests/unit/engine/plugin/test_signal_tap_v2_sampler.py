@@ -20,7 +20,7 @@ FIXTURES = ROOT / "tests" / "fixtures"
 
 @pytest.fixture(scope="module")
 def steps() -> list[dict]:
-    """What `v2_sampler_program` prints, by step."""
+    """Run `v2_sampler_program`, and return what it prints, by step."""
     path = os.pathsep.join([str(FIXTURES / "triton_on_cpu"), str(ROOT)])
     done = subprocess.run(
         [sys.executable, "-P", "-m", "tests.fixtures.v2_sampler_program"],
