@@ -21,39 +21,26 @@ from supervisor.cli.main import main
 from supervisor.models import find_checkpoint, pin_checkpoint
 from telemetry.analysis.intervals import mean_interval
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
-from tests.fixtures.runs import played_serially, small_config
-
-
-@pytest.fixture(scope="module")
-def trained(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A run of two updates, with a checkpoint of each."""
-    config = small_config(
-        **imitating,
-        run__max_updates="2",
-        learner__checkpoint_every="1",
-        env__max_turns="4",
-        eval__episodes="2",
-    )
-    return played_serially(tmp_path_factory.mktemp("eval") / "job", config)
+from tests.fixtures.runs import small_config
 
 
 @pytest.mark.parametrize(
     ("suffix", "update"), [("", 2), ("@1", 1), ("@000001", 1), ("/checkpoints/000001", 1)]
 )
 def test_find_checkpoint_of_a_run_by_each_of_its_names(
-    trained: Job, suffix: str, update: int
+    learning_run: Job, suffix: str, update: int
 ) -> None:
-    checkpoint = find_checkpoint(trained.run_dir + suffix)
+    checkpoint = find_checkpoint(learning_run.run_dir + suffix)
     assert checkpoint.update == update
-    assert checkpoint.run_dir == Path(trained.run_dir)
+    assert checkpoint.run_dir == Path(learning_run.run_dir)
     assert (checkpoint.directory / "model.safetensors").is_file()
 
 
 def test_find_checkpoint_best_is_the_one_with_the_highest_held_out_success(
-    trained: Job, tmp_path: Path
+    learning_run: Job, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
-    shutil.copytree(trained.run_dir, run_dir)
+    shutil.copytree(learning_run.run_dir, run_dir)
     records = [
         {"kind": "evaluation", "update": update, "success": success, "wall_seconds": 1.0}
         for update, success in ((0, 0.9), (1, 0.5), (2, 0.25))
@@ -62,9 +49,9 @@ def test_find_checkpoint_best_is_the_one_with_the_highest_held_out_success(
     assert find_checkpoint(f"{run_dir}@best").update == 1  # of the start there is no checkpoint
 
 
-def test_find_checkpoint_that_is_not_there_names_those_that_are(trained: Job) -> None:
+def test_find_checkpoint_that_is_not_there_names_those_that_are(learning_run: Job) -> None:
     with pytest.raises(ConfigError, match=r"has no such checkpoint; it has 1, 2$"):
-        find_checkpoint(f"{trained.run_dir}@7")
+        find_checkpoint(f"{learning_run.run_dir}@7")
 
 
 def test_find_checkpoint_of_what_is_no_run_is_none(small_policy: Path) -> None:
@@ -72,9 +59,9 @@ def test_find_checkpoint_of_what_is_no_run_is_none(small_policy: Path) -> None:
     assert find_checkpoint("OWNER/NAME@main") is None
 
 
-def test_pin_checkpoint_replaces_a_run_given_as_the_model(trained: Job) -> None:
-    overrides = {"model": trained.run_dir, "run.dir": trained.run_dir}
-    directory = find_checkpoint(trained.run_dir).directory
+def test_pin_checkpoint_replaces_a_run_given_as_the_model(learning_run: Job) -> None:
+    overrides = {"model": learning_run.run_dir, "run.dir": learning_run.run_dir}
+    directory = find_checkpoint(learning_run.run_dir).directory
     assert pin_checkpoint(overrides) == overrides | {"model": str(directory)}
 
 
@@ -82,10 +69,10 @@ def test_eval_fixed_settings_exist() -> None:
     assert set(FIXED_SETTINGS) <= set(all_settings())
 
 
-def test_evaluation_config_of_a_checkpoint_has_the_settings_of_its_run(trained: Job) -> None:
-    config = evaluation_config(trained.run_dir, {"sampling.temperature": "0.5"}, serial=True)
-    assert config.env == trained.config.env
-    assert config.model.name == str(find_checkpoint(trained.run_dir).directory)
+def test_evaluation_config_of_a_checkpoint_has_the_settings_of_its_run(learning_run: Job) -> None:
+    config = evaluation_config(learning_run.run_dir, {"sampling.temperature": "0.5"}, serial=True)
+    assert config.env == learning_run.config.env
+    assert config.model.name == str(find_checkpoint(learning_run.run_dir).directory)
     assert config.sampling.temperature == 0.5
     assert config.run.max_updates == 0
 
@@ -97,16 +84,16 @@ def test_evaluation_config_refuses_what_an_evaluation_fixes(name: str) -> None:
 
 
 def test_eval_of_a_run_plays_each_held_out_task_once_and_writes_its_figures(
-    trained: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    learning_run: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "eval"
-    arguments = [trained.run_dir, "--serial", "--episodes", "3", "--run.dir", str(run_dir)]
+    arguments = [learning_run.run_dir, "--serial", "--episodes", "3", "--run.dir", str(run_dir)]
     assert main(["eval", *arguments]) == 0
     results = json.loads((run_dir / "eval.json").read_text())
     assert sorted(task["task"] for task in results["tasks"]) == [0, 1, 2]
     assert results["success"]["count"] == results["episodes"] == 3
     assert results["success"]["low"] <= results["success"]["mean"] <= results["success"]["high"]
-    assert 0 < results["tokens_per_turn"] <= trained.config.sampling.max_tokens
+    assert 0 < results["tokens_per_turn"] <= learning_run.config.sampling.max_tokens
     assert results["settings"]["env.max_turns"] == 4
     printed = capsys.readouterr().out
     assert "95 % interval" in printed and str(run_dir / "eval.json") in printed
@@ -158,12 +145,12 @@ def test_mean_interval_shrinks_with_the_square_root_of_the_count() -> None:
 
 
 def test_export_loads_in_transformers_and_has_a_card_of_the_runs_figures(
-    trained: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    learning_run: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     directory = tmp_path / "exported"
-    assert main(["export", f"{trained.run_dir}@1", str(directory)]) == 0
+    assert main(["export", f"{learning_run.run_dir}@1", str(directory)]) == 0
     assert "update 1 of" in capsys.readouterr().out
     model = AutoModelForCausalLM.from_pretrained(directory)
     tokenizer = AutoTokenizer.from_pretrained(directory)
@@ -182,28 +169,28 @@ def test_export_loads_in_transformers_and_has_a_card_of_the_runs_figures(
     assert "Your task is to" in card, "the form of a prompt"
 
 
-def test_export_cites_an_evaluation(trained: Job, tmp_path: Path) -> None:
+def test_export_cites_an_evaluation(learning_run: Job, tmp_path: Path) -> None:
     evaluation = tmp_path / "eval.json"
     episodes = [EvaluatedEpisode(n, "heat", n < 3, 1.0, 2) for n in range(4)]
     evaluation.write_text(json.dumps(build_results(small_config(), "model", episodes, dropped=0)))
-    arguments = [trained.run_dir, str(tmp_path / "model"), "--evaluation", str(evaluation)]
+    arguments = [learning_run.run_dir, str(tmp_path / "model"), "--evaluation", str(evaluation)]
     assert main(["export", *arguments]) == 0
     assert "| heat | 4 | 75.0% | 30.1% – 95.4% |" in (tmp_path / "model/README.md").read_text()
 
 
 def test_export_into_a_directory_with_files_is_refused(
-    trained: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    learning_run: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").touch()
-    assert main(["export", trained.run_dir, str(tmp_path)]) == 2
+    assert main(["export", learning_run.run_dir, str(tmp_path)]) == 2
     assert "is there already" in capsys.readouterr().err
 
 
 def test_export_of_a_damaged_checkpoint_is_refused(
-    trained: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    learning_run: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checkpoint = tmp_path / "run" / "checkpoints" / "000001"
-    shutil.copytree(find_checkpoint(f"{trained.run_dir}@1").directory, checkpoint)
+    shutil.copytree(find_checkpoint(f"{learning_run.run_dir}@1").directory, checkpoint)
     (checkpoint / "model.safetensors").write_bytes(b"torn")
     assert main(["export", str(checkpoint), str(tmp_path / "model")]) == 2
     assert "is damaged" in capsys.readouterr().err

@@ -23,12 +23,12 @@ from controller.rules.thinking import RuleSpec, ThinkingSettings
 from learner.data.episode_log import EpisodeLog
 from protocol.arrays import FLOAT16, INT32, unpack
 from protocol.codec import encode
-from protocol.messages import DropReason, EpisodeKey, Trajectory
+from protocol.messages import DropReason, EpisodeKey
 from supervisor.cli.main import main
 from supervisor.cli.replay import Recording, list_episodes, replay_episode
 from supervisor.job import save_job
 from supervisor.recording import EPISODES_DIR, recorded_job
-from tests.fixtures.runs import job_in, played_serially, small_config
+from tests.fixtures.runs import find_cut_episode, job_in, small_config
 
 OPEN = 1
 CLOSE = 2
@@ -89,24 +89,6 @@ def test_run_of_another_machine_is_read_with_its_own_policy_or_the_model_here(
     assert recorded_job(run, "replay").model_dir == str(run / "policy" if tiny else small_policy)
 
 
-@pytest.fixture(scope="module")
-def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """A run whose turns are cut as soon as they think, and all sampled again."""
-    acting = {
-        "control__t2po__epsilon": "10",
-        "control__t2po__min_thinking": "2",
-        "control__t2po__window": "0",
-        "control__t2po__eta": "10",
-    }
-    config = small_config(
-        **imitating | acting,
-        control__t2po__max_resamples="1",
-        run__max_updates="1",
-        env__max_turns="4",
-    )
-    return played_serially(tmp_path_factory.mktemp("replay") / "job", config)
-
-
 def printed(job: Job, episode: str, turn: int | None = None, **overrides: str) -> str:
     console = Console(record=True, width=200, file=io.StringIO())
     settings = {name.replace("__", "."): text for name, text in overrides.items()}
@@ -117,17 +99,8 @@ def printed(job: Job, episode: str, turn: int | None = None, **overrides: str) -
     return console.export_text()
 
 
-def cut_episode(job: Job) -> Trajectory:
-    """An episode in whose first turn thinking was cut."""
-    return next(
-        e
-        for e in Recording(Path(job.run_dir), {}).episodes()
-        if e.turns and any(v.kind == "intervene" for v in e.turns[0].kept.events)
-    )
-
-
-def test_every_recorded_decision_is_made_again(recorded: Job) -> None:
-    recording = Recording(Path(recorded.run_dir), {})
+def test_every_recorded_decision_is_made_again(acting_run: Job) -> None:
+    recording = Recording(Path(acting_run.run_dir), {})
     decisions = 0
     for episode in recording.episodes():
         for turn in episode.turns:
@@ -149,9 +122,11 @@ def test_every_recorded_decision_is_made_again(recorded: Job) -> None:
     assert decisions
 
 
-def test_it_says_where_control_acted_and_on_which_numbers(recorded: Job) -> None:
-    event = cut_episode(recorded).turns[0].kept.events[0]
-    text = printed(recorded, cut_episode(recorded).key.id)
+def test_it_says_where_control_acted_and_on_which_numbers(
+    acting_run: Job, acting_dir: Path
+) -> None:
+    event = find_cut_episode(acting_dir).turns[0].kept.events[0]
+    text = printed(acting_run, find_cut_episode(acting_dir).key.id)
     assert (
         f"then: cut at token {event.position} ({event.reason}: {event.value:.3g} against 10)"
         in text
@@ -159,34 +134,34 @@ def test_it_says_where_control_acted_and_on_which_numbers(recorded: Job) -> None
     assert "then: sampled again (stalled" in text
 
 
-def test_another_epsilon_shows_what_would_change(recorded: Job) -> None:
-    text = printed(recorded, cut_episode(recorded).key.id, control__t2po__epsilon="0")
+def test_another_epsilon_shows_what_would_change(acting_run: Job, acting_dir: Path) -> None:
+    text = printed(acting_run, find_cut_episode(acting_dir).key.id, control__t2po__epsilon="0")
     assert "now:  not cut" in text and "what this rule would have met there is not known" in text
 
 
-def test_a_recipe_brings_its_thresholds_and_its_score(recorded: Job) -> None:
-    response = cut_episode(recorded).turns[0].kept
-    recording = Recording(Path(recorded.run_dir), {"recipe": "t2po-code"})
+def test_a_recipe_brings_its_thresholds_and_its_score(acting_run: Job, acting_dir: Path) -> None:
+    response = find_cut_episode(acting_dir).turns[0].kept
+    recording = Recording(Path(acting_run.run_dir), {"recipe": "t2po-code"})
     assert recording.config.control.t2po.score == "code"
     assert recording.eta(response) == 0.3
-    assert Recording(Path(recorded.run_dir), {}).eta(response) == 10
+    assert Recording(Path(acting_run.run_dir), {}).eta(response) == 10
 
 
-def test_a_turn_is_shown_token_by_token(recorded: Job) -> None:
-    text = printed(recorded, cut_episode(recorded).key.id, turn=0)
+def test_a_turn_is_shown_token_by_token(acting_run: Job, acting_dir: Path) -> None:
+    text = printed(acting_run, find_cut_episode(acting_dir).key.id, turn=0)
     assert "<- cut" in text and "forced" in text and "entropy" in text
 
 
-def test_episodes_are_listed(recorded: Job) -> None:
-    text = printed(recorded, "")
-    assert cut_episode(recorded).key.id in text and "sampled again" in text
+def test_episodes_are_listed(acting_run: Job, acting_dir: Path) -> None:
+    text = printed(acting_run, "")
+    assert find_cut_episode(acting_dir).key.id in text and "sampled again" in text
 
 
 def test_an_episode_that_failed_is_listed_as_dropped_and_shown_with_why(
-    recorded: Job, tmp_path: Path
+    acting_run: Job, tmp_path: Path
 ) -> None:
     job = msgspec.structs.replace(
-        recorded, run_dir=str(shutil.copytree(recorded.run_dir, tmp_path / "run"))
+        acting_run, run_dir=str(shutil.copytree(acting_run.run_dir, tmp_path / "run"))
     )
     failed = dropped_episode(
         EpisodeKey(9, 0), DropReason.ACTOR_LOST, "not brought to an end by [3] actors"
@@ -202,9 +177,9 @@ def test_an_episode_that_failed_is_listed_as_dropped_and_shown_with_why(
     )
 
 
-def test_it_is_counted_what_ending_turns_early_would_have_saved(recorded: Job) -> None:
+def test_it_is_counted_what_ending_turns_early_would_have_saved(acting_run: Job) -> None:
     """Every turn was stalled, so that none would have been ended wrongly."""
-    line = printed(recorded, "", control__t2po__early_stall="0.1").splitlines()[-1]
+    line = printed(acting_run, "", control__t2po__early_stall="0.1").splitlines()[-1]
     found = re.match(
         r"ended early at 0\.1 .*: (\d+) of ([\d,]+) turns, 0 of them wrongly, "
         r"([\d,]+) tokens saved; (\d+) were stalled",
@@ -215,29 +190,31 @@ def test_it_is_counted_what_ending_turns_early_would_have_saved(recorded: Job) -
     assert 0 < ended <= compared == stalls and saved > 0
 
 
-def test_an_evaluation_has_nothing_to_replay(recorded: Job) -> None:
-    episode = next(e for e in Recording(Path(recorded.run_dir), {}).episodes() if e.key.evaluation)
+def test_an_evaluation_has_nothing_to_replay(acting_run: Job) -> None:
+    episode = next(
+        e for e in Recording(Path(acting_run.run_dir), {}).episodes() if e.key.evaluation
+    )
     assert isnan(episode.turns[0].kept.epsilon)
-    assert "not watched" in printed(recorded, episode.key.id)
+    assert "not watched" in printed(acting_run, episode.key.id)
 
 
 def test_the_command_line_takes_settings_without_an_episode(
-    recorded: Job, capsys: pytest.CaptureFixture[str]
+    acting_run: Job, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["replay", recorded.run_dir, "--control.t2po.epsilon", "0.01"]) == 0
+    assert main(["replay", acting_run.run_dir, "--control.t2po.epsilon", "0.01"]) == 0
     assert "sampled again" in capsys.readouterr().out
 
 
 def test_replay_lists_only_the_episodes_that_are_asked_for(
-    recorded: Job, capsys: pytest.CaptureFixture[str]
+    acting_run: Job, acting_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    episodes = list(Recording(Path(recorded.run_dir), {}).episodes())
-    assert main(["replay", recorded.run_dir, "--cut"]) == 0
+    episodes = list(Recording(Path(acting_run.run_dir), {}).episodes())
+    assert main(["replay", acting_run.run_dir, "--cut"]) == 0
     listed = capsys.readouterr().out
-    assert cut_episode(recorded).key.id in listed
+    assert find_cut_episode(acting_dir).key.id in listed
     evaluation = next(e for e in episodes if e.key.evaluation)
     assert f" {evaluation.key.id} " not in listed, "evaluations are not cut"
-    assert main(["replay", recorded.run_dir, "--unsolved"]) == 0
+    assert main(["replay", acting_run.run_dir, "--unsolved"]) == 0
     count = len(capsys.readouterr().out.strip().splitlines()) - 1
     assert count == sum(not episode.success for episode in episodes)
 
@@ -246,11 +223,11 @@ def test_replay_lists_only_the_episodes_that_are_asked_for(
     ("episode", "turn", "said"), [("t999.0", None, "lists them"), ("first", 99, "turns 0 to")]
 )
 def test_what_does_not_exist_is_named(
-    recorded: Job, episode: str, turn: int | None, said: str
+    acting_run: Job, acting_dir: Path, episode: str, turn: int | None, said: str
 ) -> None:
-    name = cut_episode(recorded).key.id if episode == "first" else episode
+    name = find_cut_episode(acting_dir).key.id if episode == "first" else episode
     with pytest.raises(ConfigError, match=said):
-        printed(recorded, name, turn)
+        printed(acting_run, name, turn)
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:

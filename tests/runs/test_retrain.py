@@ -19,15 +19,6 @@ from learner.data.rollout_metrics import rollout_metrics
 from supervisor.cli.main import main
 from supervisor.cli.retrain import retrain
 from telemetry.metrics_schema import find_metric
-from tests.fixtures.runs import played_serially, small_config
-
-
-@pytest.fixture(scope="module")
-def recorded(imitating: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Job:
-    config = small_config(
-        **imitating, run__max_updates="2", learner__learning_rate="1e-3", env__max_turns="4"
-    )
-    return played_serially(tmp_path_factory.mktemp("retrain") / "job", config)
 
 
 def again(job: Job, directory: Path, **overrides: str) -> Path:
@@ -49,18 +40,18 @@ def losses(run_dir: Path) -> list[float]:
     return [line["loss"] for line in lines if line["kind"] == "update"]
 
 
-def test_the_same_policy_comes_out_to_the_bit(recorded: Job, tmp_path: Path) -> None:
-    run_dir = again(recorded, tmp_path / "again")
-    assert losses(run_dir) == losses(Path(recorded.run_dir)) and len(losses(run_dir)) == 2
-    assert weights(run_dir) == weights(Path(recorded.run_dir))
+def test_the_same_policy_comes_out_to_the_bit(learning_run: Job, tmp_path: Path) -> None:
+    run_dir = again(learning_run, tmp_path / "again")
+    assert losses(run_dir) == losses(Path(learning_run.run_dir)) and len(losses(run_dir)) == 2
+    assert weights(run_dir) == weights(Path(learning_run.run_dir))
 
 
 def test_exploration_is_measured_the_same_while_the_run_goes_on_and_afterwards(
-    recorded: Job, tmp_path: Path
+    learning_run: Job, tmp_path: Path
 ) -> None:
     first, second = (
         explored(directory)
-        for directory in (Path(recorded.run_dir), again(recorded, tmp_path / "again"))
+        for directory in (Path(learning_run.run_dir), again(learning_run, tmp_path / "again"))
     )
     assert first == second and len(first) == 2
     assert first[1]["known_pairs"] > first[0]["known_pairs"] > 0
@@ -81,25 +72,27 @@ def explored(run_dir: Path) -> list[dict[str, float]]:
     ]
 
 
-def test_another_correction_is_compared_on_equal_data(recorded: Job, tmp_path: Path) -> None:
+def test_another_correction_is_compared_on_equal_data(learning_run: Job, tmp_path: Path) -> None:
     first, second = (
-        again(recorded, tmp_path / name, learner__loss=name) for name in ("reinforce", "ppo")
+        again(learning_run, tmp_path / name, learner__loss=name) for name in ("reinforce", "ppo")
     )
     assert weights(first) != weights(second) and len(losses(first)) == len(losses(second)) == 2
 
 
-def test_a_value_head_learns_from_recorded_episodes(recorded: Job, tmp_path: Path) -> None:
-    run_dir = again(recorded, tmp_path / "valued", learner__algorithm="gae", learner__loss="vtrace")
+def test_a_value_head_learns_from_recorded_episodes(learning_run: Job, tmp_path: Path) -> None:
+    run_dir = again(
+        learning_run, tmp_path / "valued", learner__algorithm="gae", learner__loss="vtrace"
+    )
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     assert [line["value_loss"] >= 0 for line in lines if line["kind"] == "update"] == [True, True]
 
 
 def test_the_command_line_names_the_run_and_its_settings(
-    recorded: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    learning_run: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
         "retrain",
-        recorded.run_dir,
+        learning_run.run_dir,
         "--run-dir",
         str(tmp_path / "new"),
         "--updates",
@@ -110,7 +103,7 @@ def test_the_command_line_names_the_run_and_its_settings(
 
 
 def test_ctrl_c_keeps_what_has_been_trained(
-    recorded: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    learning_run: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(episodes):  # asked for after the first update
         os.kill(os.getpid(), signal.SIGINT)
@@ -118,15 +111,15 @@ def test_ctrl_c_keeps_what_has_been_trained(
 
     monkeypatch.setattr("supervisor.cli.retrain.rollout_metrics", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        again(recorded, tmp_path / "new")
+        again(learning_run, tmp_path / "new")
     assert (
-        losses(tmp_path / "new") == losses(Path(recorded.run_dir))[:1]
+        losses(tmp_path / "new") == losses(Path(learning_run.run_dir))[:1]
         and latest(tmp_path / "new").name == "000001"
     )
 
 
-def test_training_again_ends_with_its_minutes(recorded: Job, tmp_path: Path) -> None:
-    assert latest(again(recorded, tmp_path / "new", run__max_minutes="1e-9")).name == "000000"
+def test_training_again_ends_with_its_minutes(learning_run: Job, tmp_path: Path) -> None:
+    assert latest(again(learning_run, tmp_path / "new", run__max_minutes="1e-9")).name == "000000"
 
 
 @pytest.mark.parametrize(
@@ -138,23 +131,23 @@ def test_training_again_ends_with_its_minutes(recorded: Job, tmp_path: Path) -> 
     ],
 )
 def test_what_cannot_be_changed_is_refused(
-    recorded: Job, tmp_path: Path, setting: str, value: str, said: str
+    learning_run: Job, tmp_path: Path, setting: str, value: str, said: str
 ) -> None:
     with pytest.raises(ConfigError, match=said):
-        again(recorded, tmp_path / "new", **{setting: value})
+        again(learning_run, tmp_path / "new", **{setting: value})
 
 
-def test_a_run_of_another_version_is_refused(recorded: Job, tmp_path: Path) -> None:
+def test_a_run_of_another_version_is_refused(learning_run: Job, tmp_path: Path) -> None:
     old = tmp_path / "old"
-    shutil.copytree(recorded.run_dir, old)
+    shutil.copytree(learning_run.run_dir, old)
     (old / "job.json").write_text((old / "job.json").read_text().replace('"engines"', '"engine"'))
     with pytest.raises(ConfigError, match=r"job\.json was written by another version"):
         retrain(old, {}, Console(quiet=True))
 
 
-def test_a_run_whose_first_episodes_are_gone_is_refused(recorded: Job, tmp_path: Path) -> None:
+def test_a_run_whose_first_episodes_are_gone_is_refused(learning_run: Job, tmp_path: Path) -> None:
     trimmed = tmp_path / "trimmed"
-    shutil.copytree(recorded.run_dir, trimmed)
+    shutil.copytree(learning_run.run_dir, trimmed)
     (first,) = (trimmed / "episodes").iterdir()
     first.rename(first.with_name(f"{1000:015d}.log"))
     with pytest.raises(ConfigError, match=r"learner\.log_gb"):

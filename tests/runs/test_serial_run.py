@@ -50,7 +50,7 @@ from telemetry.metrics_schema import undocumented_names
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
 from tests.fixtures.runs import (
     job_in,
-    played_serially,
+    play_serially,
     record_engines,
     serial_run,
     small_config,
@@ -341,7 +341,7 @@ def test_the_step_size_falls_with_the_updates_that_are_left(tmp_path: Path):
 
 def test_the_minutes_before_a_resume_count(tmp_path: Path):
     directory = tmp_path / "run"
-    played_serially(
+    play_serially(
         directory, small_config(run__dir=str(directory), run__max_updates="1", env__max_turns="1")
     )
     lasted = read_metrics(directory / METRICS_FILE)[-1]["wall_seconds"]
@@ -372,7 +372,7 @@ def test_a_clock_that_is_set_forward_ends_no_run(tmp_path: Path, monkeypatch: py
 def test_a_resumed_run_keeps_when_its_training_began(tmp_path: Path):
     """From there the step size falls by time."""
     directory = tmp_path / "run"
-    played_serially(
+    play_serially(
         directory, small_config(run__dir=str(directory), run__max_updates="1", env__max_turns="1")
     )
     resolution, _ = resolve_run(None, directory, {"run.max_updates": "2"}, serial=True)

@@ -108,3 +108,10 @@ def test_a_model_that_does_not_exist_is_refused(tmp_path: Path) -> None:
     message = expect_refusal(model=str(tmp_path / "no-model"))
     assert message.startswith("model.name: ")
     assert "directory" in message
+
+
+def test_an_address_that_others_reach_needs_a_token() -> None:
+    message = expect_refusal(dashboard__host="0.0.0.0")
+    assert message.startswith("dashboard.token: ") and "0.0.0.0" in message
+    allowed = resolve(None, {"dashboard.host": "0.0.0.0", "dashboard.token": "x"})
+    assert allowed.dashboard.token == "x"
