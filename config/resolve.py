@@ -162,7 +162,7 @@ def _describe_unknown_settings(
     environment = EnvSection().name
     for layer in layers:
         environment = find_last([layer], "env.name") or environment
-        there = known | environment_fields(environment)
+        there = {**known, **environment_fields(environment)}
         problems += [
             describe_unknown_setting(name, known, f"in {layer.source}")
             for name in layer.settings
