@@ -18,7 +18,7 @@ class Layer(NamedTuple):
     """Settings that one source gives together."""
 
     source: str
-    """Where they are from, in words."""
+    """Origin of the settings, in words."""
     settings: dict[str, Any]
     """{full name: value}."""
     recipe: str = ""
@@ -55,7 +55,7 @@ def stack_layers(layers: Iterable[Layer]) -> dict[str, Given]:
 def _without_other_types(
     stacked: dict[str, Given], settings: Mapping[str, Any]
 ) -> dict[str, Given]:
-    """What is in force below a layer with `settings`, which may give a section another type."""
+    """Return what is in force below a layer whose `settings` may give a section another type."""
     kept = dict(stacked)
     for section, types in tagged_sections().items():
         names = types.get(str(settings.get(f"{section}.type")))

@@ -76,7 +76,7 @@ PAPER_OF_ENVIRONMENT = {
         "learner.kl_coef": 0.0,
     },
 }
-"""What T2PO's paper has for each environment."""
+"""Settings that T2PO's paper has for each environment."""
 
 PAPER_OF_OBJECTIVE = {
     "learner.algorithm.type": "gigpo",
@@ -90,7 +90,7 @@ PAPER_OF_OBJECTIVE = {
     "learner.gradient_clip": 1.0,
     "learner.learning_rate": 1e-6,
 }
-"""What it has for all of them, with a pretrained model."""
+"""Settings that T2PO's paper has for all environments, with a pretrained model."""
 
 CONTROL = {
     "t2po-paper": {
@@ -130,7 +130,7 @@ CONTROL = {
         "control.on_cut": "close",
     },
 }
-"""What the paper has of control, with what it does not publish, and what its authors' code has."""
+"""Settings of control in the paper, with those it does not publish, and in its authors' code."""
 
 
 def taken(names: str, **overrides: str) -> dict[str, Any]:
