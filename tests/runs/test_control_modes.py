@@ -1,4 +1,4 @@
-"""Whole runs, in one process, with control seen, decided and carried out in each of its ways."""
+"""Runs in one process whose control is seen, decided and carried out in each of its ways."""
 
 from __future__ import annotations
 
@@ -8,24 +8,17 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-import zmq.asyncio
 from rich.console import Console
 
-from config import Config
 from controller.rules.calibration import Calibration
-from controller.signals import SignalRouter
-from controller.think_tokens import ThinkTokens, answer_after_thought
-from engine.client import EngineClient
-from engine.fake.server import FakeEngine
-from envs.registry import make_environment
 from learner.checkpoint import STATE, TrainingState, latest
 from protocol.arrays import FLOAT32, UINT8, unpack
 from protocol.messages import Response, StopReason, Trajectory
-from supervisor.endpoints import free_port
 from supervisor.serial import train_serially
-from tests.fixtures.runs import job_in, small_config, trajectories_of
+from tests.fixtures.runs import job_in, serial_run, small_config
 
 pytestmark = pytest.mark.slow
+
 
 CUTTING = {
     "control__t2po__epsilon": "10",
@@ -37,18 +30,13 @@ CUTTING = {
 """Every turn that thinks is cut."""
 
 
-def run(directory: Path, **overrides: str) -> tuple[dict, list[Response], list[Trajectory]]:
-    """(Summary, attempts of the training episodes, all episodes)."""
-    summary = asyncio.run(
-        train_serially(job_in(directory, small_config(**overrides)), Console(quiet=True))
-    )
-    episodes = trajectories_of(directory)
-    training = [
-        turn for episode in episodes if not episode.key.evaluation for turn in episode.turns
-    ]
+def play(directory: Path, **overrides: str) -> tuple[dict, list[Response], list[Trajectory]]:
+    """Play a run: its summary, the responses of its training episodes, and all episodes."""
+    summary, episodes, _ = serial_run(directory, **overrides)
+    turns = [turn for episode in episodes if not episode.key.evaluation for turn in episode.turns]
     return (
         summary,
-        [attempt for turn in training for attempt in (*turn.rejected, turn.kept)],
+        [response for turn in turns for response in (*turn.rejected, turn.kept)],
         episodes,
     )
 
@@ -80,7 +68,7 @@ def test_thinking_is_cut_at_the_decision_or_after_it_and_in_one_piece(
     where: dict,
     at_once: bool,
 ) -> None:
-    _, attempts, _ = run(
+    _, attempts, _ = play(
         tmp_path / "run", **imitating | CUTTING | where | {"control__mode": "t2po-token"}
     )
     decisions = cut(attempts)
@@ -100,7 +88,7 @@ def test_thinking_is_cut_at_the_decision_or_after_it_and_in_one_piece(
 def test_tokens_past_the_cut_of_a_stream_are_counted_as_wasted(
     tmp_path: Path, imitating: dict[str, str]
 ) -> None:
-    summary, _, _ = run(
+    summary, _, _ = play(
         tmp_path / "run",
         **imitating | CUTTING,
         control__mode="t2po-token",
@@ -113,7 +101,7 @@ def test_control_without_thresholds_yet_records_and_does_nothing(
     tmp_path: Path, imitating: dict[str, str]
 ) -> None:
     """The default: 256 turns without any action."""
-    summary, attempts, _ = run(
+    summary, attempts, _ = play(
         tmp_path / "run",
         **imitating,
         run__max_updates="1",
@@ -130,7 +118,7 @@ def test_control_without_thresholds_yet_records_and_does_nothing(
 def test_a_resumed_run_goes_on_with_the_thresholds_of_its_checkpoint(
     tmp_path: Path, imitating: dict[str, str]
 ) -> None:
-    run(tmp_path / "run", **imitating, run__max_updates="1", env__max_turns="4")
+    play(tmp_path / "run", **imitating, run__max_updates="1", env__max_turns="4")
     before = calibration(tmp_path / "run")
     assert before.eta.turns > 0
     job = job_in(
@@ -153,7 +141,7 @@ def calibration(run_dir: Path) -> Calibration:
 
 def test_a_turn_that_repeats_itself_is_sampled_again(tmp_path: Path) -> None:
     """A policy that knows nothing, nearly greedy, runs in circles."""
-    summary, attempts, episodes = run(
+    summary, attempts, episodes = play(
         tmp_path / "run",
         sampling__temperature="0.05",
         sampling__max_tokens="120",
@@ -174,42 +162,18 @@ def test_a_turn_that_repeats_itself_is_sampled_again(tmp_path: Path) -> None:
     assert summary["resamples"] >= len(again)  # others were under way when the run ended
 
 
-@pytest.mark.parametrize(
-    ("environment", "said"),
-    [
-        ("alfworld", "</think>\n<action>"),
-        ("webshop", "</think>\n<action>"),
-        ("search", "</think>\n"),
-        ("gymnasium", "</think>\n<action>"),
-    ],
-)
-def test_what_is_forced_is_how_answers_of_the_environment_go_on(
-    environment: str, said: str
-) -> None:
-    config = Config(env=type(Config().env)(name=environment))
-    assert (
-        answer_after_thought(make_environment(environment, **config.environment_settings())) == said
+def test_mode_budget_cuts_thinking_and_resamples_nothing(tmp_path: Path, imitating: dict[str, str]):
+    _, trajectories, _ = serial_run(
+        tmp_path / "run",
+        **imitating,
+        control__mode="budget",
+        control__t2po__min_thinking="1",
+        control__max_thinking="3",
+        control__t2po__eta="1e9",
+        run__max_updates="1",
+        env__max_turns="4",
     )
-
-
-@pytest.mark.parametrize("tap", [True, False])
-async def test_an_engine_is_asked_whether_it_sends_signals(
-    small_policy: Path, tap: bool, monkeypatch
-) -> None:
-    if not tap:
-        monkeypatch.setattr("controller.signals.PROBE_PATIENCE", 1.0)
-    endpoint = f"tcp://127.0.0.1:{free_port()}"
-    engine = FakeEngine(small_policy, signals=endpoint if tap else None)
-    client = EngineClient(await engine.start())
-    router = SignalRouter(
-        zmq.asyncio.Context(), endpoint, ThinkTokens(0, 0, [], [], 1), max_model_len=64
-    )
-    listening = asyncio.create_task(router.run())
-    try:
-        assert await router.probe(client) is tap
-        assert router.interventions == 0
-    finally:
-        listening.cancel()
-        await client.close()
-        await engine.stop()
-        router.close()
+    turns = [turn for t in trajectories if not t.key.evaluation for turn in t.turns]
+    events = [event for turn in turns for event in turn.kept.events]
+    assert events and {(event.kind, event.reason) for event in events} == {("intervene", "budget")}
+    assert not any(turn.rejected for turn in turns)

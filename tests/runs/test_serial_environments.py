@@ -1,0 +1,46 @@
+"""Environments are all played through the same loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from telemetry.metrics_schema import undocumented_names
+from tests.fixtures.runs import (
+    select_trained,
+    serial_run,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(("environment", "score"), [("webshop", "score"), ("search", "searches")])
+def test_other_environments_are_played_through_the_same_loop(
+    tmp_path: Path, environment: str, score: str
+):
+    summary, trajectories, metrics = serial_run(
+        tmp_path / "run", env__name=environment, run__max_updates="1", engine__max_model_len="2048"
+    )
+    assert summary["ended"] == "finished" and score in summary["scores"]
+    assert select_trained(trajectories) and all(
+        score in t.scores for t in select_trained(trajectories)
+    )
+    assert undocumented_names([name for line in metrics for name in line if name != "kind"]) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "score"), [("textarena", "reward"), ("gymnasium", "return")]
+)
+def test_games_without_an_expert_are_played_by_a_model_of_ones_own(
+    tmp_path: Path, small_policy: Path, environment: str, score: str
+):
+    settings = {
+        "env__name": environment,
+        "env__max_turns": "4",
+        "model__name": str(small_policy),
+        "run__max_updates": "1",
+    }
+    summary, trajectories, _ = serial_run(tmp_path / "run", **settings)
+    assert summary["ended"] == "finished" and score in summary["scores"]
+    assert select_trained(trajectories)
