@@ -17,47 +17,44 @@ from typing import ClassVar
 
 import msgspec
 import pytest
+import torch
+import uvicorn
 from aiohttp import web
+from fastapi import FastAPI
 from rich.console import Console
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("vllm")
-
-import uvicorn  # noqa: E402
-from fastapi import FastAPI  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from vllm.config.weight_transfer import WeightTransferConfig  # noqa: E402
-from vllm.distributed.device_communicators import pynccl  # noqa: E402
-from vllm.distributed.utils import StatelessProcessGroup  # noqa: E402
-from vllm.distributed.weight_transfer import packed_tensor  # noqa: E402
-from vllm.distributed.weight_transfer.base import (  # noqa: E402
+from safetensors.torch import load_file
+from vllm.config.weight_transfer import WeightTransferConfig
+from vllm.distributed.device_communicators import pynccl
+from vllm.distributed.utils import StatelessProcessGroup
+from vllm.distributed.weight_transfer import packed_tensor
+from vllm.distributed.weight_transfer.base import (
     WeightTransferInitRequest,
     WeightTransferUpdateRequest,
 )
-from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine  # noqa: E402
-from vllm.entrypoints.rl.online.api_router import router  # noqa: E402
-from vllm.model_executor.model_loader.reload import record_metadata_for_reloading  # noqa: E402
-from vllm.model_executor.model_loader.weight_utils import default_weight_loader  # noqa: E402
+from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+from vllm.entrypoints.rl.online.api_router import router
+from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-import supervisor.serial  # noqa: E402
-from config import ConfigError  # noqa: E402
-from engine.client import EngineError  # noqa: E402
-from engine.constants import NCCL_PACKING  # noqa: E402
-from engine.fake.server import FakeEngine  # noqa: E402
-from engine.nccl_sender import WeightSender  # noqa: E402
-from engine.pool import EnginePool  # noqa: E402
-from learner.publish import (  # noqa: E402
+import supervisor.serial
+from config import ConfigError
+from engine.client import EngineError
+from engine.constants import NCCL_PACKING
+from engine.fake.server import FakeEngine
+from engine.nccl_sender import WeightSender
+from engine.pool import EnginePool
+from learner.publish import (
     Snapshot,
     WeightPublisher,
     Weights,
     WeightWriter,
     describe_transfer,
 )
-from protocol.messages import Transfer, WeightsPublished  # noqa: E402
-from supervisor.cli import train  # noqa: E402
-from supervisor.endpoints import free_port  # noqa: E402
-from supervisor.serial import train_serially  # noqa: E402
-from tests.fixtures.runs import job_in, small_config, trajectories_of  # noqa: E402
+from protocol.messages import Transfer, WeightsPublished
+from supervisor.cli import train
+from supervisor.endpoints import free_port
+from supervisor.serial import train_serially
+from tests.fixtures.runs import job_in, small_config, trajectories_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Tensor .* exceeds buffer_size_bytes")
 

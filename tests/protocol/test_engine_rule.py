@@ -10,13 +10,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from controller.rules.thinking import RuleSpec, ThinkingSettings  # noqa: E402
-from engine.client import EngineClient  # noqa: E402
-from engine.plugin.auth import bearer  # noqa: E402
-from tests.fixtures.engines import (  # noqa: E402
+from controller.rules.thinking import RuleSpec, ThinkingSettings
+from engine.client import EngineClient
+from engine.plugin.auth import bearer
+from tests.fixtures.engines import (
     KEY,
     TOLERANCE,
     VOCABULARY,

@@ -7,15 +7,13 @@ import asyncio
 import pytest
 from aiohttp import ClientSession, web
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
-
-from controller.rules.thinking import RuleSpec, ThinkingRule, ThinkingSettings  # noqa: E402
-from controller.streaming import StreamControl, StreamedTurn, StreamingController  # noqa: E402
-from engine.client import EngineClient, EngineError, EngineUnreachable, Sampling  # noqa: E402
-from engine.constants import ALIVE_HEADER  # noqa: E402
-from engine.plugin import auth as gate  # noqa: E402
-from tests.fixtures.engines import KEY, TOP_J, VOCABULARY, Engine, some_prompt  # noqa: E402
+from controller.rules.thinking import RuleSpec, ThinkingRule, ThinkingSettings
+from controller.streaming import StreamControl, StreamedTurn, StreamingController
+from engine.client import EngineClient, EngineError, EngineUnreachable, Sampling
+from engine.constants import ALIVE_HEADER
+from engine.plugin import auth as gate
+from tests.fixtures.engines import KEY, TOP_J, VOCABULARY, Engine, some_prompt
+from tests.fixtures.servers import serve_app
 
 
 def sampling(seed: int, max_tokens: int = 60) -> Sampling:
@@ -180,12 +178,9 @@ async def test_a_stream_that_breaks_off_is_an_unreachable_engine() -> None:
 
     app = web.Application()
     app.router.add_post("/inference/v1/generate", broken)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    client = EngineClient(f"http://127.0.0.1:{runner.addresses[0][1]}")
-    with pytest.raises(EngineUnreachable, match="ended before the response did"):
-        async for _ in client.stream("turn", [1], sampling(0), top_k=2):
-            pass
-    await client.close()
-    await runner.cleanup()
+    async with serve_app(app) as url:
+        client = EngineClient(url)
+        with pytest.raises(EngineUnreachable, match="ended before the response did"):
+            async for _ in client.stream("turn", [1], sampling(0), top_k=2):
+                pass
+        await client.close()

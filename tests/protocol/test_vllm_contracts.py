@@ -14,9 +14,6 @@ from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
-
-pytest.importorskip("vllm")
-
 from vllm import SamplingParams, envs, plugins
 from vllm.config import SchedulerConfig
 from vllm.config.parallel import ParallelConfig

@@ -14,9 +14,9 @@ from tests.fixtures.runs import (
     options,
     running,
     running_small,
-    silent_server,
     small_engine,
 )
+from tests.fixtures.servers import silent_server
 
 PROMPTLY_S = 20.0
 """How long Ctrl-C may take: 5 s, on a machine that does much else."""

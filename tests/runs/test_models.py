@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from hashlib import sha256
 from importlib.util import find_spec
@@ -24,6 +22,7 @@ from envs.registry import make_environment
 from protocol.prompting import load_prompter
 from supervisor.models import find_model
 from tests.fixtures import ROOT
+from tests.fixtures.servers import serve_in_thread
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -76,25 +75,8 @@ def hub(small_policy: Path) -> Iterator[tuple[str, Hub]]:
     app.router.add_get(r"/api/models/{model:\w+/\w+}/revision/{revision}", served.revision)
     app.router.add_get(rf"/api/models/some/model/tree/{COMMIT}", served.tree)
     app.router.add_get(rf"/some/model/resolve/{COMMIT}/{{name}}", served.file)
-    loop = asyncio.new_event_loop()
-    ready = threading.Event()
-    address = []
-
-    async def start() -> None:
-        runner = web.AppRunner(app)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        address.append("http://{}:{}".format(*runner.addresses[0]))
-        ready.set()
-
-    thread = threading.Thread(
-        target=lambda: (loop.create_task(start()), loop.run_forever()), daemon=True
-    )
-    thread.start()
-    assert ready.wait(10)
-    yield address[0], served
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
+    with serve_in_thread(app) as url:
+        yield url, served
 
 
 def contents(directory: Path) -> dict[str, bytes]:

@@ -17,9 +17,9 @@ from tests.fixtures.runs import (
     job_in,
     run_refused,
     running,
-    silent_server,
     small_config,
 )
+from tests.fixtures.servers import silent_server
 
 pytestmark = pytest.mark.slow
 

@@ -19,7 +19,8 @@ from learner.checkpoint_damage import (
 from protocol.messages import SCHEMA_VERSION
 from supervisor.cli.main import main
 from supervisor.resume import check_model_of, resolve_resumed, set_damaged_checkpoints_aside
-from tests.fixtures.runs import running_small, silent_server
+from tests.fixtures.runs import running_small
+from tests.fixtures.servers import silent_server
 
 
 def begun(directory: Path, **overrides: str) -> Path:

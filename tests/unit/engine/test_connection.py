@@ -23,6 +23,7 @@ from engine.client import EngineClient, Sampling
 from engine.connection import EngineBusy, EngineError, EngineUnreachable, EventReader
 from engine.constants import ALIVE_HEADER, CLAIM_ROUTE, RUN_HEADER
 from engine.pool import EnginePool, Health
+from tests.fixtures.servers import serve_app
 
 SAMPLING = Sampling(max_tokens=4, cache_salt="")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -40,15 +41,12 @@ async def answering(
     app = web.Application()
     app.router.add_post("/inference/v1/generate", generates)
     app.router.add_post("/abort_requests", aborts or aborted)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    client = EngineClient(f"http://127.0.0.1:{runner.addresses[0][1]}")
-    try:
-        yield client
-    finally:
-        await client.close()
-        await runner.cleanup()
+    async with serve_app(app) as url:
+        client = EngineClient(url)
+        try:
+            yield client
+        finally:
+            await client.close()
 
 
 def answer(tokens: int, finish: str | None = "stop", top: int = 0) -> bytes:

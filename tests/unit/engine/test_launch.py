@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+import torch
 from aiohttp import web
 
 from config import ConfigError, Endpoints, Job
@@ -27,7 +28,7 @@ from engine.launch import (
 from protocol import machine
 from supervisor.endpoints import free_port
 from tests.fixtures import ROOT
-from tests.fixtures.runs import silent_server
+from tests.fixtures.servers import serve_app, silent_server
 
 
 def job(engines: int = 1, **settings: str) -> Job:
@@ -171,7 +172,6 @@ def test_weights_over_nccl_are_vllms_own_transfer(on_cpu: bool) -> None:
 def test_weights_over_nccl_are_refused_without_gpus(
     monkeypatch: pytest.MonkeyPatch, cpu_vllm: bool, cuda: bool
 ) -> None:
-    torch = pytest.importorskip("torch")
     monkeypatch.setattr(server, "on_cpu", lambda: cpu_vllm)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     for settings in (
@@ -199,7 +199,6 @@ def test_check_engine_with_a_listening_server_leaves_the_rest_to_the_start() -> 
 
 def test_weights_over_nccl_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """NCCL refuses two ranks on one device, and by default all processes take the first one."""
-    torch = pytest.importorskip("torch")
     monkeypatch.setattr(server, "on_cpu", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     two = {"engine.weights": "nccl", "engine.count": "2"}
@@ -299,8 +298,8 @@ async def test_an_engine_that_never_answers_names_the_setting() -> None:
         await wait_ready(f"http://127.0.0.1:{free_port()}", 0.5)
 
 
-async def serve(*, gated: bool = True, **answers: int) -> tuple[str, web.AppRunner]:
-    """Start a server that answers each route with the given status.
+def make_app(*, gated: bool = True, **answers: int) -> web.Application:
+    """Make a server that answers each route with the given status.
 
     It is as behind our middleware if `gated`.
     """
@@ -318,11 +317,7 @@ async def serve(*, gated: bool = True, **answers: int) -> tuple[str, web.AppRunn
             return web.json_response(body, status=status, headers=headers)
 
         app.router.add_route(method, path, answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    return f"http://127.0.0.1:{runner.addresses[0][1]}", runner
+    return app
 
 
 @pytest.mark.parametrize(
@@ -337,30 +332,21 @@ async def serve(*, gated: bool = True, **answers: int) -> tuple[str, web.AppRunn
 async def test_a_server_that_is_not_for_us_is_told_apart_from_one_that_is_not_ready(
     answers: dict[str, int], said: str
 ) -> None:
-    url, runner = await serve(**answers)
-    try:
+    async with serve_app(make_app(**answers)) as url:
         with pytest.raises(EngineNotReady, match=said):
             await wait_ready(url, 5.0)
-    finally:
-        await runner.cleanup()
 
 
 async def test_an_engine_without_our_middleware_is_refused_with_the_flag_to_start_it_with() -> None:
-    url, runner = await serve(gated=False, health=200, weights=200, generate=200)
-    try:
-        with pytest.raises(
-            EngineNotReady, match=rf"engine\.urls: {url} .*--middleware {MIDDLEWARE}"
-        ):
+    app = make_app(gated=False, health=200, weights=200, generate=200)
+    async with serve_app(app) as url:
+        message = rf"engine\.urls: {url} .*--middleware {MIDDLEWARE}"
+        with pytest.raises(EngineNotReady, match=message):
             await wait_ready(url, 5.0)
-    finally:
-        await runner.cleanup()
     guide = ROOT / "docs" / "reference" / "engine.md"
     assert f"--middleware {MIDDLEWARE}" in guide.read_text()
 
 
 async def test_a_ready_engine_is_waited_for_until_it_generates() -> None:
-    url, runner = await serve(health=200, weights=200, generate=200)
-    try:
+    async with serve_app(make_app(health=200, weights=200, generate=200)) as url:
         await asyncio.wait_for(wait_ready(url, 5.0), 5.0)
-    finally:
-        await runner.cleanup()

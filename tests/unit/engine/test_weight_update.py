@@ -12,6 +12,7 @@ from engine.pool import EnginePool
 from engine.weight_update import update_engine, update_engine_nccl
 from protocol.messages import Transfer
 from supervisor.endpoints import free_port
+from tests.fixtures.servers import serve_app
 
 
 class Stub:
@@ -32,16 +33,13 @@ class Stub:
     async def __aenter__(self) -> EngineClient:
         app = web.Application()
         app.router.add_route("*", "/{name}", self._answer)
-        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", 0)
-        await site.start()
-        self._client = EngineClient(f"http://127.0.0.1:{self._runner.addresses[0][1]}")
+        self._server = serve_app(app, handler_cancellation=True)
+        self._client = EngineClient(await self._server.__aenter__())
         return self._client
 
     async def __aexit__(self, *error: object) -> None:
         await self._client.close()
-        await self._runner.cleanup()
+        await self._server.__aexit__(*error)
 
     async def _answer(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]

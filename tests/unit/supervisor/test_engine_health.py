@@ -19,6 +19,7 @@ from protocol.lifetime import dying_with_parent
 from supervisor.endpoints import free_port
 from supervisor.engine_health import FAILED_CHECKS, EngineHealth, check_health, kill_dead_engines
 from supervisor.process import ChildProcess
+from tests.fixtures.servers import serve_app
 
 
 @pytest.mark.parametrize(
@@ -58,14 +59,8 @@ async def answering(status: dict[str, int], answered: list[int] | None = None):
 
     app = web.Application()
     app.router.add_get("/health", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    port = free_port()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        await runner.cleanup()
+    async with serve_app(app) as url:
+        yield url
 
 
 @pytest.mark.parametrize(("health", "able"), [(200, True), (503, False), (500, None)])

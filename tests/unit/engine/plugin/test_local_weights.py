@@ -5,15 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.distributed import parallel_state
+from vllm.model_executor.layers import linear, vocab_parallel_embedding
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("vllm")
-
-from vllm.config import VllmConfig, set_current_vllm_config  # noqa: E402
-from vllm.distributed import parallel_state  # noqa: E402
-from vllm.model_executor.layers import linear, vocab_parallel_embedding  # noqa: E402
-
-from engine.plugin.local_weights import local_experts, local_weight  # noqa: E402
+from engine.plugin.local_weights import local_experts, local_weight
 
 HIDDEN = 16
 HEAD = 4

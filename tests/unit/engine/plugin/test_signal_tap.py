@@ -7,19 +7,16 @@ from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
+import torch
 import zmq
+from vllm import SamplingParams
+from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 
-torch = pytest.importorskip("torch")
-pytest.importorskip("vllm")
-
-from vllm import SamplingParams  # noqa: E402
-from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality  # noqa: E402
-
-from engine.constants import TAP_ENDPOINT_VARIABLE, TAP_TOP_J_VARIABLE, TURN_ID_KEY  # noqa: E402
-from engine.plugin.signal_tap import SignalTap  # noqa: E402
-from protocol.arrays import INT32, unpack  # noqa: E402
-from protocol.codec import decode, encode  # noqa: E402
-from protocol.messages import ForceTokens, SignalFrame  # noqa: E402
+from engine.constants import TAP_ENDPOINT_VARIABLE, TAP_TOP_J_VARIABLE, TURN_ID_KEY
+from engine.plugin.signal_tap import SignalTap
+from protocol.arrays import INT32, unpack
+from protocol.codec import decode, encode
+from protocol.messages import ForceTokens, SignalFrame
 
 VOCABULARY = 16
 CPU = torch.device("cpu")

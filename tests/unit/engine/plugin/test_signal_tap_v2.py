@@ -9,29 +9,26 @@ from types import SimpleNamespace
 import msgspec
 import numpy as np
 import pytest
+import torch
 import zmq
-
-torch = pytest.importorskip("torch")
-pytest.importorskip("vllm")
-
-from vllm import SamplingParams  # noqa: E402
-from vllm.v1.worker.gpu.sample.logits_processor.interface import (  # noqa: E402
+from vllm import SamplingParams
+from vllm.v1.worker.gpu.sample.logits_processor.interface import (
     LogitsContext,
     LogitsProcessor,
     LogitsProcRequestState,
 )
 
-from controller.rules.thinking import RuleSpec, ThinkingSettings  # noqa: E402
-from engine.constants import (  # noqa: E402
+from controller.rules.thinking import RuleSpec, ThinkingSettings
+from engine.constants import (
     RULE_KEY,
     TAP_ENDPOINT_VARIABLE,
     TAP_TOP_J_VARIABLE,
     TURN_ID_KEY,
 )
-from engine.plugin.signal_tap_v2 import SignalTapV2  # noqa: E402
-from protocol.arrays import FLOAT32, INT32, unpack  # noqa: E402
-from protocol.codec import decode, encode  # noqa: E402
-from protocol.messages import ForceTokens  # noqa: E402
+from engine.plugin.signal_tap_v2 import SignalTapV2
+from protocol.arrays import FLOAT32, INT32, unpack
+from protocol.codec import decode, encode
+from protocol.messages import ForceTokens
 
 VOCABULARY = 16
 SLOTS = 8

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("vllm")
 pytest.importorskip("triton", reason="Triton is not installed: vLLM's V2 sampler is made of it")
 
 ROOT = Path(__file__).parents[4]

@@ -6,12 +6,11 @@ They are impossible tokens, NaN and low precision.
 import math
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-torch = pytest.importorskip("torch")
-
-from engine.plugin.uncertainty import divide_by_temperature, uncertainty  # noqa: E402
+from engine.plugin.uncertainty import divide_by_temperature, uncertainty
 
 
 def reference(logits: list[float], top_j: int) -> tuple[float, float, float]:

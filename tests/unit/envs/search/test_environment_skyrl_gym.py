@@ -5,13 +5,10 @@ In these its environment asks our own retriever.
 
 from __future__ import annotations
 
-import asyncio
 import string
-import threading
 from collections.abc import Iterator
 
 import pytest
-from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 from skyrl_gym.envs.search import utils as reference
@@ -23,6 +20,7 @@ from envs.search.index import BM25Index
 from envs.search.questions import Question
 from envs.search.scoring import exact_match, normalize
 from envs.search.server import build_app
+from tests.fixtures.servers import serve_in_thread
 
 TEXTS = st.text(alphabet=string.ascii_letters[:6] + "the .,-'é\n\t", max_size=24) | st.text(
     max_size=24
@@ -68,16 +66,8 @@ def test_a_response_with_an_answer_earns_what_it_does_in_skyrl_gym(thought, answ
 @pytest.fixture
 def retriever() -> Iterator[str]:
     """Our server in a thread of its own: skyrl-gym's client blocks."""
-    loop = asyncio.new_event_loop()
-    server = TestServer(build_app(INDEX))
-    loop.run_until_complete(server.start_server(loop=loop))
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    yield str(server.make_url("/retrieve"))
-    asyncio.run_coroutine_threadsafe(server.close(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    with serve_in_thread(build_app(INDEX)) as url:
+        yield f"{url}/retrieve"
 
 
 @pytest.mark.parametrize(
