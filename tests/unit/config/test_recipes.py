@@ -164,6 +164,12 @@ def test_recipe_says_where_its_numbers_are_from(name: str) -> None:
     assert re.search("paper|code|measurements|docs/guides", text)
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_is_named_where_recipes_are_looked_up(name: str) -> None:
+    page = DIRECTORY.parent / "docs" / "reference" / "recipes.md"
+    assert f"`{name}`" in page.read_text()
+
+
 @pytest.mark.parametrize("names", COMPOSED)
 def test_recipes_that_compose_contradict_each_other_in_nothing(names: str) -> None:
     """Each has in the whole what it has alone."""
