@@ -107,7 +107,7 @@ async def test_tap_that_an_engine_lacks_is_an_error_that_names_the_engine(
     ):
         if with_tap == 2:
             await desk.load_weights(0, checksum)
-            assert desk.turns.streamer is None and desk.signals.frames == 2, "both were asked"
+            assert desk.turns.streamer is None and desk.signals.frames >= 2, "both were asked"
         else:
             urls = [url for url, _, _ in desk.engine_status()]
             missing = (
