@@ -103,13 +103,23 @@ class SignalTap(LogitsProcessor):
             self._leave(tap, row)
             self._enter(tap, row, params, output)
         for source, target, direction in batch_update.moved:
-            moving = self._turns.pop(source, None)
-            target_turn = self._turns.pop(target, None)
-            if moving is not None:
-                self._turns[target] = moving
-            if target_turn is not None and direction == MoveDirectionality.SWAP:
-                self._turns[source] = target_turn
+            self._move(tap, source, target, direction)
         self._batch = build_batch(self._turns)
+
+    def _move(self, tap: Tap, source: int, target: int, direction: MoveDirectionality) -> None:
+        """Have the turn in row `source` in row `target`, and with SWAP the other one there.
+
+        Else what was in `target` has left: a row that is filled again is not reported as removed.
+        """
+        moving = self._turns.pop(source, None)
+        if direction == MoveDirectionality.SWAP:
+            target_turn = self._turns.pop(target, None)
+            if target_turn is not None:
+                self._turns[source] = target_turn
+        else:
+            self._leave(tap, target)
+        if moving is not None:
+            self._turns[target] = moving
 
     def _enter(self, tap: Tap, row: int, params: SamplingParams, output: list[int]) -> None:
         turn_id = turn_id_of(params)

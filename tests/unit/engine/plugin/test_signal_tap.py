@@ -246,6 +246,19 @@ def test_a_turn_of_one_token_is_reported_when_it_has_left(chunked: Bench) -> Non
     assert chunked.rows() == [("a", 0, -1)]
 
 
+def test_a_turn_whose_row_is_filled_by_a_move_has_left(chunked: Bench) -> None:
+    """Nothing else says so, and its last row is reported."""
+    output: list[int] = []
+    other: list[int] = [3]
+    chunked.update(added=((0, "a", output), (1, "b", other)), size=2)
+    chunked.step()
+    output.append(4)
+    other.append(5)
+    chunked.update(moved=((1, 0, MoveDirectionality.UNIDIRECTIONAL),), size=1)
+    chunked.step()
+    assert chunked.rows() == [("a", 0, -1), ("b", 1, -1), ("b", 2, -1)]
+
+
 def test_a_turn_that_leaves_within_its_prefill_is_not_reported(chunked: Bench) -> None:
     chunked.update(added=((0, "a", []), (1, None, [])), size=2)
     chunked.step()
