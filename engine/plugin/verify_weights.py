@@ -73,7 +73,8 @@ def _list_verified(model: nn.Module, path: Path) -> Iterator[Verified]:
                 if experts is not None and _can_be_tried(module):
                     yield Verified(name, module, local_experts(module, *experts))
                 continue
-            parts = [f"{head}.{part}.weight" for part in stacked.get(tail, [tail])]
+            prefix = name.removesuffix(tail)
+            parts = [f"{prefix}{part}.weight" for part in stacked.get(tail, [tail])]
             if tail == "lm_head" and not names.issuperset(parts):
                 parts = ["model.embed_tokens.weight"]  # tied
             weight = getattr(module, "weight", None)

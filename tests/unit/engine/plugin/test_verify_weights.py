@@ -203,3 +203,24 @@ def test_a_comparison_that_compares_nothing_is_an_error(
     save_file(file, tmp_path / "w")
     with pytest.raises(ValueError, match="none of the weights"):
         compare_with_file(torch.nn.Module(), tmp_path / "w")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_compare_with_file_compares_the_head_with_its_own_or_the_embeddings(
+    tmp_path: Path, tied: bool
+) -> None:
+    embeddings = torch.arange(12.0).reshape(4, 3)
+    head = embeddings if tied else embeddings + 100
+    tensors = {"model.embed_tokens.weight": embeddings}
+    if not tied:
+        tensors["lm_head.weight"] = head
+    save_file(tensors, tmp_path / "w")
+    model = torch.nn.Module()
+    model.model = torch.nn.Module()
+    model.model.embed_tokens = torch.nn.Embedding.from_pretrained(embeddings)
+    model.lm_head = torch.nn.Linear(3, 4, bias=False)
+    model.lm_head.weight.data = head.clone()
+    assert compare_with_file(model, tmp_path / "w") == 2
+    model.lm_head.weight.data[1, 1] += 1.0
+    with pytest.raises(ValueError, match="lm_head does not hold the weights of the file"):
+        compare_with_file(model, tmp_path / "w")
