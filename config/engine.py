@@ -46,7 +46,12 @@ class EngineSection(Section, frozen=True):
     ] = 1
     start_seconds: Annotated[float, says("Longest wait until the engine answers", gt=0)] = 180.0
     update_seconds: Annotated[
-        float, says("Deadline of one weight update, retries included", gt=0)
+        float,
+        says(
+            "Deadline of one weight update, retries included; a second more for each 200 MB of "
+            "weights",
+            gt=0,
+        ),
     ] = 60.0
     progress_timeout_s: Annotated[
         float,

@@ -26,6 +26,7 @@ from controller.turns import TurnRunner
 from engine.client import EngineClient
 from engine.connection import EngineError
 from engine.pool import EnginePool, Health
+from engine.weight_update import scale_deadline, transfer_bytes
 from envs.base import Environment
 from protocol.messages import (
     DropReason,
@@ -201,7 +202,6 @@ class TurnService:
         Returns the longest time, in seconds, that one of them stood still. Raises EngineError when
         one refuses.
         """
-        deadline = self._config.engine.update_seconds
         is_first = self.version < 0
         unverified = version - self._verified_version
         verify = is_first or unverified >= self._config.engine.verify_every
@@ -209,11 +209,13 @@ class TurnService:
         self.turns.weights_name = f"v{self.version}-v{version}"
         with self.spans.span("load weights", "weights", version=version):
             if transfer is None:
-                file = str(weights_file(self._weights_dir, version))
+                file = weights_file(self._weights_dir, version)
+                deadline = self._update_deadline(_size_of(file))
                 seconds = await self.engines.apply_weights(
-                    file, version, checksum, deadline=deadline, verify=verify
+                    str(file), version, checksum, deadline=deadline, verify=verify
                 )
             else:
+                deadline = self._update_deadline(transfer_bytes(transfer))
                 if is_first:
                     await self.engines.init_nccl_group(self._weights_endpoint, deadline=deadline)
                 seconds = await self.engines.receive_weights(transfer, version, deadline=deadline)
@@ -224,6 +226,9 @@ class TurnService:
         self.version = version
         self.turns.weights_name = f"v{version}"
         return seconds
+
+    def _update_deadline(self, size_bytes: int) -> float:
+        return scale_deadline(self._config.engine.update_seconds, size_bytes)
 
     async def _choose_signals(self) -> None:
         """Take signals from the tap if it is in all engines, else from streams.
@@ -297,6 +302,14 @@ class TurnService:
         """The thresholds in force; None where there is none, or not yet."""
         thresholds = self.turns.thresholds
         return {"epsilon": thresholds.epsilon, "eta": thresholds.eta}
+
+
+def _size_of(file: Path) -> int:
+    """Return a file's bytes; 0 if it is not there, which engines find out."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 def build_turn_service(

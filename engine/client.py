@@ -32,6 +32,7 @@ from engine.connection import (
     read_reason,
 )
 from engine.constants import (
+    CHECK_ROUTE,
     CLAIM_ROUTE,
     MAX_PATTERN_TOKENS,
     NCCL_PACKING,
@@ -41,6 +42,7 @@ from engine.constants import (
     UNKNOWN_VERSION,
     engine_request_id,
 )
+from engine.plugin.file_check import FileIdentity
 from engine.responses import Chunk, Generation, parse_version, read_chunk, read_generation
 from protocol.messages import Transfer
 
@@ -230,16 +232,26 @@ class EngineClient:
         """Begin an update of the weights."""
         await self._call("admin", "POST", "/start_weight_update", {})
 
+    async def check_weights(self, path: str, checksum: str) -> FileIdentity:
+        """Hash the file at `path` on the engine's machine, while it generates.
+
+        Returns what `update_weights` knows the file by. Raises EngineError when its SHA-256 is not
+        `checksum`.
+        """
+        body = {"path": path, "checksum": checksum}
+        raw = await self._call("admin", "POST", CHECK_ROUTE, body)
+        return msgspec.json.decode(raw)["identity"]
+
     async def update_weights(
-        self, path: str, version: int, checksum: str, verify: bool = False
+        self, path: str, version: int, identity: FileIdentity, verify: bool = False
     ) -> None:
-        """Load the safetensors file at `path`, whose SHA-256 must be `checksum`.
+        """Load the safetensors file at `path`, which `check_weights` has found to be of `identity`.
 
         It is called between `start_update` and `finish_update`. `verify` also compares the loaded
-        weights with the file afterwards. Raises EngineError, with
-        the old weights still in place, when file and checksum disagree.
+        weights with the file afterwards. Raises EngineError, with the old weights still in place,
+        when the file is another one.
         """
-        info = {"path": path, "version": version, "checksum": checksum, "verify": verify}
+        info = {"path": path, "version": version, "identity": identity, "verify": verify}
         await self._call("admin", "POST", "/update_weights", {"update_info": info})
 
     async def count_workers(self) -> int:

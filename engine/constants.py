@@ -54,6 +54,9 @@ RUN_HEADER = "X-Foray-Run"
 CLAIM_ROUTE = "/foray/claim"
 """Route of our middleware: DELETE ends the claim of the run that RUN names."""
 
+CHECK_ROUTE = "/foray/check_weights"
+"""Route of our middleware: POST hashes a file of weights, while the engine generates."""
+
 GATED_HEADER = "X-Foray-Gate"
 """Header of each answer that went through our middleware."""
 

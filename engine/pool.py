@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ from urllib.parse import urlsplit
 from engine.client import EngineClient
 from engine.connection import EngineError, EngineUnreachable
 from engine.constants import UNKNOWN_VERSION
+from engine.plugin.file_check import FileIdentity
 from engine.weight_update import update_engine, update_engine_nccl
 from protocol.messages import Span, Transfer
 
@@ -96,6 +98,7 @@ class EnginePool:
         self._last_healthy = time.monotonic()
         self._weights: WeightUpdate | None = None
         self._received: int | None = None  # version that came over NCCL
+        self._file_checks: dict[str, asyncio.Task[FileIdentity]] = {}  # host -> of the newest file
         self._recovering: set[asyncio.Task[None]] = set()
 
     def __iter__(self) -> Iterator[EngineClient]:
@@ -235,6 +238,7 @@ class EnginePool:
         one that is well refuses.
         """
         self._weights = WeightUpdate(path, version, checksum, deadline)
+        self._file_checks = {}
         seconds = await _gather(
             self._update(entry, self._weights, verify) for entry in self._healthy()
         )
@@ -291,9 +295,10 @@ class EnginePool:
 
     async def close(self) -> None:
         """Close the clients, and wait for no engine any more."""
-        for task in list(self._recovering):
+        tasks = [*self._recovering, *self._file_checks.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._recovering, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.gather(*(engine.close() for engine in self))
 
     def _healthy(self) -> list[_Entry]:
@@ -320,8 +325,25 @@ class EnginePool:
                 deadline=weights.deadline,
                 answer_patience_s=PROBE_TIMEOUT_S,
                 verify=verify,
+                check=functools.partial(self._check_file, entry.client, weights),
             )
         return 0.0
+
+    async def _check_file(self, engine: EngineClient, weights: WeightUpdate) -> FileIdentity:
+        """Have the file of weights hashed once on the machine of an engine.
+
+        Another engine there may have been asked. If that does not answer, this one is.
+        """
+        host = urlsplit(engine.url).hostname or ""
+        asked = self._file_checks.get(host)
+        if asked is not None:
+            with contextlib.suppress(EngineUnreachable):
+                return await asyncio.shield(asked)
+        call = engine.check_weights(weights.path, weights.checksum)
+        own = asyncio.get_running_loop().create_task(call)
+        self._file_checks[host] = own
+        # Whoever waits for it may be out of time, and others are not.
+        return await asyncio.shield(own)
 
     async def _recover(self, entry: _Entry) -> None:
         """Wait until the engine is healthy again, and note when it is dead."""

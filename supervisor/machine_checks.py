@@ -35,6 +35,9 @@ OTHER_OPEN_FILES = 256
 They are logs, libraries, and sockets of its own.
 """
 
+MEMORY = Path("/dev/shm")
+"""Directory whose files are in memory."""
+
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4, "auto": 4}
 HEAD_SIZE = 32
 
@@ -89,7 +92,7 @@ def choose_weights_parent(configured: str, needed_bytes: int, run_dir: Path) -> 
     It is the configured one, or the first with room of memory, temporary files and the run's own.
     Raises ConfigError naming run.weights_dir.
     """
-    candidates = [Path("/dev/shm"), *_temporary_directories(), run_dir.absolute().parent]
+    candidates = [MEMORY, *_temporary_directories(), run_dir.absolute().parent]
     if configured:
         candidates = [_make_weights_parent(Path(configured).absolute())]
     too_small = []
@@ -105,6 +108,17 @@ def choose_weights_parent(configured: str, needed_bytes: int, run_dir: Path) -> 
         f"run.weights_dir: {VERSIONS_ON_DISK} versions of the weights need "
         f"{_megabytes(needed_bytes)}, and {', '.join(too_small)}; "
         "give a directory with more room"
+    )
+
+
+def explain_weights_place(configured: str, directory: Path) -> str:
+    """Say why published weights are not in memory; "" where they are, or were put elsewhere."""
+    if configured or MEMORY in directory.parents:
+        return ""
+    free = _megabytes(free_bytes(MEMORY))
+    return (
+        f"published weights: {directory}, since {MEMORY} has {free} free, too little for "
+        f"{VERSIONS_ON_DISK} versions of them (a container has --shm-size)"
     )
 
 
@@ -226,7 +240,7 @@ def describe_machine(config: Config) -> str:
     """Describe in a sentence what this machine gives a run."""
     _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
     run_dir = Path(config.run.dir or "runs")
-    weights_parent = Path(config.run.weights_dir or "/dev/shm")
+    weights_parent = Path(config.run.weights_dir or MEMORY)
     return (
         f"This machine: {available_cores()} cores, {_megabytes(available_bytes())} of memory, "
         f"{files:,} open files; free: "

@@ -17,9 +17,10 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from controller.rules.scores import Signal
 from controller.rules.thinking import ThinkingRule
+from engine.plugin.file_check import FileIdentity, check_identity
 from engine.plugin.signal_socket import ForcedQueue, SignalSocket, build_rows, takes_effect
 from engine.plugin.uncertainty import divide_by_temperature, uncertainty
-from engine.plugin.weight_file import check_file, check_tensors, tensor_shapes, tensors
+from engine.plugin.weight_file import check_tensors, tensor_shapes, tensors
 from engine.responses import NO_LOG_PROB
 from protocol.security import HEARTBEAT_SECONDS
 
@@ -149,12 +150,12 @@ class Generator:
         self.paused = False
         self._wake.set()
 
-    def load(self, path: Path, checksum: str) -> None:
+    def load(self, path: Path, identity: FileIdentity) -> None:
         """Load new weights, and keep the KV caches.
 
-        Raises ValueError, with the old ones in place, when the file is not the announced one.
+        Raises ValueError, with the old ones in place, when the file is not the one that was hashed.
         """
-        check_file(path, checksum)
+        check_identity(path, identity)
         check_tensors(path, tensor_shapes(self._model_dir))
         self.model.load_state_dict(dict(tensors(path)), strict=False)  # a tied head is in no file
 

@@ -18,6 +18,7 @@ from aiohttp.typedefs import Handler
 
 from controller.rules.thinking import RuleSpec
 from engine.constants import (
+    CHECK_ROUTE,
     CLAIM_ROUTE,
     GATED_HEADER,
     RULE_KEY,
@@ -34,6 +35,7 @@ from engine.plugin.auth import (
     TAKEN_STATUS,
     Claim,
     LivelyStream,
+    answer_file_check,
     knows_key,
     lively_headers,
 )
@@ -96,6 +98,7 @@ class FakeEngine:
         return [
             web.get("/health", self._health),
             web.delete(CLAIM_ROUTE, self._release),
+            web.post(CHECK_ROUTE, self._check_file),
             web.post("/inference/v1/generate", self._generate),
             web.post("/abort_requests", self._abort),
             web.post("/pause", self._pause),
@@ -133,6 +136,10 @@ class FakeEngine:
     async def _release(self, raw: web.Request) -> web.Response:
         self._claim.release(raw.headers.get(RUN_HEADER, ""))
         return _json({})
+
+    async def _check_file(self, raw: web.Request) -> web.Response:
+        status, body = await answer_file_check(await raw.read())
+        return web.Response(status=status, body=body, content_type="application/json")
 
     # --- turns
 
@@ -250,7 +257,7 @@ class FakeEngine:
         if not self.generator.paused:
             raise ValueError("weights change only while generation is paused")
         try:
-            self.generator.load(Path(info["path"]), info["checksum"])
+            self.generator.load(Path(info["path"]), info["identity"])
         except ValueError:
             self._updating = False
             raise

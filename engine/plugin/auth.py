@@ -1,6 +1,7 @@
 """Middleware of vLLM's server: lets in whoever knows the key, unless the engine is another run's.
 
-Streams that have nothing to say are kept alive here, too. Imports neither vllm nor torch.
+Streams that have nothing to say are kept alive here, too, and our own routes are answered: the end
+of a claim, and the hash of a file. Imports neither vllm nor torch.
 
 vLLM's own --api-key guards generation, but not the routes that pause the engine or change its
 weights.
@@ -14,15 +15,20 @@ import hmac
 import os
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
+from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from engine.constants import (
     ALIVE_HEADER,
+    CHECK_ROUTE,
     CLAIM_ROUTE,
     ENGINE_KEY_VARIABLE,
     GATED_HEADER,
     RUN_HEADER,
 )
+from engine.plugin.file_check import check_file
 
 OPEN = ("/health",)
 """Routes that need no key: they say nothing but that the engine lives."""
@@ -34,6 +40,9 @@ It is that of three of the questions by which a run finds out that its engines a
 """
 TAKEN = "another run uses this engine; it is free when that ends, or {:g} s after it was killed"
 TAKEN_STATUS = 423
+
+MAX_CHECK_BYTES = 64 << 10
+"""Longest request to hash a file: a path and a checksum."""
 
 ALIVE_SECONDS = 10.0
 """Longest silence of a stream of events: a comment ends it."""
@@ -209,18 +218,48 @@ class BearerAuthMiddleware:
         known = knows_key(headers.get(b"authorization", b"").decode("latin-1"), self._key)
         run = headers.get(RUN_HEADER.lower().encode(), b"").decode("latin-1")
         refused = known and self._claim.is_refused(run)
-        if (
-            known
-            and not refused
-            and (scope["path"], scope.get("method")) == (CLAIM_ROUTE, "DELETE")
-        ):
-            self._claim.release(run)
-            return await _answer(send, 200, b"{}")
+        if known and not refused:
+            asked = (scope.get("method"), scope["path"])
+            if asked == ("DELETE", CLAIM_ROUTE):
+                self._claim.release(run)
+                return await _answer(send, 200, b"{}")
+            if asked == ("POST", CHECK_ROUTE):
+                status, answer = await answer_file_check(await _read_body(receive))
+                return await _answer(send, status, answer)
         if scope["path"] in OPEN or (known and not refused):
             return await self._app(scope, receive, send)
         if known:
             return await _refuse(send, TAKEN_STATUS, TAKEN.format(LAPSES_SECONDS))
         return await _refuse(send, 401, "the key of this engine is needed")
+
+
+class FileCheck(msgspec.Struct):
+    """A file of weights, and the SHA-256 that it is to have."""
+
+    path: str
+    checksum: str
+
+
+async def answer_file_check(body: bytes) -> tuple[int, bytes]:
+    """Hash the file that a request (JSON of a FileCheck) names, beside everything else.
+
+    Returns status and body of the answer: the file's identity, or what is wrong with it.
+    """
+    try:
+        asked = msgspec.json.decode(body, type=FileCheck)
+        identity = await asyncio.to_thread(check_file, Path(asked.path), asked.checksum)
+    except (msgspec.MsgspecError, ValueError) as error:
+        return 400, msgspec.json.encode({"error": {"message": str(error), "code": 400}})
+    return 200, msgspec.json.encode({"identity": identity})
+
+
+async def _read_body(receive: Receive) -> bytes:
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > MAX_CHECK_BYTES or not message.get("more_body", False):
+            return body
 
 
 async def _refuse(send: Send, status: int, message: str) -> None:

@@ -6,7 +6,6 @@ model of transformers, which the learner publishes, has two tensors for all expe
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -32,19 +31,6 @@ def tensors(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         names = file.keys()
         for name in names:
             yield name, file.get_tensor(name)
-
-
-def check_file(path: Path, checksum: str) -> None:
-    """Raise ValueError when the file is missing, or its SHA-256 is not `checksum` (hexadecimal)."""
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-    except OSError as error:
-        raise ValueError(f"weights cannot be read: {error}") from None
-    if digest.hexdigest() != checksum:
-        raise ValueError(
-            f"weights {path} have checksum {digest.hexdigest()}, announced was {checksum}"
-        )
 
 
 def check_tensors(path: Path, expected: dict[str, list[int]]) -> None:

@@ -5,13 +5,16 @@ It is in memory (/dev/shm) or on a shared disk.
 Interface: vllm/distributed/weight_transfer/base.py. An update is start, update, finish; the client
 pauses generation around it.
 
-Nothing is touched before the file has proved to be the right one: an update that is refused leaves
-the old weights in place. On CPUs vLLM packs the weights of linear layers after loading and drops
-the originals, and on GPUs they may be quantised; its layerwise reload restores the layers' loadable
-form, and packs again. So an update is: check the file, `initialize_layerwise_reload`, the model's
-own `load_weights`, `finalize_layerwise_reload`. The same calls serve a GPU, where the file is read
-to the host and copied. All of it happens in one request: between two of them the engine may go on,
-be it that the client was killed, and the request may come again.
+The file was hashed before (file_check.py), so that the engine stands still for reading it alone.
+Nothing is touched before it has proved to be the one that was hashed, and of the same model: an
+update that is refused leaves the old weights in place.
+
+On CPUs vLLM packs the weights of linear layers after loading and drops the originals, and on GPUs
+they may be quantized; its layerwise reload restores the layers' loadable form, and packs again. So
+an update is: check the file, `initialize_layerwise_reload`, the model's own `load_weights`,
+`finalize_layerwise_reload`. The same calls serve a GPU, where the file is read to the host and
+copied. All of it happens in one request: between two of them the engine may go on, be it that the
+client was killed, and the request may come again.
 """
 
 from __future__ import annotations
@@ -31,8 +34,9 @@ from vllm.model_executor.model_loader.reload.layerwise import (
     initialize_layerwise_reload,
 )
 
+from engine.plugin.file_check import FileIdentity, check_identity
 from engine.plugin.verify_weights import compare_with_file
-from engine.plugin.weight_file import check_file, check_tensors, tensor_shapes, tensors
+from engine.plugin.weight_file import check_tensors, tensor_shapes, tensors
 
 
 def pack_tied_head(model: nn.Module) -> None:
@@ -73,11 +77,11 @@ class InitInfo(WeightTransferInitInfo):
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):
-    """An update: a file, its version and SHA-256, and whether to compare after loading."""
+    """An update: a file that has been hashed, its version, and whether to compare after loading."""
 
     path: str
     version: int
-    checksum: str
+    identity: FileIdentity
     verify: bool = False
 
 
@@ -99,11 +103,11 @@ class SafetensorsTransfer(WeightTransferEngine[InitInfo, UpdateInfo]):
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Load the file.
 
-        Raises ValueError, with the weights as they were, when its bytes or its tensors are not the
-        expected ones.
+        Raises ValueError, with the weights as they were, when it is not the one that was hashed, or
+        its tensors are not the model's.
         """
         path = Path(update_info.path)
-        check_file(path, update_info.checksum)
+        check_identity(path, update_info.identity)
         check_tensors(path, tensor_shapes(Path(self.model_config.model)))
         initialize_layerwise_reload(self.model)
         try:

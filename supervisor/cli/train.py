@@ -16,7 +16,7 @@ from config.options import this_command
 from config.resolve import Resolution, find_changes, parse_overrides, resolve_new, to_toml
 from protocol.files import WriteError
 from supervisor.cli.commands import output_status
-from supervisor.machine_checks import describe_machine
+from supervisor.machine_checks import describe_machine, explain_weights_place
 from supervisor.resume import check_model_of, resolve_resumed
 
 FAILED = 1
@@ -157,12 +157,12 @@ def _check_serial(config: Config) -> None:
 
 
 def print_places(job: Job, console: Console) -> None:
-    """Say where the run writes, and where its dashboard is."""
-    console.print(
-        f"run directory: {job.run_dir}\ndashboard: {job.endpoints.dashboard}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    """Say where the run writes, where its dashboard is, and why weights are not in memory."""
+    lines = [f"run directory: {job.run_dir}", f"dashboard: {job.endpoints.dashboard}"]
+    note = explain_weights_place(job.config.run.weights_dir, Path(job.weights_dir))
+    if note:
+        lines.append(note)
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def run_to_end(job: Job, serial: bool, console: Console) -> tuple[int, dict[str, Any] | None]:

@@ -36,7 +36,8 @@ async def test_without_the_key_it_says_nothing_but_that_it_lives(engine: Engine)
                 stranger.weight_version(),
                 stranger.abort("turn"),
                 stranger.start_update(),
-                stranger.update_weights(file.file, 1, file.checksum),
+                stranger.check_weights(file.file, file.checksum),
+                stranger.update_weights(file.file, 1, []),
                 stranger.finish_update(1),
                 stranger.checksums(),
                 stranger.generate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,32 @@ async def test_weights_of_another_model_are_refused_and_the_old_ones_are_still_s
     await assert_serves_first(engine, version)
 
 
+async def test_engine_generates_while_a_file_of_weights_is_checked(engine: Engine) -> None:
+    second = engine.policies.second
+    turn_id, _, task = engine.start(max_tokens=60)
+    await engine.watcher.until(turn_id, 1)
+    assert await engine.client.check_weights(second.file, second.checksum)
+    assert not await engine.client.is_paused()
+    assert (await task).finish_reason == "length"
+
+
+async def test_a_file_that_was_replaced_since_it_was_checked_is_refused(
+    engine: Engine, tmp_path: Path
+) -> None:
+    version = await engine.run(engine.policies.first)
+    file = tmp_path / "v.safetensors"
+    shutil.copyfile(engine.policies.second.file, file)
+    identity = await engine.client.check_weights(str(file), engine.policies.second.checksum)
+    shutil.copyfile(engine.policies.first.file, file)
+    await engine.client.pause()
+    await engine.client.start_update()
+    with pytest.raises(EngineError, match="have changed since their checksum was compared"):
+        await engine.client.update_weights(str(file), version + 10_000, identity)
+    await wait_ready(engine.url, 20.0, KEY)
+    version = await engine.run(engine.policies.first)
+    await assert_serves_first(engine, version)
+
+
 async def test_a_missing_file_is_refused(engine: Engine) -> None:
     version = await engine.run(engine.policies.first)
     with pytest.raises(EngineError, match="cannot be read"):
@@ -111,7 +138,8 @@ async def test_an_update_follows_one_that_was_left_half_way(engine: Engine, load
     await engine.client.start_update()
     if loaded:
         weights = engine.policies.second
-        await engine.client.update_weights(weights.file, 10_000_000, weights.checksum)
+        identity = await engine.client.check_weights(weights.file, weights.checksum)
+        await engine.client.update_weights(weights.file, 10_000_000, identity)
     await wait_ready(engine.url, 20.0, KEY)
     version = await engine.run(engine.policies.first)
     await assert_serves_first(engine, version)

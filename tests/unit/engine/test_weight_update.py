@@ -9,7 +9,12 @@ from aiohttp import web
 
 from engine.client import EngineClient, EngineError, EngineUnreachable
 from engine.pool import EnginePool
-from engine.weight_update import update_engine, update_engine_nccl
+from engine.weight_update import (
+    scale_deadline,
+    transfer_bytes,
+    update_engine,
+    update_engine_nccl,
+)
 from protocol.messages import Transfer
 from supervisor.endpoints import free_port
 from tests.fixtures.servers import serve_app
@@ -33,6 +38,7 @@ class Stub:
     async def __aenter__(self) -> EngineClient:
         app = web.Application()
         app.router.add_route("*", "/{name}", self._answer)
+        app.router.add_route("*", "/foray/{name}", self._answer)
         self._server = serve_app(app, handler_cancellation=True)
         self._client = EngineClient(await self._server.__aenter__())
         return self._client
@@ -57,17 +63,23 @@ class Stub:
             request.transport.abort()
             return web.Response()
         return web.json_response(
-            {"weight_version": self.version, "is_paused": self.paused, "world_size": self.workers}
+            {
+                "weight_version": self.version,
+                "is_paused": self.paused,
+                "world_size": self.workers,
+                "identity": [1, 2, 3],
+            }
         )
 
 
-async def test_an_update_is_pause_start_update_finish_resume() -> None:
+async def test_an_update_is_check_pause_start_update_finish_resume() -> None:
     stub = Stub()
     async with stub as client:
         seconds = await update_engine(client, "file", 3, "sum", deadline=5.0)
     assert seconds > 0
     assert stub.calls == [
         "weight_info",
+        "check_weights",
         "pause",
         "start_weight_update",
         "update_weights",
@@ -86,8 +98,53 @@ async def test_an_update_whose_answer_was_lost_is_not_done_twice() -> None:
     assert not stub.paused
 
 
+@pytest.mark.parametrize("way", ["hang", "refuse"])
+async def test_an_engine_is_not_paused_for_a_file_that_is_not_checked(way: str) -> None:
+    stub = Stub()
+    getattr(stub, way).add("check_weights")
+    async with stub as client:
+        with pytest.raises(EngineError):
+            await update_engine(client, "file", 3, "sum", deadline=0.5)
+    assert "check_weights" in stub.calls and "pause" not in stub.calls
+
+
+async def test_a_file_is_checked_once_on_each_machine() -> None:
+    """A file is checked once on each machine: by one of the engines of a host name."""
+    stubs = [Stub(), Stub(), Stub()]
+    async with stubs[0] as one, stubs[1] as other, stubs[2] as elsewhere:
+        urls = [one.url, other.url, elsewhere.url.replace("127.0.0.1", "localhost")]
+        pool = EnginePool(urls)
+        await pool.apply_weights("file", 3, "sum", deadline=20.0)
+        await pool.close()
+    asked = [stub.calls.count("check_weights") for stub in stubs]
+    assert (sum(asked[:2]), asked[2]) == (1, 1)
+    assert [stub.version for stub in stubs] == ["3", "3", "3"]
+
+
+async def test_an_engine_that_does_not_answer_leaves_the_check_to_the_others() -> None:
+    stubs = [Stub(), Stub()]
+    for stub in stubs:
+        stub.lose = {"check_weights"}
+    async with stubs[0] as one, stubs[1] as other:
+        pool = EnginePool([one.url, other.url])
+        await pool.apply_weights("file", 3, "sum", deadline=20.0)
+        await pool.close()
+    assert [stub.version for stub in stubs] == ["3", "3"]
+
+
+def test_scale_deadline_adds_the_time_to_read_the_weights() -> None:
+    assert scale_deadline(60.0, 0) == 60.0
+    assert scale_deadline(60.0, 16 * 10**9) == 140.0
+
+
+def test_transfer_bytes_are_those_of_its_tensors() -> None:
+    transfer = Transfer(["a", "b", "c"], ["float32", "bfloat16", "float32"], [[2, 3], [5], []])
+    assert transfer_bytes(transfer) == 24 + 10 + 4
+
+
 @pytest.mark.parametrize(
-    "lost", ["pause", "start_weight_update", "update_weights", "resume", "weight_info"]
+    "lost",
+    ["check_weights", "pause", "start_weight_update", "update_weights", "resume", "weight_info"],
 )
 async def test_an_update_is_tried_again_after_a_lost_connection(lost: str) -> None:
     stub = Stub()

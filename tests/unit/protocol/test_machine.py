@@ -112,6 +112,19 @@ def test_weights_go_where_there_is_room(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert machine_checks.choose_weights_parent("", 120 * MIB, tmp_path / "run") == tmp_path
 
 
+def test_weights_that_are_not_in_memory_are_explained_unless_they_were_put_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    free_in(monkeypatch, {"/dev/shm": 64})
+    explain = machine_checks.explain_weights_place
+    said = explain("", tmp_path / "foray-weights-1")
+    place = tmp_path / "foray-weights-1"
+    assert said.startswith(f"published weights: {place}, since /dev/shm has ")
+    assert "64 MB free" in said
+    assert explain("", Path("/dev/shm/foray-weights-1")) == ""
+    assert explain(str(tmp_path), tmp_path / "foray-weights-1") == ""
+
+
 def test_too_little_room_for_weights_names_the_setting(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

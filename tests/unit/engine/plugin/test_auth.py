@@ -6,11 +6,16 @@ It gives signs of life on streams, and releases claims.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from engine.constants import (
     ALIVE_HEADER,
+    CHECK_ROUTE,
     CLAIM_ROUTE,
     ENGINE_KEY_VARIABLE,
     GATED_HEADER,
@@ -30,15 +35,23 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gate, "ALIVE_SECONDS", 0.02)
 
 
-async def ask(app: App, method: str = "POST", path: str = "/x", **headers: str) -> list[Message]:
-    """Messages of the answer."""
+async def ask(
+    app: App,
+    method: str = "POST",
+    path: str = "/x",
+    body: Sequence[bytes] = (b"",),
+    **headers: str,
+) -> list[Message]:
+    """Messages of the answer; `body` comes in its pieces."""
     sent = []
+    pieces = list(body)
 
     async def send(message: Message) -> None:
         sent.append(message)
 
     async def receive() -> Message:
-        return {"type": "http.request", "body": b"", "more_body": False}
+        piece = pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
 
     raw_headers = [
         (name.replace("_", "-").lower().encode(), value.encode()) for name, value in headers.items()
@@ -147,3 +160,25 @@ async def test_nobody_releases_an_engine_without_its_key(monkeypatch: pytest.Mon
     assert start["status"] == 401
     sent = await ask(guarded, **{RUN_HEADER: "second", "Authorization": bearer})
     assert sent[0]["status"] == gate.TAKEN_STATUS
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_a_request_to_check_a_file_is_answered_beside_the_app(
+    tmp_path: Path, pieces: int
+) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"weights")
+    checksum = hashlib.sha256(b"weights").hexdigest()
+    body = msgspec.json.encode({"path": str(file), "checksum": checksum})
+    size = -(-len(body) // pieces)
+    parts = [body[i : i + size] for i in range(0, len(body), size)]
+
+    async def forbidden(scope: Message, receive: Receive, send: Send) -> None:
+        raise AssertionError("the app is not to hear of it")
+
+    guarded = BearerAuthMiddleware(forbidden)
+    start, answer = await ask(guarded, "POST", CHECK_ROUTE, body=parts)
+    assert start["status"] == 200
+    status = file.stat()
+    expected = [status.st_ino, status.st_size, status.st_mtime_ns]
+    assert msgspec.json.decode(answer["body"]) == {"identity": expected}
