@@ -28,7 +28,7 @@ from config.controller import (
 )
 from config.engine import EngineSection, SamplingSection
 from config.environment import EnvSection
-from config.job import Endpoints, Job
+from config.job import Devices, Endpoints, EngineDevice, Job
 from config.learner import LearnerSection
 from config.loss import (
     AnyLoss,
@@ -61,7 +61,9 @@ __all__ = [
     "ControllerSection",
     "DashboardSection",
     "DecoupledLoss",
+    "Devices",
     "Endpoints",
+    "EngineDevice",
     "EngineSection",
     "EnvSection",
     "EvalSection",

@@ -58,7 +58,7 @@ def _check_engine(config: Config) -> None:
             )
     if engine.urls:
         _check_given_engines(engine)
-    if engine.devices and len(engine.devices) != engine.count:
+    if len(engine.devices) % engine.count:
         raise ConfigError(
             f"engine.devices: {len(engine.devices)} devices for {engine.count} engines "
             "(engine.count)"

@@ -67,6 +67,26 @@ class ClusterSection(Section, frozen=True):
         ),
     ] = []
 
+    gpus: Annotated[
+        int,
+        says(
+            "GPUs of each machine; 0: as many as this one shows. With it, --dry-run plans for "
+            "machines that are not here",
+            ge=0,
+        ),
+    ] = 0
+    gpu_memory_gb: Annotated[
+        float, says("Memory of each GPU, in GiB; 0: that of this machine's", ge=0)
+    ] = 0.0
+    learner_gpus: Annotated[
+        int,
+        says(
+            "GPUs of the machine that the learner has to itself; 0: it is on the first one, or "
+            "has cluster.gpus. cluster.learner_launch starts it there, or `run.py slurm` or `ray`",
+            ge=0,
+        ),
+    ] = 0
+
 
 class ActorSection(Section, frozen=True):
     """How many actors there are, and how long they may take."""

@@ -27,8 +27,8 @@ class EngineSection(Section, frozen=True):
     devices: Annotated[
         list[str],
         says(
-            "GPU: the CUDA device of each engine, in their order; empty: all see the devices "
-            "that the environment shows"
+            "GPU: the GPUs of each engine, in their order, as this machine shows and counts them "
+            "from 0; empty: those after the learner's"
         ),
     ] = []
     dtype: Annotated[
@@ -36,11 +36,33 @@ class EngineSection(Section, frozen=True):
         says("Precision of the engine; auto: bfloat16 where the hardware computes with it"),
     ] = "auto"
     max_model_len: Annotated[int, says("Tokens of prompt and response together", ge=64)] = 1024
-    max_sequences: Annotated[int, says("Turns that an engine generates at once", ge=1)] = 64
-    kv_cache_gb: Annotated[float, says("CPU: memory for the KV cache, in GiB", gt=0)] = 1.0
+    max_sequences: Annotated[
+        int,
+        says(
+            "Turns that an engine generates at once; 0: as many as the KV cache holds at "
+            "max_model_len, at most 256 (CPU: 64)",
+            ge=0,
+        ),
+    ] = 64
+    kv_cache_gb: Annotated[
+        float,
+        says(
+            "Memory for the KV cache, in GiB; 0: what gpu_memory_fraction leaves, or what the "
+            "learner leaves on a GPU that they share (CPU: 1)",
+            ge=0,
+        ),
+    ] = 0.0
     gpu_memory_fraction: Annotated[
-        float, says("GPU: share of the device's memory for the engine", gt=0, le=1)
-    ] = 0.8
+        float,
+        says("GPU: share of the memory for an engine that has its GPU to itself", gt=0, le=1),
+    ] = 0.9
+    sleep: Annotated[
+        Literal["auto", "always", "never"],
+        says(
+            "Engines give up the memory of their GPU while an update is computed; auto: where "
+            "they share one with the learner that does not hold both"
+        ),
+    ] = "auto"
     threads: Annotated[
         int, says("CPU: cores the engine's worker computes on; 0: vLLM chooses", ge=0)
     ] = 1

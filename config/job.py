@@ -46,6 +46,30 @@ class Endpoints(Section, frozen=True):
         return [url for number, url in enumerate(self.engines) if self.shard_of(number) == shard]
 
 
+class EngineDevice(Section, frozen=True):
+    """The GPUs of an engine, and how much of their memory it takes."""
+
+    gpus: list[int]
+    """By their numbers among those that its machine shows."""
+    memory_fraction: float
+    """Share of the memory of each."""
+    kv_cache_bytes: int = 0
+    """Bytes for keys and values on each; 0: what the share leaves."""
+
+
+class Devices(Section, frozen=True):
+    """The GPUs of a run's processes; empty where it computes on CPUs."""
+
+    engines: list[EngineDevice] = []
+    """Those of each engine that the run starts."""
+    learner: list[int] = []
+    """The GPU of each rank of the learner, by its number among those that its machine shows."""
+    sequences: int = 0
+    """Turns that an engine generates at once; 0: as engine.max_sequences says."""
+    sleeps: bool = False
+    """True if engines give up their memory while an update is computed."""
+
+
 class Job(Section, frozen=True):
     """All that a process of a run needs to know."""
 
@@ -56,6 +80,7 @@ class Job(Section, frozen=True):
     """The policy before this run, as a Hugging Face directory, with its tokenizer."""
     weights_dir: str
     """Directory of published weights, in memory where possible."""
+    devices: Devices = Devices()
     resume: bool = False
     schema: int = 0
     """Version of the messages in its log (protocol/messages.py)."""

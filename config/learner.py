@@ -173,8 +173,8 @@ class LearnerSection(Section, frozen=True):
     devices: Annotated[
         list[str],
         says(
-            "GPU: the CUDA device of each rank, in their order; empty: the first ones of those "
-            "that the environment shows"
+            "GPU: the GPU of each rank, in their order, as its machine shows and counts them from "
+            "0; empty: the first ones"
         ),
     ] = []
     fsync: Annotated[

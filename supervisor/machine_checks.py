@@ -16,6 +16,7 @@ from pathlib import Path
 
 from config import Config, ConfigError, LearnerSection, TinySection
 from protocol.machine import available_bytes, available_cores
+from supervisor.cluster.model_shape import tiny_shape
 
 VERSIONS_ON_DISK = 4
 """Versions of the weights that take room at once.
@@ -39,17 +40,13 @@ MEMORY = Path("/dev/shm")
 """Directory whose files are in memory."""
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4, "auto": 4}
-HEAD_SIZE = 32
 
 
 def policy_parameters(tiny: TinySection, directory: Path | None) -> int:
     """Count the policy's weights in its safetensors files; for the tiny one, by its settings."""
     if directory is not None:
         return sum(_tensor_elements(file) for file in directory.glob("*.safetensors"))
-    hidden = tiny.hidden_size
-    attention = tiny.heads * HEAD_SIZE
-    layer = 4 * hidden * attention + 3 * hidden * 3 * hidden + 2 * hidden + 2 * HEAD_SIZE
-    return tiny.vocabulary * hidden + tiny.layers * layer + hidden
+    return tiny_shape(tiny).weights()
 
 
 def _tensor_elements(file: Path) -> int:

@@ -37,8 +37,8 @@ def choose_visible(gpus: Sequence[int], shown: str | None) -> str:
     missing = [gpu for gpu in gpus if gpu >= len(names)]
     if missing:
         raise ValueError(
-            f"GPU {missing[0]} was chosen, and this machine shows {len(names)} ({VISIBLE}={shown}); "
-            "say how many each machine has by cluster.gpus"
+            f"GPU {missing[0]} was chosen, and this machine shows {len(names)} "
+            f"({VISIBLE}={shown}); say how many each machine has by cluster.gpus"
         )
     return ",".join(names[gpu] for gpu in gpus)
 

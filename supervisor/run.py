@@ -27,6 +27,7 @@ from supervisor.endpoints import free_port
 from supervisor.engine_health import kill_dead_engines
 from supervisor.interrupts import on_interrupt
 from supervisor.job import clean_up, job_file, write_settings
+from supervisor.on_devices import on_devices
 from supervisor.process import ChildProcess, RestartLimit, RunFailed, cause_in, spawn, stop_all
 from telemetry.collector import Collector, open_collector
 from telemetry.probes.clocks import LoopLag
@@ -200,7 +201,9 @@ class Run:
     def _start_learner(self) -> ChildProcess:
         """Start all ranks of the learner; returns rank 0, which ends when the run does."""
         elapsed_s = self._collector.state.wall_seconds(time.monotonic())
+        devices = self._job.devices
         arguments = ["learner", str(job_file(self._job)), f"{elapsed_s:.3f}"]
+        arguments = on_devices(devices.learner, arguments)
         launch = self._job.config.cluster.learner_launch
         ranks = []
         for rank, environment in enumerate(learner_environments(self._job.config.learner)):
@@ -272,9 +275,10 @@ class Run:
         command = engine_command(self._job, number)
         name = _numbered_name("engine", number)
         launch = self._launch_command(self._job.endpoints.shard_of(number))
-        return self._add(
-            spawn(name, command.arguments, self._log(name), command.environment, launch)
-        )
+        arguments = command.arguments
+        if self._job.devices.engines:
+            arguments = on_devices(self._job.devices.engines[number].gpus, arguments)
+        return self._add(spawn(name, arguments, self._log(name), command.environment, launch))
 
     def _start_shard(self, number: int) -> ChildProcess:
         name = _numbered_name("controller", number)
@@ -408,18 +412,15 @@ def learner_environments(settings: LearnerSection) -> list[dict[str, str]]:
 
     They are those of torchrun, which may start ranks elsewhere. A single rank needs none.
     """
-    devices = {}
-    if settings.devices:
-        devices = {"CUDA_VISIBLE_DEVICES": ",".join(settings.devices)}
     if settings.ranks == 1:
-        return [devices]
+        return [{}]
     group = {
         "WORLD_SIZE": str(settings.ranks),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
     return [
-        {**devices, **group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         for rank in range(settings.ranks)
     ]
 

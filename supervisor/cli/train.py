@@ -40,6 +40,8 @@ def main(arguments: list[str]) -> int:
     if options.dry_run:
         print_settings(resolution)
         check_settings(config, options.serial)
+        if not options.serial:
+            print_plan(config)
         return output_status()
     job = prepare_run(config, options.serial, is_resumed)
     console = Console()
@@ -117,23 +119,39 @@ def describe_recipes(resolution: Resolution) -> str:
     return f"recipes: {', '.join(resolution.recipes) or 'none'}"
 
 
+def print_plan(config: Config) -> None:
+    """Print as comments what a run has on which GPU; nothing where it computes on CPUs."""
+    from supervisor.cluster.planning import describe_plan
+
+    for line in describe_plan(config):
+        print(f"# {line}".rstrip())
+
+
 def prepare_run(config: Config, serial: bool, resume: bool) -> Job:
     """Find the model, check everything, and make the run directory.
 
     Raises ConfigError when the job cannot be run as configured.
     """
     from engine.launch import check_engine
+    from supervisor.cluster.planning import plan_run
     from supervisor.job import prepare_job
     from supervisor.models import find_model
 
     if serial:
         _check_serial(config)
+    else:
+        plan_run(config, None)  # before gigabytes are fetched for what cannot be
     model = find_model(config, Console())
     if resume:
         check_model_of(Path(config.run.dir), model)
-    if not serial:
-        check_engine(config, model)
-    return prepare_job(config, resume, model)
+    if serial:
+        return prepare_job(config, resume, model)
+    check_engine(config, model)
+    plan = plan_run(config, model)
+    devices = None
+    if plan is not None:
+        devices = plan.devices
+    return prepare_job(config, resume, model, devices)
 
 
 def _check_serial(config: Config) -> None:

@@ -46,6 +46,8 @@ class Part(NamedTuple):
     bytes: int
     is_lasting: bool
     """True if it stays between two updates."""
+    is_exact: bool = False
+    """True for arithmetic, false for an estimate."""
 
 
 class LearnerLoad(NamedTuple):
@@ -83,6 +85,11 @@ def lasting(parts: Sequence[Part]) -> int:
     return sum(part.bytes for part in parts if part.is_lasting)
 
 
+def exact(parts: Sequence[Part]) -> int:
+    """Sum up the parts that are arithmetic, in bytes."""
+    return sum(part.bytes for part in parts if part.is_exact)
+
+
 def learner_parts(shape: ModelShape, load: LearnerLoad) -> list[Part]:
     """List what one rank of the learner takes of its device; parts of nothing are left out.
 
@@ -95,10 +102,10 @@ def learner_parts(shape: ModelShape, load: LearnerLoad) -> list[Part]:
         weights += trained
     reference = shape.weights() * load.has_reference
     parts = [
-        Part("weights", MASTER_BYTES * weights // load.ranks, True),
-        Part("gradients", MASTER_BYTES * trained // load.ranks, False),
-        Part("optimizer", MOMENT_BYTES * trained // load.ranks, True),
-        Part("reference", MASTER_BYTES * reference // load.ranks, True),
+        Part("weights", MASTER_BYTES * weights // load.ranks, True, is_exact=True),
+        Part("gradients", MASTER_BYTES * trained // load.ranks, False, is_exact=True),
+        Part("optimizer", MOMENT_BYTES * trained // load.ranks, True, is_exact=True),
+        Part("reference", MASTER_BYTES * reference // load.ranks, True, is_exact=True),
         Part("bfloat16 copies", _cast_bytes(shape, load), False),
         Part("activations", activation_bytes(shape, load), False),
         Part("head", _head_bytes(shape, load.tokens), False),
@@ -144,7 +151,7 @@ def engine_parts(shape: ModelShape, load: EngineLoad) -> list[Part]:
     step_elements = 4 * shape.hidden + 3 * shape.active_mlp + shape.query_width + 2 * shape.kv_width
     logits = load.sequences * shape.vocabulary
     return [
-        Part("weights", load.weight_bytes * shape.weights() // load.workers, True),
+        Part("weights", load.weight_bytes * shape.weights() // load.workers, True, is_exact=True),
         Part("activations", 2 * STEP_TOKENS * step_elements // load.workers, True),
         Part("head", SAMPLER_COPIES * 4 * logits, True),
         Part("runtime", ENGINE_RUNTIME_BYTES, True),

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from config import TinySection
+
 KNOWN_MODELS = Path(__file__).with_name("known_models.json")
 """{name on the hub: figures of its config.json}."""
+
+SHORT_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+"""Names that this project has for models of the hub."""
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Names that configurations have for the number of a layer's experts."""
@@ -139,11 +144,31 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
 
 def known_shape(name: str) -> ModelShape | None:
     """The shape of a known model of the hub, whatever its revision; None for another one."""
-    repository = name.partition("@")[0].lower()
+    repository = SHORT_NAMES.get(name, name.partition("@")[0]).lower()
     for known, config in json.loads(KNOWN_MODELS.read_text()).items():
         if known.lower() == repository:
             return read_shape(config)
     return None
+
+
+def tiny_shape(tiny: TinySection) -> ModelShape:
+    """The shape of the policy that is made on the spot (learner/warm_start/tiny.py)."""
+    return ModelShape(
+        hidden=tiny.hidden_size,
+        layers=tiny.layers,
+        heads=tiny.heads,
+        kv_heads=tiny.heads,
+        head_size=32,
+        mlp=3 * tiny.hidden_size,
+        vocabulary=tiny.vocabulary,
+        is_tied=True,
+        experts=0,
+        experts_per_token=0,
+        norms_heads=True,
+        biases_queries=False,
+        longest=0,
+        dtype="float32",
+    )
 
 
 def _required(config: Mapping[str, Any], name: str) -> int:

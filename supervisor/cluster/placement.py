@@ -117,6 +117,8 @@ def place_workers(
     leaves. Raises ConfigError naming the setting where there are too few GPUs.
     """
     width = workers.tensor_parallel
+    _check_count("engine.devices", engine_gpus, width * len(workers.engine_machines))
+    _check_count("learner.devices", rank_gpus, len(workers.rank_machines))
     engines = _group(engine_gpus, width)
     ranks = dict(enumerate(rank_gpus))
     _check_chosen("engine.devices", engines, workers.engine_machines, gpu_counts)
@@ -126,6 +128,7 @@ def place_workers(
         workers.rank_machines,
         gpu_counts,
     )
+    _check_ranks_apart(workers.rank_machines, rank_gpus)
     for machine in range(workers.machines):
         unplaced_engines = [n for n in workers.engines_on(machine) if n not in engines]
         unplaced_ranks = [n for n in workers.ranks_on(machine) if n not in ranks]
@@ -159,6 +162,12 @@ def _group(gpus: Sequence[int], width: int) -> dict[int, tuple[int, ...]]:
     }
 
 
+def _check_count(setting: str, gpus: Sequence[int], needed: int) -> None:
+    """Raise ConfigError for a choice of more or fewer GPUs than there are workers."""
+    if gpus and len(gpus) != needed:
+        raise ConfigError(f"{setting}: {len(gpus)} GPUs are given, and {needed} are needed")
+
+
 def _check_chosen(
     setting: str,
     chosen: dict[int, tuple[int, ...]],
@@ -176,6 +185,16 @@ def _check_chosen(
                 )
         if len(set(gpus)) < len(gpus):
             raise ConfigError(f"{setting}: one engine cannot have the same GPU twice")
+
+
+def _check_ranks_apart(machines: Sequence[int], rank_gpus: Sequence[int]) -> None:
+    """Raise ConfigError for two ranks on one GPU, which NCCL does not take."""
+    places = list(zip(machines, rank_gpus, strict=False))
+    for machine, gpu in places:
+        if places.count((machine, gpu)) > 1:
+            raise ConfigError(
+                f"learner.devices: GPU {gpu} is given to several ranks; each needs one of its own"
+            )
 
 
 def _check_shares(workers: Workers, machine: int, count: int) -> None:

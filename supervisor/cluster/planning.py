@@ -1,0 +1,114 @@
+"""Plan a run on the GPUs that are here, or on those that its settings speak of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from config import Config, ConfigError
+from engine.gpus import Gpu, list_gpus
+from engine.launch import on_cpu
+from supervisor.cluster.model_shape import (
+    ModelShape,
+    known_shape,
+    read_shape,
+    tiny_shape,
+)
+from supervisor.cluster.plan import Plan, check_memory_is_known, machines_of, make_plan
+from supervisor.cluster.plan_table import format_plan
+
+CONFIG_FILE = "config.json"
+
+
+def plan_run(config: Config, model: Path | None) -> Plan | None:
+    """Plan a run that is about to start here; None where it computes on CPUs.
+
+    `model` is its directory, None while that is not here. Raises ConfigError for what this machine
+    does not have.
+    """
+    shown = shown_gpus()
+    planned = config.cluster.gpus
+    if not shown and not planned:
+        return None
+    if on_cpu():
+        raise ConfigError(
+            f"cluster.gpus: the run is planned for machines of {planned} GPUs, and the vLLM that "
+            "is installed here is for CPUs; install the extra 'cuda', or look at the plan alone "
+            "(--dry-run)"
+        )
+    if planned > len(shown):
+        raise ConfigError(
+            f"cluster.gpus: the run is planned for machines of {planned} GPUs, and this one shows "
+            f"{len(shown)}; lower it, or see CUDA_VISIBLE_DEVICES and the driver"
+        )
+    machines = machines_of(config, shown)
+    machines[0] = list(shown[: planned or None])
+    shape, _ = find_shape(config, model)
+    plan = make_plan(config, machines, shape)
+    if model is not None:
+        check_memory_is_known(config, plan)
+    return plan
+
+
+def describe_plan(config: Config) -> list[str]:
+    """Lines that say what a run would have where; none where it would compute on CPUs.
+
+    The machines are those that cluster.gpus speaks of, or this one. Raises ConfigError for what
+    cannot be.
+    """
+    machines = machines_of(config, shown_gpus())
+    if not machines:
+        return []
+    shape, source = find_shape(config, None)
+    plan = make_plan(config, machines, shape)
+    lines = ["Processes on GPUs, and their memory in GiB (docs/guides/gpus.md). What is neither"]
+    lines += ["weights, gradients, optimizer, reference nor KV cache is an estimate."]
+    lines += [f"{config.model.name}: {_describe_shape(shape, source)}"]
+    return lines + format_plan(config, plan, [len(gpus) for gpus in machines], shape)
+
+
+def shown_gpus() -> Sequence[Gpu]:
+    """The GPUs that a run would use here; none where the installed vLLM is for CPUs."""
+    if on_cpu():
+        return []
+    return list_gpus()
+
+
+def find_shape(config: Config, model: Path | None) -> tuple[ModelShape | None, str]:
+    """Find the model's shape, and say where its figures are from; (None, why) if they are not here.
+
+    They are in its directory, in the hub's cache, or among those of known models.
+    """
+    name = config.model.name
+    if name == "tiny":
+        return tiny_shape(config.model.tiny), "by model.tiny"
+    file = _find_config_file(name, model or Path(name))
+    known = known_shape(name)
+    if file is None and known is not None:
+        return known, "by this project's figures of known models: the model is not here"
+    if file is None:
+        return None, "its config.json is not here, and it is none of the known models"
+    try:
+        return read_shape(json.loads(file.read_text())), f"by its {CONFIG_FILE}"
+    except (OSError, ValueError) as error:
+        return None, f"its memory is not told: {error}"
+
+
+def _find_config_file(name: str, directory: Path) -> Path | None:
+    """The model's config.json: in its directory, or in the hub's cache."""
+    if directory.is_dir():
+        return directory / CONFIG_FILE
+    from huggingface_hub import try_to_load_from_cache
+
+    repository, _, revision = name.partition("@")
+    found = try_to_load_from_cache(repository, CONFIG_FILE, revision=revision or None)
+    if isinstance(found, str):
+        return Path(found)
+    return None
+
+
+def _describe_shape(shape: ModelShape | None, source: str) -> str:
+    if shape is None:
+        return source
+    return f"{shape.weights() / 1e9:.2f} billion weights, {source}"
