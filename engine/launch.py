@@ -397,15 +397,6 @@ def check_nccl(config: Config) -> None:
             "engine.weights: nccl needs NVIDIA GPUs, and vLLM for them (the extra 'cuda') beside "
             "the learner, too; leave it at file"
         )
-    devices = [*config.learner.devices[:1], *config.engine.devices]
-    if not config.engine.urls and (
-        len(devices) != 1 + config.engine.count or len(set(devices)) < len(devices)
-    ):
-        raise ConfigError(
-            "engine.weights: nccl takes a GPU for the learner and another one for each engine; "
-            "name them by learner.devices and "
-            "engine.devices, or leave it at file"
-        )
 
 
 def check_memory(kv_cache_gib: float, weights: float, available: float) -> None:

@@ -29,7 +29,7 @@ STEP_TOKENS = 8192
 HEAD_LOGITS = 2**26
 """Logits that the learner's head has at a time (learner/model/head.py)."""
 
-HEAD_COPIES = 4
+HEAD_COPIES = 3
 """Tensors in float32 of as many logits, while the head's gradient is computed."""
 
 SAMPLER_COPIES = 3
@@ -108,7 +108,8 @@ def learner_parts(shape: ModelShape, load: LearnerLoad) -> list[Part]:
         Part("reference", MASTER_BYTES * reference // load.ranks, True, is_exact=True),
         Part("bfloat16 copies", _cast_bytes(shape, load), False),
         Part("activations", activation_bytes(shape, load), False),
-        Part("head", _head_bytes(shape, load.tokens), False),
+        Part("head", _head_bytes(shape, load), False),
+        Part("gathered", _gathered_bytes(shape, load.ranks), False),
         Part("runtime", LEARNER_RUNTIME_BYTES, True),
     ]
     return [part for part in parts if part.bytes]
@@ -141,9 +142,23 @@ def _cast_bytes(shape: ModelShape, load: LearnerLoad) -> int:
     return 2 * shape.weights()
 
 
-def _head_bytes(shape: ModelShape, tokens: int) -> int:
-    logits = min(HEAD_LOGITS, tokens * shape.vocabulary)
-    return HEAD_COPIES * 4 * logits
+def _head_bytes(shape: ModelShape, load: LearnerLoad) -> int:
+    """Bytes of a chunk of logits, and of the gradient of the head's whole matrix."""
+    logits = min(HEAD_LOGITS, load.tokens * shape.vocabulary)
+    gradient = shape.vocabulary * shape.hidden
+    if load.lora_rank:
+        gradient = 0
+    return 4 * (HEAD_COPIES * logits + gradient)
+
+
+def _gathered_bytes(shape: ModelShape, ranks: int) -> int:
+    """Bytes of weights that a rank has in full while it computes with them.
+
+    They are the embedding, the head, and two layers: one is fetched while another is used.
+    """
+    if ranks == 1:
+        return 0
+    return MASTER_BYTES * (shape.embedding_weights() + 2 * shape.layer_weights())
 
 
 def engine_parts(shape: ModelShape, load: EngineLoad) -> list[Part]:

@@ -131,6 +131,16 @@ def _read_numbers(setting: str, devices: Sequence[str]) -> list[int]:
     return [int(device) for device in devices]
 
 
+def check_sending(config: Config, plan: Plan) -> None:
+    """Raise ConfigError where weights are to go from a GPU to itself, which NCCL does not do."""
+    is_shared = any(tenants.is_shared for tenants in plan.placement.tenants().values())
+    if config.engine.weights == "nccl" and is_shared:
+        raise ConfigError(
+            "engine.weights: nccl takes a GPU for the learner and another one for each engine, and "
+            "some share one here; leave it at file"
+        )
+
+
 def check_memory_is_known(config: Config, plan: Plan) -> None:
     """Raise ConfigError for an engine that shares a GPU whose memory nobody can divide."""
     is_shared = any(tenants.is_shared for tenants in plan.placement.tenants().values())

@@ -15,7 +15,13 @@ from supervisor.cluster.model_shape import (
     read_shape,
     tiny_shape,
 )
-from supervisor.cluster.plan import Plan, check_memory_is_known, machines_of, make_plan
+from supervisor.cluster.plan import (
+    Plan,
+    check_memory_is_known,
+    check_sending,
+    machines_of,
+    make_plan,
+)
 from supervisor.cluster.plan_table import format_plan
 
 CONFIG_FILE = "config.json"
@@ -46,6 +52,7 @@ def plan_run(config: Config, model: Path | None) -> Plan | None:
     machines[0] = list(shown[: planned or None])
     shape, _ = find_shape(config, model)
     plan = make_plan(config, machines, shape)
+    check_sending(config, plan)
     if model is not None:
         check_memory_is_known(config, plan)
     return plan

@@ -8,11 +8,12 @@ import os
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from aiohttp import web
 
-from config import ConfigError, Endpoints, Job
+from config import ConfigError, Devices, Endpoints, EngineDevice, Job
 from config.resolve import resolve
 from engine import launch as server
 from engine.constants import GATED_HEADER, MIDDLEWARE, PLUGIN
@@ -197,24 +198,47 @@ def test_check_engine_with_a_listening_server_leaves_the_rest_to_the_start() -> 
         check_engine(resolve(None, {"engine.urls": url}), None)
 
 
-def test_weights_over_nccl_take_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NCCL refuses two ranks on one device, and by default all processes take the first one."""
+def test_check_nccl_with_gpus_and_vllm_for_them_is_content(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who has which GPU is checked where they are placed (supervisor/cluster/plan.py)."""
     monkeypatch.setattr(server, "on_cpu", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    two = {"engine.weights": "nccl", "engine.count": "2"}
-    for devices in (
-        {},
-        {"engine.devices": "1,2"},
-        {"engine.devices": "0,1", "learner.devices": "0"},
-    ):
-        with pytest.raises(
-            ConfigError, match=r"engine\.weights.*learner\.devices and engine\.devices"
-        ):
-            server.check_nccl(resolve(None, two | devices))
-    server.check_nccl(resolve(None, two | {"engine.devices": "1,2", "learner.devices": "0"}))
-    server.check_nccl(
-        resolve(None, {"engine.weights": "nccl", "engine.urls": "http://127.0.0.1:1"})
-    )
+    server.check_nccl(resolve(None, {"engine.weights": "nccl"}))
+
+
+def gpu_arguments(monkeypatch: pytest.MonkeyPatch, devices: Devices, **settings: str) -> list[str]:
+    """Arguments of the first engine of a job with these devices, where vLLM is for GPUs."""
+    monkeypatch.setattr(server, "on_cpu", lambda: False)
+    planned = msgspec.structs.replace(job(**settings), devices=devices)
+    return engine_command(planned).arguments
+
+
+def test_engine_command_gpu_of_its_own_gives_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM sizes the KV cache by itself, and no process sleeps."""
+    device = EngineDevice(gpus=[3], memory_fraction=0.85)
+    arguments = gpu_arguments(monkeypatch, Devices(engines=[device]))
+    assert value(arguments, "--gpu-memory-utilization") == "0.85"
+    assert "--kv-cache-memory-bytes" not in arguments and "--enable-sleep-mode" not in arguments
+
+
+def test_engine_command_shared_gpu_gives_bytes_and_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the learner the KV cache has the size that was planned."""
+    device = EngineDevice(gpus=[0], memory_fraction=0.1, kv_cache_bytes=2**31)
+    devices = Devices(engines=[device], learner=[0], sequences=93, sleeps=True)
+    arguments = gpu_arguments(monkeypatch, devices, engine__max_sequences="0")
+    assert value(arguments, "--kv-cache-memory-bytes") == str(2**31)
+    assert value(arguments, "--max-num-seqs") == "93"
+    assert "--enable-sleep-mode" in arguments
+
+
+def test_engine_command_gpu_computes_logits_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The head's precision is the learner's, and weights are bfloat16 unless another is asked."""
+    arguments = gpu_arguments(monkeypatch, Devices())
+    assert json.loads(value(arguments, "--hf-overrides")) == {"head_dtype": "float32"}
+    assert value(arguments, "--dtype") == "bfloat16"
+    arguments = gpu_arguments(monkeypatch, Devices(), engine__dtype="float32")
+    assert value(arguments, "--dtype") == "float32"
 
 
 def test_the_tap_is_left_out_where_signals_come_from_streams(on_cpu: bool) -> None:

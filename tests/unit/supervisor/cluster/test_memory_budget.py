@@ -1,0 +1,186 @@
+"""Budgets of memory: arithmetic where there is one, and what autograd keeps where there is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from learner.data.batching import MicroBatch
+from learner.model.head import CHUNK_LOGITS
+from learner.model.policy import log_probs
+from supervisor.cluster.memory_budget import (
+    HEAD_LOGITS,
+    EngineLoad,
+    LearnerLoad,
+    activation_bytes,
+    engine_parts,
+    exact,
+    kv_bytes,
+    lasting,
+    learner_parts,
+    total,
+)
+from supervisor.cluster.model_shape import ModelShape, known_shape, read_shape
+
+WEIGHTS = {
+    "Qwen/Qwen3-0.6B": 596_049_920,
+    "Qwen/Qwen3-1.7B": 1_720_574_976,
+    "Qwen/Qwen3-4B": 4_022_468_096,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+    "Qwen/Qwen3-30B-A3B": 30_532_122_624,
+}
+
+
+def shape_of(name: str) -> ModelShape:
+    """The shape of a known model."""
+    shape = known_shape(name)
+    assert shape is not None
+    return shape
+
+
+def load(**changes: object) -> LearnerLoad:
+    """What a learner of one rank computes, in bfloat16."""
+    plain = LearnerLoad(
+        ranks=1,
+        tokens=4096,
+        precision="bfloat16",
+        checkpoints_layers=False,
+        lora_rank=0,
+        has_reference=False,
+    )
+    return plain._replace(**changes)
+
+
+def sizes(parts: list) -> dict[str, int]:
+    """Name of each part -> its bytes."""
+    return {part.name: part.bytes for part in parts}
+
+
+@pytest.mark.parametrize(("name", "weights"), WEIGHTS.items())
+@pytest.mark.parametrize("ranks", [1, 4, 8])
+def test_learner_parts_weights_gradients_and_moments_take_16_bytes_a_weight(
+    name: str, weights: int, ranks: int
+) -> None:
+    """Float32 weights and gradients, and AdamW's two moments, are shared by the ranks."""
+    parts = learner_parts(shape_of(name), load(ranks=ranks))
+    found = sizes(parts)
+    assert found["weights"] == found["gradients"] == 4 * weights // ranks
+    assert found["optimizer"] == 8 * weights // ranks
+    assert exact(parts) == pytest.approx(16 * weights / ranks, abs=3)
+
+
+def test_learner_parts_adapters_alone_have_gradients_and_moments() -> None:
+    """With LoRA the frozen weights take four bytes each, and the adapters sixteen."""
+    shape = shape_of("Qwen/Qwen3-4B")
+    adapters = shape.adapter_weights(32)
+    parts = learner_parts(shape, load(lora_rank=32))
+    assert exact(parts) == 4 * shape.weights() + 16 * adapters
+    assert sizes(parts)["head"] < sizes(learner_parts(shape, load()))["head"]
+
+
+def test_learner_parts_reference_is_another_copy_of_the_weights() -> None:
+    """A distance to a reference needs its weights, and nothing for their training."""
+    shape = shape_of("Qwen/Qwen3-0.6B")
+    more = exact(learner_parts(shape, load(has_reference=True))) - exact(
+        learner_parts(shape, load())
+    )
+    assert more == 4 * shape.weights()
+
+
+def test_learner_parts_between_updates_have_neither_gradients_nor_activations() -> None:
+    """What lasts are weights, moments and what libraries keep."""
+    parts = learner_parts(shape_of("Qwen/Qwen3-0.6B"), load())
+    assert {part.name for part in parts if part.is_lasting} == {"weights", "optimizer", "runtime"}
+    assert lasting(parts) < total(parts)
+
+
+def small_model(layers: int) -> tuple[ModelShape, Qwen3ForCausalLM]:
+    """A model of few weights beside its activations, and its shape."""
+    figures = {
+        "vocab_size": 300,
+        "hidden_size": 64,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "intermediate_size": 192,
+        "tie_word_embeddings": True,
+    }
+    shape = read_shape({"model_type": "qwen3", **figures})
+    return shape, Qwen3ForCausalLM(Qwen3Config(**figures)).train()
+
+
+def kept_bytes(model: Qwen3ForCausalLM, precision: str, rows: int, columns: int) -> int:
+    """Bytes that autograd keeps of the learner's forward pass beside the model's own weights."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    one = torch.ones(1, dtype=torch.int64)
+    batch = MicroBatch(
+        tokens=torch.zeros(rows, columns, dtype=torch.int64),
+        rows=one,
+        columns=one,
+        log_mu=torch.zeros(1),
+        log_prox=None,
+        advantage=torch.zeros(1),
+        age=one,
+        padding=0,
+    )
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        log_probs(model, batch, 1.0, precision=precision)
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("checkpoints_layers", [False, True])
+def test_activation_bytes_of_layers_agree_with_what_autograd_keeps(
+    precision: str, checkpoints_layers: bool
+) -> None:
+    """Three layers more keep as much more, within a tenth, as the estimate says."""
+    measured = []
+    expected = []
+    for layers in (3, 6):
+        shape, model = small_model(layers)
+        if checkpoints_layers:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        work = load(tokens=2048, precision=precision, checkpoints_layers=checkpoints_layers)
+        expected.append(activation_bytes(shape, work))
+        copies = 0
+        if precision == "bfloat16" and not checkpoints_layers:
+            copies = 2 * shape.weights()
+        measured.append(kept_bytes(model, precision, rows=4, columns=512) - copies)
+    assert measured[1] - measured[0] == pytest.approx(expected[1] - expected[0], rel=0.1)
+
+
+def test_head_logits_are_the_chunk_of_the_learners_head() -> None:
+    """The budget speaks of as many logits as the head has at a time."""
+    assert HEAD_LOGITS == CHUNK_LOGITS
+
+
+@pytest.mark.parametrize(("name", "weights"), WEIGHTS.items())
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_engine_parts_weights_are_divided_between_workers(
+    name: str, weights: int, workers: int
+) -> None:
+    """Two bytes a weight in bfloat16, four in float32, over the tensor-parallel workers."""
+    shape = shape_of(name)
+    for bytes_each in (2, 4):
+        parts = engine_parts(shape, EngineLoad(workers, bytes_each, 256))
+        assert sizes(parts)["weights"] == bytes_each * weights // workers
+
+
+def test_kv_bytes_are_divided_between_workers_down_to_one_head_each() -> None:
+    """Eight heads of keys and values go over two workers; over sixteen, each has one."""
+    shape = shape_of("Qwen/Qwen3-8B")
+    whole = 4096 * 144 * 1024
+    assert kv_bytes(shape, 4096) == whole
+    assert kv_bytes(shape, 4096, 2) == whole // 2
+    assert kv_bytes(shape, 4096, 16) == whole // 8
