@@ -27,10 +27,10 @@ from protocol.lifetime import dying_with_parent
 from protocol.security import make_keys
 from supervisor.cluster.layout import Machines, keys_of, run_settings, weights_of
 from supervisor.interrupts import interrupting_signals
+from supervisor.on_devices import VISIBLE
 from supervisor.process import ERROR_PREFIX, ROOT
 
 NAMESPACE = "foray"
-GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 class HostLost(Exception):
@@ -50,11 +50,12 @@ class Host:
     def run(self, command: list[str], environment: dict[str, str]) -> int:
         """Run a command to its end, in the project's directory; returns its exit status.
 
-        Ray says which GPUs there are, unless `environment` does.
+        It sees the GPUs that Ray keeps free for this host, whatever `environment` says of those of
+        another machine.
         """
         variables = dict(environment)
-        if GPUS in os.environ:
-            variables.setdefault(GPUS, os.environ[GPUS])
+        if ray.get_gpu_ids():
+            variables[VISIBLE] = os.environ[VISIBLE]
         die_with_parent = dying_with_parent()
 
         def prepare_child() -> None:
