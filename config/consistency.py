@@ -13,7 +13,7 @@ from config.model import NAMED_MODELS, is_hub_id
 from config.options import flatten_config
 from config.section import ConfigError
 
-OF_STARTED_ENGINES = ("count", "port", "devices", "extra_args")
+OF_STARTED_ENGINES = ("count", "port", "devices", "sleep", "extra_args")
 """Settings that say nothing to engines that run already."""
 
 
@@ -58,6 +58,11 @@ def _check_engine(config: Config) -> None:
             )
     if engine.urls:
         _check_given_engines(engine)
+    if engine.sleep == "always" and config.cluster.shards > 1:
+        raise ConfigError(
+            "engine.sleep: engines of further shards do not sleep; leave it at auto, or set "
+            "cluster.shards to 1"
+        )
     if len(engine.devices) % engine.count:
         raise ConfigError(
             f"engine.devices: {len(engine.devices)} devices for {engine.count} engines "

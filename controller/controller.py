@@ -23,6 +23,7 @@ It owns the engines' weight version.
   a task a turn   the engine's answer, the turn's last signal  engine (HTTP), signals.run
   engines.watch   the clock (ten seconds), each engine         clock, engines (HTTP)
   apply_weights   newly published weights                      serve_learner
+  switch_engines  the learner's word that engines are to sleep serve_learner
   liveness_loop   the clock (a heartbeat)                      clock
   report_loop     the clock (a second)                         clock
   dashboard.run   whoever looks                                a browser
@@ -62,6 +63,7 @@ from envs.registry import make_environment
 from protocol.messages import (
     Credit,
     DropReason,
+    EnginesAsleep,
     EpisodeEnded,
     EpisodeKey,
     Evaluate,
@@ -76,6 +78,7 @@ from protocol.messages import (
     ShardAddress,
     ShardState,
     Shutdown,
+    SleepEngines,
     Stats,
     TurnRequest,
     WeightsApplied,
@@ -113,6 +116,8 @@ class Controller:
     dashboard: Dashboard
     _announced_shards: list[ShardAddress] = field(default_factory=list)
     """Shards in force, as actors were told last."""
+    _switches: asyncio.Queue[bool] = field(default_factory=asyncio.Queue)
+    """Whether engines are to sleep, as the learner has asked."""
     _is_finished: bool = False
     """The learner has written its last checkpoint."""
 
@@ -131,6 +136,7 @@ class Controller:
                 loops.create_task(self.turn_service.signals.run())
                 loops.create_task(self.turn_service.engines.watch())
                 loops.create_task(self.apply_weights())
+                loops.create_task(self.switch_engines())
                 loops.create_task(self.liveness_loop())
                 loops.create_task(self.report_loop())
                 loops.create_task(self.state.lag.run())
@@ -275,6 +281,8 @@ class Controller:
                     self.admission.replace_dropped(groups)
                 case Evaluate() as request:
                     await self.announcements.put(request)
+                case SleepEngines(asleep=asleep):
+                    self._switches.put_nowait(asleep)
                 case Shutdown():
                     self._is_finished = True
                 case _:
@@ -306,6 +314,13 @@ class Controller:
                 WeightsApplied(version=version, seconds=seconds, control_state=control_state)
             )
             await self.leases.grant()
+
+    async def switch_engines(self) -> None:
+        """Put the engines to sleep and wake them, as the learner asks, and tell it."""
+        while True:
+            asleep = await self._switches.get()
+            await self.turn_service.set_asleep(asleep)
+            await self.transport.tell_learner(EnginesAsleep(asleep=asleep))
 
     async def finish_training(self) -> None:
         """Cancel the training episodes that have not ended."""

@@ -254,12 +254,17 @@ class SignalRouter:
             del self._watched[turn_id]
 
     async def await_response(
-        self, turn_id: str, call: Awaitable[Generation], seconds: float
+        self,
+        turn_id: str,
+        call: Awaitable[Generation],
+        seconds: float,
+        awake_since: Callable[[], float],
     ) -> Generation:
         """Wait for the result of `call`, which generates a watched turn.
 
         Raises NoProgressError, with the call canceled, once no signal of the turn (or of any,
-        before its first) has come for so many seconds; and NoNumbers as soon as one says so.
+        before its first) has come for so many seconds; and NoNumbers as soon as one says so. The
+        time before `awake_since()` does not count (EnginePool.awake_since).
         """
         watched = self._watched[turn_id]
         watched.failing = asyncio.get_running_loop().create_future()
@@ -268,9 +273,9 @@ class SignalRouter:
 
         def last_progress() -> float:
             if watched.rule.scores:
-                return watched.last_signal_at
+                return max(watched.last_signal_at, awake_since())
             # One that has not begun may wait for its place in the engine while others go on.
-            return max(watched.last_signal_at, self._last_signal_at)
+            return max(watched.last_signal_at, self._last_signal_at, awake_since())
 
         return await await_with_progress_timeout(call, last_progress, seconds, watched.failing)
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
+from math import inf
 
 import msgspec
 
@@ -70,7 +71,15 @@ class StreamingController:
     Raises NoProgressError when no token of one comes for `progress_timeout_s`.
     """
 
-    def __init__(self, vocabulary: int, top_j: int, progress_timeout_s: float) -> None:
+    def __init__(
+        self,
+        vocabulary: int,
+        top_j: int,
+        progress_timeout_s: float,
+        awake_since: Callable[[], float] = lambda: -inf,
+    ) -> None:
+        """`awake_since`: the time before which no progress is expected (EnginePool.awake_since)."""
+        self._awake_since = awake_since
         self._vocabulary = vocabulary
         self._top_j = top_j
         self._progress_timeout_s = progress_timeout_s
@@ -160,8 +169,8 @@ class StreamingController:
 
         def last_progress() -> float:
             if begun:
-                return last_chunk_at
-            return max(last_chunk_at, self._last_chunk_at)
+                return max(last_chunk_at, self._awake_since())
+            return max(last_chunk_at, self._last_chunk_at, self._awake_since())
 
         async with contextlib.aclosing(stream):
             while True:

@@ -230,6 +230,18 @@ class TurnService:
     def _update_deadline(self, size_bytes: int) -> float:
         return scale_deadline(self._config.engine.update_seconds, size_bytes)
 
+    async def set_asleep(self, asleep: bool) -> None:
+        """Have the engines give up their GPUs' memory, or take it back; turns stand still between.
+
+        Raises EngineError when one refuses.
+        """
+        if asleep:
+            with self.spans.span("put engines to sleep", "weights"):
+                await self.engines.sleep()
+        else:
+            with self.spans.span("wake engines", "weights"):
+                await self.engines.wake_up()
+
     async def _choose_signals(self) -> None:
         """Take signals from the tap if it is in all engines, else from streams.
 
@@ -255,7 +267,10 @@ class TurnService:
         if control.decide_in == "engine" and control.mode not in UNCONTROLLED:
             log.warning("control.decide_in engine needs the tap: the controller decides")
         self.turns.streamer = StreamingController(
-            self._tokens.vocabulary, control.t2po.top_j, self._config.engine.progress_timeout_s
+            self._tokens.vocabulary,
+            control.t2po.top_j,
+            self._config.engine.progress_timeout_s,
+            self.engines.awake_since,
         )
 
     async def _engines_without_tap(self) -> list[str]:

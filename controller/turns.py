@@ -339,7 +339,10 @@ class TurnRunner:
                 rule=call.spec if in_engine else None,
             )
             generation = await self._signals.await_response(
-                name, generating, self._config.engine.progress_timeout_s
+                name,
+                generating,
+                self._config.engine.progress_timeout_s,
+                self._engines.awake_since,
             )
             await self._signals.finish(name, len(generation.tokens), SIGNAL_PATIENCE)
             if watched.failure is not None:

@@ -204,6 +204,18 @@ class EngineClient:
         """Say whether generation is frozen."""
         return bool((await self._ask("/is_paused"))["is_paused"])
 
+    async def sleep(self) -> None:
+        """Give up the memory of weights and KV cache; nothing happens if that is done.
+
+        Generation is frozen. Running turns keep their place, and what they have of the KV cache is
+        computed again after `wake_up`.
+        """
+        await self._call("admin", "POST", "/sleep?level=1&mode=keep")
+
+    async def wake_up(self) -> None:
+        """Take the memory back, and let turns go on; nothing happens if the engine is awake."""
+        await self._call("admin", "POST", "/wake_up")
+
     async def weight_version(self) -> int | None:
         """Ask for the version of the last finished update; None before the first."""
         number = parse_version((await self._ask("/weight_info"))["weight_version"])

@@ -18,7 +18,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import inf
@@ -71,7 +71,7 @@ class _Entry:
     client: EngineClient
     health: Health = Health.HEALTHY
     turn_timeouts: set[asyncio.Timeout] = field(default_factory=set)  # each ends a turn when due
-    updating: asyncio.Lock = field(default_factory=asyncio.Lock)
+    updating: asyncio.Lock = field(default_factory=asyncio.Lock)  # held while it sleeps, too
     version_reset: bool = False  # it has forgotten the version that an earlier run has left
     why: str = ""  # it is not healthy
     suspected_nan: bool = False  # its model computed NaN or infinity
@@ -100,6 +100,8 @@ class EnginePool:
         self._received: int | None = None  # version that came over NCCL
         self._file_checks: dict[str, asyncio.Task[FileIdentity]] = {}  # host -> of the newest file
         self._recovering: set[asyncio.Task[None]] = set()
+        self._asleep: list[_Entry] = []  # engines that were put to sleep
+        self._awake_since = -inf  # no engine has slept
 
     def __iter__(self) -> Iterator[EngineClient]:
         return iter(self._entries)
@@ -293,6 +295,42 @@ class EnginePool:
         self._received = version
         return seconds
 
+    async def sleep(self) -> None:
+        """Have all engines give up their GPU's memory, once none is loading weights.
+
+        None loads any before `wake_up`. An engine that does not answer becomes suspect. Raises
+        EngineError when one that is well refuses.
+        """
+        for entry in self._entries.values():
+            await entry.updating.acquire()
+            self._asleep.append(entry)
+        await _gather(self._switch(entry, EngineClient.sleep) for entry in self._healthy())
+
+    async def wake_up(self) -> None:
+        """Have all engines take their memory back, and let turns go on.
+
+        An engine that does not answer becomes suspect. Raises EngineError when one refuses.
+        """
+        await _gather(self._switch(entry, EngineClient.wake_up) for entry in self._healthy())
+        self._awake_since = time.monotonic()
+        while self._asleep:
+            self._asleep.pop().updating.release()
+
+    def awake_since(self) -> float:
+        """Return since when engines are awake, a time of the monotonic clock; now, if they sleep.
+
+        No turn makes progress before.
+        """
+        if self._asleep:
+            return time.monotonic()
+        return self._awake_since
+
+    async def _switch(
+        self, entry: _Entry, call: Callable[[EngineClient], Coroutine[Any, Any, None]]
+    ) -> None:
+        async with self.suspect_on_failure(entry.client):
+            await call(entry.client)
+
     async def close(self) -> None:
         """Close the clients, and wait for no engine any more."""
         tasks = [*self._recovering, *self._file_checks.values()]
@@ -391,6 +429,8 @@ class EnginePool:
             return True
         async with entry.updating:
             try:
+                if self._awake_since > -inf:  # it may have missed the call that woke the others
+                    await entry.client.wake_up()
                 await self._reset_version(entry)
                 await update_engine(
                     entry.client,

@@ -31,9 +31,10 @@ from learner.data.episode_log import EpisodeLog, read_records, record_batch
 from learner.data.groups import Batch, ClosedGroups, GroupBuffer
 from learner.data.intake import NOT_YET, Arrivals, EpisodeStore, Intake
 from learner.data.rollout_metrics import evaluation_metrics, rollout_metrics
+from learner.engine_sleep import EngineSleep
 from learner.links import LearnerLinks, open_links
 from learner.publish import AppliedWeights, WeightPublisher, Weights, WeightWriter
-from learner.rank_rpc import CheckpointCall, UpdateCall, WatchCall
+from learner.rank_rpc import CheckpointCall, ReleaseCall, UpdateCall, WatchCall
 from learner.ranks import Ranks
 from learner.reporter import Reporter
 from learner.run_limits import RunLimits
@@ -42,6 +43,7 @@ from learner.training_host import TrainingHost, open_instruments
 from protocol.codec import FrameReader, decode
 from protocol.messages import (
     DropReason,
+    EnginesAsleep,
     Evaluate,
     GroupsDropped,
     LearnerReady,
@@ -141,6 +143,7 @@ class Learner:
         self._tasks = asyncio.TaskGroup()
         self._writer = WeightWriter(Path(job.weights_dir))
         self._applied = AppliedWeights()
+        self._engine_sleep = EngineSleep(links.controller)
         self._publisher = WeightPublisher(
             host, self._writer, links.controller, self._tasks, settings.publish_lag, links.sender
         )
@@ -288,10 +291,27 @@ class Learner:
 
     async def _train_on(self, batch: Batch, number: int) -> dict[str, float]:
         progress = self._limits.fraction(self.training)
+        sleep_s = await self._set_asleep(True)
         with self._spans.span("train", update=number):
             metrics = await self._host.call(UpdateCall(batch.trajectories, progress))
+        sleep_s += await self._set_asleep(False)
+        metrics["seconds_sleep"] = sleep_s
         episodes = [episode for group in batch.trajectories for episode in group]
         return {**rollout_metrics(episodes), **self._buffer.pop_closed_drops(), **metrics}
+
+    async def _set_asleep(self, asleep: bool) -> float:
+        """Have the engines give up their GPUs' memory, or take it back, where that is planned.
+
+        Returns the seconds that it took.
+        """
+        if not self._job.devices.sleeps:
+            return 0.0
+        started = time.monotonic()
+        if not asleep:
+            await self._host.call(ReleaseCall())
+        with self._spans.span("sleep"), self._waits.on("the engines to sleep or wake"):
+            await self._engine_sleep.set_asleep(asleep)
+        return time.monotonic() - started
 
     async def _report_update(
         self, metrics: dict[str, float], wait_s: float, publish_s: float
@@ -450,6 +470,8 @@ class Learner:
             match message:
                 case WeightsApplied():
                     self._handle_applied(message)
+                case EnginesAsleep():
+                    self._engine_sleep.note_answer()
                 case Trajectory(drop_reason=DropReason.CANCELED):
                     # counted, and not in the log: a run that is resumed plays it
                     self._buffer.add(message)

@@ -81,6 +81,16 @@ class SnapshotCall(RankCall[Snapshot]):
 
 
 @dataclass(frozen=True)
+class ReleaseCall(RankCall[None]):
+    """Give up the memory that only an update needs."""
+
+    name = "release of memory"
+
+    def run(self, training: Training) -> None:
+        training.release_memory()
+
+
+@dataclass(frozen=True)
 class CheckpointCall(RankCall[Path]):
     """Write a checkpoint."""
 

@@ -172,6 +172,12 @@ class Training:
             device = self._ranks.device
         return copy_weights(self.model, self.update_number, engine.dtype, into, device)
 
+    def release_memory(self) -> None:
+        """Give up the memory that only an update needs: gradients, and what torch keeps for it."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._ranks.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def checkpoint(self, intake: IntakeState | None = None) -> Path:
         """Write everything that `restore` needs to go on as if nothing had happened.
 

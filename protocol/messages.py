@@ -12,7 +12,9 @@ what it is. Arrays are raw little-endian bytes, with the element type in the fie
     actor       -> learner      Trajectory
     learner     -> actor        Ack, Refused
     learner     -> controller   LearnerReady, WeightsPublished, Evaluate, GroupsDropped, Shutdown
+    learner     -> controller   SleepEngines
     controller  -> learner      WeightsApplied, Trajectory (an episode that no actor could finish)
+    controller  -> learner      EnginesAsleep
     shard       -> controller   ShardState
     controller  -> shard        LoadWeights, Revoked
     engine      -> its controller or shard   SignalFrame
@@ -363,6 +365,21 @@ class Evaluate(Message, frozen=True):
 
     evaluation: int  # group number; members are the tasks 0 ... episodes-1
     episodes: int
+
+
+class SleepEngines(Message, frozen=True):
+    """Asks that all engines give up the memory of their GPU, or take it back.
+
+    Turns stand still meanwhile, and go on afterwards.
+    """
+
+    asleep: bool
+
+
+class EnginesAsleep(Message, frozen=True):
+    """Answers that the engines are as the learner has asked."""
+
+    asleep: bool
 
 
 class WeightsApplied(Message, frozen=True):

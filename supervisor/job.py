@@ -96,7 +96,7 @@ def prepare_job(
         engine_key=_engine_key(config),
         permit_key=secrets.token_urlsafe(32),
         run_id=_recorded_run_id(run_dir) or secrets.token_hex(8),
-        devices=devices or Devices(sleeps=config.engine.sleep == "always"),
+        devices=devices or devices_without_gpus(config),
         resume=resume,
         schema=SCHEMA_VERSION,
     )
@@ -104,6 +104,11 @@ def prepare_job(
         write_settings(job)
     save_job(job)
     return job
+
+
+def devices_without_gpus(config: Config) -> Devices:
+    """What processes are told of devices where they compute on CPUs."""
+    return Devices(sleeps=config.engine.sleep == "always")
 
 
 def check_job(config: Config) -> Environment:

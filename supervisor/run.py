@@ -171,6 +171,9 @@ class Run:
         self._task = asyncio.current_task()
         await self._build_policy()
         learner = self._start_learner()
+        if self._job.devices.sleeps and self._job.config.warm_start.episodes:
+            # What the warm start takes of a GPU that they share, engines cannot have meanwhile.
+            await self._supervise_until(lambda: learner.ended or self._is_under_way())
         if not await self._start_engines(learner):
             # The learner was stopped in its warm start, by somebody else: nothing is to be played.
             return

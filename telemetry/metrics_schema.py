@@ -335,6 +335,12 @@ METRICS: dict[str, Metric] = {
     ),
     "published_bytes": Metric("bytes", "time", "value", "Size of the last file of weights"),
     "seconds_pause": Metric("s", "time", "total", "Engines stood still for a weight update"),
+    "seconds_sleep": Metric(
+        "s",
+        "time",
+        "value",
+        "Engines gave a shared GPU's memory up before the update, and got it back",
+    ),
     "idle_share_engine": Metric("share", "time", "mean", "Of the time, with no turn in any engine"),
     "idle_share_learner": Metric(
         "share", "time", "value", "Of the update's seconds, spent waiting for trajectories"

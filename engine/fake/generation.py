@@ -136,7 +136,6 @@ class Generator:
 
     def add(self, request: Request) -> None:
         """Start a response; `request.finished` is set when it is complete."""
-        request.cache = DynamicCache(config=self.model.config)
         self.requests.append(request)
         self._wake.set()
 
@@ -149,6 +148,12 @@ class Generator:
     def resume(self) -> None:
         self.paused = False
         self._wake.set()
+
+    async def sleep(self) -> None:
+        """Pause, and forget what has been computed of the requests: it is computed again."""
+        await self.pause()
+        for request in self.requests:
+            request.cache = None
 
     def load(self, path: Path, identity: FileIdentity) -> None:
         """Load new weights, and keep the KV caches.
@@ -209,6 +214,9 @@ class Generator:
     def compute_logits(self, request: Request) -> torch.Tensor:
         """Compute float32 [V] after the last token so far; the first call reads the prompt."""
         new = request.tokens[-1:] or request.prompt
+        if request.cache is None:
+            request.cache = DynamicCache(config=self.model.config)
+            new = [*request.prompt, *request.tokens]
         start = len(request.prompt) + len(request.tokens) - len(new)
         output = self.model(
             input_ids=torch.tensor([new]),

@@ -76,6 +76,8 @@ class FakeEngine:
         self._runner: web.AppRunner | None = None
         self._updating = False
         self._loaded = False
+        self.asleep = False
+        """True while it has given up its memory."""
 
     async def start(self) -> str:
         """Start to answer, and return the URL at which the engine does."""
@@ -104,6 +106,8 @@ class FakeEngine:
             web.post("/pause", self._pause),
             web.post("/resume", self._resume),
             web.get("/is_paused", self._is_paused),
+            web.post("/sleep", self._sleep),
+            web.post("/wake_up", self._wake_up),
             web.get("/weight_info", self._weight_info),
             web.post("/update_weight_version", self._relabel),
             web.post("/start_weight_update", self._start_update),
@@ -230,11 +234,25 @@ class FakeEngine:
         return _json({"status": "paused"})
 
     async def _resume(self, raw: web.Request) -> web.Response:
+        if self.asleep:
+            raise ValueError("an engine that sleeps has no memory to go on with: wake it up")
         self.generator.resume()
         return _json({"status": "resumed"})
 
     async def _is_paused(self, raw: web.Request) -> web.Response:
         return _json({"is_paused": self.generator.paused})
+
+    async def _sleep(self, raw: web.Request) -> web.Response:
+        if raw.query.get("mode") != "keep" or raw.query.get("level") != "1":
+            raise web.HTTPBadRequest(text="the fake engine only sleeps with level=1, mode=keep")
+        await self.generator.sleep()
+        self.asleep = True
+        return _json({"status": "sleeping"})
+
+    async def _wake_up(self, raw: web.Request) -> web.Response:
+        self.asleep = False
+        self.generator.resume()
+        return _json({"status": "awake"})
 
     async def _weight_info(self, raw: web.Request) -> web.Response:
         return _json({"weight_version": self.generator.version})
@@ -256,6 +274,8 @@ class FakeEngine:
             raise ValueError("start_weight_update must be called before update_weights")
         if not self.generator.paused:
             raise ValueError("weights change only while generation is paused")
+        if self.asleep:
+            raise ValueError("an engine that sleeps has no memory for weights")
         try:
             self.generator.load(Path(info["path"]), info["identity"])
         except ValueError:

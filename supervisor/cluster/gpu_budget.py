@@ -126,7 +126,7 @@ def divide_gpu(
     must_sleep = config.engine.sleep == "always" and bool(tenants.ranks)
     most = engine_load(config, workers).sequences * longest
     budget = _with_kv_cache(config, replace(budget, sleeps=must_sleep), most)
-    may_sleep = config.engine.sleep == "auto" and bool(tenants.ranks)
+    may_sleep = config.engine.sleep == "auto" and bool(tenants.ranks) and config.cluster.shards == 1
     if may_sleep and (budget.kv_cache_bytes < USEFUL_TURNS * longest or budget.is_tight):
         budget = _with_kv_cache(config, replace(budget, sleeps=True), most)
     if budget.kv_cache_bytes < longest or _exact_bytes(budget) > budget.free_bytes:

@@ -7,6 +7,7 @@ first.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -93,6 +94,36 @@ async def test_an_engine_that_is_back_has_the_newest_weights_before_any_turn(
 async def taken(pool: EnginePool):
     async with pool.acquire() as engine:
         return await engine.generate("turn", some_prompt("turn"), SAMPLING, watched=False)
+
+
+async def test_engines_that_sleep_load_no_weights_and_finish_no_turn(policies: Policies) -> None:
+    """Weights and turns that come meanwhile wait until the engines are awake."""
+    async with engines(policies, [free_port(), free_port()]) as (pool, made):
+        await pool.sleep()
+        assert [engine.asleep for engine in made] == [True, True]
+        update = asyncio.create_task(put(pool, policies, 7))
+        turn = asyncio.create_task(taken(pool))
+        await until(lambda: any(engine._generator.requests for engine in made))
+        assert pool.awake_since() >= time.monotonic() - 1.0
+        assert not update.done() and not turn.done()
+        await pool.wake_up()
+        assert (await turn).tokens and await update >= 0.0
+        assert pool.awake_since() < time.monotonic()
+        assert [await engine.weight_version() for engine in pool] == [7, 7]
+
+
+async def test_engine_that_missed_the_call_to_wake_is_woken_once_it_answers(
+    policies: Policies,
+) -> None:
+    """One that was suspect when the others were woken gets no turn in its sleep."""
+    async with engines(policies, [free_port(), free_port()]) as (pool, made):
+        await put(pool, policies, 7)
+        first, _ = pool
+        await pool.sleep()
+        pool.mark_suspect(first, "a test says so")
+        await pool.wake_up()
+        await until(lambda: healths(pool) == [Health.HEALTHY, Health.HEALTHY])
+        assert [engine.asleep for engine in made] == [False, False]
 
 
 async def test_the_turns_of_a_dead_engine_end_so_that_others_can_have_them(
