@@ -135,8 +135,10 @@ def divide_gpu(
 
 
 def turns_at_once(config: Config, shape: ModelShape, budget: GpuBudget, workers: int = 1) -> int:
-    """How many turns an engine generates at once: engine.max_sequences, or what its memory holds
-    of the longest, at most LARGEST_BATCH.
+    """Count the turns that an engine generates at once.
+
+    They are engine.max_sequences, or as many of the longest as its KV cache holds, at most
+    LARGEST_BATCH.
     """
     if config.engine.max_sequences:
         return config.engine.max_sequences

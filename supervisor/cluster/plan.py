@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from config import Config, ConfigError, Devices, EngineDevice
 from engine.gpus import Gpu
+from engine.launch import worker_count
 from supervisor.cluster.gpu_budget import GIB, GpuBudget, divide_gpu, turns_at_once
 from supervisor.cluster.model_shape import ModelShape
 from supervisor.cluster.placement import Placement, Workers, place_workers
@@ -48,6 +49,7 @@ def workers_of(config: Config) -> Workers:
     return Workers(
         tuple(number % shard_machines for number in range(engines)),
         (learner_machine,) * config.learner.ranks,
+        worker_count(config.engine.extra_args),
     )
 
 

@@ -103,7 +103,7 @@ async def test_engines_that_sleep_load_no_weights_and_finish_no_turn(policies: P
         assert [engine.asleep for engine in made] == [True, True]
         update = asyncio.create_task(put(pool, policies, 7))
         turn = asyncio.create_task(taken(pool))
-        await until(lambda: any(engine._generator.requests for engine in made))
+        await until(lambda: any(engine.generator.requests for engine in made))
         assert pool.awake_since() >= time.monotonic() - 1.0
         assert not update.done() and not turn.done()
         await pool.wake_up()

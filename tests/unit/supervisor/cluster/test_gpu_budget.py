@@ -1,6 +1,4 @@
-"""One GPU's memory: what is divided fits, learner and engine take turns where they must, and what
-cannot be is refused with the setting and the numbers.
-"""
+"""One GPU's memory: what is divided fits, and what cannot be is refused with the numbers."""
 
 from __future__ import annotations
 
