@@ -35,7 +35,7 @@ class EngineSection(Section, frozen=True):
         Literal["bfloat16", "float32", "auto"],
         says("Precision of the engine; auto: bfloat16 where the hardware computes with it"),
     ] = "auto"
-    max_model_len: Annotated[int, says("Tokens of prompt and response together", ge=64)] = 1024
+    max_model_len: Annotated[int, says("Tokens of prompt and response together", ge=64)] = 4096
     max_sequences: Annotated[
         int,
         says(
@@ -43,7 +43,7 @@ class EngineSection(Section, frozen=True):
             "max_model_len, at most 256 (CPU: 64)",
             ge=0,
         ),
-    ] = 64
+    ] = 0
     kv_cache_gb: Annotated[
         float,
         says(
@@ -101,7 +101,7 @@ class SamplingSection(Section, frozen=True):
     """How the policy is sampled while it explores."""
 
     temperature: Annotated[float, says("Temperature of the policy while it explores", gt=0)] = 1.0
-    max_tokens: Annotated[int, says("Response budget of a turn", ge=1)] = 64
+    max_tokens: Annotated[int, says("Response budget of a turn", ge=1)] = 512
     per_request_seeds: Annotated[
         bool,
         says(

@@ -15,6 +15,7 @@ import msgspec
 from config import Config, ConfigError, EnvSection, ModelSection
 from config.consistency import check_consistency
 from config.layers import COMMAND_LINE, Layer, find_last, keep_settings, stack_layers
+from config.model_files import settings_of_model
 from config.options import (
     ENVIRONMENT_SETTINGS,
     SHORT_NAMES,
@@ -109,7 +110,8 @@ def _resolve_layers(layers: list[Layer], texts: Mapping[str, str], serial: bool)
     options, problems = _parse_options(texts, known)
     given = [layer for layer in layers if layer not in own]
     problems += _describe_unknown_settings(given, known)
-    layers = [*own, _data_layer(environment), *given, Layer(COMMAND_LINE, options)]
+    by_model = Layer("the model's own files", settings_of_model(model))
+    layers = [by_model, *own, _data_layer(environment), *given, Layer(COMMAND_LINE, options)]
     settings = stack_layers(keep_settings(layer, known) for layer in layers)
     values = {full: setting.value for full, setting in settings.items()}
     sources = {full: setting.source for full, setting in settings.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Literal
 
 from config.section import Section, says
@@ -20,10 +21,10 @@ class RunSection(Section, frozen=True):
         float,
         says(
             "Stop training after this many minutes; set-up counts, and so does the time before "
-            "a resume",
-            gt=0,
+            "a resume; 0: no limit",
+            ge=0,
         ),
-    ] = 14.0
+    ] = 0.0
     tracker: Annotated[
         Literal["none", "wandb", "trackio"],
         says("Tracker that each update's numbers are sent to, too (extras of these names)"),
@@ -39,6 +40,10 @@ class RunSection(Section, frozen=True):
     cache_dir: Annotated[
         str, says("Directory of built and warm-started policies; empty: ~/.cache/foray")
     ] = ""
+
+    def max_seconds(self) -> float:
+        """Seconds after which training stops; infinite without a limit."""
+        return 60 * self.max_minutes or math.inf
 
 
 class EvalSection(Section, frozen=True):

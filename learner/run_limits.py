@@ -24,7 +24,7 @@ class RunLimits:
         return time.monotonic() - self._started
 
     def seconds_left(self) -> float:
-        return 60 * self._settings.max_minutes - self.elapsed_s()
+        return self._settings.max_seconds() - self.elapsed_s()
 
     def updates_left(self, training: Training) -> int:
         return max(0, self._settings.max_updates - training.update_number)
@@ -35,11 +35,10 @@ class RunLimits:
 
     def fraction(self, training: Training) -> float:
         """Return the share of the training that is over."""
-        total_s = 60 * self._settings.max_minutes
-        limits = [
-            (training.update_number, self._settings.max_updates),
-            (self.elapsed_s() - training.began, total_s - training.began),
-        ]
+        limits: list[tuple[float, float]] = [(training.update_number, self._settings.max_updates)]
+        if self._settings.max_minutes:
+            total_s = self._settings.max_seconds()
+            limits.append((self.elapsed_s() - training.began, total_s - training.began))
         if self._settings.max_tokens:
             limits.append((training.tokens, self._settings.max_tokens))
         return training_fraction(*limits)

@@ -123,12 +123,14 @@ class Progress:
         self._printed_evaluations = list(self._state.evaluations)
 
     def _print_warnings(self) -> None:
-        """Warn of each early sign of a collapse, of each reason of failures, and of waits.
+        """Warn of signs of a collapse, of settings that do not fit, of failures and of waits.
 
-        Signs and reasons are told of once.
+        All but waits are told of once.
         """
         for name, words in self._state.signs.items():
             self._warn_once(name, f"{words} (docs/guides/reading-a-run.md, Signs of a collapse)")
+        for name, words in self._state.advice.items():
+            self._warn_once(name, words)
         for name, words in self._state.failures.items():
             self._warn_once(
                 name, f"episode {words} (dropped, as others will be: they are only counted)"
@@ -176,7 +178,7 @@ def time_left(state: RunState, goal: RunSection, now: float) -> float | None:
     seconds_per_update = elapsed_s / (last["update"] - first["update"])
     limits_s = [
         (goal.max_updates - last["update"]) * seconds_per_update - since_update_s,
-        goal.max_minutes * 60 - state.wall_seconds(now),
+        goal.max_seconds() - state.wall_seconds(now),
     ]
     if goal.max_tokens:
         seconds_per_token = elapsed_s / (last["training_tokens"] - first["training_tokens"])

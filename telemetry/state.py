@@ -12,6 +12,7 @@ from typing import TypeGuard
 
 from config import LearnerSection
 from protocol.messages import Stats
+from telemetry.analysis.advice import find_advice
 from telemetry.analysis.collapse import SignWatch
 from telemetry.metrics_schema import METRICS, TOTAL_SUFFIX, aggregation_of
 from telemetry.probes.waits import WaitBook
@@ -102,6 +103,8 @@ class RunState:
         self._signs: dict[str, str] = {}
         self.signs: dict[str, str] = {}
         """Early signs of a collapse, each as it was when it first showed: name -> numbers."""
+        self.advice: dict[str, str] = {}
+        """What is set wrongly, as it first showed: name -> numbers and remedy."""
         self.failures: dict[str, str] = {}
         """Reason why episodes failed since this process started -> the first one's words."""
         self.waits = WaitBook()
@@ -150,9 +153,12 @@ class RunState:
                 self._undo_lost_counts(values)
                 record = self._keep_finite(self._build_update(values, now))
                 self.signs = self._signs | self.signs
+                self.advice = find_advice(record) | self.advice
                 return record
             case "evaluation":
-                return self._keep_finite(self._build_evaluation(values, now))
+                record = self._keep_finite(self._build_evaluation(values, now))
+                self.advice = find_advice(record) | self.advice
+                return record
         return None
 
     # --- what readers ask

@@ -142,7 +142,8 @@ def format_summary(summary: dict[str, Any], goal: RunSection) -> str:
         ("ended", summary["ended"]),
         ("updates", f"{summary['updates']:,} in {format_duration(summary['wall_seconds'])}"),
     ]
-    if summary["ended"] == "finished" and goal.max_updates and not summary["updates"]:
+    is_over_time = summary["ended"] == "finished" and goal.max_minutes
+    if is_over_time and goal.max_updates and not summary["updates"]:
         rows.append(("no update", _explain_no_update(summary, goal)))
     rows += _figure_rows(summary)
     rows += [(f"first {reason}", words) for reason, words in summary["failures"].items()]

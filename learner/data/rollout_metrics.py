@@ -25,7 +25,6 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         **_common_metrics(trajectories, turns),
         "response_tokens": _mean([turn.kept.length for turn in turns]),
         "thinking_tokens": _mean([turn.kept.thinking for turn in turns]),
-        "truncated_share": _mean([turn.kept.stop is StopReason.LENGTH for turn in turns]),
         "entropy": mean_entropy(turns),
         "generated_tokens": float(sum(map(count_generated_tokens, trajectories))),
         "wasted_tokens": float(sum(response.length for response in rejected)),
@@ -104,6 +103,7 @@ def _common_metrics(trajectories: Sequence[Trajectory], turns: Sequence[Turn]) -
         "cut_off_share": _mean(
             [episode.overflowed or episode.truncated for episode in trajectories]
         ),
+        "truncated_share": _mean([turn.kept.stop is StopReason.LENGTH for turn in turns]),
         "valid_action_rate": _mean([turn.valid for turn in turns]),
         **_mean_scores(trajectories),
     }

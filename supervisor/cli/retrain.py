@@ -124,7 +124,7 @@ def _train_on_recorded(
     size_bytes = sum(file.stat().st_size for file in log.iterdir())
     for end, batch in read_batches(log, config):
         is_over = training.update_number == run.max_updates or 0 < run.max_tokens <= training.tokens
-        if is_over or interrupted.is_set() or time.monotonic() - started_s > 60 * run.max_minutes:
+        if is_over or interrupted.is_set() or time.monotonic() - started_s > run.max_seconds():
             break
         metrics = training.update(batch, end / size_bytes)
         episodes = [episode for group in batch for episode in group]

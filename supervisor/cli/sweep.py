@@ -198,10 +198,10 @@ def describe_time(directory: Path, plan: Plan, slots: int) -> str:
     unfinished = [cell for cell in plan.cells() if not is_finished(directory / cell.name)]
     minutes = [plan.config(cell).run.max_minutes for cell in unfinished]
     longest_s = 60 * max(sum(minutes) / slots, max(minutes, default=0.0))
-    return (
-        f"{len(unfinished)} of {len(plan.cells())} runs to make, {slots} at once: "
-        f"{format_duration(longest_s)} at most (run.max_minutes)"
-    )
+    words = f"{len(unfinished)} of {len(plan.cells())} runs to make, {slots} at once"
+    if not all(minutes):
+        return f"{words}: without a limit of time (run.max_minutes)"
+    return f"{words}: {format_duration(longest_s)} at most (run.max_minutes)"
 
 
 def sweep(directory: Path, plan: Plan, slots: int, console: Console) -> int:

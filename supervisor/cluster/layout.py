@@ -10,7 +10,7 @@ from config import ConfigError
 CONTROLLER_PORT = 5555
 """The port of the controller, unless controller.port is given."""
 
-NO_LIMIT_MINUTES = "1e6"
+NO_LIMIT_MINUTES = "0"
 """run.max_minutes, unless it is given: what assigned the machines has limits of its own."""
 
 ASSIGNED_SETTINGS = (

@@ -1,24 +1,12 @@
-"""The shape of a causal language model, from its config.json alone, and how many weights it has.
-
-The figures of some known models are at hand (known_models.json), so that a budget of memory can be
-made before anything is fetched.
-"""
+"""The shape of a causal language model, from its config.json alone, and how many weights it has."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from config import TinySection
-
-KNOWN_MODELS = Path(__file__).with_name("known_models.json")
-"""{name on the hub: figures of its config.json}."""
-
-SHORT_NAMES = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
-"""Names that this project has for models of the hub."""
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
 """Names that configurations have for the number of a layer's experts."""
@@ -140,15 +128,6 @@ def read_shape(config: Mapping[str, Any]) -> ModelShape:
         longest=int(text.get("max_position_embeddings") or 0),
         dtype=str(text.get("dtype") or text.get("torch_dtype") or "float32"),
     )
-
-
-def known_shape(name: str) -> ModelShape | None:
-    """The shape of a known model of the hub, whatever its revision; None for another one."""
-    repository = SHORT_NAMES.get(name, name.partition("@")[0]).lower()
-    for known, config in json.loads(KNOWN_MODELS.read_text()).items():
-        if known.lower() == repository:
-            return read_shape(config)
-    return None
 
 
 def tiny_shape(tiny: TinySection) -> ModelShape:

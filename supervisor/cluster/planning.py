@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from config import Config, ConfigError
+from config.model_files import read_model_files
 from engine.gpus import Gpu, list_gpus
 from engine.launch import on_cpu
 from supervisor.cluster.model_shape import (
     ModelShape,
-    known_shape,
     read_shape,
     tiny_shape,
 )
@@ -23,8 +22,6 @@ from supervisor.cluster.plan import (
     make_plan,
 )
 from supervisor.cluster.plan_table import format_plan
-
-CONFIG_FILE = "config.json"
 
 
 def plan_run(config: Config, model: Path | None) -> Plan | None:
@@ -85,34 +82,18 @@ def shown_gpus() -> Sequence[Gpu]:
 def find_shape(config: Config, model: Path | None) -> tuple[ModelShape | None, str]:
     """Find the model's shape, and say where its figures are from; (None, why) if they are not here.
 
-    They are in its directory, in the hub's cache, or among those of known models.
+    `model` is its directory, if it is elsewhere than model.name says.
     """
     name = config.model.name
     if name == "tiny":
         return tiny_shape(config.model.tiny), "by model.tiny"
-    file = _find_config_file(name, model or Path(name))
-    known = known_shape(name)
-    if file is None and known is not None:
-        return known, "by this project's figures of known models: the model is not here"
-    if file is None:
-        return None, "its config.json is not here, and it is none of the known models"
     try:
-        return read_shape(json.loads(file.read_text())), f"by its {CONFIG_FILE}"
+        files = read_model_files(name, model)
+        if files is None:
+            return None, "its config.json is not here, and it is none of the known models"
+        return read_shape(files.figures), files.source
     except (OSError, ValueError) as error:
         return None, f"its memory is not told: {error}"
-
-
-def _find_config_file(name: str, directory: Path) -> Path | None:
-    """The model's config.json: in its directory, or in the hub's cache."""
-    if directory.is_dir():
-        return directory / CONFIG_FILE
-    from huggingface_hub import try_to_load_from_cache
-
-    repository, _, revision = name.partition("@")
-    found = try_to_load_from_cache(repository, CONFIG_FILE, revision=revision or None)
-    if isinstance(found, str):
-        return Path(found)
-    return None
 
 
 def _describe_shape(shape: ModelShape | None, source: str) -> str:

@@ -50,8 +50,9 @@ def live_headline(
     words = f"update {done} of {goal['updates']:,}"
     seconds = _seconds_per_update(updates)
     if seconds is not None:
-        minutes_left_s = 60 * goal["minutes"] - last_wall_seconds(records)
-        left_s = max(0.0, min(left * seconds, minutes_left_s))
+        left_s = left * seconds
+        if goal["minutes"]:
+            left_s = max(0.0, min(left_s, 60 * goal["minutes"] - last_wall_seconds(records)))
         words += f", {format_duration(seconds)} each, about {format_duration(left_s)} left"
     if left <= 0:
         return Headline("running", words, "a last evaluation, then summary.json")

@@ -110,7 +110,7 @@ def test_each_machine_gets_its_part(tmp_path: Path, slurm: Path, monkeypatch: py
         "--cluster.learner_launch=srun,--disable-status,--overlap,--nodes=1,--ntasks=1,"
         "--nodelist=node2 "
         "--learner.host=10.0.0.2 "
-        "--controller.port=5555 --actor.count=0 --run.max_minutes=1e6 --env.name=webshop"
+        "--controller.port=5555 --actor.count=0 --run.max_minutes=0 --env.name=webshop"
     )
     plays = (
         f"run.py actor --connect tcp://10.0.0.1:5555 --keys {run}-keys/actors --actors 32 --wait "

@@ -67,6 +67,17 @@ def training(updates: int = 4, seconds: float = 5.0) -> Show:
     return show
 
 
+def test_progress_responses_cut_off_are_warned_of_once() -> None:
+    """From the first evaluation on, and not at each update again."""
+    show = Show()
+    show.send("phase", phase="evaluating")
+    show.send("evaluation", update=0, truncated_share=1.0)
+    (warning,) = [line for line in show.tick(1.0) if "truncated responses" in line]
+    assert "100% of the responses were cut off" in warning
+    show.send("update", update=1, truncated_share=0.9)
+    assert not any("truncated responses" in line for line in show.tick(2.0))
+
+
 def test_a_change_of_phase_is_shown_at_once_and_once() -> None:
     show = Show()
     show.send("phase", phase="warm start", done=3, of=120)

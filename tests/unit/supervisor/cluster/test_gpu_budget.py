@@ -11,19 +11,12 @@ from config.resolve import resolve
 from engine.gpus import Gpu
 from supervisor.cluster.gpu_budget import GIB, GpuBudget, divide_gpu, turns_at_once
 from supervisor.cluster.memory_budget import kv_bytes
-from supervisor.cluster.model_shape import ModelShape, known_shape
 from supervisor.cluster.placement import Place, Tenants
+from tests.fixtures.shapes import shape_of
 
 SHARED = Tenants(engines=(0,), ranks=(0,))
 ENGINE = Tenants(engines=(0,), ranks=())
 RANK = Tenants(engines=(), ranks=(0,))
-
-
-def shape_of(name: str) -> ModelShape:
-    """The shape of a model of the Qwen3 family."""
-    shape = known_shape(f"Qwen/Qwen3-{name}")
-    assert shape is not None
-    return shape
 
 
 def settings(**changes: str) -> Config:

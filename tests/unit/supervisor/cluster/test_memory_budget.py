@@ -22,22 +22,16 @@ from supervisor.cluster.memory_budget import (
     learner_parts,
     total,
 )
-from supervisor.cluster.model_shape import ModelShape, known_shape, read_shape
+from supervisor.cluster.model_shape import ModelShape, read_shape
+from tests.fixtures.shapes import shape_of
 
 WEIGHTS = {
-    "Qwen/Qwen3-0.6B": 596_049_920,
-    "Qwen/Qwen3-1.7B": 1_720_574_976,
-    "Qwen/Qwen3-4B": 4_022_468_096,
-    "Qwen/Qwen3-8B": 8_190_735_360,
-    "Qwen/Qwen3-30B-A3B": 30_532_122_624,
+    "0.6B": 596_049_920,
+    "1.7B": 1_720_574_976,
+    "4B": 4_022_468_096,
+    "8B": 8_190_735_360,
+    "30B-A3B": 30_532_122_624,
 }
-
-
-def shape_of(name: str) -> ModelShape:
-    """The shape of a known model."""
-    shape = known_shape(name)
-    assert shape is not None
-    return shape
 
 
 def load(**changes: object) -> LearnerLoad:
@@ -73,7 +67,7 @@ def test_learner_parts_weights_gradients_and_moments_take_16_bytes_a_weight(
 
 def test_learner_parts_adapters_alone_have_gradients_and_moments() -> None:
     """With LoRA the frozen weights take four bytes each, and the adapters sixteen."""
-    shape = shape_of("Qwen/Qwen3-4B")
+    shape = shape_of("4B")
     adapters = shape.adapter_weights(32)
     parts = learner_parts(shape, load(lora_rank=32))
     assert exact(parts) == 4 * shape.weights() + 16 * adapters
@@ -82,7 +76,7 @@ def test_learner_parts_adapters_alone_have_gradients_and_moments() -> None:
 
 def test_learner_parts_reference_is_another_copy_of_the_weights() -> None:
     """A distance to a reference needs its weights, and nothing for their training."""
-    shape = shape_of("Qwen/Qwen3-0.6B")
+    shape = shape_of("0.6B")
     more = exact(learner_parts(shape, load(has_reference=True))) - exact(
         learner_parts(shape, load())
     )
@@ -91,7 +85,7 @@ def test_learner_parts_reference_is_another_copy_of_the_weights() -> None:
 
 def test_learner_parts_between_updates_have_neither_gradients_nor_activations() -> None:
     """What lasts are weights, moments and what libraries keep."""
-    parts = learner_parts(shape_of("Qwen/Qwen3-0.6B"), load())
+    parts = learner_parts(shape_of("0.6B"), load())
     assert {part.name for part in parts if part.is_lasting} == {"weights", "optimizer", "runtime"}
     assert lasting(parts) < total(parts)
 
@@ -179,7 +173,7 @@ def test_engine_parts_weights_are_divided_between_workers(
 
 def test_kv_bytes_are_divided_between_workers_down_to_one_head_each() -> None:
     """Eight heads of keys and values go over two workers; over sixteen, each has one."""
-    shape = shape_of("Qwen/Qwen3-8B")
+    shape = shape_of("8B")
     whole = 4096 * 144 * 1024
     assert kv_bytes(shape, 4096) == whole
     assert kv_bytes(shape, 4096, 2) == whole // 2

@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.cluster.model_shape import (
-    KNOWN_MODELS,
-    UnknownShape,
-    known_shape,
-    read_shape,
-)
+from config.model_files import KNOWN_MODELS
+from supervisor.cluster.model_shape import UnknownShape, read_shape
+from tests.fixtures.shapes import shape_of
 
 PUBLISHED_WEIGHTS = {
     "Qwen/Qwen3-0.6B": 596_049_920,
@@ -39,8 +36,7 @@ KNOWN = json.loads(KNOWN_MODELS.read_text())
 @pytest.mark.parametrize(("name", "weights"), PUBLISHED_WEIGHTS.items())
 def test_model_shape_known_model_has_published_number_of_weights(name: str, weights: int) -> None:
     """The count from config.json alone is exact."""
-    shape = known_shape(name)
-    assert shape is not None and shape.weights() == weights
+    assert read_shape(KNOWN[name]).weights() == weights
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -60,43 +56,30 @@ def test_model_shape_known_model_has_the_weights_that_transformers_makes(name: s
 @pytest.mark.parametrize(
     ("name", "kib"),
     [
-        ("Qwen/Qwen3-0.6B", 112),
-        ("Qwen/Qwen3-1.7B", 112),
-        ("Qwen/Qwen3-4B", 144),
-        ("Qwen/Qwen3-8B", 144),
-        ("Qwen/Qwen3-30B-A3B", 96),
+        ("0.6B", 112),
+        ("1.7B", 112),
+        ("4B", 144),
+        ("8B", 144),
+        ("30B-A3B", 96),
     ],
 )
 def test_model_shape_keys_and_values_of_a_token_are_arithmetic(name: str, kib: int) -> None:
     """2 x layers x key-value heads x head size x 2 bytes: of Qwen3-4B, 2 x 36 x 8 x 128 x 2."""
-    shape = known_shape(name)
-    assert shape is not None and shape.kv_bytes_per_token() == kib * 1024
+    assert shape_of(name).kv_bytes_per_token() == kib * 1024
 
 
 def test_model_shape_adapters_have_rank_times_both_sides_of_each_matrix() -> None:
     """LoRA of rank 8 on Qwen3-0.6B: queries, keys, values, output, and the three of the MLP."""
-    shape = known_shape("Qwen/Qwen3-0.6B")
     matrices = [(1024, 2048), (1024, 1024), (1024, 1024), (2048, 1024)] + 3 * [(1024, 3072)]
     sides = sum(rows + columns for rows, columns in matrices)
-    assert shape is not None and shape.adapter_weights(8) == 28 * 8 * sides
-
-
-@pytest.mark.parametrize("name", ["qwen/qwen3-4b", "Qwen/Qwen3-4B@main"])
-def test_known_shape_spelling_and_revision_do_not_matter(name: str) -> None:
-    """The hub finds such names, too."""
-    assert known_shape(name) == known_shape("Qwen/Qwen3-4B")
-
-
-def test_known_shape_of_another_model_is_none() -> None:
-    """What is not at hand is not made up."""
-    assert known_shape("somebody/something") is None
+    assert shape_of("0.6B").adapter_weights(8) == 28 * 8 * sides
 
 
 def test_read_shape_text_part_of_a_larger_model_counts() -> None:
     """A configuration may have its language model inside."""
     figures = KNOWN["Qwen/Qwen3-4B"]
     outer = {"model_type": "outer", "text_config": figures, "tie_word_embeddings": True}
-    assert read_shape(outer) == known_shape("Qwen/Qwen3-4B")
+    assert read_shape(outer) == shape_of("4B")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ from config import Config, ConfigError, EngineDevice
 from config.resolve import resolve
 from engine.gpus import Gpu
 from supervisor.cluster.gpu_budget import GIB
-from supervisor.cluster.model_shape import known_shape
 from supervisor.cluster.placement import Workers
 from supervisor.cluster.plan import (
     SHARED_FRACTION,
@@ -20,6 +19,9 @@ from supervisor.cluster.plan import (
     workers_of,
 )
 from supervisor.cluster.plan_table import format_numbers, format_plan
+from tests.fixtures.shapes import shape_of
+
+QWEN3 = "Qwen/Qwen3-"
 
 H100 = Gpu("H100", 80 * GIB)
 
@@ -34,7 +36,9 @@ def settings(**changes: str) -> Config:
 
 def plan_of(config: Config, shown: list[Gpu]) -> Plan:
     """The plan of a run on a machine that shows these GPUs."""
-    return make_plan(config, machines_of(config, shown), known_shape(config.model.name))
+    return make_plan(
+        config, machines_of(config, shown), shape_of(config.model.name.removeprefix(QWEN3))
+    )
 
 
 def test_workers_of_shards_on_machines_deal_engines_out_in_turn() -> None:
@@ -142,7 +146,7 @@ def test_format_plan_has_a_column_for_each_kind_of_gpu_and_names_idle_ones() -> 
     """GPUs with the same on them share a column; sums are those of the rows."""
     config = settings(engine__count="3", learner__ranks="2", engine__max_model_len="4096")
     plan = plan_of(config, [H100] * 8)
-    lines = format_plan(config, plan, [8], known_shape(config.model.name))
+    lines = format_plan(config, plan, [8], shape_of(config.model.name.removeprefix(QWEN3)))
     (titles,) = [line for line in lines if "GPU 0-1: learner" in line]
     assert "GPU 2-4: engine" in titles
     rows = {line[:16].strip(): line[16:].split() for line in lines}
@@ -162,7 +166,7 @@ def test_format_plan_says_that_a_gpu_is_shared_by_turns() -> None:
         learner__gradient_checkpointing="true",
         engine__max_model_len="4096",
     )
-    lines = format_plan(config, plan_of(config, [H100]), [1], known_shape("Qwen/Qwen3-4B"))
+    lines = format_plan(config, plan_of(config, [H100]), [1], shape_of("4B"))
     assert any("shared by turns: the engine sleeps while an update is computed" in x for x in lines)
 
 
