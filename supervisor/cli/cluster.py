@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
-from config import ConfigError
+from config import Config, ConfigError
 from config.options import this_command
 from config.recipes import RECIPE_OPTION, with_absolute_paths
 from config.resolve import full_name, parse_overrides, resolve
 from protocol.files import atomic_write
-from supervisor.cluster.layout import Machines
+from supervisor.cluster.layout import Machines, run_settings
 
 
 def write_slurm_script(arguments: list[str]) -> int:
@@ -32,15 +33,15 @@ def write_slurm_script(arguments: list[str]) -> int:
         metavar="OPTION",
         help="such as --sbatch=--partition=gpu; more than one",
     )
-    options, overrides = _parse(parser, arguments)
+    options, overrides, config = _parse(parser, arguments)
+    machines = _machines(options, config)
+    check_plan(overrides, machines)
     from supervisor.cluster.slurm import batch_script
     from supervisor.process import ROOT
 
     script = options.dir.with_name(f"{options.dir.name}.sbatch")
     script.parent.mkdir(parents=True, exist_ok=True)
-    text = batch_script(
-        options.dir, ROOT, _machines(options), options.time, options.sbatch, overrides
-    )
+    text = batch_script(options.dir, ROOT, machines, options.time, options.sbatch, overrides)
     atomic_write(script, text)
     print(f"wrote {script}; start it: sbatch {shlex.quote(str(script))}")
     return 0
@@ -54,14 +55,16 @@ def train_on_ray(arguments: list[str]) -> int:
         "[--gpus N] [--learner-gpus N] [--wait S]",
     )
     parser.add_argument(
-        "--gpus", type=int, default=0, metavar="N", help="GPUs of the first machine (default 0)"
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="GPUs of each machine with engines (default: cluster.gpus)",
     )
     parser.add_argument(
         "--learner-gpus",
         type=int,
-        default=0,
         metavar="N",
-        help="GPUs of the learner's machine (default 0)",
+        help="GPUs of the learner's machine (default: cluster.learner_gpus)",
     )
     parser.add_argument(
         "--wait",
@@ -70,16 +73,20 @@ def train_on_ray(arguments: list[str]) -> int:
         metavar="S",
         help="seconds until Ray has the machines (default 60)",
     )
-    options, overrides = _parse(parser, arguments)
+    options, overrides, config = _parse(parser, arguments)
+    machines = _machines(options, config)
+    overrides |= _gpu_settings(options, machines)
+    check_plan(overrides, machines)
+    planned = resolve(None, overrides).cluster
     try:
         from supervisor.cluster.ray import run_on_ray
     except ModuleNotFoundError as error:
         raise ConfigError(f"run.py ray: {error}; pip install -e '.[ray]'") from None
     return run_on_ray(
         options.dir,
-        _machines(options),
-        options.gpus,
-        options.learner_gpus,
+        machines,
+        planned.gpus,
+        planned.learner_gpus or planned.gpus,
         options.wait,
         overrides,
     )
@@ -129,10 +136,36 @@ def _build_parser(command: str, description: str, further: str) -> argparse.Argu
     return parser
 
 
+def check_plan(overrides: Mapping[str, str], machines: Machines) -> None:
+    """Raise ConfigError where GPUs that the settings speak of do not hold the run.
+
+    Machines that the settings say nothing of are looked at when the run starts there.
+    """
+    from supervisor.cluster.planning import describe_plan
+
+    others = [f"shard-{number}" for number in range(machines.shards)]
+    placed = {"cluster.shard_hosts": ",".join(others), "run.weights_dir": "elsewhere"}
+    if machines.learner:
+        placed["cluster.learner_launch"] = "elsewhere"
+    config = resolve(None, run_settings(dict(overrides), machines) | placed)
+    if config.cluster.gpus and config.cluster.gpu_memory_gb:
+        describe_plan(config)
+
+
+def _gpu_settings(options: argparse.Namespace, machines: Machines) -> dict[str, str]:
+    """Settings that say how many GPUs the machines have, as far as options do."""
+    settings = {}
+    if options.gpus is not None:
+        settings["cluster.gpus"] = str(options.gpus)
+    if options.learner_gpus is not None and machines.learner:
+        settings["cluster.learner_gpus"] = str(options.learner_gpus)
+    return settings
+
+
 def _parse(
     parser: argparse.ArgumentParser, arguments: list[str]
-) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The command's options, and settings of the run by their full names.
+) -> tuple[argparse.Namespace, dict[str, str], Config]:
+    """The command's options, settings of the run by their full names, and all its settings.
 
     Raises ConfigError for what is wrong with the settings, before the run begins.
     """
@@ -143,9 +176,10 @@ def _parse(
     overrides = {full_name(name): value for name, value in parse_overrides(rest).items()}
     if RECIPE_OPTION in overrides:
         overrides[RECIPE_OPTION] = with_absolute_paths(overrides[RECIPE_OPTION])
-    resolve(None, overrides)
-    return options, overrides
+    return options, overrides, resolve(None, overrides)
 
 
-def _machines(options: argparse.Namespace) -> Machines:
-    return Machines(options.shard_nodes, options.actor_nodes, options.actors, options.learner_node)
+def _machines(options: argparse.Namespace, config: Config) -> Machines:
+    """The machines that the options ask for; cluster.learner_gpus asks for one of the learner."""
+    learner = options.learner_node or config.cluster.learner_gpus > 0
+    return Machines(options.shard_nodes, options.actor_nodes, options.actors, learner)

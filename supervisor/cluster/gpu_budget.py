@@ -5,6 +5,7 @@ Pure functions. What a GPU cannot hold is refused with the setting and the numbe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from config import Config, ConfigError
@@ -31,7 +32,7 @@ LARGEST_BATCH = 256
 USEFUL_TURNS = 8
 """Longest turns that an engine beside the learner is to have room for; with less, it sleeps."""
 
-SPARED_SHARE = 0.03
+SPARED_SHARE = 0.05
 """Share of its memory that a GPU keeps free where learner and engine share it."""
 
 DTYPE_BYTES = {"float32": 4}
@@ -99,8 +100,20 @@ def engine_load(config: Config, workers: int) -> EngineLoad:
     return EngineLoad(
         workers=workers,
         weight_bytes=DTYPE_BYTES.get(config.engine.dtype, 2),
-        sequences=config.engine.max_sequences or LARGEST_BATCH,
+        sequences=most_turns(config),
     )
+
+
+def most_turns(config: Config) -> int:
+    """Count the turns that an engine may have at once: engine.max_sequences, or what actors ask.
+
+    Actors on other machines are not counted: they come and go.
+    """
+    if config.engine.max_sequences:
+        return config.engine.max_sequences
+    episodes = config.actor.count * config.actor.episodes_per_actor
+    by_engine = math.ceil(episodes / config.engine.count)
+    return min(LARGEST_BATCH, by_engine or LARGEST_BATCH)
 
 
 def divide_gpu(
@@ -137,13 +150,13 @@ def divide_gpu(
 def turns_at_once(config: Config, shape: ModelShape, budget: GpuBudget, workers: int = 1) -> int:
     """Count the turns that an engine generates at once.
 
-    They are engine.max_sequences, or as many of the longest as its KV cache holds, at most
-    LARGEST_BATCH.
+    They are engine.max_sequences, or as many as actors ask for and its KV cache holds of the
+    longest.
     """
     if config.engine.max_sequences:
         return config.engine.max_sequences
     longest = kv_bytes(shape, config.engine.max_model_len, workers)
-    return max(1, min(LARGEST_BATCH, budget.kv_cache_bytes // longest))
+    return max(1, min(most_turns(config), budget.kv_cache_bytes // longest))
 
 
 def describe_parts(parts: list[Part]) -> str:

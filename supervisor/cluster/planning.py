@@ -32,6 +32,11 @@ def plan_run(config: Config, model: Path | None) -> Plan | None:
     """
     shown = shown_gpus()
     planned = config.cluster.gpus
+    if config.cluster.learner_gpus and not config.cluster.learner_launch:
+        raise ConfigError(
+            "cluster.learner_gpus: the learner is to have a machine of its own, and nothing starts "
+            "it there; begin by `run.py slurm` or `run.py ray`, or set cluster.learner_launch"
+        )
     if not shown and not planned:
         return None
     if on_cpu():

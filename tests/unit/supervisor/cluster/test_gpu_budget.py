@@ -129,11 +129,12 @@ def test_divide_gpu_activations_beyond_memory_make_it_tight() -> None:
 
 
 def test_turns_at_once_follow_the_kv_cache_unless_they_are_given() -> None:
-    """As many of the longest turns as there is room for, 256 at most."""
+    """As many of the longest turns as there is room for, and as actors ask for; 256 at most."""
     shape = shape_of("8B")
     budget = divide("8B", ENGINE)
     held = budget.kv_cache_bytes // kv_bytes(shape, 4096)
-    assert turns_at_once(settings(engine__max_sequences="0"), shape, budget) == held < 256
+    assert turns_at_once(settings(actor__count="0"), shape, budget) == held < 256
     assert turns_at_once(settings(engine__max_sequences="7"), shape, budget) == 7
-    small = settings(engine__max_sequences="0", engine__max_model_len="256")
-    assert turns_at_once(small, shape, budget) == 256
+    short = {"engine__max_model_len": "256", "sampling__max_tokens": "128"}
+    assert turns_at_once(settings(actor__count="0", **short), shape, budget) == 256
+    assert turns_at_once(settings(actor__count="100", **short), shape, budget) == 100
