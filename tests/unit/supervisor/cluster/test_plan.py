@@ -96,7 +96,7 @@ def test_make_plan_tells_processes_their_gpus() -> None:
     devices = plan_of(settings(engine__count="2", learner__ranks="2"), [H100] * 4).devices
     assert devices.learner == [0, 1]
     assert devices.engines == [EngineDevice(gpus=[gpu], memory_fraction=0.9) for gpu in (2, 3)]
-    assert devices.sequences == 64 and not devices.sleeps
+    assert devices.sequences == 64 / 2 and not devices.sleeps  # actors, over the engines
 
 
 def test_make_plan_engine_that_shares_its_gpu_is_told_bytes() -> None:

@@ -39,7 +39,7 @@ def assert_holds(printed: str) -> None:
     assert "planned" not in printed
 
 
-@pytest.mark.parametrize(("environment", "name"), itertools.product(ENVIRONMENTS, MACHINES))
+@pytest.mark.parametrize(("environment", "name"), list(itertools.product(ENVIRONMENTS, MACHINES)))
 def test_dry_run_recipes_for_gpus_print_a_budget_that_holds(
     capsys: pytest.CaptureFixture[str], environment: str, name: str
 ) -> None:
@@ -47,7 +47,7 @@ def test_dry_run_recipes_for_gpus_print_a_budget_that_holds(
     assert_holds(dry_run(capsys, "--recipe", f"{environment},t2po-paper,{name}"))
 
 
-@pytest.mark.parametrize(("name", "model"), [*((name, "") for name in MACHINES), *OTHER_MODELS])
+@pytest.mark.parametrize(("name", "model"), [(name, "") for name in MACHINES] + OTHER_MODELS)
 def test_dry_run_recipe_alone_and_with_another_model_holds(
     capsys: pytest.CaptureFixture[str], name: str, model: str
 ) -> None:
@@ -147,7 +147,7 @@ def test_plan_run_on_cpus_without_a_plan_is_none() -> None:
 
 def test_plan_run_learner_without_a_launch_command_is_refused() -> None:
     """A machine of its own is nothing that a run on one machine can have."""
-    with pytest.raises(ConfigError, match=r"cluster\.learner_gpus: .* run\.py slurm"):
+    with pytest.raises(ConfigError, match=r"cluster\.learner_gpus: .*run\.py slurm"):
         plan_run(resolve(None, {"recipe": "2-nodes"}), None)
 
 
