@@ -41,6 +41,8 @@ OTHERS_OPTIONS = {
     "partition",
     "rm",
     "shm-size",
+    "hf-overrides",
+    "quantization",
     "tensor-parallel-size",
     "enable-batch-sharded-sampling",
     "target",

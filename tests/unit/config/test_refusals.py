@@ -185,7 +185,7 @@ def test_an_ill_typed_item_of_a_list_names_the_setting(tmp_path: Path) -> None:
         ("engine.port", "65536"),
         ("learner.group_size", "1"),
         ("learner.algorithm.discount", "1.01"),
-        ("run.max_minutes", "0"),
+        ("run.max_minutes", "-1"),
         ("run.seed", "-1"),
     ],
 )
