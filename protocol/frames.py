@@ -8,6 +8,7 @@ from __future__ import annotations
 from protocol.messages import (
     Ack,
     Credit,
+    EnginesAsleep,
     EpisodeEnded,
     Evaluate,
     ForceTokens,
@@ -24,6 +25,7 @@ from protocol.messages import (
     ShardState,
     Shutdown,
     SignalFrame,
+    SleepEngines,
     Stats,
     Trajectory,
     TurnFailed,
@@ -70,6 +72,8 @@ AnyMessage = (
     | GroupsDropped
     | Evaluate
     | WeightsApplied
+    | SleepEngines
+    | EnginesAsleep
     | ShardState
     | LoadWeights
     | Revoked

@@ -123,7 +123,7 @@ def special_tag(tokenizer: dict) -> None:
         (
             "config.json",
             lambda config: None,
-            {"engine.max_model_len": "70"},
+            {"engine.max_model_len": "70", "sampling.max_tokens": "64"},
             r"engine\.max_model_len: 70 tokens do not hold",
         ),
     ],

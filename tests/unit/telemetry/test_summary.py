@@ -211,7 +211,7 @@ def test_a_run_without_an_update_is_told_to_look_at_its_failures_where_there_are
     (line,) = [
         line
         for line in format_summary(
-            summarize_run(state, 901.0), RunSection(max_updates=5)
+            summarize_run(state, 901.0), RunSection(max_updates=5, max_minutes=14.0)
         ).splitlines()
         if line.startswith("no update")
     ]
