@@ -13,18 +13,18 @@ from tests.fixtures.engines import Engine, agrees_with
 async def test_engine_that_sleeps_stands_still_and_goes_on_where_it_was(engine: Engine) -> None:
     """What it had computed is computed again, and the response is that of the same weights."""
     await engine.run(engine.policies.first)
-    turn_id, prompt, task = engine.start(max_tokens=80, temperature=0.0)
+    turn_id, prompt, task = engine.start(max_tokens=300, temperature=0.0)
     await engine.watcher.until(turn_id, 3)
     await engine.client.sleep()
     _, _, late = engine.start(max_tokens=3)
     await asyncio.sleep(0.2)
     rows = len(engine.watcher.turns[turn_id].position)
     await asyncio.sleep(0.3)
-    assert len(engine.watcher.turns[turn_id].position) == rows < 80
+    assert len(engine.watcher.turns[turn_id].position) == rows < 300
     assert not task.done() and not late.done()
     await engine.client.wake_up()
     generation = await task
-    assert len(generation.tokens) == 80
+    assert len(generation.tokens) == 300
     assert agrees_with(generation, engine.policies.first.directory, prompt)
     signals = await engine.watcher.until(turn_id, len(generation.tokens))
     assert sorted(set(signals.position)) == list(range(len(generation.tokens)))
