@@ -24,6 +24,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import aiohttp
 import numpy as np
 import zmq
 import zmq.asyncio
@@ -36,6 +37,7 @@ from controller.rules.thinking import RuleSpec, ThinkingRule, ThinkingSettings
 from controller.signals import InterventionMode, SignalRouter, WatchedTurn
 from controller.think_tokens import ThinkTokens
 from engine.client import GENERATE, EngineClient, Sampling
+from engine.connection import new_session
 from engine.launch import engine_command, wait_ready
 from learner.warm_start.build import build_policy
 from protocol.arrays import FLOAT32, INT32, pack
@@ -62,6 +64,7 @@ class Bench:
 
     url: str
     client: EngineClient
+    session: aiohttp.ClientSession  # with connections as the client's, so that they cost the same
     router: SignalRouter
     vocabulary: int
     lags: list[int] = field(
@@ -102,8 +105,7 @@ async def plain(bench: Bench) -> int:
         "token_ids": prompt,
         "sampling_params": {"max_tokens": RESPONSE, "ignore_eos": True, "detokenize": False},
     }
-    session = bench.client._session("turns")  # the same connections, so that they cost the same
-    async with session.post(bench.url + GENERATE, json=body) as response:
+    async with bench.session.post(bench.url + GENERATE, json=body) as response:
         return len(json.loads(await response.read())["choices"][0]["token_ids"])
 
 
@@ -303,6 +305,7 @@ async def engine_of(model: str, streams: int, console: Console) -> AsyncIterator
             "engine", command.arguments, Path(directory) / "engine.log", command.environment
         )
         client = EngineClient(job.endpoints.engines[0])
+        session = new_session({}, reuses=True)
         router = SignalRouter(
             zmq.asyncio.Context.instance(),
             job.endpoints.signals[0],
@@ -313,12 +316,12 @@ async def engine_of(model: str, streams: int, console: Console) -> AsyncIterator
         try:
             console.print("starting the engine, half a minute", highlight=False)
             await wait_ready(job.endpoints.engines[0], 180.0)
-            yield Bench(
-                job.endpoints.engines[0], client, router, read_vocabulary(Path(job.model_dir))
-            )
+            vocabulary = read_vocabulary(Path(job.model_dir))
+            yield Bench(job.endpoints.engines[0], client, session, router, vocabulary)
         finally:
             running.cancel()
             await client.close()
+            await session.close()
             router.close()
             stop_all([engine])
 

@@ -121,7 +121,7 @@ class EngineClient:
         turns appear in signal frames under it; the engine carries out `rule` on them. However the
         call ends, the turn ends in the engine. Raises EngineError.
         """
-        body = _build_body(turn_id, prompt, sampling, top_k=0)  # of the sampled token alone
+        body = build_body(turn_id, prompt, sampling, top_k=0)  # of the sampled token alone
         if watched:
             extra_args = {TURN_ID_KEY: turn_id}
             if rule is not None:
@@ -145,7 +145,7 @@ class EngineClient:
         sampled token is none of them. This needs no plugin in the engine. Raises EngineError, also
         when the stream ends without a last chunk.
         """
-        body = _build_body(turn_id, prompt, sampling, top_k) | {"stream": True}
+        body = build_body(turn_id, prompt, sampling, top_k) | {"stream": True}
         try:
             with self._abort_if_abandoned(turn_id):
                 async with self._open("turns", "POST", GENERATE, body) as response:
@@ -404,7 +404,7 @@ class EngineClient:
         self._abandoned.clear()
 
 
-def _build_body(turn_id: str, prompt: list[int], sampling: Sampling, top_k: int) -> dict[str, Any]:
+def build_body(turn_id: str, prompt: list[int], sampling: Sampling, top_k: int) -> dict[str, Any]:
     """Build the request, as vLLM's /inference/v1/generate takes it."""
     params: dict[str, Any] = {
         "max_tokens": sampling.max_tokens,

@@ -104,7 +104,8 @@ def timeout_error(thread: threading.Thread, seconds: float, home: str = "") -> U
     It names the place in the user's own files where the thread is now.
     """
     message = f"the environment took more than {seconds:g} s (actor.step_timeout)"
-    innermost = sys._current_frames().get(thread.ident or 0)  # 0 is no thread's
+    frames = sys._current_frames()  # noqa: SLF001  documented by this name
+    innermost = frames.get(thread.ident or 0)  # 0 is no thread's
     if innermost is not None:
         steps = list(traceback.walk_stack(innermost))
         where = find_user_frame(_locate(reversed(steps)), home)

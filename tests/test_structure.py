@@ -13,6 +13,7 @@ import pytest
 
 from tests.fixtures import ROOT
 
+UNIT = ROOT / "tests" / "unit"
 PACKAGES = (
     "actors",
     "config",
@@ -217,3 +218,33 @@ def test_a_module_says_what_it_is_for(source: Path) -> None:
 @modules
 def test_no_private_path_of_a_machine_is_named(source: Path) -> None:
     assert not re.search(r"/(work|opt|tmp|home|root)/\w", (ROOT / source).read_text())
+
+
+# --- tests
+
+
+def tests_of_units() -> list[Path]:
+    """Every module of tests of units, as a path relative to tests/unit."""
+    return sorted(file.relative_to(UNIT) for file in UNIT.rglob("*.py"))
+
+
+@pytest.mark.parametrize("test", tests_of_units(), ids=lambda test: test.as_posix())
+def test_tests_of_units_mirror_the_tree(test: Path) -> None:
+    """Each is named after the module that it tests, or its package, and what of it."""
+    package = ROOT / test.parent
+    names = {path.stem for path in package.iterdir()} | {package.name}
+    words = test.stem.removeprefix("test_").split("_")
+    beginnings = {"_".join(words[:count]) for count in range(1, len(words) + 1)}
+    assert beginnings & names, f"tests/unit/{test} is named after no module of {test.parent}/"
+
+
+OF_LIBRARIES = {"_get_streams"}
+"""What is exchanged of others: vLLM's streams of a GPU, where there is none."""
+
+
+@pytest.mark.parametrize("folder", ["tests", "benchmarks"])
+def test_nothing_private_is_named_in_a_text(folder: str) -> None:
+    """Ruff's SLF001 finds what is named in code, and not what `setattr` is told."""
+    for file in (ROOT / folder).rglob("*.py"):
+        named = set(re.findall(r"""attr\([^()]*?,\s*["'](_[a-z]\w*)["']""", file.read_text()))
+        assert named <= OF_LIBRARIES, f"{file.relative_to(ROOT)}: {named - OF_LIBRARIES}"

@@ -58,7 +58,7 @@ class TranscriptMemory:
         arrival = _ARRIVE.match(text)
         if arrival is not None:
             self.place = arrival[1]
-        for pattern, note in _NOTES:
+        for pattern, note in self._notes:
             match = pattern.search(text)
             if match is not None:
                 note(self, *match.groups())
@@ -93,13 +93,12 @@ class TranscriptMemory:
             states = [*states, new_state]
         self.treated[thing] = states
 
-
-_NOTES = (
-    (_SURFACE, TranscriptMemory._note_contents),
-    (_OPEN, TranscriptMemory._note_contents),
-    (_CLOSED, TranscriptMemory._note_closed),
-    (_TAKE, TranscriptMemory._note_take),
-    (_PUT, TranscriptMemory._note_put),
-    (_TREAT, TranscriptMemory._note_treatment),
-)
-"""How a text of each form is noted; only the first form that fits counts."""
+    _notes = (
+        (_SURFACE, _note_contents),
+        (_OPEN, _note_contents),
+        (_CLOSED, _note_closed),
+        (_TAKE, _note_take),
+        (_PUT, _note_put),
+        (_TREAT, _note_treatment),
+    )
+    """How a text of each form is noted; only the first form that fits counts."""

@@ -45,9 +45,9 @@ def load_policy(
     model = AutoModelForCausalLM.from_pretrained(
         directory, config=config, dtype=torch.float32
     ).train()
-    fast = model.config._attn_implementation or "eager"
+    fast = attention_of(model) or "eager"
     model.set_attn_implementation("eager")
-    if model.config._attn_implementation != "eager":  # an old class, which has to be built with it
+    if attention_of(model) != "eager":  # an old class, which has to be built with it
         model = AutoModelForCausalLM.from_pretrained(
             directory, config=config, dtype=torch.float32, attn_implementation="eager"
         ).train()
@@ -57,6 +57,11 @@ def load_policy(
         model.gradient_checkpointing_enable({"use_reentrant": False})
     _move(model, device)
     return model
+
+
+def attention_of(model: PreTrainedModel) -> str | None:
+    """Return the name of the attention that a model computes with: eager, sdpa, ..."""
+    return model.config._attn_implementation  # noqa: SLF001  transformers has no other name for it
 
 
 def _move(module: torch.nn.Module, device: torch.device | str) -> None:

@@ -11,8 +11,8 @@ import zmq
 import zmq.asyncio
 
 from controller.controller import build_controller
-from protocol.codec import FrameReader, decode, encode
-from protocol.delivery import DeliveryClient
+from protocol.codec import FrameReader, Received, decode, encode
+from protocol.delivery import DeliveryClient, DeliveryServer
 from protocol.messages import Evaluate, Heartbeat, HeartbeatAck, LearnerReady, Message, Shutdown
 from supervisor.endpoints import free_port
 from tests.fixtures.runs import dies_at, job_in, running, running_small, small_config
@@ -57,13 +57,23 @@ async def test_actors_are_told_that_the_run_is_over_when_the_learner_has_said_so
             await asyncio.gather(*serving, return_exceptions=True)
             for word in late:
                 await learner.send(word)
-                await controller.transport.learner._socket.poll()
+                await_arrival(controller.transport.learner)
             await controller.close()
             await left.recv_multipart()
             assert [decode(await actor.recv()) for _ in range(await actor.poll(0))] == told
     finally:
         actor.disable_monitor()
         context.destroy(linger=0)
+
+
+def await_arrival(server: DeliveryServer) -> None:
+    """Have the next look at what has arrived wait until something has."""
+    look = server.receive_waiting
+
+    async def look_late() -> list[Received]:
+        return [await server.receive(), *await look()]
+
+    server.receive_waiting = look_late
 
 
 @pytest.mark.slow

@@ -156,7 +156,7 @@ def test_vllm_takes_the_request_of_a_turn_and_hands_its_settings_on() -> None:
         repeats=2,
         ignore_eos=True,
     )
-    body = client._build_body("turn", [1, 2], sampling, top_k=4)
+    body = client.build_body("turn", [1, 2], sampling, top_k=4)
     body["sampling_params"]["extra_args"] = {TURN_ID_KEY: "turn", RULE_KEY: "{}"}
     request = protocol.GenerateRequest.model_validate_json(json.dumps(body))
     params = request.sampling_params

@@ -302,10 +302,23 @@ async def test_engines_are_asked_directly_whatever_the_environment_says(
         assert await generated(client) == [5, 5]
 
 
-def test_a_connection_whose_other_end_is_gone_breaks_within_half_a_minute() -> None:
-    with connection._probing_socket(
-        (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", None)
-    ) as made:
+async def test_a_connection_whose_other_end_is_gone_breaks_within_half_a_minute() -> None:
+    ended = asyncio.Event()
+
+    async def hold(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await ended.wait()
+        return response
+
+    app = web.Application()
+    app.router.add_get("/", hold)
+    async with (
+        serve_app(app) as url,
+        connection.new_session({}, reuses=False) as session,
+        session.get(url) as response,
+    ):
+        made = response.connection.transport.get_extra_info("socket")
         assert made.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         idle, every, times = (
             made.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
@@ -313,6 +326,7 @@ def test_a_connection_whose_other_end_is_gone_breaks_within_half_a_minute() -> N
         )
         assert idle + every * times <= 30
         assert 0 < made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 30_000
+        ended.set()
 
 
 async def test_abandoned_turns_are_aborted_together_even_if_the_first_request_is_lost(

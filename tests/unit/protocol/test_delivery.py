@@ -20,7 +20,9 @@ class Link:
     def __init__(self) -> None:
         self.on_its_way: tuple[deque[bytes], deque[bytes]] = (deque(), deque())
         self.reader = FrameReader()
-        self.ends = [Delivery(b"peer", self._sender(number), self.reader) for number in range(2)]
+        self.ends = [
+            Delivery(b"peer", self.sender_from(number), self.reader) for number in range(2)
+        ]
         self.told: tuple[list[int], list[int]] = ([], [])
         self.heard: tuple[list[int], list[int]] = ([], [])
 
@@ -54,7 +56,9 @@ class Link:
                     await self.arrive(0)
                     await self.arrive(1)
 
-    def _sender(self, number: int):
+    def sender_from(self, number: int):
+        """Make what puts frames of this end on their way."""
+
         async def send(frame: bytes) -> None:
             self.on_its_way[number].append(frame)
 
@@ -106,7 +110,7 @@ async def test_a_process_in_the_place_of_another_one_is_heard_from_its_beginning
         for _ in range(3):
             await link.do(("tell", 0))
         await link.settle()
-        link.ends[0] = Delivery(b"peer", link._sender(0), link.reader)
+        link.ends[0] = Delivery(b"peer", link.sender_from(0), link.reader)
     assert link.heard[1] == link.told[0] == [1, 2, 3, 4, 5, 6]
 
 

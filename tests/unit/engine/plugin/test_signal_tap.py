@@ -13,6 +13,7 @@ from vllm import SamplingParams
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 
 from engine.constants import TAP_ENDPOINT_VARIABLE, TAP_TOP_J_VARIABLE, TURN_ID_KEY
+from engine.plugin.signal_socket import HIGH_WATER
 from engine.plugin.signal_tap import SignalTap
 from protocol.arrays import INT32, unpack
 from protocol.codec import decode, encode
@@ -302,10 +303,7 @@ def test_a_forced_token_is_not_used_up_by_a_chunk(chunked: Bench) -> None:
 
 def test_a_controller_that_does_not_read_never_blocks_the_engine(bench: Bench) -> None:
     bench.update(added=((0, "a", []),), size=1)
-    start = time.monotonic()
-    bench.tap.tap.socket._socket.set(zmq.SNDHWM, 5)
     bench.router.close(linger=0)
-    for _ in range(3000):
+    for _ in range(3 * HIGH_WATER):
         bench.step()
-    assert time.monotonic() - start < 10
     assert bench.tap.tap.socket.dropped_frames > 0

@@ -29,7 +29,7 @@ from transformers import (
 )
 
 from learner.data.batching import MicroBatch
-from learner.model.policy import load_policy, log_probs
+from learner.model.policy import attention_of, load_policy, log_probs
 from learner.model.sharding import Policy
 from learner.ranks import Ranks
 
@@ -135,7 +135,7 @@ def test_the_models_own_attention_is_used_where_the_fused_one_leaves_something_o
 ) -> None:
     config = Gemma2Config(**SHAPE, attn_logit_softcapping=cap, sliding_window=100)
     policy = load_policy(saved(Gemma2ForCausalLM(config), tmp_path))
-    assert (policy.config._attn_implementation, policy.config.sliding_window, policy.training) == (
+    assert (attention_of(policy), policy.config.sliding_window, policy.training) == (
         attention,
         100,
         True,
