@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -34,8 +35,12 @@ from telemetry.html.episode_view import describe_outcome
 FILTERS = ("--unsolved", "--cut")
 """Flags of the list of episodes."""
 
+LEGEND = """{shown:,} of {total:,} episodes. t3.1: member 1 of training group 3; e0.5: task 5 of \
+evaluation 0; reward: of all turns, as the environment gives it; cut: thoughts that control ended; \
+again: how often turns were sampled again."""
+
 MIN_TASK_CHARACTERS = 12
-OTHER_COLUMNS_WIDTH = 62
+OTHER_COLUMNS_WIDTH = 54
 
 
 def main(arguments: list[str]) -> int:
@@ -173,27 +178,64 @@ def list_episodes(
     Raises ConfigError for a directory that has none.
     """
     recording = Recording(run_dir, overrides)
-    table = Table("episode", "turns", "solved", "reward", "cut", "sampled again", box=None)
+    rows = []
+    total = 0
+    for episode in recording.episodes():
+        total += 1
+        row = summarize_episode(episode)
+        is_left_out = (only_unsolved and episode.success) or (only_cut and not row.cuts)
+        if not is_left_out:
+            rows.append(row)
+    table = Table("episode", "turns", "solved", "reward", "cut", "again", box=None)
     table.add_column("task")
     task_characters = max(MIN_TASK_CHARACTERS, console.width - OTHER_COLUMNS_WIDTH)
-    for episode in recording.episodes():
-        cuts = sum(_count_cuts(turn.kept) for turn in episode.turns)
-        if (only_unsolved and episode.success) or (only_cut and not cuts):
-            continue
-        resampled = sum(len(turn.rejected) for turn in episode.turns)
-        outcome = "yes" if episode.success else "no"
+    for row in sorted(rows):
         table.add_row(
-            episode.key.id,
-            str(len(episode.turns)),
-            str(episode.drop_reason or outcome),
-            f"{sum(turn.reward for turn in episode.turns):g}",
-            str(cuts),
-            str(resampled),
-            _escape(" ".join(episode.task.split())[:task_characters]),
+            row.name,
+            str(row.turns),
+            row.outcome,
+            f"{row.reward:g}",
+            str(row.cuts),
+            str(row.resampled),
+            _escape(" ".join(row.task.split())[:task_characters]),
         )
     console.print(table)
+    legend = LEGEND.format(shown=len(rows), total=total)
+    console.print(legend, highlight=False, markup=False, soft_wrap=True)
     if recording.config.control.t2po.early_stall:
         console.print(describe_early_stops(recording), highlight=False)
+
+
+class EpisodeRow(NamedTuple):
+    """An episode in the list; rows sort as episodes were admitted, evaluations last."""
+
+    is_evaluation: bool
+    group: int
+    member: int
+    name: str
+    turns: int
+    outcome: str
+    reward: float
+    cuts: int
+    resampled: int
+    task: str
+
+
+def summarize_episode(episode: Trajectory) -> EpisodeRow:
+    """The row of an episode."""
+    outcome = "yes" if episode.success else "no"
+    return EpisodeRow(
+        is_evaluation=episode.key.evaluation,
+        group=episode.key.group,
+        member=episode.key.member,
+        name=episode.key.id,
+        turns=len(episode.turns),
+        outcome=str(episode.drop_reason or outcome),
+        reward=sum(turn.reward for turn in episode.turns),
+        cuts=sum(_count_cuts(turn.kept) for turn in episode.turns),
+        resampled=sum(len(turn.rejected) for turn in episode.turns),
+        task=episode.task,
+    )
 
 
 def _count_cuts(response: Response) -> int:
@@ -266,10 +308,13 @@ def _print_episode(
     score_before: float | None = None
     for number, turn in enumerate(episode.turns):
         if only_turn is None or only_turn == number:
+            prompt = recording.tokenizer.decode(unpack(turn.prompt, INT32).tolist())
+            console.print(f"\n[bold]turn {number}[/], what the agent was shown:", highlight=False)
+            console.print(f"[dim]{_escape(prompt.strip())}[/]", highlight=False)
             for response in (*turn.rejected, turn.kept):
-                mark = "  [dim]rejected[/]" * (response is not turn.kept)
+                mark = " (rejected)" * (response is not turn.kept)
                 text = _escape(recording.tokenizer.decode(_token_ids(response)))
-                console.print(f"\n[bold]turn {number}[/]{mark}  {text}", highlight=False)
+                console.print(f"[bold]its response{mark}:[/] {text}", highlight=False)
                 replayed = recording.replay(response)
                 for line in explain_response(response, replayed, score_before, recording):
                     console.print(f"  {line}", highlight=False)
@@ -343,14 +388,14 @@ def _describe_change(
 def token_table(response: Response, replayed: ReplayedTurn, tokenizer: Tokenizer) -> Table:
     """A line a token: what was measured before it was sampled, and what the rule made of that.
 
-    Entropy and confidence are in nats.
+    Entropy, confidence and log-prob are in nats; the score of T2PO's paper has no unit.
     """
     table = Table(
         "",
         "token",
-        "entropy",
-        "confidence",
-        "top log-prob",
+        "entropy (nats)",
+        "confidence (nats)",
+        "top log-prob (nats)",
         "score",
         "change",
         "compared",

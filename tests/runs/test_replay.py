@@ -157,6 +157,26 @@ def test_episodes_are_listed(acting_run: Job, acting_dir: Path) -> None:
     assert find_cut_episode(acting_dir).key.id in text and "sampled again" in text
 
 
+def test_list_episodes_sorts_them_by_group_and_member(acting_run: Job) -> None:
+    """Episodes are listed as they were admitted, and not as they ended; evaluations last."""
+    rows = [line.split()[0] for line in printed(acting_run, "").splitlines()[1:-1]]
+    keys = [(name[0] == "e", *map(int, name[1:].split("."))) for name in rows]
+    assert keys == sorted(keys) and {name[0] for name in rows} == {"t", "e"}
+
+
+def test_replay_episode_shows_what_the_agent_was_shown_in_each_turn(
+    acting_run: Job, acting_dir: Path
+) -> None:
+    """The game can be followed: each turn has its prompt before its response."""
+    episode = find_cut_episode(acting_dir)
+    lines = printed(acting_run, episode.key.id).splitlines()
+    assert sum(line.endswith("what the agent was shown:") for line in lines) == len(episode.turns)
+    shown = Recording(Path(acting_run.run_dir), {}).tokenizer.decode(
+        unpack(episode.turns[-1].prompt, INT32).tolist()
+    )
+    assert set(shown.strip().splitlines()) <= set(lines)
+
+
 def test_an_episode_that_failed_is_listed_as_dropped_and_shown_with_why(
     acting_run: Job, tmp_path: Path
 ) -> None:
@@ -215,8 +235,9 @@ def test_replay_lists_only_the_episodes_that_are_asked_for(
     evaluation = next(e for e in episodes if e.key.evaluation)
     assert f" {evaluation.key.id} " not in listed, "evaluations are not cut"
     assert main(["replay", acting_run.run_dir, "--unsolved"]) == 0
-    count = len(capsys.readouterr().out.strip().splitlines()) - 1
-    assert count == sum(not episode.success for episode in episodes)
+    _, *rows, legend = capsys.readouterr().out.strip().splitlines()
+    assert len(rows) == sum(not episode.success for episode in episodes)
+    assert legend.startswith(f"{len(rows)} of {len(episodes)} episodes. t3.1: member 1 of ")
 
 
 @pytest.mark.parametrize(
