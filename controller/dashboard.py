@@ -45,6 +45,21 @@ MAX_TURNS = 8
 """How many turns under way are shown."""
 MAX_ACTORS = 200
 """How many actors are shown."""
+DECISIONS = {
+    "intervene": "thinking cut",
+    "resample": "sampled again",
+    "keep": "kept, though stalled",
+}
+"""Kind of a decision of control -> what was done."""
+REASONS = {
+    "settled": "its uncertainty had settled",
+    "budget": "control.max_thinking was reached",
+    "stalled": "as uncertain as the turn before",
+    "early": "all but certain to be as the turn before",
+    "repetition": "it repeated itself",
+    "stuck": "the engine made no progress",
+}
+"""Reason of a decision of control -> the words for it."""
 LOCAL_NAMES = ("127.0.0.1", "localhost", "::1")
 COOKIE = "foray_token"
 HEADERS = {
@@ -210,6 +225,15 @@ class Dashboard:
         return self._records
 
 
+def describe_turn_id(turn_id: str) -> str:
+    """The episode and the turn that the engine's name of a response is of: t24.6, turn 5."""
+    parts = turn_id.split(".")
+    if len(parts) < 4:
+        return turn_id
+    group, member, _, turn, *_ = parts
+    return f"{group}.{member}, turn {turn}"
+
+
 def dashboard_state(
     turns: TurnRunner,
     signals: SignalRouter,
@@ -227,7 +251,7 @@ def dashboard_state(
     return {
         "turns": [
             {
-                "id": turn.turn_id,
+                "name": describe_turn_id(turn.turn_id),
                 "tokens": [decode([token]) for token in turn.tokens],
                 "uncertainty": list(map(finite_or_none, turn.scores)),
             }
@@ -236,8 +260,8 @@ def dashboard_state(
         "decisions": [
             {
                 "turn": turn,
-                "what": event.kind,
-                "why": event.reason,
+                "what": DECISIONS.get(event.kind, event.kind),
+                "why": REASONS.get(event.reason, event.reason),
                 "value": finite_or_none(event.value),
                 "threshold": finite_or_none(event.threshold),
             }

@@ -18,6 +18,7 @@ from controller.roster import ActorRoster
 from controller.shard_registry import EngineStatus, ShardRegistry
 from controller.turn_service import TurnService
 from engine.pool import Health
+from envs.registry import short_name
 from protocol.codec import FrameReader
 from protocol.router import display_name
 from telemetry.probes.clocks import LoopLag
@@ -83,6 +84,14 @@ def episode_waits(admission: Admission, now: float) -> dict[str, float]:
     return waits
 
 
+def describe_job(config: Config) -> str:
+    """What a run trains, in a few words."""
+    return (
+        f"{short_name(config.env.name)}, {config.model.name}, {config.learner.algorithm.type}, "
+        f"control {config.control.mode}, {config.actor.count} actors"
+    )
+
+
 @dataclass(eq=False)
 class ControllerState:
     """Reads what the parts of the controller know; the source of its dashboard."""
@@ -141,6 +150,7 @@ class ControllerState:
         """The state that the dashboard shows, as JSON can hold it."""
         return {
             "version": self.shards.version,
+            "about": describe_job(self.config),
             "goal": {
                 "updates": self.config.run.max_updates,
                 "minutes": self.config.run.max_minutes,

@@ -29,6 +29,7 @@ from supervisor.recording import EPISODES_DIR, decode_episode, recorded_job
 from telemetry.html.episode_view import EpisodeView, build_episode_view
 from telemetry.html.report import AROUND, RunData, render_report
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics
+from telemetry.sinks.starts_file import read_starts
 from telemetry.sinks.status_file import read_status
 from telemetry.summary import read_summary
 
@@ -63,7 +64,8 @@ def main(arguments: list[str]) -> int:
     console = Console()
     names = [name.strip() for name in options.episodes.split(",") if name.strip()]
     output = write_report(options.runs, options.output, names, console)
-    console.print(f"wrote {output}", highlight=False, soft_wrap=True)
+    page = output.resolve().as_uri()
+    console.print(f"wrote {output}\nopen  {page}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -131,6 +133,7 @@ def read_run(run_dir: Path, name: str, episode_names: Sequence[str], console: Co
         read_summary(run_dir),
         read_status(run_dir),
         str(run_dir),
+        read_starts(run_dir),
     )
 
 

@@ -36,6 +36,7 @@ class Series:
     """Points (x, y) joined by a line, without those whose y is missing or not finite.
 
     With `dots`, each is marked, too; `faint` stands back behind others. `color` is a number.
+    `intervals` are (x, low, high), each drawn as a bar.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Series:
     color: int = 0
     dots: bool = False
     faint: bool = False
+    intervals: Sequence[tuple[float, float, float]] = ()
 
     @property
     def style(self) -> str:
@@ -73,7 +75,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure. With `share`, y is shown in per cent; `large`, for the main one, shows all 100."""
+    """A figure. With `share`, y is shown in per cent; `large`, for the main one, shows all 100.
+
+    `legend`: its lines are others than the page's, and are named.
+    """
 
     title: str
     axes: Sequence[Axis]
@@ -81,6 +86,7 @@ class Chart:
     help: str = ""
     share: bool = False
     large: bool = False
+    legend: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,8 @@ def draw_chart(chart: Chart) -> Markup:
     ]
     if not drawn:
         return Markup("").join([*parts, Markup('<p class="empty">no data</p></figure>')])
+    if chart.legend:
+        parts.append(_draw_legend(drawn[0]))
     y_scale = _scale_y(chart, [y for axis in drawn for y in _values(axis)])
     unit = "%" if chart.share else chart.unit
     parts.append(Markup('<div class="plot"><div class="unit">{}</div>').format(unit))
@@ -180,12 +188,27 @@ def _values(axis: Axis) -> Iterator[float]:
     for series in axis.series:
         for _, y in _known_points(series):
             yield y
+        for _, low, high in series.intervals:
+            yield low
+            yield high
+
+
+def _draw_legend(axis: Axis) -> Markup:
+    line = '<svg viewBox="0 0 24 8" aria-hidden="true"><line class="line {}" {}/></svg>'
+    place = Markup('x1="0" x2="24" y1="4" y2="4"')
+    names = [
+        Markup(f"<span>{line}{{}}</span>").format(series.style, place, series.name)
+        for series in axis.series
+        if _known_points(series)
+    ]
+    return Markup('<p class="legend">{}</p>').format(Markup("").join(names))
 
 
 def _scale_y(chart: Chart, values: Sequence[float]) -> Scale:
     ticks = round_steps(min(*values, 0.0), max(values))
     if chart.share and chart.large:
         ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
+    ticks = _keep_whole(ticks, values)
     return Scale(min(ticks[0], *values), max(ticks[-1], *values), ticks)
 
 
@@ -195,7 +218,15 @@ def _scale_x(axis: Axis) -> Scale:
         xs += [x for x, _ in _known_points(series)]
     low = min(xs)
     high = max(xs)
-    return Scale(low, high, [x for x in round_steps(low, high) if low <= x <= high])
+    ticks = _keep_whole(round_steps(low, high), xs)
+    return Scale(low, high, [x for x in ticks if low <= x <= high])
+
+
+def _keep_whole(ticks: Sequence[float], values: Sequence[float]) -> list[float]:
+    """Ticks of a scale, without fractions where there are none among the values."""
+    if not all(float(value).is_integer() for value in values):
+        return list(ticks)
+    return [tick for tick in ticks if float(tick).is_integer()] or list(ticks)
 
 
 def _draw_y_ticks(scale: Scale, share: bool) -> Markup:
@@ -235,6 +266,10 @@ def _draw_series(series: Series, x_scale: Scale, y_scale: Scale, share: bool) ->
         style += " faint"
     line = Markup('<polyline class="{}" points="{}" data-name="{}"/>')
     drawn = [line.format(style, " ".join(f"{x:.2f},{y:.2f}" for x, y in places), series.name)]
+    for x, low, high in series.intervals:
+        bar = Markup('<line class="interval {}" x1="{:.2f}" x2="{:.2f}" y1="{:.2f}" y2="{:.2f}"/>')
+        ends = (SIZE - y_scale.place(low), SIZE - y_scale.place(high))
+        drawn.append(bar.format(series.style, x_scale.place(x), x_scale.place(x), *ends))
     if series.dots or len(points) == 1:
         dot = Markup('<path class="dot {}" d="M{:.2f} {:.2f}h0"><title>{}</title></path>')
         unit = " %" if share else ""

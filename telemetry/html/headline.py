@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from telemetry.format import format_count, format_duration, format_percent
+from config.options import this_command
+from telemetry.format import describe_figures, format_count, format_duration, format_percent
 from telemetry.sinks.metrics_file import Record, last_wall_seconds, select_kind
 
 TRAINING = "training"
 
 PHASES = {
     "starting": "the policy is made, then engines, actors and the learner start",
-    "policy": "the engines start",
+    "building the policy": "the engines start",
     "demonstrations": "the policy is warmed up on them",
     "warm start": "a first evaluation, then training",
+    "starting engines": "a first evaluation, then training",
     "evaluating": "training",
 }
 """Phase of a run -> what comes after it."""
@@ -70,10 +72,10 @@ def report_headline(
     done = updates[-1]["update"] if updates else 0
     progress = f"{done:,} updates in {format_duration(last_wall_seconds(records))}"
     progress += _describe_success(select_kind(records, "evaluation"))
-    go_on = f"python run.py --resume {directory}"
+    go_on = f"{this_command()} --resume {directory}"
     if status:
         words = f"{_describe_phase(status, status.get('phase') or 'starting')}; {progress}"
-        return Headline("running", words, f"python run.py report {directory} draws it anew")
+        return Headline("running", words, f"{this_command()} report {directory} draws it anew")
     ended = summary.get("ended")
     if ended is None:
         return Headline("stopped", f"{progress}; it has left no summary", go_on)
@@ -84,7 +86,8 @@ def report_headline(
     if summary.get("collapsed"):
         next_step = "it has collapsed: docs/guides/reading-a-run.md has causes"
         return Headline("finished", progress, next_step)
-    next_step = "evaluate or export it: docs/guides/evaluate-and-export.md"
+    this = this_command()
+    next_step = f"{this} eval {directory}, {this} export {directory} DIR"
     return Headline("finished", progress, next_step)
 
 
@@ -100,9 +103,15 @@ def _describe_phase(status: Mapping[str, Any], phase: str) -> str:
     total = status.get("of")
     if done is not None and total:
         words += f" {format_count(done)} of {format_count(total)}"
+    figures = describe_figures(status.get("figures") or {})
+    if figures:
+        words += f", {figures}"
     seconds = status.get("phase_seconds")
     if seconds is not None:
         words += f", for {format_duration(seconds)}"
+    left_s = status.get("seconds_left")
+    if left_s is not None:
+        words += f", about {format_duration(left_s)} left"
     return words
 
 

@@ -15,6 +15,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from config import Config
+from config.options import this_command, values_of
+from protocol.messages import DropReason
 from telemetry.analysis.collapse import collapse_signs, has_collapsed
 from telemetry.analysis.compare_runs import area_by_tokens, mean_or_none
 from telemetry.analysis.intervals import wilson_interval
@@ -23,7 +26,8 @@ from telemetry.html.episode_view import EpisodeView
 from telemetry.html.headline import Headline, report_headline
 from telemetry.metrics_schema import find_metric
 from telemetry.sinks.metrics_file import Record, last_wall_seconds, select_kind
-from telemetry.state import MIN_EFFECTIVE_SAMPLE_SIZE
+from telemetry.sinks.starts_file import Start
+from telemetry.state import DROPPED_PREFIX, MIN_EFFECTIVE_SAMPLE_SIZE
 
 TEMPLATES = Path(__file__).with_name("templates")
 AROUND = 8
@@ -35,6 +39,7 @@ LEARNING = (
     "valid_action_rate",
     "turns",
     "response_tokens",
+    "truncated_share",
     "loss",
     "grad_norm",
     "learning_rate",
@@ -81,8 +86,14 @@ SPEED = (
     "seconds_train",
     "seconds_pause",
     "seconds_wait",
+    "seconds_publish",
     "queue_trajectories",
 )
+DROPS = tuple(f"{DROPPED_PREFIX}{reason}" for reason in DropReason)
+TIME_OF_UPDATE = ("seconds_wait", "seconds_train", "seconds_publish")
+MOST_TYPES = 8
+"""Types of tasks that a chart tells apart; with more there is none."""
+
 LIVE = (
     "reward",
     "entropy",
@@ -102,6 +113,9 @@ X_AXES = {
 }
 """Choice of the page -> label of the x-axis."""
 
+TYPE_PREFIX = "success/"
+"""Begin of the names of an evaluation's success in each type of task."""
+
 PLACES = ("run.dir", "run.cache_dir")
 """Settings that only say where a run writes."""
 
@@ -109,8 +123,8 @@ UNIT_WORDS = {"1": NO_UNIT, "share": "%"}
 """Unit of a metric -> what stands at its axis; others stand as they are."""
 
 SUCCESS_HELP = (
-    "Share of episodes that reached their goal: dots are evaluations on held-out tasks, the faint "
-    "line is training."
+    "Share of episodes that reached their goal: dots are evaluations on held-out tasks with their "
+    "95 % intervals, the faint line is training."
 )
 
 XAxis = Callable[[Record], float | None]
@@ -171,6 +185,7 @@ class RunData:
     summary: dict[str, Any] = field(default_factory=dict)  # of summary.json; empty without one
     status: dict[str, Any] = field(default_factory=dict)  # of status.json, while it goes on
     directory: str = ""  # as commands take it; empty: that of its name
+    starts: list[Start] = field(default_factory=list)  # how it was started, and resumed
 
     @property
     def updates(self) -> list[Record]:
@@ -187,7 +202,7 @@ class RunData:
 
 def render_report(runs: Sequence[RunData]) -> str:
     """The page."""
-    learning = [draw_success(runs), *_draw_metrics(runs, LEARNING)]
+    learning = [draw_success(runs), *draw_types(runs), *_draw_metrics(runs, LEARNING)]
     control = [*_draw_metrics(runs, CONTROL), *draw_interventions(runs)]
     sections = [
         ("Learning", "learning", learning),
@@ -195,7 +210,8 @@ def render_report(runs: Sequence[RunData]) -> str:
         ("Exploration by the age of tokens", "ages", draw_ages(runs)),
         ("Staleness and correction", "staleness", _draw_metrics(runs, STALENESS)),
         ("Control", "control", control),
-        ("Speed", "speed", _draw_metrics(runs, SPEED)),
+        ("Speed", "speed", [*draw_time(runs), *_draw_metrics(runs, SPEED)]),
+        ("Dropped episodes", "drops", _draw_metrics(runs, DROPS)),
     ]
     template = build_templates().get_template("report.html")
     rows = [summary_row(run) for run in runs]
@@ -207,13 +223,17 @@ def render_report(runs: Sequence[RunData]) -> str:
         states=", ".join(f"{count} {state}" for state, count in states.items()),
         sections=[section for section in sections if section[2]],
         differences=differing_settings(runs),
+        abouts=[(run.name, describe_run(run)) for run in runs],
+        changes=changed_settings(runs[0]) if len(runs) == 1 else [],
+        settings=list(runs[0].settings.items()) if len(runs) == 1 else [],
         episodes=[(run.name, episode) for run in runs for episode in run.episodes],
     )
 
 
 def render_dashboard() -> str:
     """The page that shows a run that goes on; its numbers come from the controller."""
-    return build_templates().get_template("dashboard.html").render(x_axes=list(X_AXES))
+    template = build_templates().get_template("dashboard.html")
+    return template.render(x_axes=list(X_AXES), this_command=this_command())
 
 
 def render_live_charts(records: Sequence[Record]) -> Markup:
@@ -244,9 +264,93 @@ def draw_success(runs: Sequence[RunData]) -> Markup:
             training = _points(run.updates, x_of, _value_of("success"))
             held_out = _points(run.evaluations, x_of, _value_of("success"))
             series.append(Series(f"{run.name}, training", training, color, faint=True))
-            series.append(Series(f"{run.name}, held-out", held_out, color, dots=True))
+            bars = _intervals(run.evaluations, x_of)
+            name = f"{run.name}, held-out"
+            series.append(Series(name, held_out, color, dots=True, intervals=bars))
         axes.append(Axis(label, series, choice=choice))
     return draw_chart(Chart("Success", axes, "%", SUCCESS_HELP, share=True, large=True))
+
+
+def draw_types(runs: Sequence[RunData]) -> list[Markup]:
+    """Held-out success of each type of task, of a run that has several."""
+    names = sorted({key for run in runs for record in run.evaluations for key in record})
+    names = [name for name in names if name.startswith(TYPE_PREFIX)]
+    if len(runs) > 1 or not 1 < len(names) <= MOST_TYPES:
+        return []
+    run = runs[0]
+    axes = [
+        Axis(
+            label,
+            [
+                Series(
+                    name.removeprefix(TYPE_PREFIX),
+                    _points(run.evaluations, _x_axis(run, key), _value_of(name)),
+                    color,
+                    dots=True,
+                )
+                for color, name in enumerate(names)
+            ],
+            choice=choice,
+        )
+        for choice, (key, label) in enumerate(X_AXES.items())
+    ]
+    help_text = "Share of held-out tasks of each type that were solved."
+    chart = Chart("Success by type of task", axes, "%", help_text, share=True, legend=True)
+    return [draw_chart(chart)]
+
+
+def draw_time(runs: Sequence[RunData]) -> list[Markup]:
+    """Where the learner's time of an update goes, of a single run."""
+    if len(runs) > 1 or not any(TIME_OF_UPDATE[0] in update for update in runs[0].updates):
+        return []
+    run = runs[0]
+    axes = [
+        Axis(
+            label,
+            [
+                Series(
+                    name.removeprefix("seconds_"),
+                    _points(run.updates, _x_axis(run, key), _value_of(name)),
+                    color,
+                )
+                for color, name in enumerate(TIME_OF_UPDATE)
+            ],
+            choice=choice,
+        )
+        for choice, (key, label) in enumerate(X_AXES.items())
+    ]
+    help_text = "Seconds that the learner waits for a batch, trains on it, and hands weights out."
+    return [draw_chart(Chart("time of an update", axes, "s", help_text, legend=True))]
+
+
+def describe_run(run: RunData) -> list[tuple[str, list[str]]]:
+    """(What, its lines) of where a run comes from: commands, dates, machine, versions."""
+    if not run.starts:
+        return []
+    last = run.starts[-1]
+    machine = f"{last.host}: {last.cores} cores, {last.memory_bytes / 2**30:.1f} GiB free memory"
+    versions = ", ".join(f"{name} {version}" for name, version in last.versions.items())
+    rows = [
+        ("started", [start.time for start in run.starts]),
+        ("command", [start.command for start in run.starts]),
+        ("recipes", [", ".join(run.starts[0].recipes) or "none"]),
+        ("machine", [machine, last.system, *last.gpus]),
+        ("versions", [versions]),
+    ]
+    changes = [f"{start.time}: {start.changes}" for start in run.starts if start.changes]
+    if changes:
+        rows.append(("resumed with", changes))
+    return rows
+
+
+def changed_settings(run: RunData) -> list[tuple[str, Any, Any]]:
+    """(Setting, its value, the default) of each that is not at its default."""
+    defaults = values_of(Config())
+    return [
+        (name, value, defaults.get(name, ""))
+        for name, value in run.settings.items()
+        if name not in PLACES and value != defaults.get(name)
+    ]
 
 
 def draw_ages(runs: Sequence[RunData]) -> list[Markup]:
@@ -369,6 +473,18 @@ def _value_of(name: str) -> XAxis:
 def _points(records: Sequence[Record], x_of: XAxis, y_of: XAxis) -> list[tuple[float, float]]:
     points = [(x_of(record), y_of(record)) for record in records]
     return [(x, y) for x, y in points if x is not None and y is not None]
+
+
+def _intervals(evaluations: Sequence[Record], x_of: XAxis) -> list[tuple[float, float, float]]:
+    """(x, low, high) of the 95 % interval of each evaluation's success."""
+    bars = []
+    for record in evaluations:
+        x = x_of(record)
+        success = record.get("success")
+        games = record.get("episodes")
+        if x is not None and success is not None and games:
+            bars.append((x, *wilson_interval(success, games)))
+    return bars
 
 
 def _means_by_age(updates: Sequence[Record], name: str) -> list[tuple[float, float]]:

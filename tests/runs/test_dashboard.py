@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
+import socket
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from rich.console import Console
 
 from config import Job
 from supervisor.serial import train_serially
+from telemetry.sinks.status_file import STATUS_FILE
 from tests.fixtures.browser import await_script, open_browser
 from tests.fixtures.dashboard import STATE, serve_dashboard
 from tests.fixtures.runs import job_in, small_config
@@ -20,12 +24,15 @@ async def test_text_from_a_run_stays_text_in_a_browser(tmp_path: Path) -> None:
         "<script>document.title = 'broken'</script><img src=x onerror=\"document.title='broken'\">"
     )
     hostile = STATE | {
-        "turns": [{"id": script, "tokens": [script, "a"], "uncertainty": [0.5, None]}],
+        "turns": [{"name": script, "tokens": [script, "a"], "uncertainty": [0.5, None]}],
         "decisions": [
             {"turn": script, "what": script, "why": script, "value": None, "threshold": 0.1}
         ],
         "actors": [{"name": script, "episodes": 1, "silent": 0.5}],
+        "about": script,
     }
+    status = {"host": socket.gethostname(), "pid": os.getpid(), "phase": "training"}
+    (tmp_path / STATUS_FILE).write_text(json.dumps(status | {"warnings": {script: script}}))
     async with (
         serve_dashboard(tmp_path, state=hostile) as (address, _),
         open_browser(viewport={"width": 390, "height": 800}) as page,
@@ -36,7 +43,9 @@ async def test_text_from_a_run_stays_text_in_a_browser(tmp_path: Path) -> None:
             == script
         )
         assert await await_script(page, "document.querySelectorAll('#charts .chart').length") == 2
-        assert await page.title() == "foray"
+        assert await page.title() == f"{tmp_path.name} · update 4 of 9", "what the run is called"
+        warned = "document.querySelector('#warnings').textContent"
+        assert await page.evaluate(warned) == f"{script}: {script}"
         assert await page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), (
             "wider than a phone"
         )
@@ -104,7 +113,7 @@ async def test_a_run_is_seen_while_it_goes_on(tmp_path: Path, imitating: dict[st
         assert await await_script(
             page,
             "[...document.querySelectorAll('#decisions td')].some(cell => cell.textContent === "
-            "'intervene')",
+            "'thinking cut')",
         )
         assert await page.evaluate("document.querySelectorAll('#engines tr').length") == 2
         assert await page.evaluate("document.querySelectorAll('#actors tr').length") > 1

@@ -26,7 +26,7 @@ function turnView(turn) {
     token.title = m === null ? "no signal" : "M " + m.toFixed(3);
     tokens.append(token);
   });
-  box.append(element("div", turn.id, "facts"), tokens);
+  box.append(element("div", turn.name, "facts"), tokens);
   return box;
 }
 function tile(name, value) {
@@ -52,12 +52,16 @@ function showNumbers(state) {
 }
 function showHeadline(state) {
   const headline = state.headline;
+  document.title = state.run + " · " + headline.words;
   at("run").textContent = state.run;
+  at("about").textContent = state.about;
   at("directory").textContent = state.directory;
   at("state").textContent = headline.state;
   at("state").className = "state " + headline.state;
   at("words").textContent = headline.words;
   at("next").textContent = "Next: " + headline.next_step;
+  const warnings = Object.entries(state.status.warnings || {});
+  at("warnings").replaceChildren(...warnings.map(([name, words]) => element("li", name + ": " + words)));
   const dropped = Object.entries(state.status.dropped || {}).filter(([, n]) => n);
   at("dropped").textContent = dropped.length ? "Dropped episodes: " + dropped.map(([why, n]) => n + " " + why).join(", ") : "";
 }

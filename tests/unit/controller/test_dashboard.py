@@ -8,11 +8,16 @@ import os
 import re
 import socket
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from config.resolve import resolve
+from controller.dashboard import DECISIONS, REASONS, describe_turn_id
+from controller.reporting import describe_job
+from controller.rules.stall import Stall
 from telemetry.metrics_schema import METRICS
 from telemetry.sinks.status_file import STATUS_FILE
 from tests.fixtures.dashboard import EVALUATION, STATE, UPDATE, serve_dashboard
@@ -119,3 +124,28 @@ async def test_without_a_token_it_answers_to_this_machines_names_alone(tmp_path:
         for name, status in (("evil.example", 403), ("localhost:1", 200), ("127.0.0.1", 200)):
             async with session.get(f"{address}/metrics", headers={"Host": name}) as response:
                 assert response.status == status
+
+
+@pytest.mark.parametrize(
+    ("turn_id", "name"),
+    [
+        ("t24.6.0.5.0.0.6c08fb72", "t24.6, turn 5"),
+        ("e0.12.1.3.2.0.aa.cut", "e0.12, turn 3"),
+        ("x", "x"),
+    ],
+)
+def test_describe_turn_id_names_episode_and_turn(turn_id: str, name: str) -> None:
+    """An engine's name of a response says which turn of which episode it is of."""
+    assert describe_turn_id(turn_id) == name
+
+
+def test_reasons_of_all_stalls_have_words() -> None:
+    """Whatever makes control act is said in words."""
+    assert set(get_args(get_type_hints(Stall)["reason"])) <= set(REASONS)
+    assert set(DECISIONS) == {"intervene", "resample", "keep"}
+
+
+def test_describe_job_says_what_is_trained() -> None:
+    """The dashboard's second line has environment, model, algorithm and control."""
+    config = resolve(None, {"actors": "8"})
+    assert describe_job(config) == "alfworld, tiny, gigpo, control t2po, 8 actors"

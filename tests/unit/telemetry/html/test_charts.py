@@ -47,6 +47,34 @@ def test_what_has_no_value_is_left_out() -> None:
     assert len(line) == 2
 
 
+def test_scale_of_whole_numbers_has_no_fractions() -> None:
+    """Updates and counts are labeled by whole numbers, shares and losses as they come."""
+    ticks = re.findall(
+        r'<span style="(?:left|bottom):[^"]+">([^<]+)<', line_chart([(4, 0), (6, 1)])
+    )
+    assert ticks == ["0", "1", "4", "5", "6"]
+    ticks = re.findall(r'<span style="bottom:[^"]+">([^<]+)<', line_chart([(4, 0.5), (6, 1)]))
+    assert "0.25" in ticks
+
+
+def test_intervals_are_bars_inside_the_frame_and_have_no_line_of_their_own() -> None:
+    """An interval is drawn from its low end to its high end, and widens the scale."""
+    series = Series("s", [(0, 0.5), (9, 0.75)], dots=True, intervals=[(0, 0.25, 2.0)])
+    html = draw_chart(Chart("t", [Axis("x", [series])]))
+    bar = ElementTree.fromstring(html).find(".//line[@class='interval s0']")
+    assert bar is not None and (bar.get("y1"), bar.get("y2")) == ("87.50", "0.00")
+    assert len(points_of(html)) == 1
+
+
+def test_legend_names_the_lines_that_have_points() -> None:
+    """A chart whose lines are no runs names them."""
+    axis = Axis(
+        "x", [Series("<wait>", [(0, 1.0)]), Series("train", [(0, 2.0)], 1), Series("no", [])]
+    )
+    html = draw_chart(Chart("t", [axis], legend=True))
+    assert re.findall(r"</svg>([^<]+)</span>", html) == ["&lt;wait&gt;", "train"]
+
+
 def test_a_chart_without_points_says_so() -> None:
     assert "no data" in line_chart([])
 
