@@ -57,9 +57,7 @@ SETTINGS_ELSEWHERE = {
 }
 """Our settings, as a hint names them -> names that they have elsewhere."""
 
-ALIASES = {
-    alias: ours for ours, aliases in SETTINGS_ELSEWHERE.items() for alias in aliases.split()
-}
+ALIASES = {alias: ours for ours, aliases in SETTINGS_ELSEWHERE.items() for alias in aliases.split()}
 
 VALUES_ELSEWHERE = {
     "learner.algorithm.type": {

@@ -57,6 +57,9 @@ from protocol.validation import AdmissionWindow, Limits, validate_trajectory
 
 log = logging.getLogger(__name__)
 
+STARTING_ENGINES = "starting engines"
+"""Phase in which the policy is ready, and no engine has its weights yet."""
+
 CLOSING_S = 1.0
 """Seconds in which controller and supervisor confirm what was said last."""
 
@@ -211,6 +214,7 @@ class Learner:
         Where no update follows, the evaluation at the end is the only one.
         """
         await self._restore()
+        await self._reporter.send_phase(STARTING_ENGINES)
         # before the weights: with these in the engines, the controller answers with its own state
         await self._controller.send(
             LearnerReady(
@@ -224,9 +228,8 @@ class Learner:
         await self._publish([], last=False)
         await self._publisher.wait_announced()
         if self._limits.updates_left(self.training) > 0:
-            await self._reporter.send_phase("evaluating")
             await self.evaluate(wait=True)
-        await self._report_training()
+            await self._report_training()
         self.training.began = self.training.began or self._limits.elapsed_s()
         if self._config.learner.rollback and latest(self._run_dir) is None:
             await self._checkpoint()
@@ -349,7 +352,6 @@ class Learner:
         for task in evaluations:
             await task
         if not self._stop.is_set():
-            await self._reporter.send_phase("evaluating")
             await self.evaluate(wait=True)
         await self._checkpoint()  # with what was not trained on, which a resumed run goes on with
         await self._controller.send(Shutdown(reason="the run is over"))
@@ -406,13 +408,20 @@ class Learner:
                 if played is not None:
                     return played
                 if show_progress:
-                    arrivals = self._buffer.evaluation_arrivals(evaluation)
-                    await self._reporter.send_phase("evaluating", arrivals, episodes)
+                    await self._report_evaluation(evaluation, episodes)
                 if self._stop.is_set():
                     await self._controller.send(Evaluate(evaluation=evaluation, episodes=0))
                     return None
                 await _wait_for(arrived, 1.0)
                 arrived.clear()
+
+    async def _report_evaluation(self, evaluation: int, episodes: int) -> None:
+        """Tell how much of an evaluation is played, or that the engines have no weights yet."""
+        if self._writer.applied_version < 0:
+            await self._reporter.send_phase(STARTING_ENGINES)
+            return
+        arrivals = self._buffer.evaluation_arrivals(evaluation)
+        await self._reporter.send_phase("evaluating", arrivals, episodes)
 
     def _is_evaluation_due(self) -> bool:
         every = self._config.eval.every

@@ -141,5 +141,7 @@ def serve_rank(job: Job, ranks: Ranks) -> None:
         call.run(training)
 
 
-def _report_nothing(phase: str, done: float | None = None, total: float | None = None) -> None:
+def _report_nothing(
+    phase: str, done: float | None = None, total: float | None = None, /, **figures: float
+) -> None:
     """Leave it to rank 0 to report its progress."""

@@ -53,10 +53,10 @@ class Reporter:
         await self._stats.send(Stats(source="learner", event=event, values=dict(values)))
 
     async def send_phase(
-        self, phase: str, done: float | None = None, total: float | None = None
+        self, phase: str, done: float | None = None, total: float | None = None, **figures: float
     ) -> None:
-        """Tell what is under way, and how far it is, if that can be said."""
-        values: dict[str, float | str | None] = {"phase": phase}
+        """Tell what is under way, how far it is, if that can be said, and what it came to."""
+        values: dict[str, float | str | None] = {"phase": phase, **figures}
         if total:
             values |= {"done": done, "of": total}
         await self.send("phase", values)
@@ -75,9 +75,15 @@ class Reporter:
         """Return a function by which other threads tell what is under way."""
         loop = asyncio.get_running_loop()
 
-        def report(phase: str, done: float | None = None, total: float | None = None) -> None:
+        def report(
+            phase: str,
+            done: float | None = None,
+            total: float | None = None,
+            /,
+            **figures: float,
+        ) -> None:
             if self._stop.is_set():
                 raise Stopped
-            asyncio.run_coroutine_threadsafe(self.send_phase(phase, done, total), loop)
+            asyncio.run_coroutine_threadsafe(self.send_phase(phase, done, total, **figures), loop)
 
         return report

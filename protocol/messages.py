@@ -53,6 +53,10 @@ class DropReason(StrEnum):
     UNINFORMATIVE = "uninformative"
 
 
+FAILURES = (DropReason.ENV_ERROR, DropReason.ENGINE_ERROR, DropReason.ACTOR_LOST)
+"""Reasons that somebody has to look into."""
+
+
 class StopReason(StrEnum):
     """Why a turn's generation ended."""
 

@@ -34,7 +34,7 @@ from telemetry.probes.clocks import LoopLag
 from telemetry.probes.waits import OwnWaits
 from telemetry.progress import Progress
 from telemetry.sinks.trackers import Tracker
-from telemetry.state import OWN_SOURCE
+from telemetry.state import OWN_SOURCE, RunState
 from telemetry.summary import summarize_run, write_summary
 
 TICK_S = 0.25
@@ -44,7 +44,7 @@ MAX_RESTARTS = 5
 RESTART_WINDOW_S = 600.0
 """The run ends with the process that would be restarted once more within this time."""
 
-BUILDING = "policy"
+BUILDING = "building the policy"
 
 PHASES_WITH_WEIGHTS = frozenset({"evaluating", "training"})
 """Phases of the learner in which the engines have got weights from it."""
@@ -72,7 +72,7 @@ async def train(job: Job, console: Console) -> dict[str, Any]:
     collector = _build_collector(job)
     ended = "finished"
     try:
-        with Progress(collector.state, job.config.run, console) as progress:
+        with build_progress(job, collector.state, console) as progress:
             async with receiving(job, collector) as receiver:
                 run = Run(job, collector, progress, receiver)
                 with on_interrupt(run.interrupt):
@@ -100,6 +100,17 @@ async def train(job: Job, console: Console) -> dict[str, Any]:
     if write_error is not None:
         raise _disk_failure(run_dir, write_error) from write_error
     return summary
+
+
+def build_progress(job: Job, state: RunState, console: Console) -> Progress:
+    """What shows the run in the terminal."""
+    learner = job.config.learner
+    return Progress(
+        state,
+        job.config.run,
+        console,
+        batch_episodes=learner.groups_per_update * learner.group_size,
+    )
 
 
 def _build_collector(job: Job) -> Collector:

@@ -35,7 +35,7 @@ from protocol.security import connect, load_keys
 from supervisor.interrupts import on_interrupt
 from supervisor.job import clean_up, write_settings
 from supervisor.process import RunFailed
-from supervisor.run import receiving
+from supervisor.run import build_progress, receiving
 from telemetry.collector import Collector, open_collector
 from telemetry.progress import Progress
 from telemetry.summary import summarize_run, write_summary
@@ -85,7 +85,7 @@ async def _train_and_summarize(
     build_policy(job)
     engines = [_build_engine(job, number) for number in range(len(job.endpoints.engines))]
     interrupted = asyncio.Event()
-    with Progress(collector.state, job.config.run, console) as progress:
+    with build_progress(job, collector.state, console) as progress:
         async with receiving(job, collector, context):
             await asyncio.gather(*(engine.start() for engine in engines))
             try:

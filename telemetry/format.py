@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 NO_VALUE = "-"
 
 
@@ -35,3 +37,24 @@ def format_duration(seconds: float) -> str:
     if minutes:
         return f"{minutes}:{seconds:02} min"
     return f"{seconds} s"
+
+
+def describe_figures(figures: Mapping[str, float]) -> str:
+    """What a phase of a run has come to: 193 won, loss 0.41."""
+    words = []
+    if "won" in figures:
+        words.append(f"{figures['won']:,.0f} won")
+    if "loss" in figures:
+        words.append(f"loss {figures['loss']:.3g}")
+    return ", ".join(words)
+
+
+def format_interval(low: float, high: float) -> str:
+    """Two shares as bounds in per cent: 35.1 to 52.4."""
+    return f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def draw_sparkline(shares: Sequence[float]) -> str:
+    """Shares from 0 to 1 as bars, one character each."""
+    bars = "▁▂▃▄▅▆▇█"
+    return "".join(bars[min(int(share * len(bars)), len(bars) - 1)] for share in shares)

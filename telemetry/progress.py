@@ -15,15 +15,29 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
+from rich.text import Text
 
 from config import RunSection
 from protocol.output import drop_unread_output
-from telemetry.format import NO_VALUE, format_count, format_decimal, format_duration, format_percent
+from telemetry.analysis.advice import advise_on_demonstrations
+from telemetry.analysis.intervals import wilson_interval
+from telemetry.format import (
+    NO_VALUE,
+    describe_figures,
+    draw_sparkline,
+    format_count,
+    format_decimal,
+    format_duration,
+    format_interval,
+    format_percent,
+)
 from telemetry.probes.waits import SHOWN_AFTER_SECONDS, Wait
 from telemetry.sinks.metrics_file import Record
-from telemetry.state import RunState
+from telemetry.state import LOSSES, Phase, RunState
+
+BEFORE_TRAINING = ("demonstrations", "warm start")
+"""Phases of a known length that come before all others."""
 
 TRAINING = "training"
 """The phase whose end is the run's goal, in updates and in minutes."""
@@ -38,11 +52,13 @@ RECENT_UPDATES = 10
 """Updates whose mean duration foretells the time left."""
 
 QUEUES = {
-    "trajectories": "queue_trajectories",
-    "leases": "queue_leases",
+    "episodes to train on": "queue_trajectories",
+    "to hand out": "queue_leases",
     "turns in flight": "turns_in_flight",
 }
 """Depths that the panel shows: their names there, and their gauges."""
+
+BAR_COLUMNS = 40
 
 
 class Progress:
@@ -57,10 +73,13 @@ class Progress:
         goal: RunSection,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        batch_episodes: int = 0,
     ) -> None:
+        """`batch_episodes`: how many make an update; 0 if nothing is played."""
         self._state = state
         self._goal = goal
         self._clock = clock
+        self._batch_episodes = batch_episodes
         self._console = console or Console(file=sys.stdout)
         self._live: Live | None = None
         if self._console.file.isatty() and not self._console.is_dumb_terminal:
@@ -69,6 +88,8 @@ class Progress:
         self._printed_at = 0.0
         self._printed_rollbacks = len(state.rollbacks)
         self._printed_evaluations = list(state.evaluations)
+        self._printed_update = _last_update(state).get("update", 0)
+        self._printed_phases = len(state.ended_phases)
         self._warned: set[str] = set()
         self._next_wait_warning_s = SHOWN_AFTER_SECONDS  # how long the longest wait is at the next
         self._briefly = drop_unread_output()
@@ -92,16 +113,18 @@ class Progress:
     def tick(self) -> None:
         """Redraw the panel, or print what is due."""
         now = self._clock()
-        self._print_warnings()
-        if self._live is not None:
-            self._live.update(panel(self._state, self._goal, now), refresh=True)
-            return
+        self._print_warnings(now)
+        self._print_ended_phases(now)
         self._print_evaluations(now)
+        if self._live is not None:
+            self._print_update(now)
+            shown = panel(self._state, self._goal, now, self._batch_episodes)
+            self._live.update(shown, refresh=True)
+            return
         phase = self._state.phase.name
         if phase != self._printed_phase or now - self._printed_at >= PLAIN_SECONDS:
             self._printed_phase = phase
-            self._printed_at = now
-            self._print_with_time(status_line(self._state, self._goal, now), now)
+            self._print_status(now)
 
     def print(self, text: str) -> None:
         """Print a line of plain text that stays, above the panel where there is one."""
@@ -114,6 +137,30 @@ class Progress:
         minutes, seconds = divmod(int(now - self._state.started), 60)
         self.print(f"[{minutes:3}:{seconds:02}]  {text}")
 
+    def _print_status(self, now: float) -> None:
+        self._printed_at = now
+        line = status_line(self._state, self._goal, now, self._batch_episodes)
+        self._print_with_time(line, now)
+
+    def _print_update(self, now: float) -> None:
+        """Leave a line of the newest update above the panel, unless there is one just before."""
+        update = _last_update(self._state).get("update", 0)
+        is_new = update != self._printed_update and self._state.phase.name == TRAINING
+        if is_new and now - self._printed_at >= PLAIN_SECONDS:
+            self._printed_update = update
+            self._print_status(now)
+
+    def _print_ended_phases(self, now: float) -> None:
+        """Print what phases came to that are over."""
+        ended = self._state.ended_phases
+        for phase, seconds in ended[self._printed_phases :]:
+            figures = describe_figures(phase.figures)
+            if figures:
+                steps = _describe_steps(phase)
+                took = format_duration(seconds)
+                self._print_with_time(f"{phase.name} {steps}{figures}, in {took}", now)
+        self._printed_phases = len(ended)
+
     def _print_evaluations(self, now: float) -> None:
         """Print the new evaluations; one of a resumed run may take the place of an equal one."""
         printed = {id(record) for record in self._printed_evaluations}
@@ -122,11 +169,13 @@ class Progress:
                 self._print_with_time(evaluation_line(record), now)
         self._printed_evaluations = list(self._state.evaluations)
 
-    def _print_warnings(self) -> None:
+    def _print_warnings(self, now: float) -> None:
         """Warn of signs of a collapse, of settings that do not fit, of failures and of waits.
 
         All but waits are told of once.
         """
+        for name, words in phase_warnings(self._state, self._goal, now).items():
+            self._warn_once(name, words)
         for name, words in self._state.signs.items():
             self._warn_once(name, f"{words} (docs/guides/reading-a-run.md, Signs of a collapse)")
         for name, words in self._state.advice.items():
@@ -163,6 +212,25 @@ class Progress:
             self.print(f"waiting: {line}")
 
 
+def phase_warnings(state: RunState, goal: RunSection, now: float) -> dict[str, str]:
+    """{what is wrong: words} of the phases before training: what they take, and what is lost."""
+    warnings = {}
+    for phase in [*(phase for phase, _ in state.ended_phases), state.phase]:
+        won = phase.figures.get("won")
+        if won is not None and phase.done == phase.of:
+            warnings["demonstrations"] = advise_on_demonstrations(won, phase.done or 0.0)
+    left_s = state.phase.seconds_left(now)
+    if state.phase.name in BEFORE_TRAINING and left_s is not None:
+        ends_s = state.wall_seconds(now) + left_s
+        if ends_s > goal.max_seconds():
+            warnings["time"] = (
+                f"the {state.phase.name} alone ends after about {format_duration(ends_s)}, and "
+                f"run.max_minutes ({goal.max_minutes:g}) leaves no update then; give it more "
+                "(--minutes)"
+            )
+    return {name: words for name, words in warnings.items() if words}
+
+
 def time_left(state: RunState, goal: RunSection, now: float) -> float | None:
     """Seconds until training ends, by the pace of the last updates and the limits.
 
@@ -187,12 +255,11 @@ def time_left(state: RunState, goal: RunSection, now: float) -> float | None:
     return max(0.0, min(limits_s))
 
 
-def status_line(state: RunState, goal: RunSection, now: float) -> str:
+def status_line(state: RunState, goal: RunSection, now: float, batch_episodes: int = 0) -> str:
     """The phase and the numbers that matter in it, on one line without any markup."""
-    phase = state.phase
-    if phase.name != TRAINING or not state.updates:
-        in_phase = format_duration(now - phase.started)
-        return f"{phase.name} {_steps(state)}{in_phase}{_trouble(state, now)}"
+    if state.phase.name != TRAINING or not state.updates:
+        words = f"{state.phase.name} {_describe_phase(state, now, batch_episodes)}"
+        return f"{words}{_trouble(state, now)}"
     last = state.updates[-1]
     parts = [
         f"update {last['update']}/{goal.max_updates}",
@@ -201,8 +268,8 @@ def status_line(state: RunState, goal: RunSection, now: float) -> str:
         f"valid {format_percent(last.get('valid_action_rate'))}",
         f"age {format_decimal(last.get('token_age_mean'))}",
         f"{format_count(state.generated_per_second(now))} tokens/s",
-        f"interventions {format_count(state.total('interventions'))}",
-        f"resamples {format_count(state.total('resamples'))}",
+        f"thinking cut {format_count(state.total('interventions'))}",
+        f"sampled again {format_count(state.total('resamples'))}",
     ]
     left_s = time_left(state, goal, now)
     if left_s is not None:
@@ -222,28 +289,34 @@ def wait_lines(waits: Sequence[Wait]) -> list[str]:
 
 
 def dropped_line(state: RunState) -> str:
-    """How many episodes were dropped so far, by reason; empty where none was."""
-    return ", ".join(f"{count} {reason}" for reason, count in state.drops_so_far().items() if count)
+    """How many episodes failed so far, by reason; empty where none did.
+
+    Others are dropped as a matter of course: at the end of a run, say.
+    """
+    drops = state.drops_so_far()
+    return ", ".join(f"{drops[reason]} {reason}" for reason in LOSSES if drops.get(reason))
 
 
 def evaluation_line(record: Record) -> str:
     """An evaluation's result on one line."""
-    return (
-        f"held-out success {format_percent(record.get('success'))} after {record['update']} "
-        f"updates ({format_count(record.get('episodes'))} games)"
-    )
+    success = record.get("success")
+    games = record.get("episodes")
+    words = f"held-out success {format_percent(success)}"
+    if success is not None and games:
+        words += f" ({format_interval(*wilson_interval(success, games))})"
+    return f"{words} after {record['update']} updates (games: {format_count(games)})"
 
 
-def panel(state: RunState, goal: RunSection, now: float) -> RenderableType:
+def panel(state: RunState, goal: RunSection, now: float, batch_episodes: int = 0) -> RenderableType:
     """Everything at a glance."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column()
     phase = state.phase
-    in_phase = format_duration(now - phase.started)
-    grid.add_row("phase", f"[bold]{escape(phase.name)}[/bold]  {_steps(state)}{in_phase}")
+    words = escape(_describe_phase(state, now, batch_episodes))
+    grid.add_row("phase", f"[bold]{escape(phase.name)}[/bold]  {words}")
     if phase.name != TRAINING and phase.of:
-        grid.add_row("", ProgressBar(total=phase.of, completed=phase.done or 0.0, width=40))
+        grid.add_row("", _draw_bar(phase.done or 0.0, phase.of))
     if state.updates or phase.name == TRAINING:
         _add_update_rows(grid, state, goal, now)
     _add_result_rows(grid, state)
@@ -271,7 +344,7 @@ def _add_update_rows(grid: Table, state: RunState, goal: RunSection, now: float)
     if left_s is not None:
         words += f"  {format_duration(left_s)} left"
     grid.add_row("update", words)
-    grid.add_row("", ProgressBar(total=max(goal.max_updates, 1), completed=done, width=40))
+    grid.add_row("", _draw_bar(done, goal.max_updates))
 
 
 def _add_result_rows(grid: Table, state: RunState) -> None:
@@ -282,14 +355,17 @@ def _add_result_rows(grid: Table, state: RunState) -> None:
         shares = [format_percent(evaluations[i].get("success")) for i in first_and_last]
         held_out = " -> ".join(shares) or NO_VALUE
         training = format_percent(last.get("success"))
-        grid.add_row("success", f"held-out [bold]{held_out}[/bold]   training {training}")
+        curve = draw_sparkline([record.get("success") or 0.0 for record in evaluations])
+        words = f"held-out [bold]{held_out}[/bold] {curve}   training {training}"
+        grid.add_row("success", words)
     if last:
         reward = format_decimal(last.get("reward"))
         valid = format_percent(last.get("valid_action_rate"))
-        grid.add_row("reward", f"{reward}   valid actions {valid}")
+        cut_off = format_percent(last.get("truncated_share"))
+        grid.add_row("reward", f"{reward}   valid actions {valid}   turns cut off {cut_off}")
         mean_age = format_decimal(last.get("token_age_mean"))
         oldest = format_count(last.get("token_age_max"))
-        grid.add_row("token age", f"mean {mean_age}   max {oldest}")
+        grid.add_row("token age", f"{mean_age} versions on average, {oldest} at most")
 
 
 def _add_token_rows(grid: Table, state: RunState, now: float) -> None:
@@ -298,7 +374,8 @@ def _add_token_rows(grid: Table, state: RunState, now: float) -> None:
     grid.add_row("tokens/s", f"generated {generated}   trained {trained}")
     interventions = format_count(state.total("interventions"))
     resamples = format_count(state.total("resamples"))
-    grid.add_row("control", f"interventions {interventions}   resamples {resamples}")
+    words = f"thinking cut {interventions} times   {resamples} turns sampled again"
+    grid.add_row("control", words)
 
 
 def _queue_depths(state: RunState) -> list[str]:
@@ -321,10 +398,33 @@ def _trouble(state: RunState, now: float) -> str:
     return words
 
 
-def _steps(state: RunState) -> str:
+def _describe_phase(state: RunState, now: float, batch_episodes: int) -> str:
+    """How far the phase is, what it came to, how long it lasts and will last."""
     phase = state.phase
+    words = format_duration(now - phase.started)
+    if phase.name == TRAINING:
+        here = state.gauges.get("queue_trajectories")
+        if batch_episodes and isinstance(here, int | float):
+            words = f"{here:,.0f} episodes here, an update takes {batch_episodes:,}   {words}"
+        return words
+    figures = describe_figures(phase.figures)
+    if figures:
+        words = f"{figures}  {words}"
+    left_s = phase.seconds_left(now)
+    if left_s and left_s >= 1:
+        words += f", about {format_duration(left_s)} left"
+    return f"{_describe_steps(phase)}{words}"
+
+
+def _describe_steps(phase: Phase) -> str:
     if phase.done is None:
         return ""
     if not phase.of:
         return f"{phase.done:,.0f}  "
     return f"{phase.done:,.0f}/{phase.of:,.0f}  "
+
+
+def _draw_bar(done: float, total: float) -> Text:
+    """How much is done, as a line that shows without colors, too."""
+    filled = round(BAR_COLUMNS * min(1.0, done / max(total, 1)))
+    return Text.assemble(("━" * filled, "bar.complete"), ("─" * (BAR_COLUMNS - filled), "bar.back"))

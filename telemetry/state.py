@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from typing import TypeGuard
 
 from config import LearnerSection
-from protocol.messages import Stats
+from protocol.messages import FAILURES, DropReason, Stats
 from telemetry.analysis.advice import find_advice
 from telemetry.analysis.collapse import SignWatch
+from telemetry.analysis.pace import phase_seconds_left
 from telemetry.metrics_schema import METRICS, TOTAL_SUFFIX, aggregation_of
 from telemetry.probes.waits import WaitBook
 from telemetry.sinks.metrics_file import Record, add_record, last_wall_seconds, roll_back
@@ -25,6 +26,12 @@ DROPPED_PREFIX = "dropped_"
 
 OWN_SOURCE = "supervisor"
 """Source of what the process itself reports that folds the messages."""
+
+LOSSES = tuple(map(str, (*FAILURES, DropReason.STALE)))
+"""Reasons for which an episode is dropped that was meant to be trained on."""
+
+PHASE_KEYS = ("phase", "done", "of")
+"""Values of a phase's messages that are no figures of it."""
 
 RATE_WINDOW = 30.0
 """Seconds over which the live tokens/s is taken."""
@@ -41,6 +48,12 @@ class Phase:
     started: float
     done: float | None = None
     of: float | None = None
+    figures: dict[str, float] = field(default_factory=dict)
+    """What the phase has come to, by name: the loss of a warm start, say."""
+
+    def seconds_left(self, now: float) -> float | None:
+        """Seconds until the phase is over, by its pace so far; None where that is not known."""
+        return phase_seconds_left(self.done, self.of, now - self.started)
 
 
 @dataclass
@@ -90,6 +103,8 @@ class RunState:
         self.started = now
         self.phase = Phase("starting", now)
         self.phase_seconds: dict[str, float] = {}
+        self.ended_phases: list[tuple[Phase, float]] = []
+        """The phases before this one, each with the seconds that it took."""
         self.gauges: dict[str, Value] = {}
         self.counters: dict[str, Counter] = {
             name: Counter() for name, known in METRICS.items() if known.aggregation == "total"
@@ -153,11 +168,11 @@ class RunState:
                 self._undo_lost_counts(values)
                 record = self._keep_finite(self._build_update(values, now))
                 self.signs = self._signs | self.signs
-                self.advice = find_advice(record) | self.advice
+                self.advice = find_advice(self.updates, self.evaluations) | self.advice
                 return record
             case "evaluation":
                 record = self._keep_finite(self._build_evaluation(values, now))
-                self.advice = find_advice(record) | self.advice
+                self.advice = find_advice(self.updates, self.evaluations) | self.advice
                 return record
         return None
 
@@ -216,11 +231,14 @@ class RunState:
         name = str(values.get("phase"))
         if name != self.phase.name:
             self.phase_seconds = self.seconds_by_phase(now)
+            self.ended_phases.append((self.phase, now - self.phase.started))
             self.phase = Phase(name, now)
         if "done" in values:
             self.phase.done = _as_number(values["done"])
         if "of" in values:
             self.phase.of = _as_number(values["of"])
+        figures = {name: value for name, value in values.items() if name not in PHASE_KEYS}
+        self.phase.figures |= {name: value for name, value in figures.items() if _is_number(value)}
 
     def _observe_gauge(self, source: str, name: str, value: Value, now: float) -> None:
         if name == "loop_lag":

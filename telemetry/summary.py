@@ -10,11 +10,19 @@ from typing import Any
 
 from config import RunSection
 from protocol.files import atomic_write
+from telemetry.analysis.advice import find_advice
 from telemetry.analysis.collapse import has_collapsed
 from telemetry.analysis.compare_runs import mean_or_none
-from telemetry.format import format_count, format_decimal, format_duration, format_percent
+from telemetry.analysis.intervals import wilson_interval
+from telemetry.format import (
+    format_count,
+    format_decimal,
+    format_duration,
+    format_interval,
+    format_percent,
+)
 from telemetry.sinks.metrics_file import Record, to_line
-from telemetry.state import RunState
+from telemetry.state import LOSSES, RunState
 
 SUMMARY_FILE = "summary.json"
 
@@ -42,10 +50,11 @@ def summarize_run(
 
     `ended`: "finished", "interrupted", or the error in one sentence. `more` is added as it is.
 
-    success_first and success_last are held-out (null without an evaluation); mean_token_age is over
-    all trained tokens; collapsed and signs are as in telemetry/analysis/collapse.py; failures are
-    the first episode that was dropped for each reason, and what it says; tokens_per_success are the
-    tokens generated outside evaluations, divided by the training episodes that reached their goal.
+    success_first and success_last are held-out, of games_first and games_last games (null without
+    an evaluation); mean_token_age is over all trained tokens; collapsed and signs are as in
+    telemetry/analysis/collapse.py, advice as in advice.py there; failures are the first episode
+    that was dropped for each reason, and what it says; tokens_per_success are the tokens generated
+    outside evaluations, divided by the training episodes that reached their goal.
     """
     updates = state.updates
     seconds_by_phase = state.seconds_by_phase(now)
@@ -70,6 +79,7 @@ def summarize_run(
         "failures": dict(state.failures),
         "collapsed": has_collapsed(state.evaluations),
         "signs": dict(state.signs),
+        "advice": find_advice(state.updates, state.evaluations),
         "rollbacks": len(state.rollbacks),
         "versions": {"python": platform.python_version()} | package_versions(),
     } | more
@@ -82,6 +92,9 @@ def _summarize_evaluations(evaluations: list[Record]) -> dict[str, Any]:
         first = evaluations[0]
         last = evaluations[-1]
     return {
+        "evaluations": len(evaluations),
+        "games_first": first.get("episodes"),
+        "games_last": last.get("episodes"),
         "success_first": first.get("success"),
         "success_last": last.get("success"),
         "success_by_type": _values_below(last, "success/"),
@@ -137,47 +150,87 @@ def read_summary(run_dir: Path) -> dict[str, Any]:
 
 
 def format_summary(summary: dict[str, Any], goal: RunSection) -> str:
-    """The closing table, as plain text of two columns. `goal`: the settings that end a run."""
-    rows = [
-        ("ended", summary["ended"]),
-        ("updates", f"{summary['updates']:,} in {format_duration(summary['wall_seconds'])}"),
-    ]
+    """The closing table, as plain text: how the run ended, and two columns below.
+
+    `goal`: the settings that end a run. What was not measured has no row.
+    """
+    took = format_duration(summary["wall_seconds"])
+    heading = f"{summary['ended']}: {summary['updates']:,} updates in {took}"
+    rows = []
     is_over_time = summary["ended"] == "finished" and goal.max_minutes
     if is_over_time and goal.max_updates and not summary["updates"]:
         rows.append(("no update", _explain_no_update(summary, goal)))
-    rows += _figure_rows(summary)
-    rows += [(f"first {reason}", words) for reason, words in summary["failures"].items()]
+    rows += _success_rows(summary)
+    if summary["updates"]:
+        rows += _training_rows(summary)
+    rows += _drop_rows(summary)
     rows += _trouble_rows(summary)
+    width = max((len(name) for name, _ in rows), default=0)
+    lines = (f"  {name:<{width}}  {value}" for name, value in rows)
+    return "\n".join([heading, *lines])
+
+
+def _success_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Success of the first evaluation and of the last, and what the last one is made of."""
+    if summary["success_last"] is None:
+        return []
+    first = _share_with_interval(summary["success_first"], summary["games_first"])
+    last = _share_with_interval(summary["success_last"], summary["games_last"])
+    words = f"{first} -> {last}"
+    if summary["evaluations"] == 1:
+        words = last
+    games = format_count(summary["games_last"])
+    rows = [("held-out success", f"{words}, 95 % intervals (games: {games})")]
     for kind, value in sorted(summary["success_by_type"].items()):
         rows.append((f"  {kind}", format_percent(value)))
     for name, value in sorted(summary["scores"].items()):
         rows.append((f"  {name}", format_decimal(value)))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
+    return rows
 
 
-def _figure_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    held_out_first = format_percent(summary["success_first"])
-    held_out_last = format_percent(summary["success_last"])
+def _share_with_interval(share: float | None, count: float | None) -> str:
+    """A share of so many games, with its interval: 43.8 % (35.5 to 52.4)."""
+    if share is None or not count:
+        return format_percent(share)
+    return f"{format_percent(share)} ({format_interval(*wilson_interval(share, count))})"
+
+
+def _training_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     training_first = format_percent(summary["train_success_first"])
     training_last = format_percent(summary["train_success_last"])
     mean_age = format_decimal(summary["mean_token_age"])
     oldest = format_count(summary["token_age_max"])
-    dropped = [f"{count:,} {reason}" for reason, count in summary["dropped"].items()]
+    tokens = (
+        f"{summary['generated_tokens']:,} generated ({summary['wasted_tokens']:,} wasted), "
+        f"{summary['trained_tokens']:,} trained"
+    )
+    if summary["tokens_per_success"] is not None:
+        tokens += f", {format_count(summary['tokens_per_success'])} a success"
     return [
-        ("held-out success", f"{held_out_first} -> {held_out_last}"),
         ("training success", f"{training_first} -> {training_last}"),
-        (
-            "tokens generated",
-            f"{summary['generated_tokens']:,} ({summary['wasted_tokens']:,} wasted)",
-        ),
-        ("tokens trained", f"{summary['trained_tokens']:,}"),
-        ("tokens a success", format_count(summary["tokens_per_success"])),
+        ("tokens", tokens),
         ("token age", f"{mean_age} versions on average, {oldest} at most"),
-        ("interventions", f"{summary['interventions']:,}"),
-        ("resamples", f"{summary['resamples']:,}"),
-        ("dropped episodes", ", ".join(dropped) or "none"),
+        (
+            "control",
+            f"thinking cut {summary['interventions']:,} times, {summary['resamples']:,} turns "
+            "sampled again",
+        ),
     ]
+
+
+def _drop_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Episodes that were lost, why the first of them was, and those that nobody needed."""
+    rows = []
+    for name, is_loss in (("dropped episodes", True), ("not needed", False)):
+        counts = [
+            f"{count:,} {reason}"
+            for reason, count in summary["dropped"].items()
+            if (reason in LOSSES) == is_loss
+        ]
+        if counts:
+            rows.append((name, ", ".join(counts)))
+    rows += [(f"first {reason}", words) for reason, words in summary["failures"].items()]
+    return rows
 
 
 def _explain_no_update(summary: dict[str, Any], goal: RunSection) -> str:
@@ -194,8 +247,11 @@ def _explain_no_update(summary: dict[str, Any], goal: RunSection) -> str:
 def _trouble_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     rows = []
     if summary["collapsed"]:
-        rows.append(("collapsed", "yes: the last evaluation is below half of the best"))
+        rows.append(
+            ("collapsed", "the last evaluation is below half of the best, and not by chance")
+        )
     rows += summary["signs"].items()
+    rows += summary["advice"].items()
     if summary["rollbacks"]:
         rows.append(("rollbacks", f"{summary['rollbacks']:,}"))
     return rows

@@ -8,9 +8,6 @@ from collections.abc import Container, Mapping, Sequence
 from config.options import this_command
 from protocol.messages import DropReason, EpisodeKey, Trajectory
 
-FAILURES = (DropReason.ENV_ERROR, DropReason.ENGINE_ERROR, DropReason.ACTOR_LOST)
-"""Reasons that somebody has to look into."""
-
 FIRST_EPISODES = 64
 """How many of the first training, or held-out, episodes may fail without one that does not."""
 

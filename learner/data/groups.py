@@ -19,9 +19,9 @@ from itertools import count
 from typing import NamedTuple
 
 from config import LearnerSection
-from learner.data.drop_ledger import FAILURES, DropLedger, FirstEpisodes
+from learner.data.drop_ledger import DropLedger, FirstEpisodes
 from learner.data.samples import is_informative
-from protocol.messages import DropReason, EpisodeKey, Trajectory
+from protocol.messages import FAILURES, DropReason, EpisodeKey, Trajectory
 
 SHOWN_MEMBERS = 5
 """How many missing episodes are named by their numbers."""

@@ -32,9 +32,15 @@ Turns = list[tuple[str, str]]
 
 
 def play_demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
-    """Play the first `episodes` tasks of a shuffle of the training tasks; yield what was won.
+    """Play as `play_tasks` does; yield what was won."""
+    return (turns for turns in play_tasks(config, episodes) if turns is not None)
 
-    A task that fails is logged and left out. NoDemonstrations if all of the first ones fail.
+
+def play_tasks(config: Config, episodes: int) -> Iterator[Turns | None]:
+    """Play the first `episodes` tasks of a shuffle of the training tasks.
+
+    Yields the turns of each; None of one that was not won. A task that fails is logged, and is not
+    won. NoDemonstrations if all of the first ones fail.
     """
     settings = config.warm_start
     seed = config.run.seed
@@ -63,9 +69,9 @@ def play_demonstrations(config: Config, episodes: int) -> Iterator[Turns]:
         except BaseException as error:
             failures.add(task, describe_error(error, home))
             failures.check(number + 1)
+            yield None
             continue
-        if episode.success:
-            yield episode.turns
+        yield episode.turns if episode.success else None
 
 
 class _TaskFailures:

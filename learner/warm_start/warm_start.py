@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,15 +16,29 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from config import Config, WarmStartSection
+from config.options import this_command
 from learner.data.batching import microbatches
 from learner.data.samples import TrainingSample
 from learner.model.policy import log_probs
-from learner.warm_start.demonstrations import TurnTokenizer, play_demonstrations
+from learner.warm_start.demonstrations import NoDemonstrations, TurnTokenizer, play_tasks
 from learner.warm_start.muon import Muon
 from protocol.machine import available_cores
 
-ReportProgress = Callable[[str, float | None, float | None], None]
-"""Reports the phase, how far it is and of how much (None: unknown); may raise Stopped."""
+
+class ReportProgress(Protocol):
+    """Reports the phase, how far it is and of how much (None: unknown); may raise Stopped."""
+
+    def __call__(
+        self,
+        phase: str,
+        done: float | None = None,
+        total: float | None = None,
+        /,
+        **figures: float,
+    ) -> None:
+        """`figures`: what the phase has come to, by name."""
+        ...
+
 
 WARM_UP_FRACTION = 0.05
 """Share of the steps over which the learning rate rises."""
@@ -45,12 +60,17 @@ def warm_start(
     settings = config.warm_start
     started = time.monotonic()
     samples: list[TrainingSample] = []
-    for number, turns in enumerate(play_demonstrations(config, settings.episodes)):
-        samples += turn_tokenizer.tokenize_turns(turns)
-        report("demonstrations", number, settings.episodes)
+    won = 0
+    for number, turns in enumerate(play_tasks(config, settings.episodes), 1):
+        if turns is not None:
+            samples += turn_tokenizer.tokenize_turns(turns)
+            won += 1
+        report("demonstrations", number, settings.episodes, won=won)
     if not samples:
-        raise ValueError(
-            "the expert won no episode to learn from: check env.* and warm_start.episodes"
+        raise NoDemonstrations(
+            f"warm_start.episodes: the expert won none of {settings.episodes} demonstrations, and "
+            "only those are imitated; lower warm_start.wasted_turn_rate and expert_error_rate, or "
+            f"see what it does: `{this_command()} check`"
         )
     rng = np.random.default_rng(config.run.seed)
     batches = list(draw_batches(samples, settings.batch_tokens, settings.epochs, rng))
@@ -64,9 +84,10 @@ def warm_start(
             for group in optimizer.param_groups:
                 group["lr"] = peak * fraction
         losses.append(imitate_batch(model, optimizers, batch, config.learner.precision))
-        report("warm start", step + 1, len(batches))
+        report("warm start", step + 1, len(batches), loss=losses[-1])
     return {
         "episodes": float(settings.episodes),
+        "won": float(won),
         "turns": float(len(samples)),
         "steps": float(len(batches)),
         "tokens": float(sum(sample.length for batch in batches for sample in batch)),

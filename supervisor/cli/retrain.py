@@ -86,7 +86,10 @@ def retrain(run_dir: Path, overrides: dict[str, str], console: Console) -> Path:
         report = functools.partial(_report, collector, progress)
         report("phase", phase="starting")
         training = Training.begin(
-            job, lambda phase, done, of: report("phase", phase=phase, done=done, of=of)
+            job,
+            lambda phase, done=None, of=None, /, **figures: report(
+                "phase", phase=phase, done=done, of=of, **figures
+            ),
         )
         report("phase", phase="training")
         with _first_ctrl_c() as interrupted:

@@ -11,13 +11,14 @@ from typing import Any
 
 from rich.console import Console
 
-from config import Config, ConfigError, Job
+from config import Config, ConfigError, Job, RunSection
 from config.options import this_command
 from config.resolve import Resolution, find_changes, parse_overrides, resolve_new, to_toml
 from protocol.files import WriteError
 from supervisor.cli.commands import output_status
 from supervisor.machine_checks import describe_machine, explain_weights_place
 from supervisor.resume import check_model_of, resolve_resumed
+from telemetry.sinks.starts_file import describe_start, record_start
 
 FAILED = 1
 INTERRUPTED = 130
@@ -44,6 +45,7 @@ def main(arguments: list[str]) -> int:
             print_plan(config)
         return output_status()
     job = prepare_run(config, options.serial, is_resumed)
+    record_start(Path(job.run_dir), describe_start(arguments, resolution.recipes, changes))
     console = Console()
     console.print(describe_recipes(resolution), highlight=False, markup=False, soft_wrap=True)
     print_places(job, console)
@@ -52,8 +54,8 @@ def main(arguments: list[str]) -> int:
     status, summary = run_to_end(job, options.serial, console)
     if summary is not None:
         _print_summary(job, summary, console)
-    if status == 0:
-        _print_next_steps(job)
+    if status == 0 and summary is not None:
+        _print_next_steps(job, options.serial, summary)
     else:
         _print_how_to_resume(job, options.serial, status)
     return status
@@ -214,12 +216,15 @@ def run_to_end(job: Job, serial: bool, console: Console) -> tuple[int, dict[str,
 def _print_summary(job: Job, summary: dict[str, Any], console: Console) -> None:
     from telemetry.summary import format_summary
 
-    console.print(format_summary(summary, job.config.run), highlight=False)
+    heading, *rows = format_summary(summary, job.config.run).split("\n", 1)
+    console.print(heading, style="bold", highlight=False, markup=False, soft_wrap=True)
+    for text in rows:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_how_to_resume(job: Job, serial: bool, status: int) -> None:
     """Say how to go on with a run that did not finish; after an error, beside that."""
-    flags = "--serial " * serial
+    flags = _name_flags(serial)
     stream = sys.stdout
     if status == FAILED:
         stream = sys.stderr
@@ -230,15 +235,34 @@ def _print_how_to_resume(job: Job, serial: bool, status: int) -> None:
     )
 
 
-def _print_next_steps(job: Job) -> None:
+def _print_next_steps(job: Job, serial: bool, summary: dict[str, Any]) -> None:
     """Say where the run and its last checkpoint are, and what to do with them."""
     from learner.checkpoint_damage import newest_undamaged
 
     run_dir = shlex.quote(job.run_dir)
-    print(f"the run is in {run_dir}", flush=True)
+    this = this_command()
+    more = _double_limit(job.config.run, summary["updates"])
     checkpoint = newest_undamaged(Path(job.run_dir))
+    steps = {"look at it": f"{this} report {run_dir}"}
     if checkpoint is not None:
-        print(f"  checkpoint: {shlex.quote(str(checkpoint))}")
-        print(f"  play:       {this_command()} play --watch {run_dir}")
-        print(f"  evaluate:   {this_command()} eval {run_dir}")
-    print(f"  as a page:  {this_command()} report {run_dir}", flush=True)
+        steps |= {
+            "play": f"{this} play --watch {run_dir}",
+            "evaluate": f"{this} eval {run_dir}",
+            "export": f"{this} export {run_dir} DIR",
+            "go on": f"{this} {_name_flags(serial)}--resume {run_dir} {more}",
+            "checkpoint": shlex.quote(str(checkpoint)),
+        }
+    print(f"the run is in {run_dir}")
+    for name, step in steps.items():
+        print(f"  {name + ':':<12}{step}", flush=True)
+
+
+def _double_limit(settings: RunSection, updates: int) -> str:
+    """An option by which a run that has ended after so many updates goes on as long again."""
+    if updates >= settings.max_updates or not settings.max_minutes:
+        return f"--updates {2 * max(1, settings.max_updates)}"
+    return f"--minutes {2 * settings.max_minutes:g}"
+
+
+def _name_flags(serial: bool) -> str:
+    return "--serial " * serial

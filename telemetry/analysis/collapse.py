@@ -3,8 +3,8 @@
 Here is also, by definition, whether a run has collapsed.
 
 A run has **collapsed** if the last of its evaluations succeeds in less than `COLLAPSED` of the best
-of them. Before that, signs show in the updates; each compares with the run itself, but for the
-share that the importance weights leave:
+of them, and their 95 % intervals are apart. Before that, signs show in the updates; each compares
+with the run itself, but for the share that the importance weights leave:
 
     reward drop       mean reward of the last `WINDOW` updates below `DROP` of the best mean of as
                       many
@@ -24,11 +24,13 @@ Pure: of the records of metrics.jsonl.
 
 from __future__ import annotations
 
+import operator
 from collections import deque
 from collections.abc import Sequence
 from math import inf, isfinite
 from statistics import mean, median
 
+from telemetry.analysis.intervals import wilson_interval
 from telemetry.sinks.metrics_file import Record
 
 COLLAPSED = 0.5
@@ -45,11 +47,23 @@ def has_collapsed(evaluations: Sequence[Record]) -> bool | None:
 
     That is with fewer than two evaluations, or if none of them succeeded in anything.
     """
-    values = [_finite_number(record, "success") for record in evaluations]
-    shares = [value for value in values if value is not None]
-    if len(shares) < 2 or max(shares) == 0:
+    known = [record for record in evaluations if _finite_number(record, "success") is not None]
+    best = max(known, key=operator.itemgetter("success"), default={"success": 0.0})
+    if len(known) < 2 or best["success"] == 0:
         return None
-    return shares[-1] < COLLAPSED * max(shares)
+    last = known[-1]
+    if last["success"] >= COLLAPSED * best["success"]:
+        return False
+    return _differ_beyond_chance(last, best)
+
+
+def _differ_beyond_chance(low: Record, high: Record) -> bool:
+    """Tell whether the 95 % intervals of two evaluations are apart; True without their games."""
+    if not low.get("episodes") or not high.get("episodes"):
+        return True
+    _, upper = wilson_interval(low["success"], low["episodes"])
+    lower, _ = wilson_interval(high["success"], high["episodes"])
+    return upper < lower
 
 
 def collapse_signs(updates: Sequence[Record], min_effective_sample_size: float) -> dict[str, str]:

@@ -32,11 +32,18 @@ def build_status(state: RunState, now: float) -> dict[str, Any]:
         "phase_seconds": round(now - phase.started, 1),
         "done": phase.done,
         "of": phase.of,
+        "figures": dict(phase.figures),
+        "seconds_left": phase.seconds_left(now),
         "waits": [
             {"process": wait.source, "what": wait.what, "seconds": round(wait.seconds, 1)}
             for wait in state.waits.long_waits(now)
         ],
         "dropped": state.drops_so_far(),
+        "warnings": {
+            **state.signs,
+            **state.failures,
+            **state.advice,
+        },
     }
 
 

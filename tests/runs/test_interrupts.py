@@ -35,7 +35,7 @@ async def test_ctrl_c_ends_a_learner_of_two_ranks_in_its_warm_start(tmp_path: Pa
         assert run.left_over() == [] and not list(cache.glob("policy-*"))
 
 
-@pytest.mark.parametrize("phase", ["starting", "demonstrations", "evaluating"])
+@pytest.mark.parametrize("phase", ["starting", "demonstrations", "starting engines"])
 async def test_ctrl_c_before_there_is_an_engine_ends_the_run_as_interrupted(
     tmp_path: Path, small_policy, phase: str
 ):
@@ -44,7 +44,7 @@ async def test_ctrl_c_before_there_is_an_engine_ends_the_run_as_interrupted(
     The interrupt comes as soon as there is a learner, in its warm start, or after it; nobody waits
     for the engine, which never comes.
     """
-    episodes = 0 if phase == "evaluating" else 4000
+    episodes = 0 if phase == "starting engines" else 4000
     settings = {"model.name": small_policy, "warm_start.episodes": episodes}
     settings |= {"run.dir": tmp_path / "run", "run.cache_dir": tmp_path / "cache"}
     with silent_server() as url:

@@ -25,7 +25,11 @@ from learner.data.samples import TrainingSample
 from learner.model.policy import load_policy
 from learner.training import Training
 from learner.warm_start import policy_cache, warm_start
-from learner.warm_start.demonstrations import TurnTokenizer, play_demonstrations
+from learner.warm_start.demonstrations import (
+    NoDemonstrations,
+    TurnTokenizer,
+    play_demonstrations,
+)
 from learner.warm_start.tiny import CHAT_TEMPLATE, TURN_END, train_tokenizer
 from protocol.prompting import Prompter
 from tests.fixtures.example_environment import guide_code
@@ -35,7 +39,7 @@ from tests.fixtures.runs import job_in
 pytestmark = pytest.mark.slow
 
 
-def no_progress(phase, done, of):
+def no_progress(*_, **__):
     pass
 
 
@@ -147,7 +151,7 @@ def test_two_runs_that_want_the_same_warm_start_at_once_make_it_once(job, monkey
         second = pool.submit(
             Training.begin,
             job,
-            lambda phase, *_: waiting.set() if phase.startswith("waiting") else None,
+            lambda phase, *_, **__: waiting.set() if phase.startswith("waiting") else None,
         )
         weights = [run.result().model.state_dict() for run in (first, second)]
     assert len(made) == 1
@@ -195,10 +199,13 @@ def test_a_kept_policy_that_cannot_be_read_names_the_setting(job, monkeypatch: p
 
 def test_warm_start_reports_its_progress(job):
     seen = []
-    Training.begin(job, lambda phase, done, of: seen.append((phase, done, of)))
-    phases = [phase for phase, _, _ in seen]
+    Training.begin(job, lambda phase, done, of, **figures: seen.append((phase, done, of, figures)))
+    phases = [phase for phase, *_ in seen]
     assert phases[0] == "demonstrations" and phases[-1] == "warm start"
     assert seen[-1][1] == seen[-1][2] > 0
+    *_, played, episodes, won = [row for row in seen if row[0] == "demonstrations"][-1]
+    assert played == episodes == 40 and 0 < won["won"] <= 40
+    assert 0 < seen[-1][3]["loss"] < seen[phases.index("warm start")][3]["loss"]
 
 
 def test_a_model_of_ones_own_is_warm_started_if_asked_and_every_weight_by_adamw(job, small_policy):
@@ -217,8 +224,8 @@ def test_a_model_of_ones_own_is_warm_started_if_asked_and_every_weight_by_adamw(
 
 
 def test_expert_that_never_wins_is_an_error(job, monkeypatch):
-    monkeypatch.setattr(warm_start, "play_demonstrations", lambda *_: iter(()))
-    with pytest.raises(ValueError, match=r"warm_start\.episodes"):
+    monkeypatch.setattr(warm_start, "play_tasks", lambda *_: iter([None] * 40))
+    with pytest.raises(NoDemonstrations, match=r"warm_start\.episodes: .* won none of 40"):
         Training.begin(job, no_progress)
 
 

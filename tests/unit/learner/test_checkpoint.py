@@ -32,7 +32,7 @@ def job(tmp_path):
     return job_in(tmp_path, CONFIG)
 
 
-def no_progress(phase, done, of):
+def no_progress(*_, **__):
     pass
 
 

@@ -71,11 +71,11 @@ def test_progress_responses_cut_off_are_warned_of_once() -> None:
     """From the first evaluation on, and not at each update again."""
     show = Show()
     show.send("phase", phase="evaluating")
-    show.send("evaluation", update=0, truncated_share=1.0)
-    (warning,) = [line for line in show.tick(1.0) if "truncated responses" in line]
-    assert "100% of the responses were cut off" in warning
-    show.send("update", update=1, truncated_share=0.9)
-    assert not any("truncated responses" in line for line in show.tick(2.0))
+    show.send("evaluation", update=0, truncated_share=1.0, episodes=64)
+    (warning,) = [line for line in show.tick(1.0) if "cut off:" in line]
+    assert "100.0 % of the turns were cut off" in warning
+    show.send("update", update=1, truncated_share=0.9, episodes=64)
+    assert not any("cut off:" in line for line in show.tick(2.0))
 
 
 def test_a_change_of_phase_is_shown_at_once_and_once() -> None:
@@ -111,12 +111,70 @@ def test_an_evaluation_is_shown_at_once() -> None:
     show = Show()
     show.tick(0.0)
     show.send("evaluation", update=20, success=0.4375, episodes=128)
-    assert show.tick(0.25) == ["[  0:00]  held-out success 43.8 % after 20 updates (128 games)"]
+    first = "[  0:00]  held-out success 43.8 % (35.5 to 52.4) after 20 updates (games: 128)"
+    assert show.tick(0.25) == [first]
     assert show.tick(0.5) == []
     show.send(
         "evaluation", update=20, success=0.5, episodes=128
     )  # of a run that goes on from there
-    assert show.tick(0.75) == ["[  0:00]  held-out success 50.0 % after 20 updates (128 games)"]
+    second = "[  0:00]  held-out success 50.0 % (41.5 to 58.5) after 20 updates (games: 128)"
+    assert show.tick(0.75) == [second]
+
+
+def test_progress_of_a_long_phase_says_what_is_left_and_what_it_came_to() -> None:
+    """After ten steps a phase says when it ends; when it is over, what it came to stays."""
+    show = Show()
+    show.send("phase", phase="warm start", done=9, of=120, loss=2.0)
+    assert show.tick(9.0) == ["[  0:09]  warm start 9/120  loss 2  9 s"]
+    show.send("phase", phase="warm start", done=20, of=120, loss=0.5)
+    assert show.tick(20.0) == ["[  0:20]  warm start 20/120  loss 0.5  20 s, about 1:40 min left"]
+    show.send("phase", phase="warm start", done=120, of=120, loss=0.125)
+    show.now = 120.0
+    show.send("phase", phase="evaluating")
+    assert show.tick(120.0)[0] == "[  2:00]  warm start 120/120  loss 0.125, in 2:00 min"
+
+
+def test_progress_of_a_warm_start_longer_than_the_run_warns_once() -> None:
+    """That run.max_minutes ends before the warm start does is said as soon as it is known."""
+    show = Show(minutes=1.0)
+    show.send("phase", phase="warm start", done=20, of=120)
+    warnings = [line for line in show.tick(20.0) + show.tick(21.0) if "warning" in line]
+    (line,) = warnings
+    assert "ends after about 2:00 min" in line and "run.max_minutes (1)" in line
+    short = Show(minutes=3.0)
+    short.send("phase", phase="warm start", done=20, of=120)
+    assert not [line for line in short.tick(20.0) if "warning" in line]
+
+
+@pytest.mark.parametrize(("won", "is_said"), [(193, True), (500, False)])
+def test_progress_of_demonstrations_that_are_mostly_lost_warns(won: int, is_said: bool) -> None:
+    """How many demonstrations the expert won is said, and a warning where it is few."""
+    show = Show()
+    show.send("phase", phase="demonstrations", done=800, of=800, won=won)
+    show.send("phase", phase="warm start")
+    lines = show.tick(1.0)
+    assert f"[  0:01]  demonstrations 800/800  {won} won, in 0 s" in lines
+    said = f"the expert won {won} of 800 demonstrations ({won / 8:.1f} %)"
+    assert any(said in line and "wasted_turn_rate" in line for line in lines) == is_said
+
+
+def test_progress_before_the_first_update_says_how_much_of_a_batch_is_here() -> None:
+    """The first update of a run takes long: the episodes that it waits for are counted."""
+    show = Show()
+    show.progress = Progress(
+        show.state, RunSection(), Console(file=show.file), lambda: show.now, batch_episodes=64
+    )
+    show.send("phase", phase="training")
+    show.send("gauge", queue_trajectories=34)
+    assert show.tick(5.0) == ["[  0:05]  training 34 episodes here, an update takes 64   5 s"]
+
+
+def test_progress_shows_lost_episodes_and_not_those_that_nobody_needs() -> None:
+    """Episodes that are canceled at the end are no loss; those that failed are."""
+    show = Show()
+    show.send("phase", phase="training")
+    show.send("drops", canceled=128, uninformative=8, stale=2, env_error=3)
+    assert show.tick(0.0)[0].endswith("dropped 3 env_error, 2 stale")
 
 
 def test_why_episodes_fail_is_shown_once_for_each_reason() -> None:
@@ -140,8 +198,8 @@ def test_training_is_shown_in_numbers() -> None:
         "success 50.0 %",
         "reward 5.00",
         "valid 75.0 %",
-        "interventions 12",
-        "resamples 3",
+        "thinking cut 12",
+        "sampled again 3",
         "8:00 min left",
     ):
         assert part in line
@@ -176,6 +234,36 @@ def test_a_terminal_gets_a_panel_that_vanishes_and_lines_that_stay() -> None:
     assert "\x1b[2K" in written  # erases its lines
 
 
+def test_terminal_keeps_evaluations_and_updates_in_lines_that_stay() -> None:
+    """Above the panel each evaluation stays, and a line of an update every ten seconds."""
+    file = Terminal()
+    console = Console(
+        file=file, force_terminal=True, width=120, legacy_windows=False, _environ={"TERM": "xterm"}
+    )
+    show = Show(file, console)
+    with show.progress:
+        show.send("evaluation", update=0, success=0.25, episodes=64)
+        show.send("phase", phase="training")
+        show.tick(10.0)
+        for number in range(1, 5):
+            show.now = 10.0 + 5.0 * number
+            show.send("update", update=number, success=0.5, training_tokens=100 * number)
+            show.tick(show.now)
+    kept = [line for line in file.getvalue().splitlines() if "[  0:" in line]
+    assert [line.partition("]")[2].split()[:3] for line in kept] == [
+        ["held-out", "success", "25.0"],
+        ["training", "update", "1/100"],
+        ["training", "update", "3/100"],
+    ]
+
+
+def test_bar_of_the_panel_shows_without_colors() -> None:
+    """With NO_COLOR what is missing of a bar is drawn, too."""
+    show = Show()
+    show.send("phase", phase="warm start", done=30, of=120)
+    assert "━" * 10 + "─" * 30 in drawn(show, 1.0)
+
+
 def drawn(show: Show, at: float) -> str:
     console = Console(file=io.StringIO(), width=100)
     console.print(panel(show.state, RunSection(max_updates=100, max_minutes=60.0), at))
@@ -201,11 +289,12 @@ def test_the_panel_shows_all_there_is() -> None:
         "4/100",
         "8:00 min left",
         "25.0 % -> 50.0 %",
-        "interventions 12",
-        "resamples 3",
+        "▃▅",
+        "thinking cut 12 times",
+        "3 turns sampled again",
     ):
         assert part in text
-    for part in ("trajectories 5", "leases 6", "turns in flight 7"):
+    for part in ("episodes to train on 5", "to hand out 6", "turns in flight 7"):
         assert part in text
 
 

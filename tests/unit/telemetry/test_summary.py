@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from importlib import metadata
 from pathlib import Path
 
@@ -170,20 +171,36 @@ def test_a_summary_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> 
 
 def test_the_closing_table_says_what_matters() -> None:
     text = format_summary(summarize_run(trained_state(), 75.0), RunSection())
-    table = dict(line.split("  ", 1) for line in text.splitlines() if not line.startswith(" "))
-    said = {name: " ".join(value.split()) for name, value in table.items()}
-    assert said["held-out success"] == "25.0 % -> 75.0 %"
-    assert said["updates"] == "2 in 1:15 min"
-    assert (
-        said["dropped episodes"] == "3 actor_lost"
-        and said["first actor_lost"] == "0.1: three of them"
+    heading, *lines = text.splitlines()
+    said = rows_of(text)
+    assert heading == "finished: 2 updates in 1:15 min"
+    assert said["held-out success"] == (
+        "25.0 % (16.0 to 36.8) -> 75.0 % (63.2 to 84.0), 95 % intervals (games: 64)"
     )
+    assert said["dropped episodes"] == "3 actor_lost"
+    assert said["first actor_lost"] == "0.1: three of them"
+    assert said["control"] == "thinking cut 7 times, 2 turns sampled again"
+    kinds = [number for number, line in enumerate(lines) if line.startswith("    ")]
+    assert kinds == [1, 2] and said["pick"] == "100.0 %" and said["price"] == "0.25"
 
 
-def test_the_closing_table_of_a_run_that_did_nothing_has_no_numbers_to_show() -> None:
-    assert "held-out success  - -> -" in format_summary(
-        summarize_run(RunState(0.0), 1.0), RunSection()
-    )
+def rows_of(text: str) -> dict[str, str]:
+    """The rows of a closing table: name -> value."""
+    rows = (re.split(r"  +", line.strip(), maxsplit=1) for line in text.splitlines()[1:])
+    return dict(rows)
+
+
+def test_format_summary_of_a_run_that_did_nothing_has_no_rows_of_dashes() -> None:
+    """What was not measured has no row."""
+    text = format_summary(summarize_run(RunState(0.0), 1.0, "interrupted"), RunSection())
+    assert text == "interrupted: 0 updates in 1 s"
+
+
+def test_format_summary_tells_what_was_not_needed_apart_from_what_was_lost() -> None:
+    """Episodes that are canceled at the end of every run are no loss."""
+    state = state_of(("learner", "dropped", {"dropped_canceled": 128, "dropped_stale": 2}))
+    rows = rows_of(format_summary(summarize_run(state, 1.0), RunSection()))
+    assert rows["dropped episodes"] == "2 stale" and rows["not needed"] == "128 canceled"
 
 
 @pytest.mark.parametrize(
@@ -213,7 +230,7 @@ def test_a_run_without_an_update_is_told_to_look_at_its_failures_where_there_are
         for line in format_summary(
             summarize_run(state, 901.0), RunSection(max_updates=5, max_minutes=14.0)
         ).splitlines()
-        if line.startswith("no update")
+        if line.startswith("  no update")
     ]
     assert "--minutes" in line and ("why episodes failed" in line) == bool(failures)
 

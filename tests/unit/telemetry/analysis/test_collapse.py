@@ -101,6 +101,22 @@ def test_a_run_has_collapsed_below_half_of_its_best_evaluation(
     assert has_collapsed([{"success": share} for share in shares]) is verdict
 
 
+@pytest.mark.parametrize(
+    ("evaluations", "verdict"),
+    [
+        ([(0.0625, 16), (0.0, 16)], False),
+        ([(0.9, 128), (0.3, 128)], True),
+        ([(0.5, 8), (0.0, 4)], False),
+    ],
+)
+def test_has_collapsed_only_beyond_what_chance_gives(
+    evaluations: list[tuple[float, int]], verdict: bool
+):
+    """One game of sixteen that is lost again is no collapse."""
+    records = [{"success": share, "episodes": games} for share, games in evaluations]
+    assert has_collapsed(records) is verdict
+
+
 def test_a_sign_is_told_once_and_stays_in_the_summary():
     state = RunState(0.0)
     file = io.StringIO()
