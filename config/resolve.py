@@ -6,7 +6,7 @@ import functools
 import json
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ from config.refusals import (
     value_at,
 )
 from envs.registry import absolute_name, settings_of_environment
+from protocol.machine import computes_on_gpus
 
 DATA_VARIABLES = {"alfworld": "ALFWORLD_DATA", "webshop": "WEBSHOP_DATA"}
 """Environment -> the variable that stands in for its setting `data`."""
@@ -111,7 +112,8 @@ def _resolve_layers(layers: list[Layer], texts: Mapping[str, str], serial: bool)
     given = [layer for layer in layers if layer not in own]
     problems += _describe_unknown_settings(given, known)
     by_model = Layer("the model's own files", settings_of_model(model))
-    layers = [by_model, *own, _data_layer(environment), *given, Layer(COMMAND_LINE, options)]
+    layers = [_gpu_layer(named, model), by_model, *own, _data_layer(environment), *given]
+    layers.append(Layer(COMMAND_LINE, options))
     settings = stack_layers(keep_settings(layer, known) for layer in layers)
     values = {full: setting.value for full, setting in settings.items()}
     sources = {full: setting.source for full, setting in settings.items()}
@@ -277,6 +279,18 @@ def _data_layer(environment: str) -> Layer:
     if not directory:
         return Layer(variable, {})
     return Layer(variable, {f"{ENVIRONMENT_SETTINGS}.data": directory})
+
+
+def _gpu_layer(layers: Iterable[Layer], model: str) -> Layer:
+    """The precision on GPUs: those that are here, or that `layers` speak of.
+
+    The tiny policy's numbers are of float32.
+    """
+    planned = any(layer.settings.get("cluster.gpus") not in (None, 0, "0") for layer in layers)
+    if model == "tiny" or not (planned or computes_on_gpus()):
+        return Layer("", {})
+    precision = {"learner.precision": "bfloat16", "engine.dtype": "bfloat16"}
+    return Layer("GPUs compute with it", precision)
 
 
 def full_name(name: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -114,3 +115,13 @@ def _read_number(file: Path) -> float:
     if not words or not words[0].isdigit():
         return math.inf
     return float(words[0])
+
+
+def computes_on_gpus(devices: Path = Path("/dev")) -> bool:
+    """Tell if this machine has NVIDIA's GPUs, and the installed torch is not the one for CPUs."""
+    if not any(devices.glob("nvidia[0-9]*")):
+        return False
+    try:
+        return "cpu" not in metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return False

@@ -121,3 +121,13 @@ def test_an_environment_of_ones_own_validates_its_settings(monkeypatch: pytest.M
     assert resolve(None, {"env": "mygame", "env.settings.level": "3"}).env.settings == {"level": 3}
     message = expect_refusal(env="mygame", env__settings__level="0")
     assert message.startswith("env.settings.level: expected ") and "Level to begin at" in message
+
+
+def test_resolve_run_on_gpus_computes_in_bfloat16_unless_it_is_told_otherwise() -> None:
+    """Weights and optimizer stay float32; the tiny policy's numbers are of float32 throughout."""
+    gpus = {"model": "Qwen/Qwen3-0.6B", "cluster.gpus": "1"}
+    config = resolve(None, gpus)
+    assert (config.learner.precision, config.engine.dtype) == ("bfloat16", "bfloat16")
+    assert resolve(None, {**gpus, "learner.precision": "float32"}).learner.precision == "float32"
+    assert resolve(None, {**gpus, "model": "tiny"}).learner.precision == "float32"
+    assert resolve(None, {"recipe": "8x80gb"}).engine.dtype == "bfloat16"

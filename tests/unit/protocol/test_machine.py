@@ -14,7 +14,12 @@ import pytest
 from config import ConfigError
 from learner.publish import KEPT
 from learner.warm_start.policy_cache import check_cache_dir
-from protocol.machine import available_bytes, available_cores, quota_cores
+from protocol.machine import (
+    available_bytes,
+    available_cores,
+    computes_on_gpus,
+    quota_cores,
+)
 from supervisor import job, machine_checks
 from tests.fixtures.runs import small_config
 
@@ -264,3 +269,20 @@ def test_a_disk_without_locks_is_used_and_nothing_of_others_removed(
     second = Path(job.make_weights_dir(tmp_path))
     assert first.is_dir() and second.is_dir() and first != second
     assert "has no locks" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("device", "version", "expected"),
+    [
+        ("nvidia0", "2.13.0", True),
+        ("nvidia0", "2.13.0+cpu", False),
+        ("nvidiactl", "2.13.0", False),
+    ],
+)
+def test_computes_on_gpus_takes_a_device_and_torch_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, version: str, expected: bool
+) -> None:
+    """A driver without a GPU, or a GPU beside torch for CPUs, computes nothing there."""
+    (tmp_path / device).touch()
+    monkeypatch.setattr("protocol.machine.metadata.version", lambda name: version)
+    assert computes_on_gpus(tmp_path) is expected
