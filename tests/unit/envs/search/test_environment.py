@@ -79,14 +79,6 @@ def test_anything_else_takes_a_turn_and_is_told_so(action):
     assert played.step(action).done
 
 
-def test_the_episode_ends_unsolved_when_its_turns_are_used_up():
-    played = SEARCH.start("train", 0)
-    results = [played.step("<search>Paro</search>") for _ in range(4)]
-    assert [result.done for result in results] == [False, False, False, True]
-    assert not results[-1].success
-    assert [result.truncated for result in results] == [result.done for result in results]
-
-
 def test_the_last_turn_may_be_the_answer():
     played = episode(max_turns=2)
     played.step("<search>capital of Maldives</search>")
@@ -165,22 +157,11 @@ def test_a_wrong_setting_is_an_error_that_names_it(chosen, named):
         Search(**chosen)
 
 
-def test_the_number_of_turns_can_be_set():
-    assert Search(max_turns=7).max_turns == 7
-    assert SEARCH.max_turns == 4
-
-
 def test_the_number_of_passages_can_be_set():
     found = (
         Search(topk=5).start("train", 0).step("<search>capital of Bhutan</search>").observation.text
     )
     assert found.count("Doc ") == 5
-
-
-@pytest.mark.parametrize("index", [-1, SEARCH.size("held_out")])
-def test_an_index_outside_the_split_is_an_error(index):
-    with pytest.raises(IndexError, match=f"0 to {SEARCH.size('held_out') - 1}"):
-        SEARCH.start("held_out", index)
 
 
 def test_a_failing_retriever_is_no_wrong_answer():

@@ -21,13 +21,6 @@ def action(response: str) -> str:
     return SEARCH.parse(response, ()).action
 
 
-def test_it_answers_nine_of_ten_held_out_questions_in_four_turns():
-    played = [
-        play_expert_episode(SEARCH, "held_out", index, random.Random(index)) for index in range(200)
-    ]
-    assert sum(episode.success for episode in played) >= 180
-
-
 def test_one_search_is_not_enough():
     """With the question as it is: an answer in what was shown, by whoever reads it."""
     shown = 0
@@ -122,41 +115,6 @@ def test_it_finishes_what_somebody_else_began():
         if clue.source == SEARCH.question("train", index).source
     )
     assert won >= 0.9 * two
-
-
-def test_its_responses_are_valid():
-    for index in range(60):
-        for _, response in play_expert_episode(
-            PATIENT, "train", index, random.Random(index), wasted_turn_rate=0.3
-        ).turns:
-            assert SEARCH.parse(response, ()).valid
-
-
-def test_its_thoughts_and_queries_are_short():
-    lengths = [
-        len(response.split())
-        for index in range(200)
-        for _, response in play_expert_episode(SEARCH, "train", index, random.Random(index)).turns
-    ]
-    assert max(lengths) <= 30
-
-
-def test_the_same_seed_gives_the_same_demonstration():
-    assert play_expert_episode(SEARCH, "train", 7, random.Random(1)) == play_expert_episode(
-        SEARCH, "train", 7, random.Random(1)
-    )
-
-
-def test_other_seeds_give_other_words():
-    assert (
-        len(
-            {
-                play_expert_episode(SEARCH, "train", 7, random.Random(seed)).turns[0][1]
-                for seed in range(20)
-            }
-        )
-        > 1
-    )
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2])

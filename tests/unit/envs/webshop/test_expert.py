@@ -5,7 +5,6 @@ import random
 import pytest
 
 from envs.play import play_expert_episode
-from envs.view import AgentView
 from envs.webshop.environment import WebShop
 from envs.webshop.expert import Wish
 from envs.webshop.page import SEARCH_FORM
@@ -23,10 +22,6 @@ def success(count: int, **how: float) -> float:
     )
 
 
-def test_it_wins_held_out_goals():
-    assert success(100) >= 0.95
-
-
 def test_it_wins_most_goals_in_spite_of_slips():
     assert success(100, expert_error_rate=0.1) >= 0.7
 
@@ -35,7 +30,7 @@ def test_it_wins_most_goals_in_spite_of_dawdling():
     assert success(100, wasted_turn_rate=0.3) >= 0.7
 
 
-def test_its_responses_are_valid_and_its_clicks_admissible():
+def test_what_it_clicks_on_is_on_the_page():
     for index in range(60):
         episode = SHOP.start("train", index)
         rng = random.Random(index)
@@ -43,10 +38,7 @@ def test_its_responses_are_valid_and_its_clicks_admissible():
         expert = SHOP.expert(episode, rng)
         done = False
         while not done:
-            thought, action = expert.waste_turn(view) if rng.random() < 0.3 else expert.act(view)
-            assert SHOP.parse(
-                f"<think>{thought}</think>\n<action>{action}</action>", view.observation.admissible
-            ).valid
+            _, action = expert.waste_turn(view) if rng.random() < 0.3 else expert.act(view)
             assert action in view.observation.admissible or (
                 action.startswith("search[") and SEARCH_FORM in view.observation.admissible
             )
@@ -64,48 +56,6 @@ def test_its_queries_are_words_of_the_instruction():
             if found:
                 task = SHOP.start("train", index).task.lower()
                 assert all(word in task for word in query.removesuffix("]</action>").split())
-
-
-def test_its_thoughts_are_short():
-    thoughts = [
-        response.partition("</think>")[0]
-        for i in range(100)
-        for _, response in play_expert_episode(SHOP, "train", i, random.Random(i)).turns
-    ]
-    assert max(len(thought.split()) for thought in thoughts) <= 16
-
-
-def test_the_same_seed_gives_the_same_demonstration():
-    assert play_expert_episode(SHOP, "train", 7, random.Random(1)) == play_expert_episode(
-        SHOP, "train", 7, random.Random(1)
-    )
-
-
-def test_other_seeds_give_other_words():
-    assert (
-        len(
-            {
-                play_expert_episode(SHOP, "train", 7, random.Random(seed)).turns[0][1]
-                for seed in range(20)
-            }
-        )
-        > 1
-    )
-
-
-def test_it_decides_by_the_view_alone():
-    """Its action on a turn is that of an expert which is asked then for the first time."""
-    for index in range(60):
-        episode = SHOP.start("train", index)
-        view = SHOP.view(episode)
-        expert = SHOP.expert(episode, random.Random(0))
-        done = False
-        while not done:
-            _, action = expert.act(view)
-            assert action == SHOP.expert(episode, random.Random(1)).act(view)[1]
-            result = episode.step(action)
-            view.record(action, result.observation)
-            done = result.done
 
 
 def test_it_finishes_what_somebody_else_began():
@@ -171,11 +121,3 @@ def test_dawdling_wastes_turns_and_harms_nothing():
 )
 def test_what_is_asked_for_is_read_from_the_instruction(task, words, values, cap):
     assert Wish.read(task) == Wish(tuple(words.split()), tuple(values.split()), cap)
-
-
-def test_it_refuses_a_view_without_a_recollection():
-    episode = SHOP.start("train", 0)
-    with pytest.raises(TypeError, match=r"environment\.view"):
-        SHOP.expert(episode, random.Random(0)).act(
-            AgentView(episode.task, episode.observation, history=2)
-        )

@@ -1,9 +1,5 @@
 """Goals from instructions, their price caps, and the splits."""
 
-import hashlib
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,13 +9,11 @@ from hypothesis import strategies as st
 
 from envs.webshop.environment import load_world
 from envs.webshop.files import read_files
-from envs.webshop.generate import generate
 from envs.webshop.goals import build_human_goals, build_synthetic_goals, split_goals
 from envs.webshop.nouns import find_title_nouns
 from envs.webshop.products import build_products
 from envs.webshop.reward import is_match, normalize_color, score_purchase
 from envs.webshop.words import load_words
-from tests.fixtures import ROOT
 from tests.fixtures.webshop import goal, product, raw_product, write_shop
 
 WORLD = load_world("")
@@ -164,30 +158,3 @@ def test_values_of_an_option_can_be_told_apart():
 def test_the_kinds_of_the_default_shop_are_different_things():
     kinds = [kind for group in load_words().groups for kind in group.kinds]
     assert max(Counter(kinds).values()) == 1
-
-
-def fingerprint() -> str:
-    files, held_out = generate()
-    texts = [repr(files.products), repr(sorted(held_out))]
-    texts += [
-        f"{g.instruction} {g.product.price}"
-        for each in WORLD.goals.values()
-        for split in each.values()
-        for g in split
-    ]
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
-
-
-@pytest.mark.parametrize("hash_seed", ["1", "2"])
-def test_the_default_shop_is_the_same_in_every_process(hash_seed):
-    code = "from tests.unit.envs.webshop.test_goals import fingerprint; print(fingerprint())"
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(ROOT)}
-    other = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert other.stdout.strip() == fingerprint()
