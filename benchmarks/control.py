@@ -149,7 +149,7 @@ def streamed(top_k: int) -> Condition:
         name, prompt, _ = bench.turn()
         tokens = 0
         async for chunk in bench.client.stream(
-            name, prompt, Sampling(max_tokens=RESPONSE, cache_salt=name), top_k=top_k
+            name, prompt, Sampling(max_tokens=RESPONSE, cache_salt=name), log_probs=top_k
         ):
             tokens += len(chunk.tokens)
         return tokens

@@ -28,6 +28,7 @@ from config.controller import (
 )
 from config.engine import EngineSection, SamplingSection
 from config.environment import EnvSection
+from config.evaluation import Decoding, EvalSection, EvalSetSection, EvaluationPlan
 from config.job import Devices, Endpoints, EngineDevice, Job
 from config.learner import LearnerSection
 from config.loss import (
@@ -44,7 +45,7 @@ from config.loss import (
     VtraceLoss,
 )
 from config.model import ModelSection, TinySection, WarmStartSection
-from config.run import EvalSection, RunSection
+from config.run import RunSection
 from config.section import ConfigError, Section
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "ControlSection",
     "ControllerSection",
     "DashboardSection",
+    "Decoding",
     "DecoupledLoss",
     "Devices",
     "Endpoints",
@@ -67,6 +69,8 @@ __all__ = [
     "EngineSection",
     "EnvSection",
     "EvalSection",
+    "EvalSetSection",
+    "EvaluationPlan",
     "GaeAlgorithm",
     "GigpoAlgorithm",
     "GrpoAlgorithm",

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from config.configuration import Config
 from config.engine import EngineSection
+from config.evaluation import AS_TRAINING, MIN_TEMPERATURE
 from config.ignored import check_used
 from config.model import NAMED_MODELS, is_hub_id
 from config.options import flatten_config
@@ -24,6 +25,7 @@ def check_consistency(config: Config) -> None:
     check_used(config.learner)
     _check_learner(config)
     _check_control(config)
+    _check_evaluation(config)
     if config.dashboard.host not in ("127.0.0.1", "localhost") and not config.dashboard.token:
         raise ConfigError(
             f"dashboard.token: at {config.dashboard.host} others can ask for the dashboard; set "
@@ -119,6 +121,16 @@ def _check_control(config: Config) -> None:
         raise ConfigError(
             "control.t2po.turn_mean: the score of control.t2po.score code is below 0 where the "
             "policy is uncertain, and has no geometric mean; set it to arithmetic"
+        )
+
+
+def _check_evaluation(config: Config) -> None:
+    temperature = config.eval.temperature
+    if temperature not in (AS_TRAINING, 0.0) and temperature < MIN_TEMPERATURE:
+        raise ConfigError(
+            f"eval.temperature: {temperature:g} is no temperature; give at least "
+            f"{MIN_TEMPERATURE:g}, 0 for the likeliest token, or {AS_TRAINING:g} for that of "
+            "sampling.temperature"
         )
 
 

@@ -38,6 +38,14 @@ from config.refusals import (
     guess,
     value_at,
 )
+from config.sets import (
+    EVALUATION_SETS,
+    fill_empty_sets,
+    find_set_misfits,
+    set_fields,
+    set_names,
+    without_sets,
+)
 from envs.registry import absolute_name, settings_of_environment
 from protocol.machine import computes_on_gpus
 
@@ -108,8 +116,10 @@ def _resolve_layers(layers: list[Layer], texts: Mapping[str, str], serial: bool)
     model = find_last(named, "model.name") or ModelSection().name
     own = [_recipe_layer(name) for name in own_recipes(model, environment, serial)]
     known = all_settings() | environment_fields(environment)
+    given = [_without_foreign_sets(layer, environment) for layer in layers if layer not in own]
+    for layer in (*given, Layer(COMMAND_LINE, dict(texts))):
+        known |= set_fields(set_names(layer.settings), environment)
     options, problems = _parse_options(texts, known)
-    given = [layer for layer in layers if layer not in own]
     problems += _describe_unknown_settings(given, known)
     by_model = Layer("the model's own files", settings_of_model(model))
     layers = [_gpu_layer(named, model), by_model, *own, _data_layer(environment), *given]
@@ -151,11 +161,21 @@ def _file_layer(file: Path) -> Layer:
 
 def _settings_of_tree(tree: Mapping[str, Any]) -> dict[str, Any]:
     """{full name: value} of a file's settings."""
-    sections = {name.rpartition(".")[0] for name in all_settings()} | {ENVIRONMENT_SETTINGS}
+    sections = {name.rpartition(".")[0] for name in all_settings()}
+    sections |= {ENVIRONMENT_SETTINGS, EVALUATION_SETS}
     values = {full_name(name): value for name, value in flatten(tree).items()}
     if isinstance(values.get("env.name"), str):
         values["env.name"] = absolute_name(values["env.name"])
-    return {name: value for name, value in values.items() if value != {} or name not in sections}
+    return fill_empty_sets(
+        {name: value for name, value in values.items() if value != {} or name not in sections}
+    )
+
+
+def _without_foreign_sets(layer: Layer, environment: str) -> Layer:
+    """Leave evaluation sets out of a layer that is of another environment, by its own word."""
+    if find_last([layer], "env.name") in ("", environment):
+        return layer
+    return layer._replace(settings=without_sets(layer.settings))
 
 
 def _describe_unknown_settings(
@@ -196,8 +216,10 @@ def _describe_misfits(values: Mapping[str, Any], environment: str) -> list[tuple
     """(Name, what is wrong with it) of each value that is not as its setting takes it."""
     problems = []
     known = all_settings() | environment_fields(environment)
+    known |= set_fields(set_names(values), environment)
     tree = nest(_keep_chosen_types(values))
-    misfits = list(find_misfits(tree, Config))
+    misfits = list(find_misfits(nest(_keep_chosen_types(without_sets(values))), Config))
+    misfits += find_set_misfits(values, environment)
     declared = settings_of_environment(environment)
     if declared is not None:
         own = value_at(tree, ENVIRONMENT_SETTINGS) or {}
@@ -320,7 +342,9 @@ def to_toml(config: Config, notes: Mapping[str, str] | None = None) -> str:
     lines: list[str] = []
     values = flatten_config(config)
     section = ""
-    for full, field in (all_settings() | environment_fields(config.env.name)).items():
+    known = all_settings() | environment_fields(config.env.name)
+    known |= set_fields(config.eval.sets, config.env.name)
+    for full, field in known.items():
         if full not in values:
             continue
         if full.rpartition(".")[0] != section:

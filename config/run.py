@@ -1,4 +1,4 @@
-"""Settings of a run as a whole, and of its evaluations."""
+"""Settings of a run as a whole."""
 
 from __future__ import annotations
 
@@ -44,13 +44,3 @@ class RunSection(Section, frozen=True):
     def max_seconds(self) -> float:
         """Seconds after which training stops; infinite without a limit."""
         return 60 * self.max_minutes or math.inf
-
-
-class EvalSection(Section, frozen=True):
-    """How a policy is evaluated on held-out games."""
-
-    episodes: Annotated[int, says("Held-out games of an evaluation", ge=1)] = 128
-    every: Annotated[
-        int, says("Updates between evaluations; 0: only before and after training", ge=0)
-    ] = 20
-    control: Annotated[bool, says("Keep exploration control on while evaluating")] = False

@@ -31,7 +31,7 @@ from engine.connection import EngineError
 from engine.responses import Chunk, Generation, cover_tokens
 from protocol.messages import Span
 
-TOP_K = 20
+LISTED_LOG_PROBS = 20
 """Log-probs to ask for: vLLM's default limit."""
 
 
@@ -137,7 +137,7 @@ class StreamingController:
         """
         response.begin_part()
         aborted = False
-        stream = engine.stream(name, prompt, sampling, top_k=TOP_K)
+        stream = engine.stream(name, prompt, sampling, log_probs=LISTED_LOG_PROBS)
         async for chunk in self._chunks(stream):
             for token, entry in zip(chunk.tokens, chunk.log_probs, strict=True):
                 previous = response.append(token, entry.log_prob)

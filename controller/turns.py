@@ -375,13 +375,16 @@ class TurnRunner:
 
     def _sampling(self, turn: _Turn, prompt_tokens: int) -> Sampling:
         config = self._config
+        decoding = config.decoding(turn.request.key.evaluation)
         repeats = 0
         if turn.controlled and config.control.mode in RESAMPLED_BY_ETA:
             repeats = config.control.t2po.repetition_limit
         return Sampling(
             max_tokens=min(config.sampling.max_tokens, config.engine.max_model_len - prompt_tokens),
             cache_salt=f"{self._nonce}-{self.weights_name}",
-            temperature=config.sampling.temperature,
+            temperature=decoding.temperature,
+            top_k=decoding.top_k,
+            top_p=decoding.top_p,
             seed=turn.seed if config.sampling.per_request_seeds else None,
             stop_token_ids=self._tokens.end,
             repeats=repeats,

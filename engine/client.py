@@ -59,14 +59,18 @@ RELEASE_SECONDS = 1.0
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """Parameters by which a response is sampled.
 
-    `cache_salt` keeps prefixes computed by other weights apart. `repeats` > 1: the turn ends, with
-    finish reason "repetition", once it says the same so many times on end. `ignore_eos`: the
-    model's own end token ends nothing.
+    `temperature` 0 takes the likeliest token. `top_k` tokens, and of these as many as have the
+    probability `top_p`, are left to choose from (0 and 1: all). `cache_salt` keeps prefixes
+    computed by other weights apart. `repeats` > 1: the turn ends, with finish reason "repetition",
+    once it says the same so many times on end. `ignore_eos`: the model's own end token ends
+    nothing.
     """
 
     max_tokens: int
     cache_salt: str
     temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
     seed: int | None = None
     stop_token_ids: list[int] = []
     repeats: int = 0
@@ -121,7 +125,7 @@ class EngineClient:
         turns appear in signal frames under it; the engine carries out `rule` on them. However the
         call ends, the turn ends in the engine. Raises EngineError.
         """
-        body = build_body(turn_id, prompt, sampling, top_k=0)  # of the sampled token alone
+        body = build_body(turn_id, prompt, sampling, log_probs=0)
         if watched:
             extra_args = {TURN_ID_KEY: turn_id}
             if rule is not None:
@@ -137,15 +141,15 @@ class EngineClient:
             ) from None
 
     async def stream(
-        self, turn_id: str, prompt: list[int], sampling: Sampling, *, top_k: int
+        self, turn_id: str, prompt: list[int], sampling: Sampling, *, log_probs: int
     ) -> AsyncGenerator[Chunk, None]:
         """Generate a response as `generate` does, and yield it as it comes.
 
-        Each token has the log-probs of the `top_k` most likely ones, or of one fewer, where the
+        Each token has the log-probs of so many of the most likely ones, or of one fewer, where the
         sampled token is none of them. This needs no plugin in the engine. Raises EngineError, also
         when the stream ends without a last chunk.
         """
-        body = build_body(turn_id, prompt, sampling, top_k) | {"stream": True}
+        body = build_body(turn_id, prompt, sampling, log_probs) | {"stream": True}
         try:
             with self._abort_if_abandoned(turn_id):
                 async with self._open("turns", "POST", GENERATE, body) as response:
@@ -404,13 +408,21 @@ class EngineClient:
         self._abandoned.clear()
 
 
-def build_body(turn_id: str, prompt: list[int], sampling: Sampling, top_k: int) -> dict[str, Any]:
-    """Build the request, as vLLM's /inference/v1/generate takes it."""
+def build_body(
+    turn_id: str, prompt: list[int], sampling: Sampling, log_probs: int
+) -> dict[str, Any]:
+    """Build the request, as vLLM's /inference/v1/generate takes it.
+
+    `log_probs`: of how many of the likeliest tokens; 0: of the sampled token alone.
+    """
     params: dict[str, Any] = {
         "max_tokens": sampling.max_tokens,
         "temperature": sampling.temperature,
+        # said in any case: an engine of one's own may have other defaults, of the model's
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
         "stop_token_ids": sampling.stop_token_ids,
-        "logprobs": top_k,
+        "logprobs": log_probs,
         "detokenize": False,
         "ignore_eos": sampling.ignore_eos,
     }

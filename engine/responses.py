@@ -21,7 +21,8 @@ class Generation(msgspec.Struct, frozen=True):
     """One response."""
 
     tokens: list[int]
-    # of the sampled tokens, at the sampling temperature; NaN where the engine has none
+    # of the sampled tokens, of the distribution sampled from: after temperature, top-k and top-p;
+    # NaN where the engine has none
     log_probs: list[float]
     spans: list[Span]  # which weights produced which tokens; covers all tokens, in order
     finish_reason: str  # "stop", "length", "abort" or "repetition"

@@ -40,7 +40,9 @@ class Request:
     queue: list[int] = field(default_factory=list)  # what its intervention forces
     pattern: int = 0  # tokens of the longest pattern whose repetition ends it
     min_count: int = 0
-    top_k: int = 0  # candidates to report of each token, the sampled one among them
+    top_k: int = 0  # likeliest tokens that are left to choose from; 0: all
+    top_p: float = 1.0  # probability that those left have, of these
+    listed: int = 0  # candidates to report of each token, the sampled one among them
     top: list[list[dict]] = field(default_factory=list)  # these, for each token
     grown: asyncio.Event = field(default_factory=asyncio.Event)  # there is another token, or an end
     cache: DynamicCache | None = None
@@ -253,8 +255,9 @@ class Generator:
     def _append(self, request: Request, logits: torch.Tensor, forced: int) -> None:
         """Sample from `logits` [V] (after temperature), or take the forced token.
 
-        The log-prob of that is 0, as in vLLM.
+        The log-prob of that is 0, as in vLLM; others are of what was left to choose from.
         """
+        logits = keep_likeliest(logits, request.top_k, request.top_p)
         log_probs = torch.log_softmax(logits, -1)
         if forced >= 0:
             token = forced
@@ -271,8 +274,8 @@ class Generator:
         request.tokens.append(token)
         request.log_probs.append(log_prob)
         candidates = []
-        if request.top_k and log_prob > NO_LOG_PROB:
-            candidates = _list_candidates(log_probs, token, request.top_k)
+        if request.listed and log_prob > NO_LOG_PROB:
+            candidates = _list_candidates(log_probs, token, request.listed)
         request.top.append(candidates)
         request.grown.set()
         request.versions.append(self.version)
@@ -284,12 +287,29 @@ class Generator:
             request.finish("length")
 
 
+def keep_likeliest(logits: torch.Tensor, top_k: int, top_p: float) -> torch.Tensor:
+    """Leave the likeliest tokens of `logits` [V] to choose from, and make others impossible.
+
+    As in vLLM (`apply_top_k_top_p`): first `top_k` tokens (0: all; more where some are as likely as
+    the last one), then, of these, the fewest that have the probability `top_p`.
+    """
+    if 0 < top_k < len(logits):
+        least = logits.topk(top_k).values[-1]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    if top_p < 1:
+        ascending, tokens = logits.sort()
+        removed = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+        removed[-1] = False
+        logits = logits.masked_fill(removed.scatter(0, tokens, removed), float("-inf"))
+    return logits
+
+
 def _list_candidates(log_probs: torch.Tensor, token: int, count: int) -> list[dict]:
     """List candidates as vLLM does: the sampled token, then the most likely others by rank.
 
-    The list is cut at `count`.
+    The list is cut at `count`, and what is impossible has NO_LOG_PROB.
     """
-    values, tokens = log_probs.topk(min(count, len(log_probs)))
+    values, tokens = log_probs.clamp(min=NO_LOG_PROB).topk(min(count, len(log_probs)))
     rank = int((log_probs > log_probs[token]).sum()) + 1
     ranked = [
         {"token_id": t, "logprob": lp, "rank": r}

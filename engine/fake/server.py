@@ -166,6 +166,8 @@ class FakeEngine:
             prompt=prompt,
             max_tokens=sampling.get("max_tokens", 16),
             temperature=sampling.get("temperature", 1.0),
+            top_k=sampling.get("top_k", 0),
+            top_p=sampling.get("top_p", 1.0),
             stop=stop if sampling.get("ignore_eos") else stop | self.generator.end_tokens,
             turn_id=extra.get(TURN_ID_KEY),
             seed=sampling.get("seed"),
@@ -175,7 +177,7 @@ class FakeEngine:
             min_count=repetition.get("min_count", 0),
         )
         self._check_alive()
-        request.top_k = sampling.get("logprobs") or 0
+        request.listed = sampling.get("logprobs") or 0
         self.generator.add(request)
         if body.get("stream"):
             return await self._stream(raw, request)

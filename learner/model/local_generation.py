@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from config import Decoding
 from learner.model.policy import load_policy, load_tokenizer
 from protocol.prompting import load_prompter, read_turn_end
 
@@ -27,11 +28,8 @@ class _Generates(Protocol):
 class LocalGenerator:
     """The policy in a Hugging Face directory."""
 
-    def __init__(self, directory: Path, temperature: float, max_tokens: int, seed: int) -> None:
-        """`temperature`: 0 takes the likeliest token.
-
-        ValueError for a model that cannot generate.
-        """
+    def __init__(self, directory: Path, decoding: Decoding, max_tokens: int, seed: int) -> None:
+        """ValueError for a model that cannot generate."""
         model = load_policy(directory).eval()
         if not isinstance(model, _Generates):
             raise ValueError(f"model.name: a {type(model).__name__} cannot generate")
@@ -39,8 +37,8 @@ class LocalGenerator:
         self._prompter = load_prompter(directory)
         end = load_tokenizer(directory).token_to_id(read_turn_end(directory))
         sampling: dict[str, object] = {"do_sample": False}
-        if temperature:
-            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0}
+        if not decoding.greedy:
+            sampling = {"do_sample": True, **decoding._asdict()}
         self._generation = GenerationConfig(
             max_new_tokens=max_tokens, eos_token_id=end, pad_token_id=end, **sampling
         )

@@ -164,7 +164,7 @@ def _build_model_player(config: Config, environment: Environment, watch: str) ->
     from learner.model.local_generation import LocalGenerator  # torch takes seconds to load
 
     generate = LocalGenerator(
-        directory, config.sampling.temperature, config.sampling.max_tokens, config.run.seed
+        directory, config.decoding(evaluation=True), config.sampling.max_tokens, config.run.seed
     )
 
     def choose(view: AgentView) -> Move:

@@ -8,6 +8,7 @@ import pytest
 
 from engine.client import EngineError
 from engine.constants import MAX_PATTERN_TOKENS
+from engine.fake.generation import keep_likeliest
 from tests.fixtures.engines import (
     TOLERANCE,
     TOP_J,
@@ -51,6 +52,31 @@ async def test_greedy_decoding_takes_the_most_likely_tokens(engine: Engine) -> N
     generation = await task
     expected = distributions(engine.policies.first.directory, prompt, generation.tokens)
     assert generation.tokens == expected.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(5, 1.0), (0, 0.6), (20, 0.5)])
+async def test_log_probs_are_of_the_tokens_that_top_k_and_top_p_leave(
+    engine: Engine, top_k: int, top_p: float
+) -> None:
+    """Log-probs are of what is sampled from, and signals of the whole distribution.
+
+    A greedy turn and one that samples from all tokens run beside it.
+    """
+    beside = [engine.start(temperature=temperature, seed=1) for temperature in (0.0, 1.0)]
+    turn_id, prompt, task = engine.start(temperature=0.6, top_k=top_k, top_p=top_p, max_tokens=24)
+    generation = await task
+    first = engine.policies.first.directory
+    whole = distributions(first, prompt, generation.tokens, 0.6)
+    expected = [
+        keep_likeliest(row, top_k, top_p).log_softmax(-1)[token].item()
+        for row, token in zip(whole, generation.tokens, strict=True)
+    ]
+    assert generation.log_probs == pytest.approx(expected, abs=TOLERANCE)
+    signals = await engine.watcher.until(turn_id, len(generation.tokens))
+    entropies = (-(whole.exp() * whole).sum(-1)).tolist()
+    assert signals.entropy == pytest.approx(entropies, abs=TOLERANCE)
+    for _, other_prompt, other in beside:
+        assert agrees_with(await other, first, other_prompt)
 
 
 async def test_equal_seeds_give_equal_responses_whatever_runs_beside(engine: Engine) -> None:

@@ -162,7 +162,7 @@ async def test_a_stream_that_waits_says_that_it_is_alive(
 
 async def test_a_prompt_outside_the_vocabulary_is_an_error(engine: Engine) -> None:
     with pytest.raises(EngineError, match=r"/inference/v1/generate: [^{]"):
-        async for _ in engine.client.stream("bad", [VOCABULARY + 5], sampling(0), top_k=2):
+        async for _ in engine.client.stream("bad", [VOCABULARY + 5], sampling(0), log_probs=2):
             pass
 
 
@@ -181,6 +181,6 @@ async def test_a_stream_that_breaks_off_is_an_unreachable_engine() -> None:
     async with serve_app(app) as url:
         client = EngineClient(url)
         with pytest.raises(EngineUnreachable, match="ended before the response did"):
-            async for _ in client.stream("turn", [1], sampling(0), top_k=2):
+            async for _ in client.stream("turn", [1], sampling(0), log_probs=2):
                 pass
         await client.close()

@@ -80,7 +80,7 @@ async def generated(client: EngineClient) -> list[int]:
 async def streamed(client: EngineClient) -> list[int]:
     return [
         token
-        async for chunk in client.stream("turn", [1], SAMPLING, top_k=20)
+        async for chunk in client.stream("turn", [1], SAMPLING, log_probs=20)
         for token in chunk.tokens
     ]
 
