@@ -202,7 +202,7 @@ class Admission:
         self._admit()
 
     def evaluate(self, evaluation: int, episodes: int) -> None:
-        """Admit held-out tasks 0 ... episodes-1, one episode each.
+        """Admit the episodes 0 ... episodes-1 of an evaluation.
 
         They come before any further training episode.
         """
@@ -210,17 +210,28 @@ class Admission:
             EpisodeKey(evaluation, task, True) for task in range(episodes)
         )
 
-    def is_evaluating(self) -> bool:
-        """True while an episode of an evaluation has not ended."""
-        return bool(self.pending_evaluation) or any(key.evaluation for key in self.leased)
+    def evaluation_episodes_left(self) -> int:
+        """Count the episodes of evaluations that have not ended."""
+        return len(self.pending_evaluation) + sum(key.evaluation for key in self.leased)
 
-    def end_evaluation(self, evaluation: int) -> None:
-        """Let the leases of an evaluation lapse: nobody waits for it any more."""
+    def evaluations_under_way(self) -> list[int]:
+        """List the evaluations with an episode that has not ended."""
+        leased = [key for key in self.leased if key.evaluation]
+        return sorted({key.group for key in (*self.pending_evaluation, *leased)})
+
+    def end_evaluation(self, evaluation: int) -> list[EpisodeKey]:
+        """Let the leases of an evaluation lapse: nobody waits for it any more.
+
+        Returns its episodes that had not ended.
+        """
+        pending = [key for key in self.pending_evaluation if key.group == evaluation]
+        leased = [key for key in self.leased if key.evaluation and key.group == evaluation]
         self.pending_evaluation = deque(
             key for key in self.pending_evaluation if key.group != evaluation
         )
-        for key in [key for key in self.leased if key.evaluation and key.group == evaluation]:
+        for key in leased:
             self._revoke(key)
+        return [*pending, *leased]
 
     def finish(self) -> list[EpisodeKey]:
         """Cancel and return the training episodes that have not ended: no training follows."""

@@ -41,6 +41,7 @@ import contextlib
 import functools
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -296,7 +297,7 @@ class Controller:
         No evaluation is under way meanwhile.
         """
         while True:
-            published = await self.announcements.next_weights()
+            published = await self.announcements.next_weights(self._drop_evaluation_episodes)
             version = published.version
             newest = LoadWeights(version=version, checksum=published.checksum)
             self.shards.newest_weights = newest
@@ -327,6 +328,15 @@ class Controller:
         detail = "the run ended before the episode did"
         for key in self.admission.finish():
             notice = dropped_episode(key, DropReason.CANCELED, detail)
+            await self.transport.tell_learner(notice)
+        await self._broadcast_revocations()
+
+    async def _drop_evaluation_episodes(self, episodes: Sequence[EpisodeKey]) -> None:
+        """Drop episodes of an evaluation, for which newer weights wait no more."""
+        seconds = self.config.actor.episode_seconds
+        detail = f"no episode of its evaluation ended within {seconds:g} s (actor.episode_seconds)"
+        for key in episodes:
+            notice = dropped_episode(key, DropReason.CANCELLED, detail)
             await self.transport.tell_learner(notice)
         await self._broadcast_revocations()
 
