@@ -19,7 +19,7 @@ import zmq.asyncio
 
 from actors.crash import ActorSlot
 from actors.episode import EpisodePlayer, drop_turns, encode_trajectory
-from envs.base import Environment
+from envs.registry import Environments
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
     Ack,
@@ -90,7 +90,7 @@ class Actor:
         context: zmq.asyncio.Context,
         endpoint: str,
         welcome: Welcome,
-        environment: Environment,
+        environments: Environments,
         prompter: Prompter,
         keys: CurveKeys | None = None,
         ask_again_seconds: float | None = None,
@@ -115,7 +115,7 @@ class Actor:
         self._shard = self._controller
         self._shard_listener: asyncio.Task | None = None
         self._group = asyncio.TaskGroup()  # entered by `run`
-        self._player = self._build_player(environment, prompter)
+        self._player = self._build_player(environments, prompter)
         self._reader = FrameReader()
         self._leases: asyncio.Queue[Lease] = asyncio.Queue()
         self._episodes: dict[LeaseId, asyncio.Task[Trajectory | None]] = {}  # being played
@@ -130,10 +130,10 @@ class Actor:
         self._unanswered_heartbeats = 0
         self._lag = LoopLag()
 
-    def _build_player(self, environment: Environment, prompter: Prompter) -> EpisodePlayer:
+    def _build_player(self, environments: Environments, prompter: Prompter) -> EpisodePlayer:
         welcome = self._welcome
         return EpisodePlayer(
-            environment,
+            environments,
             prompter,
             self._take_turn,
             step_timeout=welcome.step_timeout,

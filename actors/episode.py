@@ -15,7 +15,7 @@ import msgspec
 from actors.crash import RunningLeases
 from actors.stage import Stage, StepOutcome
 from actors.user_code import EpisodeThread
-from envs.base import Environment
+from envs.registry import Environments
 from envs.user_errors import UserCodeError, source_directory
 from protocol.arrays import INT32, pack
 from protocol.codec import MAX_FRAME, encode
@@ -74,11 +74,11 @@ class _Ended(Exception):
 
 
 class EpisodePlayer:
-    """Plays leases in one environment; `take_turn` asks the controller for a response."""
+    """Plays leases in their environments; `take_turn` asks the controller for a response."""
 
     def __init__(
         self,
-        environment: Environment,
+        environments: Environments,
         prompter: Prompter,
         take_turn: TakeTurn,
         *,
@@ -88,14 +88,14 @@ class EpisodePlayer:
         running: RunningLeases | None = None,
     ) -> None:
         """`running` has the leases of episodes while code of their environment runs."""
-        self._environment = environment
+        self._environments = environments
         self._prompter = prompter
         self._take_turn = take_turn
         self._step_timeout = step_timeout
         self._max_prompt_tokens = max_prompt_tokens
         self._anchor_texts = anchor_texts
         self._running = running or RunningLeases()
-        self._home = source_directory(environment)
+        self._home = source_directory(environments.training)
         self._closing: set[asyncio.Future] = set()
 
     async def play(self, lease: Lease) -> Trajectory | None:
@@ -104,7 +104,8 @@ class EpisodePlayer:
         It is dropped, with a reason, when the environment or the engine failed.
         """
         played = _Played(lease)
-        stage = Stage(self._environment, self._prompter, self._max_prompt_tokens)
+        environment = self._environments.of_set(lease.evaluation_set)
+        stage = Stage(environment, self._prompter, self._max_prompt_tokens)
         thread = EpisodeThread(self._home, self._step_timeout)
         try:
             await self._play(lease, played, stage, thread)

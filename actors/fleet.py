@@ -29,7 +29,7 @@ from actors.crash import ActorSlot
 from actors.pulse import LOOK_SECONDS, PulseMonitor
 from envs.base import Environment
 from envs.play import close_episode, start_episode
-from envs.registry import make_environment
+from envs.registry import Environments, make_environments
 from envs.user_errors import describe_error
 from protocol.codec import BadFrame, decode, encode
 from protocol.lifetime import describe_end, dying_with_parent
@@ -91,14 +91,14 @@ def _play(
 ) -> bool:
     """Play until the job is over, or its controller is lost; return whether it is lost."""
     welcome = fetch_welcome(endpoint, connect_seconds, keys)
-    environment = load_environment(welcome)
+    environments = load_environments(welcome)
     prompter = Prompter(welcome.tokenizer_json, welcome.chat_template)
     gc.collect()
     gc.freeze()  # the shared pages are not touched by the children's collector
 
     def body(slot: ActorSlot) -> None:
         reseed()
-        asyncio.run(_act(endpoint, episodes, welcome, environment, prompter, keys, slot))
+        asyncio.run(_act(endpoint, episodes, welcome, environments, prompter, keys, slot))
 
     def is_there() -> bool:
         try:
@@ -109,30 +109,43 @@ def _play(
     return supervise(body, actors, is_there, welcome.step_timeout + STANDS_STILL_SECONDS)
 
 
-def load_environment(welcome: Welcome) -> Environment:
-    """Make the environment, and have it load what it loads lazily, before the forks.
+def load_environments(welcome: Welcome) -> Environments:
+    """Make the environments, and have them load what they load lazily, before the forks.
 
-    Raises FleetError if it cannot be made, or none of its first tasks started. A task that cannot
+    Raises FleetError if one cannot be made, or none of its first tasks started. A task that cannot
     start costs its own episodes alone.
     """
-    reasons: list[BaseException] = []
     try:
-        environment = make_environment(welcome.environment, **welcome.environment_settings)
-        for split in ("train", "held_out"):
-            for index in range(min(FIRST_TASKS, environment.size(split))):
-                try:
-                    close_episode(start_episode(environment, split, index, 0))
-                    return environment
-                except KeyboardInterrupt:
-                    raise
-                except BaseException as error:
-                    reasons.append(error)
+        environments = make_environments(
+            welcome.environment, welcome.environment_settings, welcome.settings_by_set
+        )
+        reason = _try_start(environments.training)
+        for evaluation_set, environment in environments.by_set.items():
+            reason_of_set = _try_start(environment)
+            if reason_of_set and not reason:
+                reason = f"evaluation set {evaluation_set}: {reason_of_set}"
     except KeyboardInterrupt:  # whoever started the fleet ends it
         raise
     except BaseException as error:
-        reasons.append(error)
-    why = describe_error(reasons[0]) if reasons else "it has no tasks"
-    raise FleetError(f"{welcome.environment} cannot be played on this machine: {why}") from None
+        reason = describe_error(error)
+    if reason:
+        raise FleetError(f"{welcome.environment} cannot be played on this machine: {reason}")
+    return environments
+
+
+def _try_start(environment: Environment) -> str:
+    """Start one of the first tasks; returns why none of them can be, and "" if one can."""
+    reason = ""
+    for split in ("train", "held_out"):
+        for index in range(min(FIRST_TASKS, environment.size(split))):
+            try:
+                close_episode(start_episode(environment, split, index, 0))
+                return ""
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                reason = reason or describe_error(error)
+    return reason or "it has no tasks"
 
 
 def reseed() -> None:
@@ -290,7 +303,7 @@ async def _act(
     endpoint: str,
     episodes: int,
     welcome: Welcome,
-    environment: Environment,
+    environments: Environments,
     prompter: Prompter,
     keys: CurveKeys | None,
     slot: ActorSlot,
@@ -298,7 +311,7 @@ async def _act(
     context = zmq.asyncio.Context()
     beating = asyncio.create_task(slot.pulse.beat())
     try:
-        actor = Actor(context, endpoint, welcome, environment, prompter, keys, slot=slot)
+        actor = Actor(context, endpoint, welcome, environments, prompter, keys, slot=slot)
         await actor.run(episodes)
     finally:
         beating.cancel()

@@ -25,7 +25,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from config import LearnerSection
+from config import EvaluationPlan, LearnerSection
 from controller.admission import Admission, AdmissionSettings
 from learner.data.groups import GroupBuffer
 from protocol.messages import EpisodeKey, Trajectory
@@ -129,7 +129,14 @@ def simulate(settings: LearnerSection, actors: int, updates: int, draw: Draw) ->
     groups = settings.groups_per_update
     admission = Admission(
         AdmissionSettings(
-            groups, size, settings.max_staleness, 1, seed=0, train_size=1, held_out_size=1
+            groups,
+            size,
+            settings.max_staleness,
+            1,
+            seed=0,
+            train_size=1,
+            held_out_size=1,
+            evaluation=EvaluationPlan(()),
         )
     )
     buffer = GroupBuffer(size, window=settings.window())

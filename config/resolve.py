@@ -361,6 +361,8 @@ def find_changes(config: Config) -> dict[str, tuple[Any, Any]]:
     types = {f"{section}.type": values[f"{section}.type"] for section in tagged_sections()}
     plain = from_dict(nest(_with_environment(types, config.env.name)))
     defaults = flatten_config(plain) | {full: default_of(all_settings()[full]) for full in types}
+    of_sets = set_fields(config.eval.sets, "")
+    defaults |= {full: default_of(field) for full, field in of_sets.items()}
     return {
         full: (defaults.get(full), value)
         for full, value in values.items()

@@ -32,6 +32,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
 
+from config import EvaluationPlan
+from config.evaluation import ONLY_SET
 from protocol.messages import EpisodeKey, Lease, TurnRequest
 
 CLAIMS_BELIEVED = 5
@@ -56,6 +58,7 @@ class AdmissionSettings:
     seed: int
     train_size: int  # tasks in the training split
     held_out_size: int
+    evaluation: EvaluationPlan
     episode_seconds: float = inf  # the longest that a lease may last
 
     @property
@@ -257,19 +260,14 @@ class Admission:
         lease_attempt = len(actors)
         actors.append(actor)
         self.leased[key] = _Holder(actor, lease_attempt, now)
-        settings = self.settings
-        if key.evaluation:
-            split = "held_out"
-            task = key.member % settings.held_out_size
-        else:
-            split = "train"
-            task = task_of_group(settings.seed, key.group, settings.train_size)
+        split, task, evaluation_set = self._task_of(key)
         return Lease(
             key=key,
             lease_attempt=lease_attempt,
             split=split,
             task_index=task,
-            seed=episode_seed(settings.seed, key),
+            seed=episode_seed(self.settings.seed, key),
+            evaluation_set=evaluation_set,
         )
 
     def has_lease(self, key: EpisodeKey, lease_attempt: int, actor: bytes) -> bool:
@@ -358,6 +356,20 @@ class Admission:
             for key, holder in self.leased.items()
         ]
         return sorted(in_flight, key=lambda episode: -episode.seconds)[:limit]
+
+    def _task_of(self, key: EpisodeKey) -> tuple[str, int, str]:
+        """Return the split and the number of an episode's task, and the evaluation set.
+
+        Held-out tasks are played again where an evaluation has more episodes than there are. A set
+        with a name has as many tasks as it says (supervisor/job.py).
+        """
+        settings = self.settings
+        if not key.evaluation:
+            return "train", task_of_group(settings.seed, key.group, settings.train_size), ONLY_SET
+        planned = settings.evaluation.locate(key.member)
+        if planned.set.name == ONLY_SET:
+            return planned.set.split, planned.task % settings.held_out_size, ONLY_SET
+        return planned.set.split, planned.task, planned.set.name
 
     def _take_back(self, keys: list[EpisodeKey]) -> list[EpisodeKey]:
         exhausted = []

@@ -466,5 +466,6 @@ def _admission_settings(config: Config, environment: Environment) -> AdmissionSe
         seed=config.run.seed,
         train_size=environment.size("train"),
         held_out_size=environment.size("held_out"),
+        evaluation=config.evaluation_plan(),
         episode_seconds=config.actor.episode_seconds,
     )

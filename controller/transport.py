@@ -108,4 +108,5 @@ def build_welcome(job: Job) -> Welcome:
         step_timeout=config.actor.step_timeout,
         session=secrets.token_hex(8),
         anchor_texts=config.learner.algorithm.needs_anchor_texts,
+        settings_by_set=config.own_settings_of_sets(),
     )

@@ -16,13 +16,13 @@ import difflib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import MappingProxyType, ModuleType
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -82,6 +82,32 @@ def settings_of_environment(name: str) -> type[msgspec.Struct] | None:
     if name not in environment_names() and not _names_code(name):
         return None
     return getattr(find_factory(name), "Settings", None)
+
+
+class Environments(NamedTuple):
+    """The environment that is trained in, and those of evaluation sets with other settings."""
+
+    training: Environment
+    by_set: Mapping[str, Environment] = MappingProxyType({})
+
+    def of_set(self, evaluation_set: str) -> Environment:
+        """The environment of a set; of one without other settings, that of training."""
+        return self.by_set.get(evaluation_set, self.training)
+
+
+def make_environments(
+    name: str, settings: Mapping[str, Any], settings_by_set: Mapping[str, Mapping[str, Any]]
+) -> Environments:
+    """Make the environments of a run, one for all sets with equal settings."""
+    made = [(settings, make_environment(name, **settings))]
+    by_set = {}
+    for evaluation_set, others in settings_by_set.items():
+        equal = [environment for known, environment in made if known == others]
+        if not equal:
+            equal = [make_environment(name, **others)]
+            made.append((others, equal[0]))
+        by_set[evaluation_set] = equal[0]
+    return Environments(made[0][1], by_set)
 
 
 def make_environment(name: str, **settings: object) -> Environment:

@@ -63,6 +63,15 @@ class SearchSettings(EnvironmentSettings, frozen=True):
     questions: Annotated[
         str, Meta(description="JSONL file of questions; empty: those that come with the project")
     ] = ""
+    held_out_share: Annotated[
+        float,
+        Meta(
+            description="Share of the questions of such a file that is held out; 1: all, to "
+            "evaluate only",
+            gt=0,
+            le=1,
+        ),
+    ] = 0.1
     corpus: Annotated[
         str,
         Meta(

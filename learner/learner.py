@@ -28,9 +28,10 @@ import zmq.asyncio
 from config import Job
 from learner.checkpoint import IntakeState, latest
 from learner.data.episode_log import EpisodeLog, read_records, record_batch
+from learner.data.evaluation_metrics import evaluation_metrics
 from learner.data.groups import Batch, ClosedGroups, GroupBuffer
 from learner.data.intake import NOT_YET, Arrivals, EpisodeStore, Intake
-from learner.data.rollout_metrics import evaluation_metrics, rollout_metrics
+from learner.data.rollout_metrics import rollout_metrics
 from learner.engine_sleep import EngineSleep
 from learner.links import LearnerLinks, open_links
 from learner.publish import AppliedWeights, WeightPublisher, Weights, WeightWriter
@@ -126,6 +127,7 @@ class Learner:
         self._waits = host.instruments.waits
         self._stop = asyncio.Event()
         self._next_evaluation = 0
+        self._plan = job.config.evaluation_plan()
         self._pause_s = 0.0
         self._arrivals = Arrivals()
         self._buffer = GroupBuffer(
@@ -376,26 +378,28 @@ class Learner:
     # --- evaluations
 
     async def evaluate(self, wait: bool) -> None:
-        """Play the held-out games with the weights of now, and report.
+        """Play the evaluation's tasks with the weights that were announced last, and report.
 
-        `wait`: nothing is trained meanwhile.
+        `wait`: nothing is trained meanwhile. All its tokens are of these weights (invariant 13).
+        With `learner.publish_lag`, they are those of some updates ago.
         """
         evaluation = self._next_evaluation
         self._next_evaluation += 1
-        update = self.training.update_number
         await self._publisher.wait_announced()  # whoever plays is to know of the weights
+        newest = self._publisher.newest
+        assert newest is not None  # the first weights are announced before any evaluation
         played = await self._play_evaluation(evaluation, show_progress=wait)
         if played is None:
             return
-        metrics = evaluation_metrics(played)
-        self.training.note_evaluation(update, metrics["success"])
-        await self._reporter.send("evaluation", {"update": update, **metrics})
+        metrics = evaluation_metrics(played, self._plan, newest.version)
+        self.training.note_evaluation(newest.version, metrics["success"])
+        await self._reporter.send("evaluation", {"update": newest.version, **metrics})
 
     async def _play_evaluation(
         self, evaluation: int, show_progress: bool
     ) -> list[Trajectory] | None:
         """Have the episodes of an evaluation played; None if the user wants to stop."""
-        episodes = self._config.eval.episodes
+        episodes = self._plan.episodes
         await self._controller.send(Evaluate(evaluation=evaluation, episodes=episodes))
 
         def describe() -> str:
@@ -427,7 +431,8 @@ class Learner:
         every = self._config.eval.every
         if not every or self._limits.updates_left(self.training) == 0:
             return False
-        return self.training.update_number % every == 0
+        announced = self.training.update_number - self._config.learner.publish_lag
+        return announced > 0 and announced % every == 0
 
     # --- weights and checkpoints
 
@@ -468,7 +473,7 @@ class Learner:
             closed.next_group,
             end,
             self._next_evaluation,
-            self._config.eval.episodes,
+            self._plan.episodes,
             self.training.update_number,
         )
         return validate_trajectory(episode, self._bounds, window)

@@ -34,7 +34,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 
 class Message(msgspec.Struct, array_like=True, tag=True, frozen=True, kw_only=True):
@@ -96,6 +96,7 @@ class Lease(Message, frozen=True):
     task_index: int
     seed: int  # of everything random in the episode; the same for every lease
     permit: bytes = b""  # by which shards know that it was given (controller/leases.py)
+    evaluation_set: str = ""  # whose environment is played; empty: the one that is trained in
 
 
 class Hello(Message, frozen=True):
@@ -120,6 +121,8 @@ class Welcome(Message, frozen=True):
     step_timeout: float  # seconds an environment's step may take
     session: str  # of this controller
     anchor_texts: bool  # anchors are texts, since similar ones are compared; else digests
+    # of evaluation sets whose environment has other settings
+    settings_by_set: dict[str, dict] = {}
 
 
 class Credit(Message, frozen=True):
@@ -184,7 +187,9 @@ class Response(msgspec.Struct, array_like=True, frozen=True):
     """One sampled response of a turn: the kept one, or one that was rejected."""
 
     tokens: bytes  # int32 [T]
-    # float32 [T], behaviour policy, at the sampling temperature; NaN where the engine reported none
+    # float32 [T], behaviour policy, at the sampling temperature (and in evaluations, which are not
+    # trained on, of the tokens that eval.top_k and eval.top_p leave); NaN where the engine reported
+    # none
     log_probs: bytes
     # uint8 [T]: 1 = chosen by the policy, 0 = forced by the controller or without a finite log-prob
     mask: bytes
@@ -362,12 +367,12 @@ class GroupsDropped(Message, frozen=True):
 
 
 class Evaluate(Message, frozen=True):
-    """Asks to play `episodes` held-out tasks once each; 0: play no more of them.
+    """Asks to play the `episodes` episodes of an evaluation; 0: play no more of them.
 
-    They come before new training groups, with the weights published last.
+    They come before new training groups, with the weights published last, and no others.
     """
 
-    evaluation: int  # group number; members are the tasks 0 ... episodes-1
+    evaluation: int  # group number; members are 0 ... episodes-1 (config/evaluation.py)
     episodes: int
 
 

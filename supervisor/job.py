@@ -23,7 +23,9 @@ import msgspec
 from tokenizers import Tokenizer
 
 from config import Config, ConfigError, Devices, Endpoints, Job
+from config.evaluation import ONLY_SET
 from config.resolve import to_toml
+from config.sets import EVALUATION_SETS
 from controller.think_tokens import load_think_tokens
 from engine.constants import ENGINE_KEY_VARIABLE
 from envs.base import Environment, EnvironmentFailure, Episode
@@ -119,6 +121,7 @@ def check_job(config: Config) -> Environment:
     check_tracker(config.run.tracker)
     environment = build_environment(config)
     check_tasks(config, environment)
+    check_sets(config, environment)
     check_launch(config)
     check_shards(config)
     return environment
@@ -271,13 +274,19 @@ def check_run_dir(run_dir: Path) -> None:
         )
 
 
-def build_environment(config: Config) -> Environment:
-    """Build the environment of a run, which reads its files.
+def build_environment(config: Config, evaluation_set: str = ONLY_SET) -> Environment:
+    """Build the environment of a run, or that of an evaluation set of it, which reads its files.
 
     Raises ConfigError for an unknown one, or settings that it refuses.
     """
-    with environment_errors(config):
-        return make_environment(config.env.name, **config.environment_settings())
+    try:
+        with environment_errors(config):
+            settings = config.environment_settings(evaluation_set)
+            return make_environment(config.env.name, **settings)
+    except ConfigError as error:
+        if evaluation_set == ONLY_SET:
+            raise
+        raise ConfigError(f"{EVALUATION_SETS}.{evaluation_set}.settings: {error}") from None
 
 
 @contextlib.contextmanager
@@ -325,6 +334,25 @@ def check_tasks(config: Config, environment: Environment) -> None:
             raise ConfigError(
                 f"{setting}: {config.env.name} has no tasks to train on; set it to 0 to evaluate "
                 "only"
+            )
+
+
+def check_sets(config: Config, environment: Environment) -> None:
+    """Raise ConfigError for an evaluation set that asks for more tasks than there are.
+
+    `environment` is that of training, and of the sets that have no other settings.
+    """
+    for planned in config.evaluation_plan().sets:
+        if planned.name == ONLY_SET:
+            continue  # its tasks are played again where there are too few
+        own = environment
+        if config.eval.sets[planned.name].settings:
+            own = build_environment(config, planned.name)
+        size = own.size(planned.split)
+        if planned.first_task + planned.tasks > size:
+            raise ConfigError(
+                f"{EVALUATION_SETS}.{planned.name}.tasks: {planned.tasks} tasks from number "
+                f"{planned.first_task} on, and the split {planned.split} has {size}; give fewer"
             )
 
 

@@ -18,6 +18,7 @@ from config import Config, ConfigError
 from config.model import NAMED_MODELS
 from config.options import flatten
 from config.resolve import Resolution, full_name, resolve, resolve_recorded
+from config.sets import EVALUATION_SETS
 from learner.checkpoint_damage import archive_damaged, newest_undamaged
 from protocol.messages import SCHEMA_VERSION
 
@@ -88,14 +89,23 @@ def resolve_resumed(run_dir: Path, overrides: dict[str, str]) -> tuple[Resolutio
 
 
 def changed_settings(before: Config, after: Config) -> dict[str, tuple[Any, Any]]:
-    """The settings that differ: name -> (value before, value after)."""
+    """The settings that differ: name -> (value before, value after).
+
+    Of an evaluation set that is new, the values before are empty.
+    """
     values_before = flatten(msgspec.to_builtins(before))
     values_after = flatten(msgspec.to_builtins(after))
-    return {
+    changed = {
         name: (value, values_after[name])
         for name, value in values_before.items()
         if name in values_after and value != values_after[name]
     }
+    added = {
+        name: ("", value)
+        for name, value in values_after.items()
+        if name.startswith(f"{EVALUATION_SETS}.") and name not in values_before
+    }
+    return changed | added
 
 
 def check_change(run_dir: Path, name: str, before: Any, after: Any, recorded: Config) -> None:

@@ -433,10 +433,7 @@ def learner_environments(settings: LearnerSection) -> list[dict[str, str]]:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
     }
-    return [
-        {**group, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        for rank in range(settings.ranks)
-    ]
+    return [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(settings.ranks)]
 
 
 @contextlib.asynccontextmanager

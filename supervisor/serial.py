@@ -22,7 +22,7 @@ from config import ConfigError, Job
 from controller.controller import build_controller
 from controller.shard_worker import build_shard_worker
 from engine.fake.server import FakeEngine
-from envs.registry import make_environment
+from envs.registry import make_environments
 from learner.data.drop_ledger import NothingPlayable
 from learner.learner import Learner, build_learner
 from learner.warm_start.build import build_policy
@@ -200,11 +200,13 @@ async def _run_actors(job: Job, context: zmq.asyncio.Context) -> None:
     welcome = decode(await connection.recv())
     connection.close()
     assert isinstance(welcome, Welcome)
-    environment = make_environment(welcome.environment, **welcome.environment_settings)
+    environments = make_environments(
+        welcome.environment, welcome.environment_settings, welcome.settings_by_set
+    )
     prompter = Prompter(welcome.tokenizer_json, welcome.chat_template)
     async with asyncio.TaskGroup() as group:
         for _ in range(job.config.actor.count):
-            actor = Actor(context, job.endpoints.actors, welcome, environment, prompter, keys)
+            actor = Actor(context, job.endpoints.actors, welcome, environments, prompter, keys)
             group.create_task(actor.run(job.config.actor.episodes_per_actor))
     await asyncio.Event().wait()  # the actors may end before the learner does
 

@@ -6,7 +6,8 @@ but everything this project's own processes send is documented here, and a test 
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 Aggregation = Literal["value", "latest", "mean", "peak", "total"]
 """How a number gets into the line of an update:
@@ -44,8 +45,28 @@ METRICS: dict[str, Metric] = {
     "episodes": Metric(
         "1", "policy", "total", "Episodes in the batch (evaluation: held-out games played)"
     ),
+    "tasks": Metric(
+        "1", "policy", "value", "Tasks that an evaluation played, each eval.samples times"
+    ),
+    "unplayed": Metric(
+        "1",
+        "policy",
+        "value",
+        "Episodes of an evaluation that were dropped, and count for nothing",
+    ),
     "groups": Metric("1", "policy", "value", "Groups in the batch"),
-    "success": Metric("share", "policy", "value", "Episodes that reached their goal"),
+    "success": Metric(
+        "share",
+        "policy",
+        "value",
+        "Episodes that reached their goal (evaluation: mean over its tasks)",
+    ),
+    "success_low": Metric(
+        "share", "policy", "value", "Lower end of the 95 % interval of an evaluation's success"
+    ),
+    "success_high": Metric(
+        "share", "policy", "value", "Upper end of the 95 % interval of an evaluation's success"
+    ),
     "reward": Metric(
         "1", "policy", "value", "Mean return of an episode, as the environment gives it"
     ),
@@ -84,12 +105,6 @@ METRICS: dict[str, Metric] = {
     ),
     "evaluation_tokens": Metric(
         "tokens", "tokens", "total", "Sampled by the engines for evaluation"
-    ),
-    "evaluation_versions": Metric(
-        "1",
-        "policy",
-        "value",
-        "Versions of weights that an evaluation comes from: 1, unless it took too long",
     ),
     "training_tokens": Metric(
         "tokens",
@@ -396,17 +411,26 @@ METRICS: dict[str, Metric] = {
 
 TOTAL_SUFFIX = "_total"
 
+EVALUATION_METRICS = ("tasks", "unplayed", "success_low", "success_high")
+"""Numbers that records of evaluations alone have."""
+
+SET_PREFIX = "eval/"
+"""Begin of the names of an evaluation set's figures: eval/SET/NAME."""
+
 
 def find_metric(name: str) -> Metric | None:
     """The metric called `name`; None when undocumented.
 
-    Derived ones are NAME_total, NAME/age<versions>, success/<task type>, score/<name>.
+    Derived ones are NAME_total, NAME/age<versions>, success/<task type>, score/<name>,
+    pass_at/<samples> and eval/<set>/NAME.
     """
     if name in METRICS:
         return METRICS[name]
     counted = METRICS.get(name.removesuffix(TOTAL_SUFFIX))
     if counted is not None and counted.aggregation == "total":
         return counted._replace(description=f"{counted.description}; since the run started")
+    if name.startswith(SET_PREFIX):
+        return _find_metric_of_set(name)
     head, _, kind = name.partition("/")
     if not kind:
         return None
@@ -419,7 +443,36 @@ def find_metric(name: str) -> Metric | None:
     if head == "score":
         description = f"Mean over the episodes of {kind}, which the environment reports"
         return Metric("1", "policy", "value", description)
+    if head == "pass_at":
+        description = f"Tasks that one of {kind} samples solves (unbiased estimate)"
+        return Metric("share", "policy", "value", description)
     return None
+
+
+def split_set(name: str) -> tuple[str, str]:
+    """The evaluation set that a number is of, "" for none, and the number's name without it."""
+    if not name.startswith(SET_PREFIX):
+        return "", name
+    set_name, _, inner = name.removeprefix(SET_PREFIX).partition("/")
+    return set_name, inner
+
+
+def _find_metric_of_set(name: str) -> Metric | None:
+    set_name, inner = split_set(name)
+    metric = find_metric(inner)
+    if metric is None:
+        return None
+    return metric._replace(description=f"{metric.description}; of the evaluation set {set_name}")
+
+
+def successes_by_set(evaluation: Mapping[str, Any]) -> dict[str, float | None]:
+    """The success of each named set, from the record of an evaluation, in the sets' order."""
+    successes = {}
+    for name, value in evaluation.items():
+        set_name, inner = split_set(name)
+        if set_name and inner == "success":
+            successes[set_name] = value
+    return successes
 
 
 def aggregation_of(name: str) -> Aggregation:
@@ -429,13 +482,24 @@ def aggregation_of(name: str) -> Aggregation:
     return METRICS[name].aggregation
 
 
+def success_interval(evaluation: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The 95 % interval of an evaluation's success, as its record has it; None without one."""
+    low = evaluation.get("success_low")
+    high = evaluation.get("success_high")
+    if low is None or high is None:
+        return None
+    return low, high
+
+
 def tensorboard_tag(name: str, kind: str = "update") -> str:
     """The tag of a number in TensorBoard and trackers: `group/name`, `evaluation/name`.
+
+    That of a set's is `evaluation/set/name`.
 
     `kind` is that of the record that has the number.
     """
     if kind == "evaluation":
-        return f"evaluation/{name}"
+        return f"evaluation/{name.removeprefix(SET_PREFIX)}"
     metric = find_metric(name)
     if metric is None:
         return f"other/{name}"

@@ -21,7 +21,6 @@ from rich.text import Text
 from config import RunSection
 from protocol.output import drop_unread_output
 from telemetry.analysis.advice import advise_on_demonstrations
-from telemetry.analysis.intervals import wilson_interval
 from telemetry.format import (
     NO_VALUE,
     describe_figures,
@@ -32,6 +31,7 @@ from telemetry.format import (
     format_interval,
     format_percent,
 )
+from telemetry.metrics_schema import success_interval, successes_by_set
 from telemetry.probes.waits import SHOWN_AFTER_SECONDS, Wait
 from telemetry.sinks.metrics_file import Record
 from telemetry.state import LOSSES, Phase, RunState
@@ -299,12 +299,21 @@ def dropped_line(state: RunState) -> str:
 
 def evaluation_line(record: Record) -> str:
     """An evaluation's result on one line."""
-    success = record.get("success")
-    games = record.get("episodes")
-    words = f"held-out success {format_percent(success)}"
-    if success is not None and games:
-        words += f" ({format_interval(*wilson_interval(success, games))})"
-    return f"{words} after {record['update']} updates (games: {format_count(games)})"
+    words = f"held-out success {format_percent(record.get('success'))}"
+    interval = success_interval(record)
+    if interval is not None:
+        words += f" ({format_interval(*interval)})"
+    games = format_count(record.get("episodes"))
+    line = f"{words} after {record['update']} updates (games: {games})"
+    return "; ".join([line, *set_words(record)])
+
+
+def set_words(evaluation: Record) -> list[str]:
+    """Each named set of an evaluation with its success."""
+    return [
+        f"{name} {format_percent(success)}"
+        for name, success in successes_by_set(evaluation).items()
+    ]
 
 
 def panel(state: RunState, goal: RunSection, now: float, batch_episodes: int = 0) -> RenderableType:
@@ -358,6 +367,9 @@ def _add_result_rows(grid: Table, state: RunState) -> None:
         curve = draw_sparkline([record.get("success") or 0.0 for record in evaluations])
         words = f"held-out [bold]{held_out}[/bold] {curve}   training {training}"
         grid.add_row("success", words)
+    sets = set_words(evaluations[-1]) if evaluations else []
+    if sets:
+        grid.add_row("sets", "   ".join(sets))
     if last:
         reward = format_decimal(last.get("reward"))
         valid = format_percent(last.get("valid_action_rate"))

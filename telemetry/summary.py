@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ from protocol.files import atomic_write
 from telemetry.analysis.advice import find_advice
 from telemetry.analysis.collapse import has_collapsed
 from telemetry.analysis.compare_runs import mean_or_none
-from telemetry.analysis.intervals import wilson_interval
 from telemetry.format import (
     format_count,
     format_decimal,
@@ -21,6 +21,7 @@ from telemetry.format import (
     format_interval,
     format_percent,
 )
+from telemetry.metrics_schema import success_interval, successes_by_set
 from telemetry.sinks.metrics_file import Record, to_line
 from telemetry.state import LOSSES, RunState
 
@@ -50,11 +51,13 @@ def summarize_run(
 
     `ended`: "finished", "interrupted", or the error in one sentence. `more` is added as it is.
 
-    success_first and success_last are held-out, of games_first and games_last games (null without
-    an evaluation); mean_token_age is over all trained tokens; collapsed and signs are as in
-    telemetry/analysis/collapse.py, advice as in advice.py there; failures are the first episode
-    that was dropped for each reason, and what it says; tokens_per_success are the tokens generated
-    outside evaluations, divided by the training episodes that reached their goal.
+    success_first and success_last are held-out, of games_first and games_last games, with their
+    95 % intervals (null without an evaluation); success_by_type, success_by_set, scores and pass_at
+    (by number of samples) are the last evaluation's; mean_token_age is over all trained tokens;
+    collapsed and signs are as in telemetry/analysis/collapse.py, advice as in advice.py there;
+    failures are the first episode that was dropped for each reason, and what it says;
+    tokens_per_success are the tokens generated outside evaluations, divided by the training
+    episodes that reached their goal.
     """
     updates = state.updates
     seconds_by_phase = state.seconds_by_phase(now)
@@ -97,7 +100,11 @@ def _summarize_evaluations(evaluations: list[Record]) -> dict[str, Any]:
         "games_last": last.get("episodes"),
         "success_first": first.get("success"),
         "success_last": last.get("success"),
+        "interval_first": success_interval(first),
+        "interval_last": success_interval(last),
         "success_by_type": _values_below(last, "success/"),
+        "success_by_set": successes_by_set(last),
+        "pass_at": _values_below(last, "pass_at/"),
         "scores": _values_below(last, "score/"),
     }
 
@@ -174,13 +181,17 @@ def _success_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Success of the first evaluation and of the last, and what the last one is made of."""
     if summary["success_last"] is None:
         return []
-    first = _share_with_interval(summary["success_first"], summary["games_first"])
-    last = _share_with_interval(summary["success_last"], summary["games_last"])
+    first = _share_with_interval(summary["success_first"], summary["interval_first"])
+    last = _share_with_interval(summary["success_last"], summary["interval_last"])
     words = f"{first} -> {last}"
     if summary["evaluations"] == 1:
         words = last
     games = format_count(summary["games_last"])
     rows = [("held-out success", f"{words}, 95 % intervals (games: {games})")]
+    for name, value in summary["success_by_set"].items():
+        rows.append((f"  set {name}", format_percent(value)))
+    for samples, value in summary["pass_at"].items():
+        rows.append((f"  pass@{samples}", format_percent(value)))
     for kind, value in sorted(summary["success_by_type"].items()):
         rows.append((f"  {kind}", format_percent(value)))
     for name, value in sorted(summary["scores"].items()):
@@ -188,11 +199,11 @@ def _success_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:
     return rows
 
 
-def _share_with_interval(share: float | None, count: float | None) -> str:
-    """A share of so many games, with its interval: 43.8 % (35.5 to 52.4)."""
-    if share is None or not count:
+def _share_with_interval(share: float | None, interval: Sequence[float] | None) -> str:
+    """A share with its interval: 43.8 % (35.5 to 52.4)."""
+    if interval is None:
         return format_percent(share)
-    return f"{format_percent(share)} ({format_interval(*wilson_interval(share, count))})"
+    return f"{format_percent(share)} ({format_interval(*interval)})"
 
 
 def _training_rows(summary: dict[str, Any]) -> list[tuple[str, str]]:

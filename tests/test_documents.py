@@ -8,14 +8,21 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from config.options import SHORT_NAMES, all_settings, environment_fields, tagged_sections
+from config.options import (
+    SHORT_NAMES,
+    all_settings,
+    environment_fields,
+    tagged_sections,
+)
 from config.recipes import RECIPE_OPTION
 from config.resolve import parse_overrides, resolve
-from envs.registry import BUILT_IN_SETTINGS
+from config.sets import set_fields
+from envs.registry import BUILT_IN_SETTINGS, environment_names
 from protocol import messages
 from supervisor.cli.commands import COMMANDS
 from supervisor.cli.reference import PAGES
@@ -72,7 +79,12 @@ def guides() -> list[Path]:
 def setting_names() -> set[str]:
     """Return the full names of all settings, those of environments too, and of tagged sections."""
     own = {name for environment in BUILT_IN_SETTINGS for name in environment_fields(environment)}
-    return own | {"env.settings", *all_settings(), *tagged_sections()}
+    of_sets = {
+        name
+        for environment in BUILT_IN_SETTINGS
+        for name in set_fields(["NAME", "unseen", "seen", "test"], environment)
+    }
+    return own | of_sets | {"env.settings", "eval.sets", *all_settings(), *tagged_sections()}
 
 
 def known_options() -> set[str]:
@@ -189,6 +201,22 @@ def test_documents_train_commands_of_guides_are_accepted(
     monkeypatch.setattr(sys, "path", list(sys.path))
     for settings in train_commands(page.read_text()):
         resolve(overrides=parse_overrides(settings))
+
+
+@every_guide
+def test_documents_settings_files_of_guides_are_accepted(page: Path, tmp_path: Path) -> None:
+    """A block of TOML with sections of ours is a file of settings.
+
+    But for such of an environment that a reader has yet to make.
+    """
+    sections = {name.partition(".")[0] for name in all_settings()}
+    file = tmp_path / "settings.toml"
+    for language, code in FENCE.findall(page.read_text()):
+        tree = tomllib.loads(code) if language == "toml" else {}
+        environment = tree.get("env", {}).get("name", "alfworld")
+        if tree.keys() & sections and environment in environment_names():
+            file.write_text(code)
+            resolve(file)
 
 
 def test_documents_algorithms_of_papers_are_accepted() -> None:

@@ -9,7 +9,7 @@ from envs.search.actions import format_tags, parse_tags, read_action
 from envs.search.expert import SearchExpert
 from envs.search.facts import load_passages
 from envs.search.index import BM25Index
-from envs.search.jsonl import read_corpus, read_questions
+from envs.search.jsonl import HELD_OUT_SHARE, read_corpus, read_questions
 from envs.search.prompt import NO_ACTION, build_prompt, format_passages
 from envs.search.questions import Question, generate_questions
 from envs.search.remote import RemoteRetriever, Retriever
@@ -74,9 +74,10 @@ class SearchEpisode:
 class Search:
     """Question answering with a search engine as an `Environment`.
 
-    Settings: `questions`, a JSONL file (empty: those that come with the project); `corpus`, a JSONL
-    file of passages (empty: the project's); `url`, a server to ask instead of the index in this
-    process; `topk`, passages a search returns; `max_turns`; `history`, past turns in the prompt.
+    Settings: `questions`, a JSONL file (empty: those that come with the project), of which
+    `held_out_share` is held out; `corpus`, a JSONL file of passages (empty: the project's); `url`,
+    a server to ask instead of the index in this process; `topk`, passages a search returns;
+    `max_turns`; `history`, past turns in the prompt.
     """
 
     name = "search"
@@ -89,11 +90,17 @@ class Search:
         topk: int = 3,
         max_turns: int = 0,
         history: int = 4,
+        held_out_share: float = HELD_OUT_SHARE,
     ) -> None:
         if url and corpus:
             raise ValueError(
                 "env.settings.url and env.settings.corpus exclude each other: a server has its own "
                 "passages"
+            )
+        if held_out_share != HELD_OUT_SHARE and not questions:
+            raise ValueError(
+                "env.settings.held_out_share divides the questions of a file; those that come with "
+                "the project are divided: give env.settings.questions, or leave it out"
             )
         if topk < 1:
             raise ValueError(f"env.settings.topk: {topk} is less than 1")
@@ -101,7 +108,7 @@ class Search:
         self._topk = topk
         self._history = history
         # Read and indexed before a fork, so that processes share it.
-        self._questions = _load_questions(questions)
+        self._questions = _load_questions(questions, held_out_share)
         self._retriever = _build_retriever(url, corpus)
 
     def size(self, split: Split) -> int:
@@ -143,9 +150,9 @@ class Search:
         return SearchExpert(episode.task, rng)
 
 
-def _load_questions(path: str) -> dict[Split, tuple[Question, ...]]:
+def _load_questions(path: str, held_out_share: float) -> dict[Split, tuple[Question, ...]]:
     if path:
-        return read_questions(path)
+        return read_questions(path, held_out_share)
     return generate_questions()
 
 

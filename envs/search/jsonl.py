@@ -16,7 +16,7 @@ from envs.base import Split
 from envs.search.questions import Question
 
 HELD_OUT_SHARE = 0.1
-
+"""Share of a file's questions that is held out, unless another is asked for."""
 
 ANSWER_FIELDS = ("answers", "golden_answers", "answer")
 """Names that data sets give the field with the answers.
@@ -71,12 +71,14 @@ def _passage_id(row: dict[str, Any], number: int, where: str) -> str | int:
     return value
 
 
-def read_questions(path: str) -> dict[Split, tuple[Question, ...]]:
+def read_questions(
+    path: str, held_out_share: float = HELD_OUT_SHARE
+) -> dict[Split, tuple[Question, ...]]:
     """Read questions from `{"question": …, "answers": […], "source": …}`, and split them.
 
     `answers` may be one text and go by another name of `ANSWER_FIELDS`; `source` is optional. Of a
-    question that is there several times, all answers are right. One question in ten is held out, at
-    least one: which ones depends on their texts alone, not on their order.
+    question that is there several times, all answers are right. A share of the questions is held
+    out, at least one: which ones depends on their texts alone, not on their order.
     """
     questions: dict[str, Question] = {}
     for where, row in _rows(path, "env.settings.questions"):
@@ -88,14 +90,14 @@ def read_questions(path: str) -> dict[Split, tuple[Question, ...]]:
         known = questions.get(text, Question(text, (), source))
         all_answers = dict.fromkeys([*known.answers, *answers])
         questions[text] = replace(known, answers=tuple(all_answers))
-    if len(questions) < 2:
+    if len(questions) < 2 and held_out_share < 1:
         raise ValueError(
             f"env.settings.questions: {path} has only one question; one is needed to train on, and "
             "one "
             "to evaluate"
         )
     ranked = sorted(questions, key=lambda text: blake2b(text.encode()).digest())
-    held_out = set(ranked[: max(1, round(HELD_OUT_SHARE * len(ranked)))])
+    held_out = set(ranked[: max(1, round(held_out_share * len(ranked)))])
     return {
         "train": tuple(question for text, question in questions.items() if text not in held_out),
         "held_out": tuple(question for text, question in questions.items() if text in held_out),

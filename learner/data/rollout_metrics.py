@@ -1,4 +1,4 @@
-"""Figures of the policy that played trajectories.
+"""Figures of the policy that played trajectories for training.
 
 Names and units: telemetry/metrics_schema.py. A mean over nothing is NaN, as all figures are
 numbers.
@@ -7,7 +7,6 @@ numbers.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,7 +21,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     rejected = [response for turn in turns for response in turn.rejected]
     events = [event for turn in turns for event in turn.kept.events]
     return {
-        **_common_metrics(trajectories, turns),
+        **episode_metrics(trajectories),
         "response_tokens": _mean([turn.kept.length for turn in turns]),
         "thinking_tokens": _mean([turn.kept.thinking for turn in turns]),
         "entropy": mean_entropy(turns),
@@ -36,25 +35,21 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     }
 
 
-def evaluation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Measure held-out episodes.
-
-    One that was dropped counts for nothing: it is neither a success nor a failure.
-    """
-    played = [episode for episode in trajectories if episode.drop_reason is None]
-    turns = [turn for episode in played for turn in episode.turns]
-    versions = {span.version for turn in turns for span in turn.kept.spans}
-    successes_by_type = defaultdict(list)
-    for episode in played:
-        successes_by_type[episode.task_type].append(episode.success)
+def episode_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Measure episodes, none of them dropped, by what training and evaluation have in common."""
+    turns = [turn for episode in trajectories for turn in episode.turns]
     return {
-        **_common_metrics(played, turns),
-        "evaluation_tokens": float(sum(map(count_generated_tokens, played))),
-        "evaluation_versions": float(len(versions)),
-        **{
-            f"success/{name}": _mean(successes)
-            for name, successes in sorted(successes_by_type.items())
-        },
+        "episodes": float(len(trajectories)),
+        "success": _mean([episode.success for episode in trajectories]),
+        "reward": _mean([sum(turn.reward for turn in episode.turns) for episode in trajectories]),
+        "turns": _mean([len(episode.turns) for episode in trajectories]),
+        "overflowed_share": _mean([episode.overflowed for episode in trajectories]),
+        "cut_off_share": _mean(
+            [episode.overflowed or episode.truncated for episode in trajectories]
+        ),
+        "truncated_share": _mean([turn.kept.stop is StopReason.LENGTH for turn in turns]),
+        "valid_action_rate": _mean([turn.valid for turn in turns]),
+        **_mean_scores(trajectories),
     }
 
 
@@ -91,22 +86,6 @@ def _count_unscored_tokens(turn: Turn) -> int:
 
 def _count_stops(responses: Sequence[Response], reason: StopReason) -> float:
     return float(sum(response.stop is reason for response in responses))
-
-
-def _common_metrics(trajectories: Sequence[Trajectory], turns: Sequence[Turn]) -> dict[str, float]:
-    return {
-        "episodes": float(len(trajectories)),
-        "success": _mean([episode.success for episode in trajectories]),
-        "reward": _mean([sum(turn.reward for turn in episode.turns) for episode in trajectories]),
-        "turns": _mean([len(episode.turns) for episode in trajectories]),
-        "overflowed_share": _mean([episode.overflowed for episode in trajectories]),
-        "cut_off_share": _mean(
-            [episode.overflowed or episode.truncated for episode in trajectories]
-        ),
-        "truncated_share": _mean([turn.kept.stop is StopReason.LENGTH for turn in turns]),
-        "valid_action_rate": _mean([turn.valid for turn in turns]),
-        **_mean_scores(trajectories),
-    }
 
 
 def _mean_scores(trajectories: Sequence[Trajectory]) -> dict[str, float]:

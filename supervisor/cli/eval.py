@@ -11,8 +11,10 @@ import random
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -20,7 +22,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from config import Config, ConfigError
+from config import Config, ConfigError, Job
+from config.evaluation import ONLY_SET, PlannedEpisode
 from config.options import this_command, values_of
 from config.resolve import full_name, parse_overrides, resolve, resolve_recorded
 from envs.base import Environment
@@ -28,10 +31,11 @@ from envs.play import close_episode, start_episode
 from protocol.files import atomic_write
 from protocol.messages import StopReason, Trajectory
 from supervisor.cli.train import prepare_run, print_places, run_to_end
-from supervisor.job import build_environment, environment_errors
+from supervisor.job import build_environment, check_sets, environment_errors
 from supervisor.models import find_checkpoint
 from supervisor.recording import EPISODES_DIR, read_episodes
-from telemetry.analysis.intervals import mean_interval, wilson_interval
+from telemetry.analysis.intervals import mean_interval
+from telemetry.analysis.repeated_trials import Trials, estimate_pass_at_k, reported_ks
 from telemetry.summary import package_versions
 
 EXPERT = "expert"
@@ -47,9 +51,10 @@ FIXED_SETTINGS = {
 
 
 class EvaluatedEpisode(msgspec.Struct, frozen=True):
-    """One held-out task, as it was played."""
+    """One episode of a held-out task, as it was played."""
 
     task: int
+    """Number of the task in its split."""
     task_type: str
     success: bool
     reward: float
@@ -60,6 +65,12 @@ class EvaluatedEpisode(msgspec.Struct, frozen=True):
     invalid: int = 0
     """Turns without a valid action."""
     scores: dict[str, float] = {}
+    set: str = ONLY_SET
+    """Name of the evaluation set; empty where there is only one, without a name."""
+    index: int = 0
+    """Number of the task in the set."""
+    sample: int = 0
+    """Number of the episode among those of the task."""
 
 
 def main(arguments: list[str]) -> int:
@@ -67,11 +78,11 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="run.py eval",
         usage=(
-            f"{this_command()} eval MODEL [--env NAME] [--episodes N] [--output FILE] [--serial] "
-            "[--SETTING VALUE ...]"
+            f"{this_command()} eval MODEL [--env NAME] [--episodes N] [--samples K] "
+            "[--sets NAME,NAME] [--output FILE] [--serial] [--SETTING VALUE ...]"
         ),
         description=(
-            "Play held-out tasks once each, without training. MODEL is a run (its newest "
+            "Play held-out tasks, without training. MODEL is a run (its newest "
             "checkpoint), RUN@UPDATE, RUN@best, the directory of a checkpoint or of any Hugging "
             "Face model, a model of the hub, or 'expert', the environment's own. A run's "
             "checkpoint is played with the settings of its run, unless others are given."
@@ -80,6 +91,10 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("model", metavar="MODEL", help="see above")
     parser.add_argument("--episodes", metavar="N", help="held-out tasks to play (eval.episodes)")
+    parser.add_argument("--samples", metavar="K", help="episodes of each task (eval.samples)")
+    parser.add_argument(
+        "--sets", metavar="NAME,NAME", help="evaluation sets to play, of those of eval.sets"
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: eval.json in run.dir")
     parser.add_argument(
         "--serial", action="store_true", help="in one process, with a small engine of our own"
@@ -88,19 +103,44 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"eval: name the model first: {this_command()} eval MODEL [OPTIONS]")
     options, rest = parser.parse_known_args(arguments)
     overrides = {full_name(name): text for name, text in parse_overrides(rest).items()}
-    if options.episodes:
-        overrides["eval.episodes"] = options.episodes
+    for name, text in (("eval.episodes", options.episodes), ("eval.samples", options.samples)):
+        if text:
+            overrides[name] = text
     console = Console()
     if options.model == EXPERT:
-        return _evaluate_expert(overrides, options.output, console)
-    return _evaluate_model(options.model, overrides, options.output, options.serial, console)
+        config = choose_sets(resolve(None, dict(overrides)), options.sets)
+        return _evaluate_expert(config, options.output, console)
+    config = evaluation_config(options.model, overrides, options.serial)
+    config = choose_sets(config, options.sets)
+    job = prepare_run(config, options.serial, resume=False)
+    return _evaluate_model(options.model, job, options.output, options.serial, console)
+
+
+def choose_sets(config: Config, names: str | None) -> Config:
+    """The configuration with those of its evaluation sets that are named, in that order.
+
+    `names` are separated by commas; None: all. Raises ConfigError for a set that there is not.
+    """
+    if names is None:
+        return config
+    sets = {}
+    for name in filter(None, map(str.strip, names.split(","))):
+        if name not in config.eval.sets:
+            known = ", ".join(config.eval.sets) or "none"
+            raise ConfigError(
+                f"--sets: there is no evaluation set {name!r}; there are: {known} (--eval.sets."
+                "NAME.SETTING VALUE makes one)"
+            )
+        sets[name] = config.eval.sets[name]
+    if not sets:
+        raise ConfigError("--sets: name one or more, or leave it out")
+    evaluation = msgspec.structs.replace(config.eval, sets=sets)
+    return msgspec.structs.replace(config, eval=evaluation)
 
 
 def _evaluate_model(
-    model: str, overrides: dict[str, str], output: Path | None, serial: bool, console: Console
+    model: str, job: Job, output: Path | None, serial: bool, console: Console
 ) -> int:
-    config = evaluation_config(model, overrides, serial)
-    job = prepare_run(config, serial, resume=False)
     print_places(job, console)
     status, _ = run_to_end(job, serial, console)
     if status != 0:
@@ -110,8 +150,14 @@ def _evaluate_model(
     recorded = [
         episode for _, episode in read_episodes(run_dir / EPISODES_DIR) if episode.key.evaluation
     ]
-    episodes = [summarize_episode(e) for e in recorded if e.drop_reason is None]
-    results = build_results(config, model, episodes, dropped=len(recorded) - len(episodes))
+    plan = job.config.evaluation_plan()
+    episodes = [
+        summarize_episode(e, plan.locate(e.key.member)) for e in recorded if e.drop_reason is None
+    ]
+    dropped = Counter(
+        plan.locate(e.key.member).set.name for e in recorded if e.drop_reason is not None
+    )
+    results = build_results(job.config, model, episodes, dropped)
     _show(results, console)
     _write(results, output or run_dir / RESULTS_FILE, console)
     print(f"its episodes: {this_command()} replay {shlex.quote(job.run_dir)}")
@@ -140,8 +186,8 @@ def evaluation_config(model: str, overrides: Mapping[str, str], serial: bool) ->
     return resolve_recorded(file, settings).config
 
 
-def summarize_episode(episode: Trajectory) -> EvaluatedEpisode:
-    """The figures of a recorded episode."""
+def summarize_episode(episode: Trajectory, planned: PlannedEpisode) -> EvaluatedEpisode:
+    """The figures of a recorded episode, which the evaluation's plan has as `planned`."""
     kept = [turn.kept for turn in episode.turns]
     return EvaluatedEpisode(
         task=episode.task_index,
@@ -153,32 +199,41 @@ def summarize_episode(episode: Trajectory) -> EvaluatedEpisode:
         cut_off=sum(response.stop is StopReason.LENGTH for response in kept),
         invalid=sum(not turn.valid for turn in episode.turns),
         scores=dict(episode.scores),
+        set=planned.set.name,
+        index=planned.index,
+        sample=planned.sample,
     )
 
 
-def _evaluate_expert(overrides: Mapping[str, str], output: Path | None, console: Console) -> int:
+def _evaluate_expert(config: Config, output: Path | None, console: Console) -> int:
     """Let the environment's expert play held-out tasks, in this process."""
-    config = resolve(None, dict(overrides))
     environment = build_environment(config)
-    count = min(config.eval.episodes, environment.size("held_out"))
+    check_sets(config, environment)
+    environments = {name: build_environment(config, name) for name in config.own_settings_of_sets()}
+    plan = config.evaluation_plan()
+    planned = [
+        one
+        for one in map(plan.locate, range(plan.episodes))
+        if one.task < environments.get(one.set.name, environment).size(one.set.split)
+    ]
     with environment_errors(config):
         episodes = [
-            play_expert(environment, task, config.run.seed)
-            for task in track(range(count), "expert", console=console, transient=True)
+            play_expert(environments.get(one.set.name, environment), one, config.run.seed)
+            for one in track(planned, "expert", console=console, transient=True)
         ]
-    results = build_results(config, EXPERT, episodes, dropped=0)
+    results = build_results(config, EXPERT, episodes, dropped={})
     _show(results, console)
     if output is not None:
         _write(results, output, console)
     return 0
 
 
-def play_expert(environment: Environment, task: int, seed: int) -> EvaluatedEpisode:
-    """Let the expert play a held-out task to its end."""
-    episode = start_episode(environment, "held_out", task, seed)
+def play_expert(environment: Environment, planned: PlannedEpisode, seed: int) -> EvaluatedEpisode:
+    """Let the expert play a task to its end; each sample of it has a seed of its own."""
+    episode = start_episode(environment, planned.set.split, planned.task, seed + planned.sample)
     try:
         view = environment.view(episode)
-        expert = environment.expert(episode, random.Random(seed))
+        expert = environment.expert(episode, random.Random(seed + planned.sample))
         reward = 0.0
         while True:
             _, action = expert.act(view)
@@ -188,79 +243,136 @@ def play_expert(environment: Environment, task: int, seed: int) -> EvaluatedEpis
                 break
             view.record(action, result.observation)
         return EvaluatedEpisode(
-            task=task,
+            task=planned.task,
             task_type=episode.task_type,
             success=result.success,
             reward=reward,
             turns=view.step,
             scores=dict(episode.scores),
+            set=planned.set.name,
+            index=planned.index,
+            sample=planned.sample,
         )
     finally:
         close_episode(episode)
 
 
 def build_results(
-    config: Config, model: str, episodes: Sequence[EvaluatedEpisode], dropped: int
+    config: Config,
+    model: str,
+    episodes: Sequence[EvaluatedEpisode],
+    dropped: Mapping[str, int],
 ) -> dict[str, Any]:
     """The figures of an evaluation, as eval.json has them.
 
-    Shares and means have 95 % intervals: Wilson's, and the normal one.
+    Where sets have names, `sets` has the figures of each, and the first one's are the evaluation's.
+    `dropped`: episodes of each set that were. Shares and means have 95 % intervals, over tasks:
+    as in telemetry/analysis/repeated_trials.py, and the normal one.
     """
-    types = sorted({episode.task_type for episode in episodes})
-    turns = sum(episode.turns for episode in episodes)
-    scores = sorted({name for episode in episodes for name in episode.scores})
-    results = {
-        "model": model,
-        "environment": config.env.name,
-        "episodes": len(episodes),
-        "dropped": dropped,
-        "success": _share([episode.success for episode in episodes]),
-        "success_by_type": {
-            name: _share([e.success for e in episodes if e.task_type == name]) for name in types
-        },
-        "reward": _mean([episode.reward for episode in episodes]),
-        "turns": _mean([float(episode.turns) for episode in episodes]),
-        "scores": {
-            name: _mean([e.scores[name] for e in episodes if name in e.scores]) for name in scores
-        },
-    }
-    if model != EXPERT and turns:
-        results["tokens_per_turn"] = sum(episode.tokens for episode in episodes) / turns
-        results["cut_off_share"] = sum(episode.cut_off for episode in episodes) / turns
-        results["invalid_share"] = sum(episode.invalid for episode in episodes) / turns
+    figures_by_set = {}
+    for planned in config.evaluation_plan().sets:
+        of_set = [episode for episode in episodes if episode.set == planned.name]
+        figures = _build_figures(of_set, planned.samples, plays_tokens=model != EXPERT)
+        figures_by_set[planned.name] = {"dropped": dropped.get(planned.name, 0), **figures}
+    results: dict[str, Any] = {"model": model, "environment": config.env.name}
+    if model != EXPERT:
+        results["decoding"] = config.decoding(evaluation=True)._asdict()
+    results |= next(iter(figures_by_set.values()))
+    if config.eval.sets:
+        results["sets"] = figures_by_set
     results["settings"] = values_of(config)
     results["versions"] = package_versions()
     results["tasks"] = msgspec.to_builtins(list(episodes))
     return results
 
 
-def _share(outcomes: Sequence[bool]) -> dict[str, float | int | None]:
-    if not outcomes:
-        return {"mean": None, "low": None, "high": None, "count": 0}
-    share = sum(outcomes) / len(outcomes)
-    low, high = wilson_interval(share, len(outcomes))
-    return {"mean": share, "low": low, "high": high, "count": len(outcomes)}
+def _build_figures(
+    episodes: Sequence[EvaluatedEpisode], samples: int, plays_tokens: bool
+) -> dict[str, Any]:
+    """The figures of the episodes of a set; `samples`: episodes that its plan has of each task."""
+    types = sorted({episode.task_type for episode in episodes})
+    turns = sum(episode.turns for episode in episodes)
+    scores = sorted({name for episode in episodes for name in episode.scores})
+    figures: dict[str, Any] = {
+        "episodes": len(episodes),
+        "samples": samples,
+        "success": _share(episodes),
+        "pass_at": {str(k): _share(episodes, k) for k in reported_ks(samples)},
+        "success_by_type": {
+            name: _share([e for e in episodes if e.task_type == name]) for name in types
+        },
+        "reward": _mean(episodes, lambda episode: episode.reward),
+        "turns": _mean(episodes, lambda episode: float(episode.turns)),
+        "scores": {
+            name: _mean([e for e in episodes if name in e.scores], lambda e, n=name: e.scores[n])
+            for name in scores
+        },
+    }
+    if plays_tokens and turns:
+        figures["tokens_per_turn"] = sum(episode.tokens for episode in episodes) / turns
+        figures["cut_off_share"] = sum(episode.cut_off for episode in episodes) / turns
+        figures["invalid_share"] = sum(episode.invalid for episode in episodes) / turns
+    return figures
 
 
-def _mean(values: Sequence[float]) -> dict[str, float | int | None]:
+Figure = dict[str, float | int | None]
+"""A mean, its interval, and the tasks that it is over."""
+
+NO_FIGURE: Figure = {"mean": None, "low": None, "high": None, "count": 0}
+
+
+def _by_task(episodes: Sequence[EvaluatedEpisode]) -> list[list[EvaluatedEpisode]]:
+    """The episodes of each task."""
+    episodes_by_task: dict[tuple[str, int], list[EvaluatedEpisode]] = {}
+    for episode in episodes:
+        episodes_by_task.setdefault((episode.set, episode.index), []).append(episode)
+    return list(episodes_by_task.values())
+
+
+def _share(episodes: Sequence[EvaluatedEpisode], k: int = 1) -> Figure:
+    """The share of tasks that one of `k` episodes solves."""
+    trials = [
+        Trials(sum(e.success for e in of_task), len(of_task)) for of_task in _by_task(episodes)
+    ]
+    estimate = estimate_pass_at_k(trials, k)
+    if estimate is None:
+        return NO_FIGURE
+    mean, low, high, tasks = estimate
+    return {"mean": mean, "low": low, "high": high, "count": tasks}
+
+
+def _mean(
+    episodes: Sequence[EvaluatedEpisode], value_of: Callable[[EvaluatedEpisode], float]
+) -> Figure:
+    """The mean over tasks, each of which counts with the mean of its episodes."""
+    values = [fmean(map(value_of, of_task)) for of_task in _by_task(episodes)]
     if not values:
-        return {"mean": None, "low": None, "high": None, "count": 0}
+        return NO_FIGURE
     mean, low, high = mean_interval(values)
     return {"mean": mean, "low": low, "high": high, "count": len(values)}
 
 
 def _show(results: Mapping[str, Any], console: Console) -> None:
-    table = Table("held-out tasks", "played", "mean", "95 % interval", box=None)
-    table.add_row("success", *_share_cells(results["success"]))
-    for name, figures in results["success_by_type"].items():
-        table.add_row(f"  {name}", *_share_cells(figures))
-    for name in ("reward", "turns"):
-        table.add_row(name, *_mean_cells(results[name]))
-    for name, figures in results["scores"].items():
-        table.add_row(f"score {name}", *_mean_cells(figures))
-    console.print(table)
-    for line in _notes(results):
-        console.print(line, highlight=False, soft_wrap=True)
+    figures_by_set = results.get("sets") or {"held-out tasks": results}
+    for name, figures in figures_by_set.items():
+        console.print(_build_table(name, figures))
+        for line in _notes(figures, results["settings"]):
+            console.print(line, highlight=False, soft_wrap=True)
+
+
+def _build_table(name: str, figures: Mapping[str, Any]) -> Table:
+    """The table of a set of tasks."""
+    table = Table(name, "played", "mean", "95 % interval", box=None)
+    table.add_row("success", *_share_cells(figures["success"]))
+    for k, share in figures["pass_at"].items():
+        table.add_row(f"pass@{k}", *_share_cells(share))
+    for task_type, share in figures["success_by_type"].items():
+        table.add_row(f"  {task_type}", *_share_cells(share))
+    for measure in ("reward", "turns"):
+        table.add_row(measure, *_mean_cells(figures[measure]))
+    for score, mean in figures["scores"].items():
+        table.add_row(f"score {score}", *_mean_cells(mean))
+    return table
 
 
 def _share_cells(figures: Mapping[str, Any]) -> list[str]:
@@ -277,15 +389,17 @@ def _mean_cells(figures: Mapping[str, Any]) -> list[str]:
     return [f"{figures['count']:,}", f"{figures['mean']:.3g}", interval]
 
 
-def _notes(results: Mapping[str, Any]) -> list[str]:
-    """Sentences on what the table does not show."""
+def _notes(results: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """Sentences on what the table of a set does not show."""
     notes = []
+    if results["samples"] > 1:
+        notes.append(f"each task was played {results['samples']} times, and counts once")
     if results["dropped"]:
         notes.append(f"{results['dropped']} episodes were dropped, and count for nothing")
     if results.get("cut_off_share"):
         notes.append(
             f"{results['cut_off_share']:.1%} of the turns were cut off at sampling.max_tokens "
-            f"({results['settings']['sampling.max_tokens']})"
+            f"({settings['sampling.max_tokens']})"
         )
     if results.get("invalid_share"):
         notes.append(f"{results['invalid_share']:.1%} of the turns had no valid action")

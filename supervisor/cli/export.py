@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from config import Config, ConfigError
+from config import Config, ConfigError, Decoding
 from config.model import is_hub_id
 from config.options import values_of
 from config.resolve import find_changes, resolve
@@ -21,10 +21,10 @@ from learner.checkpoint_damage import STATE, describe_damage
 from protocol.files import atomic_write
 from supervisor.job import build_environment, environment_errors, first_task
 from supervisor.models import Checkpoint, find_checkpoint
-from telemetry.analysis.intervals import wilson_interval
 from telemetry.sinks.metrics_file import METRICS_FILE, Record, read_metrics, select_kind
 
 CARD_FILE = "README.md"
+GENERATION_FILE = "generation_config.json"
 
 BASE_MODELS = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """model.name -> its name on the hub, of a model that comes in a package."""
@@ -76,7 +76,8 @@ def export(checkpoint: Checkpoint, directory: Path, evaluation: Path | None = No
         raise ConfigError(f"export: {checkpoint.directory} is damaged: {damage}")
     if directory.exists() and (directory.is_file() or any(directory.iterdir())):
         raise ConfigError(f"export: {directory} is there already; give another directory")
-    card = model_card(read_training_record(checkpoint), _read_evaluation(evaluation))
+    record = read_training_record(checkpoint)
+    card = model_card(record, _read_evaluation(evaluation))
     try:
         shutil.copytree(
             checkpoint.directory,
@@ -86,7 +87,22 @@ def export(checkpoint: Checkpoint, directory: Path, evaluation: Path | None = No
         )
     except (OSError, shutil.Error) as error:
         raise ConfigError(f"export: {directory} cannot be written to: {error}") from None
+    generation = json.dumps(generation_config(checkpoint.directory, record.config), indent=2)
+    atomic_write(directory / GENERATION_FILE, generation + "\n", "DIR")
     atomic_write(directory / CARD_FILE, card, "DIR")
+
+
+def generation_config(checkpoint: Path, config: Config) -> dict[str, Any]:
+    """The defaults of transformers and vLLM for the model: as the run's evaluations decode."""
+    settings: dict[str, Any] = {}
+    if (checkpoint / GENERATION_FILE).is_file():
+        settings = json.loads((checkpoint / GENERATION_FILE).read_text())
+    decoding = config.decoding(evaluation=True)
+    for name in decoding._fields:
+        settings.pop(name, None)  # transformers refuses them beside greedy decoding
+    if decoding.greedy:
+        return settings | {"do_sample": False}
+    return settings | {"do_sample": True, **decoding._asdict()}
 
 
 class TrainingRecord(NamedTuple):
@@ -191,7 +207,7 @@ def _results(record: TrainingRecord, evaluation: Mapping[str, Any] | None) -> It
         yield "The run made no evaluation up to this checkpoint."
         yield ""
         return
-    yield "Success on held-out tasks during training, with 95 % intervals (Wilson):"
+    yield "Success on held-out tasks during training, with 95 % intervals:"
     yield ""
     yield "| update | tasks | success | interval |"
     yield "|---|---|---|---|"
@@ -201,21 +217,30 @@ def _results(record: TrainingRecord, evaluation: Mapping[str, Any] | None) -> It
 
 
 def _evaluation_row(measured: Record) -> str:
-    count = measured["episodes"]
+    update = f"{measured['update']:.0f}"
     success = measured["success"]
-    if success is None or not count:
-        return f"| {measured['update']:.0f} | 0 | – | – |"
-    low, high = wilson_interval(success, count)
-    return f"| {measured['update']:.0f} | {count:.0f} | {success:.1%} | {low:.1%} – {high:.1%} |"
+    if success is None:
+        return f"| {update} | 0 | – | – |"
+    interval = f"{measured['success_low']:.1%} – {measured['success_high']:.1%}"
+    return f"| {update} | {measured['tasks']:.0f} | {success:.1%} | {interval} |"
 
 
 def _cited_evaluation(evaluation: Mapping[str, Any]) -> Iterator[str]:
     environment = short_name(evaluation["environment"])
-    yield f"Evaluated on {evaluation['episodes']} held-out tasks of {environment}:"
+    manner = ""
+    if "decoding" in evaluation:  # the expert has none
+        manner = f", with {describe_decoding(Decoding(**evaluation['decoding']))}"
+    if evaluation["samples"] > 1:
+        manner += f", {evaluation['samples']} times each"
+    tasks = evaluation["success"]["count"]
+    yield f"Evaluated on {tasks} held-out tasks of {environment}{manner}:"
     yield ""
     yield "| tasks | played | success | interval |"
     yield "|---|---|---|---|"
     rows = {"all": evaluation["success"], **evaluation["success_by_type"]}
+    rows |= {f"pass@{k}": share for k, share in evaluation["pass_at"].items()}
+    for name, figures in evaluation.get("sets", {}).items():
+        rows[f"set {name}"] = figures["success"]
     for name, share in rows.items():
         if share["mean"] is not None:
             yield (
@@ -223,6 +248,13 @@ def _cited_evaluation(evaluation: Mapping[str, Any]) -> Iterator[str]:
                 f"{share['low']:.1%} – {share['high']:.1%} |"
             )
     yield ""
+
+
+def describe_decoding(decoding: Decoding) -> str:
+    """Say how responses are decoded, as `temperature 0.6, top_k 20, top_p 0.95`."""
+    if decoding.greedy:
+        return "temperature 0"
+    return ", ".join(f"{name} {value:g}" for name, value in decoding._asdict().items())
 
 
 def _training(record: TrainingRecord) -> Iterator[str]:
@@ -252,7 +284,11 @@ def _training(record: TrainingRecord) -> Iterator[str]:
 
 
 def _usage(record: TrainingRecord) -> Iterator[str]:
-    sampling = record.config.sampling
+    decoding = record.config.decoding(evaluation=True)
+    arguments = "do_sample=False"
+    if not decoding.greedy:
+        values = (f"{name}={value:g}" for name, value in decoding._asdict().items())
+        arguments = ", ".join(["do_sample=True", *values])
     yield "## Use"
     yield ""
     yield "```python"
@@ -265,13 +301,16 @@ def _usage(record: TrainingRecord) -> Iterator[str]:
     yield "inputs = tokenizer.apply_chat_template("
     yield '    messages, add_generation_prompt=True, return_tensors="pt", return_dict=True'
     yield ")"
-    yield (
-        "output = model.generate(**inputs, do_sample=True, "
-        f"temperature={sampling.temperature:g}, max_new_tokens={sampling.max_tokens})"
-    )
+    yield f"decoding = dict({arguments})  # as in the run's evaluations"
+    yield "output = model.generate("
+    yield f"    **inputs, **decoding, max_new_tokens={record.config.sampling.max_tokens}"
+    yield ")"
     yield "```"
     yield ""
-    yield "Or serve it by `vllm serve .`, and ask `/v1/chat/completions`."
+    yield (
+        "Or serve it by `vllm serve .`, and ask `/v1/chat/completions`, with "
+        f"{describe_decoding(decoding)}."
+    )
     yield ""
     if record.example_prompt:
         yield "A prompt, as the policy was trained on them:"

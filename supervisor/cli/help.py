@@ -21,6 +21,7 @@ from config.options import (
 )
 from config.recipes import is_own_recipe
 from config.resolve import all_recipes
+from config.sets import EVALUATION_SETS, set_fields
 from envs.registry import environment_names
 from supervisor.cli.commands import COMMANDS
 
@@ -135,6 +136,8 @@ def _section_lines(section: str, width: int) -> list[str]:
     lines = [f"Settings: {section}", *_rows(rows.items(), LONG_NAME_COLUMNS, width)]
     if section == "env":
         lines += _environment_lines(width)
+    if section == "eval":
+        lines += _set_lines(width)
     return lines
 
 
@@ -152,6 +155,18 @@ def _environment_lines(width: int) -> list[str]:
             lines += ["", f"Settings of environment {environment}"]
             lines += _rows(rows.items(), LONG_NAME_COLUMNS, width)
     return lines
+
+
+def _set_lines(width: int) -> list[str]:
+    """The settings of an evaluation set, whatever its name is."""
+    rows = {
+        _option(name): describe_setting(name, field)
+        for name, field in set_fields(["NAME"], "").items()
+    }
+    rows[_option(f"{EVALUATION_SETS}.NAME.settings.SETTING")] = (
+        "A setting of the environment that is another one for the set"
+    )
+    return ["", "Settings of an evaluation set", *_rows(rows.items(), LONG_NAME_COLUMNS, width)]
 
 
 def describe_setting(name: str, field: msgspec.inspect.Field) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 from msgspec.inspect import (
     BoolType,
+    DictType,
     FloatType,
     IntType,
     ListType,
@@ -23,9 +24,8 @@ from msgspec.inspect import (
     UnionType,
 )
 
-from config import Config
+from config import Config, EvalSetSection
 from config.options import (
-    ENVIRONMENT_SETTINGS,
     SHORT_NAMES,
     all_settings,
     as_struct_type,
@@ -35,6 +35,7 @@ from config.options import (
     is_section,
     kind_of,
 )
+from config.sets import EVALUATION_SETS, set_fields
 from envs.registry import BUILT_IN_SETTINGS
 from protocol import messages
 from protocol.files import atomic_write
@@ -72,8 +73,9 @@ Every number of `metrics.jsonl`, of TensorBoard (as `group/name`) and of `/metri
 | peak | the largest gauge since the update before |
 | total | the update's own share as NAME, and the count since the run started as NAME_total |
 
-Derived names: `success/TASK_TYPE`, `score/NAME` (what the environment reports), and `NAME/age0`,
-`NAME/age1`, … (of tokens so many versions old).
+Derived names: `success/TASK_TYPE`, `score/NAME` (what the environment reports), `pass_at/K` (tasks
+that one of K samples solves), `NAME/age0`, `NAME/age1`, … (of tokens so many versions old), and
+`eval/SET/NAME` (of a named set of an evaluation).
 """
 
 MESSAGES_HEAD = f"""# Messages
@@ -103,6 +105,8 @@ def settings_page() -> str:
         parts += _section(field.name, kind_of(field))
         if field.name == "env":
             parts += _environments()
+        if field.name == "eval":
+            parts += _evaluation_sets()
     return "\n".join(parts)
 
 
@@ -116,6 +120,22 @@ def _environments() -> Iterator[str]:
         for field in environment_fields(name).values():
             yield _setting_row("env.settings", field)
         yield ""
+
+
+def _evaluation_sets() -> Iterator[str]:
+    """Yield the settings of an evaluation set, whatever its name is."""
+    section = f"{EVALUATION_SETS}.NAME"
+    yield f"## [{section}]"
+    yield ""
+    yield _first_sentence(EvalSetSection)
+    yield ""
+    yield f"`[{section}.settings]` has the settings of the environment that are others for it."
+    yield ""
+    yield "| setting | values | default | what it does |"
+    yield "|---|---|---|---|"
+    for field in set_fields(["NAME"], "").values():
+        yield _setting_row(section, field)
+    yield ""
 
 
 def metrics_page() -> str:
@@ -200,7 +220,7 @@ def _struct(name: str, kind: StructType) -> Iterator[str]:
     rows = [
         _setting_row(name, field)
         for field in kind.fields
-        if not is_section(kind_of(field)) and f"{name}.{field.name}" != ENVIRONMENT_SETTINGS
+        if not is_section(kind_of(field)) and not isinstance(kind_of(field), DictType)
     ]
     for field in kind.fields:
         chosen = all_settings().get(f"{name}.{field.name}.type")

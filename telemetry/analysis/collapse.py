@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from math import inf, isfinite
 from statistics import mean, median
 
-from telemetry.analysis.intervals import wilson_interval
+from telemetry.metrics_schema import success_interval
 from telemetry.sinks.metrics_file import Record
 
 COLLAPSED = 0.5
@@ -58,12 +58,12 @@ def has_collapsed(evaluations: Sequence[Record]) -> bool | None:
 
 
 def _differ_beyond_chance(low: Record, high: Record) -> bool:
-    """Tell whether the 95 % intervals of two evaluations are apart; True without their games."""
-    if not low.get("episodes") or not high.get("episodes"):
+    """Tell whether the 95 % intervals of two evaluations are apart; True where one has none."""
+    interval_low = success_interval(low)
+    interval_high = success_interval(high)
+    if interval_low is None or interval_high is None:
         return True
-    _, upper = wilson_interval(low["success"], low["episodes"])
-    lower, _ = wilson_interval(high["success"], high["episodes"])
-    return upper < lower
+    return interval_low[1] < interval_high[0]
 
 
 def collapse_signs(updates: Sequence[Record], min_effective_sample_size: float) -> dict[str, str]:

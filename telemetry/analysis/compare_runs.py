@@ -41,7 +41,7 @@ MEASURES: dict[str, Measure] = {
     "success": Measure(
         "held-out",
         "{:.1%}",
-        "held-out success at the end; interval: Wilson's, 95 %, of all seeds' games",
+        "held-out success at the end; interval: Wilson's, 95 %, of all seeds' tasks",
     ),
     "area": Measure(
         "over tokens",
@@ -235,12 +235,12 @@ def _build_row(settings: dict[str, str], runs: Sequence[Sequence[Record]]) -> Ro
         if of_seeds:
             values[name] = (mean(of_seeds), min(of_seeds), max(of_seeds))
     evaluations_of_runs = [select_kind(records, "evaluation") for records in runs]
-    games = sum(
-        evaluations[-1].get("episodes") or 0 for evaluations in evaluations_of_runs if evaluations
+    tasks = sum(
+        evaluations[-1].get("tasks") or 0 for evaluations in evaluations_of_runs if evaluations
     )
-    if "success" in values and games:
+    if "success" in values and tasks:
         success = values["success"][0]
-        values["success"] = (success, *wilson_interval(success, games))
+        values["success"] = (success, *wilson_interval(success, tasks))
     collapsed = sum(bool(has_collapsed(evaluations)) for evaluations in evaluations_of_runs)
     return Row(settings, len(runs), values, collapsed)
 

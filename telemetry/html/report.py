@@ -20,11 +20,16 @@ from config.options import this_command, values_of
 from protocol.messages import DropReason
 from telemetry.analysis.collapse import collapse_signs, has_collapsed
 from telemetry.analysis.compare_runs import area_by_tokens, mean_or_none
-from telemetry.analysis.intervals import wilson_interval
+from telemetry.format import format_percent
 from telemetry.html.charts import NO_UNIT, Axis, Chart, Series, draw_chart
 from telemetry.html.episode_view import EpisodeView
 from telemetry.html.headline import Headline, report_headline
-from telemetry.metrics_schema import find_metric
+from telemetry.metrics_schema import (
+    SET_PREFIX,
+    find_metric,
+    success_interval,
+    successes_by_set,
+)
 from telemetry.sinks.metrics_file import Record, last_wall_seconds, select_kind
 from telemetry.sinks.starts_file import Start
 from telemetry.state import DROPPED_PREFIX, MIN_EFFECTIVE_SAMPLE_SIZE
@@ -124,7 +129,7 @@ UNIT_WORDS = {"1": NO_UNIT, "share": "%"}
 
 SUCCESS_HELP = (
     "Share of episodes that reached their goal: dots are evaluations on held-out tasks with their "
-    "95 % intervals, the faint line is training."
+    "95 % intervals (faint ones on further sets), the faint line without dots is training."
 )
 
 XAxis = Callable[[Record], float | None]
@@ -267,8 +272,25 @@ def draw_success(runs: Sequence[RunData]) -> Markup:
             bars = _intervals(run.evaluations, x_of)
             name = f"{run.name}, held-out"
             series.append(Series(name, held_out, color, dots=True, intervals=bars))
+            series += _series_of_sets(run, x_of, color + len(runs))
         axes.append(Axis(label, series, choice=choice))
     return draw_chart(Chart("Success", axes, "%", SUCCESS_HELP, share=True, large=True))
+
+
+def _series_of_sets(run: RunData, x_of: XAxis, first_color: int) -> list[Series]:
+    """Success of the named sets but the first one, which is the run's."""
+    last = run.evaluations[-1] if run.evaluations else {}
+    others = list(successes_by_set(last))[1:]
+    return [
+        Series(
+            f"{run.name}, {name}",
+            _points(run.evaluations, x_of, _value_of(f"{SET_PREFIX}{name}/success")),
+            color,
+            faint=True,
+            dots=True,
+        )
+        for color, name in enumerate(others, first_color)
+    ]
 
 
 def draw_types(runs: Sequence[RunData]) -> list[Markup]:
@@ -393,11 +415,6 @@ def summary_row(run: RunData) -> dict[str, Any]:
     evaluations = run.evaluations
     first = evaluations[0] if evaluations else {}
     last = evaluations[-1] if evaluations else {}
-    success = last.get("success")
-    games = last.get("episodes")
-    interval = None
-    if success is not None and games:
-        interval = wilson_interval(success, games)
     per_million = [update.get("successes_per_million") for update in updates]
     signs = collapse_signs(
         updates, run.settings.get("learner.min_effective_sample_size", MIN_EFFECTIVE_SAMPLE_SIZE)
@@ -409,8 +426,11 @@ def summary_row(run: RunData) -> dict[str, Any]:
         "tokens": updates[-1].get("training_tokens") if updates else None,
         "minutes": last_wall_seconds(run.records) / 60,
         "first": first.get("success"),
-        "last": success,
-        "interval": interval,
+        "last": last.get("success"),
+        "sets": ", ".join(
+            f"{name} {format_percent(success)}" for name, success in successes_by_set(last).items()
+        ),
+        "interval": success_interval(last),
         "area": area_by_tokens(updates, evaluations),
         "per_million": mean_or_none([value for value in per_million if value is not None]),
         "collapsed": {True: "yes", False: "no", None: "not known"}[has_collapsed(evaluations)],
@@ -480,10 +500,9 @@ def _intervals(evaluations: Sequence[Record], x_of: XAxis) -> list[tuple[float, 
     bars = []
     for record in evaluations:
         x = x_of(record)
-        success = record.get("success")
-        games = record.get("episodes")
-        if x is not None and success is not None and games:
-            bars.append((x, *wilson_interval(success, games)))
+        interval = success_interval(record)
+        if x is not None and interval is not None:
+            bars.append((x, *interval))
     return bars
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 
-from telemetry.metrics_schema import METRICS, TOTAL_SUFFIX
-from telemetry.sinks.prometheus import family_of
+from telemetry.metrics_schema import EVALUATION_METRICS, METRICS, TOTAL_SUFFIX
+from telemetry.sinks.prometheus import EVALUATION_PREFIX, family_of
 
 UNITS = {"s": "s", "bytes": "bytes", "share": "percentunit"}
 """Unit of a metric -> Grafana's; others are shown as they are."""
@@ -60,7 +60,10 @@ def _build_row(number: int, title: str, y: int) -> dict:
 
 def _family_name(name: str) -> str:
     """The name at Prometheus of a number of a record."""
-    found = family_of("", name, live=False)
+    prefix = ""
+    if name in EVALUATION_METRICS:
+        prefix = EVALUATION_PREFIX
+    found = family_of(prefix, name, live=False)
     if found is None:
         raise KeyError(f"{name} is no metric")
     family, _ = found

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from telemetry.metrics_schema import METRICS, TOTAL_SUFFIX, find_metric
+from telemetry.metrics_schema import METRICS, TOTAL_SUFFIX, find_metric, split_set
 from telemetry.sinks.metrics_file import Record
 
 Family = CounterMetricFamily | GaugeMetricFamily
@@ -92,8 +92,9 @@ def family_of(prefix: str, name: str, live: bool) -> tuple[Family, dict[str, str
     is_count = is_total or (live and metric.aggregation == "total")
     if metric.aggregation == "total" and not is_count and not prefix:
         return None
-    base, _, kind = name.removesuffix(TOTAL_SUFFIX).partition("/")
-    labels = _labels_of(kind)
+    set_name, inner = split_set(name.removesuffix(TOTAL_SUFFIX))
+    base, _, kind = inner.partition("/")
+    labels = _labels_of(set_name, base, kind)
     full_name = f"foray_{prefix}{base}"
     unit = UNITS.get(metric.unit, "")
     if unit and unit not in base:
@@ -101,18 +102,27 @@ def family_of(prefix: str, name: str, live: bool) -> tuple[Family, dict[str, str
     for label in labels:
         full_name += f"_by_{label}"
     description = metric.description
+    if set_name and not kind:
+        description = METRICS[base].description
     if kind and base in METRICS:
         description = METRICS[base].description
-    elif kind:
+    elif kind and base == "score":
         description = "Mean over the episodes of what the environment reports"
+    elif kind:
+        description = "Tasks that one of k samples solves (unbiased estimate)"
     family = CounterMetricFamily if is_count else GaugeMetricFamily
     return family(full_name, description, labels=list(labels)), labels
 
 
-def _labels_of(kind: str) -> dict[str, str]:
-    """The labels of a number whose name has `kind` after its slash."""
-    if not kind:
-        return {}
-    if re.fullmatch(r"age\d+", kind):
-        return {"age": kind.removeprefix("age")}
-    return {"kind": kind}
+def _labels_of(set_name: str, base: str, kind: str) -> dict[str, str]:
+    """The labels of a number of an evaluation set ("": none) whose name is `base`/`kind`."""
+    labels = {}
+    if set_name:
+        labels["set"] = set_name
+    if base == "pass_at":
+        labels["k"] = kind
+    elif re.fullmatch(r"age\d+", kind):
+        labels["age"] = kind.removeprefix("age")
+    elif kind:
+        labels["kind"] = kind
+    return labels

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,9 @@ import msgspec
 
 from protocol.files import atomic_write
 from protocol.lifetime import is_running
+from telemetry.metrics_schema import successes_by_set
 from telemetry.probes.clocks import utc_now
+from telemetry.sinks.metrics_file import Record
 from telemetry.state import RunState
 
 STATUS_FILE = "status.json"
@@ -25,7 +28,7 @@ EVERY_SECONDS = 1.0
 
 
 def build_status(state: RunState, now: float) -> dict[str, Any]:
-    """The phase and how far it is, the long waits, and what was dropped, as JSON can hold them."""
+    """What a run does, waits for and has dropped, and its last evaluation, as JSON can hold it."""
     phase = state.phase
     return {
         "phase": phase.name,
@@ -44,6 +47,19 @@ def build_status(state: RunState, now: float) -> dict[str, Any]:
             **state.failures,
             **state.advice,
         },
+        "evaluation": _describe_evaluation(state.evaluations),
+    }
+
+
+def _describe_evaluation(evaluations: Sequence[Record]) -> dict[str, Any] | None:
+    """The last evaluation: of which update, its success, and that of each named set."""
+    if not evaluations:
+        return None
+    last = evaluations[-1]
+    return {
+        "update": last["update"],
+        "success": last.get("success"),
+        "sets": successes_by_set(last),
     }
 
 

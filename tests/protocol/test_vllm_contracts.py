@@ -151,17 +151,20 @@ def test_vllm_takes_the_request_of_a_turn_and_hands_its_settings_on() -> None:
         max_tokens=7,
         cache_salt="salt",
         temperature=0.5,
+        top_k=20,
+        top_p=0.75,
         seed=3,
         stop_token_ids=[5],
         repeats=2,
         ignore_eos=True,
     )
-    body = client.build_body("turn", [1, 2], sampling, top_k=4)
+    body = client.build_body("turn", [1, 2], sampling, log_probs=4)
     body["sampling_params"]["extra_args"] = {TURN_ID_KEY: "turn", RULE_KEY: "{}"}
     request = protocol.GenerateRequest.model_validate_json(json.dumps(body))
     params = request.sampling_params
     assert (request.request_id, request.token_ids, request.cache_salt) == ("turn", [1, 2], "salt")
     assert (params.max_tokens, params.temperature, params.seed, params.logprobs) == (7, 0.5, 3, 4)
+    assert (params.top_k, params.top_p) == (20, 0.75)
     assert (params.detokenize, params.ignore_eos, params.stop_token_ids) == (False, True, [5])
     assert params.extra_args == {TURN_ID_KEY: "turn", RULE_KEY: "{}"}
     assert params.repetition_detection.min_count == 2

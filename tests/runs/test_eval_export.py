@@ -15,13 +15,18 @@ from supervisor.cli.eval import (
     FIXED_SETTINGS,
     EvaluatedEpisode,
     build_results,
+    choose_sets,
     evaluation_config,
 )
+from supervisor.cli.export import generation_config
 from supervisor.cli.main import main
 from supervisor.models import find_checkpoint, pin_checkpoint
+from supervisor.recording import read_episodes
 from telemetry.analysis.intervals import mean_interval
 from telemetry.sinks.metrics_file import METRICS_FILE, read_metrics, select_kind
 from tests.fixtures.runs import small_config
+
+HEAT = "pick_heat_then_place_in_recep"
 
 
 @pytest.mark.parametrize(
@@ -113,22 +118,92 @@ def test_eval_of_the_expert_needs_no_engine(
     assert "100.0%" in capsys.readouterr().out
 
 
+def test_eval_of_several_sets_and_samples_plays_each_and_prints_a_table_of_each(
+    learning_run: Job, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "eval"
+    sets = {
+        "eval.sets.heat.tasks": "1",
+        "eval.sets.heat.settings.task_types": HEAT,
+        "eval.sets.late.tasks": "2",
+        "eval.sets.late.first_task": "5",
+        "eval.sets.left_out.tasks": "1",
+    }
+    options = {"samples": "2", "sets": "late,heat", "eval.temperature": "0"}
+    arguments = [f"--{name}={value}" for name, value in (sets | options).items()]
+    place = ["--run.dir", str(run_dir)]
+    assert main(["eval", learning_run.run_dir, "--serial", *arguments, *place]) == 0
+    results = json.loads((run_dir / "eval.json").read_text())
+    played = sorted((one["set"], one["task"], one["sample"]) for one in results["tasks"])
+    assert played == [
+        ("heat", 0, 0),
+        ("heat", 0, 1),
+        ("late", 5, 0),
+        ("late", 5, 1),
+        ("late", 6, 0),
+        ("late", 6, 1),
+    ]
+    assert {one["task_type"] for one in results["tasks"] if one["set"] == "heat"} == {HEAT}
+    assert results["success"] == results["sets"]["late"]["success"]
+    assert results["decoding"] == {"temperature": 0.0, "top_k": 0, "top_p": 1.0}
+    printed = capsys.readouterr().out
+    assert "late" in printed and "heat" in printed and "pass@2" in printed
+    (evaluation,) = select_kind(read_metrics(run_dir / METRICS_FILE), "evaluation")
+    assert {"eval/late/success", "eval/heat/pass_at/2"} <= set(evaluation)
+    greedy = [
+        episode for _, episode in read_episodes(run_dir / "episodes") if episode.task_index == 5
+    ]
+    responses = [[turn.kept.tokens for turn in episode.turns] for episode in greedy]
+    assert len(responses) == 2 and responses[0] == responses[1], "greedy: the same both times"
+
+
 def test_eval_without_a_model_first_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", "--env", "webshop", "RUN"]) == 2
     assert "name the model first" in capsys.readouterr().err
 
 
 def test_build_results_without_any_episode_has_no_means() -> None:
-    results = build_results(small_config(), "model", [], dropped=3)
+    results = build_results(small_config(), "model", [], dropped={"": 3})
     assert results["success"]["mean"] is None and results["dropped"] == 3
+
+
+def test_build_results_of_samples_count_each_task_once() -> None:
+    """Task 0 is solved in one of two episodes, task 1 in both."""
+    outcomes = [(0, 0, True), (0, 1, False), (1, 0, True), (1, 1, True)]
+    episodes = [
+        EvaluatedEpisode(task, "a", success, 2.0 * success, 3, index=task, sample=sample)
+        for task, sample, success in outcomes
+    ]
+    results = build_results(small_config(eval__samples="2"), "model", episodes, dropped={})
+    assert (results["episodes"], results["samples"]) == (4, 2)
+    assert (results["success"]["mean"], results["success"]["count"]) == (0.75, 2)
+    assert results["pass_at"]["2"]["mean"] == 1.0 and results["reward"]["mean"] == 1.5
+
+
+def test_build_results_of_sets_have_the_first_ones_figures_and_those_of_each() -> None:
+    config = small_config(eval__sets__unseen__tasks="2", eval__sets__seen__tasks="1")
+    episodes = [
+        EvaluatedEpisode(0, "a", True, 1.0, 2, set="unseen", index=0),
+        EvaluatedEpisode(0, "a", False, 0.0, 2, set="seen", index=0),
+    ]
+    results = build_results(config, "model", episodes, dropped={"unseen": 1})
+    assert results["success"] == results["sets"]["unseen"]["success"]
+    assert (results["dropped"], results["sets"]["seen"]["dropped"]) == (1, 0)
+    assert results["sets"]["seen"]["success"]["mean"] == 0.0
+
+
+@pytest.mark.parametrize("names", ["unseen,other", " , "])
+def test_sets_that_there_are_not_are_refused(names: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--sets: "):
+        choose_sets(small_config(eval__sets__unseen__tasks="2"), names)
 
 
 def test_build_results_by_type_and_score_count_those_that_have_them() -> None:
     episodes = [
         EvaluatedEpisode(0, "a", True, 1.0, 2, tokens=10, cut_off=1, scores={"price": 0.5}),
-        EvaluatedEpisode(1, "b", False, 0.0, 2, tokens=30, invalid=2),
+        EvaluatedEpisode(1, "b", False, 0.0, 2, tokens=30, invalid=2, index=1),
     ]
-    results = build_results(small_config(), "model", episodes, dropped=0)
+    results = build_results(small_config(), "model", episodes, dropped={})
     assert results["success_by_type"]["a"]["mean"] == 1.0
     assert results["success_by_type"]["b"]["count"] == 1
     assert results["scores"]["price"] == {"mean": 0.5, "low": 0.5, "high": 0.5, "count": 1}
@@ -171,11 +246,35 @@ def test_export_loads_in_transformers_and_has_a_card_of_the_runs_figures(
 
 def test_export_cites_an_evaluation(learning_run: Job, tmp_path: Path) -> None:
     evaluation = tmp_path / "eval.json"
-    episodes = [EvaluatedEpisode(n, "heat", n < 3, 1.0, 2) for n in range(4)]
-    evaluation.write_text(json.dumps(build_results(small_config(), "model", episodes, dropped=0)))
+    episodes = [EvaluatedEpisode(n, "heat", n < 3, 1.0, 2, index=n) for n in range(4)]
+    config = small_config(eval__temperature="0.6", eval__top_k="20")
+    evaluation.write_text(json.dumps(build_results(config, "model", episodes, dropped={})))
     arguments = [learning_run.run_dir, str(tmp_path / "model"), "--evaluation", str(evaluation)]
     assert main(["export", *arguments]) == 0
-    assert "| heat | 4 | 75.0% | 30.1% – 95.4% |" in (tmp_path / "model/README.md").read_text()
+    card = (tmp_path / "model/README.md").read_text()
+    assert "| heat | 4 | 75.0% | 30.1% – 95.4% |" in card
+    assert "4 held-out tasks of alfworld, with temperature 0.6, top_k 20, top_p 1:" in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}),
+        ({"eval__temperature": "0"}, {"do_sample": False}),
+    ],
+)
+def test_export_generates_as_the_runs_evaluations_do(
+    learning_run: Job, settings: dict[str, str], expected: dict
+) -> None:
+    """What is written is what transformers takes, and keeps the rest of the model's."""
+    from transformers import GenerationConfig
+
+    checkpoint = find_checkpoint(learning_run.run_dir).directory
+    written = generation_config(checkpoint, small_config(**settings))
+    assert {name: written[name] for name in expected} == expected
+    GenerationConfig(**written).validate(strict=True)
+    kept = json.loads((checkpoint / "generation_config.json").read_text())
+    assert written["eos_token_id"] == kept["eos_token_id"]
 
 
 def test_export_into_a_directory_with_files_is_refused(

@@ -17,7 +17,7 @@ from controller.think_tokens import load_think_tokens
 from controller.turns import TurnRunner
 from engine.fake.server import FakeEngine
 from engine.pool import EnginePool
-from envs.registry import make_environment
+from envs.registry import Environments, make_environment
 from learner.model.policy import load_policy
 from learner.publish import WeightWriter
 from learner.training import Training
@@ -98,7 +98,7 @@ class LockStep:
             key = EpisodeKey(group, member)
             seed = episode_seed(config.run.seed, key)
             player = EpisodePlayer(
-                env,
+                Environments(env),
                 load_prompter(Path(self.job.model_dir)),
                 lambda request, seed=seed: turns.run(request, seed),
                 step_timeout=30.0,

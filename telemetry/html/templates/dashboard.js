@@ -38,6 +38,7 @@ function showNumbers(state) {
   const last = state.last, gauges = state.gauges;
   at("tiles").replaceChildren(
     tile("held-out success", percent(state.evaluation.success)),
+    ...Object.entries(state.status.evaluation?.sets || {}).map(([name, success]) => tile("set " + name, percent(success))),
     tile("training success", percent(last.success)),
     tile("weights in the engines", state.version < 0 ? "–" : number(state.version)),
     tile("tokens generated", number(gauges.generated_tokens)),

@@ -16,7 +16,7 @@ import zmq.asyncio
 
 from actors.actor import WARN_EVERY_TRIES, Actor, ControllerLost, choose_shard
 from controller.responses import EMPTY_RESPONSE
-from envs.registry import make_environment
+from envs.registry import Environments, make_environment
 from protocol.codec import FrameReader, encode
 from protocol.messages import (
     Ack,
@@ -65,7 +65,7 @@ class Bench:
             self.context,
             self.controller.get(zmq.LAST_ENDPOINT).decode(),
             welcome,
-            make_environment("search", max_turns=1),
+            Environments(make_environment("search", max_turns=1)),
             load_prompter(policy),
             ask_again_seconds=ask_again_seconds,
         )

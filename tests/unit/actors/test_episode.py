@@ -7,9 +7,11 @@ import pytest
 import actors.episode
 from actors.episode import digest, encode_trajectory
 from envs.base import StepResult
-from learner.data.rollout_metrics import evaluation_metrics, rollout_metrics
+from learner.data.evaluation_metrics import evaluation_metrics
+from learner.data.rollout_metrics import rollout_metrics
 from protocol.codec import decode, encode
 from protocol.messages import DropReason
+from tests.fixtures.controller import PLAN
 from tests.fixtures.episodes import (
     LEASE,
     ExpertPolicy,
@@ -117,7 +119,7 @@ async def test_prompt_that_outgrows_the_context_ends_the_episode_and_keeps_its_t
     }
     assert (
         rollout_metrics([trajectory])["overflowed_share"]
-        == evaluation_metrics([trajectory])["overflowed_share"]
+        == evaluation_metrics([trajectory], PLAN, 0)["overflowed_share"]
         == 1
     )
     assert not trajectory.truncated and rollout_metrics([trajectory])["cut_off_share"] == 1

@@ -18,9 +18,9 @@ import msgspec
 import numpy as np
 import pytest
 
-import actors.fleet
+import envs.registry
 from actors.crash import ActorSlot
-from actors.fleet import FleetError, load_environment, reseed, supervise
+from actors.fleet import FleetError, load_environments, reseed, supervise
 from actors.pulse import BEAT_SECONDS
 from envs.registry import make_environment
 from protocol.messages import DropReason, EpisodeKey
@@ -167,14 +167,14 @@ def test_environment_that_cannot_be_made_is_told_in_one_sentence_with_the_place(
     environment = make_environment("alfworld")
     environment.start = fails
     monkeypatch.setattr(
-        actors.fleet,
+        envs.registry,
         "make_environment",
         fails if where == "import" else lambda *_, **__: environment,
     )
     kind = type(error).__name__
     message = rf"alfworld cannot be played on this machine: {kind}: .*test_fleet.py:\d+ in fails"
     with pytest.raises(FleetError, match=message):
-        load_environment(make_welcome())
+        load_environments(make_welcome())
 
 
 def test_environment_whose_file_is_not_on_this_machine_is_told_with_file_and_host(tmp_path: Path):
@@ -184,7 +184,7 @@ def test_environment_whose_file_is_not_on_this_machine_is_told_with_file_and_hos
         rf"cannot be played on this machine: .*there is no file {file} on {os.uname().nodename}"
     )
     with pytest.raises(FleetError, match=message):
-        load_environment(msgspec.structs.replace(make_welcome(), environment=f"{file}:Game"))
+        load_environments(msgspec.structs.replace(make_welcome(), environment=f"{file}:Game"))
 
 
 @pytest.mark.parametrize("where", ["import", "start"])
@@ -197,12 +197,12 @@ def test_ctrl_c_while_the_environment_is_loaded_ends_the_fleet(
     environment = make_environment("alfworld")
     environment.start = is_interrupted
     monkeypatch.setattr(
-        actors.fleet,
+        envs.registry,
         "make_environment",
         is_interrupted if where == "import" else lambda *_, **__: environment,
     )
     with pytest.raises(KeyboardInterrupt):
-        load_environment(make_welcome())
+        load_environments(make_welcome())
 
 
 def test_a_first_task_that_does_not_start_keeps_the_others_from_nothing(
@@ -213,8 +213,8 @@ def test_a_first_task_that_does_not_start_keeps_the_others_from_nothing(
     environment.start = lambda split, index, seed: (
         start(split, index, seed) if index else random.choice([])
     )
-    monkeypatch.setattr(actors.fleet, "make_environment", lambda *_, **__: environment)
-    assert load_environment(make_welcome()) is environment
+    monkeypatch.setattr(envs.registry, "make_environment", lambda *_, **__: environment)
+    assert load_environments(make_welcome()).training is environment
 
 
 PACKAGE = """

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from config import ConfigError, EvalSection, EvalSetSection
 from config.evaluation import plan_evaluation
 from config.resolve import resolve, to_toml
-from supervisor.resume import resumed_config
+from supervisor.resume import resolve_resumed
 from tests.fixtures.runs import SMALL
 
 SETS = """
@@ -96,8 +96,16 @@ def test_sets_survive_toml(tmp_path: Path) -> None:
 
 
 def test_sets_of_a_file_are_gone_with_its_environment(tmp_path: Path) -> None:
-    config = resolve(written(tmp_path, SETS), {"env": "webshop", "eval.sets.test.tasks": "500"})
+    file = written(tmp_path, f'[env]\nname = "alfworld"\n{SETS}')
+    config = resolve(file, {"env": "webshop", "eval.sets.test.tasks": "500"})
     assert list(config.eval.sets) == ["test"]
+
+
+def test_sets_of_a_file_that_names_no_environment_are_those_of_the_run(tmp_path: Path) -> None:
+    file = written(tmp_path, "[eval.sets.test]\ntasks = 5\n")
+    assert list(resolve(file, {"env": "webshop"}).eval.sets) == ["test"]
+    with pytest.raises(ConfigError, match=r"no setting eval\.sets\.unseen"):
+        resolve(written(tmp_path, SETS), {"env": "webshop"})
 
 
 @pytest.mark.parametrize(
@@ -120,8 +128,11 @@ def test_sets_that_do_not_fit_are_refused_by_name(name: str, text: str, words: s
 
 def test_sets_may_change_when_a_run_is_resumed(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(to_toml(resolve(overrides=dict(SMALL))))
-    config, changes = resumed_config(tmp_path, {"eval.sets.more.tasks": "3"})
-    assert list(config.eval.sets) == ["more"] and "eval.sets.more.tasks (empty) -> 3" in changes
+    resolution, changes = resolve_resumed(tmp_path, {"eval.sets.more.tasks": "3"})
+    assert (
+        list(resolution.config.eval.sets) == ["more"]
+        and "eval.sets.more.tasks (empty) -> 3" in changes
+    )
 
 
 @given(

@@ -6,6 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from config import EvalSection, EvalSetSection
+from config.evaluation import plan_evaluation
 from controller.admission import (
     MIN_LIMIT_SECONDS,
     PACE_EPISODES,
@@ -17,7 +19,7 @@ from controller.admission import (
     task_of_group,
 )
 from protocol.messages import EpisodeKey
-from tests.fixtures.controller import make
+from tests.fixtures.controller import PLAN, make
 
 
 def lease_all(admission: Admission, actor: bytes = b"a") -> list:
@@ -58,6 +60,31 @@ def test_evaluation_episodes_go_out_before_training_episodes():
         EpisodeKey(0, 1, True),
     ]
     assert not admission.lease(b"a").key.evaluation
+
+
+def test_evaluation_sets_are_leased_with_their_tasks_and_environments():
+    sets = {
+        "test": EvalSetSection(first_task=4, tasks=2, settings={"held_out": "valid_seen"}),
+        "train": EvalSetSection(split="train", tasks=1),
+    }
+    admission = make(evaluation=plan_evaluation(EvalSection(samples=2, sets=sets)))
+    admission.evaluate(evaluation=0, episodes=6)
+    leases = [admission.lease(b"a") for _ in range(6)]
+    assert [(one.evaluation_set, one.split, one.task_index) for one in leases] == [
+        ("test", "held_out", 4),
+        ("test", "held_out", 5),
+        ("test", "held_out", 4),
+        ("test", "held_out", 5),
+        ("train", "train", 0),
+        ("train", "train", 0),
+    ]
+    assert len({one.seed for one in leases}) == 6
+
+
+def test_an_evaluation_of_more_episodes_than_tasks_plays_them_again():
+    admission = make()
+    admission.evaluate(evaluation=0, episodes=12)
+    assert [admission.lease(b"a").task_index for _ in range(12)] == [*range(10), 0, 1]
 
 
 def test_a_lost_actors_episode_is_leased_again_as_another_attempt_with_the_same_seed():
@@ -195,7 +222,9 @@ def resumed(
     So many groups of two members are `complete` in the log, and of the next one a member is there.
     """
     admission = Admission(
-        AdmissionSettings(groups, 2, max_staleness, 3, seed=0, train_size=1000, held_out_size=10)
+        AdmissionSettings(
+            groups, 2, max_staleness, 3, seed=0, train_size=1000, held_out_size=10, evaluation=PLAN
+        )
     )
     received = [EpisodeKey(7 + group, member) for group in range(complete) for member in range(2)]
     admission.start(
@@ -249,7 +278,9 @@ def test_a_resumed_run_comes_to_its_end_whatever_is_in_its_log_and_plays_none_of
     before any weights are applied.
     """
     admission = Admission(
-        AdmissionSettings(groups, 2, staleness, 3, seed=0, train_size=1000, held_out_size=10)
+        AdmissionSettings(
+            groups, 2, staleness, 3, seed=0, train_size=1000, held_out_size=10, evaluation=PLAN
+        )
     )
     log = {EpisodeKey(*divmod(i, 2)) for i, there in enumerate(logged) if there}
     have = set(log)

@@ -18,6 +18,7 @@ from learner.data.episode_log import BATCHES_FILE, read_group_order, record_batc
 from learner.data.groups import ClosedGroups, GroupBuffer
 from learner.data.intake import EpisodeStore
 from protocol.messages import DropReason, EpisodeKey
+from tests.fixtures.controller import PLAN
 from tests.fixtures.learner import fill, trajectory
 
 MEMBERS = 2
@@ -70,6 +71,7 @@ class World:
                 seed=0,
                 train_size=9,
                 held_out_size=9,
+                evaluation=PLAN,
             )
         )
         start = (

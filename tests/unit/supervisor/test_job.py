@@ -11,8 +11,12 @@ import supervisor.job
 from config import ConfigError
 from config.options import values_of
 from config.resolve import resolve
+from controller.transport import build_welcome
+from envs.play import start_episode
+from envs.registry import make_environments
 from protocol.security import make_keys
-from supervisor.job import clean_up, job_file, make_weights_dir, prepare_job
+from supervisor.job import check_job, clean_up, job_file, make_weights_dir, prepare_job
+from tests.fixtures.runs import job_in
 
 
 def test_weights_of_a_killed_supervisor_are_removed_those_of_a_living_one_kept(
@@ -147,6 +151,40 @@ def test_nobody_else_may_read_a_run(tmp_path: Path):
         Path(job.run_dir).stat().st_mode & 0o777 == 0o700
         and job_file(job).stat().st_mode & 0o777 == 0o600
     )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"eval.sets.new.tasks": "25", "eval.sets.new.first_task": "1000"},
+            r"eval\.sets\.new\.tasks: 25 tasks from number 1000 on, and .* held_out has 1024",
+        ),
+        (
+            {"eval.sets.new.settings.data": "/nowhere"},
+            r"eval\.sets\.new\.settings: env\.settings\.data .*no directory /nowhere",
+        ),
+    ],
+)
+def test_evaluation_sets_without_their_tasks_are_refused(settings: dict[str, str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        check_job(resolve(overrides=settings))
+
+
+def test_evaluation_sets_with_other_settings_are_told_to_actors(tmp_path: Path, small_policy: Path):
+    sets = {
+        "eval.sets.heat.settings.task_types": "pick_heat_then_place_in_recep",
+        "eval.sets.plain.tasks": "1",
+    }
+    config = resolve(overrides={"model.name": str(small_policy), **sets})
+    welcome = build_welcome(job_in(tmp_path / "job", config))
+    assert welcome.settings_by_set == {"heat": config.environment_settings("heat")}
+    environments = make_environments(
+        welcome.environment, welcome.environment_settings, welcome.settings_by_set
+    )
+    assert environments.of_set("plain") is environments.training
+    heated = start_episode(environments.of_set("heat"), "held_out", 0, 0)
+    assert heated.task_type == "pick_heat_then_place_in_recep"
 
 
 def test_a_secret_is_shown_as_set_and_no_more():

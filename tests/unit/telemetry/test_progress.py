@@ -13,6 +13,7 @@ from protocol.messages import Stats
 from telemetry.probes.clocks import Lag, LoopLag
 from telemetry.progress import Progress, panel, status_line, time_left
 from telemetry.state import RunState
+from tests.fixtures.records import evaluated
 
 
 class Terminal(io.StringIO):
@@ -110,13 +111,12 @@ def test_a_step_within_a_phase_is_no_change_of_phase() -> None:
 def test_an_evaluation_is_shown_at_once() -> None:
     show = Show()
     show.tick(0.0)
-    show.send("evaluation", update=20, success=0.4375, episodes=128)
+    show.send("evaluation", update=20, **evaluated(0.4375, 128))
     first = "[  0:00]  held-out success 43.8 % (35.5 to 52.4) after 20 updates (games: 128)"
     assert show.tick(0.25) == [first]
     assert show.tick(0.5) == []
-    show.send(
-        "evaluation", update=20, success=0.5, episodes=128
-    )  # of a run that goes on from there
+    # of a run that goes on from there
+    show.send("evaluation", update=20, **evaluated(0.5, 128))
     second = "[  0:00]  held-out success 50.0 % (41.5 to 58.5) after 20 updates (games: 128)"
     assert show.tick(0.75) == [second]
 

@@ -14,8 +14,11 @@ from config import RunSection
 from protocol.messages import DropReason, Stats
 from telemetry.format import format_duration
 from telemetry.metrics_schema import METRICS, find_metric, tensorboard_tag, undocumented_names
+from telemetry.progress import evaluation_line
+from telemetry.sinks.status_file import build_status
 from telemetry.state import RunState
 from telemetry.summary import format_summary, summarize_run, write_summary
+from tests.fixtures.records import evaluated
 
 REQUIRED = {
     "updates",
@@ -52,8 +55,7 @@ def trained_state() -> RunState:
             "evaluation",
             {
                 "update": 0,
-                "success": 0.25,
-                "episodes": 64,
+                **evaluated(0.25, 64),
                 "success/pick": 0.5,
                 "evaluation_tokens": 150,
             },
@@ -79,8 +81,7 @@ def trained_state() -> RunState:
             "evaluation",
             {
                 "update": 2,
-                "success": 0.75,
-                "episodes": 64,
+                **evaluated(0.75, 64),
                 "success/pick": 1.0,
                 "score/price": 0.25,
                 "evaluation_tokens": 250,
@@ -107,6 +108,38 @@ def test_success_is_held_out_first_and_last() -> None:
     summary = summarize_run(trained_state(), 10.0)
     assert (summary["success_first"], summary["success_last"]) == (0.25, 0.75)
     assert summary["success_by_type"] == {"pick": 1.0}
+
+
+def test_sets_and_pass_at_k_are_those_of_the_last_evaluation() -> None:
+    last = {
+        "success": 0.5,
+        "eval/unseen/success": 0.5,
+        "eval/seen/success": 0.75,
+        "eval/seen/success/heat": 1.0,
+        "eval/seen/score/success": 0.1,
+        "pass_at/4": 0.8,
+    }
+    state = state_of(
+        ("learner", "evaluation", {"update": 0, "success": 0.25}),
+        ("learner", "evaluation", {"update": 2, **last}),
+    )
+    summary = summarize_run(state, 10.0)
+    assert summary["success_by_set"] == {"unseen": 0.5, "seen": 0.75}
+    assert summary["pass_at"] == {"4": 0.8} and summary["success_by_type"] == {}
+    table = format_summary(summary, RunSection())
+    assert "set seen" in table and "pass@4" in table
+    line = evaluation_line(state.evaluations[-1])
+    assert line.startswith("held-out success 50.0 %") and line.endswith("seen 75.0 %")
+    assert build_status(state, 10.0)["evaluation"] == {
+        "update": 2,
+        "success": 0.5,
+        "sets": {"unseen": 0.5, "seen": 0.75},
+    }
+    assert undocumented_names(list(last)) == []
+
+
+def test_status_before_the_first_evaluation_has_none() -> None:
+    assert build_status(RunState(0.0), 1.0)["evaluation"] is None
 
 
 def test_scores_are_those_of_the_last_evaluation() -> None:
@@ -289,3 +322,22 @@ def test_a_total_is_explained_by_its_field_and_only_where_there_is_one() -> None
 )
 def test_tensorboard_groups_fields(name: str, tag: str) -> None:
     assert tensorboard_tag(name) == tag
+
+
+@pytest.mark.parametrize(
+    ("name", "description"),
+    [
+        ("eval/seen/success", "mean over its tasks); of the evaluation set seen"),
+        ("eval/seen/success/heat", "Episodes of type heat that reached their goal; of the"),
+        ("eval/seen/pass_at/4", "Tasks that one of 4 samples solves"),
+        ("pass_at/2", "Tasks that one of 2 samples solves"),
+    ],
+)
+def test_figures_of_sets_and_of_samples_are_explained(name: str, description: str) -> None:
+    assert description in find_metric(name).description
+    assert tensorboard_tag(name, "evaluation") == f"evaluation/{name.removeprefix('eval/')}"
+
+
+@pytest.mark.parametrize("name", ["eval/", "eval/seen", "eval/seen/novel", "eval//x"])
+def test_names_that_only_look_like_a_sets_are_undocumented(name: str) -> None:
+    assert undocumented_names([name]) == [name]

@@ -153,6 +153,22 @@ def test_a_single_question_cannot_be_split(written):
         read_questions(written(GOOD))
 
 
+@pytest.mark.parametrize(("share", "held_out"), [(0.01, 1), (0.5, 4), (1.0, 8)])
+def test_questions_are_held_out_in_the_share_that_is_asked_for(written, share, held_out):
+    rows = ({"question": f"Which {n}?", "answers": ["this"]} for n in range(8))
+    questions = read_questions(written(*rows), share)
+    assert (len(questions["held_out"]), len(questions["train"])) == (held_out, 8 - held_out)
+
+
+def test_a_single_question_can_be_held_out(written):
+    assert len(read_questions(written(GOOD), 1.0)["held_out"]) == 1
+
+
+def test_a_share_of_the_project_s_questions_is_refused():
+    with pytest.raises(ValueError, match=r"^env\.settings\.held_out_share .*questions"):
+        Search(held_out_share=1.0)
+
+
 def test_the_environment_asks_the_user_s_questions_of_the_user_s_corpus(written, tmp_path):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text('{"title": "Paro", "text": "Karma lives there."}')

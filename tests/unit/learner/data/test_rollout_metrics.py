@@ -3,10 +3,12 @@
 import msgspec
 import numpy as np
 
-from learner.data.rollout_metrics import evaluation_metrics, rollout_metrics
+from learner.data.evaluation_metrics import evaluation_metrics
+from learner.data.rollout_metrics import rollout_metrics
 from protocol.arrays import FLOAT32, INT32, UINT8, pack
 from protocol.messages import ControlEvent
 from telemetry.metrics_schema import undocumented_names
+from tests.fixtures.controller import PLAN
 from tests.fixtures.learner import random_group, random_turn
 
 
@@ -19,7 +21,7 @@ def test_scores_are_means_over_the_episodes_that_report_them():
             strict=True,
         )
     ]
-    for metrics in (rollout_metrics(played), evaluation_metrics(played)):
+    for metrics in (rollout_metrics(played), evaluation_metrics(played, PLAN, 0)):
         assert metrics["score/price"] == 0.75 and undocumented_names(list(metrics)) == []
 
 

@@ -14,6 +14,7 @@ from telemetry.analysis.collapse import collapse_signs, has_collapsed, last_upda
 from telemetry.progress import Progress
 from telemetry.state import RunState
 from telemetry.summary import format_summary, summarize_run
+from tests.fixtures.records import evaluated
 
 
 def run(**columns: list[float]) -> list[dict]:
@@ -113,7 +114,7 @@ def test_has_collapsed_only_beyond_what_chance_gives(
     evaluations: list[tuple[float, int]], verdict: bool
 ):
     """One game of sixteen that is lost again is no collapse."""
-    records = [{"success": share, "episodes": games} for share, games in evaluations]
+    records = [evaluated(share, games) for share, games in evaluations]
     assert has_collapsed(records) is verdict
 
 

@@ -17,13 +17,14 @@ from telemetry.html.report import (
     render_report,
 )
 from telemetry.sinks.starts_file import describe_start
+from tests.fixtures.records import evaluated
 
 RECORDS = [
-    {"kind": "evaluation", "update": 0, "wall_seconds": 1.0, "success": 0.25, "episodes": 64}
+    {"kind": "evaluation", "update": 0, "wall_seconds": 1.0, **evaluated(0.25, 64)}
     | {"success/pick": 0.5, "success/look": 0.0},
     {"kind": "update", "update": 1, "wall_seconds": 60.0, "success": 0.5, "seconds_wait": 3.0}
     | {"seconds_train": 2.0, "dropped_env_error": 2, "training_tokens": 100},
-    {"kind": "evaluation", "update": 1, "wall_seconds": 61.0, "success": 0.75, "episodes": 64}
+    {"kind": "evaluation", "update": 1, "wall_seconds": 61.0, **evaluated(0.75, 64)}
     | {"success/pick": 1.0, "success/look": 0.5},
 ]
 

@@ -36,9 +36,17 @@ from telemetry.progress import Progress, panel, status_line
 from telemetry.sinks.status_file import build_status, read_status
 from telemetry.state import RunState
 from tests.fixtures import ROOT
+from tests.fixtures.controller import PLAN
 
 SETTINGS = AdmissionSettings(
-    groups=2, group_size=2, max_staleness=1, max_leases=5, seed=0, train_size=3, held_out_size=3
+    groups=2,
+    group_size=2,
+    max_staleness=1,
+    max_leases=5,
+    seed=0,
+    train_size=3,
+    held_out_size=3,
+    evaluation=PLAN,
 )
 WELL = Situation(version=3, published=3, actors=4, engines=[("http://e", Health.HEALTHY, 1)])
 

@@ -9,16 +9,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from telemetry.metrics_schema import METRICS
 from telemetry.sinks.grafana import build_dashboard
-from telemetry.sinks.prometheus import exposition
 from tests.fixtures import ROOT
+from tests.fixtures.records import expose_all_metrics
 
 
 def test_grafana_asks_for_numbers_that_prometheus_gets() -> None:
-    page = exposition(
-        {},
-        {f"{name}_total" if f.aggregation == "total" else name: 1.0 for name, f in METRICS.items()},
-        {},
-    ).decode()
+    page = expose_all_metrics().decode()
     known = {
         sample.name for family in text_string_to_metric_families(page) for sample in family.samples
     }

@@ -6,6 +6,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from telemetry.metrics_schema import METRICS
 from telemetry.sinks.prometheus import exposition
+from tests.fixtures.records import expose_all_metrics
 
 
 def test_an_evaluation_has_its_own_counts_and_leaves_those_of_all_to_the_update() -> None:
@@ -23,10 +24,23 @@ def test_an_evaluation_has_its_own_counts_and_leaves_those_of_all_to_the_update(
     }
 
 
+def test_figures_of_sets_and_of_samples_have_labels_of_their_own() -> None:
+    last = {"success": 0.5, "eval/seen/success": 0.75, "eval/seen/success/pick": 1.0}
+    page = exposition({}, {}, {**last, "pass_at/4": 0.8, "eval/seen/pass_at/4": 0.9})
+    samples = [
+        (sample.name, sample.labels, sample.value)
+        for family in text_string_to_metric_families(page.decode())
+        for sample in family.samples
+    ]
+    assert samples == [
+        ("foray_evaluation_success_ratio", {}, 0.5),
+        ("foray_evaluation_success_ratio_by_set", {"set": "seen"}, 0.75),
+        ("foray_evaluation_success_ratio_by_set_by_kind", {"set": "seen", "kind": "pick"}, 1.0),
+        ("foray_evaluation_pass_at_ratio_by_k", {"k": "4"}, 0.8),
+        ("foray_evaluation_pass_at_ratio_by_set_by_k", {"set": "seen", "k": "4"}, 0.9),
+    ]
+
+
 def test_every_documented_number_has_a_name_that_prometheus_takes() -> None:
-    page = exposition(
-        {},
-        {f"{name}_total" if f.aggregation == "total" else name: 1.0 for name, f in METRICS.items()},
-        {},
-    ).decode()
+    page = expose_all_metrics().decode()
     assert len(list(text_string_to_metric_families(page))) == len(METRICS)
