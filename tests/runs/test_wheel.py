@@ -120,7 +120,7 @@ def test_installed_command_makes_a_run_and_its_report(bin_dir: Path, elsewhere: 
     settings = SMALL | {"run.dir": "a-run", "env.max_turns": "2", "run.max_updates": "1"}
     output = run(bin_dir / "foray", "--serial", *options(settings), cwd=elsewhere)
     assert json.loads((elsewhere / "a-run" / "summary.json").read_text())["updates"] == 1
-    assert output.startswith("recipes: tiny, serial, serial-tiny\n")
+    assert output.startswith("recipes: tiny, tiny-alfworld, serial, serial-tiny\n")
     assert "look at it: foray report a-run" in output
     run(bin_dir / "foray", "report", "a-run", cwd=elsewhere)
     assert "<svg" in (elsewhere / "a-run" / "report.html").read_text()

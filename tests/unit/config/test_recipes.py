@@ -226,8 +226,9 @@ def test_recipe_of_an_environment_ends_with_it() -> None:
 @pytest.mark.parametrize(
     ("model", "environment", "serial", "names"),
     [
-        ("tiny", "alfworld", False, ["tiny"]),
+        ("tiny", "alfworld", False, ["tiny", "tiny-alfworld"]),
         ("tiny", "webshop", False, ["tiny", "tiny-webshop"]),
+        ("tiny", "/games/mine.py:Mine", False, ["tiny"]),
         ("tiny", "search", True, ["tiny", "tiny-search", "serial", "serial-tiny"]),
         ("smollm2", "webshop", False, ["smollm2"]),
         ("smollm2", "alfworld", True, ["smollm2", "serial"]),
@@ -279,7 +280,8 @@ def test_sections_have_what_a_model_without_a_recipe_takes(tmp_path: Path) -> No
 def test_run_without_options_has_the_defaults_and_the_recipe_of_the_tiny_policy() -> None:
     config = resolve()
     changes = {full: value for full, (_, value) in find_changes(config).items()}
-    assert changes | {"model.name": "tiny"} == read_recipe("tiny")
+    own = read_recipe("tiny") | read_recipe("tiny-alfworld")
+    assert changes | {"model.name": "tiny", "env.name": "alfworld"} == own
     assert config.env.settings == msgspec.to_builtins(AlfWorldSettings())
 
 
@@ -288,7 +290,7 @@ def test_recipe_of_ones_own_is_a_path(tmp_path: Path) -> None:
     resolution = resolve_new(None, {"recipe": f"alfworld, {mine}"}, serial=False)
     assert resolution.config.learner.group_size == 16
     assert resolution.config.learner.groups_per_update == 16
-    assert resolution.recipes == ["tiny", "alfworld", mine]
+    assert resolution.recipes == ["tiny", "tiny-alfworld", "alfworld", mine]
     assert resolution.sources["learner.group_size"] == f"recipe {mine}"
 
 

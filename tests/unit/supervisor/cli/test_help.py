@@ -98,7 +98,7 @@ def test_help_says_which_defaults_are_others_by_recipes(
 ) -> None:
     print_help("all", Console(width=300))
     assert (
-        "for RL to improve [default 0, tiny 0.47, tiny-search 0.35, tiny-webshop 0.25]"
+        "for RL to improve [default 0, tiny-alfworld 0.47, tiny-search 0.35, tiny-webshop 0.25]"
         in capsys.readouterr().out
     )
 
