@@ -1,6 +1,7 @@
 """A vLLM as GPUs have it, on a CPU: prefills in chunks, asynchronous scheduling, experts.
 
-One server for all of them: it takes half a minute to start.
+One server for all of them: it takes half a minute to start. Once with vLLM's V1 model runner, which
+CPUs have, and once with V2, whose kernels run in Triton's interpreter: some twenty steps a second.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import zmq.asyncio
 from controller.signals import SignalRouter
 from controller.think_tokens import ThinkTokens
 from engine.client import EngineClient
+from engine.constants import RUNNER_VARIABLE
 from tests.fixtures import ROOT
 from tests.fixtures.async_on_cpu.async_on_cpu import MADE
 from tests.fixtures.engines import (
@@ -37,6 +39,8 @@ from tests.fixtures.learner import random_group, small_config
 
 pytestmark = [pytest.mark.real_engine, pytest.mark.slow]
 
+FIXTURES = ROOT / "tests" / "fixtures"
+
 STEP_TOKENS = 64
 """Most tokens of a step: longer prompts are computed in chunks."""
 
@@ -50,16 +54,21 @@ def experts(tmp_path_factory: pytest.TempPathFactory) -> Policies:
     return Policies(*map(weights_in, made))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", params=["V1", "V2"])
 def server(
-    experts: Policies, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, experts: Policies, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[RealEngine, Path]]:
     """The server, and its log."""
     directory = tmp_path_factory.mktemp("engine")
     options = f"--enable-chunked-prefill,--max-num-batched-tokens,{STEP_TOKENS}"
-    plugin = ROOT / "tests" / "fixtures" / "async_on_cpu"
-    with vllm_server(experts, directory, [plugin], engine__extra_args=options) as running:
-        yield running, directory / "engine.log"
+    path = [FIXTURES / "async_on_cpu"]
+    if request.param == "V2":
+        pytest.importorskip("triton", reason="Triton is not installed: the V2 runner needs it")
+        path.append(FIXTURES / "triton_on_cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RUNNER_VARIABLE, {"V1": "0", "V2": "1"}[request.param])
+        with vllm_server(experts, directory, path, engine__extra_args=options) as running:
+            yield running, directory / "engine.log"
 
 
 @pytest.fixture
@@ -104,7 +113,7 @@ async def test_signals_of_prompts_in_chunks_are_exact_and_each_token_has_one(
     engine: Engine,
 ) -> None:
     turns = [
-        engine.start(prompt=some_prompt(f"long {i}", 20 + 60 * (i % 4)), max_tokens=6 + 5 * i)
+        engine.start(prompt=some_prompt(f"long {i}", 20 + 60 * (i % 4)), max_tokens=4 + 2 * i)
         for i in range(8)
     ]
     for turn_id, prompt, task in turns:
@@ -134,7 +143,7 @@ async def test_turn_that_ends_by_a_token_has_no_signal_after_it(engine: Engine) 
 
 async def test_steer_of_an_asynchronous_engine_forces_its_queue_in_a_row(engine: Engine) -> None:
     queue = [11, 22, 33]
-    turn_id, _, task = engine.start(max_tokens=600)
+    turn_id, _, task = engine.start(max_tokens=200)
     await engine.watcher.until(turn_id, 4)
     await engine.watcher.steer(turn_id, queue)
     generation = await task
