@@ -256,12 +256,13 @@ def cpu_kv_cache_gib(engine: EngineSection) -> float:
 
 def _cpu_environment(engine: EngineSection) -> dict[str, str]:
     environment = {
-        **SINGLE_PROCESS,
         # Compiling vLLM's one small compiled function of the sampler takes a C++ compiler and
         # seconds of the first request.
         "TORCHDYNAMO_DISABLE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     }
+    if worker_count(engine.extra_args) == 1:
+        environment |= SINGLE_PROCESS
     threads = engine.threads
     # vLLM heeds the affinity, and no quota.
     if not threads and available_cores() < len(os.sched_getaffinity(0)):

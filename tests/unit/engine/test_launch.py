@@ -132,6 +132,16 @@ def test_worker_count_is_what_vllm_reads_in_the_arguments(
     assert server.worker_count(extra_args) == workers
 
 
+@pytest.mark.parametrize(("extra_args", "expected"), [("", "0"), ("-tp,2", None)])
+def test_single_worker_on_a_cpu_is_in_the_process_of_the_scheduler(
+    monkeypatch: pytest.MonkeyPatch, extra_args: str, expected: str | None
+) -> None:
+    monkeypatch.setattr(server, "on_cpu", lambda: True)
+    settings = {"engine__extra_args": extra_args} if extra_args else {}
+    environment = engine_command(job(**settings)).environment
+    assert environment.get("VLLM_ENABLE_V1_MULTIPROCESSING") == expected
+
+
 def test_engine_of_several_workers_samples_each_request_in_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
