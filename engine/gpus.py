@@ -57,7 +57,7 @@ def visible_names(count: int, shown: str | None) -> list[str]:
 def _load_nvml() -> ModuleType:
     """The bindings of the library: NVIDIA's own package, or the copy that vLLM has of it."""
     try:
-        import pynvml
+        import pynvml  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         from vllm.third_party import pynvml
     return pynvml

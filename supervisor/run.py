@@ -16,7 +16,7 @@ from rich.console import Console
 
 from config import Job, LearnerSection
 from config.options import values_of
-from engine.launch import EngineNotReady, engine_command, wait_ready
+from engine.launch import EngineCommand, EngineNotReady, engine_command, wait_ready
 from protocol.codec import FrameReader
 from protocol.delivery import DeliveryServer
 from protocol.lifetime import describe_end
@@ -215,9 +215,7 @@ class Run:
     def _start_learner(self) -> ChildProcess:
         """Start all ranks of the learner; returns rank 0, which ends when the run does."""
         elapsed_s = self._collector.state.wall_seconds(time.monotonic())
-        devices = self._job.devices
-        arguments = ["learner", str(job_file(self._job)), f"{elapsed_s:.3f}"]
-        arguments = on_devices(devices.learner, arguments)
+        arguments = learner_arguments(self._job, elapsed_s)
         launch = self._job.config.cluster.learner_launch
         ranks = []
         for rank, environment in enumerate(learner_environments(self._job.config.learner)):
@@ -289,9 +287,7 @@ class Run:
         command = engine_command(self._job, number)
         name = _numbered_name("engine", number)
         launch = self._launch_command(self._job.endpoints.shard_of(number))
-        arguments = command.arguments
-        if self._job.devices.engines:
-            arguments = on_devices(self._job.devices.engines[number].gpus, arguments)
+        arguments = engine_arguments(self._job, number, command)
         return self._add(spawn(name, arguments, self._log(name), command.environment, launch))
 
     def _start_shard(self, number: int) -> ChildProcess:
@@ -419,6 +415,22 @@ def _with_cause(error: EngineNotReady, engine: ChildProcess) -> str:
     """The error's text, the cause that the engine's log gives, and the log's path."""
     causes = [str(error), cause_in(engine.log, engine.log_begin)]
     return f"{': '.join(filter(None, causes))}\nits log: {engine.log}"
+
+
+def learner_arguments(job: Job, elapsed_s: float) -> list[str]:
+    """Arguments of `python -m` for each rank of the learner, which sees the GPUs of all ranks.
+
+    `elapsed_s`: how long the run has lasted before.
+    """
+    arguments = ["learner", str(job_file(job)), f"{elapsed_s:.3f}"]
+    return on_devices(job.devices.learner, arguments)
+
+
+def engine_arguments(job: Job, number: int, command: EngineCommand) -> list[str]:
+    """Arguments of `python -m` for an engine, which sees its own GPUs."""
+    if not job.devices.engines:
+        return command.arguments
+    return on_devices(job.devices.engines[number].gpus, command.arguments)
 
 
 def learner_environments(settings: LearnerSection) -> list[dict[str, str]]:

@@ -7,10 +7,15 @@ import subprocess
 from pathlib import Path
 from subprocess import CompletedProcess
 
+import msgspec
 import pytest
 
+from config import Devices, EngineDevice
+from engine.launch import EngineCommand
 from supervisor.on_devices import choose_visible, on_devices
 from supervisor.process import ROOT, python_module
+from supervisor.run import engine_arguments, learner_arguments
+from tests.fixtures.learner import job_in, small_config
 
 
 @pytest.mark.parametrize(
@@ -63,3 +68,22 @@ def test_on_devices_gpu_that_is_not_shown_ends_with_a_sentence() -> None:
     """The supervisor tells the sentence, and no traceback."""
     result = run_on([1], "json", "4")
     assert result.returncode == 1 and result.stderr.startswith("error: GPU 1 was chosen")
+
+
+def test_processes_of_a_run_start_on_the_gpus_of_its_plan(tmp_path: Path) -> None:
+    """Each engine sees its own, and each rank those of all ranks."""
+    engines = [EngineDevice(gpus=gpus, memory_fraction=0.9) for gpus in ([2], [3, 4])]
+    job = msgspec.structs.replace(
+        job_in(tmp_path, small_config()), devices=Devices(engines=engines, learner=[0, 1])
+    )
+    command = EngineCommand(["vllm", "serve"], {})
+    placed = ["supervisor.on_devices", "3,4", "vllm", "serve"]
+    assert engine_arguments(job, 1, command) == placed
+    assert learner_arguments(job, 0.0)[:3] == ["supervisor.on_devices", "0,1", "learner"]
+
+
+def test_processes_of_a_run_on_cpus_start_as_they_are(tmp_path: Path) -> None:
+    """Without a plan nothing is narrowed."""
+    job = job_in(tmp_path, small_config())
+    assert engine_arguments(job, 0, EngineCommand(["vllm"], {})) == ["vllm"]
+    assert learner_arguments(job, 1.5) == ["learner", f"{tmp_path}/job.json", "1.500"]
