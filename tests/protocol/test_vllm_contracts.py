@@ -13,6 +13,7 @@ import sys
 from importlib import import_module
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 from vllm import SamplingParams, envs, plugins
 from vllm.config import SchedulerConfig
@@ -34,7 +35,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.sample.logits_processor import interface as v1_interface
 from vllm.v1.worker.gpu.sample.logits_processor import interface as v2_interface
 
-from config import Endpoints, Job
+from config import Devices, Endpoints, EngineDevice, Job
 from config.resolve import resolve
 from engine import client, launch
 from engine.constants import RULE_KEY, TURN_ID_KEY, engine_request_id
@@ -118,6 +119,19 @@ def test_vllm_parses_the_command_of_an_engine(
     assert parsed.enable_chunked_prefill == (False if cpu else None)
     assert parsed.async_scheduling is None
     assert (parsed.logits_processors is None) == ("control__signal" in settings)
+
+
+def test_vllm_parses_the_command_of_an_engine_that_shares_its_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bytes of the KV cache, sleep, and the precision of the head are options of vLLM."""
+    monkeypatch.setattr(launch, "on_cpu", lambda: False)
+    device = EngineDevice(gpus=[0], memory_fraction=0.1, kv_cache_bytes=2**31)
+    job = msgspec.structs.replace(build_job(), devices=Devices(engines=[device], sleeps=True))
+    parsed = parse_as_vllm(launch.engine_command(job).arguments)
+    assert (parsed.kv_cache_memory_bytes, parsed.gpu_memory_utilization) == (2**31, 0.1)
+    assert parsed.enable_sleep_mode and parsed.hf_overrides == launch.FLOAT32_HEAD
+    assert parsed.dtype == "bfloat16"
 
 
 @pytest.mark.parametrize("word", launch.SPECULATIVE)
