@@ -92,6 +92,7 @@ def learner_load(config: Config) -> LearnerLoad:
         checkpoints_layers=learner.gradient_checkpointing,
         lora_rank=learner.lora_rank,
         has_reference=learner.kl_coef > 0,
+        trains=config.run.max_updates > 0,
     )
 
 

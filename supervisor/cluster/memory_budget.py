@@ -62,6 +62,8 @@ class LearnerLoad(NamedTuple):
     lora_rank: int
     has_reference: bool
     """True if another copy of the weights is kept to measure the distance from."""
+    trains: bool = True
+    """False if it only has the weights that engines are to run, for an evaluation."""
 
 
 class EngineLoad(NamedTuple):
@@ -96,6 +98,9 @@ def learner_parts(shape: ModelShape, load: LearnerLoad) -> list[Part]:
     Weights, gradients and moments are float32 and divided between the ranks.
     """
     weights = shape.weights()
+    if not load.trains:
+        held = Part("weights", MASTER_BYTES * weights // load.ranks, True, is_exact=True)
+        return [held, Part("runtime", LEARNER_RUNTIME_BYTES, True)]
     trained = weights
     if load.lora_rank:
         trained = shape.adapter_weights(load.lora_rank)

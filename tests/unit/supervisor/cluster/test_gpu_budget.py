@@ -98,6 +98,13 @@ def test_divide_gpu_weights_and_moments_that_do_not_fit_are_refused() -> None:
     assert divide("8B", RANK, learner__ranks="2").place.gpu == 0
 
 
+def test_divide_gpu_evaluation_needs_the_weights_alone() -> None:
+    """Qwen3-8B is not trained on one GPU of 80 GB, and is evaluated there."""
+    budget = divide("8B", SHARED, run__max_updates="0")
+    assert {part.name for part in budget.learner} == {"weights", "runtime"}
+    assert not budget.sleeps
+
+
 def test_divide_gpu_engine_without_room_for_a_turn_is_refused() -> None:
     """Qwen3-8B's weights leave nothing of 16 GB; settings and sizes are said."""
     said = refused("8B", ENGINE, 16)
