@@ -336,7 +336,7 @@ class Controller:
         seconds = self.config.actor.episode_seconds
         detail = f"no episode of its evaluation ended within {seconds:g} s (actor.episode_seconds)"
         for key in episodes:
-            notice = dropped_episode(key, DropReason.CANCELLED, detail)
+            notice = dropped_episode(key, DropReason.CANCELED, detail)
             await self.transport.tell_learner(notice)
         await self._broadcast_revocations()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from protocol.messages import DropReason, StopReason
 from tests.fixtures import ROOT
 
 UNIT = ROOT / "tests" / "unit"
@@ -190,6 +191,16 @@ def test_durations_are_taken_from_a_clock_that_nobody_sets(source: Path) -> None
             r"\btime\.time(_ns)?\b|from time import|\bdatetime\.(now|utcnow|today)\b",
             (ROOT / source).read_text(),
         )
+
+
+@modules
+def test_reasons_that_a_module_names_exist(source: Path) -> None:
+    """A reason for an end is looked up when something ends, which may be hours after the start."""
+    reasons = {"DropReason": DropReason, "StopReason": StopReason}
+    for node in ast.walk(ast.parse((ROOT / source).read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            kind = reasons.get(node.value.id)
+            assert kind is None or node.attr in kind.__members__
 
 
 @modules
