@@ -4,6 +4,10 @@
     ./mygame.py:MyGame        MyGame in a file; `./mygame.py` if it has one environment
     mypackage.games:MyGame    MyGame in a module that Python finds
 
+An actor is told the name by its run's controller, and calls what it finds with settings from there.
+So that no name means any other function of its machine, code by name has to be the class of an
+environment.
+
 A package registers a name by an entry point:
 
 [project.entry-points."foray.environments"]
@@ -22,7 +26,7 @@ from importlib.metadata import entry_points
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import msgspec
 
@@ -198,7 +202,7 @@ def _find_in_file(name: str) -> Callable[..., Any]:
     own = [
         value
         for value in vars(module).values()
-        if inspect.isclass(value) and value.__module__ == module.__name__ and _is_environment(value)
+        if _is_environment(value) and value.__module__ == module.__name__
     ]
     if len(own) == 1:
         return own[0]
@@ -246,10 +250,15 @@ def _find_in_module(name: str) -> Callable[..., Any]:
 
 def _attribute_of(module: ModuleType, attribute: str, place: str) -> Callable[..., Any]:
     value = getattr(module, attribute, None)
-    if not callable(value):
-        raise EnvironmentNotFound(f"env.name: {place} has no class or function {attribute!r}")
+    if not _is_environment(value):
+        raise EnvironmentNotFound(
+            f"env.name: {place} has no class {attribute!r} with the methods {', '.join(METHODS)}"
+        )
     return value
 
 
-def _is_environment(value: type) -> bool:
-    return all(callable(getattr(value, method, None)) for method in METHODS)
+def _is_environment(value: object) -> TypeGuard[type]:
+    """Tell whether something is the class of an environment, by its methods."""
+    return inspect.isclass(value) and all(
+        callable(getattr(value, method, None)) for method in METHODS
+    )

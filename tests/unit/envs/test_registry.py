@@ -1,5 +1,6 @@
 """Environments by name."""
 
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -90,13 +91,15 @@ def test_environment_of_a_file_declares_its_settings(
     ("name", "message"),
     [
         ("DIR/none.py", r"there is no file DIR/none\.py on \S+; put it there"),
-        ("DIR/my game.py:Nothing", r"my game\.py has no class or function 'Nothing'"),
-        ("DIR/my game.py:BROKEN", r"my game\.py has no class or function 'BROKEN'"),
+        ("DIR/my game.py:Nothing", r"my game\.py has no class 'Nothing' with the methods size, "),
+        ("DIR/my game.py:BROKEN", r"my game\.py has no class 'BROKEN' "),
         ("DIR/numbers_beside.py", r"has not one class with the methods size, .*, but none"),
         ("DIR/broken.py", r"broken\.py cannot be loaded: KeyError: 'x' \(.*broken\.py:2 in"),
         ("no_such_module:Game", r"no module no_such_module .*\./no_such_module\.py:Game"),
         ("json.nothing:Game", r"no module json\.nothing "),
-        ("json:Game", r"json has no class or function 'Game'"),
+        ("json:Game", r"json has no class 'Game' "),
+        ("json:dumps", r"json has no class 'dumps' "),
+        ("pathlib:Path", r"pathlib has no class 'Path' "),
     ],
 )
 def test_environment_of_code_that_cannot_be_loaded_says_why(
@@ -108,6 +111,18 @@ def test_environment_of_code_that_cannot_be_loaded_says_why(
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(ConfigError, match=message.replace("DIR", str(directory))):
         resolve(None, {"env": name.replace("DIR", str(directory))})
+
+
+@pytest.mark.parametrize("name", ["subprocess:getoutput", "FILE:getoutput", "subprocess:Popen"])
+def test_name_of_what_is_no_environment_calls_nothing(name: str, tmp_path: Path) -> None:
+    """A controller whose machine is not its owner's any more cannot have actors run commands."""
+    name = name.replace("FILE", subprocess.__file__)
+    touched = tmp_path / "touched"
+    command = f"touch {touched}"
+    for keyword in ("cmd", "args"):
+        with pytest.raises(registry.EnvironmentNotFound, match="has no class"):
+            registry.make_environment(name, **{keyword: command, "shell": True})
+    assert not touched.exists()
 
 
 def test_settings_reach_the_environment():
