@@ -118,7 +118,10 @@ def check_environment(
             except Exception as error:
                 findings.add_flaw(describe_error(error, home), task)
     if tasks and not findings.flaws:
-        _check_other_process(config, environment, tasks[0], findings)
+        try:
+            _check_other_process(config, environment, tasks[0], findings)
+        except Exception as error:
+            findings.add_flaw(f"in another process: {describe_error(error, home)}", tasks[0])
     return findings
 
 

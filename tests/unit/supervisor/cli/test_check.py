@@ -47,6 +47,11 @@ FLAWED = {
         "another task for another seed",
     ),
     "hash": (SOUND_START, "hash(split)", "another task in another process"),
+    "lonely": (
+        "import random\n",
+        "import random\nfrom multiprocessing import parent_process as p\nassert not p(), 'alone'\n",
+        "in another process: .*AssertionError: alone",
+    ),
     "endless": ("done = won or self.turns == 0", "done = won", "goes on after max_turns"),
     "reward": ("10.0 * won", "None", "gave None as reward"),
     "raises": ("self.turns -= 1", "self.turns -= one", r"NameError: .*game.py:\d+ in step"),
