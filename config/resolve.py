@@ -89,12 +89,16 @@ def resolve_new(file: Path | None, overrides: Mapping[str, str], serial: bool) -
 def resolve_recorded(file: Path, overrides: Mapping[str, str]) -> Resolution:
     """Resolve the settings that a run has recorded, then recipes that are named, then overrides.
 
-    The record has every setting, of the run's recipes too: those named here change it.
+    The record has every setting, of the run's recipes too: those named here change it. But one that
+    the run takes by itself stays below the record, and is not among the recipes that hold.
     """
     texts, recipes = _split_overrides(overrides)
     layers = [_file_layer(file), *(_recipe_layer(name) for name in recipes)]
     resolution = _resolve_layers(layers, texts, serial=False)
-    return resolution._replace(recipes=[name for name in resolution.recipes if name in recipes])
+    config = resolution.config
+    own = own_recipes(config.model.name, config.env.name, serial=False)
+    changing = [name for name in resolution.recipes if name in recipes and name not in own]
+    return resolution._replace(recipes=changing)
 
 
 def _split_overrides(overrides: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:

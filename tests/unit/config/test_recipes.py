@@ -379,6 +379,14 @@ def test_recorded_settings_give_way_to_a_recipe_and_that_to_an_option(tmp_path: 
     assert resolution.sources["learner.group_size"] == str(record)
 
 
+def test_recorded_settings_hold_against_the_runs_own_recipe(tmp_path: Path) -> None:
+    """It is below the record, as it was below what began the run, and is not said to hold."""
+    begun(tmp_path, **{"learner.learning_rate": "0.5"})
+    resolution = resolve_recorded(tmp_path / "config.toml", {"recipe": "tiny,t2po-code"})
+    assert resolution.config.learner.learning_rate == 0.5
+    assert resolution.recipes == ["t2po-code"]
+
+
 def test_dry_run_says_which_recipes_hold_and_marks_what_they_change(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
