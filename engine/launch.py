@@ -24,6 +24,7 @@ import asyncio
 import json
 import os
 import random
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -374,7 +375,8 @@ def check_extra_args(config: Config) -> None:
     """Raise ConfigError where the user's arguments for vLLM leave no place for the signal tap."""
     if config.control.signal == "stream":
         return
-    options = [argument.partition("=")[0] for argument in config.engine.extra_args]
+    # vLLM takes an option's entries by dots, too: --speculative-config.method ngram
+    options = [re.split("[=.]", argument)[0] for argument in config.engine.extra_args]
     if any(option.replace("_", "-") in SPECULATIVE for option in options):
         raise ConfigError(
             "engine.extra_args: speculative decoding samples several tokens in a step, which a "

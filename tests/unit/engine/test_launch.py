@@ -158,6 +158,7 @@ def test_engine_of_several_workers_samples_each_request_in_one(
     ("extra_args", "said"),
     [
         ("--speculative-config,{}", "engine.extra_args: speculative decoding samples several"),
+        ("--speculative-config.method,ngram", "engine.extra_args: speculative decoding samples"),
         ("--speculative_config={}", "engine.extra_args: speculative decoding samples several"),
         ("-tp,2", "engine.extra_args: with tensor parallelism the signal tap needs"),
     ],
