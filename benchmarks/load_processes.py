@@ -100,6 +100,9 @@ class Training:
     def note_evaluation(self, update: int, success: float) -> None:
         return None
 
+    def release_memory(self) -> None:
+        return None
+
 
 class Counting(FrameReader):
     """Counts who delivered how much, and when."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ import pytest
 from hypothesis import settings
 
 # Fixtures, here so that all tests share one engine.
+from tests.fixtures import SHARED_VARIABLE, shared_directory
 from tests.fixtures.engines import engine, policies, real_engine  # noqa: F401
 
 if TYPE_CHECKING:
@@ -42,18 +45,25 @@ def small_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def imitating(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def imitating() -> dict[str, str]:
     """Return settings of a policy that acts validly now and then.
 
     Turns differ in their advantages. It is warm-started once for each length of episodes.
     """
-    directory = tmp_path_factory.mktemp("imitating")
     return {
         "warm_start__episodes": "200",
         "warm_start__threads": "1",
-        "run__cache_dir": str(directory / "cache"),
+        "run__cache_dir": str(shared_directory() / "cache"),
         "sampling__max_tokens": "32",
     }
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the directory that workers share, before there are any."""
+    if SHARED_VARIABLE not in os.environ:
+        directory = tempfile.mkdtemp(prefix="foray-tests-")
+        os.environ[SHARED_VARIABLE] = directory
+        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

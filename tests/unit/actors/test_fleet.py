@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 import envs.registry
+from actors import pulse
 from actors.crash import ActorSlot
 from actors.fleet import FleetError, load_environments, reseed, supervise
-from actors.pulse import BEAT_SECONDS
 from envs.registry import make_environment
 from protocol.messages import DropReason, EpisodeKey
 from tests.fixtures.messages import make_lease, make_welcome
@@ -96,23 +96,28 @@ def test_code_that_blocks_the_event_loop_ends_the_process_and_is_reported(
     )
 
 
-def test_an_actor_that_was_stopped_for_long_goes_on_and_blames_no_episode(tmp_path: Path):
+def test_an_actor_that_was_stopped_for_long_goes_on_and_blames_no_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    beat_s = 0.5
+    monkeypatch.setattr(pulse, "BEAT_SECONDS", beat_s)
+
     def body(place: ActorSlot) -> None:
         async def act() -> None:
             beating = asyncio.create_task(place.pulse.beat())
             if os.fork() == 0:  # somebody who stops the actor, and lets it go on
                 os.kill(os.getppid(), signal.SIGSTOP)
-                time.sleep(4 * BEAT_SECONDS)
+                time.sleep(4 * beat_s)
                 os.kill(os.getppid(), signal.SIGCONT)
                 os._exit(0)
-            await asyncio.sleep(2 * BEAT_SECONDS)
+            await asyncio.sleep(2 * beat_s)
             beating.cancel()
 
         (tmp_path / "log").open("a").write("begun\n")
         with place.running.track(LEASE):
             asyncio.run(act())
 
-    assert not supervise(body, 1, lambda: True, longest_seconds=2 * BEAT_SECONDS)
+    assert not supervise(body, 1, lambda: True, longest_seconds=2 * beat_s)
     assert (tmp_path / "log").read_text() == "begun\n"
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from pathlib import Path
 
-import hypothesis
 import numpy as np
 import pytest
 from hypothesis import given
@@ -23,6 +22,7 @@ from protocol.messages import DropReason, Trajectory
 from protocol.validation import AdmissionWindow, Limits, validate_trajectory
 from tests.fixtures import ROOT
 from tests.fixtures.episodes import LEASE, OneStep, end_step, make_player, take_look_turn
+from tests.fixtures.examples import scale_examples
 from tests.fixtures.messages import make_turn_failed
 
 HERE = Path(__file__).relative_to(ROOT)
@@ -304,7 +304,7 @@ class Arbitrary(OneStep):
         ),
     )
 )
-@hypothesis.settings(max_examples=150, deadline=None)
+@scale_examples(150)
 def test_invariant_10_user_code_that_raises_ends_in_one_episode_the_learner_takes(
     behavior: dict[str, tuple[bool, object]],
 ):

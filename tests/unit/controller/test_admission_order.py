@@ -9,7 +9,7 @@ import copy
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from config import LearnerSection
@@ -146,7 +146,6 @@ class World:
 EVENTS = ["arrive", "arrive", "arrive", "fail", "train", "train", "apply", "save", "crash"]
 
 
-@settings(deadline=None)
 @given(
     groups=st.integers(1, 3),
     staleness=st.integers(0, 4),

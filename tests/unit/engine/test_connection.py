@@ -195,11 +195,11 @@ async def test_other_streams_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_stream_is_not_lost_because_this_process_stood_still(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connection, "SILENT_SECONDS", 1.5)
-    async with answering(streaming_slowly(0.2, **{ALIVE_HEADER: "10"})) as client:
+    monkeypatch.setattr(connection, "SILENT_SECONDS", 0.9)
+    async with answering(streaming_slowly(0.1, **{ALIVE_HEADER: "10"})) as client:
         turn = asyncio.create_task(streamed(client))
         await asyncio.sleep(0.1)
-        time.sleep(2.0)  # server and client alike
+        time.sleep(1.2)  # server and client alike
         assert await turn == [5] * 4
 
 

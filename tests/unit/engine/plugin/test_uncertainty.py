@@ -7,10 +7,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.plugin.uncertainty import divide_by_temperature, uncertainty
+from tests.fixtures.examples import scale_examples
 
 
 def reference(logits: list[float], top_j: int) -> tuple[float, float, float]:
@@ -32,7 +33,7 @@ rows = st.lists(possible_or_not, min_size=1, max_size=40).filter(
 
 
 @given(rows, st.integers(1, 50))
-@settings(max_examples=300)
+@scale_examples(300)
 def test_a_row_agrees_with_the_definition_in_float64(row: list[float], top_j: int) -> None:
     result = uncertainty(torch.tensor([row]), top_j)
     for value, expected in zip(result, reference(row, top_j), strict=True):
@@ -40,7 +41,7 @@ def test_a_row_agrees_with_the_definition_in_float64(row: list[float], top_j: in
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(1, 5), st.integers(1, 3000))
-@settings(max_examples=50)
+@scale_examples(50)
 def test_many_rows_of_a_large_vocabulary_agree(seed: int, rows: int, vocabulary: int) -> None:
     logits = torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed)) * 5
     result = uncertainty(logits, 20)

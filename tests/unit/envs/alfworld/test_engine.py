@@ -6,7 +6,7 @@ The texts and command lists as a whole are held by the parity and transcript tes
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.alfworld.engine import NOTHING_HAPPENS, Engine, join_phrases
@@ -14,6 +14,7 @@ from envs.alfworld.environment import AlfWorld
 from envs.alfworld.game import Game, Goal, Item, Receptacle, name_entities, pddl_token
 from envs.alfworld.memory import TranscriptMemory
 from envs.alfworld.scenes import load_facts
+from tests.fixtures.examples import scale_examples
 
 FACTS = load_facts()
 
@@ -266,7 +267,7 @@ def test_looking_at_a_thing_in_light_needs_it_in_hand_beside_the_lamp():
     assert played.won()
 
 
-@settings(max_examples=60)
+@scale_examples(60)
 @given(
     st.sampled_from(["small", "real"]), st.integers(0, 99_999), st.randoms(use_true_random=False)
 )
@@ -278,7 +279,7 @@ def test_every_admissible_command_does_something_and_no_thing_is_lost(size, inde
     assert {thing for _, thing in lying(played)} | carried(played) == things
 
 
-@settings(max_examples=60)
+@scale_examples(60)
 @given(st.integers(0, 99_999), st.integers(0, 2**32))
 def test_the_memory_of_a_transcript_is_true(index, seed):
     rng = random.Random(seed)

@@ -1,7 +1,7 @@
 """Reading a search or an answer out of a response."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.base import ParsedAction
@@ -75,7 +75,6 @@ def test_contract(response, action, valid):
     assert parse_tags(response) == ParsedAction(action, valid)
 
 
-@settings(deadline=None)
 @given(RESPONSES)
 def test_every_response_is_read_as_an_action_or_as_none(response):
     parsed = parse_tags(response)
@@ -83,7 +82,6 @@ def test_every_response_is_read_as_an_action_or_as_none(response):
     assert parsed.action or not parsed.valid
 
 
-@settings(deadline=None)
 @given(RESPONSES)
 def test_an_action_is_read_as_itself(response):
     action = parse_tags(response).action
@@ -91,14 +89,12 @@ def test_an_action_is_read_as_itself(response):
         assert parse_tags(action) == ParsedAction(action, True)
 
 
-@settings(deadline=None)
 @given(RESPONSES)
 def test_a_valid_response_has_one_tag_of_one_kind(response):
     if parse_tags(response).valid:
         assert response.lower().count("<search>") + response.lower().count("<answer>") == 1
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from(["search", "answer"]),
     st.text(alphabet="ab [](){}.,é\n"),

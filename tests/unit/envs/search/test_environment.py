@@ -1,7 +1,7 @@
 """Search QA's episodes, settings and prompt."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.base import EnvironmentFailure, Observation
@@ -11,6 +11,7 @@ from envs.search.index import BM25Index
 from envs.search.prompt import NO_ACTION, NOTHING_FOUND
 from envs.search.questions import Question
 from envs.view import AgentView
+from tests.fixtures.examples import scale_examples
 
 SEARCH = Search()
 QUESTION = Question(
@@ -123,13 +124,11 @@ QUERIES = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(QUERIES)
 def test_moments_are_the_same_when_the_same_passages_were_shown(queries):
     assert anchor(*queries) == anchor(*queries[::-1]) == anchor(*queries, *queries)
 
 
-@settings(deadline=None)
 @given(QUERIES, QUERIES)
 def test_moments_differ_when_other_passages_were_shown(first, second):
     shown = [
@@ -222,7 +221,7 @@ def test_turns_beyond_the_history_are_forgotten():
     assert "Step 3: <search>zebra</search>" in prompt
 
 
-@settings(max_examples=30, deadline=None)
+@scale_examples(30)
 @given(st.text(max_size=400))
 def test_no_response_breaks_the_layout_of_the_prompt(text):
     action = SEARCH.parse(f"<search>{text}</search>", ()).action

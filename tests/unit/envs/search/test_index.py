@@ -4,7 +4,7 @@ import math
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.search.facts import load_passages
@@ -42,7 +42,6 @@ def slow_scores(texts: list[str], query: str) -> list[float]:
     return scores
 
 
-@settings(deadline=None)
 @given(TEXTS, st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join), st.integers(1, 15))
 def test_the_best_passages_have_the_greatest_scores_best_first(texts, query, topk):
     scores = slow_scores(texts, query)
@@ -52,7 +51,6 @@ def test_the_best_passages_have_the_greatest_scores_best_first(texts, query, top
     assert [scores[number] for number, _ in found] == pytest.approx(expected)
 
 
-@settings(deadline=None)
 @given(TEXTS, st.sampled_from(WORDS))
 def test_of_equal_passages_the_earlier_is_first(texts, query):
     twice = [text for text in texts for _ in range(2)]
@@ -60,7 +58,6 @@ def test_of_equal_passages_the_earlier_is_first(texts, query):
     assert [number % 2 for number, _ in found] == [0, 1] * (len(found) // 2)
 
 
-@settings(deadline=None)
 @given(st.text(), st.integers(1, 5))
 def test_no_query_breaks_it(query, topk):
     assert len(SMALL.search(query, topk)) <= topk

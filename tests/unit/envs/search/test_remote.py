@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 from aiohttp import web
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.base import EnvironmentFailure
@@ -226,7 +226,6 @@ async def test_garbage_is_a_failure_that_shows_it(text):
             await ask(url)
 
 
-@settings(deadline=None)
 @given(
     st.binary(max_size=40)
     | st.text(alphabet='{}[]":,result0 documentcs', max_size=40).map(str.encode)

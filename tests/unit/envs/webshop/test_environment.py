@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.base import Observation
@@ -188,7 +188,6 @@ def test_a_response_is_valid_if_tags_and_action_have_their_form(response, action
     assert (parsed.action, parsed.valid) == (action, valid)
 
 
-@settings(deadline=None)
 @given(
     st.text(max_size=60), st.sampled_from(["", "<think>x</think>", "<action>search[", "]</action>"])
 )
@@ -197,7 +196,6 @@ def test_any_response_is_an_action_that_can_be_executed(text, piece):
     assert not SHOP.start("train", 0).step(parsed.action).done
 
 
-@settings(deadline=None)
 @given(
     st.text(
         st.characters(blacklist_characters="[]<>\r\n", max_codepoint=0x2FFF),
@@ -320,7 +318,6 @@ def test_an_action_of_many_lines_does_not_break_the_prompt():
     assert len(SHOP.prompt(strange).splitlines()) == len(SHOP.prompt(plain).splitlines())
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.sampled_from(

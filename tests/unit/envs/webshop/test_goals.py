@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.webshop.environment import load_world
@@ -75,7 +75,6 @@ def test_a_product_without_instruction_or_attributes_has_no_synthetic_goal(tmp_p
     )
 
 
-@settings(deadline=None)
 @given(st.integers(1, 99_900))
 def test_the_price_limit_is_one_of_the_next_four_tens_but_the_first(cents):
     import tempfile

@@ -7,12 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import snowballstemmer
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from envs.webshop.analysis import STOP_WORDS, search_terms, split_words
 from envs.webshop.porter import stem
 from envs.webshop.ranking import LuceneIndex, byte_to_length, length_to_byte
+from tests.fixtures.examples import scale_examples
 
 SNOWBALL = snowballstemmer.stemmer("porter")
 
@@ -52,7 +53,6 @@ def test_a_word_of_more_than_255_characters_is_cut():
     assert [len(token) for token in split_words("x" * 600)] == [255, 255, 90]
 
 
-@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_words_are_pieces_of_the_text_in_order(text):
     position = 0
@@ -113,7 +113,6 @@ SUFFIXES = (
 )
 
 
-@settings(deadline=None)
 @given(
     st.text("aeioubcdlnrsty", min_size=2, max_size=7),
     st.sampled_from(SUFFIXES.split()),
@@ -125,7 +124,6 @@ def test_other_stems_are_those_of_the_paper(start, suffix, end):
     assert stem(word) == SNOWBALL.stemWord(word)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 100_000))
 def test_a_length_keeps_its_four_highest_bits_above_24(length):
     excess = max(0, length - 24)
@@ -163,7 +161,7 @@ def slow_search(texts: list[str], query: str, limit: int) -> list[int]:
     return [number for _, number in sorted(scores)][:limit]
 
 
-@settings(max_examples=150, deadline=None)
+@scale_examples(150)
 @given(st.lists(TEXTS, min_size=1, max_size=20), TEXTS, st.integers(1, 25))
 def test_the_order_is_that_of_the_formula(texts, query, limit):
     assert list(LuceneIndex(texts).search(query, limit)) == slow_search(texts, query, limit)

@@ -1,7 +1,7 @@
 """The worth of a purchase, worked out by hand."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from thefuzz import fuzz
 
@@ -166,7 +166,6 @@ WORDS = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(WORDS, WORDS)
 def test_two_texts_are_alike_if_thefuzz_says_so(one, other):
     assert is_match(one, other) == (fuzz.token_set_ratio(one, other) > 85)

@@ -1,7 +1,7 @@
 """The shop's pages, what can be clicked on them, and what a click does."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from envs.webshop.site import Shop, Visit, parse_action
@@ -227,7 +227,6 @@ CLICKS = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(CLICKS, max_size=12))
 def test_whatever_is_done_the_page_and_its_clickables_agree(actions):
     visiting = visit(*actions)

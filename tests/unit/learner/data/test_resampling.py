@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from math import nan
 
 import msgspec
@@ -55,19 +54,13 @@ def test_weighted_means_are_those_of_the_policy_without_control():
     Responses are sampled as the controller does; a quantity that differs between stalled and other
     ones keeps its mean under p.
     """
-    rng = random.Random(0)
     rate = 0.3
     resamples = 2
-    total = 0.0
-    for _ in range(40_000):
-        for _attempt in range(resamples + 1):
-            stalled = rng.random() < rate
-            if not stalled:
-                break
-        total += (10.0 if stalled else 1.0) * resampling_weight(
-            turn("keep" if stalled else ""), rate, resamples, 1e9
-        )
-    assert total / 40_000 == pytest.approx(rate * 10 + (1 - rate) * 1, rel=0.05)
+    is_stalled = np.random.default_rng(0).random((40_000, resamples + 1)) < rate
+    stays_stalled = is_stalled.all(axis=1)  # all samples of a turn, so that the last one is kept
+    stalled, other = (resampling_weight(turn(kind), rate, resamples, 1e9) for kind in ("keep", ""))
+    weighted = np.where(stays_stalled, 10.0 * stalled, 1.0 * other)
+    assert weighted.mean() == pytest.approx(rate * 10 + (1 - rate) * 1, rel=0.05)
 
 
 def test_the_rate_is_of_all_samples_that_could_have_stalled():

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.warm_start.muon import Muon, orthogonalize
+from tests.fixtures.examples import scale_examples
 
 
-@settings(deadline=None, max_examples=30)
+@scale_examples(30)
 @given(st.integers(2, 20), st.integers(2, 20), st.integers(0, 10**6))
 def test_orthogonal_keeps_singular_vectors_and_brings_singular_values_near_one(rows, columns, seed):
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
