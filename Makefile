@@ -3,7 +3,7 @@
 # make parity   set up, TextWorld too, then our ALFWorld engine against its own, step by step (some minutes)
 # make smollm2  set up, and SmolLM2-135M for --model smollm2 (93 MB)
 # make install  set up only; does nothing when it is done
-# make check    lint, types and the quick tests of units: what to run before each commit
+# make check    lint, types and the quick tests of units, a minute: what to run before each commit
 # make lint     ruff, and basedpyright's check of types (half a minute)
 #
 # EXTRA=cuda installs for NVIDIA GPUs; PYTHON=... is the interpreter to build on (3.11 to 3.13).
@@ -36,8 +36,14 @@ run: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-check: lint
-	$(BIN)/python -m pytest -n 2 --hypothesis-profile quick -m "not slow and not real_engine" tests/unit $(ARGS)
+# Types are checked beside the tests: that takes one core for as long as all else together.
+check: install
+	$(BIN)/ruff check .
+	@$(BIN)/basedpyright > $(VENV)/types.log 2>&1 & types=$$!; \
+	    $(BIN)/python -m pytest -n 2 --dist loadfile --hypothesis-profile quick \
+	        -m "not slow and not real_engine" tests/unit $(ARGS) || failed=1; \
+	    wait $$types || { cat $(VENV)/types.log; failed=1; }; \
+	    exit $${failed:-0}
 
 parity: install
 	@printf "TextWorld "

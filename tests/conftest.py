@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 ON_SHARED_VLLM = re.compile(r"\[(.*-)?vllm[-\]]")
 """Found in the names of tests that take `engine` or `bench` with vLLM's server."""
 
+IMPORTS_VLLM = re.compile(r"^(from|import) vllm\b", re.MULTILINE)
+
 # Tests play the environments' own data, wherever the machine has others.
 for _variable in ("ALFWORLD_DATA", "WEBSHOP_DATA"):
     os.environ.pop(_variable, None)
@@ -64,6 +66,13 @@ def pytest_configure(config: pytest.Config) -> None:
         directory = tempfile.mkdtemp(prefix="foray-tests-")
         os.environ[SHARED_VARIABLE] = directory
         config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out of the quick profile what imports vLLM, which takes as long as many tests."""
+    if collection_path.suffix != ".py" or config.getoption("--hypothesis-profile") != "quick":
+        return None
+    return IMPORTS_VLLM.search(collection_path.read_text()) is not None or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

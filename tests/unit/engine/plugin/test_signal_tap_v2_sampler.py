@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 
+from tests.fixtures import ROOT
+
 pytest.importorskip("triton", reason="Triton is not installed: vLLM's V2 sampler is made of it")
 
-ROOT = Path(__file__).parents[4]
+pytestmark = pytest.mark.slow
+
 FIXTURES = ROOT / "tests" / "fixtures"
 
 
