@@ -60,7 +60,10 @@ async def test_a_turn_that_waits_for_its_place_is_not_stuck_while_others_go_on(
         bench.router.watch(
             turn, WatchedTurn(RuleSpec(settings, 1, 2, []).build(), InterventionMode.OBSERVE)
         )
-    waiting = asyncio.create_task(bench.router.await_response("waits", asyncio.Event().wait(), 0.4))
+    never = asyncio.Event().wait()
+    waiting = asyncio.create_task(
+        bench.router.await_response("waits", never, 0.4, bench.engines.awake_since)
+    )
     for position in range(10):
         await asyncio.sleep(0.1)
         bench.router.observe(frame("goes on", position))

@@ -93,17 +93,14 @@ def test_two_ranks_make_the_update_that_one_makes(computed: Path, case: str) -> 
     )
 
 
-def test_each_rank_is_told_its_number_as_torchrun_would_and_all_see_the_devices() -> None:
+def test_each_rank_is_told_its_number_as_torchrun_would() -> None:
     assert learner_environments(LearnerSection()) == [{}]
-    first, second = learner_environments(LearnerSection(ranks=2, devices=["2", "3"]))
+    first, second = learner_environments(LearnerSection(ranks=2))
     assert [(env["RANK"], env["LOCAL_RANK"], env["WORLD_SIZE"]) for env in (first, second)] == [
         ("0", "0", "2"),
         ("1", "1", "2"),
     ]
-    assert (
-        first["CUDA_VISIBLE_DEVICES"] == second["CUDA_VISIBLE_DEVICES"] == "2,3"
-        and first["MASTER_PORT"] == second["MASTER_PORT"]
-    )
+    assert first["MASTER_PORT"] == second["MASTER_PORT"]
 
 
 @pytest.mark.parametrize(("size", "items"), [(1, 3), (2, 4), (2, 5), (3, 1), (2, 0)])
