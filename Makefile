@@ -33,8 +33,9 @@ run: install
 	$(BIN)/python run.py --actors 64 $(ARGS)
 
 # Files in the order of tests/conftest.py: otherwise those with many tests come first, and the slowest, which have few, last, on one worker.
+# Three workers on two cores: tests of whole runs wait half of their time.
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Types are checked beside the tests: that takes one core for as long as all else together.
 check: install
