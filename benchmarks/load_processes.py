@@ -94,9 +94,6 @@ class Training:
         self.spare = None
         return copy_weights(self._model, self.update_number, "float32", into)
 
-    def release_memory(self) -> None:
-        return None
-
     def checkpoint(self, intake: IntakeState) -> None:
         return None
 
