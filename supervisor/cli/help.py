@@ -19,7 +19,7 @@ from config.options import (
     tagged_sections,
     this_command,
 )
-from config.recipes import is_own_recipe
+from config.recipes import is_own_recipe, recipe_names
 from config.resolve import all_recipes
 from config.sets import EVALUATION_SETS, set_fields
 from envs.registry import environment_names
@@ -29,7 +29,7 @@ ALL = "all"
 
 RUN_OPTIONS = {
     "--config FILE.toml": "read settings from a file",
-    "--recipe NAME,NAME": f"add recipes/NAME.toml ({len(all_recipes())} of them), or a .toml file",
+    "--recipe NAME,NAME": f"add recipes/NAME.toml ({len(recipe_names())} of them), or a .toml file",
     "--dry-run": "check and print the settings, and start nothing",
     "--resume RUN": "go on with a run from its last checkpoint",
     "--serial": "run in one process with a small engine, for a debugger",

@@ -52,6 +52,9 @@ PAPER_OF_ENVIRONMENT = {
         "learner.algorithm.normalize_advantages": True,
         "learner.algorithm.anchor_similarity": 1.0,
         "learner.kl_coef": 0.01,
+        "eval.temperature": 0.6,
+        "eval.top_p": 0.95,
+        "eval.top_k": 20,
     },
     "webshop": {
         "learner.groups_per_update": 16,
@@ -63,6 +66,9 @@ PAPER_OF_ENVIRONMENT = {
         "learner.algorithm.normalize_advantages": False,
         "learner.algorithm.anchor_similarity": 1.0,
         "learner.kl_coef": 0.0,
+        "eval.temperature": 0.6,
+        "eval.top_p": 0.95,
+        "eval.top_k": 20,
     },
     "search": {
         "learner.groups_per_update": 256,
@@ -74,6 +80,7 @@ PAPER_OF_ENVIRONMENT = {
         "learner.algorithm.normalize_advantages": True,
         "learner.algorithm.anchor_similarity": 0.9,
         "learner.kl_coef": 0.0,
+        "eval.temperature": 0.0,
     },
 }
 """Settings that T2PO's paper has for each environment."""
