@@ -234,12 +234,12 @@ def test_no_private_path_of_a_machine_is_named(source: Path) -> None:
 # --- tests
 
 
-def tests_of_units() -> list[Path]:
+def list_unit_tests() -> list[Path]:
     """Every module of tests of units, as a path relative to tests/unit."""
     return sorted(file.relative_to(UNIT) for file in UNIT.rglob("*.py"))
 
 
-@pytest.mark.parametrize("test", tests_of_units(), ids=lambda test: test.as_posix())
+@pytest.mark.parametrize("test", list_unit_tests(), ids=lambda test: test.as_posix())
 def test_tests_of_units_mirror_the_tree(test: Path) -> None:
     """Each is named after the module that it tests, or its package, and what of it."""
     package = ROOT / test.parent
