@@ -1,3 +1,4 @@
+# make help     this text; make alone says it, too
 # make run      set up on a fresh machine, then train with 64 actors (ARGS="..." for more options)
 # make test     set up, then the test suite (ARGS="-k name" for some of it)
 # make parity   set up, TextWorld too, then our ALFWorld engine against its own, step by step (some minutes)
@@ -22,12 +23,16 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 SHELL := /bin/bash
 .SHELLFLAGS := -eo pipefail -c
 .DELETE_ON_ERROR:
-.PHONY: run check test parity smollm2 install lint
+.DEFAULT_GOAL := help
+.PHONY: help run check test parity smollm2 install lint
 
 # A dot for every package; all of pip's words are in the log.
 DOTS := awk '/^Collecting|^Installing collected/ { printf "."; fflush() } END { print "" }'
 PIP_INSTALL := $(BIN)/python -m pip install --no-input --disable-pip-version-check
 FAILED := { tail -n 25 $(LOG); echo "make install: pip failed; all it said is in $(LOG)"; exit 1; }
+
+help:
+	@sed -n 's/^# \(make .*\)/\1/p; s/^# \(EXTRA=.*\)/\n\1/p' $(firstword $(MAKEFILE_LIST))
 
 run: install
 	$(BIN)/python run.py --actors 64 $(ARGS)

@@ -29,6 +29,9 @@ class RunSection(Section, frozen=True):
         Literal["none", "wandb", "trackio"],
         says("Tracker that each update's numbers are sent to, too (extras of these names)"),
     ] = "none"
+    tracker_project: Annotated[str, says("Project at the tracker that the run is shown in")] = (
+        "foray"
+    )
     dir: Annotated[str, says("Directory that the run writes to; empty: runs/<date>-<time>")] = ""
     weights_dir: Annotated[
         str,

@@ -124,6 +124,7 @@ def _build_collector(job: Job) -> Collector:
         resume=job.resume,
         min_effective_sample_size=job.config.learner.min_effective_sample_size,
         tracker=tracker,
+        settings=values_of(job.config),
     )
 
 

@@ -6,8 +6,9 @@ The collector has no socket and no task: whoever receives the messages calls `ha
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from protocol.files import WriteError
 from protocol.messages import Stats
@@ -91,10 +92,12 @@ def open_collector(
     clock: Callable[[], float] = time.monotonic,
     min_effective_sample_size: float = MIN_EFFECTIVE_SAMPLE_SIZE,
     tracker: Tracker | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Collector:
     """Open the files in `run_dir`, which exists.
 
-    `resume`: counts and wall time go on where the last run stopped.
+    `resume`: counts and wall time go on where the last run stopped. `settings`, by their full
+    names, are shown beside the numbers.
     """
     path = run_dir / METRICS_FILE
     earlier = read_metrics(path) if resume else None
@@ -102,4 +105,7 @@ def open_collector(
     status = StatusFile(run_dir)
     status.remove()  # it may be of a run that was killed, and goes on now
     events = EventFile(run_dir / TENSORBOARD_FOLDER)
+    if settings is not None:
+        rows = (f"| {name} | {value} |" for name, value in settings.items())
+        events.write_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
     return Collector(state, MetricsFile(path), events, status, tracker, clock)

@@ -15,13 +15,18 @@ import sys
 _PR_SET_PDEATHSIG = 1  # Linux, prctl(2)
 
 NOISE = {
-    # RotaryEmbedding computes its buffers, so that no checkpoint has any: they are put back as they
-    # were.
-    "vllm.model_executor.model_loader.reload.layerwise": "RotaryEmbedding: Failed to load weights",
+    "vllm.model_executor.model_loader.reload.layerwise": (
+        # RotaryEmbedding computes its buffers, so that no checkpoint has any: they are put back as
+        # they were.
+        "RotaryEmbedding: Failed to load weights",
+        # A head that shares the embedding's weights has none of its own in a checkpoint. What an
+        # engine computes is checked against the learner's weights (engine.verify_every).
+        "ParallelLMHead: Failed to load weights",
+    ),
     # The learner publishes float32, whatever the engine computes in.
-    "vllm.model_executor.models.utils": "Attempted to load weight",
+    "vllm.model_executor.models.utils": ("Attempted to load weight",),
 }
-"""Warnings at each update of weights that mean nothing: logger, beginning of the message."""
+"""Warnings at each update of weights that mean nothing: logger, beginnings of the message."""
 
 
 def register() -> None:
@@ -41,9 +46,9 @@ def register() -> None:
         )
     except ValueError:
         return  # vLLM may load plugins twice in a process
-    for name, beginning in NOISE.items():
+    for name, beginnings in NOISE.items():
         logging.getLogger(name).addFilter(
-            lambda record, beginning=beginning: not record.getMessage().startswith(beginning)
+            lambda record, beginnings=beginnings: not record.getMessage().startswith(beginnings)
         )
     if os.environ.get(SHARDED_SAMPLING_VARIABLE):
         from engine.plugin.sharded_sampling import add_local_logits

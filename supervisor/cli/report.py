@@ -7,6 +7,7 @@ import contextlib
 import functools
 import gc
 import math
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -77,6 +78,8 @@ def write_report(
     `episode_names`, such as t3.1, are of each run. Raises ConfigError for a directory that is no
     run, and for an episode that no run has.
     """
+    output = output or run_dirs[0] / "report.html"
+    _check_place(output)
     names = short_names(run_dirs)
     runs = [
         read_run(path, name, episode_names, console)
@@ -89,10 +92,18 @@ def write_report(
                 f"report: there is no episode {name}; `{this_command()} replay {run_dirs[0]}` "
                 "lists them"
             )
-    output = output or run_dirs[0] / "report.html"
-    output.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(output, render_report(runs), "--output")
     return output
+
+
+def _check_place(output: Path) -> None:
+    """Make the directory of the page. Raises ConfigError where none can be written."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--output: {output.parent} cannot be made: {error.strerror}") from None
+    if not os.access(output.parent, os.W_OK):
+        raise ConfigError(f"--output: {output.parent} cannot be written to; give another file")
 
 
 def short_names(run_dirs: Sequence[Path]) -> list[str]:

@@ -237,11 +237,13 @@ def _show_results(directory: Path, finished: Sequence[Cell], console: Console) -
         (dict(cell.values), cell.seed, read_metrics(directory / cell.name / METRICS_FILE))
         for cell in finished
     ]
-    rows = compare_runs([(values, records) for values, _, records in runs])
+    without_seeds = [(values, records) for values, _, records in runs]
+    rows = compare_runs(without_seeds)
     effects = compute_effects(runs)
     print_tables(rows, effects, console)
     atomic_write(directory / FIGURES_FILE, json.dumps(build_figures(rows, effects), indent=1))
-    atomic_write(directory / PAGE_FILE, render_sweep(directory.resolve().name, rows, effects))
+    page = render_sweep(directory.resolve().name, rows, effects, without_seeds)
+    atomic_write(directory / PAGE_FILE, page)
 
 
 @contextlib.contextmanager

@@ -52,9 +52,9 @@ def write_trace(run_dir: Path, update: int | None, output: Path | None, console:
         "process",
         "activity",
         "times",
-        "seconds (of all threads)",
+        "seconds",
         "share of the update",
-        title=f"update {number}: {end_s - start_s:.2f} s",
+        title=f"update {number}: {end_s - start_s:.2f} s, summed over threads",
     )
     for process, name, count, seconds, share in sum_spans(spans, start_s, end_s):
         table.add_row(process, name, str(count), f"{seconds:.2f}", f"{share:.0%}")

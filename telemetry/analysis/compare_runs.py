@@ -227,6 +227,30 @@ def _sum_of(records: Sequence[Record], name: str) -> float:
     return sum(record.get(name) or 0 for record in records)
 
 
+def mean_curves(
+    runs: Sequence[tuple[Mapping[str, str], Sequence[Record]]],
+) -> dict[str, list[tuple[float, float, float, float]]]:
+    """{settings in words: (update, mean, lowest, highest)} of held-out success over seeds.
+
+    An update counts once all seeds were evaluated there.
+    """
+    groups: dict[str, list[dict[float, float]]] = {}
+    for settings, records in runs:
+        words = ", ".join(f"{name} {value}" for name, value in settings.items())
+        evaluations = select_kind(records, "evaluation")
+        shares = {record["update"]: record.get("success") for record in evaluations}
+        known = {update: share for update, share in shares.items() if share is not None}
+        groups.setdefault(words, []).append(known)
+    curves = {}
+    for words, seeds in groups.items():
+        common = sorted(set.intersection(*map(set, seeds)))
+        columns = [(update, [seed[update] for seed in seeds]) for update in common]
+        curves[words] = [
+            (update, mean(values), min(values), max(values)) for update, values in columns
+        ]
+    return curves
+
+
 def _build_row(settings: dict[str, str], runs: Sequence[Sequence[Record]]) -> Row:
     measures_of_runs = [run_measures(records) for records in runs]
     values = {}

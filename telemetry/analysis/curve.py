@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from html import escape
 from itertools import cycle
 
+from telemetry.html.charts import round_steps
 from telemetry.sinks.metrics_file import Record, select_kind
 
 WIDTH = 640
@@ -41,7 +42,7 @@ def svg(runs: dict[str, tuple[Points, Points]]) -> str:
     """The picture: a thin line for training, dots on a thick one for held-out tasks."""
     updates = [x for points in runs.values() for x, _ in [*points[0], *points[1]]]
     last = max(updates, default=1) or 1
-    parts = _frame(last)
+    parts = [*_frame(last), *_legend(list(runs))]
     for color, (name, (training, held_out)) in zip(cycle(COLORS), runs.items(), strict=False):
         parts.append(_line(training, last, color, 1))
         parts.append(_line(held_out, last, color, 2.5))
@@ -64,11 +65,23 @@ def _frame(last: float) -> list[str]:
         x, y = _place(0, share, last)
         parts.append(f'<line x1="{x}" y1="{y}" x2="{WIDTH - MARGIN}" y2="{y}" stroke="#ddd"/>')
         parts.append(f'<text x="{x - 8}" y="{y + 4}" text-anchor="end">{share:.0%}</text>')
-    parts.append(
-        f'<text x="{WIDTH / 2}" y="{HEIGHT - 10}" text-anchor="middle">updates (to {last:g})</text>'
-    )
+    parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle">updates</text>')
+    for update in (tick for tick in round_steps(0, last) if tick <= last):
+        x, y = _place(update, 0, last)
+        parts.append(f'<text x="{x:.1f}" y="{y + 16}" text-anchor="middle">{update:g}</text>')
     parts.append(f'<text x="{MARGIN}" y="20">success: held-out (dots), training (thin)</text>')
     return parts
+
+
+def _legend(names: Sequence[str]) -> list[str]:
+    """The names of several runs, in their colors, one below the other."""
+    if len(names) < 2:
+        return []
+    x = WIDTH - MARGIN
+    return [
+        f'<text x="{x}" y="{20 + 14 * line}" text-anchor="end" fill="{color}">{escape(name)}</text>'
+        for line, (color, name) in enumerate(zip(cycle(COLORS), names, strict=False))
+    ]
 
 
 def _line(points: Points, last: float, color: str, width: float) -> str:

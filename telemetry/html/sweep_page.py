@@ -6,17 +6,21 @@ measures, and the effects of each setting.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from telemetry.analysis.compare_runs import MEASURES, Row
+from telemetry.analysis.compare_runs import MEASURES, Row, mean_curves
 from telemetry.analysis.effects import Effect
-from telemetry.html.charts import MOST_AXES, Axis, Chart, Series, draw_chart
+from telemetry.html.charts import COLORS, MOST_AXES, Axis, Chart, Series, draw_chart
 from telemetry.html.report import build_templates
+from telemetry.sinks.metrics_file import Record
+
+Runs = Sequence[tuple[Mapping[str, str], Sequence[Record]]]
+"""Settings without the seed, and records, of each run."""
 
 
-def render_sweep(name: str, rows: Sequence[Row], effects: Sequence[Effect]) -> str:
+def render_sweep(name: str, rows: Sequence[Row], effects: Sequence[Effect], runs: Runs = ()) -> str:
     """The page of a sweep called `name`."""
     measures = {
         measure: about
@@ -30,12 +34,38 @@ def render_sweep(name: str, rows: Sequence[Row], effects: Sequence[Effect]) -> s
         rows=rows,
         measures=measures,
         x_axes=settings,
+        learning=draw_learning(runs),
         charts=[draw_measure(measure, rows, settings) for measure in measures if settings],
         legends=[combinations_of_others(rows, setting) for setting in settings],
         effects=effects,
         changed=[
             measure for measure in measures if any(measure in effect.changes for effect in effects)
         ],
+    )
+
+
+def draw_learning(runs: Runs) -> Markup:
+    """Held-out success over updates, a line for each combination of settings.
+
+    Nothing with fewer evaluations than a line takes, or more combinations than colors.
+    """
+    curves = mean_curves(runs)
+    if not any(len(points) > 1 for points in curves.values()) or len(curves) > COLORS:
+        return Markup("")
+    series = [
+        Series(
+            words or "success",
+            [(update, average) for update, average, _, _ in points],
+            color,
+            dots=True,
+            intervals=[(update, low, high) for update, _, low, high in points],
+        )
+        for color, (words, points) in enumerate(curves.items())
+    ]
+    help_text = "Mean over seeds of held-out success; bars go from the lowest seed to the highest."
+    axis = Axis("updates", series)
+    return draw_chart(
+        Chart("Success", [axis], "%", help_text, share=True, large=True, legend=len(series) > 1)
     )
 
 
@@ -56,12 +86,14 @@ def draw_measure(measure: str, rows: Sequence[Row], settings: Sequence[str]) -> 
     for choice, setting in enumerate(settings):
         series = []
         for color, others in enumerate(combinations_of_others(rows, setting)):
-            points = sorted(
-                (float(row.settings[setting]), row.values[measure][0])
+            places = sorted(
+                (float(row.settings[setting]), *row.values[measure])
                 for row in rows
                 if measure in row.values and _others(row, setting) == others
             )
-            series.append(Series(others or measure, points, color, dots=True))
+            points = [(x, average) for x, average, _, _ in places]
+            bars = [(x, low, high) for x, _, low, high in places]
+            series.append(Series(others or measure, points, color, dots=True, intervals=bars))
         axes.append(Axis(setting, series, choice=choice))
     return draw_chart(
         Chart(about.title, axes, about.unit, help=about.description, share=about.is_share)

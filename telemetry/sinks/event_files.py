@@ -24,6 +24,9 @@ from telemetry.probes.clocks import epoch_seconds
 
 log = logging.getLogger(__name__)
 
+DT_STRING = 7
+"""Number of the type of texts in TensorFlow's types.proto."""
+
 _numbers = itertools.count()
 
 
@@ -56,6 +59,16 @@ class EventFile:
                 tag = tensorboard_tag(name, record["kind"])
                 summary.value.add(tag=tag, simple_value=_float32(value))
         self._write(self._event(wall_time=epoch_seconds(), step=record["update"], summary=summary))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text, which TensorBoard shows as Markdown."""
+        summary = self._summary()
+        value = summary.value.add(tag=f"{name}/text_summary")
+        value.metadata.plugin_data.plugin_name = "text"
+        value.tensor.dtype = DT_STRING
+        value.tensor.tensor_shape.dim.add(size=1)
+        value.tensor.string_val.append(text.encode())
+        self._write(self._event(wall_time=epoch_seconds(), step=0, summary=summary))
 
     def close(self) -> None:
         if self._file is not None:

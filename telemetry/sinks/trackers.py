@@ -51,7 +51,7 @@ class Tracker:
         self._library: Any = importlib.import_module(name)
         self._name = name
         self._begin_arguments = {
-            "project": PROJECT,
+            "project": settings.get("run.tracker_project") or PROJECT,
             "name": Path(run_dir).name,
             "resume": "allow",
             "config": dict(settings),

@@ -79,6 +79,15 @@ def test_episodes_of_another_version_are_named(
     assert "episodes was written by another version of this project" in capsys.readouterr().err
 
 
+def test_report_to_a_place_that_cannot_be_written_is_refused_before_it_reads(
+    acting_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A place for the page that is none is told before anything is read."""
+    (tmp_path / "file").touch()
+    assert main(["report", str(acting_dir), "--output", str(tmp_path / "file" / "page.html")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --output: {tmp_path / 'file'} cannot be")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -29,27 +29,28 @@ function turnView(turn) {
   box.append(element("div", turn.name, "facts"), tokens);
   return box;
 }
-function tile(name, value) {
+function tile(name, value, help) {
   const box = element("div", name, "tile");
+  box.title = help;
   box.prepend(element("b", value));
   return box;
 }
 function showNumbers(state) {
   const last = state.last, gauges = state.gauges;
   at("tiles").replaceChildren(
-    tile("held-out success", percent(state.evaluation.success)),
-    ...Object.entries(state.status.evaluation?.sets || {}).map(([name, success]) => tile("set " + name, percent(success))),
-    tile("training success", percent(last.success)),
-    tile("weights in the engines", state.version < 0 ? "–" : number(state.version)),
-    tile("tokens generated", number(gauges.generated_tokens)),
-    tile("tokens/s generated", number(last.generated_tokens_per_second)),
-    tile("turns under way", number(gauges.turns_in_flight)),
-    tile("leases waiting", number(gauges.queue_leases)),
-    tile("weights waiting", number(gauges.queue_weights)),
-    tile("thinking cut", number(gauges.interventions)),
-    tile("sampled again", number(gauges.resamples)),
-    tile("token age, versions", number(last.token_age_mean)),
-    tile("engines idle", percent(gauges.idle_share_engine)));
+    tile("held-out success", percent(state.evaluation.success), "Share of held-out tasks that were solved in the last evaluation"),
+    tile("training success", percent(last.success), "Share of the last update's episodes that reached their goal"),
+    tile("version in the engines", state.version < 0 ? "–" : number(state.version), "Update whose weights all engines run"),
+    tile("tokens generated", number(gauges.generated_tokens), "Since the start, rejected responses and evaluations included"),
+    tile("tokens/s generated", number(last.generated_tokens_per_second), "Over the last update"),
+    tile("turns under way", number(gauges.turns_in_flight), "Responses that engines generate now"),
+    tile("episodes to hand out", number(gauges.queue_leases), "Admitted episodes that no actor plays yet"),
+    tile("weights to load", number(gauges.queue_weights), "Versions that the learner has published and engines do not run yet"),
+    tile("thinking cut", number(gauges.interventions), "Thoughts that control ended, since the start"),
+    tile("sampled again", number(gauges.resamples), "Responses that control rejected, since the start"),
+    tile("turns cut off", percent(last.truncated_share), "Share of the last update's turns that hit sampling.max_tokens"),
+    tile("token age, versions", number(last.token_age_mean), "Mean, over the last update, of versions between sampling and training"),
+    tile("engines idle", percent(gauges.idle_share_engine), "Share of the time without a turn in any engine"));
 }
 function showHeadline(state) {
   const headline = state.headline;

@@ -344,6 +344,16 @@ def scalars(run_dir: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
+def test_tensorboard_shows_the_settings_as_text(tmp_path: Path) -> None:
+    """The settings of a run stand beside its curves."""
+    open_collector(tmp_path, settings={"run.seed": 3}).close()
+    reader = EventAccumulator(str(tmp_path / "tensorboard"))
+    reader.Reload()
+    (event,) = reader.Tensors("settings/text_summary")
+    assert b"| run.seed | 3 |" in event.tensor_proto.string_val[0]
+    assert reader.SummaryMetadata("settings/text_summary").plugin_data.plugin_name == "text"
+
+
 def test_tensorboard_reads_what_was_written(run: Run, tmp_path: Path) -> None:
     run.evaluation(0, success=0.25)
     run.update(1, entropy=0.5, brand_new=3.0)

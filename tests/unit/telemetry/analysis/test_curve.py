@@ -35,6 +35,19 @@ def test_each_run_is_in_the_picture_whatever_it_is_called():
     ][-1] == "<a&b>/4: 75.0%"
 
 
+def test_svg_names_several_runs_in_their_colors_and_labels_updates():
+    """The picture has ticks of updates, and a legend where there are several runs."""
+    texts = [
+        (text.text, text.get("fill"))
+        for text in ElementTree.fromstring(
+            svg({name: curves(METRICS) for name in ("a", "b")})
+        ).iter("{http://www.w3.org/2000/svg}text")
+    ]
+    colors = dict(texts)
+    assert colors["a"] != colors["b"] and {"0", "10", "updates"} <= set(colors)
+    assert ">a<" not in svg({"a": curves(METRICS)})
+
+
 def test_a_run_without_updates_is_a_picture_too():
     assert svg({"run": ([], [])}).endswith("</svg>")
 

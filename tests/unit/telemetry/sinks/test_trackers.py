@@ -20,19 +20,20 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from telemetry.sinks.trackers import Tracker
-tracker = Tracker(sys.argv[1], Path("runs/first"), {"run.seed": 3})
+settings = {"run.seed": 3, "run.tracker_project": (sys.argv[2:] or [""])[0]}
+tracker = Tracker(sys.argv[1], Path("runs/first"), settings)
 tracker.log({"kind": "update", "update": 1, "reward": 0.5, "epsilon": None})
 tracker.log({"kind": "evaluation", "update": 1, "success": 0.25})
 tracker.close()
 """
 
 
-def tracked(name: str, directory: Path, **environment: str) -> None:
+def tracked(name: str, directory: Path, project: str = "", **environment: str) -> None:
     """A run of two lines, in a process of its own: these libraries keep threads."""
     import os
 
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name],
+        [sys.executable, "-c", PROGRAM, name, project],
         env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         cwd=directory,
         capture_output=True,
@@ -56,6 +57,13 @@ def test_trackio_gets_each_number_by_its_name_in_tensorboard(tmp_path: Path) -> 
         {"run/update": 1, "policy/reward": 0.5},
         {"evaluation/update": 1, "evaluation/success": 0.25},
     ]
+
+
+def test_tracker_shows_a_run_in_the_project_that_is_set(tmp_path: Path) -> None:
+    """run.tracker_project names the project, in place of ours."""
+    pytest.importorskip("trackio", reason="the extra trackio is not installed")
+    tracked("trackio", tmp_path, "households", TRACKIO_DIR=str(tmp_path / "trackio"))
+    assert (tmp_path / "trackio" / "households.db").exists()
 
 
 def test_wandb_takes_a_run_without_a_network(tmp_path: Path) -> None:
