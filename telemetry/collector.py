@@ -107,5 +107,5 @@ def open_collector(
     events = EventFile(run_dir / TENSORBOARD_FOLDER)
     if settings is not None:
         rows = (f"| {name} | {value} |" for name, value in settings.items())
-        events.write_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
+        events.add_text("settings", "\n".join(["| setting | value |", "|---|---|", *rows]))
     return Collector(state, MetricsFile(path), events, status, tracker, clock)

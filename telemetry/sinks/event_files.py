@@ -60,7 +60,7 @@ class EventFile:
                 summary.value.add(tag=tag, simple_value=_float32(value))
         self._write(self._event(wall_time=epoch_seconds(), step=record["update"], summary=summary))
 
-    def write_text(self, name: str, text: str) -> None:
+    def add_text(self, name: str, text: str) -> None:
         """Write a text, which TensorBoard shows as Markdown."""
         summary = self._summary()
         value = summary.value.add(tag=f"{name}/text_summary")
