@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from urllib.parse import urlsplit
 
 import pytest
 from aiohttp import web
@@ -21,8 +20,8 @@ from protocol.messages import (
 )
 from supervisor.endpoints import free_port
 from tests.fixtures.engines import KEY, VOCABULARY
-from tests.fixtures.links import Proxy
 from tests.fixtures.messages import make_turn_request
+from tests.fixtures.proxy import open_proxy
 from tests.fixtures.turns import (
     TurnBench,
     bind_bench,
@@ -123,10 +122,8 @@ async def test_a_stream_over_a_proxy_that_falls_silent_goes_to_another_engine_so
     monkeypatch.setattr(gate, "ALIVE_SECONDS", 0.1)
     monkeypatch.setattr(connection, "SILENT_SECONDS", 1.0)
     other = FakeEngine(policies.first.directory, key=KEY)
-    async with fake_bench(policies) as bench:
-        proxy = Proxy(urlsplit(bench.url).port)
-        await proxy.start()
-        engines = EnginePool([f"http://127.0.0.1:{proxy.port}", await other.start()], key=KEY)
+    async with fake_bench(policies) as bench, open_proxy(bench.url) as proxy:
+        engines = EnginePool([proxy.url, await other.start()], key=KEY)
         first, _ = engines
         runner = bench.runner(engines, mode="off", streams=True)
         await bench.client.pause()

@@ -99,16 +99,16 @@ async def test_ray_run_goes_on_without_a_machine_and_resumes_without_its_learner
     async with small_elsewhere(tmp_path / "run", small_policy) as arguments:
         command = ["ray", *arguments, "--learner-node", "--actor-nodes", "2"]
         async with running(tmp_path / "run", *command, "--updates", "1000") as run:
-            await run.until(lambda: run.updates() and len(fleets(run)) == 2, 120)
-            lost = fleets(run)[0]
+            await run.until(lambda: run.updates() and len(run.fleets()) == 2, 120)
+            lost = run.fleets()[0]
             machines.lose(lost)
             await run.until(lambda: not psutil.pid_exists(lost))
-            await run.until(lambda: len(fleets(run)) == 2)
+            await run.until(lambda: len(run.fleets()) == 2)
             before = len(run.updates())
             await run.until(lambda: len(run.updates()) >= before + 3)
             machines.lose(learner_of(run))
             assert await run.ended() == 1 and "Ray has lost the machine" in run.output, run.output
-            assert run.left_over() == [] and fleets(run) == []
+            assert run.left_over() == [] and run.fleets() == []
             done = len(run.updates())
         async with running(tmp_path / "run", *command, "--updates", "1000") as run:
             await run.until(lambda: len(run.updates()) > done, 120)
@@ -116,7 +116,7 @@ async def test_ray_run_goes_on_without_a_machine_and_resumes_without_its_learner
             assert (
                 await run.ended() == 1 and "the machine of the controller is lost" in run.output
             ), run.output
-            assert run.left_over() == [] and fleets(run) == []
+            assert run.left_over() == [] and run.fleets() == []
             done = len(run.updates())
         async with running(tmp_path / "run", *command, "--updates", "1000") as run:
             await run.until(lambda: len(run.updates()) > done, 120)
@@ -143,13 +143,3 @@ def learner_of(run: Run) -> int:
         if start in command and "supervisor.cluster.ray" not in command
     ]
     return found
-
-
-def fleets(run: Run) -> list[int]:
-    """The processes `run.py actor` of the run, without those that they fork."""
-    found = {
-        pid
-        for pid, command in processes()
-        if " actor --connect" in command and str(run.directory) in command
-    }
-    return sorted(found - {child for pid in found for child in run.children_of(pid)})

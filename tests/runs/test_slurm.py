@@ -22,7 +22,7 @@ from learner.checkpoint import latest
 from protocol.lifetime import dying_with_parent
 from supervisor.cli.main import main
 from supervisor.cluster.layout import Machines, run_settings
-from tests.fixtures.runs import Run, processes, small_elsewhere
+from tests.fixtures.runs import Run, small_elsewhere
 
 pytestmark = pytest.mark.slow
 
@@ -245,8 +245,8 @@ async def test_slurm_job_goes_on_without_a_machine_of_actors_and_when_started_ag
             "--run.max_updates=1000",
         ]
         async with job(tmp_path, arguments, monkeypatch, "node1,node2,node3,node4") as run:
-            await run.until(lambda: run.updates() and len(fleets(run)) == 2, 120)
-            os.kill(fleets(run)[0], signal.SIGKILL)
+            await run.until(lambda: run.updates() and len(run.fleets()) == 2, 120)
+            os.kill(run.fleets()[0], signal.SIGKILL)
             controller = run.directory / "logs" / "controller.log"
             await run.until(lambda: controller.read_text().count("was silent") >= 2)
             before = len(run.updates())
@@ -281,16 +281,6 @@ async def four_addresses(slurm: Path) -> AsyncIterator[None]:
             yield
     except NotPermitted as why:
         pytest.skip(str(why))
-
-
-def fleets(run: Run) -> list[int]:
-    """The processes `run.py actor` of the run, without those that they fork."""
-    found = {
-        pid
-        for pid, command in processes()
-        if " actor --connect" in command and str(run.directory) in command
-    }
-    return sorted(found - {child for pid in found for child in run.children_of(pid)})
 
 
 @contextlib.asynccontextmanager
