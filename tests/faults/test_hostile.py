@@ -31,9 +31,9 @@ from protocol.messages import (
     ShardState,
     SignalFrame,
     Stats,
-    Trajectory,
     TurnRequest,
 )
+from tests.fixtures.messages import make_trajectory
 from tests.fixtures.runs import running_small
 
 FIRST = EpisodeKey(0, 0)
@@ -53,25 +53,8 @@ ABSURD = [
     Lease(key=FIRST, lease_attempt=0, split="../..", task_index=-1, seed=-1),
     Heartbeat(loop_lag=float("nan"), asking=-1),
     Ack(keys=[FIRST]),
-    Trajectory(
-        key=FIRST,
-        lease_attempt=0,
-        task_index=0,
-        task_type="",
-        task="",
-        success=True,
-        turns=[],
-        scores={"x": float("nan")},
-    ),
-    Trajectory(
-        key=EpisodeKey(10**12, 0),
-        lease_attempt=0,
-        task_index=0,
-        task_type="",
-        task="",
-        success=True,
-        turns=[],
-    ),
+    make_trajectory(FIRST, scores={"x": float("nan")}),
+    make_trajectory(EpisodeKey(10**12, 0)),
     SignalFrame(
         step=-1,
         turn_ids=["t0.0.0.0.0.0"] * 3,

@@ -13,7 +13,6 @@ import zmq
 import zmq.asyncio
 
 from controller.controller import build_controller
-from protocol.arrays import INT32, pack
 from protocol.codec import FrameReader, decode, encode
 from protocol.delivery import DeliveryClient
 from protocol.files import allow_many_files
@@ -29,6 +28,7 @@ from protocol.messages import (
     WeightsApplied,
 )
 from protocol.security import LOST_AFTER
+from tests.fixtures.messages import make_turn_failed, make_turn_request
 from tests.fixtures.runs import job_in, small_config
 
 
@@ -79,19 +79,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
 
 
 def request_of(lease: Lease, turn: int = 0) -> TurnRequest:
-    return TurnRequest(
-        key=lease.key, lease_attempt=lease.lease_attempt, turn_index=turn, prompt=pack([1], INT32)
-    )
-
-
-def fail_turn(request: TurnRequest) -> TurnFailed:
-    return TurnFailed(
-        key=request.key,
-        lease_attempt=request.lease_attempt,
-        turn_index=request.turn_index,
-        reason=DropReason.ENGINE_ERROR,
-        detail="none",
-    )
+    return make_turn_request(lease.key, [1], lease_attempt=lease.lease_attempt, turn_index=turn)
 
 
 async def test_what_the_controller_says_reaches_a_learner_that_is_busy_however_much_it_is(
@@ -130,7 +118,7 @@ async def test_a_turn_that_is_asked_for_again_is_answered_again_and_not_generate
 
     async def answer(request: TurnRequest, seed: int) -> TurnFailed:
         asked.append(request.turn_index)
-        return fail_turn(request)
+        return make_turn_failed(request)
 
     bench.controller.turn_service.turns.run = answer
     answers = [(await bench.ask(request_of(lease, turn))).turn_index for turn in (0, 0, 1, 1)]
@@ -184,11 +172,7 @@ async def test_turns_that_an_actor_has_no_lease_for_are_refused_and_leave_nothin
     bench: Bench,
 ):
     for attempt in range(20):
-        answer = await bench.ask(
-            TurnRequest(
-                key=EpisodeKey(0, 0), lease_attempt=attempt, turn_index=0, prompt=pack([1], INT32)
-            )
-        )
+        answer = await bench.ask(make_turn_request(EpisodeKey(0, 0), [1], lease_attempt=attempt))
         assert (answer.lease_attempt, answer.reason) == (attempt, DropReason.CANCELED)
     assert not bench.controller.turn_service.known_leases()
 
@@ -200,7 +184,7 @@ async def test_a_turn_whose_lease_lapses_while_it_is_played_leaves_nothing_behin
     async def answer(request: TurnRequest, seed: int) -> TurnFailed:
         bench.controller.admission.take_back_from(b"an actor")
         scores[request.key, request.lease_attempt] = 0.5
-        return fail_turn(request)
+        return make_turn_failed(request)
 
     bench.controller.turn_service.turns.run = answer
     await bench.ask(request_of(lease))

@@ -25,7 +25,6 @@ from protocol.messages import (
     StopReason,
     Trajectory,
     Turn,
-    TurnRequest,
 )
 from protocol.validation import (
     MAX_TURNS,
@@ -40,6 +39,7 @@ from protocol.validation import (
     validate_trajectory,
     validate_turn_request,
 )
+from tests.fixtures.messages import make_response, make_trajectory, make_turn, make_turn_request
 
 BOUNDS = Limits(vocabulary=100, context=64, group_size=4)
 OPEN = AdmissionWindow(first_group=2, end_group=6, evaluations=2, evaluation_episodes=8, version=5)
@@ -47,45 +47,24 @@ replace = msgspec.structs.replace
 
 
 def attempt(length: int = 3, **changed: object) -> Response:
-    sound = Response(
-        tokens=pack([1, 2, 99][:length], INT32),
-        log_probs=pack([-0.5, nan, 0.0][:length], FLOAT32),
-        mask=pack([1, 0, 1][:length], UINT8),
-        spans=[Span(0, 2, 4), Span(2, 3, 5)] if length == 3 else [],
-        uncertainty=pack([0.5] * length, FLOAT16),
-        signals=pack([1.0] * 3 * length, FLOAT32),
-        events=[],
-        stop=StopReason.END,
-        score=nan,
-        thinking=1,
-    )
-    return replace(sound, **changed)
+    sound: dict[str, object] = {
+        "tokens": pack([1, 2, 99][:length], INT32),
+        "log_probs": pack([-0.5, nan, 0.0][:length], FLOAT32),
+        "mask": pack([1, 0, 1][:length], UINT8),
+        "spans": [Span(0, 2, 4), Span(2, 3, 5)] if length == 3 else [],
+        "uncertainty": pack([0.5] * length, FLOAT16),
+        "signals": pack([1.0] * 3 * length, FLOAT32),
+        "thinking": 1,
+    }
+    return make_response(length, **sound | changed)
 
 
 def turn(**changed: object) -> Turn:
-    sound = Turn(
-        prompt=pack([5, 6], INT32),
-        kept=attempt(),
-        rejected=[attempt(0)],
-        reward=1.0,
-        valid=True,
-        anchor="a",
-        action="look",
-    )
-    return replace(sound, **changed)
+    return make_turn(**{"kept": attempt(), "rejected": [attempt(0)], "reward": 1.0} | changed)
 
 
 def trajectory(**changed: object) -> Trajectory:
-    sound = Trajectory(
-        key=EpisodeKey(3, 1),
-        lease_attempt=0,
-        task_index=0,
-        task_type="",
-        task="",
-        success=True,
-        turns=[turn()],
-    )
-    return replace(sound, **changed)
+    return make_trajectory(**{"key": EpisodeKey(3, 1), "turns": [turn()]} | changed)
 
 
 def flaw(changed: Trajectory) -> str:
@@ -241,10 +220,7 @@ def test_a_damaged_trajectory_is_a_bad_frame_or_is_judged(data: st.DataObject) -
     ],
 )
 def test_a_turn_that_no_engine_could_generate_is_refused(changed: dict, said: str) -> None:
-    sound = TurnRequest(
-        key=EpisodeKey(0, 0), lease_attempt=0, turn_index=0, prompt=pack([1, 2], INT32)
-    )
-    found = validate_turn_request(replace(sound, **changed), BOUNDS) or ""
+    found = validate_turn_request(replace(make_turn_request(), **changed), BOUNDS) or ""
     assert said in found and bool(found) is bool(said)
 
 

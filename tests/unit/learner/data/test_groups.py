@@ -15,8 +15,9 @@ from config import LearnerSection
 from controller.responses import EMPTY_RESPONSE
 from learner.data.drop_ledger import FIRST_EPISODES, NothingPlayable
 from learner.data.groups import GroupBuffer
-from protocol.messages import DropReason, EpisodeKey, Trajectory, Turn
+from protocol.messages import DropReason, EpisodeKey, Trajectory
 from tests.fixtures.learner import fill, make_algorithm, random_turn, trajectory
+from tests.fixtures.messages import make_turn
 
 
 def play(buffer: GroupBuffer, arrivals: list[Trajectory], groups_per_batch: int) -> Counter:
@@ -82,9 +83,7 @@ def test_kept_tokens_of_what_is_dropped_are_counted_once():
     seven, two = (
         msgspec.structs.replace(EMPTY_RESPONSE, tokens=bytes(4 * count)) for count in (7, 2)
     )
-    turn = Turn(
-        prompt=b"", kept=seven, rejected=[two], reward=0.0, valid=True, anchor="", action=""
-    )
+    turn = make_turn(seven, rejected=[two])
     buffer = GroupBuffer(group_size=2)
     for group, member, dropped in (
         (0, 0, DropReason.ENV_ERROR),
@@ -134,15 +133,7 @@ def test_groups_whose_returns_are_equal_are_left_out_where_that_is_asked_for():
     unfiltered = GroupBuffer(group_size=2)
     for group, rewards in enumerate([(0.0, 0.0), (0.0, 10.0), (10.0, 10.0)]):
         for member, reward in enumerate(rewards):
-            turn = Turn(
-                prompt=b"",
-                kept=EMPTY_RESPONSE,
-                rejected=[],
-                reward=reward,
-                valid=True,
-                anchor="",
-                action="",
-            )
+            turn = make_turn(EMPTY_RESPONSE, reward=reward)
             played = msgspec.structs.replace(trajectory(group, member), turns=[turn])
             buffer.add(played)
             unfiltered.add(played)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol.arrays import FLOAT16, FLOAT32, INT32, UINT8, pack
-from protocol.messages import ControlEvent, EpisodeKey, Response, Span, StopReason, Trajectory, Turn
+from protocol.arrays import FLOAT16, UINT8, pack
+from protocol.messages import ControlEvent, EpisodeKey, Response, Trajectory, Turn
 from telemetry.analysis.exploration import (
     FLAT,
     GAMMA_BINS,
@@ -24,60 +24,25 @@ from telemetry.analysis.exploration import (
     turn_gammas,
 )
 from telemetry.metrics_schema import undocumented_names
+from tests.fixtures.messages import make_response, make_trajectory, make_turn
 
 
 def attempt(
-    length: int = 10,
-    version: int = 0,
-    score: float = nan,
-    thinking: int = 0,
-    uncertainty=(),
-    forced: int = 0,
-    events=(),
+    length: int = 10, version: int = 0, *, uncertainty=(), forced: int = 0, **fields
 ) -> Response:
-    mask = np.ones(length, dtype=np.uint8)
-    mask[:forced] = 0
-    return Response(
-        tokens=pack(np.zeros(length), INT32),
-        log_probs=pack(np.zeros(length), FLOAT32),
-        mask=pack(mask, UINT8),
-        spans=[Span(0, length, version)],
-        uncertainty=pack(uncertainty, FLOAT16),
-        signals=b"",
-        events=list(events),
-        stop=StopReason.END,
-        score=score,
-        thinking=thinking,
+    mask = [0] * forced + [1] * (length - forced)
+    return make_response(
+        length, version, mask=pack(mask, UINT8), uncertainty=pack(uncertainty, FLOAT16), **fields
     )
 
 
-def turn(
-    anchor: str,
-    action: str,
-    kept: Response | None = None,
-    rejected: tuple[Response, ...] = (),
-    reward: float = 0.0,
-) -> Turn:
-    return Turn(
-        prompt=b"",
-        kept=kept or attempt(),
-        rejected=list(rejected),
-        reward=reward,
-        valid=True,
-        anchor=anchor,
-        action=action,
-    )
+def turn(anchor: str, action: str, kept: Response | None = None, **fields) -> Turn:
+    return make_turn(kept or attempt(), anchor=anchor, action=action, **fields)
 
 
 def episode(*turns: Turn, member: int = 0, task: int = 0, success: bool = False) -> Trajectory:
-    return Trajectory(
-        key=EpisodeKey(0, member),
-        lease_attempt=0,
-        task_index=task,
-        task_type="t",
-        task="t",
-        success=success,
-        turns=list(turns),
+    return make_trajectory(
+        EpisodeKey(0, member), task_index=task, success=success, turns=list(turns)
     )
 
 
@@ -88,7 +53,7 @@ def of(*episodes: Trajectory, version: int = 0) -> dict[str, float]:
 
 def test_states_and_pairs_are_counted_once_for_the_tokens_generated() -> None:
     found = of(
-        episode(turn("a", "x"), turn("b", "x", rejected=(attempt(20),)), turn("a", "y")),
+        episode(turn("a", "x"), turn("b", "x", rejected=[attempt(20)]), turn("a", "y")),
         episode(turn("a", "x"), turn("c", "x"), member=1),
     )
     assert found["coverage_states"] == pytest.approx(
@@ -167,7 +132,7 @@ def test_forced_tokens_are_those_of_interventions() -> None:
     )  # its first token is before the cut: it merely has no log-prob, as all of the next two
     found = of(
         episode(
-            turn("a", "x", attempt(10, forced=5, events=[keep]), (rejected,)),
+            turn("a", "x", attempt(10, forced=5, events=[keep]), rejected=[rejected]),
             turn("b", "x", attempt(10, forced=5)),
         )
     )
@@ -214,15 +179,19 @@ def some_turn(draw) -> Turn:
     score = draw(st.sampled_from([nan, 0.0, 0.1, 0.7, 1.0]))
     signal = draw(st.lists(st.floats(0, 1), max_size=length))
     kept = attempt(
-        length, draw(st.integers(0, 3)), score, thinking=draw(st.integers(0, 5)), uncertainty=signal
+        length,
+        draw(st.integers(0, 3)),
+        score=score,
+        thinking=draw(st.integers(0, 5)),
+        uncertainty=signal,
     )
-    rejected = (attempt(3),) * draw(st.integers(0, 2))
+    rejected = [attempt(3)] * draw(st.integers(0, 2))
     return turn(
         draw(st.sampled_from("abc")),
         draw(st.sampled_from("xyz")),
         kept,
-        rejected,
-        draw(st.floats(0, 1)),
+        rejected=rejected,
+        reward=draw(st.floats(0, 1)),
     )
 
 
