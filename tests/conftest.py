@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 ON_SHARED_VLLM = re.compile(r"\[(.*-)?vllm[-\]]")
 """Found in the names of tests that take `engine` or `bench` with vLLM's server."""
 
+STARTS_VLLM = {"test_end_to_end.py", "test_engine_experts.py", "test_engine_rule.py"}
+"""Files with tests that start a vLLM of their own."""
+
 IMPORTS_VLLM = re.compile(r"^(from|import) vllm\b", re.MULTILINE)
 
 # Tests play the environments' own data, wherever the machine has others.
@@ -75,24 +78,35 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return IMPORTS_VLLM.search(collection_path.read_text()) is not None or None
 
 
+def runs_vllm(name: str) -> bool:
+    """Tell by a test's name whether it needs vLLM's server."""
+    file = Path(name.partition("::")[0]).name
+    return file in STARTS_VLLM or ON_SHARED_VLLM.search(name) is not None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with slow tests first, and those with the shared vLLM before all.
+    """Put tests on vLLM first, then files with slow tests.
 
     One that begins late keeps one worker busy when the others have nothing left to do.
     """
-    order = {item.path: 2 for item in items}
+    order = {item.path: 3 for item in items}
     for item in items:
-        if item.get_closest_marker("slow") or item.get_closest_marker("real_engine"):
-            rank = 0 if ON_SHARED_VLLM.search(item.nodeid) else 1
-            order[item.path] = min(order[item.path], rank)
+        if item.get_closest_marker("real_engine") and not runs_vllm(item.nodeid):
+            raise pytest.UsageError(f"{item.nodeid}: name its file in STARTS_VLLM")
+        if item.path.name in STARTS_VLLM:
+            order[item.path] = 0
+        elif runs_vllm(item.nodeid):
+            order[item.path] = 1
+        elif item.get_closest_marker("slow"):
+            order[item.path] = min(order[item.path], 2)
     items.sort(key=lambda item: order[item.path])
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileScheduling | None:
-    """Make the scheduler of `--dist loadfile`: all tests of the shared vLLM are as one file.
+    """Make the scheduler of `--dist loadfile`: all tests on vLLM are as one file.
 
-    One worker has them, so that one server is started.
+    One worker has them, so that memory has to hold the servers of one test, and the shared one.
     """
     if config.getvalue("dist") != "loadfile":
         return None
@@ -100,6 +114,6 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadFileSchedulin
 
     class OneEngine(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            return "vLLM" if ON_SHARED_VLLM.search(nodeid) else super()._split_scope(nodeid)
+            return "vLLM" if runs_vllm(nodeid) else super()._split_scope(nodeid)
 
     return OneEngine(config, log)
