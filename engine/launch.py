@@ -149,6 +149,13 @@ def engine_command(job: Job, number: int = 0) -> EngineCommand:
     return EngineCommand(arguments + list(engine.extra_args), environment)
 
 
+def serve_command(model_dir: str) -> list[str]:
+    """Build the command that serves a model by the installed vLLM alone, as one types it."""
+    if on_cpu():
+        return ["python", "-m", *_server(model_dir)]
+    return ["vllm", "serve", model_dir]
+
+
 def _server(model_dir: str) -> list[str]:
     if on_cpu():
         return [*CPU_SERVE, "--model", model_dir]

@@ -16,6 +16,7 @@ from config import Config, ConfigError, Decoding
 from config.model import is_hub_id
 from config.options import values_of
 from config.resolve import find_changes, resolve
+from engine.launch import serve_command
 from envs.registry import short_name
 from learner.checkpoint_damage import STATE, describe_damage
 from protocol.files import atomic_write
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
     directory = shlex.quote(str(options.dir))
     Console().print(
         f"wrote {options.dir}: update {checkpoint.update} of {checkpoint.run_dir}\n"
-        f"  serve:   vllm serve {directory}\n"
+        f"  serve:   {shlex.join(serve_command(str(options.dir)))}\n"
         f"  publish: hf upload OWNER/NAME {directory}",
         highlight=False,
         soft_wrap=True,
@@ -98,8 +99,9 @@ def generation_config(checkpoint: Path, config: Config) -> dict[str, Any]:
     if (checkpoint / GENERATION_FILE).is_file():
         settings = json.loads((checkpoint / GENERATION_FILE).read_text())
     decoding = config.decoding(evaluation=True)
-    for name in decoding._fields:
-        settings.pop(name, None)  # transformers refuses them beside greedy decoding
+    # transformers refuses these beside greedy decoding, and the last says that none is one's own
+    for name in (*decoding._fields, "_from_model_config"):
+        settings.pop(name, None)
     if decoding.greedy:
         return settings | {"do_sample": False}
     return settings | {"do_sample": True, **decoding._asdict()}

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from math import exp, log
 
+import msgspec
 import pytest
 from aiohttp import ClientSession, web
 
 from controller.rules.thinking import RuleSpec, ThinkingRule, ThinkingSettings
-from controller.streaming import StreamControl, StreamedTurn, StreamingController
+from controller.rules.topk_bounds import estimate_from_topk
+from controller.streaming import (
+    LISTED_LOG_PROBS,
+    StreamControl,
+    StreamedTurn,
+    StreamingController,
+)
 from engine.client import EngineClient, EngineError, EngineUnreachable, Sampling
 from engine.constants import ALIVE_HEADER
 from engine.plugin import auth as gate
@@ -74,6 +82,26 @@ async def test_estimated_signals_are_near_the_exact_ones(engine: Engine) -> None
     assert estimates[2] == pytest.approx(exact.top_log_prob, abs=1e-3)
     # TOP_J tokens of a nearly uniform policy: the middle of wide bounds.
     assert all(abs(h - e) < 1.5 for h, e in zip(estimates[0], exact.entropy, strict=True))
+
+
+async def test_a_stream_shows_only_the_tokens_that_top_k_and_top_p_leave(engine: Engine) -> None:
+    """What cannot be sampled is in no signal; the log-probs of what can are those of a plain turn.
+
+    Its rule sees a distribution over four tokens, of which no entropy exceeds log 4.
+    """
+    decoding = msgspec.structs.replace(sampling(7, 40), temperature=0.6, top_k=4, top_p=0.9)
+    prompt = some_prompt("stream 7")
+    chunks = engine.client.stream("narrow", prompt, decoding, log_probs=LISTED_LOG_PROBS)
+    entries = [entry async for chunk in chunks for entry in chunk.log_probs]
+    for entry in entries:
+        left = [*entry.top, *entry.others]
+        assert 1 <= len(left) <= 4
+        assert sum(map(exp, left)) == pytest.approx(1.0, abs=1e-4)
+        entropy, _, _ = estimate_from_topk(entry.top, entry.others, VOCABULARY, TOP_J)
+        assert -1e-3 <= entropy <= log(4) + 1e-2
+    plain = await engine.client.generate("plain", prompt, decoding, watched=False)
+    streamed_log_probs = [entry.log_prob for entry in entries]
+    assert streamed_log_probs == pytest.approx(plain.log_probs, abs=1e-4)
 
 
 async def test_thinking_is_cut_at_the_token_of_the_decision_and_goes_on_after_the_queue(
