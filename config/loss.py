@@ -20,10 +20,10 @@ class ClippedLoss(Loss, frozen=True):
     """A loss with bounds on a ratio."""
 
     clip_low: Annotated[
-        float, says("The ratio is clipped at 1 - this (gspo: 3e-4 is usual)", gt=0, lt=1)
+        float, says("The ratio is clipped at 1 - this (gspo by default: at 1 - 3e-4)", gt=0, lt=1)
     ] = 0.2
     clip_high: Annotated[
-        float, says("The ratio is clipped at 1 + this (gspo: 4e-4 is usual)", gt=0)
+        float, says("The ratio is clipped at 1 + this (gspo by default: at 1 + 4e-4)", gt=0)
     ] = 0.2
 
 
@@ -61,7 +61,10 @@ class MisLoss(Loss, frozen=True, tag="mis"):
 
 
 class GspoLoss(ClippedLoss, frozen=True, tag="gspo"):
-    """GSPO: one clipped ratio a turn."""
+    """GSPO: one clipped ratio a turn, with the bounds of its paper (arXiv 2507.18071)."""
+
+    clip_low: Annotated[float, says("The ratio is clipped at 1 - this", gt=0, lt=1)] = 3e-4
+    clip_high: Annotated[float, says("The ratio is clipped at 1 + this", gt=0)] = 4e-4
 
 
 class CispoLoss(ClippedLoss, frozen=True, tag="cispo"):
