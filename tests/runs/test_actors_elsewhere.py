@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.endpoints import free_port
+from tests.fixtures.example_environment import guide_code
 from tests.fixtures.runs import (
     await_killed,
     await_trained_once,
@@ -45,6 +46,27 @@ async def test_actors_from_elsewhere_join_and_do_the_work(tmp_path: Path, small_
             assert "no controller answers" in await run_refused(*joining, "--wait", "1", *more)
         assert await run.ended() == 0, run.output
         assert await actors.ended(20) == 0, "actors leave when the run is over"
+
+
+async def test_run_plays_an_environments_file_here_and_in_actors_from_elsewhere(
+    tmp_path: Path, small_policy
+):
+    """Every process finds an environment that is a file, though its own folder is another."""
+    file = tmp_path / "games" / "game.py"
+    file.parent.mkdir()
+    file.write_text(guide_code())
+    port = str(free_port())
+    settings = {"env__name": str(file), "controller__port": port, "run__max_updates": "2"}
+    async with (
+        running_small(tmp_path / "run", small_policy, actor__count="2", **settings) as run,
+        running(
+            tmp_path, "actor", "--connect", f"tcp://127.0.0.1:{port}", "--wait", "60", cwd=tmp_path
+        ) as actors,
+    ):
+        assert await run.ended() == 0, run.output
+        assert await actors.ended(20) == 0
+    assert {trajectory.task_type for trajectory in run.trajectories()} == {"bisection"}
+    assert run.summary()["updates"] == 2 and run.summary()["failures"] == {}
 
 
 @pytest.mark.parametrize("killed", ["controller", "learner"])
